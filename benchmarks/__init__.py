@@ -1,0 +1,1 @@
+"""One file per claim, named by it; README.md is the table of claims."""

@@ -1,0 +1,64 @@
+"""What a benchmark says: one row per figure, as a JSON line and as a table."""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Iterable
+
+import rich.console
+import rich.table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured figure, its limit, and what others reach on the same work."""
+
+    claim: str  # what is measured, with its setting
+    value: float  # ours
+    unit: str
+    limit: float
+    at_least: bool = False  # the limit is a lower bound
+    optax: float | None = None  # plain optax on the same work, where it has it
+    torch: float | None = None  # the twin's own distance from its float64 run
+
+    @property
+    def reached(self) -> bool:
+        """Whether the limit holds; NaN does not."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that is compared."""
+    found = {}
+    for name in ("jax", "optax", "torch", "transformers"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def report(title: str, rows: Iterable[Row]) -> bool:
+    """Prints each row as a JSON line, then all as a table; whether all are reached."""
+    rows = [_printed(row) for row in rows]
+    table = rich.table.Table(title=title)
+    for column in ("claim", "ours", "optax", "torch's noise", "limit", "reached"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        sign = ">=" if row.at_least else "<="
+        table.add_row(
+            row.claim,
+            f"{row.value:.3g}",
+            "" if row.optax is None else f"{row.optax:.3g}",
+            "" if row.torch is None else f"{row.torch:.3g}",
+            f"{sign} {row.limit:.3g} {row.unit}",
+            "yes" if row.reached else "NO",
+        )
+    rich.console.Console(width=120).print(table)
+    return all(row.reached for row in rows)
+
+
+def _printed(row: Row) -> Row:
+    line = dataclasses.asdict(row) | {"reached": row.reached, "versions": versions()}
+    print(json.dumps(line), flush=True)
+    return row

@@ -1,0 +1,98 @@
+"""Argument checks: the same sentence everywhere.
+
+Each raises `ValueError` (a bad value) or `TypeError` (a bad kind) with the argument's
+name in backticks, what is required and what came. They run on the host, where a number
+enters; a traced number is let through, because its value is not known yet.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether `value` is a number that can be looked at now."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def _number(name: str, value: Any) -> bool:
+    """Whether `value` can be compared now; raises unless it is a real number."""
+    if not is_concrete(value):
+        return False
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    is_real = isinstance(value, Real) or (is_array and np.isrealobj(np.asarray(value)))
+    if isinstance(value, bool) or not is_real:
+        raise TypeError(f"`{name}` must be a real number, got {value!r}.")
+    return True
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises unless `value` is finite and greater than 0."""
+    # Comparisons are written so that NaN fails too, here and below.
+    if _number(name, value) and not np.all((np.asarray(value) > 0) & _finite(value)):
+        raise ValueError(f"`{name}` must be finite and greater than 0, got {value!r}.")
+
+
+def non_negative(name: str, value: Any) -> None:
+    """Raises unless `value` is finite and at least 0."""
+    if _number(name, value) and not np.all((np.asarray(value) >= 0) & _finite(value)):
+        raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+
+
+def finite(name: str, value: Any) -> None:
+    """Raises unless `value` is a finite number."""
+    if _number(name, value) and not np.all(_finite(value)):
+        raise ValueError(f"`{name}` must be finite, got {value!r}.")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Raises unless `value` is from 0 to 1, both included."""
+    if _number(name, value):
+        number = np.asarray(value)
+        if not np.all((number >= 0) & (number <= 1)):
+            raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
+
+
+def fraction_below_one(name: str, value: Any) -> None:
+    """Raises unless `value` is at least 0 and less than 1."""
+    if _number(name, value):
+        number = np.asarray(value)
+        if not np.all((number >= 0) & (number < 1)):
+            raise ValueError(
+                f"`{name}` must be at least 0 and less than 1, got {value!r}."
+            )
+
+
+def step_count(name: str, value: Any) -> int:
+    """Returns `value` as an int; raises unless it is a whole number from 0 to 2^31 - 1.
+
+    A float that is whole is taken: 1e6 is what people type.
+    """
+    whole = isinstance(value, Integral) or (
+        isinstance(value, Real) and math.isfinite(value) and value == int(value)
+    )
+    if isinstance(value, bool) or not whole:
+        raise TypeError(f"`{name}` must be a whole number of steps, got {value!r}.")
+    if not 0 <= value < 2**31:
+        raise ValueError(f"`{name}` must be from 0 to 2^31 - 1, got {value!r}.")
+    return int(value)
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises unless `value` is one of `choices`; names the nearest."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(repr(choice) for choice in choices)
+    raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.{hint}")
+
+
+def _finite(value: Any) -> np.ndarray:
+    return np.isfinite(np.asarray(value, dtype=np.float64))

@@ -1,0 +1,151 @@
+"""Trees of arrays: names of leaves, the global norm, and one function over all leaves.
+
+`None` is a leaf that is not there: it is passed by, as everywhere in optax.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._typing import PyTree
+
+# NNX wraps an array in a variable that is itself a node of the tree.
+_WRAPPERS = frozenset({"value", "raw_value"})
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """The path of a leaf with dots: `h.0.attn.kernel`, the same in Linen and NNX."""
+    parts = []
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey) and key.name in _WRAPPERS:
+            continue
+        for attribute in ("key", "name", "idx"):
+            if hasattr(key, attribute):
+                parts.append(str(getattr(key, attribute)))
+                break
+        else:
+            parts.append(str(key))
+    return ".".join(parts)
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The name of every leaf, in the order of `jax.tree.leaves`."""
+    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """The Euclidean norm of all elements together; (), float32.
+
+    Squares are summed in float32 whatever the leaves' dtype; integer and float0 leaves
+    count as nothing.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for leaf in jax.tree.leaves(tree):
+        if is_floating(leaf):
+            x32 = leaf.astype(jnp.float32)
+            total = total + jnp.sum(x32 * x32)
+    return jnp.sqrt(total)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether `leaf` is an array of real floating-point numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def map_leaves(
+    function: Callable[..., tuple], params: PyTree, *rest: PyTree, num_results: int
+) -> tuple[PyTree, ...]:
+    """Calls `function(name, param, *others)` per leaf and gives one tree per result.
+
+    The trees in `rest` have the structure of `params` down to its leaves; what they
+    hold there is handed over as it is, so that a masked node can stand for "nothing".
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    columns = [treedef.flatten_up_to(tree) for tree in rest]
+    results = [
+        function(leaf_name(path), leaf, *others)
+        for (path, leaf), *others in zip(leaves, *columns, strict=True)
+    ]
+    return tuple(
+        treedef.unflatten([result[i] for result in results]) for i in range(num_results)
+    )
+
+
+def check_params(params: PyTree, *, function: str) -> None:
+    """Raises unless `params` holds only leaves that the arithmetic is made for."""
+    if params is None:
+        raise ValueError(
+            f"`params` is required by `{function}`, got None: call "
+            "`update(grads, state, params)`."
+        )
+    bad = [
+        (name, leaf.dtype)
+        for name, leaf in named_leaves(params)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating) or leaf.dtype == jnp.float64
+    ]
+    if bad:
+        raise TypeError(
+            f"`params` must be float32, bfloat16 or float16 (integers are passed by), "
+            f"but {len(bad)} leaves are not, the first being {bad[0][0]!r} with dtype "
+            f"{bad[0][1]}. Cast to float32, or carry a complex number as two leaves."
+        )
+
+
+def check_grads(grads: PyTree, params: PyTree) -> PyTree:
+    """Returns `grads` in the structure of `params`; raises unless they fit.
+
+    Shapes must be equal: a gradient that would only broadcast is a mistake.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    try:
+        flat = treedef.flatten_up_to(grads)
+    except (ValueError, TypeError, KeyError) as error:
+        ours, theirs = set(leaf_names(params)), set(leaf_names(grads))
+        odd = sorted(ours ^ theirs)
+        first = f", the first being {odd[0]!r}" if odd else ""
+        raise ValueError(
+            f"`grads` must have the structure of `params`: {len(odd)} leaves are in "
+            f"only one of them{first}. Take both from the same tree."
+        ) from error
+    wrong = [
+        f"{leaf_name(path)!r}: gradient {_kind(g)}, parameter {_kind(p)}"
+        for (path, p), g in zip(leaves, flat, strict=True)
+        if not hasattr(g, "shape") or g.shape != p.shape
+        if not (g is None and not is_floating(p))
+    ]
+    if wrong:
+        raise ValueError(
+            f"`grads` must have the shapes of `params`, but {len(wrong)} leaves do "
+            f"not, the first being {wrong[0]}."
+        )
+    unfit = [
+        f"{leaf_name(path)!r} with dtype {g.dtype}"
+        for (path, p), g in zip(leaves, flat, strict=True)
+        if is_floating(p) and not is_floating(g)
+    ]
+    if unfit:
+        raise TypeError(
+            f"`grads` must be real floating-point numbers, but {len(unfit)} leaves are "
+            f"not, the first being {unfit[0]}. Differentiate with respect to "
+            "floating-point parameters only."
+        )
+    return treedef.unflatten(flat)
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Every leaf with its name, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(leaf_name(path), leaf) for path, leaf in leaves]
+
+
+def _kind(leaf: Any) -> str:
+    shape = getattr(leaf, "shape", None)
+    return f"{type(leaf).__name__}" if shape is None else f"{leaf.dtype}{list(shape)}"
+
+
+def nothing() -> optax.MaskedNode:
+    """What stands in the state for a leaf that has none: an integer, say."""
+    return optax.MaskedNode()
