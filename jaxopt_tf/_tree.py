@@ -74,6 +74,31 @@ def map_leaves(
     )
 
 
+def per_leaf(
+    function: Callable[[jax.Array], Any], counts: PyTree, params: PyTree
+) -> PyTree:
+    """`function` of each leaf's count; called once where one count serves all."""
+    treedef = jax.tree.structure(params)
+    values = [function(count) for count in jax.tree.leaves(counts)]
+    if len(values) == 1:
+        values = values * treedef.num_leaves
+    return treedef.unflatten(values)
+
+
+def difference(new32: jax.Array, param: jax.Array) -> jax.Array:
+    """The update that makes `param` into `new32` as rounded to the dtype of `param`.
+
+    Exact while a parameter changes by less than a factor of two.
+    """
+    # Not a mere cast: XLA may skip a cast down that is followed by one up.
+    if param.dtype == jnp.float16:
+        # `reduce_precision` would flush what float16 holds below 6e-5 to zero.
+        return jax.lax.optimization_barrier(new32.astype(param.dtype)) - param
+    info = jnp.finfo(param.dtype)
+    rounded = jax.lax.reduce_precision(new32, info.nexp, info.nmant)
+    return (rounded - param.astype(jnp.float32)).astype(param.dtype)
+
+
 def check_params(params: PyTree, *, function: str) -> None:
     """Raises unless `params` holds only leaves that the arithmetic is made for."""
     if params is None:
@@ -92,6 +117,16 @@ def check_params(params: PyTree, *, function: str) -> None:
             f"but {len(bad)} leaves are not, the first being {bad[0][0]!r} with dtype "
             f"{bad[0][1]}. Cast to float32, or carry a complex number as two leaves."
         )
+
+
+def check_real(argument: str, tree: PyTree) -> None:
+    """Raises if a leaf is complex: torch and optax disagree on what its norm is."""
+    for name, leaf in named_leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"`{argument}` must be real, got {leaf.dtype} for {name!r}. Carry a "
+                "complex number as two leaves."
+            )
 
 
 def check_grads(grads: PyTree, params: PyTree) -> PyTree:

@@ -25,11 +25,15 @@ class TwoFloats(NamedTuple):
     low: jax.Array  # as high, float32: what the rounding left over
 
 
-def from_float(value: float) -> TwoFloats:
-    """A host double, as exactly as two float32 can hold it."""
-    high = np.float32(value)
-    low = np.float32(value - np.float64(high)) if np.isfinite(high) else 0.0
-    return TwoFloats(jnp.float32(high), jnp.float32(low))
+def from_float(value: float | np.ndarray) -> TwoFloats:
+    """Host doubles, as exactly as two float32 can hold them."""
+    value = np.asarray(value, np.float64)
+    high = value.astype(np.float32)
+    low = np.where(np.isfinite(high), value - np.where(np.isfinite(high), high, 0), 0)
+    # Behind a barrier, because XLA folds constants as if sums were associative:
+    # (x + 1) - 1 becomes x, and the rounding error that a pair lives on is gone.
+    pair = jnp.asarray(high), jnp.asarray(low.astype(np.float32))
+    return TwoFloats(*jax.lax.optimization_barrier(pair))
 
 
 def from_float32(value: jax.Array) -> TwoFloats:
@@ -56,7 +60,7 @@ def add(a: TwoFloats, b: TwoFloats) -> TwoFloats:
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
     high, low = _quick_two_sum(high, low + carry)
-    return _quick_two_sum(high, low + rest)
+    return _finite_or(a.high + b.high, _quick_two_sum(high, low + rest))
 
 
 def subtract(a: TwoFloats, b: TwoFloats) -> TwoFloats:
@@ -66,20 +70,48 @@ def subtract(a: TwoFloats, b: TwoFloats) -> TwoFloats:
 
 def multiply(a: TwoFloats, b: TwoFloats) -> TwoFloats:
     """a * b, to about 2^-46 of the product."""
-    high, low = _two_product(a.high, b.high)
-    product = _quick_two_sum(high, low + (a.high * b.low + a.low * b.high))
-    return _finite_or(a.high * b.high, product)
+    return _finite_or(a.high * b.high, _product(a, b))
 
 
 def divide(a: TwoFloats, b: TwoFloats) -> TwoFloats:
     """a / b, to about 2^-45 of the quotient; exact where the quotient fits."""
     first = a.high / b.high
-    rest = subtract(a, multiply(from_float32(first), b))
+    rest = subtract(a, _product(from_float32(first), b))
     second = rest.high / b.high
-    rest = subtract(rest, multiply(from_float32(second), b))
-    quotient = _quick_two_sum(first, second)
-    quotient = _quick_two_sum(quotient.high, quotient.low + rest.high / b.high)
-    return _finite_or(first, quotient)
+    rest = subtract(rest, _product(from_float32(second), b))
+    high, low = _quick_two_sum(first, second)
+    return _finite_or(first, _quick_two_sum(high, low + rest.high / b.high))
+
+
+def sqrt(a: TwoFloats) -> TwoFloats:
+    """The square root of a number greater than 0, to about 2^-45."""
+    first = jnp.sqrt(a.high)
+    rest = subtract(a, _product(from_float32(first), from_float32(first)))
+    return _quick_two_sum(first, rest.high / (first + first))
+
+
+def power(base: float | jax.Array, exponent: jax.Array) -> TwoFloats:
+    """base ** exponent for a base from 0 to 1, by products alone.
+
+    Exponentials and logarithms differ between devices by several units in the last
+    place; products do not. The powers base^(2^k) whose bit is set in the exponent are
+    multiplied pairwise: five products of vectors.
+
+    Args:
+        base: a host double; or (), float32, for a sweep.
+        exponent: (), int32, at least 0.
+
+    Returns:
+        (), float32 pair; its error is below 2^-46 (exponent + 64) of the power.
+    """
+    bit = (exponent >> jnp.arange(32, dtype=jnp.int32)) & 1
+    one = from_float32(jnp.ones(32, jnp.float32))
+    factors = select(bit == 1, _squares(base), one)
+    while (half := factors.high.shape[0] // 2) > 0:
+        first = TwoFloats(factors.high[:half], factors.low[:half])
+        second = TwoFloats(factors.high[half:], factors.low[half:])
+        factors = _product(first, second)
+    return TwoFloats(factors.high[0], factors.low[0])
 
 
 def less(a: TwoFloats, b: TwoFloats) -> jax.Array:
@@ -97,17 +129,34 @@ def to_float32(a: TwoFloats) -> jax.Array:
     return a.high + a.low
 
 
+def _squares(base: float | jax.Array) -> TwoFloats:
+    """base, base^2, base^4, ... base^(2^31); (32,)."""
+    if not isinstance(base, jax.Array):
+        return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
+
+    def square(last: TwoFloats, _: None) -> tuple[TwoFloats, TwoFloats]:
+        return _product(last, last), last
+
+    return jax.lax.scan(square, from_float32(base), length=32)[1]
+
+
+def _product(a: TwoFloats, b: TwoFloats) -> TwoFloats:
+    """a * b of finite numbers."""
+    high, low = _two_product(a.high, b.high)
+    return _quick_two_sum(high, low + (a.high * b.low + a.low * b.high))
+
+
 def _two_sum(a: jax.Array, b: jax.Array) -> TwoFloats:
     """a + b without any error, whichever is larger (Knuth)."""
     total = a + b
     b_part = total - a
-    return _clean(total, (a - (total - b_part)) + (b - b_part))
+    return TwoFloats(total, (a - (total - b_part)) + (b - b_part))
 
 
 def _quick_two_sum(a: jax.Array, b: jax.Array) -> TwoFloats:
     """a + b without any error, where |a| >= |b| (Dekker)."""
     total = a + b
-    return _clean(total, b - (total - a))
+    return TwoFloats(total, b - (total - a))
 
 
 def _two_product(a: jax.Array, b: jax.Array) -> TwoFloats:
@@ -115,7 +164,7 @@ def _two_product(a: jax.Array, b: jax.Array) -> TwoFloats:
     a_high, b_high = _upper_half(a), _upper_half(b)
     a_low, b_low = a - a_high, b - b_high
     cross = _two_sum(a_high * b_low, a_low * b_high)
-    total = _two_sum(a_high * b_high, cross.high)
+    total = _quick_two_sum(a_high * b_high, cross.high)
     return _quick_two_sum(total.high, total.low + (cross.low + a_low * b_low))
 
 
@@ -127,12 +176,8 @@ def _upper_half(a: jax.Array) -> jax.Array:
 
 def _finite_or(plain: jax.Array, pair: TwoFloats) -> TwoFloats:
     """`pair`, but where the plain result is inf or NaN that is the answer."""
+    is_finite = jnp.isfinite(plain)
     return TwoFloats(
-        jnp.where(jnp.isfinite(plain), pair.high, plain),
-        jnp.where(jnp.isfinite(plain), pair.low, jnp.zeros_like(pair.low)),
+        jnp.where(is_finite, pair.high, plain),
+        jnp.where(is_finite, pair.low, jnp.zeros_like(pair.low)),
     )
-
-
-def _clean(high: jax.Array, low: jax.Array) -> TwoFloats:
-    """With inf or NaN in `high` the leftover means nothing."""
-    return TwoFloats(high, jnp.where(jnp.isfinite(high), low, jnp.zeros_like(low)))

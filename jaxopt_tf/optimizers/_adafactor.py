@@ -1,0 +1,329 @@
+"""Adafactor with Transformers' numbers."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import _check, _tree
+from .._typing import PyTree, Scalar, ScalarOrSchedule
+from . import _learning_rate
+from ._layout import TorchLayout, resolve_layouts
+from ._weight_decay import resolve_mask
+
+
+class AdafactorState(NamedTuple):
+    """What the next update needs.
+
+    A leaf has `nu_row` and `nu_col` where torch sees two axes or more, else `nu`.
+    Stacked axes stand in front of each of them, and count as no axis of the parameter.
+    """
+
+    count: PyTree  # (), int32: updates that the moments have seen; or one per leaf
+    step: jax.Array | None  # (), int32: asked of the schedule next; None: constant rate
+    learning_rate: jax.Array  # (), float32: of the last update, without parameter scale
+    nu_row: PyTree  # torch's shape without its last axis, float32: means of g^2
+    nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
+    nu: PyTree  # torch's shape, float32: mean of g^2 per element
+    mu: PyTree  # the leaf's shape, float32: mean of the updates; nothing without beta1
+
+
+class _Clock(NamedTuple):
+    """What an update takes from the number of updates before it."""
+
+    kept: jax.Array  # (), float32: share of the old second moment, beta2
+    new: jax.Array  # (), float32: share of the new one, 1 - beta2
+    rate: jax.Array  # (), float32: learning rate before the parameter scale
+
+
+def adafactor_tf(
+    learning_rate: ScalarOrSchedule | None = None,
+    *,
+    eps: tuple[Scalar, Scalar] = (1e-30, 1e-3),
+    clip_threshold: Scalar = 1.0,
+    decay_rate: Scalar = -0.8,
+    beta1: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
+) -> optax.GradientTransformation:
+    """Adam's step from the row and column means of the squared gradients.
+
+        rate  = learning_rate, or min(1e-2 or 1e-6 t, 1 / sqrt(t)), with t = 1, 2, ...
+        rate  = rate * max(eps[1], RMS(p))              where scale_parameter
+        beta2 = 1 - t^decay_rate
+        row   = beta2 row + (1 - beta2) mean(g^2 + eps[0])     along the last axis
+        col   = beta2 col + (1 - beta2) mean(g^2 + eps[0])     along the last but one
+        u     = g / sqrt(row / mean(row)) / sqrt(col)
+        u     = rate * u / max(1, RMS(u) / clip_threshold)
+        u     = mu = beta1 mu + (1 - beta1) u           where beta1 is given
+        p     = p - weight_decay rate p - u
+
+    A vector or a scalar keeps the whole mean of g^2 + eps[0] instead of row and col.
+    Axes are those that torch would see, see `layouts`. Arithmetic is in float32; the
+    new parameter is rounded to the leaf's dtype and the update is its difference from
+    the old one, so that `params + updates` is the new parameter. A later link of a
+    chain must not rescale it.
+
+    Args:
+        learning_rate: a float, a 0-d array or a schedule; None with `relative_step`.
+        eps: added to g^2, and the least scale of a parameter; each at least 0.
+        clip_threshold: the largest RMS of a leaf's update before the rate; greater
+            than 0. `math.inf` clips nothing.
+        decay_rate: exponent of the second moments' decay; at most 0.
+        beta1: share of the old first moment, from 0 to below 1; None: no moment.
+        weight_decay: per unit of the rate, the parameter scale included; at least 0.
+        scale_parameter: whether the rate is relative to the parameter's RMS.
+        relative_step: whether the rate is a function of t alone.
+        warmup_init: whether that function begins with 1e-6 t; needs `relative_step`.
+        decay_mask: which leaves are decayed, as for `adamw_tf`; None: nothing named
+            bias and no normalisation layer.
+        layouts: for patterns that match whole leaf names, how torch would see the leaf.
+            Undeclared, a rank-4 leaf named `kernel` is a convolution's HWIO and every
+            other leaf is as it stands.
+
+    Returns:
+        A transformation with state `AdafactorState`; its update needs `params`.
+
+    Raises:
+        TypeError: for an option of the wrong kind, complex or float64 parameters, and
+            integer gradients.
+        ValueError: for an option out of range, a rate with `relative_step` or none
+            without, `warmup_init` without it, a layout or a mask that does not fit,
+            and gradients that do not fit the parameters.
+
+    Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear
+        Memory Cost", 2018, arXiv 1804.04235; transformers 5.23.0 `optimization.py`,
+        `Adafactor`.
+    Differs: `optax.adafactor` factors the two largest axes and only those of 128 or
+        more, wants the decay rate's sign turned, and decays by `weight_decay` alone
+        where this multiplies it by the rate. Where torch has no gradient it leaves the
+        parameter alone; JAX has a gradient of zeros, with which it is decayed.
+    """
+    _check_rate(learning_rate, relative_step, warmup_init)
+    _check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
+    never_decays = _check.is_concrete(weight_decay) and not np.any(weight_decay)
+
+    def clock(rate: jax.Array, count: jax.Array) -> _Clock:
+        new = _power(count, decay_rate)
+        if learning_rate is None:
+            rate = _relative_step(count, warmup_init)
+        return _Clock(1.0 - new, new, rate)
+
+    def init(params: PyTree) -> AdafactorState:
+        _tree.check_params(params, function="adafactor_tf")
+
+        def moments(name: str, p: Any, layout: TorchLayout) -> tuple:
+            row = col = whole = mu = _tree.nothing()
+            if _tree.is_floating(p):
+                # Sums of zeros, so that they lie on devices as the parameter does.
+                viewed = layout.to_torch(jnp.zeros_like(p, jnp.float32))
+                if _is_factored(layout, viewed):
+                    row, col = jnp.sum(viewed, -1), jnp.sum(viewed, -2)
+                else:
+                    whole = viewed
+                if beta1 is not None:
+                    mu = jnp.zeros_like(p, jnp.float32)
+            return row, col, whole, mu
+
+        resolve_mask(decay_mask, params)
+        layout_tree = resolve_layouts(layouts, params)
+        trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
+        step: jax.Array | None
+        if learning_rate is None:
+            # A step, although the counts are asked: this rate is not to be set.
+            step = jnp.zeros((), jnp.int32)
+            rate = _relative_step(step + 1, warmup_init)
+        else:
+            step, rate = _learning_rate.init(learning_rate)
+        return AdafactorState(jnp.zeros((), jnp.int32), step, rate, *trees)
+
+    def update(
+        grads: PyTree, state: AdafactorState, params: PyTree | None = None
+    ) -> tuple[PyTree, AdafactorState]:
+        _tree.check_params(params, function="adafactor_tf")
+        grads = _tree.check_grads(grads, params)
+        count = jax.tree.map(optax.safe_increment, state.count)
+        # Of leaves whose counts differ, the first tells the relative step.
+        first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
+        if learning_rate is None:
+            rate = _relative_step(first, warmup_init)
+        else:
+            step, stored = state.step, state.learning_rate
+            rate = _learning_rate.current(learning_rate, step, stored)
+        clocks = _tree.per_leaf(functools.partial(clock, rate), count, params)
+
+        def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
+            if not _tree.is_floating(p):
+                return jnp.zeros_like(p), row, col, whole, mu
+            p32 = layout.to_torch(p.astype(jnp.float32))
+            g32 = layout.to_torch(g.astype(jnp.float32))
+            rms = _rms_of(layout, p32.ndim)
+            lr = now.rate
+            if scale_parameter:
+                lr = lr * jnp.maximum(_f32(eps[1]), rms(p32))
+
+            square = g32 * g32 + _f32(eps[0])
+            if _is_factored(layout, p32):
+                row = now.kept * row + now.new * _mean(square, -1)
+                col = now.kept * col + now.new * _mean(square, -2)
+                share = row / _mean(row, -1)[..., None]
+                root = jax.lax.rsqrt(share)[..., None]
+                u = root * jax.lax.rsqrt(col)[..., None, :] * g32
+            else:
+                whole = now.kept * whole + now.new * square
+                u = jax.lax.rsqrt(whole) * g32
+            u = u / jnp.maximum(1.0, rms(u) / _f32(clip_threshold))
+            u = u * lr
+            if beta1 is not None:
+                # It holds updates, the rate included: a new rate arrives late.
+                u = _f32(beta1) * layout.to_torch(mu) + _complement(beta1) * u
+                mu = layout.from_torch(u, p.shape)
+            if is_decayed and not never_decays:
+                p32 = p32 - _f32(weight_decay) * lr * p32
+            new = layout.from_torch(p32 - u, p.shape)
+            return _tree.difference(new, p), row, col, whole, mu
+
+        layout_tree = resolve_layouts(layouts, params)
+        mask = resolve_mask(decay_mask, params)
+        updates, *moments = _tree.map_leaves(
+            leaf, params, grads, layout_tree, mask, clocks, *state[3:], num_results=5
+        )
+        step = _learning_rate.advance(state.step)
+        return updates, AdafactorState(count, step, rate, *moments)
+
+    return optax.GradientTransformation(init, update)
+
+
+def adafactor_trainer(
+    learning_rate: ScalarOrSchedule,
+    *,
+    eps: tuple[Scalar, Scalar] = (1e-30, 1e-3),
+    clip_threshold: Scalar = 1.0,
+    decay_rate: Scalar = -0.8,
+    beta1: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
+) -> optax.GradientTransformation:
+    """`adafactor_tf` as the Trainer's `--optim adafactor` has it: the rate is yours.
+
+    The same with `scale_parameter=False, relative_step=False`, which the Trainer sets
+    whatever its arguments say. Arguments and errors are those of `adafactor_tf`.
+
+    Source: transformers 5.23.0 `trainer_optimizer.py`, `_get_adafactor`.
+    """
+    return adafactor_tf(
+        learning_rate,
+        eps=eps,
+        clip_threshold=clip_threshold,
+        decay_rate=decay_rate,
+        beta1=beta1,
+        weight_decay=weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        decay_mask=decay_mask,
+        layouts=layouts,
+    )
+
+
+def _relative_step(t: jax.Array, warmup_init: bool) -> jax.Array:
+    """The rate of update t = 1, 2, ... where none is given; (), float32."""
+    t32 = t.astype(jnp.float32)
+    limit = _f32(1e-6) * t32 if warmup_init else _f32(1e-2)
+    return jnp.minimum(limit, 1.0 / jnp.sqrt(t32))
+
+
+def _power(t: jax.Array, exponent: Scalar) -> jax.Array:
+    """t^exponent, 1 for t = 1; (), float32."""
+    t32 = t.astype(jnp.float32)
+    power = t32 ** _f32(exponent)
+    if isinstance(exponent, jax.Array):
+        return power
+    # What rounding cuts off the exponent, the logarithm multiplies.
+    cut_off = exponent - float(np.float32(exponent))
+    return power * (1.0 + _f32(cut_off) * jnp.log(t32))
+
+
+def _is_factored(layout: TorchLayout, viewed: jax.Array) -> bool:
+    return viewed.ndim - len(layout.stacked_axes) >= 2
+
+
+def _rms_of(layout: TorchLayout, num_axes: int) -> Callable[[jax.Array], jax.Array]:
+    """The root mean square of each parameter of a stack, its axes kept as 1."""
+    own = tuple(range(len(layout.stacked_axes), num_axes))
+
+    def rms(x: jax.Array) -> jax.Array:
+        num_elements = max(1, math.prod(x.shape[axis] for axis in own))
+        norm = jnp.sqrt(jnp.sum(x * x, axis=own, keepdims=True))
+        return norm / _f32(math.sqrt(num_elements))
+
+    return rms
+
+
+def _mean(x: jax.Array, axis: int) -> jax.Array:
+    # Over no elements it is 0 and not NaN, which nothing could use.
+    return jnp.sum(x, axis) / _f32(max(1, x.shape[axis]))
+
+
+def _f32(value: Scalar) -> jax.Array:
+    """A hyper-parameter, rounded once."""
+    return jnp.asarray(value, jnp.float32)
+
+
+def _complement(value: Scalar) -> jax.Array:
+    """1 - value: from the host's double where there is one."""
+    if isinstance(value, jax.Array):
+        return 1.0 - _f32(value)
+    return _f32(1.0 - value)
+
+
+def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
+    if relative_step and learning_rate is not None:
+        raise ValueError(
+            "`learning_rate` must be None with `relative_step=True`, got "
+            f"{learning_rate!r}. Pass `relative_step=False` to set the rate yourself."
+        )
+    if not relative_step and learning_rate is None:
+        raise ValueError(
+            "`learning_rate` must be given with `relative_step=False`, got None. Pass "
+            "a float, a 0-d array or a schedule."
+        )
+    if learning_rate is not None:
+        _learning_rate.check(learning_rate)
+    if warmup_init and not relative_step:
+        raise ValueError(
+            "`warmup_init` requires `relative_step=True`, got `relative_step=False`. "
+            "Put the warmup into the schedule that you pass as `learning_rate`."
+        )
+
+
+def _check_others(
+    eps: Any, clip_threshold: Any, decay_rate: Any, beta1: Any, weight_decay: Any
+) -> None:
+    if not isinstance(eps, tuple | list) or len(eps) != 2:
+        raise TypeError(
+            "`eps` must be a pair, for the squared gradient and for the parameter "
+            f"scale, got {eps!r}."
+        )
+    for i, value in enumerate(eps):
+        _check.non_negative(f"eps[{i}]", value)
+    if not (isinstance(clip_threshold, float) and clip_threshold == math.inf):
+        _check.positive("clip_threshold", clip_threshold)
+    _check.finite("decay_rate", decay_rate)
+    if _check.is_concrete(decay_rate) and np.any(np.asarray(decay_rate) > 0):
+        raise ValueError(
+            f"`decay_rate` must be at most 0, got {decay_rate!r}. It is the exponent "
+            "of beta2 = 1 - t^decay_rate; optax writes it with the other sign."
+        )
+    if beta1 is not None:
+        _check.fraction_below_one("beta1", beta1)
+    _check.non_negative("weight_decay", weight_decay)

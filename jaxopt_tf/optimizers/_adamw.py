@@ -1,0 +1,263 @@
+"""AdamW with torch's numbers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import _check, _tree, _two_floats
+from .._typing import PyTree, Scalar, ScalarOrSchedule
+from . import _learning_rate
+from ._weight_decay import resolve_mask
+
+
+class AdamWState(NamedTuple):
+    """What the next update needs; `mu` and `nu` are masked at integer leaves."""
+
+    # (), int32: updates that the moments have seen; or a tree of such, one per leaf
+    count: PyTree
+    step: (
+        jax.Array | None
+    )  # (), int32: what the schedule is asked next; None: no schedule
+    learning_rate: jax.Array  # (), float32: used by the last update
+    mu: PyTree  # as params, `moment_dtype`: mean of gradients
+    nu: PyTree  # as params, `moment_dtype`: mean of squared gradients
+
+
+class Scalars(NamedTuple):
+    """What all leaves that have seen the same number of updates share; (), float32."""
+
+    step_size: jax.Array
+    sqrt_correction: jax.Array  # of the second moment
+    decay: jax.Array  # rate times weight decay
+    zero: jax.Array  # (), int32: 0, which no compiler can know
+
+
+# (p32, mu32, nu32, is_decayed, scalars) -> the new parameter, float32.
+NewParam = Callable[[jax.Array, jax.Array, jax.Array, bool, Scalars], jax.Array]
+
+
+def adamw_tf(
+    learning_rate: ScalarOrSchedule,
+    *,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    decay: str = "torch",
+    moment_dtype: Any = "float32",
+) -> optax.GradientTransformation:
+    """AdamW as `torch.optim.AdamW` computes it.
+
+        p   = p * (1 - rate * weight_decay)                  (decayed leaves)
+        mu  = mu + (1 - beta1) * (g - mu)
+        nu  = beta2 * nu + (1 - beta2) * g * g
+        p   = p - rate / (1 - beta1^t) * mu / (sqrt(nu) / sqrt(1 - beta2^t) + eps)
+
+    with t counted from 1, in float32, in this order. The new parameter is rounded to
+    the leaf's dtype and the update is its difference to the old one, so that
+    `params + updates` is that parameter; a later link of a chain must not rescale it.
+
+    Decoupled decay is not the L2 term `weight_decay / 2 * |p|^2` of a loss, as it is
+    often explained. The gradient of such a term would go through the moments and be
+    divided by sqrt(nu): weights with large gradients would hardly be decayed. Here
+    every weight shrinks by the same share, whatever its gradients, and the share
+    follows the schedule.
+
+    Args:
+        learning_rate: at least 0: a float (changed with `set_learning_rate`), a 0-d
+            array, or a schedule from step to rate, asked with 0 first.
+        betas: decay rates of the two moments; from 0 to below 1. Floats are taken as
+            doubles; of float32 arrays (a sweep) the exact value is taken.
+        eps: added to the denominator after its bias correction; at least 0.
+        weight_decay: share that is taken off per unit of rate; at least 0.
+        decay_mask: bool for each leaf, or a callable from params to that; None for
+            `decay_mask(params)`: no biases, no normalisation layers.
+        decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does; at
+            rates below 1e-5 that is another decay than was asked for, down to none.
+            "exact" subtracts rate * weight_decay * p together with the step.
+        moment_dtype: of `mu` and `nu`; None for the leaf's own, as torch has it, where
+            a bfloat16 second moment can no longer decay. Arithmetic is in float32.
+
+    Returns:
+        A transformation with state `AdamWState`. Updates have the leaves' dtype.
+        Integer leaves are passed by.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of range; in an update, if `params`
+            is missing or gradients do not fit.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019; torch
+        2.13 `optim/adam.py`, `_single_tensor_adam`; for low-precision leaves the order
+        of `fused=True`, which rounds once.
+    Differs: `optax.adamw` corrects the bias in float32 powers, off by up to 2e-4, has
+        another default decay, and decays all leaves. Torch decays all leaves too; the
+        mask is Trainer's.
+    """
+    _check.non_negative("eps", eps)
+    _check.one_of("decay", decay, ("torch", "exact"))
+
+    def new_param(p32, mu32, nu32, is_decayed, scalars):
+        denominator = jnp.sqrt(nu32) / scalars.sqrt_correction + f32(eps)
+        change = (-scalars.step_size * mu32) / denominator
+        if is_decayed and decay == "exact":
+            change = change - scalars.decay * p32
+        elif is_decayed:
+            p32 = _as_stored(p32 * (1.0 - scalars.decay), scalars.zero)
+        return p32 + change
+
+    return adam(
+        "adamw_tf",
+        learning_rate,
+        betas,
+        weight_decay,
+        decay_mask,
+        moment_dtype,
+        new_param,
+    )
+
+
+def adam(
+    function: str,
+    learning_rate: ScalarOrSchedule,
+    betas: tuple[Scalar, Scalar],
+    weight_decay: Scalar,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None,
+    moment_dtype: Any,
+    new_param: NewParam,
+    *,
+    correct_bias: bool = True,
+) -> optax.GradientTransformation:
+    """The moments, which every AdamW shares, around the step, which is its own."""
+    _learning_rate.check(learning_rate)
+    _check_betas(betas)
+    _check.non_negative("weight_decay", weight_decay)
+    _check_moment_dtype(moment_dtype)
+    beta1, beta2 = betas
+    never_decays = _check.is_concrete(weight_decay) and not np.any(weight_decay)
+
+    def init(params):
+        _tree.check_params(params, function=function)
+        resolve_mask(decay_mask, params)
+        step, rate = _learning_rate.init(learning_rate)
+
+        def moment(_, p):
+            if not _tree.is_floating(p):
+                return (_tree.nothing(),)
+            return (jnp.zeros_like(p, dtype=moment_dtype or p.dtype),)
+
+        (mu,) = _tree.map_leaves(moment, params, num_results=1)
+        (nu,) = _tree.map_leaves(moment, params, num_results=1)
+        return AdamWState(jnp.zeros((), jnp.int32), step, rate, mu, nu)
+
+    def update(grads, state, params=None):
+        _tree.check_params(params, function=function)
+        grads = _tree.check_grads(grads, params)
+        mask = resolve_mask(decay_mask, params)
+        rate = _learning_rate.current(learning_rate, state.step, state.learning_rate)
+        exact_rate = _learning_rate.exact(learning_rate, rate)
+        count = jax.tree.map(optax.safe_increment, state.count)
+        scalars = _tree.per_leaf(
+            functools.partial(_scalars, exact_rate, betas, weight_decay, correct_bias),
+            count,
+            params,
+        )
+
+        def leaf(_, p, g, mu, nu, is_decayed, scalars):
+            if not _tree.is_floating(p):
+                return jnp.zeros_like(p), mu, nu
+            g32 = g.astype(jnp.float32)
+            mu32 = _lerp(mu.astype(jnp.float32), g32, _one_minus(beta1))
+            # In this order one rounding falls where torch's compiled kernel has it.
+            nu32 = _one_minus(beta2) * g32 * g32 + nu.astype(jnp.float32) * f32(beta2)
+            is_decayed = is_decayed and not never_decays
+            new32 = new_param(p.astype(jnp.float32), mu32, nu32, is_decayed, scalars)
+            change = _tree.difference(new32, p)
+            return change, mu32.astype(mu.dtype), nu32.astype(nu.dtype)
+
+        updates, mu, nu = _tree.map_leaves(
+            leaf, params, grads, state.mu, state.nu, mask, scalars, num_results=3
+        )
+        step = _learning_rate.advance(state.step)
+        return updates, AdamWState(count, step, rate, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scalars(
+    rate: _two_floats.TwoFloats,
+    betas: tuple[Scalar, Scalar],
+    weight_decay: Scalar,
+    correct_bias: bool,
+    count: jax.Array,
+) -> Scalars:
+    step_size, sqrt_correction = rate.high, jnp.ones((), jnp.float32)
+    if correct_bias:
+        correction1, correction2 = (_bias_correction(beta, count) for beta in betas)
+        step_size = _two_floats.to_float32(_two_floats.divide(rate, correction1))
+        sqrt_correction = _two_floats.to_float32(_two_floats.sqrt(correction2))
+    decay = rate.high * f32(weight_decay)
+    scalars = Scalars(step_size, sqrt_correction, decay, jnp.minimum(count, 0))
+    # Behind a barrier, or XLA computes them anew in the loop of every leaf.
+    return jax.lax.optimization_barrier(scalars)
+
+
+def _bias_correction(beta: Scalar, count: jax.Array) -> _two_floats.TwoFloats:
+    """1 - beta^count, as exact as torch's doubles make it."""
+    # float64 arrays and numpy scalars are host doubles too.
+    beta = (
+        jnp.asarray(beta, jnp.float32) if isinstance(beta, jax.Array) else float(beta)
+    )
+    power = _two_floats.power(beta, count)
+    return _two_floats.subtract(_two_floats.from_float(1.0), power)
+
+
+def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
+    """From `start` to `end`, from the nearer of the two, as torch does."""
+    near_start = start + weight * (end - start)
+    near_end = end + (weight - 1.0) * (end - start)
+    return jnp.where(weight < 0.5, near_start, near_end)
+
+
+def _as_stored(x32: jax.Array, zero: jax.Array) -> jax.Array:
+    """`x32`, rounded as if it had been stored: torch writes the decayed parameter back.
+
+    Compilers fuse a product and the sum that follows into one rounding. An exclusive or
+    with a zero that they cannot see through keeps the two apart, at the cost of one
+    instruction; `reduce_precision` to the same precision is removed, and
+    `optimization_barrier` would write the leaf to memory.
+    """
+    bits = jax.lax.bitcast_convert_type(x32, jnp.int32) ^ zero
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _one_minus(beta: Scalar) -> jax.Array:
+    """1 - beta, rounded once: from the host's double, or exactly where beta >= 1/2."""
+    if isinstance(beta, jax.Array):
+        return 1.0 - f32(beta)
+    return jnp.float32(1.0 - float(beta))
+
+
+def f32(value: Scalar) -> jax.Array:
+    return jnp.asarray(value).astype(jnp.float32)
+
+
+def _check_betas(betas: Any) -> None:
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"`betas` must be a pair such as (0.9, 0.999), got {betas!r}.")
+    for i, beta in enumerate(betas):
+        _check.fraction_below_one(f"betas[{i}]", beta)
+
+
+def _check_moment_dtype(moment_dtype: Any) -> None:
+    if moment_dtype is None:
+        return
+    if not jnp.issubdtype(jnp.dtype(moment_dtype), jnp.floating):
+        raise TypeError(
+            "`moment_dtype` must be a floating dtype, or None for each leaf's own, got "
+            f"{moment_dtype!r}."
+        )

@@ -1,0 +1,68 @@
+"""Gradient clipping with torch's numbers."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _check, _tree
+from .._typing import Scalar
+
+
+class ClipState(NamedTuple):
+    """What the last update saw."""
+
+    grad_norm: jax.Array  # (), float32: global norm before clipping
+
+
+def clip(max_norm: Scalar) -> optax.GradientTransformation:
+    """Scales all gradients by one factor so that their joint norm stays under a limit.
+
+        factor = min(1, max_norm / (global_norm + 1e-6))
+
+    The norm is summed in float32 whatever the gradients' dtype; each leaf keeps its
+    own. A norm of inf makes finite gradients 0 and infinite ones NaN, a norm of NaN
+    makes all NaN, as in torch: clipping does not hide them.
+
+    It stands before the optimizer in a chain, and outside of `optax.multi_transform`,
+    where each group would be clipped by its own norm. Integer leaves pass it by.
+
+    Args:
+        max_norm: the limit, in the gradients' own unit; greater than 0. An infinite
+            limit never clips: the norm is measured only.
+
+    Returns:
+        A transformation with state `ClipState`; its norm is read with
+        `optax.tree.get(opt_state, "grad_norm")`.
+
+    Raises:
+        ValueError: if `max_norm` is not greater than 0.
+
+    Source: torch 2.13 `nn/utils/clip_grad.py`, `clip_grad_norm_`.
+    Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.
+        `optax.clip_by_global_norm` sums in the gradients' dtype and has no 1e-6.
+    """
+    if not (_check.is_concrete(max_norm) and max_norm == float("inf")):
+        _check.positive("max_norm", max_norm)
+
+    def init(params):
+        del params
+        return ClipState(grad_norm=jnp.zeros((), jnp.float32))
+
+    def update(updates, state, params=None):
+        del state, params
+        _tree.check_real("updates", updates)
+        norm = _tree.global_norm(updates)
+        limit = jnp.asarray(max_norm).astype(jnp.float32)
+        # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
+        factor = jnp.minimum(limit / (norm + 1e-6), 1.0)
+
+        def scaled(g):
+            if not _tree.is_floating(g):
+                return g
+            return (g.astype(jnp.float32) * factor).astype(g.dtype)
+
+        return jax.tree.map(scaled, updates), ClipState(grad_norm=norm)
+
+    return optax.GradientTransformation(init, update)

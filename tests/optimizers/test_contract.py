@@ -1,0 +1,326 @@
+"""What every transformation must do: a table, add yours."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxopt_tf.optimizers import (
+    adafactor_tf,
+    adafactor_trainer,
+    adamw_hf_v4,
+    adamw_tf,
+    clip,
+)
+
+
+def rising(step):
+    return 1e-3 * (1.0 + jnp.asarray(step, jnp.float32))
+
+
+TRANSFORMATIONS = {
+    "clip": lambda: clip(1.0),
+    "adamw_tf": lambda: adamw_tf(1e-3, weight_decay=0.1),
+    "adamw_tf exact": lambda: adamw_tf(1e-3, weight_decay=0.1, decay="exact"),
+    "adamw_tf own moments": lambda: adamw_tf(rising, moment_dtype=None),
+    "adamw_hf_v4": lambda: adamw_hf_v4(1e-3, weight_decay=0.1),
+    "adafactor_tf": lambda: adafactor_tf(),
+    "adafactor_tf momentum": lambda: adafactor_tf(beta1=0.9, weight_decay=0.1),
+    "adafactor_trainer": lambda: adafactor_trainer(rising, weight_decay=0.1),
+    "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
+}
+# Those that have a state per parameter, in `init(params)`.
+OPTIMIZERS = [name for name in TRANSFORMATIONS if name != "clip"]
+
+every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_dtype = pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["f32", "bf16", "f16"]
+)
+
+
+def make_params(dtype=jnp.float32):
+    shapes = {"kernel": (8, 4), "bias": (4,), "scalar": (), "stack": (2, 8, 4)}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return {
+        name: jax.random.normal(key, shape).astype(dtype)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+def avals(tree):
+    return jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), tree)
+
+
+def apply(tx, params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@every_transformation
+@every_dtype
+def test_update_keeps_shapes_and_dtypes(name, dtype):
+    # What `lax.scan`, buffer donation and checkpoints rely on; on abstract shapes.
+    tx = TRANSFORMATIONS[name]()
+    params = jax.eval_shape(functools.partial(make_params, dtype))
+    state = jax.eval_shape(tx.init, params)
+    updates, new_state = jax.eval_shape(tx.update, params, state, params)
+    assert avals(updates) == avals(params)
+    assert avals(new_state) == avals(state)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+
+@every_optimizer
+def test_updates_have_the_dtype_of_parameters_not_of_gradients(name):
+    tx = TRANSFORMATIONS[name]()
+    params, grads = make_params(), make_params(jnp.bfloat16)
+    state = jax.eval_shape(tx.init, params)
+    updates, _ = jax.eval_shape(tx.update, grads, state, params)
+    assert avals(updates) == avals(params)
+
+
+@every_transformation
+@every_dtype
+def test_is_finite_on_zero_gradients(name, dtype):
+    tx, params = TRANSFORMATIONS[name](), make_params(dtype)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    params, state = jax.jit(functools.partial(apply, tx))(
+        params, tx.init(params), grads
+    )
+    for leaf in jax.tree.leaves((params, state)):
+        assert jnp.all(jnp.isfinite(leaf))
+
+
+@every_transformation
+def test_is_traced_once_over_a_hundred_donated_steps(name):
+    tx = TRANSFORMATIONS[name]()
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        traces.append(1)
+        return apply(tx, params, state, grads)
+
+    params, grads = make_params(), make_params()
+    state = tx.init(params)
+    for _ in range(100):
+        params, state = step(params, state, grads)
+    assert len(traces) == 1
+
+
+@every_transformation
+def test_scan_equals_steps(name):
+    tx, params, grads = TRANSFORMATIONS[name](), make_params(), make_params()
+    step = functools.partial(apply, tx)
+    start = one_by_one = params, tx.init(params)
+    compiled = jax.jit(step)
+    for _ in range(3):
+        one_by_one = compiled(*one_by_one, grads)
+
+    def body(carry, _):
+        return step(*carry, grads), None
+
+    scanned, _ = jax.lax.scan(body, start, length=3)
+    for a, b in zip(jax.tree.leaves(one_by_one), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6)
+
+
+@every_transformation
+def test_vmap_over_runs_equals_runs(name):
+    tx = TRANSFORMATIONS[name]()
+    runs = jax.tree.map(lambda p: jnp.stack([p, 2 * p, -p]), make_params())
+
+    def first_update(params):
+        return tx.update(params, tx.init(params), params)[0]
+
+    together = jax.jit(jax.vmap(first_update))(runs)
+    alone_compiled = jax.jit(first_update)
+    for i, factor in enumerate([1, 2, -1]):
+        alone = alone_compiled(jax.tree.map(lambda p, by=factor: by * p, make_params()))
+        for key in alone:
+            np.testing.assert_allclose(
+                together[key][i], alone[key], rtol=1e-5, atol=1e-9
+            )
+
+
+@every_transformation
+@pytest.mark.promotion_of_others
+@pytest.mark.parametrize(
+    "wrapper", ["MultiSteps", "apply_if_finite", "masked", "multi"]
+)
+def test_works_inside_of_optax_wrappers(name, wrapper):
+    tx, params = TRANSFORMATIONS[name](), make_params()
+    mask = {"kernel": True, "bias": True, "scalar": False, "stack": False}
+    labels = jax.tree.map(lambda keep: "ours" if keep else "frozen", mask)
+    wrapped = {
+        "MultiSteps": lambda: optax.MultiSteps(tx, 2).gradient_transformation(),
+        "apply_if_finite": lambda: optax.apply_if_finite(tx, 3),
+        "masked": lambda: optax.masked(tx, mask),
+        "multi": lambda: optax.multi_transform(
+            {"ours": tx, "frozen": optax.set_to_zero()}, labels
+        ),
+    }[wrapper]()
+    step = jax.jit(functools.partial(apply, wrapped))
+    state = wrapped.init(params)
+    new = params
+    for _ in range(2):
+        new, state = step(new, state, params)
+    assert jnp.any(new["kernel"] != params["kernel"])
+    if wrapper == "multi":
+        np.testing.assert_array_equal(new["stack"], params["stack"])
+    if wrapper == "apply_if_finite":
+        nan = jax.tree.map(lambda p: p * jnp.nan, params)
+        kept, _ = step(new, state, nan)
+        np.testing.assert_array_equal(kept["kernel"], new["kernel"])
+
+
+@pytest.mark.promotion_of_others
+@pytest.mark.parametrize(
+    "factory",
+    [adamw_tf, adamw_hf_v4, adafactor_trainer, clip],
+    ids=lambda factory: factory.__name__,
+)
+def test_works_under_inject_hyperparams(factory):
+    # No default is a callable: optax would take it for a schedule.
+    wrapped = optax.inject_hyperparams(factory)(0.25)
+    params = make_params()
+    step = jax.jit(functools.partial(apply, wrapped))
+    injected, _ = step(params, wrapped.init(params), params)
+    plain, _ = apply(factory(0.25), params, factory(0.25).init(params), params)
+    for key in params:
+        np.testing.assert_allclose(injected[key], plain[key], rtol=1e-5)
+
+
+@every_optimizer
+@pytest.mark.promotion_of_others
+def test_trains_a_linen_model(name):
+    model = nn.Dense(1)
+    x, y = jnp.ones((4, 3)), jnp.full((4, 1), 2.0)
+    state = TrainState.create(
+        apply_fn=model.apply,
+        params=model.init(jax.random.key(0), x),
+        tx=TRANSFORMATIONS[name](),
+    )
+
+    def loss(params):
+        return jnp.mean((model.apply(params, x) - y) ** 2)
+
+    @jax.jit
+    def step(state):
+        return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+    before = loss(state.params)
+    for _ in range(5):
+        state = step(state)
+    assert loss(state.params) < before
+
+
+@every_optimizer
+@pytest.mark.promotion_of_others
+def test_trains_an_nnx_model(name):
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, TRANSFORMATIONS[name](), wrt=nnx.Param)
+    x, y = jnp.ones((4, 3)), jnp.full((4, 1), 2.0)
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, grads = nnx.value_and_grad(lambda m: jnp.mean((m(x) - y) ** 2))(model)
+        optimizer.update(model, grads)
+        return loss
+
+    losses = [step(model, optimizer) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+@every_transformation
+def test_takes_scalars_empty_arrays_empty_trees_and_none(name):
+    tx = TRANSFORMATIONS[name]()
+    for params in [
+        {},
+        {"a": None},
+        {"a": jnp.ones(()), "b": None, "c": jnp.ones((0, 3)), "d": jnp.ones((0,))},
+    ]:
+        updates, state = tx.update(params, tx.init(params), params)
+        assert avals(updates) == avals(params)
+        assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+@every_optimizer
+@pytest.mark.parametrize("kind", ["float0", "zeros"])
+def test_integer_leaves_are_passed_by(name, kind):
+    tx = TRANSFORMATIONS[name]()
+    params = {"table": jnp.arange(4, dtype=jnp.int32), "w": jnp.ones((4, 4))}
+    grads = {"table": jnp.zeros(4, jnp.int32), "w": jnp.ones((4, 4))}
+    if kind == "float0":
+        grads["table"] = np.zeros(4, jax.dtypes.float0)
+    new, state = apply(tx, params, tx.init(params), grads)
+    np.testing.assert_array_equal(new["table"], params["table"])
+    assert new["table"].dtype == jnp.int32
+    alone = {"w": params["w"]}
+    without, _ = apply(tx, alone, tx.init(alone), {"w": grads["w"]})
+    np.testing.assert_array_equal(new["w"], without["w"])
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+@every_transformation
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_jitted_step_lowers_for_every_platform(name, platform):
+    tx = TRANSFORMATIONS[name]()
+    params = jax.eval_shape(make_params)
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(functools.partial(apply, tx))
+    exported = jax.export.export(step, platforms=[platform])(params, state, params)
+    assert exported.platforms == (platform,)
+
+
+@every_optimizer
+def test_state_takes_the_sharding_of_the_parameters(name):
+    tx = TRANSFORMATIONS[name]()
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    params = {"kernel": jax.device_put(jnp.ones((8, 4)), sharding)}
+    for leaf in jax.tree.leaves(tx.init(params)):
+        if leaf.shape == (8, 4):
+            assert leaf.sharding == sharding
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "clip, adamw_tf"])
+@pytest.mark.parametrize(
+    ("grads", "params", "error", "match"),
+    [
+        ({"w": jnp.ones((4, 3))}, None, ValueError, "`params` is required by"),
+        ({"v": jnp.ones((4, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
+         "`grads` must have the structure of `params`: 2 leaves.*'v'"),
+        ({"w": jnp.ones((1, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
+         r"`grads` must have the shapes.*1 leaves.*'w'.*\[1, 3\].*\[4, 3\]"),
+        ({"w": jnp.ones(3, jnp.int32)}, {"w": jnp.ones(3)}, TypeError,
+         "`grads` must be real floating-point.*'w' with dtype int32"),
+        ({"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.complex64)}, TypeError,
+         "`params` must be float32, .*'w' with dtype complex64"),
+    ],
+    ids=["no params", "tree", "shape", "integer", "complex"],
+)  # fmt: skip
+def test_refuses_trees_that_do_not_fit(name, grads, params, error, match):
+    tx = TRANSFORMATIONS[name]()
+    with pytest.raises(error, match=match):
+        tx.update(grads, tx.init({"w": jnp.ones((4, 3))}), params)
+
+
+@every_optimizer
+def test_works_with_doubles_enabled(name):
+    tx = TRANSFORMATIONS[name]()
+    with jax.enable_x64(True):
+        params = make_params()
+        state = tx.init(params)
+        new, new_state = jax.jit(functools.partial(apply, tx))(params, state, params)
+        assert avals(new) == avals(params)
+        assert avals(new_state) == avals(state)
+        with pytest.raises(TypeError, match="`params` must be float32.*float64"):
+            tx.init({"w": jnp.ones(3, jnp.float64)})

@@ -1,0 +1,136 @@
+"""The rate inside of any state: read it, change it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from jaxopt_tf.optimizers import (
+    adafactor_tf,
+    adamw_tf,
+    clip,
+    get_learning_rate,
+    set_learning_rate,
+)
+
+PARAMS = {"a": jnp.ones((4, 3)), "b": jnp.ones(3)}
+
+
+def halving(step):
+    return 0.5 ** jnp.asarray(step, jnp.float32)
+
+
+def after_one_update(optimizer):
+    return optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)[1]
+
+
+def test_is_read_from_a_chain():
+    state = after_one_update(optax.chain(clip(1.0), adamw_tf(1e-3)))
+    assert get_learning_rate(state) == np.float32(1e-3)
+    assert optax.tree.get(state, "learning_rate") == np.float32(1e-3)
+
+
+def test_is_the_one_that_the_last_update_used():
+    optimizer = adamw_tf(halving)
+    state = optimizer.init(PARAMS)
+    assert get_learning_rate(state) == 1.0
+    for rate in [1.0, 0.5, 0.25]:
+        _, state = optimizer.update(PARAMS, state, PARAMS)
+        assert get_learning_rate(state) == rate
+
+
+def test_of_adafactor_is_the_relative_step_before_the_parameter_scale():
+    state = after_one_update(adafactor_tf(warmup_init=True))
+    assert get_learning_rate(state) == np.float32(1e-6)
+
+
+@pytest.mark.promotion_of_others
+def test_is_one_per_optimizer_under_multi_transform():
+    optimizer = optax.multi_transform(
+        {"slow": adamw_tf(1e-4), "fast": adafactor_tf(1e-2, relative_step=False)},
+        {"a": "fast", "b": "slow"},
+    )
+    state = optimizer.init(PARAMS)
+    assert get_learning_rate(state) == {
+        "slow": np.float32(1e-4),
+        "fast": np.float32(1e-2),
+    }
+    state = set_learning_rate(state, {"fast": 0.5})
+    _, state = optimizer.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == {"slow": np.float32(1e-4), "fast": 0.5}
+    state = set_learning_rate(state, 0.25)
+    assert get_learning_rate(state) == {"slow": 0.25, "fast": 0.25}
+
+
+@pytest.mark.promotion_of_others
+def test_is_read_and_changed_in_a_linen_train_state():
+    state = TrainState.create(
+        apply_fn=None, params=PARAMS, tx=optax.chain(clip(1.0), adamw_tf(1e-3))
+    )
+    state = state.apply_gradients(grads=PARAMS)
+    state = state.replace(opt_state=set_learning_rate(state.opt_state, 0.5))
+    assert get_learning_rate(state.apply_gradients(grads=PARAMS).opt_state) == 0.5
+
+
+@pytest.mark.promotion_of_others
+def test_is_read_and_changed_in_an_nnx_optimizer():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, optax.chain(clip(1.0), adamw_tf(1e-3)), wrt=nnx.Param
+    )
+
+    @nnx.jit
+    def step(model, optimizer):
+        grads = nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 3)))))(model)
+        optimizer.update(model, grads)
+
+    step(model, optimizer)
+    assert get_learning_rate(optimizer.opt_state) == np.float32(1e-3)
+    optimizer.opt_state = nnx.data(set_learning_rate(optimizer.opt_state, 0.5))
+    step(model, optimizer)
+    assert get_learning_rate(optimizer.opt_state) == 0.5
+
+
+@pytest.mark.promotion_of_others
+def test_follows_injected_hyperparameters():
+    optimizer = optax.inject_hyperparams(adamw_tf)(learning_rate=1e-3)
+    state = optimizer.init(PARAMS)
+    state.hyperparams["learning_rate"] = jnp.float32(0.5)
+    updates, state = optimizer.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == 0.5
+    np.testing.assert_allclose(updates["a"], -0.5, rtol=1e-5)
+
+
+def test_under_vmap_is_one_per_run():
+    def run(rate):
+        optimizer = adamw_tf(rate)
+        return optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+
+    updates, state = jax.vmap(run)(jnp.float32([1e-3, 1e-2]))
+    np.testing.assert_array_equal(state.learning_rate, np.float32([1e-3, 1e-2]))
+    np.testing.assert_allclose(updates["b"][1], 10 * updates["b"][0], rtol=1e-3)
+
+
+def test_is_not_to_be_found_in_a_state_of_others():
+    with pytest.raises(ValueError, match="`opt_state` must hold the state of"):
+        get_learning_rate(optax.adam(1e-3).init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "rate", [halving, jnp.float32(1e-3)], ids=["schedule", "array"]
+)
+def test_cannot_be_set_where_it_is_asked_again(rate):
+    state = adamw_tf(rate).init(PARAMS)
+    with pytest.raises(ValueError, match="`opt_state` takes the learning rate"):
+        set_learning_rate(state, 0.5)
+
+
+def test_cannot_be_set_to_nonsense():
+    state = adamw_tf(1e-3).init(PARAMS)
+    with pytest.raises(ValueError, match="`learning_rate`.*nan"):
+        set_learning_rate(state, float("nan"))
+    with pytest.raises(ValueError, match="`learning_rate` must be one of"):
+        set_learning_rate(state, {"fast": 0.5})
