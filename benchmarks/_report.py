@@ -19,7 +19,7 @@ class Row:
     limit: float
     at_least: bool = False  # the limit is a lower bound
     optax: float | None = None  # plain optax on the same work, where it has it
-    torch: float | None = None  # the twin's own distance from its float64 run
+    torch: float | None = None  # the twin itself against its float64 run, or as claimed
 
     @property
     def reached(self) -> bool:
@@ -42,7 +42,7 @@ def report(title: str, rows: Iterable[Row]) -> bool:
     """Prints each row as a JSON line, then all as a table; whether all are reached."""
     rows = [_printed(row) for row in rows]
     table = rich.table.Table(title=title)
-    for column in ("claim", "ours", "optax", "torch's noise", "limit", "reached"):
+    for column in ("claim", "ours", "optax", "torch itself", "limit", "reached"):
         table.add_column(column, overflow="fold")
     for row in rows:
         sign = ">=" if row.at_least else "<="

@@ -6,7 +6,6 @@ enters; a traced number is let through, because its value is not known yet.
 """
 
 import difflib
-import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -73,10 +72,8 @@ def step_count(name: str, value: Any) -> int:
 
     A float that is whole is taken: 1e6 is what people type.
     """
-    whole = isinstance(value, Integral) or (
-        isinstance(value, Real) and math.isfinite(value) and value == int(value)
-    )
-    if isinstance(value, bool) or not whole:
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
         raise TypeError(f"`{name}` must be a whole number of steps, got {value!r}.")
     if not 0 <= value < 2**31:
         raise ValueError(f"`{name}` must be from 0 to 2^31 - 1, got {value!r}.")

@@ -63,11 +63,11 @@ def map_leaves(
     The trees in `rest` have the structure of `params` down to its leaves; what they
     hold there is handed over as it is, so that a masked node can stand for "nothing".
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves, treedef = _flatten(params)
     columns = [treedef.flatten_up_to(tree) for tree in rest]
     results = [
-        function(leaf_name(path), leaf, *others)
-        for (path, leaf), *others in zip(leaves, *columns, strict=True)
+        function(name, leaf, *others)
+        for (name, leaf), *others in zip(leaves, *columns, strict=True)
     ]
     return tuple(
         treedef.unflatten([result[i] for result in results]) for i in range(num_results)
@@ -78,11 +78,10 @@ def per_leaf(
     function: Callable[[jax.Array], Any], counts: PyTree, params: PyTree
 ) -> PyTree:
     """`function` of each leaf's count; called once where one count serves all."""
-    treedef = jax.tree.structure(params)
     values = [function(count) for count in jax.tree.leaves(counts)]
     if len(values) == 1:
-        values = values * treedef.num_leaves
-    return treedef.unflatten(values)
+        values = values * len(jax.tree.leaves(params))
+    return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
 def difference(new32: jax.Array, param: jax.Array) -> jax.Array:
@@ -134,22 +133,21 @@ def check_grads(grads: PyTree, params: PyTree) -> PyTree:
 
     Shapes must be equal: a gradient that would only broadcast is a mistake.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves, treedef = _flatten(params)
     try:
         flat = treedef.flatten_up_to(grads)
     except (ValueError, TypeError, KeyError) as error:
-        ours, theirs = set(leaf_names(params)), set(leaf_names(grads))
-        odd = sorted(ours ^ theirs)
+        odd = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
         first = f", the first being {odd[0]!r}" if odd else ""
         raise ValueError(
             f"`grads` must have the structure of `params`: {len(odd)} leaves are in "
             f"only one of them{first}. Take both from the same tree."
         ) from error
+    pairs = [(name, p, g) for (name, p), g in zip(leaves, flat, strict=True)]
     wrong = [
-        f"{leaf_name(path)!r}: gradient {_kind(g)}, parameter {_kind(p)}"
-        for (path, p), g in zip(leaves, flat, strict=True)
-        if not hasattr(g, "shape") or g.shape != p.shape
-        if not (g is None and not is_floating(p))
+        f"{name!r}: gradient {_kind(g)}, parameter {_kind(p)}"
+        for name, p, g in pairs
+        if getattr(g, "shape", None) != p.shape and (g is not None or is_floating(p))
     ]
     if wrong:
         raise ValueError(
@@ -157,8 +155,8 @@ def check_grads(grads: PyTree, params: PyTree) -> PyTree:
             f"not, the first being {wrong[0]}."
         )
     unfit = [
-        f"{leaf_name(path)!r} with dtype {g.dtype}"
-        for (path, p), g in zip(leaves, flat, strict=True)
+        f"{name!r} with dtype {g.dtype}"
+        for name, p, g in pairs
         if is_floating(p) and not is_floating(g)
     ]
     if unfit:
@@ -176,11 +174,15 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     return [(leaf_name(path), leaf) for path, leaf in leaves]
 
 
-def _kind(leaf: Any) -> str:
-    shape = getattr(leaf, "shape", None)
-    return f"{type(leaf).__name__}" if shape is None else f"{leaf.dtype}{list(shape)}"
-
-
 def nothing() -> optax.MaskedNode:
     """What stands in the state for a leaf that has none: an integer, say."""
     return optax.MaskedNode()
+
+
+def _flatten(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
+    return named_leaves(tree), jax.tree.structure(tree)
+
+
+def _kind(leaf: Any) -> str:
+    shape = getattr(leaf, "shape", None)
+    return f"{type(leaf).__name__}" if shape is None else f"{leaf.dtype}{list(shape)}"

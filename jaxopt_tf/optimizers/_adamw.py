@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .. import _check, _tree, _two_floats
+from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
 from ._weight_decay import resolve_mask
@@ -138,20 +138,20 @@ def adam(
     _check.non_negative("weight_decay", weight_decay)
     _check_moment_dtype(moment_dtype)
     beta1, beta2 = betas
-    never_decays = _check.is_concrete(weight_decay) and not np.any(weight_decay)
+    never_decays = is_zero(weight_decay)
 
     def init(params):
         _tree.check_params(params, function=function)
         resolve_mask(decay_mask, params)
         step, rate = _learning_rate.init(learning_rate)
 
-        def moment(_, p):
+        def moments(_, p):
             if not _tree.is_floating(p):
-                return (_tree.nothing(),)
-            return (jnp.zeros_like(p, dtype=moment_dtype or p.dtype),)
+                return _tree.nothing(), _tree.nothing()
+            zeros = functools.partial(jnp.zeros_like, p, dtype=moment_dtype or p.dtype)
+            return zeros(), zeros()  # two buffers: a step donates each
 
-        (mu,) = _tree.map_leaves(moment, params, num_results=1)
-        (nu,) = _tree.map_leaves(moment, params, num_results=1)
+        mu, nu = _tree.map_leaves(moments, params, num_results=2)
         return AdamWState(jnp.zeros((), jnp.int32), step, rate, mu, nu)
 
     def update(grads, state, params=None):
@@ -171,9 +171,9 @@ def adam(
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), mu, nu
             g32 = g.astype(jnp.float32)
-            mu32 = _lerp(mu.astype(jnp.float32), g32, _one_minus(beta1))
+            mu32 = _lerp(mu.astype(jnp.float32), g32, one_minus(beta1))
             # In this order one rounding falls where torch's compiled kernel has it.
-            nu32 = _one_minus(beta2) * g32 * g32 + nu.astype(jnp.float32) * f32(beta2)
+            nu32 = one_minus(beta2) * g32 * g32 + nu.astype(jnp.float32) * f32(beta2)
             is_decayed = is_decayed and not never_decays
             new32 = new_param(p.astype(jnp.float32), mu32, nu32, is_decayed, scalars)
             change = _tree.difference(new32, p)
@@ -233,17 +233,6 @@ def _as_stored(x32: jax.Array, zero: jax.Array) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(x32, jnp.int32) ^ zero
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _one_minus(beta: Scalar) -> jax.Array:
-    """1 - beta, rounded once: from the host's double, or exactly where beta >= 1/2."""
-    if isinstance(beta, jax.Array):
-        return 1.0 - f32(beta)
-    return jnp.float32(1.0 - float(beta))
-
-
-def f32(value: Scalar) -> jax.Array:
-    return jnp.asarray(value).astype(jnp.float32)
 
 
 def _check_betas(betas: Any) -> None:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
+from .._scalars import f32
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from ._adamw import adam, f32
+from ._adamw import adam
 
 
 def adamw_hf_v4(

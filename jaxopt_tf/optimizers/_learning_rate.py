@@ -27,27 +27,28 @@ def check(learning_rate: ScalarOrSchedule) -> None:
     """Raises unless `learning_rate` is a schedule or a number that is at least 0."""
     if callable(learning_rate):
         return
-    if getattr(learning_rate, "shape", ()) != ():
+    shape = getattr(learning_rate, "shape", ())
+    if shape != ():
         raise ValueError(
             "`learning_rate` must be a single number or a schedule, got an array of "
-            f"shape {learning_rate.shape}. For many rates at once, use `jax.vmap`."
+            f"shape {shape}. For many rates at once, use `jax.vmap`."
         )
     _check.non_negative("learning_rate", learning_rate)
 
 
 def init(learning_rate: ScalarOrSchedule) -> tuple[jax.Array | None, jax.Array]:
     """The fields `step` and `learning_rate` of a new state."""
-    if _is_stored(learning_rate):
+    if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
         return None, jnp.asarray(learning_rate, jnp.float32)
     step = jnp.zeros((), jnp.int32)
-    return step, current(learning_rate, step, None)
+    return step, current(learning_rate, step, jnp.zeros((), jnp.float32))
 
 
 def current(
-    learning_rate: ScalarOrSchedule, step: jax.Array | None, stored: jax.Array | None
+    learning_rate: ScalarOrSchedule, step: jax.Array | None, stored: jax.Array
 ) -> jax.Array:
     """The rate for this update; (), float32."""
-    if _is_stored(learning_rate):
+    if step is None:
         return stored
     rate = learning_rate(step) if callable(learning_rate) else learning_rate
     return jnp.asarray(rate).astype(jnp.float32)
@@ -56,7 +57,7 @@ def current(
 def exact(learning_rate: ScalarOrSchedule, rate: jax.Array) -> TwoFloats:
     """The rate with what float32 leaves of a host's double, unless it was changed."""
     pair = _two_floats.from_float32(rate)
-    if not _is_stored(learning_rate):
+    if callable(learning_rate) or isinstance(learning_rate, jax.Array):
         return pair
     double = _two_floats.from_float(learning_rate)
     return _two_floats.select(rate == double.high, double, pair)
@@ -134,10 +135,6 @@ def set_learning_rate(
         return node._replace(learning_rate=leaf)
 
     return jax.tree_util.tree_map_with_path(replace, opt_state, is_leaf=_is_ours)
-
-
-def _is_stored(learning_rate: ScalarOrSchedule) -> bool:
-    return not callable(learning_rate) and not isinstance(learning_rate, jax.Array)
 
 
 def _is_ours(node: Any) -> bool:

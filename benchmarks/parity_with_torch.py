@@ -1,0 +1,40 @@
+"""Every figure of the parity table, ours beside optax's and torch's own noise.
+
+    python -m benchmarks.parity_with_torch            # about ten minutes on 2 cores
+    python -m benchmarks.parity_with_torch --smoke    # small, for CI
+
+One JSON line per figure, then a table. The exit status is 1 if a limit is not reached.
+"""
+
+import sys
+
+from benchmarks import (
+    adafactor_distance_to_transformers,
+    adamw_distance_to_torch,
+    bias_correction_for_a_million_steps,
+    decay_mask_of_trainer,
+    one_compilation_for_a_whole_run,
+    schedules_against_transformers,
+    updates_make_the_parameter,
+)
+from benchmarks._report import report
+
+CLAIMS = (
+    adamw_distance_to_torch,
+    bias_correction_for_a_million_steps,
+    adafactor_distance_to_transformers,
+    schedules_against_transformers,
+    decay_mask_of_trainer,
+    updates_make_the_parameter,
+    one_compilation_for_a_whole_run,
+)
+
+
+def main() -> int:
+    smoke = "--smoke" in sys.argv[1:]
+    rows = (row for claim in CLAIMS for row in claim.rows(smoke))
+    return 0 if report("Parity with torch and Transformers", rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
