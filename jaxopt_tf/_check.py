@@ -80,6 +80,12 @@ def step_count(name: str, value: Any) -> int:
     return int(value)
 
 
+def pair(name: str, value: Any) -> None:
+    """Raises unless `value` is a tuple or list of two."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"`{name}` must be a pair of numbers, got {value!r}.")
+
+
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raises unless `value` is one of `choices`; names the nearest."""
     choices = list(choices)

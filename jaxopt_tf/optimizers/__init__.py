@@ -2,7 +2,7 @@
 
 from ._adafactor import AdafactorState as AdafactorState
 from ._adafactor import adafactor_tf as adafactor_tf
-from ._adafactor import adafactor_trainer as adafactor_trainer
+from ._adafactor_trainer import adafactor_trainer as adafactor_trainer
 from ._adamw import AdamWState as AdamWState
 from ._adamw import adamw_tf as adamw_tf
 from ._adamw_hf_v4 import adamw_hf_v4 as adamw_hf_v4

@@ -11,8 +11,10 @@ import numpy as np
 import optax
 
 from .. import _check, _tree
+from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
+from ._adafactor_clock import Clock, relative_rate, tick
 from ._layout import TorchLayout, resolve_layouts
 from ._weight_decay import resolve_mask
 
@@ -31,14 +33,6 @@ class AdafactorState(NamedTuple):
     nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
     nu: PyTree  # torch's shape, float32: mean of g^2 per element
     mu: PyTree  # the leaf's shape, float32: mean of the updates; nothing without beta1
-
-
-class _Clock(NamedTuple):
-    """What an update takes from the number of updates before it."""
-
-    kept: jax.Array  # (), float32: share of the old second moment, beta2
-    new: jax.Array  # (), float32: share of the new one, 1 - beta2
-    rate: jax.Array  # (), float32: learning rate before the parameter scale
 
 
 def adafactor_tf(
@@ -68,10 +62,8 @@ def adafactor_tf(
         p     = p - weight_decay rate p - u
 
     A vector or a scalar keeps the whole mean of g^2 + eps[0] instead of row and col.
-    Axes are those that torch would see, see `layouts`. Arithmetic is in float32; the
-    new parameter is rounded to the leaf's dtype and the update is its difference from
-    the old one, so that `params + updates` is the new parameter. A later link of a
-    chain must not rescale it.
+    Axes are those that torch would see, see `layouts`. Arithmetic is in float32, and
+    updates are differences of parameters, as in `adamw_tf`.
 
     Args:
         learning_rate: a float, a 0-d array or a schedule; None with `relative_step`.
@@ -110,13 +102,15 @@ def adafactor_tf(
     """
     _check_rate(learning_rate, relative_step, warmup_init)
     _check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
-    never_decays = _check.is_concrete(weight_decay) and not np.any(weight_decay)
+    never_decays = is_zero(weight_decay)
+    schedule = learning_rate
+    if schedule is None:
+        schedule = functools.partial(_first_rates, warmup_init)
 
-    def clock(rate: jax.Array, count: jax.Array) -> _Clock:
-        new = _power(count, decay_rate)
+    def clock(rate: jax.Array, count: jax.Array) -> Clock:
         if learning_rate is None:
-            rate = _relative_step(count, warmup_init)
-        return _Clock(1.0 - new, new, rate)
+            rate = relative_rate(count, warmup_init)
+        return tick(count, decay_rate, rate)
 
     def init(params: PyTree) -> AdafactorState:
         _tree.check_params(params, function="adafactor_tf")
@@ -137,13 +131,7 @@ def adafactor_tf(
         resolve_mask(decay_mask, params)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
-        step: jax.Array | None
-        if learning_rate is None:
-            # A step, although the counts are asked: this rate is not to be set.
-            step = jnp.zeros((), jnp.int32)
-            rate = _relative_step(step + 1, warmup_init)
-        else:
-            step, rate = _learning_rate.init(learning_rate)
+        step, rate = _learning_rate.init(schedule)
         return AdafactorState(jnp.zeros((), jnp.int32), step, rate, *trees)
 
     def update(
@@ -155,7 +143,7 @@ def adafactor_tf(
         # Of leaves whose counts differ, the first tells the relative step.
         first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
         if learning_rate is None:
-            rate = _relative_step(first, warmup_init)
+            rate = relative_rate(first, warmup_init)
         else:
             step, stored = state.step, state.learning_rate
             rate = _learning_rate.current(learning_rate, step, stored)
@@ -169,9 +157,9 @@ def adafactor_tf(
             rms = _rms_of(layout, p32.ndim)
             lr = now.rate
             if scale_parameter:
-                lr = lr * jnp.maximum(_f32(eps[1]), rms(p32))
+                lr = lr * jnp.maximum(f32(eps[1]), rms(p32))
 
-            square = g32 * g32 + _f32(eps[0])
+            square = g32 * g32 + f32(eps[0])
             if _is_factored(layout, p32):
                 row = now.kept * row + now.new * _mean(square, -1)
                 col = now.kept * col + now.new * _mean(square, -2)
@@ -181,14 +169,14 @@ def adafactor_tf(
             else:
                 whole = now.kept * whole + now.new * square
                 u = jax.lax.rsqrt(whole) * g32
-            u = u / jnp.maximum(1.0, rms(u) / _f32(clip_threshold))
+            u = u / jnp.maximum(1.0, rms(u) / f32(clip_threshold))
             u = u * lr
             if beta1 is not None:
                 # It holds updates, the rate included: a new rate arrives late.
-                u = _f32(beta1) * layout.to_torch(mu) + _complement(beta1) * u
+                u = f32(beta1) * layout.to_torch(mu) + one_minus(beta1) * u
                 mu = layout.from_torch(u, p.shape)
             if is_decayed and not never_decays:
-                p32 = p32 - _f32(weight_decay) * lr * p32
+                p32 = p32 - f32(weight_decay) * lr * p32
             new = layout.from_torch(p32 - u, p.shape)
             return _tree.difference(new, p), row, col, whole, mu
 
@@ -203,54 +191,8 @@ def adafactor_tf(
     return optax.GradientTransformation(init, update)
 
 
-def adafactor_trainer(
-    learning_rate: ScalarOrSchedule,
-    *,
-    eps: tuple[Scalar, Scalar] = (1e-30, 1e-3),
-    clip_threshold: Scalar = 1.0,
-    decay_rate: Scalar = -0.8,
-    beta1: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
-    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    layouts: Mapping[str, TorchLayout] | None = None,
-) -> optax.GradientTransformation:
-    """`adafactor_tf` as the Trainer's `--optim adafactor` has it: the rate is yours.
-
-    The same with `scale_parameter=False, relative_step=False`, which the Trainer sets
-    whatever its arguments say. Arguments and errors are those of `adafactor_tf`.
-
-    Source: transformers 5.23.0 `trainer_optimizer.py`, `_get_adafactor`.
-    """
-    return adafactor_tf(
-        learning_rate,
-        eps=eps,
-        clip_threshold=clip_threshold,
-        decay_rate=decay_rate,
-        beta1=beta1,
-        weight_decay=weight_decay,
-        scale_parameter=False,
-        relative_step=False,
-        decay_mask=decay_mask,
-        layouts=layouts,
-    )
-
-
-def _relative_step(t: jax.Array, warmup_init: bool) -> jax.Array:
-    """The rate of update t = 1, 2, ... where none is given; (), float32."""
-    t32 = t.astype(jnp.float32)
-    limit = _f32(1e-6) * t32 if warmup_init else _f32(1e-2)
-    return jnp.minimum(limit, 1.0 / jnp.sqrt(t32))
-
-
-def _power(t: jax.Array, exponent: Scalar) -> jax.Array:
-    """t^exponent, 1 for t = 1; (), float32."""
-    t32 = t.astype(jnp.float32)
-    power = t32 ** _f32(exponent)
-    if isinstance(exponent, jax.Array):
-        return power
-    # What rounding cuts off the exponent, the logarithm multiplies.
-    cut_off = exponent - float(np.float32(exponent))
-    return power * (1.0 + _f32(cut_off) * jnp.log(t32))
+def _first_rates(warmup_init: bool, step: jax.Array) -> jax.Array:
+    return relative_rate(step + 1, warmup_init)
 
 
 def _is_factored(layout: TorchLayout, viewed: jax.Array) -> bool:
@@ -264,29 +206,19 @@ def _rms_of(layout: TorchLayout, num_axes: int) -> Callable[[jax.Array], jax.Arr
     def rms(x: jax.Array) -> jax.Array:
         num_elements = max(1, math.prod(x.shape[axis] for axis in own))
         norm = jnp.sqrt(jnp.sum(x * x, axis=own, keepdims=True))
-        return norm / _f32(math.sqrt(num_elements))
+        return norm / f32(math.sqrt(num_elements))
 
     return rms
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:
     # Over no elements it is 0 and not NaN, which nothing could use.
-    return jnp.sum(x, axis) / _f32(max(1, x.shape[axis]))
-
-
-def _f32(value: Scalar) -> jax.Array:
-    """A hyper-parameter, rounded once."""
-    return jnp.asarray(value, jnp.float32)
-
-
-def _complement(value: Scalar) -> jax.Array:
-    """1 - value: from the host's double where there is one."""
-    if isinstance(value, jax.Array):
-        return 1.0 - _f32(value)
-    return _f32(1.0 - value)
+    return jnp.sum(x, axis) / f32(max(1, x.shape[axis]))
 
 
 def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
+    if learning_rate is not None:
+        _learning_rate.check(learning_rate)
     if relative_step and learning_rate is not None:
         raise ValueError(
             "`learning_rate` must be None with `relative_step=True`, got "
@@ -297,8 +229,6 @@ def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> N
             "`learning_rate` must be given with `relative_step=False`, got None. Pass "
             "a float, a 0-d array or a schedule."
         )
-    if learning_rate is not None:
-        _learning_rate.check(learning_rate)
     if warmup_init and not relative_step:
         raise ValueError(
             "`warmup_init` requires `relative_step=True`, got `relative_step=False`. "
@@ -309,11 +239,7 @@ def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> N
 def _check_others(
     eps: Any, clip_threshold: Any, decay_rate: Any, beta1: Any, weight_decay: Any
 ) -> None:
-    if not isinstance(eps, tuple | list) or len(eps) != 2:
-        raise TypeError(
-            "`eps` must be a pair, for the squared gradient and for the parameter "
-            f"scale, got {eps!r}."
-        )
+    _check.pair("eps", eps)
     for i, value in enumerate(eps):
         _check.non_negative(f"eps[{i}]", value)
     if not (isinstance(clip_threshold, float) and clip_threshold == math.inf):

@@ -134,7 +134,9 @@ def adam(
 ) -> optax.GradientTransformation:
     """The moments, which every AdamW shares, around the step, which is its own."""
     _learning_rate.check(learning_rate)
-    _check_betas(betas)
+    _check.pair("betas", betas)
+    for i, beta in enumerate(betas):
+        _check.fraction_below_one(f"betas[{i}]", beta)
     _check.non_negative("weight_decay", weight_decay)
     _check_moment_dtype(moment_dtype)
     beta1, beta2 = betas
@@ -233,13 +235,6 @@ def _as_stored(x32: jax.Array, zero: jax.Array) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(x32, jnp.int32) ^ zero
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _check_betas(betas: Any) -> None:
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise TypeError(f"`betas` must be a pair such as (0.9, 0.999), got {betas!r}.")
-    for i, beta in enumerate(betas):
-        _check.fraction_below_one(f"betas[{i}]", beta)
 
 
 def _check_moment_dtype(moment_dtype: Any) -> None:

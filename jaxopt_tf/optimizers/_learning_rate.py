@@ -51,7 +51,8 @@ def current(
     if step is None:
         return stored
     rate = learning_rate(step) if callable(learning_rate) else learning_rate
-    return jnp.asarray(rate).astype(jnp.float32)
+    # A copy: a step may donate the state, and the array is the caller's.
+    return jnp.array(rate, jnp.float32, copy=True)
 
 
 def exact(learning_rate: ScalarOrSchedule, rate: jax.Array) -> TwoFloats:
@@ -129,9 +130,10 @@ def set_learning_rate(
         name = _label(path)
         if not _is_ours(node) or name not in rates:
             return node
-        rate = jnp.asarray(rates[name]).astype(jnp.float32)
         # `tree.map`, because NNX keeps the leaf inside a variable.
-        leaf = jax.tree.map(lambda old: jnp.broadcast_to(rate, old.shape), node[2])
+        leaf = jax.tree.map(
+            lambda old: jnp.full(old.shape, rates[name], jnp.float32), node[2]
+        )
         return node._replace(learning_rate=leaf)
 
     return jax.tree_util.tree_map_with_path(replace, opt_state, is_leaf=_is_ours)

@@ -145,8 +145,9 @@ def test_vmap_over_runs_equals_runs(name):
     for i, factor in enumerate([1, 2, -1]):
         alone = alone_compiled(jax.tree.map(lambda p, by=factor: by * p, make_params()))
         for key in alone:
+            # One unit in the last place of the parameters, of which they are changes.
             np.testing.assert_allclose(
-                together[key][i], alone[key], rtol=1e-5, atol=1e-9
+                together[key][i], alone[key], rtol=1e-5, atol=2.5e-7
             )
 
 

@@ -1,0 +1,198 @@
+"""Every schedule stays within a millionth of Transformers' double, in float32.
+
+Per type: random settings (warm-up longer than training, no warm-up and other oddities
+included), every step of the run and somewhat past its end. The twin is Transformers'
+formula in numpy doubles, which the tests hold against Transformers itself and which
+knows its own rounding error. Relatively, a point counts where that error is below 1e-7
+of the value and the rate is one that float32 has (above 1e-37).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks._report import Row
+from jaxopt_tf.schedules import get_scheduler, greedy, reduce_lr_on_plateau
+from tests.twins import schedules as twin
+
+_LIMIT = 1e-6
+_CHUNKS = 2**12, 2**16  # steps at a time: two shapes, so that little is compiled
+
+
+class _Seen(NamedTuple):
+    """The worst of one or more comparisons."""
+
+    absolute: float = 0.0  # of the base rate, beyond the double's own error
+    relative: float = 0.0
+    points: int = 0
+    left_out: int = 0  # not compared relatively: the double is not good to it
+    optax: float = 0.0  # the relative error of optax's own
+    doubles: float = 0.0  # the double's own error, of the base rate
+
+    def __or__(self, other: "_Seen") -> "_Seen":
+        return _Seen(
+            max(self.absolute, other.absolute),
+            max(self.relative, other.relative),
+            self.points + other.points,
+            self.left_out + other.left_out,
+            max(self.optax, other.optax),
+            max(self.doubles, other.doubles),
+        )
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    """The figures of all schedules; a few settings only for a smoke run."""
+    for name in twin.NAMES:
+        yield from _named(name, settings=5 if smoke else 1_000)
+    for which in ("plateau", "greedy"):
+        yield from _streams(which, groups=2 if smoke else 40, each=5 if smoke else 25)
+
+
+def _named(name: str, settings: int) -> Iterator[Row]:
+    runs = _every_step(name, settings)
+    # Above, operation by operation; here as one program, as it is used.
+    runs |= _compiled(name, max(settings // 100, 1))
+    long = _long_runs(name, settings)
+    both = runs | long
+    claim = f"{name}: {settings} settings, all {runs.points:.2g} steps, "
+    yield _row(claim + "of the base rate", runs.absolute)
+    claim = f"{name}: {settings} settings up to 2^31 - 3 steps and past the end, "
+    note = f"of the base rate, beyond the double's own error (to {long.doubles:.0e})"
+    yield _row(claim + note, long.absolute)
+    note = (
+        f"relative, in both; {both.left_out} of {both.points:.2g} points are left out: "
+        "the double is off by over 1e-7 itself, or the rate is below 1e-37"
+    )
+    yield _row(f"{name}: {note}", both.relative, both.optax or None)
+
+
+def _every_step(name: str, settings: int) -> _Seen:
+    rng, seen = np.random.default_rng(0), _Seen()
+    for _ in range(settings):
+        lr, options = twin.random_settings(name, rng, 1_000_000)
+        schedule = _by_name(name, lr, options)
+        last = int(min(1.25 * twin.last_step(options) + 10, 1_000_000))
+        chunk = _CHUNKS[last > _CHUNKS[0]]
+        for start in range(0, last, chunk):
+            steps = np.arange(start, start + chunk)
+            seen |= _compared(schedule, name, steps, lr, options)
+    return seen
+
+
+def _compiled(name: str, settings: int) -> _Seen:
+    rng, seen = np.random.default_rng(1), _Seen()
+    for _ in range(settings):
+        lr, options = twin.random_settings(name, rng, 1_000_000)
+        schedule = jax.jit(_by_name(name, lr, options))
+        steps = twin.telling_steps(rng, options, count=_CHUNKS[-1])
+        seen |= _compared(schedule, name, steps, lr, options)
+    return seen
+
+
+def _long_runs(name: str, settings: int) -> _Seen:
+    rng, seen = np.random.default_rng(2), _Seen()
+    for _ in range(settings):
+        lr, options = twin.random_settings(name, rng, 2**31 - 3)
+        schedule = _by_name(name, lr, options)
+        steps = twin.telling_steps(rng, options, count=1_000)
+        seen |= _compared(schedule, name, steps, lr, options)
+    return seen
+
+
+def _row(claim: str, value: float, optax_value: float | None = None) -> Row:
+    return Row(claim=claim, value=value, unit="", limit=_LIMIT, optax=optax_value)
+
+
+def _by_name(name: str, lr: float, options: dict) -> Callable:
+    options = dict(options)
+    counts = [
+        options.pop(key, None) for key in ("num_warmup_steps", "num_training_steps")
+    ]
+    return get_scheduler(name, lr, *counts, options)
+
+
+def _compared(schedule, name, steps, lr, options) -> _Seen:
+    double, noise = twin.factor(name, steps, lr, **options)
+    traced = jnp.asarray(steps, jnp.int32)
+    apart = np.abs(np.asarray(schedule(traced), np.float64) / lr - double)
+    good = (noise < 1e-7 * double) & (double * lr > 1e-37)
+    good |= (noise == 0.0) & (double == 0.0)
+    scale = np.where(double > 0.0, double, 1.0)
+    theirs = _optax(name, lr, options)
+    if theirs is None:
+        theirs_apart = 0.0
+    else:
+        theirs_rate = np.asarray(theirs(traced), np.float64)
+        theirs_apart = np.max((np.abs(theirs_rate / lr - double) / scale)[good])
+    return _Seen(
+        float(np.max(np.maximum(apart - noise, 0.0))),
+        float(np.max((apart / scale)[good], initial=0.0)),
+        steps.size,
+        int(np.sum(~good)),
+        float(theirs_apart),
+        float(np.max(noise)),
+    )
+
+
+def _optax(name: str, lr: float, options: dict) -> Callable | None:
+    """The same schedule put together from optax, where it can be."""
+    W, T = options.get("num_warmup_steps", 0), options.get("num_training_steps", 0)
+    if T <= W or W == 0:
+        return None
+    if name == "linear":
+        down = optax.linear_schedule(lr, 0.0, T - W)
+    elif name == "polynomial":
+        end, power = options["lr_end"], options["power"]
+        down = optax.polynomial_schedule(lr, end, power, T - W)
+    else:
+        return None
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, W), down], [W])
+
+
+def _streams(which: str, groups: int, each: int) -> Iterator[Row]:
+    """Counts and modes differ by group; every stream has its own numbers."""
+    rng, worst, mismatches, changes = np.random.default_rng(3), 0.0, 0, 0
+    make = {"plateau": reduce_lr_on_plateau, "greedy": greedy}[which]
+    run_twin = {"plateau": twin.plateau, "greedy": twin.greedy}[which]
+    for _ in range(groups):
+        _, shape = twin.random_options(rng, which)
+        options = [twin.random_options(rng, which, shape)[0] for _ in range(each)]
+        streams = np.stack([twin.random_stream(rng) for _ in options])
+
+        def run(metrics, learning_rate, numbers, shape=shape):
+            schedule = make(learning_rate, **numbers, **shape)
+
+            def body(state, metric):
+                state = schedule.update(state, metric)
+                return state, state.learning_rate
+
+            return jax.lax.scan(body, schedule.init(), metrics)[1]
+
+        numbers = {key: jnp.asarray([o[key] for o in options]) for key in options[0]}
+        rates = numbers.pop("learning_rate")
+        ours = jax.jit(jax.vmap(run))(jnp.asarray(streams), rates, numbers)
+        for stream, option, mine in zip(streams, options, ours, strict=True):
+            theirs = run_twin(stream, **option, **shape)
+            mine = np.asarray(mine, np.float64)
+            worst = max(worst, float(np.max(np.abs(mine - theirs) / theirs)))
+            first = option["learning_rate"]
+            decided = _decisions(theirs, first)
+            mismatches += int(np.sum(_decisions(mine, first) != decided))
+            changes += int(np.sum(decided != 0))
+    claim = (
+        f"{which}: {groups * each} streams of 300 metrics, {changes} changes of rate"
+    )
+    yield Row(
+        claim=f"{claim}, decisions that differ", value=mismatches, unit="", limit=0
+    )
+    yield Row(claim=f"{claim}, relative", value=worst, unit="", limit=_LIMIT)
+
+
+def _decisions(rates: np.ndarray, first: float) -> np.ndarray:
+    """Down, as it was, or up: a change that float32 cannot show is none."""
+    change = np.diff(rates, prepend=first)
+    return np.where(np.abs(change) > 1e-6 * rates, np.sign(change), 0.0)

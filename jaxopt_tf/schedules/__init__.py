@@ -1,0 +1,51 @@
+"""A step comes in, a learning rate goes out; or a metric does.
+
+schedule = in_order(3e-4, warmup(linear, 500), hold(8_000), decay(cosine, 1_500))
+schedule = get_scheduler("cosine", 3e-4, 500, 10_000)
+"""
+
+from ._curves import Curve as Curve
+from ._curves import cosine as cosine
+from ._curves import linear as linear
+from ._curves import one_minus_sqrt as one_minus_sqrt
+from ._curves import polynomial as polynomial
+from ._curves import sqrt as sqrt
+from ._greedy import AverageState as AverageState
+from ._greedy import GreedyState as GreedyState
+from ._greedy import greedy as greedy
+from ._metric_driven import MetricDrivenSchedule as MetricDrivenSchedule
+from ._phases import Phase as Phase
+from ._phases import ahead as ahead
+from ._phases import cycles as cycles
+from ._phases import decay as decay
+from ._phases import hard_restarts as hard_restarts
+from ._phases import hold as hold
+from ._phases import in_order as in_order
+from ._phases import warmup as warmup
+from ._plateau import PlateauState as PlateauState
+from ._plateau import reduce_lr_on_plateau as reduce_lr_on_plateau
+from ._scheduler import get_scheduler as get_scheduler
+from ._transformers import get_constant_schedule as get_constant_schedule
+from ._transformers import (
+    get_constant_schedule_with_warmup as get_constant_schedule_with_warmup,
+)
+from ._transformers import (
+    get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup,
+)
+from ._transformers import (
+    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,  # noqa: E501
+)
+from ._transformers import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
+from ._transformers import (
+    get_linear_schedule_with_warmup as get_linear_schedule_with_warmup,
+)
+from ._transformers import (
+    get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup,  # noqa: E501
+)
+from ._transformers_floors import (
+    get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup,  # noqa: E501
+)
+from ._transformers_floors import (
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate as get_cosine_with_min_lr_schedule_with_warmup_lr_rate,  # noqa: E501
+)
+from ._transformers_floors import get_wsd_schedule as get_wsd_schedule

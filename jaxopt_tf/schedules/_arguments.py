@@ -1,0 +1,35 @@
+"""What every named schedule asks of its arguments."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _check
+from .._typing import Scalar
+
+
+def check_learning_rate(learning_rate: Any) -> None:
+    """Raises unless it is a finite scalar of at least 0, or traced."""
+    _check.non_negative("learning_rate", learning_rate)
+    if np.shape(learning_rate) != ():
+        raise TypeError(
+            "`learning_rate` must be a scalar, got an array of shape "
+            f"{np.shape(learning_rate)}. Use jax.vmap over a schedule for many rates."
+        )
+
+
+def step_counts(num_warmup_steps: Any, num_training_steps: Any) -> tuple[int, int]:
+    """Both as ints, checked."""
+    return (
+        _check.step_count("num_warmup_steps", num_warmup_steps),
+        _check.step_count("num_training_steps", num_training_steps),
+    )
+
+
+def share_of(rate: float, learning_rate: Scalar) -> Scalar:
+    """rate / learning_rate."""
+    # On the host in double where the number is known; else rounded once, in float32.
+    if _check.is_concrete(learning_rate):
+        return float(rate) / float(learning_rate)
+    return np.float32(rate) / jnp.asarray(learning_rate).astype(jnp.float32)

@@ -1,0 +1,88 @@
+"""Schedules that a metric drives: a metric comes in, a learning rate goes out.
+
+They are pure pairs of `init` and `update` with everything they remember in the state,
+so that they run inside jit and scan and are saved with the rest of a run. The rate is
+torch's double, bit for bit; metrics are carried as two float32 each, which is a double
+to 2^-46. Only where two metrics are closer than that (in a mean from which something
+1e10 times larger was taken away) can a comparison come out the other way.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _check, _two_floats
+from .._two_floats import TwoFloats
+from .._typing import Scalar
+from . import _doubles
+from ._doubles import Double
+
+
+class MetricDrivenSchedule(NamedTuple):
+    """A learning rate that follows a metric; the state has it as `learning_rate`."""
+
+    init: Callable[[], Any]  # () -> state
+    update: Callable[[Any, Any], Any]  # (state, metric) -> state
+
+
+class Improvement(NamedTuple):
+    """When a metric counts as better than the best so far."""
+
+    mode: str  # "min" or "max"
+    threshold: Scalar  # at least 0
+    threshold_mode: str  # "rel", a share of the best, or "abs", in the metric's unit
+
+    def check(self) -> None:
+        """Raises unless every field is in its range."""
+        _check.one_of("mode", self.mode, ("min", "max"))
+        _check.non_negative("threshold", self.threshold)
+        _check.one_of("threshold_mode", self.threshold_mode, ("rel", "abs"))
+
+    def worst(self) -> TwoFloats:
+        """What everything finite is better than."""
+        return _two_floats.from_float(np.inf if self.mode == "min" else -np.inf)
+
+    def is_better(self, metric: TwoFloats, best: TwoFloats) -> jax.Array:
+        """Whether `metric` beats `best` by more than the threshold; NaN never does."""
+        margin = as_two_floats(self.threshold)
+        if self.mode == "min":
+            margin = _two_floats.negate(margin)
+        if self.threshold_mode == "rel":
+            share = _two_floats.add(_two_floats.from_float(1.0), margin)
+            bound = _two_floats.multiply(best, share)
+        else:
+            bound = _two_floats.add(best, margin)
+        if self.mode == "min":
+            return _two_floats.less(metric, bound)
+        return _two_floats.less(bound, metric)
+
+
+def check_factor(factor: Scalar) -> None:
+    """Raises unless 0 < factor < 1."""
+    _check.positive("factor", factor)
+    if _check.is_concrete(factor) and not factor < 1:
+        raise ValueError(
+            f"`factor` must be less than 1, got {factor!r}. A rate is multiplied by it "
+            "to come down."
+        )
+
+
+def as_two_floats(value: Any) -> TwoFloats:
+    """A host double as two float32; an array as the float32 that it is."""
+    if isinstance(value, int | float):
+        return _two_floats.from_float(float(value))
+    return _two_floats.from_float32(jnp.asarray(value).astype(jnp.float32))
+
+
+def lowered(rate: Double, factor: Scalar, min_lr: Scalar, eps: Scalar) -> Double:
+    """max(rate * factor, min_lr), unless that is no more than `eps` away."""
+    least = _doubles.from_scalar(min_lr)
+    lower = _doubles.multiply(rate, _doubles.from_scalar(factor))
+    lower = _doubles.select(_doubles.less(lower, least), least, lower)
+    worth_it = _doubles.less(lower, rate) & _doubles.less(
+        _doubles.from_scalar(eps), _doubles.subtract(rate, lower)
+    )
+    return _doubles.select(worth_it, lower, rate)

@@ -1,0 +1,227 @@
+"""Phases of a run, laid end to end: warmup, hold, decay, cycles, hard restarts.
+
+A phase gives a factor of the peak rate for its own steps, counted from its start, and
+is asked past its end if it is the last. Steps are unsigned 32-bit integers throughout:
+they are subtracted first, exactly, and divided once.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _check, _two_floats
+from .._two_floats import TwoFloats
+from .._typing import Scalar, Schedule, Step
+from . import _turns
+from ._curves import Curve
+
+
+class Phase(NamedTuple):
+    """A stretch of a run."""
+
+    factor: Callable[[jax.Array], jax.Array]  # own step, uint32 -> float32
+    num_steps: int
+
+
+def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
+    """Climbs `curve` from `start` to the peak.
+
+        factor(step) = start + (1 - start) * curve(step / num_steps)
+
+    Args:
+        curve: the shape, from this package or your own.
+        num_steps: after how many steps the peak is reached; at least 0.
+        start: the factor at step 0; from 0 to 1.
+    """
+    num_steps = _check.step_count("num_steps", num_steps)
+    _check.fraction("start", start)
+
+    def factor(step: jax.Array) -> jax.Array:
+        done = jnp.minimum(step, max(num_steps, 1))
+        return _between(start, curve(_share(done, num_steps)))
+
+    return Phase(factor, num_steps)
+
+
+def hold(num_steps: int, level: Scalar = 1.0) -> Phase:
+    """Stays at `level` times the peak; as the last phase, for good.
+
+    Args:
+        num_steps: for how many steps; at least 0.
+        level: the factor; from 0 to 1.
+    """
+    num_steps = _check.step_count("num_steps", num_steps)
+    _check.fraction("level", level)
+
+    def factor(step: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(level, jnp.float32), step.shape)
+
+    return Phase(factor, num_steps)
+
+
+def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
+    """Comes down `curve` from the peak to `floor`, and stays there.
+
+        factor(step) = floor + (1 - floor) * curve((num_steps - step) / num_steps)
+
+    Args:
+        curve: the shape, read from its end.
+        num_steps: after how many steps the floor is reached; at least 0.
+        floor: the last factor; from 0 to 1.
+    """
+    num_steps = _check.step_count("num_steps", num_steps)
+    _check.fraction("floor", floor)
+
+    def factor(step: jax.Array) -> jax.Array:
+        # Steps left, not 1 - steps done: the subtraction is exact in integers.
+        left = num_steps - jnp.minimum(step, num_steps)
+        return _between(floor, curve(_share(left, num_steps)))
+
+    return Phase(factor, num_steps)
+
+
+def cycles(
+    curve: Curve, num_steps: int, num_cycles: float = 0.5, floor: Scalar = 0.0
+) -> Phase:
+    """Comes down `curve` and climbs it again, over and over, past the end too.
+
+        turn = (num_cycles * step / num_steps) mod 1
+        factor(step) = floor + (1 - floor) * curve(|1 - 2 * turn|)
+
+    Args:
+        curve: the shape, read from its end and then from its start.
+        num_steps: the length that `num_cycles` are counted in; at least 1.
+        num_cycles: how often it comes down and climbs; 0.5 only comes down.
+        floor: the lowest factor; from 0 to 1.
+    """
+    num_steps = _check.step_count("num_steps", num_steps)
+    _at_least_one_step(num_steps)
+    _check.non_negative("num_cycles", num_cycles)
+    _check.fraction("floor", floor)
+    step_turn = _turns.per_step(num_cycles, num_steps)
+
+    def factor(step: jax.Array) -> jax.Array:
+        away = _turns.from_half(_turns.turn_at(step, step_turn))
+        half = _turns.to_two_floats(away)
+        return _between(floor, curve(TwoFloats(2.0 * half.high, 2.0 * half.low)))
+
+    return Phase(factor, num_steps)
+
+
+def hard_restarts(
+    curve: Curve, num_steps: int, num_cycles: float = 1, floor: Scalar = 0.0
+) -> Phase:
+    """Comes down `curve` and jumps back to the peak, `num_cycles` times; then `floor`.
+
+        turn = (num_cycles * (step / num_steps)) mod 1
+        factor(step) = floor + (1 - floor) * curve(1 - turn)
+
+    A cycle begins on the step on which it begins in double precision, as this very
+    expression in Python has it, roundings included.
+
+    Args:
+        curve: the shape, read from its end.
+        num_steps: when the last cycle is over; at least 1.
+        num_cycles: how often it comes down; from 0 to 1e6, and need not be whole.
+        floor: the lowest factor; from 0 to 1.
+    """
+    num_steps = _check.step_count("num_steps", num_steps)
+    _at_least_one_step(num_steps)
+    _check.fraction("floor", floor)
+    misplaced = _turns.restarts_that_doubles_misplace(num_cycles, num_steps)
+    step_turn = _turns.per_step(num_cycles, num_steps)
+
+    def factor(step: jax.Array) -> jax.Array:
+        done = _turns.turn_at(step, step_turn)
+        left = _turns.rest_of(done)
+        if misplaced.size:
+            place = jnp.searchsorted(misplaced, step).clip(max=misplaced.size - 1)
+            left = _turns.select(jnp.asarray(misplaced)[place] == step, done, left)
+        here = _between(floor, curve(_turns.to_two_floats(left)))
+        return jnp.where(step < num_steps, here, jnp.asarray(floor, jnp.float32))
+
+    return Phase(factor, num_steps)
+
+
+def ahead(phase: Phase, num_steps: int) -> Phase:
+    """The same phase without its first `num_steps` steps."""
+    num_steps = _check.step_count("num_steps", num_steps)
+    return Phase(
+        lambda step: phase.factor(step + num_steps),
+        max(phase.num_steps - num_steps, 0),
+    )
+
+
+def in_order(peak: Scalar, *phases: Phase) -> Schedule:
+    """Lays phases end to end.
+
+        schedule(step) = peak * factor of the phase that `step` falls into
+
+    The last phase is asked for every step after it too.
+
+    Args:
+        peak: the rate that the factors are of; at least 0; a 0-d array may be traced.
+        phases: one or more, in the order of the run.
+
+    Returns:
+        A schedule: a Python int or an integer array comes in, float32 goes out. It is
+        exact up to step 2^31 - 1.
+
+    Raises:
+        ValueError: if there is no phase, or `peak` is negative or not finite.
+    """
+    _check.non_negative("peak", peak)
+    if np.shape(peak) != ():
+        raise TypeError(f"`peak` must be a scalar, got shape {np.shape(peak)}.")
+    if not phases:
+        raise ValueError("`phases` must hold at least one phase, got none.")
+    ends = list(itertools.accumulate(phase.num_steps for phase in phases))
+    starts = [0, *ends[:-1]]
+
+    def schedule(step: Step) -> jax.Array:
+        now = _unsigned(step)
+        factor = _factor_from(phases[-1], now, starts[-1])
+        for k in reversed(range(len(phases) - 1)):
+            is_earlier = now < np.uint32(min(max(ends[k], 0), 2**32 - 1))
+            factor = jnp.where(
+                is_earlier, _factor_from(phases[k], now, starts[k]), factor
+            )
+        return jnp.asarray(peak).astype(jnp.float32) * factor
+
+    return schedule
+
+
+def _factor_from(phase: Phase, now: jax.Array, start: int) -> jax.Array:
+    # Modulo 2^32, as the subtraction is: a start may lie before the run.
+    return phase.factor(now - np.uint32(start % 2**32))
+
+
+def _unsigned(step: Step) -> jax.Array:
+    if isinstance(step, int | float):
+        return jnp.uint32(_check.step_count("step", step))
+    step = jnp.asarray(step)
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        raise TypeError(f"`step` must be an integer, got {step.dtype}.")
+    return step.astype(jnp.uint32)
+
+
+def _share(part: jax.Array, whole: int) -> TwoFloats:
+    """part / whole, from 0 to 1."""
+    # Times the reciprocal, which the host knows in double; but 1 is exactly 1.
+    reciprocal = _two_floats.from_float(1.0 / max(whole, 1))
+    share = _two_floats.multiply(_two_floats.from_int(part), reciprocal)
+    one = _two_floats.from_float32(jnp.ones_like(share.high))
+    return _two_floats.select(part >= max(whole, 1), one, share)
+
+
+def _between(low: Scalar, climbed: jax.Array) -> jax.Array:
+    return low + (1.0 - low) * climbed
+
+
+def _at_least_one_step(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, got {num_steps!r}.")

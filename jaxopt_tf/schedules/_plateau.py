@@ -1,0 +1,111 @@
+"""Reduce the learning rate when a metric has stopped improving, as torch does."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .. import _check, _two_floats
+from .._two_floats import TwoFloats
+from .._typing import Scalar
+from . import _doubles
+from ._arguments import check_learning_rate
+from ._doubles import Double
+from ._metric_driven import (
+    Improvement,
+    MetricDrivenSchedule,
+    as_two_floats,
+    check_factor,
+    lowered,
+)
+
+
+class PlateauState(NamedTuple):
+    """What `reduce_lr_on_plateau` remembers."""
+
+    rate: Double  # (): the learning rate, as torch has it
+    best: TwoFloats  # (), float32 each: the best metric so far
+    num_bad_updates: jax.Array  # (), int32: updates in a row without a better metric
+    cooldown_left: jax.Array  # (), int32: updates that do not count as bad
+
+    @property
+    def learning_rate(self) -> jax.Array:
+        """(), float32: the rate to use now."""
+        return _doubles.to_float32(self.rate)
+
+
+def reduce_lr_on_plateau(
+    learning_rate: Scalar,
+    *,
+    mode: str = "min",
+    factor: Scalar = 0.1,
+    patience: int = 10,
+    threshold: Scalar = 1e-4,
+    threshold_mode: str = "rel",
+    cooldown: int = 0,
+    min_lr: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+) -> MetricDrivenSchedule:
+    """Multiplies the rate by `factor` when more than `patience` metrics were no better.
+
+        better, min:  metric < best * (1 - threshold), "abs": metric < best - threshold
+        better, max:  metric > best * (1 + threshold), "abs": metric > best + threshold
+        bad > patience:  rate = max(rate * factor, min_lr), if that is over eps lower
+
+    NaN is never better. One metric is one update, as often as an evaluation comes.
+
+    Args:
+        learning_rate: the first rate; at least 0. It and the other numbers that are
+            not counts may be traced, for a sweep: they are float32 then.
+        mode: "min" where a lower metric is better, "max" where a higher one is.
+        factor: what the rate is multiplied by; above 0 and below 1.
+        patience: how many metrics in a row may be no better; at least 0.
+        threshold: by how much a better metric must be better; at least 0.
+        threshold_mode: "rel", a share of the best, or "abs", in the metric's unit.
+        cooldown: how many metrics after a reduction do not count as bad; at least 0.
+        min_lr: the rate does not fall below; at least 0.
+        eps: a smaller change of the rate is left out; at least 0.
+
+    Returns:
+        `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
+    Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
+    """
+    check_learning_rate(learning_rate)
+    improvement = Improvement(mode, threshold, threshold_mode)
+    improvement.check()
+    check_factor(factor)
+    patience = _check.step_count("patience", patience)
+    cooldown = _check.step_count("cooldown", cooldown)
+    _check.non_negative("min_lr", min_lr)
+    _check.non_negative("eps", eps)
+
+    def init() -> PlateauState:
+        zero = jnp.int32(0)
+        return PlateauState(
+            _doubles.from_scalar(learning_rate), improvement.worst(), zero, zero
+        )
+
+    def update(state: PlateauState, metric: Any) -> PlateauState:
+        current = as_two_floats(metric)
+        better = improvement.is_better(current, state.best)
+        bad = jnp.where(better, 0, state.num_bad_updates + 1)
+        # In its last update the cooldown still forgives.
+        cooling = state.cooldown_left > 0
+        bad = jnp.where(cooling, 0, bad)
+        left = state.cooldown_left - cooling.astype(jnp.int32)
+
+        reduce = bad > patience
+        lower = lowered(state.rate, factor, min_lr, eps)
+        return PlateauState(
+            rate=_doubles.select(reduce, lower, state.rate),
+            best=_two_floats.select(better, current, state.best),
+            num_bad_updates=jnp.where(reduce, 0, bad),
+            cooldown_left=jnp.where(reduce, cooldown, left),
+        )
+
+    return MetricDrivenSchedule(init, update)

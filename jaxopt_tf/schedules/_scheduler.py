@@ -1,0 +1,125 @@
+"""`get_scheduler`: a schedule by the name that `lr_scheduler_type` takes."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from .. import _check
+from .._typing import Scalar, Schedule
+from . import _transformers, _transformers_floors
+from ._greedy import greedy
+from ._metric_driven import MetricDrivenSchedule
+from ._plateau import reduce_lr_on_plateau
+
+
+class _Named(NamedTuple):
+    function: Callable[..., Any]
+    takes: tuple[str, ...] = ()  # the step counts it is called with
+    needs: tuple[str, ...] = ()  # those that must be given
+
+
+_WARMUP = ("num_warmup_steps",)
+_BOTH = ("num_warmup_steps", "num_training_steps")
+
+_SCHEDULES = {
+    "linear": _Named(_transformers.get_linear_schedule_with_warmup, _BOTH, _BOTH),
+    "cosine": _Named(_transformers.get_cosine_schedule_with_warmup, _BOTH, _BOTH),
+    "cosine_with_restarts": _Named(
+        _transformers.get_cosine_with_hard_restarts_schedule_with_warmup, _BOTH, _BOTH
+    ),
+    "polynomial": _Named(
+        _transformers.get_polynomial_decay_schedule_with_warmup, _BOTH, _BOTH
+    ),
+    "constant": _Named(_transformers.get_constant_schedule),
+    "constant_with_warmup": _Named(
+        _transformers.get_constant_schedule_with_warmup, _WARMUP, _WARMUP
+    ),
+    "inverse_sqrt": _Named(_transformers.get_inverse_sqrt_schedule, _WARMUP, _WARMUP),
+    "reduce_lr_on_plateau": _Named(reduce_lr_on_plateau),
+    "cosine_with_min_lr": _Named(
+        _transformers_floors.get_cosine_with_min_lr_schedule_with_warmup, _BOTH, _BOTH
+    ),
+    "cosine_warmup_with_min_lr": _Named(
+        _transformers_floors.get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+        _BOTH,
+        _BOTH,
+    ),
+    "warmup_stable_decay": _Named(
+        _transformers_floors.get_wsd_schedule, _BOTH, _WARMUP
+    ),
+    "greedy": _Named(greedy),
+}
+
+
+def get_scheduler(
+    name: str,
+    learning_rate: Scalar,
+    num_warmup_steps: int | None = None,
+    num_training_steps: int | None = None,
+    scheduler_specific_kwargs: Mapping[str, Any] | None = None,
+) -> Schedule | MetricDrivenSchedule:
+    """The schedule of this name, with Transformers' defaults.
+
+    Args:
+        name: linear, cosine, cosine_with_restarts, polynomial, constant,
+            constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau,
+            cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay or
+            greedy; a `transformers.SchedulerType` too.
+        learning_rate: the highest rate (the first, for the two that a metric drives).
+        num_warmup_steps: needed by all but constant and the two that a metric drives.
+        num_training_steps: needed by those that end; warmup_stable_decay may have
+            `num_stable_steps` instead. A count that a schedule has no use for is left
+            aside, as the Trainer hands both to every schedule.
+        scheduler_specific_kwargs: the further arguments of the schedule, by name.
+
+    Returns:
+        A schedule; for reduce_lr_on_plateau and greedy a `MetricDrivenSchedule`, a pair
+        of `init` and `update` instead.
+
+    Raises:
+        ValueError: if the name is unknown, a count that it needs is missing, an option
+            is not one of the schedule's, or a value is out of its range.
+
+    Source: transformers 5.23 `optimization.py`, `get_scheduler`.
+    Differs: options for constant and constant_with_warmup are refused, not ignored, and
+    `verbose` is not an option: a function under jit has nothing to print.
+    """
+    name = getattr(name, "value", name)
+    _check.one_of("name", name, _SCHEDULES)
+    named = _SCHEDULES[name]
+    given = {
+        "num_warmup_steps": num_warmup_steps,
+        "num_training_steps": num_training_steps,
+    }
+    for count in named.needs:
+        if given[count] is None:
+            raise ValueError(
+                f"`{count}` must be given for {name!r}, got None. Pass the number of "
+                "steps, 0 included."
+            )
+    options = dict(scheduler_specific_kwargs or {})
+    _check_options(name, named, options)
+    counts = {count: given[count] for count in named.takes}
+    return named.function(learning_rate, **counts, **options)
+
+
+def _check_options(name: str, named: _Named, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(named.function).parameters
+    known = [p for p in parameters if p != "learning_rate" and p not in named.takes]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        listed = ", ".join(map(repr, known)) or "no options"
+        near = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"`scheduler_specific_kwargs` must hold only what {name!r} takes, got "
+            f"{', '.join(map(repr, unknown))}. It takes {listed}.{hint}"
+        )
+    for option in known:
+        required = parameters[option].default is inspect.Parameter.empty
+        if required and option not in options:
+            raise ValueError(
+                f"`{option}` must be given for {name!r}, got nothing. Pass it in "
+                "`scheduler_specific_kwargs`."
+            )

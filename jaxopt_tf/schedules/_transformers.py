@@ -1,0 +1,229 @@
+"""Transformers' schedules under Transformers' names, in phases.
+
+The learning rate stands where Transformers has the optimizer, and there is no
+`last_epoch`: a schedule here is a function of the step, and resumes by being asked.
+
+Every one equals Transformers at every step, where that is odd too: past the end, where
+a cosine climbs again, and with a warm-up longer than training. A plan may refuse that;
+a formula does not. Those that end above 0 are in `_transformers_floors.py`.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _check
+from .._typing import Scalar, Schedule
+from ._arguments import check_learning_rate, share_of, step_counts
+from ._curves import cosine, linear, polynomial
+from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
+
+
+def get_constant_schedule(learning_rate: Scalar) -> Schedule:
+    """The same rate at every step.
+
+        rate(t) = learning_rate
+
+    Args:
+        learning_rate: at least 0; a 0-d array may be traced.
+
+    Raises:
+        ValueError: if `learning_rate` is negative or not finite.
+
+    Source: transformers 5.23 `optimization.py`, `get_constant_schedule`.
+    """
+    check_learning_rate(learning_rate)
+    return in_order(learning_rate, hold(0))
+
+
+def get_constant_schedule_with_warmup(
+    learning_rate: Scalar, num_warmup_steps: int
+) -> Schedule:
+    """A climb from 0, then the same rate for good.
+
+        rate(t) = learning_rate * min(1, t / num_warmup_steps)
+
+    Args:
+        learning_rate: the rate after the warm-up; at least 0; may be traced.
+        num_warmup_steps: at least 0.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: transformers 5.23 `optimization.py`, `get_constant_schedule_with_warmup`.
+    """
+    check_learning_rate(learning_rate)
+    W = _check.step_count("num_warmup_steps", num_warmup_steps)
+    return in_order(learning_rate, warmup(linear, W), hold(0))
+
+
+def get_linear_schedule_with_warmup(
+    learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
+) -> Schedule:
+    """A climb from 0, then straight down to 0.
+
+        t < W:  rate(t) = learning_rate * t / W
+        else:   rate(t) = learning_rate * max(0, (T - t) / max(1, T - W))
+
+    Past the end the rate is 0; with a warm-up longer than training it is 0 after the
+    warm-up.
+
+    Args:
+        learning_rate: the highest rate; at least 0; may be traced.
+        num_warmup_steps: W, at least 0.
+        num_training_steps: T, at least 0, the warm-up included.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
+    """
+    check_learning_rate(learning_rate)
+    W, T = step_counts(num_warmup_steps, num_training_steps)
+    return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
+
+
+def get_cosine_schedule_with_warmup(
+    learning_rate: Scalar,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    num_cycles: float = 0.5,
+) -> Schedule:
+    """A climb from 0, then down a cosine.
+
+        t < W:  rate(t) = learning_rate * t / W
+        else:   rate(t) = learning_rate * (1 + cos(2 pi num_cycles p)) / 2
+                with p = (t - W) / max(1, T - W)
+
+    Past the end the cosine goes on: with the default half cycle the rate climbs back
+    to its peak at 2 T - W. With a warm-up longer than training, one step is one run.
+
+    Args:
+        learning_rate: the highest rate; at least 0; may be traced.
+        num_warmup_steps: W, at least 0.
+        num_training_steps: T, at least 0, the warm-up included.
+        num_cycles: whole waves from W to T; at least 0.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
+    """
+    check_learning_rate(learning_rate)
+    W, T = step_counts(num_warmup_steps, num_training_steps)
+    return in_order(
+        learning_rate, warmup(linear, W), cycles(cosine, max(1, T - W), num_cycles)
+    )
+
+
+def get_cosine_with_hard_restarts_schedule_with_warmup(
+    learning_rate: Scalar,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    num_cycles: float = 1,
+) -> Schedule:
+    """A climb from 0, then several times down a half cosine.
+
+        t < W:  rate(t) = learning_rate * t / W
+        p < 1:  rate(t) = learning_rate * (1 + cos(pi * ((num_cycles * p) mod 1))) / 2
+                with p = (t - W) / max(1, T - W)
+        else:   rate(t) = 0
+
+    It restarts on the very step on which Transformers' double does, roundings included.
+
+    Args:
+        learning_rate: the highest rate; at least 0; may be traced.
+        num_warmup_steps: W, at least 0.
+        num_training_steps: T, at least 0, the warm-up included.
+        num_cycles: how often it comes down; from 0 to 1e6.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: transformers 5.23 `optimization.py`,
+    `get_cosine_with_hard_restarts_schedule_with_warmup`.
+    """
+    check_learning_rate(learning_rate)
+    W, T = step_counts(num_warmup_steps, num_training_steps)
+    restarts = hard_restarts(cosine, max(1, T - W), num_cycles)
+    return in_order(learning_rate, warmup(linear, W), restarts)
+
+
+def get_polynomial_decay_schedule_with_warmup(
+    learning_rate: Scalar,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    lr_end: float = 1e-7,
+    power: float = 1.0,
+) -> Schedule:
+    """A climb from 0, then down a power of the steps left.
+
+        t < W:   rate(t) = learning_rate * t / W
+        t <= T:  rate(t) = (learning_rate - lr_end) * ((T - t) / (T - W))^power + lr_end
+        else:    rate(t) = lr_end
+
+    Args:
+        learning_rate: the highest rate; above `lr_end`; may be traced.
+        num_warmup_steps: W, at least 0.
+        num_training_steps: T, at least 0, the warm-up included, and not W.
+        lr_end: the last rate; at least 0.
+        power: the exponent; above 0.
+
+    Raises:
+        ValueError: if an argument is out of its range, `lr_end` is not below
+            `learning_rate`, or warm-up and training are equally long: the decay would
+            have no step, and Transformers divides by zero there.
+
+    Source: transformers 5.23 `optimization.py`,
+    `get_polynomial_decay_schedule_with_warmup`.
+    """
+    check_learning_rate(learning_rate)
+    _check.non_negative("lr_end", lr_end)
+    if _check.is_concrete(learning_rate) and not lr_end < learning_rate:
+        raise ValueError(
+            f"`lr_end` must be less than `learning_rate`, got lr_end={lr_end!r} with "
+            f"learning_rate={learning_rate!r}. Lower `lr_end` (its default is 1e-7)."
+        )
+    W, T = step_counts(num_warmup_steps, num_training_steps)
+    if W == T:
+        raise ValueError(
+            "`num_training_steps` must differ from `num_warmup_steps`: a polynomial "
+            f"decay of no steps divides by zero, got {T!r} for both. Warm up for fewer "
+            "steps, or take 'constant_with_warmup'."
+        )
+    floor = share_of(lr_end, learning_rate)
+    down = decay(polynomial(power), max(0, T - W), floor)
+    return in_order(learning_rate, warmup(linear, W), down)
+
+
+def get_inverse_sqrt_schedule(
+    learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
+) -> Schedule:
+    """A climb from 0, then down the inverse square root of the step.
+
+        t < W:  rate(t) = learning_rate * t / W
+        else:   rate(t) = learning_rate / sqrt((t - W + timescale) / timescale)
+
+    Args:
+        learning_rate: the highest rate; at least 0; may be traced.
+        num_warmup_steps: W, at least 0.
+        timescale: after how many steps past the warm-up the rate has fallen to
+            1 / sqrt(2); at least 1. By default W, or 10,000 where W is 0.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source: transformers 5.23 `optimization.py`, `get_inverse_sqrt_schedule`.
+    """
+    check_learning_rate(learning_rate)
+    W = _check.step_count("num_warmup_steps", num_warmup_steps)
+    scale = W or 10_000
+    if timescale is not None:
+        scale = _check.step_count("timescale", timescale)
+    if scale < 1:
+        raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
+
+    def inverse_sqrt(step):
+        passed = (step + scale).astype(jnp.float32)
+        return jnp.sqrt(np.float32(scale) / passed)
+
+    return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))

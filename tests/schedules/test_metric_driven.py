@@ -1,0 +1,244 @@
+"""Schedules that a metric drives, against torch's and Transformers'."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_tf import schedules
+from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
+from tests import twins
+from tests.twins import schedules as theirs
+
+INF, NAN = float("inf"), float("nan")
+MAKE = {"plateau": reduce_lr_on_plateau, "greedy": greedy}
+TWIN = {"plateau": theirs.plateau, "greedy": theirs.greedy}
+both = pytest.mark.parametrize("which", ["plateau", "greedy"])
+
+
+def followed(schedule, metrics):
+    def body(state, metric):
+        state = schedule.update(state, metric)
+        return state, state.learning_rate
+
+    return jax.lax.scan(body, schedule.init(), jnp.asarray(metrics, jnp.float32))
+
+
+def rates(schedule, metrics):
+    return np.asarray(jax.jit(lambda: followed(schedule, metrics))()[1])
+
+
+def assert_equals_twins(which, shape, streams, options):
+    """Many streams through one program: the numbers are traced, the counts are not."""
+
+    def run(metrics, learning_rate, numbers):
+        return followed(MAKE[which](learning_rate, **numbers, **shape), metrics)[1]
+
+    numbers = {name: jnp.asarray([o[name] for o in options]) for name in options[0]}
+    learning_rates = numbers.pop("learning_rate")
+    ours = jax.jit(jax.vmap(run))(jnp.stack(streams), learning_rates, numbers)
+    for stream, option, mine in zip(streams, options, ours, strict=True):
+        expected = TWIN[which](stream, **option, **shape)
+        np.testing.assert_allclose(mine, expected, rtol=1e-6, err_msg=(option, shape))
+
+
+@twins.needs_transformers
+@both
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_the_twin_on_random_streams(which, seed):
+    rng = np.random.default_rng(seed)
+    _, shape = theirs.random_options(rng, which)
+    # Every mode, and smoothing, comes up among the seeds.
+    shape["mode"] = ("min", "max")[seed % 2]
+    shape["threshold_mode"] = ("rel", "abs")[seed // 2]
+    if which == "greedy":
+        shape["smooth"] = seed in (0, 3)
+    options = [theirs.random_options(rng, which, shape)[0] for _ in range(16)]
+    streams = np.stack([theirs.random_stream(rng) for _ in options])
+    assert_equals_twins(which, shape, streams, options)
+
+
+def test_waits_for_more_than_patience():
+    # optax's fires one metric earlier.
+    schedule = reduce_lr_on_plateau(1.0, patience=2)
+    expected = [1, 1, 1, 0.1, 0.1, 0.1, 0.01]
+    np.testing.assert_allclose(rates(schedule, [1.0] * 7), expected, rtol=1e-6)
+
+
+def test_forgives_during_the_cooldown():
+    schedule = reduce_lr_on_plateau(1.0, patience=0, cooldown=2, factor=0.5)
+    expected = [1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    np.testing.assert_allclose(rates(schedule, [1.0] * 6), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "metrics", "bad"),
+    [
+        ({"threshold_mode": "rel", "threshold": 0.5}, [4.0, 2.0, 1.9], [0, 1, 0]),
+        ({"threshold_mode": "abs", "threshold": 1.0}, [4.0, 3.0, 2.9], [0, 1, 0]),
+        ({"mode": "max", "threshold": 0.5}, [2.0, 3.0, 3.1], [0, 1, 0]),
+        (
+            {"mode": "max", "threshold_mode": "abs", "threshold": 0.5},
+            [2.0, 2.5, 2.6],
+            [0, 1, 0],
+        ),
+        ({}, [NAN, 1.0, NAN, 0.5], [1, 0, 1, 0]),
+        ({}, [INF, 1.0, -INF, -INF, 0.0], [1, 0, 0, 1, 2]),
+        ({"threshold": 1.0}, [1.0, 0.5, -0.5], [1, 2, 3]),  # inf * 0 is NaN
+    ],
+)
+def test_counts_bad_metrics(options, metrics, bad):
+    schedule = reduce_lr_on_plateau(1.0, **options)
+    state, counted = schedule.init(), []
+    for metric in metrics:
+        state = schedule.update(state, metric)
+        counted.append(int(state.num_bad_updates))
+    assert counted == bad
+
+
+def test_the_rate_stops_at_its_bounds():
+    lowest = rates(reduce_lr_on_plateau(1.0, patience=0, min_lr=0.03), [1.0] * 5)
+    np.testing.assert_allclose(lowest, [1, 0.1, 0.03, 0.03, 0.03])
+    falling = -jnp.arange(6.0)
+    highest = rates(greedy(0.5, factor=0.5, patience=1, max_lr=1.5), falling)
+    np.testing.assert_allclose(highest, [0.5, 1, 1, 1.5, 1.5, 1.5])
+
+
+def test_a_change_of_eps_or_less_is_left_out():
+    schedule = reduce_lr_on_plateau(1.0, patience=0, factor=0.5, eps=0.25)
+    np.testing.assert_allclose(rates(schedule, [1.0] * 4), [1, 0.5, 0.5, 0.5])
+
+
+def test_greedy_waits_after_either_change():
+    options = {"factor": 0.5, "patience": 0, "cooldown": 2, "warmup": 1, "min_lr": 0.0}
+    schedule = greedy(0.25, **options)
+    metrics = [3.0, 2.0, 4.0, 1.0, 1.0, 1.0]
+    expected = [0.5, 0.5, 0.25, 0.25, 0.25, 0.5]
+    np.testing.assert_allclose(rates(schedule, metrics), expected)
+
+
+def test_greedy_starts_anew_after_enough_reductions_at_the_bottom():
+    options = {"factor": 0.5, "patience": 0, "min_lr": 0.25, "max_lr": 1.0}
+    schedule = greedy(1.0, reset_start=2, threshold=0.0, **options)
+    # Down at the 2nd, at the bottom from the 3rd; the 4th is its second time there.
+    expected = [1, 0.5, 0.25, 1, 1, 0.5]
+    np.testing.assert_allclose(rates(schedule, [1.0] * 6), expected)
+    state = schedule.init()
+    for _ in range(4):
+        state = schedule.update(state, 1.0)
+    assert jnp.isposinf(state.best.high)
+    assert int(state.reset_left) == 2
+
+
+@twins.needs_transformers
+def test_a_rate_that_came_back_is_at_its_bound_as_the_double_has_it():
+    # Down to min_lr, up once, down again: x / factor * factor may be just above x,
+    # and is then never at the bound, so that no reset comes.
+    shape = {"patience": 0, "reset_start": 2}
+    numbers = {"learning_rate": 0.002, "threshold": 0.0}
+    options = [
+        {
+            name: float(np.float32(value))
+            for name, value in (numbers | {"factor": factor, "min_lr": min_lr}).items()
+        }
+        for factor in (0.95, 0.9, 0.7, 0.3)
+        for min_lr in (0.001, 0.0011, 0.0013, 0.0017, 0.0023)
+    ]
+    metrics = np.asarray([9.0, *[9.0] * 30, 8.0, *[9.0] * 9], np.float32)
+    assert_equals_twins("greedy", shape, [metrics] * len(options), options)
+
+
+@twins.needs_transformers
+@both
+def test_three_hundred_multiplications_stay_exact(which):
+    options = {"factor": 0.9773, "patience": 0, "threshold": 0.0, "min_lr": 1e-9}
+    metrics = np.ones(300, np.float32)
+    if which == "greedy":
+        options |= {"max_lr": 10.0, "eps": 1e-12}
+        metrics[150:] = -np.arange(150)  # and the same way up again
+    ours = rates(MAKE[which](0.123, **options), metrics)
+    expected = TWIN[which](metrics, 0.123, **options)
+    # Half a unit in the last place of float32: nothing has piled up.
+    np.testing.assert_allclose(ours, expected, rtol=6.1e-8)
+
+
+def test_a_metric_of_the_host_is_a_double():
+    schedule = reduce_lr_on_plateau(1.0, threshold=0.0)
+    state = schedule.update(schedule.init(), 1.0)
+    assert int(schedule.update(state, 1.0 - 1e-12).num_bad_updates) == 0
+    assert int(schedule.update(state, 1.0).num_bad_updates) == 1
+
+
+@both
+def test_update_keeps_structure_shapes_and_dtypes_and_is_traced_once(which):
+    options = {"smooth": True, "window_size": 3} if which == "greedy" else {}
+    schedule = MAKE[which](0.1, **options)
+    traces = []
+
+    @jax.jit
+    def update(state, metric):
+        traces.append(metric)
+        return schedule.update(state, metric)
+
+    state = schedule.init()
+    for metric in (3.0, NAN, 2.0, INF, 1.0):
+        new = update(state, jnp.float32(metric))
+        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+        state = new
+    assert len(traces) == 1
+    assert state.learning_rate.dtype == jnp.float32
+
+
+def test_works_with_x64():
+    with jax.enable_x64(True):
+        schedule = greedy(0.1, smooth=True, patience=0)
+        state = jax.jit(schedule.update)(schedule.init(), jnp.float64(2.0))
+    assert {x.dtype for x in jax.tree.leaves(state)} == {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+        jnp.dtype("uint32"),
+    }
+
+
+@both
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("mode", "minimum"),
+        ("factor", 1.0),
+        ("factor", 0.0),
+        ("factor", NAN),
+        ("patience", -1),
+        ("threshold", -0.1),
+        ("threshold_mode", "relative"),
+        ("cooldown", -1),
+        ("min_lr", -1.0),
+        ("eps", NAN),
+    ],
+)
+def test_refuses_a_bad_option(which, option, value):
+    with pytest.raises(ValueError, match=f"`{option}`"):
+        MAKE[which](0.1, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("warmup", -1), ("max_lr", INF), ("window_size", 0), ("reset_start", -1)],
+)
+def test_greedy_refuses_a_bad_option(option, value):
+    with pytest.raises(ValueError, match=f"`{option}`"):
+        greedy(0.1, **{option: value})
+
+
+@both
+def test_refuses_a_bad_rate(which):
+    with pytest.raises(ValueError, match="`learning_rate`"):
+        MAKE[which](-0.1)
+
+
+def test_get_scheduler_gives_the_pair():
+    options = {"patience": 0, "factor": 0.5}
+    schedule = schedules.get_scheduler(
+        "reduce_lr_on_plateau", 1.0, scheduler_specific_kwargs=options
+    )
+    np.testing.assert_allclose(rates(schedule, [1.0, 1.0]), [1, 0.5])
