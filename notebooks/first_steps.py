@@ -37,8 +37,8 @@ from jaxopt_tf.schedules import cosine, decay, hold, in_order, linear, warmup
 # ## A schedule, by name or by composition
 #
 # `get_scheduler` takes Transformers' names and numbers, with the learning rate in place
-# of the optimizer. Underneath are phases that can be laid end to end freely. Both give a
-# function from a step to a learning rate, exact to the last steps.
+# of the optimizer. Underneath are phases that can be laid end to end freely. Both give
+# a function from a step to a learning rate, exact to the last steps.
 
 # %%
 num_steps = 200
@@ -96,9 +96,7 @@ class LinenModel(nn.Module):
 
 linen_model = LinenModel()
 linen_params = linen_model.init(jax.random.key(0), points)["params"]
-state = TrainState.create(
-    apply_fn=linen_model.apply, params=linen_params, tx=optimizer
-)
+state = TrainState.create(apply_fn=linen_model.apply, params=linen_params, tx=optimizer)
 
 
 @jax.jit
@@ -127,16 +125,16 @@ print("gradient norm", optax.tree.get(state.opt_state, "grad_norm"))
 # %% [markdown]
 # ## What is decayed
 #
-# Without a mask of yours, biases and normalisation layers are left out, as Trainer does.
-# The LayerNorm above is called `post`, which no pattern of names would find.
+# Without a mask of yours, biases and normalisation layers are left out, as Trainer
+# does. The LayerNorm above is called `post`, which no pattern of names would find.
 
 # %%
 for path, is_decayed in jax.tree_util.tree_leaves_with_path(decay_mask(linen_params)):
     print(f"{jax.tree_util.keystr(path):24s}", "decayed" if is_decayed else "left out")
 
 # %% [markdown]
-# Other rules are a name or a list of patterns away; a pattern that matches nothing is an
-# error, not a surprise at the end of the run.
+# Other rules are a name or a list of patterns away; a pattern that matches nothing is
+# an error, not a surprise at the end of the run.
 
 # %%
 decay_mask(linen_params, rule=["bias", "scale", "down"])
