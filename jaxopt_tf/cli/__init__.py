@@ -1,0 +1,3 @@
+"""The command `jaxopt-tf`."""
+
+from ._main import main as main

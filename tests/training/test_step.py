@@ -1,0 +1,123 @@
+"""The compiled step on a least-squares problem that can be done by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxopt_tf.optimizers import adamw_tf, clip
+from jaxopt_tf.training import init_train_state, make_eval_step, make_train_step
+
+pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    errors = x @ params["kernel"] - y
+    return jnp.sum(errors**2), jnp.asarray(len(y), jnp.int32)
+
+
+def schedule(step):
+    return 0.1 / (1 + jnp.asarray(step, jnp.float32))
+
+
+def make_optimizer():
+    return optax.chain(clip(1.0), adamw_tf(schedule))
+
+
+@pytest.fixture
+def params(rng):
+    return {"kernel": jnp.asarray(rng.normal(size=3), jnp.float32)}
+
+
+@pytest.fixture
+def batch(rng):
+    return (
+        np.asarray(rng.normal(size=(8, 3)), np.float32),
+        np.asarray(rng.normal(size=8), np.float32),
+    )
+
+
+def test_updates_with_the_gradient_of_the_mean(params, batch):
+    optimizer = make_optimizer()
+    mean = lambda params: loss_fn(params, batch)[0] / 8  # noqa: E731
+    loss, grads = jax.value_and_grad(mean)(params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    expected = optax.apply_updates(params, updates)
+    norm = float(jnp.linalg.norm(grads["kernel"]))
+
+    train_step = make_train_step(loss_fn, optimizer)
+    state, metrics = train_step(init_train_state(params, optimizer), batch)
+    np.testing.assert_allclose(
+        state.params["kernel"], expected["kernel"], rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-6)
+    assert float(metrics.num_items) == 8
+    assert int(state.step) == 1
+
+
+def test_reports_the_rate_that_the_update_used(params, batch):
+    optimizer = make_optimizer()
+    train_step = make_train_step(loss_fn, optimizer)
+    state = init_train_state(params, optimizer)
+    for step in range(3):
+        state, metrics = train_step(state, batch)
+        assert float(metrics.learning_rate) == float(schedule(step))
+
+
+def test_reports_no_rate_where_the_optimizer_keeps_none(params, batch):
+    optimizer = optax.sgd(0.1)
+    train_step = make_train_step(loss_fn, optimizer)
+    _, metrics = train_step(init_train_state(params, optimizer), batch)
+    assert np.isnan(metrics.learning_rate)
+
+
+def test_is_traced_once_and_learns(params, batch):
+    num_traces = 0
+
+    def counted(params, batch):
+        nonlocal num_traces
+        num_traces += 1
+        return loss_fn(params, batch)
+
+    optimizer = make_optimizer()
+    train_step = make_train_step(counted, optimizer)
+    state, losses = init_train_state(params, optimizer), []
+    for _ in range(100):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics.loss))
+    assert num_traces == 1
+    assert int(state.step) == 100
+    assert losses[-1] < losses[0]
+
+
+def test_takes_over_the_buffers_of_the_old_state(params, batch):
+    optimizer = make_optimizer()
+    old = init_train_state(params, optimizer)
+    make_train_step(loss_fn, optimizer)(old, batch)
+    # Parameters and moments; a number that the step does not read is let go anyway.
+    arrays = [leaf for leaf in jax.tree.leaves(old) if leaf.shape == (3,)]
+    assert len(arrays) == 3
+    assert all(leaf.is_deleted() for leaf in arrays)
+
+
+def test_metrics_are_float32_scalars(params, batch):
+    optimizer = make_optimizer()
+    train_step = make_train_step(loss_fn, optimizer)
+    state = init_train_state(params, optimizer)
+    new_state, metrics = jax.eval_shape(train_step, state, batch)
+    for leaf in jax.tree.leaves(metrics):
+        assert (leaf.shape, leaf.dtype) == ((), jnp.float32)
+    # Donation and `lax.scan` rely on it.
+    assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
+    assert jax.tree.map(lambda x: x.dtype, new_state) == jax.tree.map(
+        lambda x: x.dtype, state
+    )
+
+
+def test_eval_step_gives_a_sum_and_a_count(params, batch):
+    total, num_items = make_eval_step(loss_fn)(params, batch)
+    np.testing.assert_allclose(total, loss_fn(params, batch)[0], rtol=1e-6)
+    assert int(num_items) == 8
