@@ -6,6 +6,7 @@ enters; a traced number is let through, because its value is not known yet.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -19,64 +20,72 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
-def _number(name: str, value: Any) -> bool:
-    """Whether `value` can be compared now; raises unless it is a real number."""
+def _number(name: str, value: Any) -> float | None:
+    """`value` as a float, None where it is traced; raises unless it is one number."""
+    shape = getattr(value, "shape", ())
+    if shape != ():
+        raise TypeError(
+            f"`{name}` must be a single number, got an array of shape {shape}. For "
+            "many at once, use `jax.vmap`."
+        )
     if not is_concrete(value):
-        return False
+        return None
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    kind = np.asarray(value).dtype if is_array else None
     is_real = isinstance(value, Real) or (is_array and np.isrealobj(np.asarray(value)))
-    if isinstance(value, bool) or not is_real:
+    if isinstance(value, bool) or kind == np.bool_ or not is_real:
         raise TypeError(f"`{name}` must be a real number, got {value!r}.")
-    return True
+    return float(value)
 
 
-def positive(name: str, value: Any) -> None:
-    """Raises unless `value` is finite and greater than 0."""
+def positive(name: str, value: Any, *, allow_inf: bool = False) -> None:
+    """Raises unless `value` is greater than 0, and finite unless that is allowed."""
+    number = _number(name, value)
     # Comparisons are written so that NaN fails too, here and below.
-    if _number(name, value) and not np.all((np.asarray(value) > 0) & _finite(value)):
-        raise ValueError(f"`{name}` must be finite and greater than 0, got {value!r}.")
+    if number is None or (number > 0 and (allow_inf or number < math.inf)):
+        return
+    finite = "" if allow_inf else "finite and "
+    raise ValueError(f"`{name}` must be {finite}greater than 0, got {value!r}.")
 
 
 def non_negative(name: str, value: Any) -> None:
     """Raises unless `value` is finite and at least 0."""
-    if _number(name, value) and not np.all((np.asarray(value) >= 0) & _finite(value)):
+    number = _number(name, value)
+    if number is not None and not 0 <= number < math.inf:
         raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
 
 
 def finite(name: str, value: Any) -> None:
     """Raises unless `value` is a finite number."""
-    if _number(name, value) and not np.all(_finite(value)):
+    number = _number(name, value)
+    if number is not None and not math.isfinite(number):
         raise ValueError(f"`{name}` must be finite, got {value!r}.")
 
 
 def fraction(name: str, value: Any) -> None:
     """Raises unless `value` is from 0 to 1, both included."""
-    if _number(name, value):
-        number = np.asarray(value)
-        if not np.all((number >= 0) & (number <= 1)):
-            raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
+    number = _number(name, value)
+    if number is not None and not 0 <= number <= 1:
+        raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
 
 
 def fraction_below_one(name: str, value: Any) -> None:
     """Raises unless `value` is at least 0 and less than 1."""
-    if _number(name, value):
-        number = np.asarray(value)
-        if not np.all((number >= 0) & (number < 1)):
-            raise ValueError(
-                f"`{name}` must be at least 0 and less than 1, got {value!r}."
-            )
+    number = _number(name, value)
+    if number is not None and not 0 <= number < 1:
+        raise ValueError(f"`{name}` must be at least 0 and less than 1, got {value!r}.")
 
 
-def step_count(name: str, value: Any) -> int:
-    """Returns `value` as an int; raises unless it is a whole number from 0 to 2^31 - 1.
+def step_count(name: str, value: Any, *, least: int = 0) -> int:
+    """Returns `value` as an int; raises unless it is whole, from `least` to 2^31 - 1.
 
     A float that is whole is taken: 1e6 is what people type.
     """
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
         raise TypeError(f"`{name}` must be a whole number of steps, got {value!r}.")
-    if not 0 <= value < 2**31:
-        raise ValueError(f"`{name}` must be from 0 to 2^31 - 1, got {value!r}.")
+    if not least <= value < 2**31:
+        raise ValueError(f"`{name}` must be from {least} to 2^31 - 1, got {value!r}.")
     return int(value)
 
 
@@ -95,7 +104,3 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(repr(choice) for choice in choices)
     raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.{hint}")
-
-
-def _finite(value: Any) -> np.ndarray:
-    return np.isfinite(np.asarray(value, dtype=np.float64))

@@ -18,22 +18,27 @@ _WRAPPERS = frozenset({"value", "raw_value"})
 
 def leaf_name(path: Sequence[Any]) -> str:
     """The path of a leaf with dots: `h.0.attn.kernel`, the same in Linen and NNX."""
-    parts = []
-    for key in path:
-        if isinstance(key, jax.tree_util.GetAttrKey) and key.name in _WRAPPERS:
-            continue
-        for attribute in ("key", "name", "idx"):
-            if hasattr(key, attribute):
-                parts.append(str(getattr(key, attribute)))
-                break
-        else:
-            parts.append(str(key))
-    return ".".join(parts)
+    last = path[-1] if len(path) > 1 else None
+    is_wrapped = isinstance(last, jax.tree_util.GetAttrKey) and last.name in _WRAPPERS
+    return path_name(path[:-1] if is_wrapped else path)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Any path with dots."""
+    return ".".join(str(key_value(key)) for key in path)
+
+
+def key_value(key: Any) -> Any:
+    """What a key of a path holds: a dict's key, an attribute's name, an index."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return key
 
 
 def leaf_names(tree: PyTree) -> list[str]:
     """The name of every leaf, in the order of `jax.tree.leaves`."""
-    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [name for name, _ in named_leaves(tree)]
 
 
 def global_norm(tree: PyTree) -> jax.Array:
@@ -84,20 +89,6 @@ def per_leaf(
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
-def difference(new32: jax.Array, param: jax.Array) -> jax.Array:
-    """The update that makes `param` into `new32` as rounded to the dtype of `param`.
-
-    Exact while a parameter changes by less than a factor of two.
-    """
-    # Not a mere cast: XLA may skip a cast down that is followed by one up.
-    if param.dtype == jnp.float16:
-        # `reduce_precision` would flush what float16 holds below 6e-5 to zero.
-        return jax.lax.optimization_barrier(new32.astype(param.dtype)) - param
-    info = jnp.finfo(param.dtype)
-    rounded = jax.lax.reduce_precision(new32, info.nexp, info.nmant)
-    return (rounded - param.astype(jnp.float32)).astype(param.dtype)
-
-
 def check_params(params: PyTree, *, function: str) -> None:
     """Raises unless `params` holds only leaves that the arithmetic is made for."""
     if params is None:
@@ -105,6 +96,7 @@ def check_params(params: PyTree, *, function: str) -> None:
             f"`params` is required by `{function}`, got None: call "
             "`update(grads, state, params)`."
         )
+    check_arrays("params", params)
     bad = [
         (name, leaf.dtype)
         for name, leaf in named_leaves(params)
@@ -118,8 +110,20 @@ def check_params(params: PyTree, *, function: str) -> None:
         )
 
 
+def check_arrays(argument: str, tree: PyTree) -> None:
+    """Raises if a leaf is no array: a Python number, say, or a module's function."""
+    for name, leaf in named_leaves(tree):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"`{argument}` must hold arrays, got {type(leaf).__name__} for "
+                f"{name!r}. Wrap numbers in `jnp.asarray`; of a module pass its arrays "
+                "only, as `eqx.filter(model, eqx.is_inexact_array)` does."
+            )
+
+
 def check_real(argument: str, tree: PyTree) -> None:
     """Raises if a leaf is complex: torch and optax disagree on what its norm is."""
+    check_arrays(argument, tree)
     for name, leaf in named_leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise TypeError(
@@ -138,10 +142,12 @@ def check_grads(grads: PyTree, params: PyTree) -> PyTree:
         flat = treedef.flatten_up_to(grads)
     except (ValueError, TypeError, KeyError) as error:
         odd = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
-        first = f", the first being {odd[0]!r}" if odd else ""
+        why = f"got {type(grads).__name__} and {type(params).__name__}, or such within"
+        if odd:
+            why = f"{len(odd)} leaves are in only one, the first being {odd[0]!r}"
         raise ValueError(
-            f"`grads` must have the structure of `params`: {len(odd)} leaves are in "
-            f"only one of them{first}. Take both from the same tree."
+            f"`grads` must have the structure of `params`: {why}. Take both from the "
+            "same tree."
         ) from error
     pairs = [(name, p, g) for (name, p), g in zip(leaves, flat, strict=True)]
     wrong = [
@@ -174,9 +180,13 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     return [(leaf_name(path), leaf) for path, leaf in leaves]
 
 
-def nothing() -> optax.MaskedNode:
-    """What stands in the state for a leaf that has none: an integer, say."""
-    return optax.MaskedNode()
+def is_part(params: PyTree) -> bool:
+    """Whether `optax.multi_transform` or `masked` has taken leaves out."""
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
 
 
 def _flatten(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:

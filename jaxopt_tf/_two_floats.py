@@ -36,6 +36,13 @@ def from_float(value: float | np.ndarray) -> TwoFloats:
     return TwoFloats(*jax.lax.optimization_barrier(pair))
 
 
+def from_scalar(value: float | jax.Array) -> TwoFloats:
+    """A host double, or the float32 of an array."""
+    if isinstance(value, jax.Array):
+        return from_float32(value.astype(jnp.float32))
+    return from_float(float(value))
+
+
 def from_float32(value: jax.Array) -> TwoFloats:
     """A float32, exactly."""
     return TwoFloats(value, jnp.zeros_like(value))

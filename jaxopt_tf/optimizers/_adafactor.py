@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from .. import _check, _tree
+from .._rounding import difference
 from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
@@ -86,11 +87,9 @@ def adafactor_tf(
         A transformation with state `AdafactorState`; its update needs `params`.
 
     Raises:
-        TypeError: for an option of the wrong kind, complex or float64 parameters, and
-            integer gradients.
-        ValueError: for an option out of range, a rate with `relative_step` or none
-            without, `warmup_init` without it, a layout or a mask that does not fit,
-            and gradients that do not fit the parameters.
+        ValueError, TypeError: if an option is out of range, a rate comes with
+            `relative_step` or none without, `warmup_init` without it, or a layout, a
+            mask or gradients do not fit the parameters.
 
     Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear
         Memory Cost", 2018, arXiv 1804.04235; transformers 5.23.0 `optimization.py`,
@@ -103,9 +102,6 @@ def adafactor_tf(
     _check_rate(learning_rate, relative_step, warmup_init)
     _check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
     never_decays = is_zero(weight_decay)
-    schedule = learning_rate
-    if schedule is None:
-        schedule = functools.partial(_first_rates, warmup_init)
 
     def clock(rate: jax.Array, count: jax.Array) -> Clock:
         if learning_rate is None:
@@ -116,7 +112,7 @@ def adafactor_tf(
         _tree.check_params(params, function="adafactor_tf")
 
         def moments(name: str, p: Any, layout: TorchLayout) -> tuple:
-            row = col = whole = mu = _tree.nothing()
+            row = col = whole = mu = optax.MaskedNode()
             if _tree.is_floating(p):
                 # Sums of zeros, so that they lie on devices as the parameter does.
                 viewed = layout.to_torch(jnp.zeros_like(p, jnp.float32))
@@ -131,7 +127,11 @@ def adafactor_tf(
         resolve_mask(decay_mask, params)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
-        step, rate = _learning_rate.init(schedule)
+        # The relative step has a step, as a schedule has: it is not to be set.
+        step: jax.Array | None = jnp.zeros((), jnp.int32)
+        rate = relative_rate(1, warmup_init)
+        if learning_rate is not None:
+            step, rate = _learning_rate.init(learning_rate)
         return AdafactorState(jnp.zeros((), jnp.int32), step, rate, *trees)
 
     def update(
@@ -178,7 +178,7 @@ def adafactor_tf(
             if is_decayed and not never_decays:
                 p32 = p32 - f32(weight_decay) * lr * p32
             new = layout.from_torch(p32 - u, p.shape)
-            return _tree.difference(new, p), row, col, whole, mu
+            return difference(new, p), row, col, whole, mu
 
         layout_tree = resolve_layouts(layouts, params)
         mask = resolve_mask(decay_mask, params)
@@ -189,10 +189,6 @@ def adafactor_tf(
         return updates, AdafactorState(count, step, rate, *moments)
 
     return optax.GradientTransformation(init, update)
-
-
-def _first_rates(warmup_init: bool, step: jax.Array) -> jax.Array:
-    return relative_rate(step + 1, warmup_init)
 
 
 def _is_factored(layout: TorchLayout, viewed: jax.Array) -> bool:
@@ -242,8 +238,7 @@ def _check_others(
     _check.pair("eps", eps)
     for i, value in enumerate(eps):
         _check.non_negative(f"eps[{i}]", value)
-    if not (isinstance(clip_threshold, float) and clip_threshold == math.inf):
-        _check.positive("clip_threshold", clip_threshold)
+    _check.positive("clip_threshold", clip_threshold, allow_inf=True)
     _check.finite("decay_rate", decay_rate)
     if _check.is_concrete(decay_rate) and np.any(np.asarray(decay_rate) > 0):
         raise ValueError(

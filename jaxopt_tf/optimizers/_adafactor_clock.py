@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._scalars import f32
-from .._typing import Scalar
+from .._typing import Scalar, Step
 
 
 class Clock(NamedTuple):
@@ -24,9 +24,9 @@ def tick(t: jax.Array, decay_rate: Scalar, rate: jax.Array) -> Clock:
     return Clock(1.0 - new, new, rate)
 
 
-def relative_rate(t: jax.Array, warmup_init: bool) -> jax.Array:
+def relative_rate(t: Step, warmup_init: bool) -> jax.Array:
     """The rate of update t = 1, 2, ... where none is given; (), float32."""
-    t32 = t.astype(jnp.float32)
+    t32 = jnp.asarray(t).astype(jnp.float32)
     limit = f32(1e-6) * t32 if warmup_init else f32(1e-2)
     return jnp.minimum(limit, 1.0 / jnp.sqrt(t32))
 

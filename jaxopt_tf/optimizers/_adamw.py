@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree, _two_floats
+from .._rounding import as_stored, difference
 from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
@@ -34,6 +35,7 @@ class Scalars(NamedTuple):
     step_size: jax.Array
     sqrt_correction: jax.Array  # of the second moment
     decay: jax.Array  # rate times weight decay
+    kept: jax.Array  # 1 - rate times weight decay
     zero: jax.Array  # (), int32: 0, which no compiler can know
 
 
@@ -69,14 +71,16 @@ def adamw_tf(
     follows the schedule.
 
     Args:
-        learning_rate: at least 0: a float (changed with `set_learning_rate`), a 0-d
-            array, or a schedule from step to rate, asked with 0 first.
+        learning_rate: at least 0: a float, which then lives in the state (change it
+            there, with `set_learning_rate`), a 0-d array, or a schedule from step to
+            rate, asked with 0 first.
         betas: decay rates of the two moments; from 0 to below 1. Floats are taken as
             doubles; of float32 arrays (a sweep) the exact value is taken.
         eps: added to the denominator after its bias correction; at least 0.
         weight_decay: share that is taken off per unit of rate; at least 0.
         decay_mask: bool for each leaf, or a callable from params to that; None for
-            `decay_mask(params)`: no biases, no normalisation layers.
+            `decay_mask(params)`: no biases, no normalisation layers. Under
+            `optax.inject_hyperparams` a callable needs `static_args="decay_mask"`.
         decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does; at
             rates below 1e-5 that is another decay than was asked for, down to none.
             "exact" subtracts rate * weight_decay * p together with the step.
@@ -107,7 +111,7 @@ def adamw_tf(
         if is_decayed and decay == "exact":
             change = change - scalars.decay * p32
         elif is_decayed:
-            p32 = _as_stored(p32 * (1.0 - scalars.decay), scalars.zero)
+            p32 = as_stored(p32 * scalars.kept, scalars.zero)
         return p32 + change
 
     return adam(
@@ -149,7 +153,7 @@ def adam(
 
         def moments(_, p):
             if not _tree.is_floating(p):
-                return _tree.nothing(), _tree.nothing()
+                return optax.MaskedNode(), optax.MaskedNode()
             zeros = functools.partial(jnp.zeros_like, p, dtype=moment_dtype or p.dtype)
             return zeros(), zeros()  # two buffers: a step donates each
 
@@ -178,7 +182,7 @@ def adam(
             nu32 = one_minus(beta2) * g32 * g32 + nu.astype(jnp.float32) * f32(beta2)
             is_decayed = is_decayed and not never_decays
             new32 = new_param(p.astype(jnp.float32), mu32, nu32, is_decayed, scalars)
-            change = _tree.difference(new32, p)
+            change = difference(new32, p)
             return change, mu32.astype(mu.dtype), nu32.astype(nu.dtype)
 
         updates, mu, nu = _tree.map_leaves(
@@ -202,19 +206,23 @@ def _scalars(
         correction1, correction2 = (_bias_correction(beta, count) for beta in betas)
         step_size = _two_floats.to_float32(_two_floats.divide(rate, correction1))
         sqrt_correction = _two_floats.to_float32(_two_floats.sqrt(correction2))
-    decay = rate.high * f32(weight_decay)
-    scalars = Scalars(step_size, sqrt_correction, decay, jnp.minimum(count, 0))
+    decay = _two_floats.multiply(rate, _two_floats.from_scalar(weight_decay))
+    kept = _two_floats.subtract(_two_floats.from_float(1.0), decay)
+    scalars = Scalars(
+        step_size,
+        sqrt_correction,
+        _two_floats.to_float32(decay),
+        _two_floats.to_float32(kept),
+        jnp.minimum(count, 0),
+    )
     # Behind a barrier, or XLA computes them anew in the loop of every leaf.
     return jax.lax.optimization_barrier(scalars)
 
 
 def _bias_correction(beta: Scalar, count: jax.Array) -> _two_floats.TwoFloats:
     """1 - beta^count, as exact as torch's doubles make it."""
-    # float64 arrays and numpy scalars are host doubles too.
-    beta = (
-        jnp.asarray(beta, jnp.float32) if isinstance(beta, jax.Array) else float(beta)
-    )
-    power = _two_floats.power(beta, count)
+    is_array = isinstance(beta, jax.Array)
+    power = _two_floats.power(f32(beta) if is_array else float(beta), count)
     return _two_floats.subtract(_two_floats.from_float(1.0), power)
 
 
@@ -225,23 +233,14 @@ def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight < 0.5, near_start, near_end)
 
 
-def _as_stored(x32: jax.Array, zero: jax.Array) -> jax.Array:
-    """`x32`, rounded as if it had been stored: torch writes the decayed parameter back.
-
-    Compilers fuse a product and the sum that follows into one rounding. An exclusive or
-    with a zero that they cannot see through keeps the two apart, at the cost of one
-    instruction; `reduce_precision` to the same precision is removed, and
-    `optimization_barrier` would write the leaf to memory.
-    """
-    bits = jax.lax.bitcast_convert_type(x32, jnp.int32) ^ zero
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
 def _check_moment_dtype(moment_dtype: Any) -> None:
-    if moment_dtype is None:
-        return
-    if not jnp.issubdtype(jnp.dtype(moment_dtype), jnp.floating):
+    choices = [None, jnp.float32, jnp.bfloat16, jnp.float16]
+    try:
+        is_known = moment_dtype in [c if c is None else jnp.dtype(c) for c in choices]
+    except TypeError:  # a string that is no dtype
+        is_known = False
+    if not is_known:
         raise TypeError(
-            "`moment_dtype` must be a floating dtype, or None for each leaf's own, got "
-            f"{moment_dtype!r}."
+            "`moment_dtype` must be float32, bfloat16, float16, or None for each "
+            f"leaf's own, got {moment_dtype!r}."
         )

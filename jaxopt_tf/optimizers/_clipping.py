@@ -43,8 +43,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
     Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.
         `optax.clip_by_global_norm` sums in the gradients' dtype and has no 1e-6.
     """
-    if not (_check.is_concrete(max_norm) and max_norm == float("inf")):
-        _check.positive("max_norm", max_norm)
+    _check.positive("max_norm", max_norm, allow_inf=True)
 
     def init(params):
         del params
@@ -61,7 +60,9 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
         def scaled(g):
             if not _tree.is_floating(g):
                 return g
-            return (g.astype(jnp.float32) * factor).astype(g.dtype)
+            g = jnp.asarray(g)
+            wide = g.dtype if g.dtype == jnp.float64 else jnp.float32
+            return (g.astype(wide) * factor.astype(wide)).astype(g.dtype)
 
         return jax.tree.map(scaled, updates), ClipState(grad_norm=norm)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from .. import _tree
 from .._typing import PyTree
@@ -142,11 +141,11 @@ def resolve_layouts(
             layout does not fit its leaf, or if two patterns give a leaf two layouts.
     """
     patterns = _compiled(layouts)
-    # A leaf that `optax.multi_transform` masks away is another optimizer's, but its
-    # pattern is no mistake.
-    names = [name for name, _ in _tree.named_leaves(_unmasked(params))]
+    names = _tree.leaf_names(params)
     for pattern in patterns:
-        if not any(pattern.fullmatch(name) for name in names):
+        matches = any(pattern.fullmatch(name) for name in names)
+        # Of a part of the tree a pattern may be meant for the rest.
+        if not matches and not _tree.is_part(params):
             near = difflib.get_close_matches(pattern.pattern, names, n=1, cutoff=0.0)
             hint = f" The nearest leaf is {near[0]!r}." if near else ""
             raise ValueError(
@@ -201,13 +200,6 @@ def _compiled(layouts: Any) -> dict[re.Pattern[str], TorchLayout]:
                 f"{error}."
             ) from error
     return patterns
-
-
-def _unmasked(params: PyTree) -> PyTree:
-    """`params` with something that counts as a leaf where one was masked away."""
-    return jax.tree.map(
-        lambda leaf: 0, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-    )
 
 
 def _wanted(layout: TorchLayout) -> str:

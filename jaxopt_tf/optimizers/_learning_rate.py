@@ -25,15 +25,8 @@ from .._typing import PyTree, Scalar, ScalarOrSchedule
 
 def check(learning_rate: ScalarOrSchedule) -> None:
     """Raises unless `learning_rate` is a schedule or a number that is at least 0."""
-    if callable(learning_rate):
-        return
-    shape = getattr(learning_rate, "shape", ())
-    if shape != ():
-        raise ValueError(
-            "`learning_rate` must be a single number or a schedule, got an array of "
-            f"shape {shape}. For many rates at once, use `jax.vmap`."
-        )
-    _check.non_negative("learning_rate", learning_rate)
+    if not callable(learning_rate):
+        _check.non_negative("learning_rate", learning_rate)
 
 
 def init(learning_rate: ScalarOrSchedule) -> tuple[jax.Array | None, jax.Array]:
@@ -81,13 +74,16 @@ def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
 
     Returns:
         A scalar, (), float32; where there are several of our optimizers, a dict from
-        the label under which `optax.multi_transform` keeps each (elsewhere from its
-        path) to its rate. Before the first update, the rate that it starts with.
+        the label under which `optax.multi_transform` keeps each (where that does not
+        tell them apart, its path) to its rate. Before the first update, the rate that
+        it starts with.
 
     Raises:
         ValueError: if none of our states is in it.
     """
-    rates = {name: _array(state) for name, state in _our_states(opt_state).items()}
+    nodes = _our_states(opt_state)
+    names = _names(list(nodes))
+    rates = {names[path]: _copied(node) for path, node in nodes.items()}
     return next(iter(rates.values())) if len(rates) == 1 else rates
 
 
@@ -111,28 +107,35 @@ def set_learning_rate(
             the rate comes from a schedule or an array, which the next update would ask
             again.
     """
-    states = _our_states(opt_state)
+    nodes = _our_states(opt_state)
+    names = _names(list(nodes))
+    states = {names[path]: node for path, node in nodes.items()}
     if isinstance(learning_rate, Mapping):
         rates = dict(learning_rate)
     else:
         rates = dict.fromkeys(states, learning_rate)
     for name, rate in rates.items():
-        _check.one_of("learning_rate", name, states)
-        check(rate)
-        if states[name].step is not None:
+        if name not in states:
             raise ValueError(
-                f"`opt_state` takes the learning rate of {name!r} from a schedule or "
-                "an array, so a rate set here would be lost at the next update. "
-                "Build the optimizer with a float."
+                "`learning_rate` must be for the optimizers that `get_learning_rate` "
+                f"names, {list(states)}, got one for {name!r}."
+            )
+        _check.non_negative("learning_rate", rate)
+        if states[name].step is not None:
+            of = f" of {name!r}" if len(states) > 1 else ""
+            raise ValueError(
+                f"`opt_state` takes the learning rate{of} from a schedule or an array, "
+                "so a rate set here would be lost at the next update. Build the "
+                "optimizer with a float."
             )
 
     def replace(path: tuple, node: Any) -> Any:
-        name = _label(path)
-        if not _is_ours(node) or name not in rates:
+        name = names.get(path)
+        if name not in rates:
             return node
         # `tree.map`, because NNX keeps the leaf inside a variable.
         leaf = jax.tree.map(
-            lambda old: jnp.full(old.shape, rates[name], jnp.float32), node[2]
+            lambda old: jnp.full_like(old, rates[name]), node.learning_rate
         )
         return node._replace(learning_rate=leaf)
 
@@ -143,9 +146,10 @@ def _is_ours(node: Any) -> bool:
     return getattr(node, "_fields", ())[:3] == ("count", "step", "learning_rate")
 
 
-def _our_states(opt_state: PyTree) -> dict[str, Any]:
+def _our_states(opt_state: PyTree) -> dict[tuple, Any]:
+    """Our states by their paths."""
     nodes = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_ours)
-    found = {_label(path): node for path, node in nodes if _is_ours(node)}
+    found = {path: node for path, node in nodes if _is_ours(node)}
     if not found:
         raise ValueError(
             "`opt_state` must hold the state of `adamw_tf` or `adafactor_tf`, got "
@@ -154,14 +158,20 @@ def _our_states(opt_state: PyTree) -> dict[str, Any]:
     return found
 
 
-def _label(path: tuple) -> str:
-    """The label under `optax.multi_transform`, or the whole path."""
-    parts = _tree.leaf_name(path).split(".")
-    if "inner_states" in parts:
-        return parts[parts.index("inner_states") + 1]
-    return ".".join(parts)
+def _names(paths: list[tuple]) -> dict[tuple, Any]:
+    """The labels of `optax.multi_transform` where they tell all apart, else paths."""
+    labels = {path: _label(path) for path in paths}
+    if None not in labels.values() and len(set(labels.values())) == len(paths):
+        return labels
+    return {path: _tree.path_name(path) for path in paths}
 
 
-def _array(state: Any) -> jax.Array:
+def _label(path: tuple) -> Any:
+    keys = [_tree.key_value(key) for key in path]
+    return keys[keys.index("inner_states") + 1] if "inner_states" in keys else None
+
+
+def _copied(state: Any) -> jax.Array:
+    # A copy outlives the state, whose buffers a step may take over.
     (leaf,) = jax.tree.leaves(state.learning_rate)
-    return leaf
+    return jnp.array(leaf, copy=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
+from flax import nnx
 
 from .. import _check, _tree
 from .._typing import PyTree
@@ -25,12 +25,13 @@ _TRANSFORMERS_V5 = (
     r"(?:^|\.)norm(?:$|\.)",
     r"_norm(?:$|\.)",
 )
-# Normalisation layers by the names that they are usually given: `norm1`, `LayerNorm_0`,
-# `ln_f`, `bn2`; and their gain, which Flax calls `scale` whatever the layer is called.
+# What stands directly in a normalisation layer, by the names that these are usually
+# given (`norm1`, `LayerNorm_0`, `ln_f`, `bn2`), but not what a `PreNorm` wraps; and the
+# gain, which Flax calls `scale` whatever the layer is called.
 _ANY_NORM = (
-    r"norm_?\d*(?:$|\.)",
-    r"(?:^|\.)norm_",
-    r"(?:^|\.)(?:ln|bn)(?:_\w+|\d*)(?:$|\.)",
+    r"norm_?\d*\.[^.]+$",
+    r"(?:^|\.)norm_\w+\.[^.]+$",
+    r"(?:^|\.)(?:ln|bn)(?:_\w+|\d*)\.[^.]+$",
     r"(?:^|\.)scale$",
 )
 _EXAMPLES = ("bias", "LayerNorm.weight")
@@ -49,9 +50,9 @@ def decay_mask(
 
     Args:
         params: a tree of parameters (Linen, NNX, Equinox, plain); or an NNX or Equinox
-            module itself, whose layers are then recognised by their type. Stacked
-            layers (an additional first axis) make no difference: names decide, not
-            ranks.
+            module itself, whose layers are then recognised by their type. Leaves that
+            are no arrays have no place in the mask. Stacked layers (an additional
+            first axis) make no difference: names decide, not ranks.
         rule: what to leave out.
             "default": what Transformers 5 leaves out, and every normalisation layer.
             "transformers_v5": what `Trainer` leaves out since 4.50: names that hold
@@ -71,47 +72,48 @@ def decay_mask(
         structure of its `nnx.Param` state.
 
     Raises:
-        ValueError: if `rule` is unknown, or if a pattern or a path of yours matches no
-            leaf: it would silently decay what you meant to leave out.
+        ValueError, TypeError: if `rule` is none of these, or if a pattern or a path of
+            yours matches no leaf: it would silently decay what you meant to leave out.
 
     Source: transformers 5.23 `trainer.py`, `Trainer.get_decay_parameter_names`;
         4.44 likewise; `examples/pytorch/text-classification/run_glue_no_trainer.py`.
     Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
         patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
     """
-    norm_paths, any_norm_paths = _norm_layers(params)
-    params = _param_state(params)
-    names = [name for name, _ in _tree.named_leaves(params)]
-    for path in layer_norms:
-        _matches_something("layer_norms", path, [_below(n, path) for n in names], names)
-    norm_paths, any_norm_paths = (
-        [*found, *layer_norms] for found in (norm_paths, any_norm_paths)
-    )
+    _check_rule(rule, layer_norms)
+    norms = _norm_layers(params)
+    any_norm_paths = {*norms, *layer_norms}
+    norm_paths = {path for path, is_layer_norm in norms.items() if is_layer_norm}
+    norm_paths |= set(layer_norms)
+    if isinstance(params, nnx.Module):
+        params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
+    if not _tree.is_part(params):
+        names = _tree.leaf_names(params)
+        parents = {_parent(name) for name in names}
+        for path in layer_norms:
+            _matches_something("layer_norms", path, path in parents, names)
+        for pattern in () if isinstance(rule, str) or callable(rule) else rule:
+            _matches_something("rule", pattern, _found_in(pattern, names), names)
 
-    def is_decayed(name: str, leaf: Any) -> bool:
+    def is_decayed(path: tuple, leaf: Any) -> bool | None:
+        if not hasattr(leaf, "shape"):
+            return None
+        name = _tree.leaf_name(path)
         if callable(rule):
             return bool(rule(name, leaf))
         if rule == "transformers_v4":
-            return "bias" not in name and not _below_any(name, any_norm_paths)
+            return "bias" not in name and _parent(name) not in any_norm_paths
         if rule == "examples":
             return not any(part in name for part in _EXAMPLES)
         if rule == "transformers_v5":
             exempt = _found(_TRANSFORMERS_V5, name.lower())
-            return not exempt and not _below_any(name, norm_paths)
+            return not exempt and _parent(name) not in norm_paths
         if rule == "default":
             exempt = _found(_TRANSFORMERS_V5 + _ANY_NORM, name.lower())
-            return not exempt and not _below_any(name, any_norm_paths)
+            return not exempt and _parent(name) not in any_norm_paths
         return not _found(rule, name)
 
-    if isinstance(rule, str):
-        _check.one_of("rule", rule, _RULES)
-    elif not callable(rule):
-        for pattern in rule:
-            hits = [re.search(pattern, name) is not None for name in names]
-            _matches_something("rule", pattern, hits, names)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: is_decayed(_tree.leaf_name(path), leaf), params
-    )
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
 def resolve_mask(
@@ -119,19 +121,21 @@ def resolve_mask(
 ) -> PyTree:
     """The mask for `params` as a tree of bool: the default rule, a callable's or given.
 
-    Leaves are matched by name: NNX wraps them in variables at one time and not at
-    another, so that the same mask has two structures.
+    A mask of another structure is matched by name: NNX wraps leaves in variables at one
+    time and not at another, and `optax.multi_transform` shows a part of the tree.
     """
     if mask is None:
         mask = decay_mask(params)
-    elif callable(mask):
-        mask = mask(params)
-    decayed = dict(_tree.named_leaves(mask))
+    elif callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
+        mask = mask(params)  # a module of bools can be called too
     names = _tree.leaf_names(params)
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(mask) == structure:
+        return jax.tree.map(_checked, mask)
+    decayed = dict(_tree.named_leaves(mask))
     missing = [name for name in names if name not in decayed]
-    # `optax.multi_transform` shows each optimizer a part of the tree.
-    is_part = any(map(_is_masked, jax.tree.leaves(params, is_leaf=_is_masked)))
-    odd = [] if is_part else [name for name in decayed if name not in set(names)]
+    odd = [] if _tree.is_part(params) else [n for n in decayed if n not in set(names)]
+    odd = odd or [name for name in names if names.count(name) > 1]
     if missing or odd:
         raise ValueError(
             "`decay_mask` must have the structure of `params`: "
@@ -139,21 +143,21 @@ def resolve_mask(
             f"no parameters, the first being {[*missing, *odd][0]!r}. Build it with "
             "`decay_mask(params)`, or pass a callable from params to mask."
         )
-    for name in names:
-        if not isinstance(decayed[name], bool | np.bool_):
-            raise TypeError(
-                f"`decay_mask` must hold a bool for every leaf, got {decayed[name]!r} "
-                f"for {name!r}."
-            )
-    return jax.tree.unflatten(jax.tree.structure(params), [decayed[n] for n in names])
+    return jax.tree.unflatten(structure, [_checked(decayed[name]) for name in names])
 
 
-def _norm_layers(params: PyTree) -> tuple[list[str], list[str]]:
-    """Paths of the modules of type LayerNorm, and of all normalisation layers."""
-    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_norm)
-    found = [(_tree.leaf_name(p), node) for p, node in nodes if _is_norm(node)]
-    layer_norms = [name for name, node in found if "LayerNorm" in _type_names(node)]
-    return layer_norms, [name for name, _ in found]
+def _norm_layers(tree: PyTree, above: tuple = ()) -> dict[str, bool]:
+    """Paths of all modules that are norms by type, and whether they are LayerNorms."""
+    found = {}
+    if _is_norm(tree):
+        found[_tree.path_name(above)] = "LayerNorm" in _type_names(tree)
+    inside = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda node: node is not tree and _is_norm(node)
+    )
+    for path, node in inside:
+        if _is_norm(node):
+            found |= _norm_layers(node, (*above, *path))
+    return found
 
 
 def _is_norm(node: Any) -> bool:
@@ -165,35 +169,54 @@ def _type_names(node: Any) -> list[str]:
     return [cls.__name__ for cls in type(node).__mro__]
 
 
-def _param_state(params: PyTree) -> PyTree:
-    """The parameters of an NNX module; everything else as it is."""
-    from flax import nnx  # not at the top: a plain tree does not need it
-
-    if isinstance(params, nnx.Module):
-        return nnx.to_pure_dict(nnx.state(params, nnx.Param))
-    return params
-
-
 def _found(patterns: Sequence[str], name: str) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _below(name: str, path: str) -> bool:
-    return name == path or name.startswith(f"{path}.")
+def _found_in(pattern: str, names: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for name in names)
 
 
-def _below_any(name: str, paths: Sequence[str]) -> bool:
-    return any(_below(name, path) for path in paths)
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+def _is_bool(leaf: Any) -> bool:
+    return isinstance(leaf, bool | np.bool_)
+
+
+def _checked(leaf: Any) -> bool:
+    if not _is_bool(leaf):
+        raise TypeError(
+            f"`decay_mask` must hold a bool for every leaf, got {leaf!r}. Build it "
+            "with `decay_mask(params)`."
+        )
+    return bool(leaf)
+
+
+def _check_rule(rule: Any, layer_norms: Any) -> None:
+    for name, value in (("rule", rule), ("layer_norms", layer_norms)):
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        is_single = name == "rule" and (isinstance(value, str) or callable(value))
+        if not is_list and not is_single:
+            raise TypeError(f"`{name}` must be a list of strings, got {value!r}.")
+    if isinstance(rule, str):
+        _check.one_of("rule", rule, _RULES)
+    elif not callable(rule):
+        for pattern in rule:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    "`rule` must hold regular expressions, got "
+                    f"{pattern!r}: {error}. Escape what is meant to the letter."
+                ) from error
 
 
 def _matches_something(
-    argument: str, pattern: str, hits: Sequence[bool], names: Sequence[str]
+    argument: str, pattern: str, matches: bool, names: Sequence[str]
 ) -> None:
-    if not any(hits):
+    if not matches:
         example = f", such as {names[0]!r}" if names else ""
         raise ValueError(
             f"`{argument}` must match at least one leaf with each entry, but "

@@ -45,8 +45,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         """Checks the sizes."""
         for name in ("n_layer", "n_head", "n_embd", "block_size"):
-            _check.positive(name, getattr(self, name))
-            _check.step_count(name, getattr(self, name))
+            _check.step_count(name, getattr(self, name), least=1)
         if self.n_embd % self.n_head != 0:
             fitting = -(-self.n_embd // self.n_head) * self.n_head
             raise ValueError(

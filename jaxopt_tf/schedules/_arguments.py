@@ -12,11 +12,6 @@ from .._typing import Scalar
 def check_learning_rate(learning_rate: Any) -> None:
     """Raises unless it is a finite scalar of at least 0, or traced."""
     _check.non_negative("learning_rate", learning_rate)
-    if np.shape(learning_rate) != ():
-        raise TypeError(
-            "`learning_rate` must be a scalar, got an array of shape "
-            f"{np.shape(learning_rate)}. Use jax.vmap over a schedule for many rates."
-        )
 
 
 def step_counts(num_warmup_steps: Any, num_training_steps: Any) -> tuple[int, int]:

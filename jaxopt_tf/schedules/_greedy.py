@@ -116,14 +116,14 @@ def greedy(
     reset_start = _check.step_count("reset_start", reset_start)
 
     def init() -> GreedyState:
-        zero = jnp.int32(0)
+        # Arrays of their own, so that a step can take over the buffer of each.
         return GreedyState(
             rate=_doubles.from_scalar(learning_rate),
             best=improvement.worst(),
-            num_bad_updates=zero,
-            num_good_updates=zero,
-            cooldown_left=zero,
-            warmup_left=zero,
+            num_bad_updates=jnp.zeros((), jnp.int32),
+            num_good_updates=jnp.zeros((), jnp.int32),
+            cooldown_left=jnp.zeros((), jnp.int32),
+            warmup_left=jnp.zeros((), jnp.int32),
             reset_left=jnp.int32(reset_start),
             average=_empty_average(window_size) if smooth else None,
         )
@@ -184,10 +184,14 @@ def _raised(rate: Double, factor: Scalar, max_lr: Scalar, eps: Scalar) -> Double
 
 
 def _empty_average(window_size: int) -> AverageState:
-    zeros = jnp.zeros(window_size, jnp.float32)
-    zero = jnp.float32(0.0)
+    def zeros(*shape: int) -> TwoFloats:
+        return TwoFloats(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
     return AverageState(
-        TwoFloats(zeros, zeros), TwoFloats(zero, zero), jnp.int32(0), jnp.int32(0)
+        values=zeros(window_size),
+        total=zeros(),
+        place=jnp.zeros((), jnp.int32),
+        num_values=jnp.zeros((), jnp.int32),
     )
 
 

@@ -175,8 +175,6 @@ def in_order(peak: Scalar, *phases: Phase) -> Schedule:
         ValueError: if there is no phase, or `peak` is negative or not finite.
     """
     _check.non_negative("peak", peak)
-    if np.shape(peak) != ():
-        raise TypeError(f"`peak` must be a scalar, got shape {np.shape(peak)}.")
     if not phases:
         raise ValueError("`phases` must hold at least one phase, got none.")
     ends = list(itertools.accumulate(phase.num_steps for phase in phases))

@@ -85,9 +85,12 @@ def reduce_lr_on_plateau(
     _check.non_negative("eps", eps)
 
     def init() -> PlateauState:
-        zero = jnp.int32(0)
+        # Arrays of their own, so that a step can take over the buffer of each.
         return PlateauState(
-            _doubles.from_scalar(learning_rate), improvement.worst(), zero, zero
+            rate=_doubles.from_scalar(learning_rate),
+            best=improvement.worst(),
+            num_bad_updates=jnp.zeros((), jnp.int32),
+            cooldown_left=jnp.zeros((), jnp.int32),
         )
 
     def update(state: PlateauState, metric: Any) -> PlateauState:

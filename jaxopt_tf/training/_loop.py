@@ -59,9 +59,9 @@ def train(
                 monitor.evaluation(event)
 
     try:
-        num_steps = _at_least_one("num_steps", num_steps)
+        num_steps = _check.step_count("num_steps", num_steps, least=1)
         if eval_steps is not None:
-            eval_steps = _at_least_one("eval_steps", eval_steps)
+            eval_steps = _check.step_count("eval_steps", eval_steps, least=1)
         fetch = _make_fetch(int(state.step), monitors)
         under_way: list[Metrics] = []
         tell_evaluation()
@@ -141,8 +141,3 @@ def _check_finite(window: Window) -> None:
             f"{last_step}]. Lower `learning_rate`, lengthen `warmup_steps`, or clip "
             "with a smaller `max_grad_norm`."
         )
-
-
-def _at_least_one(name: str, value: int) -> int:
-    _check.positive(name, value)
-    return _check.step_count(name, value)

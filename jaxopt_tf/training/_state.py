@@ -22,7 +22,7 @@ class Metrics:
     """What one step did: to look at and drop."""
 
     loss: jax.Array  # (), float32: mean over the batch's items, before the update
-    learning_rate: jax.Array  # (), float32: used by this update; NaN if not one of ours
+    learning_rate: jax.Array  # (), float32: used by this update; NaN unless one of ours
     grad_norm: jax.Array  # (), float32: global norm before clipping
     num_items: jax.Array  # (), float32: what the loss is the mean over: tokens, say
 

@@ -9,6 +9,7 @@ import optax
 
 from .. import _tree
 from .._typing import PyTree
+from ..optimizers import get_learning_rate
 from ._state import Metrics, TrainState
 
 # Arrays, or a tree of them, that the loss function understands.
@@ -28,7 +29,8 @@ def make_train_step(
 
     Args:
         loss_fn: from parameters and a batch to the loss summed over the batch's items,
-            and their number; both scalars. The gradient is that of sum / number.
+            and their number; both scalars, the number a Python one too. The gradient
+            is that of sum / number.
         optimizer: any optax transformation; clipping and decay are links of it.
 
     Returns:
@@ -39,6 +41,7 @@ def make_train_step(
 
     def mean_loss(params, batch):
         total, num_items = loss_fn(params, batch)
+        num_items = jnp.asarray(num_items, jnp.float32)
         return total / num_items.astype(total.dtype), num_items
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -50,7 +53,7 @@ def make_train_step(
             learning_rate=_learning_rate(opt_state),
             # The norm that `clip` takes too: the compiler computes it once.
             grad_norm=_tree.global_norm(grads),
-            num_items=num_items.astype(jnp.float32),
+            num_items=num_items,
         )
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -64,8 +67,9 @@ def make_eval_step(loss_fn: LossFn) -> EvalStep:
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:
-    """The one rate that the state holds; NaN where it holds none, or several."""
-    rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
-    if len(rates) != 1:
-        return jnp.full((), jnp.nan, jnp.float32)
-    return jnp.asarray(rates[0][1]).astype(jnp.float32)
+    """The rate of the one optimizer of ours in it; NaN unless there is just one."""
+    try:
+        rate = get_learning_rate(opt_state)
+    except ValueError:
+        rate = {}
+    return jnp.full((), jnp.nan, jnp.float32) if isinstance(rate, dict) else rate

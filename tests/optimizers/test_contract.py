@@ -299,6 +299,9 @@ def test_state_takes_the_sharding_of_the_parameters(name):
         ({"w": jnp.ones((4, 3))}, None, ValueError, "`params` is required by"),
         ({"v": jnp.ones((4, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
          "`grads` must have the structure of `params`: 2 leaves.*'v'"),
+        ([jnp.ones((4, 3))], (jnp.ones((4, 3)),), ValueError,
+         "`grads` must have the structure of `params`: got list and tuple"),
+        ({"w": 1.0}, {"w": 1.0}, TypeError, "`params` must hold arrays, got float"),
         ({"w": jnp.ones((1, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
          r"`grads` must have the shapes.*1 leaves.*'w'.*\[1, 3\].*\[4, 3\]"),
         ({"w": jnp.ones(3, jnp.int32)}, {"w": jnp.ones(3)}, TypeError,
@@ -306,12 +309,26 @@ def test_state_takes_the_sharding_of_the_parameters(name):
         ({"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.complex64)}, TypeError,
          "`params` must be float32, .*'w' with dtype complex64"),
     ],
-    ids=["no params", "tree", "shape", "integer", "complex"],
+    ids=["no params", "tree", "kind", "number", "shape", "integer", "complex"],
 )  # fmt: skip
 def test_refuses_trees_that_do_not_fit(name, grads, params, error, match):
     tx = TRANSFORMATIONS[name]()
     with pytest.raises(error, match=match):
         tx.update(grads, tx.init({"w": jnp.ones((4, 3))}), params)
+
+
+@every_optimizer
+def test_a_step_can_be_differentiated(name):
+    # What learns a learning rate, or differentiates through an inner loop.
+    params = {"w": jnp.asarray([[1.0, -2.0], [3.0, 4.0]])}
+
+    def after_a_step(params):
+        tx = TRANSFORMATIONS[name]()
+        grads = {"w": jnp.ones((2, 2))}
+        return jnp.sum(apply(tx, params, tx.init(params), grads)[0]["w"])
+
+    slope = jax.grad(after_a_step)(params)["w"]
+    np.testing.assert_allclose(slope, jnp.ones((2, 2)), atol=0.1)
 
 
 @every_optimizer

@@ -132,5 +132,51 @@ def test_cannot_be_set_to_nonsense():
     state = adamw_tf(1e-3).init(PARAMS)
     with pytest.raises(ValueError, match="`learning_rate`.*nan"):
         set_learning_rate(state, float("nan"))
-    with pytest.raises(ValueError, match="`learning_rate` must be one of"):
+    with pytest.raises(ValueError, match="`learning_rate` must be for.*'fast'"):
         set_learning_rate(state, {"fast": 0.5})
+    with pytest.raises(TypeError, match="`learning_rate` must be a real number"):
+        set_learning_rate(state, halving)
+
+
+@pytest.mark.promotion_of_others
+@pytest.mark.parametrize("labels", [("block.0", "block.1"), (0, 1)], ids=str)
+def test_labels_are_those_that_multi_transform_was_given(labels):
+    first, second = labels
+    optimizer = optax.multi_transform(
+        {first: adamw_tf(1e-4), second: adamw_tf(1e-3)}, {"a": first, "b": second}
+    )
+    state = set_learning_rate(optimizer.init(PARAMS), {second: 0.5})
+    assert get_learning_rate(state) == {first: np.float32(1e-4), second: 0.5}
+
+
+@pytest.mark.promotion_of_others
+def test_two_under_one_label_are_told_apart_by_their_paths():
+    both = optax.chain(adamw_tf(1e-4), adamw_tf(1e-3))
+    optimizer = optax.multi_transform({"x": both}, "x")
+    rates = get_learning_rate(optimizer.init(PARAMS))
+    assert sorted(map(float, rates.values())) == [
+        float(np.float32(1e-4)),
+        float(np.float32(1e-3)),
+    ]
+
+
+def test_outlives_a_donated_state():
+    optimizer = adamw_tf(1e-3)
+    state = optimizer.init(PARAMS)
+    rate = get_learning_rate(state)
+    jax.jit(optimizer.update, donate_argnums=1)(PARAMS, state, PARAMS)
+    assert rate == np.float32(1e-3)
+
+
+def test_setting_it_on_a_mesh_compiles_nothing_again():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = jax.device_put({"w": jnp.ones((8, 4))}, sharding)
+    optimizer = adamw_tf(1e-3)
+    step = jax.jit(optimizer.update)
+    state = optimizer.init(params)
+    for _ in range(2):
+        _, state = step(params, state, params)
+    compiled = step._cache_size()
+    _, state = step(params, set_learning_rate(state, 0.5), params)
+    assert step._cache_size() == compiled

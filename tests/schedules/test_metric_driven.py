@@ -242,3 +242,13 @@ def test_get_scheduler_gives_the_pair():
         "reduce_lr_on_plateau", 1.0, scheduler_specific_kwargs=options
     )
     np.testing.assert_allclose(rates(schedule, [1.0, 1.0]), [1, 0.5])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [reduce_lr_on_plateau(0.1), greedy(0.1, smooth=True)],
+    ids=["plateau", "greedy"],
+)
+def test_a_state_can_be_donated(schedule):
+    state = jax.jit(schedule.update, donate_argnums=0)(schedule.init(), 1.0)
+    assert float(state.learning_rate) == np.float32(0.1)
