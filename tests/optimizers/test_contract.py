@@ -292,7 +292,7 @@ def test_state_takes_the_sharding_of_the_parameters(name):
             assert leaf.sharding == sharding
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "clip, adamw_tf"])
+@every_optimizer
 @pytest.mark.parametrize(
     ("grads", "params", "error", "match"),
     [
@@ -301,7 +301,7 @@ def test_state_takes_the_sharding_of_the_parameters(name):
          "`grads` must have the structure of `params`: 2 leaves.*'v'"),
         ([jnp.ones((4, 3))], (jnp.ones((4, 3)),), ValueError,
          "`grads` must have the structure of `params`: got list and tuple"),
-        ({"w": 1.0}, {"w": 1.0}, TypeError, "`params` must hold arrays, got float"),
+        ({"w": 1.0}, {"w": 1.0}, TypeError, "`(params|updates)` must hold arrays, got float"),
         ({"w": jnp.ones((1, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
          r"`grads` must have the shapes.*1 leaves.*'w'.*\[1, 3\].*\[4, 3\]"),
         ({"w": jnp.ones(3, jnp.int32)}, {"w": jnp.ones(3)}, TypeError,
