@@ -1,6 +1,6 @@
 """Every figure of the parity table, ours beside optax's and torch's own noise.
 
-    python -m benchmarks.parity_with_torch            # about ten minutes on 2 cores
+    python -m benchmarks.parity_with_torch            # about 20 minutes on 2 cores
     python -m benchmarks.parity_with_torch --smoke    # small, for CI
 
 One JSON line per figure, then a table. The exit status is 1 if a limit is not reached.

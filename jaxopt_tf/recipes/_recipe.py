@@ -130,7 +130,10 @@ def _check_schedule(recipe: Recipe) -> None:
             dict(recipe.lr_scheduler_kwargs),
         )
     except (TypeError, ValueError) as error:
+        # In the schedule's own words, where step counts have another name.
+        told = str(error).replace("`num_training_steps`", "`max_steps`")
+        told = told.replace("`num_warmup_steps`", "`warmup_steps`")
         raise type(error)(
-            f"`lr_scheduler_kwargs` must suit {recipe.lr_scheduler_type!r}, got "
-            f"{dict(recipe.lr_scheduler_kwargs)!r}: {error}"
+            f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
+            f"`lr_scheduler_kwargs` {dict(recipe.lr_scheduler_kwargs)!r}: {told}"
         ) from error

@@ -103,10 +103,15 @@ def test_refuses_a_schedule_that_follows_a_metric(name):
     ],
 )
 def test_refuses_options_that_the_schedule_refuses(name, options):
-    with pytest.raises(ValueError, match=f"`lr_scheduler_kwargs` must suit '{name}'"):
+    with pytest.raises(ValueError, match=f"'{name}' with `lr_scheduler_kwargs`"):
         Recipe(max_steps=10, lr_scheduler_type=name, lr_scheduler_kwargs=options)
 
 
 def test_refuses_options_that_are_no_mapping():
     with pytest.raises(TypeError, match="`lr_scheduler_kwargs` must be a mapping"):
         Recipe(max_steps=10, lr_scheduler_kwargs="power=2")
+
+
+def test_says_it_in_its_own_words_where_a_schedule_refuses_the_plan():
+    with pytest.raises(ValueError, match="`max_steps` must differ from `warmup_steps`"):
+        Recipe(max_steps=10, warmup_steps=10, lr_scheduler_type="polynomial")
