@@ -6,6 +6,7 @@ them in its own way. Names are dotted paths, `h.0.attn.c_attn.kernel`, the same 
 Linen, NNX and torch.
 """
 
+import collections
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def decay_mask(
             A sequence of regular expressions: names in which one of them is found.
             A callable `(name, leaf) -> bool`: True where decay applies.
         layer_norms: paths of modules that are normalisation layers, where types are not
-            to be seen: with torch's names, say. All leaves below them are left out.
+            to be seen: with torch's names, say. What stands directly in them is left out.
 
     Returns:
         A tree of bool with the structure of `params`, for `decay_mask=` of our
@@ -134,8 +135,10 @@ def resolve_mask(
         return jax.tree.map(_checked, mask)
     decayed = dict(_tree.named_leaves(mask))
     missing = [name for name in names if name not in decayed]
-    odd = [] if _tree.is_part(params) else [n for n in decayed if n not in set(names)]
-    odd = odd or [name for name in names if names.count(name) > 1]
+    times = collections.Counter(names)
+    odd = [name for name in times if times[name] > 1]  # a name for two tells nothing
+    if not _tree.is_part(params):
+        odd += [name for name in decayed if name not in times]
     if missing or odd:
         raise ValueError(
             "`decay_mask` must have the structure of `params`: "
