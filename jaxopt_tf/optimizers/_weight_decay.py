@@ -65,7 +65,8 @@ def decay_mask(
             A sequence of regular expressions: names in which one of them is found.
             A callable `(name, leaf) -> bool`: True where decay applies.
         layer_norms: paths of modules that are normalisation layers, where types are not
-            to be seen: with torch's names, say. What stands directly in them is left out.
+            to be seen: with torch's names, say. What stands directly in them is left
+            out.
 
     Returns:
         A tree of bool with the structure of `params`, for `decay_mask=` of our

@@ -39,6 +39,20 @@ def batch(rng):
     )
 
 
+def test_takes_a_number_of_items_that_python_counts(params, batch):
+    def counted_by_size(params, batch):
+        return loss_fn(params, batch)[0], batch[1].size
+
+    optimizer = make_optimizer()
+    copy = jax.tree.map(jnp.copy, params)
+    ones = make_train_step(loss_fn, optimizer)
+    others = make_train_step(counted_by_size, optimizer)
+    expected, _ = ones(init_train_state(copy, optimizer), batch)
+    state, metrics = others(init_train_state(params, optimizer), batch)
+    np.testing.assert_array_equal(state.params["kernel"], expected.params["kernel"])
+    assert float(metrics.num_items) == 8
+
+
 def test_updates_with_the_gradient_of_the_mean(params, batch):
     optimizer = make_optimizer()
     mean = lambda params: loss_fn(params, batch)[0] / 8  # noqa: E731
