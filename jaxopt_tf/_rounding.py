@@ -9,10 +9,10 @@ def difference(new32: jax.Array, param: jax.Array) -> jax.Array:
 
     Exact while a parameter changes by less than a factor of two.
     """
-    # Not a mere cast: XLA may skip a cast down that is followed by one up.
     if param.dtype == jnp.float16:
         # `reduce_precision` would flush what float16 holds below 6e-5 to zero.
         return jax.lax.optimization_barrier(new32.astype(param.dtype)) - param
+    # Not a mere cast: XLA may skip a cast down that is followed by one up.
     info = jnp.finfo(param.dtype)
     rounded = jax.lax.reduce_precision(new32, info.nexp, info.nmant)
     return (rounded - param.astype(jnp.float32)).astype(param.dtype)

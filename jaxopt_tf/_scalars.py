@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import _check
 from ._typing import Scalar
@@ -22,4 +21,4 @@ def one_minus(value: Scalar) -> jax.Array:
 
 def is_zero(value: Scalar) -> bool:
     """Whether `value` is known to be 0, so that what it multiplies can be left out."""
-    return _check.is_concrete(value) and not np.any(np.asarray(value))
+    return _check.is_concrete(value) and float(value) == 0.0

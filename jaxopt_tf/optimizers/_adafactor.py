@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .. import _check, _tree
@@ -240,7 +239,7 @@ def _check_others(
         _check.non_negative(f"eps[{i}]", value)
     _check.positive("clip_threshold", clip_threshold, allow_inf=True)
     _check.finite("decay_rate", decay_rate)
-    if _check.is_concrete(decay_rate) and np.any(np.asarray(decay_rate) > 0):
+    if _check.is_concrete(decay_rate) and decay_rate > 0:
         raise ValueError(
             f"`decay_rate` must be at most 0, got {decay_rate!r}. It is the exponent "
             "of beta2 = 1 - t^decay_rate; optax writes it with the other sign."

@@ -9,11 +9,6 @@ from .. import _check
 from .._typing import Scalar
 
 
-def check_learning_rate(learning_rate: Any) -> None:
-    """Raises unless it is a finite scalar of at least 0, or traced."""
-    _check.non_negative("learning_rate", learning_rate)
-
-
 def step_counts(num_warmup_steps: Any, num_training_steps: Any) -> tuple[int, int]:
     """Both as ints, checked."""
     return (

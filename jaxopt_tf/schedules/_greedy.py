@@ -9,14 +9,13 @@ from .. import _check, _two_floats
 from .._two_floats import TwoFloats
 from .._typing import Scalar
 from . import _doubles
-from ._arguments import check_learning_rate
 from ._doubles import Double
 from ._metric_driven import (
     Improvement,
     MetricDrivenSchedule,
-    as_two_floats,
     check_factor,
     lowered,
+    read_metric,
 )
 
 
@@ -100,7 +99,7 @@ def greedy(
 
     Source: transformers 5.23 `optimization.py`, `GreedyLR`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     improvement = Improvement(mode, threshold, threshold_mode)
     improvement.check()
     check_factor(factor)
@@ -129,7 +128,7 @@ def greedy(
         )
 
     def update(state: GreedyState, metric: Any) -> GreedyState:
-        current, average = as_two_floats(metric), state.average
+        current, average = read_metric(metric), state.average
         if average is not None:
             average = _appended(average, current)
             count = _two_floats.from_int(average.num_values)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _two_floats
@@ -47,7 +46,7 @@ class Improvement(NamedTuple):
 
     def is_better(self, metric: TwoFloats, best: TwoFloats) -> jax.Array:
         """Whether `metric` beats `best` by more than the threshold; NaN never does."""
-        margin = as_two_floats(self.threshold)
+        margin = _two_floats.from_scalar(self.threshold)
         if self.mode == "min":
             margin = _two_floats.negate(margin)
         if self.threshold_mode == "rel":
@@ -70,11 +69,14 @@ def check_factor(factor: Scalar) -> None:
         )
 
 
-def as_two_floats(value: Any) -> TwoFloats:
-    """A host double as two float32; an array as the float32 that it is."""
-    if isinstance(value, int | float):
-        return _two_floats.from_float(float(value))
-    return _two_floats.from_float32(jnp.asarray(value).astype(jnp.float32))
+def read_metric(metric: Any) -> TwoFloats:
+    """A metric, finite or not, as two float32; raises unless it is a single number."""
+    if np.shape(metric) != ():
+        raise TypeError(
+            "`metric` must be a single number, got an array of shape "
+            f"{np.shape(metric)}. Take its mean."
+        )
+    return _two_floats.from_scalar(metric)
 
 
 def lowered(rate: Double, factor: Scalar, min_lr: Scalar, eps: Scalar) -> Double:

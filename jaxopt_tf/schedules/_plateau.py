@@ -9,14 +9,13 @@ from .. import _check, _two_floats
 from .._two_floats import TwoFloats
 from .._typing import Scalar
 from . import _doubles
-from ._arguments import check_learning_rate
 from ._doubles import Double
 from ._metric_driven import (
     Improvement,
     MetricDrivenSchedule,
-    as_two_floats,
     check_factor,
     lowered,
+    read_metric,
 )
 
 
@@ -75,7 +74,7 @@ def reduce_lr_on_plateau(
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
     Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     improvement = Improvement(mode, threshold, threshold_mode)
     improvement.check()
     check_factor(factor)
@@ -94,7 +93,7 @@ def reduce_lr_on_plateau(
         )
 
     def update(state: PlateauState, metric: Any) -> PlateauState:
-        current = as_two_floats(metric)
+        current = read_metric(metric)
         better = improvement.is_better(current, state.best)
         bad = jnp.where(better, 0, state.num_bad_updates + 1)
         # In its last update the cooldown still forgives.

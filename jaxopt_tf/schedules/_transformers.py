@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _check
 from .._typing import Scalar, Schedule
-from ._arguments import check_learning_rate, share_of, step_counts
+from ._arguments import share_of, step_counts
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
 
@@ -31,7 +31,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
 
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     return in_order(learning_rate, hold(0))
 
 
@@ -51,7 +51,7 @@ def get_constant_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule_with_warmup`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W = _check.step_count("num_warmup_steps", num_warmup_steps)
     return in_order(learning_rate, warmup(linear, W), hold(0))
 
@@ -77,7 +77,7 @@ def get_linear_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
@@ -108,7 +108,7 @@ def get_cosine_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     return in_order(
         learning_rate, warmup(linear, W), cycles(cosine, max(1, T - W), num_cycles)
@@ -142,7 +142,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     restarts = hard_restarts(cosine, max(1, T - W), num_cycles)
     return in_order(learning_rate, warmup(linear, W), restarts)
@@ -176,7 +176,7 @@ def get_polynomial_decay_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`,
     `get_polynomial_decay_schedule_with_warmup`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     _check.non_negative("lr_end", lr_end)
     if _check.is_concrete(learning_rate) and not lr_end < learning_rate:
         raise ValueError(
@@ -214,7 +214,7 @@ def get_inverse_sqrt_schedule(
 
     Source: transformers 5.23 `optimization.py`, `get_inverse_sqrt_schedule`.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W = _check.step_count("num_warmup_steps", num_warmup_steps)
     scale = W or 10_000
     if timescale is not None:

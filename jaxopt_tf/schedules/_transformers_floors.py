@@ -8,7 +8,7 @@ import warnings
 
 from .. import _check
 from .._typing import Scalar, Schedule
-from ._arguments import check_learning_rate, share_of, step_counts
+from ._arguments import share_of, step_counts
 from ._curves import Curve, cosine, linear, one_minus_sqrt
 from ._phases import ahead, cycles, decay, hold, in_order, warmup
 
@@ -51,7 +51,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     `get_cosine_with_min_lr_schedule_with_warmup`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = cycles(cosine, max(1, T - W), num_cycles, floor)
@@ -96,7 +96,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = ahead(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
@@ -151,7 +151,7 @@ def get_wsd_schedule(
     Source: transformers 5.23 `optimization.py`, `get_wsd_schedule`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    check_learning_rate(learning_rate)
+    _check.non_negative("learning_rate", learning_rate)
     W = _check.step_count("num_warmup_steps", num_warmup_steps)
     D = _check.step_count("num_decay_steps", num_decay_steps)
     S = _stable_steps(W + D, num_training_steps, num_stable_steps)

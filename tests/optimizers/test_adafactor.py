@@ -52,7 +52,7 @@ def arguments(rate=None, **options):
         options["relative_step"] = False
         rates = [rate * (1 - step / (2 * NUM_STEPS)) for step in range(NUM_STEPS)]
         table = jnp.asarray(rates, jnp.float32)
-        rate = lambda step: table[step]  # noqa: E731
+        rate = table.__getitem__
     return {"learning_rate": rate, **options}, {"rates": rates, **options}
 
 

@@ -67,7 +67,10 @@ def test_one_seed_is_one_model_and_another_seed_another():
     first, _ = make_loss_fn(TINY, seed=0)
     again, _ = make_loss_fn(TINY, seed=0)
     other, _ = make_loss_fn(TINY, seed=1)
-    kernel = lambda params: params["h"][0]["attn"]["c_attn"]["kernel"]  # noqa: E731
+
+    def kernel(params):
+        return params["h"][0]["attn"]["c_attn"]["kernel"]
+
     np.testing.assert_array_equal(kernel(first), kernel(again))
     assert not np.array_equal(kernel(first), kernel(other))
 
@@ -92,7 +95,9 @@ def test_product_has_the_gradient_of_a_product(num_out, rng):
     kernel = jnp.asarray(rng.normal(size=(6, num_out)), jnp.float32)
 
     def grads_of(product):
-        loss = lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel)))  # noqa: E731
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(product(x, kernel)))
+
         return jax.grad(loss, argnums=(0, 1))(x, kernel)
 
     for ours, plain in zip(grads_of(times), grads_of(jnp.matmul), strict=True):

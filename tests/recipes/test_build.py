@@ -35,10 +35,13 @@ def schedule_by_hand():
 
 def last_params(optimizer, rng):
     """Parameters after ten random updates."""
-    draw = lambda: {  # noqa: E731
-        "kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
-        "bias": jnp.asarray(rng.normal(size=3), jnp.float32),
-    }
+
+    def draw():
+        return {
+            "kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=3), jnp.float32),
+        }
+
     params = draw()
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)

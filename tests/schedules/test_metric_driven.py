@@ -252,3 +252,10 @@ def test_get_scheduler_gives_the_pair():
 def test_a_state_can_be_donated(schedule):
     state = jax.jit(schedule.update, donate_argnums=0)(schedule.init(), 1.0)
     assert float(state.learning_rate) == np.float32(0.1)
+
+
+@pytest.mark.parametrize("build", [reduce_lr_on_plateau, greedy])
+def test_refuses_a_metric_that_is_an_array(build):
+    schedule = build(0.1)
+    with pytest.raises(TypeError, match="`metric` must be a single number"):
+        schedule.update(schedule.init(), jnp.ones(1))

@@ -55,7 +55,10 @@ def test_takes_a_number_of_items_that_python_counts(params, batch):
 
 def test_updates_with_the_gradient_of_the_mean(params, batch):
     optimizer = make_optimizer()
-    mean = lambda params: loss_fn(params, batch)[0] / 8  # noqa: E731
+
+    def mean(params):
+        return loss_fn(params, batch)[0] / 8
+
     loss, grads = jax.value_and_grad(mean)(params)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     expected = optax.apply_updates(params, updates)
