@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import rich.console
 import rich.table
@@ -62,3 +64,8 @@ def _printed(row: Row) -> Row:
     line = dataclasses.asdict(row) | {"reached": row.reached, "versions": versions()}
     print(json.dumps(line), flush=True)
     return row
+
+
+def main(title: str, rows: Callable[[bool], Iterable[Row]]) -> NoReturn:
+    """Reports `rows(smoke)` and exits: 1 if a limit is not reached."""
+    sys.exit(0 if report(title, rows("--smoke" in sys.argv[1:])) else 1)

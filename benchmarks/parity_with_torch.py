@@ -6,7 +6,7 @@
 One JSON line per figure, then a table. The exit status is 1 if a limit is not reached.
 """
 
-import sys
+from collections.abc import Iterator
 
 from benchmarks import (
     adafactor_distance_to_transformers,
@@ -17,7 +17,7 @@ from benchmarks import (
     schedules_against_transformers,
     updates_make_the_parameter,
 )
-from benchmarks._report import report
+from benchmarks._report import Row, main
 
 CLAIMS = (
     adamw_distance_to_torch,
@@ -30,11 +30,10 @@ CLAIMS = (
 )
 
 
-def main() -> int:
-    smoke = "--smoke" in sys.argv[1:]
-    rows = (row for claim in CLAIMS for row in claim.rows(smoke))
-    return 0 if report("Parity with torch and Transformers", rows) else 1
+def rows(smoke: bool) -> Iterator[Row]:
+    for claim in CLAIMS:
+        yield from claim.rows(smoke)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("Parity with torch and Transformers", rows)

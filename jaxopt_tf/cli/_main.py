@@ -1,32 +1,52 @@
 """One command, a subcommand for each job."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tyro
+from ._command_line import nearest
+from ._train import train
 
-from ._train import REGISTRY, train
-
-# A new subcommand is one more entry: a function whose arguments are its flags.
-_SUBCOMMANDS = {"train": train}
+# What stands after the command's name comes in, the exit status goes out.
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "pretrain a GPT-2"),
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; the exit status: 0, or 2 where an argument is refused.
+    """Runs a subcommand.
 
     Args:
         args: what stands after `jaxopt-tf`; None for the process's own arguments.
+
+    Returns:
+        The exit status: 0; 2 where something is refused or the run cannot go on, with a
+        sentence on stderr; 128 and the signal's number where a signal ended the run.
+
+    Raises:
+        SystemExit: after the `--help` of a subcommand.
     """
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if args else 2
+    name, *rest = args
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            _SUBCOMMANDS,
-            prog="jaxopt-tf",
-            description="Transformers' optimization stack in JAX.",
-            args=args,
-            use_underscores=True,
-            registry=REGISTRY,
-        )
-    except (ValueError, TypeError, FloatingPointError) as error:
+        if name not in _COMMANDS:
+            raise ValueError(
+                f"{name!r} must be a command: {', '.join(_COMMANDS)}."
+                + nearest(name, list(_COMMANDS))
+            )
+        return _COMMANDS[name][0](rest)
+    except (ValueError, TypeError, FloatingPointError, OSError) as error:
         print(f"jaxopt-tf: {error}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:8} {does}" for name, (_, does) in _COMMANDS.items())
+    return (
+        "usage: jaxopt-tf COMMAND [FLAGS]\n\n"
+        "Transformers' optimization stack in JAX.\n\n"
+        f"commands:\n{commands}\n\n"
+        "jaxopt-tf COMMAND --help lists a command's flags."
+    )

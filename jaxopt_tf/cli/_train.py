@@ -1,69 +1,145 @@
-"""`jaxopt-tf train`: pretrain a small GPT-2."""
+"""`jaxopt-tf train`: pretrain a GPT-2."""
 
-import json
-from datetime import datetime
-from pathlib import Path
-from typing import Annotated, get_type_hints
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-import tyro
-
-from .. import pretraining
-from ..pretraining import GPT2Config
+from .. import _check
+from ..pretraining import (
+    GPT2_PRESETS,
+    GPT2Config,
+    Job,
+    contradictions,
+    gpt2_preset,
+    pretrain,
+)
 from ..recipes import Recipe
+from ._command_line import typed_settings
+from ._config import read_config
+from ._flags import Flag, flags_of
+
+_Record = TypeVar("_Record")
+PROG = "jaxopt-tf train"
+_DESCRIPTION = "Pretrains a GPT-2 on text. A folder that holds a run is resumed."
 
 # Found by trying, for the default model on the default text.
-_RECIPE = Recipe(
-    max_steps=2_000,
-    learning_rate=3e-3,
-    lr_scheduler_type="linear",
-    warmup_steps=100,
-    weight_decay=0.1,
-    adam_beta2=0.97,
+_RECIPE = {
+    "max_steps": 2_000,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.05,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.97,
+}
+# A preset on the command line says these in the place of the file.
+_SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+
+_CONFIG = Flag(
+    "config",
+    "PATH",
+    is_several=False,
+    is_optional=False,
+    help="JSON of settings, as config.json of a run, or of Transformers' "
+    "TrainingArguments; flags on the command line win over it.",
+    default=None,
 )
-_MODEL = GPT2Config()
-
-REGISTRY = tyro.constructors.ConstructorRegistry()
-
-
-@REGISTRY.primitive_rule
-def _json_for_kwargs(type_info):
-    """`--lr_scheduler_kwargs` takes JSON, as the Trainer's scripts do."""
-    if type_info.type != get_type_hints(Recipe)["lr_scheduler_kwargs"]:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=lambda args: json.loads(args[0]),
-        is_instance=lambda value: isinstance(value, dict | tuple),
-        str_from_instance=lambda pairs: [json.dumps(dict(pairs))],
-    )
+_PRESET = Flag(
+    "preset",
+    "{" + ",".join(GPT2_PRESETS) + "}",
+    is_several=False,
+    is_optional=False,
+    help="the model's sizes, by a name; the flags below change them one by one.",
+    default="nano",
+)
 
 
-def train(
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = _RECIPE,
-    model: Annotated[GPT2Config, tyro.conf.arg(name="")] = _MODEL,
-    text: tuple[Path, ...] = (),
-    per_device_train_batch_size: int = 8,
-    eval_steps: int = 400,
-    output_dir: Path | None = None,
-) -> None:
-    """Pretrains a small GPT-2 on bytes of text.
+def train(args: Sequence[str]) -> int:
+    """Runs `jaxopt-tf train`.
 
     Args:
-        recipe: the numbers of the run.
-        model: the model's size.
-        text: files or folders of text; the sources of Python's standard library if none
-            are given.
-        per_device_train_batch_size: windows of `block_size` bytes in a batch.
-        eval_steps: steps from one held-out evaluation to the next.
-        output_dir: where metrics.jsonl and curves.png are written; a folder in runs/,
-            named by the time, if not given.
+        args: what stands after the command's name.
+
+    Returns:
+        The exit status: 0, or 128 and the signal's number if one ended the run.
     """
-    pretraining.pretrain(
-        recipe,
-        model,
-        pretraining.read_text(text) if text else pretraining.standard_library(),
-        per_device_train_batch_size=per_device_train_batch_size,
-        eval_steps=eval_steps,
-        output_dir=output_dir or Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S}"),
+    outcome = pretrain(*parse(args), command_line=[*PROG.split(), *args])
+    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+
+
+def parse(args: Sequence[str]) -> tuple[Recipe, GPT2Config, Job]:
+    """The records of a run, from the command line, the file it names, and defaults.
+
+    What the file has that is otherwise here is noted on stderr.
+
+    Args:
+        args: what stands after `jaxopt-tf train`.
+
+    Raises:
+        ValueError: naming what is refused, and all that contradicts itself at once.
+        SystemExit: after `--help`.
+    """
+    recipe_flags = flags_of(Recipe, _RECIPE)
+    model_flags = {"preset": _PRESET, **flags_of(GPT2Config, {})}
+    job_flags = {"config": _CONFIG, **flags_of(Job, {})}
+    groups = {"recipe": recipe_flags, "model": model_flags, "job": job_flags}
+    typed = typed_settings(
+        {title: list(flags.values()) for title, flags in groups.items()},
+        args,
+        prog=PROG,
+        description=_DESCRIPTION,
     )
+    path = typed.pop("config", None)
+    if path is None:
+        return _records(typed)
+    ours = {**recipe_flags, **model_flags, **job_flags}
+    del ours["config"]  # one file does not name another
+    file, notes = read_config(path, ours, typed)
+    if notes:
+        print(f"jaxopt-tf: {path}: {'; '.join(notes)}.", file=sys.stderr)
+    if "preset" in typed:
+        file = {name: value for name, value in file.items() if name not in _SIZES}
+    return _records({**file, **typed})
+
+
+def _records(given: dict[str, Any]) -> tuple[Recipe, GPT2Config, Job]:
+    def of(record: type) -> dict[str, Any]:
+        names = {field.name for field in dataclasses.fields(record)}
+        return {name: value for name, value in given.items() if name in names}
+
+    def made(make: Callable[[], _Record], stand_in: _Record) -> _Record:
+        try:
+            return make()
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+            return stand_in
+
+    problems: list[str] = []
+    defaults: dict[str, Any] = dict(_RECIPE)
+    if given.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
+        del defaults["warmup_steps"]  # neither of them has one
+    # In the place of a record that is refused, one that contradicts no other.
+    recipe = made(
+        lambda: Recipe(**{**defaults, **of(Recipe)}), Recipe(max_steps=2**31 - 1)
+    )
+    model = made(
+        lambda: _model(given.get("preset", "nano"), of(GPT2Config)),
+        GPT2Config(vocab_size=2**31 - 1),
+    )
+    job = made(lambda: Job(**of(Job)), Job())
+    problems += contradictions(recipe, model, job)
+    if any(path.suffix in (".npy", ".bin") for path in job.text) and not (
+        given.keys() & {"vocab_size", "preset"}
+    ):
+        problems.append(
+            "`vocab_size` must be given with ready tokens: how many different ones "
+            "there can be is not in the file."
+        )
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    return recipe, model, job
+
+
+def _model(preset: str, changes: dict[str, Any]) -> GPT2Config:
+    _check.one_of("preset", preset, GPT2_PRESETS)
+    return gpt2_preset(preset, **changes)

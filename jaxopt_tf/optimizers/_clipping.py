@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
-from .._typing import Scalar
+from .._typing import PyTree, Scalar
 
 
 class ClipState(NamedTuple):
     """What the last update saw."""
 
     grad_norm: jax.Array  # (), float32: global norm before clipping
+    factor: jax.Array  # (), float32: what the gradients were multiplied by
 
 
 def clip(max_norm: Scalar) -> optax.GradientTransformation:
@@ -47,7 +48,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
 
     def init(params):
         del params
-        return ClipState(grad_norm=jnp.zeros((), jnp.float32))
+        return ClipState(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
 
     def update(updates, state, params=None):
         del state, params
@@ -64,6 +65,23 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
             wide = g.dtype if g.dtype == jnp.float64 else jnp.float32
             return (g.astype(wide) * factor.astype(wide)).astype(g.dtype)
 
-        return jax.tree.map(scaled, updates), ClipState(grad_norm=norm)
+        return jax.tree.map(scaled, updates), ClipState(norm, factor)
 
     return optax.GradientTransformation(init, update)
+
+
+def is_clipped(opt_state: PyTree) -> jax.Array:
+    """Whether a `clip` in it made the last gradients smaller; (), bool.
+
+    Args:
+        opt_state: any optimizer state; False where no `clip` is in it.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_clip_state)
+    states = [node for node in nodes if _is_clip_state(node)]
+    # `tree.leaves`, because NNX keeps a leaf inside a variable.
+    factors = [jax.tree.leaves(state.factor)[0] for state in states]
+    return jnp.any(jnp.asarray([factor < 1.0 for factor in factors], bool))
+
+
+def _is_clip_state(node: object) -> bool:
+    return isinstance(node, ClipState)

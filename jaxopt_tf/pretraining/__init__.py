@@ -1,22 +1,32 @@
 """The main job: a language model, its text, and the run that ties all together.
 
 outcome = pretrain(
-    Recipe(max_steps=1_000, learning_rate=4e-3, warmup_steps=50),
-    GPT2Config(),
-    standard_library(),
-    per_device_train_batch_size=16,
-    eval_steps=250,
-    output_dir=Path("runs/first"),
+    Recipe(max_steps=1_000, learning_rate=3e-3, warmup_steps=0.05),
+    gpt2_preset("micro"),
+    Job(text=(Path("books"),), eval_steps=250, output_dir=Path("runs/books")),
 )
 """
 
+from ._batches import Batches as Batches
+from ._batches import held_out_batches as held_out_batches
+from ._batches import training_batches as training_batches
+from ._contradictions import check_settings as check_settings
+from ._contradictions import contradictions as contradictions
+from ._corpus import Corpus as Corpus
+from ._data import read_corpus as read_corpus
 from ._job import Outcome as Outcome
 from ._job import pretrain as pretrain
 from ._model import GPT2 as GPT2
-from ._model import GPT2Config as GPT2Config
 from ._model import make_loss_fn as make_loss_fn
-from ._text import Text as Text
-from ._text import held_out_batches as held_out_batches
+from ._presets import GPT2_PRESETS as GPT2_PRESETS
+from ._presets import GPT2Config as GPT2Config
+from ._presets import flops_per_token as flops_per_token
+from ._presets import gpt2_layout as gpt2_layout
+from ._presets import gpt2_preset as gpt2_preset
+from ._ready_tokens import read_tokens as read_tokens
+from ._settings import Job as Job
+from ._settings import flat as flat
+from ._settings import held_out_loss_decides as held_out_loss_decides
 from ._text import read_text as read_text
 from ._text import standard_library as standard_library
-from ._text import training_batches as training_batches
+from ._tokenize import tokenize_text as tokenize_text

@@ -1,118 +1,219 @@
-"""The run: text, model, recipe, step and monitors tied together."""
+"""The run: text, model, recipe, step, checkpoints and monitors tied together."""
 
+import datetime
+import functools
+import itertools
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from .. import _check, training
-from ..recipes import Recipe, build_optimizer
-from ._model import GPT2Config, make_loss_fn
-from ._text import Text, held_out_batches, training_batches
+from .. import training
+from .._typing import PyTree
+from ..recipes import Recipe, build_optimizer, build_schedule
+from ..schedules import MetricDrivenSchedule
+from . import _run_folder
+from ._batches import Batches, held_out_batches
+from ._contradictions import check_settings
+from ._corpus import Corpus
+from ._data import read_corpus
+from ._model import make_loss_fn
+from ._monitors import all_monitors
+from ._presets import GPT2Config, gpt2_layout
+from ._settings import Job, flat
 
 
 class Outcome(NamedTuple):
     """What a run leaves behind."""
 
-    first_loss: float  # held-out loss before the first step, in nats per byte
-    last_loss: float  # and after the last one
-    metrics: Path  # JSON lines: every step, every evaluation
-    curves: Path  # a picture of them
+    first_loss: float  # held-out loss before the first step, in nats per token
+    last_loss: float  # and of `params`
+    params: PyTree  # the last ones, or the best with `load_best_model_at_end`
+    folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
+    stopped_by: int | None  # number of the signal that ended it before its time
 
 
 def pretrain(
     recipe: Recipe,
-    config: GPT2Config,
-    text: Text,
+    model: GPT2Config,
+    job: Job,
     *,
-    per_device_train_batch_size: int,
-    eval_steps: int,
-    output_dir: Path,
+    command_line: Sequence[str] = (),
 ) -> Outcome:
-    """Trains a GPT-2 from nothing, and says how it goes on the console.
+    """Trains a GPT-2, and says how it goes on the console.
 
-    The same arguments give the same losses, bit for bit, on the same machine.
+    A folder that holds a run is gone on with, from its newest good checkpoint: losses,
+    parameters and the log come out as if it had never been broken off, bit for bit on
+    the same machine. SIGTERM and SIGINT end it after a step, with a checkpoint.
 
     Args:
-        recipe: the numbers of the run.
-        config: the model's size.
-        text: from `standard_library` or `read_text`.
-        per_device_train_batch_size: windows of `block_size` bytes in a batch.
-        eval_steps: steps from one held-out evaluation to the next.
-        output_dir: where `metrics.jsonl` and `curves.png` are written.
+        recipe: the numbers of the updates.
+        model: the model's size.
+        job: all else.
+        command_line: noted in starts.jsonl.
 
     Raises:
-        ValueError: if the text is too short, or `output_dir` holds a run already.
-        FloatingPointError: if the loss is no longer finite.
+        ValueError: if settings contradict each other, the data do not fit, the folder
+            holds another run or is in use, or no checkpoint in it is good.
+        OSError: if a checkpoint or the log cannot be written.
+        FloatingPointError: if the loss is no longer finite, unless told to go on.
     """
-    # Under the names that the user gave, and before anything is written.
-    _check.positive("per_device_train_batch_size", per_device_train_batch_size)
-    _check.positive("eval_steps", eval_steps)
-    windows = {
-        "block_size": config.block_size,
-        "batch_size": per_device_train_batch_size,
-    }
-    batches = training_batches(text, **windows, seed=recipe.seed)
-    held_out = held_out_batches(text, **windows)
-    params, loss_fn = make_loss_fn(config, recipe.seed)
-    optimizer = build_optimizer(recipe)
-    metrics, curves = _new_files(output_dir)
-    _introduce(recipe, config, text, per_device_train_batch_size, params)
+    check_settings(recipe, model, job)
+    now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = job.output_dir or Path("runs", now)
+    with training.hold(folder) as held, training.stop_on_signals() as should_stop:
+        return _run(recipe, model, job, held, should_stop, command_line)
 
-    evaluations: list[training.Evaluation] = []
-    training.train(
-        training.make_train_step(loss_fn, optimizer),
-        training.init_train_state(params, optimizer),
-        batches,
-        num_steps=recipe.max_steps,
-        monitors=[
-            training.console(recipe.max_steps, unit="bytes"),
-            training.json_lines(metrics),
-            training.curves(curves, unit="nats per byte"),
-            training.Monitor(lambda _: None, evaluations.append, lambda: None),
-        ],
-        evaluate=training.make_evaluate(training.make_eval_step(loss_fn), held_out),
-        eval_steps=eval_steps,
+
+def _run(
+    recipe: Recipe,
+    model: GPT2Config,
+    job: Job,
+    held: training.Held,
+    should_stop: training.StopRequest,
+    command_line: Sequence[str],
+) -> Outcome:
+    folder = held.folder
+    corpus = read_corpus(job, model, folder)
+    sizes = {
+        "block_size": model.block_size,
+        "batch_size": recipe.per_device_train_batch_size,
+    }
+    held_out = held_out_batches(corpus, **sizes)
+    config = flat(recipe, model, job)
+    settings = config | {_run_folder.DATA: corpus.fingerprint}
+    checkpoint = _run_folder.find_start(folder, job, settings)
+
+    params, loss_fn = make_loss_fn(
+        model, recipe.seed, label_smoothing_factor=recipe.label_smoothing_factor
     )
-    outcome = Outcome(evaluations[0].loss, evaluations[-1].loss, metrics, curves)
-    _conclude(outcome)
+    schedule = build_schedule(recipe)
+    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
+    optimizer = build_optimizer(recipe, layout=gpt2_layout(model))
+    rng = recipe.seed if model.has_dropout else None
+    start = training.Position(
+        training.init_train_state(params, optimizer, rng=rng),
+        training.Progress(),
+        None if driven is None else driven.init(),
+    )
+    start = training.restore_position(checkpoint, start)
+    step = int(start.state.step)
+    if checkpoint is not None:
+        _run_folder.set_aside(folder, step)
+        _run_folder.bring_log(folder, checkpoint)
+    _introduce(recipe, model, corpus, params, folder, step)
+
+    compute_dtype = jnp.bfloat16 if job.bf16 else None
+    train_step = training.make_train_step(
+        loss_fn,
+        optimizer,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        compute_dtype=compute_dtype,
+        on_non_finite=job.on_non_finite,
+        max_skipped_in_a_row=job.max_skipped_in_a_row,
+        per_layer=job.log_layers,
+    )
+    evaluate = training.make_evaluate(
+        training.make_eval_step(loss_fn, compute_dtype=compute_dtype), held_out
+    )
+    batches = Batches(
+        corpus,
+        **sizes,
+        seed=recipe.seed,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+    )
+    with training.open_checkpoints(
+        held, save_total_limit=job.save_total_limit
+    ) as checkpoints:
+        monitors, evaluations = all_monitors(
+            recipe,
+            model,
+            job,
+            unit=corpus.unit,
+            num_windows=batches.num_windows,
+            folder=folder,
+            step=step,
+        )
+        _run_folder.write_config(folder, config)
+        _run_folder.write_start(folder, step, command_line)
+        trained = training.train(
+            train_step,
+            start,
+            map(batches.__getitem__, itertools.count(step)),
+            max_steps=recipe.max_steps,
+            monitors=monitors,
+            evaluate=evaluate,
+            eval_steps=job.eval_steps,
+            selection=job.selection,
+            metric_schedule=driven,
+            save=functools.partial(
+                training.save_position, checkpoints, notes={"settings": settings}
+            ),
+            save_steps=job.save_steps,
+            save_best=job.load_best_model_at_end,
+            should_stop=should_stop,
+        )
+    end = trained.position
+    best, was_asked = end.progress.best_step, trained.ended == "asked"
+    is_best_wanted = job.load_best_model_at_end and best is not None and not was_asked
+    if is_best_wanted:
+        end = training.restore_position(folder / f"checkpoint-{best}", end)
+    if is_best_wanted or not evaluations:  # none: at its end already, without a log
+        evaluations.append(evaluate(end.state.params)["loss"])
+    outcome = Outcome(
+        evaluations[0],
+        evaluations[-1],
+        end.state.params,
+        folder,
+        should_stop.signal if was_asked else None,
+    )
+    _conclude(outcome, trained, recipe.max_steps, corpus.unit)
     return outcome
 
 
-def _new_files(output_dir: Path) -> tuple[Path, Path]:
-    metrics, curves = output_dir / "metrics.jsonl", output_dir / "curves.png"
-    if metrics.exists():
-        raise ValueError(
-            f"`output_dir` must not hold a run yet, but {str(metrics)!r} exists. Name "
-            "another folder, or delete this one."
-        )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` must be a folder that can be made, got {str(output_dir)!r}: "
-            f"{error.strerror}."
-        ) from error
-    return metrics, curves
-
-
 def _introduce(
-    recipe: Recipe, config: GPT2Config, text: Text, batch_size: int, params
+    recipe: Recipe,
+    model: GPT2Config,
+    corpus: Corpus,
+    params: PyTree,
+    folder: Path,
+    step: int,
 ) -> None:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    batch = f"{recipe.per_device_train_batch_size} x {model.block_size}"
+    if recipe.gradient_accumulation_steps > 1:
+        batch = f"{recipe.gradient_accumulation_steps} x {batch}"
     print(
-        f"text    {text.num_files:,} files: {len(text.training):,} bytes to train on, "
-        f"{len(text.held_out):,} held out\n"
-        f"model   GPT-2: {config.n_layer} layers, width {config.n_embd}, "
+        f"text    {corpus.num_documents:,} documents: {len(corpus.training):,} "
+        f"{corpus.unit} to train on, {len(corpus.held_out):,} held out\n"
+        f"model   GPT-2: {model.n_layer} layers, width {model.n_embd}, "
         f"{num_params:,} parameters\n"
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
-        f"({recipe.lr_scheduler_type}, {recipe.warmup_steps} steps of warm-up), "
-        f"{recipe.max_steps:,} steps of {batch_size} x {config.block_size} bytes"
+        f"({recipe.lr_scheduler_type}, {recipe.num_warmup_steps} steps of warm-up), "
+        f"{recipe.max_steps:,} steps of {batch} {corpus.unit}\n"
+        f"folder  {folder}" + (f", from its step {step:,} on" if step else "")
     )
 
 
-def _conclude(outcome: Outcome) -> None:
+def _conclude(
+    outcome: Outcome, trained: training.Trained, max_steps: int, unit: str
+) -> None:
+    step = int(trained.state.step)
+    if outcome.stopped_by is not None:
+        name = signal.Signals(outcome.stopped_by).name
+        print(
+            f"stopped by {name} after step {step:,} of {max_steps:,}, saved; the same "
+            f"command with --output_dir {outcome.folder} goes on"
+        )
+        return
+    if trained.ended == "patience":
+        print(f"ended early, after step {step:,}: the held-out loss got no better")
     print(
+        f"metrics {outcome.folder / _run_folder.METRICS}\n"
+        f"curves  {outcome.folder / 'curves.png'}\n"
         f"held-out loss {outcome.first_loss:.2f} -> {outcome.last_loss:.3f} "
-        f"nats per byte\nmetrics {outcome.metrics}\ncurves  {outcome.curves}"
+        f"nats per {unit.removesuffix('s')}"
     )

@@ -1,121 +1,190 @@
-"""GPT-2 on bytes, in Flax NNX.
+"""GPT-2 in Flax NNX.
 
-Parameters are named as Transformers' Flax GPT-2 named them: `wte.embedding`,
-`h.0.attn.c_attn.kernel`, `ln_f.scale`. Kernels are (in, out). There is no dropout: a
-run of this size hardly sees a byte twice.
+Parameters are named as Transformers' Flax GPT-2 named them:
+`transformer.wte.embedding`, `transformer.h.0.attn.c_attn.kernel`,
+`transformer.ln_f.scale`. Kernels are [in, out]. The numbers are those of torch's GPT-2
+with the same weights.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .. import _check
+from .. import _check, training
 from .._typing import PyTree
+from ._layers import Embedding, dropped, linear
+from ._presets import GPT2Config
 
-VOCABULARY = 256  # bytes
-
-# (params, batch) -> (summed loss, number of predicted bytes)
-LossFn = Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
+# A token that is not there: what pads a row at its end.
+_NO_TOKEN = -100
 
 
-@dataclass(frozen=True, kw_only=True)
-class GPT2Config:
-    """The model's size.
+class LossFn(Protocol):
+    """The loss of a language model."""
 
-    Attributes:
-        n_layer: number of layers.
-        n_head: attention heads per layer; divides `n_embd`.
-        n_embd: width of the residual stream.
-        block_size: bytes that the model sees at once.
+    def __call__(
+        self, params: PyTree, batch: jax.Array, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The summed loss and the number of predicted tokens; (), float32 each."""
+        ...
+
+
+def make_loss_fn(
+    config: GPT2Config, seed: int, *, label_smoothing_factor: float = 0.0
+) -> tuple[PyTree, LossFn]:
+    """A new model as parameters and a loss.
+
+    The loss takes parameters, a batch and, for training with dropout, a key. A batch is
+    [B, T + 1] integers of which the first T predict the last T; T is at most
+    `block_size`. A row that is shorter ends in -100, which is not predicted and counts
+    nowhere. A token that is outside the vocabulary, or that follows a -100, makes the
+    loss NaN. Without a key nothing is dropped: so it is evaluated.
+
+    With parameters in bfloat16 activations are bfloat16 too; norms, softmax and the
+    loss are computed in float32.
+
+    Args:
+        config: the model's size.
+        seed: of the parameters.
+        label_smoothing_factor: share of the loss that is the mean over the vocabulary,
+            at least 0 and less than 1.
+
+    Returns:
+        The parameters, a tree of dicts of float32 arrays; and the loss,
+        (params, batch, rng=None) -> (summed loss, number of predicted tokens).
 
     Raises:
-        ValueError, TypeError: if a size is not a whole number of at least 1, or the
-            heads do not divide the width.
+        ValueError, TypeError: if `label_smoothing_factor` is out of range; the loss, if
+            a batch has another shape, is too long or holds no integers.
     """
+    _check.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
+    model = GPT2(config, rngs=nnx.Rngs(seed))
+    graph, state = nnx.split(model, nnx.Param)
 
-    n_layer: int = 3
-    n_head: int = 4
-    n_embd: int = 128
-    block_size: int = 64
+    def loss_fn(params, batch, rng=None):
+        tokens = _tokens("batch", batch, least=2).astype(jnp.int32)
+        inputs, labels = tokens[:, :-1], tokens[:, 1:]
+        is_missing = inputs == _NO_TOKEN
+        # At the end of a row nobody sees what stands for them. Elsewhere somebody
+        # would: -1 is no label, and makes the loss NaN.
+        labels = jnp.where(is_missing & (labels != _NO_TOKEN), -1, labels)
+        logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)
+        return training.cross_entropy(
+            logits,
+            labels,
+            label_smoothing_factor=label_smoothing_factor,
+            ignore_index=_NO_TOKEN,
+        )
 
-    def __post_init__(self) -> None:
-        """Checks the sizes."""
-        for name in ("n_layer", "n_head", "n_embd", "block_size"):
-            _check.step_count(name, getattr(self, name), least=1)
-        if self.n_embd % self.n_head != 0:
-            fitting = -(-self.n_embd // self.n_head) * self.n_head
-            raise ValueError(
-                f"`n_embd` must be a multiple of `n_head`, which is {self.n_head}, got "
-                f"{self.n_embd!r}. Take {fitting}, or another number of heads."
-            )
+    return nnx.to_pure_dict(state), loss_fn
 
 
 class GPT2(nnx.Module):
-    """Bytes come in, logits of the next byte go out."""
+    """Tokens come in, logits of the next token go out."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
         """Draws the parameters, as `_std` says."""
-        init = nnx.initializers.normal(_std(config))
-        width = config.n_embd
-        self.wte = nnx.Embed(VOCABULARY, width, embedding_init=init, rngs=rngs)
-        self.wpe = nnx.Embed(config.block_size, width, embedding_init=init, rngs=rngs)
-        self.h = nnx.List([_Block(config, rngs=rngs) for _ in range(config.n_layer)])
-        self.ln_f = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.transformer = _Transformer(config, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits for the byte after each.
+    def __call__(self, tokens: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """Logits for the token after each.
 
         Args:
-            tokens: [B, T], int32; T at most `block_size`.
+            tokens: [B, T], integers; T at most `block_size`. A token outside the
+                vocabulary makes the logits of its row NaN.
+            rng: a key for dropout; None for none.
 
         Returns:
-            [B, T, 256], float32.
+            [B, T, vocab_size], in the dtype of the parameters.
+
+        Raises:
+            ValueError, TypeError: if `tokens` has another shape, is too long or holds
+                no integers.
         """
-        x = self.wte(tokens) + self.wpe(jnp.arange(tokens.shape[1]))[None]
-        for block in self.h:
-            x = block(x)
-        return self.wte.attend(self.ln_f(x))
+        x = self.transformer(_tokens("tokens", tokens, least=1), rng)
+        return x @ self.transformer.wte.embedding[...].T
+
+
+class _Transformer(nnx.Module):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.wte = Embedding(config.vocab_size, config.n_embd, _std(config), rngs)
+        self.wpe = Embedding(config.block_size, config.n_embd, _std(config), rngs)
+        blocks = [_Block(config, rngs=rngs) for _ in range(config.n_layer)]
+        self.h: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
+        self.ln_f = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, rng: jax.Array | None) -> jax.Array:
+        config, length = self.config, tokens.shape[1]
+        if length > config.block_size:
+            raise ValueError(
+                f"`tokens` must be at most `block_size` long, which is "
+                f"{config.block_size}, got {length}. A batch for the loss may be one "
+                "longer. Cut the rows, or take a larger `block_size`."
+            )
+        rng, rng_of_blocks = (None, None) if rng is None else jax.random.split(rng)
+        x = self.wte(tokens) + self.wpe.embedding[None, :length]
+        x = dropped(x, config.embd_pdrop, rng)
+        return self.ln_f(self._through_blocks(x, rng_of_blocks))
+
+    def _through_blocks(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+        config = self.config
+        is_scanned = config.scan_layers
+        graph = nnx.graphdef(self.h if is_scanned else self.h[0])
+
+        def layer(x, params_and_rngs):
+            params, rngs = params_and_rngs
+            return nnx.merge(graph, params)(x, rngs), None
+
+        if config.gradient_checkpointing:
+            # Inside a loop nothing can be shared with the forward pass anyway.
+            layer = jax.checkpoint(layer, prevent_cse=not is_scanned)
+        # Two per layer; scanned or not, the same ones.
+        rngs = None if rng is None else jax.random.split(rng, (config.n_layer, 2))
+        if is_scanned:
+            return jax.lax.scan(layer, x, (nnx.state(self.h), rngs))[0]
+        for i, block in enumerate(self.h):
+            x, _ = layer(x, (nnx.state(block), None if rngs is None else rngs[i]))
+        return x
 
 
 class _Block(nnx.Module):
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        self.resid_pdrop = config.resid_pdrop
         self.ln_1 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
         self.attn = _Attention(config, rngs=rngs)
         self.ln_2 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
         self.mlp = _MLP(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+    def __call__(self, x: jax.Array, rngs: jax.Array | None) -> jax.Array:
+        of_attn, of_mlp = (None, None) if rngs is None else rngs
+        x = x + dropped(self.attn(self.ln_1(x)), self.resid_pdrop, of_attn)
+        return x + dropped(self.mlp(self.ln_2(x)), self.resid_pdrop, of_mlp)
 
 
 class _Attention(nnx.Module):
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
         width = config.n_embd
         self.n_head = config.n_head
-        self.c_attn = _linear(width, 3 * width, _std(config), rngs)
-        self.c_proj = _linear(width, width, _residual_std(config), rngs)
+        self.c_attn = linear(width, 3 * width, _std(config), rngs)
+        self.c_proj = linear(width, width, _residual_std(config), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         size, length, width = x.shape
         heads = (size, length, 3, self.n_head, width // self.n_head)
         q, k, v = jnp.unstack(self.c_attn(x).reshape(heads), axis=2)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-        may_see = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        shares = jax.nn.softmax(jnp.where(may_see, scores, -jnp.inf), axis=-1)
-        y = jnp.einsum("bhqk,bkhd->bqhd", shares, v)
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         return self.c_proj(y.reshape(x.shape))
 
 
 class _MLP(nnx.Module):
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
         width = config.n_embd
-        self.c_fc = _linear(width, 4 * width, _std(config), rngs)
-        self.c_proj = _linear(4 * width, width, _residual_std(config), rngs)
+        self.c_fc = linear(width, 4 * width, _std(config), rngs)
+        self.c_proj = linear(4 * width, width, _residual_std(config), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # Behind a barrier it is computed once. XLA on CPUs would fuse it into all that
@@ -125,30 +194,27 @@ class _MLP(nnx.Module):
         return self.c_proj(x)
 
 
-def make_loss_fn(config: GPT2Config, seed: int) -> tuple[PyTree, LossFn]:
-    """A new model as parameters and a loss.
+def _stacked(blocks: list[_Block]) -> _Block:
+    """One block whose parameters have the layers as their first axis."""
+    states = [nnx.state(block) for block in blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return nnx.merge(nnx.graphdef(blocks[0]), stacked)
 
-    Args:
-        config: the model's size.
-        seed: of the parameters.
 
-    Returns:
-        The parameters, a tree of dicts of float32 arrays; and the loss,
-        (params, batch) -> (summed loss, number of predicted bytes), where a batch is
-        [B, T + 1] bytes of which the first T predict the last T.
-    """
-    model = GPT2(config, rngs=nnx.Rngs(seed))
-    graph, state = nnx.split(model, nnx.Param)
-
-    def loss_fn(params: PyTree, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = batch.astype(jnp.int32)
-        logits = nnx.merge(graph, params)(tokens[:, :-1])
-        target = tokens[:, 1:, None]
-        of_target = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - of_target
-        return jnp.sum(losses), jnp.asarray(losses.size, jnp.float32)
-
-    return nnx.to_pure_dict(state), loss_fn
+def _tokens(name: str, tokens: Any, *, least: int) -> jax.Array:
+    """`tokens` as an array; raises unless it holds rows of at least so many."""
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"`{name}` must hold integers, got {tokens.dtype}. Pass the numbers of the "
+            "tokens."
+        )
+    if tokens.ndim != 2 or tokens.shape[1] < least:
+        raise ValueError(
+            f"`{name}` must be rows of at least {least} tokens, [B, T], got the shape "
+            f"{list(tokens.shape)}."
+        )
+    return tokens
 
 
 def _std(config: GPT2Config) -> float:
@@ -159,39 +225,3 @@ def _std(config: GPT2Config) -> float:
 def _residual_std(config: GPT2Config) -> float:
     # Every layer adds to the stream twice; together they shall not blow it up.
     return _std(config) / math.sqrt(2 * config.n_layer)
-
-
-def _linear(num_in: int, num_out: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        num_in,
-        num_out,
-        kernel_init=nnx.initializers.normal(std),
-        dot_general=lambda x, kernel, *_, **__: times(x, kernel),
-        rngs=rngs,
-    )
-
-
-@jax.custom_vjp
-def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x @ kernel, with the gradient's product in the order that is cheap on CPUs.
-
-    Both factors of the kernel's gradient have the bytes of the batch as their first
-    axis, so one of them must be transposed. XLA takes the output's, which is four times
-    as wide in `c_fc`; here it is the narrower one. A step is a quarter shorter for it.
-    """
-    return x @ kernel
-
-
-def times_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def times_backward(kept, g):
-    x, kernel = kept
-    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if rows.shape[1] <= g_rows.shape[1]:
-        return g @ kernel.T, rows.T @ g_rows
-    return g @ kernel.T, (g_rows.T @ rows).T
-
-
-times.defvjp(times_forward, times_backward)

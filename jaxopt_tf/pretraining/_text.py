@@ -1,55 +1,44 @@
-"""Text in, batches of bytes out.
+"""Text in, a corpus of bytes out.
 
 Two texts: the user's files, or what every machine with Python has: the sources of its
-standard library. Each is in two parts, one to train on and one held out.
+standard library. A token is a byte, and a document is a file.
 """
 
+import codecs
 import hashlib
-import itertools
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import grain
 import numpy as np
 
-from .. import _check
+from ._corpus import Corpus, make_corpus
+from ._tokens import Documents, TokenFile, chunks
 
 # Other people's, or nearly the same text again.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "encodings", "lib2to3", "pydoc_data"}
 )
-# Between files: a byte that text does not hold, from which a model learns where it is.
-_END_OF_FILE = b"\0"
+# After a file: a byte that text does not hold, from which a model learns where it is.
+_END_OF_FILE = 0
 
 
-class Text(NamedTuple):
-    """Bytes to train on, and bytes held out."""
-
-    training: np.ndarray  # [n], uint8
-    held_out: np.ndarray  # [m], uint8
-    num_files: int
-
-
-def standard_library() -> Text:
-    """The Python sources of this machine's standard library.
+def standard_library() -> Corpus:
+    """The Python sources of this machine's standard library, in bytes.
 
     Without site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data. About
     a tenth is held out: whole top-level modules, so that no half of a package helps to
     guess the other; the same ones on every machine, as a hash of the name decides.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    training: list[bytes] = []
-    held_out: list[bytes] = []
+    files, held_out = [], []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        content = None if _LEFT_OUT.intersection(parts) else _read(path)
-        if content:
-            module = parts[0].removesuffix(".py")
-            (held_out if is_held_out(module) else training).append(content)
-    num_files = len(training) + len(held_out)
-    return Text(_joined(training), _joined(held_out), num_files)
+        file = None if _LEFT_OUT.intersection(parts) else _read(path)
+        if file and file.num_tokens:
+            files.append(file)
+            held_out.append(is_held_out(parts[0].removesuffix(".py")))
+    return _in_bytes(files, np.asarray(held_out, bool))
 
 
 def is_held_out(module: str) -> bool:
@@ -58,8 +47,11 @@ def is_held_out(module: str) -> bool:
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
 
 
-def read_text(paths: Sequence[Path]) -> Text:
-    """The user's text; the last tenth of every file is held out.
+def read_text(paths: Sequence[Path]) -> Corpus:
+    """The user's text, in bytes: a vocabulary of 256, of which 0 ends a document.
+
+    Nothing of it is kept in memory, and about a tenth is held out: some of the files,
+    and of files that are a large part of the text, the last tenth.
 
     Args:
         paths: files, which must be text (UTF-8); and folders, of which all files that
@@ -68,133 +60,78 @@ def read_text(paths: Sequence[Path]) -> Text:
     Raises:
         ValueError: naming the path that does not exist, is empty or is not text.
     """
-    training, held_out = [], []
-    for path in paths:
-        for content in _contents(Path(path)):
-            cut = len(content) - len(content) // 10
-            training.append(content[:cut])
-            held_out.append(content[cut:])
-    return Text(_joined(training), _joined(held_out), len(training))
+    return _in_bytes(text_files(paths))
 
 
-def training_batches(
-    text: Text, *, block_size: int, batch_size: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Endless batches in random order, the same for the same seed.
-
-    An epoch takes every window of `block_size` bytes once; the next one has another
-    order.
-
-    Args:
-        text: what to train on.
-        block_size: T, bytes to predict in a row.
-        batch_size: B, windows in a batch.
-        seed: of the order.
-
-    Returns:
-        An iterator over [B, T + 1], uint8: inputs and, one later, targets.
-
-    Raises:
-        ValueError: if the training text is shorter than one window.
-    """
-    _check.positive("batch_size", batch_size)
-    windows = _Windows(text.training, block_size, "training")
-    dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-    dataset = dataset.batch(batch_size)
-    # By index, without threads that read ahead: the text lies in memory.
-    return (dataset[i] for i in itertools.count())
+def text_files(paths: Sequence[Path]) -> list[TokenFile]:
+    """The files that `read_text` takes, each read once to the end."""
+    return [file for path in paths for file in _files(Path(path))]
 
 
-def held_out_batches(
-    text: Text, *, block_size: int, batch_size: int, num_bytes: int = 2**16
-) -> list[np.ndarray]:
-    """The same batches at every evaluation, spread evenly over the held-out text.
-
-    Args:
-        text: what to evaluate on.
-        block_size: T, bytes to predict in a row.
-        batch_size: B, windows in a batch; fewer where the text is short.
-        num_bytes: about how many bytes to predict in all.
-
-    Returns:
-        A list of [B, T + 1], uint8.
-
-    Raises:
-        ValueError: if the held-out text is shorter than one window.
-    """
-    _check.positive("batch_size", batch_size)
-    windows = _Windows(text.held_out, block_size, "held-out")
-    batch_size = min(batch_size, len(windows))
-    wanted = max(1, num_bytes // (block_size * batch_size))
-    num_batches = min(wanted, len(windows) // batch_size)
-    chosen = np.linspace(0, len(windows) - 1, num_batches * batch_size).astype(int)
-    rows = np.stack([windows[i] for i in chosen])
-    return list(rows.reshape(num_batches, batch_size, block_size + 1))
+def _in_bytes(
+    files: Sequence[TokenFile], is_held_out: np.ndarray | None = None
+) -> Corpus:
+    documents = Documents(
+        file=np.arange(len(files), dtype=np.int32),
+        start=np.zeros(len(files), np.int64),
+        length=np.asarray([file.num_tokens for file in files], np.int64),
+    )
+    return make_corpus(
+        files,
+        documents,
+        vocab_size=256,
+        end=_END_OF_FILE,
+        unit="bytes",
+        is_held_out=is_held_out,
+    )
 
 
-class _Windows:
-    """Windows of T + 1 bytes side by side; the last byte of one is the next's first.
-
-    What grain calls a random access data source.
-    """
-
-    def __init__(self, part: np.ndarray, block_size: int, name: str):
-        if len(part) < block_size + 1:
-            raise ValueError(
-                f"`text` must have at least `block_size` + 1 = {block_size + 1} bytes "
-                f"in its {name} part, got {len(part)}. Give more text, or take a "
-                "smaller `block_size`."
-            )
-        self._part, self._block_size = part, block_size
-
-    def __len__(self) -> int:
-        return (len(self._part) - 1) // self._block_size
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        start = index * self._block_size
-        return self._part[start : start + self._block_size + 1]
-
-
-def _contents(path: Path) -> list[bytes]:
-    """What the file holds, or all the text files in the folder."""
-    if not path.exists():
+def _files(path: Path) -> list[TokenFile]:
+    """The file, or all the text files in the folder."""
+    if not path.is_file() and not path.is_dir():
+        problem = "is neither" if path.exists() else "does not exist"
         raise ValueError(
-            f"`text` must be files or folders, but {str(path)!r} does not exist."
+            f"`text` must be files or folders, but {str(path)!r} {problem}. Check the "
+            "path."
         )
     if path.is_dir():
         inside = (p for p in sorted(path.rglob("*")) if p.is_file())
         visible = (p for p in inside if not _is_hidden(p.relative_to(path)))
-        contents = [content for content in map(_read, visible) if content]
-        if not contents:
+        files = [file for file in map(_read, visible) if file and file.num_tokens]
+        if not files:
             raise ValueError(
                 f"`text` must hold text, but the folder {str(path)!r} is empty: no "
-                "file in it is UTF-8 text that is not hidden."
+                "file in it is UTF-8 text that is not hidden. Files of tokens (.npy, "
+                ".bin) are given one by one."
             )
-        return contents
-    content = _read(path)
-    if content is None:
+        return files
+    file = _read(path)
+    if file is None:
         raise ValueError(
             f"`text` must be text, but {str(path)!r} is not UTF-8, or holds bytes of "
             "0. Convert it to UTF-8 first."
         )
-    if not content:
+    if not file.num_tokens:
         raise ValueError(f"`text` must hold text, but {str(path)!r} is empty.")
-    return [content]
+    return [file]
 
 
-def _read(path: Path) -> bytes | None:
-    """The file's bytes; None if they are not text."""
-    content = path.read_bytes()
+def _read(path: Path) -> TokenFile | None:
+    """The file, looked through piece by piece; None if it is not text."""
+    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
+    num_bytes = 0
     try:
-        content.decode("utf-8")
+        for chunk in chunks(path):
+            if _END_OF_FILE in chunk:
+                return None
+            decoder.decode(chunk)
+            digest.update(chunk)
+            num_bytes += len(chunk)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return None
-    return None if _END_OF_FILE in content else content
+    return TokenFile(path, np.dtype(np.uint8), 0, num_bytes, digest.hexdigest())
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _joined(contents: list[bytes]) -> np.ndarray:
-    return np.frombuffer(_END_OF_FILE.join(contents), np.uint8)

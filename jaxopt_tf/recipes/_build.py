@@ -1,37 +1,46 @@
 """From a recipe to its schedule and its optimizer."""
 
+from collections.abc import Mapping
+
 import optax
 
-from .._typing import Schedule
-from ..optimizers import adafactor_trainer, adamw_tf, clip
-from ..schedules import get_scheduler
-from ._recipe import Recipe
+from .._typing import ScalarOrSchedule, Schedule
+from ..optimizers import TorchLayout, adafactor_trainer, adamw_tf, clip
+from ..schedules import MetricDrivenSchedule
+from ._recipe import Recipe, scheduler_of
 
 
-def build_schedule(recipe: Recipe) -> Schedule:
-    """The recipe's learning rate: a step comes in, a rate goes out; (), float32."""
-    schedule = get_scheduler(
-        recipe.lr_scheduler_type,
-        recipe.learning_rate,
-        recipe.warmup_steps,
-        recipe.max_steps,
-        dict(recipe.lr_scheduler_kwargs),
-    )
-    # For the type checker: a recipe does not take what a metric drives.
-    assert callable(schedule)
-    return schedule
+def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
+    """The recipe's learning rate.
+
+    Args:
+        recipe: the numbers of the run.
+
+    Returns:
+        A function of the step, () int -> () float32; for "reduce_lr_on_plateau" and
+        "greedy" a `MetricDrivenSchedule`, the pair of `init` and `update` that the
+        training loop asks after every evaluation.
+    """
+    return scheduler_of(recipe)
 
 
-def build_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def build_optimizer(
+    recipe: Recipe, *, layout: Mapping[str, TorchLayout] | None = None
+) -> optax.GradientTransformation:
     """The recipe's whole chain: clipping, then the optimizer with its schedule.
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
     Without clipping (`max_grad_norm=0`) the chain has the one link. Biases and
-    normalisation layers are not decayed.
+    normalisation layers are not decayed. Where a metric drives the schedule, the rate
+    is a number in the optimizer's state, at first `learning_rate`: `set_learning_rate`
+    changes it without compiling again.
 
     Args:
         recipe: the numbers of the run.
+        layout: for patterns that match whole leaf names, how torch would see the leaf:
+            `layouts` of `adafactor_tf`, for which stacked layers must be declared.
+            AdamW treats every element alike and has no use for it.
 
     Returns:
         A transformation; its state holds `learning_rate`, and `grad_norm` if it clips.
@@ -39,11 +48,16 @@ def build_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     Source: transformers 5.23 `trainer_optimizer.py`: "adamw_torch" and "adafactor".
     """
     schedule = build_schedule(recipe)
+    learning_rate: ScalarOrSchedule = recipe.learning_rate
+    if not isinstance(schedule, MetricDrivenSchedule):
+        learning_rate = schedule
     if recipe.optim == "adafactor":
-        optimizer = adafactor_trainer(schedule, weight_decay=recipe.weight_decay)
+        optimizer = adafactor_trainer(
+            learning_rate, weight_decay=recipe.weight_decay, layouts=layout
+        )
     else:
         optimizer = adamw_tf(
-            schedule,
+            learning_rate,
             betas=(recipe.adam_beta1, recipe.adam_beta2),
             eps=recipe.adam_epsilon,
             weight_decay=recipe.weight_decay,

@@ -1,143 +1,225 @@
-"""Batches through the step, monitors told."""
+"""Batches through the step: monitors told, evaluations made, checkpoints saved."""
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from .. import _check
 from .._typing import PyTree
-from ._monitors import Evaluation, Monitor, Window
+from ..optimizers import set_learning_rate
+from ..schedules import MetricDrivenSchedule
+from ._events import Evaluation, Monitor, Window
+from ._gradients import Batch
+from ._position import Position
+from ._progress import (
+    Selection,
+    after_evaluation,
+    check_selection,
+    has_run_out_of_patience,
+    selected_metric,
+)
 from ._state import Metrics, TrainState
-from ._step import Batch, EvalStep
+from ._step import TrainStep
 
 # Steps whose metrics are fetched from the device together.
 _WINDOW = 10
 
+_LOWEST_LOSS = Selection()
+
+
+class Trained(NamedTuple):
+    """What a run has come to."""
+
+    position: Position  # after the last step
+    ended: str  # "max_steps", "patience", or "asked" where `should_stop` said so
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the last step."""
+        return self.position.state
+
 
 def train(
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    state: TrainState,
+    train_step: TrainStep,
+    start: TrainState | Position,
     batches: Iterable[Batch],
     *,
-    num_steps: int,
+    max_steps: int,
     monitors: Sequence[Monitor] = (),
-    evaluate: Callable[[PyTree], float] | None = None,
+    evaluate: Callable[[PyTree], Mapping[str, float]] | None = None,
     eval_steps: int | None = None,
-) -> TrainState:
-    """Takes `num_steps` steps.
+    selection: Selection = _LOWEST_LOSS,
+    metric_schedule: MetricDrivenSchedule | None = None,
+    save: Callable[[Position], Any] | None = None,
+    save_steps: int | None = None,
+    save_best: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Takes steps until there have been `max_steps`, those before `start` included.
 
     The host does not wait for the device at every step: it hands steps over, and
-    fetches the metrics of the window before the one under way in one go.
+    fetches the metrics of the window before the one under way in one go. At a step at
+    which both are due, evaluation comes before saving, and all steps up to it have been
+    told to the monitors before either.
 
     Args:
         train_step: from `make_train_step`.
-        state: where to start; its buffers are taken over by the first step.
-        batches: at least `num_steps` of them; no more are taken.
-        num_steps: number of steps; at least 1.
+        start: the state to start from, or the position where a run was broken off; its
+            buffers are taken over by the first step.
+        batches: those from the start's step on; no more are taken than needed.
+        max_steps: number of steps of the whole run; at least 1.
         monitors: told of every window of steps and of every evaluation, and closed at
             the end, also if the run is broken off.
-        evaluate: from params to a held-out loss; called before the first step, every
-            `eval_steps` steps and after the last one.
+        evaluate: from params to held-out metrics, from `make_evaluate`; called before
+            step 1 (for the monitors only), every `eval_steps` and after the last step.
         eval_steps: None to evaluate only at both ends.
+        selection: which evaluation is the best, and how long to wait for a better one.
+        metric_schedule: sets the rate after every evaluation but the first; the
+            optimizer is built with a float rate.
+        save: takes a position, as `save_position` does; called every `save_steps`, when
+            the run ends, and when it is asked to stop.
+        save_steps: None to save only then.
+        save_best: whether to save after every evaluation that is the best so far, too.
+        should_stop: asked after every step; True ends the run there.
 
     Returns:
-        The state after the last step.
+        The position after the last step, and why it was the last.
 
     Raises:
         ValueError: if a number of steps is below 1, or there are fewer batches.
-        FloatingPointError: if a loss is not finite; names the window of steps. It is
-            noticed when the window is fetched.
-    """
+        FloatingPointError: if the step itself stopped, since a loss or gradient was not
+            finite; names the step. It is noticed when the window is fetched.
 
-    def tell_evaluation() -> None:
-        if evaluate is not None:
-            event = Evaluation(int(state.step), evaluate(state.params))
-            for monitor in monitors:
-                monitor.evaluation(event)
+    Source: transformers 5.23 `trainer.py`, `_maybe_log_save_evaluate`.
+    """
+    max_steps = _check.step_count("max_steps", max_steps, least=1)
+    eval_steps = _interval("eval_steps", eval_steps)
+    save_steps = _interval("save_steps", save_steps)
+    check_selection(selection)
+    if isinstance(start, TrainState):
+        start = Position(start)
+    state, progress, schedule_state = start
+    step = int(state.step)
+    fetch, restart_clock = _make_fetch(step, monitors)
+    under_way: list[Metrics] = []
+    ended = "max_steps"
+    if metric_schedule is not None and schedule_state is None:
+        schedule_state = metric_schedule.init()
+
+    def settle() -> None:
+        fetch(under_way)
+        under_way.clear()
+
+    def tell_evaluation() -> Evaluation | None:
+        if evaluate is None:
+            return None
+        evaluation = Evaluation(step, evaluate(state.params))
+        for monitor in monitors:
+            monitor.evaluation(evaluation)
+        restart_clock()
+        return evaluation
+
+    def is_over() -> str | None:
+        if has_run_out_of_patience(progress, selection):
+            return "patience"
+        return "asked" if should_stop() else None
 
     try:
-        num_steps = _check.step_count("num_steps", num_steps, least=1)
-        if eval_steps is not None:
-            eval_steps = _check.step_count("eval_steps", eval_steps, least=1)
-        fetch = _make_fetch(int(state.step), monitors)
-        under_way: list[Metrics] = []
-        tell_evaluation()
-        taken = 0
-        for batch in itertools.islice(batches, num_steps):
+        if step == 0:
+            tell_evaluation()
+        over = is_over()
+        remaining = 0 if over else max(0, max_steps - step)
+        for batch in itertools.islice(batches, remaining):
             state, metrics = train_step(state, batch)
-            taken += 1
+            step += 1
             under_way.append(metrics)
             if len(under_way) == 2 * _WINDOW:
                 fetch(under_way[:_WINDOW])
                 del under_way[:_WINDOW]
-            if eval_steps and taken % eval_steps == 0 and taken < num_steps:
-                fetch(under_way)
-                under_way.clear()
-                tell_evaluation()
-        fetch(under_way)
-        if taken < num_steps:
+            is_due = step == max_steps or (save_steps and step % save_steps == 0)
+            if step == max_steps or (eval_steps and step % eval_steps == 0):
+                settle()
+                evaluation = tell_evaluation()
+                if evaluation is not None:
+                    progress = after_evaluation(progress, selection, evaluation)
+                    is_due = is_due or (save_best and progress.best_step == step)
+                if evaluation is not None and metric_schedule is not None:
+                    metric = selected_metric(selection, evaluation)
+                    schedule_state = metric_schedule.update(schedule_state, metric)
+                    state = _with_rate(state, schedule_state.learning_rate)
+            over = is_over()
+            if save is not None and (is_due or over):
+                settle()
+                save(Position(state, progress, schedule_state))
+                restart_clock()
+            if over:
+                break
+        settle()
+        ended = over or ended
+        if step < max_steps and not over:
             raise ValueError(
-                f"`batches` must hold at least `num_steps` = {num_steps} batches, got "
-                f"{taken}. Repeat them, or take fewer steps."
+                f"`batches` must hold one for every step up to `max_steps` = "
+                f"{max_steps}, but ended after step {step}. Repeat them, or take fewer "
+                "steps."
             )
-        tell_evaluation()
     finally:
         for monitor in monitors:
             monitor.close()
-    return state
+    return Trained(Position(state, progress, schedule_state), ended)
 
 
-def make_evaluate(
-    eval_step: EvalStep, batches: Sequence[Batch]
-) -> Callable[[PyTree], float]:
-    """A function from params to the mean loss over all items of `batches`.
+def _interval(name: str, value: int | None) -> int | None:
+    return None if value is None else _check.step_count(name, value, least=1)
 
-    Args:
-        eval_step: from `make_eval_step`.
-        batches: the held-out batches, the same at every evaluation.
-    """
 
-    def evaluate(params: PyTree) -> float:
-        results = jax.device_get([eval_step(params, batch) for batch in batches])
-        # Summed in the host's doubles: the order of batches leaves no trace.
-        total = sum(float(total) for total, _ in results)
-        return total / sum(float(num_items) for _, num_items in results)
-
-    return evaluate
+def _with_rate(state: TrainState, learning_rate: jax.Array) -> TrainState:
+    opt_state = set_learning_rate(state.opt_state, learning_rate)
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
 def _make_fetch(
-    first_step: int, monitors: Sequence[Monitor]
-) -> Callable[[list[Metrics]], None]:
-    """A function that brings metrics to the host, checks them and tells monitors."""
-    next_step, since = first_step + 1, time.perf_counter()
+    step: int, monitors: Sequence[Monitor]
+) -> tuple[Callable[[list[Metrics]], None], Callable[[], None]]:
+    """A function that brings metrics to the host and tells monitors; its clock."""
+    next_step, since = step + 1, time.perf_counter()
 
     def fetch(metrics: list[Metrics]) -> None:
         nonlocal next_step, since
         if not metrics:
             return
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
+        # What comes after the step that stopped has changed nothing: it is not told.
+        if columns.is_stopped.any():
+            length = int(np.argmax(columns.is_stopped)) + 1
+            columns = jax.tree.map(lambda x: x[:length], columns)
         now = time.perf_counter()
         window = Window(next_step, columns, now - since)
-        next_step, since = next_step + len(metrics), now
+        next_step, since = next_step + len(columns.loss), now
         for monitor in monitors:
             monitor.window(window)
-        _check_finite(window)
+        if columns.is_stopped.any():
+            raise FloatingPointError(_why_stopped(window))
 
-    return fetch
+    def restart_clock() -> None:
+        nonlocal since
+        since = time.perf_counter()
+
+    return fetch, restart_clock
 
 
-def _check_finite(window: Window) -> None:
-    losses = window.metrics.loss
-    if not np.all(np.isfinite(losses)):
-        last_step = window.first_step + len(losses) - 1
-        bad = int(np.argmin(np.isfinite(losses)))
-        raise FloatingPointError(
-            f"`loss` must be finite, got {float(losses[bad])!r} at step "
-            f"{window.first_step + bad}, within steps [{window.first_step}, "
-            f"{last_step}]. Lower `learning_rate`, lengthen `warmup_steps`, or clip "
-            "with a smaller `max_grad_norm`."
-        )
+def _why_stopped(window: Window) -> str:
+    metrics = window.metrics
+    step = window.first_step + len(metrics.loss) - 1
+    loss, norm = float(metrics.loss[-1]), float(metrics.norms.grads[-1])
+    return (
+        f"`loss` and its gradient must be finite, got a loss of {loss!r} and a "
+        f"gradient norm of {norm!r} at step {step}. The state is that before it. Lower "
+        "`learning_rate`, lengthen `warmup_steps`, clip with a smaller "
+        "`max_grad_norm`, look at the batch, or pass over such steps with "
+        "`on_non_finite='skip'`."
+    )

@@ -1,10 +1,13 @@
 """What a training step carries, and what it reports."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from .. import _check
 from .._typing import PyTree
 
 
@@ -12,9 +15,25 @@ from .._typing import PyTree
 class TrainState:
     """What the next step needs."""
 
-    step: jax.Array  # (), int32: updates applied so far
+    step: jax.Array  # (), int32: batches taken so far, those of skipped updates too
     params: PyTree  # the parameters
     opt_state: PyTree  # the optimizer's state
+    num_bad_in_a_row: jax.Array  # (), int32: steps up to now that were not finite
+    rng: jax.Array | None  # (), key: of dropout; None where the loss takes no key
+
+
+@flax.struct.dataclass
+class Norms:
+    """Euclidean norms of a part of the tree, or of all of it."""
+
+    grads: jax.Array  # (), float32: of the gradient, before clipping
+    updates: jax.Array  # (), float32: of what was added to the parameters
+    params: jax.Array  # (), float32: of the parameters, before the update
+
+    @property
+    def update_ratio(self) -> Any:
+        """Updates over parameters: about 1e-3 in a run that goes well."""
+        return self.updates / self.params
 
 
 @flax.struct.dataclass
@@ -23,12 +42,19 @@ class Metrics:
 
     loss: jax.Array  # (), float32: mean over the batch's items, before the update
     learning_rate: jax.Array  # (), float32: used by this update; NaN unless one of ours
-    grad_norm: jax.Array  # (), float32: global norm before clipping
+    norms: Norms  # of the whole tree
     num_items: jax.Array  # (), float32: what the loss is the mean over: tokens, say
+    is_clipped: jax.Array  # (), bool: whether `clip` made the gradients smaller
+    is_skipped: jax.Array  # (), bool: whether the update was left out
+    is_stopped: jax.Array  # (), bool: whether no update is taken any more
+    layers: dict[str, Norms]  # by the path of the layer; empty unless asked for
 
 
 def init_train_state(
-    params: PyTree, optimizer: optax.GradientTransformation
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    rng: jax.Array | int | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -36,7 +62,28 @@ def init_train_state(
         params: the parameters; the first step takes their buffers over (donation), so
             they must not be used afterwards.
         optimizer: any optax transformation.
+        rng: a key or a seed for a loss that takes a third argument, a key that is
+            another one at every step; None for a loss that takes two.
     """
+    if rng is not None and not isinstance(rng, jax.Array):
+        rng = jax.random.key(_check.step_count("rng", rng))
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=_with_buffers_of_its_own(optimizer.init(params), params),
+        num_bad_in_a_row=jnp.zeros((), jnp.int32),
+        rng=rng,
     )
+
+
+def _with_buffers_of_its_own(opt_state: PyTree, params: PyTree) -> PyTree:
+    """Copies the arrays that stand in two places: a step takes each buffer once."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return jnp.copy(leaf)
+
+    return jax.tree.map(own, opt_state)

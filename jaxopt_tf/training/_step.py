@@ -7,63 +7,149 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _tree
+from .. import _check, _tree
 from .._typing import PyTree
-from ..optimizers import get_learning_rate
-from ._state import Metrics, TrainState
+from ..optimizers import get_learning_rate, is_clipped
+from . import _gradients
+from ._gradients import Batch, LossFn
+from ._state import Metrics, Norms, TrainState
 
-# Arrays, or a tree of them, that the loss function understands.
-Batch = Any
+# (state, batch, **what the optimizer wants besides) -> (state, metrics)
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
-# (params, batch) -> (the loss summed over items, the number of items)
-LossFn = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
+# A sum, or sums by name, and a count: so that batches of any size add up exactly.
+EvalStep = Callable[[PyTree, Batch], tuple[Any, jax.Array]]
 
-# A sum and a count, so that batches of any size add up exactly.
-EvalStep = Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
+_POLICIES = ("stop", "skip", "propagate")
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    gradient_accumulation_steps: int = 1,
+    compute_dtype: Any = None,
+    on_non_finite: str = "stop",
+    max_skipped_in_a_row: int = 10,
+    per_layer: bool = False,
+) -> TrainStep:
     """Compiles one update of the mean loss.
 
     Args:
-        loss_fn: from parameters and a batch to the loss summed over the batch's items,
-            and their number; both scalars, the number a Python one too. The gradient
-            is that of sum / number.
-        optimizer: any optax transformation; clipping and decay are links of it.
+        loss_fn: (params, batch) -> (loss summed over the batch's items, their number):
+            scalars; the number may be a Python one. It is called with a key as third
+            argument where the state has an `rng`: another one at every step and for
+            every micro-batch. The gradient is that of sum / number.
+        optimizer: any optax transformation; clipping and decay are links of it. It is
+            handed `value` (the loss), `grad` and `value_fn` if it takes them.
+        gradient_accumulation_steps: k; at least 1. Above 1 every leaf of a batch has
+            an axis of at most k micro-batches in front: their gradients are added up
+            one after the other, in one float32 copy, and the optimizer runs once. Sums
+            are divided by the number of items of the whole window, a short last one by
+            its own.
+        compute_dtype: what floating-point parameters are cast to before the loss sees
+            them, `jnp.bfloat16` say; None for their own. The update is made to the
+            uncast ones.
+        on_non_finite: what becomes of a loss or gradient norm that is not finite.
+            "stop": the state is kept as it was, now and in all later steps, and
+            `Metrics.is_stopped` says so. "skip": parameters and optimizer are kept, so
+            that its schedule does not advance, and training goes on. "propagate": the
+            update is made, as in torch.
+        max_skipped_in_a_row: with "skip", more than so many in a row stop.
+        per_layer: report `Metrics.layers` too.
 
     Returns:
-        A function (state, batch) -> (state, metrics). It takes the old state's buffers
-        for the new one: the old state must not be used afterwards. It is traced once
-        for each shape of batch.
+        A function (state, batch, **extra) -> (state, metrics); `extra` is handed to the
+        optimizer. It takes the old state's buffers for the new one: the old state must
+        not be used afterwards. It is traced once for each shape of batch.
+
+    Raises:
+        ValueError, TypeError: if an option is out of range; when traced, if a batch's
+            micro-batches do not fit.
+
+    Source: transformers 5.23 `trainer.py`, `_run_epoch` and `training_step`.
+    Differs: an update that is not finite is not made unless asked for.
     """
+    num_micro = _check.step_count(
+        "gradient_accumulation_steps", gradient_accumulation_steps, least=1
+    )
+    _check.one_of("on_non_finite", on_non_finite, _POLICIES)
+    max_bad = _check.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
+    loss32 = _gradients.in_float32(loss_fn, compute_dtype)
+    if num_micro == 1:
+        mean_gradient = _gradients.of_one_batch(loss32)
+    else:
+        mean_gradient = _gradients.of_micro_batches(loss32, num_micro)
+    optimizer = optax.with_extra_args_support(optimizer)
 
-    def mean_loss(params, batch):
-        total, num_items = loss_fn(params, batch)
-        num_items = jnp.asarray(num_items, jnp.float32)
-        return total / num_items.astype(total.dtype), num_items
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, num_items), grads = value_and_grad(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = Metrics(
-            loss=loss.astype(jnp.float32),
-            learning_rate=_learning_rate(opt_state),
-            # The norm that `clip` takes too: the compiler computes it once.
-            grad_norm=_tree.global_norm(grads),
-            num_items=num_items,
+    def train_step(state: TrainState, batch: Batch, **extra):
+        rng = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
+        loss, num_items, grads = mean_gradient(state.params, batch, rng)
+        wanted = {
+            "value": loss,
+            "grad": grads,
+            "value_fn": _gradients.mean_loss(loss32, batch, rng, num_micro),
+            **extra,
+        }
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, **wanted
         )
+        norms = _norms(grads, updates, state.params)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norms.grads)
+        num_bad = jnp.where(is_finite, 0, state.num_bad_in_a_row + 1)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        if on_non_finite == "propagate":
+            is_made, is_stopped = jnp.asarray(True), jnp.asarray(False)
+        else:
+            limit = max_bad if on_non_finite == "skip" else 0
+            was_stopped = state.num_bad_in_a_row > limit
+            num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
+            is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
+            kept = (state.params, state.opt_state)
+            params, opt_state = _where(is_made, (params, opt_state), kept)
+        metrics = Metrics(
+            loss=loss,
+            learning_rate=_learning_rate(opt_state),
+            norms=Norms(
+                norms.grads, jnp.where(is_made, norms.updates, 0.0), norms.params
+            ),
+            num_items=num_items,
+            is_clipped=is_clipped(opt_state) & is_made,
+            is_skipped=~is_made,
+            is_stopped=is_stopped,
+            layers=_layers(grads, updates, state.params) if per_layer else {},
+        )
+        step = state.step + jnp.where(is_stopped, 0, 1)
+        return TrainState(step, params, opt_state, num_bad, state.rng), metrics
 
     return jax.jit(train_step, donate_argnames="state")
 
 
-def make_eval_step(loss_fn: LossFn) -> EvalStep:
+def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
     """Compiles `loss_fn` alone: (params, batch) -> (summed loss, number of items)."""
-    return jax.jit(loss_fn)
+    return jax.jit(_gradients.in_float32(loss_fn, compute_dtype))
+
+
+def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
+    # The gradients' is what `clip` takes too: the compiler computes it once.
+    return Norms(*map(_tree.global_norm, (grads, updates, params)))
+
+
+def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
+    """Norms by the path of the module that a leaf belongs to."""
+    layers: dict[str, list[list[jax.Array]]] = {}
+    columns = [_tree.named_leaves(tree) for tree in (grads, updates, params)]
+    for (name, g), (_, u), (_, p) in zip(*columns, strict=True):
+        layer = name.rpartition(".")[0] or name
+        for leaves, leaf in zip(
+            layers.setdefault(layer, [[], [], []]), (g, u, p), strict=True
+        ):
+            leaves.append(leaf)
+    return {layer: _norms(*leaves) for layer, leaves in layers.items()}
+
+
+def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:

@@ -1,12 +1,104 @@
-"""`jaxopt-tf train`, end to end on a small text."""
+"""`jaxopt-tf train`: flags to records, and end to end on a small text."""
 
+import dataclasses
 import json
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from jaxopt_tf.cli import main
+from jaxopt_tf.cli._train import parse
+from jaxopt_tf.pretraining import GPT2Config, Job, gpt2_preset
+from jaxopt_tf.recipes import Recipe
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
+
+DEFAULT = Recipe(
+    max_steps=2_000,
+    learning_rate=3e-3,
+    lr_scheduler_type="linear",
+    warmup_steps=0.05,
+    weight_decay=0.1,
+    adam_beta2=0.97,
+)
+
+
+def parsed(line):
+    return parse(line.split())
+
+
+def test_without_flags_it_is_the_default_job():
+    assert parsed("") == (DEFAULT, GPT2Config(), Job())
+
+
+def test_fewer_steps_alone_have_a_shorter_warm_up():
+    recipe, *_ = parsed("--max_steps 20")
+    assert recipe.num_warmup_steps == 1
+
+
+def test_each_flag_reaches_its_record():
+    recipe, model, job = parsed(
+        "--learning_rate 1e-2 --gradient_accumulation_steps 2 --n_layer 2 "
+        "--gradient_checkpointing --text a b --eval_steps 1e2 --no_bf16"
+    )
+    assert recipe == dataclasses.replace(
+        DEFAULT, learning_rate=1e-2, gradient_accumulation_steps=2
+    )
+    assert model == GPT2Config(n_layer=2, gradient_checkpointing=True)
+    assert job == Job(text=("a", "b"), eval_steps=100)
+
+
+def test_a_preset_is_changed_by_the_flags_beside_it():
+    assert parsed("--preset gpt2")[1] == gpt2_preset("gpt2")
+    assert parsed("--n_layer 2 --preset gpt2")[1] == gpt2_preset("gpt2", n_layer=2)
+
+
+def test_a_typed_preset_wins_over_the_sizes_in_a_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"n_layer": 2, "resid_pdrop": 0.1, "preset": "mini"}')
+    assert parsed(f"--config {path}")[1] == gpt2_preset(
+        "mini", n_layer=2, resid_pdrop=0.1
+    )
+    assert parsed(f"--config {path} --preset gpt2")[1] == gpt2_preset(
+        "gpt2", resid_pdrop=0.1
+    )
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_without_a_warm_up_has_none_unless_it_was_asked_for(name):
+    assert parsed(f"--lr_scheduler_type {name}")[0].warmup_steps == 0
+    with pytest.raises(ValueError, match="`warmup_steps`"):
+        parsed(f"--lr_scheduler_type {name} --warmup_steps 5")
+
+
+def test_ready_tokens_need_a_vocabulary():
+    with pytest.raises(ValueError, match="`vocab_size` must be given with ready"):
+        parsed("--text tokens.npy")
+    assert parsed("--text tokens.npy --vocab_size 256")[1].vocab_size == 256
+    assert parsed("--text tokens.bin --preset gpt2")[1].vocab_size == 50_257
+
+
+def test_all_contradictions_stand_in_one_message():
+    with pytest.raises(ValueError, match="`n_embd`") as refused:
+        parsed(
+            "--n_embd 15 --optim sgd --text a.npy b.txt --load_best_model_at_end "
+            "--save_steps 300 --early_stopping_threshold 1 --eos_token_id 3"
+        )
+    named = re.findall(r"^ *`(\w+)` must", str(refused.value), re.MULTILINE)
+    assert named == [
+        "optim",
+        "n_embd",
+        "text",
+        "save_steps",
+        "early_stopping_threshold",
+        "vocab_size",
+    ]
+
 
 SIZES = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16"
 RUN = f"train {SIZES} --per_device_train_batch_size 8 --max_steps 20 --warmup_steps 2"
@@ -36,18 +128,44 @@ def column(output_dir, name):
     return [record[name] for record in map(json.loads, lines) if name in record]
 
 
-def test_learns_and_says_where_it_wrote(run, tmp_path, capsys):
-    assert run("--eval_steps 8") == 0
-    output_dir = tmp_path / "run"
-    first, *_, last = losses = column(output_dir, "eval_loss")
+def test_learns_and_says_where_it_wrote(run, tmp_path, text, capsys):
+    flags = "--eval_steps 8 --save_steps 10"
+    assert run(flags) == 0
+    folder = tmp_path / "run"
+    first, *_, last = losses = column(folder, "eval_loss")
     assert len(losses) == 4
     assert first == pytest.approx(5.55, abs=0.1)
     assert last < first - 0.5
-    assert (output_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert f"held-out loss {first:.2f} -> {last:.3f} nats per byte" in shown
-    assert str(output_dir / "curves.png") in shown
-    assert str(output_dir / "metrics.jsonl") in shown
+    assert str(folder / "curves.png") in shown
+    assert str(folder / "metrics.jsonl") in shown
+
+    # What it wrote is the command line again.
+    typed = f"{RUN} --text {text} --output_dir {folder} {flags}".split()
+    assert parse(["--config", str(folder / "config.json")]) == parse(typed[1:])
+    (start,) = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
+    assert start["command_line"] == ["jaxopt-tf", *typed]
+
+
+def test_a_signal_ends_it_with_the_status_of_the_signal(run, tmp_path, capsys):
+    log = tmp_path / "run" / "metrics.jsonl"
+
+    def stop_once_it_runs():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if log.exists() and '"learning_rate"' in log.read_text():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=stop_once_it_runs)
+    watcher.start()
+    status = run("--max_steps 100000")
+    watcher.join()
+    assert status == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step" in capsys.readouterr().out
 
 
 def test_follows_the_schedule_it_was_given_in_hyphens_and_json(run, tmp_path):
@@ -69,42 +187,51 @@ def test_follows_the_schedule_it_was_given_in_hyphens_and_json(run, tmp_path):
     ("flags", "words"),
     [
         ("--warmup_steps 21", "`warmup_steps` must be at most `max_steps`"),
+        ("--max_steps 0 --warmup_steps 0", "`max_steps` must be at least 1"),
         ("--optim adamw_torhc", "Did you mean 'adamw_torch'"),
-        ("--lr_scheduler_type greedy", "`lr_scheduler_type` must be a function"),
+        ("--lr_scheduler_type lineal", "Did you mean 'linear'"),
         ("--lr_scheduler_kwargs [1]", "`lr_scheduler_kwargs` must be a mapping"),
         ("--learning_rate nan", "`learning_rate` must be finite"),
         ("--n_embd 15", "`n_embd` must be a multiple of `n_head`"),
-        ("--block_size 4000", "`text` must have at least"),
-        ("--text missing.txt", "`text` must be files or folders, but 'missing.txt'"),
+        ("--preset gtp2", "Did you mean 'gpt2'"),
+        ("--on_non_finite skpi", "Did you mean 'skip'"),
         ("--per_device_train_batch_size 0", "`per_device_train_batch_size` must"),
         ("--eval_steps 0", "`eval_steps` must be"),
+        ("--learning_rat 1", "Did you mean `--learning_rate`?"),
+        ("--block_size 4000", "`text` must have at least"),
+        ("--text missing.txt", "`text` must be files or folders, but 'missing.txt'"),
     ],
 )
 def test_refuses_in_one_sentence(run, capsys, flags, words):
     status = run(flags)
     shown = capsys.readouterr().err
     assert status == 2
+    assert shown.startswith("jaxopt-tf: ")
     assert words in shown
     assert shown.count("\n") == 1
     assert "Traceback" not in shown
 
 
-def test_refuses_to_write_over_a_run(run, capsys, tmp_path):
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    metrics.parent.mkdir()
-    metrics.write_text("precious")
-    assert run() == 2
-    assert "`output_dir` must not hold a run yet" in capsys.readouterr().err
-    assert metrics.read_text() == "precious"
-
-
 def test_refuses_a_folder_that_cannot_be_made(run, capsys, text):
     assert run(f"--output_dir {text}") == 2
-    assert "`output_dir` must be a folder" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "must be a folder" in shown
+    assert str(text) in shown
 
 
-def test_an_unknown_flag_names_the_nearest(run, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run("--learning_rat 1")
-    assert stopped.value.code == 2
-    assert "--learning_rate" in capsys.readouterr().err
+def test_notes_what_a_file_has_that_is_without_effect(run, capsys, tmp_path):
+    path = tmp_path / "training_args.json"
+    path.write_text('{"report_to": ["wandb"], "optim": "adamw_torch_fused"}')
+    assert run(f"--config {path} --n_embd 15") == 2
+    note, refusal = capsys.readouterr().err.splitlines()
+    assert note.startswith(
+        f"jaxopt-tf: {path}: without effect here: report_to; `optim`"
+    )
+    assert "`n_embd`" in refusal
+
+
+def test_a_file_of_transformers_runs_with_its_numbers(tmp_path, text):
+    """The old file is all defaults: Transformers' own, not those of this command."""
+    path = Path(__file__).parents[1] / "data/training_arguments_4.46.json"
+    recipe, *_ = parsed(f"--config {path} --max_steps 10 --text {text}")
+    assert recipe == Recipe(max_steps=10)

@@ -1,23 +1,60 @@
-"""GPT-2: its names, its start, its causality, and the gradient of its products."""
+"""GPT-2: its names, its start, its causality, its twin in torch."""
+
+import dataclasses
+import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxopt_tf import _tree
+from jaxopt_tf.optimizers import decay_mask
 from jaxopt_tf.pretraining import GPT2, GPT2Config, make_loss_fn
-from jaxopt_tf.pretraining._model import times
+from tests import twins
+from tests.twins import gpt2 as twin
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
-TINY = GPT2Config(n_layer=2, n_head=2, n_embd=8, block_size=6)
+TINY = GPT2Config(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=256)
+SCANNED = dataclasses.replace(TINY, scan_layers=True)
+DROPPING = dataclasses.replace(TINY, resid_pdrop=0.2, embd_pdrop=0.3)
 
 
 @pytest.fixture
 def batch(rng):
-    return rng.integers(0, 256, size=(3, 7)).astype(np.uint8)
+    return rng.integers(0, 256, size=(3, 7)).astype(np.int32)
+
+
+@functools.cache
+def gradient_of(config):
+    """The parameters, and the compiled loss with its gradient."""
+    params, loss_fn = make_loss_fn(config, 0)
+    return params, jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+
+@functools.cache
+def model_of(config):
+    return nnx.jit(GPT2(config, rngs=nnx.Rngs(0)))
+
+
+def key(seed):
+    return jax.random.key(seed, impl="unsafe_rbg")  # the fastest to compile
+
+
+def losses_of(batch):
+    """Of each token after the first, without `make_loss_fn`; [B, T]."""
+    log_p = jax.nn.log_softmax(model_of(TINY)(batch[:, :-1]))
+    return -np.take_along_axis(np.asarray(log_p), batch[:, 1:, None], axis=-1)[..., 0]
+
+
+def stacked(params):
+    """The parameters of an unscanned model as a scanned one has them."""
+    blocks = params["transformer"]["h"]
+    h = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks.values())
+    return {"transformer": {**params["transformer"], "h": h}}
 
 
 def test_names_are_those_of_the_flax_gpt2_of_transformers():
@@ -38,15 +75,56 @@ def test_names_are_those_of_the_flax_gpt2_of_transformers():
     }
     expected = {"wte.embedding": (256, 8), "wpe.embedding": (6, 8)}
     expected |= {"ln_f.scale": (8,), "ln_f.bias": (8,)}
+    stack = {f"h.{name}": (2, *shape) for name, shape in block.items()}
+    assert shapes(make_loss_fn(SCANNED, seed=0)[0]) == with_root(expected | stack)
     for i in range(2):
         expected |= {f"h.{i}.{name}": shape for name, shape in block.items()}
-    assert {name: leaf.shape for name, leaf in _tree.named_leaves(params)} == expected
+    assert shapes(params) == with_root(expected)
+
+
+def shapes(params):
+    return {name: leaf.shape for name, leaf in _tree.named_leaves(params)}
+
+
+def with_root(expected):
+    return {f"transformer.{name}": shape for name, shape in expected.items()}
+
+
+@twins.needs_transformers
+def test_is_the_gpt2_of_torch(rng):
+    config = GPT2Config(n_layer=2, n_head=3, n_embd=24, block_size=16, vocab_size=99)
+    graph, state = nnx.split(GPT2(config, rngs=nnx.Rngs(0)), nnx.Param)
+    # Biases and gains too, which start as zeros and ones.
+    params = jax.tree.map(
+        lambda p: p + rng.normal(size=p.shape).astype(np.float32) / 10,
+        nnx.to_pure_dict(state),
+    )
+    batch = rng.integers(0, 99, size=(4, 17))
+    logits = nnx.jit(nnx.merge(graph, params))(batch[:, :-1])
+    (total, num_items), grads = gradient_of(config)[1](params, batch)
+
+    named = {name: np.asarray(p) for name, p in _tree.named_leaves(params)}
+    sizes = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_positions": 16}
+    their_logits, their_loss, their_grads = twin.logits_loss_and_grads(
+        sizes | {"vocab_size": 99}, named, batch
+    )
+    np.testing.assert_allclose(logits, their_logits, rtol=1e-5, atol=1e-5)
+    assert float(num_items) == 64
+    assert float(total / num_items) == pytest.approx(their_loss, rel=1e-6)
+    for name, grad in _tree.named_leaves(grads):
+        theirs = their_grads[name]
+        distance = np.linalg.norm(grad / 64 - theirs) / np.linalg.norm(theirs)
+        # A key's bias shifts all scores of a query alike: its gradient is rounding.
+        assert distance < 1e-5, name
 
 
 def test_starts_with_the_spread_of_gpt2():
     config = GPT2Config(n_layer=2, n_head=2, n_embd=48, block_size=64)
     params, _ = make_loss_fn(config, seed=0)
-    std = {name: float(jnp.std(leaf)) for name, leaf in _tree.named_leaves(params)}
+    std = {
+        name.removeprefix("transformer."): float(jnp.std(leaf))
+        for name, leaf in _tree.named_leaves(params)
+    }
     # 0.02 at the width of 768; a sixteenth of the width has four times that.
     assert std["wte.embedding"] == pytest.approx(0.08, rel=0.05)
     assert std["wpe.embedding"] == pytest.approx(0.08, rel=0.05)
@@ -57,9 +135,11 @@ def test_starts_with_the_spread_of_gpt2():
 
 
 def test_starts_as_uniform_as_a_guess(batch):
-    params, loss_fn = make_loss_fn(TINY, seed=0)
-    total, num_items = loss_fn(params, batch)
+    params, gradient = gradient_of(TINY)
+    (total, num_items), _ = gradient(params, batch)
     assert float(num_items) == 18
+    assert float(total) == pytest.approx(losses_of(batch).sum(), rel=1e-6)
+    assert total.dtype == num_items.dtype == jnp.float32
     assert float(total / num_items) == pytest.approx(np.log(256), abs=0.3)
 
 
@@ -69,15 +149,14 @@ def test_one_seed_is_one_model_and_another_seed_another():
     other, _ = make_loss_fn(TINY, seed=1)
 
     def kernel(params):
-        return params["h"][0]["attn"]["c_attn"]["kernel"]
+        return params["transformer"]["h"][0]["attn"]["c_attn"]["kernel"]
 
     np.testing.assert_array_equal(kernel(first), kernel(again))
     assert not np.array_equal(kernel(first), kernel(other))
 
 
-def test_sees_every_byte_of_the_past_and_none_of_the_future(batch):
-    model = nnx.jit(GPT2(TINY, rngs=nnx.Rngs(0)))
-    tokens = batch[:, :6].astype(np.int32)
+def test_sees_every_token_of_the_past_and_none_of_the_future(batch):
+    model, tokens = model_of(TINY), batch[:, :6]
     logits = model(tokens)
     assert logits.shape == (3, 6, 256)
     for position in range(6):
@@ -88,29 +167,192 @@ def test_sees_every_byte_of_the_past_and_none_of_the_future(batch):
         assert moved[:, position:].all()
 
 
-@pytest.mark.parametrize("num_out", [3, 12], ids="num_out={}".format)
-def test_product_has_the_gradient_of_a_product(num_out, rng):
-    # Narrower and wider than what comes in: the two orders of the backward pass.
-    x = jnp.asarray(rng.normal(size=(2, 5, 6)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(6, num_out)), jnp.float32)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scan_layers": True},
+        {"gradient_checkpointing": True},
+        {"scan_layers": True, "gradient_checkpointing": True},
+    ],
+    ids=["scanned", "checkpointed", "both"],
+)
+def test_computed_otherwise_it_is_the_same_model_and_drops_the_same(options, batch):
+    params, plain = gradient_of(DROPPING)
+    (expected, _), expected_grads = plain(params, batch, key(1))
+    if "scan_layers" in options:
+        params, expected_grads = stacked(params), stacked(expected_grads)
+    start, otherwise = gradient_of(dataclasses.replace(DROPPING, **options))
+    jax.tree.map(np.testing.assert_array_equal, start, params)
+    (total, _), grads = otherwise(params, batch, key(1))
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)
+    for (name, grad), (_, g) in zip(
+        _tree.named_leaves(grads), _tree.named_leaves(expected_grads), strict=True
+    ):
+        np.testing.assert_allclose(grad, g, rtol=1e-4, atol=1e-5, err_msg=name)
 
-    def grads_of(product):
-        def loss(x, kernel):
-            return jnp.sum(jnp.sin(product(x, kernel)))
 
-        return jax.grad(loss, argnums=(0, 1))(x, kernel)
-
-    for ours, plain in zip(grads_of(times), grads_of(jnp.matmul), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["n_layer", "n_head", "n_embd", "block_size"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_refuses_a_size_below_1(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        GPT2Config(**{name: value})
+def lowered(num_layers, **options):
+    config = GPT2Config(
+        n_layer=num_layers, n_head=2, n_embd=16, block_size=64, **options
+    )
+    params, gradient = gradient_of(config)
+    return gradient.lower(params, jax.ShapeDtypeStruct((32, 65), jnp.int32))
 
 
-def test_refuses_heads_that_do_not_divide_the_width():
-    with pytest.raises(ValueError, match=r"`n_embd` must be a multiple .* got 30"):
-        GPT2Config(n_embd=30, n_head=4)
+def test_a_scan_is_one_layer_to_compile_however_many_there_are():
+    few, many = (lowered(n, scan_layers=True).as_text() for n in (2, 6))
+    assert few.count("dot_general") == many.count("dot_general")
+
+
+def test_of_checkpointed_layers_one_is_remembered_at_a_time():
+    def memory(**options):
+        program = lowered(6, scan_layers=True, **options).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(gradient_checkpointing=True) < memory() / 2
+
+
+def test_a_mask_leaves_out_the_norms_of_stacked_layers_too():
+    params, _ = make_loss_fn(SCANNED, seed=0)
+    decayed = dict(_tree.named_leaves(decay_mask(params)))
+    kernels = {name for name in decayed if name.endswith(("kernel", "embedding"))}
+    assert {name for name in decayed if decayed[name]} == kernels
+
+
+# --- dropout
+
+
+def test_drops_with_a_key_only_and_as_the_key_says(batch):
+    params, plain = gradient_of(TINY)
+    _, dropping = gradient_of(DROPPING)
+
+    def loss(gradient, *rng):
+        return float(gradient(params, batch, *rng)[0][0])
+
+    one, other = key(1), key(2)
+    assert loss(dropping) == loss(plain) == loss(plain, one)
+    assert loss(dropping, one) == loss(dropping, one)
+    assert len({loss(dropping), loss(dropping, one), loss(dropping, other)}) == 3
+
+
+@pytest.mark.parametrize("rate", ["resid_pdrop", "embd_pdrop"])
+def test_each_share_drops_on_its_own(rate, batch):
+    params, loss_fn = make_loss_fn(dataclasses.replace(TINY, **{rate: 0.5}), seed=0)
+    jaxpr = jax.make_jaxpr(loss_fn)(params, batch, key(1))
+    num_draws = sum(e.primitive.name == "random_bits" for e in equations(jaxpr.jaxpr))
+    assert num_draws == {"resid_pdrop": 4, "embd_pdrop": 1}[rate]
+
+
+# --- bfloat16
+
+
+@pytest.mark.parametrize("config", [DROPPING, SCANNED], ids=["plain", "scanned"])
+def test_with_bfloat16_parameters_every_product_is_of_bfloat16(config, batch):
+    params, loss_fn = make_loss_fn(config, seed=0)
+    narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    gradient = jax.grad(loss_fn, has_aux=True)
+    jaxpr = jax.make_jaxpr(gradient)(narrow, batch, key(0))
+    factors = [
+        factor.aval.dtype
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+        for factor in equation.invars
+    ]
+    # But for softmax's own gradient, which is float32 beside a bfloat16 query or key.
+    num_layers = 1 if config.scan_layers else config.n_layer
+    assert sum(dtype != jnp.bfloat16 for dtype in factors) <= 2 * num_layers
+    assert len(factors) > 2 * 3 * 6 * num_layers
+
+
+def equations(jaxpr):
+    """Those of the functions that it calls, too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_bfloat16_is_near_float32(batch):
+    params, gradient = gradient_of(TINY)
+    narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    (expected, _), wide_grads = gradient(params, batch)
+    (total, num_items), grads = gradient(narrow, batch)
+    assert total.dtype == num_items.dtype == jnp.float32
+    assert float(total) == pytest.approx(float(expected), rel=2e-3)
+    for (name, g), (_, wide) in zip(
+        _tree.named_leaves(grads), _tree.named_leaves(wide_grads), strict=True
+    ):
+        assert g.dtype == jnp.bfloat16, name
+        distance = jnp.linalg.norm(g.astype(jnp.float32) - wide)
+        assert distance < 0.03 * jnp.linalg.norm(wide), name
+
+
+# --- what a batch may hold
+
+
+def test_takes_bytes(batch):
+    params, loss_fn = make_loss_fn(TINY, seed=0)
+    expected, _ = gradient_of(TINY)[1](params, batch)
+    total, _ = jax.jit(loss_fn)(params, batch.astype(np.uint8))
+    assert float(total) == pytest.approx(float(expected[0]), rel=1e-6)
+
+
+def test_a_row_may_end_early(batch):
+    params, gradient = gradient_of(TINY)
+    padded = batch.copy()
+    padded[1, 4:] = padded[2, 1:] = -100
+    (total, num_items), _ = gradient(params, padded)
+    losses = losses_of(batch)
+    assert float(num_items) == 6 + 3
+    expected = losses[0].sum() + losses[1, :3].sum()
+    assert float(total) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("token", [256, -1, -99, 2**31 - 1])
+@pytest.mark.parametrize("position", [0, 6])
+def test_a_token_outside_the_vocabulary_is_never_another_token(token, position, batch):
+    params, gradient = gradient_of(TINY)
+    batch[1, position] = token
+    (total, _), _ = gradient(params, batch)
+    assert np.isnan(float(total))
+
+
+def test_a_token_after_the_end_of_a_row_is_not_guessed_from_nothing(batch):
+    params, gradient = gradient_of(TINY)
+    batch[1, 3] = -100
+    (total, _), _ = gradient(params, batch)
+    assert np.isnan(float(total))
+
+
+def test_smooths_labels(batch):
+    params, loss_fn = make_loss_fn(TINY, seed=0, label_smoothing_factor=0.1)
+    uniform = -np.mean(jax.nn.log_softmax(model_of(TINY)(batch[:, :-1])), axis=-1)
+    expected = 0.9 * losses_of(batch).sum() + 0.1 * uniform.sum()
+    total, _ = jax.jit(loss_fn)(params, batch)
+    assert float(total) == pytest.approx(expected, rel=1e-6)
+
+
+def test_refuses_a_row_longer_than_the_model_sees():
+    params, loss_fn = make_loss_fn(TINY, seed=0)
+    with pytest.raises(ValueError, match=r"`block_size` long, which is 6, got 7"):
+        loss_fn(params, np.zeros((1, 8), np.int32))
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 7), (2, 1), (2, 0)])
+def test_refuses_a_batch_of_another_shape(shape):
+    params, loss_fn = make_loss_fn(TINY, seed=0)
+    with pytest.raises(ValueError, match="`batch` must be rows of at least 2 tokens"):
+        loss_fn(params, np.zeros(shape, np.int32))
+
+
+def test_refuses_tokens_that_are_no_integers():
+    params, loss_fn = make_loss_fn(TINY, seed=0)
+    with pytest.raises(TypeError, match="`batch` must hold integers, got float32"):
+        loss_fn(params, np.zeros((2, 7), np.float32))
+    with pytest.raises(TypeError, match="`tokens` must hold integers, got float32"):
+        model_of(TINY)(np.zeros((2, 7), np.float32))
+
+
+def test_refuses_a_smoothing_that_is_no_share():
+    with pytest.raises(ValueError, match="`label_smoothing_factor` must be"):
+        make_loss_fn(TINY, seed=0, label_smoothing_factor=1.0)

@@ -8,9 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_tf.optimizers import adafactor_trainer, adamw_tf, clip, get_learning_rate
+from jaxopt_tf.optimizers import (
+    TorchLayout,
+    adafactor_trainer,
+    adamw_tf,
+    clip,
+    get_learning_rate,
+    set_learning_rate,
+)
 from jaxopt_tf.recipes import Recipe, build_optimizer, build_schedule
-from jaxopt_tf.schedules import get_cosine_schedule_with_warmup
+from jaxopt_tf.schedules import (
+    MetricDrivenSchedule,
+    get_cosine_schedule_with_warmup,
+    get_wsd_schedule,
+    reduce_lr_on_plateau,
+)
 
 pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
 
@@ -92,3 +104,81 @@ def test_state_tells_rate_and_norm(optim, rng):
     _, state = last_params(build_optimizer(recipe), rng)
     assert float(get_learning_rate(state)) == float(schedule_by_hand()(9))
     assert float(optax.tree.get(state, "grad_norm")) > 0.5
+
+
+def test_a_share_of_warmup_reaches_the_schedule():
+    recipe = dataclasses.replace(RECIPE, warmup_steps=0.22)  # 4.4 of 20
+    steps = jnp.arange(21)
+    ours, by_hand = jax.vmap(build_schedule(recipe)), jax.vmap(schedule_by_hand())
+    np.testing.assert_array_equal(ours(steps), by_hand(steps))
+
+
+def test_a_stable_stretch_that_is_given_ends_before_training_does():
+    recipe = Recipe(
+        max_steps=10,
+        learning_rate=0.1,
+        warmup_steps=2,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_stable_steps": 3, "num_decay_steps": 2},
+    )
+    steps = jnp.arange(11)
+    by_hand = get_wsd_schedule(0.1, 2, 2, num_stable_steps=3)
+    ours = jax.vmap(build_schedule(recipe))(steps)
+    np.testing.assert_array_equal(ours, jax.vmap(by_hand)(steps))
+    assert not ours[7:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [("reduce_lr_on_plateau", "adafactor"), ("greedy", "adamw_torch")],
+)
+def test_a_metric_drives_the_rate_of_the_optimizer(name, optim, rng):
+    recipe = Recipe(
+        max_steps=10,
+        learning_rate=0.1,
+        lr_scheduler_type=name,
+        lr_scheduler_kwargs={"patience": 0, "factor": 0.5},
+        optim=optim,
+    )
+    schedule, optimizer = build_schedule(recipe), build_optimizer(recipe)
+    assert isinstance(schedule, MetricDrivenSchedule)
+    driven = schedule.init()
+    params, state = last_params(optimizer, rng)
+    assert float(get_learning_rate(state)) == float(driven.learning_rate)
+    for metric in (1.0, 2.0, 3.0):
+        driven = schedule.update(driven, metric)
+    share = float(driven.learning_rate) / 0.1
+    assert share < 1
+    changed = set_learning_rate(state, driven.learning_rate)
+    update = jax.jit(optimizer.update)
+    before, _ = update(params, state, params)
+    after, _ = update(params, changed, params)
+    np.testing.assert_allclose(after["bias"], share * before["bias"], rtol=1e-4)
+
+
+def test_the_options_of_a_metric_driven_schedule_reach_it():
+    options = {"patience": 1, "factor": 0.3, "mode": "max", "min_lr": 1e-3}
+    ours = build_schedule(
+        Recipe(
+            max_steps=10,
+            learning_rate=0.1,
+            lr_scheduler_type="reduce_lr_on_plateau",
+            lr_scheduler_kwargs=options,
+        )
+    )
+    by_hand = reduce_lr_on_plateau(0.1, **options)
+    state, expected = ours.init(), by_hand.init()
+    for metric in (1.0, 0.9, 0.8, 0.7, 0.6, 1.1, 0.5, 0.4, 0.3):
+        state, expected = ours.update(state, metric), by_hand.update(expected, metric)
+        assert float(state.learning_rate) == float(expected.learning_rate)
+
+
+def test_a_layout_reaches_adafactor():
+    recipe = dataclasses.replace(RECIPE, optim="adafactor")
+    params = {"kernel": jax.ShapeDtypeStruct((4, 3), jnp.float32)}
+    # A stack of vectors: nothing to factor.
+    stack = build_optimizer(recipe, layout={"kernel": TorchLayout().stacked()})
+    stacked = jax.eval_shape(stack.init, params)
+    assert optax.tree.get(stacked, "nu")["kernel"].shape == (4, 3)
+    plain = jax.eval_shape(build_optimizer(recipe).init, params)
+    assert optax.tree.get(plain, "nu_row")["kernel"].shape == (4,)

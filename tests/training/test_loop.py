@@ -1,28 +1,42 @@
-"""The loop: who is told what, and when it stops."""
+"""The loop: who is told what, in which order, and when it stops."""
 
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxopt_tf.optimizers import adamw_tf, get_learning_rate
+from jaxopt_tf.schedules import reduce_lr_on_plateau
 from jaxopt_tf.training import (
     Metrics,
     Monitor,
+    Norms,
+    Position,
+    Progress,
+    Selection,
     TrainState,
+    init_train_state,
     make_evaluate,
+    make_train_step,
     train,
 )
 
-START = TrainState(jnp.zeros((), jnp.int32), params=None, opt_state=None)
+
+def start(step=0):
+    return TrainState(jnp.asarray(step, jnp.int32), None, None, None, None)
 
 
 def counting_step(state, batch):
     """Takes a number for a batch, and reports it as the loss."""
-    one = jnp.ones((), jnp.float32)
-    metrics = Metrics(jnp.asarray(batch, jnp.float32), one, one, one)
-    return TrainState(state.step + 1, None, None), metrics
+    one, no = jnp.ones((), jnp.float32), jnp.asarray(False)
+    loss = jnp.asarray(batch, jnp.float32)
+    stopped = ~jnp.isfinite(loss)
+    norms = Norms(one, one, one)
+    metrics = Metrics(loss, one, norms, one, no, stopped, stopped, {})
+    return state.replace(step=state.step + 1), metrics
 
 
 def recorder():
@@ -38,12 +52,17 @@ def recorder():
     return monitor, events
 
 
+def run(batches=None, *, events=None, first=0, **options):
+    monitor, told = recorder()
+    batches = itertools.count() if batches is None else batches
+    trained = train(counting_step, start(first), batches, monitors=[monitor], **options)
+    return trained, told
+
+
 def test_tells_every_step_once_and_in_order():
-    monitor, events = recorder()
-    state = train(
-        counting_step, START, itertools.count(), num_steps=47, monitors=[monitor]
-    )
-    assert int(state.step) == 47
+    trained, events = run(max_steps=47)
+    assert int(trained.state.step) == 47
+    assert trained.ended == "max_steps"
     assert events.pop() == "closed"
     assert [loss for _, losses in events for loss in losses] == list(range(47))
     for first_step, losses in events:
@@ -52,37 +71,46 @@ def test_tells_every_step_once_and_in_order():
 
 def test_takes_no_batch_more_than_it_needs():
     batches = itertools.count()
-    train(counting_step, START, batches, num_steps=5)
+    run(batches, max_steps=5)
     assert next(batches) == 5
 
 
 def test_evaluates_at_both_ends_and_in_between():
-    monitor, events = recorder()
-    train(
-        counting_step,
-        START,
-        itertools.count(),
-        num_steps=12,
-        monitors=[monitor],
-        evaluate=lambda params: 1.0,
-        eval_steps=4,
-    )
+    _, events = run(max_steps=12, evaluate=lambda params: {"loss": 1.0}, eval_steps=4)
     assert [event[1] for event in events if event[0] == "evaluated"] == [0, 4, 8, 12]
 
 
 def test_has_told_of_all_steps_before_an_evaluation():
+    _, events = run(max_steps=6, evaluate=lambda params: {"loss": 1.0}, eval_steps=3)
+    told = [(1, [0, 1, 2]), ("evaluated", 3), (4, [3, 4, 5]), ("evaluated", 6)]
+    assert events == [("evaluated", 0), *told, "closed"]
+
+
+def test_has_told_of_all_steps_and_evaluated_before_it_saves():
     monitor, events = recorder()
     train(
         counting_step,
-        START,
+        start(),
         itertools.count(),
-        num_steps=6,
+        max_steps=5,
         monitors=[monitor],
-        evaluate=lambda params: 1.0,
-        eval_steps=3,
+        evaluate=lambda params: {"loss": 1.0},
+        eval_steps=4,
+        save=lambda position: events.append(("saved", int(position.state.step))),
+        save_steps=2,
     )
-    told = [(1, [0, 1, 2]), ("evaluated", 3), (4, [3, 4, 5]), ("evaluated", 6)]
-    assert events == [("evaluated", 0), *told, "closed"]
+    assert events == [
+        ("evaluated", 0),
+        (1, [0, 1]),
+        ("saved", 2),
+        (3, [2, 3]),
+        ("evaluated", 4),
+        ("saved", 4),
+        (5, [4]),
+        ("evaluated", 5),
+        ("saved", 5),
+        "closed",
+    ]
 
 
 def test_does_not_wait_for_the_window_under_way():
@@ -98,48 +126,189 @@ def test_does_not_wait_for_the_window_under_way():
         num_fetched += len(window.metrics.loss)
 
     monitor = Monitor(count, lambda evaluation: None, lambda: None)
-    train(step, START, itertools.count(), num_steps=100, monitors=[monitor])
+    train(step, start(), itertools.count(), max_steps=100, monitors=[monitor])
     # Ahead of what it has looked at, but not without end.
     assert min(ahead[20:]) > 10
     assert max(ahead) <= 20
 
 
-def test_goes_on_counting_where_the_state_stands():
-    monitor, events = recorder()
-    start = START.replace(step=jnp.asarray(7, jnp.int32))
-    train(counting_step, start, itertools.count(), num_steps=2, monitors=[monitor])
-    assert events == [(8, [0.0, 1.0]), "closed"]
+def test_goes_on_where_the_state_stands_without_a_first_evaluation():
+    _, events = run(first=7, max_steps=9, evaluate=lambda params: {"loss": 1.0})
+    assert events == [(8, [0.0, 1.0]), ("evaluated", 9), "closed"]
+
+
+def test_has_nothing_to_do_where_the_run_has_ended():
+    trained, events = run(first=9, max_steps=9, evaluate=lambda params: {"loss": 1.0})
+    assert events == ["closed"]
+    assert trained.ended == "max_steps"
+
+
+def test_ends_after_the_step_at_which_it_is_asked_to_and_saves():
+    saved, asked = [], iter([False, False, False, True])
+    trained, events = run(
+        max_steps=50,
+        should_stop=lambda: next(asked),
+        save=lambda position: saved.append(int(position.state.step)),
+        save_steps=20,
+    )
+    assert trained.ended == "asked"
+    assert saved == [3]
+    assert events == [(1, [0, 1, 2]), "closed"]
+
+
+def test_takes_no_step_where_it_was_asked_before_the_first():
+    batches = itertools.count()
+    trained, _ = run(batches, max_steps=50, should_stop=lambda: True)
+    assert (trained.ended, int(trained.state.step)) == ("asked", 0)
+    assert next(batches) == 0
+
+
+def losses_by_step(losses, monitor=None):
+    """An `evaluate` that gives one loss after the other."""
+    losses = iter(losses)
+    return lambda params: {"loss": next(losses)}
+
+
+def test_ends_when_patience_has_run_out_and_says_which_was_best():
+    saved = []
+    trained, _ = run(
+        max_steps=50,
+        # The first is before training: for the monitors, not for the patience.
+        evaluate=losses_by_step([0.1, 5.0, 4.0, 4.5, 4.4, 3.0]),
+        eval_steps=5,
+        selection=Selection(early_stopping_patience=2),
+        save=lambda position: saved.append(
+            (int(position.state.step), position.progress)
+        ),
+    )
+    assert trained.ended == "patience"
+    assert trained.position.progress == Progress(4.0, 10, 2)
+    assert saved == [(20, Progress(4.0, 10, 2))]
+
+
+def test_saves_the_best_where_no_save_was_due():
+    saved = []
+    run(
+        max_steps=8,
+        evaluate=losses_by_step([9.0, 5.0, 6.0, 4.0, 4.0]),
+        eval_steps=2,
+        save=lambda position: saved.append(int(position.state.step)),
+        save_steps=5,
+        save_best=True,
+    )
+    assert saved == [2, 5, 6, 8]
+
+
+def test_does_not_go_on_where_patience_had_run_out_before():
+    batches = itertools.count()
+    trained = train(
+        counting_step,
+        Position(start(20), Progress(4.0, 10, 2)),
+        batches,
+        max_steps=50,
+        selection=Selection(early_stopping_patience=2),
+    )
+    assert trained.ended == "patience"
+    assert next(batches) == 0
+
+
+@pytest.mark.promotion_of_others
+def test_a_metric_drives_the_rate_and_its_state_goes_on():
+    optimizer = adamw_tf(1.0)
+    schedule = reduce_lr_on_plateau(1.0, factor=0.5, patience=0)
+    step = make_train_step(lambda p, b: (jnp.sum(p * b), 1), optimizer)
+    losses = [9.0, 5.0, 6.0, 4.0, 4.0, 3.0, 3.0]
+
+    def part(start, losses, max_steps):
+        return train(
+            step,
+            start,
+            itertools.repeat(np.float32(1)),
+            max_steps=max_steps,
+            evaluate=losses_by_step(losses),
+            eval_steps=1,
+            metric_schedule=schedule,
+        )
+
+    def begin():
+        return init_train_state(jnp.ones(2), optimizer)
+
+    whole = part(begin(), losses, 6)
+    assert float(get_learning_rate(whole.state.opt_state)) == 0.125
+    first = part(begin(), losses[:4], 3)
+    assert float(get_learning_rate(first.state.opt_state)) == 0.5
+    second = part(first.position, losses[4:], 6)
+    jax.tree.map(np.testing.assert_array_equal, second, whole)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_stops_and_names_the_window_where_the_loss_is_not_finite(bad):
+def test_stops_and_names_the_step_that_stopped(bad):
     monitor, events = recorder()
     losses = [*range(13), bad, *range(40)]
-    with pytest.raises(
-        FloatingPointError, match=r"`loss` must be .* step 14, within steps \[11, 20\]"
-    ):
-        train(counting_step, START, losses, num_steps=50, monitors=[monitor])
-    assert events[-1] == "closed"
-    # The window is told of first: the file and the picture show what happened.
-    assert events[-2][0] == 11
+    with pytest.raises(FloatingPointError, match=r"`loss` and .* at step 14\. The sta"):
+        train(counting_step, start(), losses, max_steps=50, monitors=[monitor])
+    # Told of first, up to the step itself: file and picture show what happened.
+    *_, (first_step, told), closed = events
+    assert (first_step, len(told), closed) == (11, 4, "closed")
+    np.testing.assert_equal(told[-1], bad)
+
+
+def test_never_saves_a_state_that_has_stopped():
+    saved = []
+    with pytest.raises(FloatingPointError):
+        train(
+            counting_step,
+            start(),
+            [0, 1, float("nan"), 3, 4],
+            max_steps=5,
+            save=lambda position: saved.append(int(position.state.step)),
+            save_steps=1,
+        )
+    assert saved == [1, 2]
 
 
 def test_refuses_too_few_batches():
     monitor, events = recorder()
-    with pytest.raises(ValueError, match="`batches` must hold at least .* got 3"):
-        train(counting_step, START, [0, 1, 2], num_steps=4, monitors=[monitor])
+    with pytest.raises(ValueError, match="`batches` must hold .* ended after step 3"):
+        train(counting_step, start(), [0, 1, 2], max_steps=4, monitors=[monitor])
     assert events == [(1, [0.0, 1.0, 2.0]), "closed"]
 
 
-@pytest.mark.parametrize("name", ["num_steps", "eval_steps"])
+@pytest.mark.parametrize("name", ["max_steps", "eval_steps", "save_steps"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_refuses_a_count_below_1(name, value):
-    counts = {"num_steps": 2, name: value}
+    counts = {"max_steps": 2, name: value}
     with pytest.raises(ValueError, match=f"`{name}` must be"):
-        train(counting_step, START, [0, 1], **counts)
+        train(counting_step, start(), [0, 1], **counts)
 
 
 def test_evaluate_weighs_batches_by_their_items():
     eval_step = jax.jit(lambda params, batch: (jnp.sum(batch * params), batch.size))
     batches = [np.full(3, 1.0, np.float32), np.full(1, 5.0, np.float32)]
-    assert make_evaluate(eval_step, batches)(np.float32(2.0)) == 4.0
+    assert make_evaluate(eval_step, batches)(np.float32(2.0)) == {"loss": 4.0}
+
+
+def test_evaluate_takes_several_sums_by_name():
+    def eval_step(params, batch):
+        return {"loss": batch.sum(), "accuracy": (batch > 2).sum()}, batch.size
+
+    batches = [np.arange(4.0), np.arange(2.0)]
+    metrics = make_evaluate(eval_step, batches)(None)
+    assert metrics == {"loss": 7 / 6, "accuracy": 1 / 6}
+
+
+def test_refuses_to_evaluate_on_nothing():
+    with pytest.raises(ValueError, match="`batches` must hold at least one"):
+        make_evaluate(lambda params, batch: (0.0, 1), [])
+
+
+def test_optax_needs_no_change_to_be_trained_with():
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(lambda p, b: (jnp.sum((p - b) ** 2), 2), optimizer)
+    trained = train(
+        step,
+        init_train_state(jnp.ones(2), optimizer),
+        itertools.repeat(np.zeros(2, np.float32)),
+        max_steps=30,
+    )
+    assert np.all(np.abs(trained.state.params) < 0.1)

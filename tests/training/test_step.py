@@ -70,7 +70,7 @@ def test_updates_with_the_gradient_of_the_mean(params, batch):
         state.params["kernel"], expected["kernel"], rtol=1e-6, atol=1e-7
     )
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
-    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-6)
+    np.testing.assert_allclose(metrics.norms.grads, norm, rtol=1e-6)
     assert float(metrics.num_items) == 8
     assert int(state.step) == 1
 
@@ -120,18 +120,28 @@ def test_takes_over_the_buffers_of_the_old_state(params, batch):
     assert all(leaf.is_deleted() for leaf in arrays)
 
 
-def test_metrics_are_float32_scalars(params, batch):
+def test_metrics_and_state_keep_shapes_and_dtypes(params, batch):
     optimizer = make_optimizer()
     train_step = make_train_step(loss_fn, optimizer)
-    state = init_train_state(params, optimizer)
-    new_state, metrics = jax.eval_shape(train_step, state, batch)
-    for leaf in jax.tree.leaves(metrics):
-        assert (leaf.shape, leaf.dtype) == ((), jnp.float32)
+    state = init_train_state(params, optimizer, rng=0)
+    step_with_key = make_train_step(lambda p, b, rng: loss_fn(p, b), optimizer)
+    new_state, metrics = jax.eval_shape(step_with_key, state, batch)
+    kinds = {(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(metrics)}
+    assert kinds == {((), "float32"), ((), "bool")}
     # Donation and `lax.scan` rely on it.
     assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
     assert jax.tree.map(lambda x: x.dtype, new_state) == jax.tree.map(
         lambda x: x.dtype, state
     )
+
+    def scanned(state, batches):
+        return jax.lax.scan(train_step, state, batches)
+
+    batches = jax.tree.map(lambda x: np.stack([x, x, x]), batch)
+    state = init_train_state(jax.tree.map(jnp.copy, params), optimizer)
+    state, metrics = jax.jit(scanned)(state, batches)
+    assert int(state.step) == 3
+    assert metrics.loss.shape == (3,)
 
 
 def test_eval_step_gives_a_sum_and_a_count(params, batch):

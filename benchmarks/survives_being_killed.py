@@ -1,0 +1,324 @@
+"""A run that is killed at any moment goes on as if nothing had happened.
+
+    python -m benchmarks.survives_being_killed            # half an hour on 2 cores
+    python -m benchmarks.survives_being_killed --smoke    # a few kills, as in CI
+
+Small runs of `jaxopt-tf train` in processes of their own are killed by SIGKILL at
+random moments, some of them while a checkpoint is being written, or asked to end by
+SIGTERM, and started again each time. What they leave behind is compared bit for bit
+with a run that nobody touched: parameters, optimizer state, every line of the log, the
+last line on the console. Then bits are flipped and files cut off in checkpoints.
+
+The processes are forked from one that has loaded JAX, and share one warm compile cache:
+the start of a process is not what is measured.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks._report import Row, main
+
+MAX_STEPS, SAVE_STEPS = 60, 5
+ARGS = (
+    *("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--block_size", "16"),
+    *("--max_steps", f"{MAX_STEPS}"),
+    *("--save_steps", f"{SAVE_STEPS}", "--eval_steps", "10", "--save_total_limit", "3"),
+    *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
+    *("--resid_pdrop", "0.1", "--lr_scheduler_type", "reduce_lr_on_plateau"),
+    *("--lr_scheduler_kwargs", '{"patience": 0, "factor": 0.7}'),
+)
+# A run is killed so often, and then left in peace to its end.
+KILLS_PER_RUN = 5
+
+
+class Count(NamedTuple):
+    """How many of each."""
+
+    kills: int
+    kills_in_a_save: int  # of them, at least
+    terms: int
+    flips: int
+    truncations: int
+
+
+class Attempt(NamedTuple):
+    """One start of a run."""
+
+    exit_status: int
+    was_saving: bool  # whether a checkpoint was left half-written
+    has_saved: bool  # whether there was a checkpoint to go on from
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    count = Count(6, 2, 2, 20, 5) if smoke else Count(200, 60, 50, 200, 50)
+    with tempfile.TemporaryDirectory() as folder, _environment(Path(folder)):
+        work = Path(folder)
+        unbroken = work / "unbroken"
+        _start(unbroken).join()  # compiles
+        shutil.rmtree(unbroken)
+        since = time.perf_counter()
+        _start(unbroken).join()
+        seconds = time.perf_counter() - since
+        expected = _what_is_left(unbroken)
+        assert expected["steps"] == list(range(1, MAX_STEPS + 1))
+        yield from _killed(work, expected, seconds, count)
+        yield from _asked(work, expected, seconds, count)
+        yield from _damaged(unbroken, count)
+
+
+def _killed(work, expected, seconds, count) -> Iterator[Row]:
+    attempts: list[Attempt] = []
+    wrong: collections.Counter[str] = collections.Counter()
+    # In turns: at a random moment, or in the middle of a save, until there are enough.
+    plans = [
+        (work / f"killed-{i}", 1_000 + i, min(KILLS_PER_RUN, count.kills - at))
+        for i, at in enumerate(range(0, count.kills, KILLS_PER_RUN))
+    ]
+
+    def run(plan) -> None:
+        folder, seed, num_kills = plan
+        rng = random.Random(seed)
+        for _ in range(num_kills):
+            in_a_save = rng.random() < 0.6
+            attempts.append(_kill(folder, rng, seconds, in_a_save=in_a_save))
+        _start(folder).join()
+        wrong.update(_differences(_what_is_left(folder), expected))
+        shutil.rmtree(folder)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, plans))
+    yield from _rows(f"{len(attempts)} SIGKILLs", attempts, wrong, len(plans))
+    yield Row(
+        claim="of them, left a half-written checkpoint behind",
+        value=sum(attempt.was_saving for attempt in attempts),
+        unit="kills",
+        limit=count.kills_in_a_save,
+        at_least=True,
+    )
+
+
+def _asked(work, expected, seconds, count) -> Iterator[Row]:
+    attempts: list[Attempt] = []
+    wrong: collections.Counter[str] = collections.Counter()
+    plans = [
+        (work / f"asked-{i}", 2_000 + i, min(KILLS_PER_RUN, count.terms - at))
+        for i, at in enumerate(range(0, count.terms, KILLS_PER_RUN))
+    ]
+
+    def run(plan) -> None:
+        folder, seed, num_terms = plan
+        rng = random.Random(seed)
+        for _ in range(num_terms):
+            process = _start(folder)
+            # When there is somebody to ask: before, it ends as any process does.
+            _wait_for(lambda: (folder / "starts.jsonl").exists(), process)
+            process.join(rng.random() * 0.3 * seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+            process.join()
+            attempts.append(_attempt(folder, process))
+        _start(folder).join()
+        wrong.update(_differences(_what_is_left(folder), expected))
+        shutil.rmtree(folder)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, plans))
+    yield from _rows(f"{len(attempts)} SIGTERMs", attempts, wrong, len(plans))
+    yield Row(
+        claim="SIGTERMs that did not end with status 143 (or 0, the run being over) "
+        "and a complete checkpoint",
+        value=sum(
+            attempt.exit_status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+            or attempt.was_saving
+            for attempt in attempts
+        ),
+        unit="of them",
+        limit=0,
+    )
+
+
+def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
+    resumed = sum(attempt.has_saved for attempt in attempts)
+    for name, claim in (
+        ("arrays", "parameters and optimizer state"),
+        ("log", "log (every step once, every number)"),
+        ("last_line", "last line"),
+    ):
+        yield Row(
+            claim=f"{what}, {resumed} with a checkpoint to go on from, in {num_runs} "
+            f"runs: runs whose {claim} is not that of the unbroken run, bit for bit",
+            value=wrong[name],
+            unit="runs",
+            limit=0,
+        )
+
+
+def _damaged(folder: Path, count: Count) -> Iterator[Row]:
+    from jaxopt_tf.training import find_checkpoints, find_intact
+
+    newest, before = find_checkpoints(folder)[-1], find_checkpoints(folder)[-2]
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    rng, unnoticed, elsewhere = random.Random(0), 0, 0
+    kinds = [_flip] * count.flips + [_truncate] * count.truncations
+    for i, damage in enumerate(kinds):
+        path = files[i % len(files)]
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole, rng))
+        said: list[str] = []
+        found = find_intact(folder, report=said.append)
+        unnoticed += found == newest or not any(newest.name in line for line in said)
+        elsewhere += found != before
+        path.write_bytes(whole)
+    assert find_intact(folder) == newest
+    what = (
+        f"{count.flips} flipped bits and {count.truncations} truncations, over all "
+        f"{len(files)} files of a checkpoint"
+    )
+    yield Row(claim=f"{what}: not noticed", value=unnoticed, unit="damages", limit=0)
+    yield Row(
+        claim=f"{what}: not fallen back from to the checkpoint before",
+        value=elsewhere,
+        unit="damages",
+        limit=0,
+    )
+
+
+def _flip(whole: bytes, rng: random.Random) -> bytes:
+    damaged = bytearray(whole)
+    damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
+
+
+def _truncate(whole: bytes, rng: random.Random) -> bytes:
+    return whole[: rng.randrange(len(whole))]
+
+
+def _kill(folder: Path, rng, seconds: float, *, in_a_save: bool) -> Attempt:
+    process = _start(folder)
+    if in_a_save:
+        # Not the first one that comes: any, and any moment of it.
+        process.join(rng.random() * 0.5 * seconds)
+        _wait_for(lambda: any(_half_written(folder)), process)
+        time.sleep(rng.random() * 0.01)
+    else:
+        process.join(rng.random() * seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return _attempt(folder, process)
+
+
+def _attempt(folder: Path, process) -> Attempt:
+    has_saved = any(folder.glob("checkpoint-*/SHA256SUMS"))
+    return Attempt(process.exitcode, any(_half_written(folder)), has_saved)
+
+
+def _half_written(folder: Path) -> list[Path]:
+    return list(folder.glob("checkpoint-*.orbax-checkpoint-tmp"))
+
+
+def _wait_for(condition: Callable[[], bool], process) -> None:
+    while not condition() and process.is_alive():
+        time.sleep(0.0005)
+
+
+def _what_is_left(folder: Path) -> dict:
+    """All that must be the same: read from the files, by nobody's memory."""
+    from jaxopt_tf.training import find_intact
+
+    log = (folder / "metrics.jsonl").read_bytes()
+    records = [json.loads(line) for line in log.splitlines()]
+    checkpoint = find_intact(folder)
+    assert checkpoint.name == f"checkpoint-{MAX_STEPS}", checkpoint
+    console = (folder.with_suffix(".console")).read_text()
+    return {
+        "arrays": {
+            name: (array.dtype, array.shape, array.tobytes())
+            for name, array in _arrays(checkpoint).items()
+        },
+        "log": log,
+        "steps": [record["step"] for record in records if "loss" in record],
+        "last_line": console.splitlines()[-1],
+    }
+
+
+def _arrays(checkpoint: Path) -> dict[str, np.ndarray]:
+    import jax
+
+    from jaxopt_tf.training import restore
+    from jaxopt_tf.training._record import read_record
+
+    key = jax.random.key(0).dtype
+    like = {
+        name: jax.ShapeDtypeStruct(kind.shape, key if kind.key else kind.dtype)
+        for name, kind in read_record(checkpoint).leaves.items()
+    }
+    arrays = restore(checkpoint, like).arrays
+    return {
+        name: np.asarray(jax.random.key_data(x) if x.dtype == key else x)
+        for name, x in arrays.items()
+    }
+
+
+def _differences(found: dict, expected: dict) -> list[str]:
+    return [name for name in expected if found[name] != expected[name]]
+
+
+@contextlib.contextmanager
+def _environment(work: Path) -> Iterator[None]:
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(work / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(200)]
+    (work / "text").mkdir()
+    for i in range(12):
+        text = " ".join(rng.choice(words, 300))
+        (work / "text" / f"{i}.txt").write_text(text)
+    yield
+
+
+@functools.cache
+def _context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks._warm"])
+    return context
+
+
+def _start(folder: Path):
+    process = _context().Process(target=_train, args=(folder,), daemon=True)
+    process.start()
+    return process
+
+
+def _train(folder: Path) -> None:
+    """In a process of its own: the command, with its output in a file."""
+    from jaxopt_tf.cli import main
+
+    with folder.with_suffix(".console").open("a") as console:
+        os.dup2(console.fileno(), 1)
+        os.dup2(console.fileno(), 2)
+    text = str(folder.parent / "text")
+    sys.exit(main(["train", *ARGS, "--text", text, "--output_dir", str(folder)]))
+
+
+if __name__ == "__main__":
+    main("Killed and resumed", rows)

@@ -1,0 +1,94 @@
+"""`--config FILE`: settings from JSON, ours or Transformers'."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ._command_line import nearest
+from ._flags import Flag, read
+from ._training_arguments import NEUTRAL, REFUSED, TRANSLATED, is_set
+from ._translation import translate
+
+
+def read_config(
+    path: Path, flags: Mapping[str, Flag], typed: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a file that the command line does not have, and notes on them.
+
+    Args:
+        path: a JSON object: names of flags and their values, as config.json of a run
+            has them, or what `TrainingArguments.to_json_string` gives.
+        flags: the flags that there are, by name.
+        typed: the settings of the command line, which win over the file.
+
+    Returns:
+        Settings by name, without those of `typed`; and a line for what the file has
+        that is otherwise here without changing the numbers.
+
+    Raises:
+        ValueError: if the file cannot be read or is no JSON object; or naming all
+            settings that there are not here and that would change the numbers, and all
+            names that are neither ours nor Transformers'.
+    """
+    translation = translate(_object(path), typed)
+    settings, problems = {}, list(translation.refusals)
+    known = [*flags, *NEUTRAL, *REFUSED, *TRANSLATED]
+    for name, value in translation.settings.items():
+        if name not in flags:
+            problems.append(f"`{name}` must be a setting.{nearest(name, known)}")
+        elif is_set(value) or flags[name].is_optional:
+            try:
+                settings[name] = read(flags[name], value if is_set(value) else None)
+            except TypeError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError(f"{path}: " + "\n  ".join(problems))
+    return settings, translation.notes
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_text(encoding="utf-8")
+        found = json.loads(content, object_pairs_hook=_without_repetition)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`config` must be JSON, but {path}, line {error.lineno}, column "
+            f"{error.colno} is not: {error.msg}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`config` must be JSON in UTF-8, but {path} is not: {error.reason} at "
+            f"byte {error.start}."
+        ) from error
+    except _RepeatedError as error:
+        raise ValueError(
+            f"`config` must name a setting once, but {path} has `{error}` twice. "
+            "Delete one."
+        ) from error
+    except OSError as error:
+        inside = path / "config.json"
+        hint = f" Did you mean {str(inside)!r}?" if inside.exists() else ""
+        raise ValueError(
+            f"`config` must be a file that can be read, got {str(path)!r}: "
+            f"{error.strerror}.{hint}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"`config` must be a JSON object, names and values in braces, but {path} "
+            f"has {json.dumps(found)[:40]}."
+        )
+    return found
+
+
+class _RepeatedError(Exception):
+    """A name is in an object twice, and JSON would take the last."""
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in named:
+            raise _RepeatedError(name)
+        named[name] = value
+    return named

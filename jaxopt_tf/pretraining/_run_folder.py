@@ -1,0 +1,125 @@
+"""What lies in a run's folder besides checkpoints, and which of them to go on from."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .. import training
+from ._settings import Job, differences
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+# The name under which the fingerprint of the text stands beside the settings.
+DATA = "data"
+
+
+def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from; None for the first step.
+
+    Args:
+        folder: of the run.
+        job: which names a checkpoint, or leaves it to what the folder holds.
+        settings: the configuration and the data's fingerprint: what a checkpoint must
+            have been made with, but for `intended_changes`.
+
+    Raises:
+        ValueError: if no checkpoint is good, or the run is another one: all differences
+            are listed.
+    """
+    checkpoint = job.resume_from_checkpoint or training.find_intact(folder)
+    if checkpoint is not None:
+        saved = training.read_notes(checkpoint)["settings"]
+        _check_same_run(checkpoint, saved, settings, job.intended_changes)
+    elif (folder / CONFIG).exists():
+        # Killed before it saved for the first time; or of a run whose checkpoints
+        # somebody took away.
+        saved = _read_config(folder / CONFIG)
+        now = {name: value for name, value in settings.items() if name != DATA}
+        _check_same_run(folder / CONFIG, saved, now, job.intended_changes)
+    elif (folder / METRICS).exists():
+        raise ValueError(
+            f"`output_dir` must be a run's folder or a new one, but "
+            f"{str(folder / METRICS)!r} has no {CONFIG} beside it. Name another folder."
+        )
+    return checkpoint
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Takes the checkpoints after `step` out of the run that goes on from there.
+
+    They are renamed, not deleted: else the next start would find them, the newest.
+    """
+    for path in training.find_checkpoints(folder):
+        if int(path.name.removeprefix("checkpoint-")) > step:
+            now = time.strftime("%Y%m%d-%H%M%S")
+            aside = path.with_name(f"aside-{now}-{path.name}")
+            path.rename(aside)
+            print(f"{path.name} is after step {step}: it is now {aside.name}.")
+
+
+def bring_log(folder: Path, checkpoint: Path) -> None:
+    """Copies the log of the run that a checkpoint elsewhere comes from."""
+    log = checkpoint.absolute().parent / METRICS
+    if log.exists() and log.parent != folder.absolute():
+        with training.whole_file(folder / METRICS) as temporary:
+            shutil.copyfile(log, temporary)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes the resolved configuration, for people and for `--config`."""
+    with training.whole_file(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_start(folder: Path, step: int, command_line: Sequence[str]) -> None:
+    """Adds a line to starts.jsonl: when, how, with what, and from which step."""
+    names = ("jaxopt_tf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    start = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "step": step,
+        "command_line": list(command_line),
+        "devices": [device.device_kind for device in jax.devices()],
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in names},
+    }
+    with (folder / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def _check_same_run(
+    where: Path,
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    intended: Sequence[str],
+) -> None:
+    found = {
+        name: line
+        for name, line in differences(saved, now).items()
+        if name not in intended
+    }
+    if found:
+        raise ValueError(
+            f"`output_dir` must hold the run that is asked for, but {str(where)!r} was "
+            "made with other numbers:\n  "
+            + "\n  ".join(found.values())
+            + "\nName another folder, or, if the run shall go on with the new ones: "
+            f"--intended_changes {' '.join(found)}"
+        )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return dict(config)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"`output_dir` must hold a readable {CONFIG}, but {str(path)!r} is not: "
+            f"{error}. Delete it if the run shall start anew, or name another folder."
+        ) from error

@@ -1,0 +1,158 @@
+"""Tokens in files, read as one long row of documents.
+
+Nothing is concatenated: an index says where each document lies, and what is asked for
+is gathered from memory-mapped files. So a text may be larger than the memory.
+"""
+
+import functools
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# A map keeps its file open, and a process may have about a thousand open. Text is often
+# in many small files, which are read instead: 64 MiB of them at most, 1,024 files.
+_MAX_MAPPED = 128
+_MAX_SMALL = 1024
+_BYTES_IN_A_SMALL_FILE = 2**16
+_BYTES_IN_A_CHUNK = 2**20
+
+
+class TokenFile(NamedTuple):
+    """A file with tokens side by side."""
+
+    path: Path
+    dtype: np.dtype  # of a token in the file, an integer
+    offset: int  # bytes before the first token
+    num_tokens: int
+    sha256: str  # of the tokens' bytes, in hexadecimal
+
+
+class Documents(NamedTuple):
+    """Where documents lie, in the order in which they are read."""
+
+    file: np.ndarray  # [d], int32: which of the files
+    start: np.ndarray  # [d], int64: the first token's place in that file
+    length: np.ndarray  # [d], int64: tokens, at least 1
+
+
+class TokenStream:
+    """Documents in a row, each followed by an end-of-document token.
+
+    Its length is that of the row: `stream.read(0, len(stream))` is all of it.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[TokenFile],
+        documents: Documents,
+        *,
+        end: int | None,
+        dtype: np.dtype,
+    ):
+        """A row over an index.
+
+        Args:
+            files: what the documents lie in.
+            documents: the index.
+            end: the token after each document; None for none.
+            dtype: of the tokens that are read.
+        """
+        self._files, self._documents = files, documents
+        self._end, self._dtype = end, dtype
+        # Where each document stops in the row, its end-of-document token included.
+        self._stops = np.cumsum(documents.length + (end is not None))
+        self._mapped = functools.lru_cache(_MAX_MAPPED)(self._opened)
+        self._small = functools.lru_cache(_MAX_SMALL)(self._opened)
+
+    def __len__(self) -> int:
+        return int(self._stops[-1]) if len(self._stops) else 0
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents are in the row, in whole or in part."""
+        return len(self._stops)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens from `start` up to `stop`, which is not among them.
+
+        Returns:
+            [stop - start], in the dtype of the corpus: a copy.
+
+        Raises:
+            IndexError: unless 0 <= start <= stop <= length of the row.
+            ValueError: if a file is gone or shorter than it was.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(
+                f"`start` and `stop` must be in order and from 0 to {len(self)}, got "
+                f"{start!r} and {stop!r}."
+            )
+        tokens = np.empty(stop - start, self._dtype)
+        num_read = 0
+        document = int(np.searchsorted(self._stops, start, side="right"))
+        while num_read < len(tokens):
+            num_read += self._read_from(document, start + num_read, tokens[num_read:])
+            document += 1
+        return tokens
+
+    def _read_from(self, document: int, start: int, tokens: np.ndarray) -> int:
+        """Fills `tokens` from the row's `start`, to the document's end at most."""
+        length = int(self._documents.length[document])
+        before = int(self._stops[document]) - length - (self._end is not None)
+        num_content = min(len(tokens), length - (start - before))
+        if num_content > 0:
+            first = int(self._documents.start[document]) + start - before
+            content = self._tokens_of(int(self._documents.file[document]))
+            tokens[:num_content] = content[first : first + num_content]
+        if self._end is None or num_content == len(tokens):
+            return num_content
+        tokens[num_content] = self._end
+        return num_content + 1
+
+    def _tokens_of(self, index: int) -> np.ndarray:
+        is_small = _is_small(self._files[index])
+        return self._small(index) if is_small else self._mapped(index)
+
+    def _opened(self, index: int) -> np.ndarray:
+        file = self._files[index]
+        content: bytes | mmap.mmap
+        try:
+            with open(file.path, "rb") as opened:
+                if _is_small(file):
+                    content = opened.read(_num_bytes(file))
+                else:
+                    content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(content, file.dtype, file.num_tokens, file.offset)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`text` must stay as it is while it is read, but {str(file.path)!r} "
+                "is gone or shorter than before. Put it back, and start again."
+            ) from error
+
+
+def _is_small(file: TokenFile) -> bool:
+    return _num_bytes(file) <= _BYTES_IN_A_SMALL_FILE
+
+
+def _num_bytes(file: TokenFile) -> int:
+    return file.offset + file.num_tokens * file.dtype.itemsize
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The file's bytes, a mebibyte at a time.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as opened:
+            while chunk := opened.read(_BYTES_IN_A_CHUNK):
+                yield chunk
+    except OSError as error:
+        raise ValueError(
+            f"`text` must be files that can be read, but {str(path)!r} cannot: "
+            f"{error.strerror}."
+        ) from error

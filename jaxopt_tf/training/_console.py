@@ -1,0 +1,161 @@
+"""The progress bar."""
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import _check
+from ._events import Evaluation, Monitor, Window
+
+# Published peaks for dense bfloat16 products, in operations per second and device, by
+# the beginning of what JAX calls the device; the first that fits counts.
+_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+}
+# Windows that the speed is the mean over.
+_NUM_RECENT = 10
+
+
+def console(
+    max_steps: int,
+    *,
+    first_step: int = 0,
+    unit: str = "tokens",
+    flops_per_item: float | None = None,
+) -> Monitor:
+    """A progress bar: time left, loss, learning rate, gradient norm, speed.
+
+        step 640/1000 ━━━━━─── 0:00:21 loss 1.734 rate 9.1e-04 norm 0.42
+        31,204 bytes/s
+
+    on one line. Evaluations, and steps that were skipped, are printed above it, and so
+    is what anything else prints. It appears with the first event. Loss and norm are
+    means over the last few steps without those skipped; the speed is that of training
+    alone; the time left is from the whole time that steps took since this start,
+    pauses for evaluations and saves included.
+
+    Args:
+        max_steps: the length of the bar.
+        first_step: the step that the run goes on from.
+        unit: what `Metrics.num_items` counts.
+        flops_per_item: floating-point operations of forward and backward pass for one
+            item: 6 times the number of parameters for a language model's token. With
+            it, the share of the devices' published bfloat16 peak is shown, where that
+            is known; on CPUs it is not.
+
+    Raises:
+        ValueError, TypeError: if a number of steps is out of range, or `flops_per_item`
+            not greater than 0.
+    """
+    # Here, not above: whoever trains without a console need not load it.
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    max_steps = _check.step_count("max_steps", max_steps, least=1)
+    first_step = _check.step_count("first_step", first_step)
+    if flops_per_item is not None:
+        _check.positive("flops_per_item", flops_per_item)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    progress = Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=8),
+        TextColumn("{task.fields[numbers]}", markup=False),
+        # Ten times, rich's own choice, takes a percent of a core.
+        refresh_per_second=2,
+    )
+    task = progress.add_task(
+        "train", total=max_steps, completed=first_step, numbers="compiling"
+    )
+    # Time is measured from the end of the first window: that one waits for the
+    # compiler. Its speed is shown until there is another.
+    measured_from: tuple[int, float] | None = None
+    num_windows = num_skipped = 0
+    recent: deque[tuple[float, float]] = deque(maxlen=_NUM_RECENT)  # items, seconds
+
+    def say(line: str) -> None:
+        progress.print(line, highlight=False, markup=False)
+
+    def window(window: Window) -> None:
+        nonlocal measured_from, num_windows, num_skipped
+        progress.start()  # once; later calls do nothing
+        metrics: Any = window.metrics  # numpy here
+        now = time.perf_counter()
+        step = window.first_step + len(metrics.loss) - 1
+        time_left = "-:--:--"
+        if measured_from is None:
+            measured_from = (step, now)
+        else:
+            if num_windows == 1:
+                recent.clear()
+            step_then, then = measured_from
+            time_left = _clock((now - then) / (step - step_then) * (max_steps - step))
+        if window.seconds > 0:
+            recent.append((float(metrics.num_items.sum()), window.seconds))
+        num_windows += 1
+        is_taken = ~np.asarray(metrics.is_skipped)
+        numbers = [
+            time_left if step < max_steps else "0:00:00",
+            f"loss {_mean(metrics.loss[is_taken]):.3f}",
+            f"rate {metrics.learning_rate[-1]:.1e}",
+            f"norm {_mean(metrics.norms.grads[is_taken]):.2f}",
+        ]
+        if recent:
+            items, seconds = np.sum(recent, axis=0)
+            speed = items / seconds
+            numbers.append(f"{speed:,.0f} {unit}/s")
+            if flops_per_item is not None and peak is not None:
+                share = speed * flops_per_item / (peak * jax.device_count())
+                numbers.append(f"{share:.0%} of peak")
+        progress.update(task, completed=step, numbers=" ".join(numbers))
+        # The loop itself says where it stopped.
+        skipped = np.flatnonzero(~is_taken & ~np.asarray(metrics.is_stopped))
+        if len(skipped):
+            num_skipped += len(skipped)
+            listed = ", ".join(map(str, window.first_step + skipped))
+            say(f"skipped step {listed}, not finite: {num_skipped} so far")
+
+    def evaluation(evaluation: Evaluation) -> None:
+        progress.start()
+        listed = "  ".join(
+            f"{name.removeprefix('eval_')} {value:.4f}"
+            for name, value in evaluation.metrics.items()
+        )
+        say(f"step {evaluation.step:5d}  held-out {listed}")
+
+    return Monitor(window, evaluation, progress.stop)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """A device's published peak for dense bfloat16 products; None where not known.
+
+    Args:
+        device_kind: as `jax.Device.device_kind` has it.
+    """
+    for name, peak in _PEAKS.items():
+        if device_kind.startswith(name):
+            return peak
+    return None
+
+
+def _mean(column: np.ndarray) -> float:
+    return float(np.mean(column)) if len(column) else math.nan
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

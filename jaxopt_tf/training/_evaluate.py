@@ -1,0 +1,47 @@
+"""Parameters come in, means over held-out data go out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from .._typing import PyTree
+from ._gradients import Batch
+from ._step import EvalStep
+
+
+def make_evaluate(
+    eval_step: EvalStep, batches: Sequence[Batch]
+) -> Callable[[PyTree], dict[str, float]]:
+    """A function from params to means over all items of `batches`.
+
+    Args:
+        eval_step: from `make_eval_step`; or any (params, batch) -> (sums, number of
+            items), where sums is one number, the loss, or a dict of several:
+            {"loss": ..., "accuracy": number of right answers}.
+        batches: the held-out batches, the same at every evaluation; at least one.
+
+    Returns:
+        params -> {"loss": mean, ...}.
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+    if not batches:
+        raise ValueError(
+            "`batches` must hold at least one batch to evaluate on, got none. Hold out "
+            "more of the data, or take smaller batches."
+        )
+
+    def evaluate(params: PyTree) -> dict[str, float]:
+        results = jax.device_get([eval_step(params, batch) for batch in batches])
+        # Summed in the host's doubles: the order of batches leaves no trace.
+        num_items = sum(float(number) for _, number in results)
+        named = [
+            sums if isinstance(sums, Mapping) else {"loss": sums} for sums, _ in results
+        ]
+        return {
+            name: sum(float(sums[name]) for sums in named) / num_items
+            for name in named[0]
+        }
+
+    return evaluate

@@ -1,0 +1,79 @@
+"""One job per folder: the second one is told who is there."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+LOCK_FILE = "run.lock"
+
+
+class Held(NamedTuple):
+    """A folder that is ours alone as long as the `with` of `hold` lasts."""
+
+    folder: Path
+
+
+@contextlib.contextmanager
+def hold(folder: Path | str) -> Iterator[Held]:
+    """Takes a folder for this process; makes it where it does not exist.
+
+    The lock is the kernel's (`flock` on `run.lock`): it is gone when the process is,
+    however it ended, and what the file says then means nothing. A process that was
+    forked from this one and outlives it keeps the lock.
+
+    Args:
+        folder: where one job is to write.
+
+    Yields:
+        The folder, as `open_checkpoints` takes it.
+
+    Raises:
+        ValueError: if another job holds the folder, which is named; or if the folder
+            cannot be made or written to.
+    """
+    import fcntl  # not on Windows, where the rest of the package works
+
+    folder = Path(folder)
+    path = folder / LOCK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ValueError(
+            f"`folder` must be a folder that can be written to, got {str(folder)!r}: "
+            f"{error.strerror}."
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"`folder` must belong to one job at a time, but {str(folder)!r} is "
+                f"held by {_holder(descriptor)}. Wait for it to end, stop it, or name "
+                "another folder."
+            ) from error
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        # One write over the old text, then the rest cut off: never an empty file.
+        text = json.dumps(holder).encode() + b"\n"
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+        yield Held(folder)
+    finally:
+        os.close(descriptor)  # the kernel gives the lock back with it
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    except (ValueError, KeyError, TypeError):
+        return "a process that is just starting"

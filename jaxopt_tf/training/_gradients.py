@@ -1,0 +1,149 @@
+"""The gradient of a mean loss, over one batch or over a window of micro-batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _tree
+from .._typing import PyTree
+
+# Arrays, or a tree of them, that the loss function understands.
+Batch = Any
+
+# (params, batch) or (params, batch, rng) -> (loss summed over items, number of items)
+LossFn = Callable[..., tuple[jax.Array, jax.Array]]
+
+# (params, batch, rng) -> (mean loss, number of items, gradient of the mean loss)
+MeanGradient = Callable[..., tuple[jax.Array, jax.Array, PyTree]]
+
+
+def in_float32(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
+    """`loss_fn` with its results in float32, its parameters cast beforehand.
+
+    Args:
+        loss_fn: see `make_train_step`.
+        compute_dtype: dtype that floating-point parameters are cast to; None for no
+            cast.
+    """
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(compute_dtype) if _tree.is_floating(leaf) else leaf
+
+    def loss32(params: PyTree, batch: Batch, *rng: jax.Array):
+        if compute_dtype is not None:
+            params = jax.tree.map(cast, params)
+        return jax.tree.map(
+            lambda x: jnp.asarray(x).astype(jnp.float32), loss_fn(params, batch, *rng)
+        )
+
+    return loss32
+
+
+def of_one_batch(loss_fn: LossFn) -> MeanGradient:
+    """The gradient of sum / number, as one backward pass."""
+
+    def mean_gradient(params: PyTree, batch: Batch, rng: jax.Array | None):
+        total, backward, num_items = jax.vjp(
+            lambda params: loss_fn(params, batch, *_key(rng)), params, has_aux=True
+        )
+        # Divided here, not after: the pass starts from 1 / number instead of 1.
+        (grads,) = backward(1.0 / num_items)
+        return total / num_items, num_items, grads
+
+    return mean_gradient
+
+
+def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
+    """The same over a batch that has an axis of micro-batches in front.
+
+        sum over micro-batches of grad(sum) / sum over micro-batches of number
+
+    So every item counts alike, wherever it stands; a mean of means would not do that
+    where micro-batches differ in their numbers of items. The sums are float32.
+
+    Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
+    """
+
+    def mean_gradient(params: PyTree, batches: Batch, rng: jax.Array | None):
+        def sums(batch: Batch, *key: jax.Array):
+            total, backward, num_items = jax.vjp(
+                lambda params: loss_fn(params, batch, *key), params, has_aux=True
+            )
+            (grads,) = backward(jnp.ones_like(total))
+            return total, num_items, grads
+
+        start = (jnp.float32(0), jnp.float32(0), jax.tree.map(_buffer, params))
+        total, num_items, grads = _added_up(sums, start, batches, rng, max_length)
+        share = 1.0 / num_items
+        grads = jax.tree.map(lambda g: g * share if _tree.is_floating(g) else g, grads)
+        return total / num_items, num_items, grads
+
+    return mean_gradient
+
+
+def mean_loss(
+    loss_fn: LossFn, batch: Batch, rng: jax.Array | None, max_length: int
+) -> Callable[[PyTree], jax.Array]:
+    """Parameters to mean loss: what line searches ask again, at no cost for others."""
+
+    def of(params: PyTree) -> jax.Array:
+        def sums(batch: Batch, *key: jax.Array):
+            return loss_fn(params, batch, *key)
+
+        if max_length == 1:
+            total, num_items = sums(batch, *_key(rng))
+        else:
+            start = (jnp.float32(0), jnp.float32(0))
+            total, num_items = _added_up(sums, start, batch, rng, max_length)
+        return total / num_items
+
+    return of
+
+
+def _added_up(
+    function: Callable[..., PyTree],
+    start: PyTree,
+    batches: Batch,
+    rng: jax.Array | None,
+    max_length: int,
+) -> PyTree:
+    """`start` plus `function(batch, *key)` of every micro-batch, in one scan."""
+
+    def add(sums, micro):
+        index, batch = micro
+        key = _key(rng if rng is None else jax.random.fold_in(rng, index))
+        return jax.tree.map(_plus, sums, function(batch, *key)), None
+
+    indices = jnp.arange(_window_length(batches, max_length), dtype=jnp.int32)
+    return jax.lax.scan(add, start, (indices, batches))[0]
+
+
+def _key(rng: jax.Array | None) -> tuple[jax.Array, ...]:
+    return () if rng is None else (rng,)
+
+
+def _buffer(p: jax.Array) -> jax.Array:
+    # Where a leaf is no number to be learnt, JAX gives no gradient either (float0).
+    if not _tree.is_floating(p):
+        return jnp.zeros(p.shape, jax.dtypes.float0)
+    return jnp.zeros(p.shape, jnp.float32)
+
+
+def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
+    return total + g.astype(jnp.float32) if _tree.is_floating(g) else total
+
+
+def _window_length(batches: Batch, max_length: int) -> int:
+    """The number of micro-batches, which all leaves must agree on."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    length = lengths.pop() if len(lengths) == 1 else None
+    if length is None or not 1 <= length <= max_length:
+        raise ValueError(
+            "`batch` must have a first axis of 1 to `gradient_accumulation_steps` = "
+            f"{max_length} micro-batches in every leaf, got shapes {shapes[:3]}. Stack "
+            "the micro-batches of one update: [k, B, ...]."
+        )
+    return length

@@ -1,0 +1,89 @@
+"""The loss of a classifier: logits and labels come in, a sum and a count go out."""
+
+import jax
+import jax.numpy as jnp
+
+from .. import _check
+
+
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing_factor: float = 0.0,
+    ignore_index: int = -100,
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of the labels, summed, and how many labels there are.
+
+        loss = (1 - e) * -log p[label] + e * mean over all classes of -log p
+
+    Sum and count are what `make_train_step` wants of a loss function: over many
+    micro-batches both add up, and only then is one divided by the other. A language
+    model hands in labels that are one token ahead of its logits.
+
+    Args:
+        logits: [..., C], floating-point of any width; the arithmetic is in float32.
+        labels: [...], integers from 0 to C - 1, or `ignore_index`. Any other label
+            makes the loss and its gradient NaN: inside a compiled step nothing can be
+            raised, and a loss that looks healthy would be worse.
+        label_smoothing_factor: e, at least 0 and less than 1.
+        ignore_index: a label that counts neither in the sum nor in the number.
+
+    Returns:
+        The summed loss, (), float32, and the number of labels that are not
+        `ignore_index`, (), float32.
+
+    Raises:
+        ValueError: if the shapes do not fit, or `label_smoothing_factor` is out of
+            range.
+        TypeError: if the logits are not floating-point or the labels not integers.
+
+    Source: transformers 5.23 `trainer_pt_utils.py`, `LabelSmoother`;
+        `loss/loss_utils.py`, `fixed_cross_entropy`; torch 2.13 `cross_entropy`.
+    Differs: a label below 0 that is not `ignore_index` is taken for class 0 by
+        `LabelSmoother`. Here it makes the loss NaN.
+    """
+    _check.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    _check_arrays(logits, labels)
+    epsilon = float(label_smoothing_factor)
+    # Bytes, too, are compared with -100.
+    labels = labels.astype(jnp.int64 if labels.dtype.itemsize == 8 else jnp.int32)
+    is_ignored = labels == ignore_index
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    index = jnp.where(is_class, labels, 0)[..., None]
+
+    # Everything after the cast, the pick too: a gradient is p - 1 for the label, which
+    # must be subtracted before it is rounded.
+    logits32 = logits.astype(jnp.float32)
+    of_label = jnp.take_along_axis(logits32, index, axis=-1)[..., 0]
+    # As torch: all are measured from the largest, where a difference is exact.
+    largest = jax.lax.stop_gradient(jnp.max(logits32, axis=-1))
+    logits32 = logits32 - largest[..., None]
+    losses = jnp.log(jnp.sum(jnp.exp(logits32), axis=-1))
+    losses = losses - (1.0 - epsilon) * (of_label - largest)
+    if epsilon > 0:  # else -inf, a class ruled out, would become NaN
+        losses = losses - epsilon * jnp.mean(logits32, axis=-1)
+    # Multiplied, not selected, so that the gradient is NaN too.
+    losses = losses * jnp.where(is_class | is_ignored, 1.0, jnp.nan)
+    total = jnp.sum(jnp.where(is_ignored, 0.0, losses))
+    return total, jnp.sum(jnp.logical_not(is_ignored), dtype=jnp.float32)
+
+
+def _check_arrays(logits: jax.Array, labels: jax.Array) -> None:
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(
+            f"`logits` must be floating-point, got {logits.dtype}. Pass what the model "
+            "gives before any softmax or argmax."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"`labels` must be integers, got {labels.dtype}. Pass the number of the "
+            "class, not its probability or a one-hot vector."
+        )
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            "`labels` must have the shape of `logits` without its last axis, got "
+            f"{list(labels.shape)} for logits {list(logits.shape)}. A language model's "
+            "logits and labels are each cut by one: logits[:, :-1], labels[:, 1:]."
+        )

@@ -1,0 +1,146 @@
+"""Checkpoints back from the disk: the newest one of which every byte is as written.
+
+Nothing else looks at what is inside: orbax reads a flipped bit as another number.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._typing import PyTree
+from . import _digest, _rotation
+from ._record import RECORD_FILE, read_record
+from ._rotation import find_checkpoints, print_to_stderr
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int  # from its name
+    arrays: PyTree  # in the structure of `like`
+    notes: dict[str, Any]  # as JSON has them: tuples are lists, keys are strings
+    path: Path
+
+
+def find_intact(
+    folder: Path | str, *, report: Callable[[str], None] = print_to_stderr
+) -> Path | None:
+    """The newest checkpoint of which every byte is as it was written.
+
+    Args:
+        folder: the run's folder.
+        report: is told of each newer one that was passed over, and why.
+
+    Returns:
+        Its path; None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: if there are checkpoints but none is good; all are listed.
+    """
+    for path in _rotation.half_written(Path(folder)):
+        report(f"{path.name} is half-written: its save was broken off.")
+    reasons = []
+    for path in reversed(find_checkpoints(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        reasons.append(f"{path.name} is damaged: {reason}")
+        report(f"{reasons[-1]}. It is passed over.")
+    if reasons:
+        raise ValueError(
+            f"`folder` must hold a good checkpoint, but in {str(folder)!r} none is: "
+            f"{'; '.join(reasons)}. Put a copy back, or delete these folders to start "
+            "anew."
+        )
+    return None
+
+
+def damage(path: Path | str) -> str | None:
+    """What is wrong with a checkpoint, in words; None for nothing. Reads every byte."""
+    reason = _digest.damage(Path(path))
+    if reason is not None:
+        return reason
+    try:
+        read_record(Path(path))
+    except (OSError, ValueError) as error:
+        return f"it holds no record ({error})"
+    return None
+
+
+def read_notes(path: Path | str) -> dict[str, Any]:
+    """The notes of a checkpoint, without its arrays.
+
+    Args:
+        path: a folder `checkpoint-<step>`.
+
+    Raises:
+        ValueError: if the file that holds them is damaged; no other is looked at.
+    """
+    try:
+        if _digest.is_as_written(Path(path), RECORD_FILE):
+            return read_record(Path(path)).notes
+        reason = f"{RECORD_FILE} has other bytes than its digest says"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise ValueError(
+        f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
+        "Name another one."
+    )
+
+
+def restore(path: Path | str, like: PyTree) -> Restored:
+    """Reads one checkpoint, after every byte of it was verified.
+
+    Args:
+        path: a folder `checkpoint-<step>`.
+        like: a tree of arrays or of `jax.ShapeDtypeStruct`: names, shapes and dtypes
+            must be those of the checkpoint. Each array comes back as the one in `like`
+            is: on the same devices, bound to them or not, so that a step that was
+            compiled for a fresh state is not compiled again.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or is not one, or is not like `like`.
+    """
+    path = Path(path)
+    if not _rotation.is_name(path.name):
+        raise ValueError(
+            f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
+        )
+    reason = damage(path) if path.is_dir() else "there is no such folder"
+    if reason is not None:
+        raise ValueError(
+            f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
+            "Name another one."
+        )
+    return _read(path, like)
+
+
+def restore_latest(
+    folder: Path | str,
+    like: PyTree,
+    *,
+    report: Callable[[str], None] = print_to_stderr,
+) -> Restored | None:
+    """Reads the newest checkpoint that is not damaged.
+
+    Args:
+        folder: the run's folder.
+        like: as in `restore`.
+        report: is told of each newer one that was passed over, and why.
+
+    Returns:
+        What it holds; None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: if there are checkpoints but none is good; or if the newest good one
+            is not like `like`, which another checkpoint would not mend.
+    """
+    path = find_intact(folder, report=report)
+    return None if path is None else _read(path, like)
+
+
+def _read(path: Path, like: PyTree) -> Restored:
+    from . import _orbax  # loads orbax, which finding a checkpoint can do without
+
+    arrays = _orbax.read_arrays(path.absolute(), like)
+    return Restored(_rotation.step_of(path), arrays, read_record(path).notes, path)

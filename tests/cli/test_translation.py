@@ -1,0 +1,310 @@
+"""TrainingArguments as a configuration: taken as they are, or refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxopt_tf.cli._train import parse
+from jaxopt_tf.cli._training_arguments import NEUTRAL, REFUSED, TRANSLATED
+from jaxopt_tf.pretraining import GPT2Config, Job
+from jaxopt_tf.recipes import Recipe
+
+from ..twins import needs_transformers
+
+# transformers 4.46.3: TrainingArguments("x", use_cpu=True).to_json_string(), in which
+# the machine's name was taken out of `logging_dir`. 4.40 and 4.57 have no field more.
+OLD = json.loads(
+    (Path(__file__).parents[1] / "data/training_arguments_4.46.json").read_text()
+)
+OURS = {
+    field.name
+    for record in (Recipe, GPT2Config, Job)
+    for field in dataclasses.fields(record)
+}
+
+
+@pytest.fixture
+def taken(tmp_path, capsys):
+    """What a file comes to: its records, and the notes on stderr."""
+
+    def taken(settings, *args):
+        path = tmp_path / "training_args.json"
+        path.write_text(json.dumps(settings))
+        capsys.readouterr()
+        return *parse(["--config", str(path), *args]), capsys.readouterr().err
+
+    return taken
+
+
+@pytest.fixture
+def refused(taken):
+    """The sentences that a file is refused with."""
+
+    def refused(settings, *args):
+        with pytest.raises(ValueError, match="training_args.json: `") as error:
+            taken(settings, *args)
+        return str(error.value).partition(": ")[2].split("\n  ")
+
+    return refused
+
+
+@pytest.fixture
+def new():
+    """What the installed version writes where nothing is set."""
+    training_arguments = pytest.importorskip("transformers").TrainingArguments
+    # Without its checks, which want a package that trains.
+    arguments = object.__new__(training_arguments)
+    for field in dataclasses.fields(training_arguments):
+        factory = field.default_factory
+        has_factory = factory is not dataclasses.MISSING
+        setattr(arguments, field.name, factory() if has_factory else field.default)
+    return json.loads(arguments.to_json_string())
+
+
+@needs_transformers
+def test_every_field_of_transformers_is_in_one_place(new):
+    places = [OURS, set(NEUTRAL), set(REFUSED), set(TRANSLATED)]
+    assert set().union(*places) >= set(new) | set(OLD) | {"_n_gpu"}
+    assert sum(map(len, places)) == len(set().union(*places))
+    assert set().union(*places[1:]) <= set(new) | set(OLD) | {"_n_gpu"}
+
+
+@needs_transformers
+def test_what_transformers_5_writes_is_taken_as_it_is(taken, new):
+    recipe, model, job, notes = taken(new, "--max_steps", "1000")
+    assert recipe == Recipe(max_steps=1_000)
+    assert model == GPT2Config()
+    assert job == Job(
+        eval_steps=1_000, save_steps=500, logging_steps=500, save_total_limit=None
+    )
+    assert "without effect" not in notes
+    assert "`optim` 'adamw_torch_fused' is 'adamw_torch' here" in notes
+
+
+def test_what_transformers_4_writes_is_taken_as_it_is(taken):
+    recipe, model, job, notes = taken(OLD, "--max_steps", "1000")
+    assert recipe == Recipe(max_steps=1_000)
+    assert model == GPT2Config()
+    assert job == Job(
+        output_dir="x",
+        eval_steps=1_000,
+        save_steps=500,
+        logging_steps=500,
+        save_total_limit=None,
+    )
+    # What 4.x sets itself, from the machine, and its one other default.
+    told = notes.partition("without effect here: ")[2].partition(";")[0]
+    assert set(told.split(", ")) == {
+        "average_tokens_across_devices",
+        "dataloader_pin_memory",
+        "logging_dir",
+        "report_to",
+        "run_name",
+        "use_cpu",
+    }
+
+
+def test_every_number_arrives(taken):
+    numbers = {
+        "max_steps": 300,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "polynomial",
+        "lr_scheduler_kwargs": {"power": 2.0},
+        "warmup_steps": 30,
+        "optim": "adafactor",
+        "weight_decay": 0.2,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-6,
+        "max_grad_norm": 0.5,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "label_smoothing_factor": 0.1,
+        "seed": 7,
+    }
+    recipe, _, job, _ = taken({**OLD, **numbers, "bf16": True, "save_total_limit": 2})
+    assert recipe == Recipe(**numbers)
+    assert job.bf16
+    assert job.save_total_limit == 2
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_would_change_the_numbers_is_refused(refused, name):
+    (sentence,) = refused({**OLD, "max_steps": 10, name: "another"})
+    assert sentence.startswith(f"`{name}` 'another': ")
+    assert sentence.endswith(".")
+
+
+def test_all_that_would_change_the_numbers_is_refused_at_once(refused):
+    several = {"fp16": True, "optim": "galore_adamw", "data_seed": 1, "deepspeed": "d"}
+    found = refused({**OLD, **several, "neftune_noise_alpha": 5.0})
+    named = {sentence.split("`")[1] for sentence in found}
+    assert named == {*several, "neftune_noise_alpha", "num_train_epochs"}
+
+
+def test_what_changes_no_number_is_named_in_one_note_without_its_value(taken):
+    others = dict.fromkeys(NEUTRAL, "another")
+    plain = taken(OLD, "--max_steps", "10")
+    *records, notes = taken({**OLD, **others}, "--max_steps", "10")
+    assert records == list(plain[:-1])
+    told = notes.partition("without effect here: ")[2].partition(";")[0]
+    assert set(told.split(", ")) == set(NEUTRAL)
+    assert "another" not in notes  # it may be a token
+
+
+@pytest.mark.parametrize("unset", [None, "", "None", [], {}])
+def test_what_is_not_set_is_not_refused(taken, unset):
+    names = [*REFUSED, *NEUTRAL, *TRANSLATED]
+    *_, notes = taken({"max_steps": 10, **dict.fromkeys(names, unset)})
+    assert notes == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw_torch_fused", "adamw_torch_xla", "adamw_apex_fused"]
+)
+def test_another_kernel_for_adamw_is_adamw(taken, name):
+    recipe, *_, notes = taken({"optim": name})
+    assert recipe.optim == "adamw_torch"
+    assert name in notes
+
+
+def test_adafactor_was_a_switch_once(taken):
+    assert taken({"optim": "adamw_torch", "adafactor": True})[0].optim == "adafactor"
+
+
+def test_no_clipping_is_a_limit_of_0(taken):
+    assert taken({"max_grad_norm": None})[0].max_grad_norm == 0.0
+
+
+def test_epochs_are_refused_unless_the_steps_are_known(taken, refused):
+    (sentence,) = refused({"num_train_epochs": 3.0})
+    assert "`num_train_epochs` 3.0" in sentence
+    (sentence,) = refused({"num_train_epochs": 3.0, "max_steps": -1})
+    assert "give `--max_steps`" in sentence
+    assert taken({"num_train_epochs": 3.0, "max_steps": 7})[0].max_steps == 7
+    assert taken({"num_train_epochs": 3.0}, "--max_steps", "7")[0].max_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"warmup_ratio": 0.1}, 11),  # of 101, rounded up
+        ({"warmup_ratio": 1.0}, 101),
+        ({"warmup_ratio": 0.1, "warmup_steps": 0}, 11),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, 5),
+        ({"warmup_ratio": 0.0, "warmup_steps": 0}, 0),
+    ],
+)
+def test_the_warm_up_of_4_is_rounded_up_and_gives_way_to_steps(
+    taken, settings, expected
+):
+    assert taken({"max_steps": 101, **settings})[0].num_warmup_steps == expected
+
+
+def test_the_warm_up_of_the_command_line_wins_over_a_ratio(taken):
+    recipe, *_ = taken({"max_steps": 101, "warmup_ratio": 0.1}, "--warmup_steps", "3")
+    assert recipe.num_warmup_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 7}, 7),
+        ({"evaluation_strategy": "steps", "eval_steps": 7}, 7),
+        ({"eval_strategy": "steps", "eval_steps": 0.1}, 11),  # a share of 101
+        ({"eval_strategy": "steps", "eval_steps": None, "logging_steps": 5}, 5),
+        ({"eval_strategy": "no", "eval_steps": 7}, 101),
+        ({"eval_strategy": "epoch", "eval_steps": 7}, 400),
+        ({"eval_steps": 7}, 7),
+    ],
+)
+def test_when_is_evaluated(taken, settings, expected):
+    *_, job, _ = taken({"max_steps": 101, **settings})
+    assert job.eval_steps == expected
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"load_best_model_at_end": True},
+        {"early_stopping_patience": 2},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_evaluation_that_decides_must_be_by_steps(refused, taken, settings, strategy):
+    settings = {"max_steps": 101, "eval_strategy": strategy, **settings}
+    (sentence,) = refused(settings)
+    assert f"`eval_strategy` '{strategy}'" in sentence
+    steps = ("--eval_steps", "10", "--save_steps", "10")
+    assert taken(settings, *steps)[2].eval_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"save_strategy": "steps", "save_steps": 7}, 7),
+        ({"save_strategy": "steps", "save_steps": 0.1}, 11),
+        ({"save_strategy": "no", "save_steps": 7}, 101),
+        ({"save_strategy": "epoch", "save_steps": 7}, 400),
+        ({"save_strategy": "best", "save_steps": 7, "eval_steps": 3}, 3),
+    ],
+)
+def test_when_is_saved(taken, settings, expected):
+    *_, job, _ = taken({"max_steps": 101, **settings})
+    assert job.save_steps == expected
+
+
+def test_the_best_is_saved_as_often_as_the_command_line_evaluates(taken):
+    settings = {"max_steps": 101, "save_strategy": "best", "eval_steps": 3}
+    assert taken(settings, "--eval_steps", "5")[2].save_steps == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["eval_strategy", "evaluation_strategy", "save_strategy"]
+)
+def test_an_unknown_strategy_is_refused(refused, name):
+    (sentence,) = refused({name: "sometimes"})
+    assert f"`{name}` 'sometimes': give one of 'no', 'steps', 'epoch'" in sentence
+
+
+def test_both_names_of_recomputation_are_one(taken):
+    assert taken({"activation_checkpointing": True})[1].gradient_checkpointing
+    both = {"activation_checkpointing": True, "gradient_checkpointing": True}
+    assert not taken(both, "--no_gradient_checkpointing")[1].gradient_checkpointing
+
+
+@pytest.mark.parametrize("resume", [True, False, "True"])
+def test_to_resume_or_not_is_no_path(taken, resume):
+    assert taken({"resume_from_checkpoint": resume})[2].resume_from_checkpoint is None
+
+
+def test_a_limit_of_no_checkpoints_is_no_limit(taken):
+    assert taken({"save_total_limit": 0})[2].save_total_limit is None
+
+
+def test_the_order_of_the_text_has_the_one_seed(taken, refused):
+    assert taken({"seed": 3, "data_seed": 3})[0].seed == 3
+    assert taken({"data_seed": 3}, "--seed", "3")[0].seed == 3
+    (sentence,) = refused({"seed": 3, "data_seed": 4})
+    assert "`data_seed` 4: `seed`, which is 3" in sentence
+
+
+def test_how_batches_are_cut_is_refused_where_it_is_otherwise(taken, refused):
+    usual = OLD["accelerator_config"]
+    taken({"accelerator_config": usual})
+    for other in (
+        {**usual, "split_batches": True},
+        {**usual, "gradient_accumulation_kwargs": {"num_steps": 4}},
+        "accelerate.json",
+    ):
+        (sentence,) = refused({"accelerator_config": other})
+        assert sentence.startswith("`accelerator_config`")
+
+
+def test_the_command_line_says_what_the_file_may_not(taken):
+    recipe, *_ = taken({"optim": "galore_adamw"}, "--optim", "adamw_torch")
+    assert recipe.optim == "adamw_torch"

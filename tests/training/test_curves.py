@@ -1,0 +1,149 @@
+"""The picture, and what is kept for it."""
+
+import numpy as np
+import pytest
+
+from jaxopt_tf.training import Evaluation, curves
+from jaxopt_tf.training._curves import (
+    _LEAST,
+    _LOSS,
+    _MOST,
+    _RATE,
+    _SKIPPED,
+    _STEP,
+    _Points,
+    _smoothed,
+    _with_window,
+)
+from tests.events import metrics_of, tell, window_of
+
+NOTHING = _Points(np.empty((0, 9)), np.empty((0, 9)), 1)
+
+
+def test_is_a_picture_800_pixels_wide(tmp_path):
+    path = tmp_path / "curves.png"
+    monitor = curves(path)
+    losses = np.linspace(4, 2, 50)
+    losses[20] = np.nan
+    skipped = np.isnan(losses)
+    tell(monitor, metrics_of(losses, skipped=skipped), evaluations={0: 5.0, 50: 2.5})
+    monitor.close()
+    picture = path.read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") == 800
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", [".svg", ".pdf"])
+def test_may_be_drawn_with_lines(tmp_path, ending):
+    path = tmp_path / f"curves{ending}"
+    monitor = curves(path)
+    monitor.window(window_of(1, [4.0, 3.0]))
+    monitor.close()
+    assert path.read_bytes()[:5] in (b"<?xml", b"%PDF-")
+
+
+def test_says_what_it_shows(tmp_path):
+    path = tmp_path / "curves.svg"
+    monitor = curves(path, unit="nats per byte")
+    # As text, to be found in the file.
+    import matplotlib
+
+    skipped = np.arange(50) == 7
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        tell(
+            monitor,
+            metrics_of(np.linspace(4, 2, 50), skipped=skipped),
+            evaluations={0: 5.0, 40: 2.5, 50: 2.75},
+        )
+        monitor.close()
+    shown = path.read_text()
+    for words in (
+        "loss (nats per byte)",
+        "held out: 2.75 at the end, 2.5 at best (step 40)",
+        "skipped: 1 steps",
+        "learning rate",
+        "gradient norm",
+        "update norm",
+        "parameter norm",
+    ):
+        assert words in shown
+
+
+def test_a_run_without_a_rate_or_an_evaluation_is_drawn_too(tmp_path):
+    monitor = curves(tmp_path / "curves.png")
+    monitor.window(window_of(1, [np.nan], rate=np.nan, params=0.0))
+    monitor.close()
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_nothing_is_drawn_where_nothing_was_run(tmp_path):
+    monitor = curves(tmp_path / "curves.png")
+    monitor.evaluation(Evaluation(0, {"loss": 5.0}))
+    monitor.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_is_drawn_on_the_way_where_asked(tmp_path):
+    path = tmp_path / "curves.png"
+    monitor = curves(path, every=20)
+    drawn = []
+    for step in (10, 20, 30, 40):
+        monitor.window(window_of(step - 9, [4.0] * 10))
+        monitor.evaluation(Evaluation(step, {"loss": 4.0}))
+        drawn.append(path.exists())
+        path.unlink(missing_ok=True)
+    assert drawn == [False, True, False, True]
+
+
+def test_neighbours_are_put_together_when_a_run_is_long():
+    losses = np.random.default_rng(0).normal(size=50_003).astype(np.float32)
+    losses[30_000] = 99.0
+    losses[40_000] = -99.0
+    skipped = np.zeros(len(losses), bool)
+    skipped[[5, 49_999]] = True
+    points, most = NOTHING, 0
+    for begin in range(0, len(losses), 10):
+        end = min(begin + 10, len(losses))
+        columns = {"rate": np.arange(begin, end), "skipped": skipped[begin:end]}
+        points = _with_window(
+            points, window_of(begin + 1, losses[begin:end], **columns)
+        )
+        most = max(most, len(points.rows))
+    assert most <= 4_010
+    rows, stride = points.rows, points.stride
+    assert len(rows) * stride + len(points.rest) == len(losses)
+    assert len(rows) > 1_900
+    # All points are means over as many steps, in order, and none is left out.
+    np.testing.assert_allclose(np.diff(rows[:, _STEP]), stride)
+    means = losses[: len(rows) * stride].reshape(-1, stride).mean(axis=1)
+    is_whole = rows[:, _SKIPPED] == 0
+    np.testing.assert_allclose(rows[is_whole, _LOSS], means[is_whole], atol=1e-5)
+    assert rows[:, _MOST].max() == 99.0
+    assert rows[:, _LEAST].min() == -99.0
+    assert rows[:, _SKIPPED].sum() == 2
+    assert rows[-1, _RATE] == len(rows) * stride - 1
+
+
+def test_smoothing_keeps_a_line_a_line_and_passes_over_gaps():
+    line = np.linspace(4.0, 3.0, 500)
+    line[100] = np.nan
+    smoothed = _smoothed(line)
+    assert np.isfinite(smoothed).all()
+    # At the end the mean is of one side only.
+    np.testing.assert_allclose(smoothed[:490], np.linspace(4, 3, 500)[:490], atol=3e-3)
+
+
+def test_refuses_a_format_that_is_not_a_picture(tmp_path):
+    with pytest.raises(ValueError, match=r"`path` must end with one of \.png"):
+        curves(tmp_path / "curves.txt")
+
+
+def test_refuses_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="`path` must be in a folder that exists"):
+        curves(tmp_path / "nowhere" / "curves.png")
+
+
+def test_refuses_an_interval_below_1(tmp_path):
+    with pytest.raises(ValueError, match="`every` must be"):
+        curves(tmp_path / "curves.png", every=0)

@@ -1,0 +1,100 @@
+"""The digest of a folder: what it notices, and that `sha256sum` agrees."""
+
+import hashlib
+import shutil
+import subprocess
+
+import pytest
+
+from jaxopt_tf.training._digest import DIGEST_FILE, damage, is_as_written, seal
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "empty folder").mkdir()
+    (tmp_path / "a").write_bytes(b"first")
+    (tmp_path / "b" / "none").write_bytes(b"")
+    (tmp_path / "b" / "c" / "two words").write_bytes(bytes(range(256)) * 999)
+    seal(tmp_path)
+    return tmp_path
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_finds_nothing_wrong_with_a_folder_as_it_was_sealed(folder):
+    assert damage(folder) is None
+
+
+def test_has_a_line_for_each_file_in_order(folder):
+    lines = (folder / DIGEST_FILE).read_text().splitlines()
+    assert lines[0] == f"{hashlib.sha256(b'first').hexdigest()}  a"
+    paths = [line[66:] for line in lines]
+    assert paths == ["a", "b/c/two words", "b/none"]
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_is_what_sha256sum_checks(folder):
+    command = ["sha256sum", "--strict", "-c", DIGEST_FILE]
+    printed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert printed.returncode == 0
+    assert printed.stdout.count(": OK\n") == 3
+    flip(folder / "a", 3)
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 1
+
+
+def test_notices_every_single_bit_of_a_small_file(folder):
+    for bit in range(8 * len(b"first")):
+        flip(folder / "a", bit)
+        assert damage(folder) == "a has other bytes than its digest says"
+        flip(folder / "a", bit)
+
+
+def test_notices_a_bit_of_the_digest_itself(folder):
+    # Every 7th, so that each of a byte's bits has its turn.
+    for bit in range(0, 8 * (folder / DIGEST_FILE).stat().st_size, 7):
+        flip(folder / DIGEST_FILE, bit)
+        assert damage(folder) is not None
+        flip(folder / DIGEST_FILE, bit)
+    assert damage(folder) is None
+
+
+def test_says_what_is_wrong(folder):
+    (folder / "a").write_bytes(b"firs")
+    assert damage(folder) == "a has other bytes than its digest says"
+    (folder / "b" / "none").unlink()
+    assert damage(folder) == "b/none is missing, and 1 more like it"
+    (folder / "a").write_bytes(b"first")
+    (folder / "b" / "none").touch()
+    (folder / "new").touch()
+    assert damage(folder) == "new is not in the digest"
+
+
+def test_says_that_the_digest_is_no_digest_any_more(folder):
+    text = (folder / DIGEST_FILE).read_bytes()
+    (folder / DIGEST_FILE).write_bytes(text + b"\n")
+    assert damage(folder) == f"{DIGEST_FILE} is not as it was written"
+    (folder / DIGEST_FILE).write_bytes(b"")
+    assert "is not in the digest" in damage(folder)
+    (folder / DIGEST_FILE).unlink()
+    assert damage(folder) == f"it has no digest, {DIGEST_FILE}"
+
+
+def test_says_that_a_file_cannot_be_read(folder):
+    (folder / "b" / "none").unlink()
+    (folder / "b" / "none").symlink_to(folder / "nowhere")
+    assert "b/none cannot be read (No such file" in damage(folder)
+    (folder / DIGEST_FILE).unlink()
+    (folder / DIGEST_FILE).mkdir()
+    assert damage(folder) == f"{DIGEST_FILE} cannot be read (Is a directory)"
+
+
+def test_looks_at_one_file_alone(folder):
+    assert is_as_written(folder, "b/c/two words")
+    flip(folder / "a", 0)
+    assert is_as_written(folder, "b/c/two words")
+    assert not is_as_written(folder, "a")

@@ -1,0 +1,167 @@
+"""Back from the disk: nothing damaged, nothing that does not fit, never in silence."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_tf.training import (
+    find_intact,
+    hold,
+    open_checkpoints,
+    read_notes,
+    restore,
+    restore_latest,
+)
+from jaxopt_tf.training._digest import DIGEST_FILE, seal
+from jaxopt_tf.training._restore import damage
+
+LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3))}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with two good checkpoints; copied before anything is done to it."""
+    folder = tmp_path_factory.mktemp("run")
+    with hold(folder) as held, open_checkpoints(held) as checkpoints:
+        for step in (1, 2):
+            arrays = LIKE | {"w": LIKE["w"] + step}
+            checkpoints.save(step, arrays, {"step": step, "shape": (1, 2)})
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def files_of(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def test_takes_the_newest(folder, capsys):
+    restored = restore_latest(folder, LIKE)
+    assert restored.step == 2
+    assert restored.path == folder / "checkpoint-2"
+    assert restored.notes == {"step": 2, "shape": [1, 2]}
+    np.testing.assert_array_equal(restored.arrays["w"], [2, 3, 4, 5])
+    assert capsys.readouterr().err == ""
+
+
+def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng):
+    checkpoint = folder / "checkpoint-2"
+    assert len(files_of(checkpoint)) >= 5
+    for path in files_of(checkpoint):
+        data = path.read_bytes()
+        flipped = bytearray(data)
+        flipped[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        # The first and the last are of a kind that only a comparison of all finds.
+        for damaged in (flipped, data[:-1], data[: len(data) // 2], b"", data + b"\0"):
+            path.write_bytes(damaged)
+            said = []
+            assert find_intact(folder, report=said.append) == folder / "checkpoint-1"
+            assert len(said) == 1
+            assert said[0].startswith("checkpoint-2 is damaged: ")
+            assert said[0].endswith(" It is passed over.")
+        path.unlink()
+        assert find_intact(folder, report=said.append) == folder / "checkpoint-1"
+        path.write_bytes(data)
+    (checkpoint / "d" / "extra").touch()
+    assert damage(checkpoint) == "d/extra is not in the digest"
+    (checkpoint / "d" / "extra").unlink()
+    assert damage(checkpoint) is None
+
+
+def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
+    (folder / "checkpoint-2" / DIGEST_FILE).unlink()
+    foreign = folder / "checkpoint-3"
+    foreign.mkdir()
+    (foreign / "_METADATA").write_text('{"custom_metadata": null}')
+    seal(foreign)
+    shutil.copytree(foreign, folder / "checkpoint-4")
+    (folder / "checkpoint-4" / "_METADATA").unlink()
+    seal(folder / "checkpoint-4")
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-6.orbax-checkpoint-tmp").mkdir()
+    assert restore_latest(folder, LIKE).step == 1
+    said = capsys.readouterr().err.splitlines()
+    starts = [
+        "checkpoint-6.orbax-checkpoint-tmp is half-written: ",
+        f"checkpoint-5 is damaged: it has no digest, {DIGEST_FILE}.",
+        "checkpoint-4 is damaged: it holds no record ([Errno 2]",
+        "checkpoint-3 is damaged: it holds no record (_METADATA has no record of ours)",
+        f"checkpoint-2 is damaged: it has no digest, {DIGEST_FILE}.",
+    ]
+    assert [
+        line[: len(start)] for line, start in zip(said, starts, strict=True)
+    ] == starts
+
+
+def test_never_starts_anew_in_silence(folder):
+    for step in (1, 2):
+        (folder / f"checkpoint-{step}" / "manifest.ocdbt").unlink()
+    with pytest.raises(ValueError, match="must hold a good checkpoint") as caught:
+        restore_latest(folder, LIKE)
+    for step in (1, 2):
+        reason = f"checkpoint-{step} is damaged: manifest.ocdbt is missing"
+        assert reason in str(caught.value)
+
+
+def test_finds_nothing_where_the_first_save_was_killed_and_says_so(tmp_path):
+    (tmp_path / "checkpoint-1.orbax-checkpoint-tmp").mkdir()
+    said = []
+    assert restore_latest(tmp_path, LIKE, report=said.append) is None
+    assert len(said) == 1
+    assert restore_latest(tmp_path / "nowhere", LIKE, report=said.append) is None
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"w": jnp.zeros(5)}, "(w: float32[4] in checkpoint-2, float32[5] in `like`)"),
+        ({"w": jnp.zeros(4, jnp.int32)}, "float32[4] in checkpoint-2, int32[4] in"),
+        (
+            {"rng": jax.random.key(0, impl="rbg")},
+            "key<fry>[] in checkpoint-2, key<rbg>",
+        ),
+        ({"empty": jnp.zeros((3, 0))}, "(empty: float32[0, 3] in checkpoint-2, "),
+        ({"rng": None}, "1 only in checkpoint-2 (rng)"),
+        ({"m": {"v": LIKE["w"]}, "z": LIKE["w"]}, "2 only in `like` (m.v)"),
+    ],
+)
+def test_says_what_does_not_fit(folder, change, reason):
+    with pytest.raises(ValueError, match="`like` must have the leaves of") as caught:
+        restore_latest(folder, LIKE | change)
+    assert reason in str(caught.value)
+    assert "or start a new one in another folder" in str(caught.value)
+
+
+def test_says_why_a_named_checkpoint_cannot_be_used(folder):
+    (folder / "checkpoint-2" / "_METADATA").write_text("{}")
+    reason = "_METADATA has other bytes than its digest says. Name another"
+    for read in (lambda path: restore(path, LIKE), read_notes):
+        with pytest.raises(ValueError, match=reason):
+            read(folder / "checkpoint-2")
+    with pytest.raises(ValueError, match="is not: there is no such folder"):
+        restore(folder / "checkpoint-3", LIKE)
+    with pytest.raises(ValueError, match="No such file"):
+        read_notes(folder / "checkpoint-3")
+    with pytest.raises(ValueError, match="must be a folder checkpoint-<step>"):
+        restore(folder, LIKE)
+    assert restore(folder / "checkpoint-1", LIKE).step == 1
+
+
+def test_reads_the_notes_alone(folder):
+    shutil.rmtree(folder / "checkpoint-2" / "d")
+    assert read_notes(folder / "checkpoint-2") == {"step": 2, "shape": [1, 2]}
+
+
+def test_refuses_what_is_no_array_or_has_no_name_of_its_own(folder):
+    with pytest.raises(TypeError, match="`like` must hold arrays, got float for 'w'"):
+        restore_latest(folder, LIKE | {"w": 1.0})
+    twice = {"a.b": LIKE["w"], "a": {"b": LIKE["w"]}}
+    with pytest.raises(ValueError, match="got two leaves 'a.b'. Rename"):
+        restore_latest(folder, twice)

@@ -1,0 +1,49 @@
+"""Transformers' GPT-2 in torch, with weights that are handed in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# Flax's words for torch's `weight`.
+_WEIGHTS = ("kernel", "scale", "embedding")
+
+
+def torch_name(name: str) -> str:
+    """`transformer.h.0.ln_1.scale` -> `transformer.h.0.ln_1.weight`."""
+    head, _, last = name.rpartition(".")
+    return f"{head}.weight" if last in _WEIGHTS else name
+
+
+def logits_loss_and_grads(
+    sizes: Mapping[str, int], params: Mapping[str, np.ndarray], batch: np.ndarray
+) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
+    """What `GPT2LMHeadModel` makes of a batch, in float32.
+
+    Args:
+        sizes: n_layer, n_head, n_embd, n_positions, vocab_size.
+        params: by the names that Flax gives them; kernels [in, out].
+        batch: [B, T + 1], of which the first T predict the last T.
+
+    Returns:
+        Logits, [B, T, vocab_size]; the loss per token; its gradient by our names.
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    dropout: dict[str, Any] = dict.fromkeys(
+        ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
+    )
+    model = GPT2LMHeadModel(GPT2Config(**sizes, **dropout))
+    state = {torch_name(k): torch.tensor(v) for k, v in params.items()}
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    model.load_state_dict(state)
+    tokens = torch.tensor(batch, dtype=torch.long)
+    logits = model(input_ids=tokens[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1)
+    )
+    loss.backward()
+    grads = dict(model.named_parameters())
+    ours = {name: grads[torch_name(name)].grad.numpy() for name in params}
+    return logits.detach().numpy(), loss.item(), ours
