@@ -204,7 +204,7 @@ def _draw_loss(
             color="black",
             markersize=5,
             transform=panel.get_xaxis_transform(),
-            label=f"skipped: {rows[:, _SKIPPED].sum():,.0f} steps",
+            label=f"skipped steps: {rows[:, _SKIPPED].sum():,.0f}",
         )
     panel.set_ylabel(f"loss ({unit})")
     _scale(panel, loss)

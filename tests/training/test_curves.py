@@ -61,7 +61,7 @@ def test_says_what_it_shows(tmp_path):
     for words in (
         "loss (nats per byte)",
         "held out: 2.75 at the end, 2.5 at best (step 40)",
-        "skipped: 1 steps",
+        "skipped steps: 1",
         "learning rate",
         "gradient norm",
         "update norm",
