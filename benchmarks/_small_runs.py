@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxopt_tf.monitors import watcher
 from jaxopt_tf.training import (
     Monitor,
     Trained,
@@ -21,7 +22,6 @@ from jaxopt_tf.training import (
     make_evaluate,
     make_train_step,
     train,
-    watcher,
 )
 
 NUM_INPUTS, NUM_CLASSES, CONTEXT = 16, 10, 8

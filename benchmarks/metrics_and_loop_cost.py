@@ -20,7 +20,14 @@ import numpy as np
 import optax
 
 from benchmarks._report import Row, main
-from jaxopt_tf import adamw_tf, clip, init_train_state, make_train_step, training
+from jaxopt_tf import (
+    adamw_tf,
+    clip,
+    init_train_state,
+    make_train_step,
+    monitors,
+    training,
+)
 from jaxopt_tf.pretraining import GPT2Config, make_loss_fn
 
 OPTIMIZER = optax.chain(clip(1.0), adamw_tf(1e-3, weight_decay=0.1))
@@ -83,9 +90,9 @@ def _loop_ratio(loss_fn, begin, num_rounds, num_steps) -> float:
     bare_state, state = begin(), begin()
     max_steps = num_rounds * num_steps
     with tempfile.TemporaryDirectory() as folder, _silence():
-        monitors = _monitors(Path(folder), max_steps)
+        told = _monitors(Path(folder), max_steps)
         # The loop closes its monitors; here it comes back for the next round.
-        kept_open = [monitor._replace(close=lambda: None) for monitor in monitors]
+        kept_open = [monitor._replace(close=lambda: None) for monitor in told]
         for i in range(num_rounds):
             start = time.perf_counter()
             for _ in range(num_steps):
@@ -101,19 +108,19 @@ def _loop_ratio(loss_fn, begin, num_rounds, num_steps) -> float:
             ).state
             jax.block_until_ready(state)
             ratios.append((time.perf_counter() - middle) / (middle - start))
-        for monitor in monitors:
+        for monitor in told:
             monitor.close()
     return float(np.median(ratios[1:]))
 
 
 def _monitors(folder: Path, max_steps: int) -> list[training.Monitor]:
     return [
-        training.console(max_steps),
-        training.json_lines(folder / "metrics.jsonl"),
-        training.tensorboard(folder / "tensorboard"),
-        training.trainer_state(folder / "trainer_state.json", max_steps=max_steps),
-        training.curves(folder / "curves.png"),
-        training.watcher(),
+        monitors.console(max_steps),
+        monitors.json_lines(folder / "metrics.jsonl"),
+        monitors.tensorboard(folder / "tensorboard"),
+        monitors.trainer_state(folder / "trainer_state.json", max_steps=max_steps),
+        monitors.curves(folder / "curves.png"),
+        monitors.watcher(),
     ]
 
 

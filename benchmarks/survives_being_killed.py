@@ -170,7 +170,7 @@ def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
 
 
 def _damaged(folder: Path, count: Count) -> Iterator[Row]:
-    from jaxopt_tf.training import find_checkpoints, find_intact
+    from jaxopt_tf.checkpoints import find_checkpoints, find_intact
 
     newest, before = find_checkpoints(folder)[-1], find_checkpoints(folder)[-2]
     files = sorted(path for path in newest.rglob("*") if path.is_file())
@@ -240,7 +240,7 @@ def _wait_for(condition: Callable[[], bool], process) -> None:
 
 def _what_is_left(folder: Path) -> dict:
     """All that must be the same: read from the files, by nobody's memory."""
-    from jaxopt_tf.training import find_intact
+    from jaxopt_tf.checkpoints import find_intact
 
     log = (folder / "metrics.jsonl").read_bytes()
     records = [json.loads(line) for line in log.splitlines()]
@@ -261,8 +261,8 @@ def _what_is_left(folder: Path) -> dict:
 def _arrays(checkpoint: Path) -> dict[str, np.ndarray]:
     import jax
 
-    from jaxopt_tf.training import restore
-    from jaxopt_tf.training._record import read_record
+    from jaxopt_tf.checkpoints import restore
+    from jaxopt_tf.checkpoints._record import read_record
 
     key = jax.random.key(0).dtype
     like = {

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from jaxopt_tf import adamw_tf, clip, get_scheduler, training
+from jaxopt_tf import adamw_tf, clip, get_scheduler, monitors, training
 
 
 class Classifier(nnx.Module):
@@ -51,7 +51,7 @@ step = training.make_train_step(loss_fn, optimizer, gradient_accumulation_steps=
 evaluate = training.make_evaluate(eval_step, [{"x": x[1500:], "y": y[1500:]}])
 selection = training.Selection("accuracy", early_stopping_patience=5)
 with training.resumable(folder, state, save_total_limit=2) as run:
-    log = training.json_lines(folder / "metrics.jsonl", first_step=run.step)
+    log = monitors.json_lines(folder / "metrics.jsonl", first_step=run.step)
     trained = training.train(
         step, run.start, batches(run.step), max_steps=300, monitors=[log],
         evaluate=evaluate, eval_steps=50, selection=selection,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import training
+from .. import checkpoints, training
 from .._typing import PyTree
 from ..recipes import Recipe, build_optimizer, build_schedule
 from ..schedules import MetricDrivenSchedule
@@ -64,7 +64,7 @@ def pretrain(
     check_settings(recipe, model, job)
     now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = job.output_dir or Path("runs", now)
-    with training.hold(folder) as held, training.stop_on_signals() as should_stop:
+    with checkpoints.hold(folder) as held, training.stop_on_signals() as should_stop:
         return _run(recipe, model, job, held, should_stop, command_line)
 
 
@@ -72,7 +72,7 @@ def _run(
     recipe: Recipe,
     model: GPT2Config,
     job: Job,
-    held: training.Held,
+    held: checkpoints.Held,
     should_stop: training.StopRequest,
     command_line: Sequence[str],
 ) -> Outcome:
@@ -125,9 +125,9 @@ def _run(
         seed=recipe.seed,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
     )
-    with training.open_checkpoints(
+    with checkpoints.open_checkpoints(
         held, save_total_limit=job.save_total_limit
-    ) as checkpoints:
+    ) as saving:
         monitors, evaluations = all_monitors(
             recipe,
             model,
@@ -150,7 +150,7 @@ def _run(
             selection=job.selection,
             metric_schedule=driven,
             save=functools.partial(
-                training.save_position, checkpoints, notes={"settings": settings}
+                training.save_position, saving, notes={"settings": settings}
             ),
             save_steps=job.save_steps,
             save_best=job.load_best_model_at_end,

@@ -20,6 +20,8 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[...] -> [..., width]; NaN for a token that there is not."""
         table = self.embedding[...]
+        # Wide enough for a number that is no token's.
+        tokens = tokens.astype(jnp.int32)
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         return jnp.take(table, index, axis=0, mode="fill")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import training
+from .. import monitors, training
 from ..recipes import Recipe
 from . import _run_folder
 from ._presets import GPT2Config, flops_per_token
@@ -46,19 +46,19 @@ def all_monitors(
 
     log = folder / _run_folder.METRICS
     forgetful = [
-        training.json_lines(log, first_step=step),
-        training.console(
+        monitors.json_lines(log, first_step=step),
+        monitors.console(
             recipe.max_steps, first_step=step, unit=unit, flops_per_item=flops
         ),
-        training.tensorboard(
+        monitors.tensorboard(
             folder / "tensorboard", first_step=step, every=job.logging_steps
         ),
     ]
-    remembering = [
-        training.curves(
+    remembering: list[training.Monitor] = [
+        monitors.curves(
             folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"
         ),
-        training.trainer_state(
+        monitors.trainer_state(
             folder / "trainer_state.json",
             max_steps=recipe.max_steps,
             logging_steps=job.logging_steps,
@@ -69,7 +69,7 @@ def all_monitors(
             flops_per_item=flops,
             selection=job.selection,
         ),
-        training.watcher(say),
+        monitors.watcher(say),
         training.Monitor(
             lambda _: None,
             lambda evaluation: losses.append(evaluation.metrics["loss"]),
@@ -77,7 +77,7 @@ def all_monitors(
         ),
     ]
     if step > 0:
-        for event in training.read_history(log):
+        for event in monitors.read_history(log):
             for monitor in remembering:
                 if isinstance(event, training.Window):
                     monitor.window(event)

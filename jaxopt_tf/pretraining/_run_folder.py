@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from .. import training
+from .. import checkpoints
+from .._whole_file import whole_file
 from ._settings import Job, differences
 
 CONFIG = "config.json"
@@ -33,9 +34,9 @@ def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | No
         ValueError: if no checkpoint is good, or the run is another one: all differences
             are listed.
     """
-    checkpoint = job.resume_from_checkpoint or training.find_intact(folder)
+    checkpoint = job.resume_from_checkpoint or checkpoints.find_intact(folder)
     if checkpoint is not None:
-        saved = training.read_notes(checkpoint)["settings"]
+        saved = checkpoints.read_notes(checkpoint)["settings"]
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
     elif (folder / CONFIG).exists():
         # Killed before it saved for the first time; or of a run whose checkpoints
@@ -56,7 +57,7 @@ def set_aside(folder: Path, step: int) -> None:
 
     They are renamed, not deleted: else the next start would find them, the newest.
     """
-    for path in training.find_checkpoints(folder):
+    for path in checkpoints.find_checkpoints(folder):
         if int(path.name.removeprefix("checkpoint-")) > step:
             now = time.strftime("%Y%m%d-%H%M%S")
             aside = path.with_name(f"aside-{now}-{path.name}")
@@ -68,13 +69,13 @@ def bring_log(folder: Path, checkpoint: Path) -> None:
     """Copies the log of the run that a checkpoint elsewhere comes from."""
     log = checkpoint.absolute().parent / METRICS
     if log.exists() and log.parent != folder.absolute():
-        with training.whole_file(folder / METRICS) as temporary:
+        with whole_file(folder / METRICS) as temporary:
             shutil.copyfile(log, temporary)
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes the resolved configuration, for people and for `--config`."""
-    with training.whole_file(folder / CONFIG) as temporary:
+    with whole_file(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,20 +5,12 @@ state = init_train_state(params, optimizer)
 trained = train(train_step, state, batches, max_steps=1_000, monitors=[console(1_000)])
 """
 
-from ._checkpoint import Checkpoints as Checkpoints
-from ._checkpoint import open_checkpoints as open_checkpoints
-from ._console import console as console
-from ._curves import curves as curves
 from ._evaluate import make_evaluate as make_evaluate
 from ._events import Evaluation as Evaluation
 from ._events import Monitor as Monitor
 from ._events import Window as Window
-from ._folder_lock import Held as Held
-from ._folder_lock import hold as hold
 from ._gradients import Batch as Batch
 from ._gradients import LossFn as LossFn
-from ._history import read_history as read_history
-from ._json_lines import json_lines as json_lines
 from ._loop import Trained as Trained
 from ._loop import train as train
 from ._losses import cross_entropy as cross_entropy
@@ -27,14 +19,10 @@ from ._position import restore_position as restore_position
 from ._position import save_position as save_position
 from ._progress import Progress as Progress
 from ._progress import Selection as Selection
-from ._restore import Restored as Restored
-from ._restore import find_intact as find_intact
-from ._restore import read_notes as read_notes
-from ._restore import restore as restore
-from ._restore import restore_latest as restore_latest
+from ._progress import after_evaluation as after_evaluation
+from ._progress import check_selection as check_selection
 from ._resumable import Resumable as Resumable
 from ._resumable import resumable as resumable
-from ._rotation import find_checkpoints as find_checkpoints
 from ._signals import StopRequest as StopRequest
 from ._signals import stop_on_signals as stop_on_signals
 from ._state import Metrics as Metrics
@@ -45,7 +33,3 @@ from ._step import EvalStep as EvalStep
 from ._step import TrainStep as TrainStep
 from ._step import make_eval_step as make_eval_step
 from ._step import make_train_step as make_train_step
-from ._tensorboard import tensorboard as tensorboard
-from ._trainer_state import trainer_state as trainer_state
-from ._watcher import watcher as watcher
-from ._whole_file import whole_file as whole_file

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._checkpoint import Checkpoints
+from ..checkpoints import Checkpoints, restore
 from ._progress import Progress
-from ._restore import restore
 from ._state import TrainState
 
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._checkpoint import open_checkpoints
-from ._folder_lock import hold
+from ..checkpoints import find_intact, hold, open_checkpoints
 from ._position import Position, restore_position, save_position
-from ._restore import find_intact
 from ._signals import stop_on_signals
 from ._state import TrainState
 

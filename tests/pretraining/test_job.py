@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxopt_tf.checkpoints import find_checkpoints
 from jaxopt_tf.pretraining import GPT2Config, Job, pretrain
 from jaxopt_tf.recipes import Recipe
-from jaxopt_tf.training import _loop, find_checkpoints
+from jaxopt_tf.training import _loop
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers

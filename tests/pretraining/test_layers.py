@@ -33,11 +33,19 @@ def test_an_embedding_keeps_the_dtype_of_its_parameters():
     assert nnx.merge(graph, narrow)(jnp.arange(5)).dtype == jnp.bfloat16
 
 
-def test_an_embedding_is_nan_where_there_is_no_token():
-    embedding = Embedding(5, 3, 0.1, nnx.Rngs(0))
-    vectors = embedding(jnp.array([-6, -1, 0, 4, 5]))
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32])
+def test_an_embedding_is_nan_where_there_is_no_token(dtype):
+    embedding = Embedding(128, 3, 0.1, nnx.Rngs(0))
+    vectors = embedding(jnp.array([-128, -1, 0, 127], dtype))
     there = np.isfinite(vectors).all(axis=-1)
-    np.testing.assert_array_equal(there, [False, False, True, True, False])
+    np.testing.assert_array_equal(there, [False, False, True, True])
+
+
+def test_an_embedding_is_nan_past_its_last_token():
+    embedding = Embedding(5, 3, 0.1, nnx.Rngs(0))
+    vectors = embedding(jnp.array([4, 5, 255], jnp.uint8))
+    there = np.isfinite(vectors).all(axis=-1)
+    np.testing.assert_array_equal(there, [True, False, False])
 
 
 def test_dropout_keeps_the_mean_and_the_dtype():

@@ -8,8 +8,9 @@ import time
 import jax
 import pytest
 
-from jaxopt_tf.training import Evaluation, console
-from jaxopt_tf.training._console import peak_flops
+from jaxopt_tf.monitors import console
+from jaxopt_tf.monitors._console import peak_flops
+from jaxopt_tf.training import Evaluation
 from tests.events import window_of
 
 
@@ -104,7 +105,7 @@ def test_a_step_that_stops_the_run_is_left_to_the_loop(capsys):
 
 
 def test_shows_the_share_of_the_peak_where_it_is_known(capsys, monkeypatch):
-    monkeypatch.setattr("jaxopt_tf.training._console.peak_flops", lambda kind: 1e9)
+    monkeypatch.setattr("jaxopt_tf.monitors._console.peak_flops", lambda kind: 1e9)
     monitor = console(100, flops_per_item=1e6)
     # 200 items in half a second, 4e8 operations a second, on as many devices.
     monitor.window(window_of(1, [4.0] * 10, items=20.0))
@@ -135,7 +136,7 @@ def test_knows_the_peak_of_devices(device_kind, peak):
 
 def test_what_others_print_stands_above_the_bar_on_a_terminal():
     code = (
-        "from jaxopt_tf.training import console\n"
+        "from jaxopt_tf.monitors import console\n"
         "from tests.events import window_of\n"
         "monitor = console(20)\n"
         "monitor.window(window_of(1, [4.0] * 10))\n"

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from ._events import Evaluation, Monitor, Window
-from ._progress import Progress, Selection, after_evaluation, check_selection
-from ._whole_file import check_folder, whole_file
+from .._whole_file import check_folder, whole_file
+from ..training import (
+    Evaluation,
+    Monitor,
+    Progress,
+    Selection,
+    Window,
+    after_evaluation,
+    check_selection,
+)
 
 # Where the entries go in the text of a state that has none yet.
 _NO_ENTRIES = '"log_history": []'

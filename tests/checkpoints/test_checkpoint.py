@@ -14,18 +14,17 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_tf.optimizers import adamw_tf, clip
-from jaxopt_tf.schedules import reduce_lr_on_plateau
-from jaxopt_tf.training import (
+from jaxopt_tf.checkpoints import (
     find_intact,
     hold,
-    init_train_state,
-    make_train_step,
     open_checkpoints,
     restore,
     restore_latest,
 )
-from jaxopt_tf.training._orbax import make_copier
+from jaxopt_tf.checkpoints._orbax import make_copier
+from jaxopt_tf.optimizers import adamw_tf, clip
+from jaxopt_tf.schedules import reduce_lr_on_plateau
+from jaxopt_tf.training import init_train_state, make_train_step
 
 pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
 
@@ -308,7 +307,7 @@ def run(code, *arguments):
 PROGRAM = """
 import contextlib, resource, sys
 import jax.numpy as jnp
-from jaxopt_tf.training import hold, open_checkpoints
+from jaxopt_tf.checkpoints import hold, open_checkpoints
 """
 
 # A disk with room for some: 2 fails, 3 does not, 4 is seen at the end of the `with`.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_tf.training import (
+from jaxopt_tf.checkpoints import (
     find_intact,
     hold,
     open_checkpoints,
@@ -15,8 +15,8 @@ from jaxopt_tf.training import (
     restore,
     restore_latest,
 )
-from jaxopt_tf.training._digest import DIGEST_FILE, seal
-from jaxopt_tf.training._restore import damage
+from jaxopt_tf.checkpoints._digest import DIGEST_FILE, seal
+from jaxopt_tf.checkpoints._restore import damage
 
 LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3))}
 

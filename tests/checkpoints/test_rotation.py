@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.trainer_utils import rotate_checkpoints
 
-from jaxopt_tf.training._rotation import clear, find_checkpoints, put_in_place, rotate
+from jaxopt_tf.checkpoints._rotation import (
+    clear,
+    find_checkpoints,
+    put_in_place,
+    rotate,
+)
 
 # Few numbers, so that the best is now one of them and now not.
 steps = st.sets(st.integers(0, 20), min_size=1, max_size=12)

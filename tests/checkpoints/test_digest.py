@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from jaxopt_tf.training._digest import DIGEST_FILE, damage, is_as_written, seal
+from jaxopt_tf.checkpoints._digest import DIGEST_FILE, damage, is_as_written, seal
 
 
 @pytest.fixture

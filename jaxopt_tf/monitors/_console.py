@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .. import _check
-from ._events import Evaluation, Monitor, Window
+from ..training import Evaluation, Monitor, Window
 
 # Published peaks for dense bfloat16 products, in operations per second and device, by
 # the beginning of what JAX calls the device; the first that fits counts.

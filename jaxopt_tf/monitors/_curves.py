@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from ._events import Evaluation, Monitor, Window
-from ._whole_file import check_folder, whole_file
+from .._whole_file import check_folder, whole_file
+from ..training import Evaluation, Monitor, Window
 
 _FORMATS = (".png", ".svg", ".pdf")
 # Points that are kept at most are twice as many; the picture is 800 pixels wide.

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ..training import Evaluation, Monitor, Window
 from . import _symptoms
 from ._blocks import STEPS_IN_A_BLOCK, Memory, Steps, block_of, cut, joined, steps_of
-from ._events import Evaluation, Monitor, Window
 from ._overfitting import Gap, after, overfitting
 
 # A complaint is over when it has not held for so many steps, ten blocks; if it comes

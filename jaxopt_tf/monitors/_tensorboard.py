@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from ._events import Evaluation, Monitor, Window
-from ._state import Metrics, Norms
+from ..training import Evaluation, Metrics, Monitor, Norms, Window
+
+# Of these the last one and the sum are shown, of all others the mean.
+_RATE, _SKIPPED = "train/learning_rate", "train/num_skipped"
 
 
 def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monitor:
@@ -25,7 +27,7 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
     learning rate, and the number of skipped ones. A point is in the file when the
     monitor returns.
 
-    Costs 0.03 ms a step on one core of a server, without layers and every 10.
+    Costs 0.02 ms a step on one core, 0.2 ms with 50 layers, at 10 steps a point.
 
     Args:
         folder: where the event file is written; made if need be. Each start writes one
@@ -87,20 +89,20 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
     start = SessionLog(status=SessionLog.START)
     write(Event(step=hidden_from, session_log=start))
 
-    under_way: list[dict[str, np.ndarray]] = []  # columns since the last point
+    under_way: list[np.ndarray] = []  # [tags, n] each: since the last point
 
     def window(window: Window) -> None:
-        columns = _columns(window.metrics)
+        tags, columns = _columns(window.metrics)
         begin, size = 0, len(window.metrics.loss)
         while begin < size:
-            step = window.first_step + begin
-            end = min(size, begin + every - (step - 1) % every)
-            under_way.append({tag: x[begin:end] for tag, x in columns.items()})
-            step = window.first_step + end - 1
+            # Up to the next step that `every` divides.
+            end = min(size, begin + every - (window.first_step + begin - 1) % every)
+            under_way.append(columns[:, begin:end])
+            begin, step = end, window.first_step + end - 1
             if step % every == 0:
-                write_point(step, _point(under_way))
+                values = _point(tags, np.concatenate(under_way, axis=1))
+                write_point(step, dict(zip(tags, values.tolist(), strict=True)))
                 under_way.clear()
-            begin = end
 
     def evaluation(evaluation: Evaluation) -> None:
         values = {
@@ -112,19 +114,21 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
     return Monitor(window, evaluation, file.close)
 
 
-def _columns(metrics: Metrics) -> dict[str, np.ndarray]:
-    columns: dict[str, Any] = {
-        "train/loss": metrics.loss,
-        "train/learning_rate": metrics.learning_rate,
-        "train/share_clipped": metrics.is_clipped,
-        "train/num_skipped": metrics.is_skipped,
-        **_norms("norms", metrics.norms),
-    }
+def _columns(metrics: Metrics) -> tuple[list[str], np.ndarray]:
+    """The tags, and a row for each: [tags, n], float64."""
     with np.errstate(divide="ignore", invalid="ignore"):  # parameters that are all 0
-        columns["norms/update_ratio"] = metrics.norms.update_ratio
+        update_ratio = metrics.norms.update_ratio
+    columns = {
+        "train/loss": metrics.loss,
+        _RATE: metrics.learning_rate,
+        "train/share_clipped": metrics.is_clipped,
+        _SKIPPED: metrics.is_skipped,
+        **_norms("norms", metrics.norms),
+        "norms/update_ratio": update_ratio,
+    }
     for name, norms in metrics.layers.items():
         columns |= _norms(f"layers/{name}", norms)
-    return {tag: np.asarray(column, np.float64) for tag, column in columns.items()}
+    return list(columns), np.array(list(columns.values()), np.float64)
 
 
 def _norms(group: str, norms: Norms) -> dict[str, Any]:
@@ -135,16 +139,10 @@ def _norms(group: str, norms: Norms) -> dict[str, Any]:
     }
 
 
-def _point(parts: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    point = {}
-    for tag in parts[-1]:
-        column = np.concatenate([part[tag] for part in parts if tag in part])
-        if tag == "train/learning_rate":
-            value = column[-1]
-        elif tag == "train/num_skipped":
-            value = column.sum()
-        else:
-            finite = column[np.isfinite(column)]
-            value = finite.mean() if len(finite) else np.nan
-        point[tag] = float(value)
-    return point
+def _point(tags: list[str], columns: np.ndarray) -> np.ndarray:
+    is_finite = np.isfinite(columns)
+    with np.errstate(invalid="ignore"):  # where nothing is finite
+        values = np.where(is_finite, columns, 0.0).sum(axis=1) / is_finite.sum(axis=1)
+    values[tags.index(_RATE)] = columns[tags.index(_RATE), -1]
+    values[tags.index(_SKIPPED)] = columns[tags.index(_SKIPPED)].sum()
+    return values

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._events import Window
+from ..training import Window
 
 # Means over 20 steps: short enough to be told soon, long enough that two blocks of
 # a healthy run with batches of a few items differ less than its loss falls.

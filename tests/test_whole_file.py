@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxopt_tf.training import whole_file
+from jaxopt_tf._whole_file import whole_file
 
 
 def test_takes_the_place_of_the_old_one_at_the_end(tmp_path):

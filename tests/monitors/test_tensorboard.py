@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxopt_tf.training import Evaluation, tensorboard
+from jaxopt_tf.monitors import tensorboard
+from jaxopt_tf.training import Evaluation
 from tests.events import metrics_of, part, tell, window_of
 
 LAYERS = {"h.0.attn": (0.5, 0.1, 3.0)}

@@ -7,7 +7,8 @@ import resource
 import numpy as np
 import pytest
 
-from jaxopt_tf.training import Evaluation, json_lines, read_history
+from jaxopt_tf.monitors import json_lines, read_history
+from jaxopt_tf.training import Evaluation
 from tests.events import are_same, metrics_of, part, tell, window_of
 
 LAYERS = {"h.0": (0.5, 0.1, 3.0), "ln_f": (0.25, 0.0, 1.0)}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxopt_tf.training import Evaluation, curves
-from jaxopt_tf.training._curves import (
+from jaxopt_tf.monitors import curves
+from jaxopt_tf.monitors._curves import (
     _LEAST,
     _LOSS,
     _MOST,
@@ -15,6 +15,7 @@ from jaxopt_tf.training._curves import (
     _smoothed,
     _with_window,
 )
+from jaxopt_tf.training import Evaluation
 from tests.events import metrics_of, tell, window_of
 
 NOTHING = _Points(np.empty((0, 9)), np.empty((0, 9)), 1)

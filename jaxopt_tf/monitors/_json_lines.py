@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from ._events import Evaluation, Monitor, Window
+from .._whole_file import check_folder, whole_file
+from ..training import Evaluation, Metrics, Monitor, Norms, Window
 from ._history import NORM_NAMES, records
-from ._state import Metrics, Norms
-from ._whole_file import check_folder, whole_file
 
 
 def json_lines(path: Path, *, first_step: int = 0) -> Monitor:

@@ -11,7 +11,8 @@ from transformers import TrainerState
 from transformers.modelcard import parse_log_history
 from transformers.trainer_callback import TrainerControl
 
-from jaxopt_tf.training import Evaluation, Selection, trainer_state
+from jaxopt_tf.monitors import trainer_state
+from jaxopt_tf.training import Evaluation, Selection
 from tests.events import metrics_of, part, tell, window_of
 
 
