@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from jaxopt_tf.checkpoints._folder_lock import LOCK_FILE, hold
 from jaxopt_tf.checkpoints import _folder_lock
+from jaxopt_tf.checkpoints._folder_lock import LOCK_FILE, hold
 
 # The file alone, which needs nothing of the package: a process is there at once.
 HOLDS_UNTIL_TOLD = f"""

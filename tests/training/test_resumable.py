@@ -1,0 +1,107 @@
+"""A user's own run in one `with`: broken off, and gone on with."""
+
+import itertools
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_tf.checkpoints import find_checkpoints
+from jaxopt_tf.optimizers import adamw_tf
+from jaxopt_tf.training import (
+    Position,
+    Progress,
+    Selection,
+    init_train_state,
+    make_train_step,
+    restore_position,
+    resumable,
+    save_position,
+    train,
+)
+
+pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+
+OPTIMIZER = adamw_tf(0.1)
+
+
+def begin(size=3):
+    return init_train_state(jnp.ones(size), OPTIMIZER, rng=5)
+
+
+def noisy_loss(params, batch, rng):
+    return jnp.sum((params - batch + jax.random.normal(rng, params.shape)) ** 2), 3
+
+
+def batches(step, signal_at=None):
+    for n in itertools.count(step):
+        if n == signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield np.float32(n)
+
+
+def run_in(folder, signal_at=None, **options):
+    losses = itertools.chain([5.0, 4.0, 4.5], itertools.repeat(5.0))
+    with resumable(folder, begin(), save_total_limit=2) as run:
+        return train(
+            make_train_step(noisy_loss, OPTIMIZER),
+            run.start,
+            batches(run.step, signal_at),
+            max_steps=12,
+            evaluate=lambda params: {"loss": next(losses)},
+            eval_steps=3,
+            save=run.save,
+            save_steps=5,
+            should_stop=run.should_stop,
+            **options,
+        )
+
+
+def test_ends_as_if_it_had_never_been_broken_off(tmp_path):
+    unbroken = run_in(tmp_path / "unbroken")
+    first = run_in(tmp_path / "broken", signal_at=7)
+    assert (first.ended, int(first.state.step)) == ("asked", 8)
+    second = run_in(tmp_path / "broken")
+    assert second.ended == "max_steps"
+    leaves = [jax.tree.leaves(t.state.replace(rng=None)) for t in (unbroken, second)]
+    for left, right in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_remembers_the_best_evaluation_and_the_patience(tmp_path):
+    first = run_in(tmp_path, signal_at=9)
+    expected = Progress(best_metric=4.0, best_step=3, num_worse_in_a_row=2)
+    assert first.position.progress == expected
+    second = run_in(tmp_path, selection=Selection(early_stopping_patience=2))
+    assert (second.ended, int(second.state.step)) == ("patience", 10)
+
+
+def test_keeps_the_best_checkpoint_whatever_the_limit(tmp_path):
+    run_in(tmp_path, save_best=True)
+    names = [path.name for path in find_checkpoints(tmp_path)]
+    assert names == ["checkpoint-3", "checkpoint-12"]
+
+
+def test_refuses_the_checkpoint_of_another_model(tmp_path):
+    run_in(tmp_path)
+    with (
+        pytest.raises(ValueError, match="`like` must have the leaves"),
+        resumable(tmp_path, begin(size=4)),
+    ):
+        pass
+
+
+def test_a_position_comes_back_with_its_notes_aside(tmp_path):
+    from jaxopt_tf.checkpoints import hold, open_checkpoints, read_notes
+
+    position = Position(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
+    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+        path = save_position(checkpoints, position, {"settings": {"seed": 1}})
+    restored = restore_position(path, position)
+    assert restored.progress == position.progress
+    np.testing.assert_array_equal(restored.schedule_state["rate"], np.ones(2))
+    assert read_notes(path)["settings"] == {"seed": 1}
+    assert restore_position(None, position) is position
