@@ -71,8 +71,9 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
     if not save_total_limit:
         return
     kept = {newest}
-    if best_step is not None:
-        kept.add(newest.with_name(f"checkpoint-{best_step}"))
+    best = newest.with_name(f"checkpoint-{best_step}")
+    if best.is_dir():  # not every evaluation is saved
+        kept.add(best)
     checkpoints = find_checkpoints(newest.parent)
     num_too_many = len(checkpoints) - max(save_total_limit, len(kept))
     old = [path for path in checkpoints if path not in kept]

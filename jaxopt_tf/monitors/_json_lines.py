@@ -56,8 +56,14 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
 
     def write(lines: str) -> None:
         rest = lines.encode()
-        while rest:
-            rest = rest[file.write(rest) :]
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise OSError(
+                f"The log {str(path)!r} could not be written: {error.strerror}. Make "
+                "room, and start again: a half-written line is cut off."
+            ) from error
 
     def window(window: Window) -> None:
         columns = _columns(window.metrics)

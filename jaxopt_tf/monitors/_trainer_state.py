@@ -147,7 +147,8 @@ def trainer_state(
                 train_runtime=round(seconds, 4),
                 train_steps_per_second=round(num_timed / seconds, 3),
             )
-        if entries or step:
+        # What was only told again is in the file, with the entry that closes it.
+        if (entries or step) and (is_timed or not path.exists()):
             write()
 
     def write() -> None:

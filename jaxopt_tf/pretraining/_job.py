@@ -1,12 +1,14 @@
 """The run: text, model, recipe, step, checkpoints and monitors tied together."""
 
+import dataclasses
 import datetime
 import functools
 import itertools
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,11 +102,18 @@ def _run(
         None if driven is None else driven.init(),
     )
     start = training.restore_position(checkpoint, start)
+    if job.on_non_finite != "skip":  # skipped ones before are no reason to stop now
+        state = dataclasses.replace(start.state, num_bad_in_a_row=jnp.int32(0))
+        start = start._replace(state=state)
     step = int(start.state.step)
     if checkpoint is not None:
         _run_folder.set_aside(folder, step)
         _run_folder.bring_log(folder, checkpoint)
     _introduce(recipe, model, corpus, params, folder, step)
+    del params  # taken over by the first step, or replaced by those of the checkpoint
+    # Before the log: one without them belongs to no run.
+    _run_folder.write_config(folder, config)
+    _run_folder.write_start(folder, step, command_line)
 
     compute_dtype = jnp.bfloat16 if job.bf16 else None
     train_step = training.make_train_step(
@@ -137,8 +146,6 @@ def _run(
             folder=folder,
             step=step,
         )
-        _run_folder.write_config(folder, config)
-        _run_folder.write_start(folder, step, command_line)
         trained = training.train(
             train_step,
             start,
@@ -149,19 +156,17 @@ def _run(
             eval_steps=job.eval_steps,
             selection=job.selection,
             metric_schedule=driven,
-            save=functools.partial(
-                training.save_position, saving, notes={"settings": settings}
-            ),
+            save=functools.partial(_save, saving, settings, folder),
             save_steps=job.save_steps,
             save_best=job.load_best_model_at_end,
             should_stop=should_stop,
         )
     end = trained.position
-    best, was_asked = end.progress.best_step, trained.ended == "asked"
-    is_best_wanted = job.load_best_model_at_end and best is not None and not was_asked
-    if is_best_wanted:
-        end = training.restore_position(folder / f"checkpoint-{best}", end)
-    if is_best_wanted or not evaluations:  # none: at its end already, without a log
+    was_asked = trained.ended == "asked"
+    if job.load_best_model_at_end and not was_asked:
+        end = _best(folder, end)
+        evaluations.append(evaluate(end.state.params)["loss"])
+    if not evaluations:  # at its end already, without a log
         evaluations.append(evaluate(end.state.params)["loss"])
     outcome = Outcome(
         evaluations[0],
@@ -172,6 +177,28 @@ def _run(
     )
     _conclude(outcome, trained, recipe.max_steps, corpus.unit)
     return outcome
+
+
+def _save(
+    saving: checkpoints.Checkpoints,
+    settings: Mapping[str, Any],
+    folder: Path,
+    position: training.Position,
+) -> None:
+    # A checkpoint that outlives a power cut must find its log up to there.
+    with (folder / _run_folder.METRICS).open("rb") as log:
+        os.fsync(log.fileno())
+    training.save_position(saving, position, {"settings": settings})
+
+
+def _best(folder: Path, last: training.Position) -> training.Position:
+    """The position of the lowest held-out loss, or the last one where it is lost."""
+    path = folder / f"checkpoint-{last.progress.best_step}"
+    try:
+        return training.restore_position(path, last)
+    except ValueError as error:
+        print(f"the best model is lost, these are the last parameters: {error}")
+        return last
 
 
 def _introduce(
@@ -205,8 +232,9 @@ def _conclude(
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
         print(
-            f"stopped by {name} after step {step:,} of {max_steps:,}, saved; the same "
-            f"command with --output_dir {outcome.folder} goes on"
+            f"stopped by {name} after step {step:,} of {max_steps:,}; the same command "
+            f"with --output_dir {outcome.folder}, and without "
+            "--resume_from_checkpoint, goes on"
         )
         return
     if trained.ended == "patience":

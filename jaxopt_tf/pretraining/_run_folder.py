@@ -13,12 +13,18 @@ import jax
 
 from .. import checkpoints
 from .._whole_file import whole_file
+from ..recipes import METRIC_DRIVEN
 from ._settings import Job, differences
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 # The name under which the fingerprint of the text stands beside the settings.
 DATA = "data"
+
+# Which data come when, and which of them are dropped.
+_FIXED = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+# The rate is in the state of a schedule that a metric drives, not in the settings.
+_FIXED_IF_DRIVEN = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs")
 
 
 def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | None:
@@ -34,11 +40,26 @@ def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | No
         ValueError: if no checkpoint is good, or the run is another one: all differences
             are listed.
     """
-    checkpoint = job.resume_from_checkpoint or checkpoints.find_intact(folder)
+    checkpoint = job.resume_from_checkpoint
+    is_elsewhere = (
+        checkpoint is not None and checkpoint.resolve().parent != folder.resolve()
+    )
+    if checkpoint is None or is_elsewhere:
+        # A run that was taken up from elsewhere, and has come further since.
+        checkpoint = checkpoints.find_intact(folder) or checkpoint
     if checkpoint is not None:
-        saved = checkpoints.read_notes(checkpoint)["settings"]
+        saved = _settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
-    elif (folder / CONFIG).exists():
+    if checkpoint is None or checkpoint == job.resume_from_checkpoint:
+        _check_folder(folder, job, settings, must_be_new=checkpoint is None)
+    return checkpoint
+
+
+def _check_folder(
+    folder: Path, job: Job, settings: Mapping[str, Any], *, must_be_new: bool
+) -> None:
+    """Raises if the folder holds another run, of which there may be no checkpoint."""
+    if (folder / CONFIG).exists():
         # Killed before it saved for the first time; or of a run whose checkpoints
         # somebody took away.
         saved = _read_config(folder / CONFIG)
@@ -49,7 +70,14 @@ def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | No
             f"`output_dir` must be a run's folder or a new one, but "
             f"{str(folder / METRICS)!r} has no {CONFIG} beside it. Name another folder."
         )
-    return checkpoint
+    log = folder / METRICS
+    if must_be_new and log.exists() and log.stat().st_size > 0:
+        aside = folder / f"aside-{METRICS}"
+        log.replace(aside)
+        print(
+            f"there is no checkpoint in {folder} to go on from: the run starts anew, "
+            f"its log so far is {aside.name}"
+        )
 
 
 def set_aside(folder: Path, step: int) -> None:
@@ -100,11 +128,18 @@ def _check_same_run(
     now: Mapping[str, Any],
     intended: Sequence[str],
 ) -> None:
-    found = {
-        name: line
-        for name, line in differences(saved, now).items()
-        if name not in intended
-    }
+    different = differences(saved, now)
+    is_driven = saved.get("lr_scheduler_type") in METRIC_DRIVEN
+    fixed = [*_FIXED, *(_FIXED_IF_DRIVEN if is_driven else ())]
+    impossible = [line for name, line in different.items() if name in fixed]
+    if impossible and all(name in intended for name in different):
+        raise ValueError(
+            "`intended_changes` must be of settings that a run can change, but these "
+            "are in what it has come to, its place in the data or its rate:\n  "
+            + "\n  ".join(impossible)
+            + "\nKeep them, or start another run."
+        )
+    found = {name: line for name, line in different.items() if name not in intended}
     if found:
         raise ValueError(
             f"`output_dir` must hold the run that is asked for, but {str(where)!r} was "
@@ -113,6 +148,17 @@ def _check_same_run(
             + "\nName another folder, or, if the run shall go on with the new ones: "
             f"--intended_changes {' '.join(found)}"
         )
+
+
+def _settings_of(checkpoint: Path) -> dict[str, Any]:
+    settings = checkpoints.read_notes(checkpoint).get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError(
+            "`resume_from_checkpoint` must be a checkpoint of `jaxopt-tf train`, but "
+            f"{str(checkpoint)!r} has no settings in it. Name another, or another "
+            "folder for the run."
+        )
+    return settings
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import _check, training
-from ..recipes import Recipe
+from ..recipes import METRIC_DRIVEN, Recipe
 from ._presets import GPT2Config
 
 # Of one start, not of the run: a config.json with them would go back every time.
@@ -141,8 +141,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
     Left out is what decides none: where the run writes, how often it logs, saves and
     evaluates; and where `text` and `tokenizer` lie, whose contents are compared by
     the data's fingerprint. Where the held-out loss decides (it drives the schedule,
-    ends the run or picks its model), how often it is taken decides too; and how often
-    is saved, where the best is picked among the saved.
+    ends the run or picks its model), how often it is taken decides too.
 
     Args:
         saved: `flat` of the run that was; a setting that it lacks is a difference.
@@ -180,7 +179,7 @@ def held_out_loss_decides(settings: Mapping[str, Any]) -> bool:
         settings: `flat` of a run, or a part of it; what is not there has its default.
     """
     return (
-        settings.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+        settings.get("lr_scheduler_type") in METRIC_DRIVEN
         or settings.get("early_stopping_patience") is not None
         or settings.get("load_best_model_at_end", False) is True
     )

@@ -6,4 +6,5 @@ schedule, optimizer = build_schedule(recipe), build_optimizer(recipe)
 
 from ._build import build_optimizer as build_optimizer
 from ._build import build_schedule as build_schedule
+from ._recipe import METRIC_DRIVEN as METRIC_DRIVEN
 from ._recipe import Recipe as Recipe

@@ -24,7 +24,7 @@ def make_evaluate(
         params -> {"loss": mean, ...}.
 
     Raises:
-        ValueError: if there is no batch.
+        ValueError: if there is no batch, or, when called, no item in any.
     """
     if not batches:
         raise ValueError(
@@ -36,6 +36,11 @@ def make_evaluate(
         results = jax.device_get([eval_step(params, batch) for batch in batches])
         # Summed in the host's doubles: the order of batches leaves no trace.
         num_items = sum(float(number) for _, number in results)
+        if not num_items:
+            raise ValueError(
+                "`batches` must hold items to take a mean over, got none in any of "
+                f"{len(batches)}. Are all labels ignored?"
+            )
         named = [
             sums if isinstance(sums, Mapping) else {"loss": sums} for sums, _ in results
         ]

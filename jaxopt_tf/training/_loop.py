@@ -1,5 +1,6 @@
 """Batches through the step: monitors told, evaluations made, checkpoints saved."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _check
@@ -104,10 +106,9 @@ def train(
     if isinstance(start, TrainState):
         start = Position(start)
     state, progress, schedule_state = start
-    step = int(state.step)
+    step = first_step = int(state.step)
     fetch, restart_clock = _make_fetch(step, monitors)
     under_way: list[Metrics] = []
-    ended = "max_steps"
     if metric_schedule is not None and schedule_state is None:
         schedule_state = metric_schedule.init()
 
@@ -119,6 +120,7 @@ def train(
         if evaluate is None:
             return None
         evaluation = Evaluation(step, evaluate(state.params))
+        selected_metric(selection, evaluation)  # raises before any step if missing
         for monitor in monitors:
             monitor.evaluation(evaluation)
         restart_clock()
@@ -160,17 +162,35 @@ def train(
             if over:
                 break
         settle()
-        ended = over or ended
         if step < max_steps and not over:
+            if save is not None and step > first_step:
+                save(Position(state, progress, schedule_state))
             raise ValueError(
                 f"`batches` must hold one for every step up to `max_steps` = "
                 f"{max_steps}, but ended after step {step}. Repeat them, or take fewer "
                 "steps."
             )
-    finally:
-        for monitor in monitors:
-            monitor.close()
+    except FloatingPointError:
+        # The step has kept what was before: nothing of it is to be lost.
+        if save is not None and int(state.step) > first_step:
+            kept = dataclasses.replace(state, num_bad_in_a_row=jnp.zeros((), jnp.int32))
+            save(Position(kept, progress, schedule_state))
+        _close(monitors)
+        raise
+    except BaseException:
+        _close(monitors)
+        raise
+    for monitor in monitors:
+        monitor.close()
+    ended = over if over and step < max_steps else "max_steps"
     return Trained(Position(state, progress, schedule_state), ended)
+
+
+def _close(monitors: Sequence[Monitor]) -> None:
+    """Closes all, where an error is on its way that theirs must not hide."""
+    for monitor in monitors:
+        with contextlib.suppress(Exception):
+            monitor.close()
 
 
 def _interval(name: str, value: int | None) -> int | None:
@@ -220,6 +240,6 @@ def _why_stopped(window: Window) -> str:
         f"`loss` and its gradient must be finite, got a loss of {loss!r} and a "
         f"gradient norm of {norm!r} at step {step}. The state is that before it. Lower "
         "`learning_rate`, lengthen `warmup_steps`, clip with a smaller "
-        "`max_grad_norm`, look at the batch, or pass over such steps with "
-        "`on_non_finite='skip'`."
+        "`max_grad_norm`, or look at the batch; `on_non_finite` and "
+        "`max_skipped_in_a_row` say how many such steps are passed over."
     )

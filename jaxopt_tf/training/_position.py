@@ -60,6 +60,6 @@ def restore_position(checkpoint: Path | str | None, like: Position) -> Position:
     restored = restore(checkpoint, arrays)
     return Position(
         restored.arrays["state"],
-        Progress(**restored.notes["progress"]),
+        Progress(**restored.notes.get("progress", {})),
         restored.arrays["schedule_state"],
     )

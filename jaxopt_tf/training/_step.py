@@ -95,6 +95,7 @@ def make_train_step(
             grads, state.opt_state, state.params, **wanted
         )
         norms = _norms(grads, updates, state.params)
+        layers = _layers(grads, updates, state.params) if per_layer else {}
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norms.grads)
         num_bad = jnp.where(is_finite, 0, state.num_bad_in_a_row + 1)
         params = optax.apply_updates(state.params, updates)
@@ -110,14 +111,12 @@ def make_train_step(
         metrics = Metrics(
             loss=loss,
             learning_rate=_learning_rate(opt_state),
-            norms=Norms(
-                norms.grads, jnp.where(is_made, norms.updates, 0.0), norms.params
-            ),
+            norms=_made(is_made, norms),
             num_items=num_items,
             is_clipped=is_clipped(opt_state) & is_made,
             is_skipped=~is_made,
             is_stopped=is_stopped,
-            layers=_layers(grads, updates, state.params) if per_layer else {},
+            layers={name: _made(is_made, of) for name, of in layers.items()},
         )
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
@@ -133,6 +132,12 @@ def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
     # The gradients' is what `clip` takes too: the compiler computes it once.
     return Norms(*map(_tree.global_norm, (grads, updates, params)))
+
+
+def _made(is_made: jax.Array, norms: Norms) -> Norms:
+    """With updates of 0 where none was made."""
+    updates = jnp.where(is_made, norms.updates, 0.0)
+    return Norms(norms.grads, updates, norms.params)
 
 
 def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:

@@ -78,6 +78,13 @@ def test_the_time_left_is_from_the_steps_of_this_start(capsys):
     assert 2 < seconds_left(shown) < 15
 
 
+def test_the_bar_begins_at_the_step_that_the_run_goes_on_from(capsys):
+    monitor = console(100, first_step=50)
+    monitor.evaluation(Evaluation(50, {"loss": 1.0}))
+    monitor.close()
+    assert "step 50/100" in capsys.readouterr().out
+
+
 def seconds_left(shown):
     hours, minutes, seconds = re.findall(r"(\d+):(\d\d):(\d\d)", shown)[-1]
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds)

@@ -113,6 +113,17 @@ def test_a_run_that_begins_anew_forgets_the_start_before_it(path):
     assert lines(path) == [{"step": 0, "eval_loss": 5.0}]
 
 
+def test_a_line_that_an_editor_left_without_its_end_is_kept(path):
+    monitor = json_lines(path)
+    tell(monitor, run_of(5))
+    monitor.close()
+    path.write_bytes(path.read_bytes()[:-1])
+    monitor = json_lines(path, first_step=5)
+    tell(monitor, run_of(2), first_step=6)
+    monitor.close()
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_a_run_may_go_on_from_a_step_of_another_folder(path):
     for first_step in (20, 20, 22):
         monitor = json_lines(path, first_step=first_step)

@@ -188,9 +188,10 @@ def test_keeps_the_best_checkpoint_before_where_the_best_was_not_saved(path, tmp
 
 
 def test_a_run_that_is_told_again_comes_to_the_same(path, tmp_path):
-    metrics, evaluations = metrics_of(losses_of(40)), {0: 6.0, 20: 4.0, 40: 3.0}
+    metrics = metrics_of(losses_of(40))
+    early, late = {0: 6.0, 10: 5.0, 20: 4.0}, {40: 3.0}
     unbroken = trainer_state(tmp_path / "unbroken.json", max_steps=40, logging_steps=7)
-    tell(unbroken, metrics, evaluations=evaluations)
+    tell(unbroken, metrics, evaluations=early | late)
     resumed = trainer_state(path, max_steps=40, logging_steps=7)
 
     def without_time(window):
@@ -199,8 +200,8 @@ def test_a_run_that_is_told_again_comes_to_the_same(path, tmp_path):
         assert TrainerState.load_from_json(str(path)).global_step == 0
 
     again = resumed._replace(window=without_time)
-    tell(again, part(metrics, 0, 20), cuts=(3, 13), evaluations={0: 6.0, 20: 4.0})
-    tell(resumed, part(metrics, 20, 40), first_step=21, evaluations={40: 3.0})
+    tell(again, part(metrics, 0, 20), cuts=(3, 13), evaluations=early)
+    tell(resumed, part(metrics, 20, 40), first_step=21, evaluations=late)
     before_closing = path.read_text()
     assert before_closing == (tmp_path / "unbroken.json").read_text()
     resumed.close()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxopt_tf.checkpoints import find_checkpoints
+from jaxopt_tf.checkpoints import find_checkpoints, hold, open_checkpoints
 from jaxopt_tf.pretraining import GPT2Config, Job, pretrain
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.training import _loop
@@ -111,7 +111,10 @@ def test_goes_on_from_a_checkpoint_bit_for_bit(broken_off, unbroken):
 def test_starts_anew_where_it_was_killed_before_its_first_checkpoint(
     broken_off, unbroken
 ):
-    assert_same_run(run(broken_off(0)), unbroken)
+    job = broken_off(0)
+    before = log_of(job.output_dir)
+    assert_same_run(run(job), unbroken)
+    assert (job.output_dir / "aside-metrics.jsonl").read_text() == before
 
 
 def test_a_run_that_has_ended_says_the_same_again(broken_off, unbroken, capsys):
@@ -223,6 +226,29 @@ def test_refuses_data_that_changed(broken_off):
 def test_refuses_another_recipe_before_the_first_checkpoint_too(broken_off):
     with pytest.raises(ValueError, match="`seed`: 42 was, 7 is"):
         run(broken_off(0), dataclasses.replace(RECIPE, seed=7))
+
+
+def test_refuses_changes_that_a_run_cannot_make(broken_off):
+    recipe = dataclasses.replace(RECIPE, seed=7)
+    with pytest.raises(ValueError, match="must be of settings that a run can change"):
+        run(broken_off(9), recipe, intended_changes=("seed",))
+
+
+def test_refuses_a_folder_of_another_run_for_a_checkpoint_from_elsewhere(job, unbroken):
+    job.output_dir.mkdir()
+    config = json.loads((unbroken.folder / "config.json").read_text())
+    config["learning_rate"] = 0.02
+    (job.output_dir / "config.json").write_text(json.dumps(config))
+    checkpoint = unbroken.folder / "checkpoint-4"
+    with pytest.raises(ValueError, match="`learning_rate`: 0.02 was, 0.01 is"):
+        run(job, resume_from_checkpoint=checkpoint)
+
+
+def test_refuses_a_checkpoint_that_is_not_of_a_job(job, tmp_path):
+    with hold(tmp_path / "other") as held, open_checkpoints(held) as checkpoints:
+        path = checkpoints.save(3, {"x": np.ones(2)}, {})
+    with pytest.raises(ValueError, match="must be a checkpoint of `jaxopt-tf train`"):
+        run(job, resume_from_checkpoint=path)
 
 
 def test_refuses_a_log_that_belongs_to_no_run(job):

@@ -49,7 +49,7 @@ def gradient_of(params, batch, **options):
     return state.opt_state, metrics
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     num_micro=st.integers(1, 4),

@@ -253,18 +253,68 @@ def test_stops_and_names_the_step_that_stopped(bad):
     np.testing.assert_equal(told[-1], bad)
 
 
-def test_never_saves_a_state_that_has_stopped():
-    saved = []
+@pytest.mark.promotion_of_others
+def test_saves_what_was_before_the_step_that_stopped():
+    optimizer, saved = adamw_tf(0.1), []
+    step = make_train_step(lambda p, b: (jnp.sum(p * b), 1), optimizer)
     with pytest.raises(FloatingPointError):
         train(
-            counting_step,
-            start(),
-            [0, 1, float("nan"), 3, 4],
-            max_steps=5,
-            save=lambda position: saved.append(int(position.state.step)),
-            save_steps=1,
+            step,
+            init_train_state(jnp.ones(2), optimizer),
+            [np.float32(loss) for loss in (1, 1, 1, np.nan, 1, 1)],
+            max_steps=6,
+            save=saved.append,
         )
-    assert saved == [1, 2]
+    (position,) = saved
+    assert int(position.state.step) == 3
+    assert int(position.state.num_bad_in_a_row) == 0
+    assert np.isfinite(position.state.params).all()
+
+
+def test_saves_before_it_says_that_there_are_too_few_batches():
+    saved = []
+    with pytest.raises(ValueError, match="`batches` must hold"):
+        run(
+            [0, 1, 2],
+            max_steps=4,
+            save=lambda position: saved.append(int(position.state.step)),
+        )
+    assert saved == [3]
+
+
+def test_an_error_is_not_hidden_by_a_monitor_that_cannot_be_closed():
+    def refuse():
+        raise OSError("the disk is full")
+
+    broken = Monitor(lambda window: None, lambda evaluation: None, refuse)
+    monitor, events = recorder()
+    with pytest.raises(ValueError, match="`batches` must hold"):
+        train(counting_step, start(), [0], max_steps=4, monitors=[broken, monitor])
+    assert events[-1] == "closed"
+
+
+def test_a_run_that_is_complete_was_not_asked_to_end():
+    asked = iter([False] * 3 + [True])
+    trained, _ = run(max_steps=3, should_stop=lambda: next(asked))
+    assert trained.ended == "max_steps"
+
+
+def test_says_at_the_start_that_the_metric_is_missing():
+    batches = itertools.count()
+    with pytest.raises(ValueError, match="`metric_for_best_model`"):
+        run(
+            batches,
+            max_steps=9,
+            evaluate=lambda params: {"loss": 1.0},
+            selection=Selection("accuracy"),
+        )
+    assert next(batches) == 0
+
+
+def test_refuses_to_take_a_mean_over_no_items():
+    evaluate = make_evaluate(lambda params, batch: (0.0, 0), [None])
+    with pytest.raises(ValueError, match="`batches` must hold items"):
+        evaluate(None)
 
 
 def test_refuses_too_few_batches():
