@@ -2,7 +2,7 @@
 
 train_step = make_train_step(loss_fn, optimizer)
 state = init_train_state(params, optimizer)
-trained = train(train_step, state, batches, max_steps=1_000, monitors=[console(1_000)])
+trained = train(train_step, state, batches, max_steps=1_000)
 """
 
 from ._evaluate import make_evaluate as make_evaluate
