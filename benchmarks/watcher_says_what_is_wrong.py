@@ -2,12 +2,14 @@
 
     python -m benchmarks.watcher_says_what_is_wrong
 
-All runs are real ones, each of a second or two: a model of characters, classifiers,
-recurrences and regressions. Those of `_provoked` are driven into trouble; the first
-sentence that the watcher says of each must be about that trouble. Those of `_healthy`
-end where they should, and nothing may be said.
+All runs are real ones, each of a few seconds: a model of characters, classifiers,
+recurrences and regressions. Those of `_runs_in_trouble` are driven into trouble; the
+first sentence that the watcher says of each must name it. Those of
+`_runs_that_go_well` end where they should, and nothing may be said. The thresholds were
+chosen with these runs before the eyes; with all seeds changed the result is the same.
 """
 
+import itertools
 from collections.abc import Iterator
 
 from benchmarks import _runs_in_trouble, _runs_that_go_well
@@ -17,10 +19,10 @@ from benchmarks._small_runs import Run, listen
 
 def rows(smoke: bool) -> Iterator[Row]:
     provoked = list(_runs_in_trouble.all_runs())
-    healthy = list(_runs_that_go_well.all_runs())
-    if smoke:
-        provoked = provoked[::6]
-        healthy = healthy[::16]
+    healthy = _runs_that_go_well.all_runs()
+    if smoke:  # the last of the healthy ones begin with a model that is trained first
+        provoked, healthy = provoked[3::7], itertools.islice(healthy, 8, 18, 8)
+    healthy = list(healthy)
     yield Row(
         claim=f"runs driven into trouble, of {len(provoked)}, of which the first "
         "sentence says what it is",
