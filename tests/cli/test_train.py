@@ -16,7 +16,10 @@ from jaxopt_tf.cli._train import parse
 from jaxopt_tf.pretraining import GPT2Config, Job, gpt2_preset
 from jaxopt_tf.recipes import Recipe
 
-pytestmark = pytest.mark.promotion_of_others  # flax's layers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_once"),
+]
 
 DEFAULT = Recipe(
     max_steps=2_000,
@@ -87,14 +90,13 @@ def test_all_contradictions_stand_in_one_message():
     with pytest.raises(ValueError, match="`n_embd`") as refused:
         parsed(
             "--n_embd 15 --optim sgd --text a.npy b.txt --load_best_model_at_end "
-            "--save_steps 300 --early_stopping_threshold 1 --eos_token_id 3"
+            "--early_stopping_threshold 1 --eos_token_id 3"
         )
     named = re.findall(r"^ *`(\w+)` must", str(refused.value), re.MULTILINE)
     assert named == [
         "optim",
         "n_embd",
         "text",
-        "save_steps",
         "early_stopping_threshold",
         "vocab_size",
     ]
