@@ -1,6 +1,5 @@
 """Runs that are driven into trouble, and a word that names it."""
 
-import itertools
 from collections.abc import Iterator
 
 import jax
@@ -20,6 +19,7 @@ from benchmarks._small_runs import (
     measured,
     recurrence,
     recurrence_loss,
+    spoilt,
     squared_loss,
     text,
 )
@@ -211,7 +211,7 @@ def _skipping() -> Iterator[Run]:
         classifier_loss(),
         dense(_MLP),
         adamw_tf(1e-3),
-        _spoilt(labelled(0, 32), 5),
+        spoilt(labelled(0, 32), 5),
         400,
         on_non_finite="skip",
     )
@@ -223,7 +223,7 @@ def _not_finite() -> Iterator[Run]:
         classifier_loss(),
         dense(_MLP),
         adamw_tf(1e-3),
-        _spoilt(labelled(0, 32), 150),
+        spoilt(labelled(0, 32), 150),
         400,
     )
 
@@ -232,9 +232,3 @@ def _unrelated(batches):
     rng = np.random.default_rng(7)
     for x, labels in batches:
         yield x, rng.integers(0, 10, len(labels)).astype(np.int32)
-
-
-def _spoilt(batches, every: int):
-    for i in itertools.count(1):
-        x, labels = next(batches)
-        yield (x * np.float32(np.nan) if i % every == 0 else x), labels

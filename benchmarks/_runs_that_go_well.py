@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from benchmarks._small_runs import (
@@ -21,6 +20,7 @@ from benchmarks._small_runs import (
     measured,
     recurrence,
     recurrence_loss,
+    spoilt,
     squared_loss,
     text,
     trained,
@@ -166,7 +166,7 @@ def _noise() -> Iterator[Run]:
         classifier_loss(),
         dense(_MLP),
         adamw_tf(1e-3),
-        _spoilt(labelled(0, 32), 50),
+        spoilt(labelled(0, 32), 50),
         800,
         on_non_finite="skip",
     )
@@ -299,9 +299,3 @@ def _units() -> Iterator[Run]:
         labelled(0, 64),
         600,
     )
-
-
-def _spoilt(batches, every: int):
-    for i in itertools.count(1):
-        x, labels = next(batches)
-        yield (x * np.float32(np.nan) if i % every == 0 else x), labels

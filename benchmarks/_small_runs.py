@@ -222,3 +222,10 @@ def _cross_entropy(logits, labels):
     logits = logits.astype(jnp.float32)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.sum(losses), len(labels)
+
+
+def spoilt(batches, every: int):
+    """`batches`, with a NaN in every so many."""
+    for i in itertools.count(1):
+        x, labels = next(batches)
+        yield (x * np.float32(np.nan) if i % every == 0 else x), labels

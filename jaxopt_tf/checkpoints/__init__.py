@@ -15,3 +15,4 @@ from ._restore import read_notes as read_notes
 from ._restore import restore as restore
 from ._restore import restore_latest as restore_latest
 from ._rotation import find_checkpoints as find_checkpoints
+from ._rotation import step_of as step_of

@@ -33,7 +33,8 @@ def typed_settings(
             every value that cannot be read.
     """
     flags = {flag.name: flag for group in groups.values() for flag in group}
-    # All fields are left out unless they are typed: the dicts are not total.
+    # All fields are left out unless they are typed: the dicts are not total. mypy knows
+    # a TypedDict only where its fields are written out, and these are made here.
     fields = {
         title: Annotated[
             TypedDict(title, {f.name: _field(f) for f in group}, total=False),  # type: ignore[operator]

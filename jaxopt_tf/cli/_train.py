@@ -12,6 +12,7 @@ from ..pretraining import (
     Job,
     contradictions,
     gpt2_preset,
+    is_ready_tokens,
     pretrain,
 )
 from ..recipes import Recipe
@@ -128,7 +129,7 @@ def _records(given: dict[str, Any]) -> tuple[Recipe, GPT2Config, Job]:
     )
     job = made(lambda: Job(**of(Job)), Job())
     problems += contradictions(recipe, model, job)
-    if any(path.suffix in (".npy", ".bin") for path in job.text) and not (
+    if any(map(is_ready_tokens, job.text)) and not (
         given.keys() & {"vocab_size", "preset"}
     ):
         problems.append(

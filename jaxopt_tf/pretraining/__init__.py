@@ -23,6 +23,7 @@ from ._presets import GPT2Config as GPT2Config
 from ._presets import flops_per_token as flops_per_token
 from ._presets import gpt2_layout as gpt2_layout
 from ._presets import gpt2_preset as gpt2_preset
+from ._ready_tokens import is_ready_tokens as is_ready_tokens
 from ._ready_tokens import read_tokens as read_tokens
 from ._settings import Job as Job
 from ._settings import flat as flat

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..recipes import Recipe
 from ._presets import GPT2Config
+from ._ready_tokens import is_ready_tokens
 from ._run_folder import DATA
 from ._settings import Job, flat, held_out_loss_decides
 
@@ -45,7 +46,7 @@ def contradictions(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
 
 
 def _of_the_data(model: GPT2Config, job: Job) -> Iterator[str]:
-    ready = [path for path in job.text if path.suffix in (".npy", ".bin")]
+    ready = [path for path in job.text if is_ready_tokens(path)]
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
         yield (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ._corpus import Corpus
 from ._presets import GPT2Config
-from ._ready_tokens import read_tokens
+from ._ready_tokens import is_ready_tokens, read_tokens
 from ._settings import Job
 from ._text import read_text, standard_library
 from ._tokenize import tokenize_text
@@ -21,7 +21,7 @@ def read_corpus(job: Job, model: GPT2Config, folder: Path) -> Corpus:
     Raises:
         ValueError: if the text cannot be read, or does not fit the model.
     """
-    if any(path.suffix in (".npy", ".bin") for path in job.text):
+    if any(map(is_ready_tokens, job.text)):
         return read_tokens(
             job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
         )

@@ -50,6 +50,11 @@ def read_tokens(
     )
 
 
+def is_ready_tokens(path: Path) -> bool:
+    """Whether a file with this name is one of tokens, not of text."""
+    return path.suffix in (".npy", ".bin")
+
+
 def dtype_in_a_bin(vocab_size: int) -> np.dtype:
     """What a token is in a `.bin` file: uint16, or uint32 where that is too narrow."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")

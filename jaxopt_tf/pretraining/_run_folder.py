@@ -86,7 +86,7 @@ def set_aside(folder: Path, step: int) -> None:
     They are renamed, not deleted: else the next start would find them, the newest.
     """
     for path in checkpoints.find_checkpoints(folder):
-        if int(path.name.removeprefix("checkpoint-")) > step:
+        if checkpoints.step_of(path) > step:
             now = time.strftime("%Y%m%d-%H%M%S")
             aside = path.with_name(f"aside-{now}-{path.name}")
             path.rename(aside)

@@ -4,13 +4,13 @@ import codecs
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._whole_file import whole_file
 from ._corpus import Corpus
 from ._ready_tokens import dtype_in_a_bin, read_tokens
 from ._text import text_files
@@ -185,15 +185,8 @@ def _is_there(tokens: Path, note: Path, made_from: str) -> bool:
 def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Writes a file that is there in full or not at all; its SHA-256."""
     digest = hashlib.sha256()
-    temporary = path.with_name(path.name + ".unfinished")
-    try:
-        with open(temporary, "wb") as opened:
-            for part in parts:
-                opened.write(part)
-                digest.update(part)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as opened:
+        for part in parts:
+            opened.write(part)
+            digest.update(part)
     return digest.hexdigest()

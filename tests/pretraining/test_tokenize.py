@@ -179,7 +179,7 @@ def _replace_the_note(cache):
 
 
 def _be_killed(cache):
-    (cache / "tokens.bin").rename(cache / "tokens.bin.unfinished")
+    (cache / "tokens.bin").rename(cache / ".tokens.bin.new")
 
 
 @pytest.mark.parametrize(
