@@ -77,15 +77,23 @@ def fraction_below_one(name: str, value: Any) -> None:
 
 
 def step_count(name: str, value: Any, *, least: int = 0) -> int:
-    """Returns `value` as an int; raises unless it is whole, from `least` to 2^31 - 1.
+    """As `whole_number`, of steps."""
+    return whole_number(name, value, least=least, unit=" of steps")
+
+
+def whole_number(
+    name: str, value: Any, *, least: int, most: int = 2**31 - 1, unit: str = ""
+) -> int:
+    """Returns `value` as an int; raises unless it is whole, from `least` to `most`.
 
     A float that is whole is taken: 1e6 is what people type.
     """
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
-        raise TypeError(f"`{name}` must be a whole number of steps, got {value!r}.")
-    if not least <= value < 2**31:
-        raise ValueError(f"`{name}` must be from {least} to 2^31 - 1, got {value!r}.")
+        raise TypeError(f"`{name}` must be a whole number{unit}, got {value!r}.")
+    if not least <= value <= most:
+        limit = "2^31 - 1" if most == 2**31 - 1 else f"{most:,}"
+        raise ValueError(f"`{name}` must be from {least} to {limit}, got {value!r}.")
     return int(value)
 
 

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from .. import _check
-from ._corpus import Corpus, whole_number
+from ._corpus import Corpus
 from ._tokens import TokenStream
 
 # grain shuffles in 32 bits; with more it would give the first window for ever.
@@ -47,14 +47,12 @@ class Batches:
             TypeError: if one of them is not a whole number.
             ValueError: if the training part is shorter than one window.
         """
-        micro_batches = whole_number(
-            "gradient_accumulation_steps",
-            gradient_accumulation_steps,
-            least=1,
-            most=2**31 - 1,
+        micro_batches = _check.whole_number(
+            "gradient_accumulation_steps", gradient_accumulation_steps, least=1
         )
-        whole_number("batch_size", batch_size, least=1, most=2**31 - 1)
-        whole_number("seed", seed, least=0, most=2**32 - 1)
+        batch_size = _check.whole_number("batch_size", batch_size, least=1)
+        seed = _check.whole_number("seed", seed, least=0, most=2**32 - 1)
+        block_size = _check.whole_number("block_size", block_size, least=1)
         windows = _Windows(corpus.training, block_size, "training", corpus.unit)
         if len(windows) > _MAX_WINDOWS:
             raise ValueError(
@@ -78,48 +76,18 @@ class Batches:
         Raises:
             ValueError: if `n` is negative.
         """
-        whole_number("n", n, least=0, most=2**31 - 1)
+        n = _check.whole_number("n", n, least=0)
         return self._dataset[n].reshape(self._shape)
 
+    def since(self, start: int) -> Iterator[np.ndarray]:
+        """Batch `start` and all after it, for a run that has taken as many.
 
-def training_batches(
-    corpus: Corpus,
-    *,
-    block_size: int,
-    batch_size: int,
-    seed: int,
-    gradient_accumulation_steps: int = 1,
-    start: int = 0,
-) -> Iterator[np.ndarray]:
-    """Endless batches in random order, the same for the same seed.
-
-    Each is read when it is asked for: a step is computed while the next batch is read,
-    as JAX does not wait for it, so a thread that reads ahead would gain nothing.
-
-    Args:
-        corpus: what to train on.
-        block_size: T, tokens to predict in a row.
-        batch_size: B, windows in a micro-batch.
-        seed: of the order.
-        gradient_accumulation_steps: k, micro-batches in a batch.
-        start: n, the first batch: how many a resumed run has taken.
-
-    Returns:
-        An iterator over `Batches(...)[n]`, n from `start` on.
-
-    Raises:
-        TypeError: if one of the numbers is not whole.
-        ValueError: if the training part is shorter than one window.
-    """
-    whole_number("start", start, least=0, most=2**31 - 1)
-    batches = Batches(
-        corpus,
-        block_size=block_size,
-        batch_size=batch_size,
-        seed=seed,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-    )
-    return map(batches.__getitem__, itertools.count(start))
+        Each is read when it is asked for: a step is computed while the next batch is
+        read, as JAX does not wait for it, so a thread that reads ahead would gain
+        nothing.
+        """
+        start = _check.whole_number("start", start, least=0)
+        return map(self.__getitem__, itertools.count(start))
 
 
 def held_out_batches(
@@ -140,7 +108,8 @@ def held_out_batches(
         TypeError: if `batch_size` is not a whole number.
         ValueError: if the held-out part is shorter than one window.
     """
-    whole_number("batch_size", batch_size, least=1, most=2**31 - 1)
+    block_size = _check.whole_number("block_size", block_size, least=1)
+    batch_size = _check.whole_number("batch_size", batch_size, least=1)
     _check.positive("num_tokens", num_tokens)
     windows = _Windows(corpus.held_out, block_size, "held-out", corpus.unit)
     batch_size = min(batch_size, len(windows))
@@ -158,7 +127,6 @@ class _Windows:
     """
 
     def __init__(self, part: TokenStream, block_size: int, name: str, unit: str):
-        whole_number("block_size", block_size, least=1, most=2**31 - 1)
         if len(part) < block_size + 1:
             raise ValueError(
                 f"`text` must have at least `block_size` + 1 = {block_size + 1} {unit} "

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -92,16 +91,6 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
 def narrowest(vocab_size: int) -> np.dtype:
     """The unsigned dtype with the fewest bytes that all tokens fit in."""
     return np.min_scalar_type(vocab_size - 1)
-
-
-def whole_number(name: str, value: Any, *, least: int, most: int) -> int:
-    """Returns `value` as an int; raises unless it is a whole number within bounds."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
-    number = int(value)
-    if not least <= number <= most:
-        raise ValueError(f"`{name}` must be from {least} to {most:,}, got {value!r}.")
-    return number
 
 
 def _where(documents: Documents, is_taken: np.ndarray) -> Documents:

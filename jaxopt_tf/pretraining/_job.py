@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import functools
-import itertools
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -149,7 +148,7 @@ def _run(
         trained = training.train(
             train_step,
             start,
-            map(batches.__getitem__, itertools.count(step)),
+            batches.since(step),
             max_steps=recipe.max_steps,
             monitors=monitors,
             evaluate=evaluate,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ._corpus import Corpus, make_corpus, whole_number
+from .. import _check
+from ._corpus import Corpus, make_corpus
 from ._tokens import Documents, TokenFile
 
 _TOKENS_IN_A_CHUNK = 2**20
@@ -32,9 +33,9 @@ def read_tokens(
         TypeError: if a `.npy` does not hold whole numbers.
         ValueError: naming the file, and the token that is outside the vocabulary.
     """
-    whole_number("vocab_size", vocab_size, least=2, most=2**32)
+    _check.whole_number("vocab_size", vocab_size, least=2, most=2**32)
     if eos_token_id is not None:
-        whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
+        _check.whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
     if not paths:
         raise ValueError("`text` must name at least one file of tokens, got none.")
     files: list[TokenFile] = []

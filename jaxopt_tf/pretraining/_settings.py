@@ -86,11 +86,13 @@ class Job:
             _set(self, name, _path(name, getattr(self, name)))
         for name in ("eval_steps", "save_steps", "logging_steps"):
             _set(self, name, _check.step_count(name, getattr(self, name), least=1))
-        for name in ("save_total_limit", "early_stopping_patience"):
-            _set(self, name, _whole(name, getattr(self, name), 1, or_none=True))
-        _set(self, "eos_token_id", _whole("eos_token_id", self.eos_token_id, 0, True))
-        num_skipped = _whole("max_skipped_in_a_row", self.max_skipped_in_a_row, 1)
-        _set(self, "max_skipped_in_a_row", num_skipped)
+        for name in ("save_total_limit", "early_stopping_patience", "eos_token_id"):
+            least = 0 if name == "eos_token_id" else 1
+            _set(self, name, _whole_or_none(name, getattr(self, name), least))
+        most = _check.whole_number(
+            "max_skipped_in_a_row", self.max_skipped_in_a_row, least=1
+        )
+        _set(self, "max_skipped_in_a_row", most)
         _check.non_negative("early_stopping_threshold", self.early_stopping_threshold)
         for name in ("load_best_model_at_end", "bf16", "log_layers"):
             if not isinstance(getattr(self, name), bool):
@@ -210,15 +212,5 @@ def _path(name: str, value: Any) -> Path | None:
     return Path(value)
 
 
-def _whole(name: str, value: Any, least: int, or_none: bool = False) -> int | None:
-    if value is None and or_none:
-        return None
-    none = ", or None" if or_none else ""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value != value // 1:  # NaN is not its own floor, either
-        raise TypeError(f"`{name}` must be a whole number{none}, got {value!r}.")
-    if not least <= value < 2**31:
-        raise ValueError(
-            f"`{name}` must be from {least} to 2^31 - 1{none}, got {value!r}."
-        )
-    return int(value)
+def _whole_or_none(name: str, value: Any, least: int) -> int | None:
+    return None if value is None else _check.whole_number(name, value, least=least)

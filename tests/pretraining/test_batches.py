@@ -17,7 +17,6 @@ from jaxopt_tf.pretraining import (
     Corpus,
     held_out_batches,
     read_tokens,
-    training_batches,
 )
 from jaxopt_tf.pretraining._tokens import Documents, TokenFile, TokenStream
 
@@ -56,13 +55,13 @@ def test_batches_are_windows_of_one_token_more_than_the_block(counting):
 def test_an_epoch_takes_every_window_once_and_the_next_in_another_order(
     counting, batch_size, k
 ):
-    batches = training_batches(
+    batches = Batches(
         counting,
         block_size=10,
         batch_size=batch_size,
         seed=0,
         gradient_accumulation_steps=k,
-    )
+    ).since(0)
     rows = np.concatenate(
         [batch.reshape(-1, 11) for batch in first(batches, -(-57 // (batch_size * k)))]
     )
@@ -98,13 +97,13 @@ def test_a_batch_is_the_same_from_any_start_and_in_any_order(
     for n, batch in reversed(list(zip(numbers, seen, strict=True))):
         np.testing.assert_array_equal(batches[n], batch)
         start = max(0, n - 2)
-        resumed = training_batches(counting, **sizes, start=start)
+        resumed = Batches(counting, **sizes).since(start)
         np.testing.assert_array_equal(first(resumed, n - start + 1)[-1], batch)
 
 
 def test_order_is_the_seed_s(counting):
     def run(seed):
-        batches = training_batches(counting, **SIZES | {"seed": seed})
+        batches = Batches(counting, **SIZES | {"seed": seed}).since(0)
         return np.stack(first(batches, 5))
 
     np.testing.assert_array_equal(run(0), run(0))
@@ -168,7 +167,7 @@ def test_refuses_more_windows_than_the_shuffle_can_count(endless):
 
 def test_refuses_text_shorter_than_a_window(counting):
     with pytest.raises(ValueError, match=r"`text` must .* 201 tokens in its training"):
-        training_batches(counting, **SIZES | {"block_size": 200})
+        Batches(counting, **SIZES | {"block_size": 200})
     with pytest.raises(ValueError, match=r"`text` must .* 51 tokens in its held-out"):
         held_out_batches(counting, block_size=50, batch_size=1)
     # One window is enough.
@@ -192,17 +191,18 @@ def test_refuses_a_held_out_part_that_is_empty(tmp_path):
         ("seed", -1),
         ("seed", 2**32),
         ("gradient_accumulation_steps", 0),
-        ("start", -1),
     ],
 )
 def test_refuses_a_number_that_is_too_small_or_too_large(counting, name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be from"):
-        training_batches(counting, **SIZES | {name: value})
+        Batches(counting, **SIZES | {name: value})
 
 
 def test_refuses_a_batch_before_the_first(counting):
     with pytest.raises(ValueError, match="`n` must be from 0"):
         Batches(counting, **SIZES)[-1]
+    with pytest.raises(ValueError, match="`start` must be from 0"):
+        Batches(counting, **SIZES).since(-1)
 
 
 def test_held_out_batches_are_spread_over_the_text(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxopt_tf.pretraining import read_text, read_tokens
-from jaxopt_tf.pretraining._corpus import make_corpus, narrowest, split, whole_number
+from jaxopt_tf.pretraining._corpus import make_corpus, narrowest, split
 from jaxopt_tf.pretraining._tokens import Documents
 
 
@@ -86,18 +86,6 @@ def test_refuses_no_documents():
 )
 def test_tokens_have_the_narrowest_dtype(vocab_size, dtype):
     assert narrowest(vocab_size) == np.dtype(dtype)
-
-
-@pytest.mark.parametrize("value", [1.0, True, "3", None])
-def test_refuses_what_is_not_a_whole_number(value):
-    with pytest.raises(TypeError, match="`size` must be a whole number, got"):
-        whole_number("size", value, least=1, most=4)
-
-
-@pytest.mark.parametrize("value", [0, 5])
-def test_refuses_a_number_out_of_bounds(value):
-    with pytest.raises(ValueError, match=f"`size` must be from 1 to 4, got {value}"):
-        whole_number("size", value, least=1, most=4)
 
 
 def written(folder, **contents):

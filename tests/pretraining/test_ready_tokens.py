@@ -169,14 +169,14 @@ def test_refuses_an_end_outside_the_vocabulary(path, value):
 
 WITH_LITTLE_MEMORY = """
 import re, resource, sys
-from jaxopt_tf.pretraining import held_out_batches, read_tokens, training_batches
+from jaxopt_tf.pretraining import Batches, held_out_batches, read_tokens
 
 # What the process has allocated; maps of files do not count.
 used = int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 2**27, used + 2**27))
 corpus = read_tokens([sys.argv[1]], vocab_size=50_000)
 sizes = {"block_size": 1024, "batch_size": 16}
-for _, batch in zip(range(20), training_batches(corpus, **sizes, seed=0)):
+for _, batch in zip(range(20), Batches(corpus, **sizes, seed=0).since(0)):
     print(batch.sum())
 held_out_batches(corpus, **sizes)
 print(corpus.held_out.read(len(corpus.held_out) - 1, len(corpus.held_out))[0])
