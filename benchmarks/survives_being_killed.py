@@ -42,8 +42,8 @@ ARGS = (
     *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
     *("--resid_pdrop", "0.1"),
 )
-# A run is killed so often, and then left in peace to its end.
-KILLS_PER_RUN = 5
+# A run is broken off so often, and then left in peace to its end.
+BREAKS_PER_RUN = 5
 
 
 class Count(NamedTuple):
@@ -82,33 +82,18 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _killed(work, expected, seconds, count) -> Iterator[Row]:
-    attempts: list[Attempt] = []
-    wrong: collections.Counter[str] = collections.Counter()
-    # In turns: at a random moment, or in the middle of a save, until there are enough.
-    plans = [
-        (work / f"killed-{i}", 1_000 + i, min(KILLS_PER_RUN, count.kills - at))
-        for i, at in enumerate(range(0, count.kills, KILLS_PER_RUN))
-    ]
+    def kill(folder: Path, rng: random.Random) -> Attempt | None:
+        process = _start(folder)
+        if rng.random() < 0.6:
+            _wait_for_a_save(folder, process, num_before=rng.randrange(4))
+            time.sleep(rng.random() * 0.01)
+        else:
+            process.join(rng.random() * seconds)
+        attempt = _end(folder, process, signal.SIGKILL)
+        return attempt if attempt.exit_status == -signal.SIGKILL else None
 
-    def run(plan) -> None:
-        folder, seed, num_kills = plan
-        rng = random.Random(seed)
-        done = 0
-        while done < num_kills:
-            in_a_save = rng.random() < 0.6
-            attempt = _kill(folder, rng, seconds, in_a_save=in_a_save)
-            if attempt.exit_status != -signal.SIGKILL:  # it had ended: begin again
-                shutil.rmtree(folder)
-                continue
-            attempts.append(attempt)
-            done += 1
-        _start(folder).join()
-        wrong.update(_differences(_what_is_left(folder), expected))
-        shutil.rmtree(folder)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, plans))
-    yield from _rows(f"{len(attempts)} SIGKILLs", attempts, wrong, len(plans))
+    attempts, wrong, num_runs = _broken_off(work, expected, "killed", count.kills, kill)
+    yield from _rows(f"{len(attempts)} SIGKILLs", attempts, wrong, num_runs)
     yield Row(
         claim="of them, left a half-written checkpoint behind",
         value=sum(attempt.was_saving for attempt in attempts),
@@ -119,39 +104,17 @@ def _killed(work, expected, seconds, count) -> Iterator[Row]:
 
 
 def _asked(work, expected, seconds, count) -> Iterator[Row]:
-    attempts: list[Attempt] = []
-    wrong: collections.Counter[str] = collections.Counter()
-    plans = [
-        (work / f"asked-{i}", 2_000 + i, min(KILLS_PER_RUN, count.terms - at))
-        for i, at in enumerate(range(0, count.terms, KILLS_PER_RUN))
-    ]
+    def ask(folder: Path, rng: random.Random) -> Attempt | None:
+        before = _num_starts(folder)
+        process = _start(folder)
+        # When there is somebody to ask: before, it ends as any process does.
+        _wait_for(lambda: _num_starts(folder) > before, process)
+        process.join(rng.random() * 0.3 * seconds)
+        attempt = _end(folder, process, signal.SIGTERM)
+        return None if (folder / f"checkpoint-{MAX_STEPS}").exists() else attempt
 
-    def run(plan) -> None:
-        folder, seed, num_terms = plan
-        rng = random.Random(seed)
-        done = 0
-        while done < num_terms:
-            before = _num_starts(folder)
-            process = _start(folder)
-            # When there is somebody to ask: before, it ends as any process does.
-            _wait_for(lambda n=before: _num_starts(folder) > n, process)
-            process.join(rng.random() * 0.3 * seconds)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-            process.join()
-            attempt = _attempt(folder, process)
-            if (folder / f"checkpoint-{MAX_STEPS}").exists():  # it had ended
-                shutil.rmtree(folder)
-                continue
-            attempts.append(attempt)
-            done += 1
-        _start(folder).join()
-        wrong.update(_differences(_what_is_left(folder), expected))
-        shutil.rmtree(folder)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, plans))
-    yield from _rows(f"{len(attempts)} SIGTERMs", attempts, wrong, len(plans))
+    attempts, wrong, num_runs = _broken_off(work, expected, "asked", count.terms, ask)
+    yield from _rows(f"{len(attempts)} SIGTERMs", attempts, wrong, num_runs)
     yield Row(
         claim="SIGTERMs that did not end with status 143 and a complete checkpoint",
         value=sum(
@@ -161,6 +124,44 @@ def _asked(work, expected, seconds, count) -> Iterator[Row]:
         unit="of them",
         limit=0,
     )
+
+
+def _broken_off(
+    work: Path,
+    expected: dict,
+    name: str,
+    num_attempts: int,
+    break_off: Callable[[Path, random.Random], Attempt | None],
+) -> tuple[list[Attempt], collections.Counter[str], int]:
+    """Breaks runs off, several times each, and lets them come to their end then.
+
+    `break_off` starts a run and ends it, and gives None where it had ended by itself.
+    """
+    attempts: list[Attempt] = []
+    wrong: collections.Counter[str] = collections.Counter()
+    plans = [
+        (work / f"{name}-{i}", min(BREAKS_PER_RUN, num_attempts - at))
+        for i, at in enumerate(range(0, num_attempts, BREAKS_PER_RUN))
+    ]
+
+    def run(plan: tuple[Path, int]) -> None:
+        folder, num_breaks = plan
+        rng = random.Random(folder.name)
+        done = 0
+        while done < num_breaks:
+            attempt = break_off(folder, rng)
+            if attempt is None:
+                shutil.rmtree(folder)
+            else:
+                attempts.append(attempt)
+                done += 1
+        _start(folder).join()
+        wrong.update(_differences(_what_is_left(folder), expected))
+        shutil.rmtree(folder)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, plans))
+    return attempts, wrong, len(plans)
 
 
 def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
@@ -219,24 +220,26 @@ def _truncate(whole: bytes, rng: random.Random) -> bytes:
     return whole[: rng.randrange(len(whole))]
 
 
-def _kill(folder: Path, rng, seconds: float, *, in_a_save: bool) -> Attempt:
-    process = _start(folder)
-    if in_a_save:
-        # Not the first one that comes: any, and any moment of it.
-        process.join(rng.random() * 0.5 * seconds)
-        _wait_for(lambda: any(_half_written(folder)), process)
-        time.sleep(rng.random() * 0.01)
-    else:
-        process.join(rng.random() * seconds)
+def _end(folder: Path, process, signal_: signal.Signals) -> Attempt:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, signal_)
     process.join()
-    return _attempt(folder, process)
-
-
-def _attempt(folder: Path, process) -> Attempt:
     has_saved = any(folder.glob("checkpoint-*/SHA256SUMS"))
     return Attempt(process.exitcode, any(_half_written(folder)), has_saved)
+
+
+def _wait_for_a_save(folder: Path, process, *, num_before: int) -> None:
+    """Until a checkpoint is being written, and so many have been before it."""
+    start = _newest_step(folder)
+    enough = start + num_before * SAVE_STEPS
+    _wait_for(
+        lambda: _newest_step(folder) >= enough and bool(_half_written(folder)), process
+    )
+
+
+def _newest_step(folder: Path) -> int:
+    complete = folder.glob("checkpoint-*[0-9]")
+    return max((int(path.name.rpartition("-")[2]) for path in complete), default=0)
 
 
 def _num_starts(folder: Path) -> int:
