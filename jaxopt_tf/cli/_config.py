@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..interop import TRAINING_ARGUMENTS, is_set
 from ._command_line import nearest
 from ._flags import Flag, read
-from ._training_arguments import NEUTRAL, REFUSED, TRANSLATED, is_set
 from ._translation import translate
 
 
@@ -33,7 +33,7 @@ def read_config(
     """
     translation = translate(_object(path), typed)
     settings, problems = {}, list(translation.refusals)
-    known = [*flags, *NEUTRAL, *REFUSED, *TRANSLATED]
+    known = [*flags, *TRAINING_ARGUMENTS]
     for name, value in translation.settings.items():
         if name not in flags:
             problems.append(f"`{name}` must be a setting.{nearest(name, known)}")

@@ -74,6 +74,7 @@ def _flag(name: str, annotation: Any, help: str, default: Any) -> Flag:
         kind = {int: "INT", float: "NUMBER", Path: "PATH", str: "NAME"}[wanted[0]]
     else:
         kind = "NUMBER" if set(wanted) == {int, float} else "JSON"
+        kind = "JSON|NAME=VALUE,..." if str in wanted else kind
     return Flag(name, kind, is_several, type(None) in options, help, default)
 
 
@@ -132,6 +133,10 @@ def _json(value: Any) -> Any:
         raise _UnreadableError(f"{error.msg} at character {error.colno}") from error
 
 
+def _json_or_text(value: Any) -> Any:
+    return _json(value) if str(value).lstrip().startswith("{") else value
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "": _switch,
     "INT": _number,
@@ -139,11 +144,13 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "PATH": _path,
     "NAME": _name,
     "JSON": _json,
+    "JSON|NAME=VALUE,...": _json_or_text,
 }
 
 
 def _noun(flag: Flag) -> str:
     nouns = {"": "true or false", "PATH": "a path", "NAME": "a name", "JSON": "JSON"}
+    nouns["JSON|NAME=VALUE,..."] = "JSON or name=value,..."
     noun = nouns.get(flag.kind, "a number" if flag.kind in _READ else "a name")
     noun = f"{noun.removeprefix('a ')}s in a list" if flag.is_several else noun
     return f"{noun} or None" if flag.is_optional else noun

@@ -4,11 +4,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ._command_line import nearest
+from ._doctor import doctor, explain
 from ._train import train
 
 # What stands after the command's name comes in, the exit status goes out.
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "pretrain a GPT-2"),
+    "doctor": (doctor, "say what is wrong with a plan"),
+    "explain": (explain, "say what becomes of each parameter"),
 }
 
 
@@ -19,8 +22,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: what stands after `jaxopt-tf`; None for the process's own arguments.
 
     Returns:
-        The exit status: 0; 2 where something is refused or the run cannot go on, with a
-        sentence on stderr; 128 and the signal's number where a signal ended the run.
+        The exit status: 0; 1 where the doctor found something; 2 where something is
+        refused or the run cannot go on, with a sentence on stderr; 128 and the signal's
+        number where a signal ended the run.
 
     Raises:
         SystemExit: after the `--help` of a subcommand.

@@ -68,13 +68,17 @@ def train(args: Sequence[str]) -> int:
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 
-def parse(args: Sequence[str]) -> tuple[Recipe, GPT2Config, Job]:
+def parse(
+    args: Sequence[str], *, prog: str = PROG, description: str = _DESCRIPTION
+) -> tuple[Recipe, GPT2Config, Job]:
     """The records of a run, from the command line, the file it names, and defaults.
 
     What the file has that is otherwise here is noted on stderr.
 
     Args:
-        args: what stands after `jaxopt-tf train`.
+        args: what stands after the command's name.
+        prog: that name, for the help.
+        description: the help's first lines.
 
     Raises:
         ValueError: naming what is refused, and all that contradicts itself at once.
@@ -87,8 +91,8 @@ def parse(args: Sequence[str]) -> tuple[Recipe, GPT2Config, Job]:
     typed = typed_settings(
         {title: list(flags.values()) for title, flags in groups.items()},
         args,
-        prog=PROG,
-        description=_DESCRIPTION,
+        prog=prog,
+        description=description,
     )
     path = typed.pop("config", None)
     if path is None:

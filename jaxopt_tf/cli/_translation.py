@@ -7,16 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
+from ..interop import is_set, translate_training_arguments
 from ..pretraining import held_out_loss_decides
-from ._training_arguments import NEUTRAL, REFUSED, TRANSLATED, is_set, is_usual
 
-# AdamW with torch's numbers, by other kernels.
-_SAME_ADAMW = (
-    "adamw_torch_fused",
-    "adamw_torch_xla",
-    "adamw_torch_npu_fused",
-    "adamw_apex_fused",
-)
+# What a job here does not do otherwise, the order of its data included.
+_REFUSED = ("refused", "elsewhere", "devices")
+
 _STRATEGIES = {
     "eval_strategy": ("no", "steps", "epoch"),
     "evaluation_strategy": ("no", "steps", "epoch"),
@@ -51,58 +47,29 @@ def translate(raw: Mapping[str, Any], typed: Mapping[str, Any]) -> Translation:
     """
     told = {*typed, *(other for name in typed for other in _SAYS_TOO.get(name, ()))}
     given = {name: value for name, value in raw.items() if name not in told}
-    into = Translation({}, [], [])
-    neutral = []
-    for name, value in given.items():
-        if name in NEUTRAL:
-            if not is_usual(value, NEUTRAL[name]):
-                neutral.append(name)
-        elif name in REFUSED:
-            usual, reason = REFUSED[name]
-            if not is_usual(value, usual):
-                into.refusals.append(f"`{name}` {value!r}: {reason}.")
-        elif name not in TRANSLATED:
-            into.settings[name] = value
-    if neutral:
-        into.notes.append(f"without effect here: {', '.join(neutral)}")
-    _optimizer(given, into)
+    general = translate_training_arguments(
+        given, max_steps=_max_steps({**given, **typed}), refused=_REFUSED
+    )
+    notes, refusals = list(general.notes), list(general.refusals)
+    if general.neutral:
+        notes.insert(0, f"without effect here: {', '.join(general.neutral)}")
+    into = Translation(dict(general.settings), notes, refusals)
     _length(given, typed, into)
     _intervals(given, typed, into)
     _rest(given, typed, into)
     return into
 
 
-def _optimizer(given: Mapping[str, Any], into: Translation) -> None:
-    name = given.get("optim")
-    if _is_true(given.get("adafactor")):
-        into.settings["optim"] = "adafactor"
-    elif name in _SAME_ADAMW:
-        into.settings["optim"] = "adamw_torch"
-        into.notes.append(f"`optim` {name!r} is 'adamw_torch' here: the same numbers")
-    elif is_set(name) and name not in ("adamw_torch", "adafactor"):
-        into.refusals.append(
-            f"`optim` {name!r}: there are 'adamw_torch' (with its fused forms) and "
-            "'adafactor' here; take one of them."
-        )
-    if "max_grad_norm" in given and given["max_grad_norm"] is None:
-        into.settings["max_grad_norm"] = 0.0  # the Trainer does not clip either
-
-
 def _length(
     given: Mapping[str, Any], typed: Mapping[str, Any], into: Translation
 ) -> None:
-    """How long the run and its warm-up are."""
+    """How long the run is: not by epochs."""
     max_steps, epochs = _max_steps({**given, **typed}), given.get("num_train_epochs")
     if max_steps is None and is_set(epochs):
         into.refusals.append(
             f"`num_train_epochs` {epochs!r}: how many steps they have is not known "
             "before the text is read; give `--max_steps`."
         )
-    ratio = given.get("warmup_ratio")
-    # As in 4.x: the ratio counts where there are no steps, and is rounded up.
-    if is_set(ratio) and ratio != 0 and not given.get("warmup_steps"):
-        # A `warmup_steps` of 1 would be one step, not all of them.
-        into.settings["warmup_steps"] = max_steps if ratio == 1 else ratio
 
 
 def _intervals(
@@ -163,16 +130,6 @@ def _rest(
         into.refusals.append(
             f"`data_seed` {given['data_seed']!r}: `seed`, which is {seed!r}, shuffles "
             "the text too; leave it out."
-        )
-    config = given.get("accelerator_config")
-    is_plain = isinstance(config, dict) and not (
-        config.get("split_batches")
-        or is_set(config.get("gradient_accumulation_kwargs"))
-    )
-    if is_set(config) and not is_plain:
-        into.refusals.append(
-            f"`accelerator_config` {config!r}: `gradient_accumulation_steps` and "
-            "`per_device_train_batch_size` say all here; leave it out."
         )
 
 

@@ -3,6 +3,8 @@
 from ._adafactor import AdafactorState as AdafactorState
 from ._adafactor import adafactor_tf as adafactor_tf
 from ._adafactor_trainer import adafactor_trainer as adafactor_trainer
+from ._adagrad import AdagradState as AdagradState
+from ._adagrad import adagrad_tf as adagrad_tf
 from ._adamw import AdamWState as AdamWState
 from ._adamw import adamw_tf as adamw_tf
 from ._adamw_hf_v4 import adamw_hf_v4 as adamw_hf_v4
@@ -10,6 +12,15 @@ from ._clipping import ClipState as ClipState
 from ._clipping import clip as clip
 from ._clipping import is_clipped as is_clipped
 from ._layout import TorchLayout as TorchLayout
+from ._layout import resolve_layouts as resolve_layouts
 from ._learning_rate import get_learning_rate as get_learning_rate
 from ._learning_rate import set_learning_rate as set_learning_rate
+from ._lion import LionState as LionState
+from ._lion import lion_tf as lion_tf
+from ._rmsprop import RMSpropState as RMSpropState
+from ._rmsprop import rmsprop_tf as rmsprop_tf
+from ._sgd import SGDState as SGDState
+from ._sgd import sgd_tf as sgd_tf
+from ._weight_decay import DECAY_RULES as DECAY_RULES
 from ._weight_decay import decay_mask as decay_mask
+from ._weight_decay import decay_reasons as decay_reasons

@@ -35,8 +35,8 @@ _ANY_NORM = (
     r"(?:^|\.)(?:ln|bn)(?:_\w+|\d*)\.[^.]+$",
     r"(?:^|\.)scale$",
 )
-_EXAMPLES = ("bias", "LayerNorm.weight")
-_RULES = ("default", "transformers_v5", "transformers_v4", "examples")
+_EXAMPLES = ("bias", r"LayerNorm\.weight")
+DECAY_RULES = ("default", "transformers_v5", "transformers_v4", "examples")
 
 # Called norms, but they wrap a layer whose weight is to be decayed.
 _NOT_NORMS = frozenset({"WeightNorm", "SpectralNorm"})
@@ -56,9 +56,9 @@ def decay_mask(
             first axis) make no difference: names decide, not ranks.
         rule: what to leave out.
             "default": what Transformers 5 leaves out, and every normalisation layer.
-            "transformers_v5": what `Trainer` leaves out since 4.50: names that hold
+            "transformers_v5": what `Trainer` leaves out since 4.53: names that hold
             `bias` or one of its spellings of a norm, and layers of type LayerNorm.
-            "transformers_v4": what it left out before: names that hold `bias`, and
+            "transformers_v4": what it left out until 4.48: names that hold `bias`, and
             normalisation layers by type.
             "examples": names that hold `bias` or `LayerNorm.weight`, case-sensitive, as
             the example scripts without Trainer have it.
@@ -82,11 +82,19 @@ def decay_mask(
     Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
         patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
     """
+    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms)
+    return jax.tree.map(lambda reason: reason == "", reasons)
+
+
+def decay_reasons(
+    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+) -> PyTree:
+    """Why each leaf is not decayed, in words; "" where it is. As `decay_mask` else."""
     _check_rule(rule, layer_norms)
     norms = _norm_layers(params)
-    any_norm_paths = {*norms, *layer_norms}
-    norm_paths = {path for path, is_layer_norm in norms.items() if is_layer_norm}
-    norm_paths |= set(layer_norms)
+    any_norms = {*norms, *layer_norms}
+    own_norms = {path for path, is_layer_norm in norms.items() if is_layer_norm}
+    own_norms |= set(layer_norms)
     if isinstance(params, nnx.Module):
         params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
     if not _tree.is_part(params):
@@ -96,26 +104,30 @@ def decay_mask(
             _matches_something("layer_norms", path, path in parents, names)
         for pattern in () if isinstance(rule, str) or callable(rule) else rule:
             _matches_something("rule", pattern, _found_in(pattern, names), names)
+    # What is looked for in a name, and the layers that are left out.
+    named: dict[str, tuple[Sequence[str], set[str]]] = {
+        "default": (_TRANSFORMERS_V5 + _ANY_NORM, any_norms),
+        "transformers_v5": (_TRANSFORMERS_V5, own_norms),
+        "transformers_v4": (("bias",), any_norms),
+        "examples": (_EXAMPLES, set()),
+    }
 
-    def is_decayed(path: tuple, leaf: Any) -> bool | None:
+    def reason(path: tuple, leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
             return None
         name = _tree.leaf_name(path)
         if callable(rule):
-            return bool(rule(name, leaf))
-        if rule == "transformers_v4":
-            return "bias" not in name and _parent(name) not in any_norm_paths
-        if rule == "examples":
-            return not any(part in name for part in _EXAMPLES)
-        if rule == "transformers_v5":
-            exempt = _found(_TRANSFORMERS_V5, name.lower())
-            return not exempt and _parent(name) not in norm_paths
-        if rule == "default":
-            exempt = _found(_TRANSFORMERS_V5 + _ANY_NORM, name.lower())
-            return not exempt and _parent(name) not in any_norm_paths
-        return not _found(rule, name)
+            return "" if rule(name, leaf) else "by your rule"
+        patterns, left_out = named[rule] if isinstance(rule, str) else (rule, set())
+        if rule in ("default", "transformers_v5"):
+            name = name.lower()
+        for pattern in patterns:
+            if found := re.search(pattern, name):
+                return f"{found.group().strip('.')!r} in its name"
+        is_in_norm = _parent(_tree.leaf_name(path)) in left_out
+        return "its layer is a norm" if is_in_norm else ""
 
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+    return jax.tree_util.tree_map_with_path(reason, params)
 
 
 def resolve_mask(
@@ -173,10 +185,6 @@ def _type_names(node: Any) -> list[str]:
     return [cls.__name__ for cls in type(node).__mro__]
 
 
-def _found(patterns: Sequence[str], name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
 def _found_in(pattern: str, names: Sequence[str]) -> bool:
     return any(re.search(pattern, name) for name in names)
 
@@ -205,7 +213,7 @@ def _check_rule(rule: Any, layer_norms: Any) -> None:
         if not is_list and not is_single:
             raise TypeError(f"`{name}` must be a list of strings, got {value!r}.")
     if isinstance(rule, str):
-        _check.one_of("rule", rule, _RULES)
+        _check.one_of("rule", rule, DECAY_RULES)
     elif not callable(rule):
         for pattern in rule:
             try:

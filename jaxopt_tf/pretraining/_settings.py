@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import _check, training
-from ..recipes import METRIC_DRIVEN, Recipe
+from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
 from ._presets import GPT2Config
 
 # Of one start, not of the run: a config.json with them would go back every time.
@@ -129,7 +129,7 @@ def flat(recipe: Recipe, model: GPT2Config, job: Job) -> dict[str, Any]:
         for field in dataclasses.fields(record)
         if field.name not in OF_ONE_START
     }
-    named["lr_scheduler_kwargs"] = dict(named["lr_scheduler_kwargs"])
+    named |= recipe_settings(recipe)
     named["text"] = [str(path) for path in named["text"]]
     return {
         name: str(value) if isinstance(value, Path) else value

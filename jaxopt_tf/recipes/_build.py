@@ -1,17 +1,24 @@
 """From a recipe to its schedule and its optimizer."""
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import optax
 
-from .._typing import ScalarOrSchedule, Schedule
-from ..optimizers import TorchLayout, adafactor_trainer, adamw_tf, clip
+from .._typing import PyTree, ScalarOrSchedule, Schedule
+from ..optimizers import TorchLayout, clip, decay_mask
 from ..schedules import MetricDrivenSchedule
-from ._recipe import Recipe, scheduler_of
+from ._named_optimizers import named_optimizer
+from ._rate_groups import REST, RateGroup, group_labels
+from ._recipe import Recipe
+from ._recipe_schedule import scheduler_of
 
 
 def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
-    """The recipe's learning rate.
+    """The recipe's learning rate, of the parameters that are in no rate group.
 
     Args:
         recipe: the numbers of the run.
@@ -25,43 +32,91 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
 
 
 def build_optimizer(
-    recipe: Recipe, *, layout: Mapping[str, TorchLayout] | None = None
+    recipe: Recipe,
+    *,
+    layout: Mapping[str, TorchLayout] | None = None,
+    layer_norms: Sequence[str] | None = None,
 ) -> optax.GradientTransformation:
     """The recipe's whole chain: clipping, then the optimizer with its schedule.
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
-    Without clipping (`max_grad_norm=0`) the chain has the one link. Biases and
-    normalisation layers are not decayed. Where a metric drives the schedule, the rate
-    is a number in the optimizer's state, at first `learning_rate`: `set_learning_rate`
-    changes it without compiling again.
+    Without clipping (`max_grad_norm=0`) the chain has the one link. With rate groups
+    the second is an `optax.multi_transform` of one optimizer per group, and clipping
+    stays outside, over all of them together. Where a metric drives the schedule, the
+    rate is a number in the optimizer's state, at first `learning_rate`:
+    `set_learning_rate` changes it without compiling again.
 
     Args:
         recipe: the numbers of the run.
         layout: for patterns that match whole leaf names, how torch would see the leaf:
-            `layouts` of `adafactor_tf`, for which stacked layers must be declared.
-            AdamW treats every element alike and has no use for it.
+            `layouts` of `adafactor_tf`, for which stacked layers must be declared. The
+            others treat every element alike and have no use for it.
+        layer_norms: paths of modules that are normalisation layers, for `decay_mask`:
+            Trainer goes by their types, which a tree of parameters does not show.
+            Must be given, if only as [], with the `decay_rule` "transformers_v4",
+            which knows them by nothing else.
 
     Returns:
         A transformation; its state holds `learning_rate`, and `grad_norm` if it clips.
+        With rate groups `get_learning_rate` gives a dict: the rate by the pattern of
+        the group, and that of all others as "rest".
 
-    Source: transformers 5.23 `trainer_optimizer.py`: "adamw_torch" and "adafactor".
+    Raises:
+        ValueError: if `layer_norms` is missing; when the state is made, if a path of
+            it or the pattern of a group matches nothing.
+
+    Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`;
+        `trainer_optimizer.py`.
     """
+    mask = _decay_mask(recipe, layer_norms)
+    make = functools.partial(named_optimizer, decay_mask=mask, layout=layout)
     schedule = build_schedule(recipe)
     learning_rate: ScalarOrSchedule = recipe.learning_rate
     if not isinstance(schedule, MetricDrivenSchedule):
         learning_rate = schedule
-    if recipe.optim == "adafactor":
-        optimizer = adafactor_trainer(
-            learning_rate, weight_decay=recipe.weight_decay, layouts=layout
-        )
-    else:
-        optimizer = adamw_tf(
-            learning_rate,
-            betas=(recipe.adam_beta1, recipe.adam_beta2),
-            eps=recipe.adam_epsilon,
-            weight_decay=recipe.weight_decay,
-        )
+    optimizer = make(recipe, learning_rate)
+    if recipe.rate_groups:
+        by_label = {REST: optimizer}
+        for group in recipe.rate_groups:
+            by_label[group.pattern] = make(recipe, _rate_of(recipe, group))
+        labels = group_labels(recipe.rate_groups)
+        optimizer = optax.multi_transform(by_label, _checked(labels, mask))
     if recipe.max_grad_norm == 0:
         return optax.chain(optimizer)
     return optax.chain(clip(recipe.max_grad_norm), optimizer)
+
+
+def _decay_mask(
+    recipe: Recipe, layer_norms: Sequence[str] | None
+) -> Callable[[PyTree], PyTree]:
+    rule = recipe.decay_rule
+    if rule == "transformers_v4" and recipe.weight_decay and layer_norms is None:
+        raise ValueError(
+            "`layer_norms` must be given with the `decay_rule` 'transformers_v4', got "
+            "None: it leaves out normalisation layers by their type, which a tree of "
+            "parameters does not show. Pass their paths, [] if there are none."
+        )
+    return functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+
+
+def _rate_of(recipe: Recipe, group: RateGroup) -> Schedule:
+    own = dataclasses.replace(recipe, rate_groups=(), **group.own)
+    schedule: Any = scheduler_of(own)  # no metric drives it: the recipe sees to that
+
+    def rate(step):
+        return jnp.float32(group.factor) * schedule(step)
+
+    return rate
+
+
+def _checked(
+    labels: Callable[[PyTree], PyTree], mask: Callable[[PyTree], PyTree]
+) -> Callable[[PyTree], PyTree]:
+    """Labels, after a look at the whole mask: a group shows it a part only."""
+
+    def checked(params):
+        mask(params)
+        return labels(params)
+
+    return checked

@@ -2,29 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
 from .. import _check
-from .._typing import Schedule
-from ..schedules import MetricDrivenSchedule, get_scheduler
-
-OPTIMIZERS = ("adamw_torch", "adafactor")
-_PHASED = "warmup_stable_decay"
-METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    _PHASED,
-    *METRIC_DRIVEN,
+from ..optimizers import DECAY_RULES
+from ._named_optimizers import named_optimizer
+from ._optim_args import read_optim_args
+from ._optimizer_names import optimizer_refusal
+from ._rate_groups import RateGroup, read_rate_groups, sorted_pairs
+from ._recipe_schedule import (
+    METRIC_DRIVEN,
+    SCHEDULES,
+    check_phases,
+    check_schedule,
+    check_steps,
 )
 
 
@@ -45,11 +38,22 @@ class Recipe:
         warmup_steps: updates during which the rate climbs, at most `max_steps`; or,
             below 1, their share of `max_steps`, rounded up. 0 where a metric drives the
             rate.
-        optim: "adamw_torch", or "adafactor" with the rate given, as the Trainer has it.
-        weight_decay: share taken off per unit of rate; biases and normalisation layers
-            are left out.
-        adam_beta1: decay rate of AdamW's first moment; from 0 to below 1.
-        adam_beta2: decay rate of AdamW's second moment; from 0 to below 1.
+        optim: the optimizer's name: "adamw_torch" (or one of its other kernels),
+            "adamw_hf" of version 4, "adafactor" with the rate given, as the Trainer has
+            it, "sgd", "adagrad", "rmsprop" or "lion_32bit".
+        optim_args: further arguments of sgd (momentum, dampening, nesterov), adagrad
+            (lr_decay, eps) and rmsprop (momentum, alpha, eps, centered): a mapping, or
+            "momentum=0.9,nesterov=true". Kept as sorted pairs.
+        weight_decay: share taken off per unit of rate (sgd, adagrad and rmsprop: times
+            the parameter, added to its gradient).
+        decay_rule: what is not decayed, as `decay_mask` takes it: "default",
+            "transformers_v5", "transformers_v4" or "examples".
+        rate_groups: parameters that learn at another rate: a list of `RateGroup`, or of
+            mappings of their fields; the first whose pattern is found counts.
+        adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
+            to below 1.
+        adam_beta2: decay rate of AdamW's second moment, the second beta of Lion; from
+            0 to below 1.
         adam_epsilon: added to AdamW's denominator; at least 0.
         max_grad_norm: limit of the gradients' joint norm; 0 for no clipping.
         label_smoothing_factor: share of the loss that is the mean over all classes;
@@ -58,8 +62,9 @@ class Recipe:
 
     Raises:
         ValueError, TypeError: if a number is out of range, a name is unknown, the
-            warm-up is longer than the training, the schedule refuses its arguments, or
-            its phases are longer than the training.
+            warm-up is longer than the training, the schedule or the optimizer refuses
+            its arguments, phases are longer than the training, or a metric drives the
+            rate of groups.
 
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
     Differs: phases that training would never reach the end of are refused, and so is a
@@ -74,7 +79,10 @@ class Recipe:
     lr_scheduler_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     warmup_steps: int | float = 0
     optim: str = "adamw_torch"
+    optim_args: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     weight_decay: float = 0.0
+    decay_rule: str = "default"
+    rate_groups: tuple[RateGroup, ...] = ()
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -97,12 +105,15 @@ class Recipe:
             _check.non_negative(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _check.fraction_below_one(name, getattr(self, name))
-        _check.one_of("optim", self.optim, OPTIMIZERS)
+        _check.one_of("decay_rule", self.decay_rule, DECAY_RULES)
         _check.one_of("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
-        _check_steps(self)
-        _set(self, "lr_scheduler_kwargs", _sorted_pairs(self.lr_scheduler_kwargs))
-        _check_schedule(self)
-        _check_phases(self)
+        check_steps(self)
+        _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
+        check_schedule(self)
+        check_phases(self)
+        _check_optimizer(self)
+        _set(self, "rate_groups", read_rate_groups(self.rate_groups))
+        _check_groups(self)
 
     @property
     def num_warmup_steps(self) -> int:
@@ -115,20 +126,26 @@ class Recipe:
         return math.ceil(self.max_steps * self.warmup_steps)
 
 
-def scheduler_of(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
-    """What `get_scheduler` makes of the recipe."""
-    options = dict(recipe.lr_scheduler_kwargs)
-    num_steps: int | None = recipe.max_steps
-    is_phased = recipe.lr_scheduler_type == _PHASED
-    if is_phased and options.get("num_stable_steps") is not None:
-        num_steps = None  # the schedule ends where its phases do
-    return get_scheduler(
-        recipe.lr_scheduler_type,
-        recipe.learning_rate,
-        recipe.num_warmup_steps,
-        num_steps,
-        options,
-    )
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as names and values that JSON has: what a file keeps of it.
+
+    Returns:
+        A dict that comes back from JSON as it is, and of which `Recipe(**settings)` is
+        an equal recipe.
+    """
+    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    for name in ("lr_scheduler_kwargs", "optim_args"):
+        settings[name] = dict(settings[name])
+    settings["rate_groups"] = [
+        {"pattern": group.pattern, "factor": group.factor, **_in_json(group.own)}
+        for group in recipe.rate_groups
+    ]
+    return settings
+
+
+def _in_json(own: dict[str, Any]) -> dict[str, Any]:
+    options = {n: dict(v) for n, v in own.items() if n == "lr_scheduler_kwargs"}
+    return {**own, **options}
 
 
 def _set(recipe: Recipe, name: str, value: Any) -> None:
@@ -147,64 +164,31 @@ def _count_or_share(name: str, value: Any) -> int | float:
     return _check.step_count(name, value)
 
 
-def _sorted_pairs(kwargs: Any) -> tuple[tuple[str, Any], ...]:
+def _check_optimizer(recipe: Recipe) -> None:
+    """Asks the optimizer itself whether it takes these arguments."""
+    refusal = optimizer_refusal(recipe.optim)
+    if refusal is not None:
+        raise ValueError(refusal)
+    _set(recipe, "optim_args", read_optim_args(recipe.optim, recipe.optim_args))
     try:
-        pairs = tuple(sorted(dict(kwargs or ()).items()))
-        hash(pairs)
+        named_optimizer(recipe, recipe.learning_rate)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            "`lr_scheduler_kwargs` must be a mapping from names to numbers or strings, "
-            f"got {kwargs!r}."
-        ) from error
-    return pairs
-
-
-def _check_steps(recipe: Recipe) -> None:
-    if recipe.max_steps == 0:
-        raise ValueError(
-            "`max_steps` must be at least 1, got 0. Pass the number of updates."
-        )
-    if recipe.num_warmup_steps > recipe.max_steps:
-        raise ValueError(
-            f"`warmup_steps` must be at most `max_steps`, which is {recipe.max_steps}, "
-            f"got {recipe.warmup_steps!r}: training would end before the rate has "
-            "arrived. Take a shorter warm-up (0.05, a twentieth of the steps, say) or "
-            "more steps."
-        )
-    if recipe.num_warmup_steps > 0 and recipe.lr_scheduler_type in METRIC_DRIVEN:
-        raise ValueError(
-            f"`warmup_steps` must be 0 with {recipe.lr_scheduler_type!r}: a metric "
-            f"drives the rate from the first step on, got {recipe.warmup_steps!r}. "
-            "Leave it out, or take a schedule that warms up, such as 'cosine'."
-        )
-
-
-def _check_schedule(recipe: Recipe) -> None:
-    """Asks the schedule itself whether it takes these arguments."""
-    try:
-        scheduler_of(recipe)
-    except (TypeError, ValueError) as error:
-        # In the schedule's own words, where step counts have another name.
-        told = str(error).replace("`num_training_steps`", "`max_steps`")
-        told = told.replace("`num_warmup_steps`", "`warmup_steps`")
         raise type(error)(
-            f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
-            f"`lr_scheduler_kwargs` {dict(recipe.lr_scheduler_kwargs)!r}: {told}"
+            f"`optim` {recipe.optim!r} with `optim_args` {recipe.optim_args!r}: {error}"
         ) from error
 
 
-def _check_phases(recipe: Recipe) -> None:
-    """Raises if the phases of warmup_stable_decay do not fit into the training."""
-    if recipe.lr_scheduler_type != _PHASED:
-        return
-    options = dict(recipe.lr_scheduler_kwargs)
-    stable = int(options.get("num_stable_steps") or 0)
-    decay = int(options["num_decay_steps"])
-    total = recipe.num_warmup_steps + stable + decay
-    if total > recipe.max_steps:
-        raise ValueError(
-            f"`lr_scheduler_kwargs` must have phases that fit into `max_steps`, which "
-            f"is {recipe.max_steps}, got {recipe.num_warmup_steps} steps of warm-up, "
-            f"{stable} of `num_stable_steps` and {decay} of `num_decay_steps`: {total} "
-            "in all. Shorten one of them, or take more steps."
-        )
+def _check_groups(recipe: Recipe) -> None:
+    """Raises unless each group is a recipe too."""
+    for group in recipe.rate_groups:
+        try:
+            own = replace(recipe, rate_groups=(), **group.own)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`rate_groups` {group.pattern!r}: {error}") from error
+        for name in (recipe.lr_scheduler_type, own.lr_scheduler_type):
+            if name in METRIC_DRIVEN:
+                raise ValueError(
+                    f"`rate_groups` must be empty with {name!r}, got "
+                    f"{group.pattern!r}: a metric drives one rate for all. Take a "
+                    "schedule of the step, or no groups."
+                )

@@ -10,6 +10,8 @@ from ._curves import linear as linear
 from ._curves import one_minus_sqrt as one_minus_sqrt
 from ._curves import polynomial as polynomial
 from ._curves import sqrt as sqrt
+from ._doubles import Double as Double
+from ._doubles import double_from_scalar as double_from_scalar
 from ._greedy import AverageState as AverageState
 from ._greedy import GreedyState as GreedyState
 from ._greedy import greedy as greedy

@@ -30,7 +30,7 @@ class Double(NamedTuple):
     exponent: jax.Array  # as high, int32
 
 
-def from_scalar(value: Scalar) -> Double:
+def double_from_scalar(value: Scalar) -> Double:
     """A host number as the double it is; an array as the float32 it is."""
     if isinstance(value, jax.Array):
         return _from_float32(value.astype(jnp.float32))

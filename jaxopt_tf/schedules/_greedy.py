@@ -117,7 +117,7 @@ def greedy(
     def init() -> GreedyState:
         # Arrays of their own, so that a step can take over the buffer of each.
         return GreedyState(
-            rate=_doubles.from_scalar(learning_rate),
+            rate=_doubles.double_from_scalar(learning_rate),
             best=improvement.worst(),
             num_bad_updates=jnp.zeros((), jnp.int32),
             num_good_updates=jnp.zeros((), jnp.int32),
@@ -148,7 +148,7 @@ def greedy(
             increase, _raised(state.rate, factor, max_lr, eps), state.rate
         )
         rate = _doubles.select(reduce, lowered(state.rate, factor, min_lr, eps), rate)
-        at_min = ~_doubles.less(_doubles.from_scalar(min_lr), rate)
+        at_min = ~_doubles.less(_doubles.double_from_scalar(min_lr), rate)
         reset_left = jnp.where(increase, reset_start, state.reset_left)
         reset_left -= (reduce & at_min).astype(jnp.int32)
         cooldown_left = state.cooldown_left - cooling.astype(jnp.int32)
@@ -173,11 +173,11 @@ def greedy(
 
 def _raised(rate: Double, factor: Scalar, max_lr: Scalar, eps: Scalar) -> Double:
     """min(rate / factor, max_lr), unless that is no more than `eps` away."""
-    most = _doubles.from_scalar(max_lr)
-    higher = _doubles.divide(rate, _doubles.from_scalar(factor))
+    most = _doubles.double_from_scalar(max_lr)
+    higher = _doubles.divide(rate, _doubles.double_from_scalar(factor))
     higher = _doubles.select(_doubles.less(most, higher), most, higher)
     worth_it = _doubles.less(rate, higher) & _doubles.less(
-        _doubles.from_scalar(eps), _doubles.subtract(higher, rate)
+        _doubles.double_from_scalar(eps), _doubles.subtract(higher, rate)
     )
     return _doubles.select(worth_it, higher, rate)
 

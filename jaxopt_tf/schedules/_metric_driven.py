@@ -81,10 +81,10 @@ def read_metric(metric: Any) -> TwoFloats:
 
 def lowered(rate: Double, factor: Scalar, min_lr: Scalar, eps: Scalar) -> Double:
     """max(rate * factor, min_lr), unless that is no more than `eps` away."""
-    least = _doubles.from_scalar(min_lr)
-    lower = _doubles.multiply(rate, _doubles.from_scalar(factor))
+    least = _doubles.double_from_scalar(min_lr)
+    lower = _doubles.multiply(rate, _doubles.double_from_scalar(factor))
     lower = _doubles.select(_doubles.less(lower, least), least, lower)
     worth_it = _doubles.less(lower, rate) & _doubles.less(
-        _doubles.from_scalar(eps), _doubles.subtract(rate, lower)
+        _doubles.double_from_scalar(eps), _doubles.subtract(rate, lower)
     )
     return _doubles.select(worth_it, lower, rate)

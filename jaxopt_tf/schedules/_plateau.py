@@ -86,7 +86,7 @@ def reduce_lr_on_plateau(
     def init() -> PlateauState:
         # Arrays of their own, so that a step can take over the buffer of each.
         return PlateauState(
-            rate=_doubles.from_scalar(learning_rate),
+            rate=_doubles.double_from_scalar(learning_rate),
             best=improvement.worst(),
             num_bad_updates=jnp.zeros((), jnp.int32),
             cooldown_left=jnp.zeros((), jnp.int32),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxopt_tf.cli._train import parse
 from jaxopt_tf.pretraining import GPT2Config, Job, flat
-from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.recipes import RateGroup, Recipe, layer_wise_decay
 
 
 @pytest.fixture
@@ -34,6 +34,20 @@ counts = st.integers(1, 2**31 - 1)
 names = st.text("abcxyz/._-0", min_size=1).filter(lambda name: name != "None")
 
 
+GROUPS = [
+    (),
+    layer_wise_decay(0.8, ["wte|wpe", r"h\.0\."]),
+    [
+        RateGroup(
+            pattern="wte",
+            lr_scheduler_type="polynomial",
+            lr_scheduler_kwargs={"lr_end": 0.0},
+            warmup_steps=0.1,
+        )
+    ],
+]
+
+
 @st.composite
 def recipes(draw):
     max_steps = draw(st.integers(100, 10**6))
@@ -47,13 +61,26 @@ def recipes(draw):
             ]
         )
     )
+    optim, optim_args = draw(
+        st.sampled_from(
+            [
+                ("adamw_torch", {}),
+                ("adafactor", ()),
+                ("sgd", "momentum=0.9,nesterov=true"),
+                ("rmsprop", {"centered": True, "alpha": 0.9}),
+            ]
+        )
+    )
     return Recipe(
         max_steps=max_steps,
         learning_rate=draw(st.floats(1e-6, 1.0)),
         lr_scheduler_type=name,
         lr_scheduler_kwargs=options,
         warmup_steps=draw(st.integers(0, 99) | st.floats(0.0, 0.9)),
-        optim=draw(st.sampled_from(["adamw_torch", "adafactor"])),
+        optim=optim,
+        optim_args=optim_args,
+        decay_rule=draw(st.sampled_from(["default", "transformers_v5", "examples"])),
+        rate_groups=draw(st.sampled_from(GROUPS)),
         weight_decay=draw(floats),
         adam_beta1=draw(shares),
         adam_beta2=draw(shares),

@@ -14,7 +14,7 @@ import pytest
 from jaxopt_tf.cli import main
 from jaxopt_tf.cli._train import parse
 from jaxopt_tf.pretraining import GPT2Config, Job, gpt2_preset
-from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.recipes import RateGroup, Recipe
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -89,7 +89,7 @@ def test_ready_tokens_need_a_vocabulary():
 def test_all_contradictions_stand_in_one_message():
     with pytest.raises(ValueError, match="`n_embd`") as refused:
         parsed(
-            "--n_embd 15 --optim sgd --text a.npy b.txt --load_best_model_at_end "
+            "--n_embd 15 --optim lomo --text a.npy b.txt --load_best_model_at_end "
             "--early_stopping_threshold 1 --eos_token_id 3"
         )
     named = re.findall(r"^ *`(\w+)` must", str(refused.value), re.MULTILINE)
@@ -237,3 +237,14 @@ def test_a_file_of_transformers_runs_with_its_numbers(tmp_path, text):
     path = Path(__file__).parents[1] / "data/training_arguments_4.46.json"
     recipe, *_ = parsed(f"--config {path} --max_steps 10 --text {text}")
     assert recipe == Recipe(max_steps=10)
+
+
+@pytest.mark.parametrize("args", ["momentum=0.9,nesterov=true", '{"momentum": 0.9}'])
+def test_an_optimizer_takes_its_arguments_as_transformers_writes_them(args):
+    recipe, *_ = parse(["--optim", "sgd", "--optim_args", args])
+    assert dict(recipe.optim_args)["momentum"] == 0.9
+
+
+def test_rate_groups_are_json():
+    recipe, *_ = parse(["--rate_groups", '[{"pattern": "wte", "factor": 0.1}]'])
+    assert recipe.rate_groups == (RateGroup(pattern="wte", factor=0.1),)

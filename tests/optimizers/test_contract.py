@@ -15,9 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxopt_tf.optimizers import (
     adafactor_tf,
     adafactor_trainer,
+    adagrad_tf,
     adamw_hf_v4,
     adamw_tf,
     clip,
+    lion_tf,
+    rmsprop_tf,
+    sgd_tf,
 )
 
 
@@ -34,6 +38,16 @@ TRANSFORMATIONS = {
     "adafactor_tf": lambda: adafactor_tf(),
     "adafactor_tf momentum": lambda: adafactor_tf(beta1=0.9, weight_decay=0.1),
     "adafactor_trainer": lambda: adafactor_trainer(rising, weight_decay=0.1),
+    "sgd_tf": lambda: sgd_tf(1e-3),
+    "sgd_tf momentum": lambda: sgd_tf(
+        rising, momentum=0.9, dampening=0.1, weight_decay=0.1
+    ),
+    "adagrad_tf": lambda: adagrad_tf(rising, lr_decay=0.1, weight_decay=0.1),
+    "rmsprop_tf": lambda: rmsprop_tf(1e-3),
+    "rmsprop_tf all": lambda: rmsprop_tf(
+        rising, momentum=0.9, centered=True, weight_decay=0.1
+    ),
+    "lion_tf": lambda: lion_tf(1e-3, weight_decay=0.1),
     "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
 }
 # Those that have a state per parameter, in `init(params)`.
@@ -185,7 +199,15 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
 @pytest.mark.promotion_of_others
 @pytest.mark.parametrize(
     "factory",
-    [adamw_tf, adamw_hf_v4, adafactor_trainer, clip],
+    [
+        adamw_tf,
+        adamw_hf_v4,
+        adafactor_trainer,
+        sgd_tf,
+        adagrad_tf,
+        lion_tf,
+        clip,
+    ],
     ids=lambda factory: factory.__name__,
 )
 def test_works_under_inject_hyperparams(factory):

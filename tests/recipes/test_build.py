@@ -11,10 +11,16 @@ import pytest
 from jaxopt_tf.optimizers import (
     TorchLayout,
     adafactor_trainer,
+    adagrad_tf,
+    adamw_hf_v4,
     adamw_tf,
     clip,
+    decay_mask,
     get_learning_rate,
+    lion_tf,
+    rmsprop_tf,
     set_learning_rate,
+    sgd_tf,
 )
 from jaxopt_tf.recipes import Recipe, build_optimizer, build_schedule
 from jaxopt_tf.schedules import (
@@ -90,6 +96,42 @@ def test_adafactor_is_the_chain_written_by_hand():
         clip(0.5), adafactor_trainer(schedule_by_hand(), weight_decay=0.2)
     )
     assert_same_run(build_optimizer(recipe), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("optim", "args", "by_hand"),
+    [
+        ("adamw_torch_fused", {},
+         lambda rate: adamw_tf(rate, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2)),
+        ("adamw_hf", {},
+         lambda rate: adamw_hf_v4(rate, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2)),
+        ("lion_32bit", {},
+         lambda rate: lion_tf(rate, betas=(0.8, 0.9), weight_decay=0.2)),
+        ("sgd", {"momentum": 0.5},
+         lambda rate: sgd_tf(rate, momentum=0.5, weight_decay=0.2)),
+        ("adagrad", {"eps": 0.1},
+         lambda rate: adagrad_tf(rate, eps=0.1, weight_decay=0.2)),
+        ("rmsprop", {"alpha": 0.5},
+         lambda rate: rmsprop_tf(rate, alpha=0.5, weight_decay=0.2)),
+    ],
+)  # fmt: skip
+def test_every_name_is_the_chain_written_by_hand(optim, args, by_hand):
+    recipe = dataclasses.replace(RECIPE, optim=optim, optim_args=args)
+    chain = optax.chain(clip(0.5), by_hand(schedule_by_hand()))
+    assert_same_run(build_optimizer(recipe), chain)
+
+
+@pytest.mark.parametrize("rule", ["examples", "transformers_v4", "transformers_v5"])
+def test_the_rule_of_decay_and_named_layers_reach_the_optimizer(rule):
+    params = {"mixing": {"weight": jnp.ones(3), "bias": jnp.ones(3)}, "w": jnp.ones(3)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    recipe = dataclasses.replace(RECIPE, decay_rule=rule, warmup_steps=0)
+    for layer_norms in ([], ["mixing"]):
+        optimizer = build_optimizer(recipe, layer_norms=layer_norms)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        is_decayed = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
+        expected = decay_mask(params, rule=rule, layer_norms=layer_norms)
+        assert is_decayed == expected
 
 
 def test_does_not_clip_with_a_limit_of_0():

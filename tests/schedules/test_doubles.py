@@ -55,10 +55,10 @@ def test_compares_and_converts_as_doubles_do(pairs):
     np.testing.assert_array_equal(_doubles.less(from_numpy(a), from_numpy(b)), a < b)
     single = _doubles.to_float32(from_numpy(a))
     np.testing.assert_array_equal(single, a.astype(np.float32))
-    back = to_numpy(_doubles.from_scalar(single))
+    back = to_numpy(_doubles.double_from_scalar(single))
     np.testing.assert_array_equal(back, a.astype(np.float32))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 5e-5, 1e300, 1e-300])
 def test_a_host_number_is_kept_bit_for_bit(value):
-    assert to_numpy(_doubles.from_scalar(value)) == value
+    assert to_numpy(_doubles.double_from_scalar(value)) == value

@@ -1,0 +1,34 @@
+"""The border: a run of Transformers' Trainer comes in and goes out; torch and JAX.
+
+torch and Transformers are imported by the functions that need them.
+"""
+
+from ._hf_arguments import FromTransformers as FromTransformers
+from ._hf_arguments import recipe_from_transformers as recipe_from_transformers
+from ._hf_checkpoint import TrainerCheckpoint as TrainerCheckpoint
+from ._hf_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
+from ._hf_checkpoint_write import write_trainer_checkpoint as write_trainer_checkpoint
+from ._hf_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
+from ._hf_fields import is_set as is_set
+from ._hf_translation import (
+    translate_training_arguments as translate_training_arguments,
+)
+from ._metric_state import metric_state_from_torch as metric_state_from_torch
+from ._metric_state import torch_from_metric_state as torch_from_metric_state
+from ._model_file import read_params as read_params
+from ._param_groups import check_param_groups as check_param_groups
+from ._param_groups import param_groups_from_recipe as param_groups_from_recipe
+from ._param_names import ParamNames as ParamNames
+from ._param_names import match_names as match_names
+from ._pieces import Piece as Piece
+from ._scheduler_state import schedule_step_from_torch as schedule_step_from_torch
+from ._scheduler_state import torch_from_schedule_step as torch_from_schedule_step
+from ._torch_files import load_torch as load_torch
+from ._torch_files import save_torch as save_torch
+from ._torch_model import TorchModel as TorchModel
+from ._torch_model import TorchParam as TorchParam
+from ._torch_model import torch_model_from_config as torch_model_from_config
+from ._torch_model import torch_model_from_module as torch_model_from_module
+from ._torch_model import torch_model_from_shapes as torch_model_from_shapes
+from ._torch_state import opt_state_from_torch as opt_state_from_torch
+from ._torch_state import torch_from_opt_state as torch_from_opt_state

@@ -1,0 +1,220 @@
+"""TrainingArguments -> Recipe, refusing what it cannot keep."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .. import _check
+from ..recipes import METRIC_DRIVEN, Recipe
+from ._hf_fields import TRAINING_ARGUMENTS, is_set
+from ._hf_source import read_training_arguments
+from ._hf_translation import Translation, is_true, translate_training_arguments
+from ._hf_version import Era, era_of
+
+# Fields of a job, under whose names a recipe has nothing.
+_OF_A_JOB = {
+    "bf16": "elsewhere",
+    "eval_steps": "neutral",
+    "gradient_checkpointing": "neutral",
+    "load_best_model_at_end": "elsewhere",
+    "logging_steps": "neutral",
+    "output_dir": "neutral",
+    "resume_from_checkpoint": "neutral",
+    "save_steps": "neutral",
+    "save_total_limit": "neutral",
+    # Of Seq2SeqTrainingArguments.
+    "generation_config": "neutral",
+    "generation_max_length": "neutral",
+    "generation_num_beams": "neutral",
+    "predict_with_generate": "neutral",
+    "sortish_sampler": "elsewhere",
+}
+_OF_A_RECIPE = frozenset(field.name for field in fields(Recipe))
+_LENGTHS = ("adafactor", "num_train_epochs", "warmup_ratio")
+# Trainer hands them no arguments at all.
+_TAKES_NO_KWARGS = ("constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTransformers:
+    """A recipe, and what became of each of the TrainingArguments.
+
+    Attributes:
+        recipe: the numbers of the updates; its `decay_rule` is Trainer's.
+        versions: of Transformers, whose rules were followed: "5", "4.53 to 4.57", ...
+        honoured: names of the fields that the recipe has, under this name or another.
+        elsewhere: fields that decide numbers, but not those of the optimizer: the
+            precision, the order of the data, which metric drives the schedule.
+        without_effect: fields that are not as usual and change no number here.
+        notes: sentences on what is otherwise here with the same numbers.
+    """
+
+    recipe: Recipe
+    versions: str
+    honoured: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    without_effect: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def recipe_from_transformers(
+    source: Any, *, num_examples: int | None = None, num_devices: int | None = None
+) -> FromTransformers:
+    """The recipe that Trainer would follow with these TrainingArguments.
+
+    Steps come from epochs as Trainer computes them: batches of an epoch are rounded up
+    (down with `dataloader_drop_last`), so are its updates (down until 4.51) and the
+    steps of all epochs.
+
+    Args:
+        source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
+            file or of a `training_args.bin`. That is a pickle, of which nothing is run.
+        num_examples: length of the training data; needed where `max_steps` is not set.
+        num_devices: how many took part, each with a batch of its own; None for what
+            the source says, or 1.
+
+    Returns:
+        The recipe and a report.
+
+    Raises:
+        ValueError: naming all that would change the numbers and is not here, and all
+            unknown names, at once; or if a file is no good.
+        TypeError: if the source is of another kind.
+
+    Source: transformers 5.23 and 4.40 to 4.57, `trainer.py`, `training_args.py`,
+        `trainer_optimizer.py`.
+    Differs: a warm-up longer than the training, phases that do not fit into it, and
+        misspelt `optim_args` are refused; Trainer takes them.
+    """
+    if num_examples is not None:
+        num_examples = _check.step_count("num_examples", num_examples, least=1)
+    if num_devices is not None:
+        num_devices = _check.step_count("num_devices", num_devices, least=1)
+    found = read_training_arguments(source)
+    era = era_of(found.given)
+    known_devices = num_devices or found.num_devices
+    given = {
+        n: v for n, v in found.given.items() if not _is_device(n) or not known_devices
+    }
+    problems: list[str] = []
+    steps = _steps(given, num_examples, known_devices or 1, era, problems)
+    taken = translate_training_arguments(given, max_steps=steps, era=era)
+    problems += [_told(refusal) for refusal in taken.refusals]
+    _as_trainer_calls_it(taken)
+    settings, elsewhere, neutral = _sorted(given, taken, problems)
+    settings["max_steps"] = 2**31 - 1 if steps is None else steps
+    settings["decay_rule"] = era.decay_rule
+    try:
+        recipe = Recipe(**settings)
+    except (TypeError, ValueError) as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(f"{found.name}: " + "\n  ".join(problems))
+    honoured = [
+        n for n in given if n in settings or (n in _LENGTHS and is_set(given[n]))
+    ]
+    return FromTransformers(
+        recipe=recipe,
+        versions=era.versions,
+        honoured=tuple(sorted(honoured)),
+        elsewhere=tuple(sorted(elsewhere)),
+        without_effect=tuple(sorted(neutral)),
+        notes=tuple(taken.notes),
+    )
+
+
+def _steps(
+    given: Mapping[str, Any],
+    num_examples: int | None,
+    num_devices: int,
+    era: Era,
+    problems: list[str],
+) -> int | None:
+    """The number of updates; None, and a problem, where it is not known."""
+    try:
+        steps: Any = given.get("max_steps")
+        if is_set(steps) and (not isinstance(steps, int | float) or steps >= 0):
+            return _check.step_count("max_steps", steps)
+        epochs = given.get("num_train_epochs", 3.0)
+        _check.positive("num_train_epochs", epochs)
+        if num_examples is None:
+            problems.append(
+                f"`num_train_epochs` {epochs!r}: how many steps they have is not known "
+                "without the data; pass `num_examples`, or set `max_steps`."
+            )
+            return None
+        batch = num_devices * _count(given, "per_device_train_batch_size", 8)
+        accumulated = _count(given, "gradient_accumulation_steps", 1)
+        drops_last = is_true(given.get("dataloader_drop_last"))
+        batches = num_examples // batch if drops_last else -(-num_examples // batch)
+        updates = (
+            -(-batches // accumulated) if era.rounds_up else batches // accumulated
+        )
+        return _check.step_count("max_steps", math.ceil(epochs * max(1, updates)))
+    except (TypeError, ValueError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _count(given: Mapping[str, Any], name: str, default: int) -> int:
+    return _check.step_count(name, given.get(name, default), least=1)
+
+
+def _as_trainer_calls_it(taken: Translation) -> None:
+    """Leaves out what Trainer does not hand to the schedule."""
+    settings = taken.settings
+    schedule = settings.get("lr_scheduler_type", "linear")
+    kwargs = settings.get("lr_scheduler_kwargs")
+    if isinstance(kwargs, str) and kwargs.lstrip().startswith("{"):
+        settings["lr_scheduler_kwargs"] = kwargs = json.loads(kwargs)
+    if schedule in _TAKES_NO_KWARGS and is_set(kwargs):
+        del settings["lr_scheduler_kwargs"]
+        taken.notes.append(
+            f"`lr_scheduler_kwargs`: Trainer reads none for {schedule!r}"
+        )
+    warm_up = settings.get("warmup_steps")
+    if isinstance(warm_up, float) and warm_up > 1:
+        settings["warmup_steps"] = int(warm_up)
+    if schedule in METRIC_DRIVEN and warm_up:
+        del settings["warmup_steps"]
+        taken.notes.append(f"`warmup_steps`: {schedule!r} has none in Trainer either")
+
+
+def _sorted(
+    given: Mapping[str, Any], taken: Translation, problems: list[str]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The recipe's settings, and names of the fields that are elsewhere or neutral."""
+    settings: dict[str, Any] = {}
+    elsewhere, neutral = list(taken.elsewhere), list(taken.neutral)
+    for name, value in taken.settings.items():
+        if name in _OF_A_RECIPE:
+            if is_set(value):
+                settings[name] = value
+        elif name in _OF_A_JOB:
+            if is_set(value) and value is not False:
+                (elsewhere if _OF_A_JOB[name] == "elsewhere" else neutral).append(name)
+        else:
+            known = [*_OF_A_RECIPE, *_OF_A_JOB, *TRAINING_ARGUMENTS]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            problems.append(f"`{name}` must be one of TrainingArguments.{hint}")
+    seed = given.get("data_seed")
+    if is_set(seed) and seed != given.get("seed"):
+        elsewhere.append("data_seed")
+    return settings, elsewhere, neutral
+
+
+def _is_device(name: str) -> bool:
+    return name in TRAINING_ARGUMENTS and TRAINING_ARGUMENTS[name].kind == "devices"
+
+
+def _told(refusal: str) -> str:
+    """A refusal of the table, with the cure that there is here."""
+    name = refusal.split("`")[1]
+    if not _is_device(name):
+        return refusal
+    value = refusal.partition("` ")[2].partition(":")[0]
+    return f"`{name}` {value}: more than one device took part; pass `num_devices`."

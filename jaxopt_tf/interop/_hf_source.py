@@ -1,0 +1,167 @@
+"""TrainingArguments from wherever they are, as names and plain values."""
+
+import dataclasses
+import enum
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ._safe_pickle import NotAllowedError, Record, load_inert
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
+# What an object has besides its fields.
+_NO_FIELDS = """_n_gpu _setup_devices __cached__setup_devices deepspeed_plugin
+distributed_state fsdp_plugin_args hf_deepspeed_config mixed_precision"""
+_MAX_BYTES = 2**24  # the real ones have some thousands
+
+
+class Source(NamedTuple):
+    """What was found."""
+
+    given: dict[str, Any]  # names and values, as JSON would have them
+    num_devices: int | None  # how many took part, where it says so
+    name: str  # for errors
+
+
+def read_training_arguments(source: Any) -> Source:
+    """TrainingArguments as names and plain values.
+
+    Args:
+        source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
+            file or of a `training_args.bin`, which is read without running it.
+
+    Raises:
+        ValueError: if it is a file that cannot be read, is cut short, is neither, or
+            names anything but what TrainingArguments are made of.
+        TypeError: if it is something else.
+    """
+    if isinstance(source, Mapping):
+        return Source(_plain(dict(source)), None, "TrainingArguments")
+    if _is_training_arguments(source):
+        names = [field.name for field in dataclasses.fields(source)]
+        given = {name: _plain(getattr(source, name)) for name in names}
+        num_devices = source.world_size * max(1, source.n_gpu)
+        return Source(given, num_devices, "TrainingArguments")
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return Source(_from_json(source.encode()), None, "TrainingArguments")
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
+            f"file, got {type(source).__name__}."
+        )
+    return _read_file(Path(source))
+
+
+def _read_file(path: Path) -> Source:
+    try:
+        content = path.read_bytes()[: _MAX_BYTES + 1]
+    except OSError as error:
+        raise ValueError(
+            f"`source` must be a file that can be read, got {str(path)!r}: "
+            f"{error.strerror}."
+        ) from error
+    try:
+        if content.lstrip()[:1] == b"{":
+            return Source(_from_json(content), None, str(path))
+        given, num_devices = _from_record(_from_torch(content))
+    except NotAllowedError as error:
+        raise ValueError(
+            f"{path} must hold TrainingArguments and what they are made of, but it "
+            f"names {error}, which was not loaded or run. If you trust where it comes "
+            "from, load it in torch and pass `args.to_json_string()`."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} must be JSON or what torch.save made of TrainingArguments, but "
+            f"{error}"
+        ) from error
+    return Source(given, num_devices, str(path))
+
+
+def _from_torch(content: bytes) -> Any:
+    if not content:
+        raise ValueError("it is empty. Copy it again.")
+    if len(content) > _MAX_BYTES:
+        raise ValueError("it is larger than 16 MiB. Name training_args.bin itself.")
+    try:
+        if content[:2] == b"PK":
+            return load_inert(io.BytesIO(_pickle_of_zip(content)))
+        if content[:1] == b"\x80":
+            return _from_legacy(io.BytesIO(content))
+    except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"it is cut short or damaged: {error}.") from error
+    raise ValueError(f"it begins with {content[:8]!r}, as neither does.")
+
+
+def _pickle_of_zip(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
+        if len(found) != 1 or found[0].file_size > _MAX_BYTES:
+            raise ValueError("there is no data.pkl of their size in it")
+        return archive.read(found[0])
+
+
+def _from_legacy(stream: io.BytesIO) -> Any:
+    if load_inert(stream) != _MAGIC:
+        raise ValueError("it is a pickle, but not torch's")
+    for _ in ("protocol", "system"):
+        load_inert(stream)
+    return load_inert(stream)
+
+
+def _from_record(found: Any) -> tuple[dict[str, Any], int | None]:
+    kind = getattr(type(found), "kind", type(found).__name__)
+    if not kind.endswith("TrainingArguments"):
+        raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
+    attributes = vars(found)
+    state = attributes.get("distributed_state")
+    num_processes = getattr(state, "num_processes", None)
+    num_gpus = attributes.get("_n_gpu")
+    num_devices = None
+    if isinstance(num_processes, int) and isinstance(num_gpus, int):
+        num_devices = num_processes * max(1, num_gpus)
+    given = {n: _plain(v) for n, v in attributes.items() if n not in _NO_FIELDS.split()}
+    return given, num_devices
+
+
+def _from_json(content: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(content, object_pairs_hook=_without_repetition)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"line {error.lineno}, column {error.colno} is not JSON: {error.msg}."
+        ) from error
+
+
+def _is_training_arguments(source: Any) -> bool:
+    names = [kind.__name__ for kind in type(source).__mro__]
+    return dataclasses.is_dataclass(source) and "TrainingArguments" in names
+
+
+def _plain(value: Any) -> Any:
+    """Enums as their values, paths as strings, configurations as dicts."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Record):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(
+            {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        )
+    if isinstance(value, Path):
+        return str(value)
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in named:
+            raise ValueError(f"`{name}` is in it twice. Delete one.")
+        named[name] = value
+    return named

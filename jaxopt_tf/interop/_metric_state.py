@@ -1,0 +1,192 @@
+"""`scheduler.pt` of schedules that a metric drives: all that they remember."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _check, _two_floats, schedules
+from ..schedules import AverageState, GreedyState, PlateauState, greedy
+
+# torch's name for a setting, where it has another or a list of them.
+_PLATEAU_NAMES = {"min_lr": "min_lrs"}
+_GREEDY_NAMES = {
+    "min_lr": "min_lrs",
+    "max_lr": "max_lrs",
+    "reset_start": "reset_start_original",
+}
+_FUNCTIONS = {
+    "reduce_lr_on_plateau": (schedules.reduce_lr_on_plateau, _PLATEAU_NAMES),
+    "greedy": (greedy, _GREEDY_NAMES),
+}
+
+
+def metric_state_from_torch(
+    scheduler_state: Mapping[str, Any], name: str, settings: Mapping[str, Any]
+) -> PlateauState | GreedyState:
+    """What `reduce_lr_on_plateau` or `greedy` remembers, read from `scheduler.pt`.
+
+    The rate is torch's double, bit for bit; metrics are held to 2^-48, as the schedule
+    holds them.
+
+    Args:
+        scheduler_state: torch's `scheduler.state_dict()`.
+        name: "reduce_lr_on_plateau" or "greedy".
+        settings: the recipe's `lr_scheduler_kwargs`; what is not in it has its default.
+
+    Raises:
+        ValueError: if it is no state of this schedule, if groups have different rates,
+            or if its settings contradict the recipe's: all are listed.
+
+    Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau.state_dict`;
+        transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
+    """
+    _check.one_of("name", name, _FUNCTIONS)
+    wanted = _settings(name, settings)
+    own = {"num_bad_epochs", "cooldown_counter", "best", "_last_lr", *wanted}
+    own |= {"num_good_epochs"} if name == "greedy" else {"mode_worse"}
+    missing = sorted(own - set(scheduler_state))
+    if missing:
+        raise ValueError(
+            f"`scheduler_state` must be of {name!r}, got one without {missing}. Take "
+            "the schedule that the file is of."
+        )
+    found = {key: scheduler_state[key] for key in wanted}
+    odd = [
+        f"`{key}` is {found[key]!r} and the recipe's {value!r}"
+        for key, value in wanted.items()
+        if not _is_same(found[key], value)
+    ]
+    if odd:
+        raise ValueError(
+            f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}. Take the "
+            "recipe that the run was begun with."
+        )
+    rate = schedules.double_from_scalar(_one_rate(scheduler_state["_last_lr"]))
+    best = _two_floats.from_float(float(scheduler_state["best"]))
+    bad, cooldown = (
+        jnp.int32(scheduler_state[key])
+        for key in ("num_bad_epochs", "cooldown_counter")
+    )
+    if name == "reduce_lr_on_plateau":
+        return PlateauState(rate, best, bad, cooldown)
+    return GreedyState(
+        rate=rate,
+        best=best,
+        num_bad_updates=bad,
+        num_good_updates=jnp.int32(scheduler_state["num_good_epochs"]),
+        cooldown_left=cooldown,
+        warmup_left=jnp.int32(scheduler_state["warmup_counter"]),
+        reset_left=jnp.int32(scheduler_state["reset_start"]),
+        average=_average(scheduler_state),
+    )
+
+
+def torch_from_metric_state(
+    state: PlateauState | GreedyState,
+    settings: Mapping[str, Any],
+    base_lrs: Sequence[float],
+    num_metrics: int,
+) -> dict[str, Any]:
+    """The state with which torch's `ReduceLROnPlateau` or `GreedyLR` goes on.
+
+    Args:
+        state: what the schedule remembers.
+        settings: the recipe's `lr_scheduler_kwargs`.
+        base_lrs: the first rate of each parameter group.
+        num_metrics: how many metrics it has seen; torch only counts them.
+
+    Source: as for `metric_state_from_torch`.
+    """
+    name = "greedy" if isinstance(state, GreedyState) else "reduce_lr_on_plateau"
+    groups = len(base_lrs)
+    values = _settings(name, settings)
+    for key in ("min_lrs", "max_lrs"):
+        if key in values:
+            values[key] = [values[key]] * groups
+    state_dict = {
+        **values,
+        "last_epoch": num_metrics,
+        "_last_lr": [_double(state.rate)] * groups,
+        "best": _float(state.best),
+        "cooldown_counter": int(state.cooldown_left),
+        "num_bad_epochs": int(state.num_bad_updates),
+    }
+    if isinstance(state, PlateauState):
+        worst = math.inf if values["mode"] == "min" else -math.inf
+        least = values["min_lrs"][0]
+        return {**state_dict, "default_min_lr": least, "mode_worse": worst}
+    state_dict |= {
+        "warmup_counter": int(state.warmup_left),
+        "num_good_epochs": int(state.num_good_updates),
+        "reset_start": int(state.reset_left),
+        "verbose": False,
+        "_init_lrs": [float(rate) for rate in base_lrs],
+    }
+    if state.average is not None:
+        state_dict["_streaming_avg"] = _streaming_average(state.average)
+    return state_dict
+
+
+def _settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of the schedule under torch's name, the defaults included."""
+    function, names = _FUNCTIONS[name]
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(function).parameters.items()
+        if key != "learning_rate"
+    }
+    return {names.get(k, k): settings.get(k, v) for k, v in defaults.items()}
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    values = found if isinstance(found, list | tuple) else [found]
+    return all(value == wanted for value in values)
+
+
+def _one_rate(rates: Sequence[float]) -> float:
+    if len(set(rates)) != 1:
+        raise ValueError(
+            "`scheduler_state` must have one rate for all groups, got "
+            f"{list(rates)}: a schedule that a metric drives has one here."
+        )
+    return float(rates[0])
+
+
+def _average(scheduler_state: Mapping[str, Any]) -> AverageState | None:
+    held = scheduler_state.get("_streaming_avg")
+    if held is None:
+        return None
+    values = np.zeros(held["window_size"], np.float64)
+    values[: len(held["values"])] = held["values"]
+    return AverageState(
+        values=_two_floats.from_float(values),
+        total=_two_floats.from_float(held["sum"]),
+        place=jnp.int32(len(held["values"]) % held["window_size"]),
+        num_values=jnp.int32(len(held["values"])),
+    )
+
+
+def _streaming_average(average: AverageState) -> dict[str, Any]:
+    high, low = (np.asarray(half, np.float64) for half in average.values)
+    values = high + low
+    size, held = len(values), int(average.num_values)
+    oldest = int(average.place) if held == size else 0
+    ordered = np.roll(values, -oldest)[:held]
+    return {
+        "window_size": size,
+        "values": ordered.tolist(),
+        "sum": _float(average.total),
+    }
+
+
+def _float(pair: Any) -> float:
+    return float(np.float64(pair.high) + np.float64(pair.low))
+
+
+def _double(double: Any) -> float:
+    bits = int(double.high) << 32 | int(double.low)
+    return math.ldexp(bits, int(double.exponent) - 63)

@@ -1,0 +1,201 @@
+"""A torch optimizer's state dict: whose it is, and which parameter has which number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ._param_names import ParamNames
+from ._torch_files import as_numpy
+
+ADAMW, ADAFACTOR = "AdamW", "Adafactor"
+
+Groups = Sequence[Sequence[str]]
+
+# A key that only one format has, and that format.
+_OTHERS = {
+    "base_optimizer_state": "DeepSpeed's ZeRO",
+    "zero_stage": "DeepSpeed's ZeRO",
+    "optimizer_state_dict": "DeepSpeed",
+    "fp32_flat_groups": "DeepSpeed's ZeRO",
+    "single_partition_of_fp32_groups": "DeepSpeed's ZeRO",
+    "shard_metadata": "FSDP's shards",
+    "state1": "bitsandbytes",
+    "qmap1": "bitsandbytes 8-bit",
+    "absmax1": "bitsandbytes 8-bit",
+}
+
+
+class TorchState(NamedTuple):
+    """A state dict whose numbers have been given names."""
+
+    kind: str | None  # "AdamW" or "Adafactor"; None: nothing was updated yet
+    entries: Mapping[Any, Mapping[str, Any]]  # by number
+    numbers: Mapping[str, Any]  # by torch name: the number
+    groups: Sequence[Mapping[str, Any]]  # the settings of each group, with its `params`
+    group_of: Mapping[str, int]  # by torch name
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """What torch keeps for a parameter; empty if it was never updated."""
+        number = self.numbers.get(name)  # None where it is frozen
+        return self.entries.get(number, {})
+
+
+def read_state_dict(
+    state_dict: Any, names: ParamNames, groups: Groups | None
+) -> TorchState:
+    """Gives names to the parameters' numbers; raises if the format is not torch's.
+
+    Names come from the file where it has them (`param_names`), else from `groups`, else
+    from Trainer's two groups; of one group alone, from `named_parameters()`.
+    """
+    kind = _check_format(state_dict)
+    saved = state_dict["param_groups"]
+    named = _named_groups(saved, names, groups)
+    numbers: dict[str, Any] = {}
+    for group, group_names in zip(saved, named, strict=True):
+        numbers |= dict(zip(group_names, group["params"], strict=True))
+    group_of = {name: i for i, group in enumerate(named) for name in group}
+    state = TorchState(kind, state_dict["state"], numbers, saved, group_of)
+    _check_all_there(state, names)
+    _check_shapes(state, names)
+    return state
+
+
+def _check_format(state_dict: Any) -> str | None:
+    """Which optimizer's it is; raises if it is none of torch's AdamW and Adafactor."""
+    found = [key for key in _keys(state_dict) if key in _OTHERS]
+    if found:
+        raise ValueError(
+            f"`state_dict` must be torch's own, got one of {_OTHERS[found[0]]}, by "
+            f"its key {found[0]!r}. Save it with plain torch, or bring over the "
+            "parameters alone."
+        )
+    is_torch = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(
+        state_dict
+    )
+    if not is_torch:
+        keys = sorted(map(str, _keys(state_dict)))[:5]
+        raise ValueError(
+            "`state_dict` must have `state` and `param_groups`, as torch's "
+            f"`optimizer.state_dict()` has, got {type(state_dict).__name__} of {keys}."
+        )
+    if any(isinstance(index, str) for index in state_dict["state"]):
+        raise ValueError(
+            "`state_dict` must number its parameters, got names, as FSDP has them. "
+            "Save it with plain torch, or bring over the parameters alone."
+        )
+    keys = sorted({key for key in _keys(state_dict["state"]) if isinstance(key, str)})
+    if "max_exp_avg_sq" in keys:
+        raise ValueError(
+            "`state_dict` must be without `amsgrad`, got `max_exp_avg_sq`, which no "
+            "optimizer here keeps."
+        )
+    if {"exp_avg", "exp_avg_sq"} <= set(keys) and "RMS" not in keys:
+        return ADAMW
+    if "RMS" in keys:
+        return ADAFACTOR
+    if not keys:
+        return None
+    raise ValueError(
+        f"`state_dict` must be of torch's AdamW or Transformers' Adafactor, got {keys}."
+    )
+
+
+def _keys(node: Any) -> Iterator[Any]:
+    """The keys of a dict and, two dicts deep, of the dicts in it."""
+    if not hasattr(node, "__getitem__") or not hasattr(node, "__iter__"):
+        return
+    if isinstance(node, str | list | tuple):
+        return
+    for key in node:
+        yield key
+        value = node[key]
+        if isinstance(value, Mapping):
+            yield from value
+            for inner in value.values():
+                if isinstance(inner, Mapping):
+                    yield from inner
+
+
+def _named_groups(
+    saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
+) -> Groups:
+    if all("param_names" in group for group in saved):
+        return [list(group["param_names"]) for group in saved]
+    wanted = check_group_count(len(saved), names, groups)
+    lengths = [len(group["params"]) for group in saved]
+    if lengths != [len(group) for group in wanted]:
+        raise ValueError(
+            f"`state_dict` must have groups of {[len(group) for group in wanted]} "
+            f"parameters, got {lengths}. Another rule of decay or frozen parameters "
+            "make other groups: pass the names of each as `groups`."
+        )
+    return wanted
+
+
+def check_group_count(
+    num_groups: int, names: ParamNames, groups: Groups | None
+) -> Groups:
+    """The names of each group: as given, Trainer's two, or all in one.
+
+    Raises:
+        ValueError: if the order is not known, or if there are more groups or fewer.
+    """
+    wanted = groups if groups is not None else names.model.groups
+    if wanted is None:
+        raise ValueError(
+            "`groups` must be given, got None: neither the file nor `names` tells in "
+            "which order torch was given the parameters. Pass the names of each group, "
+            "or describe the model by its module or its config.json."
+        )
+    if groups is None and num_groups == 1:
+        wanted = [[p.name for p in names.model.parameters if p.is_trainable]]
+    if len(wanted) != num_groups:
+        raise ValueError(
+            f"`groups` must name the parameters of {num_groups} groups, got "
+            f"{len(wanted)}."
+        )
+    return wanted
+
+
+def _check_all_there(state: TorchState, names: ParamNames) -> None:
+    wanted = {piece.torch_name for piece in names.pieces}
+    frozen = {p.name for p in names.model.parameters if not p.is_trainable}
+    missing = sorted(wanted - set(state.numbers) - frozen)
+    odd = sorted(set(state.numbers) - wanted)
+    if missing or odd:
+        raise ValueError(
+            "`groups` must name every parameter of the optimizer once: "
+            f"without a place {missing}, not of the model {odd}."
+        )
+
+
+def _check_shapes(state: TorchState, names: ParamNames) -> None:
+    shapes = {p.name: p.shape for p in names.model.parameters}
+    wrong = []
+    for name in state.numbers:
+        entry = state.entry(name)
+        for key, value in entry.items():
+            found = tuple(getattr(value, "shape", ()))
+            if key != "RMS" and key != "step" and found != _shape(key, shapes[name]):
+                wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(found)}")
+    if wrong:
+        listed = "\n  ".join(wrong)
+        raise ValueError(
+            f"`state_dict` must have the shapes of the parameters, but {len(wrong)} "
+            f"tensors do not:\n  {listed}\nIs it of another model, or was torch given "
+            "the parameters in another order? Then pass `groups`."
+        )
+
+
+def _shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if key == "exp_avg_sq_row":
+        return shape[:-1]
+    if key == "exp_avg_sq_col":
+        return shape[:-2] + shape[-1:]
+    return shape
+
+
+def num_updates(entry: Mapping[str, Any]) -> int:
+    """How many updates a parameter has seen; 0 where torch keeps nothing."""
+    step = entry.get("step", 0)
+    return int(as_numpy(step)) if hasattr(step, "detach") else int(step)

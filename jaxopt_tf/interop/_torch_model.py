@@ -1,0 +1,170 @@
+"""What of a torch model decides where its parameters go: names, shapes, layer types."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..optimizers import decay_mask
+
+
+class TorchParam(NamedTuple):
+    """One parameter, as `named_parameters()` has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str = ""  # the type of the module that holds it: "Linear"; "": not known
+    is_trainable: bool = True  # `requires_grad`
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchModel:
+    """The parameters of a torch model, each once.
+
+    Attributes:
+        parameters: in the order of `named_parameters()`, where `is_ordered`.
+        tied: names that stand for another's tensor, each with that other.
+        buffers: names of what is saved with the parameters and is none.
+        layer_norms: paths of the modules that are `torch.nn.LayerNorm`.
+        is_ordered: whether the order is torch's; the names in a file have none.
+    """
+
+    parameters: tuple[TorchParam, ...]
+    tied: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[str, ...] = ()
+    layer_norms: tuple[str, ...] = ()
+    is_ordered: bool = True
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...] | None:
+        """The names in Trainer's two groups, decayed first; None without an order.
+
+        Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`.
+        """
+        if not self.is_ordered:
+            return None
+        trainable = [p for p in self.parameters if p.is_trainable]
+        leaves = {p.name: np.broadcast_to(np.float32(0), p.shape) for p in trainable}
+        parents = {name.rpartition(".")[0] for name in leaves}
+        norms = [path for path in self.layer_norms if path in parents]
+        mask = decay_mask(leaves, rule="transformers_v5", layer_norms=norms)
+        return (
+            tuple(name for name in leaves if mask[name]),
+            tuple(name for name in leaves if not mask[name]),
+        )
+
+
+def torch_model_from_module(module: Any) -> TorchModel:
+    """Describes a `torch.nn.Module`, on any device, the meta device included.
+
+    Args:
+        module: the model that the optimizer was made for, frozen as it was then.
+
+    Raises:
+        TypeError: if it is no module.
+    """
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"`module` must be a torch.nn.Module, got {type(module).__name__}. For "
+            "names alone, use `torch_model_from_shapes`."
+        )
+    layers, norms = {}, []
+    for path, layer in module.named_modules(remove_duplicate=False):
+        if isinstance(layer, torch.nn.LayerNorm):
+            norms.append(path)
+        for name, _ in layer.named_parameters(recurse=False):
+            layers[f"{path}.{name}" if path else name] = _layer_type(layer)
+    own = dict(module.named_parameters())
+    names = {id(tensor): name for name, tensor in own.items()}
+    everything = dict(module.named_parameters(remove_duplicate=False))
+    tied = [
+        (name, names[id(tensor)])
+        for name, tensor in everything.items()
+        if name not in own
+    ]
+    return TorchModel(
+        parameters=tuple(
+            TorchParam(name, tuple(p.shape), layers[name], p.requires_grad)
+            for name, p in own.items()
+        ),
+        tied=tuple(tied),
+        buffers=tuple(name for name in module.state_dict() if name not in everything),
+        layer_norms=tuple(norms),
+    )
+
+
+def torch_model_from_config(folder: Path | str) -> TorchModel:
+    """Describes the Transformers model of a `config.json`, without any memory for it.
+
+    The model is built on torch's meta device, by Transformers' own class of the name in
+    `architectures`; code from the folder is never run.
+
+    Args:
+        folder: a folder with `config.json`, such as a Trainer's `checkpoint-500`.
+
+    Raises:
+        ValueError: if there is no `config.json`, or none of a model of Transformers.
+
+    Source: transformers 5.23 `configuration_utils.py`, `PreTrainedConfig`.
+    """
+    import torch
+    import transformers
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"`folder` must hold config.json, got {str(folder)!r}. Describe the model "
+            "with `torch_model_from_module`, or by `torch_model_from_shapes`."
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"`folder` must hold the config.json of a model that Transformers knows, "
+            f"got {str(path)!r}: {error}. Describe the model with "
+            "`torch_model_from_module`."
+        ) from error
+    found = [
+        getattr(transformers, name)
+        for name in config.architectures or ()
+        if hasattr(transformers, name)
+    ]
+    if not found:
+        raise ValueError(
+            f"`folder` must name a model of Transformers in config.json, under "
+            f"`architectures`, got {config.architectures!r} in {str(path)!r}. Describe "
+            "the model with `torch_model_from_module`."
+        )
+    with torch.device("meta"):
+        return torch_model_from_module(found[0](config))
+
+
+def torch_model_from_shapes(
+    shapes: Mapping[str, Sequence[int]], *, is_ordered: bool = False
+) -> TorchModel:
+    """Describes a model of which only names and shapes are known.
+
+    Args:
+        shapes: of every parameter, tied ones once.
+        is_ordered: whether the mapping has the order of `named_parameters()`; that of
+            a file has not. Layer types are not known either way, so of the layer norms
+            only those are told that are called so.
+    """
+    parameters = tuple(TorchParam(name, tuple(shape)) for name, shape in shapes.items())
+    return TorchModel(parameters=parameters, is_ordered=is_ordered)
+
+
+def _layer_type(layer: Any) -> str:
+    """The name of the type; of a subclass of torch's linear or convolution, theirs."""
+    import torch
+
+    nn = torch.nn
+    known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    for kind in known:
+        if isinstance(layer, kind):
+            return kind.__name__
+    return type(layer).__name__

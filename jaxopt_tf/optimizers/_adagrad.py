@@ -1,0 +1,82 @@
+"""Adagrad with torch's numbers."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _check, _two_floats
+from .._scalars import f32
+from .._two_floats import TwoFloats
+from .._typing import PyTree, Scalar, ScalarOrSchedule
+from ._by_element import by_element, with_l2
+
+
+class AdagradState(NamedTuple):
+    """What the next update needs."""
+
+    count: PyTree  # (), int32: updates that the sums have seen; or one per leaf
+    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    learning_rate: jax.Array  # (), float32: of the last update, before `lr_decay`
+    nu: PyTree  # as params, float32: sum of squared gradients
+
+
+def adagrad_tf(
+    learning_rate: ScalarOrSchedule,
+    *,
+    lr_decay: Scalar = 0.0,
+    eps: Scalar = 1e-10,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """Adagrad as `torch.optim.Adagrad` computes it.
+
+        g  = g + weight_decay * p                            (decayed leaves)
+        nu = nu + g * g
+        p  = p - rate / (1 + (t - 1) * lr_decay) * g / (sqrt(nu) + eps)
+
+    with t counted from 1, in float32; updates are differences of parameters, as in
+    `adamw_tf`.
+
+    Args:
+        learning_rate: as for `adamw_tf`.
+        lr_decay: by how much a step raises what the rate is divided by; at least 0.
+        eps: added to the root; at least 0.
+        weight_decay: times the parameter, added to its gradient; at least 0.
+        decay_mask: as for `adamw_tf`.
+
+    Returns:
+        A transformation with state `AdagradState`; its update needs `params`.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of range.
+
+    Source: torch 2.13 `optim/adagrad.py`, `_single_tensor_adagrad`.
+    Differs: `optax.adagrad` begins with sums of 0.1 and has eps inside of the root.
+    """
+    _check.non_negative("lr_decay", lr_decay)
+    _check.non_negative("eps", eps)
+
+    def clock(rate: TwoFloats, count: jax.Array) -> jax.Array:
+        passed = _two_floats.from_int(count - 1)
+        slower = _two_floats.multiply(passed, _two_floats.from_scalar(lr_decay))
+        divisor = _two_floats.add(_two_floats.from_float(1.0), slower)
+        return _two_floats.to_float32(_two_floats.divide(rate, divisor))
+
+    def new_leaf(p32, g32, is_decayed, rate, nu):
+        g32 = with_l2(p32, g32, is_decayed, weight_decay)
+        nu = nu + g32 * g32
+        return p32 - (rate * g32) / (jnp.sqrt(nu) + f32(eps)), nu
+
+    return by_element(
+        "adagrad_tf",
+        AdagradState,
+        learning_rate,
+        weight_decay,
+        decay_mask,
+        has_moments=(True,),
+        clock=clock,
+        new_leaf=new_leaf,
+    )

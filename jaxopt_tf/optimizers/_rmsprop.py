@@ -1,0 +1,98 @@
+"""RMSprop with torch's numbers."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _check
+from .._scalars import f32, is_zero, one_minus
+from .._typing import PyTree, Scalar, ScalarOrSchedule
+from ._by_element import by_element, only_rate, with_l2
+
+
+class RMSpropState(NamedTuple):
+    """What the next update needs; what an option does without is masked."""
+
+    count: PyTree  # (), int32: updates that the means have seen; or one per leaf
+    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    learning_rate: jax.Array  # (), float32: used by the last update
+    nu: PyTree  # as params, float32: mean of squared gradients
+    mu: PyTree  # as params, float32: mean of gradients, where `centered`
+    momentum: PyTree  # as params, float32: decaying sum of steps
+
+
+def rmsprop_tf(
+    learning_rate: ScalarOrSchedule,
+    *,
+    alpha: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    momentum: Scalar = 0.0,
+    centered: bool = False,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """RMSprop as `torch.optim.RMSprop` computes it.
+
+        g   = g + weight_decay * p                           (decayed leaves)
+        nu  = alpha * nu + (1 - alpha) * g * g
+        mu  = alpha * mu + (1 - alpha) * g                   (`centered`)
+        u   = g / (sqrt(nu - mu * mu) + eps)                 (mu = 0 unless `centered`)
+        buf = momentum * buf + u
+        p   = p - rate * buf
+
+    in float32; updates are differences of parameters, as in `adamw_tf`.
+
+    Args:
+        learning_rate: as for `adamw_tf`.
+        alpha: decay rate of the means; from 0 to below 1.
+        eps: added to the root; at least 0.
+        momentum: share of the buffer that is kept; at least 0. At 0 there is none.
+        centered: whether the squares are taken around the mean.
+        weight_decay: times the parameter, added to its gradient; at least 0.
+        decay_mask: as for `adamw_tf`.
+
+    Returns:
+        A transformation with state `RMSpropState`; its update needs `params`.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of range.
+
+    Source: torch 2.13 `optim/rmsprop.py`, `_single_tensor_rmsprop`.
+    Differs: `optax.rmsprop` decays with 0.9, has eps inside of the root unless told,
+        and no decay of weights. An `alpha` of 1 or more is refused: torch takes it.
+    """
+    _check.fraction_below_one("alpha", alpha)
+    _check.non_negative("eps", eps)
+    _check.non_negative("momentum", momentum)
+    if not isinstance(centered, bool):
+        raise TypeError(f"`centered` must be True or False, got {centered!r}.")
+    # An array may become another one: `optax.inject_hyperparams` does that.
+    has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
+
+    def new_leaf(p32, g32, is_decayed, rate, nu, mu, buffer):
+        g32 = with_l2(p32, g32, is_decayed, weight_decay)
+        nu = nu * f32(alpha) + one_minus(alpha) * g32 * g32
+        variance = nu
+        if centered:
+            mu = mu + one_minus(alpha) * (g32 - mu)
+            # Torch has NaN where rounding makes it negative.
+            variance = jnp.maximum(nu - mu * mu, 0.0)
+        root = jnp.sqrt(variance) + f32(eps)
+        if not has_buffer:
+            return p32 - (rate * g32) / root, nu, mu, buffer
+        buffer = f32(momentum) * buffer + g32 / root
+        return p32 - rate * buffer, nu, mu, buffer
+
+    return by_element(
+        "rmsprop_tf",
+        RMSpropState,
+        learning_rate,
+        weight_decay,
+        decay_mask,
+        has_moments=(True, centered, has_buffer),
+        clock=only_rate,
+        new_leaf=new_leaf,
+    )

@@ -1,0 +1,102 @@
+"""Gradient descent with torch's momentum."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _check
+from .._scalars import f32, is_zero, one_minus
+from .._two_floats import TwoFloats
+from .._typing import PyTree, Scalar, ScalarOrSchedule
+from ._by_element import by_element, with_l2
+
+
+class SGDState(NamedTuple):
+    """What the next update needs; `momentum` is masked without momentum."""
+
+    count: PyTree  # (), int32: updates that the buffers have seen; or one per leaf
+    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    learning_rate: jax.Array  # (), float32: used by the last update
+    momentum: PyTree  # as params, float32: decaying sum of gradients
+
+
+class _Now(NamedTuple):
+    rate: jax.Array  # (), float32
+    share: jax.Array  # (), float32: of the gradient that goes into the buffer
+
+
+def sgd_tf(
+    learning_rate: ScalarOrSchedule,
+    *,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    nesterov: bool = False,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """Gradient descent as `torch.optim.SGD` computes it.
+
+        g   = g + weight_decay * p                           (decayed leaves)
+        buf = g at first, then momentum * buf + (1 - dampening) * g
+        p   = p - rate * (g + momentum * buf with `nesterov`, else buf)
+
+    in float32; updates are differences of parameters, as in `adamw_tf`. Decay is that
+    of a loss with `weight_decay / 2 * |p|^2`: it goes through the buffer.
+
+    Args:
+        learning_rate: as for `adamw_tf`.
+        momentum: share of the buffer that is kept; at least 0. At 0 there is none.
+        dampening: share of a gradient, the first apart, that is left out.
+        nesterov: whether a step looks ahead; needs `momentum` and no `dampening`.
+        weight_decay: times the parameter, added to its gradient; at least 0.
+        decay_mask: as for `adamw_tf`.
+
+    Returns:
+        A transformation with state `SGDState`; its update needs `params`.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of range, or `nesterov` comes
+            without momentum or with dampening.
+
+    Source: torch 2.13 `optim/sgd.py`, `_single_tensor_sgd`.
+    Differs: `optax.sgd` begins with a buffer of zeros, has no dampening and no decay.
+    """
+    _check.non_negative("momentum", momentum)
+    _check.finite("dampening", dampening)
+    _check_nesterov(nesterov, momentum, dampening)
+    # An array may become another one: `optax.inject_hyperparams` does that.
+    has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
+
+    def clock(rate: TwoFloats, count: jax.Array) -> _Now:
+        return _Now(rate.high, jnp.where(count == 1, f32(1.0), one_minus(dampening)))
+
+    def new_leaf(p32, g32, is_decayed, now, buffer):
+        g32 = with_l2(p32, g32, is_decayed, weight_decay)
+        if has_buffer:
+            buffer = f32(momentum) * buffer + now.share * g32
+            g32 = g32 + f32(momentum) * buffer if nesterov else buffer
+        return p32 - now.rate * g32, buffer
+
+    return by_element(
+        "sgd_tf",
+        SGDState,
+        learning_rate,
+        weight_decay,
+        decay_mask,
+        has_moments=(has_buffer,),
+        clock=clock,
+        new_leaf=new_leaf,
+    )
+
+
+def _check_nesterov(nesterov: bool, momentum: Scalar, dampening: Scalar) -> None:
+    if not isinstance(nesterov, bool):
+        raise TypeError(f"`nesterov` must be True or False, got {nesterov!r}.")
+    if nesterov and (is_zero(momentum) or not is_zero(dampening)):
+        raise ValueError(
+            "`nesterov` requires a `momentum` greater than 0 and a `dampening` of 0, "
+            f"got {momentum!r} and {dampening!r}. Set them so, or leave it out."
+        )

@@ -1,0 +1,72 @@
+"""doctor: what is wrong with a plan, before it costs a day."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import optax
+
+from .._typing import PyTree
+from ..optimizers import TorchLayout
+from ._optimizer_findings import optimizer_findings
+from ._plan_findings import params_findings, recipe_findings
+from ._recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with a plan.
+
+    Attributes:
+        what: what was found, with its numbers.
+        why: why it matters.
+        instead: what to write instead.
+    """
+
+    what: str
+    why: str
+    instead: str
+
+    def __str__(self) -> str:
+        """All three in one sentence."""
+        return f"{self.what}: {self.why}. {self.instead}."
+
+
+def doctor(
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation | None = None,
+    params: PyTree | None = None,
+    *,
+    layout: Mapping[str, TorchLayout] | None = None,
+) -> list[Finding]:
+    """Looks for what would run and yet not do what was meant.
+
+    What cannot be right at all is refused by `Recipe` itself. An optimizer is a closure
+    that nobody can look into, so it is tried out: on a miniature of the parameters (the
+    same names and dtypes, axes of at most 4), at the step after the warm-up, with small
+    gradients, with one element a thousand times larger, and with zeros.
+
+    Args:
+        recipe: the numbers of the run.
+        optimizer: what shall run with them, if that is not `build_optimizer(recipe)`.
+        params: the parameters, or `jax.ShapeDtypeStruct` in their place.
+        layout: what `build_optimizer` is given, or would be.
+
+    Returns:
+        What was found; an empty list for a plan in which nothing was.
+
+    Raises:
+        ValueError: if there is an optimizer, but no parameters to try it out on.
+    """
+    if optimizer is not None and params is None:
+        raise ValueError(
+            "`params` must be given with an `optimizer`, which is tried out on them, "
+            "got None. Pass the parameters, or `jax.eval_shape` of their init."
+        )
+    found = recipe_findings(recipe)
+    if params is not None:
+        found += params_findings(recipe, params, layout or {})
+    if optimizer is not None:
+        found += optimizer_findings(recipe, optimizer, params)
+    return [
+        Finding(what=what, why=why, instead=instead) for what, why, instead in found
+    ]

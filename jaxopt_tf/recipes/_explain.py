@@ -1,0 +1,184 @@
+"""explain: what a recipe does with each parameter, before it does it."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from .. import _tree
+from .._typing import PyTree
+from ..optimizers import TorchLayout, decay_reasons
+from ._build import build_optimizer
+from ._rate_groups import REST, group_labels
+from ._recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedLeaf:
+    """What becomes of one parameter."""
+
+    path: str  # its dotted name
+    torch_name: str  # "" where it was not given
+    shape: tuple[int, ...]
+    dtype: str
+    is_decayed: bool
+    why_not_decayed: str  # "" where it is decayed
+    rate_group: str  # the pattern of its group, or "rest"
+    # The shape as torch has it, whose last two axes Adafactor factors; None: it does
+    # not.
+    factored_shape: tuple[int, ...] | None
+    state_bytes: int  # of the optimizer's state, what belongs to this leaf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What a recipe does with each parameter; as a string, a table."""
+
+    leaves: tuple[ExplainedLeaf, ...]
+    shared_bytes: int  # of the optimizer's state, what belongs to no leaf
+
+    @property
+    def num_params(self) -> int:
+        """How many numbers are trained."""
+        return sum(math.prod(leaf.shape) for leaf in self.leaves)
+
+    @property
+    def num_decayed(self) -> int:
+        """How many of them are decayed."""
+        return sum(math.prod(leaf.shape) for leaf in self.leaves if leaf.is_decayed)
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the optimizer's state."""
+        return self.shared_bytes + sum(leaf.state_bytes for leaf in self.leaves)
+
+    def __str__(self) -> str:
+        """A table, with columns only where they say something."""
+        columns = [
+            ("parameter", [leaf.path for leaf in self.leaves]),
+            ("in torch", [leaf.torch_name for leaf in self.leaves]),
+            ("shape", [_times(leaf.shape) for leaf in self.leaves]),
+            ("dtype", [leaf.dtype for leaf in self.leaves]),
+            ("decayed", [_decay(leaf) for leaf in self.leaves]),
+            ("rate", [leaf.rate_group for leaf in self.leaves]),
+            ("factored as", [_times(leaf.factored_shape) for leaf in self.leaves]),
+            ("state, bytes", [f"{leaf.state_bytes:,}" for leaf in self.leaves]),
+        ]
+        table = Table(box=None, pad_edge=False, header_style="")
+        shown = [(name, cells) for name, cells in columns if set(cells) - {"", REST}]
+        for name, _ in shown:
+            is_number = name.startswith("state")
+            table.add_column(
+                name, justify="right" if is_number else "left", no_wrap=True
+            )
+        for row in zip(*(cells for _, cells in shown), strict=True):
+            table.add_row(*row)
+        # As wide as it wants to be: a path that is cut off names nothing.
+        text = io.StringIO()
+        Console(file=text, width=10_000).print(table)
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        size = self.state_bytes / max(1, self.num_params)
+        lines.append(
+            f"{self.num_params:,} parameters, {self.num_decayed:,} of them decayed; "
+            f"{self.state_bytes:,} bytes of state, {size:.2f} a parameter"
+        )
+        return "\n".join(lines)
+
+
+def explain(
+    recipe: Recipe,
+    params: PyTree,
+    *,
+    layout: Mapping[str, TorchLayout] | None = None,
+    layer_norms: Sequence[str] | None = None,
+    torch_names: Mapping[str, str] | None = None,
+) -> Explanation:
+    """Says what the recipe does with each parameter: decay, rate, factors, memory.
+
+        print(explain(recipe, params))
+
+    Args:
+        recipe: the numbers of the run.
+        params: the parameters, or `jax.ShapeDtypeStruct` in their place: nothing is
+            computed.
+        layout: as for `build_optimizer`.
+        layer_norms: as for `build_optimizer`.
+        torch_names: by a leaf's path, how torch calls it; another column.
+
+    Returns:
+        A row for each floating-point leaf, and totals.
+
+    Raises:
+        ValueError: as `build_optimizer`, if a pattern or a path matches nothing.
+    """
+    optimizer = build_optimizer(recipe, layout=layout, layer_norms=layer_norms)
+    state = _tree.named_leaves(jax.eval_shape(optimizer.init, params))
+    reasons = decay_reasons(
+        params, rule=recipe.decay_rule, layer_norms=layer_norms or ()
+    )
+    why = dict(_tree.named_leaves(reasons))
+    groups = dict(_tree.named_leaves(group_labels(recipe.rate_groups)(params)))
+    leaves = [(n, x) for n, x in _tree.named_leaves(params) if _tree.is_floating(x)]
+    owned: dict[str, dict[str, jax.ShapeDtypeStruct]] = {name: {} for name, _ in leaves}
+    shared = 0
+    for path, leaf in state:
+        owner = _owner(path, owned)
+        if owner is None:
+            shared += leaf.size * np.dtype(leaf.dtype).itemsize
+        else:
+            owned[owner][path.removesuffix("." + owner).rpartition(".")[2]] = leaf
+    return Explanation(
+        leaves=tuple(
+            ExplainedLeaf(
+                path=name,
+                torch_name=(torch_names or {}).get(name, ""),
+                shape=tuple(leaf.shape),
+                dtype=str(leaf.dtype),
+                is_decayed=recipe.weight_decay > 0 and why[name] == "",
+                why_not_decayed=_why_not(recipe, why[name]),
+                rate_group=groups[name],
+                factored_shape=_factored_shape(owned[name]),
+                state_bytes=sum(
+                    part.size * np.dtype(part.dtype).itemsize
+                    for part in owned[name].values()
+                ),
+            )
+            for name, leaf in leaves
+        ),
+        shared_bytes=shared,
+    )
+
+
+def _why_not(recipe: Recipe, why: str) -> str:
+    return why if recipe.weight_decay > 0 else "`weight_decay` is 0"
+
+
+def _owner(path: str, names: Mapping[str, object]) -> str | None:
+    """The parameter whose name the path of a leaf of the state ends with."""
+    keys = path.split(".")
+    # The longest first: `a.kernel` is also the end of `b.a.kernel`.
+    ends = (".".join(keys[start:]) for start in range(1, len(keys)))
+    return next((end for end in ends if end in names), None)
+
+
+def _factored_shape(
+    parts: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[int, ...] | None:
+    if "nu_row" not in parts:
+        return None
+    return (*parts["nu_row"].shape, parts["nu_col"].shape[-1])
+
+
+def _times(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return ""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _decay(leaf: ExplainedLeaf) -> str:
+    return "yes" if leaf.is_decayed else f"no: {leaf.why_not_decayed}"

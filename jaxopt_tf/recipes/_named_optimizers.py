@@ -1,0 +1,76 @@
+"""An optimizer by the name that `optim` gives it."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import optax
+
+from .._typing import PyTree, ScalarOrSchedule
+from ..optimizers import (
+    TorchLayout,
+    adafactor_trainer,
+    adagrad_tf,
+    adamw_hf_v4,
+    adamw_tf,
+    lion_tf,
+    rmsprop_tf,
+    sgd_tf,
+)
+
+if TYPE_CHECKING:
+    from ._recipe import Recipe
+
+# Those that are alike but for their arguments.
+_BY_ELEMENT: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd_tf,
+    "adagrad": adagrad_tf,
+    "rmsprop": rmsprop_tf,
+}
+
+
+def named_optimizer(
+    recipe: "Recipe",
+    learning_rate: ScalarOrSchedule,
+    *,
+    decay_mask: Callable[[PyTree], PyTree] | None = None,
+    layout: Mapping[str, TorchLayout] | None = None,
+) -> optax.GradientTransformation:
+    """The recipe's optimizer with this rate, without clipping and groups.
+
+    Raises:
+        ValueError, TypeError: if it refuses the recipe's numbers.
+
+    Source: transformers 5.23 `trainer_optimizer.py`; 4.46 `trainer.py` for "adamw_hf".
+    """
+    weight_decay = recipe.weight_decay
+    betas = (recipe.adam_beta1, recipe.adam_beta2)
+    optim_args: Any = recipe.optim_args  # pairs, once the recipe is made
+    if recipe.optim in _BY_ELEMENT:
+        return _BY_ELEMENT[recipe.optim](
+            learning_rate,
+            weight_decay=weight_decay,
+            decay_mask=decay_mask,
+            **dict(optim_args),
+        )
+    if recipe.optim == "adafactor":
+        return adafactor_trainer(
+            learning_rate,
+            weight_decay=weight_decay,
+            decay_mask=decay_mask,
+            layouts=layout,
+        )
+    if recipe.optim == "lion_32bit":
+        return lion_tf(
+            learning_rate,
+            betas=betas,
+            weight_decay=weight_decay,
+            decay_mask=decay_mask,
+        )
+    adamw = adamw_hf_v4 if recipe.optim == "adamw_hf" else adamw_tf
+    return adamw(
+        learning_rate,
+        betas=betas,
+        eps=recipe.adam_epsilon,
+        weight_decay=weight_decay,
+        decay_mask=decay_mask,
+    )

@@ -1,0 +1,37 @@
+"""`jaxopt-tf doctor` and `jaxopt-tf explain`."""
+
+import pytest
+
+from jaxopt_tf.cli import main
+
+pytestmark = pytest.mark.promotion_of_others  # flax's layers
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--preset gpt2 --bf16",
+        "--optim adafactor --scan_layers",
+        "--lr_scheduler_type reduce_lr_on_plateau",
+    ],
+)
+def test_finds_nothing_in_a_plan_that_is_good(capsys, flags):
+    assert main(["doctor", *flags.split()]) == 0
+    assert capsys.readouterr().out == "nothing found\n"
+
+
+def test_says_what_is_wrong_with_a_plan(capsys):
+    assert main(["doctor", "--warmup_steps", "1900", "--learning_rate", "1e-7"]) == 1
+    shown = capsys.readouterr().out
+    assert "1900 of 2000 steps are warm-up" in shown
+    assert "rate times decay is 1e-08 at most" in shown
+
+
+def test_explains_what_becomes_of_each_parameter(capsys):
+    flags = "--n_layer 2 --scan_layers --optim adafactor"
+    assert main(["explain", *flags.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if "c_fc.kernel" in line)
+    assert "2 x 128 x 512" in row
+    assert lines[-1].startswith("437,760 parameters, ")

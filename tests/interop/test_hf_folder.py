@@ -1,0 +1,288 @@
+"""Folders that lack something, or are somebody else's."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jaxopt_tf.interop import (
+    check_param_groups,
+    match_names,
+    param_groups_from_recipe,
+    read_trainer_checkpoint,
+    torch_model_from_module,
+    write_trainer_checkpoint,
+)
+from jaxopt_tf.recipes import RateGroup, Recipe, build_optimizer
+from tests.twins import torch_models
+
+RECIPE = Recipe(max_steps=20, learning_rate=1e-3, decay_rule="transformers_v5")
+
+
+@pytest.fixture(scope="module")
+def names():
+    module = torch_models.gpt2()
+    params = torch_models.flax_tree(torch_models.flax_leaves(module))
+    return match_names(params, torch_model_from_module(module))
+
+
+@pytest.fixture
+def params():
+    return torch_models.flax_tree(torch_models.flax_leaves(torch_models.gpt2()))
+
+
+@pytest.fixture
+def folder(tmp_path, params, names):
+    """A folder of five steps, written by ourselves."""
+    optimizer = build_optimizer(RECIPE)
+    opt_state = optimizer.init(params)
+    for _ in range(2):
+        grads = jax.tree.map(jnp.ones_like, params)
+        _, opt_state = optimizer.update(grads, opt_state, params)
+    path = tmp_path / "checkpoint-2"
+    write_trainer_checkpoint(path, params, opt_state, names, recipe=RECIPE, step=2)
+    return path
+
+
+def read(folder, params, names, recipe=RECIPE, **options):
+    options.setdefault("opt_state", build_optimizer(recipe).init(params))
+    return read_trainer_checkpoint(folder, params, names, recipe=recipe, **options)
+
+
+def test_missing_files_are_listed_with_what_can_be_done(folder, params, names):
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (folder / name).unlink()
+    says = r"(?s)scheduler.pt. Without it the sch.*optimizer.pt. Without it moments"
+    with pytest.raises(ValueError, match=says):
+        read(folder, params, names)
+    files = {"optimizer.pt", "scheduler.pt"}
+    checkpoint = read(folder, params, names, without=files)
+    assert set(checkpoint.missing) == files
+    assert checkpoint.step == checkpoint.schedule_step == 2
+    state = checkpoint.opt_state[1]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.mu))
+    # New moments, and the schedule where it was.
+    assert (int(state.count), int(state.step)) == (0, 2)
+    np.testing.assert_allclose(state.learning_rate, 9e-4, rtol=1e-6)
+
+
+def test_without_the_trainers_state_the_step_is_the_schedules(folder, params, names):
+    (folder / "trainer_state.json").unlink()
+    checkpoint = read(folder, params, names, without={"trainer_state.json"})
+    assert checkpoint.step == 2
+    assert checkpoint.trainer_state == {}
+    (folder / "scheduler.pt").unlink()
+    both = {"trainer_state.json", "scheduler.pt"}
+    with pytest.raises(ValueError, match="Without both nobody knows the step"):
+        read(folder, params, names, without=both)
+
+
+def test_without_parameters_there_is_nothing(folder, params, names):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="nothing to go on with"):
+        read(folder, params, names)
+    with pytest.raises(ValueError, match="`without` must hold names of"):
+        read(folder, params, names, without={"model.safetensors"})
+
+
+def test_parameters_alone_need_no_optimizer(folder, params, names):
+    (folder / "optimizer.pt").unlink()
+    checkpoint = read(folder, params, names, opt_state=None)
+    assert checkpoint.opt_state is None
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+
+
+def test_old_and_sharded_parameters_are_read(folder, params, names):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    # A file of version 4 has tied tensors under both names.
+    torch.save(
+        tensors | {"lm_head.weight": tensors["transformer.wte.weight"]},
+        folder / "pytorch_model.bin",
+    )
+    checkpoint = read(folder, params, names)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+
+    weight_map = {}
+    for number, name in enumerate(tensors):
+        file = f"model-{number:05}.safetensors"
+        save_file({name: tensors[name]}, folder / file)
+        weight_map[name] = file
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = read(folder, params, names)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+    index.write_text(json.dumps({"weight_map": {"a": "../x"}}))
+    with pytest.raises(ValueError, match="got '../x' outside it"):
+        read(folder, params, names)
+    index.write_text("{")
+    with pytest.raises(ValueError, match="must hold a readable model.safe"):
+        read(folder, params, names)
+
+
+def test_low_precision_parameters_are_widened_and_never_rounded(folder, params, names):
+    tensors = load_file(folder / "model.safetensors")
+    half = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(half, folder / "model.safetensors")
+    checkpoint = read(folder, params, names)
+    wanted = half["transformer.wpe.weight"].float()
+    found = checkpoint.params["transformer"]["wpe"]["embedding"]
+    np.testing.assert_array_equal(found, wanted)
+    save_file(tensors, folder / "model.safetensors")
+    small = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    with pytest.raises(ValueError, match="must fit into the tree's bfloat16"):
+        read(folder, small, names)
+
+
+def test_another_models_parameters_are_all_listed(folder, params, names):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.ln_f.bias"]
+    tensors |= {"x": torch.ones(1), "transformer.wpe.weight": torch.ones(3, 8)}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="has 3 differences") as error:
+        read(folder, params, names)
+    for part in ("wpe.weight' is [3, 8], not [16, 8]", "ln_f.bias' [8] is not", "'x'"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x10" * 64])
+def test_a_damaged_parameter_file_is_named(folder, params, names, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="must be a whole safetensors file.*model"):
+        read(folder, params, names)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"epoch": 1}', "{"])
+def test_a_damaged_trainer_state_is_named(folder, params, names, content):
+    (folder / "trainer_state.json").write_text(content)
+    with pytest.raises(ValueError, match="must be a Trainer's trainer_state.json"):
+        read(folder, params, names)
+
+
+def test_a_scheduler_of_something_else_is_named(folder, params, names):
+    torch.save([1, 2], folder / "scheduler.pt")
+    with pytest.raises(ValueError, match=r"scheduler.pt must hold .* got list"):
+        read(folder, params, names)
+
+
+def test_a_recipe_that_contradicts_the_folder_is_refused(folder, params, names):
+    longer = Recipe(max_steps=40, learning_rate=1e-3)
+    with pytest.raises(ValueError, match="contradicts the recipe: after 2 steps"):
+        read(folder, params, names, recipe=longer)
+    slower = Recipe(max_steps=20, learning_rate=1e-3, adam_beta2=0.9, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"`betas` of group 0.*`weight_decay` of"):
+        read(folder, params, names, recipe=slower)
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("global_step2/", "DeepSpeed"),
+        ("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed's ZeRO"),
+        ("pytorch_model_fsdp_0/", "FSDP"),
+        ("optimizer_0/", "FSDP"),
+        ("optimizer.bin", "FSDP"),
+        ("__0_0.distcp", "torch.distributed.checkpoint"),
+        ("rank0-of-8-optimizer.pt", "FSDP on XLA"),
+        ("adapter_model.safetensors", "PEFT"),
+    ],
+)
+def test_folders_of_others_are_refused_by_name(folder, params, names, name, whose):
+    path = folder / name
+    path.mkdir() if name.endswith("/") else path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"which is of {whose}"):
+        read(folder, params, names)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, params, names):
+    with pytest.raises(ValueError, match="which is no folder"):
+        read(tmp_path / "checkpoint-1", params, names)
+
+
+def test_a_folder_is_written_whole_and_only_where_none_is(
+    folder, params, names, tmp_path
+):
+    state = build_optimizer(RECIPE).init(params)
+    with pytest.raises(ValueError, match="`folder` must not be there yet"):
+        write_trainer_checkpoint(folder, params, state, names, recipe=RECIPE, step=2)
+    deep = tmp_path / "no" / "checkpoint-1"
+    with pytest.raises(ValueError, match="must be in a folder that exists"):
+        write_trainer_checkpoint(deep, params, state, names, recipe=RECIPE, step=2)
+    with pytest.raises(ValueError, match=r"fields of Trainer's state, got \['steps'\]"):
+        write_trainer_checkpoint(
+            tmp_path / "a",
+            params,
+            state,
+            names,
+            recipe=RECIPE,
+            step=2,
+            trainer_state={"steps": 3},
+        )
+    with pytest.raises(ValueError, match="must hold the state of `adamw_tf`"):
+        write_trainer_checkpoint(
+            tmp_path / "a", params, (), names, recipe=RECIPE, step=2
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_schedule_that_a_metric_drives_needs_its_state(params, names, tmp_path):
+    recipe = Recipe(max_steps=20, lr_scheduler_type="reduce_lr_on_plateau")
+    state = build_optimizer(recipe).init(params)
+    with pytest.raises(ValueError, match="`schedule_state` must be given"):
+        write_trainer_checkpoint(
+            tmp_path / "a", params, state, names, recipe=recipe, step=2
+        )
+
+
+def test_what_a_model_saves_beside_its_parameters_is_carried(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    params = torch_models.flax_tree(torch_models.flax_leaves(module))
+    names = match_names(params, torch_model_from_module(module))
+    state = build_optimizer(RECIPE).init(params)
+    like, new = tmp_path / "like", tmp_path / "new"
+    options = {"recipe": RECIPE, "step": 0}
+    with pytest.raises(ValueError, match=r"`like` must be given.*1.running_mean"):
+        write_trainer_checkpoint(new, params, state, names, **options)
+    like.mkdir()
+    module[1].running_mean.fill_(0.5)
+    save_file(module.state_dict(), like / "model.safetensors")
+    (like / "tokenizer.json").write_text("{}")
+    (like / "rng_state.pth").write_text("of another step")
+    write_trainer_checkpoint(new, params, state, names, like=like, **options)
+    saved = load_file(new / "model.safetensors")
+    assert saved.keys() == module.state_dict().keys()
+    assert torch.equal(saved["1.running_mean"], module[1].running_mean)
+    assert (new / "tokenizer.json").is_file()
+    assert not (new / "rng_state.pth").exists()
+    shutil.rmtree(like)
+
+
+def test_groups_that_torch_does_not_have_are_refused():
+    layered = Recipe(max_steps=2, rate_groups=[RateGroup(pattern="a", factor=0.5)])
+    with pytest.raises(ValueError, match="must have no `rate_groups`"):
+        param_groups_from_recipe(layered, 1e-3)
+    with pytest.raises(ValueError, match="must have torch's AdamW or Adafactor"):
+        param_groups_from_recipe(Recipe(max_steps=2, optim="sgd"), 1e-3)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor"])
+def test_groups_are_set_as_trainer_sets_them(optim, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        str(tmp_path), optim=optim, weight_decay=0.1, use_cpu=True, report_to=[]
+    )
+    trainer = Trainer(torch_models.convolutional(), arguments)
+    trainer.create_optimizer_and_scheduler(20)
+    theirs = trainer.optimizer.state_dict()["param_groups"]
+    recipe = Recipe(max_steps=20, optim=optim, weight_decay=0.1)
+    ours = param_groups_from_recipe(recipe, 5e-5)
+    for group, their_group in zip(ours, theirs, strict=True):
+        del their_group["params"]
+        assert group == their_group
+    check_param_groups(theirs, recipe)

@@ -1,0 +1,136 @@
+"""torch's optimizer states in and out, and the update that follows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from transformers.optimization import Adafactor
+
+from jaxopt_tf.interop import (
+    match_names,
+    opt_state_from_torch,
+    torch_from_opt_state,
+    torch_model_from_module,
+)
+from jaxopt_tf.optimizers import (
+    adafactor_tf,
+    adamw_tf,
+    clip,
+    decay_mask,
+    get_learning_rate,
+)
+from tests.twins import torch_models
+
+every_model = pytest.mark.parametrize("model", torch_models.MODELS)
+every_optimizer = pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "beta1"])
+
+RATE, DECAY = 1e-2, 0.1
+
+
+def torch_optimizer(kind, module):
+    groups = torch_models.trainer_groups(module, DECAY)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=RATE)
+    options = {"scale_parameter": False, "relative_step": False}
+    beta1 = 0.9 if kind == "beta1" else None
+    return Adafactor(groups, lr=RATE, beta1=beta1, **options)
+
+
+def our_optimizer(kind, mask, layouts):
+    options = {"weight_decay": DECAY, "decay_mask": mask}
+    if kind == "adamw":
+        return optax.chain(clip(1e9), adamw_tf(RATE, **options))
+    options |= {"scale_parameter": False, "relative_step": False, "layouts": layouts}
+    return adafactor_tf(RATE, beta1=0.9 if kind == "beta1" else None, **options)
+
+
+def layouts_of(names):
+    return {piece.leaf.replace(".", r"\."): piece.layout for piece in names.pieces}
+
+
+def trained(kind, module, num_steps=3):
+    optimizer = torch_optimizer(kind, module)
+    for seed in range(num_steps):
+        torch_models.set_gradients(module, seed)
+        optimizer.step()
+    return optimizer
+
+
+def mask_of(params, module):
+    # The decay of Trainer, which knows the layers' types.
+    groups = torch_models.trainer_groups(module)
+    not_decayed = {id(p) for p in groups[1]["params"]}
+    names = torch_models.flax_leaves(module)
+    is_decayed = {
+        leaf: id(p) not in not_decayed
+        for leaf, (_, p) in zip(names, module.named_parameters(), strict=True)
+    }
+    return decay_mask(params, rule=lambda name, _: is_decayed[name])
+
+
+def assert_same_content(ours, theirs):
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, entry in theirs["state"].items():
+        assert ours["state"][number].keys() == entry.keys()
+        for key, value in entry.items():
+            if key == "RMS":  # of the parameter before the update; computed anew
+                continue
+            found = ours["state"][number][key]
+            assert type(found) is type(value), key
+            if torch.is_tensor(value):
+                assert found.dtype == value.dtype
+                assert torch.equal(found, value), key
+            else:
+                assert found == value
+    for group, their_group in zip(
+        ours["param_groups"], theirs["param_groups"], strict=True
+    ):
+        assert {k: v for k, v in group.items() if k != "param_names"} == their_group
+
+
+@every_model
+@every_optimizer
+def test_comes_in_and_goes_out_bit_for_bit(model, optimizer):
+    module = torch_models.MODELS[model]()
+    theirs = trained(optimizer, module)
+    params = torch_models.flax_tree(torch_models.flax_leaves(module))
+    names = match_names(params, torch_model_from_module(module))
+    layouts = layouts_of(names)
+    ours = our_optimizer(optimizer, mask_of(params, module), layouts)
+    state = opt_state_from_torch(
+        ours.init(params), params, theirs.state_dict(), names, layouts=layouts
+    )
+    state_dict = torch_from_opt_state(
+        state, params, names, theirs.state_dict()["param_groups"], layouts=layouts
+    )
+    assert_same_content(state_dict, theirs.state_dict())
+
+
+@every_model
+@every_optimizer
+def test_the_next_update_is_torchs(model, optimizer):
+    module = torch_models.MODELS[model]()
+    theirs = trained(optimizer, module)
+    before = torch_models.flax_leaves(module)
+    before = {name: array.copy() for name, array in before.items()}
+    params = torch_models.flax_tree(before)
+    names = match_names(params, torch_model_from_module(module))
+    layouts = layouts_of(names)
+    ours = our_optimizer(optimizer, mask_of(params, module), layouts)
+    state = opt_state_from_torch(
+        ours.init(params), params, theirs.state_dict(), names, layouts=layouts
+    )
+    np.testing.assert_allclose(get_learning_rate(state), RATE, rtol=1e-7)
+
+    grads = torch_models.flax_tree(torch_models.set_gradients(module, 99))
+    theirs.step()
+    updates, _ = jax.jit(ours.update)(grads, state, params)
+    after = torch_models.flax_tree(torch_models.flax_leaves(module))
+    new_params = optax.apply_updates(params, updates)
+    distance, moved = (
+        optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
+        for a, b in ((new_params, after), (after, params))
+    )
+    assert distance <= 1e-6 * moved

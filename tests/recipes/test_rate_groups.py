@@ -1,0 +1,205 @@
+"""Rate groups: parameters by name at a rate of their own, clipped with all others."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxopt_tf.optimizers import get_learning_rate
+from jaxopt_tf.recipes import (
+    RateGroup,
+    Recipe,
+    build_optimizer,
+    build_schedule,
+    layer_wise_decay,
+    recipe_settings,
+)
+from tests import twins
+
+pytestmark = pytest.mark.promotion_of_others  # optax.multi_transform
+
+SHAPES = {"wte": (6, 4), "h.0.kernel": (4, 4), "h.1.kernel": (4, 4), "head.bias": (4,)}
+
+
+def draw(rng, size=1.0):
+    return {
+        name: jnp.asarray(size * rng.normal(size=shape), jnp.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def recipe(groups, **changes):
+    plan = {"max_steps": 20, "learning_rate": 1e-2, "weight_decay": 0.1}
+    return Recipe(**{**plan, "max_grad_norm": 0.5, "rate_groups": groups, **changes})
+
+
+def run(optimizer, num_steps=10):
+    rng = np.random.default_rng(0)
+    params = draw(rng)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(num_steps):
+        updates, state = update(draw(rng), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@twins.needs_torch
+def test_follows_torch_with_a_rate_per_group_and_one_clipping():
+    import torch
+
+    factors = {"wte": 0.1, "h.0.kernel": 0.5, "h.1.kernel": 1.0, "head.bias": 1.0}
+    groups = [RateGroup(pattern="wte", factor=0.1), {"pattern": "h.0", "factor": 0.5}]
+    ours, state = run(build_optimizer(recipe(groups)))
+
+    rng = np.random.default_rng(0)
+    tensors = {
+        n: torch.nn.Parameter(torch.tensor(np.asarray(p))) for n, p in draw(rng).items()
+    }
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [t],
+                "lr": 1e-2 * factors[n],
+                "weight_decay": 0.1 * (n != "head.bias"),
+            }
+            for n, t in tensors.items()
+        ],
+        eps=1e-8,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 20)
+    for _ in range(10):
+        for name, g in draw(rng).items():
+            tensors[name].grad = torch.tensor(np.asarray(g))
+        torch.nn.utils.clip_grad_norm_(list(tensors.values()), 0.5)
+        optimizer.step()
+        schedule.step()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(ours[name], tensor.detach(), atol=2e-7, err_msg=name)
+    rates = get_learning_rate(state)
+    assert set(rates) == {"wte", "h.0", "rest"}
+    np.testing.assert_allclose(rates["h.0"], 0.5 * rates["rest"], rtol=1e-6)
+
+
+def test_a_group_of_factor_1_is_no_group():
+    alone, _ = run(build_optimizer(recipe([])))
+    apart, _ = run(build_optimizer(recipe([RateGroup(pattern="wte")])))
+    for name in alone:
+        np.testing.assert_array_equal(alone[name], apart[name], err_msg=name)
+
+
+def test_a_group_may_have_a_schedule_of_its_own():
+    group = RateGroup(
+        pattern="h",
+        learning_rate=1e-3,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=0.5,
+        factor=2.0,
+    )
+    plan = recipe([group])
+    _, state = run(build_optimizer(plan), num_steps=6)
+    rates = get_learning_rate(state)
+    np.testing.assert_allclose(rates["h"], 2.0 * 1e-3 * 5 / 10, rtol=1e-6)
+    np.testing.assert_allclose(rates["rest"], build_schedule(plan)(5), rtol=1e-6)
+
+
+def test_layer_wise_decay_shrinks_rates_towards_the_input():
+    groups = layer_wise_decay(0.5, ["wte", r"^h\.0\.", r"^h\.1\."])
+    _, state = run(build_optimizer(recipe(groups, lr_scheduler_type="constant")), 1)
+    rates = {
+        name: float(rate) / 1e-2 for name, rate in get_learning_rate(state).items()
+    }
+    expected = {"wte": 0.125, r"^h\.0\.": 0.25, r"^h\.1\.": 0.5, "rest": 1.0}
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_groups_train_an_nnx_model():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.wte = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            self.head = nnx.Linear(3, 1, rngs=nnx.Rngs(1))
+
+    model = Model()
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    groups = [RateGroup(pattern="^wte", factor=0.0)]
+    plan = recipe(groups, lr_scheduler_type="constant")
+    optimizer = nnx.Optimizer(model, build_optimizer(plan), wrt=nnx.Param)
+    grads = nnx.grad(lambda m: jnp.sum(m.head(m.wte(jnp.ones((2, 3))))))(model)
+    optimizer.update(model, grads)
+    after = nnx.state(model)
+    np.testing.assert_array_equal(
+        after["wte"]["kernel"][...], before["wte"]["kernel"][...]
+    )
+    assert np.any(after["head"]["kernel"][...] != before["head"]["kernel"][...])
+
+
+def test_a_recipe_with_groups_comes_back_from_json():
+    group = RateGroup(
+        pattern="wte",
+        lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"power": 2.0},
+    )
+    plan = recipe(
+        [group, *layer_wise_decay(0.9, ["h"])], optim="sgd", optim_args="momentum=0.9"
+    )
+    settings = recipe_settings(plan)
+    assert json.loads(json.dumps(settings)) == settings
+    assert Recipe(**settings) == plan
+    assert hash(Recipe(**settings)) == hash(plan)
+
+
+@pytest.mark.parametrize("pattern", ["nothing", r"h\.0\.kernel"])
+def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
+    groups = [RateGroup(pattern="h"), RateGroup(pattern=pattern)]
+    with pytest.raises(ValueError, match="a parameter of their own") as refused:
+        run(build_optimizer(recipe(groups)))
+    assert repr(pattern) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "match"),
+    [
+        ("wte", TypeError, "`rate_groups` must be a list"),
+        ([1], TypeError, "`rate_groups` must be a list"),
+        (RateGroup(pattern="a"), TypeError, "`rate_groups` must be a list"),
+        ([{"patern": "a"}], TypeError, "`rate_groups` must hold groups"),
+        ([{"pattern": "("}], ValueError, "must be a regular expression, got '\\('"),
+        ([{"pattern": ""}], TypeError, "must be a regular expression, got ''"),
+        ([{"pattern": "a", "factor": -1}], ValueError, "`factor` must be"),
+        ([{"pattern": "a"}, {"pattern": "a"}], ValueError, "pattern of its own"),
+        ([{"pattern": "rest"}], ValueError, "none that is 'rest'"),
+        (
+            [{"pattern": "a", "lr_scheduler_type": "cosin"}],
+            ValueError,
+            "`rate_groups` 'a': `lr_scheduler_type` must be one of",
+        ),
+        (
+            [{"pattern": "a", "lr_scheduler_type": "greedy"}],
+            ValueError,
+            "`rate_groups` must be empty with 'greedy'",
+        ),
+        (
+            [{"pattern": "a", "lr_scheduler_kwargs": 3}],
+            TypeError,
+            "`lr_scheduler_kwargs` must be a mapping",
+        ),
+    ],
+)
+def test_refuses_groups_that_are_none(groups, error, match):
+    with pytest.raises(error, match=match):
+        recipe(groups)
+
+
+def test_refuses_layers_that_are_no_list():
+    with pytest.raises(TypeError, match="`patterns` must be a list"):
+        layer_wise_decay(0.9, "wte")
+    with pytest.raises(ValueError, match="`factor` must be"):
+        layer_wise_decay(0.0, ["wte"])
+
+
+def test_a_metric_drives_no_groups():
+    with pytest.raises(ValueError, match="`rate_groups` must be empty"):
+        recipe([RateGroup(pattern="a")], lr_scheduler_type="reduce_lr_on_plateau")

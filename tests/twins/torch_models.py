@@ -1,0 +1,113 @@
+"""Small torch models, and their parameters as the leaves of a Flax tree."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def gpt2() -> Any:
+    """GPT-2 of two layers, whose projections are Conv1D."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=32, bos_token_id=0))
+
+
+def bert() -> Any:
+    """BERT of two layers for masked tokens."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8}
+    return BertForMaskedLM(BertConfig(**sizes, intermediate_size=16, vocab_size=32))
+
+
+def t5() -> Any:
+    """T5 of two layers."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_heads": 2, "d_model": 8, "d_kv": 4, "d_ff": 16}
+    return T5ForConditionalGeneration(T5Config(**sizes, vocab_size=32))
+
+
+def convolutional() -> Any:
+    """Convolutions in one and two dimensions, a norm and a linear layer."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, (3, 2)),
+        nn.GroupNorm(2, 4),
+        nn.Flatten(2),
+        nn.Conv1d(4, 5, 3),
+        nn.Flatten(1),
+        nn.Linear(20, 6),
+    )
+
+
+MODELS = {"gpt2": gpt2, "bert": bert, "t5": t5, "conv": convolutional}
+
+
+def flax_leaves(module: Any) -> dict[str, np.ndarray]:
+    """Each parameter as Flax would store it, by the path that Flax would give it."""
+    return _as_flax(module, dict(module.named_parameters()))
+
+
+def _as_flax(module: Any, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+    leaves = {}
+    layers = dict(module.named_modules())
+    for name, tensor in tensors.items():
+        path, _, last = name.rpartition(".")
+        layer, array = type(layers[path]).__name__, tensor.detach().numpy()
+        if last == "weight":
+            if layer in ("Linear", "Conv1D", "Conv1d", "Conv2d"):
+                last = "kernel"
+            else:
+                last = "embedding" if layer == "Embedding" else "scale"
+        if last == "kernel" and layer != "Conv1D":
+            # Spatial axes, then what comes in, then what goes out.
+            array = array.transpose(*range(2, array.ndim), 1, 0)
+        leaves[f"{path}.{last}"] = array
+    return leaves
+
+
+def flax_tree(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Leaves in a nested dict, by the dots of their names."""
+    tree: dict[str, Any] = {}
+    for name, array in leaves.items():
+        *above, last = name.split(".")
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = jnp.array(array)
+    return tree
+
+
+def set_gradients(module: Any, seed: int) -> dict[str, np.ndarray]:
+    """Gives every parameter a gradient; the same, by the names of Flax's leaves."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.grad = torch.randn(p.shape, generator=generator) * 0.1
+    grads = {name: p.grad for name, p in module.named_parameters()}
+    return {name: g.copy() for name, g in _as_flax(module, grads).items()}
+
+
+def trainer_groups(module: Any, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """The groups that Trainer makes."""
+    from transformers import Trainer
+
+    decayed = set(Trainer.get_decay_parameter_names(None, module))
+    named = list(module.named_parameters())
+    return [
+        {"params": [p for n, p in named if n in decayed], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
+    ]
