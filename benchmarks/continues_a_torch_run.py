@@ -1,0 +1,102 @@
+"""A run of Transformers' Trainer goes on here, or one from here there, unnoticed.
+
+    python -m benchmarks.continues_a_torch_run            # some minutes on 2 cores
+    python -m benchmarks.continues_a_torch_run --smoke    # one case, short
+
+A small GPT-2 is trained on text by Trainer, which saves halfway. From there we go on
+with the same batches; and, the other way round, Trainer goes on from where we are. Each
+is compared with Trainer's own unbroken run. "torch itself" is Trainer once more, with
+the half that was ours by another attention kernel: the noise that nobody can beat.
+"""
+
+import itertools
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import _trainer_runs as runs
+from benchmarks._report import Row, main
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    cases = itertools.product(
+        ("adamw_torch", "adafactor"),
+        ("linear", "cosine", "reduce_lr_on_plateau"),
+        (1, 4),
+    )
+    if smoke:
+        cases = iter([("adamw_torch", "cosine", 1)])
+    for optim, schedule, accumulated in cases:
+        plan = runs.Plan(optim, schedule, accumulated, 40 if smoke else 400)
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _case(plan, Path(folder))
+
+
+def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
+    half = plan.max_steps // 2
+    whole = runs.by_trainer(plan, work / "trainer")
+    checkpoint = work / "trainer" / f"checkpoint-{half}"
+
+    ours, _ = runs.Ours.at(plan, work, checkpoint).until(plan, plan.max_steps)
+    eager = runs.by_trainer(
+        plan, work / "eager", resume_from=checkpoint, attention="eager"
+    )
+    title = f"{plan}: Trainer to step {half}, then here"
+    beside = ""
+    if plan.optim == "adamw_torch":
+        # From the start: a resumed one takes its kernel from the checkpoint.
+        with_fused = plan._replace(optim="adamw_torch_fused")
+        fused = runs.by_trainer(with_fused, work / "fused")
+        beside = f"; all with the fused optimizer {runs.distance(fused, whole):.2g}"
+    yield from _rows(title, half, whole, ours, eager, beside)
+
+    begun = runs.Ours.at(plan, work, runs.begin(work / "begin"))
+    _, position = begun.until(plan, half)
+    handed_over = work / "ours" / f"checkpoint-{half}"
+    handed_over.parent.mkdir()
+    begun.hand_over(handed_over, position, like=work / "begin")
+    theirs = runs.by_trainer(plan, work / "ours", resume_from=handed_over)
+    # Here the half that somebody else does is the first.
+    runs.by_trainer(plan, work / "first", attention="eager", stop_at=half)
+    eager = runs.by_trainer(
+        plan, work / "first", resume_from=work / "first" / f"checkpoint-{half}"
+    )
+    title = f"{plan}: here to step {half}, then Trainer"
+    yield from _rows(title, half, whole, theirs, eager)
+
+
+def _rows(
+    title: str,
+    half: int,
+    whole: runs.Ended,
+    ours: runs.Ended,
+    eager: runs.Ended,
+    beside: str = "",
+) -> Iterator[Row]:
+    yield Row(
+        claim=f"{title}: loss of each step after it",
+        value=runs.loss_difference(_after(ours, half), whole),
+        unit="relative",
+        limit=1e-4,
+        torch=runs.loss_difference(_after(eager, half), whole),
+    )
+    far, noise = runs.distance(ours, whole), runs.distance(eager, whole)
+    yield Row(
+        claim=f"{title}: distance of the last parameters ({far:.2g}) in that of torch "
+        f"itself ({noise:.2g}{beside})",
+        value=far / noise,
+        unit="times",
+        limit=3.0,
+        torch=1.0,
+    )
+
+
+def _after(ended: runs.Ended, step: int) -> runs.Ended:
+    later = {n: loss for n, loss in ended.losses.items() if n > step}
+    return ended._replace(losses=later)
+
+
+if __name__ == "__main__":
+    main("A torch run goes on", rows)

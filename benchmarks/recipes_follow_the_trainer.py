@@ -1,0 +1,67 @@
+"""How far recipes of 200 random TrainingArguments end from what Trainer builds of them.
+
+All fields that a recipe takes are drawn; 20 updates with equal gradients, clipped as
+Trainer clips. Distances are per parameter, in the largest distance that one of its
+elements moved. Where torch in float32 is farther than the limit from torch in float64,
+a float32 run can only be asked to be as near to float64 as torch is.
+"""
+
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks._report import Row, main
+from jaxopt_tf.interop import recipe_from_transformers
+from tests.twins import adafactor, trainer
+
+LIMIT = 2e-5
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    num_runs = 6 if smoke else 200
+    found: dict[str, list[adafactor.Distance]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(num_runs):
+            drawn, distances = _distances(seed, folder)
+            found.setdefault(drawn.arguments["optim"], []).extend(distances)
+    for optim, distances in sorted(found.items()):
+        near = [d.ours for d in distances if d.ours <= LIMIT or d.twin <= LIMIT]
+        yield Row(
+            claim=f"recipes of random TrainingArguments, {optim}: distance from "
+            f"Trainer's ({len(near)} of {len(distances)} parameters, 20 steps)",
+            value=max(near, default=0.0),
+            unit="of the distance moved",
+            limit=LIMIT,
+            torch=max(d.twin for d in distances),
+        )
+    far = [d for ds in found.values() for d in ds if min(d.ours, d.twin) > LIMIT]
+    yield Row(
+        claim=f"recipes, the {len(far)} parameters where torch is farther from its "
+        "float64 run and from us: our distance from that run",
+        value=max((d.exact / d.twin for d in far), default=0.0),
+        unit="of torch's own",
+        limit=1.0,
+    )
+
+
+def _distances(
+    seed: int, folder: str
+) -> tuple[trainer.Drawn, list[adafactor.Distance]]:
+    rng = np.random.default_rng(seed)
+    drawn = trainer.draw(rng)
+    params, grads, metrics = trainer.random_run(rng, drawn.scale)
+    theirs, exact = (
+        trainer.trainer_run(drawn, params, grads, metrics, dtype=dtype, folder=folder)
+        for dtype in ("float32", "float64")
+    )
+    source = trainer.arguments_of(drawn, folder)
+    recipe = recipe_from_transformers(source, num_examples=drawn.num_examples).recipe
+    if recipe.max_steps != drawn.max_steps:
+        raise AssertionError(f"other steps than Trainer's: {recipe}")
+    ours = trainer.our_run(recipe, params, grads, metrics)
+    return drawn, list(adafactor.distances(ours, theirs, exact, params).values())
+
+
+if __name__ == "__main__":
+    main("Recipes of random TrainingArguments against Trainer", rows)
