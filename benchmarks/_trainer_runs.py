@@ -226,7 +226,8 @@ class Ours(NamedTuple):
 
         def as_trainer_counts(params, batch):
             # All 65 labels of a row, though nothing predicts its first: Trainer knows
-            # by the class's name whether labels are shifted, and GPT-2's does not tell.
+            # by the class's name whether labels are shifted, and GPT-2's does not tell;
+            # in evaluations too.
             return self.loss_fn(params, batch)[0], batch.size
 
         def window(window: Window) -> None:
@@ -241,7 +242,7 @@ class Ours(NamedTuple):
         k = plan.gradient_accumulation_steps
         windows = _windows(plan.max_steps * k * BATCH_SIZE).astype(np.uint8)
         shape = (plan.max_steps, *([k] if k > 1 else []), BATCH_SIZE, 65)
-        evaluate = make_evaluate(make_eval_step(self.loss_fn), [held_out()])
+        evaluate = make_evaluate(make_eval_step(as_trainer_counts), [held_out()])
         begun = int(self.start.state.step)
         ended = train(
             make_train_step(

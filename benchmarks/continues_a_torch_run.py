@@ -58,13 +58,20 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
     handed_over.parent.mkdir()
     begun.hand_over(handed_over, position, like=work / "begin")
     theirs = runs.by_trainer(plan, work / "ours", resume_from=handed_over)
-    # Here the half that somebody else does is the first.
+    # The twin of the first half is Trainer's own by the other kernel.
     runs.by_trainer(plan, work / "first", attention="eager", stop_at=half)
     eager = runs.by_trainer(
         plan, work / "first", resume_from=work / "first" / f"checkpoint-{half}"
     )
     title = f"{plan}: here to step {half}, then Trainer"
     yield from _rows(title, half, whole, theirs, eager)
+    ours, _ = runs.Ours.at(plan, work, work / "begin").until(plan, plan.max_steps)
+    yield Row(
+        claim=f"{title}: loss of each step after it, against ours that goes on",
+        value=runs.loss_difference(_after(theirs, half), ours),
+        unit="relative",
+        limit=1e-4,
+    )
 
 
 def _rows(
@@ -76,7 +83,7 @@ def _rows(
     beside: str = "",
 ) -> Iterator[Row]:
     yield Row(
-        claim=f"{title}: loss of each step after it",
+        claim=f"{title}: loss of each step after it, against Trainer's own",
         value=runs.loss_difference(_after(ours, half), whole),
         unit="relative",
         limit=1e-4,
