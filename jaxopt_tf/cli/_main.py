@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 
 from ._command_line import nearest
 from ._doctor import doctor, explain
+from ._migrate import migrate
 from ._train import train
 
 # What stands after the command's name comes in, the exit status goes out.
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "pretrain a GPT-2"),
+    "migrate": (migrate, "make a run of a Trainer's checkpoint, or back"),
     "doctor": (doctor, "say what is wrong with a plan"),
     "explain": (explain, "say what becomes of each parameter"),
 }

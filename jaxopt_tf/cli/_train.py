@@ -2,7 +2,8 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from .. import _check
@@ -69,7 +70,11 @@ def train(args: Sequence[str]) -> int:
 
 
 def parse(
-    args: Sequence[str], *, prog: str = PROG, description: str = _DESCRIPTION
+    args: Sequence[str],
+    *,
+    prog: str = PROG,
+    description: str = _DESCRIPTION,
+    found: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Recipe, GPT2Config, Job]:
     """The records of a run, from the command line, the file it names, and defaults.
 
@@ -79,6 +84,7 @@ def parse(
         args: what stands after the command's name.
         prog: that name, for the help.
         description: the help's first lines.
+        found: settings that are known from elsewhere; the file and flags win over them.
 
     Raises:
         ValueError: naming what is refused, and all that contradicts itself at once.
@@ -96,7 +102,7 @@ def parse(
     )
     path = typed.pop("config", None)
     if path is None:
-        return _records(typed)
+        return _records({**found, **typed})
     ours = {**recipe_flags, **model_flags, **job_flags}
     del ours["config"]  # one file does not name another
     file, notes = read_config(path, ours, typed)
@@ -104,7 +110,7 @@ def parse(
         print(f"jaxopt-tf: {path}: {'; '.join(notes)}.", file=sys.stderr)
     if "preset" in typed:
         file = {name: value for name, value in file.items() if name not in _SIZES}
-    return _records({**file, **typed})
+    return _records({**found, **file, **typed})
 
 
 def _records(given: dict[str, Any]) -> tuple[Recipe, GPT2Config, Job]:

@@ -61,7 +61,11 @@ class FromTransformers:
 
 
 def recipe_from_transformers(
-    source: Any, *, num_examples: int | None = None, num_devices: int | None = None
+    source: Any,
+    *,
+    max_steps: int | None = None,
+    num_examples: int | None = None,
+    num_devices: int | None = None,
 ) -> FromTransformers:
     """The recipe that Trainer would follow with these TrainingArguments.
 
@@ -72,6 +76,8 @@ def recipe_from_transformers(
     Args:
         source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
             file or of a `training_args.bin`. That is a pickle, of which nothing is run.
+        max_steps: number of updates, as trainer_state.json has it; None for what the
+            source says.
         num_examples: length of the training data; needed where `max_steps` is not set.
         num_devices: how many took part, each with a batch of its own; None for what
             the source says, or 1.
@@ -89,6 +95,8 @@ def recipe_from_transformers(
     Differs: a warm-up longer than the training, phases that do not fit into it, and
         misspelt `optim_args` are refused; Trainer takes them.
     """
+    if max_steps is not None:
+        max_steps = _check.step_count("max_steps", max_steps, least=1)
     if num_examples is not None:
         num_examples = _check.step_count("num_examples", num_examples, least=1)
     if num_devices is not None:
@@ -99,6 +107,8 @@ def recipe_from_transformers(
     given = {
         n: v for n, v in found.given.items() if not _is_device(n) or not known_devices
     }
+    if max_steps is not None:
+        given["max_steps"] = max_steps
     problems: list[str] = []
     steps = _steps(given, num_examples, known_devices or 1, era, problems)
     taken = translate_training_arguments(given, max_steps=steps, era=era)

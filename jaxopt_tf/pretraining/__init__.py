@@ -17,6 +17,10 @@ from ._job import Outcome as Outcome
 from ._job import pretrain as pretrain
 from ._model import GPT2 as GPT2
 from ._model import make_loss_fn as make_loss_fn
+from ._moved import Run as Run
+from ._moved import first_position as first_position
+from ._moved import read_run as read_run
+from ._moved import write_run as write_run
 from ._presets import GPT2_PRESETS as GPT2_PRESETS
 from ._presets import GPT2Config as GPT2Config
 from ._presets import flops_per_token as flops_per_token

@@ -23,6 +23,7 @@ from ._corpus import Corpus
 from ._data import read_corpus
 from ._model import make_loss_fn
 from ._monitors import all_monitors
+from ._moved import first_position
 from ._presets import GPT2Config, gpt2_layout
 from ._settings import Job, flat
 
@@ -94,12 +95,7 @@ def _run(
     schedule = build_schedule(recipe)
     driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
     optimizer = build_optimizer(recipe, layout=gpt2_layout(model))
-    rng = recipe.seed if model.has_dropout else None
-    start = training.Position(
-        training.init_train_state(params, optimizer, rng=rng),
-        training.Progress(),
-        None if driven is None else driven.init(),
-    )
+    start = first_position(recipe, model, params)
     start = training.restore_position(checkpoint, start)
     if job.on_non_finite != "skip":  # skipped ones before are no reason to stop now
         state = dataclasses.replace(start.state, num_bad_in_a_row=jnp.int32(0))

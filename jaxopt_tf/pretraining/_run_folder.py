@@ -48,7 +48,7 @@ def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | No
         # A run that was taken up from elsewhere, and has come further since.
         checkpoint = checkpoints.find_intact(folder) or checkpoint
     if checkpoint is not None:
-        saved = _settings_of(checkpoint)
+        saved = settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
     if checkpoint is None or checkpoint == job.resume_from_checkpoint:
         _check_folder(folder, job, settings, must_be_new=checkpoint is None)
@@ -150,7 +150,8 @@ def _check_same_run(
         )
 
 
-def _settings_of(checkpoint: Path) -> dict[str, Any]:
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was made with, its data's fingerprint included."""
     settings = checkpoints.read_notes(checkpoint).get("settings")
     if not isinstance(settings, dict):
         raise ValueError(

@@ -1,0 +1,209 @@
+"""`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from .. import interop, training
+from ..checkpoints import find_checkpoints
+from ..pretraining import (
+    GPT2Config,
+    Run,
+    first_position,
+    gpt2_layout,
+    make_loss_fn,
+    read_run,
+    write_run,
+)
+from ..recipes import recipe_settings
+from ._train import parse
+
+_PROG = "jaxopt-tf migrate FOLDER OUT"
+_DESCRIPTION = (
+    "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
+    "checkpoint of a run's folder. Flags say what the file of a Trainer does not: the "
+    "text, how often to evaluate and save."
+)
+_ARGUMENTS, _STATE = "training_args.bin", "trainer_state.json"
+
+# What torch's GPT-2 can be and ours is not: the one value that is ours.
+_FIXED = {
+    "activation_function": "gelu_new",
+    "add_cross_attention": False,
+    "attn_pdrop": 0.0,
+    "layer_norm_epsilon": 1e-5,
+    "model_type": "gpt2",
+    "n_inner": None,
+    "reorder_and_upcast_attn": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+    "tie_word_embeddings": True,
+}
+# By our names.
+_SIZES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+    "resid_pdrop": "resid_pdrop",
+    "embd_pdrop": "embd_pdrop",
+}
+
+
+def migrate(args: Sequence[str]) -> int:
+    """Runs `jaxopt-tf migrate`.
+
+    Args:
+        args: what stands after the command's name: two folders, then flags.
+
+    Returns:
+        The exit status: 0.
+    """
+    if any(arg in ("-h", "--help") for arg in args):
+        parse(["--help"], prog=_PROG, description=_DESCRIPTION)
+    if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
+        raise ValueError(
+            "`migrate` must be given two folders, the one to read and a new one, got "
+            f"{' '.join(args)!r}. Write `{_PROG}`."
+        )
+    source, out, flags = Path(args[0]), Path(args[1]), args[2:]
+    if out.exists():
+        raise ValueError(
+            f"`OUT` must be a new folder, got {str(out)!r}. Name another: nothing is "
+            "overwritten."
+        )
+    if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
+        _come_in(source, out, flags)
+    elif (source / "SHA256SUMS").exists() or find_checkpoints(source):
+        if flags:
+            raise ValueError(
+                f"`migrate` takes no flags on the way out, got {' '.join(flags)!r}: "
+                "the run has its numbers."
+            )
+        _go_out(source, out)
+    else:
+        raise ValueError(
+            "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
+            f"its checkpoints, got {str(source)!r}."
+        )
+    return 0
+
+
+def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
+    state = json.loads((source / _STATE).read_text(encoding="utf-8"))
+    came = interop.recipe_from_transformers(
+        source / _ARGUMENTS, max_steps=state["max_steps"]
+    )
+    # Ours leaves out the same leaves of a GPT-2, by their names.
+    recipe = dataclasses.replace(came.recipe, decay_rule="default")
+    found = {**recipe_settings(recipe), **_sizes(source), "output_dir": str(out)}
+    recipe, model, job = parse(flags, prog=_PROG, description=_DESCRIPTION, found=found)
+    params, _ = make_loss_fn(model, recipe.seed)
+    start = first_position(recipe, model, params)
+    names = interop.match_names(params, interop.torch_model_from_config(source))
+    layout = gpt2_layout(model)
+    read = interop.read_trainer_checkpoint(
+        source,
+        params,
+        names,
+        recipe=came.recipe,
+        opt_state=start.state.opt_state,
+        layouts=layout,
+    )
+    at = dataclasses.replace(
+        start.state,
+        step=jnp.int32(read.step),
+        params=read.params,
+        opt_state=read.opt_state,
+    )
+    position = training.Position(at, start.progress, read.schedule_state)
+    write_run(Run(recipe, model, job, position))
+    for note in (*came.notes, *_told("elsewhere here", came.elsewhere)):
+        print(note)
+    if at.rng is not None:
+        print("dropout begins anew, from `seed`: torch's random numbers are its own")
+    print(
+        f"{out} holds the run of {source} at its step {read.step:,}; it goes on with\n"
+        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
+    )
+
+
+def _go_out(source: Path, out: Path) -> None:
+    recipe, model, job, position = read_run(source)
+    like = out.with_name(f".{out.name}.like")
+    like.mkdir(parents=True)
+    config = like / "config.json"
+    try:
+        config.write_text(json.dumps(_torch_config(model), indent=2) + "\n")
+        names = interop.match_names(
+            position.state.params, interop.torch_model_from_config(like)
+        )
+        step = int(position.state.step)
+        interop.write_trainer_checkpoint(
+            out,
+            position.state.params,
+            position.state.opt_state,
+            names,
+            recipe=recipe,
+            step=step,
+            schedule_state=position.schedule_state,
+            # Trainer goes by these, not by its arguments.
+            trainer_state={
+                "eval_steps": job.eval_steps,
+                "logging_steps": job.logging_steps,
+                "save_steps": job.save_steps,
+            },
+            like=like,
+            layouts=gpt2_layout(model),
+        )
+    finally:
+        config.unlink(missing_ok=True)
+        like.rmdir()
+    print(
+        f"{out} holds the run of {source} at its step {step:,}, for\n"
+        f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
+    )
+
+
+def _sizes(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`FOLDER` must hold the model's config.json, but {str(path)!r} cannot be "
+            f"read: {error}."
+        ) from error
+    problems = [
+        f"`{name}` {config[name]!r}: here it is {ours!r}"
+        for name, ours in _FIXED.items()
+        if config.get(name, ours) != ours and not _is_usual(name, config)
+    ]
+    missing = [name for name in _SIZES.values() if name not in config]
+    problems += [f"`{name}` is not given" for name in missing]
+    if problems:
+        raise ValueError(
+            f"`FOLDER` must hold a GPT-2 as it is here, but {path}:\n  "
+            + "\n  ".join(problems)
+            + "\nA model that is otherwise needs a step of its own: take the functions "
+            "of `jaxopt_tf.interop`."
+        )
+    return {name: config[theirs] for name, theirs in _SIZES.items()}
+
+
+def _is_usual(name: str, config: Mapping[str, Any]) -> bool:
+    return name == "n_inner" and config[name] == 4 * config.get("n_embd", 0)
+
+
+def _torch_config(model: GPT2Config) -> dict[str, Any]:
+    sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
+    return {"architectures": ["GPT2LMHeadModel"], **_FIXED, **sizes}
+
+
+def _told(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{what}: {', '.join(names)}"] if names else []

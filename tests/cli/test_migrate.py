@@ -1,0 +1,194 @@
+"""`jaxopt-tf migrate` on folders that Transformers' Trainer wrote, and for it."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from jaxopt_tf.cli import main
+from jaxopt_tf.optimizers import decay_mask
+
+pytestmark = pytest.mark.promotion_of_others  # flax's layers
+
+MAX_STEPS = 6
+SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 256}
+NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
+
+
+def trainer(folder, **arguments):
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**SIZES, **NO_DROPOUT, bos_token_id=0, eos_token_id=0)
+    )
+    tokens = torch.tensor(list(TEXT.encode()[:1536])).reshape(-1, 16)
+    made = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            str(folder),
+            **{
+                "max_steps": MAX_STEPS,
+                "save_steps": 3,
+                "logging_steps": 1,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 1e-2,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 1,
+                "weight_decay": 0.1,
+                "report_to": [],
+                "disable_tqdm": True,
+                "use_cpu": True,
+                **arguments,
+            },
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
+        eval_dataset=[{"input_ids": row, "labels": row} for row in tokens[:4]],
+    )
+    made.remove_callback(transformers.PrinterCallback)
+    return made
+
+
+@pytest.fixture(scope="module", params=["adamw_torch", "adafactor"])
+def theirs(request, tmp_path_factory):
+    """A folder of Trainer's, halfway."""
+    folder = tmp_path_factory.mktemp("trainer")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(folder, optim=request.param).train()
+    return folder / "checkpoint-3"
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def migrated(theirs, tmp_path, text):
+    run = tmp_path / "run"
+    flags = ["--text", str(text), "--eval_steps", "2", "--save_steps", "2"]
+    assert main(["migrate", str(theirs), str(run), *flags]) == 0
+    return run
+
+
+def tensors(folder):
+    found = load_file(folder / "model.safetensors")
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
+    for index, entries in saved["state"].items():
+        for name, value in entries.items():
+            if name != "RMS":  # torch computes it anew
+                found[f"{index}.{name}"] = np.asarray(value)
+    return found
+
+
+def test_a_run_of_trainer_goes_on_here(theirs, tmp_path, text, capsys):
+    run = migrated(theirs, tmp_path, text)
+    assert "at its step 3; it goes on with" in capsys.readouterr().out
+    command = ["train", "--config", str(run / "config.json"), "--output_dir", str(run)]
+    assert main(command) == 0
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    steps = [record["step"] for record in records if "loss" in record]
+    assert steps == [4, 5, 6]
+    assert (run / "checkpoint-6").exists()
+
+
+def test_there_and_back_is_the_same_run(theirs, tmp_path, text):
+    run = migrated(theirs, tmp_path, text)
+    back = tmp_path / "back"
+    assert main(["migrate", str(run), str(back)]) == 0
+    before, after = tensors(theirs), tensors(back)
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    schedules = [
+        torch.load(f / "scheduler.pt", weights_only=True) for f in (theirs, back)
+    ]
+    assert schedules[0] == schedules[1]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch and Trainer
+@pytest.mark.parametrize("flags", ["", "--scan_layers"])
+def test_a_run_of_ours_goes_on_in_trainer(tmp_path, text, flags):
+    run, out = tmp_path / "run", tmp_path / "trainer" / "checkpoint-3"
+    out.parent.mkdir()
+    sizes = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16 --save_steps 3"
+    numbers = "--max_steps 6 --warmup_steps 1 --per_device_train_batch_size 4"
+    command = f"train --text {text} --output_dir {run} {sizes} {numbers} --logging_steps 1 {flags}"
+    assert main(command.split()) == 0
+    assert main(["migrate", str(run / "checkpoint-3"), str(out)]) == 0
+    ours = load_file(out / "model.safetensors")
+    resumed = trainer(
+        out.parent,
+        learning_rate=3e-3,
+        lr_scheduler_type="linear",
+        adam_beta2=0.97,
+    )
+    resumed.train(resume_from_checkpoint=str(out))
+    history = resumed.state.log_history
+    rates = [entry["learning_rate"] for entry in history if "loss" in entry]
+    np.testing.assert_allclose(rates, [1.8e-3, 1.2e-3, 0.6e-3])
+    for name, parameter in resumed.model.named_parameters():
+        moved = np.abs(parameter.detach().numpy() - ours[name]).max()
+        assert 0 < moved < 0.1, name
+
+
+def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(theirs):
+    from jaxopt_tf.interop import match_names, torch_model_from_config
+    from jaxopt_tf.pretraining import GPT2Config, make_loss_fn
+
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=16)
+    params, _ = make_loss_fn(config, 0)
+    names = match_names(params, torch_model_from_config(theirs))
+    by_type = decay_mask(params, rule="transformers_v5", layer_norms=names.layer_norms)
+    assert decay_mask(params) == by_type
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attn_pdrop": 0.1}, "`attn_pdrop` 0.1: here it is 0.0"),
+        ({"model_type": "bert"}, "`model_type` 'bert': here it is 'gpt2'"),
+        ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: here it is None"),
+    ],
+)
+def test_refuses_another_model(theirs, tmp_path, capsys, change, words):
+    folder = tmp_path / "checkpoint-3"
+    shutil.copytree(theirs, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_folders_that_are_neither_or_are_there(theirs, tmp_path, capsys):
+    assert main(["migrate", str(tmp_path), str(tmp_path / "run")]) == 2
+    assert "`FOLDER` must be a Trainer's" in capsys.readouterr().err
+    assert main(["migrate", str(theirs), str(tmp_path)]) == 2
+    assert "`OUT` must be a new folder" in capsys.readouterr().err
+    assert main(["migrate", str(theirs)]) == 2
+    assert "must be given two folders" in capsys.readouterr().err
+
+
+def test_names_the_file_that_is_missing(theirs, tmp_path, capsys):
+    folder = tmp_path / "checkpoint-3"
+    shutil.copytree(theirs, folder)
+    (folder / "training_args.bin").unlink()
+    assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
+    assert "training_args.bin" in capsys.readouterr().err
+    (folder / "config.json").unlink()
+    shutil.copy(theirs / "training_args.bin", folder)
+    assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_takes_no_flags_on_the_way_out(theirs, tmp_path, text, capsys):
+    run = migrated(theirs, tmp_path, text)
+    assert main(["migrate", str(run), str(tmp_path / "out"), "--max_steps", "9"]) == 2
+    assert "takes no flags on the way out" in capsys.readouterr().err
