@@ -119,7 +119,9 @@ def test_a_run_of_ours_goes_on_in_trainer(tmp_path, text, flags):
     out.parent.mkdir()
     sizes = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16 --save_steps 3"
     numbers = "--max_steps 6 --warmup_steps 1 --per_device_train_batch_size 4"
-    command = f"train --text {text} --output_dir {run} {sizes} {numbers} --logging_steps 1 {flags}"
+    often = "--logging_steps 1"
+    flags = f"{sizes} {numbers} {often} {flags}"
+    command = f"train --text {text} --output_dir {run} {flags}"
     assert main(command.split()) == 0
     assert main(["migrate", str(run / "checkpoint-3"), str(out)]) == 0
     ours = load_file(out / "model.safetensors")
