@@ -80,7 +80,8 @@ class Explanation:
             table.add_row(*row)
         # As wide as it wants to be: a path that is cut off names nothing.
         text = io.StringIO()
-        Console(file=text, width=10_000).print(table)
+        # In a notebook it would go onto the page, past the string.
+        Console(file=text, width=10_000, force_jupyter=False).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
         size = self.state_bytes / max(1, self.num_params)
         lines.append(
