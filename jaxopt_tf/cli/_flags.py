@@ -1,6 +1,7 @@
 """Every field of a record is a flag: its name, its help, and how its value is read."""
 
 import dataclasses
+import inspect
 import json
 import re
 import types
@@ -85,9 +86,10 @@ def _options(annotation: Any) -> tuple[Any, ...]:
 
 def _attributes(record: type) -> dict[str, str]:
     """What the section "Attributes:" says of each, in one line."""
-    _, _, section = (record.__doc__ or "").partition("    Attributes:\n")
+    # Cleaned, as Python 3.13 has it itself.
+    _, _, section = inspect.cleandoc(record.__doc__ or "").partition("Attributes:\n")
     section, _, _ = section.partition("\n\n")
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
 

@@ -6,12 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
-import transformers
 from safetensors.numpy import load_file
 
 from jaxopt_tf.cli import main
 from jaxopt_tf.optimizers import decay_mask
+
+torch = pytest.importorskip("torch", reason="the folders are torch's")
+transformers = pytest.importorskip("transformers", reason="the folders are Trainer's")
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
