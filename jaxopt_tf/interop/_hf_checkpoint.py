@@ -77,7 +77,9 @@ def read_trainer_checkpoint(
         names: which leaf is which torch parameter.
         recipe: the numbers of the run; the file's rate, schedule and groups are checked
             against it.
-        opt_state: what `optimizer.init(params)` gives; None: the parameters alone.
+        opt_state: what `optimizer.init(params)` gives; of an optimizer that decays as
+            Trainer, `build_optimizer(recipe, layer_norms=names.layer_norms)`. None:
+            the parameters alone.
         groups: names in the order in which torch was given them, for each group; None
             for Trainer's own.
         layouts: as `adafactor_tf` has them.
