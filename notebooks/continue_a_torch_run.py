@@ -36,7 +36,8 @@ from jaxopt_tf.pretraining import Batches, GPT2Config, make_loss_fn, standard_li
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
-work = Path(tempfile.mkdtemp())
+folder = tempfile.TemporaryDirectory()  # deleted in the last cell
+work = Path(folder.name)
 
 # %% [markdown]
 # ## The run in PyTorch
@@ -138,7 +139,7 @@ def history(made):
 stayed = history(home)
 crossed = {**{n: stayed[n] for n in range(1, 41)}, **losses, **history(away)}
 steps = sorted(stayed)
-plt.figure(figsize=(8, 4.5))
+plt.figure(figsize=(8, 4.5), layout="constrained")
 plt.plot(steps, [stayed[n] for n in steps], color="0.75", lw=6, label="PyTorch alone")
 for first, last, style, where in [
     (1, 40, "-", "PyTorch"),
@@ -154,6 +155,7 @@ plt.show()
 
 largest = max(abs(crossed[n] / stayed[n] - 1) for n in steps)
 print(f"largest difference of a step's loss: {largest:.1e} of it")
+folder.cleanup()
 
 # %% [markdown]
 # For a GPT-2 the command `jaxopt-tf migrate` does the same, in both directions.

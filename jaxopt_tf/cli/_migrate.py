@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .. import interop, training
@@ -43,6 +46,10 @@ _FIXED = {
     "scale_attn_weights": True,
     "tie_word_embeddings": True,
 }
+_CURES = {
+    "attn_pdrop": "; attention has no dropout here. With 0.0 in config.json the run "
+    "goes on without it, which changes the training"
+}
 # By our names.
 _SIZES = {
     "n_layer": "n_layer",
@@ -79,6 +86,11 @@ def migrate(args: Sequence[str]) -> int:
         )
     if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
         _come_in(source, out, flags)
+    elif _holds(source, _STATE) and not _holds(source, "SHA256SUMS"):
+        raise ValueError(
+            "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
+            f"{str(source)!r}. Name one of its checkpoint-<step>."
+        )
     elif (source / "SHA256SUMS").exists() or find_checkpoints(source):
         if flags:
             raise ValueError(
@@ -95,7 +107,9 @@ def migrate(args: Sequence[str]) -> int:
 
 
 def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
-    state = json.loads((source / _STATE).read_text(encoding="utf-8"))
+    state = _object(source / _STATE)
+    if "max_steps" not in state:
+        raise ValueError(f"`max_steps` must be in {source / _STATE}: copy it anew.")
     came = interop.recipe_from_transformers(
         source / _ARGUMENTS, max_steps=state["max_steps"]
     )
@@ -103,6 +117,11 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
     recipe = dataclasses.replace(came.recipe, decay_rule="default")
     found = {**recipe_settings(recipe), **_sizes(source), "output_dir": str(out)}
     recipe, model, job = parse(flags, prog=_PROG, description=_DESCRIPTION, found=found)
+    if job.output_dir != out:
+        raise ValueError(
+            f"`output_dir` must be the new folder, {str(out)!r}, got "
+            f"{str(job.output_dir)!r}. Leave it out: `OUT` says it."
+        )
     params, _ = make_loss_fn(model, recipe.seed)
     start = first_position(recipe, model, params)
     names = interop.match_names(params, interop.torch_model_from_config(source))
@@ -115,6 +134,12 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         opt_state=start.state.opt_state,
         layouts=layout,
     )
+    if type(read.schedule_state) is not type(start.schedule_state):
+        raise ValueError(
+            "`lr_scheduler_type` must stay where a metric drives the rate, got "
+            f"{recipe.lr_scheduler_type!r} after {came.recipe.lr_scheduler_type!r}. "
+            "Leave it out: what such a schedule remembers is not another's."
+        )
     at = dataclasses.replace(
         start.state,
         step=jnp.int32(read.step),
@@ -122,28 +147,39 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         opt_state=read.opt_state,
     )
     position = training.Position(at, start.progress, read.schedule_state)
-    write_run(Run(recipe, model, job, position))
-    for note in (*came.notes, *_told("elsewhere here", came.elsewhere)):
+    out.mkdir(parents=True)
+    try:
+        write_run(Run(recipe, model, job, position))
+    except BaseException:  # half of a run, which would be in the way of the next try
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    for note in (
+        *_told("taken over", came.honoured),
+        *_told("without effect here", came.without_effect),
+        *_told("not taken over, for flags to say", came.elsewhere),
+        *came.notes,
+    ):
         print(note)
     if at.rng is not None:
         print("dropout begins anew, from `seed`: torch's random numbers are its own")
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(read.params))
     print(
-        f"{out} holds the run of {source} at its step {read.step:,}; it goes on with\n"
+        f"{out} holds the run of {source}, {num_params:,} parameters, at its step "
+        f"{read.step:,}; it goes on with\n"
         f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
     )
 
 
 def _go_out(source: Path, out: Path) -> None:
     recipe, model, job, position = read_run(source)
-    like = out.with_name(f".{out.name}.like")
-    like.mkdir(parents=True)
-    config = like / "config.json"
-    try:
-        config.write_text(json.dumps(_torch_config(model), indent=2) + "\n")
+    step = int(position.state.step)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as like:
+        config = json.dumps(_torch_config(model), indent=2)
+        Path(like, "config.json").write_text(f"{config}\n", encoding="utf-8")
         names = interop.match_names(
             position.state.params, interop.torch_model_from_config(like)
         )
-        step = int(position.state.step)
         interop.write_trainer_checkpoint(
             out,
             position.state.params,
@@ -161,9 +197,6 @@ def _go_out(source: Path, out: Path) -> None:
             like=like,
             layouts=gpt2_layout(model),
         )
-    finally:
-        config.unlink(missing_ok=True)
-        like.rmdir()
     print(
         f"{out} holds the run of {source} at its step {step:,}, for\n"
         f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
@@ -172,15 +205,9 @@ def _go_out(source: Path, out: Path) -> None:
 
 def _sizes(source: Path) -> dict[str, Any]:
     path = source / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`FOLDER` must hold the model's config.json, but {str(path)!r} cannot be "
-            f"read: {error}."
-        ) from error
+    config = _object(path)
     problems = [
-        f"`{name}` {config[name]!r}: here it is {ours!r}"
+        f"`{name}` {config[name]!r}: here it is {ours!r}{_CURES.get(name, '')}"
         for name, ours in _FIXED.items()
         if config.get(name, ours) != ours and not _is_usual(name, config)
     ]
@@ -194,6 +221,20 @@ def _sizes(source: Path) -> dict[str, Any]:
             "of `jaxopt_tf.interop`."
         )
     return {name: config[theirs] for name, theirs in _SIZES.items()}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"`FOLDER` must hold a readable {path.name}, but {str(path)!r} is not: "
+            f"{error}. Copy the folder anew."
+        ) from error
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return any(folder.glob(f"checkpoint-*/{name}"))
 
 
 def _is_usual(name: str, config: Mapping[str, Any]) -> bool:

@@ -101,6 +101,8 @@ def parse(
         description=description,
     )
     path = typed.pop("config", None)
+    if "preset" in typed:
+        found = {name: value for name, value in found.items() if name not in _SIZES}
     if path is None:
         return _records({**found, **typed})
     ours = {**recipe_flags, **model_flags, **job_flags}

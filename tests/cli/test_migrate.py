@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers", reason="the folders are Train
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
 MAX_STEPS = 6
+MODEL = "model.safetensors"
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 256}
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
@@ -78,8 +79,16 @@ def migrated(theirs, tmp_path, text):
     return run
 
 
+def changed(theirs, tmp_path, name, change):
+    folder = tmp_path / "checkpoint-3"
+    shutil.copytree(theirs, folder)
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | change))
+    return folder
+
+
 def tensors(folder):
-    found = load_file(folder / "model.safetensors")
+    found = load_file(folder / MODEL)
     saved = torch.load(folder / "optimizer.pt", weights_only=True)
     for index, entries in saved["state"].items():
         for name, value in entries.items():
@@ -155,16 +164,13 @@ def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(theirs):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attn_pdrop": 0.1}, "`attn_pdrop` 0.1: here it is 0.0"),
+        ({"attn_pdrop": 0.1}, "0.0; attention has no dropout here"),
         ({"model_type": "bert"}, "`model_type` 'bert': here it is 'gpt2'"),
         ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: here it is None"),
     ],
 )
 def test_refuses_another_model(theirs, tmp_path, capsys, change, words):
-    folder = tmp_path / "checkpoint-3"
-    shutil.copytree(theirs, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
+    folder = changed(theirs, tmp_path, "config.json", change)
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -195,3 +201,53 @@ def test_takes_no_flags_on_the_way_out(theirs, tmp_path, text, capsys):
     run = migrated(theirs, tmp_path, text)
     assert main(["migrate", str(run), str(tmp_path / "out"), "--max_steps", "9"]) == 2
     assert "takes no flags on the way out" in capsys.readouterr().err
+
+
+def test_says_what_was_read_and_taken_over(theirs, tmp_path, text, capsys):
+    migrated(theirs, tmp_path, text)
+    said = capsys.readouterr().out
+    num_params = sum(leaf.size for leaf in load_file(theirs / MODEL).values())
+    assert f"{num_params:,} parameters, at its step 3" in said
+    assert "taken over: " in said
+    assert "learning_rate" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--output_dir other", "`output_dir` must be the new folder"),
+        (
+            "--lr_scheduler_type greedy --warmup_steps 0 --eval_steps 2",
+            "`lr_scheduler_type` must stay",
+        ),
+        ("--text absent.txt", "'absent.txt' does not exist"),
+    ],
+)
+def test_leaves_nothing_where_a_flag_is_refused(
+    theirs, tmp_path, capsys, monkeypatch, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["migrate", str(theirs), "run", *flags.split()]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", "{", "must hold a readable config.json"),
+        ("trainer_state.json", "", "must hold a readable trainer_state.json"),
+        ("trainer_state.json", "3", "must hold a readable trainer_state.json"),
+        ("trainer_state.json", "{}", "`max_steps` must be in"),
+    ],
+)
+def test_names_a_file_that_is_damaged(theirs, tmp_path, capsys, name, content, words):
+    folder = changed(theirs, tmp_path, name, {})
+    (folder / name).write_text(content)
+    assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_asks_for_one_checkpoint_of_a_trainers_folder(theirs, tmp_path, capsys):
+    assert main(["migrate", str(theirs.parent), str(tmp_path / "run")]) == 2
+    assert "Name one of its checkpoint-<step>" in capsys.readouterr().err
