@@ -108,7 +108,13 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(repr(choice) for choice in choices)
-    raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.{hint}")
+    raise ValueError(
+        f"`{name}` must be one of {listed}, got {value!r}.{nearest(value, choices)}"
+    )
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str:
+    """The question whether the nearest choice was meant; "" where none is near."""
+    near = difflib.get_close_matches(str(value), list(choices), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

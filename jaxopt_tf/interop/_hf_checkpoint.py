@@ -9,7 +9,7 @@ from typing import Any
 from .. import _check
 from .._typing import PyTree
 from ..optimizers import TorchLayout
-from ..recipes import METRIC_DRIVEN, Recipe, build_schedule
+from ..recipes import Recipe, build_schedule
 from ..schedules import GreedyState, MetricDrivenSchedule, PlateauState
 from ._hf_folder import (
     OPTIMIZER,
@@ -195,6 +195,5 @@ def _schedule(
     if not isinstance(schedule, MetricDrivenSchedule):
         return schedule_step_from_torch(saved, schedule), None
     settings = dict(recipe.lr_scheduler_kwargs)
-    name = next(n for n in METRIC_DRIVEN if n == recipe.lr_scheduler_type)
-    state = metric_state_from_torch(saved, name, settings)
+    state = metric_state_from_torch(saved, recipe.lr_scheduler_type, settings)
     return _check.step_count("last_epoch", saved["last_epoch"]), state

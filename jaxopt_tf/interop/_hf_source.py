@@ -91,6 +91,7 @@ def _from_torch(content: bytes) -> Any:
             return load_inert(io.BytesIO(_pickle_of_zip(content)))
         if content[:1] == b"\x80":
             return _from_legacy(io.BytesIO(content))
+    # The last is zipfile's, for a compression that it has not.
     except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ValueError(f"it is cut short or damaged: {error}.") from error
     raise ValueError(f"it begins with {content[:8]!r}, as neither does.")

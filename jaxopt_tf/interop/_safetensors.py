@@ -144,13 +144,3 @@ def write_tensors(
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _opened(path: Path) -> Any:
-    """The file, for a `with`; a damaged one is an error of ours."""
-    try:
-        return safe_open(str(path), framework="numpy")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"`path` must be a whole safetensors file, got {str(path)!r}: {error}."
-        ) from error

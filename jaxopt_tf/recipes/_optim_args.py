@@ -1,9 +1,10 @@
 """`optim_args`: an optimizer's further arguments, by their types."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
+
+from .. import _check
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -40,11 +41,9 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
             )
         if name not in known:
             listed = ", ".join(map(repr, known)) or "none"
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"`optim_args` must hold only arguments that {optim!r} takes, which "
-                f"are {listed}, got {name!r}.{hint}"
+                f"are {listed}, got {name!r}.{_check.nearest(name, known)}"
             )
     read: dict[type, Callable[[str, Any], Any]] = {float: _number, bool: _truth}
     return tuple(sorted((name, read[known[name]](name, named[name])) for name in named))

@@ -210,7 +210,7 @@ def _rate(recipe: Recipe, run: TriedOut) -> list[Told]:
         found = get_learning_rate(run.state)
     except ValueError:
         return []
-    if isinstance(found, dict) or wanted is None or recipe.rate_groups:
+    if isinstance(found, dict) or recipe.rate_groups:
         return []
     if np.isclose(found, wanted, rtol=1e-4):
         return []
@@ -225,7 +225,7 @@ def _rate(recipe: Recipe, run: TriedOut) -> list[Told]:
     ]
 
 
-def _rate_now(recipe: Recipe, run: TriedOut) -> float | None:
+def _rate_now(recipe: Recipe, run: TriedOut) -> float:
     schedule = scheduler_of(recipe)
     if isinstance(schedule, MetricDrivenSchedule):
         return recipe.learning_rate

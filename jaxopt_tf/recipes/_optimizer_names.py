@@ -1,7 +1,8 @@
 """`optim`: the names that there are here, and why the others are not."""
 
-import difflib
 from typing import Any
+
+from .. import _check
 
 # AdamW with torch's numbers, by one kernel or another.
 ADAMW = (
@@ -91,6 +92,5 @@ def optimizer_refusal(optim: Any) -> str | None:
             f"{_REFUSED[optim]}."
         )
     listed = ", ".join(map(repr, OPTIMIZERS))
-    near = difflib.get_close_matches(str(optim), OPTIMIZERS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = _check.nearest(optim, OPTIMIZERS)
     return f"`optim` must be one of {listed}, got {optim!r}.{hint}"

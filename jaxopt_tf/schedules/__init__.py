@@ -35,19 +35,19 @@ from ._transformers import (
     get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup,
 )
 from ._transformers import (
-    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,  # noqa: E501
+    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,  # noqa: E501 - one name of Transformers, twice
 )
 from ._transformers import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
 from ._transformers import (
     get_linear_schedule_with_warmup as get_linear_schedule_with_warmup,
 )
 from ._transformers import (
-    get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup,  # noqa: E501
+    get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup,  # noqa: E501 - one name of Transformers, twice
 )
 from ._transformers_floors import (
-    get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup,  # noqa: E501
+    get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup,  # noqa: E501 - one name of Transformers, twice
 )
 from ._transformers_floors import (
-    get_cosine_with_min_lr_schedule_with_warmup_lr_rate as get_cosine_with_min_lr_schedule_with_warmup_lr_rate,  # noqa: E501
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate as get_cosine_with_min_lr_schedule_with_warmup_lr_rate,  # noqa: E501 - one name of Transformers, twice
 )
 from ._transformers_floors import get_wsd_schedule as get_wsd_schedule
