@@ -15,6 +15,7 @@ from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
 from ._adafactor_clock import Clock, relative_rate, tick
+from ._factored import column_means, row_means, step_and_squares
 from ._layout import TorchLayout, resolve_layouts
 from ._weight_decay import resolve_mask
 
@@ -153,22 +154,20 @@ def adafactor_tf(
                 return jnp.zeros_like(p), row, col, whole, mu
             p32 = layout.to_torch(p.astype(jnp.float32))
             g32 = layout.to_torch(g.astype(jnp.float32))
-            rms = _rms_of(layout, p32.ndim)
+            rms = _rms_of(layout, p32.shape)
             lr = now.rate
             if scale_parameter:
-                lr = lr * jnp.maximum(f32(eps[1]), rms(p32))
+                lr = lr * jnp.maximum(f32(eps[1]), rms(p32 * p32))
 
-            square = g32 * g32 + f32(eps[0])
             if _is_factored(layout, p32):
-                row = now.kept * row + now.new * _mean(square, -1)
-                col = now.kept * col + now.new * _mean(square, -2)
-                share = row / _mean(row, -1)[..., None]
-                root = jax.lax.rsqrt(share)[..., None]
-                u = root * jax.lax.rsqrt(col)[..., None, :] * g32
+                row = now.kept * row + now.new * row_means(g32, eps[0])
+                col = now.kept * col + now.new * column_means(g32, eps[0])
+                u, squares = step_and_squares(g32, row, col)
             else:
-                whole = now.kept * whole + now.new * square
+                whole = now.kept * whole + now.new * (g32 * g32 + f32(eps[0]))
                 u = jax.lax.rsqrt(whole) * g32
-            u = u / jnp.maximum(1.0, rms(u) / f32(clip_threshold))
+                squares = u * u
+            u = u / jnp.maximum(1.0, rms(squares) / f32(clip_threshold))
             u = u * lr
             if beta1 is not None:
                 # It holds updates, the rate included: a new rate arrives late.
@@ -194,21 +193,18 @@ def _is_factored(layout: TorchLayout, viewed: jax.Array) -> bool:
     return viewed.ndim - len(layout.stacked_axes) >= 2
 
 
-def _rms_of(layout: TorchLayout, num_axes: int) -> Callable[[jax.Array], jax.Array]:
-    """The root mean square of each parameter of a stack, its axes kept as 1."""
-    own = tuple(range(len(layout.stacked_axes), num_axes))
+def _rms_of(
+    layout: TorchLayout, shape: tuple[int, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    """From squares the root of their mean, of each parameter of a stack."""
+    own = tuple(range(len(layout.stacked_axes), len(shape)))
+    num_elements = max(1, math.prod(shape[axis] for axis in own))
 
-    def rms(x: jax.Array) -> jax.Array:
-        num_elements = max(1, math.prod(x.shape[axis] for axis in own))
-        norm = jnp.sqrt(jnp.sum(x * x, axis=own, keepdims=True))
+    def rms(squares: jax.Array) -> jax.Array:
+        norm = jnp.sqrt(jnp.sum(squares, axis=own, keepdims=True))
         return norm / f32(math.sqrt(num_elements))
 
     return rms
-
-
-def _mean(x: jax.Array, axis: int) -> jax.Array:
-    # Over no elements it is 0 and not NaN, which nothing could use.
-    return jnp.sum(x, axis) / f32(max(1, x.shape[axis]))
 
 
 def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
