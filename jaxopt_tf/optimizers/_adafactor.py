@@ -15,7 +15,7 @@ from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
 from ._adafactor_clock import Clock, relative_rate, tick
-from ._factored import column_means, row_means, step_and_squares
+from ._factored import column_means, row_means, step_and_size
 from ._layout import TorchLayout, resolve_layouts
 from ._weight_decay import resolve_mask
 
@@ -162,12 +162,12 @@ def adafactor_tf(
             if _is_factored(layout, p32):
                 row = now.kept * row + now.new * row_means(g32, eps[0])
                 col = now.kept * col + now.new * column_means(g32, eps[0])
-                u, squares = step_and_squares(g32, row, col)
+                u, size = step_and_size(g32, row, col)
             else:
                 whole = now.kept * whole + now.new * (g32 * g32 + f32(eps[0]))
                 u = jax.lax.rsqrt(whole) * g32
-                squares = u * u
-            u = u / jnp.maximum(1.0, rms(squares) / f32(clip_threshold))
+                size = u * u
+            u = u / jnp.maximum(1.0, rms(size) / f32(clip_threshold))
             u = u * lr
             if beta1 is not None:
                 # It holds updates, the rate included: a new rate arrives late.

@@ -24,21 +24,38 @@ def column_means(g32: jax.Array, eps: Scalar) -> jax.Array:
     return f32(eps) - _mean(g32 * -g32, -2)
 
 
-def step_and_squares(
+def step_and_size(
     g32: jax.Array, row: jax.Array, col: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """u = g / sqrt(row / mean(row)) / sqrt(col), and u^2, which is to be summed.
+    """u = g / sqrt(row / mean(row)) / sqrt(col), and the sum of u^2.
 
     Args:
         g32: (..., m, n): gradients.
         row: (..., m): running means of their squares, each of a row.
         col: (..., n): the same of each column.
+
+    Returns:
+        u, of the shape of `g32`, and the sums of each matrix, (..., 1, 1).
     """
-    by_row = jax.lax.rsqrt(row / _mean(row, -1)[..., None])
-    by_col = jax.lax.rsqrt(col)
-    u = by_row[..., None] * by_col[..., None, :] * g32
-    again = -by_row[..., None] * g32 * -by_col[..., None, :]
-    return u, again * again
+    by_row = jax.lax.rsqrt(row / _mean(row, -1)[..., None])[..., None]
+    by_col = jax.lax.rsqrt(col)[..., None, :]
+    u = by_row * by_col * g32
+    size = jax.lax.platform_dependent(
+        g32, by_row, by_col, cpu=_size_at_once, default=_size_by_rows
+    )
+    return u, size
+
+
+def _size_at_once(g32: jax.Array, by_row: jax.Array, by_col: jax.Array) -> jax.Array:
+    u = -by_row * g32 * -by_col
+    return jnp.sum(u * u, (-2, -1), keepdims=True)
+
+
+def _size_by_rows(g32: jax.Array, by_row: jax.Array, by_col: jax.Array) -> jax.Array:
+    # A GPU sums this beside `row_means`' squares, in one pass; a CPU is slow at it.
+    u = -by_col * g32
+    squares = by_row * by_row * jnp.sum(u * u, -1, keepdims=True)
+    return jnp.sum(squares, -2, keepdims=True)
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:
