@@ -4,17 +4,16 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from .. import interop, training
 from ..checkpoints import find_checkpoints
 from ..pretraining import (
-    GPT2Config,
     Run,
     first_position,
     gpt2_layout,
@@ -23,6 +22,7 @@ from ..pretraining import (
     write_run,
 )
 from ..recipes import recipe_settings
+from ._gpt2_config import json_object, sizes_of, torch_config
 from ._train import parse
 
 _PROG = "jaxopt-tf migrate FOLDER OUT"
@@ -32,34 +32,6 @@ _DESCRIPTION = (
     "text, how often to evaluate and save."
 )
 _ARGUMENTS, _STATE = "training_args.bin", "trainer_state.json"
-
-# What torch's GPT-2 can be and ours is not: the one value that is ours.
-_FIXED = {
-    "activation_function": "gelu_new",
-    "add_cross_attention": False,
-    "attn_pdrop": 0.0,
-    "layer_norm_epsilon": 1e-5,
-    "model_type": "gpt2",
-    "n_inner": None,
-    "reorder_and_upcast_attn": False,
-    "scale_attn_by_inverse_layer_idx": False,
-    "scale_attn_weights": True,
-    "tie_word_embeddings": True,
-}
-_CURES = {
-    "attn_pdrop": "; attention has no dropout here. With 0.0 in config.json the run "
-    "goes on without it, which changes the training"
-}
-# By our names.
-_SIZES = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-    "resid_pdrop": "resid_pdrop",
-    "embd_pdrop": "embd_pdrop",
-}
 
 
 def migrate(args: Sequence[str]) -> int:
@@ -107,7 +79,7 @@ def migrate(args: Sequence[str]) -> int:
 
 
 def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
-    state = _object(source / _STATE)
+    state = json_object(source / _STATE)
     if "max_steps" not in state:
         raise ValueError(f"`max_steps` must be in {source / _STATE}: copy it anew.")
     came = interop.recipe_from_transformers(
@@ -115,7 +87,7 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
     )
     # Ours leaves out the same leaves of a GPT-2, by their names.
     recipe = dataclasses.replace(came.recipe, decay_rule="default")
-    found = {**recipe_settings(recipe), **_sizes(source), "output_dir": str(out)}
+    found = {**recipe_settings(recipe), **sizes_of(source), "output_dir": str(out)}
     recipe, model, job = parse(flags, prog=_PROG, description=_DESCRIPTION, found=found)
     if job.output_dir != out:
         raise ValueError(
@@ -160,6 +132,20 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         *came.notes,
     ):
         print(note)
+    config = json_object(source / "config.json")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if dtype != "float32":
+        print(f"parameters and moments are float32 here, and were {dtype} in torch")
+    if not all("param_names" in group for group in read.param_groups):
+        print(
+            "moments were taken in the order of Trainer's groups: optimizer.pt has no "
+            "names, and parameters of one shape in another order cannot be told apart"
+        )
+    print(
+        "a loss is the mean over all that is predicted here; Trainer 5.23 divides a "
+        "GPT-2's by all labels, the first of each row included, so that its losses and "
+        "gradients are (L - 1) / L of ours for rows of L tokens"
+    )
     if at.rng is not None:
         print("dropout begins anew, from `seed`: torch's random numbers are its own")
     num_params = sum(leaf.size for leaf in jax.tree.leaves(read.params))
@@ -173,9 +159,12 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
 def _go_out(source: Path, out: Path) -> None:
     recipe, model, job, position = read_run(source)
     step = int(position.state.step)
+    # Less by the updates that were skipped; none where no schedule asks with it.
+    found = optax.tree.get_all_with_path(position.state.opt_state, "step")
+    asked = [int(leaf) for _, leaf in found if leaf is not None]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as like:
-        config = json.dumps(_torch_config(model), indent=2)
+        config = json.dumps(torch_config(model), indent=2)
         Path(like, "config.json").write_text(f"{config}\n", encoding="utf-8")
         names = interop.match_names(
             position.state.params, interop.torch_model_from_config(like)
@@ -187,6 +176,7 @@ def _go_out(source: Path, out: Path) -> None:
             names,
             recipe=recipe,
             step=step,
+            schedule_step=asked[0] if asked else None,
             schedule_state=position.schedule_state,
             # Trainer goes by these, not by its arguments.
             trainer_state={
@@ -203,47 +193,8 @@ def _go_out(source: Path, out: Path) -> None:
     )
 
 
-def _sizes(source: Path) -> dict[str, Any]:
-    path = source / "config.json"
-    config = _object(path)
-    problems = [
-        f"`{name}` {config[name]!r}: here it is {ours!r}{_CURES.get(name, '')}"
-        for name, ours in _FIXED.items()
-        if config.get(name, ours) != ours and not _is_usual(name, config)
-    ]
-    missing = [name for name in _SIZES.values() if name not in config]
-    problems += [f"`{name}` is not given" for name in missing]
-    if problems:
-        raise ValueError(
-            f"`FOLDER` must hold a GPT-2 as it is here, but {path}:\n  "
-            + "\n  ".join(problems)
-            + "\nA model that is otherwise needs a step of its own: take the functions "
-            "of `jaxopt_tf.interop`."
-        )
-    return {name: config[theirs] for name, theirs in _SIZES.items()}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"`FOLDER` must hold a readable {path.name}, but {str(path)!r} is not: "
-            f"{error}. Copy the folder anew."
-        ) from error
-
-
 def _holds(folder: Path, name: str) -> bool:
     return any(folder.glob(f"checkpoint-*/{name}"))
-
-
-def _is_usual(name: str, config: Mapping[str, Any]) -> bool:
-    return name == "n_inner" and config[name] == 4 * config.get("n_embd", 0)
-
-
-def _torch_config(model: GPT2Config) -> dict[str, Any]:
-    sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
-    return {"architectures": ["GPT2LMHeadModel"], **_FIXED, **sizes}
 
 
 def _told(what: str, names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ def count_of_leaf(pieces: Sequence[Piece], state: TorchState) -> int:
     Raises:
         ValueError: if the parameters that it is made of have seen different numbers.
     """
-    counts = {p.torch_name: num_updates(state.entry(p.torch_name)) for p in pieces}
+    counts = {p.torch_name: num_updates(state, p.torch_name) for p in pieces}
     if len(set(counts.values())) > 1:
         raise ValueError(
             f"`state_dict` must have one `step` for all that makes up the leaf "

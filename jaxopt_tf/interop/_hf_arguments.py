@@ -11,7 +11,12 @@ from .. import _check
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._hf_fields import TRAINING_ARGUMENTS, is_set
 from ._hf_source import read_training_arguments
-from ._hf_translation import Translation, is_true, translate_training_arguments
+from ._hf_translation import (
+    Translation,
+    is_true,
+    translate_training_arguments,
+    with_all_devices,
+)
 from ._hf_version import Era, era_of
 
 # Fields of a job, under whose names a recipe has nothing.
@@ -48,7 +53,8 @@ class FromTransformers:
         honoured: names of the fields that the recipe has, under this name or another.
         elsewhere: fields that decide numbers, but not those of the optimizer: the
             precision, the order of the data, which metric drives the schedule.
-        without_effect: fields that are not as usual and change no number here.
+        without_effect: fields that are not as usual and change no number here, or
+            that `max_steps` stands in for.
         notes: sentences on what is otherwise here with the same numbers.
     """
 
@@ -71,7 +77,8 @@ def recipe_from_transformers(
 
     Steps come from epochs as Trainer computes them: batches of an epoch are rounded up
     (down with `dataloader_drop_last`), so are its updates (down until 4.51) and the
-    steps of all epochs.
+    steps of all epochs. Where several devices took part, the recipe accumulates as many
+    times as much, so that an update is of as many sequences.
 
     Args:
         source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
@@ -113,7 +120,8 @@ def recipe_from_transformers(
     steps = _steps(given, num_examples, known_devices or 1, era, problems)
     taken = translate_training_arguments(given, max_steps=steps, era=era)
     problems += [_told(refusal) for refusal in taken.refusals]
-    _as_trainer_calls_it(taken)
+    _as_trainer_calls_it(taken, problems)
+    with_all_devices(taken, known_devices or 1)
     settings, elsewhere, neutral = _sorted(given, taken, problems)
     settings["max_steps"] = 2**31 - 1 if steps is None else steps
     settings["decay_rule"] = era.decay_rule
@@ -123,15 +131,15 @@ def recipe_from_transformers(
         problems.append(str(error))
     if problems:
         raise ValueError(f"{found.name}: " + "\n  ".join(problems))
-    honoured = [
-        n for n in given if n in settings or (n in _LENGTHS and is_set(given[n]))
-    ]
+    lengths = {n for n in _LENGTHS if is_set(given.get(n))}
+    idle = lengths & {"num_train_epochs"} if _has_steps(given) else set()
+    honoured = [n for n in given if n in settings or n in lengths - idle]
     return FromTransformers(
         recipe=recipe,
         versions=era.versions,
         honoured=tuple(sorted(honoured)),
         elsewhere=tuple(sorted(elsewhere)),
-        without_effect=tuple(sorted(neutral)),
+        without_effect=tuple(sorted({*neutral, *idle})),
         notes=tuple(taken.notes),
     )
 
@@ -145,9 +153,8 @@ def _steps(
 ) -> int | None:
     """The number of updates; None, and a problem, where it is not known."""
     try:
-        steps: Any = given.get("max_steps")
-        if is_set(steps) and (not isinstance(steps, int | float) or steps >= 0):
-            return _check.step_count("max_steps", steps)
+        if _has_steps(given):
+            return _check.step_count("max_steps", given["max_steps"])
         epochs = given.get("num_train_epochs", 3.0)
         _check.positive("num_train_epochs", epochs)
         if num_examples is None:
@@ -169,17 +176,29 @@ def _steps(
         return None
 
 
+def _has_steps(given: Mapping[str, Any]) -> bool:
+    """Whether `max_steps` decides, and not the epochs."""
+    steps: Any = given.get("max_steps")
+    return is_set(steps) and (not isinstance(steps, int | float) or steps >= 0)
+
+
 def _count(given: Mapping[str, Any], name: str, default: int) -> int:
     return _check.step_count(name, given.get(name, default), least=1)
 
 
-def _as_trainer_calls_it(taken: Translation) -> None:
+def _as_trainer_calls_it(taken: Translation, problems: list[str]) -> None:
     """Leaves out what Trainer does not hand to the schedule."""
     settings = taken.settings
     schedule = settings.get("lr_scheduler_type", "linear")
     kwargs = settings.get("lr_scheduler_kwargs")
     if isinstance(kwargs, str) and kwargs.lstrip().startswith("{"):
-        settings["lr_scheduler_kwargs"] = kwargs = json.loads(kwargs)
+        try:
+            settings["lr_scheduler_kwargs"] = kwargs = json.loads(kwargs)
+        except json.JSONDecodeError as error:
+            problems.append(
+                f"`lr_scheduler_kwargs` must be JSON, got {kwargs!r}: {error}."
+            )
+            settings["lr_scheduler_kwargs"] = kwargs = None
     if schedule in _TAKES_NO_KWARGS and is_set(kwargs):
         del settings["lr_scheduler_kwargs"]
         taken.notes.append(

@@ -10,7 +10,12 @@ from .. import _check
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ..recipes import Recipe, build_schedule
-from ..schedules import GreedyState, MetricDrivenSchedule, PlateauState
+from ..schedules import (
+    GreedyState,
+    MetricDrivenSchedule,
+    PlateauState,
+    double_from_scalar,
+)
 from ._hf_folder import (
     OPTIMIZER,
     SCHEDULER,
@@ -69,7 +74,9 @@ def read_trainer_checkpoint(
 ) -> TrainerCheckpoint:
     """Reads the run that a Trainer left in `checkpoint-500/`.
 
-    Files are mapped and carried over leaf by leaf; nothing in them is run.
+    Files are mapped and carried over leaf by leaf; nothing in them is run. Which moment
+    is whose is told by the order of the groups, as `opt_state_from_torch` says, which
+    cannot see parameters of one shape in another order.
 
     Args:
         folder: the folder.
@@ -121,6 +128,9 @@ def read_trainer_checkpoint(
         )
         if is_there:
             check_param_groups(saved["param_groups"], recipe)
+            if schedule_state is not None and SCHEDULER in missing:
+                found = double_from_scalar(float(saved["param_groups"][0]["lr"]))
+                schedule_state = schedule_state._replace(rate=found)
             saved_groups = tuple(
                 {key: value for key, value in group.items() if key != "params"}
                 for group in saved["param_groups"]
@@ -193,7 +203,19 @@ def _schedule(
             f"{SCHEDULER} must hold a scheduler's state, got {type(saved).__name__}."
         )
     if not isinstance(schedule, MetricDrivenSchedule):
-        return schedule_step_from_torch(saved, schedule), None
+        step = schedule_step_from_torch(saved, schedule)
+        if step > trainer_state.get("global_step", step):
+            raise ValueError(
+                f"{SCHEDULER} must be of the same step as {STATE}, got {step} steps of "
+                f"the schedule and a `global_step` of {trainer_state['global_step']}. "
+                "Copy the folder anew."
+            )
+        return step, None
+    if not trainer_state:
+        raise ValueError(
+            f"`folder` must hold {STATE} with {recipe.lr_scheduler_type!r}, got one "
+            f"without: {SCHEDULER} counts the metrics, and nobody knows the step."
+        )
     settings = dict(recipe.lr_scheduler_kwargs)
     state = metric_state_from_torch(saved, recipe.lr_scheduler_type, settings)
     return _check.step_count("last_epoch", saved["last_epoch"]), state

@@ -24,7 +24,8 @@ _OTHERS = {
 }
 _WITHOUT = {
     OPTIMIZER: "Without it moments begin at 0.",
-    SCHEDULER: "Without it the schedule goes on at `global_step`, and is not checked.",
+    SCHEDULER: "Without it the schedule goes on at `global_step`, and is not checked; "
+    "one that a metric drives begins anew, from the optimizer's rate.",
     STATE: "Without it the number of steps is the schedule's, and the log is empty.",
 }
 
@@ -63,7 +64,7 @@ def check_files(
             f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). Without it "
             "there is nothing to go on with."
         )
-    if len(missing) == 2 and {SCHEDULER, STATE} <= set(missing) and not needed:
+    if {SCHEDULER, STATE} <= set(missing) and not needed:
         needed.append(f"{SCHEDULER} or {STATE}. Without both nobody knows the step.")
     if needed:
         listed = "\n  ".join(needed)

@@ -13,13 +13,10 @@ from ..recipes import (
 from ._hf_fields import TRAINING_ARGUMENTS, is_set, is_usual
 from ._hf_version import Era, era_of
 
-# AdamW with torch's numbers, by other kernels.
-_SAME_ADAMW = (
-    "adamw_torch_fused",
-    "adamw_torch_xla",
-    "adamw_torch_npu_fused",
-    "adamw_apex_fused",
-)
+# AdamW with torch's numbers, by other kernels; Trainer's name decides what goes back.
+_SAME_ADAMW = ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
+# Of version 4, in a format of its own, which is read and not written.
+_APEX = "adamw_apex_fused"
 
 
 class Translation(NamedTuple):
@@ -68,13 +65,34 @@ def translate_training_arguments(
     return into
 
 
+def with_all_devices(taken: Translation, num_devices: int) -> None:
+    """Has one device take the batches that several took at once."""
+    accumulated: Any = taken.settings.get("gradient_accumulation_steps", 1)
+    if num_devices == 1 or not isinstance(accumulated, int):
+        return
+    taken.settings["gradient_accumulation_steps"] = accumulated * num_devices
+    taken.notes.append(
+        f"`gradient_accumulation_steps` is {accumulated * num_devices} for "
+        f"{accumulated}: {num_devices} devices took part, and an update here is of as "
+        "many sequences on one"
+    )
+    # Off, each device divides its loss by its own number of labels.
+    if "average_tokens_across_devices" in taken.neutral:
+        taken.neutral.remove("average_tokens_across_devices")
+        taken.elsewhere.append("average_tokens_across_devices")
+
+
 def _optimizer(given: Mapping[str, Any], into: Translation) -> None:
     name = given.get("optim")
     if is_true(given.get("adafactor")):
         into.settings["optim"] = "adafactor"
-    elif name in _SAME_ADAMW:
+    elif name == _APEX:
         into.settings["optim"] = "adamw_torch"
         into.notes.append(f"`optim` {name!r} is 'adamw_torch' here: the same numbers")
+    elif name in _SAME_ADAMW:
+        into.notes.append(
+            f"`optim` {name!r} computes as 'adamw_torch' here: the same numbers"
+        )
     elif is_set(name):
         refusal = optimizer_refusal(name)
         if refusal is not None:

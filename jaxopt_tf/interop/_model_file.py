@@ -86,6 +86,11 @@ def _opened(
         shapes = {name: place.shape for name, place in files.items()}
         return shapes, lambda name: read_tensor(files[name])
     tensors = load_torch(folder / "pytorch_model.bin")
+    if not isinstance(tensors, Mapping):
+        raise ValueError(
+            "`folder` must hold tensors by name in pytorch_model.bin, got "
+            f"{type(tensors).__name__} in {str(folder)!r}."
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return shapes, lambda name: as_numpy(tensors[name])
 

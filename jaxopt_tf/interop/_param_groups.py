@@ -7,7 +7,20 @@ from ..recipes import METRIC_DRIVEN, Recipe
 
 _ADAMW = "adamw_torch"
 # Where torch, when it loads a file, takes the file's and not the recipe's.
-_CHECKED = ("betas", "eps", "beta1", "clip_threshold", "decay_rate", "weight_decay")
+_CHECKED = (
+    "eps",
+    "beta1",
+    "decay_rate",
+    "weight_decay",
+    "amsgrad",
+    "maximize",
+    "decoupled_weight_decay",
+    "scale_parameter",
+    "relative_step",
+    "warmup_init",
+)
+# Those that every group of AdamW, or of Adafactor, has.
+_NEEDED = ("betas", "clip_threshold")
 
 
 def param_groups_from_recipe(
@@ -74,17 +87,21 @@ def check_param_groups(
     """Raises if groups are set to other numbers than the recipe has; lists all.
 
     torch goes on with the file's numbers, whatever it was started with, so that a
-    recipe that says otherwise is not that run.
+    recipe that says otherwise is not that run. Of more groups than Trainer's two, each
+    may be decayed or not.
     """
-    wanted = param_groups_from_recipe(recipe, 0.0)
-    if len(param_groups) != len(wanted):
-        return  # another script than Trainer made them
+    decayed, spared = param_groups_from_recipe(recipe, 0.0)
+    wanted = [decayed, spared][: len(param_groups)]
+    if len(param_groups) > 2:
+        wanted = [decayed if g.get("weight_decay") else spared for g in param_groups]
     odd = [
-        f"`{key}` of group {number} is {_plain(group[key])!r} and the recipe's "
+        f"`{key}` of group {number} is {_plain(group.get(key))!r} and the recipe's "
         f"{_plain(own[key])!r}"
         for number, (group, own) in enumerate(zip(param_groups, wanted, strict=True))
-        for key in _CHECKED
-        if key in group and key in own and _plain(group[key]) != _plain(own[key])
+        for key in (*_NEEDED, *_CHECKED)
+        if key in own
+        and (key in group or key in _NEEDED)
+        and _plain(group.get(key)) != _plain(own[key])
     ]
     if odd:
         raise ValueError(

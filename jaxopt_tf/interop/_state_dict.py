@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .. import _check
 from ._param_names import ParamNames
 from ._torch_files import as_numpy
 
@@ -56,6 +57,7 @@ def read_state_dict(
     group_of = {name: i for i, group in enumerate(named) for name in group}
     state = TorchState(kind, state_dict["state"], numbers, saved, group_of)
     _check_all_there(state, names)
+    _check_entries(state)
     _check_shapes(state, names)
     return state
 
@@ -77,6 +79,13 @@ def _check_format(state_dict: Any) -> str | None:
         raise ValueError(
             "`state_dict` must have `state` and `param_groups`, as torch's "
             f"`optimizer.state_dict()` has, got {type(state_dict).__name__} of {keys}."
+        )
+    groups = state_dict["param_groups"]
+    is_list = isinstance(groups, list | tuple)
+    if not is_list or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise ValueError(
+            "`state_dict` must have a list of groups with `params` each, got "
+            f"{groups!r:.100} for `param_groups`."
         )
     if any(isinstance(index, str) for index in state_dict["state"]):
         raise ValueError(
@@ -169,6 +178,25 @@ def _check_all_there(state: TorchState, names: ParamNames) -> None:
         )
 
 
+def _check_entries(state: TorchState) -> None:
+    """Raises if an entry is nobody's, or does not say how many updates it has seen."""
+    strays = sorted(set(state.entries) - set(state.numbers.values()))
+    if strays:
+        raise ValueError(
+            "`state_dict` must have each entry of `state` in one of its groups, got "
+            f"{strays} in none. Save the whole optimizer again, or take them out: "
+            "nothing says whose they are."
+        )
+    uncounted = [name for name in state.numbers if _step(state, name) is None]
+    if uncounted:
+        raise ValueError(
+            f"`state_dict` must have a `step` beside the moments, got {len(uncounted)} "
+            f"entries without, {uncounted[0]!r} the first: the next update is "
+            "corrected by it. Add the number of updates, or take these entries out, "
+            "and their moments begin at 0."
+        )
+
+
 def _check_shapes(state: TorchState, names: ParamNames) -> None:
     shapes = {p.name: p.shape for p in names.model.parameters}
     wrong = []
@@ -195,7 +223,16 @@ def _shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def num_updates(entry: Mapping[str, Any]) -> int:
+def _step(state: TorchState, name: str) -> Any:
+    entry = state.entry(name)
+    if not entry:
+        return 0
+    # Apex counts once for a group.
+    return entry.get("step", state.groups[state.group_of[name]].get("step"))
+
+
+def num_updates(state: TorchState, name: str) -> int:
     """How many updates a parameter has seen; 0 where torch keeps nothing."""
-    step = entry.get("step", 0)
-    return int(as_numpy(step)) if hasattr(step, "detach") else int(step)
+    step = _step(state, name)
+    value = as_numpy(step).item() if hasattr(step, "detach") else step
+    return _check.step_count("step", value)

@@ -35,8 +35,8 @@ def opt_state_from_torch(
     Which number stands for which parameter is told by the file's own `param_names`,
     else by `groups`, else by Trainer's two groups, the decayed one first, or by
     `named_parameters()` where there is one group. Parameters of one shape that torch
-    was given in another order than this, within a group and without names, cannot be
-    told apart: nothing in the file says so.
+    was given in another order than this, in one group or across them, cannot be told
+    apart without names: nothing in the file says so. Of other shapes they are refused.
 
     Args:
         opt_state: what `optimizer.init(params)` gives, `AdamWState` or `AdafactorState`
@@ -56,8 +56,8 @@ def opt_state_from_torch(
 
     Raises:
         ValueError: if the state dict is no such optimizer's, or another format; if
-            groups, numbers or shapes do not fit; if a leaf would need two counts, or a
-            dtype wider than it has.
+            groups, numbers or shapes do not fit; if moments have no `step`; if a leaf
+            would need two counts, or a dtype wider than it has.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.load_state_dict`; transformers
         5.23 `trainer.py`, `Trainer.create_optimizer`.

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import optax
 
+from .. import _tree
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ._optimizer_findings import optimizer_findings
 from ._plan_findings import params_findings, recipe_findings
 from ._recipe import Recipe
+from ._tried_out import floating_leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +57,18 @@ def doctor(
         What was found; an empty list for a plan in which nothing was.
 
     Raises:
-        ValueError: if there is an optimizer, but no parameters to try it out on.
+        ValueError: if there is an optimizer, but no parameters to try it out on, or
+            none that is floating-point.
     """
     if optimizer is not None and params is None:
         raise ValueError(
             "`params` must be given with an `optimizer`, which is tried out on them, "
             "got None. Pass the parameters, or `jax.eval_shape` of their init."
+        )
+    if optimizer is not None and not floating_leaves(params):
+        raise ValueError(
+            "`params` must have a floating-point leaf that an `optimizer` is tried out "
+            f"on, got {_tree.leaf_names(params)}. Pass all that is trained."
         )
     found = recipe_findings(recipe)
     if params is not None:

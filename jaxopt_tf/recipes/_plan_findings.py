@@ -11,6 +11,7 @@ from .. import _tree
 from .._typing import PyTree
 from ..optimizers import TorchLayout, decay_mask
 from ..schedules import MetricDrivenSchedule
+from ._optimizer_names import ADAMW
 from ._recipe import Recipe
 from ._recipe_schedule import METRIC_DRIVEN, scheduler_of
 
@@ -94,7 +95,7 @@ def _rates(recipe: Recipe) -> list[Told]:
 
 
 def _decay(recipe: Recipe) -> list[Told]:
-    if recipe.weight_decay == 0 or not recipe.optim.startswith("adamw_torch"):
+    if recipe.weight_decay == 0 or recipe.optim not in ADAMW:
         return []
     asked = recipe.learning_rate * recipe.weight_decay
     # As torch multiplies: by what float32 makes of 1 - rate * weight_decay.
@@ -102,7 +103,10 @@ def _decay(recipe: Recipe) -> list[Told]:
     error = abs(done - asked) / asked
     if error <= _DECAY_ERROR:
         return []
-    instead = "`adamw_tf(..., decay='exact')`, or a larger `weight_decay`"
+    instead = (
+        "Take a larger `weight_decay`; or in code, as it has no flag, an optimizer of "
+        "your own with `adamw_tf(..., decay='exact')`"
+    )
     what = f"rate times decay is {asked:.2g} at most"
     if done == 0:
         return [Told(what, "float32 has no 1 - that: nothing is decayed", instead)]

@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .. import _tree
 from .._typing import PyTree
+from ..optimizers import get_learning_rate
 
 # What is looked for after a warm-up is the same after one of these.
 _MOST_STEPS = 10_000
@@ -38,6 +40,13 @@ class TriedOut:
     def updates(self, grads):
         return floats(self._update(grads, self.state)[0])
 
+    def rate_at(self, step):
+        """What the optimizer takes for its rate when the schedule is at `step`."""
+        state = self.state
+        if optax.tree.get(state, "step") is not None:
+            state = optax.tree.set(state, step=jnp.int32(step))
+        return get_learning_rate(self._update(self.zeros, state)[1])
+
     def watched(self, grads):
         """What the gradients become: moments where there are any, else updates."""
         updates, state = self._update(grads, self.state)
@@ -59,12 +68,17 @@ def miniature(params: PyTree) -> PyTree:
     return jax.tree.map(small, params)
 
 
-def floats(tree: PyTree) -> dict[str, np.ndarray]:
+def floating_leaves(tree: PyTree) -> dict[str, Any]:
     return {
-        name: np.asarray(leaf, np.float64)
+        name: leaf
         for name, leaf in _tree.named_leaves(tree)
         if _tree.is_floating(leaf) and leaf.size
     }
+
+
+def floats(tree: PyTree) -> dict[str, np.ndarray]:
+    leaves = floating_leaves(tree).items()
+    return {name: np.asarray(leaf, np.float64) for name, leaf in leaves}
 
 
 def moments(state: PyTree, params: PyTree) -> list[tuple[str, Any]]:

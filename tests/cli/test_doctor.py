@@ -26,6 +26,9 @@ def test_says_what_is_wrong_with_a_plan(capsys):
     shown = capsys.readouterr().out
     assert "1900 of 2000 steps are warm-up" in shown
     assert "rate times decay is 1e-08 at most" in shown
+    # An argument, and no flag.
+    words = " ".join(shown.split())
+    assert "in code, as it has no flag, an optimizer of your own with" in words
 
 
 def test_explains_what_becomes_of_each_parameter(capsys):

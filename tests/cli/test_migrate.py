@@ -1,5 +1,6 @@
 """`jaxopt-tf migrate` on folders that Transformers' Trainer wrote, and for it."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 
 from jaxopt_tf.cli import main
 from jaxopt_tf.optimizers import decay_mask
+from jaxopt_tf.pretraining import read_run, write_run
 
 torch = pytest.importorskip("torch", reason="the folders are torch's")
 transformers = pytest.importorskip("transformers", reason="the folders are Trainer's")
@@ -55,7 +57,7 @@ def trainer(folder, **arguments):
     return made
 
 
-@pytest.fixture(scope="module", params=["adamw_torch", "adafactor"])
+@pytest.fixture(scope="module", params=["adamw_torch_fused", "adafactor"])
 def theirs(request, tmp_path_factory):
     """A folder of Trainer's, halfway."""
     folder = tmp_path_factory.mktemp("trainer")
@@ -116,10 +118,43 @@ def test_there_and_back_is_the_same_run(theirs, tmp_path, text):
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    schedules, optimizers = (
+        [torch.load(f / name, weights_only=True) for f in (theirs, back)]
+        for name in ("scheduler.pt", "optimizer.pt")
+    )
+    assert schedules[0] == schedules[1]
+    groups = [optimizer["param_groups"] for optimizer in optimizers]
+    for group in groups[1]:
+        del group["param_names"]
+    assert groups[0] == groups[1]  # Trainer's kernel, `fused`, too
+
+
+def test_the_schedule_stays_behind_by_the_updates_that_were_skipped(
+    theirs, tmp_path, text
+):
+    run = read_run(migrated(theirs, tmp_path, text))
+    state = dataclasses.replace(run.position.state, step=run.position.state.step + 1)
+    skipped = run.position._replace(state=state)
+    job = dataclasses.replace(run.job, output_dir=tmp_path / "skipped")
+    write_run(run._replace(job=job, position=skipped))
+    assert main(["migrate", str(job.output_dir), str(tmp_path / "out")]) == 0
     schedules = [
-        torch.load(f / "scheduler.pt", weights_only=True) for f in (theirs, back)
+        torch.load(f / "scheduler.pt", weights_only=True)
+        for f in (theirs, tmp_path / "out")
     ]
     assert schedules[0] == schedules[1]
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+
+
+def test_refuses_groups_of_rates_on_the_way_out(tmp_path, text, capsys):
+    run = tmp_path / "run"
+    sizes = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16"
+    flags = f"{sizes} --max_steps 1 --warmup_steps 0 --text {text} --output_dir {run}"
+    groups = ["--rate_groups", '[{"pattern": "wte", "factor": 0.5}]']
+    assert main(["train", *flags.split(), *groups]) == 0
+    assert main(["migrate", str(run), str(tmp_path / "out")]) == 2
+    assert "must have no `rate_groups`" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Trainer
@@ -176,6 +211,15 @@ def test_refuses_another_model(theirs, tmp_path, capsys, change, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_config_leaves_out_is_as_torch_has_it(theirs, tmp_path, capsys):
+    folder = changed(theirs, tmp_path, "config.json", {})
+    config = json.loads((folder / "config.json").read_text())
+    del config["attn_pdrop"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
+    assert "`attn_pdrop` 0.1: here it is 0.0" in capsys.readouterr().err
+
+
 def test_refuses_folders_that_are_neither_or_are_there(theirs, tmp_path, capsys):
     assert main(["migrate", str(tmp_path), str(tmp_path / "run")]) == 2
     assert "`FOLDER` must be a Trainer's" in capsys.readouterr().err
@@ -210,6 +254,29 @@ def test_says_what_was_read_and_taken_over(theirs, tmp_path, text, capsys):
     assert f"{num_params:,} parameters, at its step 3" in said
     assert "taken over: " in said
     assert "learning_rate" in said
+
+
+def test_says_what_cannot_be_told_and_what_is_otherwise(theirs, tmp_path, text, capsys):
+    run = migrated(theirs, tmp_path, text)
+    said = capsys.readouterr().out
+    assert (
+        said.count("parameters of one shape in another order cannot be told apart") == 1
+    )
+    assert said.count("Trainer 5.23 divides a GPT-2's by all labels") == 1
+    assert main(["migrate", str(run), str(tmp_path / "back")]) == 0
+    # With the names in the file it is told; the loss is otherwise again.
+    shutil.copy(theirs / "training_args.bin", tmp_path / "back")
+    flags = ["--text", str(text)]
+    assert main(["migrate", str(tmp_path / "back"), str(tmp_path / "n"), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "cannot be told apart" not in said
+    assert said.count("Trainer 5.23 divides") == 1
+
+
+def test_says_where_precision_was_another(theirs, tmp_path, text, capsys):
+    folder = changed(theirs, tmp_path, "config.json", {"dtype": "bfloat16"})
+    migrated(folder, tmp_path, text)
+    assert "float32 here, and were bfloat16 in torch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,13 @@ def test_every_field_of_transformers_is_in_one_place(new):
 @needs_transformers
 def test_what_transformers_5_writes_is_taken_as_it_is(taken, new):
     recipe, model, job, notes = taken(new, "--max_steps", "1000")
-    assert recipe == Recipe(max_steps=1_000)
+    assert recipe == Recipe(max_steps=1_000, optim="adamw_torch_fused")
     assert model == GPT2Config()
     assert job == Job(
         eval_steps=1_000, save_steps=500, logging_steps=500, save_total_limit=None
     )
     assert "without effect" not in notes
-    assert "`optim` 'adamw_torch_fused' is 'adamw_torch' here" in notes
+    assert "`optim` 'adamw_torch_fused' computes as 'adamw_torch' here" in notes
 
 
 def test_what_transformers_4_writes_is_taken_as_it_is(taken):
@@ -171,12 +171,19 @@ def test_what_is_not_set_is_not_refused(taken, unset):
 
 
 @pytest.mark.parametrize(
-    "name", ["adamw_torch_fused", "adamw_torch_xla", "adamw_apex_fused"]
+    ("name", "kept"),
+    [
+        ("adamw_torch_fused", "adamw_torch_fused"),
+        ("adamw_torch_xla", "adamw_torch_xla"),
+        ("adamw_torch_npu_fused", "adamw_torch_npu_fused"),
+        ("adamw_apex_fused", "adamw_torch"),
+    ],
 )
-def test_another_kernel_for_adamw_is_adamw(taken, name):
+def test_another_kernel_for_adamw_keeps_its_name_for_the_way_back(taken, name, kept):
     recipe, *_, notes = taken({"optim": name})
-    assert recipe.optim == "adamw_torch"
-    assert name in notes
+    assert recipe.optim == kept
+    assert f"{name!r}" in notes
+    assert "'adamw_torch' here: the same numbers" in notes
 
 
 def test_adafactor_was_a_switch_once(taken):

@@ -94,6 +94,21 @@ def test_steps_come_from_epochs(fields, num_devices, steps):
     assert found.recipe.max_steps == steps
 
 
+def test_an_update_is_of_what_all_devices_took():
+    given = {
+        "max_steps": 5,
+        "gradient_accumulation_steps": 2,
+        "average_tokens_across_devices": False,
+    }
+    alone = recipe_from_transformers(given)
+    assert alone.recipe.gradient_accumulation_steps == 2
+    assert alone.without_effect == ("average_tokens_across_devices",)
+    found = recipe_from_transformers(given, num_devices=4)
+    assert found.recipe.gradient_accumulation_steps == 8
+    assert found.elsewhere == ("average_tokens_across_devices",)
+    assert "4 devices took part" in found.notes[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "steps", "rule"),
     [
@@ -117,6 +132,7 @@ def test_each_version_has_its_own_rules(fields, steps, rule):
         ({"adafactor": True}, {"optim": "adafactor"}),
         ({"optim": "adamw_hf"}, {"optim": "adamw_hf"}),
         ({"optim": "adamw_apex_fused"}, {"optim": "adamw_torch"}),
+        ({"optim": "adamw_torch_fused"}, {"optim": "adamw_torch_fused"}),
         ({"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
         ({"warmup_ratio": 1.0}, {"warmup_steps": 50}),
         ({"warmup_ratio": 0.1, "warmup_steps": 3}, {"warmup_steps": 3}),
@@ -149,6 +165,22 @@ def test_the_report_names_what_is_elsewhere_and_what_has_no_effect(tmp_path):
     assert set(found.elsewhere) == {"bf16", "data_seed"}
     assert {"run_name", "use_cpu"} <= set(found.without_effect)
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "decides"),
+    [
+        ({}, {"num_examples": 100}, True),
+        ({"max_steps": -1}, {"num_examples": 100}, True),
+        ({"max_steps": 5}, {}, False),
+        ({}, {"max_steps": 5}, False),
+    ],
+    ids=str,
+)
+def test_epochs_are_honoured_where_they_decide(fields, options, decides):
+    found = recipe_from_transformers({"num_train_epochs": 2.0, **fields}, **options)
+    assert ("num_train_epochs" in found.honoured) == decides
+    assert ("num_train_epochs" in found.without_effect) == (not decides)
 
 
 def test_arguments_for_sequences_are_taken(tmp_path):
@@ -191,6 +223,7 @@ def test_refuses_all_at_once():
         ({"optim": "sgd", "optim_args": "nesterov=maybe"}, "true or false"),
         ({"optim": "sgd", "optim_args": {"momentum": True}}, "a number for `momentum`"),
         ({"lr_scheduler_kwargs": {"num_cycle": 1}}, "`lr_scheduler_kwargs`"),
+        ({"lr_scheduler_kwargs": '{"a"'}, "`lr_scheduler_kwargs` must be JSON"),
         ({"learning_rate": "fast"}, "`learning_rate` must be"),
         ({"max_steps": 0}, "`max_steps` must be at least 1"),
         ({"max_steps": "many"}, "`max_steps` must be a whole number"),

@@ -18,7 +18,8 @@ from jaxopt_tf.interop import (
     torch_model_from_module,
     write_trainer_checkpoint,
 )
-from jaxopt_tf.recipes import RateGroup, Recipe, build_optimizer
+from jaxopt_tf.recipes import RateGroup, Recipe, build_optimizer, build_schedule
+from jaxopt_tf.schedules import double_from_scalar
 from tests.twins import torch_models
 
 RECIPE = Recipe(max_steps=20, learning_rate=1e-3, decay_rule="transformers_v5")
@@ -80,6 +81,39 @@ def test_without_the_trainers_state_the_step_is_the_schedules(folder, params, na
     both = {"trainer_state.json", "scheduler.pt"}
     with pytest.raises(ValueError, match="Without both nobody knows the step"):
         read(folder, params, names, without=both)
+    (folder / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="Without both nobody knows the step"):
+        read(folder, params, names, without={*both, "optimizer.pt"})
+
+
+def test_files_of_two_steps_are_told_apart(folder, params, names):
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (folder / "trainer_state.json").write_text(json.dumps(state | {"global_step": 1}))
+    with pytest.raises(ValueError, match="got 2 steps of the schedule and a `global_"):
+        read(folder, params, names)
+
+
+def test_without_its_file_a_schedule_that_a_metric_drives_keeps_the_rate(
+    tmp_path, params, names
+):
+    recipe = Recipe(
+        max_steps=20, learning_rate=1e-3, lr_scheduler_type="reduce_lr_on_plateau"
+    )
+    state = build_optimizer(recipe).init(params)
+    reduced = build_schedule(recipe).init()
+    reduced = reduced._replace(rate=double_from_scalar(2.5e-4))
+    folder = tmp_path / "checkpoint-9"
+    options = {"recipe": recipe, "step": 9, "schedule_step": 3}
+    write_trainer_checkpoint(
+        folder, params, state, names, schedule_state=reduced, **options
+    )
+    (folder / "scheduler.pt").rename(tmp_path / "scheduler.pt")
+    checkpoint = read(folder, params, names, recipe, without={"scheduler.pt"})
+    np.testing.assert_allclose(checkpoint.schedule_state.learning_rate, 2.5e-4)
+    (tmp_path / "scheduler.pt").rename(folder / "scheduler.pt")
+    (folder / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="counts the metrics, and nobody knows"):
+        read(folder, params, names, recipe, without={"trainer_state.json"})
 
 
 def test_without_parameters_there_is_nothing(folder, params, names):
@@ -107,6 +141,9 @@ def test_old_and_sharded_parameters_are_read(folder, params, names):
     )
     checkpoint = read(folder, params, names)
     jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"by name in pytorch_model.bin, got list"):
+        read(folder, params, names)
 
     weight_map = {}
     for number, name in enumerate(tensors):
@@ -268,6 +305,28 @@ def test_groups_that_torch_does_not_have_are_refused():
         param_groups_from_recipe(layered, 1e-3)
     with pytest.raises(ValueError, match="must have torch's AdamW or Adafactor"):
         param_groups_from_recipe(Recipe(max_steps=2, optim="sgd"), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("optim", "change", "num_groups"),
+    [
+        ("adamw_torch", {"decoupled_weight_decay": False}, 2),  # torch's Adam
+        ("adamw_torch", {"maximize": True}, 2),
+        ("adamw_torch", {"betas": None}, 2),  # an SGD without momentum has no state
+        ("adamw_torch", {"weight_decay": 0.3}, 1),
+        ("adamw_torch", {"weight_decay": 0.3}, 3),
+        ("adafactor", {"scale_parameter": True}, 2),
+        ("adafactor", {"clip_threshold": 3.0}, 1),  # of a script's own
+    ],
+)
+def test_another_optimizer_with_the_same_state_is_refused(optim, change, num_groups):
+    recipe = Recipe(max_steps=20, optim=optim, weight_decay=0.1)
+    decayed, spared = param_groups_from_recipe(recipe, 1e-3)
+    groups = [decayed, spared, spared][:num_groups]
+    check_param_groups(groups, recipe)
+    groups[0] = {k: v for k, v in (decayed | change).items() if v is not None}
+    with pytest.raises(ValueError, match=f"`{next(iter(change))}` of group 0 is"):
+        check_param_groups(groups, recipe)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor"])

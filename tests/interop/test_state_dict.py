@@ -107,12 +107,41 @@ def test_a_step_may_be_any_kind_of_number(run, step):
     assert int(imported(run, edited(run, edit)).count) == 2
 
 
-def test_a_step_may_be_missing(run):
+@pytest.mark.parametrize("step", [-3, torch.tensor(float("nan")), 1.5])
+def test_a_step_that_counts_nothing_is_refused(run, step):
+    state_dict = edited(run, lambda state, _: state[0].update(step=step))
+    with pytest.raises((TypeError, ValueError), match="`step` must be"):
+        imported(run, state_dict)
+
+
+def test_moments_without_a_step_are_refused(run):
     def edit(state, _):
+        del state[0]["step"], state[4]["step"]
+
+    with pytest.raises(ValueError, match=r"got 2 entries without, '0.weight' the fir"):
+        imported(run, edited(run, edit))
+
+
+def test_a_step_may_stand_in_the_group(run):
+    # As apex's FusedAdam has it.
+    def edit(state, groups):
         for entry in state.values():
             del entry["step"]
+        for group in groups:
+            group["step"] = 2
+        del state[0]
 
-    assert int(imported(run, edited(run, edit)).count) == 0
+    count = imported(run, edited(run, edit)).count
+    assert int(count["0"]["kernel"]) == 0
+    assert int(count["5"]["kernel"]) == 2
+
+
+def test_entries_of_no_group_are_refused(run):
+    def edit(state, _):
+        state[11], state[9] = dict(state[0]), dict(state[1])
+
+    with pytest.raises(ValueError, match=r"its groups, got \[9, 11\] in none"):
+        imported(run, edited(run, edit))
 
 
 def test_the_rate_is_the_files(run):
@@ -164,6 +193,37 @@ def test_another_order_is_seen_by_its_shapes_and_all_are_listed(run):
         imported(run, edited(run, edit))
 
 
+def swapped(a, b):
+    def edit(state, _):
+        state[a], state[b] = state[b], state[a]
+
+    return edit
+
+
+def test_a_decayed_and_another_parameter_in_each_others_place_are_seen(run):
+    # The first of either group, as if torch had been given the groups otherwise.
+    with pytest.raises(ValueError, match=r"(?s)4 tensors.*'0.weight'.*'0.bias'"):
+        imported(run, edited(run, swapped(0, 4)))
+
+
+# Both [4]: `0.bias` and `1.bias`; `1.weight`, which Trainer decays, and `1.bias`.
+@pytest.mark.parametrize(("a", "b"), [(4, 5), (1, 5)])
+def test_another_order_of_equal_shapes_is_told_by_names_alone(run, a, b):
+    state_dict = edited(run, swapped(a, b))
+    moved, saved = imported(run, state_dict).mu, run[3].state_dict()["state"]
+    np.testing.assert_array_equal(moved["1"]["bias"], saved[a]["exp_avg"])
+
+    names = [name for group in run[2].model.groups for name in group]
+    names[a], names[b] = names[b], names[a]
+    for group in state_dict["param_groups"]:
+        group["param_names"] = [names[number] for number in group["params"]]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        imported(run, state_dict),
+        imported(run, run[3].state_dict()),
+    )
+
+
 def test_other_groups_are_seen_by_their_lengths(run):
     def edit(_, groups):
         groups[0]["params"].append(groups[1]["params"].pop())
@@ -201,6 +261,9 @@ OTHERS = {
     },
     "must have `state` and `param_groups`": {"model": {}},
     "got list": [1, 2],
+    "must have a list of groups": {"state": {}, "param_groups": [{"lr": 1}]},
+    "`params` each, got {'params'": {"state": {}, "param_groups": {"params": [0]}},
+    r"`params` each, got \[3\]": {"state": {}, "param_groups": [3]},
     "must be without `amsgrad`": {
         "state": {0: {"exp_avg": 1, "exp_avg_sq": 1, "max_exp_avg_sq": 1}},
         "param_groups": [],

@@ -1,5 +1,7 @@
 """`doctor` on sick plans, each with one disease, and on healthy ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -115,6 +117,14 @@ def test_a_healthy_plan_of_optax_is_healthy_too():
             "the rate of step 20 is 0.000991, and the recipe's is 0.001",
         ),
         (
+            build_optimizer(dataclasses.replace(RECIPE, max_steps=10_000)),
+            "the rate of step 750 is 0.000987, and the recipe's is 0.000152",
+        ),
+        (
+            optax.chain(clip(1.0), adamw_tf(1e-3, weight_decay=0.1)),
+            "the rate of step 750 is 0.001, and the recipe's is 0.000152",
+        ),
+        (
             optax.chain(
                 clip(1.0), adamw_tf(RATE, weight_decay=0.1, moment_dtype="bfloat16")
             ),
@@ -218,3 +228,13 @@ def test_a_finding_says_what_why_and_what_instead():
 def test_refuses_an_optimizer_without_parameters():
     with pytest.raises(ValueError, match="`params` must be given with an `optimizer`"):
         doctor(RECIPE, ADAMW)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"steps": jnp.zeros(3, jnp.int32)}, {"w": jnp.zeros((0, 4))}],
+    ids=["none", "integers", "empty"],
+)
+def test_refuses_parameters_on_which_nothing_can_be_tried_out(params):
+    with pytest.raises(ValueError, match="`params` must have a floating-point leaf"):
+        doctor(RECIPE, ADAMW, params)

@@ -82,5 +82,15 @@ def test_a_refusal_says_what_to_do(name):
         Recipe(max_steps=10, optim=name)
 
 
+@pytest.mark.parametrize(
+    ("name", "distance"),
+    [("schedule_free_adamw", "4e-5"), ("schedule_free_sgd", "4e-6")],
+)
+def test_says_how_near_optax_comes_to_schedule_free(name, distance):
+    words = f"averaged parameters.*over 50 steps is within {distance}.*1.4.1"
+    with pytest.raises(ValueError, match=words):
+        Recipe(max_steps=10, optim=name)
+
+
 def test_a_name_that_there_is_is_not_refused():
     assert [optimizer_refusal(name) for name in OPTIMIZERS] == [None] * len(OPTIMIZERS)
