@@ -15,13 +15,14 @@ import rich.table
 class Row:
     """One measured figure, its limit, and what others reach on the same work."""
 
-    claim: str  # what is measured, with its setting
+    claim: str  # what is measured, with its setting; the same in every run
     value: float  # ours
     unit: str
     limit: float
     at_least: bool = False  # the limit is a lower bound
     optax: float | None = None  # plain optax on the same work, where it has it
     torch: float | None = None  # the twin itself against its float64 run, or as claimed
+    detail: str = ""  # what this run says beside the figure
 
     @property
     def reached(self) -> bool:
@@ -49,7 +50,7 @@ def report(title: str, rows: Iterable[Row]) -> bool:
     for row in rows:
         sign = ">=" if row.at_least else "<="
         table.add_row(
-            row.claim,
+            f"{row.claim}; {row.detail}" if row.detail else row.claim,
             f"{row.value:.3g}",
             "" if row.optax is None else f"{row.optax:.3g}",
             "" if row.torch is None else f"{row.torch:.3g}",

@@ -1,0 +1,149 @@
+"""The optimizer's step alone: trees of real shapes, and each side ready to be timed."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Shapes = list[tuple[int, ...]]
+
+# In-place multiplication of this many float32: 8 bytes each are moved.
+STREAMED = 2**28
+
+
+class Step(NamedTuple):
+    """A compiled step and what its compilation says."""
+
+    run: Callable[[], None]  # once, to its end
+    temporary: int  # bytes
+    seconds: float  # to trace, lower and compile
+
+
+def gpt2(width: int = 768, num_layers: int = 12, num_tokens: int = 50_257) -> Shapes:
+    """GPT-2 as Transformers' Flax model had it; 124M parameters in 148 leaves."""
+    d = width
+    norm, attention = [(d,), (d,)], [(d, 3 * d), (3 * d,), (d, d), (d,)]
+    mlp = [(d, 4 * d), (4 * d,), (4 * d, d), (d,)]
+    block = norm + attention + norm + mlp
+    return [(num_tokens, d), (1024, d), *block * num_layers, *norm]
+
+
+def bert() -> Shapes:
+    """BERT base; 109M parameters in 197 leaves."""
+    d = 768
+    dense = [(d, d), (d,)]
+    block = [*dense * 4, (d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,), (d,), (d,)]
+    return [(30_522, d), (512, d), (2, d), (d,), (d,), *block * 12]
+
+
+def llama() -> Shapes:
+    """Llama's few large matrices, of 3 layers; 217M parameters in 29 leaves."""
+    d, hidden = 2048, 5504
+    block = [*[(d, d)] * 4, *[(d, hidden)] * 2, (hidden, d), (d,), (d,)]
+    return [(32_000, d), *block * 3, (d,)]
+
+
+def small_leaves(num_leaves: int) -> Shapes:
+    """Vectors and matrices of 16 to 1,024 elements."""
+    return [(64,), (32, 32), (16,), (128, 8)] * (num_leaves // 4)
+
+
+def num_elements(shapes: Shapes) -> int:
+    """Of all leaves together."""
+    return sum(int(np.prod(shape)) for shape in shapes)
+
+
+def rate(step: jax.Array) -> jax.Array:
+    """A schedule, as every run has one."""
+    return 1e-4 * (1.0 - jnp.minimum(step, 1000) / 2000.0)
+
+
+def train_step(optimizer: optax.GradientTransformation) -> Callable:
+    """(params, opt_state, grads) -> (params, opt_state), donated."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, opt_state, grads):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def compiled(optimizer: optax.GradientTransformation, shapes: Shapes, **place: Any):
+    """The step of abstract arrays, compiled; `place` may hold their sharding."""
+    params = _named(
+        jax.ShapeDtypeStruct(shape, jnp.float32, **place) for shape in shapes
+    )
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, **place),
+        jax.eval_shape(optimizer.init, params),
+    )
+    return train_step(optimizer).lower(params, state, params).compile()
+
+
+def in_jax(
+    optimizer: optax.GradientTransformation, shapes: Shapes, dtype: Any = jnp.float32
+) -> Step:
+    """Its step on arrays of its own."""
+    params = _named(jnp.asarray(x, dtype) for x in _random(shapes, 0.02))
+    grads = _named(jnp.asarray(x, dtype) for x in _random(shapes, 1e-3))
+    carried = [params, optimizer.init(params)]
+    start = time.perf_counter()
+    step = train_step(optimizer).lower(*carried, grads).compile()
+    seconds = time.perf_counter() - start
+
+    def run():
+        carried[:] = jax.block_until_ready(step(*carried, grads))
+
+    return Step(run, step.memory_analysis().temp_size_in_bytes, seconds)
+
+
+def in_torch(make: Callable, shapes: Shapes, max_norm: float | None) -> Step:
+    """The step of `make(params)` behind torch's clipping."""
+    import torch
+
+    params = [torch.nn.Parameter(torch.from_numpy(x)) for x in _random(shapes, 0.02)]
+    for param, x in zip(params, _random(shapes, 1e-3), strict=True):
+        param.grad = torch.from_numpy(x)
+    optimizer = make(params)
+
+    def run():
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(params, max_norm)
+        optimizer.step()
+
+    return Step(run, 0, 0.0)
+
+
+def streaming() -> Step:
+    """What the machine moves at most: one large array, in place, on all cores."""
+    import torch
+
+    x = torch.ones(STREAMED)
+    return Step(lambda: x.mul_(1.0000001), 0, 0.0)
+
+
+def seconds_in_turn(steps: dict[str, Step], num_rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each round, the sides taking turns; the first rounds warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(num_rounds + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step.run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(rounds[2:]) for name, rounds in seconds.items()}
+
+
+def _random(shapes: Shapes, scale: float) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    for shape in shapes:
+        yield rng.standard_normal(shape, np.float32) * np.float32(scale)
+
+
+def _named(leaves: Iterator[Any]) -> dict[str, Any]:
+    return {f"leaf_{i:05}": leaf for i, leaf in enumerate(leaves)}

@@ -1,0 +1,123 @@
+"""The optimizer's step compiled for an H100 and for TPUs, and counted.
+
+    python -m benchmarks.optimizer_step_on_accelerators    # without one; see _compilers
+
+The counts are of the compiled program: the same in every run.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import optax
+
+from benchmarks import _compilers
+from benchmarks import _optimizer_steps as steps
+from benchmarks._report import Row, main
+from jaxopt_tf import adamw_tf, clip
+from jaxopt_tf.optimizers import adafactor_tf, adafactor_trainer
+
+SHAPES = steps.gpt2()
+NUM = steps.num_elements(SHAPES)
+ADAMW = optax.chain(clip(1.0), adamw_tf(steps.rate, weight_decay=0.01))
+OPTAX_ADAMW = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(steps.rate, weight_decay=0.01)
+)
+PRESET = adafactor_trainer(1e-4)
+SCALED = adafactor_tf(1e-4, relative_step=False)
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    del smoke  # it takes a minute as it is
+    for name in ("h100", "v5e:2x4", "v5p:2x2x1"):
+        device = _compilers.device(name)
+        if device is None:
+            print(f"{name}: its compiler is not installed, left out")
+            continue
+        count = _h100 if name == "h100" else _tpu
+        yield from count(name, device)
+
+
+def _h100(name, device) -> Iterator[Row]:
+    theirs, _ = _counted(OPTAX_ADAMW, device)
+    yield from _gpu_rows(f"{name}, clip and adamw_tf", ADAMW, theirs, device, 32.5, 330)
+    theirs, _ = _counted(optax.adafactor(1e-4), device)
+    for title, tx, limit in (
+        ("adafactor_trainer", PRESET, 20.5),
+        ("adafactor_tf with scale_parameter", SCALED, 24.5),
+    ):
+        yield from _gpu_rows(f"{name}, {title}", tx, theirs, device, limit, 1000)
+
+
+def _gpu_rows(title, optimizer, theirs, device, moved, kernels) -> Iterator[Row]:
+    ours, seconds = _counted(optimizer, device)
+    for claim, value, limit, of_optax, unit in (
+        ("moved", ours.moved / NUM, moved, theirs.moved / NUM, "bytes per parameter"),
+        ("kernels", ours.kernels, kernels, theirs.kernels, ""),
+        ("temporary", _percent(ours), 1.0, _percent(theirs), "% of the gradients"),
+    ):
+        yield Row(
+            claim=f"{title}: {claim}",
+            value=value,
+            unit=unit,
+            limit=limit,
+            optax=of_optax,
+            detail=f"{ours.donated / 1e6:.0f} MB donated, compiled in {seconds:.0f} s",
+        )
+
+
+def _tpu(name, device) -> Iterator[Row]:
+    adafactor = optax.adafactor(1e-4, multiply_by_parameter_scale=False)
+    for title, ours, optaxs, share in (
+        ("clip and adamw_tf", ADAMW, OPTAX_ADAMW, 1.0),
+        ("adafactor_trainer", PRESET, adafactor, 0.7),
+        (
+            "adafactor_tf with scale_parameter",
+            SCALED,
+            optax.adafactor(1e-4),
+            0.7,
+        ),
+    ):
+        (us, seconds), (optax_, _) = _counted(ours, device), _counted(optaxs, device)
+        detail = f"{us.donated / 1e6:.0f} MB donated, compiled in {seconds:.0f} s"
+        for claim, a, b, unit in (
+            ("moved to and from its memory", us.moved / NUM, optax_.moved / NUM, "B"),
+            (
+                "accessed, on the chip too",
+                us.accessed / NUM,
+                optax_.accessed / NUM,
+                "B",
+            ),
+            ("temporary, on the chip too", _percent(us), _percent(optax_), "%"),
+        ):
+            unit = "bytes per parameter" if unit == "B" else "% of the gradients"
+            yield Row(
+                claim=f"{name}, {title}: {claim}",
+                value=a,
+                unit=unit,
+                limit=math.inf if claim.startswith("moved") else share * b,
+                optax=b,
+                detail=detail,
+            )
+
+
+def _counted(optimizer, device) -> tuple[_compilers.Cost, float]:
+    mesh = jax.sharding.Mesh(np.array([device]), ("x",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    start = time.perf_counter()
+    program = steps.compiled(optimizer, SHAPES, sharding=place)
+    seconds = time.perf_counter() - start
+    return _compilers.cost(program), seconds
+
+
+def _percent(cost: _compilers.Cost) -> float:
+    return 100 * cost.temporary / (4 * NUM)
+
+
+if __name__ == "__main__":
+    main("The optimizer's step on accelerators", rows)
