@@ -86,6 +86,15 @@ def compiled(optimizer: optax.GradientTransformation, shapes: Shapes, **place: A
     return train_step(optimizer).lower(params, state, params).compile()
 
 
+def seconds_to_compile(
+    optimizer: optax.GradientTransformation, shapes: Shapes
+) -> float:
+    """To trace, lower and compile the step of abstract arrays."""
+    start = time.perf_counter()
+    compiled(optimizer, shapes)
+    return time.perf_counter() - start
+
+
 def in_jax(
     optimizer: optax.GradientTransformation, shapes: Shapes, dtype: Any = jnp.float32
 ) -> Step:

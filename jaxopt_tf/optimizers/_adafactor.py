@@ -152,31 +152,35 @@ def adafactor_tf(
         def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), row, col, whole, mu
-            p32 = layout.to_torch(p.astype(jnp.float32))
-            g32 = layout.to_torch(g.astype(jnp.float32))
-            rms = _rms_of(layout, p32.shape)
+            p32, g32 = p.astype(jnp.float32), g.astype(jnp.float32)
+            rms = _rms_of(layout.own_axes(p.ndim), p.shape)
             lr = now.rate
             if scale_parameter:
                 lr = lr * jnp.maximum(f32(eps[1]), rms(p32 * p32))
 
-            if _is_factored(layout, p32):
-                row = now.kept * row + now.new * row_means(g32, eps[0])
-                col = now.kept * col + now.new * column_means(g32, eps[0])
-                u, size = step_and_size(g32, row, col)
+            if not isinstance(row, optax.MaskedNode):
+                *_, down, across = layout.groups(p.ndim)
+                row32 = layout.without(row, -1, p.shape)
+                col32 = layout.without(col, -2, p.shape)
+                row32 = now.kept * row32 + now.new * row_means(g32, across, eps[0])
+                col32 = now.kept * col32 + now.new * column_means(g32, down, eps[0])
+                u, size = step_and_size(g32, row32, col32, across, down)
+                row = jnp.squeeze(layout.to_torch(row32), -1)
+                col = jnp.squeeze(layout.to_torch(col32), -2)
             else:
-                whole = now.kept * whole + now.new * (g32 * g32 + f32(eps[0]))
-                u = jax.lax.rsqrt(whole) * g32
+                nu32 = layout.from_torch(whole, p.shape)
+                nu32 = now.kept * nu32 + now.new * (g32 * g32 + f32(eps[0]))
+                u = jax.lax.rsqrt(nu32) * g32
                 size = u * u
+                whole = layout.to_torch(nu32)
             u = u / jnp.maximum(1.0, rms(size) / f32(clip_threshold))
             u = u * lr
             if beta1 is not None:
                 # It holds updates, the rate included: a new rate arrives late.
-                u = f32(beta1) * layout.to_torch(mu) + one_minus(beta1) * u
-                mu = layout.from_torch(u, p.shape)
+                u = mu = f32(beta1) * mu + one_minus(beta1) * u
             if is_decayed and not never_decays:
                 p32 = p32 - f32(weight_decay) * lr * p32
-            new = layout.from_torch(p32 - u, p.shape)
-            return difference(new, p), row, col, whole, mu
+            return difference(p32 - u, p), row, col, whole, mu
 
         layout_tree = resolve_layouts(layouts, params)
         mask = resolve_mask(decay_mask, params)
@@ -193,11 +197,8 @@ def _is_factored(layout: TorchLayout, viewed: jax.Array) -> bool:
     return viewed.ndim - len(layout.stacked_axes) >= 2
 
 
-def _rms_of(
-    layout: TorchLayout, shape: tuple[int, ...]
-) -> Callable[[jax.Array], jax.Array]:
+def _rms_of(own: tuple[int, ...], shape: tuple[int, ...]) -> Callable:
     """From squares the root of their mean, of each parameter of a stack."""
-    own = tuple(range(len(layout.stacked_axes), len(shape)))
     num_elements = max(1, math.prod(shape[axis] for axis in own))
 
     def rms(squares: jax.Array) -> jax.Array:

@@ -4,8 +4,11 @@ A gradient is read for its rows, for its columns, for the size of the step and f
 step itself; nothing of its size is written in between. A compiler that meets one
 expression in two of these passes would compute it once and keep it, in memory of its
 own, which costs more than to compute it again. So the signs differ: each pass has
-expressions that no other has, and the same numbers.
+expressions that no other has, and the same numbers. For the same reason a leaf stays as
+it is stored: which of its axes are torch's rows is said by their numbers.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,51 +16,53 @@ import jax.numpy as jnp
 from .._scalars import f32
 from .._typing import Scalar
 
-
-def row_means(g32: jax.Array, eps: Scalar) -> jax.Array:
-    """The mean of g^2 + eps along the last axis."""
-    return _mean(g32 * g32, -1) + f32(eps)
+Axes = tuple[int, ...]
 
 
-def column_means(g32: jax.Array, eps: Scalar) -> jax.Array:
-    """The mean of g^2 + eps along the last axis but one."""
-    return f32(eps) - _mean(g32 * -g32, -2)
+def row_means(g32: jax.Array, across: Axes, eps: Scalar) -> jax.Array:
+    """The mean of g^2 + eps across the axes of the columns, kept as 1."""
+    return _mean(g32 * g32, across) + f32(eps)
+
+
+def column_means(g32: jax.Array, down: Axes, eps: Scalar) -> jax.Array:
+    """The mean of g^2 + eps down the axes of the rows, kept as 1."""
+    return f32(eps) - _mean(g32 * -g32, down)
 
 
 def step_and_size(
-    g32: jax.Array, row: jax.Array, col: jax.Array
+    g32: jax.Array, row: jax.Array, col: jax.Array, across: Axes, down: Axes
 ) -> tuple[jax.Array, jax.Array]:
     """u = g / sqrt(row / mean(row)) / sqrt(col), and the sum of u^2.
 
     Args:
-        g32: (..., m, n): gradients.
-        row: (..., m): running means of their squares, each of a row.
-        col: (..., n): the same of each column.
+        g32: gradients.
+        row: running means of their squares, of size 1 along the axes `across`.
+        col: the same of size 1 along the axes `down`.
+        across: the axes that run along a row.
+        down: the axes that run along a column.
 
     Returns:
-        u, of the shape of `g32`, and the sums of each matrix, (..., 1, 1).
+        u, of the shape of `g32`, and the sums, of size 1 along all these axes.
     """
-    by_row = jax.lax.rsqrt(row / _mean(row, -1)[..., None])[..., None]
-    by_col = jax.lax.rsqrt(col)[..., None, :]
+    by_row = jax.lax.rsqrt(row / _mean(row, down))
+    by_col = jax.lax.rsqrt(col)
     u = by_row * by_col * g32
-    size = jax.lax.platform_dependent(
-        g32, by_row, by_col, cpu=_size_at_once, default=_size_by_rows
-    )
+
+    def at_once(g32, by_row, by_col):
+        again = -by_row * g32 * -by_col
+        return jnp.sum(again * again, (*down, *across), keepdims=True)
+
+    def by_rows(g32, by_row, by_col):
+        # A GPU sums this beside the squares of `row_means`, in one pass.
+        again = -by_col * g32
+        squares = jnp.sum(again * again, across, keepdims=True)
+        return jnp.sum(by_row * by_row * squares, down, keepdims=True)
+
+    size = jax.lax.platform_dependent(g32, by_row, by_col, cpu=at_once, default=by_rows)
     return u, size
 
 
-def _size_at_once(g32: jax.Array, by_row: jax.Array, by_col: jax.Array) -> jax.Array:
-    u = -by_row * g32 * -by_col
-    return jnp.sum(u * u, (-2, -1), keepdims=True)
-
-
-def _size_by_rows(g32: jax.Array, by_row: jax.Array, by_col: jax.Array) -> jax.Array:
-    # A GPU sums this beside `row_means`' squares, in one pass; a CPU is slow at it.
-    u = -by_col * g32
-    squares = by_row * by_row * jnp.sum(u * u, -1, keepdims=True)
-    return jnp.sum(squares, -2, keepdims=True)
-
-
-def _mean(x: jax.Array, axis: int) -> jax.Array:
+def _mean(x: jax.Array, axes: Axes) -> jax.Array:
     # Over no elements it is 0 and not NaN, which nothing could use.
-    return jnp.sum(x, axis) / f32(max(1, x.shape[axis]))
+    num_elements = max(1, math.prod(x.shape[axis] for axis in axes))
+    return jnp.sum(x, axes, keepdims=True) / f32(num_elements)

@@ -97,7 +97,7 @@ class TorchLayout:
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that torch sees, the stacked axes in front."""
-        groups = self._groups(len(shape))
+        groups = self.groups(len(shape))
         merged = (math.prod(shape[axis] for axis in group) for group in groups)
         return (*(shape[axis] for axis in self.stacked_axes), *merged)
 
@@ -113,16 +113,31 @@ class TorchLayout:
         back = sorted(range(len(order)), key=order.__getitem__)
         return jnp.transpose(unmerged, back)
 
-    def _groups(self, num_axes: int) -> list[tuple[int, ...]]:
-        """`axes` with the leaf's own numbers, those of the stacked axes left out."""
-        own = [axis for axis in range(num_axes) if axis not in self.stacked_axes]
+    def without(
+        self, array: jax.Array, torch_axis: int, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """From what torch sees without its axis -1 or -2 a leaf that has size 1 there.
+
+        Otherwise the leaf is of `shape`.
+        """
+        group = self.groups(len(shape))[torch_axis]
+        ones = [1 if axis in group else size for axis, size in enumerate(shape)]
+        return self.from_torch(jnp.expand_dims(array, torch_axis), tuple(ones))
+
+    def own_axes(self, num_axes: int) -> tuple[int, ...]:
+        """The leaf's axes that are of one parameter."""
+        return tuple(axis for axis in range(num_axes) if axis not in self.stacked_axes)
+
+    def groups(self, num_axes: int) -> list[tuple[int, ...]]:
+        """For every torch axis the leaf's axes, as the leaf numbers them."""
+        own = self.own_axes(num_axes)
         if self.axes is None:
             return [(axis,) for axis in own]
         return [tuple(own[axis] for axis in group) for group in self.axes]
 
     def _order(self, num_axes: int) -> tuple[int, ...]:
         """The leaf's axes in the order in which torch has them."""
-        own = (axis for group in self._groups(num_axes) for axis in group)
+        own = (axis for group in self.groups(num_axes) for axis in group)
         return (*self.stacked_axes, *own)
 
 
