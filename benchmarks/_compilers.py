@@ -4,7 +4,8 @@ The H100 needs `jax-cuda12-plugin` and `jax-cuda12-pjrt` of JAX's version, a TPU
 `libtpu` of the version that `jax[tpu]` names; both run on a CPU.
 """
 
-import importlib.util
+import functools
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -51,21 +52,22 @@ class Cost(NamedTuple):
     donated: int  # bytes of arguments that results take the place of
 
 
-def device(name: str) -> Any:
-    """The first device of `h100` or of a TPU slice such as `v5e:2x4`.
+def is_installed(name: str) -> bool:
+    """Whether there is a compiler for `h100` or for a TPU slice such as `v5e:2x4`."""
+    package = "jax-cuda12-plugin" if name == "h100" else "libtpu"
+    found = importlib.metadata.distributions(name=package)
+    return next(iter(found), None) is not None
 
-    None where its compiler is not installed.
-    """
+
+@functools.cache
+def device(name: str) -> Any:
+    """The first device of it."""
     if name != "h100":
-        if importlib.util.find_spec("libtpu") is None:
-            return None
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-1024")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         from jax.experimental import topologies
 
         return topologies.get_topology_desc(name, platform="tpu").devices[0]
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-        return None
     import jax_plugins.xla_cuda12
     from jax._src import xla_bridge  # there is no public way yet
 

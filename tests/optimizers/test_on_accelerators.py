@@ -1,0 +1,35 @@
+"""The steps as an H100's compiler makes them, where it is installed."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import _compilers
+from benchmarks import _optimizer_steps as steps
+from jaxopt_tf import adamw_tf, clip
+from jaxopt_tf.optimizers import adafactor_trainer
+
+pytestmark = pytest.mark.skipif(
+    not _compilers.is_installed("h100"),
+    reason="jax-cuda12-plugin is not installed: the H100's compiler is in it",
+)
+SHAPES = steps.gpt2(256, 2, 2000)
+
+
+@pytest.mark.parametrize(
+    ("transformation", "least"),
+    [
+        (optax.chain(clip(1.0), adamw_tf(1e-3, weight_decay=0.1)), 32),
+        (adafactor_trainer(1e-3), 20),
+    ],
+    ids=["clip, adamw", "adafactor"],
+)
+def test_moves_what_it_must(transformation, least):
+    mesh = jax.sharding.Mesh(np.array([_compilers.device("h100")]), ("x",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    program = steps.compiled(transformation, SHAPES, sharding=place)
+    cost = _compilers.cost(program)
+    # Rows, columns and biases are some hundredths here.
+    assert cost.moved < 1.05 * least * steps.num_elements(SHAPES)
+    assert cost.temporary < 0.05 * 4 * steps.num_elements(SHAPES)
