@@ -1,6 +1,6 @@
 """The optimizer's step where leaves are many, and from small models to large ones.
 
-    python -m benchmarks.optimizer_step_by_size            # some minutes, 9 GB
+    python -m benchmarks.optimizer_step_by_size            # a quarter of an hour, 9 GB
     python -m benchmarks.optimizer_step_by_size --smoke
 
 Sides take turns; a figure is the median of the ratios of one round.
@@ -19,8 +19,8 @@ from benchmarks.optimizer_step_at_memory_speed import ADAMW, OPTAX_ADAMW
 
 def rows(smoke: bool) -> Iterator[Row]:
     yield from _many_leaves(100 if smoke else 2000, smoke)
-    yield from _compilation((100, 200) if smoke else (500, 2000, 10_000), smoke)
     yield from _flat(smoke)
+    yield from _compilation((100, 200) if smoke else (500, 2000, 10_000), smoke)
 
 
 def _many_leaves(num_leaves, smoke) -> Iterator[Row]:
