@@ -8,6 +8,7 @@ expressions that no other has, and the same numbers. For the same reason a leaf 
 it is stored: which of its axes are torch's rows is said by their numbers.
 """
 
+import functools
 import math
 
 import jax
@@ -47,19 +48,31 @@ def step_and_size(
     by_row = jax.lax.rsqrt(row / _mean(row, down))
     by_col = jax.lax.rsqrt(col)
     u = by_row * by_col * g32
-
-    def at_once(g32, by_row, by_col):
-        again = -by_row * g32 * -by_col
-        return jnp.sum(again * again, (*down, *across), keepdims=True)
-
-    def by_rows(g32, by_row, by_col):
-        # A GPU sums this beside the squares of `row_means`, in one pass.
-        again = -by_col * g32
-        squares = jnp.sum(again * again, across, keepdims=True)
-        return jnp.sum(by_row * by_row * squares, down, keepdims=True)
-
-    size = jax.lax.platform_dependent(g32, by_row, by_col, cpu=at_once, default=by_rows)
+    size = jax.lax.platform_dependent(
+        g32,
+        by_row,
+        by_col,
+        cpu=functools.partial(size_at_once, across=across, down=down),
+        default=functools.partial(size_by_rows, across=across, down=down),
+    )
     return u, size
+
+
+def size_at_once(
+    g32: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
+) -> jax.Array:
+    """The sum of (by_row * g * by_col)^2, as a CPU is fast at it."""
+    again = -by_row * g32 * -by_col
+    return jnp.sum(again * again, (*down, *across), keepdims=True)
+
+
+def size_by_rows(
+    g32: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
+) -> jax.Array:
+    """The same; a GPU sums it beside the squares of `row_means`, in one pass."""
+    again = -by_col * g32
+    squares = jnp.sum(again * again, across, keepdims=True)
+    return jnp.sum(by_row * by_row * squares, down, keepdims=True)
 
 
 def _mean(x: jax.Array, axes: Axes) -> jax.Array:
