@@ -19,17 +19,15 @@ import optax
 from benchmarks import _compilers
 from benchmarks import _optimizer_steps as steps
 from benchmarks._report import Row, main
-from jaxopt_tf import adamw_tf, clip
-from jaxopt_tf.optimizers import adafactor_tf, adafactor_trainer
+from benchmarks.optimizer_step_at_memory_speed import (
+    ADAFACTOR,
+    ADAMW,
+    OPTAX_ADAMW,
+    SCALED,
+)
 
 SHAPES = steps.gpt2()
 NUM = steps.num_elements(SHAPES)
-ADAMW = optax.chain(clip(1.0), adamw_tf(steps.rate, weight_decay=0.01))
-OPTAX_ADAMW = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(steps.rate, weight_decay=0.01)
-)
-PRESET = adafactor_trainer(1e-4)
-SCALED = adafactor_tf(1e-4, relative_step=False)
 
 
 def rows(smoke: bool) -> Iterator[Row]:
@@ -48,7 +46,7 @@ def _h100(name, device) -> Iterator[Row]:
     yield from _gpu_rows(f"{name}, clip and adamw_tf", ADAMW, theirs, device, 32.5, 330)
     theirs, _ = _counted(optax.adafactor(1e-4), device)
     for title, tx, limit in (
-        ("adafactor_trainer", PRESET, 20.5),
+        ("adafactor_trainer", ADAFACTOR, 20.5),
         ("adafactor_tf with scale_parameter", SCALED, 24.5),
     ):
         yield from _gpu_rows(f"{name}, {title}", tx, theirs, device, limit, 1000)
@@ -75,7 +73,7 @@ def _tpu(name, device) -> Iterator[Row]:
     adafactor = optax.adafactor(1e-4, multiply_by_parameter_scale=False)
     for title, ours, optaxs, share in (
         ("clip and adamw_tf", ADAMW, OPTAX_ADAMW, 1.0),
-        ("adafactor_trainer", PRESET, adafactor, 0.7),
+        ("adafactor_trainer", ADAFACTOR, adafactor, 0.7),
         (
             "adafactor_tf with scale_parameter",
             SCALED,
