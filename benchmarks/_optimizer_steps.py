@@ -17,11 +17,10 @@ STREAMED = 2**28
 
 
 class Step(NamedTuple):
-    """A compiled step and what its compilation says."""
+    """A step that is ready to be timed."""
 
     run: Callable[[], None]  # once, to its end
-    temporary: int  # bytes
-    seconds: float  # to trace, lower and compile
+    seconds: float = 0.0  # to trace, lower and compile
 
 
 def gpt2(width: int = 768, num_layers: int = 12, num_tokens: int = 50_257) -> Shapes:
@@ -109,7 +108,7 @@ def in_jax(
     def run():
         carried[:] = jax.block_until_ready(step(*carried, grads))
 
-    return Step(run, step.memory_analysis().temp_size_in_bytes, seconds)
+    return Step(run, seconds)
 
 
 def in_torch(make: Callable, shapes: Shapes, max_norm: float | None) -> Step:
@@ -126,7 +125,7 @@ def in_torch(make: Callable, shapes: Shapes, max_norm: float | None) -> Step:
             torch.nn.utils.clip_grad_norm_(params, max_norm)
         optimizer.step()
 
-    return Step(run, 0, 0.0)
+    return Step(run)
 
 
 def streaming() -> Step:
@@ -134,7 +133,7 @@ def streaming() -> Step:
     import torch
 
     x = torch.ones(STREAMED)
-    return Step(lambda: x.mul_(1.0000001), 0, 0.0)
+    return Step(lambda: x.mul_(1.0000001))
 
 
 def seconds_in_turn(steps: dict[str, Step], num_rounds: int) -> dict[str, np.ndarray]:

@@ -113,17 +113,17 @@ def arguments(plan: Plan, folder: Path) -> Any:
     )
 
 
-def torch_model(attention: str = "sdpa"):
-    """The model that all runs begin with."""
+def torch_model(attention: str = "sdpa", model: GPT2Config = MODEL):
+    """The model that all runs begin with, or another of the same kind."""
     import transformers
 
     transformers.set_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=MODEL.vocab_size,
-        n_positions=MODEL.block_size,
-        n_embd=MODEL.n_embd,
-        n_layer=MODEL.n_layer,
-        n_head=MODEL.n_head,
+        vocab_size=model.vocab_size,
+        n_positions=model.block_size,
+        n_embd=model.n_embd,
+        n_layer=model.n_layer,
+        n_head=model.n_head,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

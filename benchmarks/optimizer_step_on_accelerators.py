@@ -55,7 +55,7 @@ def _h100(name, device) -> Iterator[Row]:
 def _gpu_rows(title, optimizer, theirs, device, moved, kernels) -> Iterator[Row]:
     ours, seconds = _counted(optimizer, device)
     for claim, value, limit, of_optax, unit in (
-        ("moved", ours.moved / NUM, moved, theirs.moved / NUM, "bytes per parameter"),
+        ("moved", _moved(ours), moved, _moved(theirs), "bytes per parameter"),
         ("kernels", ours.kernels, kernels, theirs.kernels, ""),
         ("temporary", _percent(ours), 1.0, _percent(theirs), "% of the gradients"),
     ):
@@ -74,32 +74,23 @@ def _tpu(name, device) -> Iterator[Row]:
     for title, ours, optaxs, share in (
         ("clip and adamw_tf", ADAMW, OPTAX_ADAMW, 1.0),
         ("adafactor_trainer", ADAFACTOR, adafactor, 0.7),
-        (
-            "adafactor_tf with scale_parameter",
-            SCALED,
-            optax.adafactor(1e-4),
-            0.7,
-        ),
+        ("adafactor_tf with scale_parameter", SCALED, optax.adafactor(1e-4), 0.7),
     ):
         (us, seconds), (optax_, _) = _counted(ours, device), _counted(optaxs, device)
         detail = f"{us.donated / 1e6:.0f} MB donated, compiled in {seconds:.0f} s"
-        for claim, a, b, unit in (
-            ("moved to and from its memory", us.moved / NUM, optax_.moved / NUM, "B"),
-            (
-                "accessed, on the chip too",
-                us.accessed / NUM,
-                optax_.accessed / NUM,
-                "B",
-            ),
-            ("temporary, on the chip too", _percent(us), _percent(optax_), "%"),
+        each, grads = "bytes per parameter", "% of the gradients"
+        for claim, unit, figure, limit in (
+            ("moved to and from its memory", each, _moved, math.inf),
+            ("accessed, on the chip too", each, _accessed, share),
+            ("temporary, on the chip too", grads, _percent, share),
         ):
-            unit = "bytes per parameter" if unit == "B" else "% of the gradients"
             yield Row(
                 claim=f"{name}, {title}: {claim}",
-                value=a,
+                value=figure(us),
                 unit=unit,
-                limit=math.inf if claim.startswith("moved") else share * b,
-                optax=b,
+                # Infinitely often optax's 0 would be no number.
+                limit=limit if math.isinf(limit) else limit * figure(optax_),
+                optax=figure(optax_),
                 detail=detail,
             )
 
@@ -111,6 +102,14 @@ def _counted(optimizer, device) -> tuple[_compilers.Cost, float]:
     program = steps.compiled(optimizer, SHAPES, sharding=place)
     seconds = time.perf_counter() - start
     return _compilers.cost(program), seconds
+
+
+def _moved(cost: _compilers.Cost) -> float:
+    return cost.moved / NUM
+
+
+def _accessed(cost: _compilers.Cost) -> float:
+    return cost.accessed / NUM
 
 
 def _percent(cost: _compilers.Cost) -> float:

@@ -1,7 +1,9 @@
 """How far runs of one benchmark lie apart: from its JSON lines, run by run.
 
-python -m benchmarks.optimizer_step_at_memory_speed > one.txt   # at three times
-python -m benchmarks.spread one.txt two.txt three.txt
+    python -m benchmarks.optimizer_step_at_memory_speed > one.txt   # at three times
+    python -m benchmarks.spread one.txt two.txt three.txt
+
+Of each claim: from the least to the most, in its median.
 """
 
 import json

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from benchmarks._report import Row, main
+from benchmarks._trainer_runs import torch_model
 from jaxopt_tf import (
     Recipe,
     build_optimizer,
@@ -93,7 +94,7 @@ def _beside_trainer(num_rounds, num_steps) -> tuple[np.ndarray, np.ndarray]:
     num_rows = (num_rounds + 2) * num_steps * len(BATCH)
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
-            _torch_model(),
+            torch_model(model=MODEL),
             transformers.TrainingArguments(
                 output_dir=folder,
                 learning_rate=1e-3,
@@ -116,24 +117,6 @@ def _beside_trainer(num_rounds, num_steps) -> tuple[np.ndarray, np.ndarray]:
         trainer.train()
     # The first compile, allocate and warm up.
     return np.array(ours[2:]), np.array(theirs[2:])
-
-
-def _torch_model():
-    import transformers
-
-    config = transformers.GPT2Config(
-        vocab_size=MODEL.vocab_size,
-        n_positions=MODEL.block_size,
-        n_embd=MODEL.n_embd,
-        n_layer=MODEL.n_layer,
-        n_head=MODEL.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return transformers.GPT2LMHeadModel(config)
 
 
 def _beside_its_parts(num_rounds) -> tuple[np.ndarray, np.ndarray]:

@@ -114,7 +114,7 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     )
 
 
-def nearest(value: Any, choices: Iterable[str]) -> str:
+def nearest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
     """The question whether the nearest choice was meant; "" where none is near."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return f" Did you mean {shown.format(near[0])}?" if near else ""

@@ -1,11 +1,11 @@
 """Flags from a command line: what was typed, and no more. tyro does the help."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 import tyro
 
+from .. import _check
 from ._flags import Flag, read
 
 
@@ -71,12 +71,6 @@ def typed_settings(
     return typed
 
 
-def nearest(name: str, known: Sequence[str], shown: str = "`{}`") -> str:
-    """A question that names what was probably meant; empty where nothing is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {shown.format(near[0])}?" if near else ""
-
-
 def _field(flag: Flag) -> Any:
     # Values are strings, any number of them, so that they are read and refused here.
     shown = flag.default is not None and flag.default != ()
@@ -119,6 +113,6 @@ def _strangers(unknown: Sequence[str], known: list[str], prog: str) -> list[str]
         return [f"{unknown[0]!r} must follow a flag. `{prog} --help` lists them."]
     return [
         f"`{name}` must be a flag of `{prog}`."
-        + nearest(name.strip("-").replace("-", "_"), known, "`--{}`")
+        + _check.nearest(name.strip("-").replace("-", "_"), known, "`--{}`")
         for name in names
     ]

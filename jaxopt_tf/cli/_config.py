@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import _check
 from ..interop import TRAINING_ARGUMENTS, is_set
-from ._command_line import nearest
 from ._flags import Flag, read
 from ._translation import translate
 
@@ -36,7 +36,8 @@ def read_config(
     known = [*flags, *TRAINING_ARGUMENTS]
     for name, value in translation.settings.items():
         if name not in flags:
-            problems.append(f"`{name}` must be a setting.{nearest(name, known)}")
+            hint = _check.nearest(name, known, "`{}`")
+            problems.append(f"`{name}` must be a setting.{hint}")
         elif is_set(value) or flags[name].is_optional:
             try:
                 settings[name] = read(flags[name], value if is_set(value) else None)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from ._command_line import nearest
+from .. import _check
 from ._doctor import doctor, explain
 from ._migrate import migrate
 from ._train import train
@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if name not in _COMMANDS:
             raise ValueError(
                 f"{name!r} must be a command: {', '.join(_COMMANDS)}."
-                + nearest(name, list(_COMMANDS))
+                + _check.nearest(name, _COMMANDS, "`{}`")
             )
         return _COMMANDS[name][0](rest)
     except (ValueError, TypeError, FloatingPointError, OSError) as error:

@@ -1,6 +1,5 @@
 """TrainingArguments -> Recipe, refusing what it cannot keep."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -227,8 +226,7 @@ def _sorted(
                 (elsewhere if _OF_A_JOB[name] == "elsewhere" else neutral).append(name)
         else:
             known = [*_OF_A_RECIPE, *_OF_A_JOB, *TRAINING_ARGUMENTS]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            hint = _check.nearest(name, known, "`{}`")
             problems.append(f"`{name}` must be one of TrainingArguments.{hint}")
     seed = given.get("data_seed")
     if is_set(seed) and seed != given.get("seed"):

@@ -116,7 +116,7 @@ def adafactor_tf(
             if _tree.is_floating(p):
                 # Sums of zeros, so that they lie on devices as the parameter does.
                 viewed = layout.to_torch(jnp.zeros_like(p, jnp.float32))
-                if _is_factored(layout, viewed):
+                if _is_factored(layout, p.ndim):
                     row, col = jnp.sum(viewed, -1), jnp.sum(viewed, -2)
                 else:
                     whole = viewed
@@ -158,7 +158,7 @@ def adafactor_tf(
             if scale_parameter:
                 lr = lr * jnp.maximum(f32(eps[1]), rms(p32 * p32))
 
-            if not isinstance(row, optax.MaskedNode):
+            if _is_factored(layout, p.ndim):
                 *_, down, across = layout.groups(p.ndim)
                 row32 = layout.without(row, -1, p.shape)
                 col32 = layout.without(col, -2, p.shape)
@@ -193,8 +193,8 @@ def adafactor_tf(
     return optax.GradientTransformation(init, update)
 
 
-def _is_factored(layout: TorchLayout, viewed: jax.Array) -> bool:
-    return viewed.ndim - len(layout.stacked_axes) >= 2
+def _is_factored(layout: TorchLayout, num_axes: int) -> bool:
+    return len(layout.groups(num_axes)) >= 2
 
 
 def _rms_of(own: tuple[int, ...], shape: tuple[int, ...]) -> Callable:

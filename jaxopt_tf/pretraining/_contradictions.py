@@ -1,9 +1,9 @@
 """Settings that are good one by one and do not go together."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import _check
 from ..recipes import Recipe
 from ._presets import GPT2Config
 from ._ready_tokens import is_ready_tokens
@@ -118,10 +118,9 @@ def _of_the_start(job: Job, known: list[str]) -> Iterator[str]:
         )
     for name in job.intended_changes:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             yield (
                 f"`intended_changes` must be names of settings, got {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
+                + _check.nearest(name, known)
             )
 
 

@@ -1,6 +1,5 @@
 """`get_scheduler`: a schedule by the name that `lr_scheduler_type` takes."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -110,8 +109,7 @@ def _check_options(name: str, named: _Named, options: dict[str, Any]) -> None:
     unknown = [option for option in options if option not in known]
     if unknown:
         listed = ", ".join(map(repr, known)) or "no options"
-        near = difflib.get_close_matches(str(unknown[0]), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = _check.nearest(unknown[0], known)
         raise ValueError(
             f"`scheduler_specific_kwargs` must hold only what {name!r} takes, got "
             f"{', '.join(map(repr, unknown))}. It takes {listed}.{hint}"
