@@ -10,7 +10,7 @@ import optax
 
 from .. import _check, _tree, _two_floats
 from .._rounding import as_stored, difference
-from .._scalars import f32, is_zero, one_minus
+from .._scalars import computed_once, f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
 from ._weight_decay import resolve_mask
@@ -215,8 +215,7 @@ def _scalars(
         _two_floats.to_float32(kept),
         jnp.minimum(count, 0),
     )
-    # Behind a barrier, or XLA computes them anew in the loop of every leaf.
-    return jax.lax.optimization_barrier(scalars)
+    return computed_once(scalars, count)
 
 
 def _bias_correction(beta: Scalar, count: jax.Array) -> _two_floats.TwoFloats:
