@@ -73,6 +73,14 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable:
     return step
 
 
+def untouched(optimizer: optax.GradientTransformation) -> Callable:
+    """As `train_step`, but nothing is computed: what JAX takes to hand arrays over."""
+    del optimizer
+    return jax.jit(
+        lambda params, opt_state, _: (params, opt_state), donate_argnums=(0, 1)
+    )
+
+
 def compiled(optimizer: optax.GradientTransformation, shapes: Shapes, **place: Any):
     """The step of abstract arrays, compiled; `place` may hold their sharding."""
     params = _named(
@@ -95,14 +103,17 @@ def seconds_to_compile(
 
 
 def in_jax(
-    optimizer: optax.GradientTransformation, shapes: Shapes, dtype: Any = jnp.float32
+    optimizer: optax.GradientTransformation,
+    shapes: Shapes,
+    dtype: Any = jnp.float32,
+    make_step: Callable = train_step,
 ) -> Step:
     """Its step on arrays of its own."""
     params = _named(jnp.asarray(x, dtype) for x in _random(shapes, 0.02))
     grads = _named(jnp.asarray(x, dtype) for x in _random(shapes, 1e-3))
     carried = [params, optimizer.init(params)]
     start = time.perf_counter()
-    step = train_step(optimizer).lower(*carried, grads).compile()
+    step = make_step(optimizer).lower(*carried, grads).compile()
     seconds = time.perf_counter() - start
 
     def run():

@@ -1,6 +1,6 @@
-"""A training step of the default job beside the Trainer's, and beside its own parts.
+"""A training step of the default job beside the Trainer's.
 
-    python -m benchmarks.training_step_beside_trainer            # two minutes
+    python -m benchmarks.training_step_beside_trainer            # a minute
     python -m benchmarks.training_step_beside_trainer --smoke
 
 The same GPT-2, batch and precision; Trainer is halted between its steps while we take
@@ -9,15 +9,12 @@ ours, so that both see the same machine. A figure is the median of the rounds' r
 
 import itertools
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks._report import Row, main
 from benchmarks._trainer_runs import torch_model
@@ -47,16 +44,6 @@ def rows(smoke: bool) -> Iterator[Row]:
         limit=0.0 if smoke else 1.0,
         at_least=True,
         detail=f"{tokens / np.median(ours):.0f} to {tokens / np.median(theirs):.0f}",
-    )
-    whole, apart = _beside_its_parts(10 if smoke else 400)
-    yield Row(
-        claim="a step, in the time of forward, backward and optimizer measured apart",
-        value=float(np.median(whole / apart.sum(0))),
-        unit="times",
-        limit=math.inf if smoke else 1.03,
-        detail="{:.1f} ms to {:.1f} and {:.1f} ms".format(
-            *(1e3 * np.median(each) for each in (whole, *apart))
-        ),
     )
 
 
@@ -117,39 +104,6 @@ def _beside_trainer(num_rounds, num_steps) -> tuple[np.ndarray, np.ndarray]:
         trainer.train()
     # The first compile, allocate and warm up.
     return np.array(ours[2:]), np.array(theirs[2:])
-
-
-def _beside_its_parts(num_rounds) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of the whole step, and of its gradient and its update, [2, rounds]."""
-    params, loss_fn = make_loss_fn(MODEL, 0)
-    optimizer = build_optimizer(RECIPE)
-
-    def mean_loss(params, batch):
-        total, num_items = loss_fn(params, batch)
-        return total / num_items
-
-    def apply(carried, grads):
-        params, opt_state = carried
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    gradient = jax.jit(jax.value_and_grad(mean_loss))
-    update = jax.jit(apply, donate_argnums=0)
-    step = make_train_step(loss_fn, optimizer)
-    state = init_train_state(jax.tree.map(jnp.copy, params), optimizer)
-    carried = (params, optimizer.init(params))
-    seconds = []
-    for _ in range(num_rounds + 3):
-        times = [time.perf_counter()]
-        state, _metrics = jax.block_until_ready(step(state, BATCH))
-        times.append(time.perf_counter())
-        _, grads = jax.block_until_ready(gradient(carried[0], BATCH))
-        times.append(time.perf_counter())
-        carried = jax.block_until_ready(update(carried, grads))
-        times.append(time.perf_counter())
-        seconds.append(np.diff(times))
-    whole, *apart = np.array(seconds[3:]).T
-    return whole, np.array(apart)
 
 
 if __name__ == "__main__":

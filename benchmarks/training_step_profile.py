@@ -1,0 +1,128 @@
+"""Where the time of a training step goes: the default job's beside the Trainer's.
+
+    python -m benchmarks.training_step_profile            # a minute
+    python -m benchmarks.training_step_profile --smoke
+
+The same GPT-2 and batch in float32, all parts of both sides in turn. Each part is timed
+alone; "backward" is the gradient less the forward pass. A figure is the median of the
+ratios of one round.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import _optimizer_steps as steps
+from benchmarks._report import Row, main
+from benchmarks._trainer_runs import torch_model
+from benchmarks.training_step_beside_trainer import BATCH, MODEL, RECIPE
+from jaxopt_tf import build_optimizer, init_train_state, make_train_step
+from jaxopt_tf.pretraining import make_loss_fn
+
+PARTS = ("forward", "backward", "clipping and optimizer")
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    ours, theirs = _ours(), _trainers()
+    sides = {f"ours: {name}": step for name, step in ours.items()}
+    sides |= {f"Trainer's: {name}": step for name, step in theirs.items()}
+    seconds = steps.seconds_in_turn(sides, 5 if smoke else 300)
+    for side in ("ours", "Trainer's"):
+        seconds[f"{side}: backward"] = (
+            seconds.pop(f"{side}: gradient") - seconds[f"{side}: forward"]
+        )
+    whole = seconds["ours: whole step"]
+    for name in PARTS:
+        mine, its = (seconds[f"{side}: {name}"] for side in ("ours", "Trainer's"))
+        yield Row(
+            claim=f"{name}, in the time of the Trainer's",
+            value=float(np.median(mine / its)),
+            unit="times",
+            limit=math.inf,
+            detail=f"{1e3 * np.median(mine):.1f} ms to {1e3 * np.median(its):.1f} ms; "
+            f"{100 * np.median(mine / whole):.0f} % of our step",
+        )
+    apart = sum(seconds[f"ours: {name}"] for name in PARTS)
+    yield Row(
+        claim="a step, in the time of forward, backward and optimizer measured apart",
+        value=float(np.median(whole / apart)),
+        unit="times",
+        limit=math.inf if smoke else 1.03,
+        detail=f"{1e3 * np.median(whole):.1f} ms, its metrics and checks included",
+    )
+
+
+def _ours() -> dict[str, steps.Step]:
+    params, loss_fn = make_loss_fn(MODEL, 0)
+    optimizer = build_optimizer(RECIPE)
+
+    def mean_loss(params):
+        total, num_items = loss_fn(params, BATCH)
+        return total / num_items
+
+    def apply(carried, grads):
+        params, opt_state = carried
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    forward, gradient = jax.jit(mean_loss), jax.jit(jax.value_and_grad(mean_loss))
+    update = jax.jit(apply, donate_argnums=0)
+    step = make_train_step(loss_fn, optimizer)
+    _, grads = gradient(params)
+    carried = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
+    state = [init_train_state(jax.tree.map(jnp.copy, params), optimizer)]
+
+    def whole():
+        state[0], metrics = step(state[0], BATCH)
+        jax.block_until_ready((state[0], metrics))
+
+    def updated():
+        carried[:] = jax.block_until_ready(update(tuple(carried), grads))
+
+    return {
+        "forward": steps.Step(lambda: jax.block_until_ready(forward(params))),
+        "gradient": steps.Step(lambda: jax.block_until_ready(gradient(params))),
+        "clipping and optimizer": steps.Step(updated),
+        "whole step": steps.Step(whole),
+    }
+
+
+def _trainers() -> dict[str, steps.Step]:
+    """What `Trainer` does in a step, with the optimizer that it takes by default."""
+    import torch
+
+    model = torch_model(model=MODEL)
+    inputs = torch.from_numpy(BATCH[:, 1:].astype(np.int64))
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=RECIPE.learning_rate,
+        weight_decay=RECIPE.weight_decay,
+        fused=True,
+    )
+
+    def loss():
+        return model(input_ids=inputs, labels=inputs).loss
+
+    def gradient():
+        model.zero_grad()
+        loss().backward()
+
+    def updated():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
+        optimizer.step()
+
+    gradient()
+    parts: dict[str, Callable[[], object]] = {
+        "forward": loss,
+        "gradient": gradient,
+        "clipping and optimizer": updated,
+    }
+    return {name: steps.Step(part) for name, part in parts.items()}
+
+
+if __name__ == "__main__":
+    main("Where a training step's time goes", rows)
