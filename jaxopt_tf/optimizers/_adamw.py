@@ -178,8 +178,10 @@ def adam(
                 return jnp.zeros_like(p), mu, nu
             g32 = g.astype(jnp.float32)
             mu32 = _lerp(mu.astype(jnp.float32), g32, one_minus(beta1))
-            # In this order one rounding falls where torch's compiled kernel has it.
-            nu32 = one_minus(beta2) * g32 * g32 + nu.astype(jnp.float32) * f32(beta2)
+            # Rounded as torch's compiled kernel rounds it. Left alone, a compiler fuses
+            # one product or the other, and on many devices not always the same.
+            kept = as_stored(nu.astype(jnp.float32) * f32(beta2), scalars.zero)
+            nu32 = one_minus(beta2) * g32 * g32 + kept
             is_decayed = is_decayed and not never_decays
             new32 = new_param(p.astype(jnp.float32), mu32, nu32, is_decayed, scalars)
             change = difference(new32, p)
