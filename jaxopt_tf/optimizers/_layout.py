@@ -5,9 +5,7 @@ on what counts as one parameter. A layout says both, so that they come out as to
 """
 
 import dataclasses
-import difflib
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _tree
+from .._patterns import matched_values
 from .._typing import PyTree
 
 
@@ -155,27 +154,12 @@ def resolve_layouts(
         ValueError: if a pattern is no regular expression or matches no leaf, if a
             layout does not fit its leaf, or if two patterns give a leaf two layouts.
     """
-    patterns = _compiled(layouts)
-    names = _tree.leaf_names(params)
-    for pattern in patterns:
-        matches = any(pattern.fullmatch(name) for name in names)
-        # Of a part of the tree a pattern may be meant for the rest.
-        if not matches and not _tree.is_part(params):
-            near = difflib.get_close_matches(pattern.pattern, names, n=1, cutoff=0.0)
-            hint = f" The nearest leaf is {near[0]!r}." if near else ""
-            raise ValueError(
-                "`layouts` must match the whole name of a leaf with every pattern, got "
-                f"{pattern.pattern!r}, which matches none.{hint}"
-            )
+    declared = iter(
+        matched_values("layouts", layouts, TorchLayout, "TorchLayout", params)
+    )
 
     def layout_of(name: str, leaf: Any) -> tuple[TorchLayout]:
-        declared = {p.pattern: v for p, v in patterns.items() if p.fullmatch(name)}
-        if len(set(declared.values())) > 1:
-            raise ValueError(
-                f"`layouts` must give {name!r} one layout, got different ones from "
-                f"the patterns {sorted(declared)}. Make them exclude each other."
-            )
-        layout = next(iter(declared.values()), None) or _undeclared(name, leaf)
+        layout = next(declared) or _undeclared(name, leaf)
         if not layout.fits(leaf.shape):
             raise ValueError(
                 f"`layouts` must fit the leaves, but {name!r} has the shape "
@@ -190,31 +174,6 @@ def resolve_layouts(
 def _undeclared(name: str, leaf: Any) -> TorchLayout:
     is_conv = name.split(".")[-1] == "kernel" and len(leaf.shape) == 4
     return TorchLayout.conv(2) if is_conv else TorchLayout()
-
-
-def _compiled(layouts: Any) -> dict[re.Pattern[str], TorchLayout]:
-    if layouts is None:
-        return {}
-    if not isinstance(layouts, Mapping):
-        raise TypeError(
-            "`layouts` must be a mapping from a pattern for leaf names to a "
-            f"TorchLayout, got {layouts!r}."
-        )
-    patterns = {}
-    for pattern, layout in layouts.items():
-        if not isinstance(pattern, str) or not isinstance(layout, TorchLayout):
-            raise TypeError(
-                "`layouts` must map strings to TorchLayout, got "
-                f"{pattern!r}: {layout!r}."
-            )
-        try:
-            patterns[re.compile(pattern)] = layout
-        except re.error as error:
-            raise ValueError(
-                f"`layouts` must have regular expressions for keys, got {pattern!r}: "
-                f"{error}."
-            ) from error
-    return patterns
 
 
 def _wanted(layout: TorchLayout) -> str:

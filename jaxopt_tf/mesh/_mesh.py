@@ -1,0 +1,78 @@
+"""Devices in a grid whose axes have names."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from .. import _check
+
+
+def make_mesh(
+    axes: str | Mapping[str, int], devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh over all devices, for the compiler to divide the work on.
+
+        make_mesh("data=2,fsdp=4")
+
+    Args:
+        axes: names and sizes, in the order in which neighbouring devices are dealt out:
+            what talks most comes last. As text or as a mapping.
+        devices: owned ones, or only described ones; None for `jax.devices()`.
+
+    Returns:
+        A mesh whose axes are of the type `Auto`.
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices, or `axes` is
+            not written as above.
+        TypeError: if a size is no whole number.
+    """
+    sizes = _read(axes)
+    devices = jax.devices() if devices is None else devices
+    num_places = math.prod(sizes.values())
+    if num_places != len(devices):
+        listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(
+            f"`mesh` must have as many places as there are devices, got {listed}, "
+            f"{num_places} places for {len(devices)} devices."
+            + _what_fits(sizes, len(devices))
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+        devices=devices,
+    )
+
+
+def _read(axes: str | Mapping[str, int]) -> dict[str, int]:
+    if isinstance(axes, Mapping):
+        pairs = list(axes.items())
+    else:
+        found = [re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", p) for p in axes.split(",")]
+        pairs = [(m[1], int(m[2])) for m in found if m]
+        if len(pairs) < len(found):
+            raise ValueError(
+                f"`mesh` must be names and sizes as in 'data=2,fsdp=4', got {axes!r}."
+            )
+    names = [name for name, _ in pairs]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"`mesh` must have at least one axis, and each once, got {axes!r}."
+        )
+    for name, size in pairs:
+        _check.whole_number(f"mesh {name}", size, least=1)
+    return dict(pairs)
+
+
+def _what_fits(sizes: dict[str, int], num_devices: int) -> str:
+    """One axis changed, as a sentence; "" where that is not enough."""
+    fits = []
+    for name, size in sizes.items():
+        others = math.prod(sizes.values()) // size
+        if num_devices % others == 0:
+            fits.append(f"{name}={num_devices // others}")
+    return f" It would fit with {' or '.join(fits)}." if fits else ""

@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxopt_tf.mesh import make_mesh, moved_axes, param_shardings
+
+
+def leaf(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh("data=2,fsdp=4")
+
+
+def specs(params, mesh, rules):
+    return {k: v.spec for k, v in param_shardings(params, mesh, rules).items()}
+
+
+def test_places_leaves_by_name(mesh):
+    params = {"up.kernel": leaf(8, 16), "up.bias": leaf(16)}
+    rules = {r".*kernel": P("fsdp", "data"), r".*bias": P()}
+    assert specs(params, mesh, rules) == {
+        "up.kernel": P("fsdp", "data"),
+        "up.bias": P(),
+    }
+
+
+def test_an_axis_that_does_not_divide_goes_to_the_largest_that_it_divides(mesh):
+    params = {"odd": leaf(50257, 768), "three": leaf(3, 8, 16), "none": leaf(5)}
+    rules = {".*": P("fsdp")}
+    assert specs(params, mesh, rules) == {
+        "odd": P(None, "fsdp"),
+        "three": P(None, None, "fsdp"),
+        "none": P(),
+    }
+    assert moved_axes(params, mesh, rules) == [
+        ("none", "fsdp", 0, None),
+        ("odd", "fsdp", 0, 1),
+        ("three", "fsdp", 0, 2),
+    ]
+
+
+def test_several_axes_may_meet_on_one(mesh):
+    params = {"kernel": leaf(64, 3), "scalar": leaf(), "empty": leaf(0, 4)}
+    rules = {".*": P("fsdp", "data")}
+    assert specs(params, mesh, rules) == {
+        "kernel": P(("fsdp", "data")),
+        "scalar": P(),
+        # Of no elements nothing can be cut; the other axis can.
+        "empty": P(None, "data"),
+    }
+
+
+def test_arrays_lie_where_it_says(mesh, rng):
+    params = {"kernel": rng.standard_normal((8, 6)).astype(np.float32)}
+    shardings = param_shardings(params, mesh, {"kernel": P("fsdp", "data")})
+    placed = jax.device_put(params, shardings)
+    assert placed["kernel"].addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(placed["kernel"], params["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "error", "message"),
+    [
+        ({"a": P()}, ValueError, "`rules` must cover every parameter, but 1 of 2.*'b'"),
+        (
+            {".*": P("fsdp"), "a": P()},
+            ValueError,
+            "`rules` must give 'a' one rule",
+        ),
+        ({".*": P("model")}, ValueError, r"`rules` must name axes.*'model'.*\['data'"),
+        ({".*": P("data", "data")}, ValueError, "`rules` must name axes .* each once"),
+        ({".*": P(), "c": P()}, ValueError, "`rules` must match .* 'c'"),
+        ({"a": "fsdp"}, TypeError, "`rules` must map strings to PartitionSpec"),
+    ],
+)
+def test_refuses_rules_that_do_not_fit(mesh, rules, error, message):
+    with pytest.raises(error, match=message):
+        param_shardings({"a": leaf(8), "b": leaf(8)}, mesh, rules)

@@ -1,0 +1,199 @@
+"""Where the optimizer's state lies, and that many devices give the numbers of one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxopt_tf import adamw_tf, clip, init_train_state
+from jaxopt_tf.mesh import make_mesh, param_shardings, state_shardings
+from jaxopt_tf.optimizers import adafactor_tf, adafactor_trainer
+
+SHAPES = {
+    "tokens": (250, 64),  # 250 is divided by 2 only
+    "up.kernel": (64, 128),
+    "up.bias": (128,),
+    "conv.kernel": (3, 3, 16, 32),
+    "odd": (5, 7),
+}
+OPTIMIZERS = {
+    "adamw": lambda: adamw_tf(1e-3, weight_decay=0.1),
+    "adafactor": lambda: adafactor_trainer(1e-3, weight_decay=0.1),
+    "scaled": lambda: adafactor_tf(beta1=0.9),
+    "clip": lambda: clip(1.0),
+}
+RULES = {
+    "data=N": {".*": P()},
+    "fsdp=N": {".*": P("fsdp")},
+    "rows=N": {".*": P(None, "rows")},  # the axis that rows average away
+    "fsdp=2,tensor=N/2": {".*": P("fsdp", "tensor")},
+}
+
+
+def draw(seed, scale):
+    rng = np.random.default_rng(seed)
+    return {
+        name: (scale * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+PARAMS = draw(0, 0.02)
+
+
+def mesh_of(axes, num_devices):
+    sizes = axes.replace("N/2", str(num_devices // 2)).replace("N", str(num_devices))
+    return make_mesh(sizes, jax.devices()[:num_devices])
+
+
+def steps(optimizer, mesh=None, rules=None, num_steps=3, zero_axis=None):
+    """The updates of some steps and the last state, from equal gradients.
+
+    The parameters stay, so that each step shows its own difference only.
+    """
+    params, over = PARAMS, None
+    state = jax.eval_shape(optimizer.init, params)
+    if mesh is not None:
+        shardings = param_shardings(params, mesh, rules)
+        of_state = state_shardings(state, params, shardings, zero_axis=zero_axis)
+        params, over = jax.device_put(params, shardings), (shardings, of_state)
+    state = jax.jit(optimizer.init, out_shardings=over and over[1])(params)
+    update = jax.jit(optimizer.update, out_shardings=over)
+    all_updates = []
+    for step in range(num_steps):
+        grads = draw(step + 1, 1e-2)
+        if over:
+            grads = jax.device_put(grads, over[0])
+        updates, state = update(grads, state, params)
+        all_updates.append(jax.device_get(updates))
+    return all_updates, state
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return functools.cache(lambda name: steps(OPTIMIZERS[name]())[0])
+
+
+def check_equal(name, updates, expected):
+    """AdamW's to the bit, the others' but for the order of their sums.
+
+    An update is a difference of rounded parameters: where a sum's last bit differs, a
+    parameter may be rounded the other way.
+    """
+    for leaf, theirs in expected.items():
+        atol, ulp = 0.0, 0.0
+        if name != "adamw":
+            atol = 1e-6 * np.max(np.abs(theirs))
+            ulp = 0.0 if name == "clip" else np.spacing(2 * np.abs(PARAMS[leaf]))
+        assert np.all(np.abs(updates[leaf] - theirs) <= atol + ulp), leaf
+
+
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+@pytest.mark.parametrize("axes", RULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_many_devices_give_the_numbers_of_one(on_one_device, name, axes, num_devices):
+    ours, _ = steps(OPTIMIZERS[name](), mesh_of(axes, num_devices), RULES[axes])
+    for updates, expected in zip(ours, on_one_device(name), strict=True):
+        check_equal(name, updates, expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_state_divided_over_the_data_axis_gives_the_same_numbers(on_one_device, name):
+    mesh = make_mesh("data=8")
+    ours, state = steps(OPTIMIZERS[name](), mesh, {".*": P()}, zero_axis="data")
+    for updates, expected in zip(ours, on_one_device(name), strict=True):
+        check_equal(name, updates, expected)
+    moment = state.mu["up.kernel"] if name == "adamw" else state.nu_row["up.kernel"]
+    assert moment.addressable_shards[0].data.size == moment.size // 8
+
+
+def specs(optimizer, shapes, mesh, rules, **options):
+    params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    state = jax.eval_shape(optimizer.init, params)
+    shardings = param_shardings(params, mesh, rules)
+    found = state_shardings(state, params, shardings, **options)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    return jax.tree.map(lambda s: s.spec, found, is_leaf=is_sharding)
+
+
+def is_sharding(node):
+    return isinstance(node, NamedSharding)
+
+
+def test_moments_lie_as_their_parameters_and_counters_everywhere():
+    rules = {".*": P("fsdp", "tensor")}
+    optimizer = optax.chain(clip(1.0), adamw_tf(lambda step: 1e-3))
+    found = specs(optimizer, {"w": (8, 6)}, make_mesh("fsdp=4,tensor=2"), rules)
+    assert found[1].mu == found[1].nu == {"w": P("fsdp", "tensor")}
+    assert found[1].count == found[1].learning_rate == found[0].grad_norm == P()
+
+
+def test_rows_and_columns_are_never_repeated_where_they_can_be_divided():
+    shapes = {"w": (64, 128), "stacked": (4, 64, 128), "odd": (50257, 768)}
+    mesh = make_mesh("fsdp=4,tensor=2")
+    found = specs(adafactor_trainer(1e-3), shapes, mesh, {".*": P(None, "fsdp")})
+    assert found.nu_row == {"w": P("fsdp"), "stacked": P(None, "fsdp"), "odd": P()}
+    assert found.nu_col == {"w": P("fsdp"), "stacked": P("fsdp"), "odd": P("fsdp")}
+    both = specs(adafactor_trainer(1e-3), shapes, mesh, {".*": P("fsdp", "tensor")})
+    assert both.nu_row["w"] == P(("fsdp", "tensor"))
+    assert both.nu_col["w"] == P(("fsdp", "tensor"))
+
+
+def test_follows_groups_masks_accumulation_and_whole_train_states():
+    mesh, rules = make_mesh("fsdp=8"), {".*": P("fsdp")}
+    shapes = {"a.w": (8, 2), "b.w": (16, 2)}
+    params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    groups = optax.multi_transform(
+        {"a": adamw_tf(1e-3), "b": adafactor_trainer(1e-3)}, {"a.w": "a", "b.w": "b"}
+    )
+    optimizer = optax.MultiSteps(groups, 2)
+    state = jax.eval_shape(
+        functools.partial(init_train_state, optimizer=optimizer), params
+    )
+    shardings = param_shardings(params, mesh, rules)
+    found = state_shardings(state, params, shardings)
+    assert found.params == shardings
+    assert found.opt_state.acc_grads == shardings
+    inner = found.opt_state.inner_opt_state.inner_states
+    assert inner["a"].inner_state.mu["a.w"].spec == P("fsdp")
+    assert inner["b"].inner_state.nu_row["b.w"].spec == P("fsdp")
+    assert found.step.spec == P()
+
+
+def test_follows_nnx_states():
+    mesh = make_mesh("fsdp=8")
+    model = nnx.eval_shape(lambda: nnx.Linear(16, 8, rngs=nnx.Rngs(0)))
+    params = nnx.state(model, nnx.Param)
+    state = jax.eval_shape(adamw_tf(1e-3).init, params)
+    shardings = param_shardings(params, mesh, {".*": P("fsdp")})
+    found = state_shardings(state, params, shardings)
+    placed = jax.tree.leaves(found.mu, is_leaf=is_sharding)
+    assert [s.spec for s in placed] == [P("fsdp")] * 2
+
+
+@pytest.mark.parametrize(
+    ("shardings", "options", "error", "message"),
+    [
+        (None, {}, TypeError, "`shardings` must hold a NamedSharding for each"),
+        ({"w": P()}, {}, TypeError, "`shardings` must hold a NamedSharding"),
+        (
+            "right",
+            {"zero_axis": "data"},
+            ValueError,
+            r"`zero_axis` must be.*\['fsdp'\]",
+        ),
+    ],
+)
+def test_refuses_what_does_not_fit(shardings, options, error, message):
+    params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    if shardings == "right":
+        shardings = param_shardings(params, make_mesh("fsdp=8"), {".*": P()})
+    state = jax.eval_shape(adamw_tf(1e-3).init, params)
+    with pytest.raises(error, match=message):
+        state_shardings(state, params, shardings, **options)
