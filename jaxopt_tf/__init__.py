@@ -3,8 +3,8 @@
     optimizer = optax.chain(clip(1.0), adamw_tf(schedule, weight_decay=0.01))
 
 What is typed every day, in the order of the trip; each station has more:
-`jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.checkpoints`,
-`.monitors`, `.pretraining`.
+`jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.mesh`, `.checkpoints`,
+`.monitors`, `.pretraining`, `.interop`.
 """
 
 from .optimizers import adafactor_tf as adafactor_tf

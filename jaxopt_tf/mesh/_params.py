@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -126,7 +126,7 @@ def axis_names(spec: PartitionSpec, mesh: jax.sharding.Mesh) -> Spec:
     """For each axis of a leaf the mesh axes that divide it."""
     names = [_names(entry) for entry in spec]
     flat = [name for group in names for name in group]
-    unknown = [name for name in flat if name not in mesh.shape]
+    unknown = [name for name in flat if name not in mesh.shape]  # or no name at all
     if unknown or len(set(flat)) < len(flat):
         raise ValueError(
             "`rules` must name axes of the mesh, each once, got "
@@ -154,7 +154,7 @@ def _divides(
     return shape[axis] > 0 and shape[axis] % parts == 0
 
 
-def _names(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+def _names(entry: Any) -> tuple[str, ...]:
     if entry is None:
         return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)

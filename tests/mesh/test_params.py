@@ -73,6 +73,7 @@ def test_arrays_lie_where_it_says(mesh, rng):
             "`rules` must give 'a' one rule",
         ),
         ({".*": P("model")}, ValueError, r"`rules` must name axes.*'model'.*\['data'"),
+        ({".*": P(P.UNCONSTRAINED)}, ValueError, "`rules` must name axes of the mesh"),
         ({".*": P("data", "data")}, ValueError, "`rules` must name axes .* each once"),
         ({".*": P(), "c": P()}, ValueError, "`rules` must match .* 'c'"),
         ({"a": "fsdp"}, TypeError, "`rules` must map strings to PartitionSpec"),
