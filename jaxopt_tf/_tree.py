@@ -62,9 +62,8 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 
 def _is_small(leaf: jax.Array) -> bool:
-    # One that is cut up over devices by name stays where it is.
-    is_whole = all(axis is None for axis in jax.typeof(leaf).sharding.spec)
-    return leaf.size <= 4096 and is_whole
+    # On a mesh each stays where it is: to put them together would gather them.
+    return leaf.size <= 4096 and jax.typeof(leaf).sharding.mesh.empty
 
 
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import os
 
-# Before JAX or torch start: two workers share two cores.
+# Before JAX or torch start. Meshes of 8 devices are tested in `tests/mesh`.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 

@@ -4,6 +4,7 @@ Parameters get their shardings from rules, the optimizer's state from the parame
 """
 
 from ._mesh import make_mesh as make_mesh
+from ._params import Moved as Moved
 from ._params import moved_axes as moved_axes
 from ._params import param_shardings as param_shardings
 from ._state import state_shardings as state_shardings

@@ -36,7 +36,7 @@ def make_mesh(
     if num_places != len(devices):
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(
-            f"`mesh` must have as many places as there are devices, got {listed}, "
+            f"`axes` must have as many places as there are devices, got {listed}, "
             f"{num_places} places for {len(devices)} devices."
             + _what_fits(sizes, len(devices))
         )
@@ -49,6 +49,10 @@ def make_mesh(
 
 
 def _read(axes: str | Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(axes, str | Mapping):
+        raise TypeError(
+            f"`axes` must be names and sizes, as text or as a mapping, got {axes!r}."
+        )
     if isinstance(axes, Mapping):
         pairs = list(axes.items())
     else:
@@ -56,16 +60,16 @@ def _read(axes: str | Mapping[str, int]) -> dict[str, int]:
         pairs = [(m[1], int(m[2])) for m in found if m]
         if len(pairs) < len(found):
             raise ValueError(
-                f"`mesh` must be names and sizes as in 'data=2,fsdp=4', got {axes!r}."
+                f"`axes` must be names and sizes as in 'data=2,fsdp=4', got {axes!r}."
             )
-    names = [name for name, _ in pairs]
-    if not names or len(set(names)) < len(names):
+    sizes = {
+        name: _check.whole_number(f"axes {name}", size, least=1) for name, size in pairs
+    }
+    if not sizes or len(sizes) < len(pairs):
         raise ValueError(
-            f"`mesh` must have at least one axis, and each once, got {axes!r}."
+            f"`axes` must have at least one axis, and each once, got {axes!r}."
         )
-    for name, size in pairs:
-        _check.whole_number(f"mesh {name}", size, least=1)
-    return dict(pairs)
+    return sizes
 
 
 def _what_fits(sizes: dict[str, int], num_devices: int) -> str:
@@ -73,6 +77,6 @@ def _what_fits(sizes: dict[str, int], num_devices: int) -> str:
     fits = []
     for name, size in sizes.items():
         others = math.prod(sizes.values()) // size
-        if num_devices % others == 0:
+        if num_devices and num_devices % others == 0:
             fits.append(f"{name}={num_devices // others}")
     return f" It would fit with {' or '.join(fits)}." if fits else ""

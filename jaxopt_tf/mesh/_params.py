@@ -35,10 +35,10 @@ def param_shardings(
             r".*(bias|scale)": PartitionSpec(),
         })
 
-    A mesh axis that does not divide the axis that it is meant for goes to the largest
-    axis of the leaf that it divides, so that one rule may serve leaves of many shapes:
-    50,257 tokens by 768 are cut along the 768. Where it divides none, the leaf is
-    repeated along it. `moved_axes` says where that happens.
+    A mesh axis that does not divide the axis that it is meant for goes to the one whose
+    parts are then the largest of those that it divides, so that one rule may serve
+    leaves of many shapes: 50,257 tokens by 768 are cut along the 768. Where it divides
+    none, the leaf is repeated along it. `moved_axes` says where that happens.
 
     Args:
         params: arrays, or their shapes.
@@ -51,7 +51,8 @@ def param_shardings(
         A `NamedSharding` for each leaf: for `jax.device_put`, or for `out_shardings`.
 
     Raises:
-        TypeError: if `rules` is not a mapping from strings to `PartitionSpec`.
+        TypeError: if `rules` is not a mapping from strings to `PartitionSpec`, or
+            `params` holds something that is no array.
         ValueError: if a leaf is matched by no pattern, or by two that disagree; if a
             pattern matches none; if a rule names an axis that the mesh has not.
     """
@@ -77,6 +78,12 @@ def places(spec: Sequence[tuple[str, ...]], mesh: jax.sharding.Mesh) -> list[int
 def _placed(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> Iterator[tuple[Spec, list[Moved]]]:
+    _tree.check_arrays("params", params)
+    if rules is None:
+        raise TypeError(
+            "`rules` must be a mapping from a pattern for leaf names to a "
+            "PartitionSpec, got None."
+        )
     named = _tree.named_leaves(params)
     wanted = matched_values("rules", rules, PartitionSpec, "PartitionSpec", params)
     missing = [
@@ -89,7 +96,7 @@ def _placed(
             "repeats a leaf on every device."
         )
     for (name, leaf), spec in zip(named, wanted, strict=True):
-        yield _fitted(name, leaf.shape, axis_names(spec, mesh), mesh)
+        yield _fitted(name, leaf.shape, axis_names("rules", spec, mesh), mesh)
 
 
 def _fitted(
@@ -122,15 +129,20 @@ def largest_divided(
     return max(fits, key=lambda i: (shape[i] // parts[i], -i), default=None)
 
 
-def axis_names(spec: PartitionSpec, mesh: jax.sharding.Mesh) -> Spec:
+def axis_names(argument: str, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> Spec:
     """For each axis of a leaf the mesh axes that divide it."""
+    if spec.unreduced or spec.reduced:
+        raise ValueError(
+            f"`{argument}` must say how arrays are divided, got {spec}, which says "
+            "that they are sums not made yet."
+        )
     names = [_names(entry) for entry in spec]
     flat = [name for group in names for name in group]
     unknown = [name for name in flat if name not in mesh.shape]  # or no name at all
     if unknown or len(set(flat)) < len(flat):
         raise ValueError(
-            "`rules` must name axes of the mesh, each once, got "
-            f"{spec} for a mesh with the axes {list(mesh.shape)}."
+            f"`{argument}` must name axes of the mesh, each once, got {spec} for a "
+            f"mesh with the axes {list(mesh.shape)}."
         )
     return names
 
@@ -157,4 +169,4 @@ def _divides(
 def _names(entry: Any) -> tuple[str, ...]:
     if entry is None:
         return ()
-    return tuple(entry) if isinstance(entry, tuple | list) else (entry,)
+    return tuple(entry) if isinstance(entry, tuple) else (entry,)

@@ -1,5 +1,6 @@
 """A sharding for every leaf of a state, from those of the parameters."""
 
+import collections
 import itertools
 import math
 from typing import Any
@@ -10,6 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import _tree
 from .._typing import PyTree
 from ._params import Spec, as_partition_spec, axis_names, largest_divided, places
+
+# Elements of a leaf that belongs to no parameter: counters, rates, short histories.
+_MOST_REPEATED = 65_536
 
 
 def state_shardings(
@@ -41,57 +45,96 @@ def state_shardings(
         A `NamedSharding` for each leaf of `state`.
 
     Raises:
-        ValueError: if `zero_axis` is no axis of the mesh.
+        ValueError: if `zero_axis` is no axis of the mesh, if shardings are of several
+            meshes, or if a large leaf belongs to no parameter.
+        TypeError: if `shardings` is not a NamedSharding for each parameter.
 
     Source: Rajbhandari et al., "ZeRO", 2019, arXiv 1910.02054, section 5.1, for the
         optimizer's state alone.
     """
-    mesh = _mesh_of(shardings)
-    owners: dict[str, tuple[tuple[int, ...], NamedSharding]] = {
-        name: (leaf.shape, sharding)
-        for (name, leaf), sharding in zip(
-            _tree.named_leaves(params),
-            jax.tree.leaves(shardings, is_leaf=_is_sharding),
-            strict=True,
-        )
-    }
-    if zero_axis is not None and zero_axis not in mesh.shape:
+    owners, mesh = _owners(params, shardings)
+    if zero_axis is not None and (mesh is None or zero_axis not in mesh.shape):
         raise ValueError(
             f"`zero_axis` must be an axis of the mesh, got {zero_axis!r} for a mesh "
-            f"with the axes {list(mesh.shape)}."
+            f"with the axes {list(mesh.shape) if mesh else []}."
         )
+    _tree.check_arrays("state", state)
+    named = _tree.named_leaves(state)
+    names = _names_of_owners([name for name, _ in named], owners)
 
-    def sharding_of(name: str, leaf: Any) -> NamedSharding:
-        shape, owner = owners.get(_owner(name, owners), ((), None))
-        if owner is None:
+    def sharding_of(name: str, leaf: Any, owner_name: str | None) -> NamedSharding:
+        if owner_name is None:
+            _check_is_small(name, leaf)
             return NamedSharding(mesh, PartitionSpec())
-        spec = axis_names(owner.spec, mesh)
-        spec += [()] * (len(shape) - len(spec))
-        if leaf.shape != shape:
-            spec = _divided(leaf.shape, shape, spec, mesh)
+        param, owner = owners[owner_name]
+        spec = axis_names("shardings", owner.spec, mesh)
+        spec += [()] * (len(param.shape) - len(spec))
+        if leaf.shape != param.shape:
+            spec = _divided(leaf.shape, param.shape, spec, mesh)
         if zero_axis is not None and leaf.shape:
             spec = _with(leaf.shape, spec, zero_axis, mesh)
-        return NamedSharding(mesh, as_partition_spec(spec))
+        return NamedSharding(
+            mesh, as_partition_spec(spec), memory_kind=owner.memory_kind
+        )
 
-    found = [sharding_of(name, leaf) for name, leaf in _tree.named_leaves(state)]
+    found = [
+        sharding_of(name, leaf, owner)
+        for (name, leaf), owner in zip(named, names, strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
-def _mesh_of(shardings: PyTree) -> jax.sharding.Mesh:
-    found = jax.tree.leaves(shardings, is_leaf=_is_sharding)
-    if not found or not all(map(_is_sharding, found)):
+def _owners(params: PyTree, shardings: PyTree) -> tuple[dict[str, tuple], Any]:
+    """Each parameter and its sharding by its name, and the one mesh of all."""
+    named = _tree.named_leaves(params)
+    leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
+    of_params: Any = jax.tree.structure(params)
+    wrong = [leaf for leaf in leaves if not _is_sharding(leaf)]
+    if structure != of_params or wrong:
         raise TypeError(
-            "`shardings` must hold a NamedSharding for each parameter, got "
-            f"{found[0] if found else shardings!r}. `param_shardings` makes them."
+            "`shardings` must hold a NamedSharding for each parameter, in the "
+            f"structure of `params`, got {wrong[0] if wrong else structure!r}. "
+            "`param_shardings` makes them."
         )
-    return found[0].mesh
+    meshes = {sharding.mesh for sharding in leaves}
+    if len(meshes) > 1:
+        raise ValueError(
+            f"`shardings` must be of one mesh, got {len(meshes)} different ones."
+        )
+    owners = {
+        name: (leaf, sharding)
+        for (name, leaf), sharding in zip(named, leaves, strict=True)
+    }
+    return owners, next(iter(meshes), None)
 
 
-def _owner(name: str, owners: dict[str, Any]) -> str:
-    """The longest parameter's name that `name` ends with; "" for none."""
-    words = name.split(".")
-    ends = (".".join(words[i:]) for i in range(len(words)))
-    return next((end for end in ends if end in owners), "")
+def _names_of_owners(names: list[str], owners: dict[str, Any]) -> list[str | None]:
+    """For each leaf of a state the name of its parameter; None for none.
+
+    Of several names that it ends with, the one whose beginning is that of most other
+    leaves, which are then those of the other parameters: `mu.w` is the `w` of a
+    `mu`, even where a parameter is called `mu.w`.
+    """
+    choices = []
+    for name in names:
+        words = name.split(".") if name else [""]
+        ends = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
+        ends.append((words, ""))  # a parameter that is the whole tree
+        choices.append([(tuple(begin), end) for begin, end in ends if end in owners])
+    num_with = collections.Counter(begin for choice in choices for begin, _ in choice)
+    return [
+        max(choice, key=lambda c: (num_with[c[0]], -len(c[0])))[1] if choice else None
+        for choice in choices
+    ]
+
+
+def _check_is_small(name: str, leaf: Any) -> None:
+    if leaf.size > _MOST_REPEATED:
+        raise ValueError(
+            f"`state` must belong to `params`, but {name!r} of {leaf.size:,} elements "
+            "is named as none of them and would be repeated on every device. Pass the "
+            "parameters that the optimizer was given, and none that are flattened."
+        )
 
 
 def _divided(
@@ -103,7 +146,7 @@ def _divided(
     """The parameter's mesh axes where they cut a leaf of another shape most often.
 
     Of equal choices the one that leaves most of them on axes of the size on which the
-    parameter has them: there nothing has to be sent.
+    parameter has them, where mostly nothing has to be sent.
     """
     axes = [(name, axis) for axis, names in enumerate(spec) for name in names]
     best: Spec = [() for _ in shape]

@@ -76,9 +76,20 @@ def test_arrays_lie_where_it_says(mesh, rng):
         ({".*": P(P.UNCONSTRAINED)}, ValueError, "`rules` must name axes of the mesh"),
         ({".*": P("data", "data")}, ValueError, "`rules` must name axes .* each once"),
         ({".*": P(), "c": P()}, ValueError, "`rules` must match .* 'c'"),
+        ({".*": P(unreduced={"fsdp"})}, ValueError, "`rules` must say how arrays are"),
+        (None, TypeError, "`rules` must be a mapping .*, got None"),
         ({"a": "fsdp"}, TypeError, "`rules` must map strings to PartitionSpec"),
     ],
 )
 def test_refuses_rules_that_do_not_fit(mesh, rules, error, message):
     with pytest.raises(error, match=message):
         param_shardings({"a": leaf(8), "b": leaf(8)}, mesh, rules)
+
+
+def test_refuses_numbers_for_arrays(mesh):
+    with pytest.raises(TypeError, match="`params` must hold arrays, got float for 'w'"):
+        param_shardings({"w": 1.0}, mesh, {".*": P()})
+
+
+def test_of_nothing_there_is_nothing_to_place(mesh):
+    assert param_shardings({}, mesh, {}) == {}

@@ -177,23 +177,83 @@ def test_follows_nnx_states():
     assert [s.spec for s in placed] == [P("fsdp")] * 2
 
 
+def test_a_leaf_belongs_to_its_own_parameter_whatever_that_is_called():
+    # Names that end alike, and one that is called as a part of the state.
+    shapes = {"w": (8, 4), "b.w": (8, 4), "mu.w": (8, 4), "mu": (8,)}
+    rules = {
+        "w": P("fsdp"),
+        "b.w": P(None, "fsdp"),
+        "mu.w": P("data"),
+        "mu": P(("data", "fsdp")),
+    }
+    mesh = make_mesh("data=2,fsdp=4")
+    found = specs(optax.chain(clip(1.0), adamw_tf(1e-3)), shapes, mesh, rules)
+    assert found[1].mu == found[1].nu == rules
+
+
+def test_a_state_keeps_the_kind_of_memory():
+    mesh = make_mesh("fsdp=8")
+    shardings = {"w": NamedSharding(mesh, P("fsdp"), memory_kind="unpinned_host")}
+    params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    state = jax.eval_shape(adamw_tf(1e-3).init, params)
+    found = state_shardings(state, params, shardings)
+    assert found.mu["w"] == shardings["w"]
+
+
+def test_clipping_gathers_nothing():
+    mesh, optimizer = make_mesh("fsdp=8"), clip(1.0)
+    shapes = {f"bias_{i}": (64,) for i in range(6)}
+    grads = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    shardings = param_shardings(grads, mesh, {".*": P("fsdp")})
+    placed = jax.tree.map(
+        lambda g, s: jax.ShapeDtypeStruct(g.shape, g.dtype, sharding=s),
+        grads,
+        shardings,
+    )
+    program = jax.jit(optimizer.update).lower(placed, optimizer.init(grads)).compile()
+    collectives = [line for line in program.as_text().splitlines() if " all-" in line]
+    assert not any("all-gather(" in line for line in collectives)
+    assert sum("all-reduce(" in line for line in collectives) == 1
+
+
+OF_W = {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}
+
+
+def right(mesh="fsdp=8"):
+    return param_shardings(OF_W, make_mesh(mesh), {".*": P()})
+
+
 @pytest.mark.parametrize(
-    ("shardings", "options", "error", "message"),
+    ("make", "options", "error", "message"),
     [
-        (None, {}, TypeError, "`shardings` must hold a NamedSharding for each"),
-        ({"w": P()}, {}, TypeError, "`shardings` must hold a NamedSharding"),
+        (lambda: None, {}, TypeError, "`shardings` must hold a NamedSharding for each"),
         (
-            "right",
-            {"zero_axis": "data"},
-            ValueError,
-            r"`zero_axis` must be.*\['fsdp'\]",
+            lambda: {"w": P()},
+            {},
+            TypeError,
+            "`shardings` must hold .*`param_sh",
         ),
+        (lambda: right()["w"], {}, TypeError, "in the structure of `params`"),
+        (lambda: {"v": right()["w"]}, {}, TypeError, "in the structure of `params`"),
+        (right, {"zero_axis": "data"}, ValueError, r"`zero_axis` must be.*\['fsdp'\]"),
     ],
 )
-def test_refuses_what_does_not_fit(shardings, options, error, message):
-    params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}
-    if shardings == "right":
-        shardings = param_shardings(params, make_mesh("fsdp=8"), {".*": P()})
-    state = jax.eval_shape(adamw_tf(1e-3).init, params)
+def test_refuses_what_does_not_fit(make, options, error, message):
+    state = jax.eval_shape(adamw_tf(1e-3).init, OF_W)
     with pytest.raises(error, match=message):
-        state_shardings(state, params, shardings, **options)
+        state_shardings(state, OF_W, make(), **options)
+
+
+def test_refuses_shardings_of_two_meshes():
+    params = {"v": OF_W["w"], "w": OF_W["w"]}
+    shardings = {"v": right()["w"], "w": right("data=8")["w"]}
+    with pytest.raises(ValueError, match="`shardings` must be of one mesh, got 2"):
+        state_shardings(params, params, shardings)
+
+
+def test_refuses_to_repeat_what_is_large():
+    params = {"w": jax.ShapeDtypeStruct((1000, 100), jnp.float32)}
+    shardings = param_shardings(params, make_mesh("fsdp=8"), {".*": P("fsdp")})
+    state = jax.eval_shape(optax.flatten(optax.adam(1e-3)).init, params)
+    with pytest.raises(ValueError, match="`state` must belong to `params`.*100,000"):
+        state_shardings(state, params, shardings)
