@@ -77,7 +77,9 @@ def untouched(optimizer: optax.GradientTransformation) -> Callable:
     """As `train_step`, but nothing is computed: what JAX takes to hand arrays over."""
     del optimizer
     return jax.jit(
-        lambda params, opt_state, _: (params, opt_state), donate_argnums=(0, 1)
+        lambda params, opt_state, grads: (params, opt_state),
+        donate_argnums=(0, 1),
+        keep_unused=True,  # or the gradients are not handed over
     )
 
 

@@ -18,7 +18,7 @@ def matched_values(
 
     Args:
         argument: the name under which the caller was given `patterns`.
-        patterns: a mapping from regular expressions to values; None for no pattern.
+        patterns: a mapping from regular expressions to values.
         kind: what the values must be.
         kind_name: as which the user knows it.
         params: a tree; of a part of one a pattern may be meant for the rest.
@@ -58,8 +58,6 @@ def _value(argument: str, compiled: dict[re.Pattern[str], Any], name: str) -> An
 def _compiled(
     argument: str, patterns: Any, kind: type, kind_name: str
 ) -> dict[re.Pattern[str], Any]:
-    if patterns is None:
-        return {}
     if not isinstance(patterns, Mapping):
         raise TypeError(
             f"`{argument}` must be a mapping from a pattern for leaf names to a "

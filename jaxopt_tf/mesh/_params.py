@@ -79,11 +79,6 @@ def _placed(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> Iterator[tuple[Spec, list[Moved]]]:
     _tree.check_arrays("params", params)
-    if rules is None:
-        raise TypeError(
-            "`rules` must be a mapping from a pattern for leaf names to a "
-            "PartitionSpec, got None."
-        )
     named = _tree.named_leaves(params)
     wanted = matched_values("rules", rules, PartitionSpec, "PartitionSpec", params)
     missing = [

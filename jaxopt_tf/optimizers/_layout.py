@@ -154,9 +154,9 @@ def resolve_layouts(
         ValueError: if a pattern is no regular expression or matches no leaf, if a
             layout does not fit its leaf, or if two patterns give a leaf two layouts.
     """
-    declared = iter(
-        matched_values("layouts", layouts, TorchLayout, "TorchLayout", params)
-    )
+    patterns = {} if layouts is None else layouts
+    values = matched_values("layouts", patterns, TorchLayout, "TorchLayout", params)
+    declared = iter(values)
 
     def layout_of(name: str, leaf: Any) -> tuple[TorchLayout]:
         layout = next(declared) or _undeclared(name, leaf)
