@@ -3,6 +3,7 @@
 Parameters get their shardings from rules, the optimizer's state from the parameters.
 """
 
+from ._mesh import axis_sizes as axis_sizes
 from ._mesh import make_mesh as make_mesh
 from ._params import Moved as Moved
 from ._params import moved_axes as moved_axes
