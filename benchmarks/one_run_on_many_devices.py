@@ -1,0 +1,149 @@
+"""One run on 1 to 8 devices and 1 to 8 processes: the same losses, whatever happens.
+
+    python -m benchmarks.one_run_on_many_devices            # 20 minutes on 2 cores
+    python -m benchmarks.one_run_on_many_devices --smoke    # one mesh, one kill
+
+Real processes, CPU devices. A run is compared with the one on one device, in each of 50
+steps; a broken-off one with the one that nobody touched.
+"""
+
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks._processes import ended, losses, run, started, wait_for
+from benchmarks._report import Row, main
+
+LIMIT = 5e-5  # of the loss, relative
+NUM_SEQUENCES = 8
+STEPS = 50
+MODEL = (
+    *("--n_layer", "2", "--n_head", "4", "--n_embd", "64", "--block_size", "32"),
+    *("--eval_steps", "25", "--max_steps", f"{STEPS}", "--max_grad_norm", "0.5"),
+)
+OPTIMIZERS = ("adamw_torch", "adafactor")
+# By number of devices; with "!", the state divided along data, too.
+MESHES = {
+    2: ("data=2", "data=2!", "fsdp=2"),
+    4: ("data=2,fsdp=2", "fsdp=2,tensor=2", "data=4!"),
+    8: ("data=2,fsdp=4!", "data=2,fsdp=2,tensor=2", "fsdp=8"),
+}
+# Number of processes, devices of each, mesh.
+PROCESSES = ((2, 1, "data=2"), (2, 2, "data=2,fsdp=2!"), (4, 1, "fsdp=4"))
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _rows(Path(folder), smoke)
+
+
+def _rows(root: Path, smoke: bool) -> Iterator[Row]:
+    for optim in OPTIMIZERS[:1] if smoke else OPTIMIZERS:
+        alone = _losses(root / f"{optim}-alone", optim, "data=1", 1, 1)
+        places = [(1, n, mesh) for n, meshes in MESHES.items() for mesh in meshes]
+        places = [*places, *PROCESSES]
+        for num, devices, mesh in places[5:6] if smoke else places:
+            folder = root / f"{optim}-{num}-{mesh}"
+            there = _losses(folder, optim, mesh, num, devices)
+            yield Row(
+                claim=f"{optim} on {mesh.replace('!', ', zero_1')}, {num} process(es): "
+                f"loss of {STEPS} steps",
+                value=_distance(there, alone),
+                unit="of that on one device",
+                limit=LIMIT,
+            )
+        yield from _broken_off(root, optim, alone, smoke)
+    yield from _no_show(root)
+
+
+def _broken_off(
+    root: Path, optim: str, alone: np.ndarray, smoke: bool
+) -> Iterator[Row]:
+    """Killed on 4 processes; gone on with on 2, killed again, and ended on 8."""
+    first, second, third = (2, 1, 2) if smoke else (4, 2, 8)
+    folder = root / f"{optim}-broken-off"
+    seconds = _until_killed(folder, optim, first, "checkpoint-15")
+    yield Row(
+        claim=f"{optim}: one of {first} processes is killed: the last other one ends",
+        value=seconds,
+        unit="s later",
+        limit=60.0,
+    )
+    _until_killed(folder, optim, second, "checkpoint-30")
+    there = _losses(folder, optim, f"data={third}", third, 1)
+    yield Row(
+        claim=f"{optim}: killed on {first} processes, on {second}, ended on {third}",
+        value=_distance(there, alone),
+        unit="of the loss on one device",
+        limit=LIMIT,
+    )
+    unbroken = _losses(root / f"{optim}-whole", optim, "data=2", 2, 1)
+    folder = root / f"{optim}-again"
+    _until_killed(folder, optim, 2, "checkpoint-15")
+    there = _losses(folder, optim, "data=2", 2, 1)
+    yield Row(
+        claim=f"{optim}: killed on 2 processes, ended on 2: steps with another loss",
+        value=float(np.sum(there != unbroken)),
+        unit="",
+        limit=0.0,
+    )
+
+
+def _no_show(root: Path) -> Iterator[Row]:
+    """A process that the others wait for never comes."""
+    args = [*_args(root / "nobody", "adamw_torch", "data=2", 2), "--num_processes", "2"]
+    args += ["--coordinator_address", "127.0.0.1:23456", "--process_id", "0"]
+    since = time.perf_counter()
+    with started(args) as processes:
+        ((status, said),) = ended(processes)
+    if status != 2 or not re.search("`num_processes` must be .* those that come", said):
+        raise RuntimeError(f"it ended with {status}: {said}")
+    yield Row(
+        claim="one of 2 processes never comes: the other one ends, and says so",
+        value=time.perf_counter() - since,
+        unit="s later",
+        limit=60.0,
+    )
+
+
+def _until_killed(folder: Path, optim: str, num: int, checkpoint: str) -> float:
+    """Kills the last process at a checkpoint; seconds until all others have ended."""
+    args = [*_args(folder, optim, f"data={num}", num), "--save_steps", "5"]
+    with started(args, num=num) as processes:
+        wait_for(folder / checkpoint, processes[0])
+        processes[-1].kill()
+        since = time.perf_counter()
+        others = ended(processes[: max(1, num - 1)])
+    for status, said in others[: num - 1]:
+        if status == 0 or not re.search("another (one has ended|task died)", said):
+            raise RuntimeError(f"it ended with {status}: {said}")
+    return time.perf_counter() - since
+
+
+def _losses(folder: Path, optim: str, mesh: str, num: int, devices: int) -> np.ndarray:
+    run(_args(folder, optim, mesh, num * devices), num=num, devices=devices)
+    return losses(folder)
+
+
+def _args(folder: Path, optim: str, mesh: str, num_devices: int) -> list[str]:
+    axes = dict(axis.split("=") for axis in mesh.rstrip("!").split(","))
+    parts = num_devices // int(axes.get("tensor", 1))
+    per_device = ["--per_device_train_batch_size", str(NUM_SEQUENCES // parts)]
+    zero_1 = ["--zero_1"] if mesh.endswith("!") else []
+    where = ["--mesh", mesh.rstrip("!"), *zero_1, "--output_dir", str(folder)]
+    return [*MODEL, "--optim", optim, *per_device, *where]
+
+
+def _distance(there: np.ndarray, alone: np.ndarray) -> float:
+    """The largest of all steps, relative; infinite if a step is missing."""
+    if there.shape != alone.shape:
+        return float("inf")
+    return float(np.max(np.abs(there - alone) / alone))
+
+
+if __name__ == "__main__":
+    main("One run on many devices and processes", rows)
