@@ -25,7 +25,12 @@ from ._corpus import Corpus
 from ._data import read_corpus
 from ._mesh_setting import SEQUENCES
 from ._monitors import all_monitors
-from ._on_devices import batches_on_devices, on_devices, position_at_start
+from ._on_devices import (
+    batches_on_devices,
+    on_devices,
+    one_at_a_time,
+    position_at_start,
+)
 from ._placed import place, run_steps
 from ._presets import GPT2Config
 from ._settings import Job, flat
@@ -123,7 +128,9 @@ def _run(
         _run_folder.write_start(folder, step, command_line)
 
     done_by_first(prepare)
-    train_step, eval_step = run_steps(recipe, model, job, placed)
+    train_step, eval_step = (
+        one_at_a_time(step, mesh) for step in run_steps(recipe, model, job, placed)
+    )
     sizes = {"block_size": model.block_size, "batch_size": num_sequences}
     held_out = [on_devices(b, mesh) for b in held_out_batches(corpus, **sizes)]
     evaluate = training.make_evaluate(eval_step, held_out)

@@ -1,8 +1,9 @@
 """What a run starts from and is fed with, each part on the device that needs it."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,3 +65,18 @@ def on_devices(batch: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     return jax.make_array_from_callback(
         batch.shape, sharding, lambda index: batch[index]
     )
+
+
+def one_at_a_time(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """On several CPU devices, `function` that waits for its results.
+
+    XLA's collectives on CPUs wait for each other in threads, of which there are as many
+    as devices: with two steps under way it can come to none being left, and to an end.
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return function
+
+    def wait(*args: Any) -> Any:
+        return jax.block_until_ready(function(*args))
+
+    return wait
