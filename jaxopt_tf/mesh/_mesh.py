@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 
 from .. import _check
 
@@ -40,11 +41,15 @@ def make_mesh(
             f"{num_places} places for {len(devices)} devices."
             + _what_fits(sizes, len(devices))
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
+    # On a torus each axis lies on whole sides where it can; `jax.make_mesh` refuses
+    # those that cannot, data=2,fsdp=8 on 4x4 say.
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(
+        grid,
         tuple(sizes),
         axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-        devices=devices,
     )
 
 
