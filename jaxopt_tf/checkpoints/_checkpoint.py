@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import _check
+from .._processes import done_by_first
 from .._typing import PyTree
 from . import _digest, _rotation
 from ._folder_lock import Held
@@ -68,7 +69,7 @@ def open_checkpoints(
     if save_total_limit is not None:
         _check.step_count("save_total_limit", save_total_limit)
     folder = held.folder.absolute()
-    _rotation.clear(folder, report)
+    done_by_first(lambda: _rotation.clear(folder, report))
     best_steps: dict[Path, int | None] = {}
     last: list[Path] = []
 

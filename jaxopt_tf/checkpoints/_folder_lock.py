@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .._processes import done_by_first
+
 LOCK_FILE = "run.lock"
 
 
@@ -20,7 +22,9 @@ class Held(NamedTuple):
 
 @contextlib.contextmanager
 def hold(folder: Path | str) -> Iterator[Held]:
-    """Takes a folder for this process; makes it where it does not exist.
+    """Takes a folder for this job; makes it where it does not exist.
+
+    Of many processes the first one holds it, for all.
 
     The lock is the kernel's (`flock` on `run.lock`): it is gone when the process is,
     however it ended, and what the file says then means nothing. A process that was
@@ -36,9 +40,15 @@ def hold(folder: Path | str) -> Iterator[Held]:
         ValueError: if another job holds the folder, which is named; or if the folder
             cannot be made or written to.
     """
+    with contextlib.ExitStack() as stack:
+        done_by_first(lambda: stack.enter_context(_locked(Path(folder))))
+        yield Held(Path(folder))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     import fcntl  # not on Windows, where the rest of the package works
 
-    folder = Path(folder)
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +76,7 @@ def hold(folder: Path | str) -> Iterator[Held]:
         text = json.dumps(holder).encode() + b"\n"
         os.pwrite(descriptor, text, 0)
         os.ftruncate(descriptor, len(text))
-        yield Held(folder)
+        yield
     finally:
         os.close(descriptor)  # the kernel gives the lock back with it
 

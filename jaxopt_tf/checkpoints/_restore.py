@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._processes import done_by_first
 from .._typing import PyTree
 from . import _digest, _rotation
 from ._record import RECORD_FILE, read_record
@@ -37,13 +38,18 @@ def find_intact(
     Raises:
         ValueError: if there are checkpoints but none is good; all are listed.
     """
+    found = done_by_first(lambda: _newest_intact(folder, report))
+    return None if found is None else Path(found)
+
+
+def _newest_intact(folder: Path | str, report: Callable[[str], None]) -> str | None:
     for path in _rotation.half_written(Path(folder)):
         report(f"{path.name} is half-written: its save was broken off.")
     reasons = []
     for path in reversed(find_checkpoints(folder)):
         reason = damage(path)
         if reason is None:
-            return path
+            return str(path)
         reasons.append(f"{path.name} is damaged: {reason}")
         report(f"{reasons[-1]}. It is passed over.")
     if reasons:
@@ -91,6 +97,8 @@ def read_notes(path: Path | str) -> dict[str, Any]:
 def restore(path: Path | str, like: PyTree) -> Restored:
     """Reads one checkpoint, after every byte of it was verified.
 
+    Of many processes the first one verifies it, and each reads what its devices need.
+
     Args:
         path: a folder `checkpoint-<step>`.
         like: a tree of arrays or of `jax.ShapeDtypeStruct`: names, shapes and dtypes
@@ -106,7 +114,9 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
-    reason = damage(path) if path.is_dir() else "there is no such folder"
+    reason = done_by_first(
+        lambda: damage(path) if path.is_dir() else "there is no such folder"
+    )
     if reason is not None:
         raise ValueError(
             f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "

@@ -20,8 +20,10 @@ from ..recipes import Recipe
 from ._command_line import typed_settings
 from ._config import read_config
 from ._flags import Flag, flags_of
+from ._launch import Launch, launched
 
 _Record = TypeVar("_Record")
+Records = tuple[Recipe, GPT2Config, Job]
 PROG = "jaxopt-tf train"
 _DESCRIPTION = "Pretrains a GPT-2 on text. A folder that holds a run is resumed."
 
@@ -65,7 +67,9 @@ def train(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 128 and the signal's number if one ended the run.
     """
-    outcome = pretrain(*parse(args), command_line=[*PROG.split(), *args])
+    records, typed = parse_with(flags_of(Launch, {}), args)
+    with launched(Launch(**typed)):
+        outcome = pretrain(*records, command_line=[*PROG.split(), *args])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 
@@ -75,7 +79,7 @@ def parse(
     prog: str = PROG,
     description: str = _DESCRIPTION,
     found: Mapping[str, Any] = MappingProxyType({}),
-) -> tuple[Recipe, GPT2Config, Job]:
+) -> Records:
     """The records of a run, from the command line, the file it names, and defaults.
 
     What the file has that is otherwise here is noted on stderr.
@@ -90,21 +94,49 @@ def parse(
         ValueError: naming what is refused, and all that contradicts itself at once.
         SystemExit: after `--help`.
     """
+    records, _ = parse_with({}, args, prog=prog, description=description, found=found)
+    return records
+
+
+def parse_with(
+    more: Mapping[str, Flag],
+    args: Sequence[str],
+    *,
+    prog: str = PROG,
+    description: str = _DESCRIPTION,
+    found: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Records, dict[str, Any]]:
+    """What `parse` gives, and the settings of a command's own flags that were typed.
+
+    Args:
+        more: the command's own flags.
+        args: what stands after the command's name.
+        prog: that name, for the help.
+        description: the help's first lines.
+        found: settings that are known from elsewhere; the file and flags win over them.
+
+    Raises:
+        ValueError: naming what is refused, and all that contradicts itself at once.
+        SystemExit: after `--help`.
+    """
     recipe_flags = flags_of(Recipe, _RECIPE)
     model_flags = {"preset": _PRESET, **flags_of(GPT2Config, {})}
     job_flags = {"config": _CONFIG, **flags_of(Job, {})}
     groups = {"recipe": recipe_flags, "model": model_flags, "job": job_flags}
+    if more:
+        groups[prog.rpartition(" ")[2]] = dict(more)
     typed = typed_settings(
         {title: list(flags.values()) for title, flags in groups.items()},
         args,
         prog=prog,
         description=description,
     )
+    own = {name: typed.pop(name) for name in more if name in typed}
     path = typed.pop("config", None)
     if "preset" in typed:
         found = {name: value for name, value in found.items() if name not in _SIZES}
     if path is None:
-        return _records({**found, **typed})
+        return _records({**found, **typed}), own
     ours = {**recipe_flags, **model_flags, **job_flags}
     del ours["config"]  # one file does not name another
     file, notes = read_config(path, ours, typed)
@@ -112,10 +144,10 @@ def parse(
         print(f"jaxopt-tf: {path}: {'; '.join(notes)}.", file=sys.stderr)
     if "preset" in typed:
         file = {name: value for name, value in file.items() if name not in _SIZES}
-    return _records({**found, **file, **typed})
+    return _records({**found, **file, **typed}), own
 
 
-def _records(given: dict[str, Any]) -> tuple[Recipe, GPT2Config, Job]:
+def _records(given: dict[str, Any]) -> Records:
     def of(record: type) -> dict[str, Any]:
         names = {field.name for field in dataclasses.fields(record)}
         return {name: value for name, value in given.items() if name in names}

@@ -10,6 +10,7 @@ from ._cost import Cost as Cost
 from ._cost import program_cost as program_cost
 from ._estimate import Estimate as Estimate
 from ._estimate import estimate as estimate
+from ._mesh import axis_sizes as axis_sizes
 from ._mesh import make_mesh as make_mesh
 from ._params import Moved as Moved
 from ._params import moved_axes as moved_axes

@@ -31,7 +31,7 @@ def make_mesh(
             not written as above.
         TypeError: if a size is no whole number.
     """
-    sizes = _read(axes)
+    sizes = axis_sizes(axes)
     devices = jax.devices() if devices is None else devices
     num_places = math.prod(sizes.values())
     if num_places != len(devices):
@@ -53,7 +53,15 @@ def make_mesh(
     )
 
 
-def _read(axes: str | Mapping[str, int]) -> dict[str, int]:
+def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
+    """The sizes of a mesh's axes by their names: {"data": 2, "fsdp": 4}.
+
+    Args:
+        axes: as in `make_mesh`.
+
+    Raises:
+        ValueError, TypeError: if it is not written so.
+    """
     if not isinstance(axes, str | Mapping):
         raise TypeError(
             f"`axes` must be names and sizes, as text or as a mapping, got {axes!r}."

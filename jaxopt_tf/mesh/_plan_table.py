@@ -171,7 +171,8 @@ def _compiled(plan: Plan) -> list[str]:
         lines.append(
             "estimated from published peaks: a step of "
             f"{told_seconds(roof.seconds)} at least{rate} (arithmetic "
-            f"{told_seconds(roof.arithmetic)}, memory {told_seconds(roof.memory)}, network {told_seconds(roof.network)})"
+            f"{told_seconds(roof.arithmetic)}, memory {told_seconds(roof.memory)}, "
+            f"network {told_seconds(roof.network)})"
         )
     return lines
 

@@ -1,10 +1,10 @@
 """Batches of windows: batch n is a function of the corpus, the seed and n alone.
 
-So a checkpoint need only say n, and each of many processes can make the same batch and
-take its own rows.
+So a checkpoint need only say n, and each of many processes reads only its own rows.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import grain
@@ -64,7 +64,6 @@ class Batches:
         axis = () if micro_batches == 1 else (micro_batches,)
         self._shape = (*axis, batch_size, block_size + 1)
         self._dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-        self._dataset = self._dataset.batch(micro_batches * batch_size)
 
     def __getitem__(self, n: int) -> np.ndarray:
         """Batch `n`, which counts from 0: inputs and, one later, targets.
@@ -76,8 +75,25 @@ class Batches:
         Raises:
             ValueError: if `n` is negative.
         """
+        return self.part(n, ())
+
+    def part(self, n: int, index: tuple[slice, ...]) -> np.ndarray:
+        """`self[n][index]`, of which no other rows are read.
+
+        Args:
+            n: number of the batch.
+            index: slices of the batch's axes, the first ones; () for all.
+
+        Raises:
+            ValueError: if `n` is negative.
+        """
         n = _check.whole_number("n", n, least=0)
-        return self._dataset[n].reshape(self._shape)
+        *rows, _ = self._shape
+        numbers = np.arange(math.prod(rows)).reshape(rows)[index[: len(rows)]]
+        first = n * math.prod(rows)
+        read = np.stack([self._dataset[first + int(i)] for i in numbers.flat])
+        columns = index[len(rows)] if len(index) > len(rows) else slice(None)
+        return read.reshape(*numbers.shape, -1)[..., columns]
 
     def since(self, start: int) -> Iterator[np.ndarray]:
         """Batch `start` and all after it, for a run that has taken as many.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import _check
+from ..mesh import axis_sizes
 from ..recipes import Recipe
 from ._presets import GPT2Config
 from ._ready_tokens import is_ready_tokens
@@ -41,6 +42,7 @@ def contradictions(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
         *_of_the_data(model, job),
         *_of_the_evaluation(recipe, job, held_out_loss_decides(settings)),
         *_of_the_policy(job),
+        *_of_the_mesh(job),
         *_of_the_start(job, [*settings, DATA]),
     ]
 
@@ -106,6 +108,15 @@ def _of_the_policy(job: Job) -> Iterator[str]:
             "`max_skipped_in_a_row` must be left out unless `on_non_finite` is 'skip', "
             f"got {job.max_skipped_in_a_row!r} with {job.on_non_finite!r}. Leave it "
             "out, or skip."
+        )
+
+
+def _of_the_mesh(job: Job) -> Iterator[str]:
+    sizes = {} if job.mesh is None else axis_sizes(job.mesh)
+    if job.zero_1 and job.mesh is not None and "data" not in sizes:
+        yield (
+            "`zero_1` must be left out unless `mesh` has the axis data, got "
+            f"{job.mesh!r}. The other axes divide the optimizer's state as they are."
         )
 
 

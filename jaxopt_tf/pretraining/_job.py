@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import functools
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +12,24 @@ import jax
 import jax.numpy as jnp
 
 from .. import checkpoints, training
+from .._processes import done_by_first, is_first, told_by_first
 from .._typing import PyTree
-from ..recipes import Recipe, build_optimizer, build_schedule
+from ..mesh import make_mesh
+from ..recipes import Recipe, build_schedule
 from ..schedules import MetricDrivenSchedule
 from . import _run_folder
+from ._alike import check_alike, versions
 from ._batches import Batches, held_out_batches
 from ._contradictions import check_settings
 from ._corpus import Corpus
 from ._data import read_corpus
-from ._model import make_loss_fn
+from ._mesh_setting import SEQUENCES
 from ._monitors import all_monitors
-from ._moved import first_position
-from ._presets import GPT2Config, gpt2_layout
+from ._on_devices import batches_on_devices, on_devices, position_at_start
+from ._placed import place, run_steps
+from ._presets import GPT2Config
 from ._settings import Job, flat
+from ._told import conclude, introduce
 
 
 class Outcome(NamedTuple):
@@ -51,6 +55,11 @@ def pretrain(
     parameters and the log come out as if it had never been broken off, bit for bit on
     the same machine. SIGTERM and SIGINT end it after a step, with a checkpoint.
 
+    After `jax.distributed.initialize` all processes call it alike, and run it together:
+    each reads its part of the batches and writes its part of the checkpoints; the first
+    one prints and logs. A signal to any of them ends all. A run can be gone on with on
+    any mesh and number of processes, whose product divides its batch.
+
     Args:
         recipe: the numbers of the updates.
         model: the model's size.
@@ -64,7 +73,14 @@ def pretrain(
         FloatingPointError: if the loss is no longer finite, unless told to go on.
     """
     check_settings(recipe, model, job)
-    now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    now = told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    if job.mesh is None and jax.process_count() > 1:
+        job = dataclasses.replace(job, mesh=f"data={jax.device_count()}")
+    config = flat(recipe, model, job)
+    # Where text lies may differ from one machine to the next; not what it says.
+    elsewhere = ("text", "tokenizer")
+    told = {name: value for name, value in config.items() if name not in elsewhere}
+    check_alike(told | versions())
     folder = job.output_dir or Path("runs", now)
     with checkpoints.hold(folder) as held, training.stop_on_signals() as should_stop:
         return _run(recipe, model, job, held, should_stop, command_line)
@@ -79,56 +95,45 @@ def _run(
     command_line: Sequence[str],
 ) -> Outcome:
     folder = held.folder
-    corpus = read_corpus(job, model, folder)
-    sizes = {
-        "block_size": model.block_size,
-        "batch_size": recipe.per_device_train_batch_size,
-    }
-    held_out = held_out_batches(corpus, **sizes)
+    corpus = _read_corpus(job, model, folder)
     config = flat(recipe, model, job)
     settings = config | {_run_folder.DATA: corpus.fingerprint}
-    checkpoint = _run_folder.find_start(folder, job, settings)
+    check_alike({_run_folder.DATA: corpus.fingerprint})
+    checkpoint, num_sequences = _run_folder.find_start(folder, job, settings)
+    settings |= {SEQUENCES: num_sequences}
 
-    params, loss_fn = make_loss_fn(
-        model, recipe.seed, label_smoothing_factor=recipe.label_smoothing_factor
-    )
-    schedule = build_schedule(recipe)
-    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
-    optimizer = build_optimizer(recipe, layout=gpt2_layout(model))
-    start = first_position(recipe, model, params)
-    start = training.restore_position(checkpoint, start)
+    devices = jax.devices()
+    mesh = make_mesh(job.mesh) if job.mesh else make_mesh("data=1", devices[:1])
+    placed = place(recipe, model, job, mesh, num_sequences)
+    start = position_at_start(recipe, model, placed, checkpoint)
     if job.on_non_finite != "skip":  # skipped ones before are no reason to stop now
-        state = dataclasses.replace(start.state, num_bad_in_a_row=jnp.int32(0))
+        none = jnp.zeros_like(start.state.num_bad_in_a_row)
+        state = dataclasses.replace(start.state, num_bad_in_a_row=none)
         start = start._replace(state=state)
     step = int(start.state.step)
-    if checkpoint is not None:
-        _run_folder.set_aside(folder, step)
-        _run_folder.bring_log(folder, checkpoint)
-    _introduce(recipe, model, corpus, params, folder, step)
-    del params  # taken over by the first step, or replaced by those of the checkpoint
-    # Before the log: one without them belongs to no run.
-    _run_folder.write_config(folder, config)
-    _run_folder.write_start(folder, step, command_line)
 
-    compute_dtype = jnp.bfloat16 if job.bf16 else None
-    train_step = training.make_train_step(
-        loss_fn,
-        optimizer,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        compute_dtype=compute_dtype,
-        on_non_finite=job.on_non_finite,
-        max_skipped_in_a_row=job.max_skipped_in_a_row,
-        per_layer=job.log_layers,
-    )
-    evaluate = training.make_evaluate(
-        training.make_eval_step(loss_fn, compute_dtype=compute_dtype), held_out
-    )
+    def prepare() -> None:
+        if checkpoint is not None:
+            _run_folder.set_aside(folder, step)
+            _run_folder.bring_log(folder, checkpoint)
+        params = placed.position.state.params
+        introduce(recipe, model, corpus, params, mesh, num_sequences, folder, step)
+        # Before the log: one without them belongs to no run.
+        _run_folder.write_config(folder, config)
+        _run_folder.write_start(folder, step, command_line)
+
+    done_by_first(prepare)
+    train_step, eval_step = run_steps(recipe, model, job, placed)
+    sizes = {"block_size": model.block_size, "batch_size": num_sequences}
+    held_out = [on_devices(b, mesh) for b in held_out_batches(corpus, **sizes)]
+    evaluate = training.make_evaluate(eval_step, held_out)
     batches = Batches(
         corpus,
         **sizes,
         seed=recipe.seed,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
     )
+    schedule = build_schedule(recipe)
     with checkpoints.open_checkpoints(
         held, save_total_limit=job.save_total_limit
     ) as saving:
@@ -137,6 +142,7 @@ def _run(
             model,
             job,
             unit=corpus.unit,
+            num_sequences=num_sequences * recipe.gradient_accumulation_steps,
             num_windows=batches.num_windows,
             folder=folder,
             step=step,
@@ -144,13 +150,15 @@ def _run(
         trained = training.train(
             train_step,
             start,
-            batches.since(step),
+            batches_on_devices(batches, step, placed.batch),
             max_steps=recipe.max_steps,
             monitors=monitors,
             evaluate=evaluate,
             eval_steps=job.eval_steps,
             selection=job.selection,
-            metric_schedule=driven,
+            metric_schedule=(
+                schedule if isinstance(schedule, MetricDrivenSchedule) else None
+            ),
             save=functools.partial(_save, saving, settings, folder),
             save_steps=job.save_steps,
             save_best=job.load_best_model_at_end,
@@ -158,20 +166,27 @@ def _run(
         )
     end = trained.position
     was_asked = trained.ended == "asked"
+    evaluations = told_by_first(evaluations)
     if job.load_best_model_at_end and not was_asked:
         end = _best(folder, end)
         evaluations.append(evaluate(end.state.params)["loss"])
     if not evaluations:  # at its end already, without a log
         evaluations.append(evaluate(end.state.params)["loss"])
-    outcome = Outcome(
-        evaluations[0],
-        evaluations[-1],
-        end.state.params,
-        folder,
-        should_stop.signal if was_asked else None,
-    )
-    _conclude(outcome, trained, recipe.max_steps, corpus.unit)
-    return outcome
+    losses = (evaluations[0], evaluations[-1])
+    stopped_by = should_stop.signal if was_asked else None
+    if is_first():
+        log = folder / _run_folder.METRICS
+        conclude(
+            losses, folder, log, trained, stopped_by, recipe.max_steps, corpus.unit
+        )
+    return Outcome(*losses, end.state.params, folder, stopped_by)
+
+
+def _read_corpus(job: Job, model: GPT2Config, folder: Path) -> Corpus:
+    # The first process makes the tokens, if they have to be made; the others find them.
+    mine: list[Corpus] = []
+    done_by_first(lambda: mine.append(read_corpus(job, model, folder)))
+    return mine[0] if mine else read_corpus(job, model, folder)
 
 
 def _save(
@@ -181,8 +196,9 @@ def _save(
     position: training.Position,
 ) -> None:
     # A checkpoint that outlives a power cut must find its log up to there.
-    with (folder / _run_folder.METRICS).open("rb") as log:
-        os.fsync(log.fileno())
+    if is_first():
+        with (folder / _run_folder.METRICS).open("rb") as log:
+            os.fsync(log.fileno())
     training.save_position(saving, position, {"settings": settings})
 
 
@@ -192,51 +208,6 @@ def _best(folder: Path, last: training.Position) -> training.Position:
     try:
         return training.restore_position(path, last)
     except ValueError as error:
-        print(f"the best model is lost, these are the last parameters: {error}")
+        if is_first():
+            print(f"the best model is lost, these are the last parameters: {error}")
         return last
-
-
-def _introduce(
-    recipe: Recipe,
-    model: GPT2Config,
-    corpus: Corpus,
-    params: PyTree,
-    folder: Path,
-    step: int,
-) -> None:
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    batch = f"{recipe.per_device_train_batch_size} x {model.block_size}"
-    if recipe.gradient_accumulation_steps > 1:
-        batch = f"{recipe.gradient_accumulation_steps} x {batch}"
-    print(
-        f"text    {corpus.num_documents:,} documents: {len(corpus.training):,} "
-        f"{corpus.unit} to train on, {len(corpus.held_out):,} held out\n"
-        f"model   GPT-2: {model.n_layer} layers, width {model.n_embd}, "
-        f"{num_params:,} parameters\n"
-        f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
-        f"({recipe.lr_scheduler_type}, {recipe.num_warmup_steps} steps of warm-up), "
-        f"{recipe.max_steps:,} steps of {batch} {corpus.unit}\n"
-        f"folder  {folder}" + (f", from its step {step:,} on" if step else "")
-    )
-
-
-def _conclude(
-    outcome: Outcome, trained: training.Trained, max_steps: int, unit: str
-) -> None:
-    step = int(trained.state.step)
-    if outcome.stopped_by is not None:
-        name = signal.Signals(outcome.stopped_by).name
-        print(
-            f"stopped by {name} after step {step:,} of {max_steps:,}; the same command "
-            f"with --output_dir {outcome.folder}, and without "
-            "--resume_from_checkpoint, goes on"
-        )
-        return
-    if trained.ended == "patience":
-        print(f"ended early, after step {step:,}: the held-out loss got no better")
-    print(
-        f"metrics {outcome.folder / _run_folder.METRICS}\n"
-        f"curves  {outcome.folder / 'curves.png'}\n"
-        f"held-out loss {outcome.first_loss:.2f} -> {outcome.last_loss:.3f} "
-        f"nats per {unit.removesuffix('s')}"
-    )

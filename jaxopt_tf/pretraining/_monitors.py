@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .. import monitors, training
+from .._processes import is_first
 from ..recipes import Recipe
 from . import _run_folder
 from ._presets import GPT2Config, flops_per_token
@@ -15,6 +16,7 @@ def all_monitors(
     job: Job,
     *,
     unit: str,
+    num_sequences: int,
     num_windows: int,
     folder: Path,
     step: int,
@@ -22,22 +24,23 @@ def all_monitors(
     """The monitors of the run, and the list in which held-out losses are gathered.
 
     The log is cut back to `step`. It is then the memory of the others: what it holds is
-    told again to those who draw, count or compare over the whole run.
+    told again to those who draw, count or compare over the whole run. Only the first of
+    many processes has monitors.
 
     Args:
         recipe: the numbers of the updates.
         model: its size.
         job: all else.
         unit: what a token is called, "bytes" say.
+        num_sequences: in a batch, with all its micro-batches.
         num_windows: sequences in an epoch.
         folder: of the run.
         step: where the run starts or goes on.
     """
     flops = flops_per_token(model)
-    num_sequences = (
-        recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    )
     losses: list[float] = []
+    if not is_first():
+        return [], losses
     is_told_again = True
 
     def say(sentence: str) -> None:
@@ -64,7 +67,7 @@ def all_monitors(
             logging_steps=job.logging_steps,
             eval_steps=job.eval_steps,
             save_steps=job.save_steps,
-            train_batch_size=recipe.per_device_train_batch_size,
+            train_batch_size=num_sequences // recipe.gradient_accumulation_steps,
             steps_per_epoch=max(1, num_windows // num_sequences),
             flops_per_item=flops,
             selection=job.selection,

@@ -10,7 +10,7 @@ from ..recipes import Recipe, build_optimizer, build_schedule
 from ..schedules import MetricDrivenSchedule
 from . import _run_folder
 from ._data import read_corpus
-from ._model import make_loss_fn
+from ._loss import make_loss_fn
 from ._presets import GPT2Config, gpt2_layout
 from ._settings import Job, flat
 

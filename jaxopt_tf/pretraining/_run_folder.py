@@ -1,19 +1,20 @@
 """What lies in a run's folder besides checkpoints, and which of them to go on from."""
 
-import importlib.metadata
 import json
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from .. import checkpoints
+from .._processes import done_by_first
 from .._whole_file import whole_file
 from ..recipes import METRIC_DRIVEN
+from ._alike import versions
+from ._mesh_setting import num_sequences
 from ._settings import Job, differences
 
 CONFIG = "config.json"
@@ -27,8 +28,15 @@ _FIXED = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
 _FIXED_IF_DRIVEN = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs")
 
 
-def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | None:
-    """The checkpoint to go on from; None for the first step.
+class Start(NamedTuple):
+    """Where a run begins, or goes on."""
+
+    checkpoint: Path | None  # to go on from; None for the first step
+    num_sequences: int  # of a micro-batch, on whatever mesh
+
+
+def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Start:
+    """The checkpoint to go on from, and the batch that the run has.
 
     Args:
         folder: of the run.
@@ -47,18 +55,27 @@ def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Path | No
     if checkpoint is None or is_elsewhere:
         # A run that was taken up from elsewhere, and has come further since.
         checkpoint = checkpoints.find_intact(folder) or checkpoint
+    saved = None
     if checkpoint is not None:
         saved = settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
-    if checkpoint is None or checkpoint == job.resume_from_checkpoint:
-        _check_folder(folder, job, settings, must_be_new=checkpoint is None)
-    return checkpoint
+    must_be_new = checkpoint is None
+    if must_be_new or checkpoint == job.resume_from_checkpoint:
+        config = done_by_first(
+            lambda: _check_folder(folder, job, settings, must_be_new)
+        )
+        saved = config if saved is None else saved
+    return Start(checkpoint, num_sequences(settings if saved is None else saved))
 
 
 def _check_folder(
-    folder: Path, job: Job, settings: Mapping[str, Any], *, must_be_new: bool
-) -> None:
-    """Raises if the folder holds another run, of which there may be no checkpoint."""
+    folder: Path, job: Job, settings: Mapping[str, Any], must_be_new: bool
+) -> dict[str, Any] | None:
+    """The configuration of the run that the folder holds; None where it holds none.
+
+    Raises if it is another run, of which there may be no checkpoint.
+    """
+    saved = None
     if (folder / CONFIG).exists():
         # Killed before it saved for the first time; or of a run whose checkpoints
         # somebody took away.
@@ -78,6 +95,7 @@ def _check_folder(
             f"there is no checkpoint in {folder} to go on from: the run starts anew, "
             f"its log so far is {aside.name}"
         )
+    return saved
 
 
 def set_aside(folder: Path, step: int) -> None:
@@ -109,14 +127,13 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def write_start(folder: Path, step: int, command_line: Sequence[str]) -> None:
     """Adds a line to starts.jsonl: when, how, with what, and from which step."""
-    names = ("jaxopt_tf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     start = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
         "command_line": list(command_line),
         "devices": [device.device_kind for device in jax.devices()],
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in names},
+        "num_processes": jax.process_count(),
+        "versions": versions(),
     }
     with (folder / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")

@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 from .. import _check, training
 from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
+from ._mesh_setting import SEQUENCES, check_mesh, num_sequences
 from ._presets import GPT2Config
 
 # Of one start, not of the run: a config.json with them would go back every time.
 OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
+
+_PER_DEVICE = "per_device_train_batch_size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,11 @@ class Job:
         resume_from_checkpoint: a checkpoint folder to go on from, of this run or of
             another; the newest good one in `output_dir` if not given.
         intended_changes: names of settings that may differ from the resumed run's.
+        mesh: how devices divide the work: sizes of the axes data (each has a part of
+            the batch), fsdp (of the batch and the parameters) and tensor (of the
+            parameters), as data=2,fsdp=4; the product is the number of devices. One
+            device if not given; of several processes all devices, as data.
+        zero_1: whether the optimizer's state is divided along data, too.
 
     Raises:
         ValueError, TypeError: if a value is out of range or of another kind.
@@ -78,6 +86,8 @@ class Job:
     log_layers: bool = False
     resume_from_checkpoint: Path | None = None
     intended_changes: tuple[str, ...] = ()
+    mesh: str | None = None
+    zero_1: bool = False
 
     def __post_init__(self) -> None:
         """Checks every field; makes strings paths and whole floats ints."""
@@ -94,7 +104,7 @@ class Job:
         )
         _set(self, "max_skipped_in_a_row", most)
         _check.non_negative("early_stopping_threshold", self.early_stopping_threshold)
-        for name in ("load_best_model_at_end", "bf16", "log_layers"):
+        for name in ("load_best_model_at_end", "bf16", "log_layers", "zero_1"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(
                     f"`{name}` must be True or False, got {getattr(self, name)!r}."
@@ -104,6 +114,7 @@ class Job:
         )
         names = _several("intended_changes", self.intended_changes, str)
         _set(self, "intended_changes", names)
+        _set(self, "mesh", None if self.mesh is None else check_mesh(self.mesh))
 
     @property
     def selection(self) -> training.Selection:
@@ -141,9 +152,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
     """The settings that decide a run's numbers and are not what they were.
 
     Left out is what decides none: where the run writes, how often it logs, saves and
-    evaluates; and where `text` and `tokenizer` lie, whose contents are compared by
-    the data's fingerprint. Where the held-out loss decides (it drives the schedule,
-    ends the run or picks its model), how often it is taken decides too.
+    evaluates; on which devices, as long as the batch is the same; and where `text` and
+    `tokenizer` lie, whose contents are compared by the data's fingerprint. Where the
+    held-out loss decides (it drives the schedule, ends the run or picks its model), how
+    often it is taken decides too.
 
     Args:
         saved: `flat` of the run that was; a setting that it lacks is a difference.
@@ -161,8 +173,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
         "save_steps",
         "save_total_limit",
         "log_layers",
+        "mesh",
+        "zero_1",
+        SEQUENCES,
         *OF_ONE_START,
     }
+    if _have_one_batch(saved, now):
+        decides_nothing.add(_PER_DEVICE)
     if not any(held_out_loss_decides(settings) for settings in (saved, now)):
         decides_nothing.add("eval_steps")
     names = [*now, *(name for name in saved if name not in now)]
@@ -185,6 +202,11 @@ def held_out_loss_decides(settings: Mapping[str, Any]) -> bool:
         or settings.get("early_stopping_patience") is not None
         or settings.get("load_best_model_at_end", False) is True
     )
+
+
+def _have_one_batch(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    is_known = _PER_DEVICE in saved and _PER_DEVICE in now
+    return is_known and num_sequences(saved) == num_sequences(now)
 
 
 def _told(name: str, settings: Mapping[str, Any]) -> str:

@@ -55,13 +55,16 @@ def of_one_batch(loss_fn: LossFn) -> MeanGradient:
     return mean_gradient
 
 
-def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
+def of_micro_batches(
+    loss_fn: LossFn, max_length: int, shardings: PyTree | None = None
+) -> MeanGradient:
     """The same over a batch that has an axis of micro-batches in front.
 
         sum over micro-batches of grad(sum) / sum over micro-batches of number
 
     So every item counts alike, wherever it stands; a mean of means would not do that
-    where micro-batches differ in their numbers of items. The sums are float32.
+    where micro-batches differ in their numbers of items. The sums are float32, and lie
+    as `shardings` say.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
@@ -74,13 +77,29 @@ def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
             (grads,) = backward(jnp.ones_like(total))
             return total, num_items, grads
 
-        start = (jnp.float32(0), jnp.float32(0), jax.tree.map(_buffer, params))
+        buffers = lying(jax.tree.map(_buffer, params), shardings)
+        start = (jnp.float32(0), jnp.float32(0), buffers)
         total, num_items, grads = _added_up(sums, start, batches, rng, max_length)
         share = 1.0 / num_items
         grads = jax.tree.map(lambda g: g * share if _tree.is_floating(g) else g, grads)
         return total / num_items, num_items, grads
 
     return mean_gradient
+
+
+def lying(grads: PyTree, shardings: PyTree | None) -> PyTree:
+    """`grads` where `shardings` say; None: where the compiler thinks best.
+
+    Left to itself it would add up whole gradients on every device, and cut them then.
+    """
+    if shardings is None:
+        return grads
+
+    def lie(g: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+        is_number = _tree.is_floating(g)
+        return jax.lax.with_sharding_constraint(g, sharding) if is_number else g
+
+    return jax.tree.map(lie, grads, shardings)
 
 
 def mean_loss(

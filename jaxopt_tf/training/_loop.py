@@ -13,7 +13,6 @@ import numpy as np
 
 from .. import _check
 from .._typing import PyTree
-from ..optimizers import set_learning_rate
 from ..schedules import MetricDrivenSchedule
 from ._events import Evaluation, Monitor, Window
 from ._gradients import Batch
@@ -25,7 +24,7 @@ from ._progress import (
     has_run_out_of_patience,
     selected_metric,
 )
-from ._state import Metrics, TrainState
+from ._state import Metrics, TrainState, lying_as, with_rate
 from ._step import TrainStep
 
 # Steps whose metrics are fetched from the device together.
@@ -153,7 +152,7 @@ def train(
                 if evaluation is not None and metric_schedule is not None:
                     metric = selected_metric(selection, evaluation)
                     schedule_state = metric_schedule.update(schedule_state, metric)
-                    state = _with_rate(state, schedule_state.learning_rate)
+                    state = with_rate(state, schedule_state.learning_rate)
             over = is_over()
             if save is not None and (is_due or over):
                 settle()
@@ -173,7 +172,8 @@ def train(
     except FloatingPointError:
         # The step has kept what was before: nothing of it is to be lost.
         if save is not None and int(state.step) > first_step:
-            kept = dataclasses.replace(state, num_bad_in_a_row=jnp.zeros((), jnp.int32))
+            none = lying_as(jnp.int32(0), state.num_bad_in_a_row)
+            kept = dataclasses.replace(state, num_bad_in_a_row=none)
             save(Position(kept, progress, schedule_state))
         _close(monitors)
         raise
@@ -195,11 +195,6 @@ def _close(monitors: Sequence[Monitor]) -> None:
 
 def _interval(name: str, value: int | None) -> int | None:
     return None if value is None else _check.step_count(name, value, least=1)
-
-
-def _with_rate(state: TrainState, learning_rate: jax.Array) -> TrainState:
-    opt_state = set_learning_rate(state.opt_state, learning_rate)
-    return dataclasses.replace(state, opt_state=opt_state)
 
 
 def _make_fetch(

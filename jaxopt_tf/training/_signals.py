@@ -1,10 +1,14 @@
 """Asked to stop: finish the step and save; asked twice: exit at once."""
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -12,10 +16,24 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """What the signals have said so far; as a function, whether to stop."""
 
-    signal: int | None = None  # number of the first one
+    def __init__(self, *, is_shared: bool = False):
+        """Nothing has been said yet.
+
+        Args:
+            is_shared: whether a signal to any of many processes counts, in all of them
+                at the same call.
+        """
+        self.signal: int | None = None  # number of the first one
+        self._is_shared = is_shared
+        self._calls = itertools.count()
 
     def __call__(self) -> bool:
         """Whether a signal has come."""
+        # All must take the same steps: JAX finds the first that none has passed yet.
+        if self._is_shared and multihost_utils.reached_preemption_sync_point(
+            next(self._calls)
+        ):
+            self.signal = signal.SIGTERM
         return self.signal is not None
 
 
@@ -30,27 +48,38 @@ def stop_on_signals() -> Iterator[StopRequest]:
     ends the process at once, with status 128 + its number: a checkpoint is complete or
     not there at all, so that nothing that was saved is lost. Handlers can be set in a
     process's main thread only; elsewhere nothing is changed. Both say so on stderr.
+
+    Of the processes of `jax.distributed.initialize` any one may be asked, and all end
+    after the same step. SIGTERM is then JAX's own to catch, and Ctrl-C is one.
     """
-    request = StopRequest()
+    is_shared = jax.process_count() > 1
+    request = StopRequest(is_shared=is_shared)
+    numbers = (signal.SIGINT,) if is_shared else _SIGNALS
+    asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
         del frame
         name = signal.Signals(number).name
-        if request.signal is not None:
+        if asked:
             _say(f"{name} again: leaving at once.")
             os._exit(128 + number)
-        request.signal = number
+        asked = True
+        if is_shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            request.signal = number
         _say(f"{name}: finishing the step and saving; once more leaves at once.")
 
     try:
-        before = [signal.signal(number, handle) for number in _SIGNALS]
+        before = [signal.signal(number, handle) for number in numbers]
     except ValueError:  # not the main thread
         yield request
         return
     try:
         yield request
     finally:
-        for number, handler in zip(_SIGNALS, before, strict=True):
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 

@@ -1,5 +1,6 @@
 """What a training step carries, and what it reports."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,7 @@ import optax
 
 from .. import _check
 from .._typing import PyTree
+from ..optimizers import set_learning_rate
 
 
 @flax.struct.dataclass
@@ -74,6 +76,20 @@ def init_train_state(
         num_bad_in_a_row=jnp.zeros((), jnp.int32),
         rng=rng,
     )
+
+
+def with_rate(state: TrainState, learning_rate: jax.Array) -> TrainState:
+    """The state with another rate in its optimizer."""
+    opt_state = set_learning_rate(state.opt_state, learning_rate)
+    return dataclasses.replace(
+        state, opt_state=jax.tree.map(lying_as, opt_state, state.opt_state)
+    )
+
+
+def lying_as(new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` where `old` lies, bound to it or not: no step is compiled again for it."""
+    is_bound = isinstance(old, jax.Array) and old.committed
+    return jax.device_put(new, old.sharding) if is_bound else new
 
 
 def _with_buffers_of_its_own(opt_state: PyTree, params: PyTree) -> PyTree:

@@ -32,6 +32,7 @@ def make_train_step(
     on_non_finite: str = "stop",
     max_skipped_in_a_row: int = 10,
     per_layer: bool = False,
+    state_shardings: PyTree | None = None,
 ) -> TrainStep:
     """Compiles one update of the mean loss.
 
@@ -57,6 +58,9 @@ def make_train_step(
             update is made, as in torch.
         max_skipped_in_a_row: with "skip", more than so many in a row stop.
         per_layer: report `Metrics.layers` too.
+        state_shardings: where the new state is to lie on many devices: a sharding for
+            each leaf of a `TrainState`; gradients lie as the parameters. None to leave
+            that to the compiler.
 
     Returns:
         A function (state, batch, **extra) -> (state, metrics); `extra` is handed to the
@@ -76,15 +80,17 @@ def make_train_step(
     _check.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _check.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
     loss32 = _gradients.in_float32(loss_fn, compute_dtype)
+    over = None if state_shardings is None else state_shardings.params
     if num_micro == 1:
         mean_gradient = _gradients.of_one_batch(loss32)
     else:
-        mean_gradient = _gradients.of_micro_batches(loss32, num_micro)
+        mean_gradient = _gradients.of_micro_batches(loss32, num_micro, over)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch, **extra):
         rng = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
         loss, num_items, grads = mean_gradient(state.params, batch, rng)
+        grads = _gradients.lying(grads, over)
         wanted = {
             "value": loss,
             "grad": grads,
@@ -121,7 +127,10 @@ def make_train_step(
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
 
-    return jax.jit(train_step, donate_argnames="state")
+    if state_shardings is None:
+        return jax.jit(train_step, donate_argnames="state")
+    out = (state_shardings, None)
+    return jax.jit(train_step, donate_argnames="state", out_shardings=out)
 
 
 def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:

@@ -9,13 +9,11 @@ import sys
 
 import pytest
 
-from jaxopt_tf.checkpoints import _folder_lock
 from jaxopt_tf.checkpoints._folder_lock import LOCK_FILE, hold
 
-# The file alone, which needs nothing of the package: a process is there at once.
-HOLDS_UNTIL_TOLD = f"""
-import runpy, sys
-hold = runpy.run_path({_folder_lock.__file__!r})["hold"]
+HOLDS_UNTIL_TOLD = """
+import sys
+from jaxopt_tf.checkpoints import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
