@@ -12,6 +12,7 @@ from ._estimate import Estimate as Estimate
 from ._estimate import estimate as estimate
 from ._mesh import axis_sizes as axis_sizes
 from ._mesh import make_mesh as make_mesh
+from ._mesh import make_shapes_mesh as make_shapes_mesh
 from ._params import Moved as Moved
 from ._params import moved_axes as moved_axes
 from ._params import param_shardings as param_shardings

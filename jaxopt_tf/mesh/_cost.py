@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ._collectives import Collective, collectives
+from ._live import live_bytes
 from ._program_text import Instruction, Times, computations, in_memory, sizes, times
 
 # They move nothing; what a `-start` fetched is counted there, and what a loop or a call
@@ -24,6 +25,7 @@ class Cost(NamedTuple):
     outputs: int  # bytes
     donated: int  # bytes of arguments whose place results take
     temporary: int  # bytes; on a TPU with what it fetches ahead into the chip
+    live: int  # bytes of `temporary` at once, off the chip; within loops not known
     code: int  # bytes of the program, which lies in the device's memory too
     kernels: int  # instructions that run, those of a loop once a round
     moved: int  # bytes between kernels and the device's memory, likewise
@@ -73,6 +75,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         outputs=memory.output_size_in_bytes,
         donated=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
+        live=live_bytes(found[entry]),
         code=memory.generated_code_size_in_bytes,
         kernels=kernels,
         moved=moved,

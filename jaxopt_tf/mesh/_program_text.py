@@ -11,7 +11,7 @@ _BITS = {
     **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
 }
 _INSTRUCTION = re.compile(
-    r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)"
+    r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)"
 )
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLEES = re.compile(
@@ -29,6 +29,7 @@ class Instruction(NamedTuple):
     op: str
     operands: tuple[str, ...]  # names
     rest: str  # attributes
+    is_root: bool  # its result is that of its computation
 
 
 class Times(NamedTuple):
@@ -80,19 +81,20 @@ def _called(instruction: Instruction, caller: Times) -> Iterator[tuple[str, Time
             yield name, Times(count, caller.is_kernel or not runs, is_known)
 
 
+def arrays(shape: str) -> list[tuple[int, bool]]:
+    """Bytes of each array of a shape, and whether it is on the chip: a TPU's S(1)."""
+    found = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
+    return [(_bytes(dtype, dims), "S(1)" in lay) for dtype, dims, lay in found]
+
+
 def sizes(shape: str) -> list[int]:
     """Bytes of each array of a shape, in order."""
-    return [_bytes(dtype, dims) for dtype, dims in _arrays(shape)]
+    return [num_bytes for num_bytes, _ in arrays(shape)]
 
 
 def in_memory(shape: str) -> int:
-    """Bytes of those arrays that are not on the chip: there is a TPU's S(1)."""
-    arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)
-    return sum(_bytes(dtype, dims) for dtype, dims, lay in arrays if "S(1)" not in lay)
-
-
-def _arrays(shape: str) -> list[tuple[str, str]]:
-    return re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    """Bytes of those arrays that are not on the chip."""
+    return sum(num_bytes for num_bytes, is_on_chip in arrays(shape) if not is_on_chip)
 
 
 def _bytes(dtype: str, dims: str) -> int:
@@ -104,6 +106,7 @@ def _instruction(line: str) -> Instruction | None:
     found = _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line))
     if not found:
         return None
-    name, shape, op, operands, rest = found.groups()
+    root, name, shape, op, operands, rest = found.groups()
     named = tuple(re.findall(r"%([\w.\-]+)", operands))
-    return Instruction(name, shape, op, named or tuple(operands.split(", ")), rest)
+    operands = named or tuple(operands.split(", "))
+    return Instruction(name, shape, op, operands, rest, root is not None)
