@@ -25,15 +25,14 @@ class Cost(NamedTuple):
     outputs: int  # bytes
     donated: int  # bytes of arguments whose place results take
     temporary: int  # bytes; on a TPU with what it fetches ahead into the chip
+    peak: int  # bytes at once, likewise; 0 where the compiler does not say
     live: int  # bytes of `temporary` at once, off the chip; within loops not known
     code: int  # bytes of the program, which lies in the device's memory too
     kernels: int  # instructions that run, those of a loop once a round
     moved: int  # bytes between kernels and the device's memory, likewise
     accessed: float  # bytes, as the compiler says: on-chip ones too, loops one round
-    flops: float  # as the compiler says, loops one round
-    matmul_flops: (
-        float  # of products in the step as written, loops whole, spread evenly
-    )
+    flops: float  # as the compiler says, loops one round; NaN where it does not
+    matmul_flops: float  # of products as written, loops whole, a device's share
     collectives: tuple[Collective, ...]  # by kind, those of a loop once a round
     not_donated: tuple[str, ...]  # arguments that were given away and not taken
     has_loops: bool  # whether the compiler's two figures are of one round
@@ -47,7 +46,11 @@ class Cost(NamedTuple):
     @property
     def work(self) -> float:
         """Floating-point operations, loops whole."""
-        return max(self.flops, self.matmul_flops) if self.has_loops else self.flops
+        # A GPU's compiler says none without the GPU.
+        is_said = not math.isnan(self.flops)
+        if is_said and not self.has_loops:
+            return self.flops
+        return max(self.flops, self.matmul_flops) if is_said else self.matmul_flops
 
 
 def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
@@ -75,6 +78,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         outputs=memory.output_size_in_bytes,
         donated=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
+        peak=getattr(memory, "peak_memory_in_bytes", 0),
         live=live_bytes(found[entry]),
         code=memory.generated_code_size_in_bytes,
         kernels=kernels,

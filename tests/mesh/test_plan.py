@@ -238,3 +238,10 @@ def test_prints_tables(mesh, capsys):
 def test_refuses_what_does_not_fit(mesh, call, error, message):
     with pytest.raises(error, match=message):
         call(mesh)
+
+
+def test_where_the_compiler_counts_no_work_products_do():
+    one = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    plan = plan_step(jax.jit(jnp.matmul), one, one, slice_=named_slice("cpu:1"))
+    assert plan.cost._replace(flops=float("nan")).work == 2 * 64**3
+    assert plan.cost.work == plan.cost.flops
