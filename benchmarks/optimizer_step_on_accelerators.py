@@ -1,6 +1,6 @@
 """The optimizer's step compiled for an H100 and for TPUs, and counted.
 
-    python -m benchmarks.optimizer_step_on_accelerators    # without one; see _compilers
+    python -m benchmarks.optimizer_step_on_accelerators    # without one
 
 The counts are of the compiled program: the same in every run.
 """
@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks import _compilers
 from benchmarks import _optimizer_steps as steps
 from benchmarks._report import Row, main
 from benchmarks.optimizer_step_at_memory_speed import (
@@ -24,6 +23,13 @@ from benchmarks.optimizer_step_at_memory_speed import (
     ADAMW,
     OPTAX_ADAMW,
     SCALED,
+)
+from jaxopt_tf.mesh import (
+    CompilerMissingError,
+    Cost,
+    named_slice,
+    program_cost,
+    slice_devices,
 )
 
 SHAPES = steps.gpt2()
@@ -33,10 +39,11 @@ NUM = steps.num_elements(SHAPES)
 def rows(smoke: bool) -> Iterator[Row]:
     del smoke  # it takes a minute as it is
     for name in ("h100", "v5e:2x4", "v5p:2x2x1"):
-        if not _compilers.is_installed(name):
-            print(f"{name}: its compiler is not installed, left out")
+        try:
+            device = slice_devices(named_slice(name))[0]
+        except CompilerMissingError as error:
+            print(f"{name} is left out: {error}")
             continue
-        device = _compilers.device(name)
         count = _h100 if name == "h100" else _tpu
         yield from count(name, device)
 
@@ -95,24 +102,24 @@ def _tpu(name, device) -> Iterator[Row]:
             )
 
 
-def _counted(optimizer, device) -> tuple[_compilers.Cost, float]:
+def _counted(optimizer, device) -> tuple[Cost, float]:
     mesh = jax.sharding.Mesh(np.array([device]), ("x",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     start = time.perf_counter()
     program = steps.compiled(optimizer, SHAPES, sharding=place)
     seconds = time.perf_counter() - start
-    return _compilers.cost(program), seconds
+    return program_cost(program, 1), seconds
 
 
-def _moved(cost: _compilers.Cost) -> float:
+def _moved(cost: Cost) -> float:
     return cost.moved / NUM
 
 
-def _accessed(cost: _compilers.Cost) -> float:
+def _accessed(cost: Cost) -> float:
     return cost.accessed / NUM
 
 
-def _percent(cost: _compilers.Cost) -> float:
+def _percent(cost: Cost) -> float:
     return 100 * cost.temporary / (4 * NUM)
 
 

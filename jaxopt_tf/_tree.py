@@ -62,8 +62,8 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 
 def _is_small(leaf: jax.Array) -> bool:
-    # On a mesh each stays where it is: to put them together would gather them.
-    return leaf.size <= 4096 and jax.typeof(leaf).sharding.mesh.empty
+    # On many devices each stays where it is: to put them together would gather them.
+    return leaf.size <= 4096 and jax.typeof(leaf).sharding.mesh.size <= 1
 
 
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from .. import _check
 from ._doctor import doctor, explain
 from ._migrate import migrate
+from ._plan import plan
 from ._train import train
 
 # What stands after the command's name comes in, the exit status goes out.
@@ -13,6 +14,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "pretrain a GPT-2"),
     "migrate": (migrate, "make a run of a Trainer's checkpoint, or back"),
     "doctor": (doctor, "say what is wrong with a plan"),
+    "plan": (plan, "say what a run needs on devices that are only named"),
     "explain": (explain, "say what becomes of each parameter"),
 }
 

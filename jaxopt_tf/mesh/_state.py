@@ -152,12 +152,15 @@ def _divided(
     best: Spec = [() for _ in shape]
     best_rank = (1, 0)
     for choice in itertools.product([None, *range(len(shape))], repeat=len(axes)):
-        tried: Spec = [() for _ in shape]
-        num_kept = 0
+        kept: Spec = [() for _ in shape]
+        others: Spec = [() for _ in shape]
         for (name, axis), target in zip(axes, choice, strict=True):
             if target is not None:
-                tried[target] += (name,)
-                num_kept += shape[target] == of_param[axis]
+                is_kept = shape[target] == of_param[axis]
+                (kept if is_kept else others)[target] += (name,)
+        # What is there already is cut again, and nothing has to be sent.
+        tried = [first + then for first, then in zip(kept, others, strict=True)]
+        num_kept = sum(map(len, kept))
         parts = places(tried, mesh)
         is_even = all(n > 0 and n % k == 0 for n, k in zip(shape, parts, strict=True))
         if is_even and (math.prod(parts), num_kept) > best_rank:

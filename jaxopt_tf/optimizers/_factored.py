@@ -70,7 +70,7 @@ def size_by_rows(
     g32: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
 ) -> jax.Array:
     """The same; a GPU sums it beside the squares of `row_means`, in one pass."""
-    again = -by_col * g32
+    again = by_col * g32
     squares = jnp.sum(again * again, across, keepdims=True)
     return jnp.sum(by_row * by_row * squares, down, keepdims=True)
 

@@ -21,6 +21,10 @@ from ._moved import Run as Run
 from ._moved import first_position as first_position
 from ._moved import read_run as read_run
 from ._moved import write_run as write_run
+from ._placed import Placed as Placed
+from ._placed import gpt2_rules as gpt2_rules
+from ._placed import place as place
+from ._placed import run_steps as run_steps
 from ._presets import GPT2_PRESETS as GPT2_PRESETS
 from ._presets import GPT2Config as GPT2Config
 from ._presets import flops_per_token as flops_per_token

@@ -5,13 +5,18 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import _compilers
 from benchmarks import _optimizer_steps as steps
 from jaxopt_tf import adamw_tf, clip
+from jaxopt_tf.mesh import (
+    is_compiler_installed,
+    named_slice,
+    program_cost,
+    slice_devices,
+)
 from jaxopt_tf.optimizers import adafactor_trainer
 
 pytestmark = pytest.mark.skipif(
-    not _compilers.is_installed("h100"),
+    not is_compiler_installed(named_slice("h100")),
     reason="jax-cuda12-plugin is not installed: the H100's compiler is in it",
 )
 SHAPES = steps.gpt2(256, 2, 2000)
@@ -26,10 +31,10 @@ SHAPES = steps.gpt2(256, 2, 2000)
     ids=["clip, adamw", "adafactor"],
 )
 def test_moves_what_it_must(transformation, least):
-    mesh = jax.sharding.Mesh(np.array([_compilers.device("h100")]), ("x",))
+    mesh = jax.sharding.Mesh(np.array(slice_devices(named_slice("h100"))), ("x",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     program = steps.compiled(transformation, SHAPES, sharding=place)
-    cost = _compilers.cost(program)
+    cost = program_cost(program, 1)
     # Rows, columns and biases are some hundredths here.
     assert cost.moved < 1.05 * least * steps.num_elements(SHAPES)
     assert cost.temporary < 0.05 * 4 * steps.num_elements(SHAPES)

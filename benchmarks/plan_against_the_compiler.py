@@ -1,0 +1,77 @@
+"""The plan's bytes beside those of the compiled program, for the default job as gpt2.
+
+    python -m benchmarks.plan_against_the_compiler    # 5 minutes on 2 cores
+
+Needs libtpu and jax-cuda12-plugin, and neither a TPU nor an H100; what is not installed
+is left out.
+"""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+from benchmarks._report import Row, main
+from jaxopt_tf.mesh import (
+    CompilerMissingError,
+    bytes_by_leaf,
+    make_mesh,
+    named_slice,
+    plan_step,
+    slice_devices,
+)
+from jaxopt_tf.pretraining import Job, gpt2_preset, place, run_steps
+from jaxopt_tf.recipes import Recipe
+
+WHERE = {"cpu:8": "data=2,fsdp=4", "v5e:4x4": "data=4,fsdp=4", "h100": "data=1"}
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    model = gpt2_preset("nano" if smoke else "gpt2")
+    recipe = Recipe(max_steps=1000, per_device_train_batch_size=2)
+    for name, axes in WHERE.items():
+        slice_ = named_slice(name)
+        try:
+            mesh = make_mesh(axes, slice_devices(slice_))
+        except CompilerMissingError as error:
+            print(error)
+            continue
+        job = Job(bf16=True)
+        placed = place(recipe, model, job, mesh)
+        step, _ = run_steps(recipe, model, job, placed)
+        args = placed.position.state, placed.batch
+        plan = plan_step(step, *args, slice_=slice_)
+        cost = plan.cost
+        if cost is None:
+            raise RuntimeError(f"{name}: {plan.note}")
+        told = sum(leaf.on_device for leaf in bytes_by_leaf(args))
+        yield Row(
+            claim=f"{name}, {axes}: arguments, plan's to compiler's",
+            value=100 * abs(told / cost.arguments - 1),
+            unit="%",
+            limit=1.0,
+            detail=f"{told / 1e6:.2f} and {cost.arguments / 1e6:.2f} MB",
+        )
+        state = sum(part.on_device for part in plan.parts[:1])
+        yield Row(
+            claim=f"{name}, {axes}: state, plan's to what was donated",
+            value=100 * abs(state / cost.donated - 1),
+            unit="%",
+            limit=1.0,
+            detail=f"{state / 1e6:.2f} and {cost.donated / 1e6:.2f} MB",
+        )
+        in_all = cost.arguments + cost.outputs - cost.donated
+        in_all += cost.temporary + cost.code
+        yield Row(
+            claim=f"{name}, {axes}: in all, plan's to compiler's",
+            value=100 * abs(plan.on_device / in_all - 1),
+            unit="%",
+            limit=0.0,
+            detail=f"{plan.on_device / 1e6:.0f} MB, {cost.temporary / 1e6:.0f} of them "
+            "temporary",
+        )
+
+
+if __name__ == "__main__":
+    main("The plan beside the compiled program", rows)
