@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.mesh import make_mesh
-from jaxopt_tf.pretraining import GPT2Config, Job, gpt2_rules, place, pretrain, run_steps
+from jaxopt_tf.pretraining import (
+    GPT2Config,
+    Job,
+    gpt2_rules,
+    place,
+    pretrain,
+    run_steps,
+)
 from jaxopt_tf.recipes import Recipe
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
