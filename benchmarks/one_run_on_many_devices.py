@@ -1,7 +1,7 @@
 """One run on 1 to 8 devices and 1 to 8 processes: the same losses, whatever happens.
 
     python -m benchmarks.one_run_on_many_devices            # 20 minutes on 2 cores
-    python -m benchmarks.one_run_on_many_devices --smoke    # one mesh, one kill
+    python -m benchmarks.one_run_on_many_devices --smoke    # a process that never comes
 
 Real processes, CPU devices. A run is compared with the one on one device, in each of 50
 steps; a broken-off one with the one that nobody touched.
@@ -38,15 +38,17 @@ PROCESSES = ((2, 1, "data=2"), (2, 2, "data=2,fsdp=2!"), (4, 1, "fsdp=4"))
 
 def rows(smoke: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        yield from _rows(Path(folder), smoke)
+        if not smoke:
+            yield from _together(Path(folder))
+        yield from _no_show(Path(folder))
 
 
-def _rows(root: Path, smoke: bool) -> Iterator[Row]:
-    for optim in OPTIMIZERS[:1] if smoke else OPTIMIZERS:
+def _together(root: Path) -> Iterator[Row]:
+    for optim in OPTIMIZERS:
         alone = _losses(root / f"{optim}-alone", optim, "data=1", 1, 1)
         places = [(1, n, mesh) for n, meshes in MESHES.items() for mesh in meshes]
         places = [*places, *PROCESSES]
-        for num, devices, mesh in places[5:6] if smoke else places:
+        for num, devices, mesh in places:
             folder = root / f"{optim}-{num}-{mesh}"
             there = _losses(folder, optim, mesh, num, devices)
             yield Row(
@@ -56,15 +58,12 @@ def _rows(root: Path, smoke: bool) -> Iterator[Row]:
                 unit="of that on one device",
                 limit=LIMIT,
             )
-        yield from _broken_off(root, optim, alone, smoke)
-    yield from _no_show(root)
+        yield from _broken_off(root, optim, alone)
 
 
-def _broken_off(
-    root: Path, optim: str, alone: np.ndarray, smoke: bool
-) -> Iterator[Row]:
+def _broken_off(root: Path, optim: str, alone: np.ndarray) -> Iterator[Row]:
     """Killed on 4 processes; gone on with on 2, killed again, and ended on 8."""
-    first, second, third = (2, 1, 2) if smoke else (4, 2, 8)
+    first, second, third = 4, 2, 8
     folder = root / f"{optim}-broken-off"
     seconds = _until_killed(folder, optim, first, "checkpoint-15")
     yield Row(
@@ -117,8 +116,8 @@ def _until_killed(folder: Path, optim: str, num: int, checkpoint: str) -> float:
         wait_for(folder / checkpoint, processes[0])
         processes[-1].kill()
         since = time.perf_counter()
-        others = ended(processes[: max(1, num - 1)])
-    for status, said in others[: num - 1]:
+        others = ended(processes[:-1])
+    for status, said in others:
         if status == 0 or not re.search("another (one has ended|task died)", said):
             raise RuntimeError(f"it ended with {status}: {said}")
     return time.perf_counter() - since

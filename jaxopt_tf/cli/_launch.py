@@ -91,7 +91,10 @@ def launched(launch: Launch) -> Iterator[None]:
     try:
         yield
     except (*_SAYS_ITSELF, jax.errors.JaxRuntimeError) as error:
-        _leave(_sentence(error))
+        sentence = _sentence(error)
+        if jax.process_index() == 0:
+            time.sleep(2)  # its end ends the others, who may have as much to say
+        _leave(sentence)
     jax.distributed.shutdown()
 
 
@@ -110,7 +113,10 @@ def _meet(launch: Launch) -> None:
         )
         jax.devices()  # here all of them meet a second time
     except (ValueError, RuntimeError) as error:
-        _leave(f"the processes could not meet: {error}")
+        _leave(
+            f"the processes could not meet: {error} Without a launcher that JAX knows, "
+            "give `coordinator_address`, `num_processes` and `process_id`."
+        )
     finally:
         late.cancel()
 
@@ -130,8 +136,8 @@ def _sentence(error: Exception) -> str:
     me, number = jax.process_index(), jax.process_count()
     said = str(error)
     # What a collective says when the other side is gone.
-    is_of_the_others = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in said
-    if not is_of_the_others:
+    is_from_below = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in said
+    if not is_from_below or "RESOURCE_EXHAUSTED" in said:
         return f"process {me} of {number}: {said}"
     return (
         f"process {me} of {number} cannot go on: another one has ended or cannot be "
@@ -143,6 +149,4 @@ def _sentence(error: Exception) -> str:
 def _leave(sentence: str) -> None:
     print(f"jaxopt-tf: {sentence}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
-        time.sleep(2)  # its end ends the others, who may have as much to say
     os._exit(2)

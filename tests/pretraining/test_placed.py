@@ -19,7 +19,10 @@ from jaxopt_tf.pretraining import (
 )
 from jaxopt_tf.recipes import Recipe
 
-pytestmark = pytest.mark.promotion_of_others  # flax's layers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_once"),
+]
 
 TINY = GPT2Config(n_layer=2, n_head=2, n_embd=32, block_size=16)
 SCANNED = dataclasses.replace(TINY, scan_layers=True)
@@ -94,9 +97,10 @@ def test_adds_gradients_up_in_parts():
 
 
 def test_goes_on_on_another_mesh_with_the_batch_that_it_has(tmp_path):
-    alone = trained(tmp_path / "alone")
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
+    alone = trained(tmp_path / "alone", recipe=recipe)
     folder = tmp_path / "moved"
-    one_each = dataclasses.replace(RECIPE, per_device_train_batch_size=1)
+    one_each = dataclasses.replace(recipe, per_device_train_batch_size=1)
     trained(folder, "data=2,fsdp=4", recipe=one_each, zero_1=True)
     shutil.rmtree(folder / "checkpoint-6")
     # Eight sequences: the same flag on one device would be a batch of one.

@@ -1,0 +1,34 @@
+"""How a process finds the others: what is refused before it looks for them."""
+
+import pytest
+
+from jaxopt_tf.cli._launch import Launch, launched
+
+
+def test_runs_alone_where_nothing_is_said():
+    with pytest.raises(ValueError, match="of the inside"), launched(Launch()):
+        raise ValueError("of the inside")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"process_id": 0}, "`coordinator_address` must be given with `process_id`"),
+        (
+            {"coordinator_address": "here:1", "num_processes": 2},
+            "`process_id` must be given with `coordinator_address`",
+        ),
+        (
+            {"coordinator_address": "here", "num_processes": 2, "process_id": 0},
+            "`coordinator_address` must be host:port, got 'here'",
+        ),
+        (
+            {"coordinator_address": "here:1", "num_processes": 2, "process_id": 2},
+            "`process_id` must be",
+        ),
+        ({"distributed": 1}, "`distributed` must be True or False"),
+    ],
+)
+def test_refuses_what_finds_nobody(settings, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        Launch(**settings)
