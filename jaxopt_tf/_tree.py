@@ -63,7 +63,9 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 def _is_small(leaf: jax.Array) -> bool:
     # On many devices each stays where it is: to put them together would gather them.
-    return leaf.size <= 4096 and jax.typeof(leaf).sharding.mesh.size <= 1
+    mesh = jax.typeof(leaf).sharding.mesh
+    is_on_one = mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto)
+    return leaf.size <= 4096 and is_on_one
 
 
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:

@@ -3,7 +3,16 @@
 import pytest
 
 from jaxopt_tf.cli import main
-from jaxopt_tf.mesh import _topology
+from jaxopt_tf.mesh import (
+    _topology,
+    bytes_by_leaf,
+    make_mesh,
+    named_slice,
+    plan_step,
+    slice_devices,
+)
+from jaxopt_tf.pretraining import GPT2Config, Job, place, run_steps
+from jaxopt_tf.recipes import Recipe
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
@@ -54,6 +63,22 @@ def test_compiles_for_this_machine(capsys):
     assert status == 0
     for words in ("the step needs", "all-gather", "donated: ", "adamw_torch, ZeRO-1"):
         assert words in out
+
+
+def test_the_jobs_bytes_are_the_compilers():
+    slice_ = named_slice("cpu:8")
+    mesh = make_mesh("data=2,fsdp=4", slice_devices(slice_))
+    recipe = Recipe(max_steps=10, optim="adafactor")
+    model = GPT2Config(n_layer=1, n_embd=32, block_size=16)
+    job = Job(zero_1=True)
+    placed = place(recipe, model, job, mesh)
+    step, _ = run_steps(recipe, model, job, placed)
+    args = placed.position.state, placed.batch
+    plan = plan_step(step, *args, slice_=slice_)
+    told = sum(leaf.on_device for leaf in bytes_by_leaf(args))
+    assert told == plan.cost.arguments
+    assert plan.on_device >= told
+    assert plan.cost.not_donated == ()
 
 
 def test_compiles_nothing_if_asked_not_to(capsys):
