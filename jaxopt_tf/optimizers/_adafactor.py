@@ -15,7 +15,7 @@ from .._rounding import difference
 from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
-from ._adafactor_arguments import check_others, check_rate
+from ._adafactor_arguments import check_others, check_rate, check_whole
 from ._adafactor_clock import Clock, relative_rate, tick
 from ._factored import column_means, row_means, step_and_size
 from ._layout import TorchLayout, resolve_layouts
@@ -68,6 +68,9 @@ def adafactor_tf(
     Axes are those that torch would see, see `layouts`. Arithmetic is in float32, and
     updates are differences of parameters, as in `adamw_tf`.
 
+    Means are of whole arrays: shards inside of `jax.shard_map` are refused. Under
+    `check_vma=False` and in `jax.pmap` they cannot be told apart from whole leaves.
+
     Args:
         learning_rate: a float, a 0-d array or a schedule; None with `relative_step`.
         eps: added to g^2, and the least scale of a parameter; each at least 0.
@@ -91,7 +94,7 @@ def adafactor_tf(
     Raises:
         ValueError, TypeError: if an option is out of range, a rate comes with
             `relative_step` or none without, `warmup_init` without it, or a layout, a
-            mask or gradients do not fit the parameters.
+            mask or gradients do not fit the parameters, or leaves are shards.
 
     Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear
         Memory Cost", 2018, arXiv 1804.04235; transformers 5.23.0 `optimization.py`,
@@ -112,6 +115,7 @@ def adafactor_tf(
 
     def init(params: PyTree) -> AdafactorState:
         _tree.check_params(params, function="adafactor_tf")
+        check_whole("params", params)
 
         def moments(name: str, p: Any, layout: TorchLayout) -> tuple:
             row = col = whole = mu = optax.MaskedNode()
@@ -145,6 +149,8 @@ def adafactor_tf(
     ) -> tuple[PyTree, AdafactorState]:
         _tree.check_params(params, function="adafactor_tf")
         grads = _tree.check_grads(grads, params)
+        check_whole("params", params)
+        check_whole("grads", grads)
         count = jax.tree.map(optax.safe_increment, state.count)
         # Of leaves whose counts differ, the first tells the relative step.
         first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from .. import _check
+from .. import _check, _tree
+from .._placement import shard_axes
+from .._typing import PyTree
 from . import _learning_rate
 
 
@@ -44,3 +46,20 @@ def check_others(
     if beta1 is not None:
         _check.fraction_below_one("beta1", beta1)
     _check.non_negative("weight_decay", weight_decay)
+
+
+def check_whole(argument: str, tree: PyTree) -> None:
+    """Raises if leaves are shards: which of their axes was cut cannot be seen."""
+    shards = [
+        (name, sorted(shard_axes(leaf)))
+        for name, leaf in _tree.named_leaves(tree)
+        if _tree.is_floating(leaf) and shard_axes(leaf)
+    ]
+    if shards:
+        raise ValueError(
+            f"`{argument}` must be whole arrays, whose means `adafactor_tf` takes, but "
+            f"inside of `jax.shard_map` {len(shards)} leaves are shards, the first "
+            f"being {shards[0][0]!r}, along {shards[0][1]}. Compute gradients there, "
+            "but call `init` and `update` outside, under `jax.jit`, which divides "
+            "them among the devices by itself."
+        )
