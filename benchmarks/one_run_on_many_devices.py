@@ -25,8 +25,8 @@ MODEL = (
     *("--n_layer", "2", "--n_head", "4", "--n_embd", "64", "--block_size", "32"),
     *("--eval_steps", "25", "--max_steps", f"{STEPS}", "--max_grad_norm", "0.5"),
 )
-# A GPT-2's gradient of the bias of keys is 0 but for rounding, and Adafactor makes whole
-# steps of it. With its parameters off by one unit in the last place, one device is 3e-2
+# A GPT-2's gradient of the bias of keys is 0 but for rounding, of which Adafactor makes
+# whole steps. With its parameters off by one unit in the last place, one device is 3e-2
 # away from itself at 3e-3, 1e-5 at 1e-3, and 4e-7 at 3e-4.
 LEARNING_RATES = {"adamw_torch": "3e-3", "adafactor": "3e-4"}
 # By number of devices; with "!", the state divided along data, too.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._placement import shard_axes
 from ._typing import PyTree
 
 # NNX wraps an array in a variable that is itself a node of the tree.
@@ -45,19 +46,24 @@ def global_norm(tree: PyTree) -> jax.Array:
     """The Euclidean norm of all elements together; (), float32.
 
     Squares are summed in float32 whatever the leaves' dtype; integer and float0 leaves
-    count as nothing.
+    count as nothing. Inside of `jax.shard_map` those of all shards are added up.
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     small = [leaf for leaf in arrays if _is_small(leaf)]
-    total = jnp.zeros((), jnp.float32)
+    # By the mesh axes along which leaves are shards, so that each set is sent once.
+    totals = {frozenset[str](): jnp.zeros((), jnp.float32)}
     for leaf in arrays:
         if not _is_small(leaf):
-            total = total + _sum_of_squares(leaf)
+            axes, squares = shard_axes(leaf), _sum_of_squares(leaf)
+            totals[axes] = totals[axes] + squares if axes in totals else squares
+    total = totals.pop(frozenset())
     if small:
         # Biases and scales together: each alone costs three launches on a CPU, which
         # take longer than its sum, and a compiler ten times as long.
         flat = [leaf.astype(jnp.float32).reshape(-1) for leaf in small]
         total = total + _sum_of_squares(jnp.concatenate(flat))
+    for axes, squares in totals.items():
+        total = total + jax.lax.psum(squares, tuple(sorted(axes)))
     return jnp.sqrt(total)
 
 

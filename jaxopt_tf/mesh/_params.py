@@ -1,7 +1,7 @@
 """A sharding for every parameter, by rules for names."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import _tree
 from .._patterns import matched_values
 from .._typing import PyTree
+from ._division import Spec, most_divided, spec_of
 
-Spec = list[tuple[str, ...]]  # for each axis of a leaf the mesh axes that divide it
+# Each mesh axis of a rule, the axis of the leaf it is meant for and the one it got.
+Fit = list[tuple[str, int, int | None]]
 
 
 class Moved(NamedTuple):
-    """A mesh axis that does not divide the axis of a leaf that its rule names."""
+    """A mesh axis that does not go to the axis of a leaf that its rule names."""
 
     name: str  # of the leaf
     mesh_axis: str
@@ -35,10 +37,12 @@ def param_shardings(
             r".*(bias|scale)": PartitionSpec(),
         })
 
-    A mesh axis that does not divide the axis that it is meant for goes to the one whose
-    parts are then the largest of those that it divides, so that one rule may serve
-    leaves of many shapes: 50,257 tokens by 768 are cut along the 768. Where it divides
-    none, the leaf is repeated along it. `moved_axes` says where that happens.
+    A leaf is cut into as many parts as its mesh axes can cut it evenly: one that does
+    not divide the axis that it is meant for goes to another, that with the largest
+    parts first, so that one rule may serve leaves of many shapes: 50,257 tokens by 768
+    are cut along the 768. Along a mesh axis for which no place is left the leaf is
+    repeated: 4 elements over `("data", "fsdp")` of 2 and 4 are cut by `fsdp`.
+    `moved_axes` says where that happens.
 
     Args:
         params: arrays, or their shapes.
@@ -70,11 +74,6 @@ def moved_axes(
     return [moved for _, each in _placed(params, mesh, rules) for moved in each]
 
 
-def places(spec: Sequence[tuple[str, ...]], mesh: jax.sharding.Mesh) -> list[int]:
-    """Into how many parts each axis is cut."""
-    return [math.prod(mesh.shape[name] for name in names) for names in spec]
-
-
 def _placed(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> Iterator[tuple[Spec, list[Moved]]]:
@@ -90,38 +89,22 @@ def _placed(
             f"match no pattern, the first being {missing[0]!r}. `PartitionSpec()` "
             "repeats a leaf on every device."
         )
+    # Leaves of one shape are many.
+    fitted = functools.cache(functools.partial(_fitted, mesh=mesh))
     for (name, leaf), spec in zip(named, wanted, strict=True):
-        yield _fitted(name, leaf.shape, axis_names("rules", spec, mesh), mesh)
+        names = axis_names("rules", spec, mesh)
+        found = fitted(tuple(leaf.shape), tuple(names))
+        mesh_axes, choice = [m for m, *_ in found], [got for *_, got in found]
+        moved = [Moved(name, *fit) for fit in found if fit[1] != fit[2]]
+        yield spec_of(leaf.shape, mesh_axes, choice), moved
 
 
-def _fitted(
-    name: str, shape: tuple[int, ...], wanted: Spec, mesh: jax.sharding.Mesh
-) -> tuple[Spec, list[Moved]]:
-    """Each mesh axis where it divides: where it is wanted, or else elsewhere."""
-    spec: Spec = [() for _ in shape]
-    waiting = []
-    for axis, mesh_axes in enumerate(wanted):
-        for mesh_axis in mesh_axes:
-            if axis < len(shape) and _divides(shape, spec, axis, mesh_axis, mesh):
-                spec[axis] += (mesh_axis,)
-            else:
-                waiting.append((axis, mesh_axis))
-    moved = []
-    for axis, mesh_axis in waiting:
-        got = largest_divided(shape, spec, mesh_axis, mesh)
-        if got is not None:
-            spec[got] += (mesh_axis,)
-        moved.append(Moved(name, mesh_axis, axis, got))
-    return spec, moved
-
-
-def largest_divided(
-    shape: tuple[int, ...], spec: Spec, mesh_axis: str, mesh: jax.sharding.Mesh
-) -> int | None:
-    """The axis with the largest parts that `mesh_axis` divides once more; or none."""
-    parts = places(spec, mesh)
-    fits = [i for i in range(len(shape)) if _divides(shape, spec, i, mesh_axis, mesh)]
-    return max(fits, key=lambda i: (shape[i] // parts[i], -i), default=None)
+def _fitted(shape: tuple[int, ...], wanted: Spec, mesh: jax.sharding.Mesh) -> Fit:
+    """Where each mesh axis of a rule was meant to go, and where it goes."""
+    pairs = [(name, axis) for axis, names in enumerate(wanted) for name in names]
+    names = [name for name, _ in pairs]
+    got = most_divided(shape, names, [{axis} for _, axis in pairs], mesh)
+    return [(*pair, axis) for pair, axis in zip(pairs, got, strict=True)]
 
 
 def axis_names(argument: str, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> Spec:
@@ -148,17 +131,6 @@ def as_partition_spec(spec: Spec) -> PartitionSpec:
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
-
-
-def _divides(
-    shape: tuple[int, ...],
-    spec: Spec,
-    axis: int,
-    mesh_axis: str,
-    mesh: jax.sharding.Mesh,
-) -> bool:
-    parts = places(spec, mesh)[axis] * mesh.shape[mesh_axis]
-    return shape[axis] > 0 and shape[axis] % parts == 0
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -1,8 +1,6 @@
 """A sharding for every leaf of a state, from those of the parameters."""
 
 import collections
-import itertools
-import math
 from typing import Any
 
 import jax
@@ -10,7 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _tree
 from .._typing import PyTree
-from ._params import Spec, as_partition_spec, axis_names, largest_divided, places
+from ._division import Spec, largest_divided, most_divided, spec_of
+from ._params import as_partition_spec, axis_names
 
 # Elements of a leaf that belongs to no parameter: counters, rates, short histories.
 _MOST_REPEATED = 65_536
@@ -145,27 +144,19 @@ def _divided(
 ) -> Spec:
     """The parameter's mesh axes where they cut a leaf of another shape most often.
 
-    Of equal choices the one that leaves most of them on axes of the size on which the
-    parameter has them, where mostly nothing has to be sent.
+    Best on axes of the size on which the parameter has them, where mostly nothing has
+    to be sent.
     """
     axes = [(name, axis) for axis, names in enumerate(spec) for name in names]
-    best: Spec = [() for _ in shape]
-    best_rank = (1, 0)
-    for choice in itertools.product([None, *range(len(shape))], repeat=len(axes)):
-        kept: Spec = [() for _ in shape]
-        others: Spec = [() for _ in shape]
-        for (name, axis), target in zip(axes, choice, strict=True):
-            if target is not None:
-                is_kept = shape[target] == of_param[axis]
-                (kept if is_kept else others)[target] += (name,)
-        # What is there already is cut again, and nothing has to be sent.
-        tried = [first + then for first, then in zip(kept, others, strict=True)]
-        num_kept = sum(map(len, kept))
-        parts = places(tried, mesh)
-        is_even = all(n > 0 and n % k == 0 for n, k in zip(shape, parts, strict=True))
-        if is_even and (math.prod(parts), num_kept) > best_rank:
-            best, best_rank = tried, (math.prod(parts), num_kept)
-    return best
+    names = [name for name, _ in axes]
+    wanted = [
+        [i for i, size in enumerate(shape) if size == of_param[axis]]
+        for _, axis in axes
+    ]
+    got = most_divided(shape, names, wanted, mesh)
+    # What is there already is cut first and then again, and nothing has to be sent.
+    order = sorted(range(len(names)), key=lambda i: got[i] not in wanted[i])
+    return spec_of(shape, [names[i] for i in order], [got[i] for i in order])
 
 
 def _with(

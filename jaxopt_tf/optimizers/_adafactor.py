@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree
+from .. import _tree
+from .._placement import placed_as
 from .._rounding import difference
 from .._scalars import f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
+from ._adafactor_arguments import check_others, check_rate, check_whole
 from ._adafactor_clock import Clock, relative_rate, tick
 from ._factored import column_means, row_means, step_and_size
 from ._layout import TorchLayout, resolve_layouts
@@ -66,6 +68,9 @@ def adafactor_tf(
     Axes are those that torch would see, see `layouts`. Arithmetic is in float32, and
     updates are differences of parameters, as in `adamw_tf`.
 
+    Means are of whole arrays: shards inside of `jax.shard_map` are refused. Under
+    `check_vma=False` and in `jax.pmap` they cannot be told apart from whole leaves.
+
     Args:
         learning_rate: a float, a 0-d array or a schedule; None with `relative_step`.
         eps: added to g^2, and the least scale of a parameter; each at least 0.
@@ -89,7 +94,7 @@ def adafactor_tf(
     Raises:
         ValueError, TypeError: if an option is out of range, a rate comes with
             `relative_step` or none without, `warmup_init` without it, or a layout, a
-            mask or gradients do not fit the parameters.
+            mask or gradients do not fit the parameters, or leaves are shards.
 
     Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear
         Memory Cost", 2018, arXiv 1804.04235; transformers 5.23.0 `optimization.py`,
@@ -99,8 +104,8 @@ def adafactor_tf(
         where this multiplies it by the rate. Where torch has no gradient it leaves the
         parameter alone; JAX has a gradient of zeros, with which it is decayed.
     """
-    _check_rate(learning_rate, relative_step, warmup_init)
-    _check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
+    check_rate(learning_rate, relative_step, warmup_init)
+    check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
     never_decays = is_zero(weight_decay)
 
     def clock(rate: jax.Array, count: jax.Array) -> Clock:
@@ -110,16 +115,21 @@ def adafactor_tf(
 
     def init(params: PyTree) -> AdafactorState:
         _tree.check_params(params, function="adafactor_tf")
+        check_whole("params", params)
 
         def moments(name: str, p: Any, layout: TorchLayout) -> tuple:
             row = col = whole = mu = optax.MaskedNode()
             if _tree.is_floating(p):
                 # Sums of zeros, so that they lie on devices as the parameter does.
-                viewed = layout.to_torch(jnp.zeros_like(p, jnp.float32))
+                zeros = jnp.zeros_like(p, jnp.float32)
                 if _is_factored(layout, p.ndim):
-                    row, col = jnp.sum(viewed, -1), jnp.sum(viewed, -2)
+                    *_, down, across = layout.groups(p.ndim)
+                    rows = jnp.sum(zeros, across, keepdims=True)
+                    cols = jnp.sum(zeros, down, keepdims=True)
+                    row = jnp.squeeze(layout.to_torch(rows), -1)
+                    col = jnp.squeeze(layout.to_torch(cols), -2)
                 else:
-                    whole = viewed
+                    whole = layout.to_torch(zeros)
                 if beta1 is not None:
                     mu = jnp.zeros_like(p, jnp.float32)
             return row, col, whole, mu
@@ -139,6 +149,8 @@ def adafactor_tf(
     ) -> tuple[PyTree, AdafactorState]:
         _tree.check_params(params, function="adafactor_tf")
         grads = _tree.check_grads(grads, params)
+        check_whole("params", params)
+        check_whole("grads", grads)
         count = jax.tree.map(optax.safe_increment, state.count)
         # Of leaves whose counts differ, the first tells the relative step.
         first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
@@ -152,7 +164,10 @@ def adafactor_tf(
         def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), row, col, whole, mu
-            p32, g32 = p.astype(jnp.float32), g.astype(jnp.float32)
+            home = p if beta1 is None else mu
+            there = placed_as(p, home)
+            p32 = there.astype(jnp.float32)
+            g32 = placed_as(g, home).astype(jnp.float32)
             rms = _rms_of(layout.own_axes(p.ndim), p.shape)
             lr = now.rate
             if scale_parameter:
@@ -160,19 +175,21 @@ def adafactor_tf(
 
             if _is_factored(layout, p.ndim):
                 *_, down, across = layout.groups(p.ndim)
-                row32 = layout.without(row, -1, p.shape)
-                col32 = layout.without(col, -2, p.shape)
-                row32 = now.kept * row32 + now.new * row_means(g32, across, eps[0])
-                col32 = now.kept * col32 + now.new * column_means(g32, down, eps[0])
+                by_row = row_means(g32, across, eps[0])
+                by_col = column_means(g32, down, eps[0])
+                row32 = placed_as(layout.without(row, -1, p.shape), by_row)
+                col32 = placed_as(layout.without(col, -2, p.shape), by_col)
+                row32 = now.kept * row32 + now.new * by_row
+                col32 = now.kept * col32 + now.new * by_col
                 u, size = step_and_size(g32, row32, col32, across, down)
-                row = jnp.squeeze(layout.to_torch(row32), -1)
-                col = jnp.squeeze(layout.to_torch(col32), -2)
+                row = placed_as(jnp.squeeze(layout.to_torch(row32), -1), row)
+                col = placed_as(jnp.squeeze(layout.to_torch(col32), -2), col)
             else:
-                nu32 = layout.from_torch(whole, p.shape)
+                nu32 = placed_as(layout.from_torch(whole, p.shape), g32)
                 nu32 = now.kept * nu32 + now.new * (g32 * g32 + f32(eps[0]))
                 u = jax.lax.rsqrt(nu32) * g32
                 size = u * u
-                whole = layout.to_torch(nu32)
+                whole = placed_as(layout.to_torch(nu32), whole)
             u = u / jnp.maximum(1.0, rms(size) / f32(clip_threshold))
             u = u * lr
             if beta1 is not None:
@@ -180,7 +197,8 @@ def adafactor_tf(
                 u = mu = f32(beta1) * mu + one_minus(beta1) * u
             if is_decayed and not never_decays:
                 p32 = p32 - f32(weight_decay) * lr * p32
-            return difference(p32 - u, p), row, col, whole, mu
+            change = placed_as(difference(p32 - u, there), p)
+            return change, row, col, whole, mu
 
         layout_tree = resolve_layouts(layouts, params)
         mask = resolve_mask(decay_mask, params)
@@ -206,41 +224,3 @@ def _rms_of(own: tuple[int, ...], shape: tuple[int, ...]) -> Callable:
         return norm / f32(math.sqrt(num_elements))
 
     return rms
-
-
-def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
-    if learning_rate is not None:
-        _learning_rate.check(learning_rate)
-    if relative_step and learning_rate is not None:
-        raise ValueError(
-            "`learning_rate` must be None with `relative_step=True`, got "
-            f"{learning_rate!r}. Pass `relative_step=False` to set the rate yourself."
-        )
-    if not relative_step and learning_rate is None:
-        raise ValueError(
-            "`learning_rate` must be given with `relative_step=False`, got None. Pass "
-            "a float, a 0-d array or a schedule."
-        )
-    if warmup_init and not relative_step:
-        raise ValueError(
-            "`warmup_init` requires `relative_step=True`, got `relative_step=False`. "
-            "Put the warmup into the schedule that you pass as `learning_rate`."
-        )
-
-
-def _check_others(
-    eps: Any, clip_threshold: Any, decay_rate: Any, beta1: Any, weight_decay: Any
-) -> None:
-    _check.pair("eps", eps)
-    for i, value in enumerate(eps):
-        _check.non_negative(f"eps[{i}]", value)
-    _check.positive("clip_threshold", clip_threshold, allow_inf=True)
-    _check.finite("decay_rate", decay_rate)
-    if _check.is_concrete(decay_rate) and decay_rate > 0:
-        raise ValueError(
-            f"`decay_rate` must be at most 0, got {decay_rate!r}. It is the exponent "
-            "of beta2 = 1 - t^decay_rate; optax writes it with the other sign."
-        )
-    if beta1 is not None:
-        _check.fraction_below_one("beta1", beta1)
-    _check.non_negative("weight_decay", weight_decay)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree, _two_floats
+from .._placement import placed_as
 from .._rounding import as_stored, difference
 from .._scalars import computed_once, f32, is_zero, one_minus
 from .._typing import PyTree, Scalar, ScalarOrSchedule
@@ -176,15 +177,16 @@ def adam(
         def leaf(_, p, g, mu, nu, is_decayed, scalars):
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), mu, nu
-            g32 = g.astype(jnp.float32)
+            g32, there = placed_as(g, mu).astype(jnp.float32), placed_as(p, mu)
             mu32 = _lerp(mu.astype(jnp.float32), g32, one_minus(beta1))
             # Rounded as torch's compiled kernel rounds it. Left alone, a compiler fuses
             # one product or the other, and on many devices not always the same.
             kept = as_stored(nu.astype(jnp.float32) * f32(beta2), scalars.zero)
             nu32 = one_minus(beta2) * g32 * g32 + kept
             is_decayed = is_decayed and not never_decays
-            new32 = new_param(p.astype(jnp.float32), mu32, nu32, is_decayed, scalars)
-            change = difference(new32, p)
+            p32 = there.astype(jnp.float32)
+            new32 = new_param(p32, mu32, nu32, is_decayed, scalars)
+            change = placed_as(difference(new32, there), p)
             return change, mu32.astype(mu.dtype), nu32.astype(nu.dtype)
 
         updates, mu, nu = _tree.map_leaves(

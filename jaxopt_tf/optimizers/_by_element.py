@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._placement import placed_as
 from .._rounding import difference
 from .._scalars import f32, is_zero
 from .._two_floats import TwoFloats
@@ -77,10 +78,13 @@ def by_element(
         def leaf(_, p, g, is_decayed, now, *moments):
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), *moments
-            p32, g32 = p.astype(jnp.float32), g.astype(jnp.float32)
+            first = next(iter(jax.tree.leaves(moments)), p)
+            there = placed_as(p, first)
+            p32 = there.astype(jnp.float32)
+            g32 = placed_as(g, first).astype(jnp.float32)
             is_decayed = is_decayed and not never_decays
             new32, *rest = new_leaf(p32, g32, is_decayed, now, *moments)
-            return difference(new32, p), *rest
+            return placed_as(difference(new32, there), p), *rest
 
         updates, *trees = _tree.map_leaves(
             leaf, params, grads, mask, clocks, *state[3:], num_results=len(state) - 2

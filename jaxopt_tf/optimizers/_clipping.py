@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._placement import shard_axes
 from .._typing import PyTree, Scalar
 
 
@@ -29,6 +30,10 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
     It stands before the optimizer in a chain, and outside of `optax.multi_transform`,
     where each group would be clipped by its own norm. Integer leaves pass it by.
 
+    Inside of `jax.shard_map` the norm is that of all shards: a leaf is one along the
+    mesh axes along which its type says that it varies. Types say nothing under
+    `check_vma=False` and in `jax.pmap`: there, leaves are taken to be whole.
+
     Args:
         max_norm: the limit, in the gradients' own unit; greater than 0. An infinite
             limit never clips: the norm is measured only.
@@ -38,7 +43,8 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
         `optax.tree.get(opt_state, "grad_norm")`.
 
     Raises:
-        ValueError: if `max_norm` is not greater than 0.
+        ValueError: if `max_norm` is not greater than 0; in an update inside of
+            `jax.shard_map`, if gradients vary along other mesh axes than parameters.
 
     Source: torch 2.13 `nn/utils/clip_grad.py`, `clip_grad_norm_`.
     Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.
@@ -51,8 +57,9 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
         return ClipState(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
 
     def update(updates, state, params=None):
-        del state, params
+        del state
         _tree.check_real("updates", updates)
+        _check_shards(updates, params)
         norm = _tree.global_norm(updates)
         limit = jnp.asarray(max_norm).astype(jnp.float32)
         # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
@@ -81,6 +88,25 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
     # `tree.leaves`, because NNX keeps a leaf inside a variable.
     factors = [jax.tree.leaves(state.factor)[0] for state in states]
     return jnp.any(jnp.asarray([factor < 1.0 for factor in factors], bool))
+
+
+def _check_shards(updates: PyTree, params: PyTree | None) -> None:
+    """Raises where a gradient is not the shard that belongs to its parameter's."""
+    of_params = dict(_tree.named_leaves(params))
+    wrong = [
+        (name, sorted(shard_axes(g)), sorted(shard_axes(of_params[name])))
+        for name, g in _tree.named_leaves(updates)
+        if _tree.is_floating(g) and name in of_params
+        if shard_axes(g) != shard_axes(of_params[name])
+    ]
+    if wrong:
+        name, axes, axes_of_param = wrong[0]
+        raise ValueError(
+            "`updates` must differ between devices along the mesh axes along which "
+            f"their parameters do, but {len(wrong)} leaves do not, the first being "
+            f"{name!r}: the gradient along {axes}, the parameter along "
+            f"{axes_of_param}. Add up gradients with `jax.lax.psum` before clipping."
+        )
 
 
 def _is_clip_state(node: object) -> bool:

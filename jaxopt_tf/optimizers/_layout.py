@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from .. import _tree
 from .._patterns import matched_values
+from .._placement import reshaped
 from .._typing import PyTree
 
 
@@ -103,12 +104,12 @@ class TorchLayout:
     def to_torch(self, array: jax.Array) -> jax.Array:
         """The leaf as torch sees it, the stacked axes in front."""
         shape = self.torch_shape(array.shape)
-        return jnp.transpose(array, self._order(array.ndim)).reshape(shape)
+        return reshaped(jnp.transpose(array, self._order(array.ndim)), shape)
 
     def from_torch(self, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """A leaf of `shape` from what torch sees of it: undoes `to_torch`."""
         order = self._order(len(shape))
-        unmerged = array.reshape([shape[axis] for axis in order])
+        unmerged = reshaped(array, tuple(shape[axis] for axis in order))
         back = sorted(range(len(order)), key=order.__getitem__)
         return jnp.transpose(unmerged, back)
 

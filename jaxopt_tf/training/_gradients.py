@@ -147,7 +147,7 @@ def _buffer(p: jax.Array) -> jax.Array:
     # Where a leaf is no number to be learnt, JAX gives no gradient either (float0).
     if not _tree.is_floating(p):
         return jnp.zeros(p.shape, jax.dtypes.float0)
-    return jnp.zeros(p.shape, jnp.float32)
+    return jnp.zeros_like(p, jnp.float32)  # it lies as the parameter does
 
 
 def _plus(total: jax.Array, g: jax.Array) -> jax.Array:

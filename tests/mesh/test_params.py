@@ -50,9 +50,25 @@ def test_several_axes_may_meet_on_one(mesh):
     assert specs(params, mesh, rules) == {
         "kernel": P(("fsdp", "data")),
         "scalar": P(),
-        # Of no elements nothing can be cut; the other axis can.
-        "empty": P(None, "data"),
+        # Of no elements nothing can be cut; the other axis can, by one of the two.
+        "empty": P(None, "fsdp"),
     }
+
+
+def test_an_axis_is_cut_into_as_many_parts_as_there_can_be(mesh):
+    params = {"four": leaf(4), "both": leaf(4, 6), "wanted": leaf(8, 8)}
+    rules = {"four": P(("data", "fsdp")), ".*t.*": P("data", "fsdp")}
+    assert specs(params, mesh, rules) == {
+        "four": P("fsdp"),
+        # Neither stays where it was meant to, so that both can cut.
+        "both": P("fsdp", "data"),
+        "wanted": P("data", "fsdp"),
+    }
+    assert moved_axes(params, mesh, rules) == [
+        ("both", "data", 0, 1),
+        ("both", "fsdp", 1, 0),
+        ("four", "data", 0, None),
+    ]
 
 
 def test_arrays_lie_where_it_says(mesh, rng):

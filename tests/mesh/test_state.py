@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxopt_tf import adamw_tf, clip, init_train_state
 from jaxopt_tf.mesh import make_mesh, param_shardings, state_shardings
-from jaxopt_tf.optimizers import adafactor_tf, adafactor_trainer
+from jaxopt_tf.optimizers import adafactor_tf, adafactor_trainer, adamw_hf_v4
 
 SHAPES = {
     "tokens": (250, 64),  # 250 is divided by 2 only
@@ -24,6 +24,7 @@ SHAPES = {
 }
 OPTIMIZERS = {
     "adamw": lambda: adamw_tf(1e-3, weight_decay=0.1),
+    "adamw_hf_v4": lambda: adamw_hf_v4(1e-3, weight_decay=0.1),
     "adafactor": lambda: adafactor_trainer(1e-3, weight_decay=0.1),
     "scaled": lambda: adafactor_tf(beta1=0.9),
     "clip": lambda: clip(1.0),
@@ -36,10 +37,10 @@ RULES = {
 }
 
 
-def draw(seed, scale):
+def draw(seed, scale, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return {
-        name: (scale * rng.standard_normal(shape)).astype(np.float32)
+        name: (scale * rng.standard_normal(shape)).astype(dtype)
         for name, shape in SHAPES.items()
     }
 
@@ -52,12 +53,14 @@ def mesh_of(axes, num_devices):
     return make_mesh(sizes, jax.devices()[:num_devices])
 
 
-def steps(optimizer, mesh=None, rules=None, num_steps=3, zero_axis=None):
+def steps(
+    optimizer, mesh=None, rules=None, num_steps=3, zero_axis=None, dtype=np.float32
+):
     """The updates of some steps and the last state, from equal gradients.
 
     The parameters stay, so that each step shows its own difference only.
     """
-    params, over = PARAMS, None
+    params, over = draw(0, 0.02, dtype), None
     state = jax.eval_shape(optimizer.init, params)
     if mesh is not None:
         shardings = param_shardings(params, mesh, rules)
@@ -67,7 +70,7 @@ def steps(optimizer, mesh=None, rules=None, num_steps=3, zero_axis=None):
     update = jax.jit(optimizer.update, out_shardings=over)
     all_updates = []
     for step in range(num_steps):
-        grads = draw(step + 1, 1e-2)
+        grads = draw(step + 1, 1e-2, dtype)
         if over:
             grads = jax.device_put(grads, over[0])
         updates, state = update(grads, state, params)
@@ -96,7 +99,7 @@ def check_equal(name, updates, expected):
 
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
 @pytest.mark.parametrize("axes", RULES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "scaled", "clip"])
 def test_many_devices_give_the_numbers_of_one(on_one_device, name, axes, num_devices):
     ours, _ = steps(OPTIMIZERS[name](), mesh_of(axes, num_devices), RULES[axes])
     for updates, expected in zip(ours, on_one_device(name), strict=True):
@@ -111,6 +114,41 @@ def test_a_state_divided_over_the_data_axis_gives_the_same_numbers(on_one_device
         check_equal(name, updates, expected)
     moment = state.mu["up.kernel"] if name == "adamw" else state.nu_row["up.kernel"]
     assert moment.addressable_shards[0].data.size == moment.size // 8
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("adamw", "bfloat16"),
+        ("adafactor", "bfloat16"),
+        ("clip", "bfloat16"),
+        ("adamw_hf_v4", "float32"),
+    ],
+)
+def test_low_precision_and_the_old_adamw_give_the_numbers_of_one(name, dtype):
+    dtype = jnp.dtype(dtype)
+    expected, _ = steps(OPTIMIZERS[name](), dtype=dtype, num_steps=2)
+    runs = [(n, "fsdp=2,tensor=N/2", None) for n in (2, 4, 8)] + [(8, "data=N", "data")]
+    for num_devices, axes, zero_axis in runs:
+        mesh = mesh_of(axes, num_devices)
+        ours, _ = steps(OPTIMIZERS[name](), mesh, RULES[axes], 2, zero_axis, dtype)
+        for updates, theirs in zip(ours, expected, strict=True):
+            check_equal_rounded(name, updates, theirs)
+
+
+def check_equal_rounded(name, updates, expected):
+    """As `check_equal`; in bfloat16 a parameter has two units in its 8 bits."""
+    if name.startswith("adamw"):
+        for leaf, theirs in expected.items():
+            np.testing.assert_array_equal(updates[leaf], theirs, err_msg=leaf)
+        return
+    unit = 2.0**-7
+    for leaf, theirs in expected.items():
+        ours, theirs = (np.asarray(x, np.float32) for x in (updates[leaf], theirs))
+        # Where a sum's last bit differs, one parameter of many is rounded otherwise.
+        of = theirs if name == "clip" else PARAMS[leaf]
+        assert np.all(np.abs(ours - theirs) <= 2 * unit * np.abs(of)), leaf
+        assert np.mean(ours != theirs) <= 2e-3, leaf
 
 
 def specs(optimizer, shapes, mesh, rules, **options):
@@ -139,7 +177,11 @@ def test_rows_and_columns_are_never_repeated_where_they_can_be_divided():
     mesh = make_mesh("fsdp=4,tensor=2")
     found = specs(adafactor_trainer(1e-3), shapes, mesh, {".*": P(None, "fsdp")})
     assert found.nu_row == {"w": P("fsdp"), "stacked": P(None, "fsdp"), "odd": P()}
-    assert found.nu_col == {"w": P("fsdp"), "stacked": P("fsdp"), "odd": P("fsdp")}
+    assert found.nu_col == {
+        "w": P("fsdp"),
+        "stacked": P(None, "fsdp"),
+        "odd": P("fsdp"),
+    }
     both = specs(adafactor_trainer(1e-3), shapes, mesh, {".*": P("fsdp", "tensor")})
     assert both.nu_row["w"] == P(("fsdp", "tensor"))
     # The axis that cuts the columns anyway comes first, so that none is sent.
