@@ -22,11 +22,12 @@ class Field(NamedTuple):
 
 _ONE_PROCESS = (
     "the file does not say how many took part, and the batch was as many times larger; "
-    "multiply `gradient_accumulation_steps` by it, and leave this out"
+    "leave this out, and take a `mesh` of as many devices, or multiply "
+    "`gradient_accumulation_steps` by it"
 )
 _ONE_LOSS = "the metric here is the held-out loss, of which less is better"
 _PRECISION = "the held-out loss would be taken in another precision; leave it out"
-_SHARDED = "the model is not split over devices here; leave it out"
+_SHARDED = "how the model is split over devices, `mesh` says here; leave it out"
 
 _TRANSLATED = """accelerator_config activation_checkpointing adafactor data_seed
 eval_strategy evaluation_strategy num_train_epochs save_strategy warmup_ratio"""
