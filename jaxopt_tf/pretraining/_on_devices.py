@@ -33,7 +33,11 @@ def position_at_start(
         return training.restore_position(checkpoint, placed.position)
     like = (placed.position.state, placed.position.schedule_state)
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    state, schedule_state = jax.jit(first(recipe, model), out_shardings=shardings)()
+    draw = first(recipe, model)
+    if placed.batch.sharding.num_devices == 1:  # a second spared: nothing is compiled
+        state, schedule_state = jax.device_put(draw(), shardings)
+    else:
+        state, schedule_state = jax.jit(draw, out_shardings=shardings)()
     return training.Position(state, schedule_state=schedule_state)
 
 

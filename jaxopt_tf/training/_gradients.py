@@ -55,16 +55,13 @@ def of_one_batch(loss_fn: LossFn) -> MeanGradient:
     return mean_gradient
 
 
-def of_micro_batches(
-    loss_fn: LossFn, max_length: int, shardings: PyTree | None = None
-) -> MeanGradient:
+def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
     """The same over a batch that has an axis of micro-batches in front.
 
         sum over micro-batches of grad(sum) / sum over micro-batches of number
 
     So every item counts alike, wherever it stands; a mean of means would not do that
-    where micro-batches differ in their numbers of items. The sums are float32, and lie
-    as `shardings` say.
+    where micro-batches differ in their numbers of items. The sums are float32.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
@@ -77,8 +74,7 @@ def of_micro_batches(
             (grads,) = backward(jnp.ones_like(total))
             return total, num_items, grads
 
-        buffers = lying(jax.tree.map(_buffer, params), shardings)
-        start = (jnp.float32(0), jnp.float32(0), buffers)
+        start = (jnp.float32(0), jnp.float32(0), jax.tree.map(_buffer, params))
         total, num_items, grads = _added_up(sums, start, batches, rng, max_length)
         share = 1.0 / num_items
         grads = jax.tree.map(lambda g: g * share if _tree.is_floating(g) else g, grads)
@@ -90,7 +86,8 @@ def of_micro_batches(
 def lying(grads: PyTree, shardings: PyTree | None) -> PyTree:
     """`grads` where `shardings` say; None: where the compiler thinks best.
 
-    Left to itself it would add up whole gradients on every device, and cut them then.
+    Left to itself, with an optimizer's state that is divided further than parameters
+    are, it would send each gradient by itself and not all of them at once.
     """
     if shardings is None:
         return grads

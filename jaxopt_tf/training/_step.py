@@ -84,7 +84,7 @@ def make_train_step(
     if num_micro == 1:
         mean_gradient = _gradients.of_one_batch(loss32)
     else:
-        mean_gradient = _gradients.of_micro_batches(loss32, num_micro, over)
+        mean_gradient = _gradients.of_micro_batches(loss32, num_micro)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch, **extra):
