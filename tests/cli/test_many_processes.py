@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ import pytest
 from jaxopt_tf.checkpoints import find_checkpoints
 from jaxopt_tf.cli import main
 
+# A small text: few tokens are held out, and evaluations are short.
+TEXT = Path(__file__).with_name("test_config.py")
 SMALL = (
+    *("--text", str(TEXT)),
     *("--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--block_size", "32"),
-    *("--per_device_train_batch_size", "2", "--eval_steps", "10"),
+    *("--per_device_train_batch_size", "2", "--eval_steps", "100"),
 )
 
 RUNS = "from jaxopt_tf.cli import main; raise SystemExit(main())"
@@ -71,16 +75,16 @@ def wait_for_line(process, pattern):
 def alone(tmp_path_factory):
     """The run that nothing happens to, on one device."""
     folder = tmp_path_factory.mktemp("alone")
-    args = [*SMALL, "--max_steps", "50", "--per_device_train_batch_size", "4"]
+    args = [*SMALL, "--max_steps", "200", "--per_device_train_batch_size", "4"]
     assert main(["train", *args, "--output_dir", str(folder)]) == 0
     return folder
 
 
 def test_a_process_that_dies_ends_the_other_and_one_alone_goes_on(alone, tmp_path):
-    args = ["--max_steps", "50", "--output_dir", str(tmp_path)]
+    args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
     # The second process is the one to die: the first writes what is looked at.
-    with processes(2, *args, "--save_steps", "1") as (first, second):
-        while len(find_checkpoints(tmp_path)) < 2:
+    with processes(2, *args, "--save_steps", "20") as (first, second):
+        while not find_checkpoints(tmp_path):
             assert first.poll() is None, first.stdout.read()
             time.sleep(0.05)
         second.kill()
@@ -107,7 +111,7 @@ def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path):
 
 
 def test_refuses_processes_that_were_told_differently(tmp_path):
-    args = ["--max_steps", "20", "--output_dir", str(tmp_path)]
+    args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
 
     def rate(process):
         return ("--learning_rate", f"{1 + process}e-3")
@@ -122,7 +126,7 @@ def test_refuses_processes_that_were_told_differently(tmp_path):
 
 def test_what_the_first_refuses_ends_all_with_its_sentence(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("of something else")
-    with processes(2, "--max_steps", "20", "--output_dir", str(tmp_path)) as both:
+    with processes(2, "--max_steps", "200", "--output_dir", str(tmp_path)) as both:
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert all("`output_dir` must be a run's folder or a new one" in s for s in said)

@@ -113,7 +113,8 @@ def test_keeps_no_small_file_open(tmp_path):
     stream = TokenStream(files, documents, end=None, dtype=np.dtype("u1"))
     before = os.listdir("/proc/self/fd")
     np.testing.assert_array_equal(stream.read(0, 20), np.arange(20))
-    assert os.listdir("/proc/self/fd") == before
+    # Something of other tests may be closed meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
 
 
 def test_reads_more_files_than_a_process_may_open(tmp_path):
