@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,14 +25,19 @@ class Ended(NamedTuple):
 
 @contextlib.contextmanager
 def started(
-    args: Sequence[str], *, num: int = 1, devices: int = 1
+    args: Sequence[str],
+    *,
+    num: int = 1,
+    devices: int = 1,
+    of: Callable[[int], Sequence[str]] = lambda _: (),
 ) -> Iterator[list[subprocess.Popen]]:
-    """Starts them alike; what is still there at the end of the `with` is killed.
+    """Starts them; what is still there at the end of the `with` is killed.
 
     Args:
         args: what stands after `jaxopt-tf train`.
         num: number of processes.
         devices: of each.
+        of: what the one of a number is told besides.
     """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     coordinator = f"127.0.0.1:{_free_port()}"
@@ -46,7 +51,9 @@ def started(
     command = [sys.executable, "-c", _RUNS, "train", *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes = [
-        subprocess.Popen([*command, *of_process(i)], env=env, text=True, **pipes)
+        subprocess.Popen(
+            [*command, *of_process(i), *of(i)], env=env, text=True, **pipes
+        )
         for i in range(num)
     ]
     try:

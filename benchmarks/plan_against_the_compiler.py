@@ -46,21 +46,18 @@ def rows(smoke: bool) -> Iterator[Row]:
         if cost is None:
             raise RuntimeError(f"{name}: {plan.note}")
         told = sum(leaf.on_device for leaf in bytes_by_leaf(args))
-        yield Row(
-            claim=f"{name}, {axes}: arguments, plan's to compiler's",
-            value=100 * abs(told / cost.arguments - 1),
-            unit="%",
-            limit=1.0,
-            detail=f"{told / 1e6:.2f} and {cost.arguments / 1e6:.2f} MB",
-        )
         state = sum(part.on_device for part in plan.parts[:1])
-        yield Row(
-            claim=f"{name}, {axes}: state, plan's to what was donated",
-            value=100 * abs(state / cost.donated - 1),
-            unit="%",
-            limit=1.0,
-            detail=f"{state / 1e6:.2f} and {cost.donated / 1e6:.2f} MB",
-        )
+        for claim, planned, compiled in (
+            ("arguments, plan's to compiler's", told, cost.arguments),
+            ("state, plan's to what was donated", state, cost.donated),
+        ):
+            yield Row(
+                claim=f"{name}, {axes}: {claim}",
+                value=100 * abs(planned / compiled - 1),
+                unit="%",
+                limit=1.0,
+                detail=f"{planned / 1e6:.2f} and {compiled / 1e6:.2f} MB",
+            )
         in_all = cost.arguments + cost.outputs - cost.donated
         in_all += cost.temporary + cost.code
         yield Row(

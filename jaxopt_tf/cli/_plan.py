@@ -8,7 +8,6 @@ from typing import Any
 
 from .. import mesh as meshes
 from ..pretraining import (
-    GPT2_PRESETS,
     GPT2Config,
     Job,
     gpt2_rules,
@@ -17,7 +16,7 @@ from ..pretraining import (
 )
 from ..recipes import Recipe
 from ._flags import Flag
-from ._train import parse_with
+from ._train import PRESET, parse_with
 
 _PROG = "jaxopt-tf plan"
 _DEVICES = Flag(
@@ -29,14 +28,7 @@ _DEVICES = Flag(
     "cpu:8.",
     default="cpu:1",
 )
-_MODEL = Flag(
-    "model",
-    "{" + ",".join(GPT2_PRESETS) + "}",
-    is_several=False,
-    is_optional=False,
-    help="another name for --preset.",
-    default=None,
-)
+_MODEL = PRESET._replace(name="model", help="another name for --preset.", default=None)
 _SHAPES = Flag(
     "shapes_only",
     "",

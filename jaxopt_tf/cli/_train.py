@@ -48,7 +48,7 @@ _CONFIG = Flag(
     "TrainingArguments; flags on the command line win over it.",
     default=None,
 )
-_PRESET = Flag(
+PRESET = Flag(
     "preset",
     "{" + ",".join(GPT2_PRESETS) + "}",
     is_several=False,
@@ -120,7 +120,7 @@ def parse_with(
         SystemExit: after `--help`.
     """
     recipe_flags = flags_of(Recipe, _RECIPE)
-    model_flags = {"preset": _PRESET, **flags_of(GPT2Config, {})}
+    model_flags = {"preset": PRESET, **flags_of(GPT2Config, {})}
     job_flags = {"config": _CONFIG, **flags_of(Job, {})}
     groups = {"recipe": recipe_flags, "model": model_flags, "job": job_flags}
     if more:

@@ -33,11 +33,10 @@ class Instruction(NamedTuple):
 
 
 class Times(NamedTuple):
-    """How often a computation runs in one step."""
+    """How often a computation runs in one step; an open loop is taken for one round."""
 
     num_rounds: int
     is_kernel: bool  # it is a part of one, and runs with it
-    is_known: bool  # False: within a loop of unknown length, taken for one round
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -57,7 +56,7 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def times(found: dict[str, list[Instruction]], entry: str) -> dict[str, Times]:
     """For each computation that runs, how often: bodies of loops once a round."""
-    result = {entry: Times(1, False, True)}
+    result = {entry: Times(1, False)}
     waiting = [entry]
     while waiting:  # a program's calls are no cycle
         caller = waiting.pop()
@@ -72,13 +71,12 @@ def times(found: dict[str, list[Instruction]], entry: str) -> dict[str, Times]:
 def _called(instruction: Instruction, caller: Times) -> Iterator[tuple[str, Times]]:
     rounds = _TRIPS.search(instruction.rest) if instruction.op == "while" else None
     for kind, names in _CALLEES.findall(instruction.rest):
-        count, is_known = caller.num_rounds, caller.is_known
+        count = caller.num_rounds
         if kind in ("body", "condition"):
             count *= int(rounds[1]) if rounds else 1
-            is_known = is_known and rounds is not None
         runs = instruction.op in ("while", "call", "conditional")
         for name in re.findall(r"[\w.\-]+", names):
-            yield name, Times(count, caller.is_kernel or not runs, is_known)
+            yield name, Times(count, caller.is_kernel or not runs)
 
 
 def arrays(shape: str) -> list[tuple[int, bool]]:

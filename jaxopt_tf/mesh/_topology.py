@@ -72,7 +72,8 @@ def slice_devices(slice_: Slice) -> list[Any]:
 def _cpus(slice_: Slice) -> list[Any]:
     wanted = slice_.num_devices
     try:
-        # Of effect before JAX has looked for devices, and refused afterwards.
+        # Of effect before JAX has looked for devices, and refused afterwards. mypy does
+        # not know JAX's options.
         if jax.config.jax_num_cpu_devices < wanted:  # type: ignore[attr-defined]
             jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:

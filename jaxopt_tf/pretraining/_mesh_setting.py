@@ -25,9 +25,8 @@ def check_mesh(text: Any) -> str:
     return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def num_parts(mesh: str | None) -> int:
-    """Into how many parts a mesh divides a batch."""
-    sizes = {} if mesh is None else axis_sizes(mesh)
+def num_parts(sizes: Mapping[str, int]) -> int:
+    """Into how many parts a mesh with axes of these sizes divides a batch."""
     return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
 
 
@@ -38,5 +37,8 @@ def num_sequences(settings: Mapping[str, Any]) -> int:
         settings: `flat` of a run, or what a checkpoint has of it. One that went on on
             another mesh has kept them.
     """
-    per_device = settings["per_device_train_batch_size"]
-    return settings.get(SEQUENCES, per_device * num_parts(settings.get("mesh")))
+    if SEQUENCES in settings:
+        return settings[SEQUENCES]
+    mesh = settings.get("mesh")
+    sizes = {} if mesh is None else axis_sizes(mesh)
+    return settings["per_device_train_batch_size"] * num_parts(sizes)

@@ -1,6 +1,5 @@
 """Where a run's arrays lie on a mesh: parameters, optimizer, gradients, batches."""
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from .. import training
 from ..recipes import Recipe, build_optimizer
 from ._corpus import narrowest
 from ._loss import draw_params, loss_of
-from ._mesh_setting import BATCH_AXES
+from ._mesh_setting import BATCH_AXES, num_parts
 from ._moved import first_position
 from ._presets import GPT2Config, gpt2_layout
 from ._settings import Job
@@ -98,7 +97,7 @@ def place(
         schedule_state=jax.tree.map(lambda x: _placed(x, repeated), schedule_state),
     )
     if num_sequences is None:
-        num_sequences = recipe.per_device_train_batch_size * _num_parts(mesh)
+        num_sequences = recipe.per_device_train_batch_size * num_parts(mesh.shape)
     shape: tuple[int, ...] = (num_sequences, model.block_size + 1)
     if recipe.gradient_accumulation_steps > 1:
         shape = (recipe.gradient_accumulation_steps, *shape)
@@ -116,7 +115,7 @@ def batch_sharding(
 ) -> NamedSharding:
     """The sequences, which are an `axis` of `shape`, divided where they can be."""
     axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
-    if shape[axis] % _num_parts(mesh):
+    if shape[axis] % num_parts(mesh.shape):
         return NamedSharding(mesh, PartitionSpec())
     in_front = (None,) * axis
     return NamedSharding(mesh, PartitionSpec(*in_front, axes))
@@ -187,20 +186,17 @@ def run_steps(
 
 
 def _check_divides(mesh: jax.sharding.Mesh, num_sequences: int) -> None:
-    if num_sequences % _num_parts(mesh) == 0:
+    if num_sequences % num_parts(mesh.shape) == 0:
         return
     sizes = {name: mesh.shape[name] for name in BATCH_AXES if name in mesh.shape}
     listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
     fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
     raise ValueError(
         f"`mesh` must divide the {num_sequences} sequences of a micro-batch evenly, "
-        f"got {listed}, {_num_parts(mesh)} parts. The product of {' and '.join(sizes)} "
-        f"may be {', '.join(map(str, fit))}; what is left goes to tensor."
+        f"got {listed}, {num_parts(sizes)} parts. The product of "
+        f"{' and '.join(sizes)} may be {', '.join(map(str, fit))}; what is left goes "
+        "to tensor."
     )
-
-
-def _num_parts(mesh: jax.sharding.Mesh) -> int:
-    return math.prod(mesh.shape.get(name, 1) for name in BATCH_AXES)
 
 
 def _placed(

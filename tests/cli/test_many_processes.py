@@ -1,19 +1,14 @@
 """One run on several processes, real ones, that meet on this machine."""
 
-import contextlib
-import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks._processes import losses, started
 from jaxopt_tf.checkpoints import find_checkpoints
 from jaxopt_tf.cli import main
 
@@ -24,44 +19,6 @@ SMALL = (
     *("--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--block_size", "32"),
     *("--per_device_train_batch_size", "2", "--eval_steps", "100"),
 )
-
-RUNS = "from jaxopt_tf.cli import main; raise SystemExit(main())"
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-@contextlib.contextmanager
-def processes(num, *args, of=lambda process: ()):
-    """`jaxopt-tf train`, as often; `of(n)` is what the nth is told besides."""
-    coordinator = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-c", RUNS, "train", *SMALL, *args]
-    command += ["--coordinator_address", coordinator, "--num_processes", str(num)]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    started = [
-        subprocess.Popen(
-            [*command, "--process_id", str(i), *of(i)],
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for i in range(num)
-    ]
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-
-
-def losses(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return np.array([line["loss"] for line in map(json.loads, lines) if "loss" in line])
 
 
 def wait_for_line(process, pattern):
@@ -83,7 +40,7 @@ def alone(tmp_path_factory):
 def test_a_process_that_dies_ends_the_other_and_one_alone_goes_on(alone, tmp_path):
     args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
     # The second process is the one to die: the first writes what is looked at.
-    with processes(2, *args, "--save_steps", "20") as (first, second):
+    with started([*SMALL, *args, "--save_steps", "20"], num=2) as (first, second):
         while not find_checkpoints(tmp_path):
             assert first.poll() is None, first.stdout.read()
             time.sleep(0.05)
@@ -98,7 +55,7 @@ def test_a_process_that_dies_ends_the_other_and_one_alone_goes_on(alone, tmp_pat
 
 def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path):
     args = ["--max_steps", "5000", "--output_dir", str(tmp_path)]
-    with processes(2, *args) as (first, second):
+    with started([*SMALL, *args], num=2) as (first, second):
         wait_for_line(first, "held-out loss")
         second.send_signal(signal.SIGTERM)
         said, _ = first.communicate(timeout=60)
@@ -116,7 +73,7 @@ def test_refuses_processes_that_were_told_differently(tmp_path):
     def rate(process):
         return ("--learning_rate", f"{1 + process}e-3")
 
-    with processes(2, *args, of=rate) as both:
+    with started([*SMALL, *args], num=2, of=rate) as both:
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert "another one was not: it says which" in said[0]
@@ -126,7 +83,8 @@ def test_refuses_processes_that_were_told_differently(tmp_path):
 
 def test_what_the_first_refuses_ends_all_with_its_sentence(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("of something else")
-    with processes(2, "--max_steps", "200", "--output_dir", str(tmp_path)) as both:
+    args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
+    with started([*SMALL, *args], num=2) as both:
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert all("`output_dir` must be a run's folder or a new one" in s for s in said)
