@@ -21,3 +21,7 @@ from ._rate_groups import layer_wise_decay as layer_wise_decay
 from ._recipe import Recipe as Recipe
 from ._recipe import recipe_settings as recipe_settings
 from ._recipe_schedule import METRIC_DRIVEN as METRIC_DRIVEN
+from ._vary import VARIED as VARIED
+from ._vary import Varied as Varied
+from ._vary import same_program as same_program
+from ._vary import vary as vary

@@ -1,20 +1,19 @@
 """From a recipe to its schedule and its optimizer."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-from .._typing import PyTree, ScalarOrSchedule, Schedule
+from .._typing import PyTree, Schedule
 from ..optimizers import TorchLayout, clip, decay_mask
 from ..schedules import MetricDrivenSchedule
 from ._named_optimizers import named_optimizer
-from ._rate_groups import REST, RateGroup, group_labels
+from ._rate_groups import REST, group_labels
 from ._recipe import Recipe
 from ._recipe_schedule import scheduler_of
+from ._vary import Varied, rates_of
 
 
 def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
@@ -36,6 +35,7 @@ def build_optimizer(
     *,
     layout: Mapping[str, TorchLayout] | None = None,
     layer_norms: Sequence[str] | None = None,
+    varied: Varied | None = None,
 ) -> optax.GradientTransformation:
     """The recipe's whole chain: clipping, then the optimizer with its schedule.
 
@@ -56,6 +56,8 @@ def build_optimizer(
             Trainer goes by their types, which a tree of parameters does not show.
             Must be given, if only as [], with the `decay_rule` "transformers_v4",
             which knows them by nothing else.
+        varied: numbers that a compiled program is handed when it runs, in the place of
+            the recipe's: one run's of those that `vary` gives.
 
     Returns:
         A transformation; its state holds `learning_rate`, and `grad_norm` if it clips.
@@ -70,21 +72,20 @@ def build_optimizer(
         `trainer_optimizer.py`.
     """
     mask = _decay_mask(recipe, layer_norms)
-    make = functools.partial(named_optimizer, decay_mask=mask, layout=layout)
-    schedule = build_schedule(recipe)
-    learning_rate: ScalarOrSchedule = recipe.learning_rate
-    if not isinstance(schedule, MetricDrivenSchedule):
-        learning_rate = schedule
-    optimizer = make(recipe, learning_rate)
+    own = varied or Varied({}, {})
+    make = functools.partial(
+        named_optimizer, recipe, decay_mask=mask, layout=layout, values=own.values
+    )
+    rates = rates_of(recipe, own)
+    optimizer = make(rates[REST])
     if recipe.rate_groups:
-        by_label = {REST: optimizer}
-        for group in recipe.rate_groups:
-            by_label[group.pattern] = make(recipe, _rate_of(recipe, group))
+        by_label = {label: make(rate) for label, rate in rates.items()}
         labels = group_labels(recipe.rate_groups)
         optimizer = optax.multi_transform(by_label, _checked(labels, mask))
-    if recipe.max_grad_norm == 0:
+    max_norm: Any = own.values.get("max_grad_norm", recipe.max_grad_norm)
+    if "max_grad_norm" not in own.values and max_norm == 0:
         return optax.chain(optimizer)
-    return optax.chain(clip(recipe.max_grad_norm), optimizer)
+    return optax.chain(clip(max_norm), optimizer)
 
 
 def _decay_mask(
@@ -98,16 +99,6 @@ def _decay_mask(
             "parameters does not show. Pass their paths, [] if there are none."
         )
     return functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
-
-
-def _rate_of(recipe: Recipe, group: RateGroup) -> Schedule:
-    own = dataclasses.replace(recipe, rate_groups=(), **group.own)
-    schedule: Any = scheduler_of(own)  # no metric drives it: the recipe sees to that
-
-    def rate(step):
-        return jnp.float32(group.factor) * schedule(step)
-
-    return rate
 
 
 def _checked(

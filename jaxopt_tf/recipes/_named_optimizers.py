@@ -1,6 +1,7 @@
 """An optimizer by the name that `optim` gives it."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import optax
@@ -34,16 +35,23 @@ def named_optimizer(
     *,
     decay_mask: Callable[[PyTree], PyTree] | None = None,
     layout: Mapping[str, TorchLayout] | None = None,
+    values: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """The recipe's optimizer with this rate, without clipping and groups.
+
+    `values` are taken in the place of the recipe's of the same name.
 
     Raises:
         ValueError, TypeError: if it refuses the recipe's numbers.
 
     Source: transformers 5.23 `trainer_optimizer.py`; 4.46 `trainer.py` for "adamw_hf".
     """
-    weight_decay = recipe.weight_decay
-    betas = (recipe.adam_beta1, recipe.adam_beta2)
+
+    def value(name: str) -> Any:
+        return values.get(name, getattr(recipe, name))
+
+    weight_decay = value("weight_decay")
+    betas = (value("adam_beta1"), value("adam_beta2"))
     optim_args: Any = recipe.optim_args  # pairs, once the recipe is made
     if recipe.optim in _BY_ELEMENT:
         return _BY_ELEMENT[recipe.optim](
@@ -70,7 +78,7 @@ def named_optimizer(
     return adamw(
         learning_rate,
         betas=betas,
-        eps=recipe.adam_epsilon,
+        eps=value("adam_epsilon"),
         weight_decay=weight_decay,
         decay_mask=decay_mask,
     )

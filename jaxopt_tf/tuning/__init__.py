@@ -1,0 +1,9 @@
+"""Recipes come in, many at once; runs, and the best of their numbers, go out.
+
+runs = train_many(task, [replace(recipe, learning_rate=rate) for rate in rates])
+print(runs.best_recipe)
+"""
+
+from ._many import train_many as train_many
+from ._runs import Runs as Runs
+from ._task import Task as Task

@@ -1,0 +1,68 @@
+"""How many runs fit into memory side by side."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._typing import PyTree
+from ._cohort import Cohort
+
+# Share of a device's memory that runs may take, where no limit is given.
+_OF_A_DEVICE = 0.9
+
+
+def limit_of_devices() -> float | None:
+    """90 % of what a device says that it has; None where, as a CPU, it says nothing."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    has = stats.get("bytes_limit")
+    return None if has is None else _OF_A_DEVICE * has
+
+
+def num_side_by_side(one: Cohort, num_streams: int, num_runs: int, limit: float) -> int:
+    """The most runs, at most `num_runs`, whose step stays within a limit.
+
+    The step is compiled for as many as are hoped for, and the compiler asked.
+
+    Args:
+        one: a run on each device, before the first step.
+        num_streams: of batches, with all runs.
+        num_runs: how many there are.
+        limit: bytes on each device.
+
+    Raises:
+        ValueError: if it is below what one run on each device needs.
+    """
+    num_devices = one.program.num_devices
+    batches = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (num_streams, *np.shape(x)), np.asarray(x).dtype
+        ),
+        next(one.streams[0]),
+    )
+    most = num_runs
+    while True:
+        needed = _bytes_on_each(one, batches, -(-most // num_devices) * num_devices)
+        if needed <= limit:
+            return most
+        if most <= num_devices:
+            raise ValueError(
+                f"`memory_limit` must be at least {needed:,} bytes, which one run "
+                f"needs on a device, got {limit:,.0f}. Give more, or take a smaller "
+                "model or batch."
+            )
+        most = max(num_devices, min(most - 1, int(most * limit / needed)))
+
+
+def _bytes_on_each(one: Cohort, batches: PyTree, num_runs: int) -> int:
+    program = one.program
+    carried = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (num_runs, *leaf.shape[1:]), leaf.dtype, sharding=program.over_runs
+        ),
+        one.carried,
+    )
+    step: Any = program.step
+    analysis = step.lower(carried, batches).compile().memory_analysis()
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new

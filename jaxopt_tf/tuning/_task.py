@@ -1,0 +1,56 @@
+"""Task: what is trained, and on which data; all that is not in a recipe."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._typing import PyTree
+from ..optimizers import TorchLayout
+from ..recipes import Recipe
+from ..training import Batch, LossFn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, and on which data.
+
+    Attributes:
+        loss_fn: as `make_train_step` takes it: (params, batch) -> (summed loss, number
+            of items); with `takes_key` a key is its third argument.
+        init: the parameters that a run of this seed starts from.
+        batches: training batches of a recipe from the first on, endless or at least
+            `max_steps` of them, all of one shape. Called anew for each pass over the
+            data, it must give the same ones; runs that have one seed share them. With
+            accumulation they have an axis of micro-batches in front.
+        held_out: batches for the loss by which runs are compared; with none, it is the
+            training loss at the end of a run that counts.
+        takes_key: whether `loss_fn` takes a key in training, for dropout.
+        compute_dtype: as `make_train_step` takes it.
+        layout: as `build_optimizer` takes it.
+        layer_norms: as `build_optimizer` takes it.
+
+    Raises:
+        TypeError: if one of the functions is none.
+    """
+
+    loss_fn: LossFn
+    init: Callable[[int], PyTree]
+    batches: Callable[[Recipe], Iterable[Batch]]
+    held_out: Sequence[Batch] = ()
+    takes_key: bool = False
+    compute_dtype: Any = None
+    layout: Mapping[str, TorchLayout] | None = None
+    layer_norms: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what is called later, where an error would be far from its cause."""
+        what = {
+            "loss_fn": "of parameters and a batch",
+            "init": "of a seed, that gives parameters",
+            "batches": "of a recipe, that gives batches from the first on",
+        }
+        for name, of in what.items():
+            value = getattr(self, name)
+            if not callable(value):
+                kind = type(value).__name__
+                raise TypeError(f"`{name}` must be a function {of}, got a {kind}.")

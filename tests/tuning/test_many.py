@@ -1,0 +1,184 @@
+"""Many runs in one program, against each of them alone."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxopt_tf.recipes import Recipe
+from jaxopt_tf import tuning
+from jaxopt_tf.tuning import Task
+
+from . import tasks
+
+ONE = jax.devices()[:1]
+
+BASE = Recipe(
+    max_steps=40, learning_rate=3e-3, warmup_steps=5, weight_decay=0.1, seed=1
+)
+
+
+def train_many(task, recipes, **limits):
+    return tuning.train_many(task, recipes, devices=ONE, **limits)
+
+
+def recipes_of(*changes, base=BASE):
+    return [dataclasses.replace(base, **change) for change in changes]
+
+
+def assert_as_alone(task, recipes, runs):
+    for i, recipe in enumerate(recipes):
+        losses, held_out = tasks.alone(task, recipe)
+        ours = runs.losses[i, : recipe.max_steps]
+        np.testing.assert_allclose(ours, losses, rtol=1e-5, err_msg=str(i))
+        np.testing.assert_allclose(runs.held_out[i], held_out, rtol=1e-5)
+        assert np.isnan(runs.losses[i, recipe.max_steps :]).all()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd", "lion_32bit"])
+def test_each_run_is_what_it_is_alone(optim):
+    recipes = recipes_of(
+        {},
+        {"learning_rate": 1e-2, "weight_decay": 0.0},
+        {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6},
+        {"max_grad_norm": 0.1},
+        {"max_grad_norm": 0.0},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 0.25},
+        {"max_steps": 25},
+        {"seed": 7},
+        base=dataclasses.replace(BASE, optim=optim, learning_rate=1e-3),
+    )
+    task = tasks.digits_task()
+    assert_as_alone(task, recipes, train_many(task, recipes))
+
+
+def test_other_optimizers_and_batches_are_programs_of_their_own():
+    recipes = recipes_of(
+        {"optim": "adafactor"},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {},
+        {"optim": "adafactor", "learning_rate": 1e-2},
+    )
+    task = tasks.digits_task()
+    assert_as_alone(task, recipes, train_many(task, recipes))
+
+
+def test_rate_groups_have_tables_of_their_own():
+    group = {"pattern": "layer_1", "factor": 0.1, "lr_scheduler_type": "constant"}
+    base = dataclasses.replace(BASE, rate_groups=[group])
+    recipes = recipes_of({}, {"learning_rate": 1e-2}, base=base)
+    task = tasks.digits_task()
+    assert_as_alone(task, recipes, train_many(task, recipes))
+
+
+def test_dropout_has_the_keys_of_each_runs_seed():
+    def loss_fn(params, batch, rng=None):
+        if rng is not None:
+            is_kept = jax.random.bernoulli(rng, 0.8, batch["x"].shape)
+            batch = {**batch, "x": batch["x"] * is_kept.astype("float32")}
+        return tasks.loss_fn(params, batch)
+
+    task = tasks.digits_task(loss_fn=loss_fn, takes_key=True)
+    recipes = recipes_of({}, {"seed": 7})
+    assert_as_alone(task, recipes, train_many(task, recipes))
+
+
+def test_several_devices_share_the_runs():
+    recipes = recipes_of(
+        *({"learning_rate": rate} for rate in np.geomspace(1e-4, 1e-2, 6))
+    )
+    task = tasks.digits_task()
+    runs = tuning.train_many(task, recipes, devices=jax.devices()[:4])
+    assert_as_alone(task, recipes, runs)
+
+
+def test_a_limit_of_memory_makes_groups_of_runs():
+    recipes = recipes_of(
+        *({"learning_rate": rate} for rate in np.geomspace(1e-4, 1e-2, 5))
+    )
+    task = tasks.digits_task()
+    passes = []
+
+    def counted(recipe):
+        passes.append(recipe)
+        return tasks.batches(recipe)
+
+    runs = train_many(
+        dataclasses.replace(task, batches=counted), recipes, memory_limit=60_000
+    )
+    assert len(passes) > 2  # one to measure, and several groups
+    assert_as_alone(task, recipes, runs)
+
+
+def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
+    recipes = recipes_of({}, {"learning_rate": 1e38, "warmup_steps": 0})
+    runs = train_many(tasks.digits_task(), recipes)
+    assert list(runs.diverged) == [False, True]
+    assert np.isnan(runs.losses[1, -1])
+    assert np.isinf(runs.final[1])
+    losses, _ = tasks.alone(tasks.digits_task(), recipes[0])
+    np.testing.assert_allclose(runs.losses[0], losses, rtol=1e-5)
+    (column,) = [c for c in runs.table().columns if "end" in str(c.header)]
+    assert "diverged at step" in list(column.cells)[1]
+
+
+def test_the_best_is_the_one_with_the_lowest_held_out_loss():
+    recipes = recipes_of({"learning_rate": 1e-6}, {"learning_rate": 1e-2})
+    runs = train_many(tasks.digits_task(), recipes)
+    assert runs.best_recipe == recipes[1]
+    assert runs.table(most=1).row_count == 1
+
+
+def test_without_held_out_batches_the_last_tenth_of_the_losses_counts():
+    recipes = recipes_of({"learning_rate": 1e-6}, {"max_steps": 30})
+    runs = train_many(tasks.digits_task(held_out=()), recipes)
+    assert runs.held_out is None
+    np.testing.assert_allclose(runs.final[0], runs.losses[0, 36:].mean(), rtol=1e-6)
+    np.testing.assert_allclose(runs.final[1], runs.losses[1, 27:30].mean(), rtol=1e-6)
+
+
+def test_names_the_smallest_rate_where_all_diverge():
+    recipes = recipes_of({"learning_rate": 1e38}, {"learning_rate": 2e38})
+    recipes = [dataclasses.replace(r, warmup_steps=0) for r in recipes]
+    runs = train_many(tasks.digits_task(), recipes)
+    with pytest.raises(ValueError, match=r"all 2 diverged; the smallest.* was 1e\+38"):
+        _ = runs.best_recipe
+
+
+def test_refuses_a_memory_limit_below_one_run():
+    with pytest.raises(ValueError, match=r"`memory_limit` must be at least [\d,]+ byt"):
+        train_many(tasks.digits_task(), [BASE], memory_limit=1_000)
+    with pytest.raises(ValueError, match="`memory_limit` must be finite and greater"):
+        train_many(tasks.digits_task(), [BASE], memory_limit=0)
+
+
+def test_refuses_batches_that_end_too_early():
+    task = tasks.digits_task(batches=lambda r: itertools.islice(tasks.batches(r), 7))
+    with pytest.raises(ValueError, match="`batches` must give .* ended after 7"):
+        train_many(task, [BASE])
+
+
+def test_refuses_no_recipes_and_what_is_none():
+    with pytest.raises(ValueError, match="`recipes` must hold at least one"):
+        train_many(tasks.digits_task(), [])
+    with pytest.raises(TypeError, match="`recipes` must hold `Recipe`s, got 3"):
+        train_many(tasks.digits_task(), [3])
+
+
+def test_refuses_a_schedule_that_a_metric_drives():
+    recipe = Recipe(max_steps=10, lr_scheduler_type="greedy")
+    with pytest.raises(ValueError, match="`lr_scheduler_type` must be a schedule of"):
+        train_many(tasks.digits_task(), [recipe])
+
+
+@pytest.mark.parametrize("name", ["loss_fn", "init", "batches"])
+def test_refuses_a_task_without_its_functions(name):
+    given = {
+        "loss_fn": tasks.loss_fn,
+        "init": tasks.perceptron,
+        "batches": tasks.batches,
+    }
+    with pytest.raises(TypeError, match=f"`{name}` must be a function"):
+        Task(**{**given, name: 3})
