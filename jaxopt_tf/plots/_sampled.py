@@ -11,8 +11,9 @@ from .. import _check
 from .._typing import Schedule
 from ..schedules import MetricDrivenSchedule
 
-# Up to so many steps all are computed; of more, so many and those around corners.
-_NUM_STEPS = 2_000
+# Up to so many steps all are computed; of more, so many and those around corners, until
+# they are too many: then it is not corners, but curves all over.
+_NUM_STEPS, _MOST_STEPS = 2_000, 6_000
 _NUM_CORNERS = 64
 _NUM_PARTS = 8
 # Of the highest rate: how far a step may be off the line between its neighbours.
@@ -26,8 +27,8 @@ def sample_schedule(
     """The rates of a run at few steps, so that lines between them show it.
 
     Up to 2,000 steps all are there. Of a longer run 2,000 are, evenly spaced, and
-    around each corner and each jump so many more that it is at the step at which it
-    was, as long as there are fewer than 64 of them.
+    around corners, jumps and the highest rate so many more that they are where they
+    were: at most 6,500 in all.
 
     Args:
         schedule: a step comes in, a learning rate goes out; it is compiled.
@@ -48,7 +49,7 @@ def sample_schedule(
     rates = at(steps)
     while True:
         between = _around_corners(steps, rates)
-        if len(between) == 0:
+        if len(between) == 0 or len(steps) > _MOST_STEPS:
             return steps, rates
         steps = np.append(steps, between)
         rates = np.append(rates, at(between))
@@ -104,9 +105,12 @@ def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
     least = _TOLERANCE * np.nanmax(np.abs(rates))
     corners = np.flatnonzero(wide & (of_interval > least))
     worst = corners[np.argsort(-of_interval[corners], kind="stable")][:_NUM_CORNERS]
+    # The highest rate is told of in numbers: it has to be the highest.
+    peak = int(np.argmax(rates))
+    beside = [k for k in (peak - 1, peak) if 0 <= k < len(wide) and wide[k]]
     inside = [
         np.linspace(steps[k], steps[k + 1], _NUM_PARTS + 1).round()[1:-1]
-        for k in sorted(worst)
+        for k in (*worst, *beside)
     ]
     if not inside:
         return steps[:0]
