@@ -40,6 +40,8 @@ def with_steps(
     rest = np.concatenate([points.rest, steps])
     rows, stride = points.rows, points.stride
     num_whole = len(rest) // stride * stride
+    if num_whole == 0:  # as of most windows of a long run: nothing is copied
+        return Points(rows, rest, stride)
     rows = np.concatenate([rows, _merged(rest[:num_whole], stride, merge)])
     rest = rest[num_whole:]
     # Of an odd number the last would be left alone: it waits for one more.

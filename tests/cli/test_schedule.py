@@ -58,6 +58,15 @@ def test_several_have_one_scale(capsys):
     assert set(lines[12].partition("│")[2]) <= {" "}
 
 
+def test_the_scale_is_that_of_the_highest(capsys):
+    # A run that ends halfway through its warm-up.
+    flags = ["--num_warmup_steps", "2000"]
+    lines = shown_by(capsys, "linear", "constant", *flags).splitlines()
+    assert "peak 0.0004995 at step 999" in lines[0]
+    assert lines[1].startswith("0.001 │")
+    assert set(lines[1].partition("│")[2]) <= {" "}
+
+
 def test_options_of_one_schedule_stand_alone(capsys):
     flags = ["--scheduler_specific_kwargs", '{"num_decay_steps": 200}']
     shown = shown_by(capsys, "warmup_stable_decay", *flags)
