@@ -7,11 +7,13 @@ from .. import _check
 from ._doctor import doctor, explain
 from ._migrate import migrate
 from ._plan import plan
+from ._schedule import schedule
 from ._train import train
 
 # What stands after the command's name comes in, the exit status goes out.
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "pretrain a GPT-2"),
+    "schedule": (schedule, "draw learning rates in the terminal"),
     "migrate": (migrate, "make a run of a Trainer's checkpoint, or back"),
     "doctor": (doctor, "say what is wrong with a plan"),
     "plan": (plan, "say what a run needs on devices that are only named"),

@@ -1,24 +1,11 @@
-"""The picture, and what is kept for it."""
+"""The picture of a run, drawn while it goes on."""
 
 import numpy as np
 import pytest
 
 from jaxopt_tf.monitors import curves
-from jaxopt_tf.monitors._curves import (
-    _LEAST,
-    _LOSS,
-    _MOST,
-    _RATE,
-    _SKIPPED,
-    _STEP,
-    _Points,
-    _smoothed,
-    _with_window,
-)
 from jaxopt_tf.training import Evaluation
 from tests.events import metrics_of, tell, window_of
-
-NOTHING = _Points(np.empty((0, 9)), np.empty((0, 9)), 1)
 
 
 def test_is_a_picture_800_pixels_wide(tmp_path):
@@ -95,45 +82,6 @@ def test_is_drawn_on_the_way_where_asked(tmp_path):
         drawn.append(path.exists())
         path.unlink(missing_ok=True)
     assert drawn == [False, True, False, True]
-
-
-def test_neighbours_are_put_together_when_a_run_is_long():
-    losses = np.random.default_rng(0).normal(size=50_003).astype(np.float32)
-    losses[30_000] = 99.0
-    losses[40_000] = -99.0
-    skipped = np.zeros(len(losses), bool)
-    skipped[[5, 49_999]] = True
-    points, most = NOTHING, 0
-    # Windows of 9, so that the number of points is odd at times.
-    for begin in range(0, len(losses), 9):
-        end = min(begin + 9, len(losses))
-        columns = {"rate": np.arange(begin, end), "skipped": skipped[begin:end]}
-        points = _with_window(
-            points, window_of(begin + 1, losses[begin:end], **columns)
-        )
-        most = max(most, len(points.rows))
-    assert most <= 4_020
-    rows, stride = points.rows, points.stride
-    assert len(rows) * stride + len(points.rest) == len(losses)
-    assert len(rows) > 1_900
-    # All points are means over as many steps, in order, and none is left out.
-    np.testing.assert_allclose(np.diff(rows[:, _STEP]), stride)
-    means = losses[: len(rows) * stride].reshape(-1, stride).mean(axis=1)
-    is_whole = rows[:, _SKIPPED] == 0
-    np.testing.assert_allclose(rows[is_whole, _LOSS], means[is_whole], atol=1e-5)
-    assert rows[:, _MOST].max() == 99.0
-    assert rows[:, _LEAST].min() == -99.0
-    assert rows[:, _SKIPPED].sum() == 2
-    assert rows[-1, _RATE] == len(rows) * stride - 1
-
-
-def test_smoothing_keeps_a_line_a_line_and_passes_over_gaps():
-    line = np.linspace(4.0, 3.0, 500)
-    line[100] = np.nan
-    smoothed = _smoothed(line)
-    assert np.isfinite(smoothed).all()
-    # At the end the mean is of one side only.
-    np.testing.assert_allclose(smoothed[:490], np.linspace(4, 3, 500)[:490], atol=3e-3)
 
 
 def test_refuses_a_format_that_is_not_a_picture(tmp_path):

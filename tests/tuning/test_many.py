@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from jaxopt_tf.recipes import Recipe
 from jaxopt_tf import tuning
+from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task
 
 from . import tasks
@@ -37,30 +38,21 @@ def assert_as_alone(task, recipes, runs):
         assert np.isnan(runs.losses[i, recipe.max_steps :]).all()
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd", "lion_32bit"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
 def test_each_run_is_what_it_is_alone(optim):
     recipes = recipes_of(
-        {},
-        {"learning_rate": 1e-2, "weight_decay": 0.0},
-        {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6},
-        {"max_grad_norm": 0.1},
-        {"max_grad_norm": 0.0},
-        {"lr_scheduler_type": "cosine", "warmup_steps": 0.25},
-        {"max_steps": 25},
-        {"seed": 7},
-        base=dataclasses.replace(BASE, optim=optim, learning_rate=1e-3),
+        {"learning_rate": 1e-3, "weight_decay": 0.0, "max_grad_norm": 0.1, "seed": 7},
+        {"adam_beta1": 0.8, "adam_beta2": 0.95, "max_grad_norm": 0.0},
+        {"lr_scheduler_type": "cosine", "max_steps": 25, "adam_epsilon": 1e-6},
+        base=dataclasses.replace(BASE, optim=optim, learning_rate=2e-3),
     )
     task = tasks.digits_task()
     assert_as_alone(task, recipes, train_many(task, recipes))
 
 
 def test_other_optimizers_and_batches_are_programs_of_their_own():
-    recipes = recipes_of(
-        {"optim": "adafactor"},
-        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
-        {},
-        {"optim": "adafactor", "learning_rate": 1e-2},
-    )
+    two_halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    recipes = recipes_of({"optim": "sgd"}, two_halves)
     task = tasks.digits_task()
     assert_as_alone(task, recipes, train_many(task, recipes))
 
@@ -86,30 +78,33 @@ def test_dropout_has_the_keys_of_each_runs_seed():
 
 
 def test_several_devices_share_the_runs():
-    recipes = recipes_of(
-        *({"learning_rate": rate} for rate in np.geomspace(1e-4, 1e-2, 6))
-    )
+    rates = [{"learning_rate": 1e-4}, {}, {"learning_rate": 1e-2}]
     task = tasks.digits_task()
-    runs = tuning.train_many(task, recipes, devices=jax.devices()[:4])
-    assert_as_alone(task, recipes, runs)
+    runs = tuning.train_many(task, recipes_of(*rates), devices=jax.devices()[:2])
+    on_one = train_many(task, recipes_of(*rates))
+    np.testing.assert_allclose(runs.losses, on_one.losses, rtol=1e-5)
+    np.testing.assert_allclose(runs.held_out, on_one.held_out, rtol=1e-5)
 
 
 def test_a_limit_of_memory_makes_groups_of_runs():
-    recipes = recipes_of(
-        *({"learning_rate": rate} for rate in np.geomspace(1e-4, 1e-2, 5))
-    )
-    task = tasks.digits_task()
+    recipes = recipes_of(*({"learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2)))
     passes = []
 
     def counted(recipe):
         passes.append(recipe)
         return tasks.batches(recipe)
 
-    runs = train_many(
-        dataclasses.replace(task, batches=counted), recipes, memory_limit=60_000
+    task = tasks.digits_task(batches=counted)
+    with pytest.raises(ValueError, match="`memory_limit` must be at least") as refusal:
+        train_many(task, recipes, memory_limit=1_000)
+    of_one = int(
+        re.search(r"at least ([\d,]+)", str(refusal.value))[1].replace(",", "")
     )
-    assert len(passes) > 2  # one to measure, and several groups
-    assert_as_alone(task, recipes, runs)
+    passes.clear()
+    runs = train_many(task, recipes, memory_limit=2.1 * of_one)
+    assert len(passes) == 3  # one to measure, and two groups
+    without = train_many(task, recipes)
+    np.testing.assert_allclose(runs.losses, without.losses, rtol=1e-5)
 
 
 def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
@@ -147,9 +142,7 @@ def test_names_the_smallest_rate_where_all_diverge():
         _ = runs.best_recipe
 
 
-def test_refuses_a_memory_limit_below_one_run():
-    with pytest.raises(ValueError, match=r"`memory_limit` must be at least [\d,]+ byt"):
-        train_many(tasks.digits_task(), [BASE], memory_limit=1_000)
+def test_refuses_a_memory_limit_that_is_none():
     with pytest.raises(ValueError, match="`memory_limit` must be finite and greater"):
         train_many(tasks.digits_task(), [BASE], memory_limit=0)
 

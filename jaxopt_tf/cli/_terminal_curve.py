@@ -1,0 +1,89 @@
+"""A curve in the terminal, in Braille or in ASCII."""
+
+import numpy as np
+
+# Bit of each dot of a Braille character: from the top, left and right.
+_BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+# By the bits of three dots on top of each other, of which the first is the highest.
+_ASCII = " '-'.'-|"
+
+
+def terminal_curve(
+    steps: np.ndarray,
+    values: np.ndarray,
+    *,
+    top: float,
+    width: int,
+    height: int,
+    encoding: str,
+) -> list[str]:
+    """Draws values over steps, from 0 to `top`, with both axes labelled.
+
+    Args:
+        steps: [n], rising.
+        values: [n], at least 0; lines are drawn between them.
+        top: the value at the upper edge; greater than 0.
+        width: of the lines, in characters, labels included.
+        height: of the curve, in characters.
+        encoding: of who reads it; without Braille's characters, it is ASCII.
+
+    Returns:
+        The lines, one more than `height`.
+    """
+    is_braille = can_show("⣿│└─", encoding)
+    labels = [f"{top:.4g}", *(height - 2) * [""], "0"] if height > 1 else [f"{top:.4g}"]
+    margin = max(map(len, labels))
+    columns = max(width - margin - 2, 10)
+    down, across = (4, 2) if is_braille else (3, 1)
+    dots = _dots(steps, values / top, columns * across, height * down)
+    cells = dots.reshape(height, down, columns, across).swapaxes(1, 2)
+    rows = _braille(cells) if is_braille else _ascii(cells)
+    side, corner, floor = "│└─" if is_braille else "|+-"
+    lines = [
+        f"{label:>{margin}} {side}{row}".rstrip()
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    first, last = f"{steps[0]:,}", f"{steps[-1]:,}"
+    between = floor * max(columns - len(first) - len(last), 1)
+    return [*lines, f"{'':{margin}} {corner}{first}{between}{last}"]
+
+
+def can_show(text: str, encoding: str) -> bool:
+    """Whether the encoding has all characters of the text."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.ndarray:
+    """[rows, columns], bool: where the line goes; the first row is the upper edge."""
+    edges = np.linspace(steps[0], steps[-1], columns + 1)
+    at_edges = np.interp(edges, steps, shares)
+    # A column has what lies in it, and what the line comes to at both its sides.
+    inside = np.clip(np.searchsorted(edges, steps, "right") - 1, 0, columns - 1)
+    every = np.arange(columns)
+    column = np.concatenate([inside, every, every])
+    values = np.concatenate([shares, at_edges[:-1], at_edges[1:]])
+    at = np.clip(np.floor((1 - values) * rows), 0, rows - 1).astype(int)
+    highest, lowest = np.full(columns, rows - 1), np.zeros(columns, int)
+    np.minimum.at(highest, column, at)
+    np.maximum.at(lowest, column, at)
+    row = np.arange(rows)[:, None]
+    return (row >= highest) & (row <= lowest)
+
+
+def _braille(cells: np.ndarray) -> list[str]:
+    """[height, columns, 4, 2] -> a string for each row."""
+    codes = 0x2800 + (cells * _BRAILLE).sum(axis=(2, 3))
+    # An empty one is a space: it is cut off at the end of a line, and found by none.
+    return [
+        "".join(chr(code) if code > 0x2800 else " " for code in row) for row in codes
+    ]
+
+
+def _ascii(cells: np.ndarray) -> list[str]:
+    """[height, columns, 3, 1] -> a string for each row."""
+    codes = (cells[:, :, :, 0] * [1, 2, 4]).sum(axis=2)
+    return ["".join(_ASCII[code] for code in row) for row in codes]

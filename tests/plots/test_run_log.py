@@ -1,0 +1,111 @@
+"""Runs found in folders, and what is said where there is none."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxopt_tf._run_rows import LOSS, STEP
+from jaxopt_tf.plots._run_log import read_run_log
+
+
+def write_state(folder, history, step=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"global_step": step, "log_history": history}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def test_a_file_is_as_good_as_its_folder(our_run, trainer_run):
+    for folder, file in (
+        (our_run, our_run / "metrics.jsonl"),
+        (trainer_run, trainer_run / "checkpoint-8/trainer_state.json"),
+        (trainer_run, trainer_run / "checkpoint-8"),
+    ):
+        one, other = read_run_log(folder), read_run_log(str(file))
+        assert one.name == other.name == folder.name
+        np.testing.assert_array_equal(one.rows, other.rows)
+        assert one.evaluations == other.evaluations
+
+
+def test_of_a_trainers_checkpoints_the_newest_counts(trainer_run):
+    assert read_run_log(trainer_run).rows[-1, STEP] == 8
+    assert read_run_log(trainer_run / "checkpoint-4").rows[-1, STEP] == 4
+
+
+def test_a_trainers_own_state_counts_unless_the_run_has_gone_on(tmp_path):
+    for step in (2, 10):
+        history = [{"step": step, "loss": 1.0}]
+        write_state(tmp_path / f"checkpoint-{step}", history, step)
+    write_state(tmp_path, [{"step": 10, "loss": 7.0}], 10)
+    assert read_run_log(tmp_path).rows[0, LOSS] == 7.0
+    write_state(tmp_path, [{"step": 2, "loss": 7.0}], 2)
+    assert read_run_log(tmp_path).rows[0, STEP] == 10
+
+
+def test_a_long_run_of_a_trainer_has_a_bounded_number_of_points(tmp_path):
+    history = [{"step": k + 1, "loss": float(k % 7)} for k in range(30_001)]
+    write_state(tmp_path, history)
+    rows = read_run_log(tmp_path).rows
+    assert 2_000 <= len(rows) <= 5_000
+    assert rows[-1, STEP] > 29_980
+
+
+def test_numbers_that_a_trainer_did_not_have_are_gaps(tmp_path):
+    history = [
+        {"step": 1, "loss": 2.0, "grad_norm": None},
+        {"step": 2, "loss": float("nan"), "learning_rate": 1e-3},
+        {"step": 2, "eval_accuracy": 0.5},
+    ]
+    write_state(tmp_path, history)
+    run = read_run_log(tmp_path)
+    np.testing.assert_array_equal(run.rows[:, LOSS], [2.0, np.nan])
+    assert run.evaluations == []
+
+
+def test_refuses_a_path_where_nothing_is(tmp_path):
+    with pytest.raises(ValueError, match=r"`folder` must be .*nowhere', which does"):
+        read_run_log(tmp_path / "nowhere")
+
+
+def test_refuses_a_folder_without_a_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"must hold metrics\.jsonl, or .*neither\.$"):
+        read_run_log(tmp_path / "empty")
+
+
+def test_names_the_run_that_is_nearby(our_run):
+    with pytest.raises(ValueError, match=r"Did you mean '.*ours'\?"):
+        read_run_log(our_run.parent)
+    (our_run / "checkpoint-20").mkdir()
+    with pytest.raises(ValueError, match=r"Did you mean '.*ours'\?"):
+        read_run_log(our_run / "checkpoint-20")
+
+
+def test_refuses_a_log_without_steps(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 5.0}\n')
+    with pytest.raises(ValueError, match=r"logged a step, got .*metrics\.jsonl has"):
+        read_run_log(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    write_state(tmp_path, [{"step": 1, "eval_loss": 5.0}])
+    with pytest.raises(ValueError, match=r"logged a step, got .*trainer_state\.json"):
+        read_run_log(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"log_history": [{"loss": 1}]}'])
+def test_refuses_a_state_that_is_none(tmp_path, text):
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(ValueError, match="`folder` must hold .*cannot be read"):
+        read_run_log(tmp_path)
+
+
+def test_refuses_a_damaged_log_of_ours(our_run):
+    path = our_run / "metrics.jsonl"
+    path.write_text("no JSON\n" + path.read_text())
+    with pytest.raises(ValueError, match="line 1 of"):
+        read_run_log(our_run)
+
+
+def test_a_copy_of_a_run_keeps_its_folders_name(our_run):
+    copied = shutil.copytree(our_run, our_run.parent / "copied")
+    assert read_run_log(copied).name == "copied"
