@@ -6,4 +6,10 @@ print(runs.best_recipe)
 
 from ._many import train_many as train_many
 from ._runs import Runs as Runs
+from ._space import Between as Between
+from ._space import drawn as drawn
+from ._space import grid as grid
+from ._sweep import Sweep as Sweep
+from ._sweep import sweep as sweep
 from ._task import Task as Task
+from ._trials import Trial as Trial

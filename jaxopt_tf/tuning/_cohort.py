@@ -95,14 +95,6 @@ def held_out_losses(cohort: Cohort, batches: Sequence[Batch]) -> np.ndarray:
     return total / num_items
 
 
-def keep(cohort: Cohort, indices: Sequence[int]) -> Cohort:
-    """The runs of these numbers alone, where they stand."""
-    at = jnp.asarray(indices, jnp.int32)
-    carried = jax.tree.map(lambda leaf: jnp.take(leaf, at, axis=0), cohort.carried)
-    recipes = tuple(cohort.recipes[i] for i in indices)
-    return dataclasses.replace(cohort, recipes=recipes, carried=carried)
-
-
 def seed_streams(
     task: Task, recipes: Sequence[Recipe], skip: int = 0
 ) -> tuple[list[Iterator[Batch]], list[int]]:
@@ -125,6 +117,14 @@ def first_params(task: Task, recipes: Sequence[Recipe]) -> PyTree:
 def stacked(trees: Sequence[PyTree]) -> PyTree:
     """Trees of arrays as one, with an axis in front."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstacked(tree: PyTree, num: int) -> list[PyTree]:
+    """The first `num` trees of a stack, on the host: no device keeps them."""
+    # Keys have no form of their own on the host, and are small.
+    is_key = functools.partial(jax.dtypes.issubdtype, b=jax.dtypes.prng_key)
+    tree = jax.tree.map(lambda x: x if is_key(x.dtype) else np.asarray(x), tree)
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(num)]
 
 
 def _stacked_batches(cohort: Cohort) -> Batch:

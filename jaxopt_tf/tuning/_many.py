@@ -1,15 +1,12 @@
 """train_many: runs of one task, side by side, as many as fit at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from .. import _check
-from ..recipes import Recipe, Varied, same_program, vary
-from . import _cohort
-from . import _memory as memory
-from ._program import Program, make_program
+from ..recipes import Recipe
+from ._groups import train_to
 from ._runs import Runs
 from ._task import Task
 
@@ -49,97 +46,16 @@ def train_many(
     num_steps = max(recipe.max_steps for recipe in recipes)
     losses = np.full((len(recipes), num_steps), np.nan, np.float32)
     held_out = np.full(len(recipes), np.nan) if task.held_out else None
-    for finished in trained(task, recipes, memory_limit, devices):
-        for i, of_run, at_end in finished:
+    everyone = range(len(recipes))
+    for group in train_to(
+        task, recipes, everyone, num_steps, {}, memory_limit, devices
+    ):
+        for row, i in enumerate(group.runs):
+            of_run = group.losses[row, : recipes[i].max_steps]
             losses[i, : len(of_run)] = of_run
             if held_out is not None:
-                held_out[i] = at_end
+                held_out[i] = group.held_out[row]
     return Runs(recipes, losses, held_out)
-
-
-def trained(
-    task: Task,
-    recipes: Sequence[Recipe],
-    memory_limit: float | None,
-    devices: Sequence[jax.Device] | None,
-) -> Iterator[list[tuple[int, np.ndarray, float]]]:
-    """Trains, and gives of each group at its end: (number, losses, held-out loss)."""
-    for numbers in by_program(recipes):
-        of_program = [recipes[i] for i in numbers]
-        varied = vary(of_program)
-        program = make_program(task, of_program[0], _at_most(devices, len(numbers)))
-        width = _width(task, of_program, varied, program, memory_limit)
-        for first in range(0, len(numbers), width):
-            chosen = list(range(first, min(first + width, len(numbers))))
-            # All groups have one size, so that all are one program.
-            filled = chosen + [chosen[0]] * (width - len(chosen))
-            cohort = started(task, program, of_program, varied, filled)
-            losses = _cohort.advance(cohort, max(r.max_steps for r in cohort.recipes))
-            at_end = np.full(width, np.nan)
-            if task.held_out:
-                at_end = _cohort.held_out_losses(cohort, task.held_out)
-            yield [
-                (numbers[i], losses[row, : of_program[i].max_steps], float(at_end[row]))
-                for row, i in enumerate(chosen)
-            ]
-
-
-def started(
-    task: Task,
-    program: Program,
-    recipes: Sequence[Recipe],
-    varied: Varied,
-    chosen: Sequence[int],
-) -> _cohort.Cohort:
-    """The chosen runs of a program, before their first step."""
-    own = [recipes[i] for i in chosen]
-    return _cohort.begin(
-        program,
-        own,
-        rows(varied, chosen),
-        _cohort.first_params(task, own),
-        *_cohort.seed_streams(task, own),
-    )
-
-
-def rows(varied: Varied, chosen: Sequence[int]) -> Varied:
-    """The numbers of these runs."""
-    return jax.tree.map(lambda leaf: leaf[np.asarray(chosen)], varied)
-
-
-def _at_most(
-    devices: Sequence[jax.Device] | None, num_runs: int
-) -> Sequence[jax.Device]:
-    devices = jax.local_devices() if devices is None else devices
-    return devices[:num_runs]
-
-
-def _width(
-    task: Task,
-    recipes: Sequence[Recipe],
-    varied: Varied,
-    program: Program,
-    memory_limit: float | None,
-) -> int:
-    """How many runs are trained side by side, a multiple of the devices."""
-    limit = memory.limit_of_devices() if memory_limit is None else memory_limit
-    most = len(recipes)
-    if limit is not None:
-        _check.positive("memory_limit", limit)
-        one = started(task, program, recipes, varied, [0] * program.num_devices)
-        num_seeds = len({recipe.seed for recipe in recipes})
-        most = memory.num_side_by_side(one, num_seeds, most, limit)
-    # Groups as equal as can be, each filled up to the devices.
-    size = -(-len(recipes) // -(-len(recipes) // most))
-    return -(-size // program.num_devices) * program.num_devices
-
-
-def by_program(recipes: Sequence[Recipe]) -> list[list[int]]:
-    """The numbers of the recipes, those of one program together."""
-    groups: dict = {}
-    for i, recipe in enumerate(recipes):
-        groups.setdefault(same_program(recipe), []).append(i)
-    return list(groups.values())
 
 
 def checked(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:

@@ -1,0 +1,129 @@
+"""Groups of runs: as many side by side as fit, one group after the other."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .. import _check
+from ..recipes import Recipe, Varied, same_program, vary
+from . import _cohort
+from ._memory import limit_of_devices, num_side_by_side
+from ._program import Carried, Program, make_program
+from ._task import Task
+
+
+class Group(NamedTuple):
+    """Runs that were trained side by side, and have come to where they were to."""
+
+    runs: list[int]  # their numbers, n of them
+    losses: np.ndarray  # [n, steps that were taken now], float32
+    held_out: np.ndarray  # [n], float64; NaN where there are no held-out batches
+    carried: Carried  # [n or more, ...]: what they need to go on
+
+
+def train_to(
+    task: Task,
+    recipes: Sequence[Recipe],
+    numbers: Sequence[int],
+    until: int,
+    states: Mapping[int, Carried],
+    memory_limit: float | None,
+    devices: Sequence[jax.Device] | None,
+) -> Iterator[Group]:
+    """Trains runs up to a step, and gives each group when it is there.
+
+    Args:
+        task: what is trained.
+        recipes: of all runs, those included that are not trained now.
+        numbers: of the runs to train.
+        until: a step; runs that end before end there.
+        states: where runs stand, all at one step; those that are not in it start.
+        memory_limit: as for `train_many`.
+        devices: as for `train_many`.
+    """
+    for members in by_program(recipes):
+        runs = [i for i in members if i in numbers]
+        if not runs:
+            continue
+        # Of all, so that a program is the same whoever of them is trained now.
+        own = vary([recipes[i] for i in members])
+        varied = dict(zip(members, _cohort.unstacked(own, len(members)), strict=True))
+        program = make_program(task, recipes[runs[0]], _at_most(devices, len(runs)))
+        make = functools.partial(_cohort_of, task, program, recipes, varied, states)
+        num_streams = len({recipes[i].seed for i in runs})
+        width = _width(program, make, runs, num_streams, memory_limit)
+        for first in range(0, len(runs), width):
+            chosen = runs[first : first + width]
+            # All groups have one size, so that all are one program.
+            cohort = make(chosen + chosen[:1] * (width - len(chosen)))
+            losses = _cohort.advance(cohort, min(until, _longest(cohort)))
+            held_out = np.full(width, np.nan)
+            if task.held_out:
+                held_out = _cohort.held_out_losses(cohort, task.held_out)
+            n = len(chosen)
+            yield Group(chosen, losses[:n], held_out[:n], cohort.carried)
+
+
+def _cohort_of(
+    task: Task,
+    program: Program,
+    recipes: Sequence[Recipe],
+    varied: Mapping[int, Varied],
+    states: Mapping[int, Carried],
+    chosen: Sequence[int],
+) -> _cohort.Cohort:
+    """The chosen runs where they stand, or before their first step."""
+    own = [recipes[i] for i in chosen]
+    if chosen[0] not in states:
+        return _cohort.begin(
+            program,
+            own,
+            _cohort.stacked([varied[i] for i in chosen]),
+            _cohort.first_params(task, own),
+            *_cohort.seed_streams(task, own),
+        )
+    carried = _cohort.stacked([states[i] for i in chosen])
+    step = int(np.max(carried.state.step))
+    streams, _ = _cohort.seed_streams(task, own, skip=step)
+    return _cohort.Cohort(program, tuple(own), carried, streams, step)
+
+
+def _longest(cohort: _cohort.Cohort) -> int:
+    return max(recipe.max_steps for recipe in cohort.recipes)
+
+
+def _at_most(
+    devices: Sequence[jax.Device] | None, num_runs: int
+) -> Sequence[jax.Device]:
+    devices = jax.local_devices() if devices is None else devices
+    return devices[:num_runs]
+
+
+def _width(
+    program: Program,
+    make: Callable[[Sequence[int]], _cohort.Cohort],
+    runs: Sequence[int],
+    num_streams: int,
+    memory_limit: float | None,
+) -> int:
+    """How many runs are trained side by side, a multiple of the devices."""
+    limit = limit_of_devices() if memory_limit is None else memory_limit
+    most = len(runs)
+    if limit is not None:
+        _check.positive("memory_limit", limit)
+        one = make([runs[0]] * program.num_devices)
+        most = num_side_by_side(one, num_streams, most, limit)
+    # Groups as equal as can be, each filled up to the devices.
+    size = -(-len(runs) // -(-len(runs) // most))
+    return -(-size // program.num_devices) * program.num_devices
+
+
+def by_program(recipes: Sequence[Recipe]) -> list[list[int]]:
+    """The numbers of the recipes, those of one program together."""
+    groups: dict = {}
+    for i, recipe in enumerate(recipes):
+        groups.setdefault(same_program(recipe), []).append(i)
+    return list(groups.values())

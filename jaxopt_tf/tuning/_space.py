@@ -1,0 +1,161 @@
+"""What to try: a grid of recipes, or some drawn at random."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _check
+from ..recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Between:
+    """A range that a random search draws from.
+
+    Attributes:
+        low: the least value.
+        high: the greatest; above `low`.
+        scale: "log" draws its logarithm evenly, for rates and decays, and needs a `low`
+            above 0; "linear" the number itself.
+
+    Raises:
+        ValueError, TypeError: if the bounds are not finite or the wrong way round.
+    """
+
+    low: float
+    high: float
+    scale: str = "log"
+
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        _check.finite("low", self.low)
+        _check.finite("high", self.high)
+        _check.one_of("scale", self.scale, ("log", "linear"))
+        if not self.low < self.high:
+            raise ValueError(
+                f"`high` must be greater than `low`, got {self.low!r} to "
+                f"{self.high!r}. Swap them, or give the one value in a list."
+            )
+        if self.scale == "log" and not self.low > 0:
+            raise ValueError(
+                f"`low` must be greater than 0 on a scale of 'log', got {self.low!r}. "
+                "Raise it, or take `scale='linear'`."
+            )
+
+    def at(self, share: float) -> float:
+        """The value at this share of the way, 0 to 1, rounded to four digits."""
+        if self.scale == "log":
+            value = math.exp(
+                math.log(self.low) + share * (math.log(self.high) - math.log(self.low))
+            )
+        else:
+            value = self.low + share * (self.high - self.low)
+        return float(f"{value:.4g}")
+
+
+_KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
+
+# Field of a recipe -> the values to try, or the range to draw from.
+Over = Mapping[str, Sequence[Any] | Between]
+
+
+def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
+    """Every combination of the values, the last field changing fastest.
+
+    Args:
+        recipe: what is not in `over`.
+        over: values by field.
+
+    Raises:
+        ValueError, TypeError: if there is nothing to try, a recipe has no such field, a
+            range has no values, or a combination is no recipe.
+    """
+    _check_fields(over)
+    lists = [list(v) for v in over.values() if not isinstance(v, Between)]
+    ranges = [name for name, values in over.items() if isinstance(values, Between)]
+    if ranges:
+        raise ValueError(
+            f"`over` must list the values of {ranges[0]!r} in a grid, got a range. "
+            "Give `num_samples` to draw from it, or a list."
+        )
+    return tuple(
+        _changed(recipe, dict(zip(over, values, strict=True)))
+        for values in itertools.product(*lists)
+    )
+
+
+def drawn(
+    recipe: Recipe, over: Over, num_samples: int, seed: int
+) -> tuple[Recipe, ...]:
+    """Recipes drawn at random, each field by itself.
+
+    Args:
+        recipe: what is not in `over`.
+        over: by field, a range, or values of which each is as likely as the others.
+        num_samples: K; at least 1.
+        seed: of the draw.
+
+    Raises:
+        ValueError, TypeError: as for `grid`, ranges excepted.
+    """
+    _check_fields(over)
+    num_samples = _check.whole_number("num_samples", num_samples, least=1)
+    rng = np.random.default_rng(_check.whole_number("seed", seed, least=0))
+    changes = [
+        {name: _draw(rng, name, values) for name, values in over.items()}
+        for _ in range(num_samples)
+    ]
+    return tuple(_changed(recipe, change) for change in changes)
+
+
+def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Between) -> Any:
+    if isinstance(values, Between):
+        value = values.at(rng.random())
+        return round(value) if _KINDS[name] is int else value
+    return values[int(rng.integers(len(values)))]
+
+
+def _check_fields(over: Over) -> None:
+    names = list(_KINDS)
+    if not over:
+        raise ValueError(
+            "`over` must name at least one field and its values, got none: "
+            "{'learning_rate': [1e-4, 1e-3]}, say."
+        )
+    for name, values in over.items():
+        if name not in names:
+            raise ValueError(
+                f"`over` must name fields of a recipe, got {name!r}."
+                + _check.nearest(name, names)
+            )
+        if name == "label_smoothing_factor":
+            raise ValueError(
+                "`over` must name fields that decide an update, got "
+                "'label_smoothing_factor': it is the loss's, and losses with another "
+                "one cannot be compared. Compare tasks instead."
+            )
+        is_list = isinstance(values, Sequence) and not isinstance(values, str)
+        if isinstance(values, Between):
+            continue
+        if not is_list:
+            raise TypeError(
+                f"`over` must have a list of values, or a `Between`, for {name!r}, got "
+                f"{values!r}."
+            )
+        if len(values) == 0:
+            raise ValueError(
+                f"`over` must have at least one value for {name!r}, got none: the grid "
+                "is empty. Give values, or leave the field out."
+            )
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    try:
+        return dataclasses.replace(recipe, **changes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`over` with {dict(changes)!r}: {error}") from error

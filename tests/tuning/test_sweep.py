@@ -1,0 +1,202 @@
+"""Sweeps: what is tried, what is kept, and what is not done again."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxopt_tf import tuning
+from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.tuning import Between
+
+from . import tasks
+
+ONE = jax.devices()[:1]
+BASE = Recipe(max_steps=40, learning_rate=3e-3, seed=1)
+RATES = [1e-4, 1e-3, 1e-2, 3e-2]
+
+
+def sweep(over, task=None, **options):
+    task = tasks.digits_task() if task is None else task
+    return tuning.sweep(task, BASE, over, devices=ONE, **options)
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(num_groups):
+    """What a report does that stands for SIGKILL, after a number of groups."""
+    told = []
+
+    def report(line):
+        told.append(line)
+        if len(told) == num_groups:
+            raise KilledError
+
+    return report
+
+
+def counting(task):
+    """The task, and the list of all steps whose batch was read."""
+    read = []
+
+    def batches(recipe):
+        for step, batch in enumerate(task.batches(recipe)):
+            read.append(step)
+            yield batch
+
+    return dataclasses.replace(task, batches=batches), read
+
+
+def test_a_grid_is_every_combination():
+    found = sweep({"learning_rate": [1e-4, 1e-2], "weight_decay": [0.0, 0.1]})
+    tried = [(r.learning_rate, r.weight_decay) for r in found.recipes]
+    assert tried == [(1e-4, 0.0), (1e-4, 0.1), (1e-2, 0.0), (1e-2, 0.1)]
+    assert found.best_recipe.learning_rate == 1e-2
+    assert [trial.step for trial in found.last] == [40] * 4
+    assert found.table(most=3).row_count == 3
+
+
+def test_a_run_is_what_train_many_makes_of_it():
+    found = sweep({"learning_rate": [1e-3, 1e-2]})
+    runs = tuning.train_many(tasks.digits_task(), found.recipes, devices=ONE)
+    held_out = [trial.held_out for trial in found.last]
+    np.testing.assert_allclose(held_out, runs.held_out, rtol=1e-6)
+
+
+def test_random_search_stays_between_the_bounds_and_repeats():
+    over = {
+        "learning_rate": Between(1e-4, 1e-2),
+        "weight_decay": Between(0.0, 0.5, scale="linear"),
+        "per_device_train_batch_size": Between(4, 9),
+        "adam_beta2": [0.95, 0.999],
+    }
+    drawn = tuning.drawn(BASE, over, 50, 3)
+    assert drawn == tuning.drawn(BASE, over, 50, 3)
+    assert drawn != tuning.drawn(BASE, over, 50, 4)
+    for recipe in drawn:
+        assert 1e-4 <= recipe.learning_rate <= 1e-2
+        assert 0 <= recipe.weight_decay <= 0.5
+        assert recipe.per_device_train_batch_size in range(4, 10)
+    assert {recipe.adam_beta2 for recipe in drawn} == {0.95, 0.999}
+    # Evenly on a scale of logarithms: half of them are below the middle decade.
+    assert 15 < sum(recipe.learning_rate < 1e-3 for recipe in drawn) < 35
+
+
+def test_halving_trains_on_the_better_half_only():
+    found = sweep({"learning_rate": RATES}, halving=2)
+    steps = [[t.step for t in found.trials if t.run == run] for run in range(4)]
+    assert sorted(steps) == [[10], [10], [10, 20], [10, 20, 40]]
+    whole = sweep({"learning_rate": RATES})
+    (end,) = [trial for trial in found.last if trial.step == 40]
+    # The one that was looked at on its way is the one that nobody stopped.
+    np.testing.assert_allclose(end.held_out, whole.last[end.run].held_out, rtol=1e-6)
+    assert found.best_recipe == found.recipes[end.run]
+
+
+def test_killed_and_started_again_repeats_nothing(tmp_path):
+    over = {"learning_rate": RATES, "optim": ["adamw_torch", "sgd"]}
+    unbroken = sweep(over, halving=2)
+    for num_groups in (1, 1, 2):
+        task, read = counting(tasks.digits_task())
+        with pytest.raises(KilledError):
+            sweep(
+                over, task, halving=2, folder=tmp_path, report=killed_after(num_groups)
+            )
+    lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
+    task, read = counting(tasks.digits_task())
+    ended = sweep(over, task, halving=2, folder=tmp_path)
+    assert len(ended.trials) > len(lines)
+    assert [t[:2] for t in ended.trials] == [t[:2] for t in unbroken.trials]
+    for ours, theirs in zip(ended.trials, unbroken.trials, strict=True):
+        np.testing.assert_allclose(ours.held_out, theirs.held_out, rtol=1e-6)
+    # All is done: nothing is trained any more.
+    again, read = counting(tasks.digits_task())
+    assert sweep(over, again, halving=2, folder=tmp_path).trials == ended.trials
+    assert max(read) == 0  # the first batch, for its fingerprint
+
+
+def test_writes_a_line_for_each_trial(tmp_path):
+    found = sweep({"learning_rate": [1e-3, 1e38]}, folder=tmp_path)
+    lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert first["learning_rate"] == 1e-3
+    assert first["held_out_loss"] == found.last[0].held_out
+    assert (second["run"], second["step"], second["loss"]) == (1, 40, None)
+    assert (first["has_diverged"], second["has_diverged"]) == (False, True)
+    assert (
+        tuning.sweep(
+            tasks.digits_task(),
+            BASE,
+            {"learning_rate": [1e-3, 1e38]},
+            folder=tmp_path,
+            devices=ONE,
+        ).trials
+        == found.trials
+    )
+
+
+def test_refuses_the_folder_of_another_sweep(tmp_path):
+    sweep({"learning_rate": [1e-3]}, folder=tmp_path)
+    with pytest.raises(ValueError, match="`folder` must .* other recipes were taken"):
+        sweep({"learning_rate": [1e-2]}, folder=tmp_path)
+    x, y = tasks.digits()
+    other = tasks.digits_task(held_out=[{"x": x[1600:], "y": y[1600:]}])
+    with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
+        sweep({"learning_rate": [1e-3]}, other, folder=tmp_path)
+
+
+def test_names_the_smallest_rate_where_all_diverge():
+    found = sweep({"learning_rate": [1e38, 2e38]})
+    with pytest.raises(ValueError, match=r"all 2 diverged; the smallest.* was 1e\+38"):
+        _ = found.best_recipe
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (
+            {"learning_rat": [1]},
+            "`over` must name fields.*Did you mean 'learning_rate'",
+        ),
+        ({}, "`over` must name at least one field"),
+        ({"learning_rate": []}, "the grid is empty"),
+        ({"learning_rate": Between(1e-4, 1e-2)}, "in a grid, got a range"),
+        ({"learning_rate": [-1.0]}, "`over` with .*`learning_rate` must be finite"),
+        ({"label_smoothing_factor": [0.1]}, "it is the loss's"),
+    ],
+)
+def test_refuses_what_cannot_be_tried(over, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(over)
+
+
+def test_refuses_values_that_are_no_list():
+    with pytest.raises(TypeError, match="`over` must have a list of values"):
+        sweep({"learning_rate": 1e-3})
+    with pytest.raises(TypeError, match="`over` must have a list of values"):
+        sweep({"optim": "sgd"})
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((1e-2, 1e-4), "`high` must be greater than `low`"),
+        ((0.0, 1.0), "`low` must be greater than 0 on a scale of 'log'"),
+        ((0.1, float("nan")), "`high` must be finite"),
+        ((0.1, 1.0, "cubic"), "`scale` must be one of"),
+    ],
+)
+def test_refuses_bounds_that_are_none(bounds, message):
+    with pytest.raises(ValueError, match=message):
+        Between(*bounds)
+
+
+def test_refuses_to_halve_runs_of_several_lengths():
+    with pytest.raises(ValueError, match="`halving` must be of runs of one length"):
+        sweep({"max_steps": [10, 20]}, halving=2)
+    with pytest.raises(ValueError, match="`halving` must be from 2"):
+        sweep({"learning_rate": RATES}, halving=1)
