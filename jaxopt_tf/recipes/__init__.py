@@ -16,6 +16,7 @@ from ._optim_args import read_optim_args as read_optim_args
 from ._optimizer_names import OPTIMIZERS as OPTIMIZERS
 from ._optimizer_names import REFUSED_OPTIMIZERS as REFUSED_OPTIMIZERS
 from ._optimizer_names import optimizer_refusal as optimizer_refusal
+from ._rate_groups import REST as REST
 from ._rate_groups import RateGroup as RateGroup
 from ._rate_groups import layer_wise_decay as layer_wise_decay
 from ._recipe import Recipe as Recipe

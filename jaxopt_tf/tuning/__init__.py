@@ -4,7 +4,10 @@ runs = train_many(task, [replace(recipe, learning_rate=rate) for rate in rates])
 print(runs.best_recipe)
 """
 
+from ._learning_rate import find_learning_rate as find_learning_rate
 from ._many import train_many as train_many
+from ._range_test import range_test as range_test
+from ._rate_found import RateFound as RateFound
 from ._runs import Runs as Runs
 from ._space import Between as Between
 from ._space import drawn as drawn
