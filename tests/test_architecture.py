@@ -58,6 +58,13 @@ def test_no_file_is_longer_than_a_page_or_two():
     assert long == {}
 
 
+def test_the_tree_in_the_readme_names_every_room():
+    tree = (
+        (PACKAGE.parent / "README.md").read_text().partition("## Where things are")[2]
+    )
+    assert [s for s in STATIONS if f"─ {s}/ " not in tree] == []
+
+
 def test_the_root_lists_names_that_stations_list():
     for name in public_names(jaxopt_tf):
         value = getattr(jaxopt_tf, name)

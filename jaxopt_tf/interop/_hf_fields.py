@@ -137,6 +137,7 @@ _NEUTRAL_BY_NAME: dict[str, tuple[Any, ...]] = {
 }
 
 
+# Each field of TrainingArguments without a namesake in a `Recipe`: what it comes to.
 TRAINING_ARGUMENTS: dict[str, Field] = {
     **{name: Field("translated") for name in _TRANSLATED.split()},
     **{name: Field("neutral", usual) for name, usual in _NEUTRAL_BY_NAME.items()},

@@ -36,6 +36,7 @@ _ANY_NORM = (
     r"(?:^|\.)scale$",
 )
 _EXAMPLES = ("bias", r"LayerNorm\.weight")
+# The rules of `decay_mask` that have a name.
 DECAY_RULES = ("default", "transformers_v5", "transformers_v4", "examples")
 
 # Called norms, but they wrap a layer whose weight is to be decayed.

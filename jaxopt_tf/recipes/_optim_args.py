@@ -14,6 +14,7 @@ _KNOWN: dict[str, dict[str, type]] = {
     "adagrad": {"lr_decay": float, "eps": float},
     "rmsprop": {"momentum": float, "alpha": float, "eps": float, "centered": bool},
 }
+# Values of `optim` that take `optim_args`.
 TAKES_OPTIM_ARGS = tuple(_KNOWN)
 
 

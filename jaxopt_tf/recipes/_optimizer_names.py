@@ -12,6 +12,7 @@ ADAMW = (
     "adamw_torch_npu_fused",
     "adamw_apex_fused",
 )
+# Values of `optim` that a `Recipe` takes.
 OPTIMIZERS = (
     *ADAMW,
     "adamw_hf",
@@ -80,6 +81,7 @@ _REFUSED = {
     "stable_adamw": "torch-optimi, whose it is, could not be compared here; take "
     "'adamw_torch' with `max_grad_norm`",
 }
+# Those that Trainer takes and a `Recipe` refuses, with the reason.
 REFUSED_OPTIMIZERS = tuple(_REFUSED)
 
 

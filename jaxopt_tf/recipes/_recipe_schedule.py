@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ._recipe import Recipe
 
 _PHASED = "warmup_stable_decay"
+# Schedules that follow a metric, not the step.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
 SCHEDULES = (
     "linear",

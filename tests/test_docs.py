@@ -1,0 +1,66 @@
+"""What is written beside the code: links lead somewhere, and code blocks are code.
+
+That every public name has its place on the site is seen to where it is built.
+"""
+
+import ast
+import importlib.util
+import pathlib
+import re
+import urllib.parse
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TEXTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+)
+
+
+def read(name):
+    return (ROOT / name).read_text()
+
+
+def links(name):
+    without_code = re.sub(r"^```.*?^```|`[^`\n]*`", "", read(name), flags=re.M | re.S)
+    return re.findall(r"\]\(([^)]*)\)", without_code)
+
+
+def anchors(text):
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_within_the_repository_lead_to_a_file_and_to_a_title_in_it(name):
+    for link in links(name):
+        path, _, anchor = link.partition("#")
+        if "//" in path or path.startswith("api/"):  # made when the site is built
+            continue
+        there = (ROOT / name).parent / path if path else ROOT / name
+        assert there.is_file(), link
+        if anchor:
+            assert anchor in anchors(there.read_text()), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_to_elsewhere_are_well_formed(name):
+    # Whether they are answered is not asked: tests need no network.
+    for link in links(name):
+        if "//" in link:
+            parts = urllib.parse.urlsplit(link)
+            assert parts.scheme == "https", link
+            assert re.fullmatch(r"(?:[\w-]+\.)+[a-z]{2,}", parts.netloc), link
+            assert not re.search(r"[\s<>]", link), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_code_blocks_are_code_and_import_what_there_is(name):
+    for block in re.findall(r"^```python\n(.*?)^```", read(name), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("jaxopt_tf"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    is_room = importlib.util.find_spec(f"{node.module}.{alias.name}")
+                    assert hasattr(module, alias.name) or is_room, alias.name
