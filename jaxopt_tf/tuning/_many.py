@@ -1,14 +1,14 @@
 """train_many: runs of one task, side by side, as many as fit at once."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
-from .. import _check
 from ..recipes import Recipe, Varied, same_program, vary
 from . import _cohort
-from . import _memory as memory
+from ._memory import at_most, side_by_side
 from ._program import Program, make_program
 from ._runs import Runs
 from ._task import Task
@@ -67,8 +67,12 @@ def trained(
     for numbers in by_program(recipes):
         of_program = [recipes[i] for i in numbers]
         varied = vary(of_program)
-        program = make_program(task, of_program[0], _at_most(devices, len(numbers)))
-        width = _width(task, of_program, varied, program, memory_limit)
+        program = make_program(task, of_program[0], at_most(devices, len(numbers)))
+        make = functools.partial(started, task, program, of_program, varied)
+        num_streams = len({recipe.seed for recipe in of_program})
+        width = side_by_side(
+            program, make, range(len(numbers)), num_streams, memory_limit
+        )
         for first in range(0, len(numbers), width):
             chosen = list(range(first, min(first + width, len(numbers))))
             # All groups have one size, so that all are one program.
@@ -105,33 +109,6 @@ def started(
 def rows(varied: Varied, chosen: Sequence[int]) -> Varied:
     """The numbers of these runs."""
     return jax.tree.map(lambda leaf: leaf[np.asarray(chosen)], varied)
-
-
-def _at_most(
-    devices: Sequence[jax.Device] | None, num_runs: int
-) -> Sequence[jax.Device]:
-    devices = jax.local_devices() if devices is None else devices
-    return devices[:num_runs]
-
-
-def _width(
-    task: Task,
-    recipes: Sequence[Recipe],
-    varied: Varied,
-    program: Program,
-    memory_limit: float | None,
-) -> int:
-    """How many runs are trained side by side, a multiple of the devices."""
-    limit = memory.limit_of_devices() if memory_limit is None else memory_limit
-    most = len(recipes)
-    if limit is not None:
-        _check.positive("memory_limit", limit)
-        one = started(task, program, recipes, varied, [0] * program.num_devices)
-        num_seeds = len({recipe.seed for recipe in recipes})
-        most = memory.num_side_by_side(one, num_seeds, most, limit)
-    # Groups as equal as can be, each filled up to the devices.
-    size = -(-len(recipes) // -(-len(recipes) // most))
-    return -(-size // program.num_devices) * program.num_devices
 
 
 def by_program(recipes: Sequence[Recipe]) -> list[list[int]]:
