@@ -4,6 +4,8 @@ runs = train_many(task, [replace(recipe, learning_rate=rate) for rate in rates])
 print(runs.best_recipe)
 """
 
+from ._decay_path import decay_path as decay_path
+from ._decay_path_result import DecayPath as DecayPath
 from ._learning_rate import find_learning_rate as find_learning_rate
 from ._many import train_many as train_many
 from ._range_test import range_test as range_test

@@ -87,12 +87,20 @@ def advance(cohort: Cohort, until: int) -> np.ndarray:
 
 def held_out_losses(cohort: Cohort, batches: Sequence[Batch]) -> np.ndarray:
     """The mean loss of each run over all items of `batches`; [K], float64."""
+    total, num_items = summed_losses(cohort, batches)
+    return total / num_items
+
+
+def summed_losses(
+    cohort: Cohort, batches: Sequence[Batch]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The summed loss of each run over `batches`, and its items; [K], float64 each."""
     params = cohort.carried.state.params
     total, num_items = np.zeros(len(cohort.recipes)), np.zeros(len(cohort.recipes))
     for batch in batches:
         sums, counts = jax.device_get(cohort.program.evaluate(params, batch))
         total, num_items = total + sums, num_items + counts
-    return total / num_items
+    return total, num_items
 
 
 def seed_streams(

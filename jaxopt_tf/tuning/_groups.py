@@ -1,16 +1,15 @@
 """Groups of runs: as many side by side as fit, one group after the other."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from .. import _check
 from ..recipes import Recipe, Varied, same_program, vary
 from . import _cohort
-from ._memory import limit_of_devices, num_side_by_side
+from ._memory import at_most, side_by_side
 from ._program import Carried, Program, make_program
 from ._task import Task
 
@@ -51,10 +50,10 @@ def train_to(
         # Of all, so that a program is the same whoever of them is trained now.
         own = vary([recipes[i] for i in members])
         varied = dict(zip(members, _cohort.unstacked(own, len(members)), strict=True))
-        program = make_program(task, recipes[runs[0]], _at_most(devices, len(runs)))
+        program = make_program(task, recipes[runs[0]], at_most(devices, len(runs)))
         make = functools.partial(_cohort_of, task, program, recipes, varied, states)
         num_streams = len({recipes[i].seed for i in runs})
-        width = _width(program, make, runs, num_streams, memory_limit)
+        width = side_by_side(program, make, runs, num_streams, memory_limit)
         for first in range(0, len(runs), width):
             chosen = runs[first : first + width]
             # All groups have one size, so that all are one program.
@@ -93,32 +92,6 @@ def _cohort_of(
 
 def _longest(cohort: _cohort.Cohort) -> int:
     return max(recipe.max_steps for recipe in cohort.recipes)
-
-
-def _at_most(
-    devices: Sequence[jax.Device] | None, num_runs: int
-) -> Sequence[jax.Device]:
-    devices = jax.local_devices() if devices is None else devices
-    return devices[:num_runs]
-
-
-def _width(
-    program: Program,
-    make: Callable[[Sequence[int]], _cohort.Cohort],
-    runs: Sequence[int],
-    num_streams: int,
-    memory_limit: float | None,
-) -> int:
-    """How many runs are trained side by side, a multiple of the devices."""
-    limit = limit_of_devices() if memory_limit is None else memory_limit
-    most = len(runs)
-    if limit is not None:
-        _check.positive("memory_limit", limit)
-        one = make([runs[0]] * program.num_devices)
-        most = num_side_by_side(one, num_streams, most, limit)
-    # Groups as equal as can be, each filled up to the devices.
-    size = -(-len(runs) // -(-len(runs) // most))
-    return -(-size // program.num_devices) * program.num_devices
 
 
 def by_program(recipes: Sequence[Recipe]) -> list[list[int]]:

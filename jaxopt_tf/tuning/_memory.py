@@ -1,25 +1,63 @@
 """How many runs fit into memory side by side."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from .. import _check
 from .._typing import PyTree
 from ._cohort import Cohort
+from ._program import Program
 
 # Share of a device's memory that runs may take, where no limit is given.
 _OF_A_DEVICE = 0.9
 
 
-def limit_of_devices() -> float | None:
+def at_most(
+    devices: Sequence[jax.Device] | None, num_runs: int
+) -> Sequence[jax.Device]:
+    """The devices, or all of this process; not more than there are runs."""
+    devices = jax.local_devices() if devices is None else devices
+    return devices[:num_runs]
+
+
+def side_by_side(
+    program: Program,
+    make: Callable[[Sequence[int]], Cohort],
+    runs: Sequence[int],
+    num_streams: int,
+    memory_limit: float | None,
+) -> int:
+    """How many runs are trained side by side, a multiple of the devices.
+
+    Args:
+        program: of the runs.
+        make: the runs of these numbers before a step, to be measured.
+        runs: numbers of all.
+        num_streams: of batches, with all runs.
+        memory_limit: as for `train_many`.
+    """
+    limit = _limit_of_devices() if memory_limit is None else memory_limit
+    most = len(runs)
+    if limit is not None:
+        _check.positive("memory_limit", limit)
+        one = make([runs[0]] * program.num_devices)
+        most = _as_many_as_fit(one, num_streams, most, limit)
+    # Groups as equal as can be, each filled up to the devices.
+    size = -(-len(runs) // -(-len(runs) // most))
+    return -(-size // program.num_devices) * program.num_devices
+
+
+def _limit_of_devices() -> float | None:
     """90 % of what a device says that it has; None where, as a CPU, it says nothing."""
     stats = jax.local_devices()[0].memory_stats() or {}
     has = stats.get("bytes_limit")
     return None if has is None else _OF_A_DEVICE * has
 
 
-def num_side_by_side(one: Cohort, num_streams: int, num_runs: int, limit: float) -> int:
+def _as_many_as_fit(one: Cohort, num_streams: int, num_runs: int, limit: float) -> int:
     """The most runs, at most `num_runs`, whose step stays within a limit.
 
     The step is compiled for as many as are hoped for, and the compiler asked.

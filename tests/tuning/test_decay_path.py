@@ -1,0 +1,222 @@
+"""Runs of a path over weight decay, against each of them alone, and against Ridge."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Ridge
+
+from jaxopt_tf import training, tuning
+from jaxopt_tf.recipes import Recipe, build_optimizer
+from jaxopt_tf.tuning import _folds
+
+from . import tasks
+
+BASE = Recipe(max_steps=15, learning_rate=1e-2, warmup_steps=3, seed=1)
+
+
+def few_digits(num_rows, seed=0):
+    x, y = tasks.digits()
+    rows = np.random.default_rng(seed).permutation(len(x))[:num_rows]
+    return {"x": x[rows], "y": y[rows]}
+
+
+def decay_path(examples, recipe, decays, *, loss_fn=tasks.loss_fn, **options):
+    options = {"devices": jax.devices()[:1], "num_folds": 3, **options}
+    return tuning.decay_path(
+        loss_fn, tasks.perceptron, examples, recipe, decays, **options
+    )
+
+
+def assert_as_alone(path, examples, *, warm_starts=False, loss_fn=tasks.loss_fn):
+    """Trains each run with `make_train_step`, from the strongest decay on."""
+    num_decays, num_folds = path.held_out.shape
+    takes_key = loss_fn is not tasks.loss_fn
+    ends = [tasks.perceptron(path.base.seed)] * num_folds
+    for d in reversed(range(num_decays)):
+        recipe = dataclasses.replace(path.base, weight_decay=float(path.decays[d]))
+        optimizer = build_optimizer(recipe)
+        step = training.make_train_step(
+            loss_fn,
+            optimizer,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        )
+        for f in range(num_folds):
+            start = ends[f] if warm_starts else tasks.perceptron(recipe.seed)
+            state = training.init_train_state(
+                jax.tree.map(jnp.array, start),
+                optimizer,
+                rng=recipe.seed if takes_key else None,
+            )
+            batches = _folds.training_batches(examples, path.fold, f, recipe)
+            for _, batch in zip(range(recipe.max_steps), batches, strict=False):
+                state, _ = step(state, batch)
+            ends[f] = state.params
+            for ours, which in (
+                (path.held_out, path.fold == f),
+                (path.training, path.fold != f),
+            ):
+                rows = jax.tree.map(lambda leaf, which=which: leaf[which], examples)
+                total, num_items = tasks.loss_fn(state.params, rows)
+                np.testing.assert_allclose(
+                    ours[d, f], total / num_items, rtol=1e-5, err_msg=f"{d}, {f}"
+                )
+
+
+@pytest.mark.parametrize("warm_starts", [False, True], ids=["scratch", "warm"])
+def test_each_run_is_what_it_is_alone(warm_starts):
+    examples = few_digits(40)  # not a multiple of the folds
+    path = decay_path(examples, BASE, [1.0, 0.0], warm_starts=warm_starts)
+    assert list(path.decays) == [0.0, 1.0]
+    assert_as_alone(path, examples, warm_starts=warm_starts)
+
+
+def test_accumulation_and_dropout_are_those_of_a_run_alone():
+    def loss_fn(params, batch, rng=None):
+        if rng is not None:
+            is_kept = jax.random.bernoulli(rng, 0.8, batch["x"].shape)
+            batch = {**batch, "x": batch["x"] * is_kept.astype("float32")}
+        return tasks.loss_fn(params, batch)
+
+    recipe = dataclasses.replace(
+        BASE, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    examples = few_digits(40)
+    path = decay_path(
+        examples, recipe, [0.1], loss_fn=loss_fn, num_folds=2, takes_key=True
+    )
+    assert_as_alone(path, examples, loss_fn=loss_fn)
+
+
+def test_l2_comes_to_the_solutions_of_ridge_regression():
+    # sgd adds decay * w to the gradient of mean((x w + b - y)^2), of n rows in a batch
+    # that has all of them: Ridge with alpha = n * decay / 2.
+    x, y = load_diabetes(return_X_y=True, scaled=False)
+    x, y = x[:120], y[:120]
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    examples = {"x": np.float32(x), "y": np.float32(y)}
+
+    def loss_fn(params, batch):
+        error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
+        return jnp.sum(error**2), len(batch["y"])
+
+    recipe = Recipe(
+        optim="sgd",
+        optim_args={"momentum": 0.95, "nesterov": True},
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        max_steps=600,
+        per_device_train_batch_size=90,
+    )
+    decays = np.array([0.01, 0.1, 1.0])
+    path = tuning.decay_path(
+        loss_fn,
+        lambda seed: {"kernel": np.zeros(10, np.float32), "bias": np.zeros((1,), "f4")},
+        examples,
+        recipe,
+        decays,
+        num_folds=4,
+        devices=jax.devices()[:1],
+    )
+    for d, f in np.ndindex(3, 4):
+        rest, own = path.fold != f, path.fold == f
+        ridge = Ridge(alpha=90 * decays[d] / 2).fit(x[rest], y[rest])
+        for ours, rows in ((path.training, rest), (path.held_out, own)):
+            theirs = np.mean((ridge.predict(x[rows]) - y[rows]) ** 2)
+            np.testing.assert_allclose(ours[d, f], theirs, rtol=1e-4)
+
+
+def test_finds_the_decay_that_helps_where_digits_are_few():
+    recipe = Recipe(
+        max_steps=150, learning_rate=0.1, per_device_train_batch_size=16, seed=1
+    )
+    decays = [0, 0.03, 0.1, 0.3, 1]
+    path = decay_path(few_digits(120), recipe, decays, num_folds=5)
+    assert 0 < path.best < 1
+    assert path.suggestion >= path.best
+    assert path.mean.min() < 0.9 * path.mean[0]
+    assert path.mean.min() < 0.9 * path.mean[-1]
+    # The stronger the decay, the less is learnt of the rows that are trained on.
+    assert (np.diff(path.training.mean(axis=1)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("warm_starts", "num_devices"), [(False, 1), (True, 2)], ids=["scratch", "warm"]
+)
+def test_a_limit_of_memory_and_several_devices_change_nothing(warm_starts, num_devices):
+    inits = []
+
+    def init(seed):
+        inits.append(seed)
+        return tasks.perceptron(seed)
+
+    recipe = dataclasses.replace(BASE, max_steps=4)
+    given = (tasks.loss_fn, init, few_digits(40), recipe, [0.1, 1.0])
+    options = {"num_folds": 3, "warm_starts": warm_starts}
+    whole = tuning.decay_path(*given, **options, devices=jax.devices()[:1])
+    inits.clear()
+    devices = jax.devices()[:num_devices]
+    options |= {"devices": devices, "memory_limit": 60_000}
+    path = tuning.decay_path(*given, **options)
+    assert len(inits) >= 3  # one to measure, and of each group
+    np.testing.assert_allclose(path.held_out, whole.held_out, rtol=1e-5)
+    np.testing.assert_allclose(path.training, whole.training, rtol=1e-5)
+
+
+def test_a_decay_that_diverges_stops_no_other():
+    # Each step takes rate * decay = 100 times the parameters off them.
+    recipe = dataclasses.replace(
+        BASE, optim="sgd", max_grad_norm=0.0, learning_rate=0.1, max_steps=40
+    )
+    examples = few_digits(40)
+    for warm_starts in (False, True):
+        path = decay_path(examples, recipe, [0.1, 1e3], warm_starts=warm_starts)
+        assert list(np.isfinite(path.mean)) == [True, False]
+        assert np.isinf(path.training[1]).all()
+        # Warm starts are from where the one that diverged began: from scratch, here.
+        only = decay_path(examples, recipe, [0.1])
+        np.testing.assert_allclose(path.held_out[0], only.held_out[0], rtol=1e-5)
+
+
+def test_says_so_where_all_diverge():
+    recipe = dataclasses.replace(BASE, learning_rate=1e38, warmup_steps=0)
+    with pytest.raises(ValueError, match=r"each of 2 diverged; .* 0\.1, .* 1e\+38"):
+        decay_path(few_digits(40), recipe, [0.1, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("decays", "message"),
+    [
+        ([], "must hold at least one weight decay, got none"),
+        ([0.1, -1.0], "must be finite and at least 0, got -1"),
+        ([np.inf], "must be finite and at least 0, got inf"),
+        ([np.nan], "must be finite and at least 0, got nan"),
+    ],
+    ids=["none", "negative", "infinite", "not a number"],
+)
+def test_refuses_decays_that_are_none(decays, message):
+    with pytest.raises(ValueError, match=f"`decays` {message}"):
+        decay_path(few_digits(40), BASE, decays)
+
+
+def test_refuses_what_cannot_be_folded():
+    examples = few_digits(40)
+    with pytest.raises(ValueError, match="`num_folds` must be at most"):
+        decay_path(examples, BASE, [0.1], num_folds=41)
+    with pytest.raises(ValueError, match="`num_folds` must be from 2"):
+        decay_path(examples, BASE, [0.1], num_folds=1)
+    with pytest.raises(ValueError, match="`examples` must have a first axis"):
+        decay_path({**examples, "y": examples["y"][1:]}, BASE, [0.1])
+    with pytest.raises(ValueError, match="`per_device_train_batch_size` times"):
+        decay_path(few_digits(11), BASE, [0.1])
+
+
+def test_refuses_a_fold_without_items():
+    examples = few_digits(40)
+    examples["y"] = np.full_like(examples["y"], -100)  # ignored by the loss
+    with pytest.raises(ValueError, match="`examples` must have items .* every fold"):
+        decay_path(examples, BASE, [0.1])
