@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import rich.console
 import rich.table
@@ -180,5 +181,7 @@ def _compiled(plan: Plan) -> list[str]:
 def _table(title: str, columns: list[str]) -> rich.table.Table:
     table = rich.table.Table(title=title, title_justify="left", box=None)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        # A name that is too long goes on in the next line: cut off, it names nothing.
+        overflow: Literal["ellipsis", "fold"] = "ellipsis" if i else "fold"
+        table.add_column(column, justify="right" if i else "left", overflow=overflow)
     return table

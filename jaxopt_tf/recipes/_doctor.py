@@ -1,6 +1,6 @@
 """doctor: what is wrong with a plan, before it costs a day."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optax
@@ -39,6 +39,7 @@ def doctor(
     params: PyTree | None = None,
     *,
     layout: Mapping[str, TorchLayout] | None = None,
+    layer_norms: Sequence[str] | None = None,
 ) -> list[Finding]:
     """Looks for what would run and yet not do what was meant.
 
@@ -52,13 +53,14 @@ def doctor(
         optimizer: what shall run with them, if that is not `build_optimizer(recipe)`.
         params: the parameters, or `jax.ShapeDtypeStruct` in their place.
         layout: what `build_optimizer` is given, or would be.
+        layer_norms: likewise.
 
     Returns:
         What was found; an empty list for a plan in which nothing was.
 
     Raises:
         ValueError: if there is an optimizer, but no parameters to try it out on, or
-            none that is floating-point.
+            none that is floating-point; if a path of `layer_norms` matches nothing.
     """
     if optimizer is not None and params is None:
         raise ValueError(
@@ -72,9 +74,9 @@ def doctor(
         )
     found = recipe_findings(recipe)
     if params is not None:
-        found += params_findings(recipe, params, layout or {})
+        found += params_findings(recipe, params, layout or {}, layer_norms or ())
     if optimizer is not None:
-        found += optimizer_findings(recipe, optimizer, params)
+        found += optimizer_findings(recipe, optimizer, params, layer_norms or ())
     return [
         Finding(what=what, why=why, instead=instead) for what, why, instead in found
     ]

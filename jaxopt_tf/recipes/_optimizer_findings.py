@@ -1,5 +1,7 @@
 """What an optimizer gives away when it is tried out on a miniature."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,10 @@ _DECAY_IN_GRADIENT = ("sgd", "adagrad", "rmsprop")
 
 
 def optimizer_findings(
-    recipe: Recipe, optimizer: optax.GradientTransformation, params: PyTree
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    layer_norms: Sequence[str],
 ) -> list[Told]:
     """What is wrong with the optimizer as one for this recipe."""
     state = jax.eval_shape(optimizer.init, params)
@@ -39,7 +44,12 @@ def optimizer_findings(
             )
         )
         return [*found, *_rate(recipe, run)]
-    return [*found, *_decay(recipe, run), *_clipping(recipe, run), *_rate(recipe, run)]
+    return [
+        *found,
+        *_decay(recipe, run, layer_norms),
+        *_clipping(recipe, run),
+        *_rate(recipe, run),
+    ]
 
 
 def _of_the_state(recipe: Recipe, state: PyTree, params: PyTree) -> list[Told]:
@@ -89,7 +99,7 @@ def _of_the_state(recipe: Recipe, state: PyTree, params: PyTree) -> list[Told]:
     return found
 
 
-def _decay(recipe: Recipe, run: TriedOut) -> list[Told]:
+def _decay(recipe: Recipe, run: TriedOut, layer_norms: Sequence[str]) -> list[Told]:
     """What becomes of parameters whose gradients are zero."""
     params, updates = floats(run.params), run.updates(run.zeros)
     if not all(np.isfinite(u).all() for u in updates.values()):
@@ -101,11 +111,10 @@ def _decay(recipe: Recipe, run: TriedOut) -> list[Told]:
             )
         ]
     shares = {n: float(np.median(-updates[n] / params[n])) for n in params}
+    mask = decay_mask(run.params, rule=recipe.decay_rule, layer_norms=layer_norms)
     wanted = {
         name: bool(decays) and recipe.weight_decay > 0
-        for name, decays in _tree.named_leaves(
-            decay_mask(run.params, rule=recipe.decay_rule)
-        )
+        for name, decays in _tree.named_leaves(mask)
     }
     decayed = [name for name, share in shares.items() if share > 0]
     spared = [name for name in decayed if not wanted[name]]

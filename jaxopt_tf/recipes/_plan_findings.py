@@ -1,7 +1,7 @@
 """What the numbers alone give away: of the recipe, and of the parameters beside it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -142,13 +142,16 @@ def _driven(recipe: Recipe) -> list[Told]:
 
 
 def params_findings(
-    recipe: Recipe, params: PyTree, layout: Mapping[str, TorchLayout]
+    recipe: Recipe,
+    params: PyTree,
+    layout: Mapping[str, TorchLayout],
+    layer_norms: Sequence[str],
 ) -> list[Told]:
     """What the parameters' names, shapes and dtypes give away."""
     leaves = [(n, x) for n, x in _tree.named_leaves(params) if _tree.is_floating(x)]
     return [
         *_low_precision(recipe, leaves),
-        *_decayed_by_accident(recipe, params),
+        *_decayed_by_accident(recipe, params, layer_norms),
         *_undeclared_stack(recipe, leaves, layout),
     ]
 
@@ -178,11 +181,14 @@ def _low_precision(recipe: Recipe, leaves: list) -> list[Told]:
     return found
 
 
-def _decayed_by_accident(recipe: Recipe, params: PyTree) -> list[Told]:
+def _decayed_by_accident(
+    recipe: Recipe, params: PyTree, layer_norms: Sequence[str]
+) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.decay_rule == "default":
         return []
     ours = dict(_tree.named_leaves(decay_mask(params)))
-    theirs = dict(_tree.named_leaves(decay_mask(params, rule=recipe.decay_rule)))
+    mask = decay_mask(params, rule=recipe.decay_rule, layer_norms=layer_norms)
+    theirs = dict(_tree.named_leaves(mask))
     odd = [name for name, decays in theirs.items() if decays and not ours[name]]
     if not odd:
         return []

@@ -1,10 +1,12 @@
 """What a plan says, beside what the compiler says and what can be counted by hand."""
 
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
 import pytest
+import rich.console
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -213,6 +215,15 @@ def test_prints_tables(mesh, capsys):
     for words in ("cpu:8: 8 x CPU", "the step needs", "all-reduce", "512 B", "donated"):
         assert words in shown
     assert isinstance(plan, Plan)
+
+
+def test_a_name_in_a_narrow_comparison_goes_on_in_the_next_line(mesh):
+    parts = {f"a part of a step {i}": leaf(mesh, (8,)) for i in range(4)}
+    shown = rich.console.Console(width=80, file=io.StringIO())
+    name = "adamw_torch_on_a_mesh_of_fsdp=8"
+    print_comparison({name: plan_shapes(parts, CPUS)}, console=shown)
+    lines = shown.file.getvalue().splitlines()
+    assert name in "".join(line.split()[0] for line in lines if line.strip())
 
 
 @pytest.mark.parametrize(

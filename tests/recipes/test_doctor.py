@@ -218,6 +218,21 @@ def test_finds_norms_that_a_rule_decays_and_stacks_that_nobody_declared():
     assert "1 kernels have 3 axes, 'h.kernel'" in said(adafactor, None, params)
 
 
+def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
+    params = {"norm1": {"scale": jnp.ones(4)}, "h": {"kernel": jnp.ones((4, 4))}}
+    rule = Recipe(
+        max_steps=100,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        decay_rule="transformers_v5",
+    )
+    norms = ["norm1"]
+    named = build_optimizer(rule, layer_norms=norms)
+    assert doctor(rule, named, params, layer_norms=norms) == []
+    (finding,) = doctor(rule, build_optimizer(rule), params, layer_norms=norms)
+    assert finding.what.endswith("leaves out, 'norm1.scale' the first")
+
+
 def test_a_finding_says_what_why_and_what_instead():
     (finding,) = doctor(Recipe(max_steps=100, learning_rate=0.0))
     assert str(finding) == (
