@@ -100,9 +100,15 @@ def decay_path(
     )
     shape = (len(sorted_decays), int(fold.max()) + 1)
     training, held_out = np.empty(shape), np.empty(shape)
-    limits = (memory_limit, devices)
     for runs, losses in _trained(
-        task, examples, fold, recipe, sorted_decays, warm_starts, *limits
+        task,
+        examples,
+        fold,
+        recipe,
+        sorted_decays,
+        warm_starts,
+        memory_limit,
+        devices,
     ):
         at = np.unravel_index(runs, shape)
         training[at], held_out[at] = losses
