@@ -6,6 +6,8 @@ print(runs.best_recipe)
 
 from ._learning_rate import find_learning_rate as find_learning_rate
 from ._many import train_many as train_many
+from ._pictures import plot_rates as plot_rates
+from ._pictures import plot_sweep as plot_sweep
 from ._range_test import range_test as range_test
 from ._rate_found import RateFound as RateFound
 from ._runs import Runs as Runs
