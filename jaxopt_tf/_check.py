@@ -16,9 +16,8 @@ import numpy as np
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether `value`, a number or the parts of one, can be looked at now."""
-    parts = value if isinstance(value, tuple) else (value,)
-    return not any(isinstance(part, jax.core.Tracer) for part in parts)
+    """Whether `value` is a number that can be looked at now."""
+    return not isinstance(value, jax.core.Tracer)
 
 
 def _number(name: str, value: Any) -> float | None:

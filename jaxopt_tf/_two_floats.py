@@ -36,10 +36,8 @@ def from_float(value: float | np.ndarray) -> TwoFloats:
     return TwoFloats(*jax.lax.optimization_barrier(pair))
 
 
-def from_scalar(value: float | jax.Array | TwoFloats) -> TwoFloats:
-    """A host double, the float32 of an array, or a pair as it is."""
-    if isinstance(value, TwoFloats):
-        return value
+def from_scalar(value: float | jax.Array) -> TwoFloats:
+    """A host double, or the float32 of an array."""
     if isinstance(value, jax.Array):
         return from_float32(value.astype(jnp.float32))
     return from_float(float(value))
@@ -99,7 +97,7 @@ def sqrt(a: TwoFloats) -> TwoFloats:
     return _quick_two_sum(first, rest.high / (first + first))
 
 
-def power(base: float | jax.Array | TwoFloats, exponent: jax.Array) -> TwoFloats:
+def power(base: float | jax.Array, exponent: jax.Array) -> TwoFloats:
     """base ** exponent for a base from 0 to 1, by products alone.
 
     Exponentials and logarithms differ between devices by several units in the last
@@ -107,7 +105,7 @@ def power(base: float | jax.Array | TwoFloats, exponent: jax.Array) -> TwoFloats
     multiplied pairwise: five products of vectors.
 
     Args:
-        base: a host double; or (), float32, or a pair of such, for a sweep.
+        base: a host double; or (), float32, for a sweep.
         exponent: (), int32, at least 0.
 
     Returns:
@@ -138,15 +136,15 @@ def to_float32(a: TwoFloats) -> jax.Array:
     return a.high + a.low
 
 
-def _squares(base: float | jax.Array | TwoFloats) -> TwoFloats:
+def _squares(base: float | jax.Array) -> TwoFloats:
     """base, base^2, base^4, ... base^(2^31); (32,)."""
-    if not isinstance(base, jax.Array | TwoFloats):
+    if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 
     def square(last: TwoFloats, _: None) -> tuple[TwoFloats, TwoFloats]:
         return _product(last, last), last
 
-    return jax.lax.scan(square, from_scalar(base), length=32)[1]
+    return jax.lax.scan(square, from_float32(base), length=32)[1]
 
 
 def _product(a: TwoFloats, b: TwoFloats) -> TwoFloats:

@@ -222,10 +222,10 @@ def _scalars(
     return computed_once(scalars, count)
 
 
-def _bias_correction(beta: Any, count: jax.Array) -> _two_floats.TwoFloats:
+def _bias_correction(beta: Scalar, count: jax.Array) -> _two_floats.TwoFloats:
     """1 - beta^count, as exact as torch's doubles make it."""
-    base = f32(beta) if isinstance(beta, jax.Array) else beta
-    power = _two_floats.power(base, count)
+    is_array = isinstance(beta, jax.Array)
+    power = _two_floats.power(f32(beta) if is_array else float(beta), count)
     return _two_floats.subtract(_two_floats.from_float(1.0), power)
 
 

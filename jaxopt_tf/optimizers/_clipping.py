@@ -8,7 +8,6 @@ import optax
 
 from .. import _check, _tree
 from .._placement import shard_axes
-from .._scalars import f32
 from .._typing import PyTree, Scalar
 
 
@@ -62,7 +61,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
         _tree.check_real("updates", updates)
         _check_shards(updates, params)
         norm = _tree.global_norm(updates)
-        limit = f32(max_norm)
+        limit = jnp.asarray(max_norm).astype(jnp.float32)
         # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
         factor = jnp.minimum(limit / (norm + 1e-6), 1.0)
 
