@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 
 from .. import _check
 from ._doctor import doctor, explain
+from ._find_lr import find_lr
 from ._migrate import migrate
 from ._plan import plan
 from ._schedule import schedule
+from ._sweep import sweep
 from ._train import train
 
 # What stands after the command's name comes in, the exit status goes out.
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "pretrain a GPT-2"),
+    "find-lr": (find_lr, "suggest a learning rate"),
+    "sweep": (sweep, "try many recipes, and say which one trains best"),
     "schedule": (schedule, "draw learning rates in the terminal"),
     "migrate": (migrate, "make a run of a Trainer's checkpoint, or back"),
     "doctor": (doctor, "say what is wrong with a plan"),
@@ -28,9 +32,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: what stands after `jaxopt-tf`; None for the process's own arguments.
 
     Returns:
-        The exit status: 0; 1 where the doctor found something; 2 where something is
-        refused or the run cannot go on, with a sentence on stderr; 128 and the signal's
-        number where a signal ended the run.
+        The exit status: 0; 1 where the doctor found something, a run does not fit or
+        no learning rate can be told; 2 where something is refused or the run cannot go
+        on, with a sentence on stderr; 128 and the signal's number where a signal ended
+        the run.
 
     Raises:
         SystemExit: after the `--help` of a subcommand.

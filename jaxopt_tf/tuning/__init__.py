@@ -8,6 +8,8 @@ from ._decay_path import decay_path as decay_path
 from ._decay_path_result import DecayPath as DecayPath
 from ._learning_rate import find_learning_rate as find_learning_rate
 from ._many import train_many as train_many
+from ._pictures import plot_rates as plot_rates
+from ._pictures import plot_sweep as plot_sweep
 from ._range_test import range_test as range_test
 from ._rate_found import RateFound as RateFound
 from ._runs import Runs as Runs

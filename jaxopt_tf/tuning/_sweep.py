@@ -108,8 +108,9 @@ def sweep(
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
         Hyperparameter Optimization", 2016, for successive halving.
     """
-    recipes = grid(recipe, over)
-    if num_samples is not None:
+    if num_samples is None:
+        recipes = grid(recipe, over)
+    else:
         recipes = drawn(recipe, over, num_samples, seed)
     steps = _steps(recipes, halving)
     with contextlib.ExitStack() as stack:

@@ -107,13 +107,6 @@ RUN = f"train {SIZES} --per_device_train_batch_size 8 --max_steps 20 --warmup_st
 
 
 @pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
-    return path
-
-
-@pytest.fixture
 def run(tmp_path, text):
     """Runs the command with further flags; the exit status."""
 

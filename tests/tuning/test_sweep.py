@@ -86,6 +86,13 @@ def test_random_search_stays_between_the_bounds_and_repeats():
     assert 15 < sum(recipe.learning_rate < 1e-3 for recipe in drawn) < 35
 
 
+def test_a_random_search_trains_what_was_drawn():
+    over = {"learning_rate": Between(1e-4, 1e-2)}
+    found = sweep(over, num_samples=2, seed=3)
+    assert found.recipes == tuning.drawn(BASE, over, 2, 3)
+    assert [trial.step for trial in found.last] == [40, 40]
+
+
 def test_halving_trains_on_the_better_half_only():
     found = sweep({"learning_rate": RATES}, halving=2)
     steps = [[t.step for t in found.trials if t.run == run] for run in range(4)]

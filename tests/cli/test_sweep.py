@@ -1,0 +1,119 @@
+"""`jaxopt-tf sweep`."""
+
+import json
+
+import pytest
+
+from jaxopt_tf.cli import main
+from jaxopt_tf.cli._sweep import as_flags
+from jaxopt_tf.cli._train import parse
+from jaxopt_tf.recipes import Recipe
+
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_once"),
+]
+
+
+@pytest.fixture
+def swept(small, tmp_path):
+    """Runs the command with further flags; the exit status."""
+
+    def run(flags):
+        folder = tmp_path / "sweep"
+        return main(f"sweep {small} --output_dir {folder} {flags}".split())
+
+    return run
+
+
+GRID = "--over learning_rate=1e-4,1e-2 optim=adamw_torch,sgd"
+
+
+def test_says_what_is_best_and_does_nothing_twice(swept, tmp_path, capsys):
+    assert swept(GRID) == 0
+    folder = tmp_path / "sweep"
+    shown = capsys.readouterr().out
+    first, *_ = shown.splitlines()
+    assert first == f"4 runs in 2 programs, 20 steps each at most, in {folder}"
+    assert shown.count("runs have come to step 20") == 2
+    assert "held-out loss" in shown
+    trials = list(map(json.loads, (folder / "sweep.jsonl").read_text().splitlines()))
+    best = min(trials, key=lambda trial: trial["held_out_loss"])
+    assert best["learning_rate"] == 1e-2
+    flags = shown.splitlines()[-1].removeprefix("best    ")
+    assert flags == f"--learning_rate 0.01 --optim {best['optim']}"
+    # What it says can be typed.
+    recipe, *_ = parse(flags.split())
+    assert (recipe.learning_rate, recipe.optim) == (1e-2, best["optim"])
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+    assert swept(GRID) == 0
+    again = capsys.readouterr().out
+    assert "have come to" not in again
+    assert again.splitlines()[-1] == shown.splitlines()[-1]
+
+    # Neither another model nor another grid goes on in it.
+    for flags, other in (
+        (f"{GRID} --n_embd 32 --bf16", "other n_embd and bf16 were taken"),
+        ("--over learning_rate=1e-3", "other recipes were taken"),
+    ):
+        assert swept(flags) == 2
+        refused = capsys.readouterr().err
+        assert "`output_dir` must be a new" in refused
+        assert other in refused
+    (folder / "config.json").write_text("{")
+    assert swept(GRID) == 2
+    assert "must hold a readable config.json" in capsys.readouterr().err
+
+
+def test_draws_at_random_and_halves(swept, capsys):
+    flags = "--over learning_rate=1e-4:1e-2 weight_decay=0:0.3:linear --num_samples 2"
+    assert swept(f"{flags} --halving 2") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("2 runs in 1 program, ")
+    told = [line for line in shown.splitlines() if "have come to" in line]
+    assert [line.partition(";")[0] for line in told] == [
+        "2 of 2 runs have come to step 10",
+        "1 of 1 runs have come to step 20",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "`over` must name at least one field and its values, got none"),
+        ("--over learning_rat=1", "Did you mean 'learning_rate'?"),
+        ("--over learning_rate=", "the grid is empty"),
+        ("--over learning_rate=1e-2:1e-4 --num_samples 2", "`high` must be greater"),
+        ("--over learning_rate=1e-4:1e-2", "Give `num_samples` to draw from it"),
+        ("--over learning_rate=-1", "`learning_rate` must be finite and at least 0"),
+        ("--over label_smoothing_factor=0.1", "it is the loss's"),
+        ("--over seed=1,2 --num_samples 0", "`num_samples` must be from 1"),
+        ("--over seed=1,2 --halving 1", "`halving` must be from 2"),
+        ("--over seed=1,2 --memory_limit 0", "`memory_limit` must be finite"),
+        ("--over seed=1,2 --mesh data=2", "`mesh` must be left out where many runs"),
+    ],
+)
+def test_refuses_in_one_sentence(swept, capsys, flags, said):
+    assert swept(flags) == 2
+    refused = capsys.readouterr().err
+    assert said in refused
+    assert refused.count("\n") == 1
+
+
+def test_what_all_diverged_is_drawn_and_refused(swept, tmp_path, capsys):
+    assert swept("--over learning_rate=1e38,2e38 --warmup_steps 0") == 2
+    shown = capsys.readouterr()
+    assert "diverged" in shown.out
+    assert "all 2 diverged; the smallest `learning_rate` tried was 1e+38" in shown.err
+    assert (tmp_path / "sweep" / "sweep.png").exists()
+
+
+def test_flags_are_words_of_a_shell():
+    recipe = Recipe(
+        max_steps=10, lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 2}
+    )
+    names = ["max_steps", "lr_scheduler_kwargs", "adam_epsilon"]
+    assert as_flags(recipe, names) == (
+        "--max_steps 10 --lr_scheduler_kwargs '{\"power\": 2}' --adam_epsilon 1e-08"
+    )
