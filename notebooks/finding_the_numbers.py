@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Finding the numbers
 #
-# A learning rate and a weight decay are found by trying: many short runs, which differ
-# in a number. Here they are trained side by side in one compiled program. You will see
-# a small convolutional network for handwritten digits, eight learning rates tried at
-# once, and a path over weight decay with cross-validation that suggests one.
+# Learning rates and the like are found by trying: many short runs, which differ in a
+# number. Here they are trained side by side in one compiled program. You will see
+# a small convolutional network for handwritten digits: eight learning rates tried at
+# once, a range test, and a sweep over two numbers. At the end, the learning rate of a
+# small GPT-2 on text.
 
 # %%
 import dataclasses
@@ -24,24 +25,31 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
+from jaxopt_tf import pretraining
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.training import cross_entropy
-from jaxopt_tf.tuning import Task, decay_path, train_many
+from jaxopt_tf.tuning import (
+    Task,
+    find_learning_rate,
+    plot_rates,
+    plot_sweep,
+    range_test,
+    sweep,
+    train_many,
+)
 
 # %% [markdown]
 # ## The task
 #
-# Digits of 8 by 8 pixels. With few of them to learn from a network overfits, so that
-# decay has something to do: 120 rows are for training and choosing, the others are
-# kept for a last look.
+# Digits of 8 by 8 pixels, 1,400 to learn from; the others are held out.
 
 # %%
 pixels, labels = load_digits(return_X_y=True)
 images = np.float32(pixels.reshape(-1, 8, 8, 1) / 16)
 order = np.random.default_rng(0).permutation(len(images))
-few, others = order[:120], order[120:]
-examples = {"x": images[few], "y": np.int32(labels[few])}
-unseen = {"x": images[others], "y": np.int32(labels[others])}
+chosen, others = order[:1400], order[1400:]
+examples = {"x": images[chosen], "y": np.int32(labels[chosen])}
+held_out = {"x": images[others], "y": np.int32(labels[others])}
 
 
 class Model(nn.Module):
@@ -75,7 +83,7 @@ def loss_fn(params, batch):  # the summed loss, and what it is a sum over
 def batches(recipe):
     rng = np.random.default_rng(recipe.seed)
     while True:
-        rows = rng.integers(0, len(few), recipe.per_device_train_batch_size)
+        rows = rng.integers(0, len(chosen), recipe.per_device_train_batch_size)
         yield {"x": examples["x"][rows], "y": examples["y"][rows]}
 
 
@@ -97,47 +105,62 @@ print(f"learning rate {recipe.learning_rate:.3g}")
 
 # %% [markdown]
 # ## The range test: a rate from a single run
-
-# %% [markdown]
-# ## A path over weight decay
 #
-# The rows are dealt out to five folds. For each decay and fold one run is trained on
-# the rows of the other folds: here 35 runs in one program. What a fold's own rows say
-# of its run, which has not seen them, has a mean over the folds and a standard error.
+# The cheapest look: one run whose rate rises from step to step, until it diverges.
 
 # %%
-path = decay_path(loss_fn, init, examples, recipe, [0, 0.01, 0.03, 0.1, 0.3, 1, 3])
-path.picture()
+found = range_test(task, recipe)
+print(found.reason)
+plot_rates(found)
 
 # %% [markdown]
-# The stronger the decay, the higher the training loss. The held-out loss falls first.
-# Where it is lowest is uncertain by about its standard error, and of decays that the
-# data cannot tell apart the strongest is the most cautious: it is suggested.
-
-# %%
-print(path.reason)
-path.table()
-
-# %% [markdown]
-# `path.recipe` is the recipe with that decay. On the digits that had no part in the
-# choice, beside the same recipe without decay:
-
-# %%
-chosen = [dataclasses.replace(recipe, weight_decay=0.0), path.recipe]
-last_look = train_many(dataclasses.replace(task, held_out=[unseen]), chosen)
-last_look.table()
-
-# %% [markdown]
-# With `warm_starts=True` each run starts from where the one with the next stronger
-# decay ended, as paths of linear models are computed. It needs fewer steps for each
-# decay, and says something else: later runs have been trained for longer.
+# Each rate starts there from what the rates before it have learnt. `find_learning_rate`
+# gives every rate a start of its own, and the whole schedule in a quarter of the steps:
+# what `train_many` did above, with a suggestion. It is used for text, below.
 
 # %% [markdown]
 # ## A sweep over several numbers
+#
+# Any fields of a recipe, on a grid or at random. With `halving=2` only the better half
+# is trained on, again and again; with `folder=` a sweep can be killed and goes on.
+
+# %%
+swept = sweep(
+    dataclasses.replace(task, held_out=[held_out]),
+    recipe,
+    {"learning_rate": [1e-3, 3e-3, 1e-2, 3e-2], "adam_beta2": [0.9, 0.99, 0.999]},
+)
+best = swept.best_recipe
+print(f"learning_rate {best.learning_rate:.3g}, adam_beta2 {best.adam_beta2:.3g}")
+plot_sweep(swept)
+
+# %% [markdown]
+# ## The same on text
+#
+# A GPT-2 of one layer on the sources of Python's standard library. The lowest of the
+# rates that are about as good as the best is suggested, because a longer run favours
+# lower ones. On the command line: `jaxopt-tf find-lr`, with the flags of `train`.
+
+# %%
+sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32}
+config = pretraining.GPT2Config(vocab_size=256, **sizes)
+corpus = pretraining.standard_library()
+text = Task(
+    loss_fn=pretraining.make_loss_fn(config, 0)[1],
+    init=lambda seed: pretraining.make_loss_fn(config, seed)[0],
+    batches=lambda recipe: pretraining.Batches(
+        corpus, block_size=32, batch_size=8, seed=recipe.seed
+    ).since(0),
+)
+found = find_learning_rate(
+    text, Recipe(max_steps=400, warmup_steps=0.1), min_rate=1e-4, num_rates=12
+)
+print(found.reason)
+plot_rates(found)
 
 # %% [markdown]
 # ## Read next
 #
-# - `jaxopt_tf.tuning`: what else is in this room.
+# - [`weight_decay.ipynb`](weight_decay.ipynb): a weight decay by cross-validation.
 # - `jaxopt_tf.recipes`: `Recipe`, and `doctor`, which looks at a plan before a run.
 # - [`schedules.ipynb`](schedules.ipynb): schedules by name and by composition.
