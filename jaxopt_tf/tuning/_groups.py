@@ -1,10 +1,12 @@
 """Groups of runs: as many side by side as fit, one group after the other."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..recipes import Recipe, Varied, same_program, vary
@@ -86,7 +88,9 @@ def _cohort_of(
         )
     carried = _cohort.stacked([states[i] for i in chosen])
     step = int(np.max(carried.state.step))
-    streams, _ = _cohort.seed_streams(task, own, skip=step)
+    streams, stream = _cohort.seed_streams(task, own, skip=step)
+    # Among others than before, a run's stream may have another number.
+    carried = dataclasses.replace(carried, stream=jnp.asarray(stream, jnp.int32))
     return _cohort.Cohort(program, tuple(own), carried, streams, step)
 
 

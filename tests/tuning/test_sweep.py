@@ -104,6 +104,14 @@ def test_halving_trains_on_the_better_half_only():
     assert found.best_recipe == found.recipes[end.run]
 
 
+def test_runs_that_go_on_are_fed_by_their_own_seed():
+    over = {"learning_rate": [1e-6, 1e-2], "seed": [2, 3, 1]}
+    (halved,) = [t for t in sweep(over, halving=3).last if t.step == 40]
+    whole = sweep(over).last[halved.run]
+    assert halved.run % 3 > 0  # not of the first seed, whose number is the same
+    np.testing.assert_allclose(halved.held_out, whole.held_out, rtol=1e-6)
+
+
 def test_killed_and_started_again_repeats_nothing(tmp_path):
     over = {"learning_rate": RATES, "optim": ["adamw_torch", "sgd"]}
     unbroken = sweep(over, halving=2)
