@@ -85,10 +85,10 @@ def _seconds(train, task: Task, recipes: list[Recipe]) -> tuple[float, np.ndarra
 
 def time_rows(smoke: bool) -> Iterator[Row]:
     """Time and exactness."""
-    num_steps, num_rounds, num_runs = (60, 1, 4) if smoke else (1_000, 3, 16)
+    num_steps, num_rounds, num_runs = (60, 1, 4) if smoke else (400, 3, 16)
     tasks = {"a perceptron": (_tuning_tasks.digits(_tuning_tasks.Perceptron()), 1)}
     if not smoke:
-        tasks["a GPT-2 of one layer"] = (_tuning_tasks.text(), 4)
+        tasks["a GPT-2 of one layer"] = (_tuning_tasks.text(), 2)
     for name, (task, fewer) in tasks.items():
         steps = num_steps // fewer
         recipe = dataclasses.replace(_tuning_tasks.RECIPE, max_steps=steps)
