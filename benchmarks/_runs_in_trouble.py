@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import _runs_at_too_high_a_rate
 from benchmarks._small_runs import (
     NUM_INPUTS,
     Run,
@@ -16,11 +17,9 @@ from benchmarks._small_runs import (
     classifier_loss,
     dense,
     labelled,
-    measured,
     recurrence,
     recurrence_loss,
     spoilt,
-    squared_loss,
     text,
 )
 from jaxopt_tf import adamw_tf, clip
@@ -32,7 +31,8 @@ _MLP = (NUM_INPUTS, 64, 64, 10)
 def all_runs() -> Iterator[tuple[Run, str]]:
     """All of them."""
     for runs, words in (
-        (_diverging, "training diverges"),
+        (_runs_at_too_high_a_rate.diverging, "training diverges"),
+        (_runs_at_too_high_a_rate.oscillating, "training oscillates"),
         (_exploding, "gradients explode"),
         (_vanishing, "gradients vanish"),
         (_stuck, "it is stuck"),
@@ -43,44 +43,6 @@ def all_runs() -> Iterator[tuple[Run, str]]:
     ):
         for run in runs():
             yield run, words
-
-
-def _diverging() -> Iterator[Run]:
-    source = text()
-    for seed in range(2):
-        yield Run(
-            f"a rate that rises until it is too high, seed {seed}",
-            character_loss,
-            character_model(seed=seed),
-            adamw_tf(get_constant_schedule_with_warmup(2.0, 1000)),
-            characters(seed, 64, source),
-            1000,
-        )
-    yield Run(
-        "a rate too high from the start",
-        character_loss,
-        character_model(),
-        adamw_tf(1.0),
-        characters(0, 64, source),
-        400,
-    )
-    yield Run(
-        "gradient descent on a square, rate too high",
-        squared_loss,
-        dense((NUM_INPUTS, 1)),
-        optax.sgd(1.1),
-        measured(0, 16, 0.1),
-        400,
-    )
-    yield Run(
-        "gradient descent, rate ten times too high, no clipping",
-        squared_loss,
-        dense((NUM_INPUTS, 64, 1)),
-        optax.sgd(2.0),
-        measured(0, 64, 0.1),
-        400,
-        on_non_finite="propagate",
-    )
 
 
 def _exploding() -> Iterator[Run]:

@@ -17,7 +17,7 @@
 #
 # You will see two curves for each, the sick run and the cured one, and what `watcher`
 # says of both. It listens to a run as it goes and says a sentence when something is
-# wrong; in doubt it is silent, as in the first of the four.
+# wrong; in doubt it is silent.
 
 # %%
 import argparse
@@ -159,16 +159,20 @@ def beside(sick, cured, title):
 #
 # A rate that is too high, but not so high that all is lost: every step goes past the
 # bottom of the valley and comes up on its other side. The loss goes up and down and
-# stays where it is. The watcher says nothing: batches that differ much would look the
-# same. The other sign is how large updates are beside the parameters: about 1e-3 in a
-# run that goes well, and 1e-2 or more here.
+# stays where it is.
+#
+# Batches that differ much look the same, so the watcher looks at the steps as well. How
+# large are updates beside the parameters: about 1e-3 in a run that goes well, 1e-2 or
+# more here. And the gradient's norm times the update's: by so much a step would change
+# the loss if the gradient held along it. Here that is about as much as there is of the
+# loss, and yet it stays. The watcher says so after 400 steps.
 #
 # The cure is a lower rate that falls to 0. It steps into the valley as well.
 
 # %%
-swinging = run(adamw_tf(0.1), batches(), 300)
-falling = get_scheduler("linear", 1e-2, 20, 300)
-settled = run(adamw_tf(falling), batches(), 300)
+swinging = run(adamw_tf(0.1), batches(), 420)
+falling = get_scheduler("linear", 1e-2, 20, 420)
+settled = run(adamw_tf(falling), batches(), 420)
 beside(swinging, settled, "rate 0.1")
 plt.show()
 tell(swinging=swinging, settled=settled)
@@ -253,7 +257,7 @@ print(
 # | only the training loss falls | the held-out loss | more text, an early end |
 #
 # The watcher knows more: gradients that explode or vanish, updates that bfloat16 rounds
-# away, batches with a NaN. `python -m benchmarks.watcher_says_what_is_wrong` has 22
+# away, batches with a NaN. `python -m benchmarks.watcher_says_what_is_wrong` has 27
 # runs in trouble, and 41 healthy ones of which nothing is said.
 #
 # Read next: [what_a_plan_does.ipynb](what_a_plan_does.ipynb), for what can be known to

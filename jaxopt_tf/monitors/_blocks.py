@@ -14,6 +14,8 @@ from ..training import Window
 STEPS_IN_A_BLOCK = 20
 # Blocks that are kept, to tell a slow fall of the loss from none.
 _NUM_RECENT = 20
+# It falls if its second half is below the first by so many standard errors.
+_FALL_OVER_NOISE = 3.0
 
 
 class Block(NamedTuple):
@@ -26,6 +28,7 @@ class Block(NamedTuple):
     grad_norm: float  # geometric mean
     update_ratio: float  # update norm over parameter norm
     pull: np.ndarray  # [n]: gradient norm times parameter norm, at each step
+    step_pull: float  # gradient norm times update norm; geometric mean
     rate: float  # learning rate; where it is not known, `update_ratio`
     layers: dict[str, float]  # gradient norm by layer
     is_full: bool = False  # whether the rate had come to its height: set by `Memory`
@@ -81,6 +84,17 @@ class Memory:
     def gain(self) -> float:
         """How far the loss has come down."""
         return self.start - self.best if self.recent else 0.0
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the loss does not fall, over as many blocks as are kept."""
+        losses = np.array([block.loss for block in self.recent])
+        if len(losses) < _NUM_RECENT:
+            return False
+        half = len(losses) // 2
+        error = np.sqrt(np.mean(np.diff(losses) ** 2) / 2) * math.sqrt(2 / half)
+        fall = losses[:half].mean() - losses[half:].mean()
+        return bool(fall <= _FALL_OVER_NOISE * error)
 
     def last(self, count: int) -> list[Block]:
         """The last few blocks."""
@@ -151,9 +165,10 @@ def block_of(steps: Steps) -> Block:
         loss=float(np.mean(steps["loss"])),
         # Of neighbours, so that a fall of the loss does not pass for noise.
         noise=math.sqrt(np.mean(np.diff(steps["loss"]) ** 2) / 2),
-        grad_norm=float(np.exp(np.mean(np.log(np.maximum(steps["grads"], 1e-300))))),
+        grad_norm=_geometric_mean(steps["grads"]),
         update_ratio=ratio,
         pull=steps["grads"] * steps["params"],
+        step_pull=_geometric_mean(steps["grads"] * steps["updates"]),
         rate=rate if math.isfinite(rate) else ratio,
         layers={
             name.removeprefix(_LAYER): float(np.mean(column))
@@ -161,3 +176,7 @@ def block_of(steps: Steps) -> Block:
             if name.startswith(_LAYER)
         },
     )
+
+
+def _geometric_mean(x: np.ndarray) -> float:
+    return float(np.exp(np.mean(np.log(np.maximum(x, 1e-300)))))

@@ -48,7 +48,7 @@ _NUM_STUCK, _FALL = 500, 0.01
 # Batches of a model that predicts nothing but how often what occurs differ little from
 # one another. Where they differ more, as near an optimum, much more must be seen.
 _QUIET, _NUM_STUCK_NOISY = 0.02, 5_000
-# And it does not fall in the last 400 steps either, by so many standard errors.
+# And so many standard errors of a block are no fall.
 _FALL_OVER_NOISE = 3.0
 # Updates that are less of the parameters need a run of 100,000 steps to get anywhere.
 _SMALL_UPDATES = 1e-5
@@ -164,25 +164,20 @@ def vanishing(memory: Memory) -> str | None:
 
 def stuck(memory: Memory) -> str | None:
     """The loss is where it was at the start."""
-    blocks = list(memory.recent)
     size = abs(memory.start)
     needed = _NUM_STUCK if memory.noise < _QUIET * size else _NUM_STUCK_NOISY
-    if memory.num_full < needed or len(blocks) < (memory.recent.maxlen or 0):
+    if memory.num_full < needed or not memory.is_flat:
         return None
-    losses = np.array([block.loss for block in blocks])
-    half = len(losses) // 2
-    error = np.sqrt(np.mean(np.diff(losses) ** 2) / 2) * math.sqrt(2 / half)
-    falls = losses[:half].mean() - losses[half:].mean() > _FALL_OVER_NOISE * error
     noise = _FALL_OVER_NOISE * memory.noise / math.sqrt(STEPS_IN_A_BLOCK)
-    has_fallen = memory.start - memory.best > max(_FALL * size, noise)
-    if falls or has_fallen:
+    if memory.start - memory.best > max(_FALL * size, noise):
         return None
+    blocks = memory.last(len(memory.recent) // 2)
     ratio = blocks[-1].update_ratio
     cure = "check that labels belong to their inputs, or lower `learning_rate`"
     if ratio < _SMALL_UPDATES:
         cure = "raise `learning_rate`, or look for units that are always off"
     return (
-        f"the loss is {losses[half:].mean():.4g} and was {memory.start:.4g} at the "
+        f"the loss is {_mean_loss(blocks):.4g} and was {memory.start:.4g} at the "
         f"start, it is stuck while parameters change by {ratio:.0e} a step; {cure}"
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..training import Evaluation, Monitor, Window
 from . import _symptoms
 from ._blocks import STEPS_IN_A_BLOCK, Memory, Steps, block_of, cut, joined, steps_of
+from ._oscillation import oscillating
 from ._overfitting import Gap, after, overfitting
 
 # A complaint is over when it has not held for so many steps, ten blocks; if it comes
@@ -29,11 +30,11 @@ def watcher(
         diverges; go back, lower `learning_rate`, lengthen `warmup_steps` or clip ...
 
     It knows divergence and a loss that is no longer finite, exploding and vanishing
-    gradients (these better with the norms of each layer), a loss stuck at its start, a
-    growing gap between held-out and training loss, updates that the parameters' dtype
-    rounds away, and many skipped steps. Each is said once; again if it has ended and
-    come back, or still holds 20,000 steps later. Of a healthy run nothing is said: in
-    doubt it is silent, so its silence proves nothing.
+    gradients (these better with the norms of each layer), oscillation, a loss stuck at
+    its start, a growing gap between held-out and training loss, updates that the
+    parameters' dtype rounds away, and many skipped steps. Each is said once; again if
+    it has ended and come back, or still holds 20,000 steps later. Of a healthy run
+    nothing is said: in doubt it is silent, so its silence proves nothing.
 
     A run that begins at its optimum and stays there cannot be told from one that is
     stuck: that it is stuck is said after 500 steps at full rate where batches differ
@@ -96,6 +97,7 @@ def watcher(
         for kind, symptom, num_blocks in (
             ("diverging", _symptoms.diverging, 4),
             ("exploding", _symptoms.exploding, 3),
+            ("oscillating", oscillating, 20),
             ("rounding", rounded_away, 5),
             ("vanishing", _symptoms.vanishing, 5),
             ("stuck", _symptoms.stuck, 20),
