@@ -36,6 +36,7 @@ from jaxopt_tf.pretraining import Batches, GPT2Config, make_loss_fn, standard_li
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # so small a model is fastest on one
 folder = tempfile.TemporaryDirectory()  # deleted in the last cell
 work = Path(folder.name)
 
@@ -50,7 +51,7 @@ batches = Batches(standard_library(), block_size=32, batch_size=batch_size, seed
 windows = np.stack([batches[n] for n in range(num_steps)]).astype(np.int64)
 rows = [{"input_ids": row, "labels": row} for row in windows.reshape(-1, length)]
 
-sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 256}
+sizes = {"n_layer": 1, "n_head": 2, "n_embd": 64, "vocab_size": 256}
 dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 tokens = {"bos_token_id": 0, "eos_token_id": 0}
 config = transformers.GPT2Config(n_positions=length, **sizes, **dropout, **tokens)
