@@ -9,6 +9,7 @@ outcome = pretrain(
 
 from ._batches import Batches as Batches
 from ._batches import held_out_batches as held_out_batches
+from ._batches import training_windows as training_windows
 from ._contradictions import check_settings as check_settings
 from ._contradictions import contradictions as contradictions
 from ._corpus import Corpus as Corpus

@@ -131,9 +131,32 @@ def held_out_batches(
     batch_size = min(batch_size, len(windows))
     wanted = max(1, num_tokens // (block_size * batch_size))
     num_batches = min(wanted, len(windows) // batch_size)
-    chosen = np.linspace(0, len(windows) - 1, num_batches * batch_size).astype(int)
-    rows = np.stack([windows[int(i)] for i in chosen])
+    rows = windows.spread(num_batches * batch_size)
     return list(rows.reshape(num_batches, batch_size, block_size + 1))
+
+
+def training_windows(
+    corpus: Corpus, *, block_size: int, num_windows: int
+) -> np.ndarray:
+    """Windows spread evenly over the training part, in its order.
+
+    Args:
+        corpus: what to train on.
+        block_size: T, tokens to predict in a row; at least 1.
+        num_windows: N, at least 1; fewer where the text is short.
+
+    Returns:
+        [N, T + 1], in the dtype of `Batches`. Of two windows side by side the last
+        token of one is the first of the next; there is no other overlap.
+
+    Raises:
+        TypeError: if one of the numbers is not whole.
+        ValueError: if the training part is shorter than one window.
+    """
+    block_size = _check.whole_number("block_size", block_size, least=1)
+    num_windows = _check.whole_number("num_windows", num_windows, least=1)
+    windows = _Windows(corpus.training, block_size, "training", corpus.unit)
+    return windows.spread(min(num_windows, len(windows)))
 
 
 class _Windows:
@@ -157,3 +180,8 @@ class _Windows:
     def __getitem__(self, index: int) -> np.ndarray:
         start = index * self._block_size
         return self._part.read(start, start + self._block_size + 1)
+
+    def spread(self, num: int) -> np.ndarray:
+        """The first window, the last one, and others evenly between; [num, T + 1]."""
+        chosen = np.linspace(0, len(self) - 1, num).astype(int)
+        return np.stack([self[int(i)] for i in chosen])

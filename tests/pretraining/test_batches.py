@@ -17,6 +17,7 @@ from jaxopt_tf.pretraining import (
     Corpus,
     held_out_batches,
     read_tokens,
+    training_windows,
 )
 from jaxopt_tf.pretraining._tokens import Documents, TokenFile, TokenStream
 
@@ -216,6 +217,25 @@ def test_held_out_batches_are_spread_over_the_text(tmp_path):
     # The first window and the last one are among them.
     np.testing.assert_array_equal(batches[0][0], tokens[:11])
     np.testing.assert_array_equal(batches[-1][-1], tokens[-11:])
+
+
+def test_training_windows_are_spread_over_the_text(counting):
+    windows = training_windows(counting, block_size=9, num_windows=3)
+    np.testing.assert_array_equal(windows[:, 0], [0, 90, 189])
+    np.testing.assert_array_equal(windows[-1], np.arange(189, 199))
+    assert windows.dtype == Batches(counting, **SIZES)[0].dtype
+
+
+def test_training_windows_are_fewer_where_the_text_is_short(counting):
+    windows = training_windows(counting, block_size=9, num_windows=1_000)
+    np.testing.assert_array_equal(windows[:, 0], np.arange(0, 190, 9))
+
+
+def test_training_windows_refuse_a_number_below_one_and_a_text_that_is_short(counting):
+    with pytest.raises(ValueError, match="`num_windows` must be from 1"):
+        training_windows(counting, block_size=9, num_windows=0)
+    with pytest.raises(ValueError, match=r"`text` must .* 201 tokens in its training"):
+        training_windows(counting, block_size=200, num_windows=1)
 
 
 def test_held_out_batches_are_fewer_where_the_text_is_short(counting):
