@@ -74,6 +74,7 @@ def typed_settings(
 def _field(flag: Flag) -> Any:
     # Values are strings, any number of them, so that they are read and refused here.
     shown = flag.default is not None and flag.default != ()
+    default = " ".join(map(str, flag.default)) if flag.is_several else flag.default
     metavar = f"{flag.kind} [{flag.kind} ...]" if flag.is_several else flag.kind
     return Annotated[
         tuple[str, ...] if flag.kind else bool,
@@ -81,7 +82,7 @@ def _field(flag: Flag) -> Any:
             prefix_name=False,
             metavar=metavar or None,
             help=flag.help,
-            help_behavior_hint=f"(default: {flag.default})" if shown else "",
+            help_behavior_hint=f"(default: {default})" if shown else "",
         ),
     ]
 

@@ -7,7 +7,7 @@ import rich.console
 
 from .. import tuning
 from ._flags import flags_of
-from ._job_task import folder_of, job_task
+from ._job_task import folder_of, job_corpus, job_task
 from ._train import parse_with
 
 _PROG = "jaxopt-tf find-lr"
@@ -15,6 +15,8 @@ _DESCRIPTION = (
     "Trains the job of `jaxopt-tf train` for a while with many learning rates side by "
     "side, and suggests one."
 )
+# Enough to tell losses apart that differ by 5 %; every run is evaluated on them.
+_NUM_HELD_OUT = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,20 @@ def find_lr(args: Sequence[str]) -> int:
     search = _Search(**typed)
     _check_search(search)
     folder = folder_of(job)
-    task = job_task(recipe, model, job, folder)
+    task = job_task(
+        recipe,
+        model,
+        job,
+        job_corpus(model, job, folder),
+        num_held_out=0 if search.rising else _NUM_HELD_OUT,
+    )
+    num_rates = 24 if search.num_rates is None else search.num_rates
+    what = "One rising rate" if search.rising else f"{num_rates} rates side by side"
+    print(
+        f"{what}, from {search.min_rate:g} to {search.max_rate:g}, in {folder}. It is "
+        "compiled first, and more is told at the end.",
+        flush=True,
+    )
     if search.rising:
         found = tuning.range_test(
             task,
@@ -71,7 +86,7 @@ def find_lr(args: Sequence[str]) -> int:
             recipe,
             min_rate=search.min_rate,
             max_rate=search.max_rate,
-            num_rates=24 if search.num_rates is None else search.num_rates,
+            num_rates=num_rates,
             num_steps=search.num_steps,
             memory_limit=search.memory_limit,
         )

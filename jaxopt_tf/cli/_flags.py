@@ -65,7 +65,7 @@ def read(flag: Flag, value: Any) -> Any:
 def _flag(name: str, annotation: Any, help: str, default: Any) -> Flag:
     options = _options(annotation)
     several = [get_args(o)[0] for o in options if get_origin(o) is tuple]
-    is_several = several in ([Path], [str])
+    is_several = several in ([Path], [str], [float])
     wanted = several if is_several else [o for o in options if o is not type(None)]
     if wanted == [bool]:
         kind = ""

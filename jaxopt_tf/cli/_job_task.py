@@ -11,6 +11,7 @@ import numpy as np
 from .._typing import PyTree
 from ..pretraining import (
     Batches,
+    Corpus,
     GPT2Config,
     Job,
     gpt2_layout,
@@ -31,7 +32,30 @@ _OF_ONE_RUN = (
 )
 
 
-def job_task(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> Task:
+def job_corpus(model: GPT2Config, job: Job, folder: Path) -> Corpus:
+    """The text that `jaxopt-tf train` reads, where many runs are to share it.
+
+    Args:
+        model: its vocabulary.
+        job: names the text.
+        folder: where the tokens that a tokenizer makes are kept.
+
+    Raises:
+        ValueError: if the job wants what one run alone can do, the text cannot be read,
+            or it does not fit the model.
+    """
+    _check_job(job)
+    return read_corpus(job, model, folder)
+
+
+def job_task(
+    recipe: Recipe,
+    model: GPT2Config,
+    job: Job,
+    corpus: Corpus,
+    *,
+    num_held_out: int = 2**16,
+) -> Task:
     """What `jaxopt-tf train` trains, and the batches that it evaluates on.
 
     A run of it is the one that the command makes of the same flags on one device.
@@ -40,15 +64,14 @@ def job_task(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> Task:
         recipe: whose label smoothing is the loss's, and whose batch size is that of
             held-out batches for all runs.
         model: its size.
-        job: names the text and the dtype that the model computes in.
-        folder: where the tokens that a tokenizer makes are kept.
+        job: names the dtype that the model computes in.
+        corpus: of `job_corpus`.
+        num_held_out: about how many held-out tokens to evaluate on; the command's own
+            number if not given, 0 for none.
 
     Raises:
-        ValueError: if the job wants what one run alone can do, the text cannot be read,
-            or it does not fit the model.
+        ValueError: if the held-out part is shorter than one window.
     """
-    _check_job(job)
-    corpus = read_corpus(job, model, folder)
     _, loss_fn = make_loss_fn(
         model, recipe.seed, label_smoothing_factor=recipe.label_smoothing_factor
     )
@@ -73,7 +96,10 @@ def job_task(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> Task:
             corpus,
             block_size=model.block_size,
             batch_size=recipe.per_device_train_batch_size,
-        ),
+            num_tokens=num_held_out,
+        )
+        if num_held_out
+        else (),
         takes_key=model.has_dropout,
         compute_dtype=jnp.bfloat16 if job.bf16 else None,
         layout=gpt2_layout(model),

@@ -1,9 +1,11 @@
 """One command, a subcommand for each job."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from .. import _check
+from ._decay_path import decay_path
 from ._doctor import doctor, explain
 from ._find_lr import find_lr
 from ._migrate import migrate
@@ -17,6 +19,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "pretrain a GPT-2"),
     "find-lr": (find_lr, "suggest a learning rate"),
     "sweep": (sweep, "try many recipes, and say which one trains best"),
+    "decay-path": (decay_path, "suggest a weight decay"),
     "schedule": (schedule, "draw learning rates in the terminal"),
     "migrate": (migrate, "make a run of a Trainer's checkpoint, or back"),
     "doctor": (doctor, "say what is wrong with a plan"),
@@ -35,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 where the doctor found something, a run does not fit or
         no learning rate can be told; 2 where something is refused or the run cannot go
         on, with a sentence on stderr; 128 and the signal's number where a signal ended
-        the run.
+        the run, 130 after Ctrl-C.
 
     Raises:
         SystemExit: after the `--help` of a subcommand.
@@ -55,10 +58,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
         print(f"jaxopt-tf: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:  # with what one can do now, if there is any
+        print(f"\njaxopt-tf: stopped by Ctrl-C. {error}".rstrip(), file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:8} {does}" for name, (_, does) in _COMMANDS.items())
+    width = max(map(len, _COMMANDS))
+    commands = "\n".join(
+        f"  {name:{width}}  {does}" for name, (_, does) in _COMMANDS.items()
+    )
     return (
         "usage: jaxopt-tf COMMAND [FLAGS]\n\n"
         "Transformers' optimization stack in JAX.\n\n"

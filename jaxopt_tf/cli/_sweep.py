@@ -15,7 +15,7 @@ from .._whole_file import whole_file
 from ..pretraining import GPT2Config, Job, flat
 from ..recipes import Recipe, recipe_settings, same_program
 from ._flags import flags_of
-from ._job_task import folder_of, job_task
+from ._job_task import folder_of, job_corpus, job_task
 from ._over import read_over
 from ._train import parse_with
 
@@ -68,10 +68,10 @@ def sweep(args: Sequence[str]) -> int:
     else:
         recipes = tuning.drawn(recipe, over, search.num_samples, recipe.seed)
     folder = folder_of(job)
-    task = job_task(recipe, model, job, folder)
+    task = job_task(recipe, model, job, job_corpus(model, job, folder))
     _keep_config(recipe, model, job, folder)
-    print(_told(recipes, folder), flush=True)
     try:
+        _say(_told(recipes, folder))
         found = tuning.sweep(
             task,
             recipe,
@@ -85,6 +85,11 @@ def sweep(args: Sequence[str]) -> int:
         )
     except ValueError as error:  # in the words of the command
         raise ValueError(str(error).replace("`folder`", "`output_dir`")) from error
+    except KeyboardInterrupt as error:
+        again = shlex.join(["--output_dir", str(folder)])
+        raise KeyboardInterrupt(
+            f"What is finished is kept: the same command with {again} goes on."
+        ) from error
     picture = folder / "sweep.png"
     tuning.plot_sweep(found, picture)
     rich.console.Console().print(found.table())

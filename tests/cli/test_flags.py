@@ -27,6 +27,7 @@ class Record:
         path: where.
         paths: where from.
         names: which.
+        shares: some.
         options: more.
 
     Raises:
@@ -42,6 +43,7 @@ class Record:
     path: Path | None = None
     paths: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
+    shares: tuple[float, ...] = (0.5, 1)
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
 
@@ -59,11 +61,13 @@ def test_kinds_are_those_of_the_annotations():
         "path": "PATH",
         "paths": "PATH",
         "names": "NAME",
+        "shares": "NUMBER",
         "options": "JSON",
     }
     assert [name for name, flag in FLAGS.items() if flag.is_several] == [
         "paths",
         "names",
+        "shares",
     ]
     optional = [name for name, flag in FLAGS.items() if flag.is_optional]
     assert optional == ["either", "path"]

@@ -9,15 +9,16 @@ import pytest
 
 from jaxopt_tf import tuning
 from jaxopt_tf.cli import main
-from jaxopt_tf.cli._job_task import folder_of, job_task
+from jaxopt_tf.cli._job_task import folder_of, job_corpus, job_task
 from jaxopt_tf.cli._train import parse
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
 
-def task_of(flags, folder):
+def task_of(flags, folder, **more):
     recipe, model, job = parse(flags.split())
-    return recipe, job_task(recipe, model, job, folder)
+    corpus = job_corpus(model, job, folder)
+    return recipe, job_task(recipe, model, job, corpus, **more)
 
 
 def column(folder, name):
@@ -49,6 +50,15 @@ def test_the_batch_size_is_each_recipes_and_the_held_out_batches_are_alike(
     assert task.held_out[0].shape == (8, 17)
     assert task.compute_dtype == jnp.bfloat16
     assert not task.takes_key
+
+
+def test_fewer_held_out_tokens_are_fewer_batches(small, tmp_path):
+    _, all_of_them = task_of(small, tmp_path)
+    assert len(all_of_them.held_out) == 2  # all that this text has
+    _, few = task_of(small, tmp_path, num_held_out=128)
+    assert [batch.shape for batch in few.held_out] == [(8, 17)]
+    _, none = task_of(small, tmp_path, num_held_out=0)
+    assert none.held_out == ()
 
 
 def test_a_new_folder_is_named_by_the_time(tmp_path):

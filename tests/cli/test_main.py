@@ -39,3 +39,10 @@ def test_help_of_a_command_lists_every_flag_within_100_columns(capsys, monkeypat
     assert max(map(len, shown.splitlines())) <= 100
     for words in ("recipe options", "model options", "job options", "(default: 0.003)"):
         assert words in shown
+
+
+def test_help_shows_several_values_as_one_types_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["decay-path", "--help"])
+    assert "(default: 0 0.01 0.1 1)" in capsys.readouterr().out
