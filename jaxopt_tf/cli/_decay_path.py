@@ -28,7 +28,8 @@ class _Search:
             `num_windows`.
         num_windows: windows of `block_size` + 1 tokens, spread evenly over the training
             part of the text, that runs are trained on and held out from; fewer where it
-            is short. Runs on few windows may ask for more decay than the whole text does.
+            is short. Runs on few windows may ask for more decay than the whole text
+            does.
         warm_starts: whether a run starts from the parameters of the next stronger
             decay, instead of from scratch.
         memory_limit: bytes that runs side by side may take on each device; 90 % of what

@@ -71,8 +71,9 @@ def build_optimizer(
     Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`;
         `trainer_optimizer.py`.
     """
-    mask = _decay_mask(recipe, layer_norms)
     own = varied or Varied({}, {})
+    decays = recipe.weight_decay != 0 or "weight_decay" in own.values
+    mask = _decay_mask(recipe, layer_norms, decays)
     make = functools.partial(
         named_optimizer, recipe, decay_mask=mask, layout=layout, values=own.values
     )
@@ -89,10 +90,10 @@ def build_optimizer(
 
 
 def _decay_mask(
-    recipe: Recipe, layer_norms: Sequence[str] | None
+    recipe: Recipe, layer_norms: Sequence[str] | None, decays: bool
 ) -> Callable[[PyTree], PyTree]:
     rule = recipe.decay_rule
-    if rule == "transformers_v4" and recipe.weight_decay and layer_norms is None:
+    if rule == "transformers_v4" and decays and layer_norms is None:
         raise ValueError(
             "`layer_norms` must be given with the `decay_rule` 'transformers_v4', got "
             "None: it leaves out normalisation layers by their type, which a tree of "

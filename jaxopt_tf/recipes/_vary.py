@@ -133,4 +133,9 @@ def _differ(recipes: Sequence[Recipe], name: str) -> bool:
 
 def _value(recipe: Recipe, name: str) -> float:
     value = float(getattr(recipe, name))
+    if name in ("adam_beta1", "adam_beta2") and np.float32(value) == 1:
+        raise ValueError(
+            f"`{name}` must be below 1 as a float32, where runs differ in it, got "
+            f"{value!r}. Take 0.9999999, or train such a run by itself."
+        )
     return np.inf if name == "max_grad_norm" and value == 0 else value

@@ -164,6 +164,7 @@ def _trained(
             is_lost = jnp.asarray(~np.isfinite(losses).all(axis=0))
             keep = functools.partial(jax.vmap(jnp.where), is_lost)
             params = jax.tree.map(keep, params, cohort.carried.state.params)
+            del cohort  # or it would take memory while the next runs begin
             yield numbers, losses
 
 

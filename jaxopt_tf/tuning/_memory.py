@@ -1,7 +1,7 @@
 """How many runs fit into memory side by side."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -57,16 +57,24 @@ def _limit_of_devices() -> float | None:
     return None if has is None else _OF_A_DEVICE * has
 
 
-def _as_many_as_fit(one: Cohort, num_streams: int, num_runs: int, limit: float) -> int:
-    """The most runs, at most `num_runs`, whose step stays within a limit.
+def _as_many_as_fit(
+    one: Cohort,
+    num_streams: int,
+    num_runs: int,
+    limit: float,
+    held_out: Sequence[Batch],
+) -> int:
+    """The most runs, at most `num_runs`, that stay within a limit.
 
-    The step is compiled for as many as are hoped for, and the compiler asked.
+    Their step, and their evaluation, are compiled for as many as are hoped for, and the
+    compiler is asked.
 
     Args:
         one: a run on each device, before the first step.
         num_streams: of batches, with all runs.
         num_runs: how many there are.
         limit: bytes on each device.
+        held_out: a batch to evaluate on, or none.
 
     Raises:
         ValueError: if it is below what one run on each device needs.
@@ -80,7 +88,8 @@ def _as_many_as_fit(one: Cohort, num_streams: int, num_runs: int, limit: float) 
     )
     most = num_runs
     while True:
-        needed = _bytes_on_each(one, batches, -(-most // num_devices) * num_devices)
+        whole = -(-most // num_devices) * num_devices
+        needed = _bytes_on_each(one, batches, held_out, whole)
         if needed <= limit:
             return most
         if most <= num_devices:
@@ -92,7 +101,9 @@ def _as_many_as_fit(one: Cohort, num_streams: int, num_runs: int, limit: float) 
         most = max(num_devices, min(most - 1, int(most * limit / needed)))
 
 
-def _bytes_on_each(one: Cohort, batches: PyTree, num_runs: int) -> int:
+def _bytes_on_each(
+    one: Cohort, batches: PyTree, held_out: Sequence[Batch], num_runs: int
+) -> int:
     program = one.program
     carried = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -100,7 +111,12 @@ def _bytes_on_each(one: Cohort, batches: PyTree, num_runs: int) -> int:
         ),
         one.carried,
     )
-    step: Any = program.step
-    analysis = step.lower(carried, batches).compile().memory_analysis()
+    step, evaluate = (cast(Any, f) for f in (program.step, program.evaluate))
+    lowered = [step.lower(carried, batches)]
+    lowered += [evaluate.lower(carried.state.params, batch) for batch in held_out]
+    return max(_bytes_of(of.compile().memory_analysis()) for of in lowered)
+
+
+def _bytes_of(analysis: Any) -> int:
     new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new

@@ -3,16 +3,19 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import rich.table
 
 from .. import _check
-from ..recipes import Recipe
+from ..recipes import Recipe, recipe_settings
 
 # Share of a run that is long enough to tell, found on runs of a few hundred steps.
 _SHARE = 1 / 4
 _LEAST_STEPS, _MOST_STEPS = 100, 1_000
+# Further arguments of schedules that count steps.
+_COUNTS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,25 @@ def num_short_steps(recipe: Recipe, num_steps: int | None) -> int:
 
 
 def short_version(recipe: Recipe, num_steps: int) -> Recipe:
-    """The recipe with its whole schedule, its warm-up in proportion, in fewer steps."""
-    share = recipe.num_warmup_steps / recipe.max_steps
-    return dataclasses.replace(
-        recipe, max_steps=num_steps, warmup_steps=share if share < 1 else 0
-    )
+    """The recipe with its whole schedule, in proportion, in fewer steps.
+
+    Raises:
+        ValueError: if there is no such schedule, by the recipe's own words.
+    """
+    settings = recipe_settings(recipe)
+    share = num_steps / recipe.max_steps
+    groups = [_shortened(group, share) for group in settings["rate_groups"]]
+    short = _shortened(settings, share)
+    return Recipe(**{**short, "rate_groups": groups, "max_steps": num_steps})
+
+
+def _shortened(settings: dict[str, Any], share: float) -> dict[str, Any]:
+    """A schedule's settings, its counts of steps multiplied."""
+    short = dict(settings)
+    if isinstance(short.get("warmup_steps"), int):  # else it is a share already
+        short["warmup_steps"] = math.ceil(share * short["warmup_steps"])
+    options = dict(short.get("lr_scheduler_kwargs", {}))
+    for name in _COUNTS & options.keys():
+        if options[name] is not None:
+            options[name] = math.floor(share * options[name])
+    return short | ({"lr_scheduler_kwargs": options} if options else {})

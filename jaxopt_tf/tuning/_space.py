@@ -18,7 +18,7 @@ class Between:
     """A range that a random search draws from.
 
     Attributes:
-        low: the least value.
+        low: the least value; of counts an int, as is `high`.
         high: the greatest; above `low`.
         scale: "log" draws its logarithm evenly, for rates and decays, and needs a `low`
             above 0; "linear" the number itself.
@@ -48,14 +48,24 @@ class Between:
             )
 
     def at(self, share: float) -> float:
-        """The value at this share of the way, 0 to 1, rounded to four digits."""
+        """The value at this share of the way, 0 to 1, rounded to four digits.
+
+        Not beyond the bounds, and not rounded where both are whole.
+        """
         if self.scale == "log":
             value = math.exp(
                 math.log(self.low) + share * (math.log(self.high) - math.log(self.low))
             )
         else:
             value = self.low + share * (self.high - self.low)
-        return float(f"{value:.4g}")
+        if self.is_whole:
+            return float(round(value))
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether both bounds are whole numbers, given as such."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
@@ -116,7 +126,8 @@ def drawn(
 def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Between) -> Any:
     if isinstance(values, Between):
         value = values.at(rng.random())
-        return round(value) if _KINDS[name] is int else value
+        is_count = _KINDS[name] is int or (name == "warmup_steps" and values.is_whole)
+        return round(value) if is_count else value
     return values[int(rng.integers(len(values)))]
 
 

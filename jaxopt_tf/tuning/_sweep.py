@@ -11,7 +11,6 @@ import rich.table
 
 from .. import _check
 from ..recipes import Recipe
-from . import _cohort
 from ._groups import Group, train_to
 from ._space import Over, drawn, grid
 from ._sweep_folder import forgotten, kept_in
@@ -42,11 +41,15 @@ class Sweep:
     def best_recipe(self) -> Recipe:
         """The recipe of the lowest loss among the runs that were trained to their end.
 
+        Of all runs, where each of these diverged.
+
         Raises:
             ValueError: if all diverged.
         """
         ended = [t for t in self.last if t.step == self.recipes[t.run].max_steps]
-        return self.recipes[best_of(ended or self.last, self.recipes).run]
+        is_any_finite = any(math.isfinite(t.compared) for t in ended)
+        chosen = ended if is_any_finite else self.last
+        return self.recipes[best_of(chosen, self.recipes).run]
 
     def table(self, *, most: int | None = None) -> rich.table.Table:
         """What differs between the runs, and what they came to; the best first.
@@ -128,8 +131,7 @@ def sweep(
                 new = _trials(task, recipes, group, step, trials)
                 trials += new
                 if step < steps[-1]:
-                    ended = _cohort.unstacked(group.carried, len(group.runs))
-                    states |= dict(zip(group.runs, ended, strict=True))
+                    states |= dict(zip(group.runs, group.ended, strict=True))
                 kept.keep(trials, states)
                 if report is not None:
                     report(_told(new, len(alive), step))
@@ -192,7 +194,7 @@ def _better(
 
 def _told(new: Sequence[Trial], num_alive: int, step: int) -> str:
     best = min(new, key=lambda trial: trial.compared)
-    return (
-        f"{len(new)} of {num_alive} runs have come to step {step:,}; the best of them, "
-        f"number {best.run}, to a loss of {best.compared:.4g}"
-    )
+    told = f"{len(new)} of {num_alive} runs have come to step {step:,}; "
+    if math.isinf(best.compared):
+        return f"{told}all of them diverged"
+    return f"{told}the best, number {best.run}, to a loss of {best.compared:.4g}"

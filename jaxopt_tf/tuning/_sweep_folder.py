@@ -15,7 +15,7 @@ from .. import checkpoints
 from .._whole_file import whole_file
 from ..recipes import Recipe, recipe_settings
 from . import _cohort
-from ._groups import train_to
+from ._groups import at_start
 from ._program import Carried
 from ._task import Task
 from ._trials import Trial, differing
@@ -77,6 +77,9 @@ def kept_in(
                 },
             )
             saving.wait()
+            write(trials)
+
+        def write(trials: Sequence[Trial]) -> None:
             with whole_file(held.folder / RESULTS) as temporary:
                 temporary.write_text(_lines(recipes, trials), encoding="utf-8")
 
@@ -87,6 +90,7 @@ def kept_in(
         notes = checkpoints.read_notes(newest)
         _check_same(newest, notes.get("sweep"), settings)
         trials = tuple(_from_list(values) for values in notes["trials"])
+        write(trials)  # a kill may have come between the checkpoint and this file
         yield Kept(trials, _states(newest, notes, task, recipes), keep)
 
 
@@ -94,11 +98,8 @@ def _states(
     path: Path, notes: Mapping[str, Any], task: Task, recipes: Sequence[Recipe]
 ) -> dict[int, Carried]:
     """The states in a checkpoint, which are like those of runs that start."""
-    runs = notes["runs_to_go_on"]
-    like: dict[str, Carried] = {}
-    for group in train_to(task, recipes, runs, 0, {}, None, None):
-        ended = _cohort.unstacked(group.carried, len(group.runs))
-        like |= dict(zip(map(str, group.runs), ended, strict=True))
+    start = at_start(task, recipes, notes["runs_to_go_on"])
+    like = {str(i): state for i, state in start.items()}
     arrays = {"num_trials": np.int32(0), "states": like}
     restored = checkpoints.restore(path, arrays).arrays["states"]
     return {int(name): state for name, state in restored.items()}
@@ -115,11 +116,15 @@ def _check_same(path: Path, saved: Any, now: Mapping[str, Any]) -> None:
 
 
 def _fingerprint(task: Task, recipe: Recipe) -> str:
-    """Of the first batch and those that are held out."""
-    found = hashlib.sha256()
-    first = next(iter(task.batches(recipe)))
-    for leaf in jax.tree.leaves((first, list(task.held_out))):
-        found.update(np.ascontiguousarray(leaf).tobytes())
+    """Of the first batch, those that are held out, and the parameters at the start."""
+    first = _cohort.next_batch(iter(task.batches(recipe)), 0)
+    settings = (task.takes_key, str(task.compute_dtype))
+    found = hashlib.sha256(repr(settings).encode())
+    seen = (first, list(task.held_out), task.init(recipe.seed))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{path} {array.shape} {array.dtype}".encode())
+        found.update(array.tobytes())
     return found.hexdigest()
 
 

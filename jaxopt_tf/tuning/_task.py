@@ -54,3 +54,9 @@ class Task:
             if not callable(value):
                 kind = type(value).__name__
                 raise TypeError(f"`{name}` must be a function {of}, got a {kind}.")
+        if not isinstance(self.held_out, list | tuple):
+            kind = type(self.held_out).__name__
+            raise TypeError(
+                f"`held_out` must be a list of batches, got a {kind}. Put the one batch "
+                "into a list."
+            )
