@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -171,6 +172,7 @@ def resumed_rows(smoke: bool) -> Iterator[Row]:
     num_kills = 2 if smoke else 8
     with tempfile.TemporaryDirectory() as folder:
         made: list[list[int]] = []
+        rng = random.Random(0)
         for kill in range(num_kills + 1):
             child = subprocess.Popen(
                 [sys.executable, "-m", _THIS, "--sweep_in", folder],
@@ -181,8 +183,9 @@ def resumed_rows(smoke: bool) -> Iterator[Row]:
             for line in child.stdout:
                 made += json.loads(line)
                 if kill < num_kills:
+                    # At any moment of what follows, writing included.
+                    time.sleep(rng.uniform(0, 3))
                     child.kill()
-                    break
             child.wait()
         kept = pathlib.Path(folder, "sweep.jsonl").read_text().splitlines()
         repeated = len(made) - len({tuple(trial) for trial in made})

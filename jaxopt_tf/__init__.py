@@ -4,7 +4,7 @@
 
 What is typed every day, in the order of the trip; each station has more:
 `jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.mesh`, `.checkpoints`,
-`.monitors`, `.plots`, `.pretraining`, `.interop`.
+`.monitors`, `.plots`, `.tuning`, `.pretraining`, `.interop`.
 """
 
 from .optimizers import adafactor_tf as adafactor_tf

@@ -115,8 +115,8 @@ plot_rates(found)
 
 # %% [markdown]
 # Each rate starts there from what the rates before it have learnt. `find_learning_rate`
-# gives every rate a start of its own, and the whole schedule in a quarter of the steps:
-# what `train_many` did above, with a suggestion. It is used for text, below.
+# gives every rate a start of its own, as `train_many` did above, in fewer steps than a
+# run has, and suggests one. It is used for text, below.
 
 # %% [markdown]
 # ## A sweep over several numbers

@@ -67,8 +67,8 @@ def loss_fn(params, batch):  # the summed loss, and what it is a sum over
 # ## The path
 #
 # The rows are dealt out to five folds. For each decay and fold one run is trained on
-# the rows of the other folds: What a fold's own rows say
-# of its run, which has not seen them, has a mean over the folds and a standard error.
+# the rows of the other folds. What a fold's own rows say of its run, which has not seen
+# them, has a mean over the folds and a standard error.
 
 # %%
 recipe = Recipe(

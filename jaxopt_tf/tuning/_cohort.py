@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +87,11 @@ def advance(cohort: Cohort, until: int) -> np.ndarray:
 def held_out_losses(cohort: Cohort, batches: Sequence[Batch]) -> np.ndarray:
     """The mean loss of each run over all items of `batches`; [K], float64."""
     total, num_items = summed_losses(cohort, batches)
+    if not num_items.all():
+        raise ValueError(
+            "`held_out` must have items to take a mean over, got none. Give more "
+            "batches; or are all labels ignored?"
+        )
     return total / num_items
 
 
@@ -108,12 +112,23 @@ def seed_streams(
 ) -> tuple[list[Iterator[Batch]], list[int]]:
     """Streams of batches, one for each seed, and which of them each run is fed from."""
     seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
-    by_seed = {recipe.seed: recipe for recipe in reversed(recipes)}
+    by_length = sorted(recipes, key=lambda recipe: recipe.max_steps)
+    longest = {recipe.seed: recipe for recipe in by_length}
     streams: list[Iterator[Batch]] = [
-        itertools.islice(iter(task.batches(by_seed[seed])), skip, None)
-        for seed in seeds
+        itertools.islice(_beyond(task.batches(longest[s]), longest[s]), skip, None)
+        for s in seeds
     ]
     return streams, [seeds.index(recipe.seed) for recipe in recipes]
+
+
+def _beyond(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
+    """All batches; where they end with the run, its last one again, for others."""
+    batch, num_batches = None, 0
+    for batch in batches:
+        num_batches += 1
+        yield batch
+    while num_batches >= recipe.max_steps:
+        yield batch
 
 
 def first_params(task: Task, recipes: Sequence[Recipe]) -> PyTree:
@@ -129,22 +144,31 @@ def stacked(trees: Sequence[PyTree]) -> PyTree:
 
 def unstacked(tree: PyTree, num: int) -> list[PyTree]:
     """The first `num` trees of a stack, on the host: no device keeps them."""
-    # Keys have no form of their own on the host, and are small.
-    is_key = functools.partial(jax.dtypes.issubdtype, b=jax.dtypes.prng_key)
-    tree = jax.tree.map(lambda x: x if is_key(x.dtype) else np.asarray(x), tree)
+
+    def on_host(x: jax.Array) -> jax.Array | np.ndarray:
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return np.asarray(x)
+        # Keys have no form of their own there: new ones, bound to no device.
+        data = jax.device_get(jax.random.key_data(x))
+        return jax.random.wrap_key_data(jnp.asarray(data))
+
+    tree = jax.tree.map(on_host, tree)
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(num)]
 
 
+def next_batch(stream: Iterator[Batch], step: int) -> Batch:
+    """The batch of a step; raises a ValueError where there is none."""
+    batch = next(stream, None)
+    if batch is None:
+        raise ValueError(
+            "`batches` must give at least as many as `max_steps`, but ended after "
+            f"{step}. Repeat the data, or take fewer steps."
+        )
+    return batch
+
+
 def _stacked_batches(cohort: Cohort) -> Batch:
-    batches: list[Any] = []
-    for stream in cohort.streams:
-        batch = next(stream, None)
-        if batch is None:
-            raise ValueError(
-                "`batches` must give at least as many as `max_steps`, but ended after "
-                f"{cohort.step}. Repeat the data, or take fewer steps."
-            )
-        batches.append(batch)
+    batches = [next_batch(stream, cohort.step) for stream in cohort.streams]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 

@@ -22,7 +22,7 @@ class Group(NamedTuple):
     runs: list[int]  # their numbers, n of them
     losses: np.ndarray  # [n, steps that were taken now], float32
     held_out: np.ndarray  # [n], float64; NaN where there are no held-out batches
-    carried: Carried  # [n or more, ...]: what they need to go on
+    ended: list[Carried]  # where each stands, on the host; [] of runs at their end
 
 
 def train_to(
@@ -55,7 +55,9 @@ def train_to(
         program = make_program(task, recipes[runs[0]], at_most(devices, len(runs)))
         make = functools.partial(_cohort_of, task, program, recipes, varied, states)
         num_streams = len({recipes[i].seed for i in runs})
-        width = side_by_side(program, make, runs, num_streams, memory_limit)
+        width = side_by_side(
+            program, make, runs, num_streams, memory_limit, task.held_out[:1]
+        )
         for first in range(0, len(runs), width):
             chosen = runs[first : first + width]
             # All groups have one size, so that all are one program.
@@ -64,8 +66,11 @@ def train_to(
             held_out = np.full(width, np.nan)
             if task.held_out:
                 held_out = _cohort.held_out_losses(cohort, task.held_out)
-            n = len(chosen)
-            yield Group(chosen, losses[:n], held_out[:n], cohort.carried)
+            n, ended = len(chosen), []
+            if until < _longest(cohort):
+                ended = _cohort.unstacked(cohort.carried, n)
+            del cohort  # or it would take memory while the next group begins
+            yield Group(chosen, losses[:n], held_out[:n], ended)
 
 
 def _cohort_of(
@@ -92,6 +97,24 @@ def _cohort_of(
     # Among others than before, a run's stream may have another number.
     carried = dataclasses.replace(carried, stream=jnp.asarray(stream, jnp.int32))
     return _cohort.Cohort(program, tuple(own), carried, streams, step)
+
+
+def at_start(
+    task: Task, recipes: Sequence[Recipe], runs: Sequence[int]
+) -> dict[int, Carried]:
+    """Where these runs stand before their first step, on the host."""
+    states: dict[int, Carried] = {}
+    for members in by_program(recipes):
+        chosen = [i for i in members if i in runs]
+        if chosen:
+            own = vary([recipes[i] for i in members])
+            of_each = _cohort.unstacked(own, len(members))
+            varied = dict(zip(members, of_each, strict=True))
+            program = make_program(task, recipes[chosen[0]])
+            cohort = _cohort_of(task, program, recipes, varied, {}, chosen)
+            ended = _cohort.unstacked(cohort.carried, len(chosen))
+            states |= dict(zip(chosen, ended, strict=True))
+    return states
 
 
 def _longest(cohort: _cohort.Cohort) -> int:

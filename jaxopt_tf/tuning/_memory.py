@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import _check
 from .._typing import PyTree
-from ._cohort import Cohort
+from ..training import Batch
+from ._cohort import Cohort, next_batch
 from ._program import Program
 
 # Share of a device's memory that runs may take, where no limit is given.
@@ -20,6 +21,11 @@ def at_most(
 ) -> Sequence[jax.Device]:
     """The devices, or all of this process; not more than there are runs."""
     devices = jax.local_devices() if devices is None else devices
+    if not devices:
+        raise ValueError(
+            "`devices` must name at least one device, got none. Leave it out for all "
+            "of this process."
+        )
     return devices[:num_runs]
 
 
@@ -29,6 +35,7 @@ def side_by_side(
     runs: Sequence[int],
     num_streams: int,
     memory_limit: float | None,
+    held_out: Sequence[Batch] = (),
 ) -> int:
     """How many runs are trained side by side, a multiple of the devices.
 
@@ -38,13 +45,14 @@ def side_by_side(
         runs: numbers of all.
         num_streams: of batches, with all runs.
         memory_limit: as for `train_many`.
+        held_out: a batch that the runs are evaluated on, if they are.
     """
     limit = _limit_of_devices() if memory_limit is None else memory_limit
     most = len(runs)
     if limit is not None:
         _check.positive("memory_limit", limit)
         one = make([runs[0]] * program.num_devices)
-        most = _as_many_as_fit(one, num_streams, most, limit)
+        most = _as_many_as_fit(one, num_streams, most, limit, held_out)
     # Groups as equal as can be, each filled up to the devices.
     size = -(-len(runs) // -(-len(runs) // most))
     return -(-size // program.num_devices) * program.num_devices
@@ -84,7 +92,7 @@ def _as_many_as_fit(
         lambda x: jax.ShapeDtypeStruct(
             (num_streams, *np.shape(x)), np.asarray(x).dtype
         ),
-        next(one.streams[0]),
+        next_batch(one.streams[0], 0),
     )
     most = num_runs
     while True:

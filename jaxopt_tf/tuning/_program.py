@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from .. import training
 from .._typing import PyTree
@@ -30,7 +30,7 @@ class Carried:
 class Told(NamedTuple):
     """What a step of K runs reports."""
 
-    loss: jax.Array  # [K], float32: before the update; NaN of a run that is at its end
+    loss: jax.Array  # [K], float32: before the update; NaN where there is none
     is_stopped: jax.Array  # [K], bool: whether a run is no longer finite, or at its end
 
 
@@ -43,12 +43,12 @@ class Program(NamedTuple):
     step: Callable[[Carried, Batch], tuple[Carried, Told]]
     # (params [K, ...], batch) -> (summed losses [K], numbers of items [K])
     evaluate: Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
-    over_runs: NamedSharding | None  # where [K, ...] lies; None: on one device
+    over_runs: Sharding  # where [K, ...] lies
 
     @property
     def num_devices(self) -> int:
         """K must be a multiple of it."""
-        return 1 if self.over_runs is None else self.over_runs.mesh.size
+        return len(self.over_runs.device_set)
 
 
 def make_program(
@@ -91,23 +91,21 @@ def make_program(
         state = jax.tree.map(
             lambda new, old: jnp.where(is_over, old, new), state, run.state
         )
-        told = Told(
-            jnp.where(is_over, jnp.nan, metrics.loss), metrics.is_stopped | is_over
-        )
+        # A loss may be finite where the gradient is not: stopped it is all the same.
+        is_stopped = metrics.is_stopped | is_over
+        told = Told(jnp.where(is_stopped, jnp.nan, metrics.loss), is_stopped)
         return dataclasses.replace(run, state=state), told
 
     evaluate = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
-    devices = tuple(devices or jax.devices()[:1])
-    over_runs = None
-    if len(devices) > 1:
-        mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
-        over_runs = NamedSharding(mesh, PartitionSpec("runs"))
+    devices = jax.devices()[:1] if devices is None else devices
+    mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
+    over_runs = NamedSharding(mesh, PartitionSpec("runs"))
     return Program(
         jax.jit(jax.vmap(start), out_shardings=over_runs),
         jax.jit(
             jax.vmap(step, in_axes=(0, None)),
             donate_argnums=0,
-            out_shardings=None if over_runs is None else (over_runs, None),
+            out_shardings=(over_runs, None),
         ),
         jax.jit(jax.vmap(evaluate, in_axes=(0, None))),
         over_runs,

@@ -57,6 +57,6 @@ class Task:
         if not isinstance(self.held_out, list | tuple):
             kind = type(self.held_out).__name__
             raise TypeError(
-                f"`held_out` must be a list of batches, got a {kind}. Put the one batch "
-                "into a list."
+                f"`held_out` must be a list of batches, got a {kind}. Put a single "
+                "batch into a list."
             )

@@ -85,3 +85,19 @@ def test_refuses_a_rate_that_a_metric_drives():
     driven = Recipe(max_steps=10, lr_scheduler_type="reduce_lr_on_plateau")
     with pytest.raises(ValueError, match="`lr_scheduler_type` must be a schedule of"):
         vary([driven, driven])
+
+
+def test_refuses_a_beta_that_is_1_as_a_float32():
+    betas = [dataclasses.replace(BASE, adam_beta2=b) for b in (0.9, 0.99999999)]
+    with pytest.raises(ValueError, match="`adam_beta2` must be below 1 as a float32"):
+        vary(betas)
+
+
+def test_the_rule_of_version_4_wants_norms_whichever_run_decays():
+    recipes = [
+        dataclasses.replace(BASE, decay_rule="transformers_v4", weight_decay=decay)
+        for decay in (0.0, 0.1)
+    ]
+    varied = jax.tree.map(lambda leaf: leaf[0], vary(recipes))
+    with pytest.raises(ValueError, match="`layer_norms` must be given"):
+        build_optimizer(recipes[0], varied=varied)

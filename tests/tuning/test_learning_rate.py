@@ -9,6 +9,7 @@ import pytest
 
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task, find_learning_rate, range_test
+from jaxopt_tf.tuning._rate_found import short_version
 
 from . import tasks
 
@@ -62,6 +63,22 @@ def test_tries_the_whole_schedule_in_fewer_steps():
     task = quadratic(held_out=[np.zeros((1, 20), np.float32)])
     losses, _ = tasks.alone(task, short)
     np.testing.assert_allclose(found.losses[0], losses[45:].mean(), rtol=1e-5)
+
+
+def test_every_part_of_a_schedule_keeps_its_share():
+    recipe = Recipe(
+        max_steps=4_000,
+        warmup_steps=400,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": 2_000},
+        rate_groups=[{"pattern": "x", "factor": 0.5, "warmup_steps": 100}],
+    )
+    short = short_version(recipe, 400)
+    assert (short.max_steps, short.warmup_steps) == (400, 40)
+    assert dict(short.lr_scheduler_kwargs)["num_decay_steps"] == 200
+    assert short.rate_groups[0].own["warmup_steps"] == 10
+    all_warmup = short_version(Recipe(max_steps=100, warmup_steps=100), 50)
+    assert all_warmup.warmup_steps == 50
 
 
 def test_a_range_test_suggests_a_stable_rate_too():

@@ -11,6 +11,7 @@ import pytest
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task
+from jaxopt_tf.tuning._program import make_program
 
 from . import tasks
 
@@ -94,7 +95,7 @@ def test_a_limit_of_memory_makes_groups_of_runs():
         passes.append(recipe)
         return tasks.batches(recipe)
 
-    task = tasks.digits_task(batches=counted)
+    task = tasks.digits_task(batches=counted, held_out=())
     with pytest.raises(ValueError, match="`memory_limit` must be at least") as refusal:
         train_many(task, recipes, memory_limit=1_000)
     of_one = int(
@@ -105,6 +106,10 @@ def test_a_limit_of_memory_makes_groups_of_runs():
     assert len(passes) == 3  # one to measure, and two groups
     without = train_many(task, recipes)
     np.testing.assert_allclose(runs.losses, without.losses, rtol=1e-5)
+    # Runs are evaluated within the limit, too.
+    large = [{"x": np.zeros((200_000, 64), "f"), "y": np.zeros(200_000, "i")}]
+    with pytest.raises(ValueError, match="`memory_limit` must be at least"):
+        train_many(tasks.digits_task(held_out=large), recipes, memory_limit=1e6)
 
 
 def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
@@ -116,6 +121,40 @@ def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
     losses, _ = tasks.alone(tasks.digits_task(), recipes[0])
     np.testing.assert_allclose(runs.losses[0], losses, rtol=1e-5)
     assert list(runs.table().columns[-1].cells)[1] == "diverged"
+
+
+def without_a_gradient(params, batch):
+    """A loss of 0 for each item, whose gradient is not finite."""
+    total, num_items = tasks.loss_fn(params, batch)
+    nothing = jax.numpy.sum(params["layer_0"]["bias"] - params["layer_0"]["bias"])
+    return 0.0 * total + jax.numpy.sqrt(nothing), num_items
+
+
+def test_a_gradient_that_is_not_finite_is_a_run_that_diverged():
+    runs = train_many(tasks.digits_task(loss_fn=without_a_gradient), [BASE])
+    assert list(runs.diverged) == [True]
+    assert np.isnan(runs.losses[0, 1:]).all()
+
+
+def test_streams_may_end_with_the_longest_run_of_their_seed():
+    def batches(recipe):
+        return itertools.islice(tasks.batches(recipe), recipe.max_steps)
+
+    lengths = [{"max_steps": 5}, {}, {"max_steps": 7, "seed": 2}]
+    runs = train_many(tasks.digits_task(batches=batches), recipes_of(*lengths))
+    endless = train_many(tasks.digits_task(), recipes_of(*lengths))
+    np.testing.assert_array_equal(runs.losses, endless.losses)
+
+
+def test_one_device_may_be_any():
+    third = jax.devices()[2]
+    program = make_program(tasks.digits_task(), BASE, [third])
+    assert program.over_runs.device_set == {third}
+    runs = tuning.train_many(tasks.digits_task(), [BASE], devices=[third])
+    on_first = train_many(tasks.digits_task(), [BASE])
+    np.testing.assert_allclose(runs.losses, on_first.losses, rtol=1e-5)
+    with pytest.raises(ValueError, match="`devices` must name at least one device"):
+        tuning.train_many(tasks.digits_task(), [BASE], devices=[])
 
 
 def test_the_best_is_the_one_with_the_lowest_held_out_loss():
@@ -163,6 +202,15 @@ def test_refuses_a_schedule_that_a_metric_drives():
     recipe = Recipe(max_steps=10, lr_scheduler_type="greedy")
     with pytest.raises(ValueError, match="`lr_scheduler_type` must be a schedule of"):
         train_many(tasks.digits_task(), [recipe])
+
+
+def test_refuses_held_out_batches_that_are_none():
+    x, y = tasks.digits()
+    with pytest.raises(TypeError, match="`held_out` must be a list of batches"):
+        tasks.digits_task(held_out={"x": x, "y": y})
+    ignored = [{"x": x[:8], "y": np.full(8, -100, np.int32)}]
+    with pytest.raises(ValueError, match="`held_out` must have items"):
+        train_many(tasks.digits_task(held_out=ignored), [BASE])
 
 
 @pytest.mark.parametrize("name", ["loss_fn", "init", "batches"])

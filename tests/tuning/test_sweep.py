@@ -9,7 +9,7 @@ import pytest
 
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
-from jaxopt_tf.tuning import Between
+from jaxopt_tf.tuning import Between, Sweep, Trial
 
 from . import tasks
 
@@ -73,6 +73,8 @@ def test_random_search_stays_between_the_bounds_and_repeats():
         "weight_decay": Between(0.0, 0.5, scale="linear"),
         "per_device_train_batch_size": Between(4, 9),
         "adam_beta2": [0.95, 0.999],
+        "seed": Between(12346, 12349),
+        "warmup_steps": Between(1, 5),
     }
     drawn = tuning.drawn(BASE, over, 50, 3)
     assert drawn == tuning.drawn(BASE, over, 50, 3)
@@ -81,6 +83,8 @@ def test_random_search_stays_between_the_bounds_and_repeats():
         assert 1e-4 <= recipe.learning_rate <= 1e-2
         assert 0 <= recipe.weight_decay <= 0.5
         assert recipe.per_device_train_batch_size in range(4, 10)
+        assert recipe.seed in range(12346, 12350)
+        assert recipe.warmup_steps in range(1, 6)
     assert {recipe.adam_beta2 for recipe in drawn} == {0.95, 0.999}
     # Evenly on a scale of logarithms: half of them are below the middle decade.
     assert 15 < sum(recipe.learning_rate < 1e-3 for recipe in drawn) < 35
@@ -154,6 +158,45 @@ def test_writes_a_line_for_each_trial(tmp_path):
     )
 
 
+def test_dropout_goes_on_on_fewer_devices(tmp_path):
+    def loss_fn(params, batch, rng=None):
+        if rng is not None:
+            is_kept = jax.random.bernoulli(rng, 0.8, batch["x"].shape)
+            batch = {**batch, "x": batch["x"] * is_kept.astype("float32")}
+        return tasks.loss_fn(params, batch)
+
+    task = tasks.digits_task(loss_fn=loss_fn, takes_key=True)
+    over = {"learning_rate": RATES[:3]}
+    with pytest.raises(KilledError):
+        tuning.sweep(
+            task, BASE, over, halving=3, devices=jax.devices()[:3], folder=tmp_path,
+            report=killed_after(1),
+        )  # fmt: skip
+    found = tuning.sweep(
+        task, BASE, over, halving=3, devices=jax.devices()[:3], folder=tmp_path
+    )
+    assert found.last[2].step == 40
+
+
+def test_a_kill_between_checkpoint_and_lines_loses_no_line(tmp_path):
+    over = {"learning_rate": [1e-3]}
+    sweep(over, folder=tmp_path)
+    lines = (tmp_path / "sweep.jsonl").read_text()
+    (tmp_path / "sweep.jsonl").unlink()
+    sweep(over, folder=tmp_path)
+    assert (tmp_path / "sweep.jsonl").read_text() == lines
+
+
+def test_the_best_is_finite_where_the_last_one_left_diverges():
+    trials = (
+        Trial(0, 10, 2.0, 1.5, 1.5),
+        Trial(1, 10, 2.0, 1.4, 1.4),
+        Trial(1, 40, 2.0, np.inf, np.inf),
+    )
+    recipes = tuning.grid(BASE, {"learning_rate": [1e-3, 1e-2]})
+    assert Sweep(recipes, ("learning_rate",), trials).best_recipe == recipes[0]
+
+
 def test_refuses_the_folder_of_another_sweep(tmp_path):
     sweep({"learning_rate": [1e-3]}, folder=tmp_path)
     with pytest.raises(ValueError, match="`folder` must .* other recipes were taken"):
@@ -162,6 +205,9 @@ def test_refuses_the_folder_of_another_sweep(tmp_path):
     other = tasks.digits_task(held_out=[{"x": x[1600:], "y": y[1600:]}])
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
         sweep({"learning_rate": [1e-3]}, other, folder=tmp_path)
+    wider = tasks.digits_task(init=lambda seed: tasks.perceptron(seed, width=32))
+    with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
+        sweep({"learning_rate": [1e-3]}, wider, folder=tmp_path)
 
 
 def test_names_the_smallest_rate_where_all_diverge():
