@@ -18,7 +18,7 @@ class Between:
     """A range that a random search draws from.
 
     Attributes:
-        low: the least value; of counts an int, as is `high`.
+        low: the least value.
         high: the greatest; above `low`.
         scale: "log" draws its logarithm evenly, for rates and decays, and needs a `low`
             above 0; "linear" the number itself.
@@ -48,24 +48,11 @@ class Between:
             )
 
     def at(self, share: float) -> float:
-        """The value at this share of the way, 0 to 1, rounded to four digits.
-
-        Not beyond the bounds, and not rounded where both are whole.
-        """
+        """The value at this share of the way, 0 to 1."""
         if self.scale == "log":
-            value = math.exp(
-                math.log(self.low) + share * (math.log(self.high) - math.log(self.low))
-            )
-        else:
-            value = self.low + share * (self.high - self.low)
-        if self.is_whole:
-            return float(round(value))
-        return min(max(float(f"{value:.4g}"), self.low), self.high)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether both bounds are whole numbers, given as such."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
+            low, high = math.log(self.low), math.log(self.high)
+            return math.exp(low + share * (high - low))
+        return self.low + share * (self.high - self.low)
 
 
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
@@ -124,11 +111,15 @@ def drawn(
 
 
 def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Between) -> Any:
-    if isinstance(values, Between):
-        value = values.at(rng.random())
-        is_count = _KINDS[name] is int or (name == "warmup_steps" and values.is_whole)
-        return round(value) if is_count else value
-    return values[int(rng.integers(len(values)))]
+    if not isinstance(values, Between):
+        return values[int(rng.integers(len(values)))]
+    value = values.at(rng.random())
+    # A warm-up below 1 is a share of the run, and a count of steps above.
+    if _KINDS[name] is int or (name == "warmup_steps" and values.low >= 1):
+        value = round(value)
+    else:
+        value = float(f"{value:.4g}")  # as one would type it
+    return min(max(value, values.low), values.high)
 
 
 def _check_fields(over: Over) -> None:

@@ -70,7 +70,7 @@ def test_a_run_is_what_train_many_makes_of_it():
 def test_random_search_stays_between_the_bounds_and_repeats():
     over = {
         "learning_rate": Between(1e-4, 1e-2),
-        "weight_decay": Between(0.0, 0.5, scale="linear"),
+        "weight_decay": Between(0, 1, scale="linear"),
         "per_device_train_batch_size": Between(4, 9),
         "adam_beta2": [0.95, 0.999],
         "seed": Between(12346, 12349),
@@ -81,7 +81,7 @@ def test_random_search_stays_between_the_bounds_and_repeats():
     assert drawn != tuning.drawn(BASE, over, 50, 4)
     for recipe in drawn:
         assert 1e-4 <= recipe.learning_rate <= 1e-2
-        assert 0 <= recipe.weight_decay <= 0.5
+        assert 0 < recipe.weight_decay < 1
         assert recipe.per_device_train_batch_size in range(4, 10)
         assert recipe.seed in range(12346, 12350)
         assert recipe.warmup_steps in range(1, 6)
