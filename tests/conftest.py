@@ -5,6 +5,8 @@ import os
 # Before JAX or torch start. Meshes of 8 devices are tested in `tests/mesh`.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Of two workers on two cores, torch's threads would wait for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import numpy as np

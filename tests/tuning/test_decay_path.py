@@ -15,6 +15,8 @@ from jaxopt_tf.tuning import _folds
 
 from . import tasks
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 BASE = Recipe(max_steps=15, learning_rate=1e-2, warmup_steps=3, seed=1)
 
 
@@ -144,10 +146,7 @@ def test_finds_the_decay_that_helps_where_digits_are_few():
     assert (np.diff(path.training.mean(axis=1)) > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("warm_starts", "num_devices"), [(False, 1), (True, 2)], ids=["scratch", "warm"]
-)
-def test_a_limit_of_memory_and_several_devices_change_nothing(warm_starts, num_devices):
+def test_a_limit_of_memory_and_several_devices_change_nothing():
     inits = []
 
     def init(seed):
@@ -156,11 +155,10 @@ def test_a_limit_of_memory_and_several_devices_change_nothing(warm_starts, num_d
 
     recipe = dataclasses.replace(BASE, max_steps=4)
     given = (tasks.loss_fn, init, few_digits(40), recipe, [0.1, 1.0])
-    options = {"num_folds": 3, "warm_starts": warm_starts}
+    options = {"num_folds": 3, "warm_starts": True}
     whole = tuning.decay_path(*given, **options, devices=jax.devices()[:1])
     inits.clear()
-    devices = jax.devices()[:num_devices]
-    options |= {"devices": devices, "memory_limit": 60_000}
+    options |= {"devices": jax.devices()[:2], "memory_limit": 60_000}
     path = tuning.decay_path(*given, **options)
     assert len(inits) >= 3  # one to measure, and of each group
     np.testing.assert_allclose(path.held_out, whole.held_out, rtol=1e-5)

@@ -15,10 +15,18 @@ from jaxopt_tf.tuning._program import make_program
 
 from . import tasks
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ONE = jax.devices()[:1]
 
+# Gradient descent, which compiles in a third of the time.
 BASE = Recipe(
-    max_steps=40, learning_rate=3e-3, warmup_steps=5, weight_decay=0.1, seed=1
+    max_steps=40,
+    learning_rate=3e-3,
+    warmup_steps=5,
+    weight_decay=0.1,
+    seed=1,
+    optim="sgd",
 )
 
 
@@ -53,7 +61,7 @@ def test_each_run_is_what_it_is_alone(optim):
 
 def test_other_optimizers_and_batches_are_programs_of_their_own():
     two_halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    recipes = recipes_of({"optim": "sgd"}, two_halves)
+    recipes = recipes_of({"optim": "lion_32bit", "learning_rate": 1e-3}, two_halves)
     task = tasks.digits_task()
     assert_as_alone(task, recipes, train_many(task, recipes))
 
