@@ -99,7 +99,25 @@ def finish(panels: Iterable["Axes"], xlabel: str = "step") -> None:
     panels[-1].set_xlabel(xlabel)
     if xlabel == "step":
         count_steps(panels[-1])
-    panels[0].get_figure().align_ylabels()  # type: ignore[union-attr]
+    figure: Any = panels[0].get_figure()  # of which each panel is one
+    figure.align_ylabels()
+
+
+def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
+    """Crosses at the upper edge, wherever that is, and room for them."""
+    if len(x) == 0:
+        return
+    panel.margins(y=0.12)
+    panel.plot(
+        x,
+        np.full(len(x), 0.97),
+        transform=panel.get_xaxis_transform(),
+        color="black",
+        marker="x",
+        markersize=7,
+        linestyle="none",
+        label="diverged",
+    )
 
 
 def count_steps(panel: "Axes", most: int = 8) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import rich.console
 
 from .. import tuning
-from .._whole_file import whole_file
-from ..pretraining import GPT2Config, Job, flat
+from ..pretraining import GPT2Config, Job, flat, read_config, write_config
 from ..recipes import Recipe, recipe_settings, same_program
 from ._flags import flags_of
 from ._job_task import folder_of, job_corpus, job_task
@@ -63,10 +62,9 @@ def sweep(args: Sequence[str]) -> int:
     )
     search = _Search(**typed)
     over = read_over(search.over)
-    if search.num_samples is None:
-        recipes = tuning.grid(recipe, over)
-    else:
-        recipes = tuning.drawn(recipe, over, search.num_samples, recipe.seed)
+    recipes = tuning.recipes_to_try(
+        recipe, over, num_samples=search.num_samples, seed=recipe.seed
+    )
     folder = folder_of(job)
     task = job_task(recipe, model, job, job_corpus(model, job, folder))
     _keep_config(recipe, model, job, folder)
@@ -135,7 +133,7 @@ def _keep_config(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> N
     path = folder / _CONFIG
     now = flat(recipe, model, job)
     if path.exists():
-        saved = _settings(path)
+        saved = read_config(path)
         decide = [*(field.name for field in dataclasses.fields(model)), "bf16"]
         other = [name for name in decide if saved.get(name) != now[name]]
         if other:
@@ -146,15 +144,4 @@ def _keep_config(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> N
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"`output_dir` must hold a readable {_CONFIG}, but {str(path)!r} is not: "
-            f"{error}. Name another folder."
-        ) from error
+    write_config(folder, now)

@@ -33,6 +33,8 @@ from ._presets import gpt2_layout as gpt2_layout
 from ._presets import gpt2_preset as gpt2_preset
 from ._ready_tokens import is_ready_tokens as is_ready_tokens
 from ._ready_tokens import read_tokens as read_tokens
+from ._run_folder import read_config as read_config
+from ._run_folder import write_config as write_config
 from ._settings import Job as Job
 from ._settings import flat as flat
 from ._settings import held_out_loss_decides as held_out_loss_decides

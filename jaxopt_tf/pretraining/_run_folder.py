@@ -79,7 +79,7 @@ def _check_folder(
     if (folder / CONFIG).exists():
         # Killed before it saved for the first time; or of a run whose checkpoints
         # somebody took away.
-        saved = _read_config(folder / CONFIG)
+        saved = read_config(folder / CONFIG)
         now = {name: value for name, value in settings.items() if name != DATA}
         _check_same_run(folder / CONFIG, saved, now, job.intended_changes)
     elif (folder / METRICS).exists():
@@ -179,7 +179,12 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads what `write_config` wrote.
+
+    Raises:
+        ValueError: if that cannot be read.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return dict(config)

@@ -16,6 +16,7 @@ from ._runs import Runs as Runs
 from ._space import Between as Between
 from ._space import drawn as drawn
 from ._space import grid as grid
+from ._space import recipes_to_try as recipes_to_try
 from ._sweep import Sweep as Sweep
 from ._sweep import sweep as sweep
 from ._task import Task as Task

@@ -91,7 +91,7 @@ def decay_path(
     task = Task(
         loss_fn=loss_fn,
         init=init,
-        # Of one fold, to measure memory with: those of all have one shape.
+        # Nobody asks for them: every fold has a stream of its own.
         batches=lambda recipe: _folds.training_batches(examples, fold, 0, recipe),
         takes_key=takes_key,
         compute_dtype=compute_dtype,
@@ -133,8 +133,7 @@ def _trained(
         for _ in range(num_folds)
     ]
     chains = _chains(len(decays), num_folds, warm_starts)
-    # The strongest: what only decay makes necessary is asked for.
-    program = make_program(task, recipes[-1], at_most(devices, len(chains)))
+    program = make_program(task, recipes[0], at_most(devices, len(chains)))
     varied = vary(recipes)
     by_fold = _folds.batches_by_fold(examples, fold, recipe)
 

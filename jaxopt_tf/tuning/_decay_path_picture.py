@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._picture import draw_line, finish, new_figure, picture_path, save, scale
+from .._picture import (
+    draw_line,
+    finish,
+    mark_diverged,
+    new_figure,
+    picture_path,
+    save,
+    scale,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,15 +78,7 @@ def draw_decay_path(
             markeredgecolor="black",
             zorder=4 if marker == "*" else 5,
         )
-    if is_lost.any():
-        panel.plot(
-            decays[is_lost],
-            np.full(is_lost.sum(), 0.98),
-            "x",
-            label="diverged",
-            color="black",
-            transform=panel.get_xaxis_transform(),
-        )
+    mark_diverged(panel, decays[is_lost])
     panel.set_ylabel("mean loss")
     scale(panel, training, held_out)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)

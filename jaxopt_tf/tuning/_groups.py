@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,15 +45,7 @@ def train_to(
         memory_limit: as for `train_many`.
         devices: as for `train_many`.
     """
-    for members in by_program(recipes):
-        runs = [i for i in members if i in numbers]
-        if not runs:
-            continue
-        # Of all, so that a program is the same whoever of them is trained now.
-        own = vary([recipes[i] for i in members])
-        varied = dict(zip(members, _cohort.unstacked(own, len(members)), strict=True))
-        program = make_program(task, recipes[runs[0]], at_most(devices, len(runs)))
-        make = functools.partial(_cohort_of, task, program, recipes, varied, states)
+    for runs, program, make in _programs(task, recipes, numbers, states, devices):
         num_streams = len({recipes[i].seed for i in runs})
         width = side_by_side(
             program, make, runs, num_streams, memory_limit, task.held_out[:1]
@@ -104,17 +96,33 @@ def at_start(
 ) -> dict[int, Carried]:
     """Where these runs stand before their first step, on the host."""
     states: dict[int, Carried] = {}
-    for members in by_program(recipes):
-        chosen = [i for i in members if i in runs]
-        if chosen:
-            own = vary([recipes[i] for i in members])
-            of_each = _cohort.unstacked(own, len(members))
-            varied = dict(zip(members, of_each, strict=True))
-            program = make_program(task, recipes[chosen[0]])
-            cohort = _cohort_of(task, program, recipes, varied, {}, chosen)
-            ended = _cohort.unstacked(cohort.carried, len(chosen))
-            states |= dict(zip(chosen, ended, strict=True))
+    one = jax.local_devices()[:1]
+    for chosen, _, make in _programs(task, recipes, runs, {}, one):
+        start = _cohort.unstacked(make(chosen).carried, len(chosen))
+        states |= dict(zip(chosen, start, strict=True))
     return states
+
+
+def _programs(
+    task: Task,
+    recipes: Sequence[Recipe],
+    numbers: Sequence[int],
+    states: Mapping[int, Carried],
+    devices: Sequence[jax.Device] | None,
+) -> Iterator[tuple[list[int], Program, Callable[[Sequence[int]], _cohort.Cohort]]]:
+    """Each program with those of the runs that are its own, and what starts them."""
+    for members in by_program(recipes):
+        runs = [i for i in members if i in numbers]
+        if runs:
+            # Of all, so that a program is the same whoever of them is trained now.
+            own = _cohort.unstacked(vary([recipes[i] for i in members]), len(members))
+            varied = dict(zip(members, own, strict=True))
+            program = make_program(task, recipes[runs[0]], at_most(devices, len(runs)))
+            yield (
+                runs,
+                program,
+                functools.partial(_cohort_of, task, program, recipes, varied, states),
+            )
 
 
 def _longest(cohort: _cohort.Cohort) -> int:

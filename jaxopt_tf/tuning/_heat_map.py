@@ -83,8 +83,8 @@ def _with_more_across(tried: Tried) -> list[tuple[str, list[float | str]]]:
 
 def _in_order(values: list[float | str]) -> list[Any]:
     """Each value once, numbers rising and names as they came."""
-    once = list(dict.fromkeys(values))
-    return sorted(once) if all(isinstance(v, float) for v in once) else once  # type: ignore[type-var]
+    once: list[Any] = list(dict.fromkeys(values))
+    return sorted(once) if all(isinstance(v, float) for v in once) else once
 
 
 def _ends(losses: np.ndarray) -> tuple[float, float]:

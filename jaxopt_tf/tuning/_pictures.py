@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._picture import finish, new_figure, picture_path, save, scale
+from .._picture import (
+    finish,
+    mark_diverged,
+    new_figure,
+    picture_path,
+    save,
+    scale,
+)
 from ..recipes import recipe_settings
 from ._heat_map import draw_heat_map
 from ._rate_found import RateFound
 from ._sweep import Sweep
+from ._trials import is_ended, lowest
 from ._tried import Tried, is_grid, values_of
 
 if TYPE_CHECKING:
@@ -85,7 +93,7 @@ def plot_rates(found: RateFound, path: Path | str | None = None) -> "Figure":
         markersize=5,
         label="loss",
     )
-    _mark_diverged(panel, found.rates[~finite])
+    mark_diverged(panel, found.rates[~finite])
     if found.suggestion is not None:
         panel.axvline(
             found.suggestion,
@@ -109,20 +117,19 @@ def _tried(sweep: Sweep) -> Tried:
     settings = [recipe_settings(recipe) for recipe in sweep.recipes]
     over = {name: values_of([of[name] for of in settings]) for name in sweep.over}
     several = {name: values for name, values in over.items() if len(set(values)) > 1}
-    last = sweep.last
+    last, best = sweep.last, lowest(sweep.last, sweep.recipes)
     return Tried(
         values=several or over,
         losses=np.array([trial.compared for trial in last]),
         steps=np.array([trial.step for trial in last]),
-        is_ended=np.array(
-            [t.step == r.max_steps for t, r in zip(last, sweep.recipes, strict=True)]
-        ),
+        is_ended=np.array([is_ended(trial, sweep.recipes) for trial in last]),
         label=(
             "training loss of the last tenth"
             if last[0].held_out is None
             else "held-out loss"
         )
         + ", per item",
+        best=None if best is None else best.run,
     )
 
 
@@ -155,7 +162,7 @@ def _draw_field(panel: "Axes", tried: Tried, name: str) -> None:
             linestyle="none",
             label="left behind, after fewer steps",
         )
-    _mark_diverged(panel, x[~finite])
+    mark_diverged(panel, x[~finite])
     best = tried.best
     if best is not None:
         panel.plot(
@@ -196,20 +203,3 @@ def _finish(panels: Iterable["Axes"], xlabel: str) -> None:
     finish(panels, xlabel)
     for panel in panels:
         panel.margins(x=0.03)  # no mark is cut, be it at the end
-
-
-def _mark_diverged(panel: "Axes", x: np.ndarray) -> None:
-    """Crosses at the upper edge, wherever that is, and room for them."""
-    if len(x) == 0:
-        return
-    panel.margins(y=0.12)
-    panel.plot(
-        x,
-        np.full(len(x), 0.97),
-        transform=panel.get_xaxis_transform(),
-        color="black",
-        marker="x",
-        markersize=7,
-        linestyle="none",
-        label="diverged",
-    )

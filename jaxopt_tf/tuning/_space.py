@@ -61,6 +61,25 @@ _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 Over = Mapping[str, Sequence[Any] | Between]
 
 
+def recipes_to_try(
+    recipe: Recipe, over: Over, *, num_samples: int | None = None, seed: int = 0
+) -> tuple[Recipe, ...]:
+    """The recipes of a sweep: `grid`, or so many `drawn`.
+
+    Args:
+        recipe: what is not in `over`.
+        over: what to try, by field.
+        num_samples: recipes to draw at random; None for every combination.
+        seed: of the draw.
+
+    Raises:
+        ValueError, TypeError: as for `grid` and `drawn`.
+    """
+    if num_samples is None:
+        return grid(recipe, over)
+    return drawn(recipe, over, num_samples, seed)
+
+
 def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
     """Every combination of the values, the last field changing fastest.
 

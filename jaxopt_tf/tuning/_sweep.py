@@ -12,7 +12,7 @@ import rich.table
 from .. import _check
 from ..recipes import Recipe
 from ._groups import Group, train_to
-from ._space import Over, drawn, grid
+from ._space import Over, recipes_to_try
 from ._sweep_folder import forgotten, kept_in
 from ._task import Task
 from ._trials import Trial, best_of, table_of, trial
@@ -46,10 +46,7 @@ class Sweep:
         Raises:
             ValueError: if all diverged.
         """
-        ended = [t for t in self.last if t.step == self.recipes[t.run].max_steps]
-        is_any_finite = any(math.isfinite(t.compared) for t in ended)
-        chosen = ended if is_any_finite else self.last
-        return self.recipes[best_of(chosen, self.recipes).run]
+        return self.recipes[best_of(self.last, self.recipes).run]
 
     def table(self, *, most: int | None = None) -> rich.table.Table:
         """What differs between the runs, and what they came to; the best first.
@@ -111,10 +108,7 @@ def sweep(
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
         Hyperparameter Optimization", 2016, for successive halving.
     """
-    if num_samples is None:
-        recipes = grid(recipe, over)
-    else:
-        recipes = drawn(recipe, over, num_samples, seed)
+    recipes = recipes_to_try(recipe, over, num_samples=num_samples, seed=seed)
     steps = _steps(recipes, halving)
     with contextlib.ExitStack() as stack:
         kept = forgotten()

@@ -50,14 +50,26 @@ def trial(
     return Trial(run, step, first_loss, loss, held_out)
 
 
+def lowest(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Trial | None:
+    """The lowest loss, of runs at their end if one of them is finite; None: of none."""
+    finite = [trial for trial in trials if math.isfinite(trial.compared)]
+    ended = [trial for trial in finite if is_ended(trial, recipes)]
+    return min(ended or finite, key=lambda trial: trial.compared, default=None)
+
+
+def is_ended(trial: Trial, recipes: Sequence[Recipe]) -> bool:
+    """Whether the run was trained to its end."""
+    return trial.step == recipes[trial.run].max_steps
+
+
 def best_of(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Trial:
-    """The one with the lowest loss.
+    """As `lowest`.
 
     Raises:
         ValueError: if all diverged.
     """
-    best = min(trials, key=lambda trial: trial.compared)
-    if math.isinf(best.compared):
+    best = lowest(trials, recipes)
+    if best is None:
         rate = min(recipes[trial.run].learning_rate for trial in trials)
         raise ValueError(
             f"`recipes` must have a run that stays finite, but all {len(trials)} "

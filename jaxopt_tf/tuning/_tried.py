@@ -17,16 +17,7 @@ class Tried(NamedTuple):
     steps: np.ndarray  # [K], int: where they were seen last
     is_ended: np.ndarray  # [K], bool: whether that is their end
     label: str  # what the losses are
-
-    @property
-    def best(self) -> int | None:
-        """The lowest loss, of those at their end if there are some; None: no loss."""
-        candidates = np.isfinite(self.losses)
-        if (candidates & self.is_ended).any():
-            candidates &= self.is_ended
-        if not candidates.any():
-            return None
-        return int(np.argmin(np.where(candidates, self.losses, np.inf)))
+    best: int | None  # the run of the lowest loss; None: there is no loss
 
 
 def values_of(settings: Sequence[Any]) -> list[float | str]:
