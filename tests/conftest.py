@@ -45,3 +45,16 @@ def compiled_once(tmp_path_factory):
         compilation_cache.reset_cache()
         if settings is names:
             yield
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For files where no number has a twin: machine code that is slower, made sooner.
+
+    XLA's own passes are the same. So it is in the processes that such a test starts.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
