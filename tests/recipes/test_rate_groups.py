@@ -20,7 +20,10 @@ from jaxopt_tf.recipes import (
 )
 from tests import twins
 
-pytestmark = pytest.mark.promotion_of_others  # optax.multi_transform
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.multi_transform
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 SHAPES = {"wte": (6, 4), "h.0.kernel": (4, 4), "h.1.kernel": (4, 4), "head.bias": (4,)}
 
