@@ -20,10 +20,7 @@ from jaxopt_tf.recipes import (
 )
 from tests import twins
 
-pytestmark = [
-    pytest.mark.promotion_of_others,  # optax.multi_transform
-    pytest.mark.usefixtures("compiled_quickly"),
-]
+pytestmark = pytest.mark.promotion_of_others  # optax.multi_transform
 
 SHAPES = {"wte": (6, 4), "h.0.kernel": (4, 4), "h.1.kernel": (4, 4), "head.bias": (4,)}
 
