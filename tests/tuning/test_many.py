@@ -15,7 +15,7 @@ from jaxopt_tf.tuning._program import make_program
 
 from . import tasks
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_quickly")
 
 ONE = jax.devices()[:1]
 
@@ -55,6 +55,8 @@ def test_each_run_is_what_it_is_alone(optim):
         {"lr_scheduler_type": "cosine", "max_steps": 25, "adam_epsilon": 1e-6},
         base=dataclasses.replace(BASE, optim=optim, learning_rate=2e-3),
     )
+    if optim == "adafactor":
+        del recipes[1]  # it has no betas
     task = tasks.digits_task()
     assert_as_alone(task, recipes, train_many(task, recipes))
 
@@ -67,7 +69,7 @@ def test_other_optimizers_and_batches_are_programs_of_their_own():
 
 
 def test_rate_groups_have_tables_of_their_own():
-    group = {"pattern": "layer_1", "factor": 0.1, "lr_scheduler_type": "constant"}
+    group = {"pattern": "kernel", "factor": 0.1, "lr_scheduler_type": "constant"}
     base = dataclasses.replace(BASE, rate_groups=[group])
     recipes = recipes_of({}, {"learning_rate": 1e-2}, base=base)
     task = tasks.digits_task()
@@ -134,7 +136,7 @@ def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
 def without_a_gradient(params, batch):
     """A loss of 0 for each item, whose gradient is not finite."""
     total, num_items = tasks.loss_fn(params, batch)
-    nothing = jax.numpy.sum(params["layer_0"]["bias"] - params["layer_0"]["bias"])
+    nothing = jax.numpy.sum(params["bias"] - params["bias"])
     return 0.0 * total + jax.numpy.sqrt(nothing), num_items
 
 

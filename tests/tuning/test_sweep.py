@@ -13,7 +13,7 @@ from jaxopt_tf.tuning import Between, Sweep, Trial
 
 from . import tasks
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_quickly")
 
 ONE = jax.devices()[:1]
 # Gradient descent, which compiles in a third of the time.
@@ -111,33 +111,38 @@ def test_halving_trains_on_the_better_half_only():
     assert found.best_recipe == found.recipes[end.run]
 
 
+def test_runs_that_go_on_are_compiled_once(caplog):
+    with jax.log_compiles():
+        sweep({"learning_rate": RATES}, halving=4)
+    steps = [told for told in caplog.messages if told.startswith("Compiling jit(step)")]
+    assert len(steps) == 2  # of four runs, and of the one that goes on
+
+
 def test_runs_that_go_on_are_fed_by_their_own_seed():
-    over = {"learning_rate": [1e-6, 1e-2], "seed": [4, 1, 5, 2, 3]}
-    (halved,) = [t for t in sweep(over, halving=3).last if t.step == 40]
+    over = {"learning_rate": [1e-6, 0.3], "seed": [5, 6, 4]}
+    found = sweep(over, halving=3)
+    assert [t.run for t in found.trials if t.step == 14] == [4, 5]  # not of seed 5
+    (halved,) = [t for t in found.last if t.step == 40]
     whole = sweep(over).last[halved.run]
-    assert halved.run == 6  # of the second seed; the first one is left behind
+    assert halved.run == 4
     np.testing.assert_allclose(halved.held_out, whole.held_out, rtol=1e-6)
 
 
 def test_killed_and_started_again_repeats_nothing(tmp_path):
-    over = {"learning_rate": RATES, "optim": ["lion_32bit", "sgd"]}
-    unbroken = sweep(over, halving=4)
-    for num_groups in (1, 1):
-        task, read = counting(tasks.digits_task())
+    over = {"learning_rate": RATES[1:3], "optim": ["lion_32bit", "sgd"]}
+    unbroken = sweep(over, halving=2)
+    for _ in range(2):
         with pytest.raises(KilledError):
-            sweep(
-                over, task, halving=4, folder=tmp_path, report=killed_after(num_groups)
-            )
+            sweep(over, halving=2, folder=tmp_path, report=killed_after(1))
     lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
-    task, read = counting(tasks.digits_task())
-    ended = sweep(over, task, halving=4, folder=tmp_path)
+    ended = sweep(over, halving=2, folder=tmp_path)
     assert len(ended.trials) > len(lines)
     assert [t[:2] for t in ended.trials] == [t[:2] for t in unbroken.trials]
     for ours, theirs in zip(ended.trials, unbroken.trials, strict=True):
         np.testing.assert_allclose(ours.held_out, theirs.held_out, rtol=1e-6)
     # All is done: nothing is trained any more.
     again, read = counting(tasks.digits_task())
-    assert sweep(over, again, halving=4, folder=tmp_path).trials == ended.trials
+    assert sweep(over, again, halving=2, folder=tmp_path).trials == ended.trials
     assert max(read) == 0  # the first batch, for its fingerprint
 
 
@@ -208,9 +213,9 @@ def test_refuses_the_folder_of_another_sweep(tmp_path):
     other = tasks.digits_task(held_out=[{"x": x[1600:], "y": y[1600:]}])
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
         sweep({"learning_rate": [1e-3]}, other, folder=tmp_path)
-    wider = tasks.digits_task(init=lambda seed: tasks.perceptron(seed, width=32))
+    elsewhere = tasks.digits_task(init=lambda seed: tasks.perceptron(seed + 1))
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
-        sweep({"learning_rate": [1e-3]}, wider, folder=tmp_path)
+        sweep({"learning_rate": [1e-3]}, elsewhere, folder=tmp_path)
 
 
 def test_names_the_smallest_rate_where_all_diverge():
