@@ -10,6 +10,7 @@ import pytest
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Between, Sweep, Trial
+from jaxopt_tf.tuning._cohort import unstacked
 
 from . import tasks
 
@@ -52,6 +53,16 @@ def counting(task):
             yield batch
 
     return dataclasses.replace(task, batches=batches), read
+
+
+def spoilt_before(step, task):
+    """The task; of its batches those before a step, the first one not, are spoilt."""
+
+    def batches(recipe):
+        for i, batch in enumerate(task.batches(recipe)):
+            yield {**batch, "x": batch["x"] * np.nan} if 0 < i < step else batch
+
+    return dataclasses.replace(task, batches=batches)
 
 
 def test_a_grid_is_every_combination():
@@ -106,6 +117,7 @@ def test_halving_trains_on_the_better_half_only():
     assert sorted(steps) == [[10], [10], [10, 20], [10, 20, 40]]
     whole = sweep({"learning_rate": RATES})
     (end,) = [trial for trial in found.last if trial.step == 40]
+    assert end.run == 3  # the rate that learns most here
     # The one that was looked at on its way is the one that nobody stopped.
     np.testing.assert_allclose(end.held_out, whole.last[end.run].held_out, rtol=1e-6)
     assert found.best_recipe == found.recipes[end.run]
@@ -135,7 +147,9 @@ def test_killed_and_started_again_repeats_nothing(tmp_path):
         with pytest.raises(KilledError):
             sweep(over, halving=2, folder=tmp_path, report=killed_after(1))
     lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
-    ended = sweep(over, halving=2, folder=tmp_path)
+    # All have come to step 10; no batch before it is trained on again.
+    task = spoilt_before(10, tasks.digits_task())
+    ended = sweep(over, task, halving=2, folder=tmp_path)
     assert len(ended.trials) > len(lines)
     assert [t[:2] for t in ended.trials] == [t[:2] for t in unbroken.trials]
     for ours, theirs in zip(ended.trials, unbroken.trials, strict=True):
@@ -184,6 +198,15 @@ def test_dropout_goes_on_on_fewer_devices(tmp_path):
         task, BASE, over, halving=3, devices=jax.devices()[:3], folder=tmp_path
     )
     assert found.last[2].step == 40
+
+
+def test_a_run_that_waits_is_bound_to_no_device():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("runs",))
+    over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs"))
+    keys = jax.random.split(jax.random.key(0), 2)
+    waiting = unstacked(jax.device_put(keys, over_runs), 2)
+    assert waiting == list(keys)
+    assert not any(key.committed for key in waiting)
 
 
 def test_a_kill_between_checkpoint_and_lines_loses_no_line(tmp_path):
