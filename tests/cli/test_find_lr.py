@@ -7,7 +7,7 @@ from jaxopt_tf.cli._train import parse
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
 ]
 
 
