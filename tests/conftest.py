@@ -7,6 +7,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Of two workers on two cores, torch's threads would wait for each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# With this XLA reads them again before each program: `compiled_quickly` adds to them.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_flags_reset=true",
+        "--xla_cpu_use_fusion_emitters=true",
+    ]
+)
 
 import jax
 import numpy as np
@@ -51,10 +59,13 @@ def compiled_once(tmp_path_factory):
 def compiled_quickly():
     """For files where no number has a twin: machine code that is slower, made sooner.
 
-    XLA's own passes are the same. So it is in the processes that such a test starts.
+    In a fifth of the time: LLVM works less, and on what XLA's older emitters write for
+    it, which is shorter. So it is in the processes that such a test starts.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        flags = os.environ["XLA_FLAGS"]
+        patch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
