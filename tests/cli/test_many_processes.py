@@ -12,6 +12,8 @@ from benchmarks._processes import losses, started
 from jaxopt_tf.checkpoints import find_checkpoints
 from jaxopt_tf.cli import main
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once")
+
 # A small text: few tokens are held out, and evaluations are short.
 TEXT = Path(__file__).with_name("test_config.py")
 SMALL = (
@@ -29,7 +31,7 @@ def wait_for_line(process, pattern):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, compiled_quickly, compiled_once):
     """The run that nothing happens to, on one device."""
     folder = tmp_path_factory.mktemp("alone")
     args = [*SMALL, "--max_steps", "200", "--per_device_train_batch_size", "4"]
