@@ -18,7 +18,7 @@ from jaxopt_tf.training import _loop
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_quickly", "compiled_once"),
 ]
 
 RECIPE = Recipe(
@@ -52,7 +52,7 @@ def log_of(folder):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, compiled_once):
+def unbroken(tmp_path_factory, compiled_quickly, compiled_once):
     """A run that nobody touched, with all its checkpoints: to be read only."""
     job = job_in(tmp_path_factory.mktemp("unbroken"), save_total_limit=None)
     with jax.numpy_dtype_promotion("standard"):

@@ -22,7 +22,7 @@ from jaxopt_tf.recipes import Recipe
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_quickly", "compiled_once"),
 ]
 
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=32, block_size=16)
