@@ -16,6 +16,7 @@ from ..pretraining import (
     Job,
     gpt2_layout,
     held_out_batches,
+    loss_of,
     make_loss_fn,
     read_corpus,
 )
@@ -72,9 +73,7 @@ def job_task(
     Raises:
         ValueError: if the held-out part is shorter than one window.
     """
-    _, loss_fn = make_loss_fn(
-        model, recipe.seed, label_smoothing_factor=recipe.label_smoothing_factor
-    )
+    loss_fn = loss_of(model, label_smoothing_factor=recipe.label_smoothing_factor)
 
     def init(seed: int) -> PyTree:
         return make_loss_fn(model, seed)[0]

@@ -16,6 +16,7 @@ from ._corpus import Corpus as Corpus
 from ._data import read_corpus as read_corpus
 from ._job import Outcome as Outcome
 from ._job import pretrain as pretrain
+from ._loss import loss_of as loss_of
 from ._loss import make_loss_fn as make_loss_fn
 from ._model import GPT2 as GPT2
 from ._moved import Run as Run

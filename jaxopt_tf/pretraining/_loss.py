@@ -70,9 +70,18 @@ def loss_of(
     label_smoothing_factor: float = 0.0,
     lying: Callable[[jax.Array], jax.Array] = anywhere,
 ) -> LossFn:
-    """The loss alone, of parameters that may be too large to draw here.
+    """The loss that `make_loss_fn` gives, alone: no parameters are drawn.
 
-    `lying` is given activations, [B, T, ...], and says where they lie on a mesh.
+    Args:
+        config: the model's size.
+        label_smoothing_factor: as `make_loss_fn` takes it.
+        lying: is given activations, [B, T, ...], and says where they lie on a mesh.
+
+    Returns:
+        (params, batch, rng=None) -> (summed loss, number of predicted tokens).
+
+    Raises:
+        ValueError, TypeError: as `make_loss_fn`.
     """
     _check.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
     model = nnx.eval_shape(lambda: GPT2(config, rngs=nnx.Rngs(0), lying=lying))
