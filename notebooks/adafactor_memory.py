@@ -145,7 +145,7 @@ for name, recipe in recipes.items():
 # rate, under `vmap`.
 
 # %%
-num_steps, length = 120, 33
+num_steps, length = 80, 33
 text = np.frombuffer(Path(argparse.__file__).read_bytes(), np.uint8)
 split = len(text) * 9 // 10
 starts = np.random.default_rng(0).integers(0, split - length, (num_steps, 8))
@@ -153,7 +153,7 @@ batches = jnp.asarray(text[starts[..., None] + np.arange(length)])
 ends = np.arange(split, len(text) - length, length)
 held_out = jnp.asarray(text[ends[:, None] + np.arange(length)])
 
-config = GPT2Config(n_layer=1, n_head=2, n_embd=64, block_size=32)
+config = GPT2Config(n_layer=1, n_head=2, n_embd=32, block_size=32)
 params, loss_fn = make_loss_fn(config, 0)
 shape = build_schedule(
     Recipe(
@@ -187,7 +187,7 @@ def trained(make, rate):
     return losses, mean_loss(ended, held_out)
 
 
-rates = jnp.array([1e-3, 2e-3, 5e-3, 1e-2])
+rates = jnp.array([5e-3, 1e-2, 2e-2, 5e-2])
 runs = {}
 for name, make in (("AdamW", adamw_tf), ("Adafactor", adafactor_trainer)):
     runs[name] = jax.jit(jax.vmap(lambda rate, make=make: trained(make, rate)))(rates)
@@ -205,15 +205,16 @@ for name, (losses, after) in runs.items():
     right.semilogx(rates, after, "o-", label=name, **styles[name])
 left.set(xlabel="step", ylabel="training loss (nats per byte)")
 right.set(xlabel="peak learning rate", ylabel="held-out loss (nats per byte)")
+right.set_xticks(rates, [f"{rate:g}" for rate in rates])
+right.minorticks_off()
 left.legend()
 right.legend()
 plt.show()
 
 # %% [markdown]
-# In this run Adafactor is ahead, at every rate that was tried. One seed, one small
-# model and some hundred steps prove no more than that the saving need not cost
-# anything. `beta1=0.9` gives Adafactor a first moment, and takes four bytes a parameter
-# for it.
+# In this run the best of Adafactor is ahead of the best of AdamW. One seed, one small
+# model and eighty steps prove no more than that the saving need not cost anything.
+# `beta1=0.9` gives Adafactor a first moment, and takes four bytes a parameter for it.
 #
 # Read next: [plan_a_slice.ipynb](plan_a_slice.ipynb), where a model is laid on many
 # devices with either optimizer; `benchmarks/optimizer_step_at_memory_speed.py` for the

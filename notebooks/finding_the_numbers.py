@@ -153,7 +153,7 @@ text = Task(
     ).since(0),
 )
 found = find_learning_rate(
-    text, Recipe(max_steps=400, warmup_steps=0.1), min_rate=1e-4, num_rates=12
+    text, Recipe(max_steps=400, warmup_steps=0.1), min_rate=1e-4, num_rates=8
 )
 print(found.reason)
 plot_rates(found)
