@@ -1,21 +1,22 @@
 """The optimizer's step on CPUs, in the time of optax's, of torch's and of the memory.
 
-    python -m benchmarks.optimizer_step_at_memory_speed            # some minutes
+    python -m benchmarks.optimizer_step_at_memory_speed     # a quarter of an hour
     python -m benchmarks.optimizer_step_at_memory_speed --smoke
 
-All sides of a tree take turns; a figure is the median of the ratios of one round. The
-limit of the memory is what the step must move at least, at the speed of the same round.
+All sides of a tree take turns, in five processes one after the other; a figure is the
+median of the processes' medians of the ratios of one round. The limit of the memory is
+what the step must move at least, at the speed of the same round.
 """
 
-import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from benchmarks import _optimizer_steps as steps
+from benchmarks._fresh_processes import in_fresh_processes, median_of, median_ratios
 from benchmarks._report import Row, main
 from jaxopt_tf import adamw_tf, clip
 from jaxopt_tf.optimizers import adafactor_tf, adafactor_trainer
@@ -27,9 +28,12 @@ OPTAX_ADAMW = optax.chain(
 ADAFACTOR = adafactor_trainer(1e-4)
 SCALED = adafactor_tf(1e-4, relative_step=False)
 
+ADAMW_LIMITS = {"optax's chain": 0.45, "torch's, fused": 0.90, "the memory": 1.35}
+ADAFACTOR_LIMITS = {"Transformers'": 0.30, "optax's": 0.35, "the memory": 2.2}
+SCALED_LIMITS = {"Transformers'": 0.30}
+
 
 def rows(smoke: bool) -> Iterator[Row]:
-    yield from _temporary()
     trees = {
         "GPT-2 124M": steps.gpt2(),
         "BERT base": steps.bert(),
@@ -37,16 +41,31 @@ def rows(smoke: bool) -> Iterator[Row]:
     }
     if smoke:
         trees = {"a small GPT-2": steps.gpt2(64, 2, 1000)}
-    num_rounds = 2 if smoke else 15
+
+    yield from _temporary(*next(iter(trees.items())), math.inf if smoke else 1.0)
+
+    def measured(seconds, shapes):
+        if smoke:
+            return [seconds(shapes, 2)]
+        return in_fresh_processes(5, seconds, shapes, 5)
+
     for name, shapes in trees.items():
-        is_named = name == "GPT-2 124M"  # the limits are for this tree
-        yield from _adamw(name, shapes, num_rounds, is_named)
-        yield from _adafactor(name, shapes, num_rounds, is_named)
-    yield from _bfloat16(*next(iter(trees.items())), num_rounds)
+        for title, seconds, limits in (
+            ("clip and adamw_tf", _adamw, ADAMW_LIMITS),
+            ("adafactor_trainer", _adafactor, ADAFACTOR_LIMITS),
+            ("adafactor_tf with scale_parameter", _scaled, SCALED_LIMITS),
+        ):
+            runs = measured(seconds, shapes)
+            if name != "GPT-2 124M":  # the limits are for this tree
+                limits = dict.fromkeys(limits, math.inf)
+            yield from _ratios(f"{name}, {title}", runs, limits)
+    name, shapes = next(iter(trees.items()))
+    runs = measured(_bfloat16, shapes)
+    title = f"{name} in bfloat16, moments in float32, clip and adamw_tf"
+    yield from _ratios(title, runs, {"the memory": math.inf})
 
 
-def _temporary() -> Iterator[Row]:
-    shapes = steps.gpt2()
+def _temporary(tree, shapes, limit) -> Iterator[Row]:
     grads = 4 * steps.num_elements(shapes)
     for name, ours, theirs in (
         ("clip and adamw_tf", ADAMW, OPTAX_ADAMW),
@@ -58,95 +77,87 @@ def _temporary() -> Iterator[Row]:
             for tx in (ours, theirs)
         )
         yield Row(
-            claim=f"GPT-2 124M, {name}: temporary memory",
+            claim=f"{tree}, {name}: temporary memory",
             value=100 * of_ours,
             unit="% of the gradients",
-            limit=1.0,
+            limit=limit,
             optax=100 * of_optax,
         )
 
 
-def _adamw(tree, shapes, num_rounds, is_named) -> Iterator[Row]:
+def _adamw(shapes, num_rounds):
     import torch
 
     def fused(params):
         return torch.optim.AdamW(params, lr=1e-4, weight_decay=0.01, fused=True)
 
-    seconds = _seconds(
-        {
-            "the memory": steps.streaming,
-            "ours": lambda: steps.in_jax(ADAMW, shapes),
-            "optax's chain": lambda: steps.in_jax(OPTAX_ADAMW, shapes),
-            "torch's, fused": lambda: steps.in_torch(fused, shapes, 1.0),
-        },
+    return _seconds(
         num_rounds,
+        32 * steps.num_elements(shapes),
+        {
+            "ours": steps.in_jax(ADAMW, shapes),
+            "optax's chain": steps.in_jax(OPTAX_ADAMW, shapes),
+            "torch's, fused": steps.in_torch(fused, shapes, 1.0),
+        },
     )
-    seconds["the memory"] *= 32 * steps.num_elements(shapes) / (8 * steps.STREAMED)
-    limits = {"optax's chain": 0.45, "torch's, fused": 0.90, "the memory": 1.35}
-    yield from _ratios(f"{tree}, clip and adamw_tf", seconds, is_named, limits)
 
 
-def _adafactor(tree, shapes, num_rounds, is_named) -> Iterator[Row]:
+def _adafactor(shapes, num_rounds):
+    return _seconds(
+        num_rounds,
+        20 * steps.num_elements(shapes),
+        {
+            "ours": steps.in_jax(ADAFACTOR, shapes),
+            "optax's": steps.in_jax(optax.adafactor(1e-4), shapes),
+            "Transformers'": _transformers(shapes, scale_parameter=False),
+        },
+    )
+
+
+def _scaled(shapes, num_rounds):
+    return _seconds(
+        num_rounds,
+        24 * steps.num_elements(shapes),
+        {
+            "ours": steps.in_jax(SCALED, shapes),
+            "Transformers'": _transformers(shapes, scale_parameter=True),
+        },
+    )
+
+
+def _bfloat16(shapes, num_rounds):
+    # 2 for the norm; 2 for the gradient, 4 for the parameter, 16 for the moments.
+    num_bytes = 24 * steps.num_elements(shapes)
+    sides = {"ours": steps.in_jax(ADAMW, shapes, jnp.bfloat16)}
+    return _seconds(num_rounds, num_bytes, sides)
+
+
+def _transformers(shapes, scale_parameter):
     from transformers.optimization import Adafactor
 
-    def theirs(scale_parameter):
-        options = {"scale_parameter": scale_parameter, "relative_step": False}
-        return lambda params: Adafactor(params, lr=1e-4, **options)
-
-    seconds = _seconds(
-        {
-            "the memory": steps.streaming,
-            "ours": lambda: steps.in_jax(ADAFACTOR, shapes),
-            "scaled": lambda: steps.in_jax(SCALED, shapes),
-            "optax's": lambda: steps.in_jax(optax.adafactor(1e-4), shapes),
-            "Transformers'": lambda: steps.in_torch(theirs(False), shapes, None),
-            "Transformers' scaled": lambda: steps.in_torch(theirs(True), shapes, None),
-        },
-        num_rounds,
-    )
-    seconds["the memory"] *= 20 * steps.num_elements(shapes) / (8 * steps.STREAMED)
-    limits = {"Transformers'": 0.30, "optax's": 0.35, "the memory": 2.2}
-    preset = {name: seconds[name] for name in ("ours", *limits)}
-    yield from _ratios(f"{tree}, adafactor_trainer", preset, is_named, limits)
-    scaled = {"ours": seconds["scaled"], "theirs": seconds["Transformers' scaled"]}
-    title = f"{tree}, adafactor_tf with scale_parameter"
-    yield from _ratios(title, scaled, is_named, {"theirs": 0.30})
+    options = {"scale_parameter": scale_parameter, "relative_step": False}
+    return steps.in_torch(lambda p: Adafactor(p, lr=1e-4, **options), shapes, None)
 
 
-def _bfloat16(tree, shapes, num_rounds) -> Iterator[Row]:
-    seconds = _seconds(
-        {
-            "the memory": steps.streaming,
-            "ours": lambda: steps.in_jax(ADAMW, shapes, jnp.bfloat16),
-        },
-        num_rounds,
-    )
-    # 2 for the norm; 2 for the gradient, 4 for the parameter, 16 for the moments.
-    seconds["the memory"] *= 24 * steps.num_elements(shapes) / (8 * steps.STREAMED)
-    title = f"{tree} in bfloat16, moments in float32, clip and adamw_tf"
-    yield from _ratios(title, seconds, False, {"the memory": math.inf})
+def _seconds(num_rounds, num_bytes, sides) -> dict[str, np.ndarray]:
+    """Of each round; the memory's are those in which it moves so many bytes."""
+    sides = {"the memory": steps.streaming(), **sides}
+    seconds = steps.seconds_in_turn(sides, num_rounds)
+    seconds["the memory"] *= num_bytes / (8 * steps.STREAMED)
+    return seconds
 
 
-def _seconds(
-    makers: dict[str, Callable[[], steps.Step]], num_rounds: int
-) -> dict[str, np.ndarray]:
-    taken = steps.seconds_in_turn({k: make() for k, make in makers.items()}, num_rounds)
-    gc.collect()  # gigabytes of the last tree
-    return taken
-
-
-def _ratios(title, seconds, is_named, limits) -> Iterator[Row]:
+def _ratios(title, runs, limits) -> Iterator[Row]:
     for name, limit in limits.items():
-        ratios = seconds["ours"] / seconds[name]
-        low, high = np.percentile(ratios, [25, 75])
+        ratios = median_ratios(runs, "ours", name)
         yield Row(
             claim=f"{title}: in the time of {name}",
             value=float(np.median(ratios)),
             unit="times",
-            limit=limit if is_named else math.inf,
-            detail=f"{1e3 * np.median(seconds['ours']):.0f} ms to "
-            f"{1e3 * np.median(seconds[name]):.0f} ms; half of the rounds within "
-            f"{low:.2f} and {high:.2f}",
+            limit=limit,
+            detail=f"{1e3 * median_of(runs, 'ours'):.0f} ms to "
+            f"{1e3 * median_of(runs, name):.0f} ms; {len(runs)} processes within "
+            f"{ratios[0]:.2f} and {ratios[-1]:.2f}",
         )
 
 

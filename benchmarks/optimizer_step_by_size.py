@@ -1,82 +1,112 @@
 """The optimizer's step where leaves are many, and from small models to large ones.
 
-    python -m benchmarks.optimizer_step_by_size            # some minutes, 9 GB
+    python -m benchmarks.optimizer_step_by_size            # ten minutes, 9 GB
     python -m benchmarks.optimizer_step_by_size --smoke
 
-Sides take turns; a figure is the median of the ratios of one round.
+Sides take turns, in three processes one after the other; a figure is the median of the
+processes' medians of the ratios of one round.
 """
 
-import gc
 import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks import _optimizer_steps as steps
+from benchmarks._fresh_processes import in_fresh_processes, median_of, median_ratios
 from benchmarks._report import Row, main
 from benchmarks.optimizer_step_at_memory_speed import ADAMW, OPTAX_ADAMW
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    yield from _many_leaves(100 if smoke else 2000, smoke)
+    few, many = (100, 200) if smoke else (500, 2000)
+    runs = _measured(smoke, _small_leaves, few, many, 3 if smoke else 20)
+    yield from _many_leaves(many, runs, smoke)
+    yield from _compilation(few, many, runs, smoke)
     yield from _flat(smoke)
-    yield from _compilation((100, 200) if smoke else (500, 2000), smoke)
 
 
-def _many_leaves(num_leaves, smoke) -> Iterator[Row]:
+def _measured(smoke, seconds, *args):
+    return [seconds(*args)] if smoke else in_fresh_processes(3, seconds, *args)
+
+
+def _small_leaves(few, many, num_rounds):
     import torch
 
     def foreach(params):
         return torch.optim.AdamW(params, lr=1e-4, weight_decay=0.01, foreach=True)
 
-    shapes = steps.small_leaves(num_leaves)
+    shapes = steps.small_leaves(many)
     sides = {
         "ours": steps.in_jax(ADAMW, shapes),
         "handed over": steps.in_jax(ADAMW, shapes, make_step=steps.untouched),
         "optax's chain": steps.in_jax(OPTAX_ADAMW, shapes),
         "torch's, foreach": steps.in_torch(foreach, shapes, 1.0),
     }
-    seconds = steps.seconds_in_turn(sides, 3 if smoke else 40)
-    for name, limit in (("optax's chain", 1.0), ("torch's, foreach", 0.5)):
+    to_compile = {
+        "ours compiled": sides["ours"].seconds,
+        "optax's compiled": sides["optax's chain"].seconds,
+        "few compiled": steps.seconds_to_compile(ADAMW, steps.small_leaves(few)),
+    }
+    return steps.seconds_in_turn(sides, num_rounds) | to_compile
+
+
+def _many_leaves(many, runs, smoke) -> Iterator[Row]:
+    title = f"{many} small leaves"
+    for ours, theirs, what, limit in (
+        ("ours", "optax's chain", "the step, in the time of optax's chain", 1.0),
+        ("ours", "torch's, foreach", "the step, in the time of torch's, foreach", 0.5),
+        (
+            "handed over",
+            "torch's, foreach",
+            "to hand them over and compute nothing, in the time of torch's, foreach",
+            math.inf,
+        ),
+        (
+            "ours compiled",
+            "optax's compiled",
+            "to compile, in the time of optax's chain",
+            1.0,
+        ),
+    ):
+        ratios = median_ratios(runs, ours, theirs)
         yield Row(
-            claim=f"{num_leaves} small leaves: the step, in the time of {name}",
-            value=float(np.median(seconds["ours"] / seconds[name])),
+            claim=f"{title}: {what}",
+            value=float(np.median(ratios)),
             unit="times",
             limit=math.inf if smoke else limit,
-            detail=f"{1e3 * np.median(seconds['ours']):.0f} ms to "
-            f"{1e3 * np.median(seconds[name]):.0f} ms",
+            detail=f"{median_of(runs, ours):.3g} s to {median_of(runs, theirs):.3g} s; "
+            f"{len(runs)} processes within {ratios[0]:.2f} and {ratios[-1]:.2f}",
         )
-    handed_over = seconds["handed over"]
+
+
+def _compilation(few, many, runs, smoke) -> Iterator[Row]:
+    ratios = median_ratios(runs, "ours compiled", "few compiled") * few / many
     yield Row(
-        claim=f"{num_leaves} small leaves: to hand them over and compute nothing, in "
-        "the time of torch's, foreach",
-        value=float(np.median(handed_over / seconds["torch's, foreach"])),
-        unit="times",
-        limit=math.inf,
-        detail=f"{1e3 * np.median(handed_over):.0f} ms",
-    )
-    ours, theirs = sides["ours"].seconds, sides["optax's chain"].seconds
-    yield Row(
-        claim=f"{num_leaves} small leaves: to compile, in the time of optax's chain",
-        value=ours / theirs,
+        claim=f"to compile {many} leaves, per leaf, in the time of {few}",
+        value=float(np.median(ratios)),
         unit="times",
         limit=math.inf if smoke else 1.0,
-        detail=f"{ours:.0f} s to {theirs:.0f} s",
+        detail=f"{median_of(runs, 'few compiled'):.1f} s and "
+        f"{median_of(runs, 'ours compiled'):.1f} s",
     )
 
 
-def _compilation(counts, smoke) -> Iterator[Row]:
-    seconds = {
-        n: steps.seconds_to_compile(ADAMW, steps.small_leaves(n)) for n in counts
+def _of_size(size, num_rounds):
+    """What the memory moves meanwhile, in bytes per parameter, of each round."""
+    shapes = steps.gpt2(*size)
+    sides = {
+        "the memory": steps.streaming(),
+        "ours": steps.in_jax(ADAMW, shapes),
+        "handed over": steps.in_jax(ADAMW, shapes, make_step=steps.untouched),
     }
-    few, some = counts
-    yield Row(
-        claim=f"to compile {some} leaves, per leaf, in the time of {few}",
-        value=seconds[some] / some / (seconds[few] / few),
-        unit="times",
-        limit=math.inf if smoke else 1.0,
-        detail=f"{seconds[few]:.1f} s and {seconds[some]:.1f} s",
-    )
+    seconds = steps.seconds_in_turn(sides, num_rounds)
+    bandwidth = 8 * steps.STREAMED / seconds["the memory"]
+    each = bandwidth / steps.num_elements(shapes)
+    return {
+        "whole": seconds["ours"] * each,
+        "net": (seconds["ours"] - seconds["handed over"]) * each,
+    }
 
 
 def _flat(smoke) -> Iterator[Row]:
@@ -87,26 +117,18 @@ def _flat(smoke) -> Iterator[Row]:
     }
     if smoke:
         sizes = {"1M": (64, 12, 4000), "2M": (96, 12, 4000)}
-    costs, computed = {}, {}
-    for name, size in sizes.items():
-        shapes = steps.gpt2(*size)
-        sides = {
-            "the memory": steps.streaming(),
-            "ours": steps.in_jax(ADAMW, shapes),
-            "handed over": steps.in_jax(ADAMW, shapes, make_step=steps.untouched),
-        }
-        seconds = steps.seconds_in_turn(sides, 3 if smoke else 15)
-        del sides
-        gc.collect()
-        bandwidth = 8 * steps.STREAMED / seconds["the memory"]
-        each = bandwidth / steps.num_elements(shapes)
-        costs[name] = float(np.median(seconds["ours"] * each))
-        net = seconds["ours"] - seconds["handed over"]
-        computed[name] = float(np.median(net * each))
-    for title, values, limit in (
-        ("cost per parameter", costs, 1.15),
-        ("the same without handing arrays over", computed, math.inf),
+    runs = {
+        name: _measured(smoke, _of_size, size, 3 if smoke else 7)
+        for name, size in sizes.items()
+    }
+    for title, which, limit in (
+        ("cost per parameter", "whole", 1.15),
+        ("the same without handing arrays over", "net", math.inf),
     ):
+        values = {
+            name: float(np.median([np.median(run[which]) for run in of_size]))
+            for name, of_size in runs.items()
+        }
         listed = ", ".join(f"{name} {value:.1f}" for name, value in values.items())
         yield Row(
             claim=f"{title}, the largest of some sizes to the smallest",

@@ -8,40 +8,35 @@ nothing else: as many loops as an AdamW must have, the smallest that there are. 
 compiled in a process of its own, in up to 20 GB of memory.
 """
 
-import concurrent.futures
 import math
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import _optimizer_steps as steps
+from benchmarks._fresh_processes import in_fresh_processes
 from benchmarks._report import Row, main
 from benchmarks.optimizer_step_at_memory_speed import ADAMW
 
 
 def rows(smoke: bool) -> Iterator[Row]:
     num_leaves = 100 if smoke else 10_000
+    (to_double,) = in_fresh_processes(1, _seconds_to_double, num_leaves)
     yield Row(
         claim=f"to compile a doubling of the three arrays of {num_leaves} leaves",
-        value=_in_its_own_process(_seconds_to_double, num_leaves),
+        value=to_double,
         unit="s",
         limit=math.inf,
     )
+    (to_step,) = in_fresh_processes(1, _seconds_to_step, num_leaves)
     yield Row(
         claim=f"to compile the step of {num_leaves} leaves",
-        value=_in_its_own_process(_seconds_to_step, num_leaves),
+        value=to_step,
         unit="s",
         limit=math.inf if smoke else 60.0,
     )
-
-
-def _in_its_own_process(seconds: Callable[[int], float], num_leaves: int) -> float:
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(seconds, num_leaves).result()
 
 
 def _seconds_to_step(num_leaves: int) -> float:
