@@ -1,5 +1,6 @@
 """Strict promotion around our own arithmetic, and the random numbers of the tests."""
 
+import importlib.metadata
 import os
 
 # Before JAX or torch start. Meshes of 8 devices are tested in `tests/mesh`.
@@ -7,14 +8,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Of two workers on two cores, torch's threads would wait for each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# With this XLA reads them again before each program: `compiled_quickly` adds to them.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_flags_reset=true",
-        "--xla_cpu_use_fusion_emitters=true",
-    ]
-)
+# For `compiled_quickly`. The XLA of JAX 0.10 still has its older emitters, and with the
+# reset it reads its flags again before each program.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    flags = "--xla_flags_reset=true --xla_cpu_use_fusion_emitters=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 import jax
 import numpy as np
@@ -62,10 +60,11 @@ def compiled_quickly():
     In a fifth of the time: LLVM works less, and on what XLA's older emitters write for
     it, which is shorter. So it is in the processes that such a test starts.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    quick = flags.replace("_fusion_emitters=true", "_fusion_emitters=false")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        flags = os.environ["XLA_FLAGS"]
-        patch.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false")
+        patch.setenv("XLA_FLAGS", quick)
         jax.config.update("jax_disable_most_optimizations", True)
         yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +139,13 @@ def first_params(task: Task, recipes: Sequence[Recipe]) -> PyTree:
 
 
 def stacked(trees: Sequence[PyTree]) -> PyTree:
-    """Trees of arrays as one, with an axis in front."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    """Trees of arrays as one, with an axis in front; on the host what was there."""
+
+    def stack(*leaves: Any) -> jax.Array | np.ndarray:
+        is_on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
+        return jnp.stack(leaves) if is_on_device else np.stack(leaves)
+
+    return jax.tree.map(stack, *trees)
 
 
 def unstacked(tree: PyTree, num: int) -> list[PyTree]:

@@ -160,11 +160,18 @@ def _trained(
             cohort = started(params, numbers.tolist())
             steps = _cohort.advance(cohort, recipe.max_steps)
             losses = _at_end(cohort, by_fold, numbers % num_folds, steps)
-            is_lost = jnp.asarray(~np.isfinite(losses).all(axis=0))
-            keep = functools.partial(jax.vmap(jnp.where), is_lost)
-            params = jax.tree.map(keep, params, cohort.carried.state.params)
+            if len(chains[0]) > 1:
+                is_lost = ~np.isfinite(losses).all(axis=0)
+                params = _next_start(is_lost, params, cohort.carried.state.params)
             del cohort  # or it would take memory while the next runs begin
             yield numbers, losses
+
+
+@jax.jit
+@jax.vmap
+def _next_start(is_lost: jax.Array, began: PyTree, ended: PyTree) -> PyTree:
+    """Where runs ended; where they began, of those that diverged."""
+    return jax.tree.map(functools.partial(jnp.where, is_lost), began, ended)
 
 
 def _chains(num_decays: int, num_folds: int, warm_starts: bool) -> np.ndarray:

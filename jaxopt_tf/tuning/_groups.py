@@ -88,6 +88,8 @@ def _cohort_of(
     streams, stream = _cohort.seed_streams(task, own, skip=step)
     # Among others than before, a run's stream may have another number.
     carried = dataclasses.replace(carried, stream=jnp.asarray(stream, jnp.int32))
+    # As a step leaves it, or the first one would be a program of its own.
+    carried = jax.device_put(carried, program.over_runs)
     return _cohort.Cohort(program, tuple(own), carried, streams, step)
 
 

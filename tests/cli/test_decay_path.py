@@ -7,7 +7,7 @@ from jaxopt_tf.cli._train import parse
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
 ]
 
 
@@ -23,8 +23,9 @@ def followed(small, tmp_path):
 
 
 def test_suggests_a_decay_in_the_words_of_train(followed, tmp_path, capsys):
-    # A decay of 300 halves the weights at every step: nothing is learnt with it.
-    assert followed("--decays 300 0 0.1 --num_folds 2 --num_windows 32") == 0
+    # A decay of 3 takes nine tenths off the weights at every step: nothing is learnt.
+    flags = "--optim sgd --learning_rate 0.3 --decays 3 0 0.1"
+    assert followed(f"{flags} --num_folds 2 --num_windows 32") == 0
     shown = capsys.readouterr().out
     first, *_ = shown.splitlines()
     told = "3 decays on 2 folds of 32 windows, 20 steps each, in "
@@ -38,7 +39,7 @@ def test_suggests_a_decay_in_the_words_of_train(followed, tmp_path, capsys):
 
 def test_takes_all_windows_of_a_short_text_and_starts_warm(followed, capsys):
     flags = "--decays 0 0.1 --num_folds 2 --warm_starts --resid_pdrop 0.1"
-    assert followed(flags) == 0
+    assert followed(f"{flags} --optim sgd") == 0
     shown = capsys.readouterr().out
     # Nine tenths of 2,640 bytes, 16 a window.
     assert "2 folds of 148 windows" in shown

@@ -7,7 +7,7 @@ from jaxopt_tf.cli._train import parse
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
 ]
 
 
@@ -45,7 +45,7 @@ def test_one_run_whose_rate_rises(found, tmp_path, capsys):
 
 def test_what_cannot_be_told_is_the_status(found, tmp_path, capsys):
     bounds = "--min_rate 1e-9 --max_rate 1e-7 --num_rates 3"
-    assert found(f"{bounds} --num_steps 5") == 1
+    assert found(f"{bounds} --num_steps 5 --optim sgd") == 1
     shown = capsys.readouterr().out
     assert "try" in shown.splitlines()[-1]
     assert "--learning_rate" not in shown

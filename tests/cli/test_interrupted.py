@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # A shell that starts the tests in the background would have them ignore Ctrl-C.
 COMMAND = """
 import signal, sys

@@ -12,7 +12,10 @@ from jaxopt_tf.cli import main
 from jaxopt_tf.cli._job_task import folder_of, job_corpus, job_task
 from jaxopt_tf.cli._train import parse
 
-pytestmark = pytest.mark.promotion_of_others  # flax's layers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 def task_of(flags, folder, **more):

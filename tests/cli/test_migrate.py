@@ -16,7 +16,10 @@ from jaxopt_tf.pretraining import read_run, write_run
 torch = pytest.importorskip("torch", reason="the folders are torch's")
 transformers = pytest.importorskip("transformers", reason="the folders are Trainer's")
 
-pytestmark = pytest.mark.promotion_of_others  # flax's layers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
+]
 
 MAX_STEPS = 6
 MODEL = "model.safetensors"

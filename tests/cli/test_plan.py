@@ -14,7 +14,10 @@ from jaxopt_tf.mesh import (
 from jaxopt_tf.pretraining import GPT2Config, Job, place, run_steps
 from jaxopt_tf.recipes import Recipe
 
-pytestmark = pytest.mark.promotion_of_others  # flax's layers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 @pytest.fixture(autouse=True)

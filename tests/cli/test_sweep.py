@@ -11,7 +11,7 @@ from jaxopt_tf.recipes import Recipe
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
 ]
 
 
@@ -26,7 +26,7 @@ def swept(small, tmp_path):
     return run
 
 
-GRID = "--over learning_rate=1e-4,1e-2 optim=adamw_torch,sgd"
+GRID = "--over learning_rate=1e-4,1e-2 optim=lion_32bit,sgd"
 
 
 def test_says_what_is_best_and_does_nothing_twice(swept, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_says_what_is_best_and_does_nothing_twice(swept, tmp_path, capsys):
 
 def test_draws_at_random_and_halves(swept, capsys):
     flags = "--over learning_rate=1e-4:1e-2 weight_decay=0:0.3:linear --num_samples 2"
-    assert swept(f"{flags} --halving 2") == 0
+    assert swept(f"{flags} --halving 2 --optim sgd") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("2 runs in 1 program, ")
     told = [line for line in shown.splitlines() if "have come to" in line]
@@ -102,7 +102,7 @@ def test_refuses_in_one_sentence(swept, capsys, flags, said):
 
 
 def test_what_all_diverged_is_drawn_and_refused(swept, tmp_path, capsys):
-    assert swept("--over learning_rate=1e38,2e38 --warmup_steps 0") == 2
+    assert swept("--over learning_rate=1e38,2e38 --warmup_steps 0 --optim sgd") == 2
     shown = capsys.readouterr()
     assert "diverged" in shown.out
     assert "all 2 diverged; the smallest `learning_rate` tried was 1e+38" in shown.err

@@ -18,7 +18,7 @@ from jaxopt_tf.recipes import RateGroup, Recipe
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
 ]
 
 DEFAULT = Recipe(

@@ -53,6 +53,8 @@ TRANSFORMATIONS = {
 # Those that have a state per parameter, in `init(params)`.
 OPTIMIZERS = [name for name in TRANSFORMATIONS if name != "clip"]
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_dtype = pytest.mark.parametrize(
@@ -62,11 +64,17 @@ every_dtype = pytest.mark.parametrize(
 
 def make_params(dtype=jnp.float32):
     shapes = {"kernel": (8, 4), "bias": (4,), "scalar": (), "stack": (2, 8, 4)}
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return {
-        name: jax.random.normal(key, shape).astype(dtype)
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    return {name: drawn(shape, dtype) for name, shape in shapes.items()}
+
+
+def few_params():
+    """Where the step is compiled: each leaf takes its time."""
+    return {"kernel": drawn((2, 8, 4)), "scalar": drawn(())}
+
+
+def drawn(shape, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal(shape), dtype)
 
 
 def avals(tree):
@@ -101,15 +109,18 @@ def test_updates_have_the_dtype_of_parameters_not_of_gradients(name):
 
 
 @every_transformation
-@every_dtype
-def test_is_finite_on_zero_gradients(name, dtype):
-    tx, params = TRANSFORMATIONS[name](), make_params(dtype)
-    grads = jax.tree.map(jnp.zeros_like, params)
-    params, state = jax.jit(functools.partial(apply, tx))(
-        params, tx.init(params), grads
-    )
-    for leaf in jax.tree.leaves((params, state)):
-        assert jnp.all(jnp.isfinite(leaf))
+def test_is_finite_on_zero_gradients(name):
+    params = {
+        "f32": drawn((8, 4)),
+        "bf16": drawn((2, 8, 4), jnp.bfloat16),
+        "f16": drawn((4, 8), jnp.float16),
+        "vector": drawn((4,), jnp.float16),
+        "scalar": drawn((), jnp.float16),
+    }
+    tx, zeros = TRANSFORMATIONS[name](), jax.tree.map(np.zeros_like, params)
+    step = jax.jit(functools.partial(apply, tx))
+    for leaf in jax.tree.leaves(step(params, tx.init(params), zeros)):
+        assert np.all(np.isfinite(np.asarray(leaf, np.float32)))
 
 
 @every_transformation
@@ -122,7 +133,7 @@ def test_is_traced_once_over_a_hundred_donated_steps(name):
         traces.append(1)
         return apply(tx, params, state, grads)
 
-    params, grads = make_params(), make_params()
+    params, grads = few_params(), few_params()
     state = tx.init(params)
     for _ in range(100):
         params, state = step(params, state, grads)
@@ -131,7 +142,7 @@ def test_is_traced_once_over_a_hundred_donated_steps(name):
 
 @every_transformation
 def test_scan_equals_steps(name):
-    tx, params, grads = TRANSFORMATIONS[name](), make_params(), make_params()
+    tx, params, grads = TRANSFORMATIONS[name](), few_params(), few_params()
     step = functools.partial(apply, tx)
     start = one_by_one = params, tx.init(params)
     compiled = jax.jit(step)
@@ -149,7 +160,7 @@ def test_scan_equals_steps(name):
 @every_transformation
 def test_vmap_over_runs_equals_runs(name):
     tx = TRANSFORMATIONS[name]()
-    runs = jax.tree.map(lambda p: jnp.stack([p, 2 * p, -p]), make_params())
+    runs = jax.tree.map(lambda p: np.stack([p, 2 * p, -p]), few_params())
 
     def first_update(params):
         return tx.update(params, tx.init(params), params)[0]
@@ -157,7 +168,7 @@ def test_vmap_over_runs_equals_runs(name):
     together = jax.jit(jax.vmap(first_update))(runs)
     alone_compiled = jax.jit(first_update)
     for i, factor in enumerate([1, 2, -1]):
-        alone = alone_compiled(jax.tree.map(lambda p, by=factor: by * p, make_params()))
+        alone = alone_compiled(jax.tree.map(lambda p, by=factor: by * p, few_params()))
         for key in alone:
             # One unit in the last place of the parameters, of which they are changes.
             np.testing.assert_allclose(
@@ -171,8 +182,8 @@ def test_vmap_over_runs_equals_runs(name):
     "wrapper", ["MultiSteps", "apply_if_finite", "masked", "multi"]
 )
 def test_works_inside_of_optax_wrappers(name, wrapper):
-    tx, params = TRANSFORMATIONS[name](), make_params()
-    mask = {"kernel": True, "bias": True, "scalar": False, "stack": False}
+    tx, params = TRANSFORMATIONS[name](), few_params()
+    mask = {"kernel": True, "scalar": False}
     labels = jax.tree.map(lambda keep: "ours" if keep else "frozen", mask)
     wrapped = {
         "MultiSteps": lambda: optax.MultiSteps(tx, 2).gradient_transformation(),
@@ -187,11 +198,11 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
     new = params
     for _ in range(2):
         new, state = step(new, state, params)
-    assert jnp.any(new["kernel"] != params["kernel"])
+    assert np.any(np.asarray(new["kernel"]) != params["kernel"])
     if wrapper == "multi":
-        np.testing.assert_array_equal(new["stack"], params["stack"])
+        np.testing.assert_array_equal(new["scalar"], params["scalar"])
     if wrapper == "apply_if_finite":
-        nan = jax.tree.map(lambda p: p * jnp.nan, params)
+        nan = jax.tree.map(lambda p: np.full_like(p, np.nan), params)
         kept, _ = step(new, state, nan)
         np.testing.assert_array_equal(kept["kernel"], new["kernel"])
 
@@ -213,10 +224,11 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
 def test_works_under_inject_hyperparams(factory):
     # No default is a callable: optax would take it for a schedule.
     wrapped = optax.inject_hyperparams(factory)(0.25)
-    params = make_params()
-    step = jax.jit(functools.partial(apply, wrapped))
-    injected, _ = step(params, wrapped.init(params), params)
-    plain, _ = apply(factory(0.25), params, factory(0.25).init(params), params)
+    params = few_params()
+    injected, plain = (
+        jax.jit(functools.partial(apply, tx))(params, tx.init(params), params)[0]
+        for tx in (wrapped, factory(0.25))
+    )
     for key in params:
         np.testing.assert_allclose(injected[key], plain[key], rtol=1e-5)
 
@@ -350,7 +362,7 @@ def test_a_step_can_be_differentiated(name):
         grads = {"w": jnp.ones((2, 2))}
         return jnp.sum(apply(tx, params, tx.init(params), grads)[0]["w"])
 
-    slope = jax.grad(after_a_step)(params)["w"]
+    slope = jax.jit(jax.grad(after_a_step))(params)["w"]
     np.testing.assert_allclose(slope, jnp.ones((2, 2)), atol=0.1)
 
 
@@ -358,7 +370,7 @@ def test_a_step_can_be_differentiated(name):
 def test_works_with_doubles_enabled(name):
     tx = TRANSFORMATIONS[name]()
     with jax.enable_x64(True):
-        params = make_params()
+        params = few_params()
         state = tx.init(params)
         new, new_state = jax.jit(functools.partial(apply, tx))(params, state, params)
         assert avals(new) == avals(params)

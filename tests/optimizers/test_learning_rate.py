@@ -109,7 +109,7 @@ def test_under_vmap_is_one_per_run():
         optimizer = adamw_tf(rate)
         return optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
 
-    updates, state = jax.vmap(run)(jnp.float32([1e-3, 1e-2]))
+    updates, state = jax.jit(jax.vmap(run))(jnp.float32([1e-3, 1e-2]))
     np.testing.assert_array_equal(state.learning_rate, np.float32([1e-3, 1e-2]))
     np.testing.assert_allclose(updates["b"][1], 10 * updates["b"][0], rtol=1e-3)
 

@@ -30,7 +30,10 @@ from jaxopt_tf.schedules import (
     reduce_lr_on_plateau,
 )
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 # Nothing at its default, so that a number left out is seen.
 RECIPE = Recipe(

@@ -10,7 +10,10 @@ import pytest
 from jaxopt_tf import adamw_tf, clip, decay_mask
 from jaxopt_tf.recipes import Recipe, build_optimizer, build_schedule, doctor
 
-pytestmark = pytest.mark.promotion_of_others  # optax's own optimizers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax's own optimizers
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 PARAMS = jax.eval_shape(
     lambda: {

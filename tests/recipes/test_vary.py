@@ -10,6 +10,8 @@ import pytest
 
 from jaxopt_tf.recipes import Recipe, build_optimizer, same_program, vary
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 BASE = Recipe(max_steps=20, learning_rate=1e-3, warmup_steps=3, weight_decay=0.1)
 RECIPES = [
     dataclasses.replace(BASE, adam_beta1=0.8, adam_beta2=0.95, max_grad_norm=0.1),

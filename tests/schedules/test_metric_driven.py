@@ -36,7 +36,7 @@ def assert_equals_twins(which, shape, streams, options):
 
     numbers = {name: jnp.asarray([o[name] for o in options]) for name in options[0]}
     learning_rates = numbers.pop("learning_rate")
-    ours = jax.jit(jax.vmap(run))(jnp.stack(streams), learning_rates, numbers)
+    ours = jax.jit(jax.vmap(run))(np.stack(streams), learning_rates, numbers)
     for stream, option, mine in zip(streams, options, ours, strict=True):
         expected = TWIN[which](stream, **option, **shape)
         np.testing.assert_allclose(mine, expected, rtol=1e-6, err_msg=(option, shape))

@@ -64,17 +64,35 @@ def test_accumulation_equals_one_large_batch(seed, num_micro, short_by):
     whole = tuple(a.reshape(-1, *a.shape[2:]) for a in micro)
     expected, expected_metrics = gradient_of(params, whole)
 
-    def loss64(params):
-        x, y, mask = (np.asarray(a, np.float64) for a in whole)
-        errors = np.tanh(x @ params["kernel"]) @ params["out"] - y
-        return np.sum(mask * errors**2) / np.sum(mask)
-
-    exact = loss64({n: np.asarray(p, np.float64) for n, p in params.items()})
-    np.testing.assert_allclose(metrics.loss, exact, rtol=1e-6)
+    loss, exact, sizes = in_doubles(params, whole)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(metrics.num_items, expected_metrics.num_items)
     for name, g in grads.items():
-        scale = np.max(np.abs(expected[name]))
-        np.testing.assert_allclose(g, expected[name], rtol=1e-6, atol=1e-6 * scale)
+        assert np.all(np.abs(g - expected[name]) <= 1e-6 * sizes[name])
+        assert np.all(np.abs(g - exact[name]) <= 1e-6 * sizes[name])
+
+
+def in_doubles(params, batch):
+    """The loss, its gradients by hand, and the sums of the sizes of what they sum.
+
+    What cancels in a sum is rounded by its size before.
+    """
+    kernel, out = (np.float64(params[name]) for name in ("kernel", "out"))
+    x, y, mask = (np.float64(a) for a in batch)
+    hidden = np.tanh(x @ kernel)
+    errors = hidden @ out - y
+
+    def gradients(rows, x, hidden, out, slope):
+        return {
+            "kernel": np.einsum("b,bi,j,bj->ij", rows, x, out, slope),
+            "out": rows @ hidden,
+        }
+
+    slope, each = 1 - hidden**2, 2 * mask / mask.sum()
+    exact = gradients(each * errors, x, hidden, out, slope)
+    sizes = each * (np.abs(hidden) @ np.abs(out) + np.abs(y))
+    sizes = gradients(sizes, np.abs(x), np.abs(hidden), np.abs(out), 1 + hidden**2)
+    return np.sum(mask * errors**2) / mask.sum(), exact, sizes
 
 
 def test_sums_bfloat16_gradients_in_float32(rng):

@@ -9,7 +9,10 @@ import pytest
 from jaxopt_tf.optimizers import adamw_tf, clip
 from jaxopt_tf.training import init_train_state, make_train_step
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 GOOD, BAD_LOSS, BAD_GRADIENT = 0.0, np.nan, 1.0
 

@@ -11,7 +11,10 @@ from flax import nnx
 from jaxopt_tf.optimizers import adamw_tf, clip
 from jaxopt_tf.training import init_train_state, make_train_step
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates, flax's layers
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates, flax's layers
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 def loss_fn(params, batch):

@@ -9,7 +9,10 @@ import pytest
 from jaxopt_tf.optimizers import adamw_tf, clip
 from jaxopt_tf.training import init_train_state, make_eval_step, make_train_step
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 def loss_fn(params, batch):

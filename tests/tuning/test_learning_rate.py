@@ -13,6 +13,8 @@ from jaxopt_tf.tuning._rate_found import short_version
 
 from . import tasks
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ONE = jax.devices()[:1]
 SGD = Recipe(
     max_steps=400, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0

@@ -15,7 +15,7 @@ from jaxopt_tf.tuning._program import make_program
 
 from . import tasks
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_quickly")
 
 ONE = jax.devices()[:1]
 
@@ -52,9 +52,11 @@ def test_each_run_is_what_it_is_alone(optim):
     recipes = recipes_of(
         {"learning_rate": 1e-3, "weight_decay": 0.0, "max_grad_norm": 0.1, "seed": 7},
         {"adam_beta1": 0.8, "adam_beta2": 0.95, "max_grad_norm": 0.0},
-        {"lr_scheduler_type": "cosine", "max_steps": 25, "adam_epsilon": 1e-6},
+        {"lr_scheduler_type": "cosine", "max_steps": 25, "adam_epsilon": 1e-2},
         base=dataclasses.replace(BASE, optim=optim, learning_rate=2e-3),
     )
+    if optim == "adafactor":
+        del recipes[1]  # it has no betas
     task = tasks.digits_task()
     assert_as_alone(task, recipes, train_many(task, recipes))
 
@@ -67,7 +69,7 @@ def test_other_optimizers_and_batches_are_programs_of_their_own():
 
 
 def test_rate_groups_have_tables_of_their_own():
-    group = {"pattern": "layer_1", "factor": 0.1, "lr_scheduler_type": "constant"}
+    group = {"pattern": "kernel", "factor": 0.1, "lr_scheduler_type": "constant"}
     base = dataclasses.replace(BASE, rate_groups=[group])
     recipes = recipes_of({}, {"learning_rate": 1e-2}, base=base)
     task = tasks.digits_task()
@@ -121,7 +123,9 @@ def test_a_limit_of_memory_makes_groups_of_runs():
 
 
 def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
-    recipes = recipes_of({}, {"learning_rate": 1e38, "warmup_steps": 0})
+    longer = dataclasses.replace(BASE, max_steps=70)  # the host looks after 64 steps
+    changes = {}, {"learning_rate": 1e38, "warmup_steps": 0}
+    recipes = recipes_of(*changes, base=longer)
     runs = train_many(tasks.digits_task(), recipes)
     assert list(runs.diverged) == [False, True]
     assert np.isnan(runs.losses[1, -1])
@@ -134,7 +138,7 @@ def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
 def without_a_gradient(params, batch):
     """A loss of 0 for each item, whose gradient is not finite."""
     total, num_items = tasks.loss_fn(params, batch)
-    nothing = jax.numpy.sum(params["layer_0"]["bias"] - params["layer_0"]["bias"])
+    nothing = jax.numpy.sum(params["bias"] - params["bias"])
     return 0.0 * total + jax.numpy.sqrt(nothing), num_items
 
 

@@ -10,10 +10,11 @@ import pytest
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Between, Sweep, Trial
+from jaxopt_tf.tuning._cohort import unstacked
 
 from . import tasks
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_quickly")
 
 ONE = jax.devices()[:1]
 # Gradient descent, which compiles in a third of the time.
@@ -52,6 +53,16 @@ def counting(task):
             yield batch
 
     return dataclasses.replace(task, batches=batches), read
+
+
+def spoilt_before(step, task):
+    """The task; of its batches those before a step, the first one not, are spoilt."""
+
+    def batches(recipe):
+        for i, batch in enumerate(task.batches(recipe)):
+            yield {**batch, "x": batch["x"] * np.nan} if 0 < i < step else batch
+
+    return dataclasses.replace(task, batches=batches)
 
 
 def test_a_grid_is_every_combination():
@@ -106,38 +117,46 @@ def test_halving_trains_on_the_better_half_only():
     assert sorted(steps) == [[10], [10], [10, 20], [10, 20, 40]]
     whole = sweep({"learning_rate": RATES})
     (end,) = [trial for trial in found.last if trial.step == 40]
+    assert end.run == 3  # the rate that learns most here
     # The one that was looked at on its way is the one that nobody stopped.
     np.testing.assert_allclose(end.held_out, whole.last[end.run].held_out, rtol=1e-6)
     assert found.best_recipe == found.recipes[end.run]
 
 
+def test_runs_that_go_on_are_compiled_once(caplog):
+    with jax.log_compiles():
+        sweep({"learning_rate": RATES}, halving=4)
+    steps = [told for told in caplog.messages if told.startswith("Compiling jit(step)")]
+    assert len(steps) == 2  # of four runs, and of the one that goes on
+
+
 def test_runs_that_go_on_are_fed_by_their_own_seed():
-    over = {"learning_rate": [1e-6, 1e-2], "seed": [4, 1, 5, 2, 3]}
-    (halved,) = [t for t in sweep(over, halving=3).last if t.step == 40]
+    over = {"learning_rate": [1e-6, 0.3], "seed": [5, 6, 4]}
+    found = sweep(over, halving=3)
+    assert [t.run for t in found.trials if t.step == 14] == [4, 5]  # not of seed 5
+    (halved,) = [t for t in found.last if t.step == 40]
     whole = sweep(over).last[halved.run]
-    assert halved.run == 6  # of the second seed; the first one is left behind
+    assert halved.run == 4
     np.testing.assert_allclose(halved.held_out, whole.held_out, rtol=1e-6)
 
 
 def test_killed_and_started_again_repeats_nothing(tmp_path):
-    over = {"learning_rate": RATES, "optim": ["lion_32bit", "sgd"]}
-    unbroken = sweep(over, halving=4)
-    for num_groups in (1, 1):
-        task, read = counting(tasks.digits_task())
+    over = {"learning_rate": RATES[1:3], "optim": ["lion_32bit", "sgd"]}
+    unbroken = sweep(over, halving=2)
+    for _ in range(2):
         with pytest.raises(KilledError):
-            sweep(
-                over, task, halving=4, folder=tmp_path, report=killed_after(num_groups)
-            )
+            sweep(over, halving=2, folder=tmp_path, report=killed_after(1))
     lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
-    task, read = counting(tasks.digits_task())
-    ended = sweep(over, task, halving=4, folder=tmp_path)
+    # All have come to step 10; no batch before it is trained on again.
+    task = spoilt_before(10, tasks.digits_task())
+    ended = sweep(over, task, halving=2, folder=tmp_path)
     assert len(ended.trials) > len(lines)
     assert [t[:2] for t in ended.trials] == [t[:2] for t in unbroken.trials]
     for ours, theirs in zip(ended.trials, unbroken.trials, strict=True):
         np.testing.assert_allclose(ours.held_out, theirs.held_out, rtol=1e-6)
     # All is done: nothing is trained any more.
     again, read = counting(tasks.digits_task())
-    assert sweep(over, again, halving=4, folder=tmp_path).trials == ended.trials
+    assert sweep(over, again, halving=2, folder=tmp_path).trials == ended.trials
     assert max(read) == 0  # the first batch, for its fingerprint
 
 
@@ -181,6 +200,15 @@ def test_dropout_goes_on_on_fewer_devices(tmp_path):
     assert found.last[2].step == 40
 
 
+def test_a_run_that_waits_is_bound_to_no_device():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("runs",))
+    over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs"))
+    keys = jax.random.split(jax.random.key(0), 2)
+    waiting = unstacked(jax.device_put(keys, over_runs), 2)
+    assert waiting == list(keys)
+    assert not any(key.committed for key in waiting)
+
+
 def test_a_kill_between_checkpoint_and_lines_loses_no_line(tmp_path):
     over = {"learning_rate": [1e-3]}
     sweep(over, folder=tmp_path)
@@ -208,9 +236,9 @@ def test_refuses_the_folder_of_another_sweep(tmp_path):
     other = tasks.digits_task(held_out=[{"x": x[1600:], "y": y[1600:]}])
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
         sweep({"learning_rate": [1e-3]}, other, folder=tmp_path)
-    wider = tasks.digits_task(init=lambda seed: tasks.perceptron(seed, width=32))
+    elsewhere = tasks.digits_task(init=lambda seed: tasks.perceptron(seed + 1))
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
-        sweep({"learning_rate": [1e-3]}, wider, folder=tmp_path)
+        sweep({"learning_rate": [1e-3]}, elsewhere, folder=tmp_path)
 
 
 def test_names_the_smallest_rate_where_all_diverge():
