@@ -81,6 +81,7 @@ def multiply(a: Double, b: Double) -> Double:
     return _rounded(high, low, rest, exponent)
 
 
+@jax.jit  # or outside of a program its loop would be compiled at every call
 def divide(a: Double, b: Double) -> Double:
     """a / b for b above 0, rounded once."""
     # One bit at a time. Both move down by one, so that doubling cannot overflow.

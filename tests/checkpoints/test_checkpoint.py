@@ -26,7 +26,10 @@ from jaxopt_tf.optimizers import adamw_tf, clip
 from jaxopt_tf.schedules import reduce_lr_on_plateau
 from jaxopt_tf.training import init_train_state, make_train_step
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 NAN_WITH_A_MESSAGE = np.array([0x7FC12345, 0x80000000], np.uint32).view(np.float32)
 

@@ -22,6 +22,8 @@ from jaxopt_tf.recipes import RateGroup, Recipe, build_optimizer, build_schedule
 from jaxopt_tf.schedules import double_from_scalar
 from tests.twins import torch_models
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 RECIPE = Recipe(max_steps=20, learning_rate=1e-3, decay_rule="transformers_v5")
 
 
@@ -37,16 +39,22 @@ def params():
     return torch_models.flax_tree(torch_models.flax_leaves(torch_models.gpt2()))
 
 
-@pytest.fixture
-def folder(tmp_path, params, names):
-    """A folder of five steps, written by ourselves."""
-    optimizer = build_optimizer(RECIPE)
-    opt_state = optimizer.init(params)
+@pytest.fixture(scope="module")
+def trained(compiled_quickly):
+    """The optimizer's state after two steps."""
+    params = torch_models.flax_tree(torch_models.flax_leaves(torch_models.gpt2()))
+    optimizer, grads = build_optimizer(RECIPE), jax.tree.map(np.ones_like, params)
+    update, opt_state = jax.jit(optimizer.update), optimizer.init(params)
     for _ in range(2):
-        grads = jax.tree.map(jnp.ones_like, params)
-        _, opt_state = optimizer.update(grads, opt_state, params)
+        _, opt_state = update(grads, opt_state, params)
+    return opt_state
+
+
+@pytest.fixture
+def folder(tmp_path, params, names, trained):
+    """A folder of two steps, written by ourselves."""
     path = tmp_path / "checkpoint-2"
-    write_trainer_checkpoint(path, params, opt_state, names, recipe=RECIPE, step=2)
+    write_trainer_checkpoint(path, params, trained, names, recipe=RECIPE, step=2)
     return path
 
 

@@ -20,7 +20,10 @@ from tests.twins import torch_models
 @pytest.fixture
 def run():
     """A module, its tree and names, and the optimizer after two updates."""
-    module = torch_models.convolutional()
+    return run_of(torch_models.convolutional())
+
+
+def run_of(module):
     params = torch_models.flax_tree(torch_models.flax_leaves(module))
     names = match_names(params, torch_model_from_module(module))
     optimizer = torch.optim.AdamW(torch_models.trainer_groups(module), lr=1e-3)
@@ -55,26 +58,28 @@ def test_a_missing_entry_is_zeros_and_the_count_0(run):
     assert back["state"].keys() == state_dict["state"].keys()
 
 
-def test_the_update_after_counts_that_differ_is_torchs(run):
-    module, _, names, optimizer = run
+def test_the_update_after_counts_that_differ_is_torchs():
+    # Of two shapes only: each operation is compiled for each.
+    layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+    module, _, names, optimizer = run_of(layers)
     # One without a gradient: torch does not count the update for it.
     torch_models.set_gradients(module, 5)
-    module[5].weight.grad = None
+    module[1].weight.grad = None
     optimizer.step()
     params = torch_models.flax_tree(torch_models.flax_leaves(module))
     ours = adamw_tf(1e-3)
     state = opt_state_from_torch(
         ours.init(params), params, optimizer.state_dict(), names
     )
-    assert int(state.count["5"]["kernel"]) == 2
-    assert int(state.count["5"]["bias"]) == 3
+    assert int(state.count["1"]["kernel"]) == 2
+    assert int(state.count["1"]["bias"]) == 3
     grads = torch_models.flax_tree(torch_models.set_gradients(module, 6))
     optimizer.step()
     updates, _ = ours.update(grads, state, params)
     after = torch_models.flax_tree(torch_models.flax_leaves(module))
     for u, p, new in zip(*map(jax.tree.leaves, (updates, params, after)), strict=True):
-        error = jnp.linalg.norm((p + u - new).ravel())
-        assert error <= 1e-6 * jnp.linalg.norm((new - p).ravel()) + 1e-8
+        error = np.linalg.norm(np.subtract(np.add(p, u), new))
+        assert error <= 1e-6 * np.linalg.norm(np.subtract(new, p)) + 1e-8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,7 +1,8 @@
 """torch's optimizer states in and out, and the update that follows."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -23,6 +24,13 @@ from jaxopt_tf.optimizers import (
 )
 from tests.twins import torch_models
 
+# Layers are alike: where each compiles a program, one says what two would.
+OF_ONE_LAYER = {
+    "gpt2": functools.partial(torch_models.gpt2, 1),
+    "bert": functools.partial(torch_models.bert, 1),
+    "t5": functools.partial(torch_models.t5, 1),
+    "conv": torch_models.convolutional,
+}
 every_model = pytest.mark.parametrize("model", torch_models.MODELS)
 every_optimizer = pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "beta1"])
 
@@ -109,9 +117,9 @@ def test_comes_in_and_goes_out_bit_for_bit(model, optimizer):
 
 
 @every_model
-@every_optimizer
+@pytest.mark.parametrize("optimizer", ["adamw", "beta1"])
 def test_the_next_update_is_torchs(model, optimizer):
-    module = torch_models.MODELS[model]()
+    module = OF_ONE_LAYER[model]()
     theirs = trained(optimizer, module)
     before = torch_models.flax_leaves(module)
     before = {name: array.copy() for name, array in before.items()}
@@ -128,9 +136,10 @@ def test_the_next_update_is_torchs(model, optimizer):
     theirs.step()
     updates, _ = jax.jit(ours.update)(grads, state, params)
     after = torch_models.flax_tree(torch_models.flax_leaves(module))
-    new_params = optax.apply_updates(params, updates)
-    distance, moved = (
-        optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
-        for a, b in ((new_params, after), (after, params))
-    )
-    assert distance <= 1e-6 * moved
+    new_params = jax.tree.map(np.add, params, updates)
+    assert distance(new_params, after) <= 1e-6 * distance(after, params)
+
+
+def distance(tree, other):
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return np.sqrt(sum(np.sum(np.square(np.subtract(*pair))) for pair in leaves))

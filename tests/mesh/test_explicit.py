@@ -18,6 +18,8 @@ from jaxopt_tf.optimizers import (
     rmsprop_tf,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SHAPES = {
     "w": (8, 16),
     "odd": (3, 8),

@@ -13,6 +13,8 @@ from jaxopt_tf import adamw_tf, clip
 from jaxopt_tf.mesh import make_mesh
 from jaxopt_tf.optimizers import adafactor_tf, lion_tf
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SPECS = {"w": P("fsdp", "tensor"), "v": P("tensor"), "k": P(None, "fsdp"), "odd": P()}
 SHAPES = {"w": (8, 6), "v": (8,), "k": (5, 8), "odd": (3,)}
 

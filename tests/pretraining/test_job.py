@@ -28,6 +28,14 @@ RECIPE = Recipe(
     per_device_train_batch_size=2,
     gradient_accumulation_steps=2,
 )
+# Compiles in half the time.
+EXPLODES = dataclasses.replace(
+    RECIPE,
+    optim="sgd",
+    learning_rate=1e30,
+    max_grad_norm=0,
+    gradient_accumulation_steps=1,
+)
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=8, resid_pdrop=0.1)
 
 
@@ -172,9 +180,8 @@ def test_ends_with_the_best_model_where_asked_to(job):
 
 
 def test_stops_where_the_loss_is_no_longer_finite(job):
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(FloatingPointError, match=r"`loss` and its .* at step 3\."):
-        run(job, recipe)
+        run(job, EXPLODES)
     *_, last = log_of(job.output_dir).splitlines()
     assert json.loads(last)["loss"] is None
     # What was saved is from before.
@@ -182,14 +189,12 @@ def test_stops_where_the_loss_is_no_longer_finite(job):
 
 
 def test_skips_where_told_to_and_stops_after_too_many(job):
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(FloatingPointError, match=r"at step 6\."):
-        run(job, recipe, on_non_finite="skip", max_skipped_in_a_row=3)
+        run(job, EXPLODES, on_non_finite="skip", max_skipped_in_a_row=3)
 
 
 def test_propagates_where_told_to(job):
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_grad_norm=0)
-    assert np.isnan(run(job, recipe, on_non_finite="propagate").last_loss)
+    assert np.isnan(run(job, EXPLODES, on_non_finite="propagate").last_loss)
 
 
 def test_refuses_another_run_and_lists_what_differs(broken_off):

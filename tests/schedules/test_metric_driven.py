@@ -189,6 +189,15 @@ def test_update_keeps_structure_shapes_and_dtypes_and_is_traced_once(which):
     assert state.learning_rate.dtype == jnp.float32
 
 
+@both
+def test_outside_of_a_program_only_the_first_update_compiles(which, caplog):
+    schedule = MAKE[which](1.0, patience=0)
+    state = schedule.update(schedule.init(), 2.0)
+    with jax.log_compiles():
+        schedule.update(state, 3.0)
+    assert [line for line in caplog.messages if line.startswith("Compiling")] == []
+
+
 def test_works_with_x64():
     with jax.enable_x64(True):
         schedule = greedy(0.1, smooth=True, patience=0)

@@ -6,34 +6,36 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def gpt2() -> Any:
-    """GPT-2 of two layers, whose projections are Conv1D."""
+def gpt2(num_layers: int = 2) -> Any:
+    """GPT-2, whose projections are Conv1D."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16}
+    sizes = {"n_layer": num_layers, "n_head": 2, "n_embd": 8, "n_positions": 16}
     return GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=32, bos_token_id=0))
 
 
-def bert() -> Any:
-    """BERT of two layers for masked tokens."""
+def bert(num_layers: int = 2) -> Any:
+    """BERT for masked tokens."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8}
-    return BertForMaskedLM(BertConfig(**sizes, intermediate_size=16, vocab_size=32))
+    sizes = {"num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": num_layers, "vocab_size": 32}
+    return BertForMaskedLM(BertConfig(**sizes))
 
 
-def t5() -> Any:
-    """T5 of two layers."""
+def t5(num_layers: int = 2) -> Any:
+    """T5, encoder and decoder of so many layers each."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    sizes = {"num_layers": 2, "num_heads": 2, "d_model": 8, "d_kv": 4, "d_ff": 16}
-    return T5ForConditionalGeneration(T5Config(**sizes, vocab_size=32))
+    sizes = {"num_heads": 2, "d_model": 8, "d_kv": 4, "d_ff": 16}
+    sizes |= {"num_layers": num_layers, "vocab_size": 32}
+    return T5ForConditionalGeneration(T5Config(**sizes))
 
 
 def convolutional() -> Any:
