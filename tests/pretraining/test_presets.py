@@ -1,5 +1,6 @@
 """Sizes of GPT-2: those with a name, what they come to, what is refused."""
 
+import functools
 import re
 
 import jax
@@ -19,6 +20,7 @@ from jaxopt_tf.pretraining import (
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
 
+@functools.cache
 def num_params(config):
     shapes = jax.eval_shape(lambda: make_loss_fn(config, seed=0)[0])
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
