@@ -29,13 +29,8 @@ RECIPE = Recipe(
     gradient_accumulation_steps=2,
 )
 # Compiles in half the time.
-EXPLODES = dataclasses.replace(
-    RECIPE,
-    optim="sgd",
-    learning_rate=1e30,
-    max_grad_norm=0,
-    gradient_accumulation_steps=1,
-)
+DESCENT = dataclasses.replace(RECIPE, optim="sgd", gradient_accumulation_steps=1)
+EXPLODES = dataclasses.replace(DESCENT, learning_rate=1e30, max_grad_norm=0)
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=8, resid_pdrop=0.1)
 
 
@@ -154,7 +149,7 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(job, unbroken, monkeypa
 
 def test_a_metric_drives_the_rate_across_a_resume(job):
     recipe = dataclasses.replace(
-        RECIPE,
+        DESCENT,
         warmup_steps=0,
         lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"patience": 0, "threshold": 0.5, "factor": 0.5},
@@ -322,7 +317,12 @@ def test_refuses_settings_that_contradict_each_other(job):
 
 def test_scanned_layers_bfloat16_and_label_smoothing_train(job):
     model = dataclasses.replace(TINY, scan_layers=True, gradient_checkpointing=True)
-    recipe = dataclasses.replace(RECIPE, optim="adafactor", label_smoothing_factor=0.1)
+    recipe = dataclasses.replace(
+        RECIPE,
+        optim="adafactor",
+        label_smoothing_factor=0.1,
+        gradient_accumulation_steps=1,
+    )
     outcome = run(job, recipe, model, bf16=True, log_layers=True)
     assert outcome.last_loss < outcome.first_loss
     leaves = jax.tree.leaves(outcome.params)

@@ -28,7 +28,7 @@ pytestmark = [
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=32, block_size=16)
 SCANNED = dataclasses.replace(TINY, scan_layers=True)
 RECIPE = Recipe(
-    max_steps=6,
+    max_steps=4,
     learning_rate=1e-2,
     per_device_train_batch_size=8,
     gradient_accumulation_steps=2,
@@ -41,8 +41,8 @@ def trained(folder, mesh=None, *, recipe=RECIPE, zero_1=False):
     job = Job(
         text=(folder / "text.txt",),
         output_dir=folder,
-        eval_steps=3,
-        save_steps=3,
+        eval_steps=2,
+        save_steps=2,
         mesh=mesh,
         zero_1=zero_1,
     )
@@ -111,7 +111,7 @@ def test_goes_on_on_another_mesh_with_the_batch_that_it_has(tmp_path):
     folder = tmp_path / "moved"
     one_each = dataclasses.replace(recipe, per_device_train_batch_size=1)
     trained(folder, "data=2,fsdp=4", recipe=one_each, zero_1=True)
-    shutil.rmtree(folder / "checkpoint-6")
+    shutil.rmtree(folder / "checkpoint-4")
     # Eight sequences: the same flag on one device would be a batch of one.
     there = trained(folder, recipe=one_each)
     np.testing.assert_allclose(there, alone, rtol=5e-5)
