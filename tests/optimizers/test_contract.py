@@ -57,9 +57,6 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-every_dtype = pytest.mark.parametrize(
-    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["f32", "bf16", "f16"]
-)
 
 
 def make_params(dtype=jnp.float32):
@@ -87,7 +84,9 @@ def apply(tx, params, state, grads):
 
 
 @every_transformation
-@every_dtype
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["f32", "bf16", "f16"]
+)
 def test_update_keeps_shapes_and_dtypes(name, dtype):
     # What `lax.scan`, buffer donation and checkpoints rely on; on abstract shapes.
     tx = TRANSFORMATIONS[name]()
