@@ -65,7 +65,7 @@ def job_task(
         recipe: whose label smoothing is the loss's, and whose batch size is that of
             held-out batches for all runs.
         model: its size.
-        job: names the dtype that the model computes in.
+        job: names the precision that the model computes in.
         corpus: of `job_corpus`.
         num_held_out: about how many held-out tokens to evaluate on; the command's own
             number if not given, 0 for none.
@@ -73,7 +73,11 @@ def job_task(
     Raises:
         ValueError: if the held-out part is shorter than one window.
     """
-    loss_fn = loss_of(model, label_smoothing_factor=recipe.label_smoothing_factor)
+    loss_fn = loss_of(
+        model,
+        label_smoothing_factor=recipe.label_smoothing_factor,
+        matmul_precision=job.matmul_precision,
+    )
 
     def init(seed: int) -> PyTree:
         return make_loss_fn(model, seed)[0]

@@ -134,7 +134,7 @@ def _keep_config(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> N
     now = flat(recipe, model, job)
     if path.exists():
         saved = read_config(path)
-        decide = [*(field.name for field in dataclasses.fields(model)), "bf16"]
+        decide = [*(field.name for field in dataclasses.fields(model)), "bf16", "tf32"]
         other = [name for name in decide if saved.get(name) != now[name]]
         if other:
             raise ValueError(

@@ -29,6 +29,7 @@ _OF_A_JOB = {
     "resume_from_checkpoint": "neutral",
     "save_steps": "neutral",
     "save_total_limit": "neutral",
+    "tf32": "elsewhere",
     # Of Seq2SeqTrainingArguments.
     "generation_config": "neutral",
     "generation_max_length": "neutral",

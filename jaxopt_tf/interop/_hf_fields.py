@@ -63,11 +63,6 @@ _ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "metric_for_best_model": (("loss", "eval_loss"), _ONE_LOSS),
     "past_index": ((-1,), "the model carries no state from batch to batch"),
-    "tf32": (
-        (False,),
-        "JAX decides it for the whole process: set the environment's "
-        "JAX_DEFAULT_MATMUL_PRECISION to tensorfloat32, and leave this out",
-    ),
     "train_sampling_strategy": (("random",), "text is shuffled; leave it out"),
 }
 

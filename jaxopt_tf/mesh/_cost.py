@@ -8,6 +8,7 @@ import jax
 
 from ._collectives import Collective, collectives
 from ._live import live_bytes
+from ._products import Products, products
 from ._program_text import Instruction, Times, computations, in_memory, sizes, times
 
 # They move nothing; what a `-start` fetched is counted there, and what a loop or a call
@@ -32,7 +33,7 @@ class Cost(NamedTuple):
     moved: int  # bytes between kernels and the device's memory, likewise
     accessed: float  # bytes, as the compiler says: on-chip ones too, loops one round
     flops: float  # as the compiler says, loops one round; NaN where it does not
-    matmul_flops: float  # of products as written, loops whole, a device's share
+    products: Products  # as written, loops whole, a device's share
     collectives: tuple[Collective, ...]  # by kind, those of a loop once a round
     not_donated: tuple[str, ...]  # arguments that were given away and not taken
     has_loops: bool  # whether the compiler's two figures are of one round
@@ -50,7 +51,8 @@ class Cost(NamedTuple):
         is_said = not math.isnan(self.flops)
         if is_said and not self.has_loops:
             return self.flops
-        return max(self.flops, self.matmul_flops) if is_said else self.matmul_flops
+        written = sum(self.products)
+        return max(self.flops, written) if is_said else written
 
 
 def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
@@ -59,7 +61,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
     Args:
         compiled: `jitted.lower(...).compile()`.
         num_devices: how many it is compiled for.
-        traced: `jitted.trace(...)` of the same arguments, for `matmul_flops` and
+        traced: `jitted.trace(...)` of the same arguments, for `products` and
             `not_donated`; without it these are 0 and empty.
     """
     text = compiled.as_text()
@@ -85,46 +87,13 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         moved=moved,
         accessed=said.get("bytes accessed", math.nan),
         flops=said.get("flops", math.nan),
-        matmul_flops=0.0
+        products=Products()
         if traced is None
-        else matmul_flops(traced.jaxpr.jaxpr) / num_devices,
+        else products(traced.jaxpr.jaxpr).times(1 / num_devices),
         collectives=collectives(found, runs, num_devices),
         not_donated=() if traced is None else _not_donated(text, found[entry], traced),
         has_loops=bool(in_loops),
         num_open_loops=sum('"known_trip_count"' not in loop.rest for loop in in_loops),
-    )
-
-
-def matmul_flops(jaxpr: Any) -> float:
-    """Operations of all products of matrices and convolutions, on all devices.
-
-    A scan counts once a round, a loop of unknown length as one round, and of a choice
-    the dearest way. What the compiler leaves out or computes twice is not known here.
-    """
-    return sum(map(_flops, jaxpr.eqns))
-
-
-def _flops(equation: Any) -> float:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        left, out = equation.invars[0].aval, equation.outvars[0].aval
-        return 2.0 * out.size * math.prod(left.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel, out = equation.invars[1].aval, equation.outvars[0].aval
-        out_axis = params["dimension_numbers"].rhs_spec[0]
-        return 2.0 * out.size * kernel.size / max(1, kernel.shape[out_axis])
-    if name == "cond":
-        return max(matmul_flops(branch.jaxpr) for branch in params["branches"])
-    rounds = params["length"] if name == "scan" else 1
-    inner = jax.tree.leaves(
-        list(params.values()),
-        is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
-    )
-    return rounds * sum(
-        matmul_flops(getattr(x, "jaxpr", x))
-        for x in inner
-        if hasattr(getattr(x, "jaxpr", x), "eqns")
     )
 
 

@@ -13,7 +13,7 @@ class Estimate(NamedTuple):
     the same time waits in part for each other.
     """
 
-    arithmetic: float  # at the published peak in bfloat16
+    arithmetic: float  # at the published peaks, products as precise as asked
     memory: float  # at the published bandwidth
     network: float  # at the published rate of all links together
 
@@ -35,6 +35,8 @@ def estimate(cost: Cost, chip: Chip) -> Estimate:
         Multicore Architectures", 2009, with the network as a third roof.
     """
     sent = sum(collective.sent for collective in cost.collectives)
+    dearer = zip(cost.products[1:], chip.slower, strict=True)
+    work = cost.work + sum(flops * (slower - 1.0) for flops, slower in dearer)
     return Estimate(
-        cost.work / chip.flops, cost.moved / chip.bandwidth, sent / chip.interconnect
+        work / chip.flops, cost.moved / chip.bandwidth, sent / chip.interconnect
     )

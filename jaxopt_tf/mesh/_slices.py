@@ -20,20 +20,26 @@ class Chip(NamedTuple):
     flops: float  # floating-point operations a second, in bfloat16 without sparsity
     bandwidth: float  # bytes a second, to and from its memory
     interconnect: float  # bytes a second, sent to the others of its slice
+    # How many times as long as in bfloat16 products of float32 take: with nothing
+    # asked, at precision "high" and at "highest".
+    slower: tuple[float, float, float]
 
 
 # Where makers write GB, 10^9 bytes are taken: the lesser of two readings, as some of it
 # is the runtime's. Links are counted in one direction, which is half of what is printed
 # as bidirectional.
 # TPUs: docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, "System
-# architecture". H100: NVIDIA H100 datasheet, SXM; 989.4 TFLOP/s are its dense ones.
-_V4 = Chip("TPU v4", 32e9, 275e12, 1228e9, 300e9)
-_V5E = Chip("TPU v5e", 16e9, 197e12, 819e9, 200e9)
-_V5P = Chip("TPU v5p", 95e9, 459e12, 2765e9, 600e9)
-_V6E = Chip("TPU v6e", 32e9, 918e12, 1638e9, 400e9)
-_H100 = Chip("H100", 80e9, 989.4e12, 3350e9, 450e9)
+# architecture"; their products are of bfloat16, in 1, 3 or 6 passes (docs.jax.dev,
+# `jax.lax.Precision`). H100: NVIDIA H100 datasheet, SXM; its dense ones, 989.4 TFLOP/s,
+# 494.7 in TF32 and 66.9 in float32.
+_PASSES = (1.0, 3.0, 6.0)
+_V4 = Chip("TPU v4", 32e9, 275e12, 1228e9, 300e9, _PASSES)
+_V5E = Chip("TPU v5e", 16e9, 197e12, 819e9, 200e9, _PASSES)
+_V5P = Chip("TPU v5p", 95e9, 459e12, 2765e9, 600e9, _PASSES)
+_V6E = Chip("TPU v6e", 32e9, 918e12, 1638e9, 400e9, _PASSES)
+_H100 = Chip("H100", 80e9, 989.4e12, 3350e9, 450e9, (2.0, 2.0, 989.4 / 66.9))
 # Of this machine's nothing is published, and a plan has no estimate.
-_CPU = Chip("CPU", math.nan, math.nan, math.nan, math.nan)
+_CPU = Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0))
 
 _CHIPS: Mapping[str, Chip] = MappingProxyType(
     {"v4": _V4, "v5e": _V5E, "v5p": _V5P, "v6e": _V6E, "h100": _H100, "cpu": _CPU}

@@ -1,5 +1,7 @@
 """What Flax's own layers do otherwise: bfloat16 that stays, products cheap on CPUs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -45,7 +47,6 @@ def linear(num_in: int, num_out: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
     )
 
 
-@jax.custom_vjp
 def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel, with the gradient's product in the order that is cheap on CPUs.
 
@@ -53,19 +54,27 @@ def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
     axis, so one of them must be transposed. XLA takes the output's, which is four times
     as wide in `c_fc`; here it is the narrower one. A step is a quarter shorter for it.
     """
-    return x @ kernel
+    # When the gradient is traced, no `jax.default_matmul_precision` around this holds.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _times(precision, x, kernel)
 
 
-def _times_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _times(precision, x, kernel):
+    return jnp.matmul(x, kernel, precision=precision)
 
 
-def _times_backward(kept, g):
+def _times_forward(precision, x, kernel):
+    return _times(precision, x, kernel), (x, kernel)
+
+
+def _times_backward(precision, kept, g):
+    product = functools.partial(jnp.matmul, precision=precision)
     x, kernel = kept
     rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     if rows.shape[1] <= g_rows.shape[1]:
-        return g @ kernel.T, rows.T @ g_rows
-    return g @ kernel.T, (g_rows.T @ rows).T
+        return product(g, kernel.T), product(rows.T, g_rows)
+    return product(g, kernel.T), product(g_rows.T, rows).T
 
 
-times.defvjp(_times_forward, _times_backward)
+_times.defvjp(_times_forward, _times_backward)

@@ -1,5 +1,6 @@
 """The loss of a GPT-2, and new parameters for it."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -69,6 +70,7 @@ def loss_of(
     *,
     label_smoothing_factor: float = 0.0,
     lying: Callable[[jax.Array], jax.Array] = anywhere,
+    matmul_precision: str | None = None,
 ) -> LossFn:
     """The loss that `make_loss_fn` gives, alone: no parameters are drawn.
 
@@ -76,6 +78,9 @@ def loss_of(
         config: the model's size.
         label_smoothing_factor: as `make_loss_fn` takes it.
         lying: is given activations, [B, T, ...], and says where they lie on a mesh.
+        matmul_precision: of products, the gradient's too, as
+            `jax.default_matmul_precision` takes it; None for what holds where the loss
+            is called.
 
     Returns:
         (params, batch, rng=None) -> (summed loss, number of predicted tokens).
@@ -94,7 +99,8 @@ def loss_of(
         # At the end of a row nobody sees what stands for them. Elsewhere somebody
         # would: -1 is no label, and makes the loss NaN.
         labels = jnp.where(is_missing & (labels != _NO_TOKEN), -1, labels)
-        logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)
+        with _products_in(matmul_precision):
+            logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)
         return training.cross_entropy(
             logits,
             labels,
@@ -103,3 +109,9 @@ def loss_of(
         )
 
     return loss_fn
+
+
+def _products_in(precision: str | None) -> contextlib.AbstractContextManager:
+    if precision is None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)

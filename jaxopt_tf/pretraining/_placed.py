@@ -156,7 +156,10 @@ def run_steps(
         return jax.lax.with_sharding_constraint(x, spec)
 
     loss_of_whole = loss_of(
-        model, label_smoothing_factor=recipe.label_smoothing_factor, lying=lying
+        model,
+        label_smoothing_factor=recipe.label_smoothing_factor,
+        lying=lying,
+        matmul_precision=job.matmul_precision,
     )
     wte = placed.position.state.params["transformer"]["wte"]["embedding"]
     rows = PartitionSpec(*[a if a == "tensor" else None for a in wte.sharding.spec[:1]])

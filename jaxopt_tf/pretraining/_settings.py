@@ -47,6 +47,9 @@ class Job:
         logging_steps: updates from one line to the next in trainer_state.json and
             TensorBoard; metrics.jsonl has every update.
         bf16: whether the model computes in bfloat16, its parameters being float32.
+        tf32: whether products of float32 are rounded as tensor cores do (TPUs: take
+            three passes in bfloat16): faster there. Otherwise they are float32's, as
+            torch's are, whatever JAX is told.
         on_non_finite: what follows a loss or gradient that is not finite: "stop" keeps
             the parameters as they were and ends the run, "skip" leaves the update out,
             "propagate" goes on with it, as torch does.
@@ -81,6 +84,7 @@ class Job:
     early_stopping_threshold: float = 0.0
     logging_steps: int = 10
     bf16: bool = False
+    tf32: bool = False
     on_non_finite: Literal["stop", "skip", "propagate"] = "stop"
     max_skipped_in_a_row: int = 10
     log_layers: bool = False
@@ -104,7 +108,7 @@ class Job:
         )
         _set(self, "max_skipped_in_a_row", most)
         _check.non_negative("early_stopping_threshold", self.early_stopping_threshold)
-        for name in ("load_best_model_at_end", "bf16", "log_layers", "zero_1"):
+        for name in ("load_best_model_at_end", "bf16", "tf32", "log_layers", "zero_1"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(
                     f"`{name}` must be True or False, got {getattr(self, name)!r}."
@@ -115,6 +119,13 @@ class Job:
         names = _several("intended_changes", self.intended_changes, str)
         _set(self, "intended_changes", names)
         _set(self, "mesh", None if self.mesh is None else check_mesh(self.mesh))
+
+    @property
+    def matmul_precision(self) -> str | None:
+        """As `loss_of` takes it; of bfloat16 there is one."""
+        if self.bf16:
+            return None
+        return "tensorfloat32" if self.tf32 else "highest"
 
     @property
     def selection(self) -> training.Selection:

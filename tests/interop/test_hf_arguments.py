@@ -167,6 +167,12 @@ def test_the_report_names_what_is_elsewhere_and_what_has_no_effect(tmp_path):
     assert found.notes == ()
 
 
+def test_the_report_names_tf32_where_it_is_asked_for():
+    for given, elsewhere in ((None, ()), (False, ()), (True, ("tf32",))):
+        found = recipe_from_transformers({"max_steps": 5, "tf32": given})
+        assert found.elsewhere == elsewhere
+
+
 @pytest.mark.parametrize(
     ("fields", "options", "decides"),
     [

@@ -108,10 +108,10 @@ def looped(state, unused, x):
 def test_loops_count_as_often_as_they_run():
     one = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     plan = plan_step(looped, {"w": one}, {"v": one}, one, slice_=named_slice("cpu:1"))
-    products = 10 * 2 * 64**3
+    products = 10.0 * 2 * 64**3
     assert plan.cost.has_loops
     assert plan.cost.num_open_loops == 0
-    assert plan.cost.matmul_flops == products
+    assert plan.cost.products == (0.0, products, 0.0, 0.0)
     assert plan.cost.flops < products / 5  # XLA counts one round
     assert plan.cost.work == products
     assert plan.cost.moved > 10 * 2 * 4 * 64**2
@@ -188,6 +188,35 @@ def test_estimates_from_peaks():
     assert roof.seconds == max(roof)
     assert roof.limit == "memory"
     assert plan.estimate is None  # of a CPU nothing is published
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "on_v5e", "on_h100"),
+    [
+        ("bfloat16", None, 1, 1),
+        ("float32", None, 1, 2),
+        ("float32", "high", 3, 2),
+        ("float32", "highest", 6, 989.4 / 66.9),
+        ("float32", "F32_F32_F32", 1, 2),  # the least that it can be
+    ],
+)
+def test_a_precise_product_takes_longer(dtype, precision, on_v5e, on_h100):
+    def layers(xs, w):
+        def half(x):
+            return jax.lax.cond(x[0, 0] > 0, lambda x: x, product, x)
+
+        product = functools.partial(jnp.matmul, w, precision=precision)
+        return jax.lax.map(half, xs)
+
+    xs = jax.ShapeDtypeStruct((3, 64, 64), dtype)
+    w = jax.ShapeDtypeStruct((64, 64), dtype)
+    plan = plan_step(jax.jit(layers), xs, w, slice_=named_slice("cpu:1"))
+    cost = plan.cost._replace(flops=float("nan"))
+    assert cost.work == 3 * 2 * 64**3
+    for name, slower in (("v5e:1x1", on_v5e), ("h100", on_h100)):
+        chip = named_slice(name).chip
+        expected = slower * cost.work / chip.flops
+        assert estimate(cost, chip).arithmetic == pytest.approx(expected)
 
 
 def test_a_step_that_its_compiler_refuses_does_not_fit():

@@ -86,6 +86,39 @@ def compiled(axes, *, zero_1=False, **changes):
     return step.lower(placed.position.state, placed.batch).compile(), placed
 
 
+CHECKPOINTED = dataclasses.replace(SCANNED, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ({}, "HIGHEST"),
+        ({"tf32": True}, "HIGH"),
+        ({"bf16": True, "tf32": True}, "DEFAULT"),
+    ],
+    ids=["float32", "tf32", "bf16"],
+)
+@pytest.mark.parametrize("model", [TINY, CHECKPOINTED], ids=["layers", "scanned"])
+def test_products_are_as_precise_as_asked_those_of_gradients_too(
+    model, settings, precision
+):
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
+    job, mesh = Job(**settings), make_mesh("data=1", jax.devices()[:1])
+    placed = place(recipe, model, job, mesh)
+    train_step, eval_step = run_steps(recipe, model, job, placed)
+    state, batch = placed.position.state, placed.batch
+    # The model has 7 products; the gradient of each 2 more.
+    for lowered, least in (
+        (train_step.lower(state, batch), 21),
+        (eval_step.lower(state.params, batch), 7),
+    ):
+        lines = lowered.as_text().splitlines()
+        products = [line for line in lines if "dot_general" in line]
+        assert len(products) >= least
+        asked = {re.search(r"precision = \[(\w+), \1\]", line) for line in products}
+        assert {match[1] if match else "DEFAULT" for match in asked} == {precision}
+
+
 def test_adds_gradients_up_in_parts():
     program, placed = compiled("fsdp=8", gradient_accumulation_steps=4)
     # What the loop over micro-batches carries, before the tokens that it reads: sums of

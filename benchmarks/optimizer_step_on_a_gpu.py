@@ -1,0 +1,202 @@
+"""The optimizer's step on a GPU, in the time of optax's, torch's and of its memory.
+
+    python -m benchmarks.optimizer_step_on_a_gpu            # two minutes, with a GPU
+    python -m benchmarks.optimizer_step_on_a_gpu --smoke    # small, on any device
+
+Each side takes many steps one behind the other: ours and optax's as one program,
+torch's as a graph of CUDA, so that nothing waits for the host. Sides take turns; a
+figure is the median of the rounds' ratios. The limit of the memory is what the step
+must move at least, at the speed of an in-place product of one large array.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import _optimizer_steps as steps
+from benchmarks._report import Row, main
+from benchmarks.optimizer_step_at_memory_speed import (
+    ADAFACTOR,
+    ADAMW,
+    OPTAX_ADAMW,
+    SCALED,
+)
+
+
+def rows(smoke: bool) -> Iterator[Row]:
+    on_gpu = jax.default_backend() == "gpu"
+    if not on_gpu and not smoke:
+        print("left out: no GPU")
+        return
+    name, shapes = ("a small GPT-2", steps.gpt2(64, 2, 1000))
+    if not smoke:
+        name, shapes = "GPT-2 124M", steps.gpt2()
+    num_steps, num_rounds = (2, 2) if smoke else (20, 15)
+    turns = functools.partial(_seconds, shapes, num_steps, num_rounds)
+    on = f"{jax.devices()[0].device_kind}, {name}"
+    for title, seconds, limits in (
+        (
+            "clip and adamw_tf",
+            turns(32, {"ours": ADAMW, "optax's chain": OPTAX_ADAMW}, _fused, 1.0),
+            {"optax's chain": 1.0, "torch's": 1.0, "the memory": 1.35},
+        ),
+        (
+            "adafactor_trainer",
+            turns(20, {"ours": ADAFACTOR, "optax's": optax.adafactor(1e-4)}),
+            {"optax's": 1.0, "the memory": 2.2},
+        ),
+        (
+            "adafactor_tf with scale_parameter",
+            turns(24, {"ours": SCALED}),
+            {"the memory": math.inf},
+        ),
+        (
+            "clip and adamw_tf in bfloat16, moments in float32",
+            turns(24, {"ours": ADAMW}, dtype=jnp.bfloat16),
+            {"the memory": math.inf},
+        ),
+    ):
+        if smoke:
+            limits = dict.fromkeys(limits, math.inf)
+        yield from _ratios(f"{on}, {title}", seconds, limits)
+    yield from _one_call(on, shapes, num_rounds)
+
+
+def _fused(params: list) -> Any:
+    import torch
+
+    # `capturable`: its count of steps is on the device, where a graph finds it.
+    return torch.optim.AdamW(
+        params, lr=1e-4, weight_decay=0.01, fused=True, capturable=True
+    )
+
+
+def _seconds(
+    shapes, num_steps, num_rounds, num_bytes, sides, torchs=None, max_norm=None, **dtype
+) -> dict[str, np.ndarray]:
+    """Of one step; the memory's are those in which it moves `num_bytes` for each."""
+    ready = {"the memory": _streaming(num_steps)}
+    ready |= {
+        name: _many_steps(tx, shapes, num_steps, **dtype) for name, tx in sides.items()
+    }
+    if torchs is not None:
+        ready["torch's"] = _torch_steps(torchs, shapes, num_steps, max_norm)
+    seconds = steps.seconds_in_turn(ready, num_rounds)
+    seconds["the memory"] *= (
+        num_bytes * steps.num_elements(shapes) / (8 * steps.STREAMED)
+    )
+    return {name: rounds / num_steps for name, rounds in seconds.items()}
+
+
+def _many_steps(optimizer, shapes, num_steps, dtype: Any = jnp.float32) -> steps.Step:
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run_all(carried, grads):
+        def step(_, carried):
+            params, opt_state = carried
+            # Or the norm of gradients that never change is computed once for all.
+            held, params = jax.lax.optimization_barrier((grads, params))
+            updates, opt_state = optimizer.update(held, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        return jax.lax.fori_loop(0, num_steps, step, carried)
+
+    params = {
+        f"leaf_{i:05}": jnp.full(shape, 0.02, dtype) for i, shape in enumerate(shapes)
+    }
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3, dtype), params)
+    carried = [(params, optimizer.init(params))]
+
+    def run():
+        carried[0] = jax.block_until_ready(run_all(carried[0], grads))
+
+    return steps.Step(run)
+
+
+def _torch_steps(make: Callable, shapes, num_steps, max_norm) -> steps.Step:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    params = [
+        torch.nn.Parameter(torch.full(shape, 0.02, device=device)) for shape in shapes
+    ]
+    for param in params:
+        param.grad = torch.full_like(param, 1e-3)
+    optimizer = make(params)
+
+    def step():
+        torch.nn.utils.clip_grad_norm_(params, max_norm, foreach=True)
+        optimizer.step()
+
+    if device == "cpu":
+        return steps.Step(lambda: [step() for _ in range(num_steps)])
+    return steps.Step(_as_graph(step, num_steps))
+
+
+def _as_graph(step: Callable[[], None], num_times: int) -> Callable[[], None]:
+    """`step` many times, with no work for the host in between."""
+    import torch
+
+    aside = torch.cuda.Stream()
+    with torch.cuda.stream(aside):  # where torch wants what is captured to have run
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def run():
+        for _ in range(num_times):
+            graph.replay()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def _streaming(num_times: int) -> steps.Step:
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run_all(x):
+        return jax.lax.fori_loop(0, num_times, lambda _, x: x * 1.0000001, x)
+
+    held = [jnp.ones(steps.STREAMED)]
+
+    def run():
+        held[0] = jax.block_until_ready(run_all(held[0]))
+
+    return steps.Step(run)
+
+
+def _ratios(title, seconds, limits) -> Iterator[Row]:
+    for name, limit in limits.items():
+        ratios = seconds["ours"] / seconds[name]
+        yield Row(
+            claim=f"{title}: in the time of {name}",
+            value=float(np.median(ratios)),
+            unit="times",
+            limit=limit,
+            detail=f"{1e3 * np.median(seconds['ours']):.2f} ms to "
+            f"{1e3 * np.median(seconds[name]):.2f} ms; rounds from "
+            f"{ratios.min():.2f} to {ratios.max():.2f}",
+        )
+
+
+def _one_call(on, shapes, num_rounds) -> Iterator[Row]:
+    """What a loop of calls takes that waits for each: the host hands arrays over."""
+    sides = {
+        "ours": steps.in_jax(ADAMW, shapes),
+        "optax's chain": steps.in_jax(OPTAX_ADAMW, shapes),
+        "handed over": steps.in_jax(ADAMW, shapes, make_step=steps.untouched),
+    }
+    seconds = steps.seconds_in_turn(sides, num_rounds)
+    limits = {"optax's chain": math.inf, "handed over": math.inf}
+    yield from _ratios(f"{on}, one call a step, clip and adamw_tf", seconds, limits)
+
+
+if __name__ == "__main__":
+    main("The optimizer's step on a GPU", rows)
