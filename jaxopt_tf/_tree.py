@@ -52,7 +52,8 @@ def global_norm(tree: PyTree) -> jax.Array:
     small = [leaf for leaf in arrays if _is_small(leaf)]
     # By the mesh axes along which leaves are shards, so that each set is sent once.
     totals = {frozenset[str](): jnp.zeros((), jnp.float32)}
-    for leaf in arrays:
+    # From the last leaf on, whose gradient a backward pass has first.
+    for leaf in reversed(arrays):
         if not _is_small(leaf):
             axes, squares = shard_axes(leaf), _sum_of_squares(leaf)
             totals[axes] = totals[axes] + squares if axes in totals else squares
