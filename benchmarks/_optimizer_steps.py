@@ -124,13 +124,18 @@ def in_jax(
     return Step(run, seconds)
 
 
-def in_torch(make: Callable, shapes: Shapes, max_norm: float | None) -> Step:
+def in_torch(
+    make: Callable, shapes: Shapes, max_norm: float | None, device: str = "cpu"
+) -> Step:
     """The step of `make(params)` behind torch's clipping."""
     import torch
 
-    params = [torch.nn.Parameter(torch.from_numpy(x)) for x in _random(shapes, 0.02)]
-    for param, x in zip(params, _random(shapes, 1e-3), strict=True):
-        param.grad = torch.from_numpy(x)
+    def tensors(scale):
+        return (torch.from_numpy(x).to(device) for x in _random(shapes, scale))
+
+    params = [torch.nn.Parameter(x) for x in tensors(0.02)]
+    for param, grad in zip(params, tensors(1e-3), strict=True):
+        param.grad = grad
     optimizer = make(params)
 
     def run():

@@ -58,11 +58,11 @@ def rows(smoke: bool) -> Iterator[Row]:
             runs = measured(seconds, shapes)
             if name != "GPT-2 124M":  # the limits are for this tree
                 limits = dict.fromkeys(limits, math.inf)
-            yield from _ratios(f"{name}, {title}", runs, limits)
+            yield from ratios_to(f"{name}, {title}", runs, limits)
     name, shapes = next(iter(trees.items()))
     runs = measured(_bfloat16, shapes)
     title = f"{name} in bfloat16, moments in float32, clip and adamw_tf"
-    yield from _ratios(title, runs, {"the memory": math.inf})
+    yield from ratios_to(title, runs, {"the memory": math.inf})
 
 
 def _temporary(tree, shapes, limit) -> Iterator[Row]:
@@ -139,15 +139,31 @@ def _transformers(shapes, scale_parameter):
     return steps.in_torch(lambda p: Adafactor(p, lr=1e-4, **options), shapes, None)
 
 
-def _seconds(num_rounds, num_bytes, sides) -> dict[str, np.ndarray]:
-    """Of each round; the memory's are those in which it moves so many bytes."""
-    sides = {"the memory": steps.streaming(), **sides}
+def seconds_beside_memory(
+    num_rounds: int, num_bytes: int, sides: dict[str, steps.Step], memory: steps.Step
+) -> dict[str, np.ndarray]:
+    """Of each round; the memory's are those in which it moves so many bytes.
+
+    Args:
+        num_rounds: in which all sides take turns.
+        num_bytes: that a step must move at least.
+        sides: by name.
+        memory: multiplies `steps.STREAMED` elements for each step of the sides.
+    """
+    sides = {"the memory": memory, **sides}
     seconds = steps.seconds_in_turn(sides, num_rounds)
     seconds["the memory"] *= num_bytes / (8 * steps.STREAMED)
     return seconds
 
 
-def _ratios(title, runs, limits) -> Iterator[Row]:
+def _seconds(num_rounds, num_bytes, sides) -> dict[str, np.ndarray]:
+    return seconds_beside_memory(num_rounds, num_bytes, sides, steps.streaming())
+
+
+def ratios_to(
+    title: str, runs: list[dict[str, np.ndarray]], limits: dict[str, float]
+) -> Iterator[Row]:
+    """Ours in the time of each side that `limits` names; `runs` is of each process."""
     for name, limit in limits.items():
         ratios = median_ratios(runs, "ours", name)
         yield Row(
@@ -155,8 +171,8 @@ def _ratios(title, runs, limits) -> Iterator[Row]:
             value=float(np.median(ratios)),
             unit="times",
             limit=limit,
-            detail=f"{1e3 * median_of(runs, 'ours'):.0f} ms to "
-            f"{1e3 * median_of(runs, name):.0f} ms; {len(runs)} processes within "
+            detail=f"{1e3 * median_of(runs, 'ours'):.3g} ms to "
+            f"{1e3 * median_of(runs, name):.3g} ms; {len(runs)} processes within "
             f"{ratios[0]:.2f} and {ratios[-1]:.2f}",
         )
 

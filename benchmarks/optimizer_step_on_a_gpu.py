@@ -26,6 +26,8 @@ from benchmarks.optimizer_step_at_memory_speed import (
     ADAMW,
     OPTAX_ADAMW,
     SCALED,
+    ratios_to,
+    seconds_beside_memory,
 )
 
 
@@ -43,7 +45,11 @@ def rows(smoke: bool) -> Iterator[Row]:
     for title, seconds, limits in (
         (
             "clip and adamw_tf",
-            turns(32, {"ours": ADAMW, "optax's chain": OPTAX_ADAMW}, _fused, 1.0),
+            turns(
+                32,
+                {"ours": ADAMW, "optax's chain": OPTAX_ADAMW},
+                torchs=_fused,
+            ),
             {"optax's chain": 1.0, "torch's": 1.0, "the memory": 1.35},
         ),
         (
@@ -64,7 +70,7 @@ def rows(smoke: bool) -> Iterator[Row]:
     ):
         if smoke:
             limits = dict.fromkeys(limits, math.inf)
-        yield from _ratios(f"{on}, {title}", seconds, limits)
+        yield from ratios_to(f"{on}, {title}", [seconds], limits)
     yield from _one_call(on, shapes, num_rounds)
 
 
@@ -78,61 +84,52 @@ def _fused(params: list) -> Any:
 
 
 def _seconds(
-    shapes, num_steps, num_rounds, num_bytes, sides, torchs=None, max_norm=None, **dtype
+    shapes,
+    num_steps,
+    num_rounds,
+    num_bytes,
+    sides,
+    dtype: Any = jnp.float32,
+    torchs=None,
 ) -> dict[str, np.ndarray]:
     """Of one step; the memory's are those in which it moves `num_bytes` for each."""
-    ready = {"the memory": _streaming(num_steps)}
-    ready |= {
-        name: _many_steps(tx, shapes, num_steps, **dtype) for name, tx in sides.items()
+    make_step = functools.partial(_many_steps, num_steps)
+    ready = {
+        name: steps.in_jax(optimizer, shapes, dtype, make_step)
+        for name, optimizer in sides.items()
     }
     if torchs is not None:
-        ready["torch's"] = _torch_steps(torchs, shapes, num_steps, max_norm)
-    seconds = steps.seconds_in_turn(ready, num_rounds)
-    seconds["the memory"] *= (
-        num_bytes * steps.num_elements(shapes) / (8 * steps.STREAMED)
+        ready["torch's"] = _torch_steps(torchs, shapes, num_steps)
+    seconds = seconds_beside_memory(
+        num_rounds,
+        num_bytes * steps.num_elements(shapes),
+        ready,
+        _streaming(num_steps),
     )
     return {name: rounds / num_steps for name, rounds in seconds.items()}
 
 
-def _many_steps(optimizer, shapes, num_steps, dtype: Any = jnp.float32) -> steps.Step:
-    @functools.partial(jax.jit, donate_argnums=0)
-    def run_all(carried, grads):
-        def step(_, carried):
+def _many_steps(num_steps: int, optimizer: optax.GradientTransformation) -> Callable:
+    step = steps.train_step(optimizer)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def run_all(params, opt_state, grads):
+        def next_step(_, carried):
             params, opt_state = carried
             # Or the norm of gradients that never change is computed once for all.
             held, params = jax.lax.optimization_barrier((grads, params))
-            updates, opt_state = optimizer.update(held, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
+            return step(params, opt_state, held)
 
-        return jax.lax.fori_loop(0, num_steps, step, carried)
+        return jax.lax.fori_loop(0, num_steps, next_step, (params, opt_state))
 
-    params = {
-        f"leaf_{i:05}": jnp.full(shape, 0.02, dtype) for i, shape in enumerate(shapes)
-    }
-    grads = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3, dtype), params)
-    carried = [(params, optimizer.init(params))]
-
-    def run():
-        carried[0] = jax.block_until_ready(run_all(carried[0], grads))
-
-    return steps.Step(run)
+    return run_all
 
 
-def _torch_steps(make: Callable, shapes, num_steps, max_norm) -> steps.Step:
+def _torch_steps(make: Callable, shapes, num_steps) -> steps.Step:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    params = [
-        torch.nn.Parameter(torch.full(shape, 0.02, device=device)) for shape in shapes
-    ]
-    for param in params:
-        param.grad = torch.full_like(param, 1e-3)
-    optimizer = make(params)
-
-    def step():
-        torch.nn.utils.clip_grad_norm_(params, max_norm, foreach=True)
-        optimizer.step()
-
+    step = steps.in_torch(make, shapes, 1.0, device).run
     if device == "cpu":
         return steps.Step(lambda: [step() for _ in range(num_steps)])
     return steps.Step(_as_graph(step, num_steps))
@@ -172,20 +169,6 @@ def _streaming(num_times: int) -> steps.Step:
     return steps.Step(run)
 
 
-def _ratios(title, seconds, limits) -> Iterator[Row]:
-    for name, limit in limits.items():
-        ratios = seconds["ours"] / seconds[name]
-        yield Row(
-            claim=f"{title}: in the time of {name}",
-            value=float(np.median(ratios)),
-            unit="times",
-            limit=limit,
-            detail=f"{1e3 * np.median(seconds['ours']):.2f} ms to "
-            f"{1e3 * np.median(seconds[name]):.2f} ms; rounds from "
-            f"{ratios.min():.2f} to {ratios.max():.2f}",
-        )
-
-
 def _one_call(on, shapes, num_rounds) -> Iterator[Row]:
     """What a loop of calls takes that waits for each: the host hands arrays over."""
     sides = {
@@ -195,7 +178,7 @@ def _one_call(on, shapes, num_rounds) -> Iterator[Row]:
     }
     seconds = steps.seconds_in_turn(sides, num_rounds)
     limits = {"optax's chain": math.inf, "handed over": math.inf}
-    yield from _ratios(f"{on}, one call a step, clip and adamw_tf", seconds, limits)
+    yield from ratios_to(f"{on}, one call a step, clip and adamw_tf", [seconds], limits)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,20 @@ def _ours(model, batch, job, num_steps) -> tuple[steps.Step, float]:
     placed = place(RECIPE, model, job, mesh)
     step, _ = run_steps(RECIPE, model, job, placed)
     params, _ = make_loss_fn(model, 0)
-    state = [init_train_state(params, build_optimizer(RECIPE))]
+    state = [
+        jax.device_put(
+            init_train_state(params, build_optimizer(RECIPE)),
+            jax.tree.map(lambda x: x.sharding, placed.position.state),
+        )
+    ]
     batch = jax.device_put(batch.astype(placed.batch.dtype), placed.batch.sharding)
     traced = step.trace(state[0], batch)
-    cost = program_cost(traced.lower().compile(), 1, traced)
+    program = traced.lower().compile()
+    cost = program_cost(program, 1, traced)
 
     def run():
         for _ in range(num_steps):
-            state[0], metrics = step(state[0], batch)
+            state[0], metrics = program(state[0], batch)
         jax.block_until_ready((state[0], metrics))
 
     return steps.Step(run), estimate(cost, named_slice("h100").chip).seconds
@@ -87,7 +93,10 @@ def _torchs(model, batch, job, num_steps) -> steps.Step:
     module = torch_model(model=model).to(device)
     inputs = torch.from_numpy(batch[:, 1:].astype(np.int64)).to(device)
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=1e-4, weight_decay=0.1, fused=True
+        module.parameters(),
+        lr=RECIPE.learning_rate,
+        weight_decay=RECIPE.weight_decay,
+        fused=True,
     )
 
     def autocast():

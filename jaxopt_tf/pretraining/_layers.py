@@ -55,6 +55,7 @@ def times(x: jax.Array, kernel: jax.Array) -> jax.Array:
     as wide in `c_fc`; here it is the narrower one. A step is a quarter shorter for it.
     """
     # When the gradient is traced, no `jax.default_matmul_precision` around this holds.
+    # mypy does not know JAX's options.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return _times(precision, x, kernel)
 
