@@ -154,15 +154,20 @@ def streaming() -> Step:
     return Step(lambda: x.mul_(1.0000001))
 
 
+def seconds_of_a_round(steps: dict[str, Step]) -> dict[str, float]:
+    """Of each side, one after the other."""
+    seconds = {}
+    for name, step in steps.items():
+        start = time.perf_counter()
+        step.run()
+        seconds[name] = time.perf_counter() - start
+    return seconds
+
+
 def seconds_in_turn(steps: dict[str, Step], num_rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each round, the sides taking turns; the first rounds warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(num_rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step.run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(rounds[2:]) for name, rounds in seconds.items()}
+    rounds = [seconds_of_a_round(steps) for _ in range(num_rounds + 2)][2:]
+    return {name: np.array([seconds[name] for seconds in rounds]) for name in steps}
 
 
 def _random(shapes: Shapes, scale: float) -> Iterator[np.ndarray]:

@@ -4,7 +4,8 @@
     python -m benchmarks.optimizer_step_by_size --smoke
 
 Sides take turns, in three processes one after the other; a figure is the median of the
-processes' medians of the ratios of one round.
+processes' medians of the ratios of one round. Sizes are timed in rounds in which the
+cores share their link to the memory (`_memory_link.py`).
 """
 
 import math
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks import _memory_link
 from benchmarks import _optimizer_steps as steps
 from benchmarks._fresh_processes import in_fresh_processes, median_of, median_ratios
 from benchmarks._report import Row, main
@@ -92,7 +94,7 @@ def _compilation(few, many, runs, smoke) -> Iterator[Row]:
     )
 
 
-def _of_size(size, num_rounds):
+def _of_size(size, num_rounds, in_turn):
     """What the memory moves meanwhile, in bytes per parameter, of each round."""
     shapes = steps.gpt2(*size)
     sides = {
@@ -100,7 +102,7 @@ def _of_size(size, num_rounds):
         "ours": steps.in_jax(ADAMW, shapes),
         "handed over": steps.in_jax(ADAMW, shapes, make_step=steps.untouched),
     }
-    seconds = steps.seconds_in_turn(sides, num_rounds)
+    seconds = in_turn(sides, num_rounds)
     bandwidth = 8 * steps.STREAMED / seconds["the memory"]
     each = bandwidth / steps.num_elements(shapes)
     return {
@@ -115,10 +117,12 @@ def _flat(smoke) -> Iterator[Row]:
         "124M": (768, 12, 50_257),
         "537M": (1280, 24, 50_257),
     }
+    in_turn = _memory_link.seconds_in_turn
     if smoke:
         sizes = {"1M": (64, 12, 4000), "2M": (96, 12, 4000)}
+        in_turn = steps.seconds_in_turn
     runs = {
-        name: _measured(smoke, _of_size, size, 3 if smoke else 7)
+        name: _measured(smoke, _of_size, size, 3 if smoke else 9, in_turn)
         for name, size in sizes.items()
     }
     for title, which, limit in (
