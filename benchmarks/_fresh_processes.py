@@ -16,9 +16,16 @@ import numpy as np
 T = TypeVar("T")
 
 # glibc gives large blocks back to the system and takes new ones, whose pages the system
-# clears, which takes longer than the step that fills them. With all three it keeps them;
-# with fewer, or for a thread with a heap of its own, it does not.
-KEEPS_FREED_PAGES = {
+# clears: that takes longer than the step that fills them. By itself it comes to keep
+# blocks of less than 32 MiB, or to take those anew as well, as its heap happens to lie:
+# a step of Transformers' Adafactor has 150,000 new pages in one process, 379,000 in the
+# next. The first of these settings gives each process the fewer; with the second, which
+# needs all three lines, it keeps every block.
+LARGE_BLOCKS_ANEW = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+ALL_BLOCKS_KEPT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -29,12 +36,18 @@ def in_fresh_processes(
     num: int,
     measure: Callable[..., T],
     *args: Any,
-    environment: Mapping[str, str] | None = None,
+    malloc: Mapping[str, str] | None = None,
 ) -> list[T]:
-    """What `measure(*args)` returns in each, one process after the other."""
+    """What `measure(*args)` returns in each, one process after the other.
+
+    Args:
+        num: of processes.
+        measure: importable, as are its arguments.
+        malloc: variables that glibc's allocator reads when a process starts.
+    """
     spawn = multiprocessing.get_context("spawn")
     results = []
-    with _environment(environment or {}):
+    with _environment(malloc or {}):
         for _ in range(num):
             with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 results.append(pool.submit(measure, *args).result())

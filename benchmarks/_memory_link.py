@@ -1,8 +1,8 @@
 """Rounds in which the two cores share one way to the memory, and no others.
 
 A processor of chiplets has a link to the memory for each of them. Two cores of one
-chiplet move together what one moves alone; of two chiplets, twice as much. The host of a
-virtual machine moves its cores from one to the other, every few seconds or not for an
+chiplet move together what one moves alone; of two chiplets, twice as much. The host of
+a virtual machine moves its cores from one to the other, every few seconds or not for an
 hour, and with them every ratio of a step that moves bytes to one that computes. Matrix
 products take the same time in both places.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import _optimizer_steps as steps
 
 SHARED = 1.4  # times the speed of one core; seen are 0.8 to 1.3, and 1.6 to 2.3
-PATIENCE = 180.0  # seconds for the rounds of one process
+PATIENCE = 120.0  # seconds for the rounds of one process
 PROBED = 2**25  # float32: four times the caches, and 3 ms
 
 

@@ -5,11 +5,11 @@
 
 All sides of a tree take turns, in fresh processes one after the other; a figure is the
 median of the processes' medians of the ratios of one round. Rounds count in which the
-cores share their link to the memory (`_memory_link.py`). The limit of the memory is what
-the step must move at least, at the speed of the same round.
+cores share their link to the memory (`_memory_link.py`). The limit of the memory is
+what the step must move at least, at the speed of the same round.
 
-The limits are for processes as users start them, in which a step that takes new memory
-waits for clean pages. With "freed pages kept" it has them already, and the work is left.
+The limits are for processes as users start them, in which a step that takes large blocks
+waits for clean pages. With "freed pages kept" it has them already: the work is left.
 """
 
 import math
@@ -22,7 +22,8 @@ import optax
 from benchmarks import _memory_link
 from benchmarks import _optimizer_steps as steps
 from benchmarks._fresh_processes import (
-    KEEPS_FREED_PAGES,
+    ALL_BLOCKS_KEPT,
+    LARGE_BLOCKS_ANEW,
     in_fresh_processes,
     median_of,
     median_ratios,
@@ -51,37 +52,33 @@ def rows(smoke: bool) -> Iterator[Row]:
         others = {}
 
     yield from _temporary(name, shapes, math.inf if smoke else 1.0)
-    yield from _of_a_tree(name, shapes, {}, smoke)
+    yield from _of_a_tree(name, shapes, LARGE_BLOCKS_ANEW, 5, smoke)
     kept = "freed pages kept"
     for other, of_other in {name: shapes, **others}.items():
-        yield from _of_a_tree(f"{other}, {kept}", of_other, KEEPS_FREED_PAGES, smoke)
+        yield from _of_a_tree(f"{other}, {kept}", of_other, ALL_BLOCKS_KEPT, 2, smoke)
 
-    runs = _measured(_bfloat16, shapes, KEEPS_FREED_PAGES, smoke)
+    runs = _measured(_bfloat16, shapes, ALL_BLOCKS_KEPT, 2, smoke)
     title = f"{name}, {kept}, in bfloat16, moments in float32, clip and adamw_tf"
     yield from ratios_to(title, runs, {"the memory": math.inf})
 
 
-def _of_a_tree(name, shapes, environment, smoke) -> Iterator[Row]:
+def _of_a_tree(name, shapes, malloc, num_processes, smoke) -> Iterator[Row]:
     for title, seconds, limits in (
         ("clip and adamw_tf", _adamw, ADAMW_LIMITS),
         ("adafactor_trainer", _adafactor, ADAFACTOR_LIMITS),
         ("adafactor_tf with scale_parameter", _scaled, SCALED_LIMITS),
     ):
-        runs = _measured(seconds, shapes, environment, smoke)
-        if environment or smoke:  # the limits are for the first, as users have it
+        runs = _measured(seconds, shapes, malloc, num_processes, smoke)
+        if smoke or malloc is ALL_BLOCKS_KEPT:  # the limits are for the other
             limits = dict.fromkeys(limits, math.inf)
         yield from ratios_to(f"{name}, {title}", runs, limits)
 
 
-def _measured(seconds, shapes, environment, smoke):
+def _measured(seconds, shapes, malloc, num_processes, smoke):
     if smoke:
         return [seconds(shapes, 2, steps.seconds_in_turn)]
-    # Pages that are taken anew differ from process to process.
-    num_processes = 3 if environment else 5
-    in_turn = _memory_link.seconds_in_turn
-    return in_fresh_processes(
-        num_processes, seconds, shapes, 9, in_turn, environment=environment
-    )
+    args = shapes, 9, _memory_link.seconds_in_turn
+    return in_fresh_processes(num_processes, seconds, *args, malloc=malloc)
 
 
 def _temporary(tree, shapes, limit) -> Iterator[Row]:
