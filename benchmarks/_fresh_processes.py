@@ -1,4 +1,4 @@
-"""Measured in several fresh processes, and the middle one counts.
+"""Measured in fresh processes, of several of which the middle one counts.
 
 Where a process has its pages and which neighbours it meets is the same for all of its
 rounds, and another in the next process.
@@ -19,8 +19,8 @@ T = TypeVar("T")
 # clears: that takes longer than the step that fills them. By itself it comes to keep
 # blocks of less than 32 MiB, or to take those anew as well, as its heap happens to lie:
 # a step of Transformers' Adafactor has 150,000 new pages in one process, 379,000 in the
-# next. The first of these settings gives each process the fewer; with the second, which
-# needs all three lines, it keeps every block.
+# next. The first of these settings gives each process the fewer. With the second it
+# keeps every block: torch needs the last two lines for that, JAX's threads all three.
 LARGE_BLOCKS_ANEW = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -32,26 +32,21 @@ ALL_BLOCKS_KEPT = {
 }
 
 
-def in_fresh_processes(
-    num: int,
-    measure: Callable[..., T],
-    *args: Any,
-    malloc: Mapping[str, str] | None = None,
-) -> list[T]:
-    """What `measure(*args)` returns in each, one process after the other.
+def in_fresh_process(
+    measure: Callable[..., T], *args: Any, malloc: Mapping[str, str] | None = None
+) -> T:
+    """What `measure(*args)` returns in a process of its own.
 
     Args:
-        num: of processes.
         measure: importable, as are its arguments.
         malloc: variables that glibc's allocator reads when a process starts.
     """
     spawn = multiprocessing.get_context("spawn")
-    results = []
-    with _environment(malloc or {}):
-        for _ in range(num):
-            with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                results.append(pool.submit(measure, *args).result())
-    return results
+    with (
+        _environment(malloc or {}),
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        return pool.submit(measure, *args).result()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ products take the same time in both places.
 
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def seconds_in_turn(
     return {name: np.array([seconds[name] for seconds in rounds]) for name in sides}
 
 
-def _probe():
+def _probe() -> Callable[[], float]:
     """A function that returns how much more both cores move at the moment than one."""
     import torch
 

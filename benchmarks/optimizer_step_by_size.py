@@ -3,7 +3,7 @@
     python -m benchmarks.optimizer_step_by_size            # ten minutes, 9 GB
     python -m benchmarks.optimizer_step_by_size --smoke
 
-Sides take turns, in three processes one after the other; a figure is the median of the
+Sides take turns, in three processes far apart in time; a figure is the median of the
 processes' medians of the ratios of one round. Sizes are timed in rounds in which the
 cores share their link to the memory (`_memory_link.py`).
 """
@@ -15,21 +15,24 @@ import numpy as np
 
 from benchmarks import _memory_link
 from benchmarks import _optimizer_steps as steps
-from benchmarks._fresh_processes import in_fresh_processes, median_of, median_ratios
+from benchmarks._fresh_processes import in_fresh_process, median_of, median_ratios
 from benchmarks._report import Row, main
 from benchmarks.optimizer_step_at_memory_speed import ADAMW, OPTAX_ADAMW
 
 
 def rows(smoke: bool) -> Iterator[Row]:
     few, many = (100, 200) if smoke else (500, 2000)
-    runs = _measured(smoke, _small_leaves, few, many, 3 if smoke else 20)
-    yield from _many_leaves(many, runs, smoke)
-    yield from _compilation(few, many, runs, smoke)
-    yield from _flat(smoke)
+    of_leaves, of_sizes = [], []
+    for _ in range(1 if smoke else 3):
+        of_leaves.append(_measured(smoke, _small_leaves, few, many, 3 if smoke else 20))
+        of_sizes.append(_by_size(smoke))
+    yield from _many_leaves(many, of_leaves, smoke)
+    yield from _compilation(few, many, of_leaves, smoke)
+    yield from _flat(of_sizes, smoke)
 
 
 def _measured(smoke, seconds, *args):
-    return [seconds(*args)] if smoke else in_fresh_processes(3, seconds, *args)
+    return seconds(*args) if smoke else in_fresh_process(seconds, *args)
 
 
 def _small_leaves(few, many, num_rounds):
@@ -48,7 +51,9 @@ def _small_leaves(few, many, num_rounds):
     to_compile = {
         "ours compiled": sides["ours"].seconds,
         "optax's compiled": sides["optax's chain"].seconds,
-        "few compiled": steps.seconds_to_compile(ADAMW, steps.small_leaves(few)),
+        "few compiled": np.median(
+            [steps.seconds_to_compile(ADAMW, steps.small_leaves(few)) for _ in range(3)]
+        ),
     }
     return steps.seconds_in_turn(sides, num_rounds) | to_compile
 
@@ -111,27 +116,30 @@ def _of_size(size, num_rounds, in_turn):
     }
 
 
-def _flat(smoke) -> Iterator[Row]:
-    sizes = {
-        "10M": (256, 12, 4000),
-        "124M": (768, 12, 50_257),
-        "537M": (1280, 24, 50_257),
-    }
-    in_turn = _memory_link.seconds_in_turn
+def _by_size(smoke):
     if smoke:
         sizes = {"1M": (64, 12, 4000), "2M": (96, 12, 4000)}
-        in_turn = steps.seconds_in_turn
-    runs = {
-        name: _measured(smoke, _of_size, size, 3 if smoke else 9, in_turn)
-        for name, size in sizes.items()
+        args = 3, steps.seconds_in_turn
+    else:
+        sizes = {
+            "10M": (256, 12, 4000),
+            "124M": (768, 12, 50_257),
+            "537M": (1280, 24, 50_257),
+        }
+        args = 9, _memory_link.seconds_in_turn
+    return {
+        name: _measured(smoke, _of_size, size, *args) for name, size in sizes.items()
     }
+
+
+def _flat(runs, smoke) -> Iterator[Row]:
     for title, which, limit in (
         ("cost per parameter", "whole", 1.15),
         ("the same without handing arrays over", "net", math.inf),
     ):
         values = {
-            name: float(np.median([np.median(run[which]) for run in of_size]))
-            for name, of_size in runs.items()
+            name: float(np.median([np.median(run[name][which]) for run in runs]))
+            for name in runs[0]
         }
         listed = ", ".join(f"{name} {value:.1f}" for name, value in values.items())
         yield Row(

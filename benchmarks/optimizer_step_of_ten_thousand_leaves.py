@@ -16,21 +16,21 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import _optimizer_steps as steps
-from benchmarks._fresh_processes import in_fresh_processes
+from benchmarks._fresh_processes import in_fresh_process
 from benchmarks._report import Row, main
 from benchmarks.optimizer_step_at_memory_speed import ADAMW
 
 
 def rows(smoke: bool) -> Iterator[Row]:
     num_leaves = 100 if smoke else 10_000
-    (to_double,) = in_fresh_processes(1, _seconds_to_double, num_leaves)
+    to_double = in_fresh_process(_seconds_to_double, num_leaves)
     yield Row(
         claim=f"to compile a doubling of the three arrays of {num_leaves} leaves",
         value=to_double,
         unit="s",
         limit=math.inf,
     )
-    (to_step,) = in_fresh_processes(1, _seconds_to_step, num_leaves)
+    to_step = in_fresh_process(_seconds_to_step, num_leaves)
     yield Row(
         claim=f"to compile the step of {num_leaves} leaves",
         value=to_step,
