@@ -4,8 +4,8 @@
     python -m benchmarks.training_step_profile --smoke
 
 The same GPT-2 and batch in float32, all parts of both sides in turn. Each part is timed
-alone; "backward" is the gradient less the forward pass. A figure is the median of the
-ratios of one round.
+alone; "backward" is the gradient less the forward pass. A figure is the median of three
+processes' medians of the ratios of one round.
 """
 
 import math
@@ -17,6 +17,12 @@ import numpy as np
 import optax
 
 from benchmarks import _optimizer_steps as steps
+from benchmarks._fresh_processes import (
+    LARGE_BLOCKS_ANEW,
+    in_fresh_process,
+    median_of,
+    median_ratios,
+)
 from benchmarks._report import Row, main
 from benchmarks._trainer_runs import torch_model
 from benchmarks.training_step_beside_trainer import BATCH, MODEL, RECIPE
@@ -27,33 +33,43 @@ PARTS = ("forward", "backward", "clipping and optimizer")
 
 
 def rows(smoke: bool) -> Iterator[Row]:
+    if smoke:
+        runs = [_seconds(5)]
+    else:
+        malloc = LARGE_BLOCKS_ANEW
+        runs = [in_fresh_process(_seconds, 100, malloc=malloc) for _ in range(3)]
+    whole = median_of(runs, "ours: whole step")
+    for name in PARTS:
+        ours, its = f"ours: {name}", f"Trainer's: {name}"
+        part = median_of(runs, ours)
+        yield Row(
+            claim=f"{name}, in the time of the Trainer's",
+            value=float(np.median(median_ratios(runs, ours, its))),
+            unit="times",
+            limit=math.inf,
+            detail=f"{1e3 * part:.1f} ms to {1e3 * median_of(runs, its):.1f} ms; "
+            f"{100 * part / whole:.0f} % of our step",
+        )
+    yield Row(
+        claim="a step, in the time of forward, backward and optimizer measured apart",
+        value=float(np.median(median_ratios(runs, "ours: whole step", "ours: apart"))),
+        unit="times",
+        limit=math.inf if smoke else 1.03,
+        detail=f"{1e3 * whole:.1f} ms, its metrics and checks included",
+    )
+
+
+def _seconds(num_rounds):
     ours, theirs = _ours(), _trainers()
     sides = {f"ours: {name}": step for name, step in ours.items()}
     sides |= {f"Trainer's: {name}": step for name, step in theirs.items()}
-    seconds = steps.seconds_in_turn(sides, 5 if smoke else 300)
+    seconds = steps.seconds_in_turn(sides, num_rounds)
     for side in ("ours", "Trainer's"):
         seconds[f"{side}: backward"] = (
             seconds.pop(f"{side}: gradient") - seconds[f"{side}: forward"]
         )
-    whole = seconds["ours: whole step"]
-    for name in PARTS:
-        mine, its = (seconds[f"{side}: {name}"] for side in ("ours", "Trainer's"))
-        yield Row(
-            claim=f"{name}, in the time of the Trainer's",
-            value=float(np.median(mine / its)),
-            unit="times",
-            limit=math.inf,
-            detail=f"{1e3 * np.median(mine):.1f} ms to {1e3 * np.median(its):.1f} ms; "
-            f"{100 * np.median(mine / whole):.0f} % of our step",
-        )
-    apart = sum(seconds[f"ours: {name}"] for name in PARTS)
-    yield Row(
-        claim="a step, in the time of forward, backward and optimizer measured apart",
-        value=float(np.median(whole / apart)),
-        unit="times",
-        limit=math.inf if smoke else 1.03,
-        detail=f"{1e3 * np.median(whole):.1f} ms, its metrics and checks included",
-    )
+    seconds["ours: apart"] = sum(seconds[f"ours: {name}"] for name in PARTS)
+    return seconds
 
 
 def _ours() -> dict[str, steps.Step]:
