@@ -1,10 +1,11 @@
 """Rounds in which the two cores share one way to the memory, and no others.
 
-A processor of chiplets has a link to the memory for each of them. Two cores of one
-chiplet move together what one moves alone; of two chiplets, twice as much. The host of
-a virtual machine moves its cores from one to the other, every few seconds or not for an
-hour, and with them every ratio of a step that moves bytes to one that computes. Matrix
-products take the same time in both places.
+A processor of chiplets has a link to the memory and a cache for each of them. Two cores
+of one chiplet move together what one moves alone; of two chiplets, twice as much, but
+what one wrote the other fetches from afar: the training step of a small model takes 1.3
+times as long there. The host of a virtual machine moves its cores from one to the
+other, every few seconds or not for an hour, and with them every ratio of two steps that
+do not want the same. Matrix products alone take the same time in both places.
 """
 
 import sys
@@ -20,31 +21,41 @@ PATIENCE = 120.0  # seconds for the rounds of one process
 PROBED = 2**25  # float32: four times the caches, and 3 ms
 
 
+class SharedLink:
+    """Says which rounds count: after `patience` seconds all, with a word on stderr."""
+
+    def __init__(self, patience: float = PATIENCE):
+        self._gain = _probe()
+        self._deadline = time.monotonic() + patience
+
+    def wait(self) -> None:
+        """Returns when a round may begin."""
+        while time.monotonic() < self._deadline and self._gain() > SHARED:
+            time.sleep(1.0)  # idle cores are placed anew
+
+    def kept(self) -> bool:
+        """Whether the round that has just ended counts."""
+        if self._gain() <= SHARED:
+            return True
+        if time.monotonic() < self._deadline:
+            return False
+        print("a round on several links counts", file=sys.stderr)
+        return True
+
+
 def seconds_in_turn(
     sides: dict[str, steps.Step], num_rounds: int
 ) -> dict[str, np.ndarray]:
-    """As `steps.seconds_in_turn`, of rounds before and after which the link is shared.
-
-    After `PATIENCE` other rounds are taken as well, and standard error says how many.
-    """
-    gain = _probe()
+    """As `steps.seconds_in_turn`, of rounds that begin and end with a shared link."""
+    link = SharedLink()
     steps.seconds_of_a_round(sides)
     steps.seconds_of_a_round(sides)  # both warm up
     rounds: list[dict[str, float]] = []
-    others = 0
-    deadline = time.monotonic() + PATIENCE
     while len(rounds) < num_rounds:
-        patient = time.monotonic() < deadline
-        if patient and gain() > SHARED:
-            time.sleep(1.0)  # idle cores are placed anew
-            continue
+        link.wait()
         seconds = steps.seconds_of_a_round(sides)
-        shared = gain() <= SHARED
-        if shared or not patient:
+        if link.kept():
             rounds.append(seconds)
-            others += not shared
-    if others:
-        print(f"{others} of {num_rounds} rounds on several links", file=sys.stderr)
     return {name: np.array([seconds[name] for seconds in rounds]) for name in sides}
 
 

@@ -5,7 +5,8 @@
 
 The same GPT-2, batch and precision; Trainer is halted between its steps while we take
 ours, so that both see the same machine. A figure is the median of three processes'
-medians of the rounds' ratios.
+medians of the rounds' ratios. Rounds count in which the cores share their link to the
+memory (`_memory_link.py`).
 """
 
 import itertools
@@ -23,6 +24,7 @@ from benchmarks._fresh_processes import (
     median_of,
     median_ratios,
 )
+from benchmarks._memory_link import PATIENCE, SharedLink
 from benchmarks._report import Row, main
 from benchmarks._trainer_runs import torch_model
 from jaxopt_tf import (
@@ -42,9 +44,9 @@ RECIPE = Recipe(learning_rate=1e-3, weight_decay=0.1, max_steps=100_000)
 def rows(smoke: bool) -> Iterator[Row]:
     num_steps = 3 if smoke else 50
     if smoke:
-        runs = [_seconds(2, num_steps)]
+        runs = [_seconds(2, num_steps, patience=0.0)]
     else:
-        args = 12, num_steps
+        args = 12, num_steps, PATIENCE
         malloc = LARGE_BLOCKS_ANEW
         runs = [in_fresh_process(_seconds, *args, malloc=malloc) for _ in range(3)]
     tokens = num_steps * BATCH[:, 1:].size
@@ -59,7 +61,7 @@ def rows(smoke: bool) -> Iterator[Row]:
     )
 
 
-def _seconds(num_rounds, num_steps) -> dict[str, np.ndarray]:
+def _seconds(num_rounds, num_steps, patience) -> dict[str, np.ndarray]:
     """Of each round's steps, ours and Trainer's."""
     import torch
     import transformers
@@ -69,11 +71,12 @@ def _seconds(num_rounds, num_steps) -> dict[str, np.ndarray]:
     optimizer = build_optimizer(RECIPE)
     step = make_train_step(loss_fn, optimizer)
     state = init_train_state(params, optimizer)
-    ours: list[float] = []
-    theirs: list[float] = []
+    rounds: list[tuple[float, float]] = []
+    link = SharedLink(patience)
 
     class InTurn(transformers.TrainerCallback):
         def on_train_begin(self, args, trainer_state, control, **_):
+            link.wait()
             self.start = time.perf_counter()
 
         def on_step_end(self, args, trainer_state, control, **_):
@@ -81,25 +84,29 @@ def _seconds(num_rounds, num_steps) -> dict[str, np.ndarray]:
             if trainer_state.global_step % num_steps:
                 return
             now = time.perf_counter()
-            theirs.append(now - self.start)
-            last = len(theirs) * num_steps
             batches = itertools.repeat(BATCH)
+            last = trainer_state.global_step
             state = training.train(step, state, batches, max_steps=last).state
             jax.block_until_ready(state)
+            seconds = time.perf_counter() - now, now - self.start
+            # The first two compile, allocate and warm up.
+            if last > 2 * num_steps and link.kept():
+                rounds.append(seconds)
+            control.should_training_stop = len(rounds) == num_rounds
+            link.wait()
             self.start = time.perf_counter()
-            ours.append(self.start - now)
 
     # As many tokens go through the model; what it shifts away is one label of a row.
     inputs = torch.from_numpy(BATCH[:, 1:].astype(np.int64))
-    num_rows = (num_rounds + 2) * num_steps * len(BATCH)
+    dataset = [{"input_ids": row, "labels": row} for row in inputs]
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             torch_model(model=MODEL),
             transformers.TrainingArguments(
                 output_dir=folder,
-                learning_rate=1e-3,
-                weight_decay=0.1,
-                max_steps=(num_rounds + 2) * num_steps,
+                learning_rate=RECIPE.learning_rate,
+                weight_decay=RECIPE.weight_decay,
+                max_steps=RECIPE.max_steps,
                 per_device_train_batch_size=len(BATCH),
                 save_strategy="no",
                 logging_strategy="no",
@@ -107,16 +114,13 @@ def _seconds(num_rounds, num_steps) -> dict[str, np.ndarray]:
                 disable_tqdm=True,
                 use_cpu=True,
             ),
-            train_dataset=[
-                {"input_ids": inputs[i % len(BATCH)], "labels": inputs[i % len(BATCH)]}
-                for i in range(num_rows)
-            ],
+            train_dataset=dataset * RECIPE.max_steps,  # one epoch, as is ours
             callbacks=[InTurn()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    # The first compile, allocate and warm up.
-    return {"ours": np.array(ours[2:]), "Trainer's": np.array(theirs[2:])}
+    ours, theirs = np.array(rounds).T
+    return {"ours": ours, "Trainer's": theirs}
 
 
 if __name__ == "__main__":

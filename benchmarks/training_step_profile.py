@@ -5,7 +5,8 @@
 
 The same GPT-2 and batch in float32, all parts of both sides in turn. Each part is timed
 alone; "backward" is the gradient less the forward pass. A figure is the median of three
-processes' medians of the ratios of one round.
+processes' medians of the ratios of one round. Rounds count in which the cores share
+their link to the memory (`_memory_link.py`).
 """
 
 import math
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import _memory_link
 from benchmarks import _optimizer_steps as steps
 from benchmarks._fresh_processes import (
     LARGE_BLOCKS_ANEW,
@@ -34,10 +36,11 @@ PARTS = ("forward", "backward", "clipping and optimizer")
 
 def rows(smoke: bool) -> Iterator[Row]:
     if smoke:
-        runs = [_seconds(5)]
+        runs = [_seconds(5, steps.seconds_in_turn)]
     else:
+        args = 100, _memory_link.seconds_in_turn
         malloc = LARGE_BLOCKS_ANEW
-        runs = [in_fresh_process(_seconds, 100, malloc=malloc) for _ in range(3)]
+        runs = [in_fresh_process(_seconds, *args, malloc=malloc) for _ in range(3)]
     whole = median_of(runs, "ours: whole step")
     for name in PARTS:
         ours, its = f"ours: {name}", f"Trainer's: {name}"
@@ -59,11 +62,11 @@ def rows(smoke: bool) -> Iterator[Row]:
     )
 
 
-def _seconds(num_rounds):
+def _seconds(num_rounds, in_turn):
     ours, theirs = _ours(), _trainers()
     sides = {f"ours: {name}": step for name, step in ours.items()}
     sides |= {f"Trainer's: {name}": step for name, step in theirs.items()}
-    seconds = steps.seconds_in_turn(sides, num_rounds)
+    seconds = in_turn(sides, num_rounds)
     for side in ("ours", "Trainer's"):
         seconds[f"{side}: backward"] = (
             seconds.pop(f"{side}: gradient") - seconds[f"{side}: forward"]
