@@ -29,7 +29,7 @@ class SharedLink:
         self._deadline = time.monotonic() + patience
 
     def wait(self) -> None:
-        """Returns when a round may begin."""
+        """Returns when a round may begin; behind one that counts it may at once."""
         while time.monotonic() < self._deadline and self._gain() > SHARED:
             time.sleep(1.0)  # idle cores are placed anew
 
@@ -51,11 +51,13 @@ def seconds_in_turn(
     steps.seconds_of_a_round(sides)
     steps.seconds_of_a_round(sides)  # both warm up
     rounds: list[dict[str, float]] = []
+    link.wait()
     while len(rounds) < num_rounds:
-        link.wait()
         seconds = steps.seconds_of_a_round(sides)
         if link.kept():
             rounds.append(seconds)
+        else:
+            link.wait()
     return {name: np.array([seconds[name] for seconds in rounds]) for name in sides}
 
 

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: the default job's beside the Trainer's.
 
-    python -m benchmarks.training_step_profile            # a minute
+    python -m benchmarks.training_step_profile            # 1 to 5 minutes
     python -m benchmarks.training_step_profile --smoke
 
 The same GPT-2 and batch in float32, all parts of both sides in turn. Each part is timed
