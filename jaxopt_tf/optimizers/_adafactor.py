@@ -51,7 +51,7 @@ def adafactor_tf(
     warmup_init: bool = False,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Adam's step from the row and column means of the squared gradients.
 
         rate  = learning_rate, or min(1e-2 or 1e-6 t, 1 / sqrt(t)), with t = 1, 2, ...
@@ -145,8 +145,12 @@ def adafactor_tf(
         return AdafactorState(jnp.zeros((), jnp.int32), step, rate, *trees)
 
     def update(
-        grads: PyTree, state: AdafactorState, params: PyTree | None = None
+        grads: PyTree,
+        state: AdafactorState,
+        params: PyTree | None = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, AdafactorState]:
+        del extra_args
         _tree.check_params(params, function="adafactor_tf")
         grads = _tree.check_grads(grads, params)
         check_whole("params", params)
@@ -208,7 +212,7 @@ def adafactor_tf(
         step = _learning_rate.advance(state.step)
         return updates, AdafactorState(count, step, rate, *moments)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _is_factored(layout: TorchLayout, num_axes: int) -> bool:

@@ -19,7 +19,7 @@ def adafactor_trainer(
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`adafactor_tf` as the Trainer's `--optim adafactor` has it: the rate is yours.
 
     The same with `scale_parameter=False, relative_step=False`, which the Trainer sets

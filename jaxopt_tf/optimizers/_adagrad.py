@@ -30,7 +30,7 @@ def adagrad_tf(
     eps: Scalar = 1e-10,
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Adagrad as `torch.optim.Adagrad` computes it.
 
         g  = g + weight_decay * p                            (decayed leaves)

@@ -53,7 +53,7 @@ def adamw_tf(
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     decay: str = "torch",
     moment_dtype: Any = "float32",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """AdamW as `torch.optim.AdamW` computes it.
 
         p   = p * (1 - rate * weight_decay)                  (decayed leaves)
@@ -136,7 +136,7 @@ def adam(
     new_param: NewParam,
     *,
     correct_bias: bool = True,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The moments, which every AdamW shares, around the step, which is its own."""
     _learning_rate.check(learning_rate)
     _check.pair("betas", betas)
@@ -161,7 +161,8 @@ def adam(
         mu, nu = _tree.map_leaves(moments, params, num_results=2)
         return AdamWState(jnp.zeros((), jnp.int32), step, rate, mu, nu)
 
-    def update(grads, state, params=None):
+    def update(grads, state, params=None, **extra_args):
+        del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
@@ -195,7 +196,7 @@ def adam(
         step = _learning_rate.advance(state.step)
         return updates, AdamWState(count, step, rate, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scalars(

@@ -21,7 +21,7 @@ def adamw_hf_v4(
     correct_bias: bool = True,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     moment_dtype: Any = "float32",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """AdamW as `transformers.AdamW` computed it until version 5 took it away.
 
         p = p - size * mu / (sqrt(nu) + eps)

@@ -34,7 +34,7 @@ def by_element(
     has_moments: tuple[bool, ...],
     clock: Clock,
     new_leaf: Leaf,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """A transformation whose state is counts, the rate, and float32 moments.
 
     Args:
@@ -66,7 +66,8 @@ def by_element(
         trees = _tree.map_leaves(moments, params, num_results=len(has_moments))
         return state_type(jnp.zeros((), jnp.int32), step, rate, *trees)
 
-    def update(grads, state, params=None):
+    def update(grads, state, params=None, **extra_args):
+        del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
@@ -92,7 +93,7 @@ def by_element(
         step = _learning_rate.advance(state.step)
         return updates, state_type(count, step, rate, *trees)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def only_rate(rate: TwoFloats, count: jax.Array) -> jax.Array:

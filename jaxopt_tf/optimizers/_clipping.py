@@ -18,7 +18,7 @@ class ClipState(NamedTuple):
     factor: jax.Array  # (), float32: what the gradients were multiplied by
 
 
-def clip(max_norm: Scalar) -> optax.GradientTransformation:
+def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     """Scales all gradients by one factor so that their joint norm stays under a limit.
 
         factor = min(1, max_norm / (global_norm + 1e-6))
@@ -56,8 +56,8 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
         del params
         return ClipState(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
 
-    def update(updates, state, params=None):
-        del state
+    def update(updates, state, params=None, **extra_args):
+        del state, extra_args
         _tree.check_real("updates", updates)
         _check_shards(updates, params)
         norm = _tree.global_norm(updates)
@@ -74,7 +74,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformation:
 
         return jax.tree.map(scaled, updates), ClipState(norm, factor)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def is_clipped(opt_state: PyTree) -> jax.Array:

@@ -34,7 +34,7 @@ def lion_tf(
     betas: tuple[Scalar, Scalar] = (0.9, 0.99),
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Lion as `bitsandbytes.optim.Lion` computes it in 32 bits.
 
         p  = p * (1 - rate * weight_decay)                   (decayed leaves)

@@ -33,7 +33,7 @@ def rmsprop_tf(
     centered: bool = False,
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """RMSprop as `torch.optim.RMSprop` computes it.
 
         g   = g + weight_decay * p                           (decayed leaves)

@@ -36,7 +36,7 @@ def sgd_tf(
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Gradient descent as `torch.optim.SGD` computes it.
 
         g   = g + weight_decay * p                           (decayed leaves)

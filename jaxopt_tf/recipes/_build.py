@@ -36,7 +36,7 @@ def build_optimizer(
     layout: Mapping[str, TorchLayout] | None = None,
     layer_norms: Sequence[str] | None = None,
     varied: Varied | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The recipe's whole chain: clipping, then the optimizer with its schedule.
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))

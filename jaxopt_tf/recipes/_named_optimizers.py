@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._recipe import Recipe
 
 # Those that are alike but for their arguments.
-_BY_ELEMENT: dict[str, Callable[..., optax.GradientTransformation]] = {
+_BY_ELEMENT: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "sgd": sgd_tf,
     "adagrad": adagrad_tf,
     "rmsprop": rmsprop_tf,
@@ -36,7 +36,7 @@ def named_optimizer(
     decay_mask: Callable[[PyTree], PyTree] | None = None,
     layout: Mapping[str, TorchLayout] | None = None,
     values: Mapping[str, Any] = MappingProxyType({}),
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The recipe's optimizer with this rate, without clipping and groups.
 
     `values` are taken in the place of the recipe's of the same name.

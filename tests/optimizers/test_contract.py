@@ -376,3 +376,24 @@ def test_works_with_doubles_enabled(name):
         assert avals(new_state) == avals(state)
         with pytest.raises(TypeError, match="`params` must be float32.*float64"):
             tx.init({"w": jnp.ones(3, jnp.float64)})
+
+
+@every_transformation
+def test_update_ignores_extra_arguments(name):
+    # A loop passes `value=`, `grad=` and the like to every transformation.
+    tx, params = TRANSFORMATIONS[name](), few_params()
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    state = tx.init(params)
+    step = jax.jit(lambda **extra: tx.update(params, state, params, **extra))
+    expected, given = step(), step(value=jnp.float32(1.0), unknown=params)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.promotion_of_others
+def test_an_nnx_optimizer_passes_extra_arguments():
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, adamw_tf(1e-3), wrt=nnx.Param)
+    grads = nnx.state(model, nnx.Param)
+    optimizer.update(model, grads, value=jnp.float32(1.0))
+    assert optimizer.step[...] == 1
