@@ -13,7 +13,7 @@ from .. import _tree
 from .._placement import placed_as
 from .._rounding import difference
 from .._scalars import f32, is_zero, one_minus
-from .._typing import PyTree, Scalar, ScalarOrSchedule
+from .._typing import PyTree, Scalar, ScalarOrSchedule, Step
 from . import _learning_rate
 from ._adafactor_arguments import check_others, check_rate, check_whole
 from ._adafactor_clock import Clock, relative_rate, tick
@@ -30,8 +30,9 @@ class AdafactorState(NamedTuple):
     """
 
     count: PyTree  # (), int32: updates that the moments have seen; or one per leaf
-    step: jax.Array | None  # (), int32: asked of the schedule next; None: constant rate
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, without parameter scale
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     nu_row: PyTree  # torch's shape without its last axis, float32: means of g^2
     nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
     nu: PyTree  # torch's shape, float32: mean of g^2 per element
@@ -108,6 +109,11 @@ def adafactor_tf(
     check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
     never_decays = is_zero(weight_decay)
 
+    def relative(step: Step) -> jax.Array:
+        return relative_rate(step + 1, warmup_init)
+
+    schedule = relative if learning_rate is None else learning_rate
+
     def clock(rate: jax.Array, count: jax.Array) -> Clock:
         if learning_rate is None:
             rate = relative_rate(count, warmup_init)
@@ -137,12 +143,8 @@ def adafactor_tf(
         resolve_mask(decay_mask, params)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
-        # The relative step has a step, as a schedule has: it is not to be set.
-        step: jax.Array | None = jnp.zeros((), jnp.int32)
-        rate = relative_rate(1, warmup_init)
-        if learning_rate is not None:
-            step, rate = _learning_rate.init(learning_rate)
-        return AdafactorState(jnp.zeros((), jnp.int32), step, rate, *trees)
+        rate = _learning_rate.init(schedule)
+        return AdafactorState(jnp.zeros((), jnp.int32), *rate, *trees)
 
     def update(
         grads: PyTree,
@@ -161,8 +163,7 @@ def adafactor_tf(
         if learning_rate is None:
             rate = relative_rate(first, warmup_init)
         else:
-            step, stored = state.step, state.learning_rate
-            rate = _learning_rate.current(learning_rate, step, stored)
+            rate = _learning_rate.current(learning_rate, state)
         clocks = _tree.per_leaf(functools.partial(clock, rate), count, params)
 
         def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
@@ -206,11 +207,12 @@ def adafactor_tf(
 
         layout_tree = resolve_layouts(layouts, params)
         mask = resolve_mask(decay_mask, params)
+        old = state.nu_row, state.nu_col, state.nu, state.mu
         updates, *moments = _tree.map_leaves(
-            leaf, params, grads, layout_tree, mask, clocks, *state[3:], num_results=5
+            leaf, params, grads, layout_tree, mask, clocks, *old, num_results=5
         )
-        step = _learning_rate.advance(state.step)
-        return updates, AdafactorState(count, step, rate, *moments)
+        new_rate = _learning_rate.advanced(schedule, state, rate)
+        return updates, AdafactorState(count, *new_rate, *moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

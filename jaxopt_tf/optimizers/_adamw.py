@@ -22,10 +22,9 @@ class AdamWState(NamedTuple):
 
     # (), int32: updates that the moments have seen; or a tree of such, one per leaf
     count: PyTree
-    step: (
-        jax.Array | None
-    )  # (), int32: what the schedule is asked next; None: no schedule
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     mu: PyTree  # as params, `moment_dtype`: mean of gradients
     nu: PyTree  # as params, `moment_dtype`: mean of squared gradients
 
@@ -150,7 +149,7 @@ def adam(
     def init(params):
         _tree.check_params(params, function=function)
         resolve_mask(decay_mask, params)
-        step, rate = _learning_rate.init(learning_rate)
+        rate = _learning_rate.init(learning_rate)
 
         def moments(_, p):
             if not _tree.is_floating(p):
@@ -159,14 +158,14 @@ def adam(
             return zeros(), zeros()  # two buffers: a step donates each
 
         mu, nu = _tree.map_leaves(moments, params, num_results=2)
-        return AdamWState(jnp.zeros((), jnp.int32), step, rate, mu, nu)
+        return AdamWState(jnp.zeros((), jnp.int32), *rate, mu, nu)
 
     def update(grads, state, params=None, **extra_args):
         del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
-        rate = _learning_rate.current(learning_rate, state.step, state.learning_rate)
+        rate = _learning_rate.current(learning_rate, state)
         exact_rate = _learning_rate.exact(learning_rate, rate)
         count = jax.tree.map(optax.safe_increment, state.count)
         scalars = _tree.per_leaf(
@@ -193,8 +192,8 @@ def adam(
         updates, mu, nu = _tree.map_leaves(
             leaf, params, grads, state.mu, state.nu, mask, scalars, num_results=3
         )
-        step = _learning_rate.advance(state.step)
-        return updates, AdamWState(count, step, rate, mu, nu)
+        new_rate = _learning_rate.advanced(learning_rate, state, rate)
+        return updates, AdamWState(count, *new_rate, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
