@@ -45,6 +45,11 @@ class GreedyState(NamedTuple):
         """(), float32: the rate to use now."""
         return _doubles.to_float32(self.rate)
 
+    @property
+    def learning_rate_float64(self) -> jax.Array:
+        """(), float64: the same rate, not rounded; needs `jax_enable_x64`."""
+        return _doubles.to_float64(self.rate)
+
 
 def greedy(
     learning_rate: Scalar,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _two_floats
@@ -75,6 +76,12 @@ def read_metric(metric: Any) -> TwoFloats:
         raise TypeError(
             "`metric` must be a single number, got an array of shape "
             f"{np.shape(metric)}. Take its mean."
+        )
+    if isinstance(metric, jax.Array) and metric.dtype == jnp.float64:
+        high = metric.astype(jnp.float32)
+        rest = (metric - high.astype(jnp.float64)).astype(jnp.float32)
+        return TwoFloats(
+            high, jnp.where(jnp.isfinite(high), rest, jnp.zeros_like(rest))
         )
     return _two_floats.from_scalar(metric)
 

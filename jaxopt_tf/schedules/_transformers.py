@@ -9,13 +9,13 @@ a formula does not. Those that end above 0 are in `_transformers_floors.py`.
 """
 
 import jax.numpy as jnp
-import numpy as np
 
 from .. import _check
 from .._typing import Scalar, Schedule
 from ._arguments import share_of, step_counts
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
+from ._progress import rate_dtype
 
 
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
@@ -223,7 +223,7 @@ def get_inverse_sqrt_schedule(
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 
     def inverse_sqrt(step):
-        passed = (step + scale).astype(jnp.float32)
-        return jnp.sqrt(np.float32(scale) / passed)
+        passed = (step + scale).astype(rate_dtype(step))
+        return jnp.sqrt(passed.dtype.type(scale) / passed)
 
     return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))
