@@ -113,7 +113,10 @@ def check_metric(
         f"that, name {name!r} in `ignore_fields`."
         for name, why in refused.items()
     )
-    into.notes.append(f"{_OTHER_DATA}: their loss {_does(settings)} from here on")
+    into.notes.append(
+        f"{_OTHER_DATA}: their loss {_does(settings)} from here on, and the best one "
+        "that the files hold is of the other data"
+    )
 
 
 def _evaluate(

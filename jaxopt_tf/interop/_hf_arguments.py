@@ -8,7 +8,7 @@ from typing import Any
 from .. import _check
 from .._values import SWITCH, is_set, read_value
 from ..recipes import METRIC_DRIVEN, Recipe
-from ._hf_fields import TRAINING_ARGUMENTS
+from ._hf_fields import OF_A_JOB, OF_AN_EVALUATION, TRAINING_ARGUMENTS
 from ._hf_source import read_training_arguments
 from ._hf_subclass import select_fields, unknown_field
 from ._hf_translation import (
@@ -19,37 +19,8 @@ from ._hf_translation import (
 from ._hf_values import KINDS, read_values
 from ._hf_version import Era, era_of
 
-# Fields of a job, under whose names a recipe has nothing.
-_OF_A_JOB = {
-    "bf16": "elsewhere",
-    "eval_steps": "neutral",
-    "gradient_checkpointing": "neutral",
-    "load_best_model_at_end": "elsewhere",
-    "logging_steps": "neutral",
-    "output_dir": "neutral",
-    "resume_from_checkpoint": "neutral",
-    "save_steps": "neutral",
-    "save_total_limit": "neutral",
-    "tf32": "elsewhere",
-    # Of Seq2SeqTrainingArguments.
-    "generation_config": "neutral",
-    "generation_max_length": "neutral",
-    "generation_num_beams": "neutral",
-    "predict_with_generate": "neutral",
-    "sortish_sampler": "elsewhere",
-}
-# Fields that say when is evaluated, and by what: they decide numbers where evaluations
-# drive the schedule or pick the model.
-_OF_AN_EVALUATION = (
-    "eval_delay",
-    "eval_steps",
-    "eval_strategy",
-    "evaluation_strategy",
-    "greater_is_better",
-    "metric_for_best_model",
-)
 _OF_A_RECIPE = frozenset(field.name for field in fields(Recipe))
-_KNOWN = (*_OF_A_RECIPE, *_OF_A_JOB, *TRAINING_ARGUMENTS)
+_KNOWN = (*_OF_A_RECIPE, *OF_A_JOB, *TRAINING_ARGUMENTS)
 _LENGTHS = ("adafactor", "num_train_epochs", "warmup_ratio")
 
 
@@ -223,13 +194,13 @@ def _sorted(
                     settings[name] = read_value(name, KINDS[name], value)
                 except TypeError as error:
                     problems.append(str(error))
-        elif name in _OF_A_JOB:
+        elif name in OF_A_JOB:
             if is_set(value) and value is not False:
-                (elsewhere if _OF_A_JOB[name] == "elsewhere" else neutral).append(name)
+                (elsewhere if OF_A_JOB[name] == "elsewhere" else neutral).append(name)
         else:
             problems.append(unknown_field(name, _KNOWN, "one of TrainingArguments"))
     if _evaluation_decides(settings, given):
-        deciding = {n for n in _OF_AN_EVALUATION if is_set(given.get(n))}
+        deciding = {n for n in OF_AN_EVALUATION if is_set(given.get(n))}
         # In the place of an interval that is not set.
         if is_set(given.get("logging_steps")) and not given.get("eval_steps"):
             deciding.add("logging_steps")

@@ -158,6 +158,37 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
 }
 
 
+# Fields of a job, under whose names a recipe has nothing.
+OF_A_JOB = {
+    "bf16": "elsewhere",
+    "eval_steps": "neutral",
+    "gradient_checkpointing": "neutral",
+    "load_best_model_at_end": "elsewhere",
+    "logging_steps": "neutral",
+    "output_dir": "neutral",
+    "resume_from_checkpoint": "neutral",
+    "save_steps": "neutral",
+    "save_total_limit": "neutral",
+    "tf32": "elsewhere",
+    # Of Seq2SeqTrainingArguments.
+    "generation_config": "neutral",
+    "generation_max_length": "neutral",
+    "generation_num_beams": "neutral",
+    "predict_with_generate": "neutral",
+    "sortish_sampler": "elsewhere",
+}
+# Fields that say when is evaluated, and by what: they decide numbers where evaluations
+# drive the schedule or pick the model.
+OF_AN_EVALUATION = (
+    "eval_delay",
+    "eval_steps",
+    "eval_strategy",
+    "evaluation_strategy",
+    "greater_is_better",
+    "metric_for_best_model",
+)
+
+
 def is_usual(value: Any, usual: tuple[Any, ...]) -> bool:
     """Whether the value is what it is where nobody sets it, or as good as that."""
     # 4.x fills a dict that nobody gave with entries that are all off.
