@@ -92,9 +92,18 @@ def whole_number(
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
         raise TypeError(f"`{name}` must be a whole number{unit}, got {value!r}.")
     if not least <= value <= most:
-        limit = "2^31 - 1" if most == 2**31 - 1 else f"{most:,}"
+        limits = {2**31 - 1: "2^31 - 1", 2**32 - 1: "2^32 - 1"}
+        limit = limits.get(most, f"{most:,}")
         raise ValueError(f"`{name}` must be from {least} to {limit}, got {value!r}.")
     return int(value)
+
+
+def seed(name: str, value: Any) -> int:
+    """Returns `value` as an int; raises unless it is whole, from 0 to 2^32 - 1.
+
+    The largest is that of NumPy's `seed`, which Transformers' `set_seed` calls.
+    """
+    return whole_number(name, value, least=0, most=2**32 - 1)
 
 
 def pair(name: str, value: Any) -> None:
