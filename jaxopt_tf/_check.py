@@ -62,6 +62,30 @@ def finite(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be finite, got {value!r}.")
 
 
+def real_number(name: str, value: Any) -> None:
+    """Raises unless `value` is one real number, traced or not; NaN and inf are numbers.
+
+    The dtype decides for arrays. Text is refused although `float` reads it.
+    """
+    shape = getattr(value, "shape", ())
+    if shape != ():
+        raise TypeError(
+            f"`{name}` must be a single number, got an array of shape {tuple(shape)}. "
+            "Take its mean."
+        )
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, np.dtype):
+        kinds = (np.integer, np.floating)
+        is_real = any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+    else:
+        is_real = hasattr(value, "__float__") and not isinstance(value, bool)
+    if not is_real:
+        raise TypeError(
+            f"`{name}` must be a real number, got {value!r}. Pass a float or an array "
+            "of shape ()."
+        )
+
+
 def fraction(name: str, value: Any) -> None:
     """Raises unless `value` is from 0 to 1, both included."""
     number = _number(name, value)

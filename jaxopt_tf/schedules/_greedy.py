@@ -14,6 +14,7 @@ from ._metric_driven import (
     Improvement,
     MetricDrivenSchedule,
     check_factor,
+    check_state,
     lowered,
     read_metric,
 )
@@ -100,9 +101,14 @@ def greedy(
         `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or `min_lr` is above `max_lr`;
+            from `update`, if the state has another `smooth` or `window_size`.
+        TypeError: if one is of another kind; from `update`, if the metric is not a real
+            number, or the state not one of this schedule.
 
     Source: transformers 5.23 `optimization.py`, `GreedyLR`.
+    Differs: bounds in the wrong order are an error; there, such a rate jumps between
+    the two.
     """
     _check.non_negative("learning_rate", learning_rate)
     improvement = Improvement(mode, threshold, threshold_mode)
@@ -113,10 +119,11 @@ def greedy(
     warmup = _check.step_count("warmup", warmup)
     _check.non_negative("min_lr", min_lr)
     _check.non_negative("max_lr", max_lr)
+    _check_bounds(min_lr, max_lr)
     _check.non_negative("eps", eps)
-    window_size = _check.step_count("window_size", window_size)
-    if window_size < 1:
-        raise ValueError(f"`window_size` must be at least 1, got {window_size!r}.")
+    if not isinstance(smooth, bool):
+        raise TypeError(f"`smooth` must be a bool, got {smooth!r}. Pass True or False.")
+    window_size = _check.step_count("window_size", window_size, least=1)
     reset_start = _check.step_count("reset_start", reset_start)
 
     def init() -> GreedyState:
@@ -133,7 +140,9 @@ def greedy(
         )
 
     def update(state: GreedyState, metric: Any) -> GreedyState:
+        check_state(state, GreedyState)
         current, average = read_metric(metric), state.average
+        _check_average(average, window_size if smooth else None)
         if average is not None:
             average = _appended(average, current)
             count = _two_floats.from_int(average.num_values)
@@ -185,6 +194,30 @@ def _raised(rate: Double, factor: Scalar, max_lr: Scalar, eps: Scalar) -> Double
         _doubles.double_from_scalar(eps), _doubles.subtract(higher, rate)
     )
     return _doubles.select(worth_it, higher, rate)
+
+
+def _check_bounds(min_lr: Scalar, max_lr: Scalar) -> None:
+    are_known = _check.is_concrete(min_lr) and _check.is_concrete(max_lr)
+    if are_known and min_lr > max_lr:
+        raise ValueError(
+            f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
+            f"max_lr={max_lr!r}. Give both (their defaults are 1e-3 and 1)."
+        )
+
+
+def _check_average(average: AverageState | None, window_size: int | None) -> None:
+    """Raises unless the state has the smoothing of this schedule."""
+    found = None if average is None else average.values.high.shape[0]
+    if found != window_size:
+
+        def options(size: int | None) -> str:
+            return "`smooth`=False" if size is None else f"`window_size`={size}"
+
+        raise ValueError(
+            f"`state` must have been made with {options(window_size)}, got one with "
+            f"{options(found)}. Take `init()` of this schedule, or the options of the "
+            "run that the state is from."
+        )
 
 
 def _empty_average(window_size: int) -> AverageState:

@@ -14,6 +14,7 @@ from ._metric_driven import (
     Improvement,
     MetricDrivenSchedule,
     check_factor,
+    check_state,
     lowered,
     read_metric,
 )
@@ -75,6 +76,8 @@ def reduce_lr_on_plateau(
 
     Raises:
         ValueError: if an argument is out of its range.
+        TypeError: if one is of another kind; from `update`, if the metric is not a real
+            number, or the state not one of this schedule.
 
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
     Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
@@ -98,6 +101,7 @@ def reduce_lr_on_plateau(
         )
 
     def update(state: PlateauState, metric: Any) -> PlateauState:
+        check_state(state, PlateauState)
         current = read_metric(metric)
         better = improvement.is_better(current, state.best)
         bad = jnp.where(better, 0, state.num_bad_updates + 1)

@@ -22,6 +22,7 @@ from ._progress import (
     after_evaluation,
     check_selection,
     has_run_out_of_patience,
+    metric_values,
     selected_metric,
 )
 from ._state import Metrics, TrainState, lying_as, with_rate
@@ -118,7 +119,7 @@ def train(
     def tell_evaluation() -> Evaluation | None:
         if evaluate is None:
             return None
-        evaluation = Evaluation(step, evaluate(state.params))
+        evaluation = Evaluation(step, metric_values(evaluate(state.params)))
         selected_metric(selection, evaluation)  # raises before any step if missing
         for monitor in monitors:
             monitor.evaluation(evaluation)
