@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree, _two_floats
-from .._two_floats import TwoFloats
+from .._dtypes import wide_dtype, widest_dtype
 from .._typing import PyTree, Scalar, ScalarOrSchedule
+from ._exact import Exact
 
 
 def check(learning_rate: ScalarOrSchedule) -> None:
@@ -29,32 +30,69 @@ def check(learning_rate: ScalarOrSchedule) -> None:
         _check.non_negative("learning_rate", learning_rate)
 
 
-def init(learning_rate: ScalarOrSchedule) -> tuple[jax.Array | None, jax.Array]:
-    """The fields `step` and `learning_rate` of a new state."""
+def init(
+    learning_rate: ScalarOrSchedule, params: PyTree
+) -> tuple[jax.Array | None, jax.Array]:
+    """Returns the fields `step` and `learning_rate` of a new state.
+
+    The rate is float64 if a leaf of `params` is, else float32.
+    """
+    dtype = widest_dtype(params)
     if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
-        return None, jnp.asarray(learning_rate, jnp.float32)
+        return None, jnp.asarray(learning_rate, dtype)
     step = jnp.zeros((), jnp.int32)
-    return step, current(learning_rate, step, jnp.zeros((), jnp.float32))
+    return step, _rate(learning_rate, step, jnp.zeros((), dtype), dtype)
 
 
 def current(
-    learning_rate: ScalarOrSchedule, step: jax.Array | None, stored: jax.Array
+    learning_rate: ScalarOrSchedule,
+    step: jax.Array | None,
+    stored: jax.Array,
+    params: PyTree,
+) -> dict[Any, jax.Array]:
+    """Returns the rate of this update, (), in each dtype in which leaves are computed.
+
+    The dtype of `stored` is one of the keys.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(params) if _tree.is_floating(leaf)]
+    dtypes = {stored.dtype: None} | {wide_dtype(leaf.dtype): None for leaf in leaves}
+    return {dtype: _rate(learning_rate, step, stored, dtype) for dtype in dtypes}
+
+
+def exact(
+    learning_rate: ScalarOrSchedule, rates: Mapping[Any, jax.Array]
+) -> dict[Any, Exact]:
+    """Returns the rates with what float32 leaves of a host's double.
+
+    A rate that was changed in the state is taken as it is.
+    """
+
+    def of(rate: jax.Array) -> Exact:
+        if rate.dtype == jnp.float64:
+            return rate
+        pair = _two_floats.from_float32(rate)
+        if callable(learning_rate) or isinstance(learning_rate, jax.Array):
+            return pair
+        double = _two_floats.from_float(learning_rate)
+        return _two_floats.select(rate == double.high, double, pair)
+
+    return {dtype: of(rate) for dtype, rate in rates.items()}
+
+
+def _rate(
+    learning_rate: ScalarOrSchedule,
+    step: jax.Array | None,
+    stored: jax.Array,
+    dtype: Any,
 ) -> jax.Array:
-    """The rate for this update; (), float32."""
     if step is None:
-        return stored
-    rate = learning_rate(step) if callable(learning_rate) else learning_rate
+        return stored.astype(dtype)
+    rate = learning_rate
+    if callable(learning_rate):
+        # Schedules return float64 for an int64 step, and float32 for an int32.
+        rate = learning_rate(step.astype(jnp.int64) if dtype == jnp.float64 else step)
     # A copy: a step may donate the state, and the array is the caller's.
-    return jnp.array(rate, jnp.float32, copy=True)
-
-
-def exact(learning_rate: ScalarOrSchedule, rate: jax.Array) -> TwoFloats:
-    """The rate with what float32 leaves of a host's double, unless it was changed."""
-    pair = _two_floats.from_float32(rate)
-    if callable(learning_rate) or isinstance(learning_rate, jax.Array):
-        return pair
-    double = _two_floats.from_float(learning_rate)
-    return _two_floats.select(rate == double.high, double, pair)
+    return jnp.array(rate, dtype, copy=True)
 
 
 def advance(step: jax.Array | None) -> jax.Array | None:
@@ -73,10 +111,10 @@ def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
             `TrainState`, an `nnx.Optimizer`, `optax.multi_transform`, ...
 
     Returns:
-        A scalar, (), float32; where there are several of our optimizers, a dict from
-        the label under which `optax.multi_transform` keeps each (where that does not
-        tell them apart, its path) to its rate. Before the first update, the rate that
-        it starts with.
+        A scalar, (), float32 (float64 with float64 parameters); where there are several
+        of our optimizers, a dict from the label under which `optax.multi_transform`
+        keeps each (where that does not tell them apart, its path) to its rate. Before
+        the first update, the rate that it starts with.
 
     Raises:
         ValueError: if none of our states is in it.
