@@ -55,7 +55,7 @@ def unsupported(dtype: Any) -> str:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return "Carry a complex number as two leaves."
     return (
-        "Keep the parameter in float32 and cast it inside the loss function: steps are "
-        "smaller than the rounding of such a format. Leave weights that are not trained "
-        "out with `optax.masked`."
+        "Keep the parameter in float32 and cast it inside the loss function: a step is "
+        "smaller than the rounding of such a format. Weights that are not trained are "
+        "left out with `optax.masked`."
     )

@@ -110,5 +110,5 @@ def only_rate(of: Arithmetic, rate: Exact, count: jax.Array) -> jax.Array:
 def with_l2(
     p: jax.Array, g: jax.Array, is_decayed: bool, weight_decay: Scalar
 ) -> jax.Array:
-    """Returns the gradient with that of `weight_decay / 2 * |p|^2` added, as in torch."""
+    """Returns the gradient plus that of `weight_decay / 2 * |p|^2`, as in torch."""
     return g + scalar(weight_decay, p.dtype) * p if is_decayed else g
