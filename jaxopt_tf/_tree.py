@@ -20,14 +20,19 @@ _WRAPPERS = frozenset({"value", "raw_value"})
 
 def leaf_name(path: Sequence[Any]) -> str:
     """The path of a leaf with dots: `h.0.attn.kernel`, the same in Linen and NNX."""
-    last = path[-1] if len(path) > 1 else None
-    is_wrapped = isinstance(last, jax.tree_util.GetAttrKey) and last.name in _WRAPPERS
-    return path_name(path[:-1] if is_wrapped else path)
+    return ".".join(map(str, path_keys(path)))
 
 
 def path_name(path: Sequence[Any]) -> str:
     """Any path with dots."""
     return ".".join(str(key_value(key)) for key in path)
+
+
+def path_keys(path: Sequence[Any]) -> tuple[Any, ...]:
+    """The keys of a leaf's path, the same in Linen and NNX."""
+    last = path[-1] if len(path) > 1 else None
+    is_wrapped = isinstance(last, jax.tree_util.GetAttrKey) and last.name in _WRAPPERS
+    return tuple(map(key_value, path[:-1] if is_wrapped else path))
 
 
 def key_value(key: Any) -> Any:

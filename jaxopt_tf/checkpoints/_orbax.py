@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from .._typing import PyTree
+from ._older import filled, lacking
 from ._record import Record, check_fit, describe, is_key, named, read_record
 
 # Arrays of fewer bytes are not worth a memory of their own.
@@ -122,8 +123,10 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
     """
     saved = read_record(path).leaves
     wanted = named("like", like)
-    check_fit(path, saved, wanted)
-    items = {name: leaf for name, leaf in wanted.items() if leaf.size}
+    lacked = lacking(saved, wanted)
+    present = {name: leaf for name, leaf in wanted.items() if name not in lacked}
+    check_fit(path, saved, present)
+    items = {name: leaf for name, leaf in present.items() if leaf.size}
     args = ocp.args.PyTreeRestore(
         item=dict.fromkeys(items, 0),
         restore_args={name: _restore_args(leaf) for name, leaf in items.items()},
@@ -134,8 +137,10 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
         )
         data = checkpointer.restore(path.absolute(), args=args)
         checkpointer.close()
+    data |= filled(lacked, data)
+    keys = {name: kind.key for name, kind in saved.items()}
     leaves = [
-        _placed(data[name] if leaf.size else _empty(leaf), leaf, saved[name].key)
+        _placed(data[name] if leaf.size else _empty(leaf), leaf, keys.get(name))
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -59,9 +59,14 @@ def adafactor_from_torch(
         return row, col, whole, mu
 
     layout_tree = resolve_layouts(layouts, params)
-    trees = _tree.map_leaves(leaf, params, layout_tree, *node[3:], num_results=4)
-    node = AdafactorState(*node[:3], *trees)
+    old = _moments(node)
+    new = _tree.map_leaves(leaf, params, layout_tree, *old.values(), num_results=4)
+    node = node._replace(**dict(zip(old, new, strict=True)))
     return with_clock(node, params, counts, state, pieces, step)
+
+
+def _moments(node: AdafactorState) -> dict[str, PyTree]:
+    return {name: getattr(node, name) for name in ("nu_row", "nu_col", "nu", "mu")}
 
 
 def _means(
@@ -97,7 +102,7 @@ def adafactor_entries(
         return dict(zip(counts, flat, strict=True))
 
     leaves, seen = column(params), column(resolve_layouts(layouts, params))
-    rows, cols, wholes, mus = map(column, node[3:])
+    rows, cols, wholes, mus = map(column, _moments(node).values())
 
     def whole(name: str) -> np.ndarray:
         array = np.asarray(wholes[name])

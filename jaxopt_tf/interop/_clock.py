@@ -38,10 +38,11 @@ def with_clock(
     step: int | None,
 ) -> Any:
     """`node` with the counts, the schedule's step and the rate of the file."""
-    new = node._replace(count=_count_tree(counts, params, node.count))
-    if node.step is not None:
-        position = max(counts.values(), default=0) if step is None else step
-        new = new._replace(step=placed_as(position, node.step))
+    position = max(counts.values(), default=0) if step is None else step
+    new = node._replace(
+        count=_count_tree(counts, params, node.count),
+        step=placed_as(position, node.step),
+    )
     rate = _rate({p.torch_name for name in counts for p in pieces[name]}, state)
     if rate is not None:
         new = new._replace(learning_rate=placed_as(rate, node.learning_rate))

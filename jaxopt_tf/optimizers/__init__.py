@@ -13,8 +13,8 @@ from ._clipping import clip as clip
 from ._clipping import is_clipped as is_clipped
 from ._layout import TorchLayout as TorchLayout
 from ._layout import resolve_layouts as resolve_layouts
-from ._learning_rate import get_learning_rate as get_learning_rate
-from ._learning_rate import set_learning_rate as set_learning_rate
+from ._learning_rate_access import get_learning_rate as get_learning_rate
+from ._learning_rate_access import set_learning_rate as set_learning_rate
 from ._lion import LionState as LionState
 from ._lion import lion_tf as lion_tf
 from ._rmsprop import RMSpropState as RMSpropState

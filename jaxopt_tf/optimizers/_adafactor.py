@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _tree
-from .._dtypes import wide_dtype, widest_dtype
+from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import difference
 from .._scalars import is_zero, one_minus, scalar
@@ -30,8 +30,9 @@ class AdafactorState(NamedTuple):
     """
 
     count: PyTree  # (), int32: updates that the moments have seen; or one per leaf
-    step: jax.Array | None  # (), int32: asked of the schedule next; None: constant rate
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, without parameter scale
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     nu_row: PyTree  # torch's shape without its last axis, float32: means of g^2
     nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
     nu: PyTree  # torch's shape, float32: mean of g^2 per element
@@ -109,6 +110,12 @@ def adafactor_tf(
     check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
     never_decays = is_zero(weight_decay)
 
+    def relative(step: jax.Array) -> jax.Array:
+        dtype = jnp.float64 if step.dtype == jnp.int64 else jnp.float32
+        return relative_rate(step + 1, warmup_init, dtype)
+
+    schedule = relative if learning_rate is None else learning_rate
+
     def init(params: PyTree) -> AdafactorState:
         _tree.check_params(params, function="adafactor_tf")
         check_whole("params", params)
@@ -133,12 +140,8 @@ def adafactor_tf(
         resolve_mask(decay_mask, params)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
-        # The relative step has a step, as a schedule has: it is not to be set.
-        step: jax.Array | None = jnp.zeros((), jnp.int32)
-        rate = relative_rate(1, warmup_init, widest_dtype(params))
-        if learning_rate is not None:
-            step, rate = _learning_rate.init(learning_rate, params)
-        return AdafactorState(jnp.zeros((), jnp.int32), step, rate, *trees)
+        rate = _learning_rate.init(schedule, params)
+        return AdafactorState(jnp.zeros((), jnp.int32), *rate, *trees)
 
     def update(
         grads: PyTree,
@@ -152,15 +155,13 @@ def adafactor_tf(
         check_whole("params", params)
         check_whole("grads", grads)
         count = jax.tree.map(optax.safe_increment, state.count)
-        stored = state.learning_rate
         if learning_rate is None:
             # Where the counts of leaves differ, the state holds the rate of the first.
             first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
-            new_rate = relative_rate(first, warmup_init, stored.dtype)
-            rates = {}
+            dtype = state.learning_rate.dtype
+            rates = {dtype: relative_rate(first, warmup_init, dtype)}
         else:
-            rates = _learning_rate.current(learning_rate, state.step, stored, params)
-            new_rate = rates[stored.dtype]
+            rates = _learning_rate.current(learning_rate, state, params)
 
         def clock(count: jax.Array, dtype: Any) -> Clock:
             is_own = learning_rate is None
@@ -212,11 +213,12 @@ def adafactor_tf(
 
         layout_tree = resolve_layouts(layouts, params)
         mask = resolve_mask(decay_mask, params)
+        old = state.nu_row, state.nu_col, state.nu, state.mu
         updates, *moments = _tree.map_leaves(
-            leaf, params, grads, layout_tree, mask, clocks, *state[3:], num_results=5
+            leaf, params, grads, layout_tree, mask, clocks, *old, num_results=5
         )
-        step = _learning_rate.advance(state.step)
-        return updates, AdafactorState(count, step, new_rate, *moments)
+        new_rate = _learning_rate.advanced(schedule, state, rates)
+        return updates, AdafactorState(count, *new_rate, *moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

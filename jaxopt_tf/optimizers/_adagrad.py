@@ -18,8 +18,9 @@ class AdagradState(NamedTuple):
     """What the next update needs."""
 
     count: PyTree  # (), int32: updates that the sums have seen; or one per leaf
-    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, before `lr_decay`
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     nu: PyTree  # as params, float32: sum of squared gradients
 
 

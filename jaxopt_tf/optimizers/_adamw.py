@@ -24,11 +24,10 @@ class AdamWState(NamedTuple):
 
     # (), int32: updates that the moments have seen; or a tree of such, one per leaf
     count: PyTree
-    step: (
-        jax.Array | None
-    )  # (), int32: what the schedule is asked next; None: no schedule
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     # (), float32, or float64 if a parameter is: used by the last update
     learning_rate: jax.Array
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     mu: PyTree  # as params, `moment_dtype`: mean of gradients
     nu: PyTree  # as params, `moment_dtype`: mean of squared gradients
 
@@ -160,7 +159,7 @@ def adam(
     def init(params):
         _tree.check_params(params, function=function)
         resolve_mask(decay_mask, params)
-        step, rate = _learning_rate.init(learning_rate, params)
+        rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
             if not _tree.is_floating(p):
@@ -171,15 +170,14 @@ def adam(
             return zeros(), zeros()  # two buffers: a step donates each
 
         mu, nu = _tree.map_leaves(moments, params, num_results=2)
-        return AdamWState(jnp.zeros((), jnp.int32), step, rate, mu, nu)
+        return AdamWState(jnp.zeros((), jnp.int32), *rate, mu, nu)
 
     def update(grads, state, params=None, **extra_args):
         del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
-        stored = state.learning_rate
-        rates = _learning_rate.current(learning_rate, state.step, stored, params)
+        rates = _learning_rate.current(learning_rate, state, params)
         exact_rates = _learning_rate.exact(learning_rate, rates)
         count = jax.tree.map(optax.safe_increment, state.count)
 
@@ -208,8 +206,8 @@ def adam(
         updates, mu, nu = _tree.map_leaves(
             leaf, params, grads, state.mu, state.nu, mask, scalars, num_results=3
         )
-        step = _learning_rate.advance(state.step)
-        return updates, AdamWState(count, step, rates[stored.dtype], mu, nu)
+        new_rate = _learning_rate.advanced(learning_rate, state, rates)
+        return updates, AdamWState(count, *new_rate, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -39,7 +39,7 @@ def by_element(
 
     Args:
         function: the optimizer's name, for errors.
-        state_type: takes `count`, `step`, `learning_rate` and the moments.
+        state_type: takes `count`, the fields of the learning rate, and the moments.
         learning_rate: as for `adamw_tf`.
         weight_decay: only whether it is 0 is looked at here.
         decay_mask: as for `adamw_tf`.
@@ -54,7 +54,7 @@ def by_element(
     def init(params):
         _tree.check_params(params, function=function)
         resolve_mask(decay_mask, params)
-        step, rate = _learning_rate.init(learning_rate, params)
+        rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
             is_kept = [kept and _tree.is_floating(p) for kept in has_moments]
@@ -64,15 +64,14 @@ def by_element(
             )
 
         trees = _tree.map_leaves(moments, params, num_results=len(has_moments))
-        return state_type(jnp.zeros((), jnp.int32), step, rate, *trees)
+        return state_type(jnp.zeros((), jnp.int32), *rate, *trees)
 
     def update(grads, state, params=None, **extra_args):
         del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
-        stored = state.learning_rate
-        rates = _learning_rate.current(learning_rate, state.step, stored, params)
+        rates = _learning_rate.current(learning_rate, state, params)
         exact_rates = _learning_rate.exact(learning_rate, rates)
         count = jax.tree.map(optax.safe_increment, state.count)
 
@@ -92,11 +91,12 @@ def by_element(
             new, *rest = new_leaf(wide_p, wide_g, is_decayed, now, *moments)
             return placed_as(difference(new, there), p), *rest
 
+        moments = state[-len(has_moments) :]
         updates, *trees = _tree.map_leaves(
-            leaf, params, grads, mask, clocks, *state[3:], num_results=len(state) - 2
+            leaf, params, grads, mask, clocks, *moments, num_results=len(moments) + 1
         )
-        step = _learning_rate.advance(state.step)
-        return updates, state_type(count, step, rates[stored.dtype], *trees)
+        new_rate = _learning_rate.advanced(learning_rate, state, rates)
+        return updates, state_type(count, *new_rate, *trees)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

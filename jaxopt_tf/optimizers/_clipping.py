@@ -84,15 +84,20 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
 
 
 def is_clipped(opt_state: PyTree) -> jax.Array:
-    """Whether a `clip` in it made the last gradients smaller; (), bool.
+    """Returns whether a `clip` in it made the last gradients smaller; (), bool.
 
     Args:
-        opt_state: any optimizer state; False where no `clip` is in it.
+        opt_state: any tree with optimizer states in it, as for `get_learning_rate`;
+            False if it contains no state of `clip`.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=_is_clip_state)
-    states = [node for node in nodes if _is_clip_state(node)]
-    # `tree.leaves`, because NNX keeps a leaf inside a variable.
-    factors = [jax.tree.leaves(state.factor)[0] for state in states]
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    # By their paths, which end alike in NamedTuples, NNX states and dicts.
+    by_path = {_tree.path_keys(path): leaf for path, leaf in leaves}
+    factors = [
+        leaf
+        for keys, leaf in by_path.items()
+        if keys[-1:] == ("factor",) and (*keys[:-1], "grad_norm") in by_path
+    ]
     return jnp.any(jnp.asarray([factor < 1.0 for factor in factors], bool))
 
 
@@ -113,7 +118,3 @@ def _check_shards(updates: PyTree, params: PyTree | None) -> None:
             f"{name!r}: the gradient along {axes}, the parameter along "
             f"{axes_of_param}. Add up gradients with `jax.lax.psum` before clipping."
         )
-
-
-def _is_clip_state(node: object) -> bool:
-    return isinstance(node, ClipState)

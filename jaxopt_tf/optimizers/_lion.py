@@ -19,8 +19,9 @@ class LionState(NamedTuple):
     """What the next update needs."""
 
     count: PyTree  # (), int32: updates that the mean has seen; or one per leaf
-    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     mu: PyTree  # as params, float32: mean of gradients
 
 

@@ -17,8 +17,9 @@ class RMSpropState(NamedTuple):
     """What the next update needs; what an option does without is masked."""
 
     count: PyTree  # (), int32: updates that the means have seen; or one per leaf
-    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     nu: PyTree  # as params, float32: mean of squared gradients
     mu: PyTree  # as params, float32: mean of gradients, where `centered`
     momentum: PyTree  # as params, float32: decaying sum of steps

@@ -18,8 +18,9 @@ class SGDState(NamedTuple):
     """What the next update needs; `momentum` is masked without momentum."""
 
     count: PyTree  # (), int32: updates that the buffers have seen; or one per leaf
-    step: jax.Array | None  # (), int32: asked of the schedule next; None: no schedule
+    step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
+    rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     momentum: PyTree  # as params, float32: decaying sum of gradients
 
 

@@ -17,6 +17,7 @@ from jaxopt_tf.checkpoints import (
 )
 from jaxopt_tf.checkpoints._digest import DIGEST_FILE, seal
 from jaxopt_tf.checkpoints._restore import damage
+from jaxopt_tf.optimizers import sgd_tf
 
 LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3))}
 
@@ -165,3 +166,52 @@ def test_refuses_what_is_no_array_or_has_no_name_of_its_own(folder):
     twice = {"a.b": LIKE["w"], "a": {"b": LIKE["w"]}}
     with pytest.raises(ValueError, match="got two leaves 'a.b'. Rename"):
         restore_latest(folder, twice)
+
+
+PARAMS = {"w": jnp.ones(3), "table": jnp.zeros(2)}
+RATES = {"constant": 0.25, "schedule": lambda step: 0.5 ** jnp.float32(step)}
+
+
+def after_updates(optimizer, state, num_updates):
+    for _ in range(num_updates):
+        _, state = optimizer.update(PARAMS, state, PARAMS)
+    return state
+
+
+@pytest.mark.promotion_of_others
+@pytest.mark.parametrize("counts", ["one count", "a count per leaf"])
+@pytest.mark.parametrize("rate", RATES)
+def test_a_state_from_before_rate_source_is_continued(tmp_path, rate, counts):
+    optimizer = sgd_tf(RATES[rate], momentum=0.9)
+    state = optimizer.init(PARAMS)
+    if counts == "a count per leaf":
+        state = state._replace(count={"w": jnp.int32(2), "table": jnp.int32(0)})
+    state = after_updates(optimizer, state, 3)
+    older = state._replace(
+        rate_source=None, step=state.step if rate == "schedule" else None
+    )
+    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+        checkpoints.save(3, {"chain": (older,)}, {})
+    like = {"chain": (jax.eval_shape(lambda: state),)}
+    restored = restore_latest(tmp_path, like).arrays["chain"][0]
+    assert restored.rate_source == (rate == "schedule")
+    # Constant rates had no step: the largest count is the best that is known.
+    assert restored.step == (
+        5 if (rate, counts) == ("constant", "a count per leaf") else 3
+    )
+    expected = after_updates(optimizer, state, 1)._replace(step=restored.step + 1)
+    for a, b in zip(
+        jax.tree.leaves(after_updates(optimizer, restored, 1)),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_that_lacks_something_else_too_is_refused(tmp_path):
+    state = sgd_tf(0.25, momentum=0.9).init(PARAMS)
+    older = state._replace(rate_source=None, step=None, momentum=None)
+    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+        checkpoints.save(3, older, {})
+    with pytest.raises(ValueError, match=r"2 only in `like` \(momentum"):
+        restore_latest(tmp_path, state)

@@ -10,11 +10,15 @@ from flax.training.train_state import TrainState
 
 from jaxopt_tf.optimizers import (
     adafactor_tf,
+    adafactor_trainer,
     adamw_tf,
     clip,
     get_learning_rate,
     set_learning_rate,
+    sgd_tf,
 )
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 PARAMS = {"a": jnp.ones((4, 3)), "b": jnp.ones(3)}
 
@@ -114,18 +118,107 @@ def test_under_vmap_is_one_per_run():
     np.testing.assert_allclose(updates["b"][1], 10 * updates["b"][0], rtol=1e-3)
 
 
+RATES = {
+    "float": lambda value: value,
+    "array": jnp.float32,
+    "schedule": lambda value: lambda step: value * halving(step),
+}
+FACTORIES = {
+    "adamw": adamw_tf,
+    "sgd": sgd_tf,
+    "adafactor": adafactor_trainer,
+    "relative": lambda rate: adafactor_tf(warmup_init=True),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_kind_of_rate_has_one_tree(name):
+    states = [
+        jax.eval_shape(FACTORIES[name](make(1e-3)).init, PARAMS)
+        for make in RATES.values()
+    ]
+    states += [jax.eval_shape(adafactor_tf().init, PARAMS)] * (name == "relative")
+    assert all(state == states[0] for state in states)
+    new = jax.eval_shape(FACTORIES[name](1e-3).update, PARAMS, states[0], PARAMS)[1]
+    assert new == states[0]
+
+
+# Rate of the first update of a run that was saved after three updates: the first run
+# has the rate 1/8 or starts at it, the second one 1/32.
+AFTER_A_RESTORE = {
+    ("float", "float"): 1 / 8,
+    ("float", "array"): 1 / 32,
+    ("float", "schedule"): 1 / 32 / 8,
+    ("array", "float"): 1 / 8,
+    ("array", "array"): 1 / 32,
+    ("array", "schedule"): 1 / 32 / 8,
+    ("schedule", "float"): 1 / 32,
+    ("schedule", "array"): 1 / 32,
+    ("schedule", "schedule"): 1 / 32 / 8,
+}
+
+
+@pytest.mark.parametrize("factory", [adamw_tf, adafactor_trainer, sgd_tf])
+@pytest.mark.parametrize(("before", "after"), AFTER_A_RESTORE)
+def test_a_state_is_restored_into_every_kind_of_rate(factory, before, after):
+    first, second = factory(RATES[before](1 / 8)), factory(RATES[after](1 / 32))
+    state = first.init(PARAMS)
+    for _ in range(3):
+        _, state = first.update(PARAMS, state, PARAMS)
+    updates, state = second.update(PARAMS, state, PARAMS)
+    rate = AFTER_A_RESTORE[before, after]
+    assert get_learning_rate(state) == rate
+    # Of constant gradients each update is the rate.
+    np.testing.assert_allclose(updates["a"], -rate, rtol=1e-4)
+    _, state = second.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == (rate / 2 if after == "schedule" else rate)
+
+
+def test_a_relative_step_is_restored_into_a_float_and_back():
+    relative, constant = adafactor_tf(), adafactor_tf(0.25, relative_step=False)
+    state = after_one_update(relative)
+    _, state = constant.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == 0.25
+    state = set_learning_rate(state, 0.5)
+    _, state = constant.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == 0.5
+    _, state = relative.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == np.float32(1e-2)
+    # Four updates: a schedule is continued there.
+    scheduled = adafactor_tf(halving, relative_step=False)
+    _, state = scheduled.update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == 0.5**4
+
+
+def test_a_rate_that_was_set_is_kept_over_a_restore_into_another_float():
+    state = set_learning_rate(after_one_update(adamw_tf(1e-3)), 0.5)
+    _, state = adamw_tf(1e-2).update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == 0.5
+    _, state = adamw_tf(halving).update(PARAMS, state, PARAMS)
+    assert get_learning_rate(state) == 0.25
+
+
 def test_is_not_to_be_found_in_a_state_of_others():
     with pytest.raises(ValueError, match="`opt_state` must hold the state of"):
         get_learning_rate(optax.adam(1e-3).init(PARAMS))
 
 
 @pytest.mark.parametrize(
-    "rate", [halving, jnp.float32(1e-3)], ids=["schedule", "array"]
+    "optimizer", [adamw_tf(halving), adafactor_tf()], ids=["schedule", "relative"]
 )
-def test_cannot_be_set_where_it_is_asked_again(rate):
-    state = adamw_tf(rate).init(PARAMS)
+def test_cannot_be_set_where_a_schedule_would_replace_it(optimizer):
+    state = optimizer.init(PARAMS)
     with pytest.raises(ValueError, match="`opt_state` takes the learning rate"):
         set_learning_rate(state, 0.5)
+
+
+def test_an_array_is_replaced_by_a_rate_that_is_set():
+    optimizer = adamw_tf(jnp.float32(1e-3))
+    state = set_learning_rate(after_one_update(optimizer), 0.5)
+    for _ in range(2):
+        updates, state = optimizer.update(PARAMS, state, PARAMS)
+        assert get_learning_rate(state) == 0.5
+        np.testing.assert_allclose(updates["b"], -0.5, rtol=1e-5)
 
 
 def test_cannot_be_set_to_nonsense():
