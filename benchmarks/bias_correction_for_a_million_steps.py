@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks._report import Row
 from jaxopt_tf.optimizers._adamw import _bias_correction
+from jaxopt_tf.optimizers._exact import arithmetic
 
 BETAS = (0.9, 0.95, 0.99, 0.999, 0.9999)
 
@@ -34,7 +35,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _ours(beta, step):
-    return _bias_correction(beta, step).high
+    return _bias_correction(arithmetic(jnp.float32), beta, step).high
 
 
 def _like_optax(beta, step):

@@ -1,4 +1,6 @@
-"""Hyper-parameters as float32 scalars, rounded once: from the host's double."""
+"""Hyper-parameters as scalars, rounded once: from the host's double to a dtype."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +9,16 @@ from . import _check
 from ._typing import PyTree, Scalar
 
 
-def f32(value: Scalar) -> jax.Array:
-    """`value` as (), float32."""
-    return jnp.asarray(value).astype(jnp.float32)
+def scalar(value: Scalar, dtype: Any) -> jax.Array:
+    """Returns `value` as (), `dtype`."""
+    return jnp.asarray(value).astype(dtype)
 
 
-def one_minus(value: Scalar) -> jax.Array:
-    """1 - value; of a float32 array exact where value >= 1/2."""
+def one_minus(value: Scalar, dtype: Any) -> jax.Array:
+    """Returns 1 - value; for an array in `dtype`, exact where value >= 1/2."""
     if isinstance(value, jax.Array):
-        return 1.0 - f32(value)
-    return jnp.float32(1.0 - float(value))
+        return 1.0 - scalar(value, dtype)
+    return scalar(1.0 - float(value), dtype)
 
 
 def is_zero(value: Scalar) -> bool:
@@ -24,12 +26,12 @@ def is_zero(value: Scalar) -> bool:
     return _check.is_concrete(value) and float(value) == 0.0
 
 
-def computed_once(scalars: PyTree, count: jax.Array) -> PyTree:
-    """The same scalars, as one computation that all leaves read.
+def computed_once(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
+    """Returns the same scalars, as one computation that all leaves read.
 
-    XLA computes sums and selects anew in the loop of every leaf that reads them, but
-    no division. So the floats are divided by a one that no compiler can know, since
-    it does not know that a count, (), int32, is never negative.
+    XLA recomputes sums and selects in the loop of every leaf that reads them, but no
+    division. So the scalars of `dtype` are divided by a one that no compiler can know,
+    since it does not know that a count, (), int32, is never negative.
     """
-    one = 1.0 - jnp.minimum(count, 0).astype(jnp.float32)
-    return jax.tree.map(lambda x: x / one if x.dtype == jnp.float32 else x, scalars)
+    one = 1.0 - jnp.minimum(count, 0).astype(dtype)
+    return jax.tree.map(lambda x: x / one if x.dtype == dtype else x, scalars)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._dtypes import is_narrow, unsupported, wide_dtype, widest_dtype
 from ._placement import shard_axes
 from ._typing import PyTree
 
@@ -48,26 +49,28 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """The Euclidean norm of all elements together; (), float32.
+    """Returns the Euclidean norm of all elements together; (), float32 or float64.
 
-    Squares are summed in float32 whatever the leaves' dtype; integer and float0 leaves
-    count as nothing. Inside of `jax.shard_map` those of all shards are added up.
+    Squares are summed in float32 whatever the leaves' dtype, and in float64 if one of
+    them is float64. Integer and float0 leaves are left out. Inside of `jax.shard_map`
+    the squares of all shards are added up.
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    dtype = widest_dtype(arrays)
     small = [leaf for leaf in arrays if _is_small(leaf)]
     # By the mesh axes along which leaves are shards, so that each set is sent once.
-    totals = {frozenset[str](): jnp.zeros((), jnp.float32)}
+    totals = {frozenset[str](): jnp.zeros((), dtype)}
     # From the last leaf on, whose gradient a backward pass has first.
     for leaf in reversed(arrays):
         if not _is_small(leaf):
-            axes, squares = shard_axes(leaf), _sum_of_squares(leaf)
+            axes, squares = shard_axes(leaf), _sum_of_squares(leaf, dtype)
             totals[axes] = totals[axes] + squares if axes in totals else squares
     total = totals.pop(frozenset())
     if small:
         # Biases and scales together: each alone costs three launches on a CPU, which
         # take longer than its sum, and a compiler ten times as long.
-        flat = [leaf.astype(jnp.float32).reshape(-1) for leaf in small]
-        total = total + _sum_of_squares(jnp.concatenate(flat))
+        flat = [leaf.astype(dtype).reshape(-1) for leaf in small]
+        total = total + _sum_of_squares(jnp.concatenate(flat), dtype)
     for axes, squares in totals.items():
         total = total + jax.lax.psum(squares, tuple(sorted(axes)))
     return jnp.sqrt(total)
@@ -80,9 +83,9 @@ def _is_small(leaf: jax.Array) -> bool:
     return leaf.size <= 4096 and is_on_one
 
 
-def _sum_of_squares(leaf: jax.Array) -> jax.Array:
-    x32 = leaf.astype(jnp.float32)
-    return jnp.sum(x32 * x32)
+def _sum_of_squares(leaf: jax.Array, dtype: Any) -> jax.Array:
+    x = leaf.astype(dtype)
+    return jnp.sum(x * x)
 
 
 def is_floating(leaf: Any) -> bool:
@@ -110,12 +113,25 @@ def map_leaves(
 
 
 def per_leaf(
-    function: Callable[[jax.Array], Any], counts: PyTree, params: PyTree
+    function: Callable[[jax.Array, Any], Any], counts: PyTree, params: PyTree
 ) -> PyTree:
-    """`function` of each leaf's count; called once where one count serves all."""
-    values = [function(count) for count in jax.tree.leaves(counts)]
-    if len(values) == 1:
-        values = values * len(jax.tree.leaves(params))
+    """Calls `function(count, dtype)` per leaf, `dtype` being that of its arithmetic.
+
+    Leaves that share both share the result. For integer leaves it is None.
+    """
+    leaves, each = jax.tree.leaves(params), jax.tree.leaves(counts)
+    each = each * len(leaves) if len(each) == 1 else each
+    results: dict[tuple, Any] = {}
+
+    def result(leaf: jax.Array, count: jax.Array) -> Any:
+        if not is_floating(leaf):
+            return None
+        key = id(count), wide_dtype(leaf.dtype)
+        if key not in results:
+            results[key] = function(count, key[1])
+        return results[key]
+
+    values = list(map(result, leaves, each))
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
@@ -128,15 +144,16 @@ def check_params(params: PyTree, *, function: str) -> None:
         )
     check_arrays("params", params)
     bad = [
-        (name, leaf.dtype)
+        (name, leaf.dtype, advice)
         for name, leaf in named_leaves(params)
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating) or leaf.dtype == jnp.float64
+        if (advice := unsupported(leaf.dtype))
     ]
     if bad:
+        name, dtype, advice = bad[0]
         raise TypeError(
-            f"`params` must be float32, bfloat16 or float16 (integers are passed by), "
-            f"but {len(bad)} leaves are not, the first being {bad[0][0]!r} with dtype "
-            f"{bad[0][1]}. Cast to float32, or carry a complex number as two leaves."
+            "`params` must be float32, bfloat16, float16, or float64 under "
+            f"`jax_enable_x64` (integers are left unchanged), but {len(bad)} leaves "
+            f"are not, the first being {name!r} with dtype {dtype}. {advice}"
         )
 
 
@@ -152,13 +169,22 @@ def check_arrays(argument: str, tree: PyTree) -> None:
 
 
 def check_real(argument: str, tree: PyTree) -> None:
-    """Raises if a leaf is complex: torch and optax disagree on what its norm is."""
+    """Raises if a leaf cannot be scaled: it is complex, or has fewer than 16 bits.
+
+    Torch and optax disagree on the norm of complex numbers. A clipped float8 gradient
+    would mostly be 0: the smallest number of float8_e4m3fn is 2e-3.
+    """
     check_arrays(argument, tree)
     for name, leaf in named_leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise TypeError(
                 f"`{argument}` must be real, got {leaf.dtype} for {name!r}. Carry a "
                 "complex number as two leaves."
+            )
+        if is_narrow(leaf.dtype):
+            raise TypeError(
+                f"`{argument}` must have 16 bits or more, got {leaf.dtype} for "
+                f"{name!r}. Cast gradients to float32 before they are clipped."
             )
 
 

@@ -122,9 +122,15 @@ def _read_norms(steps: list[dict[str, Any]]) -> Norms:
     return Norms(**{field: _column(steps, name) for name, field in NORM_NAMES.items()})
 
 
-def _column(steps: list[dict[str, Any]], name: str, dtype: Any = np.float32) -> Any:
+def _column(steps: list[dict[str, Any]], name: str, dtype: Any = np.float64) -> Any:
     # None becomes NaN.
-    return np.array([step[name] for step in steps], dtype)
+    column = np.array([step[name] for step in steps], dtype)
+    if dtype is not np.float64:
+        return column
+    # float32, as most runs have it, unless that loses digits of a float64 run.
+    with np.errstate(over="ignore"):
+        narrow = column.astype(np.float32)
+    return narrow if np.array_equal(narrow, column, equal_nan=True) else column
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:

@@ -1,6 +1,5 @@
 """Adafactor with Transformers' numbers."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from .. import _tree
+from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import difference
-from .._scalars import f32, is_zero, one_minus
-from .._typing import PyTree, Scalar, ScalarOrSchedule, Step
+from .._scalars import is_zero, one_minus, scalar
+from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
 from ._adafactor_arguments import check_others, check_rate, check_whole
 from ._adafactor_clock import Clock, relative_rate, tick
@@ -66,8 +66,9 @@ def adafactor_tf(
         p     = p - weight_decay rate p - u
 
     A vector or a scalar keeps the whole mean of g^2 + eps[0] instead of row and col.
-    Axes are those that torch would see, see `layouts`. Arithmetic is in float32, and
-    updates are differences of parameters, as in `adamw_tf`.
+    Axes are those that torch would see, see `layouts`. Arithmetic is in float32
+    (float64 for float64 leaves), and updates are differences of parameters, as in
+    `adamw_tf`.
 
     Means are of whole arrays: shards inside of `jax.shard_map` are refused. Under
     `check_vma=False` and in `jax.pmap` they cannot be told apart from whole leaves.
@@ -109,15 +110,11 @@ def adafactor_tf(
     check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
     never_decays = is_zero(weight_decay)
 
-    def relative(step: Step) -> jax.Array:
-        return relative_rate(step + 1, warmup_init)
+    def relative(step: jax.Array) -> jax.Array:
+        dtype = jnp.float64 if step.dtype == jnp.int64 else jnp.float32
+        return relative_rate(step + 1, warmup_init, dtype)
 
     schedule = relative if learning_rate is None else learning_rate
-
-    def clock(rate: jax.Array, count: jax.Array) -> Clock:
-        if learning_rate is None:
-            rate = relative_rate(count, warmup_init)
-        return tick(count, decay_rate, rate)
 
     def init(params: PyTree) -> AdafactorState:
         _tree.check_params(params, function="adafactor_tf")
@@ -127,7 +124,7 @@ def adafactor_tf(
             row = col = whole = mu = optax.MaskedNode()
             if _tree.is_floating(p):
                 # Sums of zeros, so that they lie on devices as the parameter does.
-                zeros = jnp.zeros_like(p, jnp.float32)
+                zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
                 if _is_factored(layout, p.ndim):
                     *_, down, across = layout.groups(p.ndim)
                     rows = jnp.sum(zeros, across, keepdims=True)
@@ -137,13 +134,13 @@ def adafactor_tf(
                 else:
                     whole = layout.to_torch(zeros)
                 if beta1 is not None:
-                    mu = jnp.zeros_like(p, jnp.float32)
+                    mu = jnp.zeros_like(p, zeros.dtype)
             return row, col, whole, mu
 
         resolve_mask(decay_mask, params)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
-        rate = _learning_rate.init(schedule)
+        rate = _learning_rate.init(schedule, params)
         return AdafactorState(jnp.zeros((), jnp.int32), *rate, *trees)
 
     def update(
@@ -158,51 +155,60 @@ def adafactor_tf(
         check_whole("params", params)
         check_whole("grads", grads)
         count = jax.tree.map(optax.safe_increment, state.count)
-        # Of leaves whose counts differ, the first tells the relative step.
-        first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
         if learning_rate is None:
-            rate = relative_rate(first, warmup_init)
+            # Where the counts of leaves differ, the state holds the rate of the first.
+            first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
+            dtype = state.learning_rate.dtype
+            rates = {dtype: relative_rate(first, warmup_init, dtype)}
         else:
-            rate = _learning_rate.current(learning_rate, state)
-        clocks = _tree.per_leaf(functools.partial(clock, rate), count, params)
+            rates = _learning_rate.current(learning_rate, state, params)
+
+        def clock(count: jax.Array, dtype: Any) -> Clock:
+            is_own = learning_rate is None
+            rate = relative_rate(count, warmup_init, dtype) if is_own else rates[dtype]
+            return tick(count, decay_rate, rate)
+
+        clocks = _tree.per_leaf(clock, count, params)
 
         def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), row, col, whole, mu
             home = p if beta1 is None else mu
             there = placed_as(p, home)
-            p32 = there.astype(jnp.float32)
-            g32 = placed_as(g, home).astype(jnp.float32)
+            dtype = wide_dtype(p.dtype)
+            wide_p = there.astype(dtype)
+            wide_g = placed_as(g, home).astype(dtype)
             rms = _rms_of(layout.own_axes(p.ndim), p.shape)
             lr = now.rate
             if scale_parameter:
-                lr = lr * jnp.maximum(f32(eps[1]), rms(p32 * p32))
+                lr = lr * jnp.maximum(scalar(eps[1], dtype), rms(wide_p * wide_p))
 
             if _is_factored(layout, p.ndim):
                 *_, down, across = layout.groups(p.ndim)
-                by_row = row_means(g32, across, eps[0])
-                by_col = column_means(g32, down, eps[0])
-                row32 = placed_as(layout.without(row, -1, p.shape), by_row)
-                col32 = placed_as(layout.without(col, -2, p.shape), by_col)
-                row32 = now.kept * row32 + now.new * by_row
-                col32 = now.kept * col32 + now.new * by_col
-                u, size = step_and_size(g32, row32, col32, across, down)
-                row = placed_as(jnp.squeeze(layout.to_torch(row32), -1), row)
-                col = placed_as(jnp.squeeze(layout.to_torch(col32), -2), col)
+                by_row = row_means(wide_g, across, eps[0])
+                by_col = column_means(wide_g, down, eps[0])
+                rows = placed_as(layout.without(row, -1, p.shape), by_row)
+                cols = placed_as(layout.without(col, -2, p.shape), by_col)
+                rows = now.kept * rows + now.new * by_row
+                cols = now.kept * cols + now.new * by_col
+                u, size = step_and_size(wide_g, rows, cols, across, down)
+                row = placed_as(jnp.squeeze(layout.to_torch(rows), -1), row)
+                col = placed_as(jnp.squeeze(layout.to_torch(cols), -2), col)
             else:
-                nu32 = placed_as(layout.from_torch(whole, p.shape), g32)
-                nu32 = now.kept * nu32 + now.new * (g32 * g32 + f32(eps[0]))
-                u = jax.lax.rsqrt(nu32) * g32
+                nu = placed_as(layout.from_torch(whole, p.shape), wide_g)
+                eps0 = scalar(eps[0], dtype)
+                nu = now.kept * nu + now.new * (wide_g * wide_g + eps0)
+                u = jax.lax.rsqrt(nu) * wide_g
                 size = u * u
-                whole = placed_as(layout.to_torch(nu32), whole)
-            u = u / jnp.maximum(1.0, rms(size) / f32(clip_threshold))
+                whole = placed_as(layout.to_torch(nu), whole)
+            u = u / jnp.maximum(1.0, rms(size) / scalar(clip_threshold, dtype))
             u = u * lr
             if beta1 is not None:
                 # It holds updates, the rate included: a new rate arrives late.
-                u = mu = f32(beta1) * mu + one_minus(beta1) * u
+                u = mu = scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * u
             if is_decayed and not never_decays:
-                p32 = p32 - f32(weight_decay) * lr * p32
-            change = placed_as(difference(p32 - u, there), p)
+                wide_p = wide_p - scalar(weight_decay, dtype) * lr * wide_p
+            change = placed_as(difference(wide_p - u, there), p)
             return change, row, col, whole, mu
 
         layout_tree = resolve_layouts(layouts, params)
@@ -211,7 +217,7 @@ def adafactor_tf(
         updates, *moments = _tree.map_leaves(
             leaf, params, grads, layout_tree, mask, clocks, *old, num_results=5
         )
-        new_rate = _learning_rate.advanced(schedule, state, rate)
+        new_rate = _learning_rate.advanced(schedule, state, rates)
         return updates, AdafactorState(count, *new_rate, *moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -227,6 +233,6 @@ def _rms_of(own: tuple[int, ...], shape: tuple[int, ...]) -> Callable:
 
     def rms(squares: jax.Array) -> jax.Array:
         norm = jnp.sqrt(jnp.sum(squares, axis=own, keepdims=True))
-        return norm / f32(math.sqrt(num_elements))
+        return norm / scalar(math.sqrt(num_elements), norm.dtype)
 
     return rms

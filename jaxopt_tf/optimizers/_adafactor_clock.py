@@ -1,42 +1,42 @@
-"""What Adafactor takes from the number of updates: its decay, its own learning rate."""
+"""Adafactor's decay and relative step, functions of the number of updates."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._scalars import f32
+from .._scalars import scalar
 from .._typing import Scalar, Step
 
 
 class Clock(NamedTuple):
-    """What an update takes from the number of updates before it."""
+    """Scalars of one update, in the dtype of a leaf's arithmetic; () each."""
 
-    kept: jax.Array  # (), float32: share of the old second moment, beta2
-    new: jax.Array  # (), float32: share of the new one, 1 - beta2
-    rate: jax.Array  # (), float32: learning rate before the parameter scale
+    kept: jax.Array  # share of the old second moment, beta2
+    new: jax.Array  # share of the new one, 1 - beta2
+    rate: jax.Array  # learning rate before the parameter scale
 
 
 def tick(t: jax.Array, decay_rate: Scalar, rate: jax.Array) -> Clock:
-    """The clock at update t = 1, 2, ...: beta2 = 1 - t^decay_rate."""
-    new = _power(t, decay_rate)
+    """Returns the clock at update t = 1, 2, ...: beta2 = 1 - t^decay_rate."""
+    new = _power(t, decay_rate, rate.dtype)
     return Clock(1.0 - new, new, rate)
 
 
-def relative_rate(t: Step, warmup_init: bool) -> jax.Array:
-    """The rate of update t = 1, 2, ... where none is given; (), float32."""
-    t32 = jnp.asarray(t).astype(jnp.float32)
-    limit = f32(1e-6) * t32 if warmup_init else f32(1e-2)
-    return jnp.minimum(limit, 1.0 / jnp.sqrt(t32))
+def relative_rate(t: Step, warmup_init: bool, dtype: Any) -> jax.Array:
+    """Returns the rate of update t = 1, 2, ... where none is given; (), `dtype`."""
+    t = jnp.asarray(t).astype(dtype)
+    limit = scalar(1e-6, dtype) * t if warmup_init else scalar(1e-2, dtype)
+    return jnp.minimum(limit, 1.0 / jnp.sqrt(t))
 
 
-def _power(t: jax.Array, exponent: Scalar) -> jax.Array:
-    """t^exponent, 1 for t = 1; (), float32."""
-    t32 = t.astype(jnp.float32)
-    power = t32 ** f32(exponent)
-    if isinstance(exponent, jax.Array):
+def _power(t: jax.Array, exponent: Scalar, dtype: Any) -> jax.Array:
+    """Returns t^exponent, 1 for t = 1; (), `dtype`."""
+    t = t.astype(dtype)
+    power = t ** scalar(exponent, dtype)
+    if isinstance(exponent, jax.Array) or dtype == jnp.float64:
         return power
-    # What rounding cuts off the exponent, the logarithm multiplies.
+    # The digits of the exponent that float32 cuts off, times the logarithm.
     cut_off = exponent - float(np.float32(exponent))
-    return power * (1.0 + f32(cut_off) * jnp.log(t32))
+    return power * (1.0 + scalar(cut_off, dtype) * jnp.log(t))

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _two_floats
-from .._scalars import f32
-from .._two_floats import TwoFloats
+from .. import _check
+from .._scalars import scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, with_l2
+from ._exact import Arithmetic, Exact
 
 
 class AdagradState(NamedTuple):
@@ -60,16 +60,15 @@ def adagrad_tf(
     _check.non_negative("lr_decay", lr_decay)
     _check.non_negative("eps", eps)
 
-    def clock(rate: TwoFloats, count: jax.Array) -> jax.Array:
-        passed = _two_floats.from_int(count - 1)
-        slower = _two_floats.multiply(passed, _two_floats.from_scalar(lr_decay))
-        divisor = _two_floats.add(_two_floats.from_float(1.0), slower)
-        return _two_floats.to_float32(_two_floats.divide(rate, divisor))
+    def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> jax.Array:
+        slower = of.multiply(of.from_int(count - 1), of.from_scalar(lr_decay))
+        divisor = of.add(of.from_scalar(1.0), slower)
+        return of.rounded(of.divide(rate, divisor))
 
-    def new_leaf(p32, g32, is_decayed, rate, nu):
-        g32 = with_l2(p32, g32, is_decayed, weight_decay)
-        nu = nu + g32 * g32
-        return p32 - (rate * g32) / (jnp.sqrt(nu) + f32(eps)), nu
+    def new_leaf(p, g, is_decayed, rate, nu):
+        g = with_l2(p, g, is_decayed, weight_decay)
+        nu = nu + g * g
+        return p - (rate * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
 
     return by_element(
         "adagrad_tf",

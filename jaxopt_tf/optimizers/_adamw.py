@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree, _two_floats
+from .. import _check, _tree
+from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import as_stored, difference
-from .._scalars import computed_once, f32, is_zero, one_minus
+from .._scalars import computed_once, is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from . import _learning_rate
+from . import _exact, _learning_rate
+from ._exact import Arithmetic, Exact, arithmetic
 from ._weight_decay import resolve_mask
 
 
@@ -23,14 +25,18 @@ class AdamWState(NamedTuple):
     # (), int32: updates that the moments have seen; or a tree of such, one per leaf
     count: PyTree
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
-    learning_rate: jax.Array  # (), float32: used by the last update
+    # (), float32, or float64 if a parameter is: used by the last update
+    learning_rate: jax.Array
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     mu: PyTree  # as params, `moment_dtype`: mean of gradients
     nu: PyTree  # as params, `moment_dtype`: mean of squared gradients
 
 
 class Scalars(NamedTuple):
-    """What all leaves that have seen the same number of updates share; (), float32."""
+    """Scalars shared by all leaves of one dtype and one number of updates.
+
+    (), float32; float64 for float64 leaves.
+    """
 
     step_size: jax.Array
     sqrt_correction: jax.Array  # of the second moment
@@ -39,7 +45,7 @@ class Scalars(NamedTuple):
     zero: jax.Array  # (), int32: 0, which no compiler can know
 
 
-# (p32, mu32, nu32, is_decayed, scalars) -> the new parameter, float32.
+# (p, mu, nu, is_decayed, scalars) -> the new parameter, all in the wide dtype.
 NewParam = Callable[[jax.Array, jax.Array, jax.Array, bool, Scalars], jax.Array]
 
 
@@ -60,9 +66,10 @@ def adamw_tf(
         nu  = beta2 * nu + (1 - beta2) * g * g
         p   = p - rate / (1 - beta1^t) * mu / (sqrt(nu) / sqrt(1 - beta2^t) + eps)
 
-    with t counted from 1, in float32, in this order. The new parameter is rounded to
-    the leaf's dtype and the update is its difference to the old one, so that
-    `params + updates` is that parameter; a later link of a chain must not rescale it.
+    with t counted from 1, in float32 (float64 for float64 leaves), in this order. The
+    new parameter is rounded to the leaf's dtype and the update is its difference to the
+    old one, so that `params + updates` is that parameter; a later link of a chain must
+    not rescale it.
 
     Decoupled decay is not the L2 term `weight_decay / 2 * |p|^2` of a loss, as it is
     often explained. The gradient of such a term would go through the moments and be
@@ -82,14 +89,17 @@ def adamw_tf(
             `decay_mask(params)`: no biases, no normalisation layers. Under
             `optax.inject_hyperparams` a callable needs `static_args="decay_mask"`.
         decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does; at
-            rates below 1e-5 that is another decay than was asked for, down to none.
+            rates below 1e-5 that is another decay than was asked for, down to none
+            (not for float64 leaves, whose factor is float64).
             "exact" subtracts rate * weight_decay * p together with the step.
-        moment_dtype: of `mu` and `nu`; None for the leaf's own, as torch has it, where
-            a bfloat16 second moment can no longer decay. Arithmetic is in float32.
+        moment_dtype: of `mu` and `nu`. "float32" stands for float64 at float64 leaves;
+            "bfloat16" and "float16" hold for every leaf. None for the leaf's own, as
+            torch has it, where a bfloat16 second moment can no longer decay.
 
     Returns:
         A transformation with state `AdamWState`. Updates have the leaves' dtype.
-        Integer leaves are passed by.
+        Integer leaves are left unchanged. Leaves may be float64 under
+        `jax_enable_x64`; complex and float8 leaves are refused.
 
     Raises:
         ValueError, TypeError: if an argument is out of range; in an update, if `params`
@@ -105,14 +115,14 @@ def adamw_tf(
     _check.non_negative("eps", eps)
     _check.one_of("decay", decay, ("torch", "exact"))
 
-    def new_param(p32, mu32, nu32, is_decayed, scalars):
-        denominator = jnp.sqrt(nu32) / scalars.sqrt_correction + f32(eps)
-        change = (-scalars.step_size * mu32) / denominator
+    def new_param(p, mu, nu, is_decayed, scalars):
+        denominator = jnp.sqrt(nu) / scalars.sqrt_correction + scalar(eps, p.dtype)
+        change = (-scalars.step_size * mu) / denominator
         if is_decayed and decay == "exact":
-            change = change - scalars.decay * p32
+            change = change - scalars.decay * p
         elif is_decayed:
-            p32 = as_stored(p32 * scalars.kept, scalars.zero)
-        return p32 + change
+            p = as_stored(p * scalars.kept, scalars.zero)
+        return p + change
 
     return adam(
         "adamw_tf",
@@ -149,12 +159,14 @@ def adam(
     def init(params):
         _tree.check_params(params, function=function)
         resolve_mask(decay_mask, params)
-        rate = _learning_rate.init(learning_rate)
+        rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
             if not _tree.is_floating(p):
                 return optax.MaskedNode(), optax.MaskedNode()
-            zeros = functools.partial(jnp.zeros_like, p, dtype=moment_dtype or p.dtype)
+            dtype = p.dtype if moment_dtype is None else jnp.dtype(moment_dtype)
+            dtype = wide_dtype(p.dtype) if dtype == jnp.float32 else dtype
+            zeros = functools.partial(jnp.zeros_like, p, dtype=dtype)
             return zeros(), zeros()  # two buffers: a step donates each
 
         mu, nu = _tree.map_leaves(moments, params, num_results=2)
@@ -165,68 +177,69 @@ def adam(
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
-        rate = _learning_rate.current(learning_rate, state)
-        exact_rate = _learning_rate.exact(learning_rate, rate)
+        rates = _learning_rate.current(learning_rate, state, params)
+        exact_rates = _learning_rate.exact(learning_rate, rates)
         count = jax.tree.map(optax.safe_increment, state.count)
-        scalars = _tree.per_leaf(
-            functools.partial(_scalars, exact_rate, betas, weight_decay, correct_bias),
-            count,
-            params,
-        )
+
+        def shared(count: jax.Array, dtype: Any) -> Scalars:
+            rate, of = exact_rates[dtype], arithmetic(dtype)
+            return _scalars(of, rate, betas, weight_decay, correct_bias, count)
+
+        scalars = _tree.per_leaf(shared, count, params)
 
         def leaf(_, p, g, mu, nu, is_decayed, scalars):
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), mu, nu
-            g32, there = placed_as(g, mu).astype(jnp.float32), placed_as(p, mu)
-            mu32 = _lerp(mu.astype(jnp.float32), g32, one_minus(beta1))
+            wide = wide_dtype(p.dtype)
+            wide_g, there = placed_as(g, mu).astype(wide), placed_as(p, mu)
+            wide_mu = _lerp(mu.astype(wide), wide_g, one_minus(beta1, wide))
             # Rounded as torch's compiled kernel rounds it. Left alone, a compiler fuses
             # one product or the other, and on many devices not always the same.
-            kept = as_stored(nu.astype(jnp.float32) * f32(beta2), scalars.zero)
-            nu32 = one_minus(beta2) * g32 * g32 + kept
+            kept = as_stored(nu.astype(wide) * scalar(beta2, wide), scalars.zero)
+            wide_nu = one_minus(beta2, wide) * wide_g * wide_g + kept
             is_decayed = is_decayed and not never_decays
-            p32 = there.astype(jnp.float32)
-            new32 = new_param(p32, mu32, nu32, is_decayed, scalars)
-            change = placed_as(difference(new32, there), p)
-            return change, mu32.astype(mu.dtype), nu32.astype(nu.dtype)
+            wide_p = there.astype(wide)
+            new = new_param(wide_p, wide_mu, wide_nu, is_decayed, scalars)
+            change = placed_as(difference(new, there), p)
+            return change, wide_mu.astype(mu.dtype), wide_nu.astype(nu.dtype)
 
         updates, mu, nu = _tree.map_leaves(
             leaf, params, grads, state.mu, state.nu, mask, scalars, num_results=3
         )
-        new_rate = _learning_rate.advanced(learning_rate, state, rate)
+        new_rate = _learning_rate.advanced(learning_rate, state, rates)
         return updates, AdamWState(count, *new_rate, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scalars(
-    rate: _two_floats.TwoFloats,
+    of: Arithmetic,
+    rate: Exact,
     betas: tuple[Scalar, Scalar],
     weight_decay: Scalar,
     correct_bias: bool,
     count: jax.Array,
 ) -> Scalars:
-    step_size, sqrt_correction = rate.high, jnp.ones((), jnp.float32)
+    step_size, sqrt_correction = of.leading(rate), jnp.ones((), of.dtype)
     if correct_bias:
-        correction1, correction2 = (_bias_correction(beta, count) for beta in betas)
-        step_size = _two_floats.to_float32(_two_floats.divide(rate, correction1))
-        sqrt_correction = _two_floats.to_float32(_two_floats.sqrt(correction2))
-    decay = _two_floats.multiply(rate, _two_floats.from_scalar(weight_decay))
-    kept = _two_floats.subtract(_two_floats.from_float(1.0), decay)
+        correction1, correction2 = (_bias_correction(of, b, count) for b in betas)
+        step_size = of.rounded(of.divide(rate, correction1))
+        sqrt_correction = of.rounded(of.sqrt(correction2))
+    decay = of.multiply(rate, of.from_scalar(weight_decay))
+    kept = _exact.one_minus(of, decay)
     scalars = Scalars(
         step_size,
         sqrt_correction,
-        _two_floats.to_float32(decay),
-        _two_floats.to_float32(kept),
+        of.rounded(decay),
+        of.rounded(kept),
         jnp.minimum(count, 0),
     )
-    return computed_once(scalars, count)
+    return computed_once(scalars, count, of.dtype)
 
 
-def _bias_correction(beta: Scalar, count: jax.Array) -> _two_floats.TwoFloats:
-    """1 - beta^count, as exact as torch's doubles make it."""
-    is_array = isinstance(beta, jax.Array)
-    power = _two_floats.power(f32(beta) if is_array else float(beta), count)
-    return _two_floats.subtract(_two_floats.from_float(1.0), power)
+def _bias_correction(of: Arithmetic, beta: Scalar, count: jax.Array) -> Any:
+    """Returns 1 - beta^count, as exact as torch's doubles make it."""
+    return _exact.one_minus(of, of.power(beta, count))
 
 
 def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:

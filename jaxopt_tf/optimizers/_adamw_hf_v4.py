@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
-from .._scalars import f32
+from .._scalars import scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adamw import adam
 
@@ -50,11 +50,11 @@ def adamw_hf_v4(
     """
     _check.non_negative("eps", eps)
 
-    def new_param(p32, mu32, nu32, is_decayed, scalars):
+    def new_param(p, mu, nu, is_decayed, scalars):
         # The correction scales the step instead of the root.
         size = scalars.step_size * scalars.sqrt_correction
-        p32 = p32 + (-size * mu32) / (jnp.sqrt(nu32) + f32(eps))
-        return p32 - scalars.decay * p32 if is_decayed else p32
+        p = p + (-size * mu) / (jnp.sqrt(nu) + scalar(eps, p.dtype))
+        return p - scalars.decay * p if is_decayed else p
 
     return adam(
         "adamw_hf_v4",

@@ -1,6 +1,5 @@
 """The frame of the optimizers that treat every element alike: torch's small ones."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +8,19 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import difference
-from .._scalars import f32, is_zero
-from .._two_floats import TwoFloats
+from .._scalars import is_zero, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
+from ._exact import Arithmetic, Exact, arithmetic
 from ._weight_decay import resolve_mask
 
-# (exact rate, count from 1) -> what all leaves share.
-Clock = Callable[[TwoFloats, jax.Array], Any]
+# (arithmetic, exact rate, count from 1) -> the scalars that leaves share.
+Clock = Callable[[Arithmetic, Any, jax.Array], Any]
 
-# (p32, g32, is_decayed, now, *moments) -> (new p32, *moments), all float32.
+# (p, g, is_decayed, now, *moments) -> (new p, *moments), all float32 or all float64.
 Leaf = Callable[..., tuple]
 
 
@@ -35,7 +35,7 @@ def by_element(
     clock: Clock,
     new_leaf: Leaf,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation whose state is counts, the rate, and float32 moments.
+    """Returns a transformation whose state is counts, the rate and wide moments.
 
     Args:
         function: the optimizer's name, for errors.
@@ -44,7 +44,7 @@ def by_element(
         weight_decay: only whether it is 0 is looked at here.
         decay_mask: as for `adamw_tf`.
         has_moments: for each moment of the state whether it is kept at all.
-        clock: what the leaves share.
+        clock: computes the scalars that leaves of one dtype share.
         new_leaf: the arithmetic of one leaf.
     """
     _learning_rate.check(learning_rate)
@@ -54,12 +54,12 @@ def by_element(
     def init(params):
         _tree.check_params(params, function=function)
         resolve_mask(decay_mask, params)
-        rate = _learning_rate.init(learning_rate)
+        rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
             is_kept = [kept and _tree.is_floating(p) for kept in has_moments]
             return tuple(
-                jnp.zeros_like(p, jnp.float32) if kept else optax.MaskedNode()
+                jnp.zeros_like(p, wide_dtype(p.dtype)) if kept else optax.MaskedNode()
                 for kept in is_kept
             )
 
@@ -71,40 +71,44 @@ def by_element(
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params)
-        rate = _learning_rate.current(learning_rate, state)
-        exact_rate = _learning_rate.exact(learning_rate, rate)
+        rates = _learning_rate.current(learning_rate, state, params)
+        exact_rates = _learning_rate.exact(learning_rate, rates)
         count = jax.tree.map(optax.safe_increment, state.count)
-        clocks = _tree.per_leaf(functools.partial(clock, exact_rate), count, params)
+
+        def shared(count: jax.Array, dtype: Any) -> Any:
+            return clock(arithmetic(dtype), exact_rates[dtype], count)
+
+        clocks = _tree.per_leaf(shared, count, params)
 
         def leaf(_, p, g, is_decayed, now, *moments):
             if not _tree.is_floating(p):
                 return jnp.zeros_like(p), *moments
             first = next(iter(jax.tree.leaves(moments)), p)
             there = placed_as(p, first)
-            p32 = there.astype(jnp.float32)
-            g32 = placed_as(g, first).astype(jnp.float32)
+            wide_p = there.astype(wide_dtype(p.dtype))
+            wide_g = placed_as(g, first).astype(wide_p.dtype)
             is_decayed = is_decayed and not never_decays
-            new32, *rest = new_leaf(p32, g32, is_decayed, now, *moments)
-            return placed_as(difference(new32, there), p), *rest
+            new, *rest = new_leaf(wide_p, wide_g, is_decayed, now, *moments)
+            return placed_as(difference(new, there), p), *rest
 
         moments = state[-len(has_moments) :]
         updates, *trees = _tree.map_leaves(
             leaf, params, grads, mask, clocks, *moments, num_results=len(moments) + 1
         )
-        new_rate = _learning_rate.advanced(learning_rate, state, rate)
+        new_rate = _learning_rate.advanced(learning_rate, state, rates)
         return updates, state_type(count, *new_rate, *trees)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def only_rate(rate: TwoFloats, count: jax.Array) -> jax.Array:
-    """The clock of those that count nothing; (), float32."""
+def only_rate(of: Arithmetic, rate: Exact, count: jax.Array) -> jax.Array:
+    """Returns the rate, for optimizers that count nothing; (), float32 or float64."""
     del count
-    return rate.high
+    return of.leading(rate)
 
 
 def with_l2(
-    p32: jax.Array, g32: jax.Array, is_decayed: bool, weight_decay: Scalar
+    p: jax.Array, g: jax.Array, is_decayed: bool, weight_decay: Scalar
 ) -> jax.Array:
-    """The gradient with that of `weight_decay / 2 * |p|^2`, as torch adds it."""
-    return g32 + f32(weight_decay) * p32 if is_decayed else g32
+    """Returns the gradient plus that of `weight_decay / 2 * |p|^2`, as in torch."""
+    return g + scalar(weight_decay, p.dtype) * p if is_decayed else g

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._dtypes import wide_dtype, widest_dtype
 from .._placement import shard_axes
+from .._scalars import scalar
 from .._typing import PyTree, Scalar
 
 
 class ClipState(NamedTuple):
-    """What the last update saw."""
+    """State of `clip`; float64 if a parameter is, else float32."""
 
-    grad_norm: jax.Array  # (), float32: global norm before clipping
-    factor: jax.Array  # (), float32: what the gradients were multiplied by
+    grad_norm: jax.Array  # (): global norm before clipping
+    factor: jax.Array  # (): factor that the gradients were multiplied by
 
 
 def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
@@ -23,9 +25,10 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
 
         factor = min(1, max_norm / (global_norm + 1e-6))
 
-    The norm is summed in float32 whatever the gradients' dtype; each leaf keeps its
-    own. A norm of inf makes finite gradients 0 and infinite ones NaN, a norm of NaN
-    makes all NaN, as in torch: clipping does not hide them.
+    The norm is summed in float32 whatever the gradients' dtype, in float64 if one of
+    them is float64; each leaf keeps its own dtype. A norm of inf makes finite gradients
+    0 and infinite ones NaN, a norm of NaN makes all NaN, as in torch: clipping does not
+    hide them.
 
     It stands before the optimizer in a chain, and outside of `optax.multi_transform`,
     where each group would be clipped by its own norm. Integer leaves pass it by.
@@ -45,6 +48,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: if `max_norm` is not greater than 0; in an update inside of
             `jax.shard_map`, if gradients vary along other mesh axes than parameters.
+        TypeError: in an update, if gradients are complex or float8.
 
     Source: torch 2.13 `nn/utils/clip_grad.py`, `clip_grad_norm_`.
     Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.
@@ -53,26 +57,28 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     _check.positive("max_norm", max_norm, allow_inf=True)
 
     def init(params):
-        del params
-        return ClipState(jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
+        dtype = widest_dtype(params)
+        return ClipState(jnp.zeros((), dtype), jnp.ones((), dtype))
 
     def update(updates, state, params=None, **extra_args):
-        del state, extra_args
+        del extra_args
         _tree.check_real("updates", updates)
         _check_shards(updates, params)
         norm = _tree.global_norm(updates)
-        limit = jnp.asarray(max_norm).astype(jnp.float32)
         # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
-        factor = jnp.minimum(limit / (norm + 1e-6), 1.0)
+        factor = jnp.minimum(scalar(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
 
         def scaled(g):
             if not _tree.is_floating(g):
                 return g
             g = jnp.asarray(g)
-            wide = g.dtype if g.dtype == jnp.float64 else jnp.float32
+            wide = wide_dtype(g.dtype)
             return (g.astype(wide) * factor.astype(wide)).astype(g.dtype)
 
-        return jax.tree.map(scaled, updates), ClipState(norm, factor)
+        # The state keeps its dtypes where gradients are wider than parameters.
+        dtype = state.grad_norm.dtype
+        new = ClipState(norm.astype(dtype), factor.astype(dtype))
+        return jax.tree.map(scaled, updates), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

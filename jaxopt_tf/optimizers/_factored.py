@@ -14,42 +14,42 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .._scalars import f32
+from .._scalars import scalar
 from .._typing import Scalar
 
 Axes = tuple[int, ...]
 
 
-def row_means(g32: jax.Array, across: Axes, eps: Scalar) -> jax.Array:
-    """The mean of g^2 + eps across the axes of the columns, kept as 1."""
-    return _mean(g32 * g32, across) + f32(eps)
+def row_means(g: jax.Array, across: Axes, eps: Scalar) -> jax.Array:
+    """Returns the mean of g^2 + eps across the axes of the columns, kept as 1."""
+    return _mean(g * g, across) + scalar(eps, g.dtype)
 
 
-def column_means(g32: jax.Array, down: Axes, eps: Scalar) -> jax.Array:
-    """The mean of g^2 + eps down the axes of the rows, kept as 1."""
-    return f32(eps) - _mean(g32 * -g32, down)
+def column_means(g: jax.Array, down: Axes, eps: Scalar) -> jax.Array:
+    """Returns the mean of g^2 + eps down the axes of the rows, kept as 1."""
+    return scalar(eps, g.dtype) - _mean(g * -g, down)
 
 
 def step_and_size(
-    g32: jax.Array, row: jax.Array, col: jax.Array, across: Axes, down: Axes
+    g: jax.Array, row: jax.Array, col: jax.Array, across: Axes, down: Axes
 ) -> tuple[jax.Array, jax.Array]:
     """u = g / sqrt(row / mean(row)) / sqrt(col), and the sum of u^2.
 
     Args:
-        g32: gradients.
+        g: gradients, float32 or float64, as all others here.
         row: running means of their squares, of size 1 along the axes `across`.
         col: the same of size 1 along the axes `down`.
         across: the axes that run along a row.
         down: the axes that run along a column.
 
     Returns:
-        u, of the shape of `g32`, and the sums, of size 1 along all these axes.
+        u, of the shape of `g`, and the sums, of size 1 along all these axes.
     """
     by_row = jax.lax.rsqrt(row / _mean(row, down))
     by_col = jax.lax.rsqrt(col)
-    u = by_row * by_col * g32
+    u = by_row * by_col * g
     size = jax.lax.platform_dependent(
-        g32,
+        g,
         by_row,
         by_col,
         cpu=functools.partial(size_at_once, across=across, down=down),
@@ -59,18 +59,18 @@ def step_and_size(
 
 
 def size_at_once(
-    g32: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
+    g: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
 ) -> jax.Array:
     """The sum of (by_row * g * by_col)^2, as a CPU is fast at it."""
-    again = -by_row * g32 * -by_col
+    again = -by_row * g * -by_col
     return jnp.sum(again * again, (*down, *across), keepdims=True)
 
 
 def size_by_rows(
-    g32: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
+    g: jax.Array, by_row: jax.Array, by_col: jax.Array, across: Axes, down: Axes
 ) -> jax.Array:
     """The same; a GPU sums it beside the squares of `row_means`, in one pass."""
-    again = by_col * g32
+    again = by_col * g
     squares = jnp.sum(again * again, across, keepdims=True)
     return jnp.sum(by_row * by_row * squares, down, keepdims=True)
 
@@ -78,4 +78,4 @@ def size_by_rows(
 def _mean(x: jax.Array, axes: Axes) -> jax.Array:
     # Over no elements it is 0 and not NaN, which nothing could use.
     num_elements = max(1, math.prod(x.shape[axis] for axis in axes))
-    return jnp.sum(x, axes, keepdims=True) / f32(num_elements)
+    return jnp.sum(x, axes, keepdims=True) / scalar(num_elements, x.dtype)

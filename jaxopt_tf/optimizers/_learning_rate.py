@@ -5,7 +5,7 @@ same three fields, so that every state has the same tree:
 
 - `step`: number of updates, the argument of a schedule. It is counted for constant
   rates too.
-- `learning_rate`: rate of the last update.
+- `learning_rate`: rate of the last update; float64 if a parameter is, else float32.
 - `rate_source`: `CONSTANT`, `SCHEDULE` or `SET`, the origin of that rate.
 
 A schedule is evaluated at `step` at every update. A float initializes `learning_rate`,
@@ -29,15 +29,20 @@ The relative step of Adafactor counts as a schedule; it is a function of the num
 moment updates.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _two_floats
-from .._two_floats import TwoFloats
-from .._typing import ScalarOrSchedule
+from .. import _check, _tree, _two_floats
+from .._dtypes import wide_dtype, widest_dtype
+from .._typing import PyTree, ScalarOrSchedule
+from ._exact import Exact
+
+# The rate of one update, (), by the dtype in which leaves are computed.
+Rates = Mapping[Any, jax.Array]
 
 # Values of `rate_source`.
 CONSTANT, SCHEDULE, SET = 0, 1, 2
@@ -49,46 +54,64 @@ def check(learning_rate: ScalarOrSchedule) -> None:
         _check.non_negative("learning_rate", learning_rate)
 
 
-def init(learning_rate: ScalarOrSchedule) -> tuple[jax.Array, jax.Array, jax.Array]:
+def init(
+    learning_rate: ScalarOrSchedule, params: PyTree
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the fields `step`, `learning_rate` and `rate_source` of a new state."""
     step = jnp.zeros((), jnp.int32)
-    is_schedule = callable(learning_rate)
-    rate = learning_rate(step) if callable(learning_rate) else learning_rate
-    source = jnp.asarray(SCHEDULE if is_schedule else CONSTANT, jnp.int32)
-    return step, _copied(rate), source
+    source = SCHEDULE if callable(learning_rate) else CONSTANT
+    rate = _given(learning_rate, step, widest_dtype(params))
+    return step, rate, jnp.asarray(source, jnp.int32)
 
 
-def current(learning_rate: ScalarOrSchedule, state: Any) -> jax.Array:
-    """Returns the rate of this update; (), float32."""
-    if callable(learning_rate):
-        return _copied(learning_rate(state.step))
-    given = _copied(learning_rate)
-    stored = jnp.asarray(state.learning_rate, jnp.float32)
-    if isinstance(learning_rate, jax.Array):
-        return jnp.where(state.rate_source == SET, stored, given)
-    return jnp.where(state.rate_source == SCHEDULE, given, stored)
+def current(learning_rate: ScalarOrSchedule, state: Any, params: PyTree) -> Rates:
+    """Returns the rate of this update in the dtypes of the leaves and of the state."""
+    leaves = [leaf for leaf in jax.tree.leaves(params) if _tree.is_floating(leaf)]
+    wide = (wide_dtype(leaf.dtype) for leaf in leaves)
+    dtypes = dict.fromkeys([state.learning_rate.dtype, *wide])
+    return {dtype: _rate(learning_rate, state, dtype) for dtype in dtypes}
 
 
-def exact(learning_rate: ScalarOrSchedule, rate: jax.Array) -> TwoFloats:
-    """The rate with what float32 leaves of a host's double, unless it was changed."""
-    pair = _two_floats.from_float32(rate)
-    if callable(learning_rate) or isinstance(learning_rate, jax.Array):
-        return pair
-    double = _two_floats.from_float(learning_rate)
-    return _two_floats.select(rate == double.high, double, pair)
+def exact(learning_rate: ScalarOrSchedule, rates: Rates) -> Mapping[Any, Exact]:
+    """Returns the rates with the digits of a host's double, unless it was changed."""
+
+    def of(rate: jax.Array) -> Exact:
+        if rate.dtype == jnp.float64:
+            return rate
+        pair = _two_floats.from_float32(rate)
+        if callable(learning_rate) or isinstance(learning_rate, jax.Array):
+            return pair
+        double = _two_floats.from_float(learning_rate)
+        return _two_floats.select(rate == double.high, double, pair)
+
+    return {dtype: of(rate) for dtype, rate in rates.items()}
 
 
 def advanced(
-    learning_rate: ScalarOrSchedule, state: Any, rate: jax.Array
+    learning_rate: ScalarOrSchedule, state: Any, rates: Rates
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the three fields after an update with `rate`."""
-    step = optax.safe_increment(state.step)
+    """Returns the three fields after an update with `rates`."""
+    step, rate = optax.safe_increment(state.step), rates[state.learning_rate.dtype]
     if callable(learning_rate):
         return step, rate, jnp.full_like(state.rate_source, SCHEDULE)
     source = jnp.where(state.rate_source == SET, SET, CONSTANT)
     return step, rate, source.astype(state.rate_source.dtype)
 
 
-def _copied(rate: Any) -> jax.Array:
-    # A step may donate the state, and an array belongs to the caller.
-    return jnp.array(rate, jnp.float32, copy=True)
+def _rate(learning_rate: ScalarOrSchedule, state: Any, dtype: Any) -> jax.Array:
+    given = _given(learning_rate, state.step, dtype)
+    if callable(learning_rate):
+        return given
+    stored = jnp.asarray(state.learning_rate, dtype)
+    if isinstance(learning_rate, jax.Array):
+        return jnp.where(state.rate_source == SET, stored, given)
+    return jnp.where(state.rate_source == SCHEDULE, given, stored)
+
+
+def _given(learning_rate: ScalarOrSchedule, step: jax.Array, dtype: Any) -> jax.Array:
+    rate: Any = learning_rate
+    if callable(learning_rate):
+        # Schedules return float64 for an int64 step, and float32 for an int32.
+        rate = learning_rate(step.astype(jnp.int64) if dtype == jnp.float64 else step)
+    # A copy: a step may donate the state, and an array belongs to the caller.
+    return jnp.array(rate, dtype, copy=True)

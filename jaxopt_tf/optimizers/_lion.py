@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _two_floats
-from .._scalars import f32, one_minus
-from .._two_floats import TwoFloats
+from .. import _check
+from .._scalars import one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
+from . import _exact
 from ._by_element import by_element
+from ._exact import Arithmetic, Exact
 
 
 class LionState(NamedTuple):
@@ -65,17 +66,17 @@ def lion_tf(
         _check.fraction_below_one(f"betas[{i}]", beta)
     beta1, beta2 = betas
 
-    def clock(rate: TwoFloats, count: jax.Array) -> _Now:
+    def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> _Now:
         del count
-        decay = _two_floats.multiply(rate, _two_floats.from_scalar(weight_decay))
-        kept = _two_floats.subtract(_two_floats.from_float(1.0), decay)
-        return _Now(rate.high, _two_floats.to_float32(kept))
+        decay = of.multiply(rate, of.from_scalar(weight_decay))
+        return _Now(of.leading(rate), of.rounded(_exact.one_minus(of, decay)))
 
-    def new_leaf(p32, g32, is_decayed, now, mu):
-        direction = jnp.sign(f32(beta1) * mu + one_minus(beta1) * g32)
-        p32 = p32 * now.kept if is_decayed else p32
-        mu = f32(beta2) * mu + one_minus(beta2) * g32
-        return p32 - now.rate * direction, mu
+    def new_leaf(p, g, is_decayed, now, mu):
+        dtype = p.dtype
+        direction = jnp.sign(scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * g)
+        p = p * now.kept if is_decayed else p
+        mu = scalar(beta2, dtype) * mu + one_minus(beta2, dtype) * g
+        return p - now.rate * direction, mu
 
     return by_element(
         "lion_tf",

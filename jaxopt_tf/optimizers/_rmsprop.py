@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
-from .._scalars import f32, is_zero, one_minus
+from .._scalars import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, only_rate, with_l2
 
@@ -73,19 +73,20 @@ def rmsprop_tf(
     # An array may become another one: `optax.inject_hyperparams` does that.
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
-    def new_leaf(p32, g32, is_decayed, rate, nu, mu, buffer):
-        g32 = with_l2(p32, g32, is_decayed, weight_decay)
-        nu = nu * f32(alpha) + one_minus(alpha) * g32 * g32
+    def new_leaf(p, g, is_decayed, rate, nu, mu, buffer):
+        dtype = p.dtype
+        g = with_l2(p, g, is_decayed, weight_decay)
+        nu = nu * scalar(alpha, dtype) + one_minus(alpha, dtype) * g * g
         variance = nu
         if centered:
-            mu = mu + one_minus(alpha) * (g32 - mu)
+            mu = mu + one_minus(alpha, dtype) * (g - mu)
             # Torch has NaN where rounding makes it negative.
             variance = jnp.maximum(nu - mu * mu, 0.0)
-        root = jnp.sqrt(variance) + f32(eps)
+        root = jnp.sqrt(variance) + scalar(eps, dtype)
         if not has_buffer:
-            return p32 - (rate * g32) / root, nu, mu, buffer
-        buffer = f32(momentum) * buffer + g32 / root
-        return p32 - rate * buffer, nu, mu, buffer
+            return p - (rate * g) / root, nu, mu, buffer
+        buffer = scalar(momentum, dtype) * buffer + g / root
+        return p - rate * buffer, nu, mu, buffer
 
     return by_element(
         "rmsprop_tf",

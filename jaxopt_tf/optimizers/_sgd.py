@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
-from .._scalars import f32, is_zero, one_minus
-from .._two_floats import TwoFloats
+from .._scalars import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, with_l2
+from ._exact import Arithmetic, Exact
 
 
 class SGDState(NamedTuple):
@@ -71,15 +71,17 @@ def sgd_tf(
     # An array may become another one: `optax.inject_hyperparams` does that.
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
-    def clock(rate: TwoFloats, count: jax.Array) -> _Now:
-        return _Now(rate.high, jnp.where(count == 1, f32(1.0), one_minus(dampening)))
+    def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> _Now:
+        first, later = scalar(1.0, of.dtype), one_minus(dampening, of.dtype)
+        return _Now(of.leading(rate), jnp.where(count == 1, first, later))
 
-    def new_leaf(p32, g32, is_decayed, now, buffer):
-        g32 = with_l2(p32, g32, is_decayed, weight_decay)
+    def new_leaf(p, g, is_decayed, now, buffer):
+        kept = scalar(momentum, p.dtype)
+        g = with_l2(p, g, is_decayed, weight_decay)
         if has_buffer:
-            buffer = f32(momentum) * buffer + now.share * g32
-            g32 = g32 + f32(momentum) * buffer if nesterov else buffer
-        return p32 - now.rate * g32, buffer
+            buffer = kept * buffer + now.share * g
+            g = g + kept * buffer if nesterov else buffer
+        return p - now.rate * g, buffer
 
     return by_element(
         "sgd_tf",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _tree
+from .._dtypes import wide_dtype, widest_dtype
 from .._typing import PyTree
 
 # Arrays, or a tree of them, that the loss function understands.
@@ -19,8 +20,10 @@ LossFn = Callable[..., tuple[jax.Array, jax.Array]]
 MeanGradient = Callable[..., tuple[jax.Array, jax.Array, PyTree]]
 
 
-def in_float32(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
-    """`loss_fn` with its results in float32, its parameters cast beforehand.
+def widened(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
+    """Returns `loss_fn` with its results in float32, its parameters cast beforehand.
+
+    The results are float64 if a parameter is: the gradient is computed from 1 / number.
 
     Args:
         loss_fn: see `make_train_step`.
@@ -31,14 +34,15 @@ def in_float32(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
     def cast(leaf: jax.Array) -> jax.Array:
         return leaf.astype(compute_dtype) if _tree.is_floating(leaf) else leaf
 
-    def loss32(params: PyTree, batch: Batch, *rng: jax.Array):
+    def wide_loss(params: PyTree, batch: Batch, *rng: jax.Array):
+        dtype = widest_dtype(params)
         if compute_dtype is not None:
             params = jax.tree.map(cast, params)
         return jax.tree.map(
-            lambda x: jnp.asarray(x).astype(jnp.float32), loss_fn(params, batch, *rng)
+            lambda x: jnp.asarray(x).astype(dtype), loss_fn(params, batch, *rng)
         )
 
-    return loss32
+    return wide_loss
 
 
 def of_one_batch(loss_fn: LossFn) -> MeanGradient:
@@ -61,7 +65,8 @@ def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
         sum over micro-batches of grad(sum) / sum over micro-batches of number
 
     So every item counts alike, wherever it stands; a mean of means would not do that
-    where micro-batches differ in their numbers of items. The sums are float32.
+    where micro-batches differ in their numbers of items. The sums are float32; those of
+    a float64 parameter's gradients are float64.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
@@ -74,10 +79,15 @@ def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
             (grads,) = backward(jnp.ones_like(total))
             return total, num_items, grads
 
-        start = (jnp.float32(0), jnp.float32(0), jax.tree.map(_buffer, params))
+        zero = jnp.zeros((), widest_dtype(params))
+        start = (zero, zero, jax.tree.map(_buffer, params))
         total, num_items, grads = _added_up(sums, start, batches, rng, max_length)
         share = 1.0 / num_items
-        grads = jax.tree.map(lambda g: g * share if _tree.is_floating(g) else g, grads)
+
+        def mean(g: jax.Array) -> jax.Array:
+            return g * share.astype(g.dtype) if _tree.is_floating(g) else g
+
+        grads = jax.tree.map(mean, grads)
         return total / num_items, num_items, grads
 
     return mean_gradient
@@ -111,7 +121,8 @@ def mean_loss(
         if max_length == 1:
             total, num_items = sums(batch, *_key(rng))
         else:
-            start = (jnp.float32(0), jnp.float32(0))
+            zero = jnp.zeros((), widest_dtype(params))
+            start = (zero, zero)
             total, num_items = _added_up(sums, start, batch, rng, max_length)
         return total / num_items
 
@@ -144,11 +155,11 @@ def _buffer(p: jax.Array) -> jax.Array:
     # Where a leaf is no number to be learnt, JAX gives no gradient either (float0).
     if not _tree.is_floating(p):
         return jnp.zeros(p.shape, jax.dtypes.float0)
-    return jnp.zeros_like(p, jnp.float32)  # it lies as the parameter does
+    return jnp.zeros_like(p, wide_dtype(p.dtype))  # placed as the parameter is
 
 
 def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
-    return total + g.astype(jnp.float32) if _tree.is_floating(g) else total
+    return total + g.astype(total.dtype) if _tree.is_floating(g) else total
 
 
 def _window_length(batches: Batch, max_length: int) -> int:

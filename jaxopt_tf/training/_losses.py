@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check
+from .._dtypes import wide_dtype
 
 
 def cross_entropy(
@@ -22,7 +23,8 @@ def cross_entropy(
     model hands in labels that are one token ahead of its logits.
 
     Args:
-        logits: [..., C], floating-point of any width; the arithmetic is in float32.
+        logits: [..., C], floating-point of any width; the arithmetic is in float32, in
+            float64 for float64 logits.
         labels: [...], integers from 0 to C - 1, or `ignore_index`. Any other label
             makes the loss and its gradient NaN: inside a compiled step nothing can be
             raised, and a loss that looks healthy would be worse.
@@ -30,7 +32,7 @@ def cross_entropy(
         ignore_index: a label that counts neither in the sum nor in the number.
 
     Returns:
-        The summed loss, (), float32, and the number of labels that are not
+        The summed loss, (), float32 or float64, and the number of labels that are not
         `ignore_index`, (), float32.
 
     Raises:
@@ -55,17 +57,17 @@ def cross_entropy(
 
     # Everything after the cast, the pick too: a gradient is p - 1 for the label, which
     # must be subtracted before it is rounded.
-    logits32 = logits.astype(jnp.float32)
-    of_label = jnp.take_along_axis(logits32, index, axis=-1)[..., 0]
+    wide = logits.astype(wide_dtype(logits.dtype))
+    of_label = jnp.take_along_axis(wide, index, axis=-1)[..., 0]
     # As torch: all are measured from the largest, where a difference is exact.
-    largest = jax.lax.stop_gradient(jnp.max(logits32, axis=-1))
-    logits32 = logits32 - largest[..., None]
-    losses = jnp.log(jnp.sum(jnp.exp(logits32), axis=-1))
+    largest = jax.lax.stop_gradient(jnp.max(wide, axis=-1))
+    wide = wide - largest[..., None]
+    losses = jnp.log(jnp.sum(jnp.exp(wide), axis=-1))
     losses = losses - (1.0 - epsilon) * (of_label - largest)
     if epsilon > 0:  # else -inf, a class ruled out, would become NaN
-        losses = losses - epsilon * jnp.mean(logits32, axis=-1)
+        losses = losses - epsilon * jnp.mean(wide, axis=-1)
     # Multiplied, not selected, so that the gradient is NaN too.
-    losses = losses * jnp.where(is_class | is_ignored, 1.0, jnp.nan)
+    losses = losses * jnp.where(is_class | is_ignored, 1.0, jnp.nan).astype(wide.dtype)
     total = jnp.sum(jnp.where(is_ignored, 0.0, losses))
     return total, jnp.sum(jnp.logical_not(is_ignored), dtype=jnp.float32)
 

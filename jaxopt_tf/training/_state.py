@@ -26,11 +26,14 @@ class TrainState:
 
 @flax.struct.dataclass
 class Norms:
-    """Euclidean norms of a part of the tree, or of all of it."""
+    """Euclidean norms of a part of the tree, or of all of it.
 
-    grads: jax.Array  # (), float32: of the gradient, before clipping
-    updates: jax.Array  # (), float32: of what was added to the parameters
-    params: jax.Array  # (), float32: of the parameters, before the update
+    (), float32; float64 if a leaf of that part is.
+    """
+
+    grads: jax.Array  # of the gradient, before clipping
+    updates: jax.Array  # of the update, which was added to the parameters
+    params: jax.Array  # of the parameters, before the update
 
     @property
     def update_ratio(self) -> Any:
@@ -40,12 +43,12 @@ class Norms:
 
 @flax.struct.dataclass
 class Metrics:
-    """What one step did: to look at and drop."""
+    """Measurements of one step; float64 in the place of float32 if a parameter is."""
 
     loss: jax.Array  # (), float32: mean over the batch's items, before the update
     learning_rate: jax.Array  # (), float32: used by this update; NaN unless one of ours
     norms: Norms  # of the whole tree
-    num_items: jax.Array  # (), float32: what the loss is the mean over: tokens, say
+    num_items: jax.Array  # (), float32: number of items of the loss: tokens, say
     is_clipped: jax.Array  # (), bool: whether `clip` made the gradients smaller
     is_skipped: jax.Array  # (), bool: whether the update was left out
     is_stopped: jax.Array  # (), bool: whether no update is taken any more

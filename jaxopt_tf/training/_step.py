@@ -45,9 +45,9 @@ def make_train_step(
             handed `value` (the loss), `grad` and `value_fn` if it takes them.
         gradient_accumulation_steps: k; at least 1. Above 1 every leaf of a batch has
             an axis of at most k micro-batches in front: their gradients are added up
-            one after the other, in one float32 copy, and the optimizer runs once. Sums
-            are divided by the number of items of the whole window, a short last one by
-            its own.
+            one after the other, in one float32 copy (float64 of float64 parameters),
+            and the optimizer runs once. Sums are divided by the number of items of the
+            whole window, a short last one by its own.
         compute_dtype: what floating-point parameters are cast to before the loss sees
             them, `jnp.bfloat16` say; None for their own. The update is made to the
             uncast ones.
@@ -79,12 +79,12 @@ def make_train_step(
     )
     _check.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _check.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
-    loss32 = _gradients.in_float32(loss_fn, compute_dtype)
+    wide_loss = _gradients.widened(loss_fn, compute_dtype)
     over = None if state_shardings is None else state_shardings.params
     if num_micro == 1:
-        mean_gradient = _gradients.of_one_batch(loss32)
+        mean_gradient = _gradients.of_one_batch(wide_loss)
     else:
-        mean_gradient = _gradients.of_micro_batches(loss32, num_micro)
+        mean_gradient = _gradients.of_micro_batches(wide_loss, num_micro)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch, **extra):
@@ -94,7 +94,7 @@ def make_train_step(
         wanted = {
             "value": loss,
             "grad": grads,
-            "value_fn": _gradients.mean_loss(loss32, batch, rng, num_micro),
+            "value_fn": _gradients.mean_loss(wide_loss, batch, rng, num_micro),
             **extra,
         }
         updates, opt_state = optimizer.update(
@@ -135,7 +135,7 @@ def make_train_step(
 
 def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
     """Compiles `loss_fn` alone: (params, batch) -> (summed loss, number of items)."""
-    return jax.jit(_gradients.in_float32(loss_fn, compute_dtype))
+    return jax.jit(_gradients.widened(loss_fn, compute_dtype))
 
 
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_tf.optimizers import adamw_hf_v4, adamw_tf, clip, set_learning_rate
-from jaxopt_tf.optimizers._adamw import _bias_correction
+from jaxopt_tf.optimizers import _adamw, adamw_hf_v4, adamw_tf, clip, set_learning_rate
+from jaxopt_tf.optimizers._exact import arithmetic
 from tests import twins
 from tests.twins import adamw as twin
 
@@ -170,6 +170,7 @@ def test_bfloat16_second_moment_decays_only_in_float32():
         assert bool(jnp.all(last.nu["w"] < first.nu["w"])) == decays
 
 
+_bias_correction = functools.partial(_adamw._bias_correction, arithmetic(jnp.float32))
 _traced_correction = jax.jit(jax.vmap(_bias_correction, (None, 0)))
 
 

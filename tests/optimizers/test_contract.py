@@ -84,18 +84,20 @@ def apply(tx, params, state, grads):
 
 
 @every_transformation
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["f32", "bf16", "f16"]
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_update_keeps_shapes_and_dtypes(name, dtype):
-    # What `lax.scan`, buffer donation and checkpoints rely on; on abstract shapes.
+    # `lax.scan`, buffer donation and checkpoints rely on this. Shapes are abstract.
     tx = TRANSFORMATIONS[name]()
-    params = jax.eval_shape(functools.partial(make_params, dtype))
-    state = jax.eval_shape(tx.init, params)
-    updates, new_state = jax.eval_shape(tx.update, params, state, params)
-    assert avals(updates) == avals(params)
-    assert avals(new_state) == avals(state)
-    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.eval_shape(functools.partial(make_params, dtype))
+        state = jax.eval_shape(tx.init, params)
+        updates, new_state = jax.eval_shape(tx.update, params, state, params)
+        assert avals(updates) == avals(params)
+        assert avals(new_state) == avals(state)
+        assert jax.tree.structure(new_state) == jax.tree.structure(state)
+        if dtype == "float64":
+            dtypes = {x.dtype for x in jax.tree.leaves(state)}
+            assert dtypes <= {jnp.dtype("float64"), jnp.dtype("int32")}
 
 
 @every_optimizer
@@ -303,6 +305,28 @@ def test_integer_leaves_are_passed_by(name, kind):
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state))
 
 
+def test_integers_of_any_width_are_left_unchanged():
+    tx = adamw_tf(1e-3)
+    kinds = ["int4", "uint4", "int8", "uint32", "bool"]
+    params = {kind: jnp.ones(4, kind) for kind in kinds} | {"w": jnp.ones((4, 4))}
+    new, _ = apply(tx, params, tx.init(params), params)
+    for kind in kinds:
+        assert new[kind].dtype == kind
+        np.testing.assert_array_equal(new[kind], params[kind])
+
+
+@pytest.mark.parametrize("name", ["adamw_tf", "adafactor_tf", "sgd_tf momentum"])
+def test_float8_gradients_are_widened_exactly(name):
+    # Only a float8 parameter is too coarse for a step.
+    tx, params = TRANSFORMATIONS[name](), few_params()
+    narrow = jax.tree.map(lambda p: p.astype(jnp.float8_e4m3fn), params)
+    wide = jax.tree.map(lambda g: g.astype(jnp.float32), narrow)
+    step, state = jax.jit(functools.partial(apply, tx)), tx.init(params)
+    new, expected = step(params, state, narrow)[0], step(params, state, wide)[0]
+    for key in params:
+        np.testing.assert_array_equal(new[key], expected[key])
+
+
 @every_transformation
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_a_jitted_step_lowers_for_every_platform(name, platform):
@@ -342,8 +366,13 @@ def test_state_takes_the_sharding_of_the_parameters(name):
          "`grads` must be real floating-point.*'w' with dtype int32"),
         ({"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.complex64)}, TypeError,
          "`params` must be float32, .*'w' with dtype complex64"),
+        ({"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.float8_e4m3fn)}, TypeError,
+         "`params` must be float32, .*'w' with dtype float8_e4m3fn. Keep .*float32"),
+        ({"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.float4_e2m1fn)}, TypeError,
+         "`params` must be float32, .*'w' with dtype float4_e2m1fn"),
     ],
-    ids=["no params", "tree", "kind", "number", "shape", "integer", "complex"],
+    ids=["no params", "tree", "kind", "number", "shape", "integer", "complex", "float8",
+         "float4"],
 )  # fmt: skip
 def test_refuses_trees_that_do_not_fit(name, grads, params, error, match):
     tx = TRANSFORMATIONS[name]()
@@ -374,8 +403,11 @@ def test_works_with_doubles_enabled(name):
         new, new_state = jax.jit(functools.partial(apply, tx))(params, state, params)
         assert avals(new) == avals(params)
         assert avals(new_state) == avals(state)
-        with pytest.raises(TypeError, match="`params` must be float32.*float64"):
-            tx.init({"w": jnp.ones(3, jnp.float64)})
+    # Without them a float64 leaf is a numpy array, which JAX would round silently.
+    with pytest.raises(
+        TypeError, match="`params` must be.*'w' with dtype float64.*x64"
+    ):
+        tx.init({"w": np.ones(3)})
 
 
 @every_transformation
@@ -397,3 +429,26 @@ def test_an_nnx_optimizer_passes_extra_arguments():
     grads = nnx.state(model, nnx.Param)
     optimizer.update(model, grads, value=jnp.float32(1.0))
     assert optimizer.step[...] == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw_tf", "adafactor_tf momentum", "adagrad_tf", "lion_tf"]
+)
+def test_float32_leaves_have_the_same_numbers_beside_float64_leaves(name):
+    tx = TRANSFORMATIONS[name]()
+
+    def after_two_steps(params):
+        step = jax.jit(functools.partial(apply, tx))
+        new, state = params, tx.init(params)
+        for _ in range(2):
+            new, state = step(new, state, params)
+        trees = [new, *(tree for tree in state if isinstance(tree, dict))]
+        return [{key: tree[key] for key in narrow} for tree in trees]
+
+    narrow = few_params() | {"half": drawn((4, 3), jnp.bfloat16)}
+    alone = after_two_steps(narrow)
+    with jax.enable_x64(True):
+        together = after_two_steps(narrow | {"wide": drawn((4, 3), jnp.float64)})
+    assert avals(alone) == avals(together)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_array_equal(a, b)
