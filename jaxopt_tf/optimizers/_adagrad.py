@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _two_floats
+from .._argument_names import checked_names
 from .._scalars import f32
 from .._two_floats import TwoFloats
 from .._typing import PyTree, Scalar, ScalarOrSchedule
@@ -24,6 +25,7 @@ class AdagradState(NamedTuple):
     nu: PyTree  # as params, float32: sum of squared gradients
 
 
+@checked_names
 def adagrad_tf(
     learning_rate: ScalarOrSchedule,
     *,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree, _two_floats
+from .._argument_names import checked_names
 from .._placement import placed_as
 from .._rounding import as_stored, difference
 from .._scalars import computed_once, f32, is_zero, one_minus
@@ -43,6 +44,7 @@ class Scalars(NamedTuple):
 NewParam = Callable[[jax.Array, jax.Array, jax.Array, bool, Scalars], jax.Array]
 
 
+@checked_names
 def adamw_tf(
     learning_rate: ScalarOrSchedule,
     *,

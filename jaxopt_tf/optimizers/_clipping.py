@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._argument_names import checked_names
 from .._placement import shard_axes
 from .._typing import PyTree, Scalar
 
@@ -18,6 +19,7 @@ class ClipState(NamedTuple):
     factor: jax.Array  # (), float32: what the gradients were multiplied by
 
 
+@checked_names
 def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     """Scales all gradients by one factor so that their joint norm stays under a limit.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _two_floats
+from .._argument_names import checked_names
 from .._scalars import f32, one_minus
 from .._two_floats import TwoFloats
 from .._typing import PyTree, Scalar, ScalarOrSchedule
@@ -29,6 +30,7 @@ class _Now(NamedTuple):
     kept: jax.Array  # (), float32: 1 - rate times weight decay
 
 
+@checked_names
 def lion_tf(
     learning_rate: ScalarOrSchedule,
     *,
