@@ -19,10 +19,9 @@ from ._weight_decay import resolve_mask
 
 
 class AdamWState(NamedTuple):
-    """What the next update needs; `mu` and `nu` are masked at integer leaves."""
+    """State of `adamw_tf`; `mu` and `nu` hold `MaskedNode` at integer leaves."""
 
-    # (), int32: updates that the moments have seen; or a tree of such, one per leaf
-    count: PyTree
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
