@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _two_floats
+from .._argument_names import checked_names
 from .._two_floats import TwoFloats
 from .._typing import Scalar
 from . import _doubles
@@ -52,6 +53,7 @@ class GreedyState(NamedTuple):
         return _doubles.to_float64(self.rate)
 
 
+@checked_names
 def greedy(
     learning_rate: Scalar,
     *,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _two_floats
+from .._argument_names import checked_names
 from .._two_floats import TwoFloats
 from .._typing import Scalar
 from . import _doubles
@@ -39,6 +40,7 @@ class PlateauState(NamedTuple):
         return _doubles.to_float64(self.rate)
 
 
+@checked_names
 def reduce_lr_on_plateau(
     learning_rate: Scalar,
     *,
