@@ -37,20 +37,20 @@ def adafactor_from_torch(
         own = pieces[name]
         counts[name] = count_of_leaf(own, state)
 
-        def moment(key: str) -> np.ndarray:
-            return moment_from_torch(own, state, key, p.shape, np.float32)
+        def moment(key: str, like: Any) -> np.ndarray:
+            return moment_from_torch(own, state, key, p.shape, like.dtype)
 
         sources = factors(own[0], layout, p.ndim)
         for piece in own[1:]:
             factors(piece, layout, p.ndim)
         if sources is None:
-            seen = to_torch(layout, moment("exp_avg_sq"))
+            seen = to_torch(layout, moment("exp_avg_sq", whole))
             whole = placed_like(seen, whole)
         else:
             row = placed_like(_means(own, state, sources, 0, row), row)
             col = placed_like(_means(own, state, sources, 1, col), col)
         if not is_masked(mu):
-            mu = placed_like(moment("exp_avg"), mu)
+            mu = placed_like(moment("exp_avg", mu), mu)
         elif any("exp_avg" in state.entry(piece.torch_name) for piece in own):
             raise ValueError(
                 "`opt_state` must keep a first moment, got none for the file's "
@@ -131,4 +131,6 @@ def adafactor_entries(
 
 
 def _rms(tensor: Any) -> Any:
-    return tensor.float().norm(2) / tensor.numel() ** 0.5
+    # Transformers computes float64 parameters in float64, all others in float32.
+    wide = tensor if tensor.element_size() == 8 else tensor.float()
+    return wide.norm(2) / tensor.numel() ** 0.5

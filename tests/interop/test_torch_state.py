@@ -143,3 +143,35 @@ def test_the_next_update_is_torchs(model, optimizer):
 def distance(tree, other):
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return np.sqrt(sum(np.sum(np.square(np.subtract(*pair))) for pair in leaves))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "beta1"])
+def test_a_float64_run_keeps_its_digits(optimizer):
+    module = torch_models.convolutional().double()
+    theirs = trained(optimizer, module)
+    with jax.enable_x64(True):
+        before = {n: x.copy() for n, x in torch_models.flax_leaves(module).items()}
+        params = torch_models.flax_tree(before)
+        names = match_names(params, torch_model_from_module(module))
+        layouts = layouts_of(names)
+        ours = our_optimizer(optimizer, mask_of(params, module), layouts)
+        saved = theirs.state_dict()
+        state = opt_state_from_torch(
+            ours.init(params), params, saved, names, layouts=layouts
+        )
+        assert get_learning_rate(state) == RATE
+        written = torch_from_opt_state(
+            state, params, names, saved["param_groups"], layouts=layouts
+        )
+        assert_same_content(written, saved)
+        assert all(
+            entry["RMS"].dtype == torch.float64
+            for entry in written["state"].values()
+            if "RMS" in entry
+        )
+        grads = torch_models.flax_tree(torch_models.set_gradients(module, 99))
+        theirs.step()
+        updates, _ = jax.jit(ours.update)(grads, state, params)
+        after = torch_models.flax_tree(torch_models.flax_leaves(module))
+        new_params = jax.tree.map(np.add, params, updates)
+        assert distance(new_params, after) <= 1e-12 * distance(after, params)

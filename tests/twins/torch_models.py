@@ -98,7 +98,7 @@ def set_gradients(module: Any, seed: int) -> dict[str, np.ndarray]:
 
     generator = torch.Generator().manual_seed(seed)
     for p in module.parameters():
-        p.grad = torch.randn(p.shape, generator=generator) * 0.1
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype) * 0.1
     grads = {name: p.grad for name, p in module.named_parameters()}
     return {name: g.copy() for name, g in _as_flax(module, grads).items()}
 
