@@ -75,8 +75,8 @@ def sizes_of(source: Path) -> dict[str, Any]:
         raise ValueError(
             f"`FOLDER` must hold a GPT-2 as it is here, but {path}:\n  "
             + "\n  ".join(problems)
-            + "\nA model that is otherwise needs a step of its own: take the functions "
-            "of `jaxopt_tf.interop`."
+            + "\n`migrate` takes no other model; in Python, the functions of "
+            "jaxopt_tf.interop do."
         )
     return {name: config[theirs] for name, theirs in _SIZES.items()}
 

@@ -1,7 +1,9 @@
 """A Trainer's checkpoint of a GPT-2 comes in as the folder of a run."""
 
 import dataclasses
+import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,7 @@ def import_run(
         )
     params, _ = make_loss_fn(model, recipe.seed)
     start = first_position(recipe, model, params)
-    names = interop.match_names(params, interop.torch_model_from_config(source))
+    names = interop.match_names(params, _torch_model(source, model.block_size))
     layout = gpt2_layout(model)
     read = interop.read_trainer_checkpoint(
         source,
@@ -175,6 +177,17 @@ def import_run(
         f"{read.step:,}; it goes on with\n"
         f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
     )
+
+
+def _torch_model(source: Path, block_size: int) -> interop.TorchModel:
+    """Describes the model; an old file may have `n_ctx` in place of `n_positions`."""
+    config = json_object(source / "config.json")
+    if {"n_positions", "max_position_embeddings"} & set(config):
+        return interop.torch_model_from_config(source)
+    with tempfile.TemporaryDirectory() as folder:
+        written = json.dumps({**config, "n_positions": block_size})
+        Path(folder, "config.json").write_text(written, encoding="utf-8")
+        return interop.torch_model_from_config(folder)
 
 
 def _job_settings(
