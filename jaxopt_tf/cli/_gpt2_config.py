@@ -22,8 +22,13 @@ _FIXED = {
 }
 # Names of the same formula, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in
 # Transformers' `activations.py`; they differ by float32 rounding at most.
-_GELU_NEW = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast")
-_GELU_NEW += ("gelu_accurate",)
+_GELU_NEW = (
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+)
 # Other names of a size, the first that is there counts: those of `attribute_map` in
 # Transformers' `GPT2Config`, and that of its first versions.
 _SPELLINGS = {
