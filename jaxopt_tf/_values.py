@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-_UNSET = (None, "", "None", "none", "null", [], {})
+_UNSET: tuple[Any, ...] = (None, "", "None", "none", "null", [], {})
 
 
 class Kind(NamedTuple):

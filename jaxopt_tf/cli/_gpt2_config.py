@@ -22,8 +22,13 @@ _FIXED = {
 }
 # Names of the same formula, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in
 # Transformers' `activations.py`; they differ by float32 rounding at most.
-_GELU_NEW = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast")
-_GELU_NEW += ("gelu_accurate",)
+_GELU_NEW = (
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+)
 # Other names of a size, the first that is there counts: those of `attribute_map` in
 # Transformers' `GPT2Config`, and that of its first versions.
 _SPELLINGS = {
@@ -75,8 +80,8 @@ def sizes_of(source: Path) -> dict[str, Any]:
         raise ValueError(
             f"`FOLDER` must hold a GPT-2 as it is here, but {path}:\n  "
             + "\n  ".join(problems)
-            + "\nA model that is otherwise needs a step of its own: take the functions "
-            "of `jaxopt_tf.interop`."
+            + "\n`migrate` takes no other model; in Python, the functions of "
+            "jaxopt_tf.interop do."
         )
     return {name: config[theirs] for name, theirs in _SIZES.items()}
 

@@ -1,45 +1,24 @@
 """A Trainer's checkpoint of a GPT-2 comes in as the folder of a run."""
 
 import dataclasses
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .. import interop, training
-from .._values import is_set
 from ..pretraining import Run, first_position, gpt2_layout, make_loss_fn, write_run
-from ..recipes import Recipe, recipe_settings
+from ..recipes import recipe_settings
 from ._flags import flags_of
 from ._gpt2_config import json_object, sizes_of
-from ._intervals import Checkpoint, check_metric, set_intervals
-from ._train import Typed, read_command_line, records_of
-from ._translation import untyped
+from ._job_of_trainer import OF_AN_EVALUATION, STATE, job_settings
+from ._train import read_command_line, records_of
 
-STATE = "trainer_state.json"
 _ARGUMENTS = "training_args.bin"
-# Fields of a job that a Trainer's files set.
-_OF_THE_JOB = (
-    "eval_steps",
-    "load_best_model_at_end",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-)
-_OF_AN_EVALUATION = (
-    *_OF_THE_JOB,
-    "bf16_full_eval",
-    "eval_delay",
-    "eval_strategy",
-    "evaluation_strategy",
-    "fp16_full_eval",
-    "greater_is_better",
-    "metric_for_best_model",
-    "save_strategy",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +70,7 @@ def import_run(
     )
     # Ours leaves out the same leaves of a GPT-2, by their names.
     recipe = dataclasses.replace(came.recipe, decay_rule="default")
-    taken = _job_settings(arguments, typed, recipe, state)
+    taken = job_settings(arguments, typed, recipe, state)
     found = {**recipe_settings(recipe), **sizes_of(source), "output_dir": str(out)}
     of_file = typed._replace(ignore_fields=())
     recipe, model, job = records_of(of_file, {**found, **taken.settings})
@@ -102,7 +81,7 @@ def import_run(
         )
     params, _ = make_loss_fn(model, recipe.seed)
     start = first_position(recipe, model, params)
-    names = interop.match_names(params, interop.torch_model_from_config(source))
+    names = interop.match_names(params, _torch_model(source, model.block_size))
     layout = gpt2_layout(model)
     read = interop.read_trainer_checkpoint(
         source,
@@ -146,7 +125,7 @@ def import_run(
         ),
         *_told(
             "not taken over; flags set it where there are any",
-            [name for name in came.elsewhere if name not in _OF_AN_EVALUATION],
+            [name for name in came.elsewhere if name not in OF_AN_EVALUATION],
         ),
         *_told("ignored", came.ignored),
         *came.notes,
@@ -177,75 +156,15 @@ def import_run(
     )
 
 
-def _job_settings(
-    arguments: Path, typed: Typed, recipe: Recipe, state: Mapping[str, Any]
-) -> interop.Translation:
-    """Returns what a Trainer's files have of the job: when is evaluated and saved.
-
-    Raises:
-        ValueError: naming all that decides numbers and cannot be carried over.
-    """
-    raw = interop.read_training_arguments(arguments).given
-    fields = interop.read_values(
-        {n: v for n, v in raw.items() if n not in typed.ignore_fields}
-    )
-    given = untyped(
-        {n: fields[n] for n in _OF_AN_EVALUATION if n in fields}, typed.settings
-    )
-    settings = {n: given[n] for n in _OF_THE_JOB if is_set(given.get(n))}
-    limit = given.get("save_total_limit")
-    settings["save_total_limit"] = limit if is_set(limit) and limit > 0 else None
-    settings["lr_scheduler_type"] = recipe.lr_scheduler_type
-    into = interop.Translation(settings, [], [], [], [])
-    _early_stopping(state, typed.settings, into)
-    checkpoint = Checkpoint(
-        int(state.get("global_step") or 0), _updates_per_epoch(fields, state)
-    )
-    set_intervals(given, typed.settings, into, state["max_steps"], checkpoint)
-    check_metric(given, typed.settings, into, checkpoint)
-    if into.refusals:
-        raise ValueError(f"{arguments}: " + "\n  ".join(into.refusals))
-    into.neutral.extend(
-        name
-        for name, field in interop.TRAINING_ARGUMENTS.items()
-        if field.kind == "elsewhere"
-        and is_set(given.get(name))
-        and given[name] not in field.usual
-    )
-    return into
-
-
-def _early_stopping(
-    state: Mapping[str, Any], typed: Mapping[str, Any], into: interop.Translation
-) -> None:
-    """Takes over the patience of an EarlyStoppingCallback that the state holds."""
-    found = dict(state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
-    for callback in found if isinstance(found, list) else [found] if found else []:
-        args = callback.get("args", {})
-        patience = args.get("early_stopping_patience")
-        if patience is not None and "early_stopping_patience" not in typed:
-            into.settings["early_stopping_patience"] = patience
-            threshold = args.get("early_stopping_threshold") or 0.0
-            into.settings["early_stopping_threshold"] = threshold
-            into.notes.append(
-                f"`early_stopping_patience` {patience!r}: of {STATE}; evaluations are "
-                "counted from here on"
-            )
-
-
-def _updates_per_epoch(
-    fields: Mapping[str, Any], state: Mapping[str, Any]
-) -> int | None:
-    """Returns the updates of an epoch; None where the files do not agree on them."""
-    steps, epochs = fields.get("max_steps"), fields.get("num_train_epochs")
-    is_by_epochs = not is_set(steps) or steps <= 0
-    if not is_by_epochs or not epochs or state["max_steps"] % epochs:
-        return None
-    updates = int(state["max_steps"] // epochs)
-    step, epoch = state.get("global_step"), state.get("epoch")
-    # After a few updates, the epoch that Trainer counted has to be theirs.
-    is_there = isinstance(step, int) and isinstance(epoch, int | float)
-    return updates if is_there and abs(epoch * updates - step) < 0.5 else None
+def _torch_model(source: Path, block_size: int) -> interop.TorchModel:
+    """Describes the model; an old file may have `n_ctx` in place of `n_positions`."""
+    config = json_object(source / "config.json")
+    if {"n_positions", "max_position_embeddings"} & set(config):
+        return interop.torch_model_from_config(source)
+    with tempfile.TemporaryDirectory() as folder:
+        written = json.dumps({**config, "n_positions": block_size})
+        Path(folder, "config.json").write_text(written, encoding="utf-8")
+        return interop.torch_model_from_config(folder)
 
 
 def _told(what: str, names: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ from ..checkpoints import find_checkpoints
 from ..pretraining import gpt2_layout, read_run
 from ._flags import flags_of
 from ._gpt2_config import torch_config
-from ._import_run import STATE, Origin, import_run
+from ._import_run import Origin, import_run
+from ._job_of_trainer import STATE
 from ._train import read_command_line
 
 _PROG = "jaxopt-tf migrate FOLDER OUT"

@@ -79,7 +79,7 @@ def untyped(given: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any
 
 def max_steps_of(settings: Mapping[str, Any]) -> int | None:
     """Returns the number of updates; None where epochs decide."""
-    steps = settings.get("max_steps")
+    steps: Any = settings.get("max_steps")
     is_number = isinstance(steps, int | float) and not isinstance(steps, bool)
     return int(steps) if is_number and steps > 0 else None
 

@@ -21,13 +21,18 @@ _IN_ALL_OF_4 = frozenset(
         "tpu_metrics_debug",
     ]
 )
+# Fields that came with a version, or soon after it: where none of them is there, the
+# version is an earlier one. One alone may have been deleted by hand.
+_SINCE_4_40 = ("eval_do_concat_batches", "eval_strategy", "eval_on_start")
+_SINCE_4_18 = ("optim", "data_seed", "eval_delay")
+_SINCE_4_4 = ("warmup_ratio", "logging_strategy", "save_strategy")
 # Fields that 4.40 no longer has: 4.1 to 4.34, 4.12 to 4.32, 4.1.
 _GONE = frozenset({"sharded_ddp", "xpu_backend", "model_parallel"})
 
 
 def is_before_4_40(names: Collection[str]) -> bool:
     """Returns True for the fields of a version before 4.40."""
-    return not _GONE.isdisjoint(names) or _is_before(names, "eval_do_concat_batches")
+    return not _GONE.isdisjoint(names) or _is_before(names, _SINCE_4_40)
 
 
 def is_before_4_4(names: Collection[str]) -> bool:
@@ -35,7 +40,7 @@ def is_before_4_4(names: Collection[str]) -> bool:
 
     Until then Trainer left out names that hold `bias` or `LayerNorm.weight`.
     """
-    return _is_before(names, "warmup_ratio")
+    return _is_before(names, _SINCE_4_4)
 
 
 def default_optimizer(given: Mapping[str, Any]) -> str | None:
@@ -47,8 +52,7 @@ def default_optimizer(given: Mapping[str, Any]) -> str | None:
     """
     if "optim" in given:
         return None
-    # Fields that came together with `optim`.
-    if _is_before(given, "data_seed") and "eval_delay" not in given:
+    if _is_before(given, _SINCE_4_18):
         return "adamw_hf"
     for name in sorted(_GONE):
         if is_set(given.get(name)):
@@ -59,6 +63,6 @@ def default_optimizer(given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_before(names: Collection[str], field: str) -> bool:
-    """Returns True for all fields of a version that did not have this one."""
-    return set(names) >= _IN_ALL_OF_4 and field not in names
+def _is_before(names: Collection[str], later: Collection[str]) -> bool:
+    """Returns True for all fields of a version of 4 that had none of the later ones."""
+    return set(names) >= _IN_ALL_OF_4 and set(names).isdisjoint(later)

@@ -55,7 +55,7 @@ def check_files(
         raise ValueError(f"`without` must hold names of {list(_WITHOUT)}, got {odd}.")
     missing = [name for name in wanted if not (folder / name).is_file()]
     needed = [
-        f"{name}. {_WITHOUT[name]} Allow it with `without={{{name!r}}}`."
+        f"{name}. {_WITHOUT[name]} Allow it by {name!r} in `without`."
         for name in missing
         if name not in without
     ]

@@ -12,7 +12,7 @@ from ..recipes import (
     optimizer_refusal,
     read_optim_args,
 )
-from ._hf_before_4_40 import default_optimizer
+from ._hf_before_4_40 import default_optimizer, is_before_4_40
 from ._hf_fields import TRAINING_ARGUMENTS, is_usual
 from ._hf_version import Era
 
@@ -164,6 +164,11 @@ def _decay(given: Mapping[str, Any], era: Era, into: Translation) -> None:
             f"Transformers {era.versions}, whose Trainer decayed all parameters but "
             "those with `bias` or `LayerNorm.weight` in torch's name, which is not "
             "carried over; only runs without decay are."
+        )
+    elif given.get("weight_decay") and is_before_4_40(given):
+        into.notes.append(
+            "`weight_decay`: which layers are norms is taken from later versions; "
+            "before 4.40 Trainer knew fewer of the RMSNorm classes"
         )
 
 
