@@ -87,10 +87,10 @@ def test_without_the_trainers_state_the_step_is_the_schedules(folder, params, na
     assert checkpoint.trainer_state == {}
     (folder / "scheduler.pt").unlink()
     both = {"trainer_state.json", "scheduler.pt"}
-    with pytest.raises(ValueError, match="Without both nobody knows the step"):
+    with pytest.raises(ValueError, match="Without both the step is not known"):
         read(folder, params, names, without=both)
     (folder / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match="Without both nobody knows the step"):
+    with pytest.raises(ValueError, match="Without both the step is not known"):
         read(folder, params, names, without={*both, "optimizer.pt"})
 
 
@@ -126,7 +126,7 @@ def test_without_its_file_a_schedule_that_a_metric_drives_keeps_the_rate(
 
 def test_without_parameters_there_is_nothing(folder, params, names):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="nothing to go on with"):
+    with pytest.raises(ValueError, match="nothing to resume from"):
         read(folder, params, names)
     with pytest.raises(ValueError, match="`without` must hold names of"):
         read(folder, params, names, without={"model.safetensors"})

@@ -115,7 +115,7 @@ def test_a_step_may_be_any_kind_of_number(run, step):
 @pytest.mark.parametrize("step", [-3, torch.tensor(float("nan")), 1.5])
 def test_a_step_that_counts_nothing_is_refused(run, step):
     state_dict = edited(run, lambda state, _: state[0].update(step=step))
-    with pytest.raises((TypeError, ValueError), match="`step` must be"):
+    with pytest.raises((TypeError, ValueError), match="`step` of `0.weight` must be"):
         imported(run, state_dict)
 
 

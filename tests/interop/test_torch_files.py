@@ -66,7 +66,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path):
     whole = (tmp_path / "x.pt").read_bytes()
     path = tmp_path / "y.pt"
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, "it is cut short or not torch's")
+    refused(path, "cut short or damaged")
 
 
 def test_a_file_that_is_empty_or_not_there_is_named(tmp_path):
