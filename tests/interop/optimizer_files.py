@@ -94,7 +94,7 @@ FILES = {
     "Lion": ("Lion", "exp_avg", "lr betas weight_decay"),
     "CAME": (
         "CAME",
-        "step exp_avg exp_avg_sq_row exp_avg_sq_col exp_avg_res_row exp_avg_res_col RMS",
+        "step exp_avg exp_avg_sq_row exp_avg_sq_col exp_avg_res_row RMS",
         "lr eps clip_threshold betas weight_decay",
     ),
     "SOAP": ("SOAP", "step exp_avg exp_avg_sq GG Q", "lr betas eps weight_decay"),
