@@ -40,7 +40,7 @@ FILES = (
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    num_trials = 180 if smoke else 5_000
+    num_trials = 120 if smoke else 5_000
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         trainer_runs.trainer(work / "run", "adamw_torch", "linear").train()
@@ -54,16 +54,18 @@ def rows(smoke: bool) -> Iterator[Row]:
             limit=0.0,
             detail=", ".join(f"{num} {what}" for what, num in sorted(found.items())),
         )
-    for what, files, limit in (
-        ("other content", [f for f in FILES if f not in JSON_FILES], 0.0),
-        ("other finite weights (no checksum)", ["model.safetensors"], np.inf),
-        ("another valid value (JSON)", JSON_FILES, np.inf),
+    for what, files in (
+        ("other content", [f for f in FILES if f not in JSON_FILES]),
+        ("other finite weights (no checksum)", ["model.safetensors"]),
+        ("another valid value (JSON)", JSON_FILES),
     ):
+        total = sum(sum(counts[file].values()) for file in files)
         yield Row(
             claim=f"{', '.join(files)}: read with {what}",
             value=float(sum(counts[file][what] for file in files)),
-            unit=f"of {sum(sum(counts[file].values()) for file in files)} trials",
-            limit=limit,
+            unit=f"of {total} trials",
+            # Without a checksum nothing can tell such a file from another one.
+            limit=0.0 if what == "other content" else float(total),
         )
 
 

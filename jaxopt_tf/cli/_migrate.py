@@ -129,6 +129,7 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         *_told("taken over", came.honoured),
         *_told("without effect here", came.without_effect),
         *_told("not taken over, for flags to say", came.elsewhere),
+        *_told("left out of the weight files", read.unused),
         *came.notes,
     ):
         print(note)

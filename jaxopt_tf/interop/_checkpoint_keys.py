@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Parts of a name that wrappers of a module add to it.
@@ -87,8 +87,8 @@ def match_keys(
         They are problems here, but for those that Transformers ignores without one and
         for buffers of older versions.
     """
-    known = dict.fromkeys(known, True)
-    rename = _renaming(rules, known)
+    own = dict.fromkeys(known, True)
+    rename = _renaming(rules, own)
     of: dict[str, list[str]] = {}
     unused, strange, fused = [], [], []
     # In the order in which Transformers reads them, which some renamings need.
@@ -96,7 +96,7 @@ def match_keys(
         name, is_part = rename(key)
         if is_part:
             fused.append(key)
-        elif name in known:
+        elif name in own:
             of.setdefault(name, []).append(key)
         elif _is_unused(name, tuple(shapes[key]), rules):
             unused.append(key)
@@ -109,8 +109,13 @@ def match_keys(
     )
 
 
-def _renaming(rules: LoadRules, known: Mapping[str, bool]) -> Any:
-    """Returns a function from a name in the file to that in the model."""
+def _renaming(
+    rules: LoadRules, known: dict[str, bool]
+) -> Callable[[str], tuple[str, bool]]:
+    """Returns a function from a name in the file to that in the model.
+
+    The function also tells whether the tensor is a part of the model's.
+    """
     # They remember which names they have seen.
     renamings = copy.deepcopy(list(rules.renamings))
     converters = copy.deepcopy(list(rules.converters))

@@ -40,14 +40,13 @@ def check_archive(path: Path) -> str:
 
 def _damaged(path: Path, records: Sequence[zipfile.ZipInfo]) -> tuple[str, str] | None:
     """Returns the first damaged record and the reason."""
-    buffer = bytearray(_CHUNK)
     with zipfile.ZipFile(path) as archive:
         for record in records:
             if record.compress_type != zipfile.ZIP_STORED:
                 return record.filename, "is compressed, which torch never does"
             try:
                 with archive.open(record) as stream:
-                    while stream.readinto(buffer):
+                    while stream.read(_CHUNK):
                         pass
             except Exception as error:  # BadZipFile, EOFError, ...
                 return record.filename, f"is damaged: {error}"

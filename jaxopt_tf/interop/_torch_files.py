@@ -149,8 +149,8 @@ def check_tensor(value: Any, what: str) -> None:
     """Raises unless `value` is a plain, dense tensor of numbers that NumPy has."""
     import torch
 
-    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool)
-    dtypes += (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    dtypes = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
+    dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise ValueError(
             f"{what} must be a tensor, got {type(value).__name__}. Write it with plain "
