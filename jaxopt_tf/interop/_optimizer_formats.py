@@ -1,4 +1,4 @@
-"""Formats of torch optimizers' state dicts: those read, and names of the others."""
+"""Formats of the state dicts of torch optimizers that are read."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ _READ = (
         | {"step"},
         ("amsgrad", False),
     ),
-    # transformers.AdamW, until 4.46.
+    # transformers.AdamW of version 4.
     Format(
         ADAMW, _MOMENTS, _ADAM | {"correct_bias"}, frozenset(), ("correct_bias", True)
     ),
@@ -95,6 +95,7 @@ def check_format(state_dict: Any) -> str | None:
     ):
         return None
     entry_keys = {_entry_keys(entry) for entry in map(entries.__getitem__, entries)}
+    entry_keys.discard(frozenset())  # of a parameter that was never updated
     fits = [f for f in _READ if all(_fits(f, keys) for keys in group_keys)]
     fits = [f for f in fits if all(keys - {"step"} in f.entries for keys in entry_keys)]
     if not fits:
@@ -147,7 +148,7 @@ def _check_structure(state_dict: Any) -> None:
             f"{sorted(map(str, keys))[:5]}.{cure}"
         )
     groups = state_dict["param_groups"]
-    is_list = isinstance(groups, list | tuple)
+    is_list = isinstance(groups, list | tuple) and len(groups) > 0
     if not is_list or not all(isinstance(g, Mapping) and "params" in g for g in groups):
         raise ValueError(
             "`state_dict` must have a list of groups with `params` each, got "

@@ -283,6 +283,15 @@ def saved(path, change):
     torch.save(value, path)
 
 
+def as_former_adamw(state):
+    """Gives groups the keys that `transformers.AdamW` gave them."""
+    kept = ("lr", "betas", "eps", "weight_decay", "initial_lr", "params")
+    state["param_groups"] = [
+        {key: group[key] for key in kept} | {"correct_bias": True}
+        for group in state["param_groups"]
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
@@ -292,6 +301,7 @@ def saved(path, change):
         ("optimizer.pt", lambda s: s["param_groups"].pop(), "every parameter"),
         ("optimizer.pt", lambda s: s["param_groups"][0].update(lr=np.nan), "`lr` of"),
         ("optimizer.pt", lambda s: s["param_groups"][0].update(eps=1.0), "`eps` of"),
+        ("optimizer.pt", as_former_adamw, "one of transformers.AdamW"),
         ("optimizer.pt", lambda s: s["state"].update({0: 3}), "a dict for each entry"),
         ("scheduler.pt", lambda s: s.pop("last_epoch"), "without .'last_epoch'"),
         ("scheduler.pt", lambda s: s.update(last_epoch=-1), "`last_epoch` must be"),

@@ -222,6 +222,13 @@ def test_a_state_that_is_no_dict_is_refused(run, state):
         run.read(state_dict)
 
 
+def test_an_entry_may_be_empty_and_groups_may_not(run):
+    state_dict = run.state_dict()
+    assert int(run.read(state_dict | {"state": {0: {}}}).count) == 0
+    with pytest.raises(ValueError, match=r"groups with `params` each, got \[\]"):
+        run.read(state_dict | {"param_groups": []})
+
+
 def test_a_capturable_state_is_read(run):
     state_dict = run.state_dict()
     state_dict["param_groups"][0]["lr"] = torch.tensor(2e-3)

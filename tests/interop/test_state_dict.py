@@ -259,10 +259,10 @@ def test_groups_must_name_every_parameter_once(run):
 
 OTHERS = {
     "DeepSpeed's ZeRO": {"base_optimizer_state": {}, "zero_stage": 2},
-    "FSDP": {"state": {"a.weight": {"step": 1}}, "param_groups": []},
+    "FSDP": {"state": {"a.weight": {"step": 1}}, "param_groups": [{"params": [0]}]},
     "bitsandbytes": {
         "state": {0: {"state1": 1, "absmax1": 1, "qmap1": 1}},
-        "param_groups": [],
+        "param_groups": [{"params": [0]}],
     },
     "must have `state` and `param_groups`": {"model": {}},
     "got list": [1, 2],
@@ -271,11 +271,11 @@ OTHERS = {
     r"`params` each, got \[3\]": {"state": {}, "param_groups": [3]},
     "must be without `amsgrad`": {
         "state": {0: {"exp_avg": 1, "exp_avg_sq": 1, "max_exp_avg_sq": 1}},
-        "param_groups": [],
+        "param_groups": [{"params": [0]}],
     },
     "must be of torch's AdamW or": {
         "state": {0: {"momentum_buffer": 1}},
-        "param_groups": [],
+        "param_groups": [{"params": [0]}],
     },
 }
 
