@@ -128,6 +128,7 @@ def import_run(
             [name for name in came.elsewhere if name not in OF_AN_EVALUATION],
         ),
         *_told("ignored", came.ignored),
+        *_told("left out of the weight files", read.unused),
         *came.notes,
         *taken.notes,
     ):

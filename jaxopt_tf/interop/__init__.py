@@ -21,6 +21,7 @@ from ._hf_version import era_of as era_of
 from ._metric_state import metric_state_from_torch as metric_state_from_torch
 from ._metric_state import torch_from_metric_state as torch_from_metric_state
 from ._model_file import read_params as read_params
+from ._model_file import unused_tensors as unused_tensors
 from ._param_groups import check_param_groups as check_param_groups
 from ._param_groups import param_groups_from_recipe as param_groups_from_recipe
 from ._param_names import ParamNames as ParamNames

@@ -1,17 +1,18 @@
-"""A pickle read without running anything: names become inert stand-ins, or are refused.
+"""Pickles read without running anything: names become inert stand-ins, or are refused.
 
-Reading a pickle calls whatever it names. Nothing that it names is imported here. A name
-on the lists below becomes a function that returns its arguments, or an empty class that
-is made for this one file. A name of another package or script, such as a subclass of
-TrainingArguments, becomes an empty class, too: it holds the fields that the file has.
-Every other name of Python itself, torch, Transformers and accelerate is refused.
+Reading a pickle calls every name in it. Nothing that it names is imported here. A name
+on the lists below stands for a function that returns its arguments, or for an empty
+class that is made for this one file. A name of another package or script, such as a
+subclass of TrainingArguments, becomes an empty class, too: it holds the fields that the
+file has. Every other name of Python itself, torch, Transformers and accelerate is
+refused.
 """
 
 import io
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 _ENUMS = {
     "transformers.trainer_utils": (
@@ -94,6 +95,33 @@ class _InertUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise NotAllowedError(f"a tensor ({pid!r:.60})")
+
+
+class Storage(NamedTuple):
+    """The record that a tensor of torch is stored in."""
+
+    key: str
+
+
+class _StorageUnpickler(_InertUnpickler):
+    """Reads tensors as the `Storage` that they are stored in."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return lambda storage, *_: storage
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            return name
+        if (module, name) == ("collections", "OrderedDict"):
+            return type(name, (dict,), {})  # with room for `_metadata`
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return Storage(str(pid[2]))
+
+
+def load_storage_keys(stream: io.BytesIO) -> Any:
+    """Reads the pickle of a torch archive with a `Storage` in place of each tensor."""
+    return _StorageUnpickler(stream).load()
 
 
 def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:
