@@ -183,12 +183,11 @@ def decay_rule_from_checkpoint(
     path = folder / OPTIMIZER
     if not path.is_file():
         raise ValueError(
-            f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Name a "
-            "`decay_rule` of `decay_mask`."
+            f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Name "
+            "a rule of `decay_mask`."
         )
-    return decay_rule_of_file(
-        read_state_dict(_optimizer(path), names, groups).decayed, names
-    )
+    named = read_state_dict(_optimizer(path), names, groups)
+    return decay_rule_of_file(named.decayed, names)
 
 
 def _optimizer(path: Path) -> Any:
