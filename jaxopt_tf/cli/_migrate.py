@@ -178,8 +178,8 @@ def _without_file_groups(flags: Sequence[str]) -> tuple[list[str], bool]:
     place = left.index(name)
     if left[place + 1 : place + 2] != [value]:
         raise ValueError(
-            f"`{name}` must be {value!r}, got {left[place + 1 : place + 2]!r}. Leave it "
-            "out to decay by the names of parameters."
+            f"`{name}` must be {value!r}, got {left[place + 1 : place + 2]!r}. Leave "
+            "it out to decay by the names of parameters."
         )
     return left[:place] + left[place + 2 :], True
 
