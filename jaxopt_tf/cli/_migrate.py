@@ -142,7 +142,8 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         *_told("taken over", came.honoured),
         *_told("without effect here", came.without_effect),
         *_told("not taken over, for flags to say", came.elsewhere),
-        *came.notes,
+        # Decay was compared with the groups of optimizer.pt.
+        *(note for note in came.notes if not note.startswith("`decay_rule`")),
     ):
         print(note)
     config = json_object(source / "config.json")

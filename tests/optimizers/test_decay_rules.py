@@ -19,9 +19,7 @@ from jaxopt_tf.optimizers import (
 # `Trainer.get_decay_parameter_names` of these versions has it.
 DATA = pathlib.Path(__file__).parents[1] / "data" / "decay_of_trainer.json"
 RECORDED = json.loads(DATA.read_text())
-VERSIONS = sorted(
-    {v for a in RECORDED.values() for vs in a["decayed"] for v in vs.split()}
-)
+VERSIONS = {v for a in RECORDED.values() for vs in a["decayed"] for v in vs.split()}
 
 
 def decayed(params, **options):
