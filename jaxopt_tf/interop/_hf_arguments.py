@@ -1,7 +1,6 @@
 """TrainingArguments -> Recipe, refusing what it cannot keep."""
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +9,7 @@ from .. import _check
 from .._values import SWITCH, is_set, read_value
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._hf_fields import OF_A_JOB, OF_AN_EVALUATION, TRAINING_ARGUMENTS
-from ._hf_source import Source, read_training_arguments
+from ._hf_source import read_training_arguments
 from ._hf_subclass import select_fields, unknown_field
 from ._hf_translation import (
     Translation,
@@ -18,7 +17,12 @@ from ._hf_translation import (
     with_all_devices,
 )
 from ._hf_values import KINDS, read_values
-from ._hf_version import Era, era_of, versions_of
+from ._hf_version import (
+    Era,
+    era_of,
+    known_version,
+    open_rules_note,
+)
 
 _OF_A_RECIPE = frozenset(field.name for field in fields(Recipe))
 _KNOWN = (*_OF_A_RECIPE, *OF_A_JOB, *TRAINING_ARGUMENTS)
@@ -79,8 +83,8 @@ def recipe_from_transformers(
             the source says, or 1.
         ignore_fields: names of fields that are not read, as if they were not set.
         transformers_version: version that made the run, such as "4.46.3". None for
-            that of config.json in the folder of the file; else the version is told by
-            the fields. Decay, steps of an epoch and others depend on it.
+            that of config.json in the folder of the file, else the newest that has
+            these fields. Decay, steps of an epoch and others depend on it.
 
     Returns:
         The recipe and a report. Fields of a subclass of TrainingArguments (TRL's
@@ -104,7 +108,7 @@ def recipe_from_transformers(
     if num_devices is not None:
         num_devices = _check.step_count("num_devices", num_devices, least=1)
     found = read_training_arguments(source)
-    version, version_notes = _version(found, transformers_version)
+    version, version_notes = known_version(found, transformers_version)
     era = era_of(found.given, version)
     known_devices = num_devices or found.num_devices
     selected = select_fields(
@@ -140,46 +144,9 @@ def recipe_from_transformers(
         honoured=tuple(sorted(honoured)),
         elsewhere=tuple(sorted(elsewhere)),
         without_effect=tuple(sorted({*neutral, *idle})),
-        notes=(*taken.notes, *version_notes, *_open_rules(era, recipe)),
+        notes=(*taken.notes, *version_notes, *open_rules_note(era, recipe)),
         ignored=tuple(sorted(selected.ignored)),
     )
-
-
-def _version(found: Source, given: str | None) -> tuple[str | None, list[str]]:
-    """The version that made the run, None if unknown; and notes on it."""
-    version = given or found.version
-    if version is None:
-        return None, []
-    number = _check.version("transformers_version", version)
-    since, end = versions_of(found.given, by_absence=False)
-    # Builds between two releases may have the fields of either.
-    if since <= number < end or not re.fullmatch(r"[\d.]+", version):
-        return version, []
-    has = "{}.{} or later".format(*since)
-    if number >= end:
-        has = "a version before {}.{}".format(*end)
-    problem = f"the arguments have fields of {has}"
-    if given is None:
-        return None, [
-            f"config.json is of Transformers {version}, but {problem}: the version is "
-            "told by the fields"
-        ]
-    raise ValueError(
-        f"`transformers_version` must be the version that made {found.name}, got "
-        f"{version!r}, but {problem}."
-    )
-
-
-def _open_rules(era: Era, recipe: Recipe) -> list[str]:
-    """A note if decay may have been by another rule than the recipe's."""
-    others = [rule for rule in era.open_rules if rule != era.decay_rule]
-    if not others or recipe.weight_decay == 0:
-        return []
-    return [
-        f"`decay_rule` is {era.decay_rule!r}: the arguments do not show their version "
-        f"of Transformers, and others decayed by {', '.join(map(repr, others))}; pass "
-        "`transformers_version`"
-    ]
 
 
 def _steps(

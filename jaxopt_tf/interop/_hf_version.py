@@ -1,13 +1,14 @@
 """Version of Transformers by which a run was made, and the rules of that version."""
 
-import json
+import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from .. import _check
 from ..optimizers import TRAINER_DECAY_RULES, trainer_decay_rule
+from ..recipes import Recipe
 from ._hf_before_4_40 import is_before_4_4, is_before_4_40
+from ._hf_source import Source
 
 Version = tuple[int, int]  # major and minor
 
@@ -80,13 +81,13 @@ def era_of(names: Iterable[str], version: str | None = None) -> Era:
         `training_args.py`, `trainer.py`, `trainer_optimizer.py`.
     """
     found = frozenset(names)
-    number = None if version is None else _check.version(_VERSION, version)
-    if is_before_4_4(found) or (number is not None and number < (4, 4)):
-        return _era("4, before 4.4", "examples", (4, 3))
-    if is_before_4_40(found) or (number is not None and number < _OLDEST):
-        return _era("4, before 4.40", trainer_decay_rule("4.40"), (4, 39))
-    if version is not None and number is not None:
+    if version is not None:
+        number = _check.version(_VERSION, version)
         return _era(version, trainer_decay_rule(version), number)
+    if is_before_4_4(found):
+        return _era("4, before 4.4", "examples", (4, 3))
+    if is_before_4_40(found):
+        return _era("4, before 4.40", trainer_decay_rule("4.40"), (4, 39))
     since, end = versions_of(found)
     rules = _open_rules(since, end)
     newest = (4, 57) if end == (5, 0) else (end[0], end[1] - 1)
@@ -113,7 +114,7 @@ def versions_of(
     def of(table: dict[Version, str], *, present: bool) -> list[Version]:
         return [v for v, f in table.items() if found.isdisjoint(f.split()) != present]
 
-    firsts = [_OLDEST if by_absence else (0, 0), *of(_FIRST, present=True)]
+    firsts = [_OLDEST, *of(_FIRST, present=True)]
     since, end = max(firsts), min([_OPEN_END, *of(_GONE, present=True)])
     if since >= end:
         # A field of a subclass has the name of one of another version: `warmup_ratio`
@@ -135,15 +136,48 @@ def versions_of(
     return narrow if narrow[0] < narrow[1] else (since, end)
 
 
-def version_of_folder(folder: Path) -> str | None:
-    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        version = found[_VERSION]
-        _check.version(_VERSION, version)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return version
+def known_version(found: Source, given: str | None) -> tuple[str | None, list[str]]:
+    """Returns the version that made the run, None if unknown; and notes on it."""
+    version = given or found.version
+    if version is None:
+        return None, []
+    number = _check.version(_VERSION, version)
+    if number < _OLDEST:
+        if given is None:
+            return None, []
+        raise ValueError(
+            f"`transformers_version` must be 4.40 or later, got {given!r}. Leave it "
+            "out: the rules of older versions are chosen by the fields."
+        )
+    since, end = versions_of(found.given, by_absence=False)
+    # Builds between two releases may have the fields of either.
+    if since <= number < end or not re.fullmatch(r"[\d.]+", version):
+        return version, []
+    has = "{}.{} or later".format(*since)
+    if number >= end:
+        has = "a version before {}.{}".format(*end)
+    problem = f"the arguments have fields of {has}"
+    if given is None:
+        return None, [
+            f"config.json is of Transformers {version}, but {problem}: the rules are "
+            "chosen by the fields"
+        ]
+    raise ValueError(
+        f"`transformers_version` must be the version that made {found.name}, got "
+        f"{version!r}, but {problem}."
+    )
+
+
+def open_rules_note(era: Era, recipe: Recipe) -> list[str]:
+    """Returns a note if decay may have been by another rule than the recipe's."""
+    others = [rule for rule in era.open_rules if rule != era.decay_rule]
+    if not others or recipe.weight_decay == 0:
+        return []
+    return [
+        f"`decay_rule` is {era.decay_rule!r}: the arguments do not show their version "
+        f"of Transformers, and others decayed by {', '.join(map(repr, others))}; pass "
+        "`transformers_version`"
+    ]
 
 
 def _era(label: str, decay_rule: str, version: Version) -> Era:
