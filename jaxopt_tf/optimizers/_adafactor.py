@@ -134,7 +134,7 @@ def adafactor_tf(
                     mu = jnp.zeros_like(p, jnp.float32)
             return row, col, whole, mu
 
-        resolve_mask(decay_mask, params)
+        resolve_mask(decay_mask, params, weight_decay)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
         # The relative step has a step, as a schedule has: it is not to be set.
@@ -201,7 +201,7 @@ def adafactor_tf(
             return change, row, col, whole, mu
 
         layout_tree = resolve_layouts(layouts, params)
-        mask = resolve_mask(decay_mask, params)
+        mask = resolve_mask(decay_mask, params, weight_decay)
         updates, *moments = _tree.map_leaves(
             leaf, params, grads, layout_tree, mask, clocks, *state[3:], num_results=5
         )

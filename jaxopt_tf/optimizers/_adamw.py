@@ -80,7 +80,8 @@ def adamw_tf(
         eps: added to the denominator after its bias correction; at least 0.
         weight_decay: share that is taken off per unit of rate; at least 0.
         decay_mask: bool for each leaf, or a callable from params to that; None for
-            `decay_mask(params)`: no biases, no normalisation layers. Under
+            `decay_mask(params)`: no biases, no normalisation layers; leaves without
+            names are refused then, if `weight_decay` is known not to be 0. Under
             `optax.inject_hyperparams` a callable needs `static_args="decay_mask"`.
         decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does; at
             rates below 1e-5 that is another decay than was asked for, down to none.
@@ -149,7 +150,7 @@ def adam(
 
     def init(params):
         _tree.check_params(params, function=function)
-        resolve_mask(decay_mask, params)
+        resolve_mask(decay_mask, params, weight_decay)
         step, rate = _learning_rate.init(learning_rate)
 
         def moments(_, p):
@@ -164,7 +165,7 @@ def adam(
     def update(grads, state, params=None):
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
-        mask = resolve_mask(decay_mask, params)
+        mask = resolve_mask(decay_mask, params, weight_decay)
         rate = _learning_rate.current(learning_rate, state.step, state.learning_rate)
         exact_rate = _learning_rate.exact(learning_rate, rate)
         count = jax.tree.map(optax.safe_increment, state.count)

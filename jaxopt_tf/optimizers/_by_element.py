@@ -53,7 +53,7 @@ def by_element(
 
     def init(params):
         _tree.check_params(params, function=function)
-        resolve_mask(decay_mask, params)
+        resolve_mask(decay_mask, params, weight_decay)
         step, rate = _learning_rate.init(learning_rate)
 
         def moments(_, p):
@@ -69,7 +69,7 @@ def by_element(
     def update(grads, state, params=None):
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
-        mask = resolve_mask(decay_mask, params)
+        mask = resolve_mask(decay_mask, params, weight_decay)
         rate = _learning_rate.current(learning_rate, state.step, state.learning_rate)
         exact_rate = _learning_rate.exact(learning_rate, rate)
         count = jax.tree.map(optax.safe_increment, state.count)

@@ -16,7 +16,9 @@ import numpy as np
 from flax import nnx
 
 from .. import _check, _tree
-from .._typing import PyTree
+from .._scalars import is_zero
+from .._typing import PyTree, Scalar
+from ._leaf_names import LeafNames, check_names, checked_names, with_dots
 
 # What Trainer looks for, in the lower-cased name.
 _TRANSFORMERS_V5 = (
@@ -46,7 +48,11 @@ Rule = str | Sequence[str] | Callable[[str, Any], bool]
 
 
 def decay_mask(
-    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+    params: PyTree,
+    *,
+    rule: Rule = "default",
+    layer_norms: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> PyTree:
     """Says for each leaf whether weight decay applies to it.
 
@@ -68,6 +74,9 @@ def decay_mask(
         layer_norms: paths of modules that are normalisation layers, where types are not
             to be seen: with torch's names, say. What stands directly in them is left
             out.
+        names: names of the leaves in the order of `jax.tree.leaves`, for a tree that
+            has none: a list of arrays from Keras with `[v.path for v in
+            model.trainable_variables]`.
 
     Returns:
         A tree of bool with the structure of `params`, for `decay_mask=` of our
@@ -77,18 +86,24 @@ def decay_mask(
     Raises:
         ValueError, TypeError: if `rule` is none of these, or if a pattern or a path of
             yours matches no leaf: it would silently decay what you meant to leave out.
+            If `rule` has a name and a leaf has none: all keys of its path are indices,
+            as in a list or a bare array.
 
     Source: transformers 5.23 `trainer.py`, `Trainer.get_decay_parameter_names`;
         4.44 likewise; `examples/pytorch/text-classification/run_glue_no_trainer.py`.
     Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
         patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
     """
-    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms)
+    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms, names=names)
     return jax.tree.map(lambda reason: reason == "", reasons)
 
 
 def decay_reasons(
-    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+    params: PyTree,
+    *,
+    rule: Rule = "default",
+    layer_norms: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> PyTree:
     """Why each leaf is not decayed, in words; "" where it is. As `decay_mask` else."""
     _check_rule(rule, layer_norms)
@@ -98,8 +113,13 @@ def decay_reasons(
     own_norms |= set(layer_norms)
     if isinstance(params, nnx.Module):
         params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
+    if names is not None:
+        names = checked_names(names, params)
+    elif isinstance(rule, str):
+        check_names(params)
+    names_by_path = LeafNames(params, names)
     if not _tree.is_part(params):
-        names = _tree.leaf_names(params)
+        names = names or _tree.leaf_names(params)
         parents = {_parent(name) for name in names}
         for path in layer_norms:
             _matches_something("layer_norms", path, path in parents, names)
@@ -116,30 +136,44 @@ def decay_reasons(
     def reason(path: tuple, leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
             return None
-        name = _tree.leaf_name(path)
+        name = names_by_path[path]
         if callable(rule):
             return "" if rule(name, leaf) else "by your rule"
         patterns, left_out = named[rule] if isinstance(rule, str) else (rule, set())
+        searched = name
         if rule in ("default", "transformers_v5"):
-            name = name.lower()
+            searched = name.lower()
+        if rule == "default":
+            searched = with_dots(searched)
         for pattern in patterns:
-            if found := re.search(pattern, name):
+            if found := re.search(pattern, searched):
                 return f"{found.group().strip('.')!r} in its name"
-        is_in_norm = _parent(_tree.leaf_name(path)) in left_out
-        return "its layer is a norm" if is_in_norm else ""
+        if _parent(name) in left_out:
+            return "its layer is a norm"
+        return names_by_path.library_reason(name) if rule == "default" else ""
 
     return jax.tree_util.tree_map_with_path(reason, params)
 
 
 def resolve_mask(
-    mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree
+    mask: PyTree | Callable[[PyTree], PyTree] | None,
+    params: PyTree,
+    weight_decay: Scalar,
 ) -> PyTree:
     """The mask for `params` as a tree of bool: the default rule, a callable's or given.
+
+    Without a mask, leaves without names are refused if `weight_decay` is known not to
+    be 0. A traced one may be the default 0 under `optax.inject_hyperparams`, and is let
+    through: `init` outside of `jit` has seen its value.
 
     A mask of another structure is matched by name: NNX wraps leaves in variables at one
     time and not at another, and `optax.multi_transform` shows a part of the tree.
     """
-    if mask is None:
+    if mask is None and _tree.nameless_leaves(params):
+        if _check.is_concrete(weight_decay) and not is_zero(weight_decay):
+            check_names(params, weight_decay)
+        mask = jax.tree.map(lambda _: True, params)
+    elif mask is None:
         mask = decay_mask(params)
     elif callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         mask = mask(params)  # a module of bools can be called too

@@ -4,8 +4,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import optax
 
+from .. import _tree
 from .._typing import PyTree, Schedule
 from ..optimizers import TorchLayout, clip, decay_mask
 from ..schedules import MetricDrivenSchedule
@@ -99,7 +101,15 @@ def _decay_mask(
             "None: it leaves out normalisation layers by their type, which a tree of "
             "parameters does not show. Pass their paths, [] if there are none."
         )
-    return functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+    mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+
+    def unless_nameless(params: PyTree) -> PyTree:
+        # Without decay a tree without names is as good as any other.
+        if _tree.nameless_leaves(params):
+            return jax.tree.map(lambda _: False, params)
+        return mask(params)
+
+    return mask if decays else unless_nameless
 
 
 def _checked(
