@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 
 from .. import _check, _tree
-from .._typing import PyTree
+from .._scalars import is_zero
+from .._typing import PyTree, Scalar
 from ._decay_rules import (
     DECAY_RULES,
     LAYER_NORM,
@@ -25,6 +26,7 @@ from ._decay_rules import (
     DecayRule,
     norm_type,
 )
+from ._leaf_names import LeafNames, check_names, checked_names, with_dots
 
 # Called norms, but they wrap a layer whose weight is to be decayed.
 _NOT_NORMS = frozenset({"WeightNorm", "SpectralNorm"})
@@ -35,7 +37,11 @@ LayerNorms = Sequence[str] | Mapping[str, str]
 
 
 def decay_mask(
-    params: PyTree, *, rule: Rule = "default", layer_norms: LayerNorms = ()
+    params: PyTree,
+    *,
+    rule: Rule = "default",
+    layer_norms: LayerNorms = (),
+    names: Sequence[str] | None = None,
 ) -> PyTree:
     """Returns for each leaf whether weight decay applies to it.
 
@@ -72,6 +78,9 @@ def decay_mask(
             to the class that torch has there, "LayerNorm" or "LlamaRMSNorm" for
             example, as `match_names(params, model).layer_norms` returns it. Parameters
             directly in these modules are left out, if the rule counts the class.
+        names: names of the leaves in the order of `jax.tree.leaves`, for a tree that
+            has none: a list of arrays from Keras with `[v.path for v in
+            model.trainable_variables]`.
 
     Returns:
         A tree of bool with the structure of `params`, for `decay_mask=` of our
@@ -81,7 +90,8 @@ def decay_mask(
     Raises:
         ValueError, TypeError: if `rule` is none of these, if a class in `layer_norms`
             is not known, or if a pattern or a path matches no leaf: parameters meant
-            to be left out would be decayed silently.
+            to be left out would be decayed silently. If `rule` has a name and a leaf
+            has none: all keys of its path are indices, as in a list or a bare array.
 
     Source: transformers 4.40 to 4.57 and 5.0 to 5.24 `trainer.py`,
         `Trainer.get_decay_parameter_names`, and `pytorch_utils.py`,
@@ -90,20 +100,29 @@ def decay_mask(
     Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
         patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
     """
-    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms)
+    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms, names=names)
     return jax.tree.map(lambda reason: reason == "", reasons)
 
 
 def decay_reasons(
-    params: PyTree, *, rule: Rule = "default", layer_norms: LayerNorms = ()
+    params: PyTree,
+    *,
+    rule: Rule = "default",
+    layer_norms: LayerNorms = (),
+    names: Sequence[str] | None = None,
 ) -> PyTree:
     """Returns for each leaf why it is not decayed, "" where it is; as `decay_mask`."""
     _check_rule(rule, layer_norms)
     own_types = _norm_layers(params)
     if isinstance(params, nnx.Module):
         params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
+    if names is not None:
+        names = checked_names(names, params)
+    elif isinstance(rule, str) and NAMED_RULES[rule].patterns:
+        check_names(params)
+    names_by_path = LeafNames(params, names)
     if not _tree.is_part(params):
-        names = _tree.leaf_names(params)
+        names = names or _tree.leaf_names(params)
         parents = {_parent(name) for name in names}
         for path in layer_norms:
             _matches_something("layer_norms", path, path in parents, names)
@@ -119,27 +138,41 @@ def decay_reasons(
     def reason(path: tuple, leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
             return None
-        name = _tree.leaf_name(path)
+        name = names_by_path[path]
         if callable(rule):
             return "" if rule(name, leaf) else "by your rule"
         searched = name.lower() if known.lowers else name
+        if rule == "default":
+            searched = with_dots(searched)
         for pattern in known.patterns:
             if found := re.search(pattern, searched):
                 return f"{found.group().strip('.')!r} in its name"
-        return "its layer is a norm" if _parent(name) in left_out else ""
+        if _parent(name) in left_out:
+            return "its layer is a norm"
+        return names_by_path.library_reason(name) if rule == "default" else ""
 
     return jax.tree_util.tree_map_with_path(reason, params)
 
 
 def resolve_mask(
-    mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree
+    mask: PyTree | Callable[[PyTree], PyTree] | None,
+    params: PyTree,
+    weight_decay: Scalar,
 ) -> PyTree:
     """The mask for `params` as a tree of bool: the default rule, a callable's or given.
+
+    Without a mask, leaves without names are refused if `weight_decay` is known not to
+    be 0. A traced one may be the default 0 under `optax.inject_hyperparams`, and is let
+    through: `init` outside of `jit` has seen its value.
 
     A mask of another structure is matched by name: NNX wraps leaves in variables at one
     time and not at another, and `optax.multi_transform` shows a part of the tree.
     """
-    if mask is None:
+    if mask is None and _tree.nameless_leaves(params):
+        if _check.is_concrete(weight_decay) and not is_zero(weight_decay):
+            check_names(params, weight_decay)
+        mask = jax.tree.map(lambda _: True, params)
+    elif mask is None:
         mask = decay_mask(params)
     elif callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         mask = mask(params)  # a module of bools can be called too

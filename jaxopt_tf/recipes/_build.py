@@ -4,8 +4,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
+from .. import _tree
 from .._typing import PyTree, Schedule
 from ..optimizers import (
     DECAY_RULES_BY_TYPE,
@@ -107,7 +109,15 @@ def _decay_mask(
             "does not show. Pass `match_names(params, model).layer_norms`, or their "
             "paths, [] if there are none."
         )
-    return functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+    mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+
+    def unless_nameless(params: PyTree) -> PyTree:
+        # Without decay a tree without names is as good as any other.
+        if _tree.nameless_leaves(params):
+            return jax.tree.map(lambda _: False, params)
+        return mask(params)
+
+    return mask if decays else unless_nameless
 
 
 def _checked(

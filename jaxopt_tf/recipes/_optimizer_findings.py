@@ -109,12 +109,15 @@ def _decay(recipe: Recipe, run: TriedOut, layer_norms: LayerNorms) -> list[Told]
             )
         ]
     shares = {n: float(np.median(-updates[n] / params[n])) for n in params}
-    mask = decay_mask(run.params, rule=recipe.decay_rule, layer_norms=layer_norms)
+    decayed = [name for name, share in shares.items() if share > 0]
+    # No rule knows leaves without names: the optimizer's own mask is taken for right.
+    is_nameless = bool(_tree.nameless_leaves(run.params))
+    rule = (lambda name, _: name in decayed) if is_nameless else recipe.decay_rule
+    mask = decay_mask(run.params, rule=rule, layer_norms=layer_norms)
     wanted = {
         name: bool(decays) and recipe.weight_decay > 0
         for name, decays in _tree.named_leaves(mask)
     }
-    decayed = [name for name, share in shares.items() if share > 0]
     spared = [name for name in decayed if not wanted[name]]
     found = []
     if decayed and recipe.weight_decay == 0:

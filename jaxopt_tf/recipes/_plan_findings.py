@@ -195,6 +195,8 @@ def _decayed_by_accident(
 ) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.decay_rule == "default":
         return []
+    if _tree.nameless_leaves(params):
+        return []  # the optimizer refuses them, or has a mask of its own
     ours = dict(_tree.named_leaves(decay_mask(params)))
     mask = decay_mask(params, rule=recipe.decay_rule, layer_norms=layer_norms)
     theirs = dict(_tree.named_leaves(mask))
