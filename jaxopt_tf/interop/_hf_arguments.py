@@ -176,7 +176,13 @@ def _steps(
         updates = (
             -(-batches // accumulated) if era.rounds_up else batches // accumulated
         )
-        return _check.step_count("max_steps", math.ceil(epochs * max(1, updates)))
+        steps = math.ceil(epochs * max(1, updates))
+        if steps > 2**31 - 1:
+            raise ValueError(
+                f"`num_train_epochs` must have at most 2^31 - 1 steps, got {epochs!r}: "
+                f"{steps:,} steps."
+            )
+        return steps
     except (TypeError, ValueError) as error:
         problems.append(str(error))
         return None

@@ -305,6 +305,13 @@ def test_refuses_what_it_cannot_keep(fields, part):
     assert part in refused({"max_steps": 50, **fields})
 
 
+def test_epochs_of_too_many_steps_are_named():
+    told = refused({"num_train_epochs": 1e9}, num_examples=10**6)
+    assert (
+        "`num_train_epochs` must have at most 2^31 - 1 steps, got 1000000000.0" in told
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -339,6 +346,8 @@ def test_a_rule_by_types_wants_the_layers_named():
         ({"adafactor": "True"}, {"optim": "adafactor"}),
         ({"seed": 2**32 - 1}, {"seed": 2**32 - 1}),
         ({"max_grad_norm": "None"}, {"max_grad_norm": 0.0}),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "2.0"}},
+         {"lr_scheduler_kwargs": (("power", 2.0),)}),
         ({"fp16": "false", "optim": "sgd", "optim_args": '{"momentum": 0.5}'},
          {"optim_args": (("momentum", 0.5),)}),
         ({"accelerator_config": '{"split_batches": "false"}'}, {"max_steps": 50}),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
@@ -538,7 +539,6 @@ def test_a_constant_schedule_equals_a_float(factory):
 
 
 def test_optimistix_minimises_with_an_optimizer():
-    optimistix = pytest.importorskip("optimistix")
     solver = optimistix.OptaxMinimiser(adamw_tf(0.1), rtol=1e-5, atol=1e-5)
     found = optimistix.minimise(
         lambda params, _: jnp.sum((params["w"] - 3.0) ** 2),
