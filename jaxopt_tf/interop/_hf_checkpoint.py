@@ -25,7 +25,7 @@ from ._hf_folder import (
     check_folder_is_trainers,
 )
 from ._metric_state import metric_state_from_torch
-from ._model_file import read_params, unused_tensors
+from ._model_file import read_weights
 from ._param_groups import check_param_groups
 from ._param_names import ParamNames
 from ._scheduler_state import schedule_step_from_torch
@@ -150,8 +150,9 @@ def read_trainer_checkpoint(
                 for group in saved["param_groups"]
             )
         del saved  # the file, before the next is read
+    params, unused = read_weights(folder, params, names)
     return TrainerCheckpoint(
-        params=read_params(folder, params, names),
+        params=params,
         opt_state=opt_state,
         schedule_state=schedule_state,
         schedule_step=position,
@@ -160,7 +161,7 @@ def read_trainer_checkpoint(
         trainer_state=trainer_state,
         param_groups=saved_groups,
         missing=missing,
-        unused=unused_tensors(folder, names),
+        unused=unused,
     )
 
 

@@ -32,9 +32,16 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
     Differs: `from_pretrained` gives parameters that are missing random values, and
         unties tensors that are not equal; both are errors here.
     """
-    folder = Path(folder)
+    return read_weights(Path(folder), params, names)[0]
+
+
+def read_weights(
+    folder: Path, params: PyTree, names: ParamNames
+) -> tuple[PyTree, tuple[str, ...]]:
+    """Reads parameters as `read_params`, and returns the names that are left out."""
     files = WeightFiles(folder)
-    place = _places(files, names.model)
+    keys = _keys(files, names.model)
+    place = _places(files, keys, names.model)
     pieces = by_leaf(names.pieces)
 
     def leaf(name: str, p: Any) -> tuple:
@@ -49,7 +56,7 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
         found = leaf_from_tensors(pieces[name], tensor, p.shape, p.dtype)
         return (placed_like(found, p),)
 
-    return _tree.map_leaves(leaf, params, num_results=1)[0]
+    return _tree.map_leaves(leaf, params, num_results=1)[0], keys.unused
 
 
 def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
@@ -114,9 +121,9 @@ def _keys(files: WeightFiles, model: TorchModel) -> Keys:
     return match_keys(files.shapes, [*known, *model.buffers], model.load_rules)
 
 
-def _places(files: WeightFiles, model: TorchModel) -> dict[str, str]:
+def _places(files: WeightFiles, keys: Keys, model: TorchModel) -> dict[str, str]:
     """Returns the name in the files of each parameter: its own, or one tied to it."""
-    keys, shapes = _keys(files, model), files.shapes
+    shapes = files.shapes
     spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
         spellings[name].append(alias)
