@@ -62,6 +62,30 @@ def finite(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be finite, got {value!r}.")
 
 
+def real_number(name: str, value: Any) -> None:
+    """Raises unless `value` is one real number, traced or not; NaN and inf are numbers.
+
+    The dtype decides for arrays. Text is refused although `float` reads it.
+    """
+    shape = getattr(value, "shape", ())
+    if shape != ():
+        raise TypeError(
+            f"`{name}` must be a single number, got an array of shape {tuple(shape)}. "
+            "Take its mean."
+        )
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, np.dtype):
+        kinds = (np.integer, np.floating)
+        is_real = any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+    else:
+        is_real = hasattr(value, "__float__") and not isinstance(value, bool)
+    if not is_real:
+        raise TypeError(
+            f"`{name}` must be a real number, got {value!r}. Pass a float or an array "
+            "of shape ()."
+        )
+
+
 def fraction(name: str, value: Any) -> None:
     """Raises unless `value` is from 0 to 1, both included."""
     number = _number(name, value)
@@ -92,9 +116,18 @@ def whole_number(
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
         raise TypeError(f"`{name}` must be a whole number{unit}, got {value!r}.")
     if not least <= value <= most:
-        limit = "2^31 - 1" if most == 2**31 - 1 else f"{most:,}"
+        limits = {2**31 - 1: "2^31 - 1", 2**32 - 1: "2^32 - 1"}
+        limit = limits.get(most, f"{most:,}")
         raise ValueError(f"`{name}` must be from {least} to {limit}, got {value!r}.")
     return int(value)
+
+
+def seed(name: str, value: Any) -> int:
+    """Returns `value` as an int; raises unless it is whole, from 0 to 2^32 - 1.
+
+    The largest is that of NumPy's `seed`, which Transformers' `set_seed` calls.
+    """
+    return whole_number(name, value, least=0, most=2**32 - 1)
 
 
 def pair(name: str, value: Any) -> None:

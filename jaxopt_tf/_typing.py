@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 
-# A Python int, or an int32 array: the number of updates already applied.
+# A Python int, or an int32 or int64 array: the number of updates already applied.
 Step = int | jax.Array
 
 # A Python float, or a 0-d float32 array, traced or not.
 Scalar = float | jax.Array
 
-# A step comes in, a float32 learning rate goes out.
+# From a step to its learning rate: float32, or float64 for a step of 64 bits.
 Schedule = Callable[[Step], jax.Array]
 
 # A learning rate as our optimizers take it.

@@ -5,6 +5,7 @@ That every public name has its place on the site is seen to where it is built.
 
 import ast
 import importlib.util
+import inspect
 import pathlib
 import re
 import urllib.parse
@@ -64,3 +65,29 @@ def test_code_blocks_are_code_and_import_what_there_is(name):
                 for alias in node.names:
                     is_room = importlib.util.find_spec(f"{node.module}.{alias.name}")
                     assert hasattr(module, alias.name) or is_room, alias.name
+
+
+@pytest.mark.promotion_of_others
+@pytest.mark.usefixtures("compiled_quickly")
+def test_the_page_for_optax_reads_and_changes_rates_as_it_shows():
+    page = read("docs/from_optax.md").partition("## Reading and changing")[2]
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    exec(compile(block, "docs/from_optax.md", "exec"), {})
+
+
+def test_the_page_for_optax_names_arguments_that_there_are():
+    page = read("docs/from_optax.md").partition("## Argument names")[2]
+    page = page.partition("\n## ")[0]
+    known = {
+        name
+        for room in ("optimizers", "schedules")
+        for function in vars(importlib.import_module(f"jaxopt_tf.{room}")).values()
+        if inspect.isfunction(function)
+        for name in inspect.signature(function).parameters
+    }
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line[:1] == "|"][2:]
+    assert len(rows) > 15
+    for row in rows:
+        for name in re.findall(r"`([a-z_]+)(?:=[^`]*)?`", row[2]):
+            is_function = name in ("adamw_tf", "adamw_hf_v4", "get_scheduler")
+            assert is_function or name in known, name

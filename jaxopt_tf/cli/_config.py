@@ -1,18 +1,21 @@
 """`--config FILE`: settings from JSON, ours or Transformers'."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import _check
-from ..interop import TRAINING_ARGUMENTS, is_set
+from .._values import is_set
+from ..interop import TRAINING_ARGUMENTS, unknown_field
 from ._flags import Flag, read
 from ._translation import translate
 
 
 def read_config(
-    path: Path, flags: Mapping[str, Flag], typed: Mapping[str, Any]
+    path: Path,
+    flags: Mapping[str, Flag],
+    typed: Mapping[str, Any],
+    ignore_fields: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings of a file that the command line does not have, and notes on them.
 
@@ -21,6 +24,7 @@ def read_config(
             has them, or what `TrainingArguments.to_json_string` gives.
         flags: the flags that there are, by name.
         typed: the settings of the command line, which win over the file.
+        ignore_fields: names in the file that are not read.
 
     Returns:
         Settings by name, without those of `typed`; and a line for what the file has
@@ -31,13 +35,14 @@ def read_config(
             settings that there are not here and that would change the numbers, and all
             names that are neither ours nor Transformers'.
     """
-    translation = translate(_object(path), typed)
-    settings, problems = {}, list(translation.refusals)
     known = [*flags, *TRAINING_ARGUMENTS]
+    translation = translate(
+        _object(path), typed, known=known, ignore_fields=ignore_fields
+    )
+    settings, problems = {}, list(translation.refusals)
     for name, value in translation.settings.items():
         if name not in flags:
-            hint = _check.nearest(name, known, "`{}`")
-            problems.append(f"`{name}` must be a setting.{hint}")
+            problems.append(unknown_field(name, known, "a setting"))
         elif is_set(value) or flags[name].is_optional:
             try:
                 settings[name] = read(flags[name], value if is_set(value) else None)

@@ -11,6 +11,7 @@ import jax
 from .. import recipes
 from .._typing import PyTree
 from ..pretraining import GPT2Config, gpt2_layout, make_loss_fn
+from ._errors import in_flags
 from ._train import parse
 
 
@@ -30,7 +31,8 @@ def doctor(args: Sequence[str]) -> int:
     )
     found = recipes.doctor(recipe, params=_shapes(model), layout=gpt2_layout(model))
     for finding in found:
-        print(textwrap.fill(str(finding), 88, subsequent_indent="  "))
+        told = in_flags(str(finding), "doctor")
+        print(textwrap.fill(told, 88, subsequent_indent="  "))
     if not found:
         print("nothing found")
     return 1 if found else 0

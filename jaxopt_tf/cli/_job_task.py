@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,10 @@ def job_corpus(model: GPT2Config, job: Job, folder: Path) -> Corpus:
             or it does not fit the model.
     """
     _check_job(job)
-    return read_corpus(job, model, folder)
+    corpus = read_corpus(job, model, folder)
+    if corpus.left_out.num_files:
+        print(f"jaxopt-tf: `text`: {corpus.left_out}.", file=sys.stderr)
+    return corpus
 
 
 def job_task(

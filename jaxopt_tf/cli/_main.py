@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from .. import _check
 from ._decay_path import decay_path
 from ._doctor import doctor, explain
+from ._errors import in_flags
 from ._find_lr import find_lr
 from ._migrate import migrate
 from ._plan import plan
@@ -56,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> int:
             )
         return _COMMANDS[name][0](rest)
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
-        print(f"jaxopt-tf: {error}", file=sys.stderr)
+        print(f"jaxopt-tf: {in_flags(str(error), name)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:  # with what one can do now, if there is any
         print(f"\njaxopt-tf: stopped by Ctrl-C. {error}".rstrip(), file=sys.stderr)

@@ -1,37 +1,27 @@
 """`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
 
-import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from .. import interop, training
+from .. import interop
 from ..checkpoints import find_checkpoints
-from ..pretraining import (
-    Run,
-    first_position,
-    gpt2_layout,
-    make_loss_fn,
-    read_run,
-    write_run,
-)
-from ..recipes import recipe_settings
-from ._gpt2_config import json_object, sizes_of, torch_config
-from ._train import parse
+from ..pretraining import gpt2_layout, read_run
+from ._flags import flags_of
+from ._gpt2_config import torch_config
+from ._import_run import Origin, import_run
+from ._job_of_trainer import STATE
+from ._train import read_command_line
 
 _PROG = "jaxopt-tf migrate FOLDER OUT"
 _DESCRIPTION = (
     "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
-    "checkpoint of a run's folder. Flags say what the file of a Trainer does not: the "
-    "text, how often to evaluate and save."
+    "checkpoint of a run's folder. Flags set what the files of a Trainer do not, such "
+    "as the text, and win over what they do."
 )
-_ARGUMENTS, _STATE = "training_args.bin", "trainer_state.json"
 
 
 def migrate(args: Sequence[str]) -> int:
@@ -44,7 +34,8 @@ def migrate(args: Sequence[str]) -> int:
         The exit status: 0.
     """
     if any(arg in ("-h", "--help") for arg in args):
-        parse(["--help"], prog=_PROG, description=_DESCRIPTION)
+        more = flags_of(Origin, {})
+        read_command_line(more, ["--help"], prog=_PROG, description=_DESCRIPTION)
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
         raise ValueError(
             "`migrate` must be given two folders, the one to read and a new one, got "
@@ -56,9 +47,9 @@ def migrate(args: Sequence[str]) -> int:
             f"`OUT` must be a new folder, got {str(out)!r}. Name another: nothing is "
             "overwritten."
         )
-    if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
-        _come_in(source, out, flags)
-    elif _holds(source, _STATE) and not _holds(source, "SHA256SUMS"):
+    if (source / STATE).exists() and not (source / "metrics.jsonl").exists():
+        import_run(source, out, flags, prog=_PROG, description=_DESCRIPTION)
+    elif _holds(source, STATE) and not _holds(source, "SHA256SUMS"):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
             f"{str(source)!r}. Name one of its checkpoint-<step>."
@@ -69,7 +60,7 @@ def migrate(args: Sequence[str]) -> int:
                 f"`migrate` takes no flags on the way out, got {' '.join(flags)!r}: "
                 "the run has its numbers."
             )
-        _go_out(source, out)
+        _export_run(source, out)
     else:
         raise ValueError(
             "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
@@ -78,85 +69,7 @@ def migrate(args: Sequence[str]) -> int:
     return 0
 
 
-def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
-    state = json_object(source / _STATE)
-    if "max_steps" not in state:
-        raise ValueError(f"`max_steps` must be in {source / _STATE}: copy it anew.")
-    came = interop.recipe_from_transformers(
-        source / _ARGUMENTS, max_steps=state["max_steps"]
-    )
-    # Ours leaves out the same leaves of a GPT-2, by their names.
-    recipe = dataclasses.replace(came.recipe, decay_rule="default")
-    found = {**recipe_settings(recipe), **sizes_of(source), "output_dir": str(out)}
-    recipe, model, job = parse(flags, prog=_PROG, description=_DESCRIPTION, found=found)
-    if job.output_dir != out:
-        raise ValueError(
-            f"`output_dir` must be the new folder, {str(out)!r}, got "
-            f"{str(job.output_dir)!r}. Leave it out: `OUT` says it."
-        )
-    params, _ = make_loss_fn(model, recipe.seed)
-    start = first_position(recipe, model, params)
-    names = interop.match_names(params, interop.torch_model_from_config(source))
-    layout = gpt2_layout(model)
-    read = interop.read_trainer_checkpoint(
-        source,
-        params,
-        names,
-        recipe=came.recipe,
-        opt_state=start.state.opt_state,
-        layouts=layout,
-    )
-    if type(read.schedule_state) is not type(start.schedule_state):
-        raise ValueError(
-            "`lr_scheduler_type` must stay where a metric drives the rate, got "
-            f"{recipe.lr_scheduler_type!r} after {came.recipe.lr_scheduler_type!r}. "
-            "Leave it out: what such a schedule remembers is not another's."
-        )
-    at = dataclasses.replace(
-        start.state,
-        step=jnp.int32(read.step),
-        params=read.params,
-        opt_state=read.opt_state,
-    )
-    position = training.Position(at, start.progress, read.schedule_state)
-    out.mkdir(parents=True)
-    try:
-        write_run(Run(recipe, model, job, position))
-    except BaseException:  # half of a run, which would be in the way of the next try
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-    for note in (
-        *_told("taken over", came.honoured),
-        *_told("without effect here", came.without_effect),
-        *_told("not taken over, for flags to say", came.elsewhere),
-        *came.notes,
-    ):
-        print(note)
-    config = json_object(source / "config.json")
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype != "float32":
-        print(f"parameters and moments are float32 here, and were {dtype} in torch")
-    if not all("param_names" in group for group in read.param_groups):
-        print(
-            "moments were taken in the order of Trainer's groups: optimizer.pt has no "
-            "names, and parameters of one shape in another order cannot be told apart"
-        )
-    print(
-        "a loss is the mean over all that is predicted here; Trainer 5.23 divides a "
-        "GPT-2's by all labels, the first of each row included, so that its losses and "
-        "gradients are (L - 1) / L of ours for rows of L tokens"
-    )
-    if at.rng is not None:
-        print("dropout begins anew, from `seed`: torch's random numbers are its own")
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(read.params))
-    print(
-        f"{out} holds the run of {source}, {num_params:,} parameters, at its step "
-        f"{read.step:,}; it goes on with\n"
-        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
-    )
-
-
-def _go_out(source: Path, out: Path) -> None:
+def _export_run(source: Path, out: Path) -> None:
     recipe, model, job, position = read_run(source)
     step = int(position.state.step)
     # Less by the updates that were skipped; none where no schedule asks with it.
@@ -195,7 +108,3 @@ def _go_out(source: Path, out: Path) -> None:
 
 def _holds(folder: Path, name: str) -> bool:
     return any(folder.glob(f"checkpoint-*/{name}"))
-
-
-def _told(what: str, names: Sequence[str]) -> list[str]:
-    return [f"{what}: {', '.join(names)}"] if names else []

@@ -117,8 +117,8 @@ def _named(
     if isinstance(made, MetricDrivenSchedule):
         raise ValueError(
             f"{name!r} must be the name of a schedule that follows the steps: of this "
-            "one a metric decides, so its rates are not known before the run. Draw "
-            "those of a run by `jaxopt_tf.plots.plot_run`."
+            "one a metric decides, so its rates are not known before the run. Those "
+            "of a run are in its curves.png."
         )
     return made
 

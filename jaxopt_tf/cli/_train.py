@@ -3,8 +3,9 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .. import _check
 from ..pretraining import (
@@ -47,6 +48,14 @@ _CONFIG = Flag(
     help="JSON of settings, as config.json of a run, or of Transformers' "
     "TrainingArguments; flags on the command line win over it.",
     default=None,
+)
+_IGNORE_FIELDS = Flag(
+    "ignore_fields",
+    "NAME",
+    is_several=True,
+    is_optional=False,
+    help="names in the file of TrainingArguments that are not read.",
+    default=(),
 )
 PRESET = Flag(
     "preset",
@@ -98,6 +107,16 @@ def parse(
     return records
 
 
+class Typed(NamedTuple):
+    """What stands on a command line."""
+
+    settings: dict[str, Any]  # of the records
+    own: dict[str, Any]  # of the command's own flags
+    config: Path | None
+    ignore_fields: tuple[str, ...]
+    flags: dict[str, Flag]  # that a file may set
+
+
 def parse_with(
     more: Mapping[str, Flag],
     args: Sequence[str],
@@ -119,10 +138,33 @@ def parse_with(
         ValueError: naming what is refused, and all that contradicts itself at once.
         SystemExit: after `--help`.
     """
+    typed = read_command_line(more, args, prog=prog, description=description)
+    if typed.ignore_fields and typed.config is None:
+        raise ValueError(
+            "`ignore_fields` must be given with `config`, the file that has them, got "
+            f"{list(typed.ignore_fields)} alone. Leave it out."
+        )
+    return records_of(typed, found), typed.own
+
+
+def read_command_line(
+    more: Mapping[str, Flag], args: Sequence[str], *, prog: str, description: str
+) -> Typed:
+    """Reads the flags that were typed, and no file.
+
+    Raises:
+        ValueError: naming what is no flag and what cannot be read.
+        SystemExit: after `--help`.
+    """
     recipe_flags = flags_of(Recipe, _RECIPE)
     model_flags = {"preset": PRESET, **flags_of(GPT2Config, {})}
-    job_flags = {"config": _CONFIG, **flags_of(Job, {})}
-    groups = {"recipe": recipe_flags, "model": model_flags, "job": job_flags}
+    job_flags = flags_of(Job, {})
+    of_files = {"config": _CONFIG, "ignore_fields": _IGNORE_FIELDS}
+    groups = {
+        "recipe": recipe_flags,
+        "model": model_flags,
+        "job": {**of_files, **job_flags},
+    }
     if more:
         groups[prog.rpartition(" ")[2]] = dict(more)
     typed = typed_settings(
@@ -132,19 +174,31 @@ def parse_with(
         description=description,
     )
     own = {name: typed.pop(name) for name in more if name in typed}
-    path = typed.pop("config", None)
-    if "preset" in typed:
+    config, ignored = typed.pop("config", None), typed.pop("ignore_fields", ())
+    # One file does not name another.
+    flags = {**recipe_flags, **model_flags, **job_flags}
+    return Typed(typed, own, config, ignored, flags)
+
+
+def records_of(typed: Typed, found: Mapping[str, Any]) -> Records:
+    """Returns the records of a run: of the command line, its file and what was found.
+
+    Raises:
+        ValueError: naming what is refused, and all that contradicts itself at once.
+    """
+    settings = typed.settings
+    if "preset" in settings:
         found = {name: value for name, value in found.items() if name not in _SIZES}
-    if path is None:
-        return _records({**found, **typed}), own
-    ours = {**recipe_flags, **model_flags, **job_flags}
-    del ours["config"]  # one file does not name another
-    file, notes = read_config(path, ours, typed)
+    if typed.config is None:
+        return _records({**found, **settings})
+    file, notes = read_config(
+        typed.config, typed.flags, settings, ignore_fields=typed.ignore_fields
+    )
     if notes:
-        print(f"jaxopt-tf: {path}: {'; '.join(notes)}.", file=sys.stderr)
-    if "preset" in typed:
+        print(f"jaxopt-tf: {typed.config}: {'; '.join(notes)}.", file=sys.stderr)
+    if "preset" in settings:
         file = {name: value for name, value in file.items() if name not in _SIZES}
-    return _records({**found, **file, **typed}), own
+    return _records({**found, **file, **settings})
 
 
 def _records(given: dict[str, Any]) -> Records:

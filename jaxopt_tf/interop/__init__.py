@@ -9,13 +9,19 @@ from ._hf_checkpoint import TrainerCheckpoint as TrainerCheckpoint
 from ._hf_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
 from ._hf_checkpoint_write import write_trainer_checkpoint as write_trainer_checkpoint
 from ._hf_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
-from ._hf_fields import is_set as is_set
+from ._hf_source import read_training_arguments as read_training_arguments
+from ._hf_subclass import select_fields as select_fields
+from ._hf_subclass import unknown_field as unknown_field
+from ._hf_translation import Translation as Translation
 from ._hf_translation import (
     translate_training_arguments as translate_training_arguments,
 )
+from ._hf_values import read_values as read_values
+from ._hf_version import era_of as era_of
 from ._metric_state import metric_state_from_torch as metric_state_from_torch
 from ._metric_state import torch_from_metric_state as torch_from_metric_state
 from ._model_file import read_params as read_params
+from ._model_file import unused_tensors as unused_tensors
 from ._param_groups import check_param_groups as check_param_groups
 from ._param_groups import param_groups_from_recipe as param_groups_from_recipe
 from ._param_names import ParamNames as ParamNames

@@ -1,46 +1,27 @@
 """TrainingArguments -> Recipe, refusing what it cannot keep."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from .. import _check
+from .._values import SWITCH, is_set, read_value
 from ..recipes import METRIC_DRIVEN, Recipe
-from ._hf_fields import TRAINING_ARGUMENTS, is_set
+from ._hf_fields import OF_A_JOB, OF_AN_EVALUATION, TRAINING_ARGUMENTS
 from ._hf_source import read_training_arguments
+from ._hf_subclass import select_fields, unknown_field
 from ._hf_translation import (
     Translation,
-    is_true,
     translate_training_arguments,
     with_all_devices,
 )
+from ._hf_values import KINDS, read_values
 from ._hf_version import Era, era_of
 
-# Fields of a job, under whose names a recipe has nothing.
-_OF_A_JOB = {
-    "bf16": "elsewhere",
-    "eval_steps": "neutral",
-    "gradient_checkpointing": "neutral",
-    "load_best_model_at_end": "elsewhere",
-    "logging_steps": "neutral",
-    "output_dir": "neutral",
-    "resume_from_checkpoint": "neutral",
-    "save_steps": "neutral",
-    "save_total_limit": "neutral",
-    "tf32": "elsewhere",
-    # Of Seq2SeqTrainingArguments.
-    "generation_config": "neutral",
-    "generation_max_length": "neutral",
-    "generation_num_beams": "neutral",
-    "predict_with_generate": "neutral",
-    "sortish_sampler": "elsewhere",
-}
 _OF_A_RECIPE = frozenset(field.name for field in fields(Recipe))
+_KNOWN = (*_OF_A_RECIPE, *OF_A_JOB, *TRAINING_ARGUMENTS)
 _LENGTHS = ("adafactor", "num_train_epochs", "warmup_ratio")
-# Trainer hands them no arguments at all.
-_TAKES_NO_KWARGS = ("constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +33,13 @@ class FromTransformers:
         versions: of Transformers, whose rules were followed: "5", "4.53 to 4.57", ...
         honoured: names of the fields that the recipe has, under this name or another.
         elsewhere: fields that decide numbers, but not those of the optimizer: the
-            precision, the order of the data, which metric drives the schedule.
+            precision, the order of the data, and, where evaluations drive the schedule
+            or pick the model, how often and by which metric is evaluated.
         without_effect: fields that are not as usual and change no number here, or
             that `max_steps` stands in for.
         notes: sentences on what is otherwise here with the same numbers.
+        ignored: names of fields that were not read: those of a subclass of
+            TrainingArguments, and those of `ignore_fields`.
     """
 
     recipe: Recipe
@@ -64,6 +48,7 @@ class FromTransformers:
     elsewhere: tuple[str, ...]
     without_effect: tuple[str, ...]
     notes: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
 
 def recipe_from_transformers(
@@ -72,6 +57,7 @@ def recipe_from_transformers(
     max_steps: int | None = None,
     num_examples: int | None = None,
     num_devices: int | None = None,
+    ignore_fields: Collection[str] = (),
 ) -> FromTransformers:
     """The recipe that Trainer would follow with these TrainingArguments.
 
@@ -88,16 +74,19 @@ def recipe_from_transformers(
         num_examples: length of the training data; needed where `max_steps` is not set.
         num_devices: how many took part, each with a batch of its own; None for what
             the source says, or 1.
+        ignore_fields: names of fields that are not read, as if they were not set.
 
     Returns:
-        The recipe and a report.
+        The recipe and a report. Fields of a subclass of TrainingArguments (TRL's
+        `SFTConfig`, or your own) are ignored and listed.
 
     Raises:
-        ValueError: naming all that would change the numbers and is not here, and all
-            unknown names, at once; or if a file is no good.
+        ValueError: naming all that would change the numbers and is not here, fields of
+            a subclass that may change the optimizer, and all unknown names, at once; or
+            if a file is no good.
         TypeError: if the source is of another kind.
 
-    Source: transformers 5.23 and 4.40 to 4.57, `trainer.py`, `training_args.py`,
+    Source: transformers 5.23 and 4.0 to 4.57, `trainer.py`, `training_args.py`,
         `trainer_optimizer.py`.
     Differs: a warm-up longer than the training, phases that do not fit into it, and
         misspelt `optim_args` are refused; Trainer takes them.
@@ -111,16 +100,20 @@ def recipe_from_transformers(
     found = read_training_arguments(source)
     era = era_of(found.given)
     known_devices = num_devices or found.num_devices
+    selected = select_fields(
+        found.given, _KNOWN, ignore_fields, may_be_subclass=found.may_be_subclass
+    )
     given = {
-        n: v for n, v in found.given.items() if not _is_device(n) or not known_devices
+        n: v
+        for n, v in read_values(selected.given).items()
+        if not _is_device(n) or not known_devices
     }
     if max_steps is not None:
         given["max_steps"] = max_steps
-    problems: list[str] = []
+    problems = list(selected.problems)
     steps = _steps(given, num_examples, known_devices or 1, era, problems)
     taken = translate_training_arguments(given, max_steps=steps, era=era)
     problems += [_told(refusal) for refusal in taken.refusals]
-    _as_trainer_calls_it(taken, problems)
     with_all_devices(taken, known_devices or 1)
     settings, elsewhere, neutral = _sorted(given, taken, problems)
     settings["max_steps"] = 2**31 - 1 if steps is None else steps
@@ -131,7 +124,7 @@ def recipe_from_transformers(
         problems.append(str(error))
     if problems:
         raise ValueError(f"{found.name}: " + "\n  ".join(problems))
-    lengths = {n for n in _LENGTHS if is_set(given.get(n))}
+    lengths = {n for n in _LENGTHS if is_set(given.get(n))} - {*neutral}
     idle = lengths & {"num_train_epochs"} if _has_steps(given) else set()
     honoured = [n for n in given if n in settings or n in lengths - idle]
     return FromTransformers(
@@ -141,6 +134,7 @@ def recipe_from_transformers(
         elsewhere=tuple(sorted(elsewhere)),
         without_effect=tuple(sorted({*neutral, *idle})),
         notes=tuple(taken.notes),
+        ignored=tuple(sorted(selected.ignored)),
     )
 
 
@@ -165,7 +159,8 @@ def _steps(
             return None
         batch = num_devices * _count(given, "per_device_train_batch_size", 8)
         accumulated = _count(given, "gradient_accumulation_steps", 1)
-        drops_last = is_true(given.get("dataloader_drop_last"))
+        name = "dataloader_drop_last"
+        drops_last = read_value(name, SWITCH, given.get(name) or False)
         batches = num_examples // batch if drops_last else -(-num_examples // batch)
         updates = (
             -(-batches // accumulated) if era.rounds_up else batches // accumulated
@@ -186,32 +181,6 @@ def _count(given: Mapping[str, Any], name: str, default: int) -> int:
     return _check.step_count(name, given.get(name, default), least=1)
 
 
-def _as_trainer_calls_it(taken: Translation, problems: list[str]) -> None:
-    """Leaves out what Trainer does not hand to the schedule."""
-    settings = taken.settings
-    schedule = settings.get("lr_scheduler_type", "linear")
-    kwargs = settings.get("lr_scheduler_kwargs")
-    if isinstance(kwargs, str) and kwargs.lstrip().startswith("{"):
-        try:
-            settings["lr_scheduler_kwargs"] = kwargs = json.loads(kwargs)
-        except json.JSONDecodeError as error:
-            problems.append(
-                f"`lr_scheduler_kwargs` must be JSON, got {kwargs!r}: {error}."
-            )
-            settings["lr_scheduler_kwargs"] = kwargs = None
-    if schedule in _TAKES_NO_KWARGS and is_set(kwargs):
-        del settings["lr_scheduler_kwargs"]
-        taken.notes.append(
-            f"`lr_scheduler_kwargs`: Trainer reads none for {schedule!r}"
-        )
-    warm_up = settings.get("warmup_steps")
-    if isinstance(warm_up, float) and warm_up > 1:
-        settings["warmup_steps"] = int(warm_up)
-    if schedule in METRIC_DRIVEN and warm_up:
-        del settings["warmup_steps"]
-        taken.notes.append(f"`warmup_steps`: {schedule!r} has none in Trainer either")
-
-
 def _sorted(
     given: Mapping[str, Any], taken: Translation, problems: list[str]
 ) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -220,19 +189,33 @@ def _sorted(
     elsewhere, neutral = list(taken.elsewhere), list(taken.neutral)
     for name, value in taken.settings.items():
         if name in _OF_A_RECIPE:
-            if is_set(value):
-                settings[name] = value
-        elif name in _OF_A_JOB:
+            if is_set(value) and name != "max_steps":
+                try:
+                    settings[name] = read_value(name, KINDS[name], value)
+                except TypeError as error:
+                    problems.append(str(error))
+        elif name in OF_A_JOB:
             if is_set(value) and value is not False:
-                (elsewhere if _OF_A_JOB[name] == "elsewhere" else neutral).append(name)
+                (elsewhere if OF_A_JOB[name] == "elsewhere" else neutral).append(name)
         else:
-            known = [*_OF_A_RECIPE, *_OF_A_JOB, *TRAINING_ARGUMENTS]
-            hint = _check.nearest(name, known, "`{}`")
-            problems.append(f"`{name}` must be one of TrainingArguments.{hint}")
+            problems.append(unknown_field(name, _KNOWN, "one of TrainingArguments"))
+    if _evaluation_decides(settings, given):
+        deciding = {n for n in OF_AN_EVALUATION if is_set(given.get(n))}
+        # In the place of an interval that is not set.
+        if is_set(given.get("logging_steps")) and not given.get("eval_steps"):
+            deciding.add("logging_steps")
+        neutral = [name for name in neutral if name not in deciding]
+        elsewhere += sorted(deciding - {*elsewhere})
     seed = given.get("data_seed")
     if is_set(seed) and seed != given.get("seed"):
         elsewhere.append("data_seed")
     return settings, elsewhere, neutral
+
+
+def _evaluation_decides(settings: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Returns True if evaluations drive the schedule or pick the model."""
+    is_driven = settings.get("lr_scheduler_type") in METRIC_DRIVEN
+    return is_driven or given.get("load_best_model_at_end") is True
 
 
 def _is_device(name: str) -> bool:

@@ -24,12 +24,12 @@ from ._hf_folder import (
     check_folder_is_trainers,
 )
 from ._metric_state import metric_state_from_torch
-from ._model_file import read_params
+from ._model_file import read_params, unused_tensors
 from ._param_groups import check_param_groups
 from ._param_names import ParamNames
 from ._scheduler_state import schedule_step_from_torch
 from ._state_dict import Groups
-from ._torch_files import MappedState, load_torch
+from ._torch_files import MappedState, errors_name, load_torch
 from ._torch_state import opt_state_from_torch
 
 
@@ -48,6 +48,7 @@ class TrainerCheckpoint:
         trainer_state: all of `trainer_state.json`, `log_history` included.
         param_groups: what torch's groups were set to, without their parameters.
         missing: the files that were not there.
+        unused: names of tensors in the weight files that were left out.
     """
 
     params: PyTree
@@ -59,6 +60,7 @@ class TrainerCheckpoint:
     trainer_state: Mapping[str, Any]
     param_groups: tuple[Mapping[str, Any], ...]
     missing: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
 
 def read_trainer_checkpoint(
@@ -108,7 +110,10 @@ def read_trainer_checkpoint(
     missing = check_files(folder, wanted, without)
     trainer_state = {} if STATE in missing else read_trainer_state(folder / STATE)
     scheduler = None if SCHEDULER in missing else load_torch(folder / SCHEDULER)
-    position, schedule_state = _schedule(scheduler, trainer_state, recipe)
+    naming_scheduler = errors_name(folder / SCHEDULER)
+    position, schedule_state = naming_scheduler(_schedule)(
+        scheduler, trainer_state, recipe
+    )
     step = trainer_state.get("global_step", position)
 
     saved_groups: tuple[Mapping[str, Any], ...] = ()
@@ -117,7 +122,8 @@ def read_trainer_checkpoint(
         rate = _rate(recipe, position, schedule_state)
         path = folder / OPTIMIZER
         saved = _optimizer(path) if is_there else _nothing_updated(names, rate)
-        opt_state = opt_state_from_torch(
+        naming_optimizer = errors_name(path)
+        opt_state = naming_optimizer(opt_state_from_torch)(
             opt_state,
             params,
             saved,
@@ -127,7 +133,7 @@ def read_trainer_checkpoint(
             step=position,
         )
         if is_there:
-            check_param_groups(saved["param_groups"], recipe)
+            naming_optimizer(check_param_groups)(saved["param_groups"], recipe)
             if schedule_state is not None and SCHEDULER in missing:
                 found = double_from_scalar(float(saved["param_groups"][0]["lr"]))
                 schedule_state = schedule_state._replace(rate=found)
@@ -146,6 +152,7 @@ def read_trainer_checkpoint(
         trainer_state=trainer_state,
         param_groups=saved_groups,
         missing=missing,
+        unused=unused_tensors(folder, names),
     )
 
 
@@ -159,7 +166,8 @@ def _optimizer(path: Path) -> Any:
 def _nothing_updated(names: ParamNames, rate: float) -> dict[str, Any]:
     """What torch would have before its first update."""
     all_names = [p.name for p in names.model.parameters if p.is_trainable]
-    group = {"lr": rate, "params": all_names, "param_names": all_names}
+    numbers = list(range(len(all_names)))
+    group = {"lr": rate, "params": numbers, "param_names": all_names}
     return {"state": {}, "param_groups": [group]}
 
 
@@ -181,11 +189,13 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         step = state["global_step"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"`path` must be a Trainer's {STATE}, got {str(path)!r}: {error!r}."
         ) from error
-    _check.step_count("global_step", step)
+    with errors_name(path):
+        _check.step_count("global_step", step)
+        _check.non_negative("epoch", state.get("epoch") or 0.0)
     return state
 
 

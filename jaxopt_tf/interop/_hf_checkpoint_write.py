@@ -22,7 +22,15 @@ from ._torch_files import save_torch
 from ._torch_state import torch_from_opt_state
 
 # Of another step than the one that is written.
-_NOT_COPIED = (*MODEL_FILES, OPTIMIZER, SCHEDULER, STATE, "rng_state", "scaler")
+_NOT_COPIED = (
+    *MODEL_FILES,
+    "pytorch_model-",
+    OPTIMIZER,
+    SCHEDULER,
+    STATE,
+    "rng_state",
+    "scaler",
+)
 
 # Without it Trainer goes on, and fails when it saves.
 _CONTROL = {

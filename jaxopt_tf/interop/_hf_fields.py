@@ -1,12 +1,14 @@
 """What each field of Transformers' `TrainingArguments` is here: the table.
 
 Fields that a `Recipe` or a job has under the same name are taken under it. All others
-of 5.23, and those that 4.40 to 4.57 had besides, stand below.
+of 5.23, and those that 4.0 to 4.57 had besides, stand below.
 
-Source: transformers 5.23, 4.57, 4.46 and 4.40 `training_args.py`.
+Source: transformers 5.23 and 4.0 to 4.57, `training_args.py`.
 """
 
 from typing import Any, Literal, NamedTuple
+
+from .._values import is_set
 
 
 class Field(NamedTuple):
@@ -20,14 +22,17 @@ class Field(NamedTuple):
     reason: str = ""  # why another value is refused
 
 
+_IGNORE = "leave it out, or name it in `ignore_fields`"
 _ONE_PROCESS = (
     "the file does not say how many took part, and the batch was as many times larger; "
-    "leave this out, and take a `mesh` of as many devices, or multiply "
+    f"{_IGNORE}, and take a `mesh` of as many devices, or multiply "
     "`gradient_accumulation_steps` by it"
 )
-_ONE_LOSS = "the metric here is the held-out loss, of which less is better"
-_PRECISION = "the held-out loss would be taken in another precision; leave it out"
-_SHARDED = "how the model is split over devices, `mesh` says here; leave it out"
+_ONE_LOSS = (
+    f"the metric here is the evaluation loss, of which less is better; {_IGNORE}"
+)
+_PRECISION = f"the evaluation loss would have another precision; {_IGNORE}"
+_SHARDED = f"how the model is split over devices is set by `mesh` here; {_IGNORE}"
 
 _TRANSLATED = """accelerator_config activation_checkpointing adafactor data_seed
 eval_strategy evaluation_strategy num_train_epochs save_strategy warmup_ratio"""
@@ -39,10 +44,17 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         "`per_device_train_batch_size` and raise `gradient_accumulation_steps`",
     ),
     "deepspeed": ((), _SHARDED),
-    "fp16": ((False,), "float16 needs a loss scale, which is not here; take `bf16`"),
+    "fp16": (
+        (False,),
+        f"float16 needs a loss scale, which is not here; take `bf16`, and {_IGNORE}",
+    ),
+    "model_parallel": ((False,), _SHARDED),
     "mp_parameters": ((), _SHARDED),
-    "neftune_noise_alpha": ((), "no noise is added to embeddings here"),
-    "optim_target_modules": ((), "no optimizer here treats some modules otherwise"),
+    "neftune_noise_alpha": ((), f"no noise is added to embeddings here; {_IGNORE}"),
+    "optim_target_modules": (
+        (),
+        f"no optimizer here treats some modules otherwise; {_IGNORE}",
+    ),
     "parallelism_config": ((), _SHARDED),
     "per_gpu_train_batch_size": ((), "write `per_device_train_batch_size`"),
     "split_batches": ((False,), _ONE_PROCESS),
@@ -52,18 +64,22 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 # Of the data, the model, the evaluation or the precision.
 _ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "bf16_full_eval": ((False,), _PRECISION),
-    "eval_delay": ((0,), "evaluation starts before the first step; leave it out"),
+    "eval_delay": ((0,), f"evaluation starts before the first step; {_IGNORE}"),
     "fp16_full_eval": ((False,), _PRECISION),
     "fsdp": ((False,), _SHARDED),
     "greater_is_better": ((False,), _ONE_LOSS),
-    "group_by_length": ((False,), "all sequences are of one length: text is packed"),
+    "group_by_length": (
+        (False,),
+        f"all sequences are of one length, as text is packed; {_IGNORE}",
+    ),
     "ignore_data_skip": (
         (False,),
-        "a resumed run goes on with the batch that is next",
+        f"a resumed run continues with the batch that is next; {_IGNORE}",
     ),
     "metric_for_best_model": (("loss", "eval_loss"), _ONE_LOSS),
-    "past_index": ((-1,), "the model carries no state from batch to batch"),
-    "train_sampling_strategy": (("random",), "text is shuffled; leave it out"),
+    "sharded_ddp": ((False,), _SHARDED),
+    "past_index": ((-1,), f"the model carries no state from batch to batch; {_IGNORE}"),
+    "train_sampling_strategy": (("random",), f"text is shuffled; {_IGNORE}"),
 }
 
 _DEVICES: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -85,7 +101,7 @@ _NEUTRAL = (
         label_names liger_kernel_config logging_dir per_gpu_eval_batch_size
         push_to_hub_model_id push_to_hub_organization run_name torch_compile_backend
         torch_compile_mode torch_empty_cache_steps torchdynamo trackio_bucket_id
-        trackio_space_id trackio_static_space_id""",
+        trackio_space_id trackio_static_space_id xpu_backend""",
     ),
     (
         False,
@@ -142,9 +158,35 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
 }
 
 
-def is_set(value: Any) -> bool:
-    """Whether a value says something: it is not null, empty or "None"."""
-    return value not in (None, "", "None", [], {})
+# Fields of a job, under whose names a recipe has nothing.
+OF_A_JOB = {
+    "bf16": "elsewhere",
+    "eval_steps": "neutral",
+    "gradient_checkpointing": "neutral",
+    "load_best_model_at_end": "elsewhere",
+    "logging_steps": "neutral",
+    "output_dir": "neutral",
+    "resume_from_checkpoint": "neutral",
+    "save_steps": "neutral",
+    "save_total_limit": "neutral",
+    "tf32": "elsewhere",
+    # Of Seq2SeqTrainingArguments.
+    "generation_config": "neutral",
+    "generation_max_length": "neutral",
+    "generation_num_beams": "neutral",
+    "predict_with_generate": "neutral",
+    "sortish_sampler": "elsewhere",
+}
+# Fields that say when is evaluated, and by what: they decide numbers where evaluations
+# drive the schedule or pick the model.
+OF_AN_EVALUATION = (
+    "eval_delay",
+    "eval_steps",
+    "eval_strategy",
+    "evaluation_strategy",
+    "greater_is_better",
+    "metric_for_best_model",
+)
 
 
 def is_usual(value: Any, usual: tuple[Any, ...]) -> bool:

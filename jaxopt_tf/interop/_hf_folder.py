@@ -1,4 +1,4 @@
-"""Which files a Trainer's checkpoint folder has, and whose folder it is otherwise."""
+"""Files of a Trainer's checkpoint folder, and the kinds of folders that are none."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -8,68 +8,152 @@ MODEL_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 
-# What stands in a folder of another kind, and the kind.
-_OTHERS = {
-    "global_step*": "DeepSpeed",
-    "*zero_pp_rank_*": "DeepSpeed's ZeRO",
-    "zero_to_fp32.py": "DeepSpeed's ZeRO",
-    "pytorch_model_fsdp*": "FSDP",
-    "optimizer_[0-9]*": "FSDP",
-    "optimizer.bin": "FSDP",
-    "*.distcp": "torch.distributed.checkpoint, as FSDP writes it",
-    "rank*-of-*-optimizer.pt": "FSDP on XLA",
-    "adapter_model.*": "PEFT, whose base model is elsewhere",
-}
+_PLAIN_TORCH = (
+    "Load it with the framework that wrote it and save a full state with plain torch: "
+    "`model.save_pretrained(folder)`, `torch.save(optimizer.state_dict(), "
+    "'optimizer.pt')`."
+)
+_ZERO = (
+    "Run `python zero_to_fp32.py . OUT` in it for the parameters; the moments cannot "
+    "be read."
+)
+_FSDP = (
+    "Run `accelerate merge-weights FOLDER OUT` on its pytorch_model_fsdp_0 for the "
+    "parameters, or train with `fsdp_state_dict_type: FULL_STATE_DICT`."
+)
+_PEFT = (
+    "Merge it into its base model: `AutoPeftModel.from_pretrained(folder)"
+    ".merge_and_unload().save_pretrained(out)`."
+)
+# Patterns of names that only another kind of folder has, the kind, and the cure.
+_OTHERS = (
+    ("global_step*", "DeepSpeed", _ZERO),
+    ("*_zero_pp_rank_*", "DeepSpeed's ZeRO", _ZERO),
+    ("zero_pp_rank_*", "DeepSpeed's ZeRO", _ZERO),
+    ("zero_to_fp32.py", "DeepSpeed's ZeRO", _ZERO),
+    ("pytorch_model_fsdp*", "FSDP", _FSDP),
+    ("optimizer_[0-9]*", "FSDP", _FSDP),
+    ("*.distcp", "torch.distributed.checkpoint, as FSDP writes it", _FSDP),
+    ("rank*-of-*-optimizer.pt", "FSDP on XLA", _PLAIN_TORCH),
+    (
+        "random_states_*.pkl",
+        "Accelerate's `save_state`",
+        "Without FSDP its optimizer.bin and scheduler.bin are plain: rename them to "
+        "optimizer.pt and scheduler.pt, and delete random_states_*.pkl.",
+    ),
+    (
+        "optimizer.bin",
+        "FSDP, or of Accelerate's `save_state`",
+        "Without FSDP it is plain: rename it to optimizer.pt.",
+    ),
+    ("adapter_model.*", "PEFT, whose base model is elsewhere", _PEFT),
+    ("adapter_config.json", "PEFT, whose base model is elsewhere", _PEFT),
+)
 _WITHOUT = {
     OPTIMIZER: "Without it moments begin at 0.",
-    SCHEDULER: "Without it the schedule goes on at `global_step`, and is not checked; "
-    "one that a metric drives begins anew, from the optimizer's rate.",
+    SCHEDULER: "Without it the schedule resumes at `global_step`, and is not checked; "
+    "one that a metric drives starts again, from the optimizer's rate.",
     STATE: "Without it the number of steps is the schedule's, and the log is empty.",
 }
 
 
 def check_folder_is_trainers(folder: Path) -> None:
-    """Raises unless the folder is there and is no other framework's."""
+    """Raises unless the folder exists and is no other framework's."""
     if not folder.is_dir():
         raise ValueError(
             f"`folder` must be a Trainer's checkpoint folder, got {str(folder)!r}, "
             "which is no folder. Name one such as `output_dir/checkpoint-500`."
         )
-    for pattern, whose in _OTHERS.items():
-        found = sorted(path.name for path in folder.glob(pattern))
-        if found:
-            raise ValueError(
-                f"`folder` must be of plain torch, got {str(folder)!r}, which is of "
-                f"{whose}: it has {found[0]!r}. Save a full state with plain torch."
-            )
+    other = _other_kind(folder)
+    if other:
+        name, whose, cure = other
+        if _has_weights(folder):
+            cure += " The parameters alone can be read: `read_params(folder, ...)`."
+        raise ValueError(
+            f"`folder` must be of plain torch, got {str(folder)!r}, which is of "
+            f"{whose}: it has {name!r}. {cure}"
+        )
+
+
+def check_folder_has_weights(folder: Path) -> None:
+    """Raises unless the folder has weight files that can be read."""
+    if _has_weights(folder):
+        return
+    other = _other_kind(folder)
+    if other:
+        name, whose, cure = other
+        what = f"which is of {whose}: it has {name!r}. {cure}"
+    elif not folder.is_dir():
+        what = "which is no folder."
+    else:
+        what = f"which has none.{_checkpoints_in(folder)}"
+    raise ValueError(
+        f"`folder` must hold {' or '.join(MODEL_FILES)}, got {str(folder)!r}, {what}"
+    )
 
 
 def check_files(
     folder: Path, wanted: Collection[str], without: Collection[str]
 ) -> tuple[str, ...]:
-    """The wanted files that are not there but need not be; raises for all others."""
+    """Returns the wanted files that are missing and may be; raises for all others."""
     odd = sorted(set(without) - set(_WITHOUT))
     if odd:
         raise ValueError(f"`without` must hold names of {list(_WITHOUT)}, got {odd}.")
     missing = [name for name in wanted if not (folder / name).is_file()]
     needed = [
-        f"{name}. {_WITHOUT[name]} Allow it with `without={{{name!r}}}`."
+        f"{name}. {_WITHOUT[name]} Allow it by {name!r} in `without`."
         for name in missing
         if name not in without
     ]
-    if not any((folder / name).is_file() for name in MODEL_FILES):
+    if not _has_weights(folder):
         needed.append(
             f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). Without it "
-            "there is nothing to go on with."
+            "there is nothing to resume from."
         )
     if {SCHEDULER, STATE} <= set(missing) and not needed:
-        needed.append(f"{SCHEDULER} or {STATE}. Without both nobody knows the step.")
+        needed.append(f"{SCHEDULER} or {STATE}. Without both the step is not known.")
     if needed:
         listed = "\n  ".join(needed)
         raise ValueError(
-            f"`folder` must hold all that a run goes on from, got {str(folder)!r} "
-            f"without:\n  {listed}"
+            f"`folder` must hold all that a run resumes from, got {str(folder)!r} "
+            f"without:\n  {listed}{_reason(folder)}"
         )
     return tuple(missing)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MODEL_FILES)
+
+
+def _other_kind(folder: Path) -> tuple[str, str, str] | None:
+    """Returns the name of a file, the kind of folder that has it, and the cure."""
+    for pattern, whose, cure in _OTHERS:
+        found = sorted(path.name for path in folder.glob(pattern))
+        if found:
+            return found[0], whose, cure
+    return None
+
+
+def _reason(folder: Path) -> str:
+    """Explains files that are missing; "" where that is not known."""
+    has = [(folder / name).is_file() for name in (OPTIMIZER, SCHEDULER, STATE)]
+    if has == [False, False, True] and _has_weights(folder):
+        return (
+            "\nIt is a folder of a run with `save_only_model=True`, which saves no "
+            "optimizer and no schedule. Continue with new moments by `without="
+            f"{{{OPTIMIZER!r}, {SCHEDULER!r}}}`, or read the parameters alone with "
+            "`read_params`."
+        )
+    if not any(has):
+        return _checkpoints_in(folder, before="\n")
+    return ""
+
+
+def _checkpoints_in(folder: Path, before: str = " ") -> str:
+    found = sorted(path.name for path in folder.glob("checkpoint-*"))
+    if not found:
+        return ""
+    return f"{before}It holds checkpoints: name one of them, {found[-1]!r} say."

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._hf_subclass import holds_all_fields
 from ._safe_pickle import NotAllowedError, Record, load_inert
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
@@ -16,6 +17,11 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
 _NO_FIELDS = """_n_gpu _setup_devices __cached__setup_devices deepspeed_plugin
 distributed_state fsdp_plugin_args hf_deepspeed_config mixed_precision"""
 _MAX_BYTES = 2**24  # the real ones have some thousands
+# The classes of Transformers itself.
+_KINDS = (
+    "transformers.training_args.TrainingArguments",
+    "transformers.training_args_seq2seq.Seq2SeqTrainingArguments",
+)
 
 
 class Source(NamedTuple):
@@ -24,6 +30,7 @@ class Source(NamedTuple):
     given: dict[str, Any]  # names and values, as JSON would have them
     num_devices: int | None  # how many took part, where it says so
     name: str  # for errors
+    may_be_subclass: bool = True  # False if the class is one of Transformers' own
 
 
 def read_training_arguments(source: Any) -> Source:
@@ -44,7 +51,8 @@ def read_training_arguments(source: Any) -> Source:
         names = [field.name for field in dataclasses.fields(source)]
         given = {name: _plain(getattr(source, name)) for name in names}
         num_devices = source.world_size * max(1, source.n_gpu)
-        return Source(given, num_devices, "TrainingArguments")
+        kind = f"{type(source).__module__}.{type(source).__qualname__}"
+        return Source(given, num_devices, "TrainingArguments", kind not in _KINDS)
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return Source(_from_json(source.encode()), None, "TrainingArguments")
     if not isinstance(source, str | Path):
@@ -66,19 +74,18 @@ def _read_file(path: Path) -> Source:
     try:
         if content.lstrip()[:1] == b"{":
             return Source(_from_json(content), None, str(path))
-        given, num_devices = _from_record(_from_torch(content))
+        return _from_record(_from_torch(content), path)
     except NotAllowedError as error:
         raise ValueError(
             f"{path} must hold TrainingArguments and what they are made of, but it "
-            f"names {error}, which was not loaded or run. If you trust where it comes "
-            "from, load it in torch and pass `args.to_json_string()`."
+            f"names {error}, which was not loaded or run. If you trust its origin, "
+            "load it in torch, write `args.to_json_string()` to a file, and give that."
         ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} must be JSON or what torch.save made of TrainingArguments, but "
             f"{error}"
         ) from error
-    return Source(given, num_devices, str(path))
 
 
 def _from_torch(content: bytes) -> Any:
@@ -113,11 +120,13 @@ def _from_legacy(stream: io.BytesIO) -> Any:
     return load_inert(stream)
 
 
-def _from_record(found: Any) -> tuple[dict[str, Any], int | None]:
-    kind = getattr(type(found), "kind", type(found).__name__)
-    if not kind.endswith("TrainingArguments"):
+def _from_record(found: Any, path: Path) -> Source:
+    cls = found if isinstance(found, type) else type(found)
+    kind = getattr(cls, "kind", cls.__name__)
+    is_record = isinstance(found, Record)
+    attributes = vars(found) if is_record else {}
+    if not is_record or (kind not in _KINDS and not holds_all_fields(attributes)):
         raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
-    attributes = vars(found)
     state = attributes.get("distributed_state")
     num_processes = getattr(state, "num_processes", None)
     num_gpus = attributes.get("_n_gpu")
@@ -125,7 +134,7 @@ def _from_record(found: Any) -> tuple[dict[str, Any], int | None]:
     if isinstance(num_processes, int) and isinstance(num_gpus, int):
         num_devices = num_processes * max(1, num_gpus)
     given = {n: _plain(v) for n, v in attributes.items() if n not in _NO_FIELDS.split()}
-    return given, num_devices
+    return Source(given, num_devices, str(path), kind not in _KINDS)
 
 
 def _from_json(content: bytes) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ._hf_before_4_40 import is_before_4_4, is_before_4_40
+from ._hf_subclass import holds_all_fields
+
 
 class Era(NamedTuple):
     """What the versions that have these fields do alike."""
@@ -17,6 +20,8 @@ _V5 = Era("5", "transformers_v5", rounds_up=True, reads_optim_args=True)
 _LATE_V4 = Era("4.53 to 4.57", "transformers_v5", True, reads_optim_args=False)
 _V4_52 = Era("4.52", "transformers_v4", rounds_up=True, reads_optim_args=False)
 _EARLY_V4 = Era("4, up to 4.51", "transformers_v4", False, reads_optim_args=False)
+_BEFORE_4_40 = _EARLY_V4._replace(versions="4, before 4.40")
+_BEFORE_4_4 = Era("4, before 4.4", "examples", False, reads_optim_args=False)
 
 # Each stands in all files that the versions write by themselves.
 _ONLY_V4 = """adafactor evaluation_strategy fp16_backend fp16_opt_level
@@ -43,7 +48,13 @@ def era_of(names: Iterable[str]) -> Era:
         `trainer.py`, `get_decay_parameter_names` and `set_initial_training_values`.
     """
     found = frozenset(names)
-    if found.isdisjoint(_ONLY_V4.split()):
+    if is_before_4_4(found):
+        return _BEFORE_4_4
+    if is_before_4_40(found):
+        return _BEFORE_4_40
+    # A subclass of version 5 may have a field of 4 that 5 has not, `warmup_ratio` say.
+    is_of_5 = holds_all_fields(found) and "overwrite_output_dir" not in found
+    if is_of_5 or found.isdisjoint(_ONLY_V4.split()):
         return _V5
     if not found.isdisjoint(_SINCE_4_53.split()):
         return _LATE_V4

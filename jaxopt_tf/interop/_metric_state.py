@@ -66,21 +66,24 @@ def metric_state_from_torch(
             "recipe that the run was begun with."
         )
     rate = schedules.double_from_scalar(_one_rate(scheduler_state["_last_lr"]))
+    if math.isnan(float(scheduler_state["best"])):  # infinite before the first metric
+        raise ValueError("`best` must be a number, got nan: the file is damaged.")
     best = _two_floats.from_float(float(scheduler_state["best"]))
-    bad, cooldown = (
-        jnp.int32(scheduler_state[key])
-        for key in ("num_bad_epochs", "cooldown_counter")
-    )
+
+    def count(key: str) -> Any:
+        return jnp.int32(_check.step_count(key, scheduler_state[key]))
+
+    bad, cooldown = count("num_bad_epochs"), count("cooldown_counter")
     if name == "reduce_lr_on_plateau":
         return PlateauState(rate, best, bad, cooldown)
     return GreedyState(
         rate=rate,
         best=best,
         num_bad_updates=bad,
-        num_good_updates=jnp.int32(scheduler_state["num_good_epochs"]),
+        num_good_updates=count("num_good_epochs"),
         cooldown_left=cooldown,
-        warmup_left=jnp.int32(scheduler_state["warmup_counter"]),
-        reset_left=jnp.int32(scheduler_state["reset_start"]),
+        warmup_left=count("warmup_counter"),
+        reset_left=count("reset_start"),
         average=_average(scheduler_state),
     )
 
@@ -148,6 +151,8 @@ def _is_same(found: Any, wanted: Any) -> bool:
 
 
 def _one_rate(rates: Sequence[float]) -> float:
+    for rate in rates:
+        _check.non_negative("_last_lr", rate)
     if len(set(rates)) != 1:
         raise ValueError(
             "`scheduler_state` must have one rate for all groups, got "

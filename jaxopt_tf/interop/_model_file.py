@@ -1,6 +1,6 @@
 """The parameters in a checkpoint folder, read and written one tensor at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,35 +8,60 @@ import numpy as np
 
 from .. import _tree
 from .._typing import PyTree
-from ._casting import check_fits, placed_like
+from ._casting import check_finite, check_fits, placed_like
+from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
 from ._pieces import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
-from ._safetensors import model_tensors, read_tensor, write_tensors
-from ._torch_files import as_numpy, load_torch
+from ._safetensors import write_tensors
 from ._torch_model import TorchModel
+from ._weight_files import WeightFiles
 
 
-def read_params(folder: Path, params: PyTree, names: ParamNames) -> PyTree:
-    """The folder's parameters in the structure, dtypes and devices of `params`.
+def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
+    """Reads a folder's parameters in the structure, dtypes and devices of `params`.
+
+    The folder has `model.safetensors` or `pytorch_model.bin`, whole or in shards. Names
+    are read as `from_pretrained` reads them: former names, the prefix of the base model
+    and those of wrappers are recognized. `unused_tensors` lists what is left out.
 
     Raises:
-        ValueError: if the file is not of this model, with all differences; if a leaf's
-            dtype cannot hold the file's.
+        ValueError: if the folder has no weight files or damaged ones; if they are not
+            of this model, with all differences; if tensors that the model ties are not
+            equal; if a number is not finite; if a leaf's dtype cannot hold the file's.
+
+    Differs: `from_pretrained` gives parameters that are missing random values, and
+        unties tensors that are not equal; both are errors here.
     """
-    shapes, read = _opened(folder)
-    place = _places(shapes, names.model, folder)
+    folder = Path(folder)
+    files = WeightFiles(folder)
+    place = _places(files, names.model)
     pieces = by_leaf(names.pieces)
 
     def leaf(name: str, p: Any) -> tuple:
         def tensor(torch_name: str) -> np.ndarray:
-            array = read(place[torch_name])
-            check_fits(array.dtype, p.dtype, f"{torch_name!r} of {str(folder)!r}")
+            name = place[torch_name]
+            what = f"{name!r} of {str(files.file_of(name))!r}"
+            array = files.read(name)
+            check_finite(array, what)
+            check_fits(array.dtype, p.dtype, what)
             return array
 
         found = leaf_from_tensors(pieces[name], tensor, p.shape, p.dtype)
         return (placed_like(found, p),)
 
     return _tree.map_leaves(leaf, params, num_results=1)[0]
+
+
+def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
+    """Returns the names in a folder's weight files that `read_params` leaves out.
+
+    They are buffers that older versions saved, and what Transformers ignores for this
+    model, such as the pooler of a BERT for masked tokens.
+
+    Raises:
+        ValueError: if the folder has no weight files or damaged ones.
+    """
+    return _keys(WeightFiles(Path(folder)), names.model).unused
 
 
 def write_params(
@@ -61,10 +86,10 @@ def write_params(
 
 
 def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray]:
-    """What a model saves beside its parameters, from a folder that has it.
+    """Reads the tensors that a model saves beside its parameters.
 
     Raises:
-        ValueError: if the model saves something and there is no such folder.
+        ValueError: if the model saves some and the folder is not given or has not all.
     """
     if not model.buffers:
         return {}
@@ -73,58 +98,66 @@ def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray
             f"`like` must be given, got None: the model saves {list(model.buffers)} "
             "beside its parameters. Name a checkpoint folder that has them."
         )
-    _, read = _opened(folder)
-    return {name: np.array(read(name)) for name in model.buffers}
-
-
-def _opened(
-    folder: Path,
-) -> tuple[Mapping[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """The shapes of all tensors, and what reads one."""
-    files = model_tensors(folder)
-    if files is not None:
-        shapes = {name: place.shape for name, place in files.items()}
-        return shapes, lambda name: read_tensor(files[name])
-    tensors = load_torch(folder / "pytorch_model.bin")
-    if not isinstance(tensors, Mapping):
+    files = WeightFiles(folder)
+    found = _keys(files, model).of
+    missing = [name for name in model.buffers if name not in found]
+    if missing:
         raise ValueError(
-            "`folder` must hold tensors by name in pytorch_model.bin, got "
-            f"{type(tensors).__name__} in {str(folder)!r}."
+            "`like` must be a folder with all that the model saves, got "
+            f"{str(folder)!r} without {missing}. Name another checkpoint of it."
         )
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return shapes, lambda name: as_numpy(tensors[name])
+    return {name: np.array(files.read(found[name][0])) for name in model.buffers}
 
 
-def _places(
-    shapes: Mapping[str, tuple[int, ...]], model: TorchModel, folder: Path
-) -> dict[str, str]:
-    """Under which name the file has each parameter: its own, or one tied to it."""
-    known: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
+def _keys(files: WeightFiles, model: TorchModel) -> Keys:
+    known = [p.name for p in model.parameters] + [alias for alias, _ in model.tied]
+    return match_keys(files.shapes, [*known, *model.buffers], model.load_rules)
+
+
+def _places(files: WeightFiles, model: TorchModel) -> dict[str, str]:
+    """Returns the name in the files of each parameter: its own, or one tied to it."""
+    keys, shapes = _keys(files, model), files.shapes
+    spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
-        known[name].append(alias)
-    wanted = {p.name: p.shape for p in model.parameters}
+        spellings[name].append(alias)
     place, problems = {}, []
-    for name, spellings in known.items():
-        found = [spelling for spelling in spellings if spelling in shapes]
+    for p in model.parameters:
+        found = [k for spelling in spellings[p.name] for k in keys.of.get(spelling, ())]
+        wrong = [key for key in found if shapes[key] != p.shape]
         if not found:
-            problems.append(f"{name!r} {list(wanted[name])} is not in it")
-        elif shapes[found[0]] != wanted[name]:
+            problems.append(f"{p.name!r} {list(p.shape)} is not in it")
+        elif wrong:
+            is_renamed = "" if wrong[0] == p.name else f", for {p.name!r},"
             problems.append(
-                f"{name!r} is {list(shapes[found[0]])}, not {list(wanted[name])}"
+                f"{wrong[0]!r}{is_renamed} is {list(shapes[wrong[0]])}, not "
+                f"{list(p.shape)}"
             )
         else:
-            place[name] = found[0]
-    of_model = {spelling for group in known.values() for spelling in group}
-    of_model |= set(model.buffers)
-    problems += [
-        f"{name!r} {list(shape)} is not of the model"
-        for name, shape in shapes.items()
-        if name not in of_model
-    ]
+            place[p.name] = found[0]
+            problems += _unequal(files, found, len(keys.of.get(p.name, ())))
+    problems += keys.problems
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(
-            f"`folder` must hold the parameters of the model, but {str(folder)!r} has "
-            f"{len(problems)} differences:\n  {listed}"
+            "`folder` must hold the parameters of the model, but "
+            f"{str(files.path)!r} has {len(problems)} differences:\n  {listed}"
         )
     return place
+
+
+def _unequal(files: WeightFiles, found: list[str], num_own: int) -> list[str]:
+    """Names tensors that must be equal and are not; the first `num_own` are renamed."""
+    problems = []
+    for number, other in enumerate(found[1:], start=1):
+        if files.are_equal(found[0], other):
+            continue
+        if number < num_own:
+            cure = "both names are those of one parameter. Delete the wrong one."
+        else:
+            cure = (
+                "the model ties them. If they were trained apart, untie them: set "
+                "`tie_word_embeddings` to false in config.json, and give each a leaf "
+                "of its own. If they were not, delete the wrong one."
+            )
+        problems.append(f"{other!r} is not equal to {found[0]!r}, and {cure}")
+    return problems

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from ._casting import check_fits
+from ._casting import check_finite, check_fits
 from ._pieces import Piece, leaf_from_tensors
 from ._state_dict import TorchState
 from ._torch_files import as_numpy
@@ -31,10 +31,11 @@ def moment_from_torch(
 
 
 def entry_value(state: TorchState, name: str, key: str) -> np.ndarray | None:
-    """One array of a parameter's entry; None if it has no entry.
+    """Returns one array of a parameter's entry; None if it has no entry.
 
     Raises:
-        ValueError: if its entry is without it.
+        ValueError: if its entry is without it, if a number is not finite, or if a
+            second moment is negative.
     """
     entry = state.entry(name)
     if not entry:
@@ -44,7 +45,10 @@ def entry_value(state: TorchState, name: str, key: str) -> np.ndarray | None:
             f"`state_dict` must have `{key}` for {name!r}, got {sorted(entry)}. Build "
             "the optimizer with the options that the file is of."
         )
-    return as_numpy(entry[key])
+    array = as_numpy(entry[key])
+    is_square = key.startswith("exp_avg_sq")
+    check_finite(array, f"`{key}` of {name!r}", non_negative=is_square)
+    return array
 
 
 def is_masked(node: Any) -> bool:

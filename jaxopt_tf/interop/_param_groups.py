@@ -90,6 +90,12 @@ def check_param_groups(
     recipe that says otherwise is not that run. Of more groups than Trainer's two, each
     may be decayed or not.
     """
+    if any("correct_bias" in group for group in param_groups):
+        raise ValueError(
+            f"`recipe` must have the optimizer of the file, got {recipe.optim!r} for "
+            "one of transformers.AdamW (`adamw_hf`), which adds epsilon elsewhere. "
+            "Continue it with `adamw_hf_v4` and `opt_state_from_torch`."
+        )
     decayed, spared = param_groups_from_recipe(recipe, 0.0)
     wanted = [decayed, spared][: len(param_groups)]
     if len(param_groups) > 2:

@@ -117,9 +117,9 @@ def match_names(
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(
-            f"`params` must be the parameters of the torch model, got {len(problems)} "
-            f"differences:\n  {listed}\nName leaves by `table` or `rules`, shapes by "
-            "`layouts`."
+            f"`params` must be the parameters of the torch model {model.origin!r}, got "
+            f"{len(problems)} differences:\n  {listed}\nName leaves by `table` or "
+            "`rules`, shapes by `layouts`."
         )
     return ParamNames(pieces=tuple(pieces), model=model)
 

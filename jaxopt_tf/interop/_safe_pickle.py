@@ -1,14 +1,18 @@
-"""A pickle read without running anything: names become inert stand-ins, or are refused.
+"""Pickles read without running anything: names become inert stand-ins, or are refused.
 
-Reading a pickle calls whatever it names. Here it can name only what is listed below,
-and gets in its place a function that hands its arguments back, or an empty class that
-was made for this one file.
+Reading a pickle calls every name in it. Nothing that it names is imported here. A name
+on the lists below stands for a function that returns its arguments, or for an empty
+class that is made for this one file. A name of another package or script, such as a
+subclass of TrainingArguments, becomes an empty class, too: it holds the fields that the
+file has. Every other name of Python itself, torch, Transformers and accelerate is
+refused.
 """
 
 import io
 import pickle
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 _ENUMS = {
     "transformers.trainer_utils": (
@@ -36,6 +40,9 @@ _PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("__builtin__", "set"): list,
     ("collections", "OrderedDict"): dict,
 }
+# Packages of which nothing but the names above is expected in a file.
+_CLOSED = frozenset({*sys.stdlib_module_names, "__builtin__", "accelerate", "numpy"})
+_CLOSED |= {"torch", "transformers"}
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -43,6 +50,19 @@ class Record:
     """Attributes of an object whose class was not loaded; `kind` names the class."""
 
     kind = ""
+
+
+class Stranger(Record):
+    """A `Record` of a class that is on no list; an enum member is its value alone."""
+
+    def __new__(cls, *args: Any) -> Any:
+        """Returns the value of an enum member, or an empty record; raises for calls."""
+        if not args:
+            return super().__new__(cls)
+        # Only an enum is called with one plain value when its member is read.
+        if len(args) > 1 or not isinstance(args[0], str | int | float):
+            raise NotAllowedError(cls.kind)
+        return args[0]
 
 
 class NotAllowedError(Exception):
@@ -66,10 +86,42 @@ class _InertUnpickler(pickle.Unpickler):
         if (module, name) in _PLAIN:
             plain = _PLAIN[module, name]
             return lambda *args: plain(*args)
-        raise NotAllowedError(f"{module}.{name}")
+        is_main = module in ("__main__", "__mp_main__")
+        is_closed = module.partition(".")[0] in _CLOSED and not is_main
+        # A dotted name would be looked up attribute by attribute.
+        if is_closed or not name.isidentifier():
+            raise NotAllowedError(f"{module}.{name}")
+        return type(name, (Stranger,), {"kind": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
         raise NotAllowedError(f"a tensor ({pid!r:.60})")
+
+
+class Storage(NamedTuple):
+    """The record that a tensor of torch is stored in."""
+
+    key: str
+
+
+class _StorageUnpickler(_InertUnpickler):
+    """Reads tensors as the `Storage` that they are stored in."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return lambda storage, *_: storage
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            return name
+        if (module, name) == ("collections", "OrderedDict"):
+            return type(name, (dict,), {})  # with room for `_metadata`
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return Storage(str(pid[2]))
+
+
+def load_storage_keys(stream: io.BytesIO) -> Any:
+    """Reads the pickle of a torch archive with a `Storage` in place of each tensor."""
+    return _StorageUnpickler(stream).load()
 
 
 def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:
@@ -83,7 +135,7 @@ def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:
         value, a device, a path and a dtype their strings.
 
     Raises:
-        NotAllowedError: naming the first module and name that is not on the list.
+        NotAllowedError: naming the first module and name that is refused.
         ValueError: if the bytes are no pickle, or one that is cut short.
     """
     try:

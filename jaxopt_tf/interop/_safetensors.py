@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from .._whole_file import whole_file
 
-_INDEX = "model.safetensors.index.json"
 _ALIGNED = 64
+_CHUNK = 2**22
 
 # Of numpy's and ml_dtypes' types.
 _TYPES = {
@@ -27,10 +27,11 @@ _TYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+_DTYPES = {short: jnp.dtype(name) for name, short in _TYPES.items()}
 
 
 class Place(NamedTuple):
-    """Where a tensor lies."""
+    """Place of a tensor in a file."""
 
     path: Path
     dtype: np.dtype
@@ -39,72 +40,76 @@ class Place(NamedTuple):
     num_bytes: int
 
 
-def model_tensors(folder: Path) -> dict[str, Place] | None:
-    """Where each tensor of the folder's model lies; None without a safetensors file.
+def tensor_places(path: Path) -> dict[str, Place]:
+    """Returns the place of each tensor in a safetensors file.
 
     Raises:
-        ValueError: if a file is no safetensors file, is cut short, or is missing.
+        ValueError: if it is missing, cut short, damaged, or no safetensors file, or if
+            it has a dtype that NumPy and ml_dtypes do not have.
     """
-    index, whole = folder / _INDEX, folder / "model.safetensors"
-    if whole.is_file():
-        return _places(whole)
-    if not index.is_file():
-        return None
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # It checks that every tensor is within the file, and that none overlap.
+        with safe_open(str(path), framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"`folder` must hold a readable {_INDEX}, got {str(index)!r}: {error!r}."
+            f"`path` must be a whole safetensors file, got {str(path)!r}: {error}. "
+            "Copy it again."
         ) from error
-    outside = sorted(file for file in files if Path(file).name != file)
-    if outside:
+    header.pop("__metadata__", None)
+    unknown = [(n, e["dtype"]) for n, e in header.items() if e["dtype"] not in _DTYPES]
+    if unknown:
+        name, dtype = unknown[0]
         raise ValueError(
-            f"`folder` must hold what {_INDEX} names, got {outside[0]!r} outside it."
+            f"`path` must hold numbers of {sorted(_TYPES)}, got {dtype} for {name!r} "
+            f"and {len(unknown) - 1} more in {str(path)!r}. Is the model quantized? "
+            "Save `model.dequantize()`."
         )
-    places: dict[str, Place] = {}
-    for file in sorted(files):
-        places |= _places(folder / file)
+    places = {}
+    for name, entry in header.items():
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        places[name] = Place(path, dtype, shape, start, end - start)
     return places
 
 
+def same_bytes(place: Place, other: Place) -> bool:
+    """Returns whether two tensors have equal bytes, read in small parts."""
+    if place.num_bytes != other.num_bytes:
+        return False
+    with place.path.open("rb") as file, other.path.open("rb") as other_file:
+        file.seek(place.start)
+        other_file.seek(other.start)
+        left = place.num_bytes
+        while left:
+            size = min(left, _CHUNK)
+            if file.read(size) != other_file.read(size):
+                return False
+            left -= size
+    return True
+
+
 def read_tensor(place: Place) -> np.ndarray:
-    """One tensor, read into memory that JAX can take as it is."""
+    """Reads a tensor into memory that JAX can use without a copy.
+
+    Raises:
+        ValueError: if the file has become shorter since it was opened.
+    """
     room = np.empty(place.num_bytes + _ALIGNED, np.uint8)
     first = -room.ctypes.data % _ALIGNED
     own = room[first : first + place.num_bytes]
     with place.path.open("rb") as file:
         file.seek(place.start)
-        file.readinto(own.data)
-    return own.view(place.dtype).reshape(place.shape)
-
-
-def _places(path: Path) -> dict[str, Place]:
-    try:
-        # It checks that all lies within the file, and nothing twice.
-        with safe_open(str(path), framework="numpy"):
-            pass
-    except (SafetensorError, OSError, ValueError) as error:
+        num_read = file.readinto(own.data)
+    if num_read != place.num_bytes:
         raise ValueError(
-            f"`path` must be a whole safetensors file, got {str(path)!r}: {error}."
-        ) from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    unknown = {entry["dtype"] for entry in header.values()} - set(_TYPES.values())
-    if unknown:
-        raise ValueError(
-            f"`path` must hold numbers of {sorted(_TYPES)}, got {sorted(unknown)} in "
-            f"{str(path)!r}."
+            f"`path` must be a whole safetensors file, got {str(place.path)!r}, which "
+            "ends before its last tensor. Copy it again."
         )
-    types = {short: jnp.dtype(name) for name, short in _TYPES.items()}
-    places = {}
-    for name, entry in header.items():
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        shape = tuple(entry["shape"])
-        places[name] = Place(path, types[entry["dtype"]], shape, start, end - start)
-    return places
+    return own.view(place.dtype).reshape(place.shape)
 
 
 def write_tensors(

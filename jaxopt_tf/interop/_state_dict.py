@@ -1,28 +1,14 @@
-"""A torch optimizer's state dict: whose it is, and which parameter has which number."""
+"""Parameters of a torch optimizer's state dict, by name."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import _check
+from ._optimizer_formats import check_format, check_settings
 from ._param_names import ParamNames
-from ._torch_files import as_numpy
-
-ADAMW, ADAFACTOR = "AdamW", "Adafactor"
+from ._torch_files import check_tensor
 
 Groups = Sequence[Sequence[str]]
-
-# A key that only one format has, and that format.
-_OTHERS = {
-    "base_optimizer_state": "DeepSpeed's ZeRO",
-    "zero_stage": "DeepSpeed's ZeRO",
-    "optimizer_state_dict": "DeepSpeed",
-    "fp32_flat_groups": "DeepSpeed's ZeRO",
-    "single_partition_of_fp32_groups": "DeepSpeed's ZeRO",
-    "shard_metadata": "FSDP's shards",
-    "state1": "bitsandbytes",
-    "qmap1": "bitsandbytes 8-bit",
-    "absmax1": "bitsandbytes 8-bit",
-}
 
 
 class TorchState(NamedTuple):
@@ -48,8 +34,9 @@ def read_state_dict(
     Names come from the file where it has them (`param_names`), else from `groups`, else
     from Trainer's two groups; of one group alone, from `named_parameters()`.
     """
-    kind = _check_format(state_dict)
+    kind = check_format(state_dict)
     saved = state_dict["param_groups"]
+    check_settings(saved)
     named = _named_groups(saved, names, groups)
     numbers: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
@@ -62,76 +49,22 @@ def read_state_dict(
     return state
 
 
-def _check_format(state_dict: Any) -> str | None:
-    """Which optimizer's it is; raises if it is none of torch's AdamW and Adafactor."""
-    found = [key for key in _keys(state_dict) if key in _OTHERS]
-    if found:
-        raise ValueError(
-            f"`state_dict` must be torch's own, got one of {_OTHERS[found[0]]}, by "
-            f"its key {found[0]!r}. Save it with plain torch, or bring over the "
-            "parameters alone."
-        )
-    is_torch = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(
-        state_dict
-    )
-    if not is_torch:
-        keys = sorted(map(str, _keys(state_dict)))[:5]
-        raise ValueError(
-            "`state_dict` must have `state` and `param_groups`, as torch's "
-            f"`optimizer.state_dict()` has, got {type(state_dict).__name__} of {keys}."
-        )
-    groups = state_dict["param_groups"]
-    is_list = isinstance(groups, list | tuple)
-    if not is_list or not all(isinstance(g, Mapping) and "params" in g for g in groups):
-        raise ValueError(
-            "`state_dict` must have a list of groups with `params` each, got "
-            f"{groups!r:.100} for `param_groups`."
-        )
-    if any(isinstance(index, str) for index in state_dict["state"]):
-        raise ValueError(
-            "`state_dict` must number its parameters, got names, as FSDP has them. "
-            "Save it with plain torch, or bring over the parameters alone."
-        )
-    keys = sorted({key for key in _keys(state_dict["state"]) if isinstance(key, str)})
-    if "max_exp_avg_sq" in keys:
-        raise ValueError(
-            "`state_dict` must be without `amsgrad`, got `max_exp_avg_sq`, which no "
-            "optimizer here keeps."
-        )
-    if {"exp_avg", "exp_avg_sq"} <= set(keys) and "RMS" not in keys:
-        return ADAMW
-    if "RMS" in keys:
-        return ADAFACTOR
-    if not keys:
-        return None
-    raise ValueError(
-        f"`state_dict` must be of torch's AdamW or Transformers' Adafactor, got {keys}."
-    )
-
-
-def _keys(node: Any) -> Iterator[Any]:
-    """The keys of a dict and, two dicts deep, of the dicts in it."""
-    if not hasattr(node, "__getitem__") or not hasattr(node, "__iter__"):
-        return
-    if isinstance(node, str | list | tuple):
-        return
-    for key in node:
-        yield key
-        value = node[key]
-        if isinstance(value, Mapping):
-            yield from value
-            for inner in value.values():
-                if isinstance(inner, Mapping):
-                    yield from inner
-
-
 def _named_groups(
     saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
 ) -> Groups:
-    if all("param_names" in group for group in saved):
-        return [list(group["param_names"]) for group in saved]
-    wanted = check_group_count(len(saved), names, groups)
     lengths = [len(group["params"]) for group in saved]
+    if all("param_names" in group for group in saved):
+        # A tied tensor may be listed under any of its names.
+        tied = dict(names.model.tied)
+        own = [[tied.get(n, n) for n in group["param_names"]] for group in saved]
+        if lengths != [len(group) for group in own]:
+            raise ValueError(
+                "`state_dict` must have a name for each parameter of its groups, got "
+                f"{[len(group) for group in own]} `param_names` for {lengths} "
+                "`params`. Delete `param_names`, and pass `groups`."
+            )
+        return own
+    wanted = check_group_count(len(saved), names, groups)
     if lengths != [len(group) for group in wanted]:
         raise ValueError(
             f"`state_dict` must have groups of {[len(group) for group in wanted]} "
@@ -179,7 +112,7 @@ def _check_all_there(state: TorchState, names: ParamNames) -> None:
 
 
 def _check_entries(state: TorchState) -> None:
-    """Raises if an entry is nobody's, or does not say how many updates it has seen."""
+    """Raises if an entry has no parameter, no `step`, or values that are no tensors."""
     strays = sorted(set(state.entries) - set(state.numbers.values()))
     if strays:
         raise ValueError(
@@ -203,8 +136,11 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
     for name in state.numbers:
         entry = state.entry(name)
         for key, value in entry.items():
-            found = tuple(getattr(value, "shape", ()))
-            if key != "RMS" and key != "step" and found != _shape(key, shapes[name]):
+            if key in ("RMS", "step"):
+                continue
+            check_tensor(value, f"`{key}` of {name!r}")
+            found = tuple(value.shape)
+            if found != _shape(key, shapes[name]):
                 wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(found)}")
     if wrong:
         listed = "\n  ".join(wrong)
@@ -234,5 +170,10 @@ def _step(state: TorchState, name: str) -> Any:
 def num_updates(state: TorchState, name: str) -> int:
     """How many updates a parameter has seen; 0 where torch keeps nothing."""
     step = _step(state, name)
-    value = as_numpy(step).item() if hasattr(step, "detach") else step
-    return _check.step_count("step", value)
+    if hasattr(step, "detach"):
+        if step.numel() != 1:
+            raise ValueError(
+                f"`step` of {name!r} must be one number, got shape {list(step.shape)}."
+            )
+        step = step.detach().reshape(()).cpu().item()
+    return _check.step_count(f"step` of `{name}", step)

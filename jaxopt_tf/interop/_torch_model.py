@@ -1,13 +1,14 @@
 """What of a torch model decides where its parameters go: names, shapes, layer types."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..optimizers import decay_mask
+from ._checkpoint_keys import LoadRules, load_rules
 
 
 class TorchParam(NamedTuple):
@@ -29,6 +30,8 @@ class TorchModel:
         buffers: names of what is saved with the parameters and is none.
         layer_norms: paths of the modules that are `torch.nn.LayerNorm`.
         is_ordered: whether the order is torch's; the names in a file have none.
+        load_rules: rules by which Transformers reads the names in weight files.
+        origin: the file or the class that describes the model, for messages.
     """
 
     parameters: tuple[TorchParam, ...]
@@ -36,6 +39,8 @@ class TorchModel:
     buffers: tuple[str, ...] = ()
     layer_norms: tuple[str, ...] = ()
     is_ordered: bool = True
+    load_rules: LoadRules = field(default=LoadRules(), compare=False, repr=False)
+    origin: str = field(default="", compare=False)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...] | None:
@@ -94,6 +99,8 @@ def torch_model_from_module(module: Any) -> TorchModel:
         tied=tuple(tied),
         buffers=tuple(name for name in module.state_dict() if name not in everything),
         layer_norms=tuple(norms),
+        load_rules=load_rules(module),
+        origin=type(module).__name__,
     )
 
 
@@ -121,13 +128,12 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
             "with `torch_model_from_module`, or by `torch_model_from_shapes`."
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"`folder` must hold the config.json of a model that Transformers knows, "
-            f"got {str(path)!r}: {error}. Describe the model with "
-            "`torch_model_from_module`."
-        ) from error
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=False
+        )
+    # Each configuration checks its fields in its own way, or not at all.
+    except Exception as error:
+        raise _unknown_config(path, error) from error
     found = [
         getattr(transformers, name)
         for name in config.architectures or ()
@@ -139,8 +145,20 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
             f"`architectures`, got {config.architectures!r} in {str(path)!r}. Describe "
             "the model with `torch_model_from_module`."
         )
-    with torch.device("meta"):
-        return torch_model_from_module(found[0](config))
+    try:
+        with torch.device("meta"):
+            module = found[0](config)
+    except Exception as error:
+        raise _unknown_config(path, error) from error
+    return replace(torch_model_from_module(module), origin=str(path))
+
+
+def _unknown_config(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        "`folder` must hold the config.json of a model that Transformers knows, got "
+        f"{str(path)!r}: {error or type(error).__name__}. Describe the model with "
+        "`torch_model_from_module`."
+    )
 
 
 def torch_model_from_shapes(

@@ -9,9 +9,10 @@ from .._typing import PyTree
 from ..optimizers import AdafactorState, AdamWState, TorchLayout
 from ._adafactor_state import adafactor_entries, adafactor_from_torch
 from ._adamw_state import adamw_entries, adamw_from_torch
+from ._optimizer_formats import ADAFACTOR, ADAMW
 from ._param_names import ParamNames
 from ._pieces import by_leaf, by_tensor
-from ._state_dict import ADAFACTOR, ADAMW, Groups, check_group_count, read_state_dict
+from ._state_dict import Groups, check_group_count, read_state_dict
 
 _KINDS = {ADAMW: AdamWState, ADAFACTOR: AdafactorState}
 

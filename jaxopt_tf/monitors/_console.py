@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .. import _check
-from ..training import Evaluation, Monitor, Window
+from ..training import Evaluation, Monitor, Window, metric_values
 
 # Published peaks for dense bfloat16 products, in operations per second and device, by
 # the beginning of what JAX calls the device; the first that fits counts.
@@ -132,7 +132,7 @@ def console(
         progress.start()
         listed = "  ".join(
             f"{name.removeprefix('eval_')} {value:.4f}"
-            for name, value in evaluation.metrics.items()
+            for name, value in metric_values(evaluation.metrics).items()
         )
         say(f"step {evaluation.step:5d}  held-out {listed}")
 

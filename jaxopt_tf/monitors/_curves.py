@@ -18,7 +18,7 @@ from .._run_rows import (
     merge_steps,
     steps_as_rows,
 )
-from ..training import Evaluation, Monitor, Window
+from ..training import Evaluation, Monitor, Window, metric_values
 
 
 def curves(
@@ -58,9 +58,10 @@ def curves(
 
     def evaluation(evaluation: Evaluation) -> None:
         nonlocal drawn_at
-        loss = evaluation.metrics.get("loss", evaluation.metrics.get("eval_loss"))
+        metrics = metric_values(evaluation.metrics)
+        loss = metrics.get("loss", metrics.get("eval_loss"))
         if loss is not None:
-            evaluations.append((evaluation.step, float(loss)))
+            evaluations.append((evaluation.step, loss))
         if every is not None and evaluation.step >= drawn_at + every:
             drawn_at = evaluation.step
             draw()

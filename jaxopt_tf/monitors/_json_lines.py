@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _check
 from .._whole_file import check_folder, whole_file
-from ..training import Evaluation, Metrics, Monitor, Norms, Window
+from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 from ._history import NORM_NAMES, records
 
 
@@ -80,8 +80,8 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
 
     def evaluation(evaluation: Evaluation) -> None:
         line: dict[str, Any] = {"step": evaluation.step}
-        for name, value in evaluation.metrics.items():
-            line[f"eval_{name.removeprefix('eval_')}"] = _or_null(float(value))
+        for name, value in metric_values(evaluation.metrics).items():
+            line[f"eval_{name.removeprefix('eval_')}"] = _or_null(value)
         write(json.dumps(line) + "\n")
 
     return Monitor(window, evaluation, file.close)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from ..training import Evaluation, Metrics, Monitor, Norms, Window
+from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
 # Of these the last one and the sum are shown, of all others the mean.
 _RATE, _SKIPPED = "train/learning_rate", "train/num_skipped"
@@ -106,8 +106,8 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
 
     def evaluation(evaluation: Evaluation) -> None:
         values = {
-            f"eval/{name.removeprefix('eval_')}": float(value)
-            for name, value in evaluation.metrics.items()
+            f"eval/{name.removeprefix('eval_')}": value
+            for name, value in metric_values(evaluation.metrics).items()
         }
         write_point(evaluation.step, values)
 

@@ -18,6 +18,7 @@ from ..training import (
     Window,
     after_evaluation,
     check_selection,
+    metric_values,
 )
 
 # Where the entries go in the text of a state that has none yet.
@@ -128,8 +129,8 @@ def trainer_state(
         nonlocal progress, step
         step = evaluation.step
         named = {
-            f"eval_{name.removeprefix('eval_')}": float(value)
-            for name, value in evaluation.metrics.items()
+            f"eval_{name.removeprefix('eval_')}": value
+            for name, value in metric_values(evaluation.metrics).items()
         }
         add(**named)
         # The Trainer counts no evaluation before the first step.

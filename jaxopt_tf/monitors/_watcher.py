@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ..training import Evaluation, Monitor, Window
+from ..training import Evaluation, Monitor, Window, metric_values
 from . import _symptoms
 from ._blocks import STEPS_IN_A_BLOCK, Memory, Steps, block_of, cut, joined, steps_of
 from ._oscillation import oscillating
@@ -123,7 +123,7 @@ def watcher(
 
     def evaluation(evaluation: Evaluation) -> None:
         nonlocal gap
-        held_out = float(evaluation.metrics.get("loss", math.nan))
+        held_out = metric_values(evaluation.metrics).get("loss", math.nan)
         total, count = losses.pop() if losses else (0.0, 0)
         if count and math.isfinite(held_out):
             gap = after(gap, evaluation.step, held_out, total / count)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _tree
+from .._argument_names import checked_names
 from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import difference
@@ -39,6 +40,7 @@ class AdafactorState(NamedTuple):
     mu: PyTree  # the leaf's shape, float32: mean of the updates; nothing without beta1
 
 
+@checked_names
 def adafactor_tf(
     learning_rate: ScalarOrSchedule | None = None,
     *,

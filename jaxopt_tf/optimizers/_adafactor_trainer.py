@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 
 import optax
 
+from .._argument_names import checked_names
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adafactor import adafactor_tf
 from ._layout import TorchLayout
 
 
+@checked_names
 def adafactor_trainer(
     learning_rate: ScalarOrSchedule,
     *,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
+from .._argument_names import checked_names
 from .._scalars import scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, with_l2
@@ -24,6 +25,7 @@ class AdagradState(NamedTuple):
     nu: PyTree  # as params, float32: sum of squared gradients
 
 
+@checked_names
 def adagrad_tf(
     learning_rate: ScalarOrSchedule,
     *,

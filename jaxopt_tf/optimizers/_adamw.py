@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._argument_names import checked_names
 from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import as_stored, difference
@@ -20,10 +21,9 @@ from ._weight_decay import resolve_mask
 
 
 class AdamWState(NamedTuple):
-    """What the next update needs; `mu` and `nu` are masked at integer leaves."""
+    """State of `adamw_tf`; `mu` and `nu` hold `MaskedNode` at integer leaves."""
 
-    # (), int32: updates that the moments have seen; or a tree of such, one per leaf
-    count: PyTree
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     # (), float32, or float64 if a parameter is: used by the last update
     learning_rate: jax.Array
@@ -49,6 +49,7 @@ class Scalars(NamedTuple):
 NewParam = Callable[[jax.Array, jax.Array, jax.Array, bool, Scalars], jax.Array]
 
 
+@checked_names
 def adamw_tf(
     learning_rate: ScalarOrSchedule,
     *,

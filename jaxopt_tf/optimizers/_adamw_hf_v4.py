@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
+from .._argument_names import checked_names
 from .._scalars import scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adamw import adam
 
 
+@checked_names
 def adamw_hf_v4(
     learning_rate: ScalarOrSchedule = 1e-3,
     *,

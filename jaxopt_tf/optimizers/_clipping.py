@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check, _tree
+from .._argument_names import checked_names
 from .._dtypes import wide_dtype, widest_dtype
 from .._placement import shard_axes
 from .._scalars import scalar
@@ -20,6 +21,7 @@ class ClipState(NamedTuple):
     factor: jax.Array  # (): factor that the gradients were multiplied by
 
 
+@checked_names
 def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     """Scales all gradients by one factor so that their joint norm stays under a limit.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
+from .._argument_names import checked_names
 from .._scalars import one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _exact
@@ -30,6 +31,7 @@ class _Now(NamedTuple):
     kept: jax.Array  # (), float32: 1 - rate times weight decay
 
 
+@checked_names
 def lion_tf(
     learning_rate: ScalarOrSchedule,
     *,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
+from .._argument_names import checked_names
 from .._scalars import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, only_rate, with_l2
@@ -25,6 +26,7 @@ class RMSpropState(NamedTuple):
     momentum: PyTree  # as params, float32: decaying sum of steps
 
 
+@checked_names
 def rmsprop_tf(
     learning_rate: ScalarOrSchedule,
     *,

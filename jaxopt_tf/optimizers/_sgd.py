@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _check
+from .._argument_names import checked_names
 from .._scalars import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, with_l2
@@ -29,6 +30,7 @@ class _Now(NamedTuple):
     share: jax.Array  # (), float32: of the gradient that goes into the buffer
 
 
+@checked_names
 def sgd_tf(
     learning_rate: ScalarOrSchedule,
     *,

@@ -51,7 +51,7 @@ class Batches:
             "gradient_accumulation_steps", gradient_accumulation_steps, least=1
         )
         batch_size = _check.whole_number("batch_size", batch_size, least=1)
-        seed = _check.whole_number("seed", seed, least=0, most=2**32 - 1)
+        seed = _check.seed("seed", seed)
         block_size = _check.whole_number("block_size", block_size, least=1)
         windows = _Windows(corpus.training, block_size, "training", corpus.unit)
         if len(windows) > _MAX_WINDOWS:

@@ -13,6 +13,21 @@ from ._tokens import Documents, TokenFile, TokenStream
 _HELD_OUT = 10
 
 
+class LeftOut(NamedTuple):
+    """Files of folders that are not text in UTF-8."""
+
+    num_files: int = 0
+    first: str = ""  # its path, and the byte that is not text
+
+    def __str__(self) -> str:
+        """Returns how many there are, and the first."""
+        files = "file that is" if self.num_files == 1 else "files that are"
+        which = "" if self.num_files == 1 else "the first being "
+        return (
+            f"left out {self.num_files:,} {files} not UTF-8 text, {which}{self.first}"
+        )
+
+
 class Corpus(NamedTuple):
     """Text as tokens, in two parts."""
 
@@ -22,6 +37,7 @@ class Corpus(NamedTuple):
     num_documents: int
     unit: Literal["bytes", "tokens"]  # what a token is called
     fingerprint: str  # the same where, and only where, both parts are
+    left_out: LeftOut = LeftOut()
 
 
 def make_corpus(

@@ -9,10 +9,11 @@ import hashlib
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ._corpus import Corpus, make_corpus
+from ._corpus import Corpus, LeftOut, make_corpus
 from ._tokens import Documents, TokenFile, chunks
 
 # Other people's, or nearly the same text again.
@@ -35,7 +36,7 @@ def standard_library() -> Corpus:
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         file = None if _LEFT_OUT.intersection(parts) else _read(path)
-        if file and file.num_tokens:
+        if isinstance(file, TokenFile) and file.num_tokens:
             files.append(file)
             held_out.append(is_held_out(parts[0].removesuffix(".py")))
     return _in_bytes(files, np.asarray(held_out, bool))
@@ -47,6 +48,13 @@ def is_held_out(module: str) -> bool:
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
 
 
+class TextFiles(NamedTuple):
+    """Files of text, and how many others were found beside them."""
+
+    files: list[TokenFile]
+    left_out: LeftOut
+
+
 def read_text(paths: Sequence[Path]) -> Corpus:
     """The user's text, in bytes: a vocabulary of 256, of which 0 ends a document.
 
@@ -55,17 +63,27 @@ def read_text(paths: Sequence[Path]) -> Corpus:
 
     Args:
         paths: files, which must be text (UTF-8); and folders, of which all files that
-            are text are taken, those below them too, but nothing hidden.
+            are text are taken, those below them too, but nothing hidden. The corpus
+            counts the files of folders that are not text.
 
     Raises:
-        ValueError: naming the path that does not exist, is empty or is not text.
+        ValueError: naming the path that does not exist, is empty or is not text, and
+            the place of its first byte that is not.
     """
-    return _in_bytes(text_files(paths))
+    files, left_out = text_files(paths)
+    return _in_bytes(files)._replace(left_out=left_out)
 
 
-def text_files(paths: Sequence[Path]) -> list[TokenFile]:
-    """The files that `read_text` takes, each read once to the end."""
-    return [file for path in paths for file in _files(Path(path))]
+def text_files(paths: Sequence[Path]) -> TextFiles:
+    """Returns the files that `read_text` takes, each read once to the end."""
+    files: list[TokenFile] = []
+    left_out = LeftOut()
+    for path in paths:
+        found = _files(Path(path))
+        files += found.files
+        first = left_out.first or found.left_out.first
+        left_out = LeftOut(left_out.num_files + found.left_out.num_files, first)
+    return TextFiles(files, left_out)
 
 
 def _in_bytes(
@@ -86,7 +104,7 @@ def _in_bytes(
     )
 
 
-def _files(path: Path) -> list[TokenFile]:
+def _files(path: Path) -> TextFiles:
     """The file, or all the text files in the folder."""
     if not path.is_file() and not path.is_dir():
         problem = "is neither" if path.exists() else "does not exist"
@@ -95,41 +113,65 @@ def _files(path: Path) -> list[TokenFile]:
             "path."
         )
     if path.is_dir():
-        inside = (p for p in sorted(path.rglob("*")) if p.is_file())
-        visible = (p for p in inside if not _is_hidden(p.relative_to(path)))
-        files = [file for file in map(_read, visible) if file and file.num_tokens]
-        if not files:
-            raise ValueError(
-                f"`text` must hold text, but the folder {str(path)!r} is empty: no "
-                "file in it is UTF-8 text that is not hidden. Files of tokens (.npy, "
-                ".bin) are given one by one."
-            )
-        return files
+        return _files_of_folder(path)
     file = _read(path)
-    if file is None:
+    if isinstance(file, str):
         raise ValueError(
-            f"`text` must be text, but {str(path)!r} is not UTF-8, or holds bytes of "
-            "0. Convert it to UTF-8 first."
+            f"`text` must be text in UTF-8, but {str(path)!r} is not: it has {file}. "
+            "Convert it to UTF-8 first."
         )
     if not file.num_tokens:
         raise ValueError(f"`text` must hold text, but {str(path)!r} is empty.")
-    return [file]
+    return TextFiles([file], LeftOut())
 
 
-def _read(path: Path) -> TokenFile | None:
-    """The file, looked through piece by piece; None if it is not text."""
+def _files_of_folder(path: Path) -> TextFiles:
+    inside = (p for p in sorted(path.rglob("*")) if p.is_file())
+    visible = (p for p in inside if not _is_hidden(p.relative_to(path)))
+    files, left_out = [], LeftOut()
+    for inner in visible:
+        file = _read(inner)
+        if isinstance(file, str):
+            first = left_out.first or f"{str(inner)!r}, which has {file}"
+            left_out = LeftOut(left_out.num_files + 1, first)
+        elif file.num_tokens:
+            files.append(file)
+    if not files:
+        others = f" ({left_out})" if left_out.num_files else ""
+        raise ValueError(
+            f"`text` must hold text, but the folder {str(path)!r} is empty: no "
+            f"file in it is UTF-8 text that is not hidden{others}. Files of tokens "
+            "(.npy, .bin) are given one by one."
+        )
+    return TextFiles(files, left_out)
+
+
+def _read(path: Path) -> TokenFile | str:
+    """Reads a file piece by piece; returns its first byte that is not text, if any."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
-    num_bytes = 0
+    num_bytes, num_lines = 0, 1
     try:
         for chunk in chunks(path):
-            if _END_OF_FILE in chunk:
-                return None
+            end = chunk.find(_END_OF_FILE)
+            if end >= 0:
+                decoder.decode(
+                    chunk[:end], final=True
+                )  # raises if a byte before is bad
+                line = num_lines + chunk[:end].count(b"\n")
+                return f"a byte 0 at offset {num_bytes + end:,}, line {line:,}"
             decoder.decode(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)
+            num_lines += chunk.count(b"\n")
         decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return None
+    except UnicodeDecodeError as error:
+        # The decoder's input begins with the bytes that it kept of the chunk before.
+        data, before = error.object, len(decoder.getstate()[0])
+        line = num_lines + data[: error.start].count(b"\n")
+        return (
+            f"byte 0x{data[error.start]:02x} at offset "
+            f"{num_bytes - before + error.start:,}, line {line:,}"
+        )
     return TokenFile(path, np.dtype(np.uint8), 0, num_bytes, digest.hexdigest())
 
 

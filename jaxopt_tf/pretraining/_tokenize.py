@@ -50,7 +50,7 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
     loaded, content = _load(Path(tokenizer))
     vocab_size = max(loaded.get_vocab(with_added_tokens=True).values()) + 1
     end = _end(loaded, Path(tokenizer))
-    files = text_files(paths)
+    files, left_out = text_files(paths)
     made_from = {
         "version": _VERSION,
         "text": [file.sha256 for file in files],
@@ -76,7 +76,8 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
                 f"{str(tokens)!r} could not be written: {error.strerror}. Make room, "
                 "or name another folder."
             ) from error
-    return read_tokens([tokens], vocab_size=vocab_size, eos_token_id=end)
+    corpus = read_tokens([tokens], vocab_size=vocab_size, eos_token_id=end)
+    return corpus._replace(left_out=left_out)
 
 
 def _load(path: Path) -> tuple["Tokenizer", bytes]:

@@ -30,7 +30,8 @@ def introduce(
     print(
         f"text    {corpus.num_documents:,} documents: {len(corpus.training):,} "
         f"{corpus.unit} to train on, {len(corpus.held_out):,} held out\n"
-        f"model   GPT-2: {model.n_layer} layers, width {model.n_embd}, "
+        + (f"        {corpus.left_out}\n" if corpus.left_out.num_files else "")
+        + f"model   GPT-2: {model.n_layer} layers, width {model.n_embd}, "
         f"{num_params:,} parameters\n"
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, {recipe.num_warmup_steps} steps of warm-up), "

@@ -60,7 +60,8 @@ _REFUSED = {
     "paged_adamw_32bit": _BNB + "take 'adamw_torch', which has no pages",
     "paged_lion_32bit": _BNB + "take 'lion_32bit', which has no pages",
     "ademamix": _BNB + "see `optax.contrib.ademamix`, or take 'adamw_torch'",
-    "paged_ademamix_32bit": _BNB + "see `optax.contrib.ademamix`",
+    "paged_ademamix_32bit": _BNB + "see `optax.contrib.ademamix`, or take "
+    "'adamw_torch'",
     "rmsprop_bnb": _BNB + "take 'rmsprop'",
     "rmsprop_bnb_32bit": _BNB + "take 'rmsprop'",
     "galore_adamw": _LOW_RANK,

@@ -138,6 +138,15 @@ def _driven(recipe: Recipe) -> list[Told]:
                 else "Give a `min_lr` below it",
             )
         )
+    most = options.get("max_lr", 1.0)
+    if name == "greedy" and rate > most:
+        found.append(
+            Told(
+                f"`max_lr` of {name!r} is {most:g}, below `learning_rate` {rate:g}",
+                "the rate can only fall, until it is below that",
+                f"Give a `max_lr` above the rate, {10 * rate:g} say",
+            )
+        )
     return found
 
 

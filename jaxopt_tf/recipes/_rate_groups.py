@@ -112,10 +112,7 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
     groups = []
     for group in given if is_list else [given]:
         if isinstance(group, Mapping):
-            try:
-                group = RateGroup(**group)
-            except TypeError as error:
-                raise TypeError(f"`rate_groups` must hold groups: {error}") from error
+            group = _from_fields(group)
         if not is_list or not isinstance(group, RateGroup):
             raise TypeError(
                 "`rate_groups` must be a list of `RateGroup` or of mappings of their "
@@ -130,6 +127,22 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
                 f"that is {REST!r}, got {patterns!r}."
             )
     return tuple(groups)
+
+
+def _from_fields(given: Mapping[str, Any]) -> RateGroup:
+    known = [field.name for field in fields(RateGroup)]
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"`rate_groups` must hold groups of {', '.join(known)}, got {name!r}."
+                + _check.nearest(name, known)
+            )
+    if "pattern" not in given:
+        raise TypeError(
+            f"`rate_groups` must have a `pattern` in each group, got {dict(given)!r}. "
+            "Name the parameters that it is for."
+        )
+    return RateGroup(**given)
 
 
 def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:

@@ -58,7 +58,7 @@ class Recipe:
         max_grad_norm: limit of the gradients' joint norm; 0 for no clipping.
         label_smoothing_factor: share of the loss that is the mean over all classes;
             from 0 to below 1.
-        seed: of parameters, dropout and the order of the text; from 0 to 2^31 - 1.
+        seed: of parameters, dropout and the order of the text; from 0 to 2^32 - 1.
 
     Raises:
         ValueError, TypeError: if a number is out of range, a name is unknown, the
@@ -96,10 +96,10 @@ class Recipe:
             "max_steps",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
-            "seed",
         ):
-            least = 0 if name in ("max_steps", "seed") else 1
+            least = 0 if name == "max_steps" else 1
             _set(self, name, _check.step_count(name, getattr(self, name), least=least))
+        _set(self, "seed", _check.seed("seed", self.seed))
         _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
             _check.non_negative(name, getattr(self, name))

@@ -71,6 +71,7 @@ def check_schedule(recipe: "Recipe") -> None:
         # In the schedule's own words, where step counts have another name.
         told = str(error).replace("`num_training_steps`", "`max_steps`")
         told = told.replace("`num_warmup_steps`", "`warmup_steps`")
+        told = told.replace("`scheduler_specific_kwargs`", "`lr_scheduler_kwargs`")
         raise type(error)(
             f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
             f"`lr_scheduler_kwargs` {dict(recipe.lr_scheduler_kwargs)!r}: {told}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import ScalarOrSchedule, Schedule
-from ..schedules import MetricDrivenSchedule
+from ..schedules import MetricDrivenSchedule, rate_dtype
 from ._rate_groups import REST, RateGroup
 from ._recipe import Recipe
 from ._recipe_schedule import METRIC_DRIVEN, scheduler_of
@@ -51,9 +51,10 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
     """The numbers in which recipes of one program differ, for `build_optimizer`.
 
     Rates are tables, since schedules may differ in kind and length: past its end a
-    shorter one keeps its last rate. A `max_grad_norm` of 0 becomes infinite, which
-    never clips. What all have in common stays a constant of the program. A beta is
-    rounded to float32 and then taken for exact: other than a constant, by 6e-8 at most.
+    shorter one keeps its last rate. They are rounded to float32, for a 64-bit step too.
+    A `max_grad_norm` of 0 becomes infinite, which never clips. Numbers that all have in
+    common stay constants of the program. A beta is rounded to float32 and then taken
+    for exact: other than a constant, by 6e-8 at most.
 
     Args:
         recipes: K of them, equal in `same_program`.
@@ -104,7 +105,8 @@ def _of_group(recipe: Recipe, group: RateGroup) -> Schedule:
     schedule: Any = scheduler_of(own)  # no metric drives it: the recipe sees to that
 
     def rate(step):
-        return jnp.float32(group.factor) * schedule(step)
+        of_recipe = schedule(step)
+        return jnp.asarray(group.factor, of_recipe.dtype) * of_recipe
 
     return rate
 
@@ -112,7 +114,8 @@ def _of_group(recipe: Recipe, group: RateGroup) -> Schedule:
 def _looked_up(table: jax.Array) -> Schedule:
     def rate(step):
         # Past its end: of a run that goes on, which nothing of it is kept.
-        return table[jnp.minimum(step, table.shape[0] - 1)]
+        rates = table[jnp.minimum(step, table.shape[0] - 1)]
+        return rates.astype(rate_dtype(step))
 
     return rate
 

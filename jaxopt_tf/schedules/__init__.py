@@ -1,4 +1,7 @@
-"""A step comes in, a learning rate goes out; or a metric does.
+"""Learning rates as functions of the step, and rates that follow a metric.
+
+A Python int or a 32-bit step gives a float32 rate, a 64-bit step (`jax_enable_x64`) a
+float64 rate: see `in_order`.
 
 schedule = in_order(3e-4, warmup(linear, 500), hold(8_000), decay(cosine, 1_500))
 schedule = get_scheduler("cosine", 3e-4, 500, 10_000)
@@ -26,6 +29,7 @@ from ._phases import in_order as in_order
 from ._phases import warmup as warmup
 from ._plateau import PlateauState as PlateauState
 from ._plateau import reduce_lr_on_plateau as reduce_lr_on_plateau
+from ._progress import rate_dtype as rate_dtype
 from ._scheduler import get_scheduler as get_scheduler
 from ._transformers import get_constant_schedule as get_constant_schedule
 from ._transformers import (

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from .. import _check
 from .._typing import Scalar
@@ -19,7 +18,10 @@ def step_counts(num_warmup_steps: Any, num_training_steps: Any) -> tuple[int, in
 
 def share_of(rate: float, learning_rate: Scalar) -> Scalar:
     """rate / learning_rate."""
-    # On the host in double where the number is known; else rounded once, in float32.
+    # On the host in double if the number is known; else in the dtype of the rate.
     if _check.is_concrete(learning_rate):
         return float(rate) / float(learning_rate)
-    return np.float32(rate) / jnp.asarray(learning_rate).astype(jnp.float32)
+    learning_rate = jnp.asarray(learning_rate)
+    is_float64 = learning_rate.dtype == jnp.float64
+    dtype = jnp.float64 if is_float64 else jnp.float32
+    return jnp.asarray(rate, dtype) / learning_rate.astype(dtype)

@@ -6,6 +6,7 @@ ends. A curve is handed its argument as two float32, because what one of them lo
 be everything: near 1 the root of 1 - x, far down a high power.
 
 A curve of your own takes `x.high`, the argument rounded to float32, where that will do.
+For a 64-bit step `x` is a pair of float64, and the curve returns float64.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from .._two_floats import (
     to_float32,
 )
 
-# A share from 0 to 1 comes in, a float32 from 0 to 1 goes out.
+# From a share, from 0 to 1, to a float32 (float64 for a pair of float64) from 0 to 1.
 Curve = Callable[[TwoFloats], jax.Array]
 
 
@@ -69,6 +70,8 @@ def polynomial(power: float) -> Curve:
     whole, part = int(power), float(power) - int(power)
 
     def curve(x: TwoFloats) -> jax.Array:
+        if x.high.dtype == jnp.float64:
+            return jnp.power(to_float32(x), power)
         # x = mantissa * 2^exponent, with the mantissa above 1/2 and at most 1: its
         # logarithm is small, and the powers of 2 go by themselves, in integers.
         mantissa, exponent = _split(x)

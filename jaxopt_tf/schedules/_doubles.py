@@ -50,6 +50,17 @@ def to_float32(a: Double) -> jax.Array:
     return jnp.ldexp(first, jnp.maximum(a.exponent, -300) - 31)
 
 
+def to_float64(a: Double) -> jax.Array:
+    """The same number as a float64, which needs `jax_enable_x64`."""
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ValueError(
+            "`jax_enable_x64` must be on for a rate in float64, got False. Set it by "
+            '`jax.config.update("jax_enable_x64", True)`, or take `learning_rate`.'
+        )
+    high, low = a.high.astype(jnp.float64), a.low.astype(jnp.float64)
+    return jnp.ldexp(high + low * 2.0**-32, jnp.maximum(a.exponent, -1100) - 31)
+
+
 def less(a: Double, b: Double) -> jax.Array:
     """a < b."""
     low = (a.high == b.high) & (a.low < b.low)

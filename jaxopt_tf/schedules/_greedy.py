@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _two_floats
+from .._argument_names import checked_names
 from .._two_floats import TwoFloats
 from .._typing import Scalar
 from . import _doubles
@@ -14,6 +15,7 @@ from ._metric_driven import (
     Improvement,
     MetricDrivenSchedule,
     check_factor,
+    check_state,
     lowered,
     read_metric,
 )
@@ -45,7 +47,13 @@ class GreedyState(NamedTuple):
         """(), float32: the rate to use now."""
         return _doubles.to_float32(self.rate)
 
+    @property
+    def learning_rate_float64(self) -> jax.Array:
+        """(), float64: the same rate, not rounded; needs `jax_enable_x64`."""
+        return _doubles.to_float64(self.rate)
 
+
+@checked_names
 def greedy(
     learning_rate: Scalar,
     *,
@@ -95,9 +103,14 @@ def greedy(
         `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or `min_lr` is above `max_lr`;
+            from `update`, if the state has another `smooth` or `window_size`.
+        TypeError: if one is of another kind; from `update`, if the metric is not a real
+            number, or the state not one of this schedule.
 
     Source: transformers 5.23 `optimization.py`, `GreedyLR`.
+    Differs: bounds in the wrong order are an error; there, such a rate jumps between
+    the two.
     """
     _check.non_negative("learning_rate", learning_rate)
     improvement = Improvement(mode, threshold, threshold_mode)
@@ -108,10 +121,11 @@ def greedy(
     warmup = _check.step_count("warmup", warmup)
     _check.non_negative("min_lr", min_lr)
     _check.non_negative("max_lr", max_lr)
+    _check_bounds(min_lr, max_lr)
     _check.non_negative("eps", eps)
-    window_size = _check.step_count("window_size", window_size)
-    if window_size < 1:
-        raise ValueError(f"`window_size` must be at least 1, got {window_size!r}.")
+    if not isinstance(smooth, bool):
+        raise TypeError(f"`smooth` must be a bool, got {smooth!r}. Pass True or False.")
+    window_size = _check.step_count("window_size", window_size, least=1)
     reset_start = _check.step_count("reset_start", reset_start)
 
     def init() -> GreedyState:
@@ -128,7 +142,9 @@ def greedy(
         )
 
     def update(state: GreedyState, metric: Any) -> GreedyState:
+        check_state(state, GreedyState)
         current, average = read_metric(metric), state.average
+        _check_average(average, window_size if smooth else None)
         if average is not None:
             average = _appended(average, current)
             count = _two_floats.from_int(average.num_values)
@@ -180,6 +196,30 @@ def _raised(rate: Double, factor: Scalar, max_lr: Scalar, eps: Scalar) -> Double
         _doubles.double_from_scalar(eps), _doubles.subtract(higher, rate)
     )
     return _doubles.select(worth_it, higher, rate)
+
+
+def _check_bounds(min_lr: Scalar, max_lr: Scalar) -> None:
+    are_known = _check.is_concrete(min_lr) and _check.is_concrete(max_lr)
+    if are_known and min_lr > max_lr:
+        raise ValueError(
+            f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
+            f"max_lr={max_lr!r}. Give both (their defaults are 1e-3 and 1)."
+        )
+
+
+def _check_average(average: AverageState | None, window_size: int | None) -> None:
+    """Raises unless the state has the smoothing of this schedule."""
+    found = None if average is None else average.values.high.shape[0]
+    if found != window_size:
+
+        def options(size: int | None) -> str:
+            return "`smooth`=False" if size is None else f"`window_size`={size}"
+
+        raise ValueError(
+            f"`state` must have been made with {options(window_size)}, got one with "
+            f"{options(found)}. Take `init()` of this schedule, or the options of the "
+            "run that the state is from."
+        )
 
 
 def _empty_average(window_size: int) -> AverageState:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _two_floats
@@ -70,13 +71,30 @@ def check_factor(factor: Scalar) -> None:
 
 
 def read_metric(metric: Any) -> TwoFloats:
-    """A metric, finite or not, as two float32; raises unless it is a single number."""
-    if np.shape(metric) != ():
-        raise TypeError(
-            "`metric` must be a single number, got an array of shape "
-            f"{np.shape(metric)}. Take its mean."
+    """Returns a metric, finite or not, as two float32; raises unless it is a number."""
+    _check.real_number("metric", metric)
+    if not isinstance(metric, jax.Array):
+        return _two_floats.from_float(float(metric))
+    if metric.dtype.itemsize == 8:  # under x64: a double to 2^-48, as of the host
+        double = metric.astype(jnp.float64)
+        high = double.astype(jnp.float32)
+        low = (double - high.astype(jnp.float64)).astype(jnp.float32)
+        return TwoFloats(high, jnp.where(jnp.isfinite(high), low, jnp.zeros_like(low)))
+    if jnp.issubdtype(metric.dtype, jnp.integer):
+        is_signed = jnp.issubdtype(metric.dtype, jnp.signedinteger)
+        return _two_floats.from_int(
+            metric.astype(jnp.int32 if is_signed else jnp.uint32)
         )
-    return _two_floats.from_scalar(metric)
+    return _two_floats.from_float32(metric.astype(jnp.float32))
+
+
+def check_state(state: Any, kind: type) -> None:
+    """Raises unless `state` is a `kind`, as `init` of this schedule returns it."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"`state` must be a `{kind.__name__}`, got {type(state).__name__}. Call "
+            "`update(state, metric)` with what `init()` or the last `update` returned."
+        )
 
 
 def lowered(rate: Double, factor: Scalar, min_lr: Scalar, eps: Scalar) -> Double:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _two_floats
+from .._argument_names import checked_names
 from .._two_floats import TwoFloats
 from .._typing import Scalar
 from . import _doubles
@@ -14,6 +15,7 @@ from ._metric_driven import (
     Improvement,
     MetricDrivenSchedule,
     check_factor,
+    check_state,
     lowered,
     read_metric,
 )
@@ -32,7 +34,13 @@ class PlateauState(NamedTuple):
         """(), float32: the rate to use now."""
         return _doubles.to_float32(self.rate)
 
+    @property
+    def learning_rate_float64(self) -> jax.Array:
+        """(), float64: the same rate, not rounded; needs `jax_enable_x64`."""
+        return _doubles.to_float64(self.rate)
 
+
+@checked_names
 def reduce_lr_on_plateau(
     learning_rate: Scalar,
     *,
@@ -70,6 +78,8 @@ def reduce_lr_on_plateau(
 
     Raises:
         ValueError: if an argument is out of its range.
+        TypeError: if one is of another kind; from `update`, if the metric is not a real
+            number, or the state not one of this schedule.
 
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
     Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
@@ -93,6 +103,7 @@ def reduce_lr_on_plateau(
         )
 
     def update(state: PlateauState, metric: Any) -> PlateauState:
+        check_state(state, PlateauState)
         current = read_metric(metric)
         better = improvement.is_better(current, state.best)
         bad = jnp.where(better, 0, state.num_bad_updates + 1)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .. import _check
+from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from . import _transformers, _transformers_floors
 from ._greedy import greedy
@@ -51,6 +52,7 @@ _SCHEDULES = {
 }
 
 
+@checked_names
 def get_scheduler(
     name: str,
     learning_rate: Scalar,

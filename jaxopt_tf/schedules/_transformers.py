@@ -9,15 +9,17 @@ a formula does not. Those that end above 0 are in `_transformers_floors.py`.
 """
 
 import jax.numpy as jnp
-import numpy as np
 
 from .. import _check
+from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from ._arguments import share_of, step_counts
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
+from ._progress import rate_dtype
 
 
+@checked_names
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     """The same rate at every step.
 
@@ -35,6 +37,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     return in_order(learning_rate, hold(0))
 
 
+@checked_names
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
@@ -56,6 +59,7 @@ def get_constant_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), hold(0))
 
 
+@checked_names
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
@@ -82,6 +86,7 @@ def get_linear_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
 
+@checked_names
 def get_cosine_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -115,6 +120,7 @@ def get_cosine_schedule_with_warmup(
     )
 
 
+@checked_names
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -148,6 +154,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), restarts)
 
 
+@checked_names
 def get_polynomial_decay_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -195,6 +202,7 @@ def get_polynomial_decay_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), down)
 
 
+@checked_names
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
@@ -223,7 +231,7 @@ def get_inverse_sqrt_schedule(
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 
     def inverse_sqrt(step):
-        passed = (step + scale).astype(jnp.float32)
-        return jnp.sqrt(np.float32(scale) / passed)
+        passed = (step + scale).astype(rate_dtype(step))
+        return jnp.sqrt(passed.dtype.type(scale) / passed)
 
     return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))

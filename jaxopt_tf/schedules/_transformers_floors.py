@@ -7,6 +7,7 @@ and each equals Transformers at every step.
 import warnings
 
 from .. import _check
+from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from ._arguments import share_of, step_counts
 from ._curves import Curve, cosine, linear, one_minus_sqrt
@@ -19,6 +20,7 @@ _WSD_CURVES: dict[str, Curve] = {
 }
 
 
+@checked_names
 def get_cosine_with_min_lr_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -58,6 +60,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), wave)
 
 
+@checked_names
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -108,6 +111,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     return in_order(learning_rate, climb._replace(num_steps=W), wave)
 
 
+@checked_names
 def get_wsd_schedule(
     learning_rate: Scalar,
     num_warmup_steps: int,

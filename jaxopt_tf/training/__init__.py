@@ -21,6 +21,7 @@ from ._progress import Progress as Progress
 from ._progress import Selection as Selection
 from ._progress import after_evaluation as after_evaluation
 from ._progress import check_selection as check_selection
+from ._progress import metric_values as metric_values
 from ._resumable import Resumable as Resumable
 from ._resumable import resumable as resumable
 from ._signals import StopRequest as StopRequest

@@ -1,9 +1,11 @@
 """Parameters come in, means over held-out data go out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
+from .. import _check
 from .._typing import PyTree
 from ._gradients import Batch
 from ._step import EvalStep
@@ -25,6 +27,7 @@ def make_evaluate(
 
     Raises:
         ValueError: if there is no batch, or, when called, no item in any.
+        TypeError: when called, if a sum or a number of items is not a real number.
     """
     if not batches:
         raise ValueError(
@@ -34,6 +37,7 @@ def make_evaluate(
 
     def evaluate(params: PyTree) -> dict[str, float]:
         results = jax.device_get([eval_step(params, batch) for batch in batches])
+        named = [_checked_sums(sums, number) for sums, number in results]
         # Summed in the host's doubles: the order of batches leaves no trace.
         num_items = sum(float(number) for _, number in results)
         if not num_items:
@@ -41,12 +45,20 @@ def make_evaluate(
                 "`batches` must hold items to take a mean over, got none in any of "
                 f"{len(batches)}. Are all labels ignored?"
             )
-        named = [
-            sums if isinstance(sums, Mapping) else {"loss": sums} for sums, _ in results
-        ]
         return {
             name: sum(float(sums[name]) for sums in named) / num_items
             for name in named[0]
         }
 
     return evaluate
+
+
+def _checked_sums(sums: Any, number: Any) -> Mapping[str, Any]:
+    """Returns the sums of a batch by name; raises unless all are real numbers."""
+    _check.real_number("eval_step(params, batch)[1]", number)
+    if not isinstance(sums, Mapping):
+        _check.real_number("eval_step(params, batch)[0]", sums)
+        return {"loss": sums}
+    for name, value in sums.items():
+        _check.real_number(f"eval_step(params, batch)[0][{name!r}]", value)
+    return sums

@@ -22,6 +22,7 @@ from ._progress import (
     after_evaluation,
     check_selection,
     has_run_out_of_patience,
+    metric_values,
     selected_metric,
 )
 from ._state import Metrics, TrainState, lying_as, with_rate
@@ -118,7 +119,7 @@ def train(
     def tell_evaluation() -> Evaluation | None:
         if evaluate is None:
             return None
-        evaluation = Evaluation(step, evaluate(state.params))
+        evaluation = Evaluation(step, metric_values(evaluate(state.params)))
         selected_metric(selection, evaluation)  # raises before any step if missing
         for monitor in monitors:
             monitor.evaluation(evaluation)
@@ -152,7 +153,7 @@ def train(
                 if evaluation is not None and metric_schedule is not None:
                     metric = selected_metric(selection, evaluation)
                     schedule_state = metric_schedule.update(schedule_state, metric)
-                    state = with_rate(state, schedule_state.learning_rate)
+                    state = with_rate(state, _rate(schedule_state))
             over = is_over()
             if save is not None and (is_due or over):
                 settle()
@@ -191,6 +192,14 @@ def _close(monitors: Sequence[Monitor]) -> None:
     for monitor in monitors:
         with contextlib.suppress(Exception):
             monitor.close()
+
+
+def _rate(schedule_state: Any) -> jax.Array:
+    """Returns the rate, in float64 under x64; the optimizer's own dtype rounds it."""
+    is_x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    if is_x64 and hasattr(schedule_state, "learning_rate_float64"):
+        return schedule_state.learning_rate_float64
+    return schedule_state.learning_rate
 
 
 def _interval(name: str, value: int | None) -> int | None:

@@ -1,7 +1,8 @@
 """The best evaluation so far, and when to stop waiting for a better one."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from .. import _check
 from ._events import Evaluation
@@ -81,6 +82,22 @@ def has_run_out_of_patience(progress: Progress, selection: Selection) -> bool:
     """Whether the last evaluation was one too many without an improvement."""
     patience = selection.early_stopping_patience
     return patience is not None and progress.num_worse_in_a_row >= patience
+
+
+def metric_values(metrics: Any) -> dict[str, float]:
+    """Returns the metrics of an evaluation as floats.
+
+    Raises:
+        TypeError: if they are not a mapping, or one is not a real number.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            "`evaluation.metrics` must be a mapping from names to numbers, got "
+            f'{metrics!r}. Return {{"loss": loss}}, for one, from `evaluate`.'
+        )
+    for name, value in metrics.items():
+        _check.real_number(f"evaluation.metrics[{name!r}]", value)
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def selected_metric(selection: Selection, evaluation: Evaluation) -> float:

@@ -121,7 +121,7 @@ def drawn(
     """
     _check_fields(over)
     num_samples = _check.whole_number("num_samples", num_samples, least=1)
-    rng = np.random.default_rng(_check.whole_number("seed", seed, least=0))
+    rng = np.random.default_rng(_check.seed("seed", seed))
     changes = [
         {name: _draw(rng, name, values) for name, values in over.items()}
         for _ in range(num_samples)

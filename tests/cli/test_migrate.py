@@ -321,3 +321,166 @@ def test_names_a_file_that_is_damaged(theirs, tmp_path, capsys, name, content, w
 def test_asks_for_one_checkpoint_of_a_trainers_folder(theirs, tmp_path, capsys):
     assert main(["migrate", str(theirs.parent), str(tmp_path / "run")]) == 2
     assert "Name one of its checkpoint-<step>" in capsys.readouterr().err
+
+
+PLATEAU = {
+    "lr_scheduler_type": "reduce_lr_on_plateau",
+    "lr_scheduler_kwargs": {"factor": 0.5, "patience": 0, "threshold": 1.0},
+    "warmup_steps": 0,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 4,
+}
+
+
+def callbacks(patience):
+    args = {"early_stopping_patience": patience, "early_stopping_threshold": 0.5}
+    return {"stateful_callbacks": {"EarlyStoppingCallback": {"args": args}}}
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    """A checkpoint of a run whose rate follows the evaluation loss."""
+    folder = tmp_path_factory.mktemp("driven")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(folder, **PLATEAU).train()
+    return folder / "checkpoint-4"
+
+
+@pytest.fixture
+def arguments(driven, tmp_path):
+    """A file of the checkpoint's TrainingArguments with some of them changed."""
+
+    def arguments(**changes):
+        given = torch.load(driven / "training_args.bin", weights_only=False).to_dict()
+        path = tmp_path / "args.json"
+        path.write_text(json.dumps({**given, **changes}))
+        return ["--training_args", str(path)]
+
+    return arguments
+
+
+@pytest.mark.parametrize("flags", ["", "--eval_steps 3"])
+def test_a_metric_drives_the_rate_as_often_as_before(
+    driven, tmp_path, text, capsys, flags
+):
+    command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
+    assert main([*command, *flags.split()]) == 0
+    said = capsys.readouterr().out
+    run = read_run(tmp_path / "run")
+    assert run.job.eval_steps == (3 if flags else 2)
+    assert (run.job.save_steps, run.job.logging_steps) == (4, 1)
+    without = said.partition("without effect here: ")[2].partition("\n")[0]
+    assert "eval_steps" not in without.split(", ")
+    assert ("eval_steps" in said.partition("taken over: ")[2]) == (not flags)
+    assert "not of Trainer's `eval_dataset`: their loss drives the schedule" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metric_for_best_model": "accuracy"}, "`metric_for_best_model` 'accuracy'"),
+        ({"eval_delay": 7}, "`eval_delay` 7: the first evaluation here is at step 6"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` True"),
+        ({"eval_strategy": "no"}, "`eval_strategy` 'no': the evaluation loss drives"),
+        (
+            {"load_best_model_at_end": True, "greater_is_better": True},
+            "`greater_is_better` True: of the evaluation loss less is better here",
+        ),
+    ],
+    ids=str,
+)
+def test_what_decides_an_evaluation_is_refused_and_can_be_left_out(
+    driven, arguments, tmp_path, text, capsys, changes, words
+):
+    run = tmp_path / "run"
+    command = ["migrate", str(driven), str(run), "--text", str(text)]
+    command += arguments(**changes)
+    assert main(command) == 2
+    assert words in capsys.readouterr().err
+    assert not run.exists()
+    (name,) = {*changes} - {"load_best_model_at_end"}
+    cure = ["--eval_steps", "2"]
+    if name != "eval_strategy":
+        cure = ["--ignore_fields", name]
+    assert main([*command, *cure]) == 0
+    assert read_run(run).job.eval_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"eval_delay": 6}, 2),  # it is over when the next evaluation comes
+        ({"greater_is_better": True}, 2),  # the schedule does not read it
+        ({"eval_steps": 0.5}, 3),  # of 6
+        ({"eval_steps": None, "logging_steps": 3}, 3),
+        ({"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2.0}, 3),
+    ],
+    ids=str,
+)
+def test_what_decides_an_evaluation_is_carried_over(
+    driven, arguments, tmp_path, text, changes, expected
+):
+    if "num_train_epochs" in changes:  # the state's own count of epochs
+        driven = changed(driven, tmp_path, "trainer_state.json", {"epoch": 4 / 3})
+        shutil.move(driven, tmp_path / "checkpoint-4")
+        driven = tmp_path / "checkpoint-4"
+    command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
+    assert main([*command, *arguments(**changes)]) == 0
+    assert read_run(tmp_path / "run").job.eval_steps == expected
+
+
+def test_an_epoch_of_unknown_length_needs_the_steps(
+    driven, arguments, tmp_path, text, capsys
+):
+    command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
+    assert main([*command, *arguments(eval_strategy="epoch")]) == 2
+    assert "how often it is taken is not known; give `eval_steps`" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_patience_of_a_callback_is_carried_over(driven, tmp_path, text, capsys):
+    folder = changed(driven, tmp_path, "trainer_state.json", callbacks(3))
+    command = ["migrate", str(folder), str(tmp_path / "run"), "--text", str(text)]
+    assert main(command) == 0
+    job = read_run(tmp_path / "run").job
+    assert (job.early_stopping_patience, job.early_stopping_threshold) == (3, 0.5)
+    assert "`early_stopping_patience` 3: of trainer_state.json" in (
+        capsys.readouterr().out
+    )
+
+
+def test_every_cure_can_be_typed(driven, tmp_path, text, capsys):
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(driven, folder)
+    (folder / "scheduler.pt").unlink()
+    command = ["migrate", str(folder), str(tmp_path / "run"), "--text", str(text)]
+    assert main(command) == 2
+    assert "Allow it by 'scheduler.pt' in `without`" in capsys.readouterr().err
+    assert main([*command, "--without", "scheduler.pt"]) == 0
+
+
+def test_groups_and_devices_can_be_typed(driven, tmp_path, text, capsys):
+    saved = torch.load(driven / "optimizer.pt", weights_only=True)
+    model = transformers.GPT2LMHeadModel.from_pretrained(driven)
+    names = [name for name, _ in model.named_parameters()]
+    is_decayed = [n.endswith("weight") and "ln_" not in n for n in names]
+    groups = [[n for n, d in zip(names, is_decayed, strict=True) if d == wanted]
+              for wanted in (True, False)]  # fmt: skip
+    assert [len(g["params"]) for g in saved["param_groups"]] == list(map(len, groups))
+    given = torch.load(driven / "training_args.bin", weights_only=False).to_dict()
+    (tmp_path / "args.json").write_text(json.dumps({**given, "_n_gpu": 2}))
+    command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
+    command += ["--training_args", str(tmp_path / "args.json")]
+    assert main(command) == 2
+    assert "more than one device took part; pass `num_devices`" in (
+        capsys.readouterr().err
+    )
+    command += ["--num_devices", "2", "--groups", json.dumps(groups)]
+    assert main(command) == 0
+    assert read_run(tmp_path / "run").recipe.gradient_accumulation_steps == 2
+    shutil.rmtree(tmp_path / "run")
+    assert main([*command, "--groups", json.dumps(groups[::-1])]) == 2
+    assert "groups" in capsys.readouterr().err

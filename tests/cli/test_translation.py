@@ -77,7 +77,8 @@ def test_every_field_of_transformers_is_in_one_place(new):
     places = [OURS, set(NEUTRAL), set(REFUSED), set(TRANSLATED)]
     assert set().union(*places) >= set(new) | set(OLD) | {"_n_gpu"}
     assert sum(map(len, places)) == len(set().union(*places))
-    assert set().union(*places[1:]) <= set(new) | set(OLD) | {"_n_gpu", "tp_size"}
+    others = {"_n_gpu", "tp_size", "sharded_ddp", "xpu_backend", "model_parallel"}
+    assert set().union(*places[1:]) <= set(new) | set(OLD) | others
 
 
 @needs_transformers
@@ -211,6 +212,8 @@ def test_epochs_are_refused_unless_the_steps_are_known(taken, refused):
         ({"warmup_ratio": 0.1, "warmup_steps": 0}, 11),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, 5),
         ({"warmup_ratio": 0.0, "warmup_steps": 0}, 0),
+        ({"warmup_ratio": 0.0}, 0),
+        ({"warmup_ratio": "0.1"}, 11),
     ],
 )
 def test_the_warm_up_of_4_is_rounded_up_and_gives_way_to_steps(
@@ -231,6 +234,9 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio(taken):
         ({"evaluation_strategy": "steps", "eval_steps": 7}, 7),
         ({"eval_strategy": "steps", "eval_steps": 0.1}, 11),  # a share of 101
         ({"eval_strategy": "steps", "eval_steps": None, "logging_steps": 5}, 5),
+        ({"eval_strategy": "steps", "eval_steps": 0, "logging_steps": 0.1}, 11),
+        ({"eval_strategy": "steps", "eval_steps": "0.1"}, 11),
+        ({"eval_strategy": "steps"}, 500),  # Transformers' default of logging_steps
         ({"eval_strategy": "no", "eval_steps": 7}, 101),
         ({"eval_strategy": "epoch", "eval_steps": 7}, 400),
         ({"eval_steps": 7}, 7),
@@ -324,3 +330,70 @@ def test_how_batches_are_cut_is_refused_where_it_is_otherwise(taken, refused):
 def test_the_command_line_says_what_the_file_may_not(taken):
     recipe, *_ = taken({"optim": "galore_adamw"}, "--optim", "adamw_torch")
     assert recipe.optim == "adamw_torch"
+
+
+def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name(refused):
+    for ratio in (5.0, -0.1):
+        (sentence,) = refused({"max_steps": 101, "warmup_ratio": ratio})
+        assert f"`warmup_ratio` must be from 0 to 1, got {ratio}" in sentence
+    (sentence,) = refused({"warmup_ratio": 1.0})
+    assert "how many steps are all of them is not known; give `max_steps`" in sentence
+
+
+def test_a_share_of_unknown_steps_is_refused(refused):
+    (sentence,) = refused({"eval_steps": 0.1})
+    assert "`eval_steps` 0.1: a share of `max_steps`, which is not known" in sentence
+
+
+def test_numbers_and_switches_are_read_as_everywhere(taken):
+    words = {"max_steps": "1e2", "learning_rate": "1e-4", "adafactor": "True"}
+    words |= {"bf16": "false", "load_best_model_at_end": "False", "eval_steps": "7"}
+    words |= {"activation_checkpointing": "true", "max_grad_norm": "None"}
+    recipe, model, job, _ = taken(words)
+    assert (recipe.max_steps, recipe.learning_rate, recipe.optim, job.eval_steps) == (
+        100,
+        1e-4,
+        "adafactor",
+        7,
+    )
+    assert model.gradient_checkpointing
+    assert recipe.max_grad_norm == 0.0
+
+
+def test_what_trainer_does_not_hand_to_the_schedule_is_noted(taken):
+    given = {"max_steps": 50, "eval_steps": 5, "warmup_ratio": 0.1}
+    recipe, *_, notes = taken({**given, "lr_scheduler_type": "greedy"})
+    assert recipe.warmup_steps == 0
+    assert "`warmup_ratio`: 'greedy' has none in Trainer either" in notes
+    # The schedule of the command line counts.
+    recipe, *_, notes = taken(given, "--lr_scheduler_type", "reduce_lr_on_plateau")
+    assert "`warmup_ratio`: 'reduce_lr_on_plateau' has none" in notes
+
+
+def test_the_fields_of_a_subclass_are_listed_and_those_of_its_optimizer_refused(
+    taken, refused
+):
+    whole = {**OLD, "max_steps": 10, "packing": True, "vision_lr": None}
+    recipe, *_, notes = taken(whole)
+    assert recipe == Recipe(max_steps=10)
+    assert "ignored: packing, vision_lr;" in notes
+    (sentence,) = refused({**whole, "vision_lr": 1e-5})
+    assert "`vision_lr` 1e-05: this field of a subclass may change" in sentence
+
+
+def test_fields_can_be_left_out_on_the_command_line(taken, refused):
+    given = {"max_steps": 10, "fp16": True, "mine": 1}
+    assert len(refused(given)) == 2
+    *_, notes = taken(given, "--ignore_fields", "fp16", "mine")
+    assert "ignored: fp16, mine" in notes
+    with pytest.raises(ValueError, match="Did you mean 'fp16'"):
+        taken(given, "--ignore_fields", "fp61")
+
+
+def test_where_evaluations_decide_the_data_are_named(taken):
+    given = {"max_steps": 50, "eval_strategy": "steps", "eval_steps": 5}
+    assert "eval_dataset" not in taken(given)[-1]
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10}
+    notes = taken({**given, **best})[-1]
+    assert "not of Trainer's `eval_dataset`" in notes
+    assert "the best of all evaluations, every 5 steps, where Trainer takes" in notes

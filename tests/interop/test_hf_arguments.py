@@ -1,5 +1,7 @@
 """`recipe_from_transformers`: TrainingArguments kept, or refused all at once."""
 
+import dataclasses
+import enum
 import json
 import math
 import pathlib
@@ -15,6 +17,44 @@ from jaxopt_tf.recipes import Recipe, build_optimizer
 DATA = pathlib.Path(__file__).parents[1] / "data"
 OLD = json.loads((DATA / "training_arguments_4.46.json").read_text())
 SINCE_4_53 = {"hub_revision": None, "liger_kernel_config": None}
+
+
+# Fields that came with a version, among those of 4.46.
+SINCE = {
+    "4.40": "eval_do_concat_batches eval_strategy eval_on_start batch_eval_metrics "
+    "eval_use_gather_object use_liger_kernel average_tokens_across_devices "
+    "include_for_metrics restore_callback_states_from_checkpoint "
+    "torch_empty_cache_steps",
+    "4.33": "accelerator_config dataloader_prefetch_factor optim_target_modules "
+    "lr_scheduler_kwargs neftune_noise_alpha save_only_model split_batches "
+    "gradient_checkpointing_kwargs include_tokens_per_second dispatch_batches",
+    "4.18": "optim optim_args data_seed eval_delay tf32 torch_compile fsdp_config",
+    "4.4": "warmup_ratio logging_strategy save_strategy skip_memory_metrics",
+}
+WAS_NOT_BEFORE = list(SINCE)
+
+
+def before(version, **fields):
+    """The fields that a version before this one wrote."""
+    later = WAS_NOT_BEFORE[: WAS_NOT_BEFORE.index(version) + 1]
+    gone = {name for v in later for name in SINCE[v].split()}
+    return {n: v for n, v in OLD.items() if n not in gone} | fields
+
+
+class Kind(enum.Enum):
+    """A kind of loss, as a subclass may have one."""
+
+    REVERSE = "reverse_kl"
+
+
+@dataclasses.dataclass
+class OwnArguments(TrainingArguments):
+    """Fields of one's own, as TRL and training scripts have them."""
+
+    packing: bool = False
+    loss_kind: Kind = Kind.REVERSE
+    dataset_kwargs: dict | None = None
+    vision_lr: float | None = None
 
 
 def arguments(tmp_path, kind=TrainingArguments, **fields):
@@ -236,6 +276,18 @@ def test_refuses_all_at_once():
         ({"max_steps": -1, "num_train_epochs": 0.0}, "`num_train_epochs` must be"),
         ({"accelerator_config": {"split_batches": True}}, "`accelerator_config`"),
         ({"deepspeed": "ds.json"}, "`deepspeed`"),
+        ({"warmup_ratio": 5.0}, "`warmup_ratio` must be from 0 to 1, got 5.0"),
+        ({"warmup_ratio": 5.0, "warmup_steps": 5}, "`warmup_ratio` must be from 0 to"),
+        ({"warmup_ratio": "50"}, "`warmup_ratio` must be from 0 to 1, got 50"),
+        ({"warmup_ratio": -0.1}, "`warmup_ratio` must be from 0 to 1, got -0.1"),
+        ({"warmup_ratio": "a"}, "`warmup_ratio` must be a real number, got 'a'"),
+        ({"warmup_ratio": 0.0, "warmup_steps": 0.1}, "`warmup_steps` 0.1: beside"),
+        ({"warmup_steps": -3}, "`warmup_steps` must be from 0"),
+        ({"adafactor": 1}, "`adafactor` must be true or false, got 1"),
+        ({"adafactor": "maybe"}, "`adafactor` must be true or false, got 'maybe'"),
+        ({"seed": 2**32}, "`seed` must be from 0 to 2^32 - 1"),
+        ({"learning_rat": 1}, "add 'learning_rat' to `ignore_fields`"),
+        ({"sharded_ddp": "simple"}, "`optim` must be given with `sharded_ddp`"),
     ],
     ids=str,
 )
@@ -264,3 +316,147 @@ def test_a_rule_by_types_wants_the_layers_named():
     with pytest.raises(ValueError, match="`layer_norms` must be given"):
         build_optimizer(plan)
     build_optimizer(plan, layer_norms=[])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"learning_rate": "1e-4"}, {"learning_rate": 1e-4}),
+        ({"warmup_steps": "0.1", "seed": "7"}, {"warmup_steps": 0.1, "seed": 7}),
+        ({"warmup_ratio": "0.1"}, {"warmup_steps": 0.1}),
+        ({"max_steps": "1e2"}, {"max_steps": 100}),
+        ({"adafactor": "false"}, {"optim": "adamw_torch"}),
+        ({"adafactor": "True"}, {"optim": "adafactor"}),
+        ({"seed": 2**32 - 1}, {"seed": 2**32 - 1}),
+        ({"max_grad_norm": "None"}, {"max_grad_norm": 0.0}),
+        ({"fp16": "false", "optim": "sgd", "optim_args": '{"momentum": 0.5}'},
+         {"optim_args": (("momentum", 0.5),)}),
+        ({"accelerator_config": '{"split_batches": "false"}'}, {"max_steps": 50}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_is_read_by_the_kind_of_its_field(fields, expected):
+    found = recipe_from_transformers({"max_steps": 50, **fields})
+    assert {name: getattr(found.recipe, name) for name in expected} == expected
+    assert found.elsewhere == ()
+
+
+def test_a_switch_that_is_off_in_words_is_off():
+    given = {
+        "max_steps": 5,
+        "bf16": "false",
+        "tf32": "False",
+        "group_by_length": "false",
+    }
+    found = recipe_from_transformers({**given, "load_best_model_at_end": "false"})
+    assert (found.elsewhere, found.without_effect) == ((), ())
+    last = {"dataloader_drop_last": "true"}
+    assert recipe_from_transformers(last, num_examples=15).recipe.max_steps == 3
+    assert "`dataloader_drop_last` must be" in refused(
+        {"dataloader_drop_last": 1}, num_examples=15
+    )
+
+
+def test_a_ratio_that_gives_way_is_listed():
+    found = recipe_from_transformers(
+        {"max_steps": 50, "warmup_ratio": 0.1, "warmup_steps": 3}
+    )
+    assert found.without_effect == ("warmup_ratio",)
+    assert "warmup_ratio" not in found.honoured
+    driven = {"max_steps": 50, "lr_scheduler_type": "greedy", "warmup_ratio": 0.1}
+    assert recipe_from_transformers(driven).notes == (
+        "`warmup_ratio`: 'greedy' has none in Trainer either",
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "versions", "optim"),
+    [
+        (before("4.40", sharded_ddp=""), "4, before 4.40", "adamw_torch"),
+        (before("4.40"), "4, before 4.40", "adamw_torch"),
+        (before("4.33", sharded_ddp="", xpu_backend=None, optim="adamw_hf"),
+         "4, before 4.40", "adamw_hf"),
+        (before("4.18", sharded_ddp=""), "4, before 4.40", "adamw_hf"),
+        (before("4.4", sharded_ddp="", weight_decay=0.0), "4, before 4.4", "adamw_hf"),
+        (OLD, "4, up to 4.51", "adamw_torch"),
+    ],
+    ids=["4.34", "4.39", "4.30", "4.17", "4.3", "4.46"],
+)  # fmt: skip
+def test_arguments_of_old_versions_are_read(source, versions, optim):
+    found = recipe_from_transformers(source, max_steps=9)
+    assert found.versions == versions
+    assert found.recipe.optim == optim
+
+
+def test_what_old_versions_did_otherwise_is_refused_by_version():
+    told = refused(before("4.4", weight_decay=0.1), max_steps=9)
+    assert (
+        "`weight_decay` 0.1: the fields are those of Transformers 4, before 4.4" in told
+    )
+    assert "`model_parallel` True" in refused(
+        before("4.4", model_parallel=True), max_steps=9
+    )
+
+
+def test_the_fields_of_a_subclass_are_ignored_and_listed(tmp_path):
+    given = arguments(tmp_path, OwnArguments, max_steps=5, packing=True)
+    given.dataset_kwargs = {"a": 1}
+    torch.save(given, tmp_path / "training_args.bin")
+    whole = given.to_dict() | {"loss_kind": "reverse_kl"}
+    own = ("dataset_kwargs", "loss_kind", "packing", "vision_lr")
+    sources = [given, whole, json.dumps(whole), tmp_path / "training_args.bin"]
+    for source in sources:
+        found = recipe_from_transformers(source)
+        assert found.recipe.max_steps == 5
+        assert found.versions == "5"
+        assert found.ignored == own
+
+
+def test_a_field_of_a_subclass_that_names_a_rate_is_refused(tmp_path):
+    given = arguments(tmp_path, OwnArguments, max_steps=5, vision_lr=1e-6)
+    told = refused(given)
+    assert (
+        "`vision_lr` 1e-06: this field of a subclass may change the optimizer" in told
+    )
+    assert "'vision_lr' to `ignore_fields`" in told
+    found = recipe_from_transformers(given, ignore_fields=["vision_lr"])
+    assert "vision_lr" in found.ignored
+
+
+def test_fields_can_be_left_out_by_name():
+    given = {"max_steps": 5, "fp16": True, "mine": 3}
+    found = recipe_from_transformers(given, ignore_fields=("fp16", "mine"))
+    assert found.ignored == ("fp16", "mine")
+    assert "Did you mean 'fp16'" in refused(given, ignore_fields=["fp61"])
+    with pytest.raises(TypeError, match="`ignore_fields` must be a list of names"):
+        recipe_from_transformers(given, ignore_fields="fp16")
+
+
+def test_an_unknown_field_of_transformers_itself_is_not_ignored(tmp_path):
+    given = arguments(tmp_path, max_steps=5)
+    given.new_number = 3.0
+    torch.save(given, tmp_path / "training_args.bin")
+    assert "`new_number` must be one of Training" in refused(
+        tmp_path / "training_args.bin"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "decides"),
+    [
+        ({"lr_scheduler_type": "greedy"}, True),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, True),
+        ({"load_best_model_at_end": True}, True),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_how_often_is_evaluated_is_no_trifle_where_it_decides(fields, decides):
+    evaluation = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
+    found = recipe_from_transformers({"max_steps": 9, **fields, **evaluation})
+    assert ("eval_steps" in found.without_effect) != decides
+    assert ({"eval_steps", "eval_strategy"} <= set(found.elsewhere)) == decides
+    assert "logging_steps" not in found.elsewhere
+    del evaluation["eval_steps"]
+    found = recipe_from_transformers({"max_steps": 9, **fields, **evaluation})
+    assert ("logging_steps" in found.elsewhere) == decides

@@ -14,6 +14,7 @@ from jaxopt_tf.interop import (
     check_param_groups,
     match_names,
     param_groups_from_recipe,
+    read_params,
     read_trainer_checkpoint,
     torch_model_from_module,
     write_trainer_checkpoint,
@@ -87,10 +88,10 @@ def test_without_the_trainers_state_the_step_is_the_schedules(folder, params, na
     assert checkpoint.trainer_state == {}
     (folder / "scheduler.pt").unlink()
     both = {"trainer_state.json", "scheduler.pt"}
-    with pytest.raises(ValueError, match="Without both nobody knows the step"):
+    with pytest.raises(ValueError, match="Without both the step is not known"):
         read(folder, params, names, without=both)
     (folder / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match="Without both nobody knows the step"):
+    with pytest.raises(ValueError, match="Without both the step is not known"):
         read(folder, params, names, without={*both, "optimizer.pt"})
 
 
@@ -126,7 +127,7 @@ def test_without_its_file_a_schedule_that_a_metric_drives_keeps_the_rate(
 
 def test_without_parameters_there_is_nothing(folder, params, names):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="nothing to go on with"):
+    with pytest.raises(ValueError, match="nothing to resume from"):
         read(folder, params, names)
     with pytest.raises(ValueError, match="`without` must hold names of"):
         read(folder, params, names, without={"model.safetensors"})
@@ -227,20 +228,105 @@ def test_a_recipe_that_contradicts_the_folder_is_refused(folder, params, names):
 @pytest.mark.parametrize(
     ("name", "whose"),
     [
-        ("global_step2/", "DeepSpeed"),
+        ("global_step2/", "DeepSpeed: .*python zero_to_fp32.py . OUT"),
+        ("zero_to_fp32.py", "DeepSpeed's ZeRO: .*python zero_to_fp32.py . OUT"),
         ("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed's ZeRO"),
-        ("pytorch_model_fsdp_0/", "FSDP"),
-        ("optimizer_0/", "FSDP"),
-        ("optimizer.bin", "FSDP"),
+        ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed's ZeRO"),
+        ("pytorch_model_fsdp_0/", "FSDP: .*accelerate merge-weights FOLDER OUT"),
+        ("optimizer_0/", "FSDP: .*accelerate merge-weights"),
+        ("optimizer.bin", "FSDP, or of Accelerate's `save_state`: .*optimizer.pt"),
+        ("random_states_0.pkl", "Accelerate's `save_state`: .*rename them to"),
         ("__0_0.distcp", "torch.distributed.checkpoint"),
         ("rank0-of-8-optimizer.pt", "FSDP on XLA"),
-        ("adapter_model.safetensors", "PEFT"),
+        ("adapter_model.safetensors", "PEFT.*merge_and_unload"),
+        ("adapter_config.json", "PEFT.*merge_and_unload"),
     ],
 )
 def test_folders_of_others_are_refused_by_name(folder, params, names, name, whose):
     path = folder / name
     path.mkdir() if name.endswith("/") else path.write_bytes(b"")
     with pytest.raises(ValueError, match=f"which is of {whose}"):
+        read(folder, params, names)
+    # Where the whole model is there too, its parameters can be read.
+    with pytest.raises(ValueError, match="The parameters alone can be read"):
+        read(folder, params, names)
+    found = read_params(folder, params, names)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"which is of {whose}"):
+        read_params(folder, params, names)
+
+
+def test_a_folder_without_weights_is_named(tmp_path, folder, params, names):
+    says = "must hold model.safetensors or .*, which has none"
+    with pytest.raises(ValueError, match=says):
+        read_params(tmp_path / "checkpoint-2" / "..", params, names)
+    with pytest.raises(ValueError, match="name one of them, 'checkpoint-2' say"):
+        read_params(tmp_path, params, names)
+    with pytest.raises(ValueError, match="name one of them, 'checkpoint-2' say"):
+        read(tmp_path, params, names)
+    with pytest.raises(ValueError, match="which is no folder"):
+        read_params(tmp_path / "no", params, names)
+
+
+def test_a_folder_of_save_only_model_is_named(folder, params, names):
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="of a run with `save_only_model=True`"):
+        read(folder, params, names)
+
+
+def saved(path, change):
+    """Changes the object in a file of torch."""
+    value = torch.load(path)
+    change(value)
+    torch.save(value, path)
+
+
+def as_former_adamw(state):
+    """Gives groups the keys that `transformers.AdamW` gave them."""
+    kept = ("lr", "betas", "eps", "weight_decay", "initial_lr", "params")
+    state["param_groups"] = [
+        {key: group[key] for key in kept} | {"correct_bias": True}
+        for group in state["param_groups"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("optimizer.pt", lambda s: s["state"][0]["exp_avg"].fill_(np.nan), "`exp_avg`"),
+        ("optimizer.pt", lambda s: s["state"][3].pop("step"), "a `step` beside"),
+        ("optimizer.pt", lambda s: s["state"][3].update(step=-1), "`step` of"),
+        ("optimizer.pt", lambda s: s["param_groups"].pop(), "every parameter"),
+        ("optimizer.pt", lambda s: s["param_groups"][0].update(lr=np.nan), "`lr` of"),
+        ("optimizer.pt", lambda s: s["param_groups"][0].update(eps=1.0), "`eps` of"),
+        ("optimizer.pt", as_former_adamw, "one of transformers.AdamW"),
+        ("optimizer.pt", lambda s: s["state"].update({0: 3}), "a dict for each entry"),
+        ("scheduler.pt", lambda s: s.pop("last_epoch"), "without .'last_epoch'"),
+        ("scheduler.pt", lambda s: s.update(last_epoch=-1), "`last_epoch` must be"),
+        ("scheduler.pt", lambda s: s.update(last_epoch=None), "`last_epoch` must be"),
+        ("scheduler.pt", lambda s: s.update(_last_lr=[np.nan] * 2), "contradicts"),
+        ("scheduler.pt", lambda s: s.update(_last_lr=3), "'float' object|'int' object"),
+        ("scheduler.pt", lambda s: s.update(base_lrs=[1.0]), "base_lrs|argument"),
+    ],
+)
+def test_errors_name_the_file_that_they_are_about(
+    folder, params, names, file, change, says
+):
+    saved(folder / file, change)
+    with pytest.raises((ValueError, TypeError), match=says) as error:
+        read(folder, params, names)
+    assert str(folder / file) in str(error.value)
+
+
+@pytest.mark.parametrize("epoch", [float("nan"), -1.0, "two"])
+def test_an_epoch_that_is_no_number_is_named(folder, params, names, epoch):
+    state = json.loads((folder / "trainer_state.json").read_text()) | {"epoch": epoch}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(
+        (ValueError, TypeError), match="trainer_state.json: `epoch` mus"
+    ):
         read(folder, params, names)
 
 

@@ -89,3 +89,22 @@ def test_groups_with_different_rates_are_refused():
     saved = torch_scheduler(name, options).state_dict()
     with pytest.raises(ValueError, match="one rate for all groups"):
         metric_state_from_torch({**saved, "_last_lr": [1.0, 2.0]}, name, options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("best", float("nan"), "`best` must be a number, got nan"),
+        ("_last_lr", [float("nan")], "`_last_lr` must be finite and at least 0"),
+        ("_last_lr", [-1e-3], "`_last_lr` must be finite and at least 0"),
+        ("num_bad_epochs", float("nan"), "`num_bad_epochs` must be a whole number"),
+        ("cooldown_counter", -1, "`cooldown_counter` must be from 0"),
+    ],
+)
+def test_what_is_remembered_must_be_numbers(key, value, says):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    state = scheduler.state_dict() | {key: value}
+    with pytest.raises((ValueError, TypeError), match=says):
+        metric_state_from_torch(state, "reduce_lr_on_plateau", {})

@@ -71,6 +71,36 @@ def test_a_class_of_someone_is_named(args, tmp_path):
     assert f"{pathlike.__module__}.{pathlike.__name__}" in refused(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        # A class of nobody's, called with what is not the value of an enum.
+        (b"c__main__\nrun\n(S'touch'\nI1\ntR.", "__main__.run"),
+        (b"cpkg.mod\nrun\n((lp0\ntR.", "pkg.mod.run"),
+        (b"\x80\x04\x8c\x08__main__\x8c\x09os.system\x93.", "__main__.os.system"),
+        (b"c__main__\nRun\n.", "it holds __main__.Run"),
+        (b"c__main__\nRun\n(tR.", "it holds __main__.Run"),
+        (b"cnumpy\nload\n.", "numpy.load"),
+        (b"ctransformers.trainer\nTrainer\n.", "transformers.trainer.Trainer"),
+    ],
+)
+def test_a_class_that_is_on_no_list_holds_fields_and_nothing_else(
+    tmp_path, content, name
+):
+    path = tmp_path / "training_args.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", content)
+    assert name in refused(path)
+
+
+def test_an_object_in_a_field_of_ones_own_does_not_run(args, tmp_path):
+    mark, path = tmp_path / "mark", tmp_path / "training_args.bin"
+    args.own = Evil(mark)
+    torch.save(args, path)
+    assert "posix.system" in refused(path)
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_a_file_that_is_cut_short_is_refused(args, tmp_path, is_zip):
     path = tmp_path / "training_args.bin"

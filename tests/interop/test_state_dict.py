@@ -115,7 +115,7 @@ def test_a_step_may_be_any_kind_of_number(run, step):
 @pytest.mark.parametrize("step", [-3, torch.tensor(float("nan")), 1.5])
 def test_a_step_that_counts_nothing_is_refused(run, step):
     state_dict = edited(run, lambda state, _: state[0].update(step=step))
-    with pytest.raises((TypeError, ValueError), match="`step` must be"):
+    with pytest.raises((TypeError, ValueError), match="`step` of `0.weight` must be"):
         imported(run, state_dict)
 
 
@@ -259,10 +259,10 @@ def test_groups_must_name_every_parameter_once(run):
 
 OTHERS = {
     "DeepSpeed's ZeRO": {"base_optimizer_state": {}, "zero_stage": 2},
-    "FSDP": {"state": {"a.weight": {"step": 1}}, "param_groups": []},
+    "FSDP": {"state": {"a.weight": {"step": 1}}, "param_groups": [{"params": [0]}]},
     "bitsandbytes": {
         "state": {0: {"state1": 1, "absmax1": 1, "qmap1": 1}},
-        "param_groups": [],
+        "param_groups": [{"params": [0]}],
     },
     "must have `state` and `param_groups`": {"model": {}},
     "got list": [1, 2],
@@ -271,11 +271,11 @@ OTHERS = {
     r"`params` each, got \[3\]": {"state": {}, "param_groups": [3]},
     "must be without `amsgrad`": {
         "state": {0: {"exp_avg": 1, "exp_avg_sq": 1, "max_exp_avg_sq": 1}},
-        "param_groups": [],
+        "param_groups": [{"params": [0]}],
     },
     "must be of torch's AdamW or": {
         "state": {0: {"momentum_buffer": 1}},
-        "param_groups": [],
+        "param_groups": [{"params": [0]}],
     },
 }
 

@@ -97,19 +97,36 @@ def test_takes_the_text_files_of_a_folder_and_nothing_hidden(tmp_path):
     [
         (None, "does not exist"),
         (b"", "is empty"),
-        (b"caf\xe9", "is not UTF-8"),
-        (b"a\0b", "is not UTF-8, or holds bytes of 0"),
-        (b"a" * 2**21 + b"\xff", "is not UTF-8"),
-        ("caf\u00e9".encode()[:-1], "is not UTF-8"),
+        (b"caf\xe9", "is not: it has byte 0xe9 at offset 3, line 1"),
+        (b"a\n\nb\0b\xff", "is not: it has a byte 0 at offset 4, line 3"),
+        (b"\xff\0", "is not: it has byte 0xff at offset 0, line 1"),
+        (b"a\n" * 2**20 + b"\xff", "is not: it has byte 0xff at offset 2,097,152, l"),
+        (b"a" * (2**20 - 2) + b"\n\xe2\x82\n\xac", "is not: it has byte 0xe2 at offset "
+         "1,048,575, line 2"),
+        ("caf\u00e9".encode()[:-1], "is not: it has byte 0xc3 at offset 3, line 1"),
     ],
-    ids=["missing", "empty", "latin-1", "binary", "bad at its end", "cut short"],
-)
-def test_refuses_a_file_by_its_name(tmp_path, content, words):
+    ids=["missing", "empty", "latin-1", "binary", "before a 0", "bad at its end",
+         "across two pieces", "cut short"],
+)  # fmt: skip
+def test_refuses_a_file_by_its_name_and_its_first_bad_byte(tmp_path, content, words):
     path = tmp_path / "given.txt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"`text` must .*given\.txt' {words}"):
         read_text([path])
+
+
+def test_counts_the_files_of_folders_that_are_not_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 40)
+    assert read_text([tmp_path]).left_out.num_files == 0
+    (tmp_path / "b.txt").write_bytes(b"a\ncaf\xe9")
+    (tmp_path / "c.bin").write_bytes(b"\0")
+    left_out = read_text([tmp_path, tmp_path / "a.txt"]).left_out
+    assert left_out.num_files == 2
+    assert str(left_out) == (
+        "left out 2 files that are not UTF-8 text, the first being "
+        f"{str(tmp_path / 'b.txt')!r}, which has byte 0xe9 at offset 5, line 2"
+    )
 
 
 def test_refuses_what_is_neither_file_nor_folder():
@@ -127,7 +144,8 @@ def test_refuses_a_file_that_cannot_be_read():
 
 def test_refuses_a_folder_without_text(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(ValueError, match="`text` must hold text, but the folder"):
+    words = r"`text` must hold text, but the folder .*left out 1 file .*picture\.png"
+    with pytest.raises(ValueError, match=words):
         read_text([tmp_path])
 
 

@@ -185,6 +185,10 @@ def test_finds_optax_defaults_taken_for_those_of_transformers():
             "`min_lr` of 'greedy' is 0.001, above `learning_rate` 5e-05",
         ),
         (
+            {"lr_scheduler_type": "greedy", "warmup_steps": 0, "learning_rate": 2.0},
+            "`max_lr` of 'greedy' is 1, below `learning_rate` 2",
+        ),
+        (
             {
                 "lr_scheduler_type": "reduce_lr_on_plateau",
                 "warmup_steps": 0,

@@ -239,6 +239,45 @@ def test_greedy_refuses_a_bad_option(option, value):
         greedy(0.1, **{option: value})
 
 
+def test_greedy_refuses_a_lower_bound_above_the_upper_one():
+    message = "`min_lr` must be at most `max_lr`, got min_lr=0.5 with max_lr=0.1"
+    with pytest.raises(ValueError, match=message):
+        greedy(0.2, min_lr=0.5, max_lr=0.1)
+    # The default of the one against a value of the other.
+    with pytest.raises(ValueError, match="got min_lr=0.001 with max_lr=0.0001"):
+        greedy(5e-5, max_lr=1e-4)
+    with pytest.raises(ValueError, match="`min_lr` must be at most `max_lr`"):
+        schedules.get_scheduler("greedy", 0.2, None, None, {"min_lr": 2.0})
+    greedy(0.2, min_lr=0.1, max_lr=0.1)
+    # Transformers takes a rate outside of its bounds, and runs that have one exist.
+    greedy(5e-5)
+    greedy(2.0)
+
+
+@both
+@pytest.mark.parametrize("value", ["0.1", None, True, 0.1j, [0.1], jnp.ones(1)])
+def test_refuses_options_of_a_bad_kind(which, value):
+    numbers = ["factor", "threshold", "min_lr", "eps"]
+    counts = ["patience", "cooldown"]
+    if which == "greedy":
+        numbers += ["max_lr"]
+        counts += ["warmup", "window_size", "reset_start"]
+    with pytest.raises(TypeError, match="`learning_rate`"):
+        MAKE[which](value)
+    for option in [*numbers, *counts]:
+        with pytest.raises(TypeError, match=f"`{option}`"):
+            MAKE[which](0.1, **{option: value})
+    for option in ("mode", "threshold_mode"):
+        with pytest.raises(ValueError, match=f"`{option}`"):
+            MAKE[which](0.1, **{option: value})
+
+
+@pytest.mark.parametrize("value", ["false", None, 0, 1.0, jnp.asarray(True)])
+def test_greedy_refuses_smooth_that_is_not_a_bool(value):
+    with pytest.raises(TypeError, match="`smooth` must be a bool"):
+        greedy(0.1, smooth=value)
+
+
 @both
 def test_refuses_a_bad_rate(which):
     with pytest.raises(ValueError, match="`learning_rate`"):
@@ -263,8 +302,74 @@ def test_a_state_can_be_donated(schedule):
     assert float(state.learning_rate) == np.float32(0.1)
 
 
-@pytest.mark.parametrize("build", [reduce_lr_on_plateau, greedy])
-def test_refuses_a_metric_that_is_an_array(build):
-    schedule = build(0.1)
+@both
+@pytest.mark.parametrize("metric", [jnp.ones(1), np.ones((1, 1)), jnp.ones((0,))])
+def test_refuses_a_metric_that_is_an_array(which, metric):
+    schedule = MAKE[which](0.1)
     with pytest.raises(TypeError, match="`metric` must be a single number"):
-        schedule.update(schedule.init(), jnp.ones(1))
+        schedule.update(schedule.init(), metric)
+
+
+@both
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "0.5",
+        b"0.5",
+        np.str_("0.5"),
+        np.asarray("0.5"),
+        None,
+        True,
+        np.bool_(True),
+        jnp.asarray(True),
+        0.5j,
+        np.complex64(0.5),
+        jnp.complex64(0.5),
+        [0.5],
+        {"loss": 0.5},
+    ],
+    ids=repr,
+)
+def test_refuses_a_metric_that_is_not_a_real_number(which, metric):
+    schedule = MAKE[which](0.1)
+    with pytest.raises(TypeError, match="`metric` must be a real number, got"):
+        schedule.update(schedule.init(), metric)
+
+
+def test_refuses_a_traced_metric_that_is_not_a_real_number():
+    schedule = reduce_lr_on_plateau(0.1)
+    for metric in (jnp.complex64(0.5), jnp.asarray(True)):
+        with pytest.raises(TypeError, match="`metric` must be a real number"):
+            jax.eval_shape(schedule.update, schedule.init(), metric)
+
+
+@both
+def test_takes_every_kind_of_real_number_as_a_metric(which):
+    schedule = MAKE[which](0.1)
+    # 2^24 + 1 is not a float32.
+    for metric in (2**24 + 1, np.int64(2**24 + 1), jnp.int32(2**24 + 1)):
+        best = schedule.update(schedule.init(), metric).best
+        assert float(best.high) + float(best.low) == 2**24 + 1
+    for metric in (0.5, np.float32(0.5), jnp.bfloat16(0.5), np.asarray(0.5)):
+        assert float(schedule.update(schedule.init(), metric).best.high) == 0.5
+
+
+@both
+def test_refuses_a_state_of_another_kind(which):
+    schedule = MAKE[which](0.1)
+    other = greedy if which == "plateau" else reduce_lr_on_plateau
+    for state in (other(0.1).init(), 1.0, None, tuple(schedule.init())):
+        with pytest.raises(TypeError, match="`state` must be a .*State.* got"):
+            schedule.update(state, 1.0)
+    with pytest.raises(TypeError, match="`state`"):
+        schedule.update(1.0, schedule.init())
+
+
+def test_greedy_refuses_a_state_with_another_smoothing():
+    state = greedy(0.1).init()
+    for options in ({"smooth": True}, {"smooth": True, "window_size": 3}):
+        with pytest.raises(ValueError, match="`state` must have been made with"):
+            greedy(0.1, **options).update(state, 1.0)
+        state = greedy(0.1, **options).init()
+    with pytest.raises(ValueError, match="`smooth`=False"):
+        greedy(0.1).update(state, 1.0)

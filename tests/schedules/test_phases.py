@@ -158,9 +158,10 @@ def test_a_python_int_and_every_integer_dtype_are_the_same_step():
 def test_works_with_x64():
     with jax.enable_x64(True):
         schedule = in_order(jnp.float64(0.1), warmup(sqrt, 3), cycles(cosine, 9))
-        value = jax.jit(schedule)(jnp.int64(5))
-    assert value.dtype == jnp.float32
-    assert value == pytest.approx(0.1 * np.cos(np.pi / 9) ** 2, rel=1e-6)
+        values = jax.jit(schedule)(jnp.int64(5)), jax.jit(schedule)(jnp.int32(5))
+    assert [value.dtype for value in values] == [jnp.float64, jnp.float32]
+    for value, rel in zip(values, (1e-15, 1e-6), strict=True):
+        assert value == pytest.approx(0.1 * np.cos(np.pi / 9) ** 2, rel=rel)
 
 
 def test_the_peak_may_be_traced():

@@ -362,3 +362,51 @@ def test_optax_needs_no_change_to_be_trained_with():
         max_steps=30,
     )
     assert np.all(np.abs(trained.state.params) < 0.1)
+
+
+@pytest.mark.parametrize(
+    "value", ["0.5", None, True, 0.5j, np.ones(1), [0.5]], ids=repr
+)
+def test_refuses_a_metric_that_is_not_a_real_number(value):
+    # Also one that nothing is compared by: monitors write it.
+    with pytest.raises(
+        TypeError, match=r"`evaluation.metrics\['accuracy'\]` must be a"
+    ):
+        run(
+            max_steps=2,
+            evaluate=lambda params: {"loss": 1.0, "accuracy": value},
+            eval_steps=1,
+        )
+
+
+@pytest.mark.parametrize("returned", [None, 0.5, [("loss", 0.5)]])
+def test_refuses_an_evaluation_that_is_not_a_mapping(returned):
+    message = "`evaluation.metrics` must be a mapping from names to numbers"
+    with pytest.raises(TypeError, match=message):
+        run(max_steps=2, evaluate=lambda params: returned)
+
+
+def test_hands_monitors_floats():
+    seen = []
+    monitor = Monitor(lambda _: None, seen.append, lambda: None)
+    metrics = {"loss": jnp.float32(0.5), "accuracy": np.int64(3), "bad": float("nan")}
+    train(
+        counting_step,
+        start(),
+        itertools.count(),
+        max_steps=1,
+        evaluate=lambda params: metrics,
+        monitors=[monitor],
+    )
+    for evaluation in seen:
+        assert [type(value) for value in evaluation.metrics.values()] == [float] * 3
+        assert evaluation.metrics["accuracy"] == 3.0
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, np.complex64(0.5), np.ones(1)])
+def test_evaluate_refuses_sums_that_are_not_real_numbers(value):
+    for result in (({"loss": 1.0, "right": value}, 2), (value, 2)):
+        with pytest.raises(TypeError, match=r"`eval_step\(.*\[0\].*` must be a"):
+            make_evaluate(lambda params, batch, result=result: result, [None])(None)
+    with pytest.raises(TypeError, match=r"`eval_step\(params, batch\)\[1\]` must be a"):
+        make_evaluate(lambda params, batch: (1.0, value), [None])(None)

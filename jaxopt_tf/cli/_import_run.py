@@ -1,0 +1,172 @@
+"""A Trainer's checkpoint of a GPT-2 comes in as the folder of a run."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from .. import interop, training
+from ..pretraining import Run, first_position, gpt2_layout, make_loss_fn, write_run
+from ..recipes import recipe_settings
+from ._flags import flags_of
+from ._gpt2_config import json_object, sizes_of
+from ._job_of_trainer import OF_AN_EVALUATION, STATE, job_settings
+from ._train import read_command_line, records_of
+
+_ARGUMENTS = "training_args.bin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What the files of a Trainer may lack.
+
+    Attributes:
+        training_args: file of the TrainingArguments, JSON too; that in FOLDER if not
+            given.
+        num_devices: how many devices took part, where the file does not have it.
+        without: files that need not be in FOLDER: optimizer.pt, scheduler.pt.
+        groups: names of the parameters of each group of optimizer.pt, in its order, as
+            [["transformer.wte.weight", ...], [...]]; Trainer's own if not given.
+    """
+
+    training_args: Path | None = None
+    num_devices: int | None = None
+    without: tuple[str, ...] = ()
+    groups: Sequence[Sequence[str]] | None = None
+
+
+def import_run(
+    source: Path, out: Path, flags: Sequence[str], *, prog: str, description: str
+) -> None:
+    """Makes the folder of a run from a Trainer's checkpoint.
+
+    Args:
+        source: the checkpoint-<step> of a Trainer.
+        out: a folder that does not exist yet.
+        flags: those of `jaxopt-tf train`, and `OWN_FLAGS`.
+        prog: the command, for the help.
+        description: the help's first lines.
+
+    Raises:
+        ValueError: naming all that is missing, damaged, or cannot be carried over.
+    """
+    more = flags_of(Origin, {})
+    typed = read_command_line(more, flags, prog=prog, description=description)
+    origin = Origin(**typed.own)
+    state = json_object(source / STATE)
+    if "max_steps" not in state:
+        raise ValueError(f"`max_steps` must be in {source / STATE}: copy it anew.")
+    arguments = origin.training_args or source / _ARGUMENTS
+    came = interop.recipe_from_transformers(
+        arguments,
+        max_steps=state["max_steps"],
+        num_devices=origin.num_devices,
+        ignore_fields=typed.ignore_fields,
+    )
+    # Ours leaves out the same leaves of a GPT-2, by their names.
+    recipe = dataclasses.replace(came.recipe, decay_rule="default")
+    taken = job_settings(arguments, typed, recipe, state)
+    found = {**recipe_settings(recipe), **sizes_of(source), "output_dir": str(out)}
+    of_file = typed._replace(ignore_fields=())
+    recipe, model, job = records_of(of_file, {**found, **taken.settings})
+    if job.output_dir != out:
+        raise ValueError(
+            f"`output_dir` must be the new folder, {str(out)!r}, got "
+            f"{str(job.output_dir)!r}. Leave it out: `OUT` says it."
+        )
+    params, _ = make_loss_fn(model, recipe.seed)
+    start = first_position(recipe, model, params)
+    names = interop.match_names(params, _torch_model(source, model.block_size))
+    layout = gpt2_layout(model)
+    read = interop.read_trainer_checkpoint(
+        source,
+        params,
+        names,
+        recipe=came.recipe,
+        opt_state=start.state.opt_state,
+        groups=origin.groups,
+        layouts=layout,
+        without=origin.without,
+    )
+    if type(read.schedule_state) is not type(start.schedule_state):
+        raise ValueError(
+            "`lr_scheduler_type` must stay where a metric drives the rate, got "
+            f"{recipe.lr_scheduler_type!r} after {came.recipe.lr_scheduler_type!r}. "
+            "Leave it out: what such a schedule remembers is not another's."
+        )
+    at = dataclasses.replace(
+        start.state,
+        step=jnp.int32(read.step),
+        params=read.params,
+        opt_state=read.opt_state,
+    )
+    position = training.Position(at, start.progress, read.schedule_state)
+    out.mkdir(parents=True)
+    try:
+        write_run(Run(recipe, model, job, position))
+    except BaseException:  # half of a run, which would be in the way of the next try
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    carried = sorted(
+        name
+        for name, value in taken.settings.items()
+        if value is not None and name not in {*typed.settings, "lr_scheduler_type"}
+    )
+    for note in (
+        *_told("taken over", [*came.honoured, *carried]),
+        *_told(
+            "without effect here",
+            sorted({*came.without_effect, *taken.neutral} - {*carried}),
+        ),
+        *_told(
+            "not taken over; flags set it where there are any",
+            [name for name in came.elsewhere if name not in OF_AN_EVALUATION],
+        ),
+        *_told("ignored", came.ignored),
+        *_told("left out of the weight files", read.unused),
+        *came.notes,
+        *taken.notes,
+    ):
+        print(note)
+    config = json_object(source / "config.json")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if dtype != "float32":
+        print(f"parameters and moments are float32 here, and were {dtype} in torch")
+    if not all("param_names" in group for group in read.param_groups):
+        print(
+            "moments were taken in the order of Trainer's groups: optimizer.pt has no "
+            "names, and parameters of one shape in another order cannot be told apart"
+        )
+    print(
+        "a loss is the mean over all that is predicted here; Trainer 5.23 divides a "
+        "GPT-2's by all labels, the first of each row included, so that its losses and "
+        "gradients are (L - 1) / L of ours for rows of L tokens"
+    )
+    if at.rng is not None:
+        print("dropout begins anew, from `seed`: torch's random numbers are its own")
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(read.params))
+    print(
+        f"{out} holds the run of {source}, {num_params:,} parameters, at its step "
+        f"{read.step:,}; it goes on with\n"
+        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
+    )
+
+
+def _torch_model(source: Path, block_size: int) -> interop.TorchModel:
+    """Describes the model; an old file may have `n_ctx` in place of `n_positions`."""
+    config = json_object(source / "config.json")
+    if {"n_positions", "max_position_embeddings"} & set(config):
+        return interop.torch_model_from_config(source)
+    with tempfile.TemporaryDirectory() as folder:
+        written = json.dumps({**config, "n_positions": block_size})
+        Path(folder, "config.json").write_text(written, encoding="utf-8")
+        return interop.torch_model_from_config(folder)
+
+
+def _told(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{what}: {', '.join(names)}"] if names else []
