@@ -104,10 +104,8 @@ def _rates(recipe: Recipe) -> list[Told]:
 def _decay(recipe: Recipe, params: PyTree | None) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.optim not in ADAMW:
         return []
-    wide = {
-        wide_dtype(p.dtype) for p in jax.tree.leaves(params) if _tree.is_floating(p)
-    }
-    if wide == {jnp.dtype(jnp.float64)}:  # they are multiplied by a float64
+    leaves = [p for p in jax.tree.leaves(params) if _tree.is_floating(p)]
+    if {wide_dtype(p.dtype) for p in leaves} == {jnp.dtype(jnp.float64)}:
         return []
     asked = recipe.learning_rate * recipe.weight_decay
     # As torch multiplies: by what float32 makes of 1 - rate * weight_decay.
