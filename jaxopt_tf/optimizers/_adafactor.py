@@ -24,10 +24,11 @@ from ._weight_decay import resolve_mask
 
 
 class AdafactorState(NamedTuple):
-    """What the next update needs.
+    """State of `adafactor_tf`.
 
     A leaf has `nu_row` and `nu_col` where torch sees two axes or more, else `nu`.
     Stacked axes stand in front of each of them, and count as no axis of the parameter.
+    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
     """
 
     count: PyTree  # (), int32: updates that the moments have seen; or one per leaf

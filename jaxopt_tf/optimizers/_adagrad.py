@@ -16,7 +16,10 @@ from ._exact import Arithmetic, Exact
 
 
 class AdagradState(NamedTuple):
-    """What the next update needs."""
+    """State of `adagrad_tf`.
+
+    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    """
 
     count: PyTree  # (), int32: updates that the sums have seen; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
@@ -40,8 +43,8 @@ def adagrad_tf(
         nu = nu + g * g
         p  = p - rate / (1 + (t - 1) * lr_decay) * g / (sqrt(nu) + eps)
 
-    with t counted from 1, in float32; updates are differences of parameters, as in
-    `adamw_tf`.
+    with t counted from 1, in float32 (float64 for float64 leaves); updates are
+    differences of parameters, as in `adamw_tf`.
 
     Args:
         learning_rate: as for `adamw_tf`.

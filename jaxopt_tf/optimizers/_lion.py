@@ -17,7 +17,10 @@ from ._exact import Arithmetic, Exact
 
 
 class LionState(NamedTuple):
-    """What the next update needs."""
+    """State of `lion_tf`.
+
+    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    """
 
     count: PyTree  # (), int32: updates that the mean has seen; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
@@ -45,7 +48,8 @@ def lion_tf(
         p  = p - rate * sign(beta1 * mu + (1 - beta1) * g)
         mu = beta2 * mu + (1 - beta2) * g
 
-    in float32; updates are differences of parameters, as in `adamw_tf`.
+    in float32 (float64 for float64 leaves); updates are differences of parameters, as
+    in `adamw_tf`.
 
     Args:
         learning_rate: as for `adamw_tf`; a third to a tenth of what AdamW would have.

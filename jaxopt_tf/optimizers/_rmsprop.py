@@ -15,7 +15,11 @@ from ._by_element import by_element, only_rate, with_l2
 
 
 class RMSpropState(NamedTuple):
-    """What the next update needs; what an option does without is masked."""
+    """State of `rmsprop_tf`.
+
+    Moments that an option does without are masked.
+    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    """
 
     count: PyTree  # (), int32: updates that the means have seen; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
@@ -46,7 +50,8 @@ def rmsprop_tf(
         buf = momentum * buf + u
         p   = p - rate * buf
 
-    in float32; updates are differences of parameters, as in `adamw_tf`.
+    in float32 (float64 for float64 leaves); updates are differences of parameters, as
+    in `adamw_tf`.
 
     Args:
         learning_rate: as for `adamw_tf`.

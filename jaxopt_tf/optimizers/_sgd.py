@@ -16,7 +16,11 @@ from ._exact import Arithmetic, Exact
 
 
 class SGDState(NamedTuple):
-    """What the next update needs; `momentum` is masked without momentum."""
+    """State of `sgd_tf`.
+
+    `momentum` is masked without momentum.
+    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    """
 
     count: PyTree  # (), int32: updates that the buffers have seen; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
@@ -46,7 +50,8 @@ def sgd_tf(
         buf = g at first, then momentum * buf + (1 - dampening) * g
         p   = p - rate * (g + momentum * buf with `nesterov`, else buf)
 
-    in float32; updates are differences of parameters, as in `adamw_tf`. Decay is that
+    in float32 (float64 for float64 leaves); updates are differences of parameters, as
+    in `adamw_tf`. Decay is that
     of a loss with `weight_decay / 2 * |p|^2`: it goes through the buffer.
 
     Args:

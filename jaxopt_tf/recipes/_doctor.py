@@ -72,7 +72,7 @@ def doctor(
             "`params` must have a floating-point leaf that an `optimizer` is tried out "
             f"on, got {_tree.leaf_names(params)}. Pass all that is trained."
         )
-    found = recipe_findings(recipe)
+    found = recipe_findings(recipe, params)
     if params is not None:
         found += params_findings(recipe, params, layout or {}, layer_norms or ())
     if optimizer is not None:

@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import _tree
+from .._dtypes import wide_dtype
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_mask
 from ..schedules import MetricDrivenSchedule
@@ -31,8 +33,13 @@ class Told(NamedTuple):
     instead: str
 
 
-def recipe_findings(recipe: Recipe) -> list[Told]:
-    """What the recipe itself gives away."""
+def recipe_findings(recipe: Recipe, params: PyTree | None) -> list[Told]:
+    """Returns what is wrong with the recipe alone.
+
+    Args:
+        recipe: the numbers of the run.
+        params: the parameters, for their dtypes; None for float32.
+    """
     if recipe.learning_rate == 0:
         return [
             Told(
@@ -43,7 +50,7 @@ def recipe_findings(recipe: Recipe) -> list[Told]:
         ]
     if recipe.lr_scheduler_type in METRIC_DRIVEN:
         return _driven(recipe)
-    return [*_warmup(recipe), *_rates(recipe), *_decay(recipe)]
+    return [*_warmup(recipe), *_rates(recipe), *_decay(recipe, params)]
 
 
 def _warmup(recipe: Recipe) -> list[Told]:
@@ -94,8 +101,11 @@ def _rates(recipe: Recipe) -> list[Told]:
     return found
 
 
-def _decay(recipe: Recipe) -> list[Told]:
+def _decay(recipe: Recipe, params: PyTree | None) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.optim not in ADAMW:
+        return []
+    leaves = [p for p in jax.tree.leaves(params) if _tree.is_floating(p)]
+    if {wide_dtype(p.dtype) for p in leaves} == {jnp.dtype(jnp.float64)}:
         return []
     asked = recipe.learning_rate * recipe.weight_decay
     # As torch multiplies: by what float32 makes of 1 - rate * weight_decay.

@@ -33,7 +33,7 @@ def cross_entropy(
 
     Returns:
         The summed loss, (), float32 or float64, and the number of labels that are not
-        `ignore_index`, (), float32.
+        `ignore_index`, () and of the same dtype.
 
     Raises:
         ValueError: if the shapes do not fit, or `label_smoothing_factor` is out of
@@ -69,7 +69,7 @@ def cross_entropy(
     # Multiplied, not selected, so that the gradient is NaN too.
     losses = losses * jnp.where(is_class | is_ignored, 1.0, jnp.nan).astype(wide.dtype)
     total = jnp.sum(jnp.where(is_ignored, 0.0, losses))
-    return total, jnp.sum(jnp.logical_not(is_ignored), dtype=jnp.float32)
+    return total, jnp.sum(jnp.logical_not(is_ignored), dtype=wide.dtype)
 
 
 def _check_arrays(logits: jax.Array, labels: jax.Array) -> None:

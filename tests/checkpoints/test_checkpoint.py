@@ -113,6 +113,18 @@ def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
             assert jax.typeof(actual) == jax.typeof(expected)  # its weak type too
 
 
+def test_float64_leaves_come_back_as_they_were(tmp_path):
+    with jax.enable_x64(True):
+        params = {"wide": jnp.arange(6.0).reshape(3, 2) / 3, "bias": jnp.zeros(2)}
+        state = OPTIMIZER.init(params)
+        _, state = OPTIMIZER.update(params, state, params)
+        arrays = {"params": params, "state": state}
+        assert optax.tree.get(state, "grad_norm").dtype == jnp.float64
+        with saving(tmp_path) as checkpoints:
+            checkpoints.save(1, arrays, {})
+        assert_same(restore_latest(tmp_path, arrays).arrays, arrays)
+
+
 def test_what_is_saved_is_the_state_at_the_call(tmp_path):
     # On CPUs orbax writes from the memory of the arrays, which the next step wants.
     @functools.partial(jax.jit, donate_argnums=0)

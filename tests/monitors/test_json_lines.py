@@ -280,3 +280,15 @@ def test_says_that_a_disk_is_full_and_goes_on_from_what_was_written(path):
     assert not path.read_bytes().endswith(b"\n")
     json_lines(path, first_step=10).close()
     assert [line["step"] for line in lines(path)] == list(range(1, 11))
+
+
+def test_float64_metrics_are_read_with_all_their_digits(path):
+    window = window_of(1, [1.0, 2.0])
+    loss, norms = np.array([1 / 3, 1e300]), window.metrics.norms
+    norms = norms.replace(grads=np.array([0.1, 0.2]))
+    metrics = window.metrics.replace(loss=loss, norms=norms)
+    monitor = json_lines(path)
+    monitor.window(window._replace(metrics=metrics))
+    monitor.close()
+    (read,) = read_history(path)
+    assert are_same(read._replace(seconds=0.5), window._replace(metrics=metrics))

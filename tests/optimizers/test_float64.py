@@ -32,6 +32,7 @@ def _doubles():
 @pytest.mark.parametrize(
     "name",
     [
+        "adamw_tf, cosine of get_scheduler",
         "clip and adamw_tf",
         "adamw_hf_v4",
         "adafactor_tf",

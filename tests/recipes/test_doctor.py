@@ -69,6 +69,15 @@ def test_finds_nothing_in_a_healthy_plan(settings):
     assert doctor(recipe, build_optimizer(recipe), PARAMS) == []
 
 
+def test_decay_that_float32_would_round_away_is_healthy_for_float64_parameters():
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e-7)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda p: p.update(dtype=jnp.dtype("float64")), PARAMS)
+        assert doctor(recipe, build_optimizer(recipe), wide) == []
+        mixed = wide | {"wte": PARAMS["wte"]}
+        assert said(recipe, None, mixed) == "rate times decay is 1e-08 at most"
+
+
 def test_a_healthy_plan_of_optax_is_healthy_too():
     adamw = optax.adamw(RATE, weight_decay=0.1, mask=decay_mask)
     assert (

@@ -230,3 +230,21 @@ def test_refuses_leaves_that_disagree_on_the_window():
 def test_refuses_a_number_of_micro_batches_below_1(value):
     with pytest.raises((ValueError, TypeError), match="`gradient_accumulation_steps`"):
         make_train_step(loss_fn, READER, gradient_accumulation_steps=value)
+
+
+@pytest.mark.parametrize("num_micro", [1, 3])
+def test_float64_parameters_have_float64_gradients_and_metrics(rng, num_micro):
+    micro = make_batch(rng, num_micro, 7)
+    whole = tuple(a.reshape(-1, *a.shape[2:]) for a in micro)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype(jnp.float64) / 3, make_params(rng))
+        batch = whole if num_micro == 1 else micro
+        options = {"gradient_accumulation_steps": num_micro, "per_layer": True}
+        grads, metrics = gradient_of(params, batch, **options)
+    loss, exact, _ = in_doubles(params, whole)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-14)
+    norm = np.sqrt(sum(np.sum(g**2) for g in exact.values()))
+    np.testing.assert_allclose(metrics.norms.grads, norm, rtol=1e-14)
+    for name, g in grads.items():
+        assert metrics.layers[name].grads.dtype == g.dtype == jnp.float64
+        np.testing.assert_allclose(g, exact[name], rtol=1e-11)

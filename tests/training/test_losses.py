@@ -170,3 +170,17 @@ def test_refuses_labels_of_another_shape(logits, shape):
 def test_refuses_a_factor_that_is_no_share(logits, labels, factor):
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be at least 0"):
         cross_entropy(logits, labels, label_smoothing_factor=factor)
+
+
+def test_float64_logits_have_a_float64_loss_and_gradient(logits, labels):
+    with jax.enable_x64(True):
+        wide = np.float64(logits) / 3
+        loss, grad = value_and_grad(wide, labels, 0.1)
+    is_label = (labels != -100)[..., None]
+    shares = np.exp(wide) / np.sum(np.exp(wide), -1, keepdims=True)
+    targets = 0.9 * (labels[..., None] == np.arange(11)) + 0.1 / 11
+    expected = -np.sum(is_label * targets * np.log(shares)) / is_label.sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    exact = is_label * (shares - targets) / is_label.sum()
+    assert grad.dtype == np.float64
+    np.testing.assert_allclose(grad, exact, atol=1e-16)

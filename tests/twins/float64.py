@@ -1,6 +1,6 @@
 """Runs of float64 parameters by our optimizers and by torch's, in float64.
 
-A run is 1,000 steps with a schedule; leaves named "bias" are not decayed.
+A run is 1,000 steps with a learning rate for each; leaves named "bias" are not decayed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,9 @@ from jaxopt_tf.optimizers import (
     rmsprop_tf,
     sgd_tf,
 )
+from jaxopt_tf.schedules import get_scheduler
 
-from . import adafactor, adamw, by_element
+from . import adafactor, adamw, by_element, schedules
 
 NUM_STEPS = 1_000
 LIMIT = 1e-12  # of the distance moved
@@ -104,6 +105,14 @@ def _constant_adamw(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Ar
     return _adamw(params, grads, [rates[0]] * len(rates), weight_decay=0.0)
 
 
+def _scheduled_adamw(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Arrays:
+    counts = {"num_warmup_steps": len(rates) // 10, "num_training_steps": len(rates)}
+    factors = schedules.transformers_factor(
+        "cosine", np.arange(len(rates)), rates[0], **counts
+    )
+    return _adamw(params, grads, [rates[0] * float(factor) for factor in factors])
+
+
 def _clipped_adamw(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Arrays:
     steps = _steps(grads, len(rates))
     clipped = [adamw.torch_clip(step, 1.0, dtype="float64")[0] for step in steps]
@@ -166,6 +175,13 @@ CASES = {
     ),
     "adamw_tf, a constant rate": Case(
         lambda rates: adamw_tf(rates[0]), _constant_adamw
+    ),
+    "adamw_tf, cosine of get_scheduler": Case(
+        lambda rates: adamw_tf(
+            get_scheduler("cosine", rates[0], len(rates) // 10, len(rates)),
+            weight_decay=DECAY,
+        ),
+        _scheduled_adamw,
     ),
     "clip and adamw_tf": Case(
         lambda rates: optax.chain(
