@@ -8,6 +8,7 @@ checkpoints to `output_dir`, and its losses, parameter groups and error to `ende
 there.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -117,6 +118,7 @@ def _run(model_name, output_dir, resume_from):
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
+            **_weights_by_torch(transformers.TrainingArguments, model_name),
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
     )
@@ -130,6 +132,13 @@ def _run(model_name, output_dir, resume_from):
         "groups": [[names[id(p)] for p in group["params"]] for group in groups],
         "weight_decay": [group["weight_decay"] for group in groups],
     }
+
+
+def _weights_by_torch(arguments, model_name):
+    """Saves GPT-2 in pytorch_model.bin, as versions before 5 can."""
+    names = [field.name for field in dataclasses.fields(arguments)]
+    is_torch = model_name == "GPT-2" and "save_safetensors" in names
+    return {"save_safetensors": False} if is_torch else {}
 
 
 def main():

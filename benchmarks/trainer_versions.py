@@ -13,6 +13,7 @@ Trainer of the same version resumes from them.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -33,7 +34,6 @@ from benchmarks._trainer_environments import PINS, installed_version, python_of
 from jaxopt_tf import _tree, build_optimizer
 from jaxopt_tf.interop import (
     ParamNames,
-    TrainerCheckpoint,
     load_torch,
     match_names,
     read_params,
@@ -49,116 +49,113 @@ from tests.twins import torch_models
 _BEFORE = script.GIVEN_STEP - 1
 
 
-class Ours(NamedTuple):
-    """A checkpoint of step 2 as it was read, and after one update."""
-
-    recipe: Recipe
-    names: ParamNames
-    read: TrainerCheckpoint
-    params: Any
-    opt_state: Any
+_LAST = f"checkpoint-{script.MAX_STEPS}"
+# Folders of a model: Trainer's own, the same written back, and after our update.
+_OWN = f"run/checkpoint-{_BEFORE}"
+_AS_READ = f"given/checkpoint-{_BEFORE}"
+_UPDATED = f"given/checkpoint-{script.GIVEN_STEP}"
+_RESUMED = {"own": _OWN, "as read": _AS_READ, "updated": _UPDATED}
 
 
-def rows(versions: Sequence[str], environments: Path) -> Iterator[Row]:
+class Update(NamedTuple):
+    """One update here beside the same by torch."""
+
+    distance: float  # largest, to float64, in torch's own
+    share_equal: float  # of elements that are torch's bit for bit
+
+
+def rows(
+    versions: Sequence[str], models: Sequence[str], environments: Path
+) -> Iterator[Row]:
     for version in versions:
         is_installed = version == installed_version()
         python = (
             Path(sys.executable) if is_installed else python_of(version, environments)
         )
         with tempfile.TemporaryDirectory() as folder:
-            yield from _version(version, python, Path(folder))
+            yield from _version(version, models, python, Path(folder))
 
 
-def _version(version: str, python: Path, work: Path) -> Iterator[Row]:
-    plan = [_entry(work, model, "run") for model in script.MODELS]
-    _by_trainer(python, work, plan)
-    ended = {model: _ended(work, model, "run") for model in script.MODELS}
-    title = f"Trainer {version}"
-
+def _version(
+    version: str, models: Sequence[str], python: Path, work: Path
+) -> Iterator[Row]:
     def row(claim: str, unit: str, limit: float, measure: Callable, **more: Any) -> Row:
+        """The worst of all models; NaN if one of them fails."""
         values, details = {}, []
-        for model in script.MODELS:
+        for model in models:
             try:
-                if "error" in ended[model]:
-                    raise RuntimeError(ended[model]["error"])
-                values[model] = float(measure(model))
-            except Exception as error:  # a model that fails must not hide the others
+                values[model] = float(measure(work / model))
+            except Exception as error:  # of one model, which must not hide the others
                 values[model] = math.nan
                 details.append(f"{model}: {_brief(error)}")
+        worst = np.min if more.get("at_least") else np.max
         numbers = ", ".join(f"{model} {value:.3g}" for model, value in values.items())
         return Row(
-            claim=f"{title}: {claim}",
-            value=float(np.max(list(values.values()))),  # NaN, if there is one
+            claim=f"Trainer {version}: {claim}",
+            value=float(worst(list(values.values()))),
             unit=unit,
             limit=limit,
             detail="; ".join([numbers, *details]),
             **more,
         )
 
-    def decayed(model: str) -> int:
-        return len(_decayed(work / model / "run") ^ _decayed_by_trainer(ended[model]))
+    _by_trainer(python, work, [_entry(work / model, "run") for model in models])
+    yield row("decayed by one side only", "parameters", 0, _num_decayed_by_one_side)
 
-    yield row("decayed by one side only", "parameters", 0, decayed)
-    ours: dict[str, Ours] = {}
+    updates = {}
 
-    def update(model: str) -> float:
-        ours[model] = _one_update(work / model)
-        _give_back(work / model, ours[model])
-        truth = _in_float64(work / model, ended[model], ours[model])
-        theirs, new = (
-            _weights(work / model / run / f"checkpoint-{script.GIVEN_STEP}")
-            for run in ("run", "given")
-        )
-        return _distance(new, truth) / _distance(theirs, truth)
+    def update(work: Path) -> Update:
+        if work not in updates:
+            updates[work] = _one_update(work)
+        return updates[work]
 
     yield row(
         "one more update: largest distance to float64, in torch's own",
         "of torch's noise",
         1.15,
-        update,
+        lambda work: update(work).distance,
         torch=1.0,
     )
-
     yield row(
-        "fields of the folder that this version does not write, or does",
+        "one more update: parameters equal to torch bit for bit",
+        "of elements",
+        0.69,
+        lambda work: update(work).share_equal,
+        at_least=True,
+    )
+    yield row(
+        "fields in the folder written back that this version does not write, or does",
         "fields",
         0,
-        lambda model: len(_fields_that_differ(work / model, ours[model])),
+        lambda work: len(_fields(work / _OWN) ^ _fields(work / _AS_READ)),
     )
-    given = work / "{}" / "given"
-    resumed = {
-        "again": work / "{}" / "run" / f"checkpoint-{_BEFORE}",
-        "as read": given / f"checkpoint-{_BEFORE}",
-        "updated": given / f"checkpoint-{script.GIVEN_STEP}",
-    }
     plan = [
-        _entry(work, model, name, str(folder).format(model))
-        for model in ours
-        for name, folder in resumed.items()
+        _entry(work / model, name, work / model / folder)
+        for model in models
+        for name, folder in _RESUMED.items()
     ]
     _by_trainer(python, work, plan)
-
-    def unlike(model: str, name: str) -> int:
-        return _unlike(work, model, name, "again")
-
     yield row(
         "resumed from the folder written back: losses and parameters with other bits "
         "than when resumed from its own",
         "numbers",
         0,
-        lambda model: unlike(model, "as read"),
+        lambda work: _num_unlike(work / "as read", work / "own"),
     )
     yield row(
-        "resumed after the update: largest relative difference of a loss to its own run",
+        "resumed after our update: largest difference of a loss to its own run's",
         "relative",
         1e-5,
-        lambda model: _loss_difference(work, model, "updated"),
+        lambda work: _loss_difference(work / "updated", work / "run"),
     )
 
 
-def _entry(work: Path, model: str, name: str, resume_from: str | None = None) -> Any:
-    output_dir = str(work / model / name)
-    return {"model": model, "output_dir": output_dir, "resume_from": resume_from}
+def _entry(work: Path, name: str, resume_from: Path | None = None) -> dict[str, Any]:
+    return {
+        "model": work.name,
+        "output_dir": str(work / name),
+        "resume_from": None if resume_from is None else str(resume_from),
+    }
 
 
 def _by_trainer(python: Path, work: Path, plan: Sequence[Any]) -> None:
@@ -182,15 +179,26 @@ def _by_trainer(python: Path, work: Path, plan: Sequence[Any]) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
 
 
-def _ended(work: Path, model: str, name: str) -> dict[str, Any]:
-    return json.loads((work / model / name / "ended.json").read_text())
+def _ended(run: Path) -> dict[str, Any]:
+    ended = json.loads((run / "ended.json").read_text())
+    if "error" in ended:
+        raise RuntimeError(ended["error"])
+    return ended
 
 
-def _decayed_by_trainer(ended: dict[str, Any]) -> set[str]:
+def _num_decayed_by_one_side(work: Path) -> int:
+    ended, (params, names) = _ended(work / "run"), _tree_of(work / _OWN)
     pairs = zip(ended["groups"], ended["weight_decay"], strict=True)
-    return {name for group, decay in pairs if decay for name in group}
+    theirs = {name for group, decay in pairs if decay for name in group}
+    rule = _recipe(work / _OWN).decay_rule
+    mask = dict(
+        _tree.named_leaves(decay_mask(params, rule=rule, layer_norms=names.layer_norms))
+    )
+    ours = {piece.torch_name for piece in names.pieces if mask[piece.leaf]}
+    return len(ours ^ theirs)
 
 
+@functools.cache
 def _tree_of(checkpoint: Path) -> tuple[Any, ParamNames]:
     """The model's parameters as Flax would have them, and their names in torch."""
     import transformers
@@ -206,22 +214,13 @@ def _recipe(checkpoint: Path) -> Recipe:
     return recipe_from_transformers(arguments, max_steps=script.MAX_STEPS).recipe
 
 
-def _decayed(run: Path) -> set[str]:
-    checkpoint = run / f"checkpoint-{_BEFORE}"
-    params, names = _tree_of(checkpoint)
-    rule = _recipe(checkpoint).decay_rule
-    mask = decay_mask(params, rule=rule, layer_norms=names.layer_norms)
-    decayed = {name for name, is_decayed in _tree.named_leaves(mask) if is_decayed}
-    return {piece.torch_name for piece in names.pieces if piece.leaf in decayed}
-
-
-def _one_update(work: Path) -> Ours:
-    checkpoint = work / "run" / f"checkpoint-{_BEFORE}"
-    params, names = _tree_of(checkpoint)
-    recipe = _recipe(checkpoint)
+def _one_update(work: Path) -> Update:
+    """Takes step 3 from Trainer's checkpoint, and writes back both states."""
+    params, names = _tree_of(work / _OWN)
+    recipe = _recipe(work / _OWN)
     optimizer = build_optimizer(recipe, layer_norms=names.layer_norms)
     read = read_trainer_checkpoint(
-        checkpoint, params, names, recipe=recipe, opt_state=optimizer.init(params)
+        work / _OWN, params, names, recipe=recipe, opt_state=optimizer.init(params)
     )
 
     @jax.jit
@@ -230,7 +229,29 @@ def _one_update(work: Path) -> Ours:
         return optax.apply_updates(params, updates), opt_state
 
     gradients = _given_gradients(work, params, names)
-    return Ours(recipe, names, read, *step(read.params, read.opt_state, gradients))
+    updated = step(read.params, read.opt_state, gradients)
+    (work / "given").mkdir()
+    for folder, number, state in (
+        (_AS_READ, _BEFORE, (read.params, read.opt_state)),
+        (_UPDATED, script.GIVEN_STEP, updated),
+    ):
+        write_trainer_checkpoint(
+            work / folder,
+            *state,
+            names,
+            recipe=recipe,
+            step=number,
+            trainer_state=read.trainer_state,
+            like=work / _OWN,
+        )
+    ours = _weights(work / _UPDATED)
+    theirs = _weights(work / "run" / f"checkpoint-{script.GIVEN_STEP}")
+    truth = _in_float64(work, names, recipe.max_grad_norm)
+    equal = [(ours[name] == theirs[name]).ravel() for name in truth]
+    return Update(
+        distance=_distance(ours, truth) / _distance(theirs, truth),
+        share_equal=float(np.mean(np.concatenate(equal))),
+    )
 
 
 def _given_gradients(work: Path, params: Any, names: ParamNames) -> Any:
@@ -244,67 +265,42 @@ def _given_gradients(work: Path, params: Any, names: ParamNames) -> Any:
     return read_params(folder, params, names)
 
 
-def _in_float64(work: Path, ended: dict[str, Any], ours: Ours) -> dict[str, Any]:
-    """The same update by torch in float64, by torch's names."""
+def _in_float64(
+    work: Path, names: ParamNames, max_norm: float
+) -> dict[str, np.ndarray]:
+    """Step 3 by torch in float64, under the names that the weights have in files."""
     import torch
-    from safetensors.torch import load_file
 
-    checkpoint = work / "run" / f"checkpoint-{_BEFORE}"
-    weights = load_file(checkpoint / "model.safetensors")
+    weights = _weights(work / _OWN)
+    aliases = dict(names.model.tied)
     tensors = {}
-    for p in ours.names.model.parameters:
-        tied = [alias for alias, name in ours.names.model.tied if name == p.name]
-        (found, *_) = [name for name in (p.name, *tied) if name in weights]
-        tensors[p.name] = torch.nn.Parameter(weights[found].double())
-        gradient = script.given_gradient(p.name, p.shape)
-        tensors[p.name].grad = torch.from_numpy(gradient).double()
-    groups = [{"params": [tensors[name] for name in g]} for g in ended["groups"]]
+    for name, weight in weights.items():
+        of = aliases.get(name, name)
+        if of == name or of not in weights:
+            gradient = script.given_gradient(of, weight.shape)
+            tensors[of] = torch.nn.Parameter(torch.tensor(weight).double())
+            tensors[of].grad = torch.from_numpy(gradient).double()
+    groups = [
+        {"params": [tensors[n] for n in g]} for g in _ended(work / "run")["groups"]
+    ]
     optimizer = torch.optim.AdamW(groups)
-    optimizer.load_state_dict(load_torch(checkpoint / "optimizer.pt"))
-    max_norm = ours.recipe.max_grad_norm
+    optimizer.load_state_dict(load_torch(work / _OWN / "optimizer.pt"))
     torch.nn.utils.clip_grad_norm_(list(tensors.values()), max_norm)
     optimizer.step()
-    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    return {name: tensors[aliases.get(name, name)].detach().numpy() for name in weights}
 
 
-def _distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """The largest difference of an element; a tied tensor may have either name."""
-    both = ours.keys() & theirs.keys()
-    assert len(both) >= min(len(ours), len(theirs)) - 1, sorted(ours)
-    return float(
-        max(np.abs(np.float64(ours[n]) - np.float64(theirs[n])).max() for n in both)
-    )
+def _distance(weights: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> float:
+    return float(max(np.abs(np.float64(weights[n]) - truth[n]).max() for n in truth))
 
 
-def _weights(checkpoint: Path) -> dict[str, Any]:
+def _weights(checkpoint: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    return load_file(checkpoint / "model.safetensors")
-
-
-def _give_back(work: Path, ours: Ours) -> None:
-    """Writes the checkpoint as it was read, and the one after our update."""
-    read, given = ours.read, work / "given"
-    given.mkdir()
-    for step, params, opt_state in (
-        (_BEFORE, read.params, read.opt_state),
-        (script.GIVEN_STEP, ours.params, ours.opt_state),
-    ):
-        write_trainer_checkpoint(
-            given / f"checkpoint-{step}",
-            params,
-            opt_state,
-            ours.names,
-            recipe=ours.recipe,
-            step=step,
-            trainer_state=read.trainer_state,
-            like=work / "run" / f"checkpoint-{_BEFORE}",
-        )
-
-
-def _fields_that_differ(work: Path, ours: Ours) -> set[tuple[str, str]]:
-    theirs = _fields(work / "run" / f"checkpoint-{_BEFORE}")
-    return theirs ^ _fields(work / "given" / f"checkpoint-{_BEFORE}")
+    if (checkpoint / "model.safetensors").is_file():
+        return load_file(checkpoint / "model.safetensors")
+    tensors = load_torch(checkpoint / "pytorch_model.bin")
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _fields(folder: Path) -> set[tuple[str, str]]:
@@ -325,28 +321,21 @@ def _fields(folder: Path) -> set[tuple[str, str]]:
     return fields - {("optimizer.pt", "param_names")}
 
 
-def _unlike(work: Path, model: str, name: str, other: str) -> int:
+def _num_unlike(run: Path, other: Path) -> int:
     """The number of losses and of parameters' elements that are not bit for bit."""
-    losses = [_losses(work, model, run) for run in (name, other)]
-    last = f"checkpoint-{script.MAX_STEPS}"
-    ours, theirs = (_weights(work / model / run / last) for run in (name, other))
-    if ours.keys() != theirs.keys() or losses[0].keys() != losses[1].keys():
-        raise ValueError(f"other parameters or steps: {losses}")
-    unlike = sum(losses[0][step] != losses[1][step] for step in losses[0])
-    return unlike + sum(int(np.sum(ours[key] != theirs[key])) for key in ours)
+    losses, theirs = _ended(run)["losses"], _ended(other)["losses"]
+    weights, their_weights = _weights(run / _LAST), _weights(other / _LAST)
+    assert losses.keys() == theirs.keys()
+    assert weights.keys() == their_weights.keys()
+    unlike = sum(losses[step] != theirs[step] for step in losses)
+    return unlike + sum(
+        int(np.sum(weights[name] != their_weights[name])) for name in weights
+    )
 
 
-def _loss_difference(work: Path, model: str, name: str) -> float:
-    losses, own = _losses(work, model, name), _losses(work, model, "run")
-    steps = range(script.GIVEN_STEP + 1, script.MAX_STEPS + 1)
-    return max(abs(losses[str(n)] / own[str(n)] - 1) for n in steps)
-
-
-def _losses(work: Path, model: str, name: str) -> dict[str, float]:
-    ended = _ended(work, model, name)
-    if "error" in ended:
-        raise RuntimeError(ended["error"])
-    return ended["losses"]
+def _loss_difference(run: Path, other: Path) -> float:
+    losses, theirs = _ended(run)["losses"], _ended(other)["losses"]
+    return max(abs(losses[step] / theirs[step] - 1) for step in losses)
 
 
 def _brief(error: Exception) -> str:
@@ -369,8 +358,10 @@ def _main() -> None:
     )
     args = parser.parse_args()
     versions = [installed_version()] if args.smoke else args.versions
+    models = ["Llama", "GPT-2"] if args.smoke else list(script.MODELS)
     title = "Checkpoints of Trainer by version"
-    sys.exit(0 if report(title, rows(versions, args.environments)) else 1)
+    found = rows(versions, models, args.environments)
+    sys.exit(0 if report(title, found) else 1)
 
 
 if __name__ == "__main__":
