@@ -29,7 +29,8 @@ _PROG = "jaxopt-tf migrate FOLDER OUT"
 _DESCRIPTION = (
     "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
     "checkpoint of a run's folder. Flags say what the file of a Trainer does not: the "
-    "text, how often to evaluate and save."
+    "text, how often to evaluate and save. On the way out `--like CHECKPOINT` names a "
+    "checkpoint of the Trainer that is to resume: its version reads what is written."
 )
 _ARGUMENTS, _STATE = "training_args.bin", "trainer_state.json"
 
@@ -64,12 +65,7 @@ def migrate(args: Sequence[str]) -> int:
             f"{str(source)!r}. Name one of its checkpoint-<step>."
         )
     elif (source / "SHA256SUMS").exists() or find_checkpoints(source):
-        if flags:
-            raise ValueError(
-                f"`migrate` takes no flags on the way out, got {' '.join(flags)!r}: "
-                "the run has its numbers."
-            )
-        _go_out(source, out)
+        _go_out(source, out, _like(flags))
     else:
         raise ValueError(
             "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
@@ -156,16 +152,35 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
     )
 
 
-def _go_out(source: Path, out: Path) -> None:
+def _like(flags: Sequence[str]) -> Path | None:
+    """The checkpoint whose version is going to read the one that is written."""
+    if not flags:
+        return None
+    if len(flags) != 2 or flags[0] != "--like":
+        raise ValueError(
+            "`migrate` takes `--like CHECKPOINT` and no other flag on the way out, got "
+            f"{' '.join(flags)!r}: the run has its numbers."
+        )
+    like = Path(flags[1])
+    if not (like / "config.json").is_file():
+        raise ValueError(
+            f"`--like` must hold config.json, got {str(like)!r}. Name the Trainer's "
+            "checkpoint-<step> that the run came from."
+        )
+    return like
+
+
+def _go_out(source: Path, out: Path, like: Path | None) -> None:
     recipe, model, job, position = read_run(source)
     step = int(position.state.step)
     # Less by the updates that were skipped; none where no schedule asks with it.
     found = optax.tree.get_all_with_path(position.state.opt_state, "step")
     asked = [int(leaf) for _, leaf in found if leaf is not None]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as like:
+    with tempfile.TemporaryDirectory() as made:
         config = json.dumps(torch_config(model), indent=2)
-        Path(like, "config.json").write_text(f"{config}\n", encoding="utf-8")
+        Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
+        like = Path(made) if like is None else like
         names = interop.match_names(
             position.state.params, interop.torch_model_from_config(like)
         )
