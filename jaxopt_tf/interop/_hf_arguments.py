@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 from .. import _check
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._hf_fields import TRAINING_ARGUMENTS, is_set
-from ._hf_source import read_training_arguments
+from ._hf_source import Source, read_training_arguments
 from ._hf_translation import (
     Translation,
     is_true,
     translate_training_arguments,
     with_all_devices,
 )
-from ._hf_version import Era, era_of
+from ._hf_version import Era, era_of, versions_of
 
 # Fields of a job, under whose names a recipe has nothing.
 _OF_A_JOB = {
@@ -49,7 +50,8 @@ class FromTransformers:
 
     Attributes:
         recipe: the numbers of the updates; its `decay_rule` is Trainer's.
-        versions: of Transformers, whose rules were followed: "5", "4.53 to 4.57", ...
+        versions: of Transformers, whose rules were followed: "4.46.3" if the version
+            is known, else "5", "4.53 to 4.55" and others by the fields.
         honoured: names of the fields that the recipe has, under this name or another.
         elsewhere: fields that decide numbers, but not those of the optimizer: the
             precision, the order of the data, which metric drives the schedule.
@@ -72,6 +74,7 @@ def recipe_from_transformers(
     max_steps: int | None = None,
     num_examples: int | None = None,
     num_devices: int | None = None,
+    transformers_version: str | None = None,
 ) -> FromTransformers:
     """The recipe that Trainer would follow with these TrainingArguments.
 
@@ -88,6 +91,9 @@ def recipe_from_transformers(
         num_examples: length of the training data; needed where `max_steps` is not set.
         num_devices: how many took part, each with a batch of its own; None for what
             the source says, or 1.
+        transformers_version: version that made the run, such as "4.46.3". None for
+            that of config.json in the folder of the file; else the version is told by
+            the fields. Decay, steps of an epoch and others depend on it.
 
     Returns:
         The recipe and a report.
@@ -97,7 +103,7 @@ def recipe_from_transformers(
             unknown names, at once; or if a file is no good.
         TypeError: if the source is of another kind.
 
-    Source: transformers 5.23 and 4.40 to 4.57, `trainer.py`, `training_args.py`,
+    Source: transformers 4.40 to 4.57 and 5.0 to 5.24, `trainer.py`, `training_args.py`,
         `trainer_optimizer.py`.
     Differs: a warm-up longer than the training, phases that do not fit into it, and
         misspelt `optim_args` are refused; Trainer takes them.
@@ -109,7 +115,8 @@ def recipe_from_transformers(
     if num_devices is not None:
         num_devices = _check.step_count("num_devices", num_devices, least=1)
     found = read_training_arguments(source)
-    era = era_of(found.given)
+    version, version_notes = _version(found, transformers_version)
+    era = era_of(found.given, version)
     known_devices = num_devices or found.num_devices
     given = {
         n: v for n, v in found.given.items() if not _is_device(n) or not known_devices
@@ -117,6 +124,8 @@ def recipe_from_transformers(
     if max_steps is not None:
         given["max_steps"] = max_steps
     problems: list[str] = []
+    if era.ratio_replaces_steps and is_set(given.get("warmup_ratio")):
+        given["warmup_steps"] = given.pop("warmup_ratio")
     steps = _steps(given, num_examples, known_devices or 1, era, problems)
     taken = translate_training_arguments(given, max_steps=steps, era=era)
     problems += [_told(refusal) for refusal in taken.refusals]
@@ -140,8 +149,45 @@ def recipe_from_transformers(
         honoured=tuple(sorted(honoured)),
         elsewhere=tuple(sorted(elsewhere)),
         without_effect=tuple(sorted({*neutral, *idle})),
-        notes=tuple(taken.notes),
+        notes=(*taken.notes, *version_notes, *_open_rules(era, recipe)),
     )
+
+
+def _version(found: Source, given: str | None) -> tuple[str | None, list[str]]:
+    """The version that made the run, None if unknown; and notes on it."""
+    version = given or found.version
+    if version is None:
+        return None, []
+    number = _check.version("transformers_version", version)
+    since, end = versions_of(found.given, by_absence=False)
+    # Builds between two releases may have the fields of either.
+    if since <= number < end or not re.fullmatch(r"[\d.]+", version):
+        return version, []
+    has = "{}.{} or later".format(*since)
+    if number >= end:
+        has = "a version before {}.{}".format(*end)
+    problem = f"the arguments have fields of {has}"
+    if given is None:
+        return None, [
+            f"config.json is of Transformers {version}, but {problem}: the version is "
+            "told by the fields"
+        ]
+    raise ValueError(
+        f"`transformers_version` must be the version that made {found.name}, got "
+        f"{version!r}, but {problem}."
+    )
+
+
+def _open_rules(era: Era, recipe: Recipe) -> list[str]:
+    """A note if decay may have been by another rule than the recipe's."""
+    others = [rule for rule in era.open_rules if rule != era.decay_rule]
+    if not others or recipe.weight_decay == 0:
+        return []
+    return [
+        f"`decay_rule` is {era.decay_rule!r}: the arguments do not show their version "
+        f"of Transformers, and others decayed by {', '.join(map(repr, others))}; pass "
+        "`transformers_version`"
+    ]
 
 
 def _steps(

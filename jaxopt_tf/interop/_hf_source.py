@@ -4,11 +4,13 @@ import dataclasses
 import enum
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._hf_version import version_of_folder
 from ._safe_pickle import NotAllowedError, Record, load_inert
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
@@ -24,6 +26,7 @@ class Source(NamedTuple):
     given: dict[str, Any]  # names and values, as JSON would have them
     num_devices: int | None  # how many took part, where it says so
     name: str  # for errors
+    version: str | None = None  # of Transformers, if the source shows it
 
 
 def read_training_arguments(source: Any) -> Source:
@@ -44,7 +47,8 @@ def read_training_arguments(source: Any) -> Source:
         names = [field.name for field in dataclasses.fields(source)]
         given = {name: _plain(getattr(source, name)) for name in names}
         num_devices = source.world_size * max(1, source.n_gpu)
-        return Source(given, num_devices, "TrainingArguments")
+        version = getattr(sys.modules.get("transformers"), "__version__", None)
+        return Source(given, num_devices, "TrainingArguments", version)
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return Source(_from_json(source.encode()), None, "TrainingArguments")
     if not isinstance(source, str | Path):
@@ -52,7 +56,8 @@ def read_training_arguments(source: Any) -> Source:
             "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
             f"file, got {type(source).__name__}."
         )
-    return _read_file(Path(source))
+    path = Path(source)
+    return _read_file(path)._replace(version=version_of_folder(path.parent))
 
 
 def _read_file(path: Path) -> Source:

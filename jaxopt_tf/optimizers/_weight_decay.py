@@ -8,7 +8,7 @@ Linen, NNX and torch.
 
 import collections
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,57 +17,59 @@ from flax import nnx
 
 from .. import _check, _tree
 from .._typing import PyTree
-
-# What Trainer looks for, in the lower-cased name.
-_TRANSFORMERS_V5 = (
-    r"bias",
-    r"layernorm",
-    r"rmsnorm",
-    r"(?:^|\.)norm(?:$|\.)",
-    r"_norm(?:$|\.)",
+from ._decay_rules import (
+    DECAY_RULES,
+    LAYER_NORM,
+    NAMED_RULES,
+    NORM_TYPES,
+    DecayRule,
+    norm_type,
 )
-# What stands directly in a normalisation layer, by the names that these are usually
-# given (`norm1`, `LayerNorm_0`, `ln_f`, `bn2`), but not what a `PreNorm` wraps; and the
-# gain, which Flax calls `scale` whatever the layer is called.
-_ANY_NORM = (
-    r"norm_?\d*\.[^.]+$",
-    r"(?:^|\.)norm_\w+\.[^.]+$",
-    r"(?:^|\.)(?:ln|bn)(?:_\w+|\d*)\.[^.]+$",
-    r"(?:^|\.)scale$",
-)
-_EXAMPLES = ("bias", r"LayerNorm\.weight")
-# The rules of `decay_mask` that have a name.
-DECAY_RULES = ("default", "transformers_v5", "transformers_v4", "examples")
 
 # Called norms, but they wrap a layer whose weight is to be decayed.
 _NOT_NORMS = frozenset({"WeightNorm", "SpectralNorm"})
 
 Rule = str | Sequence[str] | Callable[[str, Any], bool]
+# Paths of layer norms; or with each path the class that torch has there.
+LayerNorms = Sequence[str] | Mapping[str, str]
 
 
 def decay_mask(
-    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+    params: PyTree, *, rule: Rule = "default", layer_norms: LayerNorms = ()
 ) -> PyTree:
-    """Says for each leaf whether weight decay applies to it.
+    """Returns for each leaf whether weight decay applies to it.
 
     Args:
         params: a tree of parameters (Linen, NNX, Equinox, plain); or an NNX or Equinox
             module itself, whose layers are then recognised by their type. Leaves that
             are no arrays have no place in the mask. Stacked layers (an additional
             first axis) make no difference: names decide, not ranks.
-        rule: what to leave out.
-            "default": what Transformers 5 leaves out, and every normalisation layer.
-            "transformers_v5": what `Trainer` leaves out since 4.53: names that hold
-            `bias` or one of its spellings of a norm, and layers of type LayerNorm.
-            "transformers_v4": what it left out until 4.48: names that hold `bias`, and
-            normalisation layers by type.
-            "examples": names that hold `bias` or `LayerNorm.weight`, case-sensitive, as
-            the example scripts without Trainer have it.
+        rule: parameters to leave out.
+            "default": those that Transformers 5 leaves out, and every normalization
+            layer.
+            "transformers_v5": those that `Trainer` leaves out since 4.56: names that
+            contain `bias` or one of its spellings of a norm, and layers of type
+            LayerNorm. "transformers_4_53" (4.53 to 4.55): these, but some vision
+            models' norms, such as ConvNextLayerNorm, are no LayerNorm yet.
+            "transformers_4_49" (4.49 to 4.52): names that contain `bias`, `layernorm`
+            or `rmsnorm`, and the types that these versions count as layer norms.
+            "transformers_4_40" (4.40 to 4.42), "transformers_4_43" (4.43 and 4.44),
+            "transformers_4_45" (4.45), "transformers_4_46" (4.46 and 4.47),
+            "transformers_4_48" (4.48): names that contain `bias`, and the types that
+            these versions count as layer norms, LlamaRMSNorm and T5LayerNorm among
+            them. `trainer_decay_rule` returns the rule of a version.
+            "transformers_v4": names that contain `bias`, and normalization layers by
+            type; of a mapping `layer_norms`, those of type LayerNorm. This is the rule
+            of no version with a Llama or a T5.
+            "examples": names that contain `bias` or `LayerNorm.weight`,
+            case-sensitive, as in the example scripts without Trainer.
             A sequence of regular expressions: names in which one of them is found.
             A callable `(name, leaf) -> bool`: True where decay applies.
-        layer_norms: paths of modules that are normalisation layers, where types are not
-            to be seen: with torch's names, say. What stands directly in them is left
-            out.
+        layer_norms: normalization layers, for trees that do not show types. A sequence
+            of paths of modules, which count as LayerNorm; or a mapping from such paths
+            to the class that torch has there, "LayerNorm" or "LlamaRMSNorm" for
+            example, as `match_names(params, model).layer_norms` returns it. Parameters
+            directly in these modules are left out, if the rule counts the class.
 
     Returns:
         A tree of bool with the structure of `params`, for `decay_mask=` of our
@@ -75,11 +77,14 @@ def decay_mask(
         structure of its `nnx.Param` state.
 
     Raises:
-        ValueError, TypeError: if `rule` is none of these, or if a pattern or a path of
-            yours matches no leaf: it would silently decay what you meant to leave out.
+        ValueError, TypeError: if `rule` is none of these, if a class in `layer_norms`
+            is not known, or if a pattern or a path matches no leaf: parameters meant
+            to be left out would be decayed silently.
 
-    Source: transformers 5.23 `trainer.py`, `Trainer.get_decay_parameter_names`;
-        4.44 likewise; `examples/pytorch/text-classification/run_glue_no_trainer.py`.
+    Source: transformers 4.40 to 4.57 and 5.0 to 5.24 `trainer.py`,
+        `Trainer.get_decay_parameter_names`, and `pytorch_utils.py`,
+        `ALL_LAYERNORM_LAYERS`;
+        `examples/pytorch/text-classification/run_glue_no_trainer.py`.
     Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
         patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
     """
@@ -88,14 +93,11 @@ def decay_mask(
 
 
 def decay_reasons(
-    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+    params: PyTree, *, rule: Rule = "default", layer_norms: LayerNorms = ()
 ) -> PyTree:
-    """Why each leaf is not decayed, in words; "" where it is. As `decay_mask` else."""
+    """Returns for each leaf why it is not decayed, "" where it is; as `decay_mask`."""
     _check_rule(rule, layer_norms)
-    norms = _norm_layers(params)
-    any_norms = {*norms, *layer_norms}
-    own_norms = {path for path, is_layer_norm in norms.items() if is_layer_norm}
-    own_norms |= set(layer_norms)
+    own_types = _norm_layers(params)
     if isinstance(params, nnx.Module):
         params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
     if not _tree.is_part(params):
@@ -105,13 +107,12 @@ def decay_reasons(
             _matches_something("layer_norms", path, path in parents, names)
         for pattern in () if isinstance(rule, str) or callable(rule) else rule:
             _matches_something("rule", pattern, _found_in(pattern, names), names)
-    # What is looked for in a name, and the layers that are left out.
-    named: dict[str, tuple[Sequence[str], set[str]]] = {
-        "default": (_TRANSFORMERS_V5 + _ANY_NORM, any_norms),
-        "transformers_v5": (_TRANSFORMERS_V5, own_norms),
-        "transformers_v4": (("bias",), any_norms),
-        "examples": (_EXAMPLES, set()),
-    }
+    if isinstance(rule, str):
+        known = NAMED_RULES[rule]
+        left_out = _left_out(known, own_types, layer_norms)
+    else:
+        known = DecayRule(() if callable(rule) else tuple(rule))
+        left_out = set()
 
     def reason(path: tuple, leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
@@ -119,14 +120,11 @@ def decay_reasons(
         name = _tree.leaf_name(path)
         if callable(rule):
             return "" if rule(name, leaf) else "by your rule"
-        patterns, left_out = named[rule] if isinstance(rule, str) else (rule, set())
-        if rule in ("default", "transformers_v5"):
-            name = name.lower()
-        for pattern in patterns:
-            if found := re.search(pattern, name):
+        searched = name.lower() if known.lowers else name
+        for pattern in known.patterns:
+            if found := re.search(pattern, searched):
                 return f"{found.group().strip('.')!r} in its name"
-        is_in_norm = _parent(_tree.leaf_name(path)) in left_out
-        return "its layer is a norm" if is_in_norm else ""
+        return "its layer is a norm" if _parent(name) in left_out else ""
 
     return jax.tree_util.tree_map_with_path(reason, params)
 
@@ -163,11 +161,22 @@ def resolve_mask(
     return jax.tree.unflatten(structure, [_checked(decayed[name]) for name in names])
 
 
-def _norm_layers(tree: PyTree, above: tuple = ()) -> dict[str, bool]:
-    """Paths of all modules that are norms by type, and whether they are LayerNorms."""
+def _left_out(
+    rule: DecayRule, own_types: Mapping[str, str], layer_norms: LayerNorms
+) -> set[str]:
+    """Paths of the normalization layers that a rule leaves out."""
+    given = layer_norms
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(given, LAYER_NORM)
+    own = {p for p, t in own_types.items() if rule.any_norm or t in rule.norm_types}
+    return own | {p for p, t in given.items() if t in rule.norm_types}
+
+
+def _norm_layers(tree: PyTree, above: tuple = ()) -> dict[str, str]:
+    """Paths of all modules that are norms by type; the type if Trainer knows it."""
     found = {}
     if _is_norm(tree):
-        found[_tree.path_name(above)] = "LayerNorm" in _type_names(tree)
+        found[_tree.path_name(above)] = norm_type(_type_names(tree))
     inside = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: node is not tree and _is_norm(node)
     )
@@ -211,8 +220,12 @@ def _check_rule(rule: Any, layer_norms: Any) -> None:
     for name, value in (("rule", rule), ("layer_norms", layer_norms)):
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         is_single = name == "rule" and (isinstance(value, str) or callable(value))
-        if not is_list and not is_single:
+        is_mapping = name == "layer_norms" and isinstance(value, Mapping)
+        if not is_list and not is_single and not is_mapping:
             raise TypeError(f"`{name}` must be a list of strings, got {value!r}.")
+    if isinstance(layer_norms, Mapping):
+        for kind in layer_norms.values():
+            _check.one_of("layer_norms", kind, NORM_TYPES)
     if isinstance(rule, str):
         _check.one_of("rule", rule, DECAY_RULES)
     elif not callable(rule):

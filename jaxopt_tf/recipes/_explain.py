@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .. import _tree
 from .._typing import PyTree
-from ..optimizers import TorchLayout, decay_reasons
+from ..optimizers import LayerNorms, TorchLayout, decay_reasons
 from ._build import build_optimizer
 from ._rate_groups import REST, group_labels
 from ._recipe import Recipe
@@ -96,7 +96,7 @@ def explain(
     params: PyTree,
     *,
     layout: Mapping[str, TorchLayout] | None = None,
-    layer_norms: Sequence[str] | None = None,
+    layer_norms: LayerNorms | None = None,
     torch_names: Mapping[str, str] | None = None,
 ) -> Explanation:
     """Says what the recipe does with each parameter: decay, rate, factors, memory.

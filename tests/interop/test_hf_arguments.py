@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from jaxopt_tf.interop import recipe_from_transformers
@@ -63,7 +64,7 @@ def test_object_dict_json_and_files_give_one_recipe(tmp_path):
     for source in sources:
         found = recipe_from_transformers(source)
         assert found.recipe == expected
-        assert found.versions == "5"
+        assert found.versions in ("5", transformers.__version__)
         assert {"optim_args", "warmup_steps", "learning_rate"} <= set(found.honoured)
 
 
@@ -74,7 +75,7 @@ def test_a_pickle_of_version_4_is_read(tmp_path):
     torch.save(given, tmp_path / "training_args.bin")
     found = recipe_from_transformers(tmp_path / "training_args.bin", num_examples=1001)
     assert found.recipe.num_warmup_steps == 38
-    assert found.recipe.decay_rule == "transformers_v4"
+    assert found.recipe.decay_rule == "transformers_4_49"
 
 
 @pytest.mark.parametrize(
@@ -109,21 +110,30 @@ def test_an_update_is_of_what_all_devices_took():
     assert "4 devices took part" in found.notes[0]
 
 
+GONE_IN_4_51 = ("dispatch_batches", "evaluation_strategy", "split_batches")
+LATER = {name: value for name, value in OLD.items() if name not in GONE_IN_4_51}
+
+
 @pytest.mark.parametrize(
-    ("fields", "steps", "rule"),
+    ("fields", "steps", "rule", "versions"),
     [
-        (OLD, 3 * 31, "transformers_v4"),
-        ({**OLD, "tp_size": 0}, 3 * 31, "transformers_v4"),
-        ({"overwrite_output_dir": 0, "warmup_ratio": 0}, 3 * 32, "transformers_v4"),
-        ({"warmup_ratio": 0.0, **SINCE_4_53}, 3 * 32, "transformers_v5"),
-        ({}, 3 * 32, "transformers_v5"),
+        (OLD, 3 * 31, "transformers_4_49", "4.46 to 4.49"),
+        ({**OLD, "tp_size": 0}, 3 * 31, "transformers_4_49", "4.50"),
+        ({**LATER, "tp_size": 0}, 3 * 31, "transformers_4_49", "4.51"),
+        (LATER, 3 * 32, "transformers_4_49", "4.52"),
+        ({**LATER, **SINCE_4_53}, 3 * 32, "transformers_4_53", "4.53 to 4.55"),
+        ({"evaluation_strategy": "no"}, 3 * 31, "transformers_4_49", "4, up to 4.51"),
+        ({"warmup_ratio": 0.0}, 3 * 31, "transformers_v5", "4, up to 4.51"),
+        ({"warmup_ratio": 0.0, **SINCE_4_53}, 3 * 32, "transformers_v5", "5.14"),
+        ({}, 3 * 32, "transformers_v5", "5"),
     ],
-    ids=["4.46", "4.50", "4.52", "4.53", "5"],
+    ids=["4.46", "4.50", "4.51", "4.52", "4.53", "few", "ratio", "mixed", "5"],
 )  # fmt: skip
-def test_each_version_has_its_own_rules(fields, steps, rule):
+def test_each_version_has_its_own_rules(fields, steps, rule, versions):
     given = {**fields, "gradient_accumulation_steps": 4}
-    recipe = recipe_from_transformers(given, num_examples=1001).recipe
-    assert (recipe.max_steps, recipe.decay_rule) == (steps, rule)
+    found = recipe_from_transformers(given, num_examples=1001)
+    assert (found.recipe.max_steps, found.recipe.decay_rule) == (steps, rule)
+    assert found.versions == versions
 
 
 @pytest.mark.parametrize(
