@@ -164,7 +164,7 @@ def _by_trainer(python: Path, work: Path, plan: Sequence[Any]) -> None:
     path.write_text(json.dumps(plan))
     environment = {
         **os.environ,
-        # torch 2.6 changed the default of torch.load. Trainer before 4.48 does not pass
+        # torch 2.6 changed the default of torch.load. Trainer before 4.47 does not pass
         # `weights_only=False` for its rng_state.pth, in which there are NumPy arrays.
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
         "CUDA_VISIBLE_DEVICES": "",
