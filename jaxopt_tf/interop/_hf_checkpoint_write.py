@@ -28,8 +28,16 @@ from ._torch_files import save_torch
 from ._torch_state import torch_from_opt_state
 
 # Of another step than the one that is written.
-_NOT_COPIED = (*MODEL_FILES, OPTIMIZER, SCHEDULER, STATE, "rng_state", "scaler")
-_NOT_COPIED += ("pytorch_model-", "optimizer.bin")
+_NOT_COPIED = (
+    *MODEL_FILES,
+    "pytorch_model-",
+    OPTIMIZER,
+    "optimizer.bin",
+    SCHEDULER,
+    STATE,
+    "rng_state",
+    "scaler",
+)
 
 
 def write_trainer_checkpoint(

@@ -19,7 +19,9 @@ class Era(NamedTuple):
     rounds_up: bool  # whether the last, shorter accumulation of an epoch is an update
     reads_optim_args: bool  # for sgd, adagrad and rmsprop
     ratio_replaces_steps: bool = False  # `warmup_ratio` overwrites `warmup_steps`
-    warms_up_from_zero: bool = False  # "warmup_stable_decay", whatever its `min_lr_ratio`
+    warms_up_from_zero: bool = (
+        False  # "warmup_stable_decay", whatever its `min_lr_ratio`
+    )
     # Decay rules of the versions that cannot be told apart, newest first.
     open_rules: tuple[str, ...] = ()
 
