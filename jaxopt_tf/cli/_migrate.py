@@ -29,9 +29,13 @@ _PROG = "jaxopt-tf migrate FOLDER OUT"
 _DESCRIPTION = (
     "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
     "checkpoint of a run's folder. Flags say what the file of a Trainer does not: the "
-    "text, how often to evaluate and save. On the way out `--like CHECKPOINT` names a "
-    "checkpoint of the Trainer that is to resume: its version reads what is written."
+    "text, how often to evaluate and save. With --decay_groups file weight decay is "
+    "applied to the parameters that optimizer.pt decays, by a script's groups say. On "
+    "the way out --like CHECKPOINT names a checkpoint of the Trainer that is to resume: "
+    "its version reads what is written."
 )
+# Flag of `migrate` alone: decay by the groups of optimizer.pt.
+_FILE_GROUPS = ("--decay_groups", "file")
 _ARGUMENTS, _STATE = "training_args.bin", "trainer_state.json"
 
 
@@ -81,6 +85,7 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
     came = interop.recipe_from_transformers(
         source / _ARGUMENTS, max_steps=state["max_steps"]
     )
+    flags, takes_file = _without_file_groups(flags)
     # Ours leaves out the same leaves of a GPT-2, by their names.
     recipe = dataclasses.replace(came.recipe, decay_rule="default")
     found = {**recipe_settings(recipe), **sizes_of(source), "output_dir": str(out)}
@@ -91,17 +96,26 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
             f"{str(job.output_dir)!r}. Leave it out: `OUT` says it."
         )
     params, _ = make_loss_fn(model, recipe.seed)
-    start = first_position(recipe, model, params)
     names = interop.match_names(params, interop.torch_model_from_config(source))
+    if takes_file:
+        rule = interop.decay_rule_from_checkpoint(source, names)
+        recipe = dataclasses.replace(recipe, decay_rule=rule)
+    start = first_position(recipe, model, params)
     layout = gpt2_layout(model)
-    read = interop.read_trainer_checkpoint(
-        source,
-        params,
-        names,
-        recipe=came.recipe,
-        opt_state=start.state.opt_state,
-        layouts=layout,
-    )
+    try:
+        read = interop.read_trainer_checkpoint(
+            source,
+            params,
+            names,
+            recipe=dataclasses.replace(came.recipe, decay_rule=recipe.decay_rule),
+            opt_state=start.state.opt_state,
+            layouts=layout,
+        )
+    except interop.DecayGroupsError as error:
+        raise ValueError(
+            f"{error.difference} Add `{' '.join(_FILE_GROUPS)}` to decay what the file "
+            "decays."
+        ) from error
     if type(read.schedule_state) is not type(start.schedule_state):
         raise ValueError(
             "`lr_scheduler_type` must stay where a metric drives the rate, got "
@@ -150,6 +164,21 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         f"{read.step:,}; it goes on with\n"
         f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
     )
+
+
+def _without_file_groups(flags: Sequence[str]) -> tuple[list[str], bool]:
+    """The flags of a run, and whether decay is by the groups of the file."""
+    left = list(flags)
+    name, value = _FILE_GROUPS
+    if name not in left:
+        return left, False
+    place = left.index(name)
+    if left[place + 1 : place + 2] != [value]:
+        raise ValueError(
+            f"`{name}` must be {value!r}, got {left[place + 1 : place + 2]!r}. Leave it "
+            "out to decay by the names of parameters."
+        )
+    return left[:place] + left[place + 2 :], True
 
 
 def _like(flags: Sequence[str]) -> Path | None:

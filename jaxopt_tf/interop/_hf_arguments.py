@@ -130,6 +130,8 @@ def recipe_from_transformers(
     taken = translate_training_arguments(given, max_steps=steps, era=era)
     problems += [_told(refusal) for refusal in taken.refusals]
     _as_trainer_calls_it(taken, problems)
+    if era.warms_up_from_zero:
+        problems += _other_warm_up(taken.settings, era)
     with_all_devices(taken, known_devices or 1)
     settings, elsewhere, neutral = _sorted(given, taken, problems)
     settings["max_steps"] = 2**31 - 1 if steps is None else steps
@@ -256,6 +258,26 @@ def _as_trainer_calls_it(taken: Translation, problems: list[str]) -> None:
     if schedule in METRIC_DRIVEN and warm_up:
         del settings["warmup_steps"]
         taken.notes.append(f"`warmup_steps`: {schedule!r} has none in Trainer either")
+
+
+def _other_warm_up(settings: Mapping[str, Any], era: Era) -> list[str]:
+    """A problem if the schedule warms up from 0 where ours starts at its minimum.
+
+    Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
+    """
+    kwargs = settings.get("lr_scheduler_kwargs") or {}
+    ratio = kwargs.get("min_lr_ratio", 0) if isinstance(kwargs, Mapping) else 0
+    name = "warmup_stable_decay"
+    if settings.get("lr_scheduler_type") != name or not ratio:
+        return []
+    if not settings.get("warmup_steps"):
+        return []
+    return [
+        f"`lr_scheduler_kwargs` must be without a `min_lr_ratio` for {name!r} of "
+        f"Transformers {era.versions}, got {ratio!r}: its warmup rises from 0 there, "
+        "and from this share of the rate here and since 4.49. Pass "
+        "`transformers_version='4.49.0'` if the warmup is over."
+    ]
 
 
 def _sorted(

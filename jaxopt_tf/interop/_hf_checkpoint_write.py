@@ -69,8 +69,9 @@ def write_trainer_checkpoint(
         params: the parameters.
         opt_state: the state of their optimizer, AdamW or Adafactor.
         names: which leaf is which torch parameter.
-        recipe: the numbers of the run. Decay is by Trainer's groups, which are those of
-            `decay_rule="transformers_v5"`.
+        recipe: the numbers of the run. The groups are those of its `decay_rule`, if
+            that is a version's or patterns; else those of "transformers_v5". Trainer
+            makes its groups by its own rule, and refuses groups of other lengths.
         step: batches taken, for `global_step`.
         schedule_step: what the schedule is asked next, or how many metrics it has seen;
             None for `step`.
@@ -121,7 +122,13 @@ def write_trainer_checkpoint(
         weights = temporary / weights_file_like(like)
         write_params(weights, params, names, buffers)
         state_dict = torch_from_opt_state(
-            opt_state, params, names, settings, groups=groups, layouts=layouts
+            opt_state,
+            params,
+            names,
+            settings,
+            groups=groups,
+            layouts=layouts,
+            decay_rule=recipe.decay_rule,
         )
         save_torch(state_dict_like(like, state_dict), temporary / OPTIMIZER)
         save_torch(scheduler_like(like, scheduler), temporary / SCHEDULER)

@@ -111,6 +111,7 @@ NAMED_RULES: dict[str, DecayRule] = {
         ("bias",), norm_types=_norm_types(_LAST_CHANGE), any_norm=True
     ),
     "examples": DecayRule(("bias", r"LayerNorm\.weight")),
+    "all": DecayRule(()),
     **{f"transformers_4_{minor}": _trainer_rule(minor) for minor in _FIRST_MINORS},
 }
 # The rules of `decay_mask` that have a name.

@@ -63,6 +63,8 @@ def decay_mask(
             of no version with a Llama or a T5.
             "examples": names that contain `bias` or `LayerNorm.weight`,
             case-sensitive, as in the example scripts without Trainer.
+            "all": none; every parameter is decayed, as `AdamW(model.parameters())` of
+            torch does.
             A sequence of regular expressions: names in which one of them is found.
             A callable `(name, leaf) -> bool`: True where decay applies.
         layer_norms: normalization layers, for trees that do not show types. A sequence

@@ -128,8 +128,8 @@ def _decay(recipe: Recipe, run: TriedOut, layer_norms: LayerNorms) -> list[Told]
     if spared:
         found.append(
             Told(
-                f"{len(spared)} leaves are decayed that {recipe.decay_rule!r:.60} leaves "
-                f"out, {spared[0]!r} the first",
+                f"{len(spared)} leaves are decayed that {recipe.decay_rule!r:.60} "
+                f"leaves out, {spared[0]!r} the first",
                 "biases and norms are pulled to 0, where they should not be",
                 "Pass `decay_mask(params)` as the mask",
             )

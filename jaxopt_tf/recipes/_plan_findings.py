@@ -194,8 +194,8 @@ def _decayed_by_accident(
         return []
     return [
         Told(
-            f"{recipe.decay_rule!r:.60} decays {len(odd)} biases or norms, {odd[0]!r} the "
-            "first",
+            f"{recipe.decay_rule!r:.60} decays {len(odd)} biases or norms, "
+            f"{odd[0]!r} the first",
             "its patterns miss their names, or know norms by torch's types only",
             "Take `decay_rule='default'`, or name them with `layer_norms=`",
         )

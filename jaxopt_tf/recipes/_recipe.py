@@ -49,8 +49,9 @@ class Recipe:
             the parameter, added to its gradient).
         decay_rule: parameters that are not decayed, by a rule of `decay_mask`:
             "default", "transformers_v5", "transformers_4_46" and others for the
-            versions of Transformers, or "examples"; or regular expressions, each of
-            which is found in the name of a parameter, [] to decay all.
+            versions of Transformers, "examples", or "all" to decay every parameter; or
+            regular expressions, each of which is found in the name of a parameter that
+            is not decayed.
         rate_groups: parameters that learn at another rate: a list of `RateGroup`, or of
             mappings of their fields; the first whose pattern is found counts.
         adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
@@ -171,6 +172,8 @@ def _decay_rule(value: Any) -> str | tuple[str, ...]:
     if not isinstance(value, list | tuple):
         _check.one_of("decay_rule", value, DECAY_RULES)
         return value
+    if not value:
+        return "all"
     # A name on the command line, where any number of values is taken.
     if len(value) == 1 and value[0] in DECAY_RULES:
         return value[0]

@@ -124,7 +124,7 @@ LATER = {name: value for name, value in OLD.items() if name not in GONE_IN_4_51}
         ({**LATER, **SINCE_4_53}, 3 * 32, "transformers_4_53", "4.53 to 4.55"),
         ({"evaluation_strategy": "no"}, 3 * 31, "transformers_4_49", "4, up to 4.51"),
         ({"warmup_ratio": 0.0}, 3 * 31, "transformers_v5", "4, up to 4.51"),
-        ({"warmup_ratio": 0.0, **SINCE_4_53}, 3 * 32, "transformers_v5", "5.14"),
+        ({"warmup_ratio": 0, **SINCE_4_53}, 3 * 32, "transformers_v5", "4.53 to 5.14"),
         ({}, 3 * 32, "transformers_v5", "5"),
     ],
     ids=["4.46", "4.50", "4.51", "4.52", "4.53", "few", "ratio", "mixed", "5"],
