@@ -164,8 +164,8 @@ def _by_trainer(python: Path, work: Path, plan: Sequence[Any]) -> None:
     path.write_text(json.dumps(plan))
     environment = {
         **os.environ,
-        # torch 2.6 changed the default of torch.load. Trainer before 4.47 does not allow
-        # for the NumPy arrays in its own rng_state.pth.
+        # torch 2.6 changed the default of torch.load. Trainer before 4.47 does not
+        # allow the NumPy arrays in its own rng_state.pth.
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",  # so that sums are made in one order

@@ -31,8 +31,8 @@ _DESCRIPTION = (
     "checkpoint of a run's folder. Flags say what the file of a Trainer does not: the "
     "text, how often to evaluate and save. With --decay_groups file weight decay is "
     "applied to the parameters that optimizer.pt decays, by a script's groups say. On "
-    "the way out --like CHECKPOINT names a checkpoint of the Trainer that is to resume; "
-    "its version can read what is written."
+    "the way out --like CHECKPOINT names a checkpoint of the Trainer that resumes; its "
+    "version can read what is written."
 )
 # Flag of `migrate` alone: decay by the groups of optimizer.pt.
 _FILE_GROUPS = ("--decay_groups", "file")
