@@ -139,7 +139,8 @@ def _come_in(source: Path, out: Path, flags: Sequence[str]) -> None:
         *_told("taken over", came.honoured),
         *_told("without effect here", came.without_effect),
         *_told("not taken over, for flags to say", came.elsewhere),
-        *came.notes,
+        # Decay was compared with the groups of optimizer.pt.
+        *(note for note in came.notes if not note.startswith("`decay_rule`")),
     ):
         print(note)
     config = json_object(source / "config.json")
@@ -175,8 +176,8 @@ def _without_file_groups(flags: Sequence[str]) -> tuple[list[str], bool]:
     place = left.index(name)
     if left[place + 1 : place + 2] != [value]:
         raise ValueError(
-            f"`{name}` must be {value!r}, got {left[place + 1 : place + 2]!r}. Leave it "
-            "out to decay by the names of parameters."
+            f"`{name}` must be {value!r}, got {left[place + 1 : place + 2]!r}. Leave "
+            "it out to decay by the names of parameters."
         )
     return left[:place] + left[place + 2 :], True
 

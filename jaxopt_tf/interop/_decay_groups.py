@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..optimizers import (
-    DECAY_RULES,
     TRAINER_DECAY_RULES,
     LayerNorms,
     decay_mask,
@@ -152,7 +151,7 @@ def decay_rule_of_file(
 
 
 def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:
-    for rule in (*TRAINER_DECAY_RULES, *DECAY_RULES):
+    for rule in (*TRAINER_DECAY_RULES, "default", "all", "examples"):
         if not _differing(rule, names, theirs):
             return (
                 f"The file's groups are those of {rule!r}: take "

@@ -344,3 +344,24 @@ def test_names_a_file_that_is_damaged(theirs, tmp_path, capsys, name, content, w
 def test_asks_for_one_checkpoint_of_a_trainers_folder(theirs, tmp_path, capsys):
     assert main(["migrate", str(theirs.parent), str(tmp_path / "run")]) == 2
     assert "Name one of its checkpoint-<step>" in capsys.readouterr().err
+
+
+def test_groups_of_a_script_are_refused_or_taken_from_the_file(
+    theirs, tmp_path, text, capsys
+):
+    folder = changed(theirs, tmp_path, "config.json", {})
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
+    for group in saved["param_groups"]:
+        group["weight_decay"] = 0.1
+    torch.save(saved, folder / "optimizer.pt")
+    run, flags = tmp_path / "run", ["--text", str(text)]
+    assert main(["migrate", str(folder), str(run), *flags]) == 2
+    assert "are decayed in the file and not here" in (err := capsys.readouterr().err)
+    assert "Add `--decay_groups file`" in err
+    wrong = ["--decay_groups", "ours"]
+    assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2
+    assert "`--decay_groups` must be 'file'" in capsys.readouterr().err
+    cure = ["--decay_groups", "file"]
+    assert main(["migrate", str(folder), str(run), *flags, *cure]) == 0
+    assert json.loads((run / "config.json").read_text())["decay_rule"] == "all"
+    assert read_run(run)[0].decay_rule == "all"

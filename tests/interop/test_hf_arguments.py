@@ -274,3 +274,47 @@ def test_a_rule_by_types_wants_the_layers_named():
     with pytest.raises(ValueError, match="`layer_norms` must be given"):
         build_optimizer(plan)
     build_optimizer(plan, layer_norms=[])
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("5.2.0", ()), ("5.3.0", (("momentum", 0.9),))]
+)
+def test_optim_args_of_sgd_are_read_since_5_3(version, expected):
+    given = {"max_steps": 9, "optim": "sgd", "optim_args": "momentum=0.9"}
+    found = recipe_from_transformers(given, transformers_version=version)
+    assert found.recipe.optim_args == expected
+
+
+@pytest.mark.parametrize(("version", "steps"), [("4.57.6", 3), ("5.3.0", 5)])
+def test_a_ratio_of_version_5_replaces_steps(version, steps):
+    given = {"max_steps": 50, "warmup_ratio": 0.1, "warmup_steps": 3}
+    found = recipe_from_transformers(given, transformers_version=version)
+    assert found.recipe.num_warmup_steps == steps
+
+
+def test_the_warmup_of_an_old_version_from_0_is_refused():
+    given = {
+        "max_steps": 50,
+        "warmup_steps": 5,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_stable_steps": 30,
+            "num_decay_steps": 15,
+            "min_lr_ratio": 0.1,
+        },
+    }
+    message = refused(given, transformers_version="4.48.3")
+    assert "without a `min_lr_ratio` for 'warmup_stable_decay'" in message
+    recipe_from_transformers(given, transformers_version="4.49.0")
+    kwargs = {**given["lr_scheduler_kwargs"], "min_lr_ratio": 0.0}
+    given = {**given, "lr_scheduler_kwargs": kwargs}
+    recipe_from_transformers(given, transformers_version="4.48.3")
+
+
+def test_steps_of_an_epoch_are_those_of_the_version():
+    given = {"gradient_accumulation_steps": 4}
+    for version, steps in (("4.51.3", 3 * 31), ("4.52.4", 3 * 32)):
+        found = recipe_from_transformers(
+            given, num_examples=1001, transformers_version=version
+        )
+        assert found.recipe.max_steps == steps
