@@ -13,6 +13,7 @@ from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
 from ._pieces import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
 from ._safetensors import write_tensors
+from ._torch_files import as_tensor, save_torch
 from ._torch_model import TorchModel
 from ._weight_files import WeightFiles
 
@@ -74,7 +75,11 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
 def write_params(
     path: Path, params: PyTree, names: ParamNames, buffers: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes `model.safetensors` as `save_pretrained` does: tied tensors once."""
+    """Writes a model's file as `save_pretrained` does.
+
+    A path that ends in `.bin` is written by torch, with every name of a tied tensor;
+    any other in the format of safetensors, with one of them.
+    """
     leaves = dict(_tree.named_leaves(params))
     host = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     pieces = by_tensor(names.pieces)
@@ -89,7 +94,12 @@ def write_params(
             return buffers[name]
         return tensor_from_leaves(pieces[name], host.__getitem__)
 
-    write_tensors(path, shapes, tensor)
+    if path.suffix != ".bin":
+        write_tensors(path, shapes, tensor)
+        return
+    tensors = {name: as_tensor(tensor(name)) for name in shapes}
+    tensors |= {alias: tensors[name] for alias, name in names.model.tied}
+    save_torch(tensors, path)
 
 
 def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray]:
