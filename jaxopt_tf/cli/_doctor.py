@@ -10,7 +10,7 @@ import jax
 
 from .. import recipes
 from .._typing import PyTree
-from ..pretraining import GPT2Config, gpt2_layout, make_loss_fn
+from ..pretraining import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
 from ._errors import in_flags
 from ._train import parse
 
@@ -29,7 +29,12 @@ def doctor(args: Sequence[str]) -> int:
         prog="jaxopt-tf doctor",
         description="Says what is wrong with a run that these flags would train.",
     )
-    found = recipes.doctor(recipe, params=_shapes(model), layout=gpt2_layout(model))
+    found = recipes.doctor(
+        recipe,
+        params=_shapes(model),
+        layout=gpt2_layout(model),
+        layer_norms=gpt2_layer_norms(model),
+    )
     for finding in found:
         told = in_flags(str(finding), "doctor")
         print(textwrap.fill(told, 88, subsequent_indent="  "))
@@ -52,7 +57,14 @@ def explain(args: Sequence[str]) -> int:
         prog="jaxopt-tf explain",
         description="Says what becomes of each parameter in a run with these flags.",
     )
-    print(recipes.explain(recipe, _shapes(model), layout=gpt2_layout(model)))
+    print(
+        recipes.explain(
+            recipe,
+            _shapes(model),
+            layout=gpt2_layout(model),
+            layer_norms=gpt2_layer_norms(model),
+        )
+    )
     return 0
 
 

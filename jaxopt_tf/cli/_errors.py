@@ -19,9 +19,6 @@ _FLAGS_OF = {
     "migrate": {"folder": "FOLDER", "recipe": "training_args"},
 }
 _PHRASES = {
-    "`layer_norms` must be given with the `decay_rule` ": "`decay_rule` must be "
-    "'default' or 'examples' on the command line, got ",
-    ", got None: it leaves out normalisation": ": it leaves out normalisation",
     ", or name them with `layer_norms=`": "",
     "`scale='linear'`": "low:high:linear",
     "a list of `RateGroup` or of mappings of their fields": "a list of objects with "
@@ -39,7 +36,6 @@ _PHRASES_OF = {
 _MODEL = "`migrate` takes a GPT2LMHeadModel, named under `architectures`."
 # Words of sentences that are of use in Python only, and what to say instead.
 _PYTHON_ONLY = {
-    "Pass their paths, []": "",
     "`torch_model_from_module`": _MODEL,
     "`torch_model_from_shapes`": _MODEL,
     "Name leaves by `table`": _MODEL,

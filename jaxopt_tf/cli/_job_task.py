@@ -15,6 +15,7 @@ from ..pretraining import (
     Corpus,
     GPT2Config,
     Job,
+    gpt2_layer_norms,
     gpt2_layout,
     held_out_batches,
     loss_of,
@@ -110,6 +111,7 @@ def job_task(
         takes_key=model.has_dropout,
         compute_dtype=jnp.bfloat16 if job.bf16 else None,
         layout=gpt2_layout(model),
+        layer_norms=gpt2_layer_norms(model),
     )
 
 

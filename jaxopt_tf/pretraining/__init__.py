@@ -30,6 +30,7 @@ from ._placed import run_steps as run_steps
 from ._presets import GPT2_PRESETS as GPT2_PRESETS
 from ._presets import GPT2Config as GPT2Config
 from ._presets import flops_per_token as flops_per_token
+from ._presets import gpt2_layer_norms as gpt2_layer_norms
 from ._presets import gpt2_layout as gpt2_layout
 from ._presets import gpt2_preset as gpt2_preset
 from ._ready_tokens import is_ready_tokens as is_ready_tokens

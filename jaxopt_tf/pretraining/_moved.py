@@ -11,7 +11,7 @@ from ..schedules import MetricDrivenSchedule
 from . import _run_folder
 from ._data import read_corpus
 from ._loss import make_loss_fn
-from ._presets import GPT2Config, gpt2_layout
+from ._presets import GPT2Config, gpt2_layer_norms, gpt2_layout
 from ._settings import Job, flat
 
 
@@ -89,7 +89,9 @@ def first_position(
     """Where a run begins."""
     schedule = build_schedule(recipe)
     driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
-    optimizer = build_optimizer(recipe, layout=gpt2_layout(model))
+    optimizer = build_optimizer(
+        recipe, layout=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
+    )
     rng = recipe.seed if model.has_dropout else None
     return training.Position(
         training.init_train_state(params, optimizer, rng=rng),

@@ -15,7 +15,7 @@ from ._corpus import narrowest
 from ._loss import draw_params, loss_of
 from ._mesh_setting import BATCH_AXES, num_parts
 from ._moved import first_position
-from ._presets import GPT2Config, gpt2_layout
+from ._presets import GPT2Config, gpt2_layer_norms, gpt2_layout
 from ._settings import Job
 
 # For whole names of parameters, which mesh axes divide theirs. Of two layers in a row
@@ -177,7 +177,9 @@ def run_steps(
     compute_dtype = jnp.bfloat16 if job.bf16 else None
     train_step = training.make_train_step(
         loss_fn,
-        build_optimizer(recipe, layout=gpt2_layout(model)),
+        build_optimizer(
+            recipe, layout=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
+        ),
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         compute_dtype=compute_dtype,
         on_non_finite=job.on_non_finite,

@@ -121,6 +121,16 @@ def gpt2_layout(config: GPT2Config) -> dict[str, TorchLayout] | None:
     return {r"transformer\.h\..+": TorchLayout().stacked()}
 
 
+def gpt2_layer_norms(config: GPT2Config) -> tuple[str, ...]:
+    """Returns the paths of the layer norms, for `build_optimizer`.
+
+    Decay rules that know layer norms by their type leave them out by these paths.
+    """
+    layers = [""] if config.scan_layers else [f".{i}" for i in range(config.n_layer)]
+    of_blocks = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
+    return (*of_blocks, "transformer.ln_f")
+
+
 def flops_per_token(config: GPT2Config) -> int:
     """Floating-point operations of one training step per token, by the usual count.
 

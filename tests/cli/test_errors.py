@@ -63,12 +63,10 @@ def test_a_cure_can_be_typed(capsys, args, words, not_there):
     assert not_there not in said
 
 
-def test_a_rule_by_types_has_a_cure_that_can_be_typed(capsys, tmp_path):
-    (tmp_path / "a.txt").write_text("the quick brown fox\n" * 99)
-    sizes = "--n_layer 1 --n_head 1 --n_embd 8 --block_size 8 --max_steps 2"
-    paths = f"--text {tmp_path / 'a.txt'} --output_dir {tmp_path / 'run'}"
-    rule = "--warmup_steps 0 --decay_rule transformers_v4"
-    assert main(f"train {sizes} {paths} {rule}".split()) == 2
-    said = capsys.readouterr().err
-    assert "`decay_rule` must be 'default' or 'examples' on the command line" in said
-    assert "layer_norms" not in said
+@pytest.mark.parametrize("rule", ["transformers_v5", "transformers_v4", "all"])
+def test_a_rule_of_trainer_needs_nothing_but_its_name(capsys, rule):
+    sizes = "--n_layer 1 --n_head 1 --n_embd 8 --block_size 8 --max_steps 200"
+    assert main(f"explain {sizes} --weight_decay 0.1 --decay_rule {rule}".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (of_norm,) = [line for line in lines if "ln_f.scale" in line]
+    assert ("its layer is a norm" in of_norm) == (rule != "all")

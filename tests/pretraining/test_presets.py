@@ -7,11 +7,12 @@ import jax
 import pytest
 
 from jaxopt_tf import _tree
-from jaxopt_tf.optimizers import adafactor_trainer
+from jaxopt_tf.optimizers import adafactor_trainer, decay_mask
 from jaxopt_tf.pretraining import (
     GPT2_PRESETS,
     GPT2Config,
     flops_per_token,
+    gpt2_layer_norms,
     gpt2_layout,
     gpt2_preset,
     make_loss_fn,
@@ -78,6 +79,15 @@ def test_adafactor_sees_each_stacked_layer_as_a_parameter():
 
 def test_layers_that_are_not_stacked_need_no_layout():
     assert gpt2_layout(GPT2Config()) is None
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("rule", ["transformers_v5", "transformers_4_46"])
+def test_the_job_leaves_layer_norms_out_by_their_type(rule, scan_layers):
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=8, scan_layers=scan_layers)
+    params = jax.eval_shape(lambda: make_loss_fn(config, seed=0)[0])
+    mask = decay_mask(params, rule=rule, layer_norms=gpt2_layer_norms(config))
+    assert jax.tree.leaves(mask) == jax.tree.leaves(decay_mask(params))
 
 
 def test_takes_a_whole_float_for_a_size():
