@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ class Keys(NamedTuple):
 
 def load_rules(module: Any) -> LoadRules:
     """Returns the rules of a model of Transformers; none for another module."""
+    if "transformers" not in sys.modules:  # then it is not one of its models
+        return LoadRules()
     try:
         from transformers import PreTrainedModel
         from transformers.conversion_mapping import get_model_conversion_mapping

@@ -149,7 +149,10 @@ def _check_structure(state_dict: Any) -> None:
         )
     groups = state_dict["param_groups"]
     is_list = isinstance(groups, list | tuple) and len(groups) > 0
-    if not is_list or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+    if not is_list or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
+        for group in groups
+    ):
         raise ValueError(
             "`state_dict` must have a list of groups with `params` each, got "
             f"{groups!r:.100} for `param_groups`."
@@ -159,6 +162,10 @@ def _check_structure(state_dict: Any) -> None:
         raise ValueError(
             "`state_dict` must number its parameters, got names, as FSDP and "
             f"torch.distributed.checkpoint have them. {_CURE}"
+        )
+    if not all(isinstance(index, int) for index in numbers):
+        raise ValueError(
+            f"`state_dict` must number its parameters, got {numbers!r:.100}. {_CURE}"
         )
     if len(set(numbers)) != len(numbers):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})

@@ -229,6 +229,14 @@ def test_an_entry_may_be_empty_and_groups_may_not(run):
         run.read(state_dict | {"param_groups": []})
 
 
+@pytest.mark.parametrize("params", [3, None, [[0]], [0.5]], ids=str)
+def test_groups_must_list_numbers(run, params):
+    state_dict = run.state_dict()
+    state_dict["param_groups"][0]["params"] = params
+    with pytest.raises(ValueError, match="`params` each|must number its parameters"):
+        run.read(state_dict)
+
+
 def test_a_capturable_state_is_read(run):
     state_dict = run.state_dict()
     state_dict["param_groups"][0]["lr"] = torch.tensor(2e-3)
