@@ -14,7 +14,7 @@ from .._dtypes import wide_dtype
 from .._placement import placed_as
 from .._rounding import difference
 from .._scalars import is_zero, one_minus, scalar
-from .._typing import PyTree, Scalar, ScalarOrSchedule
+from .._typing import PyTree, Scalar, ScalarOrSchedule, Step
 from . import _learning_rate
 from ._adafactor_arguments import check_others, check_rate, check_whole
 from ._adafactor_clock import Clock, relative_rate, tick
@@ -113,8 +113,9 @@ def adafactor_tf(
     check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
     never_decays = is_zero(weight_decay)
 
-    def relative(step: jax.Array) -> jax.Array:
-        dtype = jnp.float64 if step.dtype == jnp.int64 else jnp.float32
+    def relative(step: Step) -> jax.Array:
+        is_wide = isinstance(step, jax.Array) and step.dtype == jnp.int64
+        dtype = jnp.float64 if is_wide else jnp.float32
         return relative_rate(step + 1, warmup_init, dtype)
 
     schedule = relative if learning_rate is None else learning_rate
@@ -162,7 +163,9 @@ def adafactor_tf(
             # Where the counts of leaves differ, the state holds the rate of the first.
             first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
             dtype = state.learning_rate.dtype
-            rates = {dtype: relative_rate(first, warmup_init, dtype)}
+            rates: _learning_rate.Rates = {
+                dtype: relative_rate(first, warmup_init, dtype)
+            }
         else:
             rates = _learning_rate.current(learning_rate, state, params)
 
