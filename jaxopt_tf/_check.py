@@ -7,6 +7,7 @@ enters; a traced number is let through, because its value is not known yet.
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -151,3 +152,11 @@ def nearest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
     """The question whether the nearest choice was meant; "" where none is near."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
     return f" Did you mean {shown.format(near[0])}?" if near else ""
+
+
+def version(name: str, value: Any) -> tuple[int, int]:
+    """Returns major and minor number of a version such as "4.46.3"."""
+    found = re.match(r"(\d+)\.(\d+)(?![\d])", value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f"`{name}` must be a version such as '4.46.3', got {value!r}.")
+    return int(found.group(1)), int(found.group(2))

@@ -16,6 +16,8 @@ from ._typing import PyTree
 
 # NNX wraps an array in a variable that is itself a node of the tree.
 _WRAPPERS = frozenset({"value", "raw_value"})
+# Attributes of NNX, Penzai and Haliax that hold the array of a parameter: no names.
+_HOLDERS = _WRAPPERS | {"array", "data_array"}
 
 
 def leaf_name(path: Sequence[Any]) -> str:
@@ -234,6 +236,33 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """Every leaf with its name, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(leaf_name(path), leaf) for path, leaf in leaves]
+
+
+def nameless_leaves(params: PyTree) -> list[tuple[str, Any]]:
+    """Floating-point leaves without a name, with their paths.
+
+    A leaf has a name if its path contains a string: a key of a dict or an attribute of
+    a module, not indices alone. Penzai's parameters are named by their label.
+    """
+    return [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_labelled)
+        if not is_labelled(leaf) and not any(map(is_name, path))
+        if hasattr(leaf, "dtype") and is_floating(leaf)
+    ]
+
+
+def is_labelled(node: Any) -> bool:
+    """Whether `node` is a parameter of Penzai, which has its name as `label`."""
+    is_penzai = type(node).__module__.partition(".")[0] == "penzai"
+    return is_penzai and isinstance(getattr(node, "label", None), str)
+
+
+def is_name(key: Any) -> bool:
+    """Whether a key of a path names a parameter or its layer."""
+    value = key_value(key)
+    is_holder = isinstance(key, jax.tree_util.GetAttrKey) and value in _HOLDERS
+    return isinstance(value, str) and not is_holder
 
 
 def is_part(params: PyTree) -> bool:

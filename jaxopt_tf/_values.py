@@ -4,6 +4,7 @@ One reading for all of them: `"1e-4"` is a number wherever a number is required,
 `"false"` is False wherever a switch is.
 """
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -112,15 +113,27 @@ def _name(value: Any) -> str:
 
 def _json(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return _scalars(value)
     try:
-        return json.loads(value)
+        return _scalars(json.loads(value))
     except json.JSONDecodeError as error:
         raise _UnreadableError(f"{error.msg} at character {error.colno}") from error
 
 
+def _scalars(value: Any) -> Any:
+    """Reads numbers and switches out of the strings of an object, as Transformers."""
+    if isinstance(value, dict):
+        return {name: _scalars(item) for name, item in value.items()}
+    if isinstance(value, str):
+        for read in (_switch, _number):
+            with contextlib.suppress(_UnreadableError):
+                return read(value)
+    return value
+
+
 def _json_or_text(value: Any) -> Any:
-    return _json(value) if str(value).lstrip().startswith("{") else value
+    is_text = isinstance(value, str) and not value.lstrip().startswith("{")
+    return value if is_text else _json(value)
 
 
 _READ: dict[str, Callable[[Any], Any]] = {

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,18 @@ class Origin:
         without: files that need not be in FOLDER: optimizer.pt, scheduler.pt.
         groups: names of the parameters of each group of optimizer.pt, in its order, as
             [["transformer.wte.weight", ...], [...]]; Trainer's own if not given.
+        decay_groups: "file" applies weight decay to the parameters that optimizer.pt
+            decays, for the groups of a script; by the names of parameters if not given.
+        transformers_version: version of Transformers that made the run, such as 4.46.3;
+            that of config.json, or told by the fields, if not given.
     """
 
     training_args: Path | None = None
     num_devices: int | None = None
     without: tuple[str, ...] = ()
     groups: Sequence[Sequence[str]] | None = None
+    decay_groups: Literal["file"] | None = None
+    transformers_version: str | None = None
 
 
 def import_run(
@@ -67,6 +74,7 @@ def import_run(
         max_steps=state["max_steps"],
         num_devices=origin.num_devices,
         ignore_fields=typed.ignore_fields,
+        transformers_version=origin.transformers_version,
     )
     # Ours leaves out the same leaves of a GPT-2, by their names.
     recipe = dataclasses.replace(came.recipe, decay_rule="default")
@@ -80,19 +88,28 @@ def import_run(
             f"{str(job.output_dir)!r}. Leave it out: `OUT` says it."
         )
     params, _ = make_loss_fn(model, recipe.seed)
-    start = first_position(recipe, model, params)
     names = interop.match_names(params, _torch_model(source, model.block_size))
+    if origin.decay_groups == "file":
+        rule = interop.decay_rule_from_checkpoint(source, names, groups=origin.groups)
+        recipe = dataclasses.replace(recipe, decay_rule=rule)
+    start = first_position(recipe, model, params)
     layout = gpt2_layout(model)
-    read = interop.read_trainer_checkpoint(
-        source,
-        params,
-        names,
-        recipe=came.recipe,
-        opt_state=start.state.opt_state,
-        groups=origin.groups,
-        layouts=layout,
-        without=origin.without,
-    )
+    try:
+        read = interop.read_trainer_checkpoint(
+            source,
+            params,
+            names,
+            recipe=dataclasses.replace(came.recipe, decay_rule=recipe.decay_rule),
+            opt_state=start.state.opt_state,
+            groups=origin.groups,
+            layouts=layout,
+            without=origin.without,
+        )
+    except interop.DecayGroupsError as error:
+        raise ValueError(
+            f"{error.difference} Add `--decay_groups file` to decay what the file "
+            "decays."
+        ) from error
     if type(read.schedule_state) is not type(start.schedule_state):
         raise ValueError(
             "`lr_scheduler_type` must stay where a metric drives the rate, got "
@@ -129,7 +146,8 @@ def import_run(
         ),
         *_told("ignored", came.ignored),
         *_told("left out of the weight files", read.unused),
-        *came.notes,
+        # Decay was compared with the groups of optimizer.pt.
+        *(note for note in came.notes if not note.startswith("`decay_rule`")),
         *taken.notes,
     ):
         print(note)

@@ -20,7 +20,8 @@ _PROG = "jaxopt-tf migrate FOLDER OUT"
 _DESCRIPTION = (
     "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
     "checkpoint of a run's folder. Flags set what the files of a Trainer do not, such "
-    "as the text, and win over what they do."
+    "as the text, and win over what they do. On the way out --like CHECKPOINT names a "
+    "checkpoint of the Trainer that resumes; its version can read the result."
 )
 
 
@@ -55,12 +56,7 @@ def migrate(args: Sequence[str]) -> int:
             f"{str(source)!r}. Name one of its checkpoint-<step>."
         )
     elif (source / "SHA256SUMS").exists() or find_checkpoints(source):
-        if flags:
-            raise ValueError(
-                f"`migrate` takes no flags on the way out, got {' '.join(flags)!r}: "
-                "the run has its numbers."
-            )
-        _export_run(source, out)
+        _export_run(source, out, _like(flags))
     else:
         raise ValueError(
             "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
@@ -69,16 +65,36 @@ def migrate(args: Sequence[str]) -> int:
     return 0
 
 
-def _export_run(source: Path, out: Path) -> None:
+def _like(flags: Sequence[str]) -> Path | None:
+    """The checkpoint whose version is going to read the one that is written."""
+    if not flags:
+        return None
+    if len(flags) != 2 or flags[0] != "--like":
+        raise ValueError(
+            "`migrate` takes `--like CHECKPOINT` and no other flag on the way out, got "
+            f"{' '.join(flags)!r}: the run has its numbers."
+        )
+    like = Path(flags[1])
+    if not (like / "config.json").is_file():
+        raise ValueError(
+            f"`--like` must hold config.json, got {str(like)!r}. Name the Trainer's "
+            "checkpoint-<step> that the run came from."
+        )
+    return like
+
+
+def _export_run(source: Path, out: Path, like: Path | None) -> None:
     recipe, model, job, position = read_run(source)
-    step = int(position.state.step)
-    # Less by the updates that were skipped; none where no schedule asks with it.
-    found = optax.tree.get_all_with_path(position.state.opt_state, "step")
-    asked = [int(leaf) for _, leaf in found if leaf is not None]
+    step, schedule_state = int(position.state.step), position.schedule_state
+    # Smaller than `step` by the updates that were skipped.
+    (_, num_updates), *_ = optax.tree.get_all_with_path(
+        position.state.opt_state, "step"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as like:
+    with tempfile.TemporaryDirectory() as made:
         config = json.dumps(torch_config(model), indent=2)
-        Path(like, "config.json").write_text(f"{config}\n", encoding="utf-8")
+        Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
+        like = Path(made) if like is None else like
         names = interop.match_names(
             position.state.params, interop.torch_model_from_config(like)
         )
@@ -89,8 +105,8 @@ def _export_run(source: Path, out: Path) -> None:
             names,
             recipe=recipe,
             step=step,
-            schedule_step=asked[0] if asked else None,
-            schedule_state=position.schedule_state,
+            schedule_step=int(num_updates) if schedule_state is None else None,
+            schedule_state=schedule_state,
             # Trainer goes by these, not by its arguments.
             trainer_state={
                 "eval_steps": job.eval_steps,

@@ -97,8 +97,13 @@ def _length(given: Mapping[str, Any], max_steps: int | None, into: Translation) 
 def _rest(
     given: Mapping[str, Any], typed: Mapping[str, Any], into: Translation
 ) -> None:
-    if given.get("activation_checkpointing") is True:
+    recompute = given.get("activation_checkpointing")
+    if recompute is True:
         into.settings["gradient_checkpointing"] = True
+    elif is_set(recompute) and recompute is not False:
+        into.refusals.append(
+            f"`activation_checkpointing` must be true or false, got {recompute!r}."
+        )
     if str(given.get("resume_from_checkpoint")) in ("True", "False"):
         # A folder that holds a run is resumed anyway.
         del into.settings["resume_from_checkpoint"]

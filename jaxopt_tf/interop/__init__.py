@@ -3,9 +3,11 @@
 torch and Transformers are imported by the functions that need them.
 """
 
+from ._decay_groups import DecayGroupsError as DecayGroupsError
 from ._hf_arguments import FromTransformers as FromTransformers
 from ._hf_arguments import recipe_from_transformers as recipe_from_transformers
 from ._hf_checkpoint import TrainerCheckpoint as TrainerCheckpoint
+from ._hf_checkpoint import decay_rule_from_checkpoint as decay_rule_from_checkpoint
 from ._hf_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
 from ._hf_checkpoint_write import write_trainer_checkpoint as write_trainer_checkpoint
 from ._hf_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS

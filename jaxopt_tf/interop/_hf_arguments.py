@@ -17,7 +17,12 @@ from ._hf_translation import (
     with_all_devices,
 )
 from ._hf_values import KINDS, read_values
-from ._hf_version import Era, era_of
+from ._hf_version import (
+    Era,
+    era_of,
+    known_version,
+    open_rules_note,
+)
 
 _OF_A_RECIPE = frozenset(field.name for field in fields(Recipe))
 _KNOWN = (*_OF_A_RECIPE, *OF_A_JOB, *TRAINING_ARGUMENTS)
@@ -30,7 +35,8 @@ class FromTransformers:
 
     Attributes:
         recipe: the numbers of the updates; its `decay_rule` is Trainer's.
-        versions: of Transformers, whose rules were followed: "5", "4.53 to 4.57", ...
+        versions: of Transformers, whose rules were followed: "4.46.3" if the version
+            is known, else "5", "4.53 to 4.55" and others by the fields.
         honoured: names of the fields that the recipe has, under this name or another.
         elsewhere: fields that decide numbers, but not those of the optimizer: the
             precision, the order of the data, and, where evaluations drive the schedule
@@ -58,6 +64,7 @@ def recipe_from_transformers(
     num_examples: int | None = None,
     num_devices: int | None = None,
     ignore_fields: Collection[str] = (),
+    transformers_version: str | None = None,
 ) -> FromTransformers:
     """The recipe that Trainer would follow with these TrainingArguments.
 
@@ -75,6 +82,9 @@ def recipe_from_transformers(
         num_devices: how many took part, each with a batch of its own; None for what
             the source says, or 1.
         ignore_fields: names of fields that are not read, as if they were not set.
+        transformers_version: version that made the run, such as "4.46.3". None for
+            that of config.json in the folder of the file, else the newest that has
+            these fields. Decay, steps of an epoch and others depend on it.
 
     Returns:
         The recipe and a report. Fields of a subclass of TrainingArguments (TRL's
@@ -86,7 +96,7 @@ def recipe_from_transformers(
             if a file is no good.
         TypeError: if the source is of another kind.
 
-    Source: transformers 5.23 and 4.0 to 4.57, `trainer.py`, `training_args.py`,
+    Source: transformers 4.0 to 4.57 and 5.0 to 5.24, `trainer.py`, `training_args.py`,
         `trainer_optimizer.py`.
     Differs: a warm-up longer than the training, phases that do not fit into it, and
         misspelt `optim_args` are refused; Trainer takes them.
@@ -98,7 +108,8 @@ def recipe_from_transformers(
     if num_devices is not None:
         num_devices = _check.step_count("num_devices", num_devices, least=1)
     found = read_training_arguments(source)
-    era = era_of(found.given)
+    version, version_notes = known_version(found, transformers_version)
+    era = era_of(found.given, version)
     known_devices = num_devices or found.num_devices
     selected = select_fields(
         found.given, _KNOWN, ignore_fields, may_be_subclass=found.may_be_subclass
@@ -133,7 +144,7 @@ def recipe_from_transformers(
         honoured=tuple(sorted(honoured)),
         elsewhere=tuple(sorted(elsewhere)),
         without_effect=tuple(sorted({*neutral, *idle})),
-        notes=tuple(taken.notes),
+        notes=(*taken.notes, *version_notes, *open_rules_note(era, recipe)),
         ignored=tuple(sorted(selected.ignored)),
     )
 
@@ -165,7 +176,13 @@ def _steps(
         updates = (
             -(-batches // accumulated) if era.rounds_up else batches // accumulated
         )
-        return _check.step_count("max_steps", math.ceil(epochs * max(1, updates)))
+        steps = math.ceil(epochs * max(1, updates))
+        if steps > 2**31 - 1:
+            raise ValueError(
+                f"`num_train_epochs` must have at most 2^31 - 1 steps, got {epochs!r}: "
+                f"{steps:,} steps."
+            )
+        return steps
     except (TypeError, ValueError) as error:
         problems.append(str(error))
         return None

@@ -16,6 +16,7 @@ from ..schedules import (
     PlateauState,
     double_from_scalar,
 )
+from ._decay_groups import check_decay, decay_rule_of_file
 from ._hf_folder import (
     OPTIMIZER,
     SCHEDULER,
@@ -24,11 +25,11 @@ from ._hf_folder import (
     check_folder_is_trainers,
 )
 from ._metric_state import metric_state_from_torch
-from ._model_file import read_params, unused_tensors
+from ._model_file import read_weights
 from ._param_groups import check_param_groups
 from ._param_names import ParamNames
 from ._scheduler_state import schedule_step_from_torch
-from ._state_dict import Groups
+from ._state_dict import Groups, read_state_dict
 from ._torch_files import MappedState, errors_name, load_torch
 from ._torch_state import opt_state_from_torch
 
@@ -90,7 +91,8 @@ def read_trainer_checkpoint(
             Trainer, `build_optimizer(recipe, layer_norms=names.layer_norms)`. None:
             the parameters alone.
         groups: names in the order in which torch was given them, for each group; None
-            for Trainer's own.
+            for Trainer's own, which depend on the version: those of
+            `recipe.decay_rule`, or those of the one version that fits the file.
         layouts: as `adafactor_tf` has them.
         without: names of files that need not be there, of optimizer.pt, scheduler.pt
             and trainer_state.json.
@@ -98,7 +100,8 @@ def read_trainer_checkpoint(
     Raises:
         ValueError: if a file is missing, with what could be done without it; if one is
             unreadable, of another model or another format; if the recipe contradicts
-            them.
+            them; or if it decays other parameters than the groups of optimizer.pt, with
+            the `decay_rule` that fits. Where no weight decay is set, that is no error.
 
     Source: transformers 5.23 `trainer.py`, `_load_optimizer_and_scheduler`,
         `_load_from_checkpoint` and `_init_training_state`.
@@ -131,9 +134,14 @@ def read_trainer_checkpoint(
             groups=groups,
             layouts=layouts,
             step=position,
+            decay_rule=recipe.decay_rule,
         )
         if is_there:
             naming_optimizer(check_param_groups)(saved["param_groups"], recipe)
+            named = naming_optimizer(read_state_dict)(
+                saved, names, groups, recipe.decay_rule
+            )
+            check_decay(named.decayed, names, recipe, str(path))
             if schedule_state is not None and SCHEDULER in missing:
                 found = double_from_scalar(float(saved["param_groups"][0]["lr"]))
                 schedule_state = schedule_state._replace(rate=found)
@@ -142,8 +150,9 @@ def read_trainer_checkpoint(
                 for group in saved["param_groups"]
             )
         del saved  # the file, before the next is read
+    params, unused = read_weights(folder, params, names)
     return TrainerCheckpoint(
-        params=read_params(folder, params, names),
+        params=params,
         opt_state=opt_state,
         schedule_state=schedule_state,
         schedule_step=position,
@@ -152,8 +161,43 @@ def read_trainer_checkpoint(
         trainer_state=trainer_state,
         param_groups=saved_groups,
         missing=missing,
-        unused=unused_tensors(folder, names),
+        unused=unused,
     )
+
+
+def decay_rule_from_checkpoint(
+    folder: Path | str, names: ParamNames, *, groups: Groups | None = None
+) -> str | tuple[str, ...]:
+    """Returns the `decay_rule` by which a recipe decays what optimizer.pt decays.
+
+        rule = decay_rule_from_checkpoint("checkpoint-500", names)
+        recipe = dataclasses.replace(recipe, decay_rule=rule)
+
+    For groups that are those of no version of Trainer: of a script, of a subclass.
+
+    Args:
+        folder: a Trainer's checkpoint folder.
+        names: which leaf is which torch parameter.
+        groups: as `read_trainer_checkpoint` takes them.
+
+    Returns:
+        "default" or "all", if these decay the same parameters; else regular expressions
+        for the names of the leaves that are not decayed.
+
+    Raises:
+        ValueError: if optimizer.pt is not there or cannot be read; or if the file
+            decays a leaf in part.
+    """
+    folder = Path(folder)
+    check_folder_is_trainers(folder)
+    path = folder / OPTIMIZER
+    if not path.is_file():
+        raise ValueError(
+            f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Name "
+            "a rule of `decay_mask`."
+        )
+    named = read_state_dict(_optimizer(path), names, groups)
+    return decay_rule_of_file(named.decayed, names)
 
 
 def _optimizer(path: Path) -> Any:

@@ -12,6 +12,12 @@ from ..optimizers import TorchLayout
 from ..recipes import METRIC_DRIVEN, Recipe
 from ..schedules import GreedyState, PlateauState
 from ._hf_folder import MODEL_FILES, OPTIMIZER, SCHEDULER, STATE
+from ._hf_like import (
+    scheduler_like,
+    state_dict_like,
+    trainer_state_like,
+    weights_file_like,
+)
 from ._metric_state import torch_from_metric_state
 from ._model_file import read_buffers, write_params
 from ._param_groups import param_groups_from_recipe
@@ -26,23 +32,12 @@ _NOT_COPIED = (
     *MODEL_FILES,
     "pytorch_model-",
     OPTIMIZER,
+    "optimizer.bin",
     SCHEDULER,
     STATE,
     "rng_state",
     "scaler",
 )
-
-# Without it Trainer goes on, and fails when it saves.
-_CONTROL = {
-    "args": {
-        "should_epoch_stop": False,
-        "should_evaluate": False,
-        "should_log": False,
-        "should_save": True,
-        "should_training_stop": False,
-    },
-    "attributes": {},
-}
 
 
 def write_trainer_checkpoint(
@@ -63,9 +58,10 @@ def write_trainer_checkpoint(
     """Writes a folder from which `Trainer.train(resume_from_checkpoint=...)` goes on.
 
     It holds model.safetensors, optimizer.pt, scheduler.pt and trainer_state.json, and
-    is there whole or not at all. The state of torch's random numbers is left out, with
-    which only dropout would go on as it was: Trainer notes that in its log, and takes
-    the order of the data from its seed.
+    is there whole or not at all. Each has the fields of the version of Transformers and
+    torch that wrote `like`, else those of transformers 5.23 and torch 2.13. The state
+    of torch's random numbers is left out, so dropout draws other numbers: Trainer notes
+    that in its log and takes the order of the data from its seed.
 
     Args:
         folder: a folder that is not there yet; a `checkpoint-500` in Trainer's
@@ -73,22 +69,28 @@ def write_trainer_checkpoint(
         params: the parameters.
         opt_state: the state of their optimizer, AdamW or Adafactor.
         names: which leaf is which torch parameter.
-        recipe: the numbers of the run. Decay is by Trainer's groups, which are those of
-            `decay_rule="transformers_v5"`.
+        recipe: the numbers of the run. The groups are those of its `decay_rule`, if
+            that is a version's or patterns; else those of "transformers_v5". Trainer
+            makes its groups by its own rule, and refuses groups of other lengths.
         step: batches taken, for `global_step`.
         schedule_step: what the schedule is asked next, or how many metrics it has seen;
             None for `step`.
         schedule_state: of a schedule that a metric drives, what it remembers.
-        trainer_state: fields of `trainer_state.json`, those of a run's own file, say.
-            What is not in it has Trainer's default.
-        like: a folder of the same run: what else is in it, its config.json and its
-            tokenizer, is copied, and what the model saves beside its parameters.
+        trainer_state: fields of `trainer_state.json`, such as those of a run's own
+            file. Other fields have Trainer's default; settings of the run, such as
+            `eval_steps`, and the states of callbacks have the values of `like`.
+        like: a checkpoint folder of the same run. Its other files, such as config.json
+            and the tokenizer, are copied, and so are the model's buffers. If it
+            contains trainer_state.json, optimizer.pt or scheduler.pt, the new file has
+            the same fields, so that the same version reads it. If its weights are in
+            pytorch_model.bin, so are the new ones.
         groups: names of each group; None for Trainer's own.
         layouts: as `adafactor_tf` has them.
 
     Raises:
-        ValueError: if the folder is there, the recipe has no state in torch, or a
-            field of `trainer_state` is unknown.
+        ValueError: if the folder is there, the recipe has no state in torch, a field
+            of `trainer_state` is unknown to the version, or a file of `like` is
+            damaged.
 
     Source: transformers 5.23 `trainer.py`, `_save_checkpoint`.
     """
@@ -106,7 +108,7 @@ def write_trainer_checkpoint(
         )
     step = _check.step_count("step", step)
     position = step if schedule_step is None else schedule_step
-    json_state = _trainer_state(trainer_state or {}, recipe, step)
+    json_state = trainer_state_like(like, trainer_state or {}, recipe, step)
     scheduler, rate = _scheduler(recipe, position, schedule_state)
     settings = param_groups_from_recipe(recipe, rate)
     buffers = read_buffers(like, names.model)
@@ -117,12 +119,19 @@ def write_trainer_checkpoint(
     try:
         for path in _others(like):
             shutil.copy2(path, temporary / path.name)
-        write_params(temporary / MODEL_FILES[0], params, names, buffers)
+        weights = temporary / weights_file_like(like)
+        write_params(weights, params, names, buffers)
         state_dict = torch_from_opt_state(
-            opt_state, params, names, settings, groups=groups, layouts=layouts
+            opt_state,
+            params,
+            names,
+            settings,
+            groups=groups,
+            layouts=layouts,
+            decay_rule=recipe.decay_rule,
         )
-        save_torch(state_dict, temporary / OPTIMIZER)
-        save_torch(scheduler, temporary / SCHEDULER)
+        save_torch(state_dict_like(like, state_dict), temporary / OPTIMIZER)
+        save_torch(scheduler_like(like, scheduler), temporary / SCHEDULER)
         text = json.dumps(json_state, indent=2, sort_keys=True)
         (temporary / STATE).write_text(f"{text}\n", encoding="utf-8")
         temporary.replace(folder)
@@ -146,45 +155,6 @@ def _scheduler(
     bases = [float(recipe.learning_rate)] * 2
     state = torch_from_metric_state(schedule_state, settings, bases, position)
     return state, state["_last_lr"][0]
-
-
-def _trainer_state(
-    given: Mapping[str, Any], recipe: Recipe, step: int
-) -> dict[str, Any]:
-    """All fields of Trainer's state.
-
-    Source: transformers 5.23 `trainer_callback.py`, `TrainerState`.
-    """
-    defaults: dict[str, Any] = {
-        "best_global_step": None,
-        "best_metric": None,
-        "best_model_checkpoint": None,
-        "epoch": 0.0,
-        "eval_steps": 500,
-        "is_hyper_param_search": False,
-        "is_local_process_zero": True,
-        "is_world_process_zero": True,
-        "log_history": [],
-        "logging_steps": 500,
-        "num_input_tokens_seen": 0,
-        "num_train_epochs": 0,
-        "save_steps": 500,
-        "stateful_callbacks": {"TrainerControl": _CONTROL},
-        "total_flos": 0.0,
-        "train_batch_size": None,
-        "trial_name": None,
-        "trial_params": None,
-    }
-    odd = sorted(set(given) - set(defaults) - {"global_step", "max_steps"})
-    if odd:
-        raise ValueError(
-            f"`trainer_state` must have the fields of Trainer's state, got {odd}."
-        )
-    state = {**defaults, **given, "global_step": step, "max_steps": recipe.max_steps}
-    # Trainer divides by it, None or not.
-    if state["train_batch_size"] is None:
-        state["train_batch_size"] = recipe.per_device_train_batch_size
-    return state
 
 
 def _others(like: Path | None) -> list[Path]:

@@ -4,11 +4,13 @@ import dataclasses
 import enum
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import _check
 from ._hf_subclass import holds_all_fields
 from ._safe_pickle import NotAllowedError, Record, load_inert
 
@@ -31,6 +33,7 @@ class Source(NamedTuple):
     num_devices: int | None  # how many took part, where it says so
     name: str  # for errors
     may_be_subclass: bool = True  # False if the class is one of Transformers' own
+    version: str | None = None  # of Transformers, if the source shows it
 
 
 def read_training_arguments(source: Any) -> Source:
@@ -52,7 +55,10 @@ def read_training_arguments(source: Any) -> Source:
         given = {name: _plain(getattr(source, name)) for name in names}
         num_devices = source.world_size * max(1, source.n_gpu)
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
-        return Source(given, num_devices, "TrainingArguments", kind not in _KINDS)
+        version = getattr(sys.modules.get("transformers"), "__version__", None)
+        return Source(
+            given, num_devices, "TrainingArguments", kind not in _KINDS, version
+        )
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return Source(_from_json(source.encode()), None, "TrainingArguments")
     if not isinstance(source, str | Path):
@@ -60,7 +66,19 @@ def read_training_arguments(source: Any) -> Source:
             "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
             f"file, got {type(source).__name__}."
         )
-    return _read_file(Path(source))
+    path = Path(source)
+    return _read_file(path)._replace(version=_version_of(path.parent))
+
+
+def _version_of(folder: Path) -> str | None:
+    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        version = found["transformers_version"]
+        _check.version("transformers_version", version)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return version
 
 
 def _read_file(path: Path) -> Source:

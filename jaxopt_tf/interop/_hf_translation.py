@@ -68,8 +68,9 @@ def translate_training_arguments(
     _optimizer(given, typed, into)
     _optim_args(given, typed, era, into)
     _decay(given, era, into)
-    _warm_up(given, max_steps, into)
+    _warm_up(given, max_steps, era, into)
     _schedule(given, typed, into)
+    _stable_decay(era, into)
     _accelerator(given, into)
     return into
 
@@ -173,7 +174,7 @@ def _decay(given: Mapping[str, Any], era: Era, into: Translation) -> None:
 
 
 def _warm_up(
-    given: Mapping[str, Any], max_steps: int | None, into: Translation
+    given: Mapping[str, Any], max_steps: int | None, era: Era, into: Translation
 ) -> None:
     ratio, steps = given.get("warmup_ratio"), given.get("warmup_steps")
     if not is_set(ratio):
@@ -182,6 +183,12 @@ def _warm_up(
         _check.fraction("warmup_ratio", ratio)
     except (TypeError, ValueError) as error:
         into.refusals.append(f"{error} A number of steps is `warmup_steps`.")
+        return
+    if era.ratio_replaces_steps:
+        # `warmup_steps = warmup_ratio`, whatever the steps: 1 is one step, not a share.
+        into.settings["warmup_steps"] = 1 if ratio == 1 else ratio
+        if is_set(steps) and steps != 0:
+            into.neutral.append("warmup_steps")
         return
     if is_set(steps) and steps != 0:
         # As in 4.x: steps win, and a share of them was none.
@@ -220,6 +227,24 @@ def _schedule(
         settings["warmup_steps"] = 0
         written = "warmup_steps" if given.get("warmup_steps") else "warmup_ratio"
         into.notes.append(f"`{written}`: {schedule!r} has none in Trainer either")
+
+
+def _stable_decay(era: Era, into: Translation) -> None:
+    """Refuses a schedule whose warmup rose from 0, where ours starts at its minimum.
+
+    Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
+    """
+    settings, name = into.settings, "warmup_stable_decay"
+    kwargs = settings.get("lr_scheduler_kwargs") or {}
+    ratio = kwargs.get("min_lr_ratio", 0) if isinstance(kwargs, Mapping) else 0
+    is_affected = era.warms_up_from_zero and settings.get("lr_scheduler_type") == name
+    if is_affected and ratio and settings.get("warmup_steps"):
+        into.refusals.append(
+            f"`lr_scheduler_kwargs` must be without a `min_lr_ratio` for {name!r} of "
+            f"Transformers {era.versions}, got {ratio!r}: its warmup rises from 0 "
+            "there, and from this share of the rate here and since 4.49. Pass "
+            "`transformers_version='4.49.0'` if the warmup is over."
+        )
 
 
 def _accelerator(given: Mapping[str, Any], into: Translation) -> None:

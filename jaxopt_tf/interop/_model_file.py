@@ -13,6 +13,7 @@ from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
 from ._pieces import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
 from ._safetensors import write_tensors
+from ._torch_files import as_tensor, save_torch
 from ._torch_model import TorchModel
 from ._weight_files import WeightFiles
 
@@ -32,9 +33,16 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
     Differs: `from_pretrained` gives parameters that are missing random values, and
         unties tensors that are not equal; both are errors here.
     """
-    folder = Path(folder)
+    return read_weights(Path(folder), params, names)[0]
+
+
+def read_weights(
+    folder: Path, params: PyTree, names: ParamNames
+) -> tuple[PyTree, tuple[str, ...]]:
+    """Reads parameters as `read_params`, and returns the names that are left out."""
     files = WeightFiles(folder)
-    place = _places(files, names.model)
+    keys = _keys(files, names.model)
+    place = _places(files, keys, names.model)
     pieces = by_leaf(names.pieces)
 
     def leaf(name: str, p: Any) -> tuple:
@@ -49,7 +57,7 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
         found = leaf_from_tensors(pieces[name], tensor, p.shape, p.dtype)
         return (placed_like(found, p),)
 
-    return _tree.map_leaves(leaf, params, num_results=1)[0]
+    return _tree.map_leaves(leaf, params, num_results=1)[0], keys.unused
 
 
 def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
@@ -67,7 +75,11 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
 def write_params(
     path: Path, params: PyTree, names: ParamNames, buffers: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes `model.safetensors` as `save_pretrained` does: tied tensors once."""
+    """Writes a model's file as `save_pretrained` does.
+
+    A path that ends in `.bin` is written by torch, with every name of a tied tensor;
+    any other in the format of safetensors, with one of them.
+    """
     leaves = dict(_tree.named_leaves(params))
     host = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     pieces = by_tensor(names.pieces)
@@ -82,7 +94,12 @@ def write_params(
             return buffers[name]
         return tensor_from_leaves(pieces[name], host.__getitem__)
 
-    write_tensors(path, shapes, tensor)
+    if path.suffix != ".bin":
+        write_tensors(path, shapes, tensor)
+        return
+    tensors = {name: as_tensor(tensor(name)) for name in shapes}
+    tensors |= {alias: tensors[name] for alias, name in names.model.tied}
+    save_torch(tensors, path)
 
 
 def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray]:
@@ -114,9 +131,9 @@ def _keys(files: WeightFiles, model: TorchModel) -> Keys:
     return match_keys(files.shapes, [*known, *model.buffers], model.load_rules)
 
 
-def _places(files: WeightFiles, model: TorchModel) -> dict[str, str]:
+def _places(files: WeightFiles, keys: Keys, model: TorchModel) -> dict[str, str]:
     """Returns the name in the files of each parameter: its own, or one tied to it."""
-    keys, shapes = _keys(files, model), files.shapes
+    shapes = files.shapes
     spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
         spellings[name].append(alias)

@@ -86,9 +86,9 @@ def check_param_groups(
 ) -> None:
     """Raises if groups are set to other numbers than the recipe has; lists all.
 
-    torch goes on with the file's numbers, whatever it was started with, so that a
-    recipe that says otherwise is not that run. Of more groups than Trainer's two, each
-    may be decayed or not.
+    torch continues with the numbers of the file, whatever it was started with, so that
+    a recipe with others is not that run. Of several groups, each may be decayed or not,
+    in any order; if none is, the first is taken for Trainer's decayed one.
     """
     if any("correct_bias" in group for group in param_groups):
         raise ValueError(
@@ -98,7 +98,7 @@ def check_param_groups(
         )
     decayed, spared = param_groups_from_recipe(recipe, 0.0)
     wanted = [decayed, spared][: len(param_groups)]
-    if len(param_groups) > 2:
+    if len(param_groups) > 2 or any(g.get("weight_decay") for g in param_groups[1:]):
         wanted = [decayed if g.get("weight_decay") else spared for g in param_groups]
     odd = [
         f"`{key}` of group {number} is {_plain(group.get(key))!r} and the recipe's "

@@ -28,18 +28,18 @@ class ParamNames:
     model: TorchModel
 
     @property
-    def layer_norms(self) -> tuple[str, ...]:
-        """Paths of the leaves' modules that are layer norms in torch.
+    def layer_norms(self) -> dict[str, str]:
+        """Paths of the leaves' modules that are layer norms in torch, and their class.
 
-        For `build_optimizer(recipe, layer_norms=...)`: Trainer goes by these types.
+        For `build_optimizer(recipe, layer_norms=...)`: Trainer goes by these classes,
+        and which of them count depends on the version of Transformers.
         """
-        norms = set(self.model.layer_norms)
-        found = {
-            piece.leaf.rpartition(".")[0]: None
+        norms = self.model.layer_norms
+        return {
+            piece.leaf.rpartition(".")[0]: norms[parent]
             for piece in self.pieces
-            if piece.torch_name.rpartition(".")[0] in norms
+            if (parent := piece.torch_name.rpartition(".")[0]) in norms
         }
-        return tuple(found)
 
 
 def match_names(

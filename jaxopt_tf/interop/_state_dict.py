@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import _check
+from ._decay_groups import TODAYS_RULE, DecayRule, groups_of_file
 from ._optimizer_formats import check_format, check_settings
 from ._param_names import ParamNames
 from ._torch_files import check_tensor
@@ -20,6 +21,12 @@ class TorchState(NamedTuple):
     groups: Sequence[Mapping[str, Any]]  # the settings of each group, with its `params`
     group_of: Mapping[str, int]  # by torch name
 
+    @property
+    def decayed(self) -> dict[str, bool]:
+        """By torch name, whether the parameter's group is decayed."""
+        decays = [bool(group.get("weight_decay")) for group in self.groups]
+        return {name: decays[group] for name, group in self.group_of.items()}
+
     def entry(self, name: str) -> Mapping[str, Any]:
         """What torch keeps for a parameter; empty if it was never updated."""
         number = self.numbers.get(name)  # None where it is frozen
@@ -27,16 +34,22 @@ class TorchState(NamedTuple):
 
 
 def read_state_dict(
-    state_dict: Any, names: ParamNames, groups: Groups | None
+    state_dict: Any,
+    names: ParamNames,
+    groups: Groups | None,
+    decay_rule: DecayRule = TODAYS_RULE,
 ) -> TorchState:
     """Gives names to the parameters' numbers; raises if the format is not torch's.
 
     Names come from the file where it has them (`param_names`), else from `groups`, else
-    from Trainer's two groups; of one group alone, from `named_parameters()`.
+    from the two groups that Trainer makes by `decay_rule`, or by another of its rules
+    that fits the file; of one group alone, from `named_parameters()`.
     """
     kind = check_format(state_dict)
     saved = state_dict["param_groups"]
     check_settings(saved)
+    if groups is None and len(saved) == 2 and not _has_names(saved):
+        groups = groups_of_file(saved, state_dict["state"], names, decay_rule)
     named = _named_groups(saved, names, groups)
     numbers: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
@@ -53,7 +66,7 @@ def _named_groups(
     saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
 ) -> Groups:
     lengths = [len(group["params"]) for group in saved]
-    if all("param_names" in group for group in saved):
+    if _has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)
         own = [[tied.get(n, n) for n in group["param_names"]] for group in saved]
@@ -72,6 +85,10 @@ def _named_groups(
             "make other groups: pass the names of each as `groups`."
         )
     return wanted
+
+
+def _has_names(saved: Sequence[Mapping[str, Any]]) -> bool:
+    return all("param_names" in group for group in saved)
 
 
 def check_group_count(

@@ -1,8 +1,9 @@
 """Checksums of the records in torch's zip archives."""
 
 import io
+import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ._safe_pickle import Storage, load_storage_keys
 
 _CHUNK = 2**20
-_NUM_THREADS = 2
+_NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
 def check_archive(path: Path) -> str:
@@ -27,33 +28,32 @@ def check_archive(path: Path) -> str:
             records = archive.infolist()
             if not any(record.CRC for record in records):
                 return ""  # torch.serialization.set_crc32_options(False)
+            records.sort(key=lambda record: -record.file_size)
             # `zlib.crc32` releases the GIL.
             with ThreadPoolExecutor(_NUM_THREADS) as pool:
-                shares = [records[i::_NUM_THREADS] for i in range(_NUM_THREADS)]
-                found = list(pool.map(lambda own: _damaged(path, own), shares))
-            bad = next((one for one in found if one), None)
-            return _described(archive, *bad) if bad else ""
+                found = pool.map(lambda record: _damage(archive, record), records)
+                damage = next((reason for reason in found if reason), "")
+            return damage
     # `zipfile` raises struct.error, OverflowError and others on damaged directories.
     except Exception as error:
         return f"its archive is cut short or damaged: {error}"
 
 
-def _damaged(path: Path, records: Sequence[zipfile.ZipInfo]) -> tuple[str, str] | None:
-    """Returns the first damaged record and the reason."""
-    with zipfile.ZipFile(path) as archive:
-        for record in records:
-            if record.compress_type != zipfile.ZIP_STORED:
-                return record.filename, "is compressed, which torch never does"
-            try:
-                with archive.open(record) as stream:
-                    while stream.read(_CHUNK):
-                        pass
-            except Exception as error:  # BadZipFile, EOFError, ...
-                return record.filename, f"is damaged: {error}"
-    return None
+def _damage(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> str:
+    """Returns what is wrong with a record; "" if nothing is."""
+    if record.compress_type != zipfile.ZIP_STORED:
+        return _described(archive, record, "is compressed, which torch never does")
+    try:
+        with archive.open(record) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except Exception as error:  # BadZipFile, EOFError, ...
+        return _described(archive, record, f"is damaged: {error}")
+    return ""
 
 
-def _described(archive: zipfile.ZipFile, name: str, reason: str) -> str:
+def _described(archive: zipfile.ZipFile, record: zipfile.ZipInfo, reason: str) -> str:
+    name = record.filename
     tensor = _tensor_in(archive, name.rpartition("/")[2]) if "/data/" in name else ""
     of = f", tensor {tensor!r}," if tensor else ""
     return f"its record {name!r}{of} {reason}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..optimizers import decay_mask
+from ..optimizers import decay_mask, norm_type
 from ._checkpoint_keys import LoadRules, load_rules
 
 
@@ -28,7 +28,9 @@ class TorchModel:
         parameters: in the order of `named_parameters()`, where `is_ordered`.
         tied: names that stand for another's tensor, each with that other.
         buffers: names of what is saved with the parameters and is none.
-        layer_norms: paths of the modules that are `torch.nn.LayerNorm`.
+        layer_norms: paths of the modules that some version of Trainer counts as layer
+            norms, each with its class: "LayerNorm" for torch's and its subclasses,
+            "LlamaRMSNorm" and others for classes that Transformers 4 registered.
         is_ordered: whether the order is torch's; the names in a file have none.
         load_rules: rules by which Transformers reads the names in weight files.
         origin: the file or the class that describes the model, for messages.
@@ -37,24 +39,35 @@ class TorchModel:
     parameters: tuple[TorchParam, ...]
     tied: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
-    layer_norms: tuple[str, ...] = ()
+    layer_norms: Mapping[str, str] = field(default_factory=dict)
     is_ordered: bool = True
     load_rules: LoadRules = field(default=LoadRules(), compare=False, repr=False)
     origin: str = field(default="", compare=False)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...] | None:
-        """The names in Trainer's two groups, decayed first; None without an order.
+        """Groups of today's Trainer, as `groups_by_rule` returns them."""
+        return self.groups_by_rule("transformers_v5")
 
-        Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`.
+    def groups_by_rule(self, rule: str) -> tuple[tuple[str, ...], ...] | None:
+        """Returns the names in Trainer's two groups, decayed first.
+
+        Args:
+            rule: a rule of `decay_mask`, that of the version that made the groups.
+
+        Returns:
+            The names in both groups; None without an order.
+
+        Source: transformers 5.24 `trainer.py`, `Trainer.create_optimizer`; unchanged
+            since 4.40.
         """
         if not self.is_ordered:
             return None
         trainable = [p for p in self.parameters if p.is_trainable]
         leaves = {p.name: np.broadcast_to(np.float32(0), p.shape) for p in trainable}
         parents = {name.rpartition(".")[0] for name in leaves}
-        norms = [path for path in self.layer_norms if path in parents]
-        mask = decay_mask(leaves, rule="transformers_v5", layer_norms=norms)
+        norms = {p: kind for p, kind in self.layer_norms.items() if p in parents}
+        mask = decay_mask(leaves, rule=rule, layer_norms=norms)
         return (
             tuple(name for name in leaves if mask[name]),
             tuple(name for name in leaves if not mask[name]),
@@ -77,10 +90,15 @@ def torch_model_from_module(module: Any) -> TorchModel:
             f"`module` must be a torch.nn.Module, got {type(module).__name__}. For "
             "names alone, use `torch_model_from_shapes`."
         )
-    layers, norms = {}, []
+    layers: dict[str, str] = {}
+    norms: dict[str, str] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, torch.nn.LayerNorm):
-            norms.append(path)
+        # Trainer leaves out whole modules, with the modules in them. It compares the
+        # children of a module with its types, never the model itself.
+        above = norms.get(path.rpartition(".")[0], "")
+        kind = norm_type(_counted_types(layer)) if path else ""
+        if kind or above:
+            norms[path] = kind if kind == "LayerNorm" else above or kind
         for name, _ in layer.named_parameters(recurse=False):
             layers[f"{path}.{name}" if path else name] = _layer_type(layer)
     own = dict(module.named_parameters())
@@ -98,7 +116,7 @@ def torch_model_from_module(module: Any) -> TorchModel:
         ),
         tied=tuple(tied),
         buffers=tuple(name for name in module.state_dict() if name not in everything),
-        layer_norms=tuple(norms),
+        layer_norms=norms,
         load_rules=load_rules(module),
         origin=type(module).__name__,
     )
@@ -174,6 +192,18 @@ def torch_model_from_shapes(
     """
     parameters = tuple(TorchParam(name, tuple(shape)) for name, shape in shapes.items())
     return TorchModel(parameters=parameters, is_ordered=is_ordered)
+
+
+def _counted_types(layer: Any) -> list[str]:
+    """Names of the classes by which Trainer may know a module as a layer norm.
+
+    A class of another library that has the name of one of Transformers does not count.
+    """
+    return [
+        kind.__name__
+        for kind in type(layer).__mro__
+        if kind.__module__.startswith(("torch.nn.", "transformers."))
+    ]
 
 
 def _layer_type(layer: Any) -> str:

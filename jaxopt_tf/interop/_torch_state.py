@@ -9,6 +9,7 @@ from .._typing import PyTree
 from ..optimizers import AdafactorState, AdamWState, TorchLayout
 from ._adafactor_state import adafactor_entries, adafactor_from_torch
 from ._adamw_state import adamw_entries, adamw_from_torch
+from ._decay_groups import TODAYS_RULE, DecayRule, groups_by_rule
 from ._optimizer_formats import ADAFACTOR, ADAMW
 from ._param_names import ParamNames
 from ._pieces import by_leaf, by_tensor
@@ -26,6 +27,7 @@ def opt_state_from_torch(
     groups: Groups | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
     step: int | None = None,
+    decay_rule: DecayRule = TODAYS_RULE,
 ) -> PyTree:
     """Puts what torch's optimizer remembers into a state of ours.
 
@@ -33,11 +35,13 @@ def opt_state_from_torch(
     means through that of their axes. Moments in bfloat16 or float16 are widened. A
     parameter without an entry, which never had a gradient, has zeros and the count 0.
 
-    Which number stands for which parameter is told by the file's own `param_names`,
-    else by `groups`, else by Trainer's two groups, the decayed one first, or by
-    `named_parameters()` where there is one group. Parameters of one shape that torch
-    was given in another order than this, in one group or across them, cannot be told
-    apart without names: nothing in the file says so. Of other shapes they are refused.
+    The numbers of the file get their parameters by its own `param_names`, else by
+    `groups`, else by Trainer's two groups, the decayed one first, or by
+    `named_parameters()` where there is one group. Trainer's groups depend on its
+    version: those of `decay_rule` are taken, or those of the one version that has
+    groups of the same lengths and shapes. Parameters of one shape that torch was given
+    in another order than this, in one group or across them, cannot be told apart
+    without names. Of other shapes they are refused.
 
     Args:
         opt_state: what `optimizer.init(params)` gives, `AdamWState` or `AdafactorState`
@@ -50,6 +54,8 @@ def opt_state_from_torch(
         step: what the schedule is asked next; None for the largest of the counts. The
             position is the scheduler's, and other than the counts where updates were
             skipped.
+        decay_rule: rule of `decay_mask` that Trainer followed, as
+            `trainer_decay_rule` returns it for a version.
 
     Returns:
         The state, to be updated on. Its `learning_rate` is the file's, which torch
@@ -64,7 +70,7 @@ def opt_state_from_torch(
         5.23 `trainer.py`, `Trainer.create_optimizer`.
     Differs: torch checks no shapes.
     """
-    torch_state = read_state_dict(state_dict, names, groups)
+    torch_state = read_state_dict(state_dict, names, groups, decay_rule)
     nodes = _ours(opt_state)
     wanted = _KINDS.get(torch_state.kind or "")
     if wanted is not None and any(type(node) is not wanted for node in nodes):
@@ -95,6 +101,7 @@ def torch_from_opt_state(
     *,
     groups: Groups | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
+    decay_rule: DecayRule = TODAYS_RULE,
 ) -> dict[str, Any]:
     """The state dict with which torch's optimizer goes on.
 
@@ -109,6 +116,8 @@ def torch_from_opt_state(
         groups: the names in each group, in the order in which torch is given them; None
             for Trainer's two, or `named_parameters()` for one.
         layouts: as `adafactor_tf` has them.
+        decay_rule: rule of `decay_mask` by which Trainer makes its two groups, that of
+            the version that continues the run.
 
     Returns:
         What `optimizer.load_state_dict` takes, and `torch.save` writes for
@@ -129,6 +138,8 @@ def torch_from_opt_state(
             entries |= adamw_entries(node, params, pieces)
         else:
             entries |= adafactor_entries(node, params, pieces, layouts)
+    if groups is None and len(param_groups) == 2:
+        groups = groups_by_rule(decay_rule, names)
     named = check_group_count(len(param_groups), names, groups)
     number_of: dict[str, int] = {}
     saved = []

@@ -37,7 +37,7 @@ def trainer_state(
     flops_per_item: float | None = None,
     selection: Selection | None = None,
 ) -> Monitor:
-    """Writes `trainer_state.json`, which `transformers.TrainerState` loads.
+    """Writes `trainer_state.json`, which `TrainerState` of transformers 4.50 on loads.
 
     It is written at every evaluation and at the end, each time whole or not at all;
     not at those that are told again from a file, whose windows have no `seconds`.

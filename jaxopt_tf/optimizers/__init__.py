@@ -11,6 +11,11 @@ from ._adamw_hf_v4 import adamw_hf_v4 as adamw_hf_v4
 from ._clipping import ClipState as ClipState
 from ._clipping import clip as clip
 from ._clipping import is_clipped as is_clipped
+from ._decay_rules import DECAY_RULES as DECAY_RULES
+from ._decay_rules import DECAY_RULES_BY_TYPE as DECAY_RULES_BY_TYPE
+from ._decay_rules import TRAINER_DECAY_RULES as TRAINER_DECAY_RULES
+from ._decay_rules import norm_type as norm_type
+from ._decay_rules import trainer_decay_rule as trainer_decay_rule
 from ._layout import TorchLayout as TorchLayout
 from ._layout import resolve_layouts as resolve_layouts
 from ._learning_rate_access import get_learning_rate as get_learning_rate
@@ -21,6 +26,6 @@ from ._rmsprop import RMSpropState as RMSpropState
 from ._rmsprop import rmsprop_tf as rmsprop_tf
 from ._sgd import SGDState as SGDState
 from ._sgd import sgd_tf as sgd_tf
-from ._weight_decay import DECAY_RULES as DECAY_RULES
+from ._weight_decay import LayerNorms as LayerNorms
 from ._weight_decay import decay_mask as decay_mask
 from ._weight_decay import decay_reasons as decay_reasons

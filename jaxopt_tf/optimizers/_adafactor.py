@@ -141,7 +141,7 @@ def adafactor_tf(
                     mu = jnp.zeros_like(p, zeros.dtype)
             return row, col, whole, mu
 
-        resolve_mask(decay_mask, params)
+        resolve_mask(decay_mask, params, weight_decay)
         layout_tree = resolve_layouts(layouts, params)
         trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
         rate = _learning_rate.init(schedule, params)
@@ -218,7 +218,7 @@ def adafactor_tf(
             return change, row, col, whole, mu
 
         layout_tree = resolve_layouts(layouts, params)
-        mask = resolve_mask(decay_mask, params)
+        mask = resolve_mask(decay_mask, params, weight_decay)
         old = state.nu_row, state.nu_col, state.nu, state.mu
         updates, *moments = _tree.map_leaves(
             leaf, params, grads, layout_tree, mask, clocks, *old, num_results=5

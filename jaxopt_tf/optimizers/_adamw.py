@@ -87,7 +87,8 @@ def adamw_tf(
         eps: added to the denominator after its bias correction; at least 0.
         weight_decay: share that is taken off per unit of rate; at least 0.
         decay_mask: bool for each leaf, or a callable from params to that; None for
-            `decay_mask(params)`: no biases, no normalisation layers. Under
+            `decay_mask(params)`: no biases, no normalisation layers; leaves without
+            names are refused then, if `weight_decay` is known not to be 0. Under
             `optax.inject_hyperparams` a callable needs `static_args="decay_mask"`.
         decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does; at
             rates below 1e-5 that is another decay than was asked for, down to none
@@ -159,7 +160,7 @@ def adam(
 
     def init(params):
         _tree.check_params(params, function=function)
-        resolve_mask(decay_mask, params)
+        resolve_mask(decay_mask, params, weight_decay)
         rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
@@ -177,7 +178,7 @@ def adam(
         del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
-        mask = resolve_mask(decay_mask, params)
+        mask = resolve_mask(decay_mask, params, weight_decay)
         rates = _learning_rate.current(learning_rate, state, params)
         exact_rates = _learning_rate.exact(learning_rate, rates)
         count = jax.tree.map(optax.safe_increment, state.count)

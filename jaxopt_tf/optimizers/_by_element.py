@@ -53,7 +53,7 @@ def by_element(
 
     def init(params):
         _tree.check_params(params, function=function)
-        resolve_mask(decay_mask, params)
+        resolve_mask(decay_mask, params, weight_decay)
         rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
@@ -70,7 +70,7 @@ def by_element(
         del extra_args
         _tree.check_params(params, function=function)
         grads = _tree.check_grads(grads, params)
-        mask = resolve_mask(decay_mask, params)
+        mask = resolve_mask(decay_mask, params, weight_decay)
         rates = _learning_rate.current(learning_rate, state, params)
         exact_rates = _learning_rate.exact(learning_rate, rates)
         count = jax.tree.map(optax.safe_increment, state.count)

@@ -36,7 +36,7 @@ def rmsprop_tf(
     *,
     alpha: Scalar = 0.99,
     eps: Scalar = 1e-8,
-    momentum: Scalar = 0.0,
+    momentum: Scalar | None = None,
     centered: bool = False,
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
@@ -57,7 +57,7 @@ def rmsprop_tf(
         learning_rate: as for `adamw_tf`.
         alpha: decay rate of the means; from 0 to below 1.
         eps: added to the root; at least 0.
-        momentum: share of the buffer that is kept; at least 0. At 0 there is none.
+        momentum: share of the buffer that is kept; at least 0. None or 0 for no buffer.
         centered: whether the squares are taken around the mean.
         weight_decay: times the parameter, added to its gradient; at least 0.
         decay_mask: as for `adamw_tf`.
@@ -74,10 +74,12 @@ def rmsprop_tf(
     """
     _check.fraction_below_one("alpha", alpha)
     _check.non_negative("eps", eps)
+    # None by default: `optax.inject_hyperparams` turns a 0.0 into an array, which may
+    # become another number, so that there would be a buffer.
+    momentum = 0.0 if momentum is None else momentum
     _check.non_negative("momentum", momentum)
     if not isinstance(centered, bool):
         raise TypeError(f"`centered` must be True or False, got {centered!r}.")
-    # An array may become another one: `optax.inject_hyperparams` does that.
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
     def new_leaf(p, g, is_decayed, rate, nu, mu, buffer):

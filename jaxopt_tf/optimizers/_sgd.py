@@ -38,7 +38,7 @@ class _Now(NamedTuple):
 def sgd_tf(
     learning_rate: ScalarOrSchedule,
     *,
-    momentum: Scalar = 0.0,
+    momentum: Scalar | None = None,
     dampening: Scalar = 0.0,
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
@@ -56,7 +56,7 @@ def sgd_tf(
 
     Args:
         learning_rate: as for `adamw_tf`.
-        momentum: share of the buffer that is kept; at least 0. At 0 there is none.
+        momentum: share of the buffer that is kept; at least 0. None or 0 for no buffer.
         dampening: share of a gradient, the first apart, that is left out.
         nesterov: whether a step looks ahead; needs `momentum` and no `dampening`.
         weight_decay: times the parameter, added to its gradient; at least 0.
@@ -72,10 +72,12 @@ def sgd_tf(
     Source: torch 2.13 `optim/sgd.py`, `_single_tensor_sgd`.
     Differs: `optax.sgd` begins with a buffer of zeros, has no dampening and no decay.
     """
+    # None by default: `optax.inject_hyperparams` turns a 0.0 into an array, which may
+    # become another number, so that there would be a buffer.
+    momentum = 0.0 if momentum is None else momentum
     _check.non_negative("momentum", momentum)
     _check.finite("dampening", dampening)
     _check_nesterov(nesterov, momentum, dampening)
-    # An array may become another one: `optax.inject_hyperparams` does that.
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
     def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> _Now:

@@ -8,7 +8,7 @@ Linen, NNX and torch.
 
 import collections
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,58 +16,71 @@ import numpy as np
 from flax import nnx
 
 from .. import _check, _tree
-from .._typing import PyTree
-
-# What Trainer looks for, in the lower-cased name.
-_TRANSFORMERS_V5 = (
-    r"bias",
-    r"layernorm",
-    r"rmsnorm",
-    r"(?:^|\.)norm(?:$|\.)",
-    r"_norm(?:$|\.)",
+from .._scalars import is_zero
+from .._typing import PyTree, Scalar
+from ._decay_rules import (
+    DECAY_RULES,
+    LAYER_NORM,
+    NAMED_RULES,
+    NORM_TYPES,
+    DecayRule,
+    norm_type,
 )
-# What stands directly in a normalisation layer, by the names that these are usually
-# given (`norm1`, `LayerNorm_0`, `ln_f`, `bn2`), but not what a `PreNorm` wraps; and the
-# gain, which Flax calls `scale` whatever the layer is called.
-_ANY_NORM = (
-    r"norm_?\d*\.[^.]+$",
-    r"(?:^|\.)norm_\w+\.[^.]+$",
-    r"(?:^|\.)(?:ln|bn)(?:_\w+|\d*)\.[^.]+$",
-    r"(?:^|\.)scale$",
-)
-_EXAMPLES = ("bias", r"LayerNorm\.weight")
-# The rules of `decay_mask` that have a name.
-DECAY_RULES = ("default", "transformers_v5", "transformers_v4", "examples")
+from ._leaf_names import LeafNames, check_names, checked_names, with_dots
 
 # Called norms, but they wrap a layer whose weight is to be decayed.
 _NOT_NORMS = frozenset({"WeightNorm", "SpectralNorm"})
 
 Rule = str | Sequence[str] | Callable[[str, Any], bool]
+# Paths of layer norms; or with each path the class that torch has there.
+LayerNorms = Sequence[str] | Mapping[str, str]
 
 
 def decay_mask(
-    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+    params: PyTree,
+    *,
+    rule: Rule = "default",
+    layer_norms: LayerNorms = (),
+    names: Sequence[str] | None = None,
 ) -> PyTree:
-    """Says for each leaf whether weight decay applies to it.
+    """Returns for each leaf whether weight decay applies to it.
 
     Args:
         params: a tree of parameters (Linen, NNX, Equinox, plain); or an NNX or Equinox
             module itself, whose layers are then recognised by their type. Leaves that
             are no arrays have no place in the mask. Stacked layers (an additional
             first axis) make no difference: names decide, not ranks.
-        rule: what to leave out.
-            "default": what Transformers 5 leaves out, and every normalisation layer.
-            "transformers_v5": what `Trainer` leaves out since 4.53: names that hold
-            `bias` or one of its spellings of a norm, and layers of type LayerNorm.
-            "transformers_v4": what it left out until 4.48: names that hold `bias`, and
-            normalisation layers by type.
-            "examples": names that hold `bias` or `LayerNorm.weight`, case-sensitive, as
-            the example scripts without Trainer have it.
+        rule: parameters to leave out.
+            "default": those that Transformers 5 leaves out, and every normalization
+            layer.
+            "transformers_v5": those that `Trainer` leaves out since 4.56: names that
+            contain `bias` or one of its spellings of a norm, and layers of type
+            LayerNorm. "transformers_4_53" (4.53 to 4.55): these, but some vision
+            models' norms, such as ConvNextLayerNorm, are no LayerNorm yet.
+            "transformers_4_49" (4.49 to 4.52): names that contain `bias`, `layernorm`
+            or `rmsnorm`, and the types that these versions count as layer norms.
+            "transformers_4_40" (4.40 to 4.42), "transformers_4_43" (4.43 and 4.44),
+            "transformers_4_45" (4.45), "transformers_4_46" (4.46 and 4.47),
+            "transformers_4_48" (4.48): names that contain `bias`, and the types that
+            these versions count as layer norms, LlamaRMSNorm and T5LayerNorm among
+            them. `trainer_decay_rule` returns the rule of a version.
+            "transformers_v4": names that contain `bias`, and normalization layers by
+            type; of a mapping `layer_norms`, those of type LayerNorm. This is the rule
+            of no version with a Llama or a T5.
+            "examples": names that contain `bias` or `LayerNorm.weight`,
+            case-sensitive, as in the example scripts without Trainer.
+            "all": none; every parameter is decayed, as `AdamW(model.parameters())` of
+            torch does.
             A sequence of regular expressions: names in which one of them is found.
             A callable `(name, leaf) -> bool`: True where decay applies.
-        layer_norms: paths of modules that are normalisation layers, where types are not
-            to be seen: with torch's names, say. What stands directly in them is left
-            out.
+        layer_norms: normalization layers, for trees that do not show types. A sequence
+            of paths of modules, which count as LayerNorm; or a mapping from such paths
+            to the class that torch has there, "LayerNorm" or "LlamaRMSNorm" for
+            example, as `match_names(params, model).layer_norms` returns it. Parameters
+            directly in these modules are left out, if the rule counts the class.
+        names: names of the leaves in the order of `jax.tree.leaves`, for a tree that
+            has none: a list of arrays from Keras with `[v.path for v in
+            model.trainable_variables]`.
 
     Returns:
         A tree of bool with the structure of `params`, for `decay_mask=` of our
@@ -75,71 +88,91 @@ def decay_mask(
         structure of its `nnx.Param` state.
 
     Raises:
-        ValueError, TypeError: if `rule` is none of these, or if a pattern or a path of
-            yours matches no leaf: it would silently decay what you meant to leave out.
+        ValueError, TypeError: if `rule` is none of these, if a class in `layer_norms`
+            is not known, or if a pattern or a path matches no leaf: parameters meant
+            to be left out would be decayed silently. If `rule` has a name and a leaf
+            has none: all keys of its path are indices, as in a list or a bare array.
 
-    Source: transformers 5.23 `trainer.py`, `Trainer.get_decay_parameter_names`;
-        4.44 likewise; `examples/pytorch/text-classification/run_glue_no_trainer.py`.
+    Source: transformers 4.40 to 4.57 and 5.0 to 5.24 `trainer.py`,
+        `Trainer.get_decay_parameter_names`, and `pytorch_utils.py`,
+        `ALL_LAYERNORM_LAYERS`;
+        `examples/pytorch/text-classification/run_glue_no_trainer.py`.
     Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
         patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
     """
-    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms)
+    reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms, names=names)
     return jax.tree.map(lambda reason: reason == "", reasons)
 
 
 def decay_reasons(
-    params: PyTree, *, rule: Rule = "default", layer_norms: Sequence[str] = ()
+    params: PyTree,
+    *,
+    rule: Rule = "default",
+    layer_norms: LayerNorms = (),
+    names: Sequence[str] | None = None,
 ) -> PyTree:
-    """Why each leaf is not decayed, in words; "" where it is. As `decay_mask` else."""
+    """Returns for each leaf why it is not decayed, "" where it is; as `decay_mask`."""
     _check_rule(rule, layer_norms)
-    norms = _norm_layers(params)
-    any_norms = {*norms, *layer_norms}
-    own_norms = {path for path, is_layer_norm in norms.items() if is_layer_norm}
-    own_norms |= set(layer_norms)
+    own_types = _norm_layers(params)
     if isinstance(params, nnx.Module):
         params = nnx.to_pure_dict(nnx.state(params, nnx.Param))
+    if names is not None:
+        names = checked_names(names, params)
+    elif isinstance(rule, str) and NAMED_RULES[rule].patterns:
+        check_names(params)
+    names_by_path = LeafNames(params, names)
     if not _tree.is_part(params):
-        names = _tree.leaf_names(params)
+        names = names or _tree.leaf_names(params)
         parents = {_parent(name) for name in names}
         for path in layer_norms:
             _matches_something("layer_norms", path, path in parents, names)
         for pattern in () if isinstance(rule, str) or callable(rule) else rule:
             _matches_something("rule", pattern, _found_in(pattern, names), names)
-    # What is looked for in a name, and the layers that are left out.
-    named: dict[str, tuple[Sequence[str], set[str]]] = {
-        "default": (_TRANSFORMERS_V5 + _ANY_NORM, any_norms),
-        "transformers_v5": (_TRANSFORMERS_V5, own_norms),
-        "transformers_v4": (("bias",), any_norms),
-        "examples": (_EXAMPLES, set()),
-    }
+    if isinstance(rule, str):
+        known = NAMED_RULES[rule]
+        left_out = _left_out(known, own_types, layer_norms)
+    else:
+        known = DecayRule(() if callable(rule) else tuple(rule))
+        left_out = set()
 
     def reason(path: tuple, leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
             return None
-        name = _tree.leaf_name(path)
+        name = names_by_path[path]
         if callable(rule):
             return "" if rule(name, leaf) else "by your rule"
-        patterns, left_out = named[rule] if isinstance(rule, str) else (rule, set())
-        if rule in ("default", "transformers_v5"):
-            name = name.lower()
-        for pattern in patterns:
-            if found := re.search(pattern, name):
+        searched = name.lower() if known.lowers else name
+        if rule == "default":
+            searched = with_dots(searched)
+        for pattern in known.patterns:
+            if found := re.search(pattern, searched):
                 return f"{found.group().strip('.')!r} in its name"
-        is_in_norm = _parent(_tree.leaf_name(path)) in left_out
-        return "its layer is a norm" if is_in_norm else ""
+        if _parent(name) in left_out:
+            return "its layer is a norm"
+        return names_by_path.library_reason(name) if rule == "default" else ""
 
     return jax.tree_util.tree_map_with_path(reason, params)
 
 
 def resolve_mask(
-    mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree
+    mask: PyTree | Callable[[PyTree], PyTree] | None,
+    params: PyTree,
+    weight_decay: Scalar,
 ) -> PyTree:
     """The mask for `params` as a tree of bool: the default rule, a callable's or given.
+
+    Without a mask, leaves without names are refused if `weight_decay` is known not to
+    be 0. A traced one may be the default 0 under `optax.inject_hyperparams`, and is let
+    through: `init` outside of `jit` has seen its value.
 
     A mask of another structure is matched by name: NNX wraps leaves in variables at one
     time and not at another, and `optax.multi_transform` shows a part of the tree.
     """
-    if mask is None:
+    if mask is None and _tree.nameless_leaves(params):
+        if _check.is_concrete(weight_decay) and not is_zero(weight_decay):
+            check_names(params, weight_decay)
+        mask = jax.tree.map(lambda _: True, params)
+    elif mask is None:
         mask = decay_mask(params)
     elif callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         mask = mask(params)  # a module of bools can be called too
@@ -163,11 +196,22 @@ def resolve_mask(
     return jax.tree.unflatten(structure, [_checked(decayed[name]) for name in names])
 
 
-def _norm_layers(tree: PyTree, above: tuple = ()) -> dict[str, bool]:
-    """Paths of all modules that are norms by type, and whether they are LayerNorms."""
+def _left_out(
+    rule: DecayRule, own_types: Mapping[str, str], layer_norms: LayerNorms
+) -> set[str]:
+    """Paths of the normalization layers that a rule leaves out."""
+    given = layer_norms
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(given, LAYER_NORM)
+    own = {p for p, t in own_types.items() if rule.any_norm or t in rule.norm_types}
+    return own | {p for p, t in given.items() if t in rule.norm_types}
+
+
+def _norm_layers(tree: PyTree, above: tuple = ()) -> dict[str, str]:
+    """Paths of all modules that are norms by type; the type if Trainer knows it."""
     found = {}
     if _is_norm(tree):
-        found[_tree.path_name(above)] = "LayerNorm" in _type_names(tree)
+        found[_tree.path_name(above)] = norm_type(_type_names(tree))
     inside = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: node is not tree and _is_norm(node)
     )
@@ -211,8 +255,12 @@ def _check_rule(rule: Any, layer_norms: Any) -> None:
     for name, value in (("rule", rule), ("layer_norms", layer_norms)):
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         is_single = name == "rule" and (isinstance(value, str) or callable(value))
-        if not is_list and not is_single:
+        is_mapping = name == "layer_norms" and isinstance(value, Mapping)
+        if not is_list and not is_single and not is_mapping:
             raise TypeError(f"`{name}` must be a list of strings, got {value!r}.")
+    if isinstance(layer_norms, Mapping):
+        for kind in layer_norms.values():
+            _check.one_of("layer_norms", kind, NORM_TYPES)
     if isinstance(rule, str):
         _check.one_of("rule", rule, DECAY_RULES)
     elif not callable(rule):

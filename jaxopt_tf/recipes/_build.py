@@ -1,13 +1,21 @@
 """From a recipe to its schedule and its optimizer."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
+from .. import _tree
 from .._typing import PyTree, Schedule
-from ..optimizers import TorchLayout, clip, decay_mask
+from ..optimizers import (
+    DECAY_RULES_BY_TYPE,
+    LayerNorms,
+    TorchLayout,
+    clip,
+    decay_mask,
+)
 from ..schedules import MetricDrivenSchedule
 from ._named_optimizers import named_optimizer
 from ._rate_groups import REST, group_labels
@@ -34,7 +42,7 @@ def build_optimizer(
     recipe: Recipe,
     *,
     layout: Mapping[str, TorchLayout] | None = None,
-    layer_norms: Sequence[str] | None = None,
+    layer_norms: LayerNorms | None = None,
     varied: Varied | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The recipe's whole chain: clipping, then the optimizer with its schedule.
@@ -52,10 +60,11 @@ def build_optimizer(
         layout: for patterns that match whole leaf names, how torch would see the leaf:
             `layouts` of `adafactor_tf`, for which stacked layers must be declared. The
             others treat every element alike and have no use for it.
-        layer_norms: paths of modules that are normalisation layers, for `decay_mask`:
+        layer_norms: paths of modules that are normalization layers, for `decay_mask`:
             Trainer goes by their types, which a tree of parameters does not show.
-            Must be given, if only as [], with the `decay_rule` "transformers_v4",
-            which knows them by nothing else.
+            `match_names(params, model).layer_norms` gives them with their classes.
+            Must be given, if only as [], with the rules of Transformers 4 up to 4.52
+            for `decay_rule`, which know norms by their classes.
         varied: numbers that a compiled program is handed when it runs, in the place of
             the recipe's: one run's of those that `vary` gives.
 
@@ -90,16 +99,25 @@ def build_optimizer(
 
 
 def _decay_mask(
-    recipe: Recipe, layer_norms: Sequence[str] | None, decays: bool
+    recipe: Recipe, layer_norms: LayerNorms | None, decays: bool
 ) -> Callable[[PyTree], PyTree]:
     rule = recipe.decay_rule
-    if rule == "transformers_v4" and decays and layer_norms is None:
+    if rule in DECAY_RULES_BY_TYPE and decays and layer_norms is None:
         raise ValueError(
-            "`layer_norms` must be given with the `decay_rule` 'transformers_v4', got "
-            "None: it leaves out normalisation layers by their type, which a tree of "
-            "parameters does not show. Pass their paths, [] if there are none."
+            f"`layer_norms` must be given with the `decay_rule` {rule!r}, got None: it "
+            "leaves out normalization layers by their type, which a tree of parameters "
+            "does not show. Pass `match_names(params, model).layer_norms`, or their "
+            "paths, [] if there are none."
         )
-    return functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+    mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
+
+    def unless_nameless(params: PyTree) -> PyTree:
+        # Without decay a tree without names is as good as any other.
+        if _tree.nameless_leaves(params):
+            return jax.tree.map(lambda _: False, params)
+        return mask(params)
+
+    return mask if decays else unless_nameless
 
 
 def _checked(

@@ -1,13 +1,13 @@
 """doctor: what is wrong with a plan, before it costs a day."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import optax
 
 from .. import _tree
 from .._typing import PyTree
-from ..optimizers import TorchLayout
+from ..optimizers import LayerNorms, TorchLayout
 from ._optimizer_findings import optimizer_findings
 from ._plan_findings import params_findings, recipe_findings
 from ._recipe import Recipe
@@ -39,7 +39,7 @@ def doctor(
     params: PyTree | None = None,
     *,
     layout: Mapping[str, TorchLayout] | None = None,
-    layer_norms: Sequence[str] | None = None,
+    layer_norms: LayerNorms | None = None,
 ) -> list[Finding]:
     """Looks for what would run and yet not do what was meant.
 

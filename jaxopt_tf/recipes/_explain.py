@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .. import _tree
 from .._typing import PyTree
-from ..optimizers import TorchLayout, decay_reasons
+from ..optimizers import LayerNorms, TorchLayout, decay_reasons
 from ._build import build_optimizer
 from ._rate_groups import REST, group_labels
 from ._recipe import Recipe
@@ -96,7 +96,7 @@ def explain(
     params: PyTree,
     *,
     layout: Mapping[str, TorchLayout] | None = None,
-    layer_norms: Sequence[str] | None = None,
+    layer_norms: LayerNorms | None = None,
     torch_names: Mapping[str, str] | None = None,
 ) -> Explanation:
     """Says what the recipe does with each parameter: decay, rate, factors, memory.
@@ -119,10 +119,12 @@ def explain(
     """
     optimizer = build_optimizer(recipe, layout=layout, layer_norms=layer_norms)
     state = _tree.named_leaves(jax.eval_shape(optimizer.init, params))
-    reasons = decay_reasons(
-        params, rule=recipe.decay_rule, layer_norms=layer_norms or ()
-    )
-    why = dict(_tree.named_leaves(reasons))
+    why = {}
+    if recipe.weight_decay > 0:
+        reasons = decay_reasons(
+            params, rule=recipe.decay_rule, layer_norms=layer_norms or ()
+        )
+        why = dict(_tree.named_leaves(reasons))
     groups = dict(_tree.named_leaves(group_labels(recipe.rate_groups)(params)))
     leaves = [(n, x) for n, x in _tree.named_leaves(params) if _tree.is_floating(x)]
     owned: dict[str, dict[str, jax.ShapeDtypeStruct]] = {name: {} for name, _ in leaves}
@@ -141,7 +143,7 @@ def explain(
                 shape=tuple(leaf.shape),
                 dtype=str(leaf.dtype),
                 is_decayed=recipe.weight_decay > 0 and why[name] == "",
-                why_not_decayed=_why_not(recipe, why[name]),
+                why_not_decayed=why.get(name, "`weight_decay` is 0"),
                 rate_group=groups[name],
                 factored_shape=_factored_shape(owned[name]),
                 state_bytes=sum(
@@ -153,10 +155,6 @@ def explain(
         ),
         shared_bytes=shared,
     )
-
-
-def _why_not(recipe: Recipe, why: str) -> str:
-    return why if recipe.weight_decay > 0 else "`weight_decay` is 0"
 
 
 def _owner(path: str, names: Mapping[str, object]) -> str | None:

@@ -1,7 +1,5 @@
 """What an optimizer gives away when it is tried out on a miniature."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import optax
 
 from .. import _tree
 from .._typing import PyTree
-from ..optimizers import ClipState, decay_mask, get_learning_rate
+from ..optimizers import ClipState, LayerNorms, decay_mask, get_learning_rate
 from ..schedules import MetricDrivenSchedule
 from ._plan_findings import Told
 from ._recipe import Recipe
@@ -24,7 +22,7 @@ def optimizer_findings(
     recipe: Recipe,
     optimizer: optax.GradientTransformation,
     params: PyTree,
-    layer_norms: Sequence[str],
+    layer_norms: LayerNorms,
 ) -> list[Told]:
     """What is wrong with the optimizer as one for this recipe."""
     state = jax.eval_shape(optimizer.init, params)
@@ -99,7 +97,7 @@ def _of_the_state(recipe: Recipe, state: PyTree, params: PyTree) -> list[Told]:
     return found
 
 
-def _decay(recipe: Recipe, run: TriedOut, layer_norms: Sequence[str]) -> list[Told]:
+def _decay(recipe: Recipe, run: TriedOut, layer_norms: LayerNorms) -> list[Told]:
     """What becomes of parameters whose gradients are zero."""
     params, updates = floats(run.params), run.updates(run.zeros)
     if not all(np.isfinite(u).all() for u in updates.values()):
@@ -111,12 +109,15 @@ def _decay(recipe: Recipe, run: TriedOut, layer_norms: Sequence[str]) -> list[To
             )
         ]
     shares = {n: float(np.median(-updates[n] / params[n])) for n in params}
-    mask = decay_mask(run.params, rule=recipe.decay_rule, layer_norms=layer_norms)
+    decayed = [name for name, share in shares.items() if share > 0]
+    # No rule knows leaves without names: the optimizer's own mask is taken for right.
+    is_nameless = bool(_tree.nameless_leaves(run.params))
+    rule = (lambda name, _: name in decayed) if is_nameless else recipe.decay_rule
+    mask = decay_mask(run.params, rule=rule, layer_norms=layer_norms)
     wanted = {
         name: bool(decays) and recipe.weight_decay > 0
         for name, decays in _tree.named_leaves(mask)
     }
-    decayed = [name for name, share in shares.items() if share > 0]
     spared = [name for name in decayed if not wanted[name]]
     found = []
     if decayed and recipe.weight_decay == 0:
@@ -130,8 +131,8 @@ def _decay(recipe: Recipe, run: TriedOut, layer_norms: Sequence[str]) -> list[To
     if spared:
         found.append(
             Told(
-                f"{len(spared)} leaves are decayed that {recipe.decay_rule!r} leaves "
-                f"out, {spared[0]!r} the first",
+                f"{len(spared)} leaves are decayed that {recipe.decay_rule!r:.60} "
+                f"leaves out, {spared[0]!r} the first",
                 "biases and norms are pulled to 0, where they should not be",
                 "Pass `decay_mask(params)` as the mask",
             )

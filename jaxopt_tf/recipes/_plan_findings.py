@@ -1,7 +1,7 @@
 """What the numbers alone give away: of the recipe, and of the parameters beside it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from .. import _tree
 from .._dtypes import wide_dtype
 from .._typing import PyTree
-from ..optimizers import TorchLayout, decay_mask
+from ..optimizers import LayerNorms, TorchLayout, decay_mask
 from ..schedules import MetricDrivenSchedule
 from ._optimizer_names import ADAMW
 from ._recipe import Recipe
@@ -164,7 +164,7 @@ def params_findings(
     recipe: Recipe,
     params: PyTree,
     layout: Mapping[str, TorchLayout],
-    layer_norms: Sequence[str],
+    layer_norms: LayerNorms,
 ) -> list[Told]:
     """What the parameters' names, shapes and dtypes give away."""
     leaves = [(n, x) for n, x in _tree.named_leaves(params) if _tree.is_floating(x)]
@@ -201,10 +201,12 @@ def _low_precision(recipe: Recipe, leaves: list) -> list[Told]:
 
 
 def _decayed_by_accident(
-    recipe: Recipe, params: PyTree, layer_norms: Sequence[str]
+    recipe: Recipe, params: PyTree, layer_norms: LayerNorms
 ) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.decay_rule == "default":
         return []
+    if _tree.nameless_leaves(params):
+        return []  # the optimizer refuses them, or has a mask of its own
     ours = dict(_tree.named_leaves(decay_mask(params)))
     mask = decay_mask(params, rule=recipe.decay_rule, layer_norms=layer_norms)
     theirs = dict(_tree.named_leaves(mask))
@@ -213,8 +215,8 @@ def _decayed_by_accident(
         return []
     return [
         Told(
-            f"{recipe.decay_rule!r} decays {len(odd)} biases or norms, {odd[0]!r} the "
-            "first",
+            f"{recipe.decay_rule!r:.60} decays {len(odd)} biases or norms, "
+            f"{odd[0]!r} the first",
             "its patterns miss their names, or know norms by torch's types only",
             "Take `decay_rule='default'`, or name them with `layer_norms=`",
         )

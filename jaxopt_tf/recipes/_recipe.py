@@ -1,6 +1,7 @@
 """Recipe: every number that decides an update, once, checked once."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -46,8 +47,11 @@ class Recipe:
             "momentum=0.9,nesterov=true". Kept as sorted pairs.
         weight_decay: share taken off per unit of rate (sgd, adagrad and rmsprop: times
             the parameter, added to its gradient).
-        decay_rule: what is not decayed, as `decay_mask` takes it: "default",
-            "transformers_v5", "transformers_v4" or "examples".
+        decay_rule: parameters that are not decayed, by a rule of `decay_mask`:
+            "default", "transformers_v5", "transformers_4_46" and others for the
+            versions of Transformers, "examples", or "all" to decay every parameter; or
+            regular expressions, each of which is found in the name of a parameter that
+            is not decayed.
         rate_groups: parameters that learn at another rate: a list of `RateGroup`, or of
             mappings of their fields; the first whose pattern is found counts.
         adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
@@ -81,7 +85,7 @@ class Recipe:
     optim: str = "adamw_torch"
     optim_args: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     weight_decay: float = 0.0
-    decay_rule: str = "default"
+    decay_rule: str | tuple[str, ...] = "default"
     rate_groups: tuple[RateGroup, ...] = ()
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -105,7 +109,7 @@ class Recipe:
             _check.non_negative(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _check.fraction_below_one(name, getattr(self, name))
-        _check.one_of("decay_rule", self.decay_rule, DECAY_RULES)
+        _set(self, "decay_rule", _decay_rule(self.decay_rule))
         _check.one_of("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         check_steps(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
@@ -162,6 +166,26 @@ def _count_or_share(name: str, value: Any) -> int | float:
             f"below 1, got {value!r}."
         )
     return _check.step_count(name, value)
+
+
+def _decay_rule(value: Any) -> str | tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        _check.one_of("decay_rule", value, DECAY_RULES)
+        return value
+    if not value:
+        return "all"
+    # A name on the command line, where any number of values is taken.
+    if len(value) == 1 and value[0] in DECAY_RULES:
+        return value[0]
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                "`decay_rule` must be a rule's name or regular expressions, got "
+                f"{pattern!r}: {error}."
+            ) from error
+    return tuple(value)
 
 
 def _check_optimizer(recipe: Recipe) -> None:

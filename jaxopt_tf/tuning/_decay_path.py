@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _check
 from .._typing import PyTree
-from ..optimizers import TorchLayout
+from ..optimizers import LayerNorms, TorchLayout
 from ..recipes import Recipe, vary
 from ..training import Batch, LossFn
 from . import _cohort, _folds
@@ -33,7 +33,7 @@ def decay_path(
     takes_key: bool = False,
     compute_dtype: Any = None,
     layout: Mapping[str, TorchLayout] | None = None,
-    layer_norms: Sequence[str] | None = None,
+    layer_norms: LayerNorms | None = None,
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> DecayPath:

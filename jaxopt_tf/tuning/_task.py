@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._typing import PyTree
-from ..optimizers import TorchLayout
+from ..optimizers import LayerNorms, TorchLayout
 from ..recipes import Recipe
 from ..training import Batch, LossFn
 
@@ -40,7 +40,7 @@ class Task:
     takes_key: bool = False
     compute_dtype: Any = None
     layout: Mapping[str, TorchLayout] | None = None
-    layer_norms: Sequence[str] | None = None
+    layer_norms: LayerNorms | None = None
 
     def __post_init__(self) -> None:
         """Checks what is called later, where an error would be far from its cause."""

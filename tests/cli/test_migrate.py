@@ -132,6 +132,35 @@ def test_there_and_back_is_the_same_run(theirs, tmp_path, text):
     assert groups[0] == groups[1]  # Trainer's kernel, `fused`, too
 
 
+def test_a_run_goes_back_into_the_version_that_it_came_from(theirs, tmp_path, text):
+    old = changed(theirs, tmp_path, "trainer_state.json", {})
+    state = json.loads((old / "trainer_state.json").read_text())
+    del state["best_global_step"]  # until 4.49
+    (old / "trainer_state.json").write_text(json.dumps(state))
+    run, back = migrated(old, tmp_path, text), tmp_path / "back"
+    assert main(["migrate", str(run), str(back), "--like", str(old)]) == 0
+    found = json.loads((back / "trainer_state.json").read_text())
+    assert found.keys() == state.keys()
+    assert found["eval_steps"] == 2
+    assert (back / "training_args.bin").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--max_steps", "3"], "takes `--like CHECKPOINT` and no other flag"),
+        (["--like"], "takes `--like CHECKPOINT` and no other flag"),
+        (["--like", "nowhere"], "must hold config.json, got 'nowhere'"),
+    ],
+)
+def test_refuses_flags_on_the_way_out(flags, part, tmp_path, text, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "SHA256SUMS").write_text("")
+    out = str(tmp_path / "out")
+    assert main(["migrate", str(tmp_path / "run"), out, *flags]) == 2
+    assert part in capsys.readouterr().err
+
+
 def test_the_schedule_stays_behind_by_the_updates_that_were_skipped(
     theirs, tmp_path, text
 ):
@@ -242,12 +271,6 @@ def test_names_the_file_that_is_missing(theirs, tmp_path, capsys):
     shutil.copy(theirs / "training_args.bin", folder)
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert "config.json" in capsys.readouterr().err
-
-
-def test_takes_no_flags_on_the_way_out(theirs, tmp_path, text, capsys):
-    run = migrated(theirs, tmp_path, text)
-    assert main(["migrate", str(run), str(tmp_path / "out"), "--max_steps", "9"]) == 2
-    assert "takes no flags on the way out" in capsys.readouterr().err
 
 
 def test_says_what_was_read_and_taken_over(theirs, tmp_path, text, capsys):
@@ -484,3 +507,24 @@ def test_groups_and_devices_can_be_typed(driven, tmp_path, text, capsys):
     shutil.rmtree(tmp_path / "run")
     assert main([*command, "--groups", json.dumps(groups[::-1])]) == 2
     assert "groups" in capsys.readouterr().err
+
+
+def test_groups_of_a_script_are_refused_or_taken_from_the_file(
+    theirs, tmp_path, text, capsys
+):
+    folder = changed(theirs, tmp_path, "config.json", {})
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
+    for group in saved["param_groups"]:
+        group["weight_decay"] = 0.1
+    torch.save(saved, folder / "optimizer.pt")
+    run, flags = tmp_path / "run", ["--text", str(text)]
+    assert main(["migrate", str(folder), str(run), *flags]) == 2
+    assert "are decayed in the file and not here" in (err := capsys.readouterr().err)
+    assert "Add `--decay_groups file`" in err
+    wrong = ["--decay_groups", "ours"]
+    assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2
+    assert "`--decay_groups` must be 'file'" in capsys.readouterr().err
+    cure = ["--decay_groups", "file"]
+    assert main(["migrate", str(folder), str(run), *flags, *cure]) == 0
+    assert json.loads((run / "config.json").read_text())["decay_rule"] == "all"
+    assert read_run(run)[0].decay_rule == "all"

@@ -299,6 +299,12 @@ def test_both_names_of_recomputation_are_one(taken):
     assert not taken(both, "--no_gradient_checkpointing")[1].gradient_checkpointing
 
 
+def test_a_switch_that_is_neither_on_nor_off_is_refused(refused):
+    for name in ("activation_checkpointing", "adafactor", "bf16"):
+        (sentence,) = refused({name: "maybe"})
+        assert f"`{name}` must be true or false, got 'maybe'" in sentence
+
+
 @pytest.mark.parametrize("resume", [True, False, "True"])
 def test_to_resume_or_not_is_no_path(taken, resume):
     assert taken({"resume_from_checkpoint": resume})[2].resume_from_checkpoint is None

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from jaxopt_tf.interop import recipe_from_transformers
@@ -103,7 +104,7 @@ def test_object_dict_json_and_files_give_one_recipe(tmp_path):
     for source in sources:
         found = recipe_from_transformers(source)
         assert found.recipe == expected
-        assert found.versions == "5"
+        assert found.versions in ("5", transformers.__version__)
         assert {"optim_args", "warmup_steps", "learning_rate"} <= set(found.honoured)
 
 
@@ -114,7 +115,7 @@ def test_a_pickle_of_version_4_is_read(tmp_path):
     torch.save(given, tmp_path / "training_args.bin")
     found = recipe_from_transformers(tmp_path / "training_args.bin", num_examples=1001)
     assert found.recipe.num_warmup_steps == 38
-    assert found.recipe.decay_rule == "transformers_v4"
+    assert found.recipe.decay_rule == "transformers_4_49"
 
 
 @pytest.mark.parametrize(
@@ -149,21 +150,30 @@ def test_an_update_is_of_what_all_devices_took():
     assert "4 devices took part" in found.notes[0]
 
 
+GONE_IN_4_51 = ("dispatch_batches", "evaluation_strategy", "split_batches")
+LATER = {name: value for name, value in OLD.items() if name not in GONE_IN_4_51}
+
+
 @pytest.mark.parametrize(
-    ("fields", "steps", "rule"),
+    ("fields", "steps", "rule", "versions"),
     [
-        (OLD, 3 * 31, "transformers_v4"),
-        ({**OLD, "tp_size": 0}, 3 * 31, "transformers_v4"),
-        ({"overwrite_output_dir": 0, "warmup_ratio": 0}, 3 * 32, "transformers_v4"),
-        ({"warmup_ratio": 0.0, **SINCE_4_53}, 3 * 32, "transformers_v5"),
-        ({}, 3 * 32, "transformers_v5"),
+        (OLD, 3 * 31, "transformers_4_49", "4.46 to 4.49"),
+        ({**OLD, "tp_size": 0}, 3 * 31, "transformers_4_49", "4.50"),
+        ({**LATER, "tp_size": 0}, 3 * 31, "transformers_4_49", "4.51"),
+        (LATER, 3 * 32, "transformers_4_49", "4.52"),
+        ({**LATER, **SINCE_4_53}, 3 * 32, "transformers_4_53", "4.53 to 4.55"),
+        ({"evaluation_strategy": "no"}, 3 * 31, "transformers_4_49", "4, up to 4.51"),
+        ({"warmup_ratio": 0.0}, 3 * 31, "transformers_v5", "4, up to 4.51"),
+        ({"warmup_ratio": 0, **SINCE_4_53}, 3 * 32, "transformers_v5", "4.53 to 5.14"),
+        ({}, 3 * 32, "transformers_v5", "5"),
     ],
-    ids=["4.46", "4.50", "4.52", "4.53", "5"],
+    ids=["4.46", "4.50", "4.51", "4.52", "4.53", "few", "ratio", "mixed", "5"],
 )  # fmt: skip
-def test_each_version_has_its_own_rules(fields, steps, rule):
+def test_each_version_has_its_own_rules(fields, steps, rule, versions):
     given = {**fields, "gradient_accumulation_steps": 4}
-    recipe = recipe_from_transformers(given, num_examples=1001).recipe
-    assert (recipe.max_steps, recipe.decay_rule) == (steps, rule)
+    found = recipe_from_transformers(given, num_examples=1001)
+    assert (found.recipe.max_steps, found.recipe.decay_rule) == (steps, rule)
+    assert found.versions == versions
 
 
 @pytest.mark.parametrize(
@@ -295,6 +305,13 @@ def test_refuses_what_it_cannot_keep(fields, part):
     assert part in refused({"max_steps": 50, **fields})
 
 
+def test_epochs_of_too_many_steps_are_named():
+    told = refused({"num_train_epochs": 1e9}, num_examples=10**6)
+    assert (
+        "`num_train_epochs` must have at most 2^31 - 1 steps, got 1000000000.0" in told
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -329,6 +346,8 @@ def test_a_rule_by_types_wants_the_layers_named():
         ({"adafactor": "True"}, {"optim": "adafactor"}),
         ({"seed": 2**32 - 1}, {"seed": 2**32 - 1}),
         ({"max_grad_norm": "None"}, {"max_grad_norm": 0.0}),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "2.0"}},
+         {"lr_scheduler_kwargs": (("power", 2.0),)}),
         ({"fp16": "false", "optim": "sgd", "optim_args": '{"momentum": 0.5}'},
          {"optim_args": (("momentum", 0.5),)}),
         ({"accelerator_config": '{"split_batches": "false"}'}, {"max_steps": 50}),
@@ -460,3 +479,47 @@ def test_how_often_is_evaluated_is_no_trifle_where_it_decides(fields, decides):
     del evaluation["eval_steps"]
     found = recipe_from_transformers({"max_steps": 9, **fields, **evaluation})
     assert ("logging_steps" in found.elsewhere) == decides
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("5.2.0", ()), ("5.3.0", (("momentum", 0.9),))]
+)
+def test_optim_args_of_sgd_are_read_since_5_3(version, expected):
+    given = {"max_steps": 9, "optim": "sgd", "optim_args": "momentum=0.9"}
+    found = recipe_from_transformers(given, transformers_version=version)
+    assert found.recipe.optim_args == expected
+
+
+@pytest.mark.parametrize(("version", "steps"), [("4.57.6", 3), ("5.3.0", 5)])
+def test_a_ratio_of_version_5_replaces_steps(version, steps):
+    given = {"max_steps": 50, "warmup_ratio": 0.1, "warmup_steps": 3}
+    found = recipe_from_transformers(given, transformers_version=version)
+    assert found.recipe.num_warmup_steps == steps
+
+
+def test_the_warmup_of_an_old_version_from_0_is_refused():
+    given = {
+        "max_steps": 50,
+        "warmup_steps": 5,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_stable_steps": 30,
+            "num_decay_steps": 15,
+            "min_lr_ratio": 0.1,
+        },
+    }
+    message = refused(given, transformers_version="4.48.3")
+    assert "without a `min_lr_ratio` for 'warmup_stable_decay'" in message
+    recipe_from_transformers(given, transformers_version="4.49.0")
+    kwargs = {**given["lr_scheduler_kwargs"], "min_lr_ratio": 0.0}
+    given = {**given, "lr_scheduler_kwargs": kwargs}
+    recipe_from_transformers(given, transformers_version="4.48.3")
+
+
+def test_steps_of_an_epoch_are_those_of_the_version():
+    given = {"gradient_accumulation_steps": 4}
+    for version, steps in (("4.51.3", 3 * 31), ("4.52.4", 3 * 32)):
+        found = recipe_from_transformers(
+            given, num_examples=1001, transformers_version=version
+        )
+        assert found.recipe.max_steps == steps

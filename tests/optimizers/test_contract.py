@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
@@ -219,19 +220,27 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
         adagrad_tf,
         lion_tf,
         clip,
+        rmsprop_tf,
+        functools.partial(sgd_tf, momentum=0.9),
     ],
-    ids=lambda factory: factory.__name__,
+    ids=lambda factory: getattr(factory, "__name__", str(factory)[:40]),
 )
 def test_works_under_inject_hyperparams(factory):
     # No default is a callable: optax would take it for a schedule.
     wrapped = optax.inject_hyperparams(factory)(0.25)
     params = few_params()
-    injected, plain = (
-        jax.jit(functools.partial(apply, tx))(params, tx.init(params), params)[0]
+    (injected, injected_state), (plain, plain_state) = (
+        jax.jit(functools.partial(apply, tx))(params, tx.init(params), params)
         for tx in (wrapped, factory(0.25))
     )
     for key in params:
         np.testing.assert_allclose(injected[key], plain[key], rtol=1e-5)
+    # The state inside is that of the factory alone: its tree and its values.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        injected_state.inner_state,
+        plain_state,
+    )
 
 
 @every_optimizer
@@ -452,3 +461,89 @@ def test_float32_leaves_have_the_same_numbers_beside_float64_leaves(name):
     assert avals(alone) == avals(together)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@every_transformation
+def test_map_params_of_optax_finds_what_belongs_to_parameters(name):
+    tx, params = TRANSFORMATIONS[name](), few_params()
+    state = jax.eval_shape(tx.init, params)
+    marked = optax.tree.map_params(
+        tx, lambda _: "param", state, transform_non_params=lambda _: "other"
+    )
+    for leaf, mark in zip(jax.tree.leaves(state), jax.tree.leaves(marked), strict=True):
+        # Of Adafactor, rows and columns and whole moments of scalars too.
+        belongs = leaf.shape != () or mark == "param"
+        assert mark == ("param" if belongs else "other")
+    assert jax.tree.structure(marked) == jax.tree.structure(state)
+
+
+@every_transformation
+def test_init_takes_shapes_without_arrays(name):
+    tx = TRANSFORMATIONS[name]()
+    params = {"kernel": jax.ShapeDtypeStruct((2, 4, 8), jnp.float32)}
+    assert avals(tx.init(params)) == avals(jax.eval_shape(tx.init, params))
+
+
+@every_transformation
+def test_an_explicit_sharding_is_kept_by_init_and_update(name):
+    tx = TRANSFORMATIONS[name]()
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
+    with jax.set_mesh(mesh):
+        shape = jax.ShapeDtypeStruct((2, 8, 4), jnp.float16, sharding=sharding)
+
+        def types():
+            params = jnp.zeros(shape.shape, shape.dtype, out_sharding=sharding)
+            state = tx.init(params)
+            updates, new = tx.update(params, state, params)
+            return tuple(
+                jax.tree.map(lambda x: str(jax.typeof(x)), tree)
+                for tree in (params, updates, state, new)
+            )
+
+        found = []
+        jax.eval_shape(lambda: found.append(types()))
+        params, updates, state, new = found[0]
+    assert updates == params
+    assert new == state
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    "grads_dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"]
+)
+def test_multi_steps_keeps_dtypes_and_updates_by_zeros_between(name, grads_dtype):
+    tx, params = TRANSFORMATIONS[name](), make_params(jnp.bfloat16)
+    grads = make_params(grads_dtype)
+    many = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
+    state = jax.eval_shape(many.init, params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, new = jax.eval_shape(many.update, grads, state, params)
+    assert avals(updates) == avals(params)
+    assert avals(new.inner_opt_state) == avals(state.inner_opt_state)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [adamw_tf, adafactor_trainer, sgd_tf],
+    ids=lambda factory: factory.__name__,
+)
+def test_a_constant_schedule_equals_a_float(factory):
+    params, new = few_params(), []
+    for rate in (1e-3, lambda step: jnp.float32(1e-3)):
+        tx = factory(rate)
+        step = jax.jit(functools.partial(apply, tx))
+        new.append(step(*step(params, tx.init(params), params), params)[0])
+    for key in params:
+        np.testing.assert_allclose(new[0][key], new[1][key], rtol=1e-6)
+
+
+def test_optimistix_minimises_with_an_optimizer():
+    solver = optimistix.OptaxMinimiser(adamw_tf(0.1), rtol=1e-5, atol=1e-5)
+    found = optimistix.minimise(
+        lambda params, _: jnp.sum((params["w"] - 3.0) ** 2),
+        solver,
+        {"w": jnp.zeros(2)},
+        max_steps=500,
+    )
+    np.testing.assert_allclose(found.value["w"], 3.0, atol=0.1)
