@@ -114,8 +114,8 @@ def adafactor_tf(
     never_decays = is_zero(weight_decay)
 
     def relative(step: Step) -> jax.Array:
-        step = jnp.asarray(step)
-        dtype = jnp.float64 if step.dtype == jnp.int64 else jnp.float32
+        is_wide = isinstance(step, jax.Array) and step.dtype == jnp.int64
+        dtype = jnp.float64 if is_wide else jnp.float32
         return relative_rate(step + 1, warmup_init, dtype)
 
     schedule: ScalarOrSchedule = relative if learning_rate is None else learning_rate
@@ -163,7 +163,7 @@ def adafactor_tf(
             # Where the counts of leaves differ, the state holds the rate of the first.
             first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
             dtype = state.learning_rate.dtype
-            rates: Mapping[Any, jax.Array] = {
+            rates: _learning_rate.Rates = {
                 dtype: relative_rate(first, warmup_init, dtype)
             }
         else:

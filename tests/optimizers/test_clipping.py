@@ -95,6 +95,14 @@ def test_refuses_complex_gradients():
         clip(1.0).update(grads, clip(1.0).init(grads))
 
 
+def test_refuses_gradients_that_it_would_round_to_zero():
+    grads = {"w": jnp.ones(3), "v": jnp.ones(3, jnp.float8_e5m2)}
+    with pytest.raises(
+        TypeError, match="`updates` must have 16 bits.*float8_e5m2.*'v'"
+    ):
+        clip(1.0).update(grads, clip(1.0).init(grads))
+
+
 def test_leaves_of_all_lengths_and_kinds_are_in_the_norm(rng):
     shapes = [(), (1,), (7,), (4096,), (4097,), (3, 5), (2, 0), (2, 3, 4)]
     grads = {str(shape): rng.normal(size=shape).astype(np.float32) for shape in shapes}
