@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,14 +9,20 @@ from typing import Any
 from .. import _check
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._hf_fields import TRAINING_ARGUMENTS, is_set
-from ._hf_source import Source, read_training_arguments
+from ._hf_source import read_training_arguments
 from ._hf_translation import (
     Translation,
     is_true,
     translate_training_arguments,
     with_all_devices,
 )
-from ._hf_version import Era, era_of, versions_of
+from ._hf_version import (
+    Era,
+    era_of,
+    known_version,
+    open_rules_note,
+    other_warmup,
+)
 
 # Fields of a job, under whose names a recipe has nothing.
 _OF_A_JOB = {
@@ -92,8 +97,8 @@ def recipe_from_transformers(
         num_devices: how many took part, each with a batch of its own; None for what
             the source says, or 1.
         transformers_version: version that made the run, such as "4.46.3". None for
-            that of config.json in the folder of the file; else the version is told by
-            the fields. Decay, steps of an epoch and others depend on it.
+            that of config.json in the folder of the file, else the newest that has
+            these fields. Decay, steps of an epoch and others depend on it.
 
     Returns:
         The recipe and a report.
@@ -115,7 +120,7 @@ def recipe_from_transformers(
     if num_devices is not None:
         num_devices = _check.step_count("num_devices", num_devices, least=1)
     found = read_training_arguments(source)
-    version, version_notes = _version(found, transformers_version)
+    version, version_notes = known_version(found, transformers_version)
     era = era_of(found.given, version)
     known_devices = num_devices or found.num_devices
     given = {
@@ -131,7 +136,7 @@ def recipe_from_transformers(
     problems += [_told(refusal) for refusal in taken.refusals]
     _as_trainer_calls_it(taken, problems)
     if era.warms_up_from_zero:
-        problems += _other_warm_up(taken.settings, era)
+        problems += other_warmup(taken.settings, era)
     with_all_devices(taken, known_devices or 1)
     settings, elsewhere, neutral = _sorted(given, taken, problems)
     settings["max_steps"] = 2**31 - 1 if steps is None else steps
@@ -151,45 +156,8 @@ def recipe_from_transformers(
         honoured=tuple(sorted(honoured)),
         elsewhere=tuple(sorted(elsewhere)),
         without_effect=tuple(sorted({*neutral, *idle})),
-        notes=(*taken.notes, *version_notes, *_open_rules(era, recipe)),
+        notes=(*taken.notes, *version_notes, *open_rules_note(era, recipe)),
     )
-
-
-def _version(found: Source, given: str | None) -> tuple[str | None, list[str]]:
-    """The version that made the run, None if unknown; and notes on it."""
-    version = given or found.version
-    if version is None:
-        return None, []
-    number = _check.version("transformers_version", version)
-    since, end = versions_of(found.given, by_absence=False)
-    # Builds between two releases may have the fields of either.
-    if since <= number < end or not re.fullmatch(r"[\d.]+", version):
-        return version, []
-    has = "{}.{} or later".format(*since)
-    if number >= end:
-        has = "a version before {}.{}".format(*end)
-    problem = f"the arguments have fields of {has}"
-    if given is None:
-        return None, [
-            f"config.json is of Transformers {version}, but {problem}: the version is "
-            "told by the fields"
-        ]
-    raise ValueError(
-        f"`transformers_version` must be the version that made {found.name}, got "
-        f"{version!r}, but {problem}."
-    )
-
-
-def _open_rules(era: Era, recipe: Recipe) -> list[str]:
-    """A note if decay may have been by another rule than the recipe's."""
-    others = [rule for rule in era.open_rules if rule != era.decay_rule]
-    if not others or recipe.weight_decay == 0:
-        return []
-    return [
-        f"`decay_rule` is {era.decay_rule!r}: the arguments do not show their version "
-        f"of Transformers, and others decayed by {', '.join(map(repr, others))}; pass "
-        "`transformers_version`"
-    ]
 
 
 def _steps(
@@ -258,26 +226,6 @@ def _as_trainer_calls_it(taken: Translation, problems: list[str]) -> None:
     if schedule in METRIC_DRIVEN and warm_up:
         del settings["warmup_steps"]
         taken.notes.append(f"`warmup_steps`: {schedule!r} has none in Trainer either")
-
-
-def _other_warm_up(settings: Mapping[str, Any], era: Era) -> list[str]:
-    """A problem if the schedule warms up from 0 where ours starts at its minimum.
-
-    Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
-    """
-    kwargs = settings.get("lr_scheduler_kwargs") or {}
-    ratio = kwargs.get("min_lr_ratio", 0) if isinstance(kwargs, Mapping) else 0
-    name = "warmup_stable_decay"
-    if settings.get("lr_scheduler_type") != name or not ratio:
-        return []
-    if not settings.get("warmup_steps"):
-        return []
-    return [
-        f"`lr_scheduler_kwargs` must be without a `min_lr_ratio` for {name!r} of "
-        f"Transformers {era.versions}, got {ratio!r}: its warmup rises from 0 there, "
-        "and from this share of the rate here and since 4.49. Pass "
-        "`transformers_version='4.49.0'` if the warmup is over."
-    ]
 
 
 def _sorted(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._hf_version import version_of_folder
+from .. import _check
 from ._safe_pickle import NotAllowedError, Record, load_inert
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
@@ -57,7 +57,18 @@ def read_training_arguments(source: Any) -> Source:
             f"file, got {type(source).__name__}."
         )
     path = Path(source)
-    return _read_file(path)._replace(version=version_of_folder(path.parent))
+    return _read_file(path)._replace(version=_version_of(path.parent))
+
+
+def _version_of(folder: Path) -> str | None:
+    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        version = found["transformers_version"]
+        _check.version("transformers_version", version)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return version
 
 
 def _read_file(path: Path) -> Source:

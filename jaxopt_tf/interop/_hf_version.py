@@ -1,12 +1,13 @@
 """Version of Transformers by which a run was made, and the rules of that version."""
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from .. import _check
 from ..optimizers import TRAINER_DECAY_RULES, trainer_decay_rule
+from ..recipes import Recipe
+from ._hf_source import Source
 
 Version = tuple[int, int]  # major and minor
 
@@ -123,15 +124,68 @@ def versions_of(
     return narrow if narrow[0] < narrow[1] else (since, end)
 
 
-def version_of_folder(folder: Path) -> str | None:
-    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        version = found[_VERSION]
-        _check.version(_VERSION, version)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return version
+def known_version(found: Source, given: str | None) -> tuple[str | None, list[str]]:
+    """Returns the version that made the run, None if unknown; and notes on it."""
+    version = given or found.version
+    if version is None:
+        return None, []
+    number = _check.version(_VERSION, version)
+    if number < _OLDEST:
+        if given is None:
+            return None, []
+        raise ValueError(
+            f"`transformers_version` must be 4.40 or later, got {given!r}. Leave it "
+            "out: the rules of older versions are chosen by the fields."
+        )
+    since, end = versions_of(found.given, by_absence=False)
+    # Builds between two releases may have the fields of either.
+    if since <= number < end or not re.fullmatch(r"[\d.]+", version):
+        return version, []
+    has = "{}.{} or later".format(*since)
+    if number >= end:
+        has = "a version before {}.{}".format(*end)
+    problem = f"the arguments have fields of {has}"
+    if given is None:
+        return None, [
+            f"config.json is of Transformers {version}, but {problem}: the rules are "
+            "chosen by the fields"
+        ]
+    raise ValueError(
+        f"`transformers_version` must be the version that made {found.name}, got "
+        f"{version!r}, but {problem}."
+    )
+
+
+def open_rules_note(era: Era, recipe: Recipe) -> list[str]:
+    """Returns a note if decay may have been by another rule than the recipe's."""
+    others = [rule for rule in era.open_rules if rule != era.decay_rule]
+    if not others or recipe.weight_decay == 0:
+        return []
+    return [
+        f"`decay_rule` is {era.decay_rule!r}: the arguments do not show their version "
+        f"of Transformers, and others decayed by {', '.join(map(repr, others))}; pass "
+        "`transformers_version`"
+    ]
+
+
+def other_warmup(settings: Mapping[str, Any], era: Era) -> list[str]:
+    """Returns a problem if the schedule warms up from 0, and ours from its minimum.
+
+    Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
+    """
+    kwargs = settings.get("lr_scheduler_kwargs") or {}
+    ratio = kwargs.get("min_lr_ratio", 0) if isinstance(kwargs, Mapping) else 0
+    name = "warmup_stable_decay"
+    if settings.get("lr_scheduler_type") != name or not ratio:
+        return []
+    if not settings.get("warmup_steps"):
+        return []
+    return [
+        f"`lr_scheduler_kwargs` must be without a `min_lr_ratio` for {name!r} of "
+        f"Transformers {era.versions}, got {ratio!r}: its warmup rises from 0 there, "
+        "and from this share of the rate here and since 4.49. Pass "
+        "`transformers_version='4.49.0'` if the warmup is over."
+    ]
 
 
 def _era(label: str, decay_rule: str, version: Version) -> Era:

@@ -82,9 +82,19 @@ def test_a_run_of_an_old_version_continues_with_its_decay(
 def test_the_recipe_of_an_old_version_has_the_groups_of_its_file(
     architecture, version, tmp_path
 ):
-    module = old_runs.module(architecture)
-    old_runs.write(tmp_path, module, version, old_runs.groups(module, version))
-    read(tmp_path, module, recipe_of(tmp_path))
+    module, folder = old_runs.module(architecture), tmp_path / "checkpoint-2"
+    folder.mkdir()
+    old_runs.write(folder, module, version, old_runs.groups(module, version))
+    recipe = recipe_of(folder)
+    run, _, names = read(folder, module, recipe)
+    # Trainer of this version takes no groups of other lengths.
+    options = {"recipe": recipe, "step": 2}
+    new = tmp_path / "checkpoint-3"
+    write_trainer_checkpoint(new, run.params, run.opt_state, names, **options)
+    theirs, ours = (
+        load_torch(path / "optimizer.pt")["param_groups"] for path in (folder, new)
+    )
+    assert [g["params"] for g in ours] == [g["params"] for g in theirs]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,8 @@ def test_the_version_is_that_of_the_folder_or_as_given(llama, tmp_path):
         recipe_from_transformers(given, transformers_version="4.40.0")
     with pytest.raises(ValueError, match="`transformers_version` must be a version"):
         recipe_from_transformers(given, transformers_version="four")
+    with pytest.raises(ValueError, match="`transformers_version` must be 4.40 or l"):
+        recipe_from_transformers(given, transformers_version="4.30.2")
     # The file was put beside the config.json of another run.
     (tmp_path / "training_args.json").write_text(json.dumps(given))
     (tmp_path / "config.json").write_text('{"transformers_version": "5.3.0"}')
