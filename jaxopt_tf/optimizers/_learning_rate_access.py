@@ -18,7 +18,7 @@ from ._learning_rate import SCHEDULE, SET
 
 Path = tuple[Any, ...]
 
-# Names under which people inject a learning rate of another optimizer's argument.
+# Usual names of an injected learning rate other than `learning_rate`.
 _SHORT = ("lr", "rate", "peak_lr", "base_lr", "init_lr", "max_lr")
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .. import _tree
 from .._typing import PyTree
@@ -41,10 +40,17 @@ class TriedOut:
         return floats(self._update(grads, self.state)[0])
 
     def rate_at(self, step):
-        """What the optimizer takes for its rate when the schedule is at `step`."""
-        state = self.state
-        if optax.tree.get(state, "step") is not None:
-            state = optax.tree.set(state, step=jnp.int32(step))
+        """Returns the rate that the optimizer uses when its schedule is at `step`."""
+
+        def at_step(path, leaf):
+            keys = _tree.path_keys(path)
+            # A schedule can be in `optax.inject_hyperparams` too, which counts itself.
+            is_step = keys[-1] == "step" or (
+                keys[-1] == "count" and "hyperparams_states" in keys
+            )
+            return jnp.full_like(leaf, step) if is_step else leaf
+
+        state = jax.tree_util.tree_map_with_path(at_step, self.state)
         return get_learning_rate(self._update(self.zeros, state)[1])
 
     def watched(self, grads):

@@ -155,6 +155,16 @@ def test_finds_what_is_wrong_with_an_optimizer(optimizer, words):
     assert words in said(RECIPE, optimizer, PARAMS)
 
 
+@pytest.mark.parametrize(
+    "schedule", [RATE, lambda step: RATE(step) * (1 + (step > 500))]
+)
+def test_a_rate_that_is_injected_is_compared_at_its_own_count(schedule):
+    injected = optax.inject_hyperparams(adamw_tf)(schedule, weight_decay=0.1)
+    optimizer = optax.chain(clip(RECIPE.max_grad_norm), injected)
+    found = [finding.what for finding in doctor(RECIPE, optimizer, PARAMS)]
+    assert len(found) == (schedule is not RATE), found
+
+
 def test_finds_accumulation_that_is_counted_twice():
     recipe = Recipe(max_steps=100, gradient_accumulation_steps=4)
     optimizer = optax.MultiSteps(adamw_tf(5e-5), 4)
