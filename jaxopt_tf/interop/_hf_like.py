@@ -7,7 +7,7 @@ from typing import Any
 from ..recipes import Recipe
 from ._hf_checkpoint import read_trainer_state
 from ._hf_folder import MODEL_FILES, OPTIMIZER, SCHEDULER, STATE
-from ._torch_files import load_torch
+from ._torch_files import load_torch, map_torch
 
 _SAFETENSORS, _BIN = MODEL_FILES[0], "pytorch_model.bin"
 
@@ -106,7 +106,8 @@ def state_dict_like(like: Path | None, state_dict: Mapping[str, Any]) -> dict[st
     state_dict = dict(state_dict)
     if like is None or not (like / OPTIMIZER).is_file():
         return state_dict
-    saved = load_torch(like / OPTIMIZER)
+    # Only its keys are read: gigabytes of moments are not.
+    saved = map_torch(like / OPTIMIZER)
     groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
     if not isinstance(groups, list) or not groups:
         return state_dict

@@ -57,10 +57,11 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
     damage = check_archive(path)
     if damage:
         raise ValueError(_unreadable(path, damage))
-    return _loaded(path)
+    return map_torch(path)
 
 
-def _loaded(path: Path) -> Any:
+def map_torch(path: Path) -> Any:
+    """Maps a file as `load_torch`, without reading its records for their CRC."""
     import torch
 
     try:
@@ -137,7 +138,7 @@ class MappedState:
     def __getitem__(self, index: Any) -> Any:
         """Returns the entry of a parameter."""
         if self._num_bytes > _WINDOW:
-            self._state, self._num_bytes = _loaded(self._path)["state"], 0
+            self._state, self._num_bytes = map_torch(self._path)["state"], 0
         entry = self._state[index]
         if isinstance(entry, Mapping):
             sizes = [getattr(value, "nbytes", 0) for value in entry.values()]
