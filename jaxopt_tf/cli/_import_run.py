@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from .. import interop, training
+from .. import _check, interop, training
 from ..pretraining import Run, first_position, gpt2_layout, make_loss_fn, write_run
 from ..recipes import recipe_settings
 from ._flags import flags_of
@@ -45,6 +45,11 @@ class Origin:
     groups: Sequence[Sequence[str]] | None = None
     decay_groups: Literal["file"] | None = None
     transformers_version: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the flags that have few values."""
+        if self.decay_groups is not None:
+            _check.one_of("decay_groups", self.decay_groups, ["file"])
 
 
 def import_run(

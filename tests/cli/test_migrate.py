@@ -523,7 +523,7 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     assert "Add `--decay_groups file`" in err
     wrong = ["--decay_groups", "ours"]
     assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2
-    assert "`--decay_groups` must be 'file'" in capsys.readouterr().err
+    assert "`decay_groups` must be one of 'file', got 'ours'" in capsys.readouterr().err
     cure = ["--decay_groups", "file"]
     assert main(["migrate", str(folder), str(run), *flags, *cure]) == 0
     assert json.loads((run / "config.json").read_text())["decay_rule"] == "all"

@@ -225,17 +225,28 @@ def test_groups_of_a_script_are_taken_from_the_file(tmp_path):
     read(new, module, recipe)
 
 
+def adamw_state(sizes, decays):
+    """State of torch's AdamW after an update, with groups of `sizes` parameters."""
+    groups = [
+        {"params": [torch.nn.Parameter(torch.ones(2)) for _ in range(n)],
+         "weight_decay": decay}
+        for n, decay in zip(sizes, decays, strict=True)
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones(2)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
 def test_a_leaf_of_parameters_that_are_decayed_in_part_is_refused(tmp_path):
     shapes = {"h.0.norm.weight": [2], "h.1.norm.weight": [2]}
     names = match_names(
         {"h": {"norm": {"scale": np.ones((2, 2), np.float32)}}},
         torch_model_from_shapes(shapes, is_ordered=True),
     )
-    groups = [
-        {"lr": 0.1, "weight_decay": 0.5, "params": [0]},
-        {"lr": 0.1, "weight_decay": 0.0, "params": [1]},
-    ]
-    torch.save({"state": {}, "param_groups": groups}, tmp_path / "optimizer.pt")
+    torch.save(adamw_state([1, 1], [0.5, 0.0]), tmp_path / "optimizer.pt")
     named = [[name] for name in shapes]
     with pytest.raises(ValueError, match="as a whole, but 1 are made.*'h.norm.scale'"):
         decay_rule_from_checkpoint(tmp_path, names, groups=named)
@@ -250,11 +261,7 @@ def test_a_file_that_several_versions_may_have_made_is_refused():
     )
     params = {name: {"weight": np.ones(2, np.float32)} for name in "abc"}
     names = match_names(params, model)
-    entry = {"step": 1, "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
-    saved = {
-        "state": dict.fromkeys(range(3), entry),
-        "param_groups": [{"lr": 0.1, "params": [0, 1]}, {"lr": 0.1, "params": [2]}],
-    }
+    saved = adamw_state([2, 1], [0.5, 0.0])
     opt_state = adamw_tf(0.1).init(params)
     with pytest.raises(ValueError, match="'transformers_4_49' or 'transformers_4_45'"):
         opt_state_from_torch(opt_state, params, saved, names)

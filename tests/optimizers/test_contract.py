@@ -493,7 +493,8 @@ def test_an_explicit_sharding_is_kept_by_init_and_update(name):
         shape = jax.ShapeDtypeStruct((2, 8, 4), jnp.float16, sharding=sharding)
 
         def types():
-            params = jnp.zeros(shape.shape, shape.dtype, out_sharding=sharding)
+            kernel = jnp.zeros(shape.shape, shape.dtype, out_sharding=sharding)
+            params = {"kernel": kernel}
             state = tx.init(params)
             updates, new = tx.update(params, state, params)
             return tuple(
