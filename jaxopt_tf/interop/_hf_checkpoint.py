@@ -23,13 +23,14 @@ from ._hf_folder import (
     STATE,
     check_files,
     check_folder_is_trainers,
+    check_order,
 )
 from ._metric_state import metric_state_from_torch
 from ._model_file import read_weights
 from ._param_groups import check_param_groups
 from ._param_names import ParamNames
 from ._scheduler_state import schedule_step_from_torch
-from ._state_dict import Groups, read_state_dict
+from ._state_dict import Groups, has_names, read_state_dict
 from ._torch_files import MappedState, errors_name, load_torch
 from ._torch_state import opt_state_from_torch
 
@@ -137,6 +138,8 @@ def read_trainer_checkpoint(
             decay_rule=recipe.decay_rule,
         )
         if is_there:
+            if groups is None and not has_names(saved["param_groups"]):
+                check_order(folder)
             naming_optimizer(check_param_groups)(saved["param_groups"], recipe)
             named = naming_optimizer(read_state_dict)(
                 saved, names, groups, recipe.decay_rule

@@ -1,7 +1,11 @@
 """Files of a Trainer's checkpoint folder, and the kinds of folders that are none."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from .. import _check
 
 OPTIMIZER, SCHEDULER, STATE = "optimizer.pt", "scheduler.pt", "trainer_state.json"
 MODEL_FILES = (
@@ -52,6 +56,14 @@ _OTHERS = (
     ("adapter_model.*", "PEFT, whose base model is elsewhere", _PEFT),
     ("adapter_config.json", "PEFT, whose base model is elsewhere", _PEFT),
 )
+# Models of which parameters of one shape had another order than today, by `model_type`:
+# the first version of Transformers with that order, and the first without it.
+_OTHER_ORDER = {
+    "gemma2": ((4, 45), (4, 47)),
+    "jetmoe": ((4, 40), (5, 0)),
+    "siglip_text_model": ((4, 37), (4, 51)),
+    "siglip_vision_model": ((4, 37), (4, 51)),
+}
 _WITHOUT = {
     OPTIMIZER: "Without it moments begin at 0.",
     SCHEDULER: "Without it the schedule resumes at `global_step`, and is not checked; "
@@ -122,6 +134,45 @@ def check_files(
             f"without:\n  {listed}{_reason(folder)}"
         )
     return tuple(missing)
+
+
+def version_of_folder(folder: Path) -> str | None:
+    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
+    version = _config_of(folder).get("transformers_version")
+    try:
+        _check.version("transformers_version", version)
+    except ValueError:
+        return None
+    return version
+
+
+def check_order(folder: Path) -> None:
+    """Raises if the version of a folder had the model's parameters in another order.
+
+    Moments without names go by that order. It was compared for 33 architectures.
+
+    Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
+    """
+    config, version = _config_of(folder), version_of_folder(folder)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for kind in [part.get("model_type") for part in parts]:
+        first, end = _OTHER_ORDER.get(kind, ((0, 0), (0, 0)))
+        number = _check.version("transformers_version", version) if version else (0, 0)
+        if first <= number < end:
+            raise ValueError(
+                f"`groups` must be given for a {kind!r} of Transformers {version}, got "
+                f"None: before {end[0]}.{end[1]} its parameters had another order, and "
+                f"{str(folder / OPTIMIZER)!r} has no names. Pass the names of each "
+                "group in the order of `named_parameters()` of that version."
+            )
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _has_weights(folder: Path) -> bool:

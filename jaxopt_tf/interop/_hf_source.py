@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import _check
+from ._hf_folder import version_of_folder
 from ._hf_subclass import holds_all_fields
 from ._safe_pickle import NotAllowedError, Record, load_inert
 
@@ -67,18 +67,7 @@ def read_training_arguments(source: Any) -> Source:
             f"file, got {type(source).__name__}."
         )
     path = Path(source)
-    return _read_file(path)._replace(version=_version_of(path.parent))
-
-
-def _version_of(folder: Path) -> str | None:
-    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        version = found["transformers_version"]
-        _check.version("transformers_version", version)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return version
+    return _read_file(path)._replace(version=version_of_folder(path.parent))
 
 
 def _read_file(path: Path) -> Source:

@@ -48,7 +48,7 @@ def read_state_dict(
     kind = check_format(state_dict)
     saved = state_dict["param_groups"]
     check_settings(saved)
-    if groups is None and len(saved) == 2 and not _has_names(saved):
+    if groups is None and len(saved) == 2 and not has_names(saved):
         groups = groups_of_file(saved, state_dict["state"], names, decay_rule)
     named = _named_groups(saved, names, groups)
     numbers: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def _named_groups(
     saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
 ) -> Groups:
     lengths = [len(group["params"]) for group in saved]
-    if _has_names(saved):
+    if has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)
         own = [[tied.get(n, n) for n in group["param_names"]] for group in saved]
@@ -87,8 +87,9 @@ def _named_groups(
     return wanted
 
 
-def _has_names(saved: Sequence[Mapping[str, Any]]) -> bool:
-    return all("param_names" in group for group in saved)
+def has_names(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether all groups contain the names of their parameters."""
+    return all("param_names" in group for group in groups)
 
 
 def check_group_count(

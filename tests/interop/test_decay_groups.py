@@ -97,6 +97,25 @@ def test_the_recipe_of_an_old_version_has_the_groups_of_its_file(
     assert [g["params"] for g in ours] == [g["params"] for g in theirs]
 
 
+def test_a_model_whose_parameters_had_another_order_needs_the_groups(tmp_path):
+    module = old_runs.module("Gemma2ForCausalLM")
+    decayed, spared = old_runs.groups(module, "4.46.3")
+    # In 4.45 and 4.46 the norm after attention stood behind those of the MLP.
+    moved = [name for name in decayed if "post_attention" in name]
+    last = max(i for i, name in enumerate(decayed) if "post_feedforward" in name)
+    rest = [name for name in decayed if name not in moved]
+    named = [[*rest[:last], *moved, *rest[last:]], spared]
+    optimizer = old_runs.write(tmp_path, module, "4.46.3", named)
+    with pytest.raises(ValueError, match="`groups` must be given for a 'gemma2'"):
+        read(tmp_path, module, recipe_of(tmp_path))
+    run, *_ = read(tmp_path, module, recipe_of(tmp_path), groups=named)
+    state = optimizer.state[dict(module.named_parameters())[moved[0]]]
+    found = optax.tree.get(run.opt_state, "mu")["model"]["layers"]["0"]
+    np.testing.assert_array_equal(
+        *(jax.tree.leaves(found["post_attention_layernorm"])), state["exp_avg"]
+    )
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
