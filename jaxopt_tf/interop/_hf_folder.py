@@ -155,7 +155,7 @@ def check_order(folder: Path) -> None:
     """
     config, version = _config_of(folder), version_of_folder(folder)
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for kind in [part.get("model_type") for part in parts]:
+    for kind in [str(part.get("model_type")) for part in parts]:
         first, end = _OTHER_ORDER.get(kind, ((0, 0), (0, 0)))
         number = _check.version("transformers_version", version) if version else (0, 0)
         if first <= number < end:
