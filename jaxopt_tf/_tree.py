@@ -253,24 +253,25 @@ def nameless_leaves(params: PyTree) -> list[tuple[str, Any]]:
 
 
 def is_labelled(node: Any) -> bool:
-    """Whether `node` is a parameter of Penzai, which has its name as `label`."""
+    """Returns whether `node` is a parameter of Penzai, whose name is its `label`."""
     is_penzai = type(node).__module__.partition(".")[0] == "penzai"
     return is_penzai and isinstance(getattr(node, "label", None), str)
 
 
 def is_name(key: Any) -> bool:
-    """Whether a key of a path names a parameter or its layer."""
+    """Returns whether a key of a path names a parameter or its layer."""
     value = key_value(key)
     is_holder = isinstance(key, jax.tree_util.GetAttrKey) and value in _HOLDERS
     return isinstance(value, str) and not is_holder
 
 
+def is_masked(node: Any) -> bool:
+    """Returns whether `node` stands for a leaf that was left out."""
+    return isinstance(node, optax.MaskedNode)
+
+
 def is_part(params: PyTree) -> bool:
-    """Whether `optax.multi_transform` or `masked` has taken leaves out."""
-
-    def is_masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
+    """Returns whether `optax.multi_transform` or `masked` has left leaves out."""
     return any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
 
 

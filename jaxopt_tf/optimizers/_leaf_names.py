@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import optax
 
 from .. import _tree
 from .._typing import PyTree, Scalar
@@ -39,7 +38,7 @@ class LeafNames:
             for path, node in _flat(params, _tree.is_labelled)
             if _tree.is_labelled(node) and not any(map(_tree.is_name, path))
         }
-        leaves = _flat(params, _is_masked)
+        leaves = _flat(params, _tree.is_masked)
         given = iter(names or ())
         self._names: dict[tuple, str] = {}
         self._num_axes: dict[str, int | None] = {}  # by name; None if it is masked
@@ -47,7 +46,7 @@ class LeafNames:
             name = next((n for p, n in labels.items() if path[: len(p)] == p), None)
             if name is None:
                 name = _tree.leaf_name(path)
-            if names is not None and not _is_masked(leaf):
+            if names is not None and not _tree.is_masked(leaf):
                 name = next(given)
             self._names[path] = name
             self._num_axes[with_dots(name)] = getattr(leaf, "ndim", None)
@@ -116,7 +115,3 @@ def with_dots(name: str) -> str:
 
 def _flat(tree: PyTree, is_leaf: Any) -> list[tuple[tuple, Any]]:
     return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

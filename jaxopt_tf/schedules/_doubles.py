@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._dtypes import has_float64
 from .._typing import Scalar
 
 _TOP = np.uint32(2**31)
@@ -52,7 +53,7 @@ def to_float32(a: Double) -> jax.Array:
 
 def to_float64(a: Double) -> jax.Array:
     """The same number as a float64, which needs `jax_enable_x64`."""
-    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if not has_float64():
         raise ValueError(
             "`jax_enable_x64` must be on for a rate in float64, got False. Set it by "
             '`jax.config.update("jax_enable_x64", True)`, or take `learning_rate`.'

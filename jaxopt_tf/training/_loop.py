@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check
+from .._dtypes import has_float64
 from .._typing import PyTree
 from ..schedules import MetricDrivenSchedule
 from ._events import Evaluation, Monitor, Window
@@ -196,8 +197,7 @@ def _close(monitors: Sequence[Monitor]) -> None:
 
 def _rate(schedule_state: Any) -> jax.Array:
     """Returns the rate, in float64 under x64; the optimizer's own dtype rounds it."""
-    is_x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    if is_x64 and hasattr(schedule_state, "learning_rate_float64"):
+    if has_float64() and hasattr(schedule_state, "learning_rate_float64"):
         return schedule_state.learning_rate_float64
     return schedule_state.learning_rate
 
