@@ -177,6 +177,7 @@ def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
         return function(*args, **kwargs)
 
     if not set(_STATIC).isdisjoint(names):
+        # typeshed gives functions no `__signature__`, which `inspect` reads.
         checked.__signature__ = _Signature.from_callable(function)  # type: ignore[attr-defined]
     return checked
 

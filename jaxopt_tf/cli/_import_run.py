@@ -24,7 +24,7 @@ _ARGUMENTS = "training_args.bin"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What the files of a Trainer may lack.
+    """Settings that the files of a Trainer may lack.
 
     Attributes:
         training_args: file of the TrainingArguments, JSON too; that in FOLDER if not
@@ -139,23 +139,46 @@ def import_run(
         for name, value in taken.settings.items()
         if value is not None and name not in {*typed.settings, "lr_scheduler_type"}
     )
-    for note in (
-        *_told("taken over", [*came.honoured, *carried]),
-        *_told(
+    for note in _notes_on_fields(came, taken, carried, read.unused):
+        print(note)
+    _print_differences(source, read, at.rng is not None)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(read.params))
+    print(
+        f"{out} holds the run of {source}, {num_params:,} parameters, at its step "
+        f"{read.step:,}; it goes on with\n"
+        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
+    )
+
+
+def _notes_on_fields(
+    came: interop.FromTransformers,
+    taken: interop.Translation,
+    carried: Sequence[str],
+    unused: Sequence[str],
+) -> list[str]:
+    """Returns a line for each kind of fields: carried over, without effect, ..."""
+    return [
+        *_listed("taken over", [*came.honoured, *carried]),
+        *_listed(
             "without effect here",
             sorted({*came.without_effect, *taken.neutral} - {*carried}),
         ),
-        *_told(
+        *_listed(
             "not taken over; flags set it where there are any",
             [name for name in came.elsewhere if name not in OF_AN_EVALUATION],
         ),
-        *_told("ignored", came.ignored),
-        *_told("left out of the weight files", read.unused),
+        *_listed("ignored", came.ignored),
+        *_listed("left out of the weight files", unused),
         # Decay was compared with the groups of optimizer.pt.
         *(note for note in came.notes if not note.startswith("`decay_rule`")),
         *taken.notes,
-    ):
-        print(note)
+    ]
+
+
+def _print_differences(
+    source: Path, read: interop.TrainerCheckpoint, has_dropout: bool
+) -> None:
+    """Prints what differs between the run here and in Trainer."""
     config = json_object(source / "config.json")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype != "float32":
@@ -170,14 +193,8 @@ def import_run(
         "GPT-2's by all labels, the first of each row included, so that its losses and "
         "gradients are (L - 1) / L of ours for rows of L tokens"
     )
-    if at.rng is not None:
+    if has_dropout:
         print("dropout begins anew, from `seed`: torch's random numbers are its own")
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(read.params))
-    print(
-        f"{out} holds the run of {source}, {num_params:,} parameters, at its step "
-        f"{read.step:,}; it goes on with\n"
-        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
-    )
 
 
 def _torch_model(source: Path, block_size: int) -> interop.TorchModel:
@@ -191,5 +208,5 @@ def _torch_model(source: Path, block_size: int) -> interop.TorchModel:
         return interop.torch_model_from_config(folder)
 
 
-def _told(what: str, names: Sequence[str]) -> list[str]:
+def _listed(what: str, names: Sequence[str]) -> list[str]:
     return [f"{what}: {', '.join(names)}"] if names else []

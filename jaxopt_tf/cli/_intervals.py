@@ -1,4 +1,4 @@
-"""When a job evaluates and saves, as the TrainingArguments of a file have it.
+"""Intervals of evaluating, saving and logging, from the TrainingArguments of a file.
 
 Where evaluations drive the schedule, end the run or pick its model, the interval and
 the metric decide numbers: they are carried over, or refused by name.
@@ -26,7 +26,7 @@ _OTHER_DATA = (
 
 
 class Checkpoint(NamedTuple):
-    """What a Trainer's checkpoint says of the evaluations that follow."""
+    """Step of a Trainer's checkpoint, and length of its epochs."""
 
     step: int
     updates_per_epoch: int | None  # None where it is not known

@@ -108,7 +108,7 @@ def parse(
 
 
 class Typed(NamedTuple):
-    """What stands on a command line."""
+    """Settings of a command line, apart from those of its file."""
 
     settings: dict[str, Any]  # of the records
     own: dict[str, Any]  # of the command's own flags
