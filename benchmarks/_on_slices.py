@@ -9,18 +9,15 @@ import optax
 from jax.sharding import PartitionSpec
 
 from benchmarks import _optimizer_steps as steps
-from jaxopt_tf.mesh import (
+from jaxopt_tf.planning import (
     Cost,
     Plan,
     Slice,
-    make_mesh,
-    moved_axes,
-    param_shardings,
     plan_shapes,
     program_cost,
     slice_devices,
-    state_shardings,
 )
+from jaxopt_tf.sharding import make_mesh, moved_axes, param_shardings, state_shardings
 
 
 class Compiled(NamedTuple):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxopt_tf import build_optimizer, build_schedule, init_train_state, make_train_step
+from jaxopt_tf.data import Batches, standard_library
 from jaxopt_tf.interop import (
     ParamNames,
     match_names,
@@ -18,12 +19,7 @@ from jaxopt_tf.interop import (
     torch_model_from_config,
     write_trainer_checkpoint,
 )
-from jaxopt_tf.pretraining import (
-    Batches,
-    GPT2Config,
-    make_loss_fn,
-    standard_library,
-)
+from jaxopt_tf.models import GPT2Config, make_loss_fn
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.schedules import MetricDrivenSchedule
 from jaxopt_tf.training import (

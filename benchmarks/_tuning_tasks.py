@@ -10,13 +10,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from jaxopt_tf import training
-from jaxopt_tf.pretraining import (
-    Batches,
-    GPT2Config,
-    held_out_batches,
-    make_loss_fn,
-    standard_library,
-)
+from jaxopt_tf.data import Batches, held_out_batches, standard_library
+from jaxopt_tf.models import GPT2Config, make_loss_fn
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task
 

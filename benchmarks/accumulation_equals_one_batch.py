@@ -16,7 +16,7 @@ from flax import nnx
 
 from benchmarks._report import Row, main
 from jaxopt_tf import adamw_tf, clip, init_train_state, make_train_step
-from jaxopt_tf.pretraining import GPT2, GPT2Config
+from jaxopt_tf.models import GPT2, GPT2Config
 from jaxopt_tf.training import cross_entropy
 
 # An optimizer that keeps what it is given, and changes nothing.

@@ -21,7 +21,7 @@ import optax
 from benchmarks._report import Row, main
 from jaxopt_tf import adamw_tf, clip, init_train_state, make_train_step
 from jaxopt_tf.checkpoints import find_intact, hold, open_checkpoints, restore
-from jaxopt_tf.pretraining import gpt2_preset, make_loss_fn
+from jaxopt_tf.models import gpt2_preset, make_loss_fn
 
 
 class Save(NamedTuple):

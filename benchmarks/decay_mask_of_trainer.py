@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks._report import Row
-from jaxopt_tf import _tree
+from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.optimizers import decay_mask, trainer_decay_rule
 from tests.twins import decay_names as twin
 
-_RECORDED = pathlib.Path(__file__).parents[1] / "tests/data/decay_of_trainer.json"
+_RECORDED = pathlib.Path(__file__).parents[1] / "tests/files/decay_of_trainer.json"
 
 
 def rows(smoke: bool) -> Iterator[Row]:

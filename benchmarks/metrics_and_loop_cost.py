@@ -28,7 +28,7 @@ from jaxopt_tf import (
     monitors,
     training,
 )
-from jaxopt_tf.pretraining import GPT2Config, make_loss_fn
+from jaxopt_tf.models import GPT2Config, make_loss_fn
 
 OPTIMIZER = optax.chain(clip(1.0), adamw_tf(1e-3, weight_decay=0.1))
 CONFIG = GPT2Config()

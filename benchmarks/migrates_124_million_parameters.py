@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from benchmarks._report import Row, main
 from jaxopt_tf import build_optimizer, interop
-from jaxopt_tf.pretraining import gpt2_preset, make_loss_fn
+from jaxopt_tf.models import gpt2_preset, make_loss_fn
 from jaxopt_tf.recipes import Recipe
 
 RECIPE = Recipe(max_steps=100, learning_rate=1e-3, decay_rule="transformers_v5")

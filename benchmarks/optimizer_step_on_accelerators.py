@@ -24,7 +24,7 @@ from benchmarks.optimizer_step_at_memory_speed import (
     OPTAX_ADAMW,
     SCALED,
 )
-from jaxopt_tf.mesh import (
+from jaxopt_tf.planning import (
     CompilerMissingError,
     Cost,
     named_slice,

@@ -13,16 +13,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 from benchmarks._report import Row, main
-from jaxopt_tf.mesh import (
+from jaxopt_tf.jobs import Job, place, run_steps
+from jaxopt_tf.models import gpt2_preset
+from jaxopt_tf.planning import (
     CompilerMissingError,
     bytes_by_leaf,
-    make_mesh,
     named_slice,
     plan_step,
     slice_devices,
 )
-from jaxopt_tf.pretraining import Job, gpt2_preset, place, run_steps
 from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.sharding import make_mesh
 
 WHERE = {"cpu:8": "data=2,fsdp=4", "v5e:4x4": "data=4,fsdp=4", "h100": "data=1"}
 

@@ -21,8 +21,8 @@ from benchmarks import _optimizer_steps as steps
 from benchmarks._report import Row, main
 from benchmarks.optimizer_step_at_memory_speed import OPTAX_ADAMW
 from jaxopt_tf import adamw_tf, clip
-from jaxopt_tf.mesh import CompilerMissingError, named_slice, slice_devices
 from jaxopt_tf.optimizers import adafactor_tf
+from jaxopt_tf.planning import CompilerMissingError, named_slice, slice_devices
 
 ADAMW = adamw_tf(steps.rate, weight_decay=0.01)
 CLIPPED = optax.chain(clip(1.0), ADAMW)

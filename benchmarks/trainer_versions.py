@@ -31,7 +31,8 @@ import optax
 from benchmarks import _trainer_script as script
 from benchmarks._report import Row, report
 from benchmarks._trainer_environments import PINS, installed_version, python_of
-from jaxopt_tf import _tree, build_optimizer
+from jaxopt_tf import build_optimizer
+from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.interop import (
     ParamNames,
     load_torch,

@@ -34,7 +34,7 @@ from jaxopt_tf import (
     make_train_step,
     training,
 )
-from jaxopt_tf.pretraining import GPT2Config, make_loss_fn
+from jaxopt_tf.models import GPT2Config, make_loss_fn
 
 MODEL = GPT2Config()
 BATCH = np.random.default_rng(0).integers(0, 256, (8, MODEL.block_size + 1), np.int32)

@@ -19,8 +19,10 @@ from benchmarks import _optimizer_steps as steps
 from benchmarks._report import Row, main
 from benchmarks._trainer_runs import torch_model
 from jaxopt_tf import Recipe, build_optimizer, init_train_state
-from jaxopt_tf.mesh import estimate, make_mesh, named_slice, program_cost
-from jaxopt_tf.pretraining import Job, gpt2_preset, make_loss_fn, place, run_steps
+from jaxopt_tf.jobs import Job, place, run_steps
+from jaxopt_tf.models import gpt2_preset, make_loss_fn
+from jaxopt_tf.planning import estimate, named_slice, program_cost
+from jaxopt_tf.sharding import make_mesh
 
 RECIPE = Recipe(learning_rate=1e-4, weight_decay=0.1, max_steps=100_000)
 

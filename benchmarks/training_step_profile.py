@@ -29,7 +29,7 @@ from benchmarks._report import Row, main
 from benchmarks._trainer_runs import torch_model
 from benchmarks.training_step_beside_trainer import BATCH, MODEL, RECIPE
 from jaxopt_tf import build_optimizer, init_train_state, make_train_step
-from jaxopt_tf.pretraining import make_loss_fn
+from jaxopt_tf.models import make_loss_fn
 
 PARTS = ("forward", "backward", "clipping and optimizer")
 

@@ -3,8 +3,9 @@
     optimizer = optax.chain(clip(1.0), adamw_tf(schedule, weight_decay=0.01))
 
 What is typed every day, in the order of the trip; each station has more:
-`jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.mesh`, `.checkpoints`,
-`.monitors`, `.plots`, `.tuning`, `.pretraining`, `.interop`.
+`jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.checkpoints`,
+`.sharding`, `.planning`, `.monitors`, `.plots`, `.interop`, `.models`, `.data`,
+`.tuning`, `.jobs`.
 """
 
 from .optimizers import adafactor_tf as adafactor_tf

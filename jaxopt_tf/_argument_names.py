@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
-from . import _check
+from . import _checks
 
 # Arguments whose value can be callable, like a dtype, and that no schedule sets.
 _STATIC = ("decay_mask", "moment_dtype")
@@ -226,7 +226,7 @@ def _message(called: str, unknown: Sequence[str], names: Sequence[str]) -> str:
         elif name in NO_COUNTERPART:
             parts.append(f"Leave out `{name}`: {NO_COUNTERPART[name]}.")
         else:
-            hint = _check.nearest(name, names, "`{}`")
+            hint = _checks.nearest(name, names, "`{}`")
             parts.append(hint.strip() or f"It takes {_listed(names, 'and')}.")
     return " ".join(parts)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._whole_file import check_folder, whole_file
+from ._io import check_folder, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

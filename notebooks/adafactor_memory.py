@@ -29,9 +29,9 @@ import numpy as np
 import optax
 
 from jaxopt_tf import Recipe, adamw_tf, build_optimizer, build_schedule, clip
-from jaxopt_tf.mesh import named_slice, plan_step
+from jaxopt_tf.models import GPT2Config, gpt2_preset, make_loss_fn
 from jaxopt_tf.optimizers import adafactor_trainer
-from jaxopt_tf.pretraining import GPT2Config, gpt2_preset, make_loss_fn
+from jaxopt_tf.planning import named_slice, plan_step
 from jaxopt_tf.recipes import explain
 
 # %% [markdown]

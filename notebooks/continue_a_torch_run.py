@@ -32,7 +32,8 @@ import torch
 import transformers
 
 from jaxopt_tf import build_optimizer, init_train_state, interop, make_train_step
-from jaxopt_tf.pretraining import Batches, GPT2Config, make_loss_fn, standard_library
+from jaxopt_tf.data import Batches, standard_library
+from jaxopt_tf.models import GPT2Config, make_loss_fn
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from jaxopt_tf import pretraining
+from jaxopt_tf import data, models
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.training import cross_entropy
 from jaxopt_tf.tuning import (
@@ -143,12 +143,12 @@ plot_sweep(swept)
 
 # %%
 sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32}
-config = pretraining.GPT2Config(vocab_size=256, **sizes)
-corpus = pretraining.standard_library()
+config = models.GPT2Config(vocab_size=256, **sizes)
+corpus = data.standard_library()
 text = Task(
-    loss_fn=pretraining.make_loss_fn(config, 0)[1],
-    init=lambda seed: pretraining.make_loss_fn(config, seed)[0],
-    batches=lambda recipe: pretraining.Batches(
+    loss_fn=models.make_loss_fn(config, 0)[1],
+    init=lambda seed: models.make_loss_fn(config, seed)[0],
+    batches=lambda recipe: data.Batches(
         corpus, block_size=32, batch_size=8, seed=recipe.seed
     ).since(0),
 )

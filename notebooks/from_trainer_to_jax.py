@@ -35,7 +35,7 @@ import transformers
 from flax import nnx
 
 from jaxopt_tf import build_optimizer, init_train_state, interop, make_train_step
-from jaxopt_tf.pretraining import GPT2, GPT2Config
+from jaxopt_tf.models import GPT2, GPT2Config
 from jaxopt_tf.training import cross_entropy
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -36,16 +36,18 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_tf import Recipe, build_optimizer
 from jaxopt_tf.cli import main
-from jaxopt_tf.mesh import (
+from jaxopt_tf.planning import (
     is_compiler_installed,
-    make_mesh,
-    make_shapes_mesh,
     named_slice,
-    param_shardings,
     plan_shapes,
     plan_step,
     print_comparison,
     slice_devices,
+)
+from jaxopt_tf.sharding import (
+    make_mesh,
+    make_shapes_mesh,
+    param_shardings,
     state_shardings,
 )
 

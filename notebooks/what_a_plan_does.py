@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from jaxopt_tf import adamw_tf, clip, decay_mask
-from jaxopt_tf.pretraining import GPT2Config, make_loss_fn
+from jaxopt_tf.models import GPT2Config, make_loss_fn
 from jaxopt_tf.recipes import Recipe, build_schedule, doctor, explain
 
 # %% [markdown]

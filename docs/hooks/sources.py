@@ -11,7 +11,7 @@ PACKAGE = griffe.load(
     search_paths=[ROOT],
     extensions=griffe.load_extensions(pathlib.Path(__file__).parent / "docstrings.py"),
 )
-ROOMS = sorted(path.parent.name for path in ROOT.glob("jaxopt_tf/*/__init__.py"))
+ROOMS = sorted(path.parent.name for path in ROOT.glob("jaxopt_tf/[!_]*/__init__.py"))
 NAMES = {
     room: [n for n, of in PACKAGE[room].members.items() if of.is_alias and n[0] != "_"]
     for room in ROOMS

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import _check
-from .._processes import done_by_first
+from .. import _checks
+from .._io import done_by_first
 from .._typing import PyTree
 from . import _digest, _rotation
 from ._folder_lock import Held
@@ -67,7 +67,7 @@ def open_checkpoints(
     from . import _orbax  # loads orbax: only who saves has to wait for that
 
     if save_total_limit is not None:
-        _check.step_count("save_total_limit", save_total_limit)
+        _checks.step_count("save_total_limit", save_total_limit)
     folder = held.folder.absolute()
     done_by_first(lambda: _rotation.clear(folder, report))
     best_steps: dict[Path, int | None] = {}
@@ -90,7 +90,7 @@ def open_checkpoints(
         def save(
             step: int, arrays: PyTree, notes: dict, best_step: int | None = None
         ) -> Path:
-            path = folder / f"checkpoint-{_check.step_count('step', step)}"
+            path = folder / f"checkpoint-{_checks.step_count('step', step)}"
             notes = _as_json(notes)
             wait()  # for the one before, and for what went wrong with it
             best_steps[path] = best_step

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .._processes import done_by_first
+from .._io import done_by_first
 
 LOCK_FILE = "run.lock"
 

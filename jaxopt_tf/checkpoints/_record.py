@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 
 RECORD_FILE = "_METADATA"  # as orbax names it
@@ -58,8 +58,8 @@ def named(argument: str, tree: PyTree) -> dict[str, Any]:
         ValueError: if two leaves have one name.
         TypeError: if a leaf is no array.
     """
-    _tree.check_arrays(argument, tree)
-    names = _tree.named_leaves(tree)
+    _pytrees.check_arrays(argument, tree)
+    names = _pytrees.named_leaves(tree)
     leaves = dict(names)
     if len(leaves) < len(names):
         twice = max(leaves, key=[name for name, _ in names].count)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._processes import done_by_first
+from .._io import done_by_first
 from .._typing import PyTree
 from . import _digest, _rotation
 from ._record import RECORD_FILE, read_record

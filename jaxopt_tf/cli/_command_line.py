@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypedDict
 
 import tyro
 
-from .. import _check
+from .. import _checks
 from ._flags import Flag, read
 
 
@@ -114,6 +114,6 @@ def _strangers(unknown: Sequence[str], known: list[str], prog: str) -> list[str]
         return [f"{unknown[0]!r} must follow a flag. `{prog} --help` lists them."]
     return [
         f"`{name}` must be a flag of `{prog}`."
-        + _check.nearest(name.strip("-").replace("-", "_"), known, "`--{}`")
+        + _checks.nearest(name.strip("-").replace("-", "_"), known, "`--{}`")
         for name in names
     ]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._values import is_set
+from .._io import is_set
 from ..interop import TRAINING_ARGUMENTS, unknown_field
 from ._flags import Flag, read
 from ._translation import translate

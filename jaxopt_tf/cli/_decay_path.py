@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import rich.console
 
 from .. import tuning
-from ..pretraining import training_windows
+from ..data import training_windows
 from ._flags import flags_of
 from ._job_task import folder_of, job_corpus, job_task
 from ._train import parse_with

@@ -10,7 +10,7 @@ import jax
 
 from .. import recipes
 from .._typing import PyTree
-from ..pretraining import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
+from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
 from ._errors import in_flags
 from ._train import parse
 

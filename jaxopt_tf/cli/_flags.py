@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._values import Kind, kinds_of, read_value
+from .._io import Kind, kinds_of, read_value
 
 
 class Flag(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..pretraining import GPT2Config
+from ..models import GPT2Config
 
 # What torch's GPT-2 can be and ours is not: the one value that is ours.
 _FIXED = {

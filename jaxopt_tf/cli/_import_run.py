@@ -11,8 +11,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from .. import _check, interop, training
-from ..pretraining import Run, first_position, gpt2_layout, make_loss_fn, write_run
+from .. import _checks, interop, training
+from ..jobs import Run, first_position, write_run
+from ..models import gpt2_layout, make_loss_fn
 from ..recipes import recipe_settings
 from ._flags import flags_of
 from ._gpt2_config import json_object, sizes_of
@@ -49,7 +50,7 @@ class Origin:
     def __post_init__(self) -> None:
         """Checks the flags that have few values."""
         if self.decay_groups is not None:
-            _check.one_of("decay_groups", self.decay_groups, ["file"])
+            _checks.one_of("decay_groups", self.decay_groups, ["file"])
 
 
 def import_run(

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._values import is_set
+from .._io import is_set
 from ..interop import Translation
-from ..pretraining import held_out_loss_decides
+from ..jobs import held_out_loss_decides
 
 _INTERVALS = ("eval_steps", "save_steps", "logging_steps")
 _LOGGING_STEPS = 500  # Transformers' default, in the place of `eval_steps`, too

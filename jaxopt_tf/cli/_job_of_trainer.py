@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import interop
-from .._values import is_set
+from .._io import is_set
 from ..recipes import Recipe
 from ._intervals import Checkpoint, check_metric, set_intervals
 from ._train import Typed

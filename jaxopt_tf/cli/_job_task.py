@@ -10,18 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import PyTree
-from ..pretraining import (
-    Batches,
-    Corpus,
-    GPT2Config,
-    Job,
-    gpt2_layer_norms,
-    gpt2_layout,
-    held_out_batches,
-    loss_of,
-    make_loss_fn,
-    read_corpus,
-)
+from ..data import Batches, Corpus, held_out_batches
+from ..jobs import Job, read_corpus
+from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, loss_of, make_loss_fn
 from ..recipes import Recipe
 from ..tuning import Task
 

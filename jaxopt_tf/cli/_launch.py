@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import jax
 
-from .. import _check
+from .. import _checks
 
 # Within a minute every process has ended after one did not come, or has gone.
 _COMES_WITHIN = 45  # seconds
@@ -66,8 +66,8 @@ class Launch:
                 "`coordinator_address` must be host:port, got "
                 f"{self.coordinator_address!r}."
             )
-        number = _check.whole_number("num_processes", self.num_processes, least=1)
-        _check.whole_number("process_id", self.process_id, least=0, most=number - 1)
+        number = _checks.whole_number("num_processes", self.num_processes, least=1)
+        _checks.whole_number("process_id", self.process_id, least=0, most=number - 1)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from .. import _check
+from .. import _checks
 from ._decay_path import decay_path
 from ._doctor import doctor, explain
 from ._errors import in_flags
@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if name not in _COMMANDS:
             raise ValueError(
                 f"{name!r} must be a command: {', '.join(_COMMANDS)}."
-                + _check.nearest(name, _COMMANDS, "`{}`")
+                + _checks.nearest(name, _COMMANDS, "`{}`")
             )
         return _COMMANDS[name][0](rest)
     except (ValueError, TypeError, FloatingPointError, OSError) as error:

@@ -9,7 +9,8 @@ import optax
 
 from .. import interop
 from ..checkpoints import find_checkpoints
-from ..pretraining import gpt2_layout, read_run
+from ..jobs import read_run
+from ..models import gpt2_layout
 from ._flags import flags_of
 from ._gpt2_config import torch_config
 from ._import_run import Origin, import_run

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _check
+from .. import _checks
 from ..recipes import Recipe
 from ..tuning import Between
 from ._flags import Flag, flags_of, read
@@ -40,7 +40,7 @@ def read_over(words: Sequence[str]) -> dict[str, list[Any] | Between]:
         if name not in flags:
             raise ValueError(
                 f"`over` must name fields of a recipe, got {name!r}."
-                + _check.nearest(name, flags)
+                + _checks.nearest(name, flags)
             )
         if name in over:
             raise ValueError(

@@ -6,14 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .. import mesh as meshes
-from ..pretraining import (
-    GPT2Config,
-    Job,
-    gpt2_rules,
-    place,
-    run_steps,
-)
+from .. import planning, sharding
+from ..jobs import Job, gpt2_rules, place, run_steps
+from ..models import GPT2Config
 from ..recipes import Recipe
 from ._flags import Flag
 from ._train import PRESET, parse_with
@@ -57,15 +52,15 @@ def plan(args: Sequence[str]) -> int:
         description="Says what a run that these flags would train needs on devices "
         "that are only named. Their compiler must be installed, or shapes alone speak.",
     )
-    slice_ = meshes.named_slice(own.get("devices", _DEVICES.default))
+    slice_ = planning.named_slice(own.get("devices", _DEVICES.default))
     axes = job.mesh or f"data={slice_.num_devices}"
     mesh, note = _mesh(slice_, axes)
     if own.get("shapes_only"):
         note = "nothing was compiled, as asked."
     asked = _planned(recipe, model, job, mesh, slice_, note)
-    meshes.print_plan(asked)
+    planning.print_plan(asked)
     print()
-    meshes.print_comparison(_compared(recipe, model, job, mesh, slice_, asked))
+    planning.print_comparison(_compared(recipe, model, job, mesh, slice_, asked))
     return 1 if asked.fits is False else 0
 
 
@@ -79,12 +74,12 @@ def _with_preset(args: Sequence[str]) -> list[str]:
     ]
 
 
-def _mesh(slice_: meshes.Slice, axes: str) -> tuple[_Mesh, str]:
+def _mesh(slice_: planning.Slice, axes: str) -> tuple[_Mesh, str]:
     """A mesh of the slice's devices; without their compiler, of none, and why."""
     try:
-        return meshes.make_mesh(axes, meshes.slice_devices(slice_)), ""
-    except meshes.CompilerMissingError as error:
-        return meshes.make_shapes_mesh(axes, slice_.num_devices), (
+        return sharding.make_mesh(axes, planning.slice_devices(slice_)), ""
+    except planning.CompilerMissingError as error:
+        return sharding.make_shapes_mesh(axes, slice_.num_devices), (
             f"This is from shapes alone: {error}"
         )
 
@@ -94,9 +89,9 @@ def _planned(
     model: GPT2Config,
     job: Job,
     mesh: _Mesh,
-    slice_: meshes.Slice,
+    slice_: planning.Slice,
     note: str,
-) -> meshes.Plan:
+) -> planning.Plan:
     """With the compiled step, unless a note says why not."""
     placed = place(recipe, model, job, mesh)
     state = placed.position.state
@@ -107,12 +102,12 @@ def _planned(
     }
     if recipe.gradient_accumulation_steps > 1:
         parts["summed gradients"] = state.params
-    moved = meshes.moved_axes(state.params, mesh, gpt2_rules(model, mesh))
+    moved = sharding.moved_axes(state.params, mesh, gpt2_rules(model, mesh))
     if note:
-        return meshes.plan_shapes(parts, slice_, note=note, moved=moved)
+        return planning.plan_shapes(parts, slice_, note=note, moved=moved)
     step, _ = run_steps(recipe, model, job, placed)
     num_sequences = math.prod(placed.batch.shape[:-1])
-    return meshes.plan_step(
+    return planning.plan_step(
         step,
         state,
         placed.batch,
@@ -128,9 +123,9 @@ def _compared(
     model: GPT2Config,
     job: Job,
     mesh: _Mesh,
-    slice_: meshes.Slice,
-    asked: meshes.Plan,
-) -> dict[str, meshes.Plan]:
+    slice_: planning.Slice,
+    asked: planning.Plan,
+) -> dict[str, planning.Plan]:
     """What was asked for, and AdamW and Adafactor with ZeRO-1 or not, from shapes."""
     plans = {f"{_told(recipe.optim, job.zero_1)}, as asked": asked}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _check
+from .. import _checks
 from .._typing import Schedule
 from ..plots import plot_schedule, sample_schedule
 from ..schedules import MetricDrivenSchedule, get_scheduler
@@ -66,7 +66,7 @@ def schedule(args: Sequence[str]) -> int:
             "`jaxopt-tf schedule cosine`, or several names to compare them."
         )
     drawn = _Drawn(**typed)
-    num_steps = _check.step_count(
+    num_steps = _checks.step_count(
         "num_training_steps", drawn.num_training_steps, least=1
     )
     options = _options(names, drawn.scheduler_specific_kwargs)
@@ -98,7 +98,7 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
             f"got {json.dumps(given)}."
         )
     for name in by_name:
-        _check.one_of("scheduler_specific_kwargs", name, names)
+        _checks.one_of("scheduler_specific_kwargs", name, names)
     return by_name
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import rich.console
 
 from .. import tuning
-from ..pretraining import GPT2Config, Job, flat, read_config, write_config
+from ..jobs import Job, flat, read_config, write_config
+from ..models import GPT2Config
 from ..recipes import Recipe, recipe_settings, same_program
 from ._flags import flags_of
 from ._job_task import folder_of, job_corpus, job_task

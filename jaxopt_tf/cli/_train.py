@@ -7,16 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from .. import _check
-from ..pretraining import (
-    GPT2_PRESETS,
-    GPT2Config,
-    Job,
-    contradictions,
-    gpt2_preset,
-    is_ready_tokens,
-    pretrain,
-)
+from .. import _checks
+from ..data import is_ready_tokens
+from ..jobs import Job, contradictions, pretrain
+from ..models import GPT2_PRESETS, GPT2Config, gpt2_preset
 from ..recipes import Recipe
 from ._command_line import typed_settings
 from ._config import read_config
@@ -240,5 +234,5 @@ def _records(given: dict[str, Any]) -> Records:
 
 
 def _model(preset: str, changes: dict[str, Any]) -> GPT2Config:
-    _check.one_of("preset", preset, GPT2_PRESETS)
+    _checks.one_of("preset", preset, GPT2_PRESETS)
     return gpt2_preset(preset, **changes)

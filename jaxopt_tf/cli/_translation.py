@@ -6,7 +6,7 @@ A dict of our own flags comes out as it is.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .._values import is_set
+from .._io import is_set
 from ..interop import (
     Translation,
     era_of,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import AdafactorState, TorchLayout, resolve_layouts
 from ._casting import check_fits, placed_like
@@ -60,7 +60,7 @@ def adafactor_from_torch(
 
     layout_tree = resolve_layouts(layouts, params)
     old = _moments(node)
-    new = _tree.map_leaves(leaf, params, layout_tree, *old.values(), num_results=4)
+    new = _pytrees.map_leaves(leaf, params, layout_tree, *old.values(), num_results=4)
     node = node._replace(**dict(zip(old, new, strict=True)))
     return with_clock(node, params, counts, state, pieces, step)
 

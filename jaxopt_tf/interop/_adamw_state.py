@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import AdamWState
 from ._casting import placed_like
@@ -40,7 +40,7 @@ def adamw_from_torch(
 
         return moment("exp_avg", mu), moment("exp_avg_sq", nu)
 
-    mu, nu = _tree.map_leaves(leaf, params, node.mu, node.nu, num_results=2)
+    mu, nu = _pytrees.map_leaves(leaf, params, node.mu, node.nu, num_results=2)
     return with_clock(node._replace(mu=mu, nu=nu), params, counts, state, pieces, step)
 
 

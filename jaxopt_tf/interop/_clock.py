@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ._casting import placed_as
 from ._pieces import Piece
@@ -52,7 +52,7 @@ def with_clock(
 def counts_by_leaf(count: PyTree, params: PyTree) -> dict[str, int]:
     """The counter of every leaf, by its name."""
     values = [int(np.asarray(value)) for value in jax.tree.leaves(count)]
-    names = _tree.leaf_names(params)
+    names = _pytrees.leaf_names(params)
     if len(values) == 1:
         values = values * len(names)
     return dict(zip(names, values, strict=True))
@@ -65,7 +65,7 @@ def _count_tree(counts: Mapping[str, int], params: PyTree, old: PyTree) -> PyTre
     if len(values) == 1:
         return placed_as(values[0], like)
     # Integer leaves are never updated, but have a place.
-    names = _tree.leaf_names(params)
+    names = _pytrees.leaf_names(params)
     leaves = [placed_as(counts.get(name, values[-1]), like) for name in names]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .. import _check
-from .._values import SWITCH, is_set, read_value
+from .. import _checks
+from .._io import SWITCH, is_set, read_value
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._hf_fields import OF_A_JOB, OF_AN_EVALUATION, TRAINING_ARGUMENTS
 from ._hf_source import read_training_arguments
@@ -102,11 +102,11 @@ def recipe_from_transformers(
         misspelt `optim_args` are refused; Trainer takes them.
     """
     if max_steps is not None:
-        max_steps = _check.step_count("max_steps", max_steps, least=1)
+        max_steps = _checks.step_count("max_steps", max_steps, least=1)
     if num_examples is not None:
-        num_examples = _check.step_count("num_examples", num_examples, least=1)
+        num_examples = _checks.step_count("num_examples", num_examples, least=1)
     if num_devices is not None:
-        num_devices = _check.step_count("num_devices", num_devices, least=1)
+        num_devices = _checks.step_count("num_devices", num_devices, least=1)
     found = read_training_arguments(source)
     version, version_notes = known_version(found, transformers_version)
     era = era_of(found.given, version)
@@ -159,9 +159,9 @@ def _steps(
     """The number of updates; None, and a problem, where it is not known."""
     try:
         if _has_steps(given):
-            return _check.step_count("max_steps", given["max_steps"])
+            return _checks.step_count("max_steps", given["max_steps"])
         epochs = given.get("num_train_epochs", 3.0)
-        _check.positive("num_train_epochs", epochs)
+        _checks.positive("num_train_epochs", epochs)
         if num_examples is None:
             problems.append(
                 f"`num_train_epochs` {epochs!r}: how many steps they have is not known "
@@ -195,7 +195,7 @@ def _has_steps(given: Mapping[str, Any]) -> bool:
 
 
 def _count(given: Mapping[str, Any], name: str, default: int) -> int:
-    return _check.step_count(name, given.get(name, default), least=1)
+    return _checks.step_count(name, given.get(name, default), least=1)
 
 
 def _sorted(

@@ -8,7 +8,7 @@ Source: transformers 4.0, 4.1, 4.2, 4.3, 4.4, 4.5, 4.6, 4.8, 4.10, 4.12, 4.15, 4
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .._values import is_set
+from .._io import is_set
 
 # Fields of every version of 4, which 5 no longer has.
 _IN_ALL_OF_4 = frozenset(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ..recipes import Recipe, build_schedule
@@ -241,8 +241,8 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
             f"`path` must be a Trainer's {STATE}, got {str(path)!r}: {error!r}."
         ) from error
     with errors_name(path):
-        _check.step_count("global_step", step)
-        _check.non_negative("epoch", state.get("epoch") or 0.0)
+        _checks.step_count("global_step", step)
+        _checks.non_negative("epoch", state.get("epoch") or 0.0)
     return state
 
 
@@ -275,4 +275,4 @@ def _schedule(
         )
     settings = dict(recipe.lr_scheduler_kwargs)
     state = metric_state_from_torch(saved, recipe.lr_scheduler_type, settings)
-    return _check.step_count("last_epoch", saved["last_epoch"]), state
+    return _checks.step_count("last_epoch", saved["last_epoch"]), state

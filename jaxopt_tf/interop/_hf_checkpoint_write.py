@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ..recipes import METRIC_DRIVEN, Recipe
@@ -106,7 +106,7 @@ def write_trainer_checkpoint(
             f"`folder` must be in a folder that exists, got {str(folder)!r}. Make "
             f"{str(folder.parent)!r} first."
         )
-    step = _check.step_count("step", step)
+    step = _checks.step_count("step", step)
     position = step if schedule_step is None else schedule_step
     json_state = trainer_state_like(like, trainer_state or {}, recipe, step)
     scheduler, rate = _scheduler(recipe, position, schedule_state)

@@ -8,7 +8,7 @@ Source: transformers 5.23 and 4.0 to 4.57, `training_args.py`.
 
 from typing import Any, Literal, NamedTuple
 
-from .._values import is_set
+from .._io import is_set
 
 
 class Field(NamedTuple):

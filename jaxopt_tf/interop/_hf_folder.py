@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .. import _check
+from .. import _checks
 
 OPTIMIZER, SCHEDULER, STATE = "optimizer.pt", "scheduler.pt", "trainer_state.json"
 MODEL_FILES = (
@@ -140,7 +140,7 @@ def version_of_folder(folder: Path) -> str | None:
     """Returns the version that wrote the `config.json` of a folder; None if unknown."""
     version = _config_of(folder).get("transformers_version")
     try:
-        _check.version("transformers_version", version)
+        _checks.version("transformers_version", version)
     except ValueError:
         return None
     return version
@@ -157,7 +157,7 @@ def check_order(folder: Path) -> None:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for kind in [str(part.get("model_type")) for part in parts]:
         first, end = _OTHER_ORDER.get(kind, ((0, 0), (0, 0)))
-        number = _check.version("transformers_version", version) if version else (0, 0)
+        number = _checks.version("transformers_version", version) if version else (0, 0)
         if first <= number < end:
             raise ValueError(
                 f"`groups` must be given for a {kind!r} of Transformers {version}, got "

@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from .. import _check
-from .._values import is_set
+from .. import _checks
+from .._io import is_set
 
 # Fields of every version from 4.0 to 5.23 that nobody writes by hand all together: what
 # has them is all of a TrainingArguments, so that an unknown name cannot be a misspelt
@@ -96,7 +96,7 @@ def select_fields(
 
 def unknown_field(name: str, known: Collection[str], what: str) -> str:
     """Returns the sentence that refuses a name, with the nearest one and the cure."""
-    hint = _check.nearest(name, known, "`{}`")
+    hint = _checks.nearest(name, known, "`{}`")
     return (
         f"`{name}` must be {what}.{hint} A field of your own that changes no number of "
         f"the optimizer: add {name!r} to `ignore_fields`."
@@ -116,7 +116,7 @@ def check_ignore_fields(
         if name not in given:
             raise ValueError(
                 "`ignore_fields` must name fields of the source, got "
-                f"{name!r}, which it does not have.{_check.nearest(name, given)}"
+                f"{name!r}, which it does not have.{_checks.nearest(name, given)}"
             )
     return tuple(dict.fromkeys(ignore_fields))
 

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from .. import _check
-from .._values import SWITCH, is_set, read_value
+from .. import _checks
+from .._io import SWITCH, is_set, read_value
 from ..recipes import (
     METRIC_DRIVEN,
     TAKES_OPTIM_ARGS,
@@ -180,7 +180,7 @@ def _warm_up(
     if not is_set(ratio):
         return
     try:
-        _check.fraction("warmup_ratio", ratio)
+        _checks.fraction("warmup_ratio", ratio)
     except (TypeError, ValueError) as error:
         into.refusals.append(f"{error} A number of steps is `warmup_steps`.")
         return

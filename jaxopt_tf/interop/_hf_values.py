@@ -7,7 +7,7 @@ An object, a JSON file that a person wrote and a command line hold the same numb
 from collections.abc import Mapping
 from typing import Any
 
-from .._values import NUMBER, SWITCH, Kind, is_set, kinds_of, read_value
+from .._io import NUMBER, SWITCH, Kind, is_set, kinds_of, read_value
 from ..recipes import Recipe
 from ._hf_fields import TRAINING_ARGUMENTS
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .. import _check
+from .. import _checks
 from ..optimizers import TRAINER_DECAY_RULES, trainer_decay_rule
 from ..recipes import Recipe
 from ._hf_before_4_40 import is_before_4_4, is_before_4_40
@@ -82,7 +82,7 @@ def era_of(names: Iterable[str], version: str | None = None) -> Era:
     """
     found = frozenset(names)
     if version is not None:
-        number = _check.version(_VERSION, version)
+        number = _checks.version(_VERSION, version)
         return _era(version, trainer_decay_rule(version), number)
     if is_before_4_4(found):
         return _era("4, before 4.4", "examples", (4, 3))
@@ -141,7 +141,7 @@ def known_version(found: Source, given: str | None) -> tuple[str | None, list[st
     version = given or found.version
     if version is None:
         return None, []
-    number = _check.version(_VERSION, version)
+    number = _checks.version(_VERSION, version)
     if number < _OLDEST:
         if given is None:
             return None, []

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _two_floats, schedules
+from .. import _checks, schedules
+from .._numerics import double_float
 from ..schedules import AverageState, GreedyState, PlateauState, greedy
 
 # torch's name for a setting, where it has another or a list of them.
@@ -44,7 +45,7 @@ def metric_state_from_torch(
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau.state_dict`;
         transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
     """
-    _check.one_of("name", name, _FUNCTIONS)
+    _checks.one_of("name", name, _FUNCTIONS)
     wanted = _settings(name, settings)
     own = {"num_bad_epochs", "cooldown_counter", "best", "_last_lr", *wanted}
     own |= {"num_good_epochs"} if name == "greedy" else {"mode_worse"}
@@ -68,10 +69,10 @@ def metric_state_from_torch(
     rate = schedules.double_from_scalar(_one_rate(scheduler_state["_last_lr"]))
     if math.isnan(float(scheduler_state["best"])):  # infinite before the first metric
         raise ValueError("`best` must be a number, got nan: the file is damaged.")
-    best = _two_floats.from_float(float(scheduler_state["best"]))
+    best = double_float.from_float(float(scheduler_state["best"]))
 
     def count(key: str) -> Any:
-        return jnp.int32(_check.step_count(key, scheduler_state[key]))
+        return jnp.int32(_checks.step_count(key, scheduler_state[key]))
 
     bad, cooldown = count("num_bad_epochs"), count("cooldown_counter")
     if name == "reduce_lr_on_plateau":
@@ -152,7 +153,7 @@ def _is_same(found: Any, wanted: Any) -> bool:
 
 def _one_rate(rates: Sequence[float]) -> float:
     for rate in rates:
-        _check.non_negative("_last_lr", rate)
+        _checks.non_negative("_last_lr", rate)
     if len(set(rates)) != 1:
         raise ValueError(
             "`scheduler_state` must have one rate for all groups, got "
@@ -168,8 +169,8 @@ def _average(scheduler_state: Mapping[str, Any]) -> AverageState | None:
     values = np.zeros(held["window_size"], np.float64)
     values[: len(held["values"])] = held["values"]
     return AverageState(
-        values=_two_floats.from_float(values),
-        total=_two_floats.from_float(held["sum"]),
+        values=double_float.from_float(values),
+        total=double_float.from_float(held["sum"]),
         place=jnp.int32(len(held["values"]) % held["window_size"]),
         num_values=jnp.int32(len(held["values"])),
     )

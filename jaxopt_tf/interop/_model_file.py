@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ._casting import check_finite, check_fits, placed_like
 from ._checkpoint_keys import Keys, match_keys
@@ -57,7 +57,7 @@ def read_weights(
         found = leaf_from_tensors(pieces[name], tensor, p.shape, p.dtype)
         return (placed_like(found, p),)
 
-    return _tree.map_leaves(leaf, params, num_results=1)[0], keys.unused
+    return _pytrees.map_leaves(leaf, params, num_results=1)[0], keys.unused
 
 
 def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def write_params(
     A path that ends in `.bin` is written by torch, with every name of a tied tensor;
     any other in the format of safetensors, with one of them.
     """
-    leaves = dict(_tree.named_leaves(params))
+    leaves = dict(_pytrees.named_leaves(params))
     host = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     pieces = by_tensor(names.pieces)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _check, _tree
+from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ._candidates import Declared, Resolver, Rules, Table, declared_names
@@ -87,13 +87,13 @@ def match_names(
     Source: transformers 4.44 `modeling_flax_pytorch_utils.py`,
         `rename_key_and_reshape_tensor`, for the words; `models/gpt2`.
     """
-    _check.one_of("convention", convention, CONVENTIONS)
+    _checks.one_of("convention", convention, CONVENTIONS)
     _check_patterns("rules", [pattern for pattern, _ in rules])
     _check_patterns("layouts", list(layouts or ()))
     table = dict(table or {})
     torch_params = {p.name: p for p in model.parameters}
     resolver = Resolver(list(torch_params))
-    shapes = {name: tuple(leaf.shape) for name, leaf in _tree.named_leaves(params)}
+    shapes = {name: tuple(leaf.shape) for name, leaf in _pytrees.named_leaves(params)}
     order = {name: i for i, name in enumerate(table)}
     leaves = sorted(shapes, key=lambda name: _rank(name, order, rules))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .._whole_file import whole_file
+from .._io import whole_file
 
 _ALIGNED = 64
 _CHUNK = 2**22

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import _check
+from .. import _checks
 from .._typing import Schedule
 from ..recipes import METRIC_DRIVEN, Recipe
 
@@ -42,7 +42,7 @@ def schedule_step_from_torch(
             "`scheduler_state` must be of torch's LambdaLR, got one without "
             f"{missing}. Of one that a metric drives, use `metric_state_from_torch`."
         )
-    step = _check.step_count("last_epoch", scheduler_state["last_epoch"])
+    step = _checks.step_count("last_epoch", scheduler_state["last_epoch"])
     rates = [float(rate) for rate in scheduler_state["_last_lr"]]
     schedules = [schedule] * len(rates) if callable(schedule) else list(schedule)
     if len(schedules) != len(rates):
@@ -84,7 +84,7 @@ def torch_from_schedule_step(
     import torch
     import transformers
 
-    step = _check.step_count("step", step)
+    step = _checks.step_count("step", step)
     if recipe.lr_scheduler_type in METRIC_DRIVEN:
         raise ValueError(
             "`recipe` must have a schedule that is asked with a step, got "

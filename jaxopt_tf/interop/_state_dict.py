@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .. import _check
+from .. import _checks
 from ._decay_groups import TODAYS_RULE, DecayRule, groups_of_file
 from ._optimizer_formats import check_format, check_settings
 from ._param_names import ParamNames
@@ -194,4 +194,4 @@ def num_updates(state: TorchState, name: str) -> int:
                 f"`step` of {name!r} must be one number, got shape {list(step.shape)}."
             )
         step = step.detach().reshape(()).cpu().item()
-    return _check.step_count(f"step` of `{name}", step)
+    return _checks.step_count(f"step` of `{name}", step)

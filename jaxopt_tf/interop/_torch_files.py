@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._whole_file import whole_file
+from .._io import whole_file
 from ._torch_archive import check_archive
 
 # Bytes that are read through a map before its pages are released.

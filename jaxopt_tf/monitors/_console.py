@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from ..training import Evaluation, Monitor, Window, metric_values
 
 # Published peaks for dense bfloat16 products, in operations per second and device, by
@@ -65,10 +65,10 @@ def console(
     # Here, not above: whoever trains without a console need not load it.
     from rich.progress import BarColumn, Progress, TextColumn
 
-    max_steps = _check.step_count("max_steps", max_steps, least=1)
-    first_step = _check.step_count("first_step", first_step)
+    max_steps = _checks.step_count("max_steps", max_steps, least=1)
+    first_step = _checks.step_count("first_step", first_step)
     if flops_per_item is not None:
-        _check.positive("flops_per_item", flops_per_item)
+        _checks.positive("flops_per_item", flops_per_item)
     peak = peak_flops(jax.devices()[0].device_kind)
     progress = Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),

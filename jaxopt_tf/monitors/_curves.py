@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from .._picture import finish, new_figure, picture_path, save, scale
 from .._points import all_rows, no_points, with_steps
 from .._run_rows import (
@@ -46,7 +46,7 @@ def curves(
     """
     path = picture_path(path)
     if every is not None:
-        every = _check.step_count("every", every, least=1)
+        every = _checks.step_count("every", every, least=1)
     points = no_points(NUM_COLUMNS)
     evaluations: list[tuple[int, float]] = []
     drawn_at = 0

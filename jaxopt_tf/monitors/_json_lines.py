@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
-from .._whole_file import check_folder, whole_file
+from .. import _checks
+from .._io import check_folder, whole_file
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 from ._history import NORM_NAMES, records
 
@@ -40,7 +40,7 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
             missing or there twice. It is left as it is then.
     """
     path = Path(path)
-    first_step = _check.step_count("first_step", first_step)
+    first_step = _checks.step_count("first_step", first_step)
     check_folder(path)
     try:
         if path.exists():

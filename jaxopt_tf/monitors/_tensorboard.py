@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
 # Of these the last one and the sum are shown, of all others the mean.
@@ -47,8 +47,8 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
     # tensorboardX's own SummaryWriter hands events to a thread: at a kill those on
     # their way are lost although their checkpoint is there, and once a disk was full
     # the next call waits for the thread without end. So only its records are used.
-    every = _check.step_count("every", every, least=1)
-    first_step = _check.step_count("first_step", first_step)
+    every = _checks.step_count("every", every, least=1)
+    first_step = _checks.step_count("first_step", first_step)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

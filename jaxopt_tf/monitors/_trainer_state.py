@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
-from .._whole_file import check_folder, whole_file
+from .. import _checks
+from .._io import check_folder, whole_file
 from ..training import (
     Evaluation,
     Monitor,
@@ -79,13 +79,13 @@ def trainer_state(
     """
     path = Path(path)
     check_folder(path)
-    max_steps = _check.step_count("max_steps", max_steps, least=1)
-    logging_steps = _check.step_count("logging_steps", logging_steps, least=1)
+    max_steps = _checks.step_count("max_steps", max_steps, least=1)
+    logging_steps = _checks.step_count("logging_steps", logging_steps, least=1)
     selection = Selection() if selection is None else selection
     check_selection(selection)
     per_epoch, num_epochs = max_steps, sys.maxsize  # for data without a length
     if steps_per_epoch is not None:
-        per_epoch = _check.step_count("steps_per_epoch", steps_per_epoch, least=1)
+        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
         num_epochs = -(-max_steps // per_epoch)
 
     entries: list[str] = []

@@ -1,5 +1,7 @@
 """Gradients come in, updates go out."""
 
+from .._pytrees import TorchLayout as TorchLayout
+from .._pytrees import resolve_layouts as resolve_layouts
 from ._adafactor import AdafactorState as AdafactorState
 from ._adafactor import adafactor_tf as adafactor_tf
 from ._adafactor_trainer import adafactor_trainer as adafactor_trainer
@@ -16,8 +18,6 @@ from ._decay_rules import DECAY_RULES_BY_TYPE as DECAY_RULES_BY_TYPE
 from ._decay_rules import TRAINER_DECAY_RULES as TRAINER_DECAY_RULES
 from ._decay_rules import norm_type as norm_type
 from ._decay_rules import trainer_decay_rule as trainer_decay_rule
-from ._layout import TorchLayout as TorchLayout
-from ._layout import resolve_layouts as resolve_layouts
 from ._learning_rate_access import get_learning_rate as get_learning_rate
 from ._learning_rate_access import set_learning_rate as set_learning_rate
 from ._lion import LionState as LionState

@@ -8,18 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _tree
+from .. import _pytrees
 from .._argument_names import checked_names
-from .._dtypes import wide_dtype
-from .._placement import placed_as
-from .._rounding import difference
-from .._scalars import is_zero, one_minus, scalar
+from .._numerics import difference, is_zero, one_minus, scalar, wide_dtype
+from .._pytrees import TorchLayout, placed_as, resolve_layouts
 from .._typing import PyTree, Scalar, ScalarOrSchedule, Step
 from . import _learning_rate
 from ._adafactor_arguments import check_others, check_rate, check_whole
 from ._adafactor_clock import Clock, relative_rate, tick
 from ._factored import column_means, row_means, step_and_size
-from ._layout import TorchLayout, resolve_layouts
 from ._weight_decay import resolve_mask
 
 
@@ -121,12 +118,12 @@ def adafactor_tf(
     schedule: ScalarOrSchedule = relative if learning_rate is None else learning_rate
 
     def init(params: PyTree) -> AdafactorState:
-        _tree.check_params(params, function="adafactor_tf")
+        _pytrees.check_params(params, function="adafactor_tf")
         check_whole("params", params)
 
         def moments(name: str, p: Any, layout: TorchLayout) -> tuple:
             row = col = whole = mu = optax.MaskedNode()
-            if _tree.is_floating(p):
+            if _pytrees.is_floating(p):
                 # Sums of zeros, so that they lie on devices as the parameter does.
                 zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
                 if _is_factored(layout, p.ndim):
@@ -143,7 +140,7 @@ def adafactor_tf(
 
         resolve_mask(decay_mask, params, weight_decay)
         layout_tree = resolve_layouts(layouts, params)
-        trees = _tree.map_leaves(moments, params, layout_tree, num_results=4)
+        trees = _pytrees.map_leaves(moments, params, layout_tree, num_results=4)
         rate = _learning_rate.init(schedule, params)
         return AdafactorState(jnp.zeros((), jnp.int32), *rate, *trees)
 
@@ -154,8 +151,8 @@ def adafactor_tf(
         **extra_args: Any,
     ) -> tuple[PyTree, AdafactorState]:
         del extra_args
-        _tree.check_params(params, function="adafactor_tf")
-        grads = _tree.check_grads(grads, params)
+        _pytrees.check_params(params, function="adafactor_tf")
+        grads = _pytrees.check_grads(grads, params)
         check_whole("params", params)
         check_whole("grads", grads)
         count = jax.tree.map(optax.safe_increment, state.count)
@@ -174,10 +171,10 @@ def adafactor_tf(
             rate = relative_rate(count, warmup_init, dtype) if is_own else rates[dtype]
             return tick(count, decay_rate, rate)
 
-        clocks = _tree.per_leaf(clock, count, params)
+        clocks = _pytrees.per_leaf(clock, count, params)
 
         def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
-            if not _tree.is_floating(p):
+            if not _pytrees.is_floating(p):
                 return jnp.zeros_like(p), row, col, whole, mu
             home = p if beta1 is None else mu
             there = placed_as(p, home)
@@ -220,7 +217,7 @@ def adafactor_tf(
         layout_tree = resolve_layouts(layouts, params)
         mask = resolve_mask(decay_mask, params, weight_decay)
         old = state.nu_row, state.nu_col, state.nu, state.mu
-        updates, *moments = _tree.map_leaves(
+        updates, *moments = _pytrees.map_leaves(
             leaf, params, grads, layout_tree, mask, clocks, *old, num_results=5
         )
         new_rate = _learning_rate.advanced(schedule, state, rates)

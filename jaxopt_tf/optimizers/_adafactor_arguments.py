@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .. import _check, _tree
-from .._placement import shard_axes
+from .. import _checks, _pytrees
+from .._pytrees import shard_axes
 from .._typing import PyTree
 from . import _learning_rate
 
@@ -33,27 +33,27 @@ def check_others(
     eps: Any, clip_threshold: Any, decay_rate: Any, beta1: Any, weight_decay: Any
 ) -> None:
     """Raises unless the other hyper-parameters are in their ranges."""
-    _check.pair("eps", eps)
+    _checks.pair("eps", eps)
     for i, value in enumerate(eps):
-        _check.non_negative(f"eps[{i}]", value)
-    _check.positive("clip_threshold", clip_threshold, allow_inf=True)
-    _check.finite("decay_rate", decay_rate)
-    if _check.is_concrete(decay_rate) and decay_rate > 0:
+        _checks.non_negative(f"eps[{i}]", value)
+    _checks.positive("clip_threshold", clip_threshold, allow_inf=True)
+    _checks.finite("decay_rate", decay_rate)
+    if _checks.is_concrete(decay_rate) and decay_rate > 0:
         raise ValueError(
             f"`decay_rate` must be at most 0, got {decay_rate!r}. It is the exponent "
             "of beta2 = 1 - t^decay_rate; optax writes it with the other sign."
         )
     if beta1 is not None:
-        _check.fraction_below_one("beta1", beta1)
-    _check.non_negative("weight_decay", weight_decay)
+        _checks.fraction_below_one("beta1", beta1)
+    _checks.non_negative("weight_decay", weight_decay)
 
 
 def check_whole(argument: str, tree: PyTree) -> None:
     """Raises if leaves are shards: which of their axes was cut cannot be seen."""
     shards = [
         (name, sorted(shard_axes(leaf)))
-        for name, leaf in _tree.named_leaves(tree)
-        if _tree.is_floating(leaf) and shard_axes(leaf)
+        for name, leaf in _pytrees.named_leaves(tree)
+        if _pytrees.is_floating(leaf) and shard_axes(leaf)
     ]
     if shards:
         raise ValueError(

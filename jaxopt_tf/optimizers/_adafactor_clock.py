@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._scalars import scalar
+from .._numerics import scalar
 from .._typing import Scalar, Step
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import optax
 
 from .._argument_names import checked_names
+from .._pytrees import TorchLayout
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adafactor import adafactor_tf
-from ._layout import TorchLayout
 
 
 @checked_names

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
-from .._scalars import scalar
+from .._numerics import scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, with_l2
 from ._exact import Arithmetic, Exact
@@ -62,8 +62,8 @@ def adagrad_tf(
     Source: torch 2.13 `optim/adagrad.py`, `_single_tensor_adagrad`.
     Differs: `optax.adagrad` begins with sums of 0.1 and has eps inside of the root.
     """
-    _check.non_negative("lr_decay", lr_decay)
-    _check.non_negative("eps", eps)
+    _checks.non_negative("lr_decay", lr_decay)
+    _checks.non_negative("eps", eps)
 
     def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> jax.Array:
         slower = of.multiply(of.from_int(count - 1), of.from_scalar(lr_decay))

@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree
+from .. import _checks, _pytrees
 from .._argument_names import checked_names
-from .._dtypes import wide_dtype
-from .._placement import placed_as
-from .._rounding import as_stored, difference
-from .._scalars import computed_once, is_zero, one_minus, scalar
+from .._numerics import (
+    as_stored,
+    computed_once,
+    difference,
+    is_zero,
+    one_minus,
+    scalar,
+    wide_dtype,
+)
+from .._pytrees import placed_as
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _exact, _learning_rate
 from ._exact import Arithmetic, Exact, arithmetic
@@ -114,8 +120,8 @@ def adamw_tf(
         another default decay, and decays all leaves. Torch decays all leaves too; the
         mask is Trainer's.
     """
-    _check.non_negative("eps", eps)
-    _check.one_of("decay", decay, ("torch", "exact"))
+    _checks.non_negative("eps", eps)
+    _checks.one_of("decay", decay, ("torch", "exact"))
 
     def new_param(p, mu, nu, is_decayed, scalars):
         denominator = jnp.sqrt(nu) / scalars.sqrt_correction + scalar(eps, p.dtype)
@@ -150,34 +156,34 @@ def adam(
 ) -> optax.GradientTransformationExtraArgs:
     """The moments, which every AdamW shares, around the step, which is its own."""
     _learning_rate.check(learning_rate)
-    _check.pair("betas", betas)
+    _checks.pair("betas", betas)
     for i, beta in enumerate(betas):
-        _check.fraction_below_one(f"betas[{i}]", beta)
-    _check.non_negative("weight_decay", weight_decay)
+        _checks.fraction_below_one(f"betas[{i}]", beta)
+    _checks.non_negative("weight_decay", weight_decay)
     _check_moment_dtype(moment_dtype)
     beta1, beta2 = betas
     never_decays = is_zero(weight_decay)
 
     def init(params):
-        _tree.check_params(params, function=function)
+        _pytrees.check_params(params, function=function)
         resolve_mask(decay_mask, params, weight_decay)
         rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
-            if not _tree.is_floating(p):
+            if not _pytrees.is_floating(p):
                 return optax.MaskedNode(), optax.MaskedNode()
             dtype = p.dtype if moment_dtype is None else jnp.dtype(moment_dtype)
             dtype = wide_dtype(p.dtype) if dtype == jnp.float32 else dtype
             zeros = functools.partial(jnp.zeros_like, p, dtype=dtype)
             return zeros(), zeros()  # two buffers: a step donates each
 
-        mu, nu = _tree.map_leaves(moments, params, num_results=2)
+        mu, nu = _pytrees.map_leaves(moments, params, num_results=2)
         return AdamWState(jnp.zeros((), jnp.int32), *rate, mu, nu)
 
     def update(grads, state, params=None, **extra_args):
         del extra_args
-        _tree.check_params(params, function=function)
-        grads = _tree.check_grads(grads, params)
+        _pytrees.check_params(params, function=function)
+        grads = _pytrees.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params, weight_decay)
         rates = _learning_rate.current(learning_rate, state, params)
         exact_rates = _learning_rate.exact(learning_rate, rates)
@@ -187,10 +193,10 @@ def adam(
             rate, of = exact_rates[dtype], arithmetic(dtype)
             return _scalars(of, rate, betas, weight_decay, correct_bias, count)
 
-        scalars = _tree.per_leaf(shared, count, params)
+        scalars = _pytrees.per_leaf(shared, count, params)
 
         def leaf(_, p, g, mu, nu, is_decayed, scalars):
-            if not _tree.is_floating(p):
+            if not _pytrees.is_floating(p):
                 return jnp.zeros_like(p), mu, nu
             wide = wide_dtype(p.dtype)
             wide_g, there = placed_as(g, mu).astype(wide), placed_as(p, mu)
@@ -205,7 +211,7 @@ def adam(
             change = placed_as(difference(new, there), p)
             return change, wide_mu.astype(mu.dtype), wide_nu.astype(nu.dtype)
 
-        updates, mu, nu = _tree.map_leaves(
+        updates, mu, nu = _pytrees.map_leaves(
             leaf, params, grads, state.mu, state.nu, mask, scalars, num_results=3
         )
         new_rate = _learning_rate.advanced(learning_rate, state, rates)

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
-from .._scalars import scalar
+from .._numerics import scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adamw import adam
 
@@ -50,7 +50,7 @@ def adamw_hf_v4(
 
     Source: transformers 4.44 `optimization.py`, `AdamW.step`.
     """
-    _check.non_negative("eps", eps)
+    _checks.non_negative("eps", eps)
 
     def new_param(p, mu, nu, is_decayed, scalars):
         # The correction scales the step instead of the root.

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree
-from .._dtypes import wide_dtype
-from .._placement import placed_as
-from .._rounding import difference
-from .._scalars import is_zero, scalar
+from .. import _checks, _pytrees
+from .._numerics import difference, is_zero, scalar, wide_dtype
+from .._pytrees import placed_as
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _learning_rate
 from ._exact import Arithmetic, Exact, arithmetic
@@ -48,28 +46,28 @@ def by_element(
         new_leaf: the arithmetic of one leaf.
     """
     _learning_rate.check(learning_rate)
-    _check.non_negative("weight_decay", weight_decay)
+    _checks.non_negative("weight_decay", weight_decay)
     never_decays = is_zero(weight_decay)
 
     def init(params):
-        _tree.check_params(params, function=function)
+        _pytrees.check_params(params, function=function)
         resolve_mask(decay_mask, params, weight_decay)
         rate = _learning_rate.init(learning_rate, params)
 
         def moments(_, p):
-            is_kept = [kept and _tree.is_floating(p) for kept in has_moments]
+            is_kept = [kept and _pytrees.is_floating(p) for kept in has_moments]
             return tuple(
                 jnp.zeros_like(p, wide_dtype(p.dtype)) if kept else optax.MaskedNode()
                 for kept in is_kept
             )
 
-        trees = _tree.map_leaves(moments, params, num_results=len(has_moments))
+        trees = _pytrees.map_leaves(moments, params, num_results=len(has_moments))
         return state_type(jnp.zeros((), jnp.int32), *rate, *trees)
 
     def update(grads, state, params=None, **extra_args):
         del extra_args
-        _tree.check_params(params, function=function)
-        grads = _tree.check_grads(grads, params)
+        _pytrees.check_params(params, function=function)
+        grads = _pytrees.check_grads(grads, params)
         mask = resolve_mask(decay_mask, params, weight_decay)
         rates = _learning_rate.current(learning_rate, state, params)
         exact_rates = _learning_rate.exact(learning_rate, rates)
@@ -78,10 +76,10 @@ def by_element(
         def shared(count: jax.Array, dtype: Any) -> Any:
             return clock(arithmetic(dtype), exact_rates[dtype], count)
 
-        clocks = _tree.per_leaf(shared, count, params)
+        clocks = _pytrees.per_leaf(shared, count, params)
 
         def leaf(_, p, g, is_decayed, now, *moments):
-            if not _tree.is_floating(p):
+            if not _pytrees.is_floating(p):
                 return jnp.zeros_like(p), *moments
             first = next(iter(jax.tree.leaves(moments)), p)
             there = placed_as(p, first)
@@ -92,7 +90,7 @@ def by_element(
             return placed_as(difference(new, there), p), *rest
 
         moments = state[-len(has_moments) :]
-        updates, *trees = _tree.map_leaves(
+        updates, *trees = _pytrees.map_leaves(
             leaf, params, grads, mask, clocks, *moments, num_results=len(moments) + 1
         )
         new_rate = _learning_rate.advanced(learning_rate, state, rates)

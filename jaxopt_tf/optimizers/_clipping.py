@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree
+from .. import _checks, _pytrees
 from .._argument_names import checked_names
-from .._dtypes import wide_dtype, widest_dtype
-from .._placement import shard_axes
-from .._scalars import scalar
+from .._numerics import scalar, wide_dtype, widest_dtype
+from .._pytrees import shard_axes
 from .._typing import PyTree, Scalar
 
 
@@ -56,7 +55,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.
         `optax.clip_by_global_norm` sums in the gradients' dtype and has no 1e-6.
     """
-    _check.positive("max_norm", max_norm, allow_inf=True)
+    _checks.positive("max_norm", max_norm, allow_inf=True)
 
     def init(params):
         dtype = widest_dtype(params)
@@ -64,14 +63,14 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
-        _tree.check_real("updates", updates)
+        _pytrees.check_real("updates", updates)
         _check_shards(updates, params)
-        norm = _tree.global_norm(updates)
+        norm = _pytrees.global_norm(updates)
         # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
         factor = jnp.minimum(scalar(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
 
         def scaled(g):
-            if not _tree.is_floating(g):
+            if not _pytrees.is_floating(g):
                 return g
             g = jnp.asarray(g)
             wide = wide_dtype(g.dtype)
@@ -94,7 +93,7 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     # By their paths, which end alike in NamedTuples, NNX states and dicts.
-    by_path = {_tree.path_keys(path): leaf for path, leaf in leaves}
+    by_path = {_pytrees.path_keys(path): leaf for path, leaf in leaves}
     factors = [
         leaf
         for keys, leaf in by_path.items()
@@ -105,11 +104,11 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
 
 def _check_shards(updates: PyTree, params: PyTree | None) -> None:
     """Raises where a gradient is not the shard that belongs to its parameter's."""
-    of_params = dict(_tree.named_leaves(params))
+    of_params = dict(_pytrees.named_leaves(params))
     wrong = [
         (name, sorted(shard_axes(g)), sorted(shard_axes(of_params[name])))
-        for name, g in _tree.named_leaves(updates)
-        if _tree.is_floating(g) and name in of_params
+        for name, g in _pytrees.named_leaves(updates)
+        if _pytrees.is_floating(g) and name in of_params
         if shard_axes(g) != shard_axes(of_params[name])
     ]
     if wrong:

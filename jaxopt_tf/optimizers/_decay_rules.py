@@ -9,7 +9,7 @@ between minor versions. No rule changed between patch releases of one minor vers
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .. import _check
+from .. import _checks
 
 LAYER_NORM = "LayerNorm"
 
@@ -145,7 +145,7 @@ def trainer_decay_rule(version: str) -> str:
         `get_parameter_names`; `pytorch_utils.py` and `models/*/modeling_*.py`,
         `ALL_LAYERNORM_LAYERS`.
     """
-    number = _check.version("version", version)
+    number = _checks.version("version", version)
     for name, first in TRAINER_DECAY_RULES.items():
         if number >= first:
             return name

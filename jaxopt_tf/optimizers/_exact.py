@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import _two_floats
-from .._dtypes import wide_dtype
-from .._scalars import scalar
+from .._numerics import double_float, scalar, wide_dtype
 from .._typing import Scalar
 
 # A pair of float32, or a float64 array.
-Exact = _two_floats.TwoFloats | jax.Array
+Exact = double_float.TwoFloats | jax.Array
 
 
 class Arithmetic(NamedTuple):
@@ -47,10 +45,10 @@ def one_minus(of: Arithmetic, value: Any) -> Any:
     return of.subtract(of.from_scalar(1.0), value)
 
 
-def _power32(base: Scalar, exponent: jax.Array) -> _two_floats.TwoFloats:
+def _power32(base: Scalar, exponent: jax.Array) -> double_float.TwoFloats:
     is_array = isinstance(base, jax.Array)
     base = scalar(base, jnp.float32) if is_array else float(base)
-    return _two_floats.power(base, exponent)
+    return double_float.power(base, exponent)
 
 
 def _power64(base: Scalar, exponent: jax.Array) -> jax.Array:
@@ -59,15 +57,15 @@ def _power64(base: Scalar, exponent: jax.Array) -> jax.Array:
 
 _FLOAT32 = Arithmetic(
     jnp.dtype(jnp.float32),
-    _two_floats.from_scalar,
-    _two_floats.from_int,
-    _two_floats.add,
-    _two_floats.subtract,
-    _two_floats.multiply,
-    _two_floats.divide,
-    _two_floats.sqrt,
+    double_float.from_scalar,
+    double_float.from_int,
+    double_float.add,
+    double_float.subtract,
+    double_float.multiply,
+    double_float.divide,
+    double_float.sqrt,
     _power32,
-    _two_floats.to_float32,
+    double_float.to_float32,
     operator.attrgetter("high"),
 )
 _FLOAT64 = Arithmetic(

@@ -14,7 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .._scalars import scalar
+from .._numerics import scalar
 from .._typing import Scalar
 
 Axes = tuple[int, ...]

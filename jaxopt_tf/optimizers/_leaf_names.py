@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree, Scalar
 
 # By the last part of a name: the names beside it, one of which must be there.
@@ -35,18 +35,18 @@ class LeafNames:
     def __init__(self, params: PyTree, names: Sequence[str] | None = None):
         labels = {
             path: node.label
-            for path, node in _flat(params, _tree.is_labelled)
-            if _tree.is_labelled(node) and not any(map(_tree.is_name, path))
+            for path, node in _flat(params, _pytrees.is_labelled)
+            if _pytrees.is_labelled(node) and not any(map(_pytrees.is_name, path))
         }
-        leaves = _flat(params, _tree.is_masked)
+        leaves = _flat(params, _pytrees.is_masked)
         given = iter(names or ())
         self._names: dict[tuple, str] = {}
         self._num_axes: dict[str, int | None] = {}  # by name; None if it is masked
         for path, leaf in leaves:
             name = next((n for p, n in labels.items() if path[: len(p)] == p), None)
             if name is None:
-                name = _tree.leaf_name(path)
-            if names is not None and not _tree.is_masked(leaf):
+                name = _pytrees.leaf_name(path)
+            if names is not None and not _pytrees.is_masked(leaf):
                 name = next(given)
             self._names[path] = name
             self._num_axes[with_dots(name)] = getattr(leaf, "ndim", None)
@@ -77,7 +77,7 @@ class LeafNames:
 
 def check_names(params: PyTree, weight_decay: Scalar | None = None) -> None:
     """Raises if a leaf has no name by which a rule could leave it out."""
-    nameless = _tree.nameless_leaves(params)
+    nameless = _pytrees.nameless_leaves(params)
     if not nameless:
         return
     num_leaves = len(jax.tree.leaves(params))

@@ -36,8 +36,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree, _two_floats
-from .._dtypes import wide_dtype, widest_dtype
+from .. import _checks, _pytrees
+from .._numerics import double_float, wide_dtype, widest_dtype
 from .._typing import PyTree, ScalarOrSchedule
 from ._exact import Exact
 
@@ -51,7 +51,7 @@ CONSTANT, SCHEDULE, SET = 0, 1, 2
 def check(learning_rate: ScalarOrSchedule) -> None:
     """Raises unless `learning_rate` is a schedule or a number that is at least 0."""
     if not callable(learning_rate):
-        _check.non_negative("learning_rate", learning_rate)
+        _checks.non_negative("learning_rate", learning_rate)
 
 
 def init(
@@ -66,7 +66,7 @@ def init(
 
 def current(learning_rate: ScalarOrSchedule, state: Any, params: PyTree) -> Rates:
     """Returns the rate of this update in the dtypes of the leaves and of the state."""
-    leaves = [leaf for leaf in jax.tree.leaves(params) if _tree.is_floating(leaf)]
+    leaves = [leaf for leaf in jax.tree.leaves(params) if _pytrees.is_floating(leaf)]
     wide = (wide_dtype(leaf.dtype) for leaf in leaves)
     dtypes = dict.fromkeys([state.learning_rate.dtype, *wide])
     return {dtype: _rate(learning_rate, state, dtype) for dtype in dtypes}
@@ -78,11 +78,11 @@ def exact(learning_rate: ScalarOrSchedule, rates: Rates) -> Mapping[Any, Exact]:
     def of(rate: jax.Array) -> Exact:
         if rate.dtype == jnp.float64:
             return rate
-        pair = _two_floats.from_float32(rate)
+        pair = double_float.from_float32(rate)
         if callable(learning_rate) or isinstance(learning_rate, jax.Array):
             return pair
-        double = _two_floats.from_float(learning_rate)
-        return _two_floats.select(rate == double.high, double, pair)
+        double = double_float.from_float(learning_rate)
+        return double_float.select(rate == double.high, double, pair)
 
     return {dtype: of(rate) for dtype, rate in rates.items()}
 

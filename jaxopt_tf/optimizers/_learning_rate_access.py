@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _tree
+from .. import _checks, _pytrees
 from .._typing import PyTree, Scalar
 from ._learning_rate import SCHEDULE, SET
 
@@ -93,7 +93,7 @@ def set_learning_rate(
                 "`learning_rate` must be for the optimizers that `get_learning_rate` "
                 f"names, {list(places)}, got one for {name!r}."
             )
-        _check.non_negative("learning_rate", rate)
+        _checks.non_negative("learning_rate", rate)
         place = places[name]
         of = f" of {name!r}" if len(places) > 1 else ""
         _check_can_be_set(place, leaves, of)
@@ -110,7 +110,7 @@ def set_learning_rate(
             )
 
     def replace(path: tuple, leaf: Any) -> Any:
-        keys = _tree.path_keys(path)
+        keys = _pytrees.path_keys(path)
         return jnp.full_like(leaf, new[keys]) if keys in new else leaf
 
     return jax.tree_util.tree_map_with_path(replace, opt_state)
@@ -118,7 +118,7 @@ def set_learning_rate(
 
 def _leaves(opt_state: PyTree) -> dict[Path, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    return {_tree.path_keys(path): leaf for path, leaf in leaves}
+    return {_pytrees.path_keys(path): leaf for path, leaf in leaves}
 
 
 def _places(opt_state: PyTree, leaves: Mapping[Path, Any]) -> dict[Any, _Place]:
@@ -152,7 +152,9 @@ def _place(path: Path, leaves: Mapping[Path, Any]) -> _Place:
 def _check_can_be_set(place: _Place, leaves: Mapping[Path, Any], of: str) -> None:
     """Raises if the next update would replace a rate that is set now."""
     source = leaves[*place.state, "rate_source"]
-    is_scheduled = _check.is_concrete(source) and np.any(np.asarray(source) == SCHEDULE)
+    is_scheduled = _checks.is_concrete(source) and np.any(
+        np.asarray(source) == SCHEDULE
+    )
     if is_scheduled or place.is_scheduled:
         raise ValueError(
             f"`opt_state` takes the learning rate{of} from a schedule, so a rate set "

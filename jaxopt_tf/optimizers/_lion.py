@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
-from .._scalars import one_minus, scalar
+from .._numerics import one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from . import _exact
 from ._by_element import by_element
@@ -67,9 +67,9 @@ def lion_tf(
         2302.06675, Program 1; Transformers' "lion_32bit" has it from bitsandbytes.
     Differs: `optax.lion` decays all leaves, by 1e-3 unless told.
     """
-    _check.pair("betas", betas)
+    _checks.pair("betas", betas)
     for i, beta in enumerate(betas):
-        _check.fraction_below_one(f"betas[{i}]", beta)
+        _checks.fraction_below_one(f"betas[{i}]", beta)
     beta1, beta2 = betas
 
     def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> _Now:

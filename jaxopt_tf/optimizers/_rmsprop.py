@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
-from .._scalars import is_zero, one_minus, scalar
+from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, only_rate, with_l2
 
@@ -72,12 +72,12 @@ def rmsprop_tf(
     Differs: `optax.rmsprop` decays with 0.9, has eps inside of the root unless told,
         and no decay of weights. An `alpha` of 1 or more is refused: torch takes it.
     """
-    _check.fraction_below_one("alpha", alpha)
-    _check.non_negative("eps", eps)
+    _checks.fraction_below_one("alpha", alpha)
+    _checks.non_negative("eps", eps)
     # None by default: `optax.inject_hyperparams` turns a 0.0 into an array, which may
     # become another number, so that there would be a buffer.
     momentum = 0.0 if momentum is None else momentum
-    _check.non_negative("momentum", momentum)
+    _checks.non_negative("momentum", momentum)
     if not isinstance(centered, bool):
         raise TypeError(f"`centered` must be True or False, got {centered!r}.")
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)

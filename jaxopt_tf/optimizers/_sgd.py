@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
-from .._scalars import is_zero, one_minus, scalar
+from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._by_element import by_element, with_l2
 from ._exact import Arithmetic, Exact
@@ -75,8 +75,8 @@ def sgd_tf(
     # None by default: `optax.inject_hyperparams` turns a 0.0 into an array, which may
     # become another number, so that there would be a buffer.
     momentum = 0.0 if momentum is None else momentum
-    _check.non_negative("momentum", momentum)
-    _check.finite("dampening", dampening)
+    _checks.non_negative("momentum", momentum)
+    _checks.finite("dampening", dampening)
     _check_nesterov(nesterov, momentum, dampening)
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 

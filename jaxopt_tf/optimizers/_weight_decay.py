@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .. import _check, _tree
-from .._scalars import is_zero
+from .. import _checks, _pytrees
+from .._numerics import is_zero
 from .._typing import PyTree, Scalar
 from ._decay_rules import (
     DECAY_RULES,
@@ -121,8 +121,8 @@ def decay_reasons(
     elif isinstance(rule, str) and NAMED_RULES[rule].patterns:
         check_names(params)
     names_by_path = LeafNames(params, names)
-    if not _tree.is_part(params):
-        names = names or _tree.leaf_names(params)
+    if not _pytrees.is_part(params):
+        names = names or _pytrees.leaf_names(params)
         parents = {_parent(name) for name in names}
         for path in layer_norms:
             _matches_something("layer_norms", path, path in parents, names)
@@ -168,23 +168,23 @@ def resolve_mask(
     A mask of another structure is matched by name: NNX wraps leaves in variables at one
     time and not at another, and `optax.multi_transform` shows a part of the tree.
     """
-    if mask is None and _tree.nameless_leaves(params):
-        if _check.is_concrete(weight_decay) and not is_zero(weight_decay):
+    if mask is None and _pytrees.nameless_leaves(params):
+        if _checks.is_concrete(weight_decay) and not is_zero(weight_decay):
             check_names(params, weight_decay)
         mask = jax.tree.map(lambda _: True, params)
     elif mask is None:
         mask = decay_mask(params)
     elif callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         mask = mask(params)  # a module of bools can be called too
-    names = _tree.leaf_names(params)
+    names = _pytrees.leaf_names(params)
     structure: Any = jax.tree.structure(params)
     if jax.tree.structure(mask) == structure:
         return jax.tree.map(_checked, mask)
-    decayed = dict(_tree.named_leaves(mask))
+    decayed = dict(_pytrees.named_leaves(mask))
     missing = [name for name in names if name not in decayed]
     times = collections.Counter(names)
     odd = [name for name in times if times[name] > 1]  # a name for two tells nothing
-    if not _tree.is_part(params):
+    if not _pytrees.is_part(params):
         odd += [name for name in decayed if name not in times]
     if missing or odd:
         raise ValueError(
@@ -211,7 +211,7 @@ def _norm_layers(tree: PyTree, above: tuple = ()) -> dict[str, str]:
     """Paths of all modules that are norms by type; the type if Trainer knows it."""
     found = {}
     if _is_norm(tree):
-        found[_tree.path_name(above)] = norm_type(_type_names(tree))
+        found[_pytrees.path_name(above)] = norm_type(_type_names(tree))
     inside = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: node is not tree and _is_norm(node)
     )
@@ -260,9 +260,9 @@ def _check_rule(rule: Any, layer_norms: Any) -> None:
             raise TypeError(f"`{name}` must be a list of strings, got {value!r}.")
     if isinstance(layer_norms, Mapping):
         for kind in layer_norms.values():
-            _check.one_of("layer_norms", kind, NORM_TYPES)
+            _checks.one_of("layer_norms", kind, NORM_TYPES)
     if isinstance(rule, str):
-        _check.one_of("rule", rule, DECAY_RULES)
+        _checks.one_of("rule", rule, DECAY_RULES)
     elif not callable(rule):
         for pattern in rule:
             try:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from .._typing import Schedule
 from ..schedules import MetricDrivenSchedule
 
@@ -41,7 +41,7 @@ def sample_schedule(
         TypeError: if a metric drives the schedule, or it is no function.
         ValueError: if `num_steps` is below 1 or above 2^31 - 1.
     """
-    num_steps = _check.step_count("num_steps", num_steps, least=1)
+    num_steps = _checks.step_count("num_steps", num_steps, least=1)
     _check_is_schedule(schedule)
     at = _compiled(schedule)
     num_first = min(num_steps, _NUM_STEPS)

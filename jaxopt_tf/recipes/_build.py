@@ -7,15 +7,9 @@ from typing import Any
 import jax
 import optax
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree, Schedule
-from ..optimizers import (
-    DECAY_RULES_BY_TYPE,
-    LayerNorms,
-    TorchLayout,
-    clip,
-    decay_mask,
-)
+from ..optimizers import DECAY_RULES_BY_TYPE, LayerNorms, TorchLayout, clip, decay_mask
 from ..schedules import MetricDrivenSchedule
 from ._named_optimizers import named_optimizer
 from ._rate_groups import REST, group_labels
@@ -113,7 +107,7 @@ def _decay_mask(
 
     def unless_nameless(params: PyTree) -> PyTree:
         # Without decay a tree without names is as good as any other.
-        if _tree.nameless_leaves(params):
+        if _pytrees.nameless_leaves(params):
             return jax.tree.map(lambda _: False, params)
         return mask(params)
 

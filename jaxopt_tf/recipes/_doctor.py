@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import optax
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout
 from ._optimizer_findings import optimizer_findings
@@ -70,7 +70,7 @@ def doctor(
     if optimizer is not None and not floating_leaves(params):
         raise ValueError(
             "`params` must have a floating-point leaf that an `optimizer` is tried out "
-            f"on, got {_tree.leaf_names(params)}. Pass all that is trained."
+            f"on, got {_pytrees.leaf_names(params)}. Pass all that is trained."
         )
     found = recipe_findings(recipe, params)
     if params is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_reasons
 from ._build import build_optimizer
@@ -118,15 +118,17 @@ def explain(
         ValueError: as `build_optimizer`, if a pattern or a path matches nothing.
     """
     optimizer = build_optimizer(recipe, layout=layout, layer_norms=layer_norms)
-    state = _tree.named_leaves(jax.eval_shape(optimizer.init, params))
+    state = _pytrees.named_leaves(jax.eval_shape(optimizer.init, params))
     why = {}
     if recipe.weight_decay > 0:
         reasons = decay_reasons(
             params, rule=recipe.decay_rule, layer_norms=layer_norms or ()
         )
-        why = dict(_tree.named_leaves(reasons))
-    groups = dict(_tree.named_leaves(group_labels(recipe.rate_groups)(params)))
-    leaves = [(n, x) for n, x in _tree.named_leaves(params) if _tree.is_floating(x)]
+        why = dict(_pytrees.named_leaves(reasons))
+    groups = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
+    leaves = [
+        (n, x) for n, x in _pytrees.named_leaves(params) if _pytrees.is_floating(x)
+    ]
     owned: dict[str, dict[str, jax.ShapeDtypeStruct]] = {name: {} for name, _ in leaves}
     shared = 0
     for path, leaf in state:

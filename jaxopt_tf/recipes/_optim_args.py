@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from .. import _check
+from .. import _checks
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -44,7 +44,7 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
             listed = ", ".join(map(repr, known)) or "none"
             raise ValueError(
                 f"`optim_args` must hold only arguments that {optim!r} takes, which "
-                f"are {listed}, got {name!r}.{_check.nearest(name, known)}"
+                f"are {listed}, got {name!r}.{_checks.nearest(name, known)}"
             )
     read: dict[type, Callable[[str, Any], Any]] = {float: _number, bool: _truth}
     return tuple(sorted((name, read[known[name]](name, named[name])) for name in named))

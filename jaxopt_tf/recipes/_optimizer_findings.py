@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import ClipState, LayerNorms, decay_mask, get_learning_rate
 from ..schedules import MetricDrivenSchedule
@@ -111,12 +111,12 @@ def _decay(recipe: Recipe, run: TriedOut, layer_norms: LayerNorms) -> list[Told]
     shares = {n: float(np.median(-updates[n] / params[n])) for n in params}
     decayed = [name for name, share in shares.items() if share > 0]
     # No rule knows leaves without names: the optimizer's own mask is taken for right.
-    is_nameless = bool(_tree.nameless_leaves(run.params))
+    is_nameless = bool(_pytrees.nameless_leaves(run.params))
     rule = (lambda name, _: name in decayed) if is_nameless else recipe.decay_rule
     mask = decay_mask(run.params, rule=rule, layer_norms=layer_norms)
     wanted = {
         name: bool(decays) and recipe.weight_decay > 0
-        for name, decays in _tree.named_leaves(mask)
+        for name, decays in _pytrees.named_leaves(mask)
     }
     spared = [name for name in decayed if not wanted[name]]
     found = []
@@ -173,7 +173,7 @@ def _clipping(recipe: Recipe, run: TriedOut) -> list[Told]:
     def watched(spike):
         def gradient(path, p):
             g = jnp.full(p.shape, size, jnp.float32)
-            if spike and _tree.leaf_name(path) == longest:
+            if spike and _pytrees.leaf_name(path) == longest:
                 g = g.ravel().at[0].set(spike * recipe.max_grad_norm).reshape(p.shape)
             return g.astype(p.dtype)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .. import _check
+from .. import _checks
 
 # AdamW with torch's numbers, by one kernel or another.
 ADAMW = (
@@ -99,5 +99,5 @@ def optimizer_refusal(optim: Any) -> str | None:
             f"{_REFUSED[optim]}."
         )
     listed = ", ".join(map(repr, OPTIMIZERS))
-    hint = _check.nearest(optim, OPTIMIZERS)
+    hint = _checks.nearest(optim, OPTIMIZERS)
     return f"`optim` must be one of {listed}, got {optim!r}.{hint}"

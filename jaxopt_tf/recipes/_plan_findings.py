@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
-from .._dtypes import wide_dtype
+from .. import _pytrees
+from .._numerics import wide_dtype
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_mask
 from ..schedules import MetricDrivenSchedule
@@ -104,7 +104,7 @@ def _rates(recipe: Recipe) -> list[Told]:
 def _decay(recipe: Recipe, params: PyTree | None) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.optim not in ADAMW:
         return []
-    leaves = [p for p in jax.tree.leaves(params) if _tree.is_floating(p)]
+    leaves = [p for p in jax.tree.leaves(params) if _pytrees.is_floating(p)]
     if {wide_dtype(p.dtype) for p in leaves} == {jnp.dtype(jnp.float64)}:
         return []
     asked = recipe.learning_rate * recipe.weight_decay
@@ -167,7 +167,9 @@ def params_findings(
     layer_norms: LayerNorms,
 ) -> list[Told]:
     """What the parameters' names, shapes and dtypes give away."""
-    leaves = [(n, x) for n, x in _tree.named_leaves(params) if _tree.is_floating(x)]
+    leaves = [
+        (n, x) for n, x in _pytrees.named_leaves(params) if _pytrees.is_floating(x)
+    ]
     return [
         *_low_precision(recipe, leaves),
         *_decayed_by_accident(recipe, params, layer_norms),
@@ -205,11 +207,11 @@ def _decayed_by_accident(
 ) -> list[Told]:
     if recipe.weight_decay == 0 or recipe.decay_rule == "default":
         return []
-    if _tree.nameless_leaves(params):
+    if _pytrees.nameless_leaves(params):
         return []  # the optimizer refuses them, or has a mask of its own
-    ours = dict(_tree.named_leaves(decay_mask(params)))
+    ours = dict(_pytrees.named_leaves(decay_mask(params)))
     mask = decay_mask(params, rule=recipe.decay_rule, layer_norms=layer_norms)
-    theirs = dict(_tree.named_leaves(mask))
+    theirs = dict(_pytrees.named_leaves(mask))
     odd = [name for name, decays in theirs.items() if decays and not ours[name]]
     if not odd:
         return []

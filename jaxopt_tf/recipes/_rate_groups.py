@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from .. import _check, _tree
+from .. import _checks, _pytrees
 from .._typing import PyTree
 
 # How `get_learning_rate` calls the parameters of no group.
@@ -57,7 +57,7 @@ class RateGroup:
                 "`pattern` of a rate group must be a regular expression, got "
                 f"{self.pattern!r}: {error}. Escape what is meant to the letter."
             ) from error
-        _check.non_negative("factor", self.factor)
+        _checks.non_negative("factor", self.factor)
         if self.lr_scheduler_kwargs is not None:
             pairs = sorted_pairs(self.lr_scheduler_kwargs)
             object.__setattr__(self, "lr_scheduler_kwargs", pairs)
@@ -89,7 +89,7 @@ def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup,
 
     Source: Clark et al., "ELECTRA", 2020, arXiv 2003.10555, table 7: 0.8 for base.
     """
-    _check.positive("factor", factor)
+    _checks.positive("factor", factor)
     if isinstance(patterns, str):
         raise TypeError(
             f"`patterns` must be a list of regular expressions, got {patterns!r}."
@@ -135,7 +135,7 @@ def _from_fields(given: Mapping[str, Any]) -> RateGroup:
         if name not in known:
             raise TypeError(
                 f"`rate_groups` must hold groups of {', '.join(known)}, got {name!r}."
-                + _check.nearest(name, known)
+                + _checks.nearest(name, known)
             )
     if "pattern" not in given:
         raise TypeError(
@@ -157,7 +157,7 @@ def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
         return next(found, REST)
 
     def labels(params: PyTree) -> PyTree:
-        names = _tree.leaf_names(params)
+        names = _pytrees.leaf_names(params)
         used = {label(name) for name in names}
         for group in groups:
             if group.pattern not in used and names:

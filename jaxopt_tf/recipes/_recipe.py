@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
-from .. import _check
+from .. import _checks
 from ..optimizers import DECAY_RULES
 from ._named_optimizers import named_optimizer
 from ._optim_args import read_optim_args
@@ -102,15 +102,15 @@ class Recipe:
             "gradient_accumulation_steps",
         ):
             least = 0 if name == "max_steps" else 1
-            _set(self, name, _check.step_count(name, getattr(self, name), least=least))
-        _set(self, "seed", _check.seed("seed", self.seed))
+            _set(self, name, _checks.step_count(name, getattr(self, name), least=least))
+        _set(self, "seed", _checks.seed("seed", self.seed))
         _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
-            _check.non_negative(name, getattr(self, name))
+            _checks.non_negative(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
-            _check.fraction_below_one(name, getattr(self, name))
+            _checks.fraction_below_one(name, getattr(self, name))
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
-        _check.one_of("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        _checks.one_of("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         check_steps(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
         check_schedule(self)
@@ -165,12 +165,12 @@ def _count_or_share(name: str, value: Any) -> int | float:
             f"`{name}` must be a whole number of steps, or a share of `max_steps` "
             f"below 1, got {value!r}."
         )
-    return _check.step_count(name, value)
+    return _checks.step_count(name, value)
 
 
 def _decay_rule(value: Any) -> str | tuple[str, ...]:
     if not isinstance(value, list | tuple):
-        _check.one_of("decay_rule", value, DECAY_RULES)
+        _checks.one_of("decay_rule", value, DECAY_RULES)
         return value
     if not value:
         return "all"

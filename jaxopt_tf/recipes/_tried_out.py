@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
+from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import get_learning_rate
 
@@ -43,7 +43,7 @@ class TriedOut:
         """Returns the rate that the optimizer uses when its schedule is at `step`."""
 
         def at_step(path, leaf):
-            keys = _tree.path_keys(path)
+            keys = _pytrees.path_keys(path)
             # A schedule can be in `optax.inject_hyperparams` too, which counts itself.
             is_step = keys[-1] == "step" or (
                 keys[-1] == "count" and "hyperparams_states" in keys
@@ -68,7 +68,7 @@ def miniature(params: PyTree) -> PyTree:
 
     def small(leaf):
         shape = tuple(min(size, 4) for size in leaf.shape)
-        values = rng.uniform(0.01, 0.03, shape) if _tree.is_floating(leaf) else 0
+        values = rng.uniform(0.01, 0.03, shape) if _pytrees.is_floating(leaf) else 0
         return jnp.broadcast_to(jnp.asarray(values, leaf.dtype), shape)
 
     return jax.tree.map(small, params)
@@ -77,8 +77,8 @@ def miniature(params: PyTree) -> PyTree:
 def floating_leaves(tree: PyTree) -> dict[str, Any]:
     return {
         name: leaf
-        for name, leaf in _tree.named_leaves(tree)
-        if _tree.is_floating(leaf) and leaf.size
+        for name, leaf in _pytrees.named_leaves(tree)
+        if _pytrees.is_floating(leaf) and leaf.size
     }
 
 
@@ -89,11 +89,11 @@ def floats(tree: PyTree) -> dict[str, np.ndarray]:
 
 def moments(state: PyTree, params: PyTree) -> list[tuple[str, Any]]:
     """Leaves of the state that belong to a parameter, by their names in it."""
-    names = tuple("." + name for name in _tree.leaf_names(params))
+    names = tuple("." + name for name in _pytrees.leaf_names(params))
     return [
         (name, leaf)
-        for name, leaf in _tree.named_leaves(state)
-        if _tree.is_floating(leaf) and leaf.ndim and name.endswith(names)
+        for name, leaf in _pytrees.named_leaves(state)
+        if _pytrees.is_floating(leaf) and leaf.ndim and name.endswith(names)
     ]
 
 
@@ -101,4 +101,6 @@ def nodes(state: PyTree, kind: Any) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(
         state, is_leaf=lambda node: isinstance(node, kind)
     )
-    return [(_tree.path_name(p), node) for p, node in leaves if isinstance(node, kind)]
+    return [
+        (_pytrees.path_name(p), node) for p, node in leaves if isinstance(node, kind)
+    ]

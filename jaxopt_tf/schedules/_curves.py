@@ -14,8 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from .. import _check
-from .._two_floats import (
+from .. import _checks
+from .._numerics.double_float import (
     TwoFloats,
     from_float,
     from_float32,
@@ -64,7 +64,7 @@ def polynomial(power: float) -> Curve:
     Raises:
         ValueError: if `power` is not greater than 0, or is above 1e6.
     """
-    _check.positive("power", power)
+    _checks.positive("power", power)
     if power > 1e6:
         raise ValueError(f"`power` must be at most 1e6, got {power!r}.")
     whole, part = int(power), float(power) - int(power)

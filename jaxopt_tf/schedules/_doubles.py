@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._dtypes import has_float64
+from .._numerics import has_float64
 from .._typing import Scalar
 
 _TOP = np.uint32(2**31)

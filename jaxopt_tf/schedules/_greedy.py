@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _two_floats
+from .. import _checks
 from .._argument_names import checked_names
-from .._two_floats import TwoFloats
+from .._numerics import double_float
+from .._numerics.double_float import TwoFloats
 from .._typing import Scalar
 from . import _doubles
 from ._doubles import Double
@@ -112,21 +113,21 @@ def greedy(
     Differs: bounds in the wrong order are an error; there, such a rate jumps between
     the two.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     improvement = Improvement(mode, threshold, threshold_mode)
     improvement.check()
     check_factor(factor)
-    patience = _check.step_count("patience", patience)
-    cooldown = _check.step_count("cooldown", cooldown)
-    warmup = _check.step_count("warmup", warmup)
-    _check.non_negative("min_lr", min_lr)
-    _check.non_negative("max_lr", max_lr)
+    patience = _checks.step_count("patience", patience)
+    cooldown = _checks.step_count("cooldown", cooldown)
+    warmup = _checks.step_count("warmup", warmup)
+    _checks.non_negative("min_lr", min_lr)
+    _checks.non_negative("max_lr", max_lr)
     _check_bounds(min_lr, max_lr)
-    _check.non_negative("eps", eps)
+    _checks.non_negative("eps", eps)
     if not isinstance(smooth, bool):
         raise TypeError(f"`smooth` must be a bool, got {smooth!r}. Pass True or False.")
-    window_size = _check.step_count("window_size", window_size, least=1)
-    reset_start = _check.step_count("reset_start", reset_start)
+    window_size = _checks.step_count("window_size", window_size, least=1)
+    reset_start = _checks.step_count("reset_start", reset_start)
 
     def init() -> GreedyState:
         # Arrays of their own, so that a step can take over the buffer of each.
@@ -147,8 +148,8 @@ def greedy(
         _check_average(average, window_size if smooth else None)
         if average is not None:
             average = _appended(average, current)
-            count = _two_floats.from_int(average.num_values)
-            current = _two_floats.divide(average.total, count)
+            count = double_float.from_int(average.num_values)
+            current = double_float.divide(average.total, count)
 
         # The cooldown comes first; while either lasts, metrics are not looked at.
         cooling = state.cooldown_left > 0
@@ -171,7 +172,7 @@ def greedy(
         warmup_left = state.warmup_left - warming.astype(jnp.int32)
         new = GreedyState(
             rate=rate,
-            best=_two_floats.select(better, current, state.best),
+            best=double_float.select(better, current, state.best),
             num_bad_updates=jnp.where(reduce, 0, bad),
             num_good_updates=jnp.where(increase, 0, good),
             cooldown_left=jnp.where(reduce, cooldown, cooldown_left),
@@ -199,7 +200,7 @@ def _raised(rate: Double, factor: Scalar, max_lr: Scalar, eps: Scalar) -> Double
 
 
 def _check_bounds(min_lr: Scalar, max_lr: Scalar) -> None:
-    are_known = _check.is_concrete(min_lr) and _check.is_concrete(max_lr)
+    are_known = _checks.is_concrete(min_lr) and _checks.is_concrete(max_lr)
     if are_known and min_lr > max_lr:
         raise ValueError(
             f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
@@ -239,14 +240,14 @@ def _appended(average: AverageState, value: TwoFloats) -> AverageState:
     values, total, place, num_values = average
     size = values.high.shape[0]
     oldest = TwoFloats(values.high[place], values.low[place])
-    total = _two_floats.add(total, value)
+    total = double_float.add(total, value)
     # Added first and taken out after, as there: an infinity leaves NaN behind.
-    without = _two_floats.subtract(total, oldest)
+    without = double_float.subtract(total, oldest)
     return AverageState(
         values=TwoFloats(
             values.high.at[place].set(value.high), values.low.at[place].set(value.low)
         ),
-        total=_two_floats.select(num_values >= size, without, total),
+        total=double_float.select(num_values >= size, without, total),
         place=(place + 1) % size,
         num_values=jnp.minimum(num_values + 1, size),
     )

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _two_floats
-from .._two_floats import TwoFloats
+from .. import _checks
+from .._numerics import double_float
+from .._numerics.double_float import TwoFloats
 from .._typing import Scalar
 from . import _doubles
 from ._doubles import Double
@@ -37,33 +38,33 @@ class Improvement(NamedTuple):
 
     def check(self) -> None:
         """Raises unless every field is in its range."""
-        _check.one_of("mode", self.mode, ("min", "max"))
-        _check.non_negative("threshold", self.threshold)
-        _check.one_of("threshold_mode", self.threshold_mode, ("rel", "abs"))
+        _checks.one_of("mode", self.mode, ("min", "max"))
+        _checks.non_negative("threshold", self.threshold)
+        _checks.one_of("threshold_mode", self.threshold_mode, ("rel", "abs"))
 
     def worst(self) -> TwoFloats:
         """What everything finite is better than."""
-        return _two_floats.from_float(np.inf if self.mode == "min" else -np.inf)
+        return double_float.from_float(np.inf if self.mode == "min" else -np.inf)
 
     def is_better(self, metric: TwoFloats, best: TwoFloats) -> jax.Array:
         """Whether `metric` beats `best` by more than the threshold; NaN never does."""
-        margin = _two_floats.from_scalar(self.threshold)
+        margin = double_float.from_scalar(self.threshold)
         if self.mode == "min":
-            margin = _two_floats.negate(margin)
+            margin = double_float.negate(margin)
         if self.threshold_mode == "rel":
-            share = _two_floats.add(_two_floats.from_float(1.0), margin)
-            bound = _two_floats.multiply(best, share)
+            share = double_float.add(double_float.from_float(1.0), margin)
+            bound = double_float.multiply(best, share)
         else:
-            bound = _two_floats.add(best, margin)
+            bound = double_float.add(best, margin)
         if self.mode == "min":
-            return _two_floats.less(metric, bound)
-        return _two_floats.less(bound, metric)
+            return double_float.less(metric, bound)
+        return double_float.less(bound, metric)
 
 
 def check_factor(factor: Scalar) -> None:
     """Raises unless 0 < factor < 1."""
-    _check.positive("factor", factor)
-    if _check.is_concrete(factor) and not factor < 1:
+    _checks.positive("factor", factor)
+    if _checks.is_concrete(factor) and not factor < 1:
         raise ValueError(
             f"`factor` must be less than 1, got {factor!r}. A rate is multiplied by it "
             "to come down."
@@ -72,9 +73,9 @@ def check_factor(factor: Scalar) -> None:
 
 def read_metric(metric: Any) -> TwoFloats:
     """Returns a metric, finite or not, as two float32; raises unless it is a number."""
-    _check.real_number("metric", metric)
+    _checks.real_number("metric", metric)
     if not isinstance(metric, jax.Array):
-        return _two_floats.from_float(float(metric))
+        return double_float.from_float(float(metric))
     if metric.dtype.itemsize == 8:  # under x64: a double to 2^-48, as of the host
         double = metric.astype(jnp.float64)
         high = double.astype(jnp.float32)
@@ -82,10 +83,10 @@ def read_metric(metric: Any) -> TwoFloats:
         return TwoFloats(high, jnp.where(jnp.isfinite(high), low, jnp.zeros_like(low)))
     if jnp.issubdtype(metric.dtype, jnp.integer):
         is_signed = jnp.issubdtype(metric.dtype, jnp.signedinteger)
-        return _two_floats.from_int(
+        return double_float.from_int(
             metric.astype(jnp.int32 if is_signed else jnp.uint32)
         )
-    return _two_floats.from_float32(metric.astype(jnp.float32))
+    return double_float.from_float32(metric.astype(jnp.float32))
 
 
 def check_state(state: Any, kind: type) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import _check
+from .. import _checks
 from .._typing import Scalar, Schedule, Step
 from . import _progress
 from ._curves import Curve
@@ -37,8 +37,8 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
         num_steps: after how many steps the peak is reached; at least 0.
         start: the factor at step 0; from 0 to 1.
     """
-    num_steps = _check.step_count("num_steps", num_steps)
-    _check.fraction("start", start)
+    num_steps = _checks.step_count("num_steps", num_steps)
+    _checks.fraction("start", start)
 
     def factor(step: jax.Array) -> jax.Array:
         return _between(start, curve(_progress.done(step, num_steps)))
@@ -53,8 +53,8 @@ def hold(num_steps: int, level: Scalar = 1.0) -> Phase:
         num_steps: for how many steps; at least 0.
         level: the factor; from 0 to 1.
     """
-    num_steps = _check.step_count("num_steps", num_steps)
-    _check.fraction("level", level)
+    num_steps = _checks.step_count("num_steps", num_steps)
+    _checks.fraction("level", level)
 
     def factor(step: jax.Array) -> jax.Array:
         factor = jnp.asarray(level, _progress.rate_dtype(step))
@@ -73,8 +73,8 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
         num_steps: after how many steps the floor is reached; at least 0.
         floor: the last factor; from 0 to 1.
     """
-    num_steps = _check.step_count("num_steps", num_steps)
-    _check.fraction("floor", floor)
+    num_steps = _checks.step_count("num_steps", num_steps)
+    _checks.fraction("floor", floor)
 
     def factor(step: jax.Array) -> jax.Array:
         return _between(floor, curve(_progress.left(step, num_steps)))
@@ -96,10 +96,10 @@ def cycles(
         num_cycles: how often it comes down and climbs; 0.5 only comes down.
         floor: the lowest factor; from 0 to 1.
     """
-    num_steps = _check.step_count("num_steps", num_steps)
+    num_steps = _checks.step_count("num_steps", num_steps)
     _at_least_one_step(num_steps)
-    _check.non_negative("num_cycles", num_cycles)
-    _check.fraction("floor", floor)
+    _checks.non_negative("num_cycles", num_cycles)
+    _checks.fraction("floor", floor)
     wave = _progress.Wave(num_cycles, num_steps)
 
     def factor(step: jax.Array) -> jax.Array:
@@ -125,9 +125,9 @@ def hard_restarts(
         num_cycles: how often it comes down; from 0 to 1e6, and need not be whole.
         floor: the lowest factor; from 0 to 1.
     """
-    num_steps = _check.step_count("num_steps", num_steps)
+    num_steps = _checks.step_count("num_steps", num_steps)
     _at_least_one_step(num_steps)
-    _check.fraction("floor", floor)
+    _checks.fraction("floor", floor)
     restarts = _progress.Restarts(num_cycles, num_steps)
 
     def factor(step: jax.Array) -> jax.Array:
@@ -139,7 +139,7 @@ def hard_restarts(
 
 def ahead(phase: Phase, num_steps: int) -> Phase:
     """The same phase without its first `num_steps` steps."""
-    num_steps = _check.step_count("num_steps", num_steps)
+    num_steps = _checks.step_count("num_steps", num_steps)
     return Phase(
         lambda step: phase.factor(step + num_steps),
         max(phase.num_steps - num_steps, 0),
@@ -169,7 +169,7 @@ def in_order(peak: Scalar, *phases: Phase) -> Schedule:
     Raises:
         ValueError: if there is no phase, or `peak` is negative or not finite.
     """
-    _check.non_negative("peak", peak)
+    _checks.non_negative("peak", peak)
     if not phases:
         raise ValueError("`phases` must hold at least one phase, got none.")
     ends = list(itertools.accumulate(phase.num_steps for phase in phases))

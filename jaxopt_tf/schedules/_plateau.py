@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _two_floats
+from .. import _checks
 from .._argument_names import checked_names
-from .._two_floats import TwoFloats
+from .._numerics import double_float
+from .._numerics.double_float import TwoFloats
 from .._typing import Scalar
 from . import _doubles
 from ._doubles import Double
@@ -84,14 +85,14 @@ def reduce_lr_on_plateau(
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
     Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     improvement = Improvement(mode, threshold, threshold_mode)
     improvement.check()
     check_factor(factor)
-    patience = _check.step_count("patience", patience)
-    cooldown = _check.step_count("cooldown", cooldown)
-    _check.non_negative("min_lr", min_lr)
-    _check.non_negative("eps", eps)
+    patience = _checks.step_count("patience", patience)
+    cooldown = _checks.step_count("cooldown", cooldown)
+    _checks.non_negative("min_lr", min_lr)
+    _checks.non_negative("eps", eps)
 
     def init() -> PlateauState:
         # Arrays of their own, so that a step can take over the buffer of each.
@@ -116,7 +117,7 @@ def reduce_lr_on_plateau(
         lower = lowered(state.rate, factor, min_lr, eps)
         return PlateauState(
             rate=_doubles.select(reduce, lower, state.rate),
-            best=_two_floats.select(better, current, state.best),
+            best=double_float.select(better, current, state.best),
             num_bad_updates=jnp.where(reduce, 0, bad),
             cooldown_left=jnp.where(reduce, cooldown, left),
         )

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _two_floats
-from .._two_floats import TwoFloats
+from .. import _checks
+from .._numerics import double_float
+from .._numerics.double_float import TwoFloats
 from .._typing import Scalar, Step
 from . import _turns
 
@@ -32,7 +33,7 @@ def rate_dtype(step: Step) -> np.dtype:
 def unsigned(step: Step) -> jax.Array:
     """Returns `step` as uint64 where its rate is float64, else as uint32."""
     if isinstance(step, int | float):
-        return jnp.uint32(_check.step_count("step", step))
+        return jnp.uint32(_checks.step_count("step", step))
     if not jnp.issubdtype(jnp.asarray(step).dtype, jnp.integer):
         raise TypeError(f"`step` must be an integer, got {jnp.asarray(step).dtype}.")
     is_64_bit = rate_dtype(step) == np.float64
@@ -50,7 +51,7 @@ def done(step: jax.Array, num_steps: int) -> TwoFloats:
     """Returns step / num_steps, at most 1."""
     part = jnp.minimum(step, max(num_steps, 1))
     if step.dtype == np.uint64:
-        return _two_floats.from_float32(_quotient(part, max(num_steps, 1)))
+        return double_float.from_float32(_quotient(part, max(num_steps, 1)))
     return _share(part, num_steps)
 
 
@@ -77,7 +78,7 @@ class Wave:
             # remainder by a rounded 2 pi is wrong by 2e-16 per turn.
             phase = self._phase * _quotient(step, self._num_steps)
             away = jnp.abs(jnp.arctan2(jnp.sin(phase), jnp.cos(phase))) / math.pi
-            return _two_floats.from_float32(1.0 - away)
+            return double_float.from_float32(1.0 - away)
         half = _turns.to_two_floats(
             _turns.from_half(_turns.turn_at(step, self._step_turn))
         )
@@ -112,12 +113,12 @@ class Restarts:
 def _share(part: jax.Array, whole: int) -> TwoFloats:
     """Returns part / whole, from 0 to 1, as two float32."""
     if part.dtype == np.uint64:  # of a phase without steps: nothing is left
-        return _two_floats.from_float32(part.astype(jnp.float64))
+        return double_float.from_float32(part.astype(jnp.float64))
     # Times the reciprocal, which the host knows in double; but 1 is exactly 1.
-    reciprocal = _two_floats.from_float(1.0 / max(whole, 1))
-    share = _two_floats.multiply(_two_floats.from_int(part), reciprocal)
-    one = _two_floats.from_float32(jnp.ones_like(share.high))
-    return _two_floats.select(part >= max(whole, 1), one, share)
+    reciprocal = double_float.from_float(1.0 / max(whole, 1))
+    share = double_float.multiply(double_float.from_int(part), reciprocal)
+    one = double_float.from_float32(jnp.ones_like(share.high))
+    return double_float.select(part >= max(whole, 1), one, share)
 
 
 def _quotient(part: jax.Array, whole: int) -> jax.Array:

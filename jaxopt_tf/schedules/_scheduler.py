@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from . import _transformers, _transformers_floors
@@ -87,7 +87,7 @@ def get_scheduler(
     `verbose` is not an option: a function under jit has nothing to print.
     """
     name = getattr(name, "value", name)
-    _check.one_of("name", name, _SCHEDULES)
+    _checks.one_of("name", name, _SCHEDULES)
     named = _SCHEDULES[name]
     given = {
         "num_warmup_steps": num_warmup_steps,
@@ -111,7 +111,7 @@ def _check_options(name: str, named: _Named, options: dict[str, Any]) -> None:
     unknown = [option for option in options if option not in known]
     if unknown:
         listed = ", ".join(map(repr, known)) or "no options"
-        hint = _check.nearest(unknown[0], known)
+        hint = _checks.nearest(unknown[0], known)
         raise ValueError(
             f"`scheduler_specific_kwargs` must hold only what {name!r} takes, got "
             f"{', '.join(map(repr, unknown))}. It takes {listed}.{hint}"

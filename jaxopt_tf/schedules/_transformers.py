@@ -10,7 +10,7 @@ a formula does not. Those that end above 0 are in `_transformers_floors.py`.
 
 import jax.numpy as jnp
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from ._arguments import share_of, step_counts
@@ -33,7 +33,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
 
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule`.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     return in_order(learning_rate, hold(0))
 
 
@@ -54,8 +54,8 @@ def get_constant_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule_with_warmup`.
     """
-    _check.non_negative("learning_rate", learning_rate)
-    W = _check.step_count("num_warmup_steps", num_warmup_steps)
+    _checks.non_negative("learning_rate", learning_rate)
+    W = _checks.step_count("num_warmup_steps", num_warmup_steps)
     return in_order(learning_rate, warmup(linear, W), hold(0))
 
 
@@ -81,7 +81,7 @@ def get_linear_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
@@ -113,7 +113,7 @@ def get_cosine_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     return in_order(
         learning_rate, warmup(linear, W), cycles(cosine, max(1, T - W), num_cycles)
@@ -148,7 +148,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     restarts = hard_restarts(cosine, max(1, T - W), num_cycles)
     return in_order(learning_rate, warmup(linear, W), restarts)
@@ -183,9 +183,9 @@ def get_polynomial_decay_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`,
     `get_polynomial_decay_schedule_with_warmup`.
     """
-    _check.non_negative("learning_rate", learning_rate)
-    _check.non_negative("lr_end", lr_end)
-    if _check.is_concrete(learning_rate) and not lr_end < learning_rate:
+    _checks.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("lr_end", lr_end)
+    if _checks.is_concrete(learning_rate) and not lr_end < learning_rate:
         raise ValueError(
             f"`lr_end` must be less than `learning_rate`, got lr_end={lr_end!r} with "
             f"learning_rate={learning_rate!r}. Lower `lr_end` (its default is 1e-7)."
@@ -222,11 +222,11 @@ def get_inverse_sqrt_schedule(
 
     Source: transformers 5.23 `optimization.py`, `get_inverse_sqrt_schedule`.
     """
-    _check.non_negative("learning_rate", learning_rate)
-    W = _check.step_count("num_warmup_steps", num_warmup_steps)
+    _checks.non_negative("learning_rate", learning_rate)
+    W = _checks.step_count("num_warmup_steps", num_warmup_steps)
     scale = W or 10_000
     if timescale is not None:
-        scale = _check.step_count("timescale", timescale)
+        scale = _checks.step_count("timescale", timescale)
     if scale < 1:
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 

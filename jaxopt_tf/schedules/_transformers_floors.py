@@ -6,7 +6,7 @@ and each equals Transformers at every step.
 
 import warnings
 
-from .. import _check
+from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from ._arguments import share_of, step_counts
@@ -53,7 +53,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     `get_cosine_with_min_lr_schedule_with_warmup`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = cycles(cosine, max(1, T - W), num_cycles, floor)
@@ -99,14 +99,14 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _check.non_negative("learning_rate", learning_rate)
+    _checks.non_negative("learning_rate", learning_rate)
     W, T = step_counts(num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = ahead(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
     if warmup_lr_rate is None:
         climb = ahead(warmup(linear, max(1, W)), 1)
     else:
-        _check.fraction("warmup_lr_rate", warmup_lr_rate)
+        _checks.fraction("warmup_lr_rate", warmup_lr_rate)
         climb = warmup(linear, max(1, W - 1), warmup_lr_rate)
     return in_order(learning_rate, climb._replace(num_steps=W), wave)
 
@@ -155,14 +155,14 @@ def get_wsd_schedule(
     Source: transformers 5.23 `optimization.py`, `get_wsd_schedule`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _check.non_negative("learning_rate", learning_rate)
-    W = _check.step_count("num_warmup_steps", num_warmup_steps)
-    D = _check.step_count("num_decay_steps", num_decay_steps)
+    _checks.non_negative("learning_rate", learning_rate)
+    W = _checks.step_count("num_warmup_steps", num_warmup_steps)
+    D = _checks.step_count("num_decay_steps", num_decay_steps)
     S = _stable_steps(W + D, num_training_steps, num_stable_steps)
-    _check.one_of("warmup_type", warmup_type, _WSD_CURVES)
-    _check.one_of("decay_type", decay_type, _WSD_CURVES)
-    _check.fraction("min_lr_ratio", min_lr_ratio)
-    _check.non_negative("num_cycles", num_cycles)
+    _checks.one_of("warmup_type", warmup_type, _WSD_CURVES)
+    _checks.one_of("decay_type", decay_type, _WSD_CURVES)
+    _checks.fraction("min_lr_ratio", min_lr_ratio)
+    _checks.non_negative("num_cycles", num_cycles)
     if decay_type == "cosine":
         down = cycles(cosine, max(1, D), num_cycles, min_lr_ratio)
     else:
@@ -186,14 +186,14 @@ def _stable_steps(
             "With the first, the stable stretch is what warm-up and decay leave of it."
         )
     if num_stable_steps is None:
-        total = _check.step_count("num_training_steps", num_training_steps)
+        total = _checks.step_count("num_training_steps", num_training_steps)
         return total - warmup_and_decay
     if num_training_steps is not None:
         warnings.warn(
             "`num_training_steps` is not used where `num_stable_steps` is given.",
             stacklevel=3,
         )
-    return _check.step_count("num_stable_steps", num_stable_steps)
+    return _checks.step_count("num_stable_steps", num_stable_steps)
 
 
 def _floor(
@@ -207,10 +207,10 @@ def _floor(
         )
     if min_lr is None:
         assert min_lr_rate is not None
-        _check.fraction("min_lr_rate", min_lr_rate)
+        _checks.fraction("min_lr_rate", min_lr_rate)
         return min_lr_rate
-    _check.non_negative("min_lr", min_lr)
-    concrete = _check.is_concrete(learning_rate)
+    _checks.non_negative("min_lr", min_lr)
+    concrete = _checks.is_concrete(learning_rate)
     if concrete and not (min_lr <= learning_rate and learning_rate > 0):
         raise ValueError(
             "`min_lr` must be at most `learning_rate`, which must be greater than 0, "

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check
-from .._two_floats import TwoFloats, add, from_float32, from_int
+from .. import _checks
+from .._numerics.double_float import TwoFloats, add, from_float32, from_int
 
 _BITS = 96
 _MOST_CYCLES = 1e6  # a run of 1e6 restarts is a slip, and its table would be long
@@ -94,7 +94,7 @@ def restarts_that_doubles_misplace(num_cycles: float, num_steps: int) -> np.ndar
     Raises:
         ValueError: if `num_cycles` is above 1e6.
     """
-    _check.non_negative("num_cycles", num_cycles)
+    _checks.non_negative("num_cycles", num_cycles)
     if num_cycles > _MOST_CYCLES:
         raise ValueError(
             f"`num_cycles` must be at most {_MOST_CYCLES:g} for hard restarts, got "

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ._gradients import Batch
 from ._step import EvalStep
@@ -55,10 +55,10 @@ def make_evaluate(
 
 def _checked_sums(sums: Any, number: Any) -> Mapping[str, Any]:
     """Returns the sums of a batch by name; raises unless all are real numbers."""
-    _check.real_number("eval_step(params, batch)[1]", number)
+    _checks.real_number("eval_step(params, batch)[1]", number)
     if not isinstance(sums, Mapping):
-        _check.real_number("eval_step(params, batch)[0]", sums)
+        _checks.real_number("eval_step(params, batch)[0]", sums)
         return {"loss": sums}
     for name, value in sums.items():
-        _check.real_number(f"eval_step(params, batch)[0][{name!r}]", value)
+        _checks.real_number(f"eval_step(params, batch)[0][{name!r}]", value)
     return sums

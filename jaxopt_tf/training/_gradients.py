@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _tree
-from .._dtypes import wide_dtype, widest_dtype
+from .. import _pytrees
+from .._numerics import wide_dtype, widest_dtype
 from .._typing import PyTree
 
 # Arrays, or a tree of them, that the loss function understands.
@@ -32,7 +32,7 @@ def widened(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
     """
 
     def cast(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(compute_dtype) if _tree.is_floating(leaf) else leaf
+        return leaf.astype(compute_dtype) if _pytrees.is_floating(leaf) else leaf
 
     def wide_loss(params: PyTree, batch: Batch, *rng: jax.Array):
         dtype = widest_dtype(params)
@@ -85,7 +85,7 @@ def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
         share = 1.0 / num_items
 
         def mean(g: jax.Array) -> jax.Array:
-            return g * share.astype(g.dtype) if _tree.is_floating(g) else g
+            return g * share.astype(g.dtype) if _pytrees.is_floating(g) else g
 
         grads = jax.tree.map(mean, grads)
         return total / num_items, num_items, grads
@@ -103,7 +103,7 @@ def lying(grads: PyTree, shardings: PyTree | None) -> PyTree:
         return grads
 
     def lie(g: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-        is_number = _tree.is_floating(g)
+        is_number = _pytrees.is_floating(g)
         return jax.lax.with_sharding_constraint(g, sharding) if is_number else g
 
     return jax.tree.map(lie, grads, shardings)
@@ -153,13 +153,13 @@ def _key(rng: jax.Array | None) -> tuple[jax.Array, ...]:
 
 def _buffer(p: jax.Array) -> jax.Array:
     # Where a leaf is no number to be learnt, JAX gives no gradient either (float0).
-    if not _tree.is_floating(p):
+    if not _pytrees.is_floating(p):
         return jnp.zeros(p.shape, jax.dtypes.float0)
     return jnp.zeros_like(p, wide_dtype(p.dtype))  # placed as the parameter is
 
 
 def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
-    return total + g.astype(total.dtype) if _tree.is_floating(g) else total
+    return total + g.astype(total.dtype) if _pytrees.is_floating(g) else total
 
 
 def _window_length(batches: Batch, max_length: int) -> int:

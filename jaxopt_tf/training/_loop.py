@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check
-from .._dtypes import has_float64
+from .. import _checks
+from .._numerics import has_float64
 from .._typing import PyTree
 from ..schedules import MetricDrivenSchedule
 from ._events import Evaluation, Monitor, Window
@@ -100,7 +100,7 @@ def train(
 
     Source: transformers 5.23 `trainer.py`, `_maybe_log_save_evaluate`.
     """
-    max_steps = _check.step_count("max_steps", max_steps, least=1)
+    max_steps = _checks.step_count("max_steps", max_steps, least=1)
     eval_steps = _interval("eval_steps", eval_steps)
     save_steps = _interval("save_steps", save_steps)
     check_selection(selection)
@@ -203,7 +203,7 @@ def _rate(schedule_state: Any) -> jax.Array:
 
 
 def _interval(name: str, value: int | None) -> int | None:
-    return None if value is None else _check.step_count(name, value, least=1)
+    return None if value is None else _checks.step_count(name, value, least=1)
 
 
 def _make_fetch(

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from .. import _check
-from .._dtypes import wide_dtype
+from .. import _checks
+from .._numerics import wide_dtype
 
 
 def cross_entropy(
@@ -45,7 +45,7 @@ def cross_entropy(
     Differs: a label below 0 that is not `ignore_index` is taken for class 0 by
         `LabelSmoother`. Here it makes the loss NaN.
     """
-    _check.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
+    _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     _check_arrays(logits, labels)
     epsilon = float(label_smoothing_factor)

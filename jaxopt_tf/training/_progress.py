@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .. import _check
+from .. import _checks
 from ._events import Evaluation
 
 
@@ -37,10 +37,10 @@ class Selection(NamedTuple):
 def check_selection(selection: Selection) -> None:
     """Raises unless patience is at least 1 and the threshold at least 0."""
     if selection.early_stopping_patience is not None:
-        _check.step_count(
+        _checks.step_count(
             "early_stopping_patience", selection.early_stopping_patience, least=1
         )
-    _check.non_negative("early_stopping_threshold", selection.early_stopping_threshold)
+    _checks.non_negative("early_stopping_threshold", selection.early_stopping_threshold)
 
 
 def after_evaluation(
@@ -96,7 +96,7 @@ def metric_values(metrics: Any) -> dict[str, float]:
             f'{metrics!r}. Return {{"loss": loss}}, for one, from `evaluate`.'
         )
     for name, value in metrics.items():
-        _check.real_number(f"evaluation.metrics[{name!r}]", value)
+        _checks.real_number(f"evaluation.metrics[{name!r}]", value)
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ..optimizers import set_learning_rate
 
@@ -71,7 +71,7 @@ def init_train_state(
             another one at every step; None for a loss that takes two.
     """
     if rng is not None and not isinstance(rng, jax.Array):
-        rng = jax.random.key(_check.seed("rng", rng))
+        rng = jax.random.key(_checks.seed("rng", rng))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _check, _tree
+from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import get_learning_rate, is_clipped
 from . import _gradients
@@ -74,11 +74,11 @@ def make_train_step(
     Source: transformers 5.23 `trainer.py`, `_run_epoch` and `training_step`.
     Differs: an update that is not finite is not made unless asked for.
     """
-    num_micro = _check.step_count(
+    num_micro = _checks.step_count(
         "gradient_accumulation_steps", gradient_accumulation_steps, least=1
     )
-    _check.one_of("on_non_finite", on_non_finite, _POLICIES)
-    max_bad = _check.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
+    _checks.one_of("on_non_finite", on_non_finite, _POLICIES)
+    max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
     wide_loss = _gradients.widened(loss_fn, compute_dtype)
     over = None if state_shardings is None else state_shardings.params
     if num_micro == 1:
@@ -140,7 +140,7 @@ def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
 
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
     # The gradients' is what `clip` takes too: the compiler computes it once.
-    return Norms(*map(_tree.global_norm, (grads, updates, params)))
+    return Norms(*map(_pytrees.global_norm, (grads, updates, params)))
 
 
 def _made(is_made: jax.Array, norms: Norms) -> Norms:
@@ -152,7 +152,7 @@ def _made(is_made: jax.Array, norms: Norms) -> Norms:
 def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
     """Norms by the path of the module that a leaf belongs to."""
     layers: dict[str, list[list[jax.Array]]] = {}
-    columns = [_tree.named_leaves(tree) for tree in (grads, updates, params)]
+    columns = [_pytrees.named_leaves(tree) for tree in (grads, updates, params)]
     for (name, g), (_, u), (_, p) in zip(*columns, strict=True):
         layer = name.rpartition(".")[0] or name
         for leaves, leaf in zip(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout
 from ..recipes import Recipe, vary
@@ -214,5 +214,5 @@ def _checked_decays(decays: Sequence[float]) -> np.ndarray:
             "as [0, 0.01, 0.1, 1]."
         )
     for decay in decays:
-        _check.non_negative("decays", decay)
+        _checks.non_negative("decays", decay)
     return np.unique(np.asarray(decays, np.float64))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ..recipes import Recipe
 from ..training import Batch
@@ -19,7 +19,7 @@ def fold_of_rows(num_rows: int, num_folds: int, seed: int) -> np.ndarray:
     Raises:
         ValueError, TypeError: if `num_folds` is not from 2 to `num_rows`.
     """
-    num_folds = _check.whole_number("num_folds", num_folds, least=2)
+    num_folds = _checks.whole_number("num_folds", num_folds, least=2)
     if num_folds > num_rows:
         raise ValueError(
             "`num_folds` must be at most the number of rows in `examples`, which is "

@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from .._typing import PyTree
 from ..training import Batch
 from ._cohort import Cohort, next_batch
@@ -50,7 +50,7 @@ def side_by_side(
     limit = _limit_of_devices() if memory_limit is None else memory_limit
     most = len(runs)
     if limit is not None:
-        _check.positive("memory_limit", limit)
+        _checks.positive("memory_limit", limit)
         one = make([runs[0]] * program.num_devices)
         most = _as_many_as_fit(one, num_streams, most, limit, held_out)
     # Groups as equal as can be, each filled up to the devices.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from .. import _check
+from .. import _checks
 from ..recipes import Recipe, recipe_settings
 
 # Share of a run that is long enough to tell, found on runs of a few hundred steps.
@@ -60,9 +60,9 @@ class RateFound:
 
 def rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarray:
     """Rates evenly on a scale of logarithms; [num_rates], float64."""
-    _check.positive("min_rate", min_rate)
-    _check.positive("max_rate", max_rate)
-    num_rates = _check.whole_number("num_rates", num_rates, least=3)
+    _checks.positive("min_rate", min_rate)
+    _checks.positive("max_rate", max_rate)
+    num_rates = _checks.whole_number("num_rates", num_rates, least=3)
     if not min_rate < max_rate:
         raise ValueError(
             f"`max_rate` must be greater than `min_rate`, got {min_rate!r} to "
@@ -79,7 +79,7 @@ def num_short_steps(recipe: Recipe, num_steps: int | None) -> int:
     """Steps that are enough to tell rates apart, if none are given."""
     if num_steps is None:
         return min(_MOST_STEPS, max(_LEAST_STEPS, round(_SHARE * recipe.max_steps)))
-    return _check.step_count("num_steps", num_steps, least=3)
+    return _checks.step_count("num_steps", num_steps, least=3)
 
 
 def short_version(recipe: Recipe, num_steps: int) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
+from .. import _checks
 from ..recipes import Recipe
 
 
@@ -33,9 +33,9 @@ class Between:
 
     def __post_init__(self) -> None:
         """Checks the bounds."""
-        _check.finite("low", self.low)
-        _check.finite("high", self.high)
-        _check.one_of("scale", self.scale, ("log", "linear"))
+        _checks.finite("low", self.low)
+        _checks.finite("high", self.high)
+        _checks.one_of("scale", self.scale, ("log", "linear"))
         if not self.low < self.high:
             raise ValueError(
                 f"`high` must be greater than `low`, got {self.low!r} to "
@@ -120,8 +120,8 @@ def drawn(
         ValueError, TypeError: as for `grid`, ranges excepted.
     """
     _check_fields(over)
-    num_samples = _check.whole_number("num_samples", num_samples, least=1)
-    rng = np.random.default_rng(_check.seed("seed", seed))
+    num_samples = _checks.whole_number("num_samples", num_samples, least=1)
+    rng = np.random.default_rng(_checks.seed("seed", seed))
     changes = [
         {name: _draw(rng, name, values) for name, values in over.items()}
         for _ in range(num_samples)
@@ -152,7 +152,7 @@ def _check_fields(over: Over) -> None:
         if name not in names:
             raise ValueError(
                 f"`over` must name fields of a recipe, got {name!r}."
-                + _check.nearest(name, names)
+                + _checks.nearest(name, names)
             )
         if name == "label_smoothing_factor":
             raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import rich.table
 
-from .. import _check
+from .. import _checks
 from ..recipes import Recipe
 from ._groups import Group, train_to
 from ._space import Over, recipes_to_try
@@ -139,7 +139,7 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
     longest = max(recipe.max_steps for recipe in recipes)
     if halving is None:
         return (longest,)
-    halving = _check.whole_number("halving", halving, least=2)
+    halving = _checks.whole_number("halving", halving, least=2)
     if any(recipe.max_steps != longest for recipe in recipes):
         raise ValueError(
             "`halving` must be of runs of one length, but `over` varies `max_steps`. "

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from .. import checkpoints
-from .._whole_file import whole_file
+from .._io import whole_file
 from ..recipes import Recipe, recipe_settings
 from . import _cohort
 from ._groups import at_start

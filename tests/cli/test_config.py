@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.cli._train import parse
-from jaxopt_tf.pretraining import GPT2Config, Job, flat
+from jaxopt_tf.jobs import Job, flat
+from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import RateGroup, Recipe, layer_wise_decay
 
 

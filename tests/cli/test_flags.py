@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from jaxopt_tf.cli._flags import flags_of, read
-from jaxopt_tf.pretraining import GPT2Config, Job
+from jaxopt_tf.jobs import Job
+from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxopt_tf.cli import main
+from jaxopt_tf.jobs import read_run, write_run
 from jaxopt_tf.optimizers import decay_mask
-from jaxopt_tf.pretraining import read_run, write_run
 
 torch = pytest.importorskip("torch", reason="the folders are torch's")
 transformers = pytest.importorskip("transformers", reason="the folders are Trainer's")
@@ -219,7 +219,7 @@ def test_a_run_of_ours_goes_on_in_trainer(tmp_path, text, flags):
 
 def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(theirs):
     from jaxopt_tf.interop import match_names, torch_model_from_config
-    from jaxopt_tf.pretraining import GPT2Config, make_loss_fn
+    from jaxopt_tf.models import GPT2Config, make_loss_fn
 
     config = GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=16)
     params, _ = make_loss_fn(config, 0)

@@ -3,16 +3,17 @@
 import pytest
 
 from jaxopt_tf.cli import main
-from jaxopt_tf.mesh import (
+from jaxopt_tf.jobs import Job, place, run_steps
+from jaxopt_tf.models import GPT2Config
+from jaxopt_tf.planning import (
     _topology,
     bytes_by_leaf,
-    make_mesh,
     named_slice,
     plan_step,
     slice_devices,
 )
-from jaxopt_tf.pretraining import GPT2Config, Job, place, run_steps
 from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.sharding import make_mesh
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers

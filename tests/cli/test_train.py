@@ -13,7 +13,8 @@ import pytest
 
 from jaxopt_tf.cli import main
 from jaxopt_tf.cli._train import parse
-from jaxopt_tf.pretraining import GPT2Config, Job, gpt2_preset
+from jaxopt_tf.jobs import Job
+from jaxopt_tf.models import GPT2Config, gpt2_preset
 from jaxopt_tf.recipes import RateGroup, Recipe
 
 pytestmark = [
@@ -227,7 +228,7 @@ def test_notes_what_a_file_has_that_is_without_effect(run, capsys, tmp_path):
 
 def test_a_file_of_transformers_runs_with_its_numbers(tmp_path, text):
     """The old file is all defaults: Transformers' own, not those of this command."""
-    path = Path(__file__).parents[1] / "data/training_arguments_4.46.json"
+    path = Path(__file__).parents[1] / "files/training_arguments_4.46.json"
     recipe, *_ = parsed(f"--config {path} --max_steps 10 --text {text}")
     assert recipe == Recipe(max_steps=10)
 

@@ -8,7 +8,8 @@ import pytest
 
 from jaxopt_tf.cli._train import parse
 from jaxopt_tf.interop import TRAINING_ARGUMENTS
-from jaxopt_tf.pretraining import GPT2Config, Job
+from jaxopt_tf.jobs import Job
+from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
 from ..twins import needs_transformers
@@ -16,7 +17,7 @@ from ..twins import needs_transformers
 # transformers 4.46.3: TrainingArguments("x", use_cpu=True).to_json_string(), in which
 # the machine's name was taken out of `logging_dir`. 4.40 and 4.57 have no field more.
 OLD = json.loads(
-    (Path(__file__).parents[1] / "data/training_arguments_4.46.json").read_text()
+    (Path(__file__).parents[1] / "files/training_arguments_4.46.json").read_text()
 )
 
 

@@ -5,7 +5,7 @@ import pathlib
 import re
 from typing import Any
 
-DATA = pathlib.Path(__file__).parents[1] / "data"
+DATA = pathlib.Path(__file__).parents[1] / "files"
 RECORDED = json.loads((DATA / "decay_of_trainer.json").read_text())
 ARGUMENTS = json.loads((DATA / "training_arguments_4.46.json").read_text())
 RATE, DECAY = 1e-2, 0.5

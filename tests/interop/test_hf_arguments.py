@@ -15,7 +15,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from jaxopt_tf.interop import recipe_from_transformers
 from jaxopt_tf.recipes import Recipe, build_optimizer
 
-DATA = pathlib.Path(__file__).parents[1] / "data"
+DATA = pathlib.Path(__file__).parents[1] / "files"
 OLD = json.loads((DATA / "training_arguments_4.46.json").read_text())
 SINCE_4_53 = {"hub_revision": None, "liger_kernel_config": None}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxopt_tf import _tree
+from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.optimizers import (
     DECAY_RULES,
     TRAINER_DECAY_RULES,
@@ -17,7 +17,7 @@ from jaxopt_tf.optimizers import (
 
 # By architecture: names, classes of norms, and by versions a digit for each name, 1 if
 # `Trainer.get_decay_parameter_names` of these versions has it.
-DATA = pathlib.Path(__file__).parents[1] / "data" / "decay_of_trainer.json"
+DATA = pathlib.Path(__file__).parents[1] / "files" / "decay_of_trainer.json"
 RECORDED = json.loads(DATA.read_text())
 VERSIONS = {v for a in RECORDED.values() for vs in a["decayed"] for v in vs.split()}
 

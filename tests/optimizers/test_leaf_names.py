@@ -12,14 +12,15 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxopt_tf import _tree, optimizers
+from jaxopt_tf import optimizers
+from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.optimizers import adamw_tf, decay_mask
 from jaxopt_tf.recipes import Recipe, build_optimizer, doctor, explain
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 # Written by record_library_names.py with the versions that it contains.
-RECORDED = pathlib.Path(__file__).parents[1] / "data" / "library_names.json"
+RECORDED = pathlib.Path(__file__).parents[1] / "files" / "library_names.json"
 LIBRARIES = json.loads(RECORDED.read_text())
 
 DECAYING = {

@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks import _optimizer_steps as steps
 from jaxopt_tf import adamw_tf, clip
-from jaxopt_tf.mesh import (
+from jaxopt_tf.optimizers import adafactor_trainer
+from jaxopt_tf.planning import (
     is_compiler_installed,
     named_slice,
     program_cost,
     slice_devices,
 )
-from jaxopt_tf.optimizers import adafactor_trainer
 
 pytestmark = pytest.mark.skipif(
     not is_compiler_installed(named_slice("h100")),

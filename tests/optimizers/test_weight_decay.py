@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxopt_tf import _tree
+from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.optimizers import adamw_tf, decay_mask
 from tests import twins
 from tests.twins import decay_names as twin

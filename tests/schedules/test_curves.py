@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_tf._two_floats import divide, from_float, from_int
+from jaxopt_tf._numerics.double_float import divide, from_float, from_int
 from jaxopt_tf.schedules import cosine, linear, one_minus_sqrt, polynomial, sqrt
 
 EXACT = {

@@ -1,0 +1,156 @@
+"""Tokens that others have made: `.npy` and raw `.bin` files."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .. import _checks
+from ._corpus import Corpus, make_corpus
+from ._tokens import Documents, TokenFile
+
+_TOKENS_IN_A_CHUNK = 2**20
+
+
+def read_tokens(
+    paths: Sequence[Path], *, vocab_size: int, eos_token_id: int | None = None
+) -> Corpus:
+    """Tokens from files, which are memory-mapped.
+
+    All of them are looked at once, a piece at a time, before the first is used. About a
+    tenth is held out, in whole documents where none is a large part of all tokens.
+
+    Args:
+        paths: files; `.npy` with one row of whole numbers, or `.bin` with nothing but
+            tokens of two bytes (uint16, little-endian), or of four (uint32) where
+            `vocab_size` is more than 65,536.
+        vocab_size: how many tokens the tokenizer has that made them; 2 to 2^32.
+        eos_token_id: the token that ends a document in these files; without it, each
+            file is one document and no token stands between two files.
+
+    Raises:
+        TypeError: if a `.npy` does not hold whole numbers.
+        ValueError: naming the file, and the token that is outside the vocabulary.
+    """
+    _checks.whole_number("vocab_size", vocab_size, least=2, most=2**32)
+    if eos_token_id is not None:
+        _checks.whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
+    if not paths:
+        raise ValueError("`text` must name at least one file of tokens, got none.")
+    files: list[TokenFile] = []
+    indices = []
+    for path in map(Path, paths):
+        file, start, length = _read(path, vocab_size, eos_token_id)
+        which = np.full(len(start), len(files), np.int32)
+        indices.append(Documents(which, start, length))
+        files.append(file)
+    documents = Documents(*map(np.concatenate, zip(*indices, strict=True)))
+    return make_corpus(
+        files, documents, vocab_size=vocab_size, end=eos_token_id, unit="tokens"
+    )
+
+
+def is_ready_tokens(path: Path) -> bool:
+    """Whether a file with this name is one of tokens, not of text."""
+    return path.suffix in (".npy", ".bin")
+
+
+def dtype_in_a_bin(vocab_size: int) -> np.dtype:
+    """What a token is in a `.bin` file: uint16, or uint32 where that is too narrow."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def _read(
+    path: Path, vocab_size: int, eos_token_id: int | None
+) -> tuple[TokenFile, np.ndarray, np.ndarray]:
+    """The file, and where its documents start and how long they are."""
+    tokens = _mapped(path, vocab_size)
+    digest = hashlib.sha256()
+    ends = [np.asarray([-1])]
+    for first in range(0, len(tokens), _TOKENS_IN_A_CHUNK):
+        chunk = np.asarray(tokens[first : first + _TOKENS_IN_A_CHUNK])
+        _check_vocabulary(path, chunk, first, vocab_size)
+        digest.update(chunk.data)
+        if eos_token_id is not None:
+            ends.append(first + np.flatnonzero(chunk == eos_token_id))
+    ends.append(np.asarray([len(tokens)]))
+    bounds = np.concatenate(ends)
+    start, length = bounds[:-1] + 1, np.diff(bounds) - 1
+    file = TokenFile(path, tokens.dtype, tokens.offset, len(tokens), digest.hexdigest())
+    # Two ends in a row have nothing between them.
+    return file, start[length > 0], length[length > 0]
+
+
+def _check_vocabulary(
+    path: Path, chunk: np.ndarray, first: int, vocab_size: int
+) -> None:
+    if int(chunk.min()) >= 0 and int(chunk.max()) < vocab_size:
+        return
+    bad = int(np.flatnonzero((chunk < 0) | (chunk >= vocab_size))[0])
+    raise ValueError(
+        f"`text` must hold tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, but "
+        f"token {first + bad} of {str(path)!r} is {chunk[bad]}. Give the `vocab_size` "
+        "of the tokenizer that made it; and if it is a .bin, mind that it is read as "
+        "uint16, or as uint32 where `vocab_size` is more than 65,536."
+    )
+
+
+def _mapped(path: Path, vocab_size: int) -> np.memmap:
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"`text` must hold tokens, but {str(path)!r} is empty.")
+    if not path.is_file():
+        raise ValueError(
+            f"`text` must be files of tokens, but {str(path)!r} "
+            f"{'is a folder' if path.is_dir() else 'does not exist'}. Give the files "
+            "one by one."
+        )
+    try:
+        tokens = _npy(path) if path.suffix == ".npy" else _bin(path, vocab_size)
+    except OSError as error:
+        raise ValueError(
+            f"`text` must be files that can be read, but {str(path)!r} cannot: "
+            f"{error.strerror}."
+        ) from error
+    return tokens
+
+
+def _npy(path: Path) -> np.memmap:
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"`text` must be a whole .npy file, but {str(path)!r} is not: {error}. "
+            "Write it again with `numpy.save`."
+        ) from error
+    if not isinstance(tokens, np.memmap) or tokens.ndim != 1:
+        raise ValueError(
+            f"`text` must be a .npy file with one row of tokens, but {str(path)!r} "
+            f"has shape {getattr(tokens, 'shape', None)}. Save `tokens.reshape(-1)`, "
+            "with an end-of-document token after each document."
+        )
+    if tokens.dtype.kind not in "iu":
+        raise TypeError(
+            f"`text` must be a .npy file of whole numbers, but {str(path)!r} holds "
+            f"{tokens.dtype}. Save the tokens as uint16 or uint32."
+        )
+    return tokens
+
+
+def _bin(path: Path, vocab_size: int) -> np.memmap:
+    dtype, num_bytes = dtype_in_a_bin(vocab_size), path.stat().st_size
+    if num_bytes % dtype.itemsize:
+        raise ValueError(
+            f"`text` must be a .bin file of {dtype.name}, but {str(path)!r} has "
+            f"{num_bytes} bytes, which {dtype.itemsize} does not divide: it was cut "
+            "short, or is of another dtype. Save it as .npy, which says its dtype."
+        )
+    tokens = np.memmap(path, dtype, mode="r")
+    some = tokens[:_TOKENS_IN_A_CHUNK]
+    if dtype.itemsize == 2 and some[::2].any() and not some[1::2].any():
+        raise ValueError(
+            f"`text` must be a .bin file of uint16 where `vocab_size` is at most "
+            f"65,536, but every second number of {str(path)!r} is 0, as in a file of "
+            "uint32. Save it as .npy, which says its dtype."
+        )
+    return tokens

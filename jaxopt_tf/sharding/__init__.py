@@ -1,0 +1,12 @@
+"""Shardings of parameters, optimizer state and batches on a mesh.
+
+Parameters get their shardings from rules, the optimizer's state from the parameters.
+"""
+
+from ._mesh import axis_sizes as axis_sizes
+from ._mesh import make_mesh as make_mesh
+from ._mesh import make_shapes_mesh as make_shapes_mesh
+from ._params import Moved as Moved
+from ._params import moved_axes as moved_axes
+from ._params import param_shardings as param_shardings
+from ._state import state_shardings as state_shardings

@@ -1,0 +1,122 @@
+"""Devices in a grid whose axes have names."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+
+from .. import _checks
+
+
+def make_mesh(
+    axes: str | Mapping[str, int], devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh over all devices, for the compiler to divide the work on.
+
+        make_mesh("data=2,fsdp=4")
+
+    Args:
+        axes: names and sizes, in the order in which neighbouring devices are dealt out:
+            what talks most comes last. As text or as a mapping.
+        devices: owned ones, or only described ones; None for `jax.devices()`.
+
+    Returns:
+        A mesh whose axes are of the type `Auto`.
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices, or `axes` is
+            not written as above.
+        TypeError: if a size is no whole number.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = _sizes(axes, len(devices))
+    # On a torus each axis lies on whole sides where it can; `jax.make_mesh` refuses
+    # those that cannot, data=2,fsdp=8 on 4x4 say.
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(
+        grid,
+        tuple(sizes),
+        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+    )
+
+
+def make_shapes_mesh(
+    axes: str | Mapping[str, int], num_devices: int
+) -> jax.sharding.AbstractMesh:
+    """A mesh of no devices: arrays can be described on it, and nothing compiled.
+
+    Args:
+        axes: as in `make_mesh`.
+        num_devices: how many there would be.
+
+    Raises:
+        ValueError, TypeError: as `make_mesh`.
+    """
+    sizes = _sizes(axes, num_devices)
+    return jax.sharding.AbstractMesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+    )
+
+
+def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
+    """The sizes of a mesh's axes by their names: {"data": 2, "fsdp": 4}.
+
+    Args:
+        axes: as in `make_mesh`.
+
+    Raises:
+        ValueError, TypeError: if it is not written so.
+    """
+    if not isinstance(axes, str | Mapping):
+        raise TypeError(
+            f"`axes` must be names and sizes, as text or as a mapping, got {axes!r}."
+        )
+    if isinstance(axes, Mapping):
+        pairs = list(axes.items())
+    else:
+        found = [re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", p) for p in axes.split(",")]
+        pairs = [(m[1], int(m[2])) for m in found if m]
+        if len(pairs) < len(found):
+            raise ValueError(
+                f"`axes` must be names and sizes as in 'data=2,fsdp=4', got {axes!r}."
+            )
+    sizes = {
+        name: _checks.whole_number(f"axes {name}", size, least=1)
+        for name, size in pairs
+    }
+    if not sizes or len(sizes) < len(pairs):
+        raise ValueError(
+            f"`axes` must have at least one axis, and each once, got {axes!r}."
+        )
+    return sizes
+
+
+def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """The sizes of axes; raises unless they are for so many devices."""
+    sizes = axis_sizes(axes)
+    num_places = math.prod(sizes.values())
+    if num_places != num_devices:
+        listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(
+            f"`axes` must have as many places as there are devices, got {listed}, "
+            f"{num_places} places for {num_devices} devices."
+            + _what_fits(sizes, num_devices)
+        )
+    return sizes
+
+
+def _what_fits(sizes: dict[str, int], num_devices: int) -> str:
+    """One axis changed, as a sentence; "" where that is not enough."""
+    fits = []
+    for name, size in sizes.items():
+        others = math.prod(sizes.values()) // size
+        if num_devices and num_devices % others == 0:
+            fits.append(f"{name}={num_devices // others}")
+    return f" It would fit with {' or '.join(fits)}." if fits else ""

@@ -1,0 +1,330 @@
+"""The run as a whole, tiny: the same again, broken off and resumed; what it refuses."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jaxopt_tf.checkpoints import find_checkpoints, hold, open_checkpoints
+from jaxopt_tf.jobs import Job, pretrain
+from jaxopt_tf.models import GPT2Config
+from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.training import _loop
+
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_quickly", "compiled_once"),
+]
+
+RECIPE = Recipe(
+    max_steps=9,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=2,
+)
+# Compiles in half the time.
+DESCENT = dataclasses.replace(RECIPE, optim="sgd", gradient_accumulation_steps=1)
+EXPLODES = dataclasses.replace(DESCENT, learning_rate=1e30, max_grad_norm=0)
+TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=8, resid_pdrop=0.1)
+
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
+
+
+def job_in(folder, **settings):
+    (folder / "text.txt").write_text(TEXT)
+    return Job(
+        text=(folder / "text.txt",),
+        output_dir=folder / "run",
+        **{"eval_steps": 3, "save_steps": 2, "logging_steps": 1, **settings},
+    )
+
+
+def run(job, recipe=RECIPE, model=TINY, **changes):
+    return pretrain(recipe, model, dataclasses.replace(job, **changes))
+
+
+def log_of(folder):
+    return (folder / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, compiled_quickly, compiled_once):
+    """A run that nobody touched, with all its checkpoints: to be read only."""
+    job = job_in(tmp_path_factory.mktemp("unbroken"), save_total_limit=None)
+    with jax.numpy_dtype_promotion("standard"):
+        return run(job)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job whose folder is new."""
+    return job_in(tmp_path)
+
+
+@pytest.fixture
+def broken_off(job, unbroken):
+    """A job whose folder holds what there was when this checkpoint was the last."""
+
+    def at(step):
+        shutil.copytree(unbroken.folder, job.output_dir)
+        for path in find_checkpoints(job.output_dir):
+            if int(path.name.removeprefix("checkpoint-")) > step:
+                shutil.rmtree(path)
+        return job
+
+    return at
+
+
+def assert_same_run(outcome, expected):
+    assert log_of(outcome.folder) == log_of(expected.folder)
+    assert outcome.last_loss == expected.last_loss
+    assert outcome.first_loss == expected.first_loss
+    jax.tree.map(np.testing.assert_array_equal, outcome.params, expected.params)
+
+
+def test_leaves_a_run_that_people_and_tools_can_read(unbroken):
+    folder = unbroken.folder
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        *("config.json", "starts.jsonl", "metrics.jsonl", "trainer_state.json"),
+        *("curves.png", "tensorboard", "checkpoint-8", "checkpoint-9"),
+    }
+    records = [json.loads(line) for line in log_of(folder).splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 10))
+    assert [r["step"] for r in records if "eval_loss" in r] == [0, 3, 6, 9]
+    (start,) = (folder / "starts.jsonl").read_text().splitlines()
+    assert json.loads(start)["versions"].keys() >= {"jax", "flax", "optax", "python"}
+    assert json.loads((folder / "config.json").read_text())["learning_rate"] == 1e-2
+
+
+def test_goes_on_from_a_checkpoint_bit_for_bit(broken_off, unbroken):
+    job = broken_off(4)
+    assert_same_run(run(job), unbroken)
+    *_, start = (job.output_dir / "starts.jsonl").read_text().splitlines()
+    assert json.loads(start)["step"] == 4
+
+
+def test_starts_anew_where_it_was_killed_before_its_first_checkpoint(
+    broken_off, unbroken
+):
+    job = broken_off(0)
+    before = log_of(job.output_dir)
+    assert_same_run(run(job), unbroken)
+    assert (job.output_dir / "aside-metrics.jsonl").read_text() == before
+
+
+def test_a_run_that_has_ended_says_the_same_again(broken_off, unbroken, capsys):
+    assert_same_run(run(broken_off(9)), unbroken)
+    loss = f"{unbroken.first_loss:.2f} -> {unbroken.last_loss:.3f}"
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == f"held-out loss {loss} nats per byte"
+
+
+def test_a_signal_ends_it_after_a_step_with_a_checkpoint(job, unbroken, monkeypatch):
+    asked = itertools.count(1)
+    decide = _loop.has_run_out_of_patience
+
+    def at_the_fifth(progress, selection):  # once before the steps, then after each
+        if next(asked) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return decide(progress, selection)
+
+    monkeypatch.setattr(_loop, "has_run_out_of_patience", at_the_fifth)
+    stopped = run(job)
+    assert stopped.stopped_by == signal.SIGTERM
+    assert find_checkpoints(job.output_dir)[-1].name == "checkpoint-4"
+    kept = [
+        line for line in log_of(unbroken.folder).splitlines() if '"step": 5' in line
+    ]
+    assert log_of(unbroken.folder).startswith(log_of(job.output_dir))
+    assert kept[0] not in log_of(job.output_dir)
+
+
+def test_a_metric_drives_the_rate_across_a_resume(job):
+    recipe = dataclasses.replace(
+        DESCENT,
+        warmup_steps=0,
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"patience": 0, "threshold": 0.5, "factor": 0.5},
+    )
+    whole = run(job, recipe, save_total_limit=None)
+    log = log_of(whole.folder)
+    rates = [json.loads(line).get("learning_rate") for line in log.splitlines()]
+    assert len(set(rates) - {None}) > 1
+    for name in ("checkpoint-8", "checkpoint-9"):
+        shutil.rmtree(job.output_dir / name)
+    assert_same_run(run(job, recipe), whole)
+    assert log_of(whole.folder) == log
+
+
+def test_ends_with_the_best_model_where_asked_to(job):
+    recipe = dataclasses.replace(RECIPE, learning_rate=0.3, max_grad_norm=0)
+    settings = {"load_best_model_at_end": True, "eval_steps": 2, "save_steps": 5}
+    outcome = run(job, recipe, **settings, early_stopping_patience=8)
+    records = map(json.loads, log_of(outcome.folder).splitlines())
+    losses = [r["eval_loss"] for r in records if "eval_loss" in r and r["step"] > 0]
+    assert outcome.last_loss == min(losses)
+    assert min(losses) < losses[-1]
+
+
+def test_stops_where_the_loss_is_no_longer_finite(job):
+    with pytest.raises(FloatingPointError, match=r"`loss` and its .* at step 3\."):
+        run(job, EXPLODES)
+    *_, last = log_of(job.output_dir).splitlines()
+    assert json.loads(last)["loss"] is None
+    # What was saved is from before.
+    assert [p.name for p in find_checkpoints(job.output_dir)] == ["checkpoint-2"]
+
+
+def test_skips_where_told_to_and_stops_after_too_many(job):
+    with pytest.raises(FloatingPointError, match=r"at step 6\."):
+        run(job, EXPLODES, on_non_finite="skip", max_skipped_in_a_row=3)
+
+
+def test_propagates_where_told_to(job):
+    assert np.isnan(run(job, EXPLODES, on_non_finite="propagate").last_loss)
+
+
+def test_refuses_another_run_and_lists_what_differs(broken_off):
+    recipe = dataclasses.replace(RECIPE, learning_rate=2e-2)
+    model = dataclasses.replace(TINY, n_embd=16)
+    with pytest.raises(ValueError, match="`output_dir` must hold the run") as refusal:
+        run(broken_off(9), recipe, model)
+    assert "`learning_rate`: 0.01 was, 0.02 is" in str(refusal.value)
+    assert "`n_embd`: 8 was, 16 is" in str(refusal.value)
+    assert "--intended_changes learning_rate n_embd" in str(refusal.value)
+
+
+def test_goes_on_with_changes_that_are_intended(broken_off):
+    recipe = dataclasses.replace(RECIPE, learning_rate=2e-2, max_steps=12)
+    changes = ("learning_rate", "max_steps")
+    outcome = run(broken_off(9), recipe, intended_changes=changes)
+    records = [json.loads(line) for line in log_of(outcome.folder).splitlines()]
+    assert records[-1]["step"] == 12
+
+
+def test_a_model_of_another_size_is_no_change_that_can_be_intended(broken_off):
+    model = dataclasses.replace(TINY, n_embd=16)
+    with pytest.raises(ValueError, match="`like` must have the leaves"):
+        run(broken_off(9), model=model, intended_changes=("n_embd",))
+
+
+def test_refuses_data_that_changed(broken_off):
+    job = broken_off(9)
+    job.text[0].write_text(TEXT.replace("fox", "cat"))
+    with pytest.raises(ValueError, match="`data`: .* was, .* is"):
+        run(job)
+
+
+def test_refuses_another_recipe_before_the_first_checkpoint_too(broken_off):
+    with pytest.raises(ValueError, match="`seed`: 42 was, 7 is"):
+        run(broken_off(0), dataclasses.replace(RECIPE, seed=7))
+
+
+def test_refuses_changes_that_a_run_cannot_make(broken_off):
+    recipe = dataclasses.replace(RECIPE, seed=7)
+    with pytest.raises(ValueError, match="must be of settings that a run can change"):
+        run(broken_off(9), recipe, intended_changes=("seed",))
+
+
+def test_refuses_a_folder_of_another_run_for_a_checkpoint_from_elsewhere(job, unbroken):
+    job.output_dir.mkdir()
+    config = json.loads((unbroken.folder / "config.json").read_text())
+    config["learning_rate"] = 0.02
+    (job.output_dir / "config.json").write_text(json.dumps(config))
+    checkpoint = unbroken.folder / "checkpoint-4"
+    with pytest.raises(ValueError, match="`learning_rate`: 0.02 was, 0.01 is"):
+        run(job, resume_from_checkpoint=checkpoint)
+
+
+def test_refuses_a_checkpoint_that_is_not_of_a_job(job, tmp_path):
+    with hold(tmp_path / "other") as held, open_checkpoints(held) as checkpoints:
+        path = checkpoints.save(3, {"x": np.ones(2)}, {})
+    with pytest.raises(ValueError, match="must be a checkpoint of `jaxopt-tf train`"):
+        run(job, resume_from_checkpoint=path)
+
+
+def test_refuses_a_log_that_belongs_to_no_run(job):
+    job.output_dir.mkdir()
+    (job.output_dir / "metrics.jsonl").write_text("precious\n")
+    with pytest.raises(
+        ValueError, match="`output_dir` must be a run's folder or a new"
+    ):
+        run(job)
+    assert (job.output_dir / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_refuses_a_config_that_cannot_be_read(job):
+    job.output_dir.mkdir()
+    (job.output_dir / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"must hold a readable config\.json"):
+        run(job)
+
+
+def test_falls_back_where_the_newest_checkpoint_is_damaged(
+    broken_off, unbroken, capsys
+):
+    job = broken_off(9)
+    files = [p for p in (job.output_dir / "checkpoint-9").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert_same_run(run(job), unbroken)
+    assert "checkpoint-9 is damaged" in capsys.readouterr().err
+
+
+def test_never_starts_anew_where_no_checkpoint_is_good(broken_off):
+    job = broken_off(9)
+    for path in find_checkpoints(job.output_dir):
+        (path / "SHA256SUMS").unlink()
+    before = log_of(job.output_dir)
+    with pytest.raises(ValueError, match="`folder` must hold a good checkpoint"):
+        run(job)
+    assert log_of(job.output_dir) == before
+
+
+def test_goes_on_from_a_named_checkpoint_and_sets_later_ones_aside(
+    broken_off, unbroken
+):
+    job = broken_off(9)
+    named = job.output_dir / "checkpoint-4"
+    assert_same_run(run(job, resume_from_checkpoint=named), unbroken)
+    aside = [path.name for path in job.output_dir.glob("aside-*")]
+    assert {name.rpartition("-")[2] for name in aside} == {"6", "8", "9"}
+
+
+def test_goes_on_in_another_folder_with_the_log_of_the_first(job, unbroken):
+    before = log_of(unbroken.folder)
+    checkpoint = unbroken.folder / "checkpoint-4"
+    assert_same_run(run(job, resume_from_checkpoint=checkpoint), unbroken)
+    assert log_of(unbroken.folder) == before
+
+
+def test_refuses_settings_that_contradict_each_other(job):
+    with pytest.raises(ValueError, match="2 settings contradict others") as refusal:
+        run(job, early_stopping_threshold=0.1, eos_token_id=0)
+    assert "`early_stopping_threshold`" in str(refusal.value)
+    assert "`eos_token_id`" in str(refusal.value)
+    assert not job.output_dir.exists()
+
+
+def test_scanned_layers_bfloat16_and_label_smoothing_train(job):
+    model = dataclasses.replace(TINY, scan_layers=True, gradient_checkpointing=True)
+    recipe = dataclasses.replace(
+        RECIPE,
+        optim="adafactor",
+        label_smoothing_factor=0.1,
+        gradient_accumulation_steps=1,
+    )
+    outcome = run(job, recipe, model, bf16=True, log_layers=True)
+    assert outcome.last_loss < outcome.first_loss
+    leaves = jax.tree.leaves(outcome.params)
+    assert {str(leaf.dtype) for leaf in leaves} == {"float32"}

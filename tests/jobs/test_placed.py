@@ -1,0 +1,170 @@
+"""Runs on meshes of the eight devices that the tests have."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxopt_tf.jobs import Job, gpt2_rules, place, pretrain, run_steps
+from jaxopt_tf.models import GPT2Config
+from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.sharding import make_mesh
+
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_quickly", "compiled_once"),
+]
+
+TINY = GPT2Config(n_layer=1, n_head=2, n_embd=32, block_size=16)
+SCANNED = dataclasses.replace(TINY, scan_layers=True)
+RECIPE = Recipe(
+    max_steps=4,
+    learning_rate=1e-2,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=2,
+)
+
+
+def trained(folder, mesh=None, *, recipe=RECIPE, zero_1=False):
+    folder.mkdir(exist_ok=True)
+    (folder / "text.txt").write_text("so say the bells of Saint Clement's, " * 99)
+    job = Job(
+        text=(folder / "text.txt",),
+        output_dir=folder,
+        eval_steps=2,
+        save_steps=2,
+        mesh=mesh,
+        zero_1=zero_1,
+    )
+    pretrain(recipe, TINY, job)
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return np.array([line["loss"] for line in lines if "loss" in line])
+
+
+def on_mesh(axes, model=TINY, **changes):
+    mesh = make_mesh(axes)
+    recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, **changes)
+    return recipe, place(recipe, model, Job(mesh=axes), mesh)
+
+
+@pytest.mark.parametrize("model", [TINY, SCANNED], ids=["layers", "scanned"])
+def test_divides_matrices_moments_and_sequences(model):
+    _, placed = on_mesh("data=2,fsdp=2,tensor=2", model)
+    h = placed.position.state.params["transformer"]["h"]
+    kernel = (h if model.scan_layers else h[0])["attn"]["c_attn"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[-2:] == (16, 48)
+    for leaf in jax.tree.leaves(placed.position.state.opt_state):
+        if leaf.ndim >= 2 and leaf.size > 512:
+            part = leaf.sharding.shard_shape(leaf.shape)
+            assert np.prod(part) <= leaf.size // 2
+    assert placed.batch.shape == (2, 4, 17)
+    assert placed.batch.sharding.shard_shape(placed.batch.shape) == (2, 1, 17)
+
+
+def test_rules_cover_every_parameter_on_every_mesh():
+    for axes in ("data=8", "fsdp=8", "tensor=8", "data=4,tensor=2"):
+        for model in (TINY, SCANNED):
+            on_mesh(axes, model)  # raises where one is not covered
+            assert set(gpt2_rules(model, make_mesh(axes)))
+
+
+def compiled(axes, *, zero_1=False, **changes):
+    mesh, job = make_mesh(axes), Job(mesh=axes, zero_1=zero_1)
+    recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, **changes)
+    placed = place(recipe, TINY, job, mesh)
+    step, _ = run_steps(recipe, TINY, job, placed)
+    return step.lower(placed.position.state, placed.batch).compile(), placed
+
+
+CHECKPOINTED = dataclasses.replace(SCANNED, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ({}, "HIGHEST"),
+        ({"tf32": True}, "HIGH"),
+        ({"bf16": True, "tf32": True}, "DEFAULT"),
+    ],
+    ids=["float32", "tf32", "bf16"],
+)
+@pytest.mark.parametrize("model", [TINY, CHECKPOINTED], ids=["layers", "scanned"])
+def test_products_are_as_precise_as_asked_those_of_gradients_too(
+    model, settings, precision
+):
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
+    job, mesh = Job(**settings), make_mesh("data=1", jax.devices()[:1])
+    placed = place(recipe, model, job, mesh)
+    train_step, eval_step = run_steps(recipe, model, job, placed)
+    state, batch = placed.position.state, placed.batch
+    # The model has 7 products; the gradient of each 2 more.
+    for lowered, least in (
+        (train_step.lower(state, batch), 21),
+        (eval_step.lower(state.params, batch), 7),
+    ):
+        lines = lowered.as_text().splitlines()
+        products = [line for line in lines if "dot_general" in line]
+        assert len(products) >= least
+        asked = {re.search(r"precision = \[(\w+), \1\]", line) for line in products}
+        assert {match[1] if match else "DEFAULT" for match in asked} == {precision}
+
+
+def test_adds_gradients_up_in_parts():
+    program, placed = compiled("fsdp=8", gradient_accumulation_steps=4)
+    # What the loop over micro-batches carries, before the tokens that it reads: sums of
+    # the [32, 128] kernel in eighths.
+    (carried,) = re.findall(r"= \((.*?)u8\[4,1,17\].*\) while\(", program.as_text())
+    assert "f32[4,128]" in carried
+    assert "f32[32,128]" not in carried
+    leaves = jax.tree.leaves(placed.position.state)
+    sharded = jax.tree.leaves(program.output_shardings[0])
+    for leaf, sharding in zip(leaves, sharded, strict=True):
+        assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+def test_sends_all_gradients_at_once_with_a_divided_state():
+    program, _ = compiled("data=8", zero_1=True, gradient_accumulation_steps=1)
+    # Of the gradients, of the loss and its number of tokens, of the norms.
+    assert len(re.findall(r" all-reduce(-start)?\(", program.as_text())) <= 4
+
+
+def test_goes_on_on_another_mesh_with_the_batch_that_it_has(tmp_path):
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
+    alone = trained(tmp_path / "alone", recipe=recipe)
+    folder = tmp_path / "moved"
+    one_each = dataclasses.replace(recipe, per_device_train_batch_size=1)
+    trained(folder, "data=2,fsdp=4", recipe=one_each, zero_1=True)
+    shutil.rmtree(folder / "checkpoint-4")
+    # Eight sequences: the same flag on one device would be a batch of one.
+    there = trained(folder, recipe=one_each)
+    np.testing.assert_allclose(there, alone, rtol=5e-5)
+
+
+def test_refuses_a_mesh_that_does_not_divide_the_batch():
+    recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match=r"`mesh` must divide the 4 sequences") as e:
+        place(recipe, TINY, Job(), make_mesh("data=2,fsdp=4"), 4)
+    assert "data=2, fsdp=4, 8 parts" in str(e.value)
+    assert "data and fsdp may be 1, 2, 4" in str(e.value)
+
+
+def test_refuses_zero_1_without_data():
+    with pytest.raises(ValueError, match="`zero_1` must be left out unless `mesh`"):
+        pretrain(RECIPE, TINY, Job(mesh="fsdp=8", zero_1=True))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sentence"),
+    [
+        ("data=8,pipe=1", "`mesh` must be one of"),
+        ("data:8", "`axes` must be names and sizes"),
+        (8, "`mesh` must be text"),
+    ],
+)
+def test_refuses_what_is_no_mesh(mesh, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        Job(mesh=mesh)

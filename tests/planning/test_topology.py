@@ -1,0 +1,116 @@
+"""Slices by their names, and devices to compile for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxopt_tf.planning import (
+    CompilerMissingError,
+    _topology,
+    is_compiler_installed,
+    named_slice,
+    slice_devices,
+)
+from jaxopt_tf.sharding import make_mesh, make_shapes_mesh
+
+
+def compiler_of(name):
+    return pytest.mark.skipif(
+        not is_compiler_installed(named_slice(name)),
+        reason=f"the compiler for {name} is not installed",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_devices", "flops"),
+    [
+        ("v5e:4x4", 16, 197e12),
+        ("V5P:8x8x8", 512, 459e12),
+        ("v5p:4x4x384", 6144, 459e12),
+        ("v4:2x2x1", 4, 275e12),
+        ("v6e:1x1", 1, 918e12),
+        ("h100", 1, 989.4e12),
+        ("h100:8", 8, 989.4e12),
+    ],
+)
+def test_knows_slices_by_their_names_alone(name, num_devices, flops):
+    slice_ = named_slice(name)
+    assert (slice_.num_devices, slice_.chip.flops) == (num_devices, flops)
+    assert slice_.family == name.lower().partition(":")[0]
+
+
+def test_of_this_machine_no_peak_is_published():
+    assert named_slice("cpu:8").num_devices == 8
+    assert np.isnan(named_slice("cpu:8").chip.flops)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("v5e:3x3", "v5e:2x4"),
+        ("v5e:16", "v5e:4x4"),
+        ("v5e:32x16", "v5e:16x16"),
+        ("v6e:2x2x2", "v6e:2x4"),
+        ("v5p:16x8x8", "v5p:8x8x16"),
+        ("v5p:9x9x9", "v5p:8x8x12"),
+        ("v5p:24x24x24", "v5p:16x16x24"),
+        ("v4:20x20x20", "v4:16x16x16"),
+        ("h100:16", "h100:8"),
+        ("cpu:0", "cpu:1"),
+    ],
+)
+def test_a_slice_that_does_not_exist_names_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"`name` must .* got '{name}'.*'{nearest}'"):
+        named_slice(name)
+
+
+def test_a_device_that_does_not_exist_names_the_nearest():
+    with pytest.raises(ValueError, match=r"one of v4, .*'h200'. Did you mean 'h100'\?"):
+        named_slice("h200")
+    with pytest.raises(TypeError, match="`name` must be text"):
+        named_slice(8)
+
+
+@pytest.mark.parametrize(("name", "package"), [("v5e:4x4", "tpu"), ("h100", "cuda12")])
+def test_a_missing_compiler_says_what_to_install(monkeypatch, name, package):
+    monkeypatch.setattr(_topology, "is_compiler_installed", lambda slice_: False)
+    with pytest.raises(CompilerMissingError) as raised:
+        slice_devices(named_slice(name))
+    assert f'pip install "jax[{package}]=={jax.__version__}"' in str(raised.value)
+
+
+def test_cpu_devices_are_this_machines():
+    assert slice_devices(named_slice("cpu:4")) == jax.devices()[:4]
+
+
+def test_more_cpu_devices_than_there_are_say_how_to_get_them():
+    with pytest.raises(ValueError, match="'cpu:9999' and 8. Set JAX_NUM_CPU_DEVICES"):
+        slice_devices(named_slice("cpu:9999"))
+
+
+def test_arrays_are_described_on_a_mesh_of_no_devices():
+    mesh = make_shapes_mesh("data=4,fsdp=128", 512)
+    assert NamedSharding(mesh, P("fsdp")).shard_shape((256, 3)) == (2, 3)
+    with pytest.raises(ValueError, match="12 places for 8 devices. It would fit with"):
+        make_shapes_mesh("data=2,fsdp=6", 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        pytest.param("v5e:4x4", "data=2,fsdp=8", marks=compiler_of("v5e:4x4")),
+        pytest.param("v5e:1x1", "data=1", marks=compiler_of("v5e:1x1")),
+        pytest.param("v4:2x2x1", "data=4", marks=compiler_of("v4:2x2x1")),
+        pytest.param("h100:8", "data=8", marks=compiler_of("h100:8")),
+    ],
+)
+def test_compiles_for_devices_that_are_not_there(name, axes):
+    # fsdp=8 is no product of sides of 4 x 4.
+    mesh = make_mesh(axes, slice_devices(named_slice(name)))
+    over = NamedSharding(mesh, P(mesh.axis_names))
+    x = jax.ShapeDtypeStruct((16, 4), jnp.float32, sharding=over)
+    program = jax.jit(lambda x: 2.0 * x).lower(x).compile()
+    assert program.memory_analysis().argument_size_in_bytes >= 4
