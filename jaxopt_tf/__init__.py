@@ -22,3 +22,5 @@ from .recipes import build_schedule as build_schedule
 from .schedules import get_scheduler as get_scheduler
 from .training import init_train_state as init_train_state
 from .training import make_train_step as make_train_step
+
+__version__ = "0.1.0"
