@@ -129,6 +129,8 @@ class TorchLayout:
             torch_axis: the reduced axis, -1 or -2.
             shape: the shape of the leaf before the reduction.
         """
+        # Size 1 along every axis that was merged into the reduced one: it broadcasts
+        # against the leaf without a reshape, so a sharded leaf is not gathered.
         group = self.groups(len(shape))[torch_axis]
         ones = [1 if axis in group else size for axis, size in enumerate(shape)]
         return self.from_torch(jnp.expand_dims(array, torch_axis), tuple(ones))
@@ -139,6 +141,7 @@ class TorchLayout:
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
         """Returns for every torch axis the leaf's axes, as the leaf numbers them."""
+        # `axes` counts without the stacked axes, the result with them.
         axes = self.param_axes(num_axes)
         if self.axes is None:
             return [(axis,) for axis in axes]

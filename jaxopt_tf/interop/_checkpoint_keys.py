@@ -93,6 +93,7 @@ def match_keys(
     """
     in_model = dict.fromkeys(known, True)
     rename = _renaming(rules, in_model)
+    # Several names in a file may become one: a former name beside today's.
     of: dict[str, list[str]] = {}
     unused, strange, fused = [], [], []
     # In the order in which Transformers reads them, which some renamings need.
@@ -130,11 +131,13 @@ def _renaming(
         from transformers.core_model_loading import rename_source_key
 
         found = rename_source_key(key, renamings, converters, rules.prefix, known)
+        # A rule may rename a name that the model has: then it is not for this model.
         if found[0] not in known and key in known:
             found = rename_source_key(key, [], [], rules.prefix, known)
         return found[0], found[1] is not None
 
     def rename(key: str) -> tuple[str, bool]:
+        # Unchanged first: a model may have a part that is called like a wrapper.
         first = renamed(key)
         found = itertools.chain([first], map(renamed, _unwrapped(key)))
         return next((pair for pair in found if pair[0] in known), first)

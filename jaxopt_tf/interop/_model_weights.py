@@ -46,6 +46,8 @@ def read_weights(
 
     def leaf(name: str, p: Any) -> tuple:
         def tensor(torch_name: str) -> np.ndarray:
+            # Checked tensor by tensor: errors name the tensor, not the leaf, which may
+            # be a stack of many.
             key = key_of[torch_name]
             what = f"{key!r} of {str(files.file_of(key))!r}"
             array = files.read(key)
@@ -79,6 +81,7 @@ def write_params(
     A path that ends in `.bin` is written by torch, with every name of a tied tensor;
     any other in the format of safetensors, with one of them.
     """
+    # Arrays on the host: views of JAX's memory on a CPU, copies from other devices.
     host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
     slices = by_tensor(names.slices)
     specs: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -95,6 +98,7 @@ def write_params(
     if path.suffix != ".bin":
         write_safetensors(path, specs, tensor)
         return
+    # torch.save writes the memory of tied tensors once, under all of their names.
     tensors = {name: as_tensor(tensor(name)) for name in specs}
     tensors |= {alias: tensors[name] for alias, name in names.model.tied}
     save_torch(tensors, path)
@@ -113,6 +117,7 @@ def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray
             f"`like` must be given, got None: the model saves {list(model.buffers)} "
             "beside its parameters. Name a checkpoint folder that has them."
         )
+    # Copied: the map of a file of torch must not outlive the call.
     files = WeightFiles(folder)
     found = _keys(files, model).of
     missing = [name for name in model.buffers if name not in found]
@@ -133,6 +138,7 @@ def _key_by_parameter(
     files: WeightFiles, keys: Keys, model: TorchModel
 ) -> dict[str, str]:
     """Returns the name in the files of each parameter: its own, or one tied to it."""
+    # A file has one name of a tied tensor, or several that must then be equal.
     spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
         spellings[name].append(alias)

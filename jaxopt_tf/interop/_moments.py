@@ -72,6 +72,8 @@ class StateReader:
         """Returns `node` with torch's values for the leaves that it updates."""
         counts: dict[str, int] = {}
         read = []
+        # Leaf by leaf, each copied to its devices before the next is read: the host
+        # has one leaf of a mapped file in memory at a time.
         for moments in _leaf_moments(node, self.params, self.layouts):
             if not moments.is_masked:
                 counts[moments.name] = self._count(moments.name)
@@ -115,11 +117,13 @@ class StateReader:
             )
         if old.layout is None:
             return new._replace(nu=device_put_like(full("exp_avg_sq", old.nu), old.nu))
+        # Checked for every layer of a stack; equal for all, as they share one layout.
         num_axes = len(old.param.shape)
         sources, *_ = [_mean_sources(s, old.layout, num_axes) for s in slices]
         if sources is None:
             nu = old.layout.to_torch(full("exp_avg_sq", old.nu))
             return new._replace(nu=device_put_like(nu, old.nu))
+        factored: dict[str, Any] = {}
         for field, source in sources.items():
             like = getattr(old, field)
             means = np.zeros(like.shape, like.dtype)
@@ -127,8 +131,8 @@ class StateReader:
                 mean = self._moment(found.torch_name, source.key, like)
                 if mean is not None:
                     means[found.place] = source.to_ours(mean)
-            new = new._replace(**{field: device_put_like(means, like)})
-        return new
+            factored[field] = device_put_like(means, like)
+        return new._replace(**factored)
 
     def _moment(self, name: str, key: str, like: Any) -> np.ndarray | None:
         value = self.state.moment(name, key)
@@ -149,6 +153,7 @@ class StateReader:
 
     def _count_tree(self, counts: Mapping[str, int], old: PyTree) -> PyTree:
         """Returns one counter if all agree, else one for each leaf; (), int32."""
+        # With one counter the update computes its bias corrections once for all leaves.
         like = jax.tree.leaves(old)[0]
         values = sorted(set(counts.values())) or [0]
         if len(values) == 1:
@@ -162,6 +167,7 @@ class StateReader:
 
     def _rate(self, counts: Mapping[str, int]) -> float | None:
         """Returns the rate that the leaves' groups share; None if they have none."""
+        # A state has one rate. torch's groups may differ in decay, which a mask holds.
         group_of = self.state.group_of
         names = {found.torch_name for leaf in counts for found in self.slices[leaf]}
         numbers = sorted({group_of[name] for name in names & set(group_of)})
@@ -185,6 +191,7 @@ def state_entries(
     """Returns torch's entry for each tensor whose leaves a state updates."""
     moments = {m.name: m for m in _leaf_moments(node, params, layouts)}
     counts = [int(np.asarray(count)) for count in jax.tree.leaves(node.count)]
+    # A state has one counter for all leaves, or one for each.
     counts = counts * len(moments) if len(counts) == 1 else counts
     count_of = dict(zip(moments, counts, strict=True))
     return {
@@ -212,6 +219,7 @@ def _entry(
     has_mu = not _pytrees.is_masked(first.mu)
     mu = {"exp_avg": tensor(lambda leaf: leaf.mu)} if has_mu else {}
     if first.layout is None:
+        # torch counts in a float32 tensor, Transformers' Adafactor in an int.
         step = torch.tensor(float(count), dtype=torch.float32)
         return {"step": step, **mu, "exp_avg_sq": tensor(lambda leaf: leaf.nu)}
     entry: dict[str, Any] = {"step": count, **mu}
@@ -284,15 +292,18 @@ def _mean_sources(
     if layout.stacked_axes != found.layout.stacked_axes:
         why = "the stacked axes differ"
     elif len(theirs) < 2 and len(ours) < 2:
+        # A vector has a moment for each element, which is copied as the vector is.
         return None
     elif len(theirs) < 2 or len(ours) < 2:
         why = "only one of them has two axes"
+    # A mean over all of a fused tensor does not determine the means of its parts.
     elif not found.is_whole:
         why = "row and column means cannot be cut or joined"
     else:
         why = "they are means over other axes"
         for field, reduced in (("nu_row", ours[-1]), ("nu_col", ours[-2])):
             for key, their_reduced in zip(_KEYS, (theirs[-1], theirs[-2]), strict=True):
+                # The same axes are averaged, and the same axes are left in any order.
                 left = [group for group in theirs if group != reduced]
                 wanted = [group for group in ours if group != reduced]
                 is_same = their_reduced == reduced and sorted(left) == sorted(wanted)

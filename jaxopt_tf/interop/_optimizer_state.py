@@ -82,6 +82,7 @@ def convert_state(
     step: int | None,
 ) -> PyTree:
     """Converts as `opt_state_from_torch`, from a state dict with names."""
+    # `optax.multi_transform` has a state for each of its groups, with masked leaves.
     nodes = _nodes(opt_state)
     wanted = _KINDS.get(state.kind or "")
     if wanted is not None and any(type(node) is not wanted for node in nodes):
@@ -139,9 +140,11 @@ def torch_from_opt_state(
     entries: dict[str, dict[str, Any]] = {}
     for node in _nodes(opt_state):
         entries |= state_entries(node, params, slices, layouts)
+    # Two groups are Trainer's, decayed and not, in the order of its version's rule.
     if groups is None and len(param_groups) == 2:
         groups = groups_by_rule(decay_rule, names)
     named = check_group_count(len(param_groups), names, groups)
+    # torch numbers parameters through all groups, and keys the entries by the number.
     numbers: dict[str, int] = {}
     saved = []
     for settings, group in zip(param_groups, named, strict=True):

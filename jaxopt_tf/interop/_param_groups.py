@@ -120,6 +120,7 @@ def check_param_groups(
             "Continue it with `adamw_hf_v4` and `opt_state_from_torch`."
         )
     decayed, spared = param_groups_from_recipe(recipe, 0.0)
+    # The file of a script may have one group, or several in another order.
     wanted = [decayed, spared][: len(param_groups)]
     if len(param_groups) > 2 or any(g.get("weight_decay") for g in param_groups[1:]):
         wanted = [decayed if g.get("weight_decay") else spared for g in param_groups]
@@ -189,6 +190,7 @@ def groups_of_file(
             if number in entries
         )
 
+    # Shapes show a wrong rule, unless parameters of one shape changed their group.
     first = groups_by_rule(rule, names)
     if first is None or fits(first):
         return first
@@ -222,6 +224,7 @@ def check_decay(
         DecayGroupsError: naming the parameters and the side that decays them, and a
             rule that fits the file.
     """
+    # Without weight decay the groups make no difference.
     if recipe.weight_decay == 0 and not any(theirs.values()):
         return
     differing = _differing(recipe.decay_rule, names, theirs)
@@ -257,6 +260,7 @@ def decay_rule_of_file(
     """
     if not _differing("default", names, theirs, layer_norms={}):
         return "default"
+    # A mask decays whole leaves: a leaf of parameters of both groups has no rule.
     by_leaf: dict[str, set[bool]] = {found.leaf: set() for found in names.slices}
     for found in names.slices:
         if found.torch_name in theirs:

@@ -101,6 +101,7 @@ def match_names(
     shapes = {name: tuple(leaf.shape) for name, leaf in _pytrees.named_leaves(params)}
     problems = [f"`table`: {name!r} is no leaf" for name in table if name not in shapes]
     matches = []
+    # The order decides which part of a split tensor a leaf is.
     for leaf in sorted(shapes, key=_order_of(table, rules)):
         found = _matched(leaf, shapes[leaf], _declared(leaf, table, rules), resolver)
         if isinstance(found, str):
@@ -200,6 +201,7 @@ class _Resolver:
 
     def resolve(self, name: str) -> list[tuple[str, ...] | str]:
         """Returns all possible torch names, and the names of all possible stacks."""
+        # An exact name wins: a prefix is tried only if there is none.
         found = self._exactly(name)
         if found:
             return found
@@ -214,6 +216,8 @@ class _Resolver:
 
 def _stacks(names: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
     """Returns names that are numbered 0, 1, ..., by the name without the number."""
+    # By the name without the number and the place of the number: "h.0.mlp.1.bias" is a
+    # layer of "h.mlp.1.bias" and of "h.0.mlp.bias".
     numbered: dict[tuple[str, int], dict[int, str]] = {}
     for name in names:
         parts = name.split(".")

@@ -56,6 +56,7 @@ class TorchState(NamedTuple):
 
     def num_updates(self, name: str) -> int:
         """Returns the number of a parameter's updates; 0 without an entry."""
+        # A tensor since torch 1.12, an int before and in Adafactor.
         step = self.step(name)
         if hasattr(step, "detach"):
             if step.numel() != 1:
@@ -87,9 +88,11 @@ def read_state_dict(
     from the two groups that Trainer makes by `decay_rule`, or by another of its rules
     that fits the file; for one group alone, from `named_parameters()`.
     """
+    # From the outside in: each check relies on those before it.
     kind = check_format(state_dict)
     saved = state_dict["param_groups"]
     check_settings(saved)
+    # Two groups without names are taken for Trainer's.
     if groups is None and len(saved) == 2 and not has_names(saved):
         groups = groups_of_file(saved, state_dict["state"], names, decay_rule)
     named = _named_groups(saved, names, groups)
@@ -197,6 +200,7 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
     wrong = []
     for name in state.numbers:
         shape = shapes[name]
+        # A wrong order of the parameters shows in their shapes, unless these are equal.
         factored = {
             "exp_avg_sq_row": shape[:-1],
             "exp_avg_sq_col": shape[:-2] + shape[-1:],

@@ -60,11 +60,15 @@ def leaf_from_tensors(
     The result is a view of the tensor where possible.
     """
     first, shape = slices[0], tuple(shape)
+    # A tensor that is not stacked, fused or split is not copied: it stays a view of
+    # the mapped file until it is copied to a device.
     if len(slices) == 1 and first.is_whole and not first.place:
         whole = tensor(first.torch_name)
         if whole is None:
             return np.zeros(shape, dtype)
         return first.layout.from_torch(whole, shape).astype(dtype, copy=False)
+    # All slices of a leaf have its layout, so they are written to one array in torch's
+    # axes, which is transposed once.
     viewed = np.zeros(first.layout.torch_shape(shape), dtype)
     for part in slices:
         source = tensor(part.torch_name)
@@ -140,6 +144,7 @@ def resolve_slices(
             slices += found
         else:
             problems.append(_described(match, tensors, _MISFIT))
+    # Parts of a split tensor that no leaf has would be lost when it is written.
     groups = by_tensor(slices)
     for name in [name for name in ends if name in groups]:
         shape, leaves = torch_params[name].shape, [s.leaf for s in groups[name]]
@@ -164,6 +169,8 @@ def _is_in_out(layer: str, convention: str) -> bool:
 
 def _output_axis(leaf: str, tensor: TorchParam, convention: str) -> int:
     """Returns the torch axis of outputs, along which tensors are fused or split."""
+    # torch fuses layers that have the same input (queries, keys and values) by
+    # concatenating their outputs: axis 0 of [out, in], axis 1 of Conv1D's [in, out].
     is_matrix = leaf.rpartition(".")[2] == "kernel" and len(tensor.shape) == 2
     return int(is_matrix and _is_in_out(tensor.layer, convention))
 
@@ -177,6 +184,7 @@ def _shape_of_parts(
         return wanted
     if any(len(shape) <= axis for shape in shapes):
         return None
+    # The length of a leaf's share of a split tensor is known from the leaf alone.
     wanted[axis] = None if is_split else sum(shape[axis] for shape in shapes)
     return wanted
 
@@ -223,9 +231,12 @@ def _candidates(
     transposed, so the shape alone does not decide.
     """
     is_kernel = leaf.rpartition(".")[2] == "kernel"
+    # Kernels of convolutions: [*spatial, in, out] for torch's [out, in, *spatial].
     if is_kernel and len(wanted) >= 3 and num_axes == len(wanted):
         return [TorchLayout.conv(num_axes - 2)]
     if is_kernel and len(wanted) == 2 and num_axes >= 2:
+        # Attention may have an axis of heads among the inputs or the outputs: any cut
+        # between the two that fits torch's matrix is possible.
         if not _is_in_out(layer, convention):
             return [
                 TorchLayout.dense_general(num_in, num_axes - num_in)
@@ -239,6 +250,7 @@ def _candidates(
         return [TorchLayout(axes=(axes[:n], axes[n:])) for n in range(1, num_axes)]
     if num_axes == len(wanted):
         return [TorchLayout()]
+    # A bias [heads, k], for torch's vector.
     return [TorchLayout.flat(num_axes)] if len(wanted) == 1 else []
 
 

@@ -64,6 +64,7 @@ class TorchModel:
         if not self.is_ordered:
             return None
         trainable = [p for p in self.parameters if p.is_trainable]
+        # `decay_mask` looks at names and shapes: arrays without memory do.
         leaves = {p.name: np.broadcast_to(np.float32(0), p.shape) for p in trainable}
         parents = {name.rpartition(".")[0] for name in leaves}
         norms = {p: kind for p, kind in self.layer_norms.items() if p in parents}
@@ -102,6 +103,7 @@ def torch_model_from_module(module: Any) -> TorchModel:
             norms[path] = kind if kind == "LayerNorm" else above or kind
         for name, _ in layer.named_parameters(recurse=False):
             layers[f"{path}.{name}" if path else name] = _layer_type(layer)
+    # torch lists a tied tensor once, under its first name.
     once = dict(module.named_parameters())
     names = {id(tensor): name for name, tensor in once.items()}
     all_names = dict(module.named_parameters(remove_duplicate=False))

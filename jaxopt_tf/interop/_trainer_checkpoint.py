@@ -108,6 +108,7 @@ def read_trainer_checkpoint(
         `_load_from_checkpoint` and `_init_training_state`.
     Differs: what Trainer ignores with a warning, or silently, is an error.
     """
+    # Small files first: an unfit folder is refused before gigabytes are read.
     folder = Path(folder)
     check_folder_is_trainers(folder)
     wanted = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
@@ -127,11 +128,13 @@ def read_trainer_checkpoint(
                 opt_state, params, state, names, layouts=layouts, step=position
             )
         if is_there:
+            # Numbers alone are assigned by the order of the model's parameters.
             if groups is None and not has_names(state.groups):
                 check_order(folder)
             with errors_name(path):
                 check_param_groups(state.groups, recipe)
             check_decay(state.decayed, names, recipe, str(path))
+            # The rate in optimizer.pt is the last one that the schedule set.
             if schedule_state is not None and SCHEDULER in missing:
                 found = double_from_scalar(float(saved["param_groups"][0]["lr"]))
                 schedule_state = schedule_state._replace(rate=found)
@@ -196,6 +199,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is no JSON of a Trainer's state.
     """
+    # Text of any kind ends in one of these: deep nesting in a RecursionError.
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         step = state["global_step"]
@@ -211,6 +215,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 
 def _optimizer(path: Path) -> Any:
     saved = load_torch(path)
+    # Anything else is refused by `read_state_dict`, with what it is.
     if isinstance(saved, dict) and isinstance(saved.get("state"), dict):
         saved["state"] = MappedState(path, saved["state"])
     return saved
@@ -247,6 +252,7 @@ def _schedule(
             f"{SCHEDULER} must hold a scheduler's state, got {type(saved).__name__}."
         )
     if not isinstance(schedule, MetricDrivenSchedule):
+        # Updates that were skipped count in `global_step` and not in the schedule.
         step = schedule_step_from_torch(saved, schedule)
         if step > trainer_state.get("global_step", step):
             raise ValueError(

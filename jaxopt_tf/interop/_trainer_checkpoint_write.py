@@ -120,11 +120,13 @@ def write_trainer_checkpoint(
         )
     step = _checks.step_count("step", step)
     position = step if schedule_step is None else schedule_step
+    # All that can be refused is computed before the folder is created.
     json_state = _trainer_state(like, trainer_state or {}, recipe, step)
     scheduler, rate = _scheduler(recipe, position, schedule_state)
     settings = param_groups_from_recipe(recipe, rate)
     buffers = read_buffers(like, names.model)
 
+    # A killed process leaves this name, which the next call removes.
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -162,6 +164,7 @@ def _scheduler(
             f"`schedule_state` must be given for {recipe.lr_scheduler_type!r}, got "
             "None. Pass the state of the schedule."
         )
+    # Trainer's two groups.
     settings = dict(recipe.lr_scheduler_kwargs)
     bases = [float(recipe.learning_rate)] * 2
     state = torch_from_metric_state(schedule_state, settings, bases, position)

@@ -120,6 +120,7 @@ def check_files(
             f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). Without it "
             "there is nothing to resume from."
         )
+    # Either of the two has the step.
     if {SCHEDULER, STATE} <= set(missing) and not needed:
         needed.append(f"{SCHEDULER} or {STATE}. Without both the step is not known.")
     if needed:
@@ -148,6 +149,7 @@ def check_order(folder: Path) -> None:
 
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
+    # A model of several parts has the configuration of each in its own.
     config, version = _config_of(folder), version_of_folder(folder)
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for kind in [str(part.get("model_type")) for part in parts]:

@@ -134,6 +134,7 @@ class _Place(NamedTuple):
 
     def read(self) -> np.ndarray:
         """Reads the tensor into memory that JAX can use without a copy."""
+        # JAX copies memory of another alignment, which NumPy's own may have.
         room = np.empty(self.num_bytes + _ALIGNED, np.uint8)
         first = -room.ctypes.data % _ALIGNED
         content = room[first : first + self.num_bytes]
@@ -151,11 +152,11 @@ class _Place(NamedTuple):
         """Returns whether a tensor of the same size has equal bytes."""
         if self.num_bytes == 0:  # which cannot be mapped
             return True
-        mapped = (
-            np.memmap(p.path, np.uint8, "r", p.start, (p.num_bytes,))
-            for p in (self, other)
+        first, second = (
+            np.memmap(place.path, np.uint8, "r", place.start, (place.num_bytes,))
+            for place in (self, other)
         )
-        return np.array_equal(*mapped)
+        return np.array_equal(first, second)
 
 
 def _places(path: Path) -> dict[str, _Place]:
@@ -187,6 +188,7 @@ def _places(path: Path) -> dict[str, _Place]:
             "Save `model.dequantize()`."
         )
     places = {}
+    # Offsets are relative to the end of the header.
     for name, entry in header.items():
         start, end = (8 + length + offset for offset in entry["data_offsets"])
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
@@ -202,6 +204,7 @@ def _torch_tensors(path: Path) -> Mapping[str, Any]:
     for name, tensor in found.items():
         if not isinstance(name, str):
             raise _not_tensors(path, f"the key {name!r} {where}.")
+        # A checkpoint of a script, with the weights in it.
         if isinstance(tensor, Mapping) and name in ("state_dict", "model", "module"):
             cure = "Write that dict alone with `torch.save`."
             raise _not_tensors(path, f"a dict under {name!r} {where}. {cure}")
@@ -225,6 +228,7 @@ def _shards(index: Path) -> Mapping[str, set[str] | None]:
             f"`folder` must hold a readable {index.name}, got {str(index)!r}: "
             f"{error!r}. Copy it again."
         ) from error
+    # An index must not make the reader open files of other folders.
     outside = sorted(str(file) for file in shards if Path(str(file)).name != file)
     if outside:
         raise ValueError(
