@@ -39,8 +39,8 @@ def opt_state_from_torch(
     `named_parameters()` for one group. Trainer's groups depend on its version: those of
     `decay_rule` are taken, or those of the one version that has groups of the same
     lengths and shapes. Parameters of one shape that torch was given in another order
-    than this, in one group or across them, cannot be told apart without names. Of other
-    shapes they are refused.
+    than this, in one group or across them, cannot be distinguished without names. Those
+    of other shapes are refused.
 
     Args:
         opt_state: the result of `optimizer.init(params)`, with an `AdamWState` or

@@ -37,7 +37,7 @@ def schedule_step_from_torch(
     if missing:
         raise ValueError(
             "`scheduler_state` must be of torch's LambdaLR, got one without "
-            f"{missing}. Take the recipe of the schedule that the file is of."
+            f"{missing}. Take the recipe that the run was begun with."
         )
     step = _checks.step_count("last_epoch", scheduler_state["last_epoch"])
     rates = [float(rate) for rate in scheduler_state["_last_lr"]]

@@ -110,7 +110,7 @@ def write_trainer_checkpoint(
     like = None if like is None else Path(like)
     if folder.exists():
         raise ValueError(
-            f"`folder` must not be there yet, got {str(folder)!r}. Name another, or "
+            f"`folder` must not exist yet, got {str(folder)!r}. Name another, or "
             "remove it."
         )
     if not folder.parent.is_dir():

@@ -341,7 +341,7 @@ def test_a_folder_is_written_whole_and_only_where_none_is(
     folder, params, names, tmp_path
 ):
     state = build_optimizer(RECIPE).init(params)
-    with pytest.raises(ValueError, match="`folder` must not be there yet"):
+    with pytest.raises(ValueError, match="`folder` must not exist yet"):
         write_trainer_checkpoint(folder, params, state, names, recipe=RECIPE, step=2)
     deep = tmp_path / "no" / "checkpoint-1"
     with pytest.raises(ValueError, match="must be in a folder that exists"):
