@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._extras import import_extra
+
 # Elements that are checked at a time: 256 KiB of float32, which stay in the cache.
 _CHUNK = 2**16
 
 
 def check_tensor(value: Any, what: str) -> None:
     """Raises unless `value` is a plain, dense tensor of a dtype that NumPy has."""
-    import torch
+    torch = import_extra("torch")
 
     dtypes = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
     dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
@@ -30,7 +32,7 @@ def check_tensor(value: Any, what: str) -> None:
 
 def as_numpy(tensor: Any) -> np.ndarray:
     """Returns a torch tensor's data, without a copy where that is possible."""
-    import torch
+    torch = import_extra("torch")
 
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
@@ -40,7 +42,7 @@ def as_numpy(tensor: Any) -> np.ndarray:
 
 def as_tensor(array: np.ndarray) -> Any:
     """Returns a torch tensor with a copy of the array's data."""
-    import torch
+    torch = import_extra("torch")
 
     copied = np.array(array, order="C", copy=True)
     if copied.dtype == jnp.bfloat16:

@@ -18,6 +18,7 @@ from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import AdafactorState, TorchLayout, resolve_layouts
 from ._arrays import as_tensor, check_fits, device_put_like
+from ._extras import import_extra
 from ._state_dict import TorchState
 from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
@@ -208,7 +209,7 @@ def _entry(
 
     `RMS` of Adafactor is that of the present parameter; the next update recomputes it.
     """
-    import torch
+    torch = import_extra("torch")
 
     def tensor(of_leaf: Callable[[LeafMoments], Any]) -> Any:
         return as_tensor(

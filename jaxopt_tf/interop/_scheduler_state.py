@@ -6,6 +6,7 @@ from typing import Any
 from .. import _checks
 from .._typing import Schedule
 from ..recipes import Recipe
+from ._extras import import_extra
 
 _RELATIVE = 1e-6
 # Relative to the base rate: where cosines cancel, doubles are no better than this.
@@ -66,8 +67,8 @@ def torch_from_schedule_step(step: int, recipe: Recipe) -> dict[str, Any]:
     Source: torch 2.13 `optim/lr_scheduler.py`, `LambdaLR.state_dict`; transformers 5.23
         `optimization.py`, `get_scheduler`.
     """
-    import torch
-    import transformers
+    torch = import_extra("torch")
+    transformers = import_extra("transformers")
 
     step = _checks.step_count("step", step)
     base = float(recipe.learning_rate)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._io import whole_file
+from ._extras import import_extra
 from ._safe_pickle import Storage, load_storage_keys
 
 # Bytes that are read through a map before its pages are released.
@@ -63,7 +64,7 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
 
 def map_torch(path: Path) -> Any:
     """Maps a file as `load_torch`, without comparing its records with their CRC."""
-    import torch
+    torch = import_extra("torch")
 
     try:
         with warnings.catch_warnings():
@@ -84,7 +85,7 @@ def map_torch(path: Path) -> Any:
 
 def save_torch(value: Any, path: Path) -> None:
     """Writes `value` atomically, for `torch.load(weights_only=True)`."""
-    import torch
+    torch = import_extra("torch")
 
     with whole_file(path) as new_path:
         torch.save(value, new_path)
