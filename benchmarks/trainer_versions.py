@@ -195,7 +195,7 @@ def _num_decayed_by_one_side(work: Path) -> int:
     mask = dict(
         _tree.named_leaves(decay_mask(params, rule=rule, layer_norms=names.layer_norms))
     )
-    ours = {piece.torch_name for piece in names.pieces if mask[piece.leaf]}
+    ours = {found.torch_name for found in names.slices if mask[found.leaf]}
     return len(ours ^ theirs)
 
 

@@ -134,8 +134,8 @@ graph, shapes = nnx.split(model, nnx.Param)
 shapes = nnx.to_pure_dict(shapes)
 names = interop.match_names(shapes, interop.torch_model_from_module(begin))
 params = interop.read_params(work / "begin", shapes, names)
-for piece in names.pieces[:4]:
-    print(f"{piece.torch_name:35} -> {piece.leaf}")
+for found in names.slices[:4]:
+    print(f"{found.torch_name:35} -> {found.leaf}")
 
 # %% [markdown]
 # ## The loss

@@ -1,32 +1,36 @@
-"""How torch would see a leaf that Flax stores otherwise.
+"""Layout of a torch tensor relative to the leaf that stores the same parameter.
 
 Adafactor's second moments, its RMS and its clipping depend on which axes come last and
-on what counts as one parameter. A layout says both, so that they come out as torch's.
+on which axes belong to one parameter. A layout describes both. `interop` uses the same
+description to copy parameters and moments between torch tensors and leaves.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._typing import PyTree
 from . import _tree
 from ._patterns import matched_values
 from ._placement import reshaped
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchLayout:
-    """How torch would see a leaf: its own axes, and which of ours only stack layers.
+    """Axes of a torch tensor in terms of a leaf's axes, and the axes that stack layers.
 
     Each torch axis is a group of the leaf's axes, merged in the order given: a query
     kernel `[d, heads, k]`, for torch `[heads * k, d]`, has `axes=((1, 2), (0,))`. An
     empty group is an axis of size 1 that torch has and the leaf has not. Stacked axes
     hold one torch parameter per index and are not counted in `axes`: a scan over layers
-    makes axis 0 one. `TorchLayout()` is a leaf that torch stores as we do.
+    stacks along axis 0. `TorchLayout()` is a leaf that torch stores in the same way.
 
     Attributes:
         axes: for every torch axis the leaf's axes that it is made of; None: as stored.
@@ -89,66 +93,74 @@ class TorchLayout:
         return dataclasses.replace(self, stacked_axes=axes or (0,))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a leaf of this shape has the axes that the layout names."""
-        num_own = len(shape) - len(self.stacked_axes)
-        if max(self.stacked_axes, default=-1) >= len(shape) or num_own < 0:
+        """Returns whether a leaf of this shape has the axes that the layout names."""
+        num_axes = len(shape) - len(self.stacked_axes)
+        if max(self.stacked_axes, default=-1) >= len(shape) or num_axes < 0:
             return False
-        return self.axes is None or num_own == sum(len(group) for group in self.axes)
+        return self.axes is None or num_axes == sum(len(group) for group in self.axes)
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that torch sees, the stacked axes in front."""
+        """Returns the shape that torch sees, the stacked axes in front."""
         groups = self.groups(len(shape))
         merged = (math.prod(shape[axis] for axis in group) for group in groups)
         return (*(shape[axis] for axis in self.stacked_axes), *merged)
 
-    def to_torch(self, array: jax.Array) -> jax.Array:
-        """The leaf as torch sees it, the stacked axes in front."""
-        shape = self.torch_shape(array.shape)
-        return reshaped(jnp.transpose(array, self._order(array.ndim)), shape)
+    def to_torch(self, array: Array) -> Array:
+        """Returns the leaf as torch sees it, the stacked axes in front.
 
-    def from_torch(self, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """A leaf of `shape` from what torch sees of it: undoes `to_torch`."""
+        The result for a NumPy array is a view where possible.
+        """
+        shape = self.torch_shape(array.shape)
+        return _reshape(array.transpose(self._order(array.ndim)), shape)
+
+    def from_torch(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """Returns a leaf of `shape` from what torch sees of it: inverts `to_torch`."""
         order = self._order(len(shape))
-        unmerged = reshaped(array, tuple(shape[axis] for axis in order))
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return jnp.transpose(unmerged, back)
+        unmerged = _reshape(array, tuple(shape[axis] for axis in order))
+        return unmerged.transpose(sorted(range(len(order)), key=order.__getitem__))
 
     def without(
         self, array: jax.Array, torch_axis: int, shape: tuple[int, ...]
     ) -> jax.Array:
-        """From what torch sees without its axis -1 or -2 a leaf that has size 1 there.
+        """Returns a leaf with size 1 along the axes that torch reduced.
 
-        Otherwise the leaf is of `shape`.
+        Args:
+            array: what torch sees, reduced over its axis -1 or -2.
+            torch_axis: the reduced axis, -1 or -2.
+            shape: the shape of the leaf before the reduction.
         """
+        # Size 1 along every axis that was merged into the reduced one: it broadcasts
+        # against the leaf without a reshape, so a sharded leaf is not gathered.
         group = self.groups(len(shape))[torch_axis]
         ones = [1 if axis in group else size for axis, size in enumerate(shape)]
         return self.from_torch(jnp.expand_dims(array, torch_axis), tuple(ones))
 
-    def own_axes(self, num_axes: int) -> tuple[int, ...]:
-        """The leaf's axes that are of one parameter."""
+    def param_axes(self, num_axes: int) -> tuple[int, ...]:
+        """Returns the leaf's axes that belong to one parameter: all but the stacked."""
         return tuple(axis for axis in range(num_axes) if axis not in self.stacked_axes)
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
-        """For every torch axis the leaf's axes, as the leaf numbers them."""
-        own = self.own_axes(num_axes)
+        """Returns for every torch axis the leaf's axes, as the leaf numbers them."""
+        # `axes` counts without the stacked axes, the result with them.
+        axes = self.param_axes(num_axes)
         if self.axes is None:
-            return [(axis,) for axis in own]
-        return [tuple(own[axis] for axis in group) for group in self.axes]
+            return [(axis,) for axis in axes]
+        return [tuple(axes[axis] for axis in group) for group in self.axes]
 
     def _order(self, num_axes: int) -> tuple[int, ...]:
-        """The leaf's axes in the order in which torch has them."""
-        own = (axis for group in self.groups(num_axes) for axis in group)
-        return (*self.stacked_axes, *own)
+        """Returns the leaf's axes in the order in which torch has them."""
+        merged = (axis for group in self.groups(num_axes) for axis in group)
+        return (*self.stacked_axes, *merged)
 
 
 def resolve_layouts(
     layouts: Mapping[str, TorchLayout] | None, params: PyTree
 ) -> PyTree:
-    """A layout for every leaf, as a tree of the structure of `params`.
+    """Returns a layout for every leaf, as a tree of the structure of `params`.
 
-    A pattern is a regular expression for the whole name of a leaf. Undeclared, a rank-4
-    leaf named `kernel` is the HWIO of a Flax convolution and every other leaf is as it
-    stands.
+    A pattern is a regular expression for the whole name of a leaf. Without a pattern, a
+    rank-4 leaf named `kernel` is the HWIO kernel of a Flax convolution, and torch
+    stores every other leaf in the same way.
 
     Raises:
         TypeError: if `layouts` is not a mapping of strings to `TorchLayout`.
@@ -172,6 +184,13 @@ def resolve_layouts(
     return _tree.map_leaves(layout_of, params, num_results=1)[0]
 
 
+def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    # Files are read into NumPy arrays, which have no sharding.
+    if isinstance(array, np.ndarray):
+        return array.reshape(shape)
+    return reshaped(array, shape)
+
+
 def _undeclared(name: str, leaf: Any) -> TorchLayout:
     is_conv = name.split(".")[-1] == "kernel" and len(leaf.shape) == 4
     return TorchLayout.conv(2) if is_conv else TorchLayout()
@@ -181,8 +200,8 @@ def _wanted(layout: TorchLayout) -> str:
     stacked = f"stacked axes {list(layout.stacked_axes)}"
     if layout.axes is None:
         return f"a leaf with {stacked}"
-    own = sum(len(group) for group in layout.axes)
-    return f"{own} axes" + (f" and {stacked}" if layout.stacked_axes else "")
+    num_axes = sum(len(group) for group in layout.axes)
+    return f"{num_axes} axes" + (f" and {stacked}" if layout.stacked_axes else "")
 
 
 def _axes(name: str, axes: Any) -> tuple[int, ...]:

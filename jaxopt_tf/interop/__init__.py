@@ -1,15 +1,10 @@
-"""The border: a run of Transformers' Trainer comes in and goes out; torch and JAX.
+"""Runs of Transformers' Trainer: read, and written so that Trainer resumes from them.
 
 torch and Transformers are imported by the functions that need them.
 """
 
-from ._decay_groups import DecayGroupsError as DecayGroupsError
 from ._hf_arguments import FromTransformers as FromTransformers
 from ._hf_arguments import recipe_from_transformers as recipe_from_transformers
-from ._hf_checkpoint import TrainerCheckpoint as TrainerCheckpoint
-from ._hf_checkpoint import decay_rule_from_checkpoint as decay_rule_from_checkpoint
-from ._hf_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
-from ._hf_checkpoint_write import write_trainer_checkpoint as write_trainer_checkpoint
 from ._hf_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
 from ._hf_source import read_training_arguments as read_training_arguments
 from ._hf_subclass import select_fields as select_fields
@@ -20,17 +15,14 @@ from ._hf_translation import (
 )
 from ._hf_values import read_values as read_values
 from ._hf_version import era_of as era_of
-from ._metric_state import metric_state_from_torch as metric_state_from_torch
-from ._metric_state import torch_from_metric_state as torch_from_metric_state
-from ._model_file import read_params as read_params
-from ._model_file import unused_tensors as unused_tensors
-from ._param_groups import check_param_groups as check_param_groups
-from ._param_groups import param_groups_from_recipe as param_groups_from_recipe
+from ._model_weights import read_params as read_params
+from ._model_weights import unused_tensors as unused_tensors
+from ._optimizer_state import opt_state_from_torch as opt_state_from_torch
+from ._optimizer_state import torch_from_opt_state as torch_from_opt_state
+from ._param_groups import DecayGroupsError as DecayGroupsError
 from ._param_names import ParamNames as ParamNames
 from ._param_names import match_names as match_names
-from ._pieces import Piece as Piece
-from ._scheduler_state import schedule_step_from_torch as schedule_step_from_torch
-from ._scheduler_state import torch_from_schedule_step as torch_from_schedule_step
+from ._tensor_slices import TensorSlice as TensorSlice
 from ._torch_files import load_torch as load_torch
 from ._torch_files import save_torch as save_torch
 from ._torch_model import TorchModel as TorchModel
@@ -38,5 +30,11 @@ from ._torch_model import TorchParam as TorchParam
 from ._torch_model import torch_model_from_config as torch_model_from_config
 from ._torch_model import torch_model_from_module as torch_model_from_module
 from ._torch_model import torch_model_from_shapes as torch_model_from_shapes
-from ._torch_state import opt_state_from_torch as opt_state_from_torch
-from ._torch_state import torch_from_opt_state as torch_from_opt_state
+from ._trainer_checkpoint import TrainerCheckpoint as TrainerCheckpoint
+from ._trainer_checkpoint import (
+    decay_rule_from_checkpoint as decay_rule_from_checkpoint,
+)
+from ._trainer_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
+from ._trainer_checkpoint_write import (
+    write_trainer_checkpoint as write_trainer_checkpoint,
+)

@@ -1,16 +1,17 @@
-"""Parameters of a model under the names that weight files have for them."""
+"""Names in weight files, resolved to the parameters of a model of Transformers."""
 
 import copy
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Parts of a name that wrappers of a module add to it.
+# Parts that wrappers of a module add to a name.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _OUTER_WRAPPERS = ("module.", "base_model.model.")  # DistributedDataParallel, PEFT
 
-# Buffers of older versions, which no parameter is called like: name and shape.
+# Buffers of older versions, whose names no parameter has: pattern and shape.
 _FORMER_BUFFERS = (
     (r"(^|\.)(attn|attention)\.bias$", lambda s: len(s) == 4 and s[:2] == (1, 1)),
     (r"(^|\.)masked_bias$", lambda s: s in ((), (1,))),
@@ -18,7 +19,7 @@ _FORMER_BUFFERS = (
     (r"(^|\.)token_type_ids$", lambda s: len(s) <= 2),
     (r"(^|\.)(original_)?inv_freq$", lambda s: len(s) == 1),
 )
-# Endings of names that only another kind of file has, and how it becomes this one.
+# Endings of names that only another kind of file has; the kind, and the cure.
 _OTHER_FILES = (
     (
         r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.",
@@ -46,10 +47,10 @@ class LoadRules(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Names in a weight file, by what they stand for."""
+    """Names in a weight file by their meaning."""
 
     of: Mapping[str, tuple[str, ...]]  # names in the file, by parameter or buffer
-    unused: tuple[str, ...]  # of buffers, and others that the model does not use
+    unused: tuple[str, ...]  # names of buffers and others that the model does not use
     problems: tuple[str, ...]
 
 
@@ -79,19 +80,20 @@ def load_rules(module: Any) -> LoadRules:
 def match_keys(
     shapes: Mapping[str, Sequence[int]], known: Iterable[str], rules: LoadRules
 ) -> Keys:
-    """Finds what every name in a weight file stands for, as `from_pretrained` does.
+    """Resolves every name in a weight file, as `from_pretrained` does.
 
     Args:
-        shapes: of every tensor in the file.
+        shapes: shape of every tensor in the file.
         known: names of the model's parameters and buffers, tied ones included.
-        rules: of the model.
+        rules: rules of the model.
 
     Differs: `from_pretrained` drops names that the model does not have with a warning.
-        They are problems here, but for those that Transformers ignores without one and
-        for buffers of older versions.
+        They are problems here, except for those that Transformers ignores without a
+        warning and for buffers of older versions.
     """
-    own = dict.fromkeys(known, True)
-    rename = _renaming(rules, own)
+    in_model = dict.fromkeys(known, True)
+    rename = _renaming(rules, in_model)
+    # Several names in a file may become one: a former name beside today's.
     of: dict[str, list[str]] = {}
     unused, strange, fused = [], [], []
     # In the order in which Transformers reads them, which some renamings need.
@@ -99,7 +101,7 @@ def match_keys(
         name, is_part = rename(key)
         if is_part:
             fused.append(key)
-        elif name in own:
+        elif name in in_model:
             of.setdefault(name, []).append(key)
         elif _is_unused(name, tuple(shapes[key]), rules):
             unused.append(key)
@@ -115,11 +117,11 @@ def match_keys(
 def _renaming(
     rules: LoadRules, known: dict[str, bool]
 ) -> Callable[[str], tuple[str, bool]]:
-    """Returns a function from a name in the file to that in the model.
+    """Returns a function from a name in the file to the name in the model.
 
-    The function also tells whether the tensor is a part of the model's.
+    The function also returns whether the tensor is a part of the model's.
     """
-    # They remember which names they have seen.
+    # They store the names that they were applied to.
     renamings = copy.deepcopy(list(rules.renamings))
     converters = copy.deepcopy(list(rules.converters))
 
@@ -129,19 +131,16 @@ def _renaming(
         from transformers.core_model_loading import rename_source_key
 
         found = rename_source_key(key, renamings, converters, rules.prefix, known)
+        # A rule may rename a name that the model has: then it is not for this model.
         if found[0] not in known and key in known:
             found = rename_source_key(key, [], [], rules.prefix, known)
         return found[0], found[1] is not None
 
     def rename(key: str) -> tuple[str, bool]:
+        # Unchanged first: a model may have a part that is called like a wrapper.
         first = renamed(key)
-        if first[0] in known:
-            return first
-        for candidate in _unwrapped(key):
-            found = renamed(candidate)
-            if found[0] in known:
-                return found
-        return first
+        found = itertools.chain([first], map(renamed, _unwrapped(key)))
+        return next((pair for pair in found if pair[0] in known), first)
 
     return rename
 

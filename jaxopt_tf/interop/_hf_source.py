@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._hf_folder import version_of_folder
 from ._hf_subclass import holds_all_fields
 from ._safe_pickle import NotAllowedError, Record, load_inert
+from ._trainer_folder import version_of_folder
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
 # What an object has besides its fields.

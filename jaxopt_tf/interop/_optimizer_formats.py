@@ -1,46 +1,57 @@
-"""Formats of the state dicts of torch optimizers that are read."""
+"""Formats of torch optimizers' state dicts: those that are read, names of others."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ._other_optimizers import LABELS, optimizer_name
-
 ADAMW, ADAFACTOR = "AdamW", "Adafactor"
 
 
-class Format(NamedTuple):
+class _Format(NamedTuple):
     """Exact keys of a format that is read."""
 
     kind: str
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
     needed: frozenset[str]  # keys that each group has
     optional: frozenset[str]  # keys that each group may have
-    value: tuple[str, bool] | None = None  # a setting without which it is another one
+    value: tuple[str, bool] | None = None  # a setting with which alone it is this one
+
+
+class _Marks(NamedTuple):
+    """Keys by which a format that is not read is recognized."""
+
+    name: str
+    entries: frozenset[str]  # all of them are in entries of `state`
+    groups: frozenset[str]  # or all of them are in a group
+    absent: frozenset[str]  # and none of these is in a group
 
 
 def _set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
+# Keys that every group may have.
+_LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
 _ADAM = _set("lr betas eps weight_decay")
 _READ = (
     # torch's Adam and AdamW of every version. Apex adds `step` to the group.
-    Format(
+    _Format(
         ADAMW,
         _MOMENTS,
         _ADAM | {"amsgrad"},
-        _set("maximize foreach capturable differentiable fused decoupled_weight_decay")
-        | {"step"},
+        _set(
+            "maximize foreach capturable differentiable fused decoupled_weight_decay "
+            "step"
+        ),
         ("amsgrad", False),
     ),
     # transformers.AdamW of version 4.
-    Format(
+    _Format(
         ADAMW, _MOMENTS, _ADAM | {"correct_bias"}, frozenset(), ("correct_bias", True)
     ),
     # FusedAdam of Apex and of DeepSpeed.
-    Format(
+    _Format(
         ADAMW,
         _MOMENTS,
         _ADAM | {"bias_correction"},
@@ -48,17 +59,65 @@ _READ = (
         ("bias_correction", True),
     ),
     # transformers.Adafactor.
-    Format(
+    _Format(
         ADAFACTOR,
         tuple(
             _set(f"{mean} {seen} RMS")
             for mean in ("", "exp_avg")
             for seen in ("exp_avg_sq", "exp_avg_sq_row exp_avg_sq_col")
         ),
-        _set("lr eps clip_threshold decay_rate beta1 weight_decay scale_parameter")
-        | _set("relative_step warmup_init"),
+        _set(
+            "lr eps clip_threshold decay_rate beta1 weight_decay scale_parameter "
+            "relative_step warmup_init"
+        ),
         frozenset(),
     ),
+)
+
+# Each was written by Trainer or by the optimizer itself: torch 2.13, transformers 5.23,
+# bitsandbytes 0.50.2 (0.49.2 and later nest their state, earlier ones do not), torchao
+# 0.18, torch-optimi 0.3.3, schedulefree 1.4.1, lomo-optim 0.1.1, grokadamw 0.1.2,
+# galore-torch 1.0, apollo-torch 1.0.3. The order matters: a more special one first.
+_OTHERS = tuple(
+    _Marks(name, _set(entries), _set(groups), _set(absent))
+    for name, entries, groups, absent in (
+        ("GaLore", "", "update_proj_gap scale", "scale_type"),
+        ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
+        ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
+        ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
+        ("bitsandbytes 32-bit AdamW or AdEMAMix", "state1 state2", "", ""),
+        ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
+        ("bitsandbytes", "__bnb_optimizer_quant_state__", "t_alpha t_beta3", ""),
+        ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
+        ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
+        ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
+        ("schedule_free_adamw (schedulefree)", "z", "train_mode lr_max", ""),
+        ("grokadamw", "", "alpha_init lamb", ""),
+        ("AdaLomo", "", "clip_grad_value weight_decay", ""),
+        ("LOMO", "", "clip_grad_value", ""),
+        ("adamw_anyprecision", "compensation", "use_kahan_summation", ""),
+        ("torch's NAdam", "mu_product", "momentum_decay", ""),
+        ("torch's RAdam", "", "betas decoupled_weight_decay", "amsgrad"),
+        ("torch's Adamax", "exp_inf", "", ""),
+        ("torch's SparseAdam", "", "betas maximize", "weight_decay"),
+        ("torch's Adafactor", "row_var", "beta2_decay", ""),
+        ("torch's Muon", "", "ns_coefficients", ""),
+        ("torch's SGD", "", "momentum dampening nesterov", ""),
+        ("torch's Adagrad", "", "lr_decay initial_accumulator_value", ""),
+        ("torch's RMSprop", "", "alpha centered", ""),
+        ("torch's Adadelta", "acc_delta", "rho", ""),
+        ("torch's ASGD", "eta ax", "lambd t0", ""),
+        ("torch's Rprop", "prev step_size", "etas", ""),
+        ("torch's LBFGS", "old_dirs", "history_size", ""),
+        ("Apex's FusedLAMB", "", "grad_averaging max_grad_norm", ""),
+        ("CAME", "exp_avg_res_row", "", ""),
+        ("Adan", "exp_avg_diff", "", ""),
+        ("AdaBelief", "exp_avg_var", "", ""),
+        ("Sophia", "hessian", "", ""),
+        ("SOAP", "GG Q", "", ""),
+        ("Prodigy", "", "d d_coef", ""),
+        ("torch's SGD or Muon", "momentum_buffer", "", ""),
+    )
 )
 
 # A key at the top, or a key of `state`, that only one framework writes.
@@ -89,21 +148,20 @@ def check_format(state_dict: Any) -> str | None:
     entries: Mapping[Any, Any] = state_dict["state"]
     groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
     group_keys = [frozenset(map(str, group)) for group in groups]
-    # In place of a file that is missing.
-    if not entries and all(
-        keys == _set("lr params param_names") for keys in group_keys
-    ):
+    # Stands for a file that is missing.
+    if not entries and all(k == _set("lr params param_names") for k in group_keys):
         return None
-    entry_keys = {_entry_keys(entry) for entry in map(entries.__getitem__, entries)}
+    entry_keys = {_entry_keys(entries[number]) for number in entries}
     entry_keys.discard(frozenset())  # of a parameter that was never updated
-    fits = [f for f in _READ if all(_fits(f, keys) for keys in group_keys)]
-    fits = [f for f in fits if all(keys - {"step"} in f.entries for keys in entry_keys)]
-    if not fits:
-        _refuse(frozenset[str]().union(*entry_keys), group_keys)
-    (found,) = fits
-    if found.value is not None:
-        _check_value(groups, *found.value)
-    return found.kind
+    for known in _READ:
+        if all(
+            known.needed <= keys <= known.needed | known.optional | _LABELS
+            for keys in group_keys
+        ) and all(keys - {"step"} in known.entries for keys in entry_keys):
+            if known.value is not None:
+                _check_value(groups, *known.value)
+            return known.kind
+    raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
 
 
 def check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
@@ -112,40 +170,38 @@ def check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
         for key, value in group.items():
             if key in ("params", "param_names"):
                 continue
-            for one in _numbers(value):
-                least = -math.inf if key == "decay_rate" else 0.0
-                is_beta = key == "betas"
-                # Written so that NaN fails.
-                if not (least <= one < (1.0 if is_beta else math.inf)):
-                    limit = "from 0 to 1" if is_beta else "finite and at least 0"
-                    limit = "finite" if key == "decay_rate" else limit
-                    raise ValueError(
-                        f"`{key}` of group {number} must be {limit}, got {value!r}. "
-                        "The file is damaged, or its run had diverged: take an "
-                        "earlier checkpoint."
-                    )
+            least, end, limit = 0.0, math.inf, "finite and at least 0"
+            if key == "decay_rate":
+                least, limit = -math.inf, "finite"
+            elif key == "betas":
+                end, limit = 1.0, "from 0 to 1"
+            # Written so that NaN fails.
+            if not all(least <= one < end for one in _numbers(value)):
+                raise ValueError(
+                    f"`{key}` of group {number} must be {limit}, got {value!r}. "
+                    "The file is damaged, or its run had diverged: take an "
+                    "earlier checkpoint."
+                )
+
+
+def _error(requirement: str, got: str, cure: str = _CURE) -> ValueError:
+    return ValueError(f"`state_dict` must {requirement}, got {got} {cure}".rstrip())
 
 
 def _check_structure(state_dict: Any) -> None:
     keys = _keys(state_dict)
-    state = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+    state = state_dict.get("state") if keys else None
     found = [key for key in [*keys, *_keys(state)] if key in _FRAMEWORKS]
     if found:
-        raise ValueError(
-            f"`state_dict` must be torch's own, got one of {_FRAMEWORKS[found[0]]}, by "
-            f"its key {found[0]!r}. {_CURE}"
-        )
-    if not {"state", "param_groups"} <= set(keys):
-        inner = [
-            key
-            for key in keys
-            if {"state", "param_groups"} <= set(_keys(state_dict[key]))
-        ]
-        cure = f" Pass what it has under {inner[0]!r}." if inner else ""
-        raise ValueError(
-            "`state_dict` must have `state` and `param_groups`, as torch's "
-            f"`optimizer.state_dict()` has, got {type(state_dict).__name__} of "
-            f"{sorted(map(str, keys))[:5]}.{cure}"
+        whose = f"one of {_FRAMEWORKS[found[0]]}, by its key {found[0]!r}."
+        raise _error("be torch's own", whose)
+    needed = {"state", "param_groups"}
+    if not needed <= set(keys):
+        inner = [key for key in keys if needed <= set(_keys(state_dict[key]))]
+        raise _error(
+            "have `state` and `param_groups`, as torch's `optimizer.state_dict()` has",
+            f"{type(state_dict).__name__} of {sorted(map(str, keys))[:5]}.",
+            f"Pass what it has under {inner[0]!r}." if inner else "",
         )
     groups = state_dict["param_groups"]
     is_list = isinstance(groups, list | tuple) and len(groups) > 0
@@ -153,77 +209,47 @@ def _check_structure(state_dict: Any) -> None:
         isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
         for group in groups
     ):
-        raise ValueError(
-            "`state_dict` must have a list of groups with `params` each, got "
-            f"{groups!r:.100} for `param_groups`."
+        raise _error(
+            "have a list of groups with `params` each",
+            f"{groups!r:.100} for `param_groups`.",
+            "",
         )
     numbers = [number for group in groups for number in group["params"]]
     if any(isinstance(index, str) for index in [*numbers, *_keys(state)]):
-        raise ValueError(
-            "`state_dict` must number its parameters, got names, as FSDP and "
-            f"torch.distributed.checkpoint have them. {_CURE}"
+        raise _error(
+            "number its parameters",
+            "names, as FSDP and torch.distributed.checkpoint have them.",
         )
     if not all(isinstance(index, int) for index in numbers):
-        raise ValueError(
-            f"`state_dict` must number its parameters, got {numbers!r:.100}. {_CURE}"
-        )
+        raise _error("number its parameters", f"{numbers!r:.100}.")
     if len(set(numbers)) != len(numbers):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})
-        raise ValueError(
-            "`state_dict` must have each parameter in one group, got the numbers "
-            f"{twice} twice. Write it again: nothing tells which group is right."
+        raise _error(
+            "have each parameter in one group",
+            f"the numbers {twice} twice.",
+            "Write it again: nothing tells which group is right.",
         )
-    if not hasattr(state, "get"):
-        raise ValueError(
-            "`state_dict` must have a dict for `state`, got "
-            f"{type(state).__name__}. {_CURE}"
-        )
+    if not isinstance(state, Mapping):
+        raise _error("have a dict for `state`", f"{type(state).__name__}.")
 
 
 def _keys(node: Any) -> list[Any]:
-    is_mapping = hasattr(node, "__getitem__") and hasattr(node, "get")
-    return list(node) if is_mapping else []
-
-
-def _fits(known: Format, keys: frozenset[str]) -> bool:
-    return known.needed <= keys <= known.needed | known.optional | LABELS
+    return list(node) if isinstance(node, Mapping) else []
 
 
 def _entry_keys(entry: Any) -> frozenset[str]:
     """Returns the keys of an entry and of the dicts in it."""
     if not isinstance(entry, Mapping):
-        raise ValueError(
-            "`state_dict` must have a dict for each entry of `state`, got "
-            f"{type(entry).__name__}. {_CURE}"
-        )
+        kind = type(entry).__name__
+        raise _error("have a dict for each entry of `state`", f"{kind}.")
     inner = [value for value in entry.values() if isinstance(value, Mapping)]
     return frozenset(str(key) for node in (entry, *inner) for key in node)
-
-
-def _refuse(entry_keys: frozenset[str], group_keys: list[frozenset[str]]) -> None:
-    if "max_exp_avg_sq" in entry_keys:
-        _refuse_amsgrad()
-    name = optimizer_name(entry_keys, group_keys)
-    whose = f"the state of {name}" if name else "another one"
-    known = frozenset[str]().union(*(f.needed | f.optional for f in _READ))
-    strange = sorted(frozenset[str]().union(*group_keys) - known - LABELS)
-    cure = _CURE
-    if not name and strange:
-        cure += (
-            f" If {strange} do not change its updates, delete them from the groups: "
-            "`for group in state_dict['param_groups']: group.pop(...)`."
-        )
-    raise ValueError(
-        "`state_dict` must be of torch's AdamW or Transformers' Adafactor, got "
-        f"{whose}: its entries have {sorted(entry_keys)} and its groups "
-        f"{sorted(frozenset[str]().union(*group_keys) - {'params'})}. {cure}"
-    )
 
 
 def _check_value(groups: Sequence[Mapping[str, Any]], key: str, wanted: bool) -> None:
     odd = [n for n, group in enumerate(groups) if bool(group.get(key)) != wanted]
     if odd and key == "amsgrad":
-        _refuse_amsgrad()
+        raise _amsgrad()
     if odd:
         raise ValueError(
             f"`{key}` must be {wanted} in every group, got {not wanted} in {odd}: no "
@@ -231,15 +257,59 @@ def _check_value(groups: Sequence[Mapping[str, Any]], key: str, wanted: bool) ->
         )
 
 
-def _refuse_amsgrad() -> None:
-    raise ValueError(
-        "`state_dict` must be without `amsgrad`, got `max_exp_avg_sq`, which no "
-        f"optimizer here keeps. {_CURE}"
+def _not_read(
+    entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
+) -> ValueError:
+    """Returns the error for a format that is not read."""
+    if "max_exp_avg_sq" in entry_keys:
+        return _amsgrad()
+    name, cure = _optimizer_name(entry_keys, group_keys), _CURE
+    found = frozenset[str]().union(*group_keys)
+    known = _LABELS.union(*(f.needed | f.optional for f in _READ))
+    if not name and found - known:
+        cure += (
+            f" If {sorted(found - known)} do not change its updates, delete them from "
+            "the groups: `for group in state_dict['param_groups']: group.pop(...)`."
+        )
+    whose = f"the state of {name}" if name else "another one"
+    return _error(
+        "be of torch's AdamW or Transformers' Adafactor",
+        f"{whose}: its entries have {sorted(entry_keys)} and its groups "
+        f"{sorted(found - {'params'})}.",
+        cure,
     )
 
 
+def _amsgrad() -> ValueError:
+    return _error(
+        "be without `amsgrad`", "`max_exp_avg_sq`, which no optimizer here keeps."
+    )
+
+
+def _optimizer_name(
+    entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
+) -> str:
+    """Returns the optimizer that wrote a state dict with these keys; "" if unknown.
+
+    Args:
+        entry_keys: of all entries of `state`, and of the dicts in them.
+        group_keys: of each group.
+    """
+    if not entry_keys and all(keys - _LABELS == {"lr"} for keys in group_keys):
+        return (
+            "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), of "
+            "which Trainer saves no moments"
+        )
+    for marks in _OTHERS:
+        by_entry = marks.entries and marks.entries <= entry_keys
+        by_group = marks.groups and any(marks.groups <= keys for keys in group_keys)
+        if (by_entry or by_group) and not any(marks.absent & k for k in group_keys):
+            return marks.name
+    return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""
+
+
 def _numbers(value: Any) -> Iterator[float]:
-    """Numbers in a setting of a group."""
+    """Yields the numbers in a setting of a group."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _numbers(item)

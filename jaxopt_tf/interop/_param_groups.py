@@ -1,13 +1,25 @@
-"""What torch's parameter groups are set to, from a recipe; and against one."""
+"""Parameter groups of torch: their parameters by rule, their settings by recipe."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..recipes import METRIC_DRIVEN, Recipe
+import numpy as np
 
-_ADAMW = "adamw_torch"
-# Where torch, when it loads a file, takes the file's and not the recipe's.
+from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
+from ..recipes import METRIC_DRIVEN, Recipe
+from ._param_names import ParamNames
+
+DecayRule = str | Sequence[str]
+_Groups = Sequence[Sequence[str]]
+TODAYS_RULE = "transformers_v5"
+_SHOWN = 3  # names in a message
+
+# Settings that torch takes from the file when it loads one, not from the recipe. Every
+# group of AdamW has the first, every group of Adafactor the second.
+_NEEDED = ("betas", "clip_threshold")
 _CHECKED = (
+    *_NEEDED,
     "eps",
     "beta1",
     "decay_rate",
@@ -19,14 +31,25 @@ _CHECKED = (
     "relative_step",
     "warmup_init",
 )
-# Those that every group of AdamW, or of Adafactor, has.
-_NEEDED = ("betas", "clip_threshold")
+
+
+class DecayGroupsError(ValueError):
+    """Error of a recipe that decays other parameters than the file of its run.
+
+    Attributes:
+        difference: the sentence without a cure.
+    """
+
+    def __init__(self, difference: str, cure: str):
+        """Joins both sentences."""
+        super().__init__(f"{difference} {cure}")
+        self.difference = difference
 
 
 def param_groups_from_recipe(
     recipe: Recipe, learning_rate: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of Trainer's two groups: decayed, and not.
+    """Returns the settings of Trainer's two groups: decayed, and not.
 
     Args:
         recipe: the numbers of the run; of AdamW with torch's numbers, or Adafactor.
@@ -42,9 +65,9 @@ def param_groups_from_recipe(
         raise ValueError(
             "`recipe` must have no `rate_groups`, got "
             f"{[group.pattern for group in recipe.rate_groups]}: Trainer has none to "
-            "go on with. Write the state dict by `torch_from_opt_state`."
+            "resume. Write the state dict by `torch_from_opt_state`."
         )
-    if recipe.optim.startswith(_ADAMW):
+    if recipe.optim.startswith("adamw_torch"):
         settings = {
             "lr": learning_rate,
             "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
@@ -84,10 +107,10 @@ def param_groups_from_recipe(
 def check_param_groups(
     param_groups: Sequence[Mapping[str, Any]], recipe: Recipe
 ) -> None:
-    """Raises if groups are set to other numbers than the recipe has; lists all.
+    """Raises if groups have other settings than the recipe; lists all differences.
 
-    torch continues with the numbers of the file, whatever it was started with, so that
-    a recipe with others is not that run. Of several groups, each may be decayed or not,
+    torch continues with the numbers of the file, whatever it was started with, so a
+    recipe with others is not that run. Each of several groups may be decayed or not,
     in any order; if none is, the first is taken for Trainer's decayed one.
     """
     if any("correct_bias" in group for group in param_groups):
@@ -97,17 +120,22 @@ def check_param_groups(
             "Continue it with `adamw_hf_v4` and `opt_state_from_torch`."
         )
     decayed, spared = param_groups_from_recipe(recipe, 0.0)
+    # The file of a script may have one group, or several in another order.
     wanted = [decayed, spared][: len(param_groups)]
     if len(param_groups) > 2 or any(g.get("weight_decay") for g in param_groups[1:]):
         wanted = [decayed if g.get("weight_decay") else spared for g in param_groups]
+
+    def plain(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list | tuple) else value
+
     odd = [
-        f"`{key}` of group {number} is {_plain(group.get(key))!r} and the recipe's "
-        f"{_plain(own[key])!r}"
-        for number, (group, own) in enumerate(zip(param_groups, wanted, strict=True))
-        for key in (*_NEEDED, *_CHECKED)
-        if key in own
+        f"`{key}` of group {number} is {plain(group.get(key))!r} and the recipe's "
+        f"{plain(ours[key])!r}"
+        for number, (group, ours) in enumerate(zip(param_groups, wanted, strict=True))
+        for key in _CHECKED
+        if key in ours
         and (key in group or key in _NEEDED)
-        and _plain(group.get(key)) != _plain(own[key])
+        and plain(group.get(key)) != plain(ours[key])
     ]
     if odd:
         raise ValueError(
@@ -116,5 +144,181 @@ def check_param_groups(
         )
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
+def groups_by_rule(rule: DecayRule, names: ParamNames) -> _Groups | None:
+    """Returns the names in the two groups that a rule makes; None without an order.
+
+    A rule that is none of Trainer's names its leaves by patterns, or belongs to a run
+    that began here and continues with today's Trainer.
+    """
+    if isinstance(rule, str):
+        known = rule if rule in TRAINER_DECAY_RULES else TODAYS_RULE
+        return names.model.groups_by_rule(known)
+    if not names.model.is_ordered:
+        return None
+    decayed = {name for name, decays in _decayed_here(rule, names) if decays}
+    trainable = [p.name for p in names.model.parameters if p.is_trainable]
+    return [
+        [name for name in trainable if name in decayed],
+        [name for name in trainable if name not in decayed],
+    ]
+
+
+def groups_of_file(
+    saved: Sequence[Mapping[str, Any]],
+    entries: Mapping[Any, Mapping[str, Any]],
+    names: ParamNames,
+    rule: DecayRule,
+) -> _Groups | None:
+    """Returns the names in the groups of a file without names.
+
+    The groups are those of `rule`, if numbers and shapes of parameters fit; else those
+    of the one rule of Trainer that fits. Its version is not always known, and its rule
+    decides the order in which torch was given the parameters.
+
+    Raises:
+        ValueError: if several rules fit that order the parameters differently.
+    """
+    shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
+
+    def fits(groups: _Groups) -> bool:
+        lengths = [len(group["params"]) for group in saved]
+        numbers = [number for group in saved for number in group["params"]]
+        in_order = [name for group in groups for name in group]
+        return lengths == [len(group) for group in groups] and all(
+            _shape_of(entries[number]) in (None, shapes[name])
+            for number, name in zip(numbers, in_order, strict=True)
+            if number in entries
+        )
+
+    # Shapes show a wrong rule, unless parameters of one shape changed their group.
+    first = groups_by_rule(rule, names)
+    if first is None or fits(first):
+        return first
+    fitting: dict[tuple[tuple[str, ...], ...], str] = {}
+    for known in TRAINER_DECAY_RULES:
+        groups = names.model.groups_by_rule(known)
+        if groups is not None and fits(groups):
+            fitting.setdefault(groups, known)
+    if len(fitting) > 1:
+        raise ValueError(
+            "`state_dict` must be of a version of Transformers that is known: its "
+            f"groups are those of {' or '.join(map(repr, fitting.values()))}, in which "
+            "parameters have other places. Pass the `decay_rule` of the version, or "
+            "the names of each group as `groups`."
+        )
+    return next(iter(fitting), first)
+
+
+def check_decay(
+    theirs: Mapping[str, bool], names: ParamNames, recipe: Recipe, file: str
+) -> None:
+    """Raises unless the recipe decays the parameters that the file's groups decay.
+
+    Args:
+        theirs: by torch name, whether the parameter's group is decayed.
+        names: leaf of each torch parameter.
+        recipe: numbers of the run that continues.
+        file: name of the file, for errors.
+
+    Raises:
+        DecayGroupsError: naming the parameters and the side that decays them, and a
+            rule that fits the file.
+    """
+    # Without weight decay the groups make no difference.
+    if recipe.weight_decay == 0 and not any(theirs.values()):
+        return
+    differing = _differing(recipe.decay_rule, names, theirs)
+    if not differing:
+        return
+    shown = recipe.decay_rule
+    if not isinstance(shown, str):
+        shown = f"{len(shown)} patterns"
+    sides = [
+        f"{len(found)} are decayed {side}, {', '.join(map(repr, found[:_SHOWN]))}"
+        f"{', ...' if len(found) > _SHOWN else ''}"
+        for side, found in (
+            ("here and not in the file", [n for n, ours in differing if ours]),
+            ("in the file and not here", [n for n, ours in differing if not ours]),
+        )
+        if found
+    ]
+    raise DecayGroupsError(
+        f"`recipe` must decay the parameters that the groups of {file} decay, got the "
+        f"`decay_rule` {shown!r}, by which {len({n for n, _ in differing})} of "
+        f"{len(theirs)} differ: {'; '.join(sides)}.",
+        _cure(names, theirs),
+    )
+
+
+def decay_rule_of_file(
+    theirs: Mapping[str, bool], names: ParamNames
+) -> str | tuple[str, ...]:
+    """Returns the `decay_rule` by which a recipe decays what the file's groups decay.
+
+    Raises:
+        ValueError: if a leaf is made of parameters that are decayed in part.
+    """
+    if not _differing("default", names, theirs, layer_norms={}):
+        return "default"
+    # A mask decays whole leaves: a leaf of parameters of both groups has no rule.
+    by_leaf: dict[str, set[bool]] = {found.leaf: set() for found in names.slices}
+    for found in names.slices:
+        if found.torch_name in theirs:
+            by_leaf[found.leaf].add(theirs[found.torch_name])
+    mixed = [leaf for leaf, decays in by_leaf.items() if len(decays) > 1]
+    if mixed:
+        raise ValueError(
+            "`names` must have leaves that the file decays as a whole, but "
+            f"{len(mixed)} are made of parameters that it decays and of others, "
+            f"{mixed[0]!r} the first. Split the leaf, or its stack, into one per group."
+        )
+    # A parameter that torch froze has no place in a group, and is left unchanged.
+    spared = [leaf for leaf, decays in by_leaf.items() if decays != {True}]
+    return tuple(f"^{re.escape(leaf)}$" for leaf in spared) or "all"
+
+
+def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:
+    for rule in (*TRAINER_DECAY_RULES, "default", "all", "examples"):
+        if not _differing(rule, names, theirs):
+            return (
+                f"The file's groups are those of {rule!r}: take "
+                f"`dataclasses.replace(recipe, decay_rule={rule!r})`, and build the "
+                "optimizer with it and with `layer_norms=names.layer_norms`."
+            )
+    return (
+        "Take the file's groups, `dataclasses.replace(recipe, decay_rule="
+        "decay_rule_from_checkpoint(folder, names))`, and build the optimizer with it; "
+        "or take the recipe of the run."
+    )
+
+
+def _decayed_here(
+    rule: DecayRule, names: ParamNames, layer_norms: LayerNorms | None = None
+) -> list[tuple[str, bool]]:
+    """Returns the torch names of all slices, and whether their leaf is decayed."""
+    norms = names.layer_norms if layer_norms is None else layer_norms
+    leaves = {found.leaf: np.float32(0) for found in names.slices}
+    mask = decay_mask(leaves, rule=rule, layer_norms=norms)
+    return [(found.torch_name, mask[found.leaf]) for found in names.slices]
+
+
+def _differing(
+    rule: DecayRule,
+    names: ParamNames,
+    theirs: Mapping[str, bool],
+    layer_norms: LayerNorms | None = None,
+) -> list[tuple[str, bool]]:
+    """Returns the names that one side alone decays, and whether that side is ours."""
+    pairs = dict.fromkeys(_decayed_here(rule, names, layer_norms))
+    return [(n, ours) for n, ours in pairs if n in theirs and theirs[n] != ours]
+
+
+def _shape_of(entry: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Returns the shape of a parameter, if the optimizer's entry shows it."""
+    for key in ("exp_avg_sq", "exp_avg"):
+        if hasattr(entry.get(key), "shape"):
+            return tuple(entry[key].shape)
+    if hasattr(entry.get("exp_avg_sq_row"), "shape"):
+        row, col = entry["exp_avg_sq_row"].shape, entry["exp_avg_sq_col"].shape
+        return (*row, col[-1])
+    return None

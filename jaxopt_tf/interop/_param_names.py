@@ -1,44 +1,47 @@
-"""A leaf's path and its torch name, with the transformation in between."""
+"""Names of parameters: the torch parameters of every leaf, with slices and layouts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import TorchLayout
-from ._candidates import Declared, Resolver, Rules, Table, declared_names
-from ._cutting import Match, cut
-from ._layouts import CONVENTIONS
-from ._pieces import Piece
+from ._tensor_slices import CONVENTIONS, NameMatch, TensorSlice, resolve_slices
 from ._torch_model import TorchModel
+
+Table = Mapping[str, str | Sequence[str]]
+Rules = Sequence[tuple[str, str | Sequence[str]]]
+
+# Flax's words for torch's `weight`.
+_WEIGHTS = frozenset({"kernel", "scale", "embedding"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamNames:
-    """Which leaf is which torch parameter, both ways.
+    """Correspondence of the leaves of a tree and the parameters of a torch model.
 
     Attributes:
-        pieces: what each leaf and each torch tensor have in common.
-        model: the torch side.
+        slices: ranges of leaves that equal ranges of torch tensors.
+        model: the torch model.
     """
 
-    pieces: tuple[Piece, ...]
+    slices: tuple[TensorSlice, ...]
     model: TorchModel
 
     @property
     def layer_norms(self) -> dict[str, str]:
         """Paths of the leaves' modules that are layer norms in torch, and their class.
 
-        For `build_optimizer(recipe, layer_norms=...)`: Trainer goes by these classes,
-        and which of them count depends on the version of Transformers.
+        For `build_optimizer(recipe, layer_norms=...)`: Trainer excludes these classes
+        from weight decay. Which classes it excludes depends on its version.
         """
         norms = self.model.layer_norms
         return {
-            piece.leaf.rpartition(".")[0]: norms[parent]
-            for piece in self.pieces
-            if (parent := piece.torch_name.rpartition(".")[0]) in norms
+            found.leaf.rpartition(".")[0]: norms[parent]
+            for found in self.slices
+            if (parent := found.torch_name.rpartition(".")[0]) in norms
         }
 
 
@@ -51,38 +54,40 @@ def match_names(
     layouts: Mapping[str, TorchLayout] | None = None,
     convention: str = "linear",
 ) -> ParamNames:
-    """Finds the torch parameter of every leaf, and what lies between the two.
+    """Finds the torch parameters of every leaf, and the layouts between them.
 
-    A leaf is called by `table`, else by the first of `rules` that matches, else as
-    Transformers' former Flax models were: its own path, with `weight` for `kernel`,
-    `scale` and `embedding`. A prefix of one word may be missing or too many where only
-    one is possible. A path without the number that torch has, `h.attn.c_attn.kernel`,
-    is a stack of all of them along the leaf's first axis.
+    The torch name of a leaf comes from `table`, else from the first of `rules` that
+    matches, else from the convention of Transformers' former Flax models: the leaf's
+    path, with `weight` for `kernel`, `scale` and `embedding`. A prefix of one word may
+    be missing or added if only one is possible. A path without the number that torch
+    has, `h.attn.c_attn.kernel`, is a stack of all of them along the leaf's first axis.
 
-    Several torch names for a leaf are fused in it, in this order, along torch's axis of
-    outputs; one torch name for several leaves is split into them, in the order of
+    Several torch names for one leaf are fused in it, in this order, along torch's axis
+    of outputs. One torch name for several leaves is split into them, in the order of
     `table`, of `rules`, or of the leaves.
 
     Args:
         params: the tree of parameters, or of `jax.ShapeDtypeStruct`.
-        model: the torch side, from `torch_model_from_config` and its like.
-        table: for names of leaves, the torch name or names.
-        rules: pairs of a regular expression for a whole name of a leaf and what
-            `re.Match.expand` makes the torch name or names of.
-        layouts: for patterns that match whole names of leaves, how torch sees the leaf,
-            where names and shapes do not tell; as for `adafactor_tf`.
-        convention: which way round kernels stand, where shapes cannot tell. "linear":
-            leaves are [in, out], and so is torch's Conv1D; layers whose type is not
-            known are Linear, [out, in]. "conv1d": as this, but they are Conv1D, as all
-            of GPT-2's. "former_flax_gpt2": leaves for Conv1D are [out, in], as the
-            former Flax GPT-2 had them.
+        model: the torch model, from `torch_model_from_config` or a similar function.
+        table: torch name or names by the name of a leaf.
+        rules: pairs of a regular expression for the whole name of a leaf, and the torch
+            name or names as `re.Match.expand` takes them.
+        layouts: layouts by a pattern for the whole name of a leaf, for leaves whose
+            name and shape leave several possible; as for `adafactor_tf`.
+        convention: orientation of kernels whose shape leaves it open. "linear": leaves
+            are [in, out], as torch's Conv1D; layers of unknown type are Linear,
+            [out, in]. "conv1d": the same, but layers of unknown type are Conv1D, as all
+            of GPT-2's. "former_flax_gpt2": leaves for Conv1D are [out, in], as in the
+            former Flax GPT-2.
 
     Returns:
-        The names, for the functions that carry parameters and optimizer states over.
+        The names, for the functions that read and write parameters and optimizer
+        states.
 
     Raises:
-        ValueError: if a name or a shape is left over on either side: all are listed; if
-            a pattern is no regular expression, or the convention is unknown.
+        ValueError: if a leaf or a torch parameter is left over or has another shape
+            (all are listed), if a pattern is no regular expression, or if the
+            convention is unknown.
 
     Source: transformers 4.44 `modeling_flax_pytorch_utils.py`,
         `rename_key_and_reshape_tensor`, for the words; `models/gpt2`.
@@ -92,18 +97,15 @@ def match_names(
     _check_patterns("layouts", list(layouts or ()))
     table = dict(table or {})
     torch_params = {p.name: p for p in model.parameters}
-    resolver = Resolver(list(torch_params))
+    resolver = _Resolver(list(torch_params))
     shapes = {name: tuple(leaf.shape) for name, leaf in _pytrees.named_leaves(params)}
-    order = {name: i for i, name in enumerate(table)}
-    leaves = sorted(shapes, key=lambda name: _rank(name, order, rules))
-
     problems = [f"`table`: {name!r} is no leaf" for name in table if name not in shapes]
     matches = []
-    for leaf in leaves:
-        declared = declared_names(leaf, table, rules)
-        found = _matched(leaf, shapes[leaf], declared, resolver)
+    # The order decides which part of a split tensor a leaf is.
+    for leaf in sorted(shapes, key=_order_of(table, rules)):
+        found = _matched(leaf, shapes[leaf], _declared(leaf, table, rules), resolver)
         if isinstance(found, str):
-            problems.append(found)
+            problems.append(f"{leaf!r} {list(shapes[leaf])}: {found}")
         else:
             matches.append(found)
     used = {name for match in matches for part in match.parts for name in part}
@@ -112,7 +114,7 @@ def match_names(
         for p in model.parameters
         if p.name not in used
     ]
-    pieces, misfits = cut(matches, torch_params, layouts or {}, convention)
+    slices, misfits = resolve_slices(matches, torch_params, layouts or {}, convention)
     problems += misfits
     if problems:
         listed = "\n  ".join(problems)
@@ -121,40 +123,7 @@ def match_names(
             f"{len(problems)} differences:\n  {listed}\nName leaves by `table` or "
             "`rules`, shapes by `layouts`."
         )
-    return ParamNames(pieces=tuple(pieces), model=model)
-
-
-def _matched(
-    leaf: str, shape: tuple[int, ...], declared: Declared, resolver: Resolver
-) -> Match | str:
-    """The torch names of a leaf; or why there are none."""
-    parts: list[tuple[str, ...]] = []
-    stacks = set()
-    for name in declared:
-        found = resolver.resolve(name)
-        if not found:
-            return f"{leaf!r} {list(shape)}: torch has no {name!r}"
-        if len(found) > 1:
-            return f"{leaf!r} {list(shape)}: may be any of {found}"
-        (one,) = found
-        parts.append((one,) if isinstance(one, str) else one)
-        stacks.add(None if isinstance(one, str) else len(one))
-    if len(stacks) > 1:
-        return f"{leaf!r} {list(shape)}: {list(declared)} are not stacked alike"
-    (length,) = stacks
-    if length is not None and shape[:1] != (length,):
-        return f"{leaf!r} {list(shape)}: torch has {length} of {list(declared)}"
-    return Match(leaf, shape, tuple(parts), length is not None)
-
-
-def _rank(leaf: str, order: Mapping[str, int], rules: Rules) -> tuple[int, int]:
-    """Tables before rules before the rest; within each, their own order."""
-    if leaf in order:
-        return 0, order[leaf]
-    for i, (pattern, _) in enumerate(rules):
-        if re.fullmatch(pattern, leaf):
-            return 1, i
-    return 2, 0
+    return ParamNames(slices=tuple(slices), model=model)
 
 
 def _check_patterns(argument: str, patterns: list[Any]) -> None:
@@ -166,3 +135,99 @@ def _check_patterns(argument: str, patterns: list[Any]) -> None:
                 f"`{argument}` must have regular expressions for patterns, got "
                 f"{pattern!r}: {error}."
             ) from error
+
+
+def _order_of(table: Table, rules: Rules) -> Any:
+    """Returns a sort key of leaves: those in `table`, those in `rules`, the others."""
+    places = {name: i for i, name in enumerate(table)}
+
+    def key(leaf: str) -> tuple[int, int]:
+        if leaf in places:
+            return 0, places[leaf]
+        matching = (
+            i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, leaf)
+        )
+        first = next(matching, None)
+        return (2, 0) if first is None else (1, first)
+
+    return key
+
+
+def _declared(leaf: str, table: Table, rules: Rules) -> tuple[str, ...]:
+    """Returns the torch name of each fused part of a leaf, before it is looked up."""
+    names: str | Sequence[str]
+    if leaf in table:
+        names = table[leaf]
+        return (names,) if isinstance(names, str) else tuple(names)
+    for pattern, names in rules:
+        match = re.fullmatch(pattern, leaf)
+        if match:
+            names = (names,) if isinstance(names, str) else names
+            return tuple(match.expand(name) for name in names)
+    head, dot, last = leaf.rpartition(".")
+    return (f"{head}{dot}weight" if last in _WEIGHTS else leaf,)
+
+
+def _matched(
+    leaf: str, shape: tuple[int, ...], declared: tuple[str, ...], resolver: "_Resolver"
+) -> NameMatch | str:
+    """Returns the match of a leaf; or the reason for none."""
+    parts: list[tuple[str, ...]] = []
+    lengths: set[int | None] = set()  # of the stack; None for a single tensor
+    for name in declared:
+        found = resolver.resolve(name)
+        if not found:
+            return f"torch has no {name!r}"
+        if len(found) > 1:
+            return f"may be any of {found}"
+        (one,) = found
+        parts.append((one,) if isinstance(one, str) else one)
+        lengths.add(None if isinstance(one, str) else len(one))
+    if len(lengths) > 1:
+        return f"{list(declared)} are not stacked alike"
+    (length,) = lengths
+    if length is not None and shape[:1] != (length,):
+        return f"torch has {length} of {list(declared)}"
+    return NameMatch(leaf, shape, tuple(parts), length is not None)
+
+
+class _Resolver:
+    """Looks a name up among torch's: unchanged, as a stack, or with another prefix."""
+
+    def __init__(self, torch_names: Sequence[str]):
+        self._names = frozenset(torch_names)
+        self._stacks = _stacks(torch_names)
+        self._prefixes = sorted({name.split(".")[0] for name in torch_names})
+
+    def resolve(self, name: str) -> list[tuple[str, ...] | str]:
+        """Returns all possible torch names, and the names of all possible stacks."""
+        # An exact name wins: a prefix is tried only if there is none.
+        found = self._exactly(name)
+        if found:
+            return found
+        rest = name.partition(".")[2]
+        spellings = [f"{prefix}.{name}" for prefix in self._prefixes]
+        spellings += [rest] if rest else []
+        return [found for spelling in spellings for found in self._exactly(spelling)]
+
+    def _exactly(self, name: str) -> list[tuple[str, ...] | str]:
+        return [name] if name in self._names else list(self._stacks.get(name, ()))
+
+
+def _stacks(names: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
+    """Returns names that are numbered 0, 1, ..., by the name without the number."""
+    # By the name without the number and the place of the number: "h.0.mlp.1.bias" is a
+    # layer of "h.mlp.1.bias" and of "h.0.mlp.bias".
+    numbered: dict[tuple[str, int], dict[int, str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for place, part in enumerate(parts):
+            if part.isdecimal():
+                without = ".".join(parts[:place] + parts[place + 1 :])
+                numbered.setdefault((without, place), {})[int(part)] = name
+    stacks: dict[str, list[tuple[str, ...]]] = {}
+    for (without, _), layers in numbered.items():
+        if sorted(layers) == list(range(len(layers))):
+            stack = tuple(layers[i] for i in range(len(layers)))
+            stacks.setdefault(without, []).append(stack)
+    return stacks

@@ -3,22 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .. import _checks
-from ._decay_groups import TODAYS_RULE, DecayRule, groups_of_file
+from ._arrays import as_numpy, check_finite, check_tensor
 from ._optimizer_formats import check_format, check_settings
+from ._param_groups import TODAYS_RULE, DecayRule, groups_of_file
 from ._param_names import ParamNames
-from ._torch_files import check_tensor
 
 Groups = Sequence[Sequence[str]]
 
 
 class TorchState(NamedTuple):
-    """A state dict whose numbers have been given names."""
+    """State dict whose numbered parameters have names."""
 
-    kind: str | None  # "AdamW" or "Adafactor"; None: nothing was updated yet
+    kind: str | None  # "AdamW" or "Adafactor"; None before the first update
     entries: Mapping[Any, Mapping[str, Any]]  # by number
-    numbers: Mapping[str, Any]  # by torch name: the number
-    groups: Sequence[Mapping[str, Any]]  # the settings of each group, with its `params`
+    numbers: Mapping[str, Any]  # by torch name
+    groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
     group_of: Mapping[str, int]  # by torch name
 
     @property
@@ -28,9 +30,50 @@ class TorchState(NamedTuple):
         return {name: decays[group] for name, group in self.group_of.items()}
 
     def entry(self, name: str) -> Mapping[str, Any]:
-        """What torch keeps for a parameter; empty if it was never updated."""
-        number = self.numbers.get(name)  # None where it is frozen
+        """Returns the entry of a parameter; empty if it was never updated."""
+        number = self.numbers.get(name)  # None for a frozen parameter
         return self.entries.get(number, {})
+
+    def moment(self, name: str, key: str) -> np.ndarray | None:
+        """Returns one array of a parameter's entry; None without an entry.
+
+        Raises:
+            ValueError: if the entry has no such array, if a number is not finite, or if
+                a second moment is negative.
+        """
+        entry = self.entry(name)
+        if not entry:
+            return None
+        if key not in entry:
+            raise ValueError(
+                f"`state_dict` must have `{key}` for {name!r}, got {sorted(entry)}. "
+                "Build the optimizer with the options that the file is of."
+            )
+        array = as_numpy(entry[key])
+        is_square = key.startswith("exp_avg_sq")
+        check_finite(array, f"`{key}` of {name!r}", non_negative=is_square)
+        return array
+
+    def num_updates(self, name: str) -> int:
+        """Returns the number of a parameter's updates; 0 without an entry."""
+        # A tensor since torch 1.12, an int before and in Adafactor.
+        step = self.step(name)
+        if hasattr(step, "detach"):
+            if step.numel() != 1:
+                raise ValueError(
+                    f"`step` of {name!r} must be one number, got shape "
+                    f"{list(step.shape)}."
+                )
+            step = step.detach().reshape(()).cpu().item()
+        return _checks.step_count(f"step` of `{name}", step)
+
+    def step(self, name: str) -> Any:
+        """Returns `step` as the file has it; None if it has none."""
+        entry = self.entry(name)
+        if not entry:
+            return 0
+        # Apex counts once for a group.
+        return entry.get("step", self.groups[self.group_of[name]].get("step"))
 
 
 def read_state_dict(
@@ -41,13 +84,15 @@ def read_state_dict(
 ) -> TorchState:
     """Gives names to the parameters' numbers; raises if the format is not torch's.
 
-    Names come from the file where it has them (`param_names`), else from `groups`, else
+    Names come from the file if it has them (`param_names`), else from `groups`, else
     from the two groups that Trainer makes by `decay_rule`, or by another of its rules
-    that fits the file; of one group alone, from `named_parameters()`.
+    that fits the file; for one group alone, from `named_parameters()`.
     """
+    # From the outside in: each check relies on those before it.
     kind = check_format(state_dict)
     saved = state_dict["param_groups"]
     check_settings(saved)
+    # Two groups without names are taken for Trainer's.
     if groups is None and len(saved) == 2 and not has_names(saved):
         groups = groups_of_file(saved, state_dict["state"], names, decay_rule)
     named = _named_groups(saved, names, groups)
@@ -56,35 +101,10 @@ def read_state_dict(
         numbers |= dict(zip(group_names, group["params"], strict=True))
     group_of = {name: i for i, group in enumerate(named) for name in group}
     state = TorchState(kind, state_dict["state"], numbers, saved, group_of)
-    _check_all_there(state, names)
+    _check_names(state, names)
     _check_entries(state)
     _check_shapes(state, names)
     return state
-
-
-def _named_groups(
-    saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
-) -> Groups:
-    lengths = [len(group["params"]) for group in saved]
-    if has_names(saved):
-        # A tied tensor may be listed under any of its names.
-        tied = dict(names.model.tied)
-        own = [[tied.get(n, n) for n in group["param_names"]] for group in saved]
-        if lengths != [len(group) for group in own]:
-            raise ValueError(
-                "`state_dict` must have a name for each parameter of its groups, got "
-                f"{[len(group) for group in own]} `param_names` for {lengths} "
-                "`params`. Delete `param_names`, and pass `groups`."
-            )
-        return own
-    wanted = check_group_count(len(saved), names, groups)
-    if lengths != [len(group) for group in wanted]:
-        raise ValueError(
-            f"`state_dict` must have groups of {[len(group) for group in wanted]} "
-            f"parameters, got {lengths}. Another rule of decay or frozen parameters "
-            "make other groups: pass the names of each as `groups`."
-        )
-    return wanted
 
 
 def has_names(groups: Sequence[Mapping[str, Any]]) -> bool:
@@ -95,7 +115,7 @@ def has_names(groups: Sequence[Mapping[str, Any]]) -> bool:
 def check_group_count(
     num_groups: int, names: ParamNames, groups: Groups | None
 ) -> Groups:
-    """The names of each group: as given, Trainer's two, or all in one.
+    """Returns the names of each group: as given, Trainer's two, or all in one.
 
     Raises:
         ValueError: if the order is not known, or if there are more groups or fewer.
@@ -117,8 +137,35 @@ def check_group_count(
     return wanted
 
 
-def _check_all_there(state: TorchState, names: ParamNames) -> None:
-    wanted = {piece.torch_name for piece in names.pieces}
+def _named_groups(
+    saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
+) -> Groups:
+    lengths = [len(group["params"]) for group in saved]
+    is_named = has_names(saved)
+    if is_named:
+        # A tied tensor may be listed under any of its names.
+        tied = dict(names.model.tied)
+        wanted: Groups = [[tied.get(n, n) for n in g["param_names"]] for g in saved]
+    else:
+        wanted = check_group_count(len(saved), names, groups)
+    sizes = [len(group) for group in wanted]
+    if lengths != sizes and is_named:
+        raise ValueError(
+            "`state_dict` must have a name for each parameter of its groups, got "
+            f"{sizes} `param_names` for {lengths} `params`. Delete `param_names`, and "
+            "pass `groups`."
+        )
+    if lengths != sizes:
+        raise ValueError(
+            f"`state_dict` must have groups of {sizes} parameters, got {lengths}. "
+            "Another rule of decay or frozen parameters make other groups: pass the "
+            "names of each as `groups`."
+        )
+    return wanted
+
+
+def _check_names(state: TorchState, names: ParamNames) -> None:
+    wanted = {found.torch_name for found in names.slices}
     frozen = {p.name for p in names.model.parameters if not p.is_trainable}
     missing = sorted(wanted - set(state.numbers) - frozen)
     odd = sorted(set(state.numbers) - wanted)
@@ -130,7 +177,7 @@ def _check_all_there(state: TorchState, names: ParamNames) -> None:
 
 
 def _check_entries(state: TorchState) -> None:
-    """Raises if an entry has no parameter, no `step`, or values that are no tensors."""
+    """Raises if an entry has no parameter or no `step`."""
     strays = sorted(set(state.entries) - set(state.numbers.values()))
     if strays:
         raise ValueError(
@@ -138,7 +185,7 @@ def _check_entries(state: TorchState) -> None:
             f"{strays} in none. Save the whole optimizer again, or take them out: "
             "nothing says whose they are."
         )
-    uncounted = [name for name in state.numbers if _step(state, name) is None]
+    uncounted = [name for name in state.numbers if state.step(name) is None]
     if uncounted:
         raise ValueError(
             f"`state_dict` must have a `step` beside the moments, got {len(uncounted)} "
@@ -152,14 +199,18 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
     shapes = {p.name: p.shape for p in names.model.parameters}
     wrong = []
     for name in state.numbers:
-        entry = state.entry(name)
-        for key, value in entry.items():
+        shape = shapes[name]
+        # A wrong order of the parameters shows in their shapes, unless these are equal.
+        factored = {
+            "exp_avg_sq_row": shape[:-1],
+            "exp_avg_sq_col": shape[:-2] + shape[-1:],
+        }
+        for key, value in state.entry(name).items():
             if key in ("RMS", "step"):
                 continue
             check_tensor(value, f"`{key}` of {name!r}")
-            found = tuple(value.shape)
-            if found != _shape(key, shapes[name]):
-                wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(found)}")
+            if tuple(value.shape) != factored.get(key, shape):
+                wrong.append(f"{name!r} {list(shape)}: `{key}` {list(value.shape)}")
     if wrong:
         listed = "\n  ".join(wrong)
         raise ValueError(
@@ -167,31 +218,3 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
             f"tensors do not:\n  {listed}\nIs it of another model, or was torch given "
             "the parameters in another order? Then pass `groups`."
         )
-
-
-def _shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if key == "exp_avg_sq_row":
-        return shape[:-1]
-    if key == "exp_avg_sq_col":
-        return shape[:-2] + shape[-1:]
-    return shape
-
-
-def _step(state: TorchState, name: str) -> Any:
-    entry = state.entry(name)
-    if not entry:
-        return 0
-    # Apex counts once for a group.
-    return entry.get("step", state.groups[state.group_of[name]].get("step"))
-
-
-def num_updates(state: TorchState, name: str) -> int:
-    """How many updates a parameter has seen; 0 where torch keeps nothing."""
-    step = _step(state, name)
-    if hasattr(step, "detach"):
-        if step.numel() != 1:
-            raise ValueError(
-                f"`step` of {name!r} must be one number, got shape {list(step.shape)}."
-            )
-        step = step.detach().reshape(()).cpu().item()
-    return _checks.step_count(f"step` of `{name}", step)

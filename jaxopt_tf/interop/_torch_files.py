@@ -1,6 +1,7 @@
-"""Files of torch, read without running anything in them."""
+"""Files of `torch.save`: compared with their CRC, loaded without running code."""
 
 import contextlib
+import io
 import os
 import pickle
 import pickletools
@@ -8,17 +9,19 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from .._io import whole_file
-from ._torch_archive import check_archive
+from ._extras import import_extra
+from ._safe_pickle import Storage, load_storage_keys
 
 # Bytes that are read through a map before its pages are released.
 _WINDOW = 64 * 2**20
+# Bytes of a record that are read at a time for its CRC.
+_CHUNK = 2**20
+_NUM_THREADS = min(8, os.cpu_count() or 1)
 
 # Beginnings of names in pickles, and the formats that they belong to.
 _OTHERS = {
@@ -32,17 +35,18 @@ _OTHERS = {
 
 
 def load_torch(path: str | os.PathLike[str]) -> Any:
-    """Reads a file that `torch.save` wrote; tensors are mapped where it allows that.
+    """Reads a file that `torch.save` wrote, without running code from it.
 
-    Only tensors, numbers, strings and containers of them are loaded: a pickle that
-    names a function or a class is refused before anything of it runs. Every record of
-    the file is compared with its CRC first, which torch does not do. Files have none if
-    they were written before torch 1.6 or under `set_crc32_options(False)`.
+    Tensors are mapped into memory if the format of the file allows it. Only tensors,
+    numbers, strings and containers of them are loaded: a pickle that names a function
+    or a class is refused before any of it runs. Every record of the file is compared
+    with its CRC first, which torch does not do. Files written before torch 1.6 or under
+    `set_crc32_options(False)` have no CRC.
 
     Raises:
-        ValueError: if there is no such file, or if it is empty, cut short, damaged, not
-            written by torch, or holds anything else; with the file's name, the reason
-            and, for a damaged record, the tensor.
+        ValueError: if the file does not exist, is empty, cut short, damaged, not
+            written by torch, or contains anything else; with the file's name, the
+            reason and, for a damaged record, the tensor.
         TypeError: if `path` is no path.
 
     Source: torch 2.13 `serialization.py`, `load` with `weights_only=True`.
@@ -52,17 +56,15 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"`path` must be a file of torch, got {str(path)!r}: no file.")
-    if path.stat().st_size == 0:
-        raise ValueError(_unreadable(path, "it is empty"))
-    damage = check_archive(path)
+    damage = "it is empty" if path.stat().st_size == 0 else _damage_of_archive(path)
     if damage:
-        raise ValueError(_unreadable(path, damage))
+        raise _unreadable(path, damage)
     return map_torch(path)
 
 
 def map_torch(path: Path) -> Any:
-    """Maps a file as `load_torch`, without reading its records for their CRC."""
-    import torch
+    """Maps a file as `load_torch`, without comparing its records with their CRC."""
+    torch = import_extra("torch")
 
     try:
         with warnings.catch_warnings():
@@ -70,19 +72,20 @@ def map_torch(path: Path) -> Any:
             mmap = zipfile.is_zipfile(path)
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     except pickle.UnpicklingError as error:
-        name = _global_in_message(str(error)) or _global_in_pickle(path)
-        raise ValueError(_unreadable(path, _reason(name))) from None
-    # torch's unpickler ends in as many ways as there are opcodes, RecursionError and
-    # MemoryError among them.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = found.group(1) if found else _global_in_pickle(path)
+        raise _unreadable(path, _refusal_of(name)) from None
+    # torch's unpickler raises as many kinds of errors as there are opcodes,
+    # RecursionError and MemoryError among them.
     except Exception as error:
         first = (str(error).splitlines() or [""])[0] or type(error).__name__
         reason = f"it is cut short or not torch's: {first}"
-        raise ValueError(_unreadable(path, reason)) from None
+        raise _unreadable(path, reason) from None
 
 
 def save_torch(value: Any, path: Path) -> None:
     """Writes `value` atomically, for `torch.load(weights_only=True)`."""
-    import torch
+    torch = import_extra("torch")
 
     with whole_file(path) as new_path:
         torch.save(value, new_path)
@@ -92,8 +95,8 @@ def save_torch(value: Any, path: Path) -> None:
 def errors_name(path: Path) -> Iterator[None]:
     """Adds `path` to errors about the content of a file.
 
-    Used as a decorator as well. An exception that is no `ValueError` or `TypeError`
-    means that the file holds something else than was expected.
+    An exception that is no `ValueError` or `TypeError` means that the file contains
+    something else than expected.
     """
     try:
         yield
@@ -109,10 +112,10 @@ def errors_name(path: Path) -> Iterator[None]:
         ) from error
 
 
-class MappedState:
-    """Entries of a large state, with few pages of its file in memory at a time.
+class MappedState(Mapping[Any, Any]):
+    """Entries of a large optimizer state, with few pages of its file in memory.
 
-    A mapped page stays in memory once it was read. So the file is mapped again after
+    A mapped page stays in memory once it was read, so the file is mapped again after
     every `_WINDOW` bytes.
     """
 
@@ -120,7 +123,8 @@ class MappedState:
         """Takes `state`, the value of "state" in `path`."""
         self._path, self._state, self._num_bytes = path, state, 0
 
-    def __contains__(self, index: Any) -> bool:
+    def __contains__(self, index: object) -> bool:
+        # `Mapping` would read the entry.
         return index in self._state
 
     def __iter__(self) -> Iterator[Any]:
@@ -128,12 +132,6 @@ class MappedState:
 
     def __len__(self) -> int:
         return len(self._state)
-
-    def get(self, index: Any, default: Any = None) -> Any:
-        """Returns the entry of a parameter, else `default`."""
-        if index not in self._state:
-            return default
-        return self[index]
 
     def __getitem__(self, index: Any) -> Any:
         """Returns the entry of a parameter."""
@@ -146,60 +144,84 @@ class MappedState:
         return entry
 
 
-def check_tensor(value: Any, what: str) -> None:
-    """Raises unless `value` is a plain, dense tensor of numbers that NumPy has."""
-    import torch
-
-    dtypes = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
-    dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise ValueError(
-            f"{what} must be a tensor, got {type(value).__name__}. Write it with plain "
-            "torch."
-        )
-    if value.layout != torch.strided or value.dtype not in dtypes or value.is_meta:
-        raise ValueError(
-            f"{what} must be a dense tensor of integers or floats, got "
-            f"{value.dtype} in {value.layout} on {value.device}. Convert it with torch."
-        )
-
-
-def as_numpy(tensor: Any) -> np.ndarray:
-    """Returns a torch tensor's data, without a copy where that is possible."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-    return tensor.numpy()
-
-
-def as_tensor(array: np.ndarray) -> Any:
-    """Returns a torch tensor with a copy of the array's data."""
-    import torch
-
-    own = np.array(array, order="C", copy=True)
-    if own.dtype == jnp.bfloat16:
-        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(own)
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    return (
+def _unreadable(path: Path, reason: str) -> ValueError:
+    return ValueError(
         f"`path` must be a file of tensors that `torch.save` wrote, got {str(path)!r}: "
         f"{reason}. Nothing of it was run."
     )
 
 
-def _global_in_message(message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", message)
-    return found.group(1) if found else ""
+def _damage_of_archive(path: Path) -> str:
+    """Returns what is damaged in an archive; "" if nothing is, or if it is no archive.
+
+    Every record is read through a buffer, so that no page of the file stays mapped, and
+    compared with its CRC.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch's own test for an archive
+            return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if not any(record.CRC for record in records):
+                return ""  # torch.serialization.set_crc32_options(False)
+            records.sort(key=lambda record: -record.file_size)
+            # `zlib.crc32` releases the GIL.
+            with ThreadPoolExecutor(_NUM_THREADS) as pool:
+                found = pool.map(lambda record: _damage(archive, record), records)
+                return next((reason for reason in found if reason), "")
+    # `zipfile` raises struct.error, OverflowError and others on damaged directories.
+    except Exception as error:
+        return f"its archive is cut short or damaged: {error}"
+
+
+def _damage(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> str:
+    """Returns what is wrong with a record; "" if nothing is."""
+    reason = ""
+    if record.compress_type != zipfile.ZIP_STORED:
+        reason = "is compressed, which torch never does"
+    else:
+        try:
+            with archive.open(record) as stream:
+                while stream.read(_CHUNK):
+                    pass
+        except Exception as error:  # BadZipFile, EOFError, ...
+            reason = f"is damaged: {error}"
+    if not reason:
+        return ""
+    name = record.filename
+    tensor = _tensor_in(archive, name.rpartition("/")[2]) if "/data/" in name else ""
+    of = f", tensor {tensor!r}," if tensor else ""
+    return f"its record {name!r}{of} {reason}"
+
+
+def _tensor_in(archive: zipfile.ZipFile, key: str) -> str:
+    """Returns the path, in the saved object, of the first tensor of a record."""
+    try:
+        (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+        saved = load_storage_keys(io.BytesIO(archive.read(name)))
+        return next((path for path, found in _leaves(saved, "") if found == key), "")
+    except Exception:  # the pickle is damaged, too
+        return ""
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items: Any = ()
+    if isinstance(node, Storage):
+        yield path, node.key
+    elif isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, list | tuple):
+        items = enumerate(node)
+    for name, value in items:
+        yield from _leaves(value, f"{path}.{name}" if path else str(name))
 
 
 def _global_in_pickle(path: Path) -> str:
-    """Returns the first name that a bare pickle asks for; it is read, not run."""
+    """Returns the first name that a bare pickle refers to; the pickle does not run."""
     strings: list[str] = []
-    try:
+    # A damaged pickle, or a file that is none.
+    with contextlib.suppress(Exception):
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):
             if opcode.name == "GLOBAL":
                 return str(argument).replace(" ", ".")
@@ -207,12 +229,11 @@ def _global_in_pickle(path: Path) -> str:
                 return ".".join(strings[-2:])
             if isinstance(argument, str):
                 strings.append(argument)
-    except Exception:  # a damaged pickle, or none
-        pass
     return ""
 
 
-def _reason(name: str) -> str:
+def _refusal_of(name: str) -> str:
+    """Returns the reason for which a pickle that refers to `name` is refused."""
     for start, whose in _OTHERS.items():
         if name.startswith(start):
             return f"it is {whose} (it asks for {name}), which is another format"

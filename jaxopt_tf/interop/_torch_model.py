@@ -1,4 +1,4 @@
-"""What of a torch model decides where its parameters go: names, shapes, layer types."""
+"""Parameters of a torch model: names, shapes, layer types, ties, decay groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,29 +9,30 @@ import numpy as np
 
 from ..optimizers import decay_mask, norm_type
 from ._checkpoint_keys import LoadRules, load_rules
+from ._extras import import_extra
 
 
 class TorchParam(NamedTuple):
-    """One parameter, as `named_parameters()` has it."""
+    """Parameter, as `named_parameters()` has it."""
 
     name: str
     shape: tuple[int, ...]
-    layer: str = ""  # the type of the module that holds it: "Linear"; "": not known
+    layer: str = ""  # type of the module that contains it: "Linear"; "": unknown
     is_trainable: bool = True  # `requires_grad`
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchModel:
-    """The parameters of a torch model, each once.
+    """Parameters of a torch model, each once.
 
     Attributes:
-        parameters: in the order of `named_parameters()`, where `is_ordered`.
-        tied: names that stand for another's tensor, each with that other.
-        buffers: names of what is saved with the parameters and is none.
+        parameters: in the order of `named_parameters()`, if `is_ordered`.
+        tied: names of tied tensors, each with the name in `parameters`.
+        buffers: names of the other tensors that are saved with the parameters.
         layer_norms: paths of the modules that some version of Trainer counts as layer
             norms, each with its class: "LayerNorm" for torch's and its subclasses,
             "LlamaRMSNorm" and others for classes that Transformers 4 registered.
-        is_ordered: whether the order is torch's; the names in a file have none.
+        is_ordered: whether the order is torch's; names from a file have no order.
         load_rules: rules by which Transformers reads the names in weight files.
         origin: the file or the class that describes the model, for messages.
     """
@@ -46,7 +47,7 @@ class TorchModel:
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...] | None:
-        """Groups of today's Trainer, as `groups_by_rule` returns them."""
+        """Decay groups of today's Trainer, as `groups_by_rule` returns them."""
         return self.groups_by_rule("transformers_v5")
 
     def groups_by_rule(self, rule: str) -> tuple[tuple[str, ...], ...] | None:
@@ -64,6 +65,7 @@ class TorchModel:
         if not self.is_ordered:
             return None
         trainable = [p for p in self.parameters if p.is_trainable]
+        # `decay_mask` looks at names and shapes: arrays without memory do.
         leaves = {p.name: np.broadcast_to(np.float32(0), p.shape) for p in trainable}
         parents = {name.rpartition(".")[0] for name in leaves}
         norms = {p: kind for p, kind in self.layer_norms.items() if p in parents}
@@ -78,12 +80,13 @@ def torch_model_from_module(module: Any) -> TorchModel:
     """Describes a `torch.nn.Module`, on any device, the meta device included.
 
     Args:
-        module: the model that the optimizer was made for, frozen as it was then.
+        module: the model that the optimizer was built for, with the parameters frozen
+            that were frozen then.
 
     Raises:
         TypeError: if it is no module.
     """
-    import torch
+    torch = import_extra("torch")
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
@@ -93,7 +96,7 @@ def torch_model_from_module(module: Any) -> TorchModel:
     layers: dict[str, str] = {}
     norms: dict[str, str] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
-        # Trainer leaves out whole modules, with the modules in them. It compares the
+        # Trainer excludes whole modules, with the modules in them. It compares the
         # children of a module with its types, never the model itself.
         above = norms.get(path.rpartition(".")[0], "")
         kind = norm_type(_counted_types(layer)) if path else ""
@@ -101,21 +104,21 @@ def torch_model_from_module(module: Any) -> TorchModel:
             norms[path] = kind if kind == "LayerNorm" else above or kind
         for name, _ in layer.named_parameters(recurse=False):
             layers[f"{path}.{name}" if path else name] = _layer_type(layer)
-    own = dict(module.named_parameters())
-    names = {id(tensor): name for name, tensor in own.items()}
-    everything = dict(module.named_parameters(remove_duplicate=False))
-    tied = [
-        (name, names[id(tensor)])
-        for name, tensor in everything.items()
-        if name not in own
-    ]
+    # torch lists a tied tensor once, under its first name.
+    once = dict(module.named_parameters())
+    names = {id(tensor): name for name, tensor in once.items()}
+    all_names = dict(module.named_parameters(remove_duplicate=False))
     return TorchModel(
         parameters=tuple(
             TorchParam(name, tuple(p.shape), layers[name], p.requires_grad)
-            for name, p in own.items()
+            for name, p in once.items()
         ),
-        tied=tuple(tied),
-        buffers=tuple(name for name in module.state_dict() if name not in everything),
+        tied=tuple(
+            (name, names[id(tensor)])
+            for name, tensor in all_names.items()
+            if name not in once
+        ),
+        buffers=tuple(name for name in module.state_dict() if name not in all_names),
         layer_norms=norms,
         load_rules=load_rules(module),
         origin=type(module).__name__,
@@ -123,7 +126,7 @@ def torch_model_from_module(module: Any) -> TorchModel:
 
 
 def torch_model_from_config(folder: Path | str) -> TorchModel:
-    """Describes the Transformers model of a `config.json`, without any memory for it.
+    """Describes the Transformers model of a `config.json`, without memory for weights.
 
     The model is built on torch's meta device, by Transformers' own class of the name in
     `architectures`; code from the folder is never run.
@@ -136,8 +139,8 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
 
     Source: transformers 5.23 `configuration_utils.py`, `PreTrainedConfig`.
     """
-    import torch
-    import transformers
+    torch = import_extra("torch")
+    transformers = import_extra("transformers")
 
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -182,22 +185,22 @@ def _unknown_config(path: Path, error: Exception) -> ValueError:
 def torch_model_from_shapes(
     shapes: Mapping[str, Sequence[int]], *, is_ordered: bool = False
 ) -> TorchModel:
-    """Describes a model of which only names and shapes are known.
+    """Describes a model by the names and shapes of its parameters alone.
 
     Args:
-        shapes: of every parameter, tied ones once.
-        is_ordered: whether the mapping has the order of `named_parameters()`; that of
-            a file has not. Layer types are not known either way, so of the layer norms
-            only those are told that are called so.
+        shapes: shape of every parameter, tied ones once.
+        is_ordered: whether the mapping has the order of `named_parameters()`; names
+            from a file do not. Layer types are unknown in both cases, so layer norms
+            are recognized by their names alone.
     """
     parameters = tuple(TorchParam(name, tuple(shape)) for name, shape in shapes.items())
     return TorchModel(parameters=parameters, is_ordered=is_ordered)
 
 
 def _counted_types(layer: Any) -> list[str]:
-    """Names of the classes by which Trainer may know a module as a layer norm.
+    """Returns the classes by which Trainer may recognize a module as a layer norm.
 
-    A class of another library that has the name of one of Transformers does not count.
+    A class of another library with the name of one of Transformers does not count.
     """
     return [
         kind.__name__
@@ -207,12 +210,8 @@ def _counted_types(layer: Any) -> list[str]:
 
 
 def _layer_type(layer: Any) -> str:
-    """The name of the type; of a subclass of torch's linear or convolution, theirs."""
-    import torch
-
-    nn = torch.nn
+    """Returns the name of the type; for a subclass of a known layer, that layer's."""
+    nn = import_extra("torch").nn
     known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-    for kind in known:
-        if isinstance(layer, kind):
-            return kind.__name__
-    return type(layer).__name__
+    kinds = [kind for kind in known if isinstance(layer, kind)]
+    return (kinds or [type(layer)])[0].__name__

@@ -8,5 +8,7 @@ from ._curves import curves as curves
 from ._history import read_history as read_history
 from ._json_lines import json_lines as json_lines
 from ._tensorboard import tensorboard as tensorboard
+from ._trainer_state import default_trainer_state as default_trainer_state
 from ._trainer_state import trainer_state as trainer_state
+from ._trainer_state import write_trainer_state as write_trainer_state
 from ._watcher import watcher as watcher

@@ -1,8 +1,10 @@
-"""The run as Transformers' Trainer would have noted it down."""
+"""`trainer_state.json` of Transformers' Trainer: written from a run's events."""
 
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from ..training import (
     metric_values,
 )
 
-# Where the entries go in the text of a state that has none yet.
+# Text of a state without entries, which is replaced by their text.
 _NO_ENTRIES = '"log_history": []'
 
 
@@ -39,32 +41,31 @@ def trainer_state(
 ) -> Monitor:
     """Writes `trainer_state.json`, which `TrainerState` of transformers 4.50 on loads.
 
-    It is written at every evaluation and at the end, each time whole or not at all;
-    not at those that are told again from a file, whose windows have no `seconds`.
-    `log_history` holds what the Trainer would have logged:
+    It is written atomically, at every evaluation and at the end, except for evaluations
+    that are replayed from a file, whose windows have no `seconds`. `log_history` holds
+    the entries that the Trainer would have logged:
 
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}
         {"epoch": 0.1, "eval_loss": 4.3, "step": 10}
 
-    with the mean loss since the last entry (a loss that is not finite replaced as the
-    Trainer does it), and the norm (before clipping) and rate of the last step. At the
-    end comes its closing entry, with the mean loss and the time of this start's steps:
-    its model card is made from that. Numbers that are not finite are `NaN` and
-    `Infinity`, as the Trainer's own `json.dumps` has them: Python reads them, strict
-    JSON does not.
+    with the mean loss since the last entry (a loss that is not finite is replaced as
+    the Trainer does it), and the norm (before clipping) and rate of the last step. The
+    last entry has the mean loss and the time of the steps since this start; the
+    Trainer's model card uses it. Numbers that are not finite are `NaN` and `Infinity`,
+    as the Trainer's own `json.dumps` has them: Python reads them, strict JSON does not.
 
     Takes about 200 bytes of memory for an entry.
 
     Args:
         path: the file, in the run's folder, which must exist; `best_model_checkpoint`
-            is the best step's `checkpoint-N` beside it, once that is there.
+            is the best step's `checkpoint-N` beside it, once that exists.
         max_steps: number of steps of the whole run.
         logging_steps: steps from one entry to the next.
         eval_steps: as the run has it; None for the Trainer's default.
         save_steps: as the run has it; None for the Trainer's default.
-        train_batch_size: sequences in a step, on all devices; None where not known.
-        steps_per_epoch: None for data without a length, of which the whole run is one
-            epoch, as with the Trainer.
+        train_batch_size: sequences in a step, on all devices; None if unknown.
+        steps_per_epoch: None for data without a length: the whole run is one epoch, as
+            with the Trainer.
         flops_per_item: floating-point operations for one item; None leaves
             `total_flos` at 0, as the Trainer does for models that it does not know.
         selection: which evaluation is the best; None for the least loss.
@@ -87,121 +88,180 @@ def trainer_state(
     if steps_per_epoch is not None:
         per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
         num_epochs = -(-max_steps // per_epoch)
+    settings = {
+        "eval_steps": eval_steps,
+        "logging_steps": logging_steps,
+        "max_steps": max_steps,
+        "num_train_epochs": num_epochs,
+        "save_steps": save_steps,
+        "train_batch_size": train_batch_size,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    log = _Log(
+        path=path,
+        settings={**default_trainer_state(), **given},
+        steps_per_epoch=per_epoch,
+        flops_per_item=flops_per_item or 0.0,
+        selection=selection,
+    )
+    return Monitor(log.window, log.evaluation, log.close)
 
-    entries: list[str] = []
-    progress, checkpoint = Progress(), None
-    step, num_items = 0, 0.0
-    sum_since_entry, num_since_entry = 0.0, 0
-    # Of this start: what is told again from a file has no time.
-    is_timed, total_loss, num_timed, seconds = True, 0.0, 0, 0.0
 
-    def epoch() -> float:
-        return step // per_epoch + step % per_epoch / per_epoch
+def default_trainer_state() -> dict[str, Any]:
+    """Returns the fields of `TrainerState`, with the defaults of transformers 5.23.
 
-    def add(**values: float) -> None:
-        entry = {"epoch": epoch(), **values, "step": step}
-        entries.append(json.dumps(entry, indent=2, sort_keys=True))
+    `max_steps` and `global_step`, which every run has, are left out.
+    """
+    return {
+        "best_global_step": None,
+        "best_metric": None,
+        "best_model_checkpoint": None,
+        "epoch": 0.0,
+        "eval_steps": 500,
+        "is_hyper_param_search": False,
+        "is_local_process_zero": True,
+        "is_world_process_zero": True,
+        "log_history": [],
+        "logging_steps": 500,
+        "num_input_tokens_seen": 0,
+        "num_train_epochs": 0,
+        "save_steps": 500,
+        "stateful_callbacks": {"TrainerControl": _control(saves=True, stops=False)},
+        "total_flos": 0.0,
+        "train_batch_size": None,
+        "trial_name": None,
+        "trial_params": None,
+    }
 
-    def window(window: Window) -> None:
-        nonlocal step, num_items, sum_since_entry, num_since_entry
-        nonlocal is_timed, total_loss, num_timed, seconds
-        metrics, is_timed = window.metrics, not math.isnan(window.seconds)
+
+def write_trainer_state(
+    path: Path, state: Mapping[str, Any], entries: Sequence[str] = ()
+) -> None:
+    """Writes `trainer_state.json` atomically, laid out as Transformers does it.
+
+    Args:
+        path: the file.
+        state: all fields.
+        entries: JSON of the entries of `log_history`, which `state` then has empty. A
+            long run has many entries, and each is converted to JSON once.
+    """
+    text = json.dumps(state, indent=2, sort_keys=True)
+    if entries:
+        listed = ",\n".join(entries).replace("\n", "\n    ")
+        text = text.replace(_NO_ENTRIES, f'"log_history": [\n    {listed}\n  ]', 1)
+    with whole_file(path) as new_path:
+        new_path.write_text(f"{text}\n", encoding="utf-8")
+
+
+@dataclass(kw_only=True)
+class _Log:
+    """Numbers of a run so far, and the file that they are written to."""
+
+    path: Path
+    settings: dict[str, Any]  # fields that do not change
+    steps_per_epoch: int
+    flops_per_item: float
+    selection: Selection
+    entries: list[str] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+    checkpoint: str | None = None
+    step: int = 0
+    num_items: float = 0.0
+    # Losses since the last entry.
+    loss_sum: float = 0.0
+    num_losses: int = 0
+    # Steps of this start: those that are replayed from a file have no time.
+    is_timed: bool = True
+    timed_loss_sum: float = 0.0
+    num_timed: int = 0
+    seconds: float = 0.0
+
+    def window(self, window: Window) -> None:
+        """Adds the entries of the steps of a window."""
+        metrics, self.is_timed = window.metrics, not math.isnan(window.seconds)
         for i, loss in enumerate(np.asarray(metrics.loss).tolist()):
-            step = window.first_step + i
-            num_since_entry += 1
+            self.step = window.first_step + i
+            self.num_losses += 1
             if not math.isfinite(loss):
-                loss = sum_since_entry / num_since_entry
-            sum_since_entry += loss
-            total_loss += loss if is_timed else 0.0
-            if step % logging_steps == 0:
-                add(
-                    loss=sum_since_entry / num_since_entry,
+                loss = self.loss_sum / self.num_losses
+            self.loss_sum += loss
+            self.timed_loss_sum += loss if self.is_timed else 0.0
+            if self.step % self.settings["logging_steps"] == 0:
+                self._add(
+                    loss=self.loss_sum / self.num_losses,
                     grad_norm=float(metrics.norms.grads[i]),
                     learning_rate=float(metrics.learning_rate[i]),
                 )
-                sum_since_entry, num_since_entry = 0.0, 0
-        num_items += float(np.sum(metrics.num_items, dtype=np.float64))
-        if is_timed:
-            num_timed += len(metrics.loss)
-            seconds += window.seconds
+                self.loss_sum, self.num_losses = 0.0, 0
+        self.num_items += float(np.sum(metrics.num_items, dtype=np.float64))
+        if self.is_timed:
+            self.num_timed += len(metrics.loss)
+            self.seconds += window.seconds
 
-    def evaluation(evaluation: Evaluation) -> None:
-        nonlocal progress, step
-        step = evaluation.step
-        named = {
-            f"eval_{name.removeprefix('eval_')}": value
-            for name, value in metric_values(evaluation.metrics).items()
-        }
-        add(**named)
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Adds the entry of an evaluation, and writes the file."""
+        self.step = evaluation.step
+        values = metric_values(evaluation.metrics)
+        named = {f"eval_{k.removeprefix('eval_')}": v for k, v in values.items()}
+        self._add(**named)
         # The Trainer counts no evaluation before the first step.
-        if step > 0:
-            progress = after_evaluation(progress, selection, evaluation)
-        # What is told again is in the file; to write it at each would take long.
-        if is_timed:
-            write()
+        if self.step > 0:
+            self.progress = after_evaluation(self.progress, self.selection, evaluation)
+        # The file already has a replayed evaluation. Writing at each would be slow.
+        if self.is_timed:
+            self._write()
 
-    def close() -> None:
-        if seconds > 0:
-            add(
-                total_flos=(flops_per_item or 0.0) * num_items,
-                train_loss=total_loss / num_timed,
-                train_runtime=round(seconds, 4),
-                train_steps_per_second=round(num_timed / seconds, 3),
+    def close(self) -> None:
+        """Adds the last entry, and writes the file."""
+        if self.seconds > 0:
+            self._add(
+                total_flos=self.flops_per_item * self.num_items,
+                train_loss=self.timed_loss_sum / self.num_timed,
+                train_runtime=round(self.seconds, 4),
+                train_steps_per_second=round(self.num_timed / self.seconds, 3),
             )
-        # What was only told again is in the file, with the entry that closes it.
-        if (entries or step) and (is_timed or not path.exists()):
-            write()
+        # After a replay alone, the file already has all entries and the last one.
+        is_new = self.is_timed or not self.path.exists()
+        if (self.entries or self.step) and is_new:
+            self._write()
 
-    def write() -> None:
-        nonlocal checkpoint
-        checkpoint = _best_checkpoint(path.parent, progress, checkpoint)
-        state: dict[str, Any] = {
-            "best_global_step": progress.best_step,
-            "best_metric": progress.best_metric,
-            "best_model_checkpoint": checkpoint,
-            "epoch": epoch(),
-            "eval_steps": 500 if eval_steps is None else eval_steps,
-            "global_step": step,
-            "is_hyper_param_search": False,
-            "is_local_process_zero": True,
-            "is_world_process_zero": True,
-            "log_history": [],
-            "logging_steps": logging_steps,
-            "max_steps": max_steps,
-            "num_input_tokens_seen": round(num_items),
-            "num_train_epochs": num_epochs,
-            "save_steps": 500 if save_steps is None else save_steps,
-            "stateful_callbacks": {"TrainerControl": _control(step >= max_steps)},
-            "total_flos": (flops_per_item or 0.0) * num_items,
-            "train_batch_size": train_batch_size,
-            "trial_name": None,
-            "trial_params": None,
+    def _add(self, **values: float) -> None:
+        entry = {"epoch": self._epoch(), **values, "step": self.step}
+        self.entries.append(json.dumps(entry, indent=2, sort_keys=True))
+
+    def _epoch(self) -> float:
+        whole, steps = divmod(self.step, self.steps_per_epoch)
+        return whole + steps / self.steps_per_epoch
+
+    def _write(self) -> None:
+        best = str(self.path.parent / f"checkpoint-{self.progress.best_step}")
+        # If the best evaluation's checkpoint does not exist, the one before it may.
+        found = [p for p in (best, self.checkpoint) if p and Path(p).is_dir()]
+        self.checkpoint = next(iter(found), None)
+        is_over = self.step >= self.settings["max_steps"]
+        state = {
+            **self.settings,
+            "best_global_step": self.progress.best_step,
+            "best_metric": self.progress.best_metric,
+            "best_model_checkpoint": self.checkpoint,
+            "epoch": self._epoch(),
+            "global_step": self.step,
+            "num_input_tokens_seen": round(self.num_items),
+            "stateful_callbacks": {
+                "TrainerControl": _control(saves=False, stops=is_over)
+            },
+            "total_flos": self.flops_per_item * self.num_items,
         }
-        # Entries are put into words once: a long run has very many.
-        before, _, after = json.dumps(state, indent=2, sort_keys=True).partition(
-            _NO_ENTRIES
-        )
-        listed = ",\n".join(entries).replace("\n", "\n    ")
-        history = f'"log_history": [\n    {listed}\n  ]' if entries else _NO_ENTRIES
-        with whole_file(path) as new_path:
-            new_path.write_text(f"{before}{history}{after}\n", encoding="utf-8")
-
-    return Monitor(window, evaluation, close)
+        write_trainer_state(self.path, state, self.entries)
 
 
-def _best_checkpoint(
-    folder: Path, progress: Progress, so_far: str | None
-) -> str | None:
-    """The best evaluation's checkpoint, else the one before it that is still there."""
-    best = str(folder / f"checkpoint-{progress.best_step}")
-    for checkpoint in (best, so_far):
-        if checkpoint is not None and Path(checkpoint).is_dir():
-            return checkpoint
-    return None
-
-
-def _control(is_over: bool) -> dict[str, Any]:
-    # A Trainer that goes on from the file wants to find its switches.
-    names = ("evaluate", "log", "save", "epoch_stop")
-    args = {f"should_{name}": False for name in names}
-    return {"args": {**args, "should_training_stop": is_over}, "attributes": {}}
+def _control(*, saves: bool, stops: bool) -> dict[str, Any]:
+    # A Trainer that resumes without these fails when it saves.
+    args = {
+        "should_epoch_stop": False,
+        "should_evaluate": False,
+        "should_log": False,
+        "should_save": saves,
+        "should_training_stop": stops,
+    }
+    return {"args": args, "attributes": {}}

@@ -181,7 +181,7 @@ def adafactor_tf(
             dtype = wide_dtype(p.dtype)
             wide_p = there.astype(dtype)
             wide_g = placed_as(g, home).astype(dtype)
-            rms = _rms_of(layout.own_axes(p.ndim), p.shape)
+            rms = _rms_of(layout.param_axes(p.ndim), p.shape)
             lr = now.rate
             if scale_parameter:
                 lr = lr * jnp.maximum(scalar(eps[1], dtype), rms(wide_p * wide_p))

@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers.optimization import GreedyLR
 
-from jaxopt_tf.interop import metric_state_from_torch, torch_from_metric_state
+from jaxopt_tf.interop._metric_state import (
+    metric_state_from_torch,
+    torch_from_metric_state,
+)
 from jaxopt_tf.schedules import get_scheduler
 
 CASES = {

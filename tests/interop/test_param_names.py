@@ -83,7 +83,7 @@ def test_a_prefix_may_be_missing_or_too_many(prefix):
     there = module if prefix == "" else module.transformer
     params = torch_models.flax_tree({prefix + name: a for name, a in bare.items()})
     names = match_names(params, torch_model_from_module(there))
-    assert len(names.pieces) == len(bare)
+    assert len(names.slices) == len(bare)
 
 
 def test_a_prefix_that_may_be_either_is_not_guessed():
@@ -184,7 +184,7 @@ def test_a_split_that_does_not_add_up_is_an_error():
 def test_a_square_kernel_stands_as_the_convention_says(convention, is_turned):
     model = torch_model_from_shapes({"x.weight": [3, 3]})
     names = match_names(shapes(x__kernel=[3, 3]), model, convention=convention)
-    turned = names.pieces[0].layout.axes == ((1,), (0,))
+    turned = names.slices[0].layout.axes == ((1,), (0,))
     assert turned is is_turned
 
 
@@ -216,9 +216,30 @@ def test_a_layout_may_be_declared_and_must_fit():
     params = shapes(a__odd=[3, 2])
     table, layouts = {"a.odd": "a.weight"}, {r"a\.odd": TorchLayout.dense()}
     names = match_names(params, model, table=table, layouts=layouts)
-    assert names.pieces[0].layout == TorchLayout.dense()
+    assert names.slices[0].layout == TorchLayout.dense()
     with pytest.raises(ValueError, match="`layouts` has .*which does not fit"):
         match_names(params, model, table=table, layouts={r"a\.odd": TorchLayout.conv()})
+
+
+def test_a_declared_layout_must_be_filled_by_the_fused_tensors():
+    module = torch.nn.ModuleDict({name: torch.nn.Linear(6, 4) for name in PARTS})
+    params = shapes(qkv__kernel=[6, 16], qkv__bias=[12])
+    rules = [
+        (r"qkv\.kernel", [f"{name}.weight" for name in PARTS]),
+        (r"qkv\.(bias)", [rf"{name}.\1" for name in PARTS]),
+    ]
+    layouts = {r"qkv\.kernel": TorchLayout.dense()}
+    with pytest.raises(ValueError, match=r"'qkv.kernel' \[6, 16\].*do not fit"):
+        match_names(
+            params, torch_model_from_module(module), rules=rules, layouts=layouts
+        )
+
+
+def test_a_single_number_cannot_be_split():
+    model = torch_model_from_shapes({"scale": []})
+    table = {"a.scale": "scale", "b.scale": "scale"}
+    with pytest.raises(ValueError, match=r"(?s)got 2 diff.*'a.scale' .* do not fit"):
+        match_names(shapes(a__scale=[], b__scale=[]), model, table=table)
 
 
 def test_what_is_no_transposition_must_be_declared():
@@ -229,7 +250,7 @@ def test_what_is_no_transposition_must_be_declared():
     shape = shapes(a__kernel=[4, 2, 2])
     ambiguous = torch_model_from_shapes({"a.weight": [4, 4]})
     names = match_names(shape, ambiguous)
-    assert names.pieces[0].layout == TorchLayout.dense_general(1, 2)
+    assert names.slices[0].layout == TorchLayout.dense_general(1, 2)
     ones = torch_model_from_shapes({"a.weight": [4, 4]})
     with pytest.raises(ValueError, match="fit in more than one way"):
         match_names(shapes(a__kernel=[4, 1, 4]), ones)

@@ -4,7 +4,10 @@ import pytest
 import torch
 from transformers import get_scheduler as torch_get_scheduler
 
-from jaxopt_tf.interop import schedule_step_from_torch, torch_from_schedule_step
+from jaxopt_tf.interop._scheduler_state import (
+    schedule_step_from_torch,
+    torch_from_schedule_step,
+)
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.schedules import get_scheduler
 
@@ -70,23 +73,16 @@ def test_another_shape_contradicts_the_recipe():
         schedule_step_from_torch(state, get_scheduler("linear", 1e-3, 5, 50))
 
 
-def test_each_group_has_a_schedule_of_its_own():
+def test_every_group_must_have_the_rate():
     state = torch_scheduler("linear", {}, 20).state_dict()
-    same, other = (get_scheduler("linear", rate, 5, 50) for rate in (1e-3, 2e-3))
-    assert schedule_step_from_torch(state, [same, same]) == 20
+    schedule = get_scheduler("linear", 1e-3, 5, 50)
+    assert schedule_step_from_torch(state, schedule) == 20
+    state["_last_lr"][1] *= 2
     with pytest.raises(ValueError, match="contradicts the recipe.*in group 1"):
-        schedule_step_from_torch(state, [same, other])
-    with pytest.raises(ValueError, match="one for each of 2 groups, got 3"):
-        schedule_step_from_torch(state, [same] * 3)
+        schedule_step_from_torch(state, schedule)
 
 
 def test_a_plateau_has_no_position():
     state = {"best": 1.0, "_last_lr": [1e-3], "last_epoch": 3}
     with pytest.raises(ValueError, match="must be of torch's LambdaLR.*'base_lrs'"):
         schedule_step_from_torch(state, get_scheduler("constant", 1e-3))
-
-
-def test_a_schedule_that_a_metric_drives_is_written_otherwise():
-    plateau = Recipe(max_steps=50, lr_scheduler_type="reduce_lr_on_plateau")
-    with pytest.raises(ValueError, match="Use `torch_from_metric_state`"):
-        torch_from_schedule_step(3, plateau)

@@ -1,6 +1,7 @@
 """`TorchLayout` against the views of torch, written out by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,26 +11,33 @@ from jaxopt_tf.optimizers import TorchLayout
 from tests.twins.adafactor import LEAVES
 
 every_leaf = pytest.mark.parametrize("name", LEAVES)
+# Adafactor views arrays of JAX, `interop` those of files.
+of_jax_and_numpy = pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
 
 
 def _leaf(*shape):
     return np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
 
 
+@of_jax_and_numpy
 @every_leaf
-def test_shows_what_torch_holds(name):
+def test_shows_what_torch_holds(name, as_array):
     leaf = LEAVES[name]
     layout = resolve_layouts(None, {name: _leaf(*leaf.shape)})[name]
     layout = leaf.layout or layout
     theirs = np.asarray(leaf.view(_leaf(*leaf.shape)))
-    np.testing.assert_array_equal(layout.to_torch(_leaf(*leaf.shape)), theirs)
+    array = as_array(_leaf(*leaf.shape))
+    viewed = layout.to_torch(array)
+    assert isinstance(viewed, np.ndarray) == isinstance(array, np.ndarray)
+    np.testing.assert_array_equal(viewed, theirs)
     assert layout.torch_shape(leaf.shape) == theirs.shape
 
 
+@of_jax_and_numpy
 @every_leaf
-def test_comes_back_from_torch(name):
+def test_comes_back_from_torch(name, as_array):
     layout = LEAVES[name].layout or TorchLayout()
-    array = _leaf(*LEAVES[name].shape)
+    array = as_array(_leaf(*LEAVES[name].shape))
     back = layout.from_torch(layout.to_torch(array), array.shape)
     np.testing.assert_array_equal(back, array)
 
@@ -48,9 +56,10 @@ def test_comes_back_from_torch(name):
 )
 def test_knows_every_rank_and_stack(layout, shape, torch_shape):
     assert layout.torch_shape(shape) == torch_shape
-    viewed = layout.to_torch(_leaf(*shape))
-    assert viewed.shape == torch_shape
-    np.testing.assert_array_equal(layout.from_torch(viewed, shape), _leaf(*shape))
+    for array in (_leaf(*shape), jnp.asarray(_leaf(*shape))):
+        viewed = layout.to_torch(array)
+        assert viewed.shape == torch_shape
+        np.testing.assert_array_equal(layout.from_torch(viewed, shape), array)
 
 
 def test_is_hashable_and_compared_by_value():

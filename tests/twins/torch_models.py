@@ -59,10 +59,11 @@ MODELS = {"gpt2": gpt2, "bert": bert, "t5": t5, "conv": convolutional}
 
 def flax_leaves(module: Any) -> dict[str, np.ndarray]:
     """Each parameter as Flax would store it, by the path that Flax would give it."""
-    return _as_flax(module, dict(module.named_parameters()))
+    return as_flax(module, dict(module.named_parameters()))
 
 
-def _as_flax(module: Any, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+def as_flax(module: Any, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns tensors with the names of parameters as Flax would store them."""
     leaves = {}
     layers = dict(module.named_modules())
     for name, tensor in tensors.items():
@@ -100,7 +101,7 @@ def set_gradients(module: Any, seed: int) -> dict[str, np.ndarray]:
     for p in module.parameters():
         p.grad = torch.randn(p.shape, generator=generator).to(p.dtype) * 0.1
     grads = {name: p.grad for name, p in module.named_parameters()}
-    return {name: g.copy() for name, g in _as_flax(module, grads).items()}
+    return {name: g.copy() for name, g in as_flax(module, grads).items()}
 
 
 def trainer_groups(module: Any, weight_decay: float = 0.0) -> list[dict[str, Any]]:

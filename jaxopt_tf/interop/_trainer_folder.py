@@ -1,4 +1,4 @@
-"""Files of a Trainer's checkpoint folder, and the kinds of folders that are none."""
+"""Files of a Trainer's checkpoint folder, and folders of other frameworks."""
 
 import json
 from collections.abc import Collection
@@ -32,7 +32,7 @@ _PEFT = (
     "Merge it into its base model: `AutoPeftModel.from_pretrained(folder)"
     ".merge_and_unload().save_pretrained(out)`."
 )
-# Patterns of names that only another kind of folder has, the kind, and the cure.
+# Patterns of names that only another kind of folder has; the kind, and the cure.
 _OTHERS = (
     ("global_step*", "DeepSpeed", _ZERO),
     ("*_zero_pp_rank_*", "DeepSpeed's ZeRO", _ZERO),
@@ -56,7 +56,7 @@ _OTHERS = (
     ("adapter_model.*", "PEFT, whose base model is elsewhere", _PEFT),
     ("adapter_config.json", "PEFT, whose base model is elsewhere", _PEFT),
 )
-# Models of which parameters of one shape had another order than today, by `model_type`:
+# Models whose parameters of one shape had another order than today, by `model_type`:
 # the first version of Transformers with that order, and the first without it.
 _OTHER_ORDER = {
     "gemma2": ((4, 45), (4, 47)),
@@ -73,20 +73,18 @@ _WITHOUT = {
 
 
 def check_folder_is_trainers(folder: Path) -> None:
-    """Raises unless the folder exists and is no other framework's."""
+    """Raises unless the folder exists and was not written by another framework."""
     if not folder.is_dir():
         raise ValueError(
             f"`folder` must be a Trainer's checkpoint folder, got {str(folder)!r}, "
             "which is no folder. Name one such as `output_dir/checkpoint-500`."
         )
-    other = _other_kind(folder)
+    other = _other_framework(folder)
     if other:
-        name, whose, cure = other
         if _has_weights(folder):
-            cure += " The parameters alone can be read: `read_params(folder, ...)`."
+            other += " The parameters alone can be read: `read_params(folder, ...)`."
         raise ValueError(
-            f"`folder` must be of plain torch, got {str(folder)!r}, which is of "
-            f"{whose}: it has {name!r}. {cure}"
+            f"`folder` must be of plain torch, got {str(folder)!r}, {other}"
         )
 
 
@@ -94,14 +92,11 @@ def check_folder_has_weights(folder: Path) -> None:
     """Raises unless the folder has weight files that can be read."""
     if _has_weights(folder):
         return
-    other = _other_kind(folder)
-    if other:
-        name, whose, cure = other
-        what = f"which is of {whose}: it has {name!r}. {cure}"
-    elif not folder.is_dir():
-        what = "which is no folder."
-    else:
+    what = _other_framework(folder)
+    if not what and folder.is_dir():
         what = f"which has none.{_checkpoints_in(folder)}"
+    elif not what:
+        what = "which is no folder."
     raise ValueError(
         f"`folder` must hold {' or '.join(MODEL_FILES)}, got {str(folder)!r}, {what}"
     )
@@ -110,7 +105,7 @@ def check_folder_has_weights(folder: Path) -> None:
 def check_files(
     folder: Path, wanted: Collection[str], without: Collection[str]
 ) -> tuple[str, ...]:
-    """Returns the wanted files that are missing and may be; raises for all others."""
+    """Returns the missing files, which `without` allows; raises for all others."""
     odd = sorted(set(without) - set(_WITHOUT))
     if odd:
         raise ValueError(f"`without` must hold names of {list(_WITHOUT)}, got {odd}.")
@@ -125,6 +120,7 @@ def check_files(
             f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). Without it "
             "there is nothing to resume from."
         )
+    # Either of the two has the step.
     if {SCHEDULER, STATE} <= set(missing) and not needed:
         needed.append(f"{SCHEDULER} or {STATE}. Without both the step is not known.")
     if needed:
@@ -153,6 +149,7 @@ def check_order(folder: Path) -> None:
 
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
+    # A model of several parts has the configuration of each in its own.
     config, version = _config_of(folder), version_of_folder(folder)
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for kind in [str(part.get("model_type")) for part in parts]:
@@ -179,17 +176,17 @@ def _has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MODEL_FILES)
 
 
-def _other_kind(folder: Path) -> tuple[str, str, str] | None:
-    """Returns the name of a file, the kind of folder that has it, and the cure."""
+def _other_framework(folder: Path) -> str:
+    """Describes a folder that another framework wrote, with the cure; else ""."""
     for pattern, whose, cure in _OTHERS:
         found = sorted(path.name for path in folder.glob(pattern))
         if found:
-            return found[0], whose, cure
-    return None
+            return f"which is of {whose}: it has {found[0]!r}. {cure}"
+    return ""
 
 
 def _reason(folder: Path) -> str:
-    """Explains files that are missing; "" where that is not known."""
+    """Explains missing files; "" if the reason is unknown."""
     has = [(folder / name).is_file() for name in (OPTIMIZER, SCHEDULER, STATE)]
     if has == [False, False, True] and _has_weights(folder):
         return (

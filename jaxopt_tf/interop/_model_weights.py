@@ -1,4 +1,4 @@
-"""The parameters in a checkpoint folder, read and written one tensor at a time."""
+"""Parameters of a model in a checkpoint folder: names resolved, ties checked."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,22 +8,21 @@ import numpy as np
 
 from .. import _pytrees
 from .._typing import PyTree
-from ._casting import check_finite, check_fits, placed_like
+from ._arrays import as_tensor, check_finite, check_fits, device_put_like
 from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
-from ._pieces import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
-from ._safetensors import write_tensors
-from ._torch_files import as_tensor, save_torch
+from ._tensor_slices import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
+from ._torch_files import save_torch
 from ._torch_model import TorchModel
-from ._weight_files import WeightFiles
+from ._weight_files import WeightFiles, write_safetensors
 
 
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
     """Reads a folder's parameters in the structure, dtypes and devices of `params`.
 
     The folder has `model.safetensors` or `pytorch_model.bin`, whole or in shards. Names
-    are read as `from_pretrained` reads them: former names, the prefix of the base model
-    and those of wrappers are recognized. `unused_tensors` lists what is left out.
+    are resolved as in `from_pretrained`: former names, the prefix of the base model and
+    those of wrappers are recognized. `unused_tensors` lists what is left out.
 
     Raises:
         ValueError: if the folder has no weight files or damaged ones; if they are not
@@ -42,20 +41,22 @@ def read_weights(
     """Reads parameters as `read_params`, and returns the names that are left out."""
     files = WeightFiles(folder)
     keys = _keys(files, names.model)
-    place = _places(files, keys, names.model)
-    pieces = by_leaf(names.pieces)
+    key_of = _key_by_parameter(files, keys, names.model)
+    slices = by_leaf(names.slices)
 
     def leaf(name: str, p: Any) -> tuple:
         def tensor(torch_name: str) -> np.ndarray:
-            name = place[torch_name]
-            what = f"{name!r} of {str(files.file_of(name))!r}"
-            array = files.read(name)
+            # Checked tensor by tensor: errors name the tensor, not the leaf, which may
+            # be a stack of many.
+            key = key_of[torch_name]
+            what = f"{key!r} of {str(files.file_of(key))!r}"
+            array = files.read(key)
             check_finite(array, what)
             check_fits(array.dtype, p.dtype, what)
             return array
 
-        found = leaf_from_tensors(pieces[name], tensor, p.shape, p.dtype)
-        return (placed_like(found, p),)
+        found = leaf_from_tensors(slices[name], tensor, p.shape, p.dtype)
+        return (device_put_like(found, p),)
 
     return _pytrees.map_leaves(leaf, params, num_results=1)[0], keys.unused
 
@@ -63,8 +64,8 @@ def read_weights(
 def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
     """Returns the names in a folder's weight files that `read_params` leaves out.
 
-    They are buffers that older versions saved, and what Transformers ignores for this
-    model, such as the pooler of a BERT for masked tokens.
+    They are buffers that older versions saved, and tensors that Transformers ignores
+    for this model, such as the pooler of a BERT for masked tokens.
 
     Raises:
         ValueError: if the folder has no weight files or damaged ones.
@@ -80,24 +81,25 @@ def write_params(
     A path that ends in `.bin` is written by torch, with every name of a tied tensor;
     any other in the format of safetensors, with one of them.
     """
-    leaves = dict(_pytrees.named_leaves(params))
-    host = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    pieces = by_tensor(names.pieces)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        p.name: (p.shape, host[pieces[p.name][0].leaf].dtype)
+    # Arrays on the host: views of JAX's memory on a CPU, copies from other devices.
+    host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
+    slices = by_tensor(names.slices)
+    specs: dict[str, tuple[tuple[int, ...], Any]] = {
+        p.name: (p.shape, host[slices[p.name][0].leaf].dtype)
         for p in names.model.parameters
     }
-    shapes |= {name: (array.shape, array.dtype) for name, array in buffers.items()}
+    specs |= {name: (array.shape, array.dtype) for name, array in buffers.items()}
 
     def tensor(name: str) -> np.ndarray:
         if name in buffers:
             return buffers[name]
-        return tensor_from_leaves(pieces[name], host.__getitem__)
+        return tensor_from_leaves(slices[name], host.__getitem__)
 
     if path.suffix != ".bin":
-        write_tensors(path, shapes, tensor)
+        write_safetensors(path, specs, tensor)
         return
-    tensors = {name: as_tensor(tensor(name)) for name in shapes}
+    # torch.save writes the memory of tied tensors once, under all of their names.
+    tensors = {name: as_tensor(tensor(name)) for name in specs}
     tensors |= {alias: tensors[name] for alias, name in names.model.tied}
     save_torch(tensors, path)
 
@@ -115,6 +117,7 @@ def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray
             f"`like` must be given, got None: the model saves {list(model.buffers)} "
             "beside its parameters. Name a checkpoint folder that has them."
         )
+    # Copied: the map of a file of torch must not outlive the call.
     files = WeightFiles(folder)
     found = _keys(files, model).of
     missing = [name for name in model.buffers if name not in found]
@@ -131,26 +134,28 @@ def _keys(files: WeightFiles, model: TorchModel) -> Keys:
     return match_keys(files.shapes, [*known, *model.buffers], model.load_rules)
 
 
-def _places(files: WeightFiles, keys: Keys, model: TorchModel) -> dict[str, str]:
+def _key_by_parameter(
+    files: WeightFiles, keys: Keys, model: TorchModel
+) -> dict[str, str]:
     """Returns the name in the files of each parameter: its own, or one tied to it."""
-    shapes = files.shapes
+    # A file has one name of a tied tensor, or several that must then be equal.
     spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
         spellings[name].append(alias)
-    place, problems = {}, []
+    shapes, key_of, problems = files.shapes, {}, []
     for p in model.parameters:
         found = [k for spelling in spellings[p.name] for k in keys.of.get(spelling, ())]
         wrong = [key for key in found if shapes[key] != p.shape]
         if not found:
             problems.append(f"{p.name!r} {list(p.shape)} is not in it")
         elif wrong:
-            is_renamed = "" if wrong[0] == p.name else f", for {p.name!r},"
+            renamed = "" if wrong[0] == p.name else f", for {p.name!r},"
             problems.append(
-                f"{wrong[0]!r}{is_renamed} is {list(shapes[wrong[0]])}, not "
+                f"{wrong[0]!r}{renamed} is {list(shapes[wrong[0]])}, not "
                 f"{list(p.shape)}"
             )
         else:
-            place[p.name] = found[0]
+            key_of[p.name] = found[0]
             problems += _unequal(files, found, len(keys.of.get(p.name, ())))
     problems += keys.problems
     if problems:
@@ -159,16 +164,19 @@ def _places(files: WeightFiles, keys: Keys, model: TorchModel) -> dict[str, str]
             "`folder` must hold the parameters of the model, but "
             f"{str(files.path)!r} has {len(problems)} differences:\n  {listed}"
         )
-    return place
+    return key_of
 
 
-def _unequal(files: WeightFiles, found: list[str], num_own: int) -> list[str]:
-    """Names tensors that must be equal and are not; the first `num_own` are renamed."""
+def _unequal(files: WeightFiles, found: list[str], num_renamed: int) -> list[str]:
+    """Describes tensors that must be equal and are not.
+
+    The first `num_renamed` are spellings of one name; the others are tied to it.
+    """
     problems = []
     for number, other in enumerate(found[1:], start=1):
         if files.are_equal(found[0], other):
             continue
-        if number < num_own:
+        if number < num_renamed:
             cure = "both names are those of one parameter. Delete the wrong one."
         else:
             cure = (

@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jaxopt_tf.interop import (
-    check_param_groups,
     match_names,
-    param_groups_from_recipe,
     read_params,
     read_trainer_checkpoint,
     torch_model_from_module,
     write_trainer_checkpoint,
+)
+from jaxopt_tf.interop._param_groups import (
+    check_param_groups,
+    param_groups_from_recipe,
 )
 from jaxopt_tf.recipes import RateGroup, Recipe, build_optimizer, build_schedule
 from jaxopt_tf.schedules import double_from_scalar
@@ -339,7 +341,7 @@ def test_a_folder_is_written_whole_and_only_where_none_is(
     folder, params, names, tmp_path
 ):
     state = build_optimizer(RECIPE).init(params)
-    with pytest.raises(ValueError, match="`folder` must not be there yet"):
+    with pytest.raises(ValueError, match="`folder` must not exist yet"):
         write_trainer_checkpoint(folder, params, state, names, recipe=RECIPE, step=2)
     deep = tmp_path / "no" / "checkpoint-1"
     with pytest.raises(ValueError, match="must be in a folder that exists"):

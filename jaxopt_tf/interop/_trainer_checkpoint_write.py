@@ -1,0 +1,279 @@
+"""Checkpoint folder of Transformers' Trainer, written from a run of ours."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import _checks
+from .._typing import PyTree
+from ..monitors import default_trainer_state, write_trainer_state
+from ..optimizers import TorchLayout
+from ..recipes import METRIC_DRIVEN, Recipe
+from ..schedules import GreedyState, PlateauState
+from ._metric_state import torch_from_metric_state
+from ._model_weights import read_buffers, write_params
+from ._optimizer_state import torch_from_opt_state
+from ._param_groups import param_groups_from_recipe
+from ._param_names import ParamNames
+from ._scheduler_state import torch_from_schedule_step
+from ._state_dict import Groups
+from ._torch_files import load_torch, map_torch, save_torch
+from ._trainer_checkpoint import read_trainer_state
+from ._trainer_folder import MODEL_FILES, OPTIMIZER, SCHEDULER, STATE
+
+# Beginnings of names of files that belong to the step of a checkpoint.
+_NOT_COPIED = (
+    *MODEL_FILES,
+    "pytorch_model-",
+    OPTIMIZER,
+    "optimizer.bin",
+    SCHEDULER,
+    STATE,
+    "rng_state",
+    "scaler",
+)
+# Trainer follows the file in these, not its arguments. The other fields change with
+# every step. A callback that is not among the `stateful_callbacks` fails when it saves.
+_SETTINGS = (
+    "eval_steps",
+    "is_hyper_param_search",
+    "logging_steps",
+    "num_train_epochs",
+    "save_steps",
+    "stateful_callbacks",
+    "train_batch_size",
+    "trial_name",
+    "trial_params",
+)
+# Keys that tell the kind of a group of AdamW or Adafactor, or the kind of a schedule.
+_KINDS = frozenset(
+    {"betas", "clip_threshold", "lr_lambdas", "mode_worse", "num_good_epochs"}
+)
+
+
+def write_trainer_checkpoint(
+    folder: Path | str,
+    params: PyTree,
+    opt_state: PyTree,
+    names: ParamNames,
+    *,
+    recipe: Recipe,
+    step: int,
+    schedule_step: int | None = None,
+    schedule_state: PlateauState | GreedyState | None = None,
+    trainer_state: Mapping[str, Any] | None = None,
+    like: Path | str | None = None,
+    groups: Groups | None = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
+) -> None:
+    """Writes a folder from which `Trainer.train(resume_from_checkpoint=...)` resumes.
+
+    It contains model.safetensors, optimizer.pt, scheduler.pt and trainer_state.json,
+    and is written atomically. Each file has the fields of the version of Transformers
+    and torch that wrote `like`, else those of transformers 5.23 and torch 2.13. The
+    state of torch's random numbers is left out, so dropout draws other numbers: Trainer
+    logs that and takes the order of the data from its seed.
+
+    Args:
+        folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's
+            `output_dir`.
+        params: the parameters.
+        opt_state: the state of their optimizer, AdamW or Adafactor.
+        names: leaf of each torch parameter.
+        recipe: the numbers of the run. The groups are those of its `decay_rule`, if
+            that is a version's or patterns; else those of "transformers_v5". Trainer
+            makes its groups by its own rule, and refuses groups of other lengths.
+        step: number of batches, for `global_step`.
+        schedule_step: step passed to the schedule next, or the number of its metrics;
+            None for `step`.
+        schedule_state: state of a schedule that a metric drives.
+        trainer_state: fields of `trainer_state.json`, such as those of a run's own
+            file. Other fields have Trainer's default; settings of the run, such as
+            `eval_steps`, and the states of callbacks have the values of `like`.
+        like: a checkpoint folder of the same run. Its other files, such as config.json
+            and the tokenizer, are copied, and so are the model's buffers. If it
+            contains trainer_state.json, optimizer.pt or scheduler.pt, the new file has
+            the same fields, so that the same version reads it. If its weights are in
+            pytorch_model.bin, so are the new ones.
+        groups: names of each group; None for Trainer's own.
+        layouts: as `adafactor_tf` has them.
+
+    Raises:
+        ValueError: if the folder exists, the recipe has no state in torch, a field
+            of `trainer_state` is unknown to the version, or a file of `like` is
+            damaged.
+
+    Source: transformers 5.23 `trainer.py`, `_save_checkpoint`.
+    """
+    folder = Path(folder)
+    like = None if like is None else Path(like)
+    if folder.exists():
+        raise ValueError(
+            f"`folder` must not exist yet, got {str(folder)!r}. Name another, or "
+            "remove it."
+        )
+    if not folder.parent.is_dir():
+        raise ValueError(
+            f"`folder` must be in a folder that exists, got {str(folder)!r}. Make "
+            f"{str(folder.parent)!r} first."
+        )
+    step = _checks.step_count("step", step)
+    position = step if schedule_step is None else schedule_step
+    # All that can be refused is computed before the folder is created.
+    json_state = _trainer_state(like, trainer_state or {}, recipe, step)
+    scheduler, rate = _scheduler(recipe, position, schedule_state)
+    settings = param_groups_from_recipe(recipe, rate)
+    buffers = read_buffers(like, names.model)
+
+    # A killed process leaves this name, which the next call removes.
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for path in _others(like):
+            shutil.copy2(path, temporary / path.name)
+        weights = temporary / _weights_file(like)
+        write_params(weights, params, names, buffers)
+        state_dict = torch_from_opt_state(
+            opt_state,
+            params,
+            names,
+            settings,
+            groups=groups,
+            layouts=layouts,
+            decay_rule=recipe.decay_rule,
+        )
+        save_torch(_state_dict_like(like, state_dict), temporary / OPTIMIZER)
+        save_torch(_scheduler_like(like, scheduler), temporary / SCHEDULER)
+        write_trainer_state(temporary / STATE, json_state)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _scheduler(
+    recipe: Recipe, position: int, schedule_state: PlateauState | GreedyState | None
+) -> tuple[dict[str, Any], float]:
+    """Returns the scheduler's state, and the rate of the next update."""
+    if recipe.lr_scheduler_type not in METRIC_DRIVEN:
+        state = torch_from_schedule_step(position, recipe)
+        return state, state["_last_lr"][0]
+    if schedule_state is None:
+        raise ValueError(
+            f"`schedule_state` must be given for {recipe.lr_scheduler_type!r}, got "
+            "None. Pass the state of the schedule."
+        )
+    # Trainer's two groups.
+    settings = dict(recipe.lr_scheduler_kwargs)
+    bases = [float(recipe.learning_rate)] * 2
+    state = torch_from_metric_state(schedule_state, settings, bases, position)
+    return state, state["_last_lr"][0]
+
+
+def _others(like: Path | None) -> list[Path]:
+    """Returns the files of a folder that do not belong to its step."""
+    if like is None:
+        return []
+    return sorted(
+        path
+        for path in like.iterdir()
+        if path.is_file()
+        and not path.name.startswith(_NOT_COPIED)
+        and not path.name.endswith(".safetensors")
+    )
+
+
+def _weights_file(like: Path | None) -> str:
+    """Returns the name of the file with the weights.
+
+    Trainer 4 with `save_safetensors=False` reads `pytorch_model.bin` alone.
+    """
+    is_old = (
+        like is not None
+        and any(like.glob("pytorch_model*.bin*"))
+        and not any(like.glob("model*.safetensors*"))
+    )
+    return "pytorch_model.bin" if is_old else MODEL_FILES[0]
+
+
+def _trainer_state(
+    like: Path | None, given: Mapping[str, Any], recipe: Recipe, step: int
+) -> dict[str, Any]:
+    """Returns all fields of `trainer_state.json` that the version of `like` has.
+
+    `TrainerState(**fields)` of a version fails on a field that it does not have, and
+    every version writes all of its fields: the file of `like` lists them. Without one
+    they are those of version 5.23.
+
+    Raises:
+        ValueError: if `given` has other fields.
+
+    Source: transformers 5.23 `trainer_callback.py`, `TrainerState`; in 4.40 it has no
+        `stateful_callbacks` and until 4.49 no `best_global_step`.
+    """
+    defaults = default_trainer_state()
+    state, whose = dict(defaults), "of Trainer's state"
+    cure = "Leave them out, or pass a checkpoint that has them as `like`."
+    if like is not None and (like / STATE).is_file():
+        theirs = read_trainer_state(like / STATE)
+        state = {name: defaults.get(name, value) for name, value in theirs.items()}
+        state |= {name: theirs[name] for name in _SETTINGS if name in theirs}
+        whose = f"of {str(like / STATE)!r}"
+        cure = "Leave them out: the version that wrote it fails on them."
+    counted = {"global_step": step, "max_steps": recipe.max_steps}
+    odd = sorted(set(given) - set(state) - set(counted))
+    if odd:
+        raise ValueError(
+            f"`trainer_state` must have the fields {whose}, got {odd}. {cure}"
+        )
+    state |= {**given, **counted}
+    # Trainer divides by it, None or not.
+    if "train_batch_size" in state and state["train_batch_size"] is None:
+        state["train_batch_size"] = recipe.per_device_train_batch_size
+    return state
+
+
+def _state_dict_like(
+    like: Path | None, state_dict: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Returns the optimizer's state with the settings that groups have in `like`.
+
+    Releases of torch have further settings or fewer. `param_names` is kept: every
+    release copies it, and it assigns the moments to their parameters.
+    """
+    if like is None or not (like / OPTIMIZER).is_file():
+        return state_dict
+    # Only its keys are read: gigabytes of moments are not.
+    saved = map_torch(like / OPTIMIZER)
+    groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
+    if not isinstance(groups, list) or not groups:
+        return state_dict
+    names = ("params", "param_names")
+    theirs = {k: v for k, v in dict(groups[0]).items() if k not in names}
+    if "step" in theirs:  # of Apex, which counts in the group and not in the entries
+        entries = state_dict["state"].values()
+        theirs["step"] = max((int(entry["step"]) for entry in entries), default=0)
+    new_groups = []
+    for group in state_dict["param_groups"]:
+        settings = {k: v for k, v in group.items() if k not in names}
+        named = {key: group[key] for key in names if key in group}
+        new_groups.append({**_keys_like(theirs, settings), **named})
+    return {**state_dict, "param_groups": new_groups}
+
+
+def _scheduler_like(like: Path | None, scheduler: dict[str, Any]) -> dict[str, Any]:
+    """Returns the scheduler's state with the keys that it has in `like`."""
+    if like is None or not (like / SCHEDULER).is_file():
+        return scheduler
+    return _keys_like(load_torch(like / SCHEDULER), scheduler)
+
+
+def _keys_like(theirs: Any, ours: dict[str, Any]) -> dict[str, Any]:
+    """Returns `ours` with the keys of `theirs`; all of `ours` for another kind."""
+    is_same_kind = (
+        isinstance(theirs, Mapping) and _KINDS & theirs.keys() == _KINDS & ours.keys()
+    )
+    if not is_same_kind:
+        return ours
+    return {key: ours.get(key, value) for key, value in theirs.items()}
