@@ -1,7 +1,7 @@
 """RMSprop with torch's numbers."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from ._by_element import by_element, only_rate, with_l2
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer, wide_zeros, with_l2
 
 
 class RMSpropState(NamedTuple):
@@ -82,9 +83,15 @@ def rmsprop_tf(
         raise TypeError(f"`centered` must be True or False, got {centered!r}.")
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
-    def new_leaf(p, g, is_decayed, rate, nu, mu, buffer):
+    def scalars(rate: Rate, count: jax.Array) -> jax.Array:
+        del count
+        return rate.value
+
+    def update(
+        leaf: Leaf, rate: jax.Array, moments: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        p, g, (nu, mu, buffer) = leaf.param, with_l2(leaf, weight_decay), moments
         dtype = p.dtype
-        g = with_l2(p, g, is_decayed, weight_decay)
         nu = nu * scalar(alpha, dtype) + one_minus(alpha, dtype) * g * g
         variance = nu
         if centered:
@@ -97,13 +104,11 @@ def rmsprop_tf(
         buffer = scalar(momentum, dtype) * buffer + g / root
         return p - rate * buffer, nu, mu, buffer
 
-    return by_element(
-        "rmsprop_tf",
-        RMSpropState,
-        learning_rate,
-        weight_decay,
-        decay_mask,
-        has_moments=(True, centered, has_buffer),
-        clock=only_rate,
-        new_leaf=new_leaf,
+    rule = LeafRule(
+        name="rmsprop_tf",
+        state_type=RMSpropState,
+        init=lambda p, _: wide_zeros(p, [True, centered, has_buffer]),
+        scalars=scalars,
+        update=update,
     )
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
