@@ -291,9 +291,9 @@ def test_takes_scalars_empty_arrays_empty_trees_and_none(name):
         {"a": None},
         {"a": jnp.ones(()), "b": None, "c": jnp.ones((0, 3)), "d": jnp.ones((0,))},
     ]:
-        updates, state = tx.update(params, tx.init(params), params)
+        updates, state = jax.jit(tx.update)(params, tx.init(params), params)
         assert avals(updates) == avals(params)
-        assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state))
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
 
 @every_optimizer
