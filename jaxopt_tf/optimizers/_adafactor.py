@@ -26,7 +26,7 @@ from .._numerics import one_minus, scalar, wide_dtype
 from .._pytrees import TorchLayout, reshard_like, resolve_layouts, varying_axes
 from .._typing import PyTree, Scalar, ScalarOrSchedule, Step
 from ._learning_rate import Rate
-from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 
 _Axes = tuple[int, ...]
 
@@ -136,11 +136,11 @@ def adafactor_tf(
         layouts=layouts,
     )
     rule = LeafRule(
-        name="adafactor_tf",
-        state_type=AdafactorState,
+        "adafactor_tf",
+        AdafactorState,
+        arithmetic.scalars,
+        arithmetic.update,
         init=arithmetic.init,
-        scalars=arithmetic.scalars,
-        update=arithmetic.update,
         layouts=arithmetic.layouts_of,
         rate_of_count=functools.partial(_relative_rate, warmup_init),
     )
@@ -213,7 +213,7 @@ class _Adafactor:
         _check_whole("grads", grads, params)
         return jax.tree.leaves(resolve_layouts(self.layouts, params))
 
-    def init(self, p: jax.Array, layout: TorchLayout) -> tuple[Any, ...]:
+    def init(self, p: jax.Array, layout: TorchLayout) -> Moments:
         """Returns row, col, nu and mu as zeros."""
         row = col = nu = mu = optax.MaskedNode()
         # Sums of zeros, so that they are placed on devices as the parameter is.
@@ -236,9 +236,7 @@ class _Adafactor:
         new_share = _power(count, self.decay_rate, rate.value.dtype)
         return _Scalars(1.0 - new_share, new_share, rate.value)
 
-    def update(
-        self, leaf: Leaf, scalars: _Scalars, moments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def update(self, leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         """Returns the new parameter and the new row, col, nu and mu."""
         p, g, is_decayed, layout = leaf
         row, col, nu, mu = moments

@@ -1,7 +1,7 @@
 """Adagrad with torch's numbers."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .._argument_names import checked_names
 from .._numerics import exact_int, exact_scalar, rounded, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._learning_rate import Rate
-from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer, wide_zeros, with_l2
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 
 
 class AdagradState(NamedTuple):
@@ -70,18 +70,10 @@ def adagrad_tf(
         slowdown = exact_int(count - 1, dtype) * exact_scalar(lr_decay, dtype)
         return rounded(rate.exact() / (exact_scalar(1.0, dtype) + slowdown))
 
-    def update(
-        leaf: Leaf, rate: jax.Array, moments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
         p, g, (nu,) = leaf.param, with_l2(leaf, weight_decay), moments
         nu = nu + g * g
         return p - (rate * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
 
-    rule = LeafRule(
-        name="adagrad_tf",
-        state_type=AdagradState,
-        init=lambda p, _: wide_zeros(p, [True]),
-        scalars=scalars,
-        update=update,
-    )
+    rule = LeafRule("adagrad_tf", AdagradState, scalars, update)
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

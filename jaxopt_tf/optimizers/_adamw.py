@@ -25,7 +25,7 @@ from .._numerics import (
 from .._pytrees import TorchLayout
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._learning_rate import Rate
-from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 
 
 class AdamWState(NamedTuple):
@@ -216,11 +216,7 @@ class _Adam:
             _checks.fraction_below_one(f"betas[{i}]", beta)
         _check_moment_dtype(self.moment_dtype)
         rule = LeafRule(
-            name=self.name,
-            state_type=AdamWState,
-            init=self.init,
-            scalars=self.scalars,
-            update=self.update,
+            self.name, AdamWState, self.scalars, self.update, init=self.init
         )
         return per_leaf_optimizer(rule, learning_rate, self.weight_decay, decay_mask)
 
@@ -252,9 +248,7 @@ class _Adam:
         hoisted: _Scalars = hoist_scalars(scalars, count, dtype)
         return hoisted
 
-    def update(
-        self, leaf: Leaf, scalars: _Scalars, moments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def update(self, leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         """Returns the new parameter and the new moments."""
         (mu, nu), (beta1, beta2) = moments, self.betas
         g, dtype = leaf.grad, leaf.grad.dtype

@@ -1,7 +1,7 @@
 """Lion: steps of one size, whose signs a momentum decides."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .._argument_names import checked_names
 from .._numerics import exact_scalar, one_minus, rounded, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._learning_rate import Rate
-from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer, wide_zeros
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 
 
 class LionState(NamedTuple):
@@ -77,9 +77,7 @@ def lion_tf(
         decay = rate.exact() * exact_scalar(weight_decay, dtype)
         return _Scalars(rate.value, rounded(exact_scalar(1.0, dtype) - decay))
 
-    def update(
-        leaf: Leaf, scalars: _Scalars, moments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def update(leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         p, g, (mu,) = leaf.param, leaf.grad, moments
         dtype = p.dtype
         direction = jnp.sign(scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * g)
@@ -87,11 +85,5 @@ def lion_tf(
         mu = scalar(beta2, dtype) * mu + one_minus(beta2, dtype) * g
         return p - scalars.rate * direction, mu
 
-    rule = LeafRule(
-        name="lion_tf",
-        state_type=LionState,
-        init=lambda p, _: wide_zeros(p, [True]),
-        scalars=scalars,
-        update=update,
-    )
+    rule = LeafRule("lion_tf", LionState, scalars, update)
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

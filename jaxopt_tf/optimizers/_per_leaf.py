@@ -36,7 +36,11 @@ class Leaf(NamedTuple):
     layout: Any  # a `TorchLayout` for Adafactor, else None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+# A moment for each field of the state: an array, or a masked node.
+Moments = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class LeafRule:
     """Arithmetic of one optimizer.
 
@@ -44,11 +48,12 @@ class LeafRule:
         name: the optimizer's name, for errors.
         state_type: a NamedTuple of `count`, `step`, `learning_rate`, `rate_source` and
             a tree for each moment.
-        init: returns the moments of a floating-point parameter with this layout, a
-            masked node for one that is not kept.
         scalars: returns what leaves of one dtype and number of updates share.
         update: returns the new parameter and the new moments. It receives the leaf, the
             scalars and the moments in the dtype of the arithmetic.
+        kept: for each moment whether there is one; the state has masked nodes else.
+        init: returns the moments of a floating-point parameter with this layout; None
+            for zeros in the dtype of the arithmetic.
         layouts: returns a layout for each leaf of `params`, and checks `params` and, in
             an update, the gradients; None for optimizers without layouts.
         rate_of_count: the learning rate where none is given: a function of the number
@@ -57,9 +62,11 @@ class LeafRule:
 
     name: str
     state_type: Any
-    init: Callable[[jax.Array, Any], tuple[Any, ...]]
     scalars: Callable[[Rate, jax.Array], Any]
-    update: Callable[[Leaf, Any, tuple[Any, ...]], tuple[Any, ...]]
+    update: Callable[[Leaf, Any, Moments], Moments]
+    _: dataclasses.KW_ONLY
+    kept: tuple[bool, ...] = (True,)
+    init: Callable[[jax.Array, Any], Moments] | None = None
     layouts: Callable[[PyTree, Sequence[Any]], Sequence[TorchLayout]] | None = None
     rate_of_count: Callable[[Step, Any], jax.Array] | None = None
 
@@ -74,6 +81,18 @@ class LeafRule:
         if self.layouts is not None:
             return self.layouts(params, grads)
         return [None] * len(jax.tree.leaves(params))
+
+    def init_leaf(self, p: jax.Array, layout: Any) -> Moments:
+        """Returns the moments of one leaf, which integer leaves do not have."""
+        if not _pytrees.is_floating(p):
+            return (optax.MaskedNode(),) * len(self.moments)
+        if self.init is not None:
+            return self.init(p, layout)
+        # A buffer for each: a donated state whose leaves share one is refused.
+        return tuple(
+            jnp.zeros_like(p, wide_dtype(p.dtype)) if is_kept else optax.MaskedNode()
+            for is_kept in self.kept
+        )
 
 
 def per_leaf_optimizer(
@@ -95,12 +114,7 @@ def per_leaf_optimizer(
         layouts = rule.layouts_of(params)
         resolve_mask(decay_mask, params, weight_decay)
         leaves, treedef = jax.tree.flatten(params)
-        rows = [
-            rule.init(p, layout)
-            if _pytrees.is_floating(p)
-            else (optax.MaskedNode(),) * len(rule.moments)
-            for p, layout in zip(leaves, layouts, strict=True)
-        ]
+        rows = [rule.init_leaf(*pair) for pair in zip(leaves, layouts, strict=True)]
         trees = _trees(treedef, rows, len(rule.moments))
         rate = _learning_rate.init(learning_rate, params)
         return rule.state_type(jnp.zeros((), jnp.int32), *rate, *trees)
@@ -151,9 +165,7 @@ def per_leaf_optimizer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _updated(
-    rule: LeafRule, leaf: Leaf, scalars: Any, moments: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def _updated(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
     """Returns the update and the new moments of one leaf, in the dtypes of the old."""
     p, wide = leaf.param, wide_dtype(leaf.param.dtype)
     # The arithmetic is done where the moments are placed.
@@ -180,17 +192,6 @@ def _schedule_of_counts(rate_of_count: Any) -> Schedule:
         return rate
 
     return schedule
-
-
-def wide_zeros(p: jax.Array, kept: Sequence[bool]) -> tuple[Any, ...]:
-    """Returns zeros like `p` in the dtype of its arithmetic for each moment kept.
-
-    They have buffers of their own: a donated state whose leaves share one is refused.
-    """
-    return tuple(
-        jnp.zeros_like(p, wide_dtype(p.dtype)) if is_kept else optax.MaskedNode()
-        for is_kept in kept
-    )
 
 
 def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:

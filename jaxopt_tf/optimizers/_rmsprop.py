@@ -1,7 +1,7 @@
 """RMSprop with torch's numbers."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .._argument_names import checked_names
 from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._learning_rate import Rate
-from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer, wide_zeros, with_l2
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 
 
 class RMSpropState(NamedTuple):
@@ -87,9 +87,7 @@ def rmsprop_tf(
         del count
         return rate.value
 
-    def update(
-        leaf: Leaf, rate: jax.Array, moments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
         p, g, (nu, mu, buffer) = leaf.param, with_l2(leaf, weight_decay), moments
         dtype = p.dtype
         nu = nu * scalar(alpha, dtype) + one_minus(alpha, dtype) * g * g
@@ -105,10 +103,6 @@ def rmsprop_tf(
         return p - rate * buffer, nu, mu, buffer
 
     rule = LeafRule(
-        name="rmsprop_tf",
-        state_type=RMSpropState,
-        init=lambda p, _: wide_zeros(p, [True, centered, has_buffer]),
-        scalars=scalars,
-        update=update,
+        "rmsprop_tf", RMSpropState, scalars, update, kept=(True, centered, has_buffer)
     )
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

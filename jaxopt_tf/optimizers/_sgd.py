@@ -1,7 +1,7 @@
 """Gradient descent with torch's momentum."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .._argument_names import checked_names
 from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._learning_rate import Rate
-from ._per_leaf import Leaf, LeafRule, per_leaf_optimizer, wide_zeros, with_l2
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 
 
 class SGDState(NamedTuple):
@@ -85,9 +85,7 @@ def sgd_tf(
         first, later = scalar(1.0, dtype), one_minus(dampening, dtype)
         return _Scalars(rate.value, jnp.where(count == 1, first, later))
 
-    def update(
-        leaf: Leaf, scalars: _Scalars, moments: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def update(leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         p, g, (buffer,) = leaf.param, with_l2(leaf, weight_decay), moments
         if has_buffer:
             factor = scalar(momentum, p.dtype)
@@ -95,13 +93,7 @@ def sgd_tf(
             g = g + factor * buffer if nesterov else buffer
         return p - scalars.rate * g, buffer
 
-    rule = LeafRule(
-        name="sgd_tf",
-        state_type=SGDState,
-        init=lambda p, _: wide_zeros(p, [has_buffer]),
-        scalars=scalars,
-        update=update,
-    )
+    rule = LeafRule("sgd_tf", SGDState, scalars, update, kept=(has_buffer,))
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 
