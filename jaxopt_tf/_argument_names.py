@@ -1,4 +1,4 @@
-"""Arguments that optax, torch and Transformers call otherwise, and their names here.
+"""Argument names of optax, torch and Transformers, and their names here.
 
 A call with such a name ends in a TypeError that contains the name to write instead.
 """
@@ -16,7 +16,44 @@ _STATIC = ("decay_mask", "moment_dtype")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_OF_SCHEDULES = (
+# Forms to write instead of other names. Of several forms for one name the first whose
+# argument the called function has is suggested.
+_FORMS = [
+    (
+        "learning_rate=...",
+        "lr rate max_learning_rate init_value peak_value initial_lr base_lr optimizer",
+    ),
+    ("betas=(b1, b2)", "b1 b2"),
+    ("betas=(beta1, beta2)", "beta1 beta2"),
+    ("betas=(adam_beta1, adam_beta2)", "adam_beta1 adam_beta2"),
+    ("beta1=...", "b1 momentum"),
+    ("betas=(momentum, ...)", "momentum"),
+    ("eps=...", "epsilon adam_epsilon"),
+    ("moment_dtype=...", "mu_dtype state_dtype dtype_momentum"),
+    ("decay_mask=...", "mask weight_decay_mask"),
+    ("weight_decay=...", "wd l2 weight_decay_rate"),
+    ("decay_rate=...", "beta2_decay"),
+    ("clip_threshold=...", "clipping_threshold d"),
+    ("scale_parameter=...", "multiply_by_parameter_scale"),
+    ("alpha=...", "decay rho"),
+    ("max_norm=...", "max_grad_norm clip_norm"),
+    ("num_warmup_steps=...", "warmup_steps transition_begin"),
+    (
+        "num_training_steps=...",
+        "max_steps total_steps num_steps decay_steps transition_steps",
+    ),
+    ("lr_end=...", "end_value"),
+    ("min_lr=...", "end_value min_scale"),
+    ("scheduler_specific_kwargs={'lr_end': ...}", "end_value"),
+    ("power=...", "exponent"),
+    ("scheduler_specific_kwargs={'power': ...}", "exponent"),
+    ("scheduler_specific_kwargs=...", "kwargs lr_scheduler_kwargs"),
+    ("name=...", "lr_scheduler_type"),
+    ("threshold=...", "rtol"),
+    ("threshold=..., threshold_mode='abs'", "atol"),
+]
+# Options of single schedules, which `get_scheduler` takes in a dict.
+_SCHEDULE_OPTIONS = [
     "lr_end",
     "max_lr",
     "min_lr",
@@ -41,116 +78,54 @@ _OF_SCHEDULES = (
     "warmup_type",
     "decay_type",
     "warmup_lr_rate",
-)
-# The first form whose argument the called function has is suggested.
-OTHER_NAMES: dict[str, tuple[str, ...]] = {
-    **{n: (f"scheduler_specific_kwargs={{{n!r}: ...}}",) for n in _OF_SCHEDULES},
-    # Learning rates.
-    "lr": ("learning_rate=...",),
-    "rate": ("learning_rate=...",),
-    "max_learning_rate": ("learning_rate=...",),
-    "init_value": ("learning_rate=...",),
-    "peak_value": ("learning_rate=...",),
-    "initial_lr": ("learning_rate=...",),
-    "base_lr": ("learning_rate=...",),
-    "optimizer": ("learning_rate=...",),
-    # Moments.
-    "b1": ("betas=(b1, b2)", "beta1=..."),
-    "b2": ("betas=(b1, b2)",),
-    "beta1": ("betas=(beta1, beta2)",),
-    "beta2": ("betas=(beta1, beta2)",),
-    "adam_beta1": ("betas=(adam_beta1, adam_beta2)",),
-    "adam_beta2": ("betas=(adam_beta1, adam_beta2)",),
-    "epsilon": ("eps=...",),
-    "adam_epsilon": ("eps=...",),
-    "mu_dtype": ("moment_dtype=...",),
-    "state_dtype": ("moment_dtype=...",),
-    "dtype_momentum": ("moment_dtype=...",),
-    "momentum": ("beta1=...", "betas=(momentum, ...)"),
-    # Decay.
-    "mask": ("decay_mask=...",),
-    "weight_decay_mask": ("decay_mask=...",),
-    "wd": ("weight_decay=...",),
-    "l2": ("weight_decay=...",),
-    "weight_decay_rate": ("weight_decay=...",),
-    # Adafactor.
-    "beta2_decay": ("decay_rate=...",),
-    "clipping_threshold": ("clip_threshold=...",),
-    "d": ("clip_threshold=...",),
-    "multiply_by_parameter_scale": ("scale_parameter=...",),
-    # RMSprop.
-    "decay": ("alpha=...",),
-    "rho": ("alpha=...",),
-    # Clipping.
-    "max_grad_norm": ("max_norm=...",),
-    "clip_norm": ("max_norm=...",),
-    # Schedules.
-    "warmup_steps": ("num_warmup_steps=...",),
-    "transition_begin": ("num_warmup_steps=...",),
-    "max_steps": ("num_training_steps=...",),
-    "total_steps": ("num_training_steps=...",),
-    "num_steps": ("num_training_steps=...",),
-    "decay_steps": ("num_training_steps=...",),
-    "transition_steps": ("num_training_steps=...",),
-    "end_value": (
-        "lr_end=...",
-        "min_lr=...",
-        "scheduler_specific_kwargs={'lr_end': ...}",
-    ),
-    "exponent": ("power=...", "scheduler_specific_kwargs={'power': ...}"),
-    "kwargs": ("scheduler_specific_kwargs=...",),
-    "lr_scheduler_kwargs": ("scheduler_specific_kwargs=...",),
-    "lr_scheduler_type": ("name=...",),
-    "rtol": ("threshold=...",),
-    "atol": ("threshold=..., threshold_mode='abs'",),
-    "min_scale": ("min_lr=...",),
-}
+]
 
-_COMPILED = "XLA compiles the update"
-_IN_ROOT = "eps is added to the root, as in torch"
-_FACTORED = "every leaf with two axes or more is factored, as in Transformers"
-_IN_ADAFACTOR = "only `adafactor_tf` has it"
-_FLOAT32 = "moments are accumulated in float32"
-_ZEROS = "accumulators start with zeros"
-# Reasons why an argument has no counterpart.
-NO_COUNTERPART = {
-    "params": "`init` and `update` of the transformation take the parameters",
-    "parameters": "`update` of the transformation takes the gradients",
-    "amsgrad": "AMSGrad is not implemented",
-    "maximize": "put `optax.scale(-1.0)` in front of the optimizer in `optax.chain`",
-    "foreach": _COMPILED,
-    "fused": _COMPILED,
-    "capturable": _COMPILED,
-    "differentiable": "every update can be differentiated",
-    "nesterov": "only `sgd_tf` has Nesterov momentum",
-    "eps_root": _IN_ROOT,
-    "eps_in_sqrt": _IN_ROOT,
-    "correct_bias": "`adamw_hf_v4` has it",
-    "bias_correction": "the reference in torch corrects no bias",
-    "no_deprecation_warning": "there is no warning",
-    "accumulator_dtype": _FLOAT32,
-    "dtype_momentum": _FLOAT32,
-    "mu_dtype": _FLOAT32,
-    "initial_accumulator_value": _ZEROS,
-    "initial_scale": _ZEROS,
-    "multiply_by_parameter_scale": _IN_ADAFACTOR,
-    "scale_parameter": _IN_ADAFACTOR,
-    "relative_step": _IN_ADAFACTOR,
-    "warmup_init": _IN_ADAFACTOR,
-    "min_dim_size_to_factor": _FACTORED,
-    "factored": _FACTORED,
-    "decay_offset": "the exponent applies to `count` of the state",
-    "norm_type": "the norm is Euclidean",
-    "error_if_nonfinite": "`make_train_step` has `on_non_finite`",
-    "max_delta": "`optax.clip` bounds each element, this bounds the norm of the tree",
-    "last_epoch": "a schedule is a function of the step, which optimizers count",
-    "verbose": "nothing is printed",
-    "accumulation_size": "pass the mean of several evaluations as the metric",
+OTHER_NAMES: dict[str, list[str]] = {
+    name: [f"scheduler_specific_kwargs={{{name!r}: ...}}"] for name in _SCHEDULE_OPTIONS
 }
+for _form, _names in _FORMS:
+    for _name in _names.split():
+        OTHER_NAMES.setdefault(_name, []).append(_form)
+
+# Names without a counterpart, and why they have none.
+_REASONS = [
+    ("params", "`init` and `update` of the transformation take the parameters"),
+    ("parameters", "`update` of the transformation takes the gradients"),
+    ("amsgrad", "AMSGrad is not implemented"),
+    ("maximize", "put `optax.scale(-1.0)` before the optimizer in `optax.chain`"),
+    ("foreach fused capturable", "XLA compiles the update"),
+    ("differentiable", "every update can be differentiated"),
+    ("nesterov", "only `sgd_tf` has Nesterov momentum"),
+    ("eps_root eps_in_sqrt", "eps is added to the root, as in torch"),
+    ("correct_bias", "`adamw_hf_v4` has it"),
+    ("bias_correction", "the reference in torch corrects no bias"),
+    ("no_deprecation_warning", "there is no warning"),
+    (
+        "accumulator_dtype dtype_momentum mu_dtype",
+        "moments are accumulated in float32",
+    ),
+    ("initial_accumulator_value initial_scale", "accumulators start with zeros"),
+    (
+        "multiply_by_parameter_scale scale_parameter relative_step warmup_init",
+        "only `adafactor_tf` has it",
+    ),
+    (
+        "min_dim_size_to_factor factored",
+        "every leaf with two axes or more is factored, as in Transformers",
+    ),
+    ("decay_offset", "the exponent applies to `count` of the state"),
+    ("norm_type", "the norm is Euclidean"),
+    ("error_if_nonfinite", "`make_train_step` has `on_non_finite`"),
+    ("max_delta", "this bounds the norm of the tree, `optax.clip` each element"),
+    ("last_epoch", "a schedule is a function of the step, which optimizers count"),
+    ("verbose", "nothing is printed"),
+    ("accumulation_size", "pass the mean of several evaluations as the metric"),
+]
+NO_COUNTERPART = {name: reason for names, reason in _REASONS for name in names.split()}
 
 
 def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Makes unknown arguments of `function` an error that contains the known names.
+    """Turns unknown arguments of `function` into an error with the known names.
 
     The signature stays visible to `inspect.signature`, as `optax.inject_hyperparams`
     requires, and to type checkers.

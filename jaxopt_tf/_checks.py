@@ -1,14 +1,14 @@
-"""Argument checks: the same sentence everywhere.
+"""Argument checks with one form of sentence.
 
 Each raises `ValueError` (a bad value) or `TypeError` (a bad kind) with the argument's
-name in backticks, what is required and what came. They run on the host, where a number
-enters; a traced number is let through, because its value is not known yet.
+name in backticks, what is required and what was given. They run on the host, where a
+number enters; a traced number passes, because its value is not known yet.
 """
 
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,12 +17,12 @@ import numpy as np
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether `value` is a number that can be looked at now."""
+    """Returns whether `value` is known now, which that of a traced number is not."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def _number(name: str, value: Any) -> float | None:
-    """`value` as a float, None where it is traced; raises unless it is one number."""
+    """Returns a real number as a float, None for a traced one; raises for others."""
     shape = getattr(value, "shape", ())
     if shape != ():
         raise TypeError(
@@ -39,28 +39,41 @@ def _number(name: str, value: Any) -> float | None:
     return float(value)
 
 
+def _check(
+    name: str, value: Any, holds: Callable[[float], bool], required: str
+) -> None:
+    number = _number(name, value)
+    # `holds` is a comparison that NaN fails.
+    if number is not None and not holds(number):
+        raise ValueError(f"`{name}` must be {required}, got {value!r}.")
+
+
 def positive(name: str, value: Any, *, allow_inf: bool = False) -> None:
     """Raises unless `value` is greater than 0, and finite unless that is allowed."""
-    number = _number(name, value)
-    # Comparisons are written so that NaN fails too, here and below.
-    if number is None or (number > 0 and (allow_inf or number < math.inf)):
-        return
-    finite = "" if allow_inf else "finite and "
-    raise ValueError(f"`{name}` must be {finite}greater than 0, got {value!r}.")
+    if allow_inf:
+        _check(name, value, lambda x: x > 0, "greater than 0")
+    else:
+        _check(name, value, lambda x: 0 < x < math.inf, "finite and greater than 0")
 
 
 def non_negative(name: str, value: Any) -> None:
     """Raises unless `value` is finite and at least 0."""
-    number = _number(name, value)
-    if number is not None and not 0 <= number < math.inf:
-        raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+    _check(name, value, lambda x: 0 <= x < math.inf, "finite and at least 0")
 
 
 def finite(name: str, value: Any) -> None:
     """Raises unless `value` is a finite number."""
-    number = _number(name, value)
-    if number is not None and not math.isfinite(number):
-        raise ValueError(f"`{name}` must be finite, got {value!r}.")
+    _check(name, value, math.isfinite, "finite")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Raises unless `value` is from 0 to 1, both included."""
+    _check(name, value, lambda x: 0 <= x <= 1, "from 0 to 1")
+
+
+def fraction_below_one(name: str, value: Any) -> None:
+    """Raises unless `value` is at least 0 and less than 1."""
+    _check(name, value, lambda x: 0 <= x < 1, "at least 0 and less than 1")
 
 
 def real_number(name: str, value: Any) -> None:
@@ -87,22 +100,8 @@ def real_number(name: str, value: Any) -> None:
         )
 
 
-def fraction(name: str, value: Any) -> None:
-    """Raises unless `value` is from 0 to 1, both included."""
-    number = _number(name, value)
-    if number is not None and not 0 <= number <= 1:
-        raise ValueError(f"`{name}` must be from 0 to 1, got {value!r}.")
-
-
-def fraction_below_one(name: str, value: Any) -> None:
-    """Raises unless `value` is at least 0 and less than 1."""
-    number = _number(name, value)
-    if number is not None and not 0 <= number < 1:
-        raise ValueError(f"`{name}` must be at least 0 and less than 1, got {value!r}.")
-
-
 def step_count(name: str, value: Any, *, least: int = 0) -> int:
-    """As `whole_number`, of steps."""
+    """Returns `value` as an int; raises unless it is a number of steps."""
     return whole_number(name, value, least=least, unit=" of steps")
 
 
@@ -111,7 +110,7 @@ def whole_number(
 ) -> int:
     """Returns `value` as an int; raises unless it is whole, from `least` to `most`.
 
-    A float that is whole is taken: 1e6 is what people type.
+    A whole float such as 1e6 is accepted.
     """
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
@@ -149,7 +148,7 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def nearest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
-    """The question whether the nearest choice was meant; "" where none is near."""
+    """Returns a question for the nearest choice; "" where none is near."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
     return f" Did you mean {shown.format(near[0])}?" if near else ""
 

@@ -1,13 +1,17 @@
 """Float32 arithmetic with the accuracy that torch's doubles have."""
 
-from ._dtypes import has_float64 as has_float64
-from ._dtypes import is_narrow as is_narrow
-from ._dtypes import unsupported as unsupported
-from ._dtypes import wide_dtype as wide_dtype
-from ._dtypes import widest_dtype as widest_dtype
-from ._rounding import as_stored as as_stored
-from ._rounding import difference as difference
-from ._scalars import computed_once as computed_once
+from ._compiler_guards import block_fma as block_fma
+from ._compiler_guards import hoist_scalars as hoist_scalars
+from ._compiler_guards import update_from_new_param as update_from_new_param
+from ._scalars import ExactScalar as ExactScalar
+from ._scalars import exact_int as exact_int
+from ._scalars import exact_power as exact_power
+from ._scalars import exact_scalar as exact_scalar
+from ._scalars import exact_sqrt as exact_sqrt
+from ._scalars import has_float64 as has_float64
 from ._scalars import is_zero as is_zero
 from ._scalars import one_minus as one_minus
+from ._scalars import rounded as rounded
 from ._scalars import scalar as scalar
+from ._scalars import wide_dtype as wide_dtype
+from ._scalars import widest_dtype as widest_dtype

@@ -1,12 +1,47 @@
-"""Hyper-parameters as scalars, rounded once: from the host's double to a dtype."""
+"""Hyper-parameters as scalars in the dtype of the arithmetic on a leaf.
+
+They are rounded once, from the host's double. Bias corrections, 1 - rate * weight_decay
+and the like need more digits than float32 has: they are evaluated as exact scalars,
+pairs of float32 for leaves up to float32 and float64 for float64 leaves. Both support
+`+`, `-`, `*` and `/`, so that a formula is written once.
+
+float64 arrays exist under `jax_enable_x64` only. Without it JAX makes float32 of a
+float64 numpy array, and so do the functions here.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import _checks
 from .._typing import PyTree, Scalar
+from . import double_float
+from .double_float import TwoFloats
+
+# A `TwoFloats`, or a float64 array; (). The operands of an operator are of one kind.
+ExactScalar = Any
+
+
+def wide_dtype(dtype: Any) -> np.dtype:
+    """Returns the dtype of the arithmetic on a leaf: float64 for float64, else float32.
+
+    Moments, learning rates and norms of the leaf have it too.
+    """
+    is_wide = dtype == jnp.float64 and has_float64()
+    return np.dtype(np.float64 if is_wide else np.float32)
+
+
+def widest_dtype(tree: PyTree) -> np.dtype:
+    """Returns float64 if any leaf of `tree` is computed in float64, else float32."""
+    wide = {wide_dtype(getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(tree)}
+    return max(wide, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))
+
+
+def has_float64() -> bool:
+    """Returns whether `jax_enable_x64` is set, here and now."""
+    return bool(jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64)
 
 
 def scalar(value: Scalar, dtype: Any) -> jax.Array:
@@ -22,16 +57,42 @@ def one_minus(value: Scalar, dtype: Any) -> jax.Array:
 
 
 def is_zero(value: Scalar) -> bool:
-    """Whether `value` is known to be 0, so that what it multiplies can be left out."""
+    """Returns whether `value` is known to be 0, so that its term can be left out."""
     return _checks.is_concrete(value) and float(value) == 0.0
 
 
-def computed_once(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
-    """Returns the same scalars, as one computation that all leaves read.
+def exact_scalar(value: Scalar, dtype: Any) -> ExactScalar:
+    """Returns a host double, or the value of an array, as an exact scalar.
 
-    XLA recomputes sums and selects in the loop of every leaf that reads them, but no
-    division. So the scalars of `dtype` are divided by a one that no compiler can know,
-    since it does not know that a count, (), int32, is never negative.
+    Args:
+        value: a double, kept to 48 bits; of an array the float32, or the float64.
+        dtype: of the arithmetic that reads it: float32 or float64.
     """
-    one = 1.0 - jnp.minimum(count, 0).astype(dtype)
-    return jax.tree.map(lambda x: x / one if x.dtype == dtype else x, scalars)
+    is_wide = dtype == jnp.float64
+    return scalar(value, dtype) if is_wide else double_float.from_scalar(value)
+
+
+def exact_int(value: jax.Array, dtype: Any) -> ExactScalar:
+    """Returns an int32 as an exact scalar for arithmetic in `dtype`."""
+    is_wide = dtype == jnp.float64
+    return value.astype(dtype) if is_wide else double_float.from_int(value)
+
+
+def exact_power(base: Scalar, exponent: jax.Array, dtype: Any) -> ExactScalar:
+    """Returns base ** exponent for a base from 0 to 1 and an exponent of int32."""
+    if dtype == jnp.float64:
+        return scalar(base, dtype) ** exponent.astype(dtype)
+    is_array = isinstance(base, jax.Array)
+    base = scalar(base, jnp.float32) if is_array else float(base)
+    return double_float.power(base, exponent)
+
+
+def exact_sqrt(value: ExactScalar) -> ExactScalar:
+    """Returns the square root of an exact scalar that is greater than 0."""
+    is_pair = isinstance(value, TwoFloats)
+    return double_float.sqrt(value) if is_pair else jnp.sqrt(value)
+
+
+def rounded(value: ExactScalar) -> jax.Array:
+    """Returns an exact scalar in the dtype of the arithmetic: float32, or float64."""
+    return double_float.to_float32(value) if isinstance(value, TwoFloats) else value

@@ -1,8 +1,8 @@
 """A number as the sum of two float32: 48 bits where a device has 24.
 
-Torch does its scalars in double precision: bias corrections, learning rates, the best
-metric so far. Devices often have no doubles, and JAX turns them off. A pair of float32
-keeps enough of them, for scalars, at no cost that one could measure.
+Torch computes its scalars in double precision: bias corrections and learning rates.
+Devices often have no doubles, and JAX turns them off by default. A pair of float32
+keeps enough of their digits, for scalars, at no cost that one could measure.
 
 Compilers fuse a product and a sum into one rounding where they like. Every product
 below is therefore exact (12 bits by 12 bits), so that fusing it changes nothing.
@@ -24,9 +24,26 @@ class TwoFloats(NamedTuple):
     high: jax.Array  # any shape, float32: the number rounded to float32
     low: jax.Array  # as high, float32: what the rounding left over
 
+    # The operators of a tuple would concatenate and repeat.
+    def __add__(self, other: "TwoFloats") -> "TwoFloats":  # type: ignore[override]
+        """Returns `add(self, other)`."""
+        return add(self, other)
+
+    def __sub__(self, other: "TwoFloats") -> "TwoFloats":
+        """Returns `subtract(self, other)`."""
+        return subtract(self, other)
+
+    def __mul__(self, other: "TwoFloats") -> "TwoFloats":  # type: ignore[override]
+        """Returns `multiply(self, other)`."""
+        return multiply(self, other)
+
+    def __truediv__(self, other: "TwoFloats") -> "TwoFloats":
+        """Returns `divide(self, other)`."""
+        return divide(self, other)
+
 
 def from_float(value: float | np.ndarray) -> TwoFloats:
-    """Host doubles, as exactly as two float32 can hold them."""
+    """Returns host doubles, as exactly as two float32 can hold them."""
     value = np.asarray(value, np.float64)
     high = value.astype(np.float32)
     low = np.where(np.isfinite(high), value - np.where(np.isfinite(high), high, 0), 0)
@@ -37,19 +54,19 @@ def from_float(value: float | np.ndarray) -> TwoFloats:
 
 
 def from_scalar(value: float | jax.Array) -> TwoFloats:
-    """A host double, or the float32 of an array."""
+    """Returns a host double, or the float32 of an array, as a pair."""
     if isinstance(value, jax.Array):
         return from_float32(value.astype(jnp.float32))
     return from_float(float(value))
 
 
 def from_float32(value: jax.Array) -> TwoFloats:
-    """A float32, exactly."""
+    """Returns a float32, exactly."""
     return TwoFloats(value, jnp.zeros_like(value))
 
 
 def from_int(value: jax.Array) -> TwoFloats:
-    """An int32 or uint32 of any size, exactly."""
+    """Returns an int32 or uint32 of any size, exactly."""
     # Both halves have few enough bits for float32; their sum may not.
     low_bits = value & 0xFFF
     return _two_sum(
@@ -58,12 +75,12 @@ def from_int(value: jax.Array) -> TwoFloats:
 
 
 def negate(a: TwoFloats) -> TwoFloats:
-    """-a, exactly."""
+    """Returns -a, exactly."""
     return TwoFloats(-a.high, -a.low)
 
 
 def add(a: TwoFloats, b: TwoFloats) -> TwoFloats:
-    """a + b, to about 2^-46 of the larger; exact where the sum fits."""
+    """Returns a + b, to about 2^-46 of the larger; exact where the sum fits."""
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
     high, low = _quick_two_sum(high, low + carry)
@@ -71,17 +88,17 @@ def add(a: TwoFloats, b: TwoFloats) -> TwoFloats:
 
 
 def subtract(a: TwoFloats, b: TwoFloats) -> TwoFloats:
-    """a - b, as `add`."""
+    """Returns a - b, as `add`."""
     return add(a, negate(b))
 
 
 def multiply(a: TwoFloats, b: TwoFloats) -> TwoFloats:
-    """a * b, to about 2^-46 of the product."""
+    """Returns a * b, to about 2^-46 of the product."""
     return _finite_or(a.high * b.high, _product(a, b))
 
 
 def divide(a: TwoFloats, b: TwoFloats) -> TwoFloats:
-    """a / b, to about 2^-45 of the quotient; exact where the quotient fits."""
+    """Returns a / b, to about 2^-45 of the quotient; exact where it fits."""
     first = a.high / b.high
     rest = subtract(a, _product(from_float32(first), b))
     second = rest.high / b.high
@@ -91,14 +108,14 @@ def divide(a: TwoFloats, b: TwoFloats) -> TwoFloats:
 
 
 def sqrt(a: TwoFloats) -> TwoFloats:
-    """The square root of a number greater than 0, to about 2^-45."""
+    """Returns the square root of a number greater than 0, to about 2^-45."""
     first = jnp.sqrt(a.high)
     rest = subtract(a, _product(from_float32(first), from_float32(first)))
     return _quick_two_sum(first, rest.high / (first + first))
 
 
 def power(base: float | jax.Array, exponent: jax.Array) -> TwoFloats:
-    """base ** exponent for a base from 0 to 1, by products alone.
+    """Returns base ** exponent for a base from 0 to 1, by products alone.
 
     Exponentials and logarithms differ between devices by several units in the last
     place; products do not. The powers base^(2^k) whose bit is set in the exponent are
@@ -122,22 +139,22 @@ def power(base: float | jax.Array, exponent: jax.Array) -> TwoFloats:
 
 
 def less(a: TwoFloats, b: TwoFloats) -> jax.Array:
-    """a < b, as Python compares doubles: False where either is NaN."""
+    """Returns a < b, as Python compares doubles: False where either is NaN."""
     return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
 
 
 def select(condition: jax.Array, a: TwoFloats, b: TwoFloats) -> TwoFloats:
-    """a where `condition`, else b."""
+    """Returns a where `condition`, else b."""
     return TwoFloats(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
 
 
 def to_float32(a: TwoFloats) -> jax.Array:
-    """The nearest float32."""
+    """Returns the nearest float32."""
     return a.high + a.low
 
 
 def _squares(base: float | jax.Array) -> TwoFloats:
-    """base, base^2, base^4, ... base^(2^31); (32,)."""
+    """Returns base, base^2, base^4, ... base^(2^31); (32,)."""
     if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 
@@ -148,26 +165,29 @@ def _squares(base: float | jax.Array) -> TwoFloats:
 
 
 def _product(a: TwoFloats, b: TwoFloats) -> TwoFloats:
-    """a * b of finite numbers."""
+    """Returns a * b of finite numbers."""
     high, low = _two_product(a.high, b.high)
     return _quick_two_sum(high, low + (a.high * b.low + a.low * b.high))
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> TwoFloats:
-    """a + b without any error, whichever is larger (Knuth)."""
+    """Returns a + b without any error, whichever is larger (Knuth)."""
     total = a + b
     b_part = total - a
     return TwoFloats(total, (a - (total - b_part)) + (b - b_part))
 
 
 def _quick_two_sum(a: jax.Array, b: jax.Array) -> TwoFloats:
-    """a + b without any error, where |a| >= |b| (Dekker)."""
+    """Returns a + b without any error, where |a| >= |b| (Dekker)."""
     total = a + b
     return TwoFloats(total, b - (total - a))
 
 
 def _two_product(a: jax.Array, b: jax.Array) -> TwoFloats:
-    """a * b from four exact products; never `a * b - rounded`, which may be fused."""
+    """Returns a * b of four exact products.
+
+    Never as `a * b - rounded`, which may be fused.
+    """
     a_high, b_high = _upper_half(a), _upper_half(b)
     a_low, b_low = a - a_high, b - b_high
     cross = _two_sum(a_high * b_low, a_low * b_high)
@@ -176,13 +196,13 @@ def _two_product(a: jax.Array, b: jax.Array) -> TwoFloats:
 
 
 def _upper_half(a: jax.Array) -> jax.Array:
-    """The upper 12 bits of the mantissa, cut off in the integer representation."""
+    """Returns the upper 12 bits of the mantissa, cut off by a mask of the bits."""
     bits = jax.lax.bitcast_convert_type(a, jnp.uint32) & jnp.uint32(0xFFFFF000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _finite_or(plain: jax.Array, pair: TwoFloats) -> TwoFloats:
-    """`pair`, but where the plain result is inf or NaN that is the answer."""
+    """Returns `pair`, or the plain result where that is inf or NaN."""
     is_finite = jnp.isfinite(plain)
     return TwoFloats(
         jnp.where(is_finite, pair.high, plain),

@@ -16,8 +16,8 @@ import numpy as np
 
 from .._typing import PyTree
 from . import _tree
-from ._patterns import matched_values
-from ._placement import reshaped
+from ._arrays import reshaped
+from ._tree import match_rules
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
@@ -168,7 +168,7 @@ def resolve_layouts(
             layout does not fit its leaf, or if two patterns give a leaf two layouts.
     """
     patterns = {} if layouts is None else layouts
-    values = matched_values("layouts", patterns, TorchLayout, "TorchLayout", params)
+    values = match_rules("layouts", patterns, TorchLayout, "TorchLayout", params)
     declared = iter(values)
 
     def layout_of(name: str, leaf: Any) -> tuple[TorchLayout]:

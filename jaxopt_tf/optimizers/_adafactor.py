@@ -1,34 +1,45 @@
-"""Adafactor with Transformers' numbers."""
+"""Adafactor with Transformers' numbers.
 
+The step of a factored leaf reads its gradient for the rows, for the columns, for the
+size of the step and for the step itself; nothing of the gradient's size is written in
+between. A compiler that meets one expression in two of these passes would compute it
+once and keep it, in memory of its own, which costs more than computing it again. So the
+signs differ: each pass has expressions that no other has, and the same numbers. For the
+same reason a leaf stays as it is stored: its axes that are torch's rows or columns are
+given by their numbers.
+"""
+
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from .. import _pytrees
+from .. import _checks, _pytrees
 from .._argument_names import checked_names
-from .._numerics import difference, is_zero, one_minus, scalar, wide_dtype
-from .._pytrees import TorchLayout, placed_as, resolve_layouts
+from .._numerics import one_minus, scalar, wide_dtype
+from .._pytrees import TorchLayout, reshard_like, resolve_layouts, varying_axes
 from .._typing import PyTree, Scalar, ScalarOrSchedule, Step
-from . import _learning_rate
-from ._adafactor_arguments import check_others, check_rate, check_whole
-from ._adafactor_clock import Clock, relative_rate, tick
-from ._factored import column_means, row_means, step_and_size
-from ._weight_decay import resolve_mask
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
+
+_Axes = tuple[int, ...]
 
 
 class AdafactorState(NamedTuple):
     """State of `adafactor_tf`.
 
     A leaf has `nu_row` and `nu_col` where torch sees two axes or more, else `nu`.
-    Stacked axes stand in front of each of them, and count as no axis of the parameter.
+    Stacked axes are in front of each of them, and count as no axis of the parameter.
     For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
     """
 
-    count: PyTree  # (), int32: updates that the moments have seen; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, without parameter scale
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -36,6 +47,14 @@ class AdafactorState(NamedTuple):
     nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
     nu: PyTree  # torch's shape, float32: mean of g^2 per element
     mu: PyTree  # the leaf's shape, float32: mean of the updates; nothing without beta1
+
+
+class _Scalars(NamedTuple):
+    """Scalars of one update, in the dtype of a leaf's arithmetic; () each."""
+
+    old_share: jax.Array  # of the old second moment, beta2
+    new_share: jax.Array  # of the new one, 1 - beta2
+    rate: jax.Array  # learning rate before the parameter scale
 
 
 @checked_names
@@ -106,136 +125,274 @@ def adafactor_tf(
         where this multiplies it by the rate. Where torch has no gradient it leaves the
         parameter alone; JAX has a gradient of zeros, with which it is decayed.
     """
-    check_rate(learning_rate, relative_step, warmup_init)
-    check_others(eps, clip_threshold, decay_rate, beta1, weight_decay)
-    never_decays = is_zero(weight_decay)
+    _check_rate(learning_rate, relative_step, warmup_init)
+    arithmetic = _Adafactor(
+        eps=eps,
+        clip_threshold=clip_threshold,
+        decay_rate=decay_rate,
+        beta1=beta1,
+        weight_decay=weight_decay,
+        scale_parameter=scale_parameter,
+        layouts=layouts,
+    )
+    rule = LeafRule(
+        "adafactor_tf",
+        AdafactorState,
+        arithmetic.scalars,
+        arithmetic.update,
+        init=arithmetic.init,
+        layouts=arithmetic.layouts_of,
+        rate_of_count=functools.partial(_relative_rate, warmup_init),
+    )
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
-    def relative(step: Step) -> jax.Array:
-        is_wide = isinstance(step, jax.Array) and step.dtype == jnp.int64
-        dtype = jnp.float64 if is_wide else jnp.float32
-        return relative_rate(step + 1, warmup_init, dtype)
 
-    schedule: ScalarOrSchedule = relative if learning_rate is None else learning_rate
+@checked_names
+def adafactor_trainer(
+    learning_rate: ScalarOrSchedule,
+    *,
+    eps: tuple[Scalar, Scalar] = (1e-30, 1e-3),
+    clip_threshold: Scalar = 1.0,
+    decay_rate: Scalar = -0.8,
+    beta1: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`adafactor_tf` as the Trainer's `--optim adafactor` has it: the rate is yours.
 
-    def init(params: PyTree) -> AdafactorState:
-        _pytrees.check_params(params, function="adafactor_tf")
-        check_whole("params", params)
+    The same with `scale_parameter=False, relative_step=False`, which the Trainer sets
+    whatever its arguments say. Arguments and errors are those of `adafactor_tf`.
 
-        def moments(name: str, p: Any, layout: TorchLayout) -> tuple:
-            row = col = whole = mu = optax.MaskedNode()
-            if _pytrees.is_floating(p):
-                # Sums of zeros, so that they lie on devices as the parameter does.
-                zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
-                if _is_factored(layout, p.ndim):
-                    *_, down, across = layout.groups(p.ndim)
-                    rows = jnp.sum(zeros, across, keepdims=True)
-                    cols = jnp.sum(zeros, down, keepdims=True)
-                    row = jnp.squeeze(layout.to_torch(rows), -1)
-                    col = jnp.squeeze(layout.to_torch(cols), -2)
-                else:
-                    whole = layout.to_torch(zeros)
-                if beta1 is not None:
-                    mu = jnp.zeros_like(p, zeros.dtype)
-            return row, col, whole, mu
+    Source: transformers 5.23.0 `trainer_optimizer.py`, `_get_adafactor`.
+    """
+    return adafactor_tf(
+        learning_rate,
+        eps=eps,
+        clip_threshold=clip_threshold,
+        decay_rate=decay_rate,
+        beta1=beta1,
+        weight_decay=weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        decay_mask=decay_mask,
+        layouts=layouts,
+    )
 
-        resolve_mask(decay_mask, params, weight_decay)
-        layout_tree = resolve_layouts(layouts, params)
-        trees = _pytrees.map_leaves(moments, params, layout_tree, num_results=4)
-        rate = _learning_rate.init(schedule, params)
-        return AdafactorState(jnp.zeros((), jnp.int32), *rate, *trees)
 
-    def update(
-        grads: PyTree,
-        state: AdafactorState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, AdafactorState]:
-        del extra_args
-        _pytrees.check_params(params, function="adafactor_tf")
-        grads = _pytrees.check_grads(grads, params)
-        check_whole("params", params)
-        check_whole("grads", grads)
-        count = jax.tree.map(optax.safe_increment, state.count)
-        if learning_rate is None:
-            # Where the counts of leaves differ, the state holds the rate of the first.
-            first = next(iter(jax.tree.leaves(count)), jnp.ones((), jnp.int32))
-            dtype = state.learning_rate.dtype
-            rates: _learning_rate.Rates = {
-                dtype: relative_rate(first, warmup_init, dtype)
-            }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Adafactor:
+    """Arithmetic of one leaf, with the arguments of `adafactor_tf`."""
+
+    eps: tuple[Scalar, Scalar]
+    clip_threshold: Scalar
+    decay_rate: Scalar
+    beta1: Scalar | None
+    weight_decay: Scalar
+    scale_parameter: bool
+    layouts: Mapping[str, TorchLayout] | None
+
+    def __post_init__(self) -> None:
+        """Checks that each number is in its range."""
+        _checks.pair("eps", self.eps)
+        for i, value in enumerate(self.eps):
+            _checks.non_negative(f"eps[{i}]", value)
+        _checks.positive("clip_threshold", self.clip_threshold, allow_inf=True)
+        _checks.finite("decay_rate", self.decay_rate)
+        if _checks.is_concrete(self.decay_rate) and self.decay_rate > 0:
+            raise ValueError(
+                f"`decay_rate` must be at most 0, got {self.decay_rate!r}. It is the "
+                "exponent of beta2 = 1 - t^decay_rate; optax has the other sign."
+            )
+        if self.beta1 is not None:
+            _checks.fraction_below_one("beta1", self.beta1)
+
+    def layouts_of(self, params: PyTree, grads: Sequence[Any]) -> list[TorchLayout]:
+        """Returns the layout of each leaf; raises if leaves are shards."""
+        _check_whole("params", jax.tree.leaves(params), params)
+        _check_whole("grads", grads, params)
+        return jax.tree.leaves(resolve_layouts(self.layouts, params))
+
+    def init(self, p: jax.Array, layout: TorchLayout) -> Moments:
+        """Returns row, col, nu and mu as zeros."""
+        row = col = nu = mu = optax.MaskedNode()
+        # Sums of zeros, so that they are placed on devices as the parameter is.
+        zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
+        groups = layout.groups(p.ndim)
+        if len(groups) >= 2:
+            row_axes, col_axes = groups[-2:]  # a row runs along torch's last axis
+            rows = jnp.sum(zeros, col_axes, keepdims=True)
+            cols = jnp.sum(zeros, row_axes, keepdims=True)
+            row = jnp.squeeze(layout.to_torch(rows), -1)
+            col = jnp.squeeze(layout.to_torch(cols), -2)
         else:
-            rates = _learning_rate.current(learning_rate, state, params)
+            nu = layout.to_torch(zeros)
+        if self.beta1 is not None:
+            mu = jnp.zeros_like(p, zeros.dtype)
+        return row, col, nu, mu
 
-        def clock(count: jax.Array, dtype: Any) -> Clock:
-            is_own = learning_rate is None
-            rate = relative_rate(count, warmup_init, dtype) if is_own else rates[dtype]
-            return tick(count, decay_rate, rate)
+    def scalars(self, rate: Rate, count: jax.Array) -> _Scalars:
+        """Returns the scalars of update `count`, from 1: beta2 = 1 - t^decay_rate."""
+        new_share = _power(count, self.decay_rate, rate.value.dtype)
+        return _Scalars(1.0 - new_share, new_share, rate.value)
 
-        clocks = _pytrees.per_leaf(clock, count, params)
+    def update(self, leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
+        """Returns the new parameter and the new row, col, nu and mu."""
+        p, g, is_decayed, layout = leaf
+        row, col, nu, mu = moments
+        dtype, shape = p.dtype, p.shape
+        rms = _rms_of(layout.param_axes(p.ndim), shape)
+        rate = scalars.rate
+        if self.scale_parameter:
+            rate = rate * jnp.maximum(scalar(self.eps[1], dtype), rms(p * p))
 
-        def leaf(name, p, g, layout, is_decayed, now, row, col, whole, mu) -> tuple:
-            if not _pytrees.is_floating(p):
-                return jnp.zeros_like(p), row, col, whole, mu
-            home = p if beta1 is None else mu
-            there = placed_as(p, home)
-            dtype = wide_dtype(p.dtype)
-            wide_p = there.astype(dtype)
-            wide_g = placed_as(g, home).astype(dtype)
-            rms = _rms_of(layout.param_axes(p.ndim), p.shape)
-            lr = now.rate
-            if scale_parameter:
-                lr = lr * jnp.maximum(scalar(eps[1], dtype), rms(wide_p * wide_p))
+        def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
+            return scalars.old_share * old + scalars.new_share * new
 
-            if _is_factored(layout, p.ndim):
-                *_, down, across = layout.groups(p.ndim)
-                by_row = row_means(wide_g, across, eps[0])
-                by_col = column_means(wide_g, down, eps[0])
-                rows = placed_as(layout.without(row, -1, p.shape), by_row)
-                cols = placed_as(layout.without(col, -2, p.shape), by_col)
-                rows = now.kept * rows + now.new * by_row
-                cols = now.kept * cols + now.new * by_col
-                u, size = step_and_size(wide_g, rows, cols, across, down)
-                row = placed_as(jnp.squeeze(layout.to_torch(rows), -1), row)
-                col = placed_as(jnp.squeeze(layout.to_torch(cols), -2), col)
-            else:
-                nu = placed_as(layout.from_torch(whole, p.shape), wide_g)
-                eps0 = scalar(eps[0], dtype)
-                nu = now.kept * nu + now.new * (wide_g * wide_g + eps0)
-                u = jax.lax.rsqrt(nu) * wide_g
-                size = u * u
-                whole = placed_as(layout.to_torch(nu), whole)
-            u = u / jnp.maximum(1.0, rms(size) / scalar(clip_threshold, dtype))
-            u = u * lr
-            if beta1 is not None:
-                # It holds updates, the rate included: a new rate arrives late.
-                u = mu = scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * u
-            if is_decayed and not never_decays:
-                wide_p = wide_p - scalar(weight_decay, dtype) * lr * wide_p
-            change = placed_as(difference(wide_p - u, there), p)
-            return change, row, col, whole, mu
-
-        layout_tree = resolve_layouts(layouts, params)
-        mask = resolve_mask(decay_mask, params, weight_decay)
-        old = state.nu_row, state.nu_col, state.nu, state.mu
-        updates, *moments = _pytrees.map_leaves(
-            leaf, params, grads, layout_tree, mask, clocks, *old, num_results=5
-        )
-        new_rate = _learning_rate.advanced(schedule, state, rates)
-        return updates, AdafactorState(count, *new_rate, *moments)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+        groups = layout.groups(p.ndim)
+        if len(groups) >= 2:
+            row_axes, col_axes = groups[-2:]
+            row_means = _row_means(g, col_axes, self.eps[0])
+            col_means = _col_means(g, row_axes, self.eps[0])
+            rows = reshard_like(layout.without(row, -1, shape), row_means)
+            cols = reshard_like(layout.without(col, -2, shape), col_means)
+            rows, cols = averaged(rows, row_means), averaged(cols, col_means)
+            u, squares = _factored_update(g, rows, cols, row_axes, col_axes)
+            row = reshard_like(jnp.squeeze(layout.to_torch(rows), -1), row)
+            col = reshard_like(jnp.squeeze(layout.to_torch(cols), -2), col)
+        else:
+            full = reshard_like(layout.from_torch(nu, shape), g)
+            full = averaged(full, g * g + scalar(self.eps[0], dtype))
+            u = jax.lax.rsqrt(full) * g
+            squares = u * u
+            nu = reshard_like(layout.to_torch(full), nu)
+        u = u / jnp.maximum(1.0, rms(squares) / scalar(self.clip_threshold, dtype))
+        u = u * rate
+        if self.beta1 is not None:
+            # It averages updates, the rate included: a new rate takes effect late.
+            mu = scalar(self.beta1, dtype) * mu + one_minus(self.beta1, dtype) * u
+            u = mu
+        if is_decayed:
+            p = p - scalar(self.weight_decay, dtype) * rate * p
+        return p - u, row, col, nu, mu
 
 
-def _is_factored(layout: TorchLayout, num_axes: int) -> bool:
-    return len(layout.groups(num_axes)) >= 2
+def _relative_rate(warmup_init: bool, t: Step, dtype: Any) -> jax.Array:
+    """Returns the rate of update t = 1, 2, ... where none is given; (), `dtype`."""
+    t = jnp.asarray(t).astype(dtype)
+    limit = scalar(1e-6, dtype) * t if warmup_init else scalar(1e-2, dtype)
+    return jnp.minimum(limit, 1.0 / jnp.sqrt(t))
 
 
-def _rms_of(own: tuple[int, ...], shape: tuple[int, ...]) -> Callable:
-    """From squares the root of their mean, of each parameter of a stack."""
-    num_elements = max(1, math.prod(shape[axis] for axis in own))
+def _power(t: jax.Array, exponent: Scalar, dtype: Any) -> jax.Array:
+    """Returns t^exponent, 1 for t = 1; (), `dtype`."""
+    t = t.astype(dtype)
+    power = t ** scalar(exponent, dtype)
+    if isinstance(exponent, jax.Array) or dtype == jnp.float64:
+        return power
+    # float32 cuts digits off the exponent: t^(a + b) = t^a * (1 + b log(t)) for the
+    # tiny rest b.
+    rest = exponent - float(np.float32(exponent))
+    return power * (1.0 + scalar(rest, dtype) * jnp.log(t))
+
+
+def _rms_of(axes: _Axes, shape: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function from squares to the root of their mean over `axes`."""
+    num_elements = max(1, math.prod(shape[axis] for axis in axes))
 
     def rms(squares: jax.Array) -> jax.Array:
-        norm = jnp.sqrt(jnp.sum(squares, axis=own, keepdims=True))
+        norm = jnp.sqrt(jnp.sum(squares, axis=axes, keepdims=True))
         return norm / scalar(math.sqrt(num_elements), norm.dtype)
 
     return rms
+
+
+def _row_means(g: jax.Array, col_axes: _Axes, eps: Scalar) -> jax.Array:
+    """Returns the mean of g^2 + eps over the columns, of size 1 along their axes."""
+    return _mean(g * g, col_axes) + scalar(eps, g.dtype)
+
+
+def _col_means(g: jax.Array, row_axes: _Axes, eps: Scalar) -> jax.Array:
+    """Returns the mean of g^2 + eps over the rows, of size 1 along their axes."""
+    return scalar(eps, g.dtype) - _mean(g * -g, row_axes)
+
+
+def _factored_update(
+    g: jax.Array, row: jax.Array, col: jax.Array, row_axes: _Axes, col_axes: _Axes
+) -> tuple[jax.Array, jax.Array]:
+    """Returns u = g / sqrt(row / mean(row)) / sqrt(col), and the sum of u^2.
+
+    `row` and `col` are running means of squared gradients, of size 1 along `col_axes`
+    and `row_axes`; these axes number the columns and the rows.
+    """
+    by_row = jax.lax.rsqrt(row / _mean(row, row_axes))
+    by_col = jax.lax.rsqrt(col)
+    u = by_row * by_col * g
+    axes: dict[str, Any] = {"row_axes": row_axes, "col_axes": col_axes}
+    sum_sq = jax.lax.platform_dependent(
+        g,
+        by_row,
+        by_col,
+        cpu=functools.partial(sum_sq_fused, **axes),
+        default=functools.partial(sum_sq_two_pass, **axes),
+    )
+    return u, sum_sq
+
+
+def sum_sq_fused(
+    g: jax.Array, by_row: jax.Array, by_col: jax.Array, row_axes: _Axes, col_axes: _Axes
+) -> jax.Array:
+    """Returns the sum of (by_row * g * by_col)^2, in the way fast on a CPU."""
+    u = -by_row * g * -by_col
+    return jnp.sum(u * u, (*row_axes, *col_axes), keepdims=True)
+
+
+def sum_sq_two_pass(
+    g: jax.Array, by_row: jax.Array, by_col: jax.Array, row_axes: _Axes, col_axes: _Axes
+) -> jax.Array:
+    """Returns the same; a GPU fuses it with the squares of `_row_means`."""
+    u = by_col * g
+    squares = jnp.sum(u * u, col_axes, keepdims=True)
+    return jnp.sum(by_row * by_row * squares, row_axes, keepdims=True)
+
+
+def _mean(x: jax.Array, axes: _Axes) -> jax.Array:
+    # Over no elements it is 0 and not NaN, which would spread to the step.
+    num_elements = max(1, math.prod(x.shape[axis] for axis in axes))
+    return jnp.sum(x, axes, keepdims=True) / scalar(num_elements, x.dtype)
+
+
+def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> None:
+    """Raises unless there is one source of the learning rate."""
+    if relative_step and learning_rate is not None:
+        raise ValueError(
+            "`learning_rate` must be None with `relative_step=True`, got "
+            f"{learning_rate!r}. Pass `relative_step=False` to set the rate yourself."
+        )
+    if not relative_step and learning_rate is None:
+        raise ValueError(
+            "`learning_rate` must be given with `relative_step=False`, got None. Pass "
+            "a float, a 0-d array or a schedule."
+        )
+    if warmup_init and not relative_step:
+        raise ValueError(
+            "`warmup_init` requires `relative_step=True`, got `relative_step=False`. "
+            "Put the warmup into the schedule that you pass as `learning_rate`."
+        )
+
+
+def _check_whole(argument: str, leaves: Sequence[Any], params: PyTree) -> None:
+    """Raises if leaves are shards: their means would not be those of whole arrays."""
+    axes = [
+        varying_axes(leaf) if leaf is not None and _pytrees.is_floating(leaf) else ()
+        for leaf in leaves
+    ]
+    if shards := [i for i, varying in enumerate(axes) if varying]:
+        name = _pytrees.leaf_names(params)[shards[0]]
+        raise ValueError(
+            f"`{argument}` must be whole arrays, whose means `adafactor_tf` takes, but "
+            f"inside of `jax.shard_map` {len(shards)} leaves are shards, the first "
+            f"being {name!r}, along {sorted(axes[shards[0]])}. Compute gradients "
+            "there, but call `init` and `update` outside, under `jax.jit`, which "
+            "divides them among the devices by itself."
+        )

@@ -9,10 +9,10 @@ import optax
 
 from .. import _checks
 from .._argument_names import checked_names
-from .._numerics import scalar
+from .._numerics import exact_int, exact_scalar, rounded, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from ._by_element import by_element, with_l2
-from ._exact import Arithmetic, Exact
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 
 
 class AdagradState(NamedTuple):
@@ -65,23 +65,15 @@ def adagrad_tf(
     _checks.non_negative("lr_decay", lr_decay)
     _checks.non_negative("eps", eps)
 
-    def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> jax.Array:
-        slower = of.multiply(of.from_int(count - 1), of.from_scalar(lr_decay))
-        divisor = of.add(of.from_scalar(1.0), slower)
-        return of.rounded(of.divide(rate, divisor))
+    def scalars(rate: Rate, count: jax.Array) -> jax.Array:
+        dtype = rate.value.dtype
+        slowdown = exact_int(count - 1, dtype) * exact_scalar(lr_decay, dtype)
+        return rounded(rate.exact() / (exact_scalar(1.0, dtype) + slowdown))
 
-    def new_leaf(p, g, is_decayed, rate, nu):
-        g = with_l2(p, g, is_decayed, weight_decay)
+    def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
+        p, g, (nu,) = leaf.param, with_l2(leaf, weight_decay), moments
         nu = nu + g * g
         return p - (rate * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
 
-    return by_element(
-        "adagrad_tf",
-        AdagradState,
-        learning_rate,
-        weight_decay,
-        decay_mask,
-        has_moments=(True,),
-        clock=clock,
-        new_leaf=new_leaf,
-    )
+    rule = LeafRule("adagrad_tf", AdagradState, scalars, update)
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

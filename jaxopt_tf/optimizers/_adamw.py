@@ -1,6 +1,6 @@
-"""AdamW with torch's numbers."""
+"""AdamW with torch's numbers, and the AdamW of Transformers before version 5."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,22 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _checks, _pytrees
+from .. import _checks
 from .._argument_names import checked_names
 from .._numerics import (
-    as_stored,
-    computed_once,
-    difference,
-    is_zero,
+    ExactScalar,
+    block_fma,
+    exact_power,
+    exact_scalar,
+    exact_sqrt,
+    hoist_scalars,
     one_minus,
+    rounded,
     scalar,
     wide_dtype,
 )
-from .._pytrees import placed_as
+from .._pytrees import TorchLayout
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from . import _exact, _learning_rate
-from ._exact import Arithmetic, Exact, arithmetic
-from ._weight_decay import resolve_mask
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 
 
 class AdamWState(NamedTuple):
@@ -38,7 +40,7 @@ class AdamWState(NamedTuple):
     nu: PyTree  # as params, `moment_dtype`: mean of squared gradients
 
 
-class Scalars(NamedTuple):
+class _Scalars(NamedTuple):
     """Scalars shared by all leaves of one dtype and one number of updates.
 
     (), float32; float64 for float64 leaves.
@@ -47,12 +49,12 @@ class Scalars(NamedTuple):
     step_size: jax.Array
     sqrt_correction: jax.Array  # of the second moment
     decay: jax.Array  # rate times weight decay
-    kept: jax.Array  # 1 - rate times weight decay
-    zero: jax.Array  # (), int32: 0, which no compiler can know
+    decay_factor: jax.Array  # 1 - rate times weight decay
+    opaque_zero: jax.Array  # (), int32: 0, unknown to the compiler
 
 
-# (p, mu, nu, is_decayed, scalars) -> the new parameter, all in the wide dtype.
-NewParam = Callable[[jax.Array, jax.Array, jax.Array, bool, Scalars], jax.Array]
+# (leaf, mu, nu, scalars) -> the new parameter, all in the wide dtype.
+_NewParam = Callable[[Leaf, jax.Array, jax.Array, _Scalars], jax.Array]
 
 
 @checked_names
@@ -123,135 +125,148 @@ def adamw_tf(
     _checks.non_negative("eps", eps)
     _checks.one_of("decay", decay, ("torch", "exact"))
 
-    def new_param(p, mu, nu, is_decayed, scalars):
+    def new_param(
+        leaf: Leaf, mu: jax.Array, nu: jax.Array, scalars: _Scalars
+    ) -> jax.Array:
+        p = leaf.param
         denominator = jnp.sqrt(nu) / scalars.sqrt_correction + scalar(eps, p.dtype)
         change = (-scalars.step_size * mu) / denominator
-        if is_decayed and decay == "exact":
+        if leaf.is_decayed and decay == "exact":
             change = change - scalars.decay * p
-        elif is_decayed:
-            p = as_stored(p * scalars.kept, scalars.zero)
+        elif leaf.is_decayed:
+            p = block_fma(p * scalars.decay_factor, scalars.opaque_zero)
         return p + change
 
-    return adam(
-        "adamw_tf",
-        learning_rate,
-        betas,
-        weight_decay,
-        decay_mask,
-        moment_dtype,
-        new_param,
+    return _Adam("adamw_tf", betas, weight_decay, moment_dtype, new_param).optimizer(
+        learning_rate, decay_mask
     )
 
 
-def adam(
-    function: str,
-    learning_rate: ScalarOrSchedule,
-    betas: tuple[Scalar, Scalar],
-    weight_decay: Scalar,
-    decay_mask: PyTree | Callable[[PyTree], PyTree] | None,
-    moment_dtype: Any,
-    new_param: NewParam,
+@checked_names
+def adamw_hf_v4(
+    learning_rate: ScalarOrSchedule = 1e-3,
     *,
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
     correct_bias: bool = True,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    moment_dtype: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """The moments, which every AdamW shares, around the step, which is its own."""
-    _learning_rate.check(learning_rate)
-    _checks.pair("betas", betas)
-    for i, beta in enumerate(betas):
-        _checks.fraction_below_one(f"betas[{i}]", beta)
-    _checks.non_negative("weight_decay", weight_decay)
-    _check_moment_dtype(moment_dtype)
-    beta1, beta2 = betas
-    never_decays = is_zero(weight_decay)
+    """AdamW as `transformers.AdamW` computed it until version 5 took it away.
 
-    def init(params):
-        _pytrees.check_params(params, function=function)
-        resolve_mask(decay_mask, params, weight_decay)
-        rate = _learning_rate.init(learning_rate, params)
+        p = p - size * mu / (sqrt(nu) + eps)
+        p = p - rate * weight_decay * p                      (decayed leaves)
 
-        def moments(_, p):
-            if not _pytrees.is_floating(p):
-                return optax.MaskedNode(), optax.MaskedNode()
-            dtype = p.dtype if moment_dtype is None else jnp.dtype(moment_dtype)
-            dtype = wide_dtype(p.dtype) if dtype == jnp.float32 else dtype
-            zeros = functools.partial(jnp.zeros_like, p, dtype=dtype)
-            return zeros(), zeros()  # two buffers: a step donates each
+    with moments as in `adamw_tf` and size = rate * sqrt(1 - beta2^t) / (1 - beta1^t),
+    or the rate itself without `correct_bias`. Here eps stands beside the uncorrected
+    root, so that early steps are smaller, and decay acts on the updated parameter.
 
-        mu, nu = _pytrees.map_leaves(moments, params, num_results=2)
-        return AdamWState(jnp.zeros((), jnp.int32), *rate, mu, nu)
+    Args:
+        learning_rate: as for `adamw_tf`.
+        betas: as for `adamw_tf`.
+        eps: added to the root of the second moment; at least 0.
+        weight_decay: as for `adamw_tf`.
+        correct_bias: False for BERT's original TensorFlow optimizer.
+        decay_mask: as for `adamw_tf`.
+        moment_dtype: as for `adamw_tf`.
 
-    def update(grads, state, params=None, **extra_args):
-        del extra_args
-        _pytrees.check_params(params, function=function)
-        grads = _pytrees.check_grads(grads, params)
-        mask = resolve_mask(decay_mask, params, weight_decay)
-        rates = _learning_rate.current(learning_rate, state, params)
-        exact_rates = _learning_rate.exact(learning_rate, rates)
-        count = jax.tree.map(optax.safe_increment, state.count)
+    Returns:
+        A transformation with state `AdamWState`.
 
-        def shared(count: jax.Array, dtype: Any) -> Scalars:
-            rate, of = exact_rates[dtype], arithmetic(dtype)
-            return _scalars(of, rate, betas, weight_decay, correct_bias, count)
+    Raises:
+        ValueError, TypeError: as `adamw_tf`.
 
-        scalars = _pytrees.per_leaf(shared, count, params)
+    Source: transformers 4.44 `optimization.py`, `AdamW.step`.
+    """
+    _checks.non_negative("eps", eps)
 
-        def leaf(_, p, g, mu, nu, is_decayed, scalars):
-            if not _pytrees.is_floating(p):
-                return jnp.zeros_like(p), mu, nu
-            wide = wide_dtype(p.dtype)
-            wide_g, there = placed_as(g, mu).astype(wide), placed_as(p, mu)
-            wide_mu = _lerp(mu.astype(wide), wide_g, one_minus(beta1, wide))
-            # Rounded as torch's compiled kernel rounds it. Left alone, a compiler fuses
-            # one product or the other, and on many devices not always the same.
-            kept = as_stored(nu.astype(wide) * scalar(beta2, wide), scalars.zero)
-            wide_nu = one_minus(beta2, wide) * wide_g * wide_g + kept
-            is_decayed = is_decayed and not never_decays
-            wide_p = there.astype(wide)
-            new = new_param(wide_p, wide_mu, wide_nu, is_decayed, scalars)
-            change = placed_as(difference(new, there), p)
-            return change, wide_mu.astype(mu.dtype), wide_nu.astype(nu.dtype)
+    def new_param(
+        leaf: Leaf, mu: jax.Array, nu: jax.Array, scalars: _Scalars
+    ) -> jax.Array:
+        # The correction scales the step instead of the root.
+        size = scalars.step_size * scalars.sqrt_correction
+        p = leaf.param
+        p = p + (-size * mu) / (jnp.sqrt(nu) + scalar(eps, p.dtype))
+        return p - scalars.decay * p if leaf.is_decayed else p
 
-        updates, mu, nu = _pytrees.map_leaves(
-            leaf, params, grads, state.mu, state.nu, mask, scalars, num_results=3
-        )
-        new_rate = _learning_rate.advanced(learning_rate, state, rates)
-        return updates, AdamWState(count, *new_rate, mu, nu)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _scalars(
-    of: Arithmetic,
-    rate: Exact,
-    betas: tuple[Scalar, Scalar],
-    weight_decay: Scalar,
-    correct_bias: bool,
-    count: jax.Array,
-) -> Scalars:
-    step_size, sqrt_correction = of.leading(rate), jnp.ones((), of.dtype)
-    if correct_bias:
-        correction1, correction2 = (_bias_correction(of, b, count) for b in betas)
-        step_size = of.rounded(of.divide(rate, correction1))
-        sqrt_correction = of.rounded(of.sqrt(correction2))
-    decay = of.multiply(rate, of.from_scalar(weight_decay))
-    kept = _exact.one_minus(of, decay)
-    scalars = Scalars(
-        step_size,
-        sqrt_correction,
-        of.rounded(decay),
-        of.rounded(kept),
-        jnp.minimum(count, 0),
+    adam = _Adam(
+        "adamw_hf_v4", betas, weight_decay, moment_dtype, new_param, correct_bias
     )
-    return computed_once(scalars, count, of.dtype)
+    return adam.optimizer(learning_rate, decay_mask)
 
 
-def _bias_correction(of: Arithmetic, beta: Scalar, count: jax.Array) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _Adam:
+    """Moments and scalars, shared by both kinds of AdamW, around their own step."""
+
+    name: str
+    betas: tuple[Scalar, Scalar]
+    weight_decay: Scalar
+    moment_dtype: Any
+    new_param: _NewParam
+    correct_bias: bool = True
+
+    def optimizer(
+        self, learning_rate: ScalarOrSchedule, decay_mask: Any
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation."""
+        _checks.pair("betas", self.betas)
+        for i, beta in enumerate(self.betas):
+            _checks.fraction_below_one(f"betas[{i}]", beta)
+        _check_moment_dtype(self.moment_dtype)
+        rule = LeafRule(
+            self.name, AdamWState, self.scalars, self.update, init=self.init
+        )
+        return per_leaf_optimizer(rule, learning_rate, self.weight_decay, decay_mask)
+
+    def init(self, p: jax.Array, _: TorchLayout | None) -> tuple[jax.Array, jax.Array]:
+        """Returns moments of zeros."""
+        dtype = p.dtype if self.moment_dtype is None else jnp.dtype(self.moment_dtype)
+        dtype = wide_dtype(p.dtype) if dtype == jnp.float32 else dtype
+        # Two buffers: a step donates each.
+        return jnp.zeros_like(p, dtype), jnp.zeros_like(p, dtype)
+
+    def scalars(self, rate: Rate, count: jax.Array) -> _Scalars:
+        """Returns the scalars of update `count`, from 1."""
+        dtype, exact_rate = rate.value.dtype, rate.exact()
+        step_size, sqrt_correction = rate.value, jnp.ones((), dtype)
+        if self.correct_bias:
+            beta1, beta2 = self.betas
+            step_size = rounded(exact_rate / bias_correction(beta1, count, dtype))
+            correction2 = bias_correction(beta2, count, dtype)
+            sqrt_correction = rounded(exact_sqrt(correction2))
+        decay = exact_rate * exact_scalar(self.weight_decay, dtype)
+        decay_factor = exact_scalar(1.0, dtype) - decay
+        scalars = _Scalars(
+            step_size,
+            sqrt_correction,
+            rounded(decay),
+            rounded(decay_factor),
+            jnp.minimum(count, 0),
+        )
+        hoisted: _Scalars = hoist_scalars(scalars, count, dtype)
+        return hoisted
+
+    def update(self, leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
+        """Returns the new parameter and the new moments."""
+        (mu, nu), (beta1, beta2) = moments, self.betas
+        g, dtype = leaf.grad, leaf.grad.dtype
+        mu = _lerp(mu, g, one_minus(beta1, dtype))
+        # Rounded as torch's compiled kernel rounds it. Left alone, a compiler fuses
+        # one product or the other, and on many devices not always the same.
+        old = block_fma(nu * scalar(beta2, dtype), scalars.opaque_zero)
+        nu = one_minus(beta2, dtype) * g * g + old
+        return self.new_param(leaf, mu, nu, scalars), mu, nu
+
+
+def bias_correction(beta: Scalar, count: jax.Array, dtype: Any) -> ExactScalar:
     """Returns 1 - beta^count, as exact as torch's doubles make it."""
-    return _exact.one_minus(of, of.power(beta, count))
+    return exact_scalar(1.0, dtype) - exact_power(beta, count, dtype)
 
 
 def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
-    """From `start` to `end`, from the nearer of the two, as torch does."""
+    """Interpolates from the nearer of `start` and `end`, as torch does."""
     near_start = start + weight * (end - start)
     near_end = end + (weight - 1.0) * (end - start)
     return jnp.where(weight < 0.5, near_start, near_end)

@@ -1,6 +1,6 @@
 """Gradient clipping with torch's numbers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 from .. import _checks, _pytrees
 from .._argument_names import checked_names
 from .._numerics import scalar, wide_dtype, widest_dtype
-from .._pytrees import shard_axes
+from .._pytrees import varying_axes
 from .._typing import PyTree, Scalar
 
 
@@ -57,11 +57,16 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     """
     _checks.positive("max_norm", max_norm, allow_inf=True)
 
-    def init(params):
+    def init(params: PyTree) -> ClipState:
         dtype = widest_dtype(params)
         return ClipState(jnp.zeros((), dtype), jnp.ones((), dtype))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(
+        updates: PyTree,
+        state: ClipState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ClipState]:
         del extra_args
         _pytrees.check_real("updates", updates)
         _check_shards(updates, params)
@@ -69,7 +74,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
         # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
         factor = jnp.minimum(scalar(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
 
-        def scaled(g):
+        def scaled(g: Any) -> Any:
             if not _pytrees.is_floating(g):
                 return g
             g = jnp.asarray(g)
@@ -106,10 +111,10 @@ def _check_shards(updates: PyTree, params: PyTree | None) -> None:
     """Raises where a gradient is not the shard that belongs to its parameter's."""
     of_params = dict(_pytrees.named_leaves(params))
     wrong = [
-        (name, sorted(shard_axes(g)), sorted(shard_axes(of_params[name])))
+        (name, sorted(varying_axes(g)), sorted(varying_axes(of_params[name])))
         for name, g in _pytrees.named_leaves(updates)
         if _pytrees.is_floating(g) and name in of_params
-        if shard_axes(g) != shard_axes(of_params[name])
+        if varying_axes(g) != varying_axes(of_params[name])
     ]
     if wrong:
         name, axes, axes_of_param = wrong[0]

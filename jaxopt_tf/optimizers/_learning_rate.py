@@ -1,4 +1,4 @@
-"""The learning rate of one update, and the fields of a state that hold it.
+"""The learning rate: fields of every state, its value in an update, reading, setting.
 
 A learning rate is a float, a 0-d array or a schedule. All optimizers keep it in the
 same three fields, so that every state has the same tree:
@@ -27,25 +27,58 @@ update after that:
 
 The relative step of Adafactor counts as a schedule; it is a function of the number of
 moment updates.
+
+`get_learning_rate` and `set_learning_rate` find the fields by their paths: a state
+looks different as NamedTuples, in an NNX `State` and in the dict of
+`flax.serialization.to_state_dict`, but the path of a leaf ends with the same names in
+all of them.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import _checks, _pytrees
-from .._numerics import double_float, wide_dtype, widest_dtype
-from .._typing import PyTree, ScalarOrSchedule
-from ._exact import Exact
-
-# The rate of one update, (), by the dtype in which leaves are computed.
-Rates = Mapping[Any, jax.Array]
+from .._numerics import ExactScalar, double_float, widest_dtype
+from .._typing import PyTree, Scalar, ScalarOrSchedule
 
 # Values of `rate_source`.
 CONSTANT, SCHEDULE, SET = 0, 1, 2
+
+# Usual names of an injected learning rate other than `learning_rate`.
+_SHORT_NAMES = ("lr", "rate", "peak_lr", "base_lr", "init_lr", "max_lr")
+
+_Path = tuple[Any, ...]
+
+
+class Rate(NamedTuple):
+    """Learning rate of one update, in the dtype of the leaves that use it."""
+
+    value: jax.Array  # (), float32 or float64
+    # Python float that the optimizer was given; None for a schedule or an array
+    given: float | None = None
+
+    def exact(self) -> ExactScalar:
+        """Returns the rate with the digits of the given float, unless it changed."""
+        if self.value.dtype == jnp.float64:
+            return self.value
+        pair = double_float.from_float32(self.value)
+        if self.given is None:
+            return pair
+        given = double_float.from_float(self.given)
+        return double_float.select(self.value == given.high, given, pair)
+
+
+class _Location(NamedTuple):
+    """Location of one learning rate in a tree."""
+
+    state: _Path  # of the state of one of our optimizers
+    injected: _Path | None  # of the `InjectStatefulHyperparamsState` around it
+    is_scheduled: bool  # by a schedule that was passed to `optax.inject_hyperparams`
 
 
 def check(learning_rate: ScalarOrSchedule) -> None:
@@ -64,48 +97,112 @@ def init(
     return step, rate, jnp.asarray(source, jnp.int32)
 
 
-def current(learning_rate: ScalarOrSchedule, state: Any, params: PyTree) -> Rates:
-    """Returns the rate of this update in the dtypes of the leaves and of the state."""
-    leaves = [leaf for leaf in jax.tree.leaves(params) if _pytrees.is_floating(leaf)]
-    wide = (wide_dtype(leaf.dtype) for leaf in leaves)
-    dtypes = dict.fromkeys([state.learning_rate.dtype, *wide])
-    return {dtype: _rate(learning_rate, state, dtype) for dtype in dtypes}
-
-
-def exact(learning_rate: ScalarOrSchedule, rates: Rates) -> Mapping[Any, Exact]:
-    """Returns the rates with the digits of a host's double, unless it was changed."""
-
-    def of(rate: jax.Array) -> Exact:
-        if rate.dtype == jnp.float64:
-            return rate
-        pair = double_float.from_float32(rate)
-        if callable(learning_rate) or isinstance(learning_rate, jax.Array):
-            return pair
-        double = double_float.from_float(learning_rate)
-        return double_float.select(rate == double.high, double, pair)
-
-    return {dtype: of(rate) for dtype, rate in rates.items()}
+def current(learning_rate: ScalarOrSchedule, state: Any, dtype: Any) -> Rate:
+    """Returns the rate of this update in `dtype`, float32 or float64."""
+    given = _given(learning_rate, state.step, dtype)
+    if callable(learning_rate):
+        return Rate(given)
+    stored = jnp.asarray(state.learning_rate, dtype)
+    if isinstance(learning_rate, jax.Array):
+        return Rate(jnp.where(state.rate_source == SET, stored, given))
+    return Rate(jnp.where(state.rate_source == SCHEDULE, given, stored), learning_rate)
 
 
 def advanced(
-    learning_rate: ScalarOrSchedule, state: Any, rates: Rates
+    learning_rate: ScalarOrSchedule, state: Any, rate: Rate
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the three fields after an update with `rates`."""
-    step, rate = optax.safe_increment(state.step), rates[state.learning_rate.dtype]
+    """Returns the three fields after an update with `rate`."""
+    step = optax.safe_increment(state.step)
     if callable(learning_rate):
-        return step, rate, jnp.full_like(state.rate_source, SCHEDULE)
+        return step, rate.value, jnp.full_like(state.rate_source, SCHEDULE)
     source = jnp.where(state.rate_source == SET, SET, CONSTANT)
-    return step, rate, source.astype(state.rate_source.dtype)
+    return step, rate.value, source.astype(state.rate_source.dtype)
 
 
-def _rate(learning_rate: ScalarOrSchedule, state: Any, dtype: Any) -> jax.Array:
-    given = _given(learning_rate, state.step, dtype)
-    if callable(learning_rate):
-        return given
-    stored = jnp.asarray(state.learning_rate, dtype)
-    if isinstance(learning_rate, jax.Array):
-        return jnp.where(state.rate_source == SET, stored, given)
-    return jnp.where(state.rate_source == SCHEDULE, given, stored)
+def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
+    """Returns the learning rate that the last update used.
+
+    For Adafactor with `relative_step` it is the relative step, before the scale of the
+    parameter: what Transformers' `get_adafactor_schedule` is for.
+
+    Args:
+        opt_state: any tree with the state of one of our optimizers in it: of a chain,
+            `optax.multi_transform` or `optax.inject_hyperparams`, a Linen `TrainState`,
+            an `nnx.Optimizer`, `nnx.state` of it, or one of these as a dict.
+
+    Returns:
+        A scalar, (), float32; if there are several of our optimizers, a dict from
+        the label that `optax.multi_transform` has for each (if labels do not
+        tell them apart, from its path) to its rate. Before the first update, the
+        initial rate.
+
+    Raises:
+        ValueError: if none of our states is in it.
+    """
+    leaves = _leaves(opt_state)
+    rates = {
+        # A copy outlives the state, whose buffers a step may take over.
+        name: jnp.array(leaves[*location.state, "learning_rate"], copy=True)
+        for name, location in _locations(opt_state, leaves).items()
+    }
+    return next(iter(rates.values())) if len(rates) == 1 else rates
+
+
+def set_learning_rate(
+    opt_state: PyTree, learning_rate: Scalar | Mapping[str, Scalar]
+) -> PyTree:
+    """Returns `opt_state` with another learning rate for the following updates.
+
+    Shapes and dtypes are kept, so that a compiled step is not recompiled. Under
+    `optax.inject_hyperparams` the entry of `hyperparams` is set as well.
+
+    Args:
+        opt_state: as for `get_learning_rate`.
+        learning_rate: the new rate, at least 0; or a dict with keys of the dict that
+            `get_learning_rate` returns, to set some of several optimizers.
+
+    Returns:
+        A new state of the same structure.
+
+    Raises:
+        ValueError: if none of our states is in it, if a key names none of them, or if
+            the next update would replace the rate: it comes from a schedule or from
+            another hyper-parameter of `optax.inject_hyperparams`.
+    """
+    leaves = _leaves(opt_state)
+    locations = _locations(opt_state, leaves)
+    if isinstance(learning_rate, Mapping):
+        rates = dict(learning_rate)
+    else:
+        rates = dict.fromkeys(locations, learning_rate)
+    new: dict[_Path, Any] = {}
+    for name, rate in rates.items():
+        if name not in locations:
+            raise ValueError(
+                "`learning_rate` must be for the optimizers that `get_learning_rate` "
+                f"names, {list(locations)}, got one for {name!r}."
+            )
+        _checks.non_negative("learning_rate", rate)
+        location = locations[name]
+        of = f" of {name!r}" if len(locations) > 1 else ""
+        _check_can_be_set(location, leaves, of)
+        new[*location.state, "learning_rate"] = rate
+        if location.injected is None:
+            new[*location.state, "rate_source"] = SET
+            continue
+        new[*location.injected, "hyperparams", "learning_rate"] = rate
+        sharing = [n for n, p in locations.items() if p.injected == location.injected]
+        if not set(sharing) <= set(rates):
+            raise ValueError(
+                "`learning_rate` must have an entry for each optimizer that "
+                f"`optax.inject_hyperparams` gives one rate, {sharing}, got {rates!r}."
+            )
+
+    def replace(path: tuple[Any, ...], leaf: Any) -> Any:
+        keys = _pytrees.path_keys(path)
+        return jnp.full_like(leaf, new[keys]) if keys in new else leaf
+
+    return jax.tree_util.tree_map_with_path(replace, opt_state)
 
 
 def _given(learning_rate: ScalarOrSchedule, step: jax.Array, dtype: Any) -> jax.Array:
@@ -115,3 +212,79 @@ def _given(learning_rate: ScalarOrSchedule, step: jax.Array, dtype: Any) -> jax.
         rate = learning_rate(step.astype(jnp.int64) if dtype == jnp.float64 else step)
     # A copy: a step may donate the state, and an array belongs to the caller.
     return jnp.array(rate, dtype, copy=True)
+
+
+def _leaves(opt_state: PyTree) -> dict[_Path, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    return {_pytrees.path_keys(path): leaf for path, leaf in leaves}
+
+
+def _locations(opt_state: PyTree, leaves: Mapping[_Path, Any]) -> dict[Any, _Location]:
+    """The learning rates by the names that `get_learning_rate` gives them."""
+    paths = [
+        keys[:-1]
+        for keys in leaves
+        if keys[-1:] == ("rate_source",) and (*keys[:-1], "learning_rate") in leaves
+    ]
+    if not paths:
+        raise ValueError(
+            "`opt_state` must hold the state of one of our optimizers, such as "
+            f"`adamw_tf`, got {type(opt_state).__name__} without one. Pass the whole "
+            "optimizer state."
+        )
+    names = _names(paths)
+    return {names[path]: _location(path, leaves) for path in paths}
+
+
+def _location(path: _Path, leaves: Mapping[_Path, Any]) -> _Location:
+    for i in reversed(range(len(path))):
+        if path[i] == "inner_state":
+            around = path[:i]
+            if (*around, "hyperparams", "learning_rate") in leaves:
+                schedule = (*around, "hyperparams_states", "learning_rate")
+                has_schedule = any(k[: len(schedule)] == schedule for k in leaves)
+                return _Location(path, around, has_schedule)
+    return _Location(path, None, False)
+
+
+def _check_can_be_set(
+    location: _Location, leaves: Mapping[_Path, Any], of: str
+) -> None:
+    """Raises if the next update would replace a rate that is set now."""
+    source = leaves[*location.state, "rate_source"]
+    is_scheduled = _checks.is_concrete(source) and np.any(
+        np.asarray(source) == SCHEDULE
+    )
+    if is_scheduled or location.is_scheduled:
+        raise ValueError(
+            f"`opt_state` takes the learning rate{of} from a schedule, so a rate set "
+            "here would be lost at the next update. Build the optimizer with a float. "
+            "A state that was restored from a run with a schedule can be set after "
+            "its first update with a float."
+        )
+    injected = {
+        keys[-1]
+        for keys in leaves
+        if keys[-2:-1] == ("hyperparams",)
+        and location.state[: len(keys) - 1] == (*keys[:-2], "inner_state")
+    }
+    others = sorted(n for n in injected if "learning_rate" in n or n in _SHORT_NAMES)
+    if location.injected is None and others:
+        raise ValueError(
+            f"`opt_state` takes the learning rate{of} from `optax.inject_hyperparams`, "
+            f"which has it as {others[0]!r}. Set "
+            f"`opt_state.hyperparams[{others[0]!r}]`, or call the argument "
+            "`learning_rate`."
+        )
+
+
+def _names(paths: list[_Path]) -> dict[_Path, Any]:
+    """The labels of `optax.multi_transform` where they tell all apart, else paths."""
+    labels = {path: _label(path) for path in paths}
+    if None not in labels.values() and len(set(labels.values())) == len(paths):
+        return labels
+    return {path: ".".join(map(str, path)) for path in paths}
+
+
+def _label(path: _Path) -> Any:
+    return path[path.index("inner_states") + 1] if "inner_states" in path else None

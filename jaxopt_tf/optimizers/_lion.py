@@ -9,11 +9,10 @@ import optax
 
 from .. import _checks
 from .._argument_names import checked_names
-from .._numerics import one_minus, scalar
+from .._numerics import exact_scalar, one_minus, rounded, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from . import _exact
-from ._by_element import by_element
-from ._exact import Arithmetic, Exact
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 
 
 class LionState(NamedTuple):
@@ -29,9 +28,9 @@ class LionState(NamedTuple):
     mu: PyTree  # as params, float32: mean of gradients
 
 
-class _Now(NamedTuple):
+class _Scalars(NamedTuple):
     rate: jax.Array  # (), float32
-    kept: jax.Array  # (), float32: 1 - rate times weight decay
+    decay_factor: jax.Array  # (), float32: 1 - rate times weight decay
 
 
 @checked_names
@@ -72,25 +71,19 @@ def lion_tf(
         _checks.fraction_below_one(f"betas[{i}]", beta)
     beta1, beta2 = betas
 
-    def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> _Now:
+    def scalars(rate: Rate, count: jax.Array) -> _Scalars:
         del count
-        decay = of.multiply(rate, of.from_scalar(weight_decay))
-        return _Now(of.leading(rate), of.rounded(_exact.one_minus(of, decay)))
+        dtype = rate.value.dtype
+        decay = rate.exact() * exact_scalar(weight_decay, dtype)
+        return _Scalars(rate.value, rounded(exact_scalar(1.0, dtype) - decay))
 
-    def new_leaf(p, g, is_decayed, now, mu):
+    def update(leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
+        p, g, (mu,) = leaf.param, leaf.grad, moments
         dtype = p.dtype
         direction = jnp.sign(scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * g)
-        p = p * now.kept if is_decayed else p
+        p = p * scalars.decay_factor if leaf.is_decayed else p
         mu = scalar(beta2, dtype) * mu + one_minus(beta2, dtype) * g
-        return p - now.rate * direction, mu
+        return p - scalars.rate * direction, mu
 
-    return by_element(
-        "lion_tf",
-        LionState,
-        learning_rate,
-        weight_decay,
-        decay_mask,
-        has_moments=(True,),
-        clock=clock,
-        new_leaf=new_leaf,
-    )
+    rule = LeafRule("lion_tf", LionState, scalars, update)
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

@@ -11,7 +11,8 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from ._by_element import by_element, only_rate, with_l2
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 
 
 class RMSpropState(NamedTuple):
@@ -82,9 +83,13 @@ def rmsprop_tf(
         raise TypeError(f"`centered` must be True or False, got {centered!r}.")
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
-    def new_leaf(p, g, is_decayed, rate, nu, mu, buffer):
+    def scalars(rate: Rate, count: jax.Array) -> jax.Array:
+        del count
+        return rate.value
+
+    def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
+        p, g, (nu, mu, buffer) = leaf.param, with_l2(leaf, weight_decay), moments
         dtype = p.dtype
-        g = with_l2(p, g, is_decayed, weight_decay)
         nu = nu * scalar(alpha, dtype) + one_minus(alpha, dtype) * g * g
         variance = nu
         if centered:
@@ -97,13 +102,7 @@ def rmsprop_tf(
         buffer = scalar(momentum, dtype) * buffer + g / root
         return p - rate * buffer, nu, mu, buffer
 
-    return by_element(
-        "rmsprop_tf",
-        RMSpropState,
-        learning_rate,
-        weight_decay,
-        decay_mask,
-        has_moments=(True, centered, has_buffer),
-        clock=only_rate,
-        new_leaf=new_leaf,
+    rule = LeafRule(
+        "rmsprop_tf", RMSpropState, scalars, update, kept=(True, centered, has_buffer)
     )
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

@@ -11,8 +11,8 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._numerics import is_zero, one_minus, scalar
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from ._by_element import by_element, with_l2
-from ._exact import Arithmetic, Exact
+from ._learning_rate import Rate
+from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 
 
 class SGDState(NamedTuple):
@@ -29,9 +29,9 @@ class SGDState(NamedTuple):
     momentum: PyTree  # as params, float32: decaying sum of gradients
 
 
-class _Now(NamedTuple):
+class _Scalars(NamedTuple):
     rate: jax.Array  # (), float32
-    share: jax.Array  # (), float32: of the gradient that goes into the buffer
+    grad_factor: jax.Array  # (), float32: of the gradient that is added to the buffer
 
 
 @checked_names
@@ -51,8 +51,8 @@ def sgd_tf(
         p   = p - rate * (g + momentum * buf with `nesterov`, else buf)
 
     in float32 (float64 for float64 leaves); updates are differences of parameters, as
-    in `adamw_tf`. Decay is that
-    of a loss with `weight_decay / 2 * |p|^2`: it goes through the buffer.
+    in `adamw_tf`. Decay is that of a loss with `weight_decay / 2 * |p|^2`: it goes
+    through the buffer.
 
     Args:
         learning_rate: as for `adamw_tf`.
@@ -80,28 +80,21 @@ def sgd_tf(
     _check_nesterov(nesterov, momentum, dampening)
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
-    def clock(of: Arithmetic, rate: Exact, count: jax.Array) -> _Now:
-        first, later = scalar(1.0, of.dtype), one_minus(dampening, of.dtype)
-        return _Now(of.leading(rate), jnp.where(count == 1, first, later))
+    def scalars(rate: Rate, count: jax.Array) -> _Scalars:
+        dtype = rate.value.dtype
+        first, later = scalar(1.0, dtype), one_minus(dampening, dtype)
+        return _Scalars(rate.value, jnp.where(count == 1, first, later))
 
-    def new_leaf(p, g, is_decayed, now, buffer):
-        kept = scalar(momentum, p.dtype)
-        g = with_l2(p, g, is_decayed, weight_decay)
+    def update(leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
+        p, g, (buffer,) = leaf.param, with_l2(leaf, weight_decay), moments
         if has_buffer:
-            buffer = kept * buffer + now.share * g
-            g = g + kept * buffer if nesterov else buffer
-        return p - now.rate * g, buffer
+            factor = scalar(momentum, p.dtype)
+            buffer = factor * buffer + scalars.grad_factor * g
+            g = g + factor * buffer if nesterov else buffer
+        return p - scalars.rate * g, buffer
 
-    return by_element(
-        "sgd_tf",
-        SGDState,
-        learning_rate,
-        weight_decay,
-        decay_mask,
-        has_moments=(has_buffer,),
-        clock=clock,
-        new_leaf=new_leaf,
-    )
+    rule = LeafRule("sgd_tf", SGDState, scalars, update, kept=(has_buffer,))
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 
 def _check_nesterov(nesterov: bool, momentum: Scalar, dampening: Scalar) -> None:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _pytrees
-from .._pytrees import matched_values
+from .._pytrees import match_rules
 from .._typing import PyTree
 from ._division import Spec, most_divided, spec_of
 
@@ -79,7 +79,7 @@ def _placed(
 ) -> Iterator[tuple[Spec, list[Moved]]]:
     _pytrees.check_arrays("params", params)
     named = _pytrees.named_leaves(params)
-    wanted = matched_values("rules", rules, PartitionSpec, "PartitionSpec", params)
+    wanted = match_rules("rules", rules, PartitionSpec, "PartitionSpec", params)
     missing = [
         name for (name, _), spec in zip(named, wanted, strict=True) if spec is None
     ]

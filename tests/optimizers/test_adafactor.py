@@ -1,7 +1,9 @@
 """`adafactor_tf` against `transformers.optimization.Adafactor`."""
 
+import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from jaxopt_tf.optimizers import (
     get_learning_rate,
     set_learning_rate,
 )
+from jaxopt_tf.optimizers._adafactor import sum_sq_fused, sum_sq_two_pass
 from tests import twins
 from tests.twins import adafactor as twin
 
@@ -169,10 +172,10 @@ def test_rescaled_gradients_change_nothing_at_first(rng):
     p = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
     g = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
     optimizer = adafactor_tf()
-    state = optimizer.init(p)
-    once, _ = optimizer.update(g, state, p)
+    state, update = optimizer.init(p), jax.jit(optimizer.update)
+    once, _ = update(g, state, p)
     # A power of two, so that nothing is rounded otherwise.
-    scaled, _ = optimizer.update(g * 1024.0, state, p)
+    scaled, _ = update(g * 1024.0, state, p)
     np.testing.assert_allclose(once, scaled, rtol=1e-6)
 
 
@@ -199,7 +202,7 @@ def test_a_transposed_layout_only_swaps_row_and_col(rng):
     plain = adafactor_tf()
     turned = adafactor_tf(layouts={"kernel": TorchLayout.dense()})
     (u, state), (turned_u, turned_state) = (
-        tx.update({"kernel": g}, tx.init({"kernel": p}), {"kernel": p})
+        jax.jit(tx.update)({"kernel": g}, tx.init({"kernel": p}), {"kernel": p})
         for tx in (plain, turned)
     )
     np.testing.assert_allclose(u["kernel"], turned_u["kernel"], rtol=2e-5)
@@ -249,10 +252,10 @@ def test_the_share_of_the_new_moment_is_exact_for_every_count():
 def test_the_relative_step_is_readable(warmup_init):
     optimizer = adafactor_tf(warmup_init=warmup_init)
     p = jnp.full((3,), 5.0)
-    state = optimizer.init(p)
+    state, update = optimizer.init(p), jax.jit(optimizer.update)
     for t in (1, 2, 100, 40_000):
         state = state._replace(count=jnp.asarray(t - 1, jnp.int32))
-        _, state = optimizer.update(p, state, p)
+        _, state = update(p, state, p)
         expected = min(1e-6 * t if warmup_init else 1e-2, 1 / math.sqrt(t))
         rate = get_learning_rate(state)
         np.testing.assert_allclose(rate, expected, rtol=1e-6)
@@ -263,20 +266,14 @@ def test_the_relative_step_is_readable(warmup_init):
 def test_a_float_rate_can_be_changed_between_steps():
     optimizer = adafactor_trainer(1e-3)
     p = jnp.full((3,), 5.0)
-    traces = []
-
-    @jax.jit
-    def update(g, state, p):
-        traces.append(1)
-        return optimizer.update(g, state, p)
-
+    chex.clear_trace_counter()
+    update = jax.jit(chex.assert_max_traces(optimizer.update, n=1))
     first, state = update(p, optimizer.init(p), p)
     state = set_learning_rate(state, 2e-3)
     second, _ = update(
         p, optimizer.init(p)._replace(learning_rate=state.learning_rate), p
     )
     np.testing.assert_allclose(second, 2 * first, rtol=1e-3)
-    assert len(traces) == 1
 
 
 def test_counts_may_differ_per_leaf(rng):
@@ -377,6 +374,27 @@ def test_gradients_of_zeros_keep_everything_finite():
     end, state = run(adafactor_tf(), params, grads)
     jax.tree.map(np.testing.assert_array_equal, end, params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    ("shape", "col_axes", "row_axes"),
+    [((48, 80), (1,), (0,)), ((48, 80), (0,), (1,)), ((3, 8, 4, 16), (2, 3), (1,))],
+    ids=["as stored", "transposed", "stacked heads"],
+)
+def test_all_devices_sum_the_same_squares(rng, shape, col_axes, row_axes):
+    def ones_along(axes):
+        return [1 if axis in axes else size for axis, size in enumerate(shape)]
+
+    # Rows of very different sizes, so that one that is weighed wrongly shows.
+    by_row = np.exp(3 * rng.normal(size=ones_along(col_axes))).astype(np.float32)
+    by_col = np.exp(3 * rng.normal(size=ones_along(row_axes))).astype(np.float32)
+    grads = rng.normal(size=shape).astype(np.float32)
+    u = np.float64(by_row) * by_col * grads
+    exact = np.square(u).sum((*row_axes, *col_axes), keepdims=True)
+    axes = {"row_axes": row_axes, "col_axes": col_axes}
+    for sum_sq in (sum_sq_fused, sum_sq_two_pass):
+        ours = jax.jit(functools.partial(sum_sq, **axes))(grads, by_row, by_col)
+        np.testing.assert_allclose(ours, exact, rtol=2e-6)
 
 
 def test_no_two_leaves_of_a_state_share_a_buffer():

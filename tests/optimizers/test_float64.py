@@ -9,14 +9,13 @@ import optax
 import pytest
 
 from jaxopt_tf.optimizers import (
-    _adamw,
     adamw_tf,
     clip,
     get_learning_rate,
     set_learning_rate,
     sgd_tf,
 )
-from jaxopt_tf.optimizers._exact import arithmetic
+from jaxopt_tf.optimizers._adamw import bias_correction
 from tests import twins
 from tests.twins import adamw
 from tests.twins import float64 as twin
@@ -161,6 +160,6 @@ def test_moment_dtype(moment_dtype, wide, narrow):
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999])
 def test_bias_correction_is_that_of_doubles(beta):
     steps = np.r_[1:100, 1_000, 1_000_000, 2**31 - 1]
-    correction = functools.partial(_adamw._bias_correction, arithmetic(jnp.float64))
+    correction = functools.partial(bias_correction, dtype=jnp.float64)
     ours = jax.jit(jax.vmap(functools.partial(correction, beta)))(np.int32(steps))
     np.testing.assert_allclose(ours, [1 - beta ** int(t) for t in steps], rtol=1e-12)

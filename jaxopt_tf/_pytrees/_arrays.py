@@ -1,0 +1,223 @@
+"""Checks, the global norm and shardings of the arrays of a tree."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from .._numerics import has_float64, widest_dtype
+from .._typing import PyTree
+from ._tree import leaf_names, named_leaves
+
+_TRAINABLE = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Returns whether `leaf` is an array of real floating-point numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Returns the Euclidean norm of all elements together; (), float32 or float64.
+
+    Squares are summed in float32 whatever the leaves' dtype, and in float64 if one of
+    them is float64. Integer and float0 leaves are left out. Inside of `jax.shard_map`
+    the squares of all shards are added up.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    dtype = widest_dtype(arrays)
+    small = [leaf for leaf in arrays if _is_small(leaf)]
+    # By the mesh axes along which leaves are shards, so that each set is sent once.
+    totals = {frozenset[str](): jnp.zeros((), dtype)}
+    # From the last leaf on, whose gradient a backward pass has first.
+    for leaf in reversed(arrays):
+        if not _is_small(leaf):
+            axes, squares = varying_axes(leaf), _sum_of_squares(leaf, dtype)
+            totals[axes] = totals[axes] + squares if axes in totals else squares
+    total = totals.pop(frozenset())
+    if small:
+        # Biases and scales together: each alone costs three launches on a CPU, which
+        # take longer than its sum, and a compiler ten times as long.
+        flat = [leaf.astype(dtype).reshape(-1) for leaf in small]
+        total = total + _sum_of_squares(jnp.concatenate(flat), dtype)
+    for axes, squares in totals.items():
+        total = total + jax.lax.psum(squares, tuple(sorted(axes)))
+    return jnp.sqrt(total)
+
+
+def _is_small(leaf: jax.Array) -> bool:
+    # On many devices each stays where it is: to put them together would gather them.
+    mesh = jax.typeof(leaf).sharding.mesh
+    is_on_one = mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto)
+    return leaf.size <= 4096 and is_on_one
+
+
+def _sum_of_squares(leaf: jax.Array, dtype: Any) -> jax.Array:
+    x = leaf.astype(dtype)
+    return jnp.sum(x * x)
+
+
+def reshard_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns `array` with the explicit sharding of `like`, of the same shape.
+
+    An array's type has a sharding on mesh axes of the type `Explicit` only, and arrays
+    that meet in an operation must have one sharding there. Everywhere else the compiler
+    decides, and nothing is done here.
+    """
+    sharding = jax.typeof(like).sharding
+    if not _is_explicit(sharding) or jax.typeof(array).sharding == sharding:
+        return array
+    resharded: jax.Array = jax.sharding.reshard(array, sharding)
+    return resharded
+
+
+def reshaped(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns `array.reshape(shape)`, gathered before if its sharding is explicit.
+
+    To merge two axes that are divided among devices is to move elements between them,
+    and JAX requires the result's sharding. This is for rows, columns and biases.
+    """
+    sharding = jax.typeof(array).sharding
+    is_merged = [n for n in array.shape if n > 1] != [n for n in shape if n > 1]
+    if is_merged and _is_explicit(sharding):
+        replicated = NamedSharding(sharding.mesh, PartitionSpec())
+        array = jax.sharding.reshard(array, replicated)
+    return array.reshape(shape)
+
+
+def varying_axes(array: jax.Array) -> frozenset[str]:
+    """Returns the mesh axes along which `array` is one shard of several.
+
+    That is inside of `jax.shard_map`, where the type of an array holds them. There are
+    none under `check_vma=False` and in `jax.pmap`, where JAX does not track them.
+    """
+    axes: frozenset[str] = jax.typeof(array).manual_axis_type.varying
+    return axes
+
+
+def _is_explicit(sharding: NamedSharding) -> bool:
+    return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def check_params(params: PyTree, *, function: str) -> None:
+    """Raises unless every leaf of `params` has a dtype that can be trained.
+
+    Integers, booleans and keys have one: optimizers leave them unchanged.
+    """
+    if params is None:
+        raise ValueError(
+            f"`params` is required by `{function}`, got None: call "
+            "`update(grads, state, params)`."
+        )
+    check_arrays("params", params)
+    advice = [_dtype_advice(leaf.dtype) for leaf in jax.tree.leaves(params)]
+    if any(advice):
+        first = next(i for i, text in enumerate(advice) if text)
+        name, leaf = named_leaves(params)[first]
+        raise TypeError(
+            "`params` must be float32, bfloat16, float16, or float64 under "
+            "`jax_enable_x64` (integers are left unchanged), but "
+            f"{sum(map(bool, advice))} leaves are not, the first being {name!r} with "
+            f"dtype {leaf.dtype}. {advice[first]}"
+        )
+
+
+def _dtype_advice(dtype: Any) -> str:
+    """Returns the way out for a dtype that cannot be trained; "" for one that can."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or dtype in _TRAINABLE:
+        return ""
+    if dtype == jnp.float64:
+        advice = (
+            'Cast it to float32, or set `jax.config.update("jax_enable_x64", True)`.'
+        )
+        return "" if has_float64() else advice
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "Carry a complex number as two leaves."
+    return (
+        "Keep the parameter in float32 and cast it inside the loss function: a step is "
+        "smaller than the rounding of such a format. Weights that are not trained are "
+        "left out with `optax.masked`."
+    )
+
+
+def check_arrays(argument: str, tree: PyTree) -> None:
+    """Raises if a leaf is no array: a Python number, say, or a module's function."""
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"`{argument}` must hold arrays, got {type(leaf).__name__} for "
+                f"{leaf_names(tree)[i]!r}. Wrap numbers in `jnp.asarray`; of a module "
+                "pass its arrays only, as `eqx.filter(model, eqx.is_inexact_array)` "
+                "does."
+            )
+
+
+def check_real(argument: str, tree: PyTree) -> None:
+    """Raises if a leaf cannot be scaled: it is complex, or has fewer than 16 bits.
+
+    Torch and optax disagree on the norm of complex numbers. A clipped float8 gradient
+    would mostly be 0: the smallest number of float8_e4m3fn is 2e-3.
+    """
+    check_arrays(argument, tree)
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"`{argument}` must be real, got {leaf.dtype} for "
+                f"{leaf_names(tree)[i]!r}. Carry a complex number as two leaves."
+            )
+        if is_floating(leaf) and jnp.finfo(leaf.dtype).bits < 16:
+            raise TypeError(
+                f"`{argument}` must have 16 bits or more, got {leaf.dtype} for "
+                f"{leaf_names(tree)[i]!r}. Cast gradients to float32 before they are "
+                "clipped."
+            )
+
+
+def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
+    """Returns the gradient of each leaf of `params`; raises unless they fit.
+
+    Shapes must be equal: a gradient that would only broadcast is a mistake.
+    """
+    leaves = jax.tree.leaves(params)
+    treedef: Any = jax.tree.structure(params)
+    try:
+        flat: list[Any] = treedef.flatten_up_to(grads)
+    except (ValueError, TypeError, KeyError) as error:
+        odd = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
+        why = f"got {type(grads).__name__} and {type(params).__name__}, or such within"
+        if odd:
+            why = f"{len(odd)} leaves are in only one, the first being {odd[0]!r}"
+        raise ValueError(
+            f"`grads` must have the structure of `params`: {why}. Take both from the "
+            "same tree."
+        ) from error
+    pairs = list(zip(leaves, flat, strict=True))
+    wrong = [
+        i
+        for i, (p, g) in enumerate(pairs)
+        if getattr(g, "shape", None) != p.shape and (g is not None or is_floating(p))
+    ]
+    if wrong:
+        p, g = pairs[wrong[0]]
+        raise ValueError(
+            f"`grads` must have the shapes of `params`, but {len(wrong)} leaves do "
+            f"not, the first being {leaf_names(params)[wrong[0]]!r}: gradient "
+            f"{_kind(g)}, parameter {_kind(p)}."
+        )
+    unfit = [
+        i for i, (p, g) in enumerate(pairs) if is_floating(p) and not is_floating(g)
+    ]
+    if unfit:
+        name = leaf_names(params)[unfit[0]]
+        raise TypeError(
+            f"`grads` must be real floating-point numbers, but {len(unfit)} leaves are "
+            f"not, the first being {name!r} with dtype {flat[unfit[0]].dtype}. "
+            "Differentiate with respect to floating-point parameters only."
+        )
+    return flat
+
+
+def _kind(leaf: Any) -> str:
+    shape = getattr(leaf, "shape", None)
+    return f"{type(leaf).__name__}" if shape is None else f"{leaf.dtype}{list(shape)}"

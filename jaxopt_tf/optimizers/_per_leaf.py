@@ -1,0 +1,205 @@
+"""The transformation around the arithmetic of one leaf, shared by all optimizers.
+
+It checks trees, keeps the counters and the learning rate, resolves the decay mask,
+converts each leaf to the dtype of its arithmetic and back, and returns updates as
+differences of rounded parameters. An optimizer adds a `LeafRule`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import _checks, _pytrees
+from .._numerics import is_zero, scalar, update_from_new_param, wide_dtype
+from .._pytrees import TorchLayout, reshard_like
+from .._typing import PyTree, Scalar, ScalarOrSchedule, Schedule, Step
+from . import _learning_rate
+from ._decay_mask import resolve_mask
+from ._learning_rate import Rate
+
+
+class Leaf(NamedTuple):
+    """One leaf in an update.
+
+    A `LeafRule` receives both arrays in the dtype of the arithmetic: float32, float64.
+    """
+
+    param: jax.Array
+    grad: jax.Array
+    is_decayed: bool
+    layout: Any  # a `TorchLayout` for Adafactor, else None
+
+
+# A moment for each field of the state: an array, or a masked node.
+Moments = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRule:
+    """Arithmetic of one optimizer.
+
+    Attributes:
+        name: the optimizer's name, for errors.
+        state_type: a NamedTuple of `count`, `step`, `learning_rate`, `rate_source` and
+            a tree for each moment.
+        scalars: returns what leaves of one dtype and number of updates share.
+        update: returns the new parameter and the new moments. It receives the leaf, the
+            scalars and the moments in the dtype of the arithmetic.
+        kept: for each moment whether there is one; the state has masked nodes else.
+        init: returns the moments of a floating-point parameter with this layout; None
+            for zeros in the dtype of the arithmetic.
+        layouts: returns a layout for each leaf of `params`, and checks `params` and, in
+            an update, the gradients; None for optimizers without layouts.
+        rate_of_count: the learning rate where none is given: a function of the number
+            of moment updates and a dtype. It is for Adafactor's relative step.
+    """
+
+    name: str
+    state_type: Any
+    scalars: Callable[[Rate, jax.Array], Any]
+    update: Callable[[Leaf, Any, Moments], Moments]
+    _: dataclasses.KW_ONLY
+    kept: tuple[bool, ...] = (True,)
+    init: Callable[[jax.Array, Any], Moments] | None = None
+    layouts: Callable[[PyTree, Sequence[Any]], Sequence[TorchLayout]] | None = None
+    rate_of_count: Callable[[Step, Any], jax.Array] | None = None
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of the state's fields that are trees like the parameters."""
+        fields: tuple[str, ...] = self.state_type._fields
+        return fields[4:]
+
+    def layouts_of(self, params: PyTree, grads: Sequence[Any] = ()) -> Sequence[Any]:
+        """Returns the layout of each leaf, None for optimizers without layouts."""
+        if self.layouts is not None:
+            return self.layouts(params, grads)
+        return [None] * len(jax.tree.leaves(params))
+
+    def init_leaf(self, p: jax.Array, layout: Any) -> Moments:
+        """Returns the moments of one leaf, which integer leaves do not have."""
+        if not _pytrees.is_floating(p):
+            return (optax.MaskedNode(),) * len(self.moments)
+        if self.init is not None:
+            return self.init(p, layout)
+        # A buffer for each: a donated state whose leaves share one is refused.
+        return tuple(
+            jnp.zeros_like(p, wide_dtype(p.dtype)) if is_kept else optax.MaskedNode()
+            for is_kept in self.kept
+        )
+
+
+def per_leaf_optimizer(
+    rule: LeafRule,
+    learning_rate: ScalarOrSchedule | None,
+    weight_decay: Scalar,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation of `rule`; other arguments are those of `adamw_tf`."""
+    rate_of_count = rule.rate_of_count if learning_rate is None else None
+    if learning_rate is None:
+        learning_rate = _schedule_of_counts(rate_of_count)
+    _learning_rate.check(learning_rate)
+    _checks.non_negative("weight_decay", weight_decay)
+    never_decays = is_zero(weight_decay)
+
+    def init(params: PyTree) -> Any:
+        _pytrees.check_params(params, function=rule.name)
+        layouts = rule.layouts_of(params)
+        resolve_mask(decay_mask, params, weight_decay)
+        leaves, treedef = jax.tree.flatten(params)
+        rows = [rule.init_leaf(*pair) for pair in zip(leaves, layouts, strict=True)]
+        trees = _trees(treedef, rows, len(rule.moments))
+        rate = _learning_rate.init(learning_rate, params)
+        return rule.state_type(jnp.zeros((), jnp.int32), *rate, *trees)
+
+    def update(
+        grads: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        del extra_args
+        _pytrees.check_params(params, function=rule.name)
+        grads = _pytrees.check_grads(grads, params)
+        layouts = rule.layouts_of(params, grads)
+        mask = resolve_mask(decay_mask, params, weight_decay)
+        count = jax.tree.map(optax.safe_increment, state.count)
+        counts = jax.tree.leaves(count)  # one, or one per leaf
+
+        @functools.cache
+        def rate(dtype: Any) -> Rate:
+            if rate_of_count is None:
+                return _learning_rate.current(learning_rate, state, dtype)
+            # Where the counts differ, the state holds the rate of the first leaf.
+            first = counts[0] if counts else jnp.ones((), jnp.int32)
+            return Rate(rate_of_count(first, dtype))
+
+        @functools.cache
+        def scalars(i: int, dtype: Any) -> Any:
+            own = rate(dtype)
+            if rate_of_count is not None:
+                own = Rate(rate_of_count(counts[i], dtype))
+            return rule.scalars(own, counts[i])
+
+        treedef: Any = jax.tree.structure(params)
+        moments = [treedef.flatten_up_to(getattr(state, n)) for n in rule.moments]
+        leaves = jax.tree.leaves(params)
+        rows = []
+        for i, (p, *old) in enumerate(zip(leaves, *moments, strict=True)):
+            if _pytrees.is_floating(p):
+                is_decayed = mask[i] and not never_decays
+                leaf = Leaf(p, grads[i], is_decayed, layouts[i])
+                shared = scalars(i if len(counts) > 1 else 0, wide_dtype(p.dtype))
+                rows.append(_updated(rule, leaf, shared, tuple(old)))
+            else:
+                rows.append((jnp.zeros_like(p), *old))
+        updates, *trees = _trees(treedef, rows, 1 + len(rule.moments))
+        used = rate(state.learning_rate.dtype)
+        new_rate = _learning_rate.advanced(learning_rate, state, used)
+        return updates, rule.state_type(count, *new_rate, *trees)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _updated(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
+    """Returns the update and the new moments of one leaf, in the dtypes of the old."""
+    p, wide = leaf.param, wide_dtype(leaf.param.dtype)
+    # The arithmetic is done where the moments are placed.
+    of_its_shape = [m for m in jax.tree.leaves(moments) if m.shape == p.shape]
+    like = of_its_shape[-1] if of_its_shape else p
+    p_resharded = reshard_like(p, like)
+    wide_leaf = leaf._replace(
+        param=p_resharded.astype(wide), grad=reshard_like(leaf.grad, like).astype(wide)
+    )
+    wide_moments = jax.tree.map(lambda m: m.astype(wide), moments)
+    new_param, *new = rule.update(wide_leaf, scalars, wide_moments)
+    update = reshard_like(update_from_new_param(new_param, p_resharded), p)
+    return update, *jax.tree.map(
+        lambda m, old: m.astype(old.dtype), tuple(new), moments
+    )
+
+
+def _schedule_of_counts(rate_of_count: Any) -> Schedule:
+    """Returns the schedule of a run in which every update is one of the moments."""
+
+    def schedule(step: Step) -> jax.Array:
+        is_wide = isinstance(step, jax.Array) and step.dtype == jnp.int64
+        rate: jax.Array = rate_of_count(step + 1, np.float64 if is_wide else np.float32)
+        return rate
+
+    return schedule
+
+
+def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:
+    """Returns the gradient plus that of `weight_decay / 2 * |p|^2`, as in torch."""
+    p, g = leaf.param, leaf.grad
+    return g + scalar(weight_decay, p.dtype) * p if leaf.is_decayed else g
+
+
+def _trees(treedef: Any, rows: list[tuple[Any, ...]], num: int) -> list[PyTree]:
+    """Returns a tree for each of the `num` results that the leaves have."""
+    return [treedef.unflatten([row[i] for row in rows]) for i in range(num)]
