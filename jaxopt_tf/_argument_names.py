@@ -44,7 +44,14 @@ _OF_SCHEDULES = (
 )
 # The first form whose argument the called function has is suggested.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
-    **{n: (f"scheduler_specific_kwargs={{{n!r}: ...}}",) for n in _OF_SCHEDULES},
+    **{
+        n: (
+            f"scheduler_specific_kwargs={{{n!r}: ...}}",
+            f"lr_scheduler_kwargs={{{n!r}: ...}}",
+        )
+        for n in _OF_SCHEDULES
+    },
+    "eps": ("scheduler_specific_kwargs={'eps': ...}", "adam_epsilon=..."),
     # Learning rates.
     "lr": ("learning_rate=...",),
     "rate": ("learning_rate=...",),
@@ -55,20 +62,22 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "base_lr": ("learning_rate=...",),
     "optimizer": ("learning_rate=...",),
     # Moments.
-    "b1": ("betas=(b1, b2)", "beta1=..."),
-    "b2": ("betas=(b1, b2)",),
-    "beta1": ("betas=(beta1, beta2)",),
-    "beta2": ("betas=(beta1, beta2)",),
+    "betas": ("adam_beta1=..., adam_beta2=...",),
+    "b1": ("betas=(b1, b2)", "beta1=...", "adam_beta1=..."),
+    "b2": ("betas=(b1, b2)", "adam_beta2=..."),
+    "beta1": ("betas=(beta1, beta2)", "adam_beta1=..."),
+    "beta2": ("betas=(beta1, beta2)", "adam_beta2=..."),
     "adam_beta1": ("betas=(adam_beta1, adam_beta2)",),
     "adam_beta2": ("betas=(adam_beta1, adam_beta2)",),
-    "epsilon": ("eps=...",),
+    "epsilon": ("eps=...", "adam_epsilon=..."),
     "adam_epsilon": ("eps=...",),
     "mu_dtype": ("moment_dtype=...",),
     "state_dtype": ("moment_dtype=...",),
     "dtype_momentum": ("moment_dtype=...",),
     "momentum": ("beta1=...", "betas=(momentum, ...)"),
     # Decay.
-    "mask": ("decay_mask=...",),
+    "mask": ("decay_mask=...", "decay_rule=..."),
+    "decay_mask": ("decay_rule=...",),
     "weight_decay_mask": ("decay_mask=...",),
     "wd": ("weight_decay=...",),
     "l2": ("weight_decay=...",),
@@ -77,19 +86,27 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "beta2_decay": ("decay_rate=...",),
     "clipping_threshold": ("clip_threshold=...",),
     "d": ("clip_threshold=...",),
+    "layout": ("layouts=...",),
     "multiply_by_parameter_scale": ("scale_parameter=...",),
     # RMSprop.
     "decay": ("alpha=...",),
     "rho": ("alpha=...",),
     # Clipping.
     "max_grad_norm": ("max_norm=...",),
-    "clip_norm": ("max_norm=...",),
+    "clip_norm": ("max_norm=...", "max_grad_norm=..."),
+    "max_norm": ("max_grad_norm=...",),
     # Schedules.
     "warmup_steps": ("num_warmup_steps=...",),
     "transition_begin": ("num_warmup_steps=...",),
     "max_steps": ("num_training_steps=...",),
-    "total_steps": ("num_training_steps=...",),
-    "num_steps": ("num_training_steps=...",),
+    "num_training_steps": ("max_steps=...",),
+    "num_warmup_steps": ("warmup_steps=...",),
+    "warmup_ratio": ("warmup_steps=...",),
+    "total_steps": ("num_training_steps=...", "max_steps=..."),
+    "num_steps": ("num_training_steps=...", "max_steps=..."),
+    "scheduler": ("lr_scheduler_type=...",),
+    "scheduler_specific_kwargs": ("lr_scheduler_kwargs=...",),
+    "batch_size": ("per_device_train_batch_size=...",),
     "decay_steps": ("num_training_steps=...",),
     "transition_steps": ("num_training_steps=...",),
     "end_value": (
@@ -180,6 +197,23 @@ def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
         # typeshed gives functions no `__signature__`, which `inspect` reads.
         checked.__signature__ = _Signature.from_callable(function)  # type: ignore[attr-defined]
     return checked
+
+
+def checked_fields(record: type[_T]) -> type[_T]:
+    """Makes unknown fields of a dataclass an error that contains the known names."""
+    dataclass: Any = record
+    init = dataclass.__init__
+    names = list(inspect.signature(record).parameters)
+
+    @functools.wraps(init)
+    def __init__(self: _T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        unknown = [name for name in kwargs if name not in names]
+        if unknown:
+            raise TypeError(_message(record.__name__, unknown, names))
+        init(self, *args, **kwargs)
+
+    dataclass.__init__ = __init__
+    return record
 
 
 class _Static(NamedTuple):

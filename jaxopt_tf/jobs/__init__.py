@@ -20,6 +20,8 @@ from ._placed import Placed as Placed
 from ._placed import gpt2_rules as gpt2_rules
 from ._placed import place as place
 from ._placed import run_steps as run_steps
+from ._plan import compare_plans as compare_plans
+from ._plan import plan as plan
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
 from ._settings import Job as Job

@@ -89,7 +89,7 @@ def first_position(
     schedule = build_schedule(recipe)
     driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
     optimizer = build_optimizer(
-        recipe, layout=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
+        recipe, layouts=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
     )
     rng = recipe.seed if model.has_dropout else None
     return training.Position(

@@ -176,7 +176,7 @@ def run_steps(
     train_step = training.make_train_step(
         loss_fn,
         build_optimizer(
-            recipe, layout=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
+            recipe, layouts=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
         ),
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         compute_dtype=compute_dtype,

@@ -6,7 +6,7 @@ from jaxopt_tf.cli import main
 from jaxopt_tf.jobs import Job, place, run_steps
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.planning import (
-    _topology,
+    _slices,
     bytes_by_leaf,
     named_slice,
     plan_step,
@@ -29,7 +29,7 @@ def _wide(monkeypatch):
 @pytest.fixture
 def _no_compilers(monkeypatch):
     monkeypatch.setattr(
-        _topology, "is_compiler_installed", lambda slice_: slice_.family == "cpu"
+        _slices, "is_compiler_installed", lambda slice_: slice_.family == "cpu"
     )
 
 
@@ -46,7 +46,11 @@ def test_without_a_compiler_shapes_speak_and_it_says_what_to_install(capsys):
     assert status == 0
     assert "v5e:4x4: 16 x TPU v5e of 16 GB" in out
     assert 'pip install "jax[tpu]==' in out
-    assert "activations come on top" in out
+    assert "Activations were not counted" in out
+    # Nothing is called fitting before activations are counted; no argument is named.
+    assert "fits" not in out
+    assert "slice_" not in out
+    assert "devices` must be of devices whose compiler is installed" in out
     assert "fsdp does not divide" not in out
     # 124 million parameters, most of them divided by 4; AdamW has them twice.
     assert "127 MB" in out
@@ -89,6 +93,7 @@ def test_compiles_nothing_if_asked_not_to(capsys):
     status, out, _ = shown(capsys, "--devices cpu:8 --shapes_only")
     assert status == 0
     assert "nothing was compiled, as asked" in out
+    assert "fits" not in out
     assert "the step needs" not in out
 
 
@@ -97,12 +102,19 @@ def test_compiles_nothing_if_asked_not_to(capsys):
     [
         ("--devices v5e:5x5", "`devices` must be a slice that there is, got 'v5e:5x5'"),
         ("--devices cpu:8 --mesh data=3", "3 places for 8 devices. It would fit with"),
+        (
+            "--mesh data=3",
+            "3 places for 1 device. It would fit with data=1. "
+            "Or change `devices`, which is 'cpu:1'.",
+        ),
+        ("--devices cpu:999", "`devices` must have no more CPU devices"),
         ("--devices cpu:8 --mesh rows=8", "`mesh` must be one of 'data', 'fsdp'"),
         ("--device cpu:8", "Did you mean `--devices`?"),
         ("--model gpt3", "`preset` must be one of"),
     ],
 )
-def test_refuses_in_a_sentence(capsys, flags, message):
+def test_refuses_in_a_sentence_that_names_flags(capsys, flags, message):
     status, out, err = shown(capsys, flags)
     assert (status, out) == (2, "")
     assert message in err
+    assert "slice_" not in err

@@ -82,7 +82,9 @@ def test_a_pod_is_planned_from_shapes_alone():
         moved=moved_axes(params, mesh, rules),
     )
     assert plan.parts[0].on_device * 512 == plan.parts[0].whole
-    assert plan.fits
+    # They leave room, and activations are not counted.
+    assert plan.share < 0.2
+    assert plan.fits is None
     # 512 does not divide 128,256: neither the embedding's rows nor their means.
     assert ("tokens", "fsdp", 0, 1) in plan.moved
     part, row, extra = plan.repeated()[0]

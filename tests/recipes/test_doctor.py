@@ -66,14 +66,14 @@ def said(*args):
 )
 def test_finds_nothing_in_a_healthy_plan(settings):
     recipe = Recipe(**{**vars(RECIPE), **settings})
-    assert doctor(recipe, build_optimizer(recipe), PARAMS) == []
+    assert not doctor(recipe, build_optimizer(recipe), PARAMS)
 
 
 def test_decay_that_float32_would_round_away_is_healthy_for_float64_parameters():
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-7)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda p: p.update(dtype=jnp.dtype("float64")), PARAMS)
-        assert doctor(recipe, build_optimizer(recipe), wide) == []
+        assert not doctor(recipe, build_optimizer(recipe), wide)
         mixed = wide | {"wte": PARAMS["wte"]}
         assert said(recipe, None, mixed) == "rate times decay is 1e-08 at most"
 
@@ -184,7 +184,7 @@ def test_finds_optax_defaults_taken_for_those_of_transformers():
     ("settings", "words"),
     [
         ({"learning_rate": 0.0}, "`learning_rate` is 0"),
-        ({"warmup_steps": 600}, "600 of 1000 steps are warm-up"),
+        ({"warmup_steps": 600}, "600 of 1000 steps are warmup"),
         ({"lr_scheduler_type": "constant"}, "`warmup_steps` is 20 with 'constant'"),
         (
             {
@@ -254,7 +254,7 @@ def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
     )
     norms = ["norm1"]
     named = build_optimizer(rule, layer_norms=norms)
-    assert doctor(rule, named, params, layer_norms=norms) == []
+    assert not doctor(rule, named, params, layer_norms=norms)
     (finding,) = doctor(rule, build_optimizer(rule), params, layer_norms=norms)
     assert finding.what.endswith("leaves out, 'norm1.scale' the first")
 
@@ -279,3 +279,38 @@ def test_refuses_an_optimizer_without_parameters():
 def test_refuses_parameters_on_which_nothing_can_be_tried_out(params):
     with pytest.raises(ValueError, match="`params` must have a floating-point leaf"):
         doctor(RECIPE, ADAMW, params)
+
+
+def test_says_what_it_does_not_judge():
+    plain = doctor(RECIPE)
+    words = str(plain).splitlines()[-1]
+    assert words == plain.closing_line
+    assert words.startswith("Not judged: ")
+    for part in ("learning rate, batch size", "the data", "`params`"):
+        assert part in words
+    assert "`params`" not in doctor(RECIPE, None, PARAMS).closing_line
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (ADAMW, "betas and the epsilon"),
+        (optax.chain(clip(1.0), optax.ema(0.9), ADAMW), "by their states EmaState"),
+        (optax.MultiSteps(ADAMW, 4), "inside `optax.MultiSteps`"),
+        (optax.sgd(RATE), "the rate, which the optimizer's state does not hold"),
+        (
+            optax.multi_transform({"matrix": ADAMW, "vector": ADAMW}, by_rank),
+            "the rates of groups",
+        ),
+    ],
+    ids=["adamw", "ema", "MultiSteps", "sgd", "groups"],
+)
+def test_says_what_it_does_not_judge_of_an_optimizer(optimizer, words):
+    assert words in doctor(RECIPE, optimizer, PARAMS).closing_line
+
+
+def test_knows_the_states_of_the_package_and_of_optax_adamw():
+    adamw = optax.adamw(RATE, weight_decay=0.1, mask=decay_mask)
+    for optimizer in (build_optimizer(RECIPE), adamw):
+        closing = doctor(RECIPE, optimizer, PARAMS).closing_line
+        assert "not known here" not in closing

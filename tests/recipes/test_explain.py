@@ -48,10 +48,10 @@ def test_says_why_a_leaf_is_not_decayed():
 def test_bytes_are_those_of_the_state():
     for optim in ("adamw_torch", "adafactor", "sgd"):
         recipe = Recipe(max_steps=10, optim=optim)
-        optimizer = build_optimizer(recipe, layout=STACKED)
+        optimizer = build_optimizer(recipe, layouts=STACKED)
         state = optimizer.init(PARAMS)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        assert explain(recipe, PARAMS, layout=STACKED).state_bytes == size
+        assert explain(recipe, PARAMS, layouts=STACKED).state_bytes == size
 
 
 def test_each_leaf_owns_its_moments():
@@ -71,7 +71,7 @@ def test_a_name_that_ends_another_owns_its_own():
 def test_adafactor_says_what_it_factors():
     recipe = Recipe(max_steps=10, optim="adafactor")
     layout = {"head.kernel": TorchLayout.dense(), **STACKED}
-    said = rows(recipe, PARAMS, layout=layout)
+    said = rows(recipe, PARAMS, layouts=layout)
     assert said["head.kernel"].factored_shape == (5, 8)
     assert said["h.attn.kernel"].factored_shape == (3, 8, 4)
     assert said["h.attn.bias"].factored_shape is None
