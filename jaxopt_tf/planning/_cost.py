@@ -31,7 +31,6 @@ class Cost(NamedTuple):
     donated: int  # bytes of arguments whose memory results take
     temporary: int  # bytes; on a TPU with those that are prefetched into the chip
     peak: int  # bytes at once, likewise; 0 if the compiler has no such figure
-    live: int  # bytes of `temporary` at once, off the chip; within loops not known
     code: int  # bytes of the program, which is in the device's memory too
     kernels: int  # instructions that run, those of a loop once a round
     moved: int  # bytes between kernels and the device's memory, likewise
@@ -100,7 +99,6 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         donated=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0),
-        live=program.peak_live_bytes(),
         code=memory.generated_code_size_in_bytes,
         kernels=kernels,
         moved=moved,

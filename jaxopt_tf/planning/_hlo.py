@@ -1,12 +1,11 @@
 """Text of a compiled program: what XLA's own analyses do not contain.
 
-`memory_analysis()` has no bytes that are live at once off the chip, and
 `cost_analysis()` counts the body of a loop once however often it runs, adds on-chip
-traffic to that of the device's memory, and knows no collectives. Those are read from
-the text here, by regular expressions: XLA has no public parser in Python.
+traffic to that of the device's memory, and contains no collectives; `memory_analysis()`
+does not name the arguments whose memory no result takes. Those are read from the text
+here, by regular expressions: XLA has no public parser in Python.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -182,48 +181,6 @@ class Program:
                     old.sent + num_rounds * _sent(kind, sum(arrays), size),
                 )
         return tuple(sorted(totals.values(), key=lambda total: -total.bytes))
-
-    def peak_live_bytes(self) -> int:
-        """Returns the most bytes of temporaries at any moment, in the program's order.
-
-        Arguments, results and arrays on the chip are left out. Loops and calls count
-        with their results: what only they hold is not known here.
-        """
-        buffers: dict[str, list[int]] = {}  # by instruction, indices into the lists
-        sizes: list[int] = []
-        first: list[int] = []
-        last: list[int] = []
-        results: list[int] = []
-        for moment, instruction in enumerate(self.entry):
-            op = instruction.op
-            read = [b for name in instruction.operands for b in buffers.get(name, [])]
-            for buffer in read:
-                last[buffer] = moment
-            if op == "parameter":
-                mine = []
-            elif op in ("bitcast", "tuple"):
-                mine = read
-            elif op.endswith("-done"):
-                mine = read[:1]
-            elif op == "get-tuple-element":
-                index = re.search(r"index=(\d+)", instruction.attributes)
-                mine = read[int(index[1]) :][:1] if index else []
-            else:
-                new = list(instruction.arrays)
-                if op.endswith("-start"):
-                    del new[1:2]  # the second array is what is copied from
-                mine = list(range(len(sizes), len(sizes) + len(new)))
-                sizes += [0 if x.is_on_chip else x.num_bytes for x in new]
-                first += [moment] * len(new)
-                last += [moment] * len(new)
-            buffers[instruction.name] = mine
-            if instruction.is_root:
-                results = mine
-        changes = [0] * (len(self.entry) + 1)
-        for buffer in set(range(len(sizes))) - set(results):
-            changes[first[buffer]] += sizes[buffer]
-            changes[last[buffer] + 1] -= sizes[buffer]
-        return max(itertools.accumulate(changes))
 
 
 def _instruction(line: str) -> list[Instruction]:

@@ -88,7 +88,6 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices are made of cubes of 4x4x4; the number of cubes is limited.
 _MOST_CUBES = {"v4": 64, "v5p": 96}
-_IN_ONE_MACHINE = ("1", "2", "4", "8")
 # Answers of an H100 to XLA, which asks for them where it compiles without one.
 _H100 = """
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -159,10 +158,10 @@ def named_slice(name: str) -> Slice:
                 f"`name` must contain a number of devices, as 'cpu:8', got {name!r}. "
                 f"The nearest slice is 'cpu:{max(1, _num_devices(size))}'."
             )
-    elif size not in _sizes(family):
+    elif size not in _sizes(family)[0]:
         raise ValueError(
             f"`name` must be a slice that there is, got {name!r}. The nearest is "
-            f"'{family}:{_nearest(family, size)}'. {_which(family)}"
+            f"'{family}:{_nearest(family, size)}'. {_sizes(family)[1]}"
         )
     return Slice(
         name=f"{family}:{size}", num_devices=_num_devices(size), chip=_CHIPS[family]
@@ -176,18 +175,22 @@ def _num_devices(size: str) -> int:
 
 
 @functools.cache
-def _sizes(family: str) -> tuple[str, ...]:
+def _sizes(family: str) -> tuple[tuple[str, ...], str]:
+    """Returns the sizes of a family's slices, and a sentence that lists them."""
     if family == "h100":
-        return _IN_ONE_MACHINE
+        return ("1", "2", "4", "8"), "There are 1, 2, 4 or 8 in a machine."
     if family in ("v5e", "v6e"):
-        return _FLAT
+        return _FLAT, f"There are {', '.join(_FLAT)}."
     most = _MOST_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
         for a, b in itertools.combinations_with_replacement(range(1, most + 1), 2)
         for c in range(b, most // (a * b) + 1)
     ]
-    return (*_SMALL, *cubes)
+    return (*_SMALL, *cubes), (
+        f"There are {', '.join(_SMALL)}, and AxBxC of multiples of 4 that do not fall, "
+        f"of at most {64 * most:,} chips."
+    )
 
 
 def _nearest(family: str, size: str) -> str:
@@ -203,18 +206,7 @@ def _nearest(family: str, size: str) -> str:
         pairs = zip(sides, theirs, strict=True)
         return of_devices + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
 
-    return min(_sizes(family), key=distance)
-
-
-def _which(family: str) -> str:
-    if family == "h100":
-        return "There are 1, 2, 4 or 8 in a machine."
-    if family in ("v5e", "v6e"):
-        return f"There are {', '.join(_FLAT)}."
-    return (
-        f"There are {', '.join(_SMALL)}, and AxBxC of multiples of 4 that do not fall, "
-        f"of at most {64 * _MOST_CUBES[family]:,} chips."
-    )
+    return min(_sizes(family)[0], key=distance)
 
 
 def is_compiler_installed(slice_: Slice) -> bool:

@@ -100,8 +100,8 @@ def _remarks(plan: Plan) -> list[str]:
     elif not math.isnan(plan.share):
         names = ", ".join(part.name for part in plan.parts)
         lines.append(
-            f"Of a device's memory, {plan.share:.0%} is taken by {names}. Activations "
-            "were not counted: whether the step has room is not known."
+            f"{names[:1].upper()}{names[1:]} fit ({plan.share:.0%} of a device's "
+            "memory); activations were not counted."
         )
     for moved in plan.moved[:_MOST_LISTED]:
         where = "no axis" if moved.got is None else f"its axis {moved.got}"
@@ -128,7 +128,7 @@ def _collectives(cost: Cost) -> rich.table.Table:
         (c.kind, f"{c.num_runs:,}", _bytes(c.bytes), _bytes(c.largest), _bytes(c.sent))
         for c in cost.collectives
     ]
-    title = "Collectives of a step"
+    title = "What the devices send each other in a step"
     return _table(title, ["", "how often", "bytes", "largest", "each sends"], rows)
 
 
@@ -174,15 +174,16 @@ def _table(
 
 def _bytes(number: float) -> str:
     """Returns 1.49 GB, say."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} B"
+    return _scaled(number, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}, "B")
 
 
 def _seconds(number: float) -> str:
     """Returns 31 ms, say."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number / 1e-9:.3g} ns"
+    return _scaled(number, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}, "s")
+
+
+def _scaled(number: float, units: Mapping[str, float], unit: str) -> str:
+    for name, size in units.items():
+        if abs(number) >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:.0f} {unit}"

@@ -4,6 +4,7 @@ An optimizer is a closure that cannot be inspected. It is run on parameters of t
 names and dtypes, whose axes have at most 4 elements, and its updates are looked at.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -68,30 +69,39 @@ class _Probe:
     ) -> None:
         rng = np.random.default_rng(0)
 
-        def small(leaf: Any) -> jax.Array:
+        # NumPy's arrays, as each operation of JAX would be compiled for itself.
+        def small(leaf: Any) -> np.ndarray:
             shape = tuple(min(size, 4) for size in leaf.shape)
             values = rng.uniform(0.01, 0.03, shape) if _pytrees.is_floating(leaf) else 0
-            return jnp.broadcast_to(jnp.asarray(values, leaf.dtype), shape)
+            return np.broadcast_to(np.asarray(values, leaf.dtype), shape)
 
         self.params = jax.tree.map(small, params)
-        self.zeros = jax.tree.map(jnp.zeros_like, self.params)
+        self.zeros = jax.tree.map(np.zeros_like, self.params)
         self.num_steps = min(recipe.num_warmup_steps, _MOST_WARMUP_STEPS) + 1
         tx = optax.with_extra_args_support(optimizer)
 
-        def update(grads: PyTree, state: PyTree) -> Any:
+        def update(params: PyTree, grads: PyTree, state: PyTree) -> Any:
             value = jnp.float32(1.0)
-            return tx.update(grads, state, self.params, value=value, grad=grads)
+            return tx.update(grads, state, params, value=value, grad=grads)
 
-        def warm() -> PyTree:
-            return jax.lax.fori_loop(
-                0,
-                self.num_steps,
-                lambda _, state: update(self.zeros, state)[1],
-                tx.init(self.params),
-            )
+        @jax.jit
+        def repeat(params: PyTree, grads: PyTree, state: PyTree, times: int) -> Any:
+            shapes, _ = jax.eval_shape(update, params, grads, state)
+            updates = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        self.state = jax.jit(warm)()
-        self.update = jax.jit(update)
+            def once(_: Any, last: Any) -> Any:
+                return update(params, grads, last[1])
+
+            return jax.lax.fori_loop(0, times, once, (updates, state))
+
+        # One program for the warmup and for single updates: it is compiled once.
+        self._repeat = functools.partial(repeat, self.params)
+        state = jax.jit(tx.init)(self.params)
+        self.state = self._repeat(self.zeros, state, self.num_steps)[1]
+
+    def update(self, grads: PyTree, state: PyTree) -> Any:
+        """Returns the updates and the next state."""
+        return self._repeat(grads, state, 1)
 
     def moments(self, state: PyTree) -> dict[str, np.ndarray]:
         """Returns leaves of the state that belong to a parameter, by their names."""
@@ -106,13 +116,13 @@ class _Probe:
     def rate_at(self, step: int) -> Any:
         """Returns the rate that the optimizer uses when its schedule is at `step`."""
 
-        def at_step(path: Any, leaf: jax.Array) -> jax.Array:
+        def at_step(path: Any, leaf: jax.Array) -> Any:
             keys = _pytrees.path_keys(path)
             # A schedule can be in `optax.inject_hyperparams` too, which counts itself.
             is_step = keys[-1] == "step" or (
                 keys[-1] == "count" and "hyperparams_states" in keys
             )
-            return jnp.full_like(leaf, step) if is_step else leaf
+            return np.full_like(leaf, step) if is_step else leaf
 
         state = jax.tree_util.tree_map_with_path(at_step, self.state)
         return get_learning_rate(self.update(self.zeros, state)[1])
@@ -248,10 +258,10 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     usual = recipe.max_grad_norm / np.sqrt(sum(sizes.values())) / 2
 
     def traces(spike: float) -> dict[str, np.ndarray]:
-        def gradient(path: Any, p: jax.Array) -> jax.Array:
-            g = jnp.full(p.shape, usual, jnp.float32)
+        def gradient(path: Any, p: np.ndarray) -> np.ndarray:
+            g = np.full(p.shape, usual)
             if spike and _pytrees.leaf_name(path) == longest:
-                g = g.ravel().at[0].set(spike * recipe.max_grad_norm).reshape(p.shape)
+                g.flat[0] = spike * recipe.max_grad_norm
             return g.astype(p.dtype)
 
         return probe.traces_of(jax.tree_util.tree_map_with_path(gradient, probe.params))

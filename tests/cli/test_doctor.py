@@ -11,7 +11,7 @@ pytestmark = pytest.mark.promotion_of_others  # flax's layers
     "flags",
     [
         "",
-        "--preset gpt2 --bf16",
+        "--preset gpt2 --n_layer 1 --bf16",
         "--optim adafactor --scan_layers",
         "--lr_scheduler_type reduce_lr_on_plateau",
     ],

@@ -1,5 +1,6 @@
 """What a plan says, beside what the compiler says and what can be counted by hand."""
 
+import dataclasses
 import functools
 import io
 
@@ -96,6 +97,20 @@ def test_what_is_too_large_does_not_fit():
     whole = {"w": jax.ShapeDtypeStruct((5_000_000_000,), jnp.float32)}
     assert plan_shapes({"parameters": whole}, named_slice("v5e:4x4")).fits is False
     assert plan_shapes({"parameters": whole}, CPUS).fits is None
+
+
+def test_only_a_compiled_step_is_said_to_fit(capsys):
+    one = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    plan = plan_step(jax.jit(jnp.sum), one, slice_=named_slice("cpu:1"))
+    compiled = dataclasses.replace(plan, slice_=named_slice("v5e:1x1"))
+    shapes_only = dataclasses.replace(compiled, cost=None)
+    assert (compiled.fits, shapes_only.fits) == (True, None)
+    print_plan(compiled)
+    assert "It fits: 0% of a device's memory." in capsys.readouterr().out
+    print_plan(shapes_only)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Argument 0 fit (0% of a device's memory); activations were not" in shown
+    assert "It fits" not in shown
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

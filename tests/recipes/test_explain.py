@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxopt_tf.optimizers import TorchLayout
 from jaxopt_tf.recipes import Recipe, build_optimizer, explain
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 PARAMS = {
     "h": {
@@ -28,7 +31,9 @@ def test_a_leaf_is_said_to_be_decayed_where_it_is():
     optimizer = build_optimizer(recipe)
     params = {name: x for name, x in PARAMS.items() if name != "table"}
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    updates = jax.jit(
+        lambda zeros: optimizer.update(zeros, optimizer.init(params), params)[0]
+    )(zeros)
     said = rows(recipe, params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         leaf = said[".".join(key.key for key in path)]

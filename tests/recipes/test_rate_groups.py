@@ -84,6 +84,10 @@ def test_follows_torch_with_a_rate_per_group_and_one_clipping():
     np.testing.assert_allclose(rates["h.0"], 0.5 * rates["rest"], rtol=1e-6)
 
 
+# --- no reference: compiled sooner
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_group_of_factor_1_is_no_group():
     alone, _ = run(build_optimizer(recipe([])))
     apart, _ = run(build_optimizer(recipe([RateGroup(pattern="wte")])))
@@ -91,6 +95,7 @@ def test_a_group_of_factor_1_is_no_group():
         np.testing.assert_array_equal(alone[name], apart[name], err_msg=name)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_group_may_have_a_schedule_of_its_own():
     group = RateGroup(
         pattern="h",
@@ -106,6 +111,7 @@ def test_a_group_may_have_a_schedule_of_its_own():
     np.testing.assert_allclose(rates["rest"], build_schedule(plan)(5), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_layer_wise_decay_shrinks_rates_towards_the_input():
     groups = layer_wise_decay(0.5, ["wte", r"^h\.0\.", r"^h\.1\."])
     _, state = run(build_optimizer(recipe(groups, lr_scheduler_type="constant")), 1)
@@ -116,6 +122,7 @@ def test_layer_wise_decay_shrinks_rates_towards_the_input():
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_groups_train_an_nnx_model():
     class Model(nnx.Module):
         def __init__(self):
