@@ -142,7 +142,7 @@ def products(jaxpr: Any) -> Products:
 
     A scan counts once a round, a loop of unknown length as one round, and a choice as
     its dearest branch. XLA's own count takes a scan for one round, and does not tell
-    precisions apart. What the compiler leaves out or recomputes is not known here.
+    precisions apart. Work that the compiler leaves out or repeats is not known here.
     """
     return _sum(map(_of_equation, jaxpr.eqns))
 

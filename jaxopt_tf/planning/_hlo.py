@@ -61,7 +61,7 @@ class Instruction(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """How often a computation runs in one step; an open loop counts as one round."""
+    """Number of runs of a computation in one step; an open loop counts as one."""
 
     num_rounds: int
     is_kernel: bool  # it is a part of one, and runs with it

@@ -56,7 +56,7 @@ class Plan:
         parts: trees in their memory, from shapes alone.
         cost: of the compiled step; None without a compiled step.
         note: why there is no compiled step; "" if there is one.
-        is_refused: whether the compiler said that the step does not fit.
+        is_refused: whether the compiler refused the step, as it does not fit.
         num_items: tokens, say, that one step works on; 0 where it is not known.
         moved: mesh axes that do not divide what their rule names, see `moved_axes`.
     """
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether that fits into a device's memory; None if it is not known.
+        """True if that fits into a device's memory; None if it is not known.
 
         It is not known for CPUs, and not without a compiled step where the parts alone
         fit: activations are not counted then.
@@ -226,7 +226,7 @@ def _check_devices(argument: str, tree: PyTree, slice_: Slice) -> None:
         sharding = getattr(leaf, "sharding", None)
         if sharding is not None and sharding.num_devices != slice_.num_devices:
             raise ValueError(
-                f"`{argument}` must lie on the {slice_.num_devices} devices of "
-                f"{slice_.name!r}, but {name!r} lies on {sharding.num_devices}. Make "
-                "the mesh of `slice_devices(slice_)`."
+                f"`{argument}` must be placed on the {slice_.num_devices} devices of "
+                f"{slice_.name!r}, but {name!r} is placed on {sharding.num_devices}. "
+                "Make the mesh of `slice_devices(slice_)`."
             )

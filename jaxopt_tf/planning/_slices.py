@@ -139,7 +139,7 @@ def named_slice(name: str) -> Slice:
             can be had; "h100" or "h100:8", in one machine; "cpu:8", on this one.
 
     Raises:
-        ValueError: if there is no such slice, naming the nearest that there is.
+        ValueError: if no such slice exists, with the name of the nearest.
         TypeError: if `name` is no text.
     """
     if not isinstance(name, str):
@@ -160,7 +160,7 @@ def named_slice(name: str) -> Slice:
             )
     elif size not in _sizes(family)[0]:
         raise ValueError(
-            f"`name` must be a slice that there is, got {name!r}. The nearest is "
+            f"`name` must be an existing slice, got {name!r}. The nearest is "
             f"'{family}:{_nearest(family, size)}'. {_sizes(family)[1]}"
         )
     return Slice(
@@ -227,8 +227,8 @@ def slice_devices(slice_: Slice) -> list[Any]:
         slice_: from `named_slice`.
 
     Raises:
-        CompilerMissingError: if their compiler is not installed; it says what to
-            install.
+        CompilerMissingError: if their compiler is not installed, with the command
+            that installs it.
         ValueError: if this process has fewer CPU devices.
     """
     if slice_.family == "cpu":

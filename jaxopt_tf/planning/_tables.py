@@ -10,7 +10,7 @@ import rich.table
 from ._cost import Cost
 from ._plan import Plan
 
-# Axes of the mesh that did not go where their rule says.
+# Limit of the mesh axes that are listed because their rule was not followed.
 _MOST_LISTED = 5
 
 

@@ -52,7 +52,7 @@ class Diagnosis:
 
     @property
     def closing_line(self) -> str:
-        """What was not judged, in one sentence."""
+        """Sentence that lists what was not judged."""
         return f"Not judged: {'; '.join(self.not_judged)}."
 
 

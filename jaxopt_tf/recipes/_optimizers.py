@@ -115,7 +115,7 @@ def optimizer_refusal(optim: Any) -> str | None:
     Args:
         optim: a name of Transformers' `OptimizerNames`, or anything else.
     """
-    if optim in ALGORITHMS:
+    if optim in list(ALGORITHMS):  # of any type, hashable or not
         return None
     for pattern, reason in _REFUSED.items():
         if re.fullmatch(pattern, str(optim)):

@@ -18,21 +18,9 @@ from ._rate_groups import RateGroup, read_rate_groups, sorted_pairs
 _PHASED = "warmup_stable_decay"
 # Schedules that follow a metric, not the step.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
-_SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    _PHASED,
-    *METRIC_DRIVEN,
-)
-# A schedule's own arguments, as `get_scheduler` calls them and as a recipe does.
+# Arguments of `get_scheduler`, and the fields of a recipe that they come from.
 _FIELDS_OF_ARGUMENTS = {
+    "`name`": "`lr_scheduler_type`",
     "`num_training_steps`": "`max_steps`",
     "`num_warmup_steps`": "`warmup_steps`",
     "`scheduler_specific_kwargs`": "`lr_scheduler_kwargs`",
@@ -127,7 +115,6 @@ class Recipe:
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
-        _checks.one_of("lr_scheduler_type", self.lr_scheduler_type, _SCHEDULES)
         _check_steps(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
         _check_schedule(self)
@@ -253,10 +240,12 @@ def _check_schedule(recipe: Recipe) -> None:
         message = str(error)
         for argument, field in _FIELDS_OF_ARGUMENTS.items():
             message = message.replace(argument, field)
-        raise type(error)(
-            f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
-            f"`lr_scheduler_kwargs` {options!r}: {message}"
-        ) from error
+        if not message.startswith("`lr_scheduler_type`"):  # of a name that is known
+            message = (
+                f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
+                f"`lr_scheduler_kwargs` {options!r}: {message}"
+            )
+        raise type(error)(message) from error
     if recipe.lr_scheduler_type != _PHASED:
         return
     stable = int(options.get("num_stable_steps") or 0)

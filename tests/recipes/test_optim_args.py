@@ -81,6 +81,26 @@ def test_every_name_of_transformers_is_here_or_refused_with_a_way_out():
             Recipe(max_steps=10, optim=name)
 
 
+@twins.needs_transformers
+def test_takes_the_enums_of_transformers():
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    enums = {"optim": OptimizerNames.SGD, "lr_scheduler_type": SchedulerType.COSINE}
+    names = {"optim": "sgd", "lr_scheduler_type": "cosine"}
+    made = [
+        Recipe(max_steps=10, optim_args="momentum=0.9", **x) for x in (enums, names)
+    ]
+    assert made[0] == made[1]
+    assert hash(made[0]) == hash(made[1])
+
+
+@pytest.mark.parametrize("optim", [None, 3, ["sgd"]])
+def test_refuses_what_is_no_name(optim):
+    with pytest.raises(ValueError, match="`optim` must be one of 'adamw_torch'"):
+        Recipe(max_steps=10, optim=optim)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
