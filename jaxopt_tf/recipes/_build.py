@@ -50,6 +50,7 @@ class Varied(NamedTuple):
 def build_optimizer(
     recipe: Recipe,
     *,
+    schedule: Schedule | MetricDrivenSchedule | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
     varied: Varied | None = None,
@@ -66,6 +67,7 @@ def build_optimizer(
 
     Args:
         recipe: the numbers of the run.
+        schedule: of `build_schedule(recipe)`, if it was built before.
         layouts: for patterns that match whole leaf names, the leaf's layout in torch:
             `layouts` of `adafactor_tf`, for which stacked layers must be declared. The
             others treat every element alike and have no use for it.
@@ -95,7 +97,7 @@ def build_optimizer(
     mask = _decay_mask(recipe, layer_norms, decays)
     by_label = {
         label: named_optimizer(rate, settings, decay_mask=mask, layouts=layouts)
-        for label, rate in rates_of(recipe, varied).items()
+        for label, rate in rates_of(recipe, varied, schedule).items()
     }
     optimizer = by_label[REST]
     if recipe.rate_groups:
@@ -196,11 +198,15 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
     return Varied(rates, values)
 
 
-def rates_of(recipe: Recipe, varied: Varied) -> dict[str, ScalarOrSchedule]:
+def rates_of(
+    recipe: Recipe,
+    varied: Varied,
+    schedule: Schedule | MetricDrivenSchedule | None = None,
+) -> dict[str, ScalarOrSchedule]:
     """Returns the rate of each rate group, and that of the rest, by their labels."""
     if varied.rates:
         return {label: _looked_up(table) for label, table in varied.rates.items()}
-    schedule = build_schedule(recipe)
+    schedule = build_schedule(recipe) if schedule is None else schedule
     is_driven = isinstance(schedule, MetricDrivenSchedule)
     rates: dict[str, Any] = {REST: recipe.learning_rate if is_driven else schedule}
     for group in recipe.rate_groups:

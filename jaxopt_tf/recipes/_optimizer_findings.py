@@ -4,7 +4,6 @@ An optimizer is a closure that cannot be inspected. It is run on parameters of t
 names and dtypes, whose axes have at most 4 elements, and its updates are looked at.
 """
 
-import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -95,13 +94,13 @@ class _Probe:
             return jax.lax.fori_loop(0, times, once, (updates, state))
 
         # One program for the warmup and for single updates: it is compiled once.
-        self._repeat = functools.partial(repeat, self.params)
+        self._repeat = repeat
         state = jax.jit(tx.init)(self.params)
-        self.state = self._repeat(self.zeros, state, self.num_steps)[1]
+        self.state = self.update(self.zeros, state, times=self.num_steps)[1]
 
-    def update(self, grads: PyTree, state: PyTree) -> Any:
-        """Returns the updates and the next state."""
-        return self._repeat(grads, state, 1)
+    def update(self, grads: PyTree, state: PyTree, times: int = 1) -> Any:
+        """Returns the last updates by gradients that repeat, and the next state."""
+        return self._repeat(self.params, grads, state, times)
 
     def moments(self, state: PyTree) -> dict[str, np.ndarray]:
         """Returns leaves of the state that belong to a parameter, by their names."""
