@@ -1,14 +1,11 @@
 """explain: decay, rate, factors and memory of each parameter under a recipe."""
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from .. import _pytrees
 from .._argument_names import checked_names
@@ -69,20 +66,13 @@ class Explanation:
             ("factored as", [_dims(leaf.factored_shape) for leaf in self.leaves]),
             ("state, bytes", [f"{leaf.state_bytes:,}" for leaf in self.leaves]),
         ]
-        table = Table(box=None, pad_edge=False, header_style="")
-        shown = [(name, cells) for name, cells in columns if set(cells) - {"", REST}]
-        for name, _ in shown:
-            is_number = name.startswith("state")
-            table.add_column(
-                name, justify="right" if is_number else "left", no_wrap=True
-            )
-        for row in zip(*(cells for _, cells in shown), strict=True):
-            table.add_row(*row)
-        # As wide as the longest path. `force_jupyter`: in a notebook, rich would print
-        # on the page and not into the string.
-        text = io.StringIO()
-        Console(file=text, width=10_000, force_jupyter=False).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        shown = [[name, *cells] for name, cells in columns if set(cells) - {"", REST}]
+        widths = [max(map(len, column)) for column in shown]
+        lines = []
+        for row in zip(*shown, strict=True):
+            cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
+            cells[-1] = row[-1].rjust(widths[-1])  # the one column of numbers
+            lines.append("  ".join(cells).rstrip())
         size = self.state_bytes / max(1, self.num_params)
         lines.append(
             f"{self.num_params:,} parameters, {self.num_decayed:,} of them decayed; "

@@ -110,9 +110,3 @@ def test_is_a_table_with_totals_and_torch_names():
         "320",
     ]
     assert lines[-1].startswith("172 parameters, 136 of them decayed; ")
-
-
-def test_is_a_table_in_a_notebook_too(monkeypatch):
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    lines = str(explain(Recipe(max_steps=10), PARAMS)).splitlines()
-    assert lines[1].startswith("h.attn.bias")
