@@ -179,6 +179,6 @@ def _precision(equation: Any) -> str:
         return "narrow"
     asked = equation.params["precision"]
     # Of both factors. An algorithm that is named by text counts as the default.
-    precision = asked[0] if isinstance(asked, tuple) else None
+    precision: Any = asked[0] if isinstance(asked, tuple) else None
     names = {jax.lax.Precision.HIGH: "high", jax.lax.Precision.HIGHEST: "highest"}
     return names.get(precision, "default")

@@ -72,18 +72,21 @@ class Chip(NamedTuple):
 _PASSES = (1.0, 3.0, 6.0)
 _CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
-        family: Chip(name, memory, peak_flops(kind) or math.nan, *others)
-        for family, name, kind, memory, *others in (
-            ("v4", "TPU v4", "TPU v4", 32e9, 1228e9, 300e9, _PASSES),
-            ("v5e", "TPU v5e", "TPU v5e", 16e9, 819e9, 200e9, _PASSES),
-            ("v5p", "TPU v5p", "TPU v5p", 95e9, 2765e9, 600e9, _PASSES),
-            ("v6e", "TPU v6e", "TPU v6e", 32e9, 1638e9, 400e9, _PASSES),
-            ("h100", "H100", "NVIDIA H100", 80e9, 3350e9, 450e9,
-             (2.0, 2.0, 989.4 / 66.9)),
-            ("cpu", "CPU", "cpu", math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
-        )
+        "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _PASSES),
+        "v5e": Chip("TPU v5e", 16e9, _PEAK_FLOPS["TPU v5e"], 819e9, 200e9, _PASSES),
+        "v5p": Chip("TPU v5p", 95e9, _PEAK_FLOPS["TPU v5"], 2765e9, 600e9, _PASSES),
+        "v6e": Chip("TPU v6e", 32e9, _PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, _PASSES),
+        "h100": Chip(
+            "H100",
+            80e9,
+            _PEAK_FLOPS["NVIDIA H100"],
+            3350e9,
+            450e9,
+            (2.0, 2.0, 989.4 / 66.9),
+        ),
+        "cpu": Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
     }
-)  # fmt: skip
+)
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices are made of cubes of 4x4x4; the number of cubes is limited.

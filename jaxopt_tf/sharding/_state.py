@@ -91,7 +91,9 @@ def _sharding_of(
     return NamedSharding(mesh, as_partition_spec(spec), memory_kind=owner.memory_kind)
 
 
-def _owners(params: PyTree, shardings: PyTree) -> tuple[dict[str, tuple], Any]:
+def _owners(
+    params: PyTree, shardings: PyTree
+) -> tuple[dict[str, tuple[Any, NamedSharding]], Any]:
     """Returns each parameter and its sharding by its name, and the mesh of all."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
