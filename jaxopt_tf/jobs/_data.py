@@ -11,7 +11,7 @@ from ..data import (
     tokenize_text,
 )
 from ..models import GPT2Config
-from ._settings import Job
+from ._job import Job
 
 
 def read_corpus(job: Job, model: GPT2Config, folder: Path) -> Corpus:

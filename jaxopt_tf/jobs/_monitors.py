@@ -7,7 +7,7 @@ from .._io import is_first
 from ..models import GPT2Config, flops_per_token
 from ..recipes import Recipe
 from . import _run_folder
-from ._settings import Job
+from ._job import Job
 
 
 def all_monitors(

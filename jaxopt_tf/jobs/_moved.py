@@ -10,8 +10,9 @@ from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
 from ..recipes import Recipe, build_optimizer, build_schedule
 from ..schedules import MetricDrivenSchedule
 from . import _run_folder
+from ._config import RunConfig
 from ._data import read_corpus
-from ._settings import Job, flat
+from ._job import Job
 
 
 class Run(NamedTuple):
@@ -43,7 +44,7 @@ def write_run(run: Run) -> Path:
         )
     with checkpoints.hold(folder) as held:
         corpus = read_corpus(run.job, run.model, folder)
-        config = flat(run.recipe, run.model, run.job)
+        config = RunConfig(recipe=run.recipe, model=run.model, job=run.job).to_dict()
         settings = config | {_run_folder.DATA: corpus.fingerprint}
         with checkpoints.open_checkpoints(held) as saving:
             path = training.save_position(saving, run.position, {"settings": settings})

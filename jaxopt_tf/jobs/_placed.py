@@ -12,9 +12,8 @@ from .. import sharding, training
 from ..data import narrowest
 from ..models import GPT2Config, draw_params, gpt2_layer_norms, gpt2_layout, loss_of
 from ..recipes import Recipe, build_optimizer
-from ._mesh_setting import BATCH_AXES, num_parts
+from ._job import BATCH_AXES, Job, num_batch_shards
 from ._moved import first_position
-from ._settings import Job
 
 # For whole names of parameters, which mesh axes divide theirs. Of two layers in a row
 # the first is divided by `tensor` along its outputs and the second along its inputs,
@@ -95,7 +94,9 @@ def place(
         schedule_state=jax.tree.map(lambda x: _placed(x, repeated), schedule_state),
     )
     if num_sequences is None:
-        num_sequences = recipe.per_device_train_batch_size * num_parts(mesh.shape)
+        num_sequences = recipe.per_device_train_batch_size * num_batch_shards(
+            mesh.shape
+        )
     shape: tuple[int, ...] = (num_sequences, model.block_size + 1)
     if recipe.gradient_accumulation_steps > 1:
         shape = (recipe.gradient_accumulation_steps, *shape)
@@ -113,7 +114,7 @@ def batch_sharding(
 ) -> NamedSharding:
     """The sequences, which are an `axis` of `shape`, divided where they can be."""
     axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
-    if shape[axis] % num_parts(mesh.shape):
+    if shape[axis] % num_batch_shards(mesh.shape):
         return NamedSharding(mesh, PartitionSpec())
     in_front = (None,) * axis
     return NamedSharding(mesh, PartitionSpec(*in_front, axes))
@@ -189,14 +190,14 @@ def run_steps(
 
 
 def _check_divides(mesh: jax.sharding.Mesh, num_sequences: int) -> None:
-    if num_sequences % num_parts(mesh.shape) == 0:
+    if num_sequences % num_batch_shards(mesh.shape) == 0:
         return
     sizes = {name: mesh.shape[name] for name in BATCH_AXES if name in mesh.shape}
     listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
     fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
     raise ValueError(
         f"`mesh` must divide the {num_sequences} sequences of a micro-batch evenly, "
-        f"got {listed}, {num_parts(sizes)} parts. The product of "
+        f"got {listed}, {num_batch_shards(sizes)} parts. The product of "
         f"{' and '.join(sizes)} may be {', '.join(map(str, fit))}; what is left goes "
         "to tensor."
     )

@@ -13,13 +13,11 @@ from .. import checkpoints
 from .._io import done_by_first, whole_file
 from ..recipes import METRIC_DRIVEN
 from ._alike import versions
-from ._mesh_setting import num_sequences
-from ._settings import Job, differences
+from ._config import DATA, changed_settings, num_sequences
+from ._job import Job
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
-# The name under which the fingerprint of the text stands beside the settings.
-DATA = "data"
 
 # Which data come when, and which of them are dropped.
 _FIXED = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -144,7 +142,7 @@ def _check_same_run(
     now: Mapping[str, Any],
     intended: Sequence[str],
 ) -> None:
-    different = differences(saved, now)
+    different = changed_settings(saved, now)
     is_driven = saved.get("lr_scheduler_type") in METRIC_DRIVEN
     fixed = [*_FIXED, *(_FIXED_IF_DRIVEN if is_driven else ())]
     impossible = [line for name, line in different.items() if name in fixed]

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxopt_tf.data import read_text, read_tokens
 from jaxopt_tf.jobs._data import read_corpus
-from jaxopt_tf.jobs._settings import Job
+from jaxopt_tf.jobs._job import Job
 from jaxopt_tf.models._presets import GPT2Config
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.checkpoints import find_checkpoints, hold, open_checkpoints
-from jaxopt_tf.jobs import Job, pretrain
+from jaxopt_tf.jobs import Job, RunConfig, pretrain
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.training import _loop
@@ -48,7 +48,8 @@ def job_in(folder, **settings):
 
 
 def run(job, recipe=RECIPE, model=TINY, **changes):
-    return pretrain(recipe, model, dataclasses.replace(job, **changes))
+    job = dataclasses.replace(job, **changes)
+    return pretrain(RunConfig(recipe=recipe, model=model, job=job))
 
 
 def log_of(folder):
@@ -198,8 +199,8 @@ def test_refuses_another_run_and_lists_what_differs(broken_off):
     model = dataclasses.replace(TINY, n_embd=16)
     with pytest.raises(ValueError, match="`output_dir` must hold the run") as refusal:
         run(broken_off(9), recipe, model)
-    assert "`learning_rate`: 0.01 was, 0.02 is" in str(refusal.value)
-    assert "`n_embd`: 8 was, 16 is" in str(refusal.value)
+    assert "`learning_rate` changed from 0.01 to 0.02" in str(refusal.value)
+    assert "`n_embd` changed from 8 to 16" in str(refusal.value)
     assert "--intended_changes learning_rate n_embd" in str(refusal.value)
 
 
@@ -220,12 +221,12 @@ def test_a_model_of_another_size_is_no_change_that_can_be_intended(broken_off):
 def test_refuses_data_that_changed(broken_off):
     job = broken_off(9)
     job.text[0].write_text(TEXT.replace("fox", "cat"))
-    with pytest.raises(ValueError, match="`data`: .* was, .* is"):
+    with pytest.raises(ValueError, match="`data` changed from"):
         run(job)
 
 
 def test_refuses_another_recipe_before_the_first_checkpoint_too(broken_off):
-    with pytest.raises(ValueError, match="`seed`: 42 was, 7 is"):
+    with pytest.raises(ValueError, match="`seed` changed from 42 to 7"):
         run(broken_off(0), dataclasses.replace(RECIPE, seed=7))
 
 
@@ -241,7 +242,7 @@ def test_refuses_a_folder_of_another_run_for_a_checkpoint_from_elsewhere(job, un
     config["learning_rate"] = 0.02
     (job.output_dir / "config.json").write_text(json.dumps(config))
     checkpoint = unbroken.folder / "checkpoint-4"
-    with pytest.raises(ValueError, match="`learning_rate`: 0.02 was, 0.01 is"):
+    with pytest.raises(ValueError, match="`learning_rate` changed from 0.02 to 0.01"):
         run(job, resume_from_checkpoint=checkpoint)
 
 
@@ -309,9 +310,8 @@ def test_goes_on_in_another_folder_with_the_log_of_the_first(job, unbroken):
 
 
 def test_refuses_settings_that_contradict_each_other(job):
-    with pytest.raises(ValueError, match="2 settings contradict others") as refusal:
+    with pytest.raises(ValueError, match="`early_stopping_threshold`") as refusal:
         run(job, early_stopping_threshold=0.1, eos_token_id=0)
-    assert "`early_stopping_threshold`" in str(refusal.value)
     assert "`eos_token_id`" in str(refusal.value)
     assert not job.output_dir.exists()
 

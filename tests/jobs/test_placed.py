@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxopt_tf.jobs import Job, gpt2_rules, place, pretrain, run_steps
+from jaxopt_tf.jobs import Job, RunConfig, gpt2_rules, place, pretrain, run_steps
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.sharding import make_mesh
@@ -40,7 +40,7 @@ def trained(folder, mesh=None, *, recipe=RECIPE, zero_1=False):
         mesh=mesh,
         zero_1=zero_1,
     )
-    pretrain(recipe, TINY, job)
+    pretrain(RunConfig(recipe=recipe, model=TINY, job=job))
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return np.array([line["loss"] for line in lines if "loss" in line])
 
@@ -154,7 +154,7 @@ def test_refuses_a_mesh_that_does_not_divide_the_batch():
 
 def test_refuses_zero_1_without_data():
     with pytest.raises(ValueError, match="`zero_1` must be left out unless `mesh`"):
-        pretrain(RECIPE, TINY, Job(mesh="fsdp=8", zero_1=True))
+        RunConfig(recipe=RECIPE, model=TINY, job=Job(mesh="fsdp=8", zero_1=True))
 
 
 @pytest.mark.parametrize(
