@@ -39,22 +39,23 @@ def plan(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 if the run does not fit.
     """
-    records, own = parse_with(
+    (recipe, model, job), own = parse_with(
         {flag.name: flag for flag in (_DEVICES, _MODEL, _SHAPES)},
         _with_preset(args),
         prog=_PROG,
         description="Prints what a run that these flags would train needs on devices "
         "that are only named. Without their compiler it is computed from shapes alone.",
     )
+    config = jobs.RunConfig(recipe=recipe, model=model, job=job)
     asked = jobs.plan(
-        *records,
+        config,
         devices=own.get("devices", _DEVICES.default),
         shapes_only=own.get("shapes_only", False),
     )
     asked = dataclasses.replace(asked, note=in_flags(asked.note, "plan"))
     planning.print_plan(asked)
     print()
-    planning.print_comparison(jobs.compare_plans(*records, asked))
+    planning.print_comparison(jobs.compare_plans(config, asked))
     return 1 if asked.fits is False else 0
 
 

@@ -62,8 +62,8 @@ def test_what_does_not_fit_is_said_and_is_the_status(capsys):
 def test_compiles_for_this_machine(capsys, monkeypatch):
     calls, make = [], jobs.plan
 
-    def recorded(*records, **options):
-        calls.append((records, make(*records, **options)))
+    def recorded(config, **options):
+        calls.append((config, make(config, **options)))
         return calls[-1][1]
 
     monkeypatch.setattr(jobs, "plan", recorded)
@@ -72,9 +72,9 @@ def test_compiles_for_this_machine(capsys, monkeypatch):
     assert status == 0
     for words in ("the step needs", "all-gather", "donated: ", "adafactor, ZeRO-1"):
         assert words in out
-    ((records, plan),) = calls
-    placed = jobs.place(*records, make_mesh("data=2,fsdp=4"))
-    leaves = bytes_by_leaf((placed.position.state, placed.batch))
+    ((config, plan),) = calls
+    setup = jobs.build_setup(config, make_mesh("data=2,fsdp=4"))
+    leaves = bytes_by_leaf((setup.position.state, setup.batch))
     assert sum(leaf.on_device for leaf in leaves) == plan.cost.arguments
     assert plan.on_device >= plan.cost.arguments
     assert plan.cost.not_donated == ()
