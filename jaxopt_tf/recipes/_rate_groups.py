@@ -112,7 +112,7 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
     is_list = isinstance(given, Sequence) and not isinstance(given, str)
     groups = [
         _from_fields(group) if isinstance(group, Mapping) else group
-        for group in (given if is_list else ())
+        for group in (given if is_list else [given])
     ]
     if not is_list or not all(isinstance(group, RateGroup) for group in groups):
         raise TypeError(
@@ -131,16 +131,12 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
 
 def _from_fields(given: Mapping[str, Any]) -> RateGroup:
     known = [field.name for field in fields(RateGroup)]
-    for name in given:
-        if name not in known:
-            raise TypeError(
-                f"`rate_groups` must hold groups of {', '.join(known)}, got {name!r}."
-                + _checks.nearest(name, known)
-            )
-    if "pattern" not in given:
+    unknown = [name for name in given if name not in known]
+    if unknown or "pattern" not in given:
         raise TypeError(
-            f"`rate_groups` must have a `pattern` in each group, got {dict(given)!r}. "
-            "Name the parameters that it is for."
+            "`rate_groups` must have a `pattern` in each group, and no fields but "
+            f"{', '.join(known)}, got {dict(given)!r}."
+            + (_checks.nearest(unknown[0], known) if unknown else "")
         )
     return RateGroup(**given)
 

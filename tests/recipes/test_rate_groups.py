@@ -84,15 +84,14 @@ def test_follows_torch_with_a_rate_per_group_and_one_clipping():
     np.testing.assert_allclose(rates["h.0"], 0.5 * rates["rest"], rtol=1e-6)
 
 
-# --- no reference: compiled sooner
-
-
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_group_of_factor_1_is_no_group():
     alone, _ = run(build_optimizer(recipe([])))
     apart, _ = run(build_optimizer(recipe([RateGroup(pattern="wte")])))
     for name in alone:
         np.testing.assert_array_equal(alone[name], apart[name], err_msg=name)
+
+
+# --- not to the bit: compiled sooner
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -172,7 +171,16 @@ def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
         ("wte", TypeError, "`rate_groups` must be a list"),
         ([1], TypeError, "`rate_groups` must be a list"),
         (RateGroup(pattern="a"), TypeError, "`rate_groups` must be a list"),
-        ([{"patern": "a"}], TypeError, "`rate_groups` must hold groups"),
+        (
+            [{"patern": "a"}],
+            TypeError,
+            "in each group.*Did you mean 'pattern'",
+        ),
+        (
+            [{"factor": 2.0}],
+            TypeError,
+            "must have a `pattern` in each group",
+        ),
         ([{"pattern": "("}], ValueError, "must be a regular expression, got '\\('"),
         ([{"pattern": ""}], TypeError, "must be a regular expression, got ''"),
         ([{"pattern": "a", "factor": -1}], ValueError, "`factor` must be"),
