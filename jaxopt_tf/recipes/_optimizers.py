@@ -83,7 +83,7 @@ _AVERAGES = (
 )
 _SCHEDULE_FREE = _AVERAGES + (
     "see `optax.contrib.schedule_free`, which over 50 steps is within {} of "
-    "schedulefree 1.4.1, its base optimizer's warm-up one step ahead; or take '{}'"
+    "schedulefree 1.4.1, its base optimizer's warmup one step ahead; or take '{}'"
 )
 # Patterns of names that Trainer accepts and a `Recipe` refuses, with the reason; the
 # first match counts.
