@@ -1,5 +1,7 @@
 """An optimizer's step compiled for slices: trees of shapes, placed on a mesh."""
 
+import itertools
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from jaxopt_tf.planning import (
     program_cost,
     slice_devices,
 )
+from jaxopt_tf.planning._hlo import Program
 from jaxopt_tf.sharding import make_mesh, moved_axes, param_shardings, state_shardings
 
 
@@ -25,6 +28,7 @@ class Compiled(NamedTuple):
 
     plan: Plan  # of parameters, state and gradients, from shapes
     cost: Cost
+    live: int  # bytes of temporaries at once, off the chip; within loops not known
     seconds: float  # to compile
 
 
@@ -76,8 +80,54 @@ def compiled(
     return Compiled(
         plan_shapes(parts, slice_, moved=moved),
         program_cost(program, slice_.num_devices, traced),
+        _peak_live_bytes(Program(program.as_text())),
         seconds,
     )
+
+
+def _peak_live_bytes(program: Program) -> int:
+    """Returns the most bytes of temporaries at any moment, in the program's order.
+
+    XLA's own figure includes what a TPU prefetches into the chip.
+
+    Arguments, results and arrays on the chip are left out. Loops and calls count
+    with their results: what only they hold is not known here.
+    """
+    buffers: dict[str, list[int]] = {}  # by instruction, indices into the lists
+    sizes: list[int] = []
+    first: list[int] = []
+    last: list[int] = []
+    results: list[int] = []
+    for moment, instruction in enumerate(program.entry):
+        op = instruction.op
+        read = [b for name in instruction.operands for b in buffers.get(name, [])]
+        for buffer in read:
+            last[buffer] = moment
+        if op == "parameter":
+            mine = []
+        elif op in ("bitcast", "tuple"):
+            mine = read
+        elif op.endswith("-done"):
+            mine = read[:1]
+        elif op == "get-tuple-element":
+            index = re.search(r"index=(\d+)", instruction.attributes)
+            mine = read[int(index[1]) :][:1] if index else []
+        else:
+            new = list(instruction.arrays)
+            if op.endswith("-start"):
+                del new[1:2]  # the second array is what is copied from
+            mine = list(range(len(sizes), len(sizes) + len(new)))
+            sizes += [0 if x.is_on_chip else x.num_bytes for x in new]
+            first += [moment] * len(new)
+            last += [moment] * len(new)
+        buffers[instruction.name] = mine
+        if instruction.is_root:
+            results = mine
+    changes = [0] * (len(program.entry) + 1)
+    for buffer in set(range(len(sizes))) - set(results):
+        changes[first[buffer]] += sizes[buffer]
+        changes[last[buffer] + 1] -= sizes[buffer]
+    return max(itertools.accumulate(changes))
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

@@ -112,7 +112,7 @@ def _llama(name, shapes, axes, spec, limit) -> Iterator[Row]:
         dearest = (
             f"{beyond[0][1].name} costs {beyond[0][2]:.0f} bytes" if beyond else ""
         )
-        live = 100 * cost.live / grads
+        live = 100 * found.live / grads
         for claim, value, most, unit, optax_, detail in (
             (
                 "collectives of a parameter's size",
@@ -145,7 +145,7 @@ def _llama(name, shapes, axes, spec, limit) -> Iterator[Row]:
                 live,
                 2.0,
                 "% of the gradients",
-                100 * theirs.cost.live / grads,
+                100 * theirs.live / grads,
                 "by the order of the program",
             ),
             ("to compile", found.seconds, seconds, "s", theirs.seconds, ""),

@@ -51,6 +51,19 @@ _FORMS = [
     ("name=...", "lr_scheduler_type"),
     ("threshold=...", "rtol"),
     ("threshold=..., threshold_mode='abs'", "atol"),
+    ("layouts=...", "layout"),
+    # Fields of `Recipe`.
+    ("adam_beta1=..., adam_beta2=...", "betas"),
+    ("adam_beta1=...", "b1 beta1"),
+    ("adam_beta2=...", "b2 beta2"),
+    ("adam_epsilon=...", "epsilon eps"),
+    ("decay_rule=...", "mask decay_mask"),
+    ("max_grad_norm=...", "clip_norm max_norm"),
+    ("max_steps=...", "num_training_steps total_steps num_steps"),
+    ("warmup_steps=...", "num_warmup_steps warmup_ratio"),
+    ("lr_scheduler_type=...", "scheduler"),
+    ("lr_scheduler_kwargs=...", "scheduler_specific_kwargs"),
+    ("per_device_train_batch_size=...", "batch_size"),
 ]
 # Options of single schedules, which `get_scheduler` takes in a dict.
 _SCHEDULE_OPTIONS = [
@@ -86,6 +99,8 @@ OTHER_NAMES: dict[str, list[str]] = {
 for _form, _names in _FORMS:
     for _name in _names.split():
         OTHER_NAMES.setdefault(_name, []).append(_form)
+for _name in _SCHEDULE_OPTIONS:
+    OTHER_NAMES[_name].append(f"lr_scheduler_kwargs={{{_name!r}: ...}}")
 
 # Names without a counterpart, and why they have none.
 _REASONS = [
@@ -155,6 +170,23 @@ def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
         # typeshed gives functions no `__signature__`, which `inspect` reads.
         checked.__signature__ = _Signature.from_callable(function)  # type: ignore[attr-defined]
     return checked
+
+
+def checked_fields(record: type[_T]) -> type[_T]:
+    """Makes unknown fields of a dataclass an error that contains the known names."""
+    dataclass: Any = record
+    init = dataclass.__init__
+    names = list(inspect.signature(record).parameters)
+
+    @functools.wraps(init)
+    def __init__(self: _T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        unknown = [name for name in kwargs if name not in names]
+        if unknown:
+            raise TypeError(_message(record.__name__, unknown, names))
+        init(self, *args, **kwargs)
+
+    dataclass.__init__ = __init__
+    return record
 
 
 class _Static(NamedTuple):

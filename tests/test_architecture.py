@@ -1,5 +1,7 @@
 """What holds for the package as a whole."""
 
+import ast
+import graphlib
 import importlib
 import inspect
 import pathlib
@@ -84,3 +86,64 @@ def test_stations_import_stations_and_never_a_file_of_one():
         if pattern.match(line)
     ]
     assert found == []
+
+
+def imported_modules(source, package, modules):
+    """Our own modules that a source imports, also inside of its functions.
+
+    `package` is that of its relative imports. A name that is no module is of the module
+    in front of it.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            parts = package.split(".") if node.level else []
+            parts = parts[: len(parts) - max(0, node.level - 1)]
+            parent = ".".join([*parts, *filter(None, [node.module])])
+            found = [f"{parent}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else parent for name in found)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def circle(sources):
+    """Modules that import each other in a circle, from their sources; [] for none.
+
+    A package's own module is called `package.__init__`.
+    """
+    modules = {name.removesuffix(".__init__") for name in sources}
+    graph = {}
+    for name, source in sources.items():
+        module = name.removesuffix(".__init__")
+        package = name.rpartition(".")[0]
+        found = imported_modules(source, package, modules)
+        graph[module] = {other for other in found if other in modules - {module}}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    root = PACKAGE.parent
+    sources = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path.read_text()
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert circle(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"p.a": "from . import b", "p.b": "from .c import x", "p.c": ""}, 0),
+        ({"p.a": "from . import b", "p.b": "from .a import x"}, 2),
+        ({"p.a": "from . import b", "p.b": "def f():\n    from .a import x"}, 2),
+        ({"p.a": "if T:\n    from .b import y", "p.b": "import p.a"}, 2),
+        ({"p.__init__": "from .a import x", "p.a": "from . import b", "p.b": ""}, 0),
+        ({"p.q.__init__": "from .a import x", "p.q.a": "from .. import q"}, 2),
+        ({"p.q.a": "from ..b import x", "p.b": "from p.q.a import y"}, 2),
+    ],
+)
+def test_finds_circles_of_imports(sources, expected):
+    assert len(set(circle(sources))) == expected

@@ -1,5 +1,6 @@
 """Names of arguments in optax, torch and Transformers: an error contains ours."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -24,6 +25,7 @@ from jaxopt_tf.optimizers import (
     rmsprop_tf,
     sgd_tf,
 )
+from jaxopt_tf.recipes import Recipe, build_optimizer
 from jaxopt_tf.schedules import (
     get_cosine_schedule_with_warmup,
     get_scheduler,
@@ -92,7 +94,8 @@ def test_every_suggested_name_is_one_of_ours():
         for function in vars(module).values()
         if inspect.isfunction(function)
         for name in inspect.signature(function).parameters
-    }
+    } | {field.name for field in dataclasses.fields(Recipe)}
+    known |= inspect.signature(build_optimizer).parameters.keys()
     suggested = {f.partition("=")[0] for forms in OTHER_NAMES.values() for f in forms}
     assert suggested <= known
     options = {f.partition("'")[2] for f in OTHER_NAMES["num_cycles"]}

@@ -1,4 +1,4 @@
-"""`jaxopt-tf doctor` and `jaxopt-tf explain`: a plan looked at, before it costs a day.
+"""`jaxopt-tf doctor` and `jaxopt-tf explain`: checks of a plan before the run starts.
 
 Both take the flags of `jaxopt-tf train`, and compute nothing.
 """
@@ -16,38 +16,36 @@ from ._train import parse
 
 
 def doctor(args: Sequence[str]) -> int:
-    """Says what is wrong with a plan.
+    """Prints what is wrong with a plan, and what was not judged.
 
     Args:
-        args: what stands after the command's name.
+        args: the arguments after the command's name.
 
     Returns:
-        The exit status: 0 where nothing was found, else 1.
+        The exit status: 0 if nothing was found, else 1.
     """
     recipe, model, _ = parse(
         args,
         prog="jaxopt-tf doctor",
-        description="Says what is wrong with a run that these flags would train.",
+        description="Prints what is wrong with a run that these flags would train.",
     )
-    found = recipes.doctor(
+    diagnosis = recipes.doctor(
         recipe,
         params=_shapes(model),
-        layout=gpt2_layout(model),
+        layouts=gpt2_layout(model),
         layer_norms=gpt2_layer_norms(model),
     )
-    for finding in found:
-        told = in_flags(str(finding), "doctor")
-        print(textwrap.fill(told, 88, subsequent_indent="  "))
-    if not found:
-        print("nothing found")
-    return 1 if found else 0
+    for line in str(diagnosis).splitlines():
+        text = in_flags(line, "doctor")
+        print(textwrap.fill(text, 88, subsequent_indent="  "))
+    return 1 if diagnosis else 0
 
 
 def explain(args: Sequence[str]) -> int:
-    """Says what becomes of each parameter.
+    """Prints decay, rate, factors and memory of each parameter.
 
     Args:
-        args: what stands after the command's name.
+        args: the arguments after the command's name.
 
     Returns:
         The exit status: 0.
@@ -55,13 +53,14 @@ def explain(args: Sequence[str]) -> int:
     recipe, model, _ = parse(
         args,
         prog="jaxopt-tf explain",
-        description="Says what becomes of each parameter in a run with these flags.",
+        description="Prints decay, rate, factors and memory of each parameter in a run "
+        "with these flags.",
     )
     print(
         recipes.explain(
             recipe,
             _shapes(model),
-            layout=gpt2_layout(model),
+            layouts=gpt2_layout(model),
             layer_norms=gpt2_layer_norms(model),
         )
     )

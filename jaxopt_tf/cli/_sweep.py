@@ -11,7 +11,7 @@ from typing import Any
 import rich.console
 
 from .. import tuning
-from ..jobs import Job, flat, read_config, write_config
+from ..jobs import Job, RunConfig, read_config, write_config
 from ..models import GPT2Config
 from ..recipes import Recipe, recipe_settings, same_program
 from ._flags import flags_of
@@ -132,7 +132,7 @@ def _keep_config(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> N
     Recipes and data are compared by the sweep itself.
     """
     path = folder / _CONFIG
-    now = flat(recipe, model, job)
+    now = RunConfig(recipe=recipe, model=model, job=job).to_dict()
     if path.exists():
         saved = read_config(path)
         decide = [*(field.name for field in dataclasses.fields(model)), "bf16", "tf32"]

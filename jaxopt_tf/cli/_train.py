@@ -2,14 +2,12 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from .. import _checks
-from ..data import is_ready_tokens
-from ..jobs import Job, contradictions, pretrain
+from ..jobs import Job, RunConfig, pretrain
 from ..models import GPT2_PRESETS, GPT2Config, gpt2_preset
 from ..recipes import Recipe
 from ._command_line import typed_settings
@@ -17,7 +15,6 @@ from ._config import read_config
 from ._flags import Flag, flags_of
 from ._launch import Launch, launched
 
-_Record = TypeVar("_Record")
 Records = tuple[Recipe, GPT2Config, Job]
 PROG = "jaxopt-tf train"
 _DESCRIPTION = "Pretrains a GPT-2 on text. A folder that holds a run is resumed."
@@ -70,9 +67,10 @@ def train(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 128 and the signal's number if one ended the run.
     """
-    records, typed = parse_with(flags_of(Launch, {}), args)
+    (recipe, model, job), typed = parse_with(flags_of(Launch, {}), args)
+    config = RunConfig(recipe=recipe, model=model, job=job)
     with launched(Launch(**typed)):
-        outcome = pretrain(*records, command_line=[*PROG.split(), *args])
+        outcome = pretrain(config, command_line=[*PROG.split(), *args])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 
@@ -196,43 +194,20 @@ def records_of(typed: Typed, found: Mapping[str, Any]) -> Records:
 
 
 def _records(given: dict[str, Any]) -> Records:
-    def of(record: type) -> dict[str, Any]:
-        names = {field.name for field in dataclasses.fields(record)}
-        return {name: value for name, value in given.items() if name in names}
-
-    def made(make: Callable[[], _Record], stand_in: _Record) -> _Record:
-        try:
-            return make()
-        except (TypeError, ValueError) as error:
-            problems.append(str(error))
-            return stand_in
-
-    problems: list[str] = []
     defaults: dict[str, Any] = dict(_RECIPE)
     if given.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
         del defaults["warmup_steps"]  # neither of them has one
-    # In the place of a record that is refused, one that contradicts no other.
-    recipe = made(
-        lambda: Recipe(**{**defaults, **of(Recipe)}), Recipe(max_steps=2**31 - 1)
-    )
-    model = made(
-        lambda: _model(given.get("preset", "nano"), of(GPT2Config)),
-        GPT2Config(vocab_size=2**31 - 1),
-    )
-    job = made(lambda: Job(**of(Job)), Job())
-    problems += contradictions(recipe, model, job)
-    if any(map(is_ready_tokens, job.text)) and not (
-        given.keys() & {"vocab_size", "preset"}
-    ):
-        problems.append(
-            "`vocab_size` must be given with ready tokens: how many different ones "
-            "there can be is not in the file."
-        )
+    problems = []
+    if "preset" in given:
+        try:
+            defaults |= dataclasses.asdict(gpt2_preset(given["preset"]))
+        except ValueError as error:
+            problems.append(str(error).replace("`name`", "`preset`"))
+    settings = {name: value for name, value in given.items() if name != "preset"}
+    try:
+        config = RunConfig.from_dict({**defaults, **settings})
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(problems))
-    return recipe, model, job
-
-
-def _model(preset: str, changes: dict[str, Any]) -> GPT2Config:
-    _checks.one_of("preset", preset, GPT2_PRESETS)
-    return gpt2_preset(preset, **changes)
+    return config.recipe, config.model, config.job

@@ -1,219 +1,215 @@
-"""The run: text, model, recipe, step, checkpoints and monitors tied together."""
+"""Job: data, output folder, evaluations, checkpoints and devices of a run."""
 
-import dataclasses
-import datetime
-import functools
-import os
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from .. import checkpoints, training
-from .._io import done_by_first, is_first, told_by_first
-from .._typing import PyTree
-from ..data import Batches, Corpus, held_out_batches
+from .. import _checks, data, training
 from ..models import GPT2Config
-from ..recipes import Recipe, build_schedule
-from ..schedules import MetricDrivenSchedule
-from ..sharding import make_mesh
-from . import _run_folder
-from ._alike import check_alike, versions
-from ._contradictions import check_settings
-from ._data import read_corpus
-from ._mesh_setting import SEQUENCES
-from ._monitors import all_monitors
-from ._on_devices import (
-    batches_on_devices,
-    on_devices,
-    one_at_a_time,
-    position_at_start,
-)
-from ._placed import place, run_steps
-from ._settings import Job, flat
-from ._told import conclude, introduce
+from ..sharding import axis_sizes
+
+# Axes that a mesh can have, and those of them that divide the batch.
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = MESH_AXES[:2]
 
 
-class Outcome(NamedTuple):
-    """What a run leaves behind."""
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings of a run that belong neither to its recipe nor to its model.
 
-    first_loss: float  # held-out loss before the first step, in nats per token
-    last_loss: float  # and of `params`
-    params: PyTree  # the last ones, or the best with `load_best_model_at_end`
-    folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
-    stopped_by: int | None  # number of the signal that ended it before its time
-
-
-def pretrain(
-    recipe: Recipe,
-    model: GPT2Config,
-    job: Job,
-    *,
-    command_line: Sequence[str] = (),
-) -> Outcome:
-    """Trains a GPT-2, and says how it goes on the console.
-
-    A folder that holds a run is gone on with, from its newest good checkpoint: losses,
-    parameters and the log come out as if it had never been broken off, bit for bit on
-    the same machine. SIGTERM and SIGINT end it after a step, with a checkpoint.
-
-    After `jax.distributed.initialize` all processes call it alike, and run it together:
-    each reads its part of the batches and writes its part of the checkpoints; the first
-    one prints and logs. A signal to any of them ends all. A run can be gone on with on
-    any mesh and number of processes, whose product divides its batch.
-
-    Args:
-        recipe: the numbers of the updates.
-        model: the model's size.
-        job: all else.
-        command_line: noted in starts.jsonl.
+    Attributes:
+        text: files or folders of text (UTF-8), or files of ready tokens: .npy, or .bin
+            of raw uint16 (uint32 where `vocab_size` is above 65,536); the sources of
+            Python's standard library if none are given.
+        tokenizer: a tokenizer.json; without one, the tokens of a text are its bytes.
+        eos_token_id: the token that ends a document in ready tokens; without one, each
+            file is one document.
+        output_dir: folder of the run; if it contains a run, that run is resumed. A new
+            folder in runs/, named by the time, if not given.
+        eval_steps: updates from one evaluation to the next.
+        save_steps: updates from one checkpoint to the next; besides them, the last one
+            and that of the best evaluation so far are always saved.
+        save_total_limit: number of checkpoints that are kept, the best among them; None
+            for all of `save_steps`.
+        load_best_model_at_end: whether the run ends with the parameters of the lowest
+            evaluation loss instead of the last ones.
+        early_stopping_patience: evaluations in a row without a lower evaluation loss
+            after which the run ends; None to train up to `max_steps`.
+        early_stopping_threshold: nats per token by which a loss must be lower to count
+            as lower.
+        logging_steps: updates from one line to the next in trainer_state.json and
+            TensorBoard; metrics.jsonl has every update.
+        bf16: whether the model computes in bfloat16, with parameters in float32.
+        tf32: whether products of float32 are rounded as tensor cores do (TPUs: take
+            three passes in bfloat16): faster there. Otherwise they are float32's, as
+            torch's are, whatever precision JAX is configured for.
+        on_non_finite: what follows a loss or gradient that is not finite: "stop" keeps
+            the parameters as they were and ends the run, "skip" leaves the update out,
+            "propagate" makes the update, as torch does.
+        max_skipped_in_a_row: skipped updates in a row that end the run ("skip" only).
+        log_layers: whether metrics.jsonl has the norms of every layer, too.
+        resume_from_checkpoint: a checkpoint folder to resume from, of this run or of
+            another; the newest valid one in `output_dir` if not given.
+        intended_changes: names of settings that may differ from the resumed run's.
+        mesh: how devices divide the work: sizes of the axes data (each has a part of
+            the batch), fsdp (of the batch and the parameters) and tensor (of the
+            parameters), as data=2,fsdp=4; the product is the number of devices. One
+            device if not given; of several processes all devices, as data.
+        zero_1: whether the optimizer's state is sharded along data, too.
 
     Raises:
-        ValueError: if settings contradict each other, the data do not fit, the folder
-            holds another run or is in use, or no checkpoint in it is good.
-        OSError: if a checkpoint or the log cannot be written.
-        FloatingPointError: if the loss is no longer finite, unless told to go on.
+        ValueError, TypeError: if a value is out of range or of another kind.
+
+    Source: transformers 5.23 `training_args.py`, for the names that it has.
+    Differs: three checkpoints are kept, not all: a run left overnight must not fill the
+        disk, and if the newest is damaged there are two to fall back on.
     """
-    check_settings(recipe, model, job)
-    now = told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    if job.mesh is None and jax.process_count() > 1:
-        job = dataclasses.replace(job, mesh=f"data={jax.device_count()}")
-    config = flat(recipe, model, job)
-    # Where text lies may differ from one machine to the next; not what it says.
-    elsewhere = ("text", "tokenizer")
-    told = {name: value for name, value in config.items() if name not in elsewhere}
-    check_alike(told | versions())
-    folder = job.output_dir or Path("runs", now)
-    with checkpoints.hold(folder) as held, training.stop_on_signals() as should_stop:
-        return _run(recipe, model, job, held, should_stop, command_line)
 
+    text: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
+    eos_token_id: int | None = None
+    output_dir: Path | None = None
+    eval_steps: int = 400
+    save_steps: int = 400
+    save_total_limit: int | None = 3
+    load_best_model_at_end: bool = False
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
+    logging_steps: int = 10
+    bf16: bool = False
+    tf32: bool = False
+    on_non_finite: Literal["stop", "skip", "propagate"] = "stop"
+    max_skipped_in_a_row: int = 10
+    log_layers: bool = False
+    resume_from_checkpoint: Path | None = None
+    intended_changes: tuple[str, ...] = ()
+    mesh: str | None = None
+    zero_1: bool = False
 
-def _run(
-    recipe: Recipe,
-    model: GPT2Config,
-    job: Job,
-    held: checkpoints.Held,
-    should_stop: training.StopRequest,
-    command_line: Sequence[str],
-) -> Outcome:
-    folder = held.folder
-    corpus = _read_corpus(job, model, folder)
-    config = flat(recipe, model, job)
-    settings = config | {_run_folder.DATA: corpus.fingerprint}
-    check_alike({_run_folder.DATA: corpus.fingerprint})
-    checkpoint, num_sequences = _run_folder.find_start(folder, job, settings)
-    settings |= {SEQUENCES: num_sequences}
+    def __post_init__(self) -> None:
+        """Checks every field; makes strings paths and whole floats ints."""
+        for name, value in self.__dict__.copy().items():
+            object.__setattr__(self, name, _checked(name, value))  # frozen otherwise
 
-    devices = jax.devices()
-    mesh = make_mesh(job.mesh) if job.mesh else make_mesh("data=1", devices[:1])
-    placed = place(recipe, model, job, mesh, num_sequences)
-    start = position_at_start(recipe, model, placed, checkpoint)
-    if job.on_non_finite != "skip":  # skipped ones before are no reason to stop now
-        none = jnp.zeros_like(start.state.num_bad_in_a_row)
-        state = dataclasses.replace(start.state, num_bad_in_a_row=none)
-        start = start._replace(state=state)
-    step = int(start.state.step)
+    @property
+    def matmul_precision(self) -> str | None:
+        """Precision of products, as `loss_of` takes it; bfloat16 has only one."""
+        if self.bf16:
+            return None
+        return "tensorfloat32" if self.tf32 else "highest"
 
-    def prepare() -> None:
-        if checkpoint is not None:
-            _run_folder.set_aside(folder, step)
-            _run_folder.bring_log(folder, checkpoint)
-        params = placed.position.state.params
-        introduce(recipe, model, corpus, params, mesh, num_sequences, folder, step)
-        # Before the log: one without them belongs to no run.
-        _run_folder.write_config(folder, config)
-        _run_folder.write_start(folder, step, command_line)
-
-    done_by_first(prepare)
-    train_step, eval_step = (
-        one_at_a_time(step, mesh) for step in run_steps(recipe, model, job, placed)
-    )
-    sizes = {"block_size": model.block_size, "batch_size": num_sequences}
-    held_out = [on_devices(b, mesh) for b in held_out_batches(corpus, **sizes)]
-    evaluate = training.make_evaluate(eval_step, held_out)
-    batches = Batches(
-        corpus,
-        **sizes,
-        seed=recipe.seed,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-    )
-    schedule = build_schedule(recipe)
-    with checkpoints.open_checkpoints(
-        held, save_total_limit=job.save_total_limit
-    ) as saving:
-        monitors, evaluations = all_monitors(
-            recipe,
-            model,
-            job,
-            unit=corpus.unit,
-            num_sequences=num_sequences * recipe.gradient_accumulation_steps,
-            num_windows=batches.num_windows,
-            folder=folder,
-            step=step,
+    @property
+    def selection(self) -> training.Selection:
+        """How evaluations are compared, as the loop takes it."""
+        return training.Selection(
+            early_stopping_patience=self.early_stopping_patience,
+            early_stopping_threshold=self.early_stopping_threshold,
         )
-        trained = training.train(
-            train_step,
-            start,
-            batches_on_devices(batches, step, placed.batch),
-            max_steps=recipe.max_steps,
-            monitors=monitors,
-            evaluate=evaluate,
-            eval_steps=job.eval_steps,
-            selection=job.selection,
-            metric_schedule=(
-                schedule if isinstance(schedule, MetricDrivenSchedule) else None
-            ),
-            save=functools.partial(_save, saving, settings, folder),
-            save_steps=job.save_steps,
-            save_best=job.load_best_model_at_end,
-            should_stop=should_stop,
+
+
+def mesh_axes(job: Job) -> str:
+    """Returns the axes of the run's mesh: by default one device, or all of several."""
+    if job.mesh is not None:
+        return job.mesh
+    return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
+
+
+def num_batch_shards(sizes: Mapping[str, int]) -> int:
+    """Returns the number of parts into which axes of these sizes divide a batch."""
+    return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
+
+
+def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
+    """Reads text as bytes or tokens, ready tokens, or Python's standard library.
+
+    Args:
+        job: names the text, and the tokenizer or the end of a document.
+        model: must have a row for every token; spare rows are allowed.
+        folder: of the run; a tokenizer's tokens are written there.
+
+    Raises:
+        ValueError: if the text cannot be read, or does not fit the model.
+    """
+    if any(map(data.is_ready_tokens, job.text)):
+        return data.read_tokens(
+            job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
         )
-    end = trained.position
-    was_asked = trained.ended == "asked"
-    evaluations = told_by_first(evaluations)
-    if job.load_best_model_at_end and not was_asked:
-        end = _best(folder, end)
-        evaluations.append(evaluate(end.state.params)["loss"])
-    if not evaluations:  # at its end already, without a log
-        evaluations.append(evaluate(end.state.params)["loss"])
-    losses = (evaluations[0], evaluations[-1])
-    stopped_by = should_stop.signal if was_asked else None
-    if is_first():
-        log = folder / _run_folder.METRICS
-        conclude(
-            losses, folder, log, trained, stopped_by, recipe.max_steps, corpus.unit
+    if job.tokenizer is None:
+        corpus = data.read_text(job.text) if job.text else data.standard_library()
+    else:
+        corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
+    if model.vocab_size < corpus.vocab_size:
+        whose = "bytes have" if job.tokenizer is None else "the tokenizer has"
+        raise ValueError(
+            f"`vocab_size` must be at least {corpus.vocab_size}, as many tokens as "
+            f"{whose}, got {model.vocab_size!r}. Give that many, or the tokenizer that "
+            "the model was made for."
         )
-    return Outcome(*losses, end.state.params, folder, stopped_by)
+    return corpus
 
 
-def _read_corpus(job: Job, model: GPT2Config, folder: Path) -> Corpus:
-    # The first process makes the tokens, if they have to be made; the others find them.
-    mine: list[Corpus] = []
-    done_by_first(lambda: mine.append(read_corpus(job, model, folder)))
-    return mine[0] if mine else read_corpus(job, model, folder)
+# Smallest value of each whole number; the optional ones may be None.
+_LEAST = {
+    "eval_steps": 1,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "max_skipped_in_a_row": 1,
+    "save_total_limit": 1,
+    "early_stopping_patience": 1,
+    "eos_token_id": 0,
+}
+_OPTIONAL = ("save_total_limit", "early_stopping_patience", "eos_token_id")
 
 
-def _save(
-    saving: checkpoints.Checkpoints,
-    settings: Mapping[str, Any],
-    folder: Path,
-    position: training.Position,
-) -> None:
-    # A checkpoint that outlives a power cut must find its log up to there.
-    if is_first():
-        with (folder / _run_folder.METRICS).open("rb") as log:
-            os.fsync(log.fileno())
-    training.save_position(saving, position, {"settings": settings})
+def _checked(name: str, value: Any) -> Any:
+    """Returns a field's value in its own type; raises if it is none."""
+    match name:
+        case "text":
+            return tuple(map(Path, _several(name, value, str | Path, "paths")))
+        case "intended_changes":
+            return _several(name, value, str, "names")
+        case "tokenizer" | "output_dir" | "resume_from_checkpoint":
+            return _path(name, value)
+        case "mesh":
+            return None if value is None else _mesh(value)
+        case "on_non_finite":
+            _checks.one_of(name, value, ("stop", "skip", "propagate"))
+        case "early_stopping_threshold":
+            _checks.non_negative(name, value)
+        case _ if name in _LEAST:
+            if value is None and name in _OPTIONAL:
+                return None
+            return _checks.whole_number(name, value, least=_LEAST[name])
+        case _ if not isinstance(value, bool):
+            raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+    return value
 
 
-def _best(folder: Path, last: training.Position) -> training.Position:
-    """The position of the lowest held-out loss, or the last one where it is lost."""
-    path = folder / f"checkpoint-{last.progress.best_step}"
-    try:
-        return training.restore_position(path, last)
-    except ValueError as error:
-        if is_first():
-            print(f"the best model is lost, these are the last parameters: {error}")
-        return last
+def _several(name: str, values: Any, kind: Any, kind_name: str) -> tuple:
+    # A single string is a sequence, too: of letters.
+    several = isinstance(values, tuple | list)
+    if not several or not all(isinstance(value, kind) for value in values):
+        raise TypeError(f"`{name}` must be a tuple of {kind_name}, got {values!r}.")
+    return tuple(values)
+
+
+def _path(name: str, value: Any) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value):
+        raise TypeError(f"`{name}` must be a path or None, got {value!r}.")
+    return Path(value)
+
+
+def _mesh(text: Any) -> str:
+    """Returns a mesh in its normal form, "data=2,fsdp=4"; raises if it is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"`mesh` must be text as 'data=2,fsdp=4', got {text!r}.")
+    sizes = axis_sizes(text)
+    for name in sizes:
+        _checks.one_of("mesh", name, MESH_AXES)
+    return ",".join(f"{name}={size}" for name, size in sizes.items())

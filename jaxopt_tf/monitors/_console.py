@@ -9,24 +9,9 @@ import jax
 import numpy as np
 
 from .. import _checks
+from ..planning import peak_flops
 from ..training import Evaluation, Monitor, Window, metric_values
 
-# Published peaks for dense bfloat16 products, in operations per second and device, by
-# the beginning of what JAX calls the device; the first that fits counts.
-_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA GH200": 989e12,
-}
 # Windows that the speed is the mean over.
 _NUM_RECENT = 10
 
@@ -137,18 +122,6 @@ def console(
         say(f"step {evaluation.step:5d}  held-out {listed}")
 
     return Monitor(window, evaluation, progress.stop)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """A device's published peak for dense bfloat16 products; None where not known.
-
-    Args:
-        device_kind: as `jax.Device.device_kind` has it.
-    """
-    for name, peak in _PEAKS.items():
-        if device_kind.startswith(name):
-            return peak
-    return None
 
 
 def _mean(column: np.ndarray) -> float:

@@ -1,41 +1,44 @@
-"""What one run of a compiled step costs, read from the program itself."""
+"""Cost of one run of a compiled step, and the time that it takes at least."""
 
 import math
-import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 
-from ._collectives import Collective, collectives
-from ._live import live_bytes
-from ._products import Products, products
-from ._program_text import Instruction, Times, computations, in_memory, sizes, times
+from ._hlo import Collective, Program
+from ._slices import Chip
 
-# They move nothing; what a `-start` fetched is counted there, and what a loop or a call
-# moves is counted within.
-_FREE = frozenset(
-    {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
-    | {"while", "call", "conditional", "after-all", "opt-barrier"}
-)
+
+class Products(NamedTuple):
+    """Floating-point operations of products of matrices and convolutions."""
+
+    narrow: float = 0.0  # of bfloat16 and what is no wider
+    default: float = 0.0  # of float32, with nothing asked: each platform has its own
+    high: float = 0.0  # of float32: in TF32, or in three passes of bfloat16
+    highest: float = 0.0  # of float32 as such
+
+    def times(self, factor: float) -> "Products":
+        """Returns all of them, multiplied."""
+        return Products(*(factor * flops for flops in self))
 
 
 class Cost(NamedTuple):
-    """What a step costs each device; bytes of memory are the compiler's own figures."""
+    """Cost of a step on each device; bytes of memory are the compiler's own figures."""
 
     arguments: int  # bytes
     outputs: int  # bytes
-    donated: int  # bytes of arguments whose place results take
-    temporary: int  # bytes; on a TPU with what it fetches ahead into the chip
-    peak: int  # bytes at once, likewise; 0 where the compiler does not say
-    live: int  # bytes of `temporary` at once, off the chip; within loops not known
-    code: int  # bytes of the program, which lies in the device's memory too
+    donated: int  # bytes of arguments whose memory results take
+    temporary: int  # bytes; on a TPU with those that are prefetched into the chip
+    peak: int  # bytes at once, likewise; 0 if the compiler has no such figure
+    code: int  # bytes of the program, which is in the device's memory too
     kernels: int  # instructions that run, those of a loop once a round
     moved: int  # bytes between kernels and the device's memory, likewise
-    accessed: float  # bytes, as the compiler says: on-chip ones too, loops one round
-    flops: float  # as the compiler says, loops one round; NaN where it does not
+    accessed: float  # bytes, by the compiler: on-chip ones too, loops one round
+    flops: float  # by the compiler, loops one round; NaN if it has no such figure
     products: Products  # as written, loops whole, a device's share
     collectives: tuple[Collective, ...]  # by kind, those of a loop once a round
-    not_donated: tuple[str, ...]  # arguments that were given away and not taken
+    not_donated: tuple[str, ...]  # donated arguments whose memory no result takes
     has_loops: bool  # whether the compiler's two figures are of one round
     num_open_loops: int  # loops of unknown length, counted as one round everywhere
 
@@ -47,16 +50,37 @@ class Cost(NamedTuple):
     @property
     def work(self) -> float:
         """Floating-point operations, loops whole."""
-        # A GPU's compiler says none without the GPU.
-        is_said = not math.isnan(self.flops)
-        if is_said and not self.has_loops:
+        # The compiler for GPUs has no figure without a GPU.
+        if not math.isnan(self.flops) and not self.has_loops:
             return self.flops
         written = sum(self.products)
-        return max(self.flops, written) if is_said else written
+        return written if math.isnan(self.flops) else max(self.flops, written)
+
+
+class Estimate(NamedTuple):
+    """Seconds of a step by each of three limits: an estimate, not a promise.
+
+    Real steps take longer: no kernel reaches its peak, and work that is taken here to
+    run at the same time waits in part for each other.
+    """
+
+    arithmetic: float  # at the published peaks, products as precise as asked
+    memory: float  # at the published bandwidth
+    network: float  # at the published rate of all links together
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the step: the longest of the three."""
+        return max(self)
+
+    @property
+    def limit(self) -> str:
+        """Name of the longest."""
+        return self._fields[self.index(max(self))]
 
 
 def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
-    """Reads a compiled program.
+    """Returns the cost of a compiled program.
 
     Args:
         compiled: `jitted.lower(...).compile()`.
@@ -64,77 +88,97 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         traced: `jitted.trace(...)` of the same arguments, for `products` and
             `not_donated`; without it these are 0 and empty.
     """
-    text = compiled.as_text()
-    found, entry = computations(text)
-    runs = times(found, entry)
-    memory, said = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    in_loops = [
-        instruction
-        for name in runs
-        for instruction in found[name]
-        if instruction.op == "while"
-    ]
-    kernels, moved = _traffic(found, runs)
+    program = Program(compiled.as_text())
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    kernels, moved = program.traffic()
+    loops = program.loops()
+    flops = Products() if traced is None else products(traced.jaxpr.jaxpr)
     return Cost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         donated=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0),
-        live=live_bytes(found[entry]),
         code=memory.generated_code_size_in_bytes,
         kernels=kernels,
         moved=moved,
-        accessed=said.get("bytes accessed", math.nan),
-        flops=said.get("flops", math.nan),
-        products=Products()
-        if traced is None
-        else products(traced.jaxpr.jaxpr).times(1 / num_devices),
-        collectives=collectives(found, runs, num_devices),
-        not_donated=() if traced is None else _not_donated(text, found[entry], traced),
-        has_loops=bool(in_loops),
-        num_open_loops=sum('"known_trip_count"' not in loop.rest for loop in in_loops),
+        accessed=analysis.get("bytes accessed", math.nan),
+        flops=analysis.get("flops", math.nan),
+        products=flops.times(1 / num_devices),
+        collectives=program.collectives(num_devices),
+        not_donated=() if traced is None else _not_donated(program, traced),
+        has_loops=bool(loops),
+        num_open_loops=loops.count(False),
     )
 
 
-def _traffic(
-    found: dict[str, list[Instruction]], runs: dict[str, Times]
-) -> tuple[int, int]:
-    kernels = moved = 0
-    for name, of in runs.items():
-        if of.is_kernel:
-            continue
-        results: dict[str, int] = {}
-        for instruction in found[name]:
-            results[instruction.name] = in_memory(instruction.shape)
-            if instruction.op in _FREE or instruction.op.endswith("-done"):
-                continue
-            kernels += of.num_rounds
-            if instruction.op.endswith("-start"):
-                # Between two memories: the smaller of its arrays.
-                arrays = [x for x in sizes(instruction.shape)[:2] if x]
-                moved += of.num_rounds * min(arrays, default=0)
-                continue
-            read = sum(results.get(operand, 0) for operand in instruction.operands)
-            moved += of.num_rounds * (results[instruction.name] + read)
-    return kernels, moved
+def estimate(cost: Cost, chip: Chip) -> Estimate:
+    """Returns the roofline of a compiled step.
+
+    Source: Williams et al., "Roofline: An Insightful Visual Performance Model for
+        Multicore Architectures", 2009, with the network as a third roof.
+    """
+    sent = sum(collective.sent for collective in cost.collectives)
+    wide = zip(cost.products[1:], chip.slower, strict=True)
+    work = cost.work + sum(flops * (slower - 1.0) for flops, slower in wide)
+    return Estimate(
+        work / chip.flops, cost.moved / chip.bandwidth, sent / chip.interconnect
+    )
 
 
-def _not_donated(text: str, entry: list[Instruction], traced: Any) -> tuple[str, ...]:
-    """Names of arguments that the caller gave away and no result took the place of."""
-    aliases = text[: text.index("\n")].partition("input_output_alias=")[2]
-    taken = {int(i) for i in re.findall(r": \((\d+), \{[^}]*\}, \w+-alias\)", aliases)}
+def _not_donated(program: Program, traced: Any) -> tuple[str, ...]:
     names = traced.jaxpr.jaxpr.debug_info.arg_names
     is_given = [argument.donated for argument in jax.tree.leaves(traced.args_info)]
-    # Unused arguments are no parameters of the program; the others keep their names.
-    numbers = {}
-    for instruction in entry:
-        if instruction.op == "parameter":
-            said = re.search(r'op_name="((?:[^"\\]|\\.)*)"', instruction.rest)
-            name = re.sub(r"\\(.)", r"\1", said[1]) if said else None
-            numbers[name] = int(instruction.operands[0])
+    numbers = program.parameter_numbers()
     return tuple(
         name
         for name, given in zip(names, is_given, strict=True)
-        if given and numbers.get(name) not in taken
+        if given and numbers.get(name) not in program.aliased
     )
+
+
+def products(jaxpr: Any) -> Products:
+    """Returns the products of a traced function, on all devices.
+
+    A scan counts once a round, a loop of unknown length as one round, and a choice as
+    its dearest branch. XLA's own count takes a scan for one round, and does not tell
+    precisions apart. Work that the compiler leaves out or repeats is not known here.
+    """
+    return _sum(map(_of_equation, jaxpr.eqns))
+
+
+def _of_equation(equation: Any) -> Products:
+    name, params = equation.primitive.name, equation.params
+    if name in ("dot_general", "conv_general_dilated"):
+        left, right = (x.aval for x in equation.invars[:2])
+        out = equation.outvars[0].aval
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            summed: float = math.prod(left.shape[axis] for axis in contracted)
+        else:
+            out_axis = params["dimension_numbers"].rhs_spec[0]
+            summed = right.size / max(1, right.shape[out_axis])
+        return Products(**{_precision(equation): 2.0 * out.size * summed})
+    if name == "cond":
+        return max((products(branch.jaxpr) for branch in params["branches"]), key=sum)
+    rounds = params["length"] if name == "scan" else 1
+    inner = jax.tree.leaves(
+        list(params.values()),
+        is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
+    )
+    jaxprs = (getattr(x, "jaxpr", x) for x in inner)
+    return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(rounds)
+
+
+def _sum(found: Iterable[Products]) -> Products:
+    return Products(*map(sum, zip(Products(), *found, strict=True)))
+
+
+def _precision(equation: Any) -> str:
+    if any(x.aval.dtype.itemsize < 4 for x in equation.invars):
+        return "narrow"
+    asked = equation.params["precision"]
+    # Of both factors. An algorithm that is named by text counts as the default.
+    precision: Any = asked[0] if isinstance(asked, tuple) else None
+    names = {jax.lax.Precision.HIGH: "high", jax.lax.Precision.HIGHEST: "highest"}
+    return names.get(precision, "default")

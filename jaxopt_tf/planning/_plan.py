@@ -1,9 +1,9 @@
-"""What a step needs on devices that nobody has to own yet."""
+"""Plan: memory, traffic and time of a step on named devices."""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +11,12 @@ import jax
 from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..sharding import Moved
-from ._cost import Cost, program_cost
-from ._estimate import Estimate, estimate
+from ._cost import Cost, Estimate, estimate, program_cost
 from ._slices import Slice
 
 
 class LeafBytes(NamedTuple):
-    """What a leaf takes."""
+    """Memory of a leaf."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,8 +29,8 @@ class Part:
     """A tree that a step needs: parameters, say.
 
     Attributes:
-        name: what it is called in tables.
-        leaves: what each takes, in the order of the tree.
+        name: its name in tables.
+        leaves: memory of each, in the order of the tree.
     """
 
     name: str
@@ -50,14 +49,14 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a step needs on a slice.
+    """Memory, traffic and time of a step on a slice.
 
     Attributes:
         slice_: the devices.
-        parts: what lies in their memory, from shapes alone.
-        cost: of the compiled step; None where there is no compiled one.
-        note: why there is none; "" where there is.
-        is_refused: whether the compiler said that the step does not fit.
+        parts: trees in their memory, from shapes alone.
+        cost: of the compiled step; None without a compiled step.
+        note: why there is no compiled step; "" if there is one.
+        is_refused: whether the compiler refused the step, as it does not fit.
         num_items: tokens, say, that one step works on; 0 where it is not known.
         moved: mesh axes that do not divide what their rule names, see `moved_axes`.
     """
@@ -72,51 +71,56 @@ class Plan:
 
     @property
     def on_device(self) -> int:
-        """Bytes that a device needs: the compiler's figure, or the parts together."""
+        """Bytes that a device needs: the compiler's figure, or that of the parts."""
         if self.cost is not None:
             return self.cost.total
         return sum(part.on_device for part in self.parts)
 
     @property
     def fits(self) -> bool | None:
-        """Whether that is in a device's memory; None where its size is not known.
+        """True if that fits into a device's memory; None if it is not known.
 
-        Without a compiled step it says False truly, and True as far as shapes tell:
-        activations come on top.
+        It is not known for CPUs, and not without a compiled step where the parts alone
+        fit: activations are not counted then.
         """
-        memory = self.slice_.chip.memory
-        if self.is_refused:
+        if self.is_refused or self.share > 1:
             return False
-        return None if math.isnan(memory) else self.on_device <= memory
+        return True if self.cost is not None and self.share <= 1 else None
+
+    @property
+    def share(self) -> float:
+        """`on_device` as a share of a device's memory; NaN if that is not known."""
+        return self.on_device / self.slice_.chip.memory
 
     @property
     def estimate(self) -> Estimate | None:
-        """How long the step takes at least; None without compiled step or peaks."""
+        """Least time of the step; None without a compiled step or published peaks."""
         if self.cost is None or math.isnan(self.slice_.chip.flops):
             return None
         return estimate(self.cost, self.slice_.chip)
 
     def repeated(self) -> list[tuple[str, LeafBytes, float]]:
-        """Leaves that are not divided by all devices: part, leaf, bytes too many.
+        """Returns leaves that are not divided by all devices: part, leaf, bytes.
 
-        The dearest come first: these are the bytes on each device beyond its share.
+        The bytes are those on each device beyond its share; the most come first.
         """
         num_devices = self.slice_.num_devices
-        found = [
+        found = (
             (part.name, leaf, leaf.on_device - leaf.whole / num_devices)
             for part in self.parts
             for leaf in part.leaves
-        ]
-        found = [each for each in found if each[2] >= 1]
-        return sorted(found, key=lambda each: -each[2])
+        )
+        return sorted(
+            (each for each in found if each[2] >= 1), key=lambda each: -each[2]
+        )
 
 
 def bytes_by_leaf(tree: PyTree) -> tuple[LeafBytes, ...]:
-    """What the leaves of a tree take on each device; nothing is allocated.
+    """Returns the memory of a tree's leaves on each device; nothing is allocated.
 
     Args:
-        tree: arrays, or shapes that have a `sharding`; what has none is taken to lie
-            whole on each device.
+        tree: arrays, or shapes that have a `sharding`; without one they count as
+            replicated.
 
     Raises:
         TypeError: if a leaf is no array.
@@ -135,19 +139,19 @@ def plan_shapes(
     note: str = "",
     moved: Sequence[Moved] = (),
 ) -> Plan:
-    """A plan from shapes alone: no compiler is asked.
+    """Returns a plan from shapes alone, without a compiler.
 
         plan_shapes({"parameters": params, "gradients": params}, named_slice("v5e:4x4"))
 
     Args:
-        parts: trees as `bytes_by_leaf` takes them, by the names that they shall have.
+        parts: trees as `bytes_by_leaf` takes them, by their names in tables.
         slice_: from `named_slice`.
         note: why there is no compiled step.
-        moved: from `moved_axes`, to be told.
+        moved: from `moved_axes`, to be printed.
 
     Raises:
         TypeError: if a part holds something that is no array.
-        ValueError: if arrays lie on another number of devices.
+        ValueError: if arrays are placed on another number of devices.
     """
     for name, tree in parts.items():
         _check_devices(f"parts {name}", tree, slice_)
@@ -163,7 +167,7 @@ def plan_step(
     num_items: int = 0,
     moved: Sequence[Moved] = (),
 ) -> Plan:
-    """A plan from a step that is compiled for a slice, and not run.
+    """Returns a plan from a step that is compiled for a slice, and not run.
 
         devices = slice_devices(slice_)
         ...  # shapes with shardings on `make_mesh("data=4,fsdp=4", devices)`
@@ -175,15 +179,15 @@ def plan_step(
         slice_: the slice that these shardings are of.
         parts: as for `plan_shapes`; the arguments by their numbers if not given.
         num_items: tokens, say, that one step works on.
-        moved: from `moved_axes`, to be told.
+        moved: from `moved_axes`, to be printed.
 
     Returns:
-        A plan with a `cost`; with a `note` in its place if the compiler finds that the
-        step does not fit.
+        A plan with a `cost`; with a `note` in its place if the compiler refuses the
+        step because it does not fit.
 
     Raises:
         TypeError: if `step` is not jitted.
-        ValueError: if the arguments do not lie on as many devices as `slice_` has.
+        ValueError: if the arguments are placed on another number of devices.
     """
     if not hasattr(step, "trace"):
         raise TypeError(
@@ -193,28 +197,20 @@ def plan_step(
     _check_devices("args", args, slice_)
     if parts is None:
         parts = {f"argument {i}": arg for i, arg in enumerate(args)}
-    shapes_only = plan_shapes(parts, slice_, moved=moved)
+    plan = plan_shapes(parts, slice_, moved=moved)
     traced = step.trace(*args)
-    cost, note = None, ""
     try:
         with warnings.catch_warnings():
-            # What was not donated is in the plan.
+            # The plan lists what was not donated.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             compiled = traced.lower().compile()
-        cost = program_cost(compiled, slice_.num_devices, traced)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         note = f"does not fit, says its compiler: {str(error).splitlines()[0]}"
-    return Plan(
-        slice_=slice_,
-        parts=shapes_only.parts,
-        cost=cost,
-        note=note,
-        is_refused=cost is None,
-        num_items=num_items,
-        moved=tuple(moved),
-    )
+        return replace(plan, note=note, is_refused=True, num_items=num_items)
+    cost = program_cost(compiled, slice_.num_devices, traced)
+    return replace(plan, cost=cost, num_items=num_items)
 
 
 def _bytes(leaf: Any) -> tuple[int, int]:
@@ -225,12 +221,12 @@ def _bytes(leaf: Any) -> tuple[int, int]:
 
 
 def _check_devices(argument: str, tree: PyTree, slice_: Slice) -> None:
-    """Raises unless what has a sharding lies on as many devices as there are."""
+    """Raises unless shardings are of as many devices as the slice has."""
     for name, leaf in _pytrees.named_leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if sharding is not None and sharding.num_devices != slice_.num_devices:
             raise ValueError(
-                f"`{argument}` must lie on the {slice_.num_devices} devices of "
-                f"{slice_.name!r}, but {name!r} lies on {sharding.num_devices}. Make "
-                "the mesh of `slice_devices(slice_)`."
+                f"`{argument}` must be placed on the {slice_.num_devices} devices of "
+                f"{slice_.name!r}, but {name!r} is placed on {sharding.num_devices}. "
+                "Make the mesh of `slice_devices(slice_)`."
             )

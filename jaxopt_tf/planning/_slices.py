@@ -1,19 +1,58 @@
-"""What a slice is, from its name alone: how many devices, and what each can do."""
+"""Slices: devices by the name of a slice, their published figures, their compilers."""
 
 import functools
+import importlib.metadata
 import itertools
 import math
+import os
+import pathlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from .. import _checks
 
+# Published peaks for dense bfloat16 products, in operations per second and device, by
+# the beginning of `jax.Device.device_kind`; the first match counts.
+# TPUs: docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, "System
+# architecture". GPUs: NVIDIA's datasheets of A100, H100 (SXM: 989.4), H200 and GH200.
+_PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
+    {
+        "TPU v4": 275e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5e": 197e12,
+        "TPU v5": 459e12,  # v5p
+        "TPU v6 lite": 918e12,
+        "TPU v6e": 918e12,
+        "NVIDIA A100": 312e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA H100 NVL": 835e12,
+        "NVIDIA H100": 989.4e12,
+        "NVIDIA H200": 989.4e12,
+        "NVIDIA GH200": 989.4e12,
+    }
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns a device's published peak for dense bfloat16 products, None if unknown.
+
+    Args:
+        device_kind: as in `jax.Device.device_kind`.
+
+    Returns:
+        Floating-point operations per second.
+    """
+    found = (p for name, p in _PEAK_FLOPS.items() if device_kind.startswith(name))
+    return next(found, None)
+
 
 class Chip(NamedTuple):
-    """What its maker says that one device can do at most."""
+    """Published limits of one device."""
 
     name: str
     memory: float  # bytes
@@ -27,38 +66,58 @@ class Chip(NamedTuple):
 
 # Where makers write GB, 10^9 bytes are taken: the lesser of two readings, as some of it
 # is the runtime's. Links are counted in one direction, which is half of what is printed
-# as bidirectional.
-# TPUs: docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, "System
-# architecture"; their products are of bfloat16, in 1, 3 or 6 passes (docs.jax.dev,
-# `jax.lax.Precision`). H100: NVIDIA H100 datasheet, SXM; its dense ones, 989.4 TFLOP/s,
-# 494.7 in TF32 and 66.9 in float32.
+# as bidirectional. TPUs multiply in bfloat16, in 1, 3 or 6 passes (docs.jax.dev,
+# `jax.lax.Precision`); an H100 does 494.7 TFLOP/s in TF32 and 66.9 in float32. Of CPUs
+# nothing is published, and a plan has no estimate.
 _PASSES = (1.0, 3.0, 6.0)
-_V4 = Chip("TPU v4", 32e9, 275e12, 1228e9, 300e9, _PASSES)
-_V5E = Chip("TPU v5e", 16e9, 197e12, 819e9, 200e9, _PASSES)
-_V5P = Chip("TPU v5p", 95e9, 459e12, 2765e9, 600e9, _PASSES)
-_V6E = Chip("TPU v6e", 32e9, 918e12, 1638e9, 400e9, _PASSES)
-_H100 = Chip("H100", 80e9, 989.4e12, 3350e9, 450e9, (2.0, 2.0, 989.4 / 66.9))
-# Of this machine's nothing is published, and a plan has no estimate.
-_CPU = Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0))
-
 _CHIPS: Mapping[str, Chip] = MappingProxyType(
-    {"v4": _V4, "v5e": _V5E, "v5p": _V5P, "v6e": _V6E, "h100": _H100, "cpu": _CPU}
+    {
+        "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _PASSES),
+        "v5e": Chip("TPU v5e", 16e9, _PEAK_FLOPS["TPU v5e"], 819e9, 200e9, _PASSES),
+        "v5p": Chip("TPU v5p", 95e9, _PEAK_FLOPS["TPU v5"], 2765e9, 600e9, _PASSES),
+        "v6e": Chip("TPU v6e", 32e9, _PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, _PASSES),
+        "h100": Chip(
+            "H100",
+            80e9,
+            _PEAK_FLOPS["NVIDIA H100"],
+            3350e9,
+            450e9,
+            (2.0, 2.0, 989.4 / 66.9),
+        ),
+        "cpu": Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
+    }
 )
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-# Larger ones are made of cubes of 4x4x4: so many at most.
+# Larger slices are made of cubes of 4x4x4; the number of cubes is limited.
 _MOST_CUBES = {"v4": 64, "v5p": 96}
-_IN_ONE_MACHINE = ("1", "2", "4", "8")
+# Answers of an H100 to XLA, which asks for them where it compiles without one.
+_H100 = """
+device_description_str: "NVIDIA H100 80GB HBM3"
+platform_name: "CUDA"
+runtime_version { major: 12 minor: 8 }
+dnn_version_info { major: 9 minor: 1 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 l2_cache_size: 52428800
+  device_memory_size: 84942979072 memory_bandwidth: 3352320000000
+}
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Devices that are joined, and that a name stands for.
+    """Joined devices of one name.
 
     Attributes:
         name: as `named_slice` takes it.
         num_devices: as JAX counts them.
-        chip: what each of them can do.
+        chip: the limits of each of them.
     """
 
     name: str
@@ -67,19 +126,23 @@ class Slice:
 
     @property
     def family(self) -> str:
-        """The kind of device: what stands before the colon."""
+        """The kind of device: the name up to the colon."""
         return self.name.partition(":")[0]
 
 
+class CompilerMissingError(RuntimeError):
+    """No compiler for the named devices is installed."""
+
+
 def named_slice(name: str) -> Slice:
-    """What a name stands for; nothing is asked of a compiler.
+    """Returns the slice of a name; needs no compiler.
 
     Args:
         name: "v5e:4x4" and the like for TPUs v4, v5e, v5p and v6e, with the shapes that
             can be had; "h100" or "h100:8", in one machine; "cpu:8", on this one.
 
     Raises:
-        ValueError: if there is no such slice, naming the nearest that there is.
+        ValueError: if no such slice exists, with the name of the nearest.
         TypeError: if `name` is no text.
     """
     if not isinstance(name, str):
@@ -95,13 +158,13 @@ def named_slice(name: str) -> Slice:
     if family == "cpu":
         if not re.fullmatch(r"[1-9]\d{0,4}", size):
             raise ValueError(
-                f"`name` must say how many, as 'cpu:8', got {name!r}. The nearest "
-                f"slice is 'cpu:{max(1, _num_devices(size))}'."
+                f"`name` must contain a number of devices, as 'cpu:8', got {name!r}. "
+                f"The nearest slice is 'cpu:{max(1, _num_devices(size))}'."
             )
-    elif size not in _sizes(family):
+    elif size not in _sizes(family)[0]:
         raise ValueError(
-            f"`name` must be a slice that there is, got {name!r}. The nearest is "
-            f"'{family}:{_nearest(family, size)}'. {_which(family)}"
+            f"`name` must be an existing slice, got {name!r}. The nearest is "
+            f"'{family}:{_nearest(family, size)}'. {_sizes(family)[1]}"
         )
     return Slice(
         name=f"{family}:{size}", num_devices=_num_devices(size), chip=_CHIPS[family]
@@ -109,28 +172,32 @@ def named_slice(name: str) -> Slice:
 
 
 def _num_devices(size: str) -> int:
-    """The product of all numbers in it; 0 where there are none."""
+    """Returns the product of all numbers in a size; 0 if it has none."""
     numbers = [int(number) for number in re.findall(r"\d{1,6}", size)]
     return math.prod(numbers) if numbers else 0
 
 
 @functools.cache
-def _sizes(family: str) -> tuple[str, ...]:
+def _sizes(family: str) -> tuple[tuple[str, ...], str]:
+    """Returns the sizes of a family's slices, and a sentence that lists them."""
     if family == "h100":
-        return _IN_ONE_MACHINE
+        return ("1", "2", "4", "8"), "There are 1, 2, 4 or 8 in a machine."
     if family in ("v5e", "v6e"):
-        return _FLAT
+        return _FLAT, f"There are {', '.join(_FLAT)}."
     most = _MOST_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
         for a, b in itertools.combinations_with_replacement(range(1, most + 1), 2)
         for c in range(b, most // (a * b) + 1)
     ]
-    return (*_SMALL, *cubes)
+    return (*_SMALL, *cubes), (
+        f"There are {', '.join(_SMALL)}, and AxBxC of multiples of 4 that do not fall, "
+        f"of at most {64 * most:,} chips."
+    )
 
 
 def _nearest(family: str, size: str) -> str:
-    """The one of as many devices, of the sides that are most alike."""
+    """Returns the size of nearly as many devices, and of the most similar sides."""
     wanted = max(1, _num_devices(size))
     sides = sorted(int(number) for number in re.findall(r"\d{1,6}", size))
 
@@ -142,15 +209,89 @@ def _nearest(family: str, size: str) -> str:
         pairs = zip(sides, theirs, strict=True)
         return of_devices + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
 
-    return min(_sizes(family), key=distance)
+    return min(_sizes(family)[0], key=distance)
 
 
-def _which(family: str) -> str:
-    if family == "h100":
-        return "There are 1, 2, 4 or 8 in a machine."
-    if family in ("v5e", "v6e"):
-        return f"There are {', '.join(_FLAT)}."
-    return (
-        f"There are {', '.join(_SMALL)}, and AxBxC of multiples of 4 that do not fall, "
-        f"of at most {64 * _MOST_CUBES[family]:,} chips."
+def is_compiler_installed(slice_: Slice) -> bool:
+    """Returns whether a program for these devices can be compiled here."""
+    if slice_.family == "cpu":
+        return True
+    package = "jax-cuda12-plugin" if slice_.family == "h100" else "libtpu"
+    return any(importlib.metadata.distributions(name=package))
+
+
+def slice_devices(slice_: Slice) -> list[Any]:
+    """Returns the devices of a slice, for `make_mesh`.
+
+    CPUs are this machine's. All others are only described: a step can be compiled for
+    them, on any machine, and not run.
+
+    Args:
+        slice_: from `named_slice`.
+
+    Raises:
+        CompilerMissingError: if their compiler is not installed, with the command
+            that installs it.
+        ValueError: if this process has fewer CPU devices.
+    """
+    if slice_.family == "cpu":
+        return _cpus(slice_)
+    if not is_compiler_installed(slice_):
+        plugin = "cuda12" if slice_.family == "h100" else "tpu"
+        raise CompilerMissingError(
+            f"`slice_` must be of devices whose compiler is installed, got "
+            f"{slice_.name!r}. Install it with `pip install "
+            f'"jax[{plugin}]=={jax.__version__}"`; it runs without the devices.'
+        )
+    return list(_gpus(slice_) if slice_.family == "h100" else _tpus(slice_))
+
+
+def _cpus(slice_: Slice) -> list[Any]:
+    wanted = slice_.num_devices
+    try:
+        # Takes effect only before JAX has started, and is refused afterwards. mypy does
+        # not know JAX's options.
+        if jax.config.jax_num_cpu_devices < wanted:  # type: ignore[attr-defined]
+            jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < wanted:
+        raise ValueError(
+            f"`slice_` must have no more CPU devices than JAX was started with, got "
+            f"{slice_.name!r} and {len(devices)}. Set JAX_NUM_CPU_DEVICES={wanted} in "
+            "the environment."
+        )
+    return devices[:wanted]
+
+
+def _tpus(slice_: Slice) -> list[Any]:
+    from jax.experimental import topologies
+
+    # The compiler asks the machine which TPU it has, and locks it for itself.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-1024")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    alone: Any = {"chips_per_host_bounds": [1, 1, 1]} if slice_.num_devices == 1 else {}
+    found = topologies.get_topology_desc(slice_.name, platform="tpu", **alone)
+    devices: Any = found.devices
+    # A v4 is described by two cores, which are one device on the machine itself.
+    return [device for device in devices if device.core_on_chip == 0]
+
+
+@functools.cache
+def _gpus(slice_: Slice) -> list[Any]:
+    import jax_plugins.xla_cuda12
+    from jax._src import xla_bridge  # there is no public way yet
+
+    if "h100" not in xla_bridge._backend_factories:
+        folder = pathlib.Path(jax_plugins.xla_cuda12.__file__).parent
+        library = next(folder.glob("*xla_cuda_plugin*.so"))
+        xla_bridge.register_plugin("h100", priority=-1, library_path=str(library))
+    topology = xla_bridge.make_pjrt_topology(
+        "h100",
+        slice_.name,
+        target_config=_H100,
+        topology=f"1x1x{slice_.num_devices}",
     )
+    return topology._make_compile_only_devices()

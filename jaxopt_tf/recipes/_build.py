@@ -1,45 +1,61 @@
-"""From a recipe to its schedule and its optimizer."""
+"""Optimizer of a recipe, and of many recipes that one program runs."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import _pytrees
-from .._typing import PyTree, Schedule
+from .._argument_names import checked_names
+from .._typing import PyTree, ScalarOrSchedule, Schedule
 from ..optimizers import DECAY_RULES_BY_TYPE, LayerNorms, TorchLayout, clip, decay_mask
-from ..schedules import MetricDrivenSchedule
-from ._named_optimizers import named_optimizer
+from ..schedules import MetricDrivenSchedule, rate_dtype
+from ._optimizers import named_optimizer
 from ._rate_groups import REST, group_labels
-from ._recipe import Recipe
-from ._recipe_schedule import scheduler_of
-from ._vary import Varied, rates_of
+from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
+
+# Fields that decide the rate at each step, and nothing else of a program.
+_OF_THE_RATE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "max_steps",
+)
+_VALUES = (
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+)
+# Fields in which recipes may differ and yet be runs of one program.
+_VARIED = (*_OF_THE_RATE, *_VALUES, "seed")
 
 
-def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
-    """The recipe's learning rate, of the parameters that are in no rate group.
+class Varied(NamedTuple):
+    """Numbers in which the runs of one program differ; one run has no first axis."""
 
-    Args:
-        recipe: the numbers of the run.
-
-    Returns:
-        A function of the step, () int -> () float32; for "reduce_lr_on_plateau" and
-        "greedy" a `MetricDrivenSchedule`, the pair of `init` and `update` that the
-        training loop asks after every evaluation.
-    """
-    return scheduler_of(recipe)
+    # [K, N], float32 each: the rate at every step, by rate group; {}: the recipe's
+    rates: dict[str, jax.Array]
+    values: dict[str, jax.Array]  # [K], float32 each: by field, those that differ
 
 
+@checked_names
 def build_optimizer(
     recipe: Recipe,
     *,
-    layout: Mapping[str, TorchLayout] | None = None,
+    schedule: Schedule | MetricDrivenSchedule | None = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
     varied: Varied | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The recipe's whole chain: clipping, then the optimizer with its schedule.
+    """Returns the recipe's whole chain: clipping, then the optimizer with its schedule.
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
@@ -51,7 +67,8 @@ def build_optimizer(
 
     Args:
         recipe: the numbers of the run.
-        layout: for patterns that match whole leaf names, how torch would see the leaf:
+        schedule: of `build_schedule(recipe)`, if it was built before.
+        layouts: for patterns that match whole leaf names, the leaf's layout in torch:
             `layouts` of `adafactor_tf`, for which stacked layers must be declared. The
             others treat every element alike and have no use for it.
         layer_norms: paths of modules that are normalization layers, for `decay_mask`:
@@ -59,7 +76,7 @@ def build_optimizer(
             `match_names(params, model).layer_norms` gives them with their classes.
             Must be given, if only as [], with the rules of Transformers 4 up to 4.52
             for `decay_rule`, which know norms by their classes.
-        varied: numbers that a compiled program is handed when it runs, in the place of
+        varied: numbers that a compiled program receives when it runs, in the place of
             the recipe's: one run's of those that `vary` gives.
 
     Returns:
@@ -74,20 +91,20 @@ def build_optimizer(
     Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`;
         `trainer_optimizer.py`.
     """
-    own = varied or Varied({}, {})
-    decays = recipe.weight_decay != 0 or "weight_decay" in own.values
+    varied = varied or Varied({}, {})
+    settings: dict[str, Any] = {**vars(recipe), **varied.values}
+    decays = recipe.weight_decay != 0 or "weight_decay" in varied.values
     mask = _decay_mask(recipe, layer_norms, decays)
-    make = functools.partial(
-        named_optimizer, recipe, decay_mask=mask, layout=layout, values=own.values
-    )
-    rates = rates_of(recipe, own)
-    optimizer = make(rates[REST])
+    by_label = {
+        label: named_optimizer(rate, settings, decay_mask=mask, layouts=layouts)
+        for label, rate in rates_of(recipe, varied, schedule).items()
+    }
+    optimizer = by_label[REST]
     if recipe.rate_groups:
-        by_label = {label: make(rate) for label, rate in rates.items()}
         labels = group_labels(recipe.rate_groups)
         optimizer = optax.multi_transform(by_label, _checked(labels, mask))
-    max_norm: Any = own.values.get("max_grad_norm", recipe.max_grad_norm)
-    if "max_grad_norm" not in own.values and max_norm == 0:
+    max_norm = settings["max_grad_norm"]
+    if "max_grad_norm" not in varied.values and max_norm == 0:
         return optax.chain(optimizer)
     return optax.chain(clip(max_norm), optimizer)
 
@@ -106,7 +123,7 @@ def _decay_mask(
     mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
 
     def unless_nameless(params: PyTree) -> PyTree:
-        # Without decay a tree without names is as good as any other.
+        # Without decay, leaves need no names.
         if _pytrees.nameless_leaves(params):
             return jax.tree.map(lambda _: False, params)
         return mask(params)
@@ -117,10 +134,116 @@ def _decay_mask(
 def _checked(
     labels: Callable[[PyTree], PyTree], mask: Callable[[PyTree], PyTree]
 ) -> Callable[[PyTree], PyTree]:
-    """Labels, after a look at the whole mask: a group shows it a part only."""
+    """Returns `labels` with a check of the whole mask, of which a group sees a part."""
 
-    def checked(params):
+    def checked(params: PyTree) -> PyTree:
         mask(params)
         return labels(params)
 
     return checked
+
+
+def same_program(recipe: Recipe) -> Hashable:
+    """Returns a key that is equal for recipes of one program.
+
+    They differ in fields only that decide the rate, in `weight_decay`, the betas,
+    `adam_epsilon`, `max_grad_norm` and `seed`.
+    """
+    fixed = (f.name for f in fields(recipe) if f.name not in _VARIED)
+    return tuple(getattr(recipe, name) for name in fixed)
+
+
+def vary(recipes: Sequence[Recipe]) -> Varied:
+    """Returns the numbers in which recipes of one program differ.
+
+    Rates are tables, since schedules may differ in kind and length: past its end a
+    shorter one keeps its last rate. They are rounded to float32, for a 64-bit step too.
+    A `max_grad_norm` of 0 becomes infinite, which never clips. Numbers that all have in
+    common stay constants of the program. A beta is rounded to float32 and then taken
+    as exact: it differs from a constant by 6e-8 at most.
+
+    Args:
+        recipes: K of them, equal in `same_program`.
+
+    Returns:
+        Numbers of K runs; `build_optimizer` takes those of one.
+
+    Raises:
+        ValueError: if they are not, or if a metric drives a rate, which a table cannot
+            know before.
+    """
+    if any(same_program(recipe) != same_program(recipes[0]) for recipe in recipes):
+        raise ValueError(
+            "`recipes` must be of one program: they may differ in "
+            f"{', '.join(_VARIED)} only. Vary other fields in programs of their own."
+        )
+    names = [recipe.lr_scheduler_type for recipe in recipes]
+    driven = [name for name in names if name in METRIC_DRIVEN]
+    if driven:
+        raise ValueError(
+            "`lr_scheduler_type` must be a schedule of the step in many runs at once, "
+            f"got {driven[0]!r}, which a metric drives. Take 'constant' or 'linear', "
+            "say, or train such a run by itself."
+        )
+    rates = {}
+    if any(_differ(recipes, name) for name in _OF_THE_RATE):
+        num_steps = max(recipe.max_steps for recipe in recipes)
+        tables = [_tables(recipe, num_steps) for recipe in recipes]
+        rates = {label: jnp.stack([t[label] for t in tables]) for label in tables[0]}
+    values = {
+        name: jnp.array([_value(recipe, name) for recipe in recipes], jnp.float32)
+        for name in _VALUES
+        if _differ(recipes, name)
+    }
+    return Varied(rates, values)
+
+
+def rates_of(
+    recipe: Recipe,
+    varied: Varied,
+    schedule: Schedule | MetricDrivenSchedule | None = None,
+) -> dict[str, ScalarOrSchedule]:
+    """Returns the rate of each rate group, and that of the rest, by their labels."""
+    if varied.rates:
+        return {label: _looked_up(table) for label, table in varied.rates.items()}
+    schedule = build_schedule(recipe) if schedule is None else schedule
+    is_driven = isinstance(schedule, MetricDrivenSchedule)
+    rates: dict[str, Any] = {REST: recipe.learning_rate if is_driven else schedule}
+    for group in recipe.rate_groups:
+        own: Any = build_schedule(replace(recipe, rate_groups=(), **group.own))
+        rates[group.pattern] = functools.partial(_scaled, own, group.factor)
+    return rates
+
+
+def _scaled(schedule: Schedule, factor: float, step: jax.Array) -> jax.Array:
+    rate = schedule(step)
+    return jnp.asarray(factor, rate.dtype) * rate
+
+
+def _looked_up(table: jax.Array) -> Schedule:
+    def rate(step: Any) -> jax.Array:
+        # Past its end: of a run that trains beside longer ones, and is not kept.
+        rates = table[jnp.minimum(step, table.shape[0] - 1)]
+        return rates.astype(rate_dtype(step))
+
+    return rate
+
+
+def _tables(recipe: Recipe, num_steps: int) -> dict[str, jax.Array]:
+    steps = jnp.minimum(jnp.arange(num_steps, dtype=jnp.int32), recipe.max_steps - 1)
+    rates: dict[str, Any] = rates_of(recipe, Varied({}, {}))
+    return {label: jax.vmap(rate)(steps) for label, rate in rates.items()}
+
+
+def _differ(recipes: Sequence[Recipe], name: str) -> bool:
+    return any(getattr(r, name) != getattr(recipes[0], name) for r in recipes)
+
+
+def _value(recipe: Recipe, name: str) -> float:
+    value = float(getattr(recipe, name))
+    if name in ("adam_beta1", "adam_beta2") and np.float32(value) == 1:
+        raise ValueError(
+            f"`{name}` must be below 1 as a float32, where runs differ in it, got "
+            f"{value!r}. Take 0.9999999, or train such a run by itself."
+        )
+    return np.inf if name == "max_grad_norm" and value == 0 else value

@@ -1,16 +1,14 @@
-"""explain: what a recipe does with each parameter, before it does it."""
+"""explain: decay, rate, factors and memory of each parameter under a recipe."""
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from .. import _pytrees
+from .._argument_names import checked_names
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_reasons
 from ._build import build_optimizer
@@ -20,69 +18,61 @@ from ._recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedLeaf:
-    """What becomes of one parameter."""
+    """Decay, rate, factors and memory of one parameter."""
 
     path: str  # its dotted name
-    torch_name: str  # "" where it was not given
+    torch_name: str  # "" if it was not given
     shape: tuple[int, ...]
     dtype: str
     is_decayed: bool
-    why_not_decayed: str  # "" where it is decayed
+    why_not_decayed: str  # "" if it is decayed
     rate_group: str  # the pattern of its group, or "rest"
-    # The shape as torch has it, whose last two axes Adafactor factors; None: it does
-    # not.
+    # The shape in torch, whose last two axes Adafactor factors; None: not factored.
     factored_shape: tuple[int, ...] | None
-    state_bytes: int  # of the optimizer's state, what belongs to this leaf
+    state_bytes: int  # of the leaves of the optimizer's state that belong to it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a recipe does with each parameter; as a string, a table."""
+    """Result of `explain`; as a string, a table."""
 
     leaves: tuple[ExplainedLeaf, ...]
-    shared_bytes: int  # of the optimizer's state, what belongs to no leaf
+    shared_bytes: int  # of the leaves of the optimizer's state that belong to none
 
     @property
     def num_params(self) -> int:
-        """How many numbers are trained."""
+        """Number of elements that are trained."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves)
 
     @property
     def num_decayed(self) -> int:
-        """How many of them are decayed."""
+        """Number of elements that are decayed."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves if leaf.is_decayed)
 
     @property
     def state_bytes(self) -> int:
-        """The size of the optimizer's state."""
+        """Size of the optimizer's state."""
         return self.shared_bytes + sum(leaf.state_bytes for leaf in self.leaves)
 
     def __str__(self) -> str:
-        """A table, with columns only where they say something."""
+        """Returns a table; columns in which no row has an entry are left out."""
         columns = [
             ("parameter", [leaf.path for leaf in self.leaves]),
             ("in torch", [leaf.torch_name for leaf in self.leaves]),
-            ("shape", [_times(leaf.shape) for leaf in self.leaves]),
+            ("shape", [_dims(leaf.shape) for leaf in self.leaves]),
             ("dtype", [leaf.dtype for leaf in self.leaves]),
             ("decayed", [_decay(leaf) for leaf in self.leaves]),
             ("rate", [leaf.rate_group for leaf in self.leaves]),
-            ("factored as", [_times(leaf.factored_shape) for leaf in self.leaves]),
+            ("factored as", [_dims(leaf.factored_shape) for leaf in self.leaves]),
             ("state, bytes", [f"{leaf.state_bytes:,}" for leaf in self.leaves]),
         ]
-        table = Table(box=None, pad_edge=False, header_style="")
-        shown = [(name, cells) for name, cells in columns if set(cells) - {"", REST}]
-        for name, _ in shown:
-            is_number = name.startswith("state")
-            table.add_column(
-                name, justify="right" if is_number else "left", no_wrap=True
-            )
-        for row in zip(*(cells for _, cells in shown), strict=True):
-            table.add_row(*row)
-        # As wide as it wants to be: a path that is cut off names nothing.
-        text = io.StringIO()
-        # In a notebook it would go onto the page, past the string.
-        Console(file=text, width=10_000, force_jupyter=False).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        shown = [[name, *cells] for name, cells in columns if set(cells) - {"", REST}]
+        widths = [max(map(len, column)) for column in shown]
+        lines = []
+        for row in zip(*shown, strict=True):
+            cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
+            cells[-1] = row[-1].rjust(widths[-1])  # the one column of numbers
+            lines.append("  ".join(cells).rstrip())
         size = self.state_bytes / max(1, self.num_params)
         lines.append(
             f"{self.num_params:,} parameters, {self.num_decayed:,} of them decayed; "
@@ -91,15 +81,16 @@ class Explanation:
         return "\n".join(lines)
 
 
+@checked_names
 def explain(
     recipe: Recipe,
     params: PyTree,
     *,
-    layout: Mapping[str, TorchLayout] | None = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
     torch_names: Mapping[str, str] | None = None,
 ) -> Explanation:
-    """Says what the recipe does with each parameter: decay, rate, factors, memory.
+    """Returns what the recipe does with each parameter: decay, rate, factors, memory.
 
         print(explain(recipe, params))
 
@@ -107,9 +98,9 @@ def explain(
         recipe: the numbers of the run.
         params: the parameters, or `jax.ShapeDtypeStruct` in their place: nothing is
             computed.
-        layout: as for `build_optimizer`.
+        layouts: as for `build_optimizer`.
         layer_norms: as for `build_optimizer`.
-        torch_names: by a leaf's path, how torch calls it; another column.
+        torch_names: names in torch by the paths of leaves; another column.
 
     Returns:
         A row for each floating-point leaf, and totals.
@@ -117,7 +108,7 @@ def explain(
     Raises:
         ValueError: as `build_optimizer`, if a pattern or a path matches nothing.
     """
-    optimizer = build_optimizer(recipe, layout=layout, layer_norms=layer_norms)
+    optimizer = build_optimizer(recipe, layouts=layouts, layer_norms=layer_norms)
     state = _pytrees.named_leaves(jax.eval_shape(optimizer.init, params))
     why = {}
     if recipe.weight_decay > 0:
@@ -129,12 +120,13 @@ def explain(
     leaves = [
         (n, x) for n, x in _pytrees.named_leaves(params) if _pytrees.is_floating(x)
     ]
+    # For each parameter, its leaves of the state: "mu", "nu_row" and others.
     owned: dict[str, dict[str, jax.ShapeDtypeStruct]] = {name: {} for name, _ in leaves}
-    shared = 0
+    shared = {}
     for path, leaf in state:
         owner = _owner(path, owned)
         if owner is None:
-            shared += leaf.size * np.dtype(leaf.dtype).itemsize
+            shared[path] = leaf
         else:
             owned[owner][path.removesuffix("." + owner).rpartition(".")[2]] = leaf
     return Explanation(
@@ -148,21 +140,18 @@ def explain(
                 why_not_decayed=why.get(name, "`weight_decay` is 0"),
                 rate_group=groups[name],
                 factored_shape=_factored_shape(owned[name]),
-                state_bytes=sum(
-                    part.size * np.dtype(part.dtype).itemsize
-                    for part in owned[name].values()
-                ),
+                state_bytes=_num_bytes(owned[name]),
             )
             for name, leaf in leaves
         ),
-        shared_bytes=shared,
+        shared_bytes=_num_bytes(shared),
     )
 
 
 def _owner(path: str, names: Mapping[str, object]) -> str | None:
-    """The parameter whose name the path of a leaf of the state ends with."""
+    """Returns the parameter whose name is the end of a path in the state."""
     keys = path.split(".")
-    # The longest first: `a.kernel` is also the end of `b.a.kernel`.
+    # The longest first: `a.kernel` is also an end of `b.a.kernel`.
     ends = (".".join(keys[start:]) for start in range(1, len(keys)))
     return next((end for end in ends if end in names), None)
 
@@ -175,7 +164,11 @@ def _factored_shape(
     return (*parts["nu_row"].shape, parts["nu_col"].shape[-1])
 
 
-def _times(shape: tuple[int, ...] | None) -> str:
+def _num_bytes(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    return sum(x.size * np.dtype(x.dtype).itemsize for x in leaves.values())
+
+
+def _dims(shape: tuple[int, ...] | None) -> str:
     if shape is None:
         return ""
     return " x ".join(map(str, shape)) or "scalar"

@@ -1,4 +1,12 @@
-"""What an optimizer gives away when it is tried out on a miniature."""
+"""Findings in an optimizer, by its updates of small parameters.
+
+An optimizer is a closure that cannot be inspected. It is run on parameters of the same
+names and dtypes, whose axes have at most 4 elements, and its updates are looked at.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +16,17 @@ import optax
 from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import ClipState, LayerNorms, decay_mask, get_learning_rate
-from ..schedules import MetricDrivenSchedule
-from ._plan_findings import Told
+from ._optimizers import ALGORITHMS
 from ._recipe import Recipe
-from ._recipe_schedule import scheduler_of
-from ._tried_out import TriedOut, floats, miniature, moments, nodes
+from ._recipe_findings import Finding, floating_leaves, rate_at
 
-# As in torch, there the decay goes through the moments.
-_DECAY_IN_GRADIENT = ("sgd", "adagrad", "rmsprop")
+# Of a longer warmup this many steps show the same.
+_MOST_WARMUP_STEPS = 10_000
+# Parts of optax's states of which the updates below show all that is judged.
+_KNOWN_STATES = re.compile(
+    r"MaskedNode|(Empty|Factored|Inject\w*Hyperparams|Masked|MultiSteps|Partition|"
+    r"ScaleBy(Adam|Lion|Rms|Rss|Schedule)|Trace|WrappedSchedule)State"
+)
 
 
 def optimizer_findings(
@@ -23,226 +34,296 @@ def optimizer_findings(
     optimizer: optax.GradientTransformation,
     params: PyTree,
     layer_norms: LayerNorms,
-) -> list[Told]:
-    """What is wrong with the optimizer as one for this recipe."""
+) -> Iterator[Finding | str]:
+    """Yields what is wrong with the optimizer, and as text what was not judged."""
     state = jax.eval_shape(optimizer.init, params)
-    found = _of_the_state(recipe, state, params)
-    if nodes(state, optax.MultiStepsState):
-        return found  # which answers most gradients with zeros
-    small = miniature(params)
-    run = TriedOut(recipe, optax.with_extra_args_support(optimizer), small)
-    seen = [leaf for _, leaf in moments(run.state, small)]
-    if recipe.optim.startswith("adam") and any(np.any(leaf) for leaf in seen):
-        found.append(
-            Told(
-                "moments are not zero though all gradients were",
-                "a decay that is added to the gradient goes through the moments and is "
-                "divided by them: L2, not AdamW's decay",
-                "Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
-            )
+    yield "the betas and the epsilon of the optimizer, and the sign of its updates"
+    yield from _unknown_states(state)
+    yield from _of_state(recipe, state, params)
+    if _nodes(state, optax.MultiStepsState):
+        # It answers most gradients with zeros.
+        yield "decay, clipping and rate inside `optax.MultiSteps`"
+        return
+    probe = _Probe(recipe, optimizer, params)
+    moments = probe.moments(probe.state)
+    if recipe.optim.startswith("adam") and any(map(np.any, moments.values())):
+        yield Finding(
+            what="moments are not zero though all gradients were",
+            why="a decay that is added to the gradient goes through the moments and is "
+            "divided by them: L2, not AdamW's decay",
+            instead="Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
         )
-        return [*found, *_rate(recipe, run)]
-    return [
-        *found,
-        *_decay(recipe, run, layer_norms),
-        *_clipping(recipe, run),
-        *_rate(recipe, run),
-    ]
+        yield "the mask of the decay, and clipping, which such moments hide"
+    else:
+        yield from _decay(recipe, probe, layer_norms)
+        yield from _clipping(recipe, probe)
+    yield from _rate(recipe, probe)
 
 
-def _of_the_state(recipe: Recipe, state: PyTree, params: PyTree) -> list[Told]:
-    found = []
-    if nodes(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
-        found.append(
-            Told(
-                "the optimizer is inside `optax.MultiSteps`, and the recipe has "
-                f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
-                "gradients are accumulated twice, and updates made that much rarer",
-                "Leave `optax.MultiSteps` out: the train step accumulates",
+class _Probe:
+    """An optimizer after its warmup with zero gradients, on small parameters."""
+
+    def __init__(
+        self, recipe: Recipe, optimizer: optax.GradientTransformation, params: PyTree
+    ) -> None:
+        rng = np.random.default_rng(0)
+
+        # NumPy's arrays, as each operation of JAX would be compiled for itself.
+        def small(leaf: Any) -> np.ndarray:
+            shape = tuple(min(size, 4) for size in leaf.shape)
+            values = rng.uniform(0.01, 0.03, shape) if _pytrees.is_floating(leaf) else 0
+            return np.broadcast_to(np.asarray(values, leaf.dtype), shape)
+
+        self.params = jax.tree.map(small, params)
+        self.zeros = jax.tree.map(np.zeros_like, self.params)
+        self.num_steps = min(recipe.num_warmup_steps, _MOST_WARMUP_STEPS) + 1
+        tx = optax.with_extra_args_support(optimizer)
+
+        def update(params: PyTree, grads: PyTree, state: PyTree) -> Any:
+            value = jnp.float32(1.0)
+            return tx.update(grads, state, params, value=value, grad=grads)
+
+        @jax.jit
+        def repeat(params: PyTree, grads: PyTree, state: PyTree, times: int) -> Any:
+            shapes, _ = jax.eval_shape(update, params, grads, state)
+            updates = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            def once(_: Any, last: Any) -> Any:
+                return update(params, grads, last[1])
+
+            return jax.lax.fori_loop(0, times, once, (updates, state))
+
+        # One program for the warmup and for single updates: it is compiled once.
+        self._repeat = repeat
+        state = jax.jit(tx.init)(self.params)
+        self.state = self.update(self.zeros, state, times=self.num_steps)[1]
+
+    def update(self, grads: PyTree, state: PyTree, times: int = 1) -> Any:
+        """Returns the last updates by gradients that repeat, and the next state."""
+        return self._repeat(self.params, grads, state, times)
+
+    def moments(self, state: PyTree) -> dict[str, np.ndarray]:
+        """Returns leaves of the state that belong to a parameter, by their names."""
+        names = tuple("." + name for name in _pytrees.leaf_names(self.params))
+        return {n: x for n, x in _floats(state).items() if x.ndim and n.endswith(names)}
+
+    def traces_of(self, grads: PyTree) -> dict[str, np.ndarray]:
+        """Returns the moments after these gradients; without moments, the updates."""
+        updates, state = self.update(grads, self.state)
+        return self.moments(state) or _floats(updates)
+
+    def rate_at(self, step: int) -> Any:
+        """Returns the rate that the optimizer uses when its schedule is at `step`."""
+
+        def at_step(path: Any, leaf: jax.Array) -> Any:
+            keys = _pytrees.path_keys(path)
+            # A schedule can be in `optax.inject_hyperparams` too, which counts itself.
+            is_step = keys[-1] == "step" or (
+                keys[-1] == "count" and "hyperparams_states" in keys
             )
+            return np.full_like(leaf, step) if is_step else leaf
+
+        state = jax.tree_util.tree_map_with_path(at_step, self.state)
+        return get_learning_rate(self.update(self.zeros, state)[1])
+
+
+def _unknown_states(state: PyTree) -> Iterator[str]:
+    kinds: set[type] = set()
+
+    def collect(node: Any) -> bool:
+        if hasattr(node, "_fields"):
+            kinds.add(type(node))
+        return False
+
+    jax.tree.leaves(state, is_leaf=collect)
+    unknown = sorted(
+        kind.__name__
+        for kind in kinds
+        if not kind.__module__.startswith("jaxopt_tf.")
+        and not _KNOWN_STATES.fullmatch(kind.__name__)
+    )
+    if unknown:
+        yield (
+            "transformations that are not known here, by their states "
+            f"{', '.join(unknown)}, beyond what they do to zero and to large gradients"
         )
-    inside = [p for p, _ in nodes(state, ClipState) if ".inner_states" in f".{p}"]
-    if inside:
-        found.append(
-            Told(
-                "`clip` stands inside `optax.multi_transform`",
-                "each group is clipped by its own norm, not all by their joint one",
-                "`optax.chain(clip(...), optax.multi_transform(...))`",
-            )
+
+
+def _of_state(recipe: Recipe, state: PyTree, params: PyTree) -> Iterator[Finding]:
+    if _nodes(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
+        yield Finding(
+            what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
+            f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
+            why="gradients are accumulated twice, and updates made that much rarer",
+            instead="Leave `optax.MultiSteps` out: the train step accumulates",
         )
+    if any(".inner_states" in f".{path}" for path in _nodes(state, ClipState)):
+        yield Finding(
+            what="`clip` stands inside `optax.multi_transform`",
+            why="each group is clipped by its own norm, not all by their joint one",
+            instead="`optax.chain(clip(...), optax.multi_transform(...))`",
+        )
+    ends = tuple("." + name for name in _pytrees.leaf_names(params))
     low = [
         name
-        for name, leaf in moments(state, params)
-        if leaf.dtype == jnp.bfloat16 and _is_second(name)
+        for name, leaf in floating_leaves(state)
+        if leaf.ndim and leaf.dtype == jnp.bfloat16 and name.endswith(ends)
+        if {"nu", "nu_row", "nu_col"} & set(name.split("."))
     ]
     if low and recipe.adam_beta2 > 0.996:
-        found.append(
-            Told(
-                f"{len(low)} second moments are bfloat16 with `adam_beta2` "
-                f"{recipe.adam_beta2:g}",
-                "a share of less than half a unit is rounded away: they can grow and "
-                "never fall",
-                "Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
-            )
+        yield Finding(
+            what=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
+            f"{recipe.adam_beta2:g}",
+            why="a share of less than half a unit is rounded away: they can grow and "
+            "never fall",
+            instead="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
-    factored = nodes(state, optax.FactoredState)
-    if factored and recipe.optim == "adafactor":
-        found.append(
-            Told(
-                "`optax.adafactor` stands for 'adafactor'",
-                "it factors other axes, none below 128, and decays without the rate",
-                "`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
-            )
+    if _nodes(state, optax.FactoredState) and recipe.optim == "adafactor":
+        yield Finding(
+            what="`optax.adafactor` stands for 'adafactor'",
+            why="it factors other axes, none below 128, and decays without the rate",
+            instead="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
         )
-    return found
 
 
-def _decay(recipe: Recipe, run: TriedOut, layer_norms: LayerNorms) -> list[Told]:
-    """What becomes of parameters whose gradients are zero."""
-    params, updates = floats(run.params), run.updates(run.zeros)
-    if not all(np.isfinite(u).all() for u in updates.values()):
-        return [
-            Told(
-                "updates are not finite where gradients are zero",
-                "every leaf that a batch does not use would be lost",
-                "Give the denominator an `eps`",
-            )
-        ]
-    shares = {n: float(np.median(-updates[n] / params[n])) for n in params}
-    decayed = [name for name, share in shares.items() if share > 0]
-    # No rule knows leaves without names: the optimizer's own mask is taken for right.
-    is_nameless = bool(_pytrees.nameless_leaves(run.params))
-    rule = (lambda name, _: name in decayed) if is_nameless else recipe.decay_rule
-    mask = decay_mask(run.params, rule=rule, layer_norms=layer_norms)
-    wanted = {
-        name: bool(decays) and recipe.weight_decay > 0
-        for name, decays in _pytrees.named_leaves(mask)
+def _decay(
+    recipe: Recipe, probe: _Probe, layer_norms: LayerNorms
+) -> Iterator[Finding | str]:
+    """Compares the updates of parameters whose gradients are zero with the decay."""
+    updates = _floats(probe.update(probe.zeros, probe.state)[0])
+    if not all(np.isfinite(update).all() for update in updates.values()):
+        yield Finding(
+            what="updates are not finite where gradients are zero",
+            why="every leaf that a batch does not use would be lost",
+            instead="Give the denominator an `eps`",
+        )
+        return
+    shares = {
+        name: float(np.median(-updates[name] / param))
+        for name, param in _floats(probe.params).items()
     }
-    spared = [name for name in decayed if not wanted[name]]
-    found = []
+    decayed = [name for name, share in shares.items() if share > 0]
     if decayed and recipe.weight_decay == 0:
-        return [
-            Told(
-                f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
-                "another default was taken: 1e-4 in `optax.adamw`, 1e-2 in torch",
-                "Pass `weight_decay` to the optimizer",
-            )
-        ]
+        yield Finding(
+            what=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
+            why="another default was taken: 1e-4 in `optax.adamw`, 1e-2 in torch",
+            instead="Pass `weight_decay` to the optimizer",
+        )
+    if recipe.weight_decay == 0:
+        return
+    # No rule knows leaves without names: the optimizer's own mask is taken for right.
+    wanted = decayed
+    if _pytrees.nameless_leaves(probe.params):
+        yield "which leaves are decayed, as some have no names"
+    else:
+        mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
+        wanted = [name for name, decays in _pytrees.named_leaves(mask) if decays]
+    spared = [name for name in decayed if name not in wanted]
     if spared:
-        found.append(
-            Told(
-                f"{len(spared)} leaves are decayed that {recipe.decay_rule!r:.60} "
-                f"leaves out, {spared[0]!r} the first",
-                "biases and norms are pulled to 0, where they should not be",
-                "Pass `decay_mask(params)` as the mask",
-            )
+        yield Finding(
+            what=f"{len(spared)} leaves are decayed that {recipe.decay_rule!r:.60} "
+            f"leaves out, {spared[0]!r} the first",
+            why="biases and norms are pulled to 0, where they should not be",
+            instead="Pass `decay_mask(params)` as the mask",
         )
-    if recipe.weight_decay > 0 and any(wanted.values()) and not decayed:
-        found.append(
-            Told(
-                f"nothing is decayed, and `weight_decay` is {recipe.weight_decay:g}",
-                "the optimizer was built without it, or its mask leaves all out",
-                "Pass `weight_decay` to the optimizer",
-            )
+    if wanted and not decayed:
+        yield Finding(
+            what=f"nothing is decayed, and `weight_decay` is {recipe.weight_decay:g}",
+            why="the optimizer was built without it, or its mask leaves all out",
+            instead="Pass `weight_decay` to the optimizer",
         )
-    rate = _rate_at(recipe, run.num_steps - 1)
-    is_plain = not recipe.rate_groups and recipe.optim not in _DECAY_IN_GRADIENT
-    if decayed and rate and is_plain:
-        times = max(shares.values()) / (rate * recipe.weight_decay)
-        if times > 1.5:
-            found.append(
-                Told(
-                    f"parameters are decayed {times:.3g} times as much as rate times "
-                    "`weight_decay`",
-                    "decay is in two links of the chain, or is not multiplied by the "
-                    "rate",
-                    "Leave it to the optimizer, without `optax.add_decayed_weights`",
-                )
-            )
-    return found
+    asked = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
+    if not decayed or asked == 0:
+        return
+    if recipe.rate_groups or ALGORITHMS[recipe.optim].is_decay_in_gradient:
+        yield "the size of the decay, with rate groups or a decay in the gradient"
+        return
+    times = max(shares.values()) / asked
+    if times > 1.5:
+        yield Finding(
+            what=f"parameters are decayed {times:.3g} times as much as rate times "
+            "`weight_decay`",
+            why="decay is in two links of the chain, or is not multiplied by the rate",
+            instead="Leave it to the optimizer, without `optax.add_decayed_weights`",
+        )
 
 
-def _clipping(recipe: Recipe, run: TriedOut) -> list[Told]:
-    """Whether one huge element makes all the others smaller, before the moments."""
+def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
+    """Compares what one huge element does to all others, before the moments."""
     if recipe.max_grad_norm == 0:
-        return []
-    sizes = {name: leaf.size for name, leaf in floats(run.params).items()}
+        return
+    sizes = {name: leaf.size for name, leaf in floating_leaves(probe.params)}
     longest = max(sizes, key=lambda name: sizes[name])
-    size = recipe.max_grad_norm / np.sqrt(sum(sizes.values())) / 2
+    usual = recipe.max_grad_norm / np.sqrt(sum(sizes.values())) / 2
 
-    def watched(spike):
-        def gradient(path, p):
-            g = jnp.full(p.shape, size, jnp.float32)
+    def traces(spike: float) -> dict[str, np.ndarray]:
+        def gradient(path: Any, p: np.ndarray) -> np.ndarray:
+            g = np.full(p.shape, usual)
             if spike and _pytrees.leaf_name(path) == longest:
-                g = g.ravel().at[0].set(spike * recipe.max_grad_norm).reshape(p.shape)
+                g.flat[0] = spike * recipe.max_grad_norm
             return g.astype(p.dtype)
 
-        return run.watched(jax.tree_util.tree_map_with_path(gradient, run.params))
+        return probe.traces_of(jax.tree_util.tree_map_with_path(gradient, probe.params))
 
-    plain, one, ten = watched(0), watched(1e3), watched(1e4)
+    plain, one, ten = traces(0), traces(1e3), traces(1e4)
     used = [name for name, leaf in plain.items() if leaf.any()]
-    own = [name for name in used if name == longest or name.endswith("." + longest)]
-    # The spike itself, which stands out in whatever it goes into.
-    if any(np.abs(ten[n]).max() > 1.05 * np.abs(one[n]).max() for n in own):
-        return [
-            Told(
-                f"gradients reach the moments unclipped, and `max_grad_norm` is "
-                f"{recipe.max_grad_norm:g}",
-                "one bad batch is in the moments for a long time; clipping after the "
-                "optimizer bounds its updates, which is something else",
-                "`optax.chain(clip(...), optimizer)`, clipping first",
-            )
-        ]
+    spiked = [n for n in used if n == longest or n.endswith("." + longest)]
     shrunk = {n: np.abs(one[n]) < 0.5 * np.abs(plain[n]) for n in used}
-    if any(not shrunk[n].any() for n in own):
-        return [
-            Told(
-                "gradients are clipped element by element",
-                "`optax.clip` cuts off what stands out and changes the direction; "
-                "`max_grad_norm` is a limit of the joint norm",
-                "`jaxopt_tf.clip`",
-            )
-        ]
-    if any(not is_shrunk.all() for n, is_shrunk in shrunk.items() if n not in own):
-        return [
-            Told(
-                "a large gradient of one leaf leaves others as they were",
-                "leaves or groups are clipped by norms of their own",
-                "`optax.chain(clip(...), optimizer)`, outside of all groups",
-            )
-        ]
-    return []
+    # The spike itself stands out in every moment that it reaches.
+    if any(np.abs(ten[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
+        yield Finding(
+            what="gradients reach the moments unclipped, and `max_grad_norm` is "
+            f"{recipe.max_grad_norm:g}",
+            why="one bad batch is in the moments for a long time; clipping after the "
+            "optimizer bounds its updates, which is something else",
+            instead="`optax.chain(clip(...), optimizer)`, clipping first",
+        )
+    elif any(not shrunk[n].any() for n in spiked):
+        yield Finding(
+            what="gradients are clipped element by element",
+            why="`optax.clip` cuts off what stands out and changes the direction; "
+            "`max_grad_norm` is a limit of the joint norm",
+            instead="`jaxopt_tf.clip`",
+        )
+    elif any(not shrunk[n].all() for n in used if n not in spiked):
+        yield Finding(
+            what="a large gradient of one leaf leaves others as they were",
+            why="leaves or groups are clipped by norms of their own",
+            instead="`optax.chain(clip(...), optimizer)`, outside of all groups",
+        )
 
 
-def _rate(recipe: Recipe, run: TriedOut) -> list[Told]:
+def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
     try:
-        now = get_learning_rate(run.state)
+        rate = get_learning_rate(probe.state)
     except ValueError:
-        return []
-    if isinstance(now, dict) or recipe.rate_groups:
-        return []
-    # At the peak a schedule of another length is as it should be; later it is not.
-    for step in (run.num_steps - 1, max(run.num_steps, 3 * recipe.max_steps // 4)):
-        found, wanted = float(run.rate_at(step)), _rate_at(recipe, step)
+        yield "the rate, which the optimizer's state does not hold"
+        return
+    if isinstance(rate, dict) or recipe.rate_groups:
+        yield "the rates of groups"
+        return
+    # At the peak a schedule of another length agrees; three quarters on it does not.
+    late = max(probe.num_steps, 3 * recipe.max_steps // 4)
+    for step in (probe.num_steps - 1, late):
+        found, wanted = float(probe.rate_at(step)), rate_at(recipe, step)
         if not np.isclose(found, wanted, rtol=1e-4, atol=1e-9 * recipe.learning_rate):
-            return [
-                Told(
-                    f"the rate of step {step} is {found:.3g}, and the recipe's is "
-                    f"{wanted:.3g}",
-                    "the schedule has another length or another warm-up than the run, "
-                    "or counts micro-batches",
-                    "Pass `build_schedule(recipe)`",
-                )
-            ]
-    return []
+            yield Finding(
+                what=f"the rate of step {step} is {found:.3g}, and the recipe's is "
+                f"{wanted:.3g}",
+                why="the schedule has another length or another warmup than the run, "
+                "or counts micro-batches",
+                instead="Pass `build_schedule(recipe)`",
+            )
+            return
 
 
-def _rate_at(recipe: Recipe, step: int) -> float:
-    schedule = scheduler_of(recipe)
-    if isinstance(schedule, MetricDrivenSchedule):
-        return recipe.learning_rate
-    return float(schedule(step))
+def _floats(tree: PyTree) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x, np.float64) for name, x in floating_leaves(tree)}
 
 
-def _is_second(name: str) -> bool:
-    return any(part in ("nu", "nu_row", "nu_col") for part in name.split("."))
+def _nodes(state: PyTree, kind: Any) -> list[str]:
+    """Returns the paths of the nodes of one kind."""
+    nodes = jax.tree_util.tree_leaves_with_path(
+        state, is_leaf=lambda node: isinstance(node, kind)
+    )
+    return [_pytrees.path_name(path) for path, node in nodes if isinstance(node, kind)]

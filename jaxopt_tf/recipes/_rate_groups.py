@@ -1,4 +1,4 @@
-"""Parameters that learn at another rate than the rest."""
+"""Groups of parameters that learn at another rate than the rest."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import jax
 from .. import _checks, _pytrees
 from .._typing import PyTree
 
-# How `get_learning_rate` calls the parameters of no group.
+# Label of the parameters of no group, as in `get_learning_rate`.
 REST = "rest"
 
 
@@ -18,12 +18,12 @@ REST = "rest"
 class RateGroup:
     """Parameters by name, and the rate at which they learn.
 
-    What is given replaces the recipe's own for these parameters; the rate that comes of
-    it is multiplied by `factor`.
+    Fields that are not None replace those of the recipe for these parameters; the
+    resulting rate is multiplied by `factor`.
 
     Attributes:
         pattern: a regular expression, to be found in a leaf's dotted name.
-        factor: what the schedule's rate is multiplied by; at least 0.
+        factor: multiplies the schedule's rate; at least 0.
         learning_rate: the group's highest rate; None for the recipe's.
         lr_scheduler_type: the group's schedule; None for the recipe's.
         lr_scheduler_kwargs: its further arguments, kept as sorted pairs; None for the
@@ -32,8 +32,8 @@ class RateGroup:
             recipe's.
 
     Raises:
-        ValueError, TypeError: if the pattern is none, or the factor is out of range.
-            All else is checked by the `Recipe` that has the group.
+        ValueError, TypeError: if the pattern is no regular expression, or the factor is
+            out of range. The `Recipe` that has the group checks all else.
     """
 
     pattern: str
@@ -45,17 +45,17 @@ class RateGroup:
 
     def __post_init__(self) -> None:
         """Checks the pattern and the factor."""
+        required = (
+            "`pattern` of a rate group must be a regular expression, got "
+            f"{self.pattern!r}"
+        )
         if not isinstance(self.pattern, str) or not self.pattern:
-            raise TypeError(
-                "`pattern` of a rate group must be a regular expression, got "
-                f"{self.pattern!r}. Name the parameters that it is for."
-            )
+            raise TypeError(f"{required}. Name the parameters that it is for.")
         try:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(
-                "`pattern` of a rate group must be a regular expression, got "
-                f"{self.pattern!r}: {error}. Escape what is meant to the letter."
+                f"{required}: {error}. Escape what is meant to the letter."
             ) from error
         _checks.non_negative("factor", self.factor)
         if self.lr_scheduler_kwargs is not None:
@@ -64,28 +64,29 @@ class RateGroup:
 
     @property
     def own(self) -> dict[str, Any]:
-        """What replaces the recipe's own, by the recipe's names."""
-        names = [f.name for f in fields(self) if f.name not in ("pattern", "factor")]
-        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        """Values that replace the recipe's, by the names of its fields."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        del named["pattern"], named["factor"]
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup, ...]:
-    """Groups whose rates shrink from the output to the input, by a factor per layer.
+    """Returns groups whose rates shrink from output to input, by a factor per layer.
 
         rate of patterns[i] = rate * factor^(len(patterns) - i)
 
-    What no pattern is found in, the head, has the rate itself.
+    Parameters without a match, such as the head, have the rate itself.
 
     Args:
         factor: per layer; greater than 0, 1 for no difference.
-        patterns: of the layers' names in the order of the forward pass: embeddings
-            first, `[r"wte|wpe", r"\\.h\\.0\\.", r"\\.h\\.1\\.", ...]`.
+        patterns: regular expressions for the layers' names in the order of the forward
+            pass: embeddings first, `[r"wte|wpe", r"\\.h\\.0\\.", r"\\.h\\.1\\.", ...]`.
 
     Returns:
         Groups for `Recipe(rate_groups=...)`.
 
     Raises:
-        ValueError, TypeError: if the factor is out of range or a pattern is none.
+        ValueError, TypeError: if the factor or a pattern is not valid.
 
     Source: Clark et al., "ELECTRA", 2020, arXiv 2003.10555, table 7: 0.8 for base.
     """
@@ -102,23 +103,22 @@ def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup,
 
 
 def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
-    """Groups as such, from groups or from mappings of their fields.
+    """Returns groups, from a list of groups or of mappings of their fields.
 
     Raises:
         TypeError: if they are something else.
-        ValueError: if two have one pattern, or one is as the rest is called.
+        ValueError: if two have one pattern, or one is the label of the rest.
     """
     is_list = isinstance(given, Sequence) and not isinstance(given, str)
-    groups = []
-    for group in given if is_list else [given]:
-        if isinstance(group, Mapping):
-            group = _from_fields(group)
-        if not is_list or not isinstance(group, RateGroup):
-            raise TypeError(
-                "`rate_groups` must be a list of `RateGroup` or of mappings of their "
-                f"fields, got {given!r}."
-            )
-        groups.append(group)
+    groups = [
+        _from_fields(group) if isinstance(group, Mapping) else group
+        for group in (given if is_list else [given])
+    ]
+    if not is_list or not all(isinstance(group, RateGroup) for group in groups):
+        raise TypeError(
+            "`rate_groups` must be a list of `RateGroup` or of mappings of their "
+            f"fields, got {given!r}."
+        )
     patterns = [group.pattern for group in groups]
     for pattern in patterns:
         if patterns.count(pattern) > 1 or pattern == REST:
@@ -131,25 +131,21 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
 
 def _from_fields(given: Mapping[str, Any]) -> RateGroup:
     known = [field.name for field in fields(RateGroup)]
-    for name in given:
-        if name not in known:
-            raise TypeError(
-                f"`rate_groups` must hold groups of {', '.join(known)}, got {name!r}."
-                + _checks.nearest(name, known)
-            )
-    if "pattern" not in given:
+    unknown = [name for name in given if name not in known]
+    if unknown or "pattern" not in given:
         raise TypeError(
-            f"`rate_groups` must have a `pattern` in each group, got {dict(given)!r}. "
-            "Name the parameters that it is for."
+            "`rate_groups` must have a `pattern` in each group, and no fields but "
+            f"{', '.join(known)}, got {dict(given)!r}."
+            + (_checks.nearest(unknown[0], known) if unknown else "")
         )
     return RateGroup(**given)
 
 
 def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
-    """A function from parameters to the pattern of each leaf's group, or `REST`.
+    """Returns a function from parameters to each leaf's pattern, or `REST`.
 
-    Of several patterns the first counts. The function raises a ValueError where a
-    pattern is left without any leaf.
+    The first pattern with a match counts. The function raises a ValueError if a pattern
+    is left without any leaf.
     """
 
     def label(name: str) -> str:
@@ -174,7 +170,7 @@ def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
 
 
 def sorted_pairs(kwargs: Any) -> tuple[tuple[str, Any], ...]:
-    """A mapping as pairs, sorted by name, so that what holds it is hashable."""
+    """Returns a mapping as pairs, sorted by name, which are hashable."""
     try:
         pairs = tuple(sorted(dict(kwargs or ()).items()))
         hash(pairs)

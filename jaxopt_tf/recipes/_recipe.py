@@ -1,4 +1,4 @@
-"""Recipe: every number that decides an update, once, checked once."""
+"""Recipe: every number that decides an update, checked once, and its schedule."""
 
 import math
 import re
@@ -8,20 +8,26 @@ from numbers import Real
 from typing import Any
 
 from .. import _checks
+from .._argument_names import checked_fields
+from .._typing import Schedule
 from ..optimizers import DECAY_RULES
-from ._named_optimizers import named_optimizer
-from ._optim_args import read_optim_args
-from ._optimizer_names import optimizer_refusal
+from ..schedules import MetricDrivenSchedule, get_scheduler
+from ._optimizers import named_optimizer, optimizer_refusal, read_optim_args
 from ._rate_groups import RateGroup, read_rate_groups, sorted_pairs
-from ._recipe_schedule import (
-    METRIC_DRIVEN,
-    SCHEDULES,
-    check_phases,
-    check_schedule,
-    check_steps,
-)
+
+_PHASED = "warmup_stable_decay"
+# Schedules that follow a metric, not the step.
+METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+# Arguments of `get_scheduler`, and the fields of a recipe that they come from.
+_FIELDS_OF_ARGUMENTS = {
+    "`name`": "`lr_scheduler_type`",
+    "`num_training_steps`": "`max_steps`",
+    "`num_warmup_steps`": "`warmup_steps`",
+    "`scheduler_specific_kwargs`": "`lr_scheduler_kwargs`",
+}
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The numbers of a run, under the names and with the defaults of TrainingArguments.
@@ -66,13 +72,13 @@ class Recipe:
 
     Raises:
         ValueError, TypeError: if a number is out of range, a name is unknown, the
-            warm-up is longer than the training, the schedule or the optimizer refuses
+            warmup is longer than the training, the schedule or the optimizer refuses
             its arguments, phases are longer than the training, or a metric drives the
             rate of groups.
 
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
     Differs: phases that training would never reach the end of are refused, and so is a
-        warm-up that the schedule would ignore because a metric drives it.
+        warmup that the schedule would ignore because a metric drives it.
     """
 
     max_steps: int
@@ -95,13 +101,12 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        """Checks every field, and makes counts ints and the mapping pairs."""
-        for name in (
-            "max_steps",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
+        """Checks every field; makes counts ints, and mappings sorted pairs."""
+        for name, least in (
+            ("max_steps", 0),
+            ("per_device_train_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
         ):
-            least = 0 if name == "max_steps" else 1
             _set(self, name, _checks.step_count(name, getattr(self, name), least=least))
         _set(self, "seed", _checks.seed("seed", self.seed))
         _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
@@ -110,18 +115,16 @@ class Recipe:
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
-        _checks.one_of("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
-        check_steps(self)
+        _check_steps(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
-        check_schedule(self)
-        check_phases(self)
+        _check_schedule(self)
         _check_optimizer(self)
         _set(self, "rate_groups", read_rate_groups(self.rate_groups))
         _check_groups(self)
 
     @property
     def num_warmup_steps(self) -> int:
-        """Updates during which the rate climbs.
+        """Number of updates during which the rate climbs.
 
         Source: transformers 5.23 `training_args.py`, `get_warmup_steps`.
         """
@@ -130,26 +133,45 @@ class Recipe:
         return math.ceil(self.max_steps * self.warmup_steps)
 
 
-def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as names and values that JSON has: what a file keeps of it.
+def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
+    """Returns the learning rate of the parameters that are in no rate group.
+
+    Args:
+        recipe: the numbers of the run.
 
     Returns:
-        A dict that comes back from JSON as it is, and of which `Recipe(**settings)` is
-        an equal recipe.
+        A function of the step, () int -> () float32; for "reduce_lr_on_plateau" and
+        "greedy" a `MetricDrivenSchedule`, the pair of `init` and `update` that the
+        training loop calls after every evaluation.
+    """
+    options = dict(recipe.lr_scheduler_kwargs)
+    num_steps: int | None = recipe.max_steps
+    is_phased = recipe.lr_scheduler_type == _PHASED
+    if is_phased and options.get("num_stable_steps") is not None:
+        num_steps = None  # the schedule ends where its phases do
+    return get_scheduler(
+        recipe.lr_scheduler_type,
+        recipe.learning_rate,
+        recipe.num_warmup_steps,
+        num_steps,
+        options,
+    )
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as names and values that JSON can hold.
+
+    `Recipe(**settings)` is an equal recipe, also after a round trip through JSON.
     """
     settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    for name in ("lr_scheduler_kwargs", "optim_args"):
-        settings[name] = dict(settings[name])
-    settings["rate_groups"] = [
-        {"pattern": group.pattern, "factor": group.factor, **_in_json(group.own)}
+    groups = [
+        {"pattern": group.pattern, "factor": group.factor, **group.own}
         for group in recipe.rate_groups
     ]
-    return settings
-
-
-def _in_json(own: dict[str, Any]) -> dict[str, Any]:
-    options = {n: dict(v) for n, v in own.items() if n == "lr_scheduler_kwargs"}
-    return {**own, **options}
+    for holder in (settings, *groups):
+        for name in {"lr_scheduler_kwargs", "optim_args"} & holder.keys():
+            holder[name] = dict(holder[name])
+    return settings | {"rate_groups": groups}
 
 
 def _set(recipe: Recipe, name: str, value: Any) -> None:
@@ -171,12 +193,12 @@ def _count_or_share(name: str, value: Any) -> int | float:
 def _decay_rule(value: Any) -> str | tuple[str, ...]:
     if not isinstance(value, list | tuple):
         _checks.one_of("decay_rule", value, DECAY_RULES)
-        return value
+        return str(value)
     if not value:
         return "all"
-    # A name on the command line, where any number of values is taken.
+    # The command line gives a list where any number of values is taken.
     if len(value) == 1 and value[0] in DECAY_RULES:
-        return value[0]
+        return str(value[0])
     for pattern in value:
         try:
             re.compile(pattern)
@@ -188,14 +210,64 @@ def _decay_rule(value: Any) -> str | tuple[str, ...]:
     return tuple(value)
 
 
+def _check_steps(recipe: Recipe) -> None:
+    """Raises unless there are steps, and at least as many as of warmup."""
+    if recipe.max_steps == 0:
+        raise ValueError(
+            "`max_steps` must be at least 1, got 0. Pass the number of updates."
+        )
+    if recipe.num_warmup_steps > recipe.max_steps:
+        raise ValueError(
+            f"`warmup_steps` must be at most `max_steps`, which is {recipe.max_steps}, "
+            f"got {recipe.warmup_steps!r}: training would end before the rate has "
+            "arrived. Take a shorter warmup (0.05, a twentieth of the steps, say) or "
+            "more steps."
+        )
+    if recipe.num_warmup_steps > 0 and recipe.lr_scheduler_type in METRIC_DRIVEN:
+        raise ValueError(
+            f"`warmup_steps` must be 0 with {recipe.lr_scheduler_type!r}: a metric "
+            f"drives the rate from the first step on, got {recipe.warmup_steps!r}. "
+            "Leave it out, or take a schedule that warms up, such as 'cosine'."
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    """Raises if the schedule refuses its arguments or is longer than the training."""
+    options = dict(recipe.lr_scheduler_kwargs)
+    try:
+        build_schedule(recipe)
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        for argument, field in _FIELDS_OF_ARGUMENTS.items():
+            message = message.replace(argument, field)
+        if not message.startswith("`lr_scheduler_type`"):  # of a name that is known
+            message = (
+                f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
+                f"`lr_scheduler_kwargs` {options!r}: {message}"
+            )
+        raise type(error)(message) from error
+    if recipe.lr_scheduler_type != _PHASED:
+        return
+    stable = int(options.get("num_stable_steps") or 0)
+    decay = int(options["num_decay_steps"])
+    total = recipe.num_warmup_steps + stable + decay
+    if total > recipe.max_steps:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` must have phases that fit into `max_steps`, which "
+            f"is {recipe.max_steps}, got {recipe.num_warmup_steps} steps of warmup, "
+            f"{stable} of `num_stable_steps` and {decay} of `num_decay_steps`: {total} "
+            "in all. Shorten one of them, or take more steps."
+        )
+
+
 def _check_optimizer(recipe: Recipe) -> None:
-    """Asks the optimizer itself whether it takes these arguments."""
+    """Raises if there is no such optimizer, or if it refuses the recipe's numbers."""
     refusal = optimizer_refusal(recipe.optim)
     if refusal is not None:
         raise ValueError(refusal)
     _set(recipe, "optim_args", read_optim_args(recipe.optim, recipe.optim_args))
     try:
-        named_optimizer(recipe, recipe.learning_rate)
+        named_optimizer(recipe.learning_rate, vars(recipe))
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"`optim` {recipe.optim!r} with `optim_args` {recipe.optim_args!r}: {error}"
@@ -203,7 +275,7 @@ def _check_optimizer(recipe: Recipe) -> None:
 
 
 def _check_groups(recipe: Recipe) -> None:
-    """Raises unless each group is a recipe too."""
+    """Raises unless each group, too, makes a valid recipe."""
     for group in recipe.rate_groups:
         try:
             own = replace(recipe, rate_groups=(), **group.own)

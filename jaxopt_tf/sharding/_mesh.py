@@ -1,4 +1,4 @@
-"""Devices in a grid whose axes have names."""
+"""Meshes: devices in a grid whose axes have names."""
 
 import math
 import re
@@ -14,14 +14,14 @@ from .. import _checks
 def make_mesh(
     axes: str | Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
-    """A mesh over all devices, for the compiler to divide the work on.
+    """Returns a mesh over all devices, for the compiler to divide the work on.
 
         make_mesh("data=2,fsdp=4")
 
     Args:
-        axes: names and sizes, in the order in which neighbouring devices are dealt out:
-            what talks most comes last. As text or as a mapping.
-        devices: owned ones, or only described ones; None for `jax.devices()`.
+        axes: names and sizes, as text or as a mapping. Devices next to each other
+            share the last axis: put the one with most communication there.
+        devices: real or only described devices; None for `jax.devices()`.
 
     Returns:
         A mesh whose axes are of the type `Auto`.
@@ -33,46 +33,40 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(axes, len(devices))
-    # On a torus each axis lies on whole sides where it can; `jax.make_mesh` refuses
-    # those that cannot, data=2,fsdp=8 on 4x4 say.
+    # On a torus each axis takes whole sides where it can; `jax.make_mesh` refuses axes
+    # that cannot, data=2,fsdp=8 on 4x4 say.
     grid = mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
-    return jax.sharding.Mesh(
-        grid,
-        tuple(sizes),
-        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-    )
+    return jax.sharding.Mesh(grid, tuple(sizes), axis_types=_auto(sizes))
 
 
 def make_shapes_mesh(
     axes: str | Mapping[str, int], num_devices: int
 ) -> jax.sharding.AbstractMesh:
-    """A mesh of no devices: arrays can be described on it, and nothing compiled.
+    """Returns a mesh without devices: arrays can be described on it, not compiled.
 
     Args:
         axes: as in `make_mesh`.
-        num_devices: how many there would be.
+        num_devices: the number of devices that it stands for.
 
     Raises:
         ValueError, TypeError: as `make_mesh`.
     """
     sizes = _sizes(axes, num_devices)
     return jax.sharding.AbstractMesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+        tuple(sizes.values()), tuple(sizes), axis_types=_auto(sizes)
     )
 
 
 def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
-    """The sizes of a mesh's axes by their names: {"data": 2, "fsdp": 4}.
+    """Returns the sizes of a mesh's axes by their names: {"data": 2, "fsdp": 4}.
 
     Args:
         axes: as in `make_mesh`.
 
     Raises:
-        ValueError, TypeError: if it is not written so.
+        ValueError, TypeError: if it is not of this form.
     """
     if not isinstance(axes, str | Mapping):
         raise TypeError(
@@ -98,25 +92,30 @@ def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
     return sizes
 
 
+def _auto(sizes: Mapping[str, int]) -> tuple[jax.sharding.AxisType, ...]:
+    return (jax.sharding.AxisType.Auto,) * len(sizes)
+
+
 def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
-    """The sizes of axes; raises unless they are for so many devices."""
+    """Returns the sizes of axes; raises unless they are for this number of devices."""
     sizes = axis_sizes(axes)
     num_places = math.prod(sizes.values())
     if num_places != num_devices:
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        # One axis changed, where that is enough.
+        fits = [
+            f"{name}={num_devices * size // num_places}"
+            for name, size in sizes.items()
+            if num_devices and num_devices % (num_places // size) == 0
+        ]
+        cure = f" It would fit with {' or '.join(fits)}." if fits else ""
         raise ValueError(
             f"`axes` must have as many places as there are devices, got {listed}, "
-            f"{num_places} places for {num_devices} devices."
-            + _what_fits(sizes, num_devices)
+            f"{_counted(num_places, 'place')} for {_counted(num_devices, 'device')}."
+            + cure
         )
     return sizes
 
 
-def _what_fits(sizes: dict[str, int], num_devices: int) -> str:
-    """One axis changed, as a sentence; "" where that is not enough."""
-    fits = []
-    for name, size in sizes.items():
-        others = math.prod(sizes.values()) // size
-        if num_devices and num_devices % others == 0:
-            fits.append(f"{name}={num_devices // others}")
-    return f" It would fit with {' or '.join(fits)}." if fits else ""
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

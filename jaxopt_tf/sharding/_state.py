@@ -1,4 +1,4 @@
-"""A sharding for every leaf of a state, from those of the parameters."""
+"""Shardings of an optimizer's state, from those of the parameters."""
 
 import collections
 from typing import Any
@@ -8,37 +8,44 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _pytrees
 from .._typing import PyTree
-from ._division import Spec, largest_divided, most_divided, spec_of
-from ._params import as_partition_spec, axis_names
+from ._params import (
+    Spec,
+    as_partition_spec,
+    axis_names,
+    most_divided,
+    num_parts,
+    spec_of,
+)
 
-# Elements of a leaf that belongs to no parameter: counters, rates, short histories.
-_MOST_REPEATED = 65_536
+# Limit of the elements of a leaf that belongs to no parameter and is replicated:
+# counters, rates, short histories.
+_MOST_REPLICATED = 65_536
 
 
 def state_shardings(
     state: PyTree, params: PyTree, shardings: PyTree, *, zero_axis: str | None = None
 ) -> PyTree:
-    """Where the leaves of a state lie: as the parameters that they belong to.
+    """Returns a sharding for every leaf of a state: that of its parameter.
 
         state = jax.eval_shape(optimizer.init, params)
         over = state_shardings(state, params, shardings)
         opt_state = jax.jit(optimizer.init, out_shardings=over)(params)
 
     A leaf belongs to the parameter whose name its own name ends with, whatever chain,
-    mask, `multi_transform`, `MultiSteps` or NNX state it stands in. Of the parameter's
-    shape it lies as the parameter does. Of another shape, as Adafactor's rows and
+    mask, `multi_transform`, `MultiSteps` or NNX state it is in. With the parameter's
+    shape it has the parameter's sharding. With another shape, as Adafactor's rows and
     columns, it is divided by as many of the parameter's mesh axes as divide it: also
-    by those that divide the axis which was averaged away. What belongs to no parameter,
-    counters and rates, is repeated on every device.
+    by those that divide the axis which was averaged away. Leaves of no parameter,
+    counters and rates, are replicated.
 
     Args:
         state: an optimizer's state, a `TrainState`, an average of parameters: any tree
             of arrays or of their shapes.
         params: arrays, or their shapes.
-        shardings: theirs, as `param_shardings` gives them.
-        zero_axis: a mesh axis along which parameters are repeated and by which the
-            leaves of this state are divided besides, where it divides them: ZeRO-1. Of
-            an optimizer's state only; a `TrainState` holds the parameters as well.
+        shardings: of the parameters, from `param_shardings`.
+        zero_axis: a mesh axis along which parameters are replicated, and which divides
+            the leaves of this state besides, where it can: ZeRO-1. For an optimizer's
+            state only; a `TrainState` holds the parameters as well.
 
     Returns:
         A `NamedSharding` for each leaf of `state`.
@@ -60,31 +67,34 @@ def state_shardings(
     _pytrees.check_arrays("state", state)
     named = _pytrees.named_leaves(state)
     names = _names_of_owners([name for name, _ in named], owners)
-
-    def sharding_of(name: str, leaf: Any, owner_name: str | None) -> NamedSharding:
+    found = []
+    for (name, leaf), owner_name in zip(named, names, strict=True):
         if owner_name is None:
             _check_is_small(name, leaf)
-            return NamedSharding(mesh, PartitionSpec())
-        param, owner = owners[owner_name]
-        spec = axis_names("shardings", owner.spec, mesh)
-        spec += [()] * (len(param.shape) - len(spec))
-        if leaf.shape != param.shape:
-            spec = _divided(leaf.shape, param.shape, spec, mesh)
-        if zero_axis is not None and leaf.shape:
-            spec = _with(leaf.shape, spec, zero_axis, mesh)
-        return NamedSharding(
-            mesh, as_partition_spec(spec), memory_kind=owner.memory_kind
-        )
-
-    found = [
-        sharding_of(name, leaf, owner)
-        for (name, leaf), owner in zip(named, names, strict=True)
-    ]
+            found.append(NamedSharding(mesh, PartitionSpec()))
+        else:
+            found.append(_sharding_of(leaf, *owners[owner_name], zero_axis))
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
-def _owners(params: PyTree, shardings: PyTree) -> tuple[dict[str, tuple], Any]:
-    """Each parameter and its sharding by its name, and the one mesh of all."""
+def _sharding_of(
+    leaf: Any, param: Any, owner: NamedSharding, zero_axis: str | None
+) -> NamedSharding:
+    """Returns the sharding of a leaf that belongs to a parameter."""
+    mesh: Any = owner.mesh
+    spec = axis_names("shardings", owner.spec, mesh)
+    spec += [()] * (len(param.shape) - len(spec))
+    if leaf.shape != param.shape:
+        spec = _divided(leaf.shape, param.shape, spec, mesh)
+    if zero_axis is not None and leaf.shape:
+        spec = _with_axis(leaf.shape, spec, zero_axis, mesh)
+    return NamedSharding(mesh, as_partition_spec(spec), memory_kind=owner.memory_kind)
+
+
+def _owners(
+    params: PyTree, shardings: PyTree
+) -> tuple[dict[str, tuple[Any, NamedSharding]], Any]:
+    """Returns each parameter and its sharding by its name, and the mesh of all."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
     of_params: Any = jax.tree.structure(params)
@@ -108,11 +118,11 @@ def _owners(params: PyTree, shardings: PyTree) -> tuple[dict[str, tuple], Any]:
 
 
 def _names_of_owners(names: list[str], owners: dict[str, Any]) -> list[str | None]:
-    """For each leaf of a state the name of its parameter; None for none.
+    """Returns for each leaf of a state the name of its parameter; None without one.
 
-    Of several names that it ends with, the one whose beginning is that of most other
-    leaves, which are then those of the other parameters: `mu.w` is the `w` of a
-    `mu`, even where a parameter is called `mu.w`.
+    If a leaf's name ends with several names of parameters, the beginning that most
+    other leaves share decides, as those are then the other parameters: `mu.w` is the
+    `w` of a `mu`, even if a parameter is called `mu.w`.
     """
     choices = []
     for name in names:
@@ -128,11 +138,11 @@ def _names_of_owners(names: list[str], owners: dict[str, Any]) -> list[str | Non
 
 
 def _check_is_small(name: str, leaf: Any) -> None:
-    if leaf.size > _MOST_REPEATED:
+    if leaf.size > _MOST_REPLICATED:
         raise ValueError(
             f"`state` must belong to `params`, but {name!r} of {leaf.size:,} elements "
-            "is named as none of them and would be repeated on every device. Pass the "
-            "parameters that the optimizer was given, and none that are flattened."
+            "has the name of none of them and would be replicated. Pass the parameters "
+            "that the optimizer was given, and none that are flattened."
         )
 
 
@@ -142,10 +152,10 @@ def _divided(
     spec: Spec,
     mesh: jax.sharding.Mesh,
 ) -> Spec:
-    """The parameter's mesh axes where they cut a leaf of another shape most often.
+    """Divides a leaf of another shape by the parameter's mesh axes, as often as it can.
 
-    Best on axes of the size on which the parameter has them, where mostly nothing has
-    to be sent.
+    Preferably along axes of the size that they divide in the parameter, where mostly
+    nothing has to be sent.
     """
     axes = [(name, axis) for axis, names in enumerate(spec) for name in names]
     names = [name for name, _ in axes]
@@ -154,21 +164,23 @@ def _divided(
         for _, axis in axes
     ]
     got = most_divided(shape, names, wanted, mesh)
-    # What is there already is cut first and then again, and nothing has to be sent.
+    # Axes that cut the parameter in the same place come first: nothing has to be sent.
     order = sorted(range(len(names)), key=lambda i: got[i] not in wanted[i])
     return spec_of(shape, [names[i] for i in order], [got[i] for i in order])
 
 
-def _with(
+def _with_axis(
     shape: tuple[int, ...], spec: Spec, zero_axis: str, mesh: jax.sharding.Mesh
 ) -> Spec:
-    """Divided by `zero_axis` too, along the largest part that it divides."""
+    """Divides a leaf by `zero_axis` too, along the axis with the largest parts."""
     if any(zero_axis in names for names in spec):
         return spec
-    got = largest_divided(shape, spec, zero_axis, mesh)
-    return [
-        (*names, zero_axis) if axis == got else names for axis, names in enumerate(spec)
-    ]
+    more, parts = mesh.shape[zero_axis], num_parts(spec, mesh)
+    fits = [i for i, n in enumerate(shape) if n and n % (parts[i] * more) == 0]
+    if fits:
+        got = max(fits, key=lambda i: (shape[i] // parts[i], -i))
+        spec[got] = (*spec[got], zero_axis)
+    return spec
 
 
 def _is_sharding(node: object) -> bool:

@@ -67,7 +67,7 @@ def make_program(
 
     def optimizer_of(varied: Varied):
         return build_optimizer(
-            recipe, layout=task.layout, layer_norms=task.layer_norms, varied=varied
+            recipe, layouts=task.layout, layer_norms=task.layer_norms, varied=varied
         )
 
     def start(params, varied, seed, stream, last_step):

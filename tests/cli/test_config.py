@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.cli._train import parse
-from jaxopt_tf.jobs import Job, flat
+from jaxopt_tf.jobs import Job, RunConfig
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import RateGroup, Recipe, layer_wise_decay
 
@@ -135,7 +135,9 @@ def jobs(draw):
 def test_what_a_run_wrote_gives_equal_records(recipe, model, job):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.json")
-        path.write_text(json.dumps(flat(recipe, model, job)))
+        path.write_text(
+            json.dumps(RunConfig(recipe=recipe, model=model, job=job).to_dict())
+        )
         assert parse(["--config", str(path)]) == (recipe, model, job)
 
 

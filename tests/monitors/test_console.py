@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from jaxopt_tf.monitors import console
-from jaxopt_tf.monitors._console import peak_flops
 from jaxopt_tf.training import Evaluation
 from tests.events import window_of
 
@@ -119,26 +118,6 @@ def test_shows_the_share_of_the_peak_where_it_is_known(capsys, monkeypatch):
     monitor.close()
     share = 0.4 / jax.device_count()
     assert f"{share:.0%} of peak" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("device_kind", "peak"),
-    [
-        ("cpu", None),
-        ("TPU v4", 275e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5p", 459e12),
-        ("TPU v5", 459e12),
-        ("TPU v6 lite", 918e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA GeForce RTX 3090", None),
-    ],
-)
-def test_knows_the_peak_of_devices(device_kind, peak):
-    assert peak_flops(device_kind) == peak
 
 
 def test_what_others_print_stands_above_the_bar_on_a_terminal():

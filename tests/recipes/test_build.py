@@ -222,7 +222,7 @@ def test_a_layout_reaches_adafactor():
     recipe = dataclasses.replace(RECIPE, optim="adafactor")
     params = {"kernel": jax.ShapeDtypeStruct((4, 3), jnp.float32)}
     # A stack of vectors: nothing to factor.
-    stack = build_optimizer(recipe, layout={"kernel": TorchLayout().stacked()})
+    stack = build_optimizer(recipe, layouts={"kernel": TorchLayout().stacked()})
     stacked = jax.eval_shape(stack.init, params)
     assert optax.tree.get(stacked, "nu")["kernel"].shape == (4, 3)
     plain = jax.eval_shape(build_optimizer(recipe).init, params)

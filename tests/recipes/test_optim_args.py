@@ -1,10 +1,12 @@
 """`optim` and `optim_args`: read by their types, or refused with the reason."""
 
 import dataclasses
+import re
 
 import pytest
 
-from jaxopt_tf.recipes import OPTIMIZERS, REFUSED_OPTIMIZERS, Recipe, optimizer_refusal
+from jaxopt_tf.recipes import Recipe, optimizer_refusal
+from jaxopt_tf.recipes._optimizers import ALGORITHMS
 from tests import twins
 
 
@@ -67,19 +69,54 @@ def test_refuses_what_is_no_argument(optim, given, error, match):
 
 
 @twins.needs_transformers
-def test_every_name_of_transformers_is_here_or_refused_with_a_reason():
+def test_every_name_of_transformers_is_here_or_refused_with_a_way_out():
     from transformers.training_args import OptimizerNames
 
     names = {name.value for name in OptimizerNames}
-    assert names <= set(OPTIMIZERS) | set(REFUSED_OPTIMIZERS)
-    assert not set(OPTIMIZERS) & set(REFUSED_OPTIMIZERS)
-    assert set(OPTIMIZERS) - names == {"adamw_hf", "adamw_apex_fused"}  # of version 4
+    assert ALGORITHMS.keys() - names == {"adamw_hf", "adamw_apex_fused"}  # of version 4
+    for name in names - ALGORITHMS.keys():
+        refusal = optimizer_refusal(name)
+        assert re.fullmatch(f"`optim` .*, got '{name}': .*(take|see).*", refusal), name
+        with pytest.raises(ValueError, match=re.escape(refusal)):
+            Recipe(max_steps=10, optim=name)
 
 
-@pytest.mark.parametrize("name", REFUSED_OPTIMIZERS)
-def test_a_refusal_says_what_to_do(name):
-    with pytest.raises(ValueError, match=f"got '{name}': .*(take|see)"):
-        Recipe(max_steps=10, optim=name)
+@twins.needs_transformers
+def test_takes_the_enums_of_transformers():
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    enums = {"optim": OptimizerNames.SGD, "lr_scheduler_type": SchedulerType.COSINE}
+    names = {"optim": "sgd", "lr_scheduler_type": "cosine"}
+    made = [
+        Recipe(max_steps=10, optim_args="momentum=0.9", **x) for x in (enums, names)
+    ]
+    assert made[0] == made[1]
+    assert hash(made[0]) == hash(made[1])
+
+
+@pytest.mark.parametrize("optim", [None, 3, ["sgd"]])
+def test_refuses_what_is_no_name(optim):
+    with pytest.raises(ValueError, match="`optim` must be one of 'adamw_torch'"):
+        Recipe(max_steps=10, optim=optim)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("galore_adamw_8bit_layerwise", "low rank"),
+        ("apollo_adamw", "low rank"),
+        ("paged_ademamix_8bit", "few bits"),
+        ("adamw_torch_4bit", "few bits"),
+        ("lomo", "inside of the backward pass"),
+        ("ademamix", "`optax.contrib.ademamix`"),
+        ("paged_lion_32bit", "take 'lion_32bit', which has no pages"),
+        ("rmsprop_bnb", "take 'rmsprop'"),
+        ("stable_adamw", "take 'adamw_torch' with `max_grad_norm`"),
+    ],
+)
+def test_a_refusal_has_its_reason(name, reason):
+    assert reason in optimizer_refusal(name)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +130,23 @@ def test_says_how_near_optax_comes_to_schedule_free(name, distance):
 
 
 def test_a_name_that_there_is_is_not_refused():
-    assert [optimizer_refusal(name) for name in OPTIMIZERS] == [None] * len(OPTIMIZERS)
+    assert {optimizer_refusal(name) for name in ALGORITHMS} == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("adam", "adamw_torch"),
+        ("adamw", "adamw_torch"),
+        ("AdamW", "adamw_torch"),
+        ("adam_w", "adamw_torch"),
+        ("adam_torch", "adamw_torch"),
+        ("adamw_torch_fuse", "adamw_torch_fused"),
+        ("adamw_hf4", "adamw_hf"),
+        ("SGD", "sgd"),
+        ("lion", "lion_32bit"),
+    ],
+)
+def test_a_common_name_is_answered_by_the_one_here(name, meant):
+    with pytest.raises(ValueError, match=f"got '{name}'. Did you mean '{meant}'"):
+        Recipe(max_steps=10, optim=name)

@@ -91,6 +91,10 @@ def test_a_group_of_factor_1_is_no_group():
         np.testing.assert_array_equal(alone[name], apart[name], err_msg=name)
 
 
+# --- not to the bit: compiled sooner
+
+
+@pytest.mark.usefixtures("compiled_quickly")
 def test_a_group_may_have_a_schedule_of_its_own():
     group = RateGroup(
         pattern="h",
@@ -106,6 +110,7 @@ def test_a_group_may_have_a_schedule_of_its_own():
     np.testing.assert_allclose(rates["rest"], build_schedule(plan)(5), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_layer_wise_decay_shrinks_rates_towards_the_input():
     groups = layer_wise_decay(0.5, ["wte", r"^h\.0\.", r"^h\.1\."])
     _, state = run(build_optimizer(recipe(groups, lr_scheduler_type="constant")), 1)
@@ -116,6 +121,7 @@ def test_layer_wise_decay_shrinks_rates_towards_the_input():
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_groups_train_an_nnx_model():
     class Model(nnx.Module):
         def __init__(self):
@@ -165,7 +171,16 @@ def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
         ("wte", TypeError, "`rate_groups` must be a list"),
         ([1], TypeError, "`rate_groups` must be a list"),
         (RateGroup(pattern="a"), TypeError, "`rate_groups` must be a list"),
-        ([{"patern": "a"}], TypeError, "`rate_groups` must hold groups"),
+        (
+            [{"patern": "a"}],
+            TypeError,
+            "in each group.*Did you mean 'pattern'",
+        ),
+        (
+            [{"factor": 2.0}],
+            TypeError,
+            "must have a `pattern` in each group",
+        ),
         ([{"pattern": "("}], ValueError, "must be a regular expression, got '\\('"),
         ([{"pattern": ""}], TypeError, "must be a regular expression, got ''"),
         ([{"pattern": "a", "factor": -1}], ValueError, "`factor` must be"),

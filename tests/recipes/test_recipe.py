@@ -138,6 +138,26 @@ def test_refuses_a_count_that_is_no_whole_number(name, value):
         Recipe(**{"max_steps": 10, name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lr", "Pass `learning_rate=...` instead of `lr`"),
+        ("b1", "Pass `adam_beta1=...` instead of `b1`"),
+        ("betas", "Pass `adam_beta1=..., adam_beta2=...` instead of `betas`"),
+        ("eps", "Pass `adam_epsilon=...` instead of `eps`"),
+        ("num_cycles", "Pass `lr_scheduler_kwargs={'num_cycles': ...}`"),
+        ("num_training_steps", "Pass `max_steps=...`"),
+        ("wieght_decay", "Did you mean `weight_decay`"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_that_of_the_field(name, words):
+    with pytest.raises(TypeError, match="`Recipe` must be called .* got ") as error:
+        Recipe(max_steps=10, **{name: 1})
+    assert words in str(error.value)
+    with pytest.raises(TypeError, match="`Recipe` must be called with its own"):
+        dataclasses.replace(Recipe(max_steps=10), **{name: 1})
+
+
 def test_names_the_nearest_schedule_and_optimizer():
     with pytest.raises(ValueError, match="Did you mean 'cosine'"):
         Recipe(max_steps=10, lr_scheduler_type="cosin")

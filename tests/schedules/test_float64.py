@@ -7,7 +7,7 @@ import pytest
 
 from jaxopt_tf.optimizers import adamw_tf, get_learning_rate
 from jaxopt_tf.recipes import RateGroup, Recipe, build_schedule
-from jaxopt_tf.recipes._vary import Varied, rates_of, vary
+from jaxopt_tf.recipes._build import Varied, rates_of, vary
 from jaxopt_tf.schedules import (
     get_cosine_with_min_lr_schedule_with_warmup,
     get_scheduler,

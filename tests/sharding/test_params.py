@@ -92,7 +92,11 @@ def test_arrays_lie_where_it_says(mesh, rng):
         ({".*": P(P.UNCONSTRAINED)}, ValueError, "`rules` must name axes of the mesh"),
         ({".*": P("data", "data")}, ValueError, "`rules` must name axes .* each once"),
         ({".*": P(), "c": P()}, ValueError, "`rules` must match .* 'c'"),
-        ({".*": P(unreduced={"fsdp"})}, ValueError, "`rules` must say how arrays are"),
+        (
+            {".*": P(unreduced={"fsdp"})},
+            ValueError,
+            "`rules` must divide arrays by mesh axes",
+        ),
         (None, TypeError, "`rules` must be a mapping .*, got None"),
         ({"a": "fsdp"}, TypeError, "`rules` must map strings to PartitionSpec"),
     ],

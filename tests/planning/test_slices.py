@@ -9,9 +9,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxopt_tf.planning import (
     CompilerMissingError,
-    _topology,
+    _slices,
     is_compiler_installed,
     named_slice,
+    peak_flops,
     slice_devices,
 )
 from jaxopt_tf.sharding import make_mesh, make_shapes_mesh
@@ -74,9 +75,36 @@ def test_a_device_that_does_not_exist_names_the_nearest():
         named_slice(8)
 
 
+@pytest.mark.parametrize(
+    ("device_kind", "peak"),
+    [
+        ("cpu", None),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA GeForce RTX 3090", None),
+    ],
+)
+def test_knows_the_peak_of_devices(device_kind, peak):
+    assert peak_flops(device_kind) == peak
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("TPU v5 lite", "v5e:1x1"), ("NVIDIA H100 80GB HBM3", "h100")]
+)
+def test_a_slice_has_the_peak_of_its_devices(kind, name):
+    assert named_slice(name).chip.flops == peak_flops(kind)
+
+
 @pytest.mark.parametrize(("name", "package"), [("v5e:4x4", "tpu"), ("h100", "cuda12")])
 def test_a_missing_compiler_says_what_to_install(monkeypatch, name, package):
-    monkeypatch.setattr(_topology, "is_compiler_installed", lambda slice_: False)
+    monkeypatch.setattr(_slices, "is_compiler_installed", lambda slice_: False)
     with pytest.raises(CompilerMissingError) as raised:
         slice_devices(named_slice(name))
     assert f'pip install "jax[{package}]=={jax.__version__}"' in str(raised.value)

@@ -1,0 +1,348 @@
+"""RunConfig: recipe, model and job of one run, checked together; its changes."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import _checks
+from ..data import is_ready_tokens
+from ..models import GPT2Config
+from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
+from ..sharding import axis_sizes
+from ._job import Job, num_batch_shards
+
+# They are of one start of the run: config.json with them would go back every time.
+OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
+
+# Names of what a checkpoint records beside the settings: the fingerprint of the data,
+# their size in words, and the sequences of a micro-batch on all devices together.
+DATA = "data"
+DATA_SIZE = "data_size"
+SEQUENCES = "sequences"
+
+_NUM_BYTES = 256  # values of a byte: the vocabulary of text without a tokenizer
+
+# Settings that change no number of a run: where and how often it writes, on which
+# devices it runs; `text` and `tokenizer` are compared by the fingerprint of the data.
+_WITHOUT_EFFECT_ON_NUMBERS = frozenset(
+    {
+        "text",
+        "tokenizer",
+        "output_dir",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "log_layers",
+        "mesh",
+        "zero_1",
+        DATA_SIZE,
+        SEQUENCES,
+        *OF_ONE_START,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of a run.
+
+    Attributes:
+        recipe: the numbers of the updates.
+        model: sizes and options of the model.
+        job: data, output folder, evaluation, checkpoints, devices.
+
+    Raises:
+        ValueError: with every contradiction between settings, each with its remedy.
+    """
+
+    recipe: Recipe
+    model: GPT2Config
+    job: Job
+
+    def __post_init__(self) -> None:
+        """Checks the settings against each other."""
+        _raise_all(contradictions(self.recipe, self.model, self.job))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
+        """Builds the configuration from settings by name, as `to_dict` returns them.
+
+        Args:
+            settings: names of fields of `Recipe`, `GPT2Config` and `Job`, with values
+                as the records or JSON have them. `max_steps` must be there; defaults
+                of the records stand in for others.
+
+        Raises:
+            ValueError: with everything that is refused: unknown names, values out of
+                range or of another kind, and contradictions.
+        """
+        problems = [
+            f"{name!r} must be a setting of a run." + _checks.nearest(name, _OWNERS)
+            for name in settings
+            if name not in _OWNERS
+        ]
+        records: dict[str, Any] = {}
+        for name, record in (("recipe", Recipe), ("model", GPT2Config), ("job", Job)):
+            own = {n: v for n, v in settings.items() if _OWNERS.get(n) is record}
+            try:
+                if record is Recipe and "max_steps" not in own:
+                    raise ValueError("`max_steps` must be given: the run's updates.")
+                records[name] = record(**own)
+            except (TypeError, ValueError) as error:
+                problems.append(str(error))
+                records[name] = record(**_NEUTRAL.get(record, {}))
+        problems += contradictions(**records)
+        pretokenized = any(map(is_ready_tokens, records["job"].text))
+        if pretokenized and "vocab_size" not in settings:
+            problems.append(
+                "`vocab_size` must be given with ready tokens: how many different ones "
+                "there can be is not in the file."
+            )
+        _raise_all(problems)
+        return cls(**records)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings by the names of the flags: the content of config.json.
+
+        `resume_from_checkpoint` and `intended_changes` are left out: they belong to one
+        start, and the file serves every later one.
+
+        Returns:
+            A dict that `json.dumps` takes and that `from_dict` turns into an equal
+            configuration.
+        """
+        named = {
+            field.name: getattr(record, field.name)
+            for record in (self.recipe, self.model, self.job)
+            for field in dataclasses.fields(record)
+            if field.name not in OF_ONE_START
+        }
+        named |= recipe_settings(self.recipe)
+        named["text"] = [str(path) for path in named["text"]]
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in named.items()
+        }
+
+
+# For a record in the place of one that is refused: values that contradict no other.
+_NEUTRAL: Mapping[type, dict[str, Any]] = {
+    Recipe: {"max_steps": 2**31 - 1},
+    GPT2Config: {"vocab_size": 2**31 - 1},
+}
+
+# Names of all settings and the record that each belongs to.
+_OWNERS: Mapping[str, type] = {
+    field.name: record
+    for record in (Recipe, GPT2Config, Job)
+    for field in dataclasses.fields(record)
+}
+
+
+def held_out_loss_decides(settings: Mapping[str, Any]) -> bool:
+    """Returns True if evaluations change the run: its rates, end or final model.
+
+    Args:
+        settings: `RunConfig.to_dict()` or a part of it; defaults stand in for others.
+    """
+    return (
+        settings.get("lr_scheduler_type") in METRIC_DRIVEN
+        or settings.get("early_stopping_patience") is not None
+        or settings.get("load_best_model_at_end", False) is True
+    )
+
+
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings in a checkpoint without what it records beside them."""
+    beside = (DATA, DATA_SIZE, SEQUENCES)
+    return {name: value for name, value in settings.items() if name not in beside}
+
+
+def num_sequences(settings: Mapping[str, Any]) -> int:
+    """Returns the number of sequences of a micro-batch on all devices together.
+
+    Args:
+        settings: `RunConfig.to_dict()`, or the settings in a checkpoint. A run that was
+            resumed on another mesh has kept its number.
+    """
+    if SEQUENCES in settings:
+        return settings[SEQUENCES]
+    mesh = settings.get("mesh")
+    sizes = {} if mesh is None else axis_sizes(mesh)
+    return settings["per_device_train_batch_size"] * num_batch_shards(sizes)
+
+
+def changed_settings(
+    saved: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, str]:
+    """Compares the settings that determine the numbers of a run.
+
+    `eval_steps` is one of them if the evaluation loss drives the schedule, ends the run
+    or picks its model; `per_device_train_batch_size` if the batch is another one.
+
+    Args:
+        saved: settings of the run so far; a setting that it lacks is a change.
+        now: settings of the run that is to continue it.
+
+    Returns:
+        A phrase for each change by the setting's name, in the order of `now`:
+        "`learning_rate` changed from 0.003 to 0.001".
+    """
+    ignored = set(_WITHOUT_EFFECT_ON_NUMBERS)
+    batch_size = "per_device_train_batch_size"
+    is_known = batch_size in saved and batch_size in now
+    if is_known and num_sequences(saved) == num_sequences(now):
+        ignored.add(batch_size)
+    if not any(held_out_loss_decides(settings) for settings in (saved, now)):
+        ignored.add("eval_steps")
+    names = [*now, *(name for name in saved if name not in now)]
+    return {
+        name: _change(name, saved, now)
+        for name in names
+        if name not in ignored
+        and (name not in saved or name not in now or saved[name] != now[name])
+    }
+
+
+def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if name not in saved:
+        return f"`{name}` was not set and is now {now[name]!r}"
+    if name not in now:
+        return f"`{name}` was {saved[name]!r} and is not set now"
+    if name != DATA:
+        return f"`{name}` changed from {saved[name]!r} to {now[name]!r}"
+    before, after = _data_in_words(saved), _data_in_words(now)
+    if before == after:
+        return f"`data` has another content than before: {after}"
+    return f"`data` changed from {before} to {after}"
+
+
+def _data_in_words(settings: Mapping[str, Any]) -> str:
+    paths = [repr(str(path)) for path in settings.get("text") or ()]
+    if len(paths) > 4:
+        paths[3:] = [f"{len(paths) - 3} more"]
+    words = ", ".join(paths) or "Python's standard library"
+    if DATA_SIZE in settings:  # older versions did not record it
+        words = f"{settings[DATA_SIZE]} of {words}"
+    if settings.get("tokenizer"):
+        words += f" with the tokenizer {str(settings['tokenizer'])!r}"
+    return words
+
+
+def contradictions(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
+    """Returns a sentence for every contradiction that shows before data are read.
+
+    Args:
+        recipe: the numbers of the updates.
+        model: sizes and options of the model.
+        job: all other settings.
+    """
+    return [
+        *_contradictions_of_data(model, job),
+        *_contradictions_of_evaluation(recipe, job),
+        *_contradictions_of_devices(job),
+        *_contradictions_of_start(job),
+    ]
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n  ".join(problems))
+
+
+def _contradictions_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
+    ready = [path for path in job.text if is_ready_tokens(path)]
+    if ready and len(ready) < len(job.text):
+        other = next(path for path in job.text if path not in ready)
+        yield (
+            f"`text` must be ready tokens or text, got both: {str(ready[0])!r} and "
+            f"{str(other)!r}. Turn the text into tokens first, or leave one out."
+        )
+    if ready and job.tokenizer is not None:
+        yield (
+            f"`tokenizer` must be left out with ready tokens, got "
+            f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give the "
+            "text that the tokens were made from."
+        )
+    if job.tokenizer is not None and not job.text:
+        yield (
+            f"`tokenizer` must be given with `text`, got {str(job.tokenizer)!r} and no "
+            "text. Name files or folders, or leave it out."
+        )
+    if job.eos_token_id is not None and not ready:
+        yield (
+            "`eos_token_id` must be left out unless `text` is ready tokens (.npy, "
+            f".bin), got {job.eos_token_id!r}. Leave it out: a document of text ends "
+            "where its file ends."
+        )
+    elif job.eos_token_id is not None and job.eos_token_id >= model.vocab_size:
+        yield (
+            f"`eos_token_id` must be below `vocab_size`, which is {model.vocab_size}, "
+            f"got {job.eos_token_id!r}. Give the `vocab_size` of the tokens."
+        )
+    if not ready and job.tokenizer is None and model.vocab_size < _NUM_BYTES:
+        yield (
+            f"`vocab_size` must be at least 256 for bytes, got {model.vocab_size!r}. "
+            "Leave it out, or give a `tokenizer`."
+        )
+
+
+def _contradictions_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
+    if job.early_stopping_patience is None and job.early_stopping_threshold > 0:
+        yield (
+            "`early_stopping_threshold` must be left out without "
+            f"`early_stopping_patience`, got {job.early_stopping_threshold!r}. Give "
+            "the number of evaluations to wait, too."
+        )
+    names = ("early_stopping_patience", "load_best_model_at_end")
+    settings = {name: getattr(job, name) for name in names}
+    settings["lr_scheduler_type"] = recipe.lr_scheduler_type
+    if held_out_loss_decides(settings) and job.eval_steps >= recipe.max_steps:
+        yield (
+            f"`eval_steps` must be less than `max_steps`, which is {recipe.max_steps}, "
+            "where the evaluation loss drives the schedule, ends the run or picks its "
+            f"model, got {job.eval_steps}: there would be none before the end. Take "
+            f"{max(1, recipe.max_steps // 10)}."
+        )
+    default = Job.max_skipped_in_a_row
+    if job.on_non_finite != "skip" and job.max_skipped_in_a_row != default:
+        yield (
+            "`max_skipped_in_a_row` must be left out unless `on_non_finite` is 'skip', "
+            f"got {job.max_skipped_in_a_row!r} with {job.on_non_finite!r}. Leave it "
+            "out, or skip."
+        )
+
+
+def _contradictions_of_devices(job: Job) -> Iterator[str]:
+    sizes = {} if job.mesh is None else axis_sizes(job.mesh)
+    if job.zero_1 and job.mesh is not None and "data" not in sizes:
+        yield (
+            "`zero_1` must be left out unless `mesh` has the axis data, got "
+            f"{job.mesh!r}. The other axes shard the optimizer's state without it."
+        )
+
+
+def _contradictions_of_start(job: Job) -> Iterator[str]:
+    checkpoint = job.resume_from_checkpoint
+    if checkpoint is not None and not checkpoint.is_dir():
+        yield (
+            "`resume_from_checkpoint` must be the folder of a checkpoint, but "
+            f"{str(checkpoint)!r} {_why_no_checkpoint(checkpoint)}"
+        )
+    known = [name for name in (*_OWNERS, DATA) if name not in OF_ONE_START]
+    for name in job.intended_changes:
+        if name not in known:
+            yield (
+                f"`intended_changes` must be names of settings, got {name!r}."
+                + _checks.nearest(name, known)
+            )
+
+
+def _why_no_checkpoint(checkpoint: Path) -> str:
+    if checkpoint.exists():
+        return "is a file. Name the folder that contains it."
+    found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
+    there = f"beside it are {', '.join(found)}." if found else "no other is beside it."
+    return f"does not exist; {there}"

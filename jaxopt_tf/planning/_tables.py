@@ -1,0 +1,189 @@
+"""Tables of plans on the console."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import rich.console
+import rich.table
+
+from ._cost import Cost
+from ._plan import Plan
+
+# Limit of the mesh axes that are listed because their rule was not followed.
+_MOST_LISTED = 5
+
+
+def print_plan(plan: Plan, *, console: rich.console.Console | None = None) -> None:
+    """Prints the memory, traffic and time of a step.
+
+    Args:
+        plan: from `plan_shapes` or `plan_step`.
+        console: where to; None for standard output.
+    """
+    out = console or rich.console.Console()
+    out.print(_memory(plan))
+    lines = _remarks(plan)
+    if plan.cost is not None:
+        if plan.cost.collectives:
+            _print_lines(out, lines)
+            out.print(_collectives(plan.cost))
+            lines = []
+        lines += _compiled(plan, plan.cost)
+    _print_lines(out, lines)
+
+
+def print_comparison(
+    plans: Mapping[str, Plan], *, console: rich.console.Console | None = None
+) -> None:
+    """Prints plans side by side, one a line.
+
+    Args:
+        plans: by their names in the table; all with the same parts.
+        console: where to; None for standard output.
+    """
+    parts = [part.name for part in next(iter(plans.values())).parts]
+    columns = ["compared", *parts, "all of these", "compiled", "step, at least"]
+    rows = []
+    for name, plan in plans.items():
+        sizes = {part.name: part.on_device for part in plan.parts}
+        roof = plan.estimate
+        rows.append(
+            (
+                name,
+                *(_bytes(sizes[part]) if part in sizes else "" for part in parts),
+                _bytes(sum(sizes.values())),
+                "" if plan.cost is None else _bytes(plan.cost.total),
+                "" if roof is None else _seconds(roof.seconds),
+            )
+        )
+    table = _table("On each device", columns, rows)
+    (console or rich.console.Console()).print(table)
+
+
+def _print_lines(console: rich.console.Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _memory(plan: Plan) -> rich.table.Table:
+    slice_, chip, cost = plan.slice_, plan.slice_.chip, plan.cost
+    title = f"{slice_.name}: {slice_.num_devices} x {chip.name}"
+    if not math.isnan(chip.memory):
+        title += f" of {_bytes(chip.memory)}"
+    rows: list[tuple[str, ...]] = [
+        (p.name, _bytes(p.on_device), _bytes(p.whole / slice_.num_devices))
+        for p in plan.parts
+    ]
+    compiled: list[tuple[str, float]] = [("all of these", plan.on_device)]
+    if cost is not None:
+        compiled = [
+            ("compiled: arguments", cost.arguments),
+            ("results, in new memory", cost.outputs - cost.donated),
+            ("temporary: activations, gradients", cost.temporary),
+            ("the program itself", cost.code),
+            ("the step needs", cost.total),
+        ]
+    rows += [(name, _bytes(size)) for name, size in compiled]
+    table = _table(title, ["", "on each device", "of all, divided evenly"], rows)
+    for row in {len(plan.parts), len(rows) - 1} - {0}:
+        table.rows[row - 1].end_section = True
+    return table
+
+
+def _remarks(plan: Plan) -> list[str]:
+    lines = [plan.note] if plan.note else []
+    if plan.fits is False:
+        lines.append("It does not fit.")
+    elif plan.fits:
+        lines.append(f"It fits: {plan.share:.0%} of a device's memory.")
+    elif not math.isnan(plan.share):
+        names = ", ".join(part.name for part in plan.parts)
+        lines.append(
+            f"{names[:1].upper()}{names[1:]} fit ({plan.share:.0%} of a device's "
+            "memory); activations were not counted."
+        )
+    for moved in plan.moved[:_MOST_LISTED]:
+        where = "no axis" if moved.got is None else f"its axis {moved.got}"
+        lines.append(
+            f"{moved.mesh_axis} does not divide axis {moved.wanted} of {moved.name}: "
+            f"it divides {where}."
+        )
+    if len(plan.moved) > _MOST_LISTED:
+        lines.append(f"... and {len(plan.moved) - _MOST_LISTED} more such axes.")
+    repeated = plan.repeated()
+    if repeated:
+        num_bytes = sum(extra for _, _, extra in repeated)
+        part, leaf, extra = repeated[0]
+        lines.append(
+            f"{len(repeated)} leaves are not divided by all devices, which costs "
+            f"{_bytes(num_bytes)} on each; the most, {_bytes(extra)}, {leaf.name} of "
+            f"{part}."
+        )
+    return lines
+
+
+def _collectives(cost: Cost) -> rich.table.Table:
+    rows = [
+        (c.kind, f"{c.num_runs:,}", _bytes(c.bytes), _bytes(c.largest), _bytes(c.sent))
+        for c in cost.collectives
+    ]
+    title = "What the devices send each other in a step"
+    return _table(title, ["", "how often", "bytes", "largest", "each sends"], rows)
+
+
+def _compiled(plan: Plan, cost: Cost) -> list[str]:
+    donated = f"donated: {_bytes(cost.donated)} of {_bytes(cost.arguments)}"
+    if cost.not_donated:
+        donated += (
+            f"; given and not taken: {len(cost.not_donated)}, the first being "
+            f"{cost.not_donated[0]}"
+        )
+    lines = [
+        donated,
+        f"work: {cost.work:.3g} floating-point operations, {_bytes(cost.moved)} to "
+        f"and from memory, {cost.kernels:,} kernels",
+    ]
+    if cost.num_open_loops:
+        lines.append(
+            f"{cost.num_open_loops} loops of unknown length are counted as one round."
+        )
+    if (roof := plan.estimate) is not None:
+        rate = f", {plan.num_items / roof.seconds:,.0f} tokens a second at most"
+        lines.append(
+            f"estimated from published peaks: a step of {_seconds(roof.seconds)} at "
+            f"least{rate if plan.num_items else ''} (arithmetic "
+            f"{_seconds(roof.arithmetic)}, memory {_seconds(roof.memory)}, network "
+            f"{_seconds(roof.network)})"
+        )
+    return lines
+
+
+def _table(
+    title: str, columns: list[str], rows: Iterable[tuple[str, ...]]
+) -> rich.table.Table:
+    table = rich.table.Table(title=title, title_justify="left", box=None)
+    for i, column in enumerate(columns):
+        # A long name continues in the next line: an ellipsis would hide what differs.
+        overflow: Literal["ellipsis", "fold"] = "ellipsis" if i else "fold"
+        table.add_column(column, justify="right" if i else "left", overflow=overflow)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _bytes(number: float) -> str:
+    """Returns 1.49 GB, say."""
+    return _scaled(number, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}, "B")
+
+
+def _seconds(number: float) -> str:
+    """Returns 31 ms, say."""
+    return _scaled(number, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}, "s")
+
+
+def _scaled(number: float, units: Mapping[str, float], unit: str) -> str:
+    for name, size in units.items():
+        if abs(number) >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:.0f} {unit}"

@@ -1,0 +1,231 @@
+"""Findings in the numbers of a recipe, and in the parameters beside it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _pytrees
+from .._numerics import wide_dtype
+from .._typing import PyTree
+from ..optimizers import LayerNorms, TorchLayout, adamw_tf, decay_mask
+from ..schedules import MetricDrivenSchedule
+from ._optimizers import ALGORITHMS
+from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
+
+# Relative error of float32(1 - rate * weight_decay) up to which decay is as asked for.
+_DECAY_ERROR = 0.05
+# Half a unit in the last place of 1: the least relative change of a bfloat16 that is
+# not rounded away.
+_HALF_UNIT_BF16 = 2.0**-9
+# Of the elements of a matrix: GPT-2's initialization, and near most others.
+_USUAL_RMS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is wrong with a plan.
+
+    Attributes:
+        what: what was found, with its numbers.
+        why: why it matters.
+        instead: what to write instead.
+    """
+
+    what: str
+    why: str
+    instead: str
+
+    def __str__(self) -> str:
+        """Returns all three as two sentences."""
+        return f"{self.what}: {self.why}. {self.instead}."
+
+
+def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
+    """Yields what is wrong with the recipe alone.
+
+    Args:
+        recipe: the numbers of the run.
+        params: the parameters, for their dtypes; None for float32.
+    """
+    if recipe.learning_rate == 0:
+        yield Finding(
+            what="`learning_rate` is 0",
+            why="no parameter will ever change",
+            instead="Give a rate, 3e-4 say",
+        )
+    elif recipe.lr_scheduler_type in METRIC_DRIVEN:
+        yield from _metric_driven(recipe)
+    else:
+        yield from _warmup(recipe)
+        yield from _rates(recipe)
+        yield from _decay(recipe, params)
+
+
+def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
+    options = dict(recipe.lr_scheduler_kwargs)
+    name, rate = recipe.lr_scheduler_type, recipe.learning_rate
+    is_greedy = name == "greedy"
+    if options.get("mode", "min") == "max":
+        yield Finding(
+            what=f"{name!r} has mode 'max'",
+            why="the metric that drives it is a loss unless another is named: it would "
+            "lower the rate while the loss falls",
+            instead="Leave `mode` out, or see that the metric is one that should rise",
+        )
+    lowest, highest = (
+        options.get("min_lr", 1e-3 if is_greedy else 0.0),
+        options.get("max_lr", 1.0),
+    )
+    if rate < lowest:
+        yield Finding(
+            what=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` {rate:g}",
+            why="the rate can only rise, and every reduction counts as one at the floor"
+            if is_greedy
+            else "the rate can never be reduced",
+            instead=f"Give `min_lr` and `max_lr` around the rate, {rate / 100:g} say"
+            if is_greedy
+            else "Give a `min_lr` below it",
+        )
+    if is_greedy and rate > highest:
+        yield Finding(
+            what=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` {rate:g}",
+            why="the rate can only fall, until it is below that",
+            instead=f"Give a `max_lr` above the rate, {10 * rate:g} say",
+        )
+
+
+def _warmup(recipe: Recipe) -> Iterator[Finding]:
+    num_warmup, max_steps = recipe.num_warmup_steps, recipe.max_steps
+    if recipe.lr_scheduler_type == "constant" and num_warmup:
+        yield Finding(
+            what=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
+            why="that schedule has no warmup, as in Transformers, and ignores it",
+            instead="Take 'constant_with_warmup'",
+        )
+    elif num_warmup > max_steps / 2:
+        yield Finding(
+            what=f"{num_warmup} of {max_steps} steps are warmup",
+            why="the highest rate is used for the smaller part of the run, or never",
+            instead=f"Take at most a tenth, `warmup_steps={max(1, max_steps // 10)}`",
+        )
+
+
+def _rates(recipe: Recipe) -> Iterator[Finding]:
+    steps = np.unique(np.linspace(0, recipe.max_steps - 1, 1_000).astype(np.int32))
+    schedule: Any = build_schedule(recipe)
+    rates = np.asarray(schedule(jnp.asarray(steps)), np.float64)
+    is_zero = np.mean(rates[1:] == 0) if len(rates) > 1 else 0.0
+    if is_zero > 0.02:
+        yield Finding(
+            what=f"the rate is 0 in {is_zero:.0%} of the steps",
+            why="they cost as much as all others and change nothing",
+            instead="Make the phases as long as the run, or the run as short as the "
+            "phases",
+        )
+    falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
+    if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
+        yield Finding(
+            what=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
+            why="the run ends where its loss is still noisy",
+            instead="Let it fall: a smaller `num_cycles` or `lr_end`, or another "
+            "schedule",
+        )
+
+
+def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
+    asked = recipe.learning_rate * recipe.weight_decay
+    dtypes = {wide_dtype(leaf.dtype) for _, leaf in floating_leaves(params)}
+    is_adamw = ALGORITHMS[recipe.optim].build is adamw_tf
+    if asked == 0 or not is_adamw or dtypes == {jnp.dtype(jnp.float64)}:
+        return
+    # torch multiplies by 1 - rate * weight_decay, rounded to float32.
+    done = 1.0 - float(np.float32(1.0 - asked))
+    error = abs(done - asked) / asked
+    if error > _DECAY_ERROR:
+        yield Finding(
+            what=f"rate times decay is {asked:.2g} at most",
+            why=f"float32 makes it {done:.2g}, off by {error:.0%}"
+            if done
+            else "float32 has no 1 - that: nothing is decayed",
+            instead="Take a larger `weight_decay`; or in code, as it has no flag, an "
+            "optimizer of your own with `adamw_tf(..., decay='exact')`",
+        )
+
+
+def params_findings(
+    recipe: Recipe,
+    params: PyTree,
+    layouts: Mapping[str, TorchLayout],
+    layer_norms: LayerNorms,
+) -> Iterator[Finding]:
+    """Yields what the names, shapes and dtypes of the parameters show."""
+    leaves = floating_leaves(params)
+    low = [name for name, leaf in leaves if leaf.dtype == jnp.bfloat16]
+    if low and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
+        yield Finding(
+            what=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the rate "
+            f"is {recipe.learning_rate:g}",
+            why=f"an update is about the rate, and one below {_HALF_UNIT_BF16:.1g} of "
+            "a parameter is rounded away",
+            instead="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
+        )
+    asked = recipe.learning_rate * recipe.weight_decay
+    if low and 0 < asked < _HALF_UNIT_BF16:
+        yield Finding(
+            what=f"rate times decay is {asked:.2g} at most, for bfloat16 leaves",
+            why="a decay of so little is rounded away where the update is small",
+            instead="Keep parameters in float32",
+        )
+    yield from _decayed_by_accident(recipe, params, layer_norms)
+    stacked = [
+        name
+        for name, leaf in leaves
+        if leaf.ndim == 3
+        and name.endswith((".kernel", ".weight"))
+        and not any(re.fullmatch(pattern, name) for pattern in layouts)
+    ]
+    if stacked and recipe.optim == "adafactor":
+        yield Finding(
+            what=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
+            why="Adafactor takes the last two for rows and columns: of a stack of "
+            "layers one RMS would be taken, of heads their own statistics",
+            instead="Pass `build_optimizer(layouts={...})` with their layouts in torch",
+        )
+
+
+def _decayed_by_accident(
+    recipe: Recipe, params: PyTree, layer_norms: LayerNorms
+) -> Iterator[Finding]:
+    rule = recipe.decay_rule
+    # The optimizer refuses leaves without names, or has a mask of its own for them.
+    is_nameless = _pytrees.nameless_leaves(params)
+    if recipe.weight_decay == 0 or rule == "default" or is_nameless:
+        return
+    ours = dict(_pytrees.named_leaves(decay_mask(params)))
+    mask = decay_mask(params, rule=rule, layer_norms=layer_norms)
+    odd = [n for n, decays in _pytrees.named_leaves(mask) if decays and not ours[n]]
+    if odd:
+        yield Finding(
+            what=f"{rule!r:.60} decays {len(odd)} biases or norms, {odd[0]!r} the "
+            "first",
+            why="its patterns miss their names, or know norms by torch's types only",
+            instead="Take `decay_rule='default'`, or name them with `layer_norms=`",
+        )
+
+
+def rate_at(recipe: Recipe, step: int) -> float:
+    """Returns the recipe's rate at a step; its first one where a metric drives it."""
+    schedule = build_schedule(recipe)
+    if isinstance(schedule, MetricDrivenSchedule):
+        return recipe.learning_rate
+    return float(schedule(step))
+
+
+def floating_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Returns the floating-point leaves that have elements, with their names."""
+    named = _pytrees.named_leaves(tree)
+    return [(n, leaf) for n, leaf in named if _pytrees.is_floating(leaf) and leaf.size]
