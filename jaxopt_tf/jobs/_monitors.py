@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import monitors, training
+from .. import monitors, plots, training
 from .._io import is_first
 from ..models import GPT2Config, flops_per_token
 from ..recipes import Recipe
@@ -58,9 +58,7 @@ def all_monitors(
         ),
     ]
     remembering: list[training.Monitor] = [
-        monitors.curves(
-            folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"
-        ),
+        plots.curves(folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"),
         monitors.trainer_state(
             folder / "trainer_state.json",
             max_steps=recipe.max_steps,

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""The progress bar: time left, loss, learning rate, gradient norm and speed."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from .. import _checks
 from ..training import Evaluation, Monitor, Window, metric_values
 
 # Published peaks for dense bfloat16 products, in operations per second and device, by
-# the beginning of what JAX calls the device; the first that fits counts.
+# the beginning of JAX's name of the device; the first that fits counts.
 _PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -27,7 +27,7 @@ _PEAKS = {
     "NVIDIA H200": 989e12,
     "NVIDIA GH200": 989e12,
 }
-# Windows that the speed is the mean over.
+# The speed is the mean over this many windows.
 _NUM_RECENT = 10
 
 
@@ -38,20 +38,21 @@ def console(
     unit: str = "tokens",
     flops_per_item: float | None = None,
 ) -> Monitor:
-    """A progress bar: time left, loss, learning rate, gradient norm, speed.
+    """Shows a progress bar: time left, loss, learning rate, gradient norm, speed.
 
         step 640/1000 ━━━━━─── 0:00:21 loss 1.734 rate 9.1e-04 norm 0.42
         31,204 bytes/s
 
     on one line. Evaluations, and steps that were skipped, are printed above it, and so
     is what anything else prints. It appears with the first event. Loss and norm are
-    means over the last few steps without those skipped; the speed is that of training
-    alone; the time left is from the whole time that steps took since this start,
-    pauses for evaluations and saves included.
+    means over the last few steps without those skipped. The first window of a start
+    contains the compilation: speed and time left are those of the steps after it. The
+    speed is that of training alone; the time left is computed from all time, pauses for
+    evaluations and saves included.
 
     Args:
         max_steps: the length of the bar.
-        first_step: the step that the run goes on from.
+        first_step: the step from which the run resumes.
         unit: what `Metrics.num_items` counts.
         flops_per_item: floating-point operations of forward and backward pass for one
             item: 6 times the number of parameters for a language model's token. With
@@ -62,7 +63,7 @@ def console(
         ValueError, TypeError: if a number of steps is out of range, or `flops_per_item`
             not greater than 0.
     """
-    # Here, not above: whoever trains without a console need not load it.
+    # Imported here, so that training without a console does not load it.
     from rich.progress import BarColumn, Progress, TextColumn
 
     max_steps = _checks.step_count("max_steps", max_steps, least=1)
@@ -74,23 +75,23 @@ def console(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=8),
         TextColumn("{task.fields[numbers]}", markup=False),
-        # Ten times, rich's own choice, takes a percent of a core.
+        # The default of rich, ten times, takes a percent of a core.
         refresh_per_second=2,
     )
     task = progress.add_task(
         "train", total=max_steps, completed=first_step, numbers="compiling"
     )
-    # Time is measured from the end of the first window: that one waits for the
-    # compiler. Its speed is shown until there is another.
+    # Step and time of the end of the first window, which waits for the compiler: time
+    # and speed are measured from there.
     measured_from: tuple[int, float] | None = None
-    num_windows = num_skipped = 0
+    num_skipped = 0
     recent: deque[tuple[float, float]] = deque(maxlen=_NUM_RECENT)  # items, seconds
 
     def say(line: str) -> None:
         progress.print(line, highlight=False, markup=False)
 
     def window(window: Window) -> None:
-        nonlocal measured_from, num_windows, num_skipped
+        nonlocal measured_from, num_skipped
         progress.start()  # once; later calls do nothing
         metrics: Any = window.metrics  # numpy here
         now = time.perf_counter()
@@ -99,13 +100,10 @@ def console(
         if measured_from is None:
             measured_from = (step, now)
         else:
-            if num_windows == 1:
-                recent.clear()
             step_then, then = measured_from
             time_left = _clock((now - then) / (step - step_then) * (max_steps - step))
-        if window.seconds > 0:
-            recent.append((float(metrics.num_items.sum()), window.seconds))
-        num_windows += 1
+            if window.seconds > 0:
+                recent.append((float(metrics.num_items.sum()), window.seconds))
         is_taken = ~np.asarray(metrics.is_skipped)
         numbers = [
             time_left if step < max_steps else "0:00:00",
@@ -121,12 +119,13 @@ def console(
                 share = speed * flops_per_item / (peak * jax.device_count())
                 numbers.append(f"{share:.0%} of peak")
         progress.update(task, completed=step, numbers=" ".join(numbers))
-        # The loop itself says where it stopped.
+        # The step that stopped the run is reported by the training loop.
         skipped = np.flatnonzero(~is_taken & ~np.asarray(metrics.is_stopped))
         if len(skipped):
             num_skipped += len(skipped)
             listed = ", ".join(map(str, window.first_step + skipped))
-            say(f"skipped step {listed}, not finite: {num_skipped} so far")
+            steps = "step" if len(skipped) == 1 else "steps"
+            say(f"skipped {steps} {listed}, not finite: {num_skipped} so far")
 
     def evaluation(evaluation: Evaluation) -> None:
         progress.start()
@@ -134,13 +133,13 @@ def console(
             f"{name.removeprefix('eval_')} {value:.4f}"
             for name, value in metric_values(evaluation.metrics).items()
         )
-        say(f"step {evaluation.step:5d}  held-out {listed}")
+        say(f"step {evaluation.step:5d}  evaluation {listed}")
 
     return Monitor(window, evaluation, progress.stop)
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """A device's published peak for dense bfloat16 products; None where not known.
+    """Returns the published peak for dense bfloat16 products; None if not known.
 
     Args:
         device_kind: as `jax.Device.device_kind` has it.

@@ -10,7 +10,7 @@ import pytest
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Between, Sweep, Trial
-from jaxopt_tf.tuning._cohort import unstacked
+from jaxopt_tf.tuning._program import unstacked
 
 from . import tasks
 
