@@ -92,20 +92,15 @@ def draw_line(
     panel: "Axes", x: np.ndarray, y: np.ndarray, *, index: int, label: str
 ) -> None:
     """Plots the line of this index, from 0; the first 25 differ in colour or dashes."""
-    panel.plot(
-        x,
-        y,
-        label=label,
-        color=_COLOURS[index % len(_COLOURS)],
-        linestyle=_DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
-        linewidth=1.5,
+    style: Any = {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "linestyle": _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
         # Matplotlib fails to place markers on a line that is nowhere finite.
-        marker=_MARKERS[index % len(_MARKERS)] if np.isfinite(y).any() else "",
+        "marker": _MARKERS[index % len(_MARKERS)] if np.isfinite(y).any() else "",
         # About eight, at other places for each line: lines may run together.
-        markevery=(0.125 * (index % 5) / 5, 0.125),
-        markerfacecolor="white",
-        markersize=5,
-    )
+        "markevery": (0.125 * (index % 5) / 5, 0.125),
+    }
+    panel.plot(x, y, label=label, lw=1.5, mfc="white", markersize=5, **style)
 
 
 def finish(
@@ -129,15 +124,18 @@ def finish(
     figure.align_ylabels()
 
 
-def legend_above(figure: "Figure", handles: Sequence[Any] | None = None) -> None:
+def legend_above(
+    figure: "Figure", handles: Sequence[Any] | None = None, *, columns: int = 3
+) -> None:
     """Adds one legend for the whole picture, above its panels.
 
     Args:
         figure: the picture.
         handles: what is listed; None for all that has a label.
+        columns: of the legend.
     """
     given = {} if handles is None else {"handles": handles}
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, **given)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, **given)
 
 
 def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
@@ -145,16 +143,9 @@ def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
     if len(x) == 0:
         return
     panel.margins(y=0.12)
-    panel.plot(
-        x,
-        np.full(len(x), 0.97),
-        transform=panel.get_xaxis_transform(),
-        color="black",
-        marker="x",
-        markersize=7,
-        linestyle="none",
-        label="diverged",
-    )
+    style: Any = {"color": "black", "marker": "x", "markersize": 7, "ls": "none"}
+    style |= {"transform": panel.get_xaxis_transform(), "label": "diverged"}
+    panel.plot(x, np.full(len(x), 0.97), **style)
 
 
 def count_steps(panel: "Axes", most: int = 8) -> None:

@@ -98,27 +98,16 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     positive = values[np.isfinite(values) & (values > 0)]
     # Without the extremes: a single step would take up all colours.
     low, high = np.percentile(positive, (0.5, 99.5)) if len(positive) else (0.1, 1.0)
-    mesh = panel.pcolormesh(
-        _edges(steps),
-        np.arange(len(values) + 1) - 0.5,
-        np.ma.masked_where(~(values > 0), values),
-        cmap=HEAT,
-        norm=LogNorm(low, max(high, low * 1.01)),
-        rasterized=True,
-    )
+    shown, rows = np.ma.masked_where(~(values > 0), values), np.arange(len(values) + 1)
+    style: Any = {"cmap": HEAT, "norm": LogNorm(low, max(high, low * 1.01))}
+    mesh = panel.pcolormesh(_edges(steps), rows - 0.5, shown, rasterized=True, **style)
     panel.set_facecolor("white")
     panel.set_xlabel("step")
     count_steps(panel, most=4)
     figure: Any = panel.get_figure()
-    figure.colorbar(
-        mesh,
-        ax=panel,
-        location="top",
-        pad=0.2 / figure.get_figheight(),  # 0.2 inches, whatever the height
-        label=label,
-        extend="both",
-        aspect=12,
-    )
+    # 0.2 inches away, whatever the height of the picture.
+    bar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}
+    figure.colorbar(mesh, ax=panel, label=label, extend="both", **bar)
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:

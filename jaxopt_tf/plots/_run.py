@@ -2,35 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _checks
 from ..training import Evaluation, Monitor
-from ._figure import (
-    draw_line,
-    finish,
-    legend_above,
-    picture_path,
-    saved,
-    scale,
-    stacked_panels,
-)
-from ._run_log import (
-    GRADS,
-    HIGHEST,
-    LOSS,
-    LOWEST,
-    PARAMS,
-    RATE,
-    SKIPPED,
-    STEP,
-    UPDATES,
-    RunLog,
-    RunRecorder,
-    read_run_log,
-)
+from . import _figure, _run_log
+from ._run_log import RunLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +21,12 @@ _RATIO_LABEL = "update norm /\nparameter norm"
 
 # The smoothed loss is the mean over this share of the run.
 _SMOOTHED_OVER = 1 / 50
-# Of more evaluations than twice this number only some are drawn.
-_NUM_EVALUATIONS = 1_000
+_MOST_MARKERS = 50  # evaluations that are drawn with a marker each
+
+_RANGE: Any = {"color": "0.78", "linewidth": 0.7}
+_TRAINING: Any = {"color": "#08306b", "linewidth": 1.8}
+_EVALUATION: Any = {"color": "#e6550d", "ls": "--", "lw": 1.6, "mfc": "white"}
+_SKIPPED: Any = {"color": "black", "marker": "^", "markersize": 5, "ls": "none"}
 
 
 def curves(
@@ -53,7 +36,7 @@ def curves(
 
     Training loss (its range in grey, smoothed as a line) and evaluation loss, learning
     rate, norms of gradient, update and parameters; skipped steps are marked. The lines
-    can be told apart in black and white.
+    differ in black and white, too.
 
     Keeps at most 4,000 points of 9 numbers, however long the run is: neighbouring steps
     are merged, and the range contains all of them. All evaluations are kept, 100 bytes
@@ -69,10 +52,10 @@ def curves(
         ValueError, TypeError: if the folder does not exist, the format is another, or
             `every` is below 1.
     """
-    checked_path = picture_path(path)
+    checked_path = _figure.picture_path(path)
     if every is not None:
         every = _checks.step_count("every", every, least=1)
-    recorder = RunRecorder()
+    recorder = _run_log.RunRecorder()
     drawn_at = 0
 
     def evaluation(evaluation: Evaluation) -> None:
@@ -84,17 +67,14 @@ def curves(
 
     def draw() -> None:
         run = recorder.log()
-        if len(run.rows) == 0:
+        if len(run.steps.step) == 0:
             return
-        updates, params = run.rows[:, UPDATES], run.rows[:, PARAMS]
-        ratio = _update_ratio(run.rows)
+        ratio = run.steps.update_ratio
         ratio = ratio[np.isfinite(ratio)]
         median = np.median(ratio) if len(ratio) else np.nan
-        norms = {
-            f"update norm\n(median {median:.0e} of\nthe parameters')": updates,
-            "parameter norm": params,
-        }
-        saved(_draw_run(run, norms, f"loss ({unit})"), checked_path)
+        label = f"update norm\n(median {median:.0e} of\nthe parameters')"
+        norms = {label: run.steps.updates, "parameter norm": run.steps.params}
+        _figure.saved(_draw_run(run, norms, f"loss ({unit})"), checked_path)
 
     return Monitor(recorder.window, evaluation, draw)
 
@@ -103,7 +83,7 @@ def plot_run(folder: Path | str, path: Path | str | None = None) -> "Figure":
     """Draws a run: losses, learning rate, gradient norm, updates over parameters.
 
     The training loss of each step is drawn in grey, and as a line smoothed over a
-    fiftieth of the run; the evaluation loss with its last and its best value. Of a long
+    fiftieth of the run. The evaluation loss has its last and its best value. In a long
     run neighbouring steps are merged into at most 4,000 points, with the lowest and the
     highest loss of each. A million steps of `metrics.jsonl` take about 20 seconds to
     read.
@@ -122,11 +102,11 @@ def plot_run(folder: Path | str, path: Path | str | None = None) -> "Figure":
         ValueError: if there is no run, its log cannot be read or has no step in it, or
             no picture can be written to `path`.
     """
-    path = picture_path(path)
-    run = read_run_log(folder)
-    figure = _draw_run(run, {_RATIO_LABEL: _update_ratio(run.rows)}, "loss")
+    path = _figure.picture_path(path)
+    run = _run_log.read_run_log(folder)
+    figure = _draw_run(run, {_RATIO_LABEL: run.steps.update_ratio}, "loss")
     figure.axes[0].set_title(run.name, loc="left")
-    return saved(figure, path)
+    return _figure.saved(figure, path)
 
 
 def plot_runs(
@@ -152,7 +132,7 @@ def plot_runs(
         ValueError: if there is none, or as `plot_run`, naming the folder.
         TypeError: if `folders` is a single one.
     """
-    path = picture_path(path)
+    path = _figure.picture_path(path)
     if isinstance(folders, str | Path):
         raise TypeError(
             f"`folders` must be a sequence of folders, got {str(folders)!r}. Put it "
@@ -169,87 +149,74 @@ def plot_runs(
         if any(np.isfinite(y).any() for _, y in lines)
     }
     heights = [2 if "loss" in label else 1 for label in shown]
-    figure, panels = stacked_panels(1.4 + 1.2 * sum(heights), list(shown), heights)
+    figure, panels = _figure.stacked_panels(
+        1.4 + 1.2 * sum(heights), list(shown), heights
+    )
     for panel, (label, lines) in zip(panels, shown.items(), strict=True):
         for index, (name, (x, y)) in enumerate(zip(lines_of_runs, lines, strict=True)):
-            draw_line(panel, x, y, index=index, label=name)
+            _figure.draw_line(panel, x, y, index=index, label=name)
         if label != _RATE_LABEL:
-            scale(panel, *(y for _, y in lines))
-    legend_above(figure, panels[0].get_lines())
-    finish(panels)
-    return saved(figure, path)
+            _figure.scale(panel, *(y for _, y in lines))
+    _figure.legend_above(figure, panels[0].get_lines())
+    _figure.finish(panels)
+    return _figure.saved(figure, path)
 
 
 def _draw_run(
     run: RunLog, further: Mapping[str, np.ndarray], loss_label: str
 ) -> "Figure":
     """Draws losses, learning rate and gradient norm, and further columns by label."""
-    rates, grads = run.rows[:, RATE], run.rows[:, GRADS]
-    columns = {_RATE_LABEL: rates, _GRADS_LABEL: grads, **further}
+    steps = run.steps
+    columns = {_RATE_LABEL: steps.rate, _GRADS_LABEL: steps.grads, **further}
     columns = {name: x for name, x in columns.items() if np.isfinite(x).any()}
-    figure, panels = stacked_panels(
+    figure, panels = _figure.stacked_panels(
         4.0 + 1.6 * len(columns), [loss_label, *columns], (3, *len(columns) * [1.2])
     )
     _draw_losses(panels[0], run)
     for panel, (label, column) in zip(panels[1:], columns.items(), strict=True):
-        panel.plot(run.rows[:, STEP], column, color="black", linewidth=0.9)
+        panel.plot(steps.step, column, color="black", linewidth=0.9)
         if label != _RATE_LABEL:
-            scale(panel, column)
-    finish(panels)
+            _figure.scale(panel, column)
+    _figure.finish(panels)
     return figure
 
 
 def _draw_losses(panel: "Axes", run: RunLog) -> None:
     """Draws the range of single steps, both losses, and skipped steps."""
-    steps, loss = run.rows[:, STEP], run.rows[:, LOSS]
+    steps = run.steps
     # A line from the lowest to the highest loss of each point; where a point is one
     # step, this is the line from step to step.
-    ranges = run.rows[:, [LOWEST, HIGHEST]].ravel()
-    panel.plot(
-        np.repeat(steps, 2), ranges, color="0.78", linewidth=0.7, label="single steps"
-    )
-    panel.plot(steps, smoothed(loss), color="#08306b", linewidth=1.8, label="training")
+    at, ranges = np.repeat(steps.step, 2), np.stack((steps.lowest, steps.highest), 1)
+    panel.plot(at, ranges.ravel(), label="single steps", **_RANGE)
+    panel.plot(steps.step, smoothed(steps.loss), label="training", **_TRAINING)
     if run.evaluations:
         at, losses = np.array(run.evaluations).T
         best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
-        drawn_at, drawn = thinned(run.evaluations)
-        panel.plot(
-            drawn_at,
-            drawn,
-            color="#e6550d",
-            linewidth=1.6,
-            linestyle="--",
-            marker="o" if len(drawn) <= 50 else None,
-            markerfacecolor="white",
-            label=f"evaluation: {losses[-1]:.4g} at the end, "
-            f"{losses[best]:.4g} at best (step {at[best]:,.0f})",
+        label = (
+            f"evaluation: {losses[-1]:.4g} at the end, "
+            f"{losses[best]:.4g} at best (step {at[best]:,.0f})"
         )
-    num_skipped = run.rows[:, SKIPPED]
-    at = steps[num_skipped > 0]
+        marker = "o" if len(losses) <= _MOST_MARKERS else None
+        panel.plot(at, losses, label=label, marker=marker, **_EVALUATION)
+    at = steps.step[steps.skipped > 0]
     if len(at):
-        panel.plot(
-            at,
-            np.full(len(at), 0.02),
-            "^",
-            color="black",
-            markersize=5,
-            transform=panel.get_xaxis_transform(),
-            label=f"skipped steps: {num_skipped.sum():,.0f}",
-        )
-    scale(panel, loss)
+        style = {**_SKIPPED, "transform": panel.get_xaxis_transform()}
+        label = f"skipped steps: {steps.skipped.sum():,.0f}"
+        panel.plot(at, np.full(len(at), 0.02), label=label, **style)
+    _figure.scale(panel, steps.loss)
     panel.legend(loc="upper right")
 
 
 def _lines_of(run: RunLog) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns the lines of a run in `plot_runs` by panel: steps and values."""
-    steps = run.rows[:, STEP]
-    at, losses = thinned(run.evaluations)
+    steps = run.steps
+    at, losses = np.array(run.evaluations, np.float64).reshape(-1, 2).T
     return {
-        "training loss,\nsmoothed": (steps, smoothed(run.rows[:, LOSS])),
+        "training loss,\nsmoothed": (steps.step, smoothed(steps.loss)),
         "evaluation loss": (at, losses),
-        _RATE_LABEL: (steps, run.rows[:, RATE]),
-        _GRADS_LABEL: (steps, smoothed(run.rows[:, GRADS])),
-        _RATIO_LABEL: (steps, smoothed(_update_ratio(run.rows))),
+        _RATE_LABEL: (steps.step, steps.rate),
+        _GRADS_LABEL: (steps.step, smoothed(steps.grads)),
+        _RATIO_LABEL: (steps.step, smoothed(steps.update_ratio)),
     }
 
 
@@ -262,19 +229,13 @@ def _named(
             "`folders` must hold at least one folder of a run, got none. Name some."
         )
     if isinstance(folders, Mapping):
-        return {str(name): read_run_log(of) for name, of in folders.items()}
-    logs = [read_run_log(folder) for folder in folders]
+        return {str(name): _run_log.read_run_log(of) for name, of in folders.items()}
+    logs = [_run_log.read_run_log(folder) for folder in folders]
     names = [log.name for log in logs]
     return {
         log.name if names.count(log.name) == 1 else str(folder): log
         for log, folder in zip(logs, folders, strict=True)
     }
-
-
-def _update_ratio(rows: np.ndarray) -> np.ndarray:
-    """Returns update norm over parameter norm, [n]; NaN where it is not known."""
-    params = np.where(rows[:, PARAMS] > 0, rows[:, PARAMS], np.nan)
-    return rows[:, UPDATES] / params
 
 
 def smoothed(column: np.ndarray) -> np.ndarray:
@@ -288,12 +249,3 @@ def smoothed(column: np.ndarray) -> np.ndarray:
     first, past = at - reach, np.minimum(at + reach + 1, n)
     with np.errstate(invalid="ignore"):
         return (total[past] - total[first]) / (count[past] - count[first])
-
-
-def thinned(evaluations: list[tuple[int, float]]) -> np.ndarray:
-    """Returns steps and losses, [2, n]: of many every k-th, and the last."""
-    stride = max(len(evaluations) // _NUM_EVALUATIONS, 1)
-    kept = evaluations[::stride]
-    if (len(evaluations) - 1) % stride:
-        kept = [*kept, evaluations[-1]]
-    return np.array(kept, np.float64).reshape(-1, 2).T

@@ -12,10 +12,6 @@ import numpy as np
 from ..monitors import read_history
 from ..training import Evaluation, Window, metric_values
 
-# Columns of a row: one step, or several steps merged into one point.
-STEP, LOSS, LOWEST, HIGHEST, RATE, GRADS, UPDATES, PARAMS, SKIPPED = range(9)
-_NUM_COLUMNS = 9
-
 _METRICS, _STATE = "metrics.jsonl", "trainer_state.json"
 # At least this many points are kept of a longer run, and at most twice as many: a
 # picture is 800 pixels wide.
@@ -24,11 +20,30 @@ _NUM_POINTS = 2_000
 _NUM_ENTRIES = 500
 
 
+class Steps(NamedTuple):
+    """Numbers of a run, [n] float64 each; a point is one step, or several merged."""
+
+    step: np.ndarray
+    loss: np.ndarray  # mean; NaN for skipped steps
+    lowest: np.ndarray  # loss
+    highest: np.ndarray  # loss
+    rate: np.ndarray  # of the last step
+    grads: np.ndarray  # norm
+    updates: np.ndarray  # norm
+    params: np.ndarray  # norm
+    skipped: np.ndarray  # number of steps
+
+    @property
+    def update_ratio(self) -> np.ndarray:
+        """Update norm over parameter norm; NaN where it is not known."""
+        return self.updates / np.where(self.params > 0, self.params, np.nan)
+
+
 class RunLog(NamedTuple):
     """The numbers of a run."""
 
     name: str  # of its folder
-    rows: np.ndarray  # [n, 9], float64: the columns above
+    steps: Steps
     evaluations: list[tuple[int, float]]  # step and evaluation loss
 
 
@@ -91,7 +106,7 @@ class RunRecorder:
 
     def __init__(self) -> None:
         """Starts without steps."""
-        self.points = Downsampler(_NUM_COLUMNS, _merge_steps)
+        self.points = Downsampler(len(Steps._fields), _merge_steps)
         self.evaluations: list[tuple[int, float]] = []
 
     def window(self, window: Window) -> None:
@@ -107,7 +122,7 @@ class RunRecorder:
 
     def log(self, name: str = "") -> RunLog:
         """Returns what has been recorded."""
-        return RunLog(name, self.points.rows(), self.evaluations)
+        return RunLog(name, Steps(*self.points.rows().T), self.evaluations)
 
 
 def read_run_log(folder: Path | str) -> RunLog:
@@ -118,7 +133,7 @@ def read_run_log(folder: Path | str) -> RunLog:
     """
     file = log_file(folder)
     log = _read_ours(file) if is_ours(file) else _read_trainers(file)
-    if len(log.rows) == 0:
+    if len(log.steps.step) == 0:
         raise ValueError(
             f"`folder` must be of a run that has logged a step, got {str(folder)!r}, "
             f"whose {file.name} has none yet. Wait for the first, or name another."
@@ -165,7 +180,7 @@ def finite_mean(groups: np.ndarray) -> np.ndarray:
 
 
 def _rows_of(window: Window) -> np.ndarray:
-    """Returns the steps of a window, [n, 9], float64."""
+    """Returns the steps of a window as rows."""
     metrics: Any = window.metrics  # of numpy arrays
     loss = np.where(metrics.is_skipped, np.nan, metrics.loss)
     updates = np.where(metrics.is_skipped, np.nan, metrics.norms.updates)
@@ -176,13 +191,15 @@ def _rows_of(window: Window) -> np.ndarray:
 
 
 def _merge_steps(groups: np.ndarray) -> np.ndarray:
-    """Merges neighbours into means, and what a mean would hide; [n, size, 9]."""
-    merged = finite_mean(groups)
-    merged[:, LOWEST] = np.fmin.reduce(groups[:, :, LOWEST], axis=1)
-    merged[:, HIGHEST] = np.fmax.reduce(groups[:, :, HIGHEST], axis=1)
-    merged[:, RATE] = groups[:, -1, RATE]
-    merged[:, SKIPPED] = groups[:, :, SKIPPED].sum(axis=1)
-    return merged
+    """Merges rows into means, and what a mean would hide; [n, size, 9] -> [n, 9]."""
+    steps = Steps(*np.moveaxis(groups, 2, 0))  # [n, size] each
+    merged = Steps(*finite_mean(groups).T)._replace(
+        lowest=np.fmin.reduce(steps.lowest, axis=1),
+        highest=np.fmax.reduce(steps.highest, axis=1),
+        rate=steps.rate[:, -1],
+        skipped=steps.skipped.sum(axis=1),
+    )
+    return np.stack(merged, axis=1)
 
 
 def _log_in(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ import numpy as np
 from .. import _checks
 from .._typing import Schedule
 from ..schedules import MetricDrivenSchedule
-from ._figure import draw_line, finish, legend_above, new_figure, picture_path, saved
+from . import _figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def plot_schedule(
         ValueError: if there is none, `num_steps` is out of its range, or no picture can
             be written to `path`.
     """
-    path = picture_path(path)
+    path = _figure.picture_path(path)
     # A `MetricDrivenSchedule` is a tuple, and is refused by `sample_schedule`.
     named = schedules if isinstance(schedules, Mapping) else {"": schedules}
     if not named:
@@ -63,17 +63,17 @@ def plot_schedule(
             "{'cosine': get_scheduler('cosine', ...)}."
         )
     lines = {name: sample_schedule(one, num_steps) for name, one in named.items()}
-    figure = new_figure(4.0)
+    figure = _figure.new_figure(4.0)
     panel = figure.subplots()
     for index, (name, (steps, rates)) in enumerate(lines.items()):
-        draw_line(panel, steps, rates, index=index, label=name)
+        _figure.draw_line(panel, steps, rates, index=index, label=name)
     panel.set_ylabel("learning rate")
     if all((rates >= 0).all() for _, rates in lines.values()):
         panel.set_ylim(bottom=0.0)
     if "" not in lines:
-        legend_above(figure)
-    finish([panel])
-    return saved(figure, path)
+        _figure.legend_above(figure)
+    _figure.finish([panel])
+    return _figure.saved(figure, path)
 
 
 def sample_schedule(
@@ -81,7 +81,7 @@ def sample_schedule(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rates of a run at few steps, so that lines between them show it.
 
-    Of a run of at most 2,000 steps all are returned. Of a longer run 2,000 are, evenly
+    All steps of a run are returned, up to 2,000. A longer run has 2,000 that are evenly
     spaced, and further ones around corners, jumps and the highest rate, so that these
     are drawn at their steps: at most 6,500 in all.
 

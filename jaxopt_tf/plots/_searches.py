@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._figure import (
-    HEAT,
-    draw_line,
-    finish,
-    legend_above,
-    mark_diverged,
-    new_figure,
-    picture_path,
-    saved,
-    scale,
-    stacked_panels,
-)
+from . import _figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ORANGE = "#d55e00"
+_DOTS: Any = {"color": "black", "marker": "o", "markersize": 5, "lw": 1.0}
+_LEFT: Any = {"color": "0.4", "marker": "o", "mfc": "white", "markersize": 5}
+_STAR: Any = {"color": "#d55e00", "marker": "*", "mec": "black", "markersize": 15}
+_SUGGESTION: Any = {"color": "#d55e00", "ls": "--", "lw": 1.5}
+_BARS: Any = {"color": "black", "marker": "o", "markersize": 4, "capsize": 3, "lw": 1.5}
+_LIMIT: Any = {"color": "0.4", "ls": ":", "lw": 1.0}
+_ABOVE: Any = {"mfc": "white", "mec": "black", "ls": "none"}
+_DIVERGED: Any = {"facecolor": "white", "edgecolor": "0.4", "hatch": "xxx"}
 _MARGIN = 0.03  # no mark is cut off at an end of the axis
 # Numbers of cells in a row and in a column up to which losses are legible in them.
 _MOST_ACROSS, _MOST_DOWN = 12, 20
@@ -74,20 +70,21 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
     Raises:
         ValueError: if no picture can be written to `path`.
     """
-    path = picture_path(path)
+    path = _figure.picture_path(path)
     named = {name: _numbers_or_names(of) for name, of in points.settings.items()}
     several = {name: values for name, values in named.items() if len(set(values)) > 1}
     shown = several or named
     if len(shown) == 2 and _is_grid(list(shown.values())):
-        return saved(_heat_map(points, shown), path)
+        return _figure.saved(_heat_map(points, shown), path)
     labels = [points.label] * len(shown)
-    figure, panels = stacked_panels(1.0 + 2.6 * len(shown), labels)
+    figure, panels = _figure.stacked_panels(1.0 + 2.6 * len(shown), labels)
     for panel, (name, values) in zip(panels, shown.items(), strict=True):
         _draw_field(panel, points, values, is_alone=len(shown) == 1)
         panel.set_xlabel(name)
-    legend_above(figure, panels[0].get_legend_handles_labels()[0])
-    finish(panels, panels[-1].get_xlabel(), margin=_MARGIN)
-    return saved(figure, path)
+    handles, _ = panels[0].get_legend_handles_labels()
+    _figure.legend_above(figure, handles, columns=4)
+    _figure.finish(panels, panels[-1].get_xlabel(), margin=_MARGIN)
+    return _figure.saved(figure, path)
 
 
 def plot_losses_by_rate(
@@ -113,35 +110,24 @@ def plot_losses_by_rate(
     Raises:
         ValueError: if no picture can be written to `path`.
     """
-    path = picture_path(path)
-    figure = new_figure(4.4)
+    path = _figure.picture_path(path)
+    figure = _figure.new_figure(4.4)
     panel = figure.subplots()
     finite = np.isfinite(losses)
-    panel.plot(
-        rates[finite],
-        losses[finite],
-        color="black",
-        linewidth=1.2,
-        marker="" if len(rates) > _MOST_MARKERS else "o",
-        markersize=5,
-        label="loss",
-    )
-    mark_diverged(panel, rates[~finite])
+    style = {**_DOTS, "lw": 1.2}
+    if len(rates) > _MOST_MARKERS:
+        style["marker"] = ""
+    panel.plot(rates[finite], losses[finite], label="loss", **style)
+    _figure.mark_diverged(panel, rates[~finite])
     if suggestion is not None:
-        panel.axvline(
-            suggestion,
-            color=_ORANGE,
-            linestyle="--",
-            linewidth=1.5,
-            label=f"suggestion: {suggestion:g}",
-        )
+        panel.axvline(suggestion, label=f"suggestion: {suggestion:g}", **_SUGGESTION)
     panel.set_xscale("log")
     panel.set_ylabel("loss")
-    scale(panel, losses)
+    _figure.scale(panel, losses)
     panel.set_title(textwrap.fill(title, 100), loc="left", fontsize=9)
-    legend_above(figure)
-    finish([panel], "learning rate", margin=_MARGIN)
-    return saved(figure, path)
+    _figure.legend_above(figure)
+    _figure.finish([panel], "learning rate", margin=_MARGIN)
+    return _figure.saved(figure, path)
 
 
 def plot_losses_by_decay(
@@ -171,51 +157,31 @@ def plot_losses_by_decay(
     Raises:
         ValueError: if no picture can be written to `path`.
     """
-    path = picture_path(path)
+    path = _figure.picture_path(path)
     is_lost = ~np.isfinite(held_out)
     training, held_out = (np.where(is_lost, np.nan, y) for y in (training, held_out))
-    figure = new_figure(4.0)
+    figure = _figure.new_figure(4.0)
     panel = figure.subplots()
-    panel.errorbar(
-        decays,
-        held_out,
-        error,
-        label="held-out, with standard error",
-        color="black",
-        marker="o",
-        markersize=4,
-        capsize=3,
-        linewidth=1.5,
-    )
-    draw_line(panel, decays, training, index=1, label="training")
-    panel.axhline(
-        held_out[best] + error[best],
-        label="lowest, plus its standard error",
-        color="0.4",
-        linestyle=":",
-        linewidth=1.0,
-    )
-    for at, marker, size, label in (
-        (best, "v", 9, "lowest"),
-        (suggested, "*", 14, "suggested"),
+    label = "held-out, with standard error"
+    panel.errorbar(decays, held_out, error, label=label, **_BARS)
+    _figure.draw_line(panel, decays, training, index=1, label="training")
+    limit, label = held_out[best] + error[best], "lowest, plus its standard error"
+    panel.axhline(limit, label=label, **_LIMIT)
+    # The smaller mark is drawn above the larger one.
+    lowest: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_ABOVE}
+    largest: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_ABOVE}
+    for at, label, style in (
+        (best, f"lowest: {decays[best]:g}", lowest),
+        (suggested, f"suggested: {decays[suggested]:g}", largest),
     ):
-        panel.plot(
-            decays[at],
-            held_out[at],
-            marker,
-            label=f"{label}: {decays[at]:g}",
-            markersize=size,
-            markerfacecolor="white",
-            markeredgecolor="black",
-            zorder=5 if marker == "v" else 4,  # the smaller one above
-        )
-    mark_diverged(panel, decays[is_lost])
+        panel.plot(decays[at], held_out[at], label=label, **style)
+    _figure.mark_diverged(panel, decays[is_lost])
     panel.set_ylabel("mean loss")
-    scale(panel, training, held_out)
-    legend_above(figure)
+    _figure.scale(panel, training, held_out)
+    _figure.legend_above(figure)
     _scale_decays(panel, decays)
-    finish([panel], "weight decay")
-    return saved(figure, path)
+    _figure.finish([panel], "weight decay")
+    return _figure.saved(figure, path)
 
 
 def _numbers_or_names(settings: Sequence[Any]) -> list[float | str]:
@@ -252,45 +218,24 @@ def _draw_field(
     losses, finite = points.losses, np.isfinite(points.losses)
     order = np.argsort(x, kind="stable")
     ended = order[(finite & points.is_ended)[order]]
-    panel.plot(
-        x[ended],
-        losses[ended],
-        color="black",
-        marker="o",
-        markersize=5,
-        linestyle="-" if is_alone and not names else "none",
-        linewidth=1.0,
-        label="trained to the end",
-    )
-    is_left = finite & ~points.is_ended
-    if is_left.any():
-        panel.plot(
-            x[is_left],
-            losses[is_left],
-            "o",
-            color="0.4",
-            markerfacecolor="white",
-            markersize=5,
-            label="left behind, after fewer steps",
-        )
-    mark_diverged(panel, x[~finite])
+    style = _DOTS if is_alone and not names else {**_DOTS, "ls": "none"}
+    panel.plot(x[ended], losses[ended], label="trained to the end", **style)
+    left = finite & ~points.is_ended
+    if left.any():
+        label = "left behind, after fewer steps"
+        panel.plot(x[left], losses[left], label=label, ls="none", **_LEFT)
+    _figure.mark_diverged(panel, x[~finite])
     if points.best is not None:
-        panel.plot(
-            x[[points.best]],
-            losses[[points.best]],
-            "*",
-            color=_ORANGE,
-            markeredgecolor="black",
-            markersize=15,
-            label=f"best: {losses[points.best]:.4g}",
-        )
+        best = [points.best]
+        label = f"best: {losses[points.best]:.4g}"
+        panel.plot(x[best], losses[best], label=label, ls="none", **_STAR)
     # Values are spread as rates are if most are small beside the largest.
     if names:
         panel.set_xticks(range(len(names)), names)
         panel.set_xlim(-0.5, len(names) - 0.5)
     elif min(x) > 0 and max(x) >= 20 * min(x) and np.median(x) < max(x) / 4:
         panel.set_xscale("log")
-    scale(panel, losses[finite])
+    _figure.scale(panel, losses[finite])
 
 
 def _heat_map(
@@ -306,12 +251,11 @@ def _heat_map(
     for i, (x, y) in enumerate(zip(values[across], values[down], strict=True)):
         run[rows.index(y), columns.index(x)] = i
     losses = points.losses[run]
-    figure = new_figure(1.8 + min(max(0.5 * len(rows), 1.5), 8.0))
+    figure = _figure.new_figure(1.8 + min(max(0.5 * len(rows), 1.5), 8.0))
     panel = figure.subplots()
     norm = Normalize(*_colour_range(losses))
-    mesh = panel.pcolormesh(
-        np.ma.masked_invalid(losses), cmap=HEAT, norm=norm, edgecolors="white"
-    )
+    style: Any = {"cmap": _figure.HEAT, "norm": norm, "edgecolors": "white"}
+    mesh = panel.pcolormesh(np.ma.masked_invalid(losses), **style)
     is_above = (losses[np.isfinite(losses)] > norm.vmax).any()
     extend = "max" if is_above else "neither"
     figure.colorbar(mesh, ax=panel, label=points.label, extend=extend)
@@ -325,10 +269,9 @@ def _heat_map(
         _write_losses(panel, points, run, norm)
     handles: list[Any] = []
     if np.isinf(losses).any():
-        hatched: Any = {"facecolor": "white", "edgecolor": "0.4", "hatch": "xxx"}
         for row, column in np.argwhere(np.isinf(losses)):
-            panel.add_patch(Rectangle((column, row), 1, 1, **hatched))
-        handles.append(Patch(label="diverged", **hatched))
+            panel.add_patch(Rectangle((column, row), 1, 1, **_DIVERGED))
+        handles.append(Patch(label="diverged", **_DIVERGED))
     if points.best is not None:
         ((row, column),) = np.argwhere(run == points.best)
         # White on black, which can be seen on any colour.
@@ -338,7 +281,7 @@ def _heat_map(
             panel.add_patch(cell)
         best = f"best: {points.losses[points.best]:.4g}"
         handles.append(Patch(fill=False, edgecolor="black", linewidth=2, label=best))
-    legend_above(figure, handles)
+    _figure.legend_above(figure, handles)
     return figure
 
 
@@ -363,17 +306,12 @@ def _write_losses(
         loss = points.losses[i]
         if not np.isfinite(loss):
             continue
-        is_ended = points.is_ended[i]
-        panel.text(
-            column + 0.5,
-            row + 0.5,
-            f"{loss:.3f}" if is_ended else f"{loss:.3f}\nstep {points.steps[i]:,}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            fontstyle="normal" if is_ended else "italic",
-            color="white" if norm(loss) < 0.5 else "black",
-        )
+        # The loss of a run that was left behind is one of fewer steps.
+        step = "" if points.is_ended[i] else f"\nstep {points.steps[i]:,}"
+        style: Any = {"ha": "center", "va": "center", "fontsize": 8}
+        style["fontstyle"] = "italic" if step else "normal"
+        style["color"] = "white" if norm(loss) < 0.5 else "black"
+        panel.text(column + 0.5, row + 0.5, f"{loss:.3f}{step}", **style)
 
 
 def _shown(value: float | str) -> str:

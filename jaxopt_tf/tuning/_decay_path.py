@@ -17,7 +17,7 @@ from ..optimizers import LayerNorms, TorchLayout
 from ..recipes import Recipe, vary
 from ..training import Batch, LossFn
 from ._folds import Folds, make_folds
-from ._groups import limit_devices, max_parallel_runs
+from ._groups import Limits, max_parallel_runs
 from ._program import Cohort, Streams, begin, first_params, make_program
 from ._task import Task
 
@@ -262,9 +262,8 @@ def decay_path(
     # Numbers of runs, [chains, length]: those of a chain start from one another.
     runs = np.arange(training.size).reshape(shape)
     chains = runs[::-1].T if warm_starts else runs.reshape(-1, 1)
-    for numbers, losses in _train(
-        task, folds, rising, chains, memory_limit=memory_limit, devices=devices
-    ):
+    limits = Limits(memory_limit, devices)
+    for numbers, losses in _train(task, folds, rising, chains, limits):
         at = np.unravel_index(numbers, shape)
         training[at], held_out[at] = losses
     return DecayPath(recipe, rising, training, held_out, folds.fold)
@@ -275,9 +274,7 @@ def _train(
     folds: Folds,
     decays: np.ndarray,
     chains: np.ndarray,
-    *,
-    memory_limit: float | None,
-    devices: Sequence[jax.Device] | None,
+    limits: Limits,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Trains, and returns numbers [K] and losses [2, K] of runs at their ends."""
     num_folds, recipe = folds.num_folds, folds.recipe
@@ -286,7 +283,7 @@ def _train(
         for decay in decays
         for _ in range(num_folds)
     ]
-    program = make_program(task, recipes[0], limit_devices(devices, len(chains)))
+    program = make_program(task, recipes[0], limits.devices_for(len(chains)))
     varied = vary(recipes)
     evaluated = folds.evaluation_batches()
 
@@ -304,9 +301,8 @@ def _train(
             ),
         )
 
-    width = max_parallel_runs(
-        program, start, chains[:, 0].tolist(), num_folds, memory_limit
-    )
+    numbers = chains[:, 0].tolist()
+    width = max_parallel_runs(program, start, numbers, num_folds, limits)
     for first in range(0, len(chains), width):
         group = chains[first : first + width]
         params = first_params(task, [recipe] * width)

@@ -12,21 +12,29 @@ import numpy as np
 from .. import _checks
 from ..recipes import Recipe, Varied, same_program, vary
 from ..training import Batch
-from ._program import (
-    Cohort,
-    Program,
-    VmapState,
-    begin,
-    first_params,
-    make_program,
-    seed_streams,
-    stacked,
-    unstacked,
-)
+from . import _program
+from ._program import Cohort, Program, VmapState
 from ._task import Task
 
 # Share of a device's memory that runs may take if no limit is given.
 _OF_A_DEVICE = 0.9
+
+
+class Limits(NamedTuple):
+    """Hardware that runs may use, as `train_many` takes it."""
+
+    memory_limit: float | None
+    devices: Sequence[jax.Device] | None
+
+    def devices_for(self, num_runs: int) -> Sequence[jax.Device]:
+        """Returns the devices, or all of this process; no more than there are runs."""
+        devices = jax.local_devices() if self.devices is None else self.devices
+        if not devices:
+            raise ValueError(
+                "`devices` must name at least one device, got none. Leave it out for "
+                "all of this process."
+            )
+        return devices[:num_runs]
 
 
 class Group(NamedTuple):
@@ -44,9 +52,7 @@ def train_to(
     numbers: Sequence[int],
     until: int,
     states: Mapping[int, VmapState],
-    *,
-    memory_limit: float | None,
-    devices: Sequence[jax.Device] | None,
+    limits: Limits,
 ) -> Iterator[Group]:
     """Trains runs up to a step, and returns each group when it is there.
 
@@ -56,13 +62,12 @@ def train_to(
         numbers: of the runs to train.
         until: a step; shorter runs are trained to their ends.
         states: of runs, all at one step; runs that are not in it start.
-        memory_limit: as for `train_many`.
-        devices: as for `train_many`.
+        limits: of the hardware.
     """
-    for runs, program, make in _programs(task, recipes, numbers, states, devices):
+    for runs, program, make in _programs(task, recipes, numbers, states, limits):
         num_streams = len({recipes[i].seed for i in runs})
         width = max_parallel_runs(
-            program, make, runs, num_streams, memory_limit, task.held_out[:1]
+            program, make, runs, num_streams, limits, task.held_out[:1]
         )
         for first in range(0, len(runs), width):
             chosen = runs[first : first + width]
@@ -79,7 +84,7 @@ def train_to(
                     )
                 held_out = total / num_items
             n, is_ended = len(chosen), until >= cohort.longest
-            ended = [] if is_ended else unstacked(cohort.state, n)
+            ended = [] if is_ended else _program.unstacked(cohort.state, n)
             del cohort  # or it would take memory while the next group starts
             yield Group(chosen, losses[:n], held_out[:n], ended)
 
@@ -89,24 +94,11 @@ def initial_states(
 ) -> dict[int, VmapState]:
     """Returns runs before their first step, on the host."""
     states: dict[int, VmapState] = {}
-    one = jax.local_devices()[:1]
-    for chosen, _, make in _programs(task, recipes, runs, {}, one):
-        start = unstacked(make(chosen).state, len(chosen))
+    limits = Limits(None, jax.local_devices()[:1])
+    for chosen, _, make in _programs(task, recipes, runs, {}, limits):
+        start = _program.unstacked(make(chosen).state, len(chosen))
         states |= dict(zip(chosen, start, strict=True))
     return states
-
-
-def limit_devices(
-    devices: Sequence[jax.Device] | None, num_runs: int
-) -> Sequence[jax.Device]:
-    """Returns the devices, or all of this process; no more than there are runs."""
-    devices = jax.local_devices() if devices is None else devices
-    if not devices:
-        raise ValueError(
-            "`devices` must name at least one device, got none. Leave it out for all "
-            "of this process."
-        )
-    return devices[:num_runs]
 
 
 def max_parallel_runs(
@@ -114,7 +106,7 @@ def max_parallel_runs(
     make: Callable[[Sequence[int]], Cohort],
     runs: Sequence[int],
     num_streams: int,
-    memory_limit: float | None,
+    limits: Limits,
     held_out: Sequence[Batch] = (),
 ) -> int:
     """Returns how many runs are trained side by side, a multiple of the devices.
@@ -124,13 +116,13 @@ def max_parallel_runs(
         make: starts the runs of some numbers, to measure them.
         runs: numbers of all.
         num_streams: of batches, with all runs.
-        memory_limit: as for `train_many`.
+        limits: of the hardware.
         held_out: a batch that the runs are evaluated on, if they are.
 
     Raises:
         ValueError: if the limit is below what one run on each device needs.
     """
-    limit = memory_limit
+    limit = limits.memory_limit
     if limit is None:  # CPUs have no limit of their own
         of_device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         limit = None if of_device is None else _OF_A_DEVICE * of_device
@@ -149,7 +141,7 @@ def _programs(
     recipes: Sequence[Recipe],
     numbers: Sequence[int],
     states: Mapping[int, VmapState],
-    devices: Sequence[jax.Device] | None,
+    limits: Limits,
 ) -> Iterator[tuple[list[int], Program, Callable[[Sequence[int]], Cohort]]]:
     """Returns each program, its runs of these numbers, and a function to make them."""
     members_of: dict[Any, list[int]] = {}
@@ -160,10 +152,10 @@ def _programs(
         if not runs:
             continue
         # Of all members, so that a program is the same whichever are trained now.
-        of_each = unstacked(vary([recipes[i] for i in members]), len(members))
+        of_each = _program.unstacked(vary([recipes[i] for i in members]), len(members))
         varied = dict(zip(members, of_each, strict=True))
-        program = make_program(
-            task, recipes[runs[0]], limit_devices(devices, len(runs))
+        program = _program.make_program(
+            task, recipes[runs[0]], limits.devices_for(len(runs))
         )
         make = functools.partial(_cohort, task, program, recipes, varied, states)
         yield runs, program, make
@@ -180,12 +172,15 @@ def _cohort(
     """Returns the chosen runs in their states, or before their first step."""
     own = [recipes[i] for i in chosen]
     if chosen[0] not in states:
-        numbers = stacked([varied[i] for i in chosen])
-        params, streams = first_params(task, own), seed_streams(task, own)
-        return begin(program, own, numbers, params, streams)
-    state = stacked([states[i] for i in chosen])
+        numbers = _program.stacked([varied[i] for i in chosen])
+        params, streams = (
+            _program.first_params(task, own),
+            _program.seed_streams(task, own),
+        )
+        return _program.begin(program, own, numbers, params, streams)
+    state = _program.stacked([states[i] for i in chosen])
     step = int(np.max(state.state.step))
-    streams = seed_streams(task, own, skip=step)
+    streams = _program.seed_streams(task, own, skip=step)
     # In a new group the stream of a run may have another number.
     state = dataclasses.replace(state, stream=jnp.asarray(streams.of_run, jnp.int32))
     # Sharded as a step returns it, or the first step would be compiled separately.

@@ -10,7 +10,7 @@ import numpy as np
 import rich.table
 
 from ..recipes import Recipe, recipe_settings
-from ._groups import train_to
+from ._groups import Limits, train_to
 from ._task import Task
 
 
@@ -137,8 +137,8 @@ def train_many(
     longest = max(recipe.max_steps for recipe in recipes)
     losses = np.full((len(recipes), longest), np.nan, np.float32)
     held_out = np.full(len(recipes), np.nan) if task.held_out else None
-    limits = {"memory_limit": memory_limit, "devices": devices}
-    for group in train_to(task, recipes, range(len(recipes)), longest, {}, **limits):
+    limits, everyone = Limits(memory_limit, devices), range(len(recipes))
+    for group in train_to(task, recipes, everyone, longest, {}, limits):
         for row, i in enumerate(group.runs):
             of_run = group.losses[row, : recipes[i].max_steps]
             losses[i, : len(of_run)] = of_run

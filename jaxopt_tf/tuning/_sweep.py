@@ -12,7 +12,7 @@ import rich.table
 
 from .. import _checks, plots
 from ..recipes import Recipe, recipe_settings
-from ._groups import Group, train_to
+from ._groups import Group, Limits, train_to
 from ._runs import Trial, best_of, is_ended, lowest, table_of, trial
 from ._space import Over, recipes_to_try
 from ._sweep_folder import open_store
@@ -110,22 +110,16 @@ def sweep(
         Hyperparameter Optimization", 2016, for successive halving.
     """
     recipes = recipes_to_try(recipe, over, num_samples=num_samples, seed=seed)
-    steps = _steps(recipes, halving)
+    steps, limits = _steps(recipes, halving), Limits(memory_limit, devices)
     with open_store(folder, task, recipes, steps) as store:
         trials, states = list(store.trials), dict(store.states)
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
-            done = {t.run for t in trials if t.step == _end(recipes[t.run], step)}
+            done = {
+                t.run for t in trials if t.step >= min(step, recipes[t.run].max_steps)
+            }
             left = [i for i in alive if i not in done]
-            for group in train_to(
-                task,
-                recipes,
-                left,
-                step,
-                states,
-                memory_limit=memory_limit,
-                devices=devices,
-            ):
+            for group in train_to(task, recipes, left, step, states, limits):
                 new = _trials(task, recipes, group, step, trials)
                 trials += new
                 if step < steps[-1]:
@@ -189,10 +183,6 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def _end(recipe: Recipe, step: int) -> int:
-    return min(step, recipe.max_steps)
-
-
 def _trials(
     task: Task,
     recipes: Sequence[Recipe],
@@ -204,7 +194,7 @@ def _trials(
     first_losses = {trial.run: trial.first_loss for trial in before}
     found = []
     for row, i in enumerate(group.runs):
-        end = _end(recipes[i], step)
+        end = min(step, recipes[i].max_steps)
         # The losses of a run that ends before others are NaN after its end.
         losses = group.losses[row][: end if i not in first_losses else None]
         first_loss = first_losses.get(i, float(losses[0]))

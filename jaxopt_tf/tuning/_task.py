@@ -1,4 +1,4 @@
-"""Task: what is trained, and on which data; all that is not in a recipe."""
+"""Task: loss, parameters and data of runs; all that is not in a recipe."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..training import Batch, LossFn
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, and on which data.
+    """Loss, parameters and data of runs.
 
     Attributes:
         loss_fn: as `make_train_step` takes it: (params, batch) -> (summed loss, number

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.plots import plot_run, plot_runs
-from jaxopt_tf.plots._run import smoothed, thinned
+from jaxopt_tf.plots._run import smoothed
 from tests.plots.conftest import NUM_STEPS
 
 
@@ -125,11 +125,3 @@ def test_smoothing_keeps_a_line_a_line_and_passes_over_gaps():
     assert np.isfinite(means).all()
     # At the end the mean is of one side only.
     np.testing.assert_allclose(means[:490], np.linspace(4, 3, 500)[:490], atol=3e-3)
-
-
-def test_of_very_many_evaluations_every_so_many_and_the_last_are_drawn():
-    steps, losses = thinned([(step, float(step)) for step in range(10_002)])
-    assert len(steps) <= 2_000
-    assert (steps[0], steps[-1]) == (0, 10_001)
-    np.testing.assert_array_equal(steps, losses)
-    assert thinned([]).shape == (2, 0)

@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.plots._run_log import (
-    HIGHEST,
-    LOSS,
-    LOWEST,
-    RATE,
-    SKIPPED,
-    STEP,
     Downsampler,
     RunRecorder,
+    Steps,
     finite_mean,
     read_run_log,
 )
@@ -35,13 +30,13 @@ def test_a_file_is_as_good_as_its_folder(our_run, trainer_run):
     ):
         one, other = read_run_log(folder), read_run_log(str(file))
         assert one.name == other.name == folder.name
-        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.steps, other.steps)
         assert one.evaluations == other.evaluations
 
 
 def test_of_a_trainers_checkpoints_the_newest_counts(trainer_run):
-    assert read_run_log(trainer_run).rows[-1, STEP] == 8
-    assert read_run_log(trainer_run / "checkpoint-4").rows[-1, STEP] == 4
+    assert read_run_log(trainer_run).steps.step[-1] == 8
+    assert read_run_log(trainer_run / "checkpoint-4").steps.step[-1] == 4
 
 
 def test_a_trainers_own_state_counts_unless_the_run_has_gone_on(tmp_path):
@@ -49,17 +44,17 @@ def test_a_trainers_own_state_counts_unless_the_run_has_gone_on(tmp_path):
         history = [{"step": step, "loss": 1.0}]
         write_state(tmp_path / f"checkpoint-{step}", history, step)
     write_state(tmp_path, [{"step": 10, "loss": 7.0}], 10)
-    assert read_run_log(tmp_path).rows[0, LOSS] == 7.0
+    assert read_run_log(tmp_path).steps.loss[0] == 7.0
     write_state(tmp_path, [{"step": 2, "loss": 7.0}], 2)
-    assert read_run_log(tmp_path).rows[0, STEP] == 10
+    assert read_run_log(tmp_path).steps.step[0] == 10
 
 
 def test_a_long_run_of_a_trainer_has_a_bounded_number_of_points(tmp_path):
     history = [{"step": k + 1, "loss": float(k % 7)} for k in range(30_001)]
     write_state(tmp_path, history)
-    rows = read_run_log(tmp_path).rows
-    assert 2_000 <= len(rows) <= 5_000
-    assert rows[-1, STEP] > 29_980
+    steps = read_run_log(tmp_path).steps
+    assert 2_000 <= len(steps.step) <= 5_000
+    assert steps.step[-1] > 29_980
 
 
 def test_numbers_that_a_trainer_did_not_have_are_gaps(tmp_path):
@@ -70,7 +65,7 @@ def test_numbers_that_a_trainer_did_not_have_are_gaps(tmp_path):
     ]
     write_state(tmp_path, history)
     run = read_run_log(tmp_path)
-    np.testing.assert_array_equal(run.rows[:, LOSS], [2.0, np.nan])
+    np.testing.assert_array_equal(run.steps.loss, [2.0, np.nan])
     assert run.evaluations == []
 
 
@@ -167,12 +162,13 @@ def test_neighbours_are_put_together_when_a_run_is_long():
     rows, stride = recorder.points.points, recorder.points.stride
     assert len(rows) * stride + len(recorder.points.rest) == len(losses)
     assert len(rows) > 1_900
+    steps = Steps(*rows.T)
     # All points are means over as many steps, in order, and none is left out.
-    np.testing.assert_allclose(np.diff(rows[:, STEP]), stride)
+    np.testing.assert_allclose(np.diff(steps.step), stride)
     means = losses[: len(rows) * stride].reshape(-1, stride).mean(axis=1)
-    is_whole = rows[:, SKIPPED] == 0
-    np.testing.assert_allclose(rows[is_whole, LOSS], means[is_whole], atol=1e-5)
-    assert rows[:, HIGHEST].max() == 99.0
-    assert rows[:, LOWEST].min() == -99.0
-    assert rows[:, SKIPPED].sum() == 2
-    assert rows[-1, RATE] == len(rows) * stride - 1
+    is_whole = steps.skipped == 0
+    np.testing.assert_allclose(steps.loss[is_whole], means[is_whole], atol=1e-5)
+    assert steps.highest.max() == 99.0
+    assert steps.lowest.min() == -99.0
+    assert steps.skipped.sum() == 2
+    assert steps.rate[-1] == len(rows) * stride - 1
