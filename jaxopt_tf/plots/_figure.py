@@ -70,7 +70,7 @@ def new_figure(height: float) -> "Figure":
 
 def stacked_panels(
     height: float, labels: Sequence[str], heights: Sequence[float] | None = None
-) -> tuple["Figure", Sequence["Axes"]]:
+) -> tuple["Figure", list["Axes"]]:
     """Returns a picture of panels above each other, and the panels.
 
     Args:
@@ -85,7 +85,7 @@ def stacked_panels(
     )[:, 0]
     for panel, label in zip(panels, labels, strict=True):
         panel.set_ylabel(label)
-    return figure, panels
+    return figure, list(panels)
 
 
 def draw_line(

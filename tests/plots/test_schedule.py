@@ -17,6 +17,8 @@ from jaxopt_tf.schedules import (
     warmup,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def test_draws_the_rates_of_one_schedule():
     schedule = get_scheduler("cosine", 1e-3, 10, 100)
