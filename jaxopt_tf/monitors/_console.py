@@ -12,7 +12,7 @@ from .. import _checks
 from ..training import Evaluation, Monitor, Window, metric_values
 
 # Published peaks for dense bfloat16 products, in operations per second and device, by
-# the beginning of JAX's name of the device; the first that fits counts.
+# the beginning of what JAX calls the device; the first that fits counts.
 _PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -27,7 +27,7 @@ _PEAKS = {
     "NVIDIA H200": 989e12,
     "NVIDIA GH200": 989e12,
 }
-# The speed is the mean over this many windows.
+# Windows that the speed is the mean over.
 _NUM_RECENT = 10
 
 
@@ -159,7 +159,7 @@ class _Bar:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the published peak for dense bfloat16 products; None if not known.
+    """A device's published peak for dense bfloat16 products; None where not known.
 
     Args:
         device_kind: as `jax.Device.device_kind` has it.
