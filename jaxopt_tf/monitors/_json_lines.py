@@ -208,14 +208,14 @@ def _goes_with(record: dict[str, Any], steps: list[dict[str, Any]]) -> bool:
 
 def _window(steps: list[dict[str, Any]]) -> Window:
     numbers = {name: _column(steps, name) for name in ("learning_rate", "num_items")}
-    flags = {name: np.array([step[name] for step in steps], bool) for name in _FLAGS}
+    flags: Any = {name: np.array([s[name] for s in steps], bool) for name in _FLAGS}
+    # The step that stopped a run is after every checkpoint, and is never read.
+    flags["is_stopped"] = np.zeros(len(steps), bool)
     metrics = Metrics(
         loss=_column(steps, "loss"),
         norms=_read_norms(steps),
         **numbers,
         **flags,
-        # The step that stopped a run is after every checkpoint, and is never read.
-        is_stopped=np.zeros(len(steps), bool),
         layers={
             name: _read_norms([step["layers"][name] for step in steps])
             for name in steps[0].get("layers", {})
