@@ -26,6 +26,7 @@ from jaxopt_tf import (
     init_train_state,
     make_train_step,
     monitors,
+    plots,
     training,
 )
 from jaxopt_tf.models import GPT2Config, make_loss_fn
@@ -119,7 +120,7 @@ def _monitors(folder: Path, max_steps: int) -> list[training.Monitor]:
         monitors.json_lines(folder / "metrics.jsonl"),
         monitors.tensorboard(folder / "tensorboard"),
         monitors.trainer_state(folder / "trainer_state.json", max_steps=max_steps),
-        monitors.curves(folder / "curves.png"),
+        plots.curves(folder / "curves.png"),
         monitors.watcher(),
     ]
 

@@ -84,7 +84,7 @@ def decay_path(args: Sequence[str]) -> int:
         warm_starts=search.warm_starts,
         takes_key=task.takes_key,
         compute_dtype=task.compute_dtype,
-        layout=task.layout,
+        layouts=task.layouts,
         memory_limit=search.memory_limit,
     )
     folder.mkdir(parents=True, exist_ok=True)

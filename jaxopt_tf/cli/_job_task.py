@@ -101,7 +101,7 @@ def job_task(
         else (),
         takes_key=model.has_dropout,
         compute_dtype=jnp.bfloat16 if job.bf16 else None,
-        layout=gpt2_layout(model),
+        layouts=gpt2_layout(model),
         layer_norms=gpt2_layer_norms(model),
     )
 

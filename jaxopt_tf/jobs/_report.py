@@ -5,7 +5,7 @@ import signal
 
 import jax
 
-from .. import monitors, training
+from .. import monitors, plots, training
 from .._checks import counted
 from ..data import Batches
 from ..models import flops_per_token
@@ -41,7 +41,7 @@ def build_monitors(
         ),
     ]
     stateful = [
-        monitors.curves(
+        plots.curves(
             folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"
         ),
         monitors.trainer_state(

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""The progress bar: time left, loss, learning rate, gradient norm and speed."""
 
 import math
 import time
@@ -23,20 +23,21 @@ def console(
     unit: str = "tokens",
     flops_per_item: float | None = None,
 ) -> Monitor:
-    """A progress bar: time left, loss, learning rate, gradient norm, speed.
+    """Shows a progress bar: time left, loss, learning rate, gradient norm, speed.
 
         step 640/1000 ━━━━━─── 0:00:21 loss 1.734 rate 9.1e-04 norm 0.42
         31,204 bytes/s
 
     on one line. Evaluations, and steps that were skipped, are printed above it, and so
     is what anything else prints. It appears with the first event. Loss and norm are
-    means over the last few steps without those skipped; the speed is that of training
-    alone; the time left is from the whole time that steps took since this start,
-    pauses for evaluations and saves included.
+    means over the last few steps without those skipped. The first window of a start
+    contains the compilation: speed and time left are those of the steps after it. The
+    speed is that of training alone; the time left is computed from all time, pauses for
+    evaluations and saves included.
 
     Args:
         max_steps: the length of the bar.
-        first_step: the step that the run goes on from.
+        first_step: the step from which the run resumes.
         unit: what `Metrics.num_items` counts.
         flops_per_item: floating-point operations of forward and backward pass for one
             item: 6 times the number of parameters for a language model's token. With
@@ -47,88 +48,100 @@ def console(
         ValueError, TypeError: if a number of steps is out of range, or `flops_per_item`
             not greater than 0.
     """
-    # Here, not above: whoever trains without a console need not load it.
-    from rich.progress import BarColumn, Progress, TextColumn
-
     max_steps = _checks.step_count("max_steps", max_steps, least=1)
     first_step = _checks.step_count("first_step", first_step)
     if flops_per_item is not None:
         _checks.positive("flops_per_item", flops_per_item)
-    peak = peak_flops(jax.devices()[0].device_kind)
-    progress = Progress(
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=8),
-        TextColumn("{task.fields[numbers]}", markup=False),
-        # Ten times, rich's own choice, takes a percent of a core.
-        refresh_per_second=2,
-    )
-    task = progress.add_task(
-        "train", total=max_steps, completed=first_step, numbers="compiling"
-    )
-    # Time is measured from the end of the first window: that one waits for the
-    # compiler. Its speed is shown until there is another.
-    measured_from: tuple[int, float] | None = None
-    num_windows = num_skipped = 0
-    recent: deque[tuple[float, float]] = deque(maxlen=_NUM_RECENT)  # items, seconds
+    bar = _Bar(max_steps, first_step, unit, flops_per_item)
+    return Monitor(bar.window, bar.evaluation, bar.progress.stop)
 
-    def say(line: str) -> None:
-        progress.print(line, highlight=False, markup=False)
 
-    def window(window: Window) -> None:
-        nonlocal measured_from, num_windows, num_skipped
-        progress.start()  # once; later calls do nothing
-        metrics: Any = window.metrics  # numpy here
-        now = time.perf_counter()
+class _Bar:
+    """The progress bar, and what it has to remember."""
+
+    def __init__(
+        self, max_steps: int, first_step: int, unit: str, flops_per_item: float | None
+    ) -> None:
+        """Draws nothing before the first event."""
+        # Imported here, so that training without a console does not load it.
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=8),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            # The default of rich, ten times, takes a percent of a core.
+            refresh_per_second=2,
+        )
+        self._task = self.progress.add_task(
+            "train", total=max_steps, completed=first_step, numbers="compiling"
+        )
+        self._max_steps, self._unit = max_steps, unit
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._share_of_item: float | None = None  # of what all devices do in a second
+        if flops_per_item is not None and peak is not None:
+            self._share_of_item = flops_per_item / (peak * jax.device_count())
+        # Step and time of the end of the first window, which waits for the compiler:
+        # time and speed are measured from there.
+        self._measured_from: tuple[int, float] | None = None
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_NUM_RECENT)
+        self._num_skipped = 0
+
+    def window(self, window: Window) -> None:
+        """Moves the bar, and prints which steps were skipped."""
+        self.progress.start()  # once; later calls do nothing
+        metrics: Any = window.metrics  # of numpy arrays
         step = window.first_step + len(metrics.loss) - 1
-        time_left = "-:--:--"
-        if measured_from is None:
-            measured_from = (step, now)
-        else:
-            if num_windows == 1:
-                recent.clear()
-            step_then, then = measured_from
-            time_left = _clock((now - then) / (step - step_then) * (max_steps - step))
-        if window.seconds > 0:
-            recent.append((float(metrics.num_items.sum()), window.seconds))
-        num_windows += 1
         is_taken = ~np.asarray(metrics.is_skipped)
         numbers = [
-            time_left if step < max_steps else "0:00:00",
+            self._time_left(step),
             f"loss {_mean(metrics.loss[is_taken]):.3f}",
             f"rate {metrics.learning_rate[-1]:.1e}",
             f"norm {_mean(metrics.norms.grads[is_taken]):.2f}",
         ]
-        if recent:
-            items, seconds = np.sum(recent, axis=0)
-            speed = items / seconds
-            numbers.append(f"{speed:,.0f} {unit}/s")
-            if flops_per_item is not None and peak is not None:
-                share = speed * flops_per_item / (peak * jax.device_count())
-                numbers.append(f"{share:.0%} of peak")
-        progress.update(task, completed=step, numbers=" ".join(numbers))
-        # The loop itself says where it stopped.
+        if self._measured_from is None:
+            self._measured_from = (step, time.perf_counter())
+        elif window.seconds > 0:
+            self._recent.append((float(metrics.num_items.sum()), window.seconds))
+        if self._recent:
+            items, seconds = np.sum(self._recent, axis=0)
+            numbers.append(f"{items / seconds:,.0f} {self._unit}/s")
+            if self._share_of_item is not None:
+                numbers.append(f"{items / seconds * self._share_of_item:.0%} of peak")
+        self.progress.update(self._task, completed=step, numbers=" ".join(numbers))
+        # The step that stopped the run is reported by the training loop.
         skipped = np.flatnonzero(~is_taken & ~np.asarray(metrics.is_stopped))
         if len(skipped):
-            num_skipped += len(skipped)
+            self._num_skipped += len(skipped)
             listed = ", ".join(map(str, window.first_step + skipped))
-            say(f"skipped step {listed}, not finite: {num_skipped} so far")
+            steps = "step" if len(skipped) == 1 else "steps"
+            self._print(
+                f"skipped {steps} {listed}, not finite: {self._num_skipped} so far"
+            )
 
-    def evaluation(evaluation: Evaluation) -> None:
-        progress.start()
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Prints an evaluation above the bar."""
+        self.progress.start()
         listed = "  ".join(
             f"{name.removeprefix('eval_')} {value:.4f}"
             for name, value in metric_values(evaluation.metrics).items()
         )
-        say(f"step {evaluation.step:5d}  held-out {listed}")
+        self._print(f"step {evaluation.step:5d}  evaluation {listed}")
 
-    return Monitor(window, evaluation, progress.stop)
+    def _time_left(self, step: int) -> str:
+        if step >= self._max_steps:
+            return "0:00:00"
+        if self._measured_from is None:
+            return "-:--:--"
+        step_then, then = self._measured_from
+        of_a_step = (time.perf_counter() - then) / (step - step_then)
+        minutes, seconds = divmod(round(of_a_step * (self._max_steps - step)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+    def _print(self, line: str) -> None:
+        self.progress.print(line, highlight=False, markup=False)
 
 
 def _mean(column: np.ndarray) -> float:
     return float(np.mean(column)) if len(column) else math.nan
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""Event files that TensorBoard shows."""
+"""Event files for TensorBoard."""
 
 import struct
 import time
@@ -10,86 +10,54 @@ import numpy as np
 from .. import _checks
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
-# Of these the last one and the sum are shown, of all others the mean.
+# Points have the last learning rate, the sum of skipped steps, and means of the rest.
 _RATE, _SKIPPED = "train/learning_rate", "train/num_skipped"
 
 
 def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monitor:
-    """Curves for `tensorboard --logdir`, in groups.
+    """Writes curves for `tensorboard --logdir`, in groups.
 
         train/   loss, learning_rate, share_clipped, num_skipped
         norms/   gradient, update, parameter, update_ratio (update over parameter)
-        eval/    loss, and what else an evaluation gives
+        eval/    loss, and the other metrics of an evaluation
         layers/  NAME/gradient, NAME/update, NAME/parameter, where there are any
 
-    There is a point at every step that `every` divides: the mean over the steps since
-    the point before (after a resume, since then) of those that are finite, the last
-    learning rate, and the number of skipped ones. A point is in the file when the
-    monitor returns.
+    A point is written at every step that `every` divides: means over the steps since
+    the point before (after a resume, since then) that are finite, the last learning
+    rate, and the number of skipped steps. A point is in the file when the monitor
+    returns.
 
     Costs 0.02 ms a step on one core, 0.2 ms with 50 layers, at 10 steps a point.
 
     Args:
-        folder: where the event file is written; made if need be. Each start writes one
-            of its own.
-        first_step: the step that the run goes on from. What earlier starts wrote after
-            it is not shown any more; with 0, nothing of them is.
+        folder: of the event files; it is made if it does not exist. Each start writes
+            one file.
+        first_step: the step from which the run resumes. Points that earlier starts
+            wrote after it are no longer shown; with 0, none of theirs are.
         every: steps from one point to the next; at least 1.
 
     Raises:
         ValueError: if `every` is below 1, or the folder cannot be written to.
     """
-    # Here, not above: whoever trains without TensorBoard need not load it.
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
-    from tensorboardX.record_writer import masked_crc32c
-
-    # tensorboardX's own SummaryWriter hands events to a thread: at a kill those on
-    # their way are lost although their checkpoint is there, and once a disk was full
-    # the next call waits for the thread without end. So only its records are used.
     every = _checks.step_count("every", every, least=1)
     first_step = _checks.step_count("first_step", first_step)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names. The step tells starts
-        # within one second apart; where it is the same too, the earlier one's points
-        # are not to be shown anyway.
+        # TensorBoard reads files in the order of their names. The step orders starts
+        # within one second; if it is the same too, the points of the earlier start are
+        # not to be shown anyway.
         name = f"events.out.tfevents.{int(time.time()):010d}.{first_step:010d}"
-        file = (folder / name).open("wb", buffering=0)
+        file = _EventFile(folder / name)
     except OSError as error:
         raise ValueError(
             f"`folder` must be one that can be written to, got {str(folder)!r}: "
             f"{error.strerror}. Name another, or make room."
         ) from error
-
-    def write(event: Event) -> None:
-        event.wall_time = time.time()
-        content = event.SerializeToString()
-        length = struct.pack("<Q", len(content))
-        rest = b"".join(
-            (
-                length,
-                struct.pack("<I", masked_crc32c(length)),
-                content,
-                struct.pack("<I", masked_crc32c(content)),
-            )
-        )
-        while rest:
-            rest = rest[file.write(rest) :]
-
-    def write_point(step: int, values: dict[str, float]) -> None:
-        summaries = [Summary.Value(tag=t, simple_value=v) for t, v in values.items()]
-        write(Event(step=step, summary=Summary(value=summaries)))
-
-    write(Event(file_version="brain.Event:2"))
-    # Hides all that is at this step and later; the evaluation at step 0 is of the run
-    # that begins anew.
-    hidden_from = first_step + 1 if first_step else 0
-    start = SessionLog(status=SessionLog.START)
-    write(Event(step=hidden_from, session_log=start))
-
-    under_way: list[np.ndarray] = []  # [tags, n] each: since the last point
+    # Hides all points at this step and later; a new run also hides the evaluation at
+    # step 0.
+    file.hide_from(first_step + 1 if first_step else 0)
+    pending: list[np.ndarray] = []  # [tags, n] each: since the last point
 
     def window(window: Window) -> None:
         tags, columns = _columns(window.metrics)
@@ -97,25 +65,65 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
         while begin < size:
             # Up to the next step that `every` divides.
             end = min(size, begin + every - (window.first_step + begin - 1) % every)
-            under_way.append(columns[:, begin:end])
+            pending.append(columns[:, begin:end])
             begin, step = end, window.first_step + end - 1
             if step % every == 0:
-                values = _point(tags, np.concatenate(under_way, axis=1))
-                write_point(step, dict(zip(tags, values.tolist(), strict=True)))
-                under_way.clear()
+                values = _point(tags, np.concatenate(pending, axis=1))
+                file.write_point(step, dict(zip(tags, values.tolist(), strict=True)))
+                pending.clear()
 
     def evaluation(evaluation: Evaluation) -> None:
         values = {
             f"eval/{name.removeprefix('eval_')}": value
             for name, value in metric_values(evaluation.metrics).items()
         }
-        write_point(evaluation.step, values)
+        file.write_point(evaluation.step, values)
 
     return Monitor(window, evaluation, file.close)
 
 
+class _EventFile:
+    """A file of TensorBoard's records.
+
+    tensorboardX's own `SummaryWriter` passes events to a thread: at a kill it loses
+    some although their checkpoint exists, and once a disk was full the next call waits
+    for the thread without end. So only its records are used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a new file, unbuffered."""
+        self._file = path.open("wb", buffering=0)
+        self.close = self._file.close
+        self._write(file_version="brain.Event:2")
+
+    def hide_from(self, step: int) -> None:
+        """Hides what earlier files contain at this step and later."""
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+
+    def write_point(self, step: int, values: dict[str, float]) -> None:
+        """Writes values by tag."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        summaries = [Summary.Value(tag=t, simple_value=v) for t, v in values.items()]
+        self._write(step=step, summary=Summary(value=summaries))
+
+    def _write(self, **fields: Any) -> None:
+        # Imported here, so that training without TensorBoard does not load it.
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        content = Event(wall_time=time.time(), **fields).SerializeToString()
+        rest = b""
+        for part in (struct.pack("<Q", len(content)), content):
+            rest += part + struct.pack("<I", masked_crc32c(part))
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+
 def _columns(metrics: Metrics) -> tuple[list[str], np.ndarray]:
-    """The tags, and a row for each: [tags, n], float64."""
+    """Returns the tags, and a row for each, [tags, n] float64."""
     with np.errstate(divide="ignore", invalid="ignore"):  # parameters that are all 0
         update_ratio = metrics.norms.update_ratio
     columns = {

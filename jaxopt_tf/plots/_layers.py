@@ -1,4 +1,4 @@
-"""The layers of a run drawn."""
+"""Heat maps of the norms of each layer over a run."""
 
 import itertools
 import re
@@ -7,29 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._picture import HEAT, count_steps, new_figure, picture_path, save
-from .._points import Points, all_rows, finite_mean, no_points, with_steps
 from ..monitors import read_history
 from ..training import Window
-from ._run_log import is_ours, log_file
+from ._figure import HEAT, count_steps, new_figure, picture_path, saved
+from ._run_log import Downsampler, finite_mean, is_ours, log_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Each is a pixel or less: the maps are some 250 wide.
+# A point is a pixel or less: the maps are about 250 pixels wide.
 _NUM_POINTS = 300
 _MOST_NAMES = 150
 _EMBEDDINGS = re.compile(r"(^|\.)(wte|wpe)(\.|$)|embed", re.IGNORECASE)
 
 
 def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
-    """Draws what each layer did over time: gradient norm, and updates over parameters.
+    """Draws the gradient norm of each layer over time, and updates over parameters.
 
-    Two maps with a row for each layer, in the order of the model as far as names tell
+    Two maps with a row for each layer, in the order of the model as far as names show
     it: embeddings, numbered layers, the others. Colours are logarithmic; where nothing
-    was updated, as at a rate of 0, there is none. Of a long run neighbouring steps are
-    put together into at most 600 columns.
+    was updated, as at a rate of 0, there is none. Neighbouring steps of a long run are
+    merged into at most 600 columns.
 
     Args:
         folder: of a run with `log_layers`, or its `metrics.jsonl`.
@@ -42,7 +41,7 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
         ValueError: if there is no run, its log cannot be read or has no layers in it,
             or no picture can be written to `path`.
     """
-    path = None if path is None else picture_path(path)
+    path = picture_path(path)
     file = log_file(folder)
     names, rows = _read(file) if is_ours(file) else ([], np.empty((0, 1)))
     if not names:
@@ -56,47 +55,30 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
     shown = _without_prefix([names[k] for k in order])
     figure = new_figure(1.8 + min(0.17 * len(names), 20.0))
     panels = figure.subplots(1, 2, sharey=True)
-    for k, (panel, label) in enumerate(
-        zip(
-            panels,
-            ("gradient norm\n(before clipping)", "update norm / parameter norm"),
-            strict=True,
-        )
-    ):
-        _draw(panel, steps, maps[:, :, k].T, label)
+    _draw(panels[0], steps, maps[:, :, 0].T, "gradient norm\n(before clipping)")
+    _draw(panels[1], steps, maps[:, :, 1].T, "update norm / parameter norm")
     stride = -(-len(shown) // _MOST_NAMES)
     panels[0].set_yticks(np.arange(len(shown))[::stride], shown[::stride], fontsize=8)
     panels[0].invert_yaxis()
     panels[0].set_ylabel("layer")
-    if path is not None:
-        save(figure, path)
-    return figure
+    return saved(figure, path)
 
 
 def _read(file: Path) -> tuple[list[str], np.ndarray]:
-    """Names of layers, and [n, 1 + 2 layers]: step, and each one's two numbers."""
+    """Returns names of layers, and step and two numbers of each, [n, 1 + 2 layers]."""
     names: list[str] = []
-    points = no_points(1)
+    points = Downsampler(1, finite_mean, _NUM_POINTS)
     for event in read_history(file):
         if isinstance(event, Window) and (names or event.metrics.layers):
+            # A run may log layers from some step on, or more layers after a resume.
             new = [name for name in event.metrics.layers if name not in names]
-            if new:
-                names = [*names, *new]
-                points = _wider(points, 2 * len(new))
-            points = with_steps(points, _row(event, names), finite_mean, _NUM_POINTS)
-    return names, all_rows(points, finite_mean)
+            names += new
+            points.add_columns(2 * len(new))
+            points.add(_rows_of(event, names))
+    return names, points.rows()
 
 
-def _wider(points: Points, more: int) -> Points:
-    """With further columns, of which nothing is known up to now."""
-    rows, rest = (
-        np.pad(part, ((0, 0), (0, more)), constant_values=np.nan)
-        for part in (points.rows, points.rest)
-    )
-    return Points(rows, rest, points.stride)
-
-
-def _row(window: Window, names: list[str]) -> np.ndarray:
+def _rows_of(window: Window, names: list[str]) -> np.ndarray:
     layers: dict[str, Any] = window.metrics.layers  # of numpy arrays
     n = len(window.metrics.loss)
     columns = [window.first_step + np.arange(n)]
@@ -114,35 +96,22 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     from matplotlib.colors import LogNorm
 
     positive = values[np.isfinite(values) & (values > 0)]
-    # Without the outermost: a single step would take all colours.
+    # Without the extremes: a single step would take up all colours.
     low, high = np.percentile(positive, (0.5, 99.5)) if len(positive) else (0.1, 1.0)
-    mesh = panel.pcolormesh(
-        _edges(steps),
-        np.arange(len(values) + 1) - 0.5,
-        np.ma.masked_where(~(values > 0), values),
-        cmap=HEAT,
-        norm=LogNorm(low, max(high, low * 1.01)),
-        rasterized=True,
-    )
+    shown, rows = np.ma.masked_where(~(values > 0), values), np.arange(len(values) + 1)
+    style: Any = {"cmap": HEAT, "norm": LogNorm(low, max(high, low * 1.01))}
+    mesh = panel.pcolormesh(_edges(steps), rows - 0.5, shown, rasterized=True, **style)
     panel.set_facecolor("white")
     panel.set_xlabel("step")
     count_steps(panel, most=4)
     figure: Any = panel.get_figure()
-    # A fifth of an inch away, however many layers there are.
-    apart = 0.2 / figure.get_figheight()
-    figure.colorbar(
-        mesh,
-        ax=panel,
-        location="top",
-        pad=apart,
-        label=label,
-        extend="both",
-        aspect=12,
-    )
+    # 0.2 inches away, whatever the height of the picture.
+    bar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}
+    figure.colorbar(mesh, ax=panel, label=label, extend="both", **bar)
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
-    """[n + 1]: between neighbours, and as far out at both ends."""
+    """Returns the edges of the columns, half-way between neighbours; [n + 1]."""
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     between = (steps[:-1] + steps[1:]) / 2
@@ -151,7 +120,7 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 
 
 def _place(name: str) -> tuple:
-    """Embeddings first, what is numbered by its numbers, the rest last."""
+    """Sorts embeddings first, numbered layers by their numbers, the rest last."""
     parts = re.split(r"(\d+)", name)
     natural = [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
     is_numbered = len(parts) > 1
@@ -159,7 +128,7 @@ def _place(name: str) -> tuple:
 
 
 def _without_prefix(names: list[str]) -> list[str]:
-    """Without the modules that all of them are in."""
+    """Removes the modules that contain all layers."""
     modules = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(
         lambda same: len(set(same)) == 1, zip(*modules, strict=False)

@@ -1,63 +1,151 @@
-"""The numbers of a run, from its folder: ours, or a Trainer's."""
+"""The numbers of a run, in a bounded number of points; read from its folder."""
 
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._points import all_rows, no_points, with_steps
-from .._run_rows import (
-    GRADS,
-    LEAST,
-    LOSS,
-    MOST,
-    NUM_COLUMNS,
-    RATE,
-    SKIPPED,
-    STEP,
-    merge_steps,
-    steps_as_rows,
-)
 from ..monitors import read_history
-from ..training import Evaluation
+from ..training import Evaluation, Window, metric_values
 
-METRICS, STATE = "metrics.jsonl", "trainer_state.json"
-# Entries that are put together at a time.
+_METRICS, _STATE = "metrics.jsonl", "trainer_state.json"
+# At least this many points are kept of a longer run, and at most twice as many: a
+# picture is 800 pixels wide.
+_NUM_POINTS = 2_000
+# Rows of a Trainer's log that are added at a time.
 _NUM_ENTRIES = 500
 
 
+class Steps(NamedTuple):
+    """Numbers of a run, [n] float64 each; a point is one step, or several merged."""
+
+    step: np.ndarray
+    loss: np.ndarray  # mean; NaN for skipped steps
+    lowest: np.ndarray  # loss
+    highest: np.ndarray  # loss
+    rate: np.ndarray  # of the last step
+    grads: np.ndarray  # norm
+    updates: np.ndarray  # norm
+    params: np.ndarray  # norm
+    skipped: np.ndarray  # number of steps
+
+    @property
+    def update_ratio(self) -> np.ndarray:
+        """Update norm over parameter norm; NaN where it is not known."""
+        return self.updates / np.where(self.params > 0, self.params, np.nan)
+
+
 class RunLog(NamedTuple):
-    """What a run wrote down."""
+    """The numbers of a run."""
 
     name: str  # of its folder
-    rows: np.ndarray  # [n, 9], float64: columns of `_run_rows`
-    evaluations: list[tuple[int, float]]  # step and held-out loss
+    steps: Steps
+    evaluations: list[tuple[int, float]]  # step and evaluation loss
+
+
+class Downsampler:
+    """Rows of numbers, one for each step, merged into a bounded number of points.
+
+    Args:
+        num_columns: of a row.
+        merge: merges neighbours: [n, size, columns] -> [n, columns].
+        num_points: kept at least of a run that has as many steps, and at most twice as
+            many.
+    """
+
+    def __init__(
+        self,
+        num_columns: int,
+        merge: Callable[[np.ndarray], np.ndarray],
+        num_points: int = _NUM_POINTS,
+    ) -> None:
+        """Starts without rows."""
+        self.stride = 1  # steps of a point
+        self.points = np.empty((0, num_columns))  # [n, columns], float64
+        self.rest = self.points  # fewer than `stride` steps, which are no point yet
+        self._merge, self._num_points = merge, num_points
+
+    def add(self, steps: np.ndarray) -> None:
+        """Adds further steps, [n, columns]."""
+        steps = np.concatenate([self.rest, steps])
+        num_whole = len(steps) // self.stride * self.stride
+        self.rest = steps[num_whole:]
+        if num_whole == 0:  # true of most windows of a long run: nothing is copied
+            return
+        new = self._merged(steps[:num_whole], self.stride)
+        self.points = np.concatenate([self.points, new])
+        # The last of an odd number would have no partner: it waits for one more point.
+        if len(self.points) >= 2 * self._num_points and len(self.points) % 2 == 0:
+            self.points, self.stride = self._merged(self.points, 2), 2 * self.stride
+
+    def add_columns(self, num_columns: int) -> None:
+        """Adds columns that are NaN up to now."""
+        wider = ((0, 0), (0, num_columns))
+        self.points, self.rest = (
+            np.pad(part, wider, constant_values=np.nan)
+            for part in (self.points, self.rest)
+        )
+
+    def rows(self) -> np.ndarray:
+        """Returns all points, [n, columns]; the last one may have fewer steps."""
+        last = self._merged(self.rest, len(self.rest))
+        return np.concatenate([self.points, last])
+
+    def _merged(self, rows: np.ndarray, size: int) -> np.ndarray:
+        if len(rows) == 0:
+            return rows
+        return self._merge(rows.reshape(-1, size, rows.shape[1]))
+
+
+class RunRecorder:
+    """Records a run as it is reported to a monitor."""
+
+    def __init__(self) -> None:
+        """Starts without steps."""
+        self.points = Downsampler(len(Steps._fields), _merge_steps)
+        self.evaluations: list[tuple[int, float]] = []
+
+    def window(self, window: Window) -> None:
+        """Adds the steps of a window."""
+        self.points.add(_rows_of(window))
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Adds an evaluation, unless it has no loss."""
+        metrics = metric_values(evaluation.metrics)
+        loss = metrics.get("loss", metrics.get("eval_loss"))
+        if loss is not None:
+            self.evaluations.append((evaluation.step, loss))
+
+    def log(self, name: str = "") -> RunLog:
+        """Returns what has been recorded."""
+        return RunLog(name, Steps(*self.points.rows().T), self.evaluations)
 
 
 def read_run_log(folder: Path | str) -> RunLog:
-    """The numbers of a run in a bounded number of points.
+    """Reads the numbers of a run from its folder or its log.
 
     Raises:
         ValueError: if there is no run, its log cannot be read or has no step in it.
     """
     file = log_file(folder)
-    rows, evaluations = _ours(file) if is_ours(file) else _trainers(file)
-    if len(rows) == 0:
+    log = _read_ours(file) if is_ours(file) else _read_trainers(file)
+    if len(log.steps.step) == 0:
         raise ValueError(
             f"`folder` must be of a run that has logged a step, got {str(folder)!r}, "
             f"whose {file.name} has none yet. Wait for the first, or name another."
         )
-    return RunLog(_name(file), rows, evaluations)
+    return log
 
 
 def log_file(folder: Path | str) -> Path:
-    """The file that a run's numbers are in.
+    """Returns the file that contains the numbers of a run.
 
     Raises:
-        ValueError: if there is none; with the folder nearby that has one.
+        ValueError: if there is none; names a folder nearby that has one.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -71,7 +159,7 @@ def log_file(folder: Path | str) -> Path:
         near = [str(other) for other in nearby if _log_in(other)]
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"`folder` must hold {METRICS}, or {STATE} as a Trainer writes it (with "
+            f"`folder` must hold {_METRICS}, or {_STATE} as a Trainer writes it (with "
             f"each of its checkpoints, too), got {str(folder)!r}, which has neither."
             f"{hint}"
         )
@@ -79,74 +167,99 @@ def log_file(folder: Path | str) -> Path:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether it is a file of `json_lines`, not a Trainer's."""
+    """Returns whether a log is a file of `json_lines`, not of a Trainer."""
     return file.suffix != ".json"
+
+
+def finite_mean(groups: np.ndarray) -> np.ndarray:
+    """Returns the mean over axis 1 of finite numbers; NaN where there are none."""
+    is_finite = np.isfinite(groups)
+    total = np.where(is_finite, groups, 0.0).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return total / is_finite.sum(axis=1)
+
+
+def _rows_of(window: Window) -> np.ndarray:
+    """Returns the steps of a window as rows."""
+    metrics: Any = window.metrics  # of numpy arrays
+    loss = np.where(metrics.is_skipped, np.nan, metrics.loss)
+    updates = np.where(metrics.is_skipped, np.nan, metrics.norms.updates)
+    norms = (metrics.norms.grads, updates, metrics.norms.params)
+    steps = window.first_step + np.arange(len(loss))
+    columns = (steps, *3 * [loss], metrics.learning_rate, *norms, metrics.is_skipped)
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _merge_steps(groups: np.ndarray) -> np.ndarray:
+    """Merges rows into means, and what a mean would hide; [n, size, 9] -> [n, 9]."""
+    steps = Steps(*np.moveaxis(groups, 2, 0))  # [n, size] each
+    merged = Steps(*finite_mean(groups).T)._replace(
+        lowest=np.fmin.reduce(steps.lowest, axis=1),
+        highest=np.fmax.reduce(steps.highest, axis=1),
+        rate=steps.rate[:, -1],
+        skipped=steps.skipped.sum(axis=1),
+    )
+    return np.stack(merged, axis=1)
 
 
 def _log_in(folder: Path) -> Path | None:
     if folder.is_file():
         return folder
-    if (folder / METRICS).is_file():
-        return folder / METRICS
-    states = [folder / STATE] if (folder / STATE).is_file() else []
+    if (folder / _METRICS).is_file():
+        return folder / _METRICS
+    states = [folder / _STATE] if (folder / _STATE).is_file() else []
     numbered = {
         int(match[1]): state
-        for state in folder.glob(f"checkpoint-*/{STATE}")
+        for state in folder.glob(f"checkpoint-*/{_STATE}")
         if (match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name))
     }
     if numbered:
         states.append(numbered[max(numbered)])
-    # The folder's own is written at the end only: a run may have gone on from it.
-    is_choice = len(states) == 2
-    if is_choice and _global_step(states[0]) < _global_step(states[1]):
-        return states[1]
+    # The state of the folder itself is written at the end of a run only: the run may
+    # have been resumed since.
+    if len(states) == 2:  # `max` takes the first of two equal ones: the folder's own
+        return max(states, key=_global_step)
     return states[0] if states else None
 
 
-def _name(file: Path) -> str:
+def _run_name(file: Path) -> str:
     folder = file.absolute().parent
     is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) is not None
     return folder.parent.name if is_checkpoint else folder.name
 
 
-def _ours(file: Path) -> tuple[np.ndarray, list[tuple[int, float]]]:
-    points, evaluations = no_points(NUM_COLUMNS), []
+def _read_ours(file: Path) -> RunLog:
+    recorder = RunRecorder()
     for event in read_history(file):
         if isinstance(event, Evaluation):
-            loss = event.metrics.get("loss")
-            if loss is not None:
-                evaluations.append((event.step, float(loss)))
+            recorder.evaluation(event)
         else:
-            steps = steps_as_rows(event.first_step, event.metrics)
-            points = with_steps(points, steps, merge_steps)
-    return all_rows(points, merge_steps), evaluations
+            recorder.window(event)
+    return recorder.log(_run_name(file))
 
 
-def _trainers(file: Path) -> tuple[np.ndarray, list[tuple[int, float]]]:
-    entries = _state(file)["log_history"]
-    rows = np.full((len(entries), NUM_COLUMNS), np.nan)
-    is_training, evaluations = np.zeros(len(entries), bool), []
-    for row, entry, k in zip(rows, entries, range(len(entries)), strict=True):
+def _read_trainers(file: Path) -> RunLog:
+    recorder, rows = RunRecorder(), []
+    for entry in _read_state(file)["log_history"]:
         if "loss" in entry:
-            is_training[k] = True
-            row[STEP], row[SKIPPED] = entry["step"], 0
-            row[[LOSS, LEAST, MOST]] = _number(entry["loss"])
-            row[RATE] = _number(entry.get("learning_rate"))
-            row[GRADS] = _number(entry.get("grad_norm"))
+            norms = (entry.get("grad_norm"), None, None)
+            rate = entry.get("learning_rate")
+            rows.append((entry["step"], *3 * [entry["loss"]], rate, *norms, 0))
         elif "eval_loss" in entry:
-            evaluations.append((entry["step"], _number(entry["eval_loss"])))
-    rows, points = rows[is_training], no_points(NUM_COLUMNS)
+            loss = entry["eval_loss"]
+            loss = math.nan if loss is None else float(loss)
+            recorder.evaluations.append((entry["step"], loss))
     for begin in range(0, len(rows), _NUM_ENTRIES):
-        some = rows[begin : begin + _NUM_ENTRIES]
-        points = with_steps(points, some, merge_steps)
-    return all_rows(points, merge_steps), evaluations
+        # None becomes NaN.
+        recorder.points.add(np.array(rows[begin : begin + _NUM_ENTRIES], np.float64))
+    return recorder.log(_run_name(file))
 
 
 def _global_step(file: Path) -> int:
-    return _state(file).get("global_step", 0)
+    return _read_state(file).get("global_step", 0)
 
 
-def _state(file: Path) -> dict[str, Any]:
+def _read_state(file: Path) -> dict[str, Any]:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         if all("step" in entry for entry in state["log_history"]):
@@ -154,11 +267,7 @@ def _state(file: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ValueError(
-        f"`folder` must hold {STATE} with the `log_history` of a Trainer, but "
-        f"{str(file)!r} cannot be read as such. Copy it anew, or name another "
+        f"`folder` must hold {_STATE} with the `log_history` of a Trainer, but "
+        f"{str(file)!r} cannot be read as such. Copy it again, or name another "
         "checkpoint."
     )
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)

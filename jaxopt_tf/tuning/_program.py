@@ -1,8 +1,10 @@
-"""Many runs as one compiled program: the training step, mapped over runs."""
+"""Many runs as one compiled program, and training them side by side."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -16,68 +18,78 @@ from ..recipes import Recipe, Varied, build_optimizer
 from ..training import Batch, TrainState
 from ._task import Task
 
+# Steps that are dispatched before the host waits for all of their losses at once.
+_STEPS_AT_ONCE = 64
+
 
 @flax.struct.dataclass
-class Carried:
-    """What the next step of K runs needs."""
+class VmapState:
+    """State of K runs."""
 
-    varied: Varied  # [K, ...]: the numbers that each run has of its own
+    varied: Varied  # [K, ...]: the numbers in which runs differ
     state: TrainState  # [K, ...]
-    stream: jax.Array  # [K], int32: which of the streams of batches a run is fed from
-    last_step: jax.Array  # [K], int32: of each run; past it nothing changes
+    stream: jax.Array  # [K], int32: number of the stream that a run takes batches from
+    last_step: jax.Array  # [K], int32: after it nothing of a run changes
 
 
-class Told(NamedTuple):
-    """What a step of K runs reports."""
+class StepOutput(NamedTuple):
+    """Losses of a step of K runs."""
 
-    loss: jax.Array  # [K], float32: before the update; NaN where there is none
-    is_stopped: jax.Array  # [K], bool: whether a run is no longer finite, or at its end
+    loss: jax.Array  # [K], float32: before the update; NaN for a run that is stopped
+    is_stopped: jax.Array  # [K], bool: whether a run is not finite, or at its end
 
 
 class Program(NamedTuple):
-    """The compiled functions of many runs; any K is taken, and compiled for once."""
+    """The compiled functions of K runs; each K is compiled for once."""
 
-    # (params, varied, seeds, stream, last_step), each [K, ...] -> carried
-    start: Callable[..., Carried]
-    # (carried, batches [S, ...] of S streams) -> (carried, told); takes the old buffers
-    step: Callable[[Carried, Batch], tuple[Carried, Told]]
+    # (params, varied, seeds, stream, last_step), each [K, ...] -> state
+    start: Callable[..., VmapState]
+    # (state, batches [S, ...] of S streams) -> (state, output); donates the state
+    step: Callable[[VmapState, Batch], tuple[VmapState, StepOutput]]
     # (params [K, ...], batch) -> (summed losses [K], numbers of items [K])
     evaluate: Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
-    over_runs: Sharding  # where [K, ...] lies
+    over_runs: Sharding  # of [K, ...]
 
     @property
     def num_devices(self) -> int:
-        """K must be a multiple of it."""
+        """Number of devices, which K must be a multiple of."""
         return len(self.over_runs.device_set)
+
+
+class Streams(NamedTuple):
+    """Streams of batches for K runs."""
+
+    streams: list[Iterator[Batch]]  # S of them, all at the same step
+    of_run: list[int]  # K: number of the stream of each run
 
 
 def make_program(
     task: Task, recipe: Recipe, devices: Sequence[jax.Device] | None = None
 ) -> Program:
-    """Compiles, when called, the training step of `make_train_step` for many runs.
+    """Maps the training step of `make_train_step` over many runs; compiled when called.
 
-    A run that is no longer finite, or at its end, is kept as it is while the others go
-    on. Runs do not see each other: on several devices nothing is sent.
+    A run that is not finite, or at its end, keeps its state while the others continue.
+    Runs are independent: devices do not communicate.
 
     Args:
         task: what is trained.
         recipe: of the program, see `same_program`; its other numbers are varied.
-        devices: which the runs are divided among; None for the first one.
+        devices: that the runs are divided among; None for the first one.
     """
 
     def optimizer_of(varied: Varied):
         return build_optimizer(
-            recipe, layouts=task.layout, layer_norms=task.layer_norms, varied=varied
+            recipe, layouts=task.layouts, layer_norms=task.layer_norms, varied=varied
         )
 
     def start(params, varied, seed, stream, last_step):
         rng = jax.random.key(seed) if task.takes_key else None
         state = training.init_train_state(params, optimizer_of(varied), rng=rng)
-        return Carried(varied, state, stream, last_step)
+        return VmapState(varied, state, stream, last_step)
 
-    def step(run: Carried, batches: Batch):
+    def step(run: VmapState, batches: Batch):
         (num_streams,) = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
-        # One for all runs is not copied for each.
+        # A constant index, so that one batch for all runs is not copied for each.
         stream = 0 if num_streams == 1 else run.stream
         batch = jax.tree.map(lambda x: x[stream], batches)
         train_step = training.make_train_step(
@@ -91,10 +103,10 @@ def make_program(
         state = jax.tree.map(
             lambda new, old: jnp.where(is_over, old, new), state, run.state
         )
-        # A loss may be finite where the gradient is not: stopped it is all the same.
+        # A loss may be finite although its gradient is not, which stops the run too.
         is_stopped = metrics.is_stopped | is_over
-        told = Told(jnp.where(is_stopped, jnp.nan, metrics.loss), is_stopped)
-        return dataclasses.replace(run, state=state), told
+        output = StepOutput(jnp.where(is_stopped, jnp.nan, metrics.loss), is_stopped)
+        return dataclasses.replace(run, state=state), output
 
     evaluate = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
     devices = jax.devices()[:1] if devices is None else devices
@@ -110,3 +122,171 @@ def make_program(
         jax.jit(jax.vmap(evaluate, in_axes=(0, None))),
         over_runs,
     )
+
+
+@dataclasses.dataclass
+class Cohort:
+    """Runs that are trained side by side.
+
+    Attributes:
+        program: of all of them.
+        recipes: K, those included that only fill up the devices.
+        state: [K, ...].
+        streams: of batches, at the step of the runs.
+        step: number of batches taken.
+    """
+
+    program: Program
+    recipes: Sequence[Recipe]
+    state: VmapState
+    streams: Sequence[Iterator[Batch]]
+    step: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest run."""
+        return max(recipe.max_steps for recipe in self.recipes)
+
+    def next_batches(self) -> Batch:
+        """Returns the batches of the next step, [S, ...] of S streams.
+
+        Raises:
+            ValueError: if there are not enough batches.
+        """
+        batches = [next_batch(stream, self.step) for stream in self.streams]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+    def advance(self, until: int) -> np.ndarray:
+        """Trains up to step `until`, or until nothing changes any more.
+
+        Returns:
+            [K, n], float32: the loss of each step; NaN from the first that was not
+            finite, and after the end of a run.
+
+        Raises:
+            ValueError: if there are not enough batches.
+        """
+        pending: list[StepOutput] = []
+        losses = [np.empty((len(self.recipes), 0), np.float32)]
+        while self.step < until:
+            self.state, output = self.program.step(self.state, self.next_batches())
+            self.step += 1
+            pending.append(output)
+            if len(pending) == _STEPS_AT_ONCE or self.step == until:
+                on_host = jax.device_get(pending)
+                losses.append(np.stack([of_step.loss for of_step in on_host], axis=1))
+                pending = []
+                if on_host[-1].is_stopped.all():
+                    break
+        joined = np.concatenate(losses, axis=1)
+        is_lost = np.logical_or.accumulate(~np.isfinite(joined), axis=1)
+        return np.where(is_lost, np.float32(np.nan), joined)
+
+    def summed_losses(self, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the summed losses over `batches`, and the items; [K], float64."""
+        total, num_items = np.zeros(len(self.recipes)), np.zeros(len(self.recipes))
+        for batch in batches:
+            evaluated = self.program.evaluate(self.state.state.params, batch)
+            sums, counts = jax.device_get(evaluated)
+            total, num_items = total + sums, num_items + counts
+        return total, num_items
+
+
+def begin(
+    program: Program,
+    recipes: Sequence[Recipe],
+    varied: Varied,
+    params: PyTree,
+    streams: Streams,
+) -> Cohort:
+    """Returns K runs before their first step.
+
+    Args:
+        program: of all of them.
+        recipes: K.
+        varied: [K, ...], the numbers in which they differ.
+        params: [K, ...], initial parameters.
+        streams: of batches.
+    """
+    state = program.start(
+        params,
+        varied,
+        jnp.asarray([recipe.seed for recipe in recipes], jnp.uint32),
+        jnp.asarray(streams.of_run, jnp.int32),
+        jnp.asarray([recipe.max_steps for recipe in recipes], jnp.int32),
+    )
+    return Cohort(program, recipes, state, streams.streams)
+
+
+def seed_streams(task: Task, recipes: Sequence[Recipe], skip: int = 0) -> Streams:
+    """Returns one stream of batches for each seed.
+
+    Args:
+        task: whose batches they are.
+        recipes: K.
+        skip: batches that runs have already taken.
+    """
+    # Of the runs of a seed the longest one decides how many batches there must be.
+    by_length = sorted(recipes, key=lambda recipe: recipe.max_steps)
+    longest = {recipe.seed: recipe for recipe in by_length}
+    seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
+    streams: list[Iterator[Batch]] = [
+        itertools.islice(_repeat_last(task.batches(longest[s]), longest[s]), skip, None)
+        for s in seeds
+    ]
+    return Streams(streams, [seeds.index(recipe.seed) for recipe in recipes])
+
+
+def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
+    """Repeats the last batch of a stream that ends with its run: others may go on."""
+    batch, num_batches = None, 0
+    for batch in batches:
+        num_batches += 1
+        yield batch
+    while num_batches >= recipe.max_steps:
+        yield batch
+
+
+def next_batch(stream: Iterator[Batch], step: int) -> Batch:
+    """Returns the batch of a step.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    batch = next(stream, None)
+    if batch is None:
+        raise ValueError(
+            "`batches` must give at least as many as `max_steps`, but ended after "
+            f"{step}. Repeat the data, or take fewer steps."
+        )
+    return batch
+
+
+def first_params(task: Task, recipes: Sequence[Recipe]) -> PyTree:
+    """Returns the initial parameters of runs by their seeds, [K, ...]."""
+    init = functools.lru_cache(maxsize=None)(task.init)
+    return stacked([init(recipe.seed) for recipe in recipes])
+
+
+def stacked(trees: Sequence[PyTree]) -> PyTree:
+    """Stacks trees of arrays along a new first axis; numpy arrays stay on the host."""
+
+    def stack(*leaves: Any) -> jax.Array | np.ndarray:
+        is_on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
+        return jnp.stack(leaves) if is_on_device else np.stack(leaves)
+
+    return jax.tree.map(stack, *trees)
+
+
+def unstacked(tree: PyTree, num: int) -> list[PyTree]:
+    """Returns the first `num` trees of a stack, on the host: no device keeps them."""
+
+    def on_host(x: jax.Array) -> jax.Array | np.ndarray:
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return np.asarray(x)
+        # Keys have no form on the host: new ones are made, not committed to a device.
+        data = jax.device_get(jax.random.key_data(x))
+        return jax.random.wrap_key_data(jnp.asarray(data))
+
+    tree = jax.tree.map(on_host, tree)
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(num)]

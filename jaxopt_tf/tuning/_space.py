@@ -1,4 +1,4 @@
-"""What to try: a grid of recipes, or some drawn at random."""
+"""Search space: a grid of recipes, or recipes drawn at random."""
 
 import dataclasses
 import itertools
@@ -18,10 +18,10 @@ class Between:
     """A range that a random search draws from.
 
     Attributes:
-        low: the least value.
-        high: the greatest; above `low`.
-        scale: "log" draws its logarithm evenly, for rates and decays, and needs a `low`
-            above 0; "linear" the number itself.
+        low: the lowest value.
+        high: the highest; above `low`.
+        scale: "log" draws the logarithm evenly, for rates and decays, and needs a `low`
+            above 0; "linear" draws the number itself.
 
     Raises:
         ValueError, TypeError: if the bounds are not finite or the wrong way round.
@@ -48,7 +48,7 @@ class Between:
             )
 
     def at(self, share: float) -> float:
-        """The value at this share of the way, 0 to 1."""
+        """Returns the value at a share of the range, 0 to 1."""
         if self.scale == "log":
             low, high = math.log(self.low), math.log(self.high)
             return math.exp(low + share * (high - low))
@@ -57,18 +57,18 @@ class Between:
 
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
-# Field of a recipe -> the values to try, or the range to draw from.
+# Field of a recipe -> values to try, or a range to draw from.
 Over = Mapping[str, Sequence[Any] | Between]
 
 
 def recipes_to_try(
     recipe: Recipe, over: Over, *, num_samples: int | None = None, seed: int = 0
 ) -> tuple[Recipe, ...]:
-    """The recipes of a sweep: `grid`, or so many `drawn`.
+    """Returns the recipes of a sweep: a `grid`, or recipes `drawn` at random.
 
     Args:
-        recipe: what is not in `over`.
-        over: what to try, by field.
+        recipe: all that is not in `over`.
+        over: values or ranges by field.
         num_samples: recipes to draw at random; None for every combination.
         seed: of the draw.
 
@@ -81,10 +81,10 @@ def recipes_to_try(
 
 
 def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
-    """Every combination of the values, the last field changing fastest.
+    """Returns every combination of the values, the last field changing fastest.
 
     Args:
-        recipe: what is not in `over`.
+        recipe: all that is not in `over`.
         over: values by field.
 
     Raises:
@@ -108,12 +108,12 @@ def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
 def drawn(
     recipe: Recipe, over: Over, num_samples: int, seed: int
 ) -> tuple[Recipe, ...]:
-    """Recipes drawn at random, each field by itself.
+    """Draws recipes at random, each field independently.
 
     Args:
-        recipe: what is not in `over`.
-        over: by field, a range, or values of which each is as likely as the others.
-        num_samples: K; at least 1.
+        recipe: all that is not in `over`.
+        over: by field a range, or values that are equally likely.
+        num_samples: number of recipes; at least 1.
         seed: of the draw.
 
     Raises:
@@ -133,11 +133,11 @@ def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Between) 
     if not isinstance(values, Between):
         return values[int(rng.integers(len(values)))]
     value = values.at(rng.random())
-    # A warm-up below 1 is a share of the run, and a count of steps above.
+    # A warmup below 1 is a share of the run, and a number of steps from 1 on.
     if _KINDS[name] is int or (name == "warmup_steps" and values.low >= 1):
         value = round(value)
     else:
-        value = float(f"{value:.4g}")  # as one would type it
+        value = float(f"{value:.4g}")  # as a person would type it
     return min(max(value, values.low), values.high)
 
 

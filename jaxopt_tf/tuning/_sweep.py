@@ -1,26 +1,30 @@
-"""sweep: a grid or a random search, side by side, halved if asked, and resumable."""
+"""Sweep: a grid or a random search over recipes, side by side, and its picture."""
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 import rich.table
 
-from .. import _checks
-from ..recipes import Recipe
-from ._groups import Group, train_to
+from .. import _checks, plots
+from ..recipes import Recipe, recipe_settings
+from ._groups import Group, Limits, train_to
+from ._runs import Trial, best_of, is_ended, lowest, table_of, trial
 from ._space import Over, recipes_to_try
-from ._sweep_folder import forgotten, kept_in
+from ._sweep_folder import open_store
 from ._task import Task
-from ._trials import Trial, best_of, table_of, trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """Results of a sweep.
 
     Attributes:
         recipes: of each run.
@@ -34,14 +38,15 @@ class Sweep:
 
     @property
     def last(self) -> tuple[Trial, ...]:
-        """Each run where it was seen last, by its number."""
-        return tuple({trial.run: trial for trial in self.trials}[i] for i in self._runs)
+        """The last trial of each run, by its number."""
+        by_run = {trial.run: trial for trial in self.trials}
+        return tuple(by_run[i] for i in range(len(self.recipes)))
 
     @property
     def best_recipe(self) -> Recipe:
         """The recipe of the lowest loss among the runs that were trained to their end.
 
-        Of all runs, where each of these diverged.
+        Of all runs, if each of these diverged.
 
         Raises:
             ValueError: if all diverged.
@@ -49,16 +54,12 @@ class Sweep:
         return self.recipes[best_of(self.last, self.recipes).run]
 
     def table(self, *, most: int | None = None) -> rich.table.Table:
-        """What differs between the runs, and what they came to; the best first.
+        """Returns the settings in which runs differ and their losses, the best first.
 
         Args:
             most: rows; None for all.
         """
         return table_of(self.recipes, self.last, most)
-
-    @property
-    def _runs(self) -> range:
-        return range(len(self.recipes))
 
 
 def sweep(
@@ -74,68 +75,98 @@ def sweep(
     devices: Sequence[jax.Device] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Sweep:
-    """Tries many recipes, and says which one trains best.
+    """Trains with many recipes, and finds the best one.
 
-    Runs are trained side by side, as by `train_many`. What is finished is kept as it
-    comes, so that a sweep that was killed goes on with the rest.
+    Runs are trained side by side, as by `train_many`. Results are saved as they come,
+    so that a sweep that was killed resumes with the rest.
 
     Args:
         task: what is trained, and on which data.
         recipe: all that is not in `over`.
-        over: by field of a recipe the values to try; in a random search a `Between`,
-            too.
+        over: by field of a recipe the values to try; in a random search also a
+            `Between`.
         num_samples: recipes to draw at random; None for every combination.
-        halving: successive halving: runs are compared at steps that are so many times
-            apart, the last being `max_steps`, and only the better one in so many goes
-            on; at least 2. None to train all to their end. It compares runs in the
-            middle of their schedules.
-        folder: where results are kept: `sweep.jsonl`, a line for each trial, and a
-            checkpoint of the runs that are to go on. One that holds this very sweep is
-            gone on with. None to keep nothing.
+        halving: successive halving: runs are compared at steps of which each is
+            `halving` times the one before, the last being `max_steps`, and only the
+            best 1/`halving` of them continue; at least 2. None to train all to their
+            end. It compares runs in the middle of their schedules.
+        folder: for results: `sweep.jsonl`, a line for each trial, and a checkpoint of
+            the runs that continue. If it contains this very sweep, the sweep resumes.
+            None to save nothing.
         seed: of the random search.
         memory_limit: as for `train_many`.
         devices: as for `train_many`.
-        report: is told of each group of runs that has come to a step, in one line.
+        report: is called with one line for each group of runs that has come to a step.
 
     Returns:
-        Every run, how far it was trained, and its losses.
+        Every run, its last step, and its losses.
 
     Raises:
         ValueError, TypeError: if a field is none of a recipe's or has no values, bounds
             are the wrong way round, runs to be halved differ in length, or `folder`
-            holds another sweep.
+            contains another sweep.
 
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
         Hyperparameter Optimization", 2016, for successive halving.
     """
     recipes = recipes_to_try(recipe, over, num_samples=num_samples, seed=seed)
-    steps = _steps(recipes, halving)
-    with contextlib.ExitStack() as stack:
-        kept = forgotten()
-        if folder is not None:
-            kept = stack.enter_context(kept_in(folder, task, recipes, steps))
-        trials, states = list(kept.trials), dict(kept.states)
+    steps, limits = _steps(recipes, halving), Limits(memory_limit, devices)
+    with open_store(folder, task, recipes, steps) as store:
+        trials, states = list(store.trials), dict(store.states)
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
-            done = {t.run for t in trials if t.step == _end(recipes[t.run], step)}
+            done = {
+                t.run for t in trials if t.step >= min(step, recipes[t.run].max_steps)
+            }
             left = [i for i in alive if i not in done]
-            for group in train_to(
-                task, recipes, left, step, states, memory_limit, devices
-            ):
+            for group in train_to(task, recipes, left, step, states, limits):
                 new = _trials(task, recipes, group, step, trials)
                 trials += new
                 if step < steps[-1]:
-                    states |= dict(zip(group.runs, group.ended, strict=True))
-                kept.keep(trials, states)
+                    states |= dict(zip(group.runs, group.states, strict=True))
+                store.save(trials, states)
                 if report is not None:
-                    report(_told(new, len(alive), step))
-            alive = _better(alive, trials, halving) if step < steps[-1] else alive
+                    report(_summary(new, len(alive), step))
+            if step < steps[-1]:
+                alive = _better(alive, trials, halving)
             states = {i: states[i] for i in alive if i in states}
     return Sweep(recipes, tuple(over), tuple(trials))
 
 
+def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
+    """Draws the loss by which runs were compared, over the fields that were varied.
+
+    A grid of two fields is a heat map; anything else has a panel for each field, with a
+    mark for each run. Runs that halving left behind are drawn at their last loss, which
+    is one of fewer steps.
+
+    Args:
+        sweep: the results.
+        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+
+    Returns:
+        The picture, 800 pixels wide; a notebook shows it.
+
+    Raises:
+        ValueError: if no picture can be written to `path`.
+    """
+    last, best = sweep.last, lowest(sweep.last, sweep.recipes)
+    settings = [recipe_settings(recipe) for recipe in sweep.recipes]
+    has_held_out = last[0].held_out is not None
+    loss = "held-out loss" if has_held_out else "training loss of the last tenth"
+    points = plots.SearchPoints(
+        settings={name: [of[name] for of in settings] for name in sweep.over},
+        losses=np.array([trial.compared for trial in last]),
+        steps=np.array([trial.step for trial in last]),
+        is_ended=np.array([is_ended(trial, sweep.recipes) for trial in last]),
+        label=f"{loss}, per item",
+        best=None if best is None else best.run,
+    )
+    return plots.plot_search(points, path)
+
+
 def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
-    """Where runs are compared; the last is where all that are left end."""
+    """Returns the steps at which runs are compared; at the last one all have ended."""
     longest = max(recipe.max_steps for recipe in recipes)
     if halving is None:
         return (longest,)
@@ -152,10 +183,6 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def _end(recipe: Recipe, step: int) -> int:
-    return min(step, recipe.max_steps)
-
-
 def _trials(
     task: Task,
     recipes: Sequence[Recipe],
@@ -163,11 +190,12 @@ def _trials(
     step: int,
     before: Sequence[Trial],
 ) -> list[Trial]:
+    """Returns the trials of a group that has come to a step."""
     first_losses = {trial.run: trial.first_loss for trial in before}
     found = []
     for row, i in enumerate(group.runs):
-        end = _end(recipes[i], step)
-        # A run that ends before others has nothing but NaN after its end.
+        end = min(step, recipes[i].max_steps)
+        # The losses of a run that ends before others are NaN after its end.
         losses = group.losses[row][: end if i not in first_losses else None]
         first_loss = first_losses.get(i, float(losses[0]))
         held_out = float(group.held_out[row]) if task.held_out else None
@@ -178,7 +206,7 @@ def _trials(
 def _better(
     alive: Sequence[int], trials: Sequence[Trial], halving: int | None
 ) -> list[int]:
-    """The better one in so many, and none that diverged."""
+    """Returns the best 1/`halving` of the runs, without those that diverged."""
     assert halving is not None  # or there would be one step only
     last = {trial.run: trial.compared for trial in trials}
     ordered = sorted(alive, key=lambda i: (last[i], i))
@@ -186,9 +214,12 @@ def _better(
     return sorted(i for i in ordered[:num_kept] if math.isfinite(last[i]))
 
 
-def _told(new: Sequence[Trial], num_alive: int, step: int) -> str:
+def _summary(new: Sequence[Trial], num_alive: int, step: int) -> str:
+    """Returns a line on the runs that have come to a step."""
     best = min(new, key=lambda trial: trial.compared)
-    told = f"{len(new)} of {num_alive} runs have come to step {step:,}; "
+    runs = "run" if num_alive == 1 else "runs"
+    have = "has" if len(new) == 1 else "have"
+    line = f"{len(new)} of {num_alive} {runs} {have} come to step {step:,}; "
     if math.isinf(best.compared):
-        return f"{told}all of them diverged"
-    return f"{told}the best, number {best.run}, to a loss of {best.compared:.4g}"
+        return line + ("it diverged" if len(new) == 1 else "all of them diverged")
+    return f"{line}the best, number {best.run}, to a loss of {best.compared:.4g}"

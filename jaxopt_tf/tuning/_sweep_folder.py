@@ -1,4 +1,4 @@
-"""The folder of a sweep: what is finished, so that none of it is done again."""
+"""The folder of a sweep: finished trials, and the states of runs that continue."""
 
 import contextlib
 import hashlib
@@ -14,95 +14,104 @@ import numpy as np
 from .. import checkpoints
 from .._io import whole_file
 from ..recipes import Recipe, recipe_settings
-from . import _cohort
-from ._groups import at_start
-from ._program import Carried
+from ._groups import initial_states
+from ._program import VmapState, next_batch
+from ._runs import Trial, differing
 from ._task import Task
-from ._trials import Trial, differing
 
-RESULTS = "sweep.jsonl"
+_RESULTS = "sweep.jsonl"
 
 
-class Kept(NamedTuple):
-    """What an earlier start of the sweep has left, and where more is kept."""
+class SweepStore(NamedTuple):
+    """Results of earlier starts of a sweep, and a function that saves more."""
 
     trials: tuple[Trial, ...]
-    states: Mapping[int, Carried]  # of runs that are to go on, by their numbers
-    keep: Callable[[Sequence[Trial], Mapping[int, Carried]], None]
-
-
-def forgotten() -> Kept:
-    """Of a sweep that keeps nothing."""
-    return Kept((), {}, lambda trials, states: None)
+    states: Mapping[int, VmapState]  # of runs that continue, by their numbers
+    save: Callable[[Sequence[Trial], Mapping[int, VmapState]], None]
 
 
 @contextlib.contextmanager
-def kept_in(
-    folder: Path | str, task: Task, recipes: Sequence[Recipe], steps: Sequence[int]
-) -> Iterator[Kept]:
+def open_store(
+    folder: Path | str | None,
+    task: Task,
+    recipes: Sequence[Recipe],
+    steps: Sequence[int],
+) -> Iterator[SweepStore]:
     """Opens the folder of a sweep.
 
-    Trials and the states that belong to them are one checkpoint: both are there or
-    neither is.
+    Trials and the states that belong to them are one checkpoint, which is written whole
+    or not at all.
 
     Args:
-        folder: a new one, or one that holds this sweep.
+        folder: a new one, or one that contains this sweep; None to save nothing.
         task: what is trained.
         recipes: of all runs.
         steps: at which runs are compared.
 
     Raises:
-        ValueError: if it holds another sweep, or is in use.
+        ValueError: if it contains another sweep, or is in use.
     """
+    if folder is None:
+        yield SweepStore((), {}, lambda trials, states: None)
+        return
     settings = {
         "recipes": [recipe_settings(recipe) for recipe in recipes],
         "steps": list(steps),
         "data": _fingerprint(task, recipes[0]),
     }
-    settings = json.loads(json.dumps(settings))  # as it comes back
+    settings = json.loads(json.dumps(settings))  # as it is read back
     with (
         checkpoints.hold(folder) as held,
         checkpoints.open_checkpoints(held, save_total_limit=2) as saving,
     ):
 
-        def keep(trials: Sequence[Trial], states: Mapping[int, Carried]) -> None:
+        def save(trials: Sequence[Trial], states: Mapping[int, VmapState]) -> None:
             by_name = {str(i): state for i, state in states.items()}
             saving.save(
                 len(trials),
                 {"num_trials": np.int32(len(trials)), "states": by_name},
                 {
                     "sweep": settings,
-                    "trials": [_as_list(trial) for trial in trials],
+                    # JSON has no infinity: floats are written as strings.
+                    "trials": [
+                        [str(x) if isinstance(x, float) else x for x in trial]
+                        for trial in trials
+                    ],
                     "runs_to_go_on": sorted(states),
                 },
             )
             saving.wait()
-            write(trials)
+            write_results(trials)
 
-        def write(trials: Sequence[Trial]) -> None:
-            with whole_file(held.folder / RESULTS) as temporary:
+        def write_results(trials: Sequence[Trial]) -> None:
+            with whole_file(held.folder / _RESULTS) as temporary:
                 temporary.write_text(_lines(recipes, trials), encoding="utf-8")
 
         newest = checkpoints.find_intact(held.folder)
         if newest is None:
-            yield Kept((), {}, keep)
+            yield SweepStore((), {}, save)
             return
         notes = checkpoints.read_notes(newest)
         _check_same(newest, notes.get("sweep"), settings)
-        trials = tuple(_from_list(values) for values in notes["trials"])
-        write(trials)  # a kill may have come between the checkpoint and this file
-        yield Kept(trials, _states(newest, notes, task, recipes), keep)
+        trials = tuple(_read_trial(values) for values in notes["trials"])
+        write_results(trials)  # the sweep may have been killed just before it
+        yield SweepStore(trials, _read_states(newest, notes, task, recipes), save)
 
 
-def _states(
+def _read_states(
     path: Path, notes: Mapping[str, Any], task: Task, recipes: Sequence[Recipe]
-) -> dict[int, Carried]:
-    """The states in a checkpoint, which are like those of runs that start."""
-    start = at_start(task, recipes, notes["runs_to_go_on"])
+) -> dict[int, VmapState]:
+    start = initial_states(task, recipes, notes["runs_to_go_on"])
     like = {str(i): state for i, state in start.items()}
     arrays = {"num_trials": np.int32(0), "states": like}
     restored = checkpoints.restore(path, arrays).arrays["states"]
     return {int(name): state for name, state in restored.items()}
+
+
+def _read_trial(values: Sequence[Any]) -> Trial:
+    run, step, first_loss, loss, held_out = values
+    held_out = None if held_out is None else float(held_out)
+    return Trial(run, step, float(first_loss), float(loss), held_out)
 
 
 def _check_same(path: Path, saved: Any, now: Mapping[str, Any]) -> None:
@@ -116,8 +125,8 @@ def _check_same(path: Path, saved: Any, now: Mapping[str, Any]) -> None:
 
 
 def _fingerprint(task: Task, recipe: Recipe) -> str:
-    """Of the first batch, those that are held out, and the parameters at the start."""
-    first = _cohort.next_batch(iter(task.batches(recipe)), 0)
+    """Returns a hash of the first batch, held-out batches and initial parameters."""
+    first = next_batch(iter(task.batches(recipe)), 0)
     settings = (task.takes_key, str(task.compute_dtype))
     found = hashlib.sha256(repr(settings).encode())
     seen = (first, list(task.held_out), task.init(recipe.seed))
@@ -129,12 +138,11 @@ def _fingerprint(task: Task, recipe: Recipe) -> str:
 
 
 def _lines(recipes: Sequence[Recipe], trials: Sequence[Trial]) -> str:
-    """A line of JSON for each trial: what differs between runs, and what it came to."""
+    """Returns a line of JSON for each trial: settings that differ, and losses."""
     names = differing(recipes)
     lines = []
     for trial in trials:
         settings = recipe_settings(recipes[trial.run])
-        own = {name: settings[name] for name in names}
         values = {
             "run": trial.run,
             "step": trial.step,
@@ -142,20 +150,9 @@ def _lines(recipes: Sequence[Recipe], trials: Sequence[Trial]) -> str:
             "held_out_loss": _or_null(trial.held_out),
             "has_diverged": math.isinf(trial.compared),
         }
-        lines.append(json.dumps(own | values) + "\n")
+        lines.append(json.dumps({n: settings[n] for n in names} | values) + "\n")
     return "".join(lines)
 
 
 def _or_null(loss: float | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
-
-
-def _as_list(trial: Trial) -> list:
-    # JSON has no infinity: a string stands for it.
-    return [str(x) if isinstance(x, float) else x for x in trial]
-
-
-def _from_list(values: Sequence[Any]) -> Trial:
-    run, step, first_loss, loss, held_out = values
-    held_out = None if held_out is None else float(held_out)
-    return Trial(run, step, float(first_loss), float(loss), held_out)

@@ -1,4 +1,4 @@
-"""Task: what is trained, and on which data; all that is not in a recipe."""
+"""Task: loss, parameters and data of runs; all that is not in a recipe."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from ..training import Batch, LossFn
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, and on which data.
+    """Loss, parameters and data of runs.
 
     Attributes:
         loss_fn: as `make_train_step` takes it: (params, batch) -> (summed loss, number
             of items); with `takes_key` a key is its third argument.
-        init: the parameters that a run of this seed starts from.
-        batches: training batches of a recipe from the first on, endless or at least
-            `max_steps` of them, all of one shape. Called anew for each pass over the
-            data, it must give the same ones; runs that have one seed share them. With
-            accumulation they have an axis of micro-batches in front.
-        held_out: batches for the loss by which runs are compared; with none, it is the
-            training loss at the end of a run that counts.
+        init: returns the initial parameters for a seed.
+        batches: returns the training batches of a recipe from the first on, endless or
+            at least `max_steps` of them, all of one shape. It is called again for each
+            pass over the data, and must return the same ones; runs of one seed share
+            them. With accumulation they have a first axis of micro-batches.
+        held_out: batches for the loss by which runs are compared; without any, runs are
+            compared by the training loss at their ends.
         takes_key: whether `loss_fn` takes a key in training, for dropout.
         compute_dtype: as `make_train_step` takes it.
-        layout: as `build_optimizer` takes it.
-        layer_norms: as `build_optimizer` takes it.
+        layouts: as `build_optimizer` takes them.
+        layer_norms: as `build_optimizer` takes them.
 
     Raises:
-        TypeError: if one of the functions is none.
+        TypeError: if a function is not callable, or `held_out` is no list.
     """
 
     loss_fn: LossFn
@@ -39,17 +39,17 @@ class Task:
     held_out: Sequence[Batch] = ()
     takes_key: bool = False
     compute_dtype: Any = None
-    layout: Mapping[str, TorchLayout] | None = None
+    layouts: Mapping[str, TorchLayout] | None = None
     layer_norms: LayerNorms | None = None
 
     def __post_init__(self) -> None:
         """Checks what is called later, where an error would be far from its cause."""
-        what = {
+        functions = {
             "loss_fn": "of parameters and a batch",
             "init": "of a seed, that gives parameters",
             "batches": "of a recipe, that gives batches from the first on",
         }
-        for name, of in what.items():
+        for name, of in functions.items():
             value = getattr(self, name)
             if not callable(value):
                 kind = type(value).__name__

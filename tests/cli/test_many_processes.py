@@ -58,7 +58,7 @@ def test_a_process_that_dies_ends_the_other_and_one_alone_goes_on(alone, tmp_pat
 def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path):
     args = ["--max_steps", "5000", "--output_dir", str(tmp_path)]
     with started([*SMALL, *args], num=2) as (first, second):
-        wait_for_line(first, "held-out loss")
+        wait_for_line(first, "evaluation loss")
         second.send_signal(signal.SIGTERM)
         said, _ = first.communicate(timeout=60)
         second.communicate(timeout=60)

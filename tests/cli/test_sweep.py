@@ -71,10 +71,10 @@ def test_draws_at_random_and_halves(swept, capsys):
     assert swept(f"{flags} --halving 2 --optim sgd") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("2 runs in 1 program, ")
-    told = [line for line in shown.splitlines() if "have come to" in line]
+    told = [line for line in shown.splitlines() if "come to step" in line]
     assert [line.partition(";")[0] for line in told] == [
         "2 of 2 runs have come to step 10",
-        "1 of 1 runs have come to step 20",
+        "1 of 1 run has come to step 20",
     ]
 
 

@@ -19,15 +19,17 @@ def _width(monkeypatch):
 
 
 def test_shows_the_numbers(capsys):
-    monitor = console(4, unit="bytes")
+    monitor = console(8, unit="bytes")
     monitor.evaluation(Evaluation(0, {"loss": 5.5, "accuracy": 0.25}))
     losses = [4.0, 2.0, 3.0, 3.0]
-    monitor.window(window_of(1, losses, rate=[0, 0, 0, 0.3], grads=4.0, items=3.0))
+    numbers = {"rate": [0, 0, 0, 0.3], "grads": 4.0, "items": 3.0}
+    monitor.window(window_of(1, losses, **numbers))
+    monitor.window(window_of(5, losses, **numbers))
     monitor.close()
     shown = capsys.readouterr().out
     for words in (
-        "step     0  held-out loss 5.5000  accuracy 0.2500",
-        "step 4/4",
+        "step     0  evaluation loss 5.5000  accuracy 0.2500",
+        "step 8/8",
         "0:00:00",
         "loss 3.000",
         "rate 3.0e-01",
@@ -42,14 +44,22 @@ def test_its_line_fits_into_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monitor = console(10_000)
     monitor.window(window_of(1, [4.0], items=1e5))
+    monitor.window(window_of(2, [4.0], items=1e5))
     monitor.close()
     assert "200,000 tokens/s" in capsys.readouterr().out
 
 
-def test_the_compiler_is_not_counted_in_the_speed(capsys):
-    monitor = console(100)
-    monitor.window(window_of(1, [4.0] * 10, seconds=60.0, items=10.0))
-    monitor.window(window_of(11, [4.0] * 10, seconds=0.5, items=10.0))
+@pytest.mark.parametrize("first_step", [0, 40], ids=["start", "resume"])
+def test_the_speed_leaves_out_compilation(capsys, first_step):
+    monitor = console(100, first_step=first_step, flops_per_item=1e6)
+    first = window_of(first_step + 1, [4.0] * 10, seconds=60.0, items=10.0)
+    monitor.window(first)
+    # Nothing is known yet: the first window of each start contains compilation.
+    monitor.close()
+    assert "/s" not in capsys.readouterr().out
+    monitor = console(100, first_step=first_step)
+    monitor.window(first)
+    monitor.window(window_of(first_step + 11, [4.0] * 10, seconds=0.5, items=10.0))
     monitor.close()
     assert " 200 tokens/s" in capsys.readouterr().out
 
@@ -98,7 +108,7 @@ def test_says_which_steps_were_skipped_and_leaves_them_out_of_the_means(capsys):
     monitor.window(window_of(6, [3.0]))
     monitor.close()
     shown = capsys.readouterr().out
-    assert "skipped step 2, 4, not finite: 2 so far" in shown
+    assert "skipped steps 2, 4, not finite: 2 so far" in shown
     assert "skipped step 5, not finite: 3 so far" in shown
     assert "loss 3.000" in shown
 
@@ -114,7 +124,8 @@ def test_shows_the_share_of_the_peak_where_it_is_known(capsys, monkeypatch):
     monkeypatch.setattr("jaxopt_tf.monitors._console.peak_flops", lambda kind: 1e9)
     monitor = console(100, flops_per_item=1e6)
     # 200 items in half a second, 4e8 operations a second, on as many devices.
-    monitor.window(window_of(1, [4.0] * 10, items=20.0))
+    monitor.window(window_of(1, [4.0] * 10, seconds=60.0, items=20.0))
+    monitor.window(window_of(11, [4.0] * 10, items=20.0))
     monitor.close()
     share = 0.4 / jax.device_count()
     assert f"{share:.0%} of peak" in capsys.readouterr().out

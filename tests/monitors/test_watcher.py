@@ -230,9 +230,56 @@ def test_an_unknown_rate_does_not_hide_what_is_rounded_away():
 def test_says_that_the_model_overfits():
     losses = falling(end=0.1)
     (sentence,) = said_of(losses, evaluations=RISING)
-    assert sentence.startswith("steps 300 to 400: the held-out loss has risen to 3.4 ")
+    assert sentence.startswith(
+        "steps 300 to 400: the evaluation loss has risen to 3.4 "
+    )
     assert "from 2.4 (step 150) while the training loss fell to 0.1" in sentence
-    assert "the model overfits" in sentence
+    assert "the model overfits; take the checkpoint of step 150, stop" in sentence
+
+
+def of_evaluations(losses, trainings, noise=0.05, seed=0, steps=60):
+    """What is said of a run with few evaluations, and a training loss between them."""
+    rng = np.random.default_rng(seed)
+    training = np.interp(
+        np.arange(steps * len(losses)), steps * np.arange(len(trainings)), trainings
+    )
+    evaluations = {steps * (i + 1): loss for i, loss in enumerate(losses)}
+    noisy = training + noise * rng.normal(size=len(training))
+    return said_of(noisy, evaluations=evaluations)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("steps", [5, 60])
+def test_overfitting_is_noticed_with_few_evaluations(unit, steps):
+    trainings = [unit * loss for loss in (5.0, 2.5, 1.6, 0.9, 0.5)]
+    losses = [unit * loss for loss in (2.97, 3.34, 4.17, 4.71)]
+    sentences = of_evaluations(losses, trainings, 0.05 * unit, steps=steps)
+    (sentence,) = [s for s in sentences if "overfits" in s]
+    # At the third of them, and the best one is named.
+    assert sentence.startswith(f"steps {2 * steps} to {3 * steps}: the evaluation loss")
+    assert f"take the checkpoint of step {steps}, stop early" in sentence
+
+
+def test_a_far_rise_while_the_training_loss_rises_too_is_not_overfitting():
+    sentences = of_evaluations([2.97, 3.34, 4.17, 4.71], [2.0, 2.4, 2.8, 3.2, 3.6])
+    assert not any("overfits" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["falls", "plateau", "late rise", "noise"])
+def test_a_healthy_run_with_four_evaluations_is_not_overfitting(kind, seed):
+    rng = np.random.default_rng(seed)
+    trainings = np.array([5.0, 2.8, 2.3, 2.0, 1.8])
+    # What the evaluation loss is above the training loss by.
+    gap = {
+        "falls": [0.1, 0.2, 0.3, 0.35],
+        "plateau": [0.1, 0.3, 0.6, 0.8],  # the evaluation loss stays at 2.6 to 2.9
+        "late rise": [0.1, 0.25, 0.6, 1.0],  # by up to a tenth of the best one
+        "noise": [0.1, 0.2, 0.3, 0.35],
+    }[kind]
+    noise = 0.15 if kind == "noise" else 0.03
+    losses = trainings[1:] + gap + noise * rng.normal(size=4)
+    assert of_evaluations(losses.tolist(), trainings, noise=0.2, seed=seed) == []
 
 
 @pytest.mark.parametrize("rise", [0.005, -0.005])

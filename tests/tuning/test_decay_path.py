@@ -8,7 +8,7 @@ import pytest
 
 from jaxopt_tf import training, tuning
 from jaxopt_tf.recipes import Recipe, build_optimizer
-from jaxopt_tf.tuning import _folds
+from jaxopt_tf.tuning._folds import Folds
 
 from . import tasks
 
@@ -61,7 +61,7 @@ def assert_as_alone(path, examples, *, warm_starts=False, loss_fn=tasks.loss_fn)
                 optimizer,
                 rng=recipe.seed if takes_key else None,
             )
-            batches = _folds.training_batches(examples, path.fold, f, recipe)
+            batches = Folds(examples, path.fold, recipe).training_batches(f)
             for _, batch in zip(range(recipe.max_steps), batches, strict=False):
                 state, _ = step(state, batch)
             ends[f] = state.params

@@ -9,7 +9,7 @@ import pytest
 
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task, find_learning_rate, range_test
-from jaxopt_tf.tuning._rate_found import short_version
+from jaxopt_tf.tuning._learning_rate import short_version
 
 from . import tasks
 

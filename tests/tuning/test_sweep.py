@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Between, Sweep, Trial
-from jaxopt_tf.tuning._cohort import unstacked
+from jaxopt_tf.tuning._program import unstacked
 
 from . import tasks
 
@@ -65,17 +66,13 @@ def spoilt_before(step, task):
     return dataclasses.replace(task, batches=batches)
 
 
-def test_a_grid_is_every_combination():
+def test_a_grid_is_every_combination_and_a_run_is_what_train_many_makes_of_it():
     found = sweep({"learning_rate": [1e-4, 1e-2], "weight_decay": [0.0, 0.1]})
     tried = [(r.learning_rate, r.weight_decay) for r in found.recipes]
     assert tried == [(1e-4, 0.0), (1e-4, 0.1), (1e-2, 0.0), (1e-2, 0.1)]
     assert found.best_recipe.learning_rate == 1e-2
     assert [trial.step for trial in found.last] == [40] * 4
     assert found.table(most=3).row_count == 3
-
-
-def test_a_run_is_what_train_many_makes_of_it():
-    found = sweep({"learning_rate": [1e-3, 1e-2]})
     runs = tuning.train_many(tasks.digits_task(), found.recipes, devices=ONE)
     held_out = [trial.held_out for trial in found.last]
     np.testing.assert_allclose(held_out, runs.held_out, rtol=1e-6)
@@ -111,8 +108,11 @@ def test_a_random_search_trains_what_was_drawn():
     assert [trial.step for trial in found.last] == [40, 40]
 
 
-def test_halving_trains_on_the_better_half_only():
-    found = sweep({"learning_rate": RATES}, halving=2)
+def test_halving_trains_on_the_better_half_only_and_compiles_each_size_once(caplog):
+    with jax.log_compiles():
+        found = sweep({"learning_rate": RATES}, halving=2)
+    compiled = [m for m in caplog.messages if m.startswith("Compiling jit(step)")]
+    assert len(compiled) == 3  # of four runs, of two and of the last one
     steps = [[t.step for t in found.trials if t.run == run] for run in range(4)]
     assert sorted(steps) == [[10], [10], [10, 20], [10, 20, 40]]
     whole = sweep({"learning_rate": RATES})
@@ -121,13 +121,6 @@ def test_halving_trains_on_the_better_half_only():
     # The one that was looked at on its way is the one that nobody stopped.
     np.testing.assert_allclose(end.held_out, whole.last[end.run].held_out, rtol=1e-6)
     assert found.best_recipe == found.recipes[end.run]
-
-
-def test_runs_that_go_on_are_compiled_once(caplog):
-    with jax.log_compiles():
-        sweep({"learning_rate": RATES}, halving=4)
-    steps = [told for told in caplog.messages if told.startswith("Compiling jit(step)")]
-    assert len(steps) == 2  # of four runs, and of the one that goes on
 
 
 def test_runs_that_go_on_are_fed_by_their_own_seed():
@@ -160,24 +153,34 @@ def test_killed_and_started_again_repeats_nothing(tmp_path):
     assert max(read) == 0  # the first batch, for its fingerprint
 
 
-def test_writes_a_line_for_each_trial(tmp_path):
-    found = sweep({"learning_rate": [1e-3, 1e38]}, folder=tmp_path)
-    lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
+FINISHED = {"learning_rate": [1e-3, 1e38]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep of two runs that is finished: its folder, and what it found."""
+    folder = tmp_path_factory.mktemp("finished") / "sweep"
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return folder, sweep(FINISHED, folder=folder)
+
+
+def test_writes_a_line_for_each_trial(finished):
+    folder, found = finished
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert first["learning_rate"] == 1e-3
     assert first["held_out_loss"] == found.last[0].held_out
     assert (second["run"], second["step"], second["loss"]) == (1, 40, None)
     assert (first["has_diverged"], second["has_diverged"]) == (False, True)
-    assert (
-        tuning.sweep(
-            tasks.digits_task(),
-            BASE,
-            {"learning_rate": [1e-3, 1e38]},
-            folder=tmp_path,
-            devices=ONE,
-        ).trials
-        == found.trials
-    )
+
+
+def test_a_kill_between_checkpoint_and_lines_loses_no_line(finished, tmp_path):
+    folder, found = finished
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    (copied / "sweep.jsonl").unlink()
+    assert sweep(FINISHED, folder=copied).trials == found.trials
+    lines = (copied / "sweep.jsonl").read_text()
+    assert lines == (folder / "sweep.jsonl").read_text()
 
 
 def test_dropout_goes_on_on_fewer_devices(tmp_path):
@@ -209,15 +212,6 @@ def test_a_run_that_waits_is_bound_to_no_device():
     assert not any(key.committed for key in waiting)
 
 
-def test_a_kill_between_checkpoint_and_lines_loses_no_line(tmp_path):
-    over = {"learning_rate": [1e-3]}
-    sweep(over, folder=tmp_path)
-    lines = (tmp_path / "sweep.jsonl").read_text()
-    (tmp_path / "sweep.jsonl").unlink()
-    sweep(over, folder=tmp_path)
-    assert (tmp_path / "sweep.jsonl").read_text() == lines
-
-
 def test_the_best_is_finite_where_the_last_one_left_diverges():
     trials = (
         Trial(0, 10, 2.0, 1.5, 1.5),
@@ -228,23 +222,31 @@ def test_the_best_is_finite_where_the_last_one_left_diverges():
     assert Sweep(recipes, ("learning_rate",), trials).best_recipe == recipes[0]
 
 
-def test_refuses_the_folder_of_another_sweep(tmp_path):
-    sweep({"learning_rate": [1e-3]}, folder=tmp_path)
+def test_refuses_the_folder_of_another_sweep(finished):
+    folder, _ = finished
     with pytest.raises(ValueError, match="`folder` must .* other recipes were taken"):
-        sweep({"learning_rate": [1e-2]}, folder=tmp_path)
+        sweep({"learning_rate": [1e-2]}, folder=folder)
     x, y = tasks.digits()
     other = tasks.digits_task(held_out=[{"x": x[1600:], "y": y[1600:]}])
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
-        sweep({"learning_rate": [1e-3]}, other, folder=tmp_path)
+        sweep(FINISHED, other, folder=folder)
     elsewhere = tasks.digits_task(init=lambda seed: tasks.perceptron(seed + 1))
     with pytest.raises(ValueError, match="`folder` must .* other data were taken"):
-        sweep({"learning_rate": [1e-3]}, elsewhere, folder=tmp_path)
+        sweep(FINISHED, elsewhere, folder=folder)
 
 
-def test_names_the_smallest_rate_where_all_diverge():
-    found = sweep({"learning_rate": [1e38, 2e38]})
-    with pytest.raises(ValueError, match=r"all 2 diverged; the smallest.* was 1e\+38"):
-        _ = found.best_recipe
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ([1e38, 2e38], r"all 2 diverged; the smallest.* was 1e\+38"),
+        ([1e38], r"the only one diverged; the smallest.* was 1e\+38"),
+    ],
+)
+def test_names_the_smallest_rate_where_all_diverge(rates, message):
+    trials = [Trial(i, 40, 2.0, np.inf, np.inf) for i in range(len(rates))]
+    recipes = tuning.grid(BASE, {"learning_rate": rates})
+    with pytest.raises(ValueError, match=message):
+        _ = Sweep(recipes, ("learning_rate",), tuple(trials)).best_recipe
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxopt_tf.monitors import curves
+from jaxopt_tf.plots import curves
 from jaxopt_tf.training import Evaluation
 from tests.events import metrics_of, tell, window_of
 
@@ -48,7 +48,7 @@ def test_says_what_it_shows(tmp_path):
     shown = path.read_text()
     for words in (
         "loss (nats per byte)",
-        "held out: 2.75 at the end, 2.5 at best (step 40)",
+        "evaluation: 2.75 at the end, 2.5 at best (step 40)",
         "skipped steps: 1",
         "learning rate",
         "gradient norm",
@@ -97,3 +97,9 @@ def test_refuses_a_folder_that_is_not_there(tmp_path):
 def test_refuses_an_interval_below_1(tmp_path):
     with pytest.raises(ValueError, match="`every` must be"):
         curves(tmp_path / "curves.png", every=0)
+
+
+def test_refuses_a_metric_that_is_not_a_real_number(tmp_path):
+    monitor = curves(tmp_path / "curves.png")
+    with pytest.raises(TypeError, match=r"`evaluation.metrics\['loss'\]` must be"):
+        monitor.evaluation(Evaluation(1, {"loss": "0.5"}))

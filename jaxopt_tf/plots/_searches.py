@@ -1,0 +1,330 @@
+"""Losses over the settings that a search has tried: sweeps, rates and weight decays."""
+
+import itertools
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DOTS: Any = {"color": "black", "marker": "o", "markersize": 5, "lw": 1.0}
+_LEFT: Any = {"color": "0.4", "marker": "o", "mfc": "white", "markersize": 5}
+_STAR: Any = {"color": "#d55e00", "marker": "*", "mec": "black", "markersize": 15}
+_SUGGESTION: Any = {"color": "#d55e00", "ls": "--", "lw": 1.5}
+_BARS: Any = {"color": "black", "marker": "o", "markersize": 4, "capsize": 3, "lw": 1.5}
+_LIMIT: Any = {"color": "0.4", "ls": ":", "lw": 1.0}
+_ABOVE: Any = {"mfc": "white", "mec": "black", "ls": "none"}
+_DIVERGED: Any = {"facecolor": "white", "edgecolor": "0.4", "hatch": "xxx"}
+_MARGIN = 0.03  # no mark is cut off at an end of the axis
+# Numbers of cells in a row and in a column up to which losses are legible in them.
+_MOST_ACROSS, _MOST_DOWN = 12, 20
+_MOST_TICKS = 12
+# More rates than this are drawn without markers.
+_MOST_MARKERS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPoints:
+    """Settings and losses of K runs, to be drawn by `plot_search`.
+
+    Attributes:
+        settings: values of the K runs by field: numbers, or what JSON can write.
+        losses: [K], float64: compared between runs; infinite for one that diverged.
+        steps: [K], int: at which each run was seen last.
+        is_ended: [K], bool: whether that is the end of the run.
+        label: what the losses are.
+        best: number of the run with the lowest loss; None if all diverged.
+    """
+
+    settings: Mapping[str, Sequence[Any]]
+    losses: np.ndarray
+    steps: np.ndarray
+    is_ended: np.ndarray
+    label: str
+    best: int | None
+
+
+def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure":
+    """Draws losses over the fields that were varied.
+
+    A grid of two fields is a heat map; anything else has a panel for each field, with a
+    mark for each run. Fields with one value only are left out.
+
+    Args:
+        points: settings and losses.
+        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+
+    Returns:
+        The picture, 800 pixels wide; a notebook shows it.
+
+    Raises:
+        ValueError: if no picture can be written to `path`.
+    """
+    path = _figure.picture_path(path)
+    named = {name: _numbers_or_names(of) for name, of in points.settings.items()}
+    several = {name: values for name, values in named.items() if len(set(values)) > 1}
+    shown = several or named
+    if len(shown) == 2 and _is_grid(list(shown.values())):
+        return _figure.saved(_heat_map(points, shown), path)
+    labels = [points.label] * len(shown)
+    figure, panels = _figure.stacked_panels(1.0 + 2.6 * len(shown), labels)
+    for panel, (name, values) in zip(panels, shown.items(), strict=True):
+        _draw_field(panel, points, values, is_alone=len(shown) == 1)
+        panel.set_xlabel(name)
+    handles, _ = panels[0].get_legend_handles_labels()
+    _figure.legend_above(figure, handles, columns=4)
+    _figure.finish(panels, panels[-1].get_xlabel(), margin=_MARGIN)
+    return _figure.saved(figure, path)
+
+
+def plot_losses_by_rate(
+    rates: np.ndarray,
+    losses: np.ndarray,
+    *,
+    suggestion: float | None,
+    title: str,
+    path: Path | str | None = None,
+) -> "Figure":
+    """Draws losses over learning rates, and the suggested rate.
+
+    Args:
+        rates: [n], rising.
+        losses: [n]; infinite where the run diverged.
+        suggestion: the suggested rate; None for none.
+        title: above the panel; broken into lines of 100 letters.
+        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+
+    Returns:
+        The picture, 800 pixels wide; a notebook shows it.
+
+    Raises:
+        ValueError: if no picture can be written to `path`.
+    """
+    path = _figure.picture_path(path)
+    figure = _figure.new_figure(4.4)
+    panel = figure.subplots()
+    finite = np.isfinite(losses)
+    style = {**_DOTS, "lw": 1.2}
+    if len(rates) > _MOST_MARKERS:
+        style["marker"] = ""
+    panel.plot(rates[finite], losses[finite], label="loss", **style)
+    _figure.mark_diverged(panel, rates[~finite])
+    if suggestion is not None:
+        panel.axvline(suggestion, label=f"suggestion: {suggestion:g}", **_SUGGESTION)
+    panel.set_xscale("log")
+    panel.set_ylabel("loss")
+    _figure.scale(panel, losses)
+    panel.set_title(textwrap.fill(title, 100), loc="left", fontsize=9)
+    _figure.legend_above(figure)
+    _figure.finish([panel], "learning rate", margin=_MARGIN)
+    return _figure.saved(figure, path)
+
+
+def plot_losses_by_decay(
+    decays: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    error: np.ndarray,
+    *,
+    best: int,
+    suggested: int,
+    path: Path | str | None = None,
+) -> "Figure":
+    """Draws mean losses of cross-validation over weight decay.
+
+    Args:
+        decays: [D], rising.
+        training: [D], mean training losses; infinite where a run diverged.
+        held_out: [D], mean held-out losses; infinite where a run diverged.
+        error: [D], standard errors of the held-out losses.
+        best: number of the decay with the lowest held-out loss.
+        suggested: number of the suggested decay.
+        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+
+    Returns:
+        The picture, 800 pixels wide; a notebook shows it.
+
+    Raises:
+        ValueError: if no picture can be written to `path`.
+    """
+    path = _figure.picture_path(path)
+    is_lost = ~np.isfinite(held_out)
+    training, held_out = (np.where(is_lost, np.nan, y) for y in (training, held_out))
+    figure = _figure.new_figure(4.0)
+    panel = figure.subplots()
+    label = "held-out, with standard error"
+    panel.errorbar(decays, held_out, error, label=label, **_BARS)
+    _figure.draw_line(panel, decays, training, index=1, label="training")
+    limit, label = held_out[best] + error[best], "lowest, plus its standard error"
+    panel.axhline(limit, label=label, **_LIMIT)
+    # The smaller mark is drawn above the larger one.
+    lowest: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_ABOVE}
+    largest: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_ABOVE}
+    for at, label, style in (
+        (best, f"lowest: {decays[best]:g}", lowest),
+        (suggested, f"suggested: {decays[suggested]:g}", largest),
+    ):
+        panel.plot(decays[at], held_out[at], label=label, **style)
+    _figure.mark_diverged(panel, decays[is_lost])
+    panel.set_ylabel("mean loss")
+    _figure.scale(panel, training, held_out)
+    _figure.legend_above(figure)
+    _scale_decays(panel, decays)
+    _figure.finish([panel], "weight decay")
+    return _figure.saved(figure, path)
+
+
+def _numbers_or_names(settings: Sequence[Any]) -> list[float | str]:
+    """Returns settings as numbers, or, unless all are numbers, as names."""
+    if all(isinstance(s, Real) and not isinstance(s, bool) for s in settings):
+        return [float(setting) for setting in settings]
+    return [s if isinstance(s, str) else json.dumps(s) for s in settings]
+
+
+def _distinct(values: Sequence[float | str]) -> list[Any]:
+    """Returns each value once: numbers in rising order, names as they came."""
+    once: list[Any] = list(dict.fromkeys(values))
+    return sorted(once) if isinstance(once[0], float) else once
+
+
+def _is_grid(columns: Sequence[Sequence[float | str]]) -> bool:
+    """Returns whether every combination of the values was tried once."""
+    tried = list(zip(*columns, strict=True))
+    return sorted(map(str, tried)) == sorted(
+        map(str, itertools.product(*map(_distinct, columns)))
+    )
+
+
+def _draw_field(
+    panel: "Axes",
+    points: SearchPoints,
+    values: Sequence[float | str],
+    *,
+    is_alone: bool,
+) -> None:
+    """Draws the losses of all runs over one field."""
+    names = [] if isinstance(values[0], float) else _distinct(values)
+    x = np.array([names.index(v) if names else v for v in values], np.float64)
+    losses, finite = points.losses, np.isfinite(points.losses)
+    order = np.argsort(x, kind="stable")
+    ended = order[(finite & points.is_ended)[order]]
+    style = _DOTS if is_alone and not names else {**_DOTS, "ls": "none"}
+    panel.plot(x[ended], losses[ended], label="trained to the end", **style)
+    left = finite & ~points.is_ended
+    if left.any():
+        label = "left behind, after fewer steps"
+        panel.plot(x[left], losses[left], label=label, ls="none", **_LEFT)
+    _figure.mark_diverged(panel, x[~finite])
+    if points.best is not None:
+        best = [points.best]
+        label = f"best: {losses[points.best]:.4g}"
+        panel.plot(x[best], losses[best], label=label, ls="none", **_STAR)
+    # Values are spread as rates are if most are small beside the largest.
+    if names:
+        panel.set_xticks(range(len(names)), names)
+        panel.set_xlim(-0.5, len(names) - 0.5)
+    elif min(x) > 0 and max(x) >= 20 * min(x) and np.median(x) < max(x) / 4:
+        panel.set_xscale("log")
+    _figure.scale(panel, losses[finite])
+
+
+def _heat_map(
+    points: SearchPoints, values: Mapping[str, Sequence[float | str]]
+) -> "Figure":
+    """Draws a grid of two fields: the one with more values across, the other down."""
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Patch, Rectangle
+
+    across, down = sorted(values, key=lambda name: -len(set(values[name])))
+    columns, rows = _distinct(values[across]), _distinct(values[down])
+    run = np.zeros((len(rows), len(columns)), int)
+    for i, (x, y) in enumerate(zip(values[across], values[down], strict=True)):
+        run[rows.index(y), columns.index(x)] = i
+    losses = points.losses[run]
+    figure = _figure.new_figure(1.8 + min(max(0.5 * len(rows), 1.5), 8.0))
+    panel = figure.subplots()
+    norm = Normalize(*_colour_range(losses))
+    style: Any = {"cmap": _figure.HEAT, "norm": norm, "edgecolors": "white"}
+    mesh = panel.pcolormesh(np.ma.masked_invalid(losses), **style)
+    is_above = (losses[np.isfinite(losses)] > norm.vmax).any()
+    extend = "max" if is_above else "neither"
+    figure.colorbar(mesh, ax=panel, label=points.label, extend=extend)
+    panel.set_xticks(np.arange(len(columns)) + 0.5, list(map(_shown, columns)))
+    panel.set_yticks(np.arange(len(rows)) + 0.5, list(map(_shown, rows)))
+    panel.set_xlabel(across)
+    panel.set_ylabel(down)
+    if len(columns) > _MOST_ACROSS:
+        panel.tick_params("x", labelrotation=90)
+    elif len(rows) <= _MOST_DOWN:
+        _write_losses(panel, points, run, norm)
+    handles: list[Any] = []
+    if np.isinf(losses).any():
+        for row, column in np.argwhere(np.isinf(losses)):
+            panel.add_patch(Rectangle((column, row), 1, 1, **_DIVERGED))
+        handles.append(Patch(label="diverged", **_DIVERGED))
+    if points.best is not None:
+        ((row, column),) = np.argwhere(run == points.best)
+        # White on black, which can be seen on any colour.
+        for colour, width in (("black", 5), ("white", 2.5)):
+            framed: Any = {"edgecolor": colour, "linewidth": width, "zorder": 3}
+            cell = Rectangle((column, row), 1, 1, fill=False, clip_on=False, **framed)
+            panel.add_patch(cell)
+        best = f"best: {points.losses[points.best]:.4g}"
+        handles.append(Patch(fill=False, edgecolor="black", linewidth=2, label=best))
+    _figure.legend_above(figure, handles)
+    return figure
+
+
+def _colour_range(losses: np.ndarray) -> tuple[float, float]:
+    """Returns the losses of the darkest and the lightest colour.
+
+    A few losses far above the others would otherwise leave these one colour.
+    """
+    finite = losses[np.isfinite(losses)]
+    if len(finite) == 0:
+        return 0.0, 1.0
+    low, middle, most = np.min(finite), np.median(finite), np.max(finite)
+    high = min(most, low + 4 * (middle - low)) if middle > low else most
+    return float(low), float(high if high > low else low + 1e-6)
+
+
+def _write_losses(
+    panel: "Axes", points: SearchPoints, run: np.ndarray, norm: Any
+) -> None:
+    """Writes each loss into its cell, with its step if the run was left behind."""
+    for (row, column), i in np.ndenumerate(run):
+        loss = points.losses[i]
+        if not np.isfinite(loss):
+            continue
+        # The loss of a run that was left behind is one of fewer steps.
+        step = "" if points.is_ended[i] else f"\nstep {points.steps[i]:,}"
+        style: Any = {"ha": "center", "va": "center", "fontsize": 8}
+        style["fontstyle"] = "italic" if step else "normal"
+        style["color"] = "white" if norm(loss) < 0.5 else "black"
+        panel.text(column + 0.5, row + 0.5, f"{loss:.3f}{step}", **style)
+
+
+def _shown(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _scale_decays(panel: "Axes", decays: np.ndarray) -> None:
+    """Makes the axis logarithmic, with 0 a little left of the smallest decay above."""
+    positive = decays[decays > 0]
+    if len(positive) == len(decays):
+        panel.set_xscale("log")
+    elif len(positive):
+        panel.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+    shown = decays[:: -(-len(decays) // _MOST_TICKS)]
+    panel.set_xticks(shown, [f"{decay:.3g}" for decay in shown])
+    panel.minorticks_off()
