@@ -5,8 +5,6 @@ with hold("runs/mine") as held, open_checkpoints(held) as checkpoints:
 restored = restore_latest("runs/mine", {"params": params})
 """
 
-from ._checkpoint import Checkpoints as Checkpoints
-from ._checkpoint import open_checkpoints as open_checkpoints
 from ._folder_lock import Held as Held
 from ._folder_lock import hold as hold
 from ._restore import Restored as Restored
@@ -14,5 +12,7 @@ from ._restore import find_intact as find_intact
 from ._restore import read_notes as read_notes
 from ._restore import restore as restore
 from ._restore import restore_latest as restore_latest
-from ._rotation import find_checkpoints as find_checkpoints
-from ._rotation import step_of as step_of
+from ._save import Checkpoints as Checkpoints
+from ._save import find_checkpoints as find_checkpoints
+from ._save import open_checkpoints as open_checkpoints
+from ._save import step_of as step_of

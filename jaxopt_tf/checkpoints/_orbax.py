@@ -17,8 +17,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from .._typing import PyTree
-from ._older import filled, lacking
-from ._record import Record, check_fit, describe, is_key, named, read_record
+from ._record import (
+    Record,
+    check_fit,
+    describe,
+    is_key,
+    is_python_number,
+    named,
+    older_leaves,
+    read_record,
+)
 
 # Arrays of fewer bytes are not worth a memory of their own.
 _LARGE = 2**20
@@ -123,13 +131,17 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
     """
     saved = read_record(path).leaves
     wanted = named("like", like)
-    lacked = lacking(saved, wanted)
-    present = {name: leaf for name, leaf in wanted.items() if name not in lacked}
-    check_fit(path, saved, present)
-    items = {name: leaf for name, leaf in present.items() if leaf.size}
+    older = older_leaves(saved, wanted)
+    sources = {source for leaf in older.values() for source in leaf.sources}
+    present = {name: leaf for name, leaf in wanted.items() if name not in older}
+    current = {n: kind for n, kind in saved.items() if n in present or n not in sources}
+    check_fit(path, current, present)
+    restore_args = {
+        **{name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sources},
+        **{name: _restore_args(leaf) for name, leaf in present.items() if leaf.size},
+    }
     args = ocp.args.PyTreeRestore(
-        item=dict.fromkeys(items, 0),
-        restore_args={name: _restore_args(leaf) for name, leaf in items.items()},
+        item=dict.fromkeys(restore_args, 0), restore_args=restore_args
     )
     with _quiet():
         checkpointer = ocp.Checkpointer(
@@ -137,13 +149,23 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
         )
         data = checkpointer.restore(path.absolute(), args=args)
         checkpointer.close()
-    data |= filled(lacked, data)
+    data |= {
+        name: leaf.value(*(data[source] for source in leaf.sources))
+        for name, leaf in older.items()
+    }
     keys = {name: kind.key for name, kind in saved.items()}
     leaves = [
         _placed(data[name] if leaf.size else _empty(leaf), leaf, keys.get(name))
         for name, leaf in wanted.items()
     ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    like_leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(
+        structure,
+        [
+            leaf.item() if is_python_number(old) else leaf
+            for leaf, old in zip(leaves, like_leaves, strict=True)
+        ],
+    )
 
 
 def _handler() -> Any:

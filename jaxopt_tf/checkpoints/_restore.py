@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 
 from .._io import done_by_first
 from .._typing import PyTree
-from . import _digest, _rotation
+from . import _digest
 from ._record import RECORD_FILE, read_record
-from ._rotation import find_checkpoints, print_to_stderr
+from ._save import (
+    find_checkpoints,
+    half_written,
+    is_name,
+    print_to_stderr,
+    step_of,
+)
 
 
 class Restored(NamedTuple):
@@ -43,7 +49,7 @@ def find_intact(
 
 
 def _newest_intact(folder: Path | str, report: Callable[[str], None]) -> str | None:
-    for path in _rotation.half_written(Path(folder)):
+    for path in half_written(Path(folder)):
         report(f"{path.name} is half-written: its save was broken off.")
     reasons = []
     for path in reversed(find_checkpoints(folder)):
@@ -110,7 +116,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         ValueError: if the checkpoint is damaged or is not one, or is not like `like`.
     """
     path = Path(path)
-    if not _rotation.is_name(path.name):
+    if not is_name(path.name):
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
@@ -153,4 +159,4 @@ def _read(path: Path, like: PyTree) -> Restored:
     from . import _orbax  # loads orbax, which finding a checkpoint can do without
 
     arrays = _orbax.read_arrays(path.absolute(), like)
-    return Restored(_rotation.step_of(path), arrays, read_record(path).notes, path)
+    return Restored(step_of(path), arrays, read_record(path).notes, path)

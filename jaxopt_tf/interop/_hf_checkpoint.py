@@ -14,7 +14,6 @@ from ..schedules import (
     GreedyState,
     MetricDrivenSchedule,
     PlateauState,
-    double_from_scalar,
 )
 from ._decay_groups import check_decay, decay_rule_of_file
 from ._hf_folder import (
@@ -146,8 +145,8 @@ def read_trainer_checkpoint(
             )
             check_decay(named.decayed, names, recipe, str(path))
             if schedule_state is not None and SCHEDULER in missing:
-                found = double_from_scalar(float(saved["param_groups"][0]["lr"]))
-                schedule_state = schedule_state._replace(rate=found)
+                found = float(saved["param_groups"][0]["lr"])
+                schedule_state = schedule_state._replace(learning_rate=found)
             saved_groups = tuple(
                 {key: value for key, value in group.items() if key != "params"}
                 for group in saved["param_groups"]
@@ -222,7 +221,7 @@ def _rate(
     recipe: Recipe, position: int, schedule_state: PlateauState | GreedyState | None
 ) -> float:
     if schedule_state is not None:
-        return float(schedule_state.learning_rate)
+        return schedule_state.learning_rate
     schedule: Any = build_schedule(recipe)
     return float(schedule(position))
 

@@ -8,7 +8,7 @@ from .. import checkpoints, training
 from .._typing import PyTree
 from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
 from ..recipes import Recipe, build_optimizer, build_schedule
-from ..schedules import MetricDrivenSchedule
+from ..schedules import GreedyState, MetricDrivenSchedule, PlateauState
 from . import _run_folder
 from ._data import read_corpus
 from ._settings import Job, flat
@@ -86,8 +86,6 @@ def first_position(
     recipe: Recipe, model: GPT2Config, params: PyTree
 ) -> training.Position:
     """Where a run begins."""
-    schedule = build_schedule(recipe)
-    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
     optimizer = build_optimizer(
         recipe, layout=gpt2_layout(model), layer_norms=gpt2_layer_norms(model)
     )
@@ -95,5 +93,11 @@ def first_position(
     return training.Position(
         training.init_train_state(params, optimizer, rng=rng),
         training.Progress(),
-        None if driven is None else driven.init(),
+        first_schedule_state(recipe),
     )
+
+
+def first_schedule_state(recipe: Recipe) -> PlateauState | GreedyState | None:
+    """Returns the first state of a schedule that a metric drives, else None."""
+    schedule = build_schedule(recipe)
+    return schedule.init() if isinstance(schedule, MetricDrivenSchedule) else None

@@ -31,14 +31,13 @@ def position_at_start(
     """
     if checkpoint is not None:
         return training.restore_position(checkpoint, placed.position)
-    like = (placed.position.state, placed.position.schedule_state)
-    shardings = jax.tree.map(lambda x: x.sharding, like)
+    shardings = jax.tree.map(lambda x: x.sharding, placed.position.state)
     draw = first(recipe, model)
     if placed.batch.sharding.num_devices == 1:  # a second spared: nothing is compiled
-        state, schedule_state = jax.device_put(draw(), shardings)
+        state = jax.device_put(draw(), shardings)
     else:
-        state, schedule_state = jax.jit(draw, out_shardings=shardings)()
-    return training.Position(state, schedule_state=schedule_state)
+        state = jax.jit(draw, out_shardings=shardings)()
+    return placed.position._replace(state=state)
 
 
 def batches_on_devices(

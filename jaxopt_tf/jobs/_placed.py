@@ -13,7 +13,7 @@ from ..data import narrowest
 from ..models import GPT2Config, draw_params, gpt2_layer_norms, gpt2_layout, loss_of
 from ..recipes import Recipe, build_optimizer
 from ._mesh_setting import BATCH_AXES, num_parts
-from ._moved import first_position
+from ._moved import first_position, first_schedule_state
 from ._settings import Job
 
 # For whole names of parameters, which mesh axes divide theirs. Of two layers in a row
@@ -80,7 +80,7 @@ def place(
     Raises:
         ValueError: if the mesh does not divide the sequences.
     """
-    state, schedule_state = jax.eval_shape(first(recipe, model))
+    state = jax.eval_shape(first(recipe, model))
     over = sharding.param_shardings(state.params, mesh, gpt2_rules(model, mesh))
     axis = "data" if job.zero_1 else None
     repeated = NamedSharding(mesh, PartitionSpec())
@@ -92,7 +92,7 @@ def place(
     )
     position = training.Position(
         jax.tree.map(_placed, state, shardings),
-        schedule_state=jax.tree.map(lambda x: _placed(x, repeated), schedule_state),
+        schedule_state=first_schedule_state(recipe),
     )
     if num_sequences is None:
         num_sequences = recipe.per_device_train_batch_size * num_parts(mesh.shape)
@@ -119,17 +119,12 @@ def batch_sharding(
     return NamedSharding(mesh, PartitionSpec(*in_front, axes))
 
 
-def first(recipe: Recipe, model: GPT2Config) -> Callable[[], tuple]:
-    """A function that computes the arrays a run begins with.
+def first(recipe: Recipe, model: GPT2Config) -> Callable[[], training.TrainState]:
+    """Returns a function that computes the first state of a run."""
 
-    They are the state, its parameters drawn and its moments 0, and the state of a
-    schedule that a metric drives, or None.
-    """
-
-    def arrays() -> tuple:
+    def arrays() -> training.TrainState:
         params = draw_params(model, recipe.seed)
-        start = first_position(recipe, model, params)
-        return start.state, start.schedule_state
+        return first_position(recipe, model, params).state
 
     return arrays
 

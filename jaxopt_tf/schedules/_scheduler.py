@@ -8,9 +8,7 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from . import _transformers, _transformers_floors
-from ._greedy import greedy
-from ._metric_driven import MetricDrivenSchedule
-from ._plateau import reduce_lr_on_plateau
+from ._metric_driven import MetricDrivenSchedule, greedy, reduce_lr_on_plateau
 
 
 class _Named(NamedTuple):
