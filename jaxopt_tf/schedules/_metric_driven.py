@@ -16,6 +16,7 @@ import numpy as np
 from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar
+from ._repr import shows_call, tuple_repr
 
 
 class MetricDrivenSchedule(NamedTuple):
@@ -23,6 +24,9 @@ class MetricDrivenSchedule(NamedTuple):
 
     init: Callable[[], Any]  # () -> state
     update: Callable[[Any, Any], Any]  # (state, metric) -> state
+
+    def __repr__(self) -> str:
+        return tuple_repr(self)
 
 
 class PlateauState(NamedTuple):
@@ -56,6 +60,7 @@ class GreedyState(NamedTuple):
 
 
 @checked_names
+@shows_call
 def reduce_lr_on_plateau(
     learning_rate: Scalar,
     *,
@@ -124,6 +129,7 @@ def reduce_lr_on_plateau(
 
 
 @checked_names
+@shows_call
 def greedy(
     learning_rate: Scalar,
     *,

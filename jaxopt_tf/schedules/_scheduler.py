@@ -9,6 +9,7 @@ from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from . import _transformers, _transformers_floors
 from ._metric_driven import MetricDrivenSchedule, greedy, reduce_lr_on_plateau
+from ._repr import described
 
 
 class _Named(NamedTuple):
@@ -99,8 +100,13 @@ def get_scheduler(
             )
     options = dict(scheduler_specific_kwargs or {})
     _check_options(name, named, options)
-    counts = {count: given[count] for count in named.takes}
-    return named.function(learning_rate, **counts, **options)
+    arguments = {
+        "learning_rate": learning_rate,
+        **{count: given[count] for count in named.takes},
+        **options,
+    }
+    made: Schedule | MetricDrivenSchedule = named.function(**arguments)
+    return described(made, name, arguments)
 
 
 def _check_options(name: str, named: _Named, options: dict[str, Any]) -> None:

@@ -8,18 +8,22 @@ a cosine climbs again, and with a warm-up longer than training. A plan may refus
 a formula does not. Those that end above 0 are in `_transformers_floors.py`.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
-from ._arguments import share_of, step_counts
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
 from ._progress import rate_dtype
+from ._repr import shows_call
 
 
 @checked_names
+@shows_call
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     """The same rate at every step.
 
@@ -38,6 +42,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
 
 
 @checked_names
+@shows_call
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
@@ -60,6 +65,7 @@ def get_constant_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
@@ -87,6 +93,7 @@ def get_linear_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_cosine_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -121,6 +128,7 @@ def get_cosine_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -155,6 +163,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_polynomial_decay_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -203,6 +212,7 @@ def get_polynomial_decay_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
@@ -230,8 +240,27 @@ def get_inverse_sqrt_schedule(
     if scale < 1:
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 
-    def inverse_sqrt(step):
+    def inverse_sqrt(step: jax.Array) -> jax.Array:
         passed = (step + scale).astype(rate_dtype(step))
         return jnp.sqrt(passed.dtype.type(scale) / passed)
 
     return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))
+
+
+def step_counts(num_warmup_steps: Any, num_training_steps: Any) -> tuple[int, int]:
+    """Returns both as ints; raises unless they are step counts."""
+    return (
+        _checks.step_count("num_warmup_steps", num_warmup_steps),
+        _checks.step_count("num_training_steps", num_training_steps),
+    )
+
+
+def share_of(rate: float, learning_rate: Scalar) -> Scalar:
+    """Returns rate / learning_rate."""
+    # On the host in double if the number is known; else in the dtype of the rate.
+    if _checks.is_concrete(learning_rate):
+        return float(rate) / float(learning_rate)
+    learning_rate = jnp.asarray(learning_rate)
+    is_float64 = learning_rate.dtype == jnp.float64
+    dtype = jnp.float64 if is_float64 else jnp.float32
+    return jnp.asarray(rate, dtype) / learning_rate.astype(dtype)

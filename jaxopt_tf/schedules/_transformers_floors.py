@@ -9,9 +9,10 @@ import warnings
 from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
-from ._arguments import share_of, step_counts
 from ._curves import Curve, cosine, linear, one_minus_sqrt
 from ._phases import ahead, cycles, decay, hold, in_order, warmup
+from ._repr import shows_call
+from ._transformers import share_of, step_counts
 
 _WSD_CURVES: dict[str, Curve] = {
     "linear": linear,
@@ -21,6 +22,7 @@ _WSD_CURVES: dict[str, Curve] = {
 
 
 @checked_names
+@shows_call
 def get_cosine_with_min_lr_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -61,6 +63,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -112,6 +115,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
 
 
 @checked_names
+@shows_call
 def get_wsd_schedule(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -191,7 +195,7 @@ def _stable_steps(
     if num_training_steps is not None:
         warnings.warn(
             "`num_training_steps` is not used where `num_stable_steps` is given.",
-            stacklevel=3,
+            stacklevel=5,  # of the caller of the decorated function
         )
     return _checks.step_count("num_stable_steps", num_stable_steps)
 

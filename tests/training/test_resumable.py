@@ -97,7 +97,7 @@ def test_a_rate_that_a_metric_drives_is_resumed(tmp_path):
     resumed = run_in(tmp_path / "broken", losses=[5.0], **options)
     assert resumed.position.schedule_state == unbroken.position.schedule_state
     rates = [get_learning_rate(t.state.opt_state) for t in (unbroken, resumed)]
-    assert rates[0] == rates[1] == np.float32(0.1 * 0.3 * 0.3)
+    assert rates[0] == rates[1] == np.float32(0.1 * 0.3**3)
     with (
         pytest.raises(ValueError, match="`like` must have the leaves"),
         resumable(tmp_path / "broken", begin(), metric_schedule=greedy(0.1)),
