@@ -1,14 +1,12 @@
-"""Transformers' schedules under Transformers' names, in phases.
+"""Schedules of Transformers under their names there, composed of phases.
 
-The learning rate stands where Transformers has the optimizer, and there is no
-`last_epoch`: a schedule here is a function of the step, and resumes by being asked.
+The first argument is the learning rate in the place of the optimizer, and there is no
+`last_epoch`: a schedule is a function of the step and has nothing to resume.
 
-Every one equals Transformers at every step, where that is odd too: past the end, where
-a cosine climbs again, and with a warm-up longer than training. A plan may refuse that;
-a formula does not. Those that end above 0 are in `_transformers_floors.py`.
+Each equals Transformers at every step, in odd cases too: past the end, where a cosine
+rises again, and with a warmup longer than training. Recipes refuse such numbers; these
+functions do not. Schedules that end above 0 are in `_transformers_floors.py`.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +85,7 @@ def get_linear_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
 
@@ -120,8 +117,7 @@ def get_cosine_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     return in_order(
         learning_rate, warmup(linear, W), cycles(cosine, max(1, T - W), num_cycles)
     )
@@ -156,8 +152,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     restarts = hard_restarts(cosine, max(1, T - W), num_cycles)
     return in_order(learning_rate, warmup(linear, W), restarts)
 
@@ -199,7 +194,7 @@ def get_polynomial_decay_schedule_with_warmup(
             f"`lr_end` must be less than `learning_rate`, got lr_end={lr_end!r} with "
             f"learning_rate={learning_rate!r}. Lower `lr_end` (its default is 1e-7)."
         )
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     if W == T:
         raise ValueError(
             "`num_training_steps` must differ from `num_warmup_steps`: a polynomial "
@@ -247,8 +242,11 @@ def get_inverse_sqrt_schedule(
     return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))
 
 
-def step_counts(num_warmup_steps: Any, num_training_steps: Any) -> tuple[int, int]:
-    """Returns both as ints; raises unless they are step counts."""
+def checked_counts(
+    learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
+) -> tuple[int, int]:
+    """Returns both counts as ints; raises unless all three are in their range."""
+    _checks.non_negative("learning_rate", learning_rate)
     return (
         _checks.step_count("num_warmup_steps", num_warmup_steps),
         _checks.step_count("num_training_steps", num_training_steps),

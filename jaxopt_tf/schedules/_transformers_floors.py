@@ -12,7 +12,7 @@ from .._typing import Scalar, Schedule
 from ._curves import Curve, cosine, linear, one_minus_sqrt
 from ._phases import ahead, cycles, decay, hold, in_order, warmup
 from ._repr import shows_call
-from ._transformers import share_of, step_counts
+from ._transformers import checked_counts, share_of
 
 _WSD_CURVES: dict[str, Curve] = {
     "linear": linear,
@@ -55,8 +55,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     `get_cosine_with_min_lr_schedule_with_warmup`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = cycles(cosine, max(1, T - W), num_cycles, floor)
     return in_order(learning_rate, warmup(linear, W), wave)
@@ -102,8 +101,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = ahead(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
     if warmup_lr_rate is None:

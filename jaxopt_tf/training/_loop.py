@@ -168,33 +168,29 @@ def train(
     return Trained(run.position, ended)
 
 
+@dataclasses.dataclass
 class _Run:
     """A run in progress, and the metrics that monitors have not received yet."""
 
-    def __init__(
-        self,
-        start: Position,
-        monitors: Sequence[Monitor],
-        evaluate: Callable[[PyTree], Mapping[str, float]] | None,
-        selection: Selection,
-        metric_schedule: MetricDrivenSchedule | None,
-        save: Callable[[Position], Any] | None,
-    ) -> None:
-        self.position = start
-        self.step = self.first_step = int(start.state.step)  # steps dispatched
-        self._monitors, self._save = monitors, save
-        self._evaluate, self._selection = evaluate, selection
-        self._metric_schedule = metric_schedule
-        self._pending: list[Metrics] = []
-        self._time = time.perf_counter()  # of the last report, evaluation or save
+    position: Position
+    monitors: Sequence[Monitor]
+    eval_function: Callable[[PyTree], Mapping[str, float]] | None
+    selection: Selection
+    metric_schedule: MetricDrivenSchedule | None
+    save_function: Callable[[Position], Any] | None
+
+    def __post_init__(self) -> None:
+        self.step = self.first_step = int(self.position.state.step)
+        self.pending: list[Metrics] = []  # of steps that were dispatched
+        self.time = time.perf_counter()  # of the last report, evaluation or save
 
     def take_step(self, train_step: TrainStep, batch: Batch) -> None:
         """Dispatches a step; reports a window when the next one is complete, too."""
         state, metrics = train_step(self.position.state, batch)
         self.position = self.position._replace(state=state)
         self.step += 1
-        self._pending.append(metrics)
-        if len(self._pending) == 2 * _WINDOW:
+        self.pending.append(metrics)
+        if len(self.pending) == 2 * _WINDOW:
             self.report(_WINDOW)
 
     def report(self, num_steps: int | None = None) -> None:
@@ -203,11 +199,11 @@ class _Run:
         Raises:
             FloatingPointError: if a step stopped; monitors have received it.
         """
-        if not self._pending:
+        if not self.pending:
             return
-        first_step = self.step - len(self._pending) + 1
-        length = len(self._pending) if num_steps is None else num_steps
-        metrics, self._pending = self._pending[:length], self._pending[length:]
+        first_step = self.step - len(self.pending) + 1
+        length = len(self.pending) if num_steps is None else num_steps
+        metrics, self.pending = self.pending[:length], self.pending[length:]
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
         # The steps after the one that stopped changed nothing: they are not reported.
         is_stopped = bool(columns.is_stopped.any())
@@ -215,9 +211,9 @@ class _Run:
             num_taken = int(np.argmax(columns.is_stopped)) + 1
             columns = jax.tree.map(lambda x: x[:num_taken], columns)
         now = time.perf_counter()
-        window = Window(first_step, columns, now - self._time)
-        self._time = now
-        for monitor in self._monitors:
+        window = Window(first_step, columns, now - self.time)
+        self.time = now
+        for monitor in self.monitors:
             monitor.window(window)
         if is_stopped:
             raise FloatingPointError(_why_stopped(window))
@@ -225,16 +221,14 @@ class _Run:
     def evaluate(self) -> Evaluation | None:
         """Evaluates, after all steps were reported; None without a function for it."""
         self.report()
-        if self._evaluate is None:
+        if self.eval_function is None:
             return None
-        metrics = metric_values(self._evaluate(self.position.state.params))
+        metrics = metric_values(self.eval_function(self.position.state.params))
         evaluation = Evaluation(self.step, metrics)
-        selected_metric(
-            self._selection, evaluation
-        )  # raises before any step if missing
-        for monitor in self._monitors:
+        selected_metric(self.selection, evaluation)  # raises before any step if missing
+        for monitor in self.monitors:
             monitor.evaluation(evaluation)
-        self._time = time.perf_counter()
+        self.time = time.perf_counter()
         return evaluation
 
     def evaluate_and_adapt(self) -> bool:
@@ -243,34 +237,34 @@ class _Run:
         if evaluation is None:
             return False
         state, progress, schedule_state = self.position
-        progress = after_evaluation(progress, self._selection, evaluation)
-        if self._metric_schedule is not None:
-            metric = selected_metric(self._selection, evaluation)
-            schedule_state = self._metric_schedule.update(schedule_state, metric)
+        progress = after_evaluation(progress, self.selection, evaluation)
+        if self.metric_schedule is not None:
+            metric = selected_metric(self.selection, evaluation)
+            schedule_state = self.metric_schedule.update(schedule_state, metric)
             state = with_learning_rate(state, schedule_state.learning_rate)
         self.position = Position(state, progress, schedule_state)
         return progress.best_step == self.step
 
     def reason_to_stop(self, should_stop: Callable[[], bool]) -> str | None:
         """Returns `Trained.ended` if the run ends here, else None."""
-        if has_run_out_of_patience(self.position.progress, self._selection):
+        if has_run_out_of_patience(self.position.progress, self.selection):
             return "patience"
         return "asked" if should_stop() else None
 
     def save(self) -> None:
         """Saves, after all steps were reported."""
-        if self._save is not None:
+        if self.save_function is not None:
             self.report()
-            self._save(self.position)
-            self._time = time.perf_counter()
+            self.save_function(self.position)
+            self.time = time.perf_counter()
 
     def save_before_stop(self) -> None:
         """Saves the state before the step that stopped, which the step has kept."""
         state = self.position.state
-        if self._save is not None and int(state.step) > self.first_step:
+        if self.save_function is not None and int(state.step) > self.first_step:
             none = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
             state = dataclasses.replace(state, num_bad_in_a_row=none)
-            self._save(self.position._replace(state=state))
+            self.save_function(self.position._replace(state=state))
 
 
 def _is_due(step: int, interval: int | None) -> bool:

@@ -229,8 +229,8 @@ def test_refuses_a_bad_kind(make, name):
     ("schedule", "text"),
     [
         (
-            get_scheduler("cosine", 3e-4, num_warmup_steps=500, num_training_steps=900),
-            "cosine(learning_rate=0.0003, num_warmup_steps=500, num_training_steps=900)",
+            get_scheduler("cosine", 3e-4, num_warmup_steps=5, num_training_steps=90),
+            "cosine(learning_rate=0.0003, num_warmup_steps=5, num_training_steps=90)",
         ),
         (
             get_scheduler("polynomial", 0.1, 0, 9, {"power": np.float64(2)}),
