@@ -1,6 +1,6 @@
-"""Checkpoints back from the disk: the newest one of which every byte is as written.
+"""Restoring: the newest checkpoint of which every byte is as it was written.
 
-Nothing else looks at what is inside: orbax reads a flipped bit as another number.
+Orbax does not verify the data: it reads a flipped bit as another number.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from ._save import (
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds."""
+    """Content of a checkpoint."""
 
     step: int  # from its name
     arrays: PyTree  # in the structure of `like`
@@ -32,11 +32,11 @@ class Restored(NamedTuple):
 def find_intact(
     folder: Path | str, *, report: Callable[[str], None] = print_to_stderr
 ) -> Path | None:
-    """The newest checkpoint of which every byte is as it was written.
+    """Finds the newest checkpoint of which every byte is as it was written.
 
     Args:
         folder: the run's folder.
-        report: is told of each newer one that was passed over, and why.
+        report: receives a line for each newer one that was skipped, with the reason.
 
     Returns:
         Its path; None if there is no checkpoint at all.
@@ -44,11 +44,11 @@ def find_intact(
     Raises:
         ValueError: if there are checkpoints but none is good; all are listed.
     """
-    found = done_by_first(lambda: _newest_intact(folder, report))
+    found = done_by_first(lambda: _newest_valid(folder, report))
     return None if found is None else Path(found)
 
 
-def _newest_intact(folder: Path | str, report: Callable[[str], None]) -> str | None:
+def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | None:
     for path in half_written(Path(folder)):
         report(f"{path.name} is half-written: its save was broken off.")
     reasons = []
@@ -68,7 +68,7 @@ def _newest_intact(folder: Path | str, report: Callable[[str], None]) -> str | N
 
 
 def damage(path: Path | str) -> str | None:
-    """What is wrong with a checkpoint, in words; None for nothing. Reads every byte."""
+    """Describes the damage of a checkpoint; None if there is none. Reads every byte."""
     reason = _digest.damage(Path(path))
     if reason is not None:
         return reason
@@ -80,7 +80,7 @@ def damage(path: Path | str) -> str | None:
 
 
 def read_notes(path: Path | str) -> dict[str, Any]:
-    """The notes of a checkpoint, without its arrays.
+    """Reads the notes of a checkpoint, without its arrays.
 
     Args:
         path: a folder `checkpoint-<step>`.
@@ -94,10 +94,7 @@ def read_notes(path: Path | str) -> dict[str, Any]:
         reason = f"{RECORD_FILE} has other bytes than its digest says"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise ValueError(
-        f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
-        "Name another one."
-    )
+    raise _not_valid(path, reason)
 
 
 def restore(path: Path | str, like: PyTree) -> Restored:
@@ -124,10 +121,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         lambda: damage(path) if path.is_dir() else "there is no such folder"
     )
     if reason is not None:
-        raise ValueError(
-            f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
-            "Name another one."
-        )
+        raise _not_valid(path, reason)
     return _read(path, like)
 
 
@@ -142,14 +136,14 @@ def restore_latest(
     Args:
         folder: the run's folder.
         like: as in `restore`.
-        report: is told of each newer one that was passed over, and why.
+        report: receives a line for each newer one that was skipped, with the reason.
 
     Returns:
-        What it holds; None if there is no checkpoint at all.
+        Its content; None if there is no checkpoint at all.
 
     Raises:
-        ValueError: if there are checkpoints but none is good; or if the newest good one
-            is not like `like`, which another checkpoint would not mend.
+        ValueError: if there are checkpoints but none is valid; or if the newest valid
+            one is not like `like`, which older ones would not be either.
     """
     path = find_intact(folder, report=report)
     return None if path is None else _read(path, like)
@@ -160,3 +154,10 @@ def _read(path: Path, like: PyTree) -> Restored:
 
     arrays = _orbax.read_arrays(path.absolute(), like)
     return Restored(step_of(path), arrays, read_record(path).notes, path)
+
+
+def _not_valid(path: Path | str, reason: str) -> ValueError:
+    return ValueError(
+        f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
+        "Name another one."
+    )
