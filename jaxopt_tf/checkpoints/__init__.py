@@ -1,4 +1,4 @@
-"""A tree of arrays goes into a folder that is whole, or is not there; and back.
+"""Checkpoints: trees of arrays in folders that are complete, or do not exist.
 
 with hold("runs/mine") as held, open_checkpoints(held) as checkpoints:
     checkpoints.save(100, {"params": params}, {"learning_rate": 3e-4})

@@ -194,11 +194,7 @@ def greedy(
     )
     warmup = _checks.step_count("warmup", warmup)
     highest_rate = _non_negative("max_lr", max_lr)
-    if rule.min_lr > highest_rate:
-        raise ValueError(
-            f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
-            f"max_lr={max_lr!r}. Give both (their defaults are 1e-3 and 1)."
-        )
+    _check_bounds(min_lr, max_lr)
     if not isinstance(smooth, bool):
         raise TypeError(f"`smooth` must be a bool, got {smooth!r}. Pass True or False.")
     window_size = _checks.step_count("window_size", window_size, least=1)
@@ -206,21 +202,13 @@ def greedy(
 
     def init() -> GreedyState:
         empty = AverageState(np.zeros(window_size), total=0.0, num_values=0)
-        return GreedyState(
-            learning_rate=first_rate,
-            best=rule.worst,
-            num_bad_updates=0,
-            num_good_updates=0,
-            cooldown_left=0,
-            warmup_left=0,
-            reset_left=reset_start,
-            average=empty if smooth else None,
-        )
+        average = empty if smooth else None
+        return GreedyState(first_rate, rule.worst, 0, 0, 0, 0, reset_start, average)
 
     def update(state: GreedyState, metric: Any) -> GreedyState:
         _check_state(state, GreedyState)
+        _check_average(state.average, window_size if smooth else None)
         current, average = _host_metric(metric), state.average
-        _check_average(average, window_size if smooth else None)
         if average is not None:
             average = _with_metric(average, current)
             current = average.total / average.num_values
@@ -348,6 +336,14 @@ def _check_state(state: Any, kind: type) -> None:
             f"{type(state.learning_rate).__name__}. "  # type: ignore[attr-defined]
             "Keep the state out of compiled functions: pass `state.learning_rate` to "
             "`set_learning_rate`."
+        )
+
+
+def _check_bounds(min_lr: Scalar, max_lr: Scalar) -> None:
+    if min_lr > max_lr:
+        raise ValueError(
+            f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
+            f"max_lr={max_lr!r}. Give both (their defaults are 1e-3 and 1)."
         )
 
 

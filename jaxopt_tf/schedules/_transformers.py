@@ -49,7 +49,7 @@ def get_constant_schedule_with_warmup(
         rate(t) = learning_rate * min(1, t / num_warmup_steps)
 
     Args:
-        learning_rate: the rate after the warm-up; at least 0; may be traced.
+        learning_rate: the rate after the warmup; at least 0; may be traced.
         num_warmup_steps: at least 0.
 
     Raises:
@@ -72,13 +72,13 @@ def get_linear_schedule_with_warmup(
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * max(0, (T - t) / max(1, T - W))
 
-    Past the end the rate is 0; with a warm-up longer than training it is 0 after the
-    warm-up.
+    Past the end the rate is 0; with a warmup longer than training it is 0 after the
+    warmup.
 
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -104,12 +104,12 @@ def get_cosine_schedule_with_warmup(
                 with p = (t - W) / max(1, T - W)
 
     Past the end the cosine goes on: with the default half cycle the rate climbs back
-    to its peak at 2 T - W. With a warm-up longer than training, one step is one run.
+    to its peak at 2 T - W. With a warmup longer than training, one step is one run.
 
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: whole waves from W to T; at least 0.
 
     Raises:
@@ -143,7 +143,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: how often it comes down; from 0 to 1e6.
 
     Raises:
@@ -175,13 +175,13 @@ def get_polynomial_decay_schedule_with_warmup(
     Args:
         learning_rate: the highest rate; above `lr_end`; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included, and not W.
+        num_training_steps: T, at least 0, the warmup included, and not W.
         lr_end: the last rate; at least 0.
         power: the exponent; above 0.
 
     Raises:
         ValueError: if an argument is out of its range, `lr_end` is not below
-            `learning_rate`, or warm-up and training are equally long: the decay would
+            `learning_rate`, or warmup and training are equally long: the decay would
             have no step, and Transformers divides by zero there.
 
     Source: transformers 5.23 `optimization.py`,
@@ -219,7 +219,7 @@ def get_inverse_sqrt_schedule(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        timescale: after how many steps past the warm-up the rate has fallen to
+        timescale: after how many steps past the warmup the rate has fallen to
             1 / sqrt(2); at least 1. By default W, or 10,000 where W is 0.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Transformers' schedules that end on a floor of their own.
+"""Schedules of Transformers that end above 0.
 
-As in `_transformers.py`: the learning rate stands where Transformers has the optimizer,
-and each equals Transformers at every step.
+As in `_transformers.py`, the first argument is the learning rate in the place of the
+optimizer, and each equals Transformers at every step.
 """
 
 import warnings
@@ -42,7 +42,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: whole waves from W to T; at least 0.
         min_lr: the lowest rate; from 0 to `learning_rate`. Or else:
         min_lr_rate: the lowest rate as a share of `learning_rate`; from 0 to 1.
@@ -86,7 +86,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: whole waves from W to T; at least 0.
         min_lr: the lowest rate; from 0 to `learning_rate`. Or else:
         min_lr_rate: the lowest rate as a share of `learning_rate`; from 0 to 1.
@@ -125,7 +125,7 @@ def get_wsd_schedule(
     min_lr_ratio: float = 0.0,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """Warm-up, a stable stretch, decay, and then the lowest rate for good.
+    """Warmup, a stable stretch, decay, and then the lowest rate for good.
 
         t < W:          rate(t) = learning_rate * (r + (1 - r) * up(t / W))
         t < W + S:      rate(t) = learning_rate
@@ -136,7 +136,7 @@ def get_wsd_schedule(
         cosine:  up(x) = (1 - cos(pi x)) / 2  down(x) = (1 + cos(2 pi n x)) / 2
         1-sqrt:  up(x) = 1 - sqrt(1 - x)      down(x) = 1 - sqrt(x)
 
-    Where S = T - W - D comes out negative, the decay begins before the warm-up ends,
+    Where S = T - W - D comes out negative, the decay begins before the warmup ends,
     and the rate jumps there, as in Transformers.
 
     Args:
@@ -181,11 +181,11 @@ def get_wsd_schedule(
 def _stable_steps(
     warmup_and_decay: int, num_training_steps: int | None, num_stable_steps: int | None
 ) -> int:
-    """How long the stable stretch is; negative where the others do not fit."""
+    """Returns the length of the stable phase; negative if the others do not fit."""
     if num_stable_steps is None and num_training_steps is None:
         raise ValueError(
             "`num_training_steps` or `num_stable_steps` must be given, got neither. "
-            "With the first, the stable stretch is what warm-up and decay leave of it."
+            "With the first, the stable stretch is what warmup and decay leave of it."
         )
     if num_stable_steps is None:
         total = _checks.step_count("num_training_steps", num_training_steps)

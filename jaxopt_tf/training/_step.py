@@ -124,10 +124,7 @@ def make_train_step(
             is_clipped=is_clipped(opt_state) & is_made,
             is_skipped=~is_made,
             is_stopped=is_stopped,
-            layers={
-                layer: _zero_if_skipped(is_made, norms)
-                for layer, norms in layers.items()
-            },
+            layers={k: _zero_if_skipped(is_made, v) for k, v in layers.items()},
         )
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
