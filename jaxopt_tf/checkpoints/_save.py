@@ -47,7 +47,9 @@ class Checkpoints:
         self._folder, self._limit = folder, save_total_limit
         self._writer: Writer  # set by `open_checkpoints`
         # Of the last save; there is never more than one under way.
-        self._path, self._best_step = folder, None  # type: tuple[Path, int | None]
+        self._path = folder
+        self._best_step: int | None = None
+        self._replaces: int | None = None
 
     def save(
         self,
@@ -55,6 +57,7 @@ class Checkpoints:
         arrays: PyTree,
         notes: dict[str, Any],
         best_step: int | None = None,
+        replaces: int | None = None,
     ) -> Path:
         """Starts a save; the arrays can be donated when it returns.
 
@@ -64,6 +67,7 @@ class Checkpoints:
                 many) and Python numbers.
             notes: a dict that JSON can hold.
             best_step: step of the best checkpoint so far, which is never deleted.
+            replaces: step of a checkpoint that is deleted when this one is complete.
 
         Returns:
             The path that the checkpoint will have when it is complete.
@@ -71,7 +75,7 @@ class Checkpoints:
         path = self._folder / f"checkpoint-{_checks.step_count('step', step)}"
         notes = _as_json(notes)
         self.wait()
-        self._path, self._best_step = path, best_step
+        self._path, self._best_step, self._replaces = path, best_step, replaces
         try:
             self._writer.save(path, arrays, notes)
         except OSError as error:
@@ -90,6 +94,8 @@ class Checkpoints:
         _digest.seal(temporary)
         put_in_place(temporary, path)
         _digest.flush(self._folder)
+        if self._replaces is not None:
+            delete(self._folder / f"checkpoint-{self._replaces}")
         rotate(path, self._limit, self._best_step)
 
 
@@ -160,7 +166,7 @@ def put_in_place(complete: Path, path: Path) -> None:
         path.rename(replaced)
     complete.rename(path)
     if replaced.exists():
-        _delete(replaced)
+        delete(replaced)
 
 
 def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) -> None:
@@ -183,7 +189,7 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
     num_too_many = len(checkpoints) - max(save_total_limit, len(kept))
     old = [path for path in checkpoints if path not in kept]
     for path in old[: max(num_too_many, 0)]:
-        _delete(path)
+        delete(path)
 
 
 def clear(folder: Path, report: Callable[[str], None]) -> None:
@@ -194,14 +200,17 @@ def clear(folder: Path, report: Callable[[str], None]) -> None:
     for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
         path = replaced.with_name(replaced.name.removeprefix(_REPLACED))
         if path.exists():
-            _delete(replaced)
+            delete(replaced)
         else:  # killed between the two renames of `put_in_place`
             replaced.rename(path)
     for path in folder.glob(f"{_DELETED}*checkpoint-*"):
         shutil.rmtree(path)
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Deletes a checkpoint if it exists, under another name than a checkpoint's."""
+    if not path.exists():
+        return
     deleted = path.with_name(_DELETED + path.name)
     path.rename(deleted)
     shutil.rmtree(deleted)

@@ -248,6 +248,14 @@ def test_keeps_the_newest_and_the_best(tmp_path):
             assert there == [f"checkpoint-{step}" for step in steps]
 
 
+def test_deletes_the_checkpoint_that_another_replaces(tmp_path):
+    with saving(tmp_path) as checkpoints:
+        for step, replaces in ((1, None), (2, None), (3, 2), (4, 9)):
+            checkpoints.save(step, {"w": jnp.ones(2)}, {}, replaces=replaces)
+    there = sorted(path.name for path in tmp_path.glob("*checkpoint*"))
+    assert there == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+
+
 def test_replaces_a_checkpoint_that_has_the_step_already(tmp_path):
     with saving(tmp_path) as checkpoints:
         checkpoints.save(20, {"w": jnp.ones(2)}, {})
