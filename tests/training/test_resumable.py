@@ -24,7 +24,10 @@ from jaxopt_tf.training import (
     train,
 )
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
+]
 
 OPTIMIZER = adamw_tf(0.1)
 
