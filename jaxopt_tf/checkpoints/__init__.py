@@ -1,12 +1,10 @@
-"""A tree of arrays goes into a folder that is whole, or is not there; and back.
+"""Checkpoints: trees of arrays in folders that are complete, or do not exist.
 
 with hold("runs/mine") as held, open_checkpoints(held) as checkpoints:
     checkpoints.save(100, {"params": params}, {"learning_rate": 3e-4})
 restored = restore_latest("runs/mine", {"params": params})
 """
 
-from ._checkpoint import Checkpoints as Checkpoints
-from ._checkpoint import open_checkpoints as open_checkpoints
 from ._folder_lock import Held as Held
 from ._folder_lock import hold as hold
 from ._restore import Restored as Restored
@@ -14,5 +12,7 @@ from ._restore import find_intact as find_intact
 from ._restore import read_notes as read_notes
 from ._restore import restore as restore
 from ._restore import restore_latest as restore_latest
-from ._rotation import find_checkpoints as find_checkpoints
-from ._rotation import step_of as step_of
+from ._save import Checkpoints as Checkpoints
+from ._save import find_checkpoints as find_checkpoints
+from ._save import open_checkpoints as open_checkpoints
+from ._save import step_of as step_of

@@ -1,4 +1,4 @@
-"""The digest of a folder: one line per file, so that no flipped bit goes unnoticed.
+"""Checksums of a folder: one line per file, so that every flipped bit is noticed.
 
 The text is that of `sha256sum`: inside the folder, `sha256sum -c SHA256SUMS` checks it
 by hand. It is written last, when every other file is complete.
@@ -13,7 +13,7 @@ DIGEST_FILE = "SHA256SUMS"
 
 
 def seal(folder: Path) -> None:
-    """Writes the digest of all files, and has everything on the disk when it returns.
+    """Writes the checksums of all files; everything is on the disk when it returns.
 
     The digest is the last file to be written. A folder that has it is complete, after a
     power failure too: the files under it are flushed before it, and it before the
@@ -34,7 +34,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a sealed folder, in words; None for nothing.
+    """Describes the damage of a sealed folder; None if there is none.
 
     All bytes are read, with as many threads as there are cores: about 1.3 GB/s each on
     a processor that has instructions for SHA-256, if the disk keeps up.
@@ -57,7 +57,7 @@ def damage(folder: Path) -> str | None:
 
 
 def is_as_written(folder: Path, path: str) -> bool:
-    """Whether the digest has this very line for one file; the others are not read."""
+    """Returns whether one file has its checksum; the other files are not read."""
     line = _line(folder, path).encode()
     return line in (folder / DIGEST_FILE).read_bytes().splitlines(keepends=True)
 

@@ -1,4 +1,4 @@
-"""One job per folder: the second one is told who is there."""
+"""Lock of a folder: one job at a time; the error of a second one names the first."""
 
 import contextlib
 import json
@@ -15,19 +15,19 @@ LOCK_FILE = "run.lock"
 
 
 class Held(NamedTuple):
-    """A folder that is ours alone as long as the `with` of `hold` lasts."""
+    """A folder that no other job can lock while the `with` of `hold` is open."""
 
     folder: Path
 
 
 @contextlib.contextmanager
 def hold(folder: Path | str) -> Iterator[Held]:
-    """Takes a folder for this job; makes it where it does not exist.
+    """Locks a folder for this job; creates it if it does not exist.
 
-    Of many processes the first one holds it, for all.
+    The first of many processes holds the lock for all.
 
-    The lock is the kernel's (`flock` on `run.lock`): it is gone when the process is,
-    however it ended, and what the file says then means nothing. A process that was
+    The lock is the kernel's (`flock` on `run.lock`): it ends with the process, however
+    that ended, and the content of the file has no meaning then. A process that was
     forked from this one and outlives it keeps the lock.
 
     Args:

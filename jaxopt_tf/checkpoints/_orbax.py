@@ -1,7 +1,11 @@
-"""A tree of arrays on disk, written and read by orbax.
+"""Trees of arrays on disk, written and read by orbax.
 
-Leaves are stored under their names, flat. So a checkpoint does not depend on the
-classes that the tree is made of.
+Leaves are stored in a flat dict under their names, so that a checkpoint does not depend
+on the classes of the tree.
+
+`CheckpointManager` is not used: it would store the arrays in a subfolder that
+checkpoints so far do not have, write a second set of checksums for it, refuse to
+replace a step, and need a naming and a retention policy of our own.
 """
 
 import contextlib
@@ -9,7 +13,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,76 +21,85 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from .._typing import PyTree
-from ._older import filled, lacking
-from ._record import Record, check_fit, describe, is_key, named, read_record
+from ._record import (
+    Record,
+    check_fit,
+    describe,
+    is_key,
+    is_python_number,
+    named,
+    older_leaves,
+    read_record,
+)
 
-# Arrays of fewer bytes are not worth a memory of their own.
+# Smaller arrays are not copied into memory of their own.
 _LARGE = 2**20
 
 
-class Writer(NamedTuple):
-    """Writes one tree after the other, in the background."""
+class Writer:
+    """Orbax's asynchronous writer, with the last step of a save left to the caller."""
 
-    save: Callable[[Path, PyTree, dict], None]  # returns when the arrays are copied
-    wait: Callable[[], None]  # returns when all is on disk, or raises what went wrong
+    def __init__(self, finish: Callable[[Path, Path], None]) -> None:
+        """Creates a writer.
 
+        Args:
+            finish: receives the complete temporary folder and the path that it is to
+                have; called by the first process only, in the background.
+        """
 
-@contextlib.contextmanager
-def open_writer(put_in_place: Callable[[Path, Path], None]) -> Iterator[Writer]:
-    """Orbax's asynchronous writer, with the last step of a save left to the caller.
+        class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
+            """Orbax's way of being atomic, without the file that it adds at the end."""
 
-    Args:
-        put_in_place: is given the complete temporary folder and the path that it is to
-            have; called by the first process only, in the background.
-    """
+            async def finalize(self) -> None:
+                finish(Path(self.get()), Path(self.get_final()))
 
-    class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
-        """Orbax's way of being atomic, without the file that it adds at the end."""
+        self._checkpointer = ocp.AsyncCheckpointer(
+            _handler(),
+            # The folder is created at once, so that an error is raised at once;
+            # `finish` replaces a folder that has the name already.
+            async_options=ocp.options.AsyncOptions(
+                create_directories_asynchronously=False
+            ),
+            file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
+            checkpoint_metadata_store=_no_metadata_store(),
+            temporary_path_class=Temporary,
+        )
+        self._copied = make_copier()
+        # Returns when all is on disk, or raises what went wrong.
+        self.wait = self._checkpointer.wait_until_finished
+        self.close = self._checkpointer.close
 
-        async def finalize(self) -> None:
-            put_in_place(Path(self.get()), Path(self.get_final()))
-
-    checkpointer = ocp.AsyncCheckpointer(
-        _handler(),
-        # The folder is made at once, so that one which cannot be made is known at once;
-        # whether there is one of that name already is for `put_in_place` to see.
-        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-        file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
-        checkpoint_metadata_store=_no_metadata_store(),
-        temporary_path_class=Temporary,
-    )
-
-    copied = make_copier()
-
-    def save(path: Path, arrays: PyTree, notes: dict) -> None:
+    def save(self, path: Path, arrays: PyTree, notes: dict[str, Any]) -> None:
+        """Starts a save; returns when the arrays are copied."""
         leaves = named("arrays", arrays)
         record = Record(notes, describe(leaves))
-        # Orbax takes no empty arrays; the record is all there is to them.
+        # Orbax takes no empty arrays; the record has their shape and dtype.
         data = {name: _data(leaf) for name, leaf in leaves.items() if leaf.size}
         if not data:
             raise ValueError("`arrays` must hold at least one array, got none.")
         # Files are of 2 GB, orbax's default: each has a thread that writes it, and many
         # threads would take the processor from the step that follows.
-        args = ocp.args.PyTreeSave(copied(data), custom_metadata=record._asdict())
-        checkpointer.save(path, args=args)
+        args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=record._asdict())
+        self._checkpointer.save(path, args=args)
 
-    with _quiet():
-        try:
-            yield Writer(save, checkpointer.wait_until_finished)
-        finally:
-            checkpointer.close()
+
+@contextlib.contextmanager
+def open_writer(finish: Callable[[Path, Path], None]) -> Iterator[Writer]:
+    """Opens a `Writer`, and closes it at the end."""
+    with _quiet(), contextlib.closing(Writer(finish)) as writer:
+        yield writer
 
 
 def make_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Copies large arrays of CPU devices, each time into the same memory.
+    """Returns a function that copies large CPU arrays, always into the same memory.
 
-    Orbax copies what is on an accelerator to the host. On a CPU it reads the arrays
-    themselves; JAX sees that, and a step that is given them for good puts its results
-    elsewhere. That is right, and good enough for small arrays, but new memory is slow
-    to get: it made the step after a save of 1.5 GB wait for up to 6 s.
+    Orbax copies arrays of an accelerator to the host. On a CPU it reads the arrays
+    themselves; JAX notices, and a step to which they are donated allocates its results.
+    That is correct, and fast enough for small arrays, but allocating is slow: the step
+    after a save of 1.5 GB waited for up to 6 s.
 
     Returns:
-        Arrays by name -> the same with large ones copied; a second call takes over the
+        Arrays by name -> the same with large ones copied; a second call reuses the
         memory of the first one's copies, which must not be used any more then.
     """
     memory: dict[str, jax.Array] = {}
@@ -97,8 +110,12 @@ def make_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
     def copy(name: str, array: jax.Array) -> jax.Array:
         old = memory.get(name)
-        is_same = old is not None and _where(old) == _where(array)
-        return refill(old, array) if is_same else jnp.copy(array)
+        if old is not None and all(
+            getattr(old, field) == getattr(array, field)
+            for field in ("shape", "dtype", "sharding")
+        ):
+            return refill(old, array)
+        return jnp.copy(array)
 
     def copied(data: dict[str, Any]) -> dict[str, Any]:
         new = {
@@ -116,39 +133,50 @@ def make_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def read_arrays(path: Path, like: PyTree) -> PyTree:
-    """The arrays of a checkpoint in the structure of `like`, where `like` has them.
+    """Reads the arrays of a checkpoint in the structure and shardings of `like`.
 
     Raises:
         ValueError: if names, shapes or dtypes are not those of `like`.
     """
     saved = read_record(path).leaves
     wanted = named("like", like)
-    lacked = lacking(saved, wanted)
-    present = {name: leaf for name, leaf in wanted.items() if name not in lacked}
-    check_fit(path, saved, present)
-    items = {name: leaf for name, leaf in present.items() if leaf.size}
+    older = older_leaves(saved, wanted)
+    sources = {source for leaf in older.values() for source in leaf.sources}
+    present = {name: leaf for name, leaf in wanted.items() if name not in older}
+    current = {n: kind for n, kind in saved.items() if n in present or n not in sources}
+    check_fit(path, current, present)
+    restore_args = {
+        **{name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sources},
+        **{name: _restore_args(leaf) for name, leaf in present.items() if leaf.size},
+    }
     args = ocp.args.PyTreeRestore(
-        item=dict.fromkeys(items, 0),
-        restore_args={name: _restore_args(leaf) for name, leaf in items.items()},
+        item=dict.fromkeys(restore_args, 0), restore_args=restore_args
     )
-    with _quiet():
-        checkpointer = ocp.Checkpointer(
-            _handler(), checkpoint_metadata_store=_no_metadata_store()
-        )
+    checkpointer = ocp.Checkpointer(
+        _handler(), checkpoint_metadata_store=_no_metadata_store()
+    )
+    with _quiet(), contextlib.closing(checkpointer):
         data = checkpointer.restore(path.absolute(), args=args)
-        checkpointer.close()
-    data |= filled(lacked, data)
+    data |= {
+        name: leaf.value(*(data[source] for source in leaf.sources))
+        for name, leaf in older.items()
+    }
     keys = {name: kind.key for name, kind in saved.items()}
+    like_leaves, structure = jax.tree.flatten(like)
     leaves = [
-        _placed(data[name] if leaf.size else _empty(leaf), leaf, keys.get(name))
-        for name, leaf in wanted.items()
+        _placed(
+            data[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype),
+            like_leaf,
+            keys.get(name),
+        )
+        for (name, leaf), like_leaf in zip(wanted.items(), like_leaves, strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _handler() -> Any:
     # Compression takes time that the next step would need, and gains 7% on float32.
-    # Of each array's sharding and layout nothing is stored: `like` says them.
+    # Sharding and layout of arrays are not stored: those of `like` are used.
     types = ocp.type_handlers
     registry = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler()),
@@ -165,7 +193,7 @@ def _no_metadata_store() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what orbax logs off the console; what goes wrong is raised all the same."""
+    """Keeps orbax's log messages off the console; errors are raised all the same."""
 
     def is_of_others(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
@@ -178,10 +206,6 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(is_of_others)
 
 
-def _where(array: jax.Array) -> tuple:
-    return array.shape, array.dtype, array.sharding
-
-
 def _data(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
@@ -189,7 +213,7 @@ def _data(leaf: Any) -> Any:
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where the leaf is bound to lie; None where JAX is free to put it."""
+    """Returns the sharding of a leaf; None if it is not committed to its devices."""
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None
     return getattr(leaf, "sharding", None)
@@ -207,18 +231,16 @@ def _restore_args(leaf: Any) -> Any:
 
 
 def _placed(data: Any, leaf: Any, implementation: str | None) -> Any:
-    """As the leaf of a fresh state is, so that a compiled step takes it as it is."""
+    """Places data as a leaf of a new state is, so that no step is compiled again."""
+    if is_python_number(leaf):
+        return data.item()
     if isinstance(leaf, np.ndarray | np.generic):
         return data[()] if isinstance(leaf, np.generic) else data
     sharding = _sharding(leaf)
     if implementation is not None:
         data = jax.random.wrap_key_data(data, impl=implementation)
-    # Without a sharding it is not bound to the device that it lies on.
+    # Without a sharding it is not committed to its device.
     array = jax.device_put(data, sharding)
     if getattr(leaf, "weak_type", False):
         return jnp.full_like(leaf, 0).at[...].set(array)
     return array
-
-
-def _empty(leaf: Any) -> np.ndarray:
-    return np.zeros(leaf.shape, leaf.dtype)

@@ -1,6 +1,6 @@
-"""Checkpoints back from the disk: the newest one of which every byte is as written.
+"""Restoring: the newest checkpoint of which every byte is as it was written.
 
-Nothing else looks at what is inside: orbax reads a flipped bit as another number.
+Orbax does not verify the data: it reads a flipped bit as another number.
 """
 
 from collections.abc import Callable
@@ -9,13 +9,19 @@ from typing import Any, NamedTuple
 
 from .._io import done_by_first
 from .._typing import PyTree
-from . import _digest, _rotation
+from . import _digest
 from ._record import RECORD_FILE, read_record
-from ._rotation import find_checkpoints, print_to_stderr
+from ._save import (
+    find_checkpoints,
+    half_written,
+    is_name,
+    print_to_stderr,
+    step_of,
+)
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds."""
+    """Content of a checkpoint."""
 
     step: int  # from its name
     arrays: PyTree  # in the structure of `like`
@@ -26,11 +32,11 @@ class Restored(NamedTuple):
 def find_intact(
     folder: Path | str, *, report: Callable[[str], None] = print_to_stderr
 ) -> Path | None:
-    """The newest checkpoint of which every byte is as it was written.
+    """Finds the newest checkpoint of which every byte is as it was written.
 
     Args:
         folder: the run's folder.
-        report: is told of each newer one that was passed over, and why.
+        report: receives a line for each newer one that was skipped, with the reason.
 
     Returns:
         Its path; None if there is no checkpoint at all.
@@ -38,12 +44,12 @@ def find_intact(
     Raises:
         ValueError: if there are checkpoints but none is good; all are listed.
     """
-    found = done_by_first(lambda: _newest_intact(folder, report))
+    found = done_by_first(lambda: _newest_valid(folder, report))
     return None if found is None else Path(found)
 
 
-def _newest_intact(folder: Path | str, report: Callable[[str], None]) -> str | None:
-    for path in _rotation.half_written(Path(folder)):
+def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | None:
+    for path in half_written(Path(folder)):
         report(f"{path.name} is half-written: its save was broken off.")
     reasons = []
     for path in reversed(find_checkpoints(folder)):
@@ -62,7 +68,7 @@ def _newest_intact(folder: Path | str, report: Callable[[str], None]) -> str | N
 
 
 def damage(path: Path | str) -> str | None:
-    """What is wrong with a checkpoint, in words; None for nothing. Reads every byte."""
+    """Describes the damage of a checkpoint; None if there is none. Reads every byte."""
     reason = _digest.damage(Path(path))
     if reason is not None:
         return reason
@@ -74,7 +80,7 @@ def damage(path: Path | str) -> str | None:
 
 
 def read_notes(path: Path | str) -> dict[str, Any]:
-    """The notes of a checkpoint, without its arrays.
+    """Reads the notes of a checkpoint, without its arrays.
 
     Args:
         path: a folder `checkpoint-<step>`.
@@ -88,10 +94,7 @@ def read_notes(path: Path | str) -> dict[str, Any]:
         reason = f"{RECORD_FILE} has other bytes than its digest says"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise ValueError(
-        f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
-        "Name another one."
-    )
+    raise _not_valid(path, reason)
 
 
 def restore(path: Path | str, like: PyTree) -> Restored:
@@ -110,7 +113,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         ValueError: if the checkpoint is damaged or is not one, or is not like `like`.
     """
     path = Path(path)
-    if not _rotation.is_name(path.name):
+    if not is_name(path.name):
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
@@ -118,10 +121,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         lambda: damage(path) if path.is_dir() else "there is no such folder"
     )
     if reason is not None:
-        raise ValueError(
-            f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
-            "Name another one."
-        )
+        raise _not_valid(path, reason)
     return _read(path, like)
 
 
@@ -136,14 +136,14 @@ def restore_latest(
     Args:
         folder: the run's folder.
         like: as in `restore`.
-        report: is told of each newer one that was passed over, and why.
+        report: receives a line for each newer one that was skipped, with the reason.
 
     Returns:
-        What it holds; None if there is no checkpoint at all.
+        Its content; None if there is no checkpoint at all.
 
     Raises:
-        ValueError: if there are checkpoints but none is good; or if the newest good one
-            is not like `like`, which another checkpoint would not mend.
+        ValueError: if there are checkpoints but none is valid; or if the newest valid
+            one is not like `like`, which older ones would not be either.
     """
     path = find_intact(folder, report=report)
     return None if path is None else _read(path, like)
@@ -153,4 +153,11 @@ def _read(path: Path, like: PyTree) -> Restored:
     from . import _orbax  # loads orbax, which finding a checkpoint can do without
 
     arrays = _orbax.read_arrays(path.absolute(), like)
-    return Restored(_rotation.step_of(path), arrays, read_record(path).notes, path)
+    return Restored(step_of(path), arrays, read_record(path).notes, path)
+
+
+def _not_valid(path: Path | str, reason: str) -> ValueError:
+    return ValueError(
+        f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
+        "Name another one."
+    )

@@ -5,11 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks, schedules
-from .._numerics import double_float
 from ..schedules import AverageState, GreedyState, PlateauState, greedy
 
 # torch's name for a setting, where it has another or a list of them.
@@ -30,8 +28,7 @@ def metric_state_from_torch(
 ) -> PlateauState | GreedyState:
     """What `reduce_lr_on_plateau` or `greedy` remembers, read from `scheduler.pt`.
 
-    The rate is torch's double, bit for bit; metrics are held to 2^-48, as the schedule
-    holds them.
+    Rate and metrics are torch's doubles, bit for bit.
 
     Args:
         scheduler_state: torch's `scheduler.state_dict()`.
@@ -66,19 +63,19 @@ def metric_state_from_torch(
             f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}. Take the "
             "recipe that the run was begun with."
         )
-    rate = schedules.double_from_scalar(_one_rate(scheduler_state["_last_lr"]))
-    if math.isnan(float(scheduler_state["best"])):  # infinite before the first metric
+    rate = _one_rate(scheduler_state["_last_lr"])
+    best = float(scheduler_state["best"])
+    if math.isnan(best):  # infinite before the first metric
         raise ValueError("`best` must be a number, got nan: the file is damaged.")
-    best = double_float.from_float(float(scheduler_state["best"]))
 
-    def count(key: str) -> Any:
-        return jnp.int32(_checks.step_count(key, scheduler_state[key]))
+    def count(key: str) -> int:
+        return _checks.step_count(key, scheduler_state[key])
 
     bad, cooldown = count("num_bad_epochs"), count("cooldown_counter")
     if name == "reduce_lr_on_plateau":
         return PlateauState(rate, best, bad, cooldown)
     return GreedyState(
-        rate=rate,
+        learning_rate=rate,
         best=best,
         num_bad_updates=bad,
         num_good_updates=count("num_good_epochs"),
@@ -114,19 +111,19 @@ def torch_from_metric_state(
     state_dict = {
         **values,
         "last_epoch": num_metrics,
-        "_last_lr": [_double(state.rate)] * groups,
-        "best": _float(state.best),
-        "cooldown_counter": int(state.cooldown_left),
-        "num_bad_epochs": int(state.num_bad_updates),
+        "_last_lr": [state.learning_rate] * groups,
+        "best": state.best,
+        "cooldown_counter": state.cooldown_left,
+        "num_bad_epochs": state.num_bad_updates,
     }
     if isinstance(state, PlateauState):
         worst = math.inf if values["mode"] == "min" else -math.inf
         least = values["min_lrs"][0]
         return {**state_dict, "default_min_lr": least, "mode_worse": worst}
     state_dict |= {
-        "warmup_counter": int(state.warmup_left),
-        "num_good_epochs": int(state.num_good_updates),
-        "reset_start": int(state.reset_left),
+        "warmup_counter": state.warmup_left,
+        "num_good_epochs": state.num_good_updates,
+        "reset_start": state.reset_left,
         "verbose": False,
         "_init_lrs": [float(rate) for rate in base_lrs],
     }
@@ -166,33 +163,16 @@ def _average(scheduler_state: Mapping[str, Any]) -> AverageState | None:
     held = scheduler_state.get("_streaming_avg")
     if held is None:
         return None
-    values = np.zeros(held["window_size"], np.float64)
-    values[: len(held["values"])] = held["values"]
-    return AverageState(
-        values=double_float.from_float(values),
-        total=double_float.from_float(held["sum"]),
-        place=jnp.int32(len(held["values"]) % held["window_size"]),
-        num_values=jnp.int32(len(held["values"])),
-    )
+    values = np.zeros(held["window_size"])
+    num_values = len(held["values"])
+    values[len(values) - num_values :] = held["values"]
+    return AverageState(values, float(held["sum"]), num_values)
 
 
 def _streaming_average(average: AverageState) -> dict[str, Any]:
-    high, low = (np.asarray(half, np.float64) for half in average.values)
-    values = high + low
-    size, held = len(values), int(average.num_values)
-    oldest = int(average.place) if held == size else 0
-    ordered = np.roll(values, -oldest)[:held]
+    size = len(average.values)
     return {
         "window_size": size,
-        "values": ordered.tolist(),
-        "sum": _float(average.total),
+        "values": average.values[size - average.num_values :].tolist(),
+        "sum": average.total,
     }
-
-
-def _float(pair: Any) -> float:
-    return float(np.float64(pair.high) + np.float64(pair.low))
-
-
-def _double(double: Any) -> float:
-    bits = int(double.high) << 32 | int(double.low)
-    return math.ldexp(bits, int(double.exponent) - 63)

@@ -14,7 +14,6 @@ from ..schedules import (
     GreedyState,
     MetricDrivenSchedule,
     PlateauState,
-    double_from_scalar,
 )
 from ._metric_state import metric_state_from_torch
 from ._model_weights import read_weights
@@ -136,8 +135,8 @@ def read_trainer_checkpoint(
             check_decay(state.decayed, names, recipe, str(path))
             # The rate in optimizer.pt is the last one that the schedule set.
             if schedule_state is not None and SCHEDULER in missing:
-                found = double_from_scalar(float(saved["param_groups"][0]["lr"]))
-                schedule_state = schedule_state._replace(rate=found)
+                found = float(saved["param_groups"][0]["lr"])
+                schedule_state = schedule_state._replace(learning_rate=found)
             saved_groups = tuple(
                 {key: value for key, value in group.items() if key != "params"}
                 for group in state.groups
@@ -233,7 +232,7 @@ def _rate(
     recipe: Recipe, position: int, schedule_state: PlateauState | GreedyState | None
 ) -> float:
     if schedule_state is not None:
-        return float(schedule_state.learning_rate)
+        return schedule_state.learning_rate
     schedule: Any = build_schedule(recipe)
     return float(schedule(position))
 

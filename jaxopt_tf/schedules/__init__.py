@@ -13,12 +13,12 @@ from ._curves import linear as linear
 from ._curves import one_minus_sqrt as one_minus_sqrt
 from ._curves import polynomial as polynomial
 from ._curves import sqrt as sqrt
-from ._doubles import Double as Double
-from ._doubles import double_from_scalar as double_from_scalar
-from ._greedy import AverageState as AverageState
-from ._greedy import GreedyState as GreedyState
-from ._greedy import greedy as greedy
+from ._metric_driven import AverageState as AverageState
+from ._metric_driven import GreedyState as GreedyState
 from ._metric_driven import MetricDrivenSchedule as MetricDrivenSchedule
+from ._metric_driven import PlateauState as PlateauState
+from ._metric_driven import greedy as greedy
+from ._metric_driven import reduce_lr_on_plateau as reduce_lr_on_plateau
 from ._phases import Phase as Phase
 from ._phases import ahead as ahead
 from ._phases import cycles as cycles
@@ -27,8 +27,6 @@ from ._phases import hard_restarts as hard_restarts
 from ._phases import hold as hold
 from ._phases import in_order as in_order
 from ._phases import warmup as warmup
-from ._plateau import PlateauState as PlateauState
-from ._plateau import reduce_lr_on_plateau as reduce_lr_on_plateau
 from ._progress import rate_dtype as rate_dtype
 from ._scheduler import get_scheduler as get_scheduler
 from ._transformers import get_constant_schedule as get_constant_schedule

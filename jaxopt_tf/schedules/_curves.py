@@ -24,6 +24,7 @@ from .._numerics.double_float import (
     subtract,
     to_float32,
 )
+from ._repr import shows_call
 
 # From a share, from 0 to 1, to a float32 (float64 for a pair of float64) from 0 to 1.
 Curve = Callable[[TwoFloats], jax.Array]
@@ -52,6 +53,7 @@ def one_minus_sqrt(x: TwoFloats) -> jax.Array:
     return x.high / (1.0 + jnp.sqrt(jnp.maximum(rest, 0.0)))
 
 
+@shows_call
 def polynomial(power: float) -> Curve:
     """Climbs as x^power; a power of 1 is `linear`.
 

@@ -1,109 +1,371 @@
-"""Schedules that a metric drives: a metric comes in, a learning rate goes out.
+"""Schedules that a metric drives: `reduce_lr_on_plateau` and `greedy`.
 
-They are pure pairs of `init` and `update` with everything they remember in the state,
-so that they run inside jit and scan and are saved with the rest of a run. The rate is
-torch's double, bit for bit; metrics are carried as two float32 each, which is a double
-to 2^-46. Only where two metrics are closer than that (in a mean from which something
-1e10 times larger was taken away) can a comparison come out the other way.
+Each is a pair of pure functions on the host, `state = init()` and
+`state = update(state, metric)`. States hold Python numbers, which are the doubles of
+torch, and `update` evaluates the expressions of torch and Transformers in their order.
+Decisions and rates are therefore equal to theirs bit for bit, `rate / 0.95 * 0.95`
+included, which is the old rate or one unit in the last place above it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
-from .._numerics import double_float
-from .._numerics.double_float import TwoFloats
+from .._argument_names import checked_names
 from .._typing import Scalar
-from . import _doubles
-from ._doubles import Double
+from ._repr import shows_call, tuple_repr
 
 
 class MetricDrivenSchedule(NamedTuple):
-    """A learning rate that follows a metric; the state has it as `learning_rate`."""
+    """A learning rate that follows a metric: the state's `learning_rate`."""
 
     init: Callable[[], Any]  # () -> state
     update: Callable[[Any, Any], Any]  # (state, metric) -> state
 
+    def __repr__(self) -> str:
+        return tuple_repr(self)
 
-class Improvement(NamedTuple):
-    """When a metric counts as better than the best so far."""
 
-    mode: str  # "min" or "max"
-    threshold: Scalar  # at least 0
-    threshold_mode: str  # "rel", a share of the best, or "abs", in the metric's unit
+class PlateauState(NamedTuple):
+    """State of `reduce_lr_on_plateau`: Python numbers, which checkpoints can hold."""
 
-    def check(self) -> None:
-        """Raises unless every field is in its range."""
-        _checks.one_of("mode", self.mode, ("min", "max"))
-        _checks.non_negative("threshold", self.threshold)
-        _checks.one_of("threshold_mode", self.threshold_mode, ("rel", "abs"))
+    learning_rate: float  # the rate to use now, as torch has it
+    best: float  # the best metric so far; infinite before the first
+    num_bad_updates: int  # updates in a row without a better metric
+    cooldown_left: int  # updates that do not count as bad
 
-    def worst(self) -> TwoFloats:
-        """What everything finite is better than."""
-        return double_float.from_float(np.inf if self.mode == "min" else -np.inf)
 
-    def is_better(self, metric: TwoFloats, best: TwoFloats) -> jax.Array:
-        """Whether `metric` beats `best` by more than the threshold; NaN never does."""
-        margin = double_float.from_scalar(self.threshold)
-        if self.mode == "min":
-            margin = double_float.negate(margin)
-        if self.threshold_mode == "rel":
-            share = double_float.add(double_float.from_float(1.0), margin)
-            bound = double_float.multiply(best, share)
+class AverageState(NamedTuple):
+    """The last metrics of `greedy` with `smooth`, and their sum."""
+
+    values: np.ndarray  # (window_size,), float64: the newest last, 0 before the first
+    total: float  # sum of the metrics in `values`
+    num_values: int  # number of metrics in `values`
+
+
+class GreedyState(NamedTuple):
+    """State of `greedy`: Python numbers, which checkpoints can hold."""
+
+    learning_rate: float  # the rate to use now, as torch has it
+    best: float  # the best metric so far; infinite before the first
+    num_bad_updates: int  # updates in a row without a better metric
+    num_good_updates: int  # updates in a row with one
+    cooldown_left: int  # updates to wait after a reduction
+    warmup_left: int  # updates to wait after an increase
+    reset_left: int  # reductions at min_lr until everything is reset
+    average: AverageState | None  # None without smoothing
+
+
+@checked_names
+@shows_call
+def reduce_lr_on_plateau(
+    learning_rate: Scalar,
+    *,
+    mode: str = "min",
+    factor: Scalar = 0.1,
+    patience: int = 10,
+    threshold: Scalar = 1e-4,
+    threshold_mode: str = "rel",
+    cooldown: int = 0,
+    min_lr: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+) -> MetricDrivenSchedule:
+    """Multiplies the rate by `factor` when more than `patience` metrics were no better.
+
+        better, min:  metric < best * (1 - threshold), "abs": metric < best - threshold
+        better, max:  metric > best * (1 + threshold), "abs": metric > best + threshold
+        bad > patience:  rate = max(rate * factor, min_lr), if that is over eps lower
+
+    NaN is never better. One metric is one update, as often as an evaluation comes.
+
+    Args:
+        learning_rate: the first rate; at least 0.
+        mode: "min" where a lower metric is better, "max" where a higher one is.
+        factor: what the rate is multiplied by; above 0 and below 1.
+        patience: how many metrics in a row may be no better; at least 0.
+        threshold: by how much a better metric must be better; at least 0.
+        threshold_mode: "rel", a share of the best, or "abs", in the metric's unit.
+        cooldown: how many metrics after a reduction do not count as bad; at least 0.
+        min_lr: the rate does not fall below; at least 0.
+        eps: a smaller change of the rate is left out; at least 0.
+
+    Returns:
+        `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
+        `metric` is a number or a 0-d array. Both functions run outside of `jax.jit`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        TypeError: if one is of another kind or traced; from `update`, if the metric is
+            not a real number, or the state not one of this schedule.
+
+    Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
+    Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
+    """
+    first_rate = _non_negative("learning_rate", learning_rate)
+    rule = _Rule.checked(
+        mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps
+    )
+
+    def init() -> PlateauState:
+        return PlateauState(first_rate, rule.worst, num_bad_updates=0, cooldown_left=0)
+
+    def update(state: PlateauState, metric: Any) -> PlateauState:
+        _check_state(state, PlateauState)
+        current = _host_metric(metric)
+        rate, best, cooldown_left = state.learning_rate, state.best, state.cooldown_left
+        num_bad = state.num_bad_updates + 1
+        if rule.is_better(current, best):
+            best, num_bad = current, 0
+        if cooldown_left > 0:  # a metric is forgiven in the last update of it, too
+            cooldown_left, num_bad = cooldown_left - 1, 0
+        if num_bad > rule.patience:
+            rate, cooldown_left, num_bad = rule.reduced(rate), rule.cooldown, 0
+        return PlateauState(rate, best, num_bad, cooldown_left)
+
+    return MetricDrivenSchedule(init, update)
+
+
+@checked_names
+@shows_call
+def greedy(
+    learning_rate: Scalar,
+    *,
+    mode: str = "min",
+    factor: Scalar = 0.95,
+    patience: int = 10,
+    threshold: Scalar = 1e-6,
+    threshold_mode: str = "abs",
+    cooldown: int = 0,
+    warmup: int = 0,
+    min_lr: Scalar = 1e-3,
+    max_lr: Scalar = 1.0,
+    eps: Scalar = 1e-8,
+    smooth: bool = False,
+    window_size: int = 50,
+    reset_start: int = 500,
+) -> MetricDrivenSchedule:
+    """Divides the rate by `factor` after good metrics, multiplies by it after bad ones.
+
+        good > patience:  rate = min(rate / factor, max_lr), if that is over eps higher
+        bad > patience:   rate = max(rate * factor, min_lr), if that is over eps lower
+
+    A metric is good if it beats the best so far, as in `reduce_lr_on_plateau`; NaN
+    never does. After `reset_start` reductions at `min_lr` the state is that of `init`.
+
+    The defaults are Transformers'. With them a rate below `min_lr` = 1e-3 can only
+    rise: for a rate such as 5e-5 pass `min_lr` and `max_lr`.
+
+    Args:
+        learning_rate: the first rate; at least 0.
+        mode: "min" where a lower metric is better, "max" where a higher one is.
+        factor: what the rate is multiplied or divided by; above 0 and below 1.
+        patience: a change comes after more metrics in a row than this; at least 0.
+        threshold: by how much a better metric must be better; at least 0.
+        threshold_mode: "rel", a share of the best, or "abs", in the metric's unit.
+        cooldown: how many metrics after a reduction are not looked at; at least 0.
+        warmup: how many metrics after an increase are not looked at; at least 0.
+        min_lr: the rate does not fall below; at least 0.
+        max_lr: the rate does not rise above; at least 0.
+        eps: a smaller change of the rate is left out; at least 0.
+        smooth: whether the mean of the last metrics is compared instead.
+        window_size: how many metrics that mean is of; at least 1.
+        reset_start: how many reductions at `min_lr` until the reset; at least 0.
+
+    Returns:
+        `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
+        `metric` is a number or a 0-d array. Both functions run outside of `jax.jit`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or `min_lr` is above `max_lr`;
+            from `update`, if the state has another `smooth` or `window_size`.
+        TypeError: if one is of another kind or traced; from `update`, if the metric is
+            not a real number, or the state not one of this schedule.
+
+    Source: transformers 5.23 `optimization.py`, `GreedyLR`.
+    Differs: bounds in the wrong order are an error; there, such a rate jumps between
+    the two.
+    """
+    first_rate = _non_negative("learning_rate", learning_rate)
+    rule = _Rule.checked(
+        mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps
+    )
+    warmup = _checks.step_count("warmup", warmup)
+    highest_rate = _non_negative("max_lr", max_lr)
+    _check_bounds(min_lr, max_lr)
+    if not isinstance(smooth, bool):
+        raise TypeError(f"`smooth` must be a bool, got {smooth!r}. Pass True or False.")
+    window_size = _checks.step_count("window_size", window_size, least=1)
+    reset_start = _checks.step_count("reset_start", reset_start)
+
+    def init() -> GreedyState:
+        empty = AverageState(np.zeros(window_size), total=0.0, num_values=0)
+        average = empty if smooth else None
+        return GreedyState(first_rate, rule.worst, 0, 0, 0, 0, reset_start, average)
+
+    def update(state: GreedyState, metric: Any) -> GreedyState:
+        _check_state(state, GreedyState)
+        _check_average(state.average, window_size if smooth else None)
+        current, average = _host_metric(metric), state.average
+        if average is not None:
+            average = _with_metric(average, current)
+            current = average.total / average.num_values
+        rate, best, reset_left = state.learning_rate, state.best, state.reset_left
+        cooldown_left, warmup_left = state.cooldown_left, state.warmup_left
+
+        num_good = num_bad = 0
+        if cooldown_left > 0:
+            cooldown_left -= 1
+        elif warmup_left > 0:
+            warmup_left -= 1
+        elif rule.is_better(current, best):
+            best, num_good = current, state.num_good_updates + 1
         else:
-            bound = double_float.add(best, margin)
-        if self.mode == "min":
-            return double_float.less(metric, bound)
-        return double_float.less(bound, metric)
+            num_bad = state.num_bad_updates + 1
 
-
-def check_factor(factor: Scalar) -> None:
-    """Raises unless 0 < factor < 1."""
-    _checks.positive("factor", factor)
-    if _checks.is_concrete(factor) and not factor < 1:
-        raise ValueError(
-            f"`factor` must be less than 1, got {factor!r}. A rate is multiplied by it "
-            "to come down."
+        if num_good > rule.patience:
+            higher = min(rate / rule.factor, highest_rate)
+            rate = higher if higher - rate > rule.eps else rate
+            warmup_left, reset_left, num_good = warmup, reset_start, 0
+        elif num_bad > rule.patience:
+            rate, cooldown_left, num_bad = rule.reduced(rate), rule.cooldown, 0
+            if rate <= rule.min_lr:
+                reset_left -= 1
+                if reset_left <= 0:
+                    # The cooldown of this reduction is kept, as there.
+                    return init()._replace(cooldown_left=cooldown_left)
+        return GreedyState(
+            rate,
+            best,
+            num_bad,
+            num_good,
+            cooldown_left,
+            warmup_left,
+            reset_left,
+            average,
         )
 
+    return MetricDrivenSchedule(init, update)
 
-def read_metric(metric: Any) -> TwoFloats:
-    """Returns a metric, finite or not, as two float32; raises unless it is a number."""
+
+class _Rule(NamedTuple):
+    """Settings that both schedules have, as host numbers."""
+
+    mode: str
+    factor: float
+    patience: int
+    threshold: float
+    threshold_mode: str
+    cooldown: int
+    min_lr: float
+    eps: float
+
+    @classmethod
+    def checked(cls, *settings: Any) -> "_Rule":
+        """Returns the settings as host numbers; raises unless each is in its range."""
+        given = cls(*settings)
+        _checks.one_of("mode", given.mode, ("min", "max"))
+        _checks.one_of("threshold_mode", given.threshold_mode, ("rel", "abs"))
+        _checks.positive("factor", given.factor)
+        factor = _on_host("factor", given.factor)
+        if not factor < 1:
+            raise ValueError(
+                f"`factor` must be less than 1, got {given.factor!r}. A rate is "
+                "multiplied by it to come down."
+            )
+        return given._replace(
+            factor=factor,
+            patience=_checks.step_count("patience", given.patience),
+            threshold=_non_negative("threshold", given.threshold),
+            cooldown=_checks.step_count("cooldown", given.cooldown),
+            min_lr=_non_negative("min_lr", given.min_lr),
+            eps=_non_negative("eps", given.eps),
+        )
+
+    @property
+    def worst(self) -> float:
+        """The metric that every finite one is better than."""
+        return math.inf if self.mode == "min" else -math.inf
+
+    def is_better(self, metric: float, best: float) -> bool:
+        """Returns whether `metric` beats `best` by more than the threshold."""
+        margin = -self.threshold if self.mode == "min" else self.threshold
+        bound = best * (1.0 + margin) if self.threshold_mode == "rel" else best + margin
+        return metric < bound if self.mode == "min" else metric > bound
+
+    def reduced(self, rate: float) -> float:
+        """Returns the next lower rate; `rate` itself if that is at most eps away."""
+        lower = max(rate * self.factor, self.min_lr)
+        return lower if rate - lower > self.eps else rate
+
+
+def _non_negative(name: str, value: Scalar) -> float:
+    _checks.non_negative(name, value)
+    return _on_host(name, value)
+
+
+def _host_metric(metric: Any) -> float:
     _checks.real_number("metric", metric)
-    if not isinstance(metric, jax.Array):
-        return double_float.from_float(float(metric))
-    if metric.dtype.itemsize == 8:  # under x64: a double to 2^-48, as of the host
-        double = metric.astype(jnp.float64)
-        high = double.astype(jnp.float32)
-        low = (double - high.astype(jnp.float64)).astype(jnp.float32)
-        return TwoFloats(high, jnp.where(jnp.isfinite(high), low, jnp.zeros_like(low)))
-    if jnp.issubdtype(metric.dtype, jnp.integer):
-        is_signed = jnp.issubdtype(metric.dtype, jnp.signedinteger)
-        return double_float.from_int(
-            metric.astype(jnp.int32 if is_signed else jnp.uint32)
+    return _on_host("metric", metric)
+
+
+def _on_host(name: str, value: Any) -> float:
+    """Returns `value` as a Python float; raises if it is traced."""
+    if not _checks.is_concrete(value):
+        raise TypeError(
+            f"`{name}` must be a number that is known on the host, got a traced array. "
+            "Call a schedule that a metric drives outside of `jax.jit`: its decisions "
+            "need doubles, which a compiled program does not have."
         )
-    return double_float.from_float32(metric.astype(jnp.float32))
+    return float(value)
 
 
-def check_state(state: Any, kind: type) -> None:
-    """Raises unless `state` is a `kind`, as `init` of this schedule returns it."""
+def _check_state(state: Any, kind: type) -> None:
+    """Raises unless `state` is a `kind` that `init` or `update` returned."""
     if not isinstance(state, kind):
         raise TypeError(
             f"`state` must be a `{kind.__name__}`, got {type(state).__name__}. Call "
             "`update(state, metric)` with what `init()` or the last `update` returned."
         )
+    # After a pass through a compiled program the rate would be a rounded float32.
+    if not isinstance(state.learning_rate, float):  # type: ignore[attr-defined]
+        raise TypeError(
+            "`state` must hold Python numbers, got a `learning_rate` of "
+            f"{type(state.learning_rate).__name__}. "  # type: ignore[attr-defined]
+            "Keep the state out of compiled functions: pass `state.learning_rate` to "
+            "`set_learning_rate`."
+        )
 
 
-def lowered(rate: Double, factor: Scalar, min_lr: Scalar, eps: Scalar) -> Double:
-    """max(rate * factor, min_lr), unless that is no more than `eps` away."""
-    least = _doubles.double_from_scalar(min_lr)
-    lower = _doubles.multiply(rate, _doubles.double_from_scalar(factor))
-    lower = _doubles.select(_doubles.less(lower, least), least, lower)
-    worth_it = _doubles.less(lower, rate) & _doubles.less(
-        _doubles.double_from_scalar(eps), _doubles.subtract(rate, lower)
-    )
-    return _doubles.select(worth_it, lower, rate)
+def _check_bounds(min_lr: Scalar, max_lr: Scalar) -> None:
+    if min_lr > max_lr:
+        raise ValueError(
+            f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
+            f"max_lr={max_lr!r}. Give both (their defaults are 1e-3 and 1)."
+        )
+
+
+def _check_average(average: AverageState | None, window_size: int | None) -> None:
+    """Raises unless the state has the smoothing of this schedule."""
+    found = None if average is None else len(average.values)
+    if found != window_size:
+
+        def options(size: int | None) -> str:
+            return "`smooth`=False" if size is None else f"`window_size`={size}"
+
+        raise ValueError(
+            f"`state` must have been made with {options(window_size)}, got one with "
+            f"{options(found)}. Take `init()` of this schedule, or the options of the "
+            "run that the state is from."
+        )
+
+
+def _with_metric(average: AverageState, metric: float) -> AverageState:
+    """Appends a metric; removes the oldest once the window is full."""
+    total, num_values = average.total + metric, average.num_values + 1
+    if num_values > len(average.values):
+        # Subtracted after the addition, as there: an infinity leaves NaN behind.
+        total, num_values = total - float(average.values[0]), num_values - 1
+    return AverageState(np.append(average.values[1:], metric), total, num_values)

@@ -17,6 +17,7 @@ from .. import _checks
 from .._typing import Scalar, Schedule, Step
 from . import _progress
 from ._curves import Curve
+from ._repr import shows_call, tuple_repr
 
 
 class Phase(NamedTuple):
@@ -26,7 +27,11 @@ class Phase(NamedTuple):
     factor: Callable[[jax.Array], jax.Array]
     num_steps: int
 
+    def __repr__(self) -> str:
+        return tuple_repr(self)
 
+
+@shows_call
 def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     """Climbs `curve` from `start` to the peak.
 
@@ -46,6 +51,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     return Phase(factor, num_steps)
 
 
+@shows_call
 def hold(num_steps: int, level: Scalar = 1.0) -> Phase:
     """Stays at `level` times the peak; as the last phase, for good.
 
@@ -63,6 +69,7 @@ def hold(num_steps: int, level: Scalar = 1.0) -> Phase:
     return Phase(factor, num_steps)
 
 
+@shows_call
 def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     """Comes down `curve` from the peak to `floor`, and stays there.
 
@@ -82,6 +89,7 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     return Phase(factor, num_steps)
 
 
+@shows_call
 def cycles(
     curve: Curve, num_steps: int, num_cycles: float = 0.5, floor: Scalar = 0.0
 ) -> Phase:
@@ -108,6 +116,7 @@ def cycles(
     return Phase(factor, num_steps)
 
 
+@shows_call
 def hard_restarts(
     curve: Curve, num_steps: int, num_cycles: float = 1, floor: Scalar = 0.0
 ) -> Phase:
@@ -137,6 +146,7 @@ def hard_restarts(
     return Phase(factor, num_steps)
 
 
+@shows_call
 def ahead(phase: Phase, num_steps: int) -> Phase:
     """The same phase without its first `num_steps` steps."""
     num_steps = _checks.step_count("num_steps", num_steps)
@@ -146,6 +156,7 @@ def ahead(phase: Phase, num_steps: int) -> Phase:
     )
 
 
+@shows_call
 def in_order(peak: Scalar, *phases: Phase) -> Schedule:
     """Lays phases end to end.
 

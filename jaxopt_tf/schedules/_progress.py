@@ -4,9 +4,16 @@ The dtype of the step decides the arithmetic. A 32-bit step gives two float32, w
 differ from the exact quotient by less than float32 can show. A 64-bit step gives
 float64, computed from the expressions of Transformers in their order, so that each
 intermediate is the double that Python computes.
+
+Cycles: after num_cycles * step / num_steps turns only the fraction of the turn matters,
+and that is what floating point loses as the turns grow. Fixed point does not: the turn
+of one step is rounded once, to 2^-96, multiplied by the step in integers, and whole
+turns overflow. At step 2^31 the fraction is still exact to 2^-65.
 """
 
 import math
+from fractions import Fraction
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +21,11 @@ import numpy as np
 
 from .. import _checks
 from .._numerics import double_float
-from .._numerics.double_float import TwoFloats
+from .._numerics.double_float import TwoFloats, add, from_float32, from_int
 from .._typing import Scalar, Step
-from . import _turns
+
+_BITS = 96
+_MOST_CYCLES = 1e6  # 1e6 restarts are a mistake, and their table would be long
 
 
 def rate_dtype(step: Step) -> np.dtype:
@@ -33,7 +42,7 @@ def rate_dtype(step: Step) -> np.dtype:
 def unsigned(step: Step) -> jax.Array:
     """Returns `step` as uint64 where its rate is float64, else as uint32."""
     if isinstance(step, int | float):
-        return jnp.uint32(_checks.step_count("step", step))
+        return jnp.asarray(_checks.step_count("step", step), jnp.uint32)
     if not jnp.issubdtype(jnp.asarray(step).dtype, jnp.integer):
         raise TypeError(f"`step` must be an integer, got {jnp.asarray(step).dtype}.")
     is_64_bit = rate_dtype(step) == np.float64
@@ -68,7 +77,7 @@ class Wave:
 
     def __init__(self, num_cycles: float, num_steps: int):
         self._phase = math.pi * float(num_cycles) * 2.0
-        self._step_turn = _turns.per_step(num_cycles, num_steps)
+        self._step_turn = per_step(num_cycles, num_steps)
         self._num_steps = num_steps
 
     def at(self, step: jax.Array) -> TwoFloats:
@@ -79,9 +88,7 @@ class Wave:
             phase = self._phase * _quotient(step, self._num_steps)
             away = jnp.abs(jnp.arctan2(jnp.sin(phase), jnp.cos(phase))) / math.pi
             return double_float.from_float32(1.0 - away)
-        half = _turns.to_two_floats(
-            _turns.from_half(_turns.turn_at(step, self._step_turn))
-        )
+        half = to_two_floats(_distance_from_half(turn_at(step, self._step_turn)))
         return TwoFloats(2.0 * half.high, 2.0 * half.low)
 
 
@@ -89,9 +96,8 @@ class Restarts:
     """Progress that goes from 1 to 0, `num_cycles` times in `num_steps`."""
 
     def __init__(self, num_cycles: float, num_steps: int):
-        misplaced = _turns.restarts_that_doubles_misplace(num_cycles, num_steps)
-        self._misplaced = misplaced
-        self._step_turn = _turns.per_step(num_cycles, num_steps)
+        self._misplaced = _misplaced_restarts(num_cycles, num_steps)
+        self._step_turn = per_step(num_cycles, num_steps)
         self._num_cycles, self._num_steps = float(num_cycles), num_steps
 
     def at(self, step: jax.Array) -> TwoFloats:
@@ -102,12 +108,105 @@ class Restarts:
             # and the restart is no longer where two roundings put it.
             return _one_minus(jax.lax.rem(turns, jnp.ones_like(turns)))
         misplaced = self._misplaced
-        turn = _turns.turn_at(step, self._step_turn)
-        rest = _turns.rest_of(turn)
+        turn = turn_at(step, self._step_turn)
+        rest = _complement(turn)
         if misplaced.size:
             place = jnp.searchsorted(misplaced, step).clip(max=misplaced.size - 1)
-            rest = _turns.select(jnp.asarray(misplaced)[place] == step, turn, rest)
-        return _turns.to_two_floats(rest)
+            rest = _select(jnp.asarray(misplaced)[place] == step, turn, rest)
+        return to_two_floats(rest)
+
+
+class Turn(NamedTuple):
+    """A fraction of a turn: (high 2^64 + middle 2^32 + low) / 2^96."""
+
+    high: jax.Array  # any shape, uint32
+    middle: jax.Array  # as high, uint32
+    low: jax.Array  # as high, uint32
+
+
+def per_step(num_cycles: float, num_steps: int) -> int:
+    """Returns the turn of one step in units of 2^-96, whole turns included.
+
+    It is rounded up, so that a cycle that begins exactly on a step contains it.
+    """
+    turn: int = math.ceil(Fraction(float(num_cycles)) * 2**_BITS / num_steps)
+    return turn
+
+
+def turn_at(step: jax.Array, step_turn: int) -> Turn:
+    """Returns the fraction of a turn at `step`, uint32, with `step_turn` per step."""
+    factor = [step_turn >> 16 * k & 0xFFFF for k in range(_BITS // 16)]
+    digits = [jnp.zeros_like(step) for _ in factor]
+    # Long multiplication in digits of 16 bits: digit * digit + digit + carry fits 32.
+    for shift, half in enumerate((step & 0xFFFF, step >> 16)):
+        carry = jnp.zeros_like(step)
+        for k in range(shift, len(digits)):
+            total = half * factor[k - shift] + digits[k] + carry
+            digits[k], carry = total & 0xFFFF, total >> 16
+    low, middle, high = (
+        digits[k] | digits[k + 1] << 16 for k in range(0, len(digits), 2)
+    )
+    return Turn(high, middle, low)
+
+
+def _complement(turn: Turn) -> Turn:
+    """Returns 1 - turn, the rest of the cycle, less the last bit."""
+    return Turn(~turn.high, ~turn.middle, ~turn.low)
+
+
+def _distance_from_half(turn: Turn) -> Turn:
+    """Returns |turn - 1/2|."""
+    half = np.uint32(2**31)
+    before = turn.high < half
+    away = turn._replace(high=turn.high ^ half)
+    return _select(before, _complement(away), away)
+
+
+def _select(condition: jax.Array, a: Turn, b: Turn) -> Turn:
+    return Turn(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
+
+
+def to_two_floats(turn: Turn) -> TwoFloats:
+    """Returns the fraction as two float32: to 2^-56, and relatively exact near 0."""
+    high = from_int(turn.high)
+    high = TwoFloats(high.high * 2.0**-32, high.low * 2.0**-32)
+    rest = turn.middle.astype(jnp.float32) * 2.0**-64
+    rest += turn.low.astype(jnp.float32) * 2.0**-96
+    return add(high, from_float32(rest))
+
+
+def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
+    """Returns the steps that a double puts on the other side of a restart than here.
+
+    (num_cycles * (step / num_steps)) % 1.0 is rounded twice before it wraps. If the
+    product is nearly whole it may be just below (49 * (1 / 49) is), and the double then
+    has the last step of a cycle in place of the first. Only the step nearest to each
+    restart can be affected; all of them are checked on the host.
+
+    Returns:
+        The steps in increasing order, uint32; most often none.
+
+    Raises:
+        ValueError: if `num_cycles` is above 1e6.
+    """
+    _checks.non_negative("num_cycles", num_cycles)
+    if num_cycles > _MOST_CYCLES:
+        raise ValueError(
+            f"`num_cycles` must be at most {_MOST_CYCLES:g} for hard restarts, got "
+            f"{num_cycles!r}."
+        )
+    cycles = float(num_cycles)
+    nearest = np.rint(np.arange(1, int(cycles) + 1) * num_steps / max(cycles, 1.0))
+    nearest = np.unique(nearest[(nearest > 0) & (nearest < num_steps)])
+    doubles = cycles * (nearest / float(num_steps))
+    close = np.abs(doubles - np.rint(doubles)) < 1e-6
+    step_turn = per_step(num_cycles, num_steps)
+    misplaced = [
+        int(step)
+        for step, turns in zip(nearest[close], doubles[close], strict=True)
+        if int(step) * step_turn >> _BITS != math.floor(turns)
+    ]
+    return np.asarray(misplaced, dtype=np.uint32)
 
 
 def _share(part: jax.Array, whole: int) -> TwoFloats:

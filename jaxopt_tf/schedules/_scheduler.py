@@ -2,53 +2,34 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
 from . import _transformers, _transformers_floors
-from ._greedy import greedy
-from ._metric_driven import MetricDrivenSchedule
-from ._plateau import reduce_lr_on_plateau
+from ._metric_driven import MetricDrivenSchedule, greedy, reduce_lr_on_plateau
+from ._repr import described
 
-
-class _Named(NamedTuple):
-    function: Callable[..., Any]
-    takes: tuple[str, ...] = ()  # the step counts it is called with
-    needs: tuple[str, ...] = ()  # those that must be given
-
-
-_WARMUP = ("num_warmup_steps",)
-_BOTH = ("num_warmup_steps", "num_training_steps")
-
-_SCHEDULES = {
-    "linear": _Named(_transformers.get_linear_schedule_with_warmup, _BOTH, _BOTH),
-    "cosine": _Named(_transformers.get_cosine_schedule_with_warmup, _BOTH, _BOTH),
-    "cosine_with_restarts": _Named(
-        _transformers.get_cosine_with_hard_restarts_schedule_with_warmup, _BOTH, _BOTH
+_SCHEDULES: dict[str, Callable[..., Any]] = {
+    "linear": _transformers.get_linear_schedule_with_warmup,
+    "cosine": _transformers.get_cosine_schedule_with_warmup,
+    "cosine_with_restarts": (
+        _transformers.get_cosine_with_hard_restarts_schedule_with_warmup
     ),
-    "polynomial": _Named(
-        _transformers.get_polynomial_decay_schedule_with_warmup, _BOTH, _BOTH
+    "polynomial": _transformers.get_polynomial_decay_schedule_with_warmup,
+    "constant": _transformers.get_constant_schedule,
+    "constant_with_warmup": _transformers.get_constant_schedule_with_warmup,
+    "inverse_sqrt": _transformers.get_inverse_sqrt_schedule,
+    "reduce_lr_on_plateau": reduce_lr_on_plateau,
+    "cosine_with_min_lr": (
+        _transformers_floors.get_cosine_with_min_lr_schedule_with_warmup
     ),
-    "constant": _Named(_transformers.get_constant_schedule),
-    "constant_with_warmup": _Named(
-        _transformers.get_constant_schedule_with_warmup, _WARMUP, _WARMUP
+    "cosine_warmup_with_min_lr": (
+        _transformers_floors.get_cosine_with_min_lr_schedule_with_warmup_lr_rate
     ),
-    "inverse_sqrt": _Named(_transformers.get_inverse_sqrt_schedule, _WARMUP, _WARMUP),
-    "reduce_lr_on_plateau": _Named(reduce_lr_on_plateau),
-    "cosine_with_min_lr": _Named(
-        _transformers_floors.get_cosine_with_min_lr_schedule_with_warmup, _BOTH, _BOTH
-    ),
-    "cosine_warmup_with_min_lr": _Named(
-        _transformers_floors.get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
-        _BOTH,
-        _BOTH,
-    ),
-    "warmup_stable_decay": _Named(
-        _transformers_floors.get_wsd_schedule, _BOTH, _WARMUP
-    ),
-    "greedy": _Named(greedy),
+    "warmup_stable_decay": _transformers_floors.get_wsd_schedule,
+    "greedy": greedy,
 }
 
 
@@ -60,7 +41,7 @@ def get_scheduler(
     num_training_steps: int | None = None,
     scheduler_specific_kwargs: Mapping[str, Any] | None = None,
 ) -> Schedule | MetricDrivenSchedule:
-    """The schedule of this name, with Transformers' defaults.
+    """Returns the schedule of this name, with Transformers' defaults.
 
     Args:
         name: linear, cosine, cosine_with_restarts, polynomial, constant,
@@ -70,8 +51,8 @@ def get_scheduler(
         learning_rate: the highest rate (the first, for the two that a metric drives).
         num_warmup_steps: needed by all but constant and the two that a metric drives.
         num_training_steps: needed by those that end; warmup_stable_decay may have
-            `num_stable_steps` instead. A count that a schedule has no use for is left
-            aside, as the Trainer hands both to every schedule.
+            `num_stable_steps` instead. A count that a schedule does not need is
+            ignored, because the Trainer passes both to every schedule.
         scheduler_specific_kwargs: the further arguments of the schedule, by name.
 
     Returns:
@@ -84,30 +65,28 @@ def get_scheduler(
 
     Source: transformers 5.23 `optimization.py`, `get_scheduler`.
     Differs: options for constant and constant_with_warmup are refused, not ignored, and
-    `verbose` is not an option: a function under jit has nothing to print.
+    `verbose` is not an option: nothing is printed.
     """
     name = getattr(name, "value", name)
     _checks.one_of("name", name, _SCHEDULES)
-    named = _SCHEDULES[name]
+    function = _SCHEDULES[name]
+    # Counts are parameters like any other; those of other schedules are left out.
+    parameters = dict(inspect.signature(function).parameters)
+    del parameters["learning_rate"]
     given = {
         "num_warmup_steps": num_warmup_steps,
         "num_training_steps": num_training_steps,
     }
-    for count in named.needs:
-        if given[count] is None:
+    counts = {count: value for count, value in given.items() if count in parameters}
+    required = [key for key, p in parameters.items() if p.default is p.empty]
+    for count, value in counts.items():
+        if value is None and count in required:
             raise ValueError(
                 f"`{count}` must be given for {name!r}, got None. Pass the number of "
                 "steps, 0 included."
             )
     options = dict(scheduler_specific_kwargs or {})
-    _check_options(name, named, options)
-    counts = {count: given[count] for count in named.takes}
-    return named.function(learning_rate, **counts, **options)
-
-
-def _check_options(name: str, named: _Named, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(named.function).parameters
-    known = [p for p in parameters if p != "learning_rate" and p not in named.takes]
+    known = [key for key in parameters if key not in given]
     unknown = [option for option in options if option not in known]
     if unknown:
         listed = ", ".join(map(repr, known)) or "no options"
@@ -116,10 +95,12 @@ def _check_options(name: str, named: _Named, options: dict[str, Any]) -> None:
             f"`scheduler_specific_kwargs` must hold only what {name!r} takes, got "
             f"{', '.join(map(repr, unknown))}. It takes {listed}.{hint}"
         )
-    for option in known:
-        required = parameters[option].default is inspect.Parameter.empty
-        if required and option not in options:
+    for option in required:
+        if option not in counts and option not in options:
             raise ValueError(
                 f"`{option}` must be given for {name!r}, got nothing. Pass it in "
                 "`scheduler_specific_kwargs`."
             )
+    arguments = {"learning_rate": learning_rate, **counts, **options}
+    made: Schedule | MetricDrivenSchedule = function(**arguments)
+    return described(made, name, arguments)

@@ -1,25 +1,27 @@
-"""Transformers' schedules under Transformers' names, in phases.
+"""Schedules of Transformers under their names there, composed of phases.
 
-The learning rate stands where Transformers has the optimizer, and there is no
-`last_epoch`: a schedule here is a function of the step, and resumes by being asked.
+The first argument is the learning rate in the place of the optimizer, and there is no
+`last_epoch`: a schedule is a function of the step and has nothing to resume.
 
-Every one equals Transformers at every step, where that is odd too: past the end, where
-a cosine climbs again, and with a warm-up longer than training. A plan may refuse that;
-a formula does not. Those that end above 0 are in `_transformers_floors.py`.
+Each equals Transformers at every step, in odd cases too: past the end, where a cosine
+rises again, and with a warmup longer than training. Recipes refuse such numbers; these
+functions do not. Schedules that end above 0 are in `_transformers_floors.py`.
 """
 
+import jax
 import jax.numpy as jnp
 
 from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
-from ._arguments import share_of, step_counts
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
 from ._progress import rate_dtype
+from ._repr import shows_call
 
 
 @checked_names
+@shows_call
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     """The same rate at every step.
 
@@ -38,6 +40,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
 
 
 @checked_names
+@shows_call
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
@@ -46,7 +49,7 @@ def get_constant_schedule_with_warmup(
         rate(t) = learning_rate * min(1, t / num_warmup_steps)
 
     Args:
-        learning_rate: the rate after the warm-up; at least 0; may be traced.
+        learning_rate: the rate after the warmup; at least 0; may be traced.
         num_warmup_steps: at least 0.
 
     Raises:
@@ -60,6 +63,7 @@ def get_constant_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
@@ -68,25 +72,25 @@ def get_linear_schedule_with_warmup(
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * max(0, (T - t) / max(1, T - W))
 
-    Past the end the rate is 0; with a warm-up longer than training it is 0 after the
-    warm-up.
+    Past the end the rate is 0; with a warmup longer than training it is 0 after the
+    warmup.
 
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
 
     Raises:
         ValueError: if an argument is out of its range.
 
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
 
 @checked_names
+@shows_call
 def get_cosine_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -100,12 +104,12 @@ def get_cosine_schedule_with_warmup(
                 with p = (t - W) / max(1, T - W)
 
     Past the end the cosine goes on: with the default half cycle the rate climbs back
-    to its peak at 2 T - W. With a warm-up longer than training, one step is one run.
+    to its peak at 2 T - W. With a warmup longer than training, one step is one run.
 
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: whole waves from W to T; at least 0.
 
     Raises:
@@ -113,14 +117,14 @@ def get_cosine_schedule_with_warmup(
 
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     return in_order(
         learning_rate, warmup(linear, W), cycles(cosine, max(1, T - W), num_cycles)
     )
 
 
 @checked_names
+@shows_call
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -139,7 +143,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: how often it comes down; from 0 to 1e6.
 
     Raises:
@@ -148,13 +152,13 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     restarts = hard_restarts(cosine, max(1, T - W), num_cycles)
     return in_order(learning_rate, warmup(linear, W), restarts)
 
 
 @checked_names
+@shows_call
 def get_polynomial_decay_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -171,13 +175,13 @@ def get_polynomial_decay_schedule_with_warmup(
     Args:
         learning_rate: the highest rate; above `lr_end`; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included, and not W.
+        num_training_steps: T, at least 0, the warmup included, and not W.
         lr_end: the last rate; at least 0.
         power: the exponent; above 0.
 
     Raises:
         ValueError: if an argument is out of its range, `lr_end` is not below
-            `learning_rate`, or warm-up and training are equally long: the decay would
+            `learning_rate`, or warmup and training are equally long: the decay would
             have no step, and Transformers divides by zero there.
 
     Source: transformers 5.23 `optimization.py`,
@@ -190,7 +194,7 @@ def get_polynomial_decay_schedule_with_warmup(
             f"`lr_end` must be less than `learning_rate`, got lr_end={lr_end!r} with "
             f"learning_rate={learning_rate!r}. Lower `lr_end` (its default is 1e-7)."
         )
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     if W == T:
         raise ValueError(
             "`num_training_steps` must differ from `num_warmup_steps`: a polynomial "
@@ -203,6 +207,7 @@ def get_polynomial_decay_schedule_with_warmup(
 
 
 @checked_names
+@shows_call
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
@@ -214,7 +219,7 @@ def get_inverse_sqrt_schedule(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        timescale: after how many steps past the warm-up the rate has fallen to
+        timescale: after how many steps past the warmup the rate has fallen to
             1 / sqrt(2); at least 1. By default W, or 10,000 where W is 0.
 
     Raises:
@@ -230,8 +235,30 @@ def get_inverse_sqrt_schedule(
     if scale < 1:
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 
-    def inverse_sqrt(step):
+    def inverse_sqrt(step: jax.Array) -> jax.Array:
         passed = (step + scale).astype(rate_dtype(step))
         return jnp.sqrt(passed.dtype.type(scale) / passed)
 
     return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))
+
+
+def checked_counts(
+    learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
+) -> tuple[int, int]:
+    """Returns both counts as ints; raises unless all three are in their range."""
+    _checks.non_negative("learning_rate", learning_rate)
+    return (
+        _checks.step_count("num_warmup_steps", num_warmup_steps),
+        _checks.step_count("num_training_steps", num_training_steps),
+    )
+
+
+def share_of(rate: float, learning_rate: Scalar) -> Scalar:
+    """Returns rate / learning_rate."""
+    # On the host in double if the number is known; else in the dtype of the rate.
+    if _checks.is_concrete(learning_rate):
+        return float(rate) / float(learning_rate)
+    learning_rate = jnp.asarray(learning_rate)
+    is_float64 = learning_rate.dtype == jnp.float64
+    dtype = jnp.float64 if is_float64 else jnp.float32
+    return jnp.asarray(rate, dtype) / learning_rate.astype(dtype)

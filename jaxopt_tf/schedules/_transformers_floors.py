@@ -1,7 +1,7 @@
-"""Transformers' schedules that end on a floor of their own.
+"""Schedules of Transformers that end above 0.
 
-As in `_transformers.py`: the learning rate stands where Transformers has the optimizer,
-and each equals Transformers at every step.
+As in `_transformers.py`, the first argument is the learning rate in the place of the
+optimizer, and each equals Transformers at every step.
 """
 
 import warnings
@@ -9,9 +9,10 @@ import warnings
 from .. import _checks
 from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
-from ._arguments import share_of, step_counts
 from ._curves import Curve, cosine, linear, one_minus_sqrt
 from ._phases import ahead, cycles, decay, hold, in_order, warmup
+from ._repr import shows_call
+from ._transformers import checked_counts, share_of
 
 _WSD_CURVES: dict[str, Curve] = {
     "linear": linear,
@@ -21,6 +22,7 @@ _WSD_CURVES: dict[str, Curve] = {
 
 
 @checked_names
+@shows_call
 def get_cosine_with_min_lr_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -40,7 +42,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: whole waves from W to T; at least 0.
         min_lr: the lowest rate; from 0 to `learning_rate`. Or else:
         min_lr_rate: the lowest rate as a share of `learning_rate`; from 0 to 1.
@@ -53,14 +55,14 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     `get_cosine_with_min_lr_schedule_with_warmup`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = cycles(cosine, max(1, T - W), num_cycles, floor)
     return in_order(learning_rate, warmup(linear, W), wave)
 
 
 @checked_names
+@shows_call
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -84,7 +86,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     Args:
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warm-up included.
+        num_training_steps: T, at least 0, the warmup included.
         num_cycles: whole waves from W to T; at least 0.
         min_lr: the lowest rate; from 0 to `learning_rate`. Or else:
         min_lr_rate: the lowest rate as a share of `learning_rate`; from 0 to 1.
@@ -99,8 +101,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
     Differs: there a floor may lie above the peak; here that is an error.
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    W, T = step_counts(num_warmup_steps, num_training_steps)
+    W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = ahead(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
     if warmup_lr_rate is None:
@@ -112,6 +113,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
 
 
 @checked_names
+@shows_call
 def get_wsd_schedule(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -123,7 +125,7 @@ def get_wsd_schedule(
     min_lr_ratio: float = 0.0,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """Warm-up, a stable stretch, decay, and then the lowest rate for good.
+    """Warmup, a stable stretch, decay, and then the lowest rate for good.
 
         t < W:          rate(t) = learning_rate * (r + (1 - r) * up(t / W))
         t < W + S:      rate(t) = learning_rate
@@ -134,7 +136,7 @@ def get_wsd_schedule(
         cosine:  up(x) = (1 - cos(pi x)) / 2  down(x) = (1 + cos(2 pi n x)) / 2
         1-sqrt:  up(x) = 1 - sqrt(1 - x)      down(x) = 1 - sqrt(x)
 
-    Where S = T - W - D comes out negative, the decay begins before the warm-up ends,
+    Where S = T - W - D comes out negative, the decay begins before the warmup ends,
     and the rate jumps there, as in Transformers.
 
     Args:
@@ -179,11 +181,11 @@ def get_wsd_schedule(
 def _stable_steps(
     warmup_and_decay: int, num_training_steps: int | None, num_stable_steps: int | None
 ) -> int:
-    """How long the stable stretch is; negative where the others do not fit."""
+    """Returns the length of the stable phase; negative if the others do not fit."""
     if num_stable_steps is None and num_training_steps is None:
         raise ValueError(
             "`num_training_steps` or `num_stable_steps` must be given, got neither. "
-            "With the first, the stable stretch is what warm-up and decay leave of it."
+            "With the first, the stable stretch is what warmup and decay leave of it."
         )
     if num_stable_steps is None:
         total = _checks.step_count("num_training_steps", num_training_steps)
@@ -191,7 +193,7 @@ def _stable_steps(
     if num_training_steps is not None:
         warnings.warn(
             "`num_training_steps` is not used where `num_stable_steps` is given.",
-            stacklevel=3,
+            stacklevel=5,  # of the caller of the decorated function
         )
     return _checks.step_count("num_stable_steps", num_stable_steps)
 

@@ -1,29 +1,29 @@
-"""State and batch come in, state and metrics go out.
+"""Training: compiled steps, the loop around them, evaluation, and resuming.
 
 train_step = make_train_step(loss_fn, optimizer)
 state = init_train_state(params, optimizer)
 trained = train(train_step, state, batches, max_steps=1_000)
 """
 
-from ._evaluate import make_evaluate as make_evaluate
-from ._events import Evaluation as Evaluation
-from ._events import Monitor as Monitor
-from ._events import Window as Window
+from ._evaluation import Evaluation as Evaluation
+from ._evaluation import Progress as Progress
+from ._evaluation import Selection as Selection
+from ._evaluation import after_evaluation as after_evaluation
+from ._evaluation import check_selection as check_selection
+from ._evaluation import make_evaluate as make_evaluate
+from ._evaluation import metric_values as metric_values
 from ._gradients import Batch as Batch
 from ._gradients import LossFn as LossFn
+from ._loop import Monitor as Monitor
 from ._loop import Trained as Trained
+from ._loop import Window as Window
 from ._loop import train as train
 from ._losses import cross_entropy as cross_entropy
-from ._position import Position as Position
-from ._position import restore_position as restore_position
-from ._position import save_position as save_position
-from ._progress import Progress as Progress
-from ._progress import Selection as Selection
-from ._progress import after_evaluation as after_evaluation
-from ._progress import check_selection as check_selection
-from ._progress import metric_values as metric_values
-from ._resumable import Resumable as Resumable
-from ._resumable import resumable as resumable
+from ._resume import Position as Position
+from ._resume import Resumable as Resumable
+from ._resume import restore_position as restore_position
+from ._resume import resumable as resumable
+from ._resume import save_position as save_position
 from ._signals import StopRequest as StopRequest
 from ._signals import stop_on_signals as stop_on_signals
 from ._state import Metrics as Metrics

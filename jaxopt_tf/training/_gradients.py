@@ -1,5 +1,6 @@
-"""The gradient of a mean loss, over one batch or over a window of micro-batches."""
+"""Gradient of a mean loss, over one batch or accumulated over micro-batches."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from .. import _pytrees
 from .._numerics import wide_dtype, widest_dtype
 from .._typing import PyTree
 
-# Arrays, or a tree of them, that the loss function understands.
+# Arrays, or a tree of them: the argument of the loss function.
 Batch = Any
 
 # (params, batch) or (params, batch, rng) -> (loss summed over items, number of items)
@@ -20,7 +21,7 @@ LossFn = Callable[..., tuple[jax.Array, jax.Array]]
 MeanGradient = Callable[..., tuple[jax.Array, jax.Array, PyTree]]
 
 
-def widened(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
+def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
     """Returns `loss_fn` with its results in float32, its parameters cast beforehand.
 
     The results are float64 if a parameter is: the gradient is computed from 1 / number.
@@ -34,21 +35,24 @@ def widened(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
     def cast(leaf: jax.Array) -> jax.Array:
         return leaf.astype(compute_dtype) if _pytrees.is_floating(leaf) else leaf
 
-    def wide_loss(params: PyTree, batch: Batch, *rng: jax.Array):
+    def wide_loss(
+        params: PyTree, batch: Batch, *rng: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         dtype = widest_dtype(params)
         if compute_dtype is not None:
             params = jax.tree.map(cast, params)
-        return jax.tree.map(
-            lambda x: jnp.asarray(x).astype(dtype), loss_fn(params, batch, *rng)
-        )
+        total, num_items = loss_fn(params, batch, *rng)
+        return jnp.asarray(total).astype(dtype), jnp.asarray(num_items).astype(dtype)
 
     return wide_loss
 
 
-def of_one_batch(loss_fn: LossFn) -> MeanGradient:
-    """The gradient of sum / number, as one backward pass."""
+def batch_gradient(loss_fn: LossFn) -> MeanGradient:
+    """Returns a function that computes the gradient of sum / number in one pass."""
 
-    def mean_gradient(params: PyTree, batch: Batch, rng: jax.Array | None):
+    def mean_gradient(
+        params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
         total, backward, num_items = jax.vjp(
             lambda params: loss_fn(params, batch, *_key(rng)), params, has_aux=True
         )
@@ -59,20 +63,22 @@ def of_one_batch(loss_fn: LossFn) -> MeanGradient:
     return mean_gradient
 
 
-def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
-    """The same over a batch that has an axis of micro-batches in front.
+def accumulated_gradient(loss_fn: LossFn, max_length: int) -> MeanGradient:
+    """Returns the same for a batch that has an axis of micro-batches in front.
 
         sum over micro-batches of grad(sum) / sum over micro-batches of number
 
-    So every item counts alike, wherever it stands; a mean of means would not do that
-    where micro-batches differ in their numbers of items. The sums are float32; those of
-    a float64 parameter's gradients are float64.
+    Every item has the same weight in whichever micro-batch it is; in a mean of means it
+    would not if micro-batches differ in their numbers of items. The sums are float32;
+    those of a float64 parameter's gradients are float64.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
 
-    def mean_gradient(params: PyTree, batches: Batch, rng: jax.Array | None):
-        def sums(batch: Batch, *key: jax.Array):
+    def mean_gradient(
+        params: PyTree, batches: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        def sums(batch: Batch, *key: jax.Array) -> tuple[jax.Array, jax.Array, PyTree]:
             total, backward, num_items = jax.vjp(
                 lambda params: loss_fn(params, batch, *key), params, has_aux=True
             )
@@ -93,40 +99,43 @@ def of_micro_batches(loss_fn: LossFn, max_length: int) -> MeanGradient:
     return mean_gradient
 
 
-def lying(grads: PyTree, shardings: PyTree | None) -> PyTree:
-    """`grads` where `shardings` say; None: where the compiler thinks best.
+def constrain(grads: PyTree, shardings: PyTree | None) -> PyTree:
+    """Constrains gradients to `shardings`; None leaves them to the compiler.
 
-    Left to itself, with an optimizer's state that is divided further than parameters
-    are, it would send each gradient by itself and not all of them at once.
+    With an optimizer's state that is sharded further than parameters are, the compiler
+    alone would communicate each gradient separately and not all of them together.
     """
     if shardings is None:
         return grads
 
-    def lie(g: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    def constrained(g: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
         is_number = _pytrees.is_floating(g)
-        return jax.lax.with_sharding_constraint(g, sharding) if is_number else g
+        # JAX declares no types for it.
+        constraint: Any = jax.lax.with_sharding_constraint
+        return constraint(g, sharding) if is_number else g
 
-    return jax.tree.map(lie, grads, shardings)
+    return jax.tree.map(constrained, grads, shardings)
 
 
 def mean_loss(
     loss_fn: LossFn, batch: Batch, rng: jax.Array | None, max_length: int
 ) -> Callable[[PyTree], jax.Array]:
-    """Parameters to mean loss: what line searches ask again, at no cost for others."""
+    """Returns the function params -> mean loss, which line searches evaluate again.
 
-    def of(params: PyTree) -> jax.Array:
-        def sums(batch: Batch, *key: jax.Array):
-            return loss_fn(params, batch, *key)
+    Other optimizers do not call it, and the compiler then removes it.
+    """
 
+    def value(params: PyTree) -> jax.Array:
+        loss_of_batch = functools.partial(loss_fn, params)
         if max_length == 1:
-            total, num_items = sums(batch, *_key(rng))
+            total, num_items = loss_of_batch(batch, *_key(rng))
         else:
             zero = jnp.zeros((), widest_dtype(params))
             start = (zero, zero)
-            total, num_items = _added_up(sums, start, batch, rng, max_length)
+            total, num_items = _added_up(loss_of_batch, start, batch, rng, max_length)
         return total / num_items
 
-    return of
+    return value
 
 
 def _added_up(
@@ -136,9 +145,9 @@ def _added_up(
     rng: jax.Array | None,
     max_length: int,
 ) -> PyTree:
-    """`start` plus `function(batch, *key)` of every micro-batch, in one scan."""
+    """Returns `start` plus `function(batch, *key)` of each micro-batch, in one scan."""
 
-    def add(sums, micro):
+    def add(sums: PyTree, micro: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
         index, batch = micro
         key = _key(rng if rng is None else jax.random.fold_in(rng, index))
         return jax.tree.map(_plus, sums, function(batch, *key)), None
@@ -152,7 +161,7 @@ def _key(rng: jax.Array | None) -> tuple[jax.Array, ...]:
 
 
 def _buffer(p: jax.Array) -> jax.Array:
-    # Where a leaf is no number to be learnt, JAX gives no gradient either (float0).
+    # JAX gives no gradient (float0) for leaves that are not floating-point.
     if not _pytrees.is_floating(p):
         return jnp.zeros(p.shape, jax.dtypes.float0)
     return jnp.zeros_like(p, wide_dtype(p.dtype))  # placed as the parameter is
@@ -163,7 +172,7 @@ def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _window_length(batches: Batch, max_length: int) -> int:
-    """The number of micro-batches, which all leaves must agree on."""
+    """Returns the number of micro-batches, in which all leaves must be equal."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
     lengths = {shape[0] if shape else None for shape in shapes}
     length = lengths.pop() if len(lengths) == 1 else None

@@ -1,4 +1,4 @@
-"""Batches through the step: monitors told, evaluations made, checkpoints saved."""
+"""Training loop: steps, reports to monitors, evaluations and checkpoints."""
 
 import contextlib
 import dataclasses
@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
-from .._numerics import has_float64
 from .._typing import PyTree
 from ..schedules import MetricDrivenSchedule
-from ._events import Evaluation, Monitor, Window
-from ._gradients import Batch
-from ._position import Position
-from ._progress import (
+from ._evaluation import (
+    Evaluation,
     Selection,
     after_evaluation,
     check_selection,
@@ -26,20 +23,42 @@ from ._progress import (
     metric_values,
     selected_metric,
 )
-from ._state import Metrics, TrainState, lying_as, with_rate
+from ._gradients import Batch
+from ._resume import Position
+from ._state import Metrics, TrainState, device_put_like, with_learning_rate
 from ._step import TrainStep
 
-# Steps whose metrics are fetched from the device together.
+# Number of steps whose metrics are fetched from the device together.
 _WINDOW = 10
 
 _LOWEST_LOSS = Selection()
 
 
+class Window(NamedTuple):
+    """Metrics of a few steps in a row, on the host."""
+
+    first_step: int  # number of the first one; 1 for the run's first step
+    metrics: Metrics  # [n] each, numpy: one entry per step
+    seconds: float  # since the window before; NaN if nobody measured
+
+
+class Monitor(NamedTuple):
+    """Three functions; one that has nothing to do is `lambda _: None`.
+
+    When `window` and `evaluation` return, what they write must be in the file: a
+    checkpoint that follows relies on it.
+    """
+
+    window: Callable[[Window], None]
+    evaluation: Callable[[Evaluation], None]
+    close: Callable[[], None]  # called once, also if the run is interrupted
+
+
 class Trained(NamedTuple):
-    """What a run has come to."""
+    """Result of `train`."""
 
     position: Position  # after the last step
-    ended: str  # "max_steps", "patience", or "asked" where `should_stop` said so
+    ended: str  # "max_steps", "patience", or "asked" if `should_stop` returned True
 
     @property
     def state(self) -> TrainState:
@@ -65,175 +84,191 @@ def train(
 ) -> Trained:
     """Takes steps until there have been `max_steps`, those before `start` included.
 
-    The host does not wait for the device at every step: it hands steps over, and
-    fetches the metrics of the window before the one under way in one go. At a step at
-    which both are due, evaluation comes before saving, and all steps up to it have been
-    told to the monitors before either.
+    The host does not wait for the device at every step: it dispatches steps, and
+    fetches the metrics of the window before the current one together. At a step at
+    which both are due, evaluation comes before saving, and monitors have received all
+    steps up to it before either.
 
     Args:
         train_step: from `make_train_step`.
-        start: the state to start from, or the position where a run was broken off; its
-            buffers are taken over by the first step.
+        start: the state to start from, or the position of a run that was interrupted;
+            its buffers are donated to the first step.
         batches: those from the start's step on; no more are taken than needed.
         max_steps: number of steps of the whole run; at least 1.
-        monitors: told of every window of steps and of every evaluation, and closed at
-            the end, also if the run is broken off.
-        evaluate: from params to held-out metrics, from `make_evaluate`; called before
+        monitors: receive every window of steps and every evaluation, and are closed at
+            the end, also if the run is interrupted.
+        evaluate: from params to evaluation metrics, from `make_evaluate`; called before
             step 1 (for the monitors only), every `eval_steps` and after the last step.
         eval_steps: None to evaluate only at both ends.
         selection: which evaluation is the best, and how long to wait for a better one.
         metric_schedule: sets the rate after every evaluation but the first; the
             optimizer is built with a float rate.
         save: takes a position, as `save_position` does; called every `save_steps`, when
-            the run ends, and when it is asked to stop.
+            the run ends, and when it is stopped.
         save_steps: None to save only then.
         save_best: whether to save after every evaluation that is the best so far, too.
-        should_stop: asked after every step; True ends the run there.
+        should_stop: called after every step; True ends the run there.
 
     Returns:
         The position after the last step, and why it was the last.
 
     Raises:
         ValueError: if a number of steps is below 1, or there are fewer batches.
-        FloatingPointError: if the step itself stopped, since a loss or gradient was not
-            finite; names the step. It is noticed when the window is fetched.
+        FloatingPointError: if the step itself stopped because a loss or gradient was
+            not finite; names the step. It is noticed when the window is fetched.
 
     Source: transformers 5.23 `trainer.py`, `_maybe_log_save_evaluate`.
     """
     max_steps = _checks.step_count("max_steps", max_steps, least=1)
-    eval_steps = _interval("eval_steps", eval_steps)
-    save_steps = _interval("save_steps", save_steps)
+    for name, steps in (("eval_steps", eval_steps), ("save_steps", save_steps)):
+        if steps is not None:
+            _checks.step_count(name, steps, least=1)
     check_selection(selection)
     if isinstance(start, TrainState):
         start = Position(start)
-    state, progress, schedule_state = start
-    step = first_step = int(state.step)
-    fetch, restart_clock = _make_fetch(step, monitors)
-    under_way: list[Metrics] = []
-    if metric_schedule is not None and schedule_state is None:
-        schedule_state = metric_schedule.init()
-
-    def settle() -> None:
-        fetch(under_way)
-        under_way.clear()
-
-    def tell_evaluation() -> Evaluation | None:
-        if evaluate is None:
-            return None
-        evaluation = Evaluation(step, metric_values(evaluate(state.params)))
-        selected_metric(selection, evaluation)  # raises before any step if missing
-        for monitor in monitors:
-            monitor.evaluation(evaluation)
-        restart_clock()
-        return evaluation
-
-    def is_over() -> str | None:
-        if has_run_out_of_patience(progress, selection):
-            return "patience"
-        return "asked" if should_stop() else None
-
+    if metric_schedule is not None and start.schedule_state is None:
+        start = start._replace(schedule_state=metric_schedule.init())
+    run = _Run(start, monitors, evaluate, selection, metric_schedule, save)
     try:
-        if step == 0:
-            tell_evaluation()
-        over = is_over()
-        remaining = 0 if over else max(0, max_steps - step)
+        if run.step == 0:
+            run.evaluate()
+        reason = run.reason_to_stop(should_stop)
+        remaining = 0 if reason else max(0, max_steps - run.step)
         for batch in itertools.islice(batches, remaining):
-            state, metrics = train_step(state, batch)
-            step += 1
-            under_way.append(metrics)
-            if len(under_way) == 2 * _WINDOW:
-                fetch(under_way[:_WINDOW])
-                del under_way[:_WINDOW]
-            is_due = step == max_steps or (save_steps and step % save_steps == 0)
-            if step == max_steps or (eval_steps and step % eval_steps == 0):
-                settle()
-                evaluation = tell_evaluation()
-                if evaluation is not None:
-                    progress = after_evaluation(progress, selection, evaluation)
-                    is_due = is_due or (save_best and progress.best_step == step)
-                if evaluation is not None and metric_schedule is not None:
-                    metric = selected_metric(selection, evaluation)
-                    schedule_state = metric_schedule.update(schedule_state, metric)
-                    state = with_rate(state, _rate(schedule_state))
-            over = is_over()
-            if save is not None and (is_due or over):
-                settle()
-                save(Position(state, progress, schedule_state))
-                restart_clock()
-            if over:
+            run.take_step(train_step, batch)
+            is_last = run.step == max_steps
+            is_save_due = is_last or _is_due(run.step, save_steps)
+            if is_last or _is_due(run.step, eval_steps):
+                is_best = run.evaluate_and_adapt()
+                is_save_due = is_save_due or (save_best and is_best)
+            reason = run.reason_to_stop(should_stop)
+            if is_save_due or reason:
+                run.save()
+            if reason:
                 break
-        settle()
-        if step < max_steps and not over:
-            if save is not None and step > first_step:
-                save(Position(state, progress, schedule_state))
+        run.report()
+        if run.step < max_steps and not reason:
+            if run.step > run.first_step:
+                run.save()
             raise ValueError(
                 f"`batches` must hold one for every step up to `max_steps` = "
-                f"{max_steps}, but ended after step {step}. Repeat them, or take fewer "
-                "steps."
+                f"{max_steps}, but ended after step {run.step}. Repeat them, or take "
+                "fewer steps."
             )
-    except FloatingPointError:
-        # The step has kept what was before: nothing of it is to be lost.
-        if save is not None and int(state.step) > first_step:
-            none = lying_as(jnp.int32(0), state.num_bad_in_a_row)
-            kept = dataclasses.replace(state, num_bad_in_a_row=none)
-            save(Position(kept, progress, schedule_state))
-        _close(monitors)
-        raise
-    except BaseException:
-        _close(monitors)
+    except BaseException as error:
+        if isinstance(error, FloatingPointError):
+            run.save_before_stop()
+        for monitor in monitors:
+            with contextlib.suppress(Exception):  # it would hide `error`
+                monitor.close()
         raise
     for monitor in monitors:
         monitor.close()
-    ended = over if over and step < max_steps else "max_steps"
-    return Trained(Position(state, progress, schedule_state), ended)
+    ended = reason if reason and run.step < max_steps else "max_steps"
+    return Trained(run.position, ended)
 
 
-def _close(monitors: Sequence[Monitor]) -> None:
-    """Closes all, where an error is on its way that theirs must not hide."""
-    for monitor in monitors:
-        with contextlib.suppress(Exception):
-            monitor.close()
+@dataclasses.dataclass
+class _Run:
+    """A run in progress, and the metrics that monitors have not received yet."""
 
+    position: Position
+    monitors: Sequence[Monitor]
+    eval_function: Callable[[PyTree], Mapping[str, float]] | None
+    selection: Selection
+    metric_schedule: MetricDrivenSchedule | None
+    save_function: Callable[[Position], Any] | None
 
-def _rate(schedule_state: Any) -> jax.Array:
-    """Returns the rate, in float64 under x64; the optimizer's own dtype rounds it."""
-    if has_float64() and hasattr(schedule_state, "learning_rate_float64"):
-        return schedule_state.learning_rate_float64
-    return schedule_state.learning_rate
+    def __post_init__(self) -> None:
+        self.step = self.first_step = int(self.position.state.step)
+        self.pending: list[Metrics] = []  # of steps that were dispatched
+        self.time = time.perf_counter()  # of the last report, evaluation or save
 
+    def take_step(self, train_step: TrainStep, batch: Batch) -> None:
+        """Dispatches a step; reports a window when the next one is complete, too."""
+        state, metrics = train_step(self.position.state, batch)
+        self.position = self.position._replace(state=state)
+        self.step += 1
+        self.pending.append(metrics)
+        if len(self.pending) == 2 * _WINDOW:
+            self.report(_WINDOW)
 
-def _interval(name: str, value: int | None) -> int | None:
-    return None if value is None else _checks.step_count(name, value, least=1)
+    def report(self, num_steps: int | None = None) -> None:
+        """Fetches the metrics of the oldest `num_steps` (all for None) for monitors.
 
-
-def _make_fetch(
-    step: int, monitors: Sequence[Monitor]
-) -> tuple[Callable[[list[Metrics]], None], Callable[[], None]]:
-    """A function that brings metrics to the host and tells monitors; its clock."""
-    next_step, since = step + 1, time.perf_counter()
-
-    def fetch(metrics: list[Metrics]) -> None:
-        nonlocal next_step, since
-        if not metrics:
+        Raises:
+            FloatingPointError: if a step stopped; monitors have received it.
+        """
+        if not self.pending:
             return
+        first_step = self.step - len(self.pending) + 1
+        length = len(self.pending) if num_steps is None else num_steps
+        metrics, self.pending = self.pending[:length], self.pending[length:]
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
-        # What comes after the step that stopped has changed nothing: it is not told.
-        if columns.is_stopped.any():
-            length = int(np.argmax(columns.is_stopped)) + 1
-            columns = jax.tree.map(lambda x: x[:length], columns)
+        # The steps after the one that stopped changed nothing: they are not reported.
+        is_stopped = bool(columns.is_stopped.any())
+        if is_stopped:
+            num_taken = int(np.argmax(columns.is_stopped)) + 1
+            columns = jax.tree.map(lambda x: x[:num_taken], columns)
         now = time.perf_counter()
-        window = Window(next_step, columns, now - since)
-        next_step, since = next_step + len(columns.loss), now
-        for monitor in monitors:
+        window = Window(first_step, columns, now - self.time)
+        self.time = now
+        for monitor in self.monitors:
             monitor.window(window)
-        if columns.is_stopped.any():
+        if is_stopped:
             raise FloatingPointError(_why_stopped(window))
 
-    def restart_clock() -> None:
-        nonlocal since
-        since = time.perf_counter()
+    def evaluate(self) -> Evaluation | None:
+        """Evaluates, after all steps were reported; None without a function for it."""
+        self.report()
+        if self.eval_function is None:
+            return None
+        metrics = metric_values(self.eval_function(self.position.state.params))
+        evaluation = Evaluation(self.step, metrics)
+        selected_metric(self.selection, evaluation)  # raises before any step if missing
+        for monitor in self.monitors:
+            monitor.evaluation(evaluation)
+        self.time = time.perf_counter()
+        return evaluation
 
-    return fetch, restart_clock
+    def evaluate_and_adapt(self) -> bool:
+        """Evaluates, updates progress and rate; returns whether it was the best."""
+        evaluation = self.evaluate()
+        if evaluation is None:
+            return False
+        state, progress, schedule_state = self.position
+        progress = after_evaluation(progress, self.selection, evaluation)
+        if self.metric_schedule is not None:
+            metric = selected_metric(self.selection, evaluation)
+            schedule_state = self.metric_schedule.update(schedule_state, metric)
+            state = with_learning_rate(state, schedule_state.learning_rate)
+        self.position = Position(state, progress, schedule_state)
+        return progress.best_step == self.step
+
+    def reason_to_stop(self, should_stop: Callable[[], bool]) -> str | None:
+        """Returns `Trained.ended` if the run ends here, else None."""
+        if has_run_out_of_patience(self.position.progress, self.selection):
+            return "patience"
+        return "asked" if should_stop() else None
+
+    def save(self) -> None:
+        """Saves, after all steps were reported."""
+        if self.save_function is not None:
+            self.report()
+            self.save_function(self.position)
+            self.time = time.perf_counter()
+
+    def save_before_stop(self) -> None:
+        """Saves the state before the step that stopped, which the step has kept."""
+        state = self.position.state
+        if self.save_function is not None and int(state.step) > self.first_step:
+            none = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
+            state = dataclasses.replace(state, num_bad_in_a_row=none)
+            self.save_function(self.position._replace(state=state))
+
+
+def _is_due(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0
 
 
 def _why_stopped(window: Window) -> str:

@@ -1,4 +1,4 @@
-"""Asked to stop: finish the step and save; asked twice: exit at once."""
+"""Signals: the first one ends a run after the step, the second one at once."""
 
 import contextlib
 import itertools
@@ -14,10 +14,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """What the signals have said so far; as a function, whether to stop."""
+    """Signals so far; as a function, returns whether to stop."""
 
     def __init__(self, *, is_shared: bool = False):
-        """Nothing has been said yet.
+        """Creates a request without a signal.
 
         Args:
             is_shared: whether a signal to any of many processes counts, in all of them
@@ -28,7 +28,7 @@ class StopRequest:
         self._calls = itertools.count()
 
     def __call__(self) -> bool:
-        """Whether a signal has come."""
+        """Returns whether a signal has been received."""
         # All must take the same steps: JAX finds the first that none has passed yet.
         if self._is_shared and multihost_utils.reached_preemption_sync_point(
             next(self._calls)
@@ -39,7 +39,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM and SIGINT (Ctrl-C) ask for an end instead of making one.
+    """Makes SIGTERM and SIGINT (Ctrl-C) requests to stop while it is open.
 
         with stop_on_signals() as should_stop:
             train(..., should_stop=should_stop)

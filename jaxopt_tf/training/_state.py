@@ -1,4 +1,4 @@
-"""What a training step carries, and what it reports."""
+"""State that a training step carries, and the metrics that it reports."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from ..optimizers import set_learning_rate
 
 @flax.struct.dataclass
 class TrainState:
-    """What the next step needs."""
+    """State from which the next step is taken."""
 
     step: jax.Array  # (), int32: batches taken so far, those of skipped updates too
     params: PyTree  # the parameters
@@ -61,42 +61,44 @@ def init_train_state(
     *,
     rng: jax.Array | int | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
-        params: the parameters; the first step takes their buffers over (donation), so
-            they must not be used afterwards.
+        params: the parameters; their buffers are donated to the first step, so they
+            must not be used afterwards.
         optimizer: any optax transformation.
-        rng: a key or a seed for a loss that takes a third argument, a key that is
-            another one at every step; None for a loss that takes two.
+        rng: a key or a seed for a loss with a third argument, a key that differs at
+            every step; None for a loss with two.
     """
     if rng is not None and not isinstance(rng, jax.Array):
         rng = jax.random.key(_checks.seed("rng", rng))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=_with_buffers_of_its_own(optimizer.init(params), params),
+        opt_state=_with_own_buffers(optimizer.init(params), params),
         num_bad_in_a_row=jnp.zeros((), jnp.int32),
         rng=rng,
     )
 
 
-def with_rate(state: TrainState, learning_rate: jax.Array) -> TrainState:
-    """The state with another rate in its optimizer."""
+def with_learning_rate(
+    state: TrainState, learning_rate: float | jax.Array
+) -> TrainState:
+    """Returns the state with another learning rate in its optimizer."""
     opt_state = set_learning_rate(state.opt_state, learning_rate)
     return dataclasses.replace(
-        state, opt_state=jax.tree.map(lying_as, opt_state, state.opt_state)
+        state, opt_state=jax.tree.map(device_put_like, opt_state, state.opt_state)
     )
 
 
-def lying_as(new: jax.Array, old: jax.Array) -> jax.Array:
-    """`new` where `old` lies, bound to it or not: no step is compiled again for it."""
-    is_bound = isinstance(old, jax.Array) and old.committed
-    return jax.device_put(new, old.sharding) if is_bound else new
+def device_put_like(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Places `new` as `old`, committed or not, so that no step is compiled again."""
+    is_committed = isinstance(old, jax.Array) and old.committed
+    return jax.device_put(new, old.sharding) if is_committed else new
 
 
-def _with_buffers_of_its_own(opt_state: PyTree, params: PyTree) -> PyTree:
-    """Copies the arrays that stand in two places: a step takes each buffer once."""
+def _with_own_buffers(opt_state: PyTree, params: PyTree) -> PyTree:
+    """Copies arrays that occur twice: a step can donate each buffer only once."""
     seen = {id(leaf) for leaf in jax.tree.leaves(params)}
 
     def own(leaf: Any) -> Any:

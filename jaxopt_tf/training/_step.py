@@ -1,4 +1,4 @@
-"""One update, compiled: a state and a batch come in, a state and metrics go out."""
+"""Compiled training step: (state, batch) -> (state, metrics)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from . import _gradients
 from ._gradients import Batch, LossFn
 from ._state import Metrics, Norms, TrainState
 
-# (state, batch, **what the optimizer wants besides) -> (state, metrics)
+# (state, batch, **extra arguments of the optimizer) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 # A sum, or sums by name, and a count: so that batches of any size add up exactly.
@@ -39,32 +39,32 @@ def make_train_step(
     Args:
         loss_fn: (params, batch) -> (loss summed over the batch's items, their number):
             scalars; the number may be a Python one. It is called with a key as third
-            argument where the state has an `rng`: another one at every step and for
-            every micro-batch. The gradient is that of sum / number.
-        optimizer: any optax transformation; clipping and decay are links of it. It is
-            handed `value` (the loss), `grad` and `value_fn` if it takes them.
+            argument if the state has an `rng`: another one at every step and for every
+            micro-batch. The gradient is that of sum / number.
+        optimizer: any optax transformation; clipping and decay are links of it. It
+            receives `value` (the loss), `grad` and `value_fn` if it takes them.
         gradient_accumulation_steps: k; at least 1. Above 1 every leaf of a batch has
             an axis of at most k micro-batches in front: their gradients are added up
             one after the other, in one float32 copy (float64 of float64 parameters),
             and the optimizer runs once. Sums are divided by the number of items of the
             whole window, a short last one by its own.
-        compute_dtype: what floating-point parameters are cast to before the loss sees
-            them, `jnp.bfloat16` say; None for their own. The update is made to the
+        compute_dtype: dtype to which floating-point parameters are cast for the loss,
+            such as `jnp.bfloat16`; None for their own. The update is applied to the
             uncast ones.
-        on_non_finite: what becomes of a loss or gradient norm that is not finite.
-            "stop": the state is kept as it was, now and in all later steps, and
-            `Metrics.is_stopped` says so. "skip": parameters and optimizer are kept, so
-            that its schedule does not advance, and training goes on. "propagate": the
-            update is made, as in torch.
-        max_skipped_in_a_row: with "skip", more than so many in a row stop.
+        on_non_finite: reaction to a loss or gradient norm that is not finite. "stop":
+            the state is left unchanged, in this and all later steps, and
+            `Metrics.is_stopped` is True. "skip": parameters and optimizer are left
+            unchanged, so that its schedule does not advance, and training continues.
+            "propagate": the update is applied, as in torch.
+        max_skipped_in_a_row: with "skip", more skipped steps in a row stop the run.
         per_layer: report `Metrics.layers` too.
-        state_shardings: where the new state is to lie on many devices: a sharding for
-            each leaf of a `TrainState`; gradients lie as the parameters. None to leave
+        state_shardings: shardings of the new state on many devices, one for each leaf
+            of a `TrainState`; gradients are sharded as the parameters. None to leave
             that to the compiler.
 
     Returns:
-        A function (state, batch, **extra) -> (state, metrics); `extra` is handed to the
-        optimizer. It takes the old state's buffers for the new one: the old state must
+        A function (state, batch, **extra) -> (state, metrics); `extra` is passed to the
+        optimizer. It reuses the old state's buffers for the new one: the old state must
         not be used afterwards. It is traced once for each shape of batch.
 
     Raises:
@@ -72,33 +72,35 @@ def make_train_step(
             micro-batches do not fit.
 
     Source: transformers 5.23 `trainer.py`, `_run_epoch` and `training_step`.
-    Differs: an update that is not finite is not made unless asked for.
+    Differs: an update that is not finite is applied only with "propagate".
     """
     num_micro = _checks.step_count(
         "gradient_accumulation_steps", gradient_accumulation_steps, least=1
     )
     _checks.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
-    wide_loss = _gradients.widened(loss_fn, compute_dtype)
-    over = None if state_shardings is None else state_shardings.params
+    wide_loss = _gradients.with_float32_outputs(loss_fn, compute_dtype)
+    grad_shardings = None if state_shardings is None else state_shardings.params
     if num_micro == 1:
-        mean_gradient = _gradients.of_one_batch(wide_loss)
+        mean_gradient = _gradients.batch_gradient(wide_loss)
     else:
-        mean_gradient = _gradients.of_micro_batches(wide_loss, num_micro)
+        mean_gradient = _gradients.accumulated_gradient(wide_loss, num_micro)
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def train_step(state: TrainState, batch: Batch, **extra):
+    def train_step(
+        state: TrainState, batch: Batch, **extra: Any
+    ) -> tuple[TrainState, Metrics]:
         rng = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
         loss, num_items, grads = mean_gradient(state.params, batch, rng)
-        grads = _gradients.lying(grads, over)
-        wanted = {
+        grads = _gradients.constrain(grads, grad_shardings)
+        extra_args = {
             "value": loss,
             "grad": grads,
             "value_fn": _gradients.mean_loss(wide_loss, batch, rng, num_micro),
             **extra,
         }
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, **wanted
+            grads, state.opt_state, state.params, **extra_args
         )
         norms = _norms(grads, updates, state.params)
         layers = _layers(grads, updates, state.params) if per_layer else {}
@@ -112,17 +114,17 @@ def make_train_step(
             was_stopped = state.num_bad_in_a_row > limit
             num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
             is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
-            kept = (state.params, state.opt_state)
-            params, opt_state = _where(is_made, (params, opt_state), kept)
+            old = (state.params, state.opt_state)
+            params, opt_state = _where(is_made, (params, opt_state), old)
         metrics = Metrics(
             loss=loss,
             learning_rate=_learning_rate(opt_state),
-            norms=_made(is_made, norms),
+            norms=_zero_if_skipped(is_made, norms),
             num_items=num_items,
             is_clipped=is_clipped(opt_state) & is_made,
             is_skipped=~is_made,
             is_stopped=is_stopped,
-            layers={name: _made(is_made, of) for name, of in layers.items()},
+            layers={k: _zero_if_skipped(is_made, v) for k, v in layers.items()},
         )
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
@@ -135,31 +137,29 @@ def make_train_step(
 
 def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
     """Compiles `loss_fn` alone: (params, batch) -> (summed loss, number of items)."""
-    return jax.jit(_gradients.widened(loss_fn, compute_dtype))
+    return jax.jit(_gradients.with_float32_outputs(loss_fn, compute_dtype))
 
 
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
-    # The gradients' is what `clip` takes too: the compiler computes it once.
+    # `clip` computes that of the gradients, too: the compiler does it once.
     return Norms(*map(_pytrees.global_norm, (grads, updates, params)))
 
 
-def _made(is_made: jax.Array, norms: Norms) -> Norms:
-    """With updates of 0 where none was made."""
+def _zero_if_skipped(is_made: jax.Array, norms: Norms) -> Norms:
+    """Replaces the norm of an update that was not applied by 0."""
     updates = jnp.where(is_made, norms.updates, 0.0)
     return Norms(norms.grads, updates, norms.params)
 
 
 def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
-    """Norms by the path of the module that a leaf belongs to."""
-    layers: dict[str, list[list[jax.Array]]] = {}
+    """Returns norms by the path of the module that a leaf belongs to."""
+    layers: dict[str, list[tuple[jax.Array, ...]]] = {}
     columns = [_pytrees.named_leaves(tree) for tree in (grads, updates, params)]
     for (name, g), (_, u), (_, p) in zip(*columns, strict=True):
-        layer = name.rpartition(".")[0] or name
-        for leaves, leaf in zip(
-            layers.setdefault(layer, [[], [], []]), (g, u, p), strict=True
-        ):
-            leaves.append(leaf)
-    return {layer: _norms(*leaves) for layer, leaves in layers.items()}
+        layers.setdefault(name.rpartition(".")[0] or name, []).append((g, u, p))
+    return {
+        layer: _norms(*zip(*leaves, strict=True)) for layer, leaves in layers.items()
+    }
 
 
 def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
@@ -167,7 +167,7 @@ def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:
-    """The rate of the one optimizer of ours in it; NaN unless there is just one."""
+    """Returns the rate of our optimizer; NaN unless the state has exactly one."""
     try:
         rate = get_learning_rate(opt_state)
     except ValueError:

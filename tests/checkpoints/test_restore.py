@@ -1,5 +1,6 @@
 """Back from the disk: nothing damaged, nothing that does not fit, never in silence."""
 
+import math
 import shutil
 
 import jax
@@ -18,6 +19,7 @@ from jaxopt_tf.checkpoints import (
 from jaxopt_tf.checkpoints._digest import DIGEST_FILE, seal
 from jaxopt_tf.checkpoints._restore import damage
 from jaxopt_tf.optimizers import sgd_tf
+from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
 
 LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3))}
 
@@ -161,8 +163,8 @@ def test_reads_the_notes_alone(folder):
 
 
 def test_refuses_what_is_no_array_or_has_no_name_of_its_own(folder):
-    with pytest.raises(TypeError, match="`like` must hold arrays, got float for 'w'"):
-        restore_latest(folder, LIKE | {"w": 1.0})
+    with pytest.raises(TypeError, match="`like` must hold arrays, got str for 'w'"):
+        restore_latest(folder, LIKE | {"w": "1.0"})
     twice = {"a.b": LIKE["w"], "a": {"b": LIKE["w"]}}
     with pytest.raises(ValueError, match="got two leaves 'a.b'. Rename"):
         restore_latest(folder, twice)
@@ -215,3 +217,72 @@ def test_a_state_that_lacks_something_else_too_is_refused(tmp_path):
         checkpoints.save(3, older, {})
     with pytest.raises(ValueError, match=r"2 only in `like` \(momentum"):
         restore_latest(tmp_path, state)
+
+
+def in_arrays_of_32_bits(state):
+    """Returns a state that a metric drives as checkpoints used to hold it."""
+
+    def pair(values):
+        high = np.float32(values)
+        rest = values - high if np.isfinite(high).all() else 0
+        return {"high": high, "low": np.float32(rest)}
+
+    older = state._asdict()
+    mantissa, exponent = math.frexp(older.pop("learning_rate"))
+    bits = int(mantissa * 2**53) << 11
+    older["rate"] = {
+        "high": jnp.uint32(bits >> 32),
+        "low": jnp.uint32(bits & 0xFFFFFFFF),
+        "exponent": jnp.int32(exponent - 1),
+    }
+    older["best"] = pair(older["best"])
+    average = older.get("average")
+    if average is not None:  # a ring: the next metric was to be written at `place`
+        place = 1 if average.num_values == 4 else average.num_values
+        older["average"] = {
+            "values": pair(np.roll(average.values, place)),
+            "total": pair(average.total),
+            "place": jnp.int32(place),
+            "num_values": average.num_values,
+        }
+    return jax.tree.map(lambda x: jnp.int32(x) if type(x) is int else x, older)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        reduce_lr_on_plateau(1e-3, patience=0, factor=0.3),
+        greedy(1e-2, patience=0),
+        greedy(1e-2, patience=0, smooth=True, window_size=4),
+    ],
+    ids=["plateau", "greedy", "smooth"],
+)
+@pytest.mark.parametrize("num_metrics", [0, 3, 9])
+def test_an_older_state_that_a_metric_drives_is_continued(
+    tmp_path, schedule, num_metrics
+):
+    # Few digits each, so that a pair of float32 holds them and their sums exactly.
+    metrics = [3.0, 2.5, 2.75, 2.25, 2.5, 3.5, 1.0, 1.25, 1.125]
+    state = schedule.init()
+    for metric in metrics[:num_metrics]:
+        state = schedule.update(state, metric)
+    older = in_arrays_of_32_bits(state)
+    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+        checkpoints.save(3, {"a": {"schedule": older, "w": LIKE["w"]}}, {})
+    like = {"a": {"schedule": schedule.init(), "w": LIKE["w"]}}
+    restored = restore_latest(tmp_path, like).arrays["a"]["schedule"]
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert type(restored.learning_rate) is float
+    for metric in (2.0, 9.0, 1.0):
+        restored = schedule.update(restored, metric)
+        state = schedule.update(state, metric)
+        assert restored.learning_rate == state.learning_rate
+        assert restored.num_bad_updates == state.num_bad_updates
+
+
+def test_an_older_state_with_another_smoothing_is_refused(tmp_path):
+    schedule = greedy(1e-2, smooth=True, window_size=4)
+    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+        checkpoints.save(3, in_arrays_of_32_bits(schedule.init()), {})
+    with pytest.raises(ValueError, match="6 only in checkpoint-3 .average"):
+        restore_latest(tmp_path, greedy(1e-2).init())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.trainer_utils import rotate_checkpoints
 
-from jaxopt_tf.checkpoints._rotation import (
+from jaxopt_tf.checkpoints._save import (
     clear,
     find_checkpoints,
     put_in_place,

@@ -160,15 +160,8 @@ def test_a_rate_that_follows_a_metric(rng, make, x64):
         state, rates = schedule.init(), []
         for metric in metrics:
             state = schedule.update(state, kind(metric))
-            assert state.learning_rate.dtype == jnp.float32
-            rates.append(np.asarray(state.learning_rate_float64))
+            rates.append(state.learning_rate)
         np.testing.assert_array_equal(rates, real)
-
-
-def test_a_float64_rate_needs_x64():
-    state = greedy(0.1).init()
-    with pytest.raises(ValueError, match="`jax_enable_x64`"):
-        _ = state.learning_rate_float64
 
 
 def test_the_training_loop_sets_a_float64_rate_unrounded(x64):

@@ -16,30 +16,18 @@ TWIN = {"plateau": theirs.plateau, "greedy": theirs.greedy}
 both = pytest.mark.parametrize("which", ["plateau", "greedy"])
 
 
-def followed(schedule, metrics):
-    def body(state, metric):
-        state = schedule.update(state, metric)
-        return state, state.learning_rate
-
-    return jax.lax.scan(body, schedule.init(), jnp.asarray(metrics, jnp.float32))
-
-
 def rates(schedule, metrics):
-    return np.asarray(jax.jit(lambda: followed(schedule, metrics))()[1])
+    state, rates = schedule.init(), []
+    for metric in metrics:
+        state = schedule.update(state, metric)
+        rates.append(state.learning_rate)
+    return rates
 
 
-def assert_equals_twins(which, shape, streams, options):
-    """Many streams through one program: the numbers are traced, the counts are not."""
-
-    def run(metrics, learning_rate, numbers):
-        return followed(MAKE[which](learning_rate, **numbers, **shape), metrics)[1]
-
-    numbers = {name: jnp.asarray([o[name] for o in options]) for name in options[0]}
-    learning_rates = numbers.pop("learning_rate")
-    ours = jax.jit(jax.vmap(run))(np.stack(streams), learning_rates, numbers)
-    for stream, option, mine in zip(streams, options, ours, strict=True):
-        expected = TWIN[which](stream, **option, **shape)
-        np.testing.assert_allclose(mine, expected, rtol=1e-6, err_msg=(option, shape))
+def assert_equals_twin(which, metrics, options):
+    """Rates and decisions are torch's doubles, bit for bit."""
+    ours = rates(MAKE[which](**options), metrics)
+    np.testing.assert_array_equal(ours, TWIN[which](metrics, **options), str(options))
 
 
 @twins.needs_transformers
@@ -47,15 +35,14 @@ def assert_equals_twins(which, shape, streams, options):
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_the_twin_on_random_streams(which, seed):
     rng = np.random.default_rng(seed)
-    _, shape = theirs.random_options(rng, which)
-    # Every mode, and smoothing, comes up among the seeds.
-    shape["mode"] = ("min", "max")[seed % 2]
-    shape["threshold_mode"] = ("rel", "abs")[seed // 2]
-    if which == "greedy":
-        shape["smooth"] = seed in (0, 3)
-    options = [theirs.random_options(rng, which, shape)[0] for _ in range(16)]
-    streams = np.stack([theirs.random_stream(rng) for _ in options])
-    assert_equals_twins(which, shape, streams, options)
+    for k in range(16):
+        options, shape = theirs.random_options(rng, which)
+        # Every mode, and smoothing, comes up among the seeds.
+        shape["mode"] = ("min", "max")[seed % 2]
+        shape["threshold_mode"] = ("rel", "abs")[seed // 2]
+        if which == "greedy":
+            shape["smooth"] = k % 2 == 0
+        assert_equals_twin(which, theirs.random_stream(rng), options | shape)
 
 
 def test_waits_for_more_than_patience():
@@ -99,7 +86,7 @@ def test_counts_bad_metrics(options, metrics, bad):
 def test_the_rate_stops_at_its_bounds():
     lowest = rates(reduce_lr_on_plateau(1.0, patience=0, min_lr=0.03), [1.0] * 5)
     np.testing.assert_allclose(lowest, [1, 0.1, 0.03, 0.03, 0.03])
-    falling = -jnp.arange(6.0)
+    falling = -np.arange(6.0)
     highest = rates(greedy(0.5, factor=0.5, patience=1, max_lr=1.5), falling)
     np.testing.assert_allclose(highest, [0.5, 1, 1, 1.5, 1.5, 1.5])
 
@@ -126,87 +113,70 @@ def test_greedy_starts_anew_after_enough_reductions_at_the_bottom():
     state = schedule.init()
     for _ in range(4):
         state = schedule.update(state, 1.0)
-    assert jnp.isposinf(state.best.high)
-    assert int(state.reset_left) == 2
+    assert state == schedule.init()
 
 
 @twins.needs_transformers
 def test_a_rate_that_came_back_is_at_its_bound_as_the_double_has_it():
     # Down to min_lr, up once, down again: x / factor * factor may be just above x,
     # and is then never at the bound, so that no reset comes.
-    shape = {"patience": 0, "reset_start": 2}
-    numbers = {"learning_rate": 0.002, "threshold": 0.0}
-    options = [
-        {
-            name: float(np.float32(value))
-            for name, value in (numbers | {"factor": factor, "min_lr": min_lr}).items()
-        }
-        for factor in (0.95, 0.9, 0.7, 0.3)
-        for min_lr in (0.001, 0.0011, 0.0013, 0.0017, 0.0023)
-    ]
-    metrics = np.asarray([9.0, *[9.0] * 30, 8.0, *[9.0] * 9], np.float32)
-    assert_equals_twins("greedy", shape, [metrics] * len(options), options)
+    options = {"learning_rate": 0.002, "threshold": 0.0, "patience": 0}
+    options |= {"reset_start": 2}
+    metrics = [9.0, *[9.0] * 30, 8.0, *[9.0] * 9]
+    for factor in (0.95, 0.9, 0.7, 0.3):
+        for min_lr in (0.001, 0.0011, 0.0013, 0.0017, 0.0023):
+            bounds = {"factor": factor, "min_lr": min_lr}
+            assert_equals_twin("greedy", metrics, options | bounds)
 
 
 @twins.needs_transformers
 @both
 def test_three_hundred_multiplications_stay_exact(which):
-    options = {"factor": 0.9773, "patience": 0, "threshold": 0.0, "min_lr": 1e-9}
-    metrics = np.ones(300, np.float32)
+    options = {"learning_rate": 0.123, "factor": 0.9773, "patience": 0}
+    options |= {"threshold": 0.0, "min_lr": 1e-9}
+    metrics = np.ones(300)
     if which == "greedy":
         options |= {"max_lr": 10.0, "eps": 1e-12}
         metrics[150:] = -np.arange(150)  # and the same way up again
-    ours = rates(MAKE[which](0.123, **options), metrics)
-    expected = TWIN[which](metrics, 0.123, **options)
-    # Half a unit in the last place of float32: nothing has piled up.
-    np.testing.assert_allclose(ours, expected, rtol=6.1e-8)
+    assert_equals_twin(which, metrics, options)
 
 
 def test_a_metric_of_the_host_is_a_double():
     schedule = reduce_lr_on_plateau(1.0, threshold=0.0)
     state = schedule.update(schedule.init(), 1.0)
-    assert int(schedule.update(state, 1.0 - 1e-12).num_bad_updates) == 0
-    assert int(schedule.update(state, 1.0).num_bad_updates) == 1
+    assert schedule.update(state, 1.0 - 1e-12).num_bad_updates == 0
+    assert schedule.update(state, 1.0).num_bad_updates == 1
 
 
 @both
-def test_update_keeps_structure_shapes_and_dtypes_and_is_traced_once(which):
-    options = {"smooth": True, "window_size": 3} if which == "greedy" else {}
-    schedule = MAKE[which](0.1, **options)
-    traces = []
-
-    @jax.jit
-    def update(state, metric):
-        traces.append(metric)
-        return schedule.update(state, metric)
-
-    state = schedule.init()
-    for metric in (3.0, NAN, 2.0, INF, 1.0):
-        new = update(state, jnp.float32(metric))
-        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
-        state = new
-    assert len(traces) == 1
-    assert state.learning_rate.dtype == jnp.float32
-
-
-@both
-def test_outside_of_a_program_only_the_first_update_compiles(which, caplog):
-    schedule = MAKE[which](1.0, patience=0)
-    state = schedule.update(schedule.init(), 2.0)
+def test_states_hold_python_numbers_and_updates_compile_nothing(which, caplog):
+    schedule = MAKE[which](jnp.float32(0.1), patience=0)
+    states = [schedule.init()]
     with jax.log_compiles():
-        schedule.update(state, 3.0)
+        for metric in (3.0, NAN, jnp.float32(2.0), INF, np.float64(1.0)):
+            states.append(schedule.update(states[-1], metric))
     assert [line for line in caplog.messages if line.startswith("Compiling")] == []
+    for state in states:
+        assert {type(x) for x in jax.tree.leaves(state)} == {float, int}
+    assert states[0].learning_rate == float(np.float32(0.1))
 
 
-def test_works_with_x64():
-    with jax.enable_x64(True):
-        schedule = greedy(0.1, smooth=True, patience=0)
-        state = jax.jit(schedule.update)(schedule.init(), jnp.float64(2.0))
-    assert {x.dtype for x in jax.tree.leaves(state)} == {
-        jnp.dtype("float32"),
-        jnp.dtype("int32"),
-        jnp.dtype("uint32"),
-    }
+@both
+def test_refuses_to_be_compiled(which):
+    schedule = MAKE[which](0.1)
+    with pytest.raises(TypeError, match="`metric` must be a number that is known on"):
+        jax.jit(lambda metric: schedule.update(schedule.init(), metric))(1.0)
+    with pytest.raises(TypeError, match="`state` must hold Python numbers, got"):
+        jax.jit(schedule.update)(schedule.init(), 1.0)
+    # A float32 that went through a program has lost digits of the rate.
+    state = jax.jit(lambda state: state)(schedule.init())
+    with pytest.raises(TypeError, match="`state` must hold Python numbers, got"):
+        schedule.update(state, 1.0)
+    for option in ("learning_rate", "factor", "min_lr", "eps"):
+        with pytest.raises(TypeError, match=f"`{option}` must be a number that is kn"):
+            jax.jit(
+                lambda x, option=option: MAKE[which](**{"learning_rate": 1, option: x})
+            )(0.5)
 
 
 @both
@@ -292,16 +262,6 @@ def test_get_scheduler_gives_the_pair():
     np.testing.assert_allclose(rates(schedule, [1.0, 1.0]), [1, 0.5])
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [reduce_lr_on_plateau(0.1), greedy(0.1, smooth=True)],
-    ids=["plateau", "greedy"],
-)
-def test_a_state_can_be_donated(schedule):
-    state = jax.jit(schedule.update, donate_argnums=0)(schedule.init(), 1.0)
-    assert float(state.learning_rate) == np.float32(0.1)
-
-
 @both
 @pytest.mark.parametrize("metric", [jnp.ones(1), np.ones((1, 1)), jnp.ones((0,))])
 def test_refuses_a_metric_that_is_an_array(which, metric):
@@ -336,22 +296,14 @@ def test_refuses_a_metric_that_is_not_a_real_number(which, metric):
         schedule.update(schedule.init(), metric)
 
 
-def test_refuses_a_traced_metric_that_is_not_a_real_number():
-    schedule = reduce_lr_on_plateau(0.1)
-    for metric in (jnp.complex64(0.5), jnp.asarray(True)):
-        with pytest.raises(TypeError, match="`metric` must be a real number"):
-            jax.eval_shape(schedule.update, schedule.init(), metric)
-
-
 @both
 def test_takes_every_kind_of_real_number_as_a_metric(which):
     schedule = MAKE[which](0.1)
     # 2^24 + 1 is not a float32.
     for metric in (2**24 + 1, np.int64(2**24 + 1), jnp.int32(2**24 + 1)):
-        best = schedule.update(schedule.init(), metric).best
-        assert float(best.high) + float(best.low) == 2**24 + 1
+        assert schedule.update(schedule.init(), metric).best == 2**24 + 1
     for metric in (0.5, np.float32(0.5), jnp.bfloat16(0.5), np.asarray(0.5)):
-        assert float(schedule.update(schedule.init(), metric).best.high) == 0.5
+        assert schedule.update(schedule.init(), metric).best == 0.5
 
 
 @both

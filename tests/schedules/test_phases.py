@@ -1,5 +1,6 @@
 """Phases laid end to end."""
 
+import inspect
 from fractions import Fraction
 
 import jax
@@ -10,20 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.schedules import (
+    MetricDrivenSchedule,
+    Phase,
     ahead,
     cosine,
     cycles,
     decay,
+    get_constant_schedule_with_warmup,
+    get_scheduler,
     hard_restarts,
     hold,
     in_order,
     linear,
     one_minus_sqrt,
     polynomial,
+    reduce_lr_on_plateau,
     sqrt,
     warmup,
 )
-from jaxopt_tf.schedules._turns import per_step, to_two_floats, turn_at
+from jaxopt_tf.schedules._progress import per_step, to_two_floats, turn_at
 
 CURVES = {
     "linear": linear,
@@ -217,3 +223,61 @@ def test_refuses_a_bad_value(make, name):
 def test_refuses_a_bad_kind(make, name):
     with pytest.raises(TypeError, match=f"`{name}`"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (
+            get_scheduler("cosine", 3e-4, num_warmup_steps=5, num_training_steps=90),
+            "cosine(learning_rate=0.0003, num_warmup_steps=5, num_training_steps=90)",
+        ),
+        (
+            get_scheduler("polynomial", 0.1, 0, 9, {"power": np.float64(2)}),
+            "polynomial(learning_rate=0.1, num_warmup_steps=0, num_training_steps=9, "
+            "power=2.0)",
+        ),
+        (
+            get_constant_schedule_with_warmup(jnp.float32(0.5), 3),
+            "get_constant_schedule_with_warmup(learning_rate=0.5, num_warmup_steps=3)",
+        ),
+        (
+            in_order(
+                3e-4,
+                warmup(linear, 500),
+                hold(8),
+                decay(polynomial(2.0), 15, floor=0.1),
+            ),
+            "in_order(0.0003, warmup(curve=linear, num_steps=500), hold(num_steps=8), "
+            "decay(curve=polynomial(power=2.0), num_steps=15, floor=0.1))",
+        ),
+        (
+            get_scheduler("greedy", 0.1, scheduler_specific_kwargs={"mode": "max"}),
+            "greedy(learning_rate=0.1, mode='max')",
+        ),
+        (
+            reduce_lr_on_plateau(0.1, patience=2, factor=0.1),
+            "reduce_lr_on_plateau(learning_rate=0.1, patience=2)",
+        ),
+        (MetricDrivenSchedule(len, abs), "MetricDrivenSchedule(len, abs)"),
+        (Phase(len, 3), "Phase(len, 3)"),
+    ],
+)
+def test_repr_shows_name_and_numbers(schedule, text):
+    assert repr(schedule) == text
+
+
+def test_a_schedule_with_a_repr_is_a_function(caplog):
+    schedule = in_order(1.0, warmup(linear, 4), hold(0))
+    assert list(inspect.signature(schedule).parameters) == ["step"]
+    with jax.log_compiles():
+        assert jax.jit(schedule)(jnp.int32(1)) == schedule(step=1) == 0.25
+    assert any("jit(schedule)" in line for line in caplog.messages)
+
+    @jax.jit
+    def traced(peak):
+        schedule = in_order(peak, hold(0))
+        assert "in_order(" in repr(schedule)
+        return schedule(0)
+
+    assert traced(0.5) == 0.5

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from jaxopt_tf.optimizers import adamw_tf, clip
 from jaxopt_tf.training import init_train_state, make_train_step
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 # An optimizer whose state is the gradient that it was given.
 READER = optax.GradientTransformation(

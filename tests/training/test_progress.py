@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.training import Evaluation, Progress, Selection
-from jaxopt_tf.training._progress import (
+from jaxopt_tf.training._evaluation import (
     after_evaluation,
     check_selection,
     has_run_out_of_patience,

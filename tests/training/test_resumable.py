@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.checkpoints import find_checkpoints
-from jaxopt_tf.optimizers import adamw_tf
+from jaxopt_tf.optimizers import adamw_tf, get_learning_rate
+from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
 from jaxopt_tf.training import (
     Position,
     Progress,
@@ -23,7 +24,10 @@ from jaxopt_tf.training import (
     train,
 )
 
-pytestmark = pytest.mark.promotion_of_others  # optax.apply_updates
+pytestmark = [
+    pytest.mark.promotion_of_others,  # optax.apply_updates
+    pytest.mark.usefixtures("compiled_once", "compiled_quickly"),
+]
 
 OPTIMIZER = adamw_tf(0.1)
 
@@ -43,9 +47,12 @@ def batches(step, signal_at=None):
         yield np.float32(n)
 
 
-def run_in(folder, signal_at=None, **options):
-    losses = itertools.chain([5.0, 4.0, 4.5], itertools.repeat(5.0))
-    with resumable(folder, begin(), save_total_limit=2) as run:
+def run_in(folder, signal_at=None, losses=(5.0, 4.0, 4.5), **options):
+    losses = itertools.chain(losses, itertools.repeat(5.0))
+    schedule = options.get("metric_schedule")
+    with resumable(
+        folder, begin(), save_total_limit=2, metric_schedule=schedule
+    ) as run:
         return train(
             make_train_step(noisy_loss, OPTIMIZER),
             run.start,
@@ -83,6 +90,22 @@ def test_keeps_the_best_checkpoint_whatever_the_limit(tmp_path):
     run_in(tmp_path, save_best=True)
     names = [path.name for path in find_checkpoints(tmp_path)]
     assert names == ["checkpoint-3", "checkpoint-12"]
+
+
+def test_a_rate_that_a_metric_drives_is_resumed(tmp_path):
+    options = {"metric_schedule": reduce_lr_on_plateau(0.1, factor=0.3, patience=0)}
+    unbroken = run_in(tmp_path / "unbroken", **options)
+    run_in(tmp_path / "broken", signal_at=10, **options)
+    # Its evaluations are those after the interruption: 5.0 is before the first step.
+    resumed = run_in(tmp_path / "broken", losses=[5.0], **options)
+    assert resumed.position.schedule_state == unbroken.position.schedule_state
+    rates = [get_learning_rate(t.state.opt_state) for t in (unbroken, resumed)]
+    assert rates[0] == rates[1] == np.float32(0.1 * 0.3**3)
+    with (
+        pytest.raises(ValueError, match="`like` must have the leaves"),
+        resumable(tmp_path / "broken", begin(), metric_schedule=greedy(0.1)),
+    ):
+        pass
 
 
 def test_refuses_the_checkpoint_of_another_model(tmp_path):

@@ -1,15 +1,26 @@
-"""The best evaluation so far, and when to stop waiting for a better one."""
+"""Evaluations: means over evaluation data, the best one so far, and patience."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from .. import _checks
-from ._events import Evaluation
+from .._typing import PyTree
+from ._gradients import Batch
+from ._step import EvalStep
+
+
+class Evaluation(NamedTuple):
+    """Metrics of one evaluation."""
+
+    step: int  # batches taken so far
+    metrics: Mapping[str, float]  # means over all items: "loss" and possibly others
 
 
 class Progress(NamedTuple):
-    """What the evaluations have come to; Python numbers, kept in checkpoints."""
+    """Result of the evaluations so far; Python numbers, stored in checkpoints."""
 
     best_metric: float | None = None  # None before the first, infinite after only NaN
     best_step: int | None = None  # its step
@@ -17,13 +28,13 @@ class Progress(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """How evaluations are compared, under the names of `TrainingArguments`.
+    """Comparison of evaluations, under the names of `TrainingArguments`.
 
     Attributes:
         metric_for_best_model: key of `Evaluation.metrics`.
         greater_is_better: None for True unless the name ends with "loss".
         early_stopping_patience: evaluations in a row without an improvement after which
-            training ends; None to go on whatever happens.
+            training ends; None to train for all steps.
         early_stopping_threshold: an improvement must be greater than this to count for
             the patience.
     """
@@ -32,6 +43,48 @@ class Selection(NamedTuple):
     greater_is_better: bool | None = None
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
+
+
+def make_evaluate(
+    eval_step: EvalStep, batches: Sequence[Batch]
+) -> Callable[[PyTree], dict[str, float]]:
+    """Returns a function from params to means over all items of `batches`.
+
+    Args:
+        eval_step: from `make_eval_step`; or any (params, batch) -> (sums, number of
+            items), where sums is one number, the loss, or a dict of several:
+            {"loss": ..., "accuracy": number of right answers}.
+        batches: the evaluation data, the same at every evaluation; at least one batch.
+
+    Returns:
+        params -> {"loss": mean, ...}.
+
+    Raises:
+        ValueError: if there is no batch, or, when called, no item in any.
+        TypeError: when called, if a sum or a number of items is not a real number.
+    """
+    if not batches:
+        raise ValueError(
+            "`batches` must hold at least one batch to evaluate on, got none. Hold out "
+            "more of the data, or take smaller batches."
+        )
+
+    def evaluate(params: PyTree) -> dict[str, float]:
+        results = jax.device_get([eval_step(params, batch) for batch in batches])
+        named = [_checked_sums(sums, number) for sums, number in results]
+        # Summed in the host's doubles, in which the order of batches leaves no trace.
+        num_items = sum(float(number) for _, number in results)
+        if not num_items:
+            raise ValueError(
+                "`batches` must hold items to take a mean over, got none in any of "
+                f"{len(batches)}. Are all labels ignored?"
+            )
+        return {
+            name: sum(float(sums[name]) for sums in named) / num_items
+            for name in named[0]
+        }
+
+    return evaluate
 
 
 def check_selection(selection: Selection) -> None:
@@ -46,11 +99,12 @@ def check_selection(selection: Selection) -> None:
 def after_evaluation(
     progress: Progress, selection: Selection, evaluation: Evaluation
 ) -> Progress:
-    """Counts the evaluation, in the order of the Trainer.
+    """Counts an evaluation, in the order of the Trainer.
 
     The patience is counted against the best metric before this one, with the threshold;
-    then the best metric moves, by however little. So a metric that creeps by less than
-    the threshold each time uses the patience up. NaN is never an improvement.
+    then the best metric is replaced, by however small an improvement. A metric that
+    improves by less than the threshold each time therefore uses the patience up. NaN is
+    never an improvement.
 
     Raises:
         ValueError: if the evaluation has no such metric.
@@ -79,7 +133,7 @@ def after_evaluation(
 
 
 def has_run_out_of_patience(progress: Progress, selection: Selection) -> bool:
-    """Whether the last evaluation was one too many without an improvement."""
+    """Returns whether too many evaluations in a row were no improvement."""
     patience = selection.early_stopping_patience
     return patience is not None and progress.num_worse_in_a_row >= patience
 
@@ -101,7 +155,7 @@ def metric_values(metrics: Any) -> dict[str, float]:
 
 
 def selected_metric(selection: Selection, evaluation: Evaluation) -> float:
-    """The metric that evaluations are compared by; raises if it is not there."""
+    """Returns the metric that evaluations are compared by; raises if it is missing."""
     name = selection.metric_for_best_model.removeprefix("eval_")
     if name not in evaluation.metrics:
         raise ValueError(
@@ -109,3 +163,14 @@ def selected_metric(selection: Selection, evaluation: Evaluation) -> float:
             f"{sorted(evaluation.metrics)}, got {name!r}."
         )
     return evaluation.metrics[name]
+
+
+def _checked_sums(sums: Any, number: Any) -> Mapping[str, Any]:
+    """Returns the sums of a batch by name; raises unless all are real numbers."""
+    _checks.real_number("eval_step(params, batch)[1]", number)
+    if not isinstance(sums, Mapping):
+        _checks.real_number("eval_step(params, batch)[0]", sums)
+        return {"loss": sums}
+    for name, value in sums.items():
+        _checks.real_number(f"eval_step(params, batch)[0][{name!r}]", value)
+    return sums
