@@ -15,8 +15,8 @@ from ._job import Job as Job
 from ._job import read_corpus as read_corpus
 from ._plan import compare_plans as compare_plans
 from ._plan import plan as plan
-from ._pretrain import Outcome as Outcome
 from ._pretrain import pretrain as pretrain
+from ._report import Outcome as Outcome
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
 from ._run_io import Run as Run
