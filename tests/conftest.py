@@ -34,13 +34,19 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory):
+    """A folder for the programs of all files: many compile the same small runs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
+def compiled_once(compiled_programs):
     """For files whose runs compile the same few programs again and again."""
     from jax.experimental.compilation_cache import compilation_cache
 
     names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(compiled_programs),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

@@ -11,19 +11,10 @@ from .. import interop
 from ..checkpoints import find_checkpoints
 from ..jobs import read_run
 from ..models import gpt2_layout
-from ._flags import flags_of
 from ._gpt2_config import torch_config
-from ._import_run import Origin, import_run
+from ._import_run import Migrate, import_run
 from ._job_of_trainer import STATE
-from ._train import read_command_line
-
-_PROG = "jaxopt-tf migrate FOLDER OUT"
-_DESCRIPTION = (
-    "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
-    "checkpoint of a run's folder. Flags set what the files of a Trainer do not, such "
-    "as the text, and win over what they do. On the way out --like CHECKPOINT names a "
-    "checkpoint of the Trainer that resumes; its version can read the result."
-)
+from ._run_flags import read_typed
 
 
 def migrate(args: Sequence[str]) -> int:
@@ -36,12 +27,11 @@ def migrate(args: Sequence[str]) -> int:
         The exit status: 0.
     """
     if any(arg in ("-h", "--help") for arg in args):
-        more = flags_of(Origin, {})
-        read_command_line(more, ["--help"], prog=_PROG, description=_DESCRIPTION)
+        read_typed(Migrate, ["--help"])
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
         raise ValueError(
             "`migrate` must be given two folders, the one to read and a new one, got "
-            f"{' '.join(args)!r}. Write `{_PROG}`."
+            f"{' '.join(args)!r}. Write `{Migrate.prog}`."
         )
     source, out, flags = Path(args[0]), Path(args[1]), args[2:]
     if out.exists():
@@ -50,7 +40,7 @@ def migrate(args: Sequence[str]) -> int:
             "overwritten."
         )
     if (source / STATE).exists() and not (source / "metrics.jsonl").exists():
-        import_run(source, out, flags, prog=_PROG, description=_DESCRIPTION)
+        import_run(source, out, flags)
     elif _holds(source, STATE) and not _holds(source, "SHA256SUMS"):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "

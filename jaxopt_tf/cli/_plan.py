@@ -4,35 +4,58 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .. import planning, sharding
 from ..jobs import Job, gpt2_rules, place, run_steps
 from ..models import GPT2Config
 from ..recipes import Recipe
-from ._flags import Flag
-from ._train import PRESET, parse_with
+from ._run_flags import RunFlags, parse
 
-_PROG = "jaxopt-tf plan"
-_DEVICES = Flag(
-    "devices",
-    "NAME",
-    is_several=False,
-    is_optional=False,
-    help="where the run is to be: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100, h100:8, "
-    "cpu:8.",
-    default="cpu:1",
-)
-_MODEL = PRESET._replace(name="model", help="another name for --preset.", default=None)
-_SHAPES = Flag(
-    "shapes_only",
-    "",
-    is_several=False,
-    is_optional=False,
-    help="whether nothing is compiled: seconds, not minutes; activations, traffic and "
-    "time are then not known.",
-    default=False,
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(RunFlags):
+    """Computes the memory, traffic and time of a run on devices that are only named.
+
+    Without the compiler of these devices, only shapes are counted.
+
+    Example:
+      jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
+
+    Attributes:
+        devices: name of the devices: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100,
+            h100:8, cpu:8.
+        model: another name for --preset.
+        shapes_only: compiles nothing: this takes seconds instead of minutes, but leaves
+            out activations, traffic and time.
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf plan"
+    # Settings of the loop, the data and the folder: none of the compiled step.
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {
+            "early_stopping_patience",
+            "early_stopping_threshold",
+            "eos_token_id",
+            "eval_steps",
+            "intended_changes",
+            "load_best_model_at_end",
+            "logging_steps",
+            "output_dir",
+            "resume_from_checkpoint",
+            "save_steps",
+            "save_total_limit",
+            "text",
+            "tokenizer",
+        }
+    )
+
+    devices: str = "cpu:1"
+    model: str | None = None
+    shapes_only: bool = False
+
+
 _Mesh = Any  # of devices; or of none, which type checkers tell apart and JAX does not
 
 
@@ -45,17 +68,12 @@ def plan(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 if the run does not fit.
     """
-    (recipe, model, job), own = parse_with(
-        {flag.name: flag for flag in (_DEVICES, _MODEL, _SHAPES)},
-        _with_preset(args),
-        prog=_PROG,
-        description="Says what a run that these flags would train needs on devices "
-        "that are only named. Their compiler must be installed, or shapes alone speak.",
-    )
-    slice_ = planning.named_slice(own.get("devices", _DEVICES.default))
+    flags = parse(Plan, _with_preset(args))
+    recipe, model, job = flags.run.recipe, flags.run.model, flags.run.job
+    slice_ = planning.named_slice(flags.devices)
     axes = job.mesh or f"data={slice_.num_devices}"
     mesh, note = _mesh(slice_, axes)
-    if own.get("shapes_only"):
+    if flags.shapes_only:
         note = "nothing was compiled, as asked."
     asked = _planned(recipe, model, job, mesh, slice_, note)
     planning.print_plan(asked)

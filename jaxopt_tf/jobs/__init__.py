@@ -25,3 +25,5 @@ from ._pretrain import Outcome as Outcome
 from ._pretrain import pretrain as pretrain
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
+from ._tuning_task import tuning_corpus as tuning_corpus
+from ._tuning_task import tuning_task as tuning_task
