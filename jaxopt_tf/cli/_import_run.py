@@ -68,9 +68,9 @@ class Migrate(Origin, RunFlags):
     """
 
     prog: ClassVar[str] = "jaxopt-tf migrate FOLDER OUT"
-    # OUT is the folder of the run; the others belong to a single start.
+    # They belong to a single start.
     unused: ClassVar[frozenset[str]] = frozenset(
-        {"intended_changes", "output_dir", "resume_from_checkpoint"}
+        {"intended_changes", "resume_from_checkpoint"}
     )
 
 
@@ -89,7 +89,7 @@ def import_run(source: Path, out: Path, flags: Sequence[str]) -> None:
     origin = build(Origin, typed.own)
     state = json_object(source / STATE)
     if "max_steps" not in state:
-        raise ValueError(f"`max_steps` must be in {source / STATE}: copy it anew.")
+        raise ValueError(f"{source / STATE} must contain 'max_steps'. Copy it again.")
     arguments = origin.training_args or source / _ARGUMENTS
     came = interop.recipe_from_transformers(
         arguments,

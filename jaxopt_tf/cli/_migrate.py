@@ -1,6 +1,7 @@
 """`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,13 @@ def migrate(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0.
     """
+    try:
+        return _migrate(args)
+    except ValueError as error:
+        raise ValueError(_without_python(str(error))) from error
+
+
+def _migrate(args: Sequence[str]) -> int:
     if any(arg in ("-h", "--help") for arg in args):
         read_typed(Migrate, ["--help"])
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
@@ -115,3 +123,41 @@ def _export_run(source: Path, out: Path, like: Path | None) -> None:
 
 def _holds(folder: Path, name: str) -> bool:
     return any(folder.glob(f"checkpoint-*/{name}"))
+
+
+# Errors of `interop` are about arguments and functions of Python.
+_PHRASES = {
+    "`folder`": "`FOLDER`",
+    "`recipe`": "`training_args`",
+    "Take the recipe that the run was begun with.": "Give the TrainingArguments that "
+    "the run was begun with, by `training_args`.",
+    "the recipe's": "that of `training_args`",
+    "the recipe": "`training_args`",
+}
+_MODEL = "`migrate` takes a GPT2LMHeadModel, named under `architectures`."
+# Sentences with these words are of use in Python only; what to do instead.
+_REMEDIES = {
+    "`torch_model_from_module`": _MODEL,
+    "`torch_model_from_shapes`": _MODEL,
+    "Name leaves by `table`": _MODEL,
+    "`torch_from_opt_state`": "Such a run cannot be migrated.",
+    "`metric_state_from_torch`": "Give the TrainingArguments that the run was begun "
+    "with, by `training_args`.",
+}
+
+
+def _without_python(text: str) -> str:
+    """Returns an error of `interop` with remedies that can be typed."""
+    lines = []
+    for line in text.split("\n"):
+        sentences = [
+            next(
+                (cure for word, cure in _REMEDIES.items() if word in sentence), sentence
+            )
+            for sentence in re.split(r"(?<=\.) (?=[A-Z])", line)
+        ]
+        lines.append(" ".join(dict.fromkeys(sentences)))
+    text = "\n".join(lines)
+    for phrase, typed in _PHRASES.items():
+        text = text.replace(phrase, typed)
+    return text
