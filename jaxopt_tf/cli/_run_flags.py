@@ -3,7 +3,6 @@
 A setting of a later source replaces that of an earlier one.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -113,6 +112,24 @@ def run_config(
     Raises:
         ValueError: naming everything that is refused, contradictions included.
     """
+    settings, defaults = merged_settings(typed, found), dict(_RECIPE)
+    if settings.get("lr_scheduler_type") in METRIC_DRIVEN:
+        del defaults["warmup_steps"]  # these schedules have no warmup
+    return RunConfig.from_dict({**defaults, **settings})
+
+
+def merged_settings(
+    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Returns the settings of all sources, without the defaults of the command.
+
+    Args:
+        typed: the command line, and the file that it names.
+        found: settings that are known from elsewhere.
+
+    Raises:
+        ValueError: naming everything in the file that is refused.
+    """
     file: dict[str, Any] = {}
     if typed.config is not None:
         file, notes = _read_file(typed.config, typed)
@@ -126,27 +143,13 @@ def run_config(
     below = {**found, **file}
     if "preset" in typed.settings:
         below = {name: value for name, value in below.items() if name not in _SIZES}
-    return _build_config({**below, **typed.settings})
-
-
-def _build_config(settings: Mapping[str, Any]) -> RunConfig:
-    below, problems = dict(_RECIPE), []
-    if settings.get("lr_scheduler_type") in METRIC_DRIVEN:
-        del below["warmup_steps"]  # these schedules have no warmup
+    settings = {**below, **typed.settings}
     if "preset" in settings:
-        try:
-            _checks.one_of("preset", settings["preset"], GPT2_PRESETS)
-            below |= dataclasses.asdict(GPT2_PRESETS[settings["preset"]])
-        except ValueError as error:
-            problems.append(str(error))
-    given = {name: value for name, value in settings.items() if name != "preset"}
-    try:
-        config = RunConfig.from_dict({**below, **given})
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError("\n  ".join(problems))
-    return config
+        preset = settings.pop("preset")
+        _checks.one_of("preset", preset, GPT2_PRESETS)
+        sizes = {name: getattr(GPT2_PRESETS[preset], name) for name in _SIZES}
+        settings = {**sizes, **settings}
+    return settings
 
 
 def _read_file(path: Path, typed: Typed) -> tuple[dict[str, Any], list[str]]:
@@ -185,7 +188,7 @@ def _json_object(path: Path) -> dict[str, Any]:
         found = json.loads(content, object_pairs_hook=_unique)
     except ValueError as error:  # of `_unique`, JSON and UTF-8
         raise ValueError(
-            f"`config` must be JSON, but {path} is not: {error}."
+            f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
         ) from error
     except OSError as error:
         inside = path / "config.json"

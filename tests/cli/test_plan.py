@@ -95,11 +95,11 @@ def test_compiles_nothing_if_asked_not_to(capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--devices v5e:5x5", "`devices` must be a slice that there is, got 'v5e:5x5'"),
+        ("--devices v5e:5x5", "`--devices` must be a slice that there is, got 'v5e:5x5'"),
         ("--devices cpu:8 --mesh data=3", "3 places for 8 devices. It would fit with"),
-        ("--devices cpu:8 --mesh rows=8", "`mesh` must be one of 'data', 'fsdp'"),
-        ("--device cpu:8", "Did you mean `--devices`?"),
-        ("--model gpt3", "`preset` must be one of"),
+        ("--devices cpu:8 --mesh rows=8", "`--mesh` must be one of 'data', 'fsdp'"),
+        ("--device cpu:8", "Did you mean --devices?"),
+        ("--model gpt3", "`--preset` must be one of"),
     ],
 )
 def test_refuses_in_a_sentence(capsys, flags, message):
