@@ -51,12 +51,15 @@ def compiled_once(compiled_programs):
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in names}
-    for settings in (names, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is names:
-            yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():  # in the processes that such a test starts
+            patch.setenv(name.upper(), str(value))
+        for settings in (names, before):
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            if settings is names:
+                yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import jax
 
 from ..jobs import RunConfig, pretrain, read_config
 from ..sharding import axis_sizes
-from ._flags import build
+from ._flags import build, flag_kinds
 from ._launch import Launch, launched
 from ._run_flags import RunFlags, Typed, read_typed, run_config
 
@@ -43,7 +43,7 @@ def train(args: Sequence[str]) -> int:
     typed = read_typed(Train, args)
     saved = saved_settings(typed)
     config = run_config(typed, saved)
-    with launched(build(Launch, typed.own)):
+    with launched(build(Launch, typed.own), flag_kinds(Train)):
         if saved.get("mesh") is not None and "mesh" not in typed.settings:
             config = _with_fitting_mesh(config)
         outcome = pretrain(config, command_line=[*Train.prog.split(), *args])

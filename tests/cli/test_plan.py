@@ -95,7 +95,10 @@ def test_compiles_nothing_if_asked_not_to(capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--devices v5e:5x5", "`--devices` must be a slice that there is, got 'v5e:5x5'"),
+        (
+            "--devices v5e:5x5",
+            "`--devices` must be a slice that there is, got 'v5e:5x5'",
+        ),
         ("--devices cpu:8 --mesh data=3", "3 places for 8 devices. It would fit with"),
         ("--devices cpu:8 --mesh rows=8", "`--mesh` must be one of 'data', 'fsdp'"),
         ("--device cpu:8", "Did you mean --devices?"),
