@@ -76,19 +76,22 @@ def find_lr(args: Sequence[str]) -> int:
         "program is compiled first; results are printed at the end.",
         flush=True,
     )
-    bounds = {
-        "min_rate": search.min_rate,
-        "max_rate": search.max_rate,
-        "num_steps": search.num_steps,
-    }
     if search.rising:
-        found = tuning.range_test(task, recipe, **bounds)
+        found = tuning.range_test(
+            task,
+            recipe,
+            min_rate=search.min_rate,
+            max_rate=search.max_rate,
+            num_steps=search.num_steps,
+        )
     else:
         found = tuning.find_learning_rate(
             task,
             recipe,
-            **bounds,
+            min_rate=search.min_rate,
+            max_rate=search.max_rate,
             num_rates=num_rates,
+            num_steps=search.num_steps,
             memory_limit=search.memory_limit,
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -87,7 +87,8 @@ def read_flags(
         specs = tuple(_field_specs(info.type, kinds, defaults, read))
         return StructConstructorSpec(lambda **_: None, specs)
 
-    _, unknown = tyro.cli(
+    # Its overloads know neither classes with rules of their own nor their fields.
+    _, unknown = cast(Any, tyro.cli)(
         form,
         prog=form.prog,  # type: ignore[attr-defined]
         # tyro does not wrap it: a docstring has paragraphs of one line.
@@ -167,34 +168,41 @@ def _field_specs(
     classes = [vars(cls).get("__annotations__", {}) for cls in record.__mro__]
     fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
     for name in dict.fromkeys(n for names in classes for n in names if n in fields):
-        field = fields[name]
+        markers = getattr(hints[name], "__metadata__", ())
         if name in groups:
             title = tyro.conf.arg(name="" if name == "run" else name)
-            hint = Annotated[groups[name], title]
-            yield StructFieldSpec(name, hint, MISSING_NONPROP)  # type: ignore[arg-type]
+            yield StructFieldSpec(
+                name, _annotated(groups[name], title), MISSING_NONPROP
+            )
         elif name in kinds:
-            default = defaults.get(name, field.default)
-            kind = kinds[name]
-            primitive = PrimitiveConstructorSpec(
-                # Any number of words, so that a wrong number is refused here.
-                nargs="*",
-                metavar=f"{kind.noun} [{kind.noun} ...]"
-                if kind.is_several
-                else kind.noun,
-                instance_from_str=functools.partial(read, name),
-                is_instance=lambda _: True,
-                str_from_instance=lambda _: [],
-            )
-            argument = tyro.conf.arg(
-                name=name if kind.noun else f"no_{name}",
-                aliases=None if kind.noun else (f"--{name}",),
-                prefix_name=False,
+            flag = _flag(name, kinds[name], functools.partial(read, name))
+            shown = tyro.conf.arg(
                 help=helps[name],
-                help_behavior_hint=_shown(default),
+                help_behavior_hint=_shown(defaults.get(name, fields[name].default)),
             )
-            markers = getattr(hints[name], "__metadata__", ())
-            hint = Annotated[_Untyped, primitive, argument, *markers]
-            yield StructFieldSpec(name, hint, _Untyped())  # type: ignore[arg-type]
+            hint = _annotated(_Untyped, *flag, shown, *markers)
+            yield StructFieldSpec(name, hint, _Untyped())
+
+
+def _flag(name: str, kind: Kind, read: Callable[[list[str]], None]) -> tuple[Any, Any]:
+    """Returns how tyro converts the words of a flag, and what it calls the flag."""
+    metavar = f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun
+    conversion = PrimitiveConstructorSpec(
+        nargs="*",  # any number of words, so that a wrong number is refused here
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda _: True,
+        str_from_instance=lambda _: [],
+    )
+    if kind.noun:
+        return conversion, tyro.conf.arg(prefix_name=False)
+    # An alias is listed first.
+    names = tyro.conf.arg(name=f"no_{name}", aliases=(f"--{name}",), prefix_name=False)
+    return conversion, names
+
+
+def _annotated(hint: Any, *metadata: Any) -> Any:
+    return Annotated[(hint, *metadata)]  # type: ignore[misc]
 
 
 def _help_by_name(record: type) -> dict[str, str]:

@@ -11,19 +11,17 @@ outcome = pretrain(
 
 from ._config import RunConfig as RunConfig
 from ._config import held_out_loss_decides as held_out_loss_decides
-from ._data import read_corpus as read_corpus
 from ._job import Job as Job
-from ._moved import Run as Run
-from ._moved import first_position as first_position
-from ._moved import read_run as read_run
-from ._moved import write_run as write_run
-from ._placed import Placed as Placed
-from ._placed import gpt2_rules as gpt2_rules
-from ._placed import place as place
-from ._placed import run_steps as run_steps
+from ._job import read_corpus as read_corpus
 from ._pretrain import Outcome as Outcome
 from ._pretrain import pretrain as pretrain
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
+from ._run_io import Run as Run
+from ._run_io import first_position as first_position
+from ._run_io import read_run as read_run
+from ._run_io import write_run as write_run
+from ._setup import Setup as Setup
+from ._setup import build_setup as build_setup
 from ._tuning_task import tuning_corpus as tuning_corpus
 from ._tuning_task import tuning_task as tuning_task

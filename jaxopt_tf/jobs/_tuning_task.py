@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from ..models import gpt2_layer_norms, gpt2_layout, loss_of, make_loss_fn
 from ..recipes import Recipe
 from ..tuning import Task
 from ._config import RunConfig
-from ._data import read_corpus
-from ._job import Job
+from ._job import Job, read_corpus
 
 # Settings that would change the numbers, and that the loop of many runs does not have.
 _NOT_IN_TUNING = (
@@ -89,7 +88,7 @@ def tuning_task(
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         ).since(0)
 
-    held_out = ()
+    held_out: Sequence[np.ndarray] = ()
     if num_held_out:
         held_out = held_out_batches(
             corpus,

@@ -88,7 +88,7 @@ def test_commands_have_flags_that_they_use(capsys):
     for command in ("doctor", "migrate"):
         found = flags(command)
         assert {"--text", "--eval_steps", "--mesh"} <= found
-        assert not found & {"--output_dir", "--resume_from_checkpoint"}
+        assert not found & {"--intended_changes", "--resume_from_checkpoint"}
 
 
 @pytest.mark.parametrize(
