@@ -35,6 +35,9 @@ from .._io import Kind, kinds_of, read_value
 
 _Record = TypeVar("_Record")
 
+# Errors that are sentences for users.
+REFUSALS = (ValueError, TypeError, FloatingPointError, OSError)
+
 # Arguments of Python functions that are set by a flag of another name.
 _FLAG_OF_ARGUMENT = {
     "axes": "mesh",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 
 from .. import _checks
-from ._flags import in_flags
+from ._flags import REFUSALS, in_flags
 
 # If a process does not come, or is lost, all others end within a minute.
 _COMES_WITHIN = 45  # seconds
@@ -90,13 +90,7 @@ def launched(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
     _connect(launch, flags)
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        FloatingPointError,
-        OSError,
-        jax.errors.JaxRuntimeError,
-    ) as error:
+    except (*REFUSALS, jax.errors.JaxRuntimeError) as error:
         sentence = in_flags(_sentence(error), flags)
         if jax.process_index() == 0:
             # Its exit ends the other processes, which may have errors to print too.

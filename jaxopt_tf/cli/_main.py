@@ -35,7 +35,6 @@ _COMMANDS = {
     "plan": _Command("_plan", "Plan", "compute the memory and time that a run needs"),
     "explain": _Command("_doctor", "Explain", "list how each parameter is updated"),
 }
-_REFUSALS = (ValueError, TypeError, FloatingPointError, OSError)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -80,13 +79,13 @@ def _run(args: Sequence[str]) -> int:
         print(f"jaxopt-tf: Unknown command {name!r}. {hint}", file=sys.stderr)
         return 2
     command = _COMMANDS[name]
+    flags = importlib.import_module("._flags", __package__)
     module = importlib.import_module(f".{command.module}", __package__)
     try:
         return getattr(module, name.replace("-", "_"))(rest)
     except BrokenPipeError:
         raise
-    except _REFUSALS as error:
-        flags = importlib.import_module("._flags", __package__)
+    except flags.REFUSALS as error:
         known = flags.flag_kinds(getattr(module, command.form))
         print(f"jaxopt-tf: {flags.in_flags(str(error), known)}", file=sys.stderr)
         return 2
@@ -95,10 +94,7 @@ def _run(args: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    width = max(map(len, _COMMANDS))
-    commands = "\n".join(
-        f"  {name:{width}}  {command.summary}" for name, command in _COMMANDS.items()
-    )
+    commands = "\n".join(f"  {n:10}  {c.summary}" for n, c in _COMMANDS.items())
     return (
         "usage: jaxopt-tf COMMAND [FLAGS]\n"
         "       jaxopt-tf --version\n\n"

@@ -11,6 +11,7 @@ from .. import planning, sharding
 from ..jobs import Job, RunConfig, build_setup
 from ..models import GPT2Config, gpt2_rules
 from ..recipes import Recipe
+from ._flags import flag_kinds
 from ._run_flags import RunFlags, parse
 
 
@@ -32,24 +33,11 @@ class Plan(RunFlags):
     """
 
     prog: ClassVar[str] = "jaxopt-tf plan"
-    # Settings of the loop, the data and the folder: none of the compiled step.
-    unused: ClassVar[frozenset[str]] = frozenset(
-        {
-            "early_stopping_patience",
-            "early_stopping_threshold",
-            "eos_token_id",
-            "eval_steps",
-            "intended_changes",
-            "load_best_model_at_end",
-            "logging_steps",
-            "output_dir",
-            "resume_from_checkpoint",
-            "save_steps",
-            "save_total_limit",
-            "text",
-            "tokenizer",
-        }
-    )
+    # The others are of the loop, the data and the folder, not of the compiled step.
+    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) - {
+        *("mesh", "zero_1", "bf16", "tf32"),
+        *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
+    }
 
     devices: str = "cpu:1"
     model: str | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..jobs import Job
+from ._flags import flag_kinds
 from ._run_flags import RunFlags
 
 
@@ -19,24 +20,10 @@ class SearchFlags(RunFlags):
     """
 
     # Such runs are not evaluated on the way, saved, resumed or divided over devices.
-    unused: ClassVar[frozenset[str]] = frozenset(
-        {
-            "early_stopping_patience",
-            "early_stopping_threshold",
-            "eval_steps",
-            "intended_changes",
-            "load_best_model_at_end",
-            "log_layers",
-            "logging_steps",
-            "max_skipped_in_a_row",
-            "mesh",
-            "on_non_finite",
-            "resume_from_checkpoint",
-            "save_steps",
-            "save_total_limit",
-            "zero_1",
-        }
-    )
+    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) - {
+        *("text", "tokenizer", "eos_token_id", "output_dir"),
+        *("bf16", "tf32"),
+    }
 
     memory_limit: float | None = None
 

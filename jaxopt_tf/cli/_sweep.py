@@ -203,8 +203,7 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
         ValueError: if the folder contains runs of another model.
     """
     run = search.run.to_dict()
-    own = {"over": search.over, "num_samples": search.num_samples}
-    own = json.loads(json.dumps({**own, "halving": search.halving}))
+    own = {name: getattr(search, name) for name in ("over", "num_samples", "halving")}
     if not (folder / _CONFIG).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, run)
@@ -212,19 +211,20 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
         with whole_file(folder / _SEARCH) as temporary:
             temporary.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         return []
-    saved = {**read_config(folder / _CONFIG), **_saved_settings(folder)[_SEARCH]}
-    now = {**json.loads(json.dumps(run)), **own}
+    saved = read_config(folder / _CONFIG) | _saved_settings(folder)[_SEARCH]
+    now = json.loads(json.dumps(run | own))
     lines = {
         name: f"`{name}` is {saved[name]!r} in the folder, and {now[name]!r} here"
-        for name in sorted(flag_kinds(Sweep).keys() & now.keys() & saved.keys())
-        if name != "output_dir" and saved[name] != now[name]
+        for name in flag_kinds(Sweep)
+        if name in saved and saved[name] != now.get(name) and name != "output_dir"
     }
-    decide = [*flag_kinds(GPT2Config), "bf16", "tf32"]
+    decide = (*flag_kinds(GPT2Config), "bf16", "tf32")
     different = [lines[name] for name in decide if name in lines]
     if different:
+        path = str(folder / _CONFIG)
         raise ValueError(
             "`output_dir` must be a new folder or contain this sweep, but the model of "
-            f"{str(folder / _CONFIG)!r} is another one. Name another folder.\n  "
+            f"{path!r} is another one. Name another folder.\n  "
             + "\n  ".join(different)
         )
     return list(lines.values())
