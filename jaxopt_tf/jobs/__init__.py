@@ -13,8 +13,8 @@ from ._config import RunConfig as RunConfig
 from ._config import held_out_loss_decides as held_out_loss_decides
 from ._job import Job as Job
 from ._job import read_corpus as read_corpus
-from ._pretrain import Outcome as Outcome
 from ._pretrain import pretrain as pretrain
+from ._report import Outcome as Outcome
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
 from ._run_io import Run as Run
