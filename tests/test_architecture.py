@@ -75,8 +75,7 @@ def test_the_root_lists_names_that_stations_list():
     for home, name in written:
         value = getattr(jaxopt_tf, name)
         assert getattr(importlib.import_module(f"jaxopt_tf.{home}"), name) is value
-    with pytest.raises(ImportError, match="cannot import name 'adamw'"):
-        pass
+    assert not hasattr(jaxopt_tf, "adamw")
 
 
 def test_help_of_the_command_imports_nothing_heavy():
