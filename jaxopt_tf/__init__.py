@@ -8,19 +8,60 @@ What is typed every day, in the order of the trip; each station has more:
 `.tuning`, `.jobs`.
 """
 
-from .optimizers import adafactor_tf as adafactor_tf
-from .optimizers import adafactor_trainer as adafactor_trainer
-from .optimizers import adamw_hf_v4 as adamw_hf_v4
-from .optimizers import adamw_tf as adamw_tf
-from .optimizers import clip as clip
-from .optimizers import decay_mask as decay_mask
-from .optimizers import get_learning_rate as get_learning_rate
-from .optimizers import set_learning_rate as set_learning_rate
-from .recipes import Recipe as Recipe
-from .recipes import build_optimizer as build_optimizer
-from .recipes import build_schedule as build_schedule
-from .schedules import get_scheduler as get_scheduler
-from .training import init_train_state as init_train_state
-from .training import make_train_step as make_train_step
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # type checkers and the documentation read these
+    from .optimizers import adafactor_tf as adafactor_tf
+    from .optimizers import adafactor_trainer as adafactor_trainer
+    from .optimizers import adamw_hf_v4 as adamw_hf_v4
+    from .optimizers import adamw_tf as adamw_tf
+    from .optimizers import clip as clip
+    from .optimizers import decay_mask as decay_mask
+    from .optimizers import get_learning_rate as get_learning_rate
+    from .optimizers import set_learning_rate as set_learning_rate
+    from .recipes import Recipe as Recipe
+    from .recipes import build_optimizer as build_optimizer
+    from .recipes import build_schedule as build_schedule
+    from .schedules import get_scheduler as get_scheduler
+    from .training import init_train_state as init_train_state
+    from .training import make_train_step as make_train_step
 
 __version__ = "0.1.0"
+
+# Imported when they are used: `jaxopt-tf --help` and tools that import one sub-package
+# do not wait for JAX and for all others.
+_HOMES = {
+    "optimizers": (
+        "adafactor_tf",
+        "adafactor_trainer",
+        "adamw_hf_v4",
+        "adamw_tf",
+        "clip",
+        "decay_mask",
+        "get_learning_rate",
+        "set_learning_rate",
+    ),
+    "recipes": ("Recipe", "build_optimizer", "build_schedule"),
+    "schedules": ("get_scheduler",),
+    "training": ("init_train_state", "make_train_step"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of a sub-package, or a public sub-package, when it is used."""
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f".{name}", __name__):
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, which may not be imported yet."""
+    return sorted({*_HOME_OF, *(name for name in globals() if name[:2] == "__")})

@@ -34,23 +34,32 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory):
+    """A folder for the programs of all files: many compile the same small runs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
+def compiled_once(compiled_programs):
     """For files whose runs compile the same few programs again and again."""
     from jax.experimental.compilation_cache import compilation_cache
 
     names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(compiled_programs),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in names}
-    for settings in (names, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is names:
-            yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():  # in the processes that such a test starts
+            patch.setenv(name.upper(), str(value))
+        for settings in (names, before):
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            if settings is names:
+                yield
 
 
 @pytest.fixture(scope="module")

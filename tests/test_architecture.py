@@ -70,11 +70,26 @@ def test_the_tree_in_the_readme_names_every_room():
 
 
 def test_the_root_lists_names_that_stations_list():
-    for name in public_names(jaxopt_tf):
+    # What type checkers and the documentation read, and what is imported.
+    source = (PACKAGE / "__init__.py").read_text()
+    written = re.findall(r"from \.(\w+) import (\w+) as \2$", source, re.M)
+    assert sorted(name for _, name in written) == [
+        n for n in dir(jaxopt_tf) if n[0] != "_"
+    ]
+    for home, name in written:
         value = getattr(jaxopt_tf, name)
-        if not inspect.ismodule(value):
-            home = inspect.getmodule(value).__name__.split(".")[1]
-            assert getattr(importlib.import_module(f"jaxopt_tf.{home}"), name) is value
+        assert getattr(importlib.import_module(f"jaxopt_tf.{home}"), name) is value
+    assert not hasattr(jaxopt_tf, "adamw")
+
+
+def test_help_of_the_command_imports_nothing_heavy():
+    heavy = ["jax", "numpy", "tyro", "rich", "flax"]
+    code = (
+        "from jaxopt_tf.cli import main; import sys; main(['--help']);"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert printed.splitlines()[-1] == "[]"
 
 
 def test_stations_import_stations_and_never_a_file_of_one():

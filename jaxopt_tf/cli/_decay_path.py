@@ -1,63 +1,59 @@
-"""`jaxopt-tf decay-path`: which weight decay the job of `train` is to have."""
+"""`jaxopt-tf decay-path`: suggest a weight decay for the job of `train`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import rich.console
 
 from .. import tuning
 from ..data import training_windows
-from ._flags import flags_of
-from ._job_task import folder_of, job_corpus, job_task
-from ._train import parse_with
-
-_PROG = "jaxopt-tf decay-path"
-_DESCRIPTION = (
-    "Trains the job of `jaxopt-tf train` with several weight decays by k-fold "
-    "cross-validation, side by side, and suggests one."
-)
+from ..jobs import tuning_corpus, tuning_task
+from ._run_flags import parse
+from ._searches import SearchFlags, count, folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search:
-    """What is tried.
+class DecayPath(SearchFlags):
+    """Suggests a weight decay for the job of `jaxopt-tf train`.
+
+    Trains the job with several weight decays at once, with k-fold cross-validation.
+
+    Example:
+      jaxopt-tf decay-path --text books --decays 0 0.01 0.1 1
 
     Attributes:
         decays: weight decays to try; at least 0.
         num_folds: parts of the windows, each of which is held out once; from 2 to
             `num_windows`.
-        num_windows: windows of `block_size` + 1 tokens, spread evenly over the training
-            part of the text, that runs are trained on and held out from; fewer where it
-            is short. Runs on few windows may ask for more decay than the whole text
-            does.
-        warm_starts: whether a run starts from the parameters of the next stronger
-            decay, instead of from scratch.
-        memory_limit: bytes that runs side by side may take on each device; 90 % of what
-            it has if not given, and no limit on CPUs.
+        num_windows: windows of `block_size` + 1 tokens to train on and to hold out,
+            spread evenly over the training part of the text; fewer if it is short. With
+            few windows the suggested decay may be larger than for the whole text.
+        warm_starts: starts a run from the parameters of the next larger decay, instead
+            of from scratch.
     """
+
+    prog: ClassVar[str] = "jaxopt-tf decay-path"
 
     decays: tuple[float, ...] = (0, 0.01, 0.1, 1)
     num_folds: int = 5
     num_windows: int = 1_000
     warm_starts: bool = False
-    memory_limit: float | None = None
 
 
 def decay_path(args: Sequence[str]) -> int:
-    """Suggests a weight decay.
+    """Runs `jaxopt-tf decay-path`.
 
     Args:
-        args: what stands after the command's name.
+        args: command line after the name of the command.
 
     Returns:
         The exit status: 0.
     """
-    (recipe, model, job), typed = parse_with(
-        flags_of(_Search, {}), args, prog=_PROG, description=_DESCRIPTION
-    )
-    search = _Search(**typed)
-    folder = folder_of(job)
-    corpus = job_corpus(model, job, folder)
+    search = parse(DecayPath, args)
+    recipe, model = search.run.recipe, search.run.model
+    folder = folder_of(search.run.job)
+    corpus = tuning_corpus(search.run, folder)
     windows = training_windows(
         corpus, block_size=model.block_size, num_windows=search.num_windows
     )
@@ -67,11 +63,11 @@ def decay_path(args: Sequence[str]) -> int:
             f"{len(windows):,}, got {search.num_folds!r}. Take fewer folds, or more "
             "text."
         )
-    task = job_task(recipe, model, job, corpus, num_held_out=0)
+    task = tuning_task(search.run, corpus, num_held_out=0)
     print(
-        f"{len(search.decays)} decays on {search.num_folds} folds of {len(windows):,} "
-        f"windows, {recipe.max_steps:,} steps each, in {folder}. It is compiled first, "
-        "and more is told at the end.",
+        f"{count(len(search.decays), 'decay')} on {count(search.num_folds, 'fold')} of "
+        f"{count(len(windows), 'window')}, {count(recipe.max_steps, 'step')} each, in "
+        f"{folder}. The program is compiled first; results are printed at the end.",
         flush=True,
     )
     path = tuning.decay_path(

@@ -5,14 +5,44 @@ Both take the flags of `jaxopt-tf train`, and compute nothing.
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
 from .. import recipes
 from .._typing import PyTree
+from ..jobs import Job
 from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
-from ._errors import in_flags
-from ._train import parse
+from ._flags import flag_kinds, in_flags
+from ._run_flags import RunFlags, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(RunFlags):
+    """Finds mistakes in the settings of a run, without training.
+
+    Example:
+      jaxopt-tf doctor --config runs/books/config.json
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf doctor"
+    # All others are checked, alone or against each other.
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"intended_changes", "output_dir", "resume_from_checkpoint"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(RunFlags):
+    """Lists how each parameter of a run is updated, without training.
+
+    Example:
+      jaxopt-tf explain --preset gpt2 --optim adafactor
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf explain"
+    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job))
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -24,11 +54,8 @@ def doctor(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0 if nothing was found, else 1.
     """
-    recipe, model, _ = parse(
-        args,
-        prog="jaxopt-tf doctor",
-        description="Prints what is wrong with a run that these flags would train.",
-    )
+    run = parse(Doctor, args).run
+    recipe, model = run.recipe, run.model
     diagnosis = recipes.doctor(
         recipe,
         params=_shapes(model),
@@ -36,7 +63,7 @@ def doctor(args: Sequence[str]) -> int:
         layer_norms=gpt2_layer_norms(model),
     )
     for line in str(diagnosis).splitlines():
-        text = in_flags(line, "doctor")
+        text = in_flags(line, flag_kinds(Doctor))
         print(textwrap.fill(text, 88, subsequent_indent="  "))
     return 1 if diagnosis else 0
 
@@ -50,12 +77,8 @@ def explain(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0.
     """
-    recipe, model, _ = parse(
-        args,
-        prog="jaxopt-tf explain",
-        description="Prints decay, rate, factors and memory of each parameter in a run "
-        "with these flags.",
-    )
+    run = parse(Explain, args).run
+    recipe, model = run.recipe, run.model
     print(
         recipes.explain(
             recipe,

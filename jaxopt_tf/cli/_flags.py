@@ -1,54 +1,267 @@
-"""Every field of a record is a flag: its name, its help, and how its value is read."""
+"""Flags of a command, from the fields of dataclasses.
+
+tyro turns fields into flags, splits the command line and prints the help. This module
+adds what tyro 1.0 does not have:
+
+- the settings that were typed. Settings of a run's folder or of a file are used where
+  nothing was typed, so instances of tyro, in which defaults are filled in, do not help.
+  tyro calls the converter of a flag only if the flag was typed: converters record.
+- one way to read values, for flags and for JSON files: `read_value`.
+- every refusal in one message, with the nearest flag, in place of the first in a box.
+- switches with a value, `--bf16 True`, as in scripts of Transformers, besides `--bf16`
+  and `--no_bf16`.
+"""
 
 import dataclasses
+import functools
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
+import tyro
+from tyro.constructors import (
+    MISSING_NONPROP,
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from .. import _checks
 from .._io import Kind, kinds_of, read_value
 
+_Record = TypeVar("_Record")
 
-class Flag(NamedTuple):
-    """A setting as the command line and a configuration file have it."""
+# Errors that are sentences for users.
+REFUSALS = (ValueError, TypeError, FloatingPointError, OSError)
 
-    name: str
-    kind: str  # how the help calls a value: "INT", or "{stop,skip}"; "" for a switch
-    is_several: bool  # whether it takes any number of values
-    is_optional: bool  # whether None is a value
-    help: str  # one line, with the unit and the range
-    default: Any  # what the help shows; None and () are not shown
+# Arguments of Python functions that are set by a flag of another name.
+_FLAG_OF_ARGUMENT = {
+    "axes": "mesh",
+    "folder": "output_dir",
+    "name": "devices",
+    "path": "output",
+    "scheduler_specific_kwargs": "lr_scheduler_kwargs",
+}
 
 
-def flags_of(record: type, defaults: Mapping[str, Any]) -> dict[str, Flag]:
-    """A flag for each field of a dataclass, by its name.
+def read_flags(
+    form: type, args: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Reads the flags that were typed; `--help` prints the help and exits.
+
+    Words of a flag are joined by underscores or hyphens. If a flag is repeated, the
+    last one counts.
 
     Args:
-        record: its docstring's section "Attributes:" is the help.
-        defaults: by the names of fields; where one is left out, it is the field's own.
+        form: dataclass of the command's flags. Fields that are dataclasses are groups
+            of flags; the field `run` holds groups, and is none itself. The class
+            attribute `prog` is the name of the command, and `unused` holds names of
+            fields that are not flags of it. The docstring is the help.
+        args: command line after the name of the command.
+        defaults: defaults in the help that differ from those of the fields.
+
+    Returns:
+        The typed settings by name, of nested records too.
+
+    Raises:
+        ValueError: naming every unknown flag, with the nearest one, and every value
+            that cannot be read.
     """
-    kinds, help_by_name = kinds_of(record), _attributes(record)
+    kinds = flag_kinds(form)
+    typed: dict[str, Any] = {}
+    problems: list[str] = []
+
+    def read(name: str, words: list[str]) -> None:
+        try:
+            typed[name] = _read_words(name, kinds[name], words)
+        except TypeError as error:
+            problems.append(str(error))
+
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def fields_of(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        specs = tuple(_field_specs(info.type, kinds, defaults, read))
+        return StructConstructorSpec(lambda **_: None, specs)
+
+    # Its overloads know neither classes with rules of their own nor their fields.
+    _, unknown = cast(Any, tyro.cli)(
+        form,
+        prog=form.prog,  # type: ignore[attr-defined]
+        # tyro does not wrap it: a docstring has paragraphs of one line.
+        description=inspect.cleandoc(form.__doc__ or "").partition("\nAttributes:")[0],
+        args=_without_negations(args, kinds),
+        use_underscores=True,
+        return_unknown_args=True,
+        registry=registry,
+    )
+    problems[:0] = _unknown_flags(unknown, kinds, form)
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    return typed
+
+
+def flag_kinds(form: type) -> dict[str, Kind]:
+    """Returns the kind of each flag by its name, flags of nested records included."""
+    groups, unused = _groups(form), getattr(form, "unused", ())
+    kinds = {name: kind for name, kind in kinds_of(form).items() if name not in groups}
+    for record in groups.values():
+        kinds |= flag_kinds(record)
+    return {name: kind for name, kind in kinds.items() if name not in unused}
+
+
+def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _Record:
+    """Builds a record from the settings that its fields name.
+
+    Args:
+        record: a dataclass; fields that are dataclasses are built from the same
+            settings.
+        settings: by name; fields without a setting have their defaults.
+        **given: values of fields that are not built.
+    """
+    groups = _groups(record)
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]
+        if field.name in groups and field.name not in given:
+            given[field.name] = build(groups[field.name], settings)
+        elif field.name in settings:
+            given.setdefault(field.name, settings[field.name])
+    return record(**given)
+
+
+def in_flags(text: str, flags: Collection[str]) -> str:
+    """Names flags in a sentence about arguments: `max_steps` becomes `--max_steps`."""
+
+    def flag(found: re.Match[str]) -> str:
+        for name in (found[1], _FLAG_OF_ARGUMENT.get(found[1])):
+            if name in flags:
+                return f"`--{name}`"
+        return found[0]
+
+    return re.sub(r"`(\w+)`", flag, text)
+
+
+def _groups(record: type) -> dict[str, type]:
     return {
-        field.name: Flag(
-            field.name,
-            *kinds[field.name],
-            help_by_name[field.name],
-            defaults.get(field.name, field.default),
-        )
-        for field in dataclasses.fields(record)
+        name: hint
+        for name, hint in get_type_hints(record).items()
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type)
     }
 
 
-def read(flag: Flag, value: Any) -> Any:
-    """Reads a value of the flag's kind, as `read_value` does."""
-    kind = Kind(flag.kind, flag.is_several, flag.is_optional)
-    return read_value(flag.name, kind, value)
+class _Untyped:
+    """Type of all flags for tyro, which does not look at their values."""
 
 
-def _attributes(record: type) -> dict[str, str]:
-    """What the section "Attributes:" says of each, in one line."""
-    # Cleaned, as Python 3.13 has it itself.
-    _, _, section = inspect.cleandoc(record.__doc__ or "").partition("Attributes:\n")
-    section, _, _ = section.partition("\n\n")
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+def _field_specs(
+    record: type,
+    kinds: Mapping[str, Kind],
+    defaults: Mapping[str, Any],
+    read: Callable[[str, list[str]], None],
+) -> Iterator[StructFieldSpec]:
+    groups, helps = _groups(record), _help_by_name(record)
+    hints = get_type_hints(record, include_extras=True)
+
+    # A command's own flags come before those that it inherits.
+    classes = [vars(cls).get("__annotations__", {}) for cls in record.__mro__]
+    fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
+    for name in dict.fromkeys(n for names in classes for n in names if n in fields):
+        markers = getattr(hints[name], "__metadata__", ())
+        if name in groups:
+            title = tyro.conf.arg(name="" if name == "run" else name)
+            yield StructFieldSpec(
+                name, _annotated(groups[name], title), MISSING_NONPROP
+            )
+        elif name in kinds:
+            flag = _flag(name, kinds[name], functools.partial(read, name))
+            shown = tyro.conf.arg(
+                help=helps[name],
+                help_behavior_hint=_shown(defaults.get(name, fields[name].default)),
+            )
+            hint = _annotated(_Untyped, *flag, shown, *markers)
+            yield StructFieldSpec(name, hint, _Untyped())
+
+
+def _flag(name: str, kind: Kind, read: Callable[[list[str]], None]) -> tuple[Any, Any]:
+    """Returns how tyro converts the words of a flag, and what it calls the flag."""
+    metavar = f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun
+    conversion = PrimitiveConstructorSpec(
+        nargs="*",  # any number of words, so that a wrong number is refused here
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda _: True,
+        str_from_instance=lambda _: [],
+    )
+    if kind.noun:
+        return conversion, tyro.conf.arg(prefix_name=False)
+    # An alias is listed first.
+    names = tyro.conf.arg(name=f"no_{name}", aliases=(f"--{name}",), prefix_name=False)
+    return conversion, names
+
+
+def _annotated(hint: Any, *metadata: Any) -> Any:
+    return Annotated[(hint, *metadata)]  # type: ignore[misc]
+
+
+def _help_by_name(record: type) -> dict[str, str]:
+    """Returns the entries of "Attributes:" in the docstrings, each in one line."""
+    helps: dict[str, str] = {}
+    for cls in reversed(record.__mro__):
+        _, _, entries = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        entries, _, _ = entries.partition("\n\n")
+        found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", entries, re.MULTILINE)
+        helps |= {name: " ".join(text.split()) for name, text in found}
+    return helps
+
+
+def _shown(default: Any) -> str:
+    if default in (None, (), dataclasses.MISSING):
+        return ""
+    values = default if isinstance(default, tuple) else (default,)
+    return f"(default: {' '.join(map(str, values))})"
+
+
+def _read_words(name: str, kind: Kind, words: list[str]) -> Any:
+    if kind.is_several:
+        return read_value(name, kind, words)
+    if not words and not kind.noun:
+        return True
+    if len(words) != 1:
+        got = " ".join(words) or "none"
+        raise TypeError(f"`{name}` must have one value, got {got}.")
+    return read_value(name, kind, words[0])
+
+
+def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[str]:
+    """Writes `--no_bf16` as `--bf16=False`: a converter receives values, no names."""
+
+    def word(arg: str) -> str:
+        found = re.fullmatch(r"--no[-_]([\w-]+)", arg)
+        name = found[1].replace("-", "_") if found else ""
+        return f"--{name}=False" if name in kinds and not kinds[name].noun else arg
+
+    return list(map(word, args))
+
+
+def _unknown_flags(
+    words: Sequence[str], kinds: Mapping[str, Kind], form: Any
+) -> list[str]:
+    """Returns a sentence for each unknown flag, or for the first stray value."""
+    names = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
+    if words and not names:
+        return [f"{words[0]!r} must follow a flag. `{form.prog} --help` lists them."]
+    sentences = []
+    for name in names:
+        field = name.strip("-").replace("-", "_")
+        if field.removeprefix("no_") in getattr(form, "unused", ()):
+            hint = f": `{form.prog}` does not use it. Leave it out."
+        else:
+            near = _checks.nearest(field, kinds, "--{}")
+            hint = "." + (near or f" `{form.prog} --help` lists the flags.")
+        sentences.append(f"Unknown flag {name}{hint}")
+    return sentences

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from .. import _checks, interop, training
 from ..jobs import Run, first_position, write_run
 from ..models import gpt2_layout, make_loss_fn
 from ..recipes import recipe_settings
-from ._flags import flags_of
+from ._flags import build
 from ._gpt2_config import json_object, sizes_of
 from ._job_of_trainer import OF_AN_EVALUATION, STATE, job_settings
-from ._train import read_command_line, records_of
+from ._run_flags import RunFlags, read_typed, run_config
 
 _ARGUMENTS = "training_args.bin"
 
@@ -53,27 +53,43 @@ class Origin:
             _checks.one_of("decay_groups", self.decay_groups, ["file"])
 
 
-def import_run(
-    source: Path, out: Path, flags: Sequence[str], *, prog: str, description: str
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Migrate(Origin, RunFlags):
+    """Converts a checkpoint of Transformers' Trainer to a run folder, or back.
+
+    FOLDER is a checkpoint-<step> of a GPT-2 or a run folder, OUT a new folder.
+
+    Flags set what the Trainer's files lack, such as the text, or replace it.
+
+    A run folder takes `--like CHECKPOINT` only: its version can read the result.
+
+    Example:
+      jaxopt-tf migrate checkpoint-500 runs/books --text books
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf migrate FOLDER OUT"
+    # They belong to a single start.
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"intended_changes", "resume_from_checkpoint"}
+    )
+
+
+def import_run(source: Path, out: Path, flags: Sequence[str]) -> None:
     """Makes the folder of a run from a Trainer's checkpoint.
 
     Args:
         source: the checkpoint-<step> of a Trainer.
         out: a folder that does not exist yet.
         flags: those of `jaxopt-tf train`, and `OWN_FLAGS`.
-        prog: the command, for the help.
-        description: the help's first lines.
 
     Raises:
         ValueError: naming all that is missing, damaged, or cannot be carried over.
     """
-    more = flags_of(Origin, {})
-    typed = read_command_line(more, flags, prog=prog, description=description)
-    origin = Origin(**typed.own)
+    typed = read_typed(Migrate, flags)
+    origin = build(Origin, typed.own)
     state = json_object(source / STATE)
     if "max_steps" not in state:
-        raise ValueError(f"`max_steps` must be in {source / STATE}: copy it anew.")
+        raise ValueError(f"{source / STATE} must contain 'max_steps'. Copy it again.")
     arguments = origin.training_args or source / _ARGUMENTS
     came = interop.recipe_from_transformers(
         arguments,
@@ -87,7 +103,8 @@ def import_run(
     taken = job_settings(arguments, typed, recipe, state)
     found = {**recipe_settings(recipe), **sizes_of(source), "output_dir": str(out)}
     of_file = typed._replace(ignore_fields=())
-    recipe, model, job = records_of(of_file, {**found, **taken.settings})
+    config = run_config(of_file, {**found, **taken.settings})
+    recipe, model, job = config.recipe, config.model, config.job
     if job.output_dir != out:
         raise ValueError(
             f"`output_dir` must be the new folder, {str(out)!r}, got "

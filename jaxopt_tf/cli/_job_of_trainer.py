@@ -8,7 +8,7 @@ from .. import interop
 from .._io import is_set
 from ..recipes import Recipe
 from ._intervals import Checkpoint, check_metric, set_intervals
-from ._train import Typed
+from ._run_flags import Typed
 from ._translation import untyped
 
 STATE = "trainer_state.json"

@@ -1,35 +1,34 @@
-"""Many processes made one program, and what ends them together."""
+"""Several processes that run one command as one program, and end together."""
 
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import jax
 
 from .. import _checks
+from ._flags import REFUSALS, in_flags
 
-# Within a minute every process has ended after one did not come, or has gone.
+# If a process does not come, or is lost, all others end within a minute.
 _COMES_WITHIN = 45  # seconds
-_IS_GONE_AFTER = 30  # seconds without a sign of life
-
-_SAYS_ITSELF = (ValueError, TypeError, FloatingPointError, OSError)
+_IS_LOST_AFTER = 30  # seconds without a heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a process finds the others; all left out: it runs alone.
+    """How the processes of a run find each other; by default there is one.
 
     Attributes:
-        distributed: whether the launcher says who the processes are: Slurm, Open MPI,
-            Kubernetes, the runtime of a TPU pod.
-        coordinator_address: where there is none, host:port of process 0, the same in
-            all; its port must be free.
-        num_processes: how many there are.
-        process_id: which of them this one is, from 0.
+        distributed: the launcher knows the processes: Slurm, Open MPI, Kubernetes, the
+            runtime of a TPU pod.
+        coordinator_address: without such a launcher, host:port of process 0, the same
+            in all processes; the port must be free.
+        num_processes: number of processes.
+        process_id: number of this process, from 0.
 
     Raises:
         ValueError, TypeError: if a value is out of range, or some of the last three are
@@ -54,9 +53,9 @@ class Launch:
         if missing and len(missing) < len(names):
             given = [name for name in names if name not in missing]
             raise ValueError(
-                f"`{missing[0]}` must be given with `{given[0]}`: the three of "
-                f"{', '.join(names)} go together. Give all, or `distributed` under a "
-                "launcher that knows them."
+                f"`{missing[0]}` must be given with `{given[0]}`: "
+                "`coordinator_address`, `num_processes` and `process_id` go together. "
+                "Give all, or `distributed` under a launcher that knows them."
             )
         if missing:
             return
@@ -71,82 +70,83 @@ class Launch:
 
 
 @contextlib.contextmanager
-def launched(launch: Launch) -> Iterator[None]:
-    """Inside, the processes are one program; an error ends all of them.
+def launched(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
+    """Connects the processes for the time of a context; an error ends all of them.
 
-    What goes wrong is said on stderr, and the process is left at once, with status 2:
-    in an orderly end it would wait for the others, who wait for it in the middle of a
-    step. They see that it is gone, and end as well.
+    The error is printed on stderr, and the process exits at once, with status 2: an
+    orderly exit would wait for the other processes, which wait for this one in the
+    middle of a step. They notice that it is lost, and exit as well.
 
     Args:
         launch: how they find each other.
+        flags: names of the command's flags, for the sentences of errors.
 
     Raises:
-        Whatever the inside does, where there is one process.
+        Exception: any error in the context, if there is one process.
     """
     if not launch.distributed and launch.coordinator_address is None:
         yield
         return
-    _meet(launch)
+    _connect(launch, flags)
     try:
         yield
-    except (*_SAYS_ITSELF, jax.errors.JaxRuntimeError) as error:
-        sentence = _sentence(error)
+    except (*REFUSALS, jax.errors.JaxRuntimeError) as error:
+        sentence = in_flags(_sentence(error), flags)
         if jax.process_index() == 0:
-            time.sleep(2)  # its end ends the others, who may have as much to say
-        _leave(sentence)
+            # Its exit ends the other processes, which may have errors to print too.
+            time.sleep(2)
+        _exit(sentence)
     jax.distributed.shutdown()
 
 
-def _meet(launch: Launch) -> None:
-    # Its own way to end when somebody does not come is to abort, with a stack trace.
-    late = threading.Timer(_COMES_WITHIN, _leave, [_who_is_late(launch)])
-    late.daemon = True
-    late.start()
+def _connect(launch: Launch, flags: Collection[str]) -> None:
+    process = "" if launch.process_id is None else f" in process {launch.process_id}"
+    late = in_flags(
+        f"`num_processes` must be the number of processes that are started, but"
+        f"{process} not all of {launch.num_processes or 'them'} had come after "
+        f"{_COMES_WITHIN} s to {launch.coordinator_address or 'the coordinator'}. Read "
+        "the messages of the others, and start all of them again.",
+        flags,
+    )
+    # If a process is missing, JAX itself aborts with a stack trace.
+    timer = threading.Timer(_COMES_WITHIN, _exit, [late])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             launch.coordinator_address,
             launch.num_processes,
             launch.process_id,
             initialization_timeout=_COMES_WITHIN + 10,
-            heartbeat_timeout_seconds=_IS_GONE_AFTER,
+            heartbeat_timeout_seconds=_IS_LOST_AFTER,
         )
-        jax.devices()  # here all of them meet a second time
+        jax.devices()  # here all processes wait for each other a second time
     except (ValueError, RuntimeError) as error:
-        _leave(
-            f"the processes could not meet: {error} Without a launcher that JAX knows, "
-            "give `coordinator_address`, `num_processes` and `process_id`."
+        names = "`coordinator_address`, `num_processes` and `process_id`"
+        _exit(
+            f"the processes could not connect: {error} Without a launcher that JAX "
+            f"knows, give {in_flags(names, flags)}."
         )
     finally:
-        late.cancel()
-
-
-def _who_is_late(launch: Launch) -> str:
-    where = "" if launch.process_id is None else f" in process {launch.process_id}"
-    return (
-        f"`num_processes` must be the number of those that come, but{where} not all of "
-        f"{launch.num_processes or 'them'} had come after {_COMES_WITHIN} s to "
-        f"{launch.coordinator_address or 'the place that the launcher names'}. Look "
-        "at what the others say, and start all of them again."
-    )
+        timer.cancel()
 
 
 def _sentence(error: Exception) -> str:
-    """What to say of an error in one of many processes."""
-    me, number = jax.process_index(), jax.process_count()
-    said = str(error)
-    # What a collective says when the other side is gone.
-    is_from_below = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in said
-    if not is_from_below or "RESOURCE_EXHAUSTED" in said:
-        return f"process {me} of {number}: {said}"
+    """Returns what is printed about an error in one of several processes."""
+    process = f"process {jax.process_index()} of {jax.process_count()}"
+    text = str(error)
+    # Errors of collectives, if another process is lost.
+    is_collective = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in text
+    if not is_collective or "RESOURCE_EXHAUSTED" in text:
+        return f"{process}: {text}"
     return (
-        f"process {me} of {number} cannot go on: another one has ended or cannot be "
-        "reached. Look at what it says; checkpoints are whole, and the same command in "
-        f"all processes goes on from the newest. ({said.splitlines()[0]})"
+        f"{process} cannot continue: another one has ended or cannot be reached. Read "
+        "its messages; checkpoints are complete, and the same command in all processes "
+        f"resumes from the newest. ({text.splitlines()[0]})"
     )
 
 
-def _leave(sentence: str) -> None:
+def _exit(sentence: str) -> None:
     print(f"jaxopt-tf: {sentence}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(2)

@@ -1,31 +1,39 @@
-"""One command, a subcommand for each job."""
+"""The command `jaxopt-tf`, and a subcommand for each task.
 
+A subcommand is imported when it is called: `jaxopt-tf --help` does not wait for JAX.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from .. import _checks
-from ._decay_path import decay_path
-from ._doctor import doctor, explain
-from ._errors import in_flags
-from ._find_lr import find_lr
-from ._migrate import migrate
-from ._plan import plan
-from ._schedule import schedule
-from ._sweep import sweep
-from ._train import train
 
-# What stands after the command's name comes in, the exit status goes out.
-_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "train": (train, "pretrain a GPT-2"),
-    "find-lr": (find_lr, "suggest a learning rate"),
-    "sweep": (sweep, "try many recipes, and say which one trains best"),
-    "decay-path": (decay_path, "suggest a weight decay"),
-    "schedule": (schedule, "draw learning rates in the terminal"),
-    "migrate": (migrate, "make a run of a Trainer's checkpoint, or back"),
-    "doctor": (doctor, "say what is wrong with a plan"),
-    "plan": (plan, "say what a run needs on devices that are only named"),
-    "explain": (explain, "say what becomes of each parameter"),
+class _Command(NamedTuple):
+    """A subcommand: a function of its command line that returns an exit status."""
+
+    module: str  # contains the function, which is named as the command
+    form: str  # dataclass of its flags, in the same module
+    summary: str
+
+
+_COMMANDS = {
+    "train": _Command("_train", "Train", "pretrain a GPT-2"),
+    "find-lr": _Command("_find_lr", "FindLr", "suggest a learning rate"),
+    "sweep": _Command("_sweep", "Sweep", "compare many recipes"),
+    "decay-path": _Command("_decay_path", "DecayPath", "suggest a weight decay"),
+    "schedule": _Command("_schedule", "Schedules", "draw schedules in the terminal"),
+    "migrate": _Command(
+        "_migrate", "Migrate", "convert a Trainer's checkpoint or back"
+    ),
+    "doctor": _Command("_doctor", "Doctor", "find mistakes in the settings of a run"),
+    "plan": _Command("_plan", "Plan", "compute the memory and time that a run needs"),
+    "explain": _Command("_doctor", "Explain", "list how each parameter is updated"),
 }
 
 
@@ -33,45 +41,65 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
     Args:
-        args: what stands after `jaxopt-tf`; None for the process's own arguments.
+        args: command line after `jaxopt-tf`; None for that of the process.
 
     Returns:
-        The exit status: 0; 1 where the doctor found something, a run does not fit or
-        no learning rate can be told; 2 where something is refused or the run cannot go
-        on, with a sentence on stderr; 128 and the signal's number where a signal ended
-        the run, 130 after Ctrl-C.
-
-    Raises:
-        SystemExit: after the `--help` of a subcommand.
+        The exit status: 0; 1 if the doctor found something, a run does not fit or no
+        learning rate can be suggested; 2 if something is refused or the run cannot
+        continue, with a sentence on stderr; 128 plus the signal's number if a signal
+        ended the run: 130 after Ctrl-C, 141 if nobody reads the output.
     """
-    args = sys.argv[1:] if args is None else args
-    if not args or args[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if args else 2
-    name, *rest = args
+    args = list(sys.argv[1:] if args is None else args)
     try:
-        if name not in _COMMANDS:
-            raise ValueError(
-                f"{name!r} must be a command: {', '.join(_COMMANDS)}."
-                + _checks.nearest(name, _COMMANDS, "`{}`")
-            )
-        return _COMMANDS[name][0](rest)
-    except (ValueError, TypeError, FloatingPointError, OSError) as error:
-        print(f"jaxopt-tf: {in_flags(str(error), name)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:  # with what one can do now, if there is any
-        print(f"\njaxopt-tf: stopped by Ctrl-C. {error}".rstrip(), file=sys.stderr)
+        status = _run(args)
+        sys.stdout.flush()  # here, so that a reader that is gone is noticed below
+        return status
+    except BrokenPipeError:
+        # `jaxopt-tf train --help | head`: ends as other tools do. Python flushes
+        # stdout once more when it exits, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as error:
+        again = f"The same command starts again:\n  {shlex.join(['jaxopt-tf', *args])}"
+        print(f"\njaxopt-tf: stopped by Ctrl-C. {str(error) or again}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
+def _run(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"jaxopt-tf {importlib.metadata.version('jaxopt_tf')}")
+        return 0
+    name, *rest = args
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "`jaxopt-tf --help` lists all."
+        print(f"jaxopt-tf: Unknown command {name!r}. {hint}", file=sys.stderr)
+        return 2
+    command = _COMMANDS[name]
+    flags = importlib.import_module("._flags", __package__)
+    module = importlib.import_module(f".{command.module}", __package__)
+    try:
+        return getattr(module, name.replace("-", "_"))(rest)
+    except BrokenPipeError:
+        raise
+    except flags.REFUSALS as error:
+        known = flags.flag_kinds(getattr(module, command.form))
+        print(f"jaxopt-tf: {flags.in_flags(str(error), known)}", file=sys.stderr)
+        return 2
+    except SystemExit as done:  # after `--help`
+        return int(done.code or 0)
+
+
 def _usage() -> str:
-    width = max(map(len, _COMMANDS))
-    commands = "\n".join(
-        f"  {name:{width}}  {does}" for name, (_, does) in _COMMANDS.items()
-    )
+    commands = "\n".join(f"  {n:10}  {c.summary}" for n, c in _COMMANDS.items())
     return (
-        "usage: jaxopt-tf COMMAND [FLAGS]\n\n"
-        "Transformers' optimization stack in JAX.\n\n"
+        "usage: jaxopt-tf COMMAND [FLAGS]\n"
+        "       jaxopt-tf --version\n\n"
+        "The optimization stack of Hugging Face Transformers in JAX.\n\n"
         f"commands:\n{commands}\n\n"
-        "jaxopt-tf COMMAND --help lists a command's flags."
+        "`jaxopt-tf COMMAND --help` lists the flags of a command. Example:\n"
+        "  jaxopt-tf train --text books --max_steps 1000 --output_dir runs/books"
     )

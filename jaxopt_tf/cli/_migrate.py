@@ -1,6 +1,7 @@
 """`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +12,10 @@ from .. import interop
 from ..checkpoints import find_checkpoints
 from ..jobs import read_run
 from ..models import gpt2_layout
-from ._flags import flags_of
 from ._gpt2_config import torch_config
-from ._import_run import Origin, import_run
+from ._import_run import Migrate, import_run
 from ._job_of_trainer import STATE
-from ._train import read_command_line
-
-_PROG = "jaxopt-tf migrate FOLDER OUT"
-_DESCRIPTION = (
-    "Makes a run's folder of a Trainer's checkpoint-<step> of a GPT-2, or such a "
-    "checkpoint of a run's folder. Flags set what the files of a Trainer do not, such "
-    "as the text, and win over what they do. On the way out --like CHECKPOINT names a "
-    "checkpoint of the Trainer that resumes; its version can read the result."
-)
+from ._run_flags import read_typed
 
 
 def migrate(args: Sequence[str]) -> int:
@@ -35,13 +27,19 @@ def migrate(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0.
     """
+    try:
+        return _migrate(args)
+    except ValueError as error:
+        raise ValueError(_without_python(str(error))) from error
+
+
+def _migrate(args: Sequence[str]) -> int:
     if any(arg in ("-h", "--help") for arg in args):
-        more = flags_of(Origin, {})
-        read_command_line(more, ["--help"], prog=_PROG, description=_DESCRIPTION)
+        read_typed(Migrate, ["--help"])
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
         raise ValueError(
             "`migrate` must be given two folders, the one to read and a new one, got "
-            f"{' '.join(args)!r}. Write `{_PROG}`."
+            f"{' '.join(args)!r}. Write `{Migrate.prog}`."
         )
     source, out, flags = Path(args[0]), Path(args[1]), args[2:]
     if out.exists():
@@ -50,7 +48,7 @@ def migrate(args: Sequence[str]) -> int:
             "overwritten."
         )
     if (source / STATE).exists() and not (source / "metrics.jsonl").exists():
-        import_run(source, out, flags, prog=_PROG, description=_DESCRIPTION)
+        import_run(source, out, flags)
     elif _holds(source, STATE) and not _holds(source, "SHA256SUMS"):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
@@ -125,3 +123,41 @@ def _export_run(source: Path, out: Path, like: Path | None) -> None:
 
 def _holds(folder: Path, name: str) -> bool:
     return any(folder.glob(f"checkpoint-*/{name}"))
+
+
+# Errors of `interop` are about arguments and functions of Python.
+_PHRASES = {
+    "`folder`": "`FOLDER`",
+    "`recipe`": "`training_args`",
+    "Take the recipe that the run was begun with.": "Give the TrainingArguments that "
+    "the run was begun with, by `training_args`.",
+    "the recipe's": "that of `training_args`",
+    "the recipe": "`training_args`",
+}
+_MODEL = "`migrate` takes a GPT2LMHeadModel, named under `architectures`."
+# Sentences with these words are of use in Python only; what to do instead.
+_REMEDIES = {
+    "`torch_model_from_module`": _MODEL,
+    "`torch_model_from_shapes`": _MODEL,
+    "Name leaves by `table`": _MODEL,
+    "`torch_from_opt_state`": "Such a run cannot be migrated.",
+    "`metric_state_from_torch`": "Give the TrainingArguments that the run was begun "
+    "with, by `training_args`.",
+}
+
+
+def _without_python(text: str) -> str:
+    """Returns an error of `interop` with remedies that can be typed."""
+    lines = []
+    for line in text.split("\n"):
+        sentences = [
+            next(
+                (cure for word, cure in _REMEDIES.items() if word in sentence), sentence
+            )
+            for sentence in re.split(r"(?<=\.) (?=[A-Z])", line)
+        ]
+        lines.append(" ".join(dict.fromkeys(sentences)))
+    text = "\n".join(lines)
+    for phrase, typed in _PHRASES.items():
+        text = text.replace(phrase, typed)
+    return text

@@ -2,32 +2,41 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from .. import jobs, planning
-from ._errors import in_flags
-from ._flags import Flag
-from ._train import PRESET, parse_with
+from ._flags import flag_kinds, in_flags
+from ._run_flags import RunFlags, parse
 
-_PROG = "jaxopt-tf plan"
-_DEVICES = Flag(
-    "devices",
-    "NAME",
-    is_several=False,
-    is_optional=False,
-    help="devices of the run: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100, h100:8, "
-    "cpu:8.",
-    default="cpu:1",
-)
-_MODEL = PRESET._replace(name="model", help="another name for --preset.", default=None)
-_SHAPES = Flag(
-    "shapes_only",
-    "",
-    is_several=False,
-    is_optional=False,
-    help="whether nothing is compiled: seconds, not minutes; activations, traffic and "
-    "time are then not known.",
-    default=False,
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(RunFlags):
+    """Computes the memory, traffic and time of a run on devices that are only named.
+
+    Without the compiler of these devices, only shapes are counted.
+
+    Example:
+      jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
+
+    Attributes:
+        devices: name of the devices: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100,
+            h100:8, cpu:8.
+        model: another name for --preset.
+        shapes_only: compiles nothing: this takes seconds instead of minutes, but leaves
+            out activations, traffic and time.
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf plan"
+    # The others are of the loop, the data and the folder, not of the compiled step.
+    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(jobs.Job)) - {
+        *("mesh", "zero_1", "bf16", "tf32"),
+        *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
+    }
+
+    devices: str = "cpu:1"
+    model: str | None = None
+    shapes_only: bool = False
 
 
 def plan(args: Sequence[str]) -> int:
@@ -39,23 +48,12 @@ def plan(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 if the run does not fit.
     """
-    (recipe, model, job), own = parse_with(
-        {flag.name: flag for flag in (_DEVICES, _MODEL, _SHAPES)},
-        _with_preset(args),
-        prog=_PROG,
-        description="Prints what a run that these flags would train needs on devices "
-        "that are only named. Without their compiler it is computed from shapes alone.",
-    )
-    config = jobs.RunConfig(recipe=recipe, model=model, job=job)
-    asked = jobs.plan(
-        config,
-        devices=own.get("devices", _DEVICES.default),
-        shapes_only=own.get("shapes_only", False),
-    )
-    asked = dataclasses.replace(asked, note=in_flags(asked.note, "plan"))
+    flags = parse(Plan, _with_preset(args))
+    asked = jobs.plan(flags.run, devices=flags.devices, shapes_only=flags.shapes_only)
+    asked = dataclasses.replace(asked, note=in_flags(asked.note, flag_kinds(Plan)))
     planning.print_plan(asked)
     print()
-    planning.print_comparison(jobs.compare_plans(config, asked))
+    planning.print_comparison(jobs.compare_plans(flags.run, asked))
     return 1 if asked.fits is False else 0
 
 

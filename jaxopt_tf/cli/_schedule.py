@@ -1,4 +1,4 @@
-"""`jaxopt-tf schedule`: learning rates looked at before a run."""
+"""`jaxopt-tf schedule`: draw schedules in the terminal."""
 
 import json
 import shutil
@@ -6,36 +6,40 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import tyro
 
 from .. import _checks
 from .._typing import Schedule
 from ..plots import plot_schedule, sample_schedule
 from ..schedules import MetricDrivenSchedule, get_scheduler
-from ._command_line import typed_settings
-from ._flags import flags_of
+from ._flags import build, read_flags
 from ._terminal_curve import terminal_curve
-
-_PROG = "jaxopt-tf schedule NAME [NAME ...]"
-_DESCRIPTION = (
-    "Draws schedules by the names that Transformers has for them, in the terminal: "
-    "linear, cosine, inverse_sqrt and so on. Several have one scale."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    """What is drawn.
+class Schedules:
+    """Draws learning rates over the steps of a run, in the terminal.
+
+    Schedules have the names of Transformers. Several are drawn on one scale.
+
+    Example:
+      jaxopt-tf schedule cosine linear --num_training_steps 2000
 
     Attributes:
-        learning_rate: the highest rate; at least 0.
-        num_warmup_steps: steps of warm-up; None for a tenth of all.
+        names: names of schedules: linear, cosine, inverse_sqrt and others.
+        learning_rate: highest rate; at least 0.
+        num_warmup_steps: steps of the warmup; a tenth of all steps by default.
         num_training_steps: steps of the run; at least 1.
-        scheduler_specific_kwargs: further arguments of the schedule, by name; of
-            several schedules, such an object for each by its name.
-        output: also draw a picture there: .png, .svg or .pdf.
+        scheduler_specific_kwargs: further arguments of the schedule, by name; for
+            several schedules, such an object for each, by the name of the schedule.
+        output: file of a picture that is drawn too: .png, .svg or .pdf.
     """
 
+    prog: ClassVar[str] = "jaxopt-tf schedule"
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
     learning_rate: float = 1e-3
     num_warmup_steps: int | None = None
     num_training_steps: int = 1_000
@@ -44,28 +48,21 @@ class _Drawn:
 
 
 def schedule(args: Sequence[str]) -> int:
-    """Draws schedules in the terminal.
+    """Runs `jaxopt-tf schedule`.
 
     Args:
-        args: what stands after the command's name: names, then flags.
+        args: command line after the name of the command: names, then flags.
 
     Returns:
         The exit status: 0.
     """
-    num_names = next((k for k, a in enumerate(args) if a.startswith("-")), len(args))
-    names = list(dict.fromkeys(args[:num_names]))
-    typed = typed_settings(
-        {"schedule": list(flags_of(_Drawn, {}).values())},
-        args[num_names:],
-        prog=_PROG,
-        description=_DESCRIPTION,
-    )
+    drawn = build(Schedules, read_flags(Schedules, args))
+    names = list(dict.fromkeys(drawn.names))
     if not names:
         raise ValueError(
             "`schedule` must be given the name of a schedule, got none. Write "
             "`jaxopt-tf schedule cosine`, or several names to compare them."
         )
-    drawn = _Drawn(**typed)
     num_steps = _checks.step_count(
         "num_training_steps", drawn.num_training_steps, least=1
     )
@@ -74,10 +71,7 @@ def schedule(args: Sequence[str]) -> int:
         name: _named(name, drawn, num_steps, options.get(name)) for name in names
     }
     if drawn.output is not None:
-        try:
-            plot_schedule(schedules, num_steps, drawn.output)
-        except ValueError as error:  # in the words of the command
-            raise ValueError(str(error).replace("`path`", "`output`")) from error
+        plot_schedule(schedules, num_steps, drawn.output)
     _print(schedules, num_steps)
     if drawn.output is not None:
         print(f"picture {drawn.output}")
@@ -85,7 +79,7 @@ def schedule(args: Sequence[str]) -> int:
 
 
 def _options(names: list[str], given: Any) -> Mapping[str, Any]:
-    """Each schedule's own arguments, by its name."""
+    """Returns the further arguments of each schedule, by its name."""
     if given is None:
         return {}
     by_name = given if len(names) > 1 else {names[0]: given}
@@ -103,7 +97,7 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
 
 
 def _named(
-    name: str, drawn: _Drawn, num_steps: int, options: Mapping[str, Any] | None
+    name: str, drawn: Schedules, num_steps: int, options: Mapping[str, Any] | None
 ) -> Schedule:
     num_warmup = drawn.num_warmup_steps
     made = get_scheduler(
@@ -116,9 +110,9 @@ def _named(
     )
     if isinstance(made, MetricDrivenSchedule):
         raise ValueError(
-            f"{name!r} must be the name of a schedule that follows the steps: of this "
-            "one a metric decides, so its rates are not known before the run. Those "
-            "of a run are in its curves.png."
+            f"{name!r} must be the name of a schedule of the steps: the rates of this "
+            "one depend on a metric, and are not known before the run. Those of a run "
+            "are in its curves.png."
         )
     return made
 

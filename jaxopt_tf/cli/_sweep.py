@@ -1,76 +1,77 @@
-"""`jaxopt-tf sweep`: the job of `train`, with many recipes."""
+"""`jaxopt-tf sweep`: compare many recipes on the job of `train`."""
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import rich.console
 
-from .. import tuning
-from ..jobs import Job, RunConfig, read_config, write_config
+from .. import _checks, tuning
+from .._io import Kind, kinds_of, read_value, whole_file
+from ..jobs import read_config, tuning_corpus, tuning_task, write_config
 from ..models import GPT2Config
 from ..recipes import Recipe, recipe_settings, same_program
-from ._flags import flags_of
-from ._job_task import folder_of, job_corpus, job_task
-from ._over import read_over
-from ._train import parse_with
+from ..tuning import Between
+from ._flags import build, flag_kinds
+from ._run_flags import read_typed, run_config
+from ._searches import SearchFlags, count, folder_of
 
-_PROG = "jaxopt-tf sweep"
-_DESCRIPTION = (
-    "Tries many recipes on the job of `jaxopt-tf train`, side by side, and says which "
-    "one trains best. A folder that holds the sweep is gone on with."
-)
-_CONFIG = "config.json"
+_CONFIG, _SEARCH = "config.json", "search.json"
+_EXAMPLE = "Write --over learning_rate=1e-4,1e-3 weight_decay=0,0.1, for example."
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search:
-    """What is tried.
+class Sweep(SearchFlags):
+    """Compares many recipes on the job of `jaxopt-tf train`.
+
+    A folder that contains a sweep is resumed, with the settings of that sweep.
+
+    Example:
+      jaxopt-tf sweep --text books --over learning_rate=1e-4,1e-3 weight_decay=0,0.1
 
     Attributes:
-        over: what to try: learning_rate=1e-4,1e-3 weight_decay=0,0.1 for every
-            combination; learning_rate=1e-5:1e-2 for a range on a scale of logarithms,
-            weight_decay=0:0.3:linear for an even one, with `num_samples`.
-        num_samples: recipes to draw at random, by `seed`; every combination if not
-            given.
-        halving: train on with the better one in so many only, each time runs have come
-            so many times as far; at least 2. All are trained to their end if not given.
-        memory_limit: bytes that runs side by side may take on each device; 90 % of what
-            it has if not given, and no limit on CPUs.
+        over: fields of the recipe and the values to try:
+            learning_rate=1e-4,1e-3 weight_decay=0,0.1 for every combination;
+            learning_rate=1e-5:1e-2 for a range on a logarithmic scale,
+            weight_decay=0:0.3:linear for a linear one, with `num_samples`.
+        num_samples: recipes to draw at random, by `seed`; every combination by default.
+        halving: successive halving: keeps the best 1/N of the runs, and multiplies
+            their steps by N, round after round; N is at least 2. All runs are trained
+            to their end by default.
     """
+
+    prog: ClassVar[str] = "jaxopt-tf sweep"
 
     over: tuple[str, ...] = ()
     num_samples: int | None = None
     halving: int | None = None
-    memory_limit: float | None = None
 
 
 def sweep(args: Sequence[str]) -> int:
-    """Tries many recipes, and says which one trains best.
+    """Runs `jaxopt-tf sweep`.
 
     Args:
-        args: what stands after the command's name.
+        args: command line after the name of the command.
 
     Returns:
         The exit status: 0.
     """
-    (recipe, model, job), typed = parse_with(
-        flags_of(_Search, {}), args, prog=_PROG, description=_DESCRIPTION
-    )
-    search = _Search(**typed)
+    typed = read_typed(Sweep, args)
+    saved = _saved_settings(typed.settings.get("output_dir"))
+    config = run_config(typed, saved[_CONFIG])
+    search = build(Sweep, {**saved[_SEARCH], **typed.own}, run=config)
+    recipe, folder = config.recipe, folder_of(config.job)
     over = read_over(search.over)
     recipes = tuning.recipes_to_try(
         recipe, over, num_samples=search.num_samples, seed=recipe.seed
     )
-    folder = folder_of(job)
-    task = job_task(recipe, model, job, job_corpus(model, job, folder))
-    _keep_config(recipe, model, job, folder)
+    task = tuning_task(config, tuning_corpus(config, folder))
+    changes = _keep_settings(search, folder)
+    _print(_introduction(recipes, folder))
     try:
-        _say(_told(recipes, folder))
         found = tuning.sweep(
             task,
             recipe,
@@ -80,14 +81,14 @@ def sweep(args: Sequence[str]) -> int:
             folder=folder,
             seed=recipe.seed,
             memory_limit=search.memory_limit,
-            report=_say,
+            report=_print,
         )
-    except ValueError as error:  # in the words of the command
-        raise ValueError(str(error).replace("`folder`", "`output_dir`")) from error
+    except ValueError as error:
+        raise ValueError("\n  ".join([str(error), *changes])) from error
     except KeyboardInterrupt as error:
-        again = shlex.join(["--output_dir", str(folder)])
+        again = shlex.join([*Sweep.prog.split(), "--output_dir", str(folder)])
         raise KeyboardInterrupt(
-            f"What is finished is kept: the same command with {again} goes on."
+            f"Runs that ended are kept. Resume with:\n  {again}"
         ) from error
     picture = folder / "sweep.png"
     tuning.plot_sweep(found, picture)
@@ -97,52 +98,133 @@ def sweep(args: Sequence[str]) -> int:
     return 0
 
 
+def read_over(words: Sequence[str]) -> dict[str, list[Any] | Between]:
+    """Reads `over` of `tuning.sweep` from the words of a command line.
+
+    A word is `field=value,value,...`, `field=low:high` for a range on a logarithmic
+    scale, or `field=low:high:linear`. Values of a field that takes JSON are JSON, with
+    commas between them.
+
+    Args:
+        words: one for each field.
+
+    Raises:
+        ValueError, TypeError: if there are none, a recipe has no such field, a field is
+            repeated, a value cannot be read, or bounds are the wrong way round.
+    """
+    if not words:
+        raise ValueError(
+            f"`over` must name at least one field and its values, got none. {_EXAMPLE}"
+        )
+    kinds = kinds_of(Recipe)
+    over: dict[str, list[Any] | Between] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals:
+            raise ValueError(f"`over` must be field=values, got {word!r}. {_EXAMPLE}")
+        if name not in kinds:
+            raise ValueError(
+                f"`over` must name fields of a recipe, got {name!r}."
+                + _checks.nearest(name, kinds)
+            )
+        if name in over:
+            raise ValueError(
+                f"`over` must name a field once, but has {name!r} twice. Join the "
+                "values by commas."
+            )
+        try:
+            over[name] = _read_values(name, kinds[name], values)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`over` with {word!r}: {error}") from error
+    return over
+
+
 def as_flags(recipe: Recipe, names: Sequence[str]) -> str:
-    """Fields of a recipe as a shell takes them."""
+    """Writes fields of a recipe as flags that can be pasted into a shell."""
     settings = recipe_settings(recipe)
-    return shlex.join(
-        word for name in names for word in (f"--{name}", _in_a_word(settings[name]))
-    )
+    values = {
+        name: value if isinstance(value := settings[name], str) else json.dumps(value)
+        for name in names
+    }
+    return shlex.join(word for name in names for word in (f"--{name}", values[name]))
 
 
-def _in_a_word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Between:
+    if kind.noun.startswith("JSON"):
+        try:
+            return list(json.loads(f"[{text}]"))
+        except json.JSONDecodeError as error:
+            raise TypeError(
+                f"`{name}` must be JSON, got {text!r}: {error.msg}. Write its values "
+                'as {"power": 1},{"power": 2}, in quotes.'
+            ) from error
+    if kind.noun in ("INT", "NUMBER") and ":" in text:
+        low, high, *scale = text.split(":", 2)
+        bounds = (read_value(name, kind, bound) for bound in (low, high))
+        return Between(*bounds, *scale)
+    return [read_value(name, kind, value) for value in text.split(",")] if text else []
 
 
-def _told(recipes: Sequence[Recipe], folder: Path) -> str:
-    num_runs, num_programs = len(recipes), len(set(map(same_program, recipes)))
+def _introduction(recipes: Sequence[Recipe], folder: Path) -> str:
+    num_programs = len(set(map(same_program, recipes)))
     longest = max(recipe.max_steps for recipe in recipes)
     return (
-        f"{_counted(num_runs, 'run')} in {_counted(num_programs, 'program')}, "
-        f"{_counted(longest, 'step')} each at most, in {folder}"
+        f"{count(len(recipes), 'run')} in {count(num_programs, 'program')}, at most "
+        f"{count(longest, 'step')} each, in {folder}"
     )
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _keep_config(recipe: Recipe, model: GPT2Config, job: Job, folder: Path) -> None:
-    """Writes what was not varied; raises if the folder's sweep had another model.
+def _saved_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """Returns the settings of the sweep that the folder contains, by file.
 
-    Recipes and data are compared by the sweep itself.
+    Sweeps of earlier versions have no file of their search, but results.
     """
-    path = folder / _CONFIG
-    now = RunConfig(recipe=recipe, model=model, job=job).to_dict()
-    if path.exists():
-        saved = read_config(path)
-        decide = [*(field.name for field in dataclasses.fields(model)), "bf16", "tf32"]
-        other = [name for name in decide if saved.get(name) != now[name]]
-        if other:
-            raise ValueError(
-                f"`output_dir` must be a new folder or hold this sweep, but in "
-                f"{str(path)!r} other {' and '.join(other)} were taken. Name another "
-                "folder."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, now)
+    saved: dict[str, dict[str, Any]] = {_CONFIG: {}, _SEARCH: {}}
+    if folder and any((folder / n).exists() for n in (_SEARCH, "sweep.jsonl")):
+        for name in saved:
+            path = folder / name
+            saved[name] = read_config(path) if path.exists() else {}
+    return saved
+
+
+def _keep_settings(search: Sweep, folder: Path) -> list[str]:
+    """Writes the settings of a new sweep, or compares them with those of its folder.
+
+    Returns:
+        A line for each setting that is not as in the folder. Whether such a sweep can
+        be resumed is decided by its recipes and data, which `tuning.sweep` compares.
+
+    Raises:
+        ValueError: if the folder contains runs of another model.
+    """
+    run = search.run.to_dict()
+    own = {name: getattr(search, name) for name in ("over", "num_samples", "halving")}
+    if not (folder / _CONFIG).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, run)
+        # An atomic write, because a later start reads it.
+        with whole_file(folder / _SEARCH) as temporary:
+            temporary.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+        return []
+    saved = read_config(folder / _CONFIG) | _saved_settings(folder)[_SEARCH]
+    now = json.loads(json.dumps(run | own))
+    lines = {
+        name: f"`{name}` is {saved[name]!r} in the folder, and {now[name]!r} here"
+        for name in flag_kinds(Sweep)
+        if name in saved and saved[name] != now.get(name) and name != "output_dir"
+    }
+    decide = (*flag_kinds(GPT2Config), "bf16", "tf32")
+    different = [lines[name] for name in decide if name in lines]
+    if different:
+        path = str(folder / _CONFIG)
+        raise ValueError(
+            "`output_dir` must be a new folder or contain this sweep, but the model of "
+            f"{path!r} is another one. Name another folder.\n  "
+            + "\n  ".join(different)
+        )
+    return list(lines.values())

@@ -1,10 +1,10 @@
-"""A curve in the terminal, in Braille or in ASCII."""
+"""Curves in the terminal, in Braille or ASCII characters."""
 
 import numpy as np
 
 # Bit of each dot of a Braille character: from the top, left and right.
 _BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
-# By the bits of three dots on top of each other, of which the first is the highest.
+# By the bits of three dots in a column, from the top.
 _ASCII = " '-'.'-|"
 
 
@@ -25,7 +25,7 @@ def terminal_curve(
         top: the value at the upper edge; greater than 0.
         width: of the lines, in characters, labels included.
         height: of the curve, in characters.
-        encoding: of who reads it; without Braille's characters, it is ASCII.
+        encoding: encoding of the terminal; ASCII is drawn if it has no Braille.
 
     Returns:
         The lines, one more than `height`.
@@ -49,7 +49,7 @@ def terminal_curve(
 
 
 def can_show(text: str, encoding: str) -> bool:
-    """Whether the encoding has all characters of the text."""
+    """Returns True if the encoding has all characters of the text."""
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -58,10 +58,10 @@ def can_show(text: str, encoding: str) -> bool:
 
 
 def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.ndarray:
-    """[rows, columns], bool: where the line goes; the first row is the upper edge."""
+    """Returns the dots of the line, [rows, columns] of bool, from the upper edge."""
     edges = np.linspace(steps[0], steps[-1], columns + 1)
     at_edges = np.interp(edges, steps, shares)
-    # A column has what lies in it, and what the line comes to at both its sides.
+    # A column shows the values in it, and those of the line at both its edges.
     inside = np.clip(np.searchsorted(edges, steps, "right") - 1, 0, columns - 1)
     every = np.arange(columns)
     column = np.concatenate([inside, every, every])
@@ -75,15 +75,15 @@ def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.
 
 
 def _braille(cells: np.ndarray) -> list[str]:
-    """[height, columns, 4, 2] -> a string for each row."""
+    """Returns a string for each row of [height, columns, 4, 2] dots."""
     codes = 0x2800 + (cells * _BRAILLE).sum(axis=(2, 3))
-    # An empty one is a space: it is cut off at the end of a line, and found by none.
+    # An empty character is a space, which is cut off at the end of a line.
     return [
         "".join(chr(code) if code > 0x2800 else " " for code in row) for row in codes
     ]
 
 
 def _ascii(cells: np.ndarray) -> list[str]:
-    """[height, columns, 3, 1] -> a string for each row."""
+    """Returns a string for each row of [height, columns, 3, 1] dots."""
     codes = (cells[:, :, :, 0] * [1, 2, 4]).sum(axis=2)
     return ["".join(_ASCII[code] for code in row) for row in codes]

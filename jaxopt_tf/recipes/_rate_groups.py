@@ -116,8 +116,9 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
     ]
     if not is_list or not all(isinstance(group, RateGroup) for group in groups):
         raise TypeError(
-            "`rate_groups` must be a list of `RateGroup` or of mappings of their "
-            f"fields, got {given!r}."
+            "`rate_groups` must be a list of `RateGroup` or of objects with "
+            "`pattern` and `factor`, `learning_rate`, `lr_scheduler_type`, "
+            f"`lr_scheduler_kwargs` or `warmup_steps`, got {given!r}."
         )
     patterns = [group.pattern for group in groups]
     for pattern in patterns:

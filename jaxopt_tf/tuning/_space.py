@@ -44,7 +44,8 @@ class Between:
         if self.scale == "log" and not self.low > 0:
             raise ValueError(
                 f"`low` must be greater than 0 on a scale of 'log', got {self.low!r}. "
-                "Raise it, or take `scale='linear'`."
+                "Raise it, or take `scale='linear'`, on the command line "
+                "low:high:linear."
             )
 
     def at(self, share: float) -> float:

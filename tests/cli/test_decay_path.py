@@ -3,7 +3,8 @@
 import pytest
 
 from jaxopt_tf.cli import main
-from jaxopt_tf.cli._train import parse
+from jaxopt_tf.cli._run_flags import parse
+from jaxopt_tf.cli._train import Train
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -32,7 +33,7 @@ def test_suggests_a_decay_in_the_words_of_train(followed, tmp_path, capsys):
     assert first.startswith(f"{told}{tmp_path / 'path'}. ")
     *_, reason, flag = shown.splitlines()
     assert reason.startswith("The mean held-out loss is lowest")
-    assert parse(flag.split())[0].weight_decay in (0, 0.1)
+    assert parse(Train, flag.split()).run.recipe.weight_decay in (0, 0.1)
     assert shown.count("suggested") == 1
     assert (tmp_path / "path" / "decay_path.png").read_bytes().startswith(b"\x89PNG")
 
@@ -49,18 +50,18 @@ def test_takes_all_windows_of_a_short_text_and_starts_warm(followed, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--decays 0 -0.1", "`decays` must be finite and at least 0, got -0.1"),
-        ("--decays", "`decays` must hold at least one weight decay, got none"),
-        ("--decays 0,0.1", "`decays` must be numbers in a list, got ('0,0.1',)"),
-        ("--num_folds 1", "`num_folds` must be from 2"),
+        ("--decays 0 -0.1", "`--decays` must be finite and at least 0, got -0.1"),
+        ("--decays", "`--decays` must hold at least one weight decay, got none"),
+        ("--decays 0,0.1", "`--decays` must be numbers in a list, got ['0,0.1']"),
+        ("--num_folds 1", "`--num_folds` must be from 2"),
         ("--num_folds 149", "at most the number of windows, which is 148, got 149"),
         ("--num_windows 4", "at most the number of windows, which is 4, got 5"),
-        ("--num_windows 0", "`num_windows` must be from 1"),
+        ("--num_windows 0", "`--num_windows` must be from 1"),
         ("--num_windows 8", "must be at most the rows to train on, which are 6"),
-        ("--memory_limit 0", "`memory_limit` must be finite"),
-        ("--block_size 3000", "`text` must have at least `block_size` + 1 = 3001"),
-        ("--num_fold 5", "Did you mean `--num_folds`?"),
-        ("--mesh data=2", "`mesh` must be left out where many runs"),
+        ("--memory_limit 0", "`--memory_limit` must be finite"),
+        ("--block_size 3000", "`--text` must have at least `--block_size` + 1 = 3001"),
+        ("--num_fold 5", "Did you mean --num_folds?"),
+        ("--mesh data=2", "--mesh: `jaxopt-tf decay-path` does not use it"),
     ],
 )
 def test_refuses_in_one_sentence(followed, tmp_path, capsys, flags, said):

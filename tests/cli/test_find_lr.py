@@ -3,7 +3,8 @@
 import pytest
 
 from jaxopt_tf.cli import main
-from jaxopt_tf.cli._train import parse
+from jaxopt_tf.cli._run_flags import parse
+from jaxopt_tf.cli._train import Train
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -29,7 +30,7 @@ def test_suggests_a_rate_in_the_words_of_train(found, tmp_path, capsys):
     *_, reason, flag = shown.splitlines()
     assert flag == "--learning_rate 0.01"
     assert reason.startswith("after 20 steps 0.01 has the lowest loss")
-    assert parse(flag.split())[0].learning_rate == 0.01
+    assert parse(Train, flag.split()).run.recipe.learning_rate == 0.01
     assert shown.count("suggested") == 1
     assert (tmp_path / "found" / "find_lr.png").read_bytes().startswith(b"\x89PNG")
 
@@ -55,12 +56,21 @@ def test_what_cannot_be_told_is_the_status(found, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--min_rate 1 --max_rate 0.1", "`max_rate` must be greater than `min_rate`"),
-        ("--num_rates 2", "`num_rates` must be from 3"),
-        ("--rising --num_rates 5", "`num_rates` must be left out with `rising`, got 5"),
-        ("--rising --memory_limit 1", "`memory_limit` must be left out with `rising`"),
-        ("--num_rate 5", "Did you mean `--num_rates`?"),
-        ("--load_best_model_at_end --eval_steps 5", "must be left out where many runs"),
+        (
+            "--min_rate 1 --max_rate 0.1",
+            "`--max_rate` must be greater than `--min_rate`",
+        ),
+        ("--num_rates 2", "`--num_rates` must be from 3"),
+        (
+            "--rising --num_rates 5",
+            "`--num_rates` must be left out with `--rising`, got 5",
+        ),
+        (
+            "--rising --memory_limit 1",
+            "`--memory_limit` must be left out with `--rising`",
+        ),
+        ("--num_rate 5", "Did you mean --num_rates?"),
+        ("--load_best_model_at_end", "`jaxopt-tf find-lr` does not use it"),
     ],
 )
 def test_refuses_in_one_sentence(found, capsys, flags, said):

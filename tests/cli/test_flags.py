@@ -1,39 +1,237 @@
-"""Fields of records as flags: kinds, help, and values read from strings and JSON."""
+"""Flags from the fields of dataclasses: what is typed, read, refused and shown."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
+import tyro
 
-from jaxopt_tf.cli._flags import flags_of, read
-from jaxopt_tf.jobs import Job
-from jaxopt_tf.models import GPT2Config
-from jaxopt_tf.recipes import Recipe
+from jaxopt_tf._io import kinds_of, read_value
+from jaxopt_tf.cli._flags import build, flag_kinds, in_flags, read_flags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Numbers.
+
+    Attributes:
+        max_steps: number of steps; at least 1,
+            in updates.
+        learning_rate: highest rate.
+    """
+
+    max_steps: int
+    learning_rate: float = 3e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """Flags of several commands.
+
+    Attributes:
+        text: files of text.
+    """
+
+    text: tuple[Path, ...] = ()
+    numbers: Numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form(Base):
+    """Does something.
+
+    Example:
+      jaxopt-tf x --text a
+
+    Attributes:
+        bf16: computes in bfloat16.
+        tokenizer: file of a tokenizer.
+        optim: name of the optimizer.
+        saves: is not a flag of this command.
+        decays: numbers to try.
+        options: further options.
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf x"
+    unused: ClassVar[frozenset[str]] = frozenset({"saves"})
+
+    bf16: bool = False
+    tokenizer: Path | None = None
+    optim: str = "adamw_torch"
+    saves: bool = True
+    decays: tuple[float, ...] = (0, 0.1)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """Takes names.
+
+    Attributes:
+        names: what to draw.
+        top: upper edge.
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf y"
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    top: float = 1.0
+
+
+def typed(line, form=Form):
+    return read_flags(form, line.split())
+
+
+def test_has_what_was_typed_and_no_more():
+    assert typed("") == {}
+    assert typed("--max_steps 20 --tokenizer t") == {
+        "max_steps": 20,
+        "tokenizer": Path("t"),
+    }
+
+
+def test_takes_hyphens_equals_signs_and_negative_numbers():
+    line = "--learning-rate=-1e-3 --max-steps 5 --decays 0 -0.1"
+    found = {"learning_rate": -1e-3, "max_steps": 5, "decays": (0, -0.1)}
+    assert typed(line) == found
+
+
+def test_values_may_contain_equals_signs_and_json():
+    assert typed('--options={"a":"b=c"}') == {"options": {"a": "b=c"}}
+    assert typed("--optim=a=1,b=2") == {"optim": "a=1,b=2"}
+
+
+def test_the_last_of_a_flag_counts():
+    assert typed("--max_steps 1 --max_steps 2") == {"max_steps": 2}
+    assert typed("--bf16 --text a --no_bf16 --text b c") == {
+        "bf16": False,
+        "text": (Path("b"), Path("c")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("--bf16", True),
+        ("--no_bf16", False),
+        ("--no-bf16", False),
+        ("--bf16 True", True),
+        ("--bf16 false", False),
+        ("--bf16=False", False),
+        ("--bf16=true", True),
+    ],
+)
+def test_switches_are_flags_or_words(line, value):
+    assert typed(f"{line} --max_steps 2") == {"bf16": value, "max_steps": 2}
+
+
+def test_a_word_is_no_switch_elsewhere():
+    paths = typed("--text True bf16 false")["text"]
+    assert [path.name for path in paths] == ["True", "bf16", "false"]
+    assert typed("--optim True") == {"optim": "True"}
+
+
+def test_several_values_of_a_flag():
+    assert typed("--text a b --bf16")["text"] == (Path("a"), Path("b"))
+    assert typed("--text") == {"text": ()}
+    assert typed("--tokenizer None") == {"tokenizer": None}
+
+
+def test_values_without_a_flag():
+    assert typed("a b --top 2", Named) == {"names": ("a", "b"), "top": 2}
+    assert typed("", Named) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "--learning_rat 1",
+            "Unknown flag --learning_rat. Did you mean --learning_rate?",
+        ),
+        ("--max-step=1", "Unknown flag --max-step. Did you mean --max_steps?"),
+        ("--txt a", "Unknown flag --txt. Did you mean --text?"),
+        ("--wandb", "Unknown flag --wandb. `jaxopt-tf x --help` lists the flags."),
+        ("-q", "Unknown flag -q. "),
+        (
+            "--saves",
+            "Unknown flag --saves: `jaxopt-tf x` does not use it. Leave it out.",
+        ),
+        ("--no_saves", "Unknown flag --no_saves: `jaxopt-tf x` does not use it."),
+        ("oops --bf16", "'oops' must follow a flag. `jaxopt-tf x --help`"),
+        ("--bf16 maybe", "`bf16` must be true or false, got 'maybe'."),
+        ("--max_steps", "`max_steps` must have one value, got none"),
+        ("--max_steps 1 2", "`max_steps` must have one value, got 1 2"),
+        ("--max_steps many", "`max_steps` must be a number, got 'many'"),
+    ],
+)
+def test_refuses_what_does_not_belong(line, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+        typed(line)
+    assert "\n" not in str(refused.value)
+
+
+def test_names_all_that_does_not_belong_at_once():
+    with pytest.raises(ValueError, match="flag") as refused:
+        typed("--learning_rat 1 --max_steps many --optm sgd --wd -1")
+    first, second, third, last = str(refused.value).splitlines()
+    assert "--learning_rat." in first
+    assert "--optim?" in second
+    assert "--wd." in third
+    assert "'many'" in last
+
+
+def test_builds_nested_records_from_what_was_typed():
+    form = build(Form, typed("--max_steps 5 --bf16"), text=(Path("a"),))
+    assert form == Form(numbers=Numbers(max_steps=5), bf16=True, text=(Path("a"),))
+
+
+def test_sentences_about_arguments_name_flags():
+    flags = {"max_steps", "mesh", "output_dir"}
+    assert in_flags("`max_steps` and `axes` of `Recipe`", flags) == (
+        "`--max_steps` and `--mesh` of `Recipe`"
+    )
+    # An argument that no flag of the command sets, and one that a flag of its own sets.
+    assert in_flags("`scheduler_specific_kwargs`, `name`", flags) == (
+        "`scheduler_specific_kwargs`, `name`"
+    )
+    assert in_flags("`axes`", {"axes", "mesh"}) == "`--axes`"
+
+
+def test_help_groups_flags_and_shows_kinds_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as done:
+        typed("--help")
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    places = [
+        shown.index(words)
+        for words in (
+            "Does something.",
+            "Example:\n  jaxopt-tf x --text a",
+            "--bf16, --no_bf16",  # its own flags come first
+            "--tokenizer PATH",
+            "--decays NUMBER [NUMBER ...]",
+            "--text PATH [PATH ...]",
+            "numbers options",
+            "--max_steps INT",
+            "number of steps; at least 1, in updates.",
+            "--learning_rate NUMBER",
+        )
+    ]
+    assert places == sorted(places)
+    for default in ("(default: 0 0.1)", "(default: adamw_torch)", "(default: 0.003)"):
+        assert default in shown
+    assert "--saves" not in shown
+    assert "Attributes" not in shown
 
 
 @dataclasses.dataclass
 class Record:
-    """A record.
-
-    Attributes:
-        count: how many; at least 1,
-            in units.
-        share: a share.
-        either: a count or a share.
-        switch: on or off.
-        name: a name.
-        choice: one of two.
-        path: where.
-        paths: where from.
-        names: which.
-        shares: some.
-        options: more.
-
-    Raises:
-        nothing: this is no field.
-    """
+    """A record with a field of every kind."""
 
     count: int = 1
     share: float = 0.5
@@ -48,11 +246,11 @@ class Record:
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
 
-FLAGS = flags_of(Record, {"count": 7})
+KINDS = kinds_of(Record)
 
 
 def test_kinds_are_those_of_the_annotations():
-    assert {name: flag.kind for name, flag in FLAGS.items()} == {
+    assert {name: kind.noun for name, kind in flag_kinds(Record).items()} == {
         "count": "INT",
         "share": "NUMBER",
         "either": "NUMBER",
@@ -65,30 +263,13 @@ def test_kinds_are_those_of_the_annotations():
         "shares": "NUMBER",
         "options": "JSON",
     }
-    assert [name for name, flag in FLAGS.items() if flag.is_several] == [
-        "paths",
-        "names",
-        "shares",
-    ]
-    optional = [name for name, flag in FLAGS.items() if flag.is_optional]
-    assert optional == ["either", "path"]
-
-
-def test_help_is_the_docstring_in_one_line():
-    assert FLAGS["count"].help == "how many; at least 1, in units."
-    assert FLAGS["options"].help == "more."
-
-
-def test_defaults_are_those_given_or_the_fields():
-    assert FLAGS["count"].default == 7
-    assert FLAGS["share"].default == 0.5
-
-
-@pytest.mark.parametrize("record", [Recipe, GPT2Config, Job])
-def test_every_field_of_the_records_has_a_help(record):
-    for flag in flags_of(record, {}).values():
-        assert len(flag.help) > 10
-        assert flag.help.endswith(".")
+    several = [name for name, kind in KINDS.items() if kind.is_several]
+    assert several == ["paths", "names", "shares"]
+    assert [n for n, kind in KINDS.items() if kind.is_optional] == ["either", "path"]
+    assert flag_kinds(Form).keys() == {
+        *("bf16", "tokenizer", "optim", "decays", "options", "text"),
+        *("max_steps", "learning_rate"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,7 +296,7 @@ def test_every_field_of_the_records_has_a_help(record):
     ],
 )
 def test_reads_strings_and_json(name, value, expected):
-    found = read(FLAGS[name], value)
+    found = read_value(name, KINDS[name], value)
     assert found == expected
     assert type(found) is type(expected)
 
@@ -140,5 +321,5 @@ def test_reads_strings_and_json(name, value, expected):
 )
 def test_refuses_another_kind_by_name(name, value, wanted):
     with pytest.raises(TypeError) as refused:
-        read(FLAGS[name], value)
+        read_value(name, KINDS[name], value)
     assert f"`{name}` must be {wanted}" in str(refused.value)

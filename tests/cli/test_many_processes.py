@@ -79,7 +79,7 @@ def test_refuses_processes_that_were_told_differently(tmp_path):
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert "another one was not: its message names them" in said[0]
-    assert "`learning_rate`: 0.001 in process 0, 0.002 in process 1" in said[1]
+    assert "`--learning_rate`: 0.001 in process 0, 0.002 in process 1" in said[1]
     assert not any(tmp_path.iterdir())
 
 
@@ -89,4 +89,4 @@ def test_what_the_first_refuses_ends_all_with_its_sentence(tmp_path):
     with started([*SMALL, *args], num=2) as both:
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
-    assert all("`output_dir` must be a run's folder or a new one" in s for s in said)
+    assert all("`--output_dir` must be a run's folder or a new one" in s for s in said)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxopt_tf.cli import main
+from jaxopt_tf.cli._migrate import _without_python
 from jaxopt_tf.jobs import read_run, write_run
 from jaxopt_tf.optimizers import decay_mask
 
@@ -186,7 +187,7 @@ def test_refuses_groups_of_rates_on_the_way_out(tmp_path, text, capsys):
     groups = ["--rate_groups", '[{"pattern": "wte", "factor": 0.5}]']
     assert main(["train", *flags.split(), *groups]) == 0
     assert main(["migrate", str(run), str(tmp_path / "out")]) == 2
-    assert "must have no `rate_groups`" in capsys.readouterr().err
+    assert "must have no `--rate_groups`" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Trainer
@@ -308,10 +309,10 @@ def test_says_where_precision_was_another(theirs, tmp_path, text, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--output_dir other", "`output_dir` must be the new folder"),
+        ("--output_dir other", "`--output_dir` must be the new folder"),
         (
             "--lr_scheduler_type greedy --warmup_steps 0 --eval_steps 2",
-            "`lr_scheduler_type` must stay",
+            "`--lr_scheduler_type` must stay",
         ),
         ("--text absent.txt", "'absent.txt' does not exist"),
     ],
@@ -331,7 +332,7 @@ def test_leaves_nothing_where_a_flag_is_refused(
         ("config.json", "{", "must hold a readable config.json"),
         ("trainer_state.json", "", "must hold a readable trainer_state.json"),
         ("trainer_state.json", "3", "must hold a readable trainer_state.json"),
-        ("trainer_state.json", "{}", "`max_steps` must be in"),
+        ("trainer_state.json", "{}", "must contain 'max_steps'"),
     ],
 )
 def test_names_a_file_that_is_damaged(theirs, tmp_path, capsys, name, content, words):
@@ -459,7 +460,7 @@ def test_an_epoch_of_unknown_length_needs_the_steps(
 ):
     command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
     assert main([*command, *arguments(eval_strategy="epoch")]) == 2
-    assert "how often it is taken is not known; give `eval_steps`" in (
+    assert "how often it is taken is not known; give `--eval_steps`" in (
         capsys.readouterr().err
     )
 
@@ -481,7 +482,7 @@ def test_every_cure_can_be_typed(driven, tmp_path, text, capsys):
     (folder / "scheduler.pt").unlink()
     command = ["migrate", str(folder), str(tmp_path / "run"), "--text", str(text)]
     assert main(command) == 2
-    assert "Allow it by 'scheduler.pt' in `without`" in capsys.readouterr().err
+    assert "Allow it by 'scheduler.pt' in `--without`" in capsys.readouterr().err
     assert main([*command, "--without", "scheduler.pt"]) == 0
 
 
@@ -498,7 +499,7 @@ def test_groups_and_devices_can_be_typed(driven, tmp_path, text, capsys):
     command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
     command += ["--training_args", str(tmp_path / "args.json")]
     assert main(command) == 2
-    assert "more than one device took part; pass `num_devices`" in (
+    assert "more than one device took part; pass `--num_devices`" in (
         capsys.readouterr().err
     )
     command += ["--num_devices", "2", "--groups", json.dumps(groups)]
@@ -523,8 +524,31 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     assert "Add `--decay_groups file`" in err
     wrong = ["--decay_groups", "ours"]
     assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2
-    assert "`decay_groups` must be one of 'file', got 'ours'" in capsys.readouterr().err
+    assert (
+        "`--decay_groups` must be one of 'file', got 'ours'" in capsys.readouterr().err
+    )
     cure = ["--decay_groups", "file"]
     assert main(["migrate", str(folder), str(run), *flags, *cure]) == 0
     assert json.loads((run / "config.json").read_text())["decay_rule"] == "all"
     assert read_run(run)[0].decay_rule == "all"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "`folder` must name a model.\n  one. Describe the model with "
+            "`torch_model_from_module`, or by `torch_model_from_shapes`.",
+            "`FOLDER` must name a model.\n  one. `migrate` takes a GPT2LMHeadModel, "
+            "named under `architectures`.",
+        ),
+        (
+            "`recipe` must have no `rate_groups`. Write the state dict by "
+            "`torch_from_opt_state`.",
+            "`training_args` must have no `rate_groups`. Such a run cannot be "
+            "migrated.",
+        ),
+    ],
+)
+def test_errors_of_python_have_remedies_that_can_be_typed(text, expected):
+    assert _without_python(text) == expected

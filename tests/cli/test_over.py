@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxopt_tf.cli._over import read_over
+from jaxopt_tf.cli._sweep import read_over
 from jaxopt_tf.tuning import Between
 
 

@@ -91,17 +91,17 @@ def test_compiles_nothing_if_asked_not_to(capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--devices v5e:5x5", "`devices` must be an existing slice, got 'v5e:5x5'"),
+        ("--devices v5e:5x5", "`--devices` must be an existing slice, got 'v5e:5x5'"),
         ("--devices cpu:8 --mesh data=3", "3 places for 8 devices. It would fit with"),
         (
             "--mesh data=3",
             "3 places for 1 device. It would fit with data=1. "
-            "Or change `devices`, which is 'cpu:1'.",
+            "Or change `--devices`, which is 'cpu:1'.",
         ),
-        ("--devices cpu:999", "`devices` must have no more CPU devices"),
-        ("--devices cpu:8 --mesh rows=8", "`mesh` must be one of 'data', 'fsdp'"),
-        ("--device cpu:8", "Did you mean `--devices`?"),
-        ("--model gpt3", "`preset` must be one of"),
+        ("--devices cpu:999", "`--devices` must have no more CPU devices"),
+        ("--devices cpu:8 --mesh rows=8", "`--mesh` must be one of 'data', 'fsdp'"),
+        ("--device cpu:8", "Did you mean --devices?"),
+        ("--model gpt3", "`--preset` must be one of"),
     ],
 )
 def test_refuses_in_a_sentence_that_names_flags(capsys, flags, message):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from jaxopt_tf.cli import main
+from jaxopt_tf.cli._run_flags import parse
 from jaxopt_tf.cli._sweep import as_flags
-from jaxopt_tf.cli._train import parse
+from jaxopt_tf.cli._train import Train
 from jaxopt_tf.recipes import Recipe
 
 pytestmark = [
@@ -29,13 +30,13 @@ def swept(small, tmp_path):
 GRID = "--over learning_rate=1e-4,1e-2 optim=lion_32bit,sgd"
 
 
-def test_says_what_is_best_and_does_nothing_twice(swept, tmp_path, capsys):
+def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys):
     assert swept(GRID) == 0
     folder = tmp_path / "sweep"
     shown = capsys.readouterr().out
     first, *_ = shown.splitlines()
-    assert first == f"4 runs in 2 programs, 20 steps each at most, in {folder}"
-    assert shown.count("runs have come to step 20") == 2
+    assert first == f"4 runs in 2 programs, at most 20 steps each, in {folder}"
+    assert shown.count("come to step 20") == 2
     assert "held-out loss" in shown
     trials = list(map(json.loads, (folder / "sweep.jsonl").read_text().splitlines()))
     best = min(trials, key=lambda trial: trial["held_out_loss"])
@@ -43,24 +44,41 @@ def test_says_what_is_best_and_does_nothing_twice(swept, tmp_path, capsys):
     flags = shown.splitlines()[-1].removeprefix("best    ")
     assert flags == f"--learning_rate 0.01 --optim {best['optim']}"
     # What it says can be typed.
-    recipe, *_ = parse(flags.split())
+    recipe = parse(Train, flags.split()).run.recipe
     assert (recipe.learning_rate, recipe.optim) == (1e-2, best["optim"])
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
-    assert swept(GRID) == 0
-    again = capsys.readouterr().out
-    assert "have come to" not in again
-    assert again.splitlines()[-1] == shown.splitlines()[-1]
+    # Resumed by the same command, and by the folder alone.
+    alone = f"sweep --output_dir {folder}"
+    for flags in (f"sweep {small} --output_dir {folder} {GRID}", alone):
+        assert main(flags.split()) == 0
+        resumed = capsys.readouterr().out
+        assert "have come to" not in resumed
+        assert resumed.splitlines()[-1] == shown.splitlines()[-1]
 
-    # Neither another model nor another grid goes on in it.
-    for flags, other in (
-        (f"{GRID} --n_embd 32 --bf16", "other n_embd and bf16 were taken"),
-        ("--over learning_rate=1e-3", "other recipes were taken"),
+    # Neither another model nor another grid continues it.
+    for flags, differences in (
+        (
+            "--n_embd 32 --bf16",
+            [
+                "`--n_embd` is 16 in the folder, and 32 here",
+                "`--bf16` is False in the folder, and True here",
+            ],
+        ),
+        (
+            "--over learning_rate=1e-3",
+            [
+                "`--over` is ['learning_rate=1e-4,1e-2', 'optim=lion_32bit,sgd'] in "
+                "the folder, and ['learning_rate=1e-3'] here"
+            ],
+        ),
+        ("--seed 7", ["`--seed` is 42 in the folder, and 7 here"]),
     ):
-        assert swept(flags) == 2
-        refused = capsys.readouterr().err
-        assert "`output_dir` must be a new" in refused
-        assert other in refused
+        assert main(f"{alone} {flags}".split()) == 2
+        first, *lines = capsys.readouterr().err.splitlines()
+        assert "`--output_dir` must be a new" in first
+        assert str(folder) in first
+        assert lines == [f"  {line}" for line in differences]
     (folder / "config.json").write_text("{")
     assert swept(GRID) == 2
     assert "must hold a readable config.json" in capsys.readouterr().err
@@ -81,17 +99,17 @@ def test_draws_at_random_and_halves(swept, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("", "`over` must name at least one field and its values, got none"),
+        ("", "`--over` must name at least one field and its values, got none"),
         ("--over learning_rat=1", "Did you mean 'learning_rate'?"),
         ("--over learning_rate=", "the grid is empty"),
         ("--over learning_rate=1e-2:1e-4 --num_samples 2", "`high` must be greater"),
-        ("--over learning_rate=1e-4:1e-2", "Give `num_samples` to draw from it"),
-        ("--over learning_rate=-1", "`learning_rate` must be finite and at least 0"),
+        ("--over learning_rate=1e-4:1e-2", "Give `--num_samples` to draw from it"),
+        ("--over learning_rate=-1", "`--learning_rate` must be finite and at least 0"),
         ("--over label_smoothing_factor=0.1", "it is the loss's"),
-        ("--over seed=1,2 --num_samples 0", "`num_samples` must be from 1"),
-        ("--over seed=1,2 --halving 1", "`halving` must be from 2"),
-        ("--over seed=1,2 --memory_limit 0", "`memory_limit` must be finite"),
-        ("--over seed=1,2 --mesh data=2", "`mesh` must be left out where many runs"),
+        ("--over seed=1,2 --num_samples 0", "`--num_samples` must be from 1"),
+        ("--over seed=1,2 --halving 1", "`--halving` must be from 2"),
+        ("--over seed=1,2 --memory_limit 0", "`--memory_limit` must be finite"),
+        ("--over seed=1,2 --mesh data=2", "`jaxopt-tf sweep` does not use it"),
     ],
 )
 def test_refuses_in_one_sentence(swept, capsys, flags, said):
@@ -105,7 +123,7 @@ def test_what_all_diverged_is_drawn_and_refused(swept, tmp_path, capsys):
     assert swept("--over learning_rate=1e38,2e38 --warmup_steps 0 --optim sgd") == 2
     shown = capsys.readouterr()
     assert "diverged" in shown.out
-    assert "all 2 diverged; the smallest `learning_rate` tried was 1e+38" in shown.err
+    assert "all 2 diverged; the smallest `--learning_rate` tried was 1e+38" in shown.err
     assert (tmp_path / "sweep" / "sweep.png").exists()
 
 
@@ -117,3 +135,15 @@ def test_flags_are_words_of_a_shell():
     assert as_flags(recipe, names) == (
         "--max_steps 10 --lr_scheduler_kwargs '{\"power\": 2}' --adam_epsilon 1e-08"
     )
+
+
+def test_the_folder_of_an_earlier_version_is_resumed(swept, tmp_path, capsys):
+    """Its search is not in a file: it is typed, the settings of the job are not."""
+    assert swept("--over seed=1,2 --optim sgd --max_steps 4") == 0
+    shown = capsys.readouterr().out
+    folder = tmp_path / "sweep"
+    (folder / "search.json").unlink()
+    assert main(f"sweep --output_dir {folder}".split()) == 2
+    assert "`--over` must name at least one field" in capsys.readouterr().err
+    assert main(f"sweep --output_dir {folder} --over seed=1,2".split()) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1]

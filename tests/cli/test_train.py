@@ -1,20 +1,24 @@
 """`jaxopt-tf train`: flags to records, and end to end on a small text."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
+import typing
 from pathlib import Path
 
 import pytest
 
-from jaxopt_tf.cli import main
-from jaxopt_tf.cli._train import parse
-from jaxopt_tf.jobs import Job
-from jaxopt_tf.models import GPT2Config, gpt2_preset
+from jaxopt_tf.cli import _train, main
+from jaxopt_tf.cli._run_flags import RunFlags, parse
+from jaxopt_tf.cli._train import Train
+from jaxopt_tf.jobs import Job, Outcome
+from jaxopt_tf.models import GPT2_PRESETS, GPT2Config, gpt2_preset
 from jaxopt_tf.recipes import RateGroup, Recipe
 
 pytestmark = [
@@ -33,7 +37,12 @@ DEFAULT = Recipe(
 
 
 def parsed(line):
-    return parse(line.split())
+    return records(line.split())
+
+
+def records(args):
+    run = parse(Train, args).run
+    return run.recipe, run.model, run.job
 
 
 def test_without_flags_it_is_the_default_job():
@@ -60,6 +69,11 @@ def test_each_flag_reaches_its_record():
 def test_a_preset_is_changed_by_the_flags_beside_it():
     assert parsed("--preset gpt2")[1] == gpt2_preset("gpt2")
     assert parsed("--n_layer 2 --preset gpt2")[1] == gpt2_preset("gpt2", n_layer=2)
+
+
+def test_the_help_lists_all_presets():
+    annotation = inspect.get_annotations(RunFlags)["preset"]
+    assert typing.get_args(annotation) == tuple(GPT2_PRESETS)
 
 
 def test_a_typed_preset_wins_over_the_sizes_in_a_file(tmp_path):
@@ -143,9 +157,63 @@ def test_learns_and_says_where_it_wrote(run, tmp_path, text, capsys):
 
     # What it wrote is the command line again.
     typed = f"{RUN} --text {text} --output_dir {folder} {flags}".split()
-    assert parse(["--config", str(folder / "config.json")]) == parse(typed[1:])
+    config = ["--config", str(folder / "config.json")]
+    assert parse(Train, config).run == parse(Train, typed[1:]).run
     (start,) = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
     assert start["command_line"] == ["jaxopt-tf", *typed]
+
+
+def test_a_folder_alone_resumes_with_the_settings_of_its_run(run, tmp_path, capsys):
+    assert run("--eval_steps 8 --save_steps 10") == 0
+    folder = tmp_path / "run"
+    losses, settings = column(folder, "loss"), (folder / "config.json").read_text()
+    shutil.rmtree(folder / "checkpoint-20")
+    capsys.readouterr()
+    assert main(["train", "--output_dir", str(folder)]) == 0
+    assert "resumed at step 10" in capsys.readouterr().out
+    assert column(folder, "loss") == losses
+    assert (folder / "config.json").read_text() == settings
+
+    # What is typed beside it counts, and contradictions are refused by name.
+    flags = "--save_steps 3 --learning_rate 1e-2 --n_layer 2"
+    assert main(f"train --output_dir {folder} {flags}".split()) == 2
+    refused = capsys.readouterr().err
+    for change in (
+        "`--learning_rate` changed from 0.003 to 0.01",
+        "`--n_layer` changed from 1 to 2",
+        "--intended_changes learning_rate n_layer",
+        str(folder / "checkpoint-20"),
+    ):
+        assert change in refused
+    assert "save_steps" not in refused
+    assert "max_steps" not in refused
+
+
+@pytest.mark.parametrize(
+    ("saved", "flags", "mesh"),
+    [
+        (None, "", None),
+        ("data=8", "", "data=8"),
+        ("data=2", "", None),  # of a machine with two devices; here are eight
+        ("data=2", "--mesh fsdp=8", "fsdp=8"),
+    ],
+)
+def test_the_mesh_of_a_run_is_kept_where_it_fits(
+    tmp_path, capsys, monkeypatch, saved, flags, mesh
+):
+    config = parse(Train, []).run.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"mesh": saved}))
+    seen = []
+
+    def pretrain(config, *, command_line):
+        seen.append(config)
+        return Outcome(0.0, 0.0, {}, tmp_path, stopped_by=None)
+
+    monkeypatch.setattr(_train, "pretrain", pretrain)
+    assert main(f"train --output_dir {tmp_path} {flags}".split()) == 0
+    assert seen[0].job.mesh == mesh
+    noted = "`--mesh data=2` of the run does not fit the 8 devices here"
+    assert (noted in capsys.readouterr().err) == (saved == "data=2" and not flags)
 
 
 def test_a_signal_ends_it_with_the_status_of_the_signal(run, tmp_path, capsys):
@@ -187,20 +255,20 @@ def test_follows_the_schedule_it_was_given_in_hyphens_and_json(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--warmup_steps 21", "`warmup_steps` must be at most `max_steps`"),
-        ("--max_steps 0 --warmup_steps 0", "`max_steps` must be at least 1"),
+        ("--warmup_steps 21", "`--warmup_steps` must be at most `--max_steps`"),
+        ("--max_steps 0 --warmup_steps 0", "`--max_steps` must be at least 1"),
         ("--optim adamw_torhc", "Did you mean 'adamw_torch'"),
         ("--lr_scheduler_type lineal", "Did you mean 'linear'"),
-        ("--lr_scheduler_kwargs [1]", "`lr_scheduler_kwargs` must be a mapping"),
-        ("--learning_rate nan", "`learning_rate` must be finite"),
-        ("--n_embd 15", "`n_embd` must be a multiple of `n_head`"),
+        ("--lr_scheduler_kwargs [1]", "`--lr_scheduler_kwargs` must be a mapping"),
+        ("--learning_rate nan", "`--learning_rate` must be finite"),
+        ("--n_embd 15", "`--n_embd` must be a multiple of `--n_head`"),
         ("--preset gtp2", "Did you mean 'gpt2'"),
         ("--on_non_finite skpi", "Did you mean 'skip'"),
-        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` must"),
-        ("--eval_steps 0", "`eval_steps` must be"),
-        ("--learning_rat 1", "Did you mean `--learning_rate`?"),
-        ("--block_size 4000", "`text` must have at least"),
-        ("--text missing.txt", "`text` must be files or folders, but 'missing.txt'"),
+        ("--per_device_train_batch_size 0", "`--per_device_train_batch_size` must"),
+        ("--eval_steps 0", "`--eval_steps` must be"),
+        ("--learning_rat 1", "Did you mean --learning_rate?"),
+        ("--block_size 4000", "`--text` must have at least"),
+        ("--text missing.txt", "`--text` must be files or folders, but 'missing.txt'"),
     ],
 )
 def test_refuses_in_one_sentence(run, capsys, flags, words):
@@ -228,7 +296,7 @@ def test_notes_what_a_file_has_that_is_without_effect(run, capsys, tmp_path):
     assert note.startswith(
         f"jaxopt-tf: {path}: without effect here: report_to; `optim`"
     )
-    assert "`n_embd`" in refusal
+    assert "`--n_embd`" in refusal
 
 
 def test_a_file_of_transformers_runs_with_its_numbers(tmp_path, text):
@@ -240,10 +308,10 @@ def test_a_file_of_transformers_runs_with_its_numbers(tmp_path, text):
 
 @pytest.mark.parametrize("args", ["momentum=0.9,nesterov=true", '{"momentum": 0.9}'])
 def test_an_optimizer_takes_its_arguments_as_transformers_writes_them(args):
-    recipe, *_ = parse(["--optim", "sgd", "--optim_args", args])
+    recipe, *_ = records(["--optim", "sgd", "--optim_args", args])
     assert dict(recipe.optim_args)["momentum"] == 0.9
 
 
 def test_rate_groups_are_json():
-    recipe, *_ = parse(["--rate_groups", '[{"pattern": "wte", "factor": 0.1}]'])
+    recipe, *_ = records(["--rate_groups", '[{"pattern": "wte", "factor": 0.1}]'])
     assert recipe.rate_groups == (RateGroup(pattern="wte", factor=0.1),)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxopt_tf.cli._train import parse
+from jaxopt_tf.cli._run_flags import parse
+from jaxopt_tf.cli._train import Train
 from jaxopt_tf.interop import TRAINING_ARGUMENTS
 from jaxopt_tf.jobs import Job
 from jaxopt_tf.models import GPT2Config
@@ -43,7 +44,8 @@ def taken(tmp_path, capsys):
         path = tmp_path / "training_args.json"
         path.write_text(json.dumps(settings))
         capsys.readouterr()
-        return *parse(["--config", str(path), *args]), capsys.readouterr().err
+        run = parse(Train, ["--config", str(path), *args]).run
+        return run.recipe, run.model, run.job, capsys.readouterr().err
 
     return taken
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxopt_tf import monitors, training
+from jaxopt_tf import plots, training
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,215 @@
+"""Settings of a run: defaults, the run's folder, a JSON file and the command line.
+
+A setting of a later source replaces that of an earlier one.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from .. import _checks
+from .._io import is_set, read_value
+from ..interop import TRAINING_ARGUMENTS, unknown_field
+from ..jobs import RunConfig
+from ..models import GPT2_PRESETS
+from ..recipes import METRIC_DRIVEN
+from ._flags import build, flag_kinds, read_flags
+from ._translation import translate
+
+# Found by trying, for the default model on the default text.
+_RECIPE: Mapping[str, Any] = MappingProxyType(
+    {
+        "max_steps": 2_000,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.05,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.97,
+    }
+)
+# A preset on the command line replaces these settings of other sources.
+_SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags of every command about a run.
+
+    Attributes:
+        config: JSON file of settings: config.json of a run, or TrainingArguments of
+            Transformers; flags on the command line replace them.
+        preset: sizes of the model, by name; the flags of the model change them one by
+            one.
+        ignore_fields: names of TrainingArguments in the file that are not read.
+        run: the recipe, the model and the job.
+    """
+
+    prog: ClassVar[str]
+    unused: ClassVar[frozenset[str]] = frozenset()
+
+    config: Path | None = None
+    preset: Literal["nano", "micro", "mini", "midi", "gpt2"] = "nano"
+    ignore_fields: tuple[str, ...] = ()
+    run: RunConfig
+
+
+_Form = TypeVar("_Form", bound=RunFlags)
+
+
+class Typed(NamedTuple):
+    """Settings of a command line, apart from those of the file that it names."""
+
+    settings: dict[str, Any]  # of the run, `preset` included
+    own: dict[str, Any]  # of the command's other flags
+    config: Path | None
+    ignore_fields: tuple[str, ...]
+
+
+def parse(form: type[_Form], args: Sequence[str]) -> _Form:
+    """Reads a command line and the file that it names.
+
+    Fields of the file that have no effect here are noted on stderr.
+
+    Args:
+        form: the flags of the command.
+        args: command line after the name of the command.
+
+    Raises:
+        ValueError: naming everything that is refused, contradictions included.
+        SystemExit: after `--help`.
+    """
+    typed = read_typed(form, args)
+    return build(form, {**typed.settings, **typed.own}, run=run_config(typed))
+
+
+def read_typed(form: type[RunFlags], args: Sequence[str]) -> Typed:
+    """Reads the flags that were typed, and no file.
+
+    Raises:
+        ValueError: naming every unknown flag and every value that cannot be read.
+        SystemExit: after `--help`.
+    """
+    typed = read_flags(form, args, _RECIPE)
+    names = {*flag_kinds(RunConfig), "preset"}
+    settings = {name: value for name, value in typed.items() if name in names}
+    own = {name: value for name, value in typed.items() if name not in settings}
+    return Typed(settings, own, typed.get("config"), typed.get("ignore_fields", ()))
+
+
+def run_config(
+    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+) -> RunConfig:
+    """Builds the configuration of a run from all sources of settings.
+
+    Args:
+        typed: the command line, and the file that it names.
+        found: settings that are known from elsewhere, such as the folder of the run.
+
+    Raises:
+        ValueError: naming everything that is refused, contradictions included.
+    """
+    settings, defaults = merged_settings(typed, found), dict(_RECIPE)
+    if settings.get("lr_scheduler_type") in METRIC_DRIVEN:
+        del defaults["warmup_steps"]  # these schedules have no warmup
+    return RunConfig.from_dict({**defaults, **settings})
+
+
+def merged_settings(
+    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Returns the settings of all sources, without the defaults of the command.
+
+    Args:
+        typed: the command line, and the file that it names.
+        found: settings that are known from elsewhere.
+
+    Raises:
+        ValueError: naming everything in the file that is refused.
+    """
+    file: dict[str, Any] = {}
+    if typed.config is not None:
+        file, notes = _read_file(typed.config, typed)
+        if notes:
+            print(f"jaxopt-tf: {typed.config}: {'; '.join(notes)}.", file=sys.stderr)
+    elif typed.ignore_fields:
+        raise ValueError(
+            "`ignore_fields` must be given with `config`, the file that has them, got "
+            f"{list(typed.ignore_fields)} alone. Leave it out."
+        )
+    below = {**found, **file}
+    if "preset" in typed.settings:
+        below = {name: value for name, value in below.items() if name not in _SIZES}
+    settings = {**below, **typed.settings}
+    if "preset" in settings:
+        preset = settings.pop("preset")
+        _checks.one_of("preset", preset, GPT2_PRESETS)
+        sizes = {name: getattr(GPT2_PRESETS[preset], name) for name in _SIZES}
+        settings = {**sizes, **settings}
+    return settings
+
+
+def _read_file(path: Path, typed: Typed) -> tuple[dict[str, Any], list[str]]:
+    """Reads the settings that the command line leaves open, and notes on the others.
+
+    Raises:
+        ValueError: naming every setting that would change the numbers and does not
+            exist here, and every unknown name.
+    """
+    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
+    known = [*kinds, *TRAINING_ARGUMENTS]
+    translation = translate(
+        _json_object(path),
+        typed.settings,
+        known=known,
+        ignore_fields=typed.ignore_fields,
+    )
+    settings, problems = {}, list(translation.refusals)
+    for name, value in translation.settings.items():
+        if name not in kinds:
+            problems.append(unknown_field(name, known, "a setting"))
+        elif is_set(value) or kinds[name].is_optional:
+            try:
+                value = value if is_set(value) else None
+                settings[name] = read_value(name, kinds[name], value)
+            except TypeError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError(f"{path}: " + "\n  ".join(problems))
+    return settings, translation.notes
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_text(encoding="utf-8")
+        found = json.loads(content, object_pairs_hook=_unique)
+    except ValueError as error:  # of `_unique`, JSON and UTF-8
+        raise ValueError(
+            f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
+        ) from error
+    except OSError as error:
+        inside = path / "config.json"
+        hint = f" Did you mean {str(inside)!r}?" if inside.exists() else ""
+        raise ValueError(
+            f"`config` must be a file that can be read, got {str(path)!r}: "
+            f"{error.strerror}.{hint}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"`config` must be a JSON object, names and values in braces, but {path} "
+            f"contains {json.dumps(found)[:40]}."
+        )
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds an object; `json` itself would take the last value of a repeated name."""
+    named: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in named:
+            raise ValueError(f"`{name}` is in it twice; delete one")
+        named[name] = value
+    return named

@@ -1,0 +1,108 @@
+"""The job of a run as a task of `tuning`, which trains many runs at once."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._typing import PyTree
+from ..data import Batches, Corpus, held_out_batches
+from ..models import gpt2_layer_norms, gpt2_layout, loss_of, make_loss_fn
+from ..recipes import Recipe
+from ..tuning import Task
+from ._config import RunConfig
+from ._job import Job, read_corpus
+
+# Settings that would change the numbers, and that the loop of many runs does not have.
+_NOT_IN_TUNING = (
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "mesh",
+    "on_non_finite",
+    "resume_from_checkpoint",
+)
+
+
+def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
+    """Reads the text of a run for runs that are trained at once.
+
+    Args:
+        config: the text, and the model, which must fit it.
+        folder: folder for the tokens that a tokenizer makes.
+
+    Raises:
+        ValueError: if the job has settings that only a single run has, the text cannot
+            be read, or it does not fit the model.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Job)}
+    given = {name: getattr(config.job, name) for name in _NOT_IN_TUNING}
+    refused = [name for name in given if given[name] != defaults[name]]
+    if refused:
+        listed = ", ".join(f"`{name}` {given[name]!s}" for name in refused)
+        raise ValueError(
+            f"`{refused[0]}` must be left out where many runs are trained at once, got "
+            f"{listed}: each run is trained to its last step, on one device. Leave it "
+            "out of the file, or name it in `ignore_fields`."
+        )
+    corpus = read_corpus(config.job, config.model, folder)
+    if corpus.left_out.num_files:
+        print(f"jaxopt-tf: `--text`: {corpus.left_out}.", file=sys.stderr)
+    return corpus
+
+
+def tuning_task(
+    config: RunConfig, corpus: Corpus, *, num_held_out: int = 2**16
+) -> Task:
+    """Describes what `pretrain` trains and evaluates, for `tuning`.
+
+    A run of the task has the numbers of `pretrain` on one device.
+
+    Args:
+        config: of its recipe, label smoothing is part of the loss, and the batch size
+            is that of the evaluation batches of all runs.
+        corpus: the text, of `tuning_corpus`.
+        num_held_out: approximate number of held-out tokens to evaluate on; 0 for none.
+
+    Raises:
+        ValueError: if the held-out part of the text is shorter than one window.
+    """
+    model, job = config.model, config.job
+    loss_fn = loss_of(
+        model,
+        label_smoothing_factor=config.recipe.label_smoothing_factor,
+        matmul_precision=job.matmul_precision,
+    )
+
+    def init(seed: int) -> PyTree:
+        return make_loss_fn(model, seed)[0]
+
+    def batches(recipe: Recipe) -> Iterator[np.ndarray]:
+        return Batches(
+            corpus,
+            block_size=model.block_size,
+            batch_size=recipe.per_device_train_batch_size,
+            seed=recipe.seed,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        ).since(0)
+
+    held_out: Sequence[np.ndarray] = ()
+    if num_held_out:
+        held_out = held_out_batches(
+            corpus,
+            block_size=model.block_size,
+            batch_size=config.recipe.per_device_train_batch_size,
+            num_tokens=num_held_out,
+        )
+    return Task(
+        loss_fn=loss_fn,
+        init=init,
+        batches=batches,
+        held_out=held_out,
+        takes_key=model.has_dropout,
+        compute_dtype=jnp.bfloat16 if job.bf16 else None,
+        layouts=gpt2_layout(model),
+        layer_norms=gpt2_layer_norms(model),
+    )
