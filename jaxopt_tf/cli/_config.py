@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._io import is_set
+from .._io import RepeatedNameError, is_set, parse_json
 from ..interop import TRAINING_ARGUMENTS, unknown_field
+from ..jobs import settings_from_transformers
 from ._flags import Flag, read
-from ._translation import translate
 
 
 def read_config(
@@ -36,7 +36,7 @@ def read_config(
             names that are neither ours nor Transformers'.
     """
     known = [*flags, *TRAINING_ARGUMENTS]
-    translation = translate(
+    translation = settings_from_transformers(
         _object(path), typed, known=known, ignore_fields=ignore_fields
     )
     settings, problems = {}, list(translation.refusals)
@@ -56,7 +56,7 @@ def read_config(
 def _object(path: Path) -> dict[str, Any]:
     try:
         content = path.read_text(encoding="utf-8")
-        found = json.loads(content, object_pairs_hook=_without_repetition)
+        found = parse_json(content)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"`config` must be JSON, but {path}, line {error.lineno}, column "
@@ -67,9 +67,9 @@ def _object(path: Path) -> dict[str, Any]:
             f"`config` must be JSON in UTF-8, but {path} is not: {error.reason} at "
             f"byte {error.start}."
         ) from error
-    except _RepeatedError as error:
+    except RepeatedNameError as error:
         raise ValueError(
-            f"`config` must name a setting once, but {path} has `{error}` twice. "
+            f"`config` must name a setting once, but {path} has `{error.name}` twice. "
             "Delete one."
         ) from error
     except OSError as error:
@@ -85,16 +85,3 @@ def _object(path: Path) -> dict[str, Any]:
             f"has {json.dumps(found)[:40]}."
         )
     return found
-
-
-class _RepeatedError(Exception):
-    """A name is in an object twice, and JSON would take the last."""
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in named:
-            raise _RepeatedError(name)
-        named[name] = value
-    return named

@@ -1,20 +1,18 @@
 """`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
 
-import json
-import tempfile
+import dataclasses
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-import optax
-
-from .. import interop
+from .. import _checks
 from ..checkpoints import find_checkpoints
-from ..jobs import read_run
-from ..models import gpt2_layout
+from ..jobs import ImportedRun, export_run, import_run
+from ..models import GPT2_PRESETS, gpt2_preset
+from ._config import read_config
 from ._flags import flags_of
-from ._gpt2_config import torch_config
-from ._import_run import Origin, import_run
-from ._job_of_trainer import STATE
 from ._train import read_command_line
 
 _PROG = "jaxopt-tf migrate FOLDER OUT"
@@ -24,50 +22,129 @@ _DESCRIPTION = (
     "as the text, and win over what they do. On the way out --like CHECKPOINT names a "
     "checkpoint of the Trainer that resumes; its version can read the result."
 )
+_STATE, _SUMS = "trainer_state.json", "SHA256SUMS"
+# Sentences of Python functions, and the same with what can be typed here.
+_TYPED = (
+    (r"[Aa]dd '(\S+)' to `ignore_fields`", r"add `--ignore_fields \1`"),
+    (r"name '(\S+)' in `ignore_fields`", r"add `--ignore_fields \1`"),
+    (r"name it in `ignore_fields`", r"name it by `--ignore_fields`"),
+    (r"Allow it by '(\S+)' in `without`", r"Add `--without \1`"),
+    (
+        r"Continue with new moments by `without=.*?`, or read .*? with `read_params`",
+        "Add `--without optimizer.pt scheduler.pt` to continue with new moments",
+    ),
+    (r"Pass `decay_groups='file'`", "Add `--decay_groups file`"),
+    (r"Pass `transformers_version='(\S+)'`", r"Add `--transformers_version \1`"),
+    (r"pass `transformers_version`", "add `--transformers_version`"),
+    (r"pass `num_devices`", "add `--num_devices`"),
+    (r"give `(eval_steps|max_steps)`", r"give `--\1`"),
+    (
+        r"`(training_args|num_devices|without|groups|decay_groups|like"
+        r"|transformers_version|ignore_fields)`",
+        r"`--\1`",
+    ),
+    (r"`checkpoint`", "`FOLDER`"),
+    (r"`out`", "`OUT`"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Settings that the files of a Trainer may lack.
+
+    Attributes:
+        training_args: file of the TrainingArguments, JSON too; that in FOLDER if not
+            given.
+        num_devices: how many devices took part, if the file does not have it.
+        without: files that need not be in FOLDER: optimizer.pt, scheduler.pt.
+        groups: names of the parameters of each group of optimizer.pt, in its order, as
+            [["transformer.wte.weight", ...], [...]]; Trainer's own if not given.
+        decay_groups: "file" applies weight decay to the parameters that optimizer.pt
+            decays, for the groups of a script; by the names of parameters if not given.
+        transformers_version: version of Transformers that made the run, such as 4.46.3;
+            that of config.json, or of the fields, if not given.
+    """
+
+    training_args: Path | None = None
+    num_devices: int | None = None
+    without: tuple[str, ...] = ()
+    groups: Sequence[Sequence[str]] | None = None
+    decay_groups: Literal["file"] | None = None
+    transformers_version: str | None = None
 
 
 def migrate(args: Sequence[str]) -> int:
     """Runs `jaxopt-tf migrate`.
 
     Args:
-        args: what stands after the command's name: two folders, then flags.
+        args: arguments after the command's name: two folders, then flags.
 
     Returns:
         The exit status: 0.
     """
     if any(arg in ("-h", "--help") for arg in args):
-        more = flags_of(Origin, {})
-        read_command_line(more, ["--help"], prog=_PROG, description=_DESCRIPTION)
+        _read_flags(["--help"])
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
         raise ValueError(
             "`migrate` must be given two folders, the one to read and a new one, got "
             f"{' '.join(args)!r}. Write `{_PROG}`."
         )
     source, out, flags = Path(args[0]), Path(args[1]), args[2:]
-    if out.exists():
-        raise ValueError(
-            f"`OUT` must be a new folder, got {str(out)!r}. Name another: nothing is "
-            "overwritten."
-        )
-    if (source / STATE).exists() and not (source / "metrics.jsonl").exists():
-        import_run(source, out, flags, prog=_PROG, description=_DESCRIPTION)
-    elif _holds(source, STATE) and not _holds(source, "SHA256SUMS"):
+    try:
+        _migrate(source, out, flags)
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        text = str(error)
+        for python, typed in _TYPED:
+            text = re.sub(python, typed, text)
+        raise ValueError(text) from error
+    return 0
+
+
+def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
+    if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
+        settings, options = _read_flags(flags)
+        run = import_run(source, out, settings=settings, **options)
+        _print_import(source, out, run)
+    elif _holds(source, _STATE) and not _holds(source, _SUMS):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
             f"{str(source)!r}. Name one of its checkpoint-<step>."
         )
-    elif (source / "SHA256SUMS").exists() or find_checkpoints(source):
-        _export_run(source, out, _like(flags))
+    elif (source / _SUMS).exists() or find_checkpoints(source):
+        exported = export_run(source, out, like=_like(flags))
+        print(
+            f"{out} holds the run of {source} at its step {exported.step:,}, for\n"
+            f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
+        )
     else:
         raise ValueError(
             "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
             f"its checkpoints, got {str(source)!r}."
         )
-    return 0
+
+
+def _read_flags(flags: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns settings of the run, and further arguments of `import_run`."""
+    typed = read_command_line(
+        flags_of(Origin, {}), flags, prog=_PROG, description=_DESCRIPTION
+    )
+    settings = dict(typed.settings)
+    if "preset" in settings:
+        name = settings.pop("preset")
+        _checks.one_of("preset", name, GPT2_PRESETS)
+        preset = dataclasses.asdict(gpt2_preset(name))
+        sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+        settings = {name: preset[name] for name in sizes} | settings
+    if typed.config is not None:
+        file, notes = read_config(typed.config, typed.flags, settings)
+        if notes:
+            print(f"jaxopt-tf: {typed.config}: {'; '.join(notes)}.", file=sys.stderr)
+        settings = {**file, **settings}
+    return settings, {"ignore_fields": typed.ignore_fields, **typed.own}
 
 
 def _like(flags: Sequence[str]) -> Path | None:
-    """The checkpoint whose version is going to read the one that is written."""
+    """Returns the checkpoint whose version reads the one that is written."""
     if not flags:
         return None
     if len(flags) != 2 or flags[0] != "--like":
@@ -75,51 +152,25 @@ def _like(flags: Sequence[str]) -> Path | None:
             "`migrate` takes `--like CHECKPOINT` and no other flag on the way out, got "
             f"{' '.join(flags)!r}: the run has its numbers."
         )
-    like = Path(flags[1])
-    if not (like / "config.json").is_file():
-        raise ValueError(
-            f"`--like` must hold config.json, got {str(like)!r}. Name the Trainer's "
-            "checkpoint-<step> that the run came from."
-        )
-    return like
+    return Path(flags[1])
 
 
-def _export_run(source: Path, out: Path, like: Path | None) -> None:
-    recipe, model, job, position = read_run(source)
-    step, schedule_state = int(position.state.step), position.schedule_state
-    # Smaller than `step` by the updates that were skipped.
-    (_, num_updates), *_ = optax.tree.get_all_with_path(
-        position.state.opt_state, "step"
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as made:
-        config = json.dumps(torch_config(model), indent=2)
-        Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
-        like = Path(made) if like is None else like
-        names = interop.match_names(
-            position.state.params, interop.torch_model_from_config(like)
-        )
-        interop.write_trainer_checkpoint(
-            out,
-            position.state.params,
-            position.state.opt_state,
-            names,
-            recipe=recipe,
-            step=step,
-            schedule_step=int(num_updates) if schedule_state is None else None,
-            schedule_state=schedule_state,
-            # Trainer goes by these, not by its arguments.
-            trainer_state={
-                "eval_steps": job.eval_steps,
-                "logging_steps": job.logging_steps,
-                "save_steps": job.save_steps,
-            },
-            like=like,
-            layouts=gpt2_layout(model),
-        )
+def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
+    for title, names in (
+        ("taken over", run.mapped),
+        ("without effect here", run.ignored),
+        ("not taken over; flags set it where there are any", run.non_optimizer),
+        ("ignored", run.unread),
+        ("left out of the weight files", run.unused_tensors),
+    ):
+        if names:
+            print(f"{title}: {', '.join(names)}")
+    for note in run.notes:
+        print(note)
     print(
-        f"{out} holds the run of {source} at its step {step:,}, for\n"
-        f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
+        f"{out} holds the run of {source}, {run.num_params:,} parameters, at its step "
+        f"{run.step:,}; it continues with\n"
+        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
     )
 
 

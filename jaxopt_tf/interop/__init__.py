@@ -3,23 +3,17 @@
 torch and Transformers are imported by the functions that need them.
 """
 
+from ._argument_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
+from ._argument_translation import Translation as Translation
+from ._argument_translation import (
+    translate_training_arguments as translate_training_arguments,
+)
+from ._arguments_by_version import args_version as args_version
 from ._decay_groups import DecayGroupsError as DecayGroupsError
-from ._hf_arguments import FromTransformers as FromTransformers
-from ._hf_arguments import recipe_from_transformers as recipe_from_transformers
 from ._hf_checkpoint import TrainerCheckpoint as TrainerCheckpoint
 from ._hf_checkpoint import decay_rule_from_checkpoint as decay_rule_from_checkpoint
 from ._hf_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
 from ._hf_checkpoint_write import write_trainer_checkpoint as write_trainer_checkpoint
-from ._hf_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
-from ._hf_source import read_training_arguments as read_training_arguments
-from ._hf_subclass import select_fields as select_fields
-from ._hf_subclass import unknown_field as unknown_field
-from ._hf_translation import Translation as Translation
-from ._hf_translation import (
-    translate_training_arguments as translate_training_arguments,
-)
-from ._hf_values import read_values as read_values
-from ._hf_version import era_of as era_of
 from ._metric_state import metric_state_from_torch as metric_state_from_torch
 from ._metric_state import torch_from_metric_state as torch_from_metric_state
 from ._model_file import read_params as read_params
@@ -29,6 +23,8 @@ from ._param_groups import param_groups_from_recipe as param_groups_from_recipe
 from ._param_names import ParamNames as ParamNames
 from ._param_names import match_names as match_names
 from ._pieces import Piece as Piece
+from ._recipe_from_arguments import FromTransformers as FromTransformers
+from ._recipe_from_arguments import recipe_from_transformers as recipe_from_transformers
 from ._scheduler_state import schedule_step_from_torch as schedule_step_from_torch
 from ._scheduler_state import torch_from_schedule_step as torch_from_schedule_step
 from ._torch_files import load_torch as load_torch
@@ -40,3 +36,5 @@ from ._torch_model import torch_model_from_module as torch_model_from_module
 from ._torch_model import torch_model_from_shapes as torch_model_from_shapes
 from ._torch_state import opt_state_from_torch as opt_state_from_torch
 from ._torch_state import torch_from_opt_state as torch_from_opt_state
+from ._training_arguments import select_fields as select_fields
+from ._training_arguments import unknown_field as unknown_field

@@ -11,6 +11,7 @@ from .._typing import PyTree
 from ..optimizers import AdamWState
 from ._casting import placed_like
 from ._clock import count_of_leaf, counts_by_leaf, with_clock
+from ._extras import import_extra
 from ._moments import is_masked, moment_from_torch
 from ._pieces import Piece, tensor_from_leaves
 from ._state_dict import TorchState
@@ -56,7 +57,7 @@ def adamw_entries(
         params: the parameters that it is for.
         pieces: of every torch tensor.
     """
-    import torch
+    torch = import_extra("torch")
 
     counts = counts_by_leaf(node.count, params)
     treedef: Any = jax.tree.structure(params)

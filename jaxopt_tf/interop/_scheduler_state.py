@@ -6,6 +6,7 @@ from typing import Any
 from .. import _checks
 from .._typing import Schedule
 from ..recipes import METRIC_DRIVEN, Recipe
+from ._extras import import_extra
 
 _RELATIVE = 1e-6
 # Of the base rate: where cosines cancel, doubles are no better than this.
@@ -81,8 +82,8 @@ def torch_from_schedule_step(
     Source: torch 2.13 `optim/lr_scheduler.py`, `LambdaLR.state_dict`; transformers 5.23
         `optimization.py`, `get_scheduler`.
     """
-    import torch
-    import transformers
+    torch = import_extra("torch")
+    transformers = import_extra("transformers")
 
     step = _checks.step_count("step", step)
     if recipe.lr_scheduler_type in METRIC_DRIVEN:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._io import whole_file
+from ._extras import import_extra
 from ._torch_archive import check_archive
 
 # Bytes that are read through a map before its pages are released.
@@ -62,7 +63,7 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
 
 def map_torch(path: Path) -> Any:
     """Maps a file as `load_torch`, without reading its records for their CRC."""
-    import torch
+    torch = import_extra("torch")
 
     try:
         with warnings.catch_warnings():
@@ -82,7 +83,7 @@ def map_torch(path: Path) -> Any:
 
 def save_torch(value: Any, path: Path) -> None:
     """Writes `value` atomically, for `torch.load(weights_only=True)`."""
-    import torch
+    torch = import_extra("torch")
 
     with whole_file(path) as new_path:
         torch.save(value, new_path)
@@ -148,7 +149,7 @@ class MappedState:
 
 def check_tensor(value: Any, what: str) -> None:
     """Raises unless `value` is a plain, dense tensor of numbers that NumPy has."""
-    import torch
+    torch = import_extra("torch")
 
     dtypes = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
     dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
@@ -166,7 +167,7 @@ def check_tensor(value: Any, what: str) -> None:
 
 def as_numpy(tensor: Any) -> np.ndarray:
     """Returns a torch tensor's data, without a copy where that is possible."""
-    import torch
+    torch = import_extra("torch")
 
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
@@ -176,7 +177,7 @@ def as_numpy(tensor: Any) -> np.ndarray:
 
 def as_tensor(array: np.ndarray) -> Any:
     """Returns a torch tensor with a copy of the array's data."""
-    import torch
+    torch = import_extra("torch")
 
     own = np.array(array, order="C", copy=True)
     if own.dtype == jnp.bfloat16:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..optimizers import decay_mask, norm_type
 from ._checkpoint_keys import LoadRules, load_rules
+from ._extras import import_extra
 
 
 class TorchParam(NamedTuple):
@@ -83,7 +84,7 @@ def torch_model_from_module(module: Any) -> TorchModel:
     Raises:
         TypeError: if it is no module.
     """
-    import torch
+    torch = import_extra("torch")
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
@@ -136,8 +137,8 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
 
     Source: transformers 5.23 `configuration_utils.py`, `PreTrainedConfig`.
     """
-    import torch
-    import transformers
+    torch = import_extra("torch")
+    transformers = import_extra("transformers")
 
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -208,7 +209,7 @@ def _counted_types(layer: Any) -> list[str]:
 
 def _layer_type(layer: Any) -> str:
     """The name of the type; of a subclass of torch's linear or convolution, theirs."""
-    import torch
+    torch = import_extra("torch")
 
     nn = torch.nn
     known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)

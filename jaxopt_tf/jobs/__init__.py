@@ -13,6 +13,11 @@ from ._config import RunConfig as RunConfig
 from ._config import held_out_loss_decides as held_out_loss_decides
 from ._data import read_corpus as read_corpus
 from ._job import Job as Job
+from ._job_arguments import settings_from_transformers as settings_from_transformers
+from ._migrate import ExportedRun as ExportedRun
+from ._migrate import ImportedRun as ImportedRun
+from ._migrate import export_run as export_run
+from ._migrate import import_run as import_run
 from ._moved import Run as Run
 from ._moved import first_position as first_position
 from ._moved import read_run as read_run

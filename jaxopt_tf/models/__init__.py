@@ -13,3 +13,9 @@ from ._presets import flops_per_token as flops_per_token
 from ._presets import gpt2_layer_norms as gpt2_layer_norms
 from ._presets import gpt2_layout as gpt2_layout
 from ._presets import gpt2_preset as gpt2_preset
+from ._transformers_config import (
+    gpt2_config_for_transformers as gpt2_config_for_transformers,
+)
+from ._transformers_config import (
+    gpt2_settings_from_transformers as gpt2_settings_from_transformers,
+)

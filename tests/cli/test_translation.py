@@ -26,8 +26,8 @@ def of_kind(*kinds):
     return {name: field for name, field in fields if field.kind in kinds}
 
 
-NEUTRAL, TRANSLATED = of_kind("neutral"), of_kind("translated")
-REFUSED = of_kind("refused", "elsewhere", "devices")
+IGNORED, TRANSLATED = of_kind("ignored"), of_kind("translated")
+REFUSED = of_kind("refused", "non_optimizer", "devices")
 OURS = {
     field.name
     for record in (Recipe, GPT2Config, Job)
@@ -75,7 +75,7 @@ def new():
 
 @needs_transformers
 def test_every_field_of_transformers_is_in_one_place(new):
-    places = [OURS, set(NEUTRAL), set(REFUSED), set(TRANSLATED)]
+    places = [OURS, set(IGNORED), set(REFUSED), set(TRANSLATED)]
     assert set().union(*places) >= set(new) | set(OLD) | {"_n_gpu"}
     assert sum(map(len, places)) == len(set().union(*places))
     others = {"_n_gpu", "tp_size", "sharded_ddp", "xpu_backend", "model_parallel"}
@@ -156,18 +156,18 @@ def test_all_that_would_change_the_numbers_is_refused_at_once(refused):
 
 
 def test_what_changes_no_number_is_named_in_one_note_without_its_value(taken):
-    others = dict.fromkeys(NEUTRAL, "another")
+    others = dict.fromkeys(IGNORED, "another")
     plain = taken(OLD, "--max_steps", "10")
     *records, notes = taken({**OLD, **others}, "--max_steps", "10")
     assert records == list(plain[:-1])
     told = notes.partition("without effect here: ")[2].partition(";")[0]
-    assert set(told.split(", ")) == set(NEUTRAL)
+    assert set(told.split(", ")) == set(IGNORED)
     assert "another" not in notes  # it may be a token
 
 
 @pytest.mark.parametrize("unset", [None, "", "None", [], {}])
 def test_what_is_not_set_is_not_refused(taken, unset):
-    names = [*REFUSED, *NEUTRAL, *TRANSLATED]
+    names = [*REFUSED, *IGNORED, *TRANSLATED]
     *_, notes = taken({"max_steps": 10, **dict.fromkeys(names, unset)})
     assert notes == ""
 

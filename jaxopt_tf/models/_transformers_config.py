@@ -1,13 +1,16 @@
-"""The config.json of a GPT-2, from torch's words to ours and back."""
+"""The config.json of a GPT-2 of Transformers, read as our sizes and written from them.
 
-import json
+Source: transformers 5.23 `models/gpt2/configuration_gpt2.py`, `activations.py`.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..models import GPT2Config
+from .._io import read_json_object
+from ._presets import GPT2Config
 
-# What torch's GPT-2 can be and ours is not: the one value that is ours.
+# Settings of torch's GPT-2 that have one value here.
 _FIXED = {
     "activation_function": "gelu_new",
     "add_cross_attention": False,
@@ -20,8 +23,8 @@ _FIXED = {
     "scale_attn_weights": True,
     "tie_word_embeddings": True,
 }
-# Names of the same formula, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in
-# Transformers' `activations.py`; they differ by float32 rounding at most.
+# Names of one formula, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in Transformers'
+# `activations.py`; they differ by float32 rounding at most.
 _GELU_NEW = (
     "gelu_accurate",
     "gelu_fast",
@@ -29,8 +32,8 @@ _GELU_NEW = (
     "gelu_python_tanh",
     "gelu_pytorch_tanh",
 )
-# Other names of a size, the first that is there counts: those of `attribute_map` in
-# Transformers' `GPT2Config`, and that of its first versions.
+# Names of a size, of which the first that is given counts: its own, those of
+# `attribute_map` in Transformers' `GPT2Config`, and that of its first versions.
 _SPELLINGS = {
     "n_layer": ("n_layer", "num_hidden_layers"),
     "n_head": ("n_head", "num_attention_heads"),
@@ -41,7 +44,7 @@ _CURES = {
     "attn_pdrop": "; attention has no dropout here. With 0.0 in config.json the run "
     "goes on without it, which changes the training"
 }
-# By our names.
+# Names in config.json, by our names.
 _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
@@ -53,59 +56,53 @@ _SIZES = {
 }
 
 
-def sizes_of(source: Path) -> dict[str, Any]:
-    """The sizes of the GPT-2 in a folder, by our names; raises if it is not as ours."""
-    path = source / "config.json"
-    given = json_object(path)
-    config = {"attn_pdrop": 0.1, **given}  # torch's default where it is not given
+def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
+    """Returns the sizes of the GPT-2 in a folder, by the names of `GPT2Config`.
+
+    Args:
+        checkpoint: a folder with the config.json of a `GPT2LMHeadModel`.
+
+    Raises:
+        ValueError: naming all that `GPT2` does not have, contradicts itself or is not
+            given; or if the file cannot be read.
+    """
+    path = checkpoint / "config.json"
+    given = read_json_object(path, "checkpoint")
+    config = {"attn_pdrop": 0.1, **given}  # torch's default if it is not given
     problems = []
     for name, spellings in _SPELLINGS.items():
         values = {n: given[n] for n in spellings if n in given}
         # Transformers does not read `n_ctx` any more.
-        odd = {n: v for n, v in values.items() if n != "n_ctx"}
-        if len({*odd.values()}) > 1:
-            problems.append(f"{_listed(odd)}: one size by several names")
+        read = {n: v for n, v in values.items() if n != "n_ctx"}
+        if len({*read.values()}) > 1:
+            problems.append(f"{_listed(read)}: one size by several names")
         if values:
             config[name] = next(iter(values.values()))
     if config.get("activation_function") in _GELU_NEW:
         config["activation_function"] = "gelu_new"
+    if config.get("n_inner") and config["n_inner"] == 4 * config.get("n_embd", 0):
+        config["n_inner"] = None  # torch's default, written as a number
     problems += [
         f"`{name}` {config[name]!r}: here it is {ours!r}{_CURES.get(name, '')}"
         for name, ours in _FIXED.items()
-        if config.get(name, ours) != ours and not _is_usual(name, config)
+        if config.get(name, ours) != ours
     ]
     missing = [name for name in _SIZES.values() if name not in config]
     problems += [f"`{name}` is not given" for name in missing]
     if problems:
         raise ValueError(
-            f"`FOLDER` must hold a GPT-2 as it is here, but {path}:\n  "
+            f"`checkpoint` must hold a GPT-2 as it is here, but {path}:\n  "
             + "\n  ".join(problems)
-            + "\n`migrate` takes no other model; in Python, the functions of "
-            "jaxopt_tf.interop do."
+            + "\nOther models: by the functions of jaxopt_tf.interop, in Python."
         )
     return {name: config[theirs] for name, theirs in _SIZES.items()}
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return " and ".join(f"`{name}` {value!r}" for name, value in values.items())
-
-
-def torch_config(model: GPT2Config) -> dict[str, Any]:
-    """What torch builds our model by."""
+def gpt2_config_for_transformers(model: GPT2Config) -> dict[str, Any]:
+    """Returns the content of the config.json by which torch builds our model."""
     sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
     return {"architectures": ["GPT2LMHeadModel"], **_FIXED, **sizes}
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """What a file of the folder holds; raises if that cannot be read."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"`FOLDER` must hold a readable {path.name}, but {str(path)!r} is not: "
-            f"{error}. Copy the folder anew."
-        ) from error
-
-
-def _is_usual(name: str, config: Mapping[str, Any]) -> bool:
-    return name == "n_inner" and config[name] == 4 * config.get("n_embd", 0)
+def _listed(values: Mapping[str, Any]) -> str:
+    return " and ".join(f"`{name}` {value!r}" for name, value in values.items())

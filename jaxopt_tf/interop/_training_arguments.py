@@ -1,0 +1,288 @@
+"""TrainingArguments read from an object, a mapping, JSON or a training_args.bin.
+
+They become names and plain values, each read by the kind of its field: an object, a
+JSON file that a person wrote and a command line hold the same number as 1e-4 and as
+"1e-4". Fields of a subclass (TRL's, sentence-transformers', a script's own) are left
+out and listed, unless their name belongs to the optimizer (`vision_lr`): those are
+refused unless they are off.
+"""
+
+import dataclasses
+import enum
+import io
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import _checks
+from .._io import is_null, is_set, parse_json, read_value
+from ._argument_fields import VALUE_KINDS
+from ._hf_folder import version_of_folder
+from ._safe_pickle import NotAllowedError, Record, load_inert
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
+# Attributes of an object that are no fields.
+_NO_FIELDS = """_n_gpu _setup_devices __cached__setup_devices deepspeed_plugin
+distributed_state fsdp_plugin_args hf_deepspeed_config mixed_precision"""
+_MAX_BYTES = 2**24  # real files have some thousands
+# Classes of Transformers itself.
+_CLASSES = (
+    "transformers.training_args.TrainingArguments",
+    "transformers.training_args_seq2seq.Seq2SeqTrainingArguments",
+)
+# Fields of every version from 4.0 to 5.23 that nobody writes by hand all together: a
+# source that has them is a whole TrainingArguments, in which an unknown name cannot be
+# a misspelt one.
+_IN_EVERY_FILE = """adam_epsilon disable_tqdm do_predict eval_accumulation_steps
+label_names logging_first_step prediction_loss_only remove_unused_columns"""
+# Names such as vision_lr, loraplus_lr_ratio, learning_rate_mapping, use_muon_optimizer;
+# and others of the optimizer, by name.
+_OF_THE_OPTIMIZER = re.compile(
+    r"(?:^|_)(?:lr|lrs|optim|optims|optimizer|optimizers|scheduler|warmup|momentum)"
+    r"(?:_|$)|learning_rate|weight_decay"
+    r"|^(?:use_(?:adam_mini|apollo|badam|galore|muon)|relora_steps)$"
+)
+
+
+class ArgsSource(NamedTuple):
+    """TrainingArguments as they were found."""
+
+    values: dict[str, Any]  # by the names of the fields, as JSON would have them
+    num_devices: int | None  # how many took part, if the source shows it
+    name: str  # for errors
+    may_be_subclass: bool = True  # False if the class is one of Transformers' own
+    version: str | None = None  # of Transformers, if the source shows it
+
+
+class SelectedFields(NamedTuple):
+    """TrainingArguments without the fields that are not read."""
+
+    values: dict[str, Any]  # by the names of the fields, read by their kinds
+    unread: list[str]  # names of fields that are left out
+    problems: list[str]
+
+
+def read_training_arguments(source: Any) -> ArgsSource:
+    """Reads TrainingArguments as names and plain values.
+
+    Args:
+        source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
+            file or of a `training_args.bin`, which is read without running it.
+
+    Raises:
+        ValueError: if it is a file that cannot be read, is cut short, is neither, or
+            names anything but what TrainingArguments are made of.
+        TypeError: if it is something else.
+    """
+    name = "TrainingArguments"
+    if isinstance(source, Mapping):
+        return ArgsSource(_plain(dict(source)), None, name)
+    classes = [kind.__name__ for kind in type(source).__mro__]
+    if dataclasses.is_dataclass(source) and name in classes:
+        names = [field.name for field in dataclasses.fields(source)]
+        kind = f"{type(source).__module__}.{type(source).__qualname__}"
+        arguments: Any = source
+        return ArgsSource(
+            {n: _plain(getattr(source, n)) for n in names},
+            arguments.world_size * max(1, arguments.n_gpu),
+            name,
+            kind not in _CLASSES,
+            getattr(sys.modules.get("transformers"), "__version__", None),
+        )
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return ArgsSource(_from_json(source.encode()), None, name)
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
+            f"file, got {type(source).__name__}."
+        )
+    path = Path(source)
+    return _read_file(path)._replace(version=version_of_folder(path.parent))
+
+
+def select_fields(
+    values: Mapping[str, Any],
+    known: Collection[str],
+    ignore_fields: Collection[str] = (),
+    *,
+    may_be_subclass: bool = True,
+) -> SelectedFields:
+    """Leaves out the fields of a subclass and those that the user names; reads others.
+
+    Numbers, switches and JSON are read out of strings. A value that cannot be read is
+    left unchanged: it is refused where it is checked.
+
+    Args:
+        values: by the names of the fields.
+        known: names of all fields that are not a subclass's.
+        ignore_fields: names of fields that are not read.
+        may_be_subclass: False if the class is known to be Transformers' own.
+
+    Raises:
+        TypeError: if `ignore_fields` is no collection of names.
+        ValueError: if one of them is not among the fields.
+    """
+    unread = list(_check_ignore_fields(ignore_fields, values))
+    left = {name: value for name, value in values.items() if name not in unread}
+    problems = []
+    if may_be_subclass and _has_all_fields(values):
+        for name in [name for name in left if name not in known]:
+            value = left.pop(name)
+            may_matter = _OF_THE_OPTIMIZER.search(name) and value is not False
+            if may_matter and is_set(value):
+                problems.append(
+                    f"`{name}` {value!r}: this field of a subclass may change the "
+                    f"optimizer, which it does not here; if it does not, add {name!r} "
+                    "to `ignore_fields`."
+                )
+            else:
+                unread.append(name)
+    read = {name: _read_field(name, value) for name, value in left.items()}
+    return SelectedFields(read, unread, problems)
+
+
+def unknown_field(name: str, known: Collection[str], what: str) -> str:
+    """Returns the sentence that refuses a name, with the nearest one and the cure."""
+    hint = _checks.nearest(name, known, "`{}`")
+    return (
+        f"`{name}` must be {what}.{hint} A field of your own that changes no number of "
+        f"the optimizer: add {name!r} to `ignore_fields`."
+    )
+
+
+def _has_all_fields(names: Collection[str]) -> bool:
+    """Returns True for all fields of a TrainingArguments, False for some of them."""
+    return set(names) >= set(_IN_EVERY_FILE.split())
+
+
+def _check_ignore_fields(
+    ignore_fields: Collection[str], given: Collection[str]
+) -> tuple[str, ...]:
+    """Returns the names once each; raises unless all are names of given fields."""
+    is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(name, str) for name in ignore_fields):
+        raise TypeError(
+            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
+        )
+    for name in ignore_fields:
+        if name not in given:
+            raise ValueError(
+                "`ignore_fields` must name fields of the source, got "
+                f"{name!r}, which it does not have.{_checks.nearest(name, given)}"
+            )
+    return tuple(dict.fromkeys(ignore_fields))
+
+
+def _read_field(name: str, value: Any) -> Any:
+    if is_null(value):
+        return None
+    if name not in VALUE_KINDS or not is_set(value):
+        return value
+    try:
+        return read_value(name, VALUE_KINDS[name], value)
+    except TypeError:
+        return value
+
+
+def _read_file(path: Path) -> ArgsSource:
+    try:
+        content = path.read_bytes()[: _MAX_BYTES + 1]
+    except OSError as error:
+        raise ValueError(
+            f"`source` must be a file that can be read, got {str(path)!r}: "
+            f"{error.strerror}."
+        ) from error
+    try:
+        if content.lstrip()[:1] == b"{":
+            return ArgsSource(_from_json(content), None, str(path))
+        return _from_record(_from_torch(content), path)
+    except NotAllowedError as error:
+        raise ValueError(
+            f"{path} must hold TrainingArguments and what they are made of, but it "
+            f"names {error}, which was not loaded or run. If you trust its origin, "
+            "load it in torch, write `args.to_json_string()` to a file, and give that."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} must be JSON or what torch.save made of TrainingArguments, but "
+            f"{error}"
+        ) from error
+
+
+def _from_torch(content: bytes) -> Any:
+    if not content:
+        raise ValueError("it is empty. Copy it again.")
+    if len(content) > _MAX_BYTES:
+        raise ValueError("it is larger than 16 MiB. Name training_args.bin itself.")
+    try:
+        if content[:2] == b"PK":
+            return load_inert(io.BytesIO(_pickle_of_zip(content)))
+        if content[:1] == b"\x80":
+            return _from_legacy(io.BytesIO(content))
+    # The last is zipfile's, for a compression that it has not.
+    except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"it is cut short or damaged: {error}.") from error
+    raise ValueError(f"it begins with {content[:8]!r}, as neither does.")
+
+
+def _pickle_of_zip(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
+        if len(found) != 1 or found[0].file_size > _MAX_BYTES:
+            raise ValueError("there is no data.pkl of their size in it")
+        return archive.read(found[0])
+
+
+def _from_legacy(stream: io.BytesIO) -> Any:
+    if load_inert(stream) != _MAGIC:
+        raise ValueError("it is a pickle, but not torch's")
+    for _ in ("protocol", "system"):
+        load_inert(stream)
+    return load_inert(stream)
+
+
+def _from_record(found: Any, path: Path) -> ArgsSource:
+    cls = found if isinstance(found, type) else type(found)
+    kind = getattr(cls, "kind", cls.__name__)
+    is_record = isinstance(found, Record)
+    attributes = vars(found) if is_record else {}
+    if not is_record or (kind not in _CLASSES and not _has_all_fields(attributes)):
+        raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
+    state = attributes.get("distributed_state")
+    num_processes = getattr(state, "num_processes", None)
+    num_gpus = attributes.get("_n_gpu")
+    num_devices = None
+    if isinstance(num_processes, int) and isinstance(num_gpus, int):
+        num_devices = num_processes * max(1, num_gpus)
+    names = set(attributes) - set(_NO_FIELDS.split())
+    values = {n: _plain(v) for n, v in attributes.items() if n in names}
+    return ArgsSource(values, num_devices, str(path), kind not in _CLASSES)
+
+
+def _from_json(content: bytes) -> dict[str, Any]:
+    try:
+        return parse_json(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"line {error.lineno}, column {error.colno} is not JSON: {error.msg}."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Returns enums as their values, paths as strings, configurations as dicts."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Record):
+        return _plain(vars(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return _plain({field.name: getattr(value, field.name) for field in fields})
+    if isinstance(value, Path):
+        return str(value)
+    return value.value if isinstance(value, enum.Enum) else value
