@@ -10,7 +10,6 @@ from ._values import JSON_OR_TEXT as JSON_OR_TEXT
 from ._values import NUMBER as NUMBER
 from ._values import SWITCH as SWITCH
 from ._values import Kind as Kind
-from ._values import RepeatedNameError as RepeatedNameError
 from ._values import is_null as is_null
 from ._values import is_set as is_set
 from ._values import kinds_of as kinds_of

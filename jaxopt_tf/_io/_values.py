@@ -88,20 +88,11 @@ def read_value(name: str, kind: Kind, value: Any) -> Any:
         raise TypeError(f"`{name}` must be {noun}, got {value!r}{reason}.") from error
 
 
-class RepeatedNameError(ValueError):
-    """A JSON object has a name twice, of which Python's parser would take the last."""
-
-    def __init__(self, name: str) -> None:
-        """Makes the error of a name."""
-        super().__init__(f"`{name}` is in it twice. Delete one.")
-        self.name = name
-
-
 def parse_json(content: str | bytes) -> Any:
     """Parses JSON in which no object has a name twice.
 
     Raises:
-        RepeatedNameError: if one has.
+        ValueError: if one has; `json` itself would take the last value.
         json.JSONDecodeError, UnicodeDecodeError: if it is no JSON.
     """
     return json.loads(content, object_pairs_hook=_unique_names)
@@ -130,7 +121,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for name, value in pairs:
         if name in named:
-            raise RepeatedNameError(name)
+            raise ValueError(f"`{name}` is in it twice; delete one")
         named[name] = value
     return named
 

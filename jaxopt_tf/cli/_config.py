@@ -5,10 +5,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._io import RepeatedNameError, is_set, parse_json
-from ..interop import TRAINING_ARGUMENTS, unknown_field
+from .._io import Kind, parse_json
 from ..jobs import settings_from_transformers
-from ._flags import Flag, read
+from ._flags import Flag
 
 
 def read_config(
@@ -35,22 +34,18 @@ def read_config(
             settings that there are not here and that would change the numbers, and all
             names that are neither ours nor Transformers'.
     """
-    known = [*flags, *TRAINING_ARGUMENTS]
-    translation = settings_from_transformers(
-        _object(path), typed, known=known, ignore_fields=ignore_fields
-    )
-    settings, problems = {}, list(translation.refusals)
-    for name, value in translation.settings.items():
-        if name not in flags:
-            problems.append(unknown_field(name, known, "a setting"))
-        elif is_set(value) or flags[name].is_optional:
-            try:
-                settings[name] = read(flags[name], value if is_set(value) else None)
-            except TypeError as error:
-                problems.append(str(error))
-    if problems:
-        raise ValueError(f"{path}: " + "\n  ".join(problems))
-    return settings, translation.notes
+    kinds = {
+        name: Kind(flag.kind, flag.is_several, flag.is_optional)
+        for name, flag in flags.items()
+    }
+    raw = _object(path)
+    try:
+        found = settings_from_transformers(
+            raw, typed, kinds=kinds, ignore_fields=ignore_fields
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return found.settings, found.notes
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -67,10 +62,9 @@ def _object(path: Path) -> dict[str, Any]:
             f"`config` must be JSON in UTF-8, but {path} is not: {error.reason} at "
             f"byte {error.start}."
         ) from error
-    except RepeatedNameError as error:
+    except ValueError as error:
         raise ValueError(
-            f"`config` must name a setting once, but {path} has `{error.name}` twice. "
-            "Delete one."
+            f"`config` must be JSON, but {path} is not: {error}."
         ) from error
     except OSError as error:
         inside = path / "config.json"

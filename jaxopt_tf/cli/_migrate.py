@@ -23,28 +23,19 @@ _DESCRIPTION = (
     "checkpoint of the Trainer that resumes; its version can read the result."
 )
 _STATE, _SUMS = "trainer_state.json", "SHA256SUMS"
-# Sentences of Python functions, and the same with what can be typed here.
+# Phrases of Python functions, and what can be typed here in their place.
 _TYPED = (
-    (r"[Aa]dd '(\S+)' to `ignore_fields`", r"add `--ignore_fields \1`"),
-    (r"name '(\S+)' in `ignore_fields`", r"add `--ignore_fields \1`"),
-    (r"name it in `ignore_fields`", r"name it by `--ignore_fields`"),
-    (r"Allow it by '(\S+)' in `without`", r"Add `--without \1`"),
-    (
-        r"Continue with new moments by `without=.*?`, or read .*? with `read_params`",
-        "Add `--without optimizer.pt scheduler.pt` to continue with new moments",
-    ),
     (r"Pass `decay_groups='file'`", "Add `--decay_groups file`"),
     (r"Pass `transformers_version='(\S+)'`", r"Add `--transformers_version \1`"),
-    (r"pass `transformers_version`", "add `--transformers_version`"),
-    (r"pass `num_devices`", "add `--num_devices`"),
-    (r"give `(eval_steps|max_steps)`", r"give `--\1`"),
-    (
-        r"`(training_args|num_devices|without|groups|decay_groups|like"
-        r"|transformers_version|ignore_fields)`",
-        r"`--\1`",
-    ),
+    (r"`without=\{'(\S+)', '(\S+)'\}`", r"`--without \1 \2`"),
+    (r"`source`", "`training_args`"),
     (r"`checkpoint`", "`FOLDER`"),
     (r"`out`", "`OUT`"),
+    (
+        r"`(training_args|num_devices|without|groups|decay_groups|transformers_version"
+        r"|ignore_fields|like|eval_steps|max_steps|output_dir|lr_scheduler_type)`",
+        r"`--\1`",
+    ),
 )
 
 

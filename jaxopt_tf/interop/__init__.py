@@ -5,9 +5,11 @@ torch and Transformers are imported by the functions that need them.
 
 from ._argument_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
 from ._argument_translation import Translation as Translation
+from ._argument_translation import select_fields as select_fields
 from ._argument_translation import (
     translate_training_arguments as translate_training_arguments,
 )
+from ._argument_translation import unknown_field as unknown_field
 from ._arguments_by_version import args_version as args_version
 from ._decay_groups import DecayGroupsError as DecayGroupsError
 from ._hf_checkpoint import TrainerCheckpoint as TrainerCheckpoint
@@ -36,5 +38,3 @@ from ._torch_model import torch_model_from_module as torch_model_from_module
 from ._torch_model import torch_model_from_shapes as torch_model_from_shapes
 from ._torch_state import opt_state_from_torch as opt_state_from_torch
 from ._torch_state import torch_from_opt_state as torch_from_opt_state
-from ._training_arguments import select_fields as select_fields
-from ._training_arguments import unknown_field as unknown_field

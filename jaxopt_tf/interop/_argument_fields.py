@@ -6,6 +6,7 @@ of 5.23, and those that 4.0 to 4.57 had besides, are in `TRAINING_ARGUMENTS`.
 Source: transformers 5.23 and 4.0 to 4.57, `training_args.py`.
 """
 
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 from .._io import JSON_OR_TEXT, NUMBER, SWITCH, Kind, is_set, kinds_of
@@ -182,10 +183,21 @@ EVALUATION_FIELDS = (
     "metric_for_best_model",
 )
 
+# Fields of every version from 4.0 to 5.23 that nobody writes by hand all together: a
+# source that has them is a whole TrainingArguments, in which an unknown name cannot be
+# a misspelt one.
+_IN_EVERY_FILE = """adam_epsilon disable_tqdm do_predict eval_accumulation_steps
+label_names logging_first_step prediction_loss_only remove_unused_columns"""
+
 _SWITCHES = """activation_checkpointing adafactor bf16 gradient_checkpointing
 load_best_model_at_end predict_with_generate sortish_sampler tf32"""
 _NUMBERS = """data_seed early_stopping_patience early_stopping_threshold eval_delay
 eval_steps logging_steps num_train_epochs save_steps save_total_limit warmup_ratio"""
+
+
+def has_all_fields(names: Collection[str]) -> bool:
+    """Returns True for all fields of a TrainingArguments, False for some of them."""
+    return set(names) >= set(_IN_EVERY_FILE.split())
 
 
 def _kind_of(field: Field) -> Kind | None:

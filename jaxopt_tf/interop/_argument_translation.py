@@ -1,23 +1,29 @@
 """Translation of TrainingArguments to our settings, as Trainer would follow them.
 
-The table of fields is applied first. A step for each part of Trainer that reads several
-fields together follows: the optimizer, its arguments, weight decay, warmup, schedule.
+Values are read by the kinds of their fields: an object, a JSON file that a person wrote
+and a command line hold the same number as 1e-4 and as "1e-4". Fields of a subclass
+(TRL's, sentence-transformers', a script's own) are left out and listed, unless their
+name belongs to the optimizer (`vision_lr`): those are refused unless they are off.
+
+Then the table of fields is applied, and a step for each part of Trainer that reads
+several fields together: optimizer, its arguments, weight decay, warmup, schedule.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .. import _checks
-from .._io import SWITCH, is_set, read_value
+from .._io import SWITCH, is_null, is_set, read_value
 from ..recipes import (
     METRIC_DRIVEN,
     TAKES_OPTIM_ARGS,
     optimizer_refusal,
     read_optim_args,
 )
-from ._argument_fields import TRAINING_ARGUMENTS
+from ._argument_fields import TRAINING_ARGUMENTS, VALUE_KINDS, has_all_fields
 from ._arguments_by_version import ArgsVersion, default_optimizer
 
 # AdamW with torch's numbers, by other kernels; Trainer's name is written back.
@@ -26,6 +32,14 @@ _SAME_ADAMW = ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
 _APEX = "adamw_apex_fused"
 # Trainer passes them no arguments at all.
 _TAKES_NO_KWARGS = ("constant", "constant_with_warmup")
+
+# Names such as vision_lr, loraplus_lr_ratio, learning_rate_mapping, use_muon_optimizer;
+# and others of the optimizer, by name.
+_OF_THE_OPTIMIZER = re.compile(
+    r"(?:^|_)(?:lr|lrs|optim|optims|optimizer|optimizers|scheduler|warmup|momentum)"
+    r"(?:_|$)|learning_rate|weight_decay"
+    r"|^(?:use_(?:adam_mini|apollo|badam|galore|muon)|relora_steps)$"
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +54,7 @@ class Translation:
         non_optimizer: names of fields that change numbers, but not the optimizer's.
         notes: sentences on what has another name here, with the same numbers.
         refusals: sentences on what would change the numbers and is not available.
+        unread: names of fields that were left out.
     """
 
     values: Mapping[str, Any]
@@ -49,6 +64,7 @@ class Translation:
     non_optimizer: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     refusals: list[str] = dataclasses.field(default_factory=list)
+    unread: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def combined(self) -> dict[str, Any]:
@@ -60,26 +76,76 @@ class Translation:
         self.refusals.append(f"`{name}` {self.values[name]!r}: {reason}")
 
 
-def translate_training_arguments(
+def select_fields(
     values: Mapping[str, Any],
+    known: Collection[str],
+    ignore_fields: Collection[str] = (),
+    *,
+    may_be_subclass: bool = True,
+) -> Translation:
+    """Reads fields by their kinds, except those of a subclass or that the user names.
+
+    A value that cannot be read is left unchanged: it is refused where it is checked.
+
+    Args:
+        values: by the names of the fields.
+        known: names of all fields that are not a subclass's.
+        ignore_fields: names of fields that are not read.
+        may_be_subclass: False if the class is known to be Transformers' own.
+
+    Returns:
+        A translation with values, names that were left out, and refusals of those that
+        may change the optimizer.
+
+    Raises:
+        TypeError: if `ignore_fields` is no collection of names.
+        ValueError: if one of them is not among the fields.
+    """
+    unread = list(_check_ignore_fields(ignore_fields, values))
+    left = {name: value for name, value in values.items() if name not in unread}
+    refusals = []
+    if may_be_subclass and has_all_fields(values):
+        for name in [name for name in left if name not in known]:
+            value = left.pop(name)
+            may_matter = _OF_THE_OPTIMIZER.search(name) and value is not False
+            if may_matter and is_set(value):
+                refusals.append(
+                    f"`{name}` {value!r}: this field of a subclass may change the "
+                    f"optimizer, which it does not here; if it does not, add {name!r} "
+                    "to `ignore_fields`."
+                )
+            else:
+                unread.append(name)
+    read = {name: _read_field(name, value) for name, value in left.items()}
+    return Translation(read, unread=unread, refusals=refusals)
+
+
+def unknown_field(name: str, known: Collection[str], what: str) -> str:
+    """Returns the sentence that refuses a name, with the nearest one and the cure."""
+    hint = _checks.nearest(name, known, "`{}`")
+    return (
+        f"`{name}` must be {what}.{hint} A field of your own that changes no number of "
+        f"the optimizer: add {name!r} to `ignore_fields`."
+    )
+
+
+def translate_training_arguments(
+    into: Translation,
     *,
     version: ArgsVersion,
     max_steps: int | None,
     refused: Mapping[str, str],
-    typed: Mapping[str, Any] | None = None,
-) -> Translation:
-    """Translates TrainingArguments, all but their lengths and strategies.
+) -> None:
+    """Translates the fields, all but lengths and strategies, to settings.
 
     Args:
-        values: by the names of the fields, as `select_fields` reads them.
+        into: the values; its other attributes are completed.
         version: the version whose rules hold.
         max_steps: the number of updates, where it is known.
         refused: the kinds of the table's fields that are refused if they are set, with
             the reason; "" for that of the table.
-        typed: settings from elsewhere that win over these and are not among them.
     """
-    into = Translation(values, typed or {})
-    for name, value in values.items():
+    for name, value in into.values.items():
         field = TRAINING_ARGUMENTS.get(name)
         if field is None:
             into.settings[name] = value
@@ -98,7 +164,35 @@ def translate_training_arguments(
     _translate_schedule(into)
     _check_stable_decay(into, version)
     _check_accelerator(into)
-    return into
+
+
+def _check_ignore_fields(
+    ignore_fields: Collection[str], given: Collection[str]
+) -> tuple[str, ...]:
+    """Returns the names once each; raises unless all are names of given fields."""
+    is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(name, str) for name in ignore_fields):
+        raise TypeError(
+            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
+        )
+    for name in ignore_fields:
+        if name not in given:
+            raise ValueError(
+                "`ignore_fields` must name fields of the source, got "
+                f"{name!r}, which it does not have.{_checks.nearest(name, given)}"
+            )
+    return tuple(dict.fromkeys(ignore_fields))
+
+
+def _read_field(name: str, value: Any) -> Any:
+    if is_null(value):
+        return None
+    if name not in VALUE_KINDS or not is_set(value):
+        return value
+    try:
+        return read_value(name, VALUE_KINDS[name], value)
+    except TypeError:
+        return value
 
 
 def _translate_optimizer(into: Translation) -> None:

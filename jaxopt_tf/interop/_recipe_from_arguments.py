@@ -14,18 +14,19 @@ from ._argument_fields import (
     TRAINING_ARGUMENTS,
     VALUE_KINDS,
 )
-from ._argument_translation import Translation, translate_training_arguments
+from ._argument_translation import (
+    Translation,
+    select_fields,
+    translate_training_arguments,
+    unknown_field,
+)
 from ._arguments_by_version import (
     ArgsVersion,
     args_version,
     known_version,
     note_on_decay,
 )
-from ._training_arguments import (
-    read_training_arguments,
-    select_fields,
-    unknown_field,
-)
+from ._training_arguments import read_training_arguments
 
 _RECIPE_FIELDS = frozenset(field.name for field in fields(Recipe))
 _KNOWN = (*_RECIPE_FIELDS, *JOB_FIELDS, *TRAINING_ARGUMENTS)
@@ -118,36 +119,36 @@ def recipe_from_transformers(
     number, version_notes = known_version(found, transformers_version)
     version = args_version(found.values, number)
     num_devices = num_devices or found.num_devices
-    selected = select_fields(
+    into = select_fields(
         found.values, _KNOWN, ignore_fields, may_be_subclass=found.may_be_subclass
     )
-    values = dict(selected.values)
+    values = into.values
     if num_devices:
-        values = {n: v for n, v in values.items() if not _is_of_devices(n)}
+        into.values = {n: v for n, v in values.items() if not _is_of_devices(n)}
     if max_steps is not None:
-        values["max_steps"] = max_steps
-    problems, steps = list(selected.problems), None
+        into.values = {**into.values, "max_steps": max_steps}
+    steps = None
     try:
-        steps = _num_updates(values, num_examples, num_devices or 1, version)
+        steps = _num_updates(into.values, num_examples, num_devices or 1, version)
     except (TypeError, ValueError) as error:
-        problems.append(str(error))
-    into = translate_training_arguments(
-        values, version=version, max_steps=steps, refused=_REFUSED
+        into.refusals.append(str(error))
+    translate_training_arguments(
+        into, version=version, max_steps=steps, refused=_REFUSED
     )
     _accumulate_devices(into, num_devices or 1)
     settings = _recipe_settings(into)
     settings["max_steps"] = 2**31 - 1 if steps is None else steps
     settings["decay_rule"] = version.decay_rule
-    problems += into.refusals
     try:
         recipe = Recipe(**settings)
     except (TypeError, ValueError) as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError(f"{found.name}: " + "\n  ".join(problems))
-    mapped = {n for n in _MAPPED_OTHERWISE if is_set(values.get(n))} - {*into.ignored}
-    replaced = mapped & {"num_train_epochs"} if _has_steps(values) else set()
-    mapped = mapped - replaced | {n for n in values if n in settings}
+        into.refusals.append(str(error))
+    if into.refusals:
+        raise ValueError(f"{found.name}: " + "\n  ".join(into.refusals))
+    mapped = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
+    mapped -= {*into.ignored}
+    replaced = mapped & {"num_train_epochs"} if _has_steps(into.values) else set()
+    mapped = mapped - replaced | {n for n in into.values if n in settings}
     return FromTransformers(
         recipe=recipe,
         versions=version.label,
@@ -155,8 +156,8 @@ def recipe_from_transformers(
         non_optimizer=tuple(sorted(into.non_optimizer)),
         ignored=tuple(sorted({*into.ignored, *replaced})),
         notes=(*into.notes, *version_notes, *note_on_decay(version, recipe)),
-        unread=tuple(sorted(selected.unread)),
-        values=selected.values,
+        unread=tuple(sorted(into.unread)),
+        values=values,
     )
 
 

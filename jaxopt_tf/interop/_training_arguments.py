@@ -1,26 +1,17 @@
-"""TrainingArguments read from an object, a mapping, JSON or a training_args.bin.
-
-They become names and plain values, each read by the kind of its field: an object, a
-JSON file that a person wrote and a command line hold the same number as 1e-4 and as
-"1e-4". Fields of a subclass (TRL's, sentence-transformers', a script's own) are left
-out and listed, unless their name belongs to the optimizer (`vision_lr`): those are
-refused unless they are off.
-"""
+"""TrainingArguments read from an object, a mapping, JSON or a training_args.bin."""
 
 import dataclasses
 import enum
 import io
 import json
-import re
 import sys
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import _checks
-from .._io import is_null, is_set, parse_json, read_value
-from ._argument_fields import VALUE_KINDS
+from .._io import parse_json
+from ._argument_fields import has_all_fields
 from ._hf_folder import version_of_folder
 from ._safe_pickle import NotAllowedError, Record, load_inert
 
@@ -34,18 +25,6 @@ _CLASSES = (
     "transformers.training_args.TrainingArguments",
     "transformers.training_args_seq2seq.Seq2SeqTrainingArguments",
 )
-# Fields of every version from 4.0 to 5.23 that nobody writes by hand all together: a
-# source that has them is a whole TrainingArguments, in which an unknown name cannot be
-# a misspelt one.
-_IN_EVERY_FILE = """adam_epsilon disable_tqdm do_predict eval_accumulation_steps
-label_names logging_first_step prediction_loss_only remove_unused_columns"""
-# Names such as vision_lr, loraplus_lr_ratio, learning_rate_mapping, use_muon_optimizer;
-# and others of the optimizer, by name.
-_OF_THE_OPTIMIZER = re.compile(
-    r"(?:^|_)(?:lr|lrs|optim|optims|optimizer|optimizers|scheduler|warmup|momentum)"
-    r"(?:_|$)|learning_rate|weight_decay"
-    r"|^(?:use_(?:adam_mini|apollo|badam|galore|muon)|relora_steps)$"
-)
 
 
 class ArgsSource(NamedTuple):
@@ -56,14 +35,6 @@ class ArgsSource(NamedTuple):
     name: str  # for errors
     may_be_subclass: bool = True  # False if the class is one of Transformers' own
     version: str | None = None  # of Transformers, if the source shows it
-
-
-class SelectedFields(NamedTuple):
-    """TrainingArguments without the fields that are not read."""
-
-    values: dict[str, Any]  # by the names of the fields, read by their kinds
-    unread: list[str]  # names of fields that are left out
-    problems: list[str]
 
 
 def read_training_arguments(source: Any) -> ArgsSource:
@@ -102,90 +73,6 @@ def read_training_arguments(source: Any) -> ArgsSource:
         )
     path = Path(source)
     return _read_file(path)._replace(version=version_of_folder(path.parent))
-
-
-def select_fields(
-    values: Mapping[str, Any],
-    known: Collection[str],
-    ignore_fields: Collection[str] = (),
-    *,
-    may_be_subclass: bool = True,
-) -> SelectedFields:
-    """Leaves out the fields of a subclass and those that the user names; reads others.
-
-    Numbers, switches and JSON are read out of strings. A value that cannot be read is
-    left unchanged: it is refused where it is checked.
-
-    Args:
-        values: by the names of the fields.
-        known: names of all fields that are not a subclass's.
-        ignore_fields: names of fields that are not read.
-        may_be_subclass: False if the class is known to be Transformers' own.
-
-    Raises:
-        TypeError: if `ignore_fields` is no collection of names.
-        ValueError: if one of them is not among the fields.
-    """
-    unread = list(_check_ignore_fields(ignore_fields, values))
-    left = {name: value for name, value in values.items() if name not in unread}
-    problems = []
-    if may_be_subclass and _has_all_fields(values):
-        for name in [name for name in left if name not in known]:
-            value = left.pop(name)
-            may_matter = _OF_THE_OPTIMIZER.search(name) and value is not False
-            if may_matter and is_set(value):
-                problems.append(
-                    f"`{name}` {value!r}: this field of a subclass may change the "
-                    f"optimizer, which it does not here; if it does not, add {name!r} "
-                    "to `ignore_fields`."
-                )
-            else:
-                unread.append(name)
-    read = {name: _read_field(name, value) for name, value in left.items()}
-    return SelectedFields(read, unread, problems)
-
-
-def unknown_field(name: str, known: Collection[str], what: str) -> str:
-    """Returns the sentence that refuses a name, with the nearest one and the cure."""
-    hint = _checks.nearest(name, known, "`{}`")
-    return (
-        f"`{name}` must be {what}.{hint} A field of your own that changes no number of "
-        f"the optimizer: add {name!r} to `ignore_fields`."
-    )
-
-
-def _has_all_fields(names: Collection[str]) -> bool:
-    """Returns True for all fields of a TrainingArguments, False for some of them."""
-    return set(names) >= set(_IN_EVERY_FILE.split())
-
-
-def _check_ignore_fields(
-    ignore_fields: Collection[str], given: Collection[str]
-) -> tuple[str, ...]:
-    """Returns the names once each; raises unless all are names of given fields."""
-    is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
-    if not is_list or not all(isinstance(name, str) for name in ignore_fields):
-        raise TypeError(
-            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
-        )
-    for name in ignore_fields:
-        if name not in given:
-            raise ValueError(
-                "`ignore_fields` must name fields of the source, got "
-                f"{name!r}, which it does not have.{_checks.nearest(name, given)}"
-            )
-    return tuple(dict.fromkeys(ignore_fields))
-
-
-def _read_field(name: str, value: Any) -> Any:
-    if is_null(value):
-        return None
-    if name not in VALUE_KINDS or not is_set(value):
-        return value
-    try:
-        return read_value(name, VALUE_KINDS[name], value)
-    except TypeError:
-        return value
 
 
 def _read_file(path: Path) -> ArgsSource:
@@ -250,7 +137,7 @@ def _from_record(found: Any, path: Path) -> ArgsSource:
     kind = getattr(cls, "kind", cls.__name__)
     is_record = isinstance(found, Record)
     attributes = vars(found) if is_record else {}
-    if not is_record or (kind not in _CLASSES and not _has_all_fields(attributes)):
+    if not is_record or (kind not in _CLASSES and not has_all_fields(attributes)):
         raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
     state = attributes.get("distributed_state")
     num_processes = getattr(state, "num_processes", None)
@@ -267,9 +154,10 @@ def _from_json(content: bytes) -> dict[str, Any]:
     try:
         return parse_json(content)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"line {error.lineno}, column {error.colno} is not JSON: {error.msg}."
-        ) from error
+        at = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{at} is not JSON: {error.msg}.") from error
+    except ValueError as error:
+        raise ValueError(f"{error}.") from error
 
 
 def _plain(value: Any) -> Any:

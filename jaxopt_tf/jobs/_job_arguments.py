@@ -6,9 +6,10 @@ metric decide numbers: they are carried over, or refused by name.
 
 import math
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from .._io import is_set
+from .._io import Kind, is_set, kinds_of, read_value
 from ..interop import (
     TRAINING_ARGUMENTS,
     FromTransformers,
@@ -16,8 +17,14 @@ from ..interop import (
     args_version,
     select_fields,
     translate_training_arguments,
+    unknown_field,
 )
+from ..models import GPT2Config
+from ..recipes import Recipe
 from ._config import held_out_loss_decides
+from ._job import Job
+
+_KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
 
 # Kinds of fields that a new run refuses, the order of its data among them.
 _REFUSED = {"refused": "", "non_optimizer": "", "devices": ""}
@@ -72,9 +79,9 @@ class _Checkpoint(NamedTuple):
 
 def settings_from_transformers(
     raw: Mapping[str, Any],
-    typed: Mapping[str, Any],
+    typed: Mapping[str, Any] = MappingProxyType({}),
     *,
-    known: Collection[str],
+    kinds: Mapping[str, Kind] = _KINDS,
     ignore_fields: Collection[str] = (),
 ) -> Translation:
     """Translates a dict of TrainingArguments, or of our own settings, for a new run.
@@ -84,33 +91,33 @@ def settings_from_transformers(
     Args:
         raw: names and values, of a file for example.
         typed: settings that win over them, of a command line for example.
-        known: names of the settings and of the fields of TrainingArguments.
+        kinds: kinds of all settings by name.
         ignore_fields: names that are not read.
 
     Returns:
-        Settings by our names, unknown names among them; notes on what is not as in the
-        file and changes no numbers; and refusals of what would.
+        Settings by our names, and notes on what is not as in the file and changes no
+        numbers.
+
+    Raises:
+        ValueError: naming all settings that do not exist here and would change the
+            numbers, all that cannot be read, and all unknown names.
     """
-    selected = select_fields(raw, known, ignore_fields)
-    values = _not_replaced(selected.values, typed)
+    known = (*kinds, *TRAINING_ARGUMENTS)
+    into = select_fields(raw, known, ignore_fields)
+    into.values = values = _not_replaced(into.values, typed)
+    into.typed = typed
     steps: Any = {**values, **typed}.get("max_steps")
     is_number = isinstance(steps, int | float) and not isinstance(steps, bool)
     max_steps = int(steps) if is_number and steps > 0 else None
-    into = translate_training_arguments(
-        values,
-        version=args_version(raw),
-        max_steps=max_steps,
-        refused=_REFUSED,
-        typed=typed,
+    translate_training_arguments(
+        into, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
-    into.refusals[:0] = selected.problems
-    unread = ", ".join(sorted(selected.unread))
     for title, names in (
-        ("without effect here", ", ".join(into.ignored)),
-        ("ignored", unread),
+        ("without effect here", into.ignored),
+        ("ignored", sorted(into.unread)),
     ):
         if names:
-            into.notes.insert(0, f"{title}: {names}")
+            into.notes.insert(0, f"{title}: {', '.join(names)}")
     epochs = values.get("num_train_epochs")
     if max_steps is None and is_set(epochs):
         into.refuse(
@@ -120,6 +127,19 @@ def settings_from_transformers(
         )
     _set_intervals(into, max_steps)
     _translate_others(into)
+    settings = {}
+    for name, value in into.settings.items():
+        if name not in kinds:
+            into.refusals.append(unknown_field(name, known, "a setting"))
+        elif is_set(value) or kinds[name].is_optional:
+            try:
+                value = value if is_set(value) else None
+                settings[name] = read_value(name, kinds[name], value)
+            except TypeError as error:
+                into.refusals.append(str(error))
+    if into.refusals:
+        raise ValueError("\n  ".join(into.refusals))
+    into.settings = settings
     return into
 
 

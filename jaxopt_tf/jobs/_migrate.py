@@ -124,14 +124,9 @@ def import_run(
     state = read_json_object(checkpoint / _STATE, "checkpoint")
     if "max_steps" not in state:
         raise ValueError(
-            f"`max_steps` must be in {checkpoint / _STATE}. Copy the folder again."
+            f"{checkpoint / _STATE} must contain 'max_steps'. Copy the folder again."
         )
     arguments = Path(training_args or checkpoint / _ARGUMENTS)
-    if not arguments.is_file():
-        raise ValueError(
-            "`training_args` must be a file of the run's TrainingArguments, got "
-            f"{str(arguments)!r}, which does not exist. Name another, JSON too."
-        )
     came = interop.recipe_from_transformers(
         arguments,
         max_steps=state["max_steps"],

@@ -182,7 +182,7 @@ def test_one_path_needs_no_list(config):
         ("", "line 1, column 1 is not"),
         ("[1, 2]", "`config` must be a JSON object"),
         (b'{"optim": "\xff"}', "`config` must be JSON in UTF-8"),
-        ('{"seed": 1, "seed": 2}', "has `seed` twice"),
+        ('{"seed": 1, "seed": 2}', "`seed` is in it twice; delete one"),
         ('{"learning_rat": 1}', "`learning_rat` must be a setting. Did you mean `lear"),
         ('{"group_by_lenght": true}', "Did you mean `group_by_length`?"),
         ('{"config": "other.json"}', "`config` must be a setting"),
