@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 from benchmarks._report import Row, main
-from jaxopt_tf.jobs import Job, place, run_steps
+from jaxopt_tf.jobs import Job, RunConfig, build_setup
 from jaxopt_tf.models import gpt2_preset
 from jaxopt_tf.planning import (
     CompilerMissingError,
@@ -38,10 +38,9 @@ def rows(smoke: bool) -> Iterator[Row]:
         except CompilerMissingError as error:
             print(error)
             continue
-        job = Job(bf16=True)
-        placed = place(recipe, model, job, mesh)
-        step, _ = run_steps(recipe, model, job, placed)
-        args = placed.position.state, placed.batch
+        config = RunConfig(recipe=recipe, model=model, job=Job(bf16=True))
+        setup = build_setup(config, mesh)
+        step, args = setup.train_step, (setup.position.state, setup.batch)
         plan = plan_step(step, *args, slice_=slice_)
         cost = plan.cost
         if cost is None:

@@ -19,7 +19,7 @@ from benchmarks import _optimizer_steps as steps
 from benchmarks._report import Row, main
 from benchmarks._trainer_runs import torch_model
 from jaxopt_tf import Recipe, build_optimizer, init_train_state
-from jaxopt_tf.jobs import Job, place, run_steps
+from jaxopt_tf.jobs import Job, RunConfig, build_setup
 from jaxopt_tf.models import gpt2_preset, make_loss_fn
 from jaxopt_tf.planning import estimate, named_slice, program_cost
 from jaxopt_tf.sharding import make_mesh
@@ -64,17 +64,16 @@ def rows(smoke: bool) -> Iterator[Row]:
 def _ours(model, batch, job, num_steps) -> tuple[steps.Step, float]:
     """The job's own step, and the seconds that an H100 needs for it at least."""
     mesh = make_mesh("data=1", jax.devices()[:1])
-    placed = place(RECIPE, model, job, mesh)
-    step, _ = run_steps(RECIPE, model, job, placed)
+    setup = build_setup(RunConfig(recipe=RECIPE, model=model, job=job), mesh)
     params, _ = make_loss_fn(model, 0)
     state = [
         jax.device_put(
             init_train_state(params, build_optimizer(RECIPE)),
-            jax.tree.map(lambda x: x.sharding, placed.position.state),
+            jax.tree.map(lambda x: x.sharding, setup.position.state),
         )
     ]
-    batch = jax.device_put(batch.astype(placed.batch.dtype), placed.batch.sharding)
-    traced = step.trace(state[0], batch)
+    batch = jax.device_put(batch.astype(setup.batch.dtype), setup.batch.sharding)
+    traced = setup.train_step.trace(state[0], batch)
     program = traced.lower().compile()
     cost = program_cost(program, 1, traced)
 

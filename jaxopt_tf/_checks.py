@@ -160,3 +160,8 @@ def version(name: str, value: Any) -> tuple[int, int]:
     if found is None:
         raise ValueError(f"`{name}` must be a version such as '4.46.3', got {value!r}.")
     return int(found.group(1)), int(found.group(2))
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns "1 step", "2,000 steps"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

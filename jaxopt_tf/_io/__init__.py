@@ -2,6 +2,9 @@
 
 from ._atomic_file import check_folder as check_folder
 from ._atomic_file import whole_file as whole_file
+from ._processes import (
+    check_equal_across_processes as check_equal_across_processes,
+)
 from ._processes import done_by_first as done_by_first
 from ._processes import is_first as is_first
 from ._processes import is_true_in_all as is_true_in_all

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes, and a check of the folder before a long run."""
 
 import contextlib
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written takes the place of `path` in one go.
+    """Yields a path to write to; its file replaces `path` when the body ends.
 
-    A reader, and whoever comes after a kill, finds the old file or the new one. If the
-    body raises, the old one stays.
+    A reader finds the old file or the new one, also after a kill. If the body raises,
+    the old one stays.
     """
-    # One name for all times: what a kill leaves is written over by the next start.
+    # One fixed name: the next start overwrites what a kill has left.
     temporary = path.with_name(f".{path.name}.new")
     try:
         yield temporary
-        # Else a power cut may leave the new name with nothing behind it.
+        # Without the sync a power cut may leave the new name with an empty file.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -26,9 +26,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_folder(path: Path) -> None:
-    """Raises unless the folder that shall hold `path` is one that can be written to.
+    """Raises unless the folder of `path` exists and is writable.
 
-    Said at the start: a run must not end without what it was to leave.
+    Called at the start, so that a run does not fail when it writes its results.
     """
     if not path.parent.is_dir():
         raise ValueError(

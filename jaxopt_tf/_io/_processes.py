@@ -1,30 +1,30 @@
-"""What one of many processes does for all of them.
+"""Work of process 0 for all processes, and checks that all of them agree.
 
-`jax.distributed.initialize` makes several processes one program: all of them must ask
-the devices for the same things in the same order. What is done to files is done once.
+`jax.distributed.initialize` makes several processes one program: all of them must run
+the same computations in the same order. Files are written by process 0 alone.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# What says on its own what is wrong and what to do; it is raised in all processes.
+# Errors with a sentence for the user; they are raised in all processes.
 _TOLD = (ValueError, TypeError, OSError)
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints; true where there is one."""
+    """Returns True in the process that writes and prints; true if there is one."""
     return jax.process_index() == 0
 
 
 def done_by_first(function: Callable[[], Any]) -> Any:
     """Calls a function in the first process, and returns its result in all of them.
 
-    All processes must come here; those that come early wait.
+    All processes must call it; those that come early wait.
 
     Args:
         function: its result must be what JSON can hold.
@@ -51,11 +51,11 @@ def done_by_first(function: Callable[[], Any]) -> Any:
 
 
 def told_by_first(value: Any) -> Any:
-    """The first process's value, in all of them; JSON must be able to hold it."""
+    """Returns the value of process 0 in all of them; JSON must be able to hold it."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # Arrays that are sent must have one shape everywhere: the length goes first.
+    # A broadcast array must have one shape everywhere: the length goes first.
     (length,) = multihost_utils.broadcast_one_to_all(np.array([text.size], np.int32))
     sent = text if is_first() else np.zeros(int(length), np.uint8)
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent))
@@ -63,7 +63,41 @@ def told_by_first(value: Any) -> Any:
 
 
 def is_true_in_all(condition: bool) -> bool:
-    """Whether it is true in every process."""
+    """Returns True in all processes if the condition is true in each."""
     if jax.process_count() == 1:
         return condition
     return bool(np.all(multihost_utils.process_allgather(np.array([condition]))))
+
+
+def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
+    """Raises in all processes unless they have equal settings; all must call it.
+
+    Args:
+        settings: by name; JSON must be able to hold them.
+
+    Raises:
+        ValueError: with every setting that differs from process 0's, in the processes
+            that have it; without names in the others.
+    """
+    first = told_by_first(dict(settings))
+    mine = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+    }
+    names = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
+    if is_true_in_all(not names):
+        return
+    if not names:
+        raise ValueError(
+            "every process must be started with the same settings and versions, but "
+            "another one was not: its message names them. Start all of them alike."
+        )
+    listed = "\n  ".join(
+        f"`{name}`: {first.get(name)!r} in process 0, {mine.get(name)!r} in process "
+        f"{jax.process_index()}"
+        for name in names
+    )
+    raise ValueError(
+        "every process must be started with the same settings and versions, but these "
+        f"differ:\n  {listed}\nStart all of them alike."
+    )

@@ -24,8 +24,9 @@ from ._rotation import print_to_stderr
 class Checkpoints(NamedTuple):
     """Saves, in the background.
 
-    `save(step, arrays, notes, best_step=None)` returns the path that the checkpoint is
-    going to have, when the arrays are copied to the host; they can be donated then.
+    `save(step, arrays, notes, best_step=None, replaces=None)` returns the path that the
+    checkpoint will have, once the arrays are copied to the host; they can be donated
+    then.
     `wait()` returns when everything is on disk. Both raise `OSError` if an earlier save
     went wrong: it names the folder and the cause, and earlier checkpoints are whole.
     """
@@ -45,7 +46,8 @@ def open_checkpoints(
 
     `Checkpoints.save` takes the `step` of the name; `arrays`, any tree of JAX or NumPy
     arrays (typed keys too, on one device or many); `notes`, a dict that JSON can hold;
-    and `best_step`, the step of the best checkpoint so far, which is never deleted. A
+    `best_step`, the step of the best checkpoint so far, which is never deleted; and
+    `replaces`, the step of a checkpoint that is deleted once this one is complete. A
     checkpoint that has the step already is replaced.
 
     Args:
@@ -70,14 +72,17 @@ def open_checkpoints(
         _checks.step_count("save_total_limit", save_total_limit)
     folder = held.folder.absolute()
     done_by_first(lambda: _rotation.clear(folder, report))
-    best_steps: dict[Path, int | None] = {}
+    after: dict[Path, tuple[int | None, int | None]] = {}
     last: list[Path] = []
 
     def finish(temporary: Path, path: Path) -> None:
         _digest.seal(temporary)
         _rotation.put_in_place(temporary, path)
         _digest.flush(folder)
-        _rotation.rotate(path, save_total_limit, best_steps.pop(path))
+        best_step, replaces = after.pop(path)
+        if replaces is not None:
+            _rotation.delete(folder / f"checkpoint-{replaces}")
+        _rotation.rotate(path, save_total_limit, best_step)
 
     with _orbax.open_writer(finish) as writer:
 
@@ -88,12 +93,16 @@ def open_checkpoints(
                 raise _failed(last[0], error) from error
 
         def save(
-            step: int, arrays: PyTree, notes: dict, best_step: int | None = None
+            step: int,
+            arrays: PyTree,
+            notes: dict,
+            best_step: int | None = None,
+            replaces: int | None = None,
         ) -> Path:
             path = folder / f"checkpoint-{_checks.step_count('step', step)}"
             notes = _as_json(notes)
             wait()  # for the one before, and for what went wrong with it
-            best_steps[path] = best_step
+            after[path] = best_step, replaces
             last[:] = [path]
             try:
                 writer.save(path, arrays, notes)

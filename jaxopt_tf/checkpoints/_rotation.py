@@ -53,7 +53,7 @@ def put_in_place(complete: Path, path: Path) -> None:
         path.rename(replaced)
     complete.rename(path)
     if replaced.exists():
-        _delete(replaced)
+        delete(replaced)
 
 
 def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) -> None:
@@ -78,7 +78,7 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
     num_too_many = len(checkpoints) - max(save_total_limit, len(kept))
     old = [path for path in checkpoints if path not in kept]
     for path in old[: max(num_too_many, 0)]:
-        _delete(path)
+        delete(path)
 
 
 def clear(folder: Path, report: Callable[[str], None]) -> None:
@@ -89,14 +89,17 @@ def clear(folder: Path, report: Callable[[str], None]) -> None:
     for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
         path = replaced.with_name(replaced.name.removeprefix(_REPLACED))
         if path.exists():
-            _delete(replaced)
+            delete(replaced)
         else:  # killed between the two names
             replaced.rename(path)
     for path in folder.glob(f"{_DELETED}*checkpoint-*"):
         shutil.rmtree(path)
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Deletes a checkpoint, if it is there, under another name than a checkpoint's."""
+    if not path.exists():
+        return
     deleted = path.with_name(_DELETED + path.name)
     path.rename(deleted)
     shutil.rmtree(deleted)

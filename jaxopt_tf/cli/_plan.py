@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import planning, sharding
-from ..jobs import Job, gpt2_rules, place, run_steps
-from ..models import GPT2Config
+from ..jobs import Job, RunConfig, build_setup
+from ..models import GPT2Config, gpt2_rules
 from ..recipes import Recipe
 from ._flags import Flag
 from ._train import PRESET, parse_with
@@ -93,8 +93,9 @@ def _planned(
     note: str,
 ) -> planning.Plan:
     """With the compiled step, unless a note says why not."""
-    placed = place(recipe, model, job, mesh)
-    state = placed.position.state
+    config = RunConfig(recipe=recipe, model=model, job=job)
+    setup = build_setup(config, mesh)
+    state = setup.position.state
     parts = {
         "parameters": state.params,
         "optimizer state": state.opt_state,
@@ -105,15 +106,14 @@ def _planned(
     moved = sharding.moved_axes(state.params, mesh, gpt2_rules(model, mesh))
     if note:
         return planning.plan_shapes(parts, slice_, note=note, moved=moved)
-    step, _ = run_steps(recipe, model, job, placed)
-    num_sequences = math.prod(placed.batch.shape[:-1])
+    num_sequences = math.prod(setup.batch.shape[:-1])
     return planning.plan_step(
-        step,
+        setup.train_step,
         state,
-        placed.batch,
+        setup.batch,
         slice_=slice_,
         parts=parts,
-        num_items=num_sequences * (placed.batch.shape[-1] - 1),
+        num_items=num_sequences * (setup.batch.shape[-1] - 1),
         moved=moved,
     )
 

@@ -8,7 +8,7 @@ from ._batches import Batches as Batches
 from ._batches import held_out_batches as held_out_batches
 from ._batches import training_windows as training_windows
 from ._corpus import Corpus as Corpus
-from ._corpus import narrowest as narrowest
+from ._corpus import min_token_dtype as min_token_dtype
 from ._ready_tokens import is_ready_tokens as is_ready_tokens
 from ._ready_tokens import read_tokens as read_tokens
 from ._text import read_text as read_text

@@ -1,6 +1,6 @@
 """Batches of windows: batch n is a function of the corpus, the seed and n alone.
 
-So a checkpoint need only say n, and each of many processes reads only its own rows.
+A checkpoint needs to record n only, and each of many processes reads its own rows only.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from .. import _checks
 from ._corpus import Corpus
 from ._tokens import TokenStream
 
-# grain shuffles in 32 bits; with more it would give the first window for ever.
+# grain shuffles in 32 bits; of more windows it would return the first one forever.
 _MAX_WINDOWS = 2**32
 
 
@@ -22,7 +22,7 @@ class Batches:
     """Endless training batches, by number: `batches[n]`.
 
     An epoch takes every window of `block_size` tokens once; the next one has another
-    order. Nothing is shuffled in memory: the place of a window is computed.
+    order. Nothing is shuffled in memory: grain computes the index of a window.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Batches:
         seed: int,
         gradient_accumulation_steps: int = 1,
     ):
-        """The batches of a run.
+        """Checks the sizes; reads no token yet.
 
         Args:
             corpus: what to train on.
@@ -52,7 +52,6 @@ class Batches:
         )
         batch_size = _checks.whole_number("batch_size", batch_size, least=1)
         seed = _checks.seed("seed", seed)
-        block_size = _checks.whole_number("block_size", block_size, least=1)
         windows = _Windows(corpus.training, block_size, "training", corpus.unit)
         if len(windows) > _MAX_WINDOWS:
             raise ValueError(
@@ -62,11 +61,11 @@ class Batches:
         self.num_windows = len(windows)  # in an epoch
         # Without an axis of micro-batches where there is one.
         axis = () if micro_batches == 1 else (micro_batches,)
-        self._shape = (*axis, batch_size, block_size + 1)
+        self._shape = (*axis, batch_size, windows.block_size + 1)
         self._dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
     def __getitem__(self, n: int) -> np.ndarray:
-        """Batch `n`, which counts from 0: inputs and, one later, targets.
+        """Returns batch `n`, counted from 0: inputs and, one position later, targets.
 
         Returns:
             [B, T + 1], or [k, B, T + 1] with k micro-batches; the narrowest of uint8,
@@ -78,7 +77,7 @@ class Batches:
         return self.part(n, ())
 
     def part(self, n: int, index: tuple[slice, ...]) -> np.ndarray:
-        """`self[n][index]`, of which no other rows are read.
+        """Returns `self[n][index]` without reading other rows.
 
         Args:
             n: number of the batch.
@@ -96,11 +95,10 @@ class Batches:
         return read.reshape(*numbers.shape, -1)[..., columns]
 
     def since(self, start: int) -> Iterator[np.ndarray]:
-        """Batch `start` and all after it, for a run that has taken as many.
+        """Yields batch `start` and all after it.
 
-        Each is read when it is asked for: a step is computed while the next batch is
-        read, as JAX does not wait for it, so a thread that reads ahead would gain
-        nothing.
+        JAX computes a step while the next batch is read, so a thread that reads ahead
+        would gain nothing.
         """
         start = _checks.whole_number("start", start, least=0)
         return map(self.__getitem__, itertools.count(start))
@@ -109,7 +107,7 @@ class Batches:
 def held_out_batches(
     corpus: Corpus, *, block_size: int, batch_size: int, num_tokens: int = 2**16
 ) -> list[np.ndarray]:
-    """The same batches at every evaluation, spread evenly over the held-out part.
+    """Returns batches for evaluation, spread evenly over the held-out part.
 
     Args:
         corpus: what to evaluate on.
@@ -124,21 +122,20 @@ def held_out_batches(
         TypeError: if `batch_size` is not a whole number.
         ValueError: if the held-out part is shorter than one window.
     """
-    block_size = _checks.whole_number("block_size", block_size, least=1)
     batch_size = _checks.whole_number("batch_size", batch_size, least=1)
     _checks.positive("num_tokens", num_tokens)
     windows = _Windows(corpus.held_out, block_size, "held-out", corpus.unit)
     batch_size = min(batch_size, len(windows))
-    wanted = max(1, num_tokens // (block_size * batch_size))
+    wanted = max(1, num_tokens // (windows.block_size * batch_size))
     num_batches = min(wanted, len(windows) // batch_size)
     rows = windows.spread(num_batches * batch_size)
-    return list(rows.reshape(num_batches, batch_size, block_size + 1))
+    return list(rows.reshape(num_batches, batch_size, -1))
 
 
 def training_windows(
     corpus: Corpus, *, block_size: int, num_windows: int
 ) -> np.ndarray:
-    """Windows spread evenly over the training part, in its order.
+    """Returns windows spread evenly over the training part, in its order.
 
     Args:
         corpus: what to train on.
@@ -153,35 +150,35 @@ def training_windows(
         TypeError: if one of the numbers is not whole.
         ValueError: if the training part is shorter than one window.
     """
-    block_size = _checks.whole_number("block_size", block_size, least=1)
     num_windows = _checks.whole_number("num_windows", num_windows, least=1)
     windows = _Windows(corpus.training, block_size, "training", corpus.unit)
     return windows.spread(min(num_windows, len(windows)))
 
 
 class _Windows:
-    """Windows of T + 1 tokens side by side; the last of one is the next's first.
+    """Windows of T + 1 tokens; the last token of one is the first of the next.
 
-    What grain calls a random access data source.
+    A random access data source of grain.
     """
 
     def __init__(self, part: TokenStream, block_size: int, name: str, unit: str):
+        block_size = _checks.whole_number("block_size", block_size, least=1)
         if len(part) < block_size + 1:
             raise ValueError(
                 f"`text` must have at least `block_size` + 1 = {block_size + 1} {unit} "
                 f"in its {name} part, got {len(part)}. Give more text, or take a "
                 "smaller `block_size`."
             )
-        self._part, self._block_size = part, block_size
+        self._part, self.block_size = part, block_size
 
     def __len__(self) -> int:
-        return (len(self._part) - 1) // self._block_size
+        return (len(self._part) - 1) // self.block_size
 
     def __getitem__(self, index: int) -> np.ndarray:
-        start = index * self._block_size
-        return self._part.read(start, start + self._block_size + 1)
+        start = index * self.block_size
+        return self._part.read(start, start + self.block_size + 1)
 
     def spread(self, num: int) -> np.ndarray:
-        """The first window, the last one, and others evenly between; [num, T + 1]."""
+        """Returns `num` windows, evenly from the first to the last; [num, T + 1]."""
         chosen = np.linspace(0, len(self) - 1, num).astype(int)
         return np.stack([self[int(i)] for i in chosen])

@@ -1,4 +1,4 @@
-"""A corpus: documents to train on, documents held out, and what they are known by."""
+"""A corpus: documents to train on, documents held out, and a fingerprint of both."""
 
 import hashlib
 import json
@@ -7,25 +7,29 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from .._checks import counted
 from ._tokens import Documents, TokenFile, TokenStream
 
-# One in so many tokens is held out; with fewer documents than that, each is cut.
+# One of this number of tokens is held out; of fewer documents, each is cut.
 _HELD_OUT = 10
 
 
 class LeftOut(NamedTuple):
-    """Files of folders that are not text in UTF-8."""
+    """Files in folders that were skipped: not UTF-8 text, or empty."""
 
     num_files: int = 0
-    first: str = ""  # its path, and the byte that is not text
+    first: tuple[str, ...] = ()  # paths of the first three, each with the reason
+
+    def plus(self, other: "LeftOut") -> "LeftOut":
+        """Returns the files of both."""
+        first = (*self.first, *other.first)[:3]
+        return LeftOut(self.num_files + other.num_files, first)
 
     def __str__(self) -> str:
-        """Returns how many there are, and the first."""
-        files = "file that is" if self.num_files == 1 else "files that are"
-        which = "" if self.num_files == 1 else "the first being "
-        return (
-            f"left out {self.num_files:,} {files} not UTF-8 text, {which}{self.first}"
-        )
+        """Returns their number and the first of them."""
+        more = self.num_files - len(self.first)
+        listed = [*self.first, *([f"{more:,} more"] if more else [])]
+        return f"skipped {counted(self.num_files, 'file')}: {', '.join(listed)}"
 
 
 class Corpus(NamedTuple):
@@ -35,9 +39,17 @@ class Corpus(NamedTuple):
     held_out: TokenStream
     vocab_size: int  # every token is below it
     num_documents: int
-    unit: Literal["bytes", "tokens"]  # what a token is called
-    fingerprint: str  # the same where, and only where, both parts are
+    num_tokens: int  # of the documents, without those that end them
+    unit: Literal["bytes", "tokens"]  # of both parts
+    fingerprint: str  # SHA-256: equal for equal parts, wherever the files are
     left_out: LeftOut = LeftOut()
+
+    @property
+    def size(self) -> str:
+        """Number of documents and of tokens, for people."""
+        unit = self.unit.removesuffix("s")
+        documents = counted(self.num_documents, "document")
+        return f"{documents}, {counted(self.num_tokens, unit)}"
 
 
 def make_corpus(
@@ -49,15 +61,15 @@ def make_corpus(
     unit: Literal["bytes", "tokens"],
     is_held_out: np.ndarray | None = None,
 ) -> Corpus:
-    """Splits documents in two parts.
+    """Builds a corpus, with its documents split in two parts.
 
     Args:
-        files: what the documents lie in.
-        documents: where they lie.
+        files: they contain the documents.
+        documents: their places in the files.
         vocab_size: how many tokens there are.
         end: the token that follows each document; None for none.
-        unit: what a token is called.
-        is_held_out: [d], bool: which documents are; None to have `split` say it.
+        unit: name of a token.
+        is_held_out: [d], bool: the documents that are; None for those of `split`.
 
     Raises:
         ValueError: if there is no document.
@@ -70,12 +82,20 @@ def make_corpus(
     if is_held_out is None:
         parts = split(documents)
     else:
-        parts = _where(documents, ~is_held_out), _where(documents, is_held_out)
+        parts = _select(documents, ~is_held_out), _select(documents, is_held_out)
     training, held_out = (
-        TokenStream(files, part, end=end, dtype=narrowest(vocab_size)) for part in parts
+        TokenStream(files, part, end=end, dtype=min_token_dtype(vocab_size))
+        for part in parts
     )
-    fingerprint = _fingerprint(files, parts, vocab_size, end)
-    return Corpus(training, held_out, vocab_size, num_documents, unit, fingerprint)
+    return Corpus(
+        training=training,
+        held_out=held_out,
+        vocab_size=vocab_size,
+        num_documents=num_documents,
+        num_tokens=int(documents.length.sum()),
+        unit=unit,
+        fingerprint=_fingerprint(files, parts, vocab_size, end),
+    )
 
 
 def split(documents: Documents) -> tuple[Documents, Documents]:
@@ -83,7 +103,7 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
 
     A document with more than a tenth of all tokens, and any document where there are
     fewer than ten, gives its last tenth. Of the others a tenth, in tokens, is held out
-    whole; which ones, a hash of their place in the order says, and no seed.
+    whole, chosen by a hash of their place in the order, without a seed.
 
     Returns:
         The part to train on and the part held out.
@@ -101,20 +121,20 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
         start=np.where(is_cut, start + length - tail, start),
         length=np.where(is_cut, tail, length),
     )
-    return _where(heads, ~is_held_out), _where(ends, is_held_out | (tail > 0))
+    return _select(heads, ~is_held_out), _select(ends, is_held_out | (tail > 0))
 
 
-def narrowest(vocab_size: int) -> np.dtype:
-    """The unsigned dtype with the fewest bytes that all tokens fit in."""
+def min_token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the unsigned dtype with the fewest bytes that holds all tokens."""
     return np.min_scalar_type(vocab_size - 1)
 
 
-def _where(documents: Documents, is_taken: np.ndarray) -> Documents:
+def _select(documents: Documents, is_taken: np.ndarray) -> Documents:
     return Documents(*(column[is_taken] for column in documents))
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """A hash of each number, the same on every machine: the mixer of splitmix64."""
+    """Hashes each number, equally on every machine, with the mixer of splitmix64."""
     x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -127,7 +147,7 @@ def _fingerprint(
     vocab_size: int,
     end: int | None,
 ) -> str:
-    """SHA-256 of what decides both rows: contents, never where they lie on the disk."""
+    """Returns the SHA-256 of what determines both rows: contents, but no path."""
     contents = [(file.dtype.str, file.num_tokens, file.sha256) for file in files]
     head = {"version": 1, "vocab_size": vocab_size, "end": end, "files": contents}
     digest = hashlib.sha256(json.dumps(head).encode())

@@ -1,4 +1,4 @@
-"""Tokens that others have made: `.npy` and raw `.bin` files."""
+"""Corpora of pretokenized files: `.npy` and raw `.bin`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ _TOKENS_IN_A_CHUNK = 2**20
 def read_tokens(
     paths: Sequence[Path], *, vocab_size: int, eos_token_id: int | None = None
 ) -> Corpus:
-    """Tokens from files, which are memory-mapped.
+    """Reads tokens from files, which are memory-mapped.
 
-    All of them are looked at once, a piece at a time, before the first is used. About a
+    All of them are checked once, a chunk at a time, before the first is used. About a
     tenth is held out, in whole documents where none is a large part of all tokens.
 
     Args:
@@ -31,7 +31,7 @@ def read_tokens(
 
     Raises:
         TypeError: if a `.npy` does not hold whole numbers.
-        ValueError: naming the file, and the token that is outside the vocabulary.
+        ValueError: with the file, and the token that is outside the vocabulary.
     """
     _checks.whole_number("vocab_size", vocab_size, least=2, most=2**32)
     if eos_token_id is not None:
@@ -52,19 +52,19 @@ def read_tokens(
 
 
 def is_ready_tokens(path: Path) -> bool:
-    """Whether a file with this name is one of tokens, not of text."""
+    """Returns True if a file of this name contains tokens, not text."""
     return path.suffix in (".npy", ".bin")
 
 
 def dtype_in_a_bin(vocab_size: int) -> np.dtype:
-    """What a token is in a `.bin` file: uint16, or uint32 where that is too narrow."""
+    """Returns the dtype of a `.bin` file: uint16, or uint32 for large vocabularies."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def _read(
     path: Path, vocab_size: int, eos_token_id: int | None
 ) -> tuple[TokenFile, np.ndarray, np.ndarray]:
-    """The file, and where its documents start and how long they are."""
+    """Returns the file, and start and length of its documents."""
     tokens = _mapped(path, vocab_size)
     digest = hashlib.sha256()
     ends = [np.asarray([-1])]
@@ -78,7 +78,7 @@ def _read(
     bounds = np.concatenate(ends)
     start, length = bounds[:-1] + 1, np.diff(bounds) - 1
     file = TokenFile(path, tokens.dtype, tokens.offset, len(tokens), digest.hexdigest())
-    # Two ends in a row have nothing between them.
+    # There is no document between two consecutive ends.
     return file, start[length > 0], length[length > 0]
 
 

@@ -1,7 +1,6 @@
-"""Text in, a corpus of bytes out.
+"""Corpora of bytes, from text files or from Python's standard library.
 
-Two texts: the user's files, or what every machine with Python has: the sources of its
-standard library. A token is a byte, and a document is a file.
+A token is a byte, and a document is a file.
 """
 
 import codecs
@@ -9,23 +8,22 @@ import hashlib
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ._corpus import Corpus, LeftOut, make_corpus
 from ._tokens import Documents, TokenFile, chunks
 
-# Other people's, or nearly the same text again.
+# Packages of others, or nearly the same text again.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "encodings", "lib2to3", "pydoc_data"}
 )
-# After a file: a byte that text does not hold, from which a model learns where it is.
+# After each file: a byte that text does not contain marks its end for the model.
 _END_OF_FILE = 0
 
 
 def standard_library() -> Corpus:
-    """The Python sources of this machine's standard library, in bytes.
+    """Reads the Python sources of this machine's standard library, in bytes.
 
     Without site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data. About
     a tenth is held out: whole top-level modules, so that no half of a package helps to
@@ -43,47 +41,42 @@ def standard_library() -> Corpus:
 
 
 def is_held_out(module: str) -> bool:
-    """Whether this top-level module is held out: one in ten, whatever the machine."""
-    # Python's own hash is another in every process.
+    """Returns True if a top-level module is held out: one in ten, on any machine."""
+    # Python's own hash differs from process to process.
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
 
 
-class TextFiles(NamedTuple):
-    """Files of text, and how many others were found beside them."""
-
-    files: list[TokenFile]
-    left_out: LeftOut
-
-
 def read_text(paths: Sequence[Path]) -> Corpus:
-    """The user's text, in bytes: a vocabulary of 256, of which 0 ends a document.
+    """Reads text files in bytes: a vocabulary of 256, of which 0 ends a document.
 
-    Nothing of it is kept in memory, and about a tenth is held out: some of the files,
-    and of files that are a large part of the text, the last tenth.
+    The text is not kept in memory. About a tenth is held out: some of the files, and
+    the last tenth of files that are a large part of the text.
 
     Args:
         paths: files, which must be text (UTF-8); and folders, of which all files that
             are text are taken, those below them too, but nothing hidden. The corpus
-            counts the files of folders that are not text.
+            names files of folders that are not text, or empty, in `left_out`.
 
     Raises:
-        ValueError: naming the path that does not exist, is empty or is not text, and
-            the place of its first byte that is not.
+        ValueError: with the path that does not exist, is empty or is not text, and the
+            place of its first byte that is not.
     """
     files, left_out = text_files(paths)
     return _in_bytes(files)._replace(left_out=left_out)
 
 
-def text_files(paths: Sequence[Path]) -> TextFiles:
-    """Returns the files that `read_text` takes, each read once to the end."""
+def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
+    """Returns the text files among `paths`, each read to its end, and the others."""
     files: list[TokenFile] = []
     left_out = LeftOut()
-    for path in paths:
-        found = _files(Path(path))
-        files += found.files
-        first = left_out.first or found.left_out.first
-        left_out = LeftOut(left_out.num_files + found.left_out.num_files, first)
-    return TextFiles(files, left_out)
+    for path in map(Path, paths):
+        if path.is_dir():
+            of_folder, skipped = _files_of_folder(path)
+            files += of_folder
+            left_out = left_out.plus(skipped)
+        else:
+            files.append(_given_file(path))
+    return files, left_out
 
 
 def _in_bytes(
@@ -104,16 +97,14 @@ def _in_bytes(
     )
 
 
-def _files(path: Path) -> TextFiles:
-    """The file, or all the text files in the folder."""
-    if not path.is_file() and not path.is_dir():
+def _given_file(path: Path) -> TokenFile:
+    """Returns a file that the user named; raises unless it is text."""
+    if not path.is_file():
         problem = "is neither" if path.exists() else "does not exist"
         raise ValueError(
             f"`text` must be files or folders, but {str(path)!r} {problem}. Check the "
             "path."
         )
-    if path.is_dir():
-        return _files_of_folder(path)
     file = _read(path)
     if isinstance(file, str):
         raise ValueError(
@@ -122,20 +113,22 @@ def _files(path: Path) -> TextFiles:
         )
     if not file.num_tokens:
         raise ValueError(f"`text` must hold text, but {str(path)!r} is empty.")
-    return TextFiles([file], LeftOut())
+    return file
 
 
-def _files_of_folder(path: Path) -> TextFiles:
-    inside = (p for p in sorted(path.rglob("*")) if p.is_file())
-    visible = (p for p in inside if not _is_hidden(p.relative_to(path)))
+def _files_of_folder(path: Path) -> tuple[list[TokenFile], LeftOut]:
+    """Returns the text files of a folder and the others; hidden ones are neither."""
     files, left_out = [], LeftOut()
-    for inner in visible:
+    for inner in sorted(path.rglob("*")):
+        is_hidden = any(part[0] == "." for part in inner.relative_to(path).parts)
+        if is_hidden or not inner.is_file():
+            continue
         file = _read(inner)
-        if isinstance(file, str):
-            first = left_out.first or f"{str(inner)!r}, which has {file}"
-            left_out = LeftOut(left_out.num_files + 1, first)
-        elif file.num_tokens:
+        if isinstance(file, TokenFile) and file.num_tokens:
             files.append(file)
+        else:
+            reason = f"not UTF-8 text: {file}" if isinstance(file, str) else "empty"
+            left_out = left_out.plus(LeftOut(1, (f"{str(inner)!r} ({reason})",)))
     if not files:
         others = f" ({left_out})" if left_out.num_files else ""
         raise ValueError(
@@ -143,20 +136,19 @@ def _files_of_folder(path: Path) -> TextFiles:
             f"file in it is UTF-8 text that is not hidden{others}. Files of tokens "
             "(.npy, .bin) are given one by one."
         )
-    return TextFiles(files, left_out)
+    return files, left_out
 
 
 def _read(path: Path) -> TokenFile | str:
-    """Reads a file piece by piece; returns its first byte that is not text, if any."""
+    """Reads a file in chunks; returns its first byte that is not text, if any."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     num_bytes, num_lines = 0, 1
     try:
         for chunk in chunks(path):
             end = chunk.find(_END_OF_FILE)
             if end >= 0:
-                decoder.decode(
-                    chunk[:end], final=True
-                )  # raises if a byte before is bad
+                # Raises if a byte before it is not text.
+                decoder.decode(chunk[:end], final=True)
                 line = num_lines + chunk[:end].count(b"\n")
                 return f"a byte 0 at offset {num_bytes + end:,}, line {line:,}"
             decoder.decode(chunk)
@@ -173,7 +165,3 @@ def _read(path: Path) -> TokenFile | str:
             f"{num_bytes - before + error.start:,}, line {line:,}"
         )
     return TokenFile(path, np.dtype(np.uint8), 0, num_bytes, digest.hexdigest())
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

@@ -1,4 +1,4 @@
-"""Text in, a file of tokens out, made once and used again."""
+"""Tokens of a tokenizer, written to a file once and used again."""
 
 import codecs
 import hashlib
@@ -19,20 +19,21 @@ from ._tokens import TokenFile, chunks
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# What the tokenizers of the well-known families call it.
+# Names of the token that ends a document, in well-known families of tokenizers.
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 # A document is cut into pieces, at line ends, and pieces are encoded side by side.
 _CHARACTERS_IN_A_PIECE = 2**15
 _PIECES_AT_ONCE = 16
-# Of how the tokens are made: another one, and they are made again.
+# Version of the way tokens are made: with another one they are made again.
 _VERSION = 1
 
 
 def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) -> Corpus:
-    """The user's text as tokens of a tokenizer, which are written to a file first.
+    """Reads text files as tokens of a tokenizer, which are written to a file first.
 
-    `cache_dir` gets `tokens.bin` and, beside it, `tokens.json`, which says what they
-    were made from; while that is so, and the file is whole, they are not made again.
+    `cache_dir` gets `tokens.bin` and, beside it, `tokens.json`, which records what
+    they were made from; while that is unchanged, and the file is whole, they are used
+    again.
     A document is encoded in pieces of 32,768 characters at most, cut at line ends, so
     that its size does not matter; no special token is added but the one at its end, and
     none is read out of the text.
@@ -81,7 +82,7 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
 
 
 def _load(path: Path) -> tuple["Tokenizer", bytes]:
-    # Imported here: only who has a tokenizer needs the library.
+    # Imported here: only text with a tokenizer needs the library.
     from tokenizers import Tokenizer
 
     try:
@@ -94,7 +95,7 @@ def _load(path: Path) -> tuple["Tokenizer", bytes]:
             f"{str(path)!r} is not: {error}. `tokenizer.save_pretrained` of "
             "Transformers writes one."
         ) from error
-    # A file may ask for both; what they cut off would be missing silently.
+    # A file may ask for both; what truncation cuts off would be missing silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # "<|endoftext|>" in a text is text, and ends nothing.
@@ -115,7 +116,7 @@ def _end(tokenizer: "Tokenizer", path: Path) -> int:
 
 
 def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
-    """The token that stands for what the tokenizer has no token for, if it has one."""
+    """Returns the unknown token of the tokenizer, if it has one."""
     # Unigram models give its number, the others its name.
     name = model.get("unk_token")
     return model.get("unk_id") if name is None else tokenizer.token_to_id(name)
@@ -124,7 +125,7 @@ def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
 def _encoded(
     files: Sequence[TokenFile], tokenizer: "Tokenizer", *, end: int, unknown: int | None
 ) -> Iterator[np.ndarray]:
-    """All tokens in order, some hundred thousand at a time."""
+    """Yields all tokens in order, some hundred thousand at a time."""
     num_tokens = num_unknown = 0
     pieces = itertools.chain.from_iterable(_pieces(file.path) for file in files)
     while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
@@ -154,7 +155,7 @@ def _does_not_fit(problem: str) -> ValueError:
 
 
 def _pieces(path: Path) -> Iterator[str | None]:
-    """The file's text, cut at line ends where there are any; then None."""
+    """Yields the file's text, cut at line ends if there are any; then None."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     rest = ""
     for chunk in chunks(path):
@@ -172,19 +173,19 @@ def _pieces(path: Path) -> Iterator[str | None]:
 
 
 def _is_there(tokens: Path, note: Path, made_from: str) -> bool:
-    """Whether the tokens are those that would be made now, byte for byte."""
+    """Returns True if the file has the tokens that would be made now."""
     try:
         about = json.loads(note.read_bytes())
         with open(tokens, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         return about["made_from"] == made_from and about["sha256"] == sha256
-    # Missing, cut short or another file of that name: made again, whatever it is.
+    # Missing, cut short or another file of that name: the tokens are made again.
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Writes a file that is there in full or not at all; its SHA-256."""
+    """Writes a file atomically; returns its SHA-256."""
     digest = hashlib.sha256()
     with whole_file(path) as temporary, temporary.open("wb") as opened:
         for part in parts:

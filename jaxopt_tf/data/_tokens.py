@@ -1,6 +1,6 @@
 """Tokens in files, read as one long row of documents.
 
-Nothing is concatenated: an index says where each document lies, and what is asked for
+Nothing is concatenated: an index has the place of each document, and a slice of the row
 is gathered from memory-mapped files. So a text may be larger than the memory.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 # A map keeps its file open, and a process may have about a thousand open. Text is often
-# in many small files, which are read instead: 64 MiB of them at most, 1,024 files.
+# in many small files, which are read into memory: at most 1,024 files, 64 MiB.
 _MAX_MAPPED = 128
 _MAX_SMALL = 1024
 _BYTES_IN_A_SMALL_FILE = 2**16
@@ -31,10 +31,10 @@ class TokenFile(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """Where documents lie, in the order in which they are read."""
+    """Places of documents, in the order in which they are read."""
 
-    file: np.ndarray  # [d], int32: which of the files
-    start: np.ndarray  # [d], int64: the first token's place in that file
+    file: np.ndarray  # [d], int32: index of the file
+    start: np.ndarray  # [d], int64: index of the first token in that file
     length: np.ndarray  # [d], int64: tokens, at least 1
 
 
@@ -52,17 +52,17 @@ class TokenStream:
         end: int | None,
         dtype: np.dtype,
     ):
-        """A row over an index.
+        """Opens no file yet.
 
         Args:
-            files: what the documents lie in.
+            files: they contain the documents.
             documents: the index.
             end: the token after each document; None for none.
             dtype: of the tokens that are read.
         """
         self._files, self._documents = files, documents
         self._end, self._dtype = end, dtype
-        # Where each document stops in the row, its end-of-document token included.
+        # End of each document in the row, after its end-of-document token.
         self._stops = np.cumsum(documents.length + (end is not None))
         self._mapped = functools.lru_cache(_MAX_MAPPED)(self._opened)
         self._small = functools.lru_cache(_MAX_SMALL)(self._opened)
@@ -72,11 +72,11 @@ class TokenStream:
 
     @property
     def num_documents(self) -> int:
-        """How many documents are in the row, in whole or in part."""
+        """Number of documents in the row, in whole or in part."""
         return len(self._stops)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens from `start` up to `stop`, which is not among them.
+        """Returns the tokens from `start` up to `stop`, exclusive.
 
         Returns:
             [stop - start], in the dtype of the corpus: a copy.
@@ -142,7 +142,7 @@ def _num_bytes(file: TokenFile) -> int:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, a mebibyte at a time.
+    """Yields the file's bytes, a mebibyte at a time.
 
     Raises:
         ValueError: if the file cannot be read.

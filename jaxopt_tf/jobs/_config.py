@@ -16,9 +16,10 @@ from ._job import Job, num_batch_shards
 # They are of one start of the run: config.json with them would go back every time.
 OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
 
-# Names of what a checkpoint records beside the settings: the fingerprint of the text,
-# and the number of sequences of a micro-batch on all devices together.
+# Names of what a checkpoint records beside the settings: the fingerprint of the data,
+# their size in words, and the sequences of a micro-batch on all devices together.
 DATA = "data"
+DATA_SIZE = "data_size"
 SEQUENCES = "sequences"
 
 _NUM_BYTES = 256  # values of a byte: the vocabulary of text without a tokenizer
@@ -36,6 +37,7 @@ _WITHOUT_EFFECT_ON_NUMBERS = frozenset(
         "log_layers",
         "mesh",
         "zero_1",
+        DATA_SIZE,
         SEQUENCES,
         *OF_ONE_START,
     }
@@ -81,14 +83,8 @@ class RunConfig:
             for name in settings
             if name not in _OWNERS
         ]
-        # A record that is refused is replaced by one that contradicts no other.
-        records: dict[str, Any] = {
-            "recipe": Recipe(max_steps=2**31 - 1),
-            "model": GPT2Config(vocab_size=2**31 - 1),
-            "job": Job(),
-        }
-        for name, stand_in in records.items():
-            record = type(stand_in)
+        records: dict[str, Any] = {}
+        for name, record in (("recipe", Recipe), ("model", GPT2Config), ("job", Job)):
             own = {n: v for n, v in settings.items() if _OWNERS.get(n) is record}
             try:
                 if record is Recipe and "max_steps" not in own:
@@ -96,6 +92,7 @@ class RunConfig:
                 records[name] = record(**own)
             except (TypeError, ValueError) as error:
                 problems.append(str(error))
+                records[name] = record(**_NEUTRAL.get(record, {}))
         problems += contradictions(**records)
         pretokenized = any(map(is_ready_tokens, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
@@ -130,6 +127,12 @@ class RunConfig:
         }
 
 
+# For a record in the place of one that is refused: values that contradict no other.
+_NEUTRAL: Mapping[type, dict[str, Any]] = {
+    Recipe: {"max_steps": 2**31 - 1},
+    GPT2Config: {"vocab_size": 2**31 - 1},
+}
+
 # Names of all settings and the record that each belongs to.
 _OWNERS: Mapping[str, type] = {
     field.name: record
@@ -149,6 +152,12 @@ def held_out_loss_decides(settings: Mapping[str, Any]) -> bool:
         or settings.get("early_stopping_patience") is not None
         or settings.get("load_best_model_at_end", False) is True
     )
+
+
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings in a checkpoint without what it records beside them."""
+    beside = (DATA, DATA_SIZE, SEQUENCES)
+    return {name: value for name, value in settings.items() if name not in beside}
 
 
 def num_sequences(settings: Mapping[str, Any]) -> int:
@@ -202,7 +211,24 @@ def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return f"`{name}` was not set and is now {now[name]!r}"
     if name not in now:
         return f"`{name}` was {saved[name]!r} and is not set now"
-    return f"`{name}` changed from {saved[name]!r} to {now[name]!r}"
+    if name != DATA:
+        return f"`{name}` changed from {saved[name]!r} to {now[name]!r}"
+    before, after = _data_in_words(saved), _data_in_words(now)
+    if before == after:
+        return f"`data` has another content than before: {after}"
+    return f"`data` changed from {before} to {after}"
+
+
+def _data_in_words(settings: Mapping[str, Any]) -> str:
+    paths = [repr(str(path)) for path in settings.get("text") or ()]
+    if len(paths) > 4:
+        paths[3:] = [f"{len(paths) - 3} more"]
+    words = ", ".join(paths) or "Python's standard library"
+    if DATA_SIZE in settings:  # older versions did not record it
+        words = f"{settings[DATA_SIZE]} of {words}"
+    if settings.get("tokenizer"):
+        words += f" with the tokenizer {str(settings['tokenizer'])!r}"
+    return words
 
 
 def contradictions(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
@@ -280,7 +306,7 @@ def _contradictions_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
             f"model, got {job.eval_steps}: there would be none before the end. Take "
             f"{max(1, recipe.max_steps // 10)}."
         )
-    default = Job().max_skipped_in_a_row
+    default = Job.max_skipped_in_a_row
     if job.on_non_finite != "skip" and job.max_skipped_in_a_row != default:
         yield (
             "`max_skipped_in_a_row` must be left out unless `on_non_finite` is 'skip', "

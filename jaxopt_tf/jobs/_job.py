@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import _checks, training
+import jax
+
+from .. import _checks, data, training
+from ..models import GPT2Config
 from ..sharding import axis_sizes
 
 # Axes that a mesh can have, and those of them that divide the batch.
@@ -28,10 +31,10 @@ class Job:
         output_dir: folder of the run; if it contains a run, that run is resumed. A new
             folder in runs/, named by the time, if not given.
         eval_steps: updates from one evaluation to the next.
-        save_steps: updates from one checkpoint to the next; the last is always saved,
-            and with `load_best_model_at_end` so is each that is the best so far.
+        save_steps: updates from one checkpoint to the next; besides them, the last one
+            and that of the best evaluation so far are always saved.
         save_total_limit: number of checkpoints that are kept, the best among them; None
-            for all.
+            for all of `save_steps`.
         load_best_model_at_end: whether the run ends with the parameters of the lowest
             evaluation loss instead of the last ones.
         early_stopping_patience: evaluations in a row without a lower evaluation loss
@@ -108,9 +111,45 @@ class Job:
         )
 
 
+def mesh_axes(job: Job) -> str:
+    """Returns the axes of the run's mesh: by default one device, or all of several."""
+    if job.mesh is not None:
+        return job.mesh
+    return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
+
+
 def num_batch_shards(sizes: Mapping[str, int]) -> int:
     """Returns the number of parts into which axes of these sizes divide a batch."""
     return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
+
+
+def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
+    """Reads text as bytes or tokens, ready tokens, or Python's standard library.
+
+    Args:
+        job: names the text, and the tokenizer or the end of a document.
+        model: must have a row for every token; spare rows are allowed.
+        folder: of the run; a tokenizer's tokens are written there.
+
+    Raises:
+        ValueError: if the text cannot be read, or does not fit the model.
+    """
+    if any(map(data.is_ready_tokens, job.text)):
+        return data.read_tokens(
+            job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
+        )
+    if job.tokenizer is None:
+        corpus = data.read_text(job.text) if job.text else data.standard_library()
+    else:
+        corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
+    if model.vocab_size < corpus.vocab_size:
+        whose = "bytes have" if job.tokenizer is None else "the tokenizer has"
+        raise ValueError(
+            f"`vocab_size` must be at least {corpus.vocab_size}, as many tokens as "
+            f"{whose}, got {model.vocab_size!r}. Give that many, or the tokenizer that "
+            "the model was made for."
+        )
+    return corpus
 
 
 # Smallest value of each whole number; the optional ones may be None.

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from .. import _checks
 from .._io import Kind, is_set, kinds_of, read_value
 from ..interop import (
     TRAINING_ARGUMENTS,
@@ -260,9 +261,9 @@ def _note_on_the_best(into: Translation) -> None:
     every, save = combined.get("eval_steps"), combined.get("save_steps")
     if saving is not None and every and save and every != save:
         into.notes.append(
-            "`load_best_model_at_end`: the best of all evaluations, every "
-            f"{_steps(every)}, where Trainer takes the best of those at which it "
-            f"saved, every {save}"
+            f"`load_best_model_at_end`: the best of all evaluations, every {every} "
+            f"{'step' if every == 1 else 'steps'}, where Trainer takes the best of "
+            f"those at which it saved, every {save}"
         )
 
 
@@ -284,7 +285,8 @@ def _set_evaluation(
     elif strategy == "epoch" and every:
         settings["eval_steps"] = every
         into.notes.append(
-            f"`{name}` 'epoch': every {_steps(every)}, the length of an epoch there"
+            f"`{name}` 'epoch': every {_checks.counted(every, 'step')}, the length of "
+            "an epoch there"
         )
     elif strategy in ("no", "epoch"):
         settings.pop("eval_steps", None)
@@ -380,7 +382,3 @@ def _updates_per_epoch(
         return None
     # The epoch that Trainer counted has to agree with it.
     return updates if abs(epoch * updates - step) < 0.5 else None
-
-
-def _steps(number: int) -> str:
-    return f"{number} step" if number == 1 else f"{number} steps"

@@ -31,7 +31,7 @@ from ..models import (
 from ..recipes import Recipe, recipe_settings
 from ._config import RunConfig
 from ._job_arguments import EVALUATION_FIELDS, job_settings
-from ._moved import Run, first_position, read_run, write_run
+from ._run_io import Run, first_position, read_run, write_run
 
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 

@@ -1,209 +1,211 @@
-"""The run: text, model, recipe, step, checkpoints and monitors tied together."""
+"""A run from its configuration to its last checkpoint."""
 
 import dataclasses
-import datetime
 import functools
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import checkpoints, training
-from .._io import done_by_first, is_first, told_by_first
+from .._io import done_by_first, is_first
 from .._typing import PyTree
-from ..data import Batches, Corpus, held_out_batches
-from ..models import GPT2Config
-from ..recipes import build_schedule
-from ..schedules import MetricDrivenSchedule
+from ..data import Batches, held_out_batches
 from ..sharding import make_mesh
-from . import _run_folder
-from ._alike import check_alike, versions
-from ._config import DATA, SEQUENCES, RunConfig
-from ._data import read_corpus
-from ._job import Job
-from ._monitors import all_monitors
-from ._on_devices import (
-    batches_on_devices,
-    on_devices,
-    one_at_a_time,
-    position_at_start,
-)
-from ._placed import place, run_steps
-from ._told import conclude, introduce
+from ._config import RunConfig
+from ._job import Job, mesh_axes
+from ._report import build_monitors, print_header, print_summary
+from ._run_folder import OpenRun, open_run, read_evaluations
+from ._setup import Setup, batch_sharding, build_setup
 
 
 class Outcome(NamedTuple):
-    """What a run leaves behind."""
+    """Result of a run."""
 
-    first_loss: float  # held-out loss before the first step, in nats per token
+    first_loss: float  # evaluation loss before the first step, in nats per token
     last_loss: float  # and of `params`
     params: PyTree  # the last ones, or the best with `load_best_model_at_end`
     folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
-    stopped_by: int | None  # number of the signal that ended it before its time
+    stopped_by: int | None  # number of the signal that ended the run early
 
 
 def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
-    """Trains a GPT-2, and says how it goes on the console.
+    """Trains a GPT-2 and reports on the console and in the run's folder.
 
-    A folder that holds a run is gone on with, from its newest good checkpoint: losses,
-    parameters and the log come out as if it had never been broken off, bit for bit on
-    the same machine. SIGTERM and SIGINT end it after a step, with a checkpoint.
+    If the folder contains a run, training resumes from its newest valid checkpoint:
+    losses, parameters and the log are those of an uninterrupted run, bit for bit on the
+    same machine. A finished run is left as it is. SIGTERM and SIGINT end a run after a
+    step, with a checkpoint. The checkpoint of the best evaluation is kept.
 
-    After `jax.distributed.initialize` all processes call it alike, and run it together:
-    each reads its part of the batches and writes its part of the checkpoints; the first
-    one prints and logs. A signal to any of them ends all. A run can be gone on with on
-    any mesh and number of processes, whose product divides its batch.
+    After `jax.distributed.initialize` all processes call it alike and train together:
+    each reads its part of the batches and writes its part of the checkpoints; process 0
+    prints and logs. A signal to any of them ends all. A run can be resumed on any mesh
+    and any number of processes that divide its batch.
 
     Args:
         config: all settings of the run.
-        command_line: noted in starts.jsonl.
+        command_line: recorded in starts.jsonl.
 
     Raises:
-        ValueError: if the data do not fit, the folder holds another run or is in use,
-            or no checkpoint in it is good.
+        ValueError: if the data do not fit, the folder contains another run or is in
+            use, or no checkpoint in it is valid.
         OSError: if a checkpoint or the log cannot be written.
-        FloatingPointError: if the loss is no longer finite, unless told to go on.
+        FloatingPointError: if the loss is no longer finite, unless `on_non_finite`
+            allows it.
     """
-    now = told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    if config.job.mesh is None and jax.process_count() > 1:
-        job = dataclasses.replace(config.job, mesh=f"data={jax.device_count()}")
-        config = dataclasses.replace(config, job=job)
-    # Where text lies may differ from one machine to the next; not what it says.
-    elsewhere = ("text", "tokenizer")
-    told = {
-        name: value for name, value in config.to_dict().items() if name not in elsewhere
-    }
-    check_alike(told | versions())
-    folder = config.job.output_dir or Path("runs", now)
-    with checkpoints.hold(folder) as held, training.stop_on_signals() as should_stop:
-        return _run(config, held, should_stop, command_line)
-
-
-def _run(
-    config: RunConfig,
-    held: checkpoints.Held,
-    should_stop: training.StopRequest,
-    command_line: Sequence[str],
-) -> Outcome:
     recipe, model, job = config.recipe, config.model, config.job
-    folder = held.folder
-    corpus = _read_corpus(job, model, folder)
-    settings = config.to_dict() | {DATA: corpus.fingerprint}
-    check_alike({DATA: corpus.fingerprint})
-    checkpoint, num_sequences = _run_folder.find_start(folder, job, settings)
-    settings |= {SEQUENCES: num_sequences}
+    with training.stop_on_signals() as should_stop, open_run(config) as run:
+        setup = build_setup(config, _mesh(job), num_sequences=run.num_sequences)
+        start = _init_or_restore(setup, run, job)
+        batches = Batches(
+            run.corpus,
+            block_size=model.block_size,
+            batch_size=run.num_sequences,
+            seed=recipe.seed,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        )
+        evaluate = _make_evaluate(setup, run, model.block_size)
+        if run.is_finished:
+            trained = training.Trained(start, "max_steps")
+        else:
+            done_by_first(lambda: run.record_start(command_line))
+            if is_first():
+                print_header(config, setup, run)
+            with checkpoints.open_checkpoints(
+                run.lock, save_total_limit=job.save_total_limit
+            ) as saving:
+                trained = training.train(
+                    _block_on_cpu_collectives(setup.train_step, setup.mesh),
+                    start,
+                    _sharded(batches, run.step, setup.batch),
+                    max_steps=recipe.max_steps,
+                    monitors=build_monitors(config, run, batches) if is_first() else [],
+                    evaluate=evaluate,
+                    eval_steps=job.eval_steps,
+                    selection=job.selection,
+                    metric_schedule=setup.metric_schedule,
+                    save=_Save(saving, run, job),
+                    save_steps=job.save_steps,
+                    save_best=True,
+                    should_stop=should_stop,
+                )
+        evaluations = done_by_first(lambda: read_evaluations(run.log))
+        stopped_by = should_stop.signal if trained.ended == "asked" else None
+        end, last_loss = trained.position, None
+        if job.load_best_model_at_end and stopped_by is None:
+            end, last_loss = _best(run, end)
+        if not evaluations:  # the log was taken away
+            evaluations = [(run.step, evaluate(end.state.params)["loss"])]
+        if last_loss is None:
+            _, last_loss = evaluations[-1]
+        if is_first():
+            print_summary(config, run, trained, stopped_by, evaluations[0], last_loss)
+        _, first_loss = evaluations[0]
+        return Outcome(first_loss, last_loss, end.state.params, run.folder, stopped_by)
 
-    devices = jax.devices()
-    mesh = make_mesh(job.mesh) if job.mesh else make_mesh("data=1", devices[:1])
-    placed = place(recipe, model, job, mesh, num_sequences)
-    start = position_at_start(recipe, model, placed, checkpoint)
-    if job.on_non_finite != "skip":  # skipped ones before are no reason to stop now
-        none = jnp.zeros_like(start.state.num_bad_in_a_row)
-        state = dataclasses.replace(start.state, num_bad_in_a_row=none)
-        start = start._replace(state=state)
-    step = int(start.state.step)
 
-    def prepare() -> None:
-        if checkpoint is not None:
-            _run_folder.set_aside(folder, step)
-            _run_folder.bring_log(folder, checkpoint)
-        params = placed.position.state.params
-        introduce(recipe, model, corpus, params, mesh, num_sequences, folder, step)
-        # Before the log: one without them belongs to no run.
-        _run_folder.write_config(folder, config.to_dict())
-        _run_folder.write_start(folder, step, command_line)
+def _mesh(job: Job) -> jax.sharding.Mesh:
+    is_one_device = job.mesh is None and jax.process_count() == 1
+    return make_mesh(mesh_axes(job), jax.devices()[:1] if is_one_device else None)
 
-    done_by_first(prepare)
-    train_step, eval_step = (
-        one_at_a_time(step, mesh) for step in run_steps(recipe, model, job, placed)
+
+def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.Position:
+    if run.checkpoint is None:
+        return setup.init()
+    start = training.restore_position(run.checkpoint, setup.position)
+    if job.on_non_finite == "skip":
+        return start
+    # Updates that were skipped before the start are no reason to stop now.
+    none = jnp.zeros_like(start.state.num_bad_in_a_row)
+    state = dataclasses.replace(start.state, num_bad_in_a_row=none)
+    return start._replace(state=state)
+
+
+def _make_evaluate(
+    setup: Setup, run: OpenRun, block_size: int
+) -> Callable[[PyTree], dict[str, float]]:
+    """Returns params -> means over batches of the held-out part."""
+
+    def sharded(batch: np.ndarray) -> jax.Array:
+        sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
+        return jax.make_array_from_callback(batch.shape, sharding, batch.__getitem__)
+
+    held_out = held_out_batches(
+        run.corpus, block_size=block_size, batch_size=run.num_sequences
     )
-    sizes = {"block_size": model.block_size, "batch_size": num_sequences}
-    held_out = [on_devices(b, mesh) for b in held_out_batches(corpus, **sizes)]
-    evaluate = training.make_evaluate(eval_step, held_out)
-    batches = Batches(
-        corpus,
-        **sizes,
-        seed=recipe.seed,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-    )
-    schedule = build_schedule(recipe)
-    with checkpoints.open_checkpoints(
-        held, save_total_limit=job.save_total_limit
-    ) as saving:
-        monitors, evaluations = all_monitors(
-            recipe,
-            model,
-            job,
-            unit=corpus.unit,
-            num_sequences=num_sequences * recipe.gradient_accumulation_steps,
-            num_windows=batches.num_windows,
-            folder=folder,
-            step=step,
+    eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
+    return training.make_evaluate(eval_step, list(map(sharded, held_out)))
+
+
+def _sharded(
+    batches: Batches, start: int, like: jax.ShapeDtypeStruct
+) -> Iterator[jax.Array]:
+    """Yields batch `start` and all after it; each process reads its own rows only."""
+    for n in itertools.count(start):
+        yield jax.make_array_from_callback(
+            like.shape,
+            like.sharding,
+            functools.partial(batches.part, n),
+            dtype=like.dtype,
         )
-        trained = training.train(
-            train_step,
-            start,
-            batches_on_devices(batches, step, placed.batch),
-            max_steps=recipe.max_steps,
-            monitors=monitors,
-            evaluate=evaluate,
-            eval_steps=job.eval_steps,
-            selection=job.selection,
-            metric_schedule=(
-                schedule if isinstance(schedule, MetricDrivenSchedule) else None
-            ),
-            save=functools.partial(_save, saving, settings, folder),
-            save_steps=job.save_steps,
-            save_best=job.load_best_model_at_end,
-            should_stop=should_stop,
-        )
-    end = trained.position
-    was_asked = trained.ended == "asked"
-    evaluations = told_by_first(evaluations)
-    if job.load_best_model_at_end and not was_asked:
-        end = _best(folder, end)
-        evaluations.append(evaluate(end.state.params)["loss"])
-    if not evaluations:  # at its end already, without a log
-        evaluations.append(evaluate(end.state.params)["loss"])
-    losses = (evaluations[0], evaluations[-1])
-    stopped_by = should_stop.signal if was_asked else None
-    if is_first():
-        log = folder / _run_folder.METRICS
-        conclude(
-            losses, folder, log, trained, stopped_by, recipe.max_steps, corpus.unit
-        )
-    return Outcome(*losses, end.state.params, folder, stopped_by)
 
 
-def _read_corpus(job: Job, model: GPT2Config, folder: Path) -> Corpus:
-    # The first process makes the tokens, if they have to be made; the others find them.
-    mine: list[Corpus] = []
-    done_by_first(lambda: mine.append(read_corpus(job, model, folder)))
-    return mine[0] if mine else read_corpus(job, model, folder)
+def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """On several CPU devices, returns a `function` that waits for its results.
+
+    XLA's collectives on CPUs wait for each other in threads, one for each device. With
+    two steps in flight no thread may be left for one of them, and both wait forever.
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return function
+
+    def blocking(*args: Any) -> Any:
+        return jax.block_until_ready(function(*args))
+
+    return blocking
 
 
-def _save(
-    saving: checkpoints.Checkpoints,
-    settings: Mapping[str, Any],
-    folder: Path,
-    position: training.Position,
-) -> None:
-    # A checkpoint that outlives a power cut must find its log up to there.
-    if is_first():
-        with (folder / _run_folder.METRICS).open("rb") as log:
-            os.fsync(log.fileno())
-    training.save_position(saving, position, {"settings": settings})
+class _Save:
+    """Saves positions, for `train`.
+
+    A checkpoint that is saved only because its evaluation is the best so far is
+    replaced by the next such one: `save_total_limit` is for those of `save_steps`.
+    """
+
+    def __init__(self, saving: checkpoints.Checkpoints, run: OpenRun, job: Job):
+        self._saving, self._run, self._job = saving, run, job
+        self._extra: int | None = None  # step of the last one saved as the best only
+
+    def __call__(self, position: training.Position) -> None:
+        # After a power cut a checkpoint needs its log up to there.
+        if is_first():
+            with self._run.log.open("rb") as log:
+                os.fsync(log.fileno())
+        step, replaces = int(position.state.step), None
+        if position.progress.best_step == step and not self._job.load_best_model_at_end:
+            replaces = self._extra
+            self._extra = None if step % self._job.save_steps == 0 else step
+        notes = {"settings": dict(self._run.settings)}
+        training.save_position(self._saving, position, notes, replaces=replaces)
 
 
-def _best(folder: Path, last: training.Position) -> training.Position:
-    """The position of the lowest held-out loss, or the last one where it is lost."""
-    path = folder / f"checkpoint-{last.progress.best_step}"
+def _best(
+    run: OpenRun, last: training.Position
+) -> tuple[training.Position, float | None]:
+    """Restores the position of the best evaluation and returns it with its loss.
+
+    Returns `last` and None if its checkpoint is damaged or missing.
+    """
+    progress = last.progress
+    path = run.folder / f"checkpoint-{progress.best_step}"
     try:
-        return training.restore_position(path, last)
+        return training.restore_position(path, last), progress.best_metric
     except ValueError as error:
         if is_first():
             print(f"the best model is lost, these are the last parameters: {error}")
-        return last
+        return last, None

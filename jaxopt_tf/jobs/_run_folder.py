@@ -1,139 +1,228 @@
-"""What lies in a run's folder besides checkpoints, and which of them to go on from."""
+"""Folder of a run: its lock, the point where the run starts, its records.
 
+runs/books/config.json      settings of the run, as `--config` reads them
+           starts.jsonl     one line for each start: time, command line, versions
+           metrics.jsonl    one line for each step and each evaluation
+           checkpoint-400/  settings, arrays and progress at that step
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
 import json
+import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from .. import checkpoints
-from .._io import done_by_first, whole_file
+from .._io import (
+    check_equal_across_processes,
+    done_by_first,
+    is_first,
+    told_by_first,
+    whole_file,
+)
+from ..data import Corpus
 from ..recipes import METRIC_DRIVEN
-from ._alike import versions
-from ._config import DATA, changed_settings, num_sequences
-from ._job import Job
+from ..sharding import axis_sizes
+from ._config import (
+    DATA,
+    DATA_SIZE,
+    SEQUENCES,
+    RunConfig,
+    changed_settings,
+    num_sequences,
+    own_settings,
+)
+from ._job import Job, mesh_axes, num_batch_shards, read_corpus
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+_STARTS = "starts.jsonl"
 
-# Which data come when, and which of them are dropped.
-_FIXED = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
-# The rate is in the state of a schedule that a metric drives, not in the settings.
-_FIXED_IF_DRIVEN = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs")
+# The order of the data depends on them.
+_UNCHANGEABLE = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+# A schedule that a metric drives has its rate in its state, not in the settings.
+_UNCHANGEABLE_IF_DRIVEN = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs")
 
-
-class Start(NamedTuple):
-    """Where a run begins, or goes on."""
-
-    checkpoint: Path | None  # to go on from; None for the first step
-    num_sequences: int  # of a micro-batch, on whatever mesh
+_PACKAGES = ("jaxopt_tf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
-def find_start(folder: Path, job: Job, settings: Mapping[str, Any]) -> Start:
-    """The checkpoint to go on from, and the batch that the run has.
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run whose folder is locked, and the point where it starts.
+
+    Attributes:
+        lock: of the folder, for `open_checkpoints`.
+        corpus: tokens to train and evaluate on.
+        settings: of the run and its data, for its checkpoints.
+        checkpoint: to resume from; None to start at the first step.
+        is_finished: True if the folder's run has taken all its steps, or was ended by
+            `early_stopping_patience`.
+    """
+
+    lock: checkpoints.Held
+    corpus: Corpus
+    settings: Mapping[str, Any]
+    checkpoint: Path | None
+    is_finished: bool
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.lock.folder
+
+    @property
+    def log(self) -> Path:
+        """The file of losses and norms."""
+        return self.folder / METRICS
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences of a micro-batch, on all devices together."""
+        return self.settings[SEQUENCES]
+
+    @property
+    def step(self) -> int:
+        """Number of steps before the start."""
+        return 0 if self.checkpoint is None else checkpoints.step_of(self.checkpoint)
+
+    def record_start(self, command_line: Sequence[str]) -> None:
+        """Prepares the folder for new steps and records what they are taken with.
+
+        Later checkpoints and, for a checkpoint of another folder, its log are taken
+        care of first: a log without its config.json would belong to no run.
+        """
+        if self.checkpoint is not None:
+            _archive_later_checkpoints(self.folder, self.step)
+            _copy_log(self.checkpoint, self.folder)
+        write_config(self.folder, own_settings(self.settings))
+        start = {
+            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "step": self.step,
+            "command_line": list(command_line),
+            "devices": [device.device_kind for device in jax.devices()],
+            "num_processes": jax.process_count(),
+            SEQUENCES: self.num_sequences,
+            "versions": _versions(),
+        }
+        with (self.folder / _STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(start) + "\n")
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig) -> Iterator[OpenRun]:
+    """Locks the run's folder, reads its data and finds the point where it starts.
+
+    If the folder contains a run, that run is resumed from its newest valid checkpoint,
+    provided that it was made with equal settings and data. No file of the run changes.
+    All processes call it alike.
 
     Args:
-        folder: of the run.
-        job: which names a checkpoint, or leaves it to what the folder holds.
-        settings: the configuration and the data's fingerprint: what a checkpoint must
-            have been made with, but for `intended_changes`.
+        config: all settings of the run.
 
     Raises:
-        ValueError: if no checkpoint is good, or the run is another one: all differences
-            are listed.
+        ValueError: if processes have different settings, the folder is in use or
+            contains another run, no checkpoint in it is valid, or the data cannot be
+            read: all changes are listed.
     """
-    checkpoint = job.resume_from_checkpoint
-    is_elsewhere = (
-        checkpoint is not None and checkpoint.resolve().parent != folder.resolve()
-    )
-    if checkpoint is None or is_elsewhere:
-        # A run that was taken up from elsewhere, and has come further since.
-        checkpoint = checkpoints.find_intact(folder) or checkpoint
+    job, settings = config.job, config.to_dict()
+    now = told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    # Machines may have the text in different places; its content is compared below.
+    local = ("text", "tokenizer")
+    shared = {name: value for name, value in settings.items() if name not in local}
+    check_equal_across_processes(shared | _versions())
+    with checkpoints.hold(job.output_dir or Path("runs", now)) as lock:
+        corpus = _read_corpus(config, lock.folder)
+        check_equal_across_processes({DATA: corpus.fingerprint})
+        sizes = axis_sizes(mesh_axes(job))
+        per_device = config.recipe.per_device_train_batch_size
+        settings |= {
+            DATA: corpus.fingerprint,
+            DATA_SIZE: corpus.size,
+            SEQUENCES: per_device * num_batch_shards(sizes),
+        }
+        checkpoint, saved = _find_start(lock.folder, job, settings)
+        settings[SEQUENCES] = num_sequences(saved)
+        yield OpenRun(
+            lock=lock,
+            corpus=corpus,
+            settings=settings,
+            checkpoint=checkpoint,
+            is_finished=_is_finished(checkpoint, config),
+        )
+
+
+def _read_corpus(config: RunConfig, folder: Path) -> Corpus:
+    # Process 0 writes the tokens, if a tokenizer has to make them; others read them.
+    corpus: list[Corpus] = []
+    job, model = config.job, config.model
+    done_by_first(lambda: corpus.append(read_corpus(job, model, folder)))
+    return corpus[0] if is_first() else read_corpus(job, model, folder)
+
+
+def _find_start(
+    folder: Path, job: Job, settings: Mapping[str, Any]
+) -> tuple[Path | None, Mapping[str, Any]]:
+    """Returns the checkpoint to resume from, if any, and the settings of the run."""
+    named = checkpoint = job.resume_from_checkpoint
+    is_elsewhere = named is not None and named.resolve().parent != folder.resolve()
+    if named is None or is_elsewhere:
+        # The run may have been taken over from elsewhere and have saved since.
+        checkpoint = checkpoints.find_intact(folder) or named
     saved = None
     if checkpoint is not None:
         saved = settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
-    must_be_new = checkpoint is None
-    if must_be_new or checkpoint == job.resume_from_checkpoint:
-        config = done_by_first(
-            lambda: _check_folder(folder, job, settings, must_be_new)
-        )
+    if checkpoint is None or checkpoint == named:
+        is_new = checkpoint is None
+        config = done_by_first(lambda: _check_folder(folder, job, settings, is_new))
         saved = config if saved is None else saved
-    return Start(checkpoint, num_sequences(settings if saved is None else saved))
+    return checkpoint, settings if saved is None else saved
 
 
 def _check_folder(
-    folder: Path, job: Job, settings: Mapping[str, Any], must_be_new: bool
+    folder: Path, job: Job, settings: Mapping[str, Any], is_new: bool
 ) -> dict[str, Any] | None:
-    """The configuration of the run that the folder holds; None where it holds none.
+    """Returns the settings of a run that has no checkpoint; None if there is no run.
 
-    Raises if it is another run, of which there may be no checkpoint.
+    Raises if the folder contains another run. A run without a checkpoint was killed
+    before its first one, or somebody took its checkpoints away.
     """
-    saved = None
+    saved, log = None, folder / METRICS
     if (folder / CONFIG).exists():
-        # Killed before it saved for the first time; or of a run whose checkpoints
-        # somebody took away.
         saved = read_config(folder / CONFIG)
-        now = {name: value for name, value in settings.items() if name != DATA}
+        now = own_settings(settings)
         _check_same_run(folder / CONFIG, saved, now, job.intended_changes)
-    elif (folder / METRICS).exists():
+        saved |= _sequences_of_last_start(folder)
+    elif log.exists():
         raise ValueError(
-            f"`output_dir` must be a run's folder or a new one, but "
-            f"{str(folder / METRICS)!r} has no {CONFIG} beside it. Name another folder."
+            f"`output_dir` must be a run's folder or a new one, but {str(log)!r} has "
+            f"no {CONFIG} beside it. Name another folder."
         )
-    log = folder / METRICS
-    if must_be_new and log.exists() and log.stat().st_size > 0:
-        aside = folder / f"aside-{METRICS}"
-        log.replace(aside)
+    if is_new and log.exists() and log.stat().st_size > 0:
+        archived = folder / f"aside-{METRICS}"
+        log.replace(archived)
         print(
-            f"there is no checkpoint in {folder} to go on from: the run starts anew, "
-            f"its log so far is {aside.name}"
+            f"{folder} contains no checkpoint: the run starts at its first step; its "
+            f"log so far is {archived.name}"
         )
     return saved
 
 
-def set_aside(folder: Path, step: int) -> None:
-    """Takes the checkpoints after `step` out of the run that goes on from there.
-
-    They are renamed, not deleted: else the next start would find them, the newest.
-    """
-    for path in checkpoints.find_checkpoints(folder):
-        if checkpoints.step_of(path) > step:
-            now = time.strftime("%Y%m%d-%H%M%S")
-            aside = path.with_name(f"aside-{now}-{path.name}")
-            path.rename(aside)
-            print(f"{path.name} is after step {step}: it is now {aside.name}.")
-
-
-def bring_log(folder: Path, checkpoint: Path) -> None:
-    """Copies the log of the run that a checkpoint elsewhere comes from."""
-    log = checkpoint.absolute().parent / METRICS
-    if log.exists() and log.parent != folder.absolute():
-        with whole_file(folder / METRICS) as temporary:
-            shutil.copyfile(log, temporary)
-
-
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes the resolved configuration, for people and for `--config`."""
-    with whole_file(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def write_start(folder: Path, step: int, command_line: Sequence[str]) -> None:
-    """Adds a line to starts.jsonl: when, how, with what, and from which step."""
-    start = {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "step": step,
-        "command_line": list(command_line),
-        "devices": [device.device_kind for device in jax.devices()],
-        "num_processes": jax.process_count(),
-        "versions": versions(),
-    }
-    with (folder / "starts.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(start) + "\n")
+def _sequences_of_last_start(folder: Path) -> dict[str, int]:
+    """Reads the batch that config.json does not show if several processes ran."""
+    try:
+        *_, last = (folder / _STARTS).read_text(encoding="utf-8").splitlines()
+        return {SEQUENCES: json.loads(last)[SEQUENCES]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # written by an older version, whose config.json has the mesh
 
 
 def _check_same_run(
@@ -142,30 +231,90 @@ def _check_same_run(
     now: Mapping[str, Any],
     intended: Sequence[str],
 ) -> None:
-    different = changed_settings(saved, now)
+    changes = changed_settings(saved, now)
     is_driven = saved.get("lr_scheduler_type") in METRIC_DRIVEN
-    fixed = [*_FIXED, *(_FIXED_IF_DRIVEN if is_driven else ())]
-    impossible = [line for name, line in different.items() if name in fixed]
-    if impossible and all(name in intended for name in different):
+    fixed = [*_UNCHANGEABLE, *(_UNCHANGEABLE_IF_DRIVEN if is_driven else ())]
+    impossible = [line for name, line in changes.items() if name in fixed]
+    if impossible and all(name in intended for name in changes):
         raise ValueError(
             "`intended_changes` must be of settings that a run can change, but these "
-            "are in what it has come to, its place in the data or its rate:\n  "
+            "are part of its state, its place in the data or its rate:\n  "
             + "\n  ".join(impossible)
             + "\nKeep them, or start another run."
         )
-    found = {name: line for name, line in different.items() if name not in intended}
+    found = {name: line for name, line in changes.items() if name not in intended}
     if found:
         raise ValueError(
             f"`output_dir` must hold the run that is asked for, but {str(where)!r} was "
-            "made with other numbers:\n  "
+            "made with other settings:\n  "
             + "\n  ".join(found.values())
-            + "\nName another folder, or, if the run shall go on with the new ones: "
-            f"--intended_changes {' '.join(found)}"
+            + "\nName another folder, or, to continue the run with the new settings, "
+            f"add --intended_changes {' '.join(found)}"
         )
 
 
+def _is_finished(checkpoint: Path | None, config: RunConfig) -> bool:
+    if checkpoint is None or checkpoint == config.job.resume_from_checkpoint:
+        return False
+    if checkpoints.step_of(checkpoint) >= config.recipe.max_steps:
+        return True
+    patience = config.job.early_stopping_patience
+    progress = checkpoints.read_notes(checkpoint).get("progress", {})
+    return patience is not None and progress.get("num_worse_in_a_row", 0) >= patience
+
+
+def _archive_later_checkpoints(folder: Path, step: int) -> None:
+    # Renamed, not deleted: they may be wanted. Under their names the next start would
+    # resume from them.
+    for path in checkpoints.find_checkpoints(folder):
+        if checkpoints.step_of(path) > step:
+            now = time.strftime("%Y%m%d-%H%M%S")
+            archived = path.with_name(f"aside-{now}-{path.name}")
+            path.rename(archived)
+            print(f"{path.name} is after step {step}: it is now {archived.name}.")
+
+
+def _copy_log(checkpoint: Path, folder: Path) -> None:
+    """Copies the log of the run that a checkpoint of another folder comes from."""
+    log = checkpoint.absolute().parent / METRICS
+    if log.exists() and log.parent != folder.absolute():
+        with whole_file(folder / METRICS) as temporary:
+            shutil.copyfile(log, temporary)
+
+
+def read_evaluations(log: Path) -> list[tuple[int, float]]:
+    """Reads step and loss of the evaluations in metrics.jsonl."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:  # parses no line of a step: there may be a million
+        lines = [line for line in file if b'"eval_loss"' in line and line[-1:] == b"\n"]
+    found = [(record["step"], record["eval_loss"]) for record in map(json.loads, lines)]
+    return [(step, float("nan") if loss is None else loss) for step, loss in found]
+
+
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes config.json, for people and for `--config`."""
+    with whole_file(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads the settings in a config.json, as `RunConfig.from_dict` takes them.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"`output_dir` must hold a readable {CONFIG}, but {str(path)!r} is not: "
+            f"{error}. Delete it to start the run again, or name another folder."
+        ) from error
+
+
 def settings_of(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was made with, its data's fingerprint included."""
+    """Reads the settings of the run that saved a checkpoint, and of its data."""
     settings = checkpoints.read_notes(checkpoint).get("settings")
     if not isinstance(settings, dict):
         raise ValueError(
@@ -176,17 +325,7 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     return settings
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads what `write_config` wrote.
-
-    Raises:
-        ValueError: if that cannot be read.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return dict(config)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"`output_dir` must hold a readable {CONFIG}, but {str(path)!r} is not: "
-            f"{error}. Delete it if the run shall start anew, or name another folder."
-        ) from error
+def _versions() -> dict[str, str]:
+    """Returns the versions of the packages that the numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | packages

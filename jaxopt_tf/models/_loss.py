@@ -10,10 +10,10 @@ from flax import nnx
 
 from .. import _checks, training
 from .._typing import PyTree
-from ._model import GPT2, anywhere, as_tokens
-from ._presets import GPT2Config
+from ._config import GPT2Config
+from ._model import GPT2, as_tokens, identity
 
-# A token that is not there: what pads a row at its end.
+# Padding at the end of a row.
 _NO_TOKEN = -100
 
 
@@ -30,7 +30,7 @@ class LossFn(Protocol):
 def make_loss_fn(
     config: GPT2Config, seed: int, *, label_smoothing_factor: float = 0.0
 ) -> tuple[PyTree, LossFn]:
-    """A new model as parameters and a loss.
+    """Returns the parameters of a new model and its loss.
 
     The loss takes parameters, a batch and, for training with dropout, a key. A batch is
     [B, T + 1] integers of which the first T predict the last T; T is at most
@@ -60,7 +60,7 @@ def make_loss_fn(
 
 
 def draw_params(config: GPT2Config, seed: int) -> PyTree:
-    """The parameters of a new model, a tree of dicts of float32 arrays."""
+    """Draws the parameters of a new model, a tree of dicts of float32 arrays."""
     model = GPT2(config, rngs=nnx.Rngs(seed))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
@@ -69,15 +69,15 @@ def loss_of(
     config: GPT2Config,
     *,
     label_smoothing_factor: float = 0.0,
-    lying: Callable[[jax.Array], jax.Array] = anywhere,
+    lying: Callable[[jax.Array], jax.Array] = identity,
     matmul_precision: str | None = None,
 ) -> LossFn:
-    """The loss that `make_loss_fn` gives, alone: no parameters are drawn.
+    """Returns the loss of `make_loss_fn` alone, without drawing parameters.
 
     Args:
         config: the model's size.
         label_smoothing_factor: as `make_loss_fn` takes it.
-        lying: is given activations, [B, T, ...], and says where they lie on a mesh.
+        lying: constrains activations, [B, T, ...], to their sharding on a mesh.
         matmul_precision: of products, the gradient's too, as
             `jax.default_matmul_precision` takes it; None for what holds where the loss
             is called.
@@ -96,8 +96,8 @@ def loss_of(
         tokens = as_tokens("batch", batch, least=2).astype(jnp.int32)
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         is_missing = inputs == _NO_TOKEN
-        # At the end of a row nobody sees what stands for them. Elsewhere somebody
-        # would: -1 is no label, and makes the loss NaN.
+        # Padding at the end of a row is replaced by 0, which no later token sees. In
+        # the middle of a row others would: the label -1 makes the loss NaN.
         labels = jnp.where(is_missing & (labels != _NO_TOKEN), -1, labels)
         with _products_in(matmul_precision):
             logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._io import read_json_object
-from ._presets import GPT2Config
+from ._config import GPT2Config
 
 # Settings of torch's GPT-2 that have one value here.
 _FIXED = {

@@ -35,6 +35,7 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
 def build_optimizer(
     recipe: Recipe,
     *,
+    schedule: Schedule | MetricDrivenSchedule | None = None,
     layout: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
     varied: Varied | None = None,
@@ -51,6 +52,7 @@ def build_optimizer(
 
     Args:
         recipe: the numbers of the run.
+        schedule: of `build_schedule(recipe)`, if it was built before.
         layout: for patterns that match whole leaf names, how torch would see the leaf:
             `layouts` of `adafactor_tf`, for which stacked layers must be declared. The
             others treat every element alike and have no use for it.
@@ -80,7 +82,7 @@ def build_optimizer(
     make = functools.partial(
         named_optimizer, recipe, decay_mask=mask, layout=layout, values=own.values
     )
-    rates = rates_of(recipe, own)
+    rates = rates_of(recipe, own, schedule)
     optimizer = make(rates[REST])
     if recipe.rate_groups:
         by_label = {label: make(rate) for label, rate in rates.items()}

@@ -89,11 +89,15 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
     return Varied(rates, values)
 
 
-def rates_of(recipe: Recipe, varied: Varied) -> dict[str, ScalarOrSchedule]:
+def rates_of(
+    recipe: Recipe,
+    varied: Varied,
+    schedule: Schedule | MetricDrivenSchedule | None = None,
+) -> dict[str, ScalarOrSchedule]:
     """What the optimizer of each rate group takes, and that of the rest."""
     if varied.rates:
         return {label: _looked_up(table) for label, table in varied.rates.items()}
-    schedule = scheduler_of(recipe)
+    schedule = scheduler_of(recipe) if schedule is None else schedule
     is_driven = isinstance(schedule, MetricDrivenSchedule)
     rest: Any = recipe.learning_rate if is_driven else schedule
     groups = {group.pattern: _of_group(recipe, group) for group in recipe.rate_groups}

@@ -18,7 +18,11 @@ class Position(NamedTuple):
 
 
 def save_position(
-    checkpoints: Checkpoints, position: Position, notes: Mapping[str, Any] | None = None
+    checkpoints: Checkpoints,
+    position: Position,
+    notes: Mapping[str, Any] | None = None,
+    *,
+    replaces: int | None = None,
 ) -> Path:
     """Saves, in the background: `train(..., save=partial(save_position, checkpoints))`.
 
@@ -26,6 +30,7 @@ def save_position(
         checkpoints: from `open_checkpoints`.
         position: its arrays can be donated when this returns.
         notes: what JSON can hold, for `read_notes`: the settings of the run, say.
+        replaces: step of a checkpoint that is deleted once this one is complete.
 
     Returns:
         The path that the checkpoint is going to have.
@@ -38,6 +43,7 @@ def save_position(
         {"state": position.state, "schedule_state": position.schedule_state},
         {**(notes or {}), "progress": position.progress._asdict()},
         best_step=position.progress.best_step,
+        replaces=replaces,
     )
 
 

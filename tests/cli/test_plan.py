@@ -3,7 +3,7 @@
 import pytest
 
 from jaxopt_tf.cli import main
-from jaxopt_tf.jobs import Job, place, run_steps
+from jaxopt_tf.jobs import Job, RunConfig, build_setup
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.planning import (
     _topology,
@@ -75,10 +75,9 @@ def test_the_jobs_bytes_are_the_compilers():
     recipe = Recipe(max_steps=10, optim="adafactor")
     model = GPT2Config(n_layer=1, n_embd=32, block_size=16)
     job = Job(zero_1=True)
-    placed = place(recipe, model, job, mesh)
-    step, _ = run_steps(recipe, model, job, placed)
-    args = placed.position.state, placed.batch
-    plan = plan_step(step, *args, slice_=slice_)
+    setup = build_setup(RunConfig(recipe=recipe, model=model, job=job), mesh)
+    args = setup.position.state, setup.batch
+    plan = plan_step(setup.train_step, *args, slice_=slice_)
     told = sum(leaf.on_device for leaf in bytes_by_leaf(args))
     assert told == plan.cost.arguments
     assert plan.on_device >= told

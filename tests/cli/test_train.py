@@ -134,7 +134,10 @@ def test_learns_and_says_where_it_wrote(run, tmp_path, text, capsys):
     assert last < first - 0.5
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
-    assert f"held-out loss {first:.2f} -> {last:.3f} nats per byte" in shown
+    assert shown.splitlines()[-1] == (
+        f"evaluation loss {last:.3f} nats per byte (best {last:.3f} at step 20; "
+        f"{first:.2f} before training)"
+    )
     assert str(folder / "curves.png") in shown
     assert str(folder / "metrics.jsonl") in shown
 
@@ -161,7 +164,9 @@ def test_a_signal_ends_it_with_the_status_of_the_signal(run, tmp_path, capsys):
     status = run("--max_steps 100000")
     watcher.join()
     assert status == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step" in capsys.readouterr().out
+    *_, how, line = capsys.readouterr().out.splitlines()
+    assert "stopped by SIGTERM after step" in how
+    assert line == f"jaxopt-tf train --output_dir {tmp_path / 'run'}"
 
 
 def test_follows_the_schedule_it_was_given_in_hyphens_and_json(run, tmp_path):

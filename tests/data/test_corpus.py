@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxopt_tf.data import read_text, read_tokens
-from jaxopt_tf.data._corpus import make_corpus, narrowest, split
+from jaxopt_tf.data._corpus import make_corpus, min_token_dtype, split
 from jaxopt_tf.data._tokens import Documents
 
 
@@ -85,7 +85,7 @@ def test_refuses_no_documents():
     ],
 )
 def test_tokens_have_the_narrowest_dtype(vocab_size, dtype):
-    assert narrowest(vocab_size) == np.dtype(dtype)
+    assert min_token_dtype(vocab_size) == np.dtype(dtype)
 
 
 def written(folder, **contents):

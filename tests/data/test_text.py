@@ -121,12 +121,24 @@ def test_counts_the_files_of_folders_that_are_not_text(tmp_path):
     assert read_text([tmp_path]).left_out.num_files == 0
     (tmp_path / "b.txt").write_bytes(b"a\ncaf\xe9")
     (tmp_path / "c.bin").write_bytes(b"\0")
+    (tmp_path / "empty.txt").touch()
     left_out = read_text([tmp_path, tmp_path / "a.txt"]).left_out
-    assert left_out.num_files == 2
+    assert left_out.num_files == 3
     assert str(left_out) == (
-        "left out 2 files that are not UTF-8 text, the first being "
-        f"{str(tmp_path / 'b.txt')!r}, which has byte 0xe9 at offset 5, line 2"
+        f"skipped 3 files: {str(tmp_path / 'b.txt')!r} (not UTF-8 text: byte 0xe9 at "
+        f"offset 5, line 2), {str(tmp_path / 'c.bin')!r} (not UTF-8 text: a byte 0 at "
+        f"offset 0, line 1), {str(tmp_path / 'empty.txt')!r} (empty)"
     )
+    for name in "de":
+        (tmp_path / name).touch()
+    assert str(read_text([tmp_path]).left_out).endswith("(empty), 2 more")
+
+
+def test_names_one_skipped_file_in_the_singular(tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 40)
+    (tmp_path / "b.txt").touch()
+    skipped = str(read_text([tmp_path]).left_out)
+    assert skipped == f"skipped 1 file: {str(tmp_path / 'b.txt')!r} (empty)"
 
 
 def test_refuses_what_is_neither_file_nor_folder():
@@ -144,7 +156,7 @@ def test_refuses_a_file_that_cannot_be_read():
 
 def test_refuses_a_folder_without_text(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    words = r"`text` must hold text, but the folder .*left out 1 file .*picture\.png"
+    words = r"`text` must hold text, but the folder .*skipped 1 file: .*picture\.png"
     with pytest.raises(ValueError, match=words):
         read_text([tmp_path])
 

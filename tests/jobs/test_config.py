@@ -92,6 +92,42 @@ def test_how_often_is_evaluated_counts_where_the_held_out_loss_decides(recipe, j
     }
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (
+            {"text": ["a"], "data_size": "1 document, 9 bytes"},
+            {"text": ["b", "c"], "data_size": "2 documents, 8 bytes"},
+            "changed from 1 document, 9 bytes of 'a' to 2 documents, 8 bytes of 'b', "
+            "'c'",
+        ),
+        (
+            {"text": ["a"], "data_size": "1 document, 9 bytes"},
+            {"text": ["a"], "data_size": "1 document, 9 bytes"},
+            "has another content than before: 1 document, 9 bytes of 'a'",
+        ),
+        (  # of a version that recorded no size
+            {"text": []},
+            {"text": ["a"], "tokenizer": "t.json", "data_size": "1 document, 9 tokens"},
+            "changed from Python's standard library to 1 document, 9 tokens of 'a' "
+            "with the tokenizer 't.json'",
+        ),
+        (
+            {"text": list("abcde")},
+            {"text": list("abcd")},
+            "changed from 'a', 'b', 'c', 2 more to 'a', 'b', 'c', 'd'",
+        ),
+    ],
+    ids=["other files", "other content", "older", "many files"],
+)
+def test_a_change_of_the_data_is_named_by_paths_and_sizes(before, now, words):
+    settings = settings_with()
+    changes = changed_settings(
+        settings | before | {"data": "0a"}, settings | now | {"data": "1b"}
+    )
+    assert changes == {"data": f"`data` {words}"}
+
+
 def test_a_setting_that_one_side_lacks_is_a_difference():
     saved = settings_with()
     del saved["seed"]

@@ -5,9 +5,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxopt_tf.data import read_text, read_tokens
-from jaxopt_tf.jobs._data import read_corpus
-from jaxopt_tf.jobs._job import Job
-from jaxopt_tf.models._presets import GPT2Config
+from jaxopt_tf.jobs import Job, read_corpus
+from jaxopt_tf.models import GPT2Config
 
 
 @pytest.fixture
@@ -53,11 +52,6 @@ def test_ready_tokens_are_known_by_the_name_of_their_file(tmp_path, name):
     corpus = read_corpus(job, GPT2Config(vocab_size=50), tmp_path)
     expected = read_tokens([path], vocab_size=50, eos_token_id=7)
     assert corpus.fingerprint == expected.fingerprint
-
-
-def test_refuses_a_tokenizer_without_text(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="`tokenizer` must be given with `text`"):
-        read_corpus(Job(tokenizer=tokenizer), GPT2Config(), tmp_path)
 
 
 def test_refuses_a_text_that_does_not_fit_the_model(text, tokenizer, tmp_path):

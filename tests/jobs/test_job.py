@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.checkpoints import find_checkpoints, hold, open_checkpoints
-from jaxopt_tf.jobs import Job, RunConfig, pretrain
+from jaxopt_tf.jobs import Job, RunConfig, pretrain, write_config
+from jaxopt_tf.jobs._run_folder import open_run
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.training import _loop
@@ -122,14 +123,52 @@ def test_starts_anew_where_it_was_killed_before_its_first_checkpoint(
     assert (job.output_dir / "aside-metrics.jsonl").read_text() == before
 
 
-def test_a_run_that_has_ended_says_the_same_again(broken_off, unbroken, capsys):
-    assert_same_run(run(broken_off(9)), unbroken)
-    loss = f"{unbroken.first_loss:.2f} -> {unbroken.last_loss:.3f}"
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == f"held-out loss {loss} nats per byte"
+def contents(folder):
+    """Bytes and times of all files of a run but its lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in paths
+        if path.name != "run.lock"
+    }
 
 
-def test_a_signal_ends_it_after_a_step_with_a_checkpoint(job, unbroken, monkeypatch):
+def test_a_finished_run_is_left_as_it_is(broken_off, unbroken, capsys):
+    job = broken_off(9)
+    before = contents(job.output_dir)
+    assert_same_run(run(job), unbroken)
+    assert contents(job.output_dir) == before
+    first, *_, best, last = capsys.readouterr().out.splitlines()
+    assert first == (
+        "this run is finished, after step 9 of 9: there is nothing left to train"
+    )
+    assert best == f"best    {job.output_dir / 'checkpoint-9'}"
+    assert last == (
+        f"evaluation loss {unbroken.last_loss:.3f} nats per byte (best "
+        f"{unbroken.last_loss:.3f} at step 9; {unbroken.first_loss:.2f} before "
+        "training)"
+    )
+
+
+def test_a_finished_run_without_its_log_is_evaluated(broken_off, unbroken):
+    job = broken_off(9)
+    (job.output_dir / "metrics.jsonl").unlink()
+    assert run(job).last_loss == unbroken.last_loss
+
+
+def test_a_run_without_a_checkpoint_keeps_its_batch_on_other_devices(job):
+    job.output_dir.mkdir()
+    config = RunConfig(recipe=RECIPE, model=TINY, job=job)
+    write_config(job.output_dir, config.to_dict())
+    for sequences, line in ((2, "{}"), (6, '{"step": 0, "sequences": 6}')):
+        (job.output_dir / "starts.jsonl").write_text(f'{{"sequences": 9}}\n{line}\n')
+        with open_run(config) as opened:
+            assert opened.num_sequences == sequences
+
+
+def test_a_signal_ends_it_after_a_step_with_a_checkpoint(
+    job, unbroken, monkeypatch, capsys
+):
     asked = itertools.count(1)
     decide = _loop.has_run_out_of_patience
 
@@ -139,6 +178,7 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(job, unbroken, monkeypa
         return decide(progress, selection)
 
     monkeypatch.setattr(_loop, "has_run_out_of_patience", at_the_fifth)
+    job = dataclasses.replace(job, output_dir=job.output_dir.with_name("a run"))
     stopped = run(job)
     assert stopped.stopped_by == signal.SIGTERM
     assert find_checkpoints(job.output_dir)[-1].name == "checkpoint-4"
@@ -147,6 +187,9 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(job, unbroken, monkeypa
     ]
     assert log_of(unbroken.folder).startswith(log_of(job.output_dir))
     assert kept[0] not in log_of(job.output_dir)
+    *_, how, line = capsys.readouterr().out.splitlines()
+    assert how == "stopped by SIGTERM after step 4 of 9; to resume:"
+    assert line == f"jaxopt-tf train --output_dir '{job.output_dir}'"
 
 
 def test_a_metric_drives_the_rate_across_a_resume(job):
@@ -170,10 +213,37 @@ def test_ends_with_the_best_model_where_asked_to(job):
     recipe = dataclasses.replace(RECIPE, learning_rate=0.3, max_grad_norm=0)
     settings = {"load_best_model_at_end": True, "eval_steps": 2, "save_steps": 5}
     outcome = run(job, recipe, **settings, early_stopping_patience=8)
-    records = map(json.loads, log_of(outcome.folder).splitlines())
-    losses = [r["eval_loss"] for r in records if "eval_loss" in r and r["step"] > 0]
-    assert outcome.last_loss == min(losses)
-    assert min(losses) < losses[-1]
+    losses = evaluations(outcome.folder)
+    assert outcome.last_loss == min(losses.values())
+    assert min(losses.values()) < losses[9]
+
+
+def evaluations(folder):
+    """Evaluation losses of a run by their steps, without that before training."""
+    records = map(json.loads, log_of(folder).splitlines())
+    return {
+        r["step"]: r["eval_loss"]
+        for r in records
+        if r.get("eval_loss", 0) and r["step"]
+    }
+
+
+def test_the_best_checkpoint_is_there_whatever_is_loaded_at_the_end(job, capsys):
+    recipe = dataclasses.replace(DESCENT, learning_rate=30.0, warmup_steps=7)
+    outcome = run(job, recipe, eval_steps=1, save_steps=5, save_total_limit=None)
+    losses = evaluations(outcome.folder)
+    best = min(losses, key=losses.get)
+    assert best not in (5, 9)
+    # Those that were the best before are replaced: the limit is for `save_steps`.
+    steps = [int(path.name[11:]) for path in find_checkpoints(outcome.folder)]
+    assert steps == sorted({best, 5, 9})
+    *_, named, last = capsys.readouterr().out.splitlines()
+    assert named == f"best    {outcome.folder / f'checkpoint-{best}'}"
+    assert last.endswith(
+        f"(best {losses[best]:.3f} at step {best}; {outcome.first_loss:.2f} before "
+        "training)"
+    )
+    assert last.startswith(f"evaluation loss {losses[9]:.3f} nats per byte")
 
 
 def test_stops_where_the_loss_is_no_longer_finite(job):
@@ -220,9 +290,13 @@ def test_a_model_of_another_size_is_no_change_that_can_be_intended(broken_off):
 
 def test_refuses_data_that_changed(broken_off):
     job = broken_off(9)
-    job.text[0].write_text(TEXT.replace("fox", "cat"))
-    with pytest.raises(ValueError, match="`data` changed from"):
-        run(job)
+    path = job.text[0]
+    moved = path.with_name("b.txt")
+    moved.write_text(TEXT * 2)
+    before, now = "1 document, 1,760 bytes of", "1 document, 3,520 bytes of"
+    words = f"`data` changed from {before} '.*{path.name}' to {now} '{moved}'"
+    with pytest.raises(ValueError, match=words):
+        run(job, text=(moved,))
 
 
 def test_refuses_another_recipe_before_the_first_checkpoint_too(broken_off):

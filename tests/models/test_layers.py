@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxopt_tf.models._layers import Embedding, dropped, times
+from jaxopt_tf.models._model import Embedding, dropout, matmul
 
 pytestmark = pytest.mark.promotion_of_others  # flax's variables
 
@@ -23,7 +23,7 @@ def test_product_has_the_gradient_of_a_product(num_out, rng):
 
         return jax.grad(loss, argnums=(0, 1))(x, kernel)
 
-    for ours, plain in zip(grads_of(times), grads_of(jnp.matmul), strict=True):
+    for ours, plain in zip(grads_of(matmul), grads_of(jnp.matmul), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -50,7 +50,7 @@ def test_an_embedding_is_nan_past_its_last_token():
 
 def test_dropout_keeps_the_mean_and_the_dtype():
     x = jnp.ones((100, 100), jnp.bfloat16)
-    y = dropped(x, 0.25, jax.random.key(0))
+    y = dropout(x, 0.25, jax.random.key(0))
     assert y.dtype == jnp.bfloat16
     assert float(jnp.mean(y == 0)) == pytest.approx(0.25, abs=0.02)
     np.testing.assert_allclose(np.unique(y.astype(np.float32)), [0, 4 / 3], rtol=4e-3)
@@ -58,5 +58,5 @@ def test_dropout_keeps_the_mean_and_the_dtype():
 
 def test_nothing_is_dropped_without_a_key_or_a_share():
     x = jnp.ones((10, 10))
-    assert dropped(x, 0.5, None) is x
-    assert dropped(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x

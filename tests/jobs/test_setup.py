@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxopt_tf.jobs import Job, RunConfig, gpt2_rules, place, pretrain, run_steps
-from jaxopt_tf.models import GPT2Config
+from jaxopt_tf.jobs import Job, RunConfig, build_setup, pretrain
+from jaxopt_tf.models import GPT2Config, gpt2_rules
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.sharding import make_mesh
 
@@ -45,39 +45,37 @@ def trained(folder, mesh=None, *, recipe=RECIPE, zero_1=False):
     return np.array([line["loss"] for line in lines if "loss" in line])
 
 
-def on_mesh(axes, model=TINY, **changes):
-    mesh = make_mesh(axes)
+def setup_on(axes, model=TINY, *, zero_1=False, **changes):
     recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, **changes)
-    return recipe, place(recipe, model, Job(mesh=axes), mesh)
+    job = Job(mesh=axes, zero_1=zero_1)
+    config = RunConfig(recipe=recipe, model=model, job=job)
+    return build_setup(config, make_mesh(axes))
 
 
 @pytest.mark.parametrize("model", [TINY, SCANNED], ids=["layers", "scanned"])
 def test_divides_matrices_moments_and_sequences(model):
-    _, placed = on_mesh("data=2,fsdp=2,tensor=2", model)
-    h = placed.position.state.params["transformer"]["h"]
+    setup = setup_on("data=2,fsdp=2,tensor=2", model)
+    h = setup.position.state.params["transformer"]["h"]
     kernel = (h if model.scan_layers else h[0])["attn"]["c_attn"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape)[-2:] == (16, 48)
-    for leaf in jax.tree.leaves(placed.position.state.opt_state):
+    for leaf in jax.tree.leaves(setup.position.state.opt_state):
         if leaf.ndim >= 2 and leaf.size > 512:
             part = leaf.sharding.shard_shape(leaf.shape)
             assert np.prod(part) <= leaf.size // 2
-    assert placed.batch.shape == (2, 4, 17)
-    assert placed.batch.sharding.shard_shape(placed.batch.shape) == (2, 1, 17)
+    assert setup.batch.shape == (2, 4, 17)
+    assert setup.batch.sharding.shard_shape(setup.batch.shape) == (2, 1, 17)
 
 
 def test_rules_cover_every_parameter_on_every_mesh():
     for axes in ("data=8", "fsdp=8", "tensor=8", "data=4,tensor=2"):
         for model in (TINY, SCANNED):
-            on_mesh(axes, model)  # raises where one is not covered
+            setup_on(axes, model)  # raises where one is not covered
             assert set(gpt2_rules(model, make_mesh(axes)))
 
 
-def compiled(axes, *, zero_1=False, **changes):
-    mesh, job = make_mesh(axes), Job(mesh=axes, zero_1=zero_1)
-    recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, **changes)
-    placed = place(recipe, TINY, job, mesh)
-    step, _ = run_steps(recipe, TINY, job, placed)
-    return step.lower(placed.position.state, placed.batch).compile(), placed
+def compiled(axes, **changes):
+    setup = setup_on(axes, **changes)
+    return setup.train_step.lower(setup.position.state, setup.batch).compile(), setup
 
 
 CHECKPOINTED = dataclasses.replace(SCANNED, gradient_checkpointing=True)
@@ -97,14 +95,13 @@ def test_products_are_as_precise_as_asked_those_of_gradients_too(
     model, settings, precision
 ):
     recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
-    job, mesh = Job(**settings), make_mesh("data=1", jax.devices()[:1])
-    placed = place(recipe, model, job, mesh)
-    train_step, eval_step = run_steps(recipe, model, job, placed)
-    state, batch = placed.position.state, placed.batch
+    config = RunConfig(recipe=recipe, model=model, job=Job(**settings))
+    setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
+    state, batch = setup.position.state, setup.batch
     # The model has 7 products; the gradient of each 2 more.
     for lowered, least in (
-        (train_step.lower(state, batch), 21),
-        (eval_step.lower(state.params, batch), 7),
+        (setup.train_step.lower(state, batch), 21),
+        (setup.eval_step.lower(state.params, batch), 7),
     ):
         lines = lowered.as_text().splitlines()
         products = [line for line in lines if "dot_general" in line]
@@ -114,13 +111,13 @@ def test_products_are_as_precise_as_asked_those_of_gradients_too(
 
 
 def test_adds_gradients_up_in_parts():
-    program, placed = compiled("fsdp=8", gradient_accumulation_steps=4)
+    program, setup = compiled("fsdp=8", gradient_accumulation_steps=4)
     # What the loop over micro-batches carries, before the tokens that it reads: sums of
     # the [32, 128] kernel in eighths.
     (carried,) = re.findall(r"= \((.*?)u8\[4,1,17\].*\) while\(", program.as_text())
     assert "f32[4,128]" in carried
     assert "f32[32,128]" not in carried
-    leaves = jax.tree.leaves(placed.position.state)
+    leaves = jax.tree.leaves(setup.position.state)
     sharded = jax.tree.leaves(program.output_shardings[0])
     for leaf, sharding in zip(leaves, sharded, strict=True):
         assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
@@ -145,9 +142,9 @@ def test_goes_on_on_another_mesh_with_the_batch_that_it_has(tmp_path):
 
 
 def test_refuses_a_mesh_that_does_not_divide_the_batch():
-    recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=4)
+    config = RunConfig(recipe=RECIPE, model=TINY, job=Job())
     with pytest.raises(ValueError, match=r"`mesh` must divide the 4 sequences") as e:
-        place(recipe, TINY, Job(), make_mesh("data=2,fsdp=4"), 4)
+        build_setup(config, make_mesh("data=2,fsdp=4"), num_sequences=4)
     assert "data=2, fsdp=4, 8 parts" in str(e.value)
     assert "data and fsdp may be 1, 2, 4" in str(e.value)
 

@@ -1,9 +1,12 @@
-"""How large a GPT-2 is: sizes, those that have a name, and what follows from them."""
+"""GPT2Config, its presets, and what follows from it: layouts, shardings, FLOPs."""
 
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
 
 from .. import _checks
 from ..optimizers import TorchLayout
@@ -25,9 +28,9 @@ class GPT2Config:
         resid_pdrop: share that is dropped of what a layer adds to the stream, from 0
             to below 1; in training only.
         embd_pdrop: the same of the embeddings.
-        gradient_checkpointing: whether the backward pass computes every layer anew
-            instead of remembering it: less memory (on CPUs only together with
-            `scan_layers`), a third more work.
+        gradient_checkpointing: whether the backward pass recomputes every layer instead
+            of storing it: less memory (on CPUs only together with `scan_layers`), a
+            third more work.
         scan_layers: whether the layers are stacked and compiled as one: parameters are
             `transformer.h.attn.c_attn.kernel`, [n_layer, in, out]. Compiling takes as
             long as for one layer, a step longer; the numbers are the same to rounding.
@@ -87,12 +90,12 @@ GPT2_PRESETS: Mapping[str, GPT2Config] = MappingProxyType(
 
 
 def gpt2_preset(name: str, **changes: Any) -> GPT2Config:
-    """A config by its name, with changes.
+    """Returns a preset by its name, with changes.
 
     Args:
         name: "nano" (0.6 million parameters), "micro" (3.3), "mini" (10.8), "midi"
             (39.9) or "gpt2" (124.4, the smallest of those that were published).
-        **changes: fields of `GPT2Config` that shall be otherwise.
+        **changes: fields of `GPT2Config` with other values.
 
     Raises:
         ValueError, TypeError: if there is no such name or no such field, or if
@@ -108,7 +111,7 @@ def gpt2_preset(name: str, **changes: Any) -> GPT2Config:
 
 
 def gpt2_layout(config: GPT2Config) -> dict[str, TorchLayout] | None:
-    """How torch would see the parameters, for `build_optimizer` or `adafactor_tf`.
+    """Returns layouts of the parameters in torch, for `build_optimizer`.
 
     Kernels are [in, out] here and in torch's GPT-2 alike, so only what a scan stacks
     has to be declared: each layer is a parameter of its own.
@@ -124,15 +127,54 @@ def gpt2_layout(config: GPT2Config) -> dict[str, TorchLayout] | None:
 def gpt2_layer_norms(config: GPT2Config) -> tuple[str, ...]:
     """Returns the paths of the layer norms, for `build_optimizer`.
 
-    Decay rules that know layer norms by their type leave them out by these paths.
+    Decay rules that know layer norms by their type find them by these paths.
     """
     layers = [""] if config.scan_layers else [f".{i}" for i in range(config.n_layer)]
     of_blocks = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
     return (*of_blocks, "transformer.ln_f")
 
 
+# Mesh axes of each axis of a parameter, by whole names. Of two consecutive layers the
+# first is divided by `tensor` along its outputs and the second along its inputs: one
+# reduction serves both.
+_LAYER_RULES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
+    {
+        r".*(c_attn|c_fc)\.kernel": ("fsdp", "tensor"),
+        r".*c_proj\.kernel": ("tensor", "fsdp"),
+        r".*(c_attn|c_fc)\.bias": ("tensor",),
+    }
+)
+_OTHER_RULES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
+    {
+        r".*wte\.embedding": ("tensor", "fsdp"),
+        r".*wpe\.embedding": (),
+        r".*(c_proj\.bias|ln_\w+\.(scale|bias))": (),
+    }
+)
+
+
+def gpt2_rules(
+    model: GPT2Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> dict[str, PartitionSpec]:
+    """Returns the sharding rules of a GPT-2, for `param_shardings`.
+
+    Matrices are divided by `fsdp` along one axis and by `tensor` along the other;
+    norms, and biases that are added to the residual stream, are replicated.
+
+    Args:
+        model: its size; with `scan_layers`, layers are an axis in front.
+        mesh: with any of the axes `data`, `fsdp` and `tensor`.
+    """
+    layers = (None,) if model.scan_layers else ()
+    rules = {name: (*layers, *axes) for name, axes in _LAYER_RULES.items()}
+    return {
+        name: PartitionSpec(*(axis if axis in mesh.shape else None for axis in axes))
+        for name, axes in {**rules, **_OTHER_RULES}.items()
+    }
+
+
 def flops_per_token(config: GPT2Config) -> int:
-    """Floating-point operations of one training step per token, by the usual count.
+    """Counts floating-point operations of one training step per token, as usual.
 
         6 N + 12 n_layer n_embd block_size
 

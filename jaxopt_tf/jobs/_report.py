@@ -1,0 +1,159 @@
+"""Reports of a run: monitors of its steps, and lines on the console at both ends."""
+
+import shlex
+import signal
+
+import jax
+
+from .. import monitors, training
+from .._checks import counted
+from ..data import Batches
+from ..models import flops_per_token
+from ._config import RunConfig
+from ._run_folder import OpenRun
+from ._setup import Setup
+
+
+def build_monitors(
+    config: RunConfig, run: OpenRun, batches: Batches
+) -> list[training.Monitor]:
+    """Builds the monitors of a run.
+
+    The log is truncated to the run's step. Monitors that draw, count or compare over
+    the whole run receive again what it contains.
+    """
+    job, flops, unit = config.job, flops_per_token(config.model), run.corpus.unit
+    max_steps, folder = config.recipe.max_steps, run.folder
+    micro_batches = config.recipe.gradient_accumulation_steps
+    is_replay = True
+
+    def warn(sentence: str) -> None:
+        if not is_replay:
+            print(sentence)
+
+    stateless = [
+        monitors.json_lines(run.log, first_step=run.step),
+        monitors.console(
+            max_steps, first_step=run.step, unit=unit, flops_per_item=flops
+        ),
+        monitors.tensorboard(
+            folder / "tensorboard", first_step=run.step, every=job.logging_steps
+        ),
+    ]
+    stateful = [
+        monitors.curves(
+            folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"
+        ),
+        monitors.trainer_state(
+            folder / "trainer_state.json",
+            max_steps=max_steps,
+            logging_steps=job.logging_steps,
+            eval_steps=job.eval_steps,
+            save_steps=job.save_steps,
+            train_batch_size=run.num_sequences,
+            steps_per_epoch=max(
+                1, batches.num_windows // (run.num_sequences * micro_batches)
+            ),
+            flops_per_item=flops,
+            selection=job.selection,
+        ),
+        monitors.watcher(warn),
+    ]
+    if run.step > 0:
+        for event in monitors.read_history(run.log):
+            for monitor in stateful:
+                if isinstance(event, training.Window):
+                    monitor.window(event)
+                else:
+                    monitor.evaluation(event)
+    is_replay = False
+    return [*stateless, *stateful]
+
+
+def print_header(config: RunConfig, setup: Setup, run: OpenRun) -> None:
+    """Prints what is trained, on which data and on which devices."""
+    recipe, model, corpus = config.recipe, config.model, run.corpus
+    leaves = jax.tree.leaves(setup.position.state.params)
+    batch = f"{run.num_sequences} x {model.block_size}"
+    if recipe.gradient_accumulation_steps > 1:
+        batch = f"{recipe.gradient_accumulation_steps} x {batch}"
+    lines = [
+        f"text    {counted(corpus.num_documents, 'document')}: "
+        f"{len(corpus.training):,} {corpus.unit} to train on, "
+        f"{len(corpus.held_out):,} held out",
+        f"        {corpus.left_out}" if corpus.left_out.num_files else "",
+        f"model   GPT-2: {counted(model.n_layer, 'layer')}, width {model.n_embd}, "
+        f"{counted(sum(leaf.size for leaf in leaves), 'parameter')}",
+        f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
+        f"({recipe.lr_scheduler_type}, "
+        f"{counted(recipe.num_warmup_steps, 'warmup step')}), "
+        f"{counted(recipe.max_steps, 'step')} of {batch} {corpus.unit}",
+        _devices(setup.mesh),
+        f"folder  {run.folder}"
+        + (f", resumed at step {run.step:,}" if run.step else ""),
+    ]
+    print("\n".join(line for line in lines if line))
+
+
+def _devices(mesh: jax.sharding.Mesh) -> str:
+    """Describes the mesh; "" if there is only one device."""
+    num_all = len(jax.devices())
+    if num_all == 1:
+        return ""
+    if mesh.size == 1:
+        return f"mesh    1 of {num_all} devices; --mesh data={num_all} takes all"
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    kind = mesh.devices.flat[0].device_kind
+    processes = jax.process_count()
+    where = f" in {processes} processes" if processes > 1 else ""
+    return f"mesh    {axes}: {mesh.size} of {kind}{where}"
+
+
+def print_summary(
+    config: RunConfig,
+    run: OpenRun,
+    trained: training.Trained,
+    stopped_by: int | None,
+    first: tuple[int, float],
+    last_loss: float,
+) -> None:
+    """Prints how the run ended, its files and its evaluation losses.
+
+    Args:
+        config: all settings of the run.
+        run: its folder and where it started.
+        trained: its last position.
+        stopped_by: number of the signal that ended it early.
+        first: step and loss of the first evaluation.
+        last_loss: evaluation loss of the final parameters.
+    """
+    step, max_steps = int(trained.state.step), config.recipe.max_steps
+    of_all = f"after step {step:,} of {max_steps:,}"
+    if stopped_by is not None:
+        num_processes = jax.process_count()
+        where = f", in each of {num_processes} processes" if num_processes > 1 else ""
+        print(
+            f"stopped by {signal.Signals(stopped_by).name} {of_all}; to resume{where}:"
+        )
+        print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
+        return
+    if run.is_finished:
+        print(f"this run is finished, {of_all}: there is nothing left to train")
+    elif trained.ended == "patience":
+        print(f"ended early, {of_all}: the evaluation loss no longer improves")
+    progress, (first_step, first_loss) = trained.position.progress, first
+    paths = {"metrics": run.log, "curves": run.folder / "curves.png"}
+    when = f"at step {first_step:,}" if first_step else "before training"
+    losses = [f"{first_loss:.2f} {when}"]
+    if progress.best_step is not None:
+        paths["best"] = run.folder / f"checkpoint-{progress.best_step}"
+        losses.insert(
+            0, f"best {progress.best_metric:.3f} at step {progress.best_step:,}"
+        )
+    for name, path in paths.items():
+        if path.exists():  # older versions did not always keep the best checkpoint
+            print(f"{name:7} {path}")
+    print(
+        f"evaluation loss {last_loss:.3f} nats per {run.corpus.unit.removesuffix('s')} "
+        f"({'; '.join(losses)})"
+    )

@@ -1,0 +1,90 @@
+"""Run: settings and state of a run at one step, written as a folder and read back."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from .. import checkpoints, training
+from .._typing import PyTree
+from ..models import GPT2Config
+from ..recipes import Recipe
+from ..schedules import MetricDrivenSchedule
+from ..sharding import make_mesh
+from ._config import DATA, DATA_SIZE, RunConfig, own_settings
+from ._job import Job, read_corpus
+from ._run_folder import settings_of, write_config
+from ._setup import build_setup, schedule_and_optimizer
+
+
+class Run(NamedTuple):
+    """Settings of a run, and its state at one step."""
+
+    recipe: Recipe
+    model: GPT2Config
+    job: Job
+    position: training.Position
+
+
+def write_run(run: Run) -> Path:
+    """Makes the folder of a run that `pretrain` resumes.
+
+    Args:
+        run: its settings and its state; its job's `output_dir` must be new or empty.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: if the folder contains something, or the text does not fit.
+    """
+    config = RunConfig(recipe=run.recipe, model=run.model, job=run.job)
+    folder, settings = run.job.output_dir, config.to_dict()
+    if folder is None or (folder.exists() and any(folder.iterdir())):
+        raise ValueError(
+            f"`output_dir` must be a new folder, got {str(folder)!r}. Name another."
+        )
+    with checkpoints.hold(folder) as lock:
+        corpus = read_corpus(run.job, run.model, folder)
+        data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
+        with checkpoints.open_checkpoints(lock) as saving:
+            notes = {"settings": settings | data}
+            path = training.save_position(saving, run.position, notes)
+        write_config(folder, settings)
+    return path
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run's settings and its state at a checkpoint.
+
+    Args:
+        folder: of a run, whose newest valid checkpoint is taken; or of a checkpoint.
+
+    Raises:
+        ValueError: if it is neither, or no checkpoint is valid.
+    """
+    is_checkpoint = (folder / "SHA256SUMS").exists()
+    checkpoint = folder if is_checkpoint else checkpoints.find_intact(folder)
+    if checkpoint is None:
+        raise ValueError(
+            f"`folder` must be a run's or a checkpoint's, got {str(folder)!r}. Name a "
+            "folder that `jaxopt-tf train` wrote."
+        )
+    saved = settings_of(checkpoint)
+    config = RunConfig.from_dict(own_settings(saved))
+    setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
+    position = training.restore_position(checkpoint, setup.position)
+    return Run(config.recipe, config.model, config.job, position)
+
+
+def first_position(
+    recipe: Recipe, model: GPT2Config, params: PyTree
+) -> training.Position:
+    """Returns the position before the first step of a run with these parameters."""
+    schedule, optimizer = schedule_and_optimizer(recipe, model)
+    rng = recipe.seed if model.has_dropout else None
+    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
+    return training.Position(
+        training.init_train_state(params, optimizer, rng=rng),
+        schedule_state=None if driven is None else driven.init(),
+    )

@@ -1,0 +1,222 @@
+"""Setup: schedule, optimizer, shardings and compiled functions of a run, built once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .. import models, sharding, training
+from .._typing import PyTree, Schedule
+from ..data import min_token_dtype
+from ..models import GPT2Config
+from ..recipes import Recipe, build_optimizer, build_schedule
+from ..schedules import MetricDrivenSchedule
+from ._config import RunConfig
+from ._job import BATCH_AXES, num_batch_shards
+
+Mesh = Any  # of devices, or abstract: two types for type checkers, one for JAX
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Functions, shapes and shardings of a run; no array is computed or allocated.
+
+    Attributes:
+        mesh: of devices, or abstract.
+        schedule: step -> learning rate, or the schedule that evaluations drive.
+        metric_schedule: the schedule, if evaluations drive it.
+        optimizer: of the recipe, for the model's parameters.
+        loss_fn: (params, batch, rng=None) -> (summed loss, number of tokens), with
+            activations sharded over the mesh.
+        position: before the first step, `jax.ShapeDtypeStruct`s with their shardings.
+        batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; likewise.
+        train_step: one update; `train_step.lower(setup.position.state, setup.batch)`
+            needs no arrays.
+        eval_step: (params, batch) -> (summed loss, number of tokens).
+        init: computes the position before the first step, sharded.
+    """
+
+    mesh: Mesh
+    schedule: Schedule | MetricDrivenSchedule
+    metric_schedule: MetricDrivenSchedule | None
+    optimizer: optax.GradientTransformationExtraArgs
+    loss_fn: training.LossFn
+    position: training.Position
+    batch: jax.ShapeDtypeStruct
+    train_step: training.TrainStep
+    eval_step: training.EvalStep
+    init: Callable[[], training.Position]
+
+
+def build_setup(
+    config: RunConfig, mesh: Mesh, *, num_sequences: int | None = None
+) -> Setup:
+    """Builds everything that a run computes with, each part once.
+
+    Args:
+        config: all settings of the run.
+        mesh: with any of the axes `data`, `fsdp` and `tensor`, over owned devices, over
+            devices that are only described, or abstract: then nothing can be compiled.
+        num_sequences: B, in a micro-batch on all devices together; None for
+            `per_device_train_batch_size` in each part of the mesh.
+
+    Raises:
+        ValueError: if the mesh does not divide the sequences.
+    """
+    recipe, model, job = config.recipe, config.model, config.job
+    schedule, optimizer = schedule_and_optimizer(recipe, model)
+    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
+    schedule_state = None if driven is None else driven.init()
+
+    def init_state() -> training.TrainState:
+        params = models.draw_params(model, recipe.seed)
+        rng = recipe.seed if model.has_dropout else None
+        return training.init_train_state(params, optimizer, rng=rng)
+
+    state = _with_shardings(jax.eval_shape(init_state), config, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def init() -> training.Position:
+        if mesh.size == 1:  # saves a compilation
+            arrays = jax.device_put(init_state(), shardings)
+        else:  # no device ever holds more than its part
+            arrays = jax.jit(init_state, out_shardings=shardings)()
+        put = _map_arrays(lambda x: jax.device_put(x, replicated), schedule_state)
+        return training.Position(arrays, schedule_state=put)
+
+    loss_fn = _loss_on_mesh(config, mesh, state.params)
+    compute_dtype = jnp.bfloat16 if job.bf16 else None
+    train_step = training.make_train_step(
+        loss_fn,
+        optimizer,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        compute_dtype=compute_dtype,
+        on_non_finite=job.on_non_finite,
+        max_skipped_in_a_row=job.max_skipped_in_a_row,
+        per_layer=job.log_layers,
+        state_shardings=shardings,
+    )
+    abstract = _map_arrays(lambda x: _abstract(x, replicated), schedule_state)
+    return Setup(
+        mesh=mesh,
+        schedule=schedule,
+        metric_schedule=driven,
+        optimizer=optimizer,
+        loss_fn=loss_fn,
+        position=training.Position(state, schedule_state=abstract),
+        batch=_abstract_batch(config, mesh, num_sequences),
+        train_step=train_step,
+        eval_step=training.make_eval_step(loss_fn, compute_dtype=compute_dtype),
+        init=init,
+    )
+
+
+def schedule_and_optimizer(
+    recipe: Recipe, model: GPT2Config
+) -> tuple[Schedule | MetricDrivenSchedule, optax.GradientTransformationExtraArgs]:
+    """Builds the schedule of a recipe, and its optimizer for the model's parameters."""
+    schedule = build_schedule(recipe)
+    optimizer = build_optimizer(
+        recipe,
+        schedule=schedule,
+        layout=models.gpt2_layout(model),
+        layer_norms=models.gpt2_layer_norms(model),
+    )
+    return schedule, optimizer
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSharding:
+    """Divides the sequences, which are an `axis` of `shape`, if the mesh fits."""
+    if shape[axis] % num_batch_shards(mesh.shape):
+        return NamedSharding(mesh, PartitionSpec())
+    names = tuple(name for name in BATCH_AXES if name in mesh.shape)
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, names))
+
+
+def _map_arrays(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    # Python numbers in a schedule's state have no device.
+    return jax.tree.map(lambda x: function(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_shardings(
+    state: training.TrainState, config: RunConfig, mesh: Mesh
+) -> training.TrainState:
+    params = sharding.param_shardings(
+        state.params, mesh, models.gpt2_rules(config.model, mesh)
+    )
+    opt_state = sharding.state_shardings(
+        state.opt_state,
+        state.params,
+        params,
+        zero_axis="data" if config.job.zero_1 else None,
+    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda _: replicated, state)
+    shardings = shardings.replace(params=params, opt_state=opt_state)
+    return jax.tree.map(_abstract, state, shardings)
+
+
+def _abstract_batch(
+    config: RunConfig, mesh: Mesh, num_sequences: int | None
+) -> jax.ShapeDtypeStruct:
+    num_shards = num_batch_shards(mesh.shape)
+    if num_sequences is None:
+        num_sequences = config.recipe.per_device_train_batch_size * num_shards
+    if num_sequences % num_shards:
+        sizes = {name: mesh.shape[name] for name in BATCH_AXES if name in mesh.shape}
+        listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
+        raise ValueError(
+            f"`mesh` must divide the {num_sequences} sequences of a micro-batch "
+            f"evenly, got {listed}, {num_shards} parts. The product of "
+            f"{' and '.join(sizes)} may be {', '.join(map(str, fit))}; what is left "
+            "goes to tensor."
+        )
+    num_micro = config.recipe.gradient_accumulation_steps
+    micro_axis = () if num_micro == 1 else (num_micro,)
+    shape = (*micro_axis, num_sequences, config.model.block_size + 1)
+    return jax.ShapeDtypeStruct(
+        shape,
+        min_token_dtype(config.model.vocab_size),
+        sharding=batch_sharding(shape, mesh, axis=len(micro_axis)),
+    )
+
+
+def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.LossFn:
+    """Returns the model's loss with constraints on its activations."""
+
+    def constrain(x: jax.Array) -> jax.Array:
+        # Otherwise the compiler, which sees sharded weights, would divide activations
+        # in the same way.
+        spec = batch_sharding(x.shape, mesh, axis=0)
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    loss_of_model = models.loss_of(
+        config.model,
+        label_smoothing_factor=config.recipe.label_smoothing_factor,
+        lying=constrain,
+        matmul_precision=config.job.matmul_precision,
+    )
+    wte = params["transformer"]["wte"]["embedding"]
+    rows = PartitionSpec(*[a if a == "tensor" else None for a in wte.sharding.spec[:1]])
+
+    def loss_fn(params, batch, *rng):
+        # A lookup in a table that is divided by columns would give activations that
+        # are divided by columns. The table is gathered first; the logits need it, too.
+        root = params["transformer"]
+        table = jax.lax.with_sharding_constraint(
+            root["wte"]["embedding"], NamedSharding(mesh, rows)
+        )
+        root = {**root, "wte": {"embedding": table}}
+        return loss_of_model({**params, "transformer": root}, batch, *rng)
+
+    return loss_fn
