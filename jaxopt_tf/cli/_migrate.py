@@ -147,11 +147,15 @@ def _like(flags: Sequence[str]) -> Path | None:
 
 
 def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
+    arguments = run.arguments
     for title, names in (
-        ("taken over", run.mapped),
-        ("without effect here", run.ignored),
-        ("not taken over; flags set it where there are any", run.non_optimizer),
-        ("ignored", run.unread),
+        ("taken over", arguments.mapped),
+        ("without effect here", arguments.ignored),
+        (
+            "not taken over; flags set it where there are any",
+            arguments.non_optimizer,
+        ),
+        ("ignored", arguments.unread),
         ("left out of the weight files", run.unused_tensors),
     ):
         if names:

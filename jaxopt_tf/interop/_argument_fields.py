@@ -174,14 +174,9 @@ JOB_FIELDS: dict[str, FieldKind] = {
 }
 # Fields that determine when and by which metric a run is evaluated: they decide numbers
 # if evaluations drive the schedule or pick the model.
-EVALUATION_FIELDS = (
-    "eval_delay",
-    "eval_steps",
-    "eval_strategy",
-    "evaluation_strategy",
-    "greater_is_better",
-    "metric_for_best_model",
-)
+_EVALUATION_FIELDS = """eval_delay eval_steps eval_strategy evaluation_strategy
+greater_is_better metric_for_best_model"""
+EVALUATION_FIELDS = _EVALUATION_FIELDS.split()
 
 # Fields of every version from 4.0 to 5.23 that nobody writes by hand all together: a
 # source that has them is a whole TrainingArguments, in which an unknown name cannot be

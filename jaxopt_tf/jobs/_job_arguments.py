@@ -50,25 +50,12 @@ _OTHER_DATA = (
     "evaluations are of the part of `text` that is held out, not of Trainer's "
     "`eval_dataset`"
 )
-# Fields of a job that a Trainer's files set.
-_JOB_FIELDS = (
-    "eval_steps",
-    "load_best_model_at_end",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-)
-EVALUATION_FIELDS = (
-    *_JOB_FIELDS,
-    "bf16_full_eval",
-    "eval_delay",
-    "eval_strategy",
-    "evaluation_strategy",
-    "fp16_full_eval",
-    "greater_is_better",
-    "metric_for_best_model",
-    "save_strategy",
-)
+# Fields of a job that a Trainer's files set, and others about its evaluations.
+_JOB_FIELDS = """eval_steps load_best_model_at_end logging_steps save_steps
+save_total_limit"""
+_EVALUATION_FIELDS = """bf16_full_eval eval_delay eval_strategy evaluation_strategy
+fp16_full_eval greater_is_better metric_for_best_model save_strategy"""
+EVALUATION_FIELDS = (*_JOB_FIELDS.split(), *_EVALUATION_FIELDS.split())
 
 
 class _Checkpoint(NamedTuple):
@@ -161,7 +148,7 @@ def job_settings(
     values = _not_replaced(
         {n: came.values[n] for n in EVALUATION_FIELDS if n in came.values}, typed
     )
-    settings = {n: values[n] for n in _JOB_FIELDS if is_set(values.get(n))}
+    settings = {n: values[n] for n in _JOB_FIELDS.split() if is_set(values.get(n))}
     limit: Any = values.get("save_total_limit")
     settings["save_total_limit"] = limit if is_set(limit) and limit > 0 else None
     settings["lr_scheduler_type"] = came.recipe.lr_scheduler_type

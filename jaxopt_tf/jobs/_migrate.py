@@ -44,11 +44,7 @@ class ImportedRun:
         config: the settings of the run; its `output_dir` is the new folder.
         step: number of batches that the run had taken.
         num_params: number of parameters.
-        mapped: names of the TrainingArguments that were taken over.
-        ignored: names of those without effect here.
-        non_optimizer: names of those that decide numbers other than the optimizer's and
-            were not taken over.
-        unread: names of those that were not read.
+        arguments: what became of each of the TrainingArguments, those of the job too.
         unused_tensors: names of tensors that were left out of the weight files.
         notes: sentences on what differs between the run here and in Trainer.
     """
@@ -56,10 +52,7 @@ class ImportedRun:
     config: RunConfig
     step: int
     num_params: int
-    mapped: tuple[str, ...]
-    ignored: tuple[str, ...]
-    non_optimizer: tuple[str, ...]
-    unread: tuple[str, ...]
+    arguments: interop.FromTransformers
     unused_tensors: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -137,19 +130,7 @@ def import_run(
     job = job_settings(came, settings, state)
     if job.refusals:
         raise ValueError(f"{arguments}: " + "\n  ".join(job.refusals))
-    found = {
-        # Our rule leaves out the same leaves of a GPT-2, by their names.
-        **recipe_settings(dataclasses.replace(came.recipe, decay_rule="default")),
-        **gpt2_settings_from_transformers(checkpoint),
-        "output_dir": str(out),
-        **job.settings,
-    }
-    config = RunConfig.from_dict({**found, **settings})
-    if config.job.output_dir != out:
-        raise ValueError(
-            f"`output_dir` must be the new folder, {str(out)!r}, got "
-            f"{str(config.job.output_dir)!r}. Leave it out: `out` names it."
-        )
+    config = _run_config(checkpoint, out, came.recipe, job)
     params, _ = make_loss_fn(config.model, config.recipe.seed)
     names = interop.match_names(
         params, _torch_model(checkpoint, config.model.block_size)
@@ -246,6 +227,24 @@ def _new_folder(out: Path | str) -> Path:
     return Path(out)
 
 
+def _run_config(
+    checkpoint: Path, out: Path, recipe: Recipe, job: interop.Translation
+) -> RunConfig:
+    found = {
+        # Our rule leaves out the same leaves of a GPT-2, by their names.
+        **recipe_settings(dataclasses.replace(recipe, decay_rule="default")),
+        **gpt2_settings_from_transformers(checkpoint),
+        "output_dir": str(out),
+    }
+    config = RunConfig.from_dict({**found, **job.combined})
+    if config.job.output_dir != out:
+        raise ValueError(
+            f"`output_dir` must be the new folder, {str(out)!r}, got "
+            f"{str(config.job.output_dir)!r}. Leave it out: `out` names it."
+        )
+    return config
+
+
 def _torch_model(checkpoint: Path, block_size: int) -> interop.TorchModel:
     """Describes the model; an old file may have `n_ctx` in place of `n_positions`."""
     config = read_json_object(checkpoint / "config.json", "checkpoint")
@@ -268,7 +267,7 @@ def _position(
         raise ValueError(
             "`lr_scheduler_type` must stay if a metric drives the rate, got "
             f"{ours.lr_scheduler_type!r} after {theirs.lr_scheduler_type!r}. Leave it "
-            "out: the state of such a schedule is not that of another."
+            "out: its state is not that of another schedule."
         )
     state = dataclasses.replace(
         start.state,
@@ -302,23 +301,23 @@ def _report(
         for name, value in job.settings.items()
         if value is not None and name not in {*job.typed, "lr_scheduler_type"}
     )
-    return ImportedRun(
-        config=config,
-        step=read.step,
-        num_params=sum(leaf.size for leaf in jax.tree.leaves(read.params)),
+    arguments = dataclasses.replace(
+        came,
         mapped=(*came.mapped, *carried),
         ignored=tuple(sorted({*came.ignored, *job.ignored} - {*carried})),
         non_optimizer=tuple(
             name for name in came.non_optimizer if name not in EVALUATION_FIELDS
         ),
-        unread=came.unread,
+    )
+    # Decay was compared with the groups of optimizer.pt.
+    notes = [note for note in came.notes if not note.startswith("`decay_rule`")]
+    return ImportedRun(
+        config=config,
+        step=read.step,
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(read.params)),
+        arguments=arguments,
         unused_tensors=read.unused,
-        notes=(
-            # Decay was compared with the groups of optimizer.pt.
-            *(note for note in came.notes if not note.startswith("`decay_rule`")),
-            *job.notes,
-            *_differences(checkpoint, config.model, read),
-        ),
+        notes=(*notes, *job.notes, *_differences(checkpoint, config.model, read)),
     )
 
 
@@ -336,7 +335,8 @@ def _differences(
     if not all("param_names" in group for group in read.param_groups):
         found.append(
             "moments were taken in the order of Trainer's groups: optimizer.pt has no "
-            "names, and parameters of one shape in another order cannot be told apart"
+            "names, and parameters of one shape in another order cannot be "
+            "distinguished"
         )
     found.append(
         "a loss is the mean over all that is predicted here; Trainer 5.23 divides a "

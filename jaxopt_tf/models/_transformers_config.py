@@ -25,13 +25,8 @@ _FIXED = {
 }
 # Names of one formula, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in Transformers'
 # `activations.py`; they differ by float32 rounding at most.
-_GELU_NEW = (
-    "gelu_accurate",
-    "gelu_fast",
-    "gelu_new",
-    "gelu_python_tanh",
-    "gelu_pytorch_tanh",
-)
+_GELU_NEW = """gelu_accurate gelu_fast gelu_new gelu_python_tanh
+gelu_pytorch_tanh"""
 # Names of a size, of which the first that is given counts: its own, those of
 # `attribute_map` in Transformers' `GPT2Config`, and that of its first versions.
 _SPELLINGS = {
@@ -45,15 +40,8 @@ _CURES = {
     "goes on without it, which changes the training"
 }
 # Names in config.json, by our names.
-_SIZES = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-    "resid_pdrop": "resid_pdrop",
-    "embd_pdrop": "embd_pdrop",
-}
+_NAMES = "n_layer n_head n_embd vocab_size resid_pdrop embd_pdrop"
+_SIZES = {**{name: name for name in _NAMES.split()}, "block_size": "n_positions"}
 
 
 def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
@@ -78,7 +66,7 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
             problems.append(f"{_listed(read)}: one size by several names")
         if values:
             config[name] = next(iter(values.values()))
-    if config.get("activation_function") in _GELU_NEW:
+    if config.get("activation_function") in _GELU_NEW.split():
         config["activation_function"] = "gelu_new"
     if config.get("n_inner") and config["n_inner"] == 4 * config.get("n_embd", 0):
         config["n_inner"] = None  # torch's default, written as a number

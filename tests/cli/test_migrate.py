@@ -177,10 +177,11 @@ def test_a_run_is_imported_and_exported_by_functions(adamw, tmp_path, text):
     assert imported.config.job.save_steps == 2
     assert imported.config.recipe.learning_rate == 1e-2
     assert read_run(out).recipe == imported.config.recipe
-    assert (imported.step, imported.unread, imported.unused_tensors) == (3, (), ())
-    assert {"learning_rate", "logging_steps"} <= set(imported.mapped)
-    assert "save_steps" not in imported.mapped
-    assert "use_cpu" in imported.ignored
+    assert (imported.step, imported.unused_tensors) == (3, ())
+    assert {"learning_rate", "logging_steps"} <= set(imported.arguments.mapped)
+    assert "save_steps" not in imported.arguments.mapped
+    assert "use_cpu" in imported.arguments.ignored
+    assert imported.arguments.unread == ()
     exported = export_run(out, back, like=adamw)
     assert (exported.folder, exported.step) == (back, 3)
     with pytest.raises(ValueError, match="`out` must be a new folder, got '.*back'"):
@@ -346,7 +347,8 @@ def test_says_what_cannot_be_told_and_what_is_otherwise(adamw, tmp_path, text, c
     run = migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
     assert (
-        said.count("parameters of one shape in another order cannot be told apart") == 1
+        said.count("parameters of one shape in another order cannot be distinguished")
+        == 1
     )
     assert said.count("Trainer 5.23 divides a GPT-2's by all labels") == 1
     assert main(["migrate", str(run), str(tmp_path / "back")]) == 0
@@ -355,7 +357,7 @@ def test_says_what_cannot_be_told_and_what_is_otherwise(adamw, tmp_path, text, c
     flags = ["--text", str(text)]
     assert main(["migrate", str(tmp_path / "back"), str(tmp_path / "n"), *flags]) == 0
     said = capsys.readouterr().out
-    assert "cannot be told apart" not in said
+    assert "cannot be distinguished" not in said
     assert said.count("Trainer 5.23 divides") == 1
 
 
