@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 # Errors with a sentence for the user; they are raised in all processes.
 _TOLD = (ValueError, TypeError, OSError)
+_ANOTHER = "another one was not: its message names them."
 
 
 def is_first() -> bool:
@@ -79,25 +80,17 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
         ValueError: with every setting that differs from process 0's, in the processes
             that have it; without names in the others.
     """
-    first = told_by_first(dict(settings))
-    mine = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in settings.items()
-    }
+    first, mine = told_by_first(dict(settings)), json.loads(json.dumps(dict(settings)))
     names = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
     if is_true_in_all(not names):
         return
-    if not names:
-        raise ValueError(
-            "every process must be started with the same settings and versions, but "
-            "another one was not: its message names them. Start all of them alike."
-        )
-    listed = "\n  ".join(
-        f"`{name}`: {first.get(name)!r} in process 0, {mine.get(name)!r} in process "
-        f"{jax.process_index()}"
-        for name in names
-    )
+    me = jax.process_index()
+    differences = [
+        f"`{n}`: {first.get(n)!r} in process 0, {mine.get(n)!r} in process {me}"
+        for n in names
+    ]
     raise ValueError(
-        "every process must be started with the same settings and versions, but these "
-        f"differ:\n  {listed}\nStart all of them alike."
+        "every process must be started with the same settings and versions, but "
+        + "\n  ".join(["these differ:", *differences] if names else [_ANOTHER])
+        + "\nStart all of them alike."
     )

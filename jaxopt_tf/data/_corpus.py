@@ -20,11 +20,6 @@ class LeftOut(NamedTuple):
     num_files: int = 0
     first: tuple[str, ...] = ()  # paths of the first three, each with the reason
 
-    def plus(self, other: "LeftOut") -> "LeftOut":
-        """Returns the files of both."""
-        first = (*self.first, *other.first)[:3]
-        return LeftOut(self.num_files + other.num_files, first)
-
     def __str__(self) -> str:
         """Returns their number and the first of them."""
         more = self.num_files - len(self.first)
@@ -39,10 +34,10 @@ class Corpus(NamedTuple):
     held_out: TokenStream
     vocab_size: int  # every token is below it
     num_documents: int
-    num_tokens: int  # of the documents, without those that end them
     unit: Literal["bytes", "tokens"]  # of both parts
     fingerprint: str  # SHA-256: equal for equal parts, wherever the files are
     left_out: LeftOut = LeftOut()
+    num_tokens: int = 0  # of the documents, without those that end them
 
     @property
     def size(self) -> str:

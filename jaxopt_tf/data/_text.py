@@ -68,15 +68,15 @@ def read_text(paths: Sequence[Path]) -> Corpus:
 def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
     """Returns the text files among `paths`, each read to its end, and the others."""
     files: list[TokenFile] = []
-    left_out = LeftOut()
+    skipped: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
-            of_folder, skipped = _files_of_folder(path)
+            of_folder, others = _files_of_folder(path)
             files += of_folder
-            left_out = left_out.plus(skipped)
+            skipped += others
         else:
             files.append(_given_file(path))
-    return files, left_out
+    return files, LeftOut(len(skipped), tuple(skipped[:3]))
 
 
 def _in_bytes(
@@ -116,9 +116,9 @@ def _given_file(path: Path) -> TokenFile:
     return file
 
 
-def _files_of_folder(path: Path) -> tuple[list[TokenFile], LeftOut]:
+def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
     """Returns the text files of a folder and the others; hidden ones are neither."""
-    files, left_out = [], LeftOut()
+    files, skipped = [], []
     for inner in sorted(path.rglob("*")):
         is_hidden = any(part[0] == "." for part in inner.relative_to(path).parts)
         if is_hidden or not inner.is_file():
@@ -128,15 +128,16 @@ def _files_of_folder(path: Path) -> tuple[list[TokenFile], LeftOut]:
             files.append(file)
         else:
             reason = f"not UTF-8 text: {file}" if isinstance(file, str) else "empty"
-            left_out = left_out.plus(LeftOut(1, (f"{str(inner)!r} ({reason})",)))
+            skipped.append(f"{str(inner)!r} ({reason})")
     if not files:
-        others = f" ({left_out})" if left_out.num_files else ""
+        left_out = LeftOut(len(skipped), tuple(skipped[:3]))
         raise ValueError(
             f"`text` must hold text, but the folder {str(path)!r} is empty: no "
-            f"file in it is UTF-8 text that is not hidden{others}. Files of tokens "
-            "(.npy, .bin) are given one by one."
+            "file in it is UTF-8 text that is not hidden"
+            + (f" ({left_out})" if skipped else "")
+            + ". Files of tokens (.npy, .bin) are given one by one."
         )
-    return files, left_out
+    return files, skipped
 
 
 def _read(path: Path) -> TokenFile | str:

@@ -29,6 +29,16 @@ class TokenFile(NamedTuple):
     num_tokens: int
     sha256: str  # of the tokens' bytes, in hexadecimal
 
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes up to the last token."""
+        return self.offset + self.num_tokens * self.dtype.itemsize
+
+    @property
+    def is_small(self) -> bool:
+        """True if the file is read into memory, not mapped."""
+        return self.num_bytes <= _BYTES_IN_A_SMALL_FILE
+
 
 class Documents(NamedTuple):
     """Places of documents, in the order in which they are read."""
@@ -90,39 +100,31 @@ class TokenStream:
                 f"`start` and `stop` must be in order and from 0 to {len(self)}, got "
                 f"{start!r} and {stop!r}."
             )
-        tokens = np.empty(stop - start, self._dtype)
-        num_read = 0
-        document = int(np.searchsorted(self._stops, start, side="right"))
-        while num_read < len(tokens):
-            num_read += self._read_from(document, start + num_read, tokens[num_read:])
-            document += 1
+        # Filled with the token that ends a document, which stays where no content is.
+        fill = 0 if self._end is None else self._end
+        tokens = np.full(stop - start, fill, self._dtype)
+        first = int(np.searchsorted(self._stops, start, side="right"))
+        last = int(np.searchsorted(self._stops, stop))
+        for document in range(first, last + (stop > start)):
+            file, start_in_file, length = (int(c[document]) for c in self._documents)
+            begin = int(self._stops[document]) - length - (self._end is not None)
+            low, high = max(start, begin), min(stop, begin + length)
+            if low < high:
+                offset = start_in_file - begin
+                content = self._tokens_of(file)[low + offset : high + offset]
+                tokens[low - start : high - start] = content
         return tokens
 
-    def _read_from(self, document: int, start: int, tokens: np.ndarray) -> int:
-        """Fills `tokens` from the row's `start`, to the document's end at most."""
-        length = int(self._documents.length[document])
-        before = int(self._stops[document]) - length - (self._end is not None)
-        num_content = min(len(tokens), length - (start - before))
-        if num_content > 0:
-            first = int(self._documents.start[document]) + start - before
-            content = self._tokens_of(int(self._documents.file[document]))
-            tokens[:num_content] = content[first : first + num_content]
-        if self._end is None or num_content == len(tokens):
-            return num_content
-        tokens[num_content] = self._end
-        return num_content + 1
-
     def _tokens_of(self, index: int) -> np.ndarray:
-        is_small = _is_small(self._files[index])
-        return self._small(index) if is_small else self._mapped(index)
+        return (self._small if self._files[index].is_small else self._mapped)(index)
 
     def _opened(self, index: int) -> np.ndarray:
         file = self._files[index]
         content: bytes | mmap.mmap
         try:
             with open(file.path, "rb") as opened:
-                if _is_small(file):
-                    content = opened.read(_num_bytes(file))
+                if file.is_small:
+                    content = opened.read(file.num_bytes)
                 else:
                     content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             return np.frombuffer(content, file.dtype, file.num_tokens, file.offset)
@@ -131,14 +133,6 @@ class TokenStream:
                 f"`text` must stay as it is while it is read, but {str(file.path)!r} "
                 "is gone or shorter than before. Put it back, and start again."
             ) from error
-
-
-def _is_small(file: TokenFile) -> bool:
-    return _num_bytes(file) <= _BYTES_IN_A_SMALL_FILE
-
-
-def _num_bytes(file: TokenFile) -> int:
-    return file.offset + file.num_tokens * file.dtype.itemsize
 
 
 def chunks(path: Path) -> Iterator[bytes]:

@@ -18,8 +18,8 @@ from ._migrate import ExportedRun as ExportedRun
 from ._migrate import ImportedRun as ImportedRun
 from ._migrate import export_run as export_run
 from ._migrate import import_run as import_run
-from ._pretrain import Outcome as Outcome
 from ._pretrain import pretrain as pretrain
+from ._report import Outcome as Outcome
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
 from ._run_io import Run as Run

@@ -5,8 +5,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +18,9 @@ from ..data import Batches, held_out_batches
 from ..sharding import make_mesh
 from ._config import RunConfig
 from ._job import Job, mesh_axes
-from ._report import build_monitors, print_header, print_summary
+from ._report import Outcome, build_monitors, print_header, print_summary
 from ._run_folder import OpenRun, open_run, read_evaluations
 from ._setup import Setup, batch_sharding, build_setup
-
-
-class Outcome(NamedTuple):
-    """Result of a run."""
-
-    first_loss: float  # evaluation loss before the first step, in nats per token
-    last_loss: float  # and of `params`
-    params: PyTree  # the last ones, or the best with `load_best_model_at_end`
-    folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
-    stopped_by: int | None  # number of the signal that ended the run early
 
 
 def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
@@ -94,19 +83,19 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
                     save_best=True,
                     should_stop=should_stop,
                 )
-        evaluations = done_by_first(lambda: read_evaluations(run.log))
         stopped_by = should_stop.signal if trained.ended == "asked" else None
-        end, last_loss = trained.position, None
+        end, loss = trained.position, None
         if job.load_best_model_at_end and stopped_by is None:
-            end, last_loss = _best(run, end)
+            end, loss = _best(run, end)
+        evaluations = done_by_first(lambda: read_evaluations(run.log))
         if not evaluations:  # the log was taken away
             evaluations = [(run.step, evaluate(end.state.params)["loss"])]
-        if last_loss is None:
-            _, last_loss = evaluations[-1]
+        (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
+        loss = last_loss if loss is None else loss
+        outcome = Outcome(first_loss, loss, end.state.params, run.folder, stopped_by)
         if is_first():
-            print_summary(config, run, trained, stopped_by, evaluations[0], last_loss)
-        _, first_loss = evaluations[0]
-        return Outcome(first_loss, last_loss, end.state.params, run.folder, stopped_by)
+            print_summary(config, run, trained, outcome, first_step)
+        return outcome
 
 
 def _mesh(job: Job) -> jax.sharding.Mesh:

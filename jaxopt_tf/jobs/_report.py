@@ -2,16 +2,29 @@
 
 import shlex
 import signal
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from .. import monitors, training
 from .._checks import counted
+from .._typing import PyTree
 from ..data import Batches
 from ..models import flops_per_token
 from ._config import RunConfig
 from ._run_folder import OpenRun
 from ._setup import Setup
+
+
+class Outcome(NamedTuple):
+    """Result of a run."""
+
+    first_loss: float  # evaluation loss before the first step, in nats per token
+    last_loss: float  # and of `params`
+    params: PyTree  # the last ones, or the best with `load_best_model_at_end`
+    folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
+    stopped_by: int | None  # number of the signal that ended the run early
 
 
 def build_monitors(
@@ -113,9 +126,8 @@ def print_summary(
     config: RunConfig,
     run: OpenRun,
     trained: training.Trained,
-    stopped_by: int | None,
-    first: tuple[int, float],
-    last_loss: float,
+    outcome: Outcome,
+    first_step: int,
 ) -> None:
     """Prints how the run ended, its files and its evaluation losses.
 
@@ -123,37 +135,34 @@ def print_summary(
         config: all settings of the run.
         run: its folder and where it started.
         trained: its last position.
-        stopped_by: number of the signal that ended it early.
-        first: step and loss of the first evaluation.
-        last_loss: evaluation loss of the final parameters.
+        outcome: its losses, and the signal that ended it early.
+        first_step: step of the first evaluation.
     """
     step, max_steps = int(trained.state.step), config.recipe.max_steps
     of_all = f"after step {step:,} of {max_steps:,}"
-    if stopped_by is not None:
-        num_processes = jax.process_count()
-        where = f", in each of {num_processes} processes" if num_processes > 1 else ""
-        print(
-            f"stopped by {signal.Signals(stopped_by).name} {of_all}; to resume{where}:"
+    if outcome.stopped_by is not None:
+        name, num_processes = (
+            signal.Signals(outcome.stopped_by).name,
+            jax.process_count(),
         )
+        where = f", in each of {num_processes} processes" if num_processes > 1 else ""
+        print(f"stopped by {name} {of_all}; to resume{where}:")
         print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
         return
     if run.is_finished:
         print(f"this run is finished, {of_all}: there is nothing left to train")
     elif trained.ended == "patience":
         print(f"ended early, {of_all}: the evaluation loss no longer improves")
-    progress, (first_step, first_loss) = trained.position.progress, first
+    progress = trained.position.progress
     paths = {"metrics": run.log, "curves": run.folder / "curves.png"}
-    when = f"at step {first_step:,}" if first_step else "before training"
-    losses = [f"{first_loss:.2f} {when}"]
+    losses = f"{outcome.first_loss:.2f} "
+    losses += f"at step {first_step:,}" if first_step else "before training"
     if progress.best_step is not None:
         paths["best"] = run.folder / f"checkpoint-{progress.best_step}"
-        losses.insert(
-            0, f"best {progress.best_metric:.3f} at step {progress.best_step:,}"
-        )
+        best = f"best {progress.best_metric:.3f} at step {progress.best_step:,}"
+        losses = f"{best}; {losses}"
     for name, path in paths.items():
         if path.exists():  # older versions did not always keep the best checkpoint
             print(f"{name:7} {path}")
-    print(
-        f"evaluation loss {last_loss:.3f} nats per {run.corpus.unit.removesuffix('s')} "
-        f"({'; '.join(losses)})"
-    )
+    unit = run.corpus.unit.removesuffix("s")
+    print(f"evaluation loss {outcome.last_loss:.3f} nats per {unit} ({losses})")

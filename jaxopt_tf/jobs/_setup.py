@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import models, sharding, training
+from .._checks import counted
 from .._typing import PyTree, Schedule
 from ..data import min_token_dtype
 from ..models import GPT2Config
@@ -176,8 +177,8 @@ def _abstract_batch(
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
         fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
         raise ValueError(
-            f"`mesh` must divide the {num_sequences} sequences of a micro-batch "
-            f"evenly, got {listed}, {num_shards} parts. The product of "
+            f"`mesh` must divide the {counted(num_sequences, 'sequence')} of a "
+            f"micro-batch evenly, got {listed}, {num_shards} parts. The product of "
             f"{' and '.join(sizes)} may be {', '.join(map(str, fit))}; what is left "
             "goes to tensor."
         )

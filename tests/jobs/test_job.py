@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.checkpoints import find_checkpoints, hold, open_checkpoints
-from jaxopt_tf.jobs import Job, RunConfig, pretrain, write_config
+from jaxopt_tf.jobs import (
+    Job,
+    RunConfig,
+    build_setup,
+    pretrain,
+    read_config,
+    write_config,
+)
+from jaxopt_tf.jobs._report import print_header
 from jaxopt_tf.jobs._run_folder import open_run
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.sharding import make_mesh
 from jaxopt_tf.training import _loop
 
 pytestmark = [
@@ -154,6 +163,32 @@ def test_a_finished_run_without_its_log_is_evaluated(broken_off, unbroken):
     job = broken_off(9)
     (job.output_dir / "metrics.jsonl").unlink()
     assert run(job).last_loss == unbroken.last_loss
+
+
+def test_the_settings_in_its_folder_resume_a_run(broken_off):
+    job = broken_off(4)
+    settings = read_config(job.output_dir / "config.json")
+    config = RunConfig.from_dict({**settings, "output_dir": str(job.output_dir)})
+    assert config.recipe == RECIPE
+    with open_run(config) as opened:
+        assert (opened.step, opened.is_finished) == (4, False)
+
+
+def test_the_first_lines_count_in_the_singular_and_name_skipped_files(job, capsys):
+    folder = job.text[0].parent / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(TEXT)
+    (folder / "empty.txt").touch()
+    recipe = dataclasses.replace(DESCENT, max_steps=1, warmup_steps=1)
+    job = dataclasses.replace(job, text=(folder,))
+    config = RunConfig(recipe=recipe, model=TINY, job=job)
+    with open_run(config) as opened:
+        mesh = make_mesh("data=1", jax.devices()[:1])
+        print_header(config, build_setup(config, mesh), opened)
+    shown = capsys.readouterr().out
+    assert f"skipped 1 file: {str(folder / 'empty.txt')!r} (empty)\n" in shown
+    for words in ("1 document:", "1 layer,", "1 warmup step)", ", 1 step of 2 x 8"):
+        assert words in shown
 
 
 def test_a_run_without_a_checkpoint_keeps_its_batch_on_other_devices(job):

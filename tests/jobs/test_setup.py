@@ -12,7 +12,7 @@ import pytest
 from jaxopt_tf.jobs import Job, RunConfig, build_setup, pretrain
 from jaxopt_tf.models import GPT2Config, gpt2_rules
 from jaxopt_tf.recipes import Recipe
-from jaxopt_tf.sharding import make_mesh
+from jaxopt_tf.sharding import make_mesh, make_shapes_mesh
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -64,6 +64,23 @@ def test_divides_matrices_moments_and_sequences(model):
             assert np.prod(part) <= leaf.size // 2
     assert setup.batch.shape == (2, 4, 17)
     assert setup.batch.sharding.shard_shape(setup.batch.shape) == (2, 1, 17)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_nothing_is_allocated_on_a_mesh_without_devices(optim):
+    recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, optim=optim)
+    config = RunConfig(recipe=recipe, model=TINY, job=Job(zero_1=True))
+    before = jax.live_arrays()
+    abstract = build_setup(config, make_shapes_mesh("data=2,fsdp=4", 8))
+    assert {*map(id, jax.live_arrays())} <= {*map(id, before)}
+    setup = build_setup(config, make_mesh("data=2,fsdp=4"))
+    for ours, owned in zip(
+        jax.tree.leaves((abstract.position, abstract.batch)),
+        jax.tree.leaves((setup.position, setup.batch)),
+        strict=True,
+    ):
+        assert (ours.shape, ours.dtype) == (owned.shape, owned.dtype)
+        assert ours.sharding.spec == owned.sharding.spec
 
 
 def test_rules_cover_every_parameter_on_every_mesh():
