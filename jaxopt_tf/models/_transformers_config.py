@@ -40,8 +40,15 @@ _CURES = {
     "goes on without it, which changes the training"
 }
 # Names in config.json, by our names.
-_NAMES = "n_layer n_head n_embd vocab_size resid_pdrop embd_pdrop"
-_SIZES = {**{name: name for name in _NAMES.split()}, "block_size": "n_positions"}
+_SIZES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+    "resid_pdrop": "resid_pdrop",
+    "embd_pdrop": "embd_pdrop",
+}
 
 
 def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
