@@ -32,9 +32,9 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
     step, with a checkpoint. The checkpoint of the best evaluation is kept.
 
     After `jax.distributed.initialize` all processes call it alike and train together:
-    each reads its part of the batches and writes its part of the checkpoints; process 0
-    prints and logs. A signal to any of them ends all. A run can be resumed on any mesh
-    and any number of processes that divide its batch.
+    each reads and writes its part of batches and checkpoints; process 0 prints and
+    logs. A signal to any of them ends all. A run can be resumed on any mesh and any
+    number of processes that divide its batch.
 
     Args:
         config: all settings of the run.
@@ -44,8 +44,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
         ValueError: if the data do not fit, the folder contains another run or is in
             use, or no checkpoint in it is valid.
         OSError: if a checkpoint or the log cannot be written.
-        FloatingPointError: if the loss is no longer finite, unless `on_non_finite`
-            allows it.
+        FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
     """
     recipe, model, job = config.recipe, config.model, config.job
     with training.stop_on_signals() as should_stop, open_run(config) as run:
@@ -65,9 +64,8 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
             done_by_first(lambda: run.record_start(command_line))
             if is_first():
                 print_header(config, setup, run)
-            with checkpoints.open_checkpoints(
-                run.lock, save_total_limit=job.save_total_limit
-            ) as saving:
+            limit = job.save_total_limit
+            with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
                 trained = training.train(
                     _block_on_cpu_collectives(setup.train_step, setup.mesh),
                     start,
@@ -78,24 +76,13 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
                     eval_steps=job.eval_steps,
                     selection=job.selection,
                     metric_schedule=setup.metric_schedule,
-                    save=_Save(saving, run, job),
+                    save=_Save(save, run, job),
                     save_steps=job.save_steps,
                     save_best=True,
                     should_stop=should_stop,
                 )
         stopped_by = should_stop.signal if trained.ended == "asked" else None
-        end, loss = trained.position, None
-        if job.load_best_model_at_end and stopped_by is None:
-            end, loss = _best(run, end)
-        evaluations = done_by_first(lambda: read_evaluations(run.log))
-        if not evaluations:  # the log was taken away
-            evaluations = [(run.step, evaluate(end.state.params)["loss"])]
-        (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
-        loss = last_loss if loss is None else loss
-        outcome = Outcome(first_loss, loss, end.state.params, run.folder, stopped_by)
-        if is_first():
-            print_summary(config, run, trained, outcome, first_step)
-        return outcome
+        return _conclude(config, run, trained, evaluate, stopped_by)
 
 
 def _mesh(job: Job) -> jax.sharding.Mesh:
@@ -181,6 +168,28 @@ class _Save:
             self._extra = None if step % self._job.save_steps == 0 else step
         notes = {"settings": dict(self._run.settings)}
         training.save_position(self._saving, position, notes, replaces=replaces)
+
+
+def _conclude(
+    config: RunConfig,
+    run: OpenRun,
+    trained: training.Trained,
+    evaluate: Callable[[PyTree], dict[str, float]],
+    stopped_by: int | None,
+) -> Outcome:
+    """Finds the final parameters and their loss, and prints the summary."""
+    end, loss = trained.position, None
+    if config.job.load_best_model_at_end and stopped_by is None:
+        end, loss = _best(run, end)
+    evaluations = done_by_first(lambda: read_evaluations(run.log))
+    if not evaluations:  # the log was taken away
+        evaluations = [(run.step, evaluate(end.state.params)["loss"])]
+    (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
+    loss = last_loss if loss is None else loss
+    outcome = Outcome(first_loss, loss, end.state.params, run.folder, stopped_by)
+    if is_first():
+        print_summary(config, run, trained, outcome, first_step)
+    return outcome
 
 
 def _best(

@@ -9,12 +9,11 @@ from .. import checkpoints, training
 from .._typing import PyTree
 from ..models import GPT2Config
 from ..recipes import Recipe
-from ..schedules import MetricDrivenSchedule
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
 from ._job import Job, read_corpus
 from ._run_folder import settings_of, write_config
-from ._setup import build_setup, schedule_and_optimizer
+from ._setup import build_setup, init_schedule, schedule_and_optimizer
 
 
 class Run(NamedTuple):
@@ -83,8 +82,5 @@ def first_position(
     """Returns the position before the first step of a run with these parameters."""
     schedule, optimizer = schedule_and_optimizer(recipe, model)
     rng = recipe.seed if model.has_dropout else None
-    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
-    return training.Position(
-        training.init_train_state(params, optimizer, rng=rng),
-        schedule_state=None if driven is None else driven.init(),
-    )
+    state = training.init_train_state(params, optimizer, rng=rng)
+    return training.Position(state, schedule_state=init_schedule(schedule))

@@ -29,7 +29,6 @@ class Setup:
     Attributes:
         mesh: of devices, or abstract.
         schedule: step -> learning rate, or the schedule that evaluations drive.
-        metric_schedule: the schedule, if evaluations drive it.
         optimizer: of the recipe, for the model's parameters.
         loss_fn: (params, batch, rng=None) -> (summed loss, number of tokens), with
             activations sharded over the mesh.
@@ -43,7 +42,6 @@ class Setup:
 
     mesh: Mesh
     schedule: Schedule | MetricDrivenSchedule
-    metric_schedule: MetricDrivenSchedule | None
     optimizer: optax.GradientTransformationExtraArgs
     loss_fn: training.LossFn
     position: training.Position
@@ -52,6 +50,12 @@ class Setup:
     eval_step: training.EvalStep
     init: Callable[[], training.Position]
 
+    @property
+    def metric_schedule(self) -> MetricDrivenSchedule | None:
+        """The schedule, if evaluations drive it."""
+        schedule = self.schedule
+        return schedule if isinstance(schedule, MetricDrivenSchedule) else None
+
 
 def build_setup(
     config: RunConfig, mesh: Mesh, *, num_sequences: int | None = None
@@ -59,10 +63,10 @@ def build_setup(
     """Builds everything that a run computes with, each part once.
 
     Args:
-        config: all settings of the run.
-        mesh: with any of the axes `data`, `fsdp` and `tensor`, over owned devices, over
-            devices that are only described, or abstract: then nothing can be compiled.
-        num_sequences: B, in a micro-batch on all devices together; None for
+        config: settings of the run.
+        mesh: with any of the axes `data`, `fsdp` and `tensor`, over devices that are
+            owned or only described, or abstract: then nothing can be compiled.
+        num_sequences: B, in a micro-batch on all devices; None for
             `per_device_train_batch_size` in each part of the mesh.
 
     Raises:
@@ -70,8 +74,7 @@ def build_setup(
     """
     recipe, model, job = config.recipe, config.model, config.job
     schedule, optimizer = schedule_and_optimizer(recipe, model)
-    driven = schedule if isinstance(schedule, MetricDrivenSchedule) else None
-    schedule_state = None if driven is None else driven.init()
+    schedule_state = init_schedule(schedule)
 
     def init_state() -> training.TrainState:
         params = models.draw_params(model, recipe.seed)
@@ -91,28 +94,27 @@ def build_setup(
         return training.Position(arrays, schedule_state=put)
 
     loss_fn = _loss_on_mesh(config, mesh, state.params)
-    compute_dtype = jnp.bfloat16 if job.bf16 else None
+    dtype = jnp.bfloat16 if job.bf16 else None
     train_step = training.make_train_step(
         loss_fn,
         optimizer,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        compute_dtype=compute_dtype,
+        compute_dtype=dtype,
         on_non_finite=job.on_non_finite,
         max_skipped_in_a_row=job.max_skipped_in_a_row,
         per_layer=job.log_layers,
         state_shardings=shardings,
     )
-    abstract = _map_arrays(lambda x: _abstract(x, replicated), schedule_state)
+    start = _map_arrays(lambda x: _abstract(x, replicated), schedule_state)
     return Setup(
         mesh=mesh,
         schedule=schedule,
-        metric_schedule=driven,
         optimizer=optimizer,
         loss_fn=loss_fn,
-        position=training.Position(state, schedule_state=abstract),
+        position=training.Position(state, schedule_state=start),
         batch=_abstract_batch(config, mesh, num_sequences),
         train_step=train_step,
-        eval_step=training.make_eval_step(loss_fn, compute_dtype=compute_dtype),
+        eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype),
         init=init,
     )
 
@@ -129,6 +131,11 @@ def schedule_and_optimizer(
         layer_norms=models.gpt2_layer_norms(model),
     )
     return schedule, optimizer
+
+
+def init_schedule(schedule: Schedule | MetricDrivenSchedule) -> Any:
+    """Returns the state of a schedule that evaluations drive; None for others."""
+    return schedule.init() if isinstance(schedule, MetricDrivenSchedule) else None
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSharding:

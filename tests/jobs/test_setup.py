@@ -75,8 +75,8 @@ def test_nothing_is_allocated_on_a_mesh_without_devices(optim):
     assert {*map(id, jax.live_arrays())} <= {*map(id, before)}
     setup = build_setup(config, make_mesh("data=2,fsdp=4"))
     for ours, owned in zip(
-        jax.tree.leaves((abstract.position, abstract.batch)),
-        jax.tree.leaves((setup.position, setup.batch)),
+        jax.tree.leaves((abstract.position.state, abstract.batch)),
+        jax.tree.leaves((setup.position.state, setup.batch)),
         strict=True,
     ):
         assert (ours.shape, ours.dtype) == (owned.shape, owned.dtype)
