@@ -115,8 +115,8 @@ script_again = run_script("eager")  # the same formula, summed in another order
 translated = interop.recipe_from_transformers(arguments)
 recipe = translated.recipe
 print(recipe)
-print("left to the loop:", ", ".join(translated.elsewhere))
-print("changes no number:", ", ".join(translated.without_effect))
+print("left to the loop:", ", ".join(translated.non_optimizer))
+print("changes no number:", ", ".join(translated.ignored))
 
 # %% [markdown]
 # ## The parameters

@@ -1,6 +1,6 @@
 """Values read by the kind of their field, from JSON, a command line or a file.
 
-One reading for all of them: `"1e-4"` is a number wherever a number is required, and
+All of them are read alike: `"1e-4"` is a number wherever a number is required, and
 `"false"` is False wherever a switch is.
 """
 
@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-_UNSET: tuple[Any, ...] = (None, "", "None", "none", "null", [], {})
+_NULL: tuple[Any, ...] = (None, "None", "none", "null")
+_UNSET = (*_NULL, "", [], {})
+_TYPES = {bool: "", int: "INT", float: "NUMBER", Path: "PATH", str: "NAME"}
+_JSON_OR_TEXT = "JSON|NAME=VALUE,..."
 
 
 class Kind(NamedTuple):
@@ -24,6 +27,7 @@ class Kind(NamedTuple):
 
 
 SWITCH, NUMBER = Kind(""), Kind("NUMBER")
+JSON_OR_TEXT = Kind(_JSON_OR_TEXT)
 
 
 def kinds_of(record: type) -> dict[str, Kind]:
@@ -36,18 +40,17 @@ def kind_of(annotation: Any) -> Kind:
     """Returns the kind of value that a type annotation stands for."""
     is_union = get_origin(annotation) in (Union, types.UnionType)
     options = get_args(annotation) if is_union else (annotation,)
-    several = [get_args(o)[0] for o in options if get_origin(o) is tuple]
-    is_several = several in ([Path], [str], [float])
-    wanted = several if is_several else [o for o in options if o is not type(None)]
-    if wanted == [bool]:
-        noun = ""
+    items = [get_args(o)[0] for o in options if get_origin(o) is tuple]
+    is_several = items in ([Path], [str], [float])
+    wanted = items if is_several else [o for o in options if o is not type(None)]
+    if len(wanted) == 1 and wanted[0] in _TYPES:
+        noun = _TYPES[wanted[0]]
     elif get_origin(wanted[0]) is Literal:
         noun = "{" + ",".join(get_args(wanted[0])) + "}"
-    elif wanted in ([int], [float], [Path], [str]):
-        noun = {int: "INT", float: "NUMBER", Path: "PATH", str: "NAME"}[wanted[0]]
+    elif set(wanted) == {int, float}:
+        noun = "NUMBER"
     else:
-        noun = "NUMBER" if set(wanted) == {int, float} else "JSON"
-        noun = "JSON|NAME=VALUE,..." if str in wanted else noun
+        noun = _JSON_OR_TEXT if str in wanted else "JSON"
     return Kind(noun, is_several, type(None) in options)
 
 
@@ -56,26 +59,71 @@ def is_set(value: Any) -> bool:
     return value not in _UNSET
 
 
+def is_null(value: Any) -> bool:
+    """Returns True for null and the words for it."""
+    return value in _NULL
+
+
 def read_value(name: str, kind: Kind, value: Any) -> Any:
     """Reads a value of a kind, from a string or from JSON.
 
     Raises:
         TypeError: if it cannot be read as one. The range is checked by the caller.
     """
-    if kind.is_optional and value in (None, "None", "none", "null"):
+    if kind.is_optional and is_null(value):
         return None
+    reader = _READERS.get(kind.noun, _READERS["NAME"])
     try:
-        if kind.is_several:
-            several = [value] if isinstance(value, str) else value
-            if not isinstance(several, list | tuple):
-                raise _UnreadableError
-            return tuple(_READ[kind.noun](item) for item in several)
-        return _READ.get(kind.noun, _name)(value)
+        if not kind.is_several:
+            return reader.read(value)
+        several = [value] if isinstance(value, str) else value
+        if not isinstance(several, list | tuple):
+            raise _UnreadableError
+        return tuple(map(reader.read, several))
     except _UnreadableError as error:
+        noun = reader.noun
+        noun = f"{noun.removeprefix('a ')}s in a list" if kind.is_several else noun
+        noun = f"{noun} or None" if kind.is_optional else noun
         reason = f": {error}" if str(error) else ""
-        raise TypeError(
-            f"`{name}` must be {_noun(kind)}, got {value!r}{reason}."
+        raise TypeError(f"`{name}` must be {noun}, got {value!r}{reason}.") from error
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parses JSON in which no object has a name twice.
+
+    Raises:
+        ValueError: if one has; `json` itself would take the last value.
+        json.JSONDecodeError, UnicodeDecodeError: if it is no JSON.
+    """
+    return json.loads(content, object_pairs_hook=_unique_names)
+
+
+def read_json_object(path: Path, folder: str) -> dict[str, Any]:
+    """Reads a file of a folder that must be a JSON object.
+
+    Args:
+        path: the file.
+        folder: name of the argument that names the folder, for errors.
+
+    Raises:
+        ValueError: if the file cannot be read or is no JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"`{folder}` must hold a readable {path.name}, but {str(path)!r} is not: "
+            f"{error}. Copy the folder again."
         ) from error
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in named:
+            raise ValueError(f"`{name}` is in it twice; delete one")
+        named[name] = value
+    return named
 
 
 class _UnreadableError(Exception):
@@ -92,10 +140,8 @@ def _number(value: Any) -> int | float:
     if isinstance(value, int | float):
         return value
     for kind in (int, float):  # a count may be written 1e6, the record decides
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             return kind(value)
-        except (TypeError, ValueError):
-            continue
     raise _UnreadableError
 
 
@@ -136,20 +182,17 @@ def _json_or_text(value: Any) -> Any:
     return value if is_text else _json(value)
 
 
-_READ: dict[str, Callable[[Any], Any]] = {
-    "": _switch,
-    "INT": _number,
-    "NUMBER": _number,
-    "PATH": _path,
-    "NAME": _name,
-    "JSON": _json,
-    "JSON|NAME=VALUE,...": _json_or_text,
+class _Reader(NamedTuple):
+    read: Callable[[Any], Any]
+    noun: str  # of one value, for errors
+
+
+_READERS = {
+    "": _Reader(_switch, "true or false"),
+    "INT": _Reader(_number, "a number"),
+    "NUMBER": _Reader(_number, "a number"),
+    "PATH": _Reader(_path, "a path"),
+    "NAME": _Reader(_name, "a name"),
+    "JSON": _Reader(_json, "JSON"),
+    _JSON_OR_TEXT: _Reader(_json_or_text, "JSON or name=value,..."),
 }
-
-
-def _noun(kind: Kind) -> str:
-    nouns = {"": "true or false", "PATH": "a path", "NAME": "a name", "JSON": "JSON"}
-    nouns["JSON|NAME=VALUE,..."] = "JSON or name=value,..."
-    noun = nouns.get(kind.noun, "a number" if kind.noun in _READ else "a name")
-    noun = f"{noun.removeprefix('a ')}s in a list" if kind.is_several else noun
-    return f"{noun} or None" if kind.is_optional else noun

@@ -1,139 +1,36 @@
 """`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
 
-import json
+import dataclasses
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-import optax
-
-from .. import interop
 from ..checkpoints import find_checkpoints
-from ..jobs import read_run
-from ..models import gpt2_layout
-from ._gpt2_config import torch_config
-from ._import_run import Migrate, import_run
-from ._job_of_trainer import STATE
-from ._run_flags import read_typed
+from ..jobs import ImportedRun, export_run, import_run
+from ._run_flags import RunFlags, merged_settings, read_typed
 
-
-def migrate(args: Sequence[str]) -> int:
-    """Runs `jaxopt-tf migrate`.
-
-    Args:
-        args: what stands after the command's name: two folders, then flags.
-
-    Returns:
-        The exit status: 0.
-    """
-    try:
-        return _migrate(args)
-    except ValueError as error:
-        raise ValueError(_without_python(str(error))) from error
-
-
-def _migrate(args: Sequence[str]) -> int:
-    if any(arg in ("-h", "--help") for arg in args):
-        read_typed(Migrate, ["--help"])
-    if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
-        raise ValueError(
-            "`migrate` must be given two folders, the one to read and a new one, got "
-            f"{' '.join(args)!r}. Write `{Migrate.prog}`."
-        )
-    source, out, flags = Path(args[0]), Path(args[1]), args[2:]
-    if out.exists():
-        raise ValueError(
-            f"`OUT` must be a new folder, got {str(out)!r}. Name another: nothing is "
-            "overwritten."
-        )
-    if (source / STATE).exists() and not (source / "metrics.jsonl").exists():
-        import_run(source, out, flags)
-    elif _holds(source, STATE) and not _holds(source, "SHA256SUMS"):
-        raise ValueError(
-            "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
-            f"{str(source)!r}. Name one of its checkpoint-<step>."
-        )
-    elif (source / "SHA256SUMS").exists() or find_checkpoints(source):
-        _export_run(source, out, _like(flags))
-    else:
-        raise ValueError(
-            "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
-            f"its checkpoints, got {str(source)!r}."
-        )
-    return 0
-
-
-def _like(flags: Sequence[str]) -> Path | None:
-    """The checkpoint whose version is going to read the one that is written."""
-    if not flags:
-        return None
-    if len(flags) != 2 or flags[0] != "--like":
-        raise ValueError(
-            "`migrate` takes `--like CHECKPOINT` and no other flag on the way out, got "
-            f"{' '.join(flags)!r}: the run has its numbers."
-        )
-    like = Path(flags[1])
-    if not (like / "config.json").is_file():
-        raise ValueError(
-            f"`--like` must hold config.json, got {str(like)!r}. Name the Trainer's "
-            "checkpoint-<step> that the run came from."
-        )
-    return like
-
-
-def _export_run(source: Path, out: Path, like: Path | None) -> None:
-    recipe, model, job, position = read_run(source)
-    step, schedule_state = int(position.state.step), position.schedule_state
-    # Smaller than `step` by the updates that were skipped.
-    (_, num_updates), *_ = optax.tree.get_all_with_path(
-        position.state.opt_state, "step"
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as made:
-        config = json.dumps(torch_config(model), indent=2)
-        Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
-        like = Path(made) if like is None else like
-        names = interop.match_names(
-            position.state.params, interop.torch_model_from_config(like)
-        )
-        interop.write_trainer_checkpoint(
-            out,
-            position.state.params,
-            position.state.opt_state,
-            names,
-            recipe=recipe,
-            step=step,
-            schedule_step=int(num_updates) if schedule_state is None else None,
-            schedule_state=schedule_state,
-            # Trainer goes by these, not by its arguments.
-            trainer_state={
-                "eval_steps": job.eval_steps,
-                "logging_steps": job.logging_steps,
-                "save_steps": job.save_steps,
-            },
-            like=like,
-            layouts=gpt2_layout(model),
-        )
-    print(
-        f"{out} holds the run of {source} at its step {step:,}, for\n"
-        f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
-    )
-
-
-def _holds(folder: Path, name: str) -> bool:
-    return any(folder.glob(f"checkpoint-*/{name}"))
-
-
-# Errors of `interop` are about arguments and functions of Python.
-_PHRASES = {
-    "`folder`": "`FOLDER`",
-    "`recipe`": "`training_args`",
-    "Take the recipe that the run was begun with.": "Give the TrainingArguments that "
-    "the run was begun with, by `training_args`.",
-    "the recipe's": "that of `training_args`",
-    "the recipe": "`training_args`",
-}
+_STATE, _SUMS = "trainer_state.json", "SHA256SUMS"
+# Phrases of Python functions, and what can be typed here in their place.
+_TYPED = (
+    (r"Pass `decay_groups='file'`", "Add `--decay_groups file`"),
+    (r"Pass `transformers_version='(\S+)'`", r"Add `--transformers_version \1`"),
+    (r"`without=\{'(\S+)', '(\S+)'\}`", r"`--without \1 \2`"),
+    (r"`source`", "`training_args`"),
+    (r"`checkpoint`|`folder`", "`FOLDER`"),
+    (r"`out`", "`OUT`"),
+    (
+        r"Take the recipe that the run was begun with\.",
+        "Give the TrainingArguments that the run was begun with, by `training_args`.",
+    ),
+    (r"(?:`recipe`|the recipe)'s", "that of `training_args`"),
+    (r"`recipe`|the recipe\b", "`training_args`"),
+    (
+        r"`(training_args|num_devices|without|groups|decay_groups|transformers_version"
+        r"|ignore_fields|like|eval_steps|max_steps|output_dir|lr_scheduler_type)`",
+        r"`--\1`",
+    ),
+)
 _MODEL = "`migrate` takes a GPT2LMHeadModel, named under `architectures`."
 # Sentences with these words are of use in Python only; what to do instead.
 _REMEDIES = {
@@ -142,12 +39,154 @@ _REMEDIES = {
     "Name leaves by `table`": _MODEL,
     "`torch_from_opt_state`": "Such a run cannot be migrated.",
     "`metric_state_from_torch`": "Give the TrainingArguments that the run was begun "
-    "with, by `training_args`.",
+    "with, by `--training_args`.",
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Settings that the files of a Trainer may lack.
+
+    Attributes:
+        training_args: file of the TrainingArguments, JSON too; that in FOLDER if not
+            given.
+        num_devices: how many devices took part, if the file does not have it.
+        without: files that need not be in FOLDER: optimizer.pt, scheduler.pt.
+        groups: names of the parameters of each group of optimizer.pt, in its order, as
+            [["transformer.wte.weight", ...], [...]]; Trainer's own if not given.
+        decay_groups: "file" applies weight decay to the parameters that optimizer.pt
+            decays, for the groups of a script; by the names of parameters if not given.
+        transformers_version: version of Transformers that made the run, such as 4.46.3;
+            that of config.json, or of the fields, if not given.
+    """
+
+    training_args: Path | None = None
+    num_devices: int | None = None
+    without: tuple[str, ...] = ()
+    groups: Sequence[Sequence[str]] | None = None
+    decay_groups: Literal["file"] | None = None
+    transformers_version: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Migrate(Origin, RunFlags):
+    """Converts a checkpoint of Transformers' Trainer to a run folder, or back.
+
+    FOLDER is a checkpoint-<step> of a GPT-2 or a run folder, OUT a new folder.
+
+    Flags set what the Trainer's files lack, such as the text, or replace it.
+
+    A run folder takes `--like CHECKPOINT` only: its version can read the result.
+
+    Example:
+      jaxopt-tf migrate checkpoint-500 runs/books --text books
+    """
+
+    prog: ClassVar[str] = "jaxopt-tf migrate FOLDER OUT"
+    # They belong to a single start.
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"intended_changes", "resume_from_checkpoint"}
+    )
+
+
+def migrate(args: Sequence[str]) -> int:
+    """Runs `jaxopt-tf migrate`.
+
+    Args:
+        args: arguments after the command's name: two folders, then flags.
+
+    Returns:
+        The exit status: 0.
+    """
+    if any(arg in ("-h", "--help") for arg in args):
+        _read_flags(["--help"])
+    if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
+        raise ValueError(
+            "`migrate` must be given two folders, the one to read and a new one, got "
+            f"{' '.join(args)!r}. Write `{Migrate.prog}`."
+        )
+    source, out, flags = Path(args[0]), Path(args[1]), args[2:]
+    try:
+        _migrate(source, out, flags)
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        raise ValueError(_without_python(str(error))) from error
+    return 0
+
+
+def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
+    if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
+        settings, options = _read_flags(flags)
+        run = import_run(source, out, settings=settings, **options)
+        _print_import(source, out, run)
+    elif _holds(source, _STATE) and not _holds(source, _SUMS):
+        raise ValueError(
+            "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
+            f"{str(source)!r}. Name one of its checkpoint-<step>."
+        )
+    elif (source / _SUMS).exists() or find_checkpoints(source):
+        exported = export_run(source, out, like=_like(flags))
+        print(
+            f"{out} holds the run of {source} at its step {exported.step:,}, for\n"
+            f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
+        )
+    else:
+        raise ValueError(
+            "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "
+            f"its checkpoints, got {str(source)!r}."
+        )
+
+
+def _read_flags(flags: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns settings of the run, and further arguments of `import_run`."""
+    typed = read_typed(Migrate, flags)
+    # The fields are ignored in the TrainingArguments of the run, not in `--config`.
+    settings = merged_settings(typed._replace(ignore_fields=()))
+    origin = {field.name for field in dataclasses.fields(Origin)}
+    options = {name: value for name, value in typed.own.items() if name in origin}
+    return settings, {"ignore_fields": typed.ignore_fields, **options}
+
+
+def _like(flags: Sequence[str]) -> Path | None:
+    """Returns the checkpoint whose version reads the one that is written."""
+    if not flags:
+        return None
+    if len(flags) != 2 or flags[0] != "--like":
+        raise ValueError(
+            "`migrate` takes `--like CHECKPOINT` and no other flag on the way out, got "
+            f"{' '.join(flags)!r}: the run has its numbers."
+        )
+    return Path(flags[1])
+
+
+def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
+    arguments = run.arguments
+    for title, names in (
+        ("taken over", arguments.mapped),
+        ("without effect here", arguments.ignored),
+        (
+            "not taken over; flags set it where there are any",
+            arguments.non_optimizer,
+        ),
+        ("ignored", arguments.unread),
+        ("left out of the weight files", run.unused_tensors),
+    ):
+        if names:
+            print(f"{title}: {', '.join(names)}")
+    for note in run.notes:
+        print(note)
+    print(
+        f"{out} holds the run of {source}, {run.num_params:,} parameters, at its step "
+        f"{run.step:,}; it continues with\n"
+        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
+    )
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return any(folder.glob(f"checkpoint-*/{name}"))
+
+
 def _without_python(text: str) -> str:
-    """Returns an error of `interop` with remedies that can be typed."""
+    """Returns an error of a Python function with remedies that can be typed."""
     lines = []
     for line in text.split("\n"):
         sentences = [
@@ -158,6 +197,6 @@ def _without_python(text: str) -> str:
         ]
         lines.append(" ".join(dict.fromkeys(sentences)))
     text = "\n".join(lines)
-    for phrase, typed in _PHRASES.items():
-        text = text.replace(phrase, typed)
+    for python, typed in _TYPED:
+        text = re.sub(python, typed, text)
     return text

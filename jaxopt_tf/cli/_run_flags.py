@@ -12,13 +12,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from .. import _checks
-from .._io import is_set, read_value
-from ..interop import TRAINING_ARGUMENTS, unknown_field
-from ..jobs import RunConfig
+from .._io import parse_json
+from ..jobs import RunConfig, settings_from_transformers
 from ..models import GPT2_PRESETS
 from ..recipes import METRIC_DRIVEN
 from ._flags import build, flag_kinds, read_flags
-from ._translation import translate
 
 # Found by trying, for the default model on the default text.
 _RECIPE: Mapping[str, Any] = MappingProxyType(
@@ -160,33 +158,21 @@ def _read_file(path: Path, typed: Typed) -> tuple[dict[str, Any], list[str]]:
             exist here, and every unknown name.
     """
     kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
-    known = [*kinds, *TRAINING_ARGUMENTS]
-    translation = translate(
-        _json_object(path),
-        typed.settings,
-        known=known,
-        ignore_fields=typed.ignore_fields,
-    )
-    settings, problems = {}, list(translation.refusals)
-    for name, value in translation.settings.items():
-        if name not in kinds:
-            problems.append(unknown_field(name, known, "a setting"))
-        elif is_set(value) or kinds[name].is_optional:
-            try:
-                value = value if is_set(value) else None
-                settings[name] = read_value(name, kinds[name], value)
-            except TypeError as error:
-                problems.append(str(error))
-    if problems:
-        raise ValueError(f"{path}: " + "\n  ".join(problems))
-    return settings, translation.notes
+    raw = _json_object(path)
+    try:
+        found = settings_from_transformers(
+            raw, typed.settings, kinds=kinds, ignore_fields=typed.ignore_fields
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return found.settings, found.notes
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = path.read_text(encoding="utf-8")
-        found = json.loads(content, object_pairs_hook=_unique)
-    except ValueError as error:  # of `_unique`, JSON and UTF-8
+        found = parse_json(content)
+    except ValueError as error:  # JSON, UTF-8 or a name that is there twice
         raise ValueError(
             f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
         ) from error
@@ -203,13 +189,3 @@ def _json_object(path: Path) -> dict[str, Any]:
             f"contains {json.dumps(found)[:40]}."
         )
     return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds an object; `json` itself would take the last value of a repeated name."""
-    named: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in named:
-            raise ValueError(f"`{name}` is in it twice; delete one")
-        named[name] = value
-    return named

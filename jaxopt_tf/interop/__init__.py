@@ -3,18 +3,14 @@
 torch and Transformers are imported by the functions that need them.
 """
 
-from ._hf_arguments import FromTransformers as FromTransformers
-from ._hf_arguments import recipe_from_transformers as recipe_from_transformers
-from ._hf_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
-from ._hf_source import read_training_arguments as read_training_arguments
-from ._hf_subclass import select_fields as select_fields
-from ._hf_subclass import unknown_field as unknown_field
-from ._hf_translation import Translation as Translation
-from ._hf_translation import (
+from ._argument_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
+from ._argument_translation import Translation as Translation
+from ._argument_translation import select_fields as select_fields
+from ._argument_translation import (
     translate_training_arguments as translate_training_arguments,
 )
-from ._hf_values import read_values as read_values
-from ._hf_version import era_of as era_of
+from ._argument_translation import unknown_field as unknown_field
+from ._arguments_by_version import args_version as args_version
 from ._model_weights import read_params as read_params
 from ._model_weights import unused_tensors as unused_tensors
 from ._optimizer_state import opt_state_from_torch as opt_state_from_torch
@@ -22,6 +18,8 @@ from ._optimizer_state import torch_from_opt_state as torch_from_opt_state
 from ._param_groups import DecayGroupsError as DecayGroupsError
 from ._param_names import ParamNames as ParamNames
 from ._param_names import match_names as match_names
+from ._recipe_from_arguments import FromTransformers as FromTransformers
+from ._recipe_from_arguments import recipe_from_transformers as recipe_from_transformers
 from ._tensor_slices import TensorSlice as TensorSlice
 from ._torch_files import load_torch as load_torch
 from ._torch_files import save_torch as save_torch

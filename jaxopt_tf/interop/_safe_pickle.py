@@ -11,39 +11,33 @@ refused.
 import io
 import pickle
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _ENUMS = {
-    "transformers.trainer_utils": (
-        "EvaluationStrategy",
-        "FSDPOption",
-        "HubStrategy",
-        "IntervalStrategy",
-        "SaveStrategy",
-        "SchedulerType",
-    ),
-    "transformers.training_args": ("OptimizerNames", "ParallelMode"),
-    "transformers.debug_utils": ("DebugOption",),
-    "accelerate.utils.dataclasses": ("DistributedType",),
+    "transformers.trainer_utils": """EvaluationStrategy FSDPOption HubStrategy
+    IntervalStrategy SaveStrategy SchedulerType""",
+    "transformers.training_args": "OptimizerNames ParallelMode",
+    "transformers.debug_utils": "DebugOption",
+    "accelerate.utils.dataclasses": "DistributedType",
 }
 _RECORDS = {
-    "transformers.training_args": ("TrainingArguments",),
-    "transformers.training_args_seq2seq": ("Seq2SeqTrainingArguments",),
-    "transformers.trainer_pt_utils": ("AcceleratorConfig",),
-    "accelerate.state": ("PartialState", "AcceleratorState"),
+    "transformers.training_args": "TrainingArguments",
+    "transformers.training_args_seq2seq": "Seq2SeqTrainingArguments",
+    "transformers.trainer_pt_utils": "AcceleratorConfig",
+    "accelerate.state": "PartialState AcceleratorState",
 }
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-_PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
+# Packages of which nothing but the names below and above is expected in a file.
+_CLOSED = frozenset({*sys.stdlib_module_names, "__builtin__", "accelerate", "numpy"})
+_CLOSED |= {"torch", "transformers"}
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Containers that are read as plain ones.
+_CONTAINERS = {
     ("builtins", "set"): list,
     ("builtins", "frozenset"): list,
     ("__builtin__", "set"): list,
     ("collections", "OrderedDict"): dict,
 }
-# Packages of which nothing but the names above is expected in a file.
-_CLOSED = frozenset({*sys.stdlib_module_names, "__builtin__", "accelerate", "numpy"})
-_CLOSED |= {"torch", "transformers"}
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Record:
@@ -71,20 +65,22 @@ class NotAllowedError(Exception):
 
 class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _ENUMS.get(module, ()):
+        if name in _ENUMS.get(module, "").split():
             return lambda value: value
-        if name in _RECORDS.get(module, ()):
+        if name in _RECORDS.get(module, "").split():
             return type(name, (Record,), {"kind": f"{module}.{name}"})
         if module == "torch" and name in _DTYPES:
             return name
+        # A function made here, each time: a pickle can set the attributes of what it
+        # is given, which must not outlive the file.
         if (module, name) == ("torch", "device"):
             return lambda kind, index=None: kind if index is None else f"{kind}:{index}"
         if module in ("pathlib", "pathlib._local") and name in _PATHS:
             return lambda *parts: "/".join(parts).replace("//", "/")
         if module == "datetime" and name in ("timedelta", "datetime", "date"):
             return lambda *args: list(map(str, args))
-        if (module, name) in _PLAIN:
-            plain = _PLAIN[module, name]
+        if (module, name) in _CONTAINERS:
+            plain = _CONTAINERS[module, name]
             return lambda *args: plain(*args)
         is_main = module in ("__main__", "__mp_main__")
         is_closed = module.partition(".")[0] in _CLOSED and not is_main
@@ -125,7 +121,7 @@ def load_storage_keys(stream: io.BytesIO) -> Any:
 
 
 def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:
-    """The next object of the stream, made of plain values and `Record`s.
+    """Reads the next object of a stream, made of plain values and `Record`s.
 
     Args:
         stream: a pickle, or several one after another.

@@ -13,6 +13,11 @@ from ._config import RunConfig as RunConfig
 from ._config import held_out_loss_decides as held_out_loss_decides
 from ._job import Job as Job
 from ._job import read_corpus as read_corpus
+from ._job_arguments import settings_from_transformers as settings_from_transformers
+from ._migrate import ExportedRun as ExportedRun
+from ._migrate import ImportedRun as ImportedRun
+from ._migrate import export_run as export_run
+from ._migrate import import_run as import_run
 from ._plan import compare_plans as compare_plans
 from ._plan import plan as plan
 from ._pretrain import pretrain as pretrain

@@ -54,9 +54,7 @@ def build_monitors(
         ),
     ]
     stateful = [
-        plots.curves(
-            folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"
-        ),
+        plots.curves(folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"),
         monitors.trainer_state(
             folder / "trainer_state.json",
             max_steps=max_steps,

@@ -14,3 +14,9 @@ from ._loss import draw_params as draw_params
 from ._loss import loss_of as loss_of
 from ._loss import make_loss_fn as make_loss_fn
 from ._model import GPT2 as GPT2
+from ._transformers_config import (
+    gpt2_config_for_transformers as gpt2_config_for_transformers,
+)
+from ._transformers_config import (
+    gpt2_settings_from_transformers as gpt2_settings_from_transformers,
+)

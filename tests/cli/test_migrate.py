@@ -1,8 +1,10 @@
 """`jaxopt-tf migrate` on folders that Transformers' Trainer wrote, and for it."""
 
 import dataclasses
+import functools
 import json
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -11,7 +13,13 @@ from safetensors.numpy import load_file
 
 from jaxopt_tf.cli import main
 from jaxopt_tf.cli._migrate import _without_python
-from jaxopt_tf.jobs import read_run, write_run
+from jaxopt_tf.jobs import (
+    export_run,
+    first_position,
+    import_run,
+    read_run,
+    write_run,
+)
 from jaxopt_tf.optimizers import decay_mask
 
 torch = pytest.importorskip("torch", reason="the folders are torch's")
@@ -61,14 +69,31 @@ def trainer(folder, **arguments):
     return made
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Returns a checkpoint of Trainer's with an optimizer, halfway."""
+
+    @functools.cache
+    def trained(optim):
+        folder = tmp_path_factory.mktemp("trainer")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer(folder, optim=optim).train()
+        return folder / "checkpoint-3"
+
+    return trained
+
+
 @pytest.fixture(scope="module", params=["adamw_torch_fused", "adafactor"])
-def theirs(request, tmp_path_factory):
-    """A folder of Trainer's, halfway."""
-    folder = tmp_path_factory.mktemp("trainer")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer(folder, optim=request.param).train()
-    return folder / "checkpoint-3"
+def theirs(request, trained):
+    """A checkpoint of each optimizer, for what depends on it."""
+    return trained(request.param)
+
+
+@pytest.fixture(scope="module")
+def adamw(trained):
+    """A checkpoint for what does not depend on the optimizer."""
+    return trained("adamw_torch_fused")
 
 
 @pytest.fixture
@@ -105,7 +130,7 @@ def tensors(folder):
 
 def test_a_run_of_trainer_goes_on_here(theirs, tmp_path, text, capsys):
     run = migrated(theirs, tmp_path, text)
-    assert "at its step 3; it goes on with" in capsys.readouterr().out
+    assert "at its step 3; it continues with" in capsys.readouterr().out
     command = ["train", "--config", str(run / "config.json"), "--output_dir", str(run)]
     assert main(command) == 0
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -133,8 +158,8 @@ def test_there_and_back_is_the_same_run(theirs, tmp_path, text):
     assert groups[0] == groups[1]  # Trainer's kernel, `fused`, too
 
 
-def test_a_run_goes_back_into_the_version_that_it_came_from(theirs, tmp_path, text):
-    old = changed(theirs, tmp_path, "trainer_state.json", {})
+def test_a_run_goes_back_into_the_version_that_it_came_from(adamw, tmp_path, text):
+    old = changed(adamw, tmp_path, "trainer_state.json", {})
     state = json.loads((old / "trainer_state.json").read_text())
     del state["best_global_step"]  # until 4.49
     (old / "trainer_state.json").write_text(json.dumps(state))
@@ -146,12 +171,47 @@ def test_a_run_goes_back_into_the_version_that_it_came_from(theirs, tmp_path, te
     assert (back / "training_args.bin").is_file()
 
 
+def test_a_run_is_imported_and_exported_by_functions(adamw, tmp_path, text):
+    out, back = tmp_path / "run", tmp_path / "back"
+    imported = import_run(adamw, out, settings={"text": [str(text)], "save_steps": 2})
+    assert imported.config.job.output_dir == out
+    assert imported.config.job.save_steps == 2
+    assert imported.config.recipe.learning_rate == 1e-2
+    assert read_run(out).recipe == imported.config.recipe
+    assert (imported.step, imported.unused_tensors) == (3, ())
+    assert {"learning_rate", "logging_steps"} <= set(imported.arguments.mapped)
+    assert "save_steps" not in imported.arguments.mapped
+    assert "use_cpu" in imported.arguments.ignored
+    assert imported.arguments.unread == ()
+    exported = export_run(out, back, like=adamw)
+    assert (exported.folder, exported.step) == (back, 3)
+    with pytest.raises(ValueError, match="`out` must be a new folder, got '.*back'"):
+        export_run(out, back)
+    with pytest.raises(ValueError, match="`out` must be a new folder, got '.*back'"):
+        import_run(adamw, back)
+
+
+def test_without_torch_one_sentence_says_how_to_install_it(
+    adamw, tmp_path, text, capsys, monkeypatch
+):
+    run = migrated(adamw, tmp_path, text)
+    capsys.readouterr()
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    for source in (adamw, run):
+        assert main(["migrate", str(source), str(tmp_path / "new")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.endswith('Install it by `pip install -e ".[transformers]"`.\n')
+        assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
         (["--max_steps", "3"], "takes `--like CHECKPOINT` and no other flag"),
         (["--like"], "takes `--like CHECKPOINT` and no other flag"),
-        (["--like", "nowhere"], "must hold config.json, got 'nowhere'"),
+        (["--like", "nowhere"], "`--like` must hold config.json, got 'nowhere'"),
     ],
 )
 def test_refuses_flags_on_the_way_out(flags, part, tmp_path, text, capsys):
@@ -163,9 +223,9 @@ def test_refuses_flags_on_the_way_out(flags, part, tmp_path, text, capsys):
 
 
 def test_the_schedule_stays_behind_by_the_updates_that_were_skipped(
-    theirs, tmp_path, text
+    adamw, tmp_path, text
 ):
-    run = read_run(migrated(theirs, tmp_path, text))
+    run = read_run(migrated(adamw, tmp_path, text))
     state = dataclasses.replace(run.position.state, step=run.position.state.step + 1)
     skipped = run.position._replace(state=state)
     job = dataclasses.replace(run.job, output_dir=tmp_path / "skipped")
@@ -173,20 +233,21 @@ def test_the_schedule_stays_behind_by_the_updates_that_were_skipped(
     assert main(["migrate", str(job.output_dir), str(tmp_path / "out")]) == 0
     schedules = [
         torch.load(f / "scheduler.pt", weights_only=True)
-        for f in (theirs, tmp_path / "out")
+        for f in (adamw, tmp_path / "out")
     ]
     assert schedules[0] == schedules[1]
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 4
 
 
-def test_refuses_groups_of_rates_on_the_way_out(tmp_path, text, capsys):
-    run = tmp_path / "run"
-    sizes = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16"
-    flags = f"{sizes} --max_steps 1 --warmup_steps 0 --text {text} --output_dir {run}"
-    groups = ["--rate_groups", '[{"pattern": "wte", "factor": 0.5}]']
-    assert main(["train", *flags.split(), *groups]) == 0
-    assert main(["migrate", str(run), str(tmp_path / "out")]) == 2
+def test_refuses_groups_of_rates_on_the_way_out(adamw, tmp_path, text, capsys):
+    run = read_run(migrated(adamw, tmp_path, text))
+    groups = [{"pattern": "wte", "factor": 0.5}]
+    recipe = dataclasses.replace(run.recipe, rate_groups=groups)
+    start = first_position(recipe, run.model, run.position.state.params)
+    job = dataclasses.replace(run.job, output_dir=tmp_path / "groups")
+    write_run(run._replace(recipe=recipe, job=job, position=start))
+    assert main(["migrate", str(job.output_dir), str(tmp_path / "out")]) == 2
     assert "must have no `--rate_groups`" in capsys.readouterr().err
 
 
@@ -218,13 +279,13 @@ def test_a_run_of_ours_goes_on_in_trainer(tmp_path, text, flags):
         assert 0 < moved < 0.1, name
 
 
-def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(theirs):
+def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(adamw):
     from jaxopt_tf.interop import match_names, torch_model_from_config
     from jaxopt_tf.models import GPT2Config, make_loss_fn
 
     config = GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=16)
     params, _ = make_loss_fn(config, 0)
-    names = match_names(params, torch_model_from_config(theirs))
+    names = match_names(params, torch_model_from_config(adamw))
     by_type = decay_mask(params, rule="transformers_v5", layer_norms=names.layer_norms)
     assert decay_mask(params) == by_type
 
@@ -237,15 +298,15 @@ def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(theirs):
         ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: here it is None"),
     ],
 )
-def test_refuses_another_model(theirs, tmp_path, capsys, change, words):
-    folder = changed(theirs, tmp_path, "config.json", change)
+def test_refuses_another_model(adamw, tmp_path, capsys, change, words):
+    folder = changed(adamw, tmp_path, "config.json", change)
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_config_leaves_out_is_as_torch_has_it(theirs, tmp_path, capsys):
-    folder = changed(theirs, tmp_path, "config.json", {})
+def test_what_a_config_leaves_out_is_as_torch_has_it(adamw, tmp_path, capsys):
+    folder = changed(adamw, tmp_path, "config.json", {})
     config = json.loads((folder / "config.json").read_text())
     del config["attn_pdrop"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -253,55 +314,56 @@ def test_what_a_config_leaves_out_is_as_torch_has_it(theirs, tmp_path, capsys):
     assert "`attn_pdrop` 0.1: here it is 0.0" in capsys.readouterr().err
 
 
-def test_refuses_folders_that_are_neither_or_are_there(theirs, tmp_path, capsys):
+def test_refuses_folders_that_are_neither_or_are_there(adamw, tmp_path, capsys):
     assert main(["migrate", str(tmp_path), str(tmp_path / "run")]) == 2
     assert "`FOLDER` must be a Trainer's" in capsys.readouterr().err
-    assert main(["migrate", str(theirs), str(tmp_path)]) == 2
+    assert main(["migrate", str(adamw), str(tmp_path)]) == 2
     assert "`OUT` must be a new folder" in capsys.readouterr().err
-    assert main(["migrate", str(theirs)]) == 2
+    assert main(["migrate", str(adamw)]) == 2
     assert "must be given two folders" in capsys.readouterr().err
 
 
-def test_names_the_file_that_is_missing(theirs, tmp_path, capsys):
+def test_names_the_file_that_is_missing(adamw, tmp_path, capsys):
     folder = tmp_path / "checkpoint-3"
-    shutil.copytree(theirs, folder)
+    shutil.copytree(adamw, folder)
     (folder / "training_args.bin").unlink()
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert "training_args.bin" in capsys.readouterr().err
     (folder / "config.json").unlink()
-    shutil.copy(theirs / "training_args.bin", folder)
+    shutil.copy(adamw / "training_args.bin", folder)
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert "config.json" in capsys.readouterr().err
 
 
-def test_says_what_was_read_and_taken_over(theirs, tmp_path, text, capsys):
-    migrated(theirs, tmp_path, text)
+def test_says_what_was_read_and_taken_over(adamw, tmp_path, text, capsys):
+    migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
-    num_params = sum(leaf.size for leaf in load_file(theirs / MODEL).values())
+    num_params = sum(leaf.size for leaf in load_file(adamw / MODEL).values())
     assert f"{num_params:,} parameters, at its step 3" in said
     assert "taken over: " in said
     assert "learning_rate" in said
 
 
-def test_says_what_cannot_be_told_and_what_is_otherwise(theirs, tmp_path, text, capsys):
-    run = migrated(theirs, tmp_path, text)
+def test_says_what_cannot_be_told_and_what_is_otherwise(adamw, tmp_path, text, capsys):
+    run = migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
     assert (
-        said.count("parameters of one shape in another order cannot be told apart") == 1
+        said.count("parameters of one shape in another order cannot be distinguished")
+        == 1
     )
     assert said.count("Trainer 5.23 divides a GPT-2's by all labels") == 1
     assert main(["migrate", str(run), str(tmp_path / "back")]) == 0
     # With the names in the file it is told; the loss is otherwise again.
-    shutil.copy(theirs / "training_args.bin", tmp_path / "back")
+    shutil.copy(adamw / "training_args.bin", tmp_path / "back")
     flags = ["--text", str(text)]
     assert main(["migrate", str(tmp_path / "back"), str(tmp_path / "n"), *flags]) == 0
     said = capsys.readouterr().out
-    assert "cannot be told apart" not in said
+    assert "cannot be distinguished" not in said
     assert said.count("Trainer 5.23 divides") == 1
 
 
-def test_says_where_precision_was_another(theirs, tmp_path, text, capsys):
-    folder = changed(theirs, tmp_path, "config.json", {"dtype": "bfloat16"})
+def test_says_where_precision_was_another(adamw, tmp_path, text, capsys):
+    folder = changed(adamw, tmp_path, "config.json", {"dtype": "bfloat16"})
     migrated(folder, tmp_path, text)
     assert "float32 here, and were bfloat16 in torch" in capsys.readouterr().out
 
@@ -318,10 +380,10 @@ def test_says_where_precision_was_another(theirs, tmp_path, text, capsys):
     ],
 )
 def test_leaves_nothing_where_a_flag_is_refused(
-    theirs, tmp_path, capsys, monkeypatch, flags, words
+    adamw, tmp_path, capsys, monkeypatch, flags, words
 ):
     monkeypatch.chdir(tmp_path)
-    assert main(["migrate", str(theirs), "run", *flags.split()]) == 2
+    assert main(["migrate", str(adamw), "run", *flags.split()]) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -335,15 +397,15 @@ def test_leaves_nothing_where_a_flag_is_refused(
         ("trainer_state.json", "{}", "must contain 'max_steps'"),
     ],
 )
-def test_names_a_file_that_is_damaged(theirs, tmp_path, capsys, name, content, words):
-    folder = changed(theirs, tmp_path, name, {})
+def test_names_a_file_that_is_damaged(adamw, tmp_path, capsys, name, content, words):
+    folder = changed(adamw, tmp_path, name, {})
     (folder / name).write_text(content)
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_asks_for_one_checkpoint_of_a_trainers_folder(theirs, tmp_path, capsys):
-    assert main(["migrate", str(theirs.parent), str(tmp_path / "run")]) == 2
+def test_asks_for_one_checkpoint_of_a_trainers_folder(adamw, tmp_path, capsys):
+    assert main(["migrate", str(adamw.parent), str(tmp_path / "run")]) == 2
     assert "Name one of its checkpoint-<step>" in capsys.readouterr().err
 
 
@@ -511,9 +573,9 @@ def test_groups_and_devices_can_be_typed(driven, tmp_path, text, capsys):
 
 
 def test_groups_of_a_script_are_refused_or_taken_from_the_file(
-    theirs, tmp_path, text, capsys
+    adamw, tmp_path, text, capsys
 ):
-    folder = changed(theirs, tmp_path, "config.json", {})
+    folder = changed(adamw, tmp_path, "config.json", {})
     saved = torch.load(folder / "optimizer.pt", weights_only=True)
     for group in saved["param_groups"]:
         group["weight_decay"] = 0.1

@@ -105,7 +105,7 @@ def test_object_dict_json_and_files_give_one_recipe(tmp_path):
         found = recipe_from_transformers(source)
         assert found.recipe == expected
         assert found.versions in ("5", transformers.__version__)
-        assert {"optim_args", "warmup_steps", "learning_rate"} <= set(found.honoured)
+        assert {"optim_args", "warmup_steps", "learning_rate"} <= set(found.mapped)
 
 
 def test_a_pickle_of_version_4_is_read(tmp_path):
@@ -143,10 +143,10 @@ def test_an_update_is_of_what_all_devices_took():
     }
     alone = recipe_from_transformers(given)
     assert alone.recipe.gradient_accumulation_steps == 2
-    assert alone.without_effect == ("average_tokens_across_devices",)
+    assert alone.ignored == ("average_tokens_across_devices",)
     found = recipe_from_transformers(given, num_devices=4)
     assert found.recipe.gradient_accumulation_steps == 8
-    assert found.elsewhere == ("average_tokens_across_devices",)
+    assert found.non_optimizer == ("average_tokens_across_devices",)
     assert "4 devices took part" in found.notes[0]
 
 
@@ -212,15 +212,15 @@ def test_the_report_names_what_is_elsewhere_and_what_has_no_effect(tmp_path):
         tmp_path, bf16=True, max_steps=5, data_seed=3, run_name="x", optim="adafactor"
     )
     found = recipe_from_transformers(given)
-    assert set(found.elsewhere) == {"bf16", "data_seed"}
-    assert {"run_name", "use_cpu"} <= set(found.without_effect)
+    assert set(found.non_optimizer) == {"bf16", "data_seed"}
+    assert {"run_name", "use_cpu"} <= set(found.ignored)
     assert found.notes == ()
 
 
 def test_the_report_names_tf32_where_it_is_asked_for():
     for given, elsewhere in ((None, ()), (False, ()), (True, ("tf32",))):
         found = recipe_from_transformers({"max_steps": 5, "tf32": given})
-        assert found.elsewhere == elsewhere
+        assert found.non_optimizer == elsewhere
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_the_report_names_tf32_where_it_is_asked_for():
 )
 def test_epochs_are_honoured_where_they_decide(fields, options, decides):
     found = recipe_from_transformers({"num_train_epochs": 2.0, **fields}, **options)
-    assert ("num_train_epochs" in found.honoured) == decides
-    assert ("num_train_epochs" in found.without_effect) == (not decides)
+    assert ("num_train_epochs" in found.mapped) == decides
+    assert ("num_train_epochs" in found.ignored) == (not decides)
 
 
 def test_arguments_for_sequences_are_taken(tmp_path):
@@ -357,7 +357,7 @@ def test_a_rule_by_types_wants_the_layers_named():
 def test_a_value_is_read_by_the_kind_of_its_field(fields, expected):
     found = recipe_from_transformers({"max_steps": 50, **fields})
     assert {name: getattr(found.recipe, name) for name in expected} == expected
-    assert found.elsewhere == ()
+    assert found.non_optimizer == ()
 
 
 def test_a_switch_that_is_off_in_words_is_off():
@@ -368,7 +368,7 @@ def test_a_switch_that_is_off_in_words_is_off():
         "group_by_length": "false",
     }
     found = recipe_from_transformers({**given, "load_best_model_at_end": "false"})
-    assert (found.elsewhere, found.without_effect) == ((), ())
+    assert (found.non_optimizer, found.ignored) == ((), ())
     last = {"dataloader_drop_last": "true"}
     assert recipe_from_transformers(last, num_examples=15).recipe.max_steps == 3
     assert "`dataloader_drop_last` must be" in refused(
@@ -380,8 +380,8 @@ def test_a_ratio_that_gives_way_is_listed():
     found = recipe_from_transformers(
         {"max_steps": 50, "warmup_ratio": 0.1, "warmup_steps": 3}
     )
-    assert found.without_effect == ("warmup_ratio",)
-    assert "warmup_ratio" not in found.honoured
+    assert found.ignored == ("warmup_ratio",)
+    assert "warmup_ratio" not in found.mapped
     driven = {"max_steps": 50, "lr_scheduler_type": "greedy", "warmup_ratio": 0.1}
     assert recipe_from_transformers(driven).notes == (
         "`warmup_ratio`: 'greedy' has none in Trainer either",
@@ -428,7 +428,7 @@ def test_the_fields_of_a_subclass_are_ignored_and_listed(tmp_path):
         found = recipe_from_transformers(source)
         assert found.recipe.max_steps == 5
         assert found.versions == ("5.23.0" if source is given else "5")
-        assert found.ignored == own
+        assert found.unread == own
 
 
 def test_a_field_of_a_subclass_that_names_a_rate_is_refused(tmp_path):
@@ -439,13 +439,13 @@ def test_a_field_of_a_subclass_that_names_a_rate_is_refused(tmp_path):
     )
     assert "'vision_lr' to `ignore_fields`" in told
     found = recipe_from_transformers(given, ignore_fields=["vision_lr"])
-    assert "vision_lr" in found.ignored
+    assert "vision_lr" in found.unread
 
 
 def test_fields_can_be_left_out_by_name():
     given = {"max_steps": 5, "fp16": True, "mine": 3}
     found = recipe_from_transformers(given, ignore_fields=("fp16", "mine"))
-    assert found.ignored == ("fp16", "mine")
+    assert found.unread == ("fp16", "mine")
     assert "Did you mean 'fp16'" in refused(given, ignore_fields=["fp61"])
     with pytest.raises(TypeError, match="`ignore_fields` must be a list of names"):
         recipe_from_transformers(given, ignore_fields="fp16")
@@ -473,12 +473,12 @@ def test_an_unknown_field_of_transformers_itself_is_not_ignored(tmp_path):
 def test_how_often_is_evaluated_is_no_trifle_where_it_decides(fields, decides):
     evaluation = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
     found = recipe_from_transformers({"max_steps": 9, **fields, **evaluation})
-    assert ("eval_steps" in found.without_effect) != decides
-    assert ({"eval_steps", "eval_strategy"} <= set(found.elsewhere)) == decides
-    assert "logging_steps" not in found.elsewhere
+    assert ("eval_steps" in found.ignored) != decides
+    assert ({"eval_steps", "eval_strategy"} <= set(found.non_optimizer)) == decides
+    assert "logging_steps" not in found.non_optimizer
     del evaluation["eval_steps"]
     found = recipe_from_transformers({"max_steps": 9, **fields, **evaluation})
-    assert ("logging_steps" in found.elsewhere) == decides
+    assert ("logging_steps" in found.non_optimizer) == decides
 
 
 @pytest.mark.parametrize(

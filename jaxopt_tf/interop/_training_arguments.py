@@ -1,4 +1,4 @@
-"""TrainingArguments from wherever they are, as names and plain values."""
+"""TrainingArguments read from an object, a mapping, JSON or a training_args.bin."""
 
 import dataclasses
 import enum
@@ -10,34 +10,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._hf_subclass import holds_all_fields
+from .._io import parse_json
+from ._argument_fields import has_all_fields
 from ._safe_pickle import NotAllowedError, Record, load_inert
 from ._trainer_folder import version_of_folder
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
-# What an object has besides its fields.
+# Attributes of an object that are no fields.
 _NO_FIELDS = """_n_gpu _setup_devices __cached__setup_devices deepspeed_plugin
 distributed_state fsdp_plugin_args hf_deepspeed_config mixed_precision"""
-_MAX_BYTES = 2**24  # the real ones have some thousands
-# The classes of Transformers itself.
-_KINDS = (
+_MAX_BYTES = 2**24  # real files have some thousands
+# Classes of Transformers itself.
+_CLASSES = (
     "transformers.training_args.TrainingArguments",
     "transformers.training_args_seq2seq.Seq2SeqTrainingArguments",
 )
 
 
-class Source(NamedTuple):
-    """What was found."""
+class ArgsSource(NamedTuple):
+    """TrainingArguments as they were found."""
 
-    given: dict[str, Any]  # names and values, as JSON would have them
-    num_devices: int | None  # how many took part, where it says so
+    values: dict[str, Any]  # by the names of the fields, as JSON would have them
+    num_devices: int | None  # how many took part, if the source shows it
     name: str  # for errors
     may_be_subclass: bool = True  # False if the class is one of Transformers' own
     version: str | None = None  # of Transformers, if the source shows it
 
 
-def read_training_arguments(source: Any) -> Source:
-    """TrainingArguments as names and plain values.
+def read_training_arguments(source: Any) -> ArgsSource:
+    """Reads TrainingArguments as names and plain values.
 
     Args:
         source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
@@ -48,19 +49,23 @@ def read_training_arguments(source: Any) -> Source:
             names anything but what TrainingArguments are made of.
         TypeError: if it is something else.
     """
+    name = "TrainingArguments"
     if isinstance(source, Mapping):
-        return Source(_plain(dict(source)), None, "TrainingArguments")
-    if _is_training_arguments(source):
+        return ArgsSource(_plain(dict(source)), None, name)
+    classes = [kind.__name__ for kind in type(source).__mro__]
+    if dataclasses.is_dataclass(source) and name in classes:
         names = [field.name for field in dataclasses.fields(source)]
-        given = {name: _plain(getattr(source, name)) for name in names}
-        num_devices = source.world_size * max(1, source.n_gpu)
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
-        version = getattr(sys.modules.get("transformers"), "__version__", None)
-        return Source(
-            given, num_devices, "TrainingArguments", kind not in _KINDS, version
+        arguments: Any = source
+        return ArgsSource(
+            {n: _plain(getattr(source, n)) for n in names},
+            arguments.world_size * max(1, arguments.n_gpu),
+            name,
+            kind not in _CLASSES,
+            getattr(sys.modules.get("transformers"), "__version__", None),
         )
     if isinstance(source, str) and source.lstrip().startswith("{"):
-        return Source(_from_json(source.encode()), None, "TrainingArguments")
+        return ArgsSource(_from_json(source.encode()), None, name)
     if not isinstance(source, str | Path):
         raise TypeError(
             "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
@@ -70,7 +75,7 @@ def read_training_arguments(source: Any) -> Source:
     return _read_file(path)._replace(version=version_of_folder(path.parent))
 
 
-def _read_file(path: Path) -> Source:
+def _read_file(path: Path) -> ArgsSource:
     try:
         content = path.read_bytes()[: _MAX_BYTES + 1]
     except OSError as error:
@@ -80,7 +85,7 @@ def _read_file(path: Path) -> Source:
         ) from error
     try:
         if content.lstrip()[:1] == b"{":
-            return Source(_from_json(content), None, str(path))
+            return ArgsSource(_from_json(content), None, str(path))
         return _from_record(_from_torch(content), path)
     except NotAllowedError as error:
         raise ValueError(
@@ -127,12 +132,12 @@ def _from_legacy(stream: io.BytesIO) -> Any:
     return load_inert(stream)
 
 
-def _from_record(found: Any, path: Path) -> Source:
+def _from_record(found: Any, path: Path) -> ArgsSource:
     cls = found if isinstance(found, type) else type(found)
     kind = getattr(cls, "kind", cls.__name__)
     is_record = isinstance(found, Record)
     attributes = vars(found) if is_record else {}
-    if not is_record or (kind not in _KINDS and not holds_all_fields(attributes)):
+    if not is_record or (kind not in _CLASSES and not has_all_fields(attributes)):
         raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
     state = attributes.get("distributed_state")
     num_processes = getattr(state, "num_processes", None)
@@ -140,45 +145,32 @@ def _from_record(found: Any, path: Path) -> Source:
     num_devices = None
     if isinstance(num_processes, int) and isinstance(num_gpus, int):
         num_devices = num_processes * max(1, num_gpus)
-    given = {n: _plain(v) for n, v in attributes.items() if n not in _NO_FIELDS.split()}
-    return Source(given, num_devices, str(path), kind not in _KINDS)
+    names = set(attributes) - set(_NO_FIELDS.split())
+    values = {n: _plain(v) for n, v in attributes.items() if n in names}
+    return ArgsSource(values, num_devices, str(path), kind not in _CLASSES)
 
 
 def _from_json(content: bytes) -> dict[str, Any]:
     try:
-        return json.loads(content, object_pairs_hook=_without_repetition)
+        return parse_json(content)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"line {error.lineno}, column {error.colno} is not JSON: {error.msg}."
-        ) from error
-
-
-def _is_training_arguments(source: Any) -> bool:
-    names = [kind.__name__ for kind in type(source).__mro__]
-    return dataclasses.is_dataclass(source) and "TrainingArguments" in names
+        at = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{at} is not JSON: {error.msg}.") from error
+    except ValueError as error:
+        raise ValueError(f"{error}.") from error
 
 
 def _plain(value: Any) -> Any:
-    """Enums as their values, paths as strings, configurations as dicts."""
+    """Returns enums as their values, paths as strings, configurations as dicts."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(item) for item in value]
     if isinstance(value, Record):
-        return {name: _plain(item) for name, item in vars(value).items()}
+        return _plain(vars(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(
-            {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        )
+        fields = dataclasses.fields(value)
+        return _plain({field.name: getattr(value, field.name) for field in fields})
     if isinstance(value, Path):
         return str(value)
     return value.value if isinstance(value, enum.Enum) else value
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in named:
-            raise ValueError(f"`{name}` is in it twice. Delete one.")
-        named[name] = value
-    return named

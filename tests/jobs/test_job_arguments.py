@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxopt_tf.cli._run_flags import parse
-from jaxopt_tf.cli._train import Train
 from jaxopt_tf.interop import TRAINING_ARGUMENTS
-from jaxopt_tf.jobs import Job
+from jaxopt_tf.jobs import Job, RunConfig, settings_from_transformers
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
@@ -27,8 +25,8 @@ def of_kind(*kinds):
     return {name: field for name, field in fields if field.kind in kinds}
 
 
-NEUTRAL, TRANSLATED = of_kind("neutral"), of_kind("translated")
-REFUSED = of_kind("refused", "elsewhere", "devices")
+IGNORED, TRANSLATED = of_kind("ignored"), of_kind("translated")
+REFUSED = of_kind("refused", "non_optimizer", "devices")
 OURS = {
     field.name
     for record in (Recipe, GPT2Config, Job)
@@ -36,30 +34,18 @@ OURS = {
 }
 
 
-@pytest.fixture
-def taken(tmp_path, capsys):
-    """What a file comes to: its records, and the notes on stderr."""
-
-    def taken(settings, *args):
-        path = tmp_path / "training_args.json"
-        path.write_text(json.dumps(settings))
-        capsys.readouterr()
-        run = parse(Train, ["--config", str(path), *args]).run
-        return run.recipe, run.model, run.job, capsys.readouterr().err
-
-    return taken
+def taken(raw, **typed):
+    """Returns what a dict becomes: the records of a run, and the notes."""
+    found = settings_from_transformers(raw, typed)
+    config = RunConfig.from_dict({"max_steps": 2_000, **found.settings, **typed})
+    return config.recipe, config.model, config.job, "; ".join(found.notes)
 
 
-@pytest.fixture
-def refused(taken):
-    """The sentences that a file is refused with."""
-
-    def refused(settings, *args):
-        with pytest.raises(ValueError, match="training_args.json: `") as error:
-            taken(settings, *args)
-        return str(error.value).partition(": ")[2].split("\n  ")
-
-    return refused
+def refused(raw, **typed):
+    """Returns the sentences that a dict is refused with."""
+    with pytest.raises(ValueError, match="^`") as error:
+        settings_from_transformers(raw, typed)
+    return str(error.value).split("\n  ")
 
 
 @pytest.fixture
@@ -77,7 +63,7 @@ def new():
 
 @needs_transformers
 def test_every_field_of_transformers_is_in_one_place(new):
-    places = [OURS, set(NEUTRAL), set(REFUSED), set(TRANSLATED)]
+    places = [OURS, set(IGNORED), set(REFUSED), set(TRANSLATED)]
     assert set().union(*places) >= set(new) | set(OLD) | {"_n_gpu"}
     assert sum(map(len, places)) == len(set().union(*places))
     others = {"_n_gpu", "tp_size", "sharded_ddp", "xpu_backend", "model_parallel"}
@@ -85,8 +71,8 @@ def test_every_field_of_transformers_is_in_one_place(new):
 
 
 @needs_transformers
-def test_what_transformers_5_writes_is_taken_as_it_is(taken, new):
-    recipe, model, job, notes = taken(new, "--max_steps", "1000")
+def test_what_transformers_5_writes_is_taken_as_it_is(new):
+    recipe, model, job, notes = taken(new, max_steps=1_000)
     assert recipe == Recipe(max_steps=1_000, optim="adamw_torch_fused")
     assert model == GPT2Config()
     assert job == Job(
@@ -96,8 +82,8 @@ def test_what_transformers_5_writes_is_taken_as_it_is(taken, new):
     assert "`optim` 'adamw_torch_fused' computes as 'adamw_torch' here" in notes
 
 
-def test_what_transformers_4_writes_is_taken_as_it_is(taken):
-    recipe, model, job, notes = taken(OLD, "--max_steps", "1000")
+def test_what_transformers_4_writes_is_taken_as_it_is():
+    recipe, model, job, notes = taken(OLD, max_steps=1_000)
     assert recipe == Recipe(max_steps=1_000)
     assert model == GPT2Config()
     assert job == Job(
@@ -119,7 +105,7 @@ def test_what_transformers_4_writes_is_taken_as_it_is(taken):
     }
 
 
-def test_every_number_arrives(taken):
+def test_every_number_arrives():
     numbers = {
         "max_steps": 300,
         "learning_rate": 1e-4,
@@ -144,32 +130,32 @@ def test_every_number_arrives(taken):
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_would_change_the_numbers_is_refused(refused, name):
+def test_what_would_change_the_numbers_is_refused(name):
     (sentence,) = refused({**OLD, "max_steps": 10, name: "another"})
     assert sentence.startswith(f"`{name}` 'another': ")
     assert sentence.endswith(".")
 
 
-def test_all_that_would_change_the_numbers_is_refused_at_once(refused):
+def test_all_that_would_change_the_numbers_is_refused_at_once():
     several = {"fp16": True, "optim": "galore_adamw", "data_seed": 1, "deepspeed": "d"}
     found = refused({**OLD, **several, "neftune_noise_alpha": 5.0})
     named = {sentence.split("`")[1] for sentence in found}
     assert named == {*several, "neftune_noise_alpha", "num_train_epochs"}
 
 
-def test_what_changes_no_number_is_named_in_one_note_without_its_value(taken):
-    others = dict.fromkeys(NEUTRAL, "another")
-    plain = taken(OLD, "--max_steps", "10")
-    *records, notes = taken({**OLD, **others}, "--max_steps", "10")
+def test_what_changes_no_number_is_named_in_one_note_without_its_value():
+    others = dict.fromkeys(IGNORED, "another")
+    plain = taken(OLD, max_steps=10)
+    *records, notes = taken({**OLD, **others}, max_steps=10)
     assert records == list(plain[:-1])
     told = notes.partition("without effect here: ")[2].partition(";")[0]
-    assert set(told.split(", ")) == set(NEUTRAL)
+    assert set(told.split(", ")) == set(IGNORED)
     assert "another" not in notes  # it may be a token
 
 
 @pytest.mark.parametrize("unset", [None, "", "None", [], {}])
-def test_what_is_not_set_is_not_refused(taken, unset):
-    names = [*REFUSED, *NEUTRAL, *TRANSLATED]
+def test_what_is_not_set_is_not_refused(unset):
+    names = [*REFUSED, *IGNORED, *TRANSLATED]
     *_, notes = taken({"max_steps": 10, **dict.fromkeys(names, unset)})
     assert notes == ""
 
@@ -183,28 +169,28 @@ def test_what_is_not_set_is_not_refused(taken, unset):
         ("adamw_apex_fused", "adamw_torch"),
     ],
 )
-def test_another_kernel_for_adamw_keeps_its_name_for_the_way_back(taken, name, kept):
+def test_another_kernel_for_adamw_keeps_its_name_for_the_way_back(name, kept):
     recipe, *_, notes = taken({"optim": name})
     assert recipe.optim == kept
     assert f"{name!r}" in notes
     assert "'adamw_torch' here: the same numbers" in notes
 
 
-def test_adafactor_was_a_switch_once(taken):
+def test_adafactor_was_a_switch_once():
     assert taken({"optim": "adamw_torch", "adafactor": True})[0].optim == "adafactor"
 
 
-def test_no_clipping_is_a_limit_of_0(taken):
+def test_no_clipping_is_a_limit_of_0():
     assert taken({"max_grad_norm": None})[0].max_grad_norm == 0.0
 
 
-def test_epochs_are_refused_unless_the_steps_are_known(taken, refused):
+def test_epochs_are_refused_unless_the_steps_are_known():
     (sentence,) = refused({"num_train_epochs": 3.0})
     assert "`num_train_epochs` 3.0" in sentence
     (sentence,) = refused({"num_train_epochs": 3.0, "max_steps": -1})
     assert "give `--max_steps`" in sentence
     assert taken({"num_train_epochs": 3.0, "max_steps": 7})[0].max_steps == 7
-    assert taken({"num_train_epochs": 3.0}, "--max_steps", "7")[0].max_steps == 7
+    assert taken({"num_train_epochs": 3.0}, max_steps=7)[0].max_steps == 7
 
 
 @pytest.mark.parametrize(
@@ -219,14 +205,12 @@ def test_epochs_are_refused_unless_the_steps_are_known(taken, refused):
         ({"warmup_ratio": "0.1"}, 11),
     ],
 )
-def test_the_warm_up_of_4_is_rounded_up_and_gives_way_to_steps(
-    taken, settings, expected
-):
+def test_the_warm_up_of_4_is_rounded_up_and_gives_way_to_steps(settings, expected):
     assert taken({"max_steps": 101, **settings})[0].num_warmup_steps == expected
 
 
-def test_the_warm_up_of_the_command_line_wins_over_a_ratio(taken):
-    recipe, *_ = taken({"max_steps": 101, "warmup_ratio": 0.1}, "--warmup_steps", "3")
+def test_the_warm_up_of_the_command_line_wins_over_a_ratio():
+    recipe, *_ = taken({"max_steps": 101, "warmup_ratio": 0.1}, warmup_steps=3)
     assert recipe.num_warmup_steps == 3
 
 
@@ -245,7 +229,7 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio(taken):
         ({"eval_steps": 7}, 7),
     ],
 )
-def test_when_is_evaluated(taken, settings, expected):
+def test_when_is_evaluated(settings, expected):
     *_, job, _ = taken({"max_steps": 101, **settings})
     assert job.eval_steps == expected
 
@@ -260,12 +244,12 @@ def test_when_is_evaluated(taken, settings, expected):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_evaluation_that_decides_must_be_by_steps(refused, taken, settings, strategy):
+def test_evaluation_that_decides_must_be_by_steps(settings, strategy):
     settings = {"max_steps": 101, "eval_strategy": strategy, **settings}
     (sentence,) = refused(settings)
     assert f"`eval_strategy` '{strategy}'" in sentence
-    steps = ("--eval_steps", "10", "--save_steps", "10")
-    assert taken(settings, *steps)[2].eval_steps == 10
+    steps = {"eval_steps": 10, "save_steps": 10}
+    assert taken(settings, **steps)[2].eval_steps == 10
 
 
 @pytest.mark.parametrize(
@@ -278,53 +262,53 @@ def test_evaluation_that_decides_must_be_by_steps(refused, taken, settings, stra
         ({"save_strategy": "best", "save_steps": 7, "eval_steps": 3}, 3),
     ],
 )
-def test_when_is_saved(taken, settings, expected):
+def test_when_is_saved(settings, expected):
     *_, job, _ = taken({"max_steps": 101, **settings})
     assert job.save_steps == expected
 
 
-def test_the_best_is_saved_as_often_as_the_command_line_evaluates(taken):
+def test_the_best_is_saved_as_often_as_the_command_line_evaluates():
     settings = {"max_steps": 101, "save_strategy": "best", "eval_steps": 3}
-    assert taken(settings, "--eval_steps", "5")[2].save_steps == 5
+    assert taken(settings, eval_steps=5)[2].save_steps == 5
 
 
 @pytest.mark.parametrize(
     "name", ["eval_strategy", "evaluation_strategy", "save_strategy"]
 )
-def test_an_unknown_strategy_is_refused(refused, name):
+def test_an_unknown_strategy_is_refused(name):
     (sentence,) = refused({name: "sometimes"})
     assert f"`{name}` 'sometimes': give one of 'no', 'steps', 'epoch'" in sentence
 
 
-def test_both_names_of_recomputation_are_one(taken):
+def test_both_names_of_recomputation_are_one():
     assert taken({"activation_checkpointing": True})[1].gradient_checkpointing
     both = {"activation_checkpointing": True, "gradient_checkpointing": True}
-    assert not taken(both, "--no_gradient_checkpointing")[1].gradient_checkpointing
+    assert not taken(both, gradient_checkpointing=False)[1].gradient_checkpointing
 
 
-def test_a_switch_that_is_neither_on_nor_off_is_refused(refused):
+def test_a_switch_that_is_neither_on_nor_off_is_refused():
     for name in ("activation_checkpointing", "adafactor", "bf16"):
         (sentence,) = refused({name: "maybe"})
         assert f"`{name}` must be true or false, got 'maybe'" in sentence
 
 
 @pytest.mark.parametrize("resume", [True, False, "True"])
-def test_to_resume_or_not_is_no_path(taken, resume):
+def test_to_resume_or_not_is_no_path(resume):
     assert taken({"resume_from_checkpoint": resume})[2].resume_from_checkpoint is None
 
 
-def test_a_limit_of_no_checkpoints_is_no_limit(taken):
+def test_a_limit_of_no_checkpoints_is_no_limit():
     assert taken({"save_total_limit": 0})[2].save_total_limit is None
 
 
-def test_the_order_of_the_text_has_the_one_seed(taken, refused):
+def test_the_order_of_the_text_has_the_one_seed():
     assert taken({"seed": 3, "data_seed": 3})[0].seed == 3
-    assert taken({"data_seed": 3}, "--seed", "3")[0].seed == 3
+    assert taken({"data_seed": 3}, seed=3)[0].seed == 3
     (sentence,) = refused({"seed": 3, "data_seed": 4})
     assert "`data_seed` 4: `seed`, which is 3" in sentence
 
 
-def test_how_batches_are_cut_is_refused_where_it_is_otherwise(taken, refused):
+def test_how_batches_are_cut_is_refused_where_it_is_otherwise():
     usual = OLD["accelerator_config"]
     taken({"accelerator_config": usual})
     for other in (
@@ -336,12 +320,12 @@ def test_how_batches_are_cut_is_refused_where_it_is_otherwise(taken, refused):
         assert sentence.startswith("`accelerator_config`")
 
 
-def test_the_command_line_says_what_the_file_may_not(taken):
-    recipe, *_ = taken({"optim": "galore_adamw"}, "--optim", "adamw_torch")
+def test_the_command_line_says_what_the_file_may_not():
+    recipe, *_ = taken({"optim": "galore_adamw"}, optim="adamw_torch")
     assert recipe.optim == "adamw_torch"
 
 
-def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name(refused):
+def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name():
     for ratio in (5.0, -0.1):
         (sentence,) = refused({"max_steps": 101, "warmup_ratio": ratio})
         assert f"`warmup_ratio` must be from 0 to 1, got {ratio}" in sentence
@@ -349,12 +333,12 @@ def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name(refused):
     assert "how many steps are all of them is not known; give `max_steps`" in sentence
 
 
-def test_a_share_of_unknown_steps_is_refused(refused):
+def test_a_share_of_unknown_steps_is_refused():
     (sentence,) = refused({"eval_steps": 0.1})
     assert "`eval_steps` 0.1: a share of `max_steps`, which is not known" in sentence
 
 
-def test_numbers_and_switches_are_read_as_everywhere(taken):
+def test_numbers_and_switches_are_read_as_everywhere():
     words = {"max_steps": "1e2", "learning_rate": "1e-4", "adafactor": "True"}
     words |= {"bf16": "false", "load_best_model_at_end": "False", "eval_steps": "7"}
     words |= {"activation_checkpointing": "true", "max_grad_norm": "None"}
@@ -369,19 +353,17 @@ def test_numbers_and_switches_are_read_as_everywhere(taken):
     assert recipe.max_grad_norm == 0.0
 
 
-def test_what_trainer_does_not_hand_to_the_schedule_is_noted(taken):
+def test_what_trainer_does_not_hand_to_the_schedule_is_noted():
     given = {"max_steps": 50, "eval_steps": 5, "warmup_ratio": 0.1}
     recipe, *_, notes = taken({**given, "lr_scheduler_type": "greedy"})
     assert recipe.warmup_steps == 0
     assert "`warmup_ratio`: 'greedy' has none in Trainer either" in notes
     # The schedule of the command line counts.
-    recipe, *_, notes = taken(given, "--lr_scheduler_type", "reduce_lr_on_plateau")
+    recipe, *_, notes = taken(given, lr_scheduler_type="reduce_lr_on_plateau")
     assert "`warmup_ratio`: 'reduce_lr_on_plateau' has none" in notes
 
 
-def test_the_fields_of_a_subclass_are_listed_and_those_of_its_optimizer_refused(
-    taken, refused
-):
+def test_the_fields_of_a_subclass_are_listed_and_those_of_its_optimizer_refused():
     whole = {**OLD, "max_steps": 10, "packing": True, "vision_lr": None}
     recipe, *_, notes = taken(whole)
     assert recipe == Recipe(max_steps=10)
@@ -390,16 +372,16 @@ def test_the_fields_of_a_subclass_are_listed_and_those_of_its_optimizer_refused(
     assert "`vision_lr` 1e-05: this field of a subclass may change" in sentence
 
 
-def test_fields_can_be_left_out_on_the_command_line(taken, refused):
+def test_fields_can_be_left_out_on_the_command_line():
     given = {"max_steps": 10, "fp16": True, "mine": 1}
     assert len(refused(given)) == 2
-    *_, notes = taken(given, "--ignore_fields", "fp16", "mine")
-    assert "ignored: fp16, mine" in notes
+    found = settings_from_transformers(given, ignore_fields=["fp16", "mine"])
+    assert "ignored: fp16, mine" in found.notes
     with pytest.raises(ValueError, match="Did you mean 'fp16'"):
-        taken(given, "--ignore_fields", "fp61")
+        settings_from_transformers(given, ignore_fields=["fp61"])
 
 
-def test_where_evaluations_decide_the_data_are_named(taken):
+def test_where_evaluations_decide_the_data_are_named():
     given = {"max_steps": 50, "eval_strategy": "steps", "eval_steps": 5}
     assert "eval_dataset" not in taken(given)[-1]
     best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10}

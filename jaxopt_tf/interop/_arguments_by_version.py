@@ -1,36 +1,58 @@
-"""Version of Transformers by which a run was made, and the rules of that version."""
+"""Rules of the version of Transformers by which a run was made.
+
+Versions are known by the fields of their TrainingArguments, or by their number.
+
+Source: transformers 4.0, 4.1, 4.2, 4.3, 4.4, 4.5, 4.6, 4.8, 4.10, 4.12, 4.15, 4.17,
+    4.18, 4.21, 4.24, 4.26 to 4.33, 4.35, 4.37, 4.39, 4.40 to 4.57 and 5.0 to 5.24:
+    `training_args.py`, `trainer.py`, `trainer_optimizer.py`.
+"""
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from .. import _checks
+from .._io import is_set
 from ..optimizers import TRAINER_DECAY_RULES, trainer_decay_rule
 from ..recipes import Recipe
-from ._hf_before_4_40 import is_before_4_4, is_before_4_40
-from ._hf_source import Source
+from ._training_arguments import ArgsSource
 
 Version = tuple[int, int]  # major and minor
 
 
-class Era(NamedTuple):
+class ArgsVersion(NamedTuple):
     """Rules of one version of Transformers, or of several that cannot be told apart."""
 
-    versions: str  # for the reader
+    label: str  # of the versions, for the reader
+    number: Version  # of the newest of them
     decay_rule: str  # as `decay_mask` takes it
-    rounds_up: bool  # whether the last, shorter accumulation of an epoch is an update
-    reads_optim_args: bool  # for sgd, adagrad and rmsprop
-    ratio_replaces_steps: bool = False  # `warmup_ratio` overwrites `warmup_steps`
-    warms_up_from_zero: bool = (
-        False  # "warmup_stable_decay", whatever its `min_lr_ratio`
-    )
     # Decay rules of the versions that cannot be told apart, newest first.
-    open_rules: tuple[str, ...] = ()
+    open_rules: tuple[str, ...]
+
+    @property
+    def rounds_up(self) -> bool:
+        """True if the last, shorter accumulation of an epoch is an update."""
+        return self.number >= (4, 52)
+
+    @property
+    def reads_optim_args(self) -> bool:
+        """True if `optim_args` are read for sgd, adagrad and rmsprop."""
+        return self.number >= (5, 3)
+
+    @property
+    def ratio_replaces_steps(self) -> bool:
+        """True if `warmup_ratio` overwrites `warmup_steps`."""
+        return (5, 0) <= self.number < (5, 15)
+
+    @property
+    def warms_up_from_zero(self) -> bool:
+        """True if "warmup_stable_decay" does, whatever its `min_lr_ratio`."""
+        return self.number < (4, 49)
 
 
 # First version that has a field, and the first that no longer has it. Each is in all
 # files that these versions write by themselves.
-_FIRST = {
+_ADDED = {
     (4, 41): "batch_eval_metrics eval_strategy restore_callback_states_from_checkpoint",
     (4, 42): "eval_on_start",
     (4, 43): "eval_use_gather_object torch_empty_cache_steps",
@@ -46,7 +68,7 @@ _FIRST = {
     (5, 15): "dataloader_in_order dataloader_multiprocessing_context",
     (5, 23): "activation_checkpointing activation_checkpointing_kwargs",
 }
-_GONE = {
+_REMOVED = {
     (4, 51): "dispatch_batches evaluation_strategy split_batches",
     (4, 52): "tp_size",
     (4, 57): "use_ipex",
@@ -64,30 +86,43 @@ _OLDEST, _OPEN_END = (4, 40), (1_000, 0)
 _NUM_WHOLE = 90
 _VERSION = "transformers_version"
 
+# Fields of every version of 4, which 5 no longer has.
+_IN_ALL_OF_4 = """fp16_opt_level no_cuda overwrite_output_dir past_index
+per_gpu_eval_batch_size tpu_metrics_debug"""
+# Fields that came with a version, or soon after it: a file that has none of them was
+# written by an earlier one. One alone may have been deleted by hand.
+_ADDED_BEFORE = {
+    (4, 4): "warmup_ratio logging_strategy save_strategy",
+    (4, 18): "optim data_seed eval_delay",
+    (4, 40): "eval_do_concat_batches eval_strategy eval_on_start",
+}
+# Fields of 4.1, of 4.1 to 4.34, and of 4.12 to 4.32.
+_REMOVED_BEFORE = ("model_parallel", "sharded_ddp", "xpu_backend")
 
-def era_of(names: Iterable[str], version: str | None = None) -> Era:
+
+def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersion:
     """Returns the rules of a version, or of those versions that have these fields.
 
     Args:
-        names: the fields that are there, whatever their values.
+        names: the fields, whatever their values.
         version: the version of Transformers, if it is known. Else, of several versions
             that have the fields, the newest counts; of fields that a person wrote and
             that are of version 4, 4.51 for all but decay.
 
     Raises:
         ValueError: if `version` is no version.
-
-    Source: transformers 4.40.0 to 4.57.6 and 5.0.0 to 5.24.0, each minor version:
-        `training_args.py`, `trainer.py`, `trainer_optimizer.py`.
     """
     found = frozenset(names)
     if version is not None:
         number = _checks.version(_VERSION, version)
-        return _era(version, trainer_decay_rule(version), number)
-    if is_before_4_4(found):
-        return _era("4, before 4.4", "examples", (4, 3))
-    if is_before_4_40(found):
-        return _era("4, before 4.40", trainer_decay_rule("4.40"), (4, 39))
+        rule = trainer_decay_rule(version)
+        return ArgsVersion(version, number, rule, (rule,))
+    if _is_before((4, 4), found):
+        # Trainer left out names that contain `bias` or `LayerNorm.weight`.
+        return ArgsVersion("4, before 4.4", (4, 3), "examples", ("examples",))
+    if _is_before((4, 40), found) or not found.isdisjoint(_REMOVED_BEFORE):
+        rule = trainer_decay_rule("4.40")
+        return ArgsVersion("4, before 4.40", (4, 39), rule, (rule,))
     since, end = versions_of(found)
     rules = _open_rules(since, end)
     newest = (4, 57) if end == (5, 0) else (end[0], end[1] - 1)
@@ -95,9 +130,13 @@ def era_of(names: Iterable[str], version: str | None = None) -> Era:
         newest = min(newest, (4, 51))
         # These fields were in version 5 too, and show no version.
         rule = rules[0] if end > (5, 0) else trainer_decay_rule("{}.{}".format(*newest))
-        return _era("4, up to 4.51", rule, newest)._replace(open_rules=rules)
-    label = "5" if since >= (5, 0) or end == _OPEN_END else _label(since, newest)
-    return _era(label, rules[0], newest)._replace(open_rules=rules)
+        return ArgsVersion("4, up to 4.51", newest, rule, rules)
+    if since >= (5, 0) or end == _OPEN_END:
+        label = "5"
+    else:
+        ends = ["{}.{}".format(*number) for number in (since, newest)]
+        label = " to ".join(dict.fromkeys(ends))
+    return ArgsVersion(label, newest, rules[0], rules)
 
 
 def versions_of(
@@ -106,16 +145,16 @@ def versions_of(
     """Returns the first version that has these fields, and the next that has not.
 
     Args:
-        names: the fields that are there.
-        by_absence: whether to go by fields that a file of Transformers lacks, too.
+        names: the fields.
+        by_absence: True to go by fields that a file of Transformers lacks, too.
     """
     found = frozenset(names)
 
     def of(table: dict[Version, str], *, present: bool) -> list[Version]:
         return [v for v, f in table.items() if found.isdisjoint(f.split()) != present]
 
-    firsts = [_OLDEST, *of(_FIRST, present=True)]
-    since, end = max(firsts), min([_OPEN_END, *of(_GONE, present=True)])
+    firsts = [_OLDEST, *of(_ADDED, present=True)]
+    since, end = max(firsts), min([_OPEN_END, *of(_REMOVED, present=True)])
     if since >= end:
         # A field of a subclass has the name of one of another version: `warmup_ratio`
         # in a file of 5.23, `use_cache` in one of 4.57.
@@ -125,7 +164,7 @@ def versions_of(
             end = _OPEN_END
     if not by_absence or len(found) < _NUM_WHOLE:
         return since, end
-    later, earlier = of(_GONE, present=False), of(_FIRST, present=False)
+    later, earlier = of(_REMOVED, present=False), of(_ADDED, present=False)
     if "tp_size" not in found:
         # 4.50 and 4.51 alone have it: a file without it is older or newer.
         if "evaluation_strategy" in found:
@@ -136,9 +175,19 @@ def versions_of(
     return narrow if narrow[0] < narrow[1] else (since, end)
 
 
-def known_version(found: Source, given: str | None) -> tuple[str | None, list[str]]:
-    """Returns the version that made the run, None if unknown; and notes on it."""
-    version = given or found.version
+def known_version(
+    source: ArgsSource, given: str | None
+) -> tuple[str | None, list[str]]:
+    """Returns the version that made a run, None if unknown; and notes on it.
+
+    Args:
+        source: the TrainingArguments, and the version that they show.
+        given: the version that the user names; None for that of the source.
+
+    Raises:
+        ValueError: if the fields are not of the version that the user names.
+    """
+    version = given or source.version
     if version is None:
         return None, []
     number = _checks.version(_VERSION, version)
@@ -149,7 +198,7 @@ def known_version(found: Source, given: str | None) -> tuple[str | None, list[st
             f"`transformers_version` must be 4.40 or later, got {given!r}. Leave it "
             "out: the rules of older versions are chosen by the fields."
         )
-    since, end = versions_of(found.given, by_absence=False)
+    since, end = versions_of(source.values, by_absence=False)
     # Builds between two releases may have the fields of either.
     if since <= number < end or not re.fullmatch(r"[\d.]+", version):
         return version, []
@@ -163,45 +212,54 @@ def known_version(found: Source, given: str | None) -> tuple[str | None, list[st
             "chosen by the fields"
         ]
     raise ValueError(
-        f"`transformers_version` must be the version that made {found.name}, got "
+        f"`transformers_version` must be the version that made {source.name}, got "
         f"{version!r}, but {problem}."
     )
 
 
-def open_rules_note(era: Era, recipe: Recipe) -> list[str]:
+def default_optimizer(values: Mapping[str, Any]) -> str | None:
+    """Returns the optimizer of a version that had no `optim`; None for later ones.
+
+    Raises:
+        ValueError: if the fields are some of an old version, so that its default is
+            not known: "adamw_hf" until 4.31, "adamw_torch" from 4.32 on.
+    """
+    if "optim" in values:
+        return None
+    if _is_before((4, 18), values):
+        return "adamw_hf"
+    for name in _REMOVED_BEFORE:
+        if is_set(values.get(name)):
+            raise ValueError(
+                f"`optim` must be given with `{name}`, a field of a version before "
+                "4.40: 'adamw_hf' was the default until 4.31, then 'adamw_torch'."
+            )
+    return None
+
+
+def note_on_decay(version: ArgsVersion, recipe: Recipe) -> list[str]:
     """Returns a note if decay may have been by another rule than the recipe's."""
-    others = [rule for rule in era.open_rules if rule != era.decay_rule]
+    others = [rule for rule in version.open_rules if rule != version.decay_rule]
     if not others or recipe.weight_decay == 0:
         return []
     return [
-        f"`decay_rule` is {era.decay_rule!r}: the arguments do not show their version "
-        f"of Transformers, and others decayed by {', '.join(map(repr, others))}; pass "
-        "`transformers_version`"
+        f"`decay_rule` is {version.decay_rule!r}: the arguments do not show their "
+        "version of Transformers, and others decayed by "
+        f"{', '.join(map(repr, others))}; pass `transformers_version`"
     ]
 
 
-def _era(label: str, decay_rule: str, version: Version) -> Era:
-    return Era(
-        versions=label,
-        decay_rule=decay_rule,
-        rounds_up=version >= (4, 52),
-        reads_optim_args=version >= (5, 3),
-        ratio_replaces_steps=(5, 0) <= version < (5, 15),
-        warms_up_from_zero=version < (4, 49),
-        open_rules=(decay_rule,),
-    )
+def _is_before(version: Version, names: Collection[str]) -> bool:
+    """Returns True for all fields of a version of 4 that had none of the later ones."""
+    later = _ADDED_BEFORE[version].split()
+    return set(names) >= {*_IN_ALL_OF_4.split()} and set(names).isdisjoint(later)
 
 
 def _open_rules(since: Version, end: Version) -> tuple[str, ...]:
-    """Names of Trainer's rules in a range of versions, newest first."""
+    """Returns the names of Trainer's rules in a range of versions, newest first."""
     found, next_first = [], _OPEN_END
     for rule, first in TRAINER_DECAY_RULES.items():
         if first < end and since < next_first:
             found.append(rule)
         next_first = first
     return tuple(found)
-
-
-def _label(since: Version, last: Version) -> str:
-    ends = [f"{major}.{minor}" for major, minor in (since, last)]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxopt_tf.cli._gpt2_config import sizes_of
+from jaxopt_tf.models import gpt2_settings_from_transformers
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 99}
 GIVEN = {**SIZES, "attn_pdrop": 0.0, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
@@ -17,7 +17,7 @@ def sizes(tmp_path):
     def sizes(**changes):
         config = {n: v for n, v in {**GIVEN, **changes}.items() if v is not None}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return sizes_of(tmp_path)
+        return gpt2_settings_from_transformers(tmp_path)
 
     return sizes
 

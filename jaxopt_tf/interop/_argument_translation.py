@@ -1,0 +1,361 @@
+"""Translation of TrainingArguments to our settings, as Trainer would follow them.
+
+Values are read by the kinds of their fields: an object, a JSON file that a person wrote
+and a command line hold the same number as 1e-4 and as "1e-4". Fields of a subclass
+(TRL's, sentence-transformers', a script's own) are left out and listed, unless their
+name belongs to the optimizer (`vision_lr`): those are refused unless they are off.
+
+Then the table of fields is applied, and a step for each part of Trainer that reads
+several fields together: optimizer, its arguments, weight decay, warmup, schedule.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _checks
+from .._io import SWITCH, is_null, is_set, read_value
+from ..recipes import (
+    METRIC_DRIVEN,
+    TAKES_OPTIM_ARGS,
+    optimizer_refusal,
+    read_optim_args,
+)
+from ._argument_fields import TRAINING_ARGUMENTS, VALUE_KINDS, has_all_fields
+from ._arguments_by_version import ArgsVersion, default_optimizer
+
+# AdamW with torch's numbers, by other kernels; Trainer's name is written back.
+_SAME_ADAMW = ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
+# Of version 4, in a format of its own, which is read and not written.
+_APEX = "adamw_apex_fused"
+# Trainer passes them no arguments at all.
+_TAKES_NO_KWARGS = ("constant", "constant_with_warmup")
+
+# Names such as vision_lr, loraplus_lr_ratio, learning_rate_mapping, use_muon_optimizer;
+# and others of the optimizer, by name.
+_OF_THE_OPTIMIZER = re.compile(
+    r"(?:^|_)(?:lr|lrs|optim|optims|optimizer|optimizers|scheduler|warmup|momentum)"
+    r"(?:_|$)|learning_rate|weight_decay"
+    r"|^(?:use_(?:adam_mini|apollo|badam|galore|muon)|relora_steps)$"
+)
+
+
+@dataclass(eq=False)
+class Translation:
+    """Settings that fields of TrainingArguments become, filled in step by step.
+
+    Attributes:
+        values: the fields, read by their kinds.
+        typed: settings from elsewhere, such as a command line, which win over them.
+        settings: values by our names; names that are not ours are among them.
+        ignored: names of fields without effect here that are not at their defaults.
+        non_optimizer: names of fields that change numbers, but not the optimizer's.
+        notes: sentences on what has another name here, with the same numbers.
+        refusals: sentences on what would change the numbers and is not available.
+        unread: names of fields that were left out.
+    """
+
+    values: Mapping[str, Any]
+    typed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ignored: list[str] = dataclasses.field(default_factory=list)
+    non_optimizer: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    refusals: list[str] = dataclasses.field(default_factory=list)
+    unread: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def combined(self) -> dict[str, Any]:
+        """The settings so far, with those from elsewhere in their place."""
+        return {**self.settings, **self.typed}
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Refuses the value of a field, for a reason that ends in the cure."""
+        self.refusals.append(f"`{name}` {self.values[name]!r}: {reason}")
+
+
+def select_fields(
+    values: Mapping[str, Any],
+    known: Collection[str],
+    ignore_fields: Collection[str] = (),
+    *,
+    may_be_subclass: bool = True,
+) -> Translation:
+    """Reads fields by their kinds, except those of a subclass or that the user names.
+
+    A value that cannot be read is left unchanged: it is refused where it is checked.
+
+    Args:
+        values: by the names of the fields.
+        known: names of all fields that are not a subclass's.
+        ignore_fields: names of fields that are not read.
+        may_be_subclass: False if the class is known to be Transformers' own.
+
+    Returns:
+        A translation with values, names that were left out, and refusals of those that
+        may change the optimizer.
+
+    Raises:
+        TypeError: if `ignore_fields` is no collection of names.
+        ValueError: if one of them is not among the fields.
+    """
+    unread = list(_check_ignore_fields(ignore_fields, values))
+    left = {name: value for name, value in values.items() if name not in unread}
+    refusals = []
+    if may_be_subclass and has_all_fields(values):
+        for name in [name for name in left if name not in known]:
+            value = left.pop(name)
+            may_matter = _OF_THE_OPTIMIZER.search(name) and value is not False
+            if may_matter and is_set(value):
+                refusals.append(
+                    f"`{name}` {value!r}: this field of a subclass may change the "
+                    f"optimizer, which it does not here; if it does not, add {name!r} "
+                    "to `ignore_fields`."
+                )
+            else:
+                unread.append(name)
+    read = {name: _read_field(name, value) for name, value in left.items()}
+    return Translation(read, unread=unread, refusals=refusals)
+
+
+def unknown_field(name: str, known: Collection[str], what: str) -> str:
+    """Returns the sentence that refuses a name, with the nearest one and the cure."""
+    hint = _checks.nearest(name, known, "`{}`")
+    return (
+        f"`{name}` must be {what}.{hint} A field of your own that changes no number of "
+        f"the optimizer: add {name!r} to `ignore_fields`."
+    )
+
+
+def translate_training_arguments(
+    into: Translation,
+    *,
+    version: ArgsVersion,
+    max_steps: int | None,
+    refused: Mapping[str, str],
+) -> None:
+    """Translates the fields, all but lengths and strategies, to settings.
+
+    Args:
+        into: the values; its other attributes are completed.
+        version: the version whose rules hold.
+        max_steps: the number of updates, where it is known.
+        refused: the kinds of the table's fields that are refused if they are set, with
+            the reason; "" for that of the table.
+    """
+    for name, value in into.values.items():
+        field = TRAINING_ARGUMENTS.get(name)
+        if field is None:
+            into.settings[name] = value
+        elif field.kind == "translated" or field.is_default(value):
+            continue
+        elif field.kind in refused:
+            into.refuse(name, f"{refused[field.kind] or field.reason}.")
+        elif field.kind == "non_optimizer":
+            into.non_optimizer.append(name)
+        else:
+            into.ignored.append(name)
+    _translate_optimizer(into)
+    _translate_optim_args(into, version)
+    _check_decay(into, version)
+    _translate_warmup(into, max_steps, version)
+    _translate_schedule(into)
+    _check_stable_decay(into, version)
+    _check_accelerator(into)
+
+
+def _check_ignore_fields(
+    ignore_fields: Collection[str], given: Collection[str]
+) -> tuple[str, ...]:
+    """Returns the names once each; raises unless all are names of given fields."""
+    is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(name, str) for name in ignore_fields):
+        raise TypeError(
+            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
+        )
+    for name in ignore_fields:
+        if name not in given:
+            raise ValueError(
+                "`ignore_fields` must name fields of the source, got "
+                f"{name!r}, which it does not have.{_checks.nearest(name, given)}"
+            )
+    return tuple(dict.fromkeys(ignore_fields))
+
+
+def _read_field(name: str, value: Any) -> Any:
+    if is_null(value):
+        return None
+    if name not in VALUE_KINDS or not is_set(value):
+        return value
+    try:
+        return read_value(name, VALUE_KINDS[name], value)
+    except TypeError:
+        return value
+
+
+def _translate_optimizer(into: Translation) -> None:
+    values, settings = into.values, into.settings
+    if "max_grad_norm" in values and values["max_grad_norm"] is None:
+        settings["max_grad_norm"] = 0.0  # Trainer does not clip either
+    name = values.get("optim")
+    adafactor = values.get("adafactor")
+    try:
+        oldest = default_optimizer({**values, **into.typed})
+        is_adafactor = adafactor and read_value("adafactor", SWITCH, adafactor)
+    except (TypeError, ValueError) as error:
+        into.refusals.append(str(error))
+        return
+    if is_adafactor:
+        settings["optim"] = "adafactor"
+    elif oldest is not None:
+        settings["optim"] = oldest
+        into.notes.append(
+            f"`optim` is {oldest!r}: Transformers before 4.18 had no other AdamW"
+        )
+    elif name == _APEX:
+        settings["optim"] = "adamw_torch"
+        into.notes.append(f"`optim` {name!r} is 'adamw_torch' here: the same numbers")
+    elif name in _SAME_ADAMW:
+        into.notes.append(
+            f"`optim` {name!r} computes as 'adamw_torch' here: the same numbers"
+        )
+    elif is_set(name) and (refusal := optimizer_refusal(name)) is not None:
+        into.refusals.append(refusal)
+        del settings["optim"]
+
+
+def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
+    args: Any = into.values.get("optim_args")
+    into.settings.pop("optim_args", None)
+    optim = into.combined.get("optim") or "adamw_torch"
+    if not is_set(args) or optimizer_refusal(optim) is not None:
+        return
+    if optim not in TAKES_OPTIM_ARGS or not version.reads_optim_args:
+        into.notes.append(
+            f"`optim_args` {args!r}: Trainer of version {version.label} reads none for "
+            f"{optim!r}"
+        )
+        return
+    try:
+        named = args if isinstance(args, str) else dict(args)
+        if "weight_decay" in named:
+            named = _without_weight_decay(args)
+            into.notes.append(
+                "`weight_decay` in `optim_args`: Trainer goes by the field of this name"
+            )
+        into.settings["optim_args"] = dict(read_optim_args(optim, named))
+    except (TypeError, ValueError) as error:
+        into.refusals.append(str(error))
+
+
+def _without_weight_decay(args: Any) -> Any:
+    if isinstance(args, str):
+        items = args.replace(" ", "").split(",")
+        return ",".join(i for i in items if not i.startswith("weight_decay="))
+    return {name: value for name, value in args.items() if name != "weight_decay"}
+
+
+def _check_decay(into: Translation, version: ArgsVersion) -> None:
+    if not into.values.get("weight_decay"):
+        return
+    if version.decay_rule == "examples":
+        into.refuse(
+            "weight_decay",
+            f"the fields are those of Transformers {version.label}, whose Trainer "
+            "decayed all parameters but those with `bias` or `LayerNorm.weight` in "
+            "torch's name, which is not carried over; only runs without decay are.",
+        )
+    elif version.number < (4, 40):
+        into.notes.append(
+            "`weight_decay`: which layers are norms is taken from later versions; "
+            "before 4.40 Trainer knew fewer of the RMSNorm classes"
+        )
+
+
+def _translate_warmup(
+    into: Translation, max_steps: int | None, version: ArgsVersion
+) -> None:
+    ratio, steps = into.values.get("warmup_ratio"), into.values.get("warmup_steps")
+    if not is_set(ratio):
+        return
+    try:
+        _checks.fraction("warmup_ratio", ratio)
+    except (TypeError, ValueError) as error:
+        into.refusals.append(f"{error} A number of steps is `warmup_steps`.")
+        return
+    has_steps = is_set(steps) and steps != 0
+    if version.ratio_replaces_steps:
+        # `warmup_steps = warmup_ratio`, whatever the steps: 1 is one step, not a share.
+        into.settings["warmup_steps"] = 1 if ratio == 1 else ratio
+        if has_steps:
+            into.ignored.append("warmup_steps")
+    elif has_steps and isinstance(steps, float) and 0 < steps < 1:
+        # As in 4.x: steps win, and a share of them was none.
+        into.refuse(
+            "warmup_steps",
+            f"beside `warmup_ratio`, which is {ratio!r}, it must be a whole number of "
+            "steps. Give one of the two, a share as the ratio.",
+        )
+    elif has_steps:
+        if ratio:
+            into.ignored.append("warmup_ratio")
+    # A `warmup_steps` of 1 would be one step, not all of them.
+    elif ratio == 1 and max_steps is None:
+        into.refuse(
+            "warmup_ratio",
+            "how many steps are all of them is not known; give `max_steps`.",
+        )
+    else:
+        into.settings["warmup_steps"] = max_steps if ratio == 1 else ratio
+
+
+def _translate_schedule(into: Translation) -> None:
+    """Leaves out what Trainer does not pass to the schedule."""
+    settings = into.settings
+    schedule = into.combined.get("lr_scheduler_type") or "linear"
+    if schedule in _TAKES_NO_KWARGS and is_set(settings.get("lr_scheduler_kwargs")):
+        del settings["lr_scheduler_kwargs"]
+        into.notes.append(f"`lr_scheduler_kwargs`: Trainer reads none for {schedule!r}")
+    warmup = settings.get("warmup_steps")
+    if isinstance(warmup, float) and warmup > 1:
+        settings["warmup_steps"] = int(warmup)
+    if schedule in METRIC_DRIVEN and warmup:
+        settings["warmup_steps"] = 0
+        written = "warmup_steps" if into.values.get("warmup_steps") else "warmup_ratio"
+        into.notes.append(f"`{written}`: {schedule!r} has none in Trainer either")
+
+
+def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
+    """Refuses a schedule whose warmup rose from 0, where ours starts at its minimum.
+
+    Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
+    """
+    settings, name = into.settings, "warmup_stable_decay"
+    kwargs = settings.get("lr_scheduler_kwargs") or {}
+    ratio = kwargs.get("min_lr_ratio", 0) if isinstance(kwargs, Mapping) else 0
+    is_affected = (
+        version.warms_up_from_zero and settings.get("lr_scheduler_type") == name
+    )
+    if is_affected and ratio and settings.get("warmup_steps"):
+        into.refusals.append(
+            f"`lr_scheduler_kwargs` must be without a `min_lr_ratio` for {name!r} of "
+            f"Transformers {version.label}, got {ratio!r}: its warmup rises from 0 "
+            "there, and from this share of the rate here and since 4.49. Pass "
+            "`transformers_version='4.49.0'` if the warmup is over."
+        )
+
+
+def _check_accelerator(into: Translation) -> None:
+    config = into.values.get("accelerator_config")
+    is_plain = isinstance(config, dict) and not (
+        config.get("split_batches") not in (None, False, "false", "False")
+        or is_set(config.get("gradient_accumulation_kwargs"))
+    )
+    if is_set(config) and not is_plain:
+        into.refuse(
+            "accelerator_config",
+            "`gradient_accumulation_steps` and `per_device_train_batch_size` set all "
+            "of it here; leave it out, or name it in `ignore_fields`.",
+        )

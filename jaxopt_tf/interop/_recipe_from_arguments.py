@@ -1,0 +1,261 @@
+"""TrainingArguments -> Recipe, refusing what would change its numbers."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .. import _checks
+from .._io import SWITCH, is_set, read_value
+from ..recipes import METRIC_DRIVEN, Recipe
+from ._argument_fields import (
+    EVALUATION_FIELDS,
+    JOB_FIELDS,
+    TRAINING_ARGUMENTS,
+    VALUE_KINDS,
+)
+from ._argument_translation import (
+    Translation,
+    select_fields,
+    translate_training_arguments,
+    unknown_field,
+)
+from ._arguments_by_version import (
+    ArgsVersion,
+    args_version,
+    known_version,
+    note_on_decay,
+)
+from ._training_arguments import read_training_arguments
+
+_RECIPE_FIELDS = frozenset(field.name for field in fields(Recipe))
+_KNOWN = (*_RECIPE_FIELDS, *JOB_FIELDS, *TRAINING_ARGUMENTS)
+# Fields that a recipe has under another name, or as a number of steps.
+_MAPPED_OTHERWISE = ("adafactor", "num_train_epochs", "warmup_ratio")
+_REFUSED = {
+    "refused": "",
+    "devices": "more than one device took part; pass `num_devices`",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTransformers:
+    """A recipe, and what became of each of the TrainingArguments.
+
+    Attributes:
+        recipe: the numbers of the updates; its `decay_rule` is Trainer's.
+        versions: of Transformers, whose rules were followed: "4.46.3" if the version
+            is known, else "5", "4.53 to 4.55" and others by the fields.
+        mapped: names of the fields that the recipe has, under this name or another.
+        non_optimizer: fields that decide numbers, but not those of the optimizer: the
+            precision, the order of the data, and, if evaluations drive the schedule or
+            pick the model, how often and by which metric is evaluated.
+        ignored: fields that are not at their defaults and change no number here, or
+            that `max_steps` replaces.
+        notes: sentences on what has another form here, with the same numbers.
+        unread: names of fields that were not read: those of a subclass of
+            TrainingArguments, and those of `ignore_fields`.
+        values: the fields that were read, with their values.
+    """
+
+    recipe: Recipe
+    versions: str
+    mapped: tuple[str, ...]
+    non_optimizer: tuple[str, ...]
+    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    values: Mapping[str, Any]
+
+
+def recipe_from_transformers(
+    source: Any,
+    *,
+    max_steps: int | None = None,
+    num_examples: int | None = None,
+    num_devices: int | None = None,
+    ignore_fields: Collection[str] = (),
+    transformers_version: str | None = None,
+) -> FromTransformers:
+    """Returns the recipe that Trainer would follow with these TrainingArguments.
+
+    Steps come from epochs as Trainer computes them: batches of an epoch are rounded up
+    (down with `dataloader_drop_last`), so are its updates (down until 4.51) and the
+    steps of all epochs. If several devices took part, the accumulation steps of the
+    recipe are multiplied by their number: an update is of equally many sequences.
+
+    Args:
+        source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
+            file or of a `training_args.bin`. That is a pickle, of which nothing is run.
+        max_steps: number of updates, as in trainer_state.json; None for that of the
+            source.
+        num_examples: length of the training data; needed if `max_steps` is not set.
+        num_devices: how many took part, each with a batch of its own; None for the
+            number that the source shows, or 1.
+        ignore_fields: names of fields that are not read, as if they were not set.
+        transformers_version: version that made the run, such as "4.46.3". None for
+            that of config.json in the folder of the file, else the newest that has
+            these fields. Decay, steps of an epoch and others depend on it.
+
+    Returns:
+        The recipe and a report. Fields of a subclass of TrainingArguments (TRL's
+        `SFTConfig`, or your own) are ignored and listed.
+
+    Raises:
+        ValueError: naming all that would change the numbers and is not available here,
+            fields of a subclass that may change the optimizer, and all unknown names,
+            at once; or if a file cannot be read.
+        TypeError: if the source is of another kind.
+
+    Source: transformers 4.0 to 4.57 and 5.0 to 5.24, `trainer.py`, `training_args.py`,
+        `trainer_optimizer.py`.
+    Differs: a warmup longer than the training, phases that do not fit into it, and
+        misspelt `optim_args` are refused; Trainer takes them.
+    """
+    max_steps = _positive_or_none("max_steps", max_steps)
+    num_examples = _positive_or_none("num_examples", num_examples)
+    num_devices = _positive_or_none("num_devices", num_devices)
+    found = read_training_arguments(source)
+    number, version_notes = known_version(found, transformers_version)
+    version = args_version(found.values, number)
+    num_devices = num_devices or found.num_devices
+    into = select_fields(
+        found.values, _KNOWN, ignore_fields, may_be_subclass=found.may_be_subclass
+    )
+    values = into.values
+    if num_devices:
+        into.values = {n: v for n, v in values.items() if not _is_of_devices(n)}
+    if max_steps is not None:
+        into.values = {**into.values, "max_steps": max_steps}
+    steps = None
+    try:
+        steps = _num_updates(into.values, num_examples, num_devices or 1, version)
+    except (TypeError, ValueError) as error:
+        into.refusals.append(str(error))
+    translate_training_arguments(
+        into, version=version, max_steps=steps, refused=_REFUSED
+    )
+    _accumulate_devices(into, num_devices or 1)
+    settings = _recipe_settings(into)
+    settings["max_steps"] = 2**31 - 1 if steps is None else steps
+    settings["decay_rule"] = version.decay_rule
+    try:
+        recipe = Recipe(**settings)
+    except (TypeError, ValueError) as error:
+        into.refusals.append(str(error))
+    if into.refusals:
+        raise ValueError(f"{found.name}: " + "\n  ".join(into.refusals))
+    mapped = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
+    mapped -= {*into.ignored}
+    replaced = mapped & {"num_train_epochs"} if _has_steps(into.values) else set()
+    mapped = mapped - replaced | {n for n in into.values if n in settings}
+    return FromTransformers(
+        recipe=recipe,
+        versions=version.label,
+        mapped=tuple(sorted(mapped)),
+        non_optimizer=tuple(sorted(into.non_optimizer)),
+        ignored=tuple(sorted({*into.ignored, *replaced})),
+        notes=(*into.notes, *version_notes, *note_on_decay(version, recipe)),
+        unread=tuple(sorted(into.unread)),
+        values=values,
+    )
+
+
+def _positive_or_none(name: str, value: int | None) -> int | None:
+    return None if value is None else _checks.step_count(name, value, least=1)
+
+
+def _is_of_devices(name: str) -> bool:
+    return name in TRAINING_ARGUMENTS and TRAINING_ARGUMENTS[name].kind == "devices"
+
+
+def _has_steps(values: Mapping[str, Any]) -> bool:
+    """Returns True if `max_steps` decides, and not the epochs."""
+    steps: Any = values.get("max_steps")
+    return is_set(steps) and (not isinstance(steps, int | float) or steps >= 0)
+
+
+def _num_updates(
+    values: Mapping[str, Any],
+    num_examples: int | None,
+    num_devices: int,
+    version: ArgsVersion,
+) -> int:
+    """Returns the number of updates; raises if it is not known."""
+    if _has_steps(values):
+        return _checks.step_count("max_steps", values["max_steps"])
+    epochs = values.get("num_train_epochs", 3.0)
+    _checks.positive("num_train_epochs", epochs)
+    if num_examples is None:
+        raise ValueError(
+            f"`num_train_epochs` {epochs!r}: how many steps they have is not known "
+            "without the data; pass `num_examples`, or set `max_steps`."
+        )
+
+    def count(name: str, default: int) -> int:
+        return _checks.step_count(name, values.get(name, default), least=1)
+
+    batch = num_devices * count("per_device_train_batch_size", 8)
+    accumulated = count("gradient_accumulation_steps", 1)
+    name = "dataloader_drop_last"
+    drops_last = read_value(name, SWITCH, values.get(name) or False)
+    batches = num_examples // batch if drops_last else -(-num_examples // batch)
+    whole, rest = divmod(batches, accumulated)
+    updates = whole + (version.rounds_up and rest > 0)
+    steps = math.ceil(epochs * max(1, updates))
+    if steps > 2**31 - 1:
+        raise ValueError(
+            f"`num_train_epochs` must have at most 2^31 - 1 steps, got {epochs!r}: "
+            f"{steps:,} steps."
+        )
+    return steps
+
+
+def _accumulate_devices(into: Translation, num_devices: int) -> None:
+    """Lets one device take the batches that several took at once."""
+    steps: Any = into.settings.get("gradient_accumulation_steps", 1)
+    if num_devices == 1 or not isinstance(steps, int):
+        return
+    into.settings["gradient_accumulation_steps"] = steps * num_devices
+    into.notes.append(
+        f"`gradient_accumulation_steps` is {steps * num_devices} for {steps}: "
+        f"{num_devices} devices took part, and an update here is of as many sequences "
+        "on one"
+    )
+    # If it is off, each device divides its loss by its own number of labels.
+    name = "average_tokens_across_devices"
+    if name in into.ignored:
+        into.ignored.remove(name)
+        into.non_optimizer.append(name)
+
+
+def _recipe_settings(into: Translation) -> dict[str, Any]:
+    """Takes the settings of a recipe out; sorts or refuses the fields that are left."""
+    settings: dict[str, Any] = {}
+    for name, value in into.settings.items():
+        if name in _RECIPE_FIELDS:
+            if is_set(value) and name != "max_steps":
+                try:
+                    settings[name] = read_value(name, VALUE_KINDS[name], value)
+                except TypeError as error:
+                    into.refusals.append(str(error))
+        elif name not in JOB_FIELDS:
+            into.refusals.append(
+                unknown_field(name, _KNOWN, "one of TrainingArguments")
+            )
+        elif is_set(value) and value is not False:
+            is_ignored = JOB_FIELDS[name] == "ignored"
+            (into.ignored if is_ignored else into.non_optimizer).append(name)
+    values = into.values
+    is_driven = settings.get("lr_scheduler_type") in METRIC_DRIVEN
+    if is_driven or values.get("load_best_model_at_end") is True:
+        deciding = {n for n in EVALUATION_FIELDS if is_set(values.get(n))}
+        # It replaces an interval that is not set.
+        if is_set(values.get("logging_steps")) and not values.get("eval_steps"):
+            deciding.add("logging_steps")
+        into.ignored = [name for name in into.ignored if name not in deciding]
+        into.non_optimizer += sorted(deciding - {*into.non_optimizer})
+    seed = values.get("data_seed")
+    if is_set(seed) and seed != values.get("seed"):
+        into.non_optimizer.append("data_seed")
+    return settings
