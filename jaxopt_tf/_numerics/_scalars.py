@@ -18,9 +18,9 @@ import numpy as np
 from .. import _checks
 from .._typing import PyTree, Scalar
 from . import double_float
-from .double_float import TwoFloats
+from .double_float import DoubleFloat
 
-# A `TwoFloats`, or a float64 array; (). The operands of an operator are of one kind.
+# A `DoubleFloat`, or a float64 array; (). The operands of an operator are of one kind.
 ExactScalar = Any
 
 
@@ -89,10 +89,10 @@ def exact_power(base: Scalar, exponent: jax.Array, dtype: Any) -> ExactScalar:
 
 def exact_sqrt(value: ExactScalar) -> ExactScalar:
     """Returns the square root of an exact scalar that is greater than 0."""
-    is_pair = isinstance(value, TwoFloats)
+    is_pair = isinstance(value, DoubleFloat)
     return double_float.sqrt(value) if is_pair else jnp.sqrt(value)
 
 
 def rounded(value: ExactScalar) -> jax.Array:
     """Returns an exact scalar in the dtype of the arithmetic: float32, or float64."""
-    return double_float.to_float32(value) if isinstance(value, TwoFloats) else value
+    return double_float.to_float32(value) if isinstance(value, DoubleFloat) else value

@@ -18,31 +18,31 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class TwoFloats(NamedTuple):
+class DoubleFloat(NamedTuple):
     """The unevaluated sum `high + low`; where it is not finite, `low` is 0."""
 
     high: jax.Array  # any shape, float32: the number rounded to float32
     low: jax.Array  # as high, float32: what the rounding left over
 
     # The operators of a tuple would concatenate and repeat.
-    def __add__(self, other: "TwoFloats") -> "TwoFloats":  # type: ignore[override]
+    def __add__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]
         """Returns `add(self, other)`."""
         return add(self, other)
 
-    def __sub__(self, other: "TwoFloats") -> "TwoFloats":
+    def __sub__(self, other: "DoubleFloat") -> "DoubleFloat":
         """Returns `subtract(self, other)`."""
         return subtract(self, other)
 
-    def __mul__(self, other: "TwoFloats") -> "TwoFloats":  # type: ignore[override]
+    def __mul__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]
         """Returns `multiply(self, other)`."""
         return multiply(self, other)
 
-    def __truediv__(self, other: "TwoFloats") -> "TwoFloats":
+    def __truediv__(self, other: "DoubleFloat") -> "DoubleFloat":
         """Returns `divide(self, other)`."""
         return divide(self, other)
 
 
-def from_float(value: float | np.ndarray) -> TwoFloats:
+def from_float(value: float | np.ndarray) -> DoubleFloat:
     """Returns host doubles, as exactly as two float32 can hold them."""
     value = np.asarray(value, np.float64)
     high = value.astype(np.float32)
@@ -50,22 +50,22 @@ def from_float(value: float | np.ndarray) -> TwoFloats:
     # Behind a barrier, because XLA folds constants as if sums were associative:
     # (x + 1) - 1 becomes x, and the rounding error that a pair lives on is gone.
     pair = jnp.asarray(high), jnp.asarray(low.astype(np.float32))
-    return TwoFloats(*jax.lax.optimization_barrier(pair))
+    return DoubleFloat(*jax.lax.optimization_barrier(pair))
 
 
-def from_scalar(value: float | jax.Array) -> TwoFloats:
+def from_scalar(value: float | jax.Array) -> DoubleFloat:
     """Returns a host double, or the float32 of an array, as a pair."""
     if isinstance(value, jax.Array):
         return from_float32(value.astype(jnp.float32))
     return from_float(float(value))
 
 
-def from_float32(value: jax.Array) -> TwoFloats:
+def from_float32(value: jax.Array) -> DoubleFloat:
     """Returns a float32, exactly."""
-    return TwoFloats(value, jnp.zeros_like(value))
+    return DoubleFloat(value, jnp.zeros_like(value))
 
 
-def from_int(value: jax.Array) -> TwoFloats:
+def from_int(value: jax.Array) -> DoubleFloat:
     """Returns an int32 or uint32 of any size, exactly."""
     # Both halves have few enough bits for float32; their sum may not.
     low_bits = value & 0xFFF
@@ -74,12 +74,12 @@ def from_int(value: jax.Array) -> TwoFloats:
     )
 
 
-def negate(a: TwoFloats) -> TwoFloats:
+def negate(a: DoubleFloat) -> DoubleFloat:
     """Returns -a, exactly."""
-    return TwoFloats(-a.high, -a.low)
+    return DoubleFloat(-a.high, -a.low)
 
 
-def add(a: TwoFloats, b: TwoFloats) -> TwoFloats:
+def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a + b, to about 2^-46 of the larger; exact where the sum fits."""
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
@@ -87,17 +87,17 @@ def add(a: TwoFloats, b: TwoFloats) -> TwoFloats:
     return _finite_or(a.high + b.high, _quick_two_sum(high, low + rest))
 
 
-def subtract(a: TwoFloats, b: TwoFloats) -> TwoFloats:
+def subtract(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a - b, as `add`."""
     return add(a, negate(b))
 
 
-def multiply(a: TwoFloats, b: TwoFloats) -> TwoFloats:
+def multiply(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a * b, to about 2^-46 of the product."""
     return _finite_or(a.high * b.high, _product(a, b))
 
 
-def divide(a: TwoFloats, b: TwoFloats) -> TwoFloats:
+def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a / b, to about 2^-45 of the quotient; exact where it fits."""
     first = a.high / b.high
     rest = subtract(a, _product(from_float32(first), b))
@@ -107,14 +107,14 @@ def divide(a: TwoFloats, b: TwoFloats) -> TwoFloats:
     return _finite_or(first, _quick_two_sum(high, low + rest.high / b.high))
 
 
-def sqrt(a: TwoFloats) -> TwoFloats:
+def sqrt(a: DoubleFloat) -> DoubleFloat:
     """Returns the square root of a number greater than 0, to about 2^-45."""
     first = jnp.sqrt(a.high)
     rest = subtract(a, _product(from_float32(first), from_float32(first)))
     return _quick_two_sum(first, rest.high / (first + first))
 
 
-def power(base: float | jax.Array, exponent: jax.Array) -> TwoFloats:
+def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
     """Returns base ** exponent for a base from 0 to 1, by products alone.
 
     Exponentials and logarithms differ between devices by several units in the last
@@ -132,58 +132,58 @@ def power(base: float | jax.Array, exponent: jax.Array) -> TwoFloats:
     one = from_float32(jnp.ones(32, jnp.float32))
     factors = select(bit == 1, _squares(base), one)
     while (half := factors.high.shape[0] // 2) > 0:
-        first = TwoFloats(factors.high[:half], factors.low[:half])
-        second = TwoFloats(factors.high[half:], factors.low[half:])
+        first = DoubleFloat(factors.high[:half], factors.low[:half])
+        second = DoubleFloat(factors.high[half:], factors.low[half:])
         factors = _product(first, second)
-    return TwoFloats(factors.high[0], factors.low[0])
+    return DoubleFloat(factors.high[0], factors.low[0])
 
 
-def less(a: TwoFloats, b: TwoFloats) -> jax.Array:
+def less(a: DoubleFloat, b: DoubleFloat) -> jax.Array:
     """Returns a < b, as Python compares doubles: False where either is NaN."""
     return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
 
 
-def select(condition: jax.Array, a: TwoFloats, b: TwoFloats) -> TwoFloats:
+def select(condition: jax.Array, a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a where `condition`, else b."""
-    return TwoFloats(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
+    return DoubleFloat(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
 
 
-def to_float32(a: TwoFloats) -> jax.Array:
+def to_float32(a: DoubleFloat) -> jax.Array:
     """Returns the nearest float32."""
     return a.high + a.low
 
 
-def _squares(base: float | jax.Array) -> TwoFloats:
+def _squares(base: float | jax.Array) -> DoubleFloat:
     """Returns base, base^2, base^4, ... base^(2^31); (32,)."""
     if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 
-    def square(last: TwoFloats, _: None) -> tuple[TwoFloats, TwoFloats]:
+    def square(last: DoubleFloat, _: None) -> tuple[DoubleFloat, DoubleFloat]:
         return _product(last, last), last
 
     return jax.lax.scan(square, from_float32(base), length=32)[1]
 
 
-def _product(a: TwoFloats, b: TwoFloats) -> TwoFloats:
+def _product(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a * b of finite numbers."""
     high, low = _two_product(a.high, b.high)
     return _quick_two_sum(high, low + (a.high * b.low + a.low * b.high))
 
 
-def _two_sum(a: jax.Array, b: jax.Array) -> TwoFloats:
+def _two_sum(a: jax.Array, b: jax.Array) -> DoubleFloat:
     """Returns a + b without any error, whichever is larger (Knuth)."""
     total = a + b
     b_part = total - a
-    return TwoFloats(total, (a - (total - b_part)) + (b - b_part))
+    return DoubleFloat(total, (a - (total - b_part)) + (b - b_part))
 
 
-def _quick_two_sum(a: jax.Array, b: jax.Array) -> TwoFloats:
+def _quick_two_sum(a: jax.Array, b: jax.Array) -> DoubleFloat:
     """Returns a + b without any error, where |a| >= |b| (Dekker)."""
     total = a + b
-    return TwoFloats(total, b - (total - a))
+    return DoubleFloat(total, b - (total - a))
 
 
-def _two_product(a: jax.Array, b: jax.Array) -> TwoFloats:
+def _two_product(a: jax.Array, b: jax.Array) -> DoubleFloat:
     """Returns a * b of four exact products.
 
     Never as `a * b - rounded`, which may be fused.
@@ -201,10 +201,10 @@ def _upper_half(a: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _finite_or(plain: jax.Array, pair: TwoFloats) -> TwoFloats:
+def _finite_or(plain: jax.Array, pair: DoubleFloat) -> DoubleFloat:
     """Returns `pair`, or the plain result where that is inf or NaN."""
     is_finite = jnp.isfinite(plain)
-    return TwoFloats(
+    return DoubleFloat(
         jnp.where(is_finite, pair.high, plain),
         jnp.where(is_finite, pair.low, jnp.zeros_like(pair.low)),
     )

@@ -70,8 +70,8 @@ def sweep(args: Sequence[str]) -> int:
     )
     task = tuning_task(config, tuning_corpus(config, folder))
     changes = _keep_settings(search, folder)
-    _print(_introduction(recipes, folder))
     try:
+        _print(_introduction(recipes, folder))
         found = tuning.sweep(
             task,
             recipe,

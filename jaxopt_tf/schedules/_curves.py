@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from .. import _checks
 from .._numerics.double_float import (
-    TwoFloats,
+    DoubleFloat,
     from_float,
     from_float32,
     from_int,
@@ -27,26 +27,26 @@ from .._numerics.double_float import (
 from ._repr import shows_call
 
 # From a share, from 0 to 1, to a float32 (float64 for a pair of float64) from 0 to 1.
-Curve = Callable[[TwoFloats], jax.Array]
+Curve = Callable[[DoubleFloat], jax.Array]
 
 
-def linear(x: TwoFloats) -> jax.Array:
+def linear(x: DoubleFloat) -> jax.Array:
     """Climbs evenly: x."""
     return to_float32(x)
 
 
-def cosine(x: TwoFloats) -> jax.Array:
+def cosine(x: DoubleFloat) -> jax.Array:
     """Climbs slowly, fast, slowly: (1 - cos(pi x)) / 2."""
     # The square of a sine has no cancellation, where 1 - cos(pi x) is all of it.
     return jnp.sin(0.5 * jnp.pi * x.high) ** 2
 
 
-def sqrt(x: TwoFloats) -> jax.Array:
+def sqrt(x: DoubleFloat) -> jax.Array:
     """Climbs fast, then slowly: sqrt(x)."""
     return jnp.sqrt(x.high)
 
 
-def one_minus_sqrt(x: TwoFloats) -> jax.Array:
+def one_minus_sqrt(x: DoubleFloat) -> jax.Array:
     """Climbs slowly, then fast: 1 - sqrt(1 - x). Read from its end, 1 - sqrt(done)."""
     rest = to_float32(subtract(from_float32(jnp.ones_like(x.high)), x))
     # The same number as 1 - sqrt(rest), multiplied through: nothing cancels near 0.
@@ -71,7 +71,7 @@ def polynomial(power: float) -> Curve:
         raise ValueError(f"`power` must be at most 1e6, got {power!r}.")
     whole, part = int(power), float(power) - int(power)
 
-    def curve(x: TwoFloats) -> jax.Array:
+    def curve(x: DoubleFloat) -> jax.Array:
         if x.high.dtype == jnp.float64:
             return jnp.power(to_float32(x), power)
         # x = mantissa * 2^exponent, with the mantissa above 1/2 and at most 1: its
@@ -93,8 +93,8 @@ def polynomial(power: float) -> Curve:
 
 
 def _whole_power(
-    mantissa: TwoFloats, exponent: jax.Array, power: int
-) -> tuple[TwoFloats, jax.Array]:
+    mantissa: DoubleFloat, exponent: jax.Array, power: int
+) -> tuple[DoubleFloat, jax.Array]:
     """(mantissa * 2^exponent)^power by squaring, split again after each product."""
     result, twos = from_float32(jnp.ones_like(mantissa.high)), jnp.zeros_like(exponent)
     while power:
@@ -108,10 +108,10 @@ def _whole_power(
     return result, twos
 
 
-def _split(x: TwoFloats) -> tuple[TwoFloats, jax.Array]:
+def _split(x: DoubleFloat) -> tuple[DoubleFloat, jax.Array]:
     """(m, e) with x = m * 2^e, m above 1/2 and at most 1, e int32; 0 stays 0."""
     bits = jax.lax.bitcast_convert_type(x.high, jnp.int32)
     is_power_of_two = (bits & 0x7FFFFF) == 0
     exponent = (bits >> 23) - 126 - is_power_of_two.astype(jnp.int32)
     scale = jax.lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
-    return TwoFloats(x.high * scale, x.low * scale), exponent
+    return DoubleFloat(x.high * scale, x.low * scale), exponent

@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import _checks
 from .._numerics import double_float
-from .._numerics.double_float import TwoFloats, add, from_float32, from_int
+from .._numerics.double_float import DoubleFloat, add, from_float32, from_int
 from .._typing import Scalar, Step
 
 _BITS = 96
@@ -56,7 +56,7 @@ def level(value: Scalar, dtype: np.dtype) -> Scalar:
     return jnp.asarray(value).astype(dtype)
 
 
-def done(step: jax.Array, num_steps: int) -> TwoFloats:
+def done(step: jax.Array, num_steps: int) -> DoubleFloat:
     """Returns step / num_steps, at most 1."""
     part = jnp.minimum(step, max(num_steps, 1))
     if step.dtype == np.uint64:
@@ -64,7 +64,7 @@ def done(step: jax.Array, num_steps: int) -> TwoFloats:
     return _share(part, num_steps)
 
 
-def left(step: jax.Array, num_steps: int) -> TwoFloats:
+def left(step: jax.Array, num_steps: int) -> DoubleFloat:
     """Returns 1 - step / num_steps, at least 0; 0 in a phase without steps."""
     if step.dtype == np.uint64 and num_steps:
         return _one_minus(_quotient(jnp.minimum(step, num_steps), num_steps))
@@ -80,7 +80,7 @@ class Wave:
         self._step_turn = per_step(num_cycles, num_steps)
         self._num_steps = num_steps
 
-    def at(self, step: jax.Array) -> TwoFloats:
+    def at(self, step: jax.Array) -> DoubleFloat:
         """Returns |1 - 2 turn| with turn = (num_cycles * step / num_steps) mod 1."""
         if step.dtype == np.uint64:
             # The functions of the math library reduce a large phase exactly, where a
@@ -88,8 +88,8 @@ class Wave:
             phase = self._phase * _quotient(step, self._num_steps)
             away = jnp.abs(jnp.arctan2(jnp.sin(phase), jnp.cos(phase))) / math.pi
             return double_float.from_float32(1.0 - away)
-        half = to_two_floats(_distance_from_half(turn_at(step, self._step_turn)))
-        return TwoFloats(2.0 * half.high, 2.0 * half.low)
+        half = to_double_float(_distance_from_half(turn_at(step, self._step_turn)))
+        return DoubleFloat(2.0 * half.high, 2.0 * half.low)
 
 
 class Restarts:
@@ -100,7 +100,7 @@ class Restarts:
         self._step_turn = per_step(num_cycles, num_steps)
         self._num_cycles, self._num_steps = float(num_cycles), num_steps
 
-    def at(self, step: jax.Array) -> TwoFloats:
+    def at(self, step: jax.Array) -> DoubleFloat:
         """Returns 1 - turn with turn = (num_cycles * (step / num_steps)) mod 1."""
         if step.dtype == np.uint64:
             turns = self._num_cycles * _quotient(step, self._num_steps)
@@ -113,7 +113,7 @@ class Restarts:
         if misplaced.size:
             place = jnp.searchsorted(misplaced, step).clip(max=misplaced.size - 1)
             rest = _select(jnp.asarray(misplaced)[place] == step, turn, rest)
-        return to_two_floats(rest)
+        return to_double_float(rest)
 
 
 class Turn(NamedTuple):
@@ -166,10 +166,10 @@ def _select(condition: jax.Array, a: Turn, b: Turn) -> Turn:
     return Turn(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
 
 
-def to_two_floats(turn: Turn) -> TwoFloats:
+def to_double_float(turn: Turn) -> DoubleFloat:
     """Returns the fraction as two float32: to 2^-56, and relatively exact near 0."""
     high = from_int(turn.high)
-    high = TwoFloats(high.high * 2.0**-32, high.low * 2.0**-32)
+    high = DoubleFloat(high.high * 2.0**-32, high.low * 2.0**-32)
     rest = turn.middle.astype(jnp.float32) * 2.0**-64
     rest += turn.low.astype(jnp.float32) * 2.0**-96
     return add(high, from_float32(rest))
@@ -209,7 +209,7 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
     return np.asarray(misplaced, dtype=np.uint32)
 
 
-def _share(part: jax.Array, whole: int) -> TwoFloats:
+def _share(part: jax.Array, whole: int) -> DoubleFloat:
     """Returns part / whole, from 0 to 1, as two float32."""
     if part.dtype == np.uint64:  # of a phase without steps: nothing is left
         return double_float.from_float32(part.astype(jnp.float64))
@@ -228,7 +228,7 @@ def _quotient(part: jax.Array, whole: int) -> jax.Array:
     return part.astype(jnp.float64) / divisor.astype(jnp.float64)
 
 
-def _one_minus(x: jax.Array) -> TwoFloats:
+def _one_minus(x: jax.Array) -> DoubleFloat:
     """Returns 1 - x for x from 0 to 1 without any error, as two float64."""
     high = 1.0 - x
-    return TwoFloats(high, (1.0 - high) - x)
+    return DoubleFloat(high, (1.0 - high) - x)

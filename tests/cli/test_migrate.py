@@ -607,7 +607,7 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
         (
             "`recipe` must have no `rate_groups`. Write the state dict by "
             "`torch_from_opt_state`.",
-            "`training_args` must have no `rate_groups`. Such a run cannot be "
+            "`--training_args` must have no `rate_groups`. Such a run cannot be "
             "migrated.",
         ),
     ],

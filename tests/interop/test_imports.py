@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import numpy as np
+import optax
 import pytest
 
 from jaxopt_tf import interop
@@ -47,10 +48,11 @@ def names():
         lambda folder: interop.torch_model_from_config(folder),
         lambda folder: interop.torch_model_from_module(None),
         lambda folder: interop.torch_from_opt_state(
-            build_optimizer(RECIPE).init(PARAMS),
+            optax.tree.set(build_optimizer(RECIPE).init(PARAMS), count=np.int32(1)),
             PARAMS,
             names(),
             [{"lr": 1e-3, "weight_decay": 0.0}],
+            groups=[["w"]],
         ),
         lambda folder: interop.read_trainer_checkpoint(
             folder, PARAMS, names(), recipe=RECIPE

@@ -29,7 +29,7 @@ from jaxopt_tf.schedules import (
     sqrt,
     warmup,
 )
-from jaxopt_tf.schedules._progress import per_step, to_two_floats, turn_at
+from jaxopt_tf.schedules._progress import per_step, to_double_float, turn_at
 
 CURVES = {
     "linear": linear,
@@ -126,7 +126,7 @@ def test_the_turn_of_a_step_is_exact(step, num_steps, num_cycles):
     # Rounded up, and so less than `step` units above; modulo 1.
     above = (units - exact * 2**96) % 2**96
     assert 0 <= above <= step
-    high, low = to_two_floats(turn)
+    high, low = to_double_float(turn)
     close = Fraction(float(high)) + Fraction(float(low))
     assert abs(close - Fraction(units, 2**96)) <= Fraction(units, 2**96) / 2**23
     assert abs(close - Fraction(units, 2**96)) <= Fraction(1, 2**46)
