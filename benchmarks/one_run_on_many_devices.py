@@ -102,7 +102,8 @@ def _no_show(root: Path) -> Iterator[Row]:
     since = time.perf_counter()
     with started(args) as processes:
         ((status, said),) = ended(processes)
-    if status != 2 or not re.search("`num_processes` must be .* those that come", said):
+    refusal = "`--num_processes` must be .* processes that are started"
+    if status != 2 or not re.search(refusal, said):
         raise RuntimeError(f"it ended with {status}: {said}")
     yield Row(
         claim="one of 2 processes never comes: the other one ends, and says so",
