@@ -138,11 +138,6 @@ def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
     return DoubleFloat(factors.high[0], factors.low[0])
 
 
-def less(a: DoubleFloat, b: DoubleFloat) -> jax.Array:
-    """Returns a < b, as Python compares doubles: False where either is NaN."""
-    return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
-
-
 def select(condition: jax.Array, a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a where `condition`, else b."""
     return DoubleFloat(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
