@@ -16,8 +16,8 @@ _STATIC = ("decay_mask", "moment_dtype")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# Forms to write instead of other names. Of several forms for one name the first whose
-# argument the called function has is suggested.
+# Forms to write instead of other names. If a name has several forms, the
+# first one is suggested whose argument the called function has.
 _FORMS = [
     (
         "learning_rate=...",

@@ -7,7 +7,6 @@ from ._processes import (
 )
 from ._processes import done_by_first as done_by_first
 from ._processes import is_first as is_first
-from ._processes import is_true_in_all as is_true_in_all
 from ._processes import told_by_first as told_by_first
 from ._values import JSON_OR_TEXT as JSON_OR_TEXT
 from ._values import NUMBER as NUMBER

@@ -98,12 +98,15 @@ def parse_json(content: str | bytes) -> Any:
     return json.loads(content, object_pairs_hook=_unique_names)
 
 
-def read_json_object(path: Path, folder: str) -> dict[str, Any]:
+def read_json_object(
+    path: Path, folder: str, remedy: str = "Copy the folder again."
+) -> dict[str, Any]:
     """Reads a file of a folder that must be a JSON object.
 
     Args:
         path: the file.
         folder: name of the argument that names the folder, for errors.
+        remedy: sentence on what to do if the file is damaged.
 
     Raises:
         ValueError: if the file cannot be read or is no JSON object.
@@ -113,7 +116,7 @@ def read_json_object(path: Path, folder: str) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"`{folder}` must hold a readable {path.name}, but {str(path)!r} is not: "
-            f"{error}. Copy the folder again."
+            f"{error}. {remedy}"
         ) from error
 
 

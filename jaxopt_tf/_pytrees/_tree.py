@@ -1,7 +1,7 @@
 """Names of the leaves of a tree, and values for leaves by patterns of their names.
 
 A name is a dotted path, `h.0.attn.kernel`, the same in Linen, NNX and Equinox. `None`
-is a leaf that is not there, as everywhere in optax.
+stands for a missing leaf, as everywhere in optax.
 """
 
 import difflib

@@ -13,7 +13,7 @@ from . import _digest
 from ._record import RECORD_FILE, read_record
 from ._save import (
     find_checkpoints,
-    half_written,
+    incomplete_checkpoints,
     is_name,
     print_to_stderr,
     step_of,
@@ -49,7 +49,7 @@ def find_intact(
 
 
 def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | None:
-    for path in half_written(Path(folder)):
+    for path in incomplete_checkpoints(Path(folder)):
         report(f"{path.name} is half-written: its save was broken off.")
     reasons = []
     for path in reversed(find_checkpoints(folder)):

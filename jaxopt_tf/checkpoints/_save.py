@@ -92,7 +92,7 @@ class Checkpoints:
     def _finish(self, temporary: Path, path: Path) -> None:
         """Completes a save, in the background and on the first process only."""
         _digest.seal(temporary)
-        put_in_place(temporary, path)
+        commit(temporary, path)
         _digest.flush(self._folder)
         if self._replaces is not None:
             delete(self._folder / f"checkpoint-{self._replaces}")
@@ -154,12 +154,12 @@ def find_checkpoints(folder: Path | str) -> list[Path]:
     return sorted((path for path in found if is_name(path.name)), key=step_of)
 
 
-def half_written(folder: Path) -> list[Path]:
+def incomplete_checkpoints(folder: Path) -> list[Path]:
     """Lists the folders that interrupted saves have left."""
     return sorted(folder.glob(f"checkpoint-*{_TEMPORARY}"))
 
 
-def put_in_place(complete: Path, path: Path) -> None:
+def commit(complete: Path, path: Path) -> None:
     """Renames a complete folder; a checkpoint that has the name already is deleted."""
     replaced = path.with_name(_REPLACED + path.name)
     if path.exists():
@@ -194,14 +194,14 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
 
 def clear(folder: Path, report: Callable[[str], None]) -> None:
     """Completes saves, replacements and deletions that were interrupted."""
-    for path in half_written(folder):
+    for path in incomplete_checkpoints(folder):
         report(f"{path.name} is half-written: its save was broken off. It is deleted.")
         shutil.rmtree(path)
     for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
         path = replaced.with_name(replaced.name.removeprefix(_REPLACED))
         if path.exists():
             delete(replaced)
-        else:  # killed between the two renames of `put_in_place`
+        else:  # killed between the two renames of `commit`
             replaced.rename(path)
     for path in folder.glob(f"{_DELETED}*checkpoint-*"):
         shutil.rmtree(path)
@@ -234,7 +234,7 @@ def _save_error(path: Path, error: Exception) -> OSError:
             f"The checkpoint {str(path)!r} is complete, but older ones could not be "
             f"deleted: {error}. Look what else is in the folder, and start again."
         )
-    # A part of it takes room on a disk that may be full.
+    # An incomplete checkpoint uses space on a disk that may be full.
     shutil.rmtree(incomplete, ignore_errors=True)
     return OSError(
         f"The checkpoint {str(path)!r} could not be written: {error}. Earlier ones are "

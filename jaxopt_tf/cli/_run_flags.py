@@ -172,7 +172,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = path.read_text(encoding="utf-8")
         found = parse_json(content)
-    except ValueError as error:  # JSON, UTF-8 or a name that is there twice
+    except ValueError as error:  # JSON, UTF-8 or a repeated name
         raise ValueError(
             f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
         ) from error

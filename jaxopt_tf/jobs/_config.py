@@ -63,7 +63,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks the settings against each other."""
-        _raise_all(contradictions(self.recipe, self.model, self.job))
+        _raise_all(find_conflicts(self.recipe, self.model, self.job))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
@@ -93,7 +93,7 @@ class RunConfig:
             except (TypeError, ValueError) as error:
                 problems.append(str(error))
                 records[name] = record(**_NEUTRAL.get(record, {}))
-        problems += contradictions(**records)
+        problems += find_conflicts(**records)
         pretokenized = any(map(is_ready_tokens, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
             problems.append(
@@ -231,7 +231,7 @@ def _data_in_words(settings: Mapping[str, Any]) -> str:
     return words
 
 
-def contradictions(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
+def find_conflicts(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
     """Returns a sentence for every contradiction that shows before data are read.
 
     Args:
@@ -240,10 +240,10 @@ def contradictions(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
         job: all other settings.
     """
     return [
-        *_contradictions_of_data(model, job),
-        *_contradictions_of_evaluation(recipe, job),
-        *_contradictions_of_devices(job),
-        *_contradictions_of_start(job),
+        *_conflicts_of_data(model, job),
+        *_conflicts_of_evaluation(recipe, job),
+        *_conflicts_of_devices(job),
+        *_conflicts_of_start(job),
     ]
 
 
@@ -252,7 +252,7 @@ def _raise_all(problems: list[str]) -> None:
         raise ValueError("\n  ".join(problems))
 
 
-def _contradictions_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
+def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
     ready = [path for path in job.text if is_ready_tokens(path)]
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
@@ -289,7 +289,7 @@ def _contradictions_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
         )
 
 
-def _contradictions_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
+def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
     if job.early_stopping_patience is None and job.early_stopping_threshold > 0:
         yield (
             "`early_stopping_threshold` must be left out without "
@@ -315,7 +315,7 @@ def _contradictions_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
         )
 
 
-def _contradictions_of_devices(job: Job) -> Iterator[str]:
+def _conflicts_of_devices(job: Job) -> Iterator[str]:
     sizes = {} if job.mesh is None else axis_sizes(job.mesh)
     if job.zero_1 and job.mesh is not None and "data" not in sizes:
         yield (
@@ -324,7 +324,7 @@ def _contradictions_of_devices(job: Job) -> Iterator[str]:
         )
 
 
-def _contradictions_of_start(job: Job) -> Iterator[str]:
+def _conflicts_of_start(job: Job) -> Iterator[str]:
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():
         yield (

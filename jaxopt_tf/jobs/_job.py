@@ -104,7 +104,7 @@ class Job:
 
     @property
     def selection(self) -> training.Selection:
-        """How evaluations are compared, as the loop takes it."""
+        """Rule for comparing evaluations, for `training.train`."""
         return training.Selection(
             early_stopping_patience=self.early_stopping_patience,
             early_stopping_threshold=self.early_stopping_threshold,

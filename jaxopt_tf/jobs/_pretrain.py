@@ -82,7 +82,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
                     should_stop=should_stop,
                 )
         stopped_by = should_stop.signal if trained.ended == "asked" else None
-        return _conclude(config, run, trained, evaluate, stopped_by)
+        return _finish(config, run, trained, evaluate, stopped_by)
 
 
 def _mesh(job: Job) -> jax.sharding.Mesh:
@@ -170,7 +170,7 @@ class _Save:
         training.save_position(self._saving, position, notes, replaces=replaces)
 
 
-def _conclude(
+def _finish(
     config: RunConfig,
     run: OpenRun,
     trained: training.Trained,

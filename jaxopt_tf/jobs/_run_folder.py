@@ -25,6 +25,7 @@ from .._io import (
     check_equal_across_processes,
     done_by_first,
     is_first,
+    read_json_object,
     told_by_first,
     whole_file,
 )
@@ -304,13 +305,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it cannot be read.
     """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"`output_dir` must hold a readable {CONFIG}, but {str(path)!r} is not: "
-            f"{error}. Delete it to start the run again, or name another folder."
-        ) from error
+    remedy = "Delete it to start the run again, or name another folder."
+    return read_json_object(path, "output_dir", remedy)
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:

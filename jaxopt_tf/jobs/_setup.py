@@ -83,15 +83,13 @@ def build_setup(
 
     state = _with_shardings(jax.eval_shape(init_state), config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    replicated = NamedSharding(mesh, PartitionSpec())
 
     def init() -> training.Position:
         if mesh.size == 1:  # saves a compilation
             arrays = jax.device_put(init_state(), shardings)
         else:  # no device ever holds more than its part
             arrays = jax.jit(init_state, out_shardings=shardings)()
-        put = _map_arrays(lambda x: jax.device_put(x, replicated), schedule_state)
-        return training.Position(arrays, schedule_state=put)
+        return training.Position(arrays, schedule_state=schedule_state)
 
     loss_fn = _loss_on_mesh(config, mesh, state.params)
     dtype = jnp.bfloat16 if job.bf16 else None
@@ -105,13 +103,12 @@ def build_setup(
         per_layer=job.log_layers,
         state_shardings=shardings,
     )
-    start = _map_arrays(lambda x: _abstract(x, replicated), schedule_state)
     return Setup(
         mesh=mesh,
         schedule=schedule,
         optimizer=optimizer,
         loss_fn=loss_fn,
-        position=training.Position(state, schedule_state=start),
+        position=training.Position(state, schedule_state=schedule_state),
         batch=_abstract_batch(config, mesh, num_sequences),
         train_step=train_step,
         eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype),
@@ -144,11 +141,6 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSha
         return NamedSharding(mesh, PartitionSpec())
     names = tuple(name for name in BATCH_AXES if name in mesh.shape)
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, names))
-
-
-def _map_arrays(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
-    # Python numbers in a schedule's state have no device.
-    return jax.tree.map(lambda x: function(x) if isinstance(x, jax.Array) else x, tree)
 
 
 def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

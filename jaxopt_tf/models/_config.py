@@ -134,7 +134,7 @@ def gpt2_layer_norms(config: GPT2Config) -> tuple[str, ...]:
     return (*of_blocks, "transformer.ln_f")
 
 
-# Mesh axes of each axis of a parameter, by whole names. Of two consecutive layers the
+# Mesh axes of each axis of a parameter, by whole names. With two consecutive layers the
 # first is divided by `tensor` along its outputs and the second along its inputs: one
 # reduction serves both.
 _LAYER_RULES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(

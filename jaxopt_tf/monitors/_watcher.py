@@ -196,7 +196,7 @@ def _vanishing(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
     )
 
 
-def _stuck(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+def _plateau(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
     """Detects a loss that is where it was at the start."""
     size = abs(stats.start)
     needed = _STUCK_STEPS if stats.noise < _QUIET * size else _STUCK_STEPS_IN_NOISE
@@ -276,7 +276,7 @@ class _Watcher:
             ("oscillating", _oscillating, NUM_RECENT),
             ("rounding", self._rounding, _ROUNDING_BLOCKS),
             ("vanishing", _vanishing, _VANISHING_BLOCKS),
-            ("stuck", _stuck, NUM_RECENT),
+            ("stuck", _plateau, NUM_RECENT),
         )
 
     def window(self, window: Window) -> None:

@@ -51,7 +51,7 @@ class LeafRule:
         scalars: returns what leaves of one dtype and number of updates share.
         update: returns the new parameter and the new moments. It receives the leaf, the
             scalars and the moments in the dtype of the arithmetic.
-        kept: for each moment whether there is one; the state has masked nodes else.
+        has_moment: for each moment, False if the state has masked nodes in its place.
         init: returns the moments of a floating-point parameter with this layout; None
             for zeros in the dtype of the arithmetic.
         layouts: returns a layout for each leaf of `params`, and checks `params` and, in
@@ -65,7 +65,7 @@ class LeafRule:
     scalars: Callable[[Rate, jax.Array], Any]
     update: Callable[[Leaf, Any, Moments], Moments]
     _: dataclasses.KW_ONLY
-    kept: tuple[bool, ...] = (True,)
+    has_moment: tuple[bool, ...] = (True,)
     init: Callable[[jax.Array, Any], Moments] | None = None
     layouts: Callable[[PyTree, Sequence[Any]], Sequence[TorchLayout]] | None = None
     rate_of_count: Callable[[Step, Any], jax.Array] | None = None
@@ -90,8 +90,8 @@ class LeafRule:
             return self.init(p, layout)
         # A buffer for each: a donated state whose leaves share one is refused.
         return tuple(
-            jnp.zeros_like(p, wide_dtype(p.dtype)) if is_kept else optax.MaskedNode()
-            for is_kept in self.kept
+            jnp.zeros_like(p, wide_dtype(p.dtype)) if has_one else optax.MaskedNode()
+            for has_one in self.has_moment
         )
 
 

@@ -103,6 +103,10 @@ def rmsprop_tf(
         return p - rate * buffer, nu, mu, buffer
 
     rule = LeafRule(
-        "rmsprop_tf", RMSpropState, scalars, update, kept=(True, centered, has_buffer)
+        "rmsprop_tf",
+        RMSpropState,
+        scalars,
+        update,
+        has_moment=(True, centered, has_buffer),
     )
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

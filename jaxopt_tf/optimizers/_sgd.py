@@ -93,7 +93,7 @@ def sgd_tf(
             g = g + factor * buffer if nesterov else buffer
         return p - scalars.rate * g, buffer
 
-    rule = LeafRule("sgd_tf", SGDState, scalars, update, kept=(has_buffer,))
+    rule = LeafRule("sgd_tf", SGDState, scalars, update, has_moment=(has_buffer,))
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 

@@ -10,8 +10,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from jaxopt_tf.checkpoints._save import (
     clear,
+    commit,
     find_checkpoints,
-    put_in_place,
     rotate,
 )
 
@@ -90,6 +90,6 @@ def test_puts_a_folder_in_place(tmp_path, is_there):
     complete = tmp_path / "checkpoint-3.orbax-checkpoint-tmp"
     complete.mkdir()
     (complete / "new file").touch()
-    put_in_place(complete, tmp_path / "checkpoint-3")
+    commit(complete, tmp_path / "checkpoint-3")
     assert names(tmp_path) == ["checkpoint-3"]
     assert names(tmp_path / "checkpoint-3") == ["new file"]
