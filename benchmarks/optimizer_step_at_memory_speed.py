@@ -124,7 +124,8 @@ def _adamw(shapes, num_rounds, in_turn):
     return _beside_streaming(
         num_rounds,
         in_turn,
-        32 * steps.num_elements(shapes),
+        32,
+        shapes,
         {
             "ours": steps.in_jax(ADAMW, shapes),
             "optax's chain": steps.in_jax(OPTAX_ADAMW, shapes),
@@ -137,7 +138,8 @@ def _adafactor(shapes, num_rounds, in_turn):
     return _beside_streaming(
         num_rounds,
         in_turn,
-        20 * steps.num_elements(shapes),
+        20,
+        shapes,
         {
             "ours": steps.in_jax(ADAFACTOR, shapes),
             "optax's": steps.in_jax(optax.adafactor(1e-4), shapes),
@@ -150,7 +152,8 @@ def _scaled(shapes, num_rounds, in_turn):
     return _beside_streaming(
         num_rounds,
         in_turn,
-        24 * steps.num_elements(shapes),
+        24,
+        shapes,
         {
             "ours": steps.in_jax(SCALED, shapes),
             "Transformers'": _transformers(shapes, scale_parameter=True),
@@ -160,9 +163,8 @@ def _scaled(shapes, num_rounds, in_turn):
 
 def _bfloat16(shapes, num_rounds, in_turn):
     # 2 for the norm; 2 for the gradient, 4 for the parameter, 16 for the moments.
-    num_bytes = 24 * steps.num_elements(shapes)
     sides = {"ours": steps.in_jax(ADAMW, shapes, jnp.bfloat16)}
-    return _beside_streaming(num_rounds, in_turn, num_bytes, sides)
+    return _beside_streaming(num_rounds, in_turn, 24, shapes, sides)
 
 
 def _transformers(shapes, scale_parameter):
@@ -175,28 +177,31 @@ def _transformers(shapes, scale_parameter):
 def seconds_beside_memory(
     num_rounds: int,
     num_bytes: int,
+    shapes: steps.Shapes,
     sides: dict[str, steps.Step],
     memory: steps.Step,
     in_turn: Callable = steps.seconds_in_turn,
 ) -> dict[str, np.ndarray]:
-    """Of each round; the memory's are those in which it moves so many bytes.
+    """Seconds of each round; the memory's are those in which it moves as many bytes.
 
     Args:
         num_rounds: in which all sides take turns.
-        num_bytes: that a step must move at least.
+        num_bytes: that a step must move at least, per parameter.
+        shapes: of the parameters.
         sides: by name.
-        memory: multiplies `steps.STREAMED` elements for each step of the sides.
+        memory: multiplies `num_streamed(shapes)` elements for each step of the sides.
         in_turn: times them.
     """
     sides = {"the memory": memory, **sides}
     seconds = in_turn(sides, num_rounds)
-    seconds["the memory"] *= num_bytes / (8 * steps.STREAMED)
+    moved = num_bytes * steps.num_elements(shapes)
+    seconds["the memory"] *= moved / (8 * steps.num_streamed(shapes))
     return seconds
 
 
-def _beside_streaming(num_rounds, in_turn, num_bytes, sides) -> dict[str, np.ndarray]:
-    streaming = steps.streaming()
-    return seconds_beside_memory(num_rounds, num_bytes, sides, streaming, in_turn)
+def _beside_streaming(num_rounds, in_turn, num_bytes, shapes, sides):
+    memory = steps.streaming(shapes)
+    return seconds_beside_memory(num_rounds, num_bytes, shapes, sides, memory, in_turn)
 
 
 def ratios_to(

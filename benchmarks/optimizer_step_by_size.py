@@ -21,7 +21,7 @@ from benchmarks.optimizer_step_at_memory_speed import ADAMW, OPTAX_ADAMW
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    few, many = (100, 200) if smoke else (500, 2000)
+    few, many = (20, 40) if smoke else (500, 2000)
     of_leaves, of_sizes = [], []
     for _ in range(1 if smoke else 3):
         of_leaves.append(_measured(smoke, _small_leaves, few, many, 3 if smoke else 20))
@@ -103,12 +103,12 @@ def _of_size(size, num_rounds, in_turn):
     """What the memory moves meanwhile, in bytes per parameter, of each round."""
     shapes = steps.gpt2(*size)
     sides = {
-        "the memory": steps.streaming(),
+        "the memory": steps.streaming(shapes),
         "ours": steps.in_jax(ADAMW, shapes),
         "handed over": steps.in_jax(ADAMW, shapes, make_step=steps.untouched),
     }
     seconds = in_turn(sides, num_rounds)
-    bandwidth = 8 * steps.STREAMED / seconds["the memory"]
+    bandwidth = 8 * steps.num_streamed(shapes) / seconds["the memory"]
     each = bandwidth / steps.num_elements(shapes)
     return {
         "whole": seconds["ours"] * each,
@@ -118,7 +118,7 @@ def _of_size(size, num_rounds, in_turn):
 
 def _by_size(smoke):
     if smoke:
-        sizes = {"1M": (64, 12, 4000), "2M": (96, 12, 4000)}
+        sizes = {"0.4M": (64, 2, 4000), "0.7M": (96, 2, 4000)}
         args = 3, steps.seconds_in_turn
     else:
         sizes = {

@@ -102,9 +102,10 @@ def _seconds(
         ready["torch's"] = _torch_steps(torchs, shapes, num_steps)
     seconds = seconds_beside_memory(
         num_rounds,
-        num_bytes * steps.num_elements(shapes),
+        num_bytes,
+        shapes,
         ready,
-        _streaming(num_steps),
+        _streaming(num_steps, shapes),
     )
     return {name: rounds / num_steps for name, rounds in seconds.items()}
 
@@ -156,12 +157,12 @@ def _as_graph(step: Callable[[], None], num_times: int) -> Callable[[], None]:
     return run
 
 
-def _streaming(num_times: int) -> steps.Step:
+def _streaming(num_times: int, shapes: steps.Shapes) -> steps.Step:
     @functools.partial(jax.jit, donate_argnums=0)
     def run_all(x):
         return jax.lax.fori_loop(0, num_times, lambda _, x: x * 1.0000001, x)
 
-    held = [jnp.ones(steps.STREAMED)]
+    held = [jnp.ones(steps.num_streamed(shapes))]
 
     def run():
         held[0] = jax.block_until_ready(run_all(held[0]))

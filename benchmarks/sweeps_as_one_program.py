@@ -169,7 +169,7 @@ def rate_rows(smoke: bool) -> Iterator[Row]:
 
 def resumed_rows(smoke: bool) -> Iterator[Row]:
     """A sweep that is killed again and again."""
-    num_kills = 2 if smoke else 8
+    num_kills = 1 if smoke else 8
     with tempfile.TemporaryDirectory() as folder:
         made: list[list[int]] = []
         rng = random.Random(0)
