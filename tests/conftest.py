@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 
-# Before JAX or torch start. Meshes of 8 devices are tested in `tests/mesh`.
+# Before JAX or torch start. Meshes of 8 devices are tested in `tests/sharding`.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Of two workers on two cores, torch's threads would wait for each other's cores.
