@@ -135,8 +135,10 @@ def read_run_log(folder: Path | str) -> RunLog:
     file, recorder = log_file(folder), RunRecorder()
     if is_ours(file):
         for event in read_history(file):
-            is_step = isinstance(event, Window)
-            (recorder.window if is_step else recorder.evaluation)(event)
+            if isinstance(event, Window):
+                recorder.window(event)
+            else:
+                recorder.evaluation(event)
     else:
         _read_trainers(file, recorder)
     log = recorder.log(_run_name(file))

@@ -49,8 +49,8 @@ class SweepStore:
         ]
         states = {str(i): state for i, state in self.states.items()}
         arrays = {"num_trials": np.int32(len(trials)), "states": states}
-        notes = {"sweep": self.settings, "trials": trials}
-        notes["runs_to_go_on"] = sorted(self.states)
+        going_on = sorted(self.states)
+        notes = {"sweep": self.settings, "trials": trials, "runs_to_go_on": going_on}
         self.saving.save(len(trials), arrays, notes)
         self.saving.wait()
         self.write_results()
