@@ -197,9 +197,7 @@ def train_many(
         task=task, recipes=recipes, memory_limit=memory_limit, devices=devices
     )
     for group in runs.train_to(range(len(recipes)), longest):
-        for i, of_run in zip(group.runs, group.losses, strict=True):
-            of_run = of_run[: recipes[i].max_steps]
-            losses[i, : len(of_run)] = of_run
+        losses[group.runs, : group.losses.shape[1]] = group.losses
         held_out[group.runs] = evaluation_losses(group)
     return Runs(recipes, losses, held_out if task.held_out else None)
 
