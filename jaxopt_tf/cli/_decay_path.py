@@ -7,10 +7,10 @@ from typing import ClassVar
 import rich.console
 
 from .. import tuning
+from .._checks import counted
 from ..data import training_windows
-from ..jobs import tuning_corpus, tuning_task
 from ._run_flags import parse
-from ._searches import SearchFlags, count, folder_of
+from ._searches import SearchFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ class DecayPath(SearchFlags):
 
     Attributes:
         decays: weight decays to try; at least 0.
-        num_folds: parts of the windows, each of which is held out once; from 2 to
-            `num_windows`.
-        num_windows: windows of `block_size` + 1 tokens to train on and to hold out,
+        num_folds: parts of the windows, each of which evaluates runs that are trained
+            on the others; from 2 to `num_windows`.
+        num_windows: windows of `block_size` + 1 tokens to train on and to evaluate on,
             spread evenly over the training part of the text; fewer if it is short. With
             few windows the suggested decay may be larger than for the whole text.
         warm_starts: starts a run from the parameters of the next larger decay, instead
@@ -50,24 +50,23 @@ def decay_path(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0.
     """
-    search = parse(DecayPath, args)
-    recipe, model = search.run.recipe, search.run.model
-    folder = folder_of(search.run.job)
-    corpus = tuning_corpus(search.run, folder)
+    flags = parse(DecayPath, args)
+    recipe, block_size = flags.run.recipe, flags.run.model.block_size
+    folder, corpus, task = flags.prepare(num_evaluated=0)
     windows = training_windows(
-        corpus, block_size=model.block_size, num_windows=search.num_windows
+        corpus, block_size=block_size, num_windows=flags.num_windows
     )
-    if search.num_folds > len(windows):
+    if flags.num_folds > len(windows):
         raise ValueError(
             f"`num_folds` must be at most the number of windows, which is "
-            f"{len(windows):,}, got {search.num_folds!r}. Take fewer folds, or more "
+            f"{len(windows):,}, got {flags.num_folds!r}. Take fewer folds, or more "
             "text."
         )
-    task = tuning_task(search.run, corpus, num_held_out=0)
     print(
-        f"{count(len(search.decays), 'decay')} on {count(search.num_folds, 'fold')} of "
-        f"{count(len(windows), 'window')}, {count(recipe.max_steps, 'step')} each, in "
-        f"{folder}. The program is compiled first; results are printed at the end.",
+        f"{counted(len(flags.decays), 'decay')} on {counted(flags.num_folds, 'fold')} "
+        f"of {counted(len(windows), 'window')}, {counted(recipe.max_steps, 'step')} "
+        f"each, in {folder}. The program is compiled first; results are printed at the "
+        "end.",
         flush=True,
     )
     path = tuning.decay_path(
@@ -75,13 +74,13 @@ def decay_path(args: Sequence[str]) -> int:
         task.init,
         windows,
         recipe,
-        search.decays,
-        num_folds=search.num_folds,
-        warm_starts=search.warm_starts,
+        flags.decays,
+        num_folds=flags.num_folds,
+        warm_starts=flags.warm_starts,
         takes_key=task.takes_key,
         compute_dtype=task.compute_dtype,
         layouts=task.layouts,
-        memory_limit=search.memory_limit,
+        memory_limit=flags.memory_limit,
     )
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "decay_path.png"

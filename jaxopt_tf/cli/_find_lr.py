@@ -1,18 +1,18 @@
 """`jaxopt-tf find-lr`: suggest a learning rate for the job of `train`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import rich.console
 
 from .. import tuning
-from ..jobs import tuning_corpus, tuning_task
+from .._checks import counted
 from ._run_flags import parse
-from ._searches import SearchFlags, count, folder_of
+from ._searches import SearchFlags
 
 # Enough to tell losses apart that differ by 5 %; every run is evaluated on them.
-_NUM_HELD_OUT = 2**14
+_NUM_EVALUATED = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,41 +63,29 @@ def find_lr(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 if no rate can be suggested.
     """
-    search = parse(FindLr, args)
-    recipe, job = search.run.recipe, search.run.job
-    folder = folder_of(job)
-    corpus = tuning_corpus(search.run, folder)
-    num_held_out = 0 if search.rising else _NUM_HELD_OUT
-    task = tuning_task(search.run, corpus, num_held_out=num_held_out)
-    num_rates = 24 if search.num_rates is None else search.num_rates
-    runs = "One rising rate" if search.rising else count(num_rates, "rate") + " at once"
+    flags = parse(FindLr, args)
+    num_evaluated = 0 if flags.rising else _NUM_EVALUATED
+    folder, _, task = flags.prepare(num_evaluated=num_evaluated)
+    num_rates = 24 if flags.num_rates is None else flags.num_rates
+    runs = (
+        "One rising rate" if flags.rising else counted(num_rates, "rate") + " at once"
+    )
     print(
-        f"{runs}, from {search.min_rate:g} to {search.max_rate:g}, in {folder}. The "
+        f"{runs}, from {flags.min_rate:g} to {flags.max_rate:g}, in {folder}. The "
         "program is compiled first; results are printed at the end.",
         flush=True,
     )
-    if search.rising:
-        found = tuning.range_test(
-            task,
-            recipe,
-            min_rate=search.min_rate,
-            max_rate=search.max_rate,
-            num_steps=search.num_steps,
-        )
-    else:
-        found = tuning.find_learning_rate(
-            task,
-            recipe,
-            min_rate=search.min_rate,
-            max_rate=search.max_rate,
-            num_rates=num_rates,
-            num_steps=search.num_steps,
-            memory_limit=search.memory_limit,
-        )
+    names = ("min_rate", "max_rate", "num_steps")
+    options: dict[str, Any] = {name: getattr(flags, name) for name in names}
+    find: Callable[..., tuning.RateFound] = tuning.range_test
+    if not flags.rising:
+        find = tuning.find_learning_rate
+        options |= {"num_rates": num_rates, "memory_limit": flags.memory_limit}
+    found = find(task, flags.run.recipe, **options)
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "find_lr.png"
     tuning.plot_rates(found, picture)
-    if not search.rising:  # a rate for each of its steps would be a long table
+    if not flags.rising:  # a rate for each of its steps would be a long table
         rich.console.Console().print(found.table())
     print(f"picture {picture}\n{found.reason}")
     if found.suggestion is None:

@@ -1,11 +1,13 @@
-"""Flags and folder of the commands that train the job of a run many times at once."""
+"""Flags and task of the commands that train the job of a run many times at once."""
 
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..jobs import Job
+from ..data import Corpus
+from ..jobs import Job, tuning_corpus, tuning_task
+from ..tuning import Task
 from ._flags import flag_kinds
 from ._run_flags import RunFlags
 
@@ -27,14 +29,19 @@ class SearchFlags(RunFlags):
 
     memory_limit: float | None = None
 
+    def prepare(self, *, num_evaluated: int) -> tuple[Path, Corpus, Task]:
+        """Reads the text, and describes the job for `tuning`.
 
-def folder_of(job: Job) -> Path:
-    """Returns the job's `output_dir`, by default a new folder named by the time."""
-    return job.output_dir or Path(
-        "runs", f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    )
+        Args:
+            num_evaluated: approximate number of tokens that runs are evaluated on; 0
+                for none.
 
-
-def count(number: int, noun: str) -> str:
-    """Returns a number with its noun: "1 run", "1,000 runs"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+        Returns:
+            The folder for results, which is `output_dir` or a new one that is named by
+            the time; the text; and the task.
+        """
+        now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+        folder = self.run.job.output_dir or Path("runs", now)
+        corpus = tuning_corpus(self.run, folder)
+        task = tuning_task(self.run, corpus, num_held_out=num_evaluated)
+        return folder, corpus, task

@@ -1,5 +1,6 @@
 """`jaxopt-tf sweep`: compare many recipes on the job of `train`."""
 
+import functools
 import json
 import shlex
 from collections.abc import Sequence
@@ -10,14 +11,15 @@ from typing import Any, ClassVar
 import rich.console
 
 from .. import _checks, tuning
+from .._checks import counted
 from .._io import Kind, kinds_of, read_value, whole_file
-from ..jobs import read_config, tuning_corpus, tuning_task, write_config
+from ..jobs import read_config, write_config
 from ..models import GPT2Config
 from ..recipes import Recipe, recipe_settings, same_program
 from ..tuning import Between
 from ._flags import build, flag_kinds
 from ._run_flags import read_typed, run_config
-from ._searches import SearchFlags, count, folder_of
+from ._searches import SearchFlags
 
 _CONFIG, _SEARCH = "config.json", "search.json"
 _EXAMPLE = "Write --over learning_rate=1e-4,1e-3 weight_decay=0,0.1, for example."
@@ -63,15 +65,21 @@ def sweep(args: Sequence[str]) -> int:
     saved = _saved_settings(typed.settings.get("output_dir"))
     config = run_config(typed, saved[_CONFIG])
     search = build(Sweep, {**saved[_SEARCH], **typed.own}, run=config)
-    recipe, folder = config.recipe, folder_of(config.job)
+    recipe = config.recipe
     over = read_over(search.over)
     recipes = tuning.recipes_to_try(
         recipe, over, num_samples=search.num_samples, seed=recipe.seed
     )
-    task = tuning_task(config, tuning_corpus(config, folder))
+    folder, _, task = search.prepare(num_evaluated=2**16)
     changes = _keep_settings(search, folder)
+    report = functools.partial(print, flush=True)
     try:
-        _print(_introduction(recipes, folder))
+        num_programs = len(set(map(same_program, recipes)))
+        longest = max(recipe.max_steps for recipe in recipes)
+        report(
+            f"{counted(len(recipes), 'run')} in {counted(num_programs, 'program')}, at "
+            f"most {counted(longest, 'step')} each, in {folder}"
+        )
         found = tuning.sweep(
             task,
             recipe,
@@ -81,7 +89,7 @@ def sweep(args: Sequence[str]) -> int:
             folder=folder,
             seed=recipe.seed,
             memory_limit=search.memory_limit,
-            report=_print,
+            report=report,
         )
     except ValueError as error:
         raise ValueError("\n  ".join([str(error), *changes])) from error
@@ -164,19 +172,6 @@ def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Between:
         bounds = (read_value(name, kind, bound) for bound in (low, high))
         return Between(*bounds, *scale)
     return [read_value(name, kind, value) for value in text.split(",")] if text else []
-
-
-def _introduction(recipes: Sequence[Recipe], folder: Path) -> str:
-    num_programs = len(set(map(same_program, recipes)))
-    longest = max(recipe.max_steps for recipe in recipes)
-    return (
-        f"{count(len(recipes), 'run')} in {count(num_programs, 'program')}, at most "
-        f"{count(longest, 'step')} each, in {folder}"
-    )
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _saved_settings(folder: Path | None) -> dict[str, dict[str, Any]]:

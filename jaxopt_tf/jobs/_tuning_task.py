@@ -64,10 +64,10 @@ def tuning_task(
         config: of its recipe, label smoothing is part of the loss, and the batch size
             is that of the evaluation batches of all runs.
         corpus: the text, of `tuning_corpus`.
-        num_held_out: approximate number of held-out tokens to evaluate on; 0 for none.
+        num_held_out: approximate number of tokens to evaluate on; 0 for none.
 
     Raises:
-        ValueError: if the held-out part of the text is shorter than one window.
+        ValueError: if the evaluation part of the text is shorter than one window.
     """
     model, job = config.model, config.job
     loss_fn = loss_of(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,18 +21,21 @@ _LAYER = "layer "
 
 
 class Block(NamedTuple):
-    """Means over the steps of a block whose update was made; Python numbers."""
+    """Means over the steps of a block whose update was made.
 
-    first_step: int
-    last_step: int
-    loss: float
-    noise: float  # standard deviation of the loss of a single step
-    grad_norm: float  # geometric mean
-    update_ratio: float  # update norm over parameter norm
-    grad_param_product: np.ndarray  # [n]: product of both norms at each step
-    grad_update_product: float  # product of both norms; geometric mean
-    rate: float  # learning rate; `update_ratio` where it is not known
-    layers: dict[str, float]  # gradient norm by layer
+    A rule of the watcher receives several blocks as columns, [n] each.
+    """
+
+    first_step: Any  # int
+    last_step: Any  # int
+    loss: Any
+    noise: Any  # standard deviation of the loss of a single step
+    grad_norm: Any  # geometric mean
+    update_ratio: Any  # update norm over parameter norm
+    grad_param_product: Any  # [20]: product of both norms at each step
+    grad_update_product: Any  # product of both norms; geometric mean
+    rate: Any  # learning rate; `update_ratio` where it is not known
+    layers: Any  # gradient norm by layer
 
 
 @dataclasses.dataclass
@@ -55,6 +58,27 @@ class RunningStats:
     recent: deque[Block] = dataclasses.field(
         default_factory=lambda: deque(maxlen=NUM_RECENT)
     )
+    pending: Steps = dataclasses.field(default_factory=dict)  # fewer than a block
+
+    def blocks(self, steps: Steps) -> Iterator[None]:
+        """Adds steps, and yields after each block that they fill."""
+        # A layer that only one of the two has is left out.
+        names = [name for name in steps if not self.pending or name in self.pending]
+        self.pending = {
+            name: np.append(self.pending.get(name, ()), steps[name]) for name in names
+        }
+        while len(self.pending["loss"]) >= STEPS_IN_A_BLOCK:
+            columns = self.pending.items()
+            self.add(_block_of({name: x[:STEPS_IN_A_BLOCK] for name, x in columns}))
+            self.pending = {name: x[STEPS_IN_A_BLOCK:] for name, x in columns}
+            yield
+
+    def last(self, num_blocks: int) -> Block | None:
+        """Returns the last blocks as columns; None if there are not as many."""
+        if len(self.recent) < num_blocks:
+            return None
+        blocks = list(self.recent)[-num_blocks:]
+        return Block(*map(np.array, zip(*blocks, strict=True)))
 
     def add(self, block: Block) -> None:
         """Adds a block."""
@@ -108,57 +132,31 @@ def steps_of(window: Window) -> Steps:
     return {name: x[is_taken].astype(np.float64) for name, x in columns.items()}
 
 
-def cut_blocks(pending: Steps, steps: Steps) -> tuple[list[Block], Steps]:
-    """Returns the full blocks of steps, and the steps that are left.
-
-    Args:
-        pending: steps that were left before; {} at the start.
-        steps: those that follow.
-    """
-    if pending:  # a layer that only one of the two has is left out
-        steps = {
-            name: np.concatenate([pending[name], column])
-            for name, column in steps.items()
-            if name in pending
-        }
-    blocks = []
-    while len(steps["loss"]) >= STEPS_IN_A_BLOCK:
-        blocks.append(_block_of({k: x[:STEPS_IN_A_BLOCK] for k, x in steps.items()}))
-        steps = {k: x[STEPS_IN_A_BLOCK:] for k, x in steps.items()}
-    return blocks, steps
-
-
-def mean_loss(blocks: Sequence[Block]) -> float:
-    """Returns the mean loss of some blocks."""
-    return sum(block.loss for block in blocks) / len(blocks)
-
-
-def is_flat(blocks: Sequence[Block], num_errors: float) -> bool:
+def is_flat(losses: np.ndarray, num_errors: float) -> bool:
     """Returns whether the loss falls by no more than this many standard errors.
 
     Args:
-        blocks: of which the later half is compared with the earlier.
+        losses: of blocks, of which the later half is compared with the earlier.
         num_errors: standard errors of the difference.
     """
-    losses = np.array([block.loss for block in blocks])
     half = len(losses) // 2
     error = np.sqrt(np.mean(np.diff(losses) ** 2) / 2) * math.sqrt(2 / half)
     fall = losses[:half].mean() - losses[half:].mean()
     return bool(fall <= num_errors * error)
 
 
-def small_layers(blocks: Sequence[Block], share: float) -> list[str]:
+def small_layers(layers: Sequence[dict[str, float]], share: float) -> list[str]:
     """Returns the layers whose gradient is below a share of the largest in all blocks.
 
     A gradient of exactly 0 does not count: such a layer is frozen.
     """
-    largest = [max(block.layers.values(), default=0.0) for block in blocks]
+    limits = [share * max(norms.values(), default=0.0) for norms in layers]
     return [
         name
-        for name in blocks[-1].layers
+        for name in layers[-1]
         if all(
-            0 < block.layers.get(name, 0.0) < share * most
-            for block, most in zip(blocks, largest, strict=True)
+            0 < norms.get(name, 0.0) < limit
+            for norms, limit in zip(layers, limits, strict=True)
         )
     ]
 

@@ -7,7 +7,7 @@ of the loss nor the size of the model matters.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,14 +15,12 @@ import numpy as np
 
 from ..training import Evaluation, Monitor, Window, metric_values
 from . import _run_stats
-from ._run_stats import NUM_RECENT, STEPS_IN_A_BLOCK, Block, RunningStats, mean_loss
+from ._run_stats import NUM_RECENT, STEPS_IN_A_BLOCK, Block, RunningStats
 
 # Limits. In brackets the run of `benchmarks` (`_runs_in_trouble`, `_runs_that_go_well`)
 # that is closest: "x2" means that it comes out wrong if the limit is moved by so much.
 # Without a factor a limit may be moved by ten both ways: it is for runs of its kind.
-_RISE_SHARE = (
-    0.15  # of the loss that was gained [a rate that rises until it is too high]
-)
+_RISE_SHARE = 0.15  # of the loss gained [a rate that rises until it is too high]
 _RISE_SHARE_AT_HIGHER_RATE = 0.5  # after a warmup or a restart [four restarts]
 _RISE_OVER_BEST = 0.25  # of the best loss [characters again, from a trained model]
 _RISE_OVER_ERROR = 8.0  # standard errors [/3: regression on a line, momentum]
@@ -103,115 +101,100 @@ def watcher(
     return Monitor(watching.window, watching.evaluation, lambda: None)
 
 
-def _diverging(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+def _diverging(stats: RunningStats, blocks: Block) -> str | None:
     """Detects a loss that has risen, far and for long."""
-
-    def limit(block: Block) -> float:
-        share = _RISE_SHARE
-        if block.rate > 1.2 * stats.best_rate:
-            share = _RISE_SHARE_AT_HIGHER_RATE
-        error = stats.best_noise / math.sqrt(STEPS_IN_A_BLOCK)
-        return max(
-            share * (stats.start - stats.best),
-            _RISE_OVER_BEST * abs(stats.best),
-            _RISE_OVER_ERROR * error,
-        )
-
+    is_higher_rate = blocks.rate > 1.2 * stats.best_rate
+    share = np.where(is_higher_rate, _RISE_SHARE_AT_HIGHER_RATE, _RISE_SHARE)
+    error = stats.best_noise / math.sqrt(STEPS_IN_A_BLOCK)
+    limit = np.maximum(
+        share * (stats.start - stats.best),
+        max(_RISE_OVER_BEST * abs(stats.best), _RISE_OVER_ERROR * error),
+    )
     best, best_step = stats.best, stats.best_step
-    if not all(block.loss - best > limit(block) for block in blocks):
+    if not (blocks.loss - best > limit).all():
         # Or it has risen from the very start, to at least twice the first loss.
         best, best_step = stats.first_loss, 1
         rise = max(abs(best), _RISE_OVER_FIRST * stats.noise)
-        if not all(block.loss - best > rise for block in blocks):
+        if not (blocks.loss - best > rise).all():
             return None
     return (
-        f"the loss has risen to {mean_loss(blocks):.4g} from {best:.4g} (step "
+        f"the loss has risen to {blocks.loss.mean():.4g} from {best:.4g} (step "
         f"{best_step}), training diverges; go back, {_SMALLER_STEPS}"
     )
 
 
-def _exploding(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+def _exploding(stats: RunningStats, blocks: Block) -> str | None:
     """Detects gradients that are larger than any step could follow."""
-    products = np.concatenate([block.grad_param_product for block in blocks])
-    is_steep = np.mean(products > _STEEP * stats.scale) > _STEEP_STEPS
-    least = min(block.grad_norm for block in blocks)
+    is_steep_step = blocks.grad_param_product > _STEEP * stats.scale
     # And without a better loss: on the way out of a plateau gradients grow as much.
     has_grown = (
-        0 < _GROWTH * stats.largest_grad < least
-        and stats.best_step < blocks[0].first_step
+        0 < _GROWTH * stats.largest_grad < blocks.grad_norm.min()
+        and stats.best_step < blocks.first_step[0]
     )
-    if not (is_steep or has_grown):
+    if not (is_steep_step.mean() > _STEEP_STEPS or has_grown):
         return None
     usual = f"; it was {stats.largest_grad:.2g} at most" if has_grown else ""
     return (
-        f"the gradient norm is {max(block.grad_norm for block in blocks):.2g}{usual}, "
-        "gradients explode; clip with a small `max_grad_norm`, lower `learning_rate`, "
-        "or look for a product of many factors, as in a recurrence or where "
-        "normalisation is missing"
+        f"the gradient norm is {blocks.grad_norm.max():.2g}{usual}, gradients explode; "
+        "clip with a small `max_grad_norm`, lower `learning_rate`, or look for a "
+        "product of many factors, as in a recurrence or where normalisation is missing"
     )
 
 
-def _oscillating(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+def _oscillating(stats: RunningStats, blocks: Block) -> str | None:
     """Detects steps that are longer than the valley is wide, while the loss is flat."""
     # To first order the loss changes by at most this product in a step. If that is a
     # good part of the loss, a step crosses the valley and climbs its other side.
-    product = np.median([block.grad_update_product for block in blocks])
-    ratio = np.median([block.update_ratio for block in blocks])
+    product = np.median(blocks.grad_update_product)
+    ratio = np.median(blocks.update_ratio)
     is_long = product >= _SWING * max(stats.scale, abs(stats.start))
-    if not (
-        is_long
-        and ratio >= _SWING_UPDATES
-        and _run_stats.is_flat(blocks, _FALL_OVER_ERROR)
-    ):
+    is_large = is_long and ratio >= _SWING_UPDATES
+    if not (is_large and _run_stats.is_flat(blocks.loss, _FALL_OVER_ERROR)):
         return None
     return (
-        f"the loss stays at {mean_loss(blocks):.4g} and swings by {stats.noise:.2g}, "
+        f"the loss stays at {blocks.loss.mean():.4g} and swings by {stats.noise:.2g}, "
         f"while parameters change by {ratio:.0e} a step, enough by their gradient to "
         f"change the loss by {product:.2g}, training oscillates; lower "
         "`learning_rate`, let it decay, or take larger batches"
     )
 
 
-def _vanishing(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+def _vanishing(stats: RunningStats, blocks: Block) -> str | None:
     """Detects gradients too small to learn from, unless everything is learnt."""
-    small = _run_stats.small_layers(blocks, _SMALL_LAYER)
+    loss = blocks.loss.mean()
+    small = _run_stats.small_layers(blocks.layers, _SMALL_LAYER)
     if small:
         more = f" and {len(small) - 1} more" if len(small) > 1 else ""
         of = f"the gradient of `{small[0]}`{more}"
         what = f"{of} is below {_SMALL_LAYER:.0e} of the largest layer's"
     else:
-        product = max(float(np.max(block.grad_param_product)) for block in blocks)
-        gained, lost = (
-            stats.start - stats.best,
-            mean_loss(blocks) - stats.best,
-        )
+        gained, lost = stats.start - stats.best, loss - stats.best
         is_learnt = gained > _FALL * abs(stats.start) and lost < 0.1 * gained
-        if is_learnt or product > _NO_SLOPE * stats.scale:
+        if is_learnt or blocks.grad_param_product.max() > _NO_SLOPE * stats.scale:
             return None
-        what = f"the gradient norm is {blocks[-1].grad_norm:.1e}"
+        what = f"the gradient norm is {blocks.grad_norm[-1]:.1e}"
     return (
-        f"{what} while the loss is {mean_loss(blocks):.4g}, gradients vanish; use "
-        "residual connections, normalisation or another activation, or a larger "
-        "initialisation"
+        f"{what} while the loss is {loss:.4g}, gradients vanish; use residual "
+        "connections, normalisation or another activation, or a larger initialisation"
     )
 
 
-def _plateau(stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+def _plateau(stats: RunningStats, blocks: Block) -> str | None:
     """Detects a loss that is where it was at the start."""
     size = abs(stats.start)
     needed = _STUCK_STEPS if stats.noise < _QUIET * size else _STUCK_STEPS_IN_NOISE
-    if stats.num_full * STEPS_IN_A_BLOCK < needed or not _run_stats.is_flat(
-        blocks, _FALL_OVER_ERROR
+    error = stats.noise / math.sqrt(STEPS_IN_A_BLOCK)
+    if (
+        stats.num_full * STEPS_IN_A_BLOCK < needed
+        or stats.start - stats.best > max(_FALL * size, _FALL_OVER_ERROR * error)
+        or not _run_stats.is_flat(blocks.loss, _FALL_OVER_ERROR)
     ):
         return None
-    error = stats.noise / math.sqrt(STEPS_IN_A_BLOCK)
-    if stats.start - stats.best > max(_FALL * size, _FALL_OVER_ERROR * error):
-        return None
-    ratio = blocks[-1].update_ratio
+    ratio = blocks.update_ratio[-1]
     cure = "check that labels belong to their inputs, or lower `learning_rate`"
     if ratio < _SMALL_UPDATES:
         cure = "raise `learning_rate`, or look for units that are always off"
-    loss = mean_loss(blocks[len(blocks) // 2 :])
+    loss = blocks.loss[len(blocks.loss) // 2 :].mean()
     return (
         f"the loss is {loss:.4g} and was {stats.start:.4g} at the start, it is stuck "
         f"while parameters change by {ratio:.0e} a step; {cure}"
@@ -262,7 +245,6 @@ class _Watcher:
         """Starts without steps."""
         self._say, self._param_dtype = say, param_dtype
         self._stats, self._gap = RunningStats(), _Gap()
-        self._pending: _run_stats.Steps = {}  # fewer than a block
         self._last_loss = math.nan
         self._total = self._count = 0.0  # of losses since the last evaluation
         self._skipped: deque[bool] = deque(maxlen=_SKIPPED_AMONG)
@@ -291,9 +273,8 @@ class _Watcher:
         self._check_finite(window, steps)
         if len(losses):
             self._last_loss = float(losses[-1])
-        blocks, self._pending = _run_stats.cut_blocks(self._pending, steps)
-        for block in blocks:
-            self._check_block(block)
+        for _ in self._stats.blocks(steps):
+            self._check_blocks()
         self._skipped.extend(metrics.is_skipped.tolist())
         num_skipped, sentence = sum(self._skipped), None
         if num_skipped >= _NUM_SKIPPED:
@@ -329,13 +310,14 @@ class _Watcher:
         if sentence is not None or best is new:
             self._report("overfitting", gap.first_above, step, sentence)
 
-    def _check_block(self, block: Block) -> None:
-        self._stats.add(block)
+    def _check_blocks(self) -> None:
         for kind, symptom, num_blocks in self._symptoms:
-            blocks, sentence = list(self._stats.recent)[-num_blocks:], None
-            if len(blocks) == num_blocks:
-                sentence = symptom(self._stats, blocks)
-            self._report(kind, blocks[0].first_step, blocks[-1].last_step, sentence)
+            blocks = self._stats.last(num_blocks)
+            if blocks is None:
+                continue
+            sentence = symptom(self._stats, blocks)
+            first, last = int(blocks.first_step[0]), int(blocks.last_step[-1])
+            self._report(kind, first, last, sentence)
             if sentence is not None:
                 return
 
@@ -366,7 +348,7 @@ class _Watcher:
             )
         self._report("not finite", step, step, sentence)
 
-    def _rounding(self, stats: RunningStats, blocks: Sequence[Block]) -> str | None:
+    def _rounding(self, stats: RunningStats, blocks: Block) -> str | None:
         """Detects updates that are too small for the parameters' dtype."""
         # Half the distance to the next number is 1/4 to 1/2 of `eps` of a parameter,
         # depending on its mantissa: smaller changes are lost. At half of the lower
@@ -374,7 +356,7 @@ class _Watcher:
         limit = float(jnp.finfo(self._param_dtype).eps) / 8
         # The largest ratio of all blocks: at the end of learning, updates are small.
         ratio = stats.top_ratio
-        if ratio >= limit or stats.num_full_in_a_row < len(blocks):
+        if ratio >= limit or stats.num_full_in_a_row < len(blocks.loss):
             return None
         keep = f"keep parameters in float32 and compute in {self._param_dtype}, or "
         return (

@@ -9,7 +9,6 @@ import pathlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,22 +19,20 @@ from .. import _checks
 # the beginning of `jax.Device.device_kind`; the first match counts.
 # TPUs: docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, "System
 # architecture". GPUs: NVIDIA's datasheets of A100, H100 (SXM: 989.4), H200 and GH200.
-_PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
-    {
-        "TPU v4": 275e12,
-        "TPU v5 lite": 197e12,
-        "TPU v5e": 197e12,
-        "TPU v5": 459e12,  # v5p
-        "TPU v6 lite": 918e12,
-        "TPU v6e": 918e12,
-        "NVIDIA A100": 312e12,
-        "NVIDIA H100 PCIe": 756e12,
-        "NVIDIA H100 NVL": 835e12,
-        "NVIDIA H100": 989.4e12,
-        "NVIDIA H200": 989.4e12,
-        "NVIDIA GH200": 989.4e12,
-    }
-)
+_PEAK_FLOPS: Mapping[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA GH200": 989.4e12,
+}
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -69,24 +66,15 @@ class Chip(NamedTuple):
 # as bidirectional. TPUs multiply in bfloat16, in 1, 3 or 6 passes (docs.jax.dev,
 # `jax.lax.Precision`); an H100 does 494.7 TFLOP/s in TF32 and 66.9 in float32. Of CPUs
 # nothing is published, and a plan has no estimate.
-_PASSES = (1.0, 3.0, 6.0)
-_CHIPS: Mapping[str, Chip] = MappingProxyType(
-    {
-        "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _PASSES),
-        "v5e": Chip("TPU v5e", 16e9, _PEAK_FLOPS["TPU v5e"], 819e9, 200e9, _PASSES),
-        "v5p": Chip("TPU v5p", 95e9, _PEAK_FLOPS["TPU v5"], 2765e9, 600e9, _PASSES),
-        "v6e": Chip("TPU v6e", 32e9, _PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, _PASSES),
-        "h100": Chip(
-            "H100",
-            80e9,
-            _PEAK_FLOPS["NVIDIA H100"],
-            3350e9,
-            450e9,
-            (2.0, 2.0, 989.4 / 66.9),
-        ),
-        "cpu": Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
-    }
-)
+_PASSES, _ON_H100 = (1.0, 3.0, 6.0), (2.0, 2.0, 989.4 / 66.9)
+_CHIPS: Mapping[str, Chip] = {
+    "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _PASSES),
+    "v5e": Chip("TPU v5e", 16e9, _PEAK_FLOPS["TPU v5e"], 819e9, 200e9, _PASSES),
+    "v5p": Chip("TPU v5p", 95e9, _PEAK_FLOPS["TPU v5"], 2765e9, 600e9, _PASSES),
+    "v6e": Chip("TPU v6e", 32e9, _PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, _PASSES),
+    "h100": Chip("H100", 80e9, _PEAK_FLOPS["NVIDIA H100"], 3350e9, 450e9, _ON_H100),
+    "cpu": Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
+}
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices are made of cubes of 4x4x4; the number of cubes is limited.

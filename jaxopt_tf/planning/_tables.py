@@ -48,15 +48,11 @@ def print_comparison(
     for name, plan in plans.items():
         sizes = {part.name: part.on_device for part in plan.parts}
         roof = plan.estimate
-        rows.append(
-            (
-                name,
-                *(_bytes(sizes[part]) if part in sizes else "" for part in parts),
-                _bytes(sum(sizes.values())),
-                "" if plan.cost is None else _bytes(plan.cost.total),
-                "" if roof is None else _seconds(roof.seconds),
-            )
-        )
+        row = [_bytes(sizes[part]) if part in sizes else "" for part in parts]
+        row.append(_bytes(sum(sizes.values())))
+        row.append("" if plan.cost is None else _bytes(plan.cost.total))
+        row.append("" if roof is None else _seconds(roof.seconds))
+        rows.append((name, *row))
     table = _table("On each device", columns, rows)
     (console or rich.console.Console()).print(table)
 

@@ -80,16 +80,15 @@ def _read(file: Path) -> tuple[list[str], np.ndarray]:
 
 def _rows_of(window: Window, names: list[str]) -> np.ndarray:
     layers: dict[str, Any] = window.metrics.layers  # of numpy arrays
-    n = len(window.metrics.loss)
-    columns = [window.first_step + np.arange(n)]
-    for name in names:
-        norms = layers.get(name)
-        if norms is None:
-            columns += 2 * [np.full(n, np.nan)]
-        else:
+    rows = np.full((len(window.metrics.loss), 1 + 2 * len(names)), np.nan)
+    rows[:, 0] = window.first_step + np.arange(len(rows))
+    for column, name in enumerate(names):
+        if name in layers:
+            norms = layers[name]
             params = np.where(norms.params > 0, norms.params, np.nan)
-            columns += [norms.grads, norms.updates / params]
-    return np.stack(columns, axis=1).astype(np.float64)
+            rows[:, 1 + 2 * column] = norms.grads
+            rows[:, 2 + 2 * column] = norms.updates / params
+    return rows
 
 
 def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> None:

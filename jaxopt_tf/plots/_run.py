@@ -138,25 +138,19 @@ def plot_runs(
             f"`folders` must be a sequence of folders, got {str(folders)!r}. Put it "
             "into a list, or call `plot_run`."
         )
-    lines_of_runs = {name: _lines_of(run) for name, run in _named(folders).items()}
-    of_panels = {
-        label: [lines[label] for lines in lines_of_runs.values()]
-        for label in next(iter(lines_of_runs.values()))
-    }
-    shown = {
-        label: lines
-        for label, lines in of_panels.items()
-        if any(np.isfinite(y).any() for _, y in lines)
-    }
-    heights = [2 if "loss" in label else 1 for label in shown]
-    figure, panels = _figure.stacked_panels(
-        1.4 + 1.2 * sum(heights), list(shown), heights
-    )
-    for panel, (label, lines) in zip(panels, shown.items(), strict=True):
-        for index, (name, (x, y)) in enumerate(zip(lines_of_runs, lines, strict=True)):
-            _figure.draw_line(panel, x, y, index=index, label=name)
+    runs = {name: _lines_of(run) for name, run in _named(folders).items()}
+    labels = [
+        label
+        for label in next(iter(runs.values()))
+        if any(np.isfinite(lines[label]).any(axis=1)[1] for lines in runs.values())
+    ]
+    heights = [2 if "loss" in label else 1 for label in labels]
+    figure, panels = _figure.stacked_panels(1.4 + 1.2 * sum(heights), labels, heights)
+    for panel, label in zip(panels, labels, strict=True):
+        for index, (name, lines) in enumerate(runs.items()):
+            _figure.draw_line(panel, *lines[label], index=index, label=name)
         if label != _RATE_LABEL:
-            _figure.scale(panel, *(y for _, y in lines))
+            _figure.scale(panel, *(lines[label][1] for lines in runs.values()))
     _figure.legend_above(figure, panels[0].get_lines())
     _figure.finish(panels)
     return _figure.saved(figure, path)
@@ -207,16 +201,15 @@ def _draw_losses(panel: "Axes", run: RunLog) -> None:
     panel.legend(loc="upper right")
 
 
-def _lines_of(run: RunLog) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns the lines of a run in `plot_runs` by panel: steps and values."""
+def _lines_of(run: RunLog) -> dict[str, np.ndarray]:
+    """Returns the lines of a run in `plot_runs` by panel: steps and values, [2, n]."""
     steps = run.steps
-    at, losses = np.array(run.evaluations, np.float64).reshape(-1, 2).T
     return {
-        "training loss,\nsmoothed": (steps.step, smoothed(steps.loss)),
-        "evaluation loss": (at, losses),
-        _RATE_LABEL: (steps.step, steps.rate),
-        _GRADS_LABEL: (steps.step, smoothed(steps.grads)),
-        _RATIO_LABEL: (steps.step, smoothed(steps.update_ratio)),
+        "training loss,\nsmoothed": np.stack([steps.step, smoothed(steps.loss)]),
+        "evaluation loss": np.array(run.evaluations, np.float64).reshape(-1, 2).T,
+        _RATE_LABEL: np.stack([steps.step, steps.rate]),
+        _GRADS_LABEL: np.stack([steps.step, smoothed(steps.grads)]),
+        _RATIO_LABEL: np.stack([steps.step, smoothed(steps.update_ratio)]),
     }
 
 

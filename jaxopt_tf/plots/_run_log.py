@@ -13,6 +13,7 @@ from ..monitors import read_history
 from ..training import Evaluation, Window, metric_values
 
 _METRICS, _STATE = "metrics.jsonl", "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 # At least this many points are kept of a longer run, and at most twice as many: a
 # picture is 800 pixels wide.
 _NUM_POINTS = 2_000
@@ -131,8 +132,16 @@ def read_run_log(folder: Path | str) -> RunLog:
     Raises:
         ValueError: if there is no run, its log cannot be read or has no step in it.
     """
-    file = log_file(folder)
-    log = _read_ours(file) if is_ours(file) else _read_trainers(file)
+    file, recorder = log_file(folder), RunRecorder()
+    if is_ours(file):
+        for event in read_history(file):
+            if isinstance(event, Window):
+                recorder.window(event)
+            else:
+                recorder.evaluation(event)
+    else:
+        _read_trainers(file, recorder)
+    log = recorder.log(_run_name(file))
     if len(log.steps.step) == 0:
         raise ValueError(
             f"`folder` must be of a run that has logged a step, got {str(folder)!r}, "
@@ -208,38 +217,26 @@ def _log_in(folder: Path) -> Path | None:
     if (folder / _METRICS).is_file():
         return folder / _METRICS
     states = [folder / _STATE] if (folder / _STATE).is_file() else []
-    numbered = {
-        int(match[1]): state
+    checkpoints = [
+        state
         for state in folder.glob(f"checkpoint-*/{_STATE}")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name))
-    }
-    if numbered:
-        states.append(numbered[max(numbered)])
+        if _CHECKPOINT.fullmatch(state.parent.name)
+    ]
+    states += sorted(checkpoints, key=lambda x: int(x.parent.name[11:]))[-1:]
+    if len(states) < 2:
+        return states[0] if states else None
     # The state of the folder itself is written at the end of a run only: the run may
-    # have been resumed since.
-    if len(states) == 2:  # `max` takes the first of two equal ones: the folder's own
-        return max(states, key=_global_step)
-    return states[0] if states else None
+    # have been resumed since. Of two equal ones `max` takes the folder's own.
+    return max(states, key=lambda state: _read_state(state).get("global_step", 0))
 
 
 def _run_name(file: Path) -> str:
     folder = file.absolute().parent
-    is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) is not None
-    return folder.parent.name if is_checkpoint else folder.name
+    return (folder.parent if _CHECKPOINT.fullmatch(folder.name) else folder).name
 
 
-def _read_ours(file: Path) -> RunLog:
-    recorder = RunRecorder()
-    for event in read_history(file):
-        if isinstance(event, Evaluation):
-            recorder.evaluation(event)
-        else:
-            recorder.window(event)
-    return recorder.log(_run_name(file))
-
-
-def _read_trainers(file: Path) -> RunLog:
-    recorder, rows = RunRecorder(), []
+def _read_trainers(file: Path, recorder: RunRecorder) -> None:
+    rows = []
     for entry in _read_state(file)["log_history"]:
         if "loss" in entry:
             norms = (entry.get("grad_norm"), None, None)
@@ -252,11 +249,6 @@ def _read_trainers(file: Path) -> RunLog:
     for begin in range(0, len(rows), _NUM_ENTRIES):
         # None becomes NaN.
         recorder.points.add(np.array(rows[begin : begin + _NUM_ENTRIES], np.float64))
-    return recorder.log(_run_name(file))
-
-
-def _global_step(file: Path) -> int:
-    return _read_state(file).get("global_step", 0)
 
 
 def _read_state(file: Path) -> dict[str, Any]:

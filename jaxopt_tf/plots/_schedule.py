@@ -63,11 +63,9 @@ def plot_schedule(
             "{'cosine': get_scheduler('cosine', ...)}."
         )
     lines = {name: sample_schedule(one, num_steps) for name, one in named.items()}
-    figure = _figure.new_figure(4.0)
-    panel = figure.subplots()
+    figure, (panel,) = _figure.stacked_panels(4.0, ["learning rate"])
     for index, (name, (steps, rates)) in enumerate(lines.items()):
         _figure.draw_line(panel, steps, rates, index=index, label=name)
-    panel.set_ylabel("learning rate")
     if all((rates >= 0).all() for _, rates in lines.values()):
         panel.set_ylim(bottom=0.0)
     if "" not in lines:
@@ -136,9 +134,7 @@ def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
     def rates_at(steps: np.ndarray) -> np.ndarray:
         # Each length is compiled for: longer ones are filled up with the last step to
         # a multiple of one length.
-        size = len(steps)
-        if len(steps) != _NUM_STEPS:
-            size = -(-len(steps) // _NUM_STEPS) * _NUM_STEPS
+        size = -(-len(steps) // _NUM_STEPS) * _NUM_STEPS
         filled = np.pad(steps, (0, size - len(steps)), mode="edge").astype(np.int32)
         return np.asarray(rates(filled))[: len(steps)]
 

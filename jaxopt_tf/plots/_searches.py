@@ -24,6 +24,9 @@ _SUGGESTION: Any = {"color": "#d55e00", "ls": "--", "lw": 1.5}
 _BARS: Any = {"color": "black", "marker": "o", "markersize": 4, "capsize": 3, "lw": 1.5}
 _LIMIT: Any = {"color": "0.4", "ls": ":", "lw": 1.0}
 _ABOVE: Any = {"mfc": "white", "mec": "black", "ls": "none"}
+# The smaller mark is drawn above the larger one.
+_LOWEST: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_ABOVE}
+_SUGGESTED: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_ABOVE}
 _DIVERGED: Any = {"facecolor": "white", "edgecolor": "0.4", "hatch": "xxx"}
 _MARGIN = 0.03  # no mark is cut off at an end of the axis
 # Numbers of cells in a row and in a column up to which losses are legible in them.
@@ -111,18 +114,15 @@ def plot_losses_by_rate(
         ValueError: if no picture can be written to `path`.
     """
     path = _figure.picture_path(path)
-    figure = _figure.new_figure(4.4)
-    panel = figure.subplots()
+    figure, (panel,) = _figure.stacked_panels(4.4, ["loss"])
     finite = np.isfinite(losses)
-    style = {**_DOTS, "lw": 1.2}
-    if len(rates) > _MOST_MARKERS:
-        style["marker"] = ""
+    marker = "o" if len(rates) <= _MOST_MARKERS else ""
+    style = {**_DOTS, "lw": 1.2, "marker": marker}
     panel.plot(rates[finite], losses[finite], label="loss", **style)
     _figure.mark_diverged(panel, rates[~finite])
     if suggestion is not None:
         panel.axvline(suggestion, label=f"suggestion: {suggestion:g}", **_SUGGESTION)
     panel.set_xscale("log")
-    panel.set_ylabel("loss")
     _figure.scale(panel, losses)
     panel.set_title(textwrap.fill(title, 100), loc="left", fontsize=9)
     _figure.legend_above(figure)
@@ -145,9 +145,9 @@ def plot_losses_by_decay(
     Args:
         decays: [D], rising.
         training: [D], mean training losses; infinite where a run diverged.
-        held_out: [D], mean held-out losses; infinite where a run diverged.
-        error: [D], standard errors of the held-out losses.
-        best: number of the decay with the lowest held-out loss.
+        held_out: [D], mean evaluation losses; infinite where a run diverged.
+        error: [D], standard errors of the evaluation losses.
+        best: number of the decay with the lowest evaluation loss.
         suggested: number of the suggested decay.
         path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
 
@@ -160,23 +160,19 @@ def plot_losses_by_decay(
     path = _figure.picture_path(path)
     is_lost = ~np.isfinite(held_out)
     training, held_out = (np.where(is_lost, np.nan, y) for y in (training, held_out))
-    figure = _figure.new_figure(4.0)
-    panel = figure.subplots()
-    label = "held-out, with standard error"
+    figure, (panel,) = _figure.stacked_panels(4.0, ["mean loss"])
+    label = "evaluation, with standard error"
     panel.errorbar(decays, held_out, error, label=label, **_BARS)
     _figure.draw_line(panel, decays, training, index=1, label="training")
     limit, label = held_out[best] + error[best], "lowest, plus its standard error"
     panel.axhline(limit, label=label, **_LIMIT)
-    # The smaller mark is drawn above the larger one.
-    lowest: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_ABOVE}
-    largest: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_ABOVE}
-    for at, label, style in (
-        (best, f"lowest: {decays[best]:g}", lowest),
-        (suggested, f"suggested: {decays[suggested]:g}", largest),
+    for name, at, style in (
+        ("lowest", best, _LOWEST),
+        ("suggested", suggested, _SUGGESTED),
     ):
+        label = f"{name}: {decays[at]:g}"
         panel.plot(decays[at], held_out[at], label=label, **style)
     _figure.mark_diverged(panel, decays[is_lost])
-    panel.set_ylabel("mean loss")
     _figure.scale(panel, training, held_out)
     _figure.legend_above(figure)
     _scale_decays(panel, decays)

@@ -2,23 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.table
 
 from .. import _checks, plots
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout
-from ..recipes import Recipe, vary
+from ..recipes import Recipe
 from ..training import Batch, LossFn
 from ._folds import Folds, make_folds
-from ._groups import Limits, max_parallel_runs
-from ._program import Cohort, Streams, begin, first_params, make_program
+from ._parallel_runs import Group, ParallelRuns
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ class DecayPath:
     """Losses over weight decay; D decays, F folds, N rows.
 
     The suggestion follows the one-standard-error rule: the largest decay whose mean
-    held-out loss is at most
+    evaluation loss is at most
 
         lowest mean + its standard error
 
@@ -41,7 +39,7 @@ class DecayPath:
             it was trained on; infinite if it diverged, that is, was not finite at a
             step or at its end.
         held_out: [D, F], float64: the same over the rows of its fold.
-        fold: [N], int64: in which fold each row was held out.
+        fold: [N], int64: the fold of each row.
 
     Raises:
         ValueError: if every decay diverged in a fold.
@@ -70,7 +68,7 @@ class DecayPath:
 
     @property
     def mean(self) -> np.ndarray:
-        """[D], float64: held-out loss over the folds; infinite if one diverged."""
+        """[D], float64: evaluation loss over the folds; infinite if one diverged."""
         return self.held_out.mean(axis=1)
 
     @property
@@ -87,7 +85,7 @@ class DecayPath:
 
     @property
     def best(self) -> float:
-        """The decay with the lowest mean held-out loss."""
+        """The decay with the lowest mean evaluation loss."""
         return float(self.decays[self._best])
 
     @property
@@ -104,7 +102,9 @@ class DecayPath:
     def reason(self) -> str:
         """Why this decay is suggested, and whether others should be tried."""
         best, suggested, mean = self._best, self._suggested, self.mean
-        reason = f"The mean held-out loss is lowest, {mean[best]:.4g}, at {self.best:g}"
+        reason = (
+            f"The mean evaluation loss is lowest, {mean[best]:.4g}, at {self.best:g}"
+        )
         error = f"one standard error, {self.standard_error[best]:.2g}"
         if suggested == best:
             reason += f", and no stronger decay is within {error}, of it."
@@ -122,23 +122,17 @@ class DecayPath:
     def table(self) -> rich.table.Table:
         """Returns mean losses by decay, the weakest first."""
         table = rich.table.Table(
-            "weight_decay", "training loss", "held-out loss", "standard error", ""
+            "weight_decay", "training loss", "evaluation loss", "standard error", ""
         )
-        columns = (self.decays, self.training, self.held_out, self.standard_error)
-        for i, (decay, training, held_out, error) in enumerate(
-            zip(*columns, strict=True)
-        ):
-            num_lost = int(np.isinf(held_out).sum())
-            losses = [
-                f"{training.mean():.4g}",
-                f"{held_out.mean():.4g}",
-                f"{error:.2g}",
-            ]
-            if num_lost:
-                losses = [f"diverged in {num_lost} of {len(held_out)} folds", "", ""]
-            marks = {"lowest": self._best, "suggested": self._suggested}
+        marks = {"lowest": self._best, "suggested": self._suggested}
+        means, errors = self.training.mean(axis=1), self.standard_error
+        for i, of_folds in enumerate(self.held_out):
+            losses = [f"{means[i]:.4g}", f"{self.mean[i]:.4g}", f"{errors[i]:.2g}"]
+            if np.isinf(of_folds).any():
+                num_lost = np.isinf(of_folds).sum()
+                losses = [f"diverged in {num_lost} of {len(of_folds)} folds", "", ""]
             marked = ", ".join(mark for mark, at in marks.items() if at == i)
-            table.add_row(f"{decay:g}", *losses, marked)
+            table.add_row(f"{self.decays[i]:g}", *losses, marked)
         return table
 
     def picture(self, path: Path | str | None = None) -> "Figure":
@@ -190,7 +184,7 @@ def decay_path(
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> DecayPath:
-    """Computes training and held-out loss over weight decay, by cross-validation.
+    """Computes training and evaluation loss over weight decay, by cross-validation.
 
         path = decay_path(loss_fn, init, {"x": x, "y": y}, recipe, [0, 0.01, 0.1, 1])
         print(path.reason)
@@ -257,89 +251,79 @@ def decay_path(
         layouts=layouts,
         layer_norms=layer_norms,
     )
-    shape = (len(rising), num_folds)
-    training, held_out = np.empty(shape), np.empty(shape)
-    # Numbers of runs, [chains, length]: those of a chain start from one another.
-    runs = np.arange(training.size).reshape(shape)
-    chains = runs[::-1].T if warm_starts else runs.reshape(-1, 1)
-    limits = Limits(memory_limit, devices)
-    for numbers, losses in _train(task, folds, rising, chains, limits):
-        at = np.unravel_index(numbers, shape)
-        training[at], held_out[at] = losses
+    runs = _FoldRuns(
+        task=task,
+        recipes=[
+            dataclasses.replace(recipe, weight_decay=float(decay))
+            for decay in rising
+            for _ in range(num_folds)
+        ],
+        memory_limit=memory_limit,
+        devices=devices,
+        folds=folds,
+    )
+    losses = np.empty((2, len(runs.recipes)))
+    numbers = np.arange(len(runs.recipes)).reshape(-1, num_folds)
+    params: dict[int, PyTree] = {}
+    # With warm starts runs of one decay start where those of the next larger one ended.
+    for chosen in numbers[::-1] if warm_starts else [numbers.ravel()]:
+        for group in runs.train_to(
+            chosen.tolist(), recipe.max_steps, params=params, keeps_states=warm_starts
+        ):
+            losses[:, group.runs] = runs.mean_losses(group)
+            for i, state in zip(group.runs, group.states, strict=False):
+                if np.isfinite(losses[0, i]):
+                    params[i - num_folds] = state.state.params
+                elif i in params:
+                    params[i - num_folds] = params[i]
+    training, held_out = losses.reshape(2, -1, num_folds)
     return DecayPath(recipe, rising, training, held_out, folds.fold)
 
 
-def _train(
-    task: Task,
-    folds: Folds,
-    decays: np.ndarray,
-    chains: np.ndarray,
-    limits: Limits,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Trains, and returns numbers [K] and losses [2, K] of runs at their ends."""
-    num_folds, recipe = folds.num_folds, folds.recipe
-    recipes = [
-        dataclasses.replace(recipe, weight_decay=float(decay))
-        for decay in decays
-        for _ in range(num_folds)
-    ]
-    program = make_program(task, recipes[0], limits.devices_for(len(chains)))
-    varied = vary(recipes)
-    evaluated = folds.evaluation_batches()
+@dataclasses.dataclass(kw_only=True)
+class _FoldRuns(ParallelRuns):
+    """Runs of several decays, each on the rows of all folds but one.
 
-    def start(numbers: Sequence[int], params: PyTree | None = None) -> Cohort:
-        if params is None:
-            params = first_params(task, [recipe] * len(numbers))
-        return begin(
-            program,
-            [recipes[i] for i in numbers],
-            jax.tree.map(lambda leaf: leaf[np.asarray(numbers)], varied),
-            params,
-            Streams(
-                [folds.training_batches(i) for i in range(num_folds)],
-                [i % num_folds for i in numbers],
-            ),
+    Attributes:
+        folds: F; run i is evaluated on fold i mod F.
+    """
+
+    folds: Folds
+
+    def stream_of(self, run: int) -> int:
+        """Returns the fold that a run is not trained on."""
+        return run % self.folds.num_folds
+
+    def open_stream(self, name: int, longest: Recipe) -> Iterable[Batch]:
+        """Returns batches of the rows of other folds."""
+        return self.folds.training_batches(name)
+
+    @functools.cached_property
+    def evaluations(self) -> Sequence[Sequence[Batch]]:
+        """Rows of each fold."""
+        return self.folds.evaluation_batches()
+
+    def mean_losses(self, group: Group) -> np.ndarray:
+        """Returns training and evaluation losses of runs at their ends, [2, n].
+
+        Both are infinite for a run that has diverged.
+
+        Raises:
+            ValueError: if a fold has no items.
+        """
+        num_folds = self.folds.num_folds
+        if not group.num_items.all():
+            raise ValueError(
+                "`examples` must have items to take a mean over in every fold, got "
+                f"none in one of {num_folds}. Take fewer folds; or are all labels "
+                "ignored?"
+            )
+        is_evaluated = np.arange(num_folds)[:, None] == np.array(group.runs) % num_folds
+        which = np.stack([~is_evaluated, is_evaluated])  # [2, F, n]
+        totals, num_items = (
+            np.broadcast_to(x, which.shape).sum(axis=1, where=which)
+            for x in (group.totals, group.num_items)
         )
-
-    numbers = chains[:, 0].tolist()
-    width = max_parallel_runs(program, start, numbers, num_folds, limits)
-    for first in range(0, len(chains), width):
-        group = chains[first : first + width]
-        params = first_params(task, [recipe] * width)
-        # All groups have one size, so that all are one program.
-        for numbers in np.resize(group, (width, group.shape[1])).T:
-            cohort = start(numbers.tolist(), params)
-            steps = cohort.advance(recipe.max_steps)
-            losses = _losses_at_end(cohort, evaluated, numbers % num_folds)
-            is_lost = ~np.isfinite(losses).all(axis=0) | np.isnan(steps).any(axis=1)
-            if group.shape[1] > 1:
-                params = _next_params(is_lost, params, cohort.state.state.params)
-            del cohort  # or it would take memory while the next runs start
-            yield numbers, np.where(is_lost, np.inf, losses)
-
-
-@jax.jit
-@jax.vmap
-def _next_params(is_lost: jax.Array, initial: PyTree, final: PyTree) -> PyTree:
-    """Returns final parameters; of runs that diverged, the initial ones."""
-    return jax.tree.map(functools.partial(jnp.where, is_lost), initial, final)
-
-
-def _losses_at_end(
-    cohort: Cohort, by_fold: Sequence[Sequence[Batch]], held_out: np.ndarray
-) -> np.ndarray:
-    """Returns mean training and held-out losses; [2, K]."""
-    parts = [cohort.summed_losses(batches) for batches in by_fold]
-    totals, counts = (np.stack(part) for part in zip(*parts, strict=True))  # [F, K]
-    if not counts.all():
-        raise ValueError(
-            "`examples` must have items to take a mean over in every fold, got none in "
-            f"one of {len(by_fold)}. Take fewer folds; or are all labels ignored?"
-        )
-    is_held_out = np.arange(len(by_fold))[:, None] == held_out
-    return np.stack(
-        [
-            totals.sum(axis=0, where=which) / counts.sum(axis=0, where=which)
-            for which in (~is_held_out, is_held_out)
-        ]
-    )
+        losses = totals / num_items
+        finite = np.isfinite(losses).all(axis=0) & np.isfinite(group.losses).all(axis=1)
+        return np.where(finite, losses, np.inf)

@@ -14,11 +14,11 @@ from ..training import Batch
 
 @dataclass(frozen=True)
 class Folds:
-    """Rows of examples, of which each is held out in one fold; N rows, F folds.
+    """Rows of examples, of which each belongs to one fold; N rows, F folds.
 
     Attributes:
         examples: a tree of numpy arrays [N, ...].
-        fold: [N], int64: in which fold each row is held out.
+        fold: [N], int64: the fold of each row.
         recipe: seed and batch size of the runs.
     """
 
@@ -31,15 +31,15 @@ class Folds:
         """Number of folds."""
         return int(self.fold.max()) + 1
 
-    def training_batches(self, held_out: int) -> Iterator[Batch]:
+    def training_batches(self, fold: int) -> Iterator[Batch]:
         """Returns endless batches of the rows of other folds, by the recipe's seed.
 
         All rows are taken in a shuffled order, then all in another one, and so on; a
         batch may extend over two of these passes. With accumulation batches have a
         first axis of micro-batches.
         """
-        rows = np.flatnonzero(self.fold != held_out)
-        rng = np.random.default_rng([self.recipe.seed, held_out])
+        rows = np.flatnonzero(self.fold != fold)
+        rng = np.random.default_rng([self.recipe.seed, fold])
         shape = _batch_shape(self.recipe)
         size = int(np.prod(shape))
         queue = np.empty(0, rows.dtype)

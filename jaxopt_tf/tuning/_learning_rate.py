@@ -14,7 +14,8 @@ import rich.table
 
 from .. import _checks, plots
 from ..recipes import REST, Recipe, recipe_settings, vary
-from ._program import begin, first_params, make_program, seed_streams
+from ._parallel_runs import ParallelRuns
+from ._program import make_program
 from ._runs import shown_loss, train_many
 from ._task import Task
 
@@ -161,7 +162,7 @@ def range_test(
     reliable than `find_learning_rate`.
 
     Args:
-        task: what is trained, and on which data; its held-out batches are not used.
+        task: what is trained, and on which data; its evaluation batches are not used.
         recipe: whose rate is searched for.
         min_rate: the first rate; above 0.
         max_rate: the last; above `min_rate`.
@@ -182,17 +183,11 @@ def range_test(
     num_steps = short.max_steps
     rates = _rates_between(min_rate, max_rate, num_steps)
     factors = {REST: 1.0} | {g.pattern: g.factor for g in recipe.rate_groups}
-    varied = vary([short])._replace(
-        rates={name: jnp.float32(f * rates)[None] for name, f in factors.items()}
-    )
-    cohort = begin(
-        make_program(task, short),
-        [short],
-        varied,
-        first_params(task, [short]),
-        seed_streams(task, [short]),
-    )
-    (losses,) = cohort.advance(num_steps)
+    tables = {name: jnp.float32(f * rates) for name, f in factors.items()}
+    rising = vary([short])._replace(rates=tables)
+    program = make_program(task, short, jax.devices()[:1])
+    run = ParallelRuns(task=task, recipes=[short]).start(program, [0], varied=[rising])
+    (losses,) = run.advance(num_steps)
     if not math.isfinite(losses[0]):
         raise ValueError(
             f"`task` must have a loss that is finite at first, got {losses[0]!r} "

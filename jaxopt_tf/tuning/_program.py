@@ -1,9 +1,7 @@
 """Many runs as one compiled program, and training them side by side."""
 
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -56,16 +54,7 @@ class Program(NamedTuple):
         return len(self.over_runs.device_set)
 
 
-class Streams(NamedTuple):
-    """Streams of batches for K runs."""
-
-    streams: list[Iterator[Batch]]  # S of them, all at the same step
-    of_run: list[int]  # K: number of the stream of each run
-
-
-def make_program(
-    task: Task, recipe: Recipe, devices: Sequence[jax.Device] | None = None
-) -> Program:
+def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> Program:
     """Maps the training step of `make_train_step` over many runs; compiled when called.
 
     A run that is not finite, or at its end, keeps its state while the others continue.
@@ -74,7 +63,7 @@ def make_program(
     Args:
         task: what is trained.
         recipe: of the program, see `same_program`; its other numbers are varied.
-        devices: that the runs are divided among; None for the first one.
+        devices: that the runs are divided among.
     """
 
     def optimizer_of(varied: Varied):
@@ -109,7 +98,6 @@ def make_program(
         return dataclasses.replace(run, state=state), output
 
     evaluate = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
-    devices = jax.devices()[:1] if devices is None else devices
     mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
     over_runs = NamedSharding(mesh, PartitionSpec("runs"))
     return Program(
@@ -192,61 +180,6 @@ class Cohort:
         return total, num_items
 
 
-def begin(
-    program: Program,
-    recipes: Sequence[Recipe],
-    varied: Varied,
-    params: PyTree,
-    streams: Streams,
-) -> Cohort:
-    """Returns K runs before their first step.
-
-    Args:
-        program: of all of them.
-        recipes: K.
-        varied: [K, ...], the numbers in which they differ.
-        params: [K, ...], initial parameters.
-        streams: of batches.
-    """
-    state = program.start(
-        params,
-        varied,
-        jnp.asarray([recipe.seed for recipe in recipes], jnp.uint32),
-        jnp.asarray(streams.of_run, jnp.int32),
-        jnp.asarray([recipe.max_steps for recipe in recipes], jnp.int32),
-    )
-    return Cohort(program, recipes, state, streams.streams)
-
-
-def seed_streams(task: Task, recipes: Sequence[Recipe], skip: int = 0) -> Streams:
-    """Returns one stream of batches for each seed.
-
-    Args:
-        task: whose batches they are.
-        recipes: K.
-        skip: batches that runs have already taken.
-    """
-    # Of the runs of a seed the longest one decides how many batches there must be.
-    by_length = sorted(recipes, key=lambda recipe: recipe.max_steps)
-    longest = {recipe.seed: recipe for recipe in by_length}
-    seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
-    streams: list[Iterator[Batch]] = [
-        itertools.islice(_repeat_last(task.batches(longest[s]), longest[s]), skip, None)
-        for s in seeds
-    ]
-    return Streams(streams, [seeds.index(recipe.seed) for recipe in recipes])
-
-
-def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
-    """Repeats the last batch of a stream that ends with its run: others may go on."""
-    batch, num_batches = None, 0
-    for batch in batches:
-        num_batches += 1
-        yield batch
-    while num_batches >= recipe.max_steps:
-        yield batch
-
-
 def next_batch(stream: Iterator[Batch], step: int) -> Batch:
     """Returns the batch of a step.
 
@@ -260,12 +193,6 @@ def next_batch(stream: Iterator[Batch], step: int) -> Batch:
             f"{step}. Repeat the data, or take fewer steps."
         )
     return batch
-
-
-def first_params(task: Task, recipes: Sequence[Recipe]) -> PyTree:
-    """Returns the initial parameters of runs by their seeds, [K, ...]."""
-    init = functools.lru_cache(maxsize=None)(task.init)
-    return stacked([init(recipe.seed) for recipe in recipes])
 
 
 def stacked(trees: Sequence[PyTree]) -> PyTree:

@@ -10,7 +10,7 @@ import numpy as np
 import rich.table
 
 from ..recipes import Recipe, recipe_settings
-from ._groups import Limits, train_to
+from ._parallel_runs import Group, ParallelRuns
 from ._task import Task
 
 
@@ -21,24 +21,103 @@ class Trial(NamedTuple):
     step: int  # updates that were made
     first_loss: float  # of the first batch, before any update
     loss: float  # mean training loss of the last tenth of the steps; inf: diverged
-    held_out: float | None  # inf: diverged; None where there are no held-out batches
+    held_out: float | None  # evaluation loss; inf: diverged; None without evaluation
 
     @property
     def compared(self) -> float:
-        """The loss by which runs are compared: held out, or else in training."""
+        """The loss by which runs are compared: `held_out`, or else `loss`."""
         return self.loss if self.held_out is None else self.held_out
 
 
+class Comparison:
+    """Runs of several recipes, compared by their losses."""
+
+    recipes: tuple[Recipe, ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def last(self) -> tuple[Trial, ...]:
+        """The last trial of each run, by its number."""
+        by_run = {trial.run: trial for trial in self.trials}
+        return tuple(by_run[i] for i in range(len(self.recipes)))
+
+    @property
+    def lowest(self) -> Trial | None:
+        """The lowest loss, of runs at their end if one of them is finite.
+
+        None if all diverged.
+        """
+        finite = [trial for trial in self.last if math.isfinite(trial.compared)]
+        ended = [trial for trial in finite if self.is_ended(trial)]
+        return min(ended or finite, key=lambda trial: trial.compared, default=None)
+
+    @property
+    def best(self) -> int:
+        """The number of the run of `best_recipe`.
+
+        Raises:
+            ValueError: if all diverged.
+        """
+        if self.lowest is not None:
+            return self.lowest.run
+        num = len(self.recipes)
+        rate = min(recipe.learning_rate for recipe in self.recipes)
+        raise ValueError(
+            "`recipes` must have a run that stays finite, but "
+            f"{f'all {num}' if num > 1 else 'the only one'} diverged; the smallest "
+            f"`learning_rate` tried was {rate:g}. Try smaller ones."
+        )
+
+    @property
+    def best_recipe(self) -> Recipe:
+        """The recipe of the lowest loss among the runs that were trained to their end.
+
+        Of all runs, if each of these diverged.
+
+        Raises:
+            ValueError: if all diverged.
+        """
+        return self.recipes[self.best]
+
+    def is_ended(self, trial: Trial) -> bool:
+        """Returns True for a run that was trained to its end."""
+        return trial.step == self.recipes[trial.run].max_steps
+
+    def table(self, *, most: int | None = None) -> rich.table.Table:
+        """Returns the settings in which runs differ and their losses, the best first.
+
+        Args:
+            most: rows; None for all.
+        """
+        names = differing(self.recipes)
+        has_evaluation = any(trial.held_out is not None for trial in self.last)
+        losses = ["training loss", *(["evaluation loss"] if has_evaluation else [])]
+        table = rich.table.Table(*names, "steps", *losses)
+        has_one_length = len({recipe.max_steps for recipe in self.recipes}) == 1
+        ordered = sorted(
+            self.last,
+            # Runs that were trained further come first: the others were left behind.
+            key=lambda trial: (-trial.step if has_one_length else 0, trial.compared),
+        )
+        for trial in ordered[:most]:
+            settings = recipe_settings(self.recipes[trial.run])
+            columns = [_shown(settings[name]) for name in names]
+            columns += [f"{trial.step:,}", shown_loss(trial.loss)]
+            columns += [shown_loss(trial.compared)] if has_evaluation else []
+            table.add_row(*columns)
+        return table
+
+
 @dataclass(frozen=True)
-class Runs:
+class Runs(Comparison):
     """Losses of many runs; K runs, N steps of the longest.
 
     Attributes:
         recipes: of each run.
         losses: [K, N], float32: the training loss of each step, before its update; NaN
             after the end of a run, and from the first step that was not finite.
-        held_out: [K], float64: the held-out loss at the end; None if the task has no
-            held-out batches.
+        held_out: [K], float64: the evaluation loss at the end; None if the task has no
+            evaluation batches.
     """
 
     recipes: tuple[Recipe, ...]
@@ -46,24 +125,23 @@ class Runs:
     held_out: np.ndarray | None
 
     @property
-    def trials(self) -> tuple[Trial, ...]:
+    def trials(self) -> tuple[Trial, ...]:  # type: ignore[override]
         """The runs at their ends."""
+        evaluated = (
+            [None] * len(self.recipes) if self.held_out is None else self.held_out
+        )
         return tuple(
-            trial(
-                i,
-                recipe.max_steps,
-                float(self.losses[i, 0]),
-                self.losses[i, : recipe.max_steps],
-                None if self.held_out is None else float(self.held_out[i]),
+            trial(i, recipe.max_steps, losses[0], losses[: recipe.max_steps], held_out)
+            for i, (recipe, losses, held_out) in enumerate(
+                zip(self.recipes, self.losses, evaluated, strict=True)
             )
-            for i, recipe in enumerate(self.recipes)
         )
 
     @property
     def final(self) -> np.ndarray:
         """[K], float64: the loss by which runs are compared; infinite if they diverged.
 
-        The held-out loss; without one, the mean training loss of a run's last tenth.
+        The evaluation loss; without one, the mean training loss of a run's last tenth.
         """
         return np.array([trial.compared for trial in self.trials])
 
@@ -71,28 +149,6 @@ class Runs:
     def diverged(self) -> np.ndarray:
         """[K], bool: not finite at a step, or at the end above twice the first loss."""
         return np.isinf(self.final)
-
-    @property
-    def best(self) -> int:
-        """The number of the run with the lowest final loss.
-
-        Raises:
-            ValueError: if all diverged.
-        """
-        return best_of(self.trials, self.recipes).run
-
-    @property
-    def best_recipe(self) -> Recipe:
-        """The recipe of the run with the lowest final loss."""
-        return self.recipes[self.best]
-
-    def table(self, *, most: int | None = None) -> rich.table.Table:
-        """Returns the settings in which runs differ and final losses, the best first.
-
-        Args:
-            most: rows; None for all.
-        """
-        return table_of(self.recipes, self.trials, most)
 
 
 def train_many(
@@ -136,15 +192,29 @@ def train_many(
             raise TypeError(f"`recipes` must hold `Recipe`s, got {recipe!r}.")
     longest = max(recipe.max_steps for recipe in recipes)
     losses = np.full((len(recipes), longest), np.nan, np.float32)
-    held_out = np.full(len(recipes), np.nan) if task.held_out else None
-    limits, everyone = Limits(memory_limit, devices), range(len(recipes))
-    for group in train_to(task, recipes, everyone, longest, {}, limits):
-        for row, i in enumerate(group.runs):
-            of_run = group.losses[row, : recipes[i].max_steps]
-            losses[i, : len(of_run)] = of_run
-            if held_out is not None:
-                held_out[i] = group.held_out[row]
-    return Runs(recipes, losses, held_out)
+    held_out = np.full(len(recipes), np.nan)
+    runs = ParallelRuns(
+        task=task, recipes=recipes, memory_limit=memory_limit, devices=devices
+    )
+    for group in runs.train_to(range(len(recipes)), longest):
+        losses[group.runs, : group.losses.shape[1]] = group.losses
+        held_out[group.runs] = evaluation_losses(group)
+    return Runs(recipes, losses, held_out if task.held_out else None)
+
+
+def evaluation_losses(group: Group) -> Sequence[float | None]:
+    """Returns the evaluation loss of each run, [n]; None without evaluation batches.
+
+    Raises:
+        ValueError: if the batches have no items.
+    """
+    if not group.num_items.all():
+        raise ValueError(
+            "`held_out` must have items to take a mean over, got none. Give more "
+            "batches; or are all labels ignored?"
+        )
+    means: list[list[float]] = (group.totals / group.num_items).tolist()
+    return means[0] if means else [None] * len(group.runs)
 
 
 def trial(
@@ -161,42 +231,15 @@ def trial(
         first_loss: of the first batch.
         losses: [n], float32: of its last steps, at least a tenth of all; NaN from the
             first that was not finite.
-        held_out: None where there are no held-out batches.
+        held_out: evaluation loss; None without one.
     """
+    first_loss = float(first_loss)
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
+    held_out = None if held_out is None else float(held_out)
     compared = loss if held_out is None else held_out
     if math.isnan(loss) or not compared <= first_loss + abs(first_loss):
         loss, held_out = math.inf, None if held_out is None else math.inf
     return Trial(run, step, first_loss, loss, held_out)
-
-
-def lowest(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Trial | None:
-    """Returns the lowest loss, of runs at their end if one of them is finite."""
-    finite = [trial for trial in trials if math.isfinite(trial.compared)]
-    ended = [trial for trial in finite if is_ended(trial, recipes)]
-    return min(ended or finite, key=lambda trial: trial.compared, default=None)
-
-
-def is_ended(trial: Trial, recipes: Sequence[Recipe]) -> bool:
-    """Returns whether the run was trained to its end."""
-    return trial.step == recipes[trial.run].max_steps
-
-
-def best_of(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Trial:
-    """Returns `lowest`.
-
-    Raises:
-        ValueError: if all diverged.
-    """
-    best = lowest(trials, recipes)
-    if best is None:
-        rate = min(recipes[trial.run].learning_rate for trial in trials)
-        all_of_them = f"all {len(trials)}" if len(trials) > 1 else "the only one"
-        raise ValueError(
-            f"`recipes` must have a run that stays finite, but {all_of_them} diverged; "
-            f"the smallest `learning_rate` tried was {rate:g}. Try smaller ones."
-        )
-    return best
 
 
 def differing(recipes: Sequence[Recipe]) -> list[str]:
@@ -204,36 +247,6 @@ def differing(recipes: Sequence[Recipe]) -> list[str]:
     settings = [recipe_settings(recipe) for recipe in recipes]
     first = settings[0]
     return [name for name in first if any(of[name] != first[name] for of in settings)]
-
-
-def table_of(
-    recipes: Sequence[Recipe], trials: Sequence[Trial], most: int | None = None
-) -> rich.table.Table:
-    """Returns the settings in which runs differ and their losses; the best first.
-
-    Args:
-        recipes: of all runs.
-        trials: the last one of each.
-        most: rows; None for all.
-    """
-    names = differing(recipes)
-    has_held_out = any(trial.held_out is not None for trial in trials)
-    losses = ["training loss", *(["held-out loss"] if has_held_out else [])]
-    table = rich.table.Table(*names, "steps", *losses)
-    has_one_length = len({recipe.max_steps for recipe in recipes}) == 1
-    ordered = sorted(
-        trials,
-        # Runs that were trained further come first: the others were left behind.
-        key=lambda trial: (-trial.step if has_one_length else 0, trial.compared),
-    )
-    for trial in ordered[:most]:
-        settings = recipe_settings(recipes[trial.run])
-        shown = [shown_loss(trial.loss)]
-        if has_held_out:
-            shown.append(shown_loss(trial.compared))
-        own = [_shown(settings[name]) for name in names]
-        table.add_row(*own, f"{trial.step:,}", *shown)
-    return table
 
 
 def shown_loss(loss: float) -> str:

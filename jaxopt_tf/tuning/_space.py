@@ -143,17 +143,16 @@ def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Between) 
 
 
 def _check_fields(over: Over) -> None:
-    names = list(_KINDS)
     if not over:
         raise ValueError(
             "`over` must name at least one field and its values, got none: "
             "{'learning_rate': [1e-4, 1e-3]}, say."
         )
     for name, values in over.items():
-        if name not in names:
+        if name not in _KINDS:
             raise ValueError(
                 f"`over` must name fields of a recipe, got {name!r}."
-                + _checks.nearest(name, names)
+                + _checks.nearest(name, _KINDS)
             )
         if name == "label_smoothing_factor":
             raise ValueError(
@@ -161,10 +160,9 @@ def _check_fields(over: Over) -> None:
                 "'label_smoothing_factor': it is the loss's, and losses with another "
                 "one cannot be compared. Compare tasks instead."
             )
-        is_list = isinstance(values, Sequence) and not isinstance(values, str)
         if isinstance(values, Between):
             continue
-        if not is_list:
+        if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(
                 f"`over` must have a list of values, or a `Between`, for {name!r}, got "
                 f"{values!r}."

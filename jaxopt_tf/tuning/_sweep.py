@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-import rich.table
 
 from .. import _checks, plots
 from ..recipes import Recipe, recipe_settings
-from ._groups import Group, Limits, train_to
-from ._runs import Trial, best_of, is_ended, lowest, table_of, trial
+from ._parallel_runs import Group, ParallelRuns
+from ._runs import Comparison, Trial, evaluation_losses, trial
 from ._space import Over, recipes_to_try
 from ._sweep_folder import open_store
 from ._task import Task
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Comparison):
     """Results of a sweep.
 
     Attributes:
@@ -35,31 +34,6 @@ class Sweep:
     recipes: tuple[Recipe, ...]
     over: tuple[str, ...]
     trials: tuple[Trial, ...]
-
-    @property
-    def last(self) -> tuple[Trial, ...]:
-        """The last trial of each run, by its number."""
-        by_run = {trial.run: trial for trial in self.trials}
-        return tuple(by_run[i] for i in range(len(self.recipes)))
-
-    @property
-    def best_recipe(self) -> Recipe:
-        """The recipe of the lowest loss among the runs that were trained to their end.
-
-        Of all runs, if each of these diverged.
-
-        Raises:
-            ValueError: if all diverged.
-        """
-        return self.recipes[best_of(self.last, self.recipes).run]
-
-    def table(self, *, most: int | None = None) -> rich.table.Table:
-        """Returns the settings in which runs differ and their losses, the best first.
-
-        Args:
-            most: rows; None for all.
-        """
-        return table_of(self.recipes, self.last, most)
 
 
 def sweep(
@@ -110,27 +84,31 @@ def sweep(
         Hyperparameter Optimization", 2016, for successive halving.
     """
     recipes = recipes_to_try(recipe, over, num_samples=num_samples, seed=seed)
-    steps, limits = _steps(recipes, halving), Limits(memory_limit, devices)
-    with open_store(folder, task, recipes, steps) as store:
-        trials, states = list(store.trials), dict(store.states)
+    steps = _steps(recipes, halving)
+    runs = ParallelRuns(
+        task=task, recipes=recipes, memory_limit=memory_limit, devices=devices
+    )
+    with open_store(folder, runs, steps) as store:
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
+            ends = [min(step, recipe.max_steps) for recipe in recipes]
             done = {
-                t.run for t in trials if t.step >= min(step, recipes[t.run].max_steps)
+                trial.run for trial in store.trials if trial.step >= ends[trial.run]
             }
-            left = [i for i in alive if i not in done]
-            for group in train_to(task, recipes, left, step, states, limits):
-                new = _trials(task, recipes, group, step, trials)
-                trials += new
-                if step < steps[-1]:
-                    states |= dict(zip(group.runs, group.states, strict=True))
-                store.save(trials, states)
+            left, is_last = [i for i in alive if i not in done], step == steps[-1]
+            groups = runs.train_to(left, step, store.states, keeps_states=not is_last)
+            for group in groups:
+                new = _trials(group, ends, store.trials)
+                store.trials += new
+                if not is_last:
+                    store.states |= dict(zip(group.runs, group.states, strict=True))
+                store.save()
                 if report is not None:
                     report(_summary(new, len(alive), step))
-            if step < steps[-1]:
-                alive = _better(alive, trials, halving)
-            states = {i: states[i] for i in alive if i in states}
-    return Sweep(recipes, tuple(over), tuple(trials))
+            if not is_last:
+                alive = _better(alive, store.trials, halving)
+            store.states = {i: store.states[i] for i in alive if i in store.states}
+        return Sweep(recipes, tuple(over), tuple(store.trials))
 
 
 def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
@@ -150,15 +128,15 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     Raises:
         ValueError: if no picture can be written to `path`.
     """
-    last, best = sweep.last, lowest(sweep.last, sweep.recipes)
+    last, best = sweep.last, sweep.lowest
     settings = [recipe_settings(recipe) for recipe in sweep.recipes]
-    has_held_out = last[0].held_out is not None
-    loss = "held-out loss" if has_held_out else "training loss of the last tenth"
+    has_evaluation = last[0].held_out is not None
+    loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
     points = plots.SearchPoints(
         settings={name: [of[name] for of in settings] for name in sweep.over},
         losses=np.array([trial.compared for trial in last]),
         steps=np.array([trial.step for trial in last]),
-        is_ended=np.array([is_ended(trial, sweep.recipes) for trial in last]),
+        is_ended=np.array([sweep.is_ended(trial) for trial in last]),
         label=f"{loss}, per item",
         best=None if best is None else best.run,
     )
@@ -183,23 +161,15 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def _trials(
-    task: Task,
-    recipes: Sequence[Recipe],
-    group: Group,
-    step: int,
-    before: Sequence[Trial],
-) -> list[Trial]:
-    """Returns the trials of a group that has come to a step."""
+def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[Trial]:
+    """Returns the trials of a group whose runs have come to their `ends`."""
     first_losses = {trial.run: trial.first_loss for trial in before}
-    found = []
-    for row, i in enumerate(group.runs):
-        end = min(step, recipes[i].max_steps)
+    evaluated, found = evaluation_losses(group), []
+    for i, losses, held_out in zip(group.runs, group.losses, evaluated, strict=True):
         # The losses of a run that ends before others are NaN after its end.
-        losses = group.losses[row][: end if i not in first_losses else None]
-        first_loss = first_losses.get(i, float(losses[0]))
-        held_out = float(group.held_out[row]) if task.held_out else None
-        found.append(trial(i, end, first_loss, losses, held_out))
+        taken = losses[: None if i in first_losses else ends[i]]
+        first_loss = first_losses.get(i, losses[0])
+        found.append(trial(i, ends[i], first_loss, taken, held_out))
     return found
 
 

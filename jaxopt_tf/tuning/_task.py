@@ -22,8 +22,8 @@ class Task:
             at least `max_steps` of them, all of one shape. It is called again for each
             pass over the data, and must return the same ones; runs of one seed share
             them. With accumulation they have a first axis of micro-batches.
-        held_out: batches for the loss by which runs are compared; without any, runs are
-            compared by the training loss at their ends.
+        held_out: evaluation batches, for the loss by which runs are compared; without
+            any, runs are compared by the training loss at their ends.
         takes_key: whether `loss_fn` takes a key in training, for dropout.
         compute_dtype: as `make_train_step` takes it.
         layouts: as `build_optimizer` takes them.

@@ -32,7 +32,7 @@ def test_suggests_a_decay_in_the_words_of_train(followed, tmp_path, capsys):
     told = "3 decays on 2 folds of 32 windows, 20 steps each, in "
     assert first.startswith(f"{told}{tmp_path / 'path'}. ")
     *_, reason, flag = shown.splitlines()
-    assert reason.startswith("The mean held-out loss is lowest")
+    assert reason.startswith("The mean evaluation loss is lowest")
     assert parse(Train, flag.split()).run.recipe.weight_decay in (0, 0.1)
     assert shown.count("suggested") == 1
     assert (tmp_path / "path" / "decay_path.png").read_bytes().startswith(b"\x89PNG")

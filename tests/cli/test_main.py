@@ -132,8 +132,7 @@ def _interrupt(*_, **__):
 
 @pytest.mark.parametrize("command", ["find-lr", "decay-path"])
 def test_ctrl_c_prints_a_line_to_paste(command, capsys, monkeypatch):
-    module = importlib.import_module(f"jaxopt_tf.cli.{_COMMANDS[command].module}")
-    monkeypatch.setattr(module, "tuning_corpus", _interrupt)
+    monkeypatch.setattr("jaxopt_tf.cli._searches.tuning_corpus", _interrupt)
     args = [command, "--text", "two words.txt"]
     assert main(args) == 128 + signal.SIGINT
     assert capsys.readouterr().err == (

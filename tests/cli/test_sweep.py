@@ -37,7 +37,7 @@ def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys
     first, *_ = shown.splitlines()
     assert first == f"4 runs in 2 programs, at most 20 steps each, in {folder}"
     assert shown.count("come to step 20") == 2
-    assert "held-out loss" in shown
+    assert "evaluation loss" in shown
     trials = list(map(json.loads, (folder / "sweep.jsonl").read_text().splitlines()))
     best = min(trials, key=lambda trial: trial["held_out_loss"])
     assert best["learning_rate"] == 1e-2

@@ -46,7 +46,7 @@ def digits_task(**changes) -> Task:
 
 
 def alone(task: Task, recipe: Recipe) -> tuple[np.ndarray, float]:
-    """The run by itself, as one trains it: losses, and the held-out loss at the end."""
+    """Losses of the run trained by itself, and its evaluation loss at the end."""
     rng = recipe.seed if task.takes_key else None
     optimizer = build_optimizer(recipe)
     step = training.make_train_step(

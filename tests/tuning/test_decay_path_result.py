@@ -34,7 +34,7 @@ def test_suggests_the_largest_within_one_standard_error_of_the_lowest():
     assert MIDDLE.recipe.weight_decay == 0.3
     assert MIDDLE.recipe.learning_rate == BASE.learning_rate
     assert MIDDLE.reason == (
-        "The mean held-out loss is lowest, 1, at 0.1; 0.3 is the strongest decay "
+        "The mean evaluation loss is lowest, 1, at 0.1; 0.3 is the strongest decay "
         "within one standard error, 0.2, of it, with 1.15."
     )
 

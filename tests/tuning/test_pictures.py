@@ -43,7 +43,7 @@ def test_a_grid_of_two_fields_is_a_heat_map_with_its_numbers(tmp_path):
     figure = tuning.plot_sweep(grid_of(over, losses), path)
     panel, bar = figure.axes
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("learning_rate", "weight_decay")
-    assert bar.get_ylabel() == "held-out loss, per item"
+    assert bar.get_ylabel() == "evaluation loss, per item"
     (mesh,) = panel.collections
     shown = mesh.get_array()
     # Numbers rise along both axes, whatever their order was.
