@@ -80,8 +80,8 @@ def _read_file(path: Path) -> ArgsSource:
         content = path.read_bytes()[: _MAX_BYTES + 1]
     except OSError as error:
         raise ValueError(
-            f"`source` must be a file that can be read, got {str(path)!r}: "
-            f"{error.strerror}."
+            f"{path} must be a file that can be read, but: {error.strerror}. Name "
+            "training_args.bin, or a JSON file of TrainingArguments."
         ) from error
     try:
         if content.lstrip()[:1] == b"{":
