@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .. import _checks
-from .._io import Kind, is_set, kinds_of, read_value
+from .._io import Kind, is_set, kinds_of
 from ..interop import (
     TRAINING_ARGUMENTS,
     FromTransformers,
@@ -18,7 +18,6 @@ from ..interop import (
     args_version,
     select_fields,
     translate_training_arguments,
-    unknown_field,
 )
 from ..models import GPT2Config
 from ..recipes import Recipe
@@ -90,10 +89,8 @@ def settings_from_transformers(
         ValueError: naming all settings that do not exist here and would change the
             numbers, all that cannot be read, and all unknown names.
     """
-    known = (*kinds, *TRAINING_ARGUMENTS)
-    into = select_fields(raw, known, ignore_fields)
+    into = select_fields(raw, kinds, ignore_fields, typed=typed)
     into.values = values = _not_replaced(into.values, typed)
-    into.typed = typed
     steps: Any = {**values, **typed}.get("max_steps")
     is_number = isinstance(steps, int | float) and not isinstance(steps, bool)
     max_steps = int(steps) if is_number and steps > 0 else None
@@ -115,19 +112,8 @@ def settings_from_transformers(
         )
     _set_intervals(into, max_steps)
     _translate_others(into)
-    settings = {}
-    for name, value in into.settings.items():
-        if name not in kinds:
-            into.refusals.append(unknown_field(name, known, "a setting"))
-        elif is_set(value) or kinds[name].is_optional:
-            try:
-                value = value if is_set(value) else None
-                settings[name] = read_value(name, kinds[name], value)
-            except TypeError as error:
-                into.refusals.append(str(error))
-    if into.refusals:
-        raise ValueError("\n  ".join(into.refusals))
-    into.settings = settings
+    into.settings = into.read_settings()
+    into.raise_refusals()
     return into
 
 
