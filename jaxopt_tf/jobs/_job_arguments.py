@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .. import _checks
-from .._io import Kind, is_set, kinds_of
+from .._io import SWITCH, Kind, is_set, kinds_of, read_value
 from ..interop import (
     TRAINING_ARGUMENTS,
     FromTransformers,
@@ -20,14 +20,13 @@ from ..interop import (
     translate_training_arguments,
 )
 from ..models import GPT2Config
-from ..recipes import Recipe
-from ._config import held_out_loss_decides
+from ..recipes import METRIC_DRIVEN, Recipe
 from ._job import Job
 
 _KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
 
 # Kinds of fields that a new run refuses, the order of its data among them.
-_REFUSED = {"refused": "", "non_optimizer": "", "devices": ""}
+_REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
 # Fields of other names that a typed setting replaces.
 _REPLACES = {
     "eval_steps": ("eval_strategy", "evaluation_strategy"),
@@ -39,6 +38,7 @@ _REPLACES = {
     "warmup_steps": ("warmup_ratio",),
 }
 _INTERVALS = ("eval_steps", "save_steps", "logging_steps")
+_DRIVES = "drives the schedule"
 _LOGGING_STEPS = 500  # Transformers' default, which also replaces `eval_steps`
 _STRATEGIES = {
     "eval_strategy": ("no", "steps", "epoch"),
@@ -50,11 +50,12 @@ _OTHER_DATA = (
     "`eval_dataset`"
 )
 # Fields of a job that a Trainer's files set, and others about its evaluations.
-_JOB_FIELDS = """eval_steps load_best_model_at_end logging_steps save_steps
-save_total_limit"""
-_EVALUATION_FIELDS = """bf16_full_eval eval_delay eval_strategy evaluation_strategy
-fp16_full_eval greater_is_better metric_for_best_model save_strategy"""
-EVALUATION_FIELDS = (*_JOB_FIELDS.split(), *_EVALUATION_FIELDS.split())
+_JOB_FIELDS = (*_INTERVALS, "load_best_model_at_end", "save_total_limit")
+EVALUATION_FIELDS = (
+    *_JOB_FIELDS,
+    *("bf16_full_eval", "fp16_full_eval", "eval_delay", *_STRATEGIES),
+    *("greater_is_better", "metric_for_best_model"),
+)
 
 
 class _Checkpoint(NamedTuple):
@@ -97,12 +98,8 @@ def settings_from_transformers(
     translate_training_arguments(
         into, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
-    for title, names in (
-        ("without effect here", into.ignored),
-        ("ignored", sorted(into.unread)),
-    ):
-        if names:
-            into.notes.insert(0, f"{title}: {', '.join(names)}")
+    listed = {"ignored": sorted(into.unread), "without effect here": into.ignored}
+    into.notes[:0] = [f"{title}: {', '.join(n)}" for title, n in listed.items() if n]
     epochs = values.get("num_train_epochs")
     if max_steps is None and is_set(epochs):
         into.refuse(
@@ -134,9 +131,8 @@ def job_settings(
     values = _not_replaced(
         {n: came.values[n] for n in EVALUATION_FIELDS if n in came.values}, typed
     )
-    settings = {n: values[n] for n in _JOB_FIELDS.split() if is_set(values.get(n))}
-    limit: Any = values.get("save_total_limit")
-    settings["save_total_limit"] = limit if is_set(limit) and limit > 0 else None
+    settings = {n: values[n] for n in _JOB_FIELDS if is_set(values.get(n))}
+    settings.setdefault("save_total_limit", None)  # Trainer's default
     settings["lr_scheduler_type"] = came.recipe.lr_scheduler_type
     into = Translation(values, typed, settings)
     _take_patience(into, state)
@@ -145,13 +141,10 @@ def job_settings(
     )
     _set_intervals(into, state["max_steps"], checkpoint)
     _check_metric(into, checkpoint)
-    into.ignored += [
-        name
-        for name in values
-        if name in TRAINING_ARGUMENTS
-        and TRAINING_ARGUMENTS[name].kind == "non_optimizer"
-        and not TRAINING_ARGUMENTS[name].is_default(values[name])
-    ]
+    for name in values.keys() - settings.keys():
+        field = TRAINING_ARGUMENTS[name]
+        if field.kind == "non_optimizer" and not field.is_default(values[name]):
+            into.ignored.append(name)
     return into
 
 
@@ -167,18 +160,13 @@ def _translate_others(into: Translation) -> None:
     """Translates fields of the model and of the start; refuses a seed of the data."""
     values, settings = into.values, into.settings
     recompute = values.get("activation_checkpointing")
-    if recompute is True:
-        settings["gradient_checkpointing"] = True
-    elif is_set(recompute) and recompute is not False:
-        into.refusals.append(
-            f"`activation_checkpointing` must be true or false, got {recompute!r}."
-        )
-    if str(values.get("resume_from_checkpoint")) in ("True", "False"):
+    if is_set(recompute):
+        with into.refusing():
+            if read_value("activation_checkpointing", SWITCH, recompute):
+                settings["gradient_checkpointing"] = True
+    if isinstance(values.get("resume_from_checkpoint"), bool):
         # A folder that contains a run is resumed anyway.
         del settings["resume_from_checkpoint"]
-    limit = values.get("save_total_limit")
-    if isinstance(limit, int | float) and limit <= 0:
-        settings["save_total_limit"] = None
     seed = into.typed.get("seed", values.get("seed"))
     if is_set(values.get("data_seed")) and values["data_seed"] != seed:
         into.refuse(
@@ -214,6 +202,9 @@ def _set_intervals(
                     f"`{name}` {value!r}: a share of `max_steps`, which is not known; "
                     "give `max_steps`."
                 )
+    limit = values.get("save_total_limit")
+    if isinstance(limit, int | float) and limit <= 0:
+        settings["save_total_limit"] = None
     saving = values.get("save_strategy")
     if saving == "no" and max_steps:
         settings["save_steps"] = max_steps
@@ -224,19 +215,14 @@ def _set_intervals(
     elif saving == "best":
         settings["save_steps"] = into.combined.get("eval_steps")
         into.notes.append("`save_strategy` 'best': saved at every evaluation")
-    _note_on_the_best(into)
-
-
-def _note_on_the_best(into: Translation) -> None:
-    saving, combined = into.values.get("save_strategy"), into.combined
-    if combined.get("load_best_model_at_end") is not True or saving in ("", "best"):
-        return
+    combined = into.combined
     every, save = combined.get("eval_steps"), combined.get("save_steps")
-    if saving is not None and every and save and every != save:
+    is_best = combined.get("load_best_model_at_end") is True and saving != "best"
+    if is_best and is_set(saving) and every and save and every != save:
         into.notes.append(
-            f"`load_best_model_at_end`: the best of all evaluations, every {every} "
-            f"{'step' if every == 1 else 'steps'}, where Trainer takes the best of "
-            f"those at which it saved, every {save}"
+            "`load_best_model_at_end`: the best of all evaluations, every "
+            f"{_checks.counted(every, 'step')}, where Trainer takes the best of those "
+            f"at which it saved, every {save}"
         )
 
 
@@ -247,13 +233,13 @@ def _set_evaluation(
     is_new_name = is_set(values.get("eval_strategy"))
     name = "eval_strategy" if is_new_name else "evaluation_strategy"
     strategy = values.get(name)
-    decides = held_out_loss_decides(into.combined)
+    role = _role(into)
     every = checkpoint.updates_per_epoch if checkpoint else None
     if strategy == "steps":
         if not settings.get("eval_steps"):
             logging_steps = into.combined.get("logging_steps")
             settings["eval_steps"] = logging_steps or _LOGGING_STEPS
-        if decides and checkpoint is None:
+        if role and checkpoint is None:
             into.notes.append(f"`{name}`: {_OTHER_DATA}")
     elif strategy == "epoch" and every:
         settings["eval_steps"] = every
@@ -263,10 +249,10 @@ def _set_evaluation(
         )
     elif strategy in ("no", "epoch"):
         settings.pop("eval_steps", None)
-        if decides:
+        if role:
             into.refuse(
                 name,
-                f"the evaluation loss {_role(into)}, and how often it is taken is not "
+                f"the evaluation loss {role}, and how often it is taken is not "
                 "known; give `eval_steps`.",
             )
         elif strategy == "epoch":
@@ -281,27 +267,22 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
 
     Call it after `_set_intervals`.
     """
-    values, combined = into.values, into.combined
-    if not held_out_loss_decides(combined):
+    values, role = into.values, _role(into)
+    if not role:
         return
-    picks = (
-        combined.get("load_best_model_at_end") is True
-        or combined.get("early_stopping_patience") is not None
-    )
     refused = {}
     if values.get("metric_for_best_model") not in (None, "", "loss", "eval_loss"):
         refused["metric_for_best_model"] = "the metric here is the evaluation loss"
-    if values.get("greater_is_better") and picks:
+    if values.get("greater_is_better") and role != _DRIVES:
         refused["greater_is_better"] = "of the evaluation loss less is better here"
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if values.get(name):
             refused[name] = "the evaluation loss has the model's own precision here"
-    delay, every = values.get("eval_delay") or 0, combined.get("eval_steps")
+    delay, every = values.get("eval_delay") or 0, into.combined.get("eval_steps")
     if "epoch" in (values.get("eval_strategy"), values.get("evaluation_strategy")):
         delay *= checkpoint.updates_per_epoch or 0
     if every and delay > (first := (checkpoint.step // every + 1) * every):
         refused["eval_delay"] = f"the first evaluation here is at step {first}"
-    role = _role(into)
     for name, why in refused.items():
         into.refuse(
             name,
@@ -315,13 +296,13 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
 
 
 def _role(into: Translation) -> str:
-    """Returns the verb for what the evaluation loss decides."""
+    """Returns the verb for what the evaluation loss decides; "" for nothing."""
     combined = into.combined
     if combined.get("load_best_model_at_end") is True:
         return "picks the model"
     if combined.get("early_stopping_patience") is not None:
         return "ends the run"
-    return "drives the schedule"
+    return _DRIVES if combined.get("lr_scheduler_type") in METRIC_DRIVEN else ""
 
 
 def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:

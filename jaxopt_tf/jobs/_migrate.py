@@ -139,8 +139,7 @@ def import_run(
         transformers_version=transformers_version,
     )
     job = job_settings(came, settings, state)
-    if job.refusals:
-        raise ValueError(f"{arguments}: " + "\n  ".join(job.refusals))
+    job.raise_refusals(f"{arguments}: ")
     config = _run_config(checkpoint, out, came.recipe, job)
     params, _ = make_loss_fn(config.model, config.recipe.seed)
     with _remedies(_OF_MODEL):
