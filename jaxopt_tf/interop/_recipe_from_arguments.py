@@ -23,6 +23,7 @@ from ._arguments_by_version import (
 )
 from ._training_arguments import read_training_arguments
 
+_DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.kind == "devices"}
 # Fields that a recipe has under another name, or as a number of steps.
 _MAPPED_OTHERWISE = ("adafactor", "num_train_epochs", "warmup_ratio")
 _REFUSED = {
@@ -117,7 +118,7 @@ def recipe_from_transformers(
     )
     values = into.values
     if num_devices:
-        into.values = {n: v for n, v in values.items() if not _is_of_devices(n)}
+        into.values = {n: v for n, v in values.items() if n not in _DEVICES}
     if max_steps is not None:
         into.values = {**into.values, "max_steps": max_steps}
     steps = None
@@ -133,16 +134,16 @@ def recipe_from_transformers(
     with into.refusing():
         recipe = Recipe(**settings)
     into.raise_refusals(f"{found.name}: ")
-    mapped = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
-    mapped -= {*into.ignored}
-    replaced = mapped & {"num_train_epochs"} if _has_steps(into.values) else set()
-    mapped = mapped - replaced | {n for n in into.values if n in settings}
+    if _has_steps(into.values) and is_set(into.values.get("num_train_epochs")):
+        into.ignored.append("num_train_epochs")
+    others = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
+    mapped = others - {*into.ignored} | into.values.keys() & settings.keys()
     return FromTransformers(
         recipe=recipe,
         versions=version.label,
         mapped=tuple(sorted(mapped)),
         non_optimizer=tuple(sorted(into.non_optimizer)),
-        ignored=tuple(sorted({*into.ignored, *replaced})),
+        ignored=tuple(sorted({*into.ignored})),
         notes=(*into.notes, *version_notes, *note_on_decay(version, recipe)),
         unread=tuple(sorted(into.unread)),
         values=values,
@@ -151,10 +152,6 @@ def recipe_from_transformers(
 
 def _positive_or_none(name: str, value: int | None) -> int | None:
     return None if value is None else _checks.step_count(name, value, least=1)
-
-
-def _is_of_devices(name: str) -> bool:
-    return name in TRAINING_ARGUMENTS and TRAINING_ARGUMENTS[name].kind == "devices"
 
 
 def _has_steps(values: Mapping[str, Any]) -> bool:
