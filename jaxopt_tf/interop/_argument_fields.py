@@ -28,6 +28,7 @@ class Field(NamedTuple):
     defaults: tuple[Any, ...]  # values of a field that was not set
     reason: str  # why another value is refused
     value: Kind | None  # how the value is read; None: it is left unchanged
+    ours: str  # setting here that it becomes or that replaces it; "" for none
 
     def is_default(self, value: Any) -> bool:
         """Returns True for a default, and for null, "", [], {} and a dict of these."""
@@ -42,13 +43,15 @@ def _fields(
     *defaults: Any,
     reason: str = "",
     value: Kind | None = None,
+    ours: str = "",
 ) -> dict[str, Field]:
     """Returns fields by name; without `value`, the type of the defaults decides."""
     if value is None and any(isinstance(default, bool) for default in defaults):
         value = SWITCH
     elif value is None and any(isinstance(default, int) for default in defaults):
         value = NUMBER
-    return {name: Field(kind, defaults, reason, value) for name in names.split()}
+    row = Field(kind, defaults, reason, value, ours)
+    return dict.fromkeys(names.split(), row)
 
 
 _IGNORE = "leave it out, or name it in `ignore_fields`"
@@ -71,22 +74,27 @@ _DELAY = f"evaluation starts before the first step; {_IGNORE}"
 _LENGTHS = f"all sequences are of one length, as text is packed; {_IGNORE}"
 _RESUMED = f"a resumed run continues with the batch that is next; {_IGNORE}"
 _SAMPLING = f"text is shuffled; {_IGNORE}"
-_PER_GPU = "write `per_device_train_batch_size`"
+_RECOMPUTE, _BATCH = "gradient_checkpointing", "per_device_train_batch_size"
+_PER_GPU = f"write `{_BATCH}`"
 _PAST = f"the model carries no state from batch to batch; {_IGNORE}"
 
 # Each field of TrainingArguments that a recipe does not have.
 TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields("translated", "accelerator_config", value=JSON_OR_TEXT),
-    **_fields("translated", "activation_checkpointing adafactor", value=SWITCH),
-    **_fields("translated", "data_seed num_train_epochs warmup_ratio", value=NUMBER),
-    **_fields("translated", "eval_strategy evaluation_strategy save_strategy"),
+    **_fields("translated", "activation_checkpointing", value=SWITCH, ours=_RECOMPUTE),
+    **_fields("translated", "adafactor", value=SWITCH, ours="optim"),
+    **_fields("translated", "data_seed", value=NUMBER),
+    **_fields("translated", "eval_strategy evaluation_strategy", ours="eval_steps"),
+    **_fields("translated", "num_train_epochs", value=NUMBER, ours="max_steps"),
+    **_fields("translated", "save_strategy", ours="save_steps"),
+    **_fields("translated", "warmup_ratio", value=NUMBER, ours="warmup_steps"),
     **_fields("refused", "auto_find_batch_size", False, reason=_BATCH_SIZE),
     **_fields("refused", "deepspeed mp_parameters parallelism_config", reason=_SHARDED),
     **_fields("refused", "fp16", False, reason=_FP16),
     **_fields("refused", "model_parallel", False, reason=_SHARDED),
     **_fields("refused", "neftune_noise_alpha", reason=_NOISE),
     **_fields("refused", "optim_target_modules", reason=_MODULES),
-    **_fields("refused", "per_gpu_train_batch_size", reason=_PER_GPU),
+    **_fields("refused", "per_gpu_train_batch_size", reason=_PER_GPU, ours=_BATCH),
     **_fields("refused", "split_batches", False, reason=_NUM_DEVICES),
     **_fields("refused", "tp_size", 0, reason=_SHARDED),
     # Settings of the data, the model, the evaluation or the precision.

@@ -15,17 +15,16 @@ from ._argument_translation import (
     select_fields,
     translate_training_arguments,
 )
-from ._arguments_by_version import (
-    ArgsVersion,
-    args_version,
-    known_version,
-    note_on_decay,
-)
+from ._arguments_by_version import ArgsVersion, note_on_decay, source_version
 from ._training_arguments import read_training_arguments
 
 _DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.kind == "devices"}
 # Fields that a recipe has under another name, or as a number of steps.
-_MAPPED_OTHERWISE = ("adafactor", "num_train_epochs", "warmup_ratio")
+_MAPPED_OTHERWISE = [
+    name
+    for name, field in TRAINING_ARGUMENTS.items()
+    if field.kind == "translated" and field.ours in RECIPE_KINDS
+]
 _REFUSED = {
     "refused": "",
     "devices": "more than one device took part; pass `num_devices`",
@@ -110,8 +109,7 @@ def recipe_from_transformers(
     num_examples = _positive_or_none("num_examples", num_examples)
     num_devices = _positive_or_none("num_devices", num_devices)
     found = read_training_arguments(source)
-    number, version_notes = known_version(found, transformers_version)
-    version = args_version(found.values, number)
+    version = source_version(found, transformers_version)
     num_devices = num_devices or found.num_devices
     into = select_fields(
         found.values, RECIPE_KINDS, ignore_fields, may_be_subclass=found.may_be_subclass
@@ -144,7 +142,7 @@ def recipe_from_transformers(
         mapped=tuple(sorted(mapped)),
         non_optimizer=tuple(sorted(into.non_optimizer)),
         ignored=tuple(sorted({*into.ignored})),
-        notes=(*into.notes, *version_notes, *note_on_decay(version, recipe)),
+        notes=(*into.notes, *version.notes, *note_on_decay(version, recipe)),
         unread=tuple(sorted(into.unread)),
         values=values,
     )

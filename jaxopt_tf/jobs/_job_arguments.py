@@ -27,16 +27,6 @@ _KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
 
 # Kinds of fields that a new run refuses, the order of its data among them.
 _REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
-# Fields of other names that a typed setting replaces.
-_REPLACES = {
-    "eval_steps": ("eval_strategy", "evaluation_strategy"),
-    "gradient_checkpointing": ("activation_checkpointing",),
-    "max_steps": ("num_train_epochs",),
-    "optim": ("adafactor",),
-    "per_device_train_batch_size": ("per_gpu_train_batch_size",),
-    "save_steps": ("save_strategy",),
-    "warmup_steps": ("warmup_ratio",),
-}
 _INTERVALS = ("eval_steps", "save_steps", "logging_steps")
 _DRIVES = "drives the schedule"
 _LOGGING_STEPS = 500  # Transformers' default, which also replaces `eval_steps`
@@ -152,8 +142,8 @@ def _not_replaced(
     values: Mapping[str, Any], typed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the fields that no typed setting replaces."""
-    replaced = {*typed, *(other for name in typed for other in _REPLACES.get(name, ()))}
-    return {name: value for name, value in values.items() if name not in replaced}
+    replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.ours in typed}
+    return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 
 def _translate_others(into: Translation) -> None:
