@@ -20,7 +20,8 @@ from ..interop import (
     translate_training_arguments,
 )
 from ..models import GPT2Config
-from ..recipes import METRIC_DRIVEN, Recipe
+from ..recipes import Recipe
+from ._config import held_out_loss_decides
 from ._job import Job
 
 _KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
@@ -288,11 +289,13 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
 def _role(into: Translation) -> str:
     """Returns the verb for what the evaluation loss decides; "" for nothing."""
     combined = into.combined
+    if not held_out_loss_decides(combined):
+        return ""
     if combined.get("load_best_model_at_end") is True:
         return "picks the model"
     if combined.get("early_stopping_patience") is not None:
         return "ends the run"
-    return _DRIVES if combined.get("lr_scheduler_type") in METRIC_DRIVEN else ""
+    return _DRIVES
 
 
 def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:
