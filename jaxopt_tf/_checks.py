@@ -16,6 +16,29 @@ import jax
 import numpy as np
 
 
+class ArgumentError(ValueError):
+    """Error of an argument that names the problem and the remedy apart.
+
+    A function that takes the argument from elsewhere, such as a file, sets `remedy` to
+    one that its own caller can follow.
+
+    Attributes:
+        argument: name of the argument.
+        problem: sentence on what is required and what was given.
+        remedy: sentence on what to do.
+    """
+
+    def __init__(self, argument: str, problem: str, remedy: str):
+        """Takes the sentences of the message."""
+        super().__init__(problem, remedy)
+        self.argument, self.problem, self.remedy = argument, problem, remedy
+
+    def __str__(self) -> str:
+        """Problem and remedy, which has a line of its own after a list."""
+        between = "\n" if "\n" in self.problem else " "
+        return f"{self.problem}{between}{self.remedy}"
+
+
 def is_concrete(value: Any) -> bool:
     """Returns whether `value` is known now, which that of a traced number is not."""
     return not isinstance(value, jax.core.Tracer)

@@ -22,3 +22,18 @@ def test_refuses_what_is_not_a_whole_number(value):
 def test_refuses_a_number_out_of_bounds(value):
     with pytest.raises(ValueError, match=f"`size` must be from 1 to 4, got {value}"):
         _checks.whole_number("size", value, least=1, most=4)
+
+
+def test_an_error_carries_problem_and_remedy_apart():
+    error = _checks.ArgumentError(
+        "rate", "`rate` must be positive, got -1.", "Drop it."
+    )
+    assert isinstance(error, ValueError)
+    assert (error.argument, str(error)) == (
+        "rate",
+        "`rate` must be positive, got -1. Drop it.",
+    )
+    error.remedy = "Leave it out."
+    assert str(error) == "`rate` must be positive, got -1. Leave it out."
+    listed = _checks.ArgumentError("a", "two differences:\n  one\n  two", "Name them.")
+    assert str(listed).splitlines()[-1] == "Name them."

@@ -43,16 +43,13 @@ def damage(folder: Path) -> str | None:
         folder: a folder that `seal` has sealed.
     """
     digest = folder / DIGEST_FILE
-    try:
-        said = digest.read_bytes()
-    except FileNotFoundError:
+    if not digest.exists():
         return f"it has no digest, {DIGEST_FILE}"
-    except OSError as error:
-        return f"{DIGEST_FILE} cannot be read ({error.strerror})"
     try:
-        found = _digest_text(folder).encode()
+        said, found = digest.read_bytes(), _digest_text(folder).encode()
     except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
+        path = Path(error.filename).relative_to(folder)
+        return f"{path} cannot be read ({error.strerror})"
     return None if said == found else _difference(said, found)
 
 

@@ -134,16 +134,31 @@ def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _
     return record(**given)
 
 
-def in_flags(text: str, flags: Collection[str]) -> str:
-    """Names flags in a sentence about arguments: `max_steps` becomes `--max_steps`."""
+def in_flags(
+    text: str,
+    flags: Collection[str],
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Names flags in a sentence about arguments of Python functions.
 
-    def flag(found: re.Match[str]) -> str:
-        for name in (found[1], _FLAG_OF_ARGUMENT.get(found[1])):
-            if name in flags:
-                return f"`--{name}`"
+    `max_steps` becomes `--max_steps`, and `optim='sgd'` becomes `--optim sgd`.
+
+    Args:
+        text: the sentence.
+        flags: names of the command's flags.
+        others: what the command line has in place of other arguments.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name in others:
+            return f"`{others[name]}`"
+        for flag in (name, _FLAG_OF_ARGUMENT.get(name)):
+            if flag in flags:
+                return f"`--{flag} {value}`" if value else f"`--{flag}`"
         return found[0]
 
-    return re.sub(r"`(\w+)`", flag, text)
+    return re.sub(r"`(\w+)(?:='([^`']*)')?`", typed, text)
 
 
 def _groups(record: type) -> dict[str, type]:

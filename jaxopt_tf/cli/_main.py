@@ -86,8 +86,10 @@ def _run(args: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except flags.REFUSALS as error:
-        known = flags.flag_kinds(getattr(module, command.form))
-        print(f"jaxopt-tf: {flags.in_flags(str(error), known)}", file=sys.stderr)
+        form = getattr(module, command.form)
+        others = getattr(form, "arguments", {})
+        text = flags.in_flags(str(error), flags.flag_kinds(form), others)
+        print(f"jaxopt-tf: {text}", file=sys.stderr)
         return 2
     except SystemExit as done:  # after `--help`
         return int(done.code or 0)

@@ -1,9 +1,9 @@
 """`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from ..checkpoints import find_checkpoints
@@ -11,36 +11,6 @@ from ..jobs import ImportedRun, export_run, import_run
 from ._run_flags import RunFlags, merged_settings, read_typed
 
 _STATE, _SUMS = "trainer_state.json", "SHA256SUMS"
-# Phrases of Python functions, and what can be typed here in their place.
-_TYPED = (
-    (r"Pass `decay_groups='file'`", "Add `--decay_groups file`"),
-    (r"Pass `transformers_version='(\S+)'`", r"Add `--transformers_version \1`"),
-    (r"`without=\{'(\S+)', '(\S+)'\}`", r"`--without \1 \2`"),
-    (r"`source`", "`training_args`"),
-    (r"`checkpoint`|`folder`", "`FOLDER`"),
-    (r"`out`", "`OUT`"),
-    (
-        r"Take the recipe that the run was begun with\.",
-        "Give the TrainingArguments that the run was begun with, by `training_args`.",
-    ),
-    (r"(?:`recipe`|the recipe)'s", "that of `training_args`"),
-    (r"`recipe`|the recipe\b", "`training_args`"),
-    (
-        r"`(training_args|num_devices|without|groups|decay_groups|transformers_version"
-        r"|ignore_fields|like|eval_steps|max_steps|output_dir|lr_scheduler_type)`",
-        r"`--\1`",
-    ),
-)
-_MODEL = "`migrate` takes a GPT2LMHeadModel, named under `architectures`."
-# Sentences with these words are of use in Python only; what to do instead.
-_REMEDIES = {
-    "`torch_model_from_module`": _MODEL,
-    "`torch_model_from_shapes`": _MODEL,
-    "Name leaves by `table`": _MODEL,
-    "`torch_from_opt_state`": "Such a run cannot be migrated.",
-    "`metric_state_from_torch`": "Give the TrainingArguments that the run was begun "
-    "with, by `--training_args`.",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +57,16 @@ class Migrate(Origin, RunFlags):
     unused: ClassVar[frozenset[str]] = frozenset(
         {"intended_changes", "resume_from_checkpoint"}
     )
+    # Arguments of Python functions that are no flags.
+    arguments: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "checkpoint": "FOLDER",
+            "folder": "FOLDER",
+            "like": "--like",
+            "out": "OUT",
+            "recipe": "--training_args",
+        }
+    )
 
 
 def migrate(args: Sequence[str]) -> int:
@@ -108,8 +88,8 @@ def migrate(args: Sequence[str]) -> int:
     source, out, flags = Path(args[0]), Path(args[1]), args[2:]
     try:
         _migrate(source, out, flags)
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
-        raise ValueError(_without_python(str(error))) from error
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
     return 0
 
 
@@ -183,20 +163,3 @@ def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
 
 def _holds(folder: Path, name: str) -> bool:
     return any(folder.glob(f"checkpoint-*/{name}"))
-
-
-def _without_python(text: str) -> str:
-    """Returns an error of a Python function with remedies that can be typed."""
-    lines = []
-    for line in text.split("\n"):
-        sentences = [
-            next(
-                (cure for word, cure in _REMEDIES.items() if word in sentence), sentence
-            )
-            for sentence in re.split(r"(?<=\.) (?=[A-Z])", line)
-        ]
-        lines.append(" ".join(dict.fromkeys(sentences)))
-    text = "\n".join(lines)
-    for python, typed in _TYPED:
-        text = re.sub(python, typed, text)
-    return text

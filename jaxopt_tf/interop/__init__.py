@@ -9,7 +9,6 @@ from ._argument_translation import select_fields as select_fields
 from ._argument_translation import (
     translate_training_arguments as translate_training_arguments,
 )
-from ._argument_translation import unknown_field as unknown_field
 from ._arguments_by_version import args_version as args_version
 from ._model_weights import read_params as read_params
 from ._model_weights import unused_tensors as unused_tensors

@@ -9,22 +9,26 @@ Then the table of fields is applied, and a step for each part of Trainer that re
 several fields together: optimizer, its arguments, weight decay, warmup, schedule.
 """
 
-import dataclasses
+import contextlib
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from .. import _checks
-from .._io import SWITCH, is_null, is_set, read_value
+from .._io import SWITCH, Kind, is_null, is_set, kinds_of, read_value
 from ..recipes import (
     METRIC_DRIVEN,
     TAKES_OPTIM_ARGS,
+    Recipe,
     optimizer_refusal,
     read_optim_args,
 )
-from ._argument_fields import TRAINING_ARGUMENTS, VALUE_KINDS, has_all_fields
+from ._argument_fields import TRAINING_ARGUMENTS, has_all_fields
 from ._arguments_by_version import ArgsVersion, default_optimizer
+
+RECIPE_KINDS = kinds_of(Recipe)
 
 # AdamW with torch's numbers, by other kernels; Trainer's name is written back.
 _SAME_ADAMW = ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
@@ -49,7 +53,8 @@ class Translation:
     Attributes:
         values: the fields, read by their kinds.
         typed: settings from elsewhere, such as a command line, which win over them.
-        settings: values by our names; names that are not ours are among them.
+        settings: values by our names.
+        kinds: kinds of all settings by our names.
         ignored: names of fields without effect here that are not at their defaults.
         non_optimizer: names of fields that change numbers, but not the optimizer's.
         notes: sentences on what has another name here, with the same numbers.
@@ -58,13 +63,14 @@ class Translation:
     """
 
     values: Mapping[str, Any]
-    typed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    ignored: list[str] = dataclasses.field(default_factory=list)
-    non_optimizer: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    refusals: list[str] = dataclasses.field(default_factory=list)
-    unread: list[str] = dataclasses.field(default_factory=list)
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    non_optimizer: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def combined(self) -> dict[str, Any]:
@@ -75,12 +81,36 @@ class Translation:
         """Refuses the value of a field, for a reason that ends in the cure."""
         self.refusals.append(f"`{name}` {self.values[name]!r}: {reason}")
 
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Turns an error about a value into a refusal."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            self.refusals.append(str(error))
+
+    def raise_refusals(self, source: str = "") -> None:
+        """Raises a ValueError with all refusals, if there are any."""
+        if self.refusals:
+            raise ValueError(source + "\n  ".join(self.refusals))
+
+    def read_settings(self) -> dict[str, Any]:
+        """Returns the settings that are set, read by their kinds."""
+        read = {}
+        for name, value in self.settings.items():
+            if is_set(value) or self.kinds[name].is_optional:
+                with self.refusing():
+                    given = value if is_set(value) else None
+                    read[name] = read_value(name, self.kinds[name], given)
+        return read
+
 
 def select_fields(
     values: Mapping[str, Any],
-    known: Collection[str],
+    kinds: Mapping[str, Kind],
     ignore_fields: Collection[str] = (),
     *,
+    typed: Mapping[str, Any] = MappingProxyType({}),
     may_be_subclass: bool = True,
 ) -> Translation:
     """Reads fields by their kinds, except those of a subclass or that the user names.
@@ -89,8 +119,9 @@ def select_fields(
 
     Args:
         values: by the names of the fields.
-        known: names of all fields that are not a subclass's.
+        kinds: kinds of the settings that have the name of a field.
         ignore_fields: names of fields that are not read.
+        typed: settings that win over the fields.
         may_be_subclass: False if the class is known to be Transformers' own.
 
     Returns:
@@ -101,32 +132,36 @@ def select_fields(
         TypeError: if `ignore_fields` is no collection of names.
         ValueError: if one of them is not among the fields.
     """
-    unread = list(_check_ignore_fields(ignore_fields, values))
-    left = {name: value for name, value in values.items() if name not in unread}
-    refusals = []
-    if may_be_subclass and has_all_fields(values):
-        for name in [name for name in left if name not in known]:
-            value = left.pop(name)
-            may_matter = _OF_THE_OPTIMIZER.search(name) and value is not False
-            if may_matter and is_set(value):
-                refusals.append(
-                    f"`{name}` {value!r}: this field of a subclass may change the "
-                    f"optimizer, which it does not here; if it does not, add {name!r} "
-                    "to `ignore_fields`."
-                )
-            else:
-                unread.append(name)
-    read = {name: _read_field(name, value) for name, value in left.items()}
-    return Translation(read, unread=unread, refusals=refusals)
-
-
-def unknown_field(name: str, known: Collection[str], what: str) -> str:
-    """Returns the sentence that refuses a name, with the nearest one and the cure."""
-    hint = _checks.nearest(name, known, "`{}`")
-    return (
-        f"`{name}` must be {what}.{hint} A field of your own that changes no number of "
-        f"the optimizer: add {name!r} to `ignore_fields`."
-    )
+    is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(name, str) for name in ignore_fields):
+        raise TypeError(
+            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
+        )
+    for name in ignore_fields:
+        if name not in values:
+            raise ValueError(
+                "`ignore_fields` must name fields of the source, got "
+                f"{name!r}, which it does not have.{_checks.nearest(name, values)}"
+            )
+    into = Translation({}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)])
+    read = {}
+    is_whole = may_be_subclass and has_all_fields(values)
+    for name, value in values.items():
+        is_known = name in kinds or name in TRAINING_ARGUMENTS
+        if name in ignore_fields:
+            continue
+        if is_known or not is_whole:
+            read[name] = _read_field(name, value)
+        elif _OF_THE_OPTIMIZER.search(name) and value is not False and is_set(value):
+            into.refusals.append(
+                f"`{name}` {value!r}: this field of a subclass may change the "
+                f"optimizer, which it does not here; if it does not, add {name!r} "
+                "to `ignore_fields`."
+            )
+        else:
+            into.unread.append(name)
+    into.values = read
+    return into
 
 
 def translate_training_arguments(
@@ -146,19 +181,28 @@ def translate_training_arguments(
             the reason; "" for that of the table.
     """
     for name, value in into.values.items():
-        field = TRAINING_ARGUMENTS.get(name)
-        if field is None:
+        row = TRAINING_ARGUMENTS.get(name)
+        if name in into.kinds:
             into.settings[name] = value
-        elif field.kind == "translated" or field.is_default(value):
+        elif row is None:
+            near = _checks.nearest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
+            into.refusals.append(
+                f"`{name}` must be one of TrainingArguments or a setting.{near} A "
+                "field of your own that changes no number of the optimizer: add "
+                f"{name!r} to `ignore_fields`."
+            )
+        elif row.kind == "translated" or row.is_default(value):
             continue
-        elif field.kind in refused:
-            into.refuse(name, f"{refused[field.kind] or field.reason}.")
-        elif field.kind == "non_optimizer":
+        elif row.kind in refused:
+            into.refuse(name, f"{refused[row.kind] or row.reason}.")
+        elif row.kind == "non_optimizer":
             into.non_optimizer.append(name)
         else:
             into.ignored.append(name)
-    _translate_optimizer(into)
-    _translate_optim_args(into, version)
+    with into.refusing():
+        _translate_optimizer(into)
+    with into.refusing():
+        _translate_optim_args(into, version)
     _check_decay(into, version)
     _translate_warmup(into, max_steps, version)
     _translate_schedule(into)
@@ -166,48 +210,24 @@ def translate_training_arguments(
     _check_accelerator(into)
 
 
-def _check_ignore_fields(
-    ignore_fields: Collection[str], given: Collection[str]
-) -> tuple[str, ...]:
-    """Returns the names once each; raises unless all are names of given fields."""
-    is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
-    if not is_list or not all(isinstance(name, str) for name in ignore_fields):
-        raise TypeError(
-            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
-        )
-    for name in ignore_fields:
-        if name not in given:
-            raise ValueError(
-                "`ignore_fields` must name fields of the source, got "
-                f"{name!r}, which it does not have.{_checks.nearest(name, given)}"
-            )
-    return tuple(dict.fromkeys(ignore_fields))
-
-
 def _read_field(name: str, value: Any) -> Any:
+    row = TRAINING_ARGUMENTS.get(name)
+    kind = RECIPE_KINDS.get(name) if row is None else row.value
     if is_null(value):
         return None
-    if name not in VALUE_KINDS or not is_set(value):
-        return value
-    try:
-        return read_value(name, VALUE_KINDS[name], value)
-    except TypeError:
-        return value
+    if kind is not None and is_set(value):
+        with contextlib.suppress(TypeError):
+            return read_value(name, kind, value)
+    return value
 
 
 def _translate_optimizer(into: Translation) -> None:
     values, settings = into.values, into.settings
     if "max_grad_norm" in values and values["max_grad_norm"] is None:
         settings["max_grad_norm"] = 0.0  # Trainer does not clip either
-    name = values.get("optim")
-    adafactor = values.get("adafactor")
-    try:
-        oldest = default_optimizer({**values, **into.typed})
-        is_adafactor = adafactor and read_value("adafactor", SWITCH, adafactor)
-    except (TypeError, ValueError) as error:
-        into.refusals.append(str(error))
-        return
-    if is_adafactor:
+    name, adafactor = values.get("optim"), values.get("adafactor")
+    oldest = default_optimizer({**values, **into.typed})
+    if adafactor and read_value("adafactor", SWITCH, adafactor):
         settings["optim"] = "adafactor"
     elif oldest is not None:
         settings["optim"] = oldest
@@ -222,13 +242,12 @@ def _translate_optimizer(into: Translation) -> None:
             f"`optim` {name!r} computes as 'adamw_torch' here: the same numbers"
         )
     elif is_set(name) and (refusal := optimizer_refusal(name)) is not None:
-        into.refusals.append(refusal)
         del settings["optim"]
+        raise ValueError(refusal)
 
 
 def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
-    args: Any = into.values.get("optim_args")
-    into.settings.pop("optim_args", None)
+    args: Any = into.settings.pop("optim_args", None)
     optim = into.combined.get("optim") or "adamw_torch"
     if not is_set(args) or optimizer_refusal(optim) is not None:
         return
@@ -238,23 +257,17 @@ def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
             f"{optim!r}"
         )
         return
-    try:
-        named = args if isinstance(args, str) else dict(args)
-        if "weight_decay" in named:
-            named = _without_weight_decay(args)
-            into.notes.append(
-                "`weight_decay` in `optim_args`: Trainer goes by the field of this name"
-            )
-        into.settings["optim_args"] = dict(read_optim_args(optim, named))
-    except (TypeError, ValueError) as error:
-        into.refusals.append(str(error))
-
-
-def _without_weight_decay(args: Any) -> Any:
-    if isinstance(args, str):
-        items = args.replace(" ", "").split(",")
-        return ",".join(i for i in items if not i.startswith("weight_decay="))
-    return {name: value for name, value in args.items() if name != "weight_decay"}
+    named = args if isinstance(args, str) else dict(args)
+    if "weight_decay" in named:
+        into.notes.append(
+            "`weight_decay` in `optim_args`: Trainer goes by the field of this name"
+        )
+        if isinstance(named, str):
+            items = named.replace(" ", "").split(",")
+            named = ",".join(i for i in items if not i.startswith("weight_decay="))
+        else:
+            del named["weight_decay"]
+    into.settings["optim_args"] = dict(read_optim_args(optim, named))
 
 
 def _check_decay(into: Translation, version: ArgsVersion) -> None:

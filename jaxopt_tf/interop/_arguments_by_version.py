@@ -28,6 +28,7 @@ class ArgsVersion(NamedTuple):
     decay_rule: str  # as `decay_mask` takes it
     # Decay rules of the versions that cannot be told apart, newest first.
     open_rules: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rounds_up(self) -> bool:
@@ -175,10 +176,8 @@ def versions_of(
     return narrow if narrow[0] < narrow[1] else (since, end)
 
 
-def known_version(
-    source: ArgsSource, given: str | None
-) -> tuple[str | None, list[str]]:
-    """Returns the version that made a run, None if unknown; and notes on it.
+def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
+    """Returns the rules of the version that made a run, with notes on it.
 
     Args:
         source: the TrainingArguments, and the version that they show.
@@ -188,33 +187,33 @@ def known_version(
         ValueError: if the fields are not of the version that the user names.
     """
     version = given or source.version
-    if version is None:
-        return None, []
-    number = _checks.version(_VERSION, version)
-    if number < _OLDEST:
-        if given is None:
-            return None, []
+    number = _OLDEST if version is None else _checks.version(_VERSION, version)
+    if number < _OLDEST and given is not None:
         raise ValueError(
             f"`transformers_version` must be 4.40 or later, got {given!r}. Leave it "
             "out: the rules of older versions are chosen by the fields."
         )
+    by_fields = args_version(source.values)
+    if version is None or number < _OLDEST:
+        return by_fields
     since, end = versions_of(source.values, by_absence=False)
     # Builds between two releases may have the fields of either.
     if since <= number < end or not re.fullmatch(r"[\d.]+", version):
-        return version, []
+        return args_version(source.values, version)
     has = "{}.{} or later".format(*since)
     if number >= end:
         has = "a version before {}.{}".format(*end)
     problem = f"the arguments have fields of {has}"
-    if given is None:
-        return None, [
-            f"config.json is of Transformers {version}, but {problem}: the rules are "
-            "chosen by the fields"
-        ]
-    raise ValueError(
-        f"`transformers_version` must be the version that made {source.name}, got "
-        f"{version!r}, but {problem}."
+    if given is not None:
+        raise ValueError(
+            f"`transformers_version` must be the version that made {source.name}, got "
+            f"{version!r}, but {problem}."
+        )
+    note = (
+        f"config.json is of Transformers {version}, but {problem}: the rules are "
+        "chosen by the fields"
     )
+    return by_fields._replace(notes=(note,))
 
 
 def default_optimizer(values: Mapping[str, Any]) -> str | None:

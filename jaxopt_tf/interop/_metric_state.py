@@ -48,9 +48,10 @@ def metric_state_from_torch(
     own |= {"num_good_epochs"} if name == "greedy" else {"mode_worse"}
     missing = sorted(own - set(scheduler_state))
     if missing:
-        raise ValueError(
-            f"`scheduler_state` must be of {name!r}, got one without {missing}. Take "
-            "the schedule that the file is of."
+        raise _checks.ArgumentError(
+            "recipe",
+            f"`scheduler_state` must be of {name!r}, got one without {missing}.",
+            "Take the schedule that the file is of.",
         )
     found = {key: scheduler_state[key] for key in wanted}
     odd = [
@@ -59,9 +60,10 @@ def metric_state_from_torch(
         if not _is_same(found[key], value)
     ]
     if odd:
-        raise ValueError(
-            f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}. Take the "
-            "recipe that the run was begun with."
+        raise _checks.ArgumentError(
+            "recipe",
+            f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}.",
+            "Take the recipe that the run was begun with.",
         )
     rate = _one_rate(scheduler_state["_last_lr"])
     best = float(scheduler_state["best"])

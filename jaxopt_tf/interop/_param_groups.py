@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _checks
 from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._param_names import ParamNames
@@ -33,17 +34,13 @@ _CHECKED = (
 )
 
 
-class DecayGroupsError(ValueError):
-    """Error of a recipe that decays other parameters than the file of its run.
+class DecayGroupsError(_checks.ArgumentError):
+    """Error of a recipe that decays other parameters than the file of its run."""
 
-    Attributes:
-        difference: the sentence without a cure.
-    """
-
-    def __init__(self, difference: str, cure: str):
-        """Joins both sentences."""
-        super().__init__(f"{difference} {cure}")
-        self.difference = difference
+    @property
+    def difference(self) -> str:
+        """The sentence without a remedy."""
+        return self.problem
 
 
 def param_groups_from_recipe(
@@ -62,10 +59,12 @@ def param_groups_from_recipe(
     Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/adamw.py`.
     """
     if recipe.rate_groups:
-        raise ValueError(
+        raise _checks.ArgumentError(
+            "recipe",
             "`recipe` must have no `rate_groups`, got "
             f"{[group.pattern for group in recipe.rate_groups]}: Trainer has none to "
-            "resume. Write the state dict by `torch_from_opt_state`."
+            "resume.",
+            "Write the state dict by `torch_from_opt_state`.",
         )
     if recipe.optim.startswith("adamw_torch"):
         settings = {
@@ -138,9 +137,11 @@ def check_param_groups(
         and plain(group.get(key)) != plain(ours[key])
     ]
     if odd:
-        raise ValueError(
+        raise _checks.ArgumentError(
+            "recipe",
             f"`recipe` must have the numbers of the file's groups, but "
-            f"{'; '.join(odd)}. Take the recipe that the run was begun with."
+            f"{'; '.join(odd)}.",
+            "Take the recipe that the run was begun with.",
         )
 
 
@@ -243,6 +244,7 @@ def check_decay(
         if found
     ]
     raise DecayGroupsError(
+        "decay_rule",
         f"`recipe` must decay the parameters that the groups of {file} decay, got the "
         f"`decay_rule` {shown!r}, by which {len({n for n, _ in differing})} of "
         f"{len(theirs)} differ: {'; '.join(sides)}.",

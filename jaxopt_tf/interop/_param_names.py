@@ -118,10 +118,11 @@ def match_names(
     problems += misfits
     if problems:
         listed = "\n  ".join(problems)
-        raise ValueError(
+        raise _checks.ArgumentError(
+            "params",
             f"`params` must be the parameters of the torch model {model.origin!r}, got "
-            f"{len(problems)} differences:\n  {listed}\nName leaves by `table` or "
-            "`rules`, shapes by `layouts`."
+            f"{len(problems)} differences:\n  {listed}",
+            "Name leaves by `table` or `rules`, shapes by `layouts`.",
         )
     return ParamNames(slices=tuple(slices), model=model)
 

@@ -2,36 +2,29 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from .. import _checks
 from .._io import SWITCH, is_set, read_value
 from ..recipes import METRIC_DRIVEN, Recipe
-from ._argument_fields import (
-    EVALUATION_FIELDS,
-    JOB_FIELDS,
-    TRAINING_ARGUMENTS,
-    VALUE_KINDS,
-)
+from ._argument_fields import EVALUATION_FIELDS, TRAINING_ARGUMENTS
 from ._argument_translation import (
+    RECIPE_KINDS,
     Translation,
     select_fields,
     translate_training_arguments,
-    unknown_field,
 )
-from ._arguments_by_version import (
-    ArgsVersion,
-    args_version,
-    known_version,
-    note_on_decay,
-)
+from ._arguments_by_version import ArgsVersion, note_on_decay, source_version
 from ._training_arguments import read_training_arguments
 
-_RECIPE_FIELDS = frozenset(field.name for field in fields(Recipe))
-_KNOWN = (*_RECIPE_FIELDS, *JOB_FIELDS, *TRAINING_ARGUMENTS)
+_DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.kind == "devices"}
 # Fields that a recipe has under another name, or as a number of steps.
-_MAPPED_OTHERWISE = ("adafactor", "num_train_epochs", "warmup_ratio")
+_MAPPED_OTHERWISE = [
+    name
+    for name, field in TRAINING_ARGUMENTS.items()
+    if field.kind == "translated" and field.ours in RECIPE_KINDS
+]
 _REFUSED = {
     "refused": "",
     "devices": "more than one device took part; pass `num_devices`",
@@ -116,46 +109,40 @@ def recipe_from_transformers(
     num_examples = _positive_or_none("num_examples", num_examples)
     num_devices = _positive_or_none("num_devices", num_devices)
     found = read_training_arguments(source)
-    number, version_notes = known_version(found, transformers_version)
-    version = args_version(found.values, number)
+    version = source_version(found, transformers_version)
     num_devices = num_devices or found.num_devices
     into = select_fields(
-        found.values, _KNOWN, ignore_fields, may_be_subclass=found.may_be_subclass
+        found.values, RECIPE_KINDS, ignore_fields, may_be_subclass=found.may_be_subclass
     )
     values = into.values
     if num_devices:
-        into.values = {n: v for n, v in values.items() if not _is_of_devices(n)}
+        into.values = {n: v for n, v in values.items() if n not in _DEVICES}
     if max_steps is not None:
         into.values = {**into.values, "max_steps": max_steps}
     steps = None
-    try:
+    with into.refusing():
         steps = _num_updates(into.values, num_examples, num_devices or 1, version)
-    except (TypeError, ValueError) as error:
-        into.refusals.append(str(error))
     translate_training_arguments(
         into, version=version, max_steps=steps, refused=_REFUSED
     )
     _accumulate_devices(into, num_devices or 1)
-    settings = _recipe_settings(into)
-    settings["max_steps"] = 2**31 - 1 if steps is None else steps
-    settings["decay_rule"] = version.decay_rule
-    try:
+    into.settings["max_steps"] = 2**31 - 1 if steps is None else steps
+    settings = {**into.read_settings(), "decay_rule": version.decay_rule}
+    _sort_evaluation(into, settings.get("lr_scheduler_type"))
+    with into.refusing():
         recipe = Recipe(**settings)
-    except (TypeError, ValueError) as error:
-        into.refusals.append(str(error))
-    if into.refusals:
-        raise ValueError(f"{found.name}: " + "\n  ".join(into.refusals))
-    mapped = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
-    mapped -= {*into.ignored}
-    replaced = mapped & {"num_train_epochs"} if _has_steps(into.values) else set()
-    mapped = mapped - replaced | {n for n in into.values if n in settings}
+    into.raise_refusals(f"{found.name}: ")
+    if _has_steps(into.values) and is_set(into.values.get("num_train_epochs")):
+        into.ignored.append("num_train_epochs")
+    others = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
+    mapped = others - {*into.ignored} | into.values.keys() & settings.keys()
     return FromTransformers(
         recipe=recipe,
         versions=version.label,
         mapped=tuple(sorted(mapped)),
         non_optimizer=tuple(sorted(into.non_optimizer)),
-        ignored=tuple(sorted({*into.ignored, *replaced})),
-        notes=(*into.notes, *version_notes, *note_on_decay(version, recipe)),
+        ignored=tuple(sorted({*into.ignored})),
+        notes=(*into.notes, *version.notes, *note_on_decay(version, recipe)),
         unread=tuple(sorted(into.unread)),
         values=values,
     )
@@ -163,10 +150,6 @@ def recipe_from_transformers(
 
 def _positive_or_none(name: str, value: int | None) -> int | None:
     return None if value is None else _checks.step_count(name, value, least=1)
-
-
-def _is_of_devices(name: str) -> bool:
-    return name in TRAINING_ARGUMENTS and TRAINING_ARGUMENTS[name].kind == "devices"
 
 
 def _has_steps(values: Mapping[str, Any]) -> bool:
@@ -229,27 +212,11 @@ def _accumulate_devices(into: Translation, num_devices: int) -> None:
         into.non_optimizer.append(name)
 
 
-def _recipe_settings(into: Translation) -> dict[str, Any]:
-    """Takes the settings of a recipe out; sorts or refuses the fields that are left."""
-    settings: dict[str, Any] = {}
-    for name, value in into.settings.items():
-        if name in _RECIPE_FIELDS:
-            if is_set(value) and name != "max_steps":
-                try:
-                    settings[name] = read_value(name, VALUE_KINDS[name], value)
-                except TypeError as error:
-                    into.refusals.append(str(error))
-        elif name not in JOB_FIELDS:
-            into.refusals.append(
-                unknown_field(name, _KNOWN, "one of TrainingArguments")
-            )
-        elif is_set(value) and value is not False:
-            is_ignored = JOB_FIELDS[name] == "ignored"
-            (into.ignored if is_ignored else into.non_optimizer).append(name)
+def _sort_evaluation(into: Translation, schedule: str | None) -> None:
+    """Lists fields that decide numbers if evaluations do, and a seed of the data."""
     values = into.values
-    is_driven = settings.get("lr_scheduler_type") in METRIC_DRIVEN
-    if is_driven or values.get("load_best_model_at_end") is True:
-        deciding = {n for n in EVALUATION_FIELDS if is_set(values.get(n))}
+    if schedule in METRIC_DRIVEN or values.get("load_best_model_at_end") is True:
+        deciding = {n for n in EVALUATION_FIELDS.split() if is_set(values.get(n))}
         # It replaces an interval that is not set.
         if is_set(values.get("logging_steps")) and not values.get("eval_steps"):
             deciding.add("logging_steps")
@@ -258,4 +225,3 @@ def _recipe_settings(into: Translation) -> dict[str, Any]:
     seed = values.get("data_seed")
     if is_set(seed) and seed != values.get("seed"):
         into.non_optimizer.append("data_seed")
-    return settings

@@ -36,9 +36,11 @@ def schedule_step_from_torch(
     needed = ("last_epoch", "_last_lr", "base_lrs", "lr_lambdas")
     missing = [key for key in needed if key not in scheduler_state]
     if missing:
-        raise ValueError(
+        raise _checks.ArgumentError(
+            "recipe",
             "`scheduler_state` must be of torch's LambdaLR, got one without "
-            f"{missing}. Take the recipe that the run was begun with."
+            f"{missing}.",
+            "Take the recipe that the run was begun with.",
         )
     step = _checks.step_count("last_epoch", scheduler_state["last_epoch"])
     rates = [float(rate) for rate in scheduler_state["_last_lr"]]
@@ -46,10 +48,11 @@ def schedule_step_from_torch(
     for group, (rate, base) in enumerate(zip(rates, bases, strict=True)):
         # Written so that NaN fails.
         if not abs(rate - ours) <= _RELATIVE * abs(ours) + _ABSOLUTE * abs(base):
-            raise ValueError(
+            raise _checks.ArgumentError(
+                "recipe",
                 f"`scheduler_state` contradicts the recipe: after {step} steps its "
-                f"rate is {rate!r} in group {group}, and the recipe's is {ours!r}. "
-                "Take the recipe that the run was begun with."
+                f"rate is {rate!r} in group {group}, and the recipe's is {ours!r}.",
+                "Take the recipe that the run was begun with.",
             )
     return step
 

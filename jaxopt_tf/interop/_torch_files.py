@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .. import _checks
 from .._io import whole_file
 from ._extras import import_extra
 from ._safe_pickle import Storage, load_storage_keys
@@ -102,6 +103,9 @@ def errors_name(path: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         if str(path) in str(error):
+            raise
+        if isinstance(error, _checks.ArgumentError):
+            error.problem = f"{path}: {error.problem}"
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{path}: {error}") from error

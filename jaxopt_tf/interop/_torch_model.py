@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _checks
 from ..optimizers import decay_mask, norm_type
 from ._checkpoint_keys import LoadRules, load_rules
 from ._extras import import_extra
+
+_OF_MODULE = "Describe the model with `torch_model_from_module`"
 
 
 class TorchParam(NamedTuple):
@@ -144,9 +147,10 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
 
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(
-            f"`folder` must hold config.json, got {str(folder)!r}. Describe the model "
-            "with `torch_model_from_module`, or by `torch_model_from_shapes`."
+        raise _checks.ArgumentError(
+            "folder",
+            f"`folder` must hold config.json, got {str(folder)!r}.",
+            f"{_OF_MODULE}, or by `torch_model_from_shapes`.",
         )
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -161,10 +165,11 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
         if hasattr(transformers, name)
     ]
     if not found:
-        raise ValueError(
+        raise _checks.ArgumentError(
+            "folder",
             f"`folder` must name a model of Transformers in config.json, under "
-            f"`architectures`, got {config.architectures!r} in {str(path)!r}. Describe "
-            "the model with `torch_model_from_module`."
+            f"`architectures`, got {config.architectures!r} in {str(path)!r}.",
+            f"{_OF_MODULE}.",
         )
     try:
         with torch.device("meta"):
@@ -174,11 +179,12 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
     return replace(torch_model_from_module(module), origin=str(path))
 
 
-def _unknown_config(path: Path, error: Exception) -> ValueError:
-    return ValueError(
+def _unknown_config(path: Path, error: Exception) -> _checks.ArgumentError:
+    return _checks.ArgumentError(
+        "folder",
         "`folder` must hold the config.json of a model that Transformers knows, got "
-        f"{str(path)!r}: {error or type(error).__name__}. Describe the model with "
-        "`torch_model_from_module`."
+        f"{str(path)!r}: {error or type(error).__name__}.",
+        f"{_OF_MODULE}.",
     )
 
 

@@ -191,9 +191,9 @@ def _reason(folder: Path) -> str:
     if has == [False, False, True] and _has_weights(folder):
         return (
             "\nIt is a folder of a run with `save_only_model=True`, which saves no "
-            "optimizer and no schedule. Continue with new moments by `without="
-            f"{{{OPTIMIZER!r}, {SCHEDULER!r}}}`, or read the parameters alone with "
-            "`read_params`."
+            f"optimizer and no schedule. With {OPTIMIZER!r} and {SCHEDULER!r} in "
+            "`without` the run continues with new moments; `read_params` reads the "
+            "parameters alone."
         )
     if not any(has):
         return _checkpoints_in(folder, before="\n")

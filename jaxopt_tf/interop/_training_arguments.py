@@ -31,8 +31,8 @@ class ArgsSource(NamedTuple):
     """TrainingArguments as they were found."""
 
     values: dict[str, Any]  # by the names of the fields, as JSON would have them
-    num_devices: int | None  # how many took part, if the source shows it
-    name: str  # for errors
+    name: str = "TrainingArguments"  # for errors
+    num_devices: int | None = None  # how many took part, if the source shows it
     may_be_subclass: bool = True  # False if the class is one of Transformers' own
     version: str | None = None  # of Transformers, if the source shows it
 
@@ -49,23 +49,21 @@ def read_training_arguments(source: Any) -> ArgsSource:
             names anything but what TrainingArguments are made of.
         TypeError: if it is something else.
     """
-    name = "TrainingArguments"
     if isinstance(source, Mapping):
-        return ArgsSource(_plain(dict(source)), None, name)
-    classes = [kind.__name__ for kind in type(source).__mro__]
-    if dataclasses.is_dataclass(source) and name in classes:
-        names = [field.name for field in dataclasses.fields(source)]
-        kind = f"{type(source).__module__}.{type(source).__qualname__}"
+        return ArgsSource(_plain(source))
+    classes = type(source).__mro__
+    is_arguments = "TrainingArguments" in [cls.__name__ for cls in classes]
+    if dataclasses.is_dataclass(source) and is_arguments:
         arguments: Any = source
+        kind = f"{classes[0].__module__}.{classes[0].__qualname__}"
         return ArgsSource(
-            {n: _plain(getattr(source, n)) for n in names},
-            arguments.world_size * max(1, arguments.n_gpu),
-            name,
-            kind not in _CLASSES,
-            getattr(sys.modules.get("transformers"), "__version__", None),
+            _plain(source),
+            num_devices=arguments.world_size * max(1, arguments.n_gpu),
+            may_be_subclass=kind not in _CLASSES,
+            version=getattr(sys.modules.get("transformers"), "__version__", None),
         )
     if isinstance(source, str) and source.lstrip().startswith("{"):
-        return ArgsSource(_from_json(source.encode()), None, name)
+        return ArgsSource(_from_json(source.encode()))
     if not isinstance(source, str | Path):
         raise TypeError(
             "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
@@ -78,15 +76,14 @@ def read_training_arguments(source: Any) -> ArgsSource:
 def _read_file(path: Path) -> ArgsSource:
     try:
         content = path.read_bytes()[: _MAX_BYTES + 1]
+        if content.lstrip()[:1] == b"{":
+            return ArgsSource(_from_json(content), str(path))
+        return _from_record(_from_torch(content), path)
     except OSError as error:
         raise ValueError(
-            f"`source` must be a file that can be read, got {str(path)!r}: "
-            f"{error.strerror}."
+            f"{path} must be a file that can be read, but: {error.strerror}. Name "
+            "training_args.bin, or a JSON file of TrainingArguments."
         ) from error
-    try:
-        if content.lstrip()[:1] == b"{":
-            return ArgsSource(_from_json(content), None, str(path))
-        return _from_record(_from_torch(content), path)
     except NotAllowedError as error:
         raise ValueError(
             f"{path} must hold TrainingArguments and what they are made of, but it "
@@ -135,19 +132,16 @@ def _from_legacy(stream: io.BytesIO) -> Any:
 def _from_record(found: Any, path: Path) -> ArgsSource:
     cls = found if isinstance(found, type) else type(found)
     kind = getattr(cls, "kind", cls.__name__)
-    is_record = isinstance(found, Record)
-    attributes = vars(found) if is_record else {}
-    if not is_record or (kind not in _CLASSES and not has_all_fields(attributes)):
+    attributes = dict(vars(found)) if isinstance(found, Record) else {}
+    if not attributes or (kind not in _CLASSES and not has_all_fields(attributes)):
         raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
-    state = attributes.get("distributed_state")
-    num_processes = getattr(state, "num_processes", None)
-    num_gpus = attributes.get("_n_gpu")
-    num_devices = None
+    num_processes = getattr(attributes.get("distributed_state"), "num_processes", None)
+    num_gpus, num_devices = attributes.get("_n_gpu"), None
     if isinstance(num_processes, int) and isinstance(num_gpus, int):
         num_devices = num_processes * max(1, num_gpus)
-    names = set(attributes) - set(_NO_FIELDS.split())
-    values = {n: _plain(v) for n, v in attributes.items() if n in names}
-    return ArgsSource(values, num_devices, str(path), kind not in _CLASSES)
+    for name in _NO_FIELDS.split():
+        attributes.pop(name, None)
+    return ArgsSource(_plain(attributes), str(path), num_devices, kind not in _CLASSES)
 
 
 def _from_json(content: bytes) -> dict[str, Any]:

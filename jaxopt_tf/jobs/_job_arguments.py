@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .. import _checks
-from .._io import Kind, is_set, kinds_of, read_value
+from .._io import SWITCH, Kind, is_set, kinds_of, read_value
 from ..interop import (
     TRAINING_ARGUMENTS,
     FromTransformers,
@@ -18,7 +18,6 @@ from ..interop import (
     args_version,
     select_fields,
     translate_training_arguments,
-    unknown_field,
 )
 from ..models import GPT2Config
 from ..recipes import Recipe
@@ -28,18 +27,9 @@ from ._job import Job
 _KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
 
 # Kinds of fields that a new run refuses, the order of its data among them.
-_REFUSED = {"refused": "", "non_optimizer": "", "devices": ""}
-# Fields of other names that a typed setting replaces.
-_REPLACES = {
-    "eval_steps": ("eval_strategy", "evaluation_strategy"),
-    "gradient_checkpointing": ("activation_checkpointing",),
-    "max_steps": ("num_train_epochs",),
-    "optim": ("adafactor",),
-    "per_device_train_batch_size": ("per_gpu_train_batch_size",),
-    "save_steps": ("save_strategy",),
-    "warmup_steps": ("warmup_ratio",),
-}
+_REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
 _INTERVALS = ("eval_steps", "save_steps", "logging_steps")
+_DRIVES = "drives the schedule"
 _LOGGING_STEPS = 500  # Transformers' default, which also replaces `eval_steps`
 _STRATEGIES = {
     "eval_strategy": ("no", "steps", "epoch"),
@@ -51,11 +41,12 @@ _OTHER_DATA = (
     "`eval_dataset`"
 )
 # Fields of a job that a Trainer's files set, and others about its evaluations.
-_JOB_FIELDS = """eval_steps load_best_model_at_end logging_steps save_steps
-save_total_limit"""
-_EVALUATION_FIELDS = """bf16_full_eval eval_delay eval_strategy evaluation_strategy
-fp16_full_eval greater_is_better metric_for_best_model save_strategy"""
-EVALUATION_FIELDS = (*_JOB_FIELDS.split(), *_EVALUATION_FIELDS.split())
+_JOB_FIELDS = (*_INTERVALS, "load_best_model_at_end", "save_total_limit")
+EVALUATION_FIELDS = (
+    *_JOB_FIELDS,
+    *("bf16_full_eval", "fp16_full_eval", "eval_delay", *_STRATEGIES),
+    *("greater_is_better", "metric_for_best_model"),
+)
 
 
 class _Checkpoint(NamedTuple):
@@ -90,22 +81,16 @@ def settings_from_transformers(
         ValueError: naming all settings that do not exist here and would change the
             numbers, all that cannot be read, and all unknown names.
     """
-    known = (*kinds, *TRAINING_ARGUMENTS)
-    into = select_fields(raw, known, ignore_fields)
+    into = select_fields(raw, kinds, ignore_fields, typed=typed)
     into.values = values = _not_replaced(into.values, typed)
-    into.typed = typed
     steps: Any = {**values, **typed}.get("max_steps")
     is_number = isinstance(steps, int | float) and not isinstance(steps, bool)
     max_steps = int(steps) if is_number and steps > 0 else None
     translate_training_arguments(
         into, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
-    for title, names in (
-        ("without effect here", into.ignored),
-        ("ignored", sorted(into.unread)),
-    ):
-        if names:
-            into.notes.insert(0, f"{title}: {', '.join(names)}")
+    listed = {"ignored": sorted(into.unread), "without effect here": into.ignored}
+    into.notes[:0] = [f"{title}: {', '.join(n)}" for title, n in listed.items() if n]
     epochs = values.get("num_train_epochs")
     if max_steps is None and is_set(epochs):
         into.refuse(
@@ -115,19 +100,8 @@ def settings_from_transformers(
         )
     _set_intervals(into, max_steps)
     _translate_others(into)
-    settings = {}
-    for name, value in into.settings.items():
-        if name not in kinds:
-            into.refusals.append(unknown_field(name, known, "a setting"))
-        elif is_set(value) or kinds[name].is_optional:
-            try:
-                value = value if is_set(value) else None
-                settings[name] = read_value(name, kinds[name], value)
-            except TypeError as error:
-                into.refusals.append(str(error))
-    if into.refusals:
-        raise ValueError("\n  ".join(into.refusals))
-    into.settings = settings
+    into.settings = into.read_settings()
+    into.raise_refusals()
     return into
 
 
@@ -148,9 +122,8 @@ def job_settings(
     values = _not_replaced(
         {n: came.values[n] for n in EVALUATION_FIELDS if n in came.values}, typed
     )
-    settings = {n: values[n] for n in _JOB_FIELDS.split() if is_set(values.get(n))}
-    limit: Any = values.get("save_total_limit")
-    settings["save_total_limit"] = limit if is_set(limit) and limit > 0 else None
+    settings = {n: values[n] for n in _JOB_FIELDS if is_set(values.get(n))}
+    settings.setdefault("save_total_limit", None)  # Trainer's default
     settings["lr_scheduler_type"] = came.recipe.lr_scheduler_type
     into = Translation(values, typed, settings)
     _take_patience(into, state)
@@ -159,13 +132,10 @@ def job_settings(
     )
     _set_intervals(into, state["max_steps"], checkpoint)
     _check_metric(into, checkpoint)
-    into.ignored += [
-        name
-        for name in values
-        if name in TRAINING_ARGUMENTS
-        and TRAINING_ARGUMENTS[name].kind == "non_optimizer"
-        and not TRAINING_ARGUMENTS[name].is_default(values[name])
-    ]
+    for name in values.keys() - settings.keys():
+        field = TRAINING_ARGUMENTS[name]
+        if field.kind == "non_optimizer" and not field.is_default(values[name]):
+            into.ignored.append(name)
     return into
 
 
@@ -173,26 +143,21 @@ def _not_replaced(
     values: Mapping[str, Any], typed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the fields that no typed setting replaces."""
-    replaced = {*typed, *(other for name in typed for other in _REPLACES.get(name, ()))}
-    return {name: value for name, value in values.items() if name not in replaced}
+    replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.ours in typed}
+    return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 
 def _translate_others(into: Translation) -> None:
     """Translates fields of the model and of the start; refuses a seed of the data."""
     values, settings = into.values, into.settings
     recompute = values.get("activation_checkpointing")
-    if recompute is True:
-        settings["gradient_checkpointing"] = True
-    elif is_set(recompute) and recompute is not False:
-        into.refusals.append(
-            f"`activation_checkpointing` must be true or false, got {recompute!r}."
-        )
-    if str(values.get("resume_from_checkpoint")) in ("True", "False"):
+    if is_set(recompute):
+        with into.refusing():
+            if read_value("activation_checkpointing", SWITCH, recompute):
+                settings["gradient_checkpointing"] = True
+    if isinstance(values.get("resume_from_checkpoint"), bool):
         # A folder that contains a run is resumed anyway.
         del settings["resume_from_checkpoint"]
-    limit = values.get("save_total_limit")
-    if isinstance(limit, int | float) and limit <= 0:
-        settings["save_total_limit"] = None
     seed = into.typed.get("seed", values.get("seed"))
     if is_set(values.get("data_seed")) and values["data_seed"] != seed:
         into.refuse(
@@ -228,6 +193,9 @@ def _set_intervals(
                     f"`{name}` {value!r}: a share of `max_steps`, which is not known; "
                     "give `max_steps`."
                 )
+    limit = values.get("save_total_limit")
+    if isinstance(limit, int | float) and limit <= 0:
+        settings["save_total_limit"] = None
     saving = values.get("save_strategy")
     if saving == "no" and max_steps:
         settings["save_steps"] = max_steps
@@ -238,19 +206,14 @@ def _set_intervals(
     elif saving == "best":
         settings["save_steps"] = into.combined.get("eval_steps")
         into.notes.append("`save_strategy` 'best': saved at every evaluation")
-    _note_on_the_best(into)
-
-
-def _note_on_the_best(into: Translation) -> None:
-    saving, combined = into.values.get("save_strategy"), into.combined
-    if combined.get("load_best_model_at_end") is not True or saving in ("", "best"):
-        return
+    combined = into.combined
     every, save = combined.get("eval_steps"), combined.get("save_steps")
-    if saving is not None and every and save and every != save:
+    is_best = combined.get("load_best_model_at_end") is True and saving != "best"
+    if is_best and is_set(saving) and every and save and every != save:
         into.notes.append(
-            f"`load_best_model_at_end`: the best of all evaluations, every {every} "
-            f"{'step' if every == 1 else 'steps'}, where Trainer takes the best of "
-            f"those at which it saved, every {save}"
+            "`load_best_model_at_end`: the best of all evaluations, every "
+            f"{_checks.counted(every, 'step')}, where Trainer takes the best of those "
+            f"at which it saved, every {save}"
         )
 
 
@@ -261,13 +224,13 @@ def _set_evaluation(
     is_new_name = is_set(values.get("eval_strategy"))
     name = "eval_strategy" if is_new_name else "evaluation_strategy"
     strategy = values.get(name)
-    decides = held_out_loss_decides(into.combined)
+    role = _role(into)
     every = checkpoint.updates_per_epoch if checkpoint else None
     if strategy == "steps":
         if not settings.get("eval_steps"):
             logging_steps = into.combined.get("logging_steps")
             settings["eval_steps"] = logging_steps or _LOGGING_STEPS
-        if decides and checkpoint is None:
+        if role and checkpoint is None:
             into.notes.append(f"`{name}`: {_OTHER_DATA}")
     elif strategy == "epoch" and every:
         settings["eval_steps"] = every
@@ -277,10 +240,10 @@ def _set_evaluation(
         )
     elif strategy in ("no", "epoch"):
         settings.pop("eval_steps", None)
-        if decides:
+        if role:
             into.refuse(
                 name,
-                f"the evaluation loss {_role(into)}, and how often it is taken is not "
+                f"the evaluation loss {role}, and how often it is taken is not "
                 "known; give `eval_steps`.",
             )
         elif strategy == "epoch":
@@ -295,27 +258,22 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
 
     Call it after `_set_intervals`.
     """
-    values, combined = into.values, into.combined
-    if not held_out_loss_decides(combined):
+    values, role = into.values, _role(into)
+    if not role:
         return
-    picks = (
-        combined.get("load_best_model_at_end") is True
-        or combined.get("early_stopping_patience") is not None
-    )
     refused = {}
     if values.get("metric_for_best_model") not in (None, "", "loss", "eval_loss"):
         refused["metric_for_best_model"] = "the metric here is the evaluation loss"
-    if values.get("greater_is_better") and picks:
+    if values.get("greater_is_better") and role != _DRIVES:
         refused["greater_is_better"] = "of the evaluation loss less is better here"
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if values.get(name):
             refused[name] = "the evaluation loss has the model's own precision here"
-    delay, every = values.get("eval_delay") or 0, combined.get("eval_steps")
+    delay, every = values.get("eval_delay") or 0, into.combined.get("eval_steps")
     if "epoch" in (values.get("eval_strategy"), values.get("evaluation_strategy")):
         delay *= checkpoint.updates_per_epoch or 0
     if every and delay > (first := (checkpoint.step // every + 1) * every):
         refused["eval_delay"] = f"the first evaluation here is at step {first}"
-    role = _role(into)
     for name, why in refused.items():
         into.refuse(
             name,
@@ -329,13 +287,15 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
 
 
 def _role(into: Translation) -> str:
-    """Returns the verb for what the evaluation loss decides."""
+    """Returns the verb for what the evaluation loss decides; "" for nothing."""
     combined = into.combined
+    if not held_out_loss_decides(combined):
+        return ""
     if combined.get("load_best_model_at_end") is True:
         return "picks the model"
     if combined.get("early_stopping_patience") is not None:
         return "ends the run"
-    return "drives the schedule"
+    return _DRIVES
 
 
 def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:

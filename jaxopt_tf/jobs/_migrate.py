@@ -5,11 +5,12 @@ pretrain(imported.config)
 export_run("runs/mine", "trainer/checkpoint-900", like="trainer/checkpoint-500")
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +35,16 @@ from ._job_arguments import EVALUATION_FIELDS, job_settings
 from ._run_io import Run, first_position, read_run, write_run
 
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
+# Remedies in errors of `interop` by its arguments, which are no arguments here.
+_OF_MODEL = dict.fromkeys(
+    ("folder", "params"), "A GPT2LMHeadModel, named under `architectures`, is taken."
+)
+_OF_CHECKPOINT = {
+    "decay_rule": "Pass `decay_groups='file'` to decay what the file decays.",
+    "recipe": "Give the TrainingArguments that the run was begun with, by "
+    "`training_args`.",
+}
+_OF_RUN = {**_OF_MODEL, "recipe": "A run with it cannot be exported."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +139,18 @@ def import_run(
         transformers_version=transformers_version,
     )
     job = job_settings(came, settings, state)
-    if job.refusals:
-        raise ValueError(f"{arguments}: " + "\n  ".join(job.refusals))
+    job.raise_refusals(f"{arguments}: ")
     config = _run_config(checkpoint, out, came.recipe, job)
     params, _ = make_loss_fn(config.model, config.recipe.seed)
-    names = interop.match_names(
-        params, _torch_model(checkpoint, config.model.block_size)
-    )
+    with _remedies(_OF_MODEL):
+        model = _torch_model(checkpoint, config.model.block_size)
+        names = interop.match_names(params, model)
     if decay_groups == "file":
         rule = interop.decay_rule_from_checkpoint(checkpoint, names, groups=groups)
         recipe = dataclasses.replace(config.recipe, decay_rule=rule)
         config = dataclasses.replace(config, recipe=recipe)
     start = first_position(config.recipe, config.model, params)
-    try:
+    with _remedies(_OF_CHECKPOINT):
         read = interop.read_trainer_checkpoint(
             checkpoint,
             params,
@@ -153,11 +163,6 @@ def import_run(
             layouts=gpt2_layout(config.model),
             without=without,
         )
-    except interop.DecayGroupsError as error:
-        raise ValueError(
-            f"{error.difference} Pass `decay_groups='file'` to decay what the file "
-            "decays."
-        ) from error
     _write(config, _position(start, read, came.recipe, config.recipe))
     return _report(checkpoint, config, came, job, read)
 
@@ -197,25 +202,37 @@ def export_run(
         config = json.dumps(gpt2_config_for_transformers(run.model), indent=2)
         Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
         like = Path(made if like is None else like)
-        interop.write_trainer_checkpoint(
-            out,
-            state.params,
-            state.opt_state,
-            interop.match_names(state.params, interop.torch_model_from_config(like)),
-            recipe=run.recipe,
-            step=int(state.step),
-            schedule_step=int(num_updates) if schedule_state is None else None,
-            schedule_state=schedule_state,
-            # Trainer follows these, and not its arguments.
-            trainer_state={
-                "eval_steps": run.job.eval_steps,
-                "logging_steps": run.job.logging_steps,
-                "save_steps": run.job.save_steps,
-            },
-            like=like,
-            layouts=gpt2_layout(run.model),
-        )
+        with _remedies(_OF_RUN):
+            model = interop.torch_model_from_config(like)
+            interop.write_trainer_checkpoint(
+                out,
+                state.params,
+                state.opt_state,
+                interop.match_names(state.params, model),
+                recipe=run.recipe,
+                step=int(state.step),
+                schedule_step=int(num_updates) if schedule_state is None else None,
+                schedule_state=schedule_state,
+                # Trainer follows these, and not its arguments.
+                trainer_state={
+                    "eval_steps": run.job.eval_steps,
+                    "logging_steps": run.job.logging_steps,
+                    "save_steps": run.job.save_steps,
+                },
+                like=like,
+                layouts=gpt2_layout(run.model),
+            )
     return ExportedRun(folder=out, step=int(state.step))
+
+
+@contextlib.contextmanager
+def _remedies(by_argument: Mapping[str, str]) -> Iterator[None]:
+    """Replaces the remedies in errors about these arguments of `interop`."""
+    try:
+        yield
+    except _checks.ArgumentError as error:
+        error.remedy = by_argument.get(error.argument, error.remedy)
+        raise
 
 
 def _new_folder(out: Path | str) -> Path:

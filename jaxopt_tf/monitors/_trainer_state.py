@@ -80,30 +80,23 @@ def trainer_state(
     """
     path = Path(path)
     check_folder(path)
-    max_steps = _checks.step_count("max_steps", max_steps, least=1)
-    logging_steps = _checks.step_count("logging_steps", logging_steps, least=1)
     selection = Selection() if selection is None else selection
     check_selection(selection)
-    per_epoch, num_epochs = max_steps, sys.maxsize  # for data without a length
-    if steps_per_epoch is not None:
-        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
-        num_epochs = -(-max_steps // per_epoch)
-    settings = {
+    state = default_trainer_state()
+    given = {
         "eval_steps": eval_steps,
-        "logging_steps": logging_steps,
-        "max_steps": max_steps,
-        "num_train_epochs": num_epochs,
         "save_steps": save_steps,
         "train_batch_size": train_batch_size,
     }
-    given = {name: value for name, value in settings.items() if value is not None}
-    log = _Log(
-        path=path,
-        settings={**default_trainer_state(), **given},
-        steps_per_epoch=per_epoch,
-        flops_per_item=flops_per_item or 0.0,
-        selection=selection,
-    )
+    state |= {name: value for name, value in given.items() if value is not None}
+    for name, value in (("max_steps", max_steps), ("logging_steps", logging_steps)):
+        state[name] = _checks.step_count(name, value, least=1)
+    # For data without a length.
+    per_epoch, state["num_train_epochs"] = state["max_steps"], sys.maxsize
+    if steps_per_epoch is not None:
+        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
+        state["num_train_epochs"] = -(-state["max_steps"] // per_epoch)
+    log = _Log(path, state, per_epoch, flops_per_item or 0.0, selection)
     return Monitor(log.window, log.evaluation, log.close)
 
 
@@ -153,18 +146,17 @@ def write_trainer_state(
         new_path.write_text(f"{text}\n", encoding="utf-8")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Log:
     """Numbers of a run so far, and the file that they are written to."""
 
     path: Path
-    settings: dict[str, Any]  # fields that do not change
+    state: dict[str, Any]  # fields of the file, as they were written last
     steps_per_epoch: int
     flops_per_item: float
     selection: Selection
     entries: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
-    checkpoint: str | None = None
     step: int = 0
     num_items: float = 0.0
     # Losses since the last entry.
@@ -186,7 +178,7 @@ class _Log:
                 loss = self.loss_sum / self.num_losses
             self.loss_sum += loss
             self.timed_loss_sum += loss if self.is_timed else 0.0
-            if self.step % self.settings["logging_steps"] == 0:
+            if self.step % self.state["logging_steps"] == 0:
                 self._add(
                     loss=self.loss_sum / self.num_losses,
                     grad_norm=float(metrics.norms.grads[i]),
@@ -236,14 +228,13 @@ class _Log:
     def _write(self) -> None:
         best = str(self.path.parent / f"checkpoint-{self.progress.best_step}")
         # If the best evaluation's checkpoint does not exist, the one before it may.
-        found = [p for p in (best, self.checkpoint) if p and Path(p).is_dir()]
-        self.checkpoint = next(iter(found), None)
-        is_over = self.step >= self.settings["max_steps"]
-        state = {
-            **self.settings,
+        candidates = (best, self.state["best_model_checkpoint"])
+        found = [p for p in candidates if p and Path(p).is_dir()]
+        is_over = self.step >= self.state["max_steps"]
+        self.state |= {
             "best_global_step": self.progress.best_step,
             "best_metric": self.progress.best_metric,
-            "best_model_checkpoint": self.checkpoint,
+            "best_model_checkpoint": found[0] if found else None,
             "epoch": self._epoch(),
             "global_step": self.step,
             "num_input_tokens_seen": round(self.num_items),
@@ -252,7 +243,7 @@ class _Log:
             },
             "total_flos": self.flops_per_item * self.num_items,
         }
-        write_trainer_state(self.path, state, self.entries)
+        write_trainer_state(self.path, self.state, self.entries)
 
 
 def _control(*, saves: bool, stops: bool) -> dict[str, Any]:

@@ -191,9 +191,15 @@ def test_one_path_needs_no_list(config):
         ("[1, 2]", "`config` must be a JSON object"),
         (b'{"optim": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
         ('{"seed": 1, "seed": 2}', "`seed` is in it twice; delete one"),
-        ('{"learning_rat": 1}', "`learning_rat` must be a setting. Did you mean `lear"),
+        (
+            '{"learning_rat": 1}',
+            "TrainingArguments or a setting. Did you mean `learning_rate`",
+        ),
         ('{"group_by_lenght": true}', "Did you mean `group_by_length`?"),
-        ('{"config": "other.json"}', "`config` must be a setting"),
+        (
+            '{"config": "other.json"}',
+            "`config` must be one of TrainingArguments or a setting",
+        ),
         ('{"seed": "one"}', "settings.json: `seed` must be a number, got 'one'"),
         ('{"bf16": 1}', "`bf16` must be true or false, got 1"),
         ('{"learning_rate": NaN}', "`learning_rate` must be finite"),

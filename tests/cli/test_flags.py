@@ -199,6 +199,8 @@ def test_sentences_about_arguments_name_flags():
         "`scheduler_specific_kwargs`, `name`"
     )
     assert in_flags("`axes`", {"axes", "mesh"}) == "`--axes`"
+    assert in_flags("`mesh='data=2'`", flags) == "`--mesh data=2`"
+    assert in_flags("`out`, `mesh`", flags, {"out": "OUT"}) == "`OUT`, `--mesh`"
 
 
 def test_help_groups_flags_and_shows_kinds_and_defaults(capsys, monkeypatch):

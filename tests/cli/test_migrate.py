@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxopt_tf._checks import ArgumentError
 from jaxopt_tf.cli import main
-from jaxopt_tf.cli._migrate import _without_python
 from jaxopt_tf.jobs import (
     export_run,
     first_position,
@@ -248,7 +248,8 @@ def test_refuses_groups_of_rates_on_the_way_out(adamw, tmp_path, text, capsys):
     job = dataclasses.replace(run.job, output_dir=tmp_path / "groups")
     write_run(run._replace(recipe=recipe, job=job, position=start))
     assert main(["migrate", str(job.output_dir), str(tmp_path / "out")]) == 2
-    assert "must have no `--rate_groups`" in capsys.readouterr().err
+    assert "must have no `--rate_groups`" in (error := capsys.readouterr().err)
+    assert error.endswith(" A run with it cannot be exported.\n")
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Trainer
@@ -583,7 +584,7 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     run, flags = tmp_path / "run", ["--text", str(text)]
     assert main(["migrate", str(folder), str(run), *flags]) == 2
     assert "are decayed in the file and not here" in (err := capsys.readouterr().err)
-    assert "Add `--decay_groups file`" in err
+    assert "Pass `--decay_groups file`" in err
     wrong = ["--decay_groups", "ours"]
     assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2
     assert (
@@ -595,22 +596,30 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     assert read_run(run)[0].decay_rule == "all"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "`folder` must name a model.\n  one. Describe the model with "
-            "`torch_model_from_module`, or by `torch_model_from_shapes`.",
-            "`FOLDER` must name a model.\n  one. `migrate` takes a GPT2LMHeadModel, "
-            "named under `architectures`.",
-        ),
-        (
-            "`recipe` must have no `rate_groups`. Write the state dict by "
-            "`torch_from_opt_state`.",
-            "`--training_args` must have no `rate_groups`. Such a run cannot be "
-            "migrated.",
-        ),
-    ],
-)
-def test_errors_of_python_have_remedies_that_can_be_typed(text, expected):
-    assert _without_python(text) == expected
+def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
+    adamw, tmp_path, text, capsys
+):
+    folder = changed(adamw, tmp_path, "config.json", {"architectures": ["Other"]})
+    command = ["migrate", str(folder), str(tmp_path / "run"), "--text", str(text)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "`FOLDER` must name a model of Transformers" in error
+    assert error.endswith(
+        " A GPT2LMHeadModel, named under `architectures`, is taken.\n"
+    )
+    with pytest.raises(
+        ArgumentError, match="`folder` must name a model.*is taken"
+    ) as e:
+        import_run(folder, tmp_path / "run", settings={"text": [str(text)]})
+    assert (e.value.argument, isinstance(e.value, ValueError)) == ("folder", True)
+    shutil.copy(adamw / "config.json", folder)
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
+    saved["param_groups"][0]["eps"] = 1e-3
+    torch.save(saved, folder / "optimizer.pt")
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "optimizer.pt: `--training_args` must have the numbers of the file" in error
+    assert error.endswith(
+        "Give the TrainingArguments that the run was begun with, by "
+        "`--training_args`.\n"
+    )
