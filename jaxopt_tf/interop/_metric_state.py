@@ -1,4 +1,4 @@
-"""`scheduler.pt` of schedules that a metric drives: all that they remember."""
+"""`scheduler.pt` of schedules that a metric drives, such as `ReduceLROnPlateau`."""
 
 import inspect
 import math
@@ -10,30 +10,40 @@ import numpy as np
 from .. import _checks, schedules
 from ..schedules import AverageState, GreedyState, PlateauState, greedy
 
-# torch's name for a setting, where it has another or a list of them.
-_PLATEAU_NAMES = {"min_lr": "min_lrs"}
-_GREEDY_NAMES = {
-    "min_lr": "min_lrs",
-    "max_lr": "max_lrs",
-    "reset_start": "reset_start_original",
-}
 _FUNCTIONS = {
-    "reduce_lr_on_plateau": (schedules.reduce_lr_on_plateau, _PLATEAU_NAMES),
-    "greedy": (greedy, _GREEDY_NAMES),
+    "reduce_lr_on_plateau": schedules.reduce_lr_on_plateau,
+    "greedy": greedy,
 }
+# torch's keys for the counters of a state, by field.
+_COUNTERS = {
+    "reduce_lr_on_plateau": {
+        "num_bad_updates": "num_bad_epochs",
+        "cooldown_left": "cooldown_counter",
+    },
+    "greedy": {
+        "num_bad_updates": "num_bad_epochs",
+        "num_good_updates": "num_good_epochs",
+        "cooldown_left": "cooldown_counter",
+        "warmup_left": "warmup_counter",
+        "reset_left": "reset_start",
+    },
+}
+# torch's keys for settings that have another name there. The first two are lists.
+_LISTS = {"min_lr": "min_lrs", "max_lr": "max_lrs"}
+_SETTINGS = {**_LISTS, "reset_start": "reset_start_original"}
 
 
 def metric_state_from_torch(
     scheduler_state: Mapping[str, Any], name: str, settings: Mapping[str, Any]
 ) -> PlateauState | GreedyState:
-    """What `reduce_lr_on_plateau` or `greedy` remembers, read from `scheduler.pt`.
+    """Reads the state of `reduce_lr_on_plateau` or `greedy` from `scheduler.pt`.
 
     Rate and metrics are torch's doubles, bit for bit.
 
     Args:
         scheduler_state: torch's `scheduler.state_dict()`.
         name: "reduce_lr_on_plateau" or "greedy".
-        settings: the recipe's `lr_scheduler_kwargs`; what is not in it has its default.
+        settings: the recipe's `lr_scheduler_kwargs`; other settings have their default.
 
     Raises:
         ValueError: if it is no state of this schedule, if groups have different rates,
@@ -43,47 +53,43 @@ def metric_state_from_torch(
         transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
     """
     _checks.one_of("name", name, _FUNCTIONS)
-    wanted = _settings(name, settings)
-    own = {"num_bad_epochs", "cooldown_counter", "best", "_last_lr", *wanted}
-    own |= {"num_good_epochs"} if name == "greedy" else {"mode_worse"}
+    counters, wanted = _COUNTERS[name], _settings(name, settings)
+    own = {"best", "_last_lr", *counters.values(), *wanted}
+    own |= {"mode_worse"} if name == "reduce_lr_on_plateau" else set()
     missing = sorted(own - set(scheduler_state))
     if missing:
         raise ValueError(
             f"`scheduler_state` must be of {name!r}, got one without {missing}. Take "
             "the schedule that the file is of."
         )
-    found = {key: scheduler_state[key] for key in wanted}
     odd = [
-        f"`{key}` is {found[key]!r} and the recipe's {value!r}"
+        f"`{key}` is {found!r} and the recipe's {value!r}"
         for key, value in wanted.items()
-        if not _is_same(found[key], value)
+        for found in [scheduler_state[key]]
+        if any(one != value for one in (found if _is_list(found) else [found]))
     ]
     if odd:
         raise ValueError(
             f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}. Take the "
             "recipe that the run was begun with."
         )
-    rate = _one_rate(scheduler_state["_last_lr"])
+    rates = scheduler_state["_last_lr"]
+    for rate in rates:
+        _checks.non_negative("_last_lr", rate)
+    if len(set(rates)) != 1:
+        raise ValueError(
+            "`scheduler_state` must have one rate for all groups, got "
+            f"{list(rates)}: a schedule that a metric drives has one here."
+        )
     best = float(scheduler_state["best"])
     if math.isnan(best):  # infinite before the first metric
         raise ValueError("`best` must be a number, got nan: the file is damaged.")
-
-    def count(key: str) -> int:
-        return _checks.step_count(key, scheduler_state[key])
-
-    bad, cooldown = count("num_bad_epochs"), count("cooldown_counter")
+    fields: dict[str, Any] = {"learning_rate": float(rates[0]), "best": best}
+    for field, key in counters.items():
+        fields[field] = _checks.step_count(key, scheduler_state[key])
     if name == "reduce_lr_on_plateau":
-        return PlateauState(rate, best, bad, cooldown)
-    return GreedyState(
-        learning_rate=rate,
-        best=best,
-        num_bad_updates=bad,
-        num_good_updates=count("num_good_epochs"),
-        cooldown_left=cooldown,
-        warmup_left=count("warmup_counter"),
-        reset_left=count("reset_start"),
-        average=_average(scheduler_state),
-    )
+        return PlateauState(**fields)
+    return GreedyState(**fields, average=_average(scheduler_state))
 
 
 def torch_from_metric_state(
@@ -92,87 +98,62 @@ def torch_from_metric_state(
     base_lrs: Sequence[float],
     num_metrics: int,
 ) -> dict[str, Any]:
-    """The state with which torch's `ReduceLROnPlateau` or `GreedyLR` goes on.
+    """Returns the state from which `ReduceLROnPlateau` or `GreedyLR` continues.
 
     Args:
-        state: what the schedule remembers.
+        state: state of the schedule.
         settings: the recipe's `lr_scheduler_kwargs`.
         base_lrs: the first rate of each parameter group.
-        num_metrics: how many metrics it has seen; torch only counts them.
+        num_metrics: number of metrics that the schedule has received; torch only
+            counts them.
 
     Source: as for `metric_state_from_torch`.
     """
     name = "greedy" if isinstance(state, GreedyState) else "reduce_lr_on_plateau"
-    groups = len(base_lrs)
     values = _settings(name, settings)
-    for key in ("min_lrs", "max_lrs"):
-        if key in values:
-            values[key] = [values[key]] * groups
     state_dict = {
-        **values,
+        key: [value] * len(base_lrs) if key in _LISTS.values() else value
+        for key, value in values.items()
+    }
+    state_dict |= {
         "last_epoch": num_metrics,
-        "_last_lr": [state.learning_rate] * groups,
+        "_last_lr": [state.learning_rate] * len(base_lrs),
         "best": state.best,
-        "cooldown_counter": state.cooldown_left,
-        "num_bad_epochs": state.num_bad_updates,
+        **{key: getattr(state, field) for field, key in _COUNTERS[name].items()},
     }
     if isinstance(state, PlateauState):
         worst = math.inf if values["mode"] == "min" else -math.inf
-        least = values["min_lrs"][0]
-        return {**state_dict, "default_min_lr": least, "mode_worse": worst}
-    state_dict |= {
-        "warmup_counter": state.warmup_left,
-        "num_good_epochs": state.num_good_updates,
-        "reset_start": state.reset_left,
-        "verbose": False,
-        "_init_lrs": [float(rate) for rate in base_lrs],
-    }
+        return {**state_dict, "default_min_lr": values["min_lrs"], "mode_worse": worst}
+    state_dict |= {"verbose": False, "_init_lrs": [float(rate) for rate in base_lrs]}
     if state.average is not None:
-        state_dict["_streaming_avg"] = _streaming_average(state.average)
+        size = len(state.average.values)
+        state_dict["_streaming_avg"] = {
+            "window_size": size,
+            "values": state.average.values[size - state.average.num_values :].tolist(),
+            "sum": state.average.total,
+        }
     return state_dict
 
 
 def _settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of the schedule under torch's name, the defaults included."""
-    function, names = _FUNCTIONS[name]
-    defaults = {
-        key: parameter.default
-        for key, parameter in inspect.signature(function).parameters.items()
-        if key != "learning_rate"
+    """Returns every setting of the schedule under torch's name, with the defaults."""
+    parameters = dict(inspect.signature(_FUNCTIONS[name]).parameters)
+    del parameters["learning_rate"]
+    return {
+        _SETTINGS.get(key, key): settings.get(key, parameter.default)
+        for key, parameter in parameters.items()
     }
-    return {names.get(k, k): settings.get(k, v) for k, v in defaults.items()}
 
 
-def _is_same(found: Any, wanted: Any) -> bool:
-    values = found if isinstance(found, list | tuple) else [found]
-    return all(value == wanted for value in values)
-
-
-def _one_rate(rates: Sequence[float]) -> float:
-    for rate in rates:
-        _checks.non_negative("_last_lr", rate)
-    if len(set(rates)) != 1:
-        raise ValueError(
-            "`scheduler_state` must have one rate for all groups, got "
-            f"{list(rates)}: a schedule that a metric drives has one here."
-        )
-    return float(rates[0])
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _average(scheduler_state: Mapping[str, Any]) -> AverageState | None:
     held = scheduler_state.get("_streaming_avg")
     if held is None:
         return None
-    values = np.zeros(held["window_size"])
     num_values = len(held["values"])
+    values = np.zeros(held["window_size"])
     values[len(values) - num_values :] = held["values"]
     return AverageState(values, float(held["sum"]), num_values)
-
-
-def _streaming_average(average: AverageState) -> dict[str, Any]:
-    size = len(average.values)
-    return {
-        "window_size": size,
-        "values": average.values[size - average.num_values :].tolist(),
-        "sum": average.total,
-    }
