@@ -1,20 +1,21 @@
 """Formats of torch optimizers' state dicts: those that are read, names of others."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-ADAMW, ADAFACTOR = "AdamW", "Adafactor"
+from ..optimizers import AdafactorState, AdamWState
+
+StateType = type[AdamWState] | type[AdafactorState]
 
 
 class _Format(NamedTuple):
     """Exact keys of a format that is read."""
 
-    kind: str
+    kind: StateType  # state of ours that it is converted to
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
     needed: frozenset[str]  # keys that each group has
     optional: frozenset[str]  # keys that each group may have
-    value: tuple[str, bool] | None = None  # a setting with which alone it is this one
 
 
 class _Marks(NamedTuple):
@@ -34,33 +35,17 @@ def _set(keys: str) -> frozenset[str]:
 _LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
 _ADAM = _set("lr betas eps weight_decay")
+_TORCH = _set("maximize foreach capturable differentiable fused decoupled_weight_decay")
 _READ = (
     # torch's Adam and AdamW of every version. Apex adds `step` to the group.
-    _Format(
-        ADAMW,
-        _MOMENTS,
-        _ADAM | {"amsgrad"},
-        _set(
-            "maximize foreach capturable differentiable fused decoupled_weight_decay "
-            "step"
-        ),
-        ("amsgrad", False),
-    ),
+    _Format(AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, _TORCH | {"step"}),
     # transformers.AdamW of version 4.
-    _Format(
-        ADAMW, _MOMENTS, _ADAM | {"correct_bias"}, frozenset(), ("correct_bias", True)
-    ),
+    _Format(AdamWState, _MOMENTS, _ADAM | {"correct_bias"}, frozenset()),
     # FusedAdam of Apex and of DeepSpeed.
-    _Format(
-        ADAMW,
-        _MOMENTS,
-        _ADAM | {"bias_correction"},
-        _set("step amsgrad"),
-        ("bias_correction", True),
-    ),
+    _Format(AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _set("step amsgrad")),
     # transformers.Adafactor.
     _Format(
-        ADAFACTOR,
+        AdafactorState,
         tuple(
             _set(f"{mean} {seen} RMS")
             for mean in ("", "exp_avg")
@@ -73,6 +58,8 @@ _READ = (
         frozenset(),
     ),
 )
+# Values with which alone the optimizer of a group is one of these.
+_VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
 
 # Each was written by Trainer or by the optimizer itself: torch 2.13, transformers 5.23,
 # bitsandbytes 0.50.2 (0.49.2 and later nest their state, earlier ones do not), torchao
@@ -81,6 +68,7 @@ _READ = (
 _OTHERS = tuple(
     _Marks(name, _set(entries), _set(groups), _set(absent))
     for name, entries, groups, absent in (
+        ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
         ("GaLore", "", "update_proj_gap scale", "scale_type"),
         ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
         ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
@@ -137,51 +125,58 @@ _CURE = (
 )
 
 
-def check_format(state_dict: Any) -> str | None:
-    """Returns the optimizer of a state dict; None if it was never updated.
+def check_format(state_dict: Any) -> StateType:
+    """Returns the state of ours that a state dict is converted to.
 
     Raises:
         ValueError: if the keys of `state` and of `param_groups` are not exactly those
-            of a format that is read, with the name of the optimizer if it is known.
+            of a format that is read, with the name of the optimizer if it is known; or
+            if a setting of a group is out of the range that torch accepts.
     """
     _check_structure(state_dict)
-    entries: Mapping[Any, Any] = state_dict["state"]
     groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
     group_keys = [frozenset(map(str, group)) for group in groups]
-    # Stands for a file that is missing.
-    if not entries and all(k == _set("lr params param_names") for k in group_keys):
-        return None
-    entry_keys = {_entry_keys(entries[number]) for number in entries}
+    entry_keys = set(map(_entry_keys, state_dict["state"].values()))
     entry_keys.discard(frozenset())  # of a parameter that was never updated
     for known in _READ:
-        if all(
-            known.needed <= keys <= known.needed | known.optional | _LABELS
-            for keys in group_keys
-        ) and all(keys - {"step"} in known.entries for keys in entry_keys):
-            if known.value is not None:
-                _check_value(groups, *known.value)
+        allowed = known.needed | known.optional | _LABELS
+        if all(known.needed <= keys <= allowed for keys in group_keys) and all(
+            keys - {"step"} in known.entries for keys in entry_keys
+        ):
+            _check_settings(groups)
             return known.kind
     raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
 
 
-def check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raises unless the numbers of every group are in the range that torch accepts."""
+def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
     for number, group in enumerate(groups):
         for key, value in group.items():
             if key in ("params", "param_names"):
                 continue
+            if key in _VALUES and bool(value) != _VALUES[key]:
+                raise ValueError(
+                    f"`{key}` must be {_VALUES[key]} in every group, got {value!r} in "
+                    f"group {number}: no optimizer here computes that. {_CURE}"
+                )
             least, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
                 least, limit = -math.inf, "finite"
             elif key == "betas":
                 end, limit = 1.0, "from 0 to 1"
+            values = value if isinstance(value, list | tuple) else [value]
             # Written so that NaN fails.
-            if not all(least <= one < end for one in _numbers(value)):
+            if not all(least <= float(v) < end for v in values if _is_number(v)):
                 raise ValueError(
                     f"`{key}` of group {number} must be {limit}, got {value!r}. "
                     "The file is damaged, or its run had diverged: take an "
                     "earlier checkpoint."
                 )
+
+
+def _is_number(value: Any) -> bool:
+    if hasattr(value, "detach"):
+        return bool(value.numel() == 1)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _error(requirement: str, got: str, cure: str = _CURE) -> ValueError:
@@ -246,23 +241,10 @@ def _entry_keys(entry: Any) -> frozenset[str]:
     return frozenset(str(key) for node in (entry, *inner) for key in node)
 
 
-def _check_value(groups: Sequence[Mapping[str, Any]], key: str, wanted: bool) -> None:
-    odd = [n for n, group in enumerate(groups) if bool(group.get(key)) != wanted]
-    if odd and key == "amsgrad":
-        raise _amsgrad()
-    if odd:
-        raise ValueError(
-            f"`{key}` must be {wanted} in every group, got {not wanted} in {odd}: no "
-            f"optimizer here computes that. {_CURE}"
-        )
-
-
 def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    if "max_exp_avg_sq" in entry_keys:
-        return _amsgrad()
     name, cure = _optimizer_name(entry_keys, group_keys), _CURE
     found = frozenset[str]().union(*group_keys)
     known = _LABELS.union(*(f.needed | f.optional for f in _READ))
@@ -277,12 +259,6 @@ def _not_read(
         f"{whose}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         cure,
-    )
-
-
-def _amsgrad() -> ValueError:
-    return _error(
-        "be without `amsgrad`", "`max_exp_avg_sq`, which no optimizer here keeps."
     )
 
 
@@ -306,14 +282,3 @@ def _optimizer_name(
         if (by_entry or by_group) and not any(marks.absent & k for k in group_keys):
             return marks.name
     return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """Yields the numbers in a setting of a group."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif (isinstance(value, int | float) and not isinstance(value, bool)) or (
-        hasattr(value, "detach") and value.numel() == 1
-    ):
-        yield float(value)

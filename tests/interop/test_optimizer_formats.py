@@ -102,7 +102,7 @@ def test_adamw_of_older_versions_is_read(run, removed, added):
 
 
 def test_amsgrad_is_refused_before_its_first_update_too(run):
-    with pytest.raises(ValueError, match="must be without `amsgrad`"):
+    with pytest.raises(ValueError, match="`amsgrad` must be False in every group"):
         run.read(run.state_dict(num_steps=0, amsgrad=True))
 
 
