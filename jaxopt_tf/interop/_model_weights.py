@@ -13,7 +13,7 @@ from .._typing import PyTree
 from ._arrays import as_tensor, check_finite, check_fits, device_put_like
 from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
-from ._tensor_slices import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
+from ._tensor_slices import leaf_from_tensors, tensor_from_leaves
 from ._torch_files import save_torch
 from ._torch_model import TorchModel
 from ._weight_files import WeightFiles
@@ -44,7 +44,6 @@ def read_weights(
     files = WeightFiles(folder)
     keys = _keys(files, names.model)
     key_of = _key_by_parameter(files, keys, names.model)
-    slices = by_leaf(names.slices)
 
     def leaf(name: str, p: Any) -> tuple:
         def tensor(torch_name: str) -> np.ndarray:
@@ -57,7 +56,7 @@ def read_weights(
             check_fits(array.dtype, p.dtype, what)
             return array
 
-        found = leaf_from_tensors(slices[name], tensor, p.shape, p.dtype)
+        found = leaf_from_tensors(names.by_leaf[name], tensor, p.shape, p.dtype)
         return (device_put_like(found, p),)
 
     return _pytrees.map_leaves(leaf, params, num_results=1)[0], keys.unused
@@ -87,7 +86,7 @@ def write_params(
     host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
     tensors = dict(buffers) | {
         name: tensor_from_leaves(slices, host.__getitem__)
-        for name, slices in by_tensor(names.slices).items()
+        for name, slices in names.by_tensor.items()
     }
     if path.suffix != ".bin":
         with whole_file(path) as new_path:

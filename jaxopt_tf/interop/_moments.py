@@ -21,8 +21,6 @@ from ._param_names import ParamNames
 from ._state_dict import TorchState
 from ._tensor_slices import (
     TensorSlice,
-    by_leaf,
-    by_tensor,
     leaf_from_tensors,
     tensor_from_leaves,
 )
@@ -114,8 +112,7 @@ class NodeMoments:
         layout_of: list[Any] = [None] * treedef.num_leaves
         if self._is_adafactor:
             layout_of = treedef.flatten_up_to(resolve_layouts(layouts, params))
-        slices = by_leaf(names.slices)
-        self._slices = by_tensor(names.slices)
+        slices, self._slices = names.by_leaf, names.by_tensor
         self._leaves: dict[str, _Leaf] = {}
         for i, (name, p) in enumerate(_pytrees.named_leaves(params)):
             column = {field: column[i] for field, column in self._columns.items()}

@@ -1,7 +1,7 @@
 """Formats of torch optimizers' state dicts: those that are read, names of others."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from ..optimizers import AdafactorState, AdamWState
@@ -14,31 +14,37 @@ class _Format(NamedTuple):
 
     kind: StateType  # state of ours that it is converted to
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
-    needed: frozenset[str]  # keys that each group has
-    optional: frozenset[str]  # keys that each group may have
-
-
-class _Marks(NamedTuple):
-    """Keys by which a format that is not read is recognized."""
-
-    name: str
-    entries: frozenset[str]  # all of them are in entries of `state`
-    groups: frozenset[str]  # or all of them are in a group
-    absent: frozenset[str]  # and none of these is in a group
+    needed: Set[str]  # keys that each group has
+    optional: Set[str]  # keys that each group may have
 
 
 def _set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
+# Settings of a group without the recipe's numbers, as torch 2.13's AdamW and
+# transformers 5.23's Adafactor have them.
+ADAMW_SETTINGS = {
+    **dict.fromkeys(("amsgrad", "maximize", "capturable", "differentiable"), False),
+    **dict.fromkeys(("foreach", "fused")),
+    "decoupled_weight_decay": True,
+}
+ADAFACTOR_SETTINGS = {
+    "eps": (1e-30, 1e-3),
+    "clip_threshold": 1.0,
+    "decay_rate": -0.8,
+    **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
+    "beta1": None,
+}
 # Keys that every group may have.
 _LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
 _ADAM = _set("lr betas eps weight_decay")
-_TORCH = _set("maximize foreach capturable differentiable fused decoupled_weight_decay")
 _READ = (
     # torch's Adam and AdamW of every version. Apex adds `step` to the group.
-    _Format(AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, _TORCH | {"step"}),
+    _Format(
+        AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, ADAMW_SETTINGS.keys() | {"step"}
+    ),
     # transformers.AdamW of version 4.
     _Format(AdamWState, _MOMENTS, _ADAM | {"correct_bias"}, frozenset()),
     # FusedAdam of Apex and of DeepSpeed.
@@ -51,10 +57,7 @@ _READ = (
             for mean in ("", "exp_avg")
             for seen in ("exp_avg_sq", "exp_avg_sq_row exp_avg_sq_col")
         ),
-        _set(
-            "lr eps clip_threshold decay_rate beta1 weight_decay scale_parameter "
-            "relative_step warmup_init"
-        ),
+        ADAFACTOR_SETTINGS.keys() | {"lr", "weight_decay"},
         frozenset(),
     ),
 )
@@ -65,47 +68,46 @@ _VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
 # bitsandbytes 0.50.2 (0.49.2 and later nest their state, earlier ones do not), torchao
 # 0.18, torch-optimi 0.3.3, schedulefree 1.4.1, lomo-optim 0.1.1, grokadamw 0.1.2,
 # galore-torch 1.0, apollo-torch 1.0.3. The order matters: a more special one first.
-_OTHERS = tuple(
-    _Marks(name, _set(entries), _set(groups), _set(absent))
-    for name, entries, groups, absent in (
-        ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
-        ("GaLore", "", "update_proj_gap scale", "scale_type"),
-        ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
-        ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
-        ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
-        ("bitsandbytes 32-bit AdamW or AdEMAMix", "state1 state2", "", ""),
-        ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
-        ("bitsandbytes", "__bnb_optimizer_quant_state__", "t_alpha t_beta3", ""),
-        ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
-        ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
-        ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
-        ("schedule_free_adamw (schedulefree)", "z", "train_mode lr_max", ""),
-        ("grokadamw", "", "alpha_init lamb", ""),
-        ("AdaLomo", "", "clip_grad_value weight_decay", ""),
-        ("LOMO", "", "clip_grad_value", ""),
-        ("adamw_anyprecision", "compensation", "use_kahan_summation", ""),
-        ("torch's NAdam", "mu_product", "momentum_decay", ""),
-        ("torch's RAdam", "", "betas decoupled_weight_decay", "amsgrad"),
-        ("torch's Adamax", "exp_inf", "", ""),
-        ("torch's SparseAdam", "", "betas maximize", "weight_decay"),
-        ("torch's Adafactor", "row_var", "beta2_decay", ""),
-        ("torch's Muon", "", "ns_coefficients", ""),
-        ("torch's SGD", "", "momentum dampening nesterov", ""),
-        ("torch's Adagrad", "", "lr_decay initial_accumulator_value", ""),
-        ("torch's RMSprop", "", "alpha centered", ""),
-        ("torch's Adadelta", "acc_delta", "rho", ""),
-        ("torch's ASGD", "eta ax", "lambd t0", ""),
-        ("torch's Rprop", "prev step_size", "etas", ""),
-        ("torch's LBFGS", "old_dirs", "history_size", ""),
-        ("Apex's FusedLAMB", "", "grad_averaging max_grad_norm", ""),
-        ("CAME", "exp_avg_res_row", "", ""),
-        ("Adan", "exp_avg_diff", "", ""),
-        ("AdaBelief", "exp_avg_var", "", ""),
-        ("Sophia", "hessian", "", ""),
-        ("SOAP", "GG Q", "", ""),
-        ("Prodigy", "", "d d_coef", ""),
-        ("torch's SGD or Muon", "momentum_buffer", "", ""),
-    )
+# Columns: name; keys that are all in entries of `state`, or keys that are all in a
+# group; keys of which none is in a group.
+_OTHERS = (
+    ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
+    ("GaLore", "", "update_proj_gap scale", "scale_type"),
+    ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
+    ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
+    ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
+    ("bitsandbytes 32-bit AdamW or AdEMAMix", "state1 state2", "", ""),
+    ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
+    ("bitsandbytes", "__bnb_optimizer_quant_state__", "t_alpha t_beta3", ""),
+    ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
+    ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
+    ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
+    ("schedule_free_adamw (schedulefree)", "z", "train_mode lr_max", ""),
+    ("grokadamw", "", "alpha_init lamb", ""),
+    ("AdaLomo", "", "clip_grad_value weight_decay", ""),
+    ("LOMO", "", "clip_grad_value", ""),
+    ("adamw_anyprecision", "compensation", "use_kahan_summation", ""),
+    ("torch's NAdam", "mu_product", "momentum_decay", ""),
+    ("torch's RAdam", "", "betas decoupled_weight_decay", "amsgrad"),
+    ("torch's Adamax", "exp_inf", "", ""),
+    ("torch's SparseAdam", "", "betas maximize", "weight_decay"),
+    ("torch's Adafactor", "row_var", "beta2_decay", ""),
+    ("torch's Muon", "", "ns_coefficients", ""),
+    ("torch's SGD", "", "momentum dampening nesterov", ""),
+    ("torch's Adagrad", "", "lr_decay initial_accumulator_value", ""),
+    ("torch's RMSprop", "", "alpha centered", ""),
+    ("torch's Adadelta", "acc_delta", "rho", ""),
+    ("torch's ASGD", "eta ax", "lambd t0", ""),
+    ("torch's Rprop", "prev step_size", "etas", ""),
+    ("torch's LBFGS", "old_dirs", "history_size", ""),
+    ("Apex's FusedLAMB", "", "grad_averaging max_grad_norm", ""),
+    ("CAME", "exp_avg_res_row", "", ""),
+    ("Adan", "exp_avg_diff", "", ""),
+    ("AdaBelief", "exp_avg_var", "", ""),
+    ("Sophia", "hessian", "", ""),
+    ("SOAP", "GG Q", "", ""),
+    ("Prodigy", "", "d d_coef", ""),
+    ("torch's SGD or Muon", "momentum_buffer", "", ""),
 )
 
 # A key at the top, or a key of `state`, that only one framework writes.
@@ -210,13 +212,13 @@ def _check_structure(state_dict: Any) -> None:
             "",
         )
     numbers = [number for group in groups for number in group["params"]]
-    if any(isinstance(index, str) for index in [*numbers, *_keys(state)]):
+    odd = [n for n in [*numbers, *_keys(state)] if not isinstance(n, int)]
+    if odd:
         raise _error(
-            "number its parameters",
-            "names, as FSDP and torch.distributed.checkpoint have them.",
+            "number its parameters, and not name them as FSDP and "
+            "torch.distributed.checkpoint do",
+            f"{odd[0]!r:.100}.",
         )
-    if not all(isinstance(index, int) for index in numbers):
-        raise _error("number its parameters", f"{numbers!r:.100}.")
     if len(set(numbers)) != len(numbers):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})
         raise _error(
@@ -276,9 +278,9 @@ def _optimizer_name(
             "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), of "
             "which Trainer saves no moments"
         )
-    for marks in _OTHERS:
-        by_entry = marks.entries and marks.entries <= entry_keys
-        by_group = marks.groups and any(marks.groups <= keys for keys in group_keys)
-        if (by_entry or by_group) and not any(marks.absent & k for k in group_keys):
-            return marks.name
+    for name, entries, groups, absent in _OTHERS:
+        by_entry = entries and _set(entries) <= entry_keys
+        by_group = groups and any(_set(groups) <= keys for keys in group_keys)
+        if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):
+            return name
     return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
+from ._optimizer_formats import ADAFACTOR_SETTINGS, ADAMW_SETTINGS
 from ._param_names import ParamNames
 
 DecayRule = str | Sequence[str]
@@ -58,37 +59,22 @@ def param_groups_from_recipe(
             f"{[group.pattern for group in recipe.rate_groups]}: Trainer has none to "
             "resume. Write the state dict by `torch_from_opt_state`."
         )
+    settings: dict[str, Any]
     if recipe.optim.startswith("adamw_torch"):
         settings = {
-            "lr": learning_rate,
+            **ADAMW_SETTINGS,
             "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
             "eps": float(recipe.adam_epsilon),
-            "weight_decay": 0.0,
-            "amsgrad": False,
-            "maximize": False,
-            "foreach": None,
-            "capturable": False,
-            "differentiable": False,
             "fused": True if recipe.optim == "adamw_torch_fused" else None,
-            "decoupled_weight_decay": True,
         }
     elif recipe.optim == "adafactor":
-        settings = {
-            "lr": learning_rate,
-            "eps": (1e-30, 1e-3),
-            "clip_threshold": 1.0,
-            "decay_rate": -0.8,
-            "beta1": None,
-            "weight_decay": 0.0,
-            "scale_parameter": False,
-            "relative_step": False,
-            "warmup_init": False,
-        }
+        settings = dict(ADAFACTOR_SETTINGS)
     else:
         raise ValueError(
             "`recipe` must have torch's AdamW or Adafactor for `optim`, got "
             f"{recipe.optim!r}, whose state is not carried over."
         )
+    settings |= {"lr": learning_rate, "weight_decay": 0.0}
     # The base of the rate, which torch's schedules leave in the group.
     if recipe.lr_scheduler_type not in METRIC_DRIVEN:
         settings["initial_lr"] = float(recipe.learning_rate)
@@ -197,13 +183,12 @@ def groups_of_file(
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     lengths = [len(group["params"]) for group in saved]
     numbers = [number for group in saved for number in group["params"]]
-    found = [_shape_of(entries.get(number, {})) for number in numbers]
 
     def fits(groups: Groups) -> bool:
         in_order = [name for group in groups for name in group]
         return lengths == [len(group) for group in groups] and all(
-            shape in (None, shapes[name])
-            for shape, name in zip(found, in_order, strict=True)
+            not odd_shapes(entries.get(number, {}), shapes[name])
+            for number, name in zip(numbers, in_order, strict=True)
         )
 
     # Shapes show a wrong rule, unless parameters of one shape changed their group.
@@ -329,12 +314,14 @@ def _differing(
     return [(n, ours) for n, ours in pairs if n in theirs and theirs[n] != ours]
 
 
-def _shape_of(entry: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Returns the shape of a parameter, if the optimizer's entry shows it."""
-    for key in ("exp_avg_sq", "exp_avg"):
-        if hasattr(entry.get(key), "shape"):
-            return tuple(entry[key].shape)
-    if hasattr(entry.get("exp_avg_sq_row"), "shape"):
-        row, col = entry["exp_avg_sq_row"].shape, entry["exp_avg_sq_col"].shape
-        return (*row, col[-1])
-    return None
+def odd_shapes(
+    entry: Mapping[str, Any], shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of an entry's tensors that are not those of the parameter."""
+    factored = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
+    return {
+        key: tuple(value.shape)
+        for key, value in entry.items()
+        if key not in ("RMS", "step") and hasattr(value, "shape")
+        if tuple(value.shape) != factored.get(key, shape)
+    }

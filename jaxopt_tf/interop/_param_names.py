@@ -3,12 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import TorchLayout
-from ._tensor_slices import CONVENTIONS, NameMatch, TensorSlice, resolve_slices
+from ._tensor_slices import (
+    CONVENTIONS,
+    NameMatch,
+    TensorSlice,
+    group_slices,
+    resolve_slices,
+)
 from ._torch_model import TorchModel
 
 Table = Mapping[str, str | Sequence[str]]
@@ -29,6 +36,16 @@ class ParamNames:
 
     slices: tuple[TensorSlice, ...]
     model: TorchModel
+
+    @cached_property
+    def by_leaf(self) -> dict[str, list[TensorSlice]]:
+        """Slices of every leaf."""
+        return group_slices(self.slices, "leaf")
+
+    @cached_property
+    def by_tensor(self) -> dict[str, list[TensorSlice]]:
+        """Slices of every torch tensor."""
+        return group_slices(self.slices, "torch_name")
 
     @property
     def layer_norms(self) -> dict[str, str]:

@@ -29,19 +29,13 @@ _FUNCTIONS = {
     "reduce_lr_on_plateau": schedules.reduce_lr_on_plateau,
     "greedy": greedy,
 }
-# torch's keys for the counters of a state, by field.
+# torch's keys for the counters of a state. A plateau has the first two.
 _COUNTERS = {
-    "reduce_lr_on_plateau": {
-        "num_bad_updates": "num_bad_epochs",
-        "cooldown_left": "cooldown_counter",
-    },
-    "greedy": {
-        "num_bad_updates": "num_bad_epochs",
-        "num_good_updates": "num_good_epochs",
-        "cooldown_left": "cooldown_counter",
-        "warmup_left": "warmup_counter",
-        "reset_left": "reset_start",
-    },
+    "num_bad_updates": "num_bad_epochs",
+    "cooldown_left": "cooldown_counter",
+    "num_good_updates": "num_good_epochs",
+    "warmup_left": "warmup_counter",
+    "reset_left": "reset_start",
 }
 # torch's keys for settings that have another name there. The first two are lists.
 _LISTS = {"min_lr": "min_lrs", "max_lr": "max_lrs"}
@@ -210,9 +204,11 @@ def metric_state_from_torch(
         transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
     """
     _checks.one_of("name", name, _FUNCTIONS)
-    counters, wanted = _COUNTERS[name], _settings(name, settings)
+    kind = GreedyState if name == "greedy" else PlateauState
+    counters = {f: key for f, key in _COUNTERS.items() if f in kind._fields}
+    wanted = _settings(name, settings)
     own = {"best", "_last_lr", *counters.values(), *wanted}
-    own |= {"mode_worse"} if name == "reduce_lr_on_plateau" else set()
+    own |= {"mode_worse"} if kind is PlateauState else set()
     missing = sorted(own - set(scheduler_state))
     if missing:
         raise ValueError(
@@ -241,12 +237,13 @@ def metric_state_from_torch(
     best = float(scheduler_state["best"])
     if math.isnan(best):  # infinite before the first metric
         raise ValueError("`best` must be a number, got nan: the file is damaged.")
-    fields: dict[str, Any] = {"learning_rate": float(rates[0]), "best": best}
-    for field, key in counters.items():
-        fields[field] = _checks.step_count(key, scheduler_state[key])
-    if name == "reduce_lr_on_plateau":
-        return PlateauState(**fields)
-    return GreedyState(**fields, average=_average(scheduler_state))
+    fields: dict[str, Any] = {
+        field: _checks.step_count(key, scheduler_state[key])
+        for field, key in counters.items()
+    }
+    if kind is GreedyState:
+        fields["average"] = _average(scheduler_state)
+    return kind(learning_rate=float(rates[0]), best=best, **fields)
 
 
 def torch_from_metric_state(
@@ -276,7 +273,7 @@ def torch_from_metric_state(
         "last_epoch": num_metrics,
         "_last_lr": [state.learning_rate] * len(base_lrs),
         "best": state.best,
-        **{key: getattr(state, field) for field, key in _COUNTERS[name].items()},
+        **{k: getattr(state, f) for f, k in _COUNTERS.items() if f in state._fields},
     }
     if isinstance(state, PlateauState):
         worst = math.inf if values["mode"] == "min" else -math.inf

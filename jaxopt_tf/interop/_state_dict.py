@@ -13,6 +13,7 @@ from ._param_groups import (
     DecayRule,
     Groups,
     groups_of_file,
+    odd_shapes,
     resolve_groups,
 )
 from ._param_names import ParamNames
@@ -183,21 +184,16 @@ def _check_entries(state: TorchState) -> None:
 
 
 def _check_shapes(state: TorchState, names: ParamNames) -> None:
-    shapes = {p.name: p.shape for p in names.model.parameters}
+    shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     wrong = []
     for name in state.numbers:
-        shape = shapes[name]
+        entry = state.entry(name)
+        for key, value in entry.items():
+            if key not in ("RMS", "step"):
+                check_tensor(value, f"`{key}` of {name!r}")
         # A wrong order of the parameters shows in their shapes, unless these are equal.
-        factored = {
-            "exp_avg_sq_row": shape[:-1],
-            "exp_avg_sq_col": shape[:-2] + shape[-1:],
-        }
-        for key, value in state.entry(name).items():
-            if key in ("RMS", "step"):
-                continue
-            check_tensor(value, f"`{key}` of {name!r}")
-            if tuple(value.shape) != factored.get(key, shape):
-                wrong.append(f"{name!r} {list(shape)}: `{key}` {list(value.shape)}")
+        for key, shape in odd_shapes(entry, shapes[name]).items():
+            wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
     if wrong:
         listed = "\n  ".join(wrong)
         raise ValueError(

@@ -87,19 +87,13 @@ def tensor_from_leaves(
     return parts[0] if len(parts) == 1 else np.concatenate(parts, slices[0].axis)
 
 
-def by_leaf(slices: Sequence[TensorSlice]) -> dict[str, list[TensorSlice]]:
-    """Returns the slices of every leaf."""
+def group_slices(
+    slices: Sequence[TensorSlice], field: str
+) -> dict[str, list[TensorSlice]]:
+    """Returns the slices by the name of their leaf or of their torch tensor."""
     groups: dict[str, list[TensorSlice]] = {}
     for part in slices:
-        groups.setdefault(part.leaf, []).append(part)
-    return groups
-
-
-def by_tensor(slices: Sequence[TensorSlice]) -> dict[str, list[TensorSlice]]:
-    """Returns the slices of every torch tensor."""
-    groups: dict[str, list[TensorSlice]] = {}
-    for part in slices:
-        groups.setdefault(part.torch_name, []).append(part)
+        groups.setdefault(getattr(part, field), []).append(part)
     return groups
 
 
@@ -150,7 +144,7 @@ def resolve_slices(
             f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {why}"
         )
     # Parts of a split tensor that no leaf has would be lost when it is written.
-    groups = by_tensor(slices)
+    groups = group_slices(slices, "torch_name")
     for name, end in ends.items():
         shape, leaves = torch_params[name].shape, [s.leaf for s in groups[name]]
         if end != shape[groups[name][0].axis]:
