@@ -6,7 +6,8 @@ If the two layouts differ in the order of the axes alone, a mean over the last a
 one side is a mean over the last or the last but one on the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +16,10 @@ import numpy as np
 from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import AdafactorState, TorchLayout, resolve_layouts
-from ._arrays import as_tensor, check_fits, device_put_like
-from ._extras import import_extra
+from ._arrays import as_tensor, device_put_like
 from ._param_names import ParamNames
 from ._state_dict import TorchState
-from ._tensor_slices import (
-    TensorSlice,
-    leaf_from_tensors,
-    tensor_from_leaves,
-)
+from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
 Layouts = Mapping[str, TorchLayout] | None
 
@@ -36,61 +32,19 @@ _KEYS = {
 }
 
 
-class _Mean(NamedTuple):
-    """torch's mean that a mean of ours equals, and the order of its axes."""
+class _Moment(NamedTuple):
+    """Array of a state, and the slices that it shares with torch's arrays."""
 
-    key: str
-    order: tuple[int, ...]  # torch's axes of the mean, in the order of ours
-
-
-class _Leaf(NamedTuple):
-    """Moments of one leaf, as a state stores them."""
-
-    name: str
-    param: Any
+    key: str  # of torch's array in the entry of each tensor
+    array: Any
     slices: Sequence[TensorSlice]
-    # Axes of `nu`, `nu_row` and `nu_col`; None for AdamW, which has those of the leaf.
-    layout: TorchLayout | None
-    moments: Mapping[str, Any]  # by field; empty if another optimizer updates the leaf
-    means: Mapping[str, _Mean]  # of `nu_row` and `nu_col`; empty if not factored
-
-    def full_moment(self, field: str) -> np.ndarray:
-        """Returns `mu` or `nu` in the shape of the leaf."""
-        moment = np.asarray(self.moments[field])
-        if field == "mu" or self.layout is None:
-            return moment
-        return self.layout.from_torch(moment, self.param.shape)
-
-    def moment_from_torch(self, field: str, state: TorchState) -> np.ndarray:
-        """Returns a moment as the state stores it, from torch's."""
-        like = self.moments[field]
-        mean = self.means.get(field)
-        key = mean.key if mean else _KEYS[field]
-
-        def tensor(name: str) -> np.ndarray | None:
-            value = state.moment(name, key)
-            if value is not None:
-                check_fits(value.dtype, like.dtype, f"`{key}` of {name!r}")
-            return value
-
-        if mean:
-            means = np.zeros(like.shape, like.dtype)
-            for found in self.slices:
-                value = tensor(found.torch_name)
-                if value is not None:
-                    means[found.place] = value.transpose(mean.order)
-            return means
-        full = leaf_from_tensors(self.slices, tensor, self.param.shape, like.dtype)
-        if field == "mu" or self.layout is None:
-            return full
-        return self.layout.to_torch(full)
 
 
 class NodeMoments:
     """Moments, counters and learning rate of an `AdamWState` or `AdafactorState`."""
 
     def __init__(self, node: Any, params: PyTree, names: ParamNames, layouts: Layouts):
-        """Finds the tensors of every moment.
+        """Finds the slices of every moment.
 
         Args:
             node: the state.
@@ -102,7 +56,8 @@ class NodeMoments:
             ValueError: if a leaf's row and column means are not those of torch.
         """
         treedef: Any = jax.tree.structure(params)
-        self._node, self._treedef = node, treedef
+        self._node, self._treedef, self._names = node, treedef, names
+        self._params = dict(_pytrees.named_leaves(params))
         self._columns = {
             field: treedef.flatten_up_to(getattr(node, field))
             for field in _KEYS
@@ -112,18 +67,26 @@ class NodeMoments:
         layout_of: list[Any] = [None] * treedef.num_leaves
         if self._is_adafactor:
             layout_of = treedef.flatten_up_to(resolve_layouts(layouts, params))
-        slices, self._slices = names.by_leaf, names.by_tensor
-        self._leaves: dict[str, _Leaf] = {}
-        for i, (name, p) in enumerate(_pytrees.named_leaves(params)):
-            column = {field: column[i] for field, column in self._columns.items()}
-            moments = {f: m for f, m in column.items() if not _pytrees.is_masked(m)}
-            means: Mapping[str, _Mean] = {}
-            if moments and layout_of[i] is not None:
-                # Checked for every layer of a stack; equal for all of them.
-                checked = [_means(s, layout_of[i], len(p.shape)) for s in slices[name]]
-                means = checked[0]
-            leaf = _Leaf(name, p, slices[name], layout_of[i], moments, means)
-            self._leaves[name] = leaf
+        # Moments by field; none for leaves that another optimizer updates, or none.
+        self._moments: dict[str, dict[str, _Moment]] = {}
+        for i, (name, p) in enumerate(self._params.items()):
+            slices = names.by_leaf[name]
+            moments = {
+                field: _Moment(_KEYS[field], column[i], slices)
+                for field, column in self._columns.items()
+                if not _pytrees.is_masked(column[i])
+            }
+            self._moments[name] = moments
+            if not moments or layout_of[i] is None:
+                continue
+            # Checked for every layer of a stack; the keys are equal for all of them.
+            views = [_views(found, layout_of[i], len(p.shape)) for found in slices]
+            for field, (key, _) in views[0].items():
+                viewed = [
+                    found._replace(layout=view[field][1])
+                    for found, view in zip(slices, views, strict=True)
+                ]
+                moments[field] = _Moment(key, moments[field].array, viewed)
 
     def from_torch(self, state: TorchState, step: int | None) -> Any:
         """Returns the state with torch's values for the leaves that it updates.
@@ -136,31 +99,34 @@ class NodeMoments:
         columns = {field: list(column) for field, column in self._columns.items()}
         # Leaf by leaf, each copied to its devices before the next is read: the host
         # has one leaf of a mapped file in memory at a time.
-        for i, leaf in enumerate(self._leaves.values()):
-            if not leaf.moments:
+        for i, (leaf, moments) in enumerate(self._moments.items()):
+            if not moments:
                 continue
-            counts[leaf.name] = _count(leaf, state)
-            has_mean = any("exp_avg" in state.entry(s.torch_name) for s in leaf.slices)
-            if has_mean and "mu" not in leaf.moments:
+            tensors = [found.torch_name for found in self._names.by_leaf[leaf]]
+            counts[leaf] = _count(leaf, tensors, state)
+            if "mu" not in moments and any(
+                "exp_avg" in state.entry(n) for n in tensors
+            ):
                 raise ValueError(
                     "`opt_state` must keep a first moment, got none for the file's "
-                    f"`exp_avg` of {leaf.name!r}. Build the optimizer with the file's "
+                    f"`exp_avg` of {leaf!r}. Build the optimizer with the file's "
                     "`beta1`."
                 )
-            for field, like in leaf.moments.items():
-                new = device_put_like(leaf.moment_from_torch(field, state), like)
-                columns[field][i] = new
+            for field, (key, like, slices) in moments.items():
+                tensor = partial(state.moment, key=key, dtype=like.dtype)
+                array = leaf_from_tensors(slices, tensor, like.shape, like.dtype)
+                columns[field][i] = device_put_like(array, like)
         node, unflatten = self._node, self._treedef.unflatten
         step = max(counts.values(), default=0) if step is None else step
-        rate = _rate(state, [self._leaves[name] for name in counts])
-        return node._replace(
+        new = node._replace(
             count=self._count_tree(counts),
             step=device_put_like(step, node.step),
-            learning_rate=node.learning_rate
-            if rate is None
-            else device_put_like(rate, node.learning_rate),
             **{field: unflatten(column) for field, column in columns.items()},
         )
+        rate = self._rate(state, counts)
+        if rate is None:
+            return new
+        return new._replace(learning_rate=device_put_like(rate, node.learning_rate))
 
     def _count_tree(self, counts: Mapping[str, int]) -> PyTree:
         """Returns one counter if all agree, else one for each leaf; (), int32."""
@@ -170,104 +136,109 @@ class NodeMoments:
         if len(values) == 1:
             return device_put_like(values[0], like)
         # Integer leaves are never updated, but have a counter in the tree.
-        per_leaf = [counts.get(name, values[-1]) for name in self._leaves]
+        per_leaf = [counts.get(name, values[-1]) for name in self._params]
         return self._treedef.unflatten([device_put_like(n, like) for n in per_leaf])
 
-    def to_torch(self) -> dict[str, dict[str, Any]]:
-        """Returns torch's entry for each tensor whose leaves the state has updated."""
-        counts = [int(count) for count in jax.tree.leaves(self._node.count)]
-        # A state has one counter for all leaves, or one for each.
-        counts = counts * len(self._leaves) if len(counts) == 1 else counts
-        count_of = dict(zip(self._leaves, counts, strict=True))
-        return {
-            name: self._entry(slices, count_of[slices[0].leaf])
-            for name, slices in self._slices.items()
-            if self._leaves[slices[0].leaf].moments and count_of[slices[0].leaf] > 0
-        }
+    def _rate(self, state: TorchState, leaves: Collection[str]) -> float | None:
+        """Returns the rate that the leaves' groups share; None if they have none."""
+        # A state has one rate. torch's groups may differ in decay, which a mask holds.
+        names = [s.torch_name for s in self._names.slices if s.leaf in leaves]
+        numbers = sorted({state.group_of[n] for n in names if n in state.group_of})
+        rates = {number: state.groups[number].get("lr") for number in numbers}
+        if len(set(rates.values())) > 1:
+            raise ValueError(
+                "`state_dict` must have one `lr` for all groups of one optimizer, got "
+                f"{rates} by group. Keep groups of their own by "
+                "`optax.multi_transform`."
+            )
+        rate = next(iter(rates.values()), None)
+        return None if rate is None else float(rate)
 
-    def _entry(self, slices: Sequence[TensorSlice], count: int) -> dict[str, Any]:
-        """Returns the entry of one tensor.
+    def to_torch(self) -> dict[str, dict[str, Any]]:
+        """Returns torch's entry for each tensor whose leaves the state has updated.
 
         `RMS` of Adafactor is that of the present parameter; the next update recomputes
         it.
         """
-        torch = import_extra("torch")
-        leaf, leaves = self._leaves[slices[0].leaf], {found.leaf for found in slices}
-        # torch counts in a float32 tensor, Transformers' Adafactor in an int.
-        entry: dict[str, Any] = {
-            "step": count
-            if self._is_adafactor
-            else torch.tensor(count, dtype=torch.float32)
-        }
-        for field, moment in leaf.moments.items():
-            if field in leaf.means:
-                key, order = leaf.means[field]
-                array = np.asarray(moment)[slices[0].place].transpose(np.argsort(order))
-            else:
-                key = _KEYS[field]
-                full = {n: self._leaves[n].full_moment(field) for n in leaves}
-                array = tensor_from_leaves(slices, full.__getitem__)
-            entry[key] = as_tensor(array)
-        if not self._is_adafactor:
-            return entry
-        params = {n: np.asarray(self._leaves[n].param) for n in leaves}
-        weight = as_tensor(tensor_from_leaves(slices, params.__getitem__))
-        # Transformers computes float64 parameters in float64, all others in float32.
-        wide = weight if weight.element_size() == 8 else weight.float()
-        return {**entry, "RMS": wide.norm(2) / weight.numel() ** 0.5}
+        counts = [int(count) for count in jax.tree.leaves(self._node.count)]
+        # A state has one counter for all leaves, or one for each.
+        counts = counts * len(self._params) if len(counts) == 1 else counts
+        count_of = dict(zip(self._params, counts, strict=True))
+        entries: dict[str, dict[str, Any]] = {}
+        for name, slices in self._names.by_tensor.items():
+            leaf = slices[0].leaf
+            count, moments = count_of[leaf], self._moments[leaf]
+            if count == 0 or not moments:
+                continue
+            # torch counts in a float32 tensor, Transformers' Adafactor in an int.
+            entry: dict[str, Any] = {"step": count}
+            if not self._is_adafactor:
+                entry["step"] = as_tensor(np.float32(count))
+            for field, moment in moments.items():
+                parts = [self._moments[found.leaf][field] for found in slices]
+                arrays = {
+                    found.leaf: np.asarray(part.array)
+                    for found, part in zip(slices, parts, strict=True)
+                }
+                cuts = [
+                    s for part in parts for s in part.slices if s.torch_name == name
+                ]
+                entry[moment.key] = as_tensor(
+                    tensor_from_leaves(cuts, arrays.__getitem__)
+                )
+            entries[name] = entry
+            if self._is_adafactor:
+                weight = as_tensor(
+                    tensor_from_leaves(slices, lambda n: np.asarray(self._params[n]))
+                )
+                # Transformers computes float64 parameters in float64, all others in
+                # float32.
+                wide = weight if weight.element_size() == 8 else weight.float()
+                entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
+        return entries
 
 
-def _count(leaf: _Leaf, state: TorchState) -> int:
+def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:
     """Returns the number of updates of a leaf."""
-    names = [found.torch_name for found in leaf.slices]
-    counts = {name: state.num_updates(name) for name in names}
+    counts = {name: state.num_updates(name) for name in tensors}
     if len(set(counts.values())) > 1:
         raise ValueError(
             f"`state_dict` must have one `step` for all that makes up the leaf "
-            f"{leaf.name!r}, got {counts}. Keep these parameters in leaves of their "
-            "own."
+            f"{leaf!r}, got {counts}. Keep these parameters in leaves of their own."
         )
-    return counts[names[0]]
+    return counts[tensors[0]]
 
 
-def _rate(state: TorchState, leaves: Sequence[_Leaf]) -> float | None:
-    """Returns the rate that the leaves' groups share; None if they have none."""
-    # A state has one rate. torch's groups may differ in decay, which a mask holds.
-    names = [found.torch_name for leaf in leaves for found in leaf.slices]
-    numbers = sorted({state.group_of[n] for n in names if n in state.group_of})
-    rates = {number: state.groups[number].get("lr") for number in numbers}
-    if len(set(rates.values())) > 1:
-        raise ValueError(
-            "`state_dict` must have one `lr` for all groups of one optimizer, got "
-            f"{rates} by group. Keep groups of their own by `optax.multi_transform`."
-        )
-    rate = next(iter(rates.values()), None)
-    return None if rate is None else float(rate)
-
-
-def _means(
+def _views(
     found: TensorSlice, layout: TorchLayout, num_axes: int
-) -> Mapping[str, _Mean]:
-    """Returns the sources of `nu_row` and `nu_col` for one parameter of a leaf.
+) -> dict[str, tuple[str, TorchLayout]]:
+    """Returns torch's key for each second moment of Adafactor, and its layout.
+
+    The layout is relative to the array that `adafactor_tf` stores for the leaf.
 
     Args:
-        found: the parameter.
+        found: a slice of the leaf.
         layout: the layout that `adafactor_tf` was given for the leaf.
         num_axes: number of axes of the leaf.
 
-    Returns:
-        The sources by field; empty if the second moment is not factored.
-
     Raises:
-        ValueError: if the means of one layout are not those of the other.
+        ValueError: if the arrays of one layout are not those of the other.
     """
     ours, theirs = layout.groups(num_axes), found.layout.groups(num_axes)
     is_factored = [len(groups) >= 2 for groups in (ours, theirs)]
+
+    def view(have: list[Any], torch: list[Any]) -> TorchLayout:
+        axes = tuple((have.index(group),) if group in have else () for group in torch)
+        stacked_axes = tuple(range(len(layout.stacked_axes)))
+        return TorchLayout(axes=axes, stacked_axes=stacked_axes)
+
     if layout.stacked_axes != found.layout.stacked_axes:
         why = "the stacked axes differ"
     elif not any(is_factored):
-        # A vector has a moment for each element, which is copied as the vector is.
-        return {}
+        # A vector has a moment for each element. An axis of size 1 may be torch's.
+        if set(ours) <= set(theirs) <= {*ours, ()}:
+            return {"nu": (_KEYS["nu"], view(ours, theirs))}
+        why = "they merge the axes of a vector in another order"
     elif not all(is_factored):
         why = "only one of them has two axes"
     # A mean over all of a fused tensor does not determine the means of its parts.
@@ -276,14 +247,14 @@ def _means(
     else:
         why = "they are means over other axes"
         # The same axis is averaged, and the same axes are left in any order.
-        means = {
-            field: _Mean(_KEYS[key], tuple(map(left.index, wanted)))
-            for field, (averaged, wanted) in _averages(ours).items()
-            for key, (their_averaged, left) in _averages(theirs).items()
-            if their_averaged == averaged and sorted(left) == sorted(wanted)
+        views = {
+            field: (_KEYS[key], view(left, torchs))
+            for field, (averaged, left) in _averages(ours).items()
+            for key, (theirs_averaged, torchs) in _averages(theirs).items()
+            if theirs_averaged == averaged and sorted(left) == sorted(torchs)
         }
-        if len(means) == 2:
-            return means
+        if len(views) == 2:
+            return views
     raise ValueError(
         f"`layouts` must see {found.leaf!r} as torch does for Adafactor's row and "
         f"column means, got {layout!r} where torch's {found.torch_name!r} is "

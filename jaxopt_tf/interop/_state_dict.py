@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
-from ._arrays import as_numpy, check_finite, check_tensor
+from ._arrays import as_numpy, check_finite, check_fits, check_tensor
 from ._optimizer_formats import StateType, check_format
 from ._param_groups import (
     TODAYS_RULE,
@@ -45,12 +45,12 @@ class TorchState(NamedTuple):
         number = self.numbers.get(name)  # None for a frozen parameter
         return self.entries.get(number, {})
 
-    def moment(self, name: str, key: str) -> np.ndarray | None:
+    def moment(self, name: str, key: str, dtype: Any) -> np.ndarray | None:
         """Returns one array of a parameter's entry; None without an entry.
 
         Raises:
-            ValueError: if the entry has no such array, if a number is not finite, or if
-                a second moment is negative.
+            ValueError: if the entry has no such array, if a number is not finite, if a
+                second moment is negative, or if `dtype` does not hold the numbers.
         """
         entry = self.entry(name)
         if not entry:
@@ -62,7 +62,9 @@ class TorchState(NamedTuple):
             )
         array = as_numpy(entry[key])
         is_square = key.startswith("exp_avg_sq")
-        check_finite(array, f"`{key}` of {name!r}", non_negative=is_square)
+        what = f"`{key}` of {name!r}"
+        check_finite(array, what, non_negative=is_square)
+        check_fits(array.dtype, dtype, what)
         return array
 
     def num_updates(self, name: str) -> int:
