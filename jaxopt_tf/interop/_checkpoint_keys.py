@@ -122,8 +122,9 @@ def _renamed(key: str, rules: LoadRules, known: dict[str, bool]) -> tuple[str, b
         return key, False
     from transformers.core_model_loading import rename_source_key
 
-    transforms = rules.renamings, rules.converters
-    found = rename_source_key(key, *transforms, rules.prefix, known)
+    found = rename_source_key(
+        key, list(rules.renamings), list(rules.converters), rules.prefix, known
+    )
     # A rule may rename a name that the model has: then it is not for this model.
     if found[0] not in known and key in known:
         found = rename_source_key(key, [], [], rules.prefix, known)

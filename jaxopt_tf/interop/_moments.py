@@ -173,7 +173,7 @@ class NodeMoments:
             # torch counts in a float32 tensor, Transformers' Adafactor in an int.
             entry: dict[str, Any] = {"step": count}
             if not self._is_adafactor:
-                entry["step"] = as_tensor(np.float32(count))
+                entry["step"] = as_tensor(np.array(count, np.float32))
             for field, moment in moments.items():
                 parts = [self._moments[found.leaf][field] for found in slices]
                 arrays = {

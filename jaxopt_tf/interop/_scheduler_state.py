@@ -55,23 +55,23 @@ def schedule_from_torch(
         global_step: number of batches; None if unknown.
     """
     schedule = build_schedule(recipe)
-    is_driven = isinstance(schedule, MetricDrivenSchedule)
     if scheduler_state is None:
-        assert global_step is not None
-        return (0, schedule.init()) if is_driven else (global_step, None)
+        if isinstance(schedule, MetricDrivenSchedule):
+            return 0, schedule.init()
+        assert global_step is not None  # one of the two files has the step
+        return global_step, None
     if not isinstance(scheduler_state, Mapping):
         raise ValueError(
             f"{SCHEDULER} must hold a scheduler's state, got "
             f"{type(scheduler_state).__name__}."
         )
-    if is_driven and global_step is None:
-        raise ValueError(
-            f"`folder` must hold {STATE} with {recipe.lr_scheduler_type!r}, got one "
-            f"without: {SCHEDULER} counts the metrics, and nobody knows the step."
-        )
-    if is_driven:
-        settings = dict(recipe.lr_scheduler_kwargs)
-        name = recipe.lr_scheduler_type
+    if isinstance(schedule, MetricDrivenSchedule):
+        name, settings = recipe.lr_scheduler_type, dict(recipe.lr_scheduler_kwargs)
+        if global_step is None:
+            raise ValueError(
+                f"`folder` must hold {STATE} with {name!r}, got one without: "
+                f"{SCHEDULER} counts the metrics, and nobody knows the step."
+            )
         state = metric_state_from_torch(scheduler_state, name, settings)
         num_metrics = scheduler_state["last_epoch"]
         return _checks.step_count("last_epoch", num_metrics), state

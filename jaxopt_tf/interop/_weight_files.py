@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
             "Save `model.dequantize()`."
         )
     for name, (_, shape) in found.items():
-        read = partial(with_file, lambda file, name=name: file.get_tensor(name))
+        read = partial(with_file, methodcaller("get_tensor", name))
         yield name, _Tensor(path, shape, read)
 
 
