@@ -262,10 +262,10 @@ def decay_rule_of_file(
     if not _differing("default", names, theirs, layer_norms={}):
         return "default"
     # A mask decays whole leaves: a leaf of parameters of both groups has no rule.
-    by_leaf: dict[str, set[bool]] = {found.leaf: set() for found in names.slices}
-    for found in names.slices:
-        if found.torch_name in theirs:
-            by_leaf[found.leaf].add(theirs[found.torch_name])
+    by_leaf = {
+        leaf: {theirs[s.torch_name] for s in slices if s.torch_name in theirs}
+        for leaf, slices in names.by_leaf.items()
+    }
     mixed = [leaf for leaf, decays in by_leaf.items() if len(decays) > 1]
     if mixed:
         raise ValueError(
