@@ -1,10 +1,9 @@
 """Names in weight files, resolved to the parameters of a model of Transformers."""
 
 import copy
-import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Parts that wrappers of a module add to a name.
@@ -40,8 +39,8 @@ class LoadRules(NamedTuple):
         `modeling_utils.py`, `_adjust_missing_and_unexpected_keys`.
     """
 
-    renamings: tuple[Any, ...] = ()  # Transformers' `WeightRenaming`, in order
-    converters: tuple[Any, ...] = ()  # `WeightConverter`: several tensors become one
+    renamings: Sequence[Any] = ()  # Transformers' `WeightRenaming`, in order
+    converters: Sequence[Any] = ()  # `WeightConverter`: several tensors become one
     ignored: tuple[str, ...] = ()  # patterns of names that the model does not use
     prefix: str = ""  # `base_model_prefix`: may be missing in a file, or too many
 
@@ -67,11 +66,9 @@ def load_rules(module: Any) -> LoadRules:
     if not isinstance(module, PreTrainedModel):
         return LoadRules()
     transforms = get_model_conversion_mapping(module)
-    renames = [isinstance(transform, WeightRenaming) for transform in transforms]
-    pairs = list(zip(transforms, renames, strict=True))
     return LoadRules(
-        renamings=tuple(t for t, is_rename in pairs if is_rename),
-        converters=tuple(t for t, is_rename in pairs if not is_rename),
+        renamings=[t for t in transforms if isinstance(t, WeightRenaming)],
+        converters=[t for t in transforms if not isinstance(t, WeightRenaming)],
         ignored=tuple(sorted(module._keys_to_ignore_on_load_unexpected or ())),
         prefix=module.base_model_prefix,
     )
@@ -92,13 +89,18 @@ def match_keys(
         warning and for buffers of older versions.
     """
     in_model = dict.fromkeys(known, True)
-    rename = _renaming(rules, in_model)
+    rules = copy.deepcopy(rules)  # they store the names that they were applied to
     # Several names in a file may become one: a former name beside today's.
     of: dict[str, list[str]] = {}
     unused, strange, fused = [], [], []
     # In the order in which Transformers reads them, which some renamings need.
     for key in sorted(shapes, key=_natural):
-        name, is_part = rename(key)
+        name, is_part = first = _renamed(key, rules, in_model)
+        # Unchanged first: a model may have a part that is called like a wrapper.
+        if name not in in_model:
+            inner = (_renamed(one, rules, in_model) for one in _unwrapped(key))
+            found = (pair for pair in inner if pair[0] in in_model)
+            name, is_part = next(found, first)
         if is_part:
             fused.append(key)
         elif name in in_model:
@@ -114,35 +116,19 @@ def match_keys(
     )
 
 
-def _renaming(
-    rules: LoadRules, known: dict[str, bool]
-) -> Callable[[str], tuple[str, bool]]:
-    """Returns a function from a name in the file to the name in the model.
+def _renamed(key: str, rules: LoadRules, known: dict[str, bool]) -> tuple[str, bool]:
+    """Returns a name in the model; and whether the tensor is a part of the model's."""
+    if not (rules.renamings or rules.converters or rules.prefix):
+        return key, False
+    from transformers.core_model_loading import rename_source_key
 
-    The function also returns whether the tensor is a part of the model's.
-    """
-    # They store the names that they were applied to.
-    renamings = copy.deepcopy(list(rules.renamings))
-    converters = copy.deepcopy(list(rules.converters))
-
-    def renamed(key: str) -> tuple[str, bool]:
-        if not rules.renamings and not rules.converters and not rules.prefix:
-            return key, False
-        from transformers.core_model_loading import rename_source_key
-
-        found = rename_source_key(key, renamings, converters, rules.prefix, known)
-        # A rule may rename a name that the model has: then it is not for this model.
-        if found[0] not in known and key in known:
-            found = rename_source_key(key, [], [], rules.prefix, known)
-        return found[0], found[1] is not None
-
-    def rename(key: str) -> tuple[str, bool]:
-        # Unchanged first: a model may have a part that is called like a wrapper.
-        first = renamed(key)
-        found = itertools.chain([first], map(renamed, _unwrapped(key)))
-        return next((pair for pair in found if pair[0] in known), first)
-
-    return rename
+    found = rename_source_key(
+        key, list(rules.renamings), list(rules.converters), rules.prefix, known
+    )
+    # A rule may rename a name that the model has: then it is not for this model.
+    if found[0] not in known and key in known:
+        found = rename_source_key(key, [], [], rules.prefix, known)
+    return found[0], found[1] is not None
 
 
 def _unwrapped(key: str) -> Iterator[str]:

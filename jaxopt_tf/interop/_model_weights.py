@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from .. import _pytrees
+from .._io import whole_file
 from .._typing import PyTree
 from ._arrays import as_tensor, check_finite, check_fits, device_put_like
 from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
-from ._tensor_slices import by_leaf, by_tensor, leaf_from_tensors, tensor_from_leaves
+from ._tensor_slices import leaf_from_tensors, tensor_from_leaves
 from ._torch_files import save_torch
 from ._torch_model import TorchModel
-from ._weight_files import WeightFiles, write_safetensors
+from ._weight_files import WeightFiles
 
 
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
@@ -42,7 +44,6 @@ def read_weights(
     files = WeightFiles(folder)
     keys = _keys(files, names.model)
     key_of = _key_by_parameter(files, keys, names.model)
-    slices = by_leaf(names.slices)
 
     def leaf(name: str, p: Any) -> tuple:
         def tensor(torch_name: str) -> np.ndarray:
@@ -55,7 +56,7 @@ def read_weights(
             check_fits(array.dtype, p.dtype, what)
             return array
 
-        found = leaf_from_tensors(slices[name], tensor, p.shape, p.dtype)
+        found = leaf_from_tensors(names.by_leaf[name], tensor, p.shape, p.dtype)
         return (device_put_like(found, p),)
 
     return _pytrees.map_leaves(leaf, params, num_results=1)[0], keys.unused
@@ -83,25 +84,20 @@ def write_params(
     """
     # Arrays on the host: views of JAX's memory on a CPU, copies from other devices.
     host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
-    slices = by_tensor(names.slices)
-    specs: dict[str, tuple[tuple[int, ...], Any]] = {
-        p.name: (p.shape, host[slices[p.name][0].leaf].dtype)
-        for p in names.model.parameters
+    tensors = dict(buffers) | {
+        name: tensor_from_leaves(slices, host.__getitem__)
+        for name, slices in names.by_tensor.items()
     }
-    specs |= {name: (array.shape, array.dtype) for name, array in buffers.items()}
-
-    def tensor(name: str) -> np.ndarray:
-        if name in buffers:
-            return buffers[name]
-        return tensor_from_leaves(slices[name], host.__getitem__)
-
     if path.suffix != ".bin":
-        write_safetensors(path, specs, tensor)
+        with whole_file(path) as new_path:
+            # `np.ascontiguousarray` would give a single number one axis.
+            dense = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+            save_file(dense, new_path, metadata={"format": "pt"})
         return
     # torch.save writes the memory of tied tensors once, under all of their names.
-    tensors = {name: as_tensor(tensor(name)) for name in specs}
-    tensors |= {alias: tensors[name] for alias, name in names.model.tied}
-    save_torch(tensors, path)
+    saved = {name: as_tensor(array) for name, array in tensors.items()}
+    saved |= {alias: saved[name] for alias, name in names.model.tied}
+    save_torch(saved, path)
 
 
 def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray]:

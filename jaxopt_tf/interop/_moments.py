@@ -6,173 +6,145 @@ If the two layouts differ in the order of the axes alone, a mean over the last a
 one side is a mean over the last or the last but one on the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import AdafactorState, TorchLayout, resolve_layouts
-from ._arrays import as_tensor, check_fits, device_put_like
-from ._extras import import_extra
+from ._arrays import as_tensor, device_put_like
+from ._param_names import ParamNames
 from ._state_dict import TorchState
 from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
 Layouts = Mapping[str, TorchLayout] | None
 
-_FIELDS = ("mu", "nu", "nu_row", "nu_col")
-_KEYS = ("exp_avg_sq_row", "exp_avg_sq_col")
+# torch's key for each field of a state.
+_KEYS = {
+    "mu": "exp_avg",
+    "nu": "exp_avg_sq",
+    "nu_row": "exp_avg_sq_row",
+    "nu_col": "exp_avg_sq_col",
+}
 
 
-class LeafMoments(NamedTuple):
-    """Moments of one leaf as a state stores them; `MaskedNode` for those it has not."""
+class _Moment(NamedTuple):
+    """Array of a state, and the slices that it shares with torch's arrays."""
 
-    name: str
-    param: Any
-    # Axes of `nu`, `nu_row` and `nu_col`; None for AdamW, which has those of the leaf.
-    layout: TorchLayout | None
-    mu: Any
-    nu: Any
-    nu_row: Any
-    nu_col: Any
-
-    @property
-    def is_masked(self) -> bool:
-        """True if another optimizer updates the leaf, or none."""
-        return _pytrees.is_masked(self.nu) and _pytrees.is_masked(self.nu_row)
-
-    def full_second_moment(self) -> np.ndarray:
-        """Returns an unfactored second moment of Adafactor in the leaf's shape."""
-        assert self.layout is not None
-        return self.layout.from_torch(np.asarray(self.nu), self.param.shape)
+    key: str  # of torch's array in the entry of each tensor
+    array: Any
+    slices: Sequence[TensorSlice]
 
 
-@dataclass(frozen=True)
-class StateReader:
-    """Reads the moments, counters and learning rate of a state dict into a state.
+class NodeMoments:
+    """Moments, counters and learning rate of an `AdamWState` or `AdafactorState`."""
 
-    Attributes:
-        params: the parameters of the state.
-        state: the state dict.
-        slices: torch tensors of each leaf.
-        layouts: as `adafactor_tf` has them.
-        step: step passed to the schedule next; None for the largest count.
-    """
+    def __init__(self, node: Any, params: PyTree, names: ParamNames, layouts: Layouts):
+        """Finds the slices of every moment.
 
-    params: PyTree
-    state: TorchState
-    slices: Mapping[str, Sequence[TensorSlice]]
-    layouts: Layouts
-    step: int | None
+        Args:
+            node: the state.
+            params: the parameters of the state.
+            names: leaf of each torch parameter.
+            layouts: as `adafactor_tf` has them.
 
-    def read(self, node: Any) -> Any:
-        """Returns `node` with torch's values for the leaves that it updates."""
-        counts: dict[str, int] = {}
-        read = []
-        # Leaf by leaf, each copied to its devices before the next is read: the host
-        # has one leaf of a mapped file in memory at a time.
-        for moments in _leaf_moments(node, self.params, self.layouts):
-            if not moments.is_masked:
-                counts[moments.name] = self._count(moments.name)
-                moments = self._moments(moments, self.slices[moments.name])
-            read.append(moments)
-        treedef: Any = jax.tree.structure(self.params)
-        trees = {
-            field: treedef.unflatten([getattr(moments, field) for moments in read])
-            for field in _FIELDS
+        Raises:
+            ValueError: if a leaf's row and column means are not those of torch.
+        """
+        treedef: Any = jax.tree.structure(params)
+        self._node, self._treedef, self._names = node, treedef, names
+        self._params = dict(_pytrees.named_leaves(params))
+        self._columns = {
+            field: treedef.flatten_up_to(getattr(node, field))
+            for field in _KEYS
             if field in node._fields
         }
-        step = max(counts.values(), default=0) if self.step is None else self.step
+        self._is_adafactor = isinstance(node, AdafactorState)
+        layout_of: list[Any] = [None] * treedef.num_leaves
+        if self._is_adafactor:
+            layout_of = treedef.flatten_up_to(resolve_layouts(layouts, params))
+        # Moments by field; none for leaves that another optimizer updates, or none.
+        self._moments: dict[str, dict[str, _Moment]] = {}
+        for i, (name, p) in enumerate(self._params.items()):
+            slices = names.by_leaf[name]
+            moments = {
+                field: _Moment(_KEYS[field], column[i], slices)
+                for field, column in self._columns.items()
+                if not _pytrees.is_masked(column[i])
+            }
+            self._moments[name] = moments
+            if not moments or layout_of[i] is None:
+                continue
+            # Checked for every layer of a stack; the keys are equal for all of them.
+            views = [_views(found, layout_of[i], len(p.shape)) for found in slices]
+            for field, (key, _) in views[0].items():
+                viewed = [
+                    found._replace(layout=view[field][1])
+                    for found, view in zip(slices, views, strict=True)
+                ]
+                moments[field] = _Moment(key, moments[field].array, viewed)
+
+    def from_torch(self, state: TorchState, step: int | None) -> Any:
+        """Returns the state with torch's values for the leaves that it updates.
+
+        Args:
+            state: the state dict.
+            step: step passed to the schedule next; None for the largest count.
+        """
+        counts: dict[str, int] = {}
+        columns = {field: list(column) for field, column in self._columns.items()}
+        # Leaf by leaf, each copied to its devices before the next is read: the host
+        # has one leaf of a mapped file in memory at a time.
+        for i, (leaf, moments) in enumerate(self._moments.items()):
+            if not moments:
+                continue
+            tensors = [found.torch_name for found in self._names.by_leaf[leaf]]
+            counts[leaf] = _count(leaf, tensors, state)
+            if "mu" not in moments and any(
+                "exp_avg" in state.entry(n) for n in tensors
+            ):
+                raise ValueError(
+                    "`opt_state` must keep a first moment, got none for the file's "
+                    f"`exp_avg` of {leaf!r}. Build the optimizer with the file's "
+                    "`beta1`."
+                )
+            for field, (key, like, slices) in moments.items():
+                tensor = partial(state.moment, key=key, dtype=like.dtype)
+                array = leaf_from_tensors(slices, tensor, like.shape, like.dtype)
+                columns[field][i] = device_put_like(array, like)
+        node, unflatten = self._node, self._treedef.unflatten
+        step = max(counts.values(), default=0) if step is None else step
         new = node._replace(
-            count=self._count_tree(counts, node.count),
+            count=self._count_tree(counts),
             step=device_put_like(step, node.step),
-            **trees,
+            **{field: unflatten(column) for field, column in columns.items()},
         )
-        rate = self._rate(counts)
-        if rate is not None:
-            new_rate = device_put_like(rate, node.learning_rate)
-            new = new._replace(learning_rate=new_rate)
-        return new
+        rate = self._rate(state, counts)
+        if rate is None:
+            return new
+        return new._replace(learning_rate=device_put_like(rate, node.learning_rate))
 
-    def _moments(self, old: LeafMoments, slices: Sequence[TensorSlice]) -> LeafMoments:
-        def full(key: str, like: Any) -> np.ndarray:
-            """Returns a moment in the shape of the leaf."""
-
-            def tensor(name: str) -> np.ndarray | None:
-                return self._moment(name, key, like)
-
-            return leaf_from_tensors(slices, tensor, old.param.shape, like.dtype)
-
-        new = old
-        if not _pytrees.is_masked(old.mu):
-            new = new._replace(mu=device_put_like(full("exp_avg", old.mu), old.mu))
-        elif any("exp_avg" in self.state.entry(s.torch_name) for s in slices):
-            raise ValueError(
-                "`opt_state` must keep a first moment, got none for the file's "
-                f"`exp_avg` of {old.name!r}. Build the optimizer with the file's "
-                "`beta1`."
-            )
-        if old.layout is None:
-            return new._replace(nu=device_put_like(full("exp_avg_sq", old.nu), old.nu))
-        # Checked for every layer of a stack; equal for all, as they share one layout.
-        num_axes = len(old.param.shape)
-        sources, *_ = [_mean_sources(s, old.layout, num_axes) for s in slices]
-        if sources is None:
-            nu = old.layout.to_torch(full("exp_avg_sq", old.nu))
-            return new._replace(nu=device_put_like(nu, old.nu))
-        factored: dict[str, Any] = {}
-        for field, source in sources.items():
-            like = getattr(old, field)
-            means = np.zeros(like.shape, like.dtype)
-            for found in slices:
-                mean = self._moment(found.torch_name, source.key, like)
-                if mean is not None:
-                    means[found.place] = source.to_ours(mean)
-            factored[field] = device_put_like(means, like)
-        return new._replace(**factored)
-
-    def _moment(self, name: str, key: str, like: Any) -> np.ndarray | None:
-        value = self.state.moment(name, key)
-        if value is not None:
-            check_fits(value.dtype, like.dtype, f"`{key}` of {name!r}")
-        return value
-
-    def _count(self, leaf: str) -> int:
-        """Returns the number of updates of a leaf."""
-        names = [found.torch_name for found in self.slices[leaf]]
-        counts = {name: self.state.num_updates(name) for name in names}
-        if len(set(counts.values())) > 1:
-            raise ValueError(
-                f"`state_dict` must have one `step` for all that makes up the leaf "
-                f"{leaf!r}, got {counts}. Keep these parameters in leaves of their own."
-            )
-        return next(iter(counts.values()))
-
-    def _count_tree(self, counts: Mapping[str, int], old: PyTree) -> PyTree:
+    def _count_tree(self, counts: Mapping[str, int]) -> PyTree:
         """Returns one counter if all agree, else one for each leaf; (), int32."""
         # With one counter the update computes its bias corrections once for all leaves.
-        like = jax.tree.leaves(old)[0]
+        like = jax.tree.leaves(self._node.count)[0]
         values = sorted(set(counts.values())) or [0]
         if len(values) == 1:
             return device_put_like(values[0], like)
         # Integer leaves are never updated, but have a counter in the tree.
-        leaves = [
-            device_put_like(counts.get(name, values[-1]), like)
-            for name in _pytrees.leaf_names(self.params)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(self.params), leaves)
+        per_leaf = [counts.get(name, values[-1]) for name in self._params]
+        return self._treedef.unflatten([device_put_like(n, like) for n in per_leaf])
 
-    def _rate(self, counts: Mapping[str, int]) -> float | None:
+    def _rate(self, state: TorchState, leaves: Collection[str]) -> float | None:
         """Returns the rate that the leaves' groups share; None if they have none."""
         # A state has one rate. torch's groups may differ in decay, which a mask holds.
-        group_of = self.state.group_of
-        names = {found.torch_name for leaf in counts for found in self.slices[leaf]}
-        numbers = sorted({group_of[name] for name in names & set(group_of)})
-        rates = {number: self.state.groups[number].get("lr") for number in numbers}
+        names = [s.torch_name for s in self._names.slices if s.leaf in leaves]
+        numbers = sorted({state.group_of[n] for n in names if n in state.group_of})
+        rates = {number: state.groups[number].get("lr") for number in numbers}
         if len(set(rates.values())) > 1:
             raise ValueError(
                 "`state_dict` must have one `lr` for all groups of one optimizer, got "
@@ -182,139 +154,117 @@ class StateReader:
         rate = next(iter(rates.values()), None)
         return None if rate is None else float(rate)
 
+    def to_torch(self) -> dict[str, dict[str, Any]]:
+        """Returns torch's entry for each tensor whose leaves the state has updated.
 
-def state_entries(
-    node: Any,
-    params: PyTree,
-    slices: Mapping[str, Sequence[TensorSlice]],
-    layouts: Layouts,
-) -> dict[str, dict[str, Any]]:
-    """Returns torch's entry for each tensor whose leaves a state updates."""
-    moments = {m.name: m for m in _leaf_moments(node, params, layouts)}
-    counts = [int(np.asarray(count)) for count in jax.tree.leaves(node.count)]
-    # A state has one counter for all leaves, or one for each.
-    counts = counts * len(moments) if len(counts) == 1 else counts
-    count_of = dict(zip(moments, counts, strict=True))
-    return {
-        name: _entry(group, moments, count_of[group[0].leaf])
-        for name, group in slices.items()
-        if not moments[group[0].leaf].is_masked and count_of[group[0].leaf] > 0
-    }
+        `RMS` of Adafactor is that of the present parameter; the next update recomputes
+        it.
+        """
+        counts = [int(count) for count in jax.tree.leaves(self._node.count)]
+        # A state has one counter for all leaves, or one for each.
+        counts = counts * len(self._params) if len(counts) == 1 else counts
+        count_of = dict(zip(self._params, counts, strict=True))
+        entries: dict[str, dict[str, Any]] = {}
+        for name, slices in self._names.by_tensor.items():
+            leaf = slices[0].leaf
+            count, moments = count_of[leaf], self._moments[leaf]
+            if count == 0 or not moments:
+                continue
+            # torch counts in a float32 tensor, Transformers' Adafactor in an int.
+            entry: dict[str, Any] = {"step": count}
+            if not self._is_adafactor:
+                entry["step"] = as_tensor(np.array(count, np.float32))
+            for field, moment in moments.items():
+                parts = [self._moments[found.leaf][field] for found in slices]
+                arrays = {
+                    found.leaf: np.asarray(part.array)
+                    for found, part in zip(slices, parts, strict=True)
+                }
+                cuts = [
+                    s for part in parts for s in part.slices if s.torch_name == name
+                ]
+                entry[moment.key] = as_tensor(
+                    tensor_from_leaves(cuts, arrays.__getitem__)
+                )
+            entries[name] = entry
+            if self._is_adafactor:
+                weight = as_tensor(
+                    tensor_from_leaves(slices, lambda n: np.asarray(self._params[n]))
+                )
+                # Transformers computes float64 parameters in float64, all others in
+                # float32.
+                wide = weight if weight.element_size() == 8 else weight.float()
+                entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
+        return entries
 
 
-def _entry(
-    slices: Sequence[TensorSlice], moments: Mapping[str, LeafMoments], count: int
-) -> dict[str, Any]:
-    """Returns the entry of one tensor.
-
-    `RMS` of Adafactor is that of the present parameter; the next update recomputes it.
-    """
-    torch = import_extra("torch")
-
-    def tensor(of_leaf: Callable[[LeafMoments], Any]) -> Any:
-        return as_tensor(
-            tensor_from_leaves(slices, lambda leaf: np.asarray(of_leaf(moments[leaf])))
+def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:
+    """Returns the number of updates of a leaf."""
+    counts = {name: state.num_updates(name) for name in tensors}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"`state_dict` must have one `step` for all that makes up the leaf "
+            f"{leaf!r}, got {counts}. Keep these parameters in leaves of their own."
         )
-
-    first = moments[slices[0].leaf]
-    has_mu = not _pytrees.is_masked(first.mu)
-    mu = {"exp_avg": tensor(lambda leaf: leaf.mu)} if has_mu else {}
-    if first.layout is None:
-        # torch counts in a float32 tensor, Transformers' Adafactor in an int.
-        step = torch.tensor(float(count), dtype=torch.float32)
-        return {"step": step, **mu, "exp_avg_sq": tensor(lambda leaf: leaf.nu)}
-    entry: dict[str, Any] = {"step": count, **mu}
-    sources = _mean_sources(slices[0], first.layout, len(first.param.shape))
-    if sources is None:
-        entry["exp_avg_sq"] = tensor(LeafMoments.full_second_moment)
-    else:
-        field_of = {source.key: field for field, source in sources.items()}
-        for key in _KEYS:
-            mean = np.asarray(getattr(first, field_of[key]))[slices[0].place]
-            entry[key] = as_tensor(sources[field_of[key]].to_torch(mean))
-    weight = tensor(lambda leaf: leaf.param)
-    # Transformers computes float64 parameters in float64, all others in float32.
-    wide = weight if weight.element_size() == 8 else weight.float()
-    return {**entry, "RMS": wide.norm(2) / weight.numel() ** 0.5}
+    return counts[tensors[0]]
 
 
-def _leaf_moments(node: Any, params: PyTree, layouts: Layouts) -> list[LeafMoments]:
-    treedef: Any = jax.tree.structure(params)
-    nothing = [optax.MaskedNode()] * treedef.num_leaves
-    columns = [
-        treedef.flatten_up_to(getattr(node, field))
-        if field in node._fields
-        else nothing
-        for field in _FIELDS
-    ]
-    seen: list[Any] = [None] * treedef.num_leaves
-    if isinstance(node, AdafactorState):
-        seen = treedef.flatten_up_to(resolve_layouts(layouts, params))
-    named = _pytrees.named_leaves(params)
-    return [
-        LeafMoments(name, p, *others)
-        for (name, p), *others in zip(named, seen, *columns, strict=True)
-    ]
-
-
-class _MeanSource(NamedTuple):
-    """torch's mean that one of ours equals, and the order of its axes."""
-
-    key: str  # one of `_KEYS`
-    order: tuple[int, ...]  # of the mean's axes, those of torch in our order
-
-    def to_ours(self, mean: np.ndarray) -> np.ndarray:
-        """Returns our mean from torch's."""
-        return mean.transpose(self.order)
-
-    def to_torch(self, mean: np.ndarray) -> np.ndarray:
-        """Returns torch's mean from ours."""
-        return mean.transpose(np.argsort(self.order, kind="stable"))
-
-
-def _mean_sources(
+def _views(
     found: TensorSlice, layout: TorchLayout, num_axes: int
-) -> Mapping[str, _MeanSource] | None:
-    """Returns the sources of `nu_row` and `nu_col` for one parameter of a leaf.
+) -> dict[str, tuple[str, TorchLayout]]:
+    """Returns torch's key for each second moment of Adafactor, and its layout.
+
+    The layout is relative to the array that `adafactor_tf` stores for the leaf.
 
     Args:
-        found: the parameter.
+        found: a slice of the leaf.
         layout: the layout that `adafactor_tf` was given for the leaf.
         num_axes: number of axes of the leaf.
 
-    Returns:
-        The sources by field; None if the second moment is not factored.
-
     Raises:
-        ValueError: if the means of one layout are not those of the other.
+        ValueError: if the arrays of one layout are not those of the other.
     """
-    theirs, ours = found.layout.groups(num_axes), layout.groups(num_axes)
-    sources: dict[str, _MeanSource] = {}
+    ours, theirs = layout.groups(num_axes), found.layout.groups(num_axes)
+    is_factored = [len(groups) >= 2 for groups in (ours, theirs)]
+
+    def view(have: list[Any], torch: list[Any]) -> TorchLayout:
+        axes = tuple((have.index(group),) if group in have else () for group in torch)
+        stacked_axes = tuple(range(len(layout.stacked_axes)))
+        return TorchLayout(axes=axes, stacked_axes=stacked_axes)
+
     if layout.stacked_axes != found.layout.stacked_axes:
         why = "the stacked axes differ"
-    elif len(theirs) < 2 and len(ours) < 2:
-        # A vector has a moment for each element, which is copied as the vector is.
-        return None
-    elif len(theirs) < 2 or len(ours) < 2:
+    elif not any(is_factored):
+        # A vector has a moment for each element. An axis of size 1 may be torch's.
+        if set(ours) <= set(theirs) <= {*ours, ()}:
+            return {"nu": (_KEYS["nu"], view(ours, theirs))}
+        why = "they merge the axes of a vector in another order"
+    elif not all(is_factored):
         why = "only one of them has two axes"
     # A mean over all of a fused tensor does not determine the means of its parts.
     elif not found.is_whole:
         why = "row and column means cannot be cut or joined"
     else:
         why = "they are means over other axes"
-        for field, reduced in (("nu_row", ours[-1]), ("nu_col", ours[-2])):
-            for key, their_reduced in zip(_KEYS, (theirs[-1], theirs[-2]), strict=True):
-                # The same axes are averaged, and the same axes are left in any order.
-                left = [group for group in theirs if group != reduced]
-                wanted = [group for group in ours if group != reduced]
-                is_same = their_reduced == reduced and sorted(left) == sorted(wanted)
-                if is_same and field not in sources:
-                    order = tuple(left.index(group) for group in wanted)
-                    sources[field] = _MeanSource(key, order)
-        if len(sources) == 2:
-            return sources
+        # The same axis is averaged, and the same axes are left in any order.
+        views = {
+            field: (_KEYS[key], view(left, torchs))
+            for field, (averaged, left) in _averages(ours).items()
+            for key, (theirs_averaged, torchs) in _averages(theirs).items()
+            if theirs_averaged == averaged and sorted(left) == sorted(torchs)
+        }
+        if len(views) == 2:
+            return views
     raise ValueError(
         f"`layouts` must see {found.leaf!r} as torch does for Adafactor's row and "
         f"column means, got {layout!r} where torch's {found.torch_name!r} is "
         f"{found.layout!r}: {why}. Give `adafactor_tf` that layout."
     )
+
+
+def _averages(groups: list[Any]) -> dict[str, tuple[Any, list[Any]]]:
+    """Returns the axis that a mean averages, and the axes that it leaves, by field."""
+    return {
+        "nu_row": (groups[-1], groups[:-1]),
+        "nu_col": (groups[-2], [*groups[:-2], groups[-1]]),
+    }

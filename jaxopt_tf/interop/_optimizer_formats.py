@@ -1,35 +1,41 @@
 """Formats of torch optimizers' state dicts: those that are read, names of others."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-ADAMW, ADAFACTOR = "AdamW", "Adafactor"
+from ..optimizers import AdafactorState, AdamWState
+
+StateType = type[AdamWState] | type[AdafactorState]
 
 
 class _Format(NamedTuple):
     """Exact keys of a format that is read."""
 
-    kind: str
+    kind: StateType  # state of ours that it is converted to
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
-    needed: frozenset[str]  # keys that each group has
-    optional: frozenset[str]  # keys that each group may have
-    value: tuple[str, bool] | None = None  # a setting with which alone it is this one
-
-
-class _Marks(NamedTuple):
-    """Keys by which a format that is not read is recognized."""
-
-    name: str
-    entries: frozenset[str]  # all of them are in entries of `state`
-    groups: frozenset[str]  # or all of them are in a group
-    absent: frozenset[str]  # and none of these is in a group
+    needed: Set[str]  # keys that each group has
+    optional: Set[str]  # keys that each group may have
 
 
 def _set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
+# Settings of a group without the recipe's numbers, as torch 2.13's AdamW and
+# transformers 5.23's Adafactor have them.
+ADAMW_SETTINGS = {
+    **dict.fromkeys(("amsgrad", "maximize", "capturable", "differentiable"), False),
+    **dict.fromkeys(("foreach", "fused")),
+    "decoupled_weight_decay": True,
+}
+ADAFACTOR_SETTINGS = {
+    "eps": (1e-30, 1e-3),
+    "clip_threshold": 1.0,
+    "decay_rate": -0.8,
+    **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
+    "beta1": None,
+}
 # Keys that every group may have.
 _LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
@@ -37,87 +43,71 @@ _ADAM = _set("lr betas eps weight_decay")
 _READ = (
     # torch's Adam and AdamW of every version. Apex adds `step` to the group.
     _Format(
-        ADAMW,
-        _MOMENTS,
-        _ADAM | {"amsgrad"},
-        _set(
-            "maximize foreach capturable differentiable fused decoupled_weight_decay "
-            "step"
-        ),
-        ("amsgrad", False),
+        AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, ADAMW_SETTINGS.keys() | {"step"}
     ),
     # transformers.AdamW of version 4.
-    _Format(
-        ADAMW, _MOMENTS, _ADAM | {"correct_bias"}, frozenset(), ("correct_bias", True)
-    ),
+    _Format(AdamWState, _MOMENTS, _ADAM | {"correct_bias"}, frozenset()),
     # FusedAdam of Apex and of DeepSpeed.
-    _Format(
-        ADAMW,
-        _MOMENTS,
-        _ADAM | {"bias_correction"},
-        _set("step amsgrad"),
-        ("bias_correction", True),
-    ),
+    _Format(AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _set("step amsgrad")),
     # transformers.Adafactor.
     _Format(
-        ADAFACTOR,
+        AdafactorState,
         tuple(
             _set(f"{mean} {seen} RMS")
             for mean in ("", "exp_avg")
             for seen in ("exp_avg_sq", "exp_avg_sq_row exp_avg_sq_col")
         ),
-        _set(
-            "lr eps clip_threshold decay_rate beta1 weight_decay scale_parameter "
-            "relative_step warmup_init"
-        ),
+        ADAFACTOR_SETTINGS.keys() | {"lr", "weight_decay"},
         frozenset(),
     ),
 )
+# Values with which alone the optimizer of a group is one of these.
+_VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
 
 # Each was written by Trainer or by the optimizer itself: torch 2.13, transformers 5.23,
 # bitsandbytes 0.50.2 (0.49.2 and later nest their state, earlier ones do not), torchao
 # 0.18, torch-optimi 0.3.3, schedulefree 1.4.1, lomo-optim 0.1.1, grokadamw 0.1.2,
 # galore-torch 1.0, apollo-torch 1.0.3. The order matters: a more special one first.
-_OTHERS = tuple(
-    _Marks(name, _set(entries), _set(groups), _set(absent))
-    for name, entries, groups, absent in (
-        ("GaLore", "", "update_proj_gap scale", "scale_type"),
-        ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
-        ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
-        ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
-        ("bitsandbytes 32-bit AdamW or AdEMAMix", "state1 state2", "", ""),
-        ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
-        ("bitsandbytes", "__bnb_optimizer_quant_state__", "t_alpha t_beta3", ""),
-        ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
-        ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
-        ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
-        ("schedule_free_adamw (schedulefree)", "z", "train_mode lr_max", ""),
-        ("grokadamw", "", "alpha_init lamb", ""),
-        ("AdaLomo", "", "clip_grad_value weight_decay", ""),
-        ("LOMO", "", "clip_grad_value", ""),
-        ("adamw_anyprecision", "compensation", "use_kahan_summation", ""),
-        ("torch's NAdam", "mu_product", "momentum_decay", ""),
-        ("torch's RAdam", "", "betas decoupled_weight_decay", "amsgrad"),
-        ("torch's Adamax", "exp_inf", "", ""),
-        ("torch's SparseAdam", "", "betas maximize", "weight_decay"),
-        ("torch's Adafactor", "row_var", "beta2_decay", ""),
-        ("torch's Muon", "", "ns_coefficients", ""),
-        ("torch's SGD", "", "momentum dampening nesterov", ""),
-        ("torch's Adagrad", "", "lr_decay initial_accumulator_value", ""),
-        ("torch's RMSprop", "", "alpha centered", ""),
-        ("torch's Adadelta", "acc_delta", "rho", ""),
-        ("torch's ASGD", "eta ax", "lambd t0", ""),
-        ("torch's Rprop", "prev step_size", "etas", ""),
-        ("torch's LBFGS", "old_dirs", "history_size", ""),
-        ("Apex's FusedLAMB", "", "grad_averaging max_grad_norm", ""),
-        ("CAME", "exp_avg_res_row", "", ""),
-        ("Adan", "exp_avg_diff", "", ""),
-        ("AdaBelief", "exp_avg_var", "", ""),
-        ("Sophia", "hessian", "", ""),
-        ("SOAP", "GG Q", "", ""),
-        ("Prodigy", "", "d d_coef", ""),
-        ("torch's SGD or Muon", "momentum_buffer", "", ""),
-    )
+# Columns: name; keys that are all in entries of `state`, or keys that are all in a
+# group; keys of which none is in a group.
+_OTHERS = (
+    ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
+    ("GaLore", "", "update_proj_gap scale", "scale_type"),
+    ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
+    ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
+    ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
+    ("bitsandbytes 32-bit AdamW or AdEMAMix", "state1 state2", "", ""),
+    ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
+    ("bitsandbytes", "__bnb_optimizer_quant_state__", "t_alpha t_beta3", ""),
+    ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
+    ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
+    ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
+    ("schedule_free_adamw (schedulefree)", "z", "train_mode lr_max", ""),
+    ("grokadamw", "", "alpha_init lamb", ""),
+    ("AdaLomo", "", "clip_grad_value weight_decay", ""),
+    ("LOMO", "", "clip_grad_value", ""),
+    ("adamw_anyprecision", "compensation", "use_kahan_summation", ""),
+    ("torch's NAdam", "mu_product", "momentum_decay", ""),
+    ("torch's RAdam", "", "betas decoupled_weight_decay", "amsgrad"),
+    ("torch's Adamax", "exp_inf", "", ""),
+    ("torch's SparseAdam", "", "betas maximize", "weight_decay"),
+    ("torch's Adafactor", "row_var", "beta2_decay", ""),
+    ("torch's Muon", "", "ns_coefficients", ""),
+    ("torch's SGD", "", "momentum dampening nesterov", ""),
+    ("torch's Adagrad", "", "lr_decay initial_accumulator_value", ""),
+    ("torch's RMSprop", "", "alpha centered", ""),
+    ("torch's Adadelta", "acc_delta", "rho", ""),
+    ("torch's ASGD", "eta ax", "lambd t0", ""),
+    ("torch's Rprop", "prev step_size", "etas", ""),
+    ("torch's LBFGS", "old_dirs", "history_size", ""),
+    ("Apex's FusedLAMB", "", "grad_averaging max_grad_norm", ""),
+    ("CAME", "exp_avg_res_row", "", ""),
+    ("Adan", "exp_avg_diff", "", ""),
+    ("AdaBelief", "exp_avg_var", "", ""),
+    ("Sophia", "hessian", "", ""),
+    ("SOAP", "GG Q", "", ""),
+    ("Prodigy", "", "d d_coef", ""),
+    ("torch's SGD or Muon", "momentum_buffer", "", ""),
 )
 
 # A key at the top, or a key of `state`, that only one framework writes.
@@ -137,51 +127,58 @@ _CURE = (
 )
 
 
-def check_format(state_dict: Any) -> str | None:
-    """Returns the optimizer of a state dict; None if it was never updated.
+def check_format(state_dict: Any) -> StateType:
+    """Returns the state of ours that a state dict is converted to.
 
     Raises:
         ValueError: if the keys of `state` and of `param_groups` are not exactly those
-            of a format that is read, with the name of the optimizer if it is known.
+            of a format that is read, with the name of the optimizer if it is known; or
+            if a setting of a group is out of the range that torch accepts.
     """
     _check_structure(state_dict)
-    entries: Mapping[Any, Any] = state_dict["state"]
     groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
     group_keys = [frozenset(map(str, group)) for group in groups]
-    # Stands for a file that is missing.
-    if not entries and all(k == _set("lr params param_names") for k in group_keys):
-        return None
-    entry_keys = {_entry_keys(entries[number]) for number in entries}
+    entry_keys = set(map(_entry_keys, state_dict["state"].values()))
     entry_keys.discard(frozenset())  # of a parameter that was never updated
     for known in _READ:
-        if all(
-            known.needed <= keys <= known.needed | known.optional | _LABELS
-            for keys in group_keys
-        ) and all(keys - {"step"} in known.entries for keys in entry_keys):
-            if known.value is not None:
-                _check_value(groups, *known.value)
+        allowed = known.needed | known.optional | _LABELS
+        if all(known.needed <= keys <= allowed for keys in group_keys) and all(
+            keys - {"step"} in known.entries for keys in entry_keys
+        ):
+            _check_settings(groups)
             return known.kind
     raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
 
 
-def check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raises unless the numbers of every group are in the range that torch accepts."""
+def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
     for number, group in enumerate(groups):
         for key, value in group.items():
             if key in ("params", "param_names"):
                 continue
+            if key in _VALUES and bool(value) != _VALUES[key]:
+                raise ValueError(
+                    f"`{key}` must be {_VALUES[key]} in every group, got {value!r} in "
+                    f"group {number}: no optimizer here computes that. {_CURE}"
+                )
             least, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
                 least, limit = -math.inf, "finite"
             elif key == "betas":
                 end, limit = 1.0, "from 0 to 1"
+            values = value if isinstance(value, list | tuple) else [value]
             # Written so that NaN fails.
-            if not all(least <= one < end for one in _numbers(value)):
+            if not all(least <= float(v) < end for v in values if _is_number(v)):
                 raise ValueError(
                     f"`{key}` of group {number} must be {limit}, got {value!r}. "
                     "The file is damaged, or its run had diverged: take an "
                     "earlier checkpoint."
                 )
+
+
+def _is_number(value: Any) -> bool:
+    if hasattr(value, "detach"):
+        return bool(value.numel() == 1)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _error(requirement: str, got: str, cure: str = _CURE) -> ValueError:
@@ -215,13 +212,13 @@ def _check_structure(state_dict: Any) -> None:
             "",
         )
     numbers = [number for group in groups for number in group["params"]]
-    if any(isinstance(index, str) for index in [*numbers, *_keys(state)]):
+    odd = [n for n in [*numbers, *_keys(state)] if not isinstance(n, int)]
+    if odd:
         raise _error(
-            "number its parameters",
-            "names, as FSDP and torch.distributed.checkpoint have them.",
+            "number its parameters, and not name them as FSDP and "
+            "torch.distributed.checkpoint do",
+            f"{odd[0]!r:.100}.",
         )
-    if not all(isinstance(index, int) for index in numbers):
-        raise _error("number its parameters", f"{numbers!r:.100}.")
     if len(set(numbers)) != len(numbers):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})
         raise _error(
@@ -246,23 +243,10 @@ def _entry_keys(entry: Any) -> frozenset[str]:
     return frozenset(str(key) for node in (entry, *inner) for key in node)
 
 
-def _check_value(groups: Sequence[Mapping[str, Any]], key: str, wanted: bool) -> None:
-    odd = [n for n, group in enumerate(groups) if bool(group.get(key)) != wanted]
-    if odd and key == "amsgrad":
-        raise _amsgrad()
-    if odd:
-        raise ValueError(
-            f"`{key}` must be {wanted} in every group, got {not wanted} in {odd}: no "
-            f"optimizer here computes that. {_CURE}"
-        )
-
-
 def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    if "max_exp_avg_sq" in entry_keys:
-        return _amsgrad()
     name, cure = _optimizer_name(entry_keys, group_keys), _CURE
     found = frozenset[str]().union(*group_keys)
     known = _LABELS.union(*(f.needed | f.optional for f in _READ))
@@ -280,12 +264,6 @@ def _not_read(
     )
 
 
-def _amsgrad() -> ValueError:
-    return _error(
-        "be without `amsgrad`", "`max_exp_avg_sq`, which no optimizer here keeps."
-    )
-
-
 def _optimizer_name(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> str:
@@ -300,20 +278,9 @@ def _optimizer_name(
             "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), of "
             "which Trainer saves no moments"
         )
-    for marks in _OTHERS:
-        by_entry = marks.entries and marks.entries <= entry_keys
-        by_group = marks.groups and any(marks.groups <= keys for keys in group_keys)
-        if (by_entry or by_group) and not any(marks.absent & k for k in group_keys):
-            return marks.name
+    for name, entries, groups, absent in _OTHERS:
+        by_entry = entries and _set(entries) <= entry_keys
+        by_group = groups and any(_set(groups) <= keys for keys in group_keys)
+        if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):
+            return name
     return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """Yields the numbers in a setting of a group."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif (isinstance(value, int | float) and not isinstance(value, bool)) or (
-        hasattr(value, "detach") and value.numel() == 1
-    ):
-        yield float(value)

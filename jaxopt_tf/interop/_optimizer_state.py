@@ -7,14 +7,10 @@ import jax
 
 from .._typing import PyTree
 from ..optimizers import AdafactorState, AdamWState
-from ._moments import Layouts, StateReader, state_entries
-from ._optimizer_formats import ADAFACTOR, ADAMW
-from ._param_groups import TODAYS_RULE, DecayRule, groups_by_rule
+from ._moments import Layouts, NodeMoments
+from ._param_groups import TODAYS_RULE, DecayRule, Groups, resolve_groups
 from ._param_names import ParamNames
-from ._state_dict import Groups, TorchState, check_group_count, read_state_dict
-from ._tensor_slices import by_leaf, by_tensor
-
-_KINDS = {ADAMW: AdamWState, ADAFACTOR: AdafactorState}
+from ._state_dict import TorchState, read_state_dict
 
 
 def opt_state_from_torch(
@@ -84,19 +80,21 @@ def convert_state(
     """Converts as `opt_state_from_torch`, from a state dict with names."""
     # `optax.multi_transform` has a state for each of its groups, with masked leaves.
     nodes = _nodes(opt_state)
-    wanted = _KINDS.get(state.kind or "")
-    if wanted is not None and any(type(node) is not wanted for node in nodes):
+    kind = state.kind
+    if kind is not None and any(type(node) is not kind for node in nodes):
         raise ValueError(
-            f"`opt_state` must be for the file's optimizer, {state.kind}, got "
+            "`opt_state` must be for the file's optimizer, "
+            f"{kind.__name__.removesuffix('State')}, got "
             f"{sorted({type(node).__name__ for node in nodes})}. Build the optimizer "
             "that the file is of."
         )
-    reader = StateReader(params, state, by_leaf(names.slices), layouts, step)
-    return jax.tree.map(
-        lambda node: reader.read(node) if _is_node(node) else node,
-        opt_state,
-        is_leaf=_is_node,
-    )
+
+    def converted(node: Any) -> Any:
+        if not _is_node(node):
+            return node
+        return NodeMoments(node, params, names, layouts).from_torch(state, step)
+
+    return jax.tree.map(converted, opt_state, is_leaf=_is_node)
 
 
 def torch_from_opt_state(
@@ -136,14 +134,10 @@ def torch_from_opt_state(
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.state_dict`; `optim/adam.py`;
         transformers 5.23 `optimization.py`, `Adafactor`.
     """
-    slices = by_tensor(names.slices)
     entries: dict[str, dict[str, Any]] = {}
     for node in _nodes(opt_state):
-        entries |= state_entries(node, params, slices, layouts)
-    # Two groups are Trainer's, decayed and not, in the order of its version's rule.
-    if groups is None and len(param_groups) == 2:
-        groups = groups_by_rule(decay_rule, names)
-    named = check_group_count(len(param_groups), names, groups)
+        entries |= NodeMoments(node, params, names, layouts).to_torch()
+    named = resolve_groups(len(param_groups), names, groups, decay_rule)
     # torch numbers parameters through all groups, and keys the entries by the number.
     numbers: dict[str, int] = {}
     saved = []

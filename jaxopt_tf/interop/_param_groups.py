@@ -9,29 +9,21 @@ import numpy as np
 from .. import _checks
 from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
+from ._optimizer_formats import ADAFACTOR_SETTINGS, ADAMW_SETTINGS
 from ._param_names import ParamNames
 
 DecayRule = str | Sequence[str]
-_Groups = Sequence[Sequence[str]]
+Groups = Sequence[Sequence[str]]
 TODAYS_RULE = "transformers_v5"
 _SHOWN = 3  # names in a message
 
-# Settings that torch takes from the file when it loads one, not from the recipe. Every
-# group of AdamW has the first, every group of Adafactor the second.
-_NEEDED = ("betas", "clip_threshold")
-_CHECKED = (
-    *_NEEDED,
-    "eps",
-    "beta1",
-    "decay_rate",
-    "weight_decay",
-    "amsgrad",
-    "maximize",
-    "decoupled_weight_decay",
-    "scale_parameter",
-    "relative_step",
-    "warmup_init",
-)
+# Settings that torch takes from the file when it loads one, and that every group of
+# AdamW, or every group of Adafactor, has.
+_NEEDED = {"betas", "clip_threshold"}
+# Settings that change with the schedule, or that do not change the updates.
+_NOT_COMPARED = {
+    *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),
+}
 
 
 class DecayGroupsError(_checks.ArgumentError):
@@ -66,37 +58,22 @@ def param_groups_from_recipe(
             "resume.",
             "Write the state dict by `torch_from_opt_state`.",
         )
+    settings: dict[str, Any]
     if recipe.optim.startswith("adamw_torch"):
         settings = {
-            "lr": learning_rate,
+            **ADAMW_SETTINGS,
             "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
             "eps": float(recipe.adam_epsilon),
-            "weight_decay": 0.0,
-            "amsgrad": False,
-            "maximize": False,
-            "foreach": None,
-            "capturable": False,
-            "differentiable": False,
             "fused": True if recipe.optim == "adamw_torch_fused" else None,
-            "decoupled_weight_decay": True,
         }
     elif recipe.optim == "adafactor":
-        settings = {
-            "lr": learning_rate,
-            "eps": (1e-30, 1e-3),
-            "clip_threshold": 1.0,
-            "decay_rate": -0.8,
-            "beta1": None,
-            "weight_decay": 0.0,
-            "scale_parameter": False,
-            "relative_step": False,
-            "warmup_init": False,
-        }
+        settings = dict(ADAFACTOR_SETTINGS)
     else:
         raise ValueError(
             "`recipe` must have torch's AdamW or Adafactor for `optim`, got "
             f"{recipe.optim!r}, whose state is not carried over."
         )
+    settings |= {"lr": learning_rate, "weight_decay": 0.0}
     # The base of the rate, which torch's schedules leave in the group.
     if recipe.lr_scheduler_type not in METRIC_DRIVEN:
         settings["initial_lr"] = float(recipe.learning_rate)
@@ -131,8 +108,8 @@ def check_param_groups(
         f"`{key}` of group {number} is {plain(group.get(key))!r} and the recipe's "
         f"{plain(ours[key])!r}"
         for number, (group, ours) in enumerate(zip(param_groups, wanted, strict=True))
-        for key in _CHECKED
-        if key in ours
+        for key in ours
+        if key not in _NOT_COMPARED
         and (key in group or key in _NEEDED)
         and plain(group.get(key)) != plain(ours[key])
     ]
@@ -145,17 +122,42 @@ def check_param_groups(
         )
 
 
-def groups_by_rule(rule: DecayRule, names: ParamNames) -> _Groups | None:
-    """Returns the names in the two groups that a rule makes; None without an order.
+def resolve_groups(
+    num_groups: int, names: ParamNames, groups: Groups | None, rule: DecayRule
+) -> Groups:
+    """Returns the names of each group: as given, Trainer's two by `rule`, or one.
+
+    Raises:
+        ValueError: if the order is not known, or if there are more groups or fewer.
+    """
+    if groups is None and not names.model.is_ordered:
+        raise ValueError(
+            "`groups` must be given, got None: neither the file nor `names` tells in "
+            "which order torch was given the parameters. Pass the names of each group, "
+            "or describe the model by its module or its config.json."
+        )
+    if groups is None:
+        groups = _groups_by_rule(rule, names)
+        # `named_parameters()`, from which a script makes one group.
+        if num_groups == 1:
+            groups = [[p.name for p in names.model.parameters if p.is_trainable]]
+    if len(groups) != num_groups:
+        raise ValueError(
+            f"`groups` must name the parameters of {num_groups} groups, got "
+            f"{len(groups)}."
+        )
+    return groups
+
+
+def _groups_by_rule(rule: DecayRule, names: ParamNames) -> Groups:
+    """Returns the names in the two groups that a rule makes of an ordered model.
 
     A rule that is none of Trainer's names its leaves by patterns, or belongs to a run
     that began here and continues with today's Trainer.
     """
     if isinstance(rule, str):
         known = rule if rule in TRAINER_DECAY_RULES else TODAYS_RULE
-        return names.model.groups_by_rule(known)
-    if not names.model.is_ordered:
-        return None
+        return names.model.groups_by_rule(known) or ()
     decayed = {name for name, decays in _decayed_here(rule, names) if decays}
     trainable = [p.name for p in names.model.parameters if p.is_trainable]
     return [
@@ -169,8 +171,8 @@ def groups_of_file(
     entries: Mapping[Any, Mapping[str, Any]],
     names: ParamNames,
     rule: DecayRule,
-) -> _Groups | None:
-    """Returns the names in the groups of a file without names.
+) -> Groups:
+    """Returns the names in the groups of a file without names, of an ordered model.
 
     The groups are those of `rule`, if numbers and shapes of parameters fit; else those
     of the one rule of Trainer that fits. Its version is not always known, and its rule
@@ -180,25 +182,24 @@ def groups_of_file(
         ValueError: if several rules fit that order the parameters differently.
     """
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
+    lengths = [len(group["params"]) for group in saved]
+    numbers = [number for group in saved for number in group["params"]]
 
-    def fits(groups: _Groups) -> bool:
-        lengths = [len(group["params"]) for group in saved]
-        numbers = [number for group in saved for number in group["params"]]
+    def fits(groups: Groups) -> bool:
         in_order = [name for group in groups for name in group]
         return lengths == [len(group) for group in groups] and all(
-            _shape_of(entries[number]) in (None, shapes[name])
+            not odd_shapes(entries.get(number, {}), shapes[name])
             for number, name in zip(numbers, in_order, strict=True)
-            if number in entries
         )
 
     # Shapes show a wrong rule, unless parameters of one shape changed their group.
-    first = groups_by_rule(rule, names)
-    if first is None or fits(first):
+    first = _groups_by_rule(rule, names)
+    if fits(first):
         return first
-    fitting: dict[tuple[tuple[str, ...], ...], str] = {}
+    fitting: dict[Groups, str] = {}
     for known in TRAINER_DECAY_RULES:
-        groups = names.model.groups_by_rule(known)
-        if groups is not None and fits(groups):
+        groups = names.model.groups_by_rule(known) or ()
+        if fits(groups):
             fitting.setdefault(groups, known)
     if len(fitting) > 1:
         raise ValueError(
@@ -231,22 +232,22 @@ def check_decay(
     differing = _differing(recipe.decay_rule, names, theirs)
     if not differing:
         return
-    shown = recipe.decay_rule
-    if not isinstance(shown, str):
-        shown = f"{len(shown)} patterns"
-    sides = [
-        f"{len(found)} are decayed {side}, {', '.join(map(repr, found[:_SHOWN]))}"
-        f"{', ...' if len(found) > _SHOWN else ''}"
-        for side, found in (
-            ("here and not in the file", [n for n, ours in differing if ours]),
-            ("in the file and not here", [n for n, ours in differing if not ours]),
-        )
-        if found
-    ]
+    rule = recipe.decay_rule
+    shown = repr(rule) if isinstance(rule, str) else f"{len(rule)} patterns"
+    sides = []
+    for is_ours, side in (
+        (True, "here and not in the file"),
+        (False, "in the file and not here"),
+    ):
+        found = [repr(name) for name, ours in differing if ours is is_ours]
+        if found:
+            more = ["..."] if len(found) > _SHOWN else []
+            listed = ", ".join([*found[:_SHOWN], *more])
+            sides.append(f"{len(found)} are decayed {side}, {listed}")
     raise DecayGroupsError(
         "decay_rule",
         f"`recipe` must decay the parameters that the groups of {file} decay, got the "
-        f"`decay_rule` {shown!r}, by which {len({n for n, _ in differing})} of "
+        f"`decay_rule` {shown}, by which {len({n for n, _ in differing})} of "
         f"{len(theirs)} differ: {'; '.join(sides)}.",
         _cure(names, theirs),
     )
@@ -263,10 +264,10 @@ def decay_rule_of_file(
     if not _differing("default", names, theirs, layer_norms={}):
         return "default"
     # A mask decays whole leaves: a leaf of parameters of both groups has no rule.
-    by_leaf: dict[str, set[bool]] = {found.leaf: set() for found in names.slices}
-    for found in names.slices:
-        if found.torch_name in theirs:
-            by_leaf[found.leaf].add(theirs[found.torch_name])
+    by_leaf = {
+        leaf: {theirs[s.torch_name] for s in slices if s.torch_name in theirs}
+        for leaf, slices in names.by_leaf.items()
+    }
     mixed = [leaf for leaf, decays in by_leaf.items() if len(decays) > 1]
     if mixed:
         raise ValueError(
@@ -315,12 +316,14 @@ def _differing(
     return [(n, ours) for n, ours in pairs if n in theirs and theirs[n] != ours]
 
 
-def _shape_of(entry: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Returns the shape of a parameter, if the optimizer's entry shows it."""
-    for key in ("exp_avg_sq", "exp_avg"):
-        if hasattr(entry.get(key), "shape"):
-            return tuple(entry[key].shape)
-    if hasattr(entry.get("exp_avg_sq_row"), "shape"):
-        row, col = entry["exp_avg_sq_row"].shape, entry["exp_avg_sq_col"].shape
-        return (*row, col[-1])
-    return None
+def odd_shapes(
+    entry: Mapping[str, Any], shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of an entry's tensors that are not those of the parameter."""
+    factored = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
+    return {
+        key: tuple(value.shape)
+        for key, value in entry.items()
+        if key not in ("RMS", "step") and hasattr(value, "shape")
+        if tuple(value.shape) != factored.get(key, shape)
+    }

@@ -3,12 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import TorchLayout
-from ._tensor_slices import CONVENTIONS, NameMatch, TensorSlice, resolve_slices
+from ._tensor_slices import (
+    CONVENTIONS,
+    NameMatch,
+    TensorSlice,
+    group_slices,
+    resolve_slices,
+)
 from ._torch_model import TorchModel
 
 Table = Mapping[str, str | Sequence[str]]
@@ -29,6 +36,16 @@ class ParamNames:
 
     slices: tuple[TensorSlice, ...]
     model: TorchModel
+
+    @cached_property
+    def by_leaf(self) -> dict[str, list[TensorSlice]]:
+        """Slices of every leaf."""
+        return group_slices(self.slices, "leaf")
+
+    @cached_property
+    def by_tensor(self) -> dict[str, list[TensorSlice]]:
+        """Slices of every torch tensor."""
+        return group_slices(self.slices, "torch_name")
 
     @property
     def layer_norms(self) -> dict[str, str]:
@@ -101,9 +118,10 @@ def match_names(
     shapes = {name: tuple(leaf.shape) for name, leaf in _pytrees.named_leaves(params)}
     problems = [f"`table`: {name!r} is no leaf" for name in table if name not in shapes]
     matches = []
+    declared = {leaf: _declared(leaf, table, rules) for leaf in shapes}
     # The order decides which part of a split tensor a leaf is.
-    for leaf in sorted(shapes, key=_order_of(table, rules)):
-        found = _matched(leaf, shapes[leaf], _declared(leaf, table, rules), resolver)
+    for leaf in sorted(shapes, key=lambda leaf: declared[leaf].order):
+        found = _matched(leaf, shapes[leaf], declared[leaf].names, resolver)
         if isinstance(found, str):
             problems.append(f"{leaf!r} {list(shapes[leaf])}: {found}")
         else:
@@ -138,35 +156,28 @@ def _check_patterns(argument: str, patterns: list[Any]) -> None:
             ) from error
 
 
-def _order_of(table: Table, rules: Rules) -> Any:
-    """Returns a sort key of leaves: those in `table`, those in `rules`, the others."""
-    places = {name: i for i, name in enumerate(table)}
+class _Declared(NamedTuple):
+    """Torch name of each fused part of a leaf, before it is looked up."""
 
-    def key(leaf: str) -> tuple[int, int]:
-        if leaf in places:
-            return 0, places[leaf]
-        matching = (
-            i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, leaf)
-        )
-        first = next(matching, None)
-        return (2, 0) if first is None else (1, first)
-
-    return key
+    order: tuple[int, int]  # those of the table first, then those of the rules
+    names: tuple[str, ...]
 
 
-def _declared(leaf: str, table: Table, rules: Rules) -> tuple[str, ...]:
-    """Returns the torch name of each fused part of a leaf, before it is looked up."""
-    names: str | Sequence[str]
+def _declared(leaf: str, table: Table, rules: Rules) -> _Declared:
     if leaf in table:
-        names = table[leaf]
-        return (names,) if isinstance(names, str) else tuple(names)
-    for pattern, names in rules:
+        return _Declared((0, list(table).index(leaf)), _as_tuple(table[leaf]))
+    for number, (pattern, names) in enumerate(rules):
         match = re.fullmatch(pattern, leaf)
         if match:
-            names = (names,) if isinstance(names, str) else names
-            return tuple(match.expand(name) for name in names)
+            expanded = tuple(match.expand(name) for name in _as_tuple(names))
+            return _Declared((1, number), expanded)
     head, dot, last = leaf.rpartition(".")
-    return (f"{head}{dot}weight" if last in _WEIGHTS else leaf,)
+    name = f"{head}{dot}weight" if last in _WEIGHTS else leaf
+    return _Declared((2, 0), (name,))
+
+
+def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _matched(
@@ -196,39 +207,33 @@ class _Resolver:
     """Looks a name up among torch's: unchanged, as a stack, or with another prefix."""
 
     def __init__(self, torch_names: Sequence[str]):
-        self._names = frozenset(torch_names)
-        self._stacks = _stacks(torch_names)
         self._prefixes = sorted({name.split(".")[0] for name in torch_names})
+        # Names that are numbered 0, 1, ..., by the name without the number and the
+        # place of the number: "h.0.mlp.1.bias" is a layer of "h.mlp.1.bias" and of
+        # "h.0.mlp.bias".
+        numbered: dict[tuple[str, int], dict[int, str]] = {}
+        for name in torch_names:
+            parts = name.split(".")
+            for place, part in enumerate(parts):
+                if part.isdecimal():
+                    without = ".".join(parts[:place] + parts[place + 1 :])
+                    numbered.setdefault((without, place), {})[int(part)] = name
+        self._found: dict[str, list[tuple[str, ...] | str]] = {}
+        for (without, _), layers in numbered.items():
+            if sorted(layers) == list(range(len(layers))):
+                stack = tuple(layers[i] for i in range(len(layers)))
+                self._found.setdefault(without, []).append(stack)
+        # A name of torch's wins over a stack.
+        self._found |= {name: [name] for name in torch_names}
 
     def resolve(self, name: str) -> list[tuple[str, ...] | str]:
         """Returns all possible torch names, and the names of all possible stacks."""
         # An exact name wins: a prefix is tried only if there is none.
-        found = self._exactly(name)
-        if found:
-            return found
+        if name in self._found:
+            return self._found[name]
         rest = name.partition(".")[2]
         spellings = [f"{prefix}.{name}" for prefix in self._prefixes]
         spellings += [rest] if rest else []
-        return [found for spelling in spellings for found in self._exactly(spelling)]
-
-    def _exactly(self, name: str) -> list[tuple[str, ...] | str]:
-        return [name] if name in self._names else list(self._stacks.get(name, ()))
-
-
-def _stacks(names: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
-    """Returns names that are numbered 0, 1, ..., by the name without the number."""
-    # By the name without the number and the place of the number: "h.0.mlp.1.bias" is a
-    # layer of "h.mlp.1.bias" and of "h.0.mlp.bias".
-    numbered: dict[tuple[str, int], dict[int, str]] = {}
-    for name in names:
-        parts = name.split(".")
-        for place, part in enumerate(parts):
-            if part.isdecimal():
-                without = ".".join(parts[:place] + parts[place + 1 :])
-                numbered.setdefault((without, place), {})[int(part)] = name
-    stacks: dict[str, list[tuple[str, ...]]] = {}
-    for (without, _), layers in numbered.items():
-        if sorted(layers) == list(range(len(layers))):
-            stack = tuple(layers[i] for i in range(len(layers)))
-            stacks.setdefault(without, []).append(stack)
-    return stacks
+        return [
+            found for spelling in spellings for found in self._found.get(spelling, [])
+        ]

@@ -11,6 +11,7 @@ refused.
 import io
 import pickle
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _ENUMS = {
@@ -118,6 +119,26 @@ class _StorageUnpickler(_InertUnpickler):
 def load_storage_keys(stream: io.BytesIO) -> Any:
     """Reads the pickle of a torch archive with a `Storage` in place of each tensor."""
     return _StorageUnpickler(stream).load()
+
+
+class _NoGlobals(pickle.Unpickler):
+    """Refuses the first name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise NotAllowedError(f"{module}.{name}")
+
+
+def first_global(path: Path) -> str:
+    """Returns the first name that a bare pickle refers to; "" if it has none."""
+    try:
+        with path.open("rb") as file:
+            _NoGlobals(file).load()
+    except NotAllowedError as error:
+        return str(error)
+    # A damaged pickle, or a file that is none.
+    except Exception:
+        pass
+    return ""
 
 
 def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:

@@ -6,22 +6,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
-from ._arrays import as_numpy, check_finite, check_tensor
-from ._optimizer_formats import check_format, check_settings
-from ._param_groups import TODAYS_RULE, DecayRule, groups_of_file
+from ._arrays import as_numpy, check_finite, check_fits, check_tensor
+from ._optimizer_formats import StateType, check_format
+from ._param_groups import (
+    TODAYS_RULE,
+    DecayRule,
+    Groups,
+    groups_of_file,
+    odd_shapes,
+    resolve_groups,
+)
 from ._param_names import ParamNames
-
-Groups = Sequence[Sequence[str]]
 
 
 class TorchState(NamedTuple):
     """State dict whose numbered parameters have names."""
 
-    kind: str | None  # "AdamW" or "Adafactor"; None before the first update
+    kind: StateType | None  # state of ours for it; None without a file
     entries: Mapping[Any, Mapping[str, Any]]  # by number
     numbers: Mapping[str, Any]  # by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
     group_of: Mapping[str, int]  # by torch name
+
+    @classmethod
+    def before_first_update(cls, names: ParamNames, rate: float) -> "TorchState":
+        """Returns the state of an optimizer of any kind without moments."""
+        group_of = {found.torch_name: 0 for found in names.slices}
+        return cls(None, {}, {}, [{"lr": rate}], group_of)
 
     @property
     def decayed(self) -> dict[str, bool]:
@@ -34,12 +45,12 @@ class TorchState(NamedTuple):
         number = self.numbers.get(name)  # None for a frozen parameter
         return self.entries.get(number, {})
 
-    def moment(self, name: str, key: str) -> np.ndarray | None:
+    def moment(self, name: str, key: str, dtype: Any) -> np.ndarray | None:
         """Returns one array of a parameter's entry; None without an entry.
 
         Raises:
-            ValueError: if the entry has no such array, if a number is not finite, or if
-                a second moment is negative.
+            ValueError: if the entry has no such array, if a number is not finite, if a
+                second moment is negative, or if `dtype` does not hold the numbers.
         """
         entry = self.entry(name)
         if not entry:
@@ -51,7 +62,9 @@ class TorchState(NamedTuple):
             )
         array = as_numpy(entry[key])
         is_square = key.startswith("exp_avg_sq")
-        check_finite(array, f"`{key}` of {name!r}", non_negative=is_square)
+        what = f"`{key}` of {name!r}"
+        check_finite(array, what, non_negative=is_square)
+        check_fits(array.dtype, dtype, what)
         return array
 
     def num_updates(self, name: str) -> int:
@@ -90,17 +103,13 @@ def read_state_dict(
     """
     # From the outside in: each check relies on those before it.
     kind = check_format(state_dict)
-    saved = state_dict["param_groups"]
-    check_settings(saved)
-    # Two groups without names are taken for Trainer's.
-    if groups is None and len(saved) == 2 and not has_names(saved):
-        groups = groups_of_file(saved, state_dict["state"], names, decay_rule)
-    named = _named_groups(saved, names, groups)
+    saved, entries = state_dict["param_groups"], state_dict["state"]
+    named = _named_groups(saved, entries, names, groups, decay_rule)
     numbers: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
         numbers |= dict(zip(group_names, group["params"], strict=True))
     group_of = {name: i for i, group in enumerate(named) for name in group}
-    state = TorchState(kind, state_dict["state"], numbers, saved, group_of)
+    state = TorchState(kind, entries, numbers, saved, group_of)
     _check_names(state, names)
     _check_entries(state)
     _check_shapes(state, names)
@@ -112,44 +121,25 @@ def has_names(groups: Sequence[Mapping[str, Any]]) -> bool:
     return all("param_names" in group for group in groups)
 
 
-def check_group_count(
-    num_groups: int, names: ParamNames, groups: Groups | None
-) -> Groups:
-    """Returns the names of each group: as given, Trainer's two, or all in one.
-
-    Raises:
-        ValueError: if the order is not known, or if there are more groups or fewer.
-    """
-    wanted = groups if groups is not None else names.model.groups
-    if wanted is None:
-        raise ValueError(
-            "`groups` must be given, got None: neither the file nor `names` tells in "
-            "which order torch was given the parameters. Pass the names of each group, "
-            "or describe the model by its module or its config.json."
-        )
-    if groups is None and num_groups == 1:
-        wanted = [[p.name for p in names.model.parameters if p.is_trainable]]
-    if len(wanted) != num_groups:
-        raise ValueError(
-            f"`groups` must name the parameters of {num_groups} groups, got "
-            f"{len(wanted)}."
-        )
-    return wanted
-
-
 def _named_groups(
-    saved: Sequence[Mapping[str, Any]], names: ParamNames, groups: Groups | None
+    saved: Sequence[Mapping[str, Any]],
+    entries: Mapping[Any, Mapping[str, Any]],
+    names: ParamNames,
+    groups: Groups | None,
+    rule: DecayRule,
 ) -> Groups:
-    lengths = [len(group["params"]) for group in saved]
-    is_named = has_names(saved)
-    if is_named:
+    if has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)
         wanted: Groups = [[tied.get(n, n) for n in g["param_names"]] for g in saved]
     else:
-        wanted = check_group_count(len(saved), names, groups)
+        # Two groups without names are taken for Trainer's.
+        if groups is None and len(saved) == 2 and names.model.is_ordered:
+            groups = groups_of_file(saved, entries, names, rule)
+        wanted = resolve_groups(len(saved), names, groups, rule)
+    lengths = [len(group["params"]) for group in saved]
     sizes = [len(group) for group in wanted]
-    if lengths != sizes and is_named:
+    if lengths != sizes and has_names(saved):
         raise ValueError(
             "`state_dict` must have a name for each parameter of its groups, got "
             f"{sizes} `param_names` for {lengths} `params`. Delete `param_names`, and "
@@ -196,21 +186,16 @@ def _check_entries(state: TorchState) -> None:
 
 
 def _check_shapes(state: TorchState, names: ParamNames) -> None:
-    shapes = {p.name: p.shape for p in names.model.parameters}
+    shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     wrong = []
     for name in state.numbers:
-        shape = shapes[name]
+        entry = state.entry(name)
+        for key, value in entry.items():
+            if key not in ("RMS", "step"):
+                check_tensor(value, f"`{key}` of {name!r}")
         # A wrong order of the parameters shows in their shapes, unless these are equal.
-        factored = {
-            "exp_avg_sq_row": shape[:-1],
-            "exp_avg_sq_col": shape[:-2] + shape[-1:],
-        }
-        for key, value in state.entry(name).items():
-            if key in ("RMS", "step"):
-                continue
-            check_tensor(value, f"`{key}` of {name!r}")
-            if tuple(value.shape) != factored.get(key, shape):
-                wrong.append(f"{name!r} {list(shape)}: `{key}` {list(value.shape)}")
+        for key, shape in odd_shapes(entry, shapes[name]).items():
+            wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
     if wrong:
         listed = "\n  ".join(wrong)
         raise ValueError(

@@ -7,7 +7,7 @@ fused and split parameters are all cases of this.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,6 @@ from ._torch_model import TorchParam
 
 CONVENTIONS = ("linear", "conv1d", "former_flax_gpt2")
 
-# None: an axis of any length, along which a tensor is split into several leaves.
-_Shape = Sequence[int | None]
 _Range = tuple[int, int]
 _MISFIT = "the shapes do not fit"
 
@@ -89,19 +87,13 @@ def tensor_from_leaves(
     return parts[0] if len(parts) == 1 else np.concatenate(parts, slices[0].axis)
 
 
-def by_leaf(slices: Sequence[TensorSlice]) -> dict[str, list[TensorSlice]]:
-    """Returns the slices of every leaf."""
+def group_slices(
+    slices: Sequence[TensorSlice], field: str
+) -> dict[str, list[TensorSlice]]:
+    """Returns the slices by the name of their leaf or of their torch tensor."""
     groups: dict[str, list[TensorSlice]] = {}
     for part in slices:
-        groups.setdefault(part.leaf, []).append(part)
-    return groups
-
-
-def by_tensor(slices: Sequence[TensorSlice]) -> dict[str, list[TensorSlice]]:
-    """Returns the slices of every torch tensor."""
-    groups: dict[str, list[TensorSlice]] = {}
-    for part in slices:
-        groups.setdefault(part.torch_name, []).append(part)
+        groups.setdefault(getattr(part, field), []).append(part)
     return groups
 
 
@@ -123,35 +115,42 @@ def resolve_slices(
         The slices, and a description of each leaf and each tensor that does not fit.
     """
     users = Counter(name for m in matches for part in m.parts for name in part)
-    ends: Counter[str] = Counter()  # of each split tensor, the end of its last slice
+    ends: dict[str, int] = {}  # of each split tensor, the end of its last slice
     slices: list[TensorSlice] = []
     problems: list[str] = []
     for match in matches:
-        tensors = [torch_params[part[0]] for part in match.parts]
-        is_split = users[tensors[0].name] > 1
-        axis = _output_axis(match.leaf, tensors[0], convention)
-        wanted = _shape_of_parts([t.shape for t in tensors], axis, is_split)
-        layout: TorchLayout | str = _MISFIT
-        if wanted is not None:
-            layout = _layout(match, wanted, tensors[0].layer, layouts, convention)
-        if isinstance(layout, str):
-            problems.append(_described(match, tensors, layout))
+        tensors = [[torch_params[name] for name in part] for part in match.parts]
+        first = tensors[0][0]
+        axis = _output_axis(match.leaf, first, convention)
+        is_split = users[first.name] > 1
+        candidates, why = _layouts(match, first, layouts, convention)
+        found = {
+            layout: cut
+            for layout in candidates
+            if (
+                cut := _slices(match, layout, axis, tensors, ends if is_split else None)
+            )
+        }
+        if len(found) == 1:
+            (cut,) = found.values()
+            slices += cut
+            ends |= {s.torch_name: s.torch_range[1] for s in cut if s.torch_range}
             continue
-        found = list(
-            _slices(match, layout, axis, torch_params, ends if is_split else None)
+        if found:
+            why = "the shapes fit in more than one way, declare it in `layouts`"
+        listed = ", ".join(f"{t[0].name!r} {list(t[0].shape)}" for t in tensors)
+        rest = " (and so on)" if match.is_stacked else ""
+        problems.append(
+            f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {why}"
         )
-        if all(_is_consistent(s, match.shape, torch_params) for s in found):
-            slices += found
-        else:
-            problems.append(_described(match, tensors, _MISFIT))
     # Parts of a split tensor that no leaf has would be lost when it is written.
-    groups = by_tensor(slices)
-    for name in [name for name in ends if name in groups]:
+    groups = group_slices(slices, "torch_name")
+    for name, end in ends.items():
         shape, leaves = torch_params[name].shape, [s.leaf for s in groups[name]]
-        if ends[name] != shape[groups[name][0].axis]:
+        if end != shape[groups[name][0].axis]:
             problems.append(
-                f"torch's {name!r} {list(shape)}: its leaves {leaves} make up "
-                f"{ends[name]} of it"
+                f"torch's {name!r} {list(shape)}: its leaves {leaves} make up {end} of "
+                "it"
             )
     return slices, problems
 
@@ -160,6 +159,10 @@ def _part(array: np.ndarray, axis: int, part: _Range | None) -> np.ndarray:
     if part is None:
         return array
     return array[(slice(None),) * axis + (slice(*part),)]
+
+
+def _is_kernel(leaf: str) -> bool:
+    return leaf.rpartition(".")[2] == "kernel"
 
 
 def _is_in_out(layer: str, convention: str) -> bool:
@@ -171,73 +174,48 @@ def _output_axis(leaf: str, tensor: TorchParam, convention: str) -> int:
     """Returns the torch axis of outputs, along which tensors are fused or split."""
     # torch fuses layers that have the same input (queries, keys and values) by
     # concatenating their outputs: axis 0 of [out, in], axis 1 of Conv1D's [in, out].
-    is_matrix = leaf.rpartition(".")[2] == "kernel" and len(tensor.shape) == 2
+    is_matrix = _is_kernel(leaf) and len(tensor.shape) == 2
     return int(is_matrix and _is_in_out(tensor.layer, convention))
 
 
-def _shape_of_parts(
-    shapes: Sequence[tuple[int, ...]], axis: int, is_split: bool
-) -> _Shape | None:
-    """Returns the torch shape of the leaf's fused parts; None if they do not fit."""
-    wanted: list[int | None] = list(shapes[0])
-    if not is_split and len(shapes) == 1:
-        return wanted
-    if any(len(shape) <= axis for shape in shapes):
-        return None
-    # The length of a leaf's share of a split tensor is known from the leaf alone.
-    wanted[axis] = None if is_split else sum(shape[axis] for shape in shapes)
-    return wanted
-
-
-def _layout(
+def _layouts(
     match: NameMatch,
-    wanted: _Shape,
-    layer: str,
+    tensor: TorchParam,
     layouts: Mapping[str, TorchLayout],
     convention: str,
-) -> TorchLayout | str:
-    """Returns the declared or inferred layout of a leaf; or the reason for none."""
-    num_stacked = int(match.is_stacked)
+) -> tuple[list[TorchLayout], str]:
+    """Returns the possible layouts of a leaf, and the error if none of them fits."""
     for pattern, layout in layouts.items():
         if re.fullmatch(pattern, match.leaf):
-            is_stack = len(layout.stacked_axes) == num_stacked
-            if not (is_stack and layout.fits(match.shape)):
-                return f"`layouts` has {layout!r}, which does not fit"
-            viewed = layout.torch_shape(match.shape)[num_stacked:]
-            return layout if _is_shape(viewed, wanted) else _MISFIT
+            is_stack = len(layout.stacked_axes) == match.is_stacked
+            if is_stack and layout.fits(match.shape):
+                return [layout], _MISFIT
+            return [], f"`layouts` has {layout!r}, which does not fit"
     # Flax flips the kernel in space.
-    if layer.startswith("ConvTranspose"):
-        return f"torch's {layer} is no transposition of a leaf"
-    shape = match.shape[num_stacked:]
-    found = {
-        layout
-        for layout in _candidates(match.leaf, len(shape), wanted, layer, convention)
-        if layout.fits(shape) and _is_shape(layout.torch_shape(shape), wanted)
-    }
-    if not found:
-        return _MISFIT
-    if len(found) > 1:
-        return "the shapes fit in more than one way, declare it in `layouts`"
-    (one,) = found
-    return one.stacked() if match.is_stacked else one
+    if tensor.layer.startswith("ConvTranspose"):
+        return [], f"torch's {tensor.layer} is no transposition of a leaf"
+    found = _candidates(match, tensor, convention)
+    if match.is_stacked:
+        found = [layout.stacked() for layout in found]
+    return [layout for layout in found if layout.fits(match.shape)], _MISFIT
 
 
 def _candidates(
-    leaf: str, num_axes: int, wanted: _Shape, layer: str, convention: str
+    match: NameMatch, tensor: TorchParam, convention: str
 ) -> list[TorchLayout]:
     """Returns the layouts that the name of a leaf and the type of a layer leave open.
 
     The shape chooses among them. A square shape does not show whether a kernel is
     transposed, so the shape alone does not decide.
     """
-    is_kernel = leaf.rpartition(".")[2] == "kernel"
+    num_axes, num_wanted = len(match.shape) - match.is_stacked, len(tensor.shape)
     # Kernels of convolutions: [*spatial, in, out] for torch's [out, in, *spatial].
-    if is_kernel and len(wanted) >= 3 and num_axes == len(wanted):
+    if _is_kernel(match.leaf) and num_wanted >= 3 and num_axes == num_wanted:
         return [TorchLayout.conv(num_axes - 2)]
-    if is_kernel and len(wanted) == 2 and num_axes >= 2:
+    if _is_kernel(match.leaf) and num_wanted == 2 and num_axes >= 2:
         # Attention may have an axis of heads among the inputs or the outputs: any cut
         # between the two that fits torch's matrix is possible.
-        if not _is_in_out(layer, convention):
+        if not _is_in_out(tensor.layer, convention):
             return [
                 TorchLayout.dense_general(num_in, num_axes - num_in)
                 for num_in in range(1, num_axes)
@@ -248,63 +226,51 @@ def _candidates(
             return [TorchLayout()]
         axes = tuple(range(num_axes))
         return [TorchLayout(axes=(axes[:n], axes[n:])) for n in range(1, num_axes)]
-    if num_axes == len(wanted):
+    if num_axes == num_wanted:
         return [TorchLayout()]
     # A bias [heads, k], for torch's vector.
-    return [TorchLayout.flat(num_axes)] if len(wanted) == 1 else []
-
-
-def _is_shape(viewed: tuple[int, ...], wanted: _Shape) -> bool:
-    return len(viewed) == len(wanted) and all(
-        length in (have, None) for have, length in zip(viewed, wanted, strict=True)
-    )
+    return [TorchLayout.flat(num_axes)] if num_wanted == 1 else []
 
 
 def _slices(
     match: NameMatch,
     layout: TorchLayout,
     axis: int,
-    torch_params: Mapping[str, TorchParam],
-    ends: Counter[str] | None,
-) -> Iterator[TensorSlice]:
-    """Yields the slices of a leaf; `ends` counts what is used of split tensors."""
-    viewed = layout.torch_shape(match.shape)[len(layout.stacked_axes) :]
-    start = 0
-    for part in match.parts:
-        shapes = [torch_params[name].shape for name in part]
-        end = start + shapes[0][axis] if len(match.parts) > 1 else start
-        for number, name in enumerate(part):
-            place = (number,) if match.is_stacked else ()
-            found = TensorSlice(match.leaf, name, layout, place, axis)
+    tensors: Sequence[Sequence[TorchParam]],
+    ends: Mapping[str, int] | None,
+) -> list[TensorSlice]:
+    """Returns the slices of a leaf in a layout; none if the shapes do not fit.
+
+    Args:
+        match: the leaf.
+        layout: its layout.
+        axis: torch axis along which tensors are fused or split.
+        tensors: the fused tensors; for each the layers of a stack.
+        ends: end of the last slice of each tensor; None if the tensors are not split.
+    """
+    viewed, num_stacked = layout.torch_shape(match.shape), len(layout.stacked_axes)
+    stack, viewed = viewed[:num_stacked], viewed[num_stacked:]
+    is_fused, is_split = len(tensors) > 1, ends is not None
+    if {len(tensor.shape) for part in tensors for tensor in part} != {len(viewed)}:
+        return []
+    if (is_fused and is_split) or ((is_fused or is_split) and axis >= len(viewed)):
+        return []
+    slices, start = [], 0
+    for part in tensors:
+        ours, cut = list(viewed), TensorSlice(match.leaf, "", layout, axis=axis)
+        if is_fused:
+            ours[axis] = part[0].shape[axis]
+            cut = cut._replace(leaf_range=(start, start + ours[axis]))
+            start += ours[axis]
+        for number, tensor in enumerate(part):
+            theirs = list(tensor.shape)
             if ends is not None:
-                torch_range = ends[name], ends[name] + viewed[axis]
-                found = found._replace(torch_range=torch_range)
-                ends[name] += viewed[axis]
-            elif len(match.parts) > 1:
-                found = found._replace(leaf_range=(start, end))
-            yield found
-        start = end
-
-
-def _is_consistent(
-    found: TensorSlice, shape: tuple[int, ...], torch_params: Mapping[str, TorchParam]
-) -> bool:
-    """Returns whether both ranges exist and have the same shape."""
-    num_stacked = len(found.layout.stacked_axes)
-    viewed = found.layout.torch_shape(shape)
-    stack, ours = viewed[:num_stacked], list(viewed[num_stacked:])
-    theirs = list(torch_params[found.torch_name].shape)
-    for lengths, part in ((ours, found.leaf_range), (theirs, found.torch_range)):
-        if part is not None:
-            if found.axis >= len(lengths) or part[1] > lengths[found.axis]:
-                return False
-            lengths[found.axis] = part[1] - part[0]
-    return ours == theirs and all(
-        i < length for i, length in zip(found.place, stack, strict=True)
-    )
-
-
-def _described(match: NameMatch, tensors: Sequence[TorchParam], why: str) -> str:
-    listed = ", ".join(f"{t.name!r} {list(t.shape)}" for t in tensors)
-    rest = " (and so on)" if match.is_stacked else ""
-    return f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {why}"
+                first = ends.get(tensor.name, 0)
+                cut = cut._replace(torch_range=(first, first + ours[axis]))
+                theirs[axis] = min(ours[axis], theirs[axis] - first)
+            if ours != theirs or stack not in ((), (len(part),)):
+                return []
+            place = (number,) * num_stacked
+            slices.append(cut._replace(torch_name=tensor.name, place=place))
+    # The rest of a leaf that fused tensors do not fill would be zeros.
+    return slices if not is_fused or start == viewed[axis] else []

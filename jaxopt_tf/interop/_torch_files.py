@@ -4,10 +4,10 @@ import contextlib
 import io
 import os
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from .. import _checks
 from .._io import whole_file
 from ._extras import import_extra
-from ._safe_pickle import Storage, load_storage_keys
+from ._safe_pickle import Storage, first_global, load_storage_keys
 
 # Bytes that are read through a map before its pages are released.
 _WINDOW = 64 * 2**20
@@ -74,7 +74,7 @@ def map_torch(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        name = found.group(1) if found else _global_in_pickle(path)
+        name = found.group(1) if found else first_global(path)
         raise _unreadable(path, _refusal_of(name)) from None
     # torch's unpickler raises as many kinds of errors as there are opcodes,
     # RecursionError and MemoryError among them.
@@ -116,35 +116,25 @@ def errors_name(path: Path) -> Iterator[None]:
         ) from error
 
 
-class MappedState(Mapping[Any, Any]):
+class MappedState(UserDict[Any, Any]):
     """Entries of a large optimizer state, with few pages of its file in memory.
 
     A mapped page stays in memory once it was read, so the file is mapped again after
     every `_WINDOW` bytes.
     """
 
-    def __init__(self, path: Path, state: Mapping[Any, Any]):
+    def __init__(self, path: Path, state: dict[Any, Any]):
         """Takes `state`, the value of "state" in `path`."""
-        self._path, self._state, self._num_bytes = path, state, 0
-
-    def __contains__(self, index: object) -> bool:
-        # `Mapping` would read the entry.
-        return index in self._state
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
+        self.data = state  # not copied, which would read the entries
+        self._path, self._num_bytes = path, 0
 
     def __getitem__(self, index: Any) -> Any:
         """Returns the entry of a parameter."""
         if self._num_bytes > _WINDOW:
-            self._state, self._num_bytes = map_torch(self._path)["state"], 0
-        entry = self._state[index]
+            self.data, self._num_bytes = map_torch(self._path)["state"], 0
+        entry = self.data[index]
         if isinstance(entry, Mapping):
-            sizes = [getattr(value, "nbytes", 0) for value in entry.values()]
-            self._num_bytes += sum(sizes)
+            self._num_bytes += sum(getattr(v, "nbytes", 0) for v in entry.values())
         return entry
 
 
@@ -181,32 +171,24 @@ def _damage_of_archive(path: Path) -> str:
 
 def _damage(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> str:
     """Returns what is wrong with a record; "" if nothing is."""
-    reason = ""
-    if record.compress_type != zipfile.ZIP_STORED:
-        reason = "is compressed, which torch never does"
-    else:
-        try:
-            with archive.open(record) as stream:
-                while stream.read(_CHUNK):
-                    pass
-        except Exception as error:  # BadZipFile, EOFError, ...
-            reason = f"is damaged: {error}"
-    if not reason:
-        return ""
-    name = record.filename
-    tensor = _tensor_in(archive, name.rpartition("/")[2]) if "/data/" in name else ""
-    of = f", tensor {tensor!r}," if tensor else ""
-    return f"its record {name!r}{of} {reason}"
-
-
-def _tensor_in(archive: zipfile.ZipFile, key: str) -> str:
-    """Returns the path, in the saved object, of the first tensor of a record."""
     try:
-        (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
-        saved = load_storage_keys(io.BytesIO(archive.read(name)))
-        return next((path for path, found in _leaves(saved, "") if found == key), "")
-    except Exception:  # the pickle is damaged, too
-        return ""
+        if record.compress_type != zipfile.ZIP_STORED:
+            raise zipfile.BadZipFile("it is compressed, which torch never does")
+        with archive.open(record) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except Exception as error:  # BadZipFile, EOFError, ...
+        folder, _, key = record.filename.rpartition("/")
+        tensor = ""
+        # The pickle, which has the names of the tensors, may be damaged, too.
+        with contextlib.suppress(Exception):
+            if folder.endswith("/data"):
+                pickled = archive.read(folder.removesuffix("data") + "data.pkl")
+                saved = load_storage_keys(io.BytesIO(pickled))
+                name = next(path for path, found in _leaves(saved, "") if found == key)
+                tensor = f", tensor {name!r},"
+        return f"its record {record.filename!r}{tensor} is damaged: {error}"
+    return ""
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -219,21 +201,6 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         items = enumerate(node)
     for name, value in items:
         yield from _leaves(value, f"{path}.{name}" if path else str(name))
-
-
-def _global_in_pickle(path: Path) -> str:
-    """Returns the first name that a bare pickle refers to; the pickle does not run."""
-    strings: list[str] = []
-    # A damaged pickle, or a file that is none.
-    with contextlib.suppress(Exception):
-        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
-            if opcode.name == "GLOBAL":
-                return str(argument).replace(" ", ".")
-            if opcode.name == "STACK_GLOBAL":
-                return ".".join(strings[-2:])
-            if isinstance(argument, str):
-                strings.append(argument)
-    return ""
 
 
 def _refusal_of(name: str) -> str:

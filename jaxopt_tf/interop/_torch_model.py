@@ -152,40 +152,31 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
             f"`folder` must hold config.json, got {str(folder)!r}.",
             f"{_OF_MODULE}, or by `torch_model_from_shapes`.",
         )
+    module = None
     try:
         config = transformers.AutoConfig.from_pretrained(
             str(folder), trust_remote_code=False
         )
+        for name in config.architectures or ():
+            if module is None and hasattr(transformers, name):
+                with torch.device("meta"):
+                    module = getattr(transformers, name)(config)
     # Each configuration checks its fields in its own way, or not at all.
     except Exception as error:
-        raise _unknown_config(path, error) from error
-    found = [
-        getattr(transformers, name)
-        for name in config.architectures or ()
-        if hasattr(transformers, name)
-    ]
-    if not found:
+        raise _checks.ArgumentError(
+            "folder",
+            "`folder` must hold the config.json of a model that Transformers knows, "
+            f"got {str(path)!r}: {error or type(error).__name__}.",
+            f"{_OF_MODULE}.",
+        ) from error
+    if module is None:
         raise _checks.ArgumentError(
             "folder",
             f"`folder` must name a model of Transformers in config.json, under "
             f"`architectures`, got {config.architectures!r} in {str(path)!r}.",
             f"{_OF_MODULE}.",
         )
-    try:
-        with torch.device("meta"):
-            module = found[0](config)
-    except Exception as error:
-        raise _unknown_config(path, error) from error
     return replace(torch_model_from_module(module), origin=str(path))
-
-
-def _unknown_config(path: Path, error: Exception) -> _checks.ArgumentError:
-    return _checks.ArgumentError(
-        "folder",
-        "`folder` must hold the config.json of a model that Transformers knows, got "
-        f"{str(path)!r}: {error or type(error).__name__}.",
-        f"{_OF_MODULE}.",
-    )
 
 
 def torch_model_from_shapes(

@@ -10,18 +10,18 @@ from .. import _checks
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ..recipes import Recipe, build_schedule
-from ..schedules import (
-    GreedyState,
-    MetricDrivenSchedule,
-    PlateauState,
-)
-from ._metric_state import metric_state_from_torch
+from ..schedules import GreedyState, PlateauState
 from ._model_weights import read_weights
 from ._optimizer_state import convert_state
-from ._param_groups import check_decay, check_param_groups, decay_rule_of_file
+from ._param_groups import (
+    Groups,
+    check_decay,
+    check_param_groups,
+    decay_rule_of_file,
+)
 from ._param_names import ParamNames
-from ._scheduler_state import schedule_step_from_torch
-from ._state_dict import Groups, has_names, read_state_dict
+from ._scheduler_state import schedule_from_torch
+from ._state_dict import TorchState, has_names, read_state_dict
 from ._torch_files import MappedState, errors_name, load_torch
 from ._trainer_folder import (
     OPTIMIZER,
@@ -115,33 +115,33 @@ def read_trainer_checkpoint(
     trainer_state = {} if STATE in missing else read_trainer_state(folder / STATE)
     scheduler = None if SCHEDULER in missing else load_torch(folder / SCHEDULER)
     with errors_name(folder / SCHEDULER):
-        position, schedule_state = _schedule(scheduler, trainer_state, recipe)
-    saved_groups: tuple[Mapping[str, Any], ...] = ()
+        position, schedule_state = schedule_from_torch(
+            scheduler, recipe, trainer_state.get("global_step")
+        )
+    param_groups: tuple[Mapping[str, Any], ...] = ()
     if opt_state is not None:
-        path, is_there = folder / OPTIMIZER, OPTIMIZER not in missing
-        rate = _rate(recipe, position, schedule_state)
-        saved = _optimizer(path) if is_there else _nothing_updated(names, rate)
-        with errors_name(path):
-            state = read_state_dict(saved, names, groups, recipe.decay_rule)
-            opt_state = convert_state(
-                opt_state, params, state, names, layouts=layouts, step=position
-            )
-        if is_there:
-            # Numbers alone are assigned by the order of the model's parameters.
-            if groups is None and not has_names(state.groups):
-                check_order(folder)
-            with errors_name(path):
-                check_param_groups(state.groups, recipe)
-            check_decay(state.decayed, names, recipe, str(path))
+        if OPTIMIZER in missing:
+            if schedule_state is None:
+                schedule: Any = build_schedule(recipe)
+                rate = float(schedule(position))
+            else:
+                rate = schedule_state.learning_rate
+            state = TorchState.before_first_update(names, rate)
+        else:
+            state = _checked_optimizer(folder, names, recipe, groups)
             # The rate in optimizer.pt is the last one that the schedule set.
             if schedule_state is not None and SCHEDULER in missing:
-                found = float(saved["param_groups"][0]["lr"])
-                schedule_state = schedule_state._replace(learning_rate=found)
-            saved_groups = tuple(
+                rate = float(state.groups[0]["lr"])
+                schedule_state = schedule_state._replace(learning_rate=rate)
+            param_groups = tuple(
                 {key: value for key, value in group.items() if key != "params"}
                 for group in state.groups
             )
-        del saved, state  # the mapped file, before the next is read
+        with errors_name(folder / OPTIMIZER):
+            opt_state = convert_state(
+                opt_state, params, state, names, layouts=layouts, step=position
+            )
+        del state  # the mapped file, before the next is read
     params, unused = read_weights(folder, params, names)
     return TrainerCheckpoint(
         params=params,
@@ -151,7 +151,7 @@ def read_trainer_checkpoint(
         step=trainer_state.get("global_step", position),
         epoch=float(trainer_state.get("epoch") or 0.0),
         trainer_state=trainer_state,
-        param_groups=saved_groups,
+        param_groups=param_groups,
         missing=missing,
         unused=unused,
     )
@@ -182,13 +182,12 @@ def decay_rule_from_checkpoint(
     """
     folder = Path(folder)
     check_folder_is_trainers(folder)
-    path = folder / OPTIMIZER
-    if not path.is_file():
+    if not (folder / OPTIMIZER).is_file():
         raise ValueError(
             f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Name "
             "a rule of `decay_mask`."
         )
-    state = read_state_dict(_optimizer(path), names, groups)
+    state = read_state_dict(_optimizer(folder / OPTIMIZER), names, groups)
     return decay_rule_of_file(state.decayed, names)
 
 
@@ -212,59 +211,26 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def _checked_optimizer(
+    folder: Path, names: ParamNames, recipe: Recipe, groups: Groups | None
+) -> TorchState:
+    """Reads optimizer.pt; raises unless its groups have the recipe's numbers."""
+    path = folder / OPTIMIZER
+    saved = _optimizer(path)
+    with errors_name(path):
+        state = read_state_dict(saved, names, groups, recipe.decay_rule)
+    # Numbers alone are assigned by the order of the model's parameters.
+    if groups is None and not has_names(state.groups):
+        check_order(folder)
+    with errors_name(path):
+        check_param_groups(state.groups, recipe)
+    check_decay(state.decayed, names, recipe, str(path))
+    return state
+
+
 def _optimizer(path: Path) -> Any:
     saved = load_torch(path)
     # Anything else is refused by `read_state_dict`, with what it is.
     if isinstance(saved, dict) and isinstance(saved.get("state"), dict):
         saved["state"] = MappedState(path, saved["state"])
     return saved
-
-
-def _nothing_updated(names: ParamNames, rate: float) -> dict[str, Any]:
-    """Returns the state dict of an optimizer before its first update."""
-    all_names = [p.name for p in names.model.parameters if p.is_trainable]
-    numbers = list(range(len(all_names)))
-    group = {"lr": rate, "params": numbers, "param_names": all_names}
-    return {"state": {}, "param_groups": [group]}
-
-
-def _rate(
-    recipe: Recipe, position: int, schedule_state: PlateauState | GreedyState | None
-) -> float:
-    if schedule_state is not None:
-        return schedule_state.learning_rate
-    schedule: Any = build_schedule(recipe)
-    return float(schedule(position))
-
-
-def _schedule(
-    saved: Any, trainer_state: Mapping[str, Any], recipe: Recipe
-) -> tuple[int, PlateauState | GreedyState | None]:
-    """Returns the schedule's step, and the state of one that a metric drives."""
-    schedule = build_schedule(recipe)
-    if saved is None:
-        if isinstance(schedule, MetricDrivenSchedule):
-            return 0, schedule.init()
-        return trainer_state["global_step"], None
-    if not isinstance(saved, Mapping):
-        raise ValueError(
-            f"{SCHEDULER} must hold a scheduler's state, got {type(saved).__name__}."
-        )
-    if not isinstance(schedule, MetricDrivenSchedule):
-        # Updates that were skipped count in `global_step` and not in the schedule.
-        step = schedule_step_from_torch(saved, schedule)
-        if step > trainer_state.get("global_step", step):
-            raise ValueError(
-                f"{SCHEDULER} must be of the same step as {STATE}, got {step} steps of "
-                f"the schedule and a `global_step` of {trainer_state['global_step']}. "
-                "Copy the folder again."
-            )
-        return step, None
-    if not trainer_state:
-        raise ValueError(
-            f"`folder` must hold {STATE} with {recipe.lr_scheduler_type!r}, got one "
-            f"without: {SCHEDULER} counts the metrics, and nobody knows the step."
-        )
-    settings = dict(recipe.lr_scheduler_kwargs)
-    state = metric_state_from_torch(saved, recipe.lr_scheduler_type, settings)
-    return _checks.step_count("last_epoch", saved["last_epoch"]), state

@@ -9,15 +9,13 @@ from .. import _checks
 from .._typing import PyTree
 from ..monitors import default_trainer_state, write_trainer_state
 from ..optimizers import TorchLayout
-from ..recipes import METRIC_DRIVEN, Recipe
+from ..recipes import Recipe
 from ..schedules import GreedyState, PlateauState
-from ._metric_state import torch_from_metric_state
 from ._model_weights import read_buffers, write_params
 from ._optimizer_state import torch_from_opt_state
-from ._param_groups import param_groups_from_recipe
+from ._param_groups import Groups, param_groups_from_recipe
 from ._param_names import ParamNames
-from ._scheduler_state import torch_from_schedule_step
-from ._state_dict import Groups
+from ._scheduler_state import torch_from_schedule
 from ._torch_files import load_torch, map_torch, save_torch
 from ._trainer_checkpoint import read_trainer_state
 from ._trainer_folder import MODEL_FILES, OPTIMIZER, SCHEDULER, STATE
@@ -120,10 +118,12 @@ def write_trainer_checkpoint(
         )
     step = _checks.step_count("step", step)
     position = step if schedule_step is None else schedule_step
+    found = [] if like is None else sorted(path for path in like.iterdir())
+    files = {path.name: path for path in found if path.is_file()}
     # All that can be refused is computed before the folder is created.
-    json_state = _trainer_state(like, trainer_state or {}, recipe, step)
-    scheduler, rate = _scheduler(recipe, position, schedule_state)
-    settings = param_groups_from_recipe(recipe, rate)
+    json_state = _trainer_state(files, trainer_state or {}, recipe, step)
+    scheduler = torch_from_schedule(recipe, position, schedule_state)
+    settings = param_groups_from_recipe(recipe, scheduler["_last_lr"][0])
     buffers = read_buffers(like, names.model)
 
     # A killed process leaves this name, which the next call removes.
@@ -131,10 +131,10 @@ def write_trainer_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        for path in _others(like):
-            shutil.copy2(path, temporary / path.name)
-        weights = temporary / _weights_file(like)
-        write_params(weights, params, names, buffers)
+        for name, path in files.items():
+            if not name.startswith(_NOT_COPIED) and not name.endswith(".safetensors"):
+                shutil.copy2(path, temporary / name)
+        write_params(temporary / _weights_file(files), params, names, buffers)
         state_dict = torch_from_opt_state(
             opt_state,
             params,
@@ -144,61 +144,28 @@ def write_trainer_checkpoint(
             layouts=layouts,
             decay_rule=recipe.decay_rule,
         )
-        save_torch(_state_dict_like(like, state_dict), temporary / OPTIMIZER)
-        save_torch(_scheduler_like(like, scheduler), temporary / SCHEDULER)
+        save_torch(_state_dict_like(files, state_dict), temporary / OPTIMIZER)
+        if SCHEDULER in files:
+            scheduler = _keys_like(load_torch(files[SCHEDULER]), scheduler)
+        save_torch(scheduler, temporary / SCHEDULER)
         write_trainer_state(temporary / STATE, json_state)
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _scheduler(
-    recipe: Recipe, position: int, schedule_state: PlateauState | GreedyState | None
-) -> tuple[dict[str, Any], float]:
-    """Returns the scheduler's state, and the rate of the next update."""
-    if recipe.lr_scheduler_type not in METRIC_DRIVEN:
-        state = torch_from_schedule_step(position, recipe)
-        return state, state["_last_lr"][0]
-    if schedule_state is None:
-        raise ValueError(
-            f"`schedule_state` must be given for {recipe.lr_scheduler_type!r}, got "
-            "None. Pass the state of the schedule."
-        )
-    # Trainer's two groups.
-    settings = dict(recipe.lr_scheduler_kwargs)
-    bases = [float(recipe.learning_rate)] * 2
-    state = torch_from_metric_state(schedule_state, settings, bases, position)
-    return state, state["_last_lr"][0]
-
-
-def _others(like: Path | None) -> list[Path]:
-    """Returns the files of a folder that do not belong to its step."""
-    if like is None:
-        return []
-    return sorted(
-        path
-        for path in like.iterdir()
-        if path.is_file()
-        and not path.name.startswith(_NOT_COPIED)
-        and not path.name.endswith(".safetensors")
-    )
-
-
-def _weights_file(like: Path | None) -> str:
+def _weights_file(files: Mapping[str, Path]) -> str:
     """Returns the name of the file with the weights.
 
     Trainer 4 with `save_safetensors=False` reads `pytorch_model.bin` alone.
     """
-    is_old = (
-        like is not None
-        and any(like.glob("pytorch_model*.bin*"))
-        and not any(like.glob("model*.safetensors*"))
-    )
-    return "pytorch_model.bin" if is_old else MODEL_FILES[0]
+    is_old = any(name.startswith("pytorch_model") and ".bin" in name for name in files)
+    is_new = any(name.startswith("model") and ".safetensors" in name for name in files)
+    return "pytorch_model.bin" if is_old and not is_new else MODEL_FILES[0]
 
 
 def _trainer_state(
-    like: Path | None, given: Mapping[str, Any], recipe: Recipe, step: int
+    files: Mapping[str, Path], given: Mapping[str, Any], recipe: Recipe, step: int
 ) -> dict[str, Any]:
     """Returns all fields of `trainer_state.json` that the version of `like` has.
 
@@ -215,11 +182,11 @@ def _trainer_state(
     defaults = default_trainer_state()
     state, whose = dict(defaults), "of Trainer's state"
     cure = "Leave them out, or pass a checkpoint that has them as `like`."
-    if like is not None and (like / STATE).is_file():
-        theirs = read_trainer_state(like / STATE)
+    if STATE in files:
+        theirs = read_trainer_state(files[STATE])
         state = {name: defaults.get(name, value) for name, value in theirs.items()}
         state |= {name: theirs[name] for name in _SETTINGS if name in theirs}
-        whose = f"of {str(like / STATE)!r}"
+        whose = f"of {str(files[STATE])!r}"
         cure = "Leave them out: the version that wrote it fails on them."
     counted = {"global_step": step, "max_steps": recipe.max_steps}
     odd = sorted(set(given) - set(state) - set(counted))
@@ -235,17 +202,15 @@ def _trainer_state(
 
 
 def _state_dict_like(
-    like: Path | None, state_dict: Mapping[str, Any]
-) -> Mapping[str, Any]:
+    files: Mapping[str, Path], state_dict: dict[str, Any]
+) -> dict[str, Any]:
     """Returns the optimizer's state with the settings that groups have in `like`.
 
     Releases of torch have further settings or fewer. `param_names` is kept: every
     release copies it, and it assigns the moments to their parameters.
     """
-    if like is None or not (like / OPTIMIZER).is_file():
-        return state_dict
     # Only its keys are read: gigabytes of moments are not.
-    saved = map_torch(like / OPTIMIZER)
+    saved = map_torch(files[OPTIMIZER]) if OPTIMIZER in files else None
     groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
     if not isinstance(groups, list) or not groups:
         return state_dict
@@ -254,26 +219,18 @@ def _state_dict_like(
     if "step" in theirs:  # of Apex, which counts in the group and not in the entries
         entries = state_dict["state"].values()
         theirs["step"] = max((int(entry["step"]) for entry in entries), default=0)
-    new_groups = []
-    for group in state_dict["param_groups"]:
-        settings = {k: v for k, v in group.items() if k not in names}
-        named = {key: group[key] for key in names if key in group}
-        new_groups.append({**_keys_like(theirs, settings), **named})
+    new_groups = [
+        {**_keys_like(theirs, group), **{name: group[name] for name in names}}
+        for group in state_dict["param_groups"]
+    ]
     return {**state_dict, "param_groups": new_groups}
-
-
-def _scheduler_like(like: Path | None, scheduler: dict[str, Any]) -> dict[str, Any]:
-    """Returns the scheduler's state with the keys that it has in `like`."""
-    if like is None or not (like / SCHEDULER).is_file():
-        return scheduler
-    return _keys_like(load_torch(like / SCHEDULER), scheduler)
 
 
 def _keys_like(theirs: Any, ours: dict[str, Any]) -> dict[str, Any]:
     """Returns `ours` with the keys of `theirs`; all of `ours` for another kind."""
-    is_same_kind = (
-        isinstance(theirs, Mapping) and _KINDS & theirs.keys() == _KINDS & ours.keys()
-    )
-    if not is_same_kind:
+    if (
+        not isinstance(theirs, Mapping)
+        or _KINDS & theirs.keys() != _KINDS & ours.keys()
+    ):
         return ours
     return {key: ours.get(key, value) for key, value in theirs.items()}

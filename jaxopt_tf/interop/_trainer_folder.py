@@ -92,11 +92,10 @@ def check_folder_has_weights(folder: Path) -> None:
     """Raises unless the folder has weight files that can be read."""
     if _has_weights(folder):
         return
-    what = _other_framework(folder)
-    if not what and folder.is_dir():
-        what = f"which has none.{_checkpoints_in(folder)}"
-    elif not what:
+    what = f"which has none.{_checkpoints_in(folder)}"
+    if not folder.is_dir():
         what = "which is no folder."
+    what = _other_framework(folder) or what
     raise ValueError(
         f"`folder` must hold {' or '.join(MODEL_FILES)}, got {str(folder)!r}, {what}"
     )
@@ -149,12 +148,12 @@ def check_order(folder: Path) -> None:
 
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
-    # A model of several parts has the configuration of each in its own.
     config, version = _config_of(folder), version_of_folder(folder)
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for kind in [str(part.get("model_type")) for part in parts]:
-        first, end = _OTHER_ORDER.get(kind, ((0, 0), (0, 0)))
-        number = _checks.version("transformers_version", version) if version else (0, 0)
+    number = _checks.version("transformers_version", version or "0.0")
+    # A model of several parts has the configuration of each in its own.
+    for part in [config, *config.values()]:
+        kind = str(part.get("model_type")) if isinstance(part, dict) else ""
+        first, end = _OTHER_ORDER.get(kind, (number, number))
         if first <= number < end:
             raise ValueError(
                 f"`groups` must be given for a {kind!r} of Transformers {version}, got "

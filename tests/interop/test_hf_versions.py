@@ -18,9 +18,11 @@ from jaxopt_tf.interop import (
     torch_model_from_module,
     write_trainer_checkpoint,
 )
-from jaxopt_tf.interop._metric_state import torch_from_metric_state
 from jaxopt_tf.interop._param_groups import param_groups_from_recipe
-from jaxopt_tf.interop._scheduler_state import torch_from_schedule_step
+from jaxopt_tf.interop._scheduler_state import (
+    torch_from_metric_state,
+    torch_from_schedule_step,
+)
 from jaxopt_tf.recipes import Recipe, build_optimizer, build_schedule
 from tests.twins import torch_models
 

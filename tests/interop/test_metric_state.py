@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.optimization import GreedyLR
 
-from jaxopt_tf.interop._metric_state import (
+from jaxopt_tf.interop._scheduler_state import (
     metric_state_from_torch,
     torch_from_metric_state,
 )

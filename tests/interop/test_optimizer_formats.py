@@ -102,8 +102,16 @@ def test_adamw_of_older_versions_is_read(run, removed, added):
 
 
 def test_amsgrad_is_refused_before_its_first_update_too(run):
-    with pytest.raises(ValueError, match="must be without `amsgrad`"):
+    with pytest.raises(ValueError, match="`amsgrad` must be False in every group"):
         run.read(run.state_dict(num_steps=0, amsgrad=True))
+
+
+def test_amsgrad_of_apex_is_refused(run):
+    state_dict = run.state_dict()
+    group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    group |= {"bias_correction": True, "amsgrad": True, "params": [0]}
+    with pytest.raises(ValueError, match="`amsgrad` must be False in every group"):
+        run.read(state_dict | {"param_groups": [group]})
 
 
 def test_a_fresh_state_is_of_its_own_optimizer(run):

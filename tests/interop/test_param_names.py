@@ -235,6 +235,22 @@ def test_a_declared_layout_must_be_filled_by_the_fused_tensors():
         )
 
 
+def test_a_leaf_is_not_fused_of_tensors_that_are_split():
+    # Both tensors would be read into all of `x`, the second over the first.
+    model = torch_model_from_shapes({"a": [4, 3], "b": [2, 3]})
+    params = shapes(x__w=[2, 3], y__w=[2, 3])
+    table = {"x.w": ["a", "b"], "y.w": "a"}
+    with pytest.raises(ValueError, match=r"'x.w' \[2, 3\] .* do not fit"):
+        match_names(params, model, table=table)
+
+
+def test_a_declared_stack_must_have_as_many_layers_as_torch():
+    model = torch_model_from_shapes({"h.0.w": [2, 4], "h.1.w": [2, 4]})
+    params, layouts = shapes(h__w=[2, 3, 4]), {r"h\.w": TorchLayout().stacked(1)}
+    with pytest.raises(ValueError, match=r"'h.w' \[2, 3, 4\] .* do not fit"):
+        match_names(params, model, layouts=layouts)
+
+
 def test_a_single_number_cannot_be_split():
     model = torch_model_from_shapes({"scale": []})
     table = {"a.scale": "scale", "b.scale": "scale"}

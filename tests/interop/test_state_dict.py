@@ -269,7 +269,7 @@ OTHERS = {
     "must have a list of groups": {"state": {}, "param_groups": [{"lr": 1}]},
     "`params` each, got {'params'": {"state": {}, "param_groups": {"params": [0]}},
     r"`params` each, got \[3\]": {"state": {}, "param_groups": [3]},
-    "must be without `amsgrad`": {
+    "of torch's AdamW with `amsgrad`": {
         "state": {0: {"exp_avg": 1, "exp_avg_sq": 1, "max_exp_avg_sq": 1}},
         "param_groups": [{"params": [0]}],
     },

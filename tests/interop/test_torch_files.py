@@ -162,7 +162,7 @@ def test_a_compressed_archive_is_refused(tmp_path):
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    refused(path, "is compressed, which torch never does")
+    refused(path, "is damaged: it is compressed, which torch never does")
 
 
 # IndexError, KeyError, RecursionError and others, in torch's own unpickler.

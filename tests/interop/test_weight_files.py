@@ -14,9 +14,11 @@ from jaxopt_tf.interop import (
     read_trainer_checkpoint,
     torch_model_from_config,
     torch_model_from_module,
+    torch_model_from_shapes,
     unused_tensors,
 )
 from jaxopt_tf.interop._checkpoint_keys import LoadRules, match_keys
+from jaxopt_tf.interop._model_weights import write_params
 from jaxopt_tf.recipes import Recipe
 from tests.twins import torch_models
 
@@ -359,6 +361,19 @@ def test_a_checkpoint_lists_what_was_left_out(folders):
         without={"scheduler.pt"},
     )
     assert read.unused == ("transformer.h.0.attn.bias",)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_single_number_is_written_with_its_shape(tmp_path, file):
+    params = {"factor": np.float32(2.0), "w": np.ones((2, 3), np.float32).T}
+    names = match_names(params, torch_model_from_shapes({"factor": (), "w": (3, 2)}))
+    write_params(tmp_path / file, params, names, {})
+    load = load_file if file.endswith("safetensors") else torch.load
+    found = load(tmp_path / file)
+    assert {n: tuple(t.shape) for n, t in found.items()} == {"factor": (), "w": (3, 2)}
+    jax.tree.map(
+        np.testing.assert_array_equal, read_params(tmp_path, params, names), params
+    )
 
 
 def test_the_model_of_the_names_is_named(folders):
