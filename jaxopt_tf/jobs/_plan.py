@@ -49,7 +49,8 @@ def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning
         Plans by names for `planning.print_comparison`.
     """
     recipe, job, slice_ = config.recipe, config.job, asked.slice_
-    mesh = sharding.make_shapes_mesh(_axes(slice_, job), slice_.num_devices)
+    axes = job.mesh or f"data={slice_.num_devices}"
+    mesh = sharding.make_shapes_mesh(axes, slice_.num_devices)
     plans = {f"{_title(config)}, as asked": asked}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
         is_asked = (optim, zero_1) == (recipe.optim, job.zero_1)
@@ -70,13 +71,9 @@ def _title(config: RunConfig) -> str:
     return f"{optim}, ZeRO-1" if config.job.zero_1 else optim
 
 
-def _axes(slice_: planning.Slice, job: Job) -> str:
-    return job.mesh or f"data={slice_.num_devices}"
-
-
 def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
     """Returns a mesh of the slice; without a compiler, one of no devices and a note."""
-    axes = _axes(slice_, job)
+    axes = job.mesh or f"data={slice_.num_devices}"
     try:
         abstract = sharding.make_shapes_mesh(axes, slice_.num_devices)
         devices = planning.slice_devices(slice_)

@@ -48,7 +48,10 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
     """
     recipe, model, job = config.recipe, config.model, config.job
     with training.stop_on_signals() as should_stop, open_run(config) as run:
-        setup = build_setup(config, _mesh(job), num_sequences=run.num_sequences)
+        is_one_device = job.mesh is None and jax.process_count() == 1
+        devices = jax.devices()[:1] if is_one_device else None
+        mesh = make_mesh(mesh_axes(job), devices)
+        setup = build_setup(config, mesh, num_sequences=run.num_sequences)
         start = _init_or_restore(setup, run, job)
         batches = Batches(
             run.corpus,
@@ -83,11 +86,6 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
                 )
         stopped_by = should_stop.signal if trained.ended == "asked" else None
         return _finish(config, run, trained, evaluate, stopped_by)
-
-
-def _mesh(job: Job) -> jax.sharding.Mesh:
-    is_one_device = job.mesh is None and jax.process_count() == 1
-    return make_mesh(mesh_axes(job), jax.devices()[:1] if is_one_device else None)
 
 
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.Position:
@@ -179,8 +177,14 @@ def _finish(
 ) -> Outcome:
     """Finds the final parameters and their loss, and prints the summary."""
     end, loss = trained.position, None
+    progress = end.progress
     if config.job.load_best_model_at_end and stopped_by is None:
-        end, loss = _best(run, end)
+        best = run.folder / f"checkpoint-{progress.best_step}"
+        try:
+            end, loss = training.restore_position(best, end), progress.best_metric
+        except ValueError as error:  # damaged or missing
+            if is_first():
+                print(f"the best model is lost, these are the last parameters: {error}")
     evaluations = done_by_first(lambda: read_evaluations(run.log))
     if not evaluations:  # the log was taken away
         evaluations = [(run.step, evaluate(end.state.params)["loss"])]
@@ -190,20 +194,3 @@ def _finish(
     if is_first():
         print_summary(config, run, trained, outcome, first_step)
     return outcome
-
-
-def _best(
-    run: OpenRun, last: training.Position
-) -> tuple[training.Position, float | None]:
-    """Restores the position of the best evaluation and returns it with its loss.
-
-    Returns `last` and None if its checkpoint is damaged or missing.
-    """
-    progress = last.progress
-    path = run.folder / f"checkpoint-{progress.best_step}"
-    try:
-        return training.restore_position(path, last), progress.best_metric
-    except ValueError as error:
-        if is_first():
-            print(f"the best model is lost, these are the last parameters: {error}")
-        return last, None
