@@ -1,6 +1,7 @@
 """`jaxopt-tf plan`: memory, traffic and time of a run on named devices."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,9 +60,4 @@ def plan(args: Sequence[str]) -> int:
 
 def _with_preset(args: Sequence[str]) -> list[str]:
     """`--model gpt2` and `--model=gpt2` as `--preset`."""
-    return [
-        "--preset" + arg.removeprefix("--model")
-        if arg == "--model" or arg.startswith("--model=")
-        else arg
-        for arg in args
-    ]
+    return [re.sub(r"^--model(?==|$)", "--preset", arg) for arg in args]

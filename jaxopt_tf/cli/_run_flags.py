@@ -92,9 +92,9 @@ def read_typed(form: type[RunFlags], args: Sequence[str]) -> Typed:
         SystemExit: after `--help`.
     """
     typed = read_flags(form, args, _RECIPE)
-    names = {*flag_kinds(RunConfig), "preset"}
-    settings = {name: value for name, value in typed.items() if name in names}
-    own = {name: value for name, value in typed.items() if name not in settings}
+    of_run = {*flag_kinds(RunConfig), "preset"}
+    own = {name: value for name, value in typed.items() if name not in of_run}
+    settings = {name: value for name, value in typed.items() if name in of_run}
     return Typed(settings, own, typed.get("config"), typed.get("ignore_fields", ()))
 
 
@@ -130,9 +130,7 @@ def merged_settings(
     """
     file: dict[str, Any] = {}
     if typed.config is not None:
-        file, notes = _read_file(typed.config, typed)
-        if notes:
-            print(f"jaxopt-tf: {typed.config}: {'; '.join(notes)}.", file=sys.stderr)
+        file = _read_file(typed.config, typed)
     elif typed.ignore_fields:
         raise ValueError(
             "`ignore_fields` must be given with `config`, the file that has them, got "
@@ -150,28 +148,15 @@ def merged_settings(
     return settings
 
 
-def _read_file(path: Path, typed: Typed) -> tuple[dict[str, Any], list[str]]:
-    """Reads the settings that the command line leaves open, and notes on the others.
+def _read_file(path: Path, typed: Typed) -> dict[str, Any]:
+    """Reads the settings that the command line leaves open; prints notes on others.
 
     Raises:
-        ValueError: naming every setting that would change the numbers and does not
-            exist here, and every unknown name.
+        ValueError: if the file is not a JSON object; naming every setting that would
+            change the numbers and does not exist here, and every unknown name.
     """
-    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
-    raw = _json_object(path)
     try:
-        found = settings_from_transformers(
-            raw, typed.settings, kinds=kinds, ignore_fields=typed.ignore_fields
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return found.settings, found.notes
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_text(encoding="utf-8")
-        found = parse_json(content)
+        raw = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON, UTF-8 or a repeated name
         raise ValueError(
             f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
@@ -183,9 +168,18 @@ def _json_object(path: Path) -> dict[str, Any]:
             f"`config` must be a file that can be read, got {str(path)!r}: "
             f"{error.strerror}.{hint}"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(raw, dict):
         raise ValueError(
             f"`config` must be a JSON object, names and values in braces, but {path} "
-            f"contains {json.dumps(found)[:40]}."
+            f"contains {json.dumps(raw)[:40]}."
         )
-    return found
+    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
+    try:
+        found = settings_from_transformers(
+            raw, typed.settings, kinds=kinds, ignore_fields=typed.ignore_fields
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found.notes:
+        print(f"jaxopt-tf: {path}: {'; '.join(found.notes)}.", file=sys.stderr)
+    return found.settings

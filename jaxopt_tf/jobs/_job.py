@@ -164,6 +164,8 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
             raise TypeError(f"`{name}` must be a list or a tuple, got {value!r}.")
         one = kind._replace(is_several=False)
         return tuple(_checked(name, one, item) for item in value)
+    if name == "mesh":
+        return _mesh(value)
     match kind.noun:
         case "INT":
             least = 0 if name == "eos_token_id" else 1
@@ -174,7 +176,7 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
         case "PATH" if isinstance(value, str | Path) and str(value):
             return Path(value)
         case "NAME" if isinstance(value, str):
-            return _mesh(value) if name == "mesh" else value
+            return value
         case "" if isinstance(value, bool):
             return value
         case "PATH" | "NAME" | "" as noun:
@@ -185,8 +187,10 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
     return value
 
 
-def _mesh(text: str) -> str:
+def _mesh(text: Any) -> str:
     """Returns a mesh in its normal form, "data=2,fsdp=4"; raises if it is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"`mesh` must be text as 'data=2,fsdp=4', got {text!r}.")
     sizes = axis_sizes(text)
     for name in sizes:
         _checks.one_of("mesh", name, MESH_AXES)

@@ -9,18 +9,9 @@ from typing import Any, NamedTuple
 
 import optax
 
-from .. import _checks
+from .. import _checks, optimizers
 from .._typing import PyTree, ScalarOrSchedule
-from ..optimizers import (
-    TorchLayout,
-    adafactor_trainer,
-    adagrad_tf,
-    adamw_hf_v4,
-    adamw_tf,
-    lion_tf,
-    rmsprop_tf,
-    sgd_tf,
-)
+from ..optimizers import TorchLayout
 
 
 class Algorithm(NamedTuple):
@@ -49,15 +40,19 @@ _ADAMW_KERNELS = (
 # Values of `optim` that a `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
-        **dict.fromkeys(_ADAMW_KERNELS, Algorithm(adamw_tf, ("betas", "eps"))),
-        "adamw_hf": Algorithm(adamw_hf_v4, ("betas", "eps")),
-        "adafactor": Algorithm(adafactor_trainer, ("layouts",)),
-        "sgd": _torch_algorithm(sgd_tf, momentum=float, dampening=float, nesterov=bool),
-        "adagrad": _torch_algorithm(adagrad_tf, lr_decay=float, eps=float),
-        "rmsprop": _torch_algorithm(
-            rmsprop_tf, momentum=float, alpha=float, eps=float, centered=bool
+        **dict.fromkeys(
+            _ADAMW_KERNELS, Algorithm(optimizers.adamw_tf, ("betas", "eps"))
         ),
-        "lion_32bit": Algorithm(lion_tf, ("betas",)),
+        "adamw_hf": Algorithm(optimizers.adamw_hf_v4, ("betas", "eps")),
+        "adafactor": Algorithm(optimizers.adafactor_trainer, ("layouts",)),
+        "sgd": _torch_algorithm(
+            optimizers.sgd_tf, momentum=float, dampening=float, nesterov=bool
+        ),
+        "adagrad": _torch_algorithm(optimizers.adagrad_tf, lr_decay=float, eps=float),
+        "rmsprop": _torch_algorithm(
+            optimizers.rmsprop_tf, momentum=float, alpha=float, eps=float, centered=bool
+        ),
+        "lion_32bit": Algorithm(optimizers.lion_tf, ("betas",)),
     }
 )
 # Values of `optim` that take `optim_args`.

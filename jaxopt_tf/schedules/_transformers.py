@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from .. import _checks
-from .._argument_names import checked_names
+from .._numerics import wide_dtype
 from .._typing import Scalar, Schedule
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
 from ._progress import rate_dtype
-from ._repr import shows_call
+from ._repr import schedule_function
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     """The same rate at every step.
 
@@ -39,8 +38,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     return in_order(learning_rate, hold(0))
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
@@ -62,8 +60,7 @@ def get_constant_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), hold(0))
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
@@ -89,8 +86,7 @@ def get_linear_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -123,8 +119,7 @@ def get_cosine_schedule_with_warmup(
     )
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -157,8 +152,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), restarts)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_polynomial_decay_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -206,8 +200,7 @@ def get_polynomial_decay_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), down)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
@@ -259,6 +252,5 @@ def share_of(rate: float, learning_rate: Scalar) -> Scalar:
     if _checks.is_concrete(learning_rate):
         return float(rate) / float(learning_rate)
     learning_rate = jnp.asarray(learning_rate)
-    is_float64 = learning_rate.dtype == jnp.float64
-    dtype = jnp.float64 if is_float64 else jnp.float32
+    dtype = wide_dtype(learning_rate.dtype)
     return jnp.asarray(rate, dtype) / learning_rate.astype(dtype)

@@ -7,22 +7,16 @@ optimizer, and each equals Transformers at every step.
 import warnings
 
 from .. import _checks
-from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
-from ._curves import Curve, cosine, linear, one_minus_sqrt
+from ._curves import cosine, linear, one_minus_sqrt
 from ._phases import ahead, cycles, decay, hold, in_order, warmup
-from ._repr import shows_call
+from ._repr import schedule_function
 from ._transformers import checked_counts, share_of
 
-_WSD_CURVES: dict[str, Curve] = {
-    "linear": linear,
-    "cosine": cosine,
-    "1-sqrt": one_minus_sqrt,
-}
+_WSD_CURVES = {"linear": linear, "cosine": cosine, "1-sqrt": one_minus_sqrt}
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_with_min_lr_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -61,8 +55,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), wave)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -112,8 +105,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     return in_order(learning_rate, climb._replace(num_steps=W), wave)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_wsd_schedule(
     learning_rate: Scalar,
     num_warmup_steps: int,

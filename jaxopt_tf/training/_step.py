@@ -105,8 +105,11 @@ def make_train_step(
             was_stopped = state.num_bad_in_a_row > limit
             num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
             is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
-            old = (state.params, state.opt_state)
-            params, opt_state = _where(is_made, (params, opt_state), old)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(is_made, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
         metrics = Metrics(
             loss=loss,
             learning_rate=_learning_rate(opt_state),
@@ -151,10 +154,6 @@ def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
     return {
         layer: _norms(*zip(*leaves, strict=True)) for layer, leaves in layers.items()
     }
-
-
-def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:
