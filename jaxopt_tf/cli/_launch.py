@@ -20,7 +20,7 @@ _IS_LOST_AFTER = 30  # seconds without a heartbeat
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How the processes of a run find each other; by default there is one.
+    """Addresses by which the processes of a run connect; by default there is one.
 
     Attributes:
         distributed: the launcher knows the processes: Slurm, Open MPI, Kubernetes, the

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .. import _checks
-from .._io import parse_json
+from .._io import Kind, parse_json
 from ..jobs import RunConfig, settings_from_transformers
 from ..models import GPT2_PRESETS
 from ..recipes import METRIC_DRIVEN
@@ -58,15 +58,6 @@ class RunFlags:
 _Form = TypeVar("_Form", bound=RunFlags)
 
 
-class Typed(NamedTuple):
-    """Settings of a command line, apart from those of the file that it names."""
-
-    settings: dict[str, Any]  # of the run, `preset` included
-    own: dict[str, Any]  # of the command's other flags
-    config: Path | None
-    ignore_fields: tuple[str, ...]
-
-
 def parse(form: type[_Form], args: Sequence[str]) -> _Form:
     """Reads a command line and the file that it names.
 
@@ -81,25 +72,21 @@ def parse(form: type[_Form], args: Sequence[str]) -> _Form:
         SystemExit: after `--help`.
     """
     typed = read_typed(form, args)
-    return build(form, {**typed.settings, **typed.own}, run=run_config(typed))
+    return build(form, typed, run=run_config(typed))
 
 
-def read_typed(form: type[RunFlags], args: Sequence[str]) -> Typed:
+def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
     """Reads the flags that were typed, and no file.
 
     Raises:
         ValueError: naming every unknown flag and every value that cannot be read.
         SystemExit: after `--help`.
     """
-    typed = read_flags(form, args, _RECIPE)
-    of_run = {*flag_kinds(RunConfig), "preset"}
-    own = {name: value for name, value in typed.items() if name not in of_run}
-    settings = {name: value for name, value in typed.items() if name in of_run}
-    return Typed(settings, own, typed.get("config"), typed.get("ignore_fields", ()))
+    return read_flags(form, args, _RECIPE)
 
 
 def run_config(
-    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+    typed: Mapping[str, Any], found: Mapping[str, Any] = MappingProxyType({})
 ) -> RunConfig:
     """Builds the configuration of a run from all sources of settings.
 
@@ -117,7 +104,7 @@ def run_config(
 
 
 def merged_settings(
-    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+    typed: Mapping[str, Any], found: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Returns the settings of all sources, without the defaults of the command.
 
@@ -128,18 +115,21 @@ def merged_settings(
     Raises:
         ValueError: naming everything in the file that is refused.
     """
+    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
+    of_run = {name: value for name, value in typed.items() if name in kinds}
+    ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}
-    if typed.config is not None:
-        file = _read_file(typed.config, typed)
-    elif typed.ignore_fields:
+    if typed.get("config") is not None:
+        file = _read_file(typed["config"], of_run, kinds, ignored)
+    elif ignored:
         raise ValueError(
             "`ignore_fields` must be given with `config`, the file that has them, got "
-            f"{list(typed.ignore_fields)} alone. Leave it out."
+            f"{list(ignored)} alone. Leave it out."
         )
     below = {**found, **file}
-    if "preset" in typed.settings:
+    if "preset" in of_run:
         below = {name: value for name, value in below.items() if name not in _SIZES}
-    settings = {**below, **typed.settings}
+    settings = {**below, **of_run}
     if "preset" in settings:
         preset = settings.pop("preset")
         _checks.one_of("preset", preset, GPT2_PRESETS)
@@ -148,7 +138,12 @@ def merged_settings(
     return settings
 
 
-def _read_file(path: Path, typed: Typed) -> dict[str, Any]:
+def _read_file(
+    path: Path,
+    typed: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    ignore_fields: Sequence[str],
+) -> dict[str, Any]:
     """Reads the settings that the command line leaves open; prints notes on others.
 
     Raises:
@@ -173,10 +168,9 @@ def _read_file(path: Path, typed: Typed) -> dict[str, Any]:
             f"`config` must be a JSON object, names and values in braces, but {path} "
             f"contains {json.dumps(raw)[:40]}."
         )
-    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
     try:
         found = settings_from_transformers(
-            raw, typed.settings, kinds=kinds, ignore_fields=typed.ignore_fields
+            raw, typed, kinds=kinds, ignore_fields=ignore_fields
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

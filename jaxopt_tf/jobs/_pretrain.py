@@ -103,7 +103,7 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.Position:
 def _make_evaluate(
     setup: Setup, run: OpenRun, block_size: int
 ) -> Callable[[PyTree], dict[str, float]]:
-    """Returns params -> means over batches of the held-out part."""
+    """Returns a function from params to means over the evaluation data."""
 
     def sharded(batch: np.ndarray) -> jax.Array:
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
@@ -121,11 +121,9 @@ def _sharded(
 ) -> Iterator[jax.Array]:
     """Yields batch `start` and all after it; each process reads its own rows only."""
     for n in itertools.count(start):
+        read = functools.partial(batches.part, n)
         yield jax.make_array_from_callback(
-            like.shape,
-            like.sharding,
-            functools.partial(batches.part, n),
-            dtype=like.dtype,
+            like.shape, like.sharding, read, dtype=like.dtype
         )
 
 

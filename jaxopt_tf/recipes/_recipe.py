@@ -102,12 +102,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks every field; makes counts ints, and mappings sorted pairs."""
-        for name, least in (
-            ("max_steps", 0),
-            ("per_device_train_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-        ):
-            _set(self, name, _checks.step_count(name, getattr(self, name), least=least))
+        batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in ("max_steps", *batch):
+            _set(self, name, _checks.step_count(name, getattr(self, name), least=1))
         _set(self, "seed", _checks.seed("seed", self.seed))
         _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
@@ -115,7 +112,7 @@ class Recipe:
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
-        _check_steps(self)
+        _check_warmup(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
         _check_schedule(self)
         _check_optimizer(self)
@@ -209,12 +206,8 @@ def _decay_rule(value: Any) -> str | tuple[str, ...]:
     return tuple(value)
 
 
-def _check_steps(recipe: Recipe) -> None:
-    """Raises unless there are steps, and at least as many as of warmup."""
-    if recipe.max_steps == 0:
-        raise ValueError(
-            "`max_steps` must be at least 1, got 0. Pass the number of updates."
-        )
+def _check_warmup(recipe: Recipe) -> None:
+    """Raises unless the warmup fits into the training and the schedule."""
     if recipe.num_warmup_steps > recipe.max_steps:
         raise ValueError(
             f"`warmup_steps` must be at most `max_steps`, which is {recipe.max_steps}, "

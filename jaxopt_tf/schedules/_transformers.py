@@ -22,7 +22,7 @@ from ._repr import schedule_function
 
 @schedule_function
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
-    """The same rate at every step.
+    """Keeps the same rate at every step.
 
         rate(t) = learning_rate
 
@@ -42,7 +42,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
-    """A climb from 0, then the same rate for good.
+    """Warms up from 0, then keeps the rate.
 
         rate(t) = learning_rate * min(1, t / num_warmup_steps)
 
@@ -64,7 +64,7 @@ def get_constant_schedule_with_warmup(
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
-    """A climb from 0, then straight down to 0.
+    """Warms up from 0, then decays linearly to 0.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * max(0, (T - t) / max(1, T - W))
@@ -93,7 +93,7 @@ def get_cosine_schedule_with_warmup(
     num_training_steps: int,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """A climb from 0, then down a cosine.
+    """Warms up from 0, then decays along a cosine.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * (1 + cos(2 pi num_cycles p)) / 2
@@ -126,7 +126,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     num_training_steps: int,
     num_cycles: float = 1,
 ) -> Schedule:
-    """A climb from 0, then several times down a half cosine.
+    """Warms up from 0, then decays along a half cosine several times.
 
         t < W:  rate(t) = learning_rate * t / W
         p < 1:  rate(t) = learning_rate * (1 + cos(pi * ((num_cycles * p) mod 1))) / 2
@@ -139,7 +139,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
         num_training_steps: T, at least 0, the warmup included.
-        num_cycles: how often it comes down; from 0 to 1e6.
+        num_cycles: number of decays; from 0 to 1e6.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -160,7 +160,7 @@ def get_polynomial_decay_schedule_with_warmup(
     lr_end: float = 1e-7,
     power: float = 1.0,
 ) -> Schedule:
-    """A climb from 0, then down a power of the steps left.
+    """Warms up from 0, then decays as a power of the steps left.
 
         t < W:   rate(t) = learning_rate * t / W
         t <= T:  rate(t) = (learning_rate - lr_end) * ((T - t) / (T - W))^power + lr_end
@@ -204,7 +204,7 @@ def get_polynomial_decay_schedule_with_warmup(
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
-    """A climb from 0, then down the inverse square root of the step.
+    """Warms up from 0, then decays as the inverse square root of the step.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate / sqrt((t - W + timescale) / timescale)

@@ -25,7 +25,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
 ) -> Schedule:
-    """A climb from 0, then down a cosine to a floor.
+    """Warms up from 0, then decays along a cosine to a floor.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * (r + (1 - r) * c), r = min_lr_rate
@@ -65,7 +65,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     min_lr_rate: float | None = None,
     warmup_lr_rate: float | None = None,
 ) -> Schedule:
-    """A climb that does not begin at 0, then down a cosine to a floor, a step ahead.
+    """Warms up from above 0, then decays along a cosine, a step ahead, to a floor.
 
         t < W:  rate(t) = learning_rate * (t + 1) / W, or with s = warmup_lr_rate
                 rate(t) = learning_rate * (s + (1 - s) * t / max(1, W - 1))
@@ -117,7 +117,7 @@ def get_wsd_schedule(
     min_lr_ratio: float = 0.0,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """Warmup, a stable stretch, decay, and then the lowest rate for good.
+    """Warms up, stays at the peak, decays, and then keeps the lowest rate.
 
         t < W:          rate(t) = learning_rate * (r + (1 - r) * up(t / W))
         t < W + S:      rate(t) = learning_rate

@@ -51,14 +51,15 @@ class MeanLoss:
 
     Attributes:
         loss_fn: from `with_float32_outputs`.
-        max_length: 1; or more for batches that have an axis of at most so many
-            micro-batches in front. Every item has the same weight in whichever
-            micro-batch it is:
+        max_length: limit of the micro-batches on the first axis of a batch; 1 for
+            batches without that axis.
 
-                sum over micro-batches of loss / sum over micro-batches of number
+    Over micro-batches every item has the same weight:
 
-            In a mean of means it would not, if micro-batches differ in their numbers of
-            items. Sums are float32; those of a float64 parameter's gradients float64.
+        sum over micro-batches of loss / sum over micro-batches of number
+
+    A mean of means would weigh items of short micro-batches more. Sums are float32,
+    and float64 for gradients of float64 parameters.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
