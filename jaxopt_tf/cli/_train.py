@@ -44,6 +44,7 @@ def train(args: Sequence[str]) -> int:
     saved = saved_settings(typed)
     config = run_config(typed, saved)
     with launched(build(Launch, typed), flag_kinds(Train)):
+        # JAX knows all devices only after the processes have connected.
         if saved.get("mesh") is not None and "mesh" not in typed:
             config = _with_fitting_mesh(config)
         outcome = pretrain(config, command_line=[*Train.prog.split(), *args])

@@ -164,7 +164,7 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
             raise TypeError(f"`{name}` must be a list or a tuple, got {value!r}.")
         one = kind._replace(is_several=False)
         return tuple(_checked(name, one, item) for item in value)
-    if name == "mesh":
+    if name == "mesh":  # its normal form, so that equal meshes compare equal
         return _mesh(value)
     match kind.noun:
         case "INT":

@@ -54,8 +54,10 @@ def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning
     plans = {f"{_title(config)}, as asked": asked}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
         is_asked = (optim, zero_1) == (recipe.optim, job.zero_1)
+        # Along an axis of one device ZeRO-1 changes nothing.
         if is_asked or (zero_1 and mesh.shape.get("data", 1) == 1):
             continue
+        # Each optimizer refuses arguments of another.
         args = recipe.optim_args if optim == recipe.optim else ()
         other = dataclasses.replace(
             config,
@@ -100,6 +102,7 @@ def _plan_on(
         "gradients": state.params,
     }
     if config.recipe.gradient_accumulation_steps > 1:
+        # Kept over all micro-batches, besides the gradients of the current one.
         parts["summed gradients"] = state.params
     rules = gpt2_rules(config.model, mesh)
     moved = sharding.moved_axes(state.params, mesh, rules)

@@ -62,6 +62,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
         )
         evaluate = _make_evaluate(setup, run, model.block_size)
         if run.is_finished:
+            # Nothing is written: the folder stays as it is.
             trained = training.Trained(start, "max_steps")
         else:
             done_by_first(lambda: run.record_start(command_line))
@@ -113,6 +114,7 @@ def _make_evaluate(
         run.corpus, block_size=block_size, batch_size=run.num_sequences
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
+    # Transferred once: every evaluation reads the same batches.
     return training.make_evaluate(eval_step, list(map(sharded, held_out)))
 
 
@@ -183,6 +185,7 @@ def _finish(
         except ValueError as error:  # damaged or missing
             if is_first():
                 print(f"the best model is lost, these are the last parameters: {error}")
+    # From the log: a run that was finished before has them too.
     evaluations = done_by_first(lambda: read_evaluations(run.log))
     if not evaluations:  # the log was taken away
         evaluations = [(run.step, evaluate(end.state.params)["loss"])]

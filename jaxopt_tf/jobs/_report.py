@@ -41,6 +41,7 @@ def build_monitors(
     is_replay = True
 
     def warn(sentence: str) -> None:
+        # Those of earlier steps were printed when they were taken.
         if not is_replay:
             print(sentence)
 

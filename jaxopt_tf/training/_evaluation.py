@@ -125,6 +125,7 @@ def after_evaluation(
     )
     num_worse = 0 if improves else num_worse + 1
     if best is None:
+        # Any number is better, but NaN is not: it stays infinite then.
         best = -math.inf if is_greater_better else math.inf
     if is_better(metric, best):
         best, best_step = metric, evaluation.step

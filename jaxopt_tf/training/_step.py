@@ -80,6 +80,7 @@ def make_train_step(
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
     mean_loss = MeanLoss(with_float32_outputs(loss_fn, compute_dtype), num_micro)
     grad_shardings = None if state_shardings is None else state_shardings.params
+    # Optimizers that take no extra arguments then ignore them.
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
