@@ -216,13 +216,11 @@ class _Run:
         self.report()
         if self.eval_function is None:
             return None
-        metrics = _evaluation.metric_values(
-            self.eval_function(self.position.state.params)
-        )
+        params = self.position.state.params
+        metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
-        _evaluation.selected_metric(
-            self.selection, evaluation
-        )  # raises before any step if missing
+        # A metric that is missing is noticed here, before the first step.
+        _evaluation.selected_metric(self.selection, evaluation)
         for monitor in self.monitors:
             monitor.evaluation(evaluation)
         self.time = time.perf_counter()
