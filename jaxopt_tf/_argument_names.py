@@ -5,7 +5,7 @@ A call with such a name ends in a TypeError that contains the name to write inst
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 from . import _checks
@@ -44,9 +44,9 @@ _FORMS = [
     ),
     ("lr_end=...", "end_value"),
     ("min_lr=...", "end_value min_scale"),
-    ("scheduler_specific_kwargs={'lr_end': ...}", "end_value"),
+    ("scheduler_specific_kwargs={{'lr_end': ...}}", "end_value"),
     ("power=...", "exponent"),
-    ("scheduler_specific_kwargs={'power': ...}", "exponent"),
+    ("scheduler_specific_kwargs={{'power': ...}}", "exponent"),
     ("scheduler_specific_kwargs=...", "kwargs lr_scheduler_kwargs"),
     ("name=...", "lr_scheduler_type"),
     ("threshold=...", "rtol"),
@@ -66,41 +66,22 @@ _FORMS = [
     ("per_device_train_batch_size=...", "batch_size"),
 ]
 # Options of single schedules, which `get_scheduler` takes in a dict.
-_SCHEDULE_OPTIONS = [
-    "lr_end",
-    "max_lr",
-    "min_lr",
-    "min_lr_rate",
-    "min_lr_ratio",
-    "mode",
-    "factor",
-    "patience",
-    "threshold",
-    "threshold_mode",
-    "cooldown",
-    "eps",
-    "warmup",
-    "smooth",
-    "window_size",
-    "reset_start",
-    "num_cycles",
-    "power",
-    "timescale",
-    "num_decay_steps",
-    "num_stable_steps",
-    "warmup_type",
-    "decay_type",
-    "warmup_lr_rate",
-]
-
-OTHER_NAMES: dict[str, list[str]] = {
-    name: [f"scheduler_specific_kwargs={{{name!r}: ...}}"] for name in _SCHEDULE_OPTIONS
-}
-for _form, _names in _FORMS:
+_SCHEDULE_OPTIONS = (
+    "lr_end max_lr min_lr min_lr_rate min_lr_ratio mode factor patience threshold "
+    "threshold_mode cooldown eps warmup smooth window_size reset_start num_cycles "
+    "power timescale num_decay_steps num_stable_steps warmup_type decay_type "
+    "warmup_lr_rate"
+)
+# By name: the forms to write instead, those of the schedules' functions first and
+# those of `Recipe`, whose field has another name than theirs, last.
+OTHER_NAMES: dict[str, list[str]] = {}
+for _form, _names in (
+    ("scheduler_specific_kwargs={{{!r}: ...}}", _SCHEDULE_OPTIONS),
+    *_FORMS,
+    ("lr_scheduler_kwargs={{{!r}: ...}}", _SCHEDULE_OPTIONS),
+):
     for _name in _names.split():
-        OTHER_NAMES.setdefault(_name, []).append(_form)
-for _name in _SCHEDULE_OPTIONS:
-    OTHER_NAMES[_name].append(f"lr_scheduler_kwargs={{{_name!r}: ...}}")
+        OTHER_NAMES.setdefault(_name, []).append(_form.format(_name))
 
 # Names without a counterpart, and why they have none.
 _REASONS = [
@@ -155,19 +136,16 @@ def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
         for name, value in kwargs.items():
             if isinstance(value, _Static):
                 kwargs[name] = value.value
-        unknown = [name for name in kwargs if name not in names]
-        if unknown:
-            raise TypeError(_message(called, unknown, names))
+        _check_names(called, kwargs, names)
         if len(args) > len(by_position):
             raise TypeError(
-                f"`{called}` must be given only {_listed(by_position, 'and')} by "
-                f"position, got {len(args)} values. Pass others by name, of "
-                f"{_listed(names, 'and')}."
+                f"`{called}` must be given only {_listed(by_position)} by position, "
+                f"got {len(args)} values. Pass others by name, of {_listed(names)}."
             )
         return function(*args, **kwargs)
 
     if not set(_STATIC).isdisjoint(names):
-        # typeshed gives functions no `__signature__`, which `inspect` reads.
+        # `inspect` reads the attribute, which typeshed does not declare for functions.
         checked.__signature__ = _Signature.from_callable(function)  # type: ignore[attr-defined]
     return checked
 
@@ -179,13 +157,11 @@ def checked_fields(record: type[_T]) -> type[_T]:
     names = list(inspect.signature(record).parameters)
 
     @functools.wraps(init)
-    def __init__(self: _T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        unknown = [name for name in kwargs if name not in names]
-        if unknown:
-            raise TypeError(_message(record.__name__, unknown, names))
+    def checked_init(self: _T, *args: Any, **kwargs: Any) -> None:
+        _check_names(record.__name__, kwargs, names)
         init(self, *args, **kwargs)
 
-    dataclass.__init__ = __init__
+    dataclass.__init__ = checked_init
     return record
 
 
@@ -222,22 +198,28 @@ class _Signature(inspect.Signature):
         return bound
 
 
-def _message(called: str, unknown: Sequence[str], names: Sequence[str]) -> str:
-    listed = _listed(unknown, "and")
-    parts = [f"`{called}` must be called with its own argument names, got {listed}."]
+def _check_names(called: str, given: Iterable[str], names: Sequence[str]) -> None:
+    """Raises unless all arguments are in `names`; names those to pass instead."""
+    unknown = [name for name in given if name not in names]
+    if not unknown:
+        return
+    sentences = []
     for name in unknown:
         forms = OTHER_NAMES.get(name, ())
         form = next((f for f in forms if f.partition("=")[0] in names), None)
         if form is not None:
-            parts.append(f"Pass `{form}` instead of `{name}`.")
+            sentences.append(f"Pass `{form}` instead of `{name}`.")
         elif name in NO_COUNTERPART:
-            parts.append(f"Leave out `{name}`: {NO_COUNTERPART[name]}.")
+            sentences.append(f"Leave out `{name}`: {NO_COUNTERPART[name]}.")
         else:
             hint = _checks.nearest(name, names, "`{}`")
-            parts.append(hint.strip() or f"It takes {_listed(names, 'and')}.")
-    return " ".join(parts)
+            sentences.append(hint.strip() or f"It takes {_listed(names)}.")
+    raise TypeError(
+        f"`{called}` must be called with its own argument names, got "
+        f"{_listed(unknown)}. {' '.join(sentences)}"
+    )
 
 
-def _listed(names: Sequence[str], last: str) -> str:
-    *others, end = (f"`{name}`" for name in names)
-    return f"{', '.join(others)} {last} {end}" if others else end
+def _listed(names: Sequence[str]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -4,9 +4,10 @@ A name is a dotted path, `h.0.attn.kernel`, the same in Linen, NNX and Equinox. 
 stands for a missing leaf, as everywhere in optax.
 """
 
+import collections
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,30 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 def leaf_names(tree: PyTree) -> list[str]:
     """Returns the name of every leaf, in the order of `jax.tree.leaves`."""
     return [name for name, _ in named_leaves(tree)]
+
+
+def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | None]:
+    """Returns the parameter that each leaf of a state belongs to, None for others.
+
+    If a leaf's name ends with several names of parameters, the beginning that most
+    other leaves share decides, as those are then the other parameters: `mu.w` is the
+    `w` of a `mu`, even if a parameter is called `mu.w`.
+
+    Args:
+        names: of all leaves of the state.
+        owners: names of the parameters.
+    """
+    choices = []
+    for name in names:
+        words = name.split(".") if name else [""]
+        ends = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
+        ends.append((words, ""))  # a parameter that is the whole tree
+        choices.append([(tuple(begin), end) for begin, end in ends if end in owners])
+    num_with = collections.Counter(begin for choice in choices for begin, _ in choice)
+    return [
+        max(choice, key=lambda c: (num_with[c[0]], -len(c[0])))[1] if choice else None
+        for choice in choices
+    ]
 
 
 def nameless_leaves(params: PyTree) -> list[tuple[str, Any]]:

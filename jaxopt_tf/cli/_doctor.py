@@ -6,12 +6,11 @@ Both take the flags of `jaxopt-tf train`, and compute nothing.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
 from .. import recipes
-from .._typing import PyTree
 from ..jobs import Job
 from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
 from ._flags import flag_kinds, in_flags
@@ -55,13 +54,7 @@ def doctor(args: Sequence[str]) -> int:
         The exit status: 0 if nothing was found, else 1.
     """
     run = parse(Doctor, args).run
-    recipe, model = run.recipe, run.model
-    diagnosis = recipes.doctor(
-        recipe,
-        params=_shapes(model),
-        layouts=gpt2_layout(model),
-        layer_norms=gpt2_layer_norms(model),
-    )
+    diagnosis = recipes.doctor(run.recipe, **_model_parts(run.model))
     for line in str(diagnosis).splitlines():
         text = in_flags(line, flag_kinds(Doctor))
         print(textwrap.fill(text, 88, subsequent_indent="  "))
@@ -78,17 +71,14 @@ def explain(args: Sequence[str]) -> int:
         The exit status: 0.
     """
     run = parse(Explain, args).run
-    recipe, model = run.recipe, run.model
-    print(
-        recipes.explain(
-            recipe,
-            _shapes(model),
-            layouts=gpt2_layout(model),
-            layer_norms=gpt2_layer_norms(model),
-        )
-    )
+    print(recipes.explain(run.recipe, **_model_parts(run.model)))
     return 0
 
 
-def _shapes(model: GPT2Config) -> PyTree:
-    return jax.eval_shape(lambda: make_loss_fn(model, 0)[0])
+def _model_parts(model: GPT2Config) -> dict[str, Any]:
+    """Returns the shapes of the parameters, and what the recipe has to know of them."""
+    return {
+        "params": jax.eval_shape(lambda: make_loss_fn(model, 0)[0]),
+        "layouts": gpt2_layout(model),
+        "layer_norms": gpt2_layer_norms(model),
+    }

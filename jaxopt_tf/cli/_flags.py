@@ -3,9 +3,9 @@
 tyro turns fields into flags, splits the command line and prints the help. This module
 adds what tyro 1.0 does not have:
 
-- the settings that were typed. Settings of a run's folder or of a file are used where
-  nothing was typed, so instances of tyro, in which defaults are filled in, do not help.
-  tyro calls the converter of a flag only if the flag was typed: converters record.
+- the settings that were typed, without defaults. Settings of a run's folder or of a
+  file are used where nothing was typed, so tyro builds no records: it returns the words
+  of the flags that were typed.
 - one way to read values, for flags and for JSON files: `read_value`.
 - every refusal in one message, with the nearest flag, in place of the first in a box.
 - switches with a value, `--bf16 True`, as in scripts of Transformers, besides `--bf16`
@@ -13,10 +13,9 @@ adds what tyro 1.0 does not have:
 """
 
 import dataclasses
-import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
@@ -72,28 +71,19 @@ def read_flags(
             that cannot be read.
     """
     kinds = flag_kinds(form)
-    typed: dict[str, Any] = {}
-    problems: list[str] = []
-
-    def read(name: str, words: list[str]) -> None:
-        try:
-            typed[name] = _read_words(name, kinds[name], words)
-        except TypeError as error:
-            problems.append(str(error))
-
     registry = ConstructorRegistry()
 
     @registry.struct_rule
-    def fields_of(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def words_of(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.type):
             return None
-        specs = tuple(_field_specs(info.type, kinds, defaults, read))
-        return StructConstructorSpec(lambda **_: None, specs)
+        specs = tuple(_field_specs(info.type, kinds, defaults))
+        return StructConstructorSpec(_typed_words, specs)
 
     # Its overloads know neither classes with rules of their own nor their fields.
-    _, unknown = cast(Any, tyro.cli)(
+    words, unknown = cast(Any, tyro.cli)(
         form,
-        prog=form.prog,  # type: ignore[attr-defined]
+        prog=cast(Any, form).prog,
         # tyro does not wrap it: a docstring has paragraphs of one line.
         description=inspect.cleandoc(form.__doc__ or "").partition("\nAttributes:")[0],
         args=_without_negations(args, kinds),
@@ -101,7 +91,13 @@ def read_flags(
         return_unknown_args=True,
         registry=registry,
     )
-    problems[:0] = _unknown_flags(unknown, kinds, form)
+    problems = _unknown_flags(unknown, kinds, form)
+    typed: dict[str, Any] = {}
+    for name, values in words.items():
+        try:
+            typed[name] = _read_words(name, kinds[name], values)
+        except TypeError as error:
+            problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(problems))
     return typed
@@ -126,11 +122,11 @@ def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _
         **given: values of fields that are not built.
     """
     groups = _groups(record)
-    for field in dataclasses.fields(record):  # type: ignore[arg-type]
-        if field.name in groups and field.name not in given:
-            given[field.name] = build(groups[field.name], settings)
-        elif field.name in settings:
-            given.setdefault(field.name, settings[field.name])
+    for name in kinds_of(record):
+        if name in groups and name not in given:
+            given[name] = build(groups[name], settings)
+        elif name in settings:
+            given.setdefault(name, settings[name])
     return record(**given)
 
 
@@ -170,57 +166,60 @@ def _groups(record: type) -> dict[str, type]:
 
 
 class _Untyped:
-    """Type of all flags for tyro, which does not look at their values."""
+    """Type of all flags for tyro; an instance stands for a flag that was not typed."""
+
+
+def _typed_words(**values: Any) -> dict[str, list[str]]:
+    # No docstring: tyro would print it above the flags of each group.
+    words: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            words |= value
+        elif not isinstance(value, _Untyped):
+            words[name] = value
+    return words
 
 
 def _field_specs(
-    record: type,
-    kinds: Mapping[str, Kind],
-    defaults: Mapping[str, Any],
-    read: Callable[[str, list[str]], None],
+    record: type, kinds: Mapping[str, Kind], defaults: Mapping[str, Any]
 ) -> Iterator[StructFieldSpec]:
     groups, helps = _groups(record), _help_by_name(record)
     hints = get_type_hints(record, include_extras=True)
-
     # A command's own flags come before those that it inherits.
-    classes = [vars(cls).get("__annotations__", {}) for cls in record.__mro__]
-    fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
-    for name in dict.fromkeys(n for names in classes for n in names if n in fields):
-        markers = getattr(hints[name], "__metadata__", ())
+    names = [name for cls in record.__mro__ for name in inspect.get_annotations(cls)]
+    for name in dict.fromkeys(names):
         if name in groups:
             title = tyro.conf.arg(name="" if name == "run" else name)
-            yield StructFieldSpec(
-                name, _annotated(groups[name], title), MISSING_NONPROP
-            )
+            hint = _annotated(groups[name], title)
+            yield StructFieldSpec(name, hint, MISSING_NONPROP)
         elif name in kinds:
-            flag = _flag(name, kinds[name], functools.partial(read, name))
-            shown = tyro.conf.arg(
+            kind, default = kinds[name], defaults.get(name, getattr(record, name, None))
+            flag = tyro.conf.arg(
+                # A switch is `--bf16, --no_bf16`: an alias is listed first.
+                name=None if kind.noun else f"no_{name}",
+                aliases=None if kind.noun else [f"--{name}"],
+                prefix_name=False,
                 help=helps[name],
-                help_behavior_hint=_shown(defaults.get(name, fields[name].default)),
+                help_behavior_hint=_shown(default),
             )
-            hint = _annotated(_Untyped, *flag, shown, *markers)
+            markers = getattr(hints[name], "__metadata__", ())
+            hint = _annotated(_Untyped, _conversion(kind), flag, *markers)
             yield StructFieldSpec(name, hint, _Untyped())
 
 
-def _flag(name: str, kind: Kind, read: Callable[[list[str]], None]) -> tuple[Any, Any]:
-    """Returns how tyro converts the words of a flag, and what it calls the flag."""
-    metavar = f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun
-    conversion = PrimitiveConstructorSpec(
+def _conversion(kind: Kind) -> PrimitiveConstructorSpec[Any]:
+    """Returns the rule by which tyro leaves the words of a flag unchanged."""
+    return PrimitiveConstructorSpec(
         nargs="*",  # any number of words, so that a wrong number is refused here
-        metavar=metavar,
-        instance_from_str=read,
+        metavar=f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun,
+        instance_from_str=lambda words: words,
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
     )
-    if kind.noun:
-        return conversion, tyro.conf.arg(prefix_name=False)
-    # An alias is listed first.
-    names = tyro.conf.arg(name=f"no_{name}", aliases=(f"--{name}",), prefix_name=False)
-    return conversion, names
 
 
 def _annotated(hint: Any, *metadata: Any) -> Any:
-    return Annotated[(hint, *metadata)]  # type: ignore[misc]
+    return Annotated[(hint, *metadata)]  # type: ignore[misc]  # built at run time
 
 
 def _help_by_name(record: type) -> dict[str, str]:
@@ -235,7 +234,7 @@ def _help_by_name(record: type) -> dict[str, str]:
 
 
 def _shown(default: Any) -> str:
-    if default in (None, (), dataclasses.MISSING):
+    if default in (None, ()):
         return ""
     values = default if isinstance(default, tuple) else (default,)
     return f"(default: {' '.join(map(str, values))})"

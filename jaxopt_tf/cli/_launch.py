@@ -20,7 +20,7 @@ _IS_LOST_AFTER = 30  # seconds without a heartbeat
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How the processes of a run find each other; by default there is one.
+    """Addresses by which the processes of a run connect; by default there is one.
 
     Attributes:
         distributed: the launcher knows the processes: Slurm, Open MPI, Kubernetes, the
@@ -50,15 +50,15 @@ class Launch:
             )
         names = ("coordinator_address", "num_processes", "process_id")
         missing = [name for name in names if getattr(self, name) is None]
-        if missing and len(missing) < len(names):
-            given = [name for name in names if name not in missing]
+        if len(missing) == len(names):
+            return
+        if missing:
+            given = next(name for name in names if name not in missing)
             raise ValueError(
-                f"`{missing[0]}` must be given with `{given[0]}`: "
+                f"`{missing[0]}` must be given with `{given}`: "
                 "`coordinator_address`, `num_processes` and `process_id` go together. "
                 "Give all, or `distributed` under a launcher that knows them."
             )
-        if missing:
-            return
         host, _, port = str(self.coordinator_address).rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(

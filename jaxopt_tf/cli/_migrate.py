@@ -120,10 +120,10 @@ def _read_flags(flags: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns settings of the run, and further arguments of `import_run`."""
     typed = read_typed(Migrate, flags)
     # The fields are ignored in the TrainingArguments of the run, not in `--config`.
-    settings = merged_settings(typed._replace(ignore_fields=()))
+    settings = merged_settings({**typed, "ignore_fields": ()})
     origin = {field.name for field in dataclasses.fields(Origin)}
-    options = {name: value for name, value in typed.own.items() if name in origin}
-    return settings, {"ignore_fields": typed.ignore_fields, **options}
+    options = {name: value for name, value in typed.items() if name in origin}
+    return settings, {"ignore_fields": typed.get("ignore_fields", ()), **options}
 
 
 def _like(flags: Sequence[str]) -> Path | None:

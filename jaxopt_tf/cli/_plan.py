@@ -1,6 +1,7 @@
 """`jaxopt-tf plan`: memory, traffic and time of a run on named devices."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,20 +49,12 @@ def plan(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 if the run does not fit.
     """
-    flags = parse(Plan, _with_preset(args))
+    # `--model` is another name of `--preset`.
+    args = [re.sub(r"^--model(?==|$)", "--preset", arg) for arg in args]
+    flags = parse(Plan, args)
     asked = jobs.plan(flags.run, devices=flags.devices, shapes_only=flags.shapes_only)
     asked = dataclasses.replace(asked, note=in_flags(asked.note, flag_kinds(Plan)))
     planning.print_plan(asked)
     print()
     planning.print_comparison(jobs.compare_plans(flags.run, asked))
     return 1 if asked.fits is False else 0
-
-
-def _with_preset(args: Sequence[str]) -> list[str]:
-    """`--model gpt2` and `--model=gpt2` as `--preset`."""
-    return [
-        "--preset" + arg.removeprefix("--model")
-        if arg == "--model" or arg.startswith("--model=")
-        else arg
-        for arg in args
-    ]

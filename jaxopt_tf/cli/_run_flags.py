@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .. import _checks
-from .._io import parse_json
+from .._io import Kind, parse_json
 from ..jobs import RunConfig, settings_from_transformers
 from ..models import GPT2_PRESETS
 from ..recipes import METRIC_DRIVEN
@@ -58,15 +58,6 @@ class RunFlags:
 _Form = TypeVar("_Form", bound=RunFlags)
 
 
-class Typed(NamedTuple):
-    """Settings of a command line, apart from those of the file that it names."""
-
-    settings: dict[str, Any]  # of the run, `preset` included
-    own: dict[str, Any]  # of the command's other flags
-    config: Path | None
-    ignore_fields: tuple[str, ...]
-
-
 def parse(form: type[_Form], args: Sequence[str]) -> _Form:
     """Reads a command line and the file that it names.
 
@@ -81,25 +72,21 @@ def parse(form: type[_Form], args: Sequence[str]) -> _Form:
         SystemExit: after `--help`.
     """
     typed = read_typed(form, args)
-    return build(form, {**typed.settings, **typed.own}, run=run_config(typed))
+    return build(form, typed, run=run_config(typed))
 
 
-def read_typed(form: type[RunFlags], args: Sequence[str]) -> Typed:
+def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
     """Reads the flags that were typed, and no file.
 
     Raises:
         ValueError: naming every unknown flag and every value that cannot be read.
         SystemExit: after `--help`.
     """
-    typed = read_flags(form, args, _RECIPE)
-    names = {*flag_kinds(RunConfig), "preset"}
-    settings = {name: value for name, value in typed.items() if name in names}
-    own = {name: value for name, value in typed.items() if name not in settings}
-    return Typed(settings, own, typed.get("config"), typed.get("ignore_fields", ()))
+    return read_flags(form, args, _RECIPE)
 
 
 def run_config(
-    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+    typed: Mapping[str, Any], found: Mapping[str, Any] = MappingProxyType({})
 ) -> RunConfig:
     """Builds the configuration of a run from all sources of settings.
 
@@ -117,7 +104,7 @@ def run_config(
 
 
 def merged_settings(
-    typed: Typed, found: Mapping[str, Any] = MappingProxyType({})
+    typed: Mapping[str, Any], found: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Returns the settings of all sources, without the defaults of the command.
 
@@ -128,20 +115,21 @@ def merged_settings(
     Raises:
         ValueError: naming everything in the file that is refused.
     """
+    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
+    of_run = {name: value for name, value in typed.items() if name in kinds}
+    ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}
-    if typed.config is not None:
-        file, notes = _read_file(typed.config, typed)
-        if notes:
-            print(f"jaxopt-tf: {typed.config}: {'; '.join(notes)}.", file=sys.stderr)
-    elif typed.ignore_fields:
+    if typed.get("config") is not None:
+        file = _read_file(typed["config"], of_run, kinds, ignored)
+    elif ignored:
         raise ValueError(
             "`ignore_fields` must be given with `config`, the file that has them, got "
-            f"{list(typed.ignore_fields)} alone. Leave it out."
+            f"{list(ignored)} alone. Leave it out."
         )
     below = {**found, **file}
-    if "preset" in typed.settings:
+    if "preset" in of_run:
         below = {name: value for name, value in below.items() if name not in _SIZES}
-    settings = {**below, **typed.settings}
+    settings = {**below, **of_run}
     if "preset" in settings:
         preset = settings.pop("preset")
         _checks.one_of("preset", preset, GPT2_PRESETS)
@@ -150,28 +138,20 @@ def merged_settings(
     return settings
 
 
-def _read_file(path: Path, typed: Typed) -> tuple[dict[str, Any], list[str]]:
-    """Reads the settings that the command line leaves open, and notes on the others.
+def _read_file(
+    path: Path,
+    typed: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    ignore_fields: Sequence[str],
+) -> dict[str, Any]:
+    """Reads the settings that the command line leaves open; prints notes on others.
 
     Raises:
-        ValueError: naming every setting that would change the numbers and does not
-            exist here, and every unknown name.
+        ValueError: if the file is not a JSON object; naming every setting that would
+            change the numbers and does not exist here, and every unknown name.
     """
-    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
-    raw = _json_object(path)
     try:
-        found = settings_from_transformers(
-            raw, typed.settings, kinds=kinds, ignore_fields=typed.ignore_fields
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return found.settings, found.notes
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_text(encoding="utf-8")
-        found = parse_json(content)
+        raw = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON, UTF-8 or a repeated name
         raise ValueError(
             f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
@@ -183,9 +163,17 @@ def _json_object(path: Path) -> dict[str, Any]:
             f"`config` must be a file that can be read, got {str(path)!r}: "
             f"{error.strerror}.{hint}"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(raw, dict):
         raise ValueError(
             f"`config` must be a JSON object, names and values in braces, but {path} "
-            f"contains {json.dumps(found)[:40]}."
+            f"contains {json.dumps(raw)[:40]}."
         )
-    return found
+    try:
+        found = settings_from_transformers(
+            raw, typed, kinds=kinds, ignore_fields=ignore_fields
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found.notes:
+        print(f"jaxopt-tf: {path}: {'; '.join(found.notes)}.", file=sys.stderr)
+    return found.settings

@@ -67,9 +67,7 @@ def schedule(args: Sequence[str]) -> int:
         "num_training_steps", drawn.num_training_steps, least=1
     )
     options = _options(names, drawn.scheduler_specific_kwargs)
-    schedules = {
-        name: _named(name, drawn, num_steps, options.get(name)) for name in names
-    }
+    schedules = {n: _named(n, drawn, num_steps, options.get(n)) for n in names}
     if drawn.output is not None:
         plot_schedule(schedules, num_steps, drawn.output)
     _print(schedules, num_steps)
@@ -83,9 +81,8 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
     if given is None:
         return {}
     by_name = given if len(names) > 1 else {names[0]: given}
-    if not isinstance(by_name, dict) or not all(
-        isinstance(options, dict) for options in by_name.values()
-    ):
+    objects = [by_name, *by_name.values()] if isinstance(by_name, dict) else [by_name]
+    if not all(isinstance(each, dict) for each in objects):
         example = f'{{"{names[0]}": {{...}}}}' if len(names) > 1 else '{"power": 2}'
         raise TypeError(
             f"`scheduler_specific_kwargs` must be a JSON object, such as {example}, "

@@ -62,9 +62,9 @@ def sweep(args: Sequence[str]) -> int:
         The exit status: 0.
     """
     typed = read_typed(Sweep, args)
-    saved = _saved_settings(typed.settings.get("output_dir"))
+    saved = _saved_settings(typed.get("output_dir"))
     config = run_config(typed, saved[_CONFIG])
-    search = build(Sweep, {**saved[_SEARCH], **typed.own}, run=config)
+    search = build(Sweep, {**saved[_SEARCH], **typed}, run=config)
     recipe = config.recipe
     over = read_over(search.over)
     recipes = tuning.recipes_to_try(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from ..jobs import RunConfig, pretrain, read_config
 from ..sharding import axis_sizes
 from ._flags import build, flag_kinds
 from ._launch import Launch, launched
-from ._run_flags import RunFlags, Typed, read_typed, run_config
+from ._run_flags import RunFlags, read_typed, run_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +43,17 @@ def train(args: Sequence[str]) -> int:
     typed = read_typed(Train, args)
     saved = saved_settings(typed)
     config = run_config(typed, saved)
-    with launched(build(Launch, typed.own), flag_kinds(Train)):
-        if saved.get("mesh") is not None and "mesh" not in typed.settings:
+    with launched(build(Launch, typed), flag_kinds(Train)):
+        # JAX knows all devices only after the processes have connected.
+        if saved.get("mesh") is not None and "mesh" not in typed:
             config = _with_fitting_mesh(config)
         outcome = pretrain(config, command_line=[*Train.prog.split(), *args])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 
-def saved_settings(typed: Typed) -> dict[str, Any]:
+def saved_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of the run that the folder contains, {} for a new folder."""
-    folder = typed.settings.get("output_dir")
+    folder = typed.get("output_dir")
     path = folder / "config.json" if folder else None
     return read_config(path) if path and path.exists() else {}
 

@@ -87,6 +87,7 @@ class Batches:
             ValueError: if `n` is negative.
         """
         n = _checks.whole_number("n", n, least=0)
+        # Windows are read one by one: those of other processes stay on disk.
         *rows, _ = self._shape
         numbers = np.arange(math.prod(rows)).reshape(rows)[index[: len(rows)]]
         first = n * math.prod(rows)

@@ -74,9 +74,8 @@ def make_corpus(
         raise ValueError(
             "`text` must hold at least one document, got none. Give files with text."
         )
-    if is_held_out is None:
-        parts = split(documents)
-    else:
+    parts = split(documents)
+    if is_held_out is not None:
         parts = _select(documents, ~is_held_out), _select(documents, is_held_out)
     training, held_out = (
         TokenStream(files, part, end=end, dtype=min_token_dtype(vocab_size))

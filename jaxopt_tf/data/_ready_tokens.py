@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _checks
 from ._corpus import Corpus, make_corpus
-from ._tokens import Documents, TokenFile
+from ._tokens import Documents, TokenFile, readable
 
 _TOKENS_IN_A_CHUNK = 2**20
 
@@ -38,14 +38,15 @@ def read_tokens(
         _checks.whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
     if not paths:
         raise ValueError("`text` must name at least one file of tokens, got none.")
-    files: list[TokenFile] = []
-    indices = []
-    for path in map(Path, paths):
-        file, start, length = _read(path, vocab_size, eos_token_id)
-        which = np.full(len(start), len(files), np.int32)
-        indices.append(Documents(which, start, length))
-        files.append(file)
-    documents = Documents(*map(np.concatenate, zip(*indices, strict=True)))
+    files, starts, lengths = zip(
+        *(_read(path, vocab_size, eos_token_id) for path in map(Path, paths)),
+        strict=True,
+    )
+    documents = Documents(
+        file=np.repeat(np.arange(len(files), dtype=np.int32), list(map(len, starts))),
+        start=np.concatenate(starts),
+        length=np.concatenate(lengths),
+    )
     return make_corpus(
         files, documents, vocab_size=vocab_size, end=eos_token_id, unit="tokens"
     )
@@ -91,8 +92,7 @@ def _check_vocabulary(
     raise ValueError(
         f"`text` must hold tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, but "
         f"token {first + bad} of {str(path)!r} is {chunk[bad]}. Give the `vocab_size` "
-        "of the tokenizer that made it; and if it is a .bin, mind that it is read as "
-        "uint16, or as uint32 where `vocab_size` is more than 65,536."
+        "of its tokenizer; above 65,536 a .bin is read as uint32, otherwise as uint16."
     )
 
 
@@ -105,14 +105,8 @@ def _mapped(path: Path, vocab_size: int) -> np.memmap:
             f"{'is a folder' if path.is_dir() else 'does not exist'}. Give the files "
             "one by one."
         )
-    try:
-        tokens = _npy(path) if path.suffix == ".npy" else _bin(path, vocab_size)
-    except OSError as error:
-        raise ValueError(
-            f"`text` must be files that can be read, but {str(path)!r} cannot: "
-            f"{error.strerror}."
-        ) from error
-    return tokens
+    with readable(path):
+        return _npy(path) if path.suffix == ".npy" else _bin(path, vocab_size)
 
 
 def _npy(path: Path) -> np.memmap:
@@ -142,15 +136,15 @@ def _bin(path: Path, vocab_size: int) -> np.memmap:
     if num_bytes % dtype.itemsize:
         raise ValueError(
             f"`text` must be a .bin file of {dtype.name}, but {str(path)!r} has "
-            f"{num_bytes} bytes, which {dtype.itemsize} does not divide: it was cut "
-            "short, or is of another dtype. Save it as .npy, which says its dtype."
+            f"{num_bytes} bytes: it is truncated or has another dtype. Save it as "
+            ".npy, which records the dtype."
         )
     tokens = np.memmap(path, dtype, mode="r")
     some = tokens[:_TOKENS_IN_A_CHUNK]
     if dtype.itemsize == 2 and some[::2].any() and not some[1::2].any():
         raise ValueError(
-            f"`text` must be a .bin file of uint16 where `vocab_size` is at most "
-            f"65,536, but every second number of {str(path)!r} is 0, as in a file of "
-            "uint32. Save it as .npy, which says its dtype."
+            f"`text` must be a .bin file of uint16 if `vocab_size` is at most 65,536, "
+            f"but every second number of {str(path)!r} is 0, as in a file of uint32. "
+            "Save it as .npy, which records the dtype."
         )
     return tokens

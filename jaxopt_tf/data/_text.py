@@ -34,7 +34,7 @@ def standard_library() -> Corpus:
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         file = None if _LEFT_OUT.intersection(parts) else _read(path)
-        if isinstance(file, TokenFile) and file.num_tokens:
+        if isinstance(file, TokenFile):
             files.append(file)
             held_out.append(is_held_out(parts[0].removesuffix(".py")))
     return _in_bytes(files, np.asarray(held_out, bool))
@@ -108,11 +108,9 @@ def _given_file(path: Path) -> TokenFile:
     file = _read(path)
     if isinstance(file, str):
         raise ValueError(
-            f"`text` must be text in UTF-8, but {str(path)!r} is not: it has {file}. "
-            "Convert it to UTF-8 first."
+            f"`text` must be text in UTF-8, but {str(path)!r} is {file}. Convert it to "
+            "UTF-8, or leave it out."
         )
-    if not file.num_tokens:
-        raise ValueError(f"`text` must hold text, but {str(path)!r} is empty.")
     return file
 
 
@@ -124,11 +122,10 @@ def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
         if is_hidden or not inner.is_file():
             continue
         file = _read(inner)
-        if isinstance(file, TokenFile) and file.num_tokens:
+        if isinstance(file, TokenFile):
             files.append(file)
         else:
-            reason = f"not UTF-8 text: {file}" if isinstance(file, str) else "empty"
-            skipped.append(f"{str(inner)!r} ({reason})")
+            skipped.append(f"{str(inner)!r} ({file})")
     if not files:
         left_out = LeftOut(len(skipped), tuple(skipped[:3]))
         raise ValueError(
@@ -141,7 +138,7 @@ def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
 
 
 def _read(path: Path) -> TokenFile | str:
-    """Reads a file in chunks; returns its first byte that is not text, if any."""
+    """Reads a file in chunks; returns why it is no text if it is none."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     num_bytes, num_lines = 0, 1
     try:
@@ -150,8 +147,8 @@ def _read(path: Path) -> TokenFile | str:
             if end >= 0:
                 # Raises if a byte before it is not text.
                 decoder.decode(chunk[:end], final=True)
-                line = num_lines + chunk[:end].count(b"\n")
-                return f"a byte 0 at offset {num_bytes + end:,}, line {line:,}"
+                offset, line = num_bytes + end, num_lines + chunk[:end].count(b"\n")
+                return f"not UTF-8 text: a byte 0 at offset {offset:,}, line {line:,}"
             decoder.decode(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)
@@ -160,9 +157,9 @@ def _read(path: Path) -> TokenFile | str:
     except UnicodeDecodeError as error:
         # The decoder's input begins with the bytes that it kept of the chunk before.
         data, before = error.object, len(decoder.getstate()[0])
-        line = num_lines + data[: error.start].count(b"\n")
-        return (
-            f"byte 0x{data[error.start]:02x} at offset "
-            f"{num_bytes - before + error.start:,}, line {line:,}"
-        )
+        offset = num_bytes - before + error.start
+        line, byte = num_lines + data[: error.start].count(b"\n"), data[error.start]
+        return f"not UTF-8 text: byte 0x{byte:02x} at offset {offset:,}, line {line:,}"
+    if not num_bytes:
+        return "empty"
     return TokenFile(path, np.dtype(np.uint8), 0, num_bytes, digest.hexdigest())

@@ -139,7 +139,7 @@ def _encoded(
         parts = [[end] if piece is None else next(rows).ids for piece in some]
         tokens = np.concatenate([np.asarray(part, np.int64) for part in parts])
         num_tokens += len(tokens) - (len(some) - len(texts))
-        num_unknown += int(np.sum(tokens == unknown)) if unknown is not None else 0
+        num_unknown += 0 if unknown is None else int(np.sum(tokens == unknown))
         yield tokens
     if not num_tokens:
         raise _does_not_fit("makes no token of it")

@@ -4,6 +4,7 @@ Nothing is concatenated: an index has the place of each document, and a slice of
 is gathered from memory-mapped files. So a text may be larger than the memory.
 """
 
+import contextlib
 import functools
 import mmap
 from collections.abc import Iterator, Sequence
@@ -141,10 +142,16 @@ def chunks(path: Path) -> Iterator[bytes]:
     Raises:
         ValueError: if the file cannot be read.
     """
+    with readable(path), open(path, "rb") as opened:
+        while chunk := opened.read(_BYTES_IN_A_CHUNK):
+            yield chunk
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns an error of the system about a file into a sentence for the user."""
     try:
-        with open(path, "rb") as opened:
-            while chunk := opened.read(_BYTES_IN_A_CHUNK):
-                yield chunk
+        yield
     except OSError as error:
         raise ValueError(
             f"`text` must be files that can be read, but {str(path)!r} cannot: "

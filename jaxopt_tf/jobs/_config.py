@@ -26,21 +26,10 @@ _NUM_BYTES = 256  # values of a byte: the vocabulary of text without a tokenizer
 
 # Settings that change no number of a run: where and how often it writes, on which
 # devices it runs; `text` and `tokenizer` are compared by the fingerprint of the data.
-_WITHOUT_EFFECT_ON_NUMBERS = frozenset(
-    {
-        "text",
-        "tokenizer",
-        "output_dir",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-        "log_layers",
-        "mesh",
-        "zero_1",
-        DATA_SIZE,
-        SEQUENCES,
-        *OF_ONE_START,
-    }
+_WITHOUT_EFFECT_ON_NUMBERS = (
+    *("text", "tokenizer", "output_dir", "logging_steps", "save_steps"),
+    *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
+    *OF_ONE_START,
 )
 
 
@@ -113,17 +102,12 @@ class RunConfig:
             A dict that `json.dumps` takes and that `from_dict` turns into an equal
             configuration.
         """
-        named = {
-            field.name: getattr(record, field.name)
-            for record in (self.recipe, self.model, self.job)
-            for field in dataclasses.fields(record)
-            if field.name not in OF_ONE_START
-        }
-        named |= recipe_settings(self.recipe)
-        named["text"] = [str(path) for path in named["text"]]
+        settings = recipe_settings(self.recipe) | vars(self.model) | vars(self.job)
+        settings["text"] = list(map(str, self.job.text))
         return {
             name: str(value) if isinstance(value, Path) else value
-            for name, value in named.items()
+            for name, value in settings.items()
+            if name not in OF_ONE_START
         }
 
 
@@ -195,12 +179,11 @@ def changed_settings(
     is_known = batch_size in saved and batch_size in now
     if is_known and num_sequences(saved) == num_sequences(now):
         ignored.add(batch_size)
-    if not any(held_out_loss_decides(settings) for settings in (saved, now)):
+    if not held_out_loss_decides(saved) and not held_out_loss_decides(now):
         ignored.add("eval_steps")
-    names = [*now, *(name for name in saved if name not in now)]
     return {
         name: _change(name, saved, now)
-        for name in names
+        for name in (*now, *(name for name in saved if name not in now))
         if name not in ignored
         and (name not in saved or name not in now or saved[name] != now[name])
     }
@@ -242,7 +225,6 @@ def find_conflicts(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
     return [
         *_conflicts_of_data(model, job),
         *_conflicts_of_evaluation(recipe, job),
-        *_conflicts_of_devices(job),
         *_conflicts_of_start(job),
     ]
 
@@ -296,9 +278,7 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
             f"`early_stopping_patience`, got {job.early_stopping_threshold!r}. Give "
             "the number of evaluations to wait, too."
         )
-    names = ("early_stopping_patience", "load_best_model_at_end")
-    settings = {name: getattr(job, name) for name in names}
-    settings["lr_scheduler_type"] = recipe.lr_scheduler_type
+    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
     if held_out_loss_decides(settings) and job.eval_steps >= recipe.max_steps:
         yield (
             f"`eval_steps` must be less than `max_steps`, which is {recipe.max_steps}, "
@@ -306,8 +286,8 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
             f"model, got {job.eval_steps}: there would be none before the end. Take "
             f"{max(1, recipe.max_steps // 10)}."
         )
-    default = Job.max_skipped_in_a_row
-    if job.on_non_finite != "skip" and job.max_skipped_in_a_row != default:
+    is_default = job.max_skipped_in_a_row == Job.max_skipped_in_a_row
+    if job.on_non_finite != "skip" and not is_default:
         yield (
             "`max_skipped_in_a_row` must be left out unless `on_non_finite` is 'skip', "
             f"got {job.max_skipped_in_a_row!r} with {job.on_non_finite!r}. Leave it "
@@ -315,21 +295,21 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
         )
 
 
-def _conflicts_of_devices(job: Job) -> Iterator[str]:
-    sizes = {} if job.mesh is None else axis_sizes(job.mesh)
-    if job.zero_1 and job.mesh is not None and "data" not in sizes:
+def _conflicts_of_start(job: Job) -> Iterator[str]:
+    if job.zero_1 and job.mesh is not None and "data" not in axis_sizes(job.mesh):
         yield (
             "`zero_1` must be left out unless `mesh` has the axis data, got "
             f"{job.mesh!r}. The other axes shard the optimizer's state without it."
         )
-
-
-def _conflicts_of_start(job: Job) -> Iterator[str]:
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():
+        found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
+        why = f"does not exist; beside it are {', '.join(found) or 'no others'}."
+        if checkpoint.exists():
+            why = "is a file. Name the folder that contains it."
         yield (
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
-            f"{str(checkpoint)!r} {_why_no_checkpoint(checkpoint)}"
+            f"{str(checkpoint)!r} {why}"
         )
     known = [name for name in (*_OWNERS, DATA) if name not in OF_ONE_START]
     for name in job.intended_changes:
@@ -338,11 +318,3 @@ def _conflicts_of_start(job: Job) -> Iterator[str]:
                 f"`intended_changes` must be names of settings, got {name!r}."
                 + _checks.nearest(name, known)
             )
-
-
-def _why_no_checkpoint(checkpoint: Path) -> str:
-    if checkpoint.exists():
-        return "is a file. Name the folder that contains it."
-    found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
-    there = f"beside it are {', '.join(found)}." if found else "no other is beside it."
-    return f"does not exist; {there}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 
 from .. import _checks, data, training
+from .._io import Kind, kinds_of
 from ..models import GPT2Config
 from ..sharding import axis_sizes
 
@@ -92,8 +93,9 @@ class Job:
 
     def __post_init__(self) -> None:
         """Checks every field; makes strings paths and whole floats ints."""
-        for name, value in self.__dict__.copy().items():
-            object.__setattr__(self, name, _checked(name, value))  # frozen otherwise
+        for name, kind in kinds_of(Job).items():
+            value = _checked(name, kind, getattr(self, name))
+            object.__setattr__(self, name, value)  # frozen otherwise
 
     @property
     def matmul_precision(self) -> str | None:
@@ -152,57 +154,37 @@ def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
     return corpus
 
 
-# Smallest value of each whole number; the optional ones may be None.
-_LEAST = {
-    "eval_steps": 1,
-    "save_steps": 1,
-    "logging_steps": 1,
-    "max_skipped_in_a_row": 1,
-    "save_total_limit": 1,
-    "early_stopping_patience": 1,
-    "eos_token_id": 0,
-}
-_OPTIONAL = ("save_total_limit", "early_stopping_patience", "eos_token_id")
-
-
-def _checked(name: str, value: Any) -> Any:
-    """Returns a field's value in its own type; raises if it is none."""
-    match name:
-        case "text":
-            return tuple(map(Path, _several(name, value, str | Path, "paths")))
-        case "intended_changes":
-            return _several(name, value, str, "names")
-        case "tokenizer" | "output_dir" | "resume_from_checkpoint":
-            return _path(name, value)
-        case "mesh":
-            return None if value is None else _mesh(value)
-        case "on_non_finite":
-            _checks.one_of(name, value, ("stop", "skip", "propagate"))
-        case "early_stopping_threshold":
-            _checks.non_negative(name, value)
-        case _ if name in _LEAST:
-            if value is None and name in _OPTIONAL:
-                return None
-            return _checks.whole_number(name, value, least=_LEAST[name])
-        case _ if not isinstance(value, bool):
-            raise TypeError(f"`{name}` must be True or False, got {value!r}.")
-    return value
-
-
-def _several(name: str, values: Any, kind: Any, kind_name: str) -> tuple:
-    # A single string is a sequence, too: of letters.
-    several = isinstance(values, tuple | list)
-    if not several or not all(isinstance(value, kind) for value in values):
-        raise TypeError(f"`{name}` must be a tuple of {kind_name}, got {values!r}.")
-    return tuple(values)
-
-
-def _path(name: str, value: Any) -> Path | None:
-    if value is None:
+def _checked(name: str, kind: Kind, value: Any) -> Any:
+    """Returns a value in the type of its field; raises if it is of another kind."""
+    if value is None and kind.is_optional:
         return None
-    if not isinstance(value, str | Path) or not str(value):
-        raise TypeError(f"`{name}` must be a path or None, got {value!r}.")
-    return Path(value)
+    if kind.is_several:
+        # A single string is a sequence, too: of letters.
+        if not isinstance(value, tuple | list):
+            raise TypeError(f"`{name}` must be a list or a tuple, got {value!r}.")
+        one = kind._replace(is_several=False)
+        return tuple(_checked(name, one, item) for item in value)
+    if name == "mesh":  # its normal form, so that equal meshes compare equal
+        return _mesh(value)
+    match kind.noun:
+        case "INT":
+            least = 0 if name == "eos_token_id" else 1
+            return _checks.whole_number(name, value, least=least)
+        case "NUMBER":
+            _checks.non_negative(name, value)
+            return value
+        case "PATH" if isinstance(value, str | Path) and str(value):
+            return Path(value)
+        case "NAME" if isinstance(value, str):
+            return value
+        case "" if isinstance(value, bool):
+            return value
+        case "PATH" | "NAME" | "" as noun:
+            required = {"PATH": "a path", "NAME": "a name", "": "True or False"}[noun]
+            required += " or None" if kind.is_optional else ""
+            raise TypeError(f"`{name}` must be {required}, got {value!r}.")
+    _checks.one_of(name, value, kind.noun.strip("{}").split(","))
+    return value
 
 
 def _mesh(text: Any) -> str:

@@ -49,12 +49,15 @@ def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning
         Plans by names for `planning.print_comparison`.
     """
     recipe, job, slice_ = config.recipe, config.job, asked.slice_
-    mesh = sharding.make_shapes_mesh(_axes(slice_, job), slice_.num_devices)
+    axes = job.mesh or f"data={slice_.num_devices}"
+    mesh = sharding.make_shapes_mesh(axes, slice_.num_devices)
     plans = {f"{_title(config)}, as asked": asked}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
         is_asked = (optim, zero_1) == (recipe.optim, job.zero_1)
+        # Along an axis of one device ZeRO-1 changes nothing.
         if is_asked or (zero_1 and mesh.shape.get("data", 1) == 1):
             continue
+        # Each optimizer refuses arguments of another.
         args = recipe.optim_args if optim == recipe.optim else ()
         other = dataclasses.replace(
             config,
@@ -70,13 +73,9 @@ def _title(config: RunConfig) -> str:
     return f"{optim}, ZeRO-1" if config.job.zero_1 else optim
 
 
-def _axes(slice_: planning.Slice, job: Job) -> str:
-    return job.mesh or f"data={slice_.num_devices}"
-
-
 def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
     """Returns a mesh of the slice; without a compiler, one of no devices and a note."""
-    axes = _axes(slice_, job)
+    axes = job.mesh or f"data={slice_.num_devices}"
     try:
         abstract = sharding.make_shapes_mesh(axes, slice_.num_devices)
         devices = planning.slice_devices(slice_)
@@ -103,6 +102,7 @@ def _plan_on(
         "gradients": state.params,
     }
     if config.recipe.gradient_accumulation_steps > 1:
+        # Kept over all micro-batches, besides the gradients of the current one.
         parts["summed gradients"] = state.params
     rules = gpt2_rules(config.model, mesh)
     moved = sharding.moved_axes(state.params, mesh, rules)

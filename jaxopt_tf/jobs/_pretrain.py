@@ -48,7 +48,10 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
     """
     recipe, model, job = config.recipe, config.model, config.job
     with training.stop_on_signals() as should_stop, open_run(config) as run:
-        setup = build_setup(config, _mesh(job), num_sequences=run.num_sequences)
+        is_one_device = job.mesh is None and jax.process_count() == 1
+        devices = jax.devices()[:1] if is_one_device else None
+        mesh = make_mesh(mesh_axes(job), devices)
+        setup = build_setup(config, mesh, num_sequences=run.num_sequences)
         start = _init_or_restore(setup, run, job)
         batches = Batches(
             run.corpus,
@@ -59,6 +62,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
         )
         evaluate = _make_evaluate(setup, run, model.block_size)
         if run.is_finished:
+            # Nothing is written: the folder stays as it is.
             trained = training.Trained(start, "max_steps")
         else:
             done_by_first(lambda: run.record_start(command_line))
@@ -85,11 +89,6 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
         return _finish(config, run, trained, evaluate, stopped_by)
 
 
-def _mesh(job: Job) -> jax.sharding.Mesh:
-    is_one_device = job.mesh is None and jax.process_count() == 1
-    return make_mesh(mesh_axes(job), jax.devices()[:1] if is_one_device else None)
-
-
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.Position:
     if run.checkpoint is None:
         return setup.init()
@@ -105,7 +104,7 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.Position:
 def _make_evaluate(
     setup: Setup, run: OpenRun, block_size: int
 ) -> Callable[[PyTree], dict[str, float]]:
-    """Returns params -> means over batches of the held-out part."""
+    """Returns a function from params to means over the evaluation data."""
 
     def sharded(batch: np.ndarray) -> jax.Array:
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
@@ -115,6 +114,7 @@ def _make_evaluate(
         run.corpus, block_size=block_size, batch_size=run.num_sequences
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
+    # Transferred once: every evaluation reads the same batches.
     return training.make_evaluate(eval_step, list(map(sharded, held_out)))
 
 
@@ -123,11 +123,9 @@ def _sharded(
 ) -> Iterator[jax.Array]:
     """Yields batch `start` and all after it; each process reads its own rows only."""
     for n in itertools.count(start):
+        read = functools.partial(batches.part, n)
         yield jax.make_array_from_callback(
-            like.shape,
-            like.sharding,
-            functools.partial(batches.part, n),
-            dtype=like.dtype,
+            like.shape, like.sharding, read, dtype=like.dtype
         )
 
 
@@ -179,8 +177,15 @@ def _finish(
 ) -> Outcome:
     """Finds the final parameters and their loss, and prints the summary."""
     end, loss = trained.position, None
+    progress = end.progress
     if config.job.load_best_model_at_end and stopped_by is None:
-        end, loss = _best(run, end)
+        best = run.folder / f"checkpoint-{progress.best_step}"
+        try:
+            end, loss = training.restore_position(best, end), progress.best_metric
+        except ValueError as error:  # damaged or missing
+            if is_first():
+                print(f"the best model is lost, these are the last parameters: {error}")
+    # From the log: a run that was finished before has them too.
     evaluations = done_by_first(lambda: read_evaluations(run.log))
     if not evaluations:  # the log was taken away
         evaluations = [(run.step, evaluate(end.state.params)["loss"])]
@@ -190,20 +195,3 @@ def _finish(
     if is_first():
         print_summary(config, run, trained, outcome, first_step)
     return outcome
-
-
-def _best(
-    run: OpenRun, last: training.Position
-) -> tuple[training.Position, float | None]:
-    """Restores the position of the best evaluation and returns it with its loss.
-
-    Returns `last` and None if its checkpoint is damaged or missing.
-    """
-    progress = last.progress
-    path = run.folder / f"checkpoint-{progress.best_step}"
-    try:
-        return training.restore_position(path, last), progress.best_metric
-    except ValueError as error:
-        if is_first():
-            print(f"the best model is lost, these are the last parameters: {error}")
-        return last, None

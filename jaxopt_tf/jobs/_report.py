@@ -37,10 +37,11 @@ def build_monitors(
     """
     job, flops, unit = config.job, flops_per_token(config.model), run.corpus.unit
     max_steps, folder = config.recipe.max_steps, run.folder
-    micro_batches = config.recipe.gradient_accumulation_steps
+    num_in_a_step = run.num_sequences * config.recipe.gradient_accumulation_steps
     is_replay = True
 
     def warn(sentence: str) -> None:
+        # Those of earlier steps were printed when they were taken.
         if not is_replay:
             print(sentence)
 
@@ -62,21 +63,18 @@ def build_monitors(
             eval_steps=job.eval_steps,
             save_steps=job.save_steps,
             train_batch_size=run.num_sequences,
-            steps_per_epoch=max(
-                1, batches.num_windows // (run.num_sequences * micro_batches)
-            ),
+            steps_per_epoch=max(1, batches.num_windows // num_in_a_step),
             flops_per_item=flops,
             selection=job.selection,
         ),
         monitors.watcher(warn),
     ]
-    if run.step > 0:
-        for event in monitors.read_history(run.log):
-            for monitor in stateful:
-                if isinstance(event, training.Window):
-                    monitor.window(event)
-                else:
-                    monitor.evaluation(event)
+    for event in monitors.read_history(run.log) if run.step else ():
+        for monitor in stateful:
+            if isinstance(event, training.Window):
+                monitor.window(event)
+            else:
+                monitor.evaluation(event)
     is_replay = False
     return [*stateless, *stateful]
 
@@ -139,11 +137,8 @@ def print_summary(
     step, max_steps = int(trained.state.step), config.recipe.max_steps
     of_all = f"after step {step:,} of {max_steps:,}"
     if outcome.stopped_by is not None:
-        name, num_processes = (
-            signal.Signals(outcome.stopped_by).name,
-            jax.process_count(),
-        )
-        where = f", in each of {num_processes} processes" if num_processes > 1 else ""
+        name, processes = signal.Signals(outcome.stopped_by).name, jax.process_count()
+        where = f", in each of {processes} processes" if processes > 1 else ""
         print(f"stopped by {name} {of_all}; to resume{where}:")
         print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
         return

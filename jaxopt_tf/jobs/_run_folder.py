@@ -8,6 +8,7 @@ runs/books/config.json      settings of the run, as `--config` reads them
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
@@ -20,18 +21,9 @@ from typing import Any
 
 import jax
 
-from .. import checkpoints
-from .._io import (
-    check_equal_across_processes,
-    done_by_first,
-    is_first,
-    read_json_object,
-    told_by_first,
-    whole_file,
-)
+from .. import _io, checkpoints
 from ..data import Corpus
 from ..recipes import METRIC_DRIVEN
-from ..sharding import axis_sizes
 from ._config import (
     DATA,
     DATA_SIZE,
@@ -41,7 +33,7 @@ from ._config import (
     num_sequences,
     own_settings,
 )
-from ._job import Job, mesh_axes, num_batch_shards, read_corpus
+from ._job import Job, mesh_axes, read_corpus
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -134,21 +126,17 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
             read: all changes are listed.
     """
     job, settings = config.job, config.to_dict()
-    now = told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    now = _io.told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     # Machines may have the text in different places; its content is compared below.
     local = ("text", "tokenizer")
     shared = {name: value for name, value in settings.items() if name not in local}
-    check_equal_across_processes(shared | _versions())
+    _io.check_equal_across_processes(shared | _versions())
     with checkpoints.hold(job.output_dir or Path("runs", now)) as lock:
         corpus = _read_corpus(config, lock.folder)
-        check_equal_across_processes({DATA: corpus.fingerprint})
-        sizes = axis_sizes(mesh_axes(job))
-        per_device = config.recipe.per_device_train_batch_size
-        settings |= {
-            DATA: corpus.fingerprint,
-            DATA_SIZE: corpus.size,
-            SEQUENCES: per_device * num_batch_shards(sizes),
-        }
+        _io.check_equal_across_processes({DATA: corpus.fingerprint})
+        settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
+        # Several processes have a mesh by default.
+        settings[SEQUENCES] = num_sequences(settings | {"mesh": mesh_axes(job)})
         checkpoint, saved = _find_start(lock.folder, job, settings)
         settings[SEQUENCES] = num_sequences(saved)
         yield OpenRun(
@@ -163,9 +151,9 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
 def _read_corpus(config: RunConfig, folder: Path) -> Corpus:
     # Process 0 writes the tokens, if a tokenizer has to make them; others read them.
     corpus: list[Corpus] = []
-    job, model = config.job, config.model
-    done_by_first(lambda: corpus.append(read_corpus(job, model, folder)))
-    return corpus[0] if is_first() else read_corpus(job, model, folder)
+    read = functools.partial(read_corpus, config.job, config.model, folder)
+    _io.done_by_first(lambda: corpus.append(read()))
+    return corpus[0] if corpus else read()
 
 
 def _find_start(
@@ -173,8 +161,7 @@ def _find_start(
 ) -> tuple[Path | None, Mapping[str, Any]]:
     """Returns the checkpoint to resume from, if any, and the settings of the run."""
     named = checkpoint = job.resume_from_checkpoint
-    is_elsewhere = named is not None and named.resolve().parent != folder.resolve()
-    if named is None or is_elsewhere:
+    if named is None or named.resolve().parent != folder.resolve():
         # The run may have been taken over from elsewhere and have saved since.
         checkpoint = checkpoints.find_intact(folder) or named
     saved = None
@@ -183,9 +170,9 @@ def _find_start(
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
     if checkpoint is None or checkpoint == named:
         is_new = checkpoint is None
-        config = done_by_first(lambda: _check_folder(folder, job, settings, is_new))
-        saved = config if saved is None else saved
-    return checkpoint, settings if saved is None else saved
+        config = _io.done_by_first(lambda: _check_folder(folder, job, settings, is_new))
+        saved = saved or config
+    return checkpoint, saved or settings
 
 
 def _check_folder(
@@ -233,8 +220,9 @@ def _check_same_run(
     intended: Sequence[str],
 ) -> None:
     changes = changed_settings(saved, now)
-    is_driven = saved.get("lr_scheduler_type") in METRIC_DRIVEN
-    fixed = [*_UNCHANGEABLE, *(_UNCHANGEABLE_IF_DRIVEN if is_driven else ())]
+    fixed: tuple[str, ...] = _UNCHANGEABLE
+    if saved.get("lr_scheduler_type") in METRIC_DRIVEN:
+        fixed += _UNCHANGEABLE_IF_DRIVEN
     impossible = [line for name, line in changes.items() if name in fixed]
     if impossible and all(name in intended for name in changes):
         raise ValueError(
@@ -279,7 +267,7 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
     """Copies the log of the run that a checkpoint of another folder comes from."""
     log = checkpoint.absolute().parent / METRICS
     if log.exists() and log.parent != folder.absolute():
-        with whole_file(folder / METRICS) as temporary:
+        with _io.whole_file(folder / METRICS) as temporary:
             shutil.copyfile(log, temporary)
 
 
@@ -295,7 +283,7 @@ def read_evaluations(log: Path) -> list[tuple[int, float]]:
 
 def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json, for people and for `--config`."""
-    with whole_file(folder / CONFIG) as temporary:
+    with _io.whole_file(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -306,7 +294,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: if it cannot be read.
     """
     remedy = "Delete it to start the run again, or name another folder."
-    return read_json_object(path, "output_dir", remedy)
+    return _io.read_json_object(path, "output_dir", remedy)
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
@@ -322,6 +310,6 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Returns the versions of the packages that the numbers depend on."""
+    """Returns the versions of Python and of packages that the numbers depend on."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version()} | packages

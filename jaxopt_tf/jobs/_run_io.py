@@ -71,6 +71,7 @@ def read_run(folder: Path) -> Run:
         )
     saved = settings_of(checkpoint)
     config = RunConfig.from_dict(own_settings(saved))
+    # A checkpoint can be restored on any mesh; one device holds the whole state.
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
     position = training.restore_position(checkpoint, setup.position)
     return Run(config.recipe, config.model, config.job, position)

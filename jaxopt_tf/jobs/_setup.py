@@ -81,8 +81,9 @@ def build_setup(
         rng = recipe.seed if model.has_dropout else None
         return training.init_train_state(params, optimizer, rng=rng)
 
-    state = _with_shardings(jax.eval_shape(init_state), config, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shapes = jax.eval_shape(init_state)
+    shardings = _state_shardings(shapes, config, mesh)
+    state = jax.tree.map(_with_sharding, shapes, shardings)
 
     def init() -> training.Position:
         if mesh.size == 1:  # saves a compilation
@@ -143,16 +144,15 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSha
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, names))
 
 
-def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _with_shardings(
+def _state_shardings(
     state: training.TrainState, config: RunConfig, mesh: Mesh
 ) -> training.TrainState:
-    params = sharding.param_shardings(
-        state.params, mesh, models.gpt2_rules(config.model, mesh)
-    )
+    rules = models.gpt2_rules(config.model, mesh)
+    params = sharding.param_shardings(state.params, mesh, rules)
     opt_state = sharding.state_shardings(
         state.opt_state,
         state.params,
@@ -161,8 +161,7 @@ def _with_shardings(
     )
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: replicated, state)
-    shardings = shardings.replace(params=params, opt_state=opt_state)
-    return jax.tree.map(_abstract, state, shardings)
+    return shardings.replace(params=params, opt_state=opt_state)
 
 
 def _abstract_batch(
@@ -172,13 +171,13 @@ def _abstract_batch(
     if num_sequences is None:
         num_sequences = config.recipe.per_device_train_batch_size * num_shards
     if num_sequences % num_shards:
-        sizes = {name: mesh.shape[name] for name in BATCH_AXES if name in mesh.shape}
-        listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        axes = [name for name in BATCH_AXES if name in mesh.shape]
+        listed = ", ".join(f"{name}={mesh.shape[name]}" for name in axes)
         fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
         raise ValueError(
             f"`mesh` must divide the {counted(num_sequences, 'sequence')} of a "
             f"micro-batch evenly, got {listed}, {num_shards} parts. The product of "
-            f"{' and '.join(sizes)} may be {', '.join(map(str, fit))}; what is left "
+            f"{' and '.join(axes)} may be {', '.join(map(str, fit))}; what is left "
             "goes to tensor."
         )
     num_micro = config.recipe.gradient_accumulation_steps
@@ -197,8 +196,8 @@ def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.Los
     def constrain(x: jax.Array) -> jax.Array:
         # Otherwise the compiler, which sees sharded weights, would divide activations
         # in the same way.
-        spec = batch_sharding(x.shape, mesh, axis=0)
-        return jax.lax.with_sharding_constraint(x, spec)
+        by_sequence = batch_sharding(x.shape, mesh, axis=0)
+        return jax.lax.with_sharding_constraint(x, by_sequence)
 
     loss_of_model = models.loss_of(
         config.model,
@@ -206,16 +205,16 @@ def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.Los
         lying=constrain,
         matmul_precision=config.job.matmul_precision,
     )
-    wte = params["transformer"]["wte"]["embedding"]
-    rows = PartitionSpec(*[a if a == "tensor" else None for a in wte.sharding.spec[:1]])
+    spec = params["transformer"]["wte"]["embedding"].sharding.spec
+    by_rows = NamedSharding(
+        mesh, PartitionSpec(*[axis if axis == "tensor" else None for axis in spec[:1]])
+    )
 
     def loss_fn(params, batch, *rng):
         # A lookup in a table that is divided by columns would give activations that
         # are divided by columns. The table is gathered first; the logits need it, too.
         root = params["transformer"]
-        table = jax.lax.with_sharding_constraint(
-            root["wte"]["embedding"], NamedSharding(mesh, rows)
-        )
+        table = jax.lax.with_sharding_constraint(root["wte"]["embedding"], by_rows)
         root = {**root, "wte": {"embedding": table}}
         return loss_of_model({**params, "transformer": root}, batch, *rng)
 

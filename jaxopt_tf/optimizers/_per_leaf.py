@@ -151,8 +151,7 @@ def per_leaf_optimizer(
         rows = []
         for i, (p, *old) in enumerate(zip(leaves, *moments, strict=True)):
             if _pytrees.is_floating(p):
-                is_decayed = mask[i] and not never_decays
-                leaf = Leaf(p, grads[i], is_decayed, layouts[i])
+                leaf = Leaf(p, grads[i], mask[i] and not never_decays, layouts[i])
                 shared = scalars(i if len(counts) > 1 else 0, wide_dtype(p.dtype))
                 rows.append(_updated(rule, leaf, shared, tuple(old)))
             else:

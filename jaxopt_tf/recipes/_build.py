@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +21,10 @@ from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Fields that decide the rate at each step, and nothing else of a program.
 _OF_THE_RATE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "max_steps",
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "max_steps"),
 )
-_VALUES = (
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-)
+_VALUES = "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"
 # Fields in which recipes may differ and yet be runs of one program.
 _VARIED = (*_OF_THE_RATE, *_VALUES, "seed")
 
@@ -101,8 +92,13 @@ def build_optimizer(
     }
     optimizer = by_label[REST]
     if recipe.rate_groups:
-        labels = group_labels(recipe.rate_groups)
-        optimizer = optax.multi_transform(by_label, _checked(labels, mask))
+        labels_of = group_labels(recipe.rate_groups)
+
+        def labels(params: PyTree) -> PyTree:
+            mask(params)  # checks the whole mask, of which a group sees a part
+            return labels_of(params)
+
+        optimizer = optax.multi_transform(by_label, labels)
     max_norm = settings["max_grad_norm"]
     if "max_grad_norm" not in varied.values and max_norm == 0:
         return optax.chain(optimizer)
@@ -131,26 +127,13 @@ def _decay_mask(
     return mask if decays else unless_nameless
 
 
-def _checked(
-    labels: Callable[[PyTree], PyTree], mask: Callable[[PyTree], PyTree]
-) -> Callable[[PyTree], PyTree]:
-    """Returns `labels` with a check of the whole mask, of which a group sees a part."""
-
-    def checked(params: PyTree) -> PyTree:
-        mask(params)
-        return labels(params)
-
-    return checked
-
-
 def same_program(recipe: Recipe) -> Hashable:
     """Returns a key that is equal for recipes of one program.
 
     They differ in fields only that decide the rate, in `weight_decay`, the betas,
     `adam_epsilon`, `max_grad_norm` and `seed`.
     """
-    fixed = (f.name for f in fields(recipe) if f.name not in _VARIED)
-    return tuple(getattr(recipe, name) for name in fixed)
+    return tuple(v for name, v in vars(recipe).items() if name not in _VARIED)
 
 
 def vary(recipes: Sequence[Recipe]) -> Varied:
@@ -177,14 +160,13 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
             "`recipes` must be of one program: they may differ in "
             f"{', '.join(_VARIED)} only. Vary other fields in programs of their own."
         )
-    names = [recipe.lr_scheduler_type for recipe in recipes]
-    driven = [name for name in names if name in METRIC_DRIVEN]
-    if driven:
-        raise ValueError(
-            "`lr_scheduler_type` must be a schedule of the step in many runs at once, "
-            f"got {driven[0]!r}, which a metric drives. Take 'constant' or 'linear', "
-            "say, or train such a run by itself."
-        )
+    for name in (recipe.lr_scheduler_type for recipe in recipes):
+        if name in METRIC_DRIVEN:
+            raise ValueError(
+                "`lr_scheduler_type` must be a schedule of the step in many runs at "
+                f"once, got {name!r}, which a metric drives. Take 'constant' or "
+                "'linear', say, or train such a run by itself."
+            )
     rates = {}
     if any(_differ(recipes, name) for name in _OF_THE_RATE):
         num_steps = max(recipe.max_steps for recipe in recipes)

@@ -1,5 +1,6 @@
 """explain: decay, rate, factors and memory of each parameter under a recipe."""
 
+import collections
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,23 +57,26 @@ class Explanation:
 
     def __str__(self) -> str:
         """Returns a table; columns in which no row has an entry are left out."""
-        columns = [
-            ("parameter", [leaf.path for leaf in self.leaves]),
-            ("in torch", [leaf.torch_name for leaf in self.leaves]),
-            ("shape", [_dims(leaf.shape) for leaf in self.leaves]),
-            ("dtype", [leaf.dtype for leaf in self.leaves]),
-            ("decayed", [_decay(leaf) for leaf in self.leaves]),
-            ("rate", [leaf.rate_group for leaf in self.leaves]),
-            ("factored as", [_dims(leaf.factored_shape) for leaf in self.leaves]),
-            ("state, bytes", [f"{leaf.state_bytes:,}" for leaf in self.leaves]),
+        columns = {
+            "parameter": [leaf.path for leaf in self.leaves],
+            "in torch": [leaf.torch_name for leaf in self.leaves],
+            "shape": [_dims(leaf.shape) for leaf in self.leaves],
+            "dtype": [leaf.dtype for leaf in self.leaves],
+            "decayed": [
+                "yes" if leaf.is_decayed else f"no: {leaf.why_not_decayed}"
+                for leaf in self.leaves
+            ],
+            "rate": [leaf.rate_group for leaf in self.leaves],
+            "factored as": [_dims(leaf.factored_shape) for leaf in self.leaves],
+            "state, bytes": [f"{leaf.state_bytes:,}" for leaf in self.leaves],
+        }
+        shown = [
+            [name, *cells] for name, cells in columns.items() if set(cells) - {"", REST}
         ]
-        shown = [[name, *cells] for name, cells in columns if set(cells) - {"", REST}]
         widths = [max(map(len, column)) for column in shown]
-        lines = []
-        for row in zip(*shown, strict=True):
-            cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
-            cells[-1] = row[-1].rjust(widths[-1])  # the one column of numbers
-            lines.append("  ".join(cells).rstrip())
+        # The last column is right-aligned: it is the only one of numbers.
+        form = "  ".join([*(f"{{:{w}}}" for w in widths[:-1]), f"{{:>{widths[-1]}}}"])
+        lines = [form.format(*row).rstrip() for row in zip(*shown, strict=True)]
         size = self.state_bytes / max(1, self.num_params)
         lines.append(
             f"{self.num_params:,} parameters, {self.num_decayed:,} of them decayed; "
@@ -110,25 +114,22 @@ def explain(
     """
     optimizer = build_optimizer(recipe, layouts=layouts, layer_norms=layer_norms)
     state = _pytrees.named_leaves(jax.eval_shape(optimizer.init, params))
-    why = {}
-    if recipe.weight_decay > 0:
-        reasons = decay_reasons(
-            params, rule=recipe.decay_rule, layer_norms=layer_norms or ()
-        )
-        why = dict(_pytrees.named_leaves(reasons))
+    named = _pytrees.named_leaves(params)
+    leaves = {name: leaf for name, leaf in named if _pytrees.is_floating(leaf)}
     groups = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
-    leaves = [
-        (n, x) for n, x in _pytrees.named_leaves(params) if _pytrees.is_floating(x)
-    ]
-    # For each parameter, its leaves of the state: "mu", "nu_row" and others.
-    owned: dict[str, dict[str, jax.ShapeDtypeStruct]] = {name: {} for name, _ in leaves}
-    shared = {}
-    for path, leaf in state:
-        owner = _owner(path, owned)
-        if owner is None:
-            shared[path] = leaf
-        else:
-            owned[owner][path.removesuffix("." + owner).rpartition(".")[2]] = leaf
+    why = dict.fromkeys(leaves, "`weight_decay` is 0")
+    if recipe.weight_decay > 0:
+        norms = layer_norms or ()
+        reasons = decay_reasons(params, rule=recipe.decay_rule, layer_norms=norms)
+        why = dict(_pytrees.named_leaves(reasons))
+    # By parameter, and by parameter and field of the state: "mu", "nu_row" and others.
+    num_bytes: collections.Counter[str | None] = collections.Counter()
+    shapes: dict[tuple[str | None, str], tuple[int, ...]] = {}
+    owners = _pytrees.owner_names([path for path, _ in state], leaves)
+    for (path, leaf), owner in zip(state, owners, strict=True):
+        num_bytes[owner] += leaf.size * np.dtype(leaf.dtype).itemsize
+        field = path.removesuffix(f".{owner}").rpartition(".")[2]
+        shapes[owner, field] = leaf.shape
     return Explanation(
         leaves=tuple(
             ExplainedLeaf(
@@ -136,43 +137,21 @@ def explain(
                 torch_name=(torch_names or {}).get(name, ""),
                 shape=tuple(leaf.shape),
                 dtype=str(leaf.dtype),
-                is_decayed=recipe.weight_decay > 0 and why[name] == "",
-                why_not_decayed=why.get(name, "`weight_decay` is 0"),
+                is_decayed=not why[name],
+                why_not_decayed=why[name],
                 rate_group=groups[name],
-                factored_shape=_factored_shape(owned[name]),
-                state_bytes=_num_bytes(owned[name]),
+                factored_shape=(*shapes[name, "nu_row"], shapes[name, "nu_col"][-1])
+                if (name, "nu_row") in shapes
+                else None,
+                state_bytes=num_bytes[name],
             )
-            for name, leaf in leaves
+            for name, leaf in leaves.items()
         ),
-        shared_bytes=_num_bytes(shared),
+        shared_bytes=num_bytes[None],
     )
-
-
-def _owner(path: str, names: Mapping[str, object]) -> str | None:
-    """Returns the parameter whose name is the end of a path in the state."""
-    keys = path.split(".")
-    # The longest first: `a.kernel` is also an end of `b.a.kernel`.
-    ends = (".".join(keys[start:]) for start in range(1, len(keys)))
-    return next((end for end in ends if end in names), None)
-
-
-def _factored_shape(
-    parts: Mapping[str, jax.ShapeDtypeStruct],
-) -> tuple[int, ...] | None:
-    if "nu_row" not in parts:
-        return None
-    return (*parts["nu_row"].shape, parts["nu_col"].shape[-1])
-
-
-def _num_bytes(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> int:
-    return sum(x.size * np.dtype(x.dtype).itemsize for x in leaves.values())
 
 
 def _dims(shape: tuple[int, ...] | None) -> str:
     if shape is None:
         return ""
     return " x ".join(map(str, shape)) or "scalar"
-
-
-def _decay(leaf: ExplainedLeaf) -> str:
-    return "yes" if leaf.is_decayed else f"no: {leaf.why_not_decayed}"

@@ -39,14 +39,14 @@ def optimizer_findings(
     state = jax.eval_shape(optimizer.init, params)
     yield "the betas and the epsilon of the optimizer, and the sign of its updates"
     yield from _unknown_states(state)
-    yield from _of_state(recipe, state, params)
-    if _nodes(state, optax.MultiStepsState):
+    yield from _of_state(recipe, state)
+    if _paths(state, optax.MultiStepsState):
         # It answers most gradients with zeros.
         yield "decay, clipping and rate inside `optax.MultiSteps`"
         return
     probe = _Probe(recipe, optimizer, params)
-    moments = probe.moments(probe.state)
-    if recipe.optim.startswith("adam") and any(map(np.any, moments.values())):
+    has_moments = any(map(np.any, probe.moments(probe.state).values()))
+    if has_moments and recipe.optim.startswith("adam"):
         yield Finding(
             what="moments are not zero though all gradients were",
             why="a decay that is added to the gradient goes through the moments and is "
@@ -79,19 +79,15 @@ class _Probe:
         self.num_steps = min(recipe.num_warmup_steps, _MOST_WARMUP_STEPS) + 1
         tx = optax.with_extra_args_support(optimizer)
 
-        def update(params: PyTree, grads: PyTree, state: PyTree) -> Any:
-            value = jnp.float32(1.0)
-            return tx.update(grads, state, params, value=value, grad=grads)
-
         @jax.jit
         def repeat(params: PyTree, grads: PyTree, state: PyTree, times: int) -> Any:
-            shapes, _ = jax.eval_shape(update, params, grads, state)
-            updates = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            def update(_: Any, last: Any) -> Any:
+                value = jnp.float32(1.0)
+                return tx.update(grads, last[1], params, value=value, grad=grads)
 
-            def once(_: Any, last: Any) -> Any:
-                return update(params, grads, last[1])
-
-            return jax.lax.fori_loop(0, times, once, (updates, state))
+            shapes = jax.eval_shape(update, 0, (None, state))[0]
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return jax.lax.fori_loop(0, times, update, (zeros, state))
 
         # One program for the warmup and for single updates: it is compiled once.
         self._repeat = repeat
@@ -104,13 +100,8 @@ class _Probe:
 
     def moments(self, state: PyTree) -> dict[str, np.ndarray]:
         """Returns leaves of the state that belong to a parameter, by their names."""
-        names = tuple("." + name for name in _pytrees.leaf_names(self.params))
-        return {n: x for n, x in _floats(state).items() if x.ndim and n.endswith(names)}
-
-    def traces_of(self, grads: PyTree) -> dict[str, np.ndarray]:
-        """Returns the moments after these gradients; without moments, the updates."""
-        updates, state = self.update(grads, self.state)
-        return self.moments(state) or _floats(updates)
+        ends = tuple("." + name for name in _pytrees.leaf_names(self.params))
+        return {n: x for n, x in _floats(state).items() if x.ndim and n.endswith(ends)}
 
     def rate_at(self, step: int) -> Any:
         """Returns the rate that the optimizer uses when its schedule is at `step`."""
@@ -131,15 +122,15 @@ def _unknown_states(state: PyTree) -> Iterator[str]:
     kinds: set[type] = set()
 
     def collect(node: Any) -> bool:
-        if hasattr(node, "_fields"):
-            kinds.add(type(node))
+        kinds.add(type(node))
         return False
 
     jax.tree.leaves(state, is_leaf=collect)
     unknown = sorted(
         kind.__name__
         for kind in kinds
-        if not kind.__module__.startswith("jaxopt_tf.")
+        if hasattr(kind, "_fields")
+        and not kind.__module__.startswith("jaxopt_tf.")
         and not _KNOWN_STATES.fullmatch(kind.__name__)
     )
     if unknown:
@@ -149,26 +140,25 @@ def _unknown_states(state: PyTree) -> Iterator[str]:
         )
 
 
-def _of_state(recipe: Recipe, state: PyTree, params: PyTree) -> Iterator[Finding]:
-    if _nodes(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
+def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
+    if _paths(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
         yield Finding(
             what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
             why="gradients are accumulated twice, and updates made that much rarer",
             instead="Leave `optax.MultiSteps` out: the train step accumulates",
         )
-    if any(".inner_states" in f".{path}" for path in _nodes(state, ClipState)):
+    if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(
             what="`clip` stands inside `optax.multi_transform`",
             why="each group is clipped by its own norm, not all by their joint one",
             instead="`optax.chain(clip(...), optax.multi_transform(...))`",
         )
-    ends = tuple("." + name for name in _pytrees.leaf_names(params))
+    second_moment = re.compile(r"(.*\.)?nu(_row|_col)?\..*")
     low = [
         name
         for name, leaf in floating_leaves(state)
-        if leaf.ndim and leaf.dtype == jnp.bfloat16 and name.endswith(ends)
-        if {"nu", "nu_row", "nu_col"} & set(name.split("."))
+        if leaf.ndim and leaf.dtype == jnp.bfloat16 and second_moment.fullmatch(name)
     ]
     if low and recipe.adam_beta2 > 0.996:
         yield Finding(
@@ -178,7 +168,7 @@ def _of_state(recipe: Recipe, state: PyTree, params: PyTree) -> Iterator[Finding
             "never fall",
             instead="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
-    if _nodes(state, optax.FactoredState) and recipe.optim == "adafactor":
+    if _paths(state, optax.FactoredState) and recipe.optim == "adafactor":
         yield Finding(
             what="`optax.adafactor` stands for 'adafactor'",
             why="it factors other axes, none below 128, and decays without the rate",
@@ -256,16 +246,21 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     longest = max(sizes, key=lambda name: sizes[name])
     usual = recipe.max_grad_norm / np.sqrt(sum(sizes.values())) / 2
 
-    def traces(spike: float) -> dict[str, np.ndarray]:
+    def traces(first: float) -> dict[str, np.ndarray]:
+        """Returns moments, or updates, after gradients whose `longest` begins so."""
+
         def gradient(path: Any, p: np.ndarray) -> np.ndarray:
             g = np.full(p.shape, usual)
-            if spike and _pytrees.leaf_name(path) == longest:
-                g.flat[0] = spike * recipe.max_grad_norm
+            if _pytrees.leaf_name(path) == longest:
+                g.flat[0] = first
             return g.astype(p.dtype)
 
-        return probe.traces_of(jax.tree_util.tree_map_with_path(gradient, probe.params))
+        grads = jax.tree_util.tree_map_with_path(gradient, probe.params)
+        updates, state = probe.update(grads, probe.state)
+        return probe.moments(state) or _floats(updates)
 
-    plain, one, ten = traces(0), traces(1e3), traces(1e4)
+    spike = 1e3 * recipe.max_grad_norm
+    plain, one, ten = traces(usual), traces(spike), traces(10 * spike)
     used = [name for name, leaf in plain.items() if leaf.any()]
     spiked = [n for n in used if n == longest or n.endswith("." + longest)]
     shrunk = {n: np.abs(one[n]) < 0.5 * np.abs(plain[n]) for n in used}
@@ -321,7 +316,7 @@ def _floats(tree: PyTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(x, np.float64) for name, x in floating_leaves(tree)}
 
 
-def _nodes(state: PyTree, kind: Any) -> list[str]:
+def _paths(state: PyTree, kind: Any) -> list[str]:
     """Returns the paths of the nodes of one kind."""
     nodes = jax.tree_util.tree_leaves_with_path(
         state, is_leaf=lambda node: isinstance(node, kind)

@@ -9,18 +9,9 @@ from typing import Any, NamedTuple
 
 import optax
 
-from .. import _checks
+from .. import _checks, optimizers
 from .._typing import PyTree, ScalarOrSchedule
-from ..optimizers import (
-    TorchLayout,
-    adafactor_trainer,
-    adagrad_tf,
-    adamw_hf_v4,
-    adamw_tf,
-    lion_tf,
-    rmsprop_tf,
-    sgd_tf,
-)
+from ..optimizers import TorchLayout
 
 
 class Algorithm(NamedTuple):
@@ -34,39 +25,34 @@ class Algorithm(NamedTuple):
     is_decay_in_gradient: bool = False
 
 
-_ADAMW = Algorithm(adamw_tf, ("betas", "eps"))
-# Values of `optim` that a `Recipe` accepts. The first five are AdamW with torch's
-# numbers, which Transformers computes by one kernel or another.
+def _torch_algorithm(build: Callable[..., Any], **optim_args: type) -> Algorithm:
+    return Algorithm(build, optim_args=optim_args, is_decay_in_gradient=True)
+
+
+# Kernels by which Transformers computes AdamW; the numbers are torch's in each of them.
+_ADAMW_KERNELS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adamw_apex_fused",
+)
+# Values of `optim` that a `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
-        "adamw_torch": _ADAMW,
-        "adamw_torch_fused": _ADAMW,
-        "adamw_torch_xla": _ADAMW,
-        "adamw_torch_npu_fused": _ADAMW,
-        "adamw_apex_fused": _ADAMW,
-        "adamw_hf": Algorithm(adamw_hf_v4, ("betas", "eps")),
-        "adafactor": Algorithm(adafactor_trainer, ("layouts",)),
-        "sgd": Algorithm(
-            sgd_tf,
-            optim_args={"momentum": float, "dampening": float, "nesterov": bool},
-            is_decay_in_gradient=True,
+        **dict.fromkeys(
+            _ADAMW_KERNELS, Algorithm(optimizers.adamw_tf, ("betas", "eps"))
         ),
-        "adagrad": Algorithm(
-            adagrad_tf,
-            optim_args={"lr_decay": float, "eps": float},
-            is_decay_in_gradient=True,
+        "adamw_hf": Algorithm(optimizers.adamw_hf_v4, ("betas", "eps")),
+        "adafactor": Algorithm(optimizers.adafactor_trainer, ("layouts",)),
+        "sgd": _torch_algorithm(
+            optimizers.sgd_tf, momentum=float, dampening=float, nesterov=bool
         ),
-        "rmsprop": Algorithm(
-            rmsprop_tf,
-            optim_args={
-                "momentum": float,
-                "alpha": float,
-                "eps": float,
-                "centered": bool,
-            },
-            is_decay_in_gradient=True,
+        "adagrad": _torch_algorithm(optimizers.adagrad_tf, lr_decay=float, eps=float),
+        "rmsprop": _torch_algorithm(
+            optimizers.rmsprop_tf, momentum=float, alpha=float, eps=float, centered=bool
         ),
-        "lion_32bit": Algorithm(lion_tf, ("betas",)),
+        "lion_32bit": Algorithm(optimizers.lion_tf, ("betas",)),
     }
 )
 # Values of `optim` that take `optim_args`.
@@ -177,7 +163,15 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
             optimizer has no such argument.
         TypeError: if a value is of another kind than its argument.
     """
-    named = _from_string(given) if isinstance(given, str) else _from_pairs(given)
+    if isinstance(given, str):
+        given = _from_string(given)
+    try:
+        named = dict(given or ())
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "`optim_args` must be a mapping from names to values, or a string "
+            f'"name=value,name=value", got {given!r}.'
+        ) from error
     kinds = ALGORITHMS[optim].optim_args if optim in ALGORITHMS else {}
     for name in named:
         if name == "weight_decay":
@@ -197,12 +191,12 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
 def _from_string(given: str) -> dict[str, str]:
     named: dict[str, str] = {}
     for item in filter(None, given.replace(" ", "").split(",")):
-        name, equals, value = item.partition("=")
-        if not equals or not name or not value or "=" in value:
+        if not re.fullmatch("[^=]+=[^=]+", item):
             raise ValueError(
                 f'`optim_args` must be of the form "momentum=0.9,nesterov=true", got '
                 f"{item!r} in {given!r}."
             )
+        name, _, value = item.partition("=")
         if name in named:
             raise ValueError(
                 f"`optim_args` must name an argument once, got {name!r} twice in "
@@ -210,16 +204,6 @@ def _from_string(given: str) -> dict[str, str]:
             )
         named[name] = value
     return named
-
-
-def _from_pairs(given: Any) -> dict[str, Any]:
-    try:
-        return dict(given or ())
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            "`optim_args` must be a mapping from names to values, or a string "
-            f'"name=value,name=value", got {given!r}.'
-        ) from error
 
 
 def _read(name: str, value: Any, kind: type) -> float | bool:

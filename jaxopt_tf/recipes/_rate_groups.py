@@ -65,9 +65,11 @@ class RateGroup:
     @property
     def own(self) -> dict[str, Any]:
         """Values that replace the recipe's, by the names of its fields."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
-        del named["pattern"], named["factor"]
-        return {name: value for name, value in named.items() if value is not None}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("pattern", "factor") and value is not None
+        }
 
 
 def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup, ...]:
@@ -149,23 +151,23 @@ def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
     is left without any leaf.
     """
 
-    def label(name: str) -> str:
-        found = (g.pattern for g in groups if re.search(g.pattern, name))
-        return next(found, REST)
-
     def labels(params: PyTree) -> PyTree:
         names = _pytrees.leaf_names(params)
-        used = {label(name) for name in names}
-        for group in groups:
-            if group.pattern not in used and names:
-                raise ValueError(
-                    "`rate_groups` must each have a parameter of their own, but "
-                    f"{group.pattern!r} is the first to match for none of the "
-                    f"{len(names)} names, such as {names[0]!r}. Correct the pattern, "
-                    "or put it in front of the one that takes its parameters."
-                )
+        patterns = [group.pattern for group in groups]
+        found = [
+            next((pattern for pattern in patterns if re.search(pattern, name)), REST)
+            for name in names
+        ]
+        unused = [pattern for pattern in patterns if pattern not in found]
+        if unused and names:
+            raise ValueError(
+                "`rate_groups` must each have a parameter of their own, but "
+                f"{unused[0]!r} is the first to match for none of the "
+                f"{len(names)} names, such as {names[0]!r}. Correct the pattern, "
+                "or put it in front of the one that takes its parameters."
+            )
         structure: Any = jax.tree.structure(params)
-        return structure.unflatten([label(name) for name in names])
+        return structure.unflatten(found)
 
     return labels
 

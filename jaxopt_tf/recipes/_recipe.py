@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -102,12 +102,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks every field; makes counts ints, and mappings sorted pairs."""
-        for name, least in (
-            ("max_steps", 0),
-            ("per_device_train_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-        ):
-            _set(self, name, _checks.step_count(name, getattr(self, name), least=least))
+        batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in ("max_steps", *batch):
+            _set(self, name, _checks.step_count(name, getattr(self, name), least=1))
         _set(self, "seed", _checks.seed("seed", self.seed))
         _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
@@ -115,7 +112,7 @@ class Recipe:
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
-        _check_steps(self)
+        _check_warmup(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
         _check_schedule(self)
         _check_optimizer(self)
@@ -145,15 +142,14 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
         training loop calls after every evaluation.
     """
     options = dict(recipe.lr_scheduler_kwargs)
-    num_steps: int | None = recipe.max_steps
-    is_phased = recipe.lr_scheduler_type == _PHASED
-    if is_phased and options.get("num_stable_steps") is not None:
-        num_steps = None  # the schedule ends where its phases do
+    # A schedule whose phases are all given ends with them.
+    has_all_phases = options.get("num_stable_steps") is not None
+    is_open = recipe.lr_scheduler_type == _PHASED and has_all_phases
     return get_scheduler(
         recipe.lr_scheduler_type,
         recipe.learning_rate,
         recipe.num_warmup_steps,
-        num_steps,
+        None if is_open else recipe.max_steps,
         options,
     )
 
@@ -163,7 +159,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 
     `Recipe(**settings)` is an equal recipe, also after a round trip through JSON.
     """
-    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    settings = dict(vars(recipe))
     groups = [
         {"pattern": group.pattern, "factor": group.factor, **group.own}
         for group in recipe.rate_groups
@@ -210,24 +206,19 @@ def _decay_rule(value: Any) -> str | tuple[str, ...]:
     return tuple(value)
 
 
-def _check_steps(recipe: Recipe) -> None:
-    """Raises unless there are steps, and at least as many as of warmup."""
-    if recipe.max_steps == 0:
-        raise ValueError(
-            "`max_steps` must be at least 1, got 0. Pass the number of updates."
-        )
+def _check_warmup(recipe: Recipe) -> None:
+    """Raises unless the warmup fits into the training and the schedule."""
     if recipe.num_warmup_steps > recipe.max_steps:
         raise ValueError(
             f"`warmup_steps` must be at most `max_steps`, which is {recipe.max_steps}, "
-            f"got {recipe.warmup_steps!r}: training would end before the rate has "
-            "arrived. Take a shorter warmup (0.05, a twentieth of the steps, say) or "
-            "more steps."
+            f"got {recipe.warmup_steps!r}: training would end within the warmup. Take "
+            "a shorter warmup (0.05, a twentieth of the steps, say) or more steps."
         )
     if recipe.num_warmup_steps > 0 and recipe.lr_scheduler_type in METRIC_DRIVEN:
         raise ValueError(
-            f"`warmup_steps` must be 0 with {recipe.lr_scheduler_type!r}: a metric "
-            f"drives the rate from the first step on, got {recipe.warmup_steps!r}. "
-            "Leave it out, or take a schedule that warms up, such as 'cosine'."
+            f"`warmup_steps` must be 0 with {recipe.lr_scheduler_type!r}, which has no "
+            f"warmup, got {recipe.warmup_steps!r}. Leave it out, or take a schedule "
+            "that warms up, such as 'cosine'."
         )
 
 
@@ -281,10 +272,10 @@ def _check_groups(recipe: Recipe) -> None:
             own = replace(recipe, rate_groups=(), **group.own)
         except (TypeError, ValueError) as error:
             raise type(error)(f"`rate_groups` {group.pattern!r}: {error}") from error
-        for name in (recipe.lr_scheduler_type, own.lr_scheduler_type):
-            if name in METRIC_DRIVEN:
-                raise ValueError(
-                    f"`rate_groups` must be empty with {name!r}, got "
-                    f"{group.pattern!r}: a metric drives one rate for all. Take a "
-                    "schedule of the step, or no groups."
-                )
+        driven = {recipe.lr_scheduler_type, own.lr_scheduler_type} & {*METRIC_DRIVEN}
+        if driven:
+            raise ValueError(
+                f"`rate_groups` must be empty with {min(driven)!r}, got "
+                f"{group.pattern!r}: a metric drives one rate for all. Take a "
+                "schedule of the step, or no groups."
+            )

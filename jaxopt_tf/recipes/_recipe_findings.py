@@ -72,24 +72,19 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     if options.get("mode", "min") == "max":
         yield Finding(
             what=f"{name!r} has mode 'max'",
-            why="the metric that drives it is a loss unless another is named: it would "
-            "lower the rate while the loss falls",
-            instead="Leave `mode` out, or see that the metric is one that should rise",
+            why="the metric is a loss by default: the rate would fall while it falls",
+            instead="Leave `mode` out, or name a metric that should rise",
         )
-    lowest, highest = (
-        options.get("min_lr", 1e-3 if is_greedy else 0.0),
-        options.get("max_lr", 1.0),
-    )
+    lowest = options.get("min_lr", 1e-3 if is_greedy else 0.0)
     if rate < lowest:
         yield Finding(
             what=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` {rate:g}",
             why="the rate can only rise, and every reduction counts as one at the floor"
             if is_greedy
             else "the rate can never be reduced",
-            instead=f"Give `min_lr` and `max_lr` around the rate, {rate / 100:g} say"
-            if is_greedy
-            else "Give a `min_lr` below it",
+            instead=f"Give a `min_lr` below the rate, {rate / 100:g} say",
         )
+    highest = options.get("max_lr", 1.0)
     if is_greedy and rate > highest:
         yield Finding(
             what=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` {rate:g}",
@@ -123,16 +118,14 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(
             what=f"the rate is 0 in {is_zero:.0%} of the steps",
             why="they cost as much as all others and change nothing",
-            instead="Make the phases as long as the run, or the run as short as the "
-            "phases",
+            instead="Give the phases and the run the same length",
         )
     falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
     if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
         yield Finding(
             what=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
             why="the run ends where its loss is still noisy",
-            instead="Let it fall: a smaller `num_cycles` or `lr_end`, or another "
-            "schedule",
+            instead="Take a smaller `num_cycles` or `lr_end`, or another schedule",
         )
 
 
@@ -169,15 +162,14 @@ def params_findings(
         yield Finding(
             what=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the rate "
             f"is {recipe.learning_rate:g}",
-            why=f"an update is about the rate, and one below {_HALF_UNIT_BF16:.1g} of "
-            "a parameter is rounded away",
+            why=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded away",
             instead="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
         )
     asked = recipe.learning_rate * recipe.weight_decay
     if low and 0 < asked < _HALF_UNIT_BF16:
         yield Finding(
             what=f"rate times decay is {asked:.2g} at most, for bfloat16 leaves",
-            why="a decay of so little is rounded away where the update is small",
+            why="so small a decay is rounded away where the update is small",
             instead="Keep parameters in float32",
         )
     yield from _decayed_by_accident(recipe, params, layer_norms)
@@ -191,8 +183,7 @@ def params_findings(
     if stacked and recipe.optim == "adafactor":
         yield Finding(
             what=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
-            why="Adafactor takes the last two for rows and columns: of a stack of "
-            "layers one RMS would be taken, of heads their own statistics",
+            why="Adafactor factors the last two, and takes one RMS of stacked layers",
             instead="Pass `build_optimizer(layouts={...})` with their layouts in torch",
         )
 

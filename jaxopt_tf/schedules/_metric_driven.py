@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
-from .._argument_names import checked_names
 from .._typing import Scalar
-from ._repr import shows_call, tuple_repr
+from ._repr import schedule_function, tuple_repr
 
 
 class MetricDrivenSchedule(NamedTuple):
@@ -59,8 +58,7 @@ class GreedyState(NamedTuple):
     average: AverageState | None  # None without smoothing
 
 
-@checked_names
-@shows_call
+@schedule_function
 def reduce_lr_on_plateau(
     learning_rate: Scalar,
     *,
@@ -128,8 +126,7 @@ def reduce_lr_on_plateau(
     return MetricDrivenSchedule(init, update)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def greedy(
     learning_rate: Scalar,
     *,

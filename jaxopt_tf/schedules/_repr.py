@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
+from .._argument_names import checked_names
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -46,6 +48,11 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
         return cast(_T, Described(cast(Any, made), f"{make.__name__}({values})"))
 
     return wrapper
+
+
+def schedule_function(make: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Makes `make` refuse names of other libraries, and shows its call as `repr`."""
+    return checked_names(shows_call(make))
 
 
 def described(made: _T, name: str, arguments: Mapping[str, Any]) -> _T:

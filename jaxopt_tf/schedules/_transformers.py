@@ -12,18 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from .. import _checks
-from .._argument_names import checked_names
+from .._numerics import wide_dtype
 from .._typing import Scalar, Schedule
 from ._curves import cosine, linear, polynomial
 from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
 from ._progress import rate_dtype
-from ._repr import shows_call
+from ._repr import schedule_function
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
-    """The same rate at every step.
+    """Keeps the same rate at every step.
 
         rate(t) = learning_rate
 
@@ -39,12 +38,11 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     return in_order(learning_rate, hold(0))
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
-    """A climb from 0, then the same rate for good.
+    """Warms up from 0, then keeps the rate.
 
         rate(t) = learning_rate * min(1, t / num_warmup_steps)
 
@@ -62,12 +60,11 @@ def get_constant_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), hold(0))
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
-    """A climb from 0, then straight down to 0.
+    """Warms up from 0, then decays linearly to 0.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * max(0, (T - t) / max(1, T - W))
@@ -89,15 +86,14 @@ def get_linear_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
     num_training_steps: int,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """A climb from 0, then down a cosine.
+    """Warms up from 0, then decays along a cosine.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * (1 + cos(2 pi num_cycles p)) / 2
@@ -123,15 +119,14 @@ def get_cosine_schedule_with_warmup(
     )
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_with_hard_restarts_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
     num_training_steps: int,
     num_cycles: float = 1,
 ) -> Schedule:
-    """A climb from 0, then several times down a half cosine.
+    """Warms up from 0, then decays along a half cosine several times.
 
         t < W:  rate(t) = learning_rate * t / W
         p < 1:  rate(t) = learning_rate * (1 + cos(pi * ((num_cycles * p) mod 1))) / 2
@@ -144,7 +139,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
         learning_rate: the highest rate; at least 0; may be traced.
         num_warmup_steps: W, at least 0.
         num_training_steps: T, at least 0, the warmup included.
-        num_cycles: how often it comes down; from 0 to 1e6.
+        num_cycles: number of decays; from 0 to 1e6.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -157,8 +152,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), restarts)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_polynomial_decay_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -166,7 +160,7 @@ def get_polynomial_decay_schedule_with_warmup(
     lr_end: float = 1e-7,
     power: float = 1.0,
 ) -> Schedule:
-    """A climb from 0, then down a power of the steps left.
+    """Warms up from 0, then decays as a power of the steps left.
 
         t < W:   rate(t) = learning_rate * t / W
         t <= T:  rate(t) = (learning_rate - lr_end) * ((T - t) / (T - W))^power + lr_end
@@ -206,12 +200,11 @@ def get_polynomial_decay_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), down)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
-    """A climb from 0, then down the inverse square root of the step.
+    """Warms up from 0, then decays as the inverse square root of the step.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate / sqrt((t - W + timescale) / timescale)
@@ -259,6 +252,5 @@ def share_of(rate: float, learning_rate: Scalar) -> Scalar:
     if _checks.is_concrete(learning_rate):
         return float(rate) / float(learning_rate)
     learning_rate = jnp.asarray(learning_rate)
-    is_float64 = learning_rate.dtype == jnp.float64
-    dtype = jnp.float64 if is_float64 else jnp.float32
+    dtype = wide_dtype(learning_rate.dtype)
     return jnp.asarray(rate, dtype) / learning_rate.astype(dtype)

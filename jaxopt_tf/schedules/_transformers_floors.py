@@ -7,22 +7,16 @@ optimizer, and each equals Transformers at every step.
 import warnings
 
 from .. import _checks
-from .._argument_names import checked_names
 from .._typing import Scalar, Schedule
-from ._curves import Curve, cosine, linear, one_minus_sqrt
+from ._curves import cosine, linear, one_minus_sqrt
 from ._phases import ahead, cycles, decay, hold, in_order, warmup
-from ._repr import shows_call
+from ._repr import schedule_function
 from ._transformers import checked_counts, share_of
 
-_WSD_CURVES: dict[str, Curve] = {
-    "linear": linear,
-    "cosine": cosine,
-    "1-sqrt": one_minus_sqrt,
-}
+_WSD_CURVES = {"linear": linear, "cosine": cosine, "1-sqrt": one_minus_sqrt}
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_with_min_lr_schedule_with_warmup(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -31,7 +25,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
 ) -> Schedule:
-    """A climb from 0, then down a cosine to a floor.
+    """Warms up from 0, then decays along a cosine to a floor.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * (r + (1 - r) * c), r = min_lr_rate
@@ -61,8 +55,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     return in_order(learning_rate, warmup(linear, W), wave)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -72,7 +65,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     min_lr_rate: float | None = None,
     warmup_lr_rate: float | None = None,
 ) -> Schedule:
-    """A climb that does not begin at 0, then down a cosine to a floor, a step ahead.
+    """Warms up from above 0, then decays along a cosine, a step ahead, to a floor.
 
         t < W:  rate(t) = learning_rate * (t + 1) / W, or with s = warmup_lr_rate
                 rate(t) = learning_rate * (s + (1 - s) * t / max(1, W - 1))
@@ -112,8 +105,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     return in_order(learning_rate, climb._replace(num_steps=W), wave)
 
 
-@checked_names
-@shows_call
+@schedule_function
 def get_wsd_schedule(
     learning_rate: Scalar,
     num_warmup_steps: int,
@@ -125,7 +117,7 @@ def get_wsd_schedule(
     min_lr_ratio: float = 0.0,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """Warmup, a stable stretch, decay, and then the lowest rate for good.
+    """Warms up, stays at the peak, decays, and then keeps the lowest rate.
 
         t < W:          rate(t) = learning_rate * (r + (1 - r) * up(t / W))
         t < W + S:      rate(t) = learning_rate

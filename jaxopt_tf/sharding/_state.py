@@ -1,6 +1,5 @@
 """Shardings of an optimizer's state, from those of the parameters."""
 
-import collections
 from typing import Any
 
 import jax
@@ -66,7 +65,7 @@ def state_shardings(
         )
     _pytrees.check_arrays("state", state)
     named = _pytrees.named_leaves(state)
-    names = _names_of_owners([name for name, _ in named], owners)
+    names = _pytrees.owner_names([name for name, _ in named], owners)
     found = []
     for (name, leaf), owner_name in zip(named, names, strict=True):
         if owner_name is None:
@@ -115,26 +114,6 @@ def _owners(
         for (name, leaf), sharding in zip(named, leaves, strict=True)
     }
     return owners, next(iter(meshes), None)
-
-
-def _names_of_owners(names: list[str], owners: dict[str, Any]) -> list[str | None]:
-    """Returns for each leaf of a state the name of its parameter; None without one.
-
-    If a leaf's name ends with several names of parameters, the beginning that most
-    other leaves share decides, as those are then the other parameters: `mu.w` is the
-    `w` of a `mu`, even if a parameter is called `mu.w`.
-    """
-    choices = []
-    for name in names:
-        words = name.split(".") if name else [""]
-        ends = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
-        ends.append((words, ""))  # a parameter that is the whole tree
-        choices.append([(tuple(begin), end) for begin, end in ends if end in owners])
-    num_with = collections.Counter(begin for choice in choices for begin, _ in choice)
-    return [
-        max(choice, key=lambda c: (num_with[c[0]], -len(c[0])))[1] if choice else None
-        for choice in choices
-    ]
 
 
 def _check_is_small(name: str, leaf: Any) -> None:

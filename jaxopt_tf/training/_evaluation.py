@@ -1,6 +1,7 @@
 """Evaluations: means over evaluation data, the best one so far, and patience."""
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,20 +117,19 @@ def after_evaluation(
     is_greater_better = selection.greater_is_better
     if is_greater_better is None:
         is_greater_better = not selection.metric_for_best_model.endswith("loss")
-
-    def is_better(than: float) -> bool:
-        return metric > than if is_greater_better else metric < than
-
-    best = progress.best_metric
+    is_better = operator.gt if is_greater_better else operator.lt
+    best, best_step, num_worse = progress
+    threshold = selection.early_stopping_threshold
     improves = best is None or (
-        is_better(best) and abs(metric - best) > selection.early_stopping_threshold
+        is_better(metric, best) and abs(metric - best) > threshold
     )
-    num_worse = 0 if improves else progress.num_worse_in_a_row + 1
+    num_worse = 0 if improves else num_worse + 1
     if best is None:
+        # Any number is better, but NaN is not: it stays infinite then.
         best = -math.inf if is_greater_better else math.inf
-    if is_better(best):
-        return Progress(metric, evaluation.step, num_worse)
-    return Progress(best, progress.best_step, num_worse)
+    if is_better(metric, best):
+        best, best_step = metric, evaluation.step
+    return Progress(best, best_step, num_worse)
 
 
 def has_run_out_of_patience(progress: Progress, selection: Selection) -> bool:

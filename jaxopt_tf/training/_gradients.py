@@ -1,5 +1,6 @@
 """Gradient of a mean loss, over one batch or accumulated over micro-batches."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,6 @@ Batch = Any
 
 # (params, batch) or (params, batch, rng) -> (loss summed over items, number of items)
 LossFn = Callable[..., tuple[jax.Array, jax.Array]]
-
-# (params, batch, rng) -> (mean loss, number of items, gradient of the mean loss)
-MeanGradient = Callable[..., tuple[jax.Array, jax.Array, PyTree]]
 
 
 def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
@@ -47,56 +45,98 @@ def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
     return wide_loss
 
 
-def batch_gradient(loss_fn: LossFn) -> MeanGradient:
-    """Returns a function that computes the gradient of sum / number in one pass."""
+@dataclasses.dataclass(frozen=True)
+class MeanLoss:
+    """Mean loss over the items of a batch, and its gradient.
 
-    def mean_gradient(
-        params: PyTree, batch: Batch, rng: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        total, backward, num_items = jax.vjp(
-            lambda params: loss_fn(params, batch, *_key(rng)), params, has_aux=True
-        )
-        # Divided here, not after: the pass starts from 1 / number instead of 1.
-        (grads,) = backward(1.0 / num_items)
-        return total / num_items, num_items, grads
+    Attributes:
+        loss_fn: from `with_float32_outputs`.
+        max_length: limit of the micro-batches on the first axis of a batch; 1 for
+            batches without that axis.
 
-    return mean_gradient
+    Over micro-batches every item has the same weight:
 
+        sum over micro-batches of loss / sum over micro-batches of number
 
-def accumulated_gradient(loss_fn: LossFn, max_length: int) -> MeanGradient:
-    """Returns the same for a batch that has an axis of micro-batches in front.
-
-        sum over micro-batches of grad(sum) / sum over micro-batches of number
-
-    Every item has the same weight in whichever micro-batch it is; in a mean of means it
-    would not if micro-batches differ in their numbers of items. The sums are float32;
-    those of a float64 parameter's gradients are float64.
+    A mean of means would weigh items of short micro-batches more. Sums are float32,
+    and float64 for gradients of float64 parameters.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
 
-    def mean_gradient(
-        params: PyTree, batches: Batch, rng: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        def sums(batch: Batch, *key: jax.Array) -> tuple[jax.Array, jax.Array, PyTree]:
-            total, backward, num_items = jax.vjp(
-                lambda params: loss_fn(params, batch, *key), params, has_aux=True
-            )
-            (grads,) = backward(jnp.ones_like(total))
-            return total, num_items, grads
+    loss_fn: LossFn
+    max_length: int
 
-        zero = jnp.zeros((), widest_dtype(params))
-        start = (zero, zero, jax.tree.map(_buffer, params))
-        total, num_items, grads = _added_up(sums, start, batches, rng, max_length)
+    def gradient(
+        self, params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        """Returns the mean loss, the number of items and the gradient of the mean."""
+        if self.max_length == 1:
+            total, num_items, backward = self._forward(params, batch, *_key(rng))
+            # Divided here, not after: the pass starts from 1 / number instead of 1.
+            (grads,) = backward(1.0 / num_items)
+            return total / num_items, num_items, grads
+
+        def sums(batch: Batch, *key: jax.Array) -> tuple[jax.Array, jax.Array, PyTree]:
+            total, num_items, backward = self._forward(params, batch, *key)
+            return total, num_items, *backward(jnp.ones_like(total))
+
+        start = jax.tree.map(_buffer, params)
+        total, num_items, grads = self._added_up(sums, params, batch, rng, start)
         share = 1.0 / num_items
 
         def mean(g: jax.Array) -> jax.Array:
             return g * share.astype(g.dtype) if _pytrees.is_floating(g) else g
 
-        grads = jax.tree.map(mean, grads)
-        return total / num_items, num_items, grads
+        return total / num_items, num_items, jax.tree.map(mean, grads)
 
-    return mean_gradient
+    def value_fn(
+        self, batch: Batch, rng: jax.Array | None
+    ) -> Callable[[PyTree], jax.Array]:
+        """Returns the function params -> mean loss, which line searches evaluate again.
+
+        Other optimizers do not call it, and the compiler then removes it.
+        """
+
+        def value(params: PyTree) -> jax.Array:
+            loss_of_batch = functools.partial(self.loss_fn, params)
+            if self.max_length == 1:
+                total, num_items = loss_of_batch(batch, *_key(rng))
+            else:
+                total, num_items = self._added_up(loss_of_batch, params, batch, rng)
+            return total / num_items
+
+        return value
+
+    def _forward(self, params: PyTree, batch: Batch, *key: jax.Array) -> Any:
+        """Returns the summed loss, the number of items and the backward pass."""
+        total, backward, num_items = jax.vjp(
+            lambda params: self.loss_fn(params, batch, *key), params, has_aux=True
+        )
+        return total, num_items, backward
+
+    def _added_up(
+        self,
+        function: Callable[..., PyTree],
+        params: PyTree,
+        batches: Batch,
+        rng: jax.Array | None,
+        *start: PyTree,
+    ) -> PyTree:
+        """Returns the sums of `function(batch, *key)` over micro-batches, in one scan.
+
+        The function returns a loss and a number, which start at 0, and others that
+        start at `start`.
+        """
+
+        def add(sums: PyTree, micro: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
+            index, batch = micro
+            key = _key(rng if rng is None else jax.random.fold_in(rng, index))
+            return jax.tree.map(_plus, sums, function(batch, *key)), None
+
+        zero = jnp.zeros((), widest_dtype(params))
+        indices = jnp.arange(_window_length(batches, self.max_length), dtype=jnp.int32)
+        return jax.lax.scan(add, (zero, zero, *start), (indices, batches))[0]
 
 
 def constrain(grads: PyTree, shardings: PyTree | None) -> PyTree:
@@ -115,45 +155,6 @@ def constrain(grads: PyTree, shardings: PyTree | None) -> PyTree:
         return constraint(g, sharding) if is_number else g
 
     return jax.tree.map(constrained, grads, shardings)
-
-
-def mean_loss(
-    loss_fn: LossFn, batch: Batch, rng: jax.Array | None, max_length: int
-) -> Callable[[PyTree], jax.Array]:
-    """Returns the function params -> mean loss, which line searches evaluate again.
-
-    Other optimizers do not call it, and the compiler then removes it.
-    """
-
-    def value(params: PyTree) -> jax.Array:
-        loss_of_batch = functools.partial(loss_fn, params)
-        if max_length == 1:
-            total, num_items = loss_of_batch(batch, *_key(rng))
-        else:
-            zero = jnp.zeros((), widest_dtype(params))
-            start = (zero, zero)
-            total, num_items = _added_up(loss_of_batch, start, batch, rng, max_length)
-        return total / num_items
-
-    return value
-
-
-def _added_up(
-    function: Callable[..., PyTree],
-    start: PyTree,
-    batches: Batch,
-    rng: jax.Array | None,
-    max_length: int,
-) -> PyTree:
-    """Returns `start` plus `function(batch, *key)` of each micro-batch, in one scan."""
-
-    def add(sums: PyTree, micro: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
-        index, batch = micro
-        key = _key(rng if rng is None else jax.random.fold_in(rng, index))
-        return jax.tree.map(_plus, sums, function(batch, *key)), None
-
-    indices = jnp.arange(_window_length(batches, max_length), dtype=jnp.int32)
-    return jax.lax.scan(add, start, (indices, batches))[0]
 
 
 def _key(rng: jax.Array | None) -> tuple[jax.Array, ...]:

@@ -14,15 +14,8 @@ import numpy as np
 from .. import _checks
 from .._typing import PyTree
 from ..schedules import MetricDrivenSchedule
-from ._evaluation import (
-    Evaluation,
-    Selection,
-    after_evaluation,
-    check_selection,
-    has_run_out_of_patience,
-    metric_values,
-    selected_metric,
-)
+from . import _evaluation
+from ._evaluation import Evaluation, Selection
 from ._gradients import Batch
 from ._resume import Position
 from ._state import Metrics, TrainState, device_put_like, with_learning_rate
@@ -123,7 +116,7 @@ def train(
     for name, steps in (("eval_steps", eval_steps), ("save_steps", save_steps)):
         if steps is not None:
             _checks.step_count(name, steps, least=1)
-    check_selection(selection)
+    _evaluation.check_selection(selection)
     if isinstance(start, TrainState):
         start = Position(start)
     if metric_schedule is not None and start.schedule_state is None:
@@ -223,9 +216,11 @@ class _Run:
         self.report()
         if self.eval_function is None:
             return None
-        metrics = metric_values(self.eval_function(self.position.state.params))
+        params = self.position.state.params
+        metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
-        selected_metric(self.selection, evaluation)  # raises before any step if missing
+        # A metric that is missing is noticed here, before the first step.
+        _evaluation.selected_metric(self.selection, evaluation)
         for monitor in self.monitors:
             monitor.evaluation(evaluation)
         self.time = time.perf_counter()
@@ -237,9 +232,9 @@ class _Run:
         if evaluation is None:
             return False
         state, progress, schedule_state = self.position
-        progress = after_evaluation(progress, self.selection, evaluation)
+        progress = _evaluation.after_evaluation(progress, self.selection, evaluation)
         if self.metric_schedule is not None:
-            metric = selected_metric(self.selection, evaluation)
+            metric = _evaluation.selected_metric(self.selection, evaluation)
             schedule_state = self.metric_schedule.update(schedule_state, metric)
             state = with_learning_rate(state, schedule_state.learning_rate)
         self.position = Position(state, progress, schedule_state)
@@ -247,7 +242,7 @@ class _Run:
 
     def reason_to_stop(self, should_stop: Callable[[], bool]) -> str | None:
         """Returns `Trained.ended` if the run ends here, else None."""
-        if has_run_out_of_patience(self.position.progress, self.selection):
+        if _evaluation.has_run_out_of_patience(self.position.progress, self.selection):
             return "patience"
         return "asked" if should_stop() else None
 
@@ -278,7 +273,6 @@ def _why_stopped(window: Window) -> str:
     return (
         f"`loss` and its gradient must be finite, got a loss of {loss!r} and a "
         f"gradient norm of {norm!r} at step {step}. The state is that before it. Lower "
-        "`learning_rate`, lengthen `warmup_steps`, clip with a smaller "
-        "`max_grad_norm`, or look at the batch; `on_non_finite` and "
-        "`max_skipped_in_a_row` say how many such steps are passed over."
+        "`learning_rate` or `max_grad_norm`, lengthen `warmup_steps`, or look at the "
+        "batch; `on_non_finite` and `max_skipped_in_a_row` can skip such steps."
     )

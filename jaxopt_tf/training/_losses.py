@@ -1,4 +1,4 @@
-"""The loss of a classifier: logits and labels come in, a sum and a count go out."""
+"""Cross-entropy of logits and labels, as a sum and a number of labels."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ def cross_entropy(
     label_smoothing_factor: float = 0.0,
     ignore_index: int = -100,
 ) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood of the labels, summed, and how many labels there are.
+    """Returns the summed negative log-likelihood of the labels, and their number.
 
         loss = (1 - e) * -log p[label] + e * mean over all classes of -log p
 
-    Sum and count are what `make_train_step` wants of a loss function: over many
-    micro-batches both add up, and only then is one divided by the other. A language
-    model hands in labels that are one token ahead of its logits.
+    `make_train_step` takes a loss function that returns both: it adds each of them up
+    over micro-batches, and then divides one by the other. For a language model, pass
+    labels that are one token ahead of the logits.
 
     Args:
         logits: [..., C], floating-point of any width; the arithmetic is in float32, in
@@ -75,8 +75,8 @@ def cross_entropy(
 def _check_arrays(logits: jax.Array, labels: jax.Array) -> None:
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(
-            f"`logits` must be floating-point, got {logits.dtype}. Pass what the model "
-            "gives before any softmax or argmax."
+            f"`logits` must be floating-point, got {logits.dtype}. Pass the model's "
+            "results before any softmax or argmax."
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(

@@ -42,6 +42,7 @@ def save_position(
     Raises:
         OSError: if it, or the one before, cannot be written.
     """
+    # `int` waits until the step is computed.
     return checkpoints.save(
         int(position.state.step),
         {"state": position.state, "schedule_state": position.schedule_state},

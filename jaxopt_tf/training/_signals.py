@@ -26,6 +26,7 @@ class StopRequest:
         self.signal: int | None = None  # number of the first one
         self._is_shared = is_shared
         self._calls = itertools.count()
+        self._is_handled = False  # a signal has come to this process
 
     def __call__(self) -> bool:
         """Returns whether a signal has been received."""
@@ -35,6 +36,20 @@ class StopRequest:
         ):
             self.signal = signal.SIGTERM
         return self.signal is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Notes the first signal; ends the process at the second."""
+        del frame
+        name = signal.Signals(number).name
+        if self._is_handled:
+            _say(f"{name} again: leaving at once.")
+            os._exit(128 + number)
+        self._is_handled = True
+        if self._is_shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.signal = number
+        _say(f"{name}: finishing the step and saving; once more leaves at once.")
 
 
 @contextlib.contextmanager
@@ -54,32 +69,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     is_shared = jax.process_count() > 1
     request = StopRequest(is_shared=is_shared)
-    numbers = (signal.SIGINT,) if is_shared else _SIGNALS
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        del frame
-        name = signal.Signals(number).name
-        if asked:
-            _say(f"{name} again: leaving at once.")
-            os._exit(128 + number)
-        asked = True
-        if is_shared:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            request.signal = number
-        _say(f"{name}: finishing the step and saving; once more leaves at once.")
-
-    try:
-        before = [signal.signal(number, handle) for number in numbers]
-    except ValueError:  # not the main thread
-        yield request
-        return
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT,) if is_shared else _SIGNALS:
+            before[number] = signal.signal(number, request.handle)
     try:
         yield request
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -10,8 +10,7 @@ import optax
 from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import get_learning_rate, is_clipped
-from . import _gradients
-from ._gradients import Batch, LossFn
+from ._gradients import Batch, LossFn, MeanLoss, constrain, with_float32_outputs
 from ._state import Metrics, Norms, TrainState
 
 # (state, batch, **extra arguments of the optimizer) -> (state, metrics)
@@ -79,28 +78,21 @@ def make_train_step(
     )
     _checks.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
-    wide_loss = _gradients.with_float32_outputs(loss_fn, compute_dtype)
+    mean_loss = MeanLoss(with_float32_outputs(loss_fn, compute_dtype), num_micro)
     grad_shardings = None if state_shardings is None else state_shardings.params
-    if num_micro == 1:
-        mean_gradient = _gradients.batch_gradient(wide_loss)
-    else:
-        mean_gradient = _gradients.accumulated_gradient(wide_loss, num_micro)
+    # Optimizers that take no extra arguments then ignore them.
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
         state: TrainState, batch: Batch, **extra: Any
     ) -> tuple[TrainState, Metrics]:
         rng = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
-        loss, num_items, grads = mean_gradient(state.params, batch, rng)
-        grads = _gradients.constrain(grads, grad_shardings)
-        extra_args = {
-            "value": loss,
-            "grad": grads,
-            "value_fn": _gradients.mean_loss(wide_loss, batch, rng, num_micro),
-            **extra,
-        }
+        loss, num_items, grads = mean_loss.gradient(state.params, batch, rng)
+        grads = constrain(grads, grad_shardings)
+        value_fn = mean_loss.value_fn(batch, rng)
+        extra = {"value": loss, "grad": grads, "value_fn": value_fn, **extra}
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, **extra_args
+            grads, state.opt_state, state.params, **extra
         )
         norms = _norms(grads, updates, state.params)
         layers = _layers(grads, updates, state.params) if per_layer else {}
@@ -114,8 +106,11 @@ def make_train_step(
             was_stopped = state.num_bad_in_a_row > limit
             num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
             is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
-            old = (state.params, state.opt_state)
-            params, opt_state = _where(is_made, (params, opt_state), old)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(is_made, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
         metrics = Metrics(
             loss=loss,
             learning_rate=_learning_rate(opt_state),
@@ -137,7 +132,7 @@ def make_train_step(
 
 def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
     """Compiles `loss_fn` alone: (params, batch) -> (summed loss, number of items)."""
-    return jax.jit(_gradients.with_float32_outputs(loss_fn, compute_dtype))
+    return jax.jit(with_float32_outputs(loss_fn, compute_dtype))
 
 
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
@@ -160,10 +155,6 @@ def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
     return {
         layer: _norms(*zip(*leaves, strict=True)) for layer, leaves in layers.items()
     }
-
-
-def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:

@@ -256,7 +256,7 @@ def test_follows_the_schedule_it_was_given_in_hyphens_and_json(run, tmp_path):
     ("flags", "words"),
     [
         ("--warmup_steps 21", "`--warmup_steps` must be at most `--max_steps`"),
-        ("--max_steps 0 --warmup_steps 0", "`--max_steps` must be at least 1"),
+        ("--max_steps 0 --warmup_steps 0", "`--max_steps` must be from 1"),
         ("--optim adamw_torhc", "Did you mean 'adamw_torch'"),
         ("--lr_scheduler_type lineal", "Did you mean 'linear'"),
         ("--lr_scheduler_kwargs [1]", "`--lr_scheduler_kwargs` must be a mapping"),

@@ -281,7 +281,7 @@ def test_refuses_all_at_once():
         ({"lr_scheduler_kwargs": {"num_cycle": 1}}, "`lr_scheduler_kwargs`"),
         ({"lr_scheduler_kwargs": '{"a"'}, "`lr_scheduler_kwargs` must be JSON"),
         ({"learning_rate": "fast"}, "`learning_rate` must be"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1"),
+        ({"max_steps": 0}, "`max_steps` must be from 1"),
         ({"max_steps": "many"}, "`max_steps` must be a whole number"),
         ({"max_steps": -1, "num_train_epochs": 0.0}, "`num_train_epochs` must be"),
         ({"accelerator_config": {"split_batches": True}}, "`accelerator_config`"),

@@ -25,7 +25,7 @@ from jaxopt_tf.jobs._run_folder import open_run
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.sharding import make_mesh
-from jaxopt_tf.training import _loop
+from jaxopt_tf.training import _evaluation
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -205,14 +205,14 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(
     job, unbroken, monkeypatch, capsys
 ):
     asked = itertools.count(1)
-    decide = _loop.has_run_out_of_patience
+    decide = _evaluation.has_run_out_of_patience
 
     def at_the_fifth(progress, selection):  # once before the steps, then after each
         if next(asked) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return decide(progress, selection)
 
-    monkeypatch.setattr(_loop, "has_run_out_of_patience", at_the_fifth)
+    monkeypatch.setattr(_evaluation, "has_run_out_of_patience", at_the_fifth)
     job = dataclasses.replace(job, output_dir=job.output_dir.with_name("a run"))
     stopped = run(job)
     assert stopped.stopped_by == signal.SIGTERM

@@ -73,6 +73,13 @@ def test_a_name_that_ends_another_owns_its_own():
     assert said["a.kernel"].state_bytes == 2 * 4 * 5
 
 
+def test_a_parameter_called_as_a_moment_owns_no_moment_of_another():
+    params = {"w": jnp.ones(3), "mu": {"w": jnp.ones(5)}}
+    said = rows(Recipe(max_steps=10), params)
+    assert said["w"].state_bytes == 2 * 4 * 3
+    assert said["mu.w"].state_bytes == 2 * 4 * 5
+
+
 def test_adafactor_says_what_it_factors():
     recipe = Recipe(max_steps=10, optim="adafactor")
     layout = {"head.kernel": TorchLayout.dense(), **STACKED}
