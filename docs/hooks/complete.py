@@ -12,7 +12,7 @@ FETCHED = re.compile(r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="(?:https?
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Raises an error with all missing names, and all pages that load from other hosts."""
+    """Raises an error for missing names, and for pages that load from other hosts."""
     site = pathlib.Path(config.site_dir)
     missing = []
     for sub_package, names in NAMES.items():
@@ -23,8 +23,8 @@ def on_post_build(config: MkDocsConfig) -> None:
                 missing.append(f"{sub_package}.{name}")
     if missing:
         raise PluginError(
-            "Each public name must be on the site, with a docstring or, for a constant, "
-            f"a comment. Missing: {', '.join(missing)}."
+            "Each public name must be on the site, with a docstring or, for a "
+            f"constant, a comment. Missing: {', '.join(missing)}."
         )
     fetching = [
         str(path.relative_to(site))

@@ -16,7 +16,7 @@ class Notes(griffe.Extension):
     """Uses the comments of fields as their docstrings, and keeps sections of text.
 
     The comment behind the declaration of a field has its shape and dtype. griffe would
-    convert `Source:` and `Differs:` to admonitions with their first lines as titles, and
+    convert `Source:` and `Differs:` to admonitions titled by their first lines, and
     would parse text before a colon in `Returns:` as a type.
     """
 

@@ -21,7 +21,7 @@ HOME = home_of_names()
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Inserts sections of the README, and rewrites links between files to their pages."""
+    """Inserts sections of the README, and rewrites links between files to pages."""
     here = page.file.src_uri
     text = _on_site(markdown, MADE_FROM.get(here, f"docs/{here}"), here)
     return re.sub(

@@ -21,7 +21,7 @@ def on_config(config: MkDocsConfig) -> None:
     made = {
         "Notebooks": [PAGES[path] for path in NOTEBOOKS],
         "Examples": [PAGES[path] for path in EXAMPLES],
-        "Reference": ["api/index.md", *(f"api/{sub_package}.md" for sub_package in SUB_PACKAGES)],
+        "Reference": ["api/index.md", *(f"api/{name}.md" for name in SUB_PACKAGES)],
     }
     for entry in config.nav:
         for title in made.keys() & entry.keys():
@@ -48,18 +48,21 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 def _overview() -> str:
     lines = ["# Overview\n", sentence(PACKAGE), ""]
-    lines += [f"- [`{sub-package}`]({sub-package}.md): {sentence(PACKAGE[sub-package])}" for sub-package in SUB_PACKAGES]
+    lines += [
+        f"- [`{name}`]({name}.md): {sentence(PACKAGE[name])}" for name in SUB_PACKAGES
+    ]
     return "\n".join(lines)
 
 
-def _reference(sub-package: str) -> str:
-    module = PACKAGE[sub-package]
+def _reference(sub_package: str) -> str:
+    module = PACKAGE[sub_package]
     paragraphs = map(_fenced_if_code, module.docstring.value.split("\n\n"))
-    lines = [f"# {sub-package}\n", "\n\n".join(paragraphs), ""]
-    for name in NAMES[sub-package]:
-        lines.append(f"- [`{name}`][jaxopt_tf.{sub-package}.{name}]: {sentence(module[name])}")
-    lines += [f"\n::: jaxopt_tf.{sub-package}.{name}" for name in NAMES[sub-package]]
-    if sub-package == "cli":
+    lines = [f"# {sub_package}\n", "\n\n".join(paragraphs), ""]
+    for name in NAMES[sub_package]:
+        full_name = f"jaxopt_tf.{sub_package}.{name}"
+        lines.append(f"- [`{name}`][{full_name}]: {sentence(module[name])}")
+    lines += [f"\n::: jaxopt_tf.{sub_package}.{name}" for name in NAMES[sub_package]]
+    if sub_package == "cli":
         lines += [_help_text(), _help_text("train")]
     return "\n".join(lines)
 
