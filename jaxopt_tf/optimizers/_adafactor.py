@@ -117,6 +117,16 @@ def adafactor_tf(
             `relative_step` or none without, `warmup_init` without it, or a layout, a
             mask or gradients do not fit the parameters, or leaves are shards.
 
+    Example:
+        >>> params = {"kernel": jnp.ones((4, 3))}
+        >>> optimizer = adafactor_tf()
+        >>> state = optimizer.init(params)
+        >>> state.nu_row["kernel"].shape, state.nu_col["kernel"].shape
+        ((4,), (3,))
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> print(f"{state.learning_rate:.4f} {updates['kernel'][0, 0]:.4f}")
+        0.0100 -0.0100
+
     Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear
         Memory Cost", 2018, arXiv 1804.04235; transformers 5.23.0 `optimization.py`,
         `Adafactor`.
@@ -163,6 +173,13 @@ def adafactor_trainer(
 
     The same with `scale_parameter=False, relative_step=False`, which the Trainer sets
     whatever its arguments say. Arguments and errors are those of `adafactor_tf`.
+
+    Example:
+        >>> params = {"kernel": jnp.ones((4, 3))}
+        >>> optimizer = adafactor_trainer(1e-3)
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(f"{updates['kernel'][0, 0]:.4f}")
+        -0.0010
 
     Source: transformers 5.23.0 `trainer_optimizer.py`, `_get_adafactor`.
     """

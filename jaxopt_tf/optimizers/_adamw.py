@@ -115,6 +115,14 @@ def adamw_tf(
         ValueError, TypeError: if an argument is out of range; in an update, if `params`
             is missing or gradients do not fit.
 
+    Example:
+        >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+        >>> optimizer = adamw_tf(1e-3, weight_decay=0.1)
+        >>> grads = jax.tree.map(jnp.ones_like, params)
+        >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(f"{updates['kernel'][0, 0]:.4f} {updates['bias'][0]:.4f}")
+        -0.0011 -0.0010
+
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019; torch
         2.13 `optim/adam.py`, `_single_tensor_adam`; for low-precision leaves the order
         of `fused=True`, which rounds once.
@@ -176,6 +184,14 @@ def adamw_hf_v4(
 
     Raises:
         ValueError, TypeError: as `adamw_tf`.
+
+    Example:
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> optimizer = adamw_hf_v4(1e-3, correct_bias=False)
+        >>> grads = {"kernel": jnp.full(2, 0.5)}
+        >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(f"{updates['kernel'][0]:.4f}")
+        -0.0032
 
     Source: transformers 4.44 `optimization.py`, `AdamW.step`.
     """

@@ -51,6 +51,14 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
             `jax.shard_map`, if gradients vary along other mesh axes than parameters.
         TypeError: in an update, if gradients are complex or float8.
 
+    Example:
+        >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> grads = {"kernel": jnp.array([3.0, 4.0])}
+        >>> _, state = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(optax.tree.get(state, "grad_norm"))
+        5.0
+
     Source: torch 2.13 `nn/utils/clip_grad.py`, `clip_grad_norm_`.
     Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.
         `optax.clip_by_global_norm` sums in the gradients' dtype and has no 1e-6.

@@ -109,6 +109,11 @@ def decay_mask(
             to be left out would be decayed silently. If `rule` has a name and a leaf
             has none: all keys of its path are indices, as in a list or a bare array.
 
+    Example:
+        >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+        >>> decay_mask(params)
+        {'dense': {'bias': False, 'kernel': True}}
+
     Source: transformers 4.40 to 4.57 and 5.0 to 5.24 `trainer.py`,
         `Trainer.get_decay_parameter_names`, and `pytorch_utils.py`,
         `ALL_LAYERNORM_LAYERS`;
