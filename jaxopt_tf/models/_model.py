@@ -201,7 +201,7 @@ class Embedding(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """Zeroes a fraction `rate` of `x` and scales the rest; returns `x` without a key."""
+    """Zeroes a fraction `rate` of `x` and scales the rest; no dropout without a key."""
     if rng is None or rate == 0:
         return x
     mask = jax.random.bernoulli(rng, 1 - rate, x.shape)
