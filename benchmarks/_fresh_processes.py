@@ -16,8 +16,8 @@ import numpy as np
 T = TypeVar("T")
 
 # glibc gives large blocks back to the system and takes new ones, whose pages the system
-# clears: that takes longer than the step that fills them. By itself it comes to keep
-# blocks of less than 32 MiB, or to take those anew as well, as its heap happens to lie:
+# clears: that takes longer than the step that fills them. Depending on the
+# layout of its heap it keeps blocks of less than 32 MiB or allocates those again, too:
 # a step of Transformers' Adafactor has 150,000 new pages in one process, 379,000 in the
 # next. The first of these settings gives each process the fewer. With the second it
 # keeps every block: torch needs the last two lines for that, JAX's threads all three.

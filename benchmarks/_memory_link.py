@@ -31,7 +31,7 @@ class SharedLink:
     def wait(self) -> None:
         """Returns when a round may begin; behind one that counts it may at once."""
         while time.monotonic() < self._deadline and self._gain() > SHARED:
-            time.sleep(1.0)  # idle cores are placed anew
+            time.sleep(1.0)  # idle cores are assigned again
 
     def kept(self) -> bool:
         """Whether the round that has just ended counts."""

@@ -163,8 +163,8 @@ def streaming(shapes: Shapes) -> Step:
 def seconds_of_a_round(steps: dict[str, Step]) -> dict[str, float]:
     """Of each side, one after the other: of the second of two steps.
 
-    What a step frees stays with the system for the next one, as in a loop of steps; the
-    host of a virtual machine takes it back in the time of a round.
+    Memory that a step frees is available to the next one, as in a loop of steps; the
+    host of a virtual machine reclaims it in the time of a round.
     """
     seconds = {}
     for name, step in steps.items():

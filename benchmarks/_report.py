@@ -1,4 +1,4 @@
-"""What a benchmark says: one row per figure, as a JSON line and as a table."""
+"""Reports of benchmarks: one row per figure, as a JSON line and as a table."""
 
 import dataclasses
 import importlib.metadata
@@ -16,22 +16,22 @@ class Row:
     """One measured figure, its limit, and what others reach on the same work."""
 
     claim: str  # what is measured, with its setting; the same in every run
-    value: float  # ours
+    value: float  # of jaxopt_tf
     unit: str
     limit: float
     at_least: bool = False  # the limit is a lower bound
-    optax: float | None = None  # plain optax on the same work, where it has it
-    torch: float | None = None  # the twin itself against its float64 run, or as claimed
-    detail: str = ""  # what this run says beside the figure
+    optax: float | None = None  # plain optax on the same work, if it has the feature
+    torch: float | None = None  # the reference to its float64 run, or as claimed
+    detail: str = ""  # further figures of this run
 
     @property
     def reached(self) -> bool:
-        """Whether the limit holds; NaN does not."""
+        """True if the limit holds; NaN does not reach it."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that is compared."""
+    """Returns the versions of the compared packages."""
     found = {}
     for name in ("jax", "optax", "torch", "transformers"):
         try:
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def report(title: str, rows: Iterable[Row]) -> bool:
-    """Prints each row as a JSON line, then all as a table; whether all are reached."""
+    """Prints each row as a JSON line, then a table; returns whether all are reached."""
     rows = [_printed(row) for row in rows]
     table = rich.table.Table(title=title)
     for column in ("claim", "ours", "optax", "torch itself", "limit", "reached"):

@@ -57,13 +57,13 @@ def _schedules() -> Iterator[Run]:
     held_out = next(characters(1, 1000, source[90_000:]))
     restarts = get_cosine_with_hard_restarts_schedule_with_warmup
     schedules = {
-        "constant, long warm-up": get_constant_schedule_with_warmup(3e-3, 800),
+        "constant, long warmup": get_constant_schedule_with_warmup(3e-3, 800),
         "linear to 0": get_linear_schedule_with_warmup(3e-3, 50, 1000),
-        "linear to 0, no warm-up": get_linear_schedule_with_warmup(3e-3, 0, 1000),
+        "linear to 0, no warmup": get_linear_schedule_with_warmup(3e-3, 0, 1000),
         "cosine to 0": get_cosine_schedule_with_warmup(3e-3, 100, 1000),
         "four restarts": restarts(1e-2, 0, 1000, num_cycles=4),
         "inverse root": get_inverse_sqrt_schedule(5e-3, 50),
-        "warm-up, stable, decay": get_wsd_schedule(
+        "warmup, stable, decay": get_wsd_schedule(
             3e-3, 50, 200, num_training_steps=1000
         ),
         "0 for the last half": get_linear_schedule_with_warmup(3e-3, 50, 500),

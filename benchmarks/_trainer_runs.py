@@ -257,7 +257,7 @@ class Ours(NamedTuple):
         return Ended(losses, _by_torch_names(ended.state.params)), ended.position
 
     def hand_over(self, folder: Path, position: Position, like: Path) -> None:
-        """Writes the folder that Trainer goes on from."""
+        """Writes the folder from which Trainer resumes."""
         schedule = build_schedule(self.recipe)
         is_driven = isinstance(schedule, MetricDrivenSchedule)
         step = int(position.state.step)

@@ -44,7 +44,7 @@ class Convolutions(nn.Module):
 
 
 def digits(model: nn.Module) -> Task:
-    """scikit-learn's 1,797 digits, the last 397 held out."""
+    """scikit-learn's 1,797 digits; the last 397 are for evaluation."""
     x, y = load_digits(return_X_y=True)
     x, y = np.float32(x / 16).reshape(-1, 8, 8, 1), np.int32(y)
 

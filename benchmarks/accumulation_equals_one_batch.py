@@ -3,7 +3,7 @@
     python -m benchmarks.accumulation_equals_one_batch
 
 Micro-batches have unequal numbers of tokens (the rest is -100) and the last window is
-short. What a mean of means would give stands beside it.
+short. The result of a mean of means is printed too.
 """
 
 from collections.abc import Iterator

@@ -19,34 +19,30 @@ OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
 def rows(smoke: bool) -> Iterator[Row]:
     num_steps, size = (50, 2_000) if smoke else (1_000, 100_000)
-    rng = np.random.default_rng(0)
-    params = {"kernel": (rng.normal(size=(size // 100, 100)) * 0.02).astype(np.float32)}
-    # A hundred gradients, again and again: torch's run and ours see the same.
-    drawn = rng.normal(size=(100, size // 100, 100)).astype(np.float32)
-    grads = [{"kernel": drawn[i % len(drawn)]} for i in range(num_steps)]
+    params, grads = work(num_steps, size)
     ours = adamw_tf(OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
     plain = optax.adamw(OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
 
     torch32, torch_mu, _ = twin.torch_adamw(params, grads, **OPTIONS)
     torch64, *_ = twin.torch_adamw(params, grads, dtype="float64", **OPTIONS)
     fused, *_ = twin.torch_adamw(params, grads, fused=True, **OPTIONS)
-    noise = _distance(torch32, torch64)
-    our_params, our_state = _run(ours, params, grads)
-    optax_params, _ = _run(plain, params, grads)
+    noise = distance(torch32, torch64)
+    our_params, our_state = run(ours, params, grads)
+    optax_params, _ = run(plain, params, grads)
     where = f"AdamW, float32, {num_steps} steps"
     yield Row(
         claim=f"{where}: largest distance to torch, in torch's own distance to "
         "float64 (torch itself: its fused kernel)",
-        value=_distance(our_params, torch32) / noise,
-        optax=_distance(optax_params, torch32) / noise,
-        torch=_distance(fused, torch32) / noise,
+        value=distance(our_params, torch32) / noise,
+        optax=distance(optax_params, torch32) / noise,
+        torch=distance(fused, torch32) / noise,
         unit="of torch's noise",
         limit=0.15,
     )
     yield Row(
         claim=f"{where}: largest distance to float64, in torch's own",
-        value=_distance(our_params, torch64) / noise,
-        optax=_distance(optax_params, torch64) / noise,
+        value=distance(our_params, torch64) / noise,
+        optax=distance(optax_params, torch64) / noise,
         torch=1.0,
         unit="of torch's noise",
         limit=1.15,
@@ -59,8 +55,8 @@ def rows(smoke: bool) -> Iterator[Row]:
         at_least=True,
     )
     torch32, *_ = twin.torch_adamw(params, grads[:1], **OPTIONS)
-    our_params, _ = _run(ours, params, grads[:1])
-    optax_params, _ = _run(plain, params, grads[:1])
+    our_params, _ = run(ours, params, grads[:1])
+    optax_params, _ = run(plain, params, grads[:1])
     yield Row(
         claim="AdamW, float32, 1 step: parameters equal to torch bit for bit",
         value=_share(our_params, torch32),
@@ -71,7 +67,18 @@ def rows(smoke: bool) -> Iterator[Row]:
     )
 
 
-def _run(optimizer, params, grads_per_step):
+def work(num_steps: int, size: int) -> tuple[dict, list[dict]]:
+    """Parameters, and the gradients of each step, equal for all sides."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": (rng.normal(size=(size // 100, 100)) * 0.02).astype(np.float32)}
+    # A hundred gradients, repeated.
+    drawn = rng.normal(size=(100, size // 100, 100)).astype(np.float32)
+    return params, [{"kernel": drawn[i % len(drawn)]} for i in range(num_steps)]
+
+
+def run(optimizer, params, grads_per_step):
+    """Parameters and state after a compiled update from each of the gradients."""
+
     @jax.jit
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
@@ -84,7 +91,8 @@ def _run(optimizer, params, grads_per_step):
     return params, state
 
 
-def _distance(a, b) -> float:
+def distance(a, b) -> float:
+    """Largest absolute difference, computed in float64."""
     return float(np.abs(np.float64(a["kernel"]) - np.float64(b["kernel"])).max())
 
 

@@ -1,12 +1,12 @@
-"""A run of Transformers' Trainer goes on here, or one from here there, unnoticed.
+"""A run of Trainer continues in jaxopt_tf, and the reverse, with the same losses.
 
     python -m benchmarks.continues_a_torch_run            # some minutes on 2 cores
     python -m benchmarks.continues_a_torch_run --smoke    # one case, short
 
-A small GPT-2 is trained on text by Trainer, which saves halfway. From there we go on
-with the same batches; and, the other way round, Trainer goes on from where we are. Each
-is compared with Trainer's own unbroken run. "torch itself" is Trainer once more, with
-the half that was ours by another attention kernel: the noise that nobody can beat.
+Trainer trains a small GPT-2 on text and saves halfway. `jaxopt_tf` continues from there
+with the same batches, and Trainer continues a run of `jaxopt_tf`. Each is compared with
+Trainer's own uninterrupted run. "torch itself" is Trainer with another attention kernel
+in one half: the noise that no implementation can be below.
 """
 
 import itertools
@@ -58,7 +58,7 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
     handed_over.parent.mkdir()
     begun.hand_over(handed_over, position, like=work / "begin")
     theirs = runs.by_trainer(plan, work / "ours", resume_from=handed_over)
-    # The twin of the first half is Trainer's own by the other kernel.
+    # The reference for the first half is Trainer with the other kernel.
     runs.by_trainer(plan, work / "first", attention="eager", stop_at=half)
     eager = runs.by_trainer(
         plan, work / "first", resume_from=work / "first" / f"checkpoint-{half}"

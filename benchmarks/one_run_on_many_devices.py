@@ -1,10 +1,10 @@
-"""One run on 1 to 8 devices and 1 to 8 processes: the same losses, whatever happens.
+"""One run on 1 to 8 devices and 1 to 8 processes: equal losses, also after kills.
 
     python -m benchmarks.one_run_on_many_devices            # 20 minutes on 2 cores
     python -m benchmarks.one_run_on_many_devices --smoke    # a process that never comes
 
 Real processes, CPU devices. A run is compared with the one on one device, in each of 50
-steps; a broken-off one with the one that nobody touched.
+steps; a run that was killed with one that was not.
 """
 
 import re
@@ -65,7 +65,7 @@ def _together(root: Path) -> Iterator[Row]:
 
 
 def _broken_off(root: Path, optim: str, alone: np.ndarray) -> Iterator[Row]:
-    """Killed on 4 processes; gone on with on 2, killed again, and ended on 8."""
+    """Killed on 4 processes, resumed on 2, killed again, and completed on 8."""
     first, second, third = 4, 2, 8
     folder = root / f"{optim}-broken-off"
     seconds = _until_killed(folder, optim, first, "checkpoint-15")

@@ -1,7 +1,7 @@
 """Every schedule stays within a millionth of Transformers' double, in float32.
 
-Per type: random settings (warm-up longer than training, no warm-up and other oddities
-included), every step of the run and somewhat past its end. The twin is Transformers'
+Per type: random settings (warmup longer than training, no warmup and other oddities
+included), every step of the run and somewhat past its end, compared with Transformers'
 formula in numpy doubles, which the tests hold against Transformers itself and which
 knows its own rounding error. Relatively, a point counts where that error is below 1e-7
 of the value and the rate is one that float32 has (above 1e-37).

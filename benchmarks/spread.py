@@ -3,7 +3,7 @@
     python -m benchmarks.optimizer_step_at_memory_speed > one.txt   # at three times
     python -m benchmarks.spread one.txt two.txt three.txt
 
-Of each claim: from the least to the most, in its median.
+The range of each claim, relative to its median.
 """
 
 import json

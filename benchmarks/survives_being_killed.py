@@ -1,12 +1,12 @@
-"""A run that is killed at any moment goes on as if nothing had happened.
+"""A run that is killed at any moment resumes with equal results.
 
     python -m benchmarks.survives_being_killed            # half an hour on 2 cores
     python -m benchmarks.survives_being_killed --smoke    # a few kills, as in CI
 
 Small runs of `jaxopt-tf train` in processes of their own are killed by SIGKILL at
 random moments, some of them while a checkpoint is being written, or asked to end by
-SIGTERM, and started again each time. What they leave behind is compared bit for bit
-with a run that nobody touched: parameters, optimizer state, every line of the log, the
+SIGTERM, and started again each time. Their files are compared bit for bit with those of
+an uninterrupted run: parameters, optimizer state, every line of the log, the
 last line on the console. Then bits are flipped and files cut off in checkpoints.
 
 The processes are forked from one that has loaded JAX, and share one warm compile cache:
@@ -61,7 +61,7 @@ class Attempt(NamedTuple):
 
     exit_status: int
     was_saving: bool  # whether a checkpoint was left half-written
-    has_saved: bool  # whether there was a checkpoint to go on from
+    has_saved: bool  # whether it had a checkpoint to resume from
 
 
 def rows(smoke: bool) -> Iterator[Row]:
@@ -133,7 +133,7 @@ def _broken_off(
     num_attempts: int,
     break_off: Callable[[Path, random.Random], Attempt | None],
 ) -> tuple[list[Attempt], collections.Counter[str], int]:
-    """Breaks runs off, several times each, and lets them come to their end then.
+    """Interrupts runs several times each, and then lets them complete.
 
     `break_off` starts a run and ends it, and gives None where it had ended by itself.
     """
@@ -172,7 +172,7 @@ def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
         ("last_line", "last line"),
     ):
         yield Row(
-            claim=f"{what}, {resumed} with a checkpoint to go on from, in {num_runs} "
+            claim=f"{what}, {resumed} with a checkpoint to resume from, in {num_runs} "
             f"runs: runs whose {claim} is not that of the unbroken run, bit for bit",
             value=wrong[name],
             unit="runs",

@@ -3,7 +3,7 @@
 - 16 runs side by side against 16 one after the other, compilation included, each
   compiled by itself as a loop over recipes does it; and against 16 that share a program
   which is handed the rate, the least that one after the other can take.
-- The losses of each run against those of its lone twin.
+- The losses of each run against those of the same run alone.
 - `find_learning_rate`: the final loss with its suggestion over that of the best of 20
   rates trained to their end, and of `range_test` beside it.
 - `sweep`, killed by SIGKILL and started again: trials that were made twice.
@@ -123,7 +123,7 @@ def time_rows(smoke: bool) -> Iterator[Row]:
             limit=0.5 if fewer == 1 and not smoke else float("inf"),
         )
         yield Row(
-            claim=f"{of}: loss of any step, from its lone twin's",
+            claim=f"{of}: largest difference of a loss to the run alone",
             value=worst,
             unit="of the loss",
             limit=1e-5,

@@ -8,7 +8,7 @@ Makes an environment for each version, in `--environments` (150 MB each, kept fo
 next run; by default in the user's cache). There Trainer trains a small Llama, T5, BERT,
 Qwen2 and GPT-2 for five steps. At step 3 it is given gradients in place of its own, and
 `read_trainer_checkpoint` of step 2, with one update from the same gradients, has to
-come to the same parameters. Both are then written by `write_trainer_checkpoint`, and
+compute the same parameters. Both are then written by `write_trainer_checkpoint`, and
 Trainer of the same version resumes from them.
 """
 

@@ -2,10 +2,10 @@
 
     optimizer = optax.chain(clip(1.0), adamw_tf(schedule, weight_decay=0.01))
 
-What is typed every day, in the order of the trip; each station has more:
-`jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.checkpoints`,
-`.sharding`, `.planning`, `.monitors`, `.plots`, `.interop`, `.models`, `.data`,
-`.tuning`, `.jobs`.
+This module has the names that are used most. Each sub-package has more, in the order in
+which a training run uses them: `jaxopt_tf.schedules`, `.optimizers`, `.recipes`,
+`.training`, `.checkpoints`, `.sharding`, `.planning`, `.monitors`, `.plots`,
+`.interop`, `.models`, `.data`, `.tuning`, `.jobs`.
 """
 
 import importlib

@@ -62,10 +62,9 @@ def test_no_file_is_longer_than_a_page_or_two():
     assert long == {}
 
 
-def test_the_tree_in_the_readme_names_every_room():
-    tree = (
-        (PACKAGE.parent / "README.md").read_text().partition("## Where things are")[2]
-    )
+def test_the_tree_in_contributing_names_every_sub_package():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    tree = text.partition("## Where the code is")[2]
     assert [s for s in STATIONS if f"─ {s}/ " not in tree] == []
 
 

@@ -69,6 +69,16 @@ def test_code_blocks_are_code_and_import_what_there_is(name):
 
 @pytest.mark.promotion_of_others
 @pytest.mark.usefixtures("compiled_quickly")
+def test_the_first_code_of_the_readme_trains():
+    block = re.findall(r"^```python\n(.*?)^```", read("README.md"), re.M | re.S)[0]
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    fit = names["x"] @ names["params"]["kernel"] + names["params"]["bias"]
+    assert abs(fit - names["y"]).max() < 0.05
+
+
+@pytest.mark.promotion_of_others
+@pytest.mark.usefixtures("compiled_quickly")
 def test_the_page_for_optax_reads_and_changes_rates_as_it_shows():
     page = read("docs/from_optax.md").partition("## Reading and changing")[2]
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)

@@ -1,4 +1,4 @@
-"""A site that lacks a public name, or asks another host for anything, is not built."""
+"""Verifies that the site has all public names and loads nothing from other hosts."""
 
 import pathlib
 import re
@@ -7,24 +7,24 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from sources import NAMES, PACKAGE, sentence
 
-# What a browser fetches by itself; a link that a reader follows is none of these.
+# Elements that a browser loads by itself, unlike links.
 FETCHED = re.compile(r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="(?:https?:)?//')
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Raises with all that is missing, or that would be fetched from elsewhere."""
+    """Raises an error for missing names, and for pages that load from other hosts."""
     site = pathlib.Path(config.site_dir)
     missing = []
-    for room, names in NAMES.items():
-        html = (site / "api" / room / "index.html").read_text()
+    for sub_package, names in NAMES.items():
+        html = (site / "api" / sub_package / "index.html").read_text()
         for name in names:
-            is_there = f'id="jaxopt_tf.{room}.{name}"' in html
-            if not is_there or not sentence(PACKAGE[room][name]):
-                missing.append(f"{room}.{name}")
+            is_present = f'id="jaxopt_tf.{sub_package}.{name}"' in html
+            if not is_present or not sentence(PACKAGE[sub_package][name]):
+                missing.append(f"{sub_package}.{name}")
     if missing:
         raise PluginError(
-            "Each public name must be on the site, with a docstring or, where it is a "
-            f"constant, a comment; not so: {', '.join(missing)}."
+            "Each public name must be on the site, with a docstring or, for a "
+            f"constant, a comment. Missing: {', '.join(missing)}."
         )
     fetching = [
         str(path.relative_to(site))
@@ -32,4 +32,4 @@ def on_post_build(config: MkDocsConfig) -> None:
         if FETCHED.search(path.read_text())
     ]
     if fetching:
-        raise PluginError(f"Pages that fetch from other hosts: {', '.join(fetching)}.")
+        raise PluginError(f"These pages load from other hosts: {', '.join(fetching)}.")

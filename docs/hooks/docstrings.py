@@ -1,4 +1,4 @@
-"""What the docstrings and comments of the package mean, for the reference pages."""
+"""Converts docstrings and comments of the package for the reference pages."""
 
 import re
 import textwrap
@@ -6,22 +6,22 @@ from collections.abc import Iterator
 
 import griffe
 
-# Text behind a word: what returns, where it came from, how it differs.
+# Sections of plain text: results, sources, differences.
 _NOTES = re.compile(
     r"^(Returns|Yields|Source|Differs):[ \n]*(.*(?:\n+[ ]+\S.*)*)", re.MULTILINE
 )
 
 
 class Notes(griffe.Extension):
-    """Takes fields' comments for their docstrings, and sections of text as they are.
+    """Uses the comments of fields as their docstrings, and keeps sections of text.
 
-    A field says its shape and dtype in a comment where it is declared. Of `Source:` and
-    `Differs:` griffe would make admonitions, with their first lines for titles, and
-    what stands before a colon in `Returns:` it would take for a type.
+    The comment behind the declaration of a field has its shape and dtype. griffe would
+    convert `Source:` and `Differs:` to admonitions titled by their first lines, and
+    would parse text before a colon in `Returns:` as a type.
     """
 
     def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
-        """Sees to all of the package, once it is read."""
+        """Converts all objects of the package after it was loaded."""
         for obj in _within(pkg):
             if isinstance(obj, griffe.Attribute) and obj.parent.is_module:
                 _give_comment(obj)
@@ -45,14 +45,18 @@ def _give_comment(constant: griffe.Attribute) -> None:
 
 
 def _list_fields(record: griffe.Class) -> None:
-    """Adds a section of the fields that say what they are where they are declared."""
+    """Adds a section with the fields that have a comment."""
     fields = [
         a for a in record.attributes.values() if not a.is_alias and not a.docstring
     ]
-    said = {field.name: _comment(field) for field in fields}
+    comments = {field.name: _comment(field) for field in fields}
     doc = record.docstring
-    if doc is not None and any(said.values()) and "\nAttributes:\n" not in doc.value:
-        lines = [f"    {name}: {text}" for name, text in said.items() if text]
+    if (
+        doc is not None
+        and any(comments.values())
+        and "\nAttributes:\n" not in doc.value
+    ):
+        lines = [f"    {name}: {text}" for name, text in comments.items() if text]
         doc.value += "\n\nAttributes:\n" + "\n".join(lines)
 
 
@@ -62,7 +66,7 @@ def _paragraph(note: re.Match) -> str:
 
 
 def _comment(declared: griffe.Attribute) -> str:
-    """The comment behind a declaration, or else above it, in one line."""
+    """Returns the comment behind a declaration, or above it, in one line."""
     if declared.lineno is None or declared.endlineno is None:
         return ""
     module = declared.module

@@ -1,4 +1,4 @@
-"""Links that work between the files of the repository work on the site too."""
+"""Rewrites links between files of the repository for the site."""
 
 import pathlib
 import posixpath
@@ -21,7 +21,7 @@ HOME = home_of_names()
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Fetches sections of the README, and points links between files at their pages."""
+    """Inserts sections of the README, and rewrites links between files to pages."""
     here = page.file.src_uri
     text = _on_site(markdown, MADE_FROM.get(here, f"docs/{here}"), here)
     return re.sub(
@@ -32,30 +32,31 @@ def on_page_markdown(
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Makes a link of each public name that cannot be meant otherwise."""
+    """Links each public name that is unambiguous to its reference."""
     is_reference = page.file.src_uri.startswith("api/")
 
     def linked(code: re.Match) -> str:
-        # Elsewhere `TrainState` may be Flax's; a name with an underscore is ours.
+        # Outside of the reference `TrainState` may be that of Flax; names with an
+        # underscore are unambiguous.
         if code[1] not in HOME or not (is_reference or "_" in code[1]):
             return code[0]
         return f'<autoref identifier="{HOME[code[1]]}">{code[0]}</autoref>'
 
-    # Neither within a link nor the name of an argument.
+    # Neither inside a link nor the name of an argument.
     return re.sub(r'(?<!">)(?<!<b>)<code>(\w+)</code>', linked, html)
 
 
 def _on_site(text: str, source: str, here: str) -> str:
-    """`text`, of the file `source`, with links as the page `here` needs them."""
+    """Returns `text` of the file `source` with links relative to the page `here`."""
 
-    def moved(link: re.Match) -> str:
+    def rewritten(link: re.Match) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[1]))
         target = SHOWN_AS.get(path, path.removeprefix("docs/"))
         if path == target:  # no page of the site
             return link[0]
         return f"]({posixpath.relpath(target, posixpath.dirname(here))}{link[2] or ''})"
 
-    return re.sub(r"\]\(([\w./]+)(#[\w-]+)?\)", moved, text)
+    return re.sub(r"\]\(([\w./]+)(#[\w-]+)?\)", rewritten, text)
 
 
 def _section(title: str) -> str:

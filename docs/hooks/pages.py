@@ -1,7 +1,7 @@
-"""The pages that nobody writes: a reference page for each room, notebooks, examples.
+"""Generates the pages of the reference, the notebooks and the examples.
 
-They are made when the site is built, so that nothing stands in two places and a new
-room, notebook or example has a page.
+They are generated when the site is built, so that nothing is written twice and a new
+sub-package, notebook or example has a page.
 """
 
 import ast
@@ -13,15 +13,15 @@ import sys
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
-from sources import EXAMPLES, NAMES, NOTEBOOKS, PACKAGE, PAGES, ROOMS, sentence
+from sources import EXAMPLES, NAMES, NOTEBOOKS, PACKAGE, PAGES, SUB_PACKAGES, sentence
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Lists the pages that are made under the titles that `mkdocs.yml` has for them."""
+    """Lists the generated pages under their titles in `mkdocs.yml`."""
     made = {
         "Notebooks": [PAGES[path] for path in NOTEBOOKS],
         "Examples": [PAGES[path] for path in EXAMPLES],
-        "Reference": ["api/index.md", *(f"api/{room}.md" for room in ROOMS)],
+        "Reference": ["api/index.md", *(f"api/{name}.md" for name in SUB_PACKAGES)],
     }
     for entry in config.nav:
         for title in made.keys() & entry.keys():
@@ -29,11 +29,11 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Adds the pages that are made, and the notebooks' pictures."""
+    """Adds the generated pages, and the figures of the notebooks."""
     contents = {page: path.read_text() for path, page in PAGES.items()}
     contents["api/index.md"] = _overview()
-    for room in ROOMS:
-        contents[f"api/{room}.md"] = _reference(room)
+    for sub_package in SUB_PACKAGES:
+        contents[f"api/{sub_package}.md"] = _reference(sub_package)
     for path in EXAMPLES:
         title = path.read_text().removeprefix('"""').partition(":")[0]
         contents[PAGES[path]] = f"# {title}\n\n```python\n{path.read_text()}```\n"
@@ -48,19 +48,22 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 def _overview() -> str:
     lines = ["# Overview\n", sentence(PACKAGE), ""]
-    lines += [f"- [`{room}`]({room}.md): {sentence(PACKAGE[room])}" for room in ROOMS]
+    lines += [
+        f"- [`{name}`]({name}.md): {sentence(PACKAGE[name])}" for name in SUB_PACKAGES
+    ]
     return "\n".join(lines)
 
 
-def _reference(room: str) -> str:
-    module = PACKAGE[room]
+def _reference(sub_package: str) -> str:
+    module = PACKAGE[sub_package]
     paragraphs = map(_fenced_if_code, module.docstring.value.split("\n\n"))
-    lines = [f"# {room}\n", "\n\n".join(paragraphs), ""]
-    for name in NAMES[room]:
-        lines.append(f"- [`{name}`][jaxopt_tf.{room}.{name}]: {sentence(module[name])}")
-    lines += [f"\n::: jaxopt_tf.{room}.{name}" for name in NAMES[room]]
-    if room == "cli":
-        lines += [_said_by_help(), _said_by_help("train")]
+    lines = [f"# {sub_package}\n", "\n\n".join(paragraphs), ""]
+    for name in NAMES[sub_package]:
+        full_name = f"jaxopt_tf.{sub_package}.{name}"
+        lines.append(f"- [`{name}`][{full_name}]: {sentence(module[name])}")
+    lines += [f"\n::: jaxopt_tf.{sub_package}.{name}" for name in NAMES[sub_package]]
+    if sub_package == "cli":
+        lines += [_help_text(), _help_text("train")]
     return "\n".join(lines)
 
 
@@ -72,14 +75,14 @@ def _fenced_if_code(paragraph: str) -> str:
     return f"```python\n{paragraph}\n```"
 
 
-def _said_by_help(*command: str) -> str:
+def _help_text(*command: str) -> str:
     args = [*command, "--help"]
-    said = subprocess.run(
+    text = subprocess.run(
         [sys.executable, "-c", f"from jaxopt_tf.cli import main; main({args})"],
         env={**os.environ, "COLUMNS": "88", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    lines = [f"$ {' '.join(['jaxopt-tf', *args])}", *map(str.rstrip, said.splitlines())]
+    lines = [f"$ {' '.join(['jaxopt-tf', *args])}", *map(str.rstrip, text.splitlines())]
     return "\n".join(["\n```", *lines, "```"])

@@ -1,4 +1,4 @@
-"""What the site is made from besides the pages in `docs/`."""
+"""Sources of the site besides the pages in `docs/`."""
 
 import collections
 import pathlib
@@ -11,17 +11,23 @@ PACKAGE = griffe.load(
     search_paths=[ROOT],
     extensions=griffe.load_extensions(pathlib.Path(__file__).parent / "docstrings.py"),
 )
-ROOMS = sorted(path.parent.name for path in ROOT.glob("jaxopt_tf/[!_]*/__init__.py"))
+SUB_PACKAGES = sorted(
+    path.parent.name for path in ROOT.glob("jaxopt_tf/[!_]*/__init__.py")
+)
 NAMES = {
-    room: [n for n, of in PACKAGE[room].members.items() if of.is_alias and n[0] != "_"]
-    for room in ROOMS
+    sub_package: [
+        n
+        for n, of in PACKAGE[sub_package].members.items()
+        if of.is_alias and n[0] != "_"
+    ]
+    for sub_package in SUB_PACKAGES
 }
 NOTEBOOKS = sorted(
     ROOT.glob("notebooks/*.ipynb"), key=lambda path: (path.stem != "first_steps", path)
 )
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 
-# Where a file beside `docs/` is on the site.
+# Page of the site for each file outside of `docs/`.
 PAGES = {
     **{path: f"notebooks/{path.stem}.md" for path in NOTEBOOKS},
     **{path: f"examples/{path.stem}.md" for path in EXAMPLES},
@@ -32,20 +38,23 @@ PAGES = {
 
 
 def sentence(of: griffe.Object) -> str:
-    """The first paragraph of a docstring, in one line; empty without one."""
+    """Returns the first paragraph of a docstring in one line, or an empty string."""
     return (
         of.docstring.value.split("\n\n")[0].replace("\n", " ") if of.docstring else ""
     )
 
 
 def home_of_names() -> dict[str, str]:
-    """Full names of public names that one room alone has, and no sentence as a word."""
-    rooms = collections.defaultdict(list)
-    for room, names in NAMES.items():
+    """Returns the full name of each public name that occurs in one sub-package only.
+
+    Names that are also words of a sentence are left out.
+    """
+    sub_packages = collections.defaultdict(list)
+    for sub_package, names in NAMES.items():
         for name in names:
-            rooms[name].append(room)
+            sub_packages[name].append(sub_package)
     return {
         name: f"jaxopt_tf.{homes[0]}.{name}"
-        for name, homes in rooms.items()
+        for name, homes in sub_packages.items()
         if len(homes) == 1 and ("_" in name or not name.islower())
     }

@@ -135,14 +135,14 @@ def _dtype_advice(dtype: Any) -> str:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return "Carry a complex number as two leaves."
     return (
-        "Keep the parameter in float32 and cast it inside the loss function: a step is "
-        "smaller than the rounding of such a format. Weights that are not trained are "
-        "left out with `optax.masked`."
+        "Keep the parameter in float32 and cast it inside the loss function, since an "
+        "update is smaller than the rounding of these formats. Exclude weights that "
+        "are not trained with `optax.masked`."
     )
 
 
 def check_arrays(argument: str, tree: PyTree) -> None:
-    """Raises if a leaf is no array: a Python number, say, or a module's function."""
+    """Raises an error if a leaf is not an array, but a number or a function, say."""
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise TypeError(

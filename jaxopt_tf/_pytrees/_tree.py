@@ -119,8 +119,9 @@ def map_leaves(
 ) -> tuple[PyTree, ...]:
     """Calls `function(name, param, *others)` per leaf and returns a tree per result.
 
-    The trees in `rest` have the structure of `params` down to its leaves. What they
-    hold there is passed as it is, so that a masked node can stand for "nothing".
+    The trees in `rest` have the structure of `params` down to its leaves. Their
+    subtrees below are passed unchanged, so that a masked node can represent a missing
+    value.
     """
     treedef: Any = jax.tree.structure(params)
     columns = [treedef.flatten_up_to(tree) for tree in rest]

@@ -57,12 +57,12 @@ def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | No
         if reason is None:
             return str(path)
         reasons.append(f"{path.name} is damaged: {reason}")
-        report(f"{reasons[-1]}. It is passed over.")
+        report(f"{reasons[-1]}. The one before it is used.")
     if reasons:
         raise ValueError(
             f"`folder` must hold a good checkpoint, but in {str(folder)!r} none is: "
             f"{'; '.join(reasons)}. Put a copy back, or delete these folders to start "
-            "anew."
+            "again."
         )
     return None
 

@@ -238,5 +238,5 @@ def _save_error(path: Path, error: Exception) -> OSError:
     shutil.rmtree(incomplete, ignore_errors=True)
     return OSError(
         f"The checkpoint {str(path)!r} could not be written: {error}. Earlier ones are "
-        "whole. Make room, or make the folder writable, and start again."
+        "valid. Free space, or make the folder writable, and start again."
     )

@@ -202,7 +202,7 @@ def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.Los
     loss_of_model = models.loss_of(
         config.model,
         label_smoothing_factor=config.recipe.label_smoothing_factor,
-        lying=constrain,
+        constrain=constrain,
         matmul_precision=config.job.matmul_precision,
     )
     spec = params["transformer"]["wte"]["embedding"].sharding.spec

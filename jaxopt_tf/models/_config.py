@@ -71,7 +71,7 @@ class GPT2Config:
 
     @property
     def has_dropout(self) -> bool:
-        """Whether training needs a key for every step."""
+        """True if training needs a random key in every step."""
         return self.resid_pdrop > 0 or self.embd_pdrop > 0
 
 

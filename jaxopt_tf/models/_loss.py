@@ -23,7 +23,7 @@ class LossFn(Protocol):
     def __call__(
         self, params: PyTree, batch: jax.Array, rng: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """The summed loss and the number of predicted tokens; (), float32 each."""
+        """Returns the summed loss and the number of predicted tokens; (), float32."""
         ...
 
 
@@ -36,7 +36,7 @@ def make_loss_fn(
     [B, T + 1] integers of which the first T predict the last T; T is at most
     `block_size`. A row that is shorter ends in -100, which is not predicted and counts
     nowhere. A token that is outside the vocabulary, or that follows a -100, makes the
-    loss NaN. Without a key nothing is dropped: so it is evaluated.
+    loss NaN. Without a key there is no dropout, as in an evaluation.
 
     With parameters in bfloat16 activations are bfloat16 too; norms, softmax and the
     loss are computed in float32.
@@ -69,7 +69,7 @@ def loss_of(
     config: GPT2Config,
     *,
     label_smoothing_factor: float = 0.0,
-    lying: Callable[[jax.Array], jax.Array] = identity,
+    constrain: Callable[[jax.Array], jax.Array] = identity,
     matmul_precision: str | None = None,
 ) -> LossFn:
     """Returns the loss of `make_loss_fn` alone, without drawing parameters.
@@ -77,10 +77,10 @@ def loss_of(
     Args:
         config: the model's size.
         label_smoothing_factor: as `make_loss_fn` takes it.
-        lying: constrains activations, [B, T, ...], to their sharding on a mesh.
+        constrain: constrains activations, [B, T, ...], to their sharding on a mesh.
         matmul_precision: of products, the gradient's too, as
-            `jax.default_matmul_precision` takes it; None for what holds where the loss
-            is called.
+            `jax.default_matmul_precision` takes it; None for the one in effect where
+            the loss is called.
 
     Returns:
         (params, batch, rng=None) -> (summed loss, number of predicted tokens).
@@ -89,7 +89,7 @@ def loss_of(
         ValueError, TypeError: as `make_loss_fn`.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    model = nnx.eval_shape(lambda: GPT2(config, rngs=nnx.Rngs(0), lying=lying))
+    model = nnx.eval_shape(lambda: GPT2(config, rngs=nnx.Rngs(0), constrain=constrain))
     graph = nnx.graphdef(model)
 
     def loss_fn(params, batch, rng=None):

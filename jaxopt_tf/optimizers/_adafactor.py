@@ -1,12 +1,11 @@
 """Adafactor with Transformers' numbers.
 
-The step of a factored leaf reads its gradient for the rows, for the columns, for the
-size of the step and for the step itself; nothing of the gradient's size is written in
-between. A compiler that meets one expression in two of these passes would compute it
-once and keep it, in memory of its own, which costs more than computing it again. So the
-signs differ: each pass has expressions that no other has, and the same numbers. For the
-same reason a leaf stays as it is stored: its axes that are torch's rows or columns are
-given by their numbers.
+The step of a factored leaf reads its gradient four times: for the row means, the column
+means, the size of the step and the step itself. XLA would compute an expression that
+two of these passes share only once and write it to an array of the gradient's size,
+which costs more than computing it twice. Therefore the passes use expressions that
+differ in their signs. For the same reason leaves are not transposed to torch's layout:
+the numbers of the axes that are torch's rows and columns are passed instead.
 """
 
 import dataclasses
@@ -72,7 +71,7 @@ def adafactor_tf(
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam's step from the row and column means of the squared gradients.
+    """Adafactor as Transformers computes it: Adam with factored second moments.
 
         rate  = learning_rate, or min(1e-2 or 1e-6 t, 1 / sqrt(t)), with t = 1, 2, ...
         rate  = rate * max(eps[1], RMS(p))              where scale_parameter
@@ -84,13 +83,12 @@ def adafactor_tf(
         u     = mu = beta1 mu + (1 - beta1) u           where beta1 is given
         p     = p - weight_decay rate p - u
 
-    A vector or a scalar keeps the whole mean of g^2 + eps[0] instead of row and col.
-    Axes are those that torch would see, see `layouts`. Arithmetic is in float32
-    (float64 for float64 leaves), and updates are differences of parameters, as in
-    `adamw_tf`.
+    A vector or a scalar has a mean of g^2 + eps[0] per element instead of row and col.
+    Axes are those of torch, see `layouts`. Arithmetic is in float32 (float64 for
+    float64 leaves), and updates are differences of parameters, as in `adamw_tf`.
 
-    Means are of whole arrays: shards inside of `jax.shard_map` are refused. Under
-    `check_vma=False` and in `jax.pmap` they cannot be told apart from whole leaves.
+    Shards inside of `jax.shard_map` are refused, since means are of whole arrays. Under
+    `check_vma=False` and in `jax.pmap` shards cannot be detected.
 
     Args:
         learning_rate: a float, a 0-d array or a schedule; None with `relative_step`.
@@ -103,8 +101,7 @@ def adafactor_tf(
         scale_parameter: whether the rate is relative to the parameter's RMS.
         relative_step: whether the rate is a function of t alone.
         warmup_init: whether that function begins with 1e-6 t; needs `relative_step`.
-        decay_mask: which leaves are decayed, as for `adamw_tf`; None: nothing named
-            bias and no normalisation layer.
+        decay_mask: as for `adamw_tf`.
         layouts: for patterns that match whole leaf names, how torch would see the leaf.
             Undeclared, a rank-4 leaf named `kernel` is a convolution's HWIO and every
             other leaf is as it stands.
@@ -117,13 +114,18 @@ def adafactor_tf(
             `relative_step` or none without, `warmup_init` without it, or a layout, a
             mask or gradients do not fit the parameters, or leaves are shards.
 
+    Example:
+        >>> state = adafactor_tf().init({"kernel": jnp.ones((4, 3))})
+        >>> state.nu_row["kernel"].shape, state.nu_col["kernel"].shape
+        ((4,), (3,))
+
     Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear
         Memory Cost", 2018, arXiv 1804.04235; transformers 5.23.0 `optimization.py`,
         `Adafactor`.
-    Differs: `optax.adafactor` factors the two largest axes and only those of 128 or
-        more, wants the decay rate's sign turned, and decays by `weight_decay` alone
-        where this multiplies it by the rate. Where torch has no gradient it leaves the
-        parameter alone; JAX has a gradient of zeros, with which it is decayed.
+    Differs: `optax.adafactor` factors the two largest axes, if both have 128 elements
+        or more, takes the decay rate with the opposite sign, and does not multiply
+        `weight_decay` by the rate. A parameter without a gradient is unchanged in
+        torch; in JAX its gradient is zero, and it is decayed.
     """
     _check_rate(learning_rate, relative_step, warmup_init)
     arithmetic = _Adafactor(
@@ -159,10 +161,10 @@ def adafactor_trainer(
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """`adafactor_tf` as the Trainer's `--optim adafactor` has it: the rate is yours.
+    """Adafactor as Trainer configures it for `--optim adafactor`.
 
-    The same with `scale_parameter=False, relative_step=False`, which the Trainer sets
-    whatever its arguments say. Arguments and errors are those of `adafactor_tf`.
+    Equal to `adafactor_tf` with `scale_parameter=False, relative_step=False`, which
+    Trainer always sets. Arguments and errors are those of `adafactor_tf`.
 
     Source: transformers 5.23.0 `trainer_optimizer.py`, `_get_adafactor`.
     """

@@ -59,6 +59,13 @@ def adagrad_tf(
     Raises:
         ValueError, TypeError: if an argument is out of range.
 
+    Example:
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> optimizer = adagrad_tf(0.5)
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates["kernel"])
+        [-0.5 -0.5]
+
     Source: torch 2.13 `optim/adagrad.py`, `_single_tensor_adagrad`.
     Differs: `optax.adagrad` begins with sums of 0.1 and has eps inside of the root.
     """

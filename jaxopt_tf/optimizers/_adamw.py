@@ -76,35 +76,36 @@ def adamw_tf(
         p   = p - rate / (1 - beta1^t) * mu / (sqrt(nu) / sqrt(1 - beta2^t) + eps)
 
     with t counted from 1, in float32 (float64 for float64 leaves), in this order. The
-    new parameter is rounded to the leaf's dtype and the update is its difference to the
-    old one, so that `params + updates` is that parameter; a later link of a chain must
-    not rescale it.
+    new parameter is rounded to the dtype of the leaf, and the update is its difference
+    to the old one, so that `params + updates` is that parameter. A later transformation
+    of a chain must not rescale the update.
 
-    Decoupled decay is not the L2 term `weight_decay / 2 * |p|^2` of a loss, as it is
-    often explained. The gradient of such a term would go through the moments and be
-    divided by sqrt(nu): weights with large gradients would hardly be decayed. Here
-    every weight shrinks by the same share, whatever its gradients, and the share
-    follows the schedule.
+    Decoupled decay differs from the L2 term `weight_decay / 2 * |p|^2` of a loss. The
+    gradient of that term enters the moments and is divided by sqrt(nu), so that weights
+    with large gradients are hardly decayed. Decoupled decay multiplies every weight by
+    the same factor, which follows the schedule.
 
     Args:
-        learning_rate: at least 0: a float, which then lives in the state (change it
-            there, with `set_learning_rate`), a 0-d array, or a schedule from step to
-            rate, asked with 0 first.
-        betas: decay rates of the two moments; from 0 to below 1. Floats are taken as
-            doubles; of float32 arrays (a sweep) the exact value is taken.
+        learning_rate: at least 0: a float, which is stored in the state (change it with
+            `set_learning_rate`), a 0-d array, or a schedule from step to rate,
+            evaluated at 0 first.
+        betas: decay rates of the two moments; from 0 to below 1. Floats are used as
+            doubles, float32 arrays (of a sweep) with their exact value.
         eps: added to the denominator after its bias correction; at least 0.
-        weight_decay: share that is taken off per unit of rate; at least 0.
-        decay_mask: bool for each leaf, or a callable from params to that; None for
-            `decay_mask(params)`: no biases, no normalisation layers; leaves without
-            names are refused then, if `weight_decay` is known not to be 0. Under
-            `optax.inject_hyperparams` a callable needs `static_args="decay_mask"`.
-        decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does; at
-            rates below 1e-5 that is another decay than was asked for, down to none
-            (not for float64 leaves, whose factor is float64).
-            "exact" subtracts rate * weight_decay * p together with the step.
-        moment_dtype: of `mu` and `nu`. "float32" stands for float64 at float64 leaves;
-            "bfloat16" and "float16" hold for every leaf. None for the leaf's own, as
-            torch has it, where a bfloat16 second moment can no longer decay.
+        weight_decay: fraction of a weight that is subtracted per unit of rate; at
+            least 0.
+        decay_mask: bool for each leaf, or a callable from params to that. None for
+            `decay_mask(params)`, which excludes biases and normalization layers; leaves
+            without names are refused then, if `weight_decay` is known to be nonzero.
+            Under `optax.inject_hyperparams` a callable needs
+            `static_args="decay_mask"`.
+        decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does. At
+            rates below 1e-5 rounding changes this factor noticeably, up to 1 (except
+            for float64 leaves, whose factor is float64). "exact" subtracts rate *
+            weight_decay * p together with the step.
+        moment_dtype: dtype of `mu` and `nu`. "float32" is float64 at float64 leaves;
+            "bfloat16" and "float16" apply to every leaf. None for the leaf's dtype, as
+            in torch, where a bfloat16 second moment near its limit no longer decreases.
 
     Returns:
         A transformation with state `AdamWState`. Updates have the leaves' dtype.
@@ -113,14 +114,22 @@ def adamw_tf(
 
     Raises:
         ValueError, TypeError: if an argument is out of range; in an update, if `params`
-            is missing or gradients do not fit.
+            is missing or gradients do not match it.
+
+    Example:
+        >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+        >>> optimizer = adamw_tf(1e-3, weight_decay=0.1)
+        >>> grads = jax.tree.map(jnp.ones_like, params)
+        >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(f"{updates['kernel'][0, 0]:.4f} {updates['bias'][0]:.4f}")
+        -0.0011 -0.0010
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019; torch
         2.13 `optim/adam.py`, `_single_tensor_adam`; for low-precision leaves the order
         of `fused=True`, which rounds once.
-    Differs: `optax.adamw` corrects the bias in float32 powers, off by up to 2e-4, has
-        another default decay, and decays all leaves. Torch decays all leaves too; the
-        mask is Trainer's.
+    Differs: `optax.adamw` computes the bias correction from float32 powers (relative
+        error up to 2e-4), decays by 1e-4 by default, and decays all leaves. Torch
+        decays all leaves too; the mask is that of Trainer.
     """
     _checks.non_negative("eps", eps)
     _checks.one_of("decay", decay, ("torch", "exact"))
@@ -153,14 +162,14 @@ def adamw_hf_v4(
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     moment_dtype: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW as `transformers.AdamW` computed it until version 5 took it away.
+    """AdamW as `transformers.AdamW` computed it, which version 5 removed.
 
         p = p - size * mu / (sqrt(nu) + eps)
         p = p - rate * weight_decay * p                      (decayed leaves)
 
     with moments as in `adamw_tf` and size = rate * sqrt(1 - beta2^t) / (1 - beta1^t),
-    or the rate itself without `correct_bias`. Here eps stands beside the uncorrected
-    root, so that early steps are smaller, and decay acts on the updated parameter.
+    or the rate itself without `correct_bias`. eps is added to the uncorrected root, so
+    that early steps are smaller, and decay acts on the updated parameter.
 
     Args:
         learning_rate: as for `adamw_tf`.
@@ -176,6 +185,14 @@ def adamw_hf_v4(
 
     Raises:
         ValueError, TypeError: as `adamw_tf`.
+
+    Example:
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> optimizer = adamw_hf_v4(1e-3, correct_bias=False)
+        >>> grads = {"kernel": jnp.full(2, 0.5)}
+        >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(f"{updates['kernel'][0]:.4f}")
+        -0.0032
 
     Source: transformers 4.44 `optimization.py`, `AdamW.step`.
     """

@@ -26,17 +26,17 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
 
         factor = min(1, max_norm / (global_norm + 1e-6))
 
-    The norm is summed in float32 whatever the gradients' dtype, in float64 if one of
-    them is float64; each leaf keeps its own dtype. A norm of inf makes finite gradients
-    0 and infinite ones NaN, a norm of NaN makes all NaN, as in torch: clipping does not
-    hide them.
+    The norm is summed in float32 for every dtype of gradients, in float64 if one of
+    them is float64; each leaf keeps its dtype. A norm of inf makes finite gradients 0
+    and infinite ones NaN, and a norm of NaN makes all NaN, as in torch: clipping does
+    not hide them.
 
-    It stands before the optimizer in a chain, and outside of `optax.multi_transform`,
-    where each group would be clipped by its own norm. Integer leaves pass it by.
+    Place it before the optimizer in a chain, and outside of `optax.multi_transform`,
+    where each group would be clipped by its own norm. Integer leaves are unchanged.
 
-    Inside of `jax.shard_map` the norm is that of all shards: a leaf is one along the
-    mesh axes along which its type says that it varies. Types say nothing under
-    `check_vma=False` and in `jax.pmap`: there, leaves are taken to be whole.
+    Inside of `jax.shard_map` the norm is that of all shards. A leaf is a shard along
+    the mesh axes along which its type varies. Under `check_vma=False` and in `jax.pmap`
+    types have no such axes, and leaves are treated as whole arrays.
 
     Args:
         max_norm: the limit, in the gradients' own unit; greater than 0. An infinite
@@ -50,6 +50,14 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
         ValueError: if `max_norm` is not greater than 0; in an update inside of
             `jax.shard_map`, if gradients vary along other mesh axes than parameters.
         TypeError: in an update, if gradients are complex or float8.
+
+    Example:
+        >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> grads = {"kernel": jnp.array([3.0, 4.0])}
+        >>> _, state = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(optax.tree.get(state, "grad_norm"))
+        5.0
 
     Source: torch 2.13 `nn/utils/clip_grad.py`, `clip_grad_norm_`.
     Differs: `optax.clip` bounds each element; this bounds the norm of the whole tree.

@@ -63,10 +63,10 @@ def decay_mask(
 
     Args:
         params: a tree of parameters (Linen, NNX, Equinox, plain); or an NNX or Equinox
-            module itself, whose layers are then recognised by their type. Leaves that
-            are no arrays have no place in the mask. Stacked layers (an additional
-            first axis) make no difference: names decide, not ranks.
-        rule: parameters to leave out.
+            module, whose layers are then recognized by their type. The mask has no
+            entry for leaves that are not arrays. Stacked layers have the same mask:
+            it depends on names, not on ranks.
+        rule: parameters to exclude.
             "default": those that Transformers 5 leaves out, and every normalization
             layer.
             "transformers_v5": those that `Trainer` leaves out since 4.56: names that
@@ -81,12 +81,10 @@ def decay_mask(
             these versions count as layer norms, LlamaRMSNorm and T5LayerNorm among
             them. `trainer_decay_rule` returns the rule of a version.
             "transformers_v4": names that contain `bias`, and normalization layers by
-            type; of a mapping `layer_norms`, those of type LayerNorm. This is the rule
-            of no version with a Llama or a T5.
+            type; of a mapping `layer_norms`, those of type LayerNorm.
             "examples": names that contain `bias` or `LayerNorm.weight`,
             case-sensitive, as in the example scripts without Trainer.
-            "all": none; every parameter is decayed, as `AdamW(model.parameters())` of
-            torch does.
+            "all": none, as in `torch.optim.AdamW(model.parameters())`.
             A sequence of regular expressions: names in which one of them is found.
             A callable `(name, leaf) -> bool`: True where decay applies.
         layer_norms: normalization layers, for trees that do not show types. A sequence
@@ -108,6 +106,11 @@ def decay_mask(
             is not known, or if a pattern or a path matches no leaf: parameters meant
             to be left out would be decayed silently. If `rule` has a name and a leaf
             has none: all keys of its path are indices, as in a list or a bare array.
+
+    Example:
+        >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+        >>> decay_mask(params)
+        {'dense': {'bias': False, 'kernel': True}}
 
     Source: transformers 4.40 to 4.57 and 5.0 to 5.24 `trainer.py`,
         `Trainer.get_decay_parameter_names`, and `pytorch_utils.py`,

@@ -138,6 +138,11 @@ def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
 
     Raises:
         ValueError: if none of our states is in it.
+
+    Example:
+        >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
+        >>> print(get_learning_rate(optimizer.init({"kernel": jnp.ones(2)})))
+        0.001
     """
     leaves = _leaves(opt_state)
     rates = {
@@ -168,6 +173,12 @@ def set_learning_rate(
         ValueError: if none of our states is in it, if a key names none of them, or if
             the next update would replace the rate: it comes from a schedule or from
             another hyper-parameter of `optax.inject_hyperparams`.
+
+    Example:
+        >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
+        >>> state = set_learning_rate(optimizer.init({"kernel": jnp.ones(2)}), 1e-4)
+        >>> print(get_learning_rate(state))
+        1e-04
     """
     leaves = _leaves(opt_state)
     locations = _locations(opt_state, leaves)

@@ -62,6 +62,13 @@ def lion_tf(
     Raises:
         ValueError, TypeError: if an argument is out of range.
 
+    Example:
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> optimizer = lion_tf(0.25)
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates["kernel"])
+        [-0.25 -0.25]
+
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, arXiv
         2302.06675, Program 1; Transformers' "lion_32bit" has it from bitsandbytes.
     Differs: `optax.lion` decays all leaves, by 1e-3 unless told.

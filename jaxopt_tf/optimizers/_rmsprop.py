@@ -69,6 +69,13 @@ def rmsprop_tf(
     Raises:
         ValueError, TypeError: if an argument is out of range.
 
+    Example:
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> optimizer = rmsprop_tf(0.25, alpha=0.75)
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates["kernel"])
+        [-0.5 -0.5]
+
     Source: torch 2.13 `optim/rmsprop.py`, `_single_tensor_rmsprop`.
     Differs: `optax.rmsprop` decays with 0.9, has eps inside of the root unless told,
         and no decay of weights. An `alpha` of 1 or more is refused: torch takes it.

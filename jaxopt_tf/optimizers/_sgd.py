@@ -69,6 +69,13 @@ def sgd_tf(
         ValueError, TypeError: if an argument is out of range, or `nesterov` comes
             without momentum or with dampening.
 
+    Example:
+        >>> params = {"kernel": jnp.ones(2)}
+        >>> optimizer = sgd_tf(0.5, momentum=0.9)
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates["kernel"])
+        [-0.5 -0.5]
+
     Source: torch 2.13 `optim/sgd.py`, `_single_tensor_sgd`.
     Differs: `optax.sgd` begins with a buffer of zeros, has no dampening and no decay.
     """

@@ -99,6 +99,14 @@ def reduce_lr_on_plateau(
         TypeError: if one is of another kind or traced; from `update`, if the metric is
             not a real number, or the state not one of this schedule.
 
+    Example:
+        >>> schedule = reduce_lr_on_plateau(1e-3, factor=0.5, patience=1)
+        >>> state = schedule.init()
+        >>> for loss in (2.0, 2.1, 2.2):
+        ...     state = schedule.update(state, loss)
+        >>> state.learning_rate
+        0.0005
+
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
     Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
     """
@@ -180,6 +188,12 @@ def greedy(
             from `update`, if the state has another `smooth` or `window_size`.
         TypeError: if one is of another kind or traced; from `update`, if the metric is
             not a real number, or the state not one of this schedule.
+
+    Example:
+        >>> schedule = greedy(1e-3, patience=0, factor=0.5)
+        >>> state = schedule.update(schedule.init(), 2.0)  # a better metric
+        >>> state.learning_rate
+        0.002
 
     Source: transformers 5.23 `optimization.py`, `GreedyLR`.
     Differs: bounds in the wrong order are an error; there, such a rate jumps between

@@ -41,6 +41,11 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
         curve: the shape, from this package or your own.
         num_steps: after how many steps the peak is reached; at least 0.
         start: the factor at step 0; from 0 to 1.
+
+    Example:
+        >>> schedule = in_order(1e-3, warmup(linear, 10), hold(0))
+        >>> print(schedule(0), schedule(5), schedule(100))
+        0.0 0.0005 0.001
     """
     num_steps = _checks.step_count("num_steps", num_steps)
     _checks.fraction("start", start)
@@ -79,6 +84,11 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
         curve: the shape, read from its end.
         num_steps: after how many steps the floor is reached; at least 0.
         floor: the last factor; from 0 to 1.
+
+    Example:
+        >>> schedule = in_order(1e-3, hold(90), decay(linear, 10, floor=0.1))
+        >>> print(f"{schedule(90):.4f} {schedule(100):.4f}")
+        0.0010 0.0001
     """
     num_steps = _checks.step_count("num_steps", num_steps)
     _checks.fraction("floor", floor)
@@ -179,6 +189,11 @@ def in_order(peak: Scalar, *phases: Phase) -> Schedule:
 
     Raises:
         ValueError: if there is no phase, or `peak` is negative or not finite.
+
+    Example:
+        >>> schedule = in_order(1e-3, warmup(linear, 10), hold(80), decay(cosine, 10))
+        >>> [f"{schedule(step):.4f}" for step in (0, 50, 95, 100)]
+        ['0.0000', '0.0010', '0.0005', '0.0000']
     """
     _checks.non_negative("peak", peak)
     if not phases:

@@ -29,10 +29,10 @@ class Described:
 
 
 def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Makes the `repr` of what `make` returns the call that made it."""
+    """Decorates `make` so that the `repr` of its result is the call that made it."""
     signature = inspect.signature(make)
     defaults = {name: p.default for name, p in signature.parameters.items()}
-    # Arguments in front of *phases can only be passed by position.
+    # Arguments before *phases are positional only.
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     is_named = inspect.Parameter.VAR_POSITIONAL not in kinds
 

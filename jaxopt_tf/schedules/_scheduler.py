@@ -63,6 +63,13 @@ def get_scheduler(
         ValueError: if the name is unknown, a count that it needs is missing, an option
             is not one of the schedule's, or a value is out of its range.
 
+    Example:
+        >>> schedule = get_scheduler("linear", 1e-3, 10, 110)
+        >>> schedule
+        linear(learning_rate=0.001, num_warmup_steps=10, num_training_steps=110)
+        >>> print(schedule(5), schedule(10), schedule(60), schedule(110))
+        0.0005 0.001 0.0005 0.0
+
     Source: transformers 5.23 `optimization.py`, `get_scheduler`.
     Differs: options for constant and constant_with_warmup are refused, not ignored, and
     `verbose` is not an option: nothing is printed.

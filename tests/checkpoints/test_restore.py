@@ -67,7 +67,7 @@ def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng)
             assert find_intact(folder, report=said.append) == folder / "checkpoint-1"
             assert len(said) == 1
             assert said[0].startswith("checkpoint-2 is damaged: ")
-            assert said[0].endswith(" It is passed over.")
+            assert said[0].endswith(" The one before it is used.")
         path.unlink()
         assert find_intact(folder, report=said.append) == folder / "checkpoint-1"
         path.write_bytes(data)
