@@ -20,7 +20,7 @@ from jaxopt_tf.planning import (
     slice_devices,
 )
 from jaxopt_tf.planning._hlo import Program
-from jaxopt_tf.sharding import make_mesh, moved_axes, param_shardings, state_shardings
+from jaxopt_tf.sharding import make_mesh, param_shardings, state_shardings, unmet_rules
 
 
 class Compiled(NamedTuple):
@@ -69,7 +69,7 @@ def compiled(
     over = param_shardings(params, mesh, rules)
     state = jax.eval_shape(optimizer.init, params)
     state = _placed(state, state_shardings(state, params, over))
-    moved = moved_axes(params, mesh, rules)
+    unmet = unmet_rules(params, mesh, rules)
     params = _placed(params, over)
     parts = {"parameters": params, "optimizer state": state, "gradients": params}
     step = steps.train_step(optimizer)
@@ -78,7 +78,7 @@ def compiled(
     program = traced.lower().compile()
     seconds = time.perf_counter() - start
     return Compiled(
-        plan_shapes(parts, slice_, moved=moved),
+        plan_shapes(parts, slice_, unmet=unmet),
         program_cost(program, slice_.num_devices, traced),
         _peak_live_bytes(Program(program.as_text())),
         seconds,

@@ -31,13 +31,13 @@ def started(
     devices: int = 1,
     of: Callable[[int], Sequence[str]] = lambda _: (),
 ) -> Iterator[list[subprocess.Popen]]:
-    """Starts them; what is still there at the end of the `with` is killed.
+    """Starts processes, and kills those that still run at the end of the `with`.
 
     Args:
-        args: what stands after `jaxopt-tf train`.
+        args: arguments of `jaxopt-tf train`.
         num: number of processes.
         devices: of each.
-        of: what the one of a number is told besides.
+        of: further arguments of a process, by its number.
     """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     coordinator = f"127.0.0.1:{_free_port()}"

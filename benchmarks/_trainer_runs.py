@@ -25,7 +25,7 @@ from jaxopt_tf.schedules import MetricDrivenSchedule
 from jaxopt_tf.training import (
     Evaluation,
     Monitor,
-    Position,
+    RunState,
     Window,
     make_eval_step,
     make_evaluate,
@@ -185,7 +185,7 @@ class Ours(NamedTuple):
     recipe: Recipe
     names: ParamNames
     loss_fn: Any
-    start: Position
+    start: RunState
 
     @classmethod
     def at(cls, plan: Plan, folder: Path, checkpoint: Path) -> "Ours":
@@ -198,7 +198,7 @@ class Ours(NamedTuple):
             params = read_params(checkpoint, params, names)
             schedule = build_schedule(recipe)
             is_driven = isinstance(schedule, MetricDrivenSchedule)
-            start = Position(
+            start = RunState(
                 init_train_state(params, optimizer),
                 schedule_state=schedule.init() if is_driven else None,
             )
@@ -213,10 +213,10 @@ class Ours(NamedTuple):
         state = init_train_state(read.params, optimizer).replace(
             step=jax.numpy.int32(read.step), opt_state=read.opt_state
         )
-        start = Position(state, schedule_state=read.schedule_state)
+        start = RunState(state, schedule_state=read.schedule_state)
         return cls(recipe, names, loss_fn, start)
 
-    def until(self, plan: Plan, step: int) -> tuple[Ended, Position]:
+    def until(self, plan: Plan, step: int) -> tuple[Ended, RunState]:
         """Takes the steps up to this one."""
         losses: dict[int, float] = {}
 
@@ -256,7 +256,7 @@ class Ours(NamedTuple):
         )
         return Ended(losses, _by_torch_names(ended.state.params)), ended.position
 
-    def hand_over(self, folder: Path, position: Position, like: Path) -> None:
+    def hand_over(self, folder: Path, position: RunState, like: Path) -> None:
         """Writes the folder from which Trainer resumes."""
         schedule = build_schedule(self.recipe)
         is_driven = isinstance(schedule, MetricDrivenSchedule)

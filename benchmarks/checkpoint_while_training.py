@@ -20,7 +20,7 @@ import optax
 
 from benchmarks._report import Row, main
 from jaxopt_tf import adamw_tf, clip, init_train_state, make_train_step
-from jaxopt_tf.checkpoints import find_intact, hold, open_checkpoints, restore
+from jaxopt_tf.checkpoints import latest_valid, lock_folder, open_checkpoints, restore
 from jaxopt_tf.models import gpt2_preset, make_loss_fn
 
 
@@ -38,13 +38,19 @@ def rows(smoke: bool) -> Iterator[Row]:
     run, num_saves = _Training(preset), 1 if smoke else 3
     with tempfile.TemporaryDirectory() as folder:
         usual = run.usual_step(5)
-        with hold(folder) as held, open_checkpoints(held, save_total_limit=1) as saves:
+        with (
+            lock_folder(folder) as held,
+            open_checkpoints(held, save_total_limit=1) as saves,
+        ):
             done = [_save(run, saves, i) for i in range(num_saves)]
-        path = find_intact(folder)
+        path = latest_valid(folder)
         stored = sum(file.stat().st_size for file in path.rglob("*"))
         num_files = sum(file.is_file() for file in path.rglob("*"))
         floor = statistics.median(_plain_write(run.state, folder) for _ in done)
-        verified, restored = _seconds(lambda: find_intact(folder)), _restored(path, run)
+        verified, restored = (
+            _seconds(lambda: latest_valid(folder)),
+            _restored(path, run),
+        )
     size = f"{preset} with AdamW, {run.num_bytes / 1e9:.3g} GB"
     plain = f"a plain write and flush of the same bytes takes {floor:.2f} s"
     delays = [save.first_step - usual for save in done]
@@ -142,7 +148,7 @@ def _restored(path: Path, run: _Training) -> float:
     """Seconds of a restore but for the verification; the floor is a read of it all."""
     like = jax.eval_shape(lambda state: state, run.state)
     total = _seconds(lambda: jax.block_until_ready(restore(path, like).arrays))
-    return total - _seconds(lambda: find_intact(path.parent))
+    return total - _seconds(lambda: latest_valid(path.parent))
 
 
 def _seconds(function) -> float:

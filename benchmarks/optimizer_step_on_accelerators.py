@@ -112,7 +112,7 @@ def _counted(optimizer, device) -> tuple[Cost, float]:
 
 
 def _moved(cost: Cost) -> float:
-    return cost.moved / NUM
+    return cost.hbm_bytes / NUM
 
 
 def _accessed(cost: Cost) -> float:

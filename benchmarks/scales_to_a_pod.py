@@ -69,13 +69,13 @@ def _growing(meshes: dict[str, tuple[int, int]], flat: float) -> Iterator[Row]:
             )
             cost = found.cost
             num_bytes = sum(each.bytes for each in cost.collectives)
-            first = first or (cost.moved, num_bytes)
+            first = first or (cost.hbm_bytes, num_bytes)
             detail = (
                 f"{found.plan.on_device / 1e6:.0f} MB of parameters, state and "
                 f"gradients, compiled in {found.seconds:.0f} s"
             )
             for claim, value, at_8 in (
-                ("moved to and from its memory", cost.moved, first[0]),
+                ("moved to and from its memory", cost.hbm_bytes, first[0]),
                 ("in collectives", num_bytes, first[1]),
             ):
                 yield Row(
@@ -136,7 +136,7 @@ def _llama(name, shapes, axes, spec, limit) -> Iterator[Row]:
                 2.0,
                 "% of the gradients",
                 100 * theirs.cost.temporary / grads,
-                "as the compiler says, whose own peak is "
+                "as the compiler reports, whose own peak is "
                 f"{100 * (cost.peak - cost.arguments) / grads:.1f} % above the "
                 "arguments",
             ),

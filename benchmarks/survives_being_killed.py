@@ -181,7 +181,7 @@ def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
 
 
 def _damaged(folder: Path, count: Count) -> Iterator[Row]:
-    from jaxopt_tf.checkpoints import find_checkpoints, find_intact
+    from jaxopt_tf.checkpoints import find_checkpoints, latest_valid
 
     newest, before = find_checkpoints(folder)[-1], find_checkpoints(folder)[-2]
     files = sorted(path for path in newest.rglob("*") if path.is_file())
@@ -192,11 +192,11 @@ def _damaged(folder: Path, count: Count) -> Iterator[Row]:
         whole = path.read_bytes()
         path.write_bytes(damage(whole, rng))
         said: list[str] = []
-        found = find_intact(folder, report=said.append)
+        found = latest_valid(folder, report=said.append)
         unnoticed += found == newest or not any(newest.name in line for line in said)
         elsewhere += found != before
         path.write_bytes(whole)
-    assert find_intact(folder) == newest
+    assert latest_valid(folder) == newest
     what = (
         f"{count.flips} flipped bits and {count.truncations} truncations, over all "
         f"{len(files)} files of a checkpoint"
@@ -258,11 +258,11 @@ def _wait_for(condition: Callable[[], bool], process) -> None:
 
 def _what_is_left(folder: Path) -> dict:
     """All that must be the same: read from the files, by nobody's memory."""
-    from jaxopt_tf.checkpoints import find_intact
+    from jaxopt_tf.checkpoints import latest_valid
 
     log = (folder / "metrics.jsonl").read_bytes()
     records = [json.loads(line) for line in log.splitlines()]
-    checkpoint = find_intact(folder)
+    checkpoint = latest_valid(folder)
     assert checkpoint.name == f"checkpoint-{MAX_STEPS}", checkpoint
     console = (folder.with_suffix(".console")).read_text()
     return {

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from jaxopt_tf import tuning
-from jaxopt_tf.recipes import Recipe, Varied, build_optimizer, vary
+from jaxopt_tf.recipes import Recipe, RunHyperparams, build_optimizer, stack_recipes
 from jaxopt_tf.training import init_train_state, make_train_step
 from jaxopt_tf.tuning import Task
 
@@ -48,14 +48,14 @@ def alone(task: Task, recipes: list[Recipe]) -> np.ndarray:
 def sharing(task: Task, recipes: list[Recipe]) -> np.ndarray:
     """The same with one program, which is handed each run's rates."""
 
-    def one(state, batch, varied: Varied):
+    def one(state, batch, varied: RunHyperparams):
         optimizer = build_optimizer(recipes[0], varied=varied)
         return make_train_step(task.loss_fn, optimizer)(state, batch)
 
     step = jax.jit(one, donate_argnums=0)
     losses = []
     for i, recipe in enumerate(recipes):
-        own = jax.tree.map(lambda leaf, i=i: leaf[i], vary(recipes))
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], stack_recipes(recipes))
         optimizer = build_optimizer(recipe, varied=own)
         state = init_train_state(task.init(recipe.seed), optimizer)
         losses.append(

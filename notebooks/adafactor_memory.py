@@ -139,10 +139,10 @@ for name, recipe in recipes.items():
 # %% [markdown]
 # ## What it costs in loss
 #
-# A small GPT-2 reads the source of Python's `argparse`; the last tenth is held out.
-# Both optimizers get the same batches, the same number of steps and the same four peak
-# rates, which are tried at once: the whole training is one compiled function of the
-# rate, under `vmap`.
+# A small GPT-2 reads the source of Python's `argparse`; the last tenth is for
+# evaluation. Both optimizers get the same batches, the same number of steps and the
+# same four peak rates, which are tried at once: the whole training is one compiled
+# function of the rate, under `vmap`.
 
 # %%
 num_steps, length = 80, 33

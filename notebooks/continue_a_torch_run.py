@@ -15,7 +15,7 @@
 # that it left, go on in JAX, and write a folder of the same kind, from which `Trainer`
 # goes on to the end. Below it lies a run that never left PyTorch.
 #
-# You will see one loss curve that cannot be told from the other.
+# You will see two loss curves that cannot be distinguished.
 
 # %%
 import logging

@@ -41,7 +41,7 @@ from jaxopt_tf.tuning import (
 # %% [markdown]
 # ## The task
 #
-# Digits of 8 by 8 pixels, 1,400 to learn from; the others are held out.
+# Digits of 8 by 8 pixels, 1,400 for training; the others are for evaluation.
 
 # %%
 pixels, labels = load_digits(return_X_y=True)
@@ -76,7 +76,7 @@ def loss_fn(params, batch):  # the summed loss, and what it is a sum over
 #
 # A `Task` is what is trained and on which data; a `Recipe` has every number of a run.
 # `train_many` compiles one step for all of the recipes and hands it their numbers. Of
-# rates that are too high the runs come to nothing, and stop no other.
+# rates that are too high runs diverge, without stopping the others.
 
 
 # %%
@@ -97,7 +97,7 @@ runs.table()
 
 # %% [markdown]
 # The loss at the end, by which runs are compared, is here that of the last tenth of
-# training; with `Task(held_out=...)` it is that of held-out batches.
+# training; with `Task(held_out=...)` it is that of evaluation batches.
 
 # %%
 recipe = runs.best_recipe

@@ -31,7 +31,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 from jaxopt_tf import adamw_tf, clip, decay_mask, get_learning_rate, get_scheduler
-from jaxopt_tf.schedules import cosine, decay, hold, in_order, linear, warmup
+from jaxopt_tf.schedules import constant, cosine, decay, join, linear, warmup
 
 # %% [markdown]
 # ## A schedule, by name or by composition
@@ -45,8 +45,8 @@ num_steps = 200
 schedules = {
     "linear": get_scheduler("linear", 3e-2, 20, num_steps),
     "cosine": get_scheduler("cosine", 3e-2, 20, num_steps),
-    "warm up, hold, decay": in_order(
-        3e-2, warmup(linear, 20), hold(120), decay(cosine, 60, floor=0.1)
+    "warm up, hold, decay": join(
+        3e-2, warmup(linear, 20), constant(120), decay(cosine, 60, floor=0.1)
     ),
 }
 steps = jnp.arange(num_steps)

@@ -12,7 +12,7 @@
 # # A TPU slice, planned on a laptop
 #
 # A slice is rented by the hour, and whether a run fits on it can be known before. What
-# lies on each device follows from shapes; what a step computes, keeps and sends follows
+# is placed on each device follows from shapes; the work and traffic of a step follow
 # from the compiled program, and the TPU's compiler needs no TPU.
 #
 # You will see what a GPT-2 needs on a slice of sixteen devices, how a Llama of eight
@@ -45,8 +45,8 @@ from jaxopt_tf.planning import (
     slice_devices,
 )
 from jaxopt_tf.sharding import (
+    abstract_mesh,
     make_mesh,
-    make_shapes_mesh,
     param_shardings,
     state_shardings,
 )
@@ -106,16 +106,16 @@ print(
 )
 
 # %% [markdown]
-# One rule for all: the first axis of each array is divided by `fsdp`, and the state of
-# the optimizer lies as its parameters do. With `zero_axis="data"`, which is ZeRO-1, it
-# is divided along `data` as well, where parameters are only repeated.
+# One rule for all: the first axis of each array is sharded by `fsdp`, and the optimizer
+# state is sharded like its parameters. With `zero_axis="data"`, which is ZeRO-1, it is
+# also sharded along `data`, along which parameters are replicated.
 
 
 # %%
 def mesh_of(axes):
     if has_compiler:
         return make_mesh(axes, slice_devices(slice_))
-    return make_shapes_mesh(axes, slice_.num_devices)
+    return abstract_mesh(axes, slice_.num_devices)
 
 
 def placed(tree, shardings):
@@ -182,9 +182,9 @@ plt.show()
 #
 # ## The update, compiled
 #
-# Where the compiler is there, it says what shapes cannot: what the update keeps beside
-# its arguments, moves to and from memory, and sends. Of a Llama of two layers, clipping
-# included; the time is the least that published peaks allow, no promise.
+# With the compiler installed, the plan has more: the memory that the update keeps
+# beside its arguments, moves to and from memory, and sends. For a Llama of two layers,
+# clipping included; the time is the least that published peaks allow, no promise.
 
 # %%
 small = llama_of(2)
@@ -205,7 +205,7 @@ for name, optimizer in optimizers.items() if has_compiler else ():
     cost, sent = plan.cost, sum(each.sent for each in plan.cost.collectives)
     print(
         f"{name:12} arguments {cost.arguments / 1e6:,.0f} MB, temporary "
-        f"{cost.temporary / 1e6:.1f} MB, moves {cost.moved / 1e6:,.0f} MB, sends "
+        f"{cost.temporary / 1e6:.1f} MB, moves {cost.hbm_bytes / 1e6:,.0f} MB, sends "
         f"{sent / 1e3:.1f} kB, takes {plan.estimate.seconds * 1e3:.2f} ms at least"
     )
 if not has_compiler:

@@ -26,11 +26,11 @@ from jaxopt_tf import get_scheduler
 from jaxopt_tf.cli import main
 from jaxopt_tf.plots import plot_schedule
 from jaxopt_tf.schedules import (
+    constant,
     cosine,
     decay,
     hard_restarts,
-    hold,
-    in_order,
+    join,
     linear,
     one_minus_sqrt,
     warmup,
@@ -40,7 +40,7 @@ from jaxopt_tf.schedules import (
 # ## By name
 #
 # `get_scheduler` takes Transformers' names and numbers, with the learning rate in place
-# of the optimizer. What a schedule takes besides goes into a dict.
+# of the optimizer. Further arguments of a schedule are passed as a dict.
 
 # %%
 peak, num_warmup_steps, num_steps = 3e-4, 500, 10_000
@@ -54,8 +54,8 @@ plot_schedule(named, num_steps)
 # %% [markdown]
 # ## By composition
 #
-# Underneath are phases. A warm-up reads a curve from its start, a decay reads it from
-# its end, and `in_order` lays phases end to end. A curve climbs from 0 to 1 as `x`
+# Underneath are phases. A warmup reads a curve from its start, a decay reads it from
+# its end, and `join` lays phases end to end. A curve climbs from 0 to 1 as `x`
 # does, which comes as two float32, `high` and the little that it leaves; one of your
 # own is a line.
 
@@ -66,21 +66,17 @@ def squared(x):
 
 
 composed = {
-    "warm up, hold, decay": in_order(
+    "warm up, hold, decay": join(
         peak,
         warmup(linear, 500),
-        hold(7_500),
+        constant(7_500),
         decay(one_minus_sqrt, 2_000),
     ),
-    "down to a tenth": in_order(
-        peak, warmup(cosine, 500), decay(cosine, 6_500, floor=0.1)
-    ),
-    "restarts": in_order(
+    "down to a tenth": join(peak, warmup(cosine, 500), decay(cosine, 6_500, floor=0.1)),
+    "restarts": join(
         peak, warmup(linear, 500), hard_restarts(cosine, 9_500, num_cycles=3)
     ),
-    "a curve of one's own": in_order(
-        peak, warmup(squared, 2_000), decay(squared, 8_000)
-    ),
+    "a curve of one's own": join(peak, warmup(squared, 2_000), decay(squared, 8_000)),
 }
 plot_schedule(composed, num_steps)
 

@@ -67,8 +67,8 @@ def loss_fn(params, batch):  # the summed loss, and what it is a sum over
 # ## The path
 #
 # The rows are dealt out to five folds. For each decay and fold one run is trained on
-# the rows of the other folds. What a fold's own rows say of its run, which has not seen
-# them, has a mean over the folds and a standard error.
+# the rows of the other folds. The loss of a fold's own rows in its run, which has not
+# seen them, has a mean over the folds and a standard error.
 
 # %%
 recipe = Recipe(
@@ -78,7 +78,7 @@ path = decay_path(loss_fn, init, examples, recipe, [0, 0.01, 0.03, 0.1, 0.3, 1, 
 path.picture()
 
 # %% [markdown]
-# The stronger the decay, the higher the training loss. The held-out loss falls first.
+# The stronger the decay, the higher the training loss. The evaluation loss falls first.
 # Where it is lowest is uncertain by about its standard error, and of decays that the
 # data cannot tell apart the strongest is the most cautious: it is suggested.
 
@@ -113,4 +113,4 @@ train_many(task, chosen).table()
 #
 # - [`finding_the_numbers.ipynb`](finding_the_numbers.ipynb): learning rates, and sweeps
 #   over any numbers.
-# - `jaxopt_tf.tuning`: all of this room.
+# - `jaxopt_tf.tuning`: all of this sub-package.

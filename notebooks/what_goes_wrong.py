@@ -180,11 +180,11 @@ tell(swinging=swinging, settled=settled)
 # %% [markdown]
 # ## The loss climbs
 #
-# A warm-up that does not stop in time: the rate rises until the loss does. The watcher
+# A warmup that does not stop in time: the rate rises until the loss does. The watcher
 # says in which steps, and at which step the loss was at its best: what was the rate
 # there?
 #
-# The cure is the same warm-up to a lower rate, with gradients clipped.
+# The cure is the same warmup to a lower rate, with gradients clipped.
 
 # %%
 climbing = run(
@@ -203,7 +203,7 @@ tell(climbing=climbing, steady=steady)
 #
 # A rate that is thousands of times too low. From the curve alone this looks like a
 # model that cannot learn; the size of the updates tells them apart. The watcher waits
-# for 500 steps, so that a slow warm-up is not taken for it.
+# for 500 steps, so that a slow warmup is not mistaken for it.
 
 # %%
 stuck = run(adamw_tf(1e-7), batches(128), 540)
@@ -217,10 +217,10 @@ tell(stuck=stuck, moving=moving)
 # ## The model learns its text by heart
 #
 # Two thousand characters, a page, and a model four times as wide. The training loss
-# looks better than ever. The held-out loss, on text that is not trained on, turns.
+# looks better than ever. The evaluation loss, on other text, rises.
 #
 # The cure is more text. Where there is none, the best checkpoint: `Selection` ends a
-# run whose held-out loss has not been better for so many evaluations.
+# run whose evaluation loss has not improved for that number of evaluations.
 
 # %%
 optimizer = adamw_tf(2e-3)
@@ -252,9 +252,9 @@ print(
 # | what one sees | what else to look at | what to try |
 # |---|---|---|
 # | the loss swings and stays | updates are 1e-2 of parameters | a lower rate, falling |
-# | the loss climbs | the rate where it began | a lower rate, a warm-up, clipping |
+# | the loss climbs | the rate where it began | a lower rate, a warmup, clipping |
 # | the loss does not move | updates are below 1e-5 of parameters | a higher rate |
-# | only the training loss falls | the held-out loss | more text, an early end |
+# | only the training loss falls | the evaluation loss | more text, an early end |
 #
 # The watcher knows more: gradients that explode or vanish, updates that bfloat16 rounds
 # away, batches with a NaN. `python -m benchmarks.watcher_says_what_is_wrong` has 27

@@ -1,13 +1,13 @@
 """Files that are written whole, values read from files, and one process for all."""
 
+from ._atomic_file import atomic_write as atomic_write
 from ._atomic_file import check_folder as check_folder
-from ._atomic_file import whole_file as whole_file
+from ._processes import broadcast_from_process_0 as broadcast_from_process_0
 from ._processes import (
     check_equal_across_processes as check_equal_across_processes,
 )
-from ._processes import done_by_first as done_by_first
-from ._processes import is_first as is_first
-from ._processes import told_by_first as told_by_first
+from ._processes import is_primary_process as is_primary_process
+from ._processes import run_on_process_0 as run_on_process_0
 from ._values import JSON_OR_TEXT as JSON_OR_TEXT
 from ._values import NUMBER as NUMBER
 from ._values import SWITCH as SWITCH

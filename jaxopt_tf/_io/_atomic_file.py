@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path to write to; its file replaces `path` when the body ends.
 
     A reader finds the old file or the new one, also after a kill. If the body raises,

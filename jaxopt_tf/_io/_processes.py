@@ -17,12 +17,12 @@ _TOLD = (ValueError, TypeError, OSError)
 _ANOTHER = "another one was not: its message names them."
 
 
-def is_first() -> bool:
+def is_primary_process() -> bool:
     """Returns True in the process that writes and prints; true if there is one."""
     return jax.process_index() == 0
 
 
-def done_by_first(function: Callable[[], Any]) -> Any:
+def run_on_process_0(function: Callable[[], Any]) -> Any:
     """Calls a function in the first process, and returns its result in all of them.
 
     All processes must call it; those that come early wait.
@@ -36,14 +36,14 @@ def done_by_first(function: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return function()
     error, told = None, {}
-    if is_first():
+    if is_primary_process():
         try:
             told = {"result": function()}
         except _TOLD as raised:
             error = raised
             kind = next(kind for kind in _TOLD if isinstance(raised, kind))
             told = {"kind": _TOLD.index(kind), "message": str(raised)}
-    told = told_by_first(told)
+    told = broadcast_from_process_0(told)
     if error is not None:
         raise error
     if "kind" in told:
@@ -51,19 +51,19 @@ def done_by_first(function: Callable[[], Any]) -> Any:
     return told["result"]
 
 
-def told_by_first(value: Any) -> Any:
+def broadcast_from_process_0(value: Any) -> Any:
     """Returns the value of process 0 in all of them; JSON must be able to hold it."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     # A broadcast array must have one shape everywhere: the length goes first.
     (length,) = multihost_utils.broadcast_one_to_all(np.array([text.size], np.int32))
-    sent = text if is_first() else np.zeros(int(length), np.uint8)
+    sent = text if is_primary_process() else np.zeros(int(length), np.uint8)
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent))
     return json.loads(received.tobytes())
 
 
-def is_true_in_all(condition: bool) -> bool:
+def all_processes_agree(condition: bool) -> bool:
     """Returns True in all processes if the condition is true in each."""
     if jax.process_count() == 1:
         return condition
@@ -80,9 +80,12 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
         ValueError: with every setting that differs from process 0's, in the processes
             that have it; without names in the others.
     """
-    first, mine = told_by_first(dict(settings)), json.loads(json.dumps(dict(settings)))
+    first, mine = (
+        broadcast_from_process_0(dict(settings)),
+        json.loads(json.dumps(dict(settings))),
+    )
     names = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
-    if is_true_in_all(not names):
+    if all_processes_agree(not names):
         return
     me = jax.process_index()
     differences = [

@@ -1,14 +1,14 @@
 """Checkpoints: trees of arrays in folders that are complete, or do not exist.
 
-with hold("runs/mine") as held, open_checkpoints(held) as checkpoints:
+with lock_folder("runs/mine") as held, open_checkpoints(held) as checkpoints:
     checkpoints.save(100, {"params": params}, {"learning_rate": 3e-4})
 restored = restore_latest("runs/mine", {"params": params})
 """
 
-from ._folder_lock import Held as Held
-from ._folder_lock import hold as hold
+from ._folder_lock import FolderLock as FolderLock
+from ._folder_lock import lock_folder as lock_folder
 from ._restore import Restored as Restored
-from ._restore import find_intact as find_intact
+from ._restore import latest_valid as latest_valid
 from ._restore import read_notes as read_notes
 from ._restore import restore as restore
 from ._restore import restore_latest as restore_latest

@@ -53,7 +53,7 @@ def damage(folder: Path) -> str | None:
     return None if said == found else _difference(said, found)
 
 
-def is_as_written(folder: Path, path: str) -> bool:
+def checksum_matches(folder: Path, path: str) -> bool:
     """Returns whether one file has its checksum; the other files are not read."""
     line = _line(folder, path).encode()
     return line in (folder / DIGEST_FILE).read_bytes().splitlines(keepends=True)

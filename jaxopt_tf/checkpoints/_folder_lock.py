@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .._io import done_by_first
+from .._io import run_on_process_0
 
 LOCK_FILE = "run.lock"
 
 
-class Held(NamedTuple):
-    """A folder that no other job can lock while the `with` of `hold` is open."""
+class FolderLock(NamedTuple):
+    """A folder that no other job can lock while the `with` of `lock_folder` is open."""
 
     folder: Path
 
 
 @contextlib.contextmanager
-def hold(folder: Path | str) -> Iterator[Held]:
+def lock_folder(folder: Path | str) -> Iterator[FolderLock]:
     """Locks a folder for this job; creates it if it does not exist.
 
     The first of many processes holds the lock for all.
@@ -41,8 +41,8 @@ def hold(folder: Path | str) -> Iterator[Held]:
             cannot be made or written to.
     """
     with contextlib.ExitStack() as stack:
-        done_by_first(lambda: stack.enter_context(_locked(Path(folder))))
-        yield Held(Path(folder))
+        run_on_process_0(lambda: stack.enter_context(_locked(Path(folder))))
+        yield FolderLock(Path(folder))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from .._typing import PyTree
 from ._record import (
     Record,
-    check_fit,
+    check_compatible,
     describe,
     is_key,
     is_python_number,
@@ -64,7 +64,7 @@ class Writer:
             checkpoint_metadata_store=_no_metadata_store(),
             temporary_path_class=Temporary,
         )
-        self._copied = make_copier()
+        self._copied = make_host_copier()
         # Returns when all is on disk, or raises what went wrong.
         self.wait = self._checkpointer.wait_until_finished
         self.close = self._checkpointer.close
@@ -90,7 +90,7 @@ def open_writer(finish: Callable[[Path, Path], None]) -> Iterator[Writer]:
         yield writer
 
 
-def make_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
+def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Returns a function that copies large CPU arrays, always into the same memory.
 
     Orbax copies arrays of an accelerator to the host. On a CPU it reads the arrays
@@ -144,7 +144,7 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
     sources = {source for leaf in older.values() for source in leaf.sources}
     present = {name: leaf for name, leaf in wanted.items() if name not in older}
     current = {n: kind for n, kind in saved.items() if n in present or n not in sources}
-    check_fit(path, current, present)
+    check_compatible(path, current, present)
     restore_args = {
         **{name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sources},
         **{name: _restore_args(leaf) for name, leaf in present.items() if leaf.size},
@@ -164,7 +164,7 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
     keys = {name: kind.key for name, kind in saved.items()}
     like_leaves, structure = jax.tree.flatten(like)
     leaves = [
-        _placed(
+        _restored_leaf(
             data[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype),
             like_leaf,
             keys.get(name),
@@ -230,8 +230,8 @@ def _restore_args(leaf: Any) -> Any:
     )
 
 
-def _placed(data: Any, leaf: Any, implementation: str | None) -> Any:
-    """Places data as a leaf of a new state is, so that no step is compiled again."""
+def _restored_leaf(data: Any, leaf: Any, implementation: str | None) -> Any:
+    """Returns `data` as a leaf like `leaf`, so that no step is recompiled."""
     if is_python_number(leaf):
         return data.item()
     if isinstance(leaf, np.ndarray | np.generic):

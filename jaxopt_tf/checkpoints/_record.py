@@ -22,7 +22,7 @@ from .._typing import PyTree
 RECORD_FILE = "_METADATA"  # as orbax names it
 
 
-class LeafKind(NamedTuple):
+class LeafSpec(NamedTuple):
     """Properties in which a leaf of `like` must equal the saved one."""
 
     shape: list[int]
@@ -38,7 +38,7 @@ class Record(NamedTuple):
     """Everything but the arrays."""
 
     notes: dict[str, Any]
-    leaves: dict[str, LeafKind]  # by name
+    leaves: dict[str, LeafSpec]  # by name
 
 
 def read_record(path: Path) -> Record:
@@ -49,7 +49,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         record = json.loads((path / RECORD_FILE).read_bytes())["custom_metadata"]
-        leaves = {name: LeafKind(*kind) for name, kind in record["leaves"].items()}
+        leaves = {name: LeafSpec(*kind) for name, kind in record["leaves"].items()}
         return Record(record["notes"], leaves)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{RECORD_FILE} has no record of ours") from error
@@ -85,24 +85,24 @@ def is_key(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-def describe(leaves: Mapping[str, Any]) -> dict[str, LeafKind]:
+def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
     """Returns the kind of each leaf."""
 
-    def kind(leaf: Any) -> LeafKind:
+    def kind(leaf: Any) -> LeafSpec:
         key = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
-        return LeafKind(list(leaf.shape), str(leaf.dtype), key)
+        return LeafSpec(list(leaf.shape), str(leaf.dtype), key)
 
     return {name: kind(leaf) for name, leaf in leaves.items()}
 
 
-def check_fit(
-    path: Path, saved: Mapping[str, LeafKind], wanted: Mapping[str, Any]
+def check_compatible(
+    path: Path, saved: Mapping[str, LeafSpec], wanted: Mapping[str, Any]
 ) -> None:
     """Raises unless the leaves of `wanted` are those that were saved."""
     here, there = f"in {path.name}", "in `like`"
     # The dtype of a key contains its implementation.
     kinds = {
-        name: LeafKind(list(leaf.shape), str(leaf.dtype), saved[name].key)
+        name: LeafSpec(list(leaf.shape), str(leaf.dtype), saved[name].key)
         for name, leaf in wanted.items()
         if name in saved
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._io import done_by_first
+from .._io import run_on_process_0
 from .._typing import PyTree
 from . import _digest
 from ._record import RECORD_FILE, read_record
@@ -29,7 +29,7 @@ class Restored(NamedTuple):
     path: Path
 
 
-def find_intact(
+def latest_valid(
     folder: Path | str, *, report: Callable[[str], None] = print_to_stderr
 ) -> Path | None:
     """Finds the newest checkpoint of which every byte is as it was written.
@@ -44,7 +44,7 @@ def find_intact(
     Raises:
         ValueError: if there are checkpoints but none is good; all are listed.
     """
-    found = done_by_first(lambda: _newest_valid(folder, report))
+    found = run_on_process_0(lambda: _newest_valid(folder, report))
     return None if found is None else Path(found)
 
 
@@ -89,7 +89,7 @@ def read_notes(path: Path | str) -> dict[str, Any]:
         ValueError: if the file that holds them is damaged; no other is looked at.
     """
     try:
-        if _digest.is_as_written(Path(path), RECORD_FILE):
+        if _digest.checksum_matches(Path(path), RECORD_FILE):
             return read_record(Path(path)).notes
         reason = f"{RECORD_FILE} has other bytes than its digest says"
     except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
-    reason = done_by_first(
+    reason = run_on_process_0(
         lambda: damage(path) if path.is_dir() else "there is no such folder"
     )
     if reason is not None:
@@ -145,7 +145,7 @@ def restore_latest(
         ValueError: if there are checkpoints but none is valid; or if the newest valid
             one is not like `like`, which older ones would not be either.
     """
-    path = find_intact(folder, report=report)
+    path = latest_valid(folder, report=report)
     return None if path is None else _read(path, like)
 
 

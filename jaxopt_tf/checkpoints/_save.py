@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
-from .._io import done_by_first
+from .._io import run_on_process_0
 from .._typing import PyTree
 from . import _digest
-from ._folder_lock import Held
+from ._folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from ._orbax import Writer
@@ -101,7 +101,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def open_checkpoints(
-    held: Held,
+    held: FolderLock,
     *,
     save_total_limit: int | None = None,
     report: Callable[[str], None] = print_to_stderr,
@@ -109,7 +109,7 @@ def open_checkpoints(
     """Opens a folder for saving; removes what a killed process left incomplete.
 
     Args:
-        held: from `hold`: no other process writes there.
+        held: from `lock_folder`: no other process writes there.
         save_total_limit: number of checkpoints that are kept; older ones are deleted
             when a newer one is complete. None, or 0 as in Transformers, keeps all.
         report: receives a line for each folder that was removed.
@@ -129,7 +129,7 @@ def open_checkpoints(
     if save_total_limit is not None:
         _checks.step_count("save_total_limit", save_total_limit)
     folder = held.folder.absolute()
-    done_by_first(lambda: clear(folder, report))
+    run_on_process_0(lambda: clear(folder, report))
     checkpoints = Checkpoints(folder, save_total_limit)
     with _orbax.open_writer(checkpoints._finish) as checkpoints._writer:
         try:

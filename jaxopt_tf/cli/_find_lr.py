@@ -77,7 +77,7 @@ def find_lr(args: Sequence[str]) -> int:
     )
     names = ("min_rate", "max_rate", "num_steps")
     options: dict[str, Any] = {name: getattr(flags, name) for name in names}
-    find: Callable[..., tuning.RateFound] = tuning.range_test
+    find: Callable[..., tuning.LRFinderResult] = tuning.range_test
     if not flags.rising:
         find = tuning.find_learning_rate
         options |= {"num_rates": num_rates, "memory_limit": flags.memory_limit}

@@ -56,23 +56,23 @@ def schedule(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0.
     """
-    drawn = build(Schedules, read_flags(Schedules, args))
-    names = list(dict.fromkeys(drawn.names))
+    command = build(Schedules, read_flags(Schedules, args))
+    names = list(dict.fromkeys(command.names))
     if not names:
         raise ValueError(
             "`schedule` must be given the name of a schedule, got none. Write "
             "`jaxopt-tf schedule cosine`, or several names to compare them."
         )
     num_steps = _checks.step_count(
-        "num_training_steps", drawn.num_training_steps, least=1
+        "num_training_steps", command.num_training_steps, least=1
     )
-    options = _options(names, drawn.scheduler_specific_kwargs)
-    schedules = {n: _named(n, drawn, num_steps, options.get(n)) for n in names}
-    if drawn.output is not None:
-        plot_schedule(schedules, num_steps, drawn.output)
+    options = _options(names, command.scheduler_specific_kwargs)
+    schedules = {n: _named(n, command, num_steps, options.get(n)) for n in names}
+    if command.output is not None:
+        plot_schedule(schedules, num_steps, command.output)
     _print(schedules, num_steps)
-    if drawn.output is not None:
-        print(f"picture {drawn.output}")
+    if command.output is not None:
+        print(f"picture {command.output}")
     return 0
 
 
@@ -94,12 +94,12 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
 
 
 def _named(
-    name: str, drawn: Schedules, num_steps: int, options: Mapping[str, Any] | None
+    name: str, command: Schedules, num_steps: int, options: Mapping[str, Any] | None
 ) -> Schedule:
-    num_warmup = drawn.num_warmup_steps
+    num_warmup = command.num_warmup_steps
     made = get_scheduler(
         name,
-        drawn.learning_rate,
+        command.learning_rate,
         num_steps // 10 if num_warmup is None else num_warmup,
         # A schedule whose phases are all given ends with them.
         None if options and options.get("num_stable_steps") is not None else num_steps,

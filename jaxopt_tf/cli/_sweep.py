@@ -12,11 +12,11 @@ import rich.console
 
 from .. import _checks, tuning
 from .._checks import counted
-from .._io import Kind, kinds_of, read_value, whole_file
+from .._io import Kind, atomic_write, kinds_of, read_value
 from ..jobs import read_config, write_config
 from ..models import GPT2Config
-from ..recipes import Recipe, recipe_settings, same_program
-from ..tuning import Between
+from ..recipes import Recipe, compile_key, recipe_settings
+from ..tuning import Uniform
 from ._flags import build, flag_kinds
 from ._run_flags import read_typed, run_config
 from ._searches import SearchFlags
@@ -74,7 +74,7 @@ def sweep(args: Sequence[str]) -> int:
     changes = _keep_settings(search, folder)
     report = functools.partial(print, flush=True)
     try:
-        num_programs = len(set(map(same_program, recipes)))
+        num_programs = len(set(map(compile_key, recipes)))
         longest = max(recipe.max_steps for recipe in recipes)
         report(
             f"{counted(len(recipes), 'run')} in {counted(num_programs, 'program')}, at "
@@ -106,7 +106,7 @@ def sweep(args: Sequence[str]) -> int:
     return 0
 
 
-def read_over(words: Sequence[str]) -> dict[str, list[Any] | Between]:
+def read_over(words: Sequence[str]) -> dict[str, list[Any] | Uniform]:
     """Reads `over` of `tuning.sweep` from the words of a command line.
 
     A word is `field=value,value,...`, `field=low:high` for a range on a logarithmic
@@ -125,7 +125,7 @@ def read_over(words: Sequence[str]) -> dict[str, list[Any] | Between]:
             f"`over` must name at least one field and its values, got none. {_EXAMPLE}"
         )
     kinds = kinds_of(Recipe)
-    over: dict[str, list[Any] | Between] = {}
+    over: dict[str, list[Any] | Uniform] = {}
     for word in words:
         name, equals, values = word.partition("=")
         name = name.replace("-", "_")
@@ -158,7 +158,7 @@ def as_flags(recipe: Recipe, names: Sequence[str]) -> str:
     return shlex.join(word for name in names for word in (f"--{name}", values[name]))
 
 
-def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Between:
+def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Uniform:
     if kind.noun.startswith("JSON"):
         try:
             return list(json.loads(f"[{text}]"))
@@ -170,7 +170,7 @@ def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Between:
     if kind.noun in ("INT", "NUMBER") and ":" in text:
         low, high, *scale = text.split(":", 2)
         bounds = (read_value(name, kind, bound) for bound in (low, high))
-        return Between(*bounds, *scale)
+        return Uniform(*bounds, *scale)
     return [read_value(name, kind, value) for value in text.split(",")] if text else []
 
 
@@ -203,7 +203,7 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, run)
         # An atomic write, because a later start reads it.
-        with whole_file(folder / _SEARCH) as temporary:
+        with atomic_write(folder / _SEARCH) as temporary:
             temporary.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         return []
     saved = read_config(folder / _CONFIG) | _saved_settings(folder)[_SEARCH]

@@ -108,7 +108,7 @@ class Batches:
 def held_out_batches(
     corpus: Corpus, *, block_size: int, batch_size: int, num_tokens: int = 2**16
 ) -> list[np.ndarray]:
-    """Returns batches for evaluation, spread evenly over the held-out part.
+    """Returns batches for evaluation, spread evenly over the evaluation part.
 
     Args:
         corpus: what to evaluate on.
@@ -121,11 +121,11 @@ def held_out_batches(
 
     Raises:
         TypeError: if `batch_size` is not a whole number.
-        ValueError: if the held-out part is shorter than one window.
+        ValueError: if the evaluation part is shorter than one window.
     """
     batch_size = _checks.whole_number("batch_size", batch_size, least=1)
     _checks.positive("num_tokens", num_tokens)
-    windows = _Windows(corpus.held_out, block_size, "held-out", corpus.unit)
+    windows = _Windows(corpus.held_out, block_size, "evaluation", corpus.unit)
     batch_size = min(batch_size, len(windows))
     wanted = max(1, num_tokens // (windows.block_size * batch_size))
     num_batches = min(wanted, len(windows) // batch_size)
@@ -144,8 +144,8 @@ def training_windows(
         num_windows: N, at least 1; fewer where the text is short.
 
     Returns:
-        [N, T + 1], in the dtype of `Batches`. Of two windows side by side the last
-        token of one is the first of the next; there is no other overlap.
+        [N, T + 1], in the dtype of `Batches`. Adjacent windows share one token, the
+        last of one and the first of the next; there is no other overlap.
 
     Raises:
         TypeError: if one of the numbers is not whole.

@@ -1,4 +1,4 @@
-"""A corpus: documents to train on, documents held out, and a fingerprint of both."""
+"""A corpus: documents for training and for evaluation, and a fingerprint of both."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import numpy as np
 from .._checks import counted
 from ._tokens import Documents, TokenFile, TokenStream
 
-# One of this number of tokens is held out; of fewer documents, each is cut.
+# One token in ten is for evaluation; each of fewer than ten documents is cut.
 _HELD_OUT = 10
 
 
@@ -93,14 +93,15 @@ def make_corpus(
 
 
 def split(documents: Documents) -> tuple[Documents, Documents]:
-    """Holds out about a tenth, in whole documents where that can be.
+    """Splits off about a tenth for evaluation, in whole documents if possible.
 
-    A document with more than a tenth of all tokens, and any document where there are
-    fewer than ten, gives its last tenth. Of the others a tenth, in tokens, is held out
-    whole, chosen by a hash of their place in the order, without a seed.
+    The last tenth is split off a document with more than a tenth of all tokens, and off
+    each document if there are fewer than ten. A tenth of the other documents, in
+    tokens, is used for evaluation as a whole, chosen by a hash of their index, without
+    a seed.
 
     Returns:
-        The part to train on and the part held out.
+        The part for training and the part for evaluation.
     """
     _, start, length = documents
     is_cut = (_HELD_OUT * length > length.sum()) | (len(length) < _HELD_OUT)

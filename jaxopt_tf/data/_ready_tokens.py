@@ -19,7 +19,7 @@ def read_tokens(
     """Reads tokens from files, which are memory-mapped.
 
     All of them are checked once, a chunk at a time, before the first is used. About a
-    tenth is held out, in whole documents where none is a large part of all tokens.
+    tenth is for evaluation, in whole documents if none is a large part of all tokens.
 
     Args:
         paths: files; `.npy` with one row of whole numbers, or `.bin` with nothing but

@@ -26,8 +26,8 @@ def standard_library() -> Corpus:
     """Reads the Python sources of this machine's standard library, in bytes.
 
     Without site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data. About
-    a tenth is held out: whole top-level modules, so that no half of a package helps to
-    guess the other; the same ones on every machine, as a hash of the name decides.
+    a tenth is for evaluation: whole top-level modules, so that no package is in both
+    parts. A hash of the name selects them, so that they are equal on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files, held_out = [], []
@@ -41,7 +41,7 @@ def standard_library() -> Corpus:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns True if a top-level module is held out: one in ten, on any machine."""
+    """Returns True if a top-level module is for evaluation, as one in ten is."""
     # Python's own hash differs from process to process.
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
 
@@ -49,8 +49,8 @@ def is_held_out(module: str) -> bool:
 def read_text(paths: Sequence[Path]) -> Corpus:
     """Reads text files in bytes: a vocabulary of 256, of which 0 ends a document.
 
-    The text is not kept in memory. About a tenth is held out: some of the files, and
-    the last tenth of files that are a large part of the text.
+    The text is not kept in memory. About a tenth is for evaluation: some of the files,
+    and the last tenth of files that are a large part of the text.
 
     Args:
         paths: files, which must be text (UTF-8); and folders, of which all files that

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._io import whole_file
+from .._io import atomic_write
 from ._corpus import Corpus
 from ._ready_tokens import dtype_in_a_bin, read_tokens
 from ._text import text_files
@@ -73,8 +73,8 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
             _replace(note, [json.dumps(about | {"eos_token_id": end}).encode()])
         except OSError as error:
             raise ValueError(
-                f"`cache_dir` must be a folder with room for the tokens, but "
-                f"{str(tokens)!r} could not be written: {error.strerror}. Make room, "
+                f"`cache_dir` must be a folder with enough space for the tokens, but "
+                f"{str(tokens)!r} could not be written: {error.strerror}. Free space, "
                 "or name another folder."
             ) from error
     corpus = read_tokens([tokens], vocab_size=vocab_size, eos_token_id=end)
@@ -187,7 +187,7 @@ def _is_there(tokens: Path, note: Path, made_from: str) -> bool:
 def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Writes a file atomically; returns its SHA-256."""
     digest = hashlib.sha256()
-    with whole_file(path) as temporary, temporary.open("wb") as opened:
+    with atomic_write(path) as temporary, temporary.open("wb") as opened:
         for part in parts:
             opened.write(part)
             digest.update(part)

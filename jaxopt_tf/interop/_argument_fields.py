@@ -56,7 +56,7 @@ def _fields(
 
 _IGNORE = "leave it out, or name it in `ignore_fields`"
 _NUM_DEVICES = (
-    "the file does not say how many took part, and the batch was as many times larger; "
+    "the file does not contain their number, by which the batch was larger; "
     f"{_IGNORE}, and take a `mesh` of as many devices, or multiply "
     "`gradient_accumulation_steps` by it"
 )

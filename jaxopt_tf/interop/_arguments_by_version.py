@@ -21,12 +21,12 @@ Version = tuple[int, int]  # major and minor
 
 
 class ArgsVersion(NamedTuple):
-    """Rules of one version of Transformers, or of several that cannot be told apart."""
+    """Rules of one version of Transformers, or of several that look alike."""
 
     label: str  # of the versions, for the reader
     number: Version  # of the newest of them
     decay_rule: str  # as `decay_mask` takes it
-    # Decay rules of the versions that cannot be told apart, newest first.
+    # Decay rules of the versions that the fields do not distinguish, newest first.
     open_rules: tuple[str, ...]
     notes: tuple[str, ...] = ()
 

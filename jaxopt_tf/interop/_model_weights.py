@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from .. import _pytrees
-from .._io import whole_file
+from .._io import atomic_write
 from .._typing import PyTree
 from ._arrays import as_tensor, check_finite, check_fits, device_put_like
 from ._checkpoint_keys import Keys, match_keys
@@ -89,7 +89,7 @@ def write_params(
         for name, slices in names.by_tensor.items()
     }
     if path.suffix != ".bin":
-        with whole_file(path) as new_path:
+        with atomic_write(path) as new_path:
             # `np.ascontiguousarray` would give a single number one axis.
             dense = {name: np.asarray(x, order="C") for name, x in tensors.items()}
             save_file(dense, new_path, metadata={"format": "pt"})

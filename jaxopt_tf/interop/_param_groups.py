@@ -186,10 +186,10 @@ def groups_of_file(
     numbers = [number for group in saved for number in group["params"]]
 
     def fits(groups: Groups) -> bool:
-        in_order = [name for group in groups for name in group]
+        join = [name for group in groups for name in group]
         return lengths == [len(group) for group in groups] and all(
             not odd_shapes(entries.get(number, {}), shapes[name])
-            for number, name in zip(numbers, in_order, strict=True)
+            for number, name in zip(numbers, join, strict=True)
         )
 
     # Shapes show a wrong rule, unless parameters of one shape changed their group.

@@ -109,7 +109,7 @@ class _StorageUnpickler(_InertUnpickler):
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return name
         if (module, name) == ("collections", "OrderedDict"):
-            return type(name, (dict,), {})  # with room for `_metadata`
+            return type(name, (dict,), {})  # a subclass has `_metadata`
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _checks
-from .._io import whole_file
+from .._io import atomic_write
 from ._extras import import_extra
 from ._safe_pickle import Storage, first_global, load_storage_keys
 
@@ -88,7 +88,7 @@ def save_torch(value: Any, path: Path) -> None:
     """Writes `value` atomically, for `torch.load(weights_only=True)`."""
     torch = import_extra("torch")
 
-    with whole_file(path) as new_path:
+    with atomic_write(path) as new_path:
         torch.save(value, new_path)
 
 

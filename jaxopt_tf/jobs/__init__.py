@@ -10,7 +10,7 @@ outcome = pretrain(
 """
 
 from ._config import RunConfig as RunConfig
-from ._config import held_out_loss_decides as held_out_loss_decides
+from ._config import uses_eval_loss as uses_eval_loss
 from ._job import Job as Job
 from ._job import read_corpus as read_corpus
 from ._job_arguments import settings_from_transformers as settings_from_transformers
@@ -21,7 +21,7 @@ from ._migrate import import_run as import_run
 from ._plan import compare_plans as compare_plans
 from ._plan import plan as plan
 from ._pretrain import pretrain as pretrain
-from ._report import Outcome as Outcome
+from ._report import RunResult as RunResult
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
 from ._run_io import Run as Run

@@ -125,7 +125,7 @@ _OWNERS: Mapping[str, type] = {
 }
 
 
-def held_out_loss_decides(settings: Mapping[str, Any]) -> bool:
+def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
     """Returns True if evaluations change the run: its rates, end or final model.
 
     Args:
@@ -179,7 +179,7 @@ def changed_settings(
     is_known = batch_size in saved and batch_size in now
     if is_known and num_sequences(saved) == num_sequences(now):
         ignored.add(batch_size)
-    if not held_out_loss_decides(saved) and not held_out_loss_decides(now):
+    if not uses_eval_loss(saved) and not uses_eval_loss(now):
         ignored.add("eval_steps")
     return {
         name: _change(name, saved, now)
@@ -279,7 +279,7 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
             "the number of evaluations to wait, too."
         )
     settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
-    if held_out_loss_decides(settings) and job.eval_steps >= recipe.max_steps:
+    if uses_eval_loss(settings) and job.eval_steps >= recipe.max_steps:
         yield (
             f"`eval_steps` must be less than `max_steps`, which is {recipe.max_steps}, "
             "where the evaluation loss drives the schedule, ends the run or picks its "

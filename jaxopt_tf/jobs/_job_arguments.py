@@ -21,7 +21,7 @@ from ..interop import (
 )
 from ..models import GPT2Config
 from ..recipes import Recipe
-from ._config import held_out_loss_decides
+from ._config import uses_eval_loss
 from ._job import Job
 
 _KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
@@ -37,8 +37,7 @@ _STRATEGIES = {
     "save_strategy": ("no", "steps", "epoch", "best"),
 }
 _OTHER_DATA = (
-    "evaluations are of the part of `text` that is held out, not of Trainer's "
-    "`eval_dataset`"
+    "evaluations use the evaluation part of `text`, not Trainer's `eval_dataset`"
 )
 # Fields of a job that a Trainer's files set, and others about its evaluations.
 _JOB_FIELDS = (*_INTERVALS, "load_best_model_at_end", "save_total_limit")
@@ -289,7 +288,7 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
 def _role(into: Translation) -> str:
     """Returns the verb for what the evaluation loss decides; "" for nothing."""
     combined = into.combined
-    if not held_out_loss_decides(combined):
+    if not uses_eval_loss(combined):
         return ""
     if combined.get("load_best_model_at_end") is True:
         return "picks the model"

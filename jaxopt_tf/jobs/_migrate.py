@@ -274,11 +274,11 @@ def _torch_model(checkpoint: Path, block_size: int) -> interop.TorchModel:
 
 
 def _position(
-    start: training.Position,
+    start: training.RunState,
     read: interop.TrainerCheckpoint,
     theirs: Recipe,
     ours: Recipe,
-) -> training.Position:
+) -> training.RunState:
     """Returns the start of the run with the state of the checkpoint in its place."""
     if type(read.schedule_state) is not type(start.schedule_state):
         raise ValueError(
@@ -292,10 +292,10 @@ def _position(
         params=read.params,
         opt_state=read.opt_state,
     )
-    return training.Position(state, start.progress, read.schedule_state)
+    return training.RunState(state, start.progress, read.schedule_state)
 
 
-def _write(config: RunConfig, position: training.Position) -> None:
+def _write(config: RunConfig, position: training.RunState) -> None:
     folder = config.job.output_dir
     assert folder is not None
     folder.mkdir(parents=True)

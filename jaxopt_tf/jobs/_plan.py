@@ -50,7 +50,7 @@ def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning
     """
     recipe, job, slice_ = config.recipe, config.job, asked.slice_
     axes = job.mesh or f"data={slice_.num_devices}"
-    mesh = sharding.make_shapes_mesh(axes, slice_.num_devices)
+    mesh = sharding.abstract_mesh(axes, slice_.num_devices)
     plans = {f"{_title(config)}, as asked": asked}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
         is_asked = (optim, zero_1) == (recipe.optim, job.zero_1)
@@ -77,7 +77,7 @@ def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
     """Returns a mesh of the slice; without a compiler, one of no devices and a note."""
     axes = job.mesh or f"data={slice_.num_devices}"
     try:
-        abstract = sharding.make_shapes_mesh(axes, slice_.num_devices)
+        abstract = sharding.abstract_mesh(axes, slice_.num_devices)
         devices = planning.slice_devices(slice_)
     except planning.CompilerMissingError as error:
         message = str(error).replace("`slice_`", "`devices`")
@@ -105,9 +105,9 @@ def _plan_on(
         # Kept over all micro-batches, besides the gradients of the current one.
         parts["summed gradients"] = state.params
     rules = gpt2_rules(config.model, mesh)
-    moved = sharding.moved_axes(state.params, mesh, rules)
+    unmet = sharding.unmet_rules(state.params, mesh, rules)
     if note:
-        return planning.plan_shapes(parts, slice_, note=note, moved=moved)
+        return planning.plan_shapes(parts, slice_, note=note, unmet=unmet)
     return planning.plan_step(
         setup.train_step,
         state,
@@ -115,5 +115,5 @@ def _plan_on(
         slice_=slice_,
         parts=parts,
         num_items=math.prod(batch.shape[:-1]) * (batch.shape[-1] - 1),
-        moved=moved,
+        unmet=unmet,
     )

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import checkpoints, training
-from .._io import done_by_first, is_first
+from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
 from ..data import Batches, held_out_batches
 from ..sharding import make_mesh
 from ._config import RunConfig
 from ._job import Job, mesh_axes
-from ._report import Outcome, build_monitors, print_header, print_summary
+from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_folder import OpenRun, open_run, read_evaluations
 from ._setup import Setup, batch_sharding, build_setup
 
 
-def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
+def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResult:
     """Trains a GPT-2 and reports on the console and in the run's folder.
 
     If the folder contains a run, training resumes from its newest valid checkpoint:
@@ -65,8 +65,8 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
             # Nothing is written: the folder stays as it is.
             trained = training.Trained(start, "max_steps")
         else:
-            done_by_first(lambda: run.record_start(command_line))
-            if is_first():
+            run_on_process_0(lambda: run.record_start(command_line))
+            if is_primary_process():
                 print_header(config, setup, run)
             limit = job.save_total_limit
             with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
@@ -75,7 +75,9 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
                     start,
                     _sharded(batches, run.step, setup.batch),
                     max_steps=recipe.max_steps,
-                    monitors=build_monitors(config, run, batches) if is_first() else [],
+                    monitors=build_monitors(config, run, batches)
+                    if is_primary_process()
+                    else [],
                     evaluate=evaluate,
                     eval_steps=job.eval_steps,
                     selection=job.selection,
@@ -89,7 +91,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> Outcome:
         return _finish(config, run, trained, evaluate, stopped_by)
 
 
-def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.Position:
+def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if run.checkpoint is None:
         return setup.init()
     start = training.restore_position(run.checkpoint, setup.position)
@@ -155,9 +157,9 @@ class _Save:
         self._saving, self._run, self._job = saving, run, job
         self._extra: int | None = None  # step of the last one saved as the best only
 
-    def __call__(self, position: training.Position) -> None:
+    def __call__(self, position: training.RunState) -> None:
         # After a power cut a checkpoint needs its log up to there.
-        if is_first():
+        if is_primary_process():
             with self._run.log.open("rb") as log:
                 os.fsync(log.fileno())
         step, replaces = int(position.state.step), None
@@ -174,7 +176,7 @@ def _finish(
     trained: training.Trained,
     evaluate: Callable[[PyTree], dict[str, float]],
     stopped_by: int | None,
-) -> Outcome:
+) -> RunResult:
     """Finds the final parameters and their loss, and prints the summary."""
     end, loss = trained.position, None
     progress = end.progress
@@ -183,15 +185,15 @@ def _finish(
         try:
             end, loss = training.restore_position(best, end), progress.best_metric
         except ValueError as error:  # damaged or missing
-            if is_first():
+            if is_primary_process():
                 print(f"the best model is lost, these are the last parameters: {error}")
     # From the log: a run that was finished before has them too.
-    evaluations = done_by_first(lambda: read_evaluations(run.log))
+    evaluations = run_on_process_0(lambda: read_evaluations(run.log))
     if not evaluations:  # the log was taken away
         evaluations = [(run.step, evaluate(end.state.params)["loss"])]
     (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
     loss = last_loss if loss is None else loss
-    outcome = Outcome(first_loss, loss, end.state.params, run.folder, stopped_by)
-    if is_first():
+    outcome = RunResult(first_loss, loss, end.state.params, run.folder, stopped_by)
+    if is_primary_process():
         print_summary(config, run, trained, outcome, first_step)
     return outcome

@@ -17,7 +17,7 @@ from ._run_folder import OpenRun
 from ._setup import Setup
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """Result of a run."""
 
     first_loss: float  # evaluation loss before the first step, in nats per token
@@ -89,7 +89,7 @@ def print_header(config: RunConfig, setup: Setup, run: OpenRun) -> None:
     lines = [
         f"text    {counted(corpus.num_documents, 'document')}: "
         f"{len(corpus.training):,} {corpus.unit} to train on, "
-        f"{len(corpus.held_out):,} held out",
+        f"{len(corpus.held_out):,} to evaluate on",
         f"        {corpus.left_out}" if corpus.left_out.num_files else "",
         f"model   GPT-2: {counted(model.n_layer, 'layer')}, width {model.n_embd}, "
         f"{counted(sum(leaf.size for leaf in leaves), 'parameter')}",
@@ -122,7 +122,7 @@ def print_summary(
     config: RunConfig,
     run: OpenRun,
     trained: training.Trained,
-    outcome: Outcome,
+    outcome: RunResult,
     first_step: int,
 ) -> None:
     """Prints how the run ended, its files and its evaluation losses.

@@ -60,7 +60,7 @@ class OpenRun:
             `early_stopping_patience`.
     """
 
-    lock: checkpoints.Held
+    lock: checkpoints.FolderLock
     corpus: Corpus
     settings: Mapping[str, Any]
     checkpoint: Path | None
@@ -126,12 +126,12 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
             read: all changes are listed.
     """
     job, settings = config.job, config.to_dict()
-    now = _io.told_by_first(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    now = _io.broadcast_from_process_0(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     # Machines may have the text in different places; its content is compared below.
     local = ("text", "tokenizer")
     shared = {name: value for name, value in settings.items() if name not in local}
     _io.check_equal_across_processes(shared | _versions())
-    with checkpoints.hold(job.output_dir or Path("runs", now)) as lock:
+    with checkpoints.lock_folder(job.output_dir or Path("runs", now)) as lock:
         corpus = _read_corpus(config, lock.folder)
         _io.check_equal_across_processes({DATA: corpus.fingerprint})
         settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
@@ -152,7 +152,7 @@ def _read_corpus(config: RunConfig, folder: Path) -> Corpus:
     # Process 0 writes the tokens, if a tokenizer has to make them; others read them.
     corpus: list[Corpus] = []
     read = functools.partial(read_corpus, config.job, config.model, folder)
-    _io.done_by_first(lambda: corpus.append(read()))
+    _io.run_on_process_0(lambda: corpus.append(read()))
     return corpus[0] if corpus else read()
 
 
@@ -163,14 +163,16 @@ def _find_start(
     named = checkpoint = job.resume_from_checkpoint
     if named is None or named.resolve().parent != folder.resolve():
         # The run may have been taken over from elsewhere and have saved since.
-        checkpoint = checkpoints.find_intact(folder) or named
+        checkpoint = checkpoints.latest_valid(folder) or named
     saved = None
     if checkpoint is not None:
         saved = settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
     if checkpoint is None or checkpoint == named:
         is_new = checkpoint is None
-        config = _io.done_by_first(lambda: _check_folder(folder, job, settings, is_new))
+        config = _io.run_on_process_0(
+            lambda: _check_folder(folder, job, settings, is_new)
+        )
         saved = saved or config
     return checkpoint, saved or settings
 
@@ -267,7 +269,7 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
     """Copies the log of the run that a checkpoint of another folder comes from."""
     log = checkpoint.absolute().parent / METRICS
     if log.exists() and log.parent != folder.absolute():
-        with _io.whole_file(folder / METRICS) as temporary:
+        with _io.atomic_write(folder / METRICS) as temporary:
             shutil.copyfile(log, temporary)
 
 
@@ -283,7 +285,7 @@ def read_evaluations(log: Path) -> list[tuple[int, float]]:
 
 def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json, for people and for `--config`."""
-    with _io.whole_file(folder / CONFIG) as temporary:
+    with _io.atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

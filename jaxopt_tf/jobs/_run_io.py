@@ -22,7 +22,7 @@ class Run(NamedTuple):
     recipe: Recipe
     model: GPT2Config
     job: Job
-    position: training.Position
+    position: training.RunState
 
 
 def write_run(run: Run) -> Path:
@@ -43,7 +43,7 @@ def write_run(run: Run) -> Path:
         raise ValueError(
             f"`output_dir` must be a new folder, got {str(folder)!r}. Name another."
         )
-    with checkpoints.hold(folder) as lock:
+    with checkpoints.lock_folder(folder) as lock:
         corpus = read_corpus(run.job, run.model, folder)
         data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         with checkpoints.open_checkpoints(lock) as saving:
@@ -63,7 +63,7 @@ def read_run(folder: Path) -> Run:
         ValueError: if it is neither, or no checkpoint is valid.
     """
     is_checkpoint = (folder / "SHA256SUMS").exists()
-    checkpoint = folder if is_checkpoint else checkpoints.find_intact(folder)
+    checkpoint = folder if is_checkpoint else checkpoints.latest_valid(folder)
     if checkpoint is None:
         raise ValueError(
             f"`folder` must be a run's or a checkpoint's, got {str(folder)!r}. Name a "
@@ -79,9 +79,9 @@ def read_run(folder: Path) -> Run:
 
 def first_position(
     recipe: Recipe, model: GPT2Config, params: PyTree
-) -> training.Position:
+) -> training.RunState:
     """Returns the position before the first step of a run with these parameters."""
     schedule, optimizer = schedule_and_optimizer(recipe, model)
     rng = recipe.seed if model.has_dropout else None
     state = training.init_train_state(params, optimizer, rng=rng)
-    return training.Position(state, schedule_state=init_schedule(schedule))
+    return training.RunState(state, schedule_state=init_schedule(schedule))

@@ -44,11 +44,11 @@ class Setup:
     schedule: Schedule | MetricDrivenSchedule
     optimizer: optax.GradientTransformationExtraArgs
     loss_fn: training.LossFn
-    position: training.Position
+    position: training.RunState
     batch: jax.ShapeDtypeStruct
     train_step: training.TrainStep
     eval_step: training.EvalStep
-    init: Callable[[], training.Position]
+    init: Callable[[], training.RunState]
 
     @property
     def metric_schedule(self) -> MetricDrivenSchedule | None:
@@ -85,12 +85,12 @@ def build_setup(
     shardings = _state_shardings(shapes, config, mesh)
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
-    def init() -> training.Position:
+    def init() -> training.RunState:
         if mesh.size == 1:  # saves a compilation
             arrays = jax.device_put(init_state(), shardings)
         else:  # no device ever holds more than its part
             arrays = jax.jit(init_state, out_shardings=shardings)()
-        return training.Position(arrays, schedule_state=schedule_state)
+        return training.RunState(arrays, schedule_state=schedule_state)
 
     loss_fn = _loss_on_mesh(config, mesh, state.params)
     dtype = jnp.bfloat16 if job.bf16 else None
@@ -109,7 +109,7 @@ def build_setup(
         schedule=schedule,
         optimizer=optimizer,
         loss_fn=loss_fn,
-        position=training.Position(state, schedule_state=schedule_state),
+        position=training.RunState(state, schedule_state=schedule_state),
         batch=_abstract_batch(config, mesh, num_sequences),
         train_step=train_step,
         eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype),

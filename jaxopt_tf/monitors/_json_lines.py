@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._io import check_folder, whole_file
+from .._io import atomic_write, check_folder
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
 # Name in a line -> field of `Norms`.
@@ -63,7 +63,7 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
     except OSError as error:
         raise ValueError(
             f"`path` must be a file that can be written, got {str(path)!r}: "
-            f"{error.strerror}. Name another, or make room."
+            f"{error.strerror}. Name another, or free space."
         ) from error
 
     def write(lines: list[dict[str, Any]]) -> None:
@@ -73,8 +73,8 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
                 rest = rest[file.write(rest) :]
         except OSError as error:
             raise OSError(
-                f"The log {str(path)!r} could not be written: {error.strerror}. Make "
-                "room, and start again: a half-written line is cut off."
+                f"The log {str(path)!r} could not be written: {error.strerror}. Free "
+                "space, and start again: an incomplete line is removed."
             ) from error
 
     def window(window: Window) -> None:
@@ -146,7 +146,7 @@ def read_history(path: Path) -> Iterator[Window | Evaluation]:
 def _truncate(path: Path, first_step: int) -> None:
     """Removes what comes after `first_step`; everything if it is 0, for a new run."""
     last_kept = None
-    with whole_file(path) as new_path, new_path.open("wb") as file:
+    with atomic_write(path) as new_path, new_path.open("wb") as file:
         for line, record in _records(path):
             if first_step == 0 or record["step"] > first_step:
                 continue

@@ -52,7 +52,7 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
     except OSError as error:
         raise ValueError(
             f"`folder` must be one that can be written to, got {str(folder)!r}: "
-            f"{error.strerror}. Name another, or make room."
+            f"{error.strerror}. Name another, or free space."
         ) from error
     # Hides all points at this step and later; a new run also hides the evaluation at
     # step 0.

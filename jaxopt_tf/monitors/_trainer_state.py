@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._io import check_folder, whole_file
+from .._io import atomic_write, check_folder
 from ..training import (
     Evaluation,
     Monitor,
@@ -142,7 +142,7 @@ def write_trainer_state(
     if entries:
         listed = ",\n".join(entries).replace("\n", "\n    ")
         text = text.replace(_NO_ENTRIES, f'"log_history": [\n    {listed}\n  ]', 1)
-    with whole_file(path) as new_path:
+    with atomic_write(path) as new_path:
         new_path.write_text(f"{text}\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from ._hlo import Collective, Program
 from ._slices import Chip
 
 
-class Products(NamedTuple):
+class MatmulFlops(NamedTuple):
     """Floating-point operations of products of matrices and convolutions."""
 
     narrow: float = 0.0  # of bfloat16 and what is no wider
@@ -18,9 +18,9 @@ class Products(NamedTuple):
     high: float = 0.0  # of float32: in TF32, or in three passes of bfloat16
     highest: float = 0.0  # of float32 as such
 
-    def times(self, factor: float) -> "Products":
+    def times(self, factor: float) -> "MatmulFlops":
         """Returns all of them, multiplied."""
-        return Products(*(factor * flops for flops in self))
+        return MatmulFlops(*(factor * flops for flops in self))
 
 
 class Cost(NamedTuple):
@@ -33,10 +33,10 @@ class Cost(NamedTuple):
     peak: int  # bytes at once, likewise; 0 if the compiler has no such figure
     code: int  # bytes of the program, which is in the device's memory too
     kernels: int  # instructions that run, those of a loop once a round
-    moved: int  # bytes between kernels and the device's memory, likewise
+    hbm_bytes: int  # bytes between kernels and the device's memory, likewise
     accessed: float  # bytes, by the compiler: on-chip ones too, loops one round
     flops: float  # by the compiler, loops one round; NaN if it has no such figure
-    products: Products  # as written, loops whole, a device's share
+    products: MatmulFlops  # as written, loops whole, a device's share
     collectives: tuple[Collective, ...]  # by kind, those of a loop once a round
     not_donated: tuple[str, ...]  # donated arguments whose memory no result takes
     has_loops: bool  # whether the compiler's two figures are of one round
@@ -90,9 +90,9 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
     """
     program = Program(compiled.as_text())
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    kernels, moved = program.traffic()
+    kernels, hbm_bytes = program.traffic()
     loops = program.loops()
-    flops = Products() if traced is None else products(traced.jaxpr.jaxpr)
+    flops = MatmulFlops() if traced is None else products(traced.jaxpr.jaxpr)
     return Cost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
@@ -101,7 +101,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         peak=getattr(memory, "peak_memory_in_bytes", 0),
         code=memory.generated_code_size_in_bytes,
         kernels=kernels,
-        moved=moved,
+        hbm_bytes=hbm_bytes,
         accessed=analysis.get("bytes accessed", math.nan),
         flops=analysis.get("flops", math.nan),
         products=flops.times(1 / num_devices),
@@ -122,7 +122,7 @@ def estimate(cost: Cost, chip: Chip) -> Estimate:
     wide = zip(cost.products[1:], chip.slower, strict=True)
     work = cost.work + sum(flops * (slower - 1.0) for flops, slower in wide)
     return Estimate(
-        work / chip.flops, cost.moved / chip.bandwidth, sent / chip.interconnect
+        work / chip.flops, cost.hbm_bytes / chip.bandwidth, sent / chip.interconnect
     )
 
 
@@ -137,7 +137,7 @@ def _not_donated(program: Program, traced: Any) -> tuple[str, ...]:
     )
 
 
-def products(jaxpr: Any) -> Products:
+def products(jaxpr: Any) -> MatmulFlops:
     """Returns the products of a traced function, on all devices.
 
     A scan counts once a round, a loop of unknown length as one round, and a choice as
@@ -147,7 +147,7 @@ def products(jaxpr: Any) -> Products:
     return _sum(map(_of_equation, jaxpr.eqns))
 
 
-def _of_equation(equation: Any) -> Products:
+def _of_equation(equation: Any) -> MatmulFlops:
     name, params = equation.primitive.name, equation.params
     if name in ("dot_general", "conv_general_dilated"):
         left, right = (x.aval for x in equation.invars[:2])
@@ -158,7 +158,7 @@ def _of_equation(equation: Any) -> Products:
         else:
             out_axis = params["dimension_numbers"].rhs_spec[0]
             summed = right.size / max(1, right.shape[out_axis])
-        return Products(**{_precision(equation): 2.0 * out.size * summed})
+        return MatmulFlops(**{_precision(equation): 2.0 * out.size * summed})
     if name == "cond":
         return max((products(branch.jaxpr) for branch in params["branches"]), key=sum)
     rounds = params["length"] if name == "scan" else 1
@@ -170,8 +170,8 @@ def _of_equation(equation: Any) -> Products:
     return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(rounds)
 
 
-def _sum(found: Iterable[Products]) -> Products:
-    return Products(*map(sum, zip(Products(), *found, strict=True)))
+def _sum(found: Iterable[MatmulFlops]) -> MatmulFlops:
+    return MatmulFlops(*map(sum, zip(MatmulFlops(), *found, strict=True)))
 
 
 def _precision(equation: Any) -> str:

@@ -143,7 +143,7 @@ class Program:
                 continue
             kernels += num_rounds
             if op.endswith("-start"):
-                # Between two memories: the smaller of its arrays.
+                # Uniform two memories: the smaller of its arrays.
                 arrays = [x.num_bytes for x in instruction.arrays[:2] if x.num_bytes]
                 num_bytes += num_rounds * min(arrays, default=0)
             else:

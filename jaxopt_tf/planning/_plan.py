@@ -10,7 +10,7 @@ import jax
 
 from .. import _checks, _pytrees
 from .._typing import PyTree
-from ..sharding import Moved
+from ..sharding import RuleFallback
 from ._cost import Cost, Estimate, estimate, program_cost
 from ._slices import Slice
 
@@ -58,7 +58,7 @@ class Plan:
         note: why there is no compiled step; "" if there is one.
         is_refused: whether the compiler refused the step, as it does not fit.
         num_items: tokens, say, that one step works on; 0 where it is not known.
-        moved: mesh axes that do not divide what their rule names, see `moved_axes`.
+        unmet: mesh axes that do not divide what their rule names, see `unmet_rules`.
     """
 
     slice_: Slice
@@ -67,7 +67,7 @@ class Plan:
     note: str = ""
     is_refused: bool = False
     num_items: int = 0
-    moved: tuple[Moved, ...] = ()
+    unmet: tuple[RuleFallback, ...] = ()
 
     @property
     def on_device(self) -> int:
@@ -137,7 +137,7 @@ def plan_shapes(
     slice_: Slice,
     *,
     note: str = "",
-    moved: Sequence[Moved] = (),
+    unmet: Sequence[RuleFallback] = (),
 ) -> Plan:
     """Returns a plan from shapes alone, without a compiler.
 
@@ -147,7 +147,7 @@ def plan_shapes(
         parts: trees as `bytes_by_leaf` takes them, by their names in tables.
         slice_: from `named_slice`.
         note: why there is no compiled step.
-        moved: from `moved_axes`, to be printed.
+        unmet: from `unmet_rules`, to be printed.
 
     Raises:
         TypeError: if a part holds something that is no array.
@@ -156,7 +156,7 @@ def plan_shapes(
     for name, tree in parts.items():
         _check_devices(f"parts {name}", tree, slice_)
     found = tuple(Part(name=n, leaves=bytes_by_leaf(t)) for n, t in parts.items())
-    return Plan(slice_=slice_, parts=found, note=note, moved=tuple(moved))
+    return Plan(slice_=slice_, parts=found, note=note, unmet=tuple(unmet))
 
 
 def plan_step(
@@ -165,7 +165,7 @@ def plan_step(
     slice_: Slice,
     parts: Mapping[str, PyTree] | None = None,
     num_items: int = 0,
-    moved: Sequence[Moved] = (),
+    unmet: Sequence[RuleFallback] = (),
 ) -> Plan:
     """Returns a plan from a step that is compiled for a slice, and not run.
 
@@ -179,7 +179,7 @@ def plan_step(
         slice_: the slice that these shardings are of.
         parts: as for `plan_shapes`; the arguments by their numbers if not given.
         num_items: tokens, say, that one step works on.
-        moved: from `moved_axes`, to be printed.
+        unmet: from `unmet_rules`, to be printed.
 
     Returns:
         A plan with a `cost`; with a `note` in its place if the compiler refuses the
@@ -197,7 +197,7 @@ def plan_step(
     _check_devices("args", args, slice_)
     if parts is None:
         parts = {f"argument {i}": arg for i, arg in enumerate(args)}
-    plan = plan_shapes(parts, slice_, moved=moved)
+    plan = plan_shapes(parts, slice_, unmet=unmet)
     traced = step.trace(*args)
     try:
         with warnings.catch_warnings():

@@ -99,14 +99,14 @@ def _remarks(plan: Plan) -> list[str]:
             f"{names[:1].upper()}{names[1:]} fit ({plan.share:.0%} of a device's "
             "memory); activations were not counted."
         )
-    for moved in plan.moved[:_MOST_LISTED]:
-        where = "no axis" if moved.got is None else f"its axis {moved.got}"
+    for rule in plan.unmet[:_MOST_LISTED]:
+        where = "no axis" if rule.got is None else f"its axis {rule.got}"
         lines.append(
-            f"{moved.mesh_axis} does not divide axis {moved.wanted} of {moved.name}: "
+            f"{rule.mesh_axis} does not divide axis {rule.wanted} of {rule.name}: "
             f"it divides {where}."
         )
-    if len(plan.moved) > _MOST_LISTED:
-        lines.append(f"... and {len(plan.moved) - _MOST_LISTED} more such axes.")
+    if len(plan.unmet) > _MOST_LISTED:
+        lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more such axes.")
     repeated = plan.repeated()
     if repeated:
         num_bytes = sum(extra for _, _, extra in repeated)
@@ -137,7 +137,7 @@ def _compiled(plan: Plan, cost: Cost) -> list[str]:
         )
     lines = [
         donated,
-        f"work: {cost.work:.3g} floating-point operations, {_bytes(cost.moved)} to "
+        f"work: {cost.work:.3g} floating-point operations, {_bytes(cost.hbm_bytes)} to "
         f"and from memory, {cost.kernels:,} kernels",
     ]
     if cost.num_open_loops:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._io import check_folder, whole_file
+from .._io import atomic_write, check_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,7 @@ def legend_above(
 
 
 def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
-    """Draws crosses at the upper edge of a panel, and leaves room for them."""
+    """Draws crosses at the upper edge of a panel, and widens the margin for them."""
     if len(x) == 0:
         return
     panel.margins(y=0.12)
@@ -171,7 +171,7 @@ def saved(figure: "Figure", path: Path | None) -> "Figure":
         path: from `picture_path`; None to write nothing.
     """
     if path is not None:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             kind = path.suffix[1:].lower()
             figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=kind)
     return figure

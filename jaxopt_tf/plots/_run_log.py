@@ -226,7 +226,7 @@ def _log_in(folder: Path) -> Path | None:
     if len(states) < 2:
         return states[0] if states else None
     # The state of the folder itself is written at the end of a run only: the run may
-    # have been resumed since. Of two equal ones `max` takes the folder's own.
+    # have been resumed since. `max` returns the folder's own if both are equal.
     return max(states, key=lambda state: _read_state(state).get("global_step", 0))
 
 

@@ -41,7 +41,7 @@ def plot_schedule(
 
     Args:
         schedules: a function from a step to a learning rate, such as `get_scheduler`,
-            `build_schedule`, `in_order` or optax make; or several, by the names that
+            `build_schedule`, `join` or optax make; or several, by the names that
             they have in the picture.
         num_steps: of the run; at least 1.
         path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.

@@ -4,10 +4,10 @@ recipe = Recipe(learning_rate=3e-4, max_steps=10_000, warmup_steps=500)
 schedule, optimizer = build_schedule(recipe), build_optimizer(recipe)
 """
 
-from ._build import Varied as Varied
+from ._build import RunHyperparams as RunHyperparams
 from ._build import build_optimizer as build_optimizer
-from ._build import same_program as same_program
-from ._build import vary as vary
+from ._build import compile_key as compile_key
+from ._build import stack_recipes as stack_recipes
 from ._doctor import Diagnosis as Diagnosis
 from ._doctor import doctor as doctor
 from ._explain import ExplainedLeaf as ExplainedLeaf

@@ -29,7 +29,7 @@ _VALUES = "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_
 _VARIED = (*_OF_THE_RATE, *_VALUES, "seed")
 
 
-class Varied(NamedTuple):
+class RunHyperparams(NamedTuple):
     """Numbers in which the runs of one program differ; one run has no first axis."""
 
     # [K, N], float32 each: the rate at every step, by rate group; {}: the recipe's
@@ -44,7 +44,7 @@ def build_optimizer(
     schedule: Schedule | MetricDrivenSchedule | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
-    varied: Varied | None = None,
+    varied: RunHyperparams | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the recipe's whole chain: clipping, then the optimizer with its schedule.
 
@@ -68,7 +68,7 @@ def build_optimizer(
             Must be given, if only as [], with the rules of Transformers 4 up to 4.52
             for `decay_rule`, which know norms by their classes.
         varied: numbers that a compiled program receives when it runs, in the place of
-            the recipe's: one run's of those that `vary` gives.
+            the recipe's: one run's of those that `stack_recipes` gives.
 
     Returns:
         A transformation; its state holds `learning_rate`, and `grad_norm` if it clips.
@@ -82,7 +82,7 @@ def build_optimizer(
     Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`;
         `trainer_optimizer.py`.
     """
-    varied = varied or Varied({}, {})
+    varied = varied or RunHyperparams({}, {})
     settings: dict[str, Any] = {**vars(recipe), **varied.values}
     decays = recipe.weight_decay != 0 or "weight_decay" in varied.values
     mask = _decay_mask(recipe, layer_norms, decays)
@@ -127,7 +127,7 @@ def _decay_mask(
     return mask if decays else unless_nameless
 
 
-def same_program(recipe: Recipe) -> Hashable:
+def compile_key(recipe: Recipe) -> Hashable:
     """Returns a key that is equal for recipes of one program.
 
     They differ in fields only that decide the rate, in `weight_decay`, the betas,
@@ -136,7 +136,7 @@ def same_program(recipe: Recipe) -> Hashable:
     return tuple(v for name, v in vars(recipe).items() if name not in _VARIED)
 
 
-def vary(recipes: Sequence[Recipe]) -> Varied:
+def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
     """Returns the numbers in which recipes of one program differ.
 
     Rates are tables, since schedules may differ in kind and length: past its end a
@@ -146,7 +146,7 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
     as exact: it differs from a constant by 6e-8 at most.
 
     Args:
-        recipes: K of them, equal in `same_program`.
+        recipes: K of them, equal in `compile_key`.
 
     Returns:
         Numbers of K runs; `build_optimizer` takes those of one.
@@ -155,7 +155,7 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
         ValueError: if they are not, or if a metric drives a rate, which a table cannot
             know before.
     """
-    if any(same_program(recipe) != same_program(recipes[0]) for recipe in recipes):
+    if any(compile_key(recipe) != compile_key(recipes[0]) for recipe in recipes):
         raise ValueError(
             "`recipes` must be of one program: they may differ in "
             f"{', '.join(_VARIED)} only. Vary other fields in programs of their own."
@@ -177,12 +177,12 @@ def vary(recipes: Sequence[Recipe]) -> Varied:
         for name in _VALUES
         if _differ(recipes, name)
     }
-    return Varied(rates, values)
+    return RunHyperparams(rates, values)
 
 
 def rates_of(
     recipe: Recipe,
-    varied: Varied,
+    varied: RunHyperparams,
     schedule: Schedule | MetricDrivenSchedule | None = None,
 ) -> dict[str, ScalarOrSchedule]:
     """Returns the rate of each rate group, and that of the rest, by their labels."""
@@ -213,7 +213,7 @@ def _looked_up(table: jax.Array) -> Schedule:
 
 def _tables(recipe: Recipe, num_steps: int) -> dict[str, jax.Array]:
     steps = jnp.minimum(jnp.arange(num_steps, dtype=jnp.int32), recipe.max_steps - 1)
-    rates: dict[str, Any] = rates_of(recipe, Varied({}, {}))
+    rates: dict[str, Any] = rates_of(recipe, RunHyperparams({}, {}))
     return {label: jax.vmap(rate)(steps) for label, rate in rates.items()}
 
 

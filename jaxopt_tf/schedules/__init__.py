@@ -1,9 +1,9 @@
 """Learning rates as functions of the step, and rates that follow a metric.
 
 A Python int or a 32-bit step gives a float32 rate, a 64-bit step (`jax_enable_x64`) a
-float64 rate: see `in_order`.
+float64 rate: see `join`.
 
-schedule = in_order(3e-4, warmup(linear, 500), hold(8_000), decay(cosine, 1_500))
+schedule = join(3e-4, warmup(linear, 500), constant(8_000), decay(cosine, 1_500))
 schedule = get_scheduler("cosine", 3e-4, 500, 10_000)
 """
 
@@ -20,12 +20,12 @@ from ._metric_driven import PlateauState as PlateauState
 from ._metric_driven import greedy as greedy
 from ._metric_driven import reduce_lr_on_plateau as reduce_lr_on_plateau
 from ._phases import Phase as Phase
-from ._phases import ahead as ahead
+from ._phases import constant as constant
 from ._phases import cycles as cycles
 from ._phases import decay as decay
 from ._phases import hard_restarts as hard_restarts
-from ._phases import hold as hold
-from ._phases import in_order as in_order
+from ._phases import join as join
+from ._phases import shift as shift
 from ._phases import warmup as warmup
 from ._progress import rate_dtype as rate_dtype
 from ._scheduler import get_scheduler as get_scheduler

@@ -3,7 +3,7 @@
 A phase gives a factor of the peak rate for its own steps, counted from its start, and
 is evaluated past its end if it is the last. Steps are unsigned integers throughout:
 they are subtracted first, exactly, and divided once. The dtype of the step decides that
-of the rate; `in_order` has the rule.
+of the rate; `join` has the rule.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
         start: the factor at step 0; from 0 to 1.
 
     Example:
-        >>> schedule = in_order(1e-3, warmup(linear, 10), hold(0))
+        >>> schedule = join(1e-3, warmup(linear, 10), constant(0))
         >>> print(schedule(0), schedule(5), schedule(100))
         0.0 0.0005 0.001
     """
@@ -57,7 +57,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
 
 
 @shows_call
-def hold(num_steps: int, level: Scalar = 1.0) -> Phase:
+def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
     """Stays at `level` times the peak; as the last phase, for good.
 
     Args:
@@ -86,7 +86,7 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
         floor: the last factor; from 0 to 1.
 
     Example:
-        >>> schedule = in_order(1e-3, hold(90), decay(linear, 10, floor=0.1))
+        >>> schedule = join(1e-3, constant(90), decay(linear, 10, floor=0.1))
         >>> print(f"{schedule(90):.4f} {schedule(100):.4f}")
         0.0010 0.0001
     """
@@ -157,7 +157,7 @@ def hard_restarts(
 
 
 @shows_call
-def ahead(phase: Phase, num_steps: int) -> Phase:
+def shift(phase: Phase, num_steps: int) -> Phase:
     """The same phase without its first `num_steps` steps."""
     num_steps = _checks.step_count("num_steps", num_steps)
     return Phase(
@@ -167,7 +167,7 @@ def ahead(phase: Phase, num_steps: int) -> Phase:
 
 
 @shows_call
-def in_order(peak: Scalar, *phases: Phase) -> Schedule:
+def join(peak: Scalar, *phases: Phase) -> Schedule:
     """Lays phases end to end.
 
         schedule(step) = peak * factor of the phase that `step` falls into
@@ -191,7 +191,7 @@ def in_order(peak: Scalar, *phases: Phase) -> Schedule:
         ValueError: if there is no phase, or `peak` is negative or not finite.
 
     Example:
-        >>> schedule = in_order(1e-3, warmup(linear, 10), hold(80), decay(cosine, 10))
+        >>> schedule = join(1e-3, warmup(linear, 10), constant(80), decay(cosine, 10))
         >>> [f"{schedule(step):.4f}" for step in (0, 50, 95, 100)]
         ['0.0000', '0.0010', '0.0005', '0.0000']
     """

@@ -15,7 +15,7 @@ from .. import _checks
 from .._numerics import wide_dtype
 from .._typing import Scalar, Schedule
 from ._curves import cosine, linear, polynomial
-from ._phases import Phase, cycles, decay, hard_restarts, hold, in_order, warmup
+from ._phases import Phase, constant, cycles, decay, hard_restarts, join, warmup
 from ._progress import rate_dtype
 from ._repr import schedule_function
 
@@ -35,7 +35,7 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule`.
     """
     _checks.non_negative("learning_rate", learning_rate)
-    return in_order(learning_rate, hold(0))
+    return join(learning_rate, constant(0))
 
 
 @schedule_function
@@ -57,7 +57,7 @@ def get_constant_schedule_with_warmup(
     """
     _checks.non_negative("learning_rate", learning_rate)
     W = _checks.step_count("num_warmup_steps", num_warmup_steps)
-    return in_order(learning_rate, warmup(linear, W), hold(0))
+    return join(learning_rate, warmup(linear, W), constant(0))
 
 
 @schedule_function
@@ -83,7 +83,7 @@ def get_linear_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
-    return in_order(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
+    return join(learning_rate, warmup(linear, W), decay(linear, max(0, T - W)))
 
 
 @schedule_function
@@ -114,7 +114,7 @@ def get_cosine_schedule_with_warmup(
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
-    return in_order(
+    return join(
         learning_rate, warmup(linear, W), cycles(cosine, max(1, T - W), num_cycles)
     )
 
@@ -149,7 +149,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     """
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     restarts = hard_restarts(cosine, max(1, T - W), num_cycles)
-    return in_order(learning_rate, warmup(linear, W), restarts)
+    return join(learning_rate, warmup(linear, W), restarts)
 
 
 @schedule_function
@@ -197,7 +197,7 @@ def get_polynomial_decay_schedule_with_warmup(
         )
     floor = share_of(lr_end, learning_rate)
     down = decay(polynomial(power), max(0, T - W), floor)
-    return in_order(learning_rate, warmup(linear, W), down)
+    return join(learning_rate, warmup(linear, W), down)
 
 
 @schedule_function
@@ -232,7 +232,7 @@ def get_inverse_sqrt_schedule(
         passed = (step + scale).astype(rate_dtype(step))
         return jnp.sqrt(passed.dtype.type(scale) / passed)
 
-    return in_order(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))
+    return join(learning_rate, warmup(linear, W), Phase(inverse_sqrt, 0))
 
 
 def checked_counts(

@@ -9,7 +9,7 @@ import warnings
 from .. import _checks
 from .._typing import Scalar, Schedule
 from ._curves import cosine, linear, one_minus_sqrt
-from ._phases import ahead, cycles, decay, hold, in_order, warmup
+from ._phases import constant, cycles, decay, join, shift, warmup
 from ._repr import schedule_function
 from ._transformers import checked_counts, share_of
 
@@ -52,7 +52,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
     wave = cycles(cosine, max(1, T - W), num_cycles, floor)
-    return in_order(learning_rate, warmup(linear, W), wave)
+    return join(learning_rate, warmup(linear, W), wave)
 
 
 @schedule_function
@@ -96,13 +96,13 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     """
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
-    wave = ahead(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
+    wave = shift(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
     if warmup_lr_rate is None:
-        climb = ahead(warmup(linear, max(1, W)), 1)
+        climb = shift(warmup(linear, max(1, W)), 1)
     else:
         _checks.fraction("warmup_lr_rate", warmup_lr_rate)
         climb = warmup(linear, max(1, W - 1), warmup_lr_rate)
-    return in_order(learning_rate, climb._replace(num_steps=W), wave)
+    return join(learning_rate, climb._replace(num_steps=W), wave)
 
 
 @schedule_function
@@ -161,12 +161,12 @@ def get_wsd_schedule(
         down = cycles(cosine, max(1, D), num_cycles, min_lr_ratio)
     else:
         down = decay(_WSD_CURVES[decay_type], D, min_lr_ratio)
-    return in_order(
+    return join(
         learning_rate,
         warmup(_WSD_CURVES[warmup_type], W, min_lr_ratio),
-        hold(0)._replace(num_steps=S),  # S may be negative: see the docstring
+        constant(0)._replace(num_steps=S),  # S may be negative: see the docstring
         down._replace(num_steps=D),
-        hold(0, min_lr_ratio),
+        constant(0, min_lr_ratio),
     )
 
 

@@ -3,10 +3,10 @@
 Parameters get their shardings from rules, the optimizer's state from the parameters.
 """
 
+from ._mesh import abstract_mesh as abstract_mesh
 from ._mesh import axis_sizes as axis_sizes
 from ._mesh import make_mesh as make_mesh
-from ._mesh import make_shapes_mesh as make_shapes_mesh
-from ._params import Moved as Moved
-from ._params import moved_axes as moved_axes
+from ._params import RuleFallback as RuleFallback
 from ._params import param_shardings as param_shardings
+from ._params import unmet_rules as unmet_rules
 from ._state import state_shardings as state_shardings

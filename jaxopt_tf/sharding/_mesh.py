@@ -41,7 +41,7 @@ def make_mesh(
     return jax.sharding.Mesh(grid, tuple(sizes), axis_types=_auto(sizes))
 
 
-def make_shapes_mesh(
+def abstract_mesh(
     axes: str | Mapping[str, int], num_devices: int
 ) -> jax.sharding.AbstractMesh:
     """Returns a mesh without devices: arrays can be described on it, not compiled.

@@ -17,7 +17,7 @@ Spec = list[tuple[str, ...]]  # for each axis of a leaf the mesh axes that divid
 Pairs = tuple[tuple[str, int], ...]  # mesh axes with the axis of the leaf they divide
 
 
-class Moved(NamedTuple):
+class RuleFallback(NamedTuple):
     """A mesh axis that cannot divide the axis of a leaf that its rule names."""
 
     name: str  # of the leaf
@@ -42,7 +42,7 @@ def param_shardings(
     not divide the axis that it is meant for divides another, that with the largest
     parts first, so that one rule may serve leaves of many shapes: 50,257 tokens by 768
     are cut along the 768. Along a mesh axis that divides none the leaf is replicated: 4
-    elements over `("data", "fsdp")` of 2 and 4 are cut by `fsdp`. `moved_axes` lists
+    elements over `("data", "fsdp")` of 2 and 4 are cut by `fsdp`. `unmet_rules` lists
     where that happens.
 
     Args:
@@ -68,16 +68,16 @@ def param_shardings(
     return jax.tree.unflatten(jax.tree.structure(params), shardings)
 
 
-def moved_axes(
+def unmet_rules(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
-) -> list[Moved]:
+) -> list[RuleFallback]:
     """Returns the mesh axes that `param_shardings` could not use as the rules say."""
-    return [moved for _, each in _fit(params, mesh, rules) for moved in each]
+    return [unmet for _, each in _fit(params, mesh, rules) for unmet in each]
 
 
 def _fit(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
-) -> Iterator[tuple[Spec, list[Moved]]]:
+) -> Iterator[tuple[Spec, list[RuleFallback]]]:
     """Yields for each leaf how it is divided, and the mesh axes that went elsewhere."""
     _pytrees.check_arrays("params", params)
     named = _pytrees.named_leaves(params)
@@ -93,7 +93,7 @@ def _fit(
     @functools.cache  # many leaves have the same shape
     def divided(shape: tuple[int, ...], pairs: Pairs) -> list[int | None]:
         names, axes = [name for name, _ in pairs], [{axis} for _, axis in pairs]
-        return most_divided(shape, names, axes, mesh)
+        return best_partition(shape, names, axes, mesh)
 
     for (name, leaf), spec in zip(named, wanted, strict=True):
         pairs = tuple(
@@ -102,15 +102,15 @@ def _fit(
             for mesh_axis in mesh_axes
         )
         got = divided(tuple(leaf.shape), pairs)
-        moved = [
-            Moved(name, *pair, axis)
+        unmet = [
+            RuleFallback(name, *pair, axis)
             for pair, axis in zip(pairs, got, strict=True)
             if pair[1] != axis
         ]
-        yield spec_of(leaf.shape, [mesh_axis for mesh_axis, _ in pairs], got), moved
+        yield spec_of(leaf.shape, [mesh_axis for mesh_axis, _ in pairs], got), unmet
 
 
-def most_divided(
+def best_partition(
     shape: tuple[int, ...],
     mesh_axes: Sequence[str],
     wanted: Sequence[Collection[int]],
@@ -146,7 +146,7 @@ def num_parts(spec: Spec, mesh: jax.sharding.Mesh) -> list[int]:
 def spec_of(
     shape: tuple[int, ...], mesh_axes: Sequence[str], choice: Sequence[int | None]
 ) -> Spec:
-    """Returns the result of `most_divided` by axes of the leaf."""
+    """Returns the result of `best_partition` by axes of the leaf."""
     return [
         tuple(name for name, got in zip(mesh_axes, choice, strict=True) if got == axis)
         for axis in range(len(shape))

@@ -11,7 +11,7 @@ from ._params import (
     Spec,
     as_partition_spec,
     axis_names,
-    most_divided,
+    best_partition,
     num_parts,
     spec_of,
 )
@@ -142,7 +142,7 @@ def _divided(
         [i for i, size in enumerate(shape) if size == of_param[axis]]
         for _, axis in axes
     ]
-    got = most_divided(shape, names, wanted, mesh)
+    got = best_partition(shape, names, wanted, mesh)
     # Axes that cut the parameter in the same place come first: nothing has to be sent.
     order = sorted(range(len(names)), key=lambda i: got[i] not in wanted[i])
     return spec_of(shape, [names[i] for i in order], [got[i] for i in order])

@@ -19,8 +19,8 @@ from ._loop import Trained as Trained
 from ._loop import Window as Window
 from ._loop import train as train
 from ._losses import cross_entropy as cross_entropy
-from ._resume import Position as Position
 from ._resume import Resumable as Resumable
+from ._resume import RunState as RunState
 from ._resume import restore_position as restore_position
 from ._resume import resumable as resumable
 from ._resume import save_position as save_position

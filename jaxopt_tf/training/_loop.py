@@ -17,7 +17,7 @@ from ..schedules import MetricDrivenSchedule
 from . import _evaluation
 from ._evaluation import Evaluation, Selection
 from ._gradients import Batch
-from ._resume import Position
+from ._resume import RunState
 from ._state import Metrics, TrainState, device_put_like, with_learning_rate
 from ._step import TrainStep
 
@@ -50,7 +50,7 @@ class Monitor(NamedTuple):
 class Trained(NamedTuple):
     """Result of `train`."""
 
-    position: Position  # after the last step
+    position: RunState  # after the last step
     ended: str  # "max_steps", "patience", or "asked" if `should_stop` returned True
 
     @property
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 
 def train(
     train_step: TrainStep,
-    start: TrainState | Position,
+    start: TrainState | RunState,
     batches: Iterable[Batch],
     *,
     max_steps: int,
@@ -70,7 +70,7 @@ def train(
     eval_steps: int | None = None,
     selection: Selection = _LOWEST_LOSS,
     metric_schedule: MetricDrivenSchedule | None = None,
-    save: Callable[[Position], Any] | None = None,
+    save: Callable[[RunState], Any] | None = None,
     save_steps: int | None = None,
     save_best: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
@@ -118,7 +118,7 @@ def train(
             _checks.step_count(name, steps, least=1)
     _evaluation.check_selection(selection)
     if isinstance(start, TrainState):
-        start = Position(start)
+        start = RunState(start)
     if metric_schedule is not None and start.schedule_state is None:
         start = start._replace(schedule_state=metric_schedule.init())
     run = _Run(start, monitors, evaluate, selection, metric_schedule, save)
@@ -165,12 +165,12 @@ def train(
 class _Run:
     """A run in progress, and the metrics that monitors have not received yet."""
 
-    position: Position
+    position: RunState
     monitors: Sequence[Monitor]
     eval_function: Callable[[PyTree], Mapping[str, float]] | None
     selection: Selection
     metric_schedule: MetricDrivenSchedule | None
-    save_function: Callable[[Position], Any] | None
+    save_function: Callable[[RunState], Any] | None
 
     def __post_init__(self) -> None:
         self.step = self.first_step = int(self.position.state.step)
@@ -237,7 +237,7 @@ class _Run:
             metric = _evaluation.selected_metric(self.selection, evaluation)
             schedule_state = self.metric_schedule.update(schedule_state, metric)
             state = with_learning_rate(state, schedule_state.learning_rate)
-        self.position = Position(state, progress, schedule_state)
+        self.position = RunState(state, progress, schedule_state)
         return progress.best_step == self.step
 
     def reason_to_stop(self, should_stop: Callable[[], bool]) -> str | None:

@@ -6,14 +6,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoints import Checkpoints, find_intact, hold, open_checkpoints, restore
+from ..checkpoints import (
+    Checkpoints,
+    latest_valid,
+    lock_folder,
+    open_checkpoints,
+    restore,
+)
 from ..schedules import MetricDrivenSchedule
 from ._evaluation import Progress
 from ._signals import stop_on_signals
 from ._state import TrainState
 
 
-class Position(NamedTuple):
+class RunState(NamedTuple):
     """Everything that a run is resumed from; its data are a function of the step."""
 
     state: TrainState  # after the last step
@@ -23,7 +29,7 @@ class Position(NamedTuple):
 
 def save_position(
     checkpoints: Checkpoints,
-    position: Position,
+    position: RunState,
     notes: Mapping[str, Any] | None = None,
     *,
     replaces: int | None = None,
@@ -52,11 +58,11 @@ def save_position(
     )
 
 
-def restore_position(checkpoint: Path | str | None, like: Position) -> Position:
+def restore_position(checkpoint: Path | str | None, like: RunState) -> RunState:
     """Reads a checkpoint of `save_position`, after every byte of it was verified.
 
     Args:
-        checkpoint: its folder, from `find_intact`; None if there is none.
+        checkpoint: its folder, from `latest_valid`; None if there is none.
         like: a position at the start; its shapes and dtypes must be the checkpoint's.
 
     Returns:
@@ -69,7 +75,7 @@ def restore_position(checkpoint: Path | str | None, like: Position) -> Position:
         return like
     arrays = {"state": like.state, "schedule_state": like.schedule_state}
     restored = restore(checkpoint, arrays)
-    return Position(
+    return RunState(
         restored.arrays["state"],
         Progress(**restored.notes.get("progress", {})),
         restored.arrays["schedule_state"],
@@ -79,9 +85,9 @@ def restore_position(checkpoint: Path | str | None, like: Position) -> Position:
 class Resumable(NamedTuple):
     """Arguments of `train` for a run that `resumable` opened."""
 
-    start: Position  # of the newest valid checkpoint, or of the state that was passed
+    start: RunState  # of the newest valid checkpoint, or of the state that was passed
     step: int  # of `start`: the number of the first batch
-    save: Callable[[Position], Any]
+    save: Callable[[RunState], Any]
     should_stop: Callable[[], bool]
 
 
@@ -114,9 +120,9 @@ def resumable(
         OSError: if a checkpoint cannot be written.
     """
     schedule_state = None if metric_schedule is None else metric_schedule.init()
-    with hold(folder) as held, stop_on_signals() as should_stop:
-        like = Position(state, schedule_state=schedule_state)
-        start = restore_position(find_intact(folder), like)
+    with lock_folder(folder) as held, stop_on_signals() as should_stop:
+        like = RunState(state, schedule_state=schedule_state)
+        start = restore_position(latest_valid(folder), like)
         with open_checkpoints(held, save_total_limit=save_total_limit) as checkpoints:
             save = functools.partial(save_position, checkpoints)
             yield Resumable(start, int(start.state.step), save, should_stop)

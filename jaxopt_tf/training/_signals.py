@@ -26,7 +26,7 @@ class StopRequest:
         self.signal: int | None = None  # number of the first one
         self._is_shared = is_shared
         self._calls = itertools.count()
-        self._is_handled = False  # a signal has come to this process
+        self._is_handled = False  # this process received a signal
 
     def __call__(self) -> bool:
         """Returns whether a signal has been received."""

@@ -13,7 +13,7 @@ import numpy as np
 import rich.table
 
 from .. import _checks, plots
-from ..recipes import REST, Recipe, recipe_settings, vary
+from ..recipes import REST, Recipe, recipe_settings, stack_recipes
 from ._parallel_runs import ParallelRuns
 from ._program import make_program
 from ._runs import shown_loss, train_many
@@ -34,7 +34,7 @@ _COUNTS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
 
 
 @dataclass(frozen=True)
-class RateFound:
+class LRFinderResult:
     """Results of a search for the learning rate.
 
     Attributes:
@@ -82,7 +82,7 @@ def find_learning_rate(
     num_steps: int | None = None,
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
-) -> RateFound:
+) -> LRFinderResult:
     """Trains with many rates side by side for a while, and suggests one.
 
     Each run is that of the recipe with its whole schedule in `num_steps`, from the same
@@ -142,7 +142,7 @@ def find_learning_rate(
             f"; {suggestion:.3g} is the lowest rate within 5 % of it, and a longer run "
             "favours lower ones."
         )
-    return RateFound(rates, losses, suggestion, reason, recipe)
+    return LRFinderResult(rates, losses, suggestion, reason, recipe)
 
 
 def range_test(
@@ -152,7 +152,7 @@ def range_test(
     min_rate: float = 1e-6,
     max_rate: float = 1.0,
     num_steps: int | None = None,
-) -> RateFound:
+) -> LRFinderResult:
     """Trains one run whose rate rises from step to step, and suggests a rate.
 
         rate(step) = min_rate (max_rate / min_rate)^(step / (num_steps - 1))
@@ -184,7 +184,7 @@ def range_test(
     rates = _rates_between(min_rate, max_rate, num_steps)
     factors = {REST: 1.0} | {g.pattern: g.factor for g in recipe.rate_groups}
     tables = {name: jnp.float32(f * rates) for name, f in factors.items()}
-    rising = vary([short])._replace(rates=tables)
+    rising = stack_recipes([short])._replace(rates=tables)
     program = make_program(task, short, jax.devices()[:1])
     run = ParallelRuns(task=task, recipes=[short]).start(program, [0], varied=[rising])
     (losses,) = run.advance(num_steps)
@@ -203,10 +203,10 @@ def range_test(
     else:
         suggestion = float(f"{rates[best] / 5:.3g}")
         reason += f"{rates[best]:.3g}, of which this is a fifth."
-    return RateFound(rates, smoothed, suggestion, reason, recipe)
+    return LRFinderResult(rates, smoothed, suggestion, reason, recipe)
 
 
-def plot_rates(found: RateFound, path: Path | str | None = None) -> "Figure":
+def plot_rates(found: LRFinderResult, path: Path | str | None = None) -> "Figure":
     """Draws losses over the learning rates that were tried, and the suggestion.
 
     Args:

@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 
 from .. import _checks
 from .._typing import PyTree
-from ..recipes import Recipe, Varied, same_program, vary
+from ..recipes import Recipe, RunHyperparams, compile_key, stack_recipes
 from ..training import Batch
 from ._program import Cohort, Program, VmapState, make_program, stacked, unstacked
 from ._task import Task
@@ -116,18 +116,18 @@ class ParallelRuns:
         return {i: s for g in groups for i, s in zip(g.runs, g.states, strict=True)}
 
     @functools.cached_property
-    def _programs(self) -> list[dict[int, Varied]]:
+    def _programs(self) -> list[dict[int, RunHyperparams]]:
         """For each program its runs, and the numbers in which they differ.
 
         Of all runs, so that a program is the same whichever are trained now.
         """
         runs_of: dict[Any, list[int]] = {}
         for i, recipe in enumerate(self.recipes):
-            runs_of.setdefault(same_program(recipe), []).append(i)
+            runs_of.setdefault(compile_key(recipe), []).append(i)
         return [
             dict(zip(runs, unstacked(varied, len(runs)), strict=True))
             for runs in runs_of.values()
-            for varied in [vary([self.recipes[i] for i in runs])]
+            for varied in [stack_recipes([self.recipes[i] for i in runs])]
         ]
 
     def start(
@@ -135,7 +135,7 @@ class ParallelRuns:
         program: Program,
         chosen: Sequence[int],
         *,
-        varied: Mapping[int, Varied] | Sequence[Varied],
+        varied: Mapping[int, RunHyperparams] | Sequence[RunHyperparams],
         states: Mapping[int, VmapState] = _NONE,
         params: Mapping[int, PyTree] = _NONE,
     ) -> Cohort:

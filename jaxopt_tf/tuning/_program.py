@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from .. import training
 from .._typing import PyTree
-from ..recipes import Recipe, Varied, build_optimizer
+from ..recipes import Recipe, RunHyperparams, build_optimizer
 from ..training import Batch, TrainState
 from ._task import Task
 
@@ -24,7 +24,7 @@ _STEPS_AT_ONCE = 64
 class VmapState:
     """State of K runs."""
 
-    varied: Varied  # [K, ...]: the numbers in which runs differ
+    varied: RunHyperparams  # [K, ...]: the numbers in which runs differ
     state: TrainState  # [K, ...]
     stream: jax.Array  # [K], int32: number of the stream that a run takes batches from
     last_step: jax.Array  # [K], int32: after it nothing of a run changes
@@ -62,11 +62,11 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
 
     Args:
         task: what is trained.
-        recipe: of the program, see `same_program`; its other numbers are varied.
+        recipe: of the program, see `compile_key`; its other numbers are varied.
         devices: that the runs are divided among.
     """
 
-    def optimizer_of(varied: Varied):
+    def optimizer_of(varied: RunHyperparams):
         return build_optimizer(
             recipe, layouts=task.layouts, layer_norms=task.layer_norms, varied=varied
         )

@@ -1,4 +1,4 @@
-"""Search space: a grid of recipes, or recipes drawn at random."""
+"""Search space: a grid of recipes, or random search."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from ..recipes import Recipe
 
 
 @dataclass(frozen=True)
-class Between:
+class Uniform:
     """A range that a random search draws from.
 
     Attributes:
@@ -59,13 +59,13 @@ class Between:
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
 # Field of a recipe -> values to try, or a range to draw from.
-Over = Mapping[str, Sequence[Any] | Between]
+Over = Mapping[str, Sequence[Any] | Uniform]
 
 
 def recipes_to_try(
     recipe: Recipe, over: Over, *, num_samples: int | None = None, seed: int = 0
 ) -> tuple[Recipe, ...]:
-    """Returns the recipes of a sweep: a `grid`, or recipes `drawn` at random.
+    """Returns the recipes of a sweep: from `grid` or `random_search`.
 
     Args:
         recipe: all that is not in `over`.
@@ -74,11 +74,11 @@ def recipes_to_try(
         seed: of the draw.
 
     Raises:
-        ValueError, TypeError: as for `grid` and `drawn`.
+        ValueError, TypeError: as for `grid` and `random_search`.
     """
     if num_samples is None:
         return grid(recipe, over)
-    return drawn(recipe, over, num_samples, seed)
+    return random_search(recipe, over, num_samples, seed)
 
 
 def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
@@ -93,8 +93,8 @@ def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
             range has no values, or a combination is no recipe.
     """
     _check_fields(over)
-    lists = [list(v) for v in over.values() if not isinstance(v, Between)]
-    ranges = [name for name, values in over.items() if isinstance(values, Between)]
+    lists = [list(v) for v in over.values() if not isinstance(v, Uniform)]
+    ranges = [name for name, values in over.items() if isinstance(values, Uniform)]
     if ranges:
         raise ValueError(
             f"`over` must list the values of {ranges[0]!r} in a grid, got a range. "
@@ -106,7 +106,7 @@ def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
     )
 
 
-def drawn(
+def random_search(
     recipe: Recipe, over: Over, num_samples: int, seed: int
 ) -> tuple[Recipe, ...]:
     """Draws recipes at random, each field independently.
@@ -130,8 +130,8 @@ def drawn(
     return tuple(_changed(recipe, change) for change in changes)
 
 
-def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Between) -> Any:
-    if not isinstance(values, Between):
+def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Uniform) -> Any:
+    if not isinstance(values, Uniform):
         return values[int(rng.integers(len(values)))]
     value = values.at(rng.random())
     # A warmup below 1 is a share of the run, and a number of steps from 1 on.
@@ -160,11 +160,11 @@ def _check_fields(over: Over) -> None:
                 "'label_smoothing_factor': it is the loss's, and losses with another "
                 "one cannot be compared. Compare tasks instead."
             )
-        if isinstance(values, Between):
+        if isinstance(values, Uniform):
             continue
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(
-                f"`over` must have a list of values, or a `Between`, for {name!r}, got "
+                f"`over` must have a list of values, or a `Uniform`, for {name!r}, got "
                 f"{values!r}."
             )
         if len(values) == 0:

@@ -58,7 +58,7 @@ def sweep(
         task: what is trained, and on which data.
         recipe: all that is not in `over`.
         over: by field of a recipe the values to try; in a random search also a
-            `Between`.
+            `Uniform`.
         num_samples: recipes to draw at random; None for every combination.
         halving: successive halving: runs are compared at steps of which each is
             `halving` times the one before, the last being `max_steps`, and only the
@@ -70,7 +70,7 @@ def sweep(
         seed: of the random search.
         memory_limit: as for `train_many`.
         devices: as for `train_many`.
-        report: is called with one line for each group of runs that has come to a step.
+        report: is called with one line for each group of runs that completed a step.
 
     Returns:
         Every run, its last step, and its losses.
@@ -162,7 +162,7 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
 
 
 def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[Trial]:
-    """Returns the trials of a group whose runs have come to their `ends`."""
+    """Returns the trials of a group whose runs have reached their `ends`."""
     first_losses = {trial.run: trial.first_loss for trial in before}
     evaluated, found = evaluation_losses(group), []
     for i, losses, held_out in zip(group.runs, group.losses, evaluated, strict=True):
@@ -185,11 +185,11 @@ def _better(
 
 
 def _summary(new: Sequence[Trial], num_alive: int, step: int) -> str:
-    """Returns a line on the runs that have come to a step."""
+    """Returns a line on the runs that have reached a step."""
     best = min(new, key=lambda trial: trial.compared)
     runs = "run" if num_alive == 1 else "runs"
     have = "has" if len(new) == 1 else "have"
-    line = f"{len(new)} of {num_alive} {runs} {have} come to step {step:,}; "
+    line = f"{len(new)} of {num_alive} {runs} {have} reached step {step:,}; "
     if math.isinf(best.compared):
         return line + ("it diverged" if len(new) == 1 else "all of them diverged")
     return f"{line}the best, number {best.run}, to a loss of {best.compared:.4g}"

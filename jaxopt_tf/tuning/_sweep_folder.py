@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from .. import checkpoints
-from .._io import whole_file
+from .._io import atomic_write
 from ..recipes import Recipe, recipe_settings
 from ._parallel_runs import ParallelRuns
 from ._program import VmapState, next_batch
@@ -86,7 +86,7 @@ class SweepStore:
         assert self.folder is not None
         names = differing(self.recipes)
         with (
-            whole_file(self.folder / _RESULTS) as temporary,
+            atomic_write(self.folder / _RESULTS) as temporary,
             temporary.open("w", encoding="utf-8") as file,
         ):
             for trial in self.trials:
@@ -125,11 +125,11 @@ def open_store(
     }
     settings = json.loads(json.dumps(settings))  # as it is read back
     with (
-        checkpoints.hold(folder) as held,
+        checkpoints.lock_folder(folder) as held,
         checkpoints.open_checkpoints(held, save_total_limit=2) as saving,
     ):
         store = SweepStore(runs.recipes, settings, held.folder, saving)
-        newest = checkpoints.find_intact(held.folder)
+        newest = checkpoints.latest_valid(held.folder)
         if newest is not None:
             store.resume(newest, runs)
         yield store

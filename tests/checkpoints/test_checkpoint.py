@@ -15,13 +15,13 @@ import optax
 import pytest
 
 from jaxopt_tf.checkpoints import (
-    find_intact,
-    hold,
+    latest_valid,
+    lock_folder,
     open_checkpoints,
     restore,
     restore_latest,
 )
-from jaxopt_tf.checkpoints._orbax import make_copier
+from jaxopt_tf.checkpoints._orbax import make_host_copier
 from jaxopt_tf.optimizers import adamw_tf, clip
 from jaxopt_tf.schedules import greedy
 from jaxopt_tf.training import init_train_state, make_train_step
@@ -74,7 +74,7 @@ def assert_same(actual, expected):
 
 @contextlib.contextmanager
 def saving(folder, **options):
-    with hold(folder) as held, open_checkpoints(held, **options) as checkpoints:
+    with lock_folder(folder) as held, open_checkpoints(held, **options) as checkpoints:
         yield checkpoints
 
 
@@ -158,7 +158,7 @@ def test_copies_large_arrays_into_the_same_memory_each_time():
             for name, a in arrays.items()
         }
 
-    copied = make_copier()
+    copied = make_host_copier()
     small = jnp.ones(3)
     for size in (300_000, 600_000):  # of another size it cannot be the same
         large = np.arange(size, dtype=np.float32)
@@ -303,7 +303,7 @@ def test_says_that_older_ones_cannot_be_deleted(tmp_path):
         checkpoints.save(2, {"w": jnp.ones(2)}, {})
         with pytest.raises(OSError, match="is complete, but older ones could not be"):
             checkpoints.wait()
-    assert find_intact(tmp_path) == tmp_path / "checkpoint-2"
+    assert latest_valid(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_says_that_the_folder_cannot_be_written_to_any_more(tmp_path):
@@ -315,7 +315,7 @@ def test_says_that_the_folder_cannot_be_written_to_any_more(tmp_path):
         folder.touch()
         with pytest.raises(OSError, match="checkpoint-2' could not be written: "):
             checkpoints.save(2, {"w": jnp.ones(2)}, {})
-    assert find_intact(tmp_path / "elsewhere") is not None
+    assert latest_valid(tmp_path / "elsewhere") is not None
 
 
 def run(code, *arguments):
@@ -332,13 +332,13 @@ def run(code, *arguments):
 PROGRAM = """
 import contextlib, resource, sys
 import jax.numpy as jnp
-from jaxopt_tf.checkpoints import hold, open_checkpoints
+from jaxopt_tf.checkpoints import lock_folder, open_checkpoints
 """
 
 # A disk with room for some: 2 fails, 3 does not, 4 is seen at the end of the `with`.
 FILLS_THE_DISK = """
 small, large = {"w": jnp.arange(10.0)}, {"w": jnp.arange(3e6)}
-with contextlib.suppress(OSError), hold(sys.argv[1]) as held:
+with contextlib.suppress(OSError), lock_folder(sys.argv[1]) as held:
     with open_checkpoints(held) as checkpoints:
         checkpoints.save(1, small, {})
         checkpoints.wait()
@@ -387,7 +387,8 @@ def test_says_that_the_disk_is_full_and_goes_on(small_disk):
 
 
 SAVES_UNTIL_KILLED = """
-with hold(sys.argv[1]) as held, open_checkpoints(held, save_total_limit=2) as saves:
+lock = lock_folder(sys.argv[1])
+with lock as held, open_checkpoints(held, save_total_limit=2) as saves:
     for step in range(int(sys.argv[2]), 10_000):
         saves.save(step, {"w": jnp.full(1000, step)}, {"step": step})
         print(step, flush=True)
@@ -421,10 +422,10 @@ def test_survives_being_killed_at_any_moment(tmp_path):
 
 def test_a_program_that_does_not_wait_ends_all_the_same(tmp_path):
     done = run(
-        "held = hold(sys.argv[1]).__enter__()\n"
+        "held = lock_folder(sys.argv[1]).__enter__()\n"
         "checkpoints = open_checkpoints(held).__enter__()\n"
         'checkpoints.save(1, {"w": jnp.ones(3)}, {})\n',
         tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    find_intact(tmp_path, report=print)
+    latest_valid(tmp_path, report=print)

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from jaxopt_tf.checkpoints._folder_lock import LOCK_FILE, hold
+from jaxopt_tf.checkpoints._folder_lock import LOCK_FILE, lock_folder
 
 HOLDS_UNTIL_TOLD = """
 import sys
-from jaxopt_tf.checkpoints import hold
-with hold(sys.argv[1]):
+from jaxopt_tf.checkpoints import lock_folder
+with lock_folder(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -30,10 +30,10 @@ def another_process(folder):
 
 
 def test_makes_the_folder_and_says_who_holds_it(tmp_path):
-    with hold(tmp_path / "runs" / "x") as held:
+    with lock_folder(tmp_path / "runs" / "x") as held:
         assert held.folder == tmp_path / "runs" / "x"
     (held.folder / LOCK_FILE).write_text("what an older version wrote" * 99)
-    with hold(held.folder):
+    with lock_folder(held.folder):
         holder = json.loads((held.folder / LOCK_FILE).read_text())
         assert holder["pid"] == os.getpid()
 
@@ -41,10 +41,10 @@ def test_makes_the_folder_and_says_who_holds_it(tmp_path):
 def test_refuses_a_second_process_and_names_the_first(tmp_path):
     with another_process(tmp_path) as process:
         holder = f"held by process {process.pid} on {os.uname().nodename} since 2"
-        with pytest.raises(ValueError, match=holder), hold(tmp_path):
+        with pytest.raises(ValueError, match=holder), lock_folder(tmp_path):
             pass
         process.communicate("\n")
-    with hold(tmp_path):  # it has ended
+    with lock_folder(tmp_path):  # it has ended
         pass
 
 
@@ -52,24 +52,24 @@ def test_is_free_when_the_holder_was_killed(tmp_path):
     with another_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with hold(tmp_path) as held:
+        with lock_folder(tmp_path) as held:
             assert str(process.pid) not in (held.folder / LOCK_FILE).read_text()
 
 
 def test_refuses_the_same_process_twice_until_it_has_ended(tmp_path):
-    with hold(tmp_path), pytest.raises(ValueError, match="one job at a time"):
-        hold(tmp_path).__enter__()
-    with contextlib.suppress(ZeroDivisionError), hold(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(ValueError, match="one job at a time"):
+        lock_folder(tmp_path).__enter__()
+    with contextlib.suppress(ZeroDivisionError), lock_folder(tmp_path):
         _ = 1 / 0
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_program_that_the_holder_started_does_not_keep_the_folder(tmp_path):
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         child = subprocess.Popen(["sleep", "60"])
     try:
-        with hold(tmp_path):
+        with lock_folder(tmp_path):
             pass
     finally:
         child.kill()
@@ -77,11 +77,11 @@ def test_a_program_that_the_holder_started_does_not_keep_the_folder(tmp_path):
 
 
 def test_refuses_without_a_name_while_the_holder_has_not_written_it(tmp_path):
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         (tmp_path / LOCK_FILE).write_text("")
         with (
             pytest.raises(ValueError, match="a process that is just starting"),
-            hold(tmp_path),
+            lock_folder(tmp_path),
         ):
             pass
 
@@ -91,6 +91,6 @@ def test_refuses_what_is_no_folder(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "x"):
         with (
             pytest.raises(ValueError, match="`folder` must be a folder that can be"),
-            hold(path),
+            lock_folder(path),
         ):
             pass

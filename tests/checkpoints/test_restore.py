@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.checkpoints import (
-    find_intact,
-    hold,
+    latest_valid,
+    lock_folder,
     open_checkpoints,
     read_notes,
     restore,
@@ -28,7 +28,7 @@ LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3
 def saved(tmp_path_factory):
     """A folder with two good checkpoints; copied before anything is done to it."""
     folder = tmp_path_factory.mktemp("run")
-    with hold(folder) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(folder) as held, open_checkpoints(held) as checkpoints:
         for step in (1, 2):
             arrays = LIKE | {"w": LIKE["w"] + step}
             checkpoints.save(step, arrays, {"step": step, "shape": (1, 2)})
@@ -64,12 +64,12 @@ def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng)
         for damaged in (flipped, data[:-1], data[: len(data) // 2], b"", data + b"\0"):
             path.write_bytes(damaged)
             said = []
-            assert find_intact(folder, report=said.append) == folder / "checkpoint-1"
+            assert latest_valid(folder, report=said.append) == folder / "checkpoint-1"
             assert len(said) == 1
             assert said[0].startswith("checkpoint-2 is damaged: ")
             assert said[0].endswith(" The one before it is used.")
         path.unlink()
-        assert find_intact(folder, report=said.append) == folder / "checkpoint-1"
+        assert latest_valid(folder, report=said.append) == folder / "checkpoint-1"
         path.write_bytes(data)
     (checkpoint / "d" / "extra").touch()
     assert damage(checkpoint) == "d/extra is not in the digest"
@@ -192,7 +192,7 @@ def test_a_state_from_before_rate_source_is_continued(tmp_path, rate, counts):
     older = state._replace(
         rate_source=None, step=state.step if rate == "schedule" else None
     )
-    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
         checkpoints.save(3, {"chain": (older,)}, {})
     like = {"chain": (jax.eval_shape(lambda: state),)}
     restored = restore_latest(tmp_path, like).arrays["chain"][0]
@@ -213,7 +213,7 @@ def test_a_state_from_before_rate_source_is_continued(tmp_path, rate, counts):
 def test_a_state_that_lacks_something_else_too_is_refused(tmp_path):
     state = sgd_tf(0.25, momentum=0.9).init(PARAMS)
     older = state._replace(rate_source=None, step=None, momentum=None)
-    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
         checkpoints.save(3, older, {})
     with pytest.raises(ValueError, match=r"2 only in `like` \(momentum"):
         restore_latest(tmp_path, state)
@@ -267,7 +267,7 @@ def test_an_older_state_that_a_metric_drives_is_continued(
     for metric in metrics[:num_metrics]:
         state = schedule.update(state, metric)
     older = in_arrays_of_32_bits(state)
-    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
         checkpoints.save(3, {"a": {"schedule": older, "w": LIKE["w"]}}, {})
     like = {"a": {"schedule": schedule.init(), "w": LIKE["w"]}}
     restored = restore_latest(tmp_path, like).arrays["a"]["schedule"]
@@ -282,7 +282,7 @@ def test_an_older_state_that_a_metric_drives_is_continued(
 
 def test_an_older_state_with_another_smoothing_is_refused(tmp_path):
     schedule = greedy(1e-2, smooth=True, window_size=4)
-    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
         checkpoints.save(3, in_arrays_of_32_bits(schedule.init()), {})
     with pytest.raises(ValueError, match="6 only in checkpoint-3 .average"):
         restore_latest(tmp_path, greedy(1e-2).init())

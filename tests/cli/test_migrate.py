@@ -461,7 +461,7 @@ def test_a_metric_drives_the_rate_as_often_as_before(
     without = said.partition("without effect here: ")[2].partition("\n")[0]
     assert "eval_steps" not in without.split(", ")
     assert ("eval_steps" in said.partition("taken over: ")[2]) == (not flags)
-    assert "not of Trainer's `eval_dataset`: their loss drives the schedule" in said
+    assert "not Trainer's `eval_dataset`: their loss drives the schedule" in said
 
 
 @pytest.mark.parametrize(

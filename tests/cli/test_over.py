@@ -5,7 +5,7 @@ import re
 import pytest
 
 from jaxopt_tf.cli._sweep import read_over
-from jaxopt_tf.tuning import Between
+from jaxopt_tf.tuning import Uniform
 
 
 def test_values_are_of_the_kind_of_their_field():
@@ -20,8 +20,8 @@ def test_values_are_of_the_kind_of_their_field():
 def test_ranges_have_bounds_and_a_scale():
     words = ["learning_rate=1e-5:1e-2", "weight_decay=0:0.3:linear"]
     assert read_over(words) == {
-        "learning_rate": Between(1e-5, 1e-2),
-        "weight_decay": Between(0, 0.3, "linear"),
+        "learning_rate": Uniform(1e-5, 1e-2),
+        "weight_decay": Uniform(0, 0.3, "linear"),
     }
 
 

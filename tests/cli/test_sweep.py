@@ -36,7 +36,7 @@ def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys
     shown = capsys.readouterr().out
     first, *_ = shown.splitlines()
     assert first == f"4 runs in 2 programs, at most 20 steps each, in {folder}"
-    assert shown.count("come to step 20") == 2
+    assert shown.count("reached step 20") == 2
     assert "evaluation loss" in shown
     trials = list(map(json.loads, (folder / "sweep.jsonl").read_text().splitlines()))
     best = min(trials, key=lambda trial: trial["held_out_loss"])
@@ -89,10 +89,10 @@ def test_draws_at_random_and_halves(swept, capsys):
     assert swept(f"{flags} --halving 2 --optim sgd") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("2 runs in 1 program, ")
-    told = [line for line in shown.splitlines() if "come to step" in line]
+    told = [line for line in shown.splitlines() if "reached step" in line]
     assert [line.partition(";")[0] for line in told] == [
-        "2 of 2 runs have come to step 10",
-        "1 of 1 run has come to step 20",
+        "2 of 2 runs have reached step 10",
+        "1 of 1 run has reached step 20",
     ]
 
 

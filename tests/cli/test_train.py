@@ -17,7 +17,7 @@ import pytest
 from jaxopt_tf.cli import _train, main
 from jaxopt_tf.cli._run_flags import RunFlags, parse
 from jaxopt_tf.cli._train import Train
-from jaxopt_tf.jobs import Job, Outcome
+from jaxopt_tf.jobs import Job, RunResult
 from jaxopt_tf.models import GPT2_PRESETS, GPT2Config, gpt2_preset
 from jaxopt_tf.recipes import RateGroup, Recipe
 
@@ -207,7 +207,7 @@ def test_the_mesh_of_a_run_is_kept_where_it_fits(
 
     def pretrain(config, *, command_line):
         seen.append(config)
-        return Outcome(0.0, 0.0, {}, tmp_path, stopped_by=None)
+        return RunResult(0.0, 0.0, {}, tmp_path, stopped_by=None)
 
     monkeypatch.setattr(_train, "pretrain", pretrain)
     assert main(f"train --output_dir {tmp_path} {flags}".split()) == 0

@@ -169,7 +169,7 @@ def test_refuses_more_windows_than_the_shuffle_can_count(endless):
 def test_refuses_text_shorter_than_a_window(counting):
     with pytest.raises(ValueError, match=r"`text` must .* 201 tokens in its training"):
         Batches(counting, **SIZES | {"block_size": 200})
-    with pytest.raises(ValueError, match=r"`text` must .* 51 tokens in its held-out"):
+    with pytest.raises(ValueError, match=r"`text` must .* 51 tokens in its evaluation"):
         held_out_batches(counting, block_size=50, batch_size=1)
     # One window is enough.
     assert Batches(counting, **SIZES | {"block_size": 199}).num_windows == 1
@@ -180,7 +180,7 @@ def test_refuses_a_held_out_part_that_is_empty(tmp_path):
     path = tmp_path / "tokens.npy"
     np.save(path, np.arange(9))
     corpus = read_tokens([path], vocab_size=9)
-    with pytest.raises(ValueError, match=r"held-out part, got 0\. Give more text"):
+    with pytest.raises(ValueError, match=r"evaluation part, got 0\. Give more text"):
         held_out_batches(corpus, block_size=2, batch_size=1)
 
 

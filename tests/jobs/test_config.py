@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxopt_tf.jobs import Job, RunConfig, held_out_loss_decides
+from jaxopt_tf.jobs import Job, RunConfig, uses_eval_loss
 from jaxopt_tf.jobs._config import changed_settings
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import RateGroup, Recipe
@@ -86,7 +86,7 @@ def test_how_often_is_evaluated_counts_where_the_held_out_loss_decides(recipe, j
         settings_with(recipe, **job),
         settings_with(recipe, **job, eval_steps=100),
     )
-    assert held_out_loss_decides(saved)
+    assert uses_eval_loss(saved)
     assert changed_settings(saved, now) == {
         "eval_steps": "`eval_steps` changed from 400 to 100"
     }

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxopt_tf.checkpoints import find_checkpoints, hold, open_checkpoints
+from jaxopt_tf.checkpoints import find_checkpoints, lock_folder, open_checkpoints
 from jaxopt_tf.jobs import (
     Job,
     RunConfig,
@@ -356,7 +356,7 @@ def test_refuses_a_folder_of_another_run_for_a_checkpoint_from_elsewhere(job, un
 
 
 def test_refuses_a_checkpoint_that_is_not_of_a_job(job, tmp_path):
-    with hold(tmp_path / "other") as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path / "other") as held, open_checkpoints(held) as checkpoints:
         path = checkpoints.save(3, {"x": np.ones(2)}, {})
     with pytest.raises(ValueError, match="must be a checkpoint of `jaxopt-tf train`"):
         run(job, resume_from_checkpoint=path)

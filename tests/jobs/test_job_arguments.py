@@ -393,5 +393,5 @@ def test_where_evaluations_decide_the_data_are_named():
     assert "eval_dataset" not in taken(given)[-1]
     best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10}
     notes = taken({**given, **best})[-1]
-    assert "not of Trainer's `eval_dataset`" in notes
+    assert "not Trainer's `eval_dataset`" in notes
     assert "the best of all evaluations, every 5 steps, where Trainer takes" in notes

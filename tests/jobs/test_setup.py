@@ -12,7 +12,7 @@ import pytest
 from jaxopt_tf.jobs import Job, RunConfig, build_setup, pretrain
 from jaxopt_tf.models import GPT2Config, gpt2_rules
 from jaxopt_tf.recipes import Recipe
-from jaxopt_tf.sharding import make_mesh, make_shapes_mesh
+from jaxopt_tf.sharding import abstract_mesh, make_mesh
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -71,7 +71,7 @@ def test_nothing_is_allocated_on_a_mesh_without_devices(optim):
     recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, optim=optim)
     config = RunConfig(recipe=recipe, model=TINY, job=Job(zero_1=True))
     before = jax.live_arrays()
-    abstract = build_setup(config, make_shapes_mesh("data=2,fsdp=4", 8))
+    abstract = build_setup(config, abstract_mesh("data=2,fsdp=4", 8))
     assert {*map(id, jax.live_arrays())} <= {*map(id, before)}
     setup = build_setup(config, make_mesh("data=2,fsdp=4"))
     for ours, owned in zip(

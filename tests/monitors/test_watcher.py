@@ -8,7 +8,7 @@ from jaxopt_tf.training import Evaluation
 from tests.events import metrics_of, part, tell, window_of
 
 STEPS = np.arange(1, 1001)
-# Held-out losses by step, 0.2 more at each evaluation from step 150 on.
+# FolderLock-out losses by step, 0.2 more at each evaluation from step 150 on.
 RISING = {50: 3.0, 100: 2.5} | {
     step: 2.4 + (step - 150) / 250 for step in range(150, 451, 50)
 }

@@ -24,11 +24,11 @@ from jaxopt_tf.planning import (
     print_plan,
 )
 from jaxopt_tf.sharding import (
+    abstract_mesh,
     make_mesh,
-    make_shapes_mesh,
-    moved_axes,
     param_shardings,
     state_shardings,
+    unmet_rules,
 )
 
 CPUS = named_slice("cpu:8")
@@ -64,7 +64,7 @@ def test_counts_bytes_of_shapes(mesh):
 def test_a_pod_is_planned_from_shapes_alone():
     # A tenth of what could be allocated here would be too much.
     slice_ = named_slice("v5p:8x8x8")
-    mesh = make_shapes_mesh("fsdp=512", 512)
+    mesh = abstract_mesh("fsdp=512", 512)
     rules = {".*": P("fsdp")}
     params = {
         "tokens": jax.ShapeDtypeStruct((128_256, 8192), jnp.float32),
@@ -80,14 +80,14 @@ def test_a_pod_is_planned_from_shapes_alone():
     plan = plan_shapes(
         {"parameters": lying[0], "optimizer state": lying[1]},
         slice_,
-        moved=moved_axes(params, mesh, rules),
+        unmet=unmet_rules(params, mesh, rules),
     )
     assert plan.parts[0].on_device * 512 == plan.parts[0].whole
     # They leave room, and activations are not counted.
     assert plan.share < 0.2
     assert plan.fits is None
     # 512 does not divide 128,256: neither the embedding's rows nor their means.
-    assert ("tokens", "fsdp", 0, 1) in plan.moved
+    assert ("tokens", "fsdp", 0, 1) in plan.unmet
     part, row, extra = plan.repeated()[0]
     assert (part, row.name) == ("optimizer state", "nu_row.tokens")
     assert extra == pytest.approx(4 * 128_256 * 511 / 512)
@@ -133,7 +133,7 @@ def test_loops_count_as_often_as_they_run():
     assert plan.cost.products == (0.0, products, 0.0, 0.0)
     assert plan.cost.flops < products / 5  # XLA counts one round
     assert plan.cost.work == products
-    assert plan.cost.moved > 10 * 2 * 4 * 64**2
+    assert plan.cost.hbm_bytes > 10 * 2 * 4 * 64**2
 
 
 def test_says_what_was_given_away_and_not_taken():
@@ -203,7 +203,7 @@ def test_estimates_from_peaks():
     chip = named_slice("v5e:1x1").chip
     roof = estimate(plan.cost, chip)
     assert roof.arithmetic == plan.cost.flops / 197e12
-    assert roof.memory == plan.cost.moved / 819e9
+    assert roof.memory == plan.cost.hbm_bytes / 819e9
     assert roof.seconds == max(roof)
     assert roof.limit == "memory"
     assert plan.estimate is None  # of a CPU nothing is published

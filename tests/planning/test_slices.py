@@ -15,7 +15,7 @@ from jaxopt_tf.planning import (
     peak_flops,
     slice_devices,
 )
-from jaxopt_tf.sharding import make_mesh, make_shapes_mesh
+from jaxopt_tf.sharding import abstract_mesh, make_mesh
 
 
 def compiler_of(name):
@@ -120,10 +120,10 @@ def test_more_cpu_devices_than_there_are_say_how_to_get_them():
 
 
 def test_arrays_are_described_on_a_mesh_of_no_devices():
-    mesh = make_shapes_mesh("data=4,fsdp=128", 512)
+    mesh = abstract_mesh("data=4,fsdp=128", 512)
     assert NamedSharding(mesh, P("fsdp")).shard_shape((256, 3)) == (2, 3)
     with pytest.raises(ValueError, match="12 places for 8 devices. It would fit with"):
-        make_shapes_mesh("data=2,fsdp=6", 8)
+        abstract_mesh("data=2,fsdp=6", 8)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 
 from jaxopt_tf.plots import plot_schedule, sample_schedule
 from jaxopt_tf.schedules import (
+    constant,
     cosine,
     decay,
     get_scheduler,
-    hold,
-    in_order,
+    join,
     linear,
     warmup,
 )
@@ -72,7 +72,7 @@ def test_a_short_run_is_all_there():
 
 def test_the_corners_of_a_long_run_are_at_their_steps():
     n = 2_000_000_000
-    schedule = in_order(1e-3, warmup(linear, 500), hold(n - 1_500), decay(cosine, 1000))
+    schedule = join(1e-3, warmup(linear, 500), constant(n - 1_500), decay(cosine, 1000))
     steps, rates = sample_schedule(schedule, n)
     assert len(steps) < 6_500
     assert (np.diff(steps) > 0).all()

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_tf.recipes import Recipe, build_optimizer, same_program, vary
+from jaxopt_tf.recipes import Recipe, build_optimizer, compile_key, stack_recipes
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -53,7 +53,7 @@ def test_trains_as_constants_do(params, optim):
     def run(varied):
         return trained(recipes[0], params, varied)
 
-    many = jax.jit(jax.vmap(run))(vary(recipes))
+    many = jax.jit(jax.vmap(run))(stack_recipes(recipes))
     for i, recipe in enumerate(recipes):
         alone = jax.jit(lambda recipe=recipe: trained(recipe, params))()
         for name, p in params.items():
@@ -62,13 +62,13 @@ def test_trains_as_constants_do(params, optim):
 
 
 def test_what_all_have_in_common_stays_a_constant():
-    varied = vary([BASE, dataclasses.replace(BASE, adam_beta2=0.9, seed=3)])
+    varied = stack_recipes([BASE, dataclasses.replace(BASE, adam_beta2=0.9, seed=3)])
     assert varied.rates == {}
     assert list(varied.values) == ["adam_beta2"]
 
 
 def test_a_shorter_schedule_keeps_its_last_rate():
-    varied = vary([BASE, dataclasses.replace(BASE, max_steps=10)])
+    varied = stack_recipes([BASE, dataclasses.replace(BASE, max_steps=10)])
     (table,) = varied.rates.values()
     assert table.shape == (2, 20)
     assert (table[1, 10:] == table[1, 9]).all()
@@ -76,23 +76,23 @@ def test_a_shorter_schedule_keeps_its_last_rate():
 
 
 def test_recipes_of_one_program_differ_in_numbers_only():
-    assert same_program(BASE) == same_program(RECIPES[0])
+    assert compile_key(BASE) == compile_key(RECIPES[0])
     other = dataclasses.replace(BASE, optim="adafactor")
-    assert same_program(BASE) != same_program(other)
+    assert compile_key(BASE) != compile_key(other)
     with pytest.raises(ValueError, match="`recipes` must be of one program"):
-        vary([BASE, other])
+        stack_recipes([BASE, other])
 
 
 def test_refuses_a_rate_that_a_metric_drives():
     driven = Recipe(max_steps=10, lr_scheduler_type="reduce_lr_on_plateau")
     with pytest.raises(ValueError, match="`lr_scheduler_type` must be a schedule of"):
-        vary([driven, driven])
+        stack_recipes([driven, driven])
 
 
 def test_refuses_a_beta_that_is_1_as_a_float32():
     betas = [dataclasses.replace(BASE, adam_beta2=b) for b in (0.9, 0.99999999)]
     with pytest.raises(ValueError, match="`adam_beta2` must be below 1 as a float32"):
-        vary(betas)
+        stack_recipes(betas)
 
 
 def test_the_rule_of_version_4_wants_norms_whichever_run_decays():
@@ -100,6 +100,6 @@ def test_the_rule_of_version_4_wants_norms_whichever_run_decays():
         dataclasses.replace(BASE, decay_rule="transformers_v4", weight_decay=decay)
         for decay in (0.0, 0.1)
     ]
-    varied = jax.tree.map(lambda leaf: leaf[0], vary(recipes))
+    varied = jax.tree.map(lambda leaf: leaf[0], stack_recipes(recipes))
     with pytest.raises(ValueError, match="`layer_norms` must be given"):
         build_optimizer(recipes[0], varied=varied)

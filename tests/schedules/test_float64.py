@@ -7,14 +7,14 @@ import pytest
 
 from jaxopt_tf.optimizers import adamw_tf, get_learning_rate
 from jaxopt_tf.recipes import RateGroup, Recipe, build_schedule
-from jaxopt_tf.recipes._build import Varied, rates_of, vary
+from jaxopt_tf.recipes._build import RunHyperparams, rates_of, stack_recipes
 from jaxopt_tf.schedules import (
+    constant,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_scheduler,
     greedy,
     hard_restarts,
-    hold,
-    in_order,
+    join,
     linear,
     reduce_lr_on_plateau,
     warmup,
@@ -89,7 +89,7 @@ def test_a_32_bit_step_gives_the_same_float32_with_x64(rng, name):
 
 
 def test_kinds_of_64_bit_steps(x64):
-    schedule = in_order(0.1, warmup(linear, 3), hold(0))
+    schedule = join(0.1, warmup(linear, 3), constant(0))
     for step in (np.int64(1), np.asarray(1), np.asarray([1]), jnp.uint64(1)):
         value = schedule(step)
         assert value.dtype == jnp.float64
@@ -99,7 +99,7 @@ def test_kinds_of_64_bit_steps(x64):
 
 
 def test_without_x64_a_numpy_int64_gives_float32():
-    assert in_order(0.1, hold(0))(np.int64(1)).dtype == jnp.float32
+    assert join(0.1, constant(0))(np.int64(1)).dtype == jnp.float32
 
 
 def test_a_recipe_and_its_rate_groups(x64):
@@ -111,7 +111,7 @@ def test_a_recipe_and_its_rate_groups(x64):
     )
     step = jnp.int64(1)
     assert build_schedule(recipe)(step) == 0.1 * (1 / 3)
-    rates = rates_of(recipe, Varied({}, {}))
+    rates = rates_of(recipe, RunHyperparams({}, {}))
     assert rates["wte"](step).dtype == jnp.float64
     np.testing.assert_allclose(rates["wte"](step), 0.1 / 3 * 0.3, rtol=TOLERANCE)
     assert rates["wte"](jnp.int32(1)).dtype == jnp.float32
@@ -121,9 +121,9 @@ def test_a_table_of_rates_stays_float32_in_its_digits(x64):
     recipes = [
         Recipe(learning_rate=rate, max_steps=10, warmup_steps=0) for rate in (0.1, 0.2)
     ]
-    tables = vary(recipes).rates["rest"]
+    tables = stack_recipes(recipes).rates["rest"]
     assert tables.dtype == jnp.float32
-    rate = rates_of(recipes[0], Varied({"rest": tables[0]}, {}))["rest"]
+    rate = rates_of(recipes[0], RunHyperparams({"rest": tables[0]}, {}))["rest"]
     assert rate(jnp.int32(4)).dtype == jnp.float32
     assert rate(jnp.int64(4)).dtype == jnp.float64
 
@@ -141,7 +141,7 @@ def test_a_traced_float64_rate_keeps_its_digits(x64):
 
 
 def test_phases_with_a_float32_floor(x64):
-    schedule = in_order(1.0, hard_restarts(linear, 4, 2, floor=jnp.float32(0.25)))
+    schedule = join(1.0, hard_restarts(linear, 4, 2, floor=jnp.float32(0.25)))
     values = schedule(jnp.arange(6, dtype=jnp.int64))
     np.testing.assert_array_equal(values, [1, 0.625, 1, 0.625, 0.25, 0.25])
 

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from jaxopt_tf.schedules import (
     MetricDrivenSchedule,
     Phase,
-    ahead,
+    constant,
     cosine,
     cycles,
     decay,
     get_constant_schedule_with_warmup,
     get_scheduler,
     hard_restarts,
-    hold,
-    in_order,
+    join,
     linear,
     one_minus_sqrt,
     polynomial,
     reduce_lr_on_plateau,
+    shift,
     sqrt,
     warmup,
 )
@@ -49,9 +49,9 @@ def rates(schedule, steps):
 
 @every_curve
 def test_is_continuous_at_its_joints(curve):
-    plan = warmup(curve, 100_000), hold(50), decay(curve, 100_000, floor=0.1)
+    plan = warmup(curve, 100_000), constant(50), decay(curve, 100_000, floor=0.1)
     around = np.asarray([100_000, 100_050, 200_050])[:, None] + [-1, 0, 1]
-    values = rates(in_order(1.0, *plan), around.ravel()).reshape(around.shape)
+    values = rates(join(1.0, *plan), around.ravel()).reshape(around.shape)
     # Next to an end a root moves by sqrt(1e-5); every other curve by far less.
     assert np.abs(np.diff(values)).max() < 3.2e-3
     assert values[0, 1] == 1.0
@@ -60,12 +60,12 @@ def test_is_continuous_at_its_joints(curve):
 
 @every_curve
 def test_holds_the_floor_past_the_end(curve):
-    schedule = in_order(1.0, warmup(curve, 3), decay(curve, 7, floor=0.25))
+    schedule = join(1.0, warmup(curve, 3), decay(curve, 7, floor=0.25))
     assert rates(schedule, [10, 11, 1_000, 2**31 - 1]).tolist() == [0.25] * 4
 
 
 def test_a_warmup_as_the_last_phase_stays_at_the_peak():
-    assert rates(in_order(2.0, warmup(linear, 3)), [2, 3, 9]).tolist() == [
+    assert rates(join(2.0, warmup(linear, 3)), [2, 3, 9]).tolist() == [
         pytest.approx(4 / 3),
         2.0,
         2.0,
@@ -73,32 +73,32 @@ def test_a_warmup_as_the_last_phase_stays_at_the_peak():
 
 
 def test_a_warmup_begins_where_it_is_told():
-    schedule = in_order(1.0, warmup(linear, 4, start=0.5), hold(0))
+    schedule = join(1.0, warmup(linear, 4, start=0.5), constant(0))
     assert rates(schedule, range(6)).tolist() == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
 
 
 def test_phases_of_no_steps_are_passed_over():
-    schedule = in_order(1.0, warmup(linear, 0), hold(0), decay(linear, 2))
+    schedule = join(1.0, warmup(linear, 0), constant(0), decay(linear, 2))
     assert rates(schedule, range(4)).tolist() == [1.0, 0.5, 0.0, 0.0]
 
 
 def test_a_hold_has_its_level():
-    schedule = in_order(2.0, hold(2), hold(0, level=0.5))
+    schedule = join(2.0, constant(2), constant(0, level=0.5))
     assert rates(schedule, range(4)).tolist() == [2.0, 2.0, 1.0, 1.0]
 
 
 def test_cycles_go_down_and_up_past_the_end_too():
-    schedule = in_order(1.0, cycles(linear, 4, num_cycles=1, floor=0.5))
+    schedule = join(1.0, cycles(linear, 4, num_cycles=1, floor=0.5))
     assert rates(schedule, range(8)).tolist() == [1, 0.75, 0.5, 0.75] * 2
 
 
 def test_hard_restarts_jump_back_and_end_on_the_floor():
-    schedule = in_order(1.0, hard_restarts(linear, 4, num_cycles=2, floor=0.5))
+    schedule = join(1.0, hard_restarts(linear, 4, num_cycles=2, floor=0.5))
     assert rates(schedule, range(6)).tolist() == [1, 0.75, 1, 0.75, 0.5, 0.5]
 
 
 def test_ahead_leaves_out_the_first_steps():
-    schedule = in_order(1.0, ahead(warmup(linear, 4), 1), decay(linear, 2))
+    schedule = join(1.0, shift(warmup(linear, 4), 1), decay(linear, 2))
     assert rates(schedule, range(6)).tolist() == [0.25, 0.5, 0.75, 1.0, 0.5, 0.0]
 
 
@@ -109,7 +109,7 @@ def test_restarts_fall_on_the_steps_of_the_double(size):
     turn = (float(size) * (step / float(size))) % 1.0
     expected = np.where(step < size, 1.0 - turn, 0.0)
     assert np.any(turn[:size] > 0.5)
-    ours = rates(in_order(1.0, hard_restarts(linear, size, size)), step)
+    ours = rates(join(1.0, hard_restarts(linear, size, size)), step)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
@@ -133,8 +133,12 @@ def test_the_turn_of_a_step_is_exact(step, num_steps, num_cycles):
 
 
 def test_is_traced_once_and_runs_under_jit_vmap_and_scan():
-    schedule = in_order(
-        1e-3, warmup(cosine, 5), hold(3), hard_restarts(sqrt, 49, 49), cycles(linear, 9)
+    schedule = join(
+        1e-3,
+        warmup(cosine, 5),
+        constant(3),
+        hard_restarts(sqrt, 49, 49),
+        cycles(linear, 9),
     )
     traces = []
 
@@ -153,7 +157,7 @@ def test_is_traced_once_and_runs_under_jit_vmap_and_scan():
 
 
 def test_a_python_int_and_every_integer_dtype_are_the_same_step():
-    schedule = in_order(1.0, decay(cosine, 100))
+    schedule = join(1.0, decay(cosine, 100))
     kinds = (int, np.int64, jnp.int8, jnp.int32, jnp.uint32)
     values = [schedule(kind(77)) for kind in kinds]
     assert {value.dtype for value in values} == {jnp.dtype("float32")}
@@ -163,7 +167,7 @@ def test_a_python_int_and_every_integer_dtype_are_the_same_step():
 
 def test_works_with_x64():
     with jax.enable_x64(True):
-        schedule = in_order(jnp.float64(0.1), warmup(sqrt, 3), cycles(cosine, 9))
+        schedule = join(jnp.float64(0.1), warmup(sqrt, 3), cycles(cosine, 9))
         values = jax.jit(schedule)(jnp.int64(5)), jax.jit(schedule)(jnp.int32(5))
     assert [value.dtype for value in values] == [jnp.float64, jnp.float32]
     for value, rel in zip(values, (1e-15, 1e-6), strict=True):
@@ -172,12 +176,12 @@ def test_works_with_x64():
 
 def test_the_peak_may_be_traced():
     peaks = jnp.asarray([0.1, 0.2])
-    values = jax.vmap(lambda peak: in_order(peak, decay(linear, 4))(1))(peaks)
+    values = jax.vmap(lambda peak: join(peak, decay(linear, 4))(1))(peaks)
     np.testing.assert_allclose(values, [0.075, 0.15], rtol=1e-6)
 
 
 def test_a_curve_of_ones_own_is_taken():
-    schedule = in_order(1.0, decay(lambda x: x.high**3, 2))
+    schedule = join(1.0, decay(lambda x: x.high**3, 2))
     assert float(schedule(1)) == 0.125
 
 
@@ -187,8 +191,8 @@ def test_a_curve_of_ones_own_is_taken():
         (lambda: warmup(linear, -1), "num_steps"),
         (lambda: warmup(linear, 2**31), "num_steps"),
         (lambda: warmup(linear, 3, start=1.5), "start"),
-        (lambda: hold(-1), "num_steps"),
-        (lambda: hold(1, level=-0.1), "level"),
+        (lambda: constant(-1), "num_steps"),
+        (lambda: constant(1, level=-0.1), "level"),
         (lambda: decay(linear, -1), "num_steps"),
         (lambda: decay(linear, 3, floor=float("nan")), "floor"),
         (lambda: cycles(linear, 0), "num_steps"),
@@ -198,11 +202,11 @@ def test_a_curve_of_ones_own_is_taken():
         (lambda: hard_restarts(linear, 3, num_cycles=float("inf")), "num_cycles"),
         (lambda: hard_restarts(linear, 3, num_cycles=2e6), "num_cycles"),
         (lambda: hard_restarts(linear, 3, floor=-1), "floor"),
-        (lambda: ahead(hold(3), -1), "num_steps"),
-        (lambda: in_order(-1.0, hold(3)), "peak"),
-        (lambda: in_order(float("nan"), hold(3)), "peak"),
-        (lambda: in_order(1.0), "phases"),
-        (lambda: in_order(1.0, hold(3))(-1), "step"),
+        (lambda: shift(constant(3), -1), "num_steps"),
+        (lambda: join(-1.0, constant(3)), "peak"),
+        (lambda: join(float("nan"), constant(3)), "peak"),
+        (lambda: join(1.0), "phases"),
+        (lambda: join(1.0, constant(3))(-1), "step"),
     ],
 )
 def test_refuses_a_bad_value(make, name):
@@ -215,9 +219,9 @@ def test_refuses_a_bad_value(make, name):
     [
         (lambda: warmup(linear, 2.5), "num_steps"),
         (lambda: warmup(linear, True), "num_steps"),
-        (lambda: in_order("fast", hold(3)), "peak"),
-        (lambda: in_order(jnp.ones(3), hold(3)), "peak"),
-        (lambda: in_order(1.0, hold(3))(jnp.float32(1)), "step"),
+        (lambda: join("fast", constant(3)), "peak"),
+        (lambda: join(jnp.ones(3), constant(3)), "peak"),
+        (lambda: join(1.0, constant(3))(jnp.float32(1)), "step"),
     ],
 )
 def test_refuses_a_bad_kind(make, name):
@@ -242,13 +246,13 @@ def test_refuses_a_bad_kind(make, name):
             "get_constant_schedule_with_warmup(learning_rate=0.5, num_warmup_steps=3)",
         ),
         (
-            in_order(
+            join(
                 3e-4,
                 warmup(linear, 500),
-                hold(8),
+                constant(8),
                 decay(polynomial(2.0), 15, floor=0.1),
             ),
-            "in_order(0.0003, warmup(curve=linear, num_steps=500), hold(num_steps=8), "
+            "join(0.0003, warmup(curve=linear, num_steps=500), constant(num_steps=8), "
             "decay(curve=polynomial(power=2.0), num_steps=15, floor=0.1))",
         ),
         (
@@ -268,7 +272,7 @@ def test_repr_shows_name_and_numbers(schedule, text):
 
 
 def test_a_schedule_with_a_repr_is_a_function(caplog):
-    schedule = in_order(1.0, warmup(linear, 4), hold(0))
+    schedule = join(1.0, warmup(linear, 4), constant(0))
     assert list(inspect.signature(schedule).parameters) == ["step"]
     with jax.log_compiles():
         assert jax.jit(schedule)(jnp.int32(1)) == schedule(step=1) == 0.25
@@ -276,8 +280,8 @@ def test_a_schedule_with_a_repr_is_a_function(caplog):
 
     @jax.jit
     def traced(peak):
-        schedule = in_order(peak, hold(0))
-        assert "in_order(" in repr(schedule)
+        schedule = join(peak, constant(0))
+        assert "join(" in repr(schedule)
         return schedule(0)
 
     assert traced(0.5) == 0.5

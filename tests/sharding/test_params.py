@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxopt_tf.sharding import make_mesh, moved_axes, param_shardings
+from jaxopt_tf.sharding import make_mesh, param_shardings, unmet_rules
 
 
 def leaf(*shape):
@@ -37,7 +37,7 @@ def test_an_axis_that_does_not_divide_goes_to_the_largest_that_it_divides(mesh):
         "three": P(None, None, "fsdp"),
         "none": P(),
     }
-    assert moved_axes(params, mesh, rules) == [
+    assert unmet_rules(params, mesh, rules) == [
         ("none", "fsdp", 0, None),
         ("odd", "fsdp", 0, 1),
         ("three", "fsdp", 0, 2),
@@ -64,7 +64,7 @@ def test_an_axis_is_cut_into_as_many_parts_as_there_can_be(mesh):
         "both": P("fsdp", "data"),
         "wanted": P("data", "fsdp"),
     }
-    assert moved_axes(params, mesh, rules) == [
+    assert unmet_rules(params, mesh, rules) == [
         ("both", "data", 0, 1),
         ("both", "fsdp", 1, 0),
         ("four", "data", 0, None),

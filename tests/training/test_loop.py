@@ -14,8 +14,8 @@ from jaxopt_tf.training import (
     Metrics,
     Monitor,
     Norms,
-    Position,
     Progress,
+    RunState,
     Selection,
     TrainState,
     init_train_state,
@@ -203,7 +203,7 @@ def test_does_not_go_on_where_patience_had_run_out_before():
     batches = itertools.count()
     trained = train(
         counting_step,
-        Position(start(20), Progress(4.0, 10, 2)),
+        RunState(start(20), Progress(4.0, 10, 2)),
         batches,
         max_steps=50,
         selection=Selection(early_stopping_patience=2),

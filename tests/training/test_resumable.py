@@ -13,8 +13,8 @@ from jaxopt_tf.checkpoints import find_checkpoints
 from jaxopt_tf.optimizers import adamw_tf, get_learning_rate
 from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
 from jaxopt_tf.training import (
-    Position,
     Progress,
+    RunState,
     Selection,
     init_train_state,
     make_train_step,
@@ -118,10 +118,10 @@ def test_refuses_the_checkpoint_of_another_model(tmp_path):
 
 
 def test_a_position_comes_back_with_its_notes_aside(tmp_path):
-    from jaxopt_tf.checkpoints import hold, open_checkpoints, read_notes
+    from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_notes
 
-    position = Position(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
-    with hold(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    position = RunState(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
+    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
         path = save_position(checkpoints, position, {"settings": {"seed": 1}})
     restored = restore_position(path, position)
     assert restored.progress == position.progress

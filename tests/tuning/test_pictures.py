@@ -7,7 +7,7 @@ import pytest
 
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
-from jaxopt_tf.tuning import Between, RateFound, Sweep, Trial
+from jaxopt_tf.tuning import LRFinderResult, Sweep, Trial, Uniform
 
 BASE = Recipe(max_steps=40)
 RATES = [1e-4, 1e-3, 1e-2]
@@ -95,12 +95,12 @@ def test_one_field_is_a_line_over_a_logarithmic_axis():
 
 def test_a_random_search_has_a_panel_for_each_field():
     over = {
-        "learning_rate": Between(1e-5, 1e-1),
-        "weight_decay": Between(0.0, 0.3, "linear"),
+        "learning_rate": Uniform(1e-5, 1e-1),
+        "weight_decay": Uniform(0.0, 0.3, "linear"),
         "optim": ["sgd", "adamw_torch"],
         "adam_beta2": [0.99],
     }
-    recipes = tuning.drawn(BASE, over, 30, 0)
+    recipes = tuning.random_search(BASE, over, 30, 0)
     figure = tuning.plot_sweep(swept(recipes, over, np.linspace(2, 3, 30)))
     # What has one value only decides nothing.
     names = [panel.get_xlabel() for panel in figure.axes]
@@ -129,7 +129,7 @@ def test_draws_what_all_diverged(seeds):
 
 def test_rates_have_the_suggestion_as_a_line(tmp_path):
     rates, losses = np.array([1e-4, 1e-3, 1e-2]), np.array([2.5, 2.1, np.inf])
-    found = RateFound(rates, losses, 1e-3, "after 100 steps", BASE)
+    found = LRFinderResult(rates, losses, 1e-3, "after 100 steps", BASE)
     path = tmp_path / "rates.png"
     figure = tuning.plot_rates(found, path)
     (panel,) = figure.axes
@@ -144,13 +144,15 @@ def test_rates_have_the_suggestion_as_a_line(tmp_path):
 
 def test_rates_without_a_suggestion_have_no_line_for_it():
     rates, losses = np.geomspace(1e-4, 1, 60), np.linspace(3, 2, 60)
-    figure = tuning.plot_rates(RateFound(rates, losses, None, "try higher ones", BASE))
+    figure = tuning.plot_rates(
+        LRFinderResult(rates, losses, None, "try higher ones", BASE)
+    )
     assert legend_of(figure) == ["loss"]
 
 
 def test_refuses_a_path_that_is_no_picture(tmp_path):
     with pytest.raises(ValueError, match="`path` must end with one of"):
         tuning.plot_sweep(grid_of({"seed": [1, 2]}, [1, 2]), tmp_path / "sweep.txt")
-    found = RateFound(np.ones(3), np.ones(3), None, "", BASE)
+    found = LRFinderResult(np.ones(3), np.ones(3), None, "", BASE)
     with pytest.raises(ValueError, match="`path` must end with one of"):
         tuning.plot_rates(found, tmp_path / "rates.txt")

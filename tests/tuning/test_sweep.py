@@ -10,7 +10,7 @@ import pytest
 
 from jaxopt_tf import tuning
 from jaxopt_tf.recipes import Recipe
-from jaxopt_tf.tuning import Between, Sweep, Trial
+from jaxopt_tf.tuning import Sweep, Trial, Uniform
 from jaxopt_tf.tuning._program import unstacked
 
 from . import tasks
@@ -80,16 +80,16 @@ def test_a_grid_is_every_combination_and_a_run_is_what_train_many_makes_of_it():
 
 def test_random_search_stays_between_the_bounds_and_repeats():
     over = {
-        "learning_rate": Between(1e-4, 1e-2),
-        "weight_decay": Between(0, 1, scale="linear"),
-        "per_device_train_batch_size": Between(4, 9),
+        "learning_rate": Uniform(1e-4, 1e-2),
+        "weight_decay": Uniform(0, 1, scale="linear"),
+        "per_device_train_batch_size": Uniform(4, 9),
         "adam_beta2": [0.95, 0.999],
-        "seed": Between(12346, 12349),
-        "warmup_steps": Between(1, 5),
+        "seed": Uniform(12346, 12349),
+        "warmup_steps": Uniform(1, 5),
     }
-    drawn = tuning.drawn(BASE, over, 50, 3)
-    assert drawn == tuning.drawn(BASE, over, 50, 3)
-    assert drawn != tuning.drawn(BASE, over, 50, 4)
+    drawn = tuning.random_search(BASE, over, 50, 3)
+    assert drawn == tuning.random_search(BASE, over, 50, 3)
+    assert drawn != tuning.random_search(BASE, over, 50, 4)
     for recipe in drawn:
         assert 1e-4 <= recipe.learning_rate <= 1e-2
         assert 0 < recipe.weight_decay < 1
@@ -102,9 +102,9 @@ def test_random_search_stays_between_the_bounds_and_repeats():
 
 
 def test_a_random_search_trains_what_was_drawn():
-    over = {"learning_rate": Between(1e-4, 1e-2)}
+    over = {"learning_rate": Uniform(1e-4, 1e-2)}
     found = sweep(over, num_samples=2, seed=3)
-    assert found.recipes == tuning.drawn(BASE, over, 2, 3)
+    assert found.recipes == tuning.random_search(BASE, over, 2, 3)
     assert [trial.step for trial in found.last] == [40, 40]
 
 
@@ -258,7 +258,7 @@ def test_names_the_smallest_rate_where_all_diverge(rates, message):
         ),
         ({}, "`over` must name at least one field"),
         ({"learning_rate": []}, "the grid is empty"),
-        ({"learning_rate": Between(1e-4, 1e-2)}, "in a grid, got a range"),
+        ({"learning_rate": Uniform(1e-4, 1e-2)}, "in a grid, got a range"),
         ({"learning_rate": [-1.0]}, "`over` with .*`learning_rate` must be finite"),
         ({"label_smoothing_factor": [0.1]}, "it is the loss's"),
     ],
@@ -286,7 +286,7 @@ def test_refuses_values_that_are_no_list():
 )
 def test_refuses_bounds_that_are_none(bounds, message):
     with pytest.raises(ValueError, match=message):
-        Between(*bounds)
+        Uniform(*bounds)
 
 
 def test_refuses_to_halve_runs_of_several_lengths():
