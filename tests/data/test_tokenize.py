@@ -225,7 +225,7 @@ def test_a_full_disk_is_named_and_costs_nothing(gpt2, text, cache):
 
 def test_refuses_a_cache_that_cannot_be_a_folder(gpt2, text, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="`cache_dir` must be a folder with room"):
+    with pytest.raises(ValueError, match="`cache_dir` must be a folder with enough"):
         tokenize_text([text], gpt2, cache_dir=tmp_path / "file" / "cache")
 
 
