@@ -10,10 +10,15 @@ import re
 import subprocess
 import sys
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 from sources import EXAMPLES, NAMES, NOTEBOOKS, PACKAGE, PAGES, SUB_PACKAGES, sentence
+
+
+# A search finds the reference of a function before pages that mention it.
+_BOOST = "---\nsearch:\n  boost: 3\n---\n"
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -32,6 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Adds the generated pages, and the figures of the notebooks."""
     contents = {page: path.read_text() for path, page in PAGES.items()}
     contents["api/index.md"] = _overview()
+    contents["commands.md"] = _commands()
     for sub_package in SUB_PACKAGES:
         contents[f"api/{sub_package}.md"] = _reference(sub_package)
     for path in EXAMPLES:
@@ -57,13 +63,28 @@ def _overview() -> str:
 def _reference(sub_package: str) -> str:
     module = PACKAGE[sub_package]
     paragraphs = map(_fenced_if_code, module.docstring.value.split("\n\n"))
-    lines = [f"# {sub_package}\n", "\n\n".join(paragraphs), ""]
-    for name in NAMES[sub_package]:
+    names = sorted(NAMES[sub_package], key=lambda name: _rank(module[name]))
+    lines = [_BOOST, f"# {sub_package}\n", "\n\n".join(paragraphs), ""]
+    for name in names:
         full_name = f"jaxopt_tf.{sub_package}.{name}"
         lines.append(f"- [`{name}`][{full_name}]: {sentence(module[name])}")
-    lines += [f"\n::: jaxopt_tf.{sub_package}.{name}" for name in NAMES[sub_package]]
-    if sub_package == "cli":
-        lines += [_help_text(), _help_text("train")]
+    lines += [f"\n::: jaxopt_tf.{sub_package}.{name}" for name in names]
+    return "\n".join(lines)
+
+
+def _rank(member: griffe.Alias) -> int:
+    """Orders functions before records, and records before states and constants."""
+    if member.is_function:
+        return 0
+    return 1 if member.is_class and not member.name.endswith("State") else 2
+
+
+def _commands() -> str:
+    """Returns a page with the help of each command, printed by the command itself."""
+    usage = _help_text()
+    lines = ["# Commands\n", usage]
+    for name in re.findall(r"^  ([a-z-]+)  +\w", usage, re.MULTILINE):
+        lines += [f"\n## {name}\n", _help_text(name)]
     return "\n".join(lines)
 
 
