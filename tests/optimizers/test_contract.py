@@ -367,7 +367,7 @@ def test_state_takes_the_sharding_of_the_parameters(name):
         ([jnp.ones((4, 3))], (jnp.ones((4, 3)),), ValueError,
          "`grads` must have the structure of `params`: got list and tuple"),
         ({"w": 1.0}, {"w": 1.0}, TypeError,
-         "`(params|updates)` must hold arrays, got float"),
+         "`(params|updates)` must contain only arrays, got float"),
         ({"w": jnp.ones((1, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
          r"`grads` must have the shapes.*1 leaves.*'w'.*\[1, 3\].*\[4, 3\]"),
         ({"w": jnp.ones(3, jnp.int32)}, {"w": jnp.ones(3)}, TypeError,

@@ -107,7 +107,7 @@ def test_equinox_modules_are_read_by_type():
     ids=["block", "MLP"],
 )
 def test_a_mask_of_an_equinox_module_serves_an_optimizer(build):
-    # A module of bools is callable, and holds functions that are no parameters.
+    # A module of bools is callable, and contains functions that are not parameters.
     model = build(jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
     for mask in [decay_mask(model), decay_mask(params)]:
@@ -219,7 +219,7 @@ def test_a_mask_for_the_whole_tree_serves_a_part_of_it():
     [
         ({"a": True}, ValueError, "`decay_mask`.*1 parameters are not in it.*'b'"),
         ({"a": True, "b": True, "c": True}, ValueError, "1 of its leaves.*'c'"),
-        ({"a": True, "b": 1.0}, TypeError, "`decay_mask` must hold a bool.*1.0"),
+        ({"a": True, "b": 1.0}, TypeError, "`decay_mask` must contain a bool.*1.0"),
     ],
     ids=["missing", "odd", "kind"],
 )
@@ -237,7 +237,7 @@ def test_refuses_what_matches_nothing():
         decay_mask(params, layer_norms=["post"])
     with pytest.raises(ValueError, match="`rule` must be one of.*'transformers_v5'"):
         decay_mask(params, rule="transformer_v5")
-    with pytest.raises(ValueError, match="`rule` must hold regular expressions"):
+    with pytest.raises(ValueError, match="`rule` must contain regular expressions"):
         decay_mask(params, rule=["("])
     with pytest.raises(TypeError, match="`rule` must be a list of strings, got None"):
         decay_mask(params, rule=None)

@@ -290,7 +290,7 @@ def test_a_name_in_a_narrow_comparison_goes_on_in_the_next_line(mesh):
         (
             lambda mesh: bytes_by_leaf({"w": 1.0}),
             TypeError,
-            "`tree` must hold arrays, got float for 'w'",
+            "`tree` must contain only arrays, got float for 'w'",
         ),
     ],
 )
