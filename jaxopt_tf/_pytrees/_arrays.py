@@ -190,7 +190,7 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
         flat: list[Any] = treedef.flatten_up_to(grads)
     except (ValueError, TypeError, KeyError) as error:
         odd = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
-        # If all names are equal, the containers differ: a tuple and a list, for example.
+        # If all names are equal, the containers differ, such as tuple and list.
         why = f"got {type(grads).__name__} and {type(params).__name__}, or nested ones"
         if odd:
             why = f"{len(odd)} leaves are in only one, the first being {odd[0]!r}"

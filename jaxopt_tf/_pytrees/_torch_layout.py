@@ -142,7 +142,7 @@ class TorchLayout:
         return self.from_torch(jnp.expand_dims(array, torch_axis), tuple(ones))
 
     def param_axes(self, num_axes: int) -> tuple[int, ...]:
-        """Returns the leaf's axes that belong to one parameter, without stacked ones."""
+        """Returns the leaf's axes that belong to one parameter, not stacked ones."""
         return tuple(axis for axis in range(num_axes) if axis not in self.stacked_axes)
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
@@ -183,7 +183,7 @@ def resolve_layouts(
         if not layout.fits(leaf.shape):
             raise ValueError(
                 f"`layouts` must fit the leaves, but {name!r} has the shape "
-                f"{list(leaf.shape)}, and its layout requires {_wanted(layout)}, got "
+                f"{list(leaf.shape)} and its layout requires {_wanted(layout)}, got "
                 f"{layout!r}."
             )
         return (layout,)

@@ -293,7 +293,7 @@ def test_a_bias_is_known_where_its_weight_is_in_another_part():
 @pytest.mark.parametrize(
     ("names", "error", "match"),
     [
-        (["kernel"], ValueError, "`names` must contain one name for each of the 2 leaves"),
+        (["kernel"], ValueError, "`names` must contain one name for each of the 2"),
         ("kernel", TypeError, "`names` must be a list of strings, got 'kernel'"),
         ([1, 2], TypeError, "`names` must be a list of strings"),
     ],

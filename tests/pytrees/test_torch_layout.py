@@ -114,7 +114,7 @@ def test_two_patterns_may_agree():
         (
             {"a": TorchLayout.conv(2)},
             ValueError,
-            r"`layouts` must fit .* 'a' has the shape \[3, 4\] .* for 4 axes",
+            r"`layouts` must fit .* 'a' has the shape \[3, 4\] .* requires 4 axes",
         ),
         (
             {"a": TorchLayout().stacked(2)},
