@@ -43,7 +43,7 @@ def test_without_a_compiler_shapes_speak_and_it_says_what_to_install(capsys):
     assert "fits" not in out
     assert "Parameters, optimizer state, gradients fit (1% of a device's memory)" in out
     assert "slice_" not in out
-    assert "devices` must be of devices whose compiler is installed" in out
+    assert "devices` must have devices whose compiler is installed" in out
     assert "fsdp does not divide" not in out
     # 46 million parameters, most of them divided by 4; AdamW has them twice.
     assert "48.9 MB" in out

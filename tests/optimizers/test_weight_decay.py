@@ -1,4 +1,4 @@
-"""`decay_mask` against Trainer's own choice, and on every kind of tree."""
+"""`decay_mask` against the choice of Trainer, and on every kind of tree."""
 
 import functools
 from typing import Any, NamedTuple
@@ -77,14 +77,14 @@ def test_nnx_is_read_by_type_from_the_module_and_by_name_from_its_state():
     assert decayed(decay_mask(model)) == expected
     assert decayed(decay_mask(nnx.state(model, nnx.Param))) == expected
     assert decayed(decay_mask(nnx.as_pure(nnx.state(model, nnx.Param)))) == expected
-    # By type alone: Transformers 5's names do not know a norm called `post`.
+    # By type only: the patterns of Transformers 5 do not match a norm named `post`.
     by_type = decay_mask(model, rule="transformers_v5")
     assert decayed(by_type) == {*expected, "batch.scale"}
 
 
 @pytest.mark.promotion_of_others
 def test_a_mask_built_from_the_module_serves_an_nnx_optimizer():
-    # Paths end in `.value` at init, and not in an update.
+    # Paths end in `.value` at init, but not in an update.
     model = NNXBlock(nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.as_pure(nnx.state(model, nnx.Param)))
     transformation = adamw_tf(0.1, weight_decay=1.0, decay_mask=decay_mask(model))

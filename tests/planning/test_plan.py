@@ -260,7 +260,13 @@ def test_prints_tables(mesh, capsys):
     print_plan(plan)
     print_comparison({"this": plan, "shapes": plan_shapes({"gradients": w}, CPUS)})
     shown = capsys.readouterr().out
-    for words in ("cpu:8: 8 x CPU", "total of the step", "all-reduce", "512 B", "donated"):
+    for words in (
+        "cpu:8: 8 x CPU",
+        "total of the step",
+        "all-reduce",
+        "512 B",
+        "donated",
+    ):
         assert words in shown
     assert isinstance(plan, Plan)
 
