@@ -1,7 +1,7 @@
 """Test that `params + updates` is the parameter that the optimizer computed.
 
 An update is the difference between two parameters. It is exact unless a parameter
-shrinks to less than half in one step. The fraction of such parameters depends on the
+shrinks to less than half in one step. The fraction of these parameters depends on the
 learning rate only.
 """
 

@@ -73,6 +73,8 @@ def read_value(name: str, kind: Kind, value: Any) -> Any:
     """
     if kind.is_optional and is_null(value):
         return None
+    # The noun of a `Literal` lists its choices, and the value is read as a name. The
+    # dataclass checks it against the choices.
     reader = _READERS.get(kind.noun, _READERS["NAME"])
     try:
         if not kind.is_several:

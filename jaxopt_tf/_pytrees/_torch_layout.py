@@ -86,11 +86,12 @@ class TorchLayout:
     @classmethod
     def conv(cls, num_spatial: int = 2) -> "TorchLayout":
         """Layout of a kernel `[*spatial, in, out]`, in torch `[out, in, *spatial]`."""
+        # Flax has the spatial axes first (HWIO), torch last (OIHW).
         order = (num_spatial + 1, num_spatial, *range(num_spatial))
         return cls(axes=tuple((axis,) for axis in order))
 
     def stacked(self, *axes: int) -> "TorchLayout":
-        """Layout of a stack of such leaves along `axes`; axis 0 by default."""
+        """Layout of a stack of leaves along `axes`, by default along axis 0."""
         return dataclasses.replace(self, stacked_axes=axes or (0,))
 
     def fits(self, shape: tuple[int, ...]) -> bool:

@@ -91,6 +91,7 @@ def lion_tf(
     def update(leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         p, g, (mu,) = leaf.param, leaf.grad, moments
         dtype = p.dtype
+        # `sign` returns 0 for 0, as in bitsandbytes: without gradients no step is made.
         direction = jnp.sign(scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * g)
         p = p * scalars.decay_factor if leaf.is_decayed else p
         mu = scalar(beta2, dtype) * mu + one_minus(beta2, dtype) * g

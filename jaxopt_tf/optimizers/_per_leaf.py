@@ -132,17 +132,13 @@ def per_leaf_optimizer(
         layouts = rule.layouts_of(params, grads)
         mask = resolve_mask(decay_mask, params, weight_decay)
         count = jax.tree.map(optax.safe_increment, state.count)
-        # One count, or one per leaf: torch has a `step` per parameter, and a state that
-        # was imported from it may have different ones.
-        counts = jax.tree.leaves(count)
+        counts = jax.tree.leaves(count)  # one, or one per leaf as `step` of torch
 
-        # The caches let all leaves of one dtype and count share the scalars. Otherwise
-        # every leaf would trace its own copy.
-        @functools.cache
+        @functools.cache  # leaves of one dtype share the traced scalars
         def rate(dtype: Any) -> Rate:
             if rate_of_count is None:
                 return _learning_rate.current(learning_rate, state, dtype)
-            # If the counts differ, the state holds the rate of the first leaf.
+            # If the counts differ, the state contains the rate of the first leaf.
             first = counts[0] if counts else jnp.ones((), jnp.int32)
             return Rate(rate_of_count(first, dtype))
 

@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether `on_device` fits into a device's memory; None if unknown.
+        """True if `on_device` fits into a device's memory; None if unknown.
 
         The answer is unknown for CPUs, and for a plan without a compiled step whose
         parts fit, because activations are not counted.

@@ -83,11 +83,14 @@ def _sharding_of(
     """Returns the sharding of a leaf that belongs to a parameter."""
     mesh: Any = owner.mesh
     spec = axis_names("shardings", owner.spec, mesh)
+    # A `PartitionSpec` may have fewer entries than the array has axes.
     spec += [()] * (len(param.shape) - len(spec))
     if leaf.shape != param.shape:
         spec = _divided(leaf.shape, param.shape, spec, mesh)
     if zero_axis is not None and leaf.shape:
         spec = _with_axis(leaf.shape, spec, zero_axis, mesh)
+    # The memory kind is inherited: the state of a parameter in host memory is placed
+    # there too.
     return NamedSharding(mesh, as_partition_spec(spec), memory_kind=owner.memory_kind)
 
 
@@ -156,7 +159,7 @@ def _with_axis(
 ) -> Spec:
     """Divides a leaf additionally by `zero_axis`, along the axis with largest parts."""
     if any(zero_axis in names for names in spec):
-        return spec
+        return spec  # JAX refuses a spec that contains a mesh axis twice
     more, parts = mesh.shape[zero_axis], num_parts(spec, mesh)
     fits = [i for i, n in enumerate(shape) if n and n % (parts[i] * more) == 0]
     if fits:
