@@ -199,7 +199,7 @@ def test_a_rate_that_was_set_is_kept_over_a_restore_into_another_float():
 
 
 def test_is_not_to_be_found_in_a_state_of_others():
-    with pytest.raises(ValueError, match="`opt_state` must hold the state of"):
+    with pytest.raises(ValueError, match="`opt_state` must contain the state of"):
         get_learning_rate(optax.adam(1e-3).init(PARAMS))
 
 
