@@ -88,8 +88,8 @@ for _form, _names in (
 
 # Names without a counterpart in this package, and the reason.
 _REASONS = [
-    ("params", "`init` and `update` of the transformation take the parameters"),
-    ("parameters", "`update` of the transformation takes the gradients"),
+    ("params", "`init` and `update` of the transformation receive the parameters"),
+    ("parameters", "`update` of the transformation receives the gradients"),
     ("amsgrad", "AMSGrad is not implemented"),
     ("maximize", "put `optax.scale(-1.0)` before the optimizer in `optax.chain`"),
     ("foreach fused capturable", "XLA compiles the update"),
@@ -97,8 +97,8 @@ _REASONS = [
     ("nesterov", "only `sgd_tf` has Nesterov momentum"),
     ("eps_root eps_in_sqrt", "eps is added to the root, as in torch"),
     ("correct_bias", "`adamw_hf_v4` has it"),
-    ("bias_correction", "the reference in torch corrects no bias"),
-    ("no_deprecation_warning", "there is no warning"),
+    ("bias_correction", "the reference implementation in torch has no bias correction"),
+    ("no_deprecation_warning", "no warning is issued"),
     (
         "accumulator_dtype dtype_momentum mu_dtype",
         "moments are accumulated in float32",
@@ -115,7 +115,7 @@ _REASONS = [
     ("decay_offset", "the exponent applies to `count` of the state"),
     ("norm_type", "the norm is Euclidean"),
     ("error_if_nonfinite", "`make_train_step` has `on_non_finite`"),
-    ("max_delta", "this bounds the norm of the tree, `optax.clip` each element"),
+    ("max_delta", "`clip` limits the global norm, `optax.clip` each element"),
     ("last_epoch", "a schedule is a function of the step, which optimizers count"),
     ("verbose", "nothing is printed"),
     ("accumulation_size", "pass the mean of several evaluations as the metric"),

@@ -15,8 +15,8 @@ LAYER_NORM = "LayerNorm"
 
 # Classes that Trainer counts as layer norms besides `torch.nn.LayerNorm`, with the
 # first minor version of 4.x that does so and the first one that no longer does. Classes
-# in the first block were registered in `ALL_LAYERNORM_LAYERS`, which Trainer reads no
-# longer since 4.53.
+# in the first block were registered in `ALL_LAYERNORM_LAYERS`, which Trainer has not
+# read since 4.53.
 _ALWAYS = 1_000
 _COUNTED = {
     "ChameleonRMSNorm": (43, 53),

@@ -298,7 +298,7 @@ def _check_can_be_set(
     if location.injected is None and others:
         raise ValueError(
             f"`opt_state` takes the learning rate{of} from `optax.inject_hyperparams`, "
-            f"which has it as {others[0]!r}. Set "
+            f"which stores it as {others[0]!r}. Set "
             f"`opt_state.hyperparams[{others[0]!r}]`, or call the argument "
             "`learning_rate`."
         )
