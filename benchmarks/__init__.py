@@ -1,1 +1,1 @@
-"""One file per claim, named by it; README.md is the table of claims."""
+"""Benchmarks, with one file per claim. README.md has the table of claims."""

@@ -1,7 +1,7 @@
-"""Measured in fresh processes, of several of which the middle one counts.
+"""Measurements in several new processes, of which the median counts.
 
-Where a process has its pages and which neighbours it meets is the same for all of its
-rounds, and another in the next process.
+The placement of a process's memory pages, and the load of other processes, are the same
+in all of its rounds, but differ between processes.
 """
 
 import concurrent.futures
@@ -15,12 +15,13 @@ import numpy as np
 
 T = TypeVar("T")
 
-# glibc gives large blocks back to the system and takes new ones, whose pages the system
-# clears: that takes longer than the step that fills them. Depending on the
-# layout of its heap it keeps blocks of less than 32 MiB or allocates those again, too:
-# a step of Transformers' Adafactor has 150,000 new pages in one process, 379,000 in the
-# next. The first of these settings gives each process the fewer. With the second it
-# keeps every block: torch needs the last two lines for that, JAX's threads all three.
+# glibc returns large blocks to the system and allocates new ones, whose pages the
+# system clears. This takes longer than the step that fills them. Depending on the
+# layout of the heap, glibc also reallocates blocks of less than 32 MiB, or keeps them:
+# a step of Transformers' Adafactor has 150,000 new pages in one process and 379,000 in
+# another. With the first of these settings each process has the smaller number. With
+# the second, glibc keeps every block: torch needs the last two lines for that, JAX's
+# threads all.
 LARGE_BLOCKS_ANEW = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -35,11 +36,11 @@ ALL_BLOCKS_KEPT = {
 def in_fresh_process(
     measure: Callable[..., T], *args: Any, malloc: Mapping[str, str] | None = None
 ) -> T:
-    """What `measure(*args)` returns in a process of its own.
+    """Returns the result of `measure(*args)`, called in a new process.
 
     Args:
-        measure: importable, as are its arguments.
-        malloc: variables that glibc's allocator reads when a process starts.
+        measure: a function that can be imported, as can its arguments.
+        malloc: environment variables of glibc's allocator, read at the start.
     """
     spawn = multiprocessing.get_context("spawn")
     with (
@@ -52,7 +53,7 @@ def in_fresh_process(
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     before = dict(os.environ)
-    os.environ.update(variables)  # a spawned process starts with them
+    os.environ.update(variables)  # inherited by spawned processes
     try:
         yield
     finally:
@@ -63,10 +64,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def median_ratios(
     runs: Sequence[Mapping[str, np.ndarray]], ours: str, theirs: str
 ) -> np.ndarray:
-    """Of each process the median of its rounds' ratios, in order of size."""
+    """Returns the median of the rounds' ratios for each process, sorted."""
     return np.sort([np.median(run[ours] / run[theirs]) for run in runs])
 
 
 def median_of(runs: Sequence[Mapping[str, np.ndarray]], name: str) -> float:
-    """The median of all rounds of all processes."""
+    """Returns the median over all rounds of all processes."""
     return float(np.median([run[name] for run in runs]))

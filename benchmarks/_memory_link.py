@@ -1,11 +1,12 @@
-"""Rounds in which the two cores share one way to the memory, and no others.
+"""Selection of rounds in which both cores share one link to the memory.
 
-A processor of chiplets has a link to the memory and a cache for each of them. Two cores
-of one chiplet move together what one moves alone; of two chiplets, twice as much, but
-what one wrote the other fetches from afar: the training step of a small model takes 1.3
-times as long there. The host of a virtual machine moves its cores from one to the
-other, every few seconds or not for an hour, and with them every ratio of two steps that
-do not want the same. Matrix products alone take the same time in both places.
+A processor of chiplets has one memory link and one cache per chiplet. Two cores of the
+same chiplet have the bandwidth of one core. Two cores of different chiplets have twice
+as much, but data that one core wrote has to be transferred to the other: the training
+step of a small model takes 1.3 times as long. The host of a virtual machine changes the
+assignment of cores every few seconds, or not for an hour. This changes the ratio of two
+steps with different requirements. Only matrix products take the same time in both
+cases.
 """
 
 import sys
@@ -16,25 +17,25 @@ import numpy as np
 
 from benchmarks import _optimizer_steps as steps
 
-SHARED = 1.4  # times the speed of one core; seen are 0.8 to 1.3, and 1.6 to 2.3
-PATIENCE = 120.0  # seconds for the rounds of one process
-PROBED = 2**25  # float32: four times the caches, and 3 ms
+SHARED = 1.4  # relative to one core; observed are 0.8 to 1.3, and 1.6 to 2.3
+PATIENCE = 120.0  # seconds, for the rounds of one process
+PROBED = 2**25  # number of float32: four times the caches, 3 ms
 
 
 class SharedLink:
-    """Says which rounds count: after `patience` seconds all, with a word on stderr."""
+    """Decides which rounds count; after `patience` seconds all do, with a note."""
 
     def __init__(self, patience: float = PATIENCE):
         self._gain = _probe()
         self._deadline = time.monotonic() + patience
 
     def wait(self) -> None:
-        """Returns when a round may begin; behind one that counts it may at once."""
+        """Waits until a round may begin, which is at once after one that counts."""
         while time.monotonic() < self._deadline and self._gain() > SHARED:
-            time.sleep(1.0)  # idle cores are assigned again
+            time.sleep(1.0)  # the host may reassign idle cores
 
     def kept(self) -> bool:
-        """Whether the round that has just ended counts."""
+        """Returns whether the last round counts."""
         if self._gain() <= SHARED:
             return True
         if time.monotonic() < self._deadline:
@@ -46,10 +47,10 @@ class SharedLink:
 def seconds_in_turn(
     sides: dict[str, steps.Step], num_rounds: int
 ) -> dict[str, np.ndarray]:
-    """As `steps.seconds_in_turn`, of rounds that begin and end with a shared link."""
+    """Times as `steps.seconds_in_turn`, in rounds with a shared link throughout."""
     link = SharedLink()
     steps.seconds_of_a_round(sides)
-    steps.seconds_of_a_round(sides)  # both warm up
+    steps.seconds_of_a_round(sides)  # warmup of both
     rounds: list[dict[str, float]] = []
     link.wait()
     while len(rounds) < num_rounds:
@@ -62,7 +63,7 @@ def seconds_in_turn(
 
 
 def _probe() -> Callable[[], float]:
-    """A function that returns how much more both cores move at the moment than one."""
+    """Returns a function that measures the bandwidth of both cores relative to one."""
     import torch
 
     x = torch.ones(PROBED)

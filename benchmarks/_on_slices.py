@@ -1,4 +1,4 @@
-"""An optimizer's step compiled for slices: trees of shapes, placed on a mesh."""
+"""Optimizer steps compiled for slices, with shapes that are placed on a mesh."""
 
 import itertools
 import re
@@ -24,16 +24,16 @@ from jaxopt_tf.sharding import make_mesh, param_shardings, state_shardings, unme
 
 
 class Compiled(NamedTuple):
-    """The step of an optimizer on a slice."""
+    """Optimizer step on a slice."""
 
-    plan: Plan  # of parameters, state and gradients, from shapes
+    plan: Plan  # bytes of parameters, state and gradients, from shapes
     cost: Cost
-    live: int  # bytes of temporaries at once, off the chip; within loops not known
-    seconds: float  # to compile
+    live: int  # peak bytes of temporaries in main memory, without those in loops
+    seconds: float  # seconds of compilation
 
 
 def llama(num_layers: int = 80, width: int = 8192) -> dict[str, tuple[int, ...]]:
-    """Llama 3 of 70B parameters, each leaf by itself; 723 of them."""
+    """Returns the shapes of Llama 3 with 70B parameters, in 723 separate leaves."""
     d, hidden, kv, num_tokens = width, 7 * width // 2, width // 8, 128_256
     layer = {
         "attention.query": (d, d),
@@ -62,7 +62,7 @@ def compiled(
     axes: str,
     spec: PartitionSpec,
 ) -> Compiled:
-    """The step for a slice, every leaf divided by `spec`, the gradients too."""
+    """Returns the step for a slice; leaves and gradients are sharded by `spec`."""
     mesh = make_mesh(axes, slice_devices(slice_))
     rules = {".*": spec}
     params: Any = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
@@ -86,14 +86,14 @@ def compiled(
 
 
 def _peak_live_bytes(program: Program) -> int:
-    """Returns the most bytes of temporaries at any moment, in the program's order.
+    """Returns the peak size of temporaries, in the order of the program.
 
     XLA's own figure includes what a TPU prefetches into the chip.
 
-    Arguments, results and arrays on the chip are left out. Loops and calls count
-    with their results: what only they hold is not known here.
+    Arguments, results and arrays in on-chip memory are left out. Loops and calls are
+    counted with their results only; their temporaries are not known.
     """
-    buffers: dict[str, list[int]] = {}  # by instruction, indices into the lists
+    buffers: dict[str, list[int]] = {}  # indices into the lists, by instruction
     sizes: list[int] = []
     first: list[int] = []
     last: list[int] = []
@@ -115,7 +115,7 @@ def _peak_live_bytes(program: Program) -> int:
         else:
             new = list(instruction.arrays)
             if op.endswith("-start"):
-                del new[1:2]  # the second array is what is copied from
+                del new[1:2]  # the second array is the source
             mine = list(range(len(sizes), len(sizes) + len(new)))
             sizes += [0 if x.is_on_chip else x.num_bytes for x in new]
             first += [moment] * len(new)

@@ -1,4 +1,4 @@
-"""The optimizer's step alone: trees of real shapes, and each side ready to be timed."""
+"""Optimizer steps without a model, on trees of real shapes, ready to be timed."""
 
 import functools
 import time
@@ -14,14 +14,14 @@ Shapes = list[tuple[int, ...]]
 
 
 class Step(NamedTuple):
-    """A step that is ready to be timed."""
+    """Step that is ready to be timed."""
 
-    run: Callable[[], None]  # once, to its end
-    seconds: float = 0.0  # to trace, lower and compile
+    run: Callable[[], None]  # runs one step to its end
+    seconds: float = 0.0  # seconds to trace, lower and compile
 
 
 def gpt2(width: int = 768, num_layers: int = 12, num_tokens: int = 50_257) -> Shapes:
-    """GPT-2 as Transformers' Flax model had it; 124M parameters in 148 leaves."""
+    """Returns the shapes of Flax's GPT-2; 124M parameters in 148 leaves."""
     d = width
     norm, attention = [(d,), (d,)], [(d, 3 * d), (3 * d,), (d, d), (d,)]
     mlp = [(d, 4 * d), (4 * d,), (4 * d, d), (d,)]
@@ -30,7 +30,7 @@ def gpt2(width: int = 768, num_layers: int = 12, num_tokens: int = 50_257) -> Sh
 
 
 def bert() -> Shapes:
-    """BERT base; 109M parameters in 197 leaves."""
+    """Returns the shapes of BERT base; 109M parameters in 197 leaves."""
     d = 768
     dense = [(d, d), (d,)]
     block = [*dense * 4, (d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,), (d,), (d,)]
@@ -38,29 +38,29 @@ def bert() -> Shapes:
 
 
 def llama() -> Shapes:
-    """Llama's few large matrices, of 3 layers; 217M parameters in 29 leaves."""
+    """Returns the shapes of 3 layers of Llama; 217M parameters in 29 leaves."""
     d, hidden = 2048, 5504
     block = [*[(d, d)] * 4, *[(d, hidden)] * 2, (hidden, d), (d,), (d,)]
     return [(32_000, d), *block * 3, (d,)]
 
 
 def small_leaves(num_leaves: int) -> Shapes:
-    """Vectors and matrices of 16 to 1,024 elements."""
+    """Returns vectors and matrices of 16 to 1,024 elements."""
     return [(64,), (32, 32), (16,), (128, 8)] * (num_leaves // 4)
 
 
 def num_elements(shapes: Shapes) -> int:
-    """Of all leaves together."""
+    """Returns the number of elements of all leaves."""
     return sum(int(np.prod(shape)) for shape in shapes)
 
 
 def rate(step: jax.Array) -> jax.Array:
-    """A schedule, as every run has one."""
+    """Returns a schedule, as in real runs."""
     return 1e-4 * (1.0 - jnp.minimum(step, 1000) / 2000.0)
 
 
 def train_step(optimizer: optax.GradientTransformation) -> Callable:
-    """(params, opt_state, grads) -> (params, opt_state), donated."""
+    """Returns a donated step (params, opt_state, grads) -> (params, opt_state)."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, grads):
@@ -71,17 +71,17 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable:
 
 
 def untouched(optimizer: optax.GradientTransformation) -> Callable:
-    """As `train_step`, but nothing is computed: what JAX takes to hand arrays over."""
+    """Returns a step that computes nothing, to time the overhead of JAX's calls."""
     del optimizer
     return jax.jit(
         lambda params, opt_state, grads: (params, opt_state),
         donate_argnums=(0, 1),
-        keep_unused=True,  # or the gradients are not handed over
+        keep_unused=True,  # otherwise the gradients would not be arguments
     )
 
 
 def compiled(optimizer: optax.GradientTransformation, shapes: Shapes, **place: Any):
-    """The step of abstract arrays, compiled; `place` may hold their sharding."""
+    """Returns the compiled step for shapes; `place` may contain their sharding."""
     params = _named(
         jax.ShapeDtypeStruct(shape, jnp.float32, **place) for shape in shapes
     )
@@ -95,7 +95,7 @@ def compiled(optimizer: optax.GradientTransformation, shapes: Shapes, **place: A
 def seconds_to_compile(
     optimizer: optax.GradientTransformation, shapes: Shapes
 ) -> float:
-    """To trace, lower and compile the step of abstract arrays."""
+    """Returns the seconds to trace, lower and compile the step for shapes."""
     start = time.perf_counter()
     compiled(optimizer, shapes)
     return time.perf_counter() - start
@@ -107,7 +107,7 @@ def in_jax(
     dtype: Any = jnp.float32,
     make_step: Callable = train_step,
 ) -> Step:
-    """Its step on arrays of its own."""
+    """Returns a step of the optimizer on its own arrays."""
     params = _named(jnp.asarray(x, dtype) for x in _random(shapes, 0.02))
     grads = _named(jnp.asarray(x, dtype) for x in _random(shapes, 1e-3))
     carried = [params, optimizer.init(params)]
@@ -124,7 +124,7 @@ def in_jax(
 def in_torch(
     make: Callable, shapes: Shapes, max_norm: float | None, device: str = "cpu"
 ) -> Step:
-    """The step of `make(params)` behind torch's clipping."""
+    """Returns the step of `make(params)` after torch's clipping."""
     import torch
 
     def tensors(scale):
@@ -144,16 +144,16 @@ def in_torch(
 
 
 def num_streamed(shapes: Shapes) -> int:
-    """The number of float32 whose product in place shows the memory's speed.
+    """Returns the number of float32 whose in-place product measures the bandwidth.
 
-    Each moves 8 bytes. 2 GB are far beyond every cache; the small trees of a smoke test
-    are compared with less, since nobody reads their figures.
+    Each element moves 8 bytes. 2 GB exceed every cache. The small trees of a smoke test
+    are compared with less, because their figures are not reported.
     """
     return min(2**28, 32 * num_elements(shapes))
 
 
 def streaming(shapes: Shapes) -> Step:
-    """The most that the machine moves: one large array, in place, on all cores."""
+    """Returns a step of maximal bandwidth: one large array, in place, on all cores."""
     import torch
 
     x = torch.ones(num_streamed(shapes))
@@ -161,7 +161,7 @@ def streaming(shapes: Shapes) -> Step:
 
 
 def seconds_of_a_round(steps: dict[str, Step]) -> dict[str, float]:
-    """Of each side, one after the other: of the second of two steps.
+    """Returns the seconds of the second of two steps of each side, one side at a time.
 
     Memory that a step frees is available to the next one, as in a loop of steps; the
     host of a virtual machine reclaims it in the time of a round.
@@ -176,7 +176,7 @@ def seconds_of_a_round(steps: dict[str, Step]) -> dict[str, float]:
 
 
 def seconds_in_turn(steps: dict[str, Step], num_rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each round, the sides taking turns; the first rounds warm up."""
+    """Returns the seconds of each round; sides alternate, and first rounds warm up."""
     rounds = [seconds_of_a_round(steps) for _ in range(num_rounds + 2)][2:]
     return {name: np.array([seconds[name] for seconds in rounds]) for name in steps}
 

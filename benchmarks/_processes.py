@@ -1,4 +1,4 @@
-"""`jaxopt-tf train` in processes of its own, on so many CPU devices each."""
+"""Runs of `jaxopt-tf train` in separate processes, with several CPU devices each."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ _RUNS = "from jaxopt_tf.cli import main; raise SystemExit(main())"
 
 
 class Ended(NamedTuple):
-    """How a process ended."""
+    """Result of a process."""
 
     status: int
     said: str
@@ -31,13 +31,13 @@ def started(
     devices: int = 1,
     of: Callable[[int], Sequence[str]] = lambda _: (),
 ) -> Iterator[list[subprocess.Popen]]:
-    """Starts processes, and kills those that still run at the end of the `with`.
+    """Starts processes, and kills the remaining ones at the end of the context.
 
     Args:
         args: arguments of `jaxopt-tf train`.
         num: number of processes.
-        devices: of each.
-        of: further arguments of a process, by its number.
+        devices: number of devices per process.
+        of: additional arguments of a process, by its number.
     """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     coordinator = f"127.0.0.1:{_free_port()}"
@@ -65,7 +65,7 @@ def started(
 
 
 def ended(processes: Sequence[subprocess.Popen]) -> list[Ended]:
-    """Waits for all of them."""
+    """Waits for all processes."""
     said = [process.communicate(timeout=600)[0] for process in processes]
     return [
         Ended(process.returncode, text)
@@ -74,7 +74,7 @@ def ended(processes: Sequence[subprocess.Popen]) -> list[Ended]:
 
 
 def run(args: Sequence[str], *, num: int = 1, devices: int = 1) -> None:
-    """Runs them to a good end."""
+    """Runs processes, and raises an error unless all of them succeed."""
     with started(args, num=num, devices=devices) as processes:
         for status, said in ended(processes):
             if status != 0:
@@ -82,7 +82,7 @@ def run(args: Sequence[str], *, num: int = 1, devices: int = 1) -> None:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Returns when there is such a file or folder."""
+    """Waits until the file or folder exists."""
     while not path.exists():
         if process.poll() is not None:
             raise RuntimeError(f"it ended: {process.communicate()[0]}")
@@ -90,7 +90,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def losses(folder: Path) -> np.ndarray:
-    """Of every step, from a run's log."""
+    """Returns the loss of every step, from the log of a run."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return np.array([line["loss"] for line in lines if "loss" in line])
 

@@ -13,20 +13,20 @@ import rich.table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured figure, its limit, and what others reach on the same work."""
+    """Measured figure, with its limit and the figures of other libraries."""
 
-    claim: str  # what is measured, with its setting; the same in every run
-    value: float  # of jaxopt_tf
+    claim: str  # measured quantity and setting; the same in every run
+    value: float  # figure of jaxopt_tf
     unit: str
     limit: float
-    at_least: bool = False  # the limit is a lower bound
-    optax: float | None = None  # plain optax on the same work, if it has the feature
-    torch: float | None = None  # the reference to its float64 run, or as claimed
-    detail: str = ""  # further figures of this run
+    at_least: bool = False  # whether the limit is a lower bound
+    optax: float | None = None  # figure of optax, if it has the feature
+    torch: float | None = None  # reference to its float64 run, or see claim
+    detail: str = ""  # additional figures of this run
 
     @property
     def reached(self) -> bool:
-        """True if the limit holds; NaN does not reach it."""
+        """Whether the limit is reached; False for NaN."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def report(title: str, rows: Iterable[Row]) -> bool:
-    """Prints each row as a JSON line, then a table; returns whether all are reached."""
+    """Prints rows as JSON lines and as a table; returns whether all limits hold."""
     rows = [_printed(row) for row in rows]
     table = rich.table.Table(title=title)
     for column in ("claim", "ours", "optax", "torch itself", "limit", "reached"):
@@ -68,5 +68,5 @@ def _printed(row: Row) -> Row:
 
 
 def main(title: str, rows: Callable[[bool], Iterable[Row]]) -> NoReturn:
-    """Reports `rows(smoke)` and exits: 1 if a limit is not reached."""
+    """Reports `rows(smoke)` and exits with status 1 if a limit is not reached."""
     sys.exit(0 if report(title, rows("--smoke" in sys.argv[1:])) else 1)

@@ -1,4 +1,4 @@
-"""Runs in which the rate is too high: the loss climbs, or swings."""
+"""Runs with too high a learning rate, whose loss increases or oscillates."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ from jaxopt_tf.schedules import get_constant_schedule_with_warmup
 
 
 def diverging() -> Iterator[Run]:
-    """Rates at which the loss climbs."""
+    """Returns runs with rates at which the loss increases."""
     source = text()
     for seed in range(2):
         yield Run(
@@ -61,7 +61,7 @@ def diverging() -> Iterator[Run]:
 
 
 def oscillating() -> Iterator[Run]:
-    """Rates at which the loss swings about a level; a tenth of them would do well."""
+    """Returns runs with oscillating losses, which a tenth of the rate would avoid."""
     yield Run(
         "regression on a line, momentum, rate beyond the edge of stability, clipped",
         squared_loss,

@@ -1,4 +1,4 @@
-"""Runs that are driven into trouble, and a word that names it."""
+"""Runs with a deliberate problem, and the word that describes it."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ _MLP = (NUM_INPUTS, 64, 64, 10)
 
 
 def all_runs() -> Iterator[tuple[Run, str]]:
-    """All of them."""
+    """Returns all runs."""
     for runs, words in (
         (_runs_at_too_high_a_rate.diverging, "training diverges"),
         (_runs_at_too_high_a_rate.oscillating, "training oscillates"),

@@ -1,4 +1,4 @@
-"""Runs of many kinds in which nothing is wrong."""
+"""Healthy runs of many kinds."""
 
 import itertools
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ _MLP = (NUM_INPUTS, 64, 64, 10)
 
 
 def all_runs() -> Iterator[Run]:
-    """All of them."""
+    """Returns all runs."""
     for runs in (
         _schedules,
         _sizes,

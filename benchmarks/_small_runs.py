@@ -1,4 +1,4 @@
-"""Models and data for runs of a second, and a run that a watcher listens to."""
+"""Models and data for runs of one second, and a run with a watcher."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ NUM_INPUTS, NUM_CLASSES, CONTEXT = 16, 10, 8
 
 
 class Run(NamedTuple):
-    """All that `train` needs."""
+    """Arguments of `train`."""
 
     name: str
     loss_fn: Callable
@@ -36,7 +36,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     batches: Iterator
     max_steps: int
-    held_out: Any = None  # a batch to evaluate on
+    held_out: Any = None  # evaluation batch
     eval_steps: int = 50
     per_layer: bool = False
     on_non_finite: str = "stop"
@@ -44,16 +44,16 @@ class Run(NamedTuple):
 
 
 def listen(run: Run) -> list[str]:
-    """Trains, and gives what the watcher said."""
+    """Trains, and returns the findings of the watcher."""
     sentences: list[str] = []
     (param_dtype,) = {leaf.dtype.name for leaf in jax.tree.leaves(run.params)}
-    with contextlib.suppress(FloatingPointError):  # the watcher has said why
+    with contextlib.suppress(FloatingPointError):  # the watcher has reported the reason
         _train(run, [watcher(sentences.append, param_dtype=param_dtype)])
     return sentences
 
 
 def trained(run: Run) -> Any:
-    """Trains, and gives the parameters."""
+    """Trains, and returns the parameters."""
     return _train(run, []).state.params
 
 
@@ -69,7 +69,7 @@ def _train(run: Run, monitors: list[Monitor]) -> Trained:
     )
     return train(
         step,
-        # A copy, since the first step takes the buffers over.
+        # A copy, because the first step donates the buffers.
         init_train_state(
             jax.tree.map(jnp.copy, run.params), run.optimizer, rng=run.rng
         ),
@@ -84,7 +84,7 @@ def _train(run: Run, monitors: list[Monitor]) -> Trained:
 def dense(
     sizes: tuple[int, ...], seed: int = 0, gain: float = 1.0, dtype=jnp.float32
 ) -> dict[str, dict[str, jax.Array]]:
-    """Layers, with weights of variance gain^2 / number of inputs."""
+    """Returns layers with weights of variance gain^2 / number of inputs."""
     rng = np.random.default_rng(seed)
     return {
         f"layer_{i}": {
@@ -98,7 +98,7 @@ def dense(
 
 
 def outputs(params, x, activation=jax.nn.relu, rng=None):
-    """Through all layers; half of the hidden units dropped where there is a key."""
+    """Applies all layers, with dropout of 0.5 if a key is given."""
     for i in range(len(params)):
         layer = params[f"layer_{i}"]
         x = x @ layer["kernel"] + layer["bias"]
@@ -111,7 +111,7 @@ def outputs(params, x, activation=jax.nn.relu, rng=None):
 
 
 def classifier_loss(activation=jax.nn.relu) -> Callable:
-    """Cross-entropy of a classifier, of (inputs, labels)."""
+    """Returns the cross-entropy of a classifier for (inputs, labels)."""
 
     def loss_fn(params, batch):
         x, labels = batch
@@ -121,13 +121,13 @@ def classifier_loss(activation=jax.nn.relu) -> Callable:
 
 
 def dropout_loss(params, batch, rng=None):
-    """The same with dropout."""
+    """Returns the cross-entropy with dropout."""
     x, labels = batch
     return _cross_entropy(outputs(params, x, rng=rng), labels)
 
 
 def squared_loss(params, batch):
-    """Half the squared error of one output."""
+    """Returns half the squared error of one output."""
     x, y = batch
     return 0.5 * jnp.sum((outputs(params, x)[:, 0] - y) ** 2), len(y)
 
@@ -135,10 +135,10 @@ def squared_loss(params, batch):
 def labelled(
     seed: int, size: int, num_examples: int | None = None, noise: float = 0.0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of points, labelled by a random linear map; of a limited set if asked."""
+    """Yields batches of points with labels from a random linear map."""
     rng = np.random.default_rng(seed)
     teacher = np.random.default_rng(99).normal(size=(NUM_INPUTS, NUM_CLASSES))
-    teacher /= np.linalg.norm(teacher, axis=0)  # all classes about as frequent
+    teacher /= np.linalg.norm(teacher, axis=0)  # about equal classes
 
     def draw(count):
         x = rng.normal(size=(count, NUM_INPUTS)).astype(np.float32)
@@ -157,7 +157,7 @@ def labelled(
 
 
 def measured(seed: int, size: int, noise: float) -> Iterator:
-    """Batches for a regression on one output."""
+    """Yields batches for a regression with one output."""
     rng = np.random.default_rng(seed)
     weights = np.random.default_rng(98).normal(size=NUM_INPUTS) / 4
     while True:
@@ -167,12 +167,12 @@ def measured(seed: int, size: int, noise: float) -> Iterator:
 
 
 def text() -> np.ndarray:
-    """Some 100,000 characters of Python."""
+    """Returns about 100,000 characters of Python code."""
     return np.frombuffer(inspect.getsource(argparse).encode(), np.uint8)
 
 
 def characters(seed: int, size: int, source: np.ndarray) -> Iterator[np.ndarray]:
-    """[size, CONTEXT + 1] characters at random places."""
+    """Yields batches of characters at random positions, [size, CONTEXT + 1]."""
     rng = np.random.default_rng(seed)
     while True:
         at = rng.integers(0, len(source) - CONTEXT, size)
@@ -180,7 +180,7 @@ def characters(seed: int, size: int, source: np.ndarray) -> Iterator[np.ndarray]
 
 
 def character_model(width: int = 64, seed: int = 0, dtype=jnp.float32):
-    """Parameters of a model that predicts a character from those before."""
+    """Returns parameters of a model that predicts a character from preceding ones."""
     rng = np.random.default_rng(seed)
     embedding = jnp.asarray(rng.normal(size=(128, 16)), jnp.float32).astype(dtype)
     layers = dense((CONTEXT * 16, width, 128), seed, dtype=dtype)
@@ -188,13 +188,13 @@ def character_model(width: int = 64, seed: int = 0, dtype=jnp.float32):
 
 
 def character_loss(params, batch):
-    """Cross-entropy of the last character of each row."""
+    """Returns the cross-entropy of the last character of each row."""
     x = params["embedding"][batch[:, :-1]].reshape(len(batch), -1)
     return _cross_entropy(outputs(params["layers"], x, jnp.tanh), batch[:, -1])
 
 
 def recurrence_loss(params, batch):
-    """A recurrence over 50 steps without anything that keeps it in bounds."""
+    """Returns the loss of a recurrence over 50 steps without normalization."""
     x, labels = batch
 
     def cell(h, _):
@@ -205,7 +205,7 @@ def recurrence_loss(params, batch):
 
 
 def recurrence(gain: float, seed: int = 0):
-    """Its parameters; above a gain of 1 gradients grow from step to step."""
+    """Returns its parameters; with a gain above 1 gradients grow with each step."""
     rng = np.random.default_rng(seed)
 
     def weights(m, n, gain):
@@ -225,7 +225,7 @@ def _cross_entropy(logits, labels):
 
 
 def spoilt(batches, every: int):
-    """`batches`, with a NaN in every so many."""
+    """Yields `batches`, with a NaN at regular intervals."""
     for i in itertools.count(1):
         x, labels = next(batches)
         yield (x * np.float32(np.nan) if i % every == 0 else x), labels

@@ -1,4 +1,4 @@
-"""Environments with released versions of Transformers, which share one torch."""
+"""Environments with different versions of Transformers, which share one torch."""
 
 import importlib.metadata
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Pins(NamedTuple):
-    """Releases that run together on Python 3.11 with torch 2.13."""
+    """Releases that are compatible on Python 3.11 with torch 2.13."""
 
     transformers: str
     accelerate: str
@@ -20,7 +20,7 @@ class Pins(NamedTuple):
     numpy: str
 
 
-# Accelerate and huggingface_hub are releases of the month of Transformers' own, and
+# Accelerate and huggingface_hub are from the month of the release of Transformers, and
 # tokenizers the newest one that its `dependency_versions_table.py` allows. NumPy 1 is
 # needed until 4.44, whose Accelerate does not allow 2.
 PINS = {
@@ -34,7 +34,7 @@ PINS = {
     "5.0": Pins("5.0.0", "1.12.0", "0.22.2", "1.3.7", "2.2.6"),
     "5.23": Pins("5.23.0", "1.15.0", "0.23.3", "2.4.0", "2.4.6"),
 }
-# Imported by huggingface_hub before 2.0, which the present one does not need.
+# Imported by huggingface_hub before 2.0. The installed version does not need it.
 _FURTHER = {
     "requests": "2.32.3",
     "urllib3": "2.2.3",
@@ -50,20 +50,20 @@ _FURTHER = {
 
 
 def installed_version() -> str:
-    """The minor version of Transformers in the running environment, "5.23"."""
+    """Returns the minor version of Transformers in this environment, as "5.23"."""
     return ".".join(importlib.metadata.version("transformers").split(".")[:2])
 
 
 def python_of(version: str, folder: Path) -> Path:
-    """The interpreter of an environment; makes the environment if it is not complete.
+    """Returns the interpreter of an environment, which is created if not complete.
 
-    An environment takes 150 MB: torch and whatever else has no version of its own are
-    links to the packages of the running environment. Other packages, JAX among them,
-    are not visible, since old versions import whichever framework they find.
+    An environment takes 150 MB: torch and all other packages without a pinned version
+    are links to those of the running environment. Other packages, including JAX,
+    are not visible, because old versions import every framework that they find.
 
     Args:
         version: a key of `PINS`.
-        folder: the folder of all environments.
+        folder: folder that contains all environments.
     """
     home = folder / f"hf-{version}"
     python, complete = home / "bin" / "python", home / "complete"
@@ -74,7 +74,7 @@ def python_of(version: str, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     command = [
         *pip,
-        "--no-deps",  # the table is the whole solution
+        "--no-deps",  # the table contains all dependencies
         "--only-binary=:all:",
         *(f"{name}=={release}" for name, release in wanted.items()),
     ]
@@ -90,7 +90,7 @@ def python_of(version: str, folder: Path) -> Path:
 
 
 def _shared() -> Iterator[Path]:
-    """Files and folders of all packages that have no version of their own."""
+    """Returns files and folders of all packages without a pinned version."""
     own = {_canonical(name) for name in (*Pins._fields, *_FURTHER)}
     waiting, seen = ["torch", "transformers", "accelerate"], set[str]()
     while waiting:
@@ -100,7 +100,7 @@ def _shared() -> Iterator[Path]:
         seen.add(name)
         try:
             package = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:  # of another system
+        except importlib.metadata.PackageNotFoundError:  # not for this system
             continue
         for requirement in package.requires or ():
             if "extra ==" not in requirement:

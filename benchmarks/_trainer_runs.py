@@ -1,4 +1,4 @@
-"""The same run by Transformers' Trainer and by us, from any point of it on."""
+"""Equal runs by Trainer and by jaxopt_tf, from the start or from a checkpoint."""
 
 import functools
 import warnings
@@ -38,7 +38,7 @@ MODEL = GPT2Config(n_layer=2, n_head=2, n_embd=64, block_size=65)
 
 
 class Plan(NamedTuple):
-    """A run that is made several times."""
+    """Settings of a run that is repeated."""
 
     optim: str
     lr_scheduler_type: str
@@ -46,21 +46,21 @@ class Plan(NamedTuple):
     max_steps: int
 
     def __str__(self) -> str:
-        """Its name in a table."""
+        """Name in a table."""
         accumulated = f" x {self.gradient_accumulation_steps}"
         return f"{self.optim}, {self.lr_scheduler_type}, batches of 8{accumulated}"
 
 
 class Ended(NamedTuple):
-    """What a run came to."""
+    """Result of a run."""
 
-    losses: dict[int, float]  # by the step
-    params: dict[str, np.ndarray]  # by torch's names
+    losses: dict[int, float]  # by step
+    params: dict[str, np.ndarray]  # by names in torch
 
 
 @functools.cache
 def _windows(num: int) -> np.ndarray:
-    """Windows of 65 tokens from the default text, [num, 65]."""
+    """Returns windows of 65 tokens from the default text, [num, 65]."""
     batches = Batches(_corpus(), block_size=64, batch_size=num, seed=0)
     return np.asarray(batches[0], np.int64)
 
@@ -71,13 +71,13 @@ def _corpus():
 
 
 def held_out(num: int = 32) -> np.ndarray:
-    """Other windows, for the evaluations."""
+    """Returns other windows, for evaluation."""
     batches = Batches(_corpus(), block_size=64, batch_size=num, seed=1)
     return np.asarray(batches[0], np.int64)
 
 
 def arguments(plan: Plan, folder: Path) -> Any:
-    """The run as TrainingArguments."""
+    """Returns the run as `TrainingArguments`."""
     import transformers
 
     is_driven = plan.lr_scheduler_type == "reduce_lr_on_plateau"
@@ -110,7 +110,7 @@ def arguments(plan: Plan, folder: Path) -> Any:
 
 
 def torch_model(attention: str = "sdpa", model: GPT2Config = MODEL):
-    """The model that all runs begin with, or another of the same kind."""
+    """Returns the initial model of all runs, or another one of the same kind."""
     import transformers
 
     transformers.set_seed(0)
@@ -138,7 +138,7 @@ def by_trainer(
     attention: str = "sdpa",
     stop_at: int | None = None,
 ) -> Ended:
-    """Trainer's run, from its beginning or from a checkpoint."""
+    """Runs Trainer, from the start or from a checkpoint."""
     import torch
     import transformers
 
@@ -180,7 +180,7 @@ def _stop_at(step: int) -> Any:
 
 
 class Ours(NamedTuple):
-    """The same run here."""
+    """Runs jaxopt_tf with the same settings."""
 
     recipe: Recipe
     names: ParamNames
@@ -189,7 +189,7 @@ class Ours(NamedTuple):
 
     @classmethod
     def at(cls, plan: Plan, folder: Path, checkpoint: Path) -> "Ours":
-        """At a checkpoint of Trainer's, or at the start with parameters alone."""
+        """Starts from a checkpoint of Trainer, or from parameters only."""
         recipe = recipe_from_transformers(arguments(plan, folder)).recipe
         params, loss_fn = make_loss_fn(MODEL, 0)
         names = match_names(params, torch_model_from_config(checkpoint))
@@ -217,7 +217,7 @@ class Ours(NamedTuple):
         return cls(recipe, names, loss_fn, start)
 
     def until(self, plan: Plan, step: int) -> tuple[Ended, RunState]:
-        """Takes the steps up to this one."""
+        """Runs all steps up to this one."""
         losses: dict[int, float] = {}
 
         def as_trainer_counts(params, batch):
@@ -270,14 +270,14 @@ class Ours(NamedTuple):
             step=step,
             schedule_step=step // EVAL_STEPS if is_driven else None,
             schedule_state=position.schedule_state,
-            # Trainer goes by these, not by its arguments.
+            # Trainer reads these instead of its arguments.
             trainer_state={"logging_steps": 1, "eval_steps": EVAL_STEPS},
             like=like,
         )
 
 
 def _by_torch_names(params: Any) -> dict[str, np.ndarray]:
-    # Shapes are the same on both sides: torch's GPT-2 has kernels [in, out], too.
+    # Shapes are equal on both sides: kernels of torch's GPT-2 are [in, out], too.
     return {
         torch_name(".".join(str(key.key) for key in path)): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -285,13 +285,13 @@ def _by_torch_names(params: Any) -> dict[str, np.ndarray]:
 
 
 def begin(folder: Path) -> Path:
-    """Writes the parameters that all runs begin with, as a folder of Trainer's."""
+    """Writes the initial parameters of all runs as a folder of Trainer."""
     torch_model().save_pretrained(folder)
     return folder
 
 
 def distance(a: Ended, b: Ended) -> float:
-    """Euclidean, without the biases of keys, whose true gradient is 0."""
+    """Returns the Euclidean distance without biases of keys, whose gradient is 0."""
     total = 0.0
     for name, of_a in a.params.items():
         difference = np.float64(of_a) - b.params[name]
@@ -303,7 +303,7 @@ def distance(a: Ended, b: Ended) -> float:
 
 
 def loss_difference(a: Ended, b: Ended) -> float:
-    """The largest relative difference of a loss of a step that both have taken."""
+    """Returns the largest relative difference of losses at common steps."""
     steps = sorted(a.losses.keys() & b.losses.keys())
     assert steps
     return max(abs(a.losses[n] - b.losses[n]) / b.losses[n] for n in steps)

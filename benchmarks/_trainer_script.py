@@ -1,4 +1,4 @@
-"""Runs of Trainer, made by any version of Transformers from 4.40 on.
+"""Script that runs Trainer of any version of Transformers since 4.40.
 
     python -P _trainer_script.py PLAN.json
 
@@ -18,7 +18,7 @@ import zlib
 import numpy as np
 
 MAX_STEPS, BATCH_SIZE = 5, 4
-GIVEN_STEP = 3  # takes the gradients of `given_gradient`
+GIVEN_STEP = 3  # uses the gradients of `given_gradient`
 _VOCAB, _LENGTH = 48, 10
 _SIZES = {
     "vocab_size": _VOCAB,
@@ -30,7 +30,7 @@ _SIZES = {
 }
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
-# By the name in the table: the class and the options of its configuration.
+# Maps names in the table to classes and the options of their configurations.
 MODELS = {
     "Llama": ("LlamaForCausalLM", {**_SIZES, **_IDS, "num_key_value_heads": 1}),
     "T5": (
@@ -70,7 +70,7 @@ MODELS = {
 
 
 def given_gradient(name, shape):
-    """The gradient of a parameter at step `GIVEN_STEP`, float32."""
+    """Returns the gradient of a parameter at step `GIVEN_STEP`, float32."""
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     return (generator.normal(size=shape) * 0.1).astype(np.float32)
 
@@ -85,7 +85,7 @@ def _run(model_name, output_dir, resume_from):
         def training_step(self, model, *args, **kwargs):
             loss = super().training_step(model, *args, **kwargs)
             step = self.state.global_step + 1
-            losses[step] = loss.item()  # of the log it would be rounded to 4 digits
+            losses[step] = loss.item()  # the log is rounded to 4 digits
             if step == GIVEN_STEP:
                 for name, parameter in model.named_parameters():
                     gradient = given_gradient(name, tuple(parameter.shape))
@@ -97,7 +97,7 @@ def _run(model_name, output_dir, resume_from):
     transformers.set_seed(0)
     model = model_class(model_class.config_class(**options))
     with torch.no_grad():
-        # Norms and biases of a new model are 1 and 0: decay of 0 would not be seen.
+        # Norms and biases of a new model are 1 and 0. Decay of 0 could not be detected.
         for name, parameter in model.named_parameters():
             noise = given_gradient(f"start of {name}", tuple(parameter.shape))
             parameter.add_(torch.from_numpy(noise))
@@ -135,7 +135,7 @@ def _run(model_name, output_dir, resume_from):
 
 
 def _weights_by_torch(arguments, model_name):
-    """Saves GPT-2 in pytorch_model.bin, as versions before 5 can."""
+    """Saves GPT-2 in pytorch_model.bin, which versions before 5 support."""
     names = [field.name for field in dataclasses.fields(arguments)]
     is_torch = model_name == "GPT-2" and "save_safetensors" in names
     return {"save_safetensors": False} if is_torch else {}
@@ -146,7 +146,7 @@ def main():
     for entry in json.loads(pathlib.Path(plan).read_text()):
         try:
             ended = _run(entry["model"], entry["output_dir"], entry["resume_from"])
-        except Exception:  # any error of a version is a result
+        except Exception:  # every error of a version is recorded
             ended = {"error": traceback.format_exc()}
         folder = pathlib.Path(entry["output_dir"])
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tasks whose runs take seconds: digits, text, and a quadratic of known curvature."""
+"""Tasks with runs of seconds: digits, text, and a quadratic of known curvature."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task
 
 RECIPE = Recipe(max_steps=400, warmup_steps=0.1, weight_decay=0.01)
-# Curvatures: 20 directions, of which the steepest bears no step above 2 / 100.
+# Curvatures of 20 directions. The steepest one is stable for rates up to 2 / 100.
 _CURVATURE = np.geomspace(1.0, 100.0, 20).astype(np.float32)
 
 
 class Perceptron(nn.Module):
-    """Two hidden layers."""
+    """Returns a task with two hidden layers."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ class Perceptron(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Two convolutions."""
+    """Returns a task with two convolutions."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,7 +44,7 @@ class Convolutions(nn.Module):
 
 
 def digits(model: nn.Module) -> Task:
-    """scikit-learn's 1,797 digits; the last 397 are for evaluation."""
+    """Returns the 1,797 digits of scikit-learn; the last 397 are for evaluation."""
     x, y = load_digits(return_X_y=True)
     x, y = np.float32(x / 16).reshape(-1, 8, 8, 1), np.int32(y)
 
@@ -65,7 +65,7 @@ def digits(model: nn.Module) -> Task:
 
 
 def text() -> Task:
-    """A GPT-2 of one layer on the sources of Python's standard library."""
+    """Returns a task of a one-layer GPT-2 on sources of Python's standard library."""
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32}
     config = GPT2Config(vocab_size=256, **sizes)
     corpus = standard_library()
@@ -85,7 +85,7 @@ def text() -> Task:
 
 
 def quadratic() -> Task:
-    """Half of x' H x around minima that differ from example to example."""
+    """Returns a task with the loss x' H x / 2 around a minimum per example."""
 
     def loss_fn(params, batch):
         x = params["x"][None] - batch
@@ -103,7 +103,7 @@ def quadratic() -> Task:
 
 
 def gradient_descent() -> Recipe:
-    """The recipe without anything but a rate."""
+    """Returns a recipe that contains only a learning rate."""
     return dataclasses.replace(
         RECIPE,
         optim="sgd",

@@ -1,4 +1,4 @@
-"""Loads what a run needs, once, in the process that others are forked from."""
+"""Imports what a run needs, once, in the process that others are forked from."""
 
 import importlib
 

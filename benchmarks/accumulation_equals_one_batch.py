@@ -1,8 +1,8 @@
-"""Gradient accumulation is one large batch: in its numbers, and almost in its memory.
+"""Gradient accumulation against one large batch, in numbers and in memory.
 
     python -m benchmarks.accumulation_equals_one_batch
 
-Micro-batches have unequal numbers of tokens (the rest is -100) and the last window is
+Micro-batches have unequal numbers of tokens (others are -100), and the last window is
 short. The result of a mean of means is printed too.
 """
 
@@ -19,7 +19,7 @@ from jaxopt_tf import adamw_tf, clip, init_train_state, make_train_step
 from jaxopt_tf.models import GPT2, GPT2Config
 from jaxopt_tf.training import cross_entropy
 
-# An optimizer that keeps what it is given, and changes nothing.
+# An optimizer that stores its gradients and changes no parameter.
 READER = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads),
@@ -34,7 +34,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         tokens, labels = batch
         return cross_entropy(nnx.merge(graph, params)(tokens), labels)
 
-    # Compiled once for each length of window, and used for every seed.
+    # Compiled once for each window length, and used for all seeds.
     steps = {
         num_micro: make_train_step(
             loss_fn, READER, gradient_accumulation_steps=num_micro
@@ -49,7 +49,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
     worst = {"gradient": 0.0, "loss": 0.0, "mean of means": 0.0}
     for seed in range(4 if smoke else 20):
-        # Every fourth window is the short last one of an epoch.
+        # Every fourth window is the short last window of an epoch.
         num_micro = 3 if seed % 4 == 3 else 8
         micro = _unequal(config, num_micro, seed)
         whole = tuple(part.reshape(-1, part.shape[-1]) for part in micro)
@@ -80,7 +80,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _unequal(config, num_micro, seed):
-    """Tokens and labels, [k, 8, T] each; from one label to all of them per row."""
+    """Returns tokens and labels, [k, 8, T] each, with 1 to T labels per row."""
     rng = np.random.default_rng(seed)
     shape = (num_micro, 8, config.block_size)
     tokens = rng.integers(0, config.vocab_size, shape).astype(np.int32)

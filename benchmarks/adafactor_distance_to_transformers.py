@@ -1,9 +1,9 @@
-"""How far `adafactor_tf` is from Transformers' Adafactor after 100 steps.
+"""Distance of `adafactor_tf` from Transformers' Adafactor after 100 steps.
 
-Every combination of options, on leaves of rank 0 to 4 in all layouts. Distances are
-per parameter, in the largest distance that one of its elements moved. Where torch in
-float32 is farther than the limit from torch in float64, a float32 run can only be asked
-to be as near to float64 as torch is.
+All combinations of options are run on leaves of rank 0 to 4 in all layouts. Distances
+are per parameter, relative to the largest distance that one of its elements moved. If
+the distance of torch in float32 from torch in float64 exceeds the limit, a float32 run
+is only required to be as near to float64 as torch is.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from tests.twins import adafactor as twin
 
 LIMIT = 2e-5
 
-# How the rate comes about, and what Transformers calls it.
+# Sources of the learning rate, and their options in Transformers.
 RATES: dict[str, dict[str, Any]] = {
     "relative_step": {},
     "warmup_init": {"warmup_init": True},
@@ -71,7 +71,7 @@ def rows(smoke: bool) -> Iterator[Row]:
                 end = twin.torch_views(ours(jnp.float32(clip), params, grads))
                 found = list(twin.distances(end, *ends).values())
                 num_leaves += len(found)
-                # Where torch is noisy and we are not near it, float64 is the measure.
+                # If torch is noisy and our run is not near, float64 is the reference.
                 near += [d for d in found if min(d.twin, d.ours) <= LIMIT]
                 far += [d for d in found if min(d.twin, d.ours) > LIMIT]
                 noise = max(noise, *(d.twin for d in found))
@@ -103,7 +103,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _compiled(make: Callable[[Any], optax.GradientTransformation]) -> Callable:
-    """All steps as one program of the clip threshold, the parameters and gradients."""
+    """Returns all steps as one program of clip threshold, parameters, gradients."""
 
     @jax.jit
     def run(clip, params, grads):
@@ -120,7 +120,7 @@ def _compiled(make: Callable[[Any], optax.GradientTransformation]) -> Callable:
 
 
 def _optax(name, schedule, scale_parameter, clip) -> Callable:
-    """`optax.adafactor`, as near as its options allow; without decay it is nearer."""
+    """Returns `optax.adafactor` with the most similar options, without decay."""
 
     def relative_step(step):
         t = 1.0 + step

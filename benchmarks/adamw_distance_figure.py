@@ -20,7 +20,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def distances() -> dict[str, list[float]]:
-    """Largest distance of a parameter to torch in float32, after each of `STEPS`."""
+    """Returns the largest distance to torch in float32 after each of `STEPS`."""
     params, grads = work(max(STEPS), 100_000)
     ours = adamw_tf(OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
     plain = optax.adamw(OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
@@ -37,7 +37,7 @@ def distances() -> dict[str, list[float]]:
 
 
 def draw(found: dict[str, list[float]], path: Path) -> None:
-    """Writes the figure, readable on light and dark pages."""
+    """Writes the figure, which is readable on light and dark pages."""
     gray = "#808080"
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -57,7 +57,7 @@ def draw(found: dict[str, list[float]], path: Path) -> None:
         spine.set_color(gray)
     axes.grid(color=gray, alpha=0.2)
     axes.legend(frameon=False, labelcolor=gray)
-    # Equal bytes in each run, and text as text.
+    # Equal bytes in each run, and text instead of paths.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
         figure.savefig(path, transparent=True, metadata={"Date": None})
 

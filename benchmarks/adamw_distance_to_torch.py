@@ -1,6 +1,6 @@
-"""How far AdamW is from `torch.optim.AdamW(foreach=False)` after 1,000 steps.
+"""Distance of AdamW from `torch.optim.AdamW(foreach=False)` after 1,000 steps.
 
-The measure is torch's own rounding: its distance to the same run in float64.
+The unit is torch's rounding error: its distance to the same run in float64.
 """
 
 from collections.abc import Iterator
@@ -68,16 +68,16 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def work(num_steps: int, size: int) -> tuple[dict, list[dict]]:
-    """Parameters, and the gradients of each step, equal for all sides."""
+    """Returns parameters and the gradients of each step, for all sides."""
     rng = np.random.default_rng(0)
     params = {"kernel": (rng.normal(size=(size // 100, 100)) * 0.02).astype(np.float32)}
-    # A hundred gradients, repeated.
+    # 100 gradients, which are repeated.
     drawn = rng.normal(size=(100, size // 100, 100)).astype(np.float32)
     return params, [{"kernel": drawn[i % len(drawn)]} for i in range(num_steps)]
 
 
 def run(optimizer, params, grads_per_step):
-    """Parameters and state after a compiled update from each of the gradients."""
+    """Returns parameters and state after a compiled update for each gradient."""
 
     @jax.jit
     def step(params, state, grads):
@@ -92,7 +92,7 @@ def run(optimizer, params, grads_per_step):
 
 
 def distance(a, b) -> float:
-    """Largest absolute difference, computed in float64."""
+    """Returns the largest absolute difference, computed in float64."""
     return float(np.abs(np.float64(a["kernel"]) - np.float64(b["kernel"])).max())
 
 

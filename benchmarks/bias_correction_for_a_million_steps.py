@@ -1,4 +1,4 @@
-"""How exact 1 - beta^t is, for every t from 1 to 1,000,000."""
+"""Accuracy of 1 - beta^t for every t from 1 to 1,000,000."""
 
 import functools
 import math
@@ -38,7 +38,7 @@ def _ours(beta, step):
 
 
 def _like_optax(beta, step):
-    # What `optax.tree.bias_correction` does.
+    # The arithmetic of `optax.tree.bias_correction`.
     return 1 - beta ** step.astype(jnp.float32)
 
 

@@ -1,9 +1,9 @@
-"""What a step waits for when a checkpoint of gpt2 is written while training goes on.
+"""Time that a step waits for a checkpoint of gpt2 during training.
 
     python -m benchmarks.checkpoint_while_training
 
 The floor is a plain write and flush of the same bytes to the same disk, in the same
-run. Everything is written into a temporary folder (`TMPDIR` says where) and deleted.
+run. All files are written into a temporary folder (see `TMPDIR`) and deleted.
 """
 
 import os
@@ -25,12 +25,12 @@ from jaxopt_tf.models import gpt2_preset, make_loss_fn
 
 
 class Save(NamedTuple):
-    """One save in the middle of training; seconds each."""
+    """Times of one save during training, in seconds."""
 
-    blocked: float  # until `save` returned
-    first_step: float  # `save` and the step after it
-    later_steps: list[float]  # until the checkpoint was there
-    complete: float  # until it had its name, while training went on
+    blocked: float  # until `save` returns
+    first_step: float  # `save` and the following step
+    later_steps: list[float]  # until the checkpoint exists
+    complete: float  # until it has its final name, during training
 
 
 def rows(smoke: bool) -> Iterator[Row]:
@@ -64,7 +64,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         f"{slowed}; {plain})",
         value=statistics.median(delays),
         unit="s",
-        limit=max(1.5, floor),  # the disk may be what is slow
+        limit=max(1.5, floor),  # the disk may be slow
     )
     yield Row(
         claim=f"{size}: time until `save` returns, the worst of {num_saves}",
@@ -78,7 +78,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         f"{complete:.2f} s beside training, over the floor ({plain})",
         value=complete / floor,
         unit="times",
-        limit=1e3 if smoke else 10.0,  # a small one is all overhead
+        limit=1e3 if smoke else 10.0,  # small ones consist of overhead
     )
     yield Row(
         claim=f"{size}: time to verify every byte of {num_files} files on "
@@ -97,7 +97,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 class _Training:
-    """A model that trains on one batch; few tokens, so that a step is short."""
+    """Returns a model that trains on one batch of few tokens, with short steps."""
 
     def __init__(self, preset: str):
         params, loss_fn = make_loss_fn(gpt2_preset(preset), 0)
@@ -126,7 +126,7 @@ def _save(run: _Training, checkpoints, step: int) -> Save:
     while not path.exists():
         later_steps.append(_seconds(run.step))
     complete = time.perf_counter() - start
-    checkpoints.wait()  # for the deletion of the one before
+    checkpoints.wait()  # until the previous one is deleted
     return Save(blocked, first_step, later_steps, complete)
 
 
@@ -145,7 +145,7 @@ def _plain_write(state, folder: str) -> float:
 
 
 def _restored(path: Path, run: _Training) -> float:
-    """Seconds of a restore but for the verification; the floor is a read of it all."""
+    """Returns the seconds of a restore without verification; compare a plain read."""
     like = jax.eval_shape(lambda state: state, run.state)
     total = _seconds(lambda: jax.block_until_ready(restore(path, like).arrays))
     return total - _seconds(lambda: latest_valid(path.parent))

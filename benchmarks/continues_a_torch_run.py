@@ -1,4 +1,4 @@
-"""A run of Trainer continues in jaxopt_tf, and the reverse, with the same losses.
+"""Resumes a run of Trainer in jaxopt_tf and the reverse, and compares the losses.
 
     python -m benchmarks.continues_a_torch_run            # some minutes on 2 cores
     python -m benchmarks.continues_a_torch_run --smoke    # one case, short
@@ -46,7 +46,7 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
     title = f"{plan}: Trainer to step {half}, then here"
     beside = ""
     if plan.optim == "adamw_torch":
-        # From the start: a resumed one takes its kernel from the checkpoint.
+        # From the start, because a resumed run reads its kernel from the checkpoint.
         with_fused = plan._replace(optim="adamw_torch_fused")
         fused = runs.by_trainer(with_fused, work / "fused")
         beside = f"; all with the fused optimizer {runs.distance(fused, whole):.2g}"

@@ -1,4 +1,4 @@
-"""Damaged files of a Trainer's checkpoint are refused by name, or read unchanged.
+"""Reads damaged files of a Trainer's checkpoint, which must be refused or read intact.
 
     python -m benchmarks.damaged_trainer_files
 
@@ -64,7 +64,7 @@ def rows(smoke: bool) -> Iterator[Row]:
             claim=f"{', '.join(files)}: read with {what}",
             value=float(sum(counts[file][what] for file in files)),
             unit=f"of {total} trials",
-            # Without a checksum nothing can tell such a file from another one.
+            # Without a checksum such a file cannot be recognized as damaged.
             limit=0.0 if what == "other content" else float(total),
         )
 
@@ -72,7 +72,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 def _outcomes(
     intact: Path, trial: Path, num_trials: int
 ) -> dict[str, collections.Counter[str]]:
-    """Returns how often each file's trials ended in each way."""
+    """Returns the number of trials per file and outcome."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(
         collections.Counter
     )
@@ -102,7 +102,7 @@ def _outcome(reader: "_Reader", trial: Path, file: str) -> str:
             return "refused by name"
         print(f"{type(error).__name__}: {error}")
         return "raw"
-    except BaseException as error:  # whatever it is, it is counted
+    except BaseException as error:  # every error is counted
         print(f"{type(error).__name__}: {error}")
         return "raw"
     if file in JSON_FILES:
@@ -127,7 +127,7 @@ class _Reader:
         self.bits = _bits(self.read(intact, is_other_model=False))
 
     def read(self, folder: Path, *, is_other_model: bool) -> Any:
-        """Returns all that is read; `is_other_model` reads config.json again."""
+        """Returns all values; `is_other_model` reads config.json again."""
         names = self.names
         if is_other_model:
             model = interop.torch_model_from_config(folder)
@@ -147,7 +147,7 @@ class _Reader:
 
 
 def _bits(read: Any) -> Any:
-    """Returns all that was read in a form in which equal means equal bits."""
+    """Returns all values in a form that compares bitwise."""
     came, run = read
     arrays = jax.tree.leaves((run.params, run.opt_state, run.schedule_state))
     others = dataclasses.asdict(run)
@@ -164,7 +164,7 @@ def _json(path: Path) -> Any:
 
 
 def _places(content: bytearray, chance: random.Random, most: int) -> tuple[int, int]:
-    """Returns the beginning and the end of a random range, of at most so many bytes."""
+    """Returns start and end of a random range of limited length."""
     start = chance.randrange(len(content))
     return start, min(len(content), start + chance.randint(1, most))
 

@@ -1,7 +1,7 @@
 """Differences between our decay rules and the parameters that `Trainer` decays.
 
-The installed version decays seven models built for it; what every minor version of
-Transformers 4 decays of 33 architectures is recorded in tests/data.
+The installed version is run on seven models built for it. The parameters that each
+minor version of Transformers 4 decays in 33 architectures are recorded in tests/files.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""How far float64 leaves are from torch in float64 after 1,000 steps.
+"""Distance of float64 leaves from torch in float64 after 1,000 steps.
 
-Every optimizer, with a schedule, weight decay of some leaves, and clipping. Distances
-are in the distance that the leaf moved. Both sides round in float64, so that a larger
-distance is a scalar or a moment that went through float32.
+All optimizers, with a schedule, weight decay of some leaves, and clipping. Distances
+are relative to how far a leaf moved. Both sides round in float64, so that a larger
+distance would indicate a scalar or a moment that was rounded to float32.
 """
 
 from collections.abc import Iterator

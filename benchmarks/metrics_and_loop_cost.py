@@ -1,9 +1,9 @@
-"""What the metrics add to a step, and what the loop and its monitors add to the step.
+"""Overhead of metrics relative to a step, and of the loop with its monitors.
 
     python -m benchmarks.metrics_and_loop_cost
 
-Both sides take turns within one run, at the default size of `jaxopt-tf train`; a figure
-is the median of the ratios of neighbours.
+Both sides alternate within one run, at the default size of `jaxopt-tf train`. A figure
+is the median of the ratios of adjacent measurements.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def _metrics_ratio(loss_fn, begin, num_steps) -> float:
         middle = time.perf_counter()
         state, metrics = jax.block_until_ready(full(state, BATCH))
         ratios.append((time.perf_counter() - middle) / (middle - start))
-    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-3)  # the same work
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-3)  # the same computation
     return float(np.median(ratios[3:]))
 
 
@@ -92,7 +92,7 @@ def _loop_ratio(loss_fn, begin, num_rounds, num_steps) -> float:
     max_steps = num_rounds * num_steps
     with tempfile.TemporaryDirectory() as folder, _silence():
         told = _monitors(Path(folder), max_steps)
-        # The loop closes its monitors; here it comes back for the next round.
+        # The loop closes its monitors. This one is used again in the next round.
         kept_open = [monitor._replace(close=lambda: None) for monitor in told]
         for i in range(num_rounds):
             start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""A Trainer's checkpoint of gpt2 is read and written: how long, with how much memory.
+"""Time and memory of reading and writing a Trainer's checkpoint of gpt2.
 
     python -m benchmarks.migrates_124_million_parameters
 
-The folder is written by torch, in a process of its own, into a temporary folder
-(`TMPDIR` says where). Memory is the process's peak above what it had before, as Linux
-keeps it, in sizes of the parameters and moments; what is read is in it.
+The folder is written by torch, in a separate process, into a temporary folder (see
+`TMPDIR`). Memory is the increase of the process's peak, as reported by Linux, relative
+to the size of the parameters and moments. It includes the arrays that are read.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def _measured(work: Path, preset: str, smoke: bool) -> Iterator[Row]:
     optimizer = build_optimizer(RECIPE, layer_norms=names.layer_norms)
     opt_state = jax.eval_shape(optimizer.init, params)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves((params, opt_state)))
-    jax.block_until_ready(jnp.copy(jnp.ones(3)))  # JAX has begun
+    jax.block_until_ready(jnp.copy(jnp.ones(3)))  # JAX is initialized
     with _watched() as reading:
         read = interop.read_trainer_checkpoint(
             work / "theirs", params, names, recipe=RECIPE, opt_state=opt_state
@@ -106,7 +106,7 @@ def _measured(work: Path, preset: str, smoke: bool) -> Iterator[Row]:
             unit="s",
             limit=20.0,
         )
-        if not smoke:  # so little that it is lost in all else
+        if not smoke:  # too small to be measured
             yield Row(
                 claim=f"{what}: memory beside what there was, a checkpoint {done}",
                 value=took["bytes"] / size,
@@ -124,9 +124,9 @@ def _measured(work: Path, preset: str, smoke: bool) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[dict[str, float]]:
-    """Seconds, and the most memory at any moment above that of the first."""
+    """Measures seconds, and the peak of memory above the initial value."""
     took: dict[str, float] = {}
-    # The kernel keeps the peak itself, and forgets it when told so.
+    # The kernel records the peak, and resets it on request.
     Path("/proc/self/clear_refs").write_text("5")
     before, since = _status("VmRSS"), time.perf_counter()
     yield took
@@ -135,7 +135,7 @@ def _watched() -> Iterator[dict[str, float]]:
 
 
 def _status(field: str) -> float:
-    """Bytes, as the kernel counts them for this process."""
+    """Returns bytes, as counted by the kernel for this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (kilobytes,) = (line.split()[1] for line in lines if line.startswith(field))
     return 1024.0 * int(kilobytes)

@@ -1,4 +1,4 @@
-"""A million updates in a row: one compilation, no growth; lowered for all devices."""
+"""A million updates with one compilation and constant memory; lowering for devices."""
 
 import functools
 import resource
@@ -30,7 +30,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         state = tx.init(params)
         abstract = jax.eval_shape(lambda x: x, (params, state))
         platforms = ("cpu", "cuda", "tpu")
-        for platform in platforms:  # raises where it cannot be lowered
+        for platform in platforms:  # raises an error if it cannot be lowered
             lower = jax.export.export(_counted_step(tx)[0], platforms=[platform])
             lower(*abstract, abstract[0])
         step, traces = _counted_step(tx)

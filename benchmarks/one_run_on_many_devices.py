@@ -1,10 +1,10 @@
-"""One run on 1 to 8 devices and 1 to 8 processes: equal losses, also after kills.
+"""Losses of one run on 1 to 8 devices and 1 to 8 processes, also after kills.
 
     python -m benchmarks.one_run_on_many_devices            # 20 minutes on 2 cores
     python -m benchmarks.one_run_on_many_devices --smoke    # a process that never comes
 
-Real processes, CPU devices. A run is compared with the one on one device, in each of 50
-steps; a run that was killed with one that was not.
+The processes are real and have CPU devices. A run is compared with the one on a single
+device at each of 50 steps, and a run that was killed with one that was not.
 """
 
 import re
@@ -18,24 +18,24 @@ import numpy as np
 from benchmarks._processes import ended, losses, run, started, wait_for
 from benchmarks._report import Row, main
 
-LIMIT = 5e-5  # of the loss, relative
+LIMIT = 5e-5  # relative difference of the loss
 NUM_SEQUENCES = 8
 STEPS = 50
 MODEL = (
     *("--n_layer", "2", "--n_head", "4", "--n_embd", "64", "--block_size", "32"),
     *("--eval_steps", "25", "--max_steps", f"{STEPS}", "--max_grad_norm", "0.5"),
 )
-# A GPT-2's gradient of the bias of keys is 0 but for rounding, of which Adafactor makes
-# whole steps. With its parameters off by one unit in the last place, one device is 3e-2
-# away from itself at 3e-3, 1e-5 at 1e-3, and 4e-7 at 3e-4.
+# In GPT-2 the gradient of the bias of keys is 0 except for rounding errors, which
+# Adafactor scales to full steps. If parameters differ by one unit in the last place,
+# the losses of one device differ by 3e-2 at a rate of 3e-3, 1e-5 at 1e-3, 4e-7 at 3e-4.
 LEARNING_RATES = {"adamw_torch": "3e-3", "adafactor": "3e-4"}
-# By number of devices; with "!", the state divided along data, too.
+# By number of devices; with "!" the state is also sharded along data (ZeRO-1).
 MESHES = {
     2: ("data=2", "data=2!", "fsdp=2"),
     4: ("data=2,fsdp=2", "fsdp=2,tensor=2", "data=4!"),
     8: ("data=2,fsdp=4!", "data=2,fsdp=2,tensor=2", "fsdp=8"),
 }
-# Number of processes, devices of each, mesh.
+# Number of processes, devices per process, mesh.
 PROCESSES = ((2, 1, "data=2"), (2, 2, "data=2,fsdp=2!"), (4, 1, "fsdp=4"))
 
 
@@ -65,7 +65,7 @@ def _together(root: Path) -> Iterator[Row]:
 
 
 def _broken_off(root: Path, optim: str, alone: np.ndarray) -> Iterator[Row]:
-    """Killed on 4 processes, resumed on 2, killed again, and completed on 8."""
+    """Compares a run that is killed on 4 processes, then on 2, and completed on 8."""
     first, second, third = 4, 2, 8
     folder = root / f"{optim}-broken-off"
     seconds = _until_killed(folder, optim, first, "checkpoint-15")
@@ -96,7 +96,7 @@ def _broken_off(root: Path, optim: str, alone: np.ndarray) -> Iterator[Row]:
 
 
 def _no_show(root: Path) -> Iterator[Row]:
-    """A process that the others wait for never comes."""
+    """Tests that a run ends if one process never starts."""
     args = [*_args(root / "nobody", "adamw_torch", "data=2", 2), "--num_processes", "2"]
     args += ["--coordinator_address", "127.0.0.1:23456", "--process_id", "0"]
     since = time.perf_counter()
@@ -114,7 +114,7 @@ def _no_show(root: Path) -> Iterator[Row]:
 
 
 def _until_killed(folder: Path, optim: str, num: int, checkpoint: str) -> float:
-    """Kills the last process at a checkpoint; seconds until all others have ended."""
+    """Kills the last process at a checkpoint; times the end of all others."""
     args = [*_args(folder, optim, f"data={num}", num), "--save_steps", "5"]
     with started(args, num=num) as processes:
         wait_for(folder / checkpoint, processes[0])
@@ -143,7 +143,7 @@ def _args(folder: Path, optim: str, mesh: str, num_devices: int) -> list[str]:
 
 
 def _distance(there: np.ndarray, alone: np.ndarray) -> float:
-    """The largest of all steps, relative; infinite if a step is missing."""
+    """Returns the largest relative difference; infinite if a step is missing."""
     if there.shape != alone.shape:
         return float("inf")
     return float(np.max(np.abs(there - alone) / alone))

@@ -1,15 +1,16 @@
-"""The optimizer's step on CPUs, in the time of optax's, of torch's and of the memory.
+"""Time of optimizer steps on CPUs, relative to optax, torch and memory bandwidth.
 
     python -m benchmarks.optimizer_step_at_memory_speed     # 25 minutes
     python -m benchmarks.optimizer_step_at_memory_speed --smoke
 
-All sides of a tree take turns, in three processes far apart in time; a figure is the
-median of the processes' medians of the ratios of one round. Rounds count in which the
-cores share their link to the memory (`_memory_link.py`). The limit of the memory is
-what the step must move at least, at the speed of the same round.
+All sides of a tree alternate, in three processes far apart in time. A figure is the
+median over the processes of the median ratio of their rounds. Only rounds count in
+which the cores share one link to the memory (`_memory_link.py`). The memory's time is
+that of the bytes that a step must move, at the bandwidth of the same round.
 
-The limits are for processes as users start them, where a step that takes large blocks
-waits for clean pages. With "freed pages kept" it has them already: the work is left.
+Limits apply to processes with default settings, in which a step that allocates large
+blocks waits for zeroed pages. With "freed pages kept" pages are reused, and only the
+computation is measured.
 """
 
 import math
@@ -61,12 +62,12 @@ def rows(smoke: bool) -> Iterator[Row]:
     no_limit = {"the memory": math.inf}
     work.append(_Work(title, _bfloat16, shapes, ALL_BLOCKS_KEPT, no_limit))
 
-    # What else the machine does lasts for minutes: a work's processes lie far apart.
+    # Other load lasts for minutes, so processes of one workload are far apart in time.
     num_processes = 1 if smoke else 3
     runs = [[_measured(each, smoke) for each in work] for _ in range(num_processes)]
     for each, of_each in zip(work, zip(*runs, strict=True), strict=True):
         limits = each.limits
-        if smoke or each.malloc is ALL_BLOCKS_KEPT:  # the limits are for the other
+        if smoke or each.malloc is ALL_BLOCKS_KEPT:  # limits are for the other
             limits = dict.fromkeys(limits, math.inf)
         yield from ratios_to(each.title, of_each, limits)
 
@@ -76,7 +77,7 @@ class _Work(NamedTuple):
     seconds: Callable
     shapes: steps.Shapes
     malloc: dict[str, str]
-    limits: dict[str, float]  # of ours in the time of each
+    limits: dict[str, float]  # our time relative to each side
 
 
 def _of_a_tree(name, shapes, malloc) -> Iterator[_Work]:
@@ -162,7 +163,7 @@ def _scaled(shapes, num_rounds, in_turn):
 
 
 def _bfloat16(shapes, num_rounds, in_turn):
-    # 2 for the norm; 2 for the gradient, 4 for the parameter, 16 for the moments.
+    # Bytes: 2 for the norm, 2 for the gradient, 4 for the parameter, 16 for moments.
     sides = {"ours": steps.in_jax(ADAMW, shapes, jnp.bfloat16)}
     return _beside_streaming(num_rounds, in_turn, 24, shapes, sides)
 
@@ -182,15 +183,15 @@ def seconds_beside_memory(
     memory: steps.Step,
     in_turn: Callable = steps.seconds_in_turn,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each round; the memory's are those in which it moves as many bytes.
+    """Returns the seconds of each round, and of the memory for as many bytes.
 
     Args:
-        num_rounds: in which all sides take turns.
-        num_bytes: that a step must move at least, per parameter.
-        shapes: of the parameters.
-        sides: by name.
-        memory: multiplies `num_streamed(shapes)` elements for each step of the sides.
-        in_turn: times them.
+        num_rounds: number of rounds, in which all sides alternate.
+        num_bytes: minimum number of bytes that a step moves, per parameter.
+        shapes: shapes of the parameters.
+        sides: steps by name.
+        memory: step that multiplies `num_streamed(shapes)` elements in place.
+        in_turn: function that times the steps.
     """
     sides = {"the memory": memory, **sides}
     seconds = in_turn(sides, num_rounds)
@@ -207,7 +208,7 @@ def _beside_streaming(num_rounds, in_turn, num_bytes, shapes, sides):
 def ratios_to(
     title: str, runs: Sequence[dict[str, np.ndarray]], limits: dict[str, float]
 ) -> Iterator[Row]:
-    """Ours in the time of each side that `limits` names; `runs` is of each process."""
+    """Returns rows of our time relative to each side in `limits`."""
     for name, limit in limits.items():
         ratios = median_ratios(runs, "ours", name)
         yield Row(

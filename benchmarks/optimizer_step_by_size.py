@@ -1,11 +1,11 @@
-"""The optimizer's step where leaves are many, and from small models to large ones.
+"""Time of optimizer steps with many leaves, and for models of different sizes.
 
     python -m benchmarks.optimizer_step_by_size            # ten minutes, 9 GB
     python -m benchmarks.optimizer_step_by_size --smoke
 
-Sides take turns, in three processes far apart in time; a figure is the median of the
-processes' medians of the ratios of one round. Sizes are timed in rounds in which the
-cores share their link to the memory (`_memory_link.py`).
+Sides alternate, in three processes far apart in time. A figure is the median over the
+processes of the median ratio of their rounds. Sizes are timed in rounds in which the
+cores share one link to the memory (`_memory_link.py`).
 """
 
 import math
@@ -100,7 +100,7 @@ def _compilation(few, many, runs, smoke) -> Iterator[Row]:
 
 
 def _of_size(size, num_rounds, in_turn):
-    """What the memory moves meanwhile, in bytes per parameter, of each round."""
+    """Returns the bandwidth of each round, in bytes per parameter."""
     shapes = steps.gpt2(*size)
     sides = {
         "the memory": steps.streaming(shapes),

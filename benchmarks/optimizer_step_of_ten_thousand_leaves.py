@@ -1,11 +1,11 @@
-"""Ten thousand small leaves: how long their step takes to compile, and why.
+"""Compile time of a step with ten thousand small leaves, and its cause.
 
     python -m benchmarks.optimizer_step_of_ten_thousand_leaves    # ten minutes
     python -m benchmarks.optimizer_step_of_ten_thousand_leaves --smoke
 
-Beside it a program that doubles each of the same parameters and moments and does
-nothing else: as many loops as an AdamW must have, the smallest that there are. Each is
-compiled in a process of its own, in up to 20 GB of memory.
+It is compared with a program that only doubles the same parameters and moments: it has
+the number of loops that AdamW needs, with minimal bodies. Each program is compiled in a
+separate process, with up to 20 GB of memory.
 """
 
 import math

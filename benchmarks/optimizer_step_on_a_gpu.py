@@ -1,12 +1,12 @@
-"""The optimizer's step on a GPU, in the time of optax's, torch's and of its memory.
+"""Time of optimizer steps on a GPU, relative to optax, torch and memory bandwidth.
 
     python -m benchmarks.optimizer_step_on_a_gpu            # two minutes, with a GPU
     python -m benchmarks.optimizer_step_on_a_gpu --smoke    # small, on any device
 
-Each side takes many steps one behind the other: ours and optax's as one program,
-torch's as a graph of CUDA, so that nothing waits for the host. Sides take turns; a
-figure is the median of the rounds' ratios. The limit of the memory is what the step
-must move at least, at the speed of an in-place product of one large array.
+Each side runs many consecutive steps: ours and optax's as one program, torch's as a
+CUDA graph, so that no step waits for the host. Sides alternate. A figure is the median
+of the rounds' ratios. The memory's time is that of the bytes that a step must move, at
+the bandwidth of an in-place product of one large array.
 """
 
 import functools
@@ -77,7 +77,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 def _fused(params: list) -> Any:
     import torch
 
-    # `capturable`: its count of steps is on the device, where a graph finds it.
+    # `capturable` places the step count on the device, where a CUDA graph can read it.
     return torch.optim.AdamW(
         params, lr=1e-4, weight_decay=0.01, fused=True, capturable=True
     )
@@ -117,7 +117,7 @@ def _many_steps(num_steps: int, optimizer: optax.GradientTransformation) -> Call
     def run_all(params, opt_state, grads):
         def next_step(_, carried):
             params, opt_state = carried
-            # Or the norm of gradients that never change is computed once for all.
+            # Otherwise the norm of constant gradients would be computed only once.
             held, params = jax.lax.optimization_barrier((grads, params))
             return step(params, opt_state, held)
 
@@ -137,11 +137,11 @@ def _torch_steps(make: Callable, shapes, num_steps) -> steps.Step:
 
 
 def _as_graph(step: Callable[[], None], num_times: int) -> Callable[[], None]:
-    """`step` many times, with no work for the host in between."""
+    """Returns many runs of `step`, without work of the host between them."""
     import torch
 
     aside = torch.cuda.Stream()
-    with torch.cuda.stream(aside):  # where torch wants what is captured to have run
+    with torch.cuda.stream(aside):  # torch requires a run before the capture
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(aside)
@@ -171,7 +171,7 @@ def _streaming(num_times: int, shapes: steps.Shapes) -> steps.Step:
 
 
 def _one_call(on, shapes, num_rounds) -> Iterator[Row]:
-    """What a loop of calls takes that waits for each: the host hands arrays over."""
+    """Returns the seconds of a loop that waits for every call of a step."""
     sides = {
         "ours": steps.in_jax(ADAMW, shapes),
         "optax's chain": steps.in_jax(OPTAX_ADAMW, shapes),

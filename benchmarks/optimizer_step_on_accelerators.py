@@ -1,8 +1,8 @@
-"""The optimizer's step compiled for an H100 and for TPUs, and counted.
+"""Counts of optimizer steps compiled for an H100 and for TPUs.
 
     python -m benchmarks.optimizer_step_on_accelerators    # without one
 
-The counts are of the compiled program: the same in every run.
+Counts are those of the compiled program, and equal in every run.
 """
 
 import math
@@ -37,7 +37,7 @@ NUM = steps.num_elements(SHAPES)
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    del smoke  # it takes a minute as it is
+    del smoke  # this alone takes a minute
     for name in ("h100", "v5e:2x4", "v5p:2x2x1"):
         try:
             device = slice_devices(named_slice(name))[0]
@@ -95,7 +95,7 @@ def _tpu(name, device) -> Iterator[Row]:
                 claim=f"{name}, {title}: {claim}",
                 value=figure(us),
                 unit=unit,
-                # Infinitely often optax's 0 would be no number.
+                # A ratio to optax's 0 is not a number.
                 limit=limit if math.isinf(limit) else limit * figure(optax_),
                 optax=figure(optax_),
                 detail=detail,

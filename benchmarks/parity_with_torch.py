@@ -1,4 +1,4 @@
-"""Every figure of the parity table, ours beside optax's and torch's own noise.
+"""All figures of the parity table, with those of optax and torch's rounding noise.
 
     python -m benchmarks.parity_with_torch            # about 20 minutes on 2 cores
     python -m benchmarks.parity_with_torch --smoke    # small, for CI

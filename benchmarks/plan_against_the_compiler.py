@@ -1,9 +1,9 @@
-"""The plan's bytes beside those of the compiled program, for the default job as gpt2.
+"""Bytes of a plan against those of the compiled program, for the default job as gpt2.
 
     python -m benchmarks.plan_against_the_compiler    # 2 to 10 minutes on 2 cores
 
-Needs libtpu and jax-cuda12-plugin, and neither a TPU nor an H100; what is not installed
-is left out.
+Needs libtpu and jax-cuda12-plugin, but neither a TPU nor an H100. Compilers that are
+not installed are left out.
 """
 
 import os

@@ -1,9 +1,10 @@
-"""How far recipes of 200 random TrainingArguments end from what Trainer builds of them.
+"""Distance of recipes from Trainer's optimizers, for 200 random TrainingArguments.
 
-All fields that a recipe takes are drawn; 20 updates with equal gradients, clipped as
-Trainer clips. Distances are per parameter, in the largest distance that one of its
-elements moved. Where torch in float32 is farther than the limit from torch in float64,
-a float32 run can only be asked to be as near to float64 as torch is.
+All fields of a recipe are random. Both sides apply 20 updates with equal gradients,
+which are clipped as in Trainer. Distances are per parameter, relative to the largest
+distance that one of its elements moved. If the distance of torch in float32 from torch
+in float64 exceeds the limit, a float32 run is only required to be as near to float64 as
+torch is.
 """
 
 import tempfile

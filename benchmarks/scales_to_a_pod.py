@@ -1,10 +1,11 @@
-"""The optimizer's step on 8 to 4,096 TPU chips, as their compiler sees it.
+"""Optimizer steps compiled for 8 to 4,096 TPU chips.
 
     python -m benchmarks.scales_to_a_pod    # needs libtpu, no TPU; 10 minutes
 
-A tree that grows with the chips, so that each has the same part of it; then Llama 3 of
-70B parameters on 512 chips. The counts are of the compiled program: the same in every
-run. With `--smoke` the same on 8 CPU devices, whose compiler is another: no limits.
+The first tree grows with the number of chips, so that each has a part of constant size.
+The second one is Llama 3 with 70B parameters on 512 chips. Counts are those of the
+compiled program, and equal in every run. `--smoke` compiles for 8 CPU devices instead.
+Their compiler differs, so limits do not apply.
 """
 
 import math
@@ -33,7 +34,7 @@ GROWING = {
     "v5p:8x8x8": (16, 32),
     "v5p:16x16x16": (64, 64),
 }
-# 128,256 tokens are divided by 256 devices and not by 512: of three axes two are 256.
+# 128,256 tokens are divisible by 256 and not by 512: two of the three axes have 256.
 THREE_AXES = ("data=2,fsdp=16,tensor=16", PartitionSpec("fsdp", ("tensor", "data")))
 ONE_AXIS = ("fsdp=512", PartitionSpec("fsdp"))
 

@@ -1,10 +1,10 @@
-"""Every schedule stays within a millionth of Transformers' double, in float32.
+"""Distance of every schedule in float32 from Transformers' doubles.
 
-Per type: random settings (warmup longer than training, no warmup and other oddities
-included), every step of the run and somewhat past its end, compared with Transformers'
-formula in numpy doubles, which the tests hold against Transformers itself and which
-knows its own rounding error. Relatively, a point counts where that error is below 1e-7
-of the value and the rate is one that float32 has (above 1e-37).
+Each type of schedule has random settings, including edge cases such as no warmup or a
+warmup longer than training. All steps of a run and some after its end are compared with
+Transformers' formula in NumPy doubles, which has a bound of its rounding error. The
+tests compare the formula with Transformers itself. A relative error is measured if the
+bound is below 1e-7 of the value and the rate is above 1e-37.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,18 +20,18 @@ from jaxopt_tf.schedules import get_scheduler, greedy, reduce_lr_on_plateau
 from tests.twins import schedules as twin
 
 _LIMIT = 1e-6
-_CHUNKS = 2**12, 2**16  # steps at a time: two shapes, so that little is compiled
+_CHUNKS = 2**12, 2**16  # steps per call: two shapes, so that little is compiled
 
 
 class _Seen(NamedTuple):
-    """The worst of one or more comparisons."""
+    """Largest errors of one or more comparisons."""
 
-    absolute: float = 0.0  # of the base rate, beyond the double's own error
+    absolute: float = 0.0  # of the base rate, beyond the double's rounding error
     relative: float = 0.0
     points: int = 0
-    left_out: int = 0  # not compared relatively: the double is not good to it
-    optax: float = 0.0  # the relative error of optax's own
-    doubles: float = 0.0  # the double's own error, of the base rate
+    left_out: int = 0  # not compared relatively: the double is less accurate
+    optax: float = 0.0  # relative error of the optax schedule
+    doubles: float = 0.0  # rounding error of the double, of the base rate
 
     def __or__(self, other: "_Seen") -> "_Seen":
         return _Seen(
@@ -45,7 +45,7 @@ class _Seen(NamedTuple):
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    """The figures of all schedules; a few settings only for a smoke run."""
+    """Returns the figures of all schedules, with few settings in a smoke run."""
     for name in twin.NAMES:
         yield from _named(name, settings=5 if smoke else 1_000)
     for which in ("plateau", "greedy"):
@@ -54,7 +54,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 def _named(name: str, settings: int) -> Iterator[Row]:
     runs = _every_step(name, settings)
-    # Above, operation by operation; here as one program, as it is used.
+    # Above, one operation at a time; here one compiled program, as in training.
     runs |= _compiled(name, max(settings // 100, 1))
     long = _long_runs(name, settings)
     both = runs | long
@@ -139,7 +139,7 @@ def _compared(schedule, name, steps, lr, options) -> _Seen:
 
 
 def _optax(name: str, lr: float, options: dict) -> Callable | None:
-    """The same schedule put together from optax, where it can be."""
+    """Returns the same schedule composed of optax schedules, if possible."""
     W, T = options.get("num_warmup_steps", 0), options.get("num_training_steps", 0)
     if T <= W or W == 0:
         return None
@@ -154,7 +154,7 @@ def _optax(name: str, lr: float, options: dict) -> Callable | None:
 
 
 def _streams(which: str, streams: int) -> Iterator[Row]:
-    """Every stream has its own options and numbers; rates are compared as doubles."""
+    """Compares rates as doubles, for streams with different options and metrics."""
     rng, differ, mismatches, changes = np.random.default_rng(3), 0, 0, 0
     make = {"plateau": reduce_lr_on_plateau, "greedy": greedy}[which]
     run_twin = {"plateau": twin.plateau, "greedy": twin.greedy}[which]
@@ -180,5 +180,5 @@ def _streams(which: str, streams: int) -> Iterator[Row]:
 
 
 def _decisions(rates: np.ndarray, first: float) -> np.ndarray:
-    """Down, unchanged or up."""
+    """Returns whether rates decrease, stay or increase."""
     return np.sign(np.diff(rates, prepend=first))

@@ -1,9 +1,9 @@
-"""How far runs of one benchmark lie apart: from its JSON lines, run by run.
+"""Spread of the figures of several runs of a benchmark, from their JSON lines.
 
     python -m benchmarks.optimizer_step_at_memory_speed > one.txt   # at three times
     python -m benchmarks.spread one.txt two.txt three.txt
 
-The range of each claim, relative to its median.
+The spread is the range of the figures of a claim, relative to their median.
 """
 
 import json
@@ -14,11 +14,11 @@ import numpy as np
 import rich.console
 import rich.table
 
-LIMIT = 0.15  # of the median, from the least to the most
+LIMIT = 0.15  # range relative to the median
 
 
 def main(paths: list[str]) -> int:
-    """Prints each claim's figures; 1 if any spreads wider than the limit."""
+    """Prints the figures of each claim; returns 1 if a spread exceeds the limit."""
     runs = [_figures(Path(path).read_text("utf-8")) for path in paths]
     table = rich.table.Table(title=f"{len(runs)} runs")
     for column in ("claim", "figures", "spread"):

@@ -1,16 +1,16 @@
-"""A run that is killed at any moment resumes with equal results.
+"""Kills runs at random moments, and compares the resumed runs bit for bit.
 
     python -m benchmarks.survives_being_killed            # half an hour on 2 cores
     python -m benchmarks.survives_being_killed --smoke    # a few kills, as in CI
 
-Small runs of `jaxopt-tf train` in processes of their own are killed by SIGKILL at
-random moments, some of them while a checkpoint is being written, or asked to end by
-SIGTERM, and started again each time. Their files are compared bit for bit with those of
-an uninterrupted run: parameters, optimizer state, every line of the log, the
-last line on the console. Then bits are flipped and files cut off in checkpoints.
+Small runs of `jaxopt-tf train` in separate processes are killed by SIGKILL at random
+moments, some of them during a write of a checkpoint, or stopped by SIGTERM, and resumed
+each time. Their results are compared bit for bit with those of an uninterrupted run:
+parameters, optimizer state, every line of the log, the last line on the console. In a
+second part, bits are flipped in checkpoints and files are truncated.
 
-The processes are forked from one that has loaded JAX, and share one warm compile cache:
-the start of a process is not what is measured.
+The processes are forked from one that has imported JAX, and share a compilation cache,
+so that process starts are not measured.
 """
 
 import collections
@@ -42,25 +42,25 @@ ARGS = (
     *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
     *("--resid_pdrop", "0.1"),
 )
-# A run is broken off so often, and then left in peace to its end.
+# Number of interruptions, after which the run continues to its end.
 BREAKS_PER_RUN = 5
 
 
 class Count(NamedTuple):
-    """How many of each."""
+    """Number of trials of each kind."""
 
     kills: int
-    kills_in_a_save: int  # of them, at least
+    kills_in_a_save: int  # minimum number
     terms: int
     flips: int
     truncations: int
 
 
 class Attempt(NamedTuple):
-    """One start of a run."""
+    """Start of a run, and its end."""
 
     exit_status: int
-    was_saving: bool  # whether a checkpoint was left half-written
+    was_saving: bool  # whether an incomplete checkpoint was left
     has_saved: bool  # whether it had a checkpoint to resume from
 
 
@@ -107,7 +107,7 @@ def _asked(work, expected, seconds, count) -> Iterator[Row]:
     def ask(folder: Path, rng: random.Random) -> Attempt | None:
         before = _num_starts(folder)
         process = _start(folder)
-        # When there is somebody to ask: before, it ends as any process does.
+        # After the run has recorded its start. Before that, SIGTERM ends any process.
         _wait_for(lambda: _num_starts(folder) > before, process)
         process.join(rng.random() * 0.3 * seconds)
         attempt = _end(folder, process, signal.SIGTERM)
@@ -229,7 +229,7 @@ def _end(folder: Path, process, signal_: signal.Signals) -> Attempt:
 
 
 def _wait_for_a_save(folder: Path, process, *, num_before: int) -> None:
-    """Until a checkpoint is being written, and so many have been before it."""
+    """Waits until a checkpoint is being written after a number of others."""
     start = _newest_step(folder)
     enough = start + num_before * SAVE_STEPS
     _wait_for(
@@ -257,7 +257,7 @@ def _wait_for(condition: Callable[[], bool], process) -> None:
 
 
 def _what_is_left(folder: Path) -> dict:
-    """All that must be the same: read from the files, by nobody's memory."""
+    """Returns all results that must be equal, read from the files."""
     from jaxopt_tf.checkpoints import latest_valid
 
     log = (folder / "metrics.jsonl").read_bytes()
@@ -328,7 +328,7 @@ def _start(folder: Path):
 
 
 def _train(folder: Path) -> None:
-    """In a process of its own: the command, with its output in a file."""
+    """Runs the command in a separate process, with its output in a file."""
     from jaxopt_tf.cli import main
 
     with folder.with_suffix(".console").open("a") as console:

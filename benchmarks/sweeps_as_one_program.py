@@ -1,12 +1,12 @@
-"""Many runs as one compiled program: how long, how exact, and what it finds.
+"""Time, accuracy and results of many runs as one compiled program.
 
-- 16 runs side by side against 16 one after the other, compilation included, each
-  compiled by itself as a loop over recipes does it; and against 16 that share a program
-  which is handed the rate, the least that one after the other can take.
-- The losses of each run against those of the same run alone.
-- `find_learning_rate`: the final loss with its suggestion over that of the best of 20
-  rates trained to their end, and of `range_test` beside it.
-- `sweep`, killed by SIGKILL and started again: trials that were made twice.
+- 16 parallel runs against 16 sequential ones, including compilation. Sequential runs
+  are compiled separately, as in a loop over recipes, or share one program with the rate
+  as an argument, which is the minimum for sequential runs.
+- Losses of each parallel run against those of the same run alone.
+- `find_learning_rate` and `range_test`: final loss with the suggested rate relative to
+  that of the best of 20 rates.
+- `sweep`, killed by SIGKILL and resumed: number of trials that were repeated.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _THIS = "benchmarks.sweeps_as_one_program"
 
 
 def alone(task: Task, recipes: list[Recipe]) -> np.ndarray:
-    """Losses of runs one after the other, each with a program of its own."""
+    """Returns losses of sequential runs, each with its own compiled program."""
     losses = []
     for recipe in recipes:
         optimizer = build_optimizer(recipe)
@@ -46,7 +46,7 @@ def alone(task: Task, recipes: list[Recipe]) -> np.ndarray:
 
 
 def sharing(task: Task, recipes: list[Recipe]) -> np.ndarray:
-    """The same with one program, which is handed each run's rates."""
+    """Returns losses of sequential runs of one program, with rates as arguments."""
 
     def one(state, batch, varied: RunHyperparams):
         optimizer = build_optimizer(recipes[0], varied=varied)
@@ -65,7 +65,7 @@ def sharing(task: Task, recipes: list[Recipe]) -> np.ndarray:
 
 
 def side_by_side(task: Task, recipes: list[Recipe]) -> np.ndarray:
-    """The same as one program."""
+    """Returns losses of all runs in one program."""
     return tuning.train_many(task, recipes).losses
 
 
@@ -85,7 +85,7 @@ def _seconds(train, task: Task, recipes: list[Recipe]) -> tuple[float, np.ndarra
 
 
 def time_rows(smoke: bool) -> Iterator[Row]:
-    """Time and exactness."""
+    """Measures time and accuracy."""
     num_steps, num_rounds, num_runs = (60, 1, 4) if smoke else (400, 3, 16)
     tasks = {"a perceptron": (_tuning_tasks.digits(_tuning_tasks.Perceptron()), 1)}
     if not smoke:
@@ -112,14 +112,14 @@ def time_rows(smoke: bool) -> Iterator[Row]:
             claim=f"{of}: one program, over one after the other",
             value=float(np.median(ratios["alone"])),
             unit="of the time",
-            limit=float("inf") if smoke else 0.5,  # of so few runs nothing is claimed
+            limit=float("inf") if smoke else 0.5,  # no claim for so few runs
             detail=f"side by side, alone, sharing a program: {'; '.join(shown)}",
         )
         yield Row(
             claim=f"{of}: one program, over one after the other in one program",
             value=float(np.median(ratios["sharing"])),
             unit="of the time",
-            # No claim for a model whose one run already fills both cores.
+            # No claim for a model of which a single run uses both cores.
             limit=0.5 if fewer == 1 and not smoke else float("inf"),
         )
         yield Row(
@@ -131,7 +131,7 @@ def time_rows(smoke: bool) -> Iterator[Row]:
 
 
 def rate_rows(smoke: bool) -> Iterator[Row]:
-    """Suggestions against a sweep over 20 rates."""
+    """Compares suggested rates with a sweep over 20 rates."""
     recipe = _tuning_tasks.RECIPE
     cases = {
         "a quadratic": (_tuning_tasks.quadratic(), _tuning_tasks.gradient_descent()),
@@ -155,7 +155,7 @@ def rate_rows(smoke: bool) -> Iterator[Row]:
         best = runs.final[: len(grid)].min()
         at = dict(zip((*grid, *rates), runs.final, strict=True))
         for function, one in found.items():
-            # It may say that it cannot tell, and then misleads nobody.
+            # No suggestion is acceptable, because it misleads nobody.
             value = 1.0 if one.suggestion is None else at[one.suggestion] / best
             yield Row(
                 claim=f"{name}: {function}, final loss over the best of 20 rates",
@@ -168,7 +168,7 @@ def rate_rows(smoke: bool) -> Iterator[Row]:
 
 
 def resumed_rows(smoke: bool) -> Iterator[Row]:
-    """A sweep that is killed again and again."""
+    """Kills and resumes a sweep repeatedly."""
     num_kills = 1 if smoke else 8
     with tempfile.TemporaryDirectory() as folder:
         made: list[list[int]] = []
@@ -183,7 +183,7 @@ def resumed_rows(smoke: bool) -> Iterator[Row]:
             for line in child.stdout:
                 made += json.loads(line)
                 if kill < num_kills:
-                    # At any moment of what follows, writing included.
+                    # At a random later moment, which may be during a write.
                     time.sleep(rng.uniform(0, 3))
                     child.kill()
             child.wait()
@@ -200,7 +200,7 @@ def resumed_rows(smoke: bool) -> Iterator[Row]:
 
 
 def _sweep_in(folder: str) -> None:
-    """A sweep in groups of four, which tells of each as a line of JSON."""
+    """Runs a sweep in groups of four, and prints a JSON line for each."""
     kept = pathlib.Path(folder, "sweep.jsonl")
     num_told = len(kept.read_text().splitlines()) if kept.exists() else 0
 
@@ -222,7 +222,7 @@ def _sweep_in(folder: str) -> None:
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    """All of it."""
+    """Returns all rows."""
     yield from time_rows(smoke)
     yield from rate_rows(smoke)
     yield from resumed_rows(smoke)

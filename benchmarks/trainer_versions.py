@@ -1,15 +1,15 @@
-"""Checkpoints of nine versions of Trainer are read, continued and given back.
+"""Reads, continues and writes checkpoints of nine versions of Trainer.
 
     python -m benchmarks.trainer_versions                    # some minutes on 2 cores
     python -m benchmarks.trainer_versions --versions 4.46 5.0
     python -m benchmarks.trainer_versions --smoke            # the installed version
 
-Makes an environment for each version, in `--environments` (150 MB each, kept for the
-next run; by default in the user's cache). There Trainer trains a small Llama, T5, BERT,
-Qwen2 and GPT-2 for five steps. At step 3 it is given gradients in place of its own, and
-`read_trainer_checkpoint` of step 2, with one update from the same gradients, has to
-compute the same parameters. Both are then written by `write_trainer_checkpoint`, and
-Trainer of the same version resumes from them.
+The benchmark creates an environment for each version, in `--environments` (150 MB each,
+kept for the next run; by default in the user's cache). In it, Trainer trains a small
+Llama, T5, BERT, Qwen2 and GPT-2 for five steps. Its gradients at step 3 are replaced by
+given ones. `read_trainer_checkpoint` of step 2 and one update with the same gradients
+must result in the same parameters. Both states are then written by
+`write_trainer_checkpoint`, and Trainer of the same version resumes from them.
 """
 
 import argparse
@@ -51,7 +51,7 @@ _BEFORE = script.GIVEN_STEP - 1
 
 
 _LAST = f"checkpoint-{script.MAX_STEPS}"
-# Folders of a model: Trainer's own, the same written back, and after our update.
+# Folders of a model: by Trainer, the same written back, and after our update.
 _OWN = f"run/checkpoint-{_BEFORE}"
 _AS_READ = f"given/checkpoint-{_BEFORE}"
 _UPDATED = f"given/checkpoint-{script.GIVEN_STEP}"
@@ -59,10 +59,10 @@ _RESUMED = {"own": _OWN, "as read": _AS_READ, "updated": _UPDATED}
 
 
 class Update(NamedTuple):
-    """One update here beside the same by torch."""
+    """Comparison of one update with the same update by torch."""
 
-    distance: float  # largest, to float64, in torch's own
-    share_equal: float  # of elements that are torch's bit for bit
+    distance: float  # largest distance to float64, relative to torch's
+    share_equal: float  # fraction of elements that are bitwise equal to torch's
 
 
 def rows(
@@ -81,12 +81,12 @@ def _version(
     version: str, models: Sequence[str], python: Path, work: Path
 ) -> Iterator[Row]:
     def row(claim: str, unit: str, limit: float, measure: Callable, **more: Any) -> Row:
-        """The worst of all models; NaN if one of them fails."""
+        """Returns the worst result of all models; NaN if one of them fails."""
         values, details = {}, []
         for model in models:
             try:
                 values[model] = float(measure(work / model))
-            except Exception as error:  # of one model, which must not hide the others
+            except Exception as error:  # must not hide other results
                 values[model] = math.nan
                 details.append(f"{model}: {_brief(error)}")
         worst = np.min if more.get("at_least") else np.max
@@ -160,7 +160,7 @@ def _entry(work: Path, name: str, resume_from: Path | None = None) -> dict[str, 
 
 
 def _by_trainer(python: Path, work: Path, plan: Sequence[Any]) -> None:
-    """Makes the runs of a plan; what fails in one of them is in its `ended.json`."""
+    """Executes the runs of a plan, whose errors are in their `ended.json`."""
     path = work / "plan.json"
     path.write_text(json.dumps(plan))
     environment = {
@@ -169,9 +169,9 @@ def _by_trainer(python: Path, work: Path, plan: Sequence[Any]) -> None:
         # allow the NumPy arrays in its own rng_state.pth.
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",  # so that sums are made in one order
+        "OMP_NUM_THREADS": "1",  # so that sums have a fixed order
     }
-    environment.pop("PYTHONPATH", None)  # the packages of the running environment
+    environment.pop("PYTHONPATH", None)  # packages of the running environment
     command = [str(python), "-P", script.__file__, str(path)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False
@@ -201,7 +201,7 @@ def _num_decayed_by_one_side(work: Path) -> int:
 
 @functools.cache
 def _tree_of(checkpoint: Path) -> tuple[Any, ParamNames]:
-    """The model's parameters as Flax would have them, and their names in torch."""
+    """Returns the parameters as Flax would store them, and their torch names."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(str(checkpoint))
@@ -256,7 +256,7 @@ def _one_update(work: Path) -> Update:
 
 
 def _given_gradients(work: Path, params: Any, names: ParamNames) -> Any:
-    """The gradients of step 3 as the leaves of our tree: read as parameters are."""
+    """Returns the gradients of step 3 as leaves, read in the way of parameters."""
     from safetensors.numpy import save_file
 
     folder = work / "gradients"
@@ -269,7 +269,7 @@ def _given_gradients(work: Path, params: Any, names: ParamNames) -> Any:
 def _in_float64(
     work: Path, names: ParamNames, max_norm: float
 ) -> dict[str, np.ndarray]:
-    """Step 3 by torch in float64, under the names that the weights have in files."""
+    """Runs step 3 by torch in float64; returns parameters by names in the files."""
     import torch
 
     weights = _weights(work / _OWN)
@@ -305,9 +305,9 @@ def _weights(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def _fields(folder: Path) -> set[tuple[str, str]]:
-    """The names of the files, and of what is in those that are not weights."""
+    """Returns names of the files, and names in those that are not weights."""
     fields = {("", path.name) for path in folder.iterdir()}
-    fields -= {("", "rng_state.pth")}  # not written: of the state of one moment
+    fields -= {("", "rng_state.pth")}  # not written: transient state
     state = json.loads((folder / "trainer_state.json").read_text())
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
     optimizer = load_torch(folder / "optimizer.pt")
@@ -318,12 +318,12 @@ def _fields(folder: Path) -> set[tuple[str, str]]:
         "scheduler.pt": load_torch(folder / "scheduler.pt"),
     }
     fields |= {(name, str(key)) for name, value in found.items() for key in value}
-    # Ours has names, which torch hands on and no optimizer reads.
+    # Our file has names, which torch preserves and no optimizer reads.
     return fields - {("optimizer.pt", "param_names")}
 
 
 def _num_unlike(run: Path, other: Path) -> int:
-    """The number of losses and of parameters' elements that are not bit for bit."""
+    """Returns the number of losses and parameter elements that differ."""
     losses, theirs = _ended(run)["losses"], _ended(other)["losses"]
     weights, their_weights = _weights(run / _LAST), _weights(other / _LAST)
     assert losses.keys() == theirs.keys()

@@ -1,12 +1,12 @@
-"""A training step of the default job beside the Trainer's.
+"""Time of a training step of the default job, relative to Trainer.
 
     python -m benchmarks.training_step_beside_trainer            # 2 to 4 minutes
     python -m benchmarks.training_step_beside_trainer --smoke
 
-The same GPT-2, batch and precision; Trainer is halted between its steps while we take
-ours, so that both see the same machine. A figure is the median of three processes'
-medians of the rounds' ratios. Rounds count in which the cores share their link to the
-memory (`_memory_link.py`).
+Both sides have the same GPT-2, batch and precision. Trainer is paused between its steps
+while our steps run, so that both are measured under the same conditions. A figure is
+the median over three processes of the median ratio of their rounds. Only rounds count
+in which the cores share one link to the memory (`_memory_link.py`).
 """
 
 import itertools
@@ -62,7 +62,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _seconds(num_rounds, num_steps, patience=PATIENCE) -> dict[str, np.ndarray]:
-    """Of each round's steps, ours and Trainer's."""
+    """Returns the seconds of the steps of each round, ours and Trainer's."""
     import torch
     import transformers
 
@@ -89,7 +89,7 @@ def _seconds(num_rounds, num_steps, patience=PATIENCE) -> dict[str, np.ndarray]:
             state = training.train(step, state, batches, max_steps=last).state
             jax.block_until_ready(state)
             seconds = time.perf_counter() - now, now - self.start
-            # The first two compile, allocate and warm up.
+            # The first two rounds compile, allocate and warm up.
             if last > 2 * num_steps and link.kept():
                 rounds.append(seconds)
             else:
@@ -97,7 +97,7 @@ def _seconds(num_rounds, num_steps, patience=PATIENCE) -> dict[str, np.ndarray]:
             control.should_training_stop = len(rounds) == num_rounds
             self.start = time.perf_counter()
 
-    # As many tokens go through the model; what it shifts away is one label of a row.
+    # The number of tokens is equal. The shift removes one label per row.
     inputs = torch.from_numpy(BATCH[:, 1:].astype(np.int64))
     dataset = [{"input_ids": row, "labels": row} for row in inputs]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,12 @@
-"""A training step of GPT-2 124M on a GPU, beside Trainer's and beside the plan's.
+"""Time of a training step of GPT-2 124M on a GPU, relative to Trainer and the plan.
 
     python -m benchmarks.training_step_on_a_gpu            # two minutes, with a GPU
     python -m benchmarks.training_step_on_a_gpu --smoke    # small, on any device
 
-8 sequences of 1,024 tokens, clipping and AdamW, with `--tf32`, `--bf16` and without, as
-the job and Trainer take them. Both sides take their steps one behind the other, without
-waiting, and take turns. A figure is the median of the rounds' ratios.
+8 sequences of 1,024 tokens, clipping and AdamW, with `--tf32`, with `--bf16` and
+without both, as options of the job and of Trainer. Steps are dispatched without waiting
+for the previous one, and both sides alternate. A figure is the median of the rounds'
+ratios.
 """
 
 import contextlib
@@ -63,7 +64,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _ours(model, batch, job, num_steps) -> tuple[steps.Step, float]:
-    """The job's own step, and the seconds that an H100 needs for it at least."""
+    """Returns the step of a job, and its minimum time on an H100 in seconds."""
     mesh = make_mesh("data=1", jax.devices()[:1])
     setup = build_setup(RunConfig(recipe=RECIPE, model=model, job=job), mesh)
     params, _ = make_loss_fn(model, 0)
@@ -87,7 +88,7 @@ def _ours(model, batch, job, num_steps) -> tuple[steps.Step, float]:
 
 
 def _torchs(model, batch, job, num_steps) -> steps.Step:
-    """Trainer's, without its loop around it."""
+    """Returns the step of Trainer, without its loop."""
     import torch
 
     torch.set_float32_matmul_precision("high" if job.tf32 else "highest")

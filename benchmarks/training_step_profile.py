@@ -1,12 +1,12 @@
-"""Where the time of a training step goes: the default job's beside the Trainer's.
+"""Time of the parts of a training step, for the default job and for Trainer.
 
     python -m benchmarks.training_step_profile            # 1 to 5 minutes
     python -m benchmarks.training_step_profile --smoke
 
-The same GPT-2 and batch in float32, all parts of both sides in turn. Each part is timed
-alone; "backward" is the gradient less the forward pass. A figure is the median of three
-processes' medians of the ratios of one round. Rounds count in which the cores share
-their link to the memory (`_memory_link.py`).
+Both sides have the same GPT-2 and batch in float32, and their parts alternate. Each
+part is timed alone; "backward" is the gradient less the forward pass. A figure is the
+median over three processes of the median ratio of their rounds. Only rounds count in
+which the cores share one link to the memory (`_memory_link.py`).
 """
 
 import math
@@ -111,7 +111,7 @@ def _ours() -> dict[str, steps.Step]:
 
 
 def _trainers() -> dict[str, steps.Step]:
-    """What `Trainer` does in a step, with the optimizer that it takes by default."""
+    """Returns the parts of a step of `Trainer`, with its default optimizer."""
     import torch
 
     model = torch_model(model=MODEL)

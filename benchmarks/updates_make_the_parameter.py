@@ -1,8 +1,8 @@
-"""Whether `params + updates` is the parameter that the optimizer computed.
+"""Test that `params + updates` is the parameter that the optimizer computed.
 
-An update is the difference between two parameters. It is exact unless the parameter
-shrinks to less than half in one step, where the sum has a coarser grid than the result;
-the share of those depends on the rate alone.
+An update is the difference between two parameters. It is exact unless a parameter
+shrinks to less than half in one step. The fraction of these parameters depends on the
+learning rate only.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def rows(smoke: bool) -> Iterator[Row]:
             assert updates["kernel"].dtype == jnp.float32
             params = optax.apply_updates(params, updates)
             shares.append(np.mean(np.asarray(new["kernel"] == params["kernel"])))
-        # The first steps of Adam are the largest: all have the full rate.
+        # The first updates of Adam are the largest: each has the size of the rate.
         yield Row(
             claim=f"{name}, float32 with bfloat16 gradients, {num_steps} steps from "
             f"N(0, 0.02): params + updates is the new parameter (first step "
@@ -55,7 +55,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 
 def _new_params(optimizer):
-    """The update with the new parameter itself in place of its difference."""
+    """Returns the new parameter itself instead of the update."""
 
     def itself(new32, param):
         return new32.astype(param.dtype)

@@ -1,12 +1,12 @@
-"""Whether the watcher says what is wrong with a run, and nothing of a healthy one.
+"""Tests that the watcher reports problems of runs, and none of healthy runs.
 
     python -m benchmarks.watcher_says_what_is_wrong
 
-All runs are real ones, each of a few seconds: a model of characters, classifiers,
-recurrences and regressions. Those of `_runs_in_trouble` are driven into trouble; the
-first sentence that the watcher says of each must name it. Those of
-`_runs_that_go_well` end where they should, and nothing may be said. The thresholds were
-chosen with these runs before the eyes; with all seeds changed the result is the same.
+All runs are real trainings of a few seconds: a character model, classifiers,
+recurrences and regressions. Runs of `_runs_in_trouble` have a deliberate problem, which
+the first finding of the watcher must name. Runs of `_runs_that_go_well` are healthy,
+and the watcher must report nothing. The thresholds were chosen with these runs; with
+all seeds changed the result is the same.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from benchmarks._small_runs import Run, listen
 def rows(smoke: bool) -> Iterator[Row]:
     provoked = list(_runs_in_trouble.all_runs())
     healthy = _runs_that_go_well.all_runs()
-    if smoke:  # the last of the healthy ones begin with a model that is trained first
+    if smoke:  # the last healthy runs start from a trained model
         provoked, healthy = provoked[3::7], itertools.islice(healthy, 8, 18, 8)
     healthy = list(healthy)
     yield Row(

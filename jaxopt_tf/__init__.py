@@ -2,17 +2,19 @@
 
     optimizer = optax.chain(clip(1.0), adamw_tf(schedule, weight_decay=0.01))
 
-This module has the names that are used most. Each sub-package has more, in the order in
-which a training run uses them: `jaxopt_tf.schedules`, `.optimizers`, `.recipes`,
-`.training`, `.checkpoints`, `.sharding`, `.planning`, `.monitors`, `.plots`,
-`.interop`, `.models`, `.data`, `.tuning`, `.jobs`.
+This module exports the most frequently used names. The complete API is in the
+sub-packages, listed here in the order in which a training run uses them:
+`jaxopt_tf.schedules`, `.optimizers`, `.recipes`, `.training`, `.checkpoints`,
+`.sharding`, `.planning`, `.monitors`, `.plots`, `.interop`, `.models`, `.data`,
+`.tuning`, `.jobs`.
 """
 
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # type checkers and the documentation read these
+# The form `x as x` marks a name as re-exported, which mypy's strict mode requires.
+if TYPE_CHECKING:  # read by type checkers and the documentation generator only
     from .optimizers import adafactor_tf as adafactor_tf
     from .optimizers import adafactor_trainer as adafactor_trainer
     from .optimizers import adamw_hf_v4 as adamw_hf_v4
@@ -30,8 +32,8 @@ if TYPE_CHECKING:  # type checkers and the documentation read these
 
 __version__ = "0.1.0"
 
-# Imported when they are used: `jaxopt-tf --help` and tools that import one sub-package
-# do not wait for JAX and for all others.
+# These names are imported on first use. Otherwise `jaxopt-tf --help`, or an import of
+# one sub-package, would import JAX and all sub-packages first.
 _HOMES = {
     "optimizers": (
         "adafactor_tf",
@@ -51,17 +53,18 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name of a sub-package, or a public sub-package, when it is used."""
+    """Imports a name of a sub-package, or a public sub-package, on first use."""
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
     elif not name.startswith("_") and importlib.util.find_spec(f".{name}", __name__):
         value = importlib.import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value  # the next use does not come here
+    # Python calls a module's `__getattr__` (PEP 562) only if the name is missing.
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    """Lists the public names, which may not be imported yet."""
+    """Lists the public names, including those that have not been imported yet."""
     return sorted({*_HOME_OF, *(name for name in globals() if name[:2] == "__")})

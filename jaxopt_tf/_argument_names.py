@@ -1,6 +1,7 @@
-"""Argument names of optax, torch and Transformers, and their names here.
+"""Argument names of optax, torch and Transformers, and the names used in this package.
 
-A call with such a name ends in a TypeError that contains the name to write instead.
+A call with an argument name of another library raises a TypeError that contains the
+name to use instead.
 """
 
 import functools
@@ -10,14 +11,15 @@ from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 from . import _checks
 
-# Arguments whose value can be callable, like a dtype, and that no schedule sets.
+# Arguments whose value may be a callable that is not a schedule: a mask function, or a
+# dtype such as `jnp.bfloat16`.
 _STATIC = ("decay_mask", "moment_dtype")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# Forms to write instead of other names. If a name has several forms, the
-# first one is suggested whose argument the called function has.
+# Each entry has the form to suggest and the names that it replaces. If a name has
+# several forms, the first form whose argument the called function accepts is suggested.
 _FORMS = [
     (
         "learning_rate=...",
@@ -65,15 +67,16 @@ _FORMS = [
     ("lr_scheduler_kwargs=...", "scheduler_specific_kwargs"),
     ("per_device_train_batch_size=...", "batch_size"),
 ]
-# Options of single schedules, which `get_scheduler` takes in a dict.
+# Options of individual schedules, which `get_scheduler` accepts in a dict.
 _SCHEDULE_OPTIONS = (
     "lr_end max_lr min_lr min_lr_rate min_lr_ratio mode factor patience threshold "
     "threshold_mode cooldown eps warmup smooth window_size reset_start num_cycles "
     "power timescale num_decay_steps num_stable_steps warmup_type decay_type "
     "warmup_lr_rate"
 )
-# By name: the forms to write instead, those of the schedules' functions first and
-# those of `Recipe`, whose field has another name than theirs, last.
+# Maps a name of another library to the forms to suggest. The order decides: forms of
+# `get_scheduler` are tried first. Those of `Recipe`, whose field for the options has
+# another name, are tried last.
 OTHER_NAMES: dict[str, list[str]] = {}
 for _form, _names in (
     ("scheduler_specific_kwargs={{{!r}: ...}}", _SCHEDULE_OPTIONS),
@@ -83,10 +86,10 @@ for _form, _names in (
     for _name in _names.split():
         OTHER_NAMES.setdefault(_name, []).append(_form.format(_name))
 
-# Names without a counterpart, and why they have none.
+# Names without a counterpart in this package, and the reason.
 _REASONS = [
-    ("params", "`init` and `update` of the transformation take the parameters"),
-    ("parameters", "`update` of the transformation takes the gradients"),
+    ("params", "`init` and `update` of the transformation receive the parameters"),
+    ("parameters", "`update` of the transformation receives the gradients"),
     ("amsgrad", "AMSGrad is not implemented"),
     ("maximize", "put `optax.scale(-1.0)` before the optimizer in `optax.chain`"),
     ("foreach fused capturable", "XLA compiles the update"),
@@ -94,8 +97,8 @@ _REASONS = [
     ("nesterov", "only `sgd_tf` has Nesterov momentum"),
     ("eps_root eps_in_sqrt", "eps is added to the root, as in torch"),
     ("correct_bias", "`adamw_hf_v4` has it"),
-    ("bias_correction", "the reference in torch corrects no bias"),
-    ("no_deprecation_warning", "there is no warning"),
+    ("bias_correction", "the reference implementation in torch has no bias correction"),
+    ("no_deprecation_warning", "no warning is issued"),
     (
         "accumulator_dtype dtype_momentum mu_dtype",
         "moments are accumulated in float32",
@@ -112,7 +115,7 @@ _REASONS = [
     ("decay_offset", "the exponent applies to `count` of the state"),
     ("norm_type", "the norm is Euclidean"),
     ("error_if_nonfinite", "`make_train_step` has `on_non_finite`"),
-    ("max_delta", "this bounds the norm of the tree, `optax.clip` each element"),
+    ("max_delta", "`clip` limits the global norm, `optax.clip` each element"),
     ("last_epoch", "a schedule is a function of the step, which optimizers count"),
     ("verbose", "nothing is printed"),
     ("accumulation_size", "pass the mean of several evaluations as the metric"),
@@ -121,10 +124,10 @@ NO_COUNTERPART = {name: reason for names, reason in _REASONS for name in names.s
 
 
 def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Turns unknown arguments of `function` into an error with the known names.
+    """Wraps `function` so that unknown arguments raise an error with the known names.
 
-    The signature stays visible to `inspect.signature`, as `optax.inject_hyperparams`
-    requires, and to type checkers.
+    The signature remains visible to type checkers and to `inspect.signature`, which
+    `optax.inject_hyperparams` calls.
     """
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters]
@@ -139,21 +142,22 @@ def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
         _check_names(called, kwargs, names)
         if len(args) > len(by_position):
             raise TypeError(
-                f"`{called}` must be given only {_listed(by_position)} by position, "
-                f"got {len(args)} values. Pass others by name, of {_listed(names)}."
+                f"`{called}` accepts only {_listed(by_position)} by position, but "
+                f"{len(args)} were given. Pass the others by name: {_listed(names)}."
             )
         return function(*args, **kwargs)
 
     if not set(_STATIC).isdisjoint(names):
-        # `inspect` reads the attribute, which typeshed does not declare for functions.
+        # `inspect.signature` returns this attribute if it exists. Typeshed does not
+        # declare it for functions.
         checked.__signature__ = _Signature.from_callable(function)  # type: ignore[attr-defined]
     return checked
 
 
 def checked_fields(record: type[_T]) -> type[_T]:
-    """Makes unknown fields of a dataclass an error that contains the known names."""
+    """Wraps a dataclass so that unknown fields raise an error with the known names."""
     dataclass: Any = record
-    init = dataclass.__init__
+    init = dataclass.__init__  # replaced in place, so that the class stays the same
     names = list(inspect.signature(record).parameters)
 
     @functools.wraps(init)
@@ -166,7 +170,7 @@ def checked_fields(record: type[_T]) -> type[_T]:
 
 
 class _Static(NamedTuple):
-    """A callable that is an argument's value, not a schedule of it."""
+    """Callable value of an argument, which must not be evaluated as a schedule."""
 
     name: str
     value: Any
@@ -174,18 +178,19 @@ class _Static(NamedTuple):
     def __call__(self, *_: Any) -> NoReturn:
         raise TypeError(
             f"`{self.name}` must be a static argument of `optax.inject_hyperparams`, "
-            "which takes any other callable for a schedule, got "
+            "which evaluates every other callable as a schedule, got "
             f"{self.value!r}. Write `optax.inject_hyperparams(..., "
             f'static_args="{self.name}")`.'
         )
 
 
 class _Signature(inspect.Signature):
-    """Signature that marks values of `_STATIC` which are callable.
+    """Signature whose `bind` wraps callable values of the arguments in `_STATIC`.
 
     `optax.inject_hyperparams` binds its arguments to the signature and evaluates every
-    callable that is not in `static_args` at each step. A mask would be given the number
-    of the step: it fails somewhere in the user's function, or not at all.
+    callable that is not in `static_args` at each step. A mask function would receive
+    the step instead of the parameters, and fail inside of the user's code or not at
+    all. The wrapped value raises an error that names `static_args`.
     """
 
     def bind(self, /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
@@ -199,7 +204,7 @@ class _Signature(inspect.Signature):
 
 
 def _check_names(called: str, given: Iterable[str], names: Sequence[str]) -> None:
-    """Raises unless all arguments are in `names`; names those to pass instead."""
+    """Raises an error with the argument names to use unless all are in `names`."""
     unknown = [name for name in given if name not in names]
     if not unknown:
         return
@@ -213,7 +218,7 @@ def _check_names(called: str, given: Iterable[str], names: Sequence[str]) -> Non
             sentences.append(f"Leave out `{name}`: {NO_COUNTERPART[name]}.")
         else:
             hint = _checks.nearest(name, names, "`{}`")
-            sentences.append(hint.strip() or f"It takes {_listed(names)}.")
+            sentences.append(hint.strip() or f"It accepts {_listed(names)}.")
     raise TypeError(
         f"`{called}` must be called with its own argument names, got "
         f"{_listed(unknown)}. {' '.join(sentences)}"

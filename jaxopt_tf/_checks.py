@@ -1,8 +1,9 @@
-"""Argument checks with one form of sentence.
+"""Argument checks whose messages have a common form.
 
-Each raises `ValueError` (a bad value) or `TypeError` (a bad kind) with the argument's
-name in backticks, what is required and what was given. They run on the host, where a
-number enters; a traced number passes, because its value is not known yet.
+Each check raises `ValueError` for an invalid value and `TypeError` for an invalid type.
+The message contains the argument's name in backticks, the requirement and the given
+value. Checks run on the host when a function receives the argument. Traced numbers are
+accepted, because their values are not known during tracing.
 """
 
 import difflib
@@ -17,43 +18,44 @@ import numpy as np
 
 
 class ArgumentError(ValueError):
-    """Error of an argument that names the problem and the remedy apart.
+    """Error for an argument, with separate sentences for the problem and the remedy.
 
-    A function that takes the argument from elsewhere, such as a file, sets `remedy` to
-    one that its own caller can follow.
+    A caller that read the value from a file, for example, replaces `remedy` with one
+    that its own user can follow.
 
     Attributes:
         argument: name of the argument.
-        problem: sentence on what is required and what was given.
-        remedy: sentence on what to do.
+        problem: sentence that states the requirement and the given value.
+        remedy: sentence that states what to do.
     """
 
     def __init__(self, argument: str, problem: str, remedy: str):
-        """Takes the sentences of the message."""
+        """Stores the sentences of the message."""
         super().__init__(problem, remedy)
         self.argument, self.problem, self.remedy = argument, problem, remedy
 
     def __str__(self) -> str:
-        """Problem and remedy, which has a line of its own after a list."""
+        """Returns problem and remedy; on separate lines if the problem has several."""
         between = "\n" if "\n" in self.problem else " "
         return f"{self.problem}{between}{self.remedy}"
 
 
 def is_concrete(value: Any) -> bool:
-    """Returns whether `value` is known now, which that of a traced number is not."""
+    """Returns whether `value` is known, that is, not traced."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def _number(name: str, value: Any) -> float | None:
-    """Returns a real number as a float, None for a traced one; raises for others."""
+    """Returns a real number as a float, and None for a traced one; raises otherwise."""
     shape = getattr(value, "shape", ())
     if shape != ():
         raise TypeError(
             f"`{name}` must be a single number, got an array of shape {shape}. For "
-            "many at once, use `jax.vmap`."
+            "several values, use `jax.vmap`."
         )
     if not is_concrete(value):
         return None
+    # JAX arrays are not registered as `numbers.Real`, so their dtype is examined.
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     kind = np.asarray(value).dtype if is_array else None
     is_real = isinstance(value, Real) or (is_array and np.isrealobj(np.asarray(value)))
@@ -66,13 +68,13 @@ def _check(
     name: str, value: Any, holds: Callable[[float], bool], required: str
 ) -> None:
     number = _number(name, value)
-    # `holds` is a comparison that NaN fails.
+    # Every `holds` is a comparison that is False for NaN, so NaN is refused.
     if number is not None and not holds(number):
         raise ValueError(f"`{name}` must be {required}, got {value!r}.")
 
 
 def positive(name: str, value: Any, *, allow_inf: bool = False) -> None:
-    """Raises unless `value` is greater than 0, and finite unless that is allowed."""
+    """Raises unless `value` is greater than 0, and finite unless `allow_inf`."""
     if allow_inf:
         _check(name, value, lambda x: x > 0, "greater than 0")
     else:
@@ -100,9 +102,10 @@ def fraction_below_one(name: str, value: Any) -> None:
 
 
 def real_number(name: str, value: Any) -> None:
-    """Raises unless `value` is one real number, traced or not; NaN and inf are numbers.
+    """Raises unless `value` is a single real number; NaN and infinities are accepted.
 
-    The dtype decides for arrays. Text is refused although `float` reads it.
+    Traced numbers are accepted. For arrays the dtype decides. Strings are refused,
+    although `float` accepts them.
     """
     shape = getattr(value, "shape", ())
     if shape != ():
@@ -111,6 +114,7 @@ def real_number(name: str, value: Any) -> None:
             "Take its mean."
         )
     dtype = getattr(value, "dtype", None)
+    # Dtypes of JAX keys and of torch tensors are not `np.dtype`.
     if isinstance(dtype, np.dtype):
         kinds = (np.integer, np.floating)
         is_real = any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
@@ -133,7 +137,7 @@ def whole_number(
 ) -> int:
     """Returns `value` as an int; raises unless it is whole, from `least` to `most`.
 
-    A whole float such as 1e6 is accepted.
+    A float without a fractional part, such as 1e6, is accepted.
     """
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
@@ -148,19 +152,20 @@ def whole_number(
 def seed(name: str, value: Any) -> int:
     """Returns `value` as an int; raises unless it is whole, from 0 to 2^32 - 1.
 
-    The largest is that of NumPy's `seed`, which Transformers' `set_seed` calls.
+    The upper limit is that of `numpy.random.seed`, which Transformers' `set_seed`
+    calls.
     """
     return whole_number(name, value, least=0, most=2**32 - 1)
 
 
 def pair(name: str, value: Any) -> None:
-    """Raises unless `value` is a tuple or list of two."""
+    """Raises unless `value` is a tuple or list of length 2."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"`{name}` must be a pair of numbers, got {value!r}.")
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raises unless `value` is one of `choices`; names the nearest."""
+    """Raises unless `value` is one of `choices`; the message suggests the nearest."""
     choices = list(choices)
     if value in choices:
         return
@@ -171,13 +176,13 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def nearest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
-    """Returns a question for the nearest choice; "" where none is near."""
+    """Returns a question that suggests the nearest choice, or "" if none is near."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
     return f" Did you mean {shown.format(near[0])}?" if near else ""
 
 
 def version(name: str, value: Any) -> tuple[int, int]:
-    """Returns major and minor number of a version such as "4.46.3"."""
+    """Returns the major and minor number of a version such as "4.46.3"."""
     found = re.match(r"(\d+)\.(\d+)(?![\d])", value) if isinstance(value, str) else None
     if found is None:
         raise ValueError(f"`{name}` must be a version such as '4.46.3', got {value!r}.")
@@ -185,5 +190,5 @@ def version(name: str, value: Any) -> tuple[int, int]:
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns "1 step", "2,000 steps"."""
+    """Returns a number with its noun, such as "1 step" or "2,000 steps"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

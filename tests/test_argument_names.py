@@ -129,7 +129,7 @@ def test_every_option_of_a_schedule_is_named_by_get_scheduler(function):
         (adamw_tf, "momentum", "Pass `betas=(momentum, ...)`"),
         (rmsprop_tf, "decay", "Pass `alpha=...` instead of `decay`"),
         (adamw_tf, "weight_decya", "Did you mean `weight_decay`?"),
-        (adamw_tf, "zzz", "It takes `learning_rate`, `betas`, `eps`"),
+        (adamw_tf, "zzz", "It accepts `learning_rate`, `betas`, `eps`"),
         (clip, "max_grad_norm", "Pass `max_norm=...` instead of `max_grad_norm`"),
         (get_cosine_schedule_with_warmup, "warmup_steps", "`num_warmup_steps=...`"),
         (get_wsd_schedule, "num_trainig_steps", "Did you mean `num_training_steps`?"),

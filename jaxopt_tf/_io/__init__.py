@@ -1,4 +1,4 @@
-"""Files that are written whole, values read from files, and one process for all."""
+"""Atomic writes, values read from files, and communication between processes."""
 
 from ._atomic_file import atomic_write as atomic_write
 from ._atomic_file import check_folder as check_folder

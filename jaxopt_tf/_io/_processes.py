@@ -1,7 +1,7 @@
-"""Work of process 0 for all processes, and checks that all of them agree.
+"""Work of process 0 on behalf of all processes, and checks that all of them agree.
 
-`jax.distributed.initialize` makes several processes one program: all of them must run
-the same computations in the same order. Files are written by process 0 alone.
+After `jax.distributed.initialize`, all processes must run the same computations in the
+same order. Only process 0 writes files.
 """
 
 import json
@@ -12,31 +12,34 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Errors with a sentence for the user; they are raised in all processes.
+# Errors with a message for the user, which are raised in all processes. The index in
+# the tuple is broadcast in place of the class, which JSON cannot represent.
 _TOLD = (ValueError, TypeError, OSError)
-_ANOTHER = "another one was not: its message names them."
+_ANOTHER = "another process was not: its message lists the differences."
 
 
 def is_primary_process() -> bool:
-    """Returns True in the process that writes and prints; true if there is one."""
+    """Returns whether this is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def run_on_process_0(function: Callable[[], Any]) -> Any:
-    """Calls a function in the first process, and returns its result in all of them.
+    """Calls a function in process 0, and returns its result in all processes.
 
-    All processes must call it; those that come early wait.
+    All processes must call it, and wait until process 0 has finished.
 
     Args:
-        function: its result must be what JSON can hold.
+        function: a function whose result can be represented in JSON.
 
     Raises:
-        ValueError, TypeError, OSError: in all processes, if it does in the first one.
+        ValueError, TypeError, OSError: in all processes, if `function` raises it.
     """
     if jax.process_count() == 1:
         return function()
     error, told = None, {}
     if is_primary_process():
+        # The error is sent and not raised here. The other processes would wait for a
+        # broadcast that never comes.
         try:
             told = {"result": function()}
         except _TOLD as raised:
@@ -52,11 +55,11 @@ def run_on_process_0(function: Callable[[], Any]) -> Any:
 
 
 def broadcast_from_process_0(value: Any) -> Any:
-    """Returns the value of process 0 in all of them; JSON must be able to hold it."""
+    """Returns the value of process 0 in all processes; it must be valid in JSON."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # A broadcast array must have one shape everywhere: the length goes first.
+    # The array must have the same shape in all processes, so its length is sent first.
     (length,) = multihost_utils.broadcast_one_to_all(np.array([text.size], np.int32))
     sent = text if is_primary_process() else np.zeros(int(length), np.uint8)
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent))
@@ -64,22 +67,23 @@ def broadcast_from_process_0(value: Any) -> Any:
 
 
 def all_processes_agree(condition: bool) -> bool:
-    """Returns True in all processes if the condition is true in each."""
+    """Returns whether the condition is True in every process; the same in all."""
     if jax.process_count() == 1:
         return condition
     return bool(np.all(multihost_utils.process_allgather(np.array([condition]))))
 
 
 def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
-    """Raises in all processes unless they have equal settings; all must call it.
+    """Raises in all processes unless all have equal settings; all must call it.
 
     Args:
-        settings: by name; JSON must be able to hold them.
+        settings: settings by name, with values that can be represented in JSON.
 
     Raises:
-        ValueError: with every setting that differs from process 0's, in the processes
-            that have it; without names in the others.
+        ValueError: in all processes. The message lists the settings of this process
+            that differ from those of process 0.
     """
+    # Both have passed through JSON: tuples have become lists, keys strings.
     first, mine = (
         broadcast_from_process_0(dict(settings)),
         json.loads(json.dumps(dict(settings))),
@@ -95,5 +99,5 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
     raise ValueError(
         "every process must be started with the same settings and versions, but "
         + "\n  ".join(["these differ:", *differences] if names else [_ANOTHER])
-        + "\nStart all of them alike."
+        + "\nStart all processes with the same settings."
     )

@@ -1,7 +1,7 @@
-"""Values read by the kind of their field, from JSON, a command line or a file.
+"""Conversion of values from JSON, a command line or a file to the type of a field.
 
-All of them are read alike: `"1e-4"` is a number wherever a number is required, and
-`"false"` is False wherever a switch is.
+Values from all sources are converted in the same way: `"1e-4"` is accepted for every
+number, and `"false"` for every switch.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ _JSON_OR_TEXT = "JSON|NAME=VALUE,..."
 
 
 class Kind(NamedTuple):
-    """Kind of a value, as the help of a command line names it."""
+    """Kind of a value, as printed in the help of a command line."""
 
     noun: str  # "INT", "NUMBER", "JSON", "{stop,skip}", ...; "" for a switch
-    is_several: bool = False  # takes a list of values
-    is_optional: bool = False  # None is a value
+    is_several: bool = False  # whether it is a list of values
+    is_optional: bool = False  # whether None is accepted
 
 
 SWITCH, NUMBER = Kind(""), Kind("NUMBER")
@@ -31,13 +31,14 @@ JSON_OR_TEXT = Kind(_JSON_OR_TEXT)
 
 
 def kinds_of(record: type) -> dict[str, Kind]:
-    """Returns the kind of each field of a dataclass, by name."""
+    """Returns the kinds of the fields of a dataclass, by name."""
     hints = get_type_hints(record)
     return {f.name: kind_of(hints[f.name]) for f in dataclasses.fields(record)}
 
 
 def kind_of(annotation: Any) -> Kind:
-    """Returns the kind of value that a type annotation stands for."""
+    """Returns the kind of the values of a type annotation."""
+    # `X | Y` has another origin than `Union[X, Y]` before Python 3.14.
     is_union = get_origin(annotation) in (Union, types.UnionType)
     options = get_args(annotation) if is_union else (annotation,)
     items = [get_args(o)[0] for o in options if get_origin(o) is tuple]
@@ -55,23 +56,25 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def is_set(value: Any) -> bool:
-    """Returns False for null, "", [], {} and the words for null, True otherwise."""
+    """Returns False for None, "None", "none", "null", "", [] and {}, else True."""
     return value not in _UNSET
 
 
 def is_null(value: Any) -> bool:
-    """Returns True for null and the words for it."""
+    """Returns True for None, "None", "none" and "null"."""
     return value in _NULL
 
 
 def read_value(name: str, kind: Kind, value: Any) -> Any:
-    """Reads a value of a kind, from a string or from JSON.
+    """Converts a string, or a value from JSON, to a kind.
 
     Raises:
-        TypeError: if it cannot be read as one. The range is checked by the caller.
+        TypeError: if the value cannot be converted. The caller checks its range.
     """
     if kind.is_optional and is_null(value):
         return None
+    # The noun of a `Literal` lists its choices, and the value is read as a name. The
+    # dataclass checks it against the choices.
     reader = _READERS.get(kind.noun, _READERS["NAME"])
     try:
         if not kind.is_several:
@@ -89,11 +92,11 @@ def read_value(name: str, kind: Kind, value: Any) -> Any:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Parses JSON in which no object has a name twice.
+    """Parses JSON, and refuses objects that contain a name twice.
 
     Raises:
-        ValueError: if one has; `json` itself would take the last value.
-        json.JSONDecodeError, UnicodeDecodeError: if it is no JSON.
+        ValueError: if a name occurs twice; `json` would return the last value.
+        json.JSONDecodeError, UnicodeDecodeError: if `content` is not valid JSON.
     """
     return json.loads(content, object_pairs_hook=_unique_names)
 
@@ -101,15 +104,15 @@ def parse_json(content: str | bytes) -> Any:
 def read_json_object(
     path: Path, folder: str, remedy: str = "Copy the folder again."
 ) -> dict[str, Any]:
-    """Reads a file of a folder that must be a JSON object.
+    """Reads a file that must contain a JSON object.
 
     Args:
-        path: the file.
-        folder: name of the argument that names the folder, for errors.
-        remedy: sentence on what to do if the file is damaged.
+        path: path of the file.
+        folder: name of the argument that is the file's folder, for errors.
+        remedy: sentence that states what to do if the file is damaged.
 
     Raises:
-        ValueError: if the file cannot be read or is no JSON object.
+        ValueError: if the file cannot be read or does not contain a JSON object.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -124,13 +127,13 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for name, value in pairs:
         if name in named:
-            raise ValueError(f"`{name}` is in it twice; delete one")
+            raise ValueError(f"`{name}` occurs twice; delete one of them")
         named[name] = value
     return named
 
 
 class _UnreadableError(Exception):
-    """The value is of another kind."""
+    """Error of a value that cannot be converted to the required kind."""
 
 
 def _switch(value: Any) -> bool:
@@ -142,7 +145,9 @@ def _switch(value: Any) -> bool:
 def _number(value: Any) -> int | float:
     if isinstance(value, int | float):
         return value
-    for kind in (int, float):  # a count may be written 1e6, the record decides
+    # Integers may be written as 1e6, so both types are tried. The dataclass checks
+    # whether the field requires a whole number.
+    for kind in (int, float):
         with contextlib.suppress(TypeError, ValueError):
             return kind(value)
     raise _UnreadableError
@@ -170,7 +175,7 @@ def _json(value: Any) -> Any:
 
 
 def _scalars(value: Any) -> Any:
-    """Reads numbers and switches out of the strings of an object, as Transformers."""
+    """Converts strings in an object to numbers and switches, as Transformers does."""
     if isinstance(value, dict):
         return {name: _scalars(item) for name, item in value.items()}
     if isinstance(value, str):
@@ -187,7 +192,7 @@ def _json_or_text(value: Any) -> Any:
 
 class _Reader(NamedTuple):
     read: Callable[[Any], Any]
-    noun: str  # of one value, for errors
+    noun: str  # what one value must be, for errors
 
 
 _READERS = {

@@ -1,4 +1,4 @@
-"""Float32 arithmetic with the accuracy that torch's doubles have."""
+"""Scalar arithmetic on float32 pairs with nearly the accuracy of torch's doubles."""
 
 from ._compiler_guards import block_fma as block_fma
 from ._compiler_guards import hoist_scalars as hoist_scalars

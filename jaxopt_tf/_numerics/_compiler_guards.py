@@ -1,8 +1,9 @@
-"""Guards against rewrites by which XLA would change numbers or repeat work.
+"""Guards against XLA rewrites that change results or repeat work.
 
-XLA assumes that a value which is rounded and then widened need not be rounded, that a
-product and a sum may be fused into one rounding, and that scalar arithmetic is cheap
-enough to repeat in every loop. Each function here prevents one of these rewrites.
+XLA may remove a rounding that is followed by a conversion to a wider dtype, fuse a
+product and a sum into one rounding (a fused multiply-add, FMA), and repeat scalar
+arithmetic in every loop that reads the result. Each function in this module prevents
+one of these rewrites.
 """
 
 from typing import Any
@@ -16,19 +17,22 @@ from .._typing import PyTree
 def update_from_new_param(new: jax.Array, param: jax.Array) -> jax.Array:
     """Returns the update that turns `param` into `new` rounded to the leaf's dtype.
 
-    Exact while a parameter changes by less than a factor of two.
+    The update is exact if the parameter changes by less than a factor of two.
 
     Args:
-        new: the new parameter, float32; float64 where `param` is.
+        new: the new parameter, float32; float64 if `param` is.
         param: the parameter, in the leaf's dtype.
     """
+    # Exact by Sterbenz's lemma: a - b needs no rounding if b/2 <= a <= 2b.
     if param.dtype == jnp.float64:
         return new - param
     if param.dtype == jnp.float16:
-        # `reduce_precision` would flush to zero what float16 holds below 6e-5.
+        # `reduce_precision` flushes subnormals to zero: float16 values below 6e-5.
         stored: jax.Array = jax.lax.optimization_barrier(new.astype(param.dtype))
         return stored - param
-    # Not a mere cast: XLA may skip a cast down that is followed by one up.
+    # A cast alone is not enough: XLA may remove a cast to bfloat16 that is followed by
+    # one to float32 (`xla_allow_excess_precision`, on by default). The update would
+    # then be the difference to a parameter that was not rounded.
     info = jnp.finfo(param.dtype)
     rounded = jax.lax.reduce_precision(new, info.nexp, info.nmant)
     return (rounded - param.astype(jnp.float32)).astype(param.dtype)
@@ -36,21 +40,23 @@ def update_from_new_param(new: jax.Array, param: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def block_fma(x: jax.Array, zero: jax.Array) -> jax.Array:
-    """Returns the product `x`, rounded before a following sum can be fused with it.
+    """Returns the product `x` in a form that is rounded before a following sum.
 
     Torch stores decayed parameters, which rounds them; a fused multiply-add would not.
-    An exclusive or with a zero that the compiler cannot see through keeps the two
-    apart, at the cost of one instruction; `reduce_precision` to the same precision is
-    removed, and `optimization_barrier` would write the leaf to memory.
+    The product is separated from the sum by an exclusive or of its bits with a zero
+    that the compiler does not know. This costs one instruction. XLA removes a
+    `reduce_precision` to the same precision, and an `optimization_barrier` would write
+    the leaf to memory.
 
     Args:
         x: a product, float32 or float64.
         zero: (), int32: 0, unknown to the compiler.
     """
     if x.dtype == jnp.float64:
-        # TPUs have no bits of a float64. A product with 1 may be fused with the sum
-        # instead, and changes nothing.
+        # On a TPU a float64 cannot be cast to its bits. XLA may fuse this product with
+        # 1 into the sum, but `x` is rounded before, so the result is the same.
         return x * (1.0 + zero.astype(x.dtype))
+    # XLA would remove `x ^ 0` if it knew that `zero` is 0.
     bits = jax.lax.bitcast_convert_type(x, jnp.int32) ^ zero
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -59,16 +65,22 @@ def block_fma(x: jax.Array, zero: jax.Array) -> jax.Array:
 def _block_fma_jvp(
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    # A bitcast has no derivative; that of the identity is meant.
+    # JAX defines no derivative of a bitcast. The function is the identity.
     return block_fma(*primals), tangents[0]
 
 
 def hoist_scalars(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
-    """Returns the same scalars, as one computation that the loops of all leaves read.
+    """Returns the same scalars, computed once for the loops of all leaves.
 
-    XLA repeats sums and selects in the loop of every leaf that reads them, but no
-    division. So the scalars of `dtype` are divided by a one that it cannot fold, since
-    it does not know that a count, (), int32, is never negative.
+    XLA duplicates cheap operations such as sums and selects into the loop of every leaf
+    that reads them, but not divisions. Each scalar of `dtype` is therefore divided by
+    1.
+
+    Args:
+        scalars: a tree of scalars.
+        count: (), int32: number of updates, at least 0.
+        dtype: dtype of the scalars to divide; others are returned unchanged.
     """
+    # XLA does not know that a count is never negative, and so cannot fold this to 1.
     one = 1.0 - jnp.minimum(count, 0).astype(dtype)
     return jax.tree.map(lambda x: x / one if x.dtype == dtype else x, scalars)

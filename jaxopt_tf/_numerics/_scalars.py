@@ -1,12 +1,12 @@
-"""Hyper-parameters as scalars in the dtype of the arithmetic on a leaf.
+"""Hyperparameters as scalars in the dtype of the arithmetic on a leaf.
 
-They are rounded once, from the host's double. Bias corrections, 1 - rate * weight_decay
-and the like need more digits than float32 has: they are evaluated as exact scalars,
-pairs of float32 for leaves up to float32 and float64 for float64 leaves. Both support
-`+`, `-`, `*` and `/`, so that a formula is written once.
+A hyperparameter is rounded once, from the host's double. Expressions such as bias
+corrections and 1 - rate * weight_decay need more digits than float32 has. They are
+evaluated as exact scalars: pairs of float32 for leaves up to float32, and float64 for
+float64 leaves. Both support `+`, `-`, `*` and `/`, so that a formula is written once.
 
-float64 arrays exist under `jax_enable_x64` only. Without it JAX makes float32 of a
-float64 numpy array, and so do the functions here.
+float64 arrays require `jax_enable_x64`. Without it, JAX converts a float64 NumPy array
+to float32, and so do the functions in this module.
 """
 
 from typing import Any
@@ -20,14 +20,14 @@ from .._typing import PyTree, Scalar
 from . import double_float
 from .double_float import DoubleFloat
 
-# A `DoubleFloat`, or a float64 array; (). The operands of an operator are of one kind.
+# A `DoubleFloat` or a float64 array; (). Both operands of an operator have one type.
 ExactScalar = Any
 
 
 def wide_dtype(dtype: Any) -> np.dtype:
     """Returns the dtype of the arithmetic on a leaf: float64 for float64, else float32.
 
-    Moments, learning rates and norms of the leaf have it too.
+    It is also the dtype of the leaf's moments, learning rate and norm.
     """
     is_wide = dtype == jnp.float64 and has_float64()
     return np.dtype(np.float64 if is_wide else np.float32)
@@ -40,19 +40,20 @@ def widest_dtype(tree: PyTree) -> np.dtype:
 
 
 def has_float64() -> bool:
-    """Returns whether `jax_enable_x64` is set, here and now."""
+    """Returns whether `jax_enable_x64` is set at the time of the call."""
     return bool(jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64)
 
 
 def scalar(value: Scalar, dtype: Any) -> jax.Array:
-    """Returns `value` as (), `dtype`."""
+    """Returns `value` as a scalar array; (), `dtype`."""
     return jnp.asarray(value).astype(dtype)
 
 
 def one_minus(value: Scalar, dtype: Any) -> jax.Array:
-    """Returns 1 - value; for an array in `dtype`, exact where value >= 1/2."""
+    """Returns 1 - value; for an array in `dtype`, exact if value >= 1/2."""
     if isinstance(value, jax.Array):
         return 1.0 - scalar(value, dtype)
+    # Subtracted in double: 1 - float32(0.999) has a relative error of 1.3e-5.
     return scalar(1.0 - float(value), dtype)
 
 
@@ -65,8 +66,8 @@ def exact_scalar(value: Scalar, dtype: Any) -> ExactScalar:
     """Returns a host double, or the value of an array, as an exact scalar.
 
     Args:
-        value: a double, kept to 48 bits; of an array the float32, or the float64.
-        dtype: of the arithmetic that reads it: float32 or float64.
+        value: a double, of which 48 bits are used; or an array, converted to `dtype`.
+        dtype: dtype of the arithmetic that uses the result: float32 or float64.
     """
     is_wide = dtype == jnp.float64
     return scalar(value, dtype) if is_wide else double_float.from_scalar(value)
@@ -79,7 +80,7 @@ def exact_int(value: jax.Array, dtype: Any) -> ExactScalar:
 
 
 def exact_power(base: Scalar, exponent: jax.Array, dtype: Any) -> ExactScalar:
-    """Returns base ** exponent for a base from 0 to 1 and an exponent of int32."""
+    """Returns base ** exponent for a base from 0 to 1 and an int32 exponent."""
     if dtype == jnp.float64:
         return scalar(base, dtype) ** exponent.astype(dtype)
     is_array = isinstance(base, jax.Array)
@@ -94,5 +95,5 @@ def exact_sqrt(value: ExactScalar) -> ExactScalar:
 
 
 def rounded(value: ExactScalar) -> jax.Array:
-    """Returns an exact scalar in the dtype of the arithmetic: float32, or float64."""
+    """Returns an exact scalar rounded to the dtype of the arithmetic."""
     return double_float.to_float32(value) if isinstance(value, DoubleFloat) else value

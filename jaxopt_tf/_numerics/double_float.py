@@ -1,11 +1,12 @@
-"""A number as the sum of two float32: 48 bits where a device has 24.
+"""Double-float arithmetic: numbers as sums of two float32, with 48 bits instead of 24.
 
-Torch computes its scalars in double precision: bias corrections and learning rates.
-Devices often have no doubles, and JAX turns them off by default. A pair of float32
-keeps enough of their digits, for scalars, at no cost that one could measure.
+Torch computes its scalars, such as bias corrections and learning rates, in double
+precision. Many devices have no double precision, and JAX disables it by default. A pair
+of float32 has enough digits for these scalars, at no measurable cost.
 
-Compilers fuse a product and a sum into one rounding where they like. Every product
-below is therefore exact (12 bits by 12 bits), so that fusing it changes nothing.
+Compilers may fuse a product and a sum into one rounding. The products that the error
+terms depend on are therefore exact (12 bits by 12 bits), so that fusing them changes
+nothing.
 
 Source: T. J. Dekker, "A floating-point technique for extending the available
 precision", 1971; D. E. Knuth, The Art of Computer Programming 2, 4.2.2.
@@ -19,12 +20,12 @@ import numpy as np
 
 
 class DoubleFloat(NamedTuple):
-    """The unevaluated sum `high + low`; where it is not finite, `low` is 0."""
+    """Unevaluated sum `high + low`. If `high` is not finite, `low` is 0."""
 
     high: jax.Array  # any shape, float32: the number rounded to float32
-    low: jax.Array  # as high, float32: what the rounding left over
+    low: jax.Array  # as high, float32: the rounding error of `high`
 
-    # The operators of a tuple would concatenate and repeat.
+    # A NamedTuple inherits operators that concatenate and repeat tuples.
     def __add__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]
         """Returns `add(self, other)`."""
         return add(self, other)
@@ -43,12 +44,13 @@ class DoubleFloat(NamedTuple):
 
 
 def from_float(value: float | np.ndarray) -> DoubleFloat:
-    """Returns host doubles, as exactly as two float32 can hold them."""
+    """Returns host doubles as pairs, rounded to the nearest sum of two float32."""
     value = np.asarray(value, np.float64)
     high = value.astype(np.float32)
+    # `np.where` evaluates both branches: the inner one avoids inf - inf, which warns.
     low = np.where(np.isfinite(high), value - np.where(np.isfinite(high), high, 0), 0)
-    # Behind a barrier, because XLA folds constants as if sums were associative:
-    # (x + 1) - 1 becomes x, and the rounding error that a pair lives on is gone.
+    # XLA folds constants as if sums were associative: (x + 1) - 1 becomes x, and the
+    # rounding errors that `low` is made of become 0. The barrier hides the constants.
     pair = jnp.asarray(high), jnp.asarray(low.astype(np.float32))
     return DoubleFloat(*jax.lax.optimization_barrier(pair))
 
@@ -61,13 +63,14 @@ def from_scalar(value: float | jax.Array) -> DoubleFloat:
 
 
 def from_float32(value: jax.Array) -> DoubleFloat:
-    """Returns a float32, exactly."""
+    """Returns a float32 as a pair, exactly."""
     return DoubleFloat(value, jnp.zeros_like(value))
 
 
 def from_int(value: jax.Array) -> DoubleFloat:
-    """Returns an int32 or uint32 of any size, exactly."""
-    # Both halves have few enough bits for float32; their sum may not.
+    """Returns an int32 or uint32 as a pair, exactly."""
+    # The lower 12 bits and the upper 20 both fit into the 24 bits of a float32. The
+    # whole number may not.
     low_bits = value & 0xFFF
     return _two_sum(
         (value - low_bits).astype(jnp.float32), low_bits.astype(jnp.float32)
@@ -80,7 +83,9 @@ def negate(a: DoubleFloat) -> DoubleFloat:
 
 
 def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a + b, to about 2^-46 of the larger; exact where the sum fits."""
+    """Returns a + b with an error of about 2^-46 of the larger; exact if it fits."""
+    # Both sums contribute their rounding errors, and the pair is normalized after each
+    # contribution, so that `low` stays below half a unit in the last place of `high`.
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
     high, low = _quick_two_sum(high, low + carry)
@@ -88,17 +93,18 @@ def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
 
 def subtract(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a - b, as `add`."""
+    """Returns a - b with the error of `add`."""
     return add(a, negate(b))
 
 
 def multiply(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a * b, to about 2^-46 of the product."""
+    """Returns a * b with an error of about 2^-46 of the product."""
     return _finite_or(a.high * b.high, _product(a, b))
 
 
 def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a / b, to about 2^-45 of the quotient; exact where it fits."""
+    """Returns a / b with an error of about 2^-45 of the quotient; exact if it fits."""
+    # Long division: each float32 quotient of the remainder adds 24 bits.
     first = a.high / b.high
     rest = subtract(a, _product(from_float32(first), b))
     second = rest.high / b.high
@@ -108,26 +114,28 @@ def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
 
 def sqrt(a: DoubleFloat) -> DoubleFloat:
-    """Returns the square root of a number greater than 0, to about 2^-45."""
+    """Returns the root of a number greater than 0 with a relative error of 2^-45."""
+    # One Newton step from the float32 root, with the remainder computed as a pair.
     first = jnp.sqrt(a.high)
     rest = subtract(a, _product(from_float32(first), from_float32(first)))
     return _quick_two_sum(first, rest.high / (first + first))
 
 
 def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
-    """Returns base ** exponent for a base from 0 to 1, by products alone.
+    """Returns base ** exponent for a base from 0 to 1, computed by products only.
 
     Exponentials and logarithms differ between devices by several units in the last
-    place; products do not. The powers base^(2^k) whose bit is set in the exponent are
-    multiplied pairwise: five products of vectors.
+    place, but products do not. The function multiplies the powers base^(2^k) whose bit
+    k is set in the exponent, pairwise, in five products of vectors.
 
     Args:
         base: a host double; or (), float32, for a sweep.
         exponent: (), int32, at least 0.
 
     Returns:
-        (), float32 pair; its error is below 2^-46 (exponent + 64) of the power.
+        A pair of shape (); its error is below 2^-46 (exponent + 64) of the power.
     """
+    # Factors of unset bits are 1. The vector is halved five times: 32, 16, ..., 1.
     bit = (exponent >> jnp.arange(32, dtype=jnp.int32)) & 1
     one = from_float32(jnp.ones(32, jnp.float32))
     factors = select(bit == 1, _squares(base), one)
@@ -139,7 +147,7 @@ def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
 
 
 def select(condition: jax.Array, a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a where `condition`, else b."""
+    """Returns `a` where `condition` is True, else `b`."""
     return DoubleFloat(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
 
 
@@ -149,7 +157,9 @@ def to_float32(a: DoubleFloat) -> jax.Array:
 
 
 def _squares(base: float | jax.Array) -> DoubleFloat:
-    """Returns base, base^2, base^4, ... base^(2^31); (32,)."""
+    """Returns base, base^2, base^4, ..., base^(2^31); (32,)."""
+    # Powers of a double are computed by NumPy on the host. Those of an array, which
+    # may be traced, are squared repeatedly on the device.
     if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 
@@ -160,29 +170,29 @@ def _squares(base: float | jax.Array) -> DoubleFloat:
 
 
 def _product(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a * b of finite numbers."""
+    """Returns a * b for finite numbers."""
+    # The product of both `low` parts is left out: it is below 2^-48 of the result.
     high, low = _two_product(a.high, b.high)
     return _quick_two_sum(high, low + (a.high * b.low + a.low * b.high))
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> DoubleFloat:
-    """Returns a + b without any error, whichever is larger (Knuth)."""
+    """Returns a + b exactly, for any order of magnitudes (Knuth)."""
     total = a + b
     b_part = total - a
     return DoubleFloat(total, (a - (total - b_part)) + (b - b_part))
 
 
 def _quick_two_sum(a: jax.Array, b: jax.Array) -> DoubleFloat:
-    """Returns a + b without any error, where |a| >= |b| (Dekker)."""
+    """Returns a + b exactly, for |a| >= |b| (Dekker)."""
     total = a + b
     return DoubleFloat(total, b - (total - a))
 
 
 def _two_product(a: jax.Array, b: jax.Array) -> DoubleFloat:
-    """Returns a * b of four exact products.
-
-    Never as `a * b - rounded`, which may be fused.
-    """
+    """Returns a * b as the sum of four exact products."""
+    # The usual error term `a * b - rounded` is not used. Its value depends on whether
+    # the compiler fuses the product with the difference.
     a_high, b_high = _upper_half(a), _upper_half(b)
     a_low, b_low = a - a_high, b - b_high
     cross = _two_sum(a_high * b_low, a_low * b_high)
@@ -191,13 +201,19 @@ def _two_product(a: jax.Array, b: jax.Array) -> DoubleFloat:
 
 
 def _upper_half(a: jax.Array) -> jax.Array:
-    """Returns the upper 12 bits of the mantissa, cut off by a mask of the bits."""
+    """Returns `a` with the lower 12 bits of its significand set to 0."""
+    # A float32 stores 23 bits and an implicit leading one. The mask keeps sign,
+    # exponent and 11 stored bits: 12 significant bits remain, and 12 are left for `a -
+    # result`.
     bits = jax.lax.bitcast_convert_type(a, jnp.uint32) & jnp.uint32(0xFFFFF000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _finite_or(plain: jax.Array, pair: DoubleFloat) -> DoubleFloat:
-    """Returns `pair`, or the plain result where that is inf or NaN."""
+    """Returns `pair`, or the plain result where it is inf or NaN.
+
+    The error terms of an infinite result are inf - inf, and `high` would become NaN.
+    """
     is_finite = jnp.isfinite(plain)
     return DoubleFloat(
         jnp.where(is_finite, pair.high, plain),

@@ -19,26 +19,28 @@ def is_floating(leaf: Any) -> bool:
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """Returns the Euclidean norm of all elements together; (), float32 or float64.
+    """Returns the Euclidean norm of all leaves together; (), float32 or float64.
 
-    Squares are summed in float32 whatever the leaves' dtype, and in float64 if one of
-    them is float64. Integer and float0 leaves are left out. Inside of `jax.shard_map`
-    the squares of all shards are added up.
+    Squares are summed in float32 for every dtype, and in float64 if any leaf is
+    float64. Integer and float0 leaves are left out. Inside of `jax.shard_map` the
+    squares of all shards are summed.
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     dtype = widest_dtype(arrays)
     small = [leaf for leaf in arrays if _is_small(leaf)]
-    # By the mesh axes along which leaves are shards, so that each set is sent once.
+    # One total for each set of mesh axes along which leaves are shards, so that `psum`
+    # runs once per set and not once per leaf.
     totals = {frozenset[str](): jnp.zeros((), dtype)}
-    # From the last leaf on, whose gradient a backward pass has first.
+    # In reverse order: a backward pass computes the gradient of the last leaf first.
     for leaf in reversed(arrays):
         if not _is_small(leaf):
             axes, squares = varying_axes(leaf), _sum_of_squares(leaf, dtype)
             totals[axes] = totals[axes] + squares if axes in totals else squares
     total = totals.pop(frozenset())
     if small:
-        # Biases and scales together: each alone costs three launches on a CPU, which
-        # take longer than its sum, and a compiler ten times as long.
+        # Biases and scales are concatenated. On a CPU each separate sum costs three
+        # kernel launches, which take longer than the sum, and compilation takes ten
+        # times as long.
         flat = [leaf.astype(dtype).reshape(-1) for leaf in small]
         total = total + _sum_of_squares(jnp.concatenate(flat), dtype)
     for axes, squares in totals.items():
@@ -47,7 +49,8 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 
 def _is_small(leaf: jax.Array) -> bool:
-    # On many devices each stays where it is: to put them together would gather them.
+    # On several devices small leaves are not concatenated, because that would gather
+    # them.
     mesh = jax.typeof(leaf).sharding.mesh
     is_on_one = mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto)
     return leaf.size <= 4096 and is_on_one
@@ -59,11 +62,11 @@ def _sum_of_squares(leaf: jax.Array, dtype: Any) -> jax.Array:
 
 
 def reshard_like(array: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns `array` with the explicit sharding of `like`, of the same shape.
+    """Returns `array` with the explicit sharding of `like`, which has the same shape.
 
-    An array's type has a sharding on mesh axes of the type `Explicit` only, and arrays
-    that meet in an operation must have one sharding there. Everywhere else the compiler
-    decides, and nothing is done here.
+    On mesh axes of the type `Explicit` the sharding is a part of an array's type, and
+    the operands of an operation must have equal shardings. On all other axes the
+    compiler chooses shardings, and `array` is returned unchanged.
     """
     sharding = jax.typeof(like).sharding
     if not _is_explicit(sharding) or jax.typeof(array).sharding == sharding:
@@ -73,12 +76,13 @@ def reshard_like(array: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def reshaped(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns `array.reshape(shape)`, gathered before if its sharding is explicit.
+    """Returns `array.reshape(shape)`; an explicitly sharded array is gathered first.
 
-    To merge two axes that are divided among devices is to move elements between them,
-    and JAX requires the result's sharding. This is for rows, columns and biases.
+    Merging sharded axes moves elements between devices, and JAX requires the sharding
+    of the result. The function is meant for small arrays: rows, columns and biases.
     """
     sharding = jax.typeof(array).sharding
+    # Adding or removing axes of size 1 moves no elements, and JAX infers the sharding.
     is_merged = [n for n in array.shape if n > 1] != [n for n in shape if n > 1]
     if is_merged and _is_explicit(sharding):
         replicated = NamedSharding(sharding.mesh, PartitionSpec())
@@ -89,8 +93,8 @@ def reshaped(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def varying_axes(array: jax.Array) -> frozenset[str]:
     """Returns the mesh axes along which `array` is one shard of several.
 
-    That is inside of `jax.shard_map`, where the type of an array holds them. There are
-    none under `check_vma=False` and in `jax.pmap`, where JAX does not track them.
+    Inside of `jax.shard_map` the type of an array contains these axes. The result is
+    empty under `check_vma=False` and in `jax.pmap`, where JAX does not track them.
     """
     axes: frozenset[str] = jax.typeof(array).manual_axis_type.varying
     return axes
@@ -101,9 +105,9 @@ def _is_explicit(sharding: NamedSharding) -> bool:
 
 
 def check_params(params: PyTree, *, function: str) -> None:
-    """Raises unless every leaf of `params` has a dtype that can be trained.
+    """Raises unless every leaf of `params` has a dtype that optimizers support.
 
-    Integers, booleans and keys have one: optimizers leave them unchanged.
+    Integers, booleans and keys are accepted, and optimizers leave them unchanged.
     """
     if params is None:
         raise ValueError(
@@ -124,7 +128,7 @@ def check_params(params: PyTree, *, function: str) -> None:
 
 
 def _dtype_advice(dtype: Any) -> str:
-    """Returns the way out for a dtype that cannot be trained; "" for one that can."""
+    """Returns advice for a dtype that cannot be trained, or "" for a supported one."""
     if not jnp.issubdtype(dtype, jnp.inexact) or dtype in _TRAINABLE:
         return ""
     if dtype == jnp.float64:
@@ -135,29 +139,29 @@ def _dtype_advice(dtype: Any) -> str:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return "Carry a complex number as two leaves."
     return (
-        "Keep the parameter in float32 and cast it inside the loss function, since an "
-        "update is smaller than the rounding of these formats. Exclude weights that "
-        "are not trained with `optax.masked`."
+        "Keep the parameter in float32 and cast it inside the loss function, because "
+        "updates are smaller than the rounding errors of these formats. Exclude "
+        "weights that are not trained with `optax.masked`."
     )
 
 
 def check_arrays(argument: str, tree: PyTree) -> None:
-    """Raises an error if a leaf is not an array, but a number or a function, say."""
+    """Raises an error if a leaf is not an array, such as a number or a function."""
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise TypeError(
-                f"`{argument}` must hold arrays, got {type(leaf).__name__} for "
-                f"{leaf_names(tree)[i]!r}. Wrap numbers in `jnp.asarray`; of a module "
-                "pass its arrays only, as `eqx.filter(model, eqx.is_inexact_array)` "
-                "does."
+                f"`{argument}` must contain only arrays, got {type(leaf).__name__} for "
+                f"{leaf_names(tree)[i]!r}. Wrap numbers in `jnp.asarray`. For a "
+                "module, pass only its arrays, as returned by `eqx.filter(model, "
+                "eqx.is_inexact_array)`."
             )
 
 
 def check_real(argument: str, tree: PyTree) -> None:
-    """Raises if a leaf cannot be scaled: it is complex, or has fewer than 16 bits.
+    """Raises if a leaf is complex or has fewer than 16 bits, and cannot be scaled.
 
-    Torch and optax disagree on the norm of complex numbers. A clipped float8 gradient
-    would mostly be 0: the smallest number of float8_e4m3fn is 2e-3.
+    Torch and optax define the norm of complex numbers differently. A clipped float8
+    gradient would mostly be 0: the smallest positive float8_e4m3fn is 2e-3.
     """
     check_arrays(argument, tree)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
@@ -177,7 +181,8 @@ def check_real(argument: str, tree: PyTree) -> None:
 def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
     """Returns the gradient of each leaf of `params`; raises unless they fit.
 
-    Shapes must be equal: a gradient that would only broadcast is a mistake.
+    Shapes must be equal. A gradient that only broadcasts to its parameter is refused,
+    because it is most likely a mistake.
     """
     leaves = jax.tree.leaves(params)
     treedef: Any = jax.tree.structure(params)
@@ -185,14 +190,16 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
         flat: list[Any] = treedef.flatten_up_to(grads)
     except (ValueError, TypeError, KeyError) as error:
         odd = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
-        why = f"got {type(grads).__name__} and {type(params).__name__}, or such within"
+        # If all names are equal, the containers differ, such as tuple and list.
+        why = f"got {type(grads).__name__} and {type(params).__name__}, or nested ones"
         if odd:
             why = f"{len(odd)} leaves are in only one, the first being {odd[0]!r}"
         raise ValueError(
-            f"`grads` must have the structure of `params`: {why}. Take both from the "
-            "same tree."
+            f"`grads` must have the structure of `params`: {why}. Compute gradients "
+            "with respect to the same tree."
         ) from error
     pairs = list(zip(leaves, flat, strict=True))
+    # None is accepted as the gradient of an integer leaf, which has none.
     wrong = [
         i
         for i, (p, g) in enumerate(pairs)

@@ -1,8 +1,8 @@
 """Layout of a torch tensor relative to the leaf that stores the same parameter.
 
-Adafactor's second moments, its RMS and its clipping depend on which axes come last and
+Adafactor's second moments, its RMS and its clipping depend on the order of the axes and
 on which axes belong to one parameter. A layout describes both. `interop` uses the same
-description to copy parameters and moments between torch tensors and leaves.
+description to convert parameters and moments between torch tensors and leaves.
 """
 
 import dataclasses
@@ -26,33 +26,34 @@ Array = TypeVar("Array", jax.Array, np.ndarray)
 class TorchLayout:
     """Axes of a torch tensor in terms of a leaf's axes, and the axes that stack layers.
 
-    Each torch axis is a group of the leaf's axes, merged in the order given: a query
-    kernel `[d, heads, k]`, for torch `[heads * k, d]`, has `axes=((1, 2), (0,))`. An
-    empty group is an axis of size 1 that torch has and the leaf has not. Stacked axes
-    hold one torch parameter per index and are not counted in `axes`: a scan over layers
-    stacks along axis 0. `TorchLayout()` is a leaf that torch stores in the same way.
+    Each torch axis is a group of the leaf's axes, merged in the given order. A query
+    kernel `[d, heads, k]`, in torch `[heads * k, d]`, has `axes=((1, 2), (0,))`. An
+    empty group is an axis of size 1 that exists only in torch. Stacked axes contain one
+    torch parameter per index and are not counted in `axes`; a scan over layers stacks
+    along axis 0. `TorchLayout()` describes a leaf that torch stores in the same way.
 
     Attributes:
-        axes: for every torch axis the leaf's axes that it is made of; None: as stored.
-        stacked_axes: the axes that only stack parameters, as the leaf numbers them.
+        axes: for every torch axis, the leaf's axes that are merged into it; None if
+            torch stores the leaf in the same way.
+        stacked_axes: axes of the leaf along which parameters are stacked.
 
     Raises:
-        ValueError: if `axes` does not name 0, 1, ... once each, or if `stacked_axes`
-            repeats itself or has a negative number.
+        ValueError: if `axes` does not contain 0, 1, ... once each, or if `stacked_axes`
+            contains an axis twice or a negative number.
     """
 
     axes: tuple[tuple[int, ...], ...] | None = None
     stacked_axes: tuple[int, ...] = ()
 
     def __post_init__(self):
-        """Checks that every axis is named once."""
+        """Checks that every axis occurs once."""
         if self.axes is not None:
             groups = _tuple("axes", self.axes)
             flat = [axis for group in groups for axis in _axes("axes", group)]
             if sorted(flat) != list(range(len(flat))):
                 raise ValueError(
-                    "`axes` must name each axis of the leaf once, counted from 0 "
-                    f"without the stacked ones, got {self.axes!r}."
+                    "`axes` must contain each axis of the leaf once, counted from 0 "
+                    f"without the stacked axes, got {self.axes!r}."
                 )
         stacked = _axes("stacked_axes", self.stacked_axes)
         if len(set(stacked)) != len(stacked) or min(stacked, default=0) < 0:
@@ -63,15 +64,15 @@ class TorchLayout:
 
     @classmethod
     def dense(cls) -> "TorchLayout":
-        """A kernel `[in, out]`, for torch `[out, in]`."""
+        """Layout of a kernel `[in, out]`, which is `[out, in]` in torch."""
         return cls.dense_general(1, 1)
 
     @classmethod
     def dense_general(cls, num_in: int, num_out: int) -> "TorchLayout":
-        """A kernel `[*in, *out]`, for torch `[prod(out), prod(in)]`.
+        """Layout of a kernel `[*in, *out]`, in torch `[prod(out), prod(in)]`.
 
-        A query, key or value projection `[d, heads, k]` has `num_in=1, num_out=2`; the
-        projection out of the heads, `[heads, k, d]`, has `num_in=2, num_out=1`.
+        A query, key or value projection `[d, heads, k]` has `num_in=1, num_out=2`. The
+        output projection `[heads, k, d]` has `num_in=2, num_out=1`.
         """
         ins = tuple(range(num_in))
         outs = tuple(range(num_in, num_in + num_out))
@@ -79,44 +80,49 @@ class TorchLayout:
 
     @classmethod
     def flat(cls, num_axes: int) -> "TorchLayout":
-        """A leaf that torch holds as a vector, as the bias `[heads, k]` of a query."""
+        """Layout of a leaf that is a vector in torch, as a bias `[heads, k]`."""
         return cls(axes=(tuple(range(num_axes)),))
 
     @classmethod
     def conv(cls, num_spatial: int = 2) -> "TorchLayout":
-        """A kernel `[*spatial, in, out]` (HWIO), for torch `[out, in, *spatial]`."""
+        """Layout of a kernel `[*spatial, in, out]`, in torch `[out, in, *spatial]`."""
+        # Flax has the spatial axes first (HWIO), torch last (OIHW).
         order = (num_spatial + 1, num_spatial, *range(num_spatial))
         return cls(axes=tuple((axis,) for axis in order))
 
     def stacked(self, *axes: int) -> "TorchLayout":
-        """This layout for each layer of a stack along `axes`; none given: axis 0."""
+        """Layout of a stack of leaves along `axes`, by default along axis 0."""
         return dataclasses.replace(self, stacked_axes=axes or (0,))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether a leaf of this shape has the axes that the layout names."""
+        """Returns whether a leaf of this shape has the number of axes of the layout."""
         num_axes = len(shape) - len(self.stacked_axes)
         if max(self.stacked_axes, default=-1) >= len(shape) or num_axes < 0:
             return False
         return self.axes is None or num_axes == sum(len(group) for group in self.axes)
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape that torch sees, the stacked axes in front."""
+        """Returns the shape in torch, preceded by the stacked axes."""
         groups = self.groups(len(shape))
         merged = (math.prod(shape[axis] for axis in group) for group in groups)
         return (*(shape[axis] for axis in self.stacked_axes), *merged)
 
     def to_torch(self, array: Array) -> Array:
-        """Returns the leaf as torch sees it, the stacked axes in front.
+        """Returns the leaf in torch's shape, preceded by the stacked axes.
 
-        The result for a NumPy array is a view where possible.
+        For a NumPy array the result is a view if possible.
         """
         shape = self.torch_shape(array.shape)
         return _reshape(array.transpose(self._order(array.ndim)), shape)
 
     def from_torch(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """Returns a leaf of `shape` from what torch sees of it: inverts `to_torch`."""
+        """Returns a leaf of `shape` from an array in torch's shape.
+
+        The inverse of `to_torch`.
+        """
         order = self._order(len(shape))
         unmerged = _reshape(array, tuple(shape[axis] for axis in order))
+        # The indices that sort a permutation are its inverse.
         return unmerged.transpose(sorted(range(len(order)), key=order.__getitem__))
 
     def without(
@@ -125,30 +131,31 @@ class TorchLayout:
         """Returns a leaf with size 1 along the axes that torch reduced.
 
         Args:
-            array: what torch sees, reduced over its axis -1 or -2.
+            array: array in torch's shape, reduced over axis -1 or -2.
             torch_axis: the reduced axis, -1 or -2.
             shape: the shape of the leaf before the reduction.
         """
-        # Size 1 along every axis that was merged into the reduced one: it broadcasts
-        # against the leaf without a reshape, so a sharded leaf is not gathered.
+        # The result has size 1 along every axis that was merged into the reduced one.
+        # It broadcasts against the leaf, so a sharded leaf needs no reshape, which
+        # would gather it.
         group = self.groups(len(shape))[torch_axis]
         ones = [1 if axis in group else size for axis, size in enumerate(shape)]
         return self.from_torch(jnp.expand_dims(array, torch_axis), tuple(ones))
 
     def param_axes(self, num_axes: int) -> tuple[int, ...]:
-        """Returns the leaf's axes that belong to one parameter: all but the stacked."""
+        """Returns the leaf's axes that belong to one parameter, not stacked ones."""
         return tuple(axis for axis in range(num_axes) if axis not in self.stacked_axes)
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
-        """Returns for every torch axis the leaf's axes, as the leaf numbers them."""
-        # `axes` counts without the stacked axes, the result with them.
+        """Returns for every torch axis the axes of the leaf, stacked axes counted."""
+        # `axes` does not count stacked axes, so its numbers are translated.
         axes = self.param_axes(num_axes)
         if self.axes is None:
             return [(axis,) for axis in axes]
         return [tuple(axes[axis] for axis in group) for group in self.axes]
 
     def _order(self, num_axes: int) -> tuple[int, ...]:
-        """Returns the leaf's axes in the order in which torch has them."""
+        """Returns the stacked axes, then the other axes in the order of torch."""
         merged = (axis for group in self.groups(num_axes) for axis in group)
         return (*self.stacked_axes, *merged)
 
@@ -163,9 +170,10 @@ def resolve_layouts(
     stores every other leaf in the same way.
 
     Raises:
-        TypeError: if `layouts` is not a mapping of strings to `TorchLayout`.
-        ValueError: if a pattern is no regular expression or matches no leaf, if a
-            layout does not fit its leaf, or if two patterns give a leaf two layouts.
+        TypeError: if `layouts` is not a mapping from strings to `TorchLayout`.
+        ValueError: if a pattern is not a regular expression or matches no leaf, if a
+            layout does not fit its leaf, or if two patterns assign different layouts to
+            a leaf.
     """
     patterns = {} if layouts is None else layouts
     values = match_rules("layouts", patterns, TorchLayout, "TorchLayout", params)
@@ -176,7 +184,7 @@ def resolve_layouts(
         if not layout.fits(leaf.shape):
             raise ValueError(
                 f"`layouts` must fit the leaves, but {name!r} has the shape "
-                f"{list(leaf.shape)} and its layout is for {_wanted(layout)}, got "
+                f"{list(leaf.shape)} and its layout requires {_wanted(layout)}, got "
                 f"{layout!r}."
             )
         return (layout,)
@@ -185,7 +193,7 @@ def resolve_layouts(
 
 
 def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
-    # Files are read into NumPy arrays, which have no sharding.
+    # Arrays that were read from files are NumPy arrays, which have no sharding.
     if isinstance(array, np.ndarray):
         return array.reshape(shape)
     return reshaped(array, shape)

@@ -1,7 +1,7 @@
 """Names of the leaves of a tree, and values for leaves by patterns of their names.
 
-A name is a dotted path, `h.0.attn.kernel`, the same in Linen, NNX and Equinox. `None`
-stands for a missing leaf, as everywhere in optax.
+A name is a dotted path such as `h.0.attn.kernel`, the same in Linen, NNX and Equinox.
+`None` represents a missing leaf, as in optax.
 """
 
 import collections
@@ -16,24 +16,26 @@ import optax
 
 from .._typing import PyTree
 
-# NNX wraps an array in a variable that is itself a node of the tree.
+# NNX wraps an array in a variable, which is a node of the tree. Its attribute for the
+# array is left out of names, because Linen has no such node.
 _WRAPPERS = frozenset({"value", "raw_value"})
-# Attributes of NNX, Penzai and Haliax that hold the array of a parameter: no names.
+# Attributes of NNX, Penzai and Haliax that contain the array of a parameter. They do
+# not count as names.
 _HOLDERS = _WRAPPERS | {"array", "data_array"}
 
 
 def leaf_name(path: Sequence[Any]) -> str:
-    """Returns the path of a leaf with dots, the same in Linen and NNX."""
+    """Returns the path of a leaf, joined by dots; the same in Linen and NNX."""
     return ".".join(map(str, path_keys(path)))
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """Returns any path with dots."""
+    """Returns the path of any node, joined by dots."""
     return ".".join(str(_key_value(key)) for key in path)
 
 
 def path_keys(path: Sequence[Any]) -> tuple[Any, ...]:
-    """Returns the keys of a leaf's path, the same in Linen and NNX."""
+    """Returns the keys of a leaf's path; the same in Linen and NNX."""
     last = path[-1] if len(path) > 1 else None
     is_wrapped = isinstance(last, jax.tree_util.GetAttrKey) and last.name in _WRAPPERS
     return tuple(map(_key_value, path[:-1] if is_wrapped else path))
@@ -51,21 +53,22 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | None]:
-    """Returns the parameter that each leaf of a state belongs to, None for others.
+    """Returns the parameter that each leaf of a state belongs to, or None.
 
-    If a leaf's name ends with several names of parameters, the beginning that most
-    other leaves share decides, as those are then the other parameters: `mu.w` is the
-    `w` of a `mu`, even if a parameter is called `mu.w`.
+    A leaf belongs to a parameter if its name ends with the parameter's name. If several
+    parameters qualify, the prefix that most leaves share is chosen, because the leaves
+    of one moment share a prefix: `mu.w` belongs to `w` with the prefix `mu`, even if
+    another parameter has the name `mu.w`.
 
     Args:
-        names: of all leaves of the state.
+        names: names of all leaves of the state.
         owners: names of the parameters.
     """
     choices = []
     for name in names:
         words = name.split(".") if name else [""]
         ends = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
-        ends.append((words, ""))  # a parameter that is the whole tree
+        ends.append((words, ""))  # `params` that are a single array have the name ""
         choices.append([(tuple(begin), end) for begin, end in ends if end in owners])
     num_with = collections.Counter(begin for choice in choices for begin, _ in choice)
     return [
@@ -75,10 +78,10 @@ def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | Non
 
 
 def nameless_leaves(params: PyTree) -> list[tuple[str, Any]]:
-    """Returns floating-point leaves without a name, with their paths.
+    """Returns the floating-point leaves without a name, with their paths.
 
-    A leaf has a name if its path contains a string: a key of a dict or an attribute of
-    a module, not indices alone. Penzai's parameters are named by their label.
+    A leaf has a name if its path contains a string, which is a key of a dict or an
+    attribute of a module. Parameters of Penzai are named by their label.
     """
     return [
         (jax.tree_util.keystr(path), leaf)
@@ -90,6 +93,7 @@ def nameless_leaves(params: PyTree) -> list[tuple[str, Any]]:
 
 def is_labelled(node: Any) -> bool:
     """Returns whether `node` is a parameter of Penzai, whose name is its `label`."""
+    # The module's name is compared, so that Penzai need not be installed.
     is_penzai = type(node).__module__.partition(".")[0] == "penzai"
     return is_penzai and isinstance(getattr(node, "label", None), str)
 
@@ -102,12 +106,13 @@ def is_name(key: Any) -> bool:
 
 
 def is_masked(node: Any) -> bool:
-    """Returns whether `node` stands for a leaf that was left out."""
+    """Returns whether `node` represents a leaf that was left out."""
     return isinstance(node, optax.MaskedNode)
 
 
 def has_masked_nodes(params: PyTree) -> bool:
     """Returns whether `optax.multi_transform` or `masked` has left leaves out."""
+    # `MaskedNode` is an empty container, so it is a leaf only by `is_leaf`.
     return any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
 
 
@@ -119,9 +124,9 @@ def map_leaves(
 ) -> tuple[PyTree, ...]:
     """Calls `function(name, param, *others)` per leaf and returns a tree per result.
 
-    The trees in `rest` have the structure of `params` down to its leaves. Their
-    subtrees below are passed unchanged, so that a masked node can represent a missing
-    value.
+    The trees in `rest` have the structure of `params` down to its leaves. Subtrees in
+    place of these leaves are passed unchanged, so that a masked node can represent a
+    missing value.
     """
     treedef: Any = jax.tree.structure(params)
     columns = [treedef.flatten_up_to(tree) for tree in rest]
@@ -139,19 +144,19 @@ def match_rules(
 ) -> list[Any]:
     """Returns for each leaf the value of the patterns that match its whole name.
 
-    None where none does.
+    The value is None for a leaf that no pattern matches.
 
     Args:
-        argument: name under which the caller received `rules`, for errors.
+        argument: the caller's name of the argument `rules`, for errors.
         rules: a mapping from regular expressions to values.
         kind: type of the values.
-        kind_name: name under which the user knows that type.
-        params: a tree; if leaves are masked, a pattern may be meant for one of them.
+        kind_name: public name of that type, for errors.
+        params: a tree. If it has masked leaves, a pattern may match none of the others.
 
     Raises:
-        TypeError: if `rules` is not a mapping of strings to `kind`.
-        ValueError: if a pattern is no regular expression or matches no leaf, or if two
-            patterns give a leaf different values.
+        TypeError: if `rules` is not a mapping from strings to `kind`.
+        ValueError: if a pattern is not a regular expression or matches no leaf, or if
+            two patterns assign different values to a leaf.
     """
     compiled = _compiled(argument, rules, kind, kind_name)
     names = leaf_names(params)
@@ -164,7 +169,7 @@ def match_rules(
                 hint = f" The nearest leaf is {near[0]!r}." if near else ""
                 raise ValueError(
                     f"`{argument}` must match the whole name of a leaf with every "
-                    f"pattern, got {pattern.pattern!r}, which matches none.{hint}"
+                    f"pattern, got {pattern.pattern!r}, which matches no leaf.{hint}"
                 )
     return [_matched(argument, compiled, name) for name in names]
 
@@ -173,9 +178,9 @@ def _matched(argument: str, compiled: dict[re.Pattern[str], Any], name: str) -> 
     found = {p.pattern: value for p, value in compiled.items() if p.fullmatch(name)}
     if len(set(found.values())) > 1:
         raise ValueError(
-            f"`{argument}` must give {name!r} one {argument.removesuffix('s')}, got "
-            f"different ones from the patterns {sorted(found)}. Make them exclude each "
-            "other."
+            f"`{argument}` must assign to {name!r} one {argument.removesuffix('s')}, "
+            f"got different ones from the patterns {sorted(found)}. Make the patterns "
+            "mutually exclusive."
         )
     return next(iter(found.values()), None)
 
@@ -199,14 +204,16 @@ def _compiled(
             compiled[re.compile(pattern)] = value
         except re.error as error:
             raise ValueError(
-                f"`{argument}` must have regular expressions for keys, got "
+                f"`{argument}` must have regular expressions as keys, got "
                 f"{pattern!r}: {error}."
             ) from error
     return compiled
 
 
 def _key_value(key: Any) -> Any:
-    """Returns the content of a path's key: a dict's key, an attribute, an index."""
+    """Returns the value of a path's key: a key of a dict, an attribute or an index."""
+    # `DictKey` and `FlattenedIndexKey` have `key`, `GetAttrKey` `name`, `SequenceKey`
+    # `idx`.
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return getattr(key, attribute)

@@ -1,4 +1,4 @@
-"""Adafactor with Transformers' numbers.
+"""Adafactor with the numerics of Transformers.
 
 The step of a factored leaf reads its gradient four times: for the row means, the column
 means, the size of the step and the step itself. XLA would compute an expression that
@@ -33,9 +33,9 @@ _Axes = tuple[int, ...]
 class AdafactorState(NamedTuple):
     """State of `adafactor_tf`.
 
-    A leaf has `nu_row` and `nu_col` where torch sees two axes or more, else `nu`.
-    Stacked axes are in front of each of them, and count as no axis of the parameter.
-    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    A leaf has `nu_row` and `nu_col` if it has two axes or more in torch, else `nu`.
+    Each begins with the stacked axes, which are not axes of one parameter.
+    float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
     count: PyTree  # (), int32: number of moment updates; or one per leaf
@@ -45,14 +45,14 @@ class AdafactorState(NamedTuple):
     nu_row: PyTree  # torch's shape without its last axis, float32: means of g^2
     nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
     nu: PyTree  # torch's shape, float32: mean of g^2 per element
-    mu: PyTree  # the leaf's shape, float32: mean of the updates; nothing without beta1
+    mu: PyTree  # the leaf's shape, float32: mean of the updates; masked without beta1
 
 
 class _Scalars(NamedTuple):
     """Scalars of one update, in the dtype of a leaf's arithmetic; () each."""
 
-    old_share: jax.Array  # of the old second moment, beta2
-    new_share: jax.Array  # of the new one, 1 - beta2
+    old_share: jax.Array  # weight of the old second moment, beta2
+    new_share: jax.Array  # weight of the new squares, 1 - beta2
     rate: jax.Array  # learning rate before the parameter scale
 
 
@@ -74,45 +74,45 @@ def adafactor_tf(
     """Adafactor as Transformers computes it: Adam with factored second moments.
 
         rate  = learning_rate, or min(1e-2 or 1e-6 t, 1 / sqrt(t)), with t = 1, 2, ...
-        rate  = rate * max(eps[1], RMS(p))              where scale_parameter
+        rate  = rate * max(eps[1], RMS(p))              if scale_parameter
         beta2 = 1 - t^decay_rate
         row   = beta2 row + (1 - beta2) mean(g^2 + eps[0])     along the last axis
         col   = beta2 col + (1 - beta2) mean(g^2 + eps[0])     along the last but one
         u     = g / sqrt(row / mean(row)) / sqrt(col)
         u     = rate * u / max(1, RMS(u) / clip_threshold)
-        u     = mu = beta1 mu + (1 - beta1) u           where beta1 is given
+        u     = mu = beta1 mu + (1 - beta1) u           if beta1 is given
         p     = p - weight_decay rate p - u
 
     A vector or a scalar has a mean of g^2 + eps[0] per element instead of row and col.
     Axes are those of torch, see `layouts`. Arithmetic is in float32 (float64 for
     float64 leaves), and updates are differences of parameters, as in `adamw_tf`.
 
-    Shards inside of `jax.shard_map` are refused, since means are of whole arrays. Under
-    `check_vma=False` and in `jax.pmap` shards cannot be detected.
+    Shards inside of `jax.shard_map` are refused, because the means are those of whole
+    arrays. Under `check_vma=False` and in `jax.pmap` shards cannot be detected.
 
     Args:
         learning_rate: a float, a 0-d array or a schedule; None with `relative_step`.
-        eps: added to g^2, and the least scale of a parameter; each at least 0.
-        clip_threshold: the largest RMS of a leaf's update before the rate; greater
-            than 0. `math.inf` clips nothing.
+        eps: added to g^2, and the smallest scale of a parameter; each at least 0.
+        clip_threshold: the largest RMS of a leaf's update before the rate is applied;
+            greater than 0. `math.inf` disables clipping.
         decay_rate: exponent of the second moments' decay; at most 0.
-        beta1: share of the old first moment, from 0 to below 1; None: no moment.
-        weight_decay: per unit of the rate, the parameter scale included; at least 0.
+        beta1: decay rate of the first moment, from 0 to below 1. None for no moment.
+        weight_decay: fraction subtracted per unit of the scaled rate; at least 0.
         scale_parameter: whether the rate is relative to the parameter's RMS.
         relative_step: whether the rate is a function of t alone.
         warmup_init: whether that function begins with 1e-6 t; needs `relative_step`.
         decay_mask: as for `adamw_tf`.
-        layouts: for patterns that match whole leaf names, how torch would see the leaf.
-            Undeclared, a rank-4 leaf named `kernel` is a convolution's HWIO and every
-            other leaf is as it stands.
+        layouts: mapping from patterns that match whole leaf names to torch's layouts.
+            By default a rank-4 leaf named `kernel` is the HWIO kernel of a convolution,
+            and torch stores every other leaf in the same way.
 
     Returns:
         A transformation with state `AdafactorState`; its update needs `params`.
 
     Raises:
-        ValueError, TypeError: if an option is out of range, a rate comes with
-            `relative_step` or none without, `warmup_init` without it, or a layout, a
-            mask or gradients do not fit the parameters, or leaves are shards.
+        ValueError, TypeError: if an option is out of range; if there is not exactly one
+            source of the rate; if a layout, a mask or gradients do not fit the
+            parameters; if leaves are shards.
 
     Example:
         >>> state = adafactor_tf().init({"kernel": jnp.ones((4, 3))})
@@ -218,7 +218,7 @@ class _Adafactor:
     def init(self, p: jax.Array, layout: TorchLayout) -> Moments:
         """Returns row, col, nu and mu as zeros."""
         row = col = nu = mu = optax.MaskedNode()
-        # Sums of zeros, so that they are placed on devices as the parameter is.
+        # Sums over `zeros` and no new arrays: they inherit the parameter's sharding.
         zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
         groups = layout.groups(p.ndim)
         if len(groups) >= 2:
@@ -271,7 +271,7 @@ class _Adafactor:
         u = u / jnp.maximum(1.0, rms(squares) / scalar(self.clip_threshold, dtype))
         u = u * rate
         if self.beta1 is not None:
-            # It averages updates, the rate included: a new rate takes effect late.
+            # The mean includes the rate, so a change of the rate takes effect late.
             mu = scalar(self.beta1, dtype) * mu + one_minus(self.beta1, dtype) * u
             u = mu
         if is_decayed:
@@ -280,7 +280,7 @@ class _Adafactor:
 
 
 def _relative_rate(warmup_init: bool, t: Step, dtype: Any) -> jax.Array:
-    """Returns the rate of update t = 1, 2, ... where none is given; (), `dtype`."""
+    """Returns the relative step of update t = 1, 2, ...; (), `dtype`."""
     t = jnp.asarray(t).astype(dtype)
     limit = scalar(1e-6, dtype) * t if warmup_init else scalar(1e-2, dtype)
     return jnp.minimum(limit, 1.0 / jnp.sqrt(t))
@@ -292,8 +292,8 @@ def _power(t: jax.Array, exponent: Scalar, dtype: Any) -> jax.Array:
     power = t ** scalar(exponent, dtype)
     if isinstance(exponent, jax.Array) or dtype == jnp.float64:
         return power
-    # float32 cuts digits off the exponent: t^(a + b) = t^a * (1 + b log(t)) for the
-    # tiny rest b.
+    # float32 rounds the exponent to a. The power is corrected for the rest b, which is
+    # tiny: t^(a + b) = t^a * (1 + b log(t)).
     rest = exponent - float(np.float32(exponent))
     return power * (1.0 + scalar(rest, dtype) * jnp.log(t))
 
@@ -315,7 +315,7 @@ def _row_means(g: jax.Array, col_axes: _Axes, eps: Scalar) -> jax.Array:
 
 
 def _col_means(g: jax.Array, row_axes: _Axes, eps: Scalar) -> jax.Array:
-    """Returns the mean of g^2 + eps over the rows, of size 1 along their axes."""
+    """Returns the same over the rows; other signs keep XLA from sharing the squares."""
     return scalar(eps, g.dtype) - _mean(g * -g, row_axes)
 
 
@@ -344,7 +344,7 @@ def _factored_update(
 def sum_sq_fused(
     g: jax.Array, by_row: jax.Array, by_col: jax.Array, row_axes: _Axes, col_axes: _Axes
 ) -> jax.Array:
-    """Returns the sum of (by_row * g * by_col)^2, in the way fast on a CPU."""
+    """Returns the sum of (by_row * g * by_col)^2 in one pass, fastest on a CPU."""
     u = -by_row * g * -by_col
     return jnp.sum(u * u, (*row_axes, *col_axes), keepdims=True)
 
@@ -359,7 +359,7 @@ def sum_sq_two_pass(
 
 
 def _mean(x: jax.Array, axes: _Axes) -> jax.Array:
-    # Over no elements it is 0 and not NaN, which would spread to the step.
+    # The mean of no elements is 0: NaN would spread from it to the step.
     num_elements = max(1, math.prod(x.shape[axis] for axis in axes))
     return jnp.sum(x, axes, keepdims=True) / scalar(num_elements, x.dtype)
 
@@ -384,7 +384,7 @@ def _check_rate(learning_rate: Any, relative_step: bool, warmup_init: bool) -> N
 
 
 def _check_whole(argument: str, leaves: Sequence[Any], params: PyTree) -> None:
-    """Raises if leaves are shards: their means would not be those of whole arrays."""
+    """Raises if leaves are shards, whose means differ from those of whole arrays."""
     axes = [
         varying_axes(leaf) if leaf is not None and _pytrees.is_floating(leaf) else ()
         for leaf in leaves
@@ -392,9 +392,9 @@ def _check_whole(argument: str, leaves: Sequence[Any], params: PyTree) -> None:
     if shards := [i for i, varying in enumerate(axes) if varying]:
         name = _pytrees.leaf_names(params)[shards[0]]
         raise ValueError(
-            f"`{argument}` must be whole arrays, whose means `adafactor_tf` takes, but "
-            f"inside of `jax.shard_map` {len(shards)} leaves are shards, the first "
-            f"being {name!r}, along {sorted(axes[shards[0]])}. Compute gradients "
-            "there, but call `init` and `update` outside, under `jax.jit`, which "
-            "divides them among the devices by itself."
+            f"`{argument}` must be whole arrays, because `adafactor_tf` averages over "
+            f"them, but {len(shards)} leaves are shards inside of `jax.shard_map`, the "
+            f"first being {name!r}, along {sorted(axes[shards[0]])}. Compute gradients "
+            "inside, but call `init` and `update` outside, under `jax.jit`, which "
+            "partitions the computation itself."
         )

@@ -1,4 +1,4 @@
-"""Adagrad with torch's numbers."""
+"""Adagrad with the numerics of torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 class AdagradState(NamedTuple):
     """State of `adagrad_tf`.
 
-    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: updates that the sums have seen; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, before `lr_decay`
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -43,14 +43,14 @@ def adagrad_tf(
         nu = nu + g * g
         p  = p - rate / (1 + (t - 1) * lr_decay) * g / (sqrt(nu) + eps)
 
-    with t counted from 1, in float32 (float64 for float64 leaves); updates are
-    differences of parameters, as in `adamw_tf`.
+    Here t is counted from 1. Arithmetic is in float32 (float64 for float64 leaves).
+    Updates are differences of parameters, as in `adamw_tf`.
 
     Args:
         learning_rate: as for `adamw_tf`.
-        lr_decay: by how much a step raises what the rate is divided by; at least 0.
+        lr_decay: increase of the rate's divisor per step; at least 0.
         eps: added to the root; at least 0.
-        weight_decay: times the parameter, added to its gradient; at least 0.
+        weight_decay: factor of the parameter that is added to its gradient; at least 0.
         decay_mask: as for `adamw_tf`.
 
     Returns:
@@ -67,12 +67,13 @@ def adagrad_tf(
         [-0.5 -0.5]
 
     Source: torch 2.13 `optim/adagrad.py`, `_single_tensor_adagrad`.
-    Differs: `optax.adagrad` begins with sums of 0.1 and has eps inside of the root.
+    Differs: `optax.adagrad` initializes the sums to 0.1 and adds eps inside the root.
     """
     _checks.non_negative("lr_decay", lr_decay)
     _checks.non_negative("eps", eps)
 
     def scalars(rate: Rate, count: jax.Array) -> jax.Array:
+        # Torch computes this quotient with Python floats, which are doubles.
         dtype = rate.value.dtype
         slowdown = exact_int(count - 1, dtype) * exact_scalar(lr_decay, dtype)
         return rounded(rate.exact() / (exact_scalar(1.0, dtype) + slowdown))
@@ -80,6 +81,8 @@ def adagrad_tf(
     def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
         p, g, (nu,) = leaf.param, with_l2(leaf, weight_decay), moments
         nu = nu + g * g
+        # Multiplied before the division, as `addcdiv` does on a CPU. CUDA divides
+        # first, which changes the last bit of some updates.
         return p - (rate * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
 
     rule = LeafRule("adagrad_tf", AdagradState, scalars, update)

@@ -1,4 +1,4 @@
-"""AdamW with torch's numbers, and the AdamW of Transformers before version 5."""
+"""AdamW with the numerics of torch, and the AdamW of Transformers before version 5."""
 
 import dataclasses
 from collections.abc import Callable
@@ -43,17 +43,17 @@ class AdamWState(NamedTuple):
 class _Scalars(NamedTuple):
     """Scalars shared by all leaves of one dtype and one number of updates.
 
-    (), float32; float64 for float64 leaves.
+    Their shape is () and their dtype float32, or float64 for float64 leaves.
     """
 
-    step_size: jax.Array
-    sqrt_correction: jax.Array  # of the second moment
-    decay: jax.Array  # rate times weight decay
-    decay_factor: jax.Array  # 1 - rate times weight decay
+    step_size: jax.Array  # rate / (1 - beta1^t)
+    sqrt_correction: jax.Array  # sqrt(1 - beta2^t)
+    decay: jax.Array  # rate * weight_decay
+    decay_factor: jax.Array  # 1 - rate * weight_decay
     opaque_zero: jax.Array  # (), int32: 0, unknown to the compiler
 
 
-# (leaf, mu, nu, scalars) -> the new parameter, all in the wide dtype.
+# (leaf, mu, nu, scalars) -> new parameter, all in the dtype of the arithmetic.
 _NewParam = Callable[[Leaf, jax.Array, jax.Array, _Scalars], jax.Array]
 
 
@@ -138,11 +138,15 @@ def adamw_tf(
         leaf: Leaf, mu: jax.Array, nu: jax.Array, scalars: _Scalars
     ) -> jax.Array:
         p = leaf.param
+        # In the order of `_single_tensor_adam`; another order rounds differently. The
+        # product comes before the quotient, as in `addcdiv` on a CPU.
         denominator = jnp.sqrt(nu) / scalars.sqrt_correction + scalar(eps, p.dtype)
         change = (-scalars.step_size * mu) / denominator
         if leaf.is_decayed and decay == "exact":
             change = change - scalars.decay * p
         elif leaf.is_decayed:
+            # Torch stores the decayed parameter before it adds the step, and so rounds
+            # it. Without `block_fma` XLA fuses the product with the sum.
             p = block_fma(p * scalars.decay_factor, scalars.opaque_zero)
         return p + change
 
@@ -162,7 +166,7 @@ def adamw_hf_v4(
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     moment_dtype: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW as `transformers.AdamW` computed it, which version 5 removed.
+    """AdamW as `transformers.AdamW` computed it until version 5 removed it.
 
         p = p - size * mu / (sqrt(nu) + eps)
         p = p - rate * weight_decay * p                      (decayed leaves)
@@ -215,7 +219,7 @@ def adamw_hf_v4(
 
 @dataclasses.dataclass(frozen=True)
 class _Adam:
-    """Moments and scalars, shared by both kinds of AdamW, around their own step."""
+    """Moments and scalars of both variants of AdamW; `new_param` is the difference."""
 
     name: str
     betas: tuple[Scalar, Scalar]
@@ -241,11 +245,13 @@ class _Adam:
         """Returns moments of zeros."""
         dtype = p.dtype if self.moment_dtype is None else jnp.dtype(self.moment_dtype)
         dtype = wide_dtype(p.dtype) if dtype == jnp.float32 else dtype
-        # Two buffers: a step donates each.
+        # Two separate buffers, because XLA refuses to donate one buffer twice.
         return jnp.zeros_like(p, dtype), jnp.zeros_like(p, dtype)
 
     def scalars(self, rate: Rate, count: jax.Array) -> _Scalars:
         """Returns the scalars of update `count`, from 1."""
+        # Torch computes all of these with Python floats. Each is evaluated with the
+        # digits of a double and rounded once, when it is applied to a leaf.
         dtype, exact_rate = rate.value.dtype, rate.exact()
         step_size, sqrt_correction = rate.value, jnp.ones((), dtype)
         if self.correct_bias:
@@ -260,7 +266,7 @@ class _Adam:
             sqrt_correction,
             rounded(decay),
             rounded(decay_factor),
-            jnp.minimum(count, 0),
+            jnp.minimum(count, 0),  # 0, but XLA does not know that count > 0
         )
         hoisted: _Scalars = hoist_scalars(scalars, count, dtype)
         return hoisted
@@ -270,20 +276,21 @@ class _Adam:
         (mu, nu), (beta1, beta2) = moments, self.betas
         g, dtype = leaf.grad, leaf.grad.dtype
         mu = _lerp(mu, g, one_minus(beta1, dtype))
-        # Rounded as torch's compiled kernel rounds it. Left alone, a compiler fuses
-        # one product or the other, and on many devices not always the same.
+        # The first product is rounded on its own, as in torch's compiled kernel.
+        # Without `block_fma` XLA fuses one product or the other with the sum, and the
+        # choice may differ between programs for different numbers of devices.
         old = block_fma(nu * scalar(beta2, dtype), scalars.opaque_zero)
         nu = one_minus(beta2, dtype) * g * g + old
         return self.new_param(leaf, mu, nu, scalars), mu, nu
 
 
 def bias_correction(beta: Scalar, count: jax.Array, dtype: Any) -> ExactScalar:
-    """Returns 1 - beta^count, as exact as torch's doubles make it."""
+    """Returns 1 - beta^count, with the accuracy of torch's doubles."""
     return exact_scalar(1.0, dtype) - exact_power(beta, count, dtype)
 
 
 def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
-    """Interpolates from the nearer of `start` and `end`, as torch does."""
+    """Interpolates from the nearer of `start` and `end`, as `torch.lerp` does."""
     near_start = start + weight * (end - start)
     near_end = end + (weight - 1.0) * (end - start)
     return jnp.where(weight < 0.5, near_start, near_end)
@@ -297,6 +304,6 @@ def _check_moment_dtype(moment_dtype: Any) -> None:
         is_known = False
     if not is_known:
         raise TypeError(
-            "`moment_dtype` must be float32, bfloat16, float16, or None for each "
-            f"leaf's own, got {moment_dtype!r}."
+            "`moment_dtype` must be float32, bfloat16, float16, or None for the dtype "
+            f"of each leaf, got {moment_dtype!r}."
         )

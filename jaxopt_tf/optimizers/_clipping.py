@@ -1,4 +1,4 @@
-"""Gradient clipping with torch's numbers."""
+"""Gradient clipping with the numerics of torch."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from .._typing import PyTree, Scalar
 
 
 class ClipState(NamedTuple):
-    """State of `clip`; float64 if a parameter is, else float32."""
+    """State of `clip`; its arrays are float64 if any parameter is, else float32."""
 
     grad_norm: jax.Array  # (): global norm before clipping
     factor: jax.Array  # (): factor that the gradients were multiplied by
@@ -22,14 +22,14 @@ class ClipState(NamedTuple):
 
 @checked_names
 def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Scales all gradients by one factor so that their joint norm stays under a limit.
+    """Scales all gradients by one factor so that their global norm is limited.
 
         factor = min(1, max_norm / (global_norm + 1e-6))
 
-    The norm is summed in float32 for every dtype of gradients, in float64 if one of
-    them is float64; each leaf keeps its dtype. A norm of inf makes finite gradients 0
-    and infinite ones NaN, and a norm of NaN makes all NaN, as in torch: clipping does
-    not hide them.
+    The norm is summed in float32 for every dtype of gradients, or in float64 if one of
+    them is float64. Each leaf keeps its dtype. As in torch, a norm of inf turns finite
+    gradients into 0 and infinite ones into NaN, and a norm of NaN turns all gradients
+    into NaN. Clipping therefore does not hide overflows.
 
     Place it before the optimizer in a chain, and outside of `optax.multi_transform`,
     where each group would be clipped by its own norm. Integer leaves are unchanged.
@@ -39,8 +39,8 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
     types have no such axes, and leaves are treated as whole arrays.
 
     Args:
-        max_norm: the limit, in the gradients' own unit; greater than 0. An infinite
-            limit never clips: the norm is measured only.
+        max_norm: the largest global norm; greater than 0. With `math.inf` the norm is
+            measured, and gradients are not clipped.
 
     Returns:
         A transformation with state `ClipState`; its norm is read with
@@ -79,7 +79,8 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
         _pytrees.check_real("updates", updates)
         _check_shards(updates, params)
         norm = _pytrees.global_norm(updates)
-        # Multiplied even where it is 1, as torch does: NaN reaches every leaf.
+        # Gradients are multiplied even by a factor of 1, as in torch, so that a NaN
+        # norm reaches every leaf. `jnp.minimum` returns NaN if either argument is NaN.
         factor = jnp.minimum(scalar(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
 
         def scaled(g: Any) -> Any:
@@ -89,7 +90,8 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
             wide = wide_dtype(g.dtype)
             return (g.astype(wide) * factor.astype(wide)).astype(g.dtype)
 
-        # The state keeps its dtypes where gradients are wider than parameters.
+        # The dtype of the state does not change if gradients are wider than parameters.
+        # `lax.scan` and compiled steps require equal dtypes before and after.
         dtype = state.grad_norm.dtype
         new = ClipState(norm.astype(dtype), factor.astype(dtype))
         return jax.tree.map(scaled, updates), new
@@ -98,14 +100,14 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
 
 
 def is_clipped(opt_state: PyTree) -> jax.Array:
-    """Returns whether a `clip` in it made the last gradients smaller; (), bool.
+    """Returns whether a `clip` scaled the last gradients down; (), bool.
 
     Args:
-        opt_state: any tree with optimizer states in it, as for `get_learning_rate`;
-            False if it contains no state of `clip`.
+        opt_state: any tree that contains optimizer states, as for `get_learning_rate`.
+            The result is False if it contains no state of `clip`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    # By their paths, which end alike in NamedTuples, NNX states and dicts.
+    # The paths of a field have the same end in NamedTuples, NNX states and dicts.
     by_path = {_pytrees.path_keys(path): leaf for path, leaf in leaves}
     factors = [
         leaf
@@ -116,7 +118,10 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
 
 
 def _check_shards(updates: PyTree, params: PyTree | None) -> None:
-    """Raises where a gradient is not the shard that belongs to its parameter's."""
+    """Raises if a gradient varies along other mesh axes than its parameter.
+
+    Such a gradient has not been summed over a mesh axis, or was summed twice.
+    """
     of_params = dict(_pytrees.named_leaves(params))
     wrong = [
         (name, sorted(varying_axes(g)), sorted(varying_axes(of_params[name])))
@@ -127,8 +132,8 @@ def _check_shards(updates: PyTree, params: PyTree | None) -> None:
     if wrong:
         name, axes, axes_of_param = wrong[0]
         raise ValueError(
-            "`updates` must differ between devices along the mesh axes along which "
-            f"their parameters do, but {len(wrong)} leaves do not, the first being "
-            f"{name!r}: the gradient along {axes}, the parameter along "
-            f"{axes_of_param}. Add up gradients with `jax.lax.psum` before clipping."
+            "`updates` must vary along the same mesh axes as their parameters, but "
+            f"{len(wrong)} leaves do not, the first being {name!r}: the gradient "
+            f"varies along {axes}, the parameter along {axes_of_param}. Sum gradients "
+            "with `jax.lax.psum` before clipping."
         )

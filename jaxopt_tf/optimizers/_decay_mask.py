@@ -1,13 +1,13 @@
 """Selection of the parameters that weight decay applies to.
 
-Decay pulls weights towards 0. For biases and for the gains of normalization layers that
-is the wrong value, so every recipe leaves them out, and each finds them in its own way.
-Names are dotted paths, `h.0.attn.c_attn.kernel`, the same for Linen, NNX and torch.
+Decay pulls weights towards 0, which is not a sensible value for biases and for the
+gains of normalization layers. Recipes exclude these by different rules. Names are
+dotted paths such as `h.0.attn.c_attn.kernel`, the same for Linen, NNX and torch.
 
-The patterns of the default rule find the names of PyTorch and Flax. `_BESIDE` and
-`_LIBRARY_PATTERNS` have the names that they miss, from Haiku 0.0.17, Keras 3.15 and
-Penzai 0.2.5. A name with another meaning elsewhere counts only beside the parameter
-that it comes with: `b` beside a `w` of more axes, `beta` beside `gamma`.
+The patterns of the default rule match the names of PyTorch and Flax. `_BESIDE` and
+`_LIBRARY_PATTERNS` contain names from Haiku 0.0.17, Keras 3.15 and Penzai 0.2.5 that
+they miss. A name with other meanings elsewhere counts only beside the parameter that
+accompanies it: `b` beside a `w` with more axes, `beta` beside `gamma`.
 """
 
 import collections
@@ -32,7 +32,7 @@ from ._decay_rules import (
     norm_type,
 )
 
-# By the last part of a name: the names beside it, one of which must be there.
+# Maps the last part of a name to sibling names, of which at least one must exist.
 _BESIDE = {
     "b": ("w", "w_i", "w_h"),  # Haiku's bias; w_i and w_h of its GRU
     "offset": ("scale",),  # Haiku's norms
@@ -40,15 +40,15 @@ _BESIDE = {
     "beta": ("gamma",),
 }
 _LIBRARY_PATTERNS = (
-    r"normalization(?:_\d+)?\.(?:gamma|beta)$",  # Keras's norms without the other one
+    r"normalization(?:_\d+)?\.(?:gamma|beta)$",  # Keras's norms with only one of them
     r"(?:^|\.)moving_(?:mean|variance)$",  # Keras's BatchNormalization
     r"(?:^|\.)scale\.weights(?:$|\.)",  # Penzai's norms
 )
-# Called norms, but they wrap a layer whose weight is to be decayed.
+# Names of norms that wrap a layer whose weight is decayed.
 _NOT_NORMS = frozenset({"WeightNorm", "SpectralNorm"})
 
 Rule = str | Sequence[str] | Callable[[str, Any], bool]
-# Paths of layer norms; or with each path the class that torch has there.
+# Paths of layer norms, or a mapping from such paths to their classes in torch.
 LayerNorms = Sequence[str] | Mapping[str, str]
 
 
@@ -67,12 +67,12 @@ def decay_mask(
             entry for leaves that are not arrays. Stacked layers have the same mask:
             it depends on names, not on ranks.
         rule: parameters to exclude.
-            "default": those that Transformers 5 leaves out, and every normalization
+            "default": those that Transformers 5 excludes, and every normalization
             layer.
-            "transformers_v5": those that `Trainer` leaves out since 4.56: names that
-            contain `bias` or one of its spellings of a norm, and layers of type
-            LayerNorm. "transformers_4_53" (4.53 to 4.55): these, but some vision
-            models' norms, such as ConvNextLayerNorm, are no LayerNorm yet.
+            "transformers_v5": those that `Trainer` excludes since 4.56: names that
+            contain `bias` or a spelling of a norm that it knows, and layers of type
+            LayerNorm. "transformers_4_53" (4.53 to 4.55): the same, except that norms
+            of some vision models, such as ConvNextLayerNorm, are not LayerNorm yet.
             "transformers_4_49" (4.49 to 4.52): names that contain `bias`, `layernorm`
             or `rmsnorm`, and the types that these versions count as layer norms.
             "transformers_4_40" (4.40 to 4.42), "transformers_4_43" (4.43 and 4.44),
@@ -81,31 +81,31 @@ def decay_mask(
             these versions count as layer norms, LlamaRMSNorm and T5LayerNorm among
             them. `trainer_decay_rule` returns the rule of a version.
             "transformers_v4": names that contain `bias`, and normalization layers by
-            type; of a mapping `layer_norms`, those of type LayerNorm.
+            type; with a mapping `layer_norms`, those of type LayerNorm.
             "examples": names that contain `bias` or `LayerNorm.weight`,
             case-sensitive, as in the example scripts without Trainer.
-            "all": none, as in `torch.optim.AdamW(model.parameters())`.
+            "all": no parameter is excluded, as in `torch.optim.AdamW`.
             A sequence of regular expressions: names in which one of them is found.
-            A callable `(name, leaf) -> bool`: True where decay applies.
-        layer_norms: normalization layers, for trees that do not show types. A sequence
-            of paths of modules, which count as LayerNorm; or a mapping from such paths
-            to the class that torch has there, "LayerNorm" or "LlamaRMSNorm" for
-            example, as `match_names(params, model).layer_norms` returns it. Parameters
-            directly in these modules are left out, if the rule counts the class.
-        names: names of the leaves in the order of `jax.tree.leaves`, for a tree that
-            has none: a list of arrays from Keras with `[v.path for v in
+            A callable `(name, leaf) -> bool`: True if decay applies.
+        layer_norms: normalization layers, for trees without types. A sequence of paths
+            of modules, which count as LayerNorm; or a mapping from such paths to the
+            class in torch, such as "LayerNorm" or "LlamaRMSNorm", as returned by
+            `match_names(params, model).layer_norms`. Parameters directly in these
+            modules are excluded if the rule counts the class.
+        names: names of the leaves in the order of `jax.tree.leaves`, for a tree without
+            names. For a list of arrays from Keras, pass `[v.path for v in
             model.trainable_variables]`.
 
     Returns:
-        A tree of bool with the structure of `params`, for `decay_mask=` of our
-        optimizers or for `optax.masked`. For an NNX module, a nested dict with the
+        A tree of bool with the structure of `params`, for the `decay_mask` argument of
+        the optimizers or for `optax.masked`. For an NNX module, a nested dict with the
         structure of its `nnx.Param` state.
 
     Raises:
-        ValueError, TypeError: if `rule` is none of these, if a class in `layer_norms`
-            is not known, or if a pattern or a path matches no leaf: parameters meant
-            to be left out would be decayed silently. If `rule` has a name and a leaf
-            has none: all keys of its path are indices, as in a list or a bare array.
+        ValueError, TypeError: if `rule` is none of these; if a class in `layer_norms`
+            is not known; if a pattern or a path matches no leaf, because its parameters
+            would be decayed silently; if `rule` is a string and a leaf has no name, as
+            in a list or a bare array, where all keys of its path are indices.
 
     Example:
         >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
@@ -116,8 +116,8 @@ def decay_mask(
         `Trainer.get_decay_parameter_names`, and `pytorch_utils.py`,
         `ALL_LAYERNORM_LAYERS`;
         `examples/pytorch/text-classification/run_glue_no_trainer.py`.
-    Differs: the default also leaves out BatchNorm, GroupNorm and norms that Trainer's
-        patterns miss (`norm1`, `ln_q`, `norm_f`): Trainer decays them by accident.
+    Differs: the default also excludes BatchNorm, GroupNorm and norms that Trainer's
+        patterns miss (`norm1`, `ln_q`, `norm_f`). Trainer decays them by accident.
     """
     reasons = decay_reasons(params, rule=rule, layer_norms=layer_norms, names=names)
     return jax.tree.map(lambda reason: reason == "", reasons)
@@ -130,7 +130,7 @@ def decay_reasons(
     layer_norms: LayerNorms = (),
     names: Sequence[str] | None = None,
 ) -> PyTree:
-    """Returns for each leaf why it is not decayed, "" where it is; as `decay_mask`."""
+    """Returns for each leaf why it is not decayed, or "" if it is; as `decay_mask`."""
     _check_rule(rule, layer_norms)
     norm_layers = _norm_layers(params)
     if _is_nnx_module(params):
@@ -163,13 +163,13 @@ def _reasons(
 
     def reason(path: tuple[Any, ...], leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
-            return None
+            return None  # JAX treats None as an empty subtree: the mask has no entry
         name = leaf_names.by_path[path]
         if callable(rule):
             return "" if rule(name, leaf) else "by your rule"
         searched = name.lower() if known.lowers else name
         if rule == "default":
-            searched = searched.replace("/", ".")  # as in Haiku and Keras
+            searched = searched.replace("/", ".")  # the separator of Haiku and Keras
         for pattern in known.patterns:
             if found := re.search(pattern, searched):
                 return f"{found.group().strip('.')!r} in its name"
@@ -187,13 +187,12 @@ def resolve_mask(
 ) -> list[bool]:
     """Returns for each leaf of `params` whether it is decayed.
 
-    Without a mask that is the default rule's, and leaves without names are refused if
-    `weight_decay` is known not to be 0. A traced one may be the default 0 under
-    `optax.inject_hyperparams`, and is accepted: `init` outside of `jit` has seen its
-    value.
+    Without a mask the default rule applies, and leaves without names are refused if
+    `weight_decay` is known to be nonzero. A traced value may be the default 0 under
+    `optax.inject_hyperparams`; `init` outside of `jit` has checked it.
 
-    A mask of another structure is matched by name: NNX wraps leaves in variables at one
-    time and not at another, and `optax.multi_transform` shows a part of the tree.
+    A mask of another structure is matched by name, because NNX does not always wrap
+    leaves in variables, and `optax.multi_transform` passes a part of the tree.
     """
     if mask is None:
         if _pytrees.nameless_leaves(params):
@@ -205,7 +204,7 @@ def resolve_mask(
         return [reason == "" for reason in jax.tree.leaves(reasons)]
     bools = [isinstance(leaf, bool | np.bool_) for leaf in jax.tree.leaves(mask)]
     if callable(mask) and not any(bools):
-        mask = mask(params)  # a module of bools can be called too
+        mask = mask(params)  # a module of bools is callable too, but it is a mask
     structure: Any = jax.tree.structure(params)
     if jax.tree.structure(mask) == structure:
         return list(map(_checked_bool, jax.tree.leaves(mask)))
@@ -213,24 +212,24 @@ def resolve_mask(
     decayed = dict(_pytrees.named_leaves(mask))
     missing = [name for name in names if name not in decayed]
     times = collections.Counter(names)
-    odd = [name for name in times if times[name] > 1]  # a name of two is ambiguous
+    odd = [name for name in times if times[name] > 1]  # ambiguous
     if not _pytrees.has_masked_nodes(params):
         odd += [name for name in decayed if name not in times]
     if missing or odd:
         raise ValueError(
             "`decay_mask` must have the structure of `params`: "
             f"{len(missing)} parameters are not in it and {len(odd)} of its leaves are "
-            f"no parameters, the first being {[*missing, *odd][0]!r}. Build it with "
+            f"not parameters, the first being {[*missing, *odd][0]!r}. Build it with "
             "`decay_mask(params)`, or pass a callable from params to mask."
         )
     return [_checked_bool(decayed[name]) for name in names]
 
 
 class _LeafNames:
-    """Names of the leaves of a tree, and the numbers of their axes."""
+    """Names of the leaves of a tree, and their numbers of axes."""
 
     def __init__(self, params: PyTree, names: Sequence[str] | None = None) -> None:
-        """Takes `names` in the order of the leaves, or the names of their paths."""
+        """Stores `names`, which are in the order of the leaves, or those of paths."""
         labels = {
             path: node.label
             for path, node in _flatten(params, _pytrees.is_labelled)
@@ -248,11 +247,12 @@ class _LeafNames:
             self._num_axes[name.replace("/", ".")] = getattr(leaf, "ndim", None)
 
     def library_reason(self, name: str) -> str:
-        """Returns why a library's name is that of a bias or a norm, else ""."""
+        """Returns why a library gives this name to a bias or a norm, or "" if none."""
         name = name.replace("/", ".")
         parent, _, last = name.rpartition(".")
         for other in _BESIDE.get(last, ()):
             beside = f"{parent}.{other}" if parent else other
+            # A `b` with as many axes as its `w` may be a weight.
             if beside in self._num_axes and (
                 last != "b" or self._has_fewer_axes(name, beside)
             ):
@@ -274,7 +274,7 @@ def _flatten(tree: PyTree, is_leaf: Any) -> list[tuple[tuple[Any, ...], Any]]:
 def _left_out(
     rule: DecayRule, norm_layers: Mapping[str, str], layer_norms: LayerNorms
 ) -> set[str]:
-    """Returns the paths of the normalization layers that a rule leaves out."""
+    """Returns the paths of the normalization layers that a rule excludes."""
     given = layer_norms
     if not isinstance(given, Mapping):
         given = dict.fromkeys(given, LAYER_NORM)
@@ -283,7 +283,7 @@ def _left_out(
 
 
 def _norm_layers(tree: PyTree, above: tuple[Any, ...] = ()) -> dict[str, str]:
-    """Returns the paths of modules that are norms by type; the type if it is known."""
+    """Returns the paths of modules whose type is a norm, with the type if known."""
     found = {}
     if _is_norm(tree):
         found[_pytrees.path_name(above)] = norm_type(_type_names(type(tree)))
@@ -309,7 +309,7 @@ def _type_names(kind: type) -> list[str]:
 
 
 def _is_nnx_module(params: Any) -> bool:
-    # Its import takes as long as that of optax; before it there are no such modules.
+    # Importing `flax.nnx` takes as long as importing optax. NNX modules need it first.
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(params, nnx.Module)
 
@@ -317,7 +317,7 @@ def _is_nnx_module(params: Any) -> bool:
 def _checked_bool(leaf: Any) -> bool:
     if not isinstance(leaf, bool | np.bool_):
         raise TypeError(
-            f"`decay_mask` must hold a bool for every leaf, got {leaf!r}. Build it "
+            f"`decay_mask` must contain a bool for every leaf, got {leaf!r}. Build it "
             "with `decay_mask(params)`."
         )
     return bool(leaf)
@@ -330,13 +330,13 @@ def _check_names(names: Any, params: PyTree) -> None:
     num_leaves = len(jax.tree.leaves(params))
     if len(names) != num_leaves:
         raise ValueError(
-            f"`names` must hold one name for each of the {num_leaves} leaves of "
-            f"`params`, got {len(names)}. Give them in the order of `jax.tree.leaves`."
+            f"`names` must contain one name for each of the {num_leaves} leaves of "
+            f"`params`, got {len(names)}. Pass them in the order of `jax.tree.leaves`."
         )
 
 
 def _check_has_names(params: PyTree, weight_decay: Scalar | None = None) -> None:
-    """Raises if a leaf has no name by which a rule could leave it out."""
+    """Raises if a leaf has no name by which a rule could exclude it."""
     nameless = _pytrees.nameless_leaves(params)
     if not nameless:
         return
@@ -344,9 +344,9 @@ def _check_has_names(params: PyTree, weight_decay: Scalar | None = None) -> None
     path, leaf = nameless[0]
     given = "" if weight_decay is None else f" at weight_decay={float(weight_decay):g}"
     raise ValueError(
-        "`params` must have names for the default `decay_mask`, which leaves out "
-        f"biases and norms by name, got {len(nameless)} of {num_leaves} leaves without "
-        f"one{given}, the first being `params{path}` of shape {tuple(leaf.shape)}. "
+        "`params` must have names for the default `decay_mask`, which excludes biases "
+        f"and norms by name, got {len(nameless)} of {num_leaves} leaves without a name"
+        f"{given}, the first being `params{path}` of shape {tuple(leaf.shape)}. "
         "Pass `decay_mask`: a tree of bool like `params`; a callable, such as `lambda "
         "params: jax.tree.map(lambda p: p.ndim > 1, params)`; or, from names, "
         "`decay_mask(params, names=[...])`, for Keras with `names=[v.path for v in "
@@ -372,15 +372,15 @@ def _check_rule(rule: Any, layer_norms: Any) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    "`rule` must hold regular expressions, got "
-                    f"{pattern!r}: {error}. Escape what is meant to the letter."
+                    "`rule` must contain regular expressions, got "
+                    f"{pattern!r}: {error}. Escape special characters."
                 ) from error
 
 
 def _check_matches(
     rule: Rule, layer_norms: LayerNorms, params: PyTree, names: Sequence[str] | None
 ) -> None:
-    """Raises if a path or a pattern matches no leaf, unless it may be a masked one."""
+    """Raises if a path or a pattern matches no leaf, unless some leaves are masked."""
     if _pytrees.has_masked_nodes(params):
         return
     names = names or _pytrees.leaf_names(params)

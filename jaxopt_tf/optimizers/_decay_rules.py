@@ -1,8 +1,8 @@
-"""Named rules of weight decay: Trainer's, by version of Transformers, and our own.
+"""Named rules for weight decay: those of Trainer, by version, and additional ones.
 
-A rule leaves a parameter out by its name or by the type of its normalization layer.
-Trainer's list of types grew while modeling modules were imported: until 4.52 many of
-them registered a norm of their own, so that the rule differs between architectures and
+A rule excludes a parameter by its name or by the type of its normalization layer.
+Until 4.52 many modeling modules of Transformers added their own norm to Trainer's list
+of types when they were imported, so that the rule differs between architectures and
 between minor versions. No rule changed between patch releases of one minor version.
 """
 
@@ -13,9 +13,10 @@ from .. import _checks
 
 LAYER_NORM = "LayerNorm"
 
-# Classes that Trainer counts as layer norms besides torch's: from which minor version
-# of 4.x on, and from which on no longer. The first kind was registered in
-# `ALL_LAYERNORM_LAYERS`, which 4.53 gave up.
+# Classes that Trainer counts as layer norms besides `torch.nn.LayerNorm`, with the
+# first minor version of 4.x that does so and the first one that no longer does. Classes
+# in the first block were registered in `ALL_LAYERNORM_LAYERS`, which Trainer has not
+# read since 4.53.
 _ALWAYS = 1_000
 _COUNTED = {
     "ChameleonRMSNorm": (43, 53),
@@ -36,7 +37,7 @@ _COUNTED = {
     "SwitchTransformersLayerNorm": (40, 53),
     "T5LayerNorm": (40, 53),
     "ZambaRMSNorm": (46, 53),
-    # Subclasses of torch's LayerNorm since 4.56, and of Module before.
+    # Subclasses of `torch.nn.LayerNorm` since 4.56, and of `torch.nn.Module` before.
     "ConvNextLayerNorm": (56, _ALWAYS),
     "ConvNextV2LayerNorm": (56, _ALWAYS),
     "DeepseekVLHybridLayerNorm": (56, _ALWAYS),
@@ -45,10 +46,10 @@ _COUNTED = {
     "SamLayerNorm": (56, _ALWAYS),
     "SegGptLayerNorm": (56, _ALWAYS),
 }
-# Types of norms that at least one rule knows.
+# All classes that at least one rule counts as norms.
 NORM_TYPES = (LAYER_NORM, *_COUNTED)
 
-# Patterns of Trainer since 4.53, for the lower-cased name.
+# Patterns of Trainer since 4.53, which are searched in the lowercase name.
 _TRANSFORMERS_V5 = (
     r"bias",
     r"layernorm",
@@ -56,9 +57,10 @@ _TRANSFORMERS_V5 = (
     r"(?:^|\.)norm(?:$|\.)",
     r"_norm(?:$|\.)",
 )
-# Parameters directly in a normalization layer, by the names that these are usually
-# given (`norm1`, `LayerNorm_0`, `ln_f`, `bn2`), but not those that a `PreNorm` wraps;
-# and the gain, which Flax calls `scale` in every layer.
+# Parameters directly in a normalization layer with a common name, such as `norm1`,
+# `LayerNorm_0`, `ln_f` or `bn2`; and the gain, which Flax calls `scale` in every layer.
+# `[^.]+$` restricts a match to direct members: a `PreNorm` also wraps layers that are
+# decayed.
 _ANY_NORM = (
     r"norm_?\d*\.[^.]+$",
     r"(?:^|\.)norm_\w+\.[^.]+$",
@@ -68,22 +70,22 @@ _ANY_NORM = (
 
 
 class DecayRule(NamedTuple):
-    """Parameters that a rule leaves out."""
+    """Criteria for the parameters that a rule excludes."""
 
     patterns: tuple[str, ...]  # regular expressions, searched in the name
-    lowers: bool = False  # whether the name is lower-cased first
-    norm_types: frozenset[str] = frozenset()  # of `NORM_TYPES`
-    any_norm: bool = False  # whether norms that only our own types show count too
+    lowers: bool = False  # whether the name is converted to lowercase first
+    norm_types: frozenset[str] = frozenset()  # names from `NORM_TYPES`
+    any_norm: bool = False  # whether every module type with a name `...Norm` counts
 
 
 def _norm_types(minor: int) -> frozenset[str]:
-    """The classes that Trainer of 4.`minor` counts as layer norms."""
+    """Returns the classes that Trainer of 4.`minor` counts as layer norms."""
     counted = {n for n, (first, end) in _COUNTED.items() if first <= minor < end}
     return frozenset({LAYER_NORM, *counted})
 
 
 def _trainer_rule(minor: int) -> DecayRule:
-    """The rule of Transformers 4.`minor`; of a later one, the rule of version 5."""
+    """Returns the rule of Transformers 4.`minor`, which is that of 5 from 4.56 on."""
     norm_types = _norm_types(minor)
     if minor < 49:
         return DecayRule(("bias",), norm_types=norm_types)
@@ -92,11 +94,11 @@ def _trainer_rule(minor: int) -> DecayRule:
     return DecayRule(_TRANSFORMERS_V5, True, norm_types)
 
 
-# First minor versions of 4.x that have a rule of their own, and the last change.
+# Minor versions of 4.x in which the rule changed, and the last of them.
 _FIRST_MINORS = (40, 43, 45, 46, 48, 49, 53)
 _LAST_CHANGE = 56
 
-# Rules of Trainer, newest first: the name, and the first version that has it.
+# Rules of Trainer, newest first, each with the first version that follows it.
 TRAINER_DECAY_RULES: dict[str, tuple[int, int]] = {
     "transformers_v5": (4, _LAST_CHANGE),
     **{f"transformers_4_{m}": (4, m) for m in reversed(_FIRST_MINORS)},
@@ -114,9 +116,9 @@ NAMED_RULES: dict[str, DecayRule] = {
     "all": DecayRule(()),
     **{f"transformers_4_{minor}": _trainer_rule(minor) for minor in _FIRST_MINORS},
 }
-# The rules of `decay_mask` that have a name.
+# Names that `decay_mask` accepts as `rule`.
 DECAY_RULES = tuple(NAMED_RULES)
-# Rules that know norms by their types more than by their names.
+# Rules that recognize norms by type rather than by name.
 DECAY_RULES_BY_TYPE = (
     "transformers_v4",
     *(f"transformers_4_{minor}" for minor in _FIRST_MINORS if minor < 53),
@@ -124,7 +126,7 @@ DECAY_RULES_BY_TYPE = (
 
 
 def trainer_decay_rule(version: str) -> str:
-    """Returns the name of the decay rule that Trainer of this version follows.
+    """Returns the name of the decay rule that Trainer follows in a version.
 
     Args:
         version: version of Transformers, such as "4.46.3".
@@ -134,7 +136,7 @@ def trainer_decay_rule(version: str) -> str:
         "transformers_4_43" for 4.43 and 4.44, "transformers_4_45" for 4.45,
         "transformers_4_46" for 4.46 and 4.47, "transformers_4_48" for 4.48,
         "transformers_4_49" for 4.49 to 4.52, "transformers_4_53" for 4.53 to 4.55,
-        "transformers_v5" from 4.56 on.
+        "transformers_v5" for 4.56 and later.
 
     Raises:
         ValueError: if `version` is not a version, or is older than 4.40.
@@ -150,11 +152,11 @@ def trainer_decay_rule(version: str) -> str:
         if number >= first:
             return name
     raise ValueError(
-        f"`version` must be 4.40 or later, got {version!r}. Name a rule of "
-        "`decay_mask` yourself."
+        f"`version` must be 4.40 or later, got {version!r}. Pass a rule of "
+        "`decay_mask` explicitly."
     )
 
 
 def norm_type(type_names: Iterable[str]) -> str:
-    """Returns the first of `NORM_TYPES` among a class and its bases, "" for none."""
+    """Returns the first of `NORM_TYPES` among a class and its bases, or ""."""
     return next((name for name in type_names if name in NORM_TYPES), "")

@@ -1,7 +1,7 @@
-"""The learning rate: fields of every state, its value in an update, reading, setting.
+"""Learning rate of the optimizers: its fields in the state, and functions on them.
 
-A learning rate is a float, a 0-d array or a schedule. All optimizers keep it in the
-same three fields, so that every state has the same tree:
+A learning rate is a float, a 0-d array or a schedule. All optimizers store it in the
+same three fields, so that every state has the same structure:
 
 - `step`: number of updates, the argument of a schedule. It is counted for constant
   rates too.
@@ -9,27 +9,28 @@ same three fields, so that every state has the same tree:
 - `rate_source`: `CONSTANT`, `SCHEDULE` or `SET`, the origin of that rate.
 
 A schedule is evaluated at `step` at every update. A float initializes `learning_rate`,
-which is used from then on: it can be changed between steps without recompiling. An
-array replaces `learning_rate` at every update, as `optax.inject_hyperparams` and `vmap`
-require, until `set_learning_rate` has set another rate.
+and updates read the field from then on: the rate can be changed between steps without
+recompiling. An array replaces `learning_rate` at every update, as
+`optax.inject_hyperparams` and `vmap` require, until `set_learning_rate` has set another
+rate.
 
-A state can be restored into an optimizer with another kind of rate. Rate of the first
-update after that:
+A state can be restored into an optimizer with another kind of rate. The first update
+then uses the following rate:
 
     saved with         restored into      rate
-    float or array     float              the saved one, as in torch
+    float or array     float              the saved rate, as in torch
     float or array     schedule           schedule(step): the schedule is continued
     float or array     array              the array
-    set by hand        float or array     the one that was set
+    set by hand        float or array     the rate that was set
     schedule           float or array     the float or array of the optimizer, because
                                           the saved rate belongs to the schedule
     schedule           schedule           schedule(step)
 
-The relative step of Adafactor counts as a schedule; it is a function of the number of
+The relative step of Adafactor counts as a schedule. It is a function of the number of
 moment updates.
 
-`get_learning_rate` and `set_learning_rate` find the fields by their paths: a state
-looks different as NamedTuples, in an NNX `State` and in the dict of
+`get_learning_rate` and `set_learning_rate` find the fields by their paths. A state has
+different containers as NamedTuples, in an NNX `State` and in the dict of
 `flax.serialization.to_state_dict`, but the path of a leaf ends with the same names in
 all of them.
 """
@@ -49,7 +50,7 @@ from .._typing import PyTree, Scalar, ScalarOrSchedule
 # Values of `rate_source`.
 CONSTANT, SCHEDULE, SET = 0, 1, 2
 
-# Usual names of an injected learning rate other than `learning_rate`.
+# Common names of an injected learning rate other than `learning_rate`.
 _SHORT_NAMES = ("lr", "rate", "peak_lr", "base_lr", "init_lr", "max_lr")
 
 _Path = tuple[Any, ...]
@@ -63,22 +64,27 @@ class Rate(NamedTuple):
     given: float | None = None
 
     def exact(self) -> ExactScalar:
-        """Returns the rate with the digits of the given float, unless it changed."""
+        """Returns the rate with the digits of the given float, unless it has changed.
+
+        The state stores the rate in float32. A float such as 5e-5 has more digits, and
+        torch uses them all when it multiplies the rate with weight decay.
+        """
         if self.value.dtype == jnp.float64:
             return self.value
         pair = double_float.from_float32(self.value)
         if self.given is None:
             return pair
         given = double_float.from_float(self.given)
+        # An unequal value was set by `set_learning_rate` or restored from a state.
         return double_float.select(self.value == given.high, given, pair)
 
 
 class _Location(NamedTuple):
     """Location of one learning rate in a tree."""
 
-    state: _Path  # of the state of one of our optimizers
-    injected: _Path | None  # of the `InjectStatefulHyperparamsState` around it
-    is_scheduled: bool  # by a schedule that was passed to `optax.inject_hyperparams`
+    state: _Path  # path of the state of an optimizer of this package
+    injected: _Path | None  # path of the `InjectStatefulHyperparamsState` around it
+    is_scheduled: bool  # whether `optax.inject_hyperparams` was given a schedule
 
 
 def check(learning_rate: ScalarOrSchedule) -> None:
@@ -103,6 +109,7 @@ def current(learning_rate: ScalarOrSchedule, state: Any, dtype: Any) -> Rate:
     if callable(learning_rate):
         return Rate(given)
     stored = jnp.asarray(state.learning_rate, dtype)
+    # Selected by `where` and not by Python: `rate_source` is traced in a compiled step.
     if isinstance(learning_rate, jax.Array):
         return Rate(jnp.where(state.rate_source == SET, stored, given))
     return Rate(jnp.where(state.rate_source == SCHEDULE, given, stored), learning_rate)
@@ -122,22 +129,23 @@ def advanced(
 def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
     """Returns the learning rate that the last update used.
 
-    For Adafactor with `relative_step` it is the relative step, before the scale of the
-    parameter: what Transformers' `get_adafactor_schedule` is for.
+    For Adafactor with `relative_step` this is the relative step before the parameter
+    scale, which Transformers' `get_adafactor_schedule` reports.
 
     Args:
-        opt_state: any tree with the state of one of our optimizers in it: of a chain,
-            `optax.multi_transform` or `optax.inject_hyperparams`, a Linen `TrainState`,
-            an `nnx.Optimizer`, `nnx.state` of it, or one of these as a dict.
+        opt_state: any tree that contains the state of an optimizer of this package: the
+            state of a chain, `optax.multi_transform` or `optax.inject_hyperparams`, a
+            Linen `TrainState`, an `nnx.Optimizer`, `nnx.state` of it, or one of these
+            as a dict.
 
     Returns:
-        A scalar, (), float32; if there are several of our optimizers, a dict from
-        the label that `optax.multi_transform` has for each (if labels do not
-        tell them apart, from its path) to its rate. Before the first update, the
-        initial rate.
+        A scalar, (), float32. If the tree contains several optimizers of this package,
+        a dict with the rate of each. The keys are the labels of
+        `optax.multi_transform`, or paths if the labels are not unique. Before the first
+        update, the initial rate.
 
     Raises:
-        ValueError: if none of our states is in it.
+        ValueError: if `opt_state` contains no state of an optimizer of this package.
 
     Example:
         >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
@@ -146,7 +154,7 @@ def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
     """
     leaves = _leaves(opt_state)
     rates = {
-        # A copy outlives the state, whose buffers a step may take over.
+        # A copy, because a step that donates the state deletes its buffers.
         name: jnp.array(leaves[*location.state, "learning_rate"], copy=True)
         for name, location in _locations(opt_state, leaves).items()
     }
@@ -163,16 +171,17 @@ def set_learning_rate(
 
     Args:
         opt_state: as for `get_learning_rate`.
-        learning_rate: the new rate, at least 0; or a dict with keys of the dict that
-            `get_learning_rate` returns, to set some of several optimizers.
+        learning_rate: the new rate, at least 0. To set the rates of some of several
+            optimizers, a dict with keys of the dict that `get_learning_rate` returns.
 
     Returns:
         A new state of the same structure.
 
     Raises:
-        ValueError: if none of our states is in it, if a key names none of them, or if
-            the next update would replace the rate: it comes from a schedule or from
-            another hyper-parameter of `optax.inject_hyperparams`.
+        ValueError: if `opt_state` contains no state of an optimizer of this package, if
+            a key matches none of them, or if the next update would replace the rate,
+            because it comes from a schedule or from another hyperparameter of
+            `optax.inject_hyperparams`.
 
     Example:
         >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
@@ -201,6 +210,8 @@ def set_learning_rate(
         if location.injected is None:
             new[*location.state, "rate_source"] = SET
             continue
+        # At each update optax passes this entry to the inner optimizer, which would
+        # overwrite the rate in the inner state.
         new[*location.injected, "hyperparams", "learning_rate"] = rate
         sharing = [n for n, p in locations.items() if p.injected == location.injected]
         if not set(sharing) <= set(rates):
@@ -210,6 +221,7 @@ def set_learning_rate(
             )
 
     def replace(path: tuple[Any, ...], leaf: Any) -> Any:
+        # `full_like` keeps shape, dtype and sharding: a compiled step is reused.
         keys = _pytrees.path_keys(path)
         return jnp.full_like(leaf, new[keys]) if keys in new else leaf
 
@@ -221,7 +233,8 @@ def _given(learning_rate: ScalarOrSchedule, step: jax.Array, dtype: Any) -> jax.
     if callable(learning_rate):
         # Schedules return float64 for an int64 step, and float32 for an int32.
         rate = learning_rate(step.astype(jnp.int64) if dtype == jnp.float64 else step)
-    # A copy: a step may donate the state, and an array belongs to the caller.
+    # A copy, because a step may donate the state. Without it, donation would delete
+    # the array of the caller.
     return jnp.array(rate, dtype, copy=True)
 
 
@@ -231,7 +244,7 @@ def _leaves(opt_state: PyTree) -> dict[_Path, Any]:
 
 
 def _locations(opt_state: PyTree, leaves: Mapping[_Path, Any]) -> dict[Any, _Location]:
-    """The learning rates by the names that `get_learning_rate` gives them."""
+    """Returns the locations of the learning rates by their names in the result."""
     paths = [
         keys[:-1]
         for keys in leaves
@@ -239,7 +252,7 @@ def _locations(opt_state: PyTree, leaves: Mapping[_Path, Any]) -> dict[Any, _Loc
     ]
     if not paths:
         raise ValueError(
-            "`opt_state` must hold the state of one of our optimizers, such as "
+            "`opt_state` must contain the state of an optimizer of jaxopt_tf, such as "
             f"`adamw_tf`, got {type(opt_state).__name__} without one. Pass the whole "
             "optimizer state."
         )
@@ -248,6 +261,8 @@ def _locations(opt_state: PyTree, leaves: Mapping[_Path, Any]) -> dict[Any, _Loc
 
 
 def _location(path: _Path, leaves: Mapping[_Path, Any]) -> _Location:
+    # From the innermost wrapper outwards. Other optax wrappers have an `inner_state`
+    # too, but no `hyperparams`.
     for i in reversed(range(len(path))):
         if path[i] == "inner_state":
             around = path[:i]
@@ -261,7 +276,7 @@ def _location(path: _Path, leaves: Mapping[_Path, Any]) -> _Location:
 def _check_can_be_set(
     location: _Location, leaves: Mapping[_Path, Any], of: str
 ) -> None:
-    """Raises if the next update would replace a rate that is set now."""
+    """Raises if the next update would replace the new rate."""
     source = leaves[*location.state, "rate_source"]
     is_scheduled = _checks.is_concrete(source) and np.any(
         np.asarray(source) == SCHEDULE
@@ -283,14 +298,14 @@ def _check_can_be_set(
     if location.injected is None and others:
         raise ValueError(
             f"`opt_state` takes the learning rate{of} from `optax.inject_hyperparams`, "
-            f"which has it as {others[0]!r}. Set "
+            f"which stores it as {others[0]!r}. Set "
             f"`opt_state.hyperparams[{others[0]!r}]`, or call the argument "
             "`learning_rate`."
         )
 
 
 def _names(paths: list[_Path]) -> dict[_Path, Any]:
-    """The labels of `optax.multi_transform` where they tell all apart, else paths."""
+    """Returns the labels of `optax.multi_transform` if they are unique, else paths."""
     labels = {path: _label(path) for path in paths}
     if None not in labels.values() and len(set(labels.values())) == len(paths):
         return labels

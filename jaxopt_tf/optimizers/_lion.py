@@ -1,4 +1,4 @@
-"""Lion: steps of one size, whose signs a momentum decides."""
+"""Lion: updates of equal size, with the sign of a momentum."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 class LionState(NamedTuple):
     """State of `lion_tf`.
 
-    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: updates that the mean has seen; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -30,7 +30,7 @@ class LionState(NamedTuple):
 
 class _Scalars(NamedTuple):
     rate: jax.Array  # (), float32
-    decay_factor: jax.Array  # (), float32: 1 - rate times weight decay
+    decay_factor: jax.Array  # (), float32: 1 - rate * weight_decay
 
 
 @checked_names
@@ -47,13 +47,15 @@ def lion_tf(
         p  = p - rate * sign(beta1 * mu + (1 - beta1) * g)
         mu = beta2 * mu + (1 - beta2) * g
 
-    in float32 (float64 for float64 leaves); updates are differences of parameters, as
-    in `adamw_tf`.
+    Arithmetic is in float32 (float64 for float64 leaves). Updates are differences of
+    parameters, as in `adamw_tf`.
 
     Args:
-        learning_rate: as for `adamw_tf`; a third to a tenth of what AdamW would have.
-        betas: shares of the mean in the step, and in the next mean; from 0 to below 1.
-        weight_decay: share that is taken off per unit of rate; at least 0.
+        learning_rate: as for `adamw_tf`; typically a third to a tenth of AdamW's.
+        betas: weights of the old mean in the update and in the new mean; from 0 to
+            below 1.
+        weight_decay: fraction of a weight that is subtracted per unit of rate; at
+            least 0.
         decay_mask: as for `adamw_tf`.
 
     Returns:
@@ -70,8 +72,8 @@ def lion_tf(
         [-0.25 -0.25]
 
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, arXiv
-        2302.06675, Program 1; Transformers' "lion_32bit" has it from bitsandbytes.
-    Differs: `optax.lion` decays all leaves, by 1e-3 unless told.
+        2302.06675, Program 1; Transformers' "lion_32bit" calls that of bitsandbytes.
+    Differs: `optax.lion` decays all leaves, by 1e-3 by default.
     """
     _checks.pair("betas", betas)
     for i, beta in enumerate(betas):
@@ -81,12 +83,15 @@ def lion_tf(
     def scalars(rate: Rate, count: jax.Array) -> _Scalars:
         del count
         dtype = rate.value.dtype
+        # The factor is rounded once. In float32, 1 - rate * weight_decay would lose
+        # digits of the product, which is small beside 1.
         decay = rate.exact() * exact_scalar(weight_decay, dtype)
         return _Scalars(rate.value, rounded(exact_scalar(1.0, dtype) - decay))
 
     def update(leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         p, g, (mu,) = leaf.param, leaf.grad, moments
         dtype = p.dtype
+        # `sign` returns 0 for 0, as in bitsandbytes: without gradients no step is made.
         direction = jnp.sign(scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * g)
         p = p * scalars.decay_factor if leaf.is_decayed else p
         mu = scalar(beta2, dtype) * mu + one_minus(beta2, dtype) * g

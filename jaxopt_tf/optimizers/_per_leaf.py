@@ -1,8 +1,8 @@
-"""The transformation around the arithmetic of one leaf, shared by all optimizers.
+"""Transformation around the arithmetic of one leaf, shared by all optimizers.
 
-It checks trees, keeps the counters and the learning rate, resolves the decay mask,
-converts each leaf to the dtype of its arithmetic and back, and returns updates as
-differences of rounded parameters. An optimizer adds a `LeafRule`.
+The transformation checks trees, maintains the counters and the learning rate, resolves
+the decay mask, converts each leaf to the dtype of its arithmetic and back, and returns
+updates as differences of rounded parameters. Each optimizer provides a `LeafRule`.
 """
 
 import dataclasses
@@ -25,9 +25,10 @@ from ._learning_rate import Rate
 
 
 class Leaf(NamedTuple):
-    """One leaf in an update.
+    """Inputs of the update of one leaf.
 
-    A `LeafRule` receives both arrays in the dtype of the arithmetic: float32, float64.
+    A `LeafRule` receives both arrays in the dtype of the arithmetic, which is float32
+    or float64.
     """
 
     param: jax.Array
@@ -36,7 +37,7 @@ class Leaf(NamedTuple):
     layout: Any  # a `TorchLayout` for Adafactor, else None
 
 
-# A moment for each field of the state: an array, or a masked node.
+# One moment for each tree of the state: an array, or a masked node.
 Moments = tuple[Any, ...]
 
 
@@ -48,16 +49,18 @@ class LeafRule:
         name: the optimizer's name, for errors.
         state_type: a NamedTuple of `count`, `step`, `learning_rate`, `rate_source` and
             a tree for each moment.
-        scalars: returns what leaves of one dtype and number of updates share.
-        update: returns the new parameter and the new moments. It receives the leaf, the
-            scalars and the moments in the dtype of the arithmetic.
-        has_moment: for each moment, False if the state has masked nodes in its place.
-        init: returns the moments of a floating-point parameter with this layout; None
-            for zeros in the dtype of the arithmetic.
-        layouts: returns a layout for each leaf of `params`, and checks `params` and, in
-            an update, the gradients; None for optimizers without layouts.
-        rate_of_count: the learning rate where none is given: a function of the number
-            of moment updates and a dtype. It is for Adafactor's relative step.
+        scalars: callable that returns the scalars shared by all leaves with equal dtype
+            and number of updates.
+        update: callable that returns the new parameter and the new moments. It receives
+            the leaf, the scalars and the moments in the dtype of the arithmetic.
+        has_moment: for each moment, False if the state holds masked nodes instead.
+        init: callable that returns the moments of a floating-point parameter with the
+            given layout; None for zeros in the dtype of the arithmetic.
+        layouts: callable that returns a layout for each leaf of `params`. It checks
+            `params` and, in an update, the gradients. None for optimizers without
+            layouts.
+        rate_of_count: default learning rate, used for Adafactor's relative step: a
+            function of the number of moment updates and a dtype.
     """
 
     name: str
@@ -72,23 +75,24 @@ class LeafRule:
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """Names of the state's fields that are trees like the parameters."""
+        """Names of the state's fields that have the structure of the parameters."""
         fields: tuple[str, ...] = self.state_type._fields
-        return fields[4:]
+        return fields[4:]  # after count, step, learning_rate and rate_source
 
     def layouts_of(self, params: PyTree, grads: Sequence[Any] = ()) -> Sequence[Any]:
-        """Returns the layout of each leaf, None for optimizers without layouts."""
+        """Returns the layout of each leaf, or None for each without layouts."""
         if self.layouts is not None:
             return self.layouts(params, grads)
         return [None] * len(jax.tree.leaves(params))
 
     def init_leaf(self, p: jax.Array, layout: Any) -> Moments:
-        """Returns the moments of one leaf, which integer leaves do not have."""
+        """Returns the moments of one leaf: masked nodes for an integer leaf."""
         if not _pytrees.is_floating(p):
             return (optax.MaskedNode(),) * len(self.moments)
         if self.init is not None:
             return self.init(p, layout)
-        # A buffer for each: a donated state whose leaves share one is refused.
+        # Each moment is a separate buffer. XLA refuses to donate a state in which two
+        # leaves share one buffer.
         return tuple(
             jnp.zeros_like(p, wide_dtype(p.dtype)) if has_one else optax.MaskedNode()
             for has_one in self.has_moment
@@ -128,13 +132,13 @@ def per_leaf_optimizer(
         layouts = rule.layouts_of(params, grads)
         mask = resolve_mask(decay_mask, params, weight_decay)
         count = jax.tree.map(optax.safe_increment, state.count)
-        counts = jax.tree.leaves(count)  # one, or one per leaf
+        counts = jax.tree.leaves(count)  # one, or one per leaf as `step` of torch
 
-        @functools.cache
+        @functools.cache  # leaves of one dtype share the traced scalars
         def rate(dtype: Any) -> Rate:
             if rate_of_count is None:
                 return _learning_rate.current(learning_rate, state, dtype)
-            # Where the counts differ, the state holds the rate of the first leaf.
+            # If the counts differ, the state contains the rate of the first leaf.
             first = counts[0] if counts else jnp.ones((), jnp.int32)
             return Rate(rate_of_count(first, dtype))
 
@@ -154,7 +158,7 @@ def per_leaf_optimizer(
                 leaf = Leaf(p, grads[i], mask[i] and not never_decays, layouts[i])
                 shared = scalars(i if len(counts) > 1 else 0, wide_dtype(p.dtype))
                 rows.append(_updated(rule, leaf, shared, tuple(old)))
-            else:
+            else:  # integer leaves are left unchanged
                 rows.append((jnp.zeros_like(p), *old))
         updates, *trees = _trees(treedef, rows, 1 + len(rule.moments))
         used = rate(state.learning_rate.dtype)
@@ -167,7 +171,8 @@ def per_leaf_optimizer(
 def _updated(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
     """Returns the update and the new moments of one leaf, in the dtypes of the old."""
     p, wide = leaf.param, wide_dtype(leaf.param.dtype)
-    # The arithmetic is done where the moments are placed.
+    # On explicit mesh axes the arithmetic has the sharding of the moments: with ZeRO-1
+    # moments are sharded and parameters replicated: each device updates its shard.
     of_its_shape = [m for m in jax.tree.leaves(moments) if m.shape == p.shape]
     like = of_its_shape[-1] if of_its_shape else p
     p_resharded = reshard_like(p, like)
@@ -183,9 +188,10 @@ def _updated(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Mome
 
 
 def _schedule_of_counts(rate_of_count: Any) -> Schedule:
-    """Returns the schedule of a run in which every update is one of the moments."""
+    """Returns the relative step as a schedule, if every update updates the moments."""
 
     def schedule(step: Step) -> jax.Array:
+        # `step` is counted from 0, and moment updates from 1.
         is_wide = isinstance(step, jax.Array) and step.dtype == jnp.int64
         rate: jax.Array = rate_of_count(step + 1, np.float64 if is_wide else np.float32)
         return rate
@@ -194,11 +200,11 @@ def _schedule_of_counts(rate_of_count: Any) -> Schedule:
 
 
 def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:
-    """Returns the gradient plus that of `weight_decay / 2 * |p|^2`, as in torch."""
+    """Returns the gradient plus the one of `weight_decay / 2 * |p|^2`, as in torch."""
     p, g = leaf.param, leaf.grad
     return g + scalar(weight_decay, p.dtype) * p if leaf.is_decayed else g
 
 
 def _trees(treedef: Any, rows: list[tuple[Any, ...]], num: int) -> list[PyTree]:
-    """Returns a tree for each of the `num` results that the leaves have."""
+    """Returns one tree for each of the `num` results of the leaves."""
     return [treedef.unflatten([row[i] for row in rows]) for i in range(num)]

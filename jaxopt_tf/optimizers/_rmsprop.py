@@ -1,4 +1,4 @@
-"""RMSprop with torch's numbers."""
+"""RMSprop with the numerics of torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 class RMSpropState(NamedTuple):
     """State of `rmsprop_tf`.
 
-    Moments that an option does without are masked.
-    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    Moments that the chosen options do not use are masked nodes.
+    float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: updates that the means have seen; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
     nu: PyTree  # as params, float32: mean of squared gradients
-    mu: PyTree  # as params, float32: mean of gradients, where `centered`
-    momentum: PyTree  # as params, float32: decaying sum of steps
+    mu: PyTree  # as params, float32: mean of gradients, if `centered`
+    momentum: PyTree  # as params, float32: decaying sum of updates
 
 
 @checked_names
@@ -51,16 +51,16 @@ def rmsprop_tf(
         buf = momentum * buf + u
         p   = p - rate * buf
 
-    in float32 (float64 for float64 leaves); updates are differences of parameters, as
-    in `adamw_tf`.
+    Arithmetic is in float32 (float64 for float64 leaves). Updates are differences of
+    parameters, as in `adamw_tf`.
 
     Args:
         learning_rate: as for `adamw_tf`.
         alpha: decay rate of the means; from 0 to below 1.
         eps: added to the root; at least 0.
-        momentum: share of the buffer that is kept; at least 0. None or 0 for no buffer.
-        centered: whether the squares are taken around the mean.
-        weight_decay: times the parameter, added to its gradient; at least 0.
+        momentum: decay rate of the buffer; at least 0. None or 0 for no buffer.
+        centered: whether to divide by the root of the estimated variance.
+        weight_decay: factor of the parameter that is added to its gradient; at least 0.
         decay_mask: as for `adamw_tf`.
 
     Returns:
@@ -77,13 +77,13 @@ def rmsprop_tf(
         [-0.5 -0.5]
 
     Source: torch 2.13 `optim/rmsprop.py`, `_single_tensor_rmsprop`.
-    Differs: `optax.rmsprop` decays with 0.9, has eps inside of the root unless told,
-        and no decay of weights. An `alpha` of 1 or more is refused: torch takes it.
+    Differs: `optax.rmsprop` has a decay rate of 0.9 and eps inside the root by default,
+        and no weight decay. An `alpha` of 1 or more is refused; torch accepts it.
     """
     _checks.fraction_below_one("alpha", alpha)
     _checks.non_negative("eps", eps)
-    # None by default: `optax.inject_hyperparams` turns a 0.0 into an array, which may
-    # become another number, so that there would be a buffer.
+    # The default is None and not 0.0: `optax.inject_hyperparams` would turn 0.0 into an
+    # array, which may change between steps and therefore needs a buffer.
     momentum = 0.0 if momentum is None else momentum
     _checks.non_negative("momentum", momentum)
     if not isinstance(centered, bool):
@@ -101,9 +101,11 @@ def rmsprop_tf(
         variance = nu
         if centered:
             mu = mu + one_minus(alpha, dtype) * (g - mu)
-            # Torch has NaN where rounding makes it negative.
+            # Rounding can make the difference negative. Torch takes its root, NaN.
             variance = jnp.maximum(nu - mu * mu, 0.0)
         root = jnp.sqrt(variance) + scalar(eps, dtype)
+        # Without a buffer torch divides `rate * g` by the root (`addcdiv`); with one
+        # it divides g first. The order of rounding follows it.
         if not has_buffer:
             return p - (rate * g) / root, nu, mu, buffer
         buffer = scalar(momentum, dtype) * buffer + g / root

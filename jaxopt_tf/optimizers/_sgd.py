@@ -1,4 +1,4 @@
-"""Gradient descent with torch's momentum."""
+"""Stochastic gradient descent with the momentum of torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,11 +18,11 @@ from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer, with_l2
 class SGDState(NamedTuple):
     """State of `sgd_tf`.
 
-    `momentum` is masked without momentum.
-    For float64 leaves float32 stands for float64; the rate is float64 if a leaf is.
+    `momentum` holds masked nodes if the optimizer has no momentum.
+    float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: updates that the buffers have seen; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; or one per leaf
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -31,7 +31,7 @@ class SGDState(NamedTuple):
 
 class _Scalars(NamedTuple):
     rate: jax.Array  # (), float32
-    grad_factor: jax.Array  # (), float32: of the gradient that is added to the buffer
+    grad_factor: jax.Array  # (), float32: factor of the gradient in the buffer
 
 
 @checked_names
@@ -44,29 +44,31 @@ def sgd_tf(
     weight_decay: Scalar = 0.0,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent as `torch.optim.SGD` computes it.
+    """Stochastic gradient descent as `torch.optim.SGD` computes it.
 
         g   = g + weight_decay * p                           (decayed leaves)
-        buf = g at first, then momentum * buf + (1 - dampening) * g
+        buf = g at the first step, then momentum * buf + (1 - dampening) * g
         p   = p - rate * (g + momentum * buf with `nesterov`, else buf)
 
-    in float32 (float64 for float64 leaves); updates are differences of parameters, as
-    in `adamw_tf`. Decay is that of a loss with `weight_decay / 2 * |p|^2`: it goes
-    through the buffer.
+    Arithmetic is in float32 (float64 for float64 leaves). Updates are differences of
+    parameters, as in `adamw_tf`. Weight decay is the gradient of an L2 term
+    `weight_decay / 2 * |p|^2` of the loss, and therefore enters the buffer.
 
     Args:
         learning_rate: as for `adamw_tf`.
-        momentum: share of the buffer that is kept; at least 0. None or 0 for no buffer.
-        dampening: share of a gradient, the first apart, that is left out.
-        nesterov: whether a step looks ahead; needs `momentum` and no `dampening`.
-        weight_decay: times the parameter, added to its gradient; at least 0.
+        momentum: decay rate of the buffer; at least 0. None or 0 for no buffer.
+        dampening: fraction of every gradient but the first that is left out of the
+            buffer.
+        nesterov: whether to use Nesterov momentum; requires `momentum` and a
+            `dampening` of 0.
+        weight_decay: factor of the parameter that is added to its gradient; at least 0.
         decay_mask: as for `adamw_tf`.
 
     Returns:
         A transformation with state `SGDState`; its update needs `params`.
 
     Raises:
-        ValueError, TypeError: if an argument is out of range, or `nesterov` comes
+        ValueError, TypeError: if an argument is out of range, or if `nesterov` is set
             without momentum or with dampening.
 
     Example:
@@ -77,10 +79,11 @@ def sgd_tf(
         [-0.5 -0.5]
 
     Source: torch 2.13 `optim/sgd.py`, `_single_tensor_sgd`.
-    Differs: `optax.sgd` begins with a buffer of zeros, has no dampening and no decay.
+    Differs: `optax.sgd` starts from a buffer of zeros, and has neither dampening nor
+        weight decay.
     """
-    # None by default: `optax.inject_hyperparams` turns a 0.0 into an array, which may
-    # become another number, so that there would be a buffer.
+    # The default is None and not 0.0: `optax.inject_hyperparams` would turn 0.0 into an
+    # array, which may change between steps and therefore needs a buffer.
     momentum = 0.0 if momentum is None else momentum
     _checks.non_negative("momentum", momentum)
     _checks.finite("dampening", dampening)
@@ -89,6 +92,8 @@ def sgd_tf(
 
     def scalars(rate: Rate, count: jax.Array) -> _Scalars:
         dtype = rate.value.dtype
+        # Torch copies the first gradient into the buffer, without dampening. A buffer
+        # of zeros and a factor of 1 give the same.
         first, later = scalar(1.0, dtype), one_minus(dampening, dtype)
         return _Scalars(rate.value, jnp.where(count == 1, first, later))
 
@@ -110,5 +115,5 @@ def _check_nesterov(nesterov: bool, momentum: Scalar, dampening: Scalar) -> None
     if nesterov and (is_zero(momentum) or not is_zero(dampening)):
         raise ValueError(
             "`nesterov` requires a `momentum` greater than 0 and a `dampening` of 0, "
-            f"got {momentum!r} and {dampening!r}. Set them so, or leave it out."
+            f"got {momentum!r} and {dampening!r}. Change them, or omit `nesterov`."
         )

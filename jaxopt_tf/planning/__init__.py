@@ -1,4 +1,4 @@
-"""Memory, traffic and time of a compiled step, on devices that need not exist."""
+"""Memory, traffic and time of a compiled step, on devices that need not be present."""
 
 from ._cost import Cost as Cost
 from ._cost import Estimate as Estimate

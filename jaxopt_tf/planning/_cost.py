@@ -1,4 +1,4 @@
-"""Cost of one run of a compiled step, and the time that it takes at least."""
+"""Cost of one run of a compiled step, and a lower bound of its time."""
 
 import math
 from collections.abc import Iterable
@@ -11,36 +11,40 @@ from ._slices import Chip
 
 
 class MatmulFlops(NamedTuple):
-    """Floating-point operations of products of matrices and convolutions."""
+    """Floating-point operations of matrix products and convolutions."""
 
-    narrow: float = 0.0  # of bfloat16 and what is no wider
-    default: float = 0.0  # of float32, with nothing asked: each platform has its own
-    high: float = 0.0  # of float32: in TF32, or in three passes of bfloat16
-    highest: float = 0.0  # of float32 as such
+    narrow: float = 0.0  # inputs of 16 bits or fewer, such as bfloat16
+    default: float = 0.0  # float32 at the default precision of the platform
+    high: float = 0.0  # float32 at "high": TF32, or three passes in bfloat16
+    highest: float = 0.0  # float32 at "highest": full precision
 
     def times(self, factor: float) -> "MatmulFlops":
-        """Returns all of them, multiplied."""
+        """Returns all counts, multiplied by a factor."""
         return MatmulFlops(*(factor * flops for flops in self))
 
 
 class Cost(NamedTuple):
-    """Cost of a step on each device; bytes of memory are the compiler's own figures."""
+    """Cost of a step on each device. Memory sizes are figures of the compiler.
+
+    The compiler's figures count the body of a loop once. All others count it once per
+    iteration.
+    """
 
     arguments: int  # bytes
     outputs: int  # bytes
-    donated: int  # bytes of arguments whose memory results take
-    temporary: int  # bytes; on a TPU with those that are prefetched into the chip
-    peak: int  # bytes at once, likewise; 0 if the compiler has no such figure
+    donated: int  # bytes of arguments whose memory is reused for outputs
+    temporary: int  # bytes; on a TPU including data prefetched into the chip
+    peak: int  # bytes at the peak, as `temporary`; 0 if the compiler has no figure
     code: int  # bytes of the program, which is in the device's memory too
-    kernels: int  # instructions that run, those of a loop once a round
-    hbm_bytes: int  # bytes between kernels and the device's memory, likewise
-    accessed: float  # bytes, by the compiler: on-chip ones too, loops one round
-    flops: float  # by the compiler, loops one round; NaN if it has no such figure
-    products: MatmulFlops  # as written, loops whole, a device's share
-    collectives: tuple[Collective, ...]  # by kind, those of a loop once a round
-    not_donated: tuple[str, ...]  # donated arguments whose memory no result takes
-    has_loops: bool  # whether the compiler's two figures are of one round
-    num_open_loops: int  # loops of unknown length, counted as one round everywhere
+    kernels: int  # number of instructions that run
+    hbm_bytes: int  # bytes that kernels read from and write to the device's memory
+    accessed: float  # bytes, a figure of the compiler that includes on-chip memory
+    flops: float  # figure of the compiler; NaN if it has none
+    products: MatmulFlops  # operations in the traced function, per device
+    collectives: tuple[Collective, ...]  # one entry per kind
+    not_donated: tuple[str, ...]  # donated arguments whose memory is not reused
+    has_loops: bool  # whether `accessed` and `flops` count loop bodies only once
+    num_open_loops: int  # loops of unknown length, counted as one iteration
 
     @property
     def total(self) -> int:
@@ -49,24 +53,26 @@ class Cost(NamedTuple):
 
     @property
     def work(self) -> float:
-        """Floating-point operations, loops whole."""
-        # The compiler for GPUs has no figure without a GPU.
+        """Floating-point operations, with every iteration of loops."""
+        # XLA's GPU compiler has no figure if no GPU is present.
         if not math.isnan(self.flops) and not self.has_loops:
             return self.flops
+        # The compiler's count may miss iterations of loops, and `products` contains
+        # only matrix products. Both are lower bounds.
         written = sum(self.products)
         return written if math.isnan(self.flops) else max(self.flops, written)
 
 
 class Estimate(NamedTuple):
-    """Seconds of a step by each of three limits: an estimate, not a promise.
+    """Seconds of a step according to each of three limits.
 
-    Real steps take longer: no kernel reaches its peak, and work that is taken here to
-    run at the same time waits in part for each other.
+    Real steps take longer: no kernel reaches the published peak, and arithmetic, memory
+    traffic and communication do not overlap completely, as is assumed here.
     """
 
-    arithmetic: float  # at the published peaks, products as precise as asked
+    arithmetic: float  # at the published peaks, for products at their precision
     memory: float  # at the published bandwidth
-    network: float  # at the published rate of all links together
+    network: float  # at the published bandwidth of all links together
 
     @property
     def seconds(self) -> float:
@@ -75,7 +81,7 @@ class Estimate(NamedTuple):
 
     @property
     def limit(self) -> str:
-        """Name of the longest."""
+        """Name of the limit with the longest time."""
         return self._fields[self.index(max(self))]
 
 
@@ -84,9 +90,9 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
 
     Args:
         compiled: `jitted.lower(...).compile()`.
-        num_devices: how many it is compiled for.
+        num_devices: number of devices that the program is compiled for.
         traced: `jitted.trace(...)` of the same arguments, for `products` and
-            `not_donated`; without it these are 0 and empty.
+            `not_donated`. Without it these are 0 and empty.
     """
     program = Program(compiled.as_text())
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -113,12 +119,14 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
 
 
 def estimate(cost: Cost, chip: Chip) -> Estimate:
-    """Returns the roofline of a compiled step.
+    """Returns the roofline estimate of a compiled step.
 
     Source: Williams et al., "Roofline: An Insightful Visual Performance Model for
         Multicore Architectures", 2009, with the network as a third roof.
     """
     sent = sum(collective.sent for collective in cost.collectives)
+    # Operations in float32 are converted to the number of bfloat16 operations that
+    # take the same time. `cost.work` already contains each once, hence the - 1.
     wide = zip(cost.products[1:], chip.slower, strict=True)
     work = cost.work + sum(flops * (slower - 1.0) for flops, slower in wide)
     return Estimate(
@@ -138,11 +146,12 @@ def _not_donated(program: Program, traced: Any) -> tuple[str, ...]:
 
 
 def products(jaxpr: Any) -> MatmulFlops:
-    """Returns the products of a traced function, on all devices.
+    """Returns the operations of a traced function's products, summed over devices.
 
-    A scan counts once a round, a loop of unknown length as one round, and a choice as
-    its dearest branch. XLA's own count takes a scan for one round, and does not tell
-    precisions apart. Work that the compiler leaves out or repeats is not known here.
+    A scan is counted with all its iterations, a loop of unknown length with one, and a
+    `cond` with its most expensive branch. XLA's count contains one iteration of a scan
+    and does not distinguish precisions. Work that the compiler removes or repeats is
+    not considered.
     """
     return _sum(map(_of_equation, jaxpr.eqns))
 
@@ -156,12 +165,15 @@ def _of_equation(equation: Any) -> MatmulFlops:
             (contracted, _), _ = params["dimension_numbers"]
             summed: float = math.prod(left.shape[axis] for axis in contracted)
         else:
+            # Each output element sums over all kernel elements of its output channel.
             out_axis = params["dimension_numbers"].rhs_spec[0]
             summed = right.size / max(1, right.shape[out_axis])
         return MatmulFlops(**{_precision(equation): 2.0 * out.size * summed})
     if name == "cond":
         return max((products(branch.jaxpr) for branch in params["branches"]), key=sum)
     rounds = params["length"] if name == "scan" else 1
+    # Primitives such as `pjit`, `scan`, `while` and `custom_vjp_call` have their bodies
+    # as parameters with different names: a Jaxpr (`eqns`) or a ClosedJaxpr (`jaxpr`).
     inner = jax.tree.leaves(
         list(params.values()),
         is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
@@ -178,7 +190,8 @@ def _precision(equation: Any) -> str:
     if any(x.aval.dtype.itemsize < 4 for x in equation.invars):
         return "narrow"
     asked = equation.params["precision"]
-    # Of both factors. An algorithm that is named by text counts as the default.
+    # JAX stores a pair, one precision per factor, or an algorithm, which counts as the
+    # default.
     precision: Any = asked[0] if isinstance(asked, tuple) else None
     names = {jax.lax.Precision.HIGH: "high", jax.lax.Precision.HIGHEST: "highest"}
     return names.get(precision, "default")

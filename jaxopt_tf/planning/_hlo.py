@@ -1,9 +1,10 @@
-"""Text of a compiled program: what XLA's own analyses do not contain.
+"""Parser for the HLO text of a compiled program.
 
-`cost_analysis()` counts the body of a loop once however often it runs, adds on-chip
-traffic to that of the device's memory, and contains no collectives; `memory_analysis()`
-does not name the arguments whose memory no result takes. Those are read from the text
-here, by regular expressions: XLA has no public parser in Python.
+The text contains facts that XLA's analyses lack. `cost_analysis()` counts the body of a
+loop once for any number of iterations, does not separate on-chip traffic from that of
+the device's memory, and contains no collectives. `memory_analysis()` does not list the
+donated arguments whose memory is not reused. The text is parsed by regular expressions,
+because XLA has no public parser in Python.
 """
 
 import math
@@ -16,17 +17,25 @@ _BITS = {
     **{f"{kind}{bits}": bits for kind in "su" for bits in (2, 4, 8, 16, 32, 64)},
     **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
 }
+# A line such as
+#     ROOT %add.3 = f32[8,4]{1,0:S(1)} add(%p.0, %p.1), metadata={op_name="jit(f)/add"}
+# with the groups ROOT, name, shape (or a tuple of shapes), operation, operands and
+# attributes.
 _INSTRUCTION = re.compile(
     r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)"
 )
+# First line of a computation: `%body.1 (p: f32[4]) -> f32[4] {`. The main computation
+# begins with ENTRY.
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLEES = re.compile(
     r"(body|condition|calls|to_apply|true_computation|false_computation|"
     r"branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
+# XLA writes the number of iterations into the backend configuration of a loop, if its
+# analysis could determine it.
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# They move nothing: a `-start` counts what its `-done` hands on, and what a loop or a
-# call moves is counted within.
+# Operations without memory traffic of their own. The traffic of a loop, a call or a
+# branch is counted in its computation.
 _FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
     | {"while", "call", "conditional", "after-all", "opt-barrier"}
@@ -38,51 +47,59 @@ _COLLECTIVES = frozenset(
 
 
 class Array(NamedTuple):
-    """An array that an instruction computes."""
+    """Array that an instruction computes."""
 
     num_bytes: int
-    is_on_chip: bool  # in a TPU's own memory, S(1)
+    is_on_chip: bool  # whether it is in a TPU's on-chip memory: S(1) in its layout
 
 
 class Instruction(NamedTuple):
-    """One line of a program."""
+    """Instruction of a program, which is one line of the text."""
 
     name: str
-    arrays: list[Array]  # its results
-    op: str
-    operands: list[str]  # names; of a parameter its number
-    attributes: str
-    is_root: bool  # its result is that of its computation
+    arrays: list[Array]  # results
+    op: str  # operation, such as "fusion" or "all-reduce-start"
+    operands: list[str]  # names; for a parameter its number
+    attributes: str  # rest of the line
+    is_root: bool  # whether its result is the result of the computation
 
     @property
     def in_memory(self) -> int:
-        """Bytes of the results that are in the device's memory."""
+        """Bytes of the results that are in the device's main memory."""
         return sum(x.num_bytes for x in self.arrays if not x.is_on_chip)
 
 
 class Runs(NamedTuple):
-    """Number of runs of a computation in one step; an open loop counts as one."""
+    """Number of runs of a computation in one step."""
 
-    num_rounds: int
-    is_kernel: bool  # it is a part of one, and runs with it
+    num_rounds: int  # a loop of unknown length counts as one iteration
+    is_kernel: bool  # whether it is the body of a fusion, which runs as one kernel
 
 
 class Collective(NamedTuple):
-    """All operations of one kind in a step, as one device sees them."""
+    """Communication of one kind in a step, per device."""
 
     kind: str
     num_runs: int
-    bytes: int  # of the arrays before or after, whichever are larger
-    largest: int  # bytes of the largest array among them
-    sent: float  # bytes that a device sends at least
+    bytes: int  # operands or results, whichever are larger
+    largest: int  # bytes of the largest array
+    sent: float  # least number of bytes that a device sends
 
 
 class Program:
-    """Instructions of a compiled program, and how often each computation runs."""
+    """Instructions of a compiled program, and the number of runs of each computation.
+
+    Attributes:
+        computations: instructions by the name of their computation.
+        aliased: numbers of the parameters whose memory is reused for results.
+        entry: instructions of the main computation.
+        runs: number of runs by the name of the computation, for those that run.
+    """
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
-        # Numbers of the parameters whose memory results take.
+        # The first line, `HloModule ...`, lists the aliases of donated arguments as
+        # `{1}: (0, {}, may-alias)`: result 1 reuses the memory of parameter 0.
         aliases = text[: text.index("\n")].partition("input_output_alias=")[2]
         found = re.findall(r": \((\d+), \{[^}]*\}, \w+-alias\)", aliases)
         self.aliased = {int(number) for number in found}
@@ -97,7 +114,7 @@ class Program:
         self.entry = self.computations[entry]
         self.runs = {entry: Runs(1, False)}
         waiting = [entry]
-        while waiting:  # calls are never recursive
+        while waiting:  # ends, because HLO has no recursion
             caller = waiting.pop()
             for instruction in self.computations[caller]:
                 for callee, runs in _called(instruction, self.runs[caller]):
@@ -106,7 +123,7 @@ class Program:
                         waiting.append(callee)
 
     def running(self) -> Iterator[tuple[Instruction, Runs]]:
-        """Yields the instructions of all computations that run."""
+        """Yields all instructions that run, with the runs of their computation."""
         for name, runs in self.runs.items():
             for instruction in self.computations[name]:
                 yield instruction, runs
@@ -120,9 +137,9 @@ class Program:
         ]
 
     def parameter_numbers(self) -> dict[str, int]:
-        """Returns the numbers of the parameters by their names in Python.
+        """Returns the numbers of the parameters by the names of the arguments.
 
-        Arguments that the program does not use are no parameters.
+        XLA removes unused arguments, so they have no number.
         """
         numbers = {}
         for instruction in self.entry:
@@ -135,7 +152,9 @@ class Program:
     def traffic(self) -> tuple[int, int]:
         """Returns the number of kernels, and the bytes that they read and write."""
         kernels = num_bytes = 0
-        sizes: dict[str, int] = {}  # names are unique within a program
+        # An instruction reads the results of its operands. Operands come before it in
+        # the text, and names are unique within a program.
+        sizes: dict[str, int] = {}
         for instruction, (num_rounds, is_kernel) in self.running():
             op = instruction.op
             sizes[instruction.name] = written = instruction.in_memory
@@ -143,7 +162,8 @@ class Program:
                 continue
             kernels += num_rounds
             if op.endswith("-start"):
-                # Uniform two memories: the smaller of its arrays.
+                # The result of an asynchronous copy or slice between two memories is a
+                # tuple of source and destination. The smaller one is moved.
                 arrays = [x.num_bytes for x in instruction.arrays[:2] if x.num_bytes]
                 num_bytes += num_rounds * min(arrays, default=0)
             else:
@@ -152,9 +172,9 @@ class Program:
         return kernels, num_bytes
 
     def collectives(self, num_devices: int) -> tuple[Collective, ...]:
-        """Returns the collectives by kind, most bytes first.
+        """Returns the collectives by kind, in descending order of their bytes.
 
-        One that is split in two, so that something else may run meanwhile, counts once.
+        An asynchronous collective, a pair of `-start` and `-done`, counts once.
         """
         totals: dict[str, Collective] = {}
         seen: set[tuple[str, str]] = set()
@@ -162,8 +182,8 @@ class Program:
             kind = instruction.op.removesuffix("-start")
             if kind not in _COLLECTIVES:
                 continue
-            # A TPU's text repeats an all-gather in each part of the kernels it runs
-            # beside, with one channel. All permutes have the same channel.
+            # On a TPU, an all-gather that overlaps with kernels occurs in each of their
+            # parts, with the same channel. All permutes have one channel.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if channel and kind != "collective-permute":
                 if (kind, channel[1]) in seen:
@@ -184,6 +204,7 @@ class Program:
 
 
 def _instruction(line: str) -> list[Instruction]:
+    # Comments such as /*index=5*/ occur in long tuples.
     found = _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line))
     if not found:
         return []
@@ -197,6 +218,7 @@ def _instruction(line: str) -> list[Instruction]:
 
 
 def _num_bytes(dtype: str, dims: str) -> int:
+    # There are several float8 formats: f8e4m3fn, f8e5m2, ...
     bits = 8 if dtype.startswith("f8") else _BITS.get(dtype, 0)
     return bits * math.prod(int(axis) for axis in dims.split(",") if axis) // 8
 
@@ -213,8 +235,10 @@ def _called(instruction: Instruction, caller: Runs) -> Iterator[tuple[str, Runs]
 
 
 def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
-    """Returns the bytes of each array, before or after, whichever are larger."""
+    """Returns the bytes of each operand or of each result, whichever are larger."""
     arrays = [x.num_bytes for x in instruction.arrays]
+    # The result of a `-start` is a tuple of operands and results, except for an
+    # all-reduce, whose tuple contains the results only.
     if instruction.op.endswith("-start"):
         if kind == "collective-permute":
             return arrays[:1]  # operand, result, two counters
@@ -228,12 +252,15 @@ def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
 def _sent(kind: str, num_bytes: int, size: int) -> float:
     if kind in ("collective-permute", "collective-broadcast"):
         return num_bytes
-    # Each device sends its part of a sum on, and the result of the sum comes back.
+    # A ring all-gather or reduce-scatter sends (size - 1) / size of the array. An
+    # all-reduce is a reduce-scatter that is followed by an all-gather.
     return num_bytes * (2 if kind == "all-reduce" else 1) * (size - 1) / size
 
 
 def _group_size(attributes: str, num_devices: int) -> int:
-    """Returns how many devices take part together, from each notation of groups."""
+    """Returns the number of devices in a group, from any of the three notations."""
+    # {{0,1},{2,3}}; or [2,4]<=[8], which are 2 groups of 4; or the axes of a mesh. An
+    # absent or empty list means one group of all devices.
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):

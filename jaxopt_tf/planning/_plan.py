@@ -1,4 +1,4 @@
-"""Plan: memory, traffic and time of a step on named devices."""
+"""Plans, which contain memory, traffic and time of a step on named devices."""
 
 import math
 import warnings
@@ -26,11 +26,11 @@ class LeafBytes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A tree that a step needs: parameters, say.
+    """Tree in the memory of a step, such as the parameters.
 
     Attributes:
-        name: its name in tables.
-        leaves: memory of each, in the order of the tree.
+        name: name of the tree in tables.
+        leaves: memory of each leaf, in the order of the tree.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def whole(self) -> int:
-        """Bytes of the whole tree, each number counted once."""
+        """Bytes of the whole tree, without copies on several devices."""
         return sum(leaf.whole for leaf in self.leaves)
 
 
@@ -53,12 +53,12 @@ class Plan:
 
     Attributes:
         slice_: the devices.
-        parts: trees in their memory, from shapes alone.
-        cost: of the compiled step; None without a compiled step.
-        note: why there is no compiled step; "" if there is one.
-        is_refused: whether the compiler refused the step, as it does not fit.
-        num_items: tokens, say, that one step works on; 0 where it is not known.
-        unmet: mesh axes that do not divide what their rule names, see `unmet_rules`.
+        parts: trees in the devices' memory, with sizes computed from shapes.
+        cost: cost of the compiled step; None without a compiled step.
+        note: reason why there is no compiled step; "" if there is one.
+        is_refused: whether the compiler refused the step because of its memory.
+        num_items: number of items, such as tokens, in a step; 0 if unknown.
+        unmet: mesh axes that could not be used as in the rules, see `unmet_rules`.
     """
 
     slice_: Slice
@@ -71,38 +71,40 @@ class Plan:
 
     @property
     def on_device(self) -> int:
-        """Bytes that a device needs: the compiler's figure, or that of the parts."""
+        """Bytes that each device needs: the compiler's figure, or the sum of parts."""
         if self.cost is not None:
             return self.cost.total
         return sum(part.on_device for part in self.parts)
 
     @property
     def fits(self) -> bool | None:
-        """True if that fits into a device's memory; None if it is not known.
+        """True if `on_device` fits into a device's memory; None if unknown.
 
-        It is not known for CPUs, and not without a compiled step where the parts alone
-        fit: activations are not counted then.
+        The answer is unknown for CPUs, and for a plan without a compiled step whose
+        parts fit, because activations are not counted.
         """
+        # For CPUs `share` is NaN, and both comparisons are False.
         if self.is_refused or self.share > 1:
             return False
         return True if self.cost is not None and self.share <= 1 else None
 
     @property
     def share(self) -> float:
-        """`on_device` as a share of a device's memory; NaN if that is not known."""
+        """`on_device` as a fraction of a device's memory; NaN if it is unknown."""
         return self.on_device / self.slice_.chip.memory
 
     @property
     def estimate(self) -> Estimate | None:
-        """Least time of the step; None without a compiled step or published peaks."""
+        """Lower bound of the time; None without a compiled step or published peaks."""
         if self.cost is None or math.isnan(self.slice_.chip.flops):
             return None
         return estimate(self.cost, self.slice_.chip)
 
     def repeated(self) -> list[tuple[str, LeafBytes, float]]:
-        """Returns leaves that are not divided by all devices: part, leaf, bytes.
+        """Returns the leaves that are not sharded over all devices: part, leaf, bytes.
 
-        The bytes are those on each device beyond its share; the most come first.
+        The bytes are the excess on each device over an even division. The leaves are in
+        descending order of it.
         """
         num_devices = self.slice_.num_devices
         found = (
@@ -116,14 +118,14 @@ class Plan:
 
 
 def bytes_by_leaf(tree: PyTree) -> tuple[LeafBytes, ...]:
-    """Returns the memory of a tree's leaves on each device; nothing is allocated.
+    """Returns the memory of a tree's leaves on each device, without allocating it.
 
     Args:
-        tree: arrays, or shapes that have a `sharding`; without one they count as
+        tree: arrays, or shapes with a `sharding`. Leaves without one count as
             replicated.
 
     Raises:
-        TypeError: if a leaf is no array.
+        TypeError: if a leaf is not an array.
     """
     _pytrees.check_arrays("tree", tree)
     return tuple(
@@ -144,13 +146,13 @@ def plan_shapes(
         plan_shapes({"parameters": params, "gradients": params}, named_slice("v5e:4x4"))
 
     Args:
-        parts: trees as `bytes_by_leaf` takes them, by their names in tables.
-        slice_: from `named_slice`.
-        note: why there is no compiled step.
-        unmet: from `unmet_rules`, to be printed.
+        parts: trees as for `bytes_by_leaf`, by their names in tables.
+        slice_: the devices, from `named_slice`.
+        note: reason why there is no compiled step.
+        unmet: result of `unmet_rules`, to be printed.
 
     Raises:
-        TypeError: if a part holds something that is no array.
+        TypeError: if a leaf of a part is not an array.
         ValueError: if arrays are placed on another number of devices.
     """
     for name, tree in parts.items():
@@ -167,7 +169,7 @@ def plan_step(
     num_items: int = 0,
     unmet: Sequence[RuleFallback] = (),
 ) -> Plan:
-    """Returns a plan from a step that is compiled for a slice, and not run.
+    """Returns a plan from a step that is compiled for a slice, but not run.
 
         devices = slice_devices(slice_)
         ...  # shapes with shardings on `make_mesh("data=4,fsdp=4", devices)`
@@ -175,15 +177,16 @@ def plan_step(
 
     Args:
         step: any function under `jax.jit`.
-        *args: its arguments as `jax.ShapeDtypeStruct`s that have shardings, or arrays.
-        slice_: the slice that these shardings are of.
-        parts: as for `plan_shapes`; the arguments by their numbers if not given.
-        num_items: tokens, say, that one step works on.
-        unmet: from `unmet_rules`, to be printed.
+        *args: arguments of the step, as `jax.ShapeDtypeStruct`s with shardings, or
+            arrays.
+        slice_: the slice on whose devices the arguments are placed.
+        parts: as for `plan_shapes`; None for the arguments, named by their numbers.
+        num_items: number of items in a step, such as tokens.
+        unmet: result of `unmet_rules`, to be printed.
 
     Returns:
-        A plan with a `cost`; with a `note` in its place if the compiler refuses the
-        step because it does not fit.
+        A plan with a `cost`, or with a `note` instead if the compiler refuses the step
+        because it does not fit into memory.
 
     Raises:
         TypeError: if `step` is not jitted.
@@ -201,13 +204,15 @@ def plan_step(
     traced = step.trace(*args)
     try:
         with warnings.catch_warnings():
-            # The plan lists what was not donated.
+            # JAX warns about donated buffers that are not reused. The plan lists them
+            # in `not_donated`.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
+        # XLA's compiler for TPUs refuses programs that exceed the memory.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        note = f"does not fit, says its compiler: {str(error).splitlines()[0]}"
+        note = f"The compiler refused the step: {str(error).splitlines()[0]}"
         return replace(plan, note=note, is_refused=True, num_items=num_items)
     cost = program_cost(compiled, slice_.num_devices, traced)
     return replace(plan, cost=cost, num_items=num_items)
@@ -221,12 +226,12 @@ def _bytes(leaf: Any) -> tuple[int, int]:
 
 
 def _check_devices(argument: str, tree: PyTree, slice_: Slice) -> None:
-    """Raises unless shardings are of as many devices as the slice has."""
+    """Raises unless all shardings have as many devices as the slice."""
     for name, leaf in _pytrees.named_leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if sharding is not None and sharding.num_devices != slice_.num_devices:
             raise ValueError(
                 f"`{argument}` must be placed on the {slice_.num_devices} devices of "
                 f"{slice_.name!r}, but {name!r} is placed on {sharding.num_devices}. "
-                "Make the mesh of `slice_devices(slice_)`."
+                "Create the mesh from `slice_devices(slice_)`."
             )

@@ -1,4 +1,4 @@
-"""Slices: devices by the name of a slice, their published figures, their compilers."""
+"""Slices, which are groups of devices, with published figures and compilers."""
 
 import functools
 import importlib.metadata
@@ -15,8 +15,9 @@ import jax
 
 from .. import _checks
 
-# Published peaks for dense bfloat16 products, in operations per second and device, by
-# the beginning of `jax.Device.device_kind`; the first match counts.
+# Published peaks for dense bfloat16 products, in operations per second and device. Keys
+# are prefixes of `jax.Device.device_kind`. The first match is used, so longer prefixes
+# come first.
 # TPUs: docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, "System
 # architecture". GPUs: NVIDIA's datasheets of A100, H100 (SXM: 989.4), H200 and GH200.
 _PEAK_FLOPS: Mapping[str, float] = {
@@ -39,7 +40,7 @@ def peak_flops(device_kind: str) -> float | None:
     """Returns a device's published peak for dense bfloat16 products, None if unknown.
 
     Args:
-        device_kind: as in `jax.Device.device_kind`.
+        device_kind: value of `jax.Device.device_kind`.
 
     Returns:
         Floating-point operations per second.
@@ -53,19 +54,19 @@ class Chip(NamedTuple):
 
     name: str
     memory: float  # bytes
-    flops: float  # floating-point operations a second, in bfloat16 without sparsity
-    bandwidth: float  # bytes a second, to and from its memory
-    interconnect: float  # bytes a second, sent to the others of its slice
-    # How many times as long as in bfloat16 products of float32 take: with nothing
-    # asked, at precision "high" and at "highest".
+    flops: float  # floating-point operations per second, in bfloat16 without sparsity
+    bandwidth: float  # bytes per second, to and from its memory
+    interconnect: float  # bytes per second, sent to other devices of the slice
+    # Time of float32 products relative to bfloat16: at the default precision, at "high"
+    # and at "highest".
     slower: tuple[float, float, float]
 
 
-# Where makers write GB, 10^9 bytes are taken: the lesser of two readings, as some of it
-# is the runtime's. Links are counted in one direction, which is half of what is printed
-# as bidirectional. TPUs multiply in bfloat16, in 1, 3 or 6 passes (docs.jax.dev,
-# `jax.lax.Precision`); an H100 does 494.7 TFLOP/s in TF32 and 66.9 in float32. Of CPUs
-# nothing is published, and a plan has no estimate.
+# A GB of a datasheet is read as 10^9 bytes. This is the lower of two readings, because
+# the runtime uses a part of the memory. Links are counted in one direction, which is
+# half of a bidirectional figure. TPUs multiply in bfloat16, in 1, 3 or 6 passes
+# (docs.jax.dev, `jax.lax.Precision`). An H100 has 494.7 TFLOP/s in TF32 and 66.9 in
+# float32. There are no published figures for CPUs, and no estimates.
 _PASSES, _ON_H100 = (1.0, 3.0, 6.0), (2.0, 2.0, 989.4 / 66.9)
 _CHIPS: Mapping[str, Chip] = {
     "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _PASSES),
@@ -77,9 +78,10 @@ _CHIPS: Mapping[str, Chip] = {
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-# Larger slices are made of cubes of 4x4x4; the number of cubes is limited.
+# Larger slices consist of cubes of 4x4x4 chips. The number of cubes is limited.
 _MOST_CUBES = {"v4": 64, "v5p": 96}
-# Answers of an H100 to XLA, which asks for them where it compiles without one.
+# Description of an H100 (`GpuTargetConfigProto` of XLA), by which XLA compiles for it
+# on machines without one.
 _H100 = """
 device_description_str: "NVIDIA H100 80GB HBM3"
 platform_name: "CUDA"
@@ -100,12 +102,12 @@ gpu_device_info {
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Joined devices of one name.
+    """Group of connected devices of one kind.
 
     Attributes:
-        name: as `named_slice` takes it.
-        num_devices: as JAX counts them.
-        chip: the limits of each of them.
+        name: name as for `named_slice`.
+        num_devices: number of JAX devices.
+        chip: published limits of each device.
     """
 
     name: str
@@ -114,27 +116,28 @@ class Slice:
 
     @property
     def family(self) -> str:
-        """The kind of device: the name up to the colon."""
+        """Kind of the devices, which is the part of the name before the colon."""
         return self.name.partition(":")[0]
 
 
 class CompilerMissingError(RuntimeError):
-    """No compiler for the named devices is installed."""
+    """Error if no compiler for the devices of a slice is installed."""
 
 
 def named_slice(name: str) -> Slice:
-    """Returns the slice of a name; needs no compiler.
+    """Returns the slice with a given name; no compiler is needed.
 
     Args:
-        name: "v5e:4x4" and the like for TPUs v4, v5e, v5p and v6e, with the shapes that
-            can be had; "h100" or "h100:8", in one machine; "cpu:8", on this one.
+        name: for TPUs v4, v5e, v5p and v6e, the kind and an available topology, such as
+            "v5e:4x4"; "h100" or "h100:8" for H100s in one machine; "cpu:8" for CPU
+            devices of this machine.
 
     Raises:
-        ValueError: if no such slice exists, with the name of the nearest.
-        TypeError: if `name` is no text.
+        ValueError: if no such slice exists. The message contains the nearest name.
+        TypeError: if `name` is not a string.
     """
     if not isinstance(name, str):
-        raise TypeError(f"`name` must be text, as 'v5e:4x4', got {name!r}.")
+        raise TypeError(f"`name` must be a string such as 'v5e:4x4', got {name!r}.")
     family, _, size = name.strip().lower().partition(":")
     if family not in _CHIPS:
         raise ValueError(
@@ -160,7 +163,7 @@ def named_slice(name: str) -> Slice:
 
 
 def _num_devices(size: str) -> int:
-    """Returns the product of all numbers in a size; 0 if it has none."""
+    """Returns the product of all numbers in a size, or 0 if it contains none."""
     numbers = [int(number) for number in re.findall(r"\d{1,6}", size)]
     return math.prod(numbers) if numbers else 0
 
@@ -169,9 +172,9 @@ def _num_devices(size: str) -> int:
 def _sizes(family: str) -> tuple[tuple[str, ...], str]:
     """Returns the sizes of a family's slices, and a sentence that lists them."""
     if family == "h100":
-        return ("1", "2", "4", "8"), "There are 1, 2, 4 or 8 in a machine."
+        return ("1", "2", "4", "8"), "Available sizes: 1, 2, 4, 8."
     if family in ("v5e", "v6e"):
-        return _FLAT, f"There are {', '.join(_FLAT)}."
+        return _FLAT, f"Available sizes: {', '.join(_FLAT)}."
     most = _MOST_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
@@ -179,13 +182,13 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
         for c in range(b, most // (a * b) + 1)
     ]
     return (*_SMALL, *cubes), (
-        f"There are {', '.join(_SMALL)}, and AxBxC of multiples of 4 that do not fall, "
-        f"of at most {64 * most:,} chips."
+        f"Available sizes: {', '.join(_SMALL)}, and AxBxC with A <= B <= C, multiples "
+        f"of 4, of at most {64 * most:,} chips."
     )
 
 
 def _nearest(family: str, size: str) -> str:
-    """Returns the size of nearly as many devices, and of the most similar sides."""
+    """Returns the size with the most similar number of devices and sides."""
     wanted = max(1, _num_devices(size))
     sides = sorted(int(number) for number in re.findall(r"\d{1,6}", size))
 
@@ -201,7 +204,7 @@ def _nearest(family: str, size: str) -> str:
 
 
 def is_compiler_installed(slice_: Slice) -> bool:
-    """Returns whether a program for these devices can be compiled here."""
+    """Returns whether this machine can compile programs for the slice."""
     if slice_.family == "cpu":
         return True
     package = "jax-cuda12-plugin" if slice_.family == "h100" else "libtpu"
@@ -211,15 +214,15 @@ def is_compiler_installed(slice_: Slice) -> bool:
 def slice_devices(slice_: Slice) -> list[Any]:
     """Returns the devices of a slice, for `make_mesh`.
 
-    CPUs are this machine's. All others are only described: a step can be compiled for
-    them, on any machine, and not run.
+    CPU devices are those of this machine. All other devices are descriptions: on any
+    machine a step can be compiled for them, but not run.
 
     Args:
-        slice_: from `named_slice`.
+        slice_: the slice, from `named_slice`.
 
     Raises:
-        CompilerMissingError: if their compiler is not installed, with the command
-            that installs it.
+        CompilerMissingError: if the compiler for the devices is not installed. The
+            message contains the command that installs it.
         ValueError: if this process has fewer CPU devices.
     """
     if slice_.family == "cpu":
@@ -227,9 +230,9 @@ def slice_devices(slice_: Slice) -> list[Any]:
     if not is_compiler_installed(slice_):
         plugin = "cuda12" if slice_.family == "h100" else "tpu"
         raise CompilerMissingError(
-            f"`slice_` must be of devices whose compiler is installed, got "
+            f"`slice_` must have devices whose compiler is installed, got "
             f"{slice_.name!r}. Install it with `pip install "
-            f'"jax[{plugin}]=={jax.__version__}"`; it runs without the devices.'
+            f'"jax[{plugin}]=={jax.__version__}"`. It does not need the devices.'
         )
     return list(_gpus(slice_) if slice_.family == "h100" else _tpus(slice_))
 
@@ -237,8 +240,8 @@ def slice_devices(slice_: Slice) -> list[Any]:
 def _cpus(slice_: Slice) -> list[Any]:
     wanted = slice_.num_devices
     try:
-        # Takes effect only before JAX has started, and is refused afterwards. mypy does
-        # not know JAX's options.
+        # The number can be set only before JAX initializes its backends; afterwards the
+        # update raises a RuntimeError. mypy does not know the options of `jax.config`.
         if jax.config.jax_num_cpu_devices < wanted:  # type: ignore[attr-defined]
             jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
@@ -256,22 +259,27 @@ def _cpus(slice_: Slice) -> list[Any]:
 def _tpus(slice_: Slice) -> list[Any]:
     from jax.experimental import topologies
 
-    # The compiler asks the machine which TPU it has, and locks it for itself.
+    # Without these variables libtpu searches the machine for a TPU, and takes a lock
+    # that keeps other processes from compiling at the same time.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-1024")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # By default a host is assumed to have several chips, which one chip does not fill.
     alone: Any = {"chips_per_host_bounds": [1, 1, 1]} if slice_.num_devices == 1 else {}
     found = topologies.get_topology_desc(slice_.name, platform="tpu", **alone)
     devices: Any = found.devices
-    # A v4 is described by two cores, which are one device on the machine itself.
+    # The description of a v4 has a device for each of the two cores of a chip. On the
+    # machine itself JAX has one device per chip.
     return [device for device in devices if device.core_on_chip == 0]
 
 
 @functools.cache
 def _gpus(slice_: Slice) -> list[Any]:
     import jax_plugins.xla_cuda12
-    from jax._src import xla_bridge  # there is no public way yet
+    from jax._src import xla_bridge  # JAX has no public function for this yet
 
+    # The CUDA plugin is registered under another name and with a negative priority, so
+    # that it does not become the default backend.
     if "h100" not in xla_bridge._backend_factories:
         folder = pathlib.Path(jax_plugins.xla_cuda12.__file__).parent
         library = next(folder.glob("*xla_cuda_plugin*.so"))

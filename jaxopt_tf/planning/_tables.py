@@ -1,4 +1,4 @@
-"""Tables of plans on the console."""
+"""Tables of plans for the console."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ import rich.table
 from ._cost import Cost
 from ._plan import Plan
 
-# Limit of the mesh axes that are listed because their rule was not followed.
+# Largest number of unmet rules that are listed.
 _MOST_LISTED = 5
 
 
@@ -18,8 +18,8 @@ def print_plan(plan: Plan, *, console: rich.console.Console | None = None) -> No
     """Prints the memory, traffic and time of a step.
 
     Args:
-        plan: from `plan_shapes` or `plan_step`.
-        console: where to; None for standard output.
+        plan: the plan, from `plan_shapes` or `plan_step`.
+        console: console to print to; None for standard output.
     """
     out = console or rich.console.Console()
     out.print(_memory(plan))
@@ -36,14 +36,14 @@ def print_plan(plan: Plan, *, console: rich.console.Console | None = None) -> No
 def print_comparison(
     plans: Mapping[str, Plan], *, console: rich.console.Console | None = None
 ) -> None:
-    """Prints plans side by side, one a line.
+    """Prints a table with one plan per line.
 
     Args:
-        plans: by their names in the table; all with the same parts.
-        console: where to; None for standard output.
+        plans: plans by their names in the table; all have the same parts.
+        console: console to print to; None for standard output.
     """
     parts = [part.name for part in next(iter(plans.values())).parts]
-    columns = ["compared", *parts, "all of these", "compiled", "step, at least"]
+    columns = ["plan", *parts, "total", "compiled", "minimum step time"]
     rows = []
     for name, plan in plans.items():
         sizes = {part.name: part.on_device for part in plan.parts}
@@ -71,17 +71,17 @@ def _memory(plan: Plan) -> rich.table.Table:
         (p.name, _bytes(p.on_device), _bytes(p.whole / slice_.num_devices))
         for p in plan.parts
     ]
-    compiled: list[tuple[str, float]] = [("all of these", plan.on_device)]
+    compiled: list[tuple[str, float]] = [("total", plan.on_device)]
     if cost is not None:
         compiled = [
             ("compiled: arguments", cost.arguments),
-            ("results, in new memory", cost.outputs - cost.donated),
+            ("results in new memory", cost.outputs - cost.donated),
             ("temporary: activations, gradients", cost.temporary),
-            ("the program itself", cost.code),
-            ("the step needs", cost.total),
+            ("program code", cost.code),
+            ("total of the step", cost.total),
         ]
     rows += [(name, _bytes(size)) for name, size in compiled]
-    table = _table(title, ["", "on each device", "of all, divided evenly"], rows)
+    table = _table(title, ["", "on each device", "if divided evenly"], rows)
     for row in {len(plan.parts), len(rows) - 1} - {0}:
         table.rows[row - 1].end_section = True
     return table
@@ -100,21 +100,21 @@ def _remarks(plan: Plan) -> list[str]:
             "memory); activations were not counted."
         )
     for rule in plan.unmet[:_MOST_LISTED]:
-        where = "no axis" if rule.got is None else f"its axis {rule.got}"
+        where = "no axis" if rule.got is None else f"axis {rule.got}"
         lines.append(
-            f"{rule.mesh_axis} does not divide axis {rule.wanted} of {rule.name}: "
-            f"it divides {where}."
+            f"{rule.mesh_axis} does not divide axis {rule.wanted} of {rule.name}; "
+            f"it divides {where} instead."
         )
     if len(plan.unmet) > _MOST_LISTED:
-        lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more such axes.")
+        lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more unmet rules.")
     repeated = plan.repeated()
     if repeated:
         num_bytes = sum(extra for _, _, extra in repeated)
         part, leaf, extra = repeated[0]
         lines.append(
-            f"{len(repeated)} leaves are not divided by all devices, which costs "
-            f"{_bytes(num_bytes)} on each; the most, {_bytes(extra)}, {leaf.name} of "
-            f"{part}."
+            f"{len(repeated)} leaves are not sharded over all devices, which costs "
+            f"{_bytes(num_bytes)} per device. The largest cost is {_bytes(extra)}, of "
+            f"{leaf.name} in {part}."
         )
     return lines
 
@@ -124,15 +124,15 @@ def _collectives(cost: Cost) -> rich.table.Table:
         (c.kind, f"{c.num_runs:,}", _bytes(c.bytes), _bytes(c.largest), _bytes(c.sent))
         for c in cost.collectives
     ]
-    title = "What the devices send each other in a step"
-    return _table(title, ["", "how often", "bytes", "largest", "each sends"], rows)
+    title = "Communication between devices in one step"
+    return _table(title, ["", "runs", "bytes", "largest", "sent per device"], rows)
 
 
 def _compiled(plan: Plan, cost: Cost) -> list[str]:
     donated = f"donated: {_bytes(cost.donated)} of {_bytes(cost.arguments)}"
     if cost.not_donated:
         donated += (
-            f"; given and not taken: {len(cost.not_donated)}, the first being "
+            f"; donated but not reused: {len(cost.not_donated)}, the first being "
             f"{cost.not_donated[0]}"
         )
     lines = [
@@ -142,13 +142,13 @@ def _compiled(plan: Plan, cost: Cost) -> list[str]:
     ]
     if cost.num_open_loops:
         lines.append(
-            f"{cost.num_open_loops} loops of unknown length are counted as one round."
+            f"{cost.num_open_loops} loops of unknown length count as one iteration."
         )
     if (roof := plan.estimate) is not None:
-        rate = f", {plan.num_items / roof.seconds:,.0f} tokens a second at most"
+        rate = f", at most {plan.num_items / roof.seconds:,.0f} tokens per second"
         lines.append(
-            f"estimated from published peaks: a step of {_seconds(roof.seconds)} at "
-            f"least{rate if plan.num_items else ''} (arithmetic "
+            f"estimated from published peaks: at least {_seconds(roof.seconds)} per "
+            f"step{rate if plan.num_items else ''} (arithmetic "
             f"{_seconds(roof.arithmetic)}, memory {_seconds(roof.memory)}, network "
             f"{_seconds(roof.network)})"
         )
@@ -160,7 +160,7 @@ def _table(
 ) -> rich.table.Table:
     table = rich.table.Table(title=title, title_justify="left", box=None)
     for i, column in enumerate(columns):
-        # A long name continues in the next line: an ellipsis would hide what differs.
+        # Long names are wrapped, because an ellipsis would hide where they differ.
         overflow: Literal["ellipsis", "fold"] = "ellipsis" if i else "fold"
         table.add_column(column, justify="right" if i else "left", overflow=overflow)
     for row in rows:
@@ -169,12 +169,12 @@ def _table(
 
 
 def _bytes(number: float) -> str:
-    """Returns 1.49 GB, say."""
+    """Returns a size with its unit, such as "1.49 GB"."""
     return _scaled(number, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}, "B")
 
 
 def _seconds(number: float) -> str:
-    """Returns 31 ms, say."""
+    """Returns a time with its unit, such as "31 ms"."""
     return _scaled(number, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}, "s")
 
 

@@ -1,6 +1,7 @@
 """Shardings of parameters, optimizer state and batches on a mesh.
 
-Parameters get their shardings from rules, the optimizer's state from the parameters.
+Rules determine the shardings of the parameters, and these determine the shardings of
+the optimizer's state.
 """
 
 from ._mesh import abstract_mesh as abstract_mesh

@@ -1,4 +1,4 @@
-"""Meshes: devices in a grid whose axes have names."""
+"""Meshes, which are grids of devices with named axes."""
 
 import math
 import re
@@ -14,27 +14,28 @@ from .. import _checks
 def make_mesh(
     axes: str | Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
-    """Returns a mesh over all devices, for the compiler to divide the work on.
+    """Returns a mesh over all devices.
 
         make_mesh("data=2,fsdp=4")
 
     Args:
-        axes: names and sizes, as text or as a mapping. Devices next to each other
-            share the last axis: put the one with most communication there.
-        devices: real or only described devices; None for `jax.devices()`.
+        axes: names and sizes, as a string or as a mapping. Neighboring devices are
+            along the last axis, so the axis with the most communication belongs there.
+        devices: devices, real or from `slice_devices`; None for `jax.devices()`.
 
     Returns:
-        A mesh whose axes are of the type `Auto`.
+        A mesh whose axes have the type `Auto`: the compiler partitions computations.
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices, or `axes` is
-            not written as above.
-        TypeError: if a size is no whole number.
+        ValueError: if the product of the sizes is not the number of devices, or if
+            `axes` does not have the form above.
+        TypeError: if a size is not a whole number.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(axes, len(devices))
-    # On a torus each axis takes whole sides where it can; `jax.make_mesh` refuses axes
-    # that cannot, data=2,fsdp=8 on 4x4 say.
+    # Each mesh axis is assigned whole sides of a TPU's torus if possible. Without
+    # `allow_split_physical_axes`, as in `jax.make_mesh`, JAX refuses a mesh that splits
+    # a side, such as data=2,fsdp=8 on 4x4.
     grid = mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
@@ -44,11 +45,13 @@ def make_mesh(
 def abstract_mesh(
     axes: str | Mapping[str, int], num_devices: int
 ) -> jax.sharding.AbstractMesh:
-    """Returns a mesh without devices: arrays can be described on it, not compiled.
+    """Returns a mesh without devices, for shapes with shardings.
+
+    Programs cannot be compiled for it.
 
     Args:
         axes: as in `make_mesh`.
-        num_devices: the number of devices that it stands for.
+        num_devices: number of devices that the mesh represents.
 
     Raises:
         ValueError, TypeError: as `make_mesh`.
@@ -60,17 +63,17 @@ def abstract_mesh(
 
 
 def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
-    """Returns the sizes of a mesh's axes by their names: {"data": 2, "fsdp": 4}.
+    """Returns the sizes of a mesh's axes by name, such as {"data": 2, "fsdp": 4}.
 
     Args:
         axes: as in `make_mesh`.
 
     Raises:
-        ValueError, TypeError: if it is not of this form.
+        ValueError, TypeError: if `axes` does not have this form.
     """
     if not isinstance(axes, str | Mapping):
         raise TypeError(
-            f"`axes` must be names and sizes, as text or as a mapping, got {axes!r}."
+            f"`axes` must be a string or a mapping with names and sizes, got {axes!r}."
         )
     if isinstance(axes, Mapping):
         pairs = list(axes.items())
@@ -87,7 +90,7 @@ def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
     }
     if not sizes or len(sizes) < len(pairs):
         raise ValueError(
-            f"`axes` must have at least one axis, and each once, got {axes!r}."
+            f"`axes` must contain at least one axis, and each name once, got {axes!r}."
         )
     return sizes
 
@@ -97,12 +100,12 @@ def _auto(sizes: Mapping[str, int]) -> tuple[jax.sharding.AxisType, ...]:
 
 
 def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
-    """Returns the sizes of axes; raises unless they are for this number of devices."""
+    """Returns the sizes of axes; raises unless they fit the number of devices."""
     sizes = axis_sizes(axes)
     num_places = math.prod(sizes.values())
     if num_places != num_devices:
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        # One axis changed, where that is enough.
+        # Suggestions: each axis whose size alone can be changed to fit.
         fits = [
             f"{name}={num_devices * size // num_places}"
             for name, size in sizes.items()
@@ -110,7 +113,7 @@ def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
         ]
         cure = f" It would fit with {' or '.join(fits)}." if fits else ""
         raise ValueError(
-            f"`axes` must have as many places as there are devices, got {listed}, "
+            f"the product of `axes` must be the number of devices, got {listed}, "
             f"{_counted(num_places, 'place')} for {_counted(num_devices, 'device')}."
             + cure
         )

@@ -1,4 +1,4 @@
-"""Shardings of parameters, by rules for their names."""
+"""Shardings of parameters, from rules for their names."""
 
 import functools
 import itertools
@@ -13,23 +13,25 @@ from .. import _pytrees
 from .._pytrees import match_rules
 from .._typing import PyTree
 
-Spec = list[tuple[str, ...]]  # for each axis of a leaf the mesh axes that divide it
-Pairs = tuple[tuple[str, int], ...]  # mesh axes with the axis of the leaf they divide
+# For each axis of a leaf, the mesh axes that divide it.
+Spec = list[tuple[str, ...]]
+# Mesh axes, each with the axis of the leaf that it divides.
+Pairs = tuple[tuple[str, int], ...]
 
 
 class RuleFallback(NamedTuple):
-    """A mesh axis that cannot divide the axis of a leaf that its rule names."""
+    """Mesh axis that cannot divide a leaf's axis as its rule requires."""
 
-    name: str  # of the leaf
+    name: str  # name of the leaf
     mesh_axis: str
-    wanted: int  # axis of the leaf
-    got: int | None  # the axis that it divides instead; None: it divides none
+    wanted: int  # axis of the leaf in the rule
+    got: int | None  # axis that is divided instead; None if there is none
 
 
 def param_shardings(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> PyTree:
-    """Returns a sharding for every parameter.
+    """Returns a sharding for each parameter.
 
         param_shardings(params, mesh, {".*": PartitionSpec("fsdp")})
         param_shardings(params, mesh, {
@@ -38,28 +40,29 @@ def param_shardings(
             r".*(bias|scale)": PartitionSpec(),
         })
 
-    A leaf is cut into as many parts as its mesh axes can cut it evenly: one that does
-    not divide the axis that it is meant for divides another, that with the largest
-    parts first, so that one rule may serve leaves of many shapes: 50,257 tokens by 768
-    are cut along the 768. Along a mesh axis that divides none the leaf is replicated: 4
-    elements over `("data", "fsdp")` of 2 and 4 are cut by `fsdp`. `unmet_rules` lists
-    where that happens.
+    A leaf is divided into as many equal parts as its mesh axes permit. A mesh axis that
+    does not divide the axis in the rule divides another axis of the leaf, preferably
+    the one with the largest parts. One rule can therefore apply to leaves of many
+    shapes: a leaf of 50,257 tokens by 768 is divided along the 768. If a mesh axis
+    divides no axis, the leaf is replicated along it: 4 elements over `("data", "fsdp")`
+    of sizes 2 and 4 are divided by `fsdp` only. `unmet_rules` lists these cases.
 
     Args:
         params: arrays, or their shapes.
-        mesh: the devices to place them on; see `make_mesh`.
-        rules: for patterns that match whole names of leaves, the mesh axes that divide
-            the leaf's axes, in the order of the leaf's. Axes that a leaf does not have
-            count as axes that cannot be divided.
+        mesh: mesh of the devices; see `make_mesh`.
+        rules: mapping from patterns that match whole leaf names to `PartitionSpec`s,
+            which contain the mesh axes for each axis of the leaf. An entry for an axis
+            that a leaf does not have is treated as an axis that cannot be divided.
 
     Returns:
-        A `NamedSharding` for each leaf: for `jax.device_put`, or for `out_shardings`.
+        A `NamedSharding` for each leaf, for `jax.device_put` or `out_shardings`.
 
     Raises:
-        TypeError: if `rules` is not a mapping from strings to `PartitionSpec`, or
-            `params` holds something that is no array.
-        ValueError: if a leaf is matched by no pattern, or by two that disagree; if a
-            pattern matches none; if a rule names an axis that the mesh does not have.
+        TypeError: if `rules` is not a mapping from strings to `PartitionSpec`, or if
+            `params` contains a leaf that is not an array.
+        ValueError: if no pattern matches a leaf, or if two with different values do; if
+            a pattern matches no leaf; if a rule contains an axis that the mesh does not
+            have.
     """
     shardings = [
         NamedSharding(mesh, as_partition_spec(spec))
@@ -71,14 +74,14 @@ def param_shardings(
 def unmet_rules(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> list[RuleFallback]:
-    """Returns the mesh axes that `param_shardings` could not use as the rules say."""
+    """Returns the mesh axes that `param_shardings` could not use as in the rules."""
     return [unmet for _, each in _fit(params, mesh, rules) for unmet in each]
 
 
 def _fit(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> Iterator[tuple[Spec, list[RuleFallback]]]:
-    """Yields for each leaf how it is divided, and the mesh axes that went elsewhere."""
+    """Yields for each leaf its partition, and the mesh axes that deviate from rules."""
     _pytrees.check_arrays("params", params)
     named = _pytrees.named_leaves(params)
     wanted = match_rules("rules", rules, PartitionSpec, "PartitionSpec", params)
@@ -116,12 +119,14 @@ def best_partition(
     wanted: Sequence[Collection[int]],
     mesh: jax.sharding.Mesh,
 ) -> list[int | None]:
-    """Returns the axis of a leaf that each mesh axis divides; None if it divides none.
+    """Returns for each mesh axis the axis of the leaf that it divides, or None.
 
-    The choice cuts the leaf into most parts. Among equal ones it has most of the mesh
-    axes where they are `wanted`, then most of them anywhere, and then cuts the largest
-    parts.
+    The chosen partition has the largest number of parts. Ties are resolved by the
+    number of mesh axes on a `wanted` axis, then by the number of mesh axes in use, and
+    then by the size of the largest axis of a part, which is to be small.
     """
+    # Every assignment is tried: at most (axes of the leaf + 1)^(mesh axes), which is
+    # small for real meshes.
     best: list[int | None] = [None] * len(mesh_axes)
     best_rank: tuple[Any, ...] = (1, 0, 0)
     for choice in itertools.product([None, *range(len(shape))], repeat=len(mesh_axes)):
@@ -139,14 +144,14 @@ def best_partition(
 
 
 def num_parts(spec: Spec, mesh: jax.sharding.Mesh) -> list[int]:
-    """Returns the number of parts of each axis."""
+    """Returns the number of parts along each axis."""
     return [math.prod(mesh.shape[name] for name in names) for names in spec]
 
 
 def spec_of(
     shape: tuple[int, ...], mesh_axes: Sequence[str], choice: Sequence[int | None]
 ) -> Spec:
-    """Returns the result of `best_partition` by axes of the leaf."""
+    """Returns the result of `best_partition`, arranged by the axes of the leaf."""
     return [
         tuple(name for name, got in zip(mesh_axes, choice, strict=True) if got == axis)
         for axis in range(len(shape))
@@ -155,27 +160,31 @@ def spec_of(
 
 def axis_names(argument: str, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> Spec:
     """Returns for each axis of a leaf the mesh axes that divide it."""
+    # JAX marks sums that are not yet reduced over a mesh axis as `unreduced` in the
+    # spec of the result. Parameters and states are never such sums.
     if spec.unreduced or spec.reduced:
         raise ValueError(
-            f"`{argument}` must divide arrays by mesh axes, got {spec}, which is of "
-            "unreduced or reduced arrays."
+            f"`{argument}` must divide arrays by mesh axes, got {spec}, which "
+            "describes unreduced or reduced arrays."
         )
     names = [
         entry if isinstance(entry, tuple) else () if entry is None else (entry,)
         for entry in spec
     ]
     flat = [name for group in names for name in group]
-    unknown = [name for name in flat if name not in mesh.shape]  # or no name at all
+    # An entry may also be no string, such as `PartitionSpec.UNCONSTRAINED`.
+    unknown = [name for name in flat if name not in mesh.shape]
     if unknown or len(set(flat)) < len(flat):
         raise ValueError(
-            f"`{argument}` must name axes of the mesh, each once, got {spec} for a "
+            f"`{argument}` must contain axes of the mesh, each once, got {spec} for a "
             f"mesh with the axes {list(mesh.shape)}."
         )
     return names
 
 
 def as_partition_spec(spec: Spec) -> PartitionSpec:
-    """Returns JAX's form of a spec."""
+    """Returns a spec as a `PartitionSpec`."""
+    # Without trailing None, so that the specs of equal shardings compare equal.
     entries = [names[0] if len(names) == 1 else names or None for names in spec]
     while entries and entries[-1] is None:
         entries.pop()

@@ -16,43 +16,44 @@ from ._params import (
     spec_of,
 )
 
-# Limit of the elements of a leaf that belongs to no parameter and is replicated:
-# counters, rates, short histories.
+# Largest number of elements of a leaf that belongs to no parameter and is replicated,
+# such as counters, learning rates and short histories.
 _MOST_REPLICATED = 65_536
 
 
 def state_shardings(
     state: PyTree, params: PyTree, shardings: PyTree, *, zero_axis: str | None = None
 ) -> PyTree:
-    """Returns a sharding for every leaf of a state: that of its parameter.
+    """Returns a sharding for each leaf of a state, derived from its parameter's.
 
         state = jax.eval_shape(optimizer.init, params)
         over = state_shardings(state, params, shardings)
         opt_state = jax.jit(optimizer.init, out_shardings=over)(params)
 
-    A leaf belongs to the parameter whose name its own name ends with, whatever chain,
-    mask, `multi_transform`, `MultiSteps` or NNX state it is in. With the parameter's
-    shape it has the parameter's sharding. With another shape, as Adafactor's rows and
-    columns, it is divided by as many of the parameter's mesh axes as divide it: also
-    by those that divide the axis which was averaged away. Leaves of no parameter,
-    counters and rates, are replicated.
+    A leaf belongs to the parameter whose name is the end of the leaf's name, inside of
+    any chain, mask, `multi_transform`, `MultiSteps` or NNX state. A leaf with the
+    parameter's shape has the parameter's sharding. A leaf with another shape, such as
+    Adafactor's rows and columns, is divided by as many of the parameter's mesh axes as
+    possible, including those that divide the axis that was averaged. Leaves that belong
+    to no parameter, such as counters and learning rates, are replicated.
 
     Args:
-        state: an optimizer's state, a `TrainState`, an average of parameters: any tree
-            of arrays or of their shapes.
+        state: any tree of arrays or of their shapes: an optimizer's state, a
+            `TrainState`, an average of parameters.
         params: arrays, or their shapes.
-        shardings: of the parameters, from `param_shardings`.
-        zero_axis: a mesh axis along which parameters are replicated, and which divides
-            the leaves of this state besides, where it can: ZeRO-1. For an optimizer's
-            state only; a `TrainState` holds the parameters as well.
+        shardings: shardings of the parameters, from `param_shardings`.
+        zero_axis: a mesh axis along which parameters are replicated, and which
+            additionally divides the leaves of this state where possible (ZeRO-1). Use
+            it for an optimizer's state only: a `TrainState` also contains the
+            parameters.
 
     Returns:
         A `NamedSharding` for each leaf of `state`.
 
     Raises:
-        ValueError: if `zero_axis` is no axis of the mesh, if shardings are of several
-            meshes, or if a large leaf belongs to no parameter.
-        TypeError: if `shardings` is not a NamedSharding for each parameter.
+        ValueError: if `zero_axis` is not an axis of the mesh, if shardings have
+            different meshes, or if a large leaf belongs to no parameter.
+        TypeError: if `shardings` does not contain a NamedSharding for each parameter.
 
     Source: Rajbhandari et al., "ZeRO", 2019, arXiv 1910.02054, section 5.1, for the
         optimizer's state alone.
@@ -82,32 +83,35 @@ def _sharding_of(
     """Returns the sharding of a leaf that belongs to a parameter."""
     mesh: Any = owner.mesh
     spec = axis_names("shardings", owner.spec, mesh)
+    # A `PartitionSpec` may have fewer entries than the array has axes.
     spec += [()] * (len(param.shape) - len(spec))
     if leaf.shape != param.shape:
         spec = _divided(leaf.shape, param.shape, spec, mesh)
     if zero_axis is not None and leaf.shape:
         spec = _with_axis(leaf.shape, spec, zero_axis, mesh)
+    # The memory kind is inherited: the state of a parameter in host memory is placed
+    # there too.
     return NamedSharding(mesh, as_partition_spec(spec), memory_kind=owner.memory_kind)
 
 
 def _owners(
     params: PyTree, shardings: PyTree
 ) -> tuple[dict[str, tuple[Any, NamedSharding]], Any]:
-    """Returns each parameter and its sharding by its name, and the mesh of all."""
+    """Returns each parameter and its sharding by name, and the mesh of all."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
     of_params: Any = jax.tree.structure(params)
     wrong = [leaf for leaf in leaves if not _is_sharding(leaf)]
     if structure != of_params or wrong:
         raise TypeError(
-            "`shardings` must hold a NamedSharding for each parameter, in the "
-            f"structure of `params`, got {wrong[0] if wrong else structure!r}. "
-            "`param_shardings` makes them."
+            "`shardings` must contain a NamedSharding for each parameter, in the "
+            f"structure of `params`, got {wrong[0] if wrong else structure!r}. Create "
+            "them with `param_shardings`."
         )
     meshes = {sharding.mesh for sharding in leaves}
     if len(meshes) > 1:
         raise ValueError(
-            f"`shardings` must be of one mesh, got {len(meshes)} different ones."
+            f"`shardings` must have one mesh, got {len(meshes)} different meshes."
         )
     owners = {
         name: (leaf, sharding)
@@ -120,8 +124,9 @@ def _check_is_small(name: str, leaf: Any) -> None:
     if leaf.size > _MOST_REPLICATED:
         raise ValueError(
             f"`state` must belong to `params`, but {name!r} of {leaf.size:,} elements "
-            "has the name of none of them and would be replicated. Pass the parameters "
-            "that the optimizer was given, and none that are flattened."
+            "does not end with the name of a parameter and would be replicated. Pass "
+            "the parameters that the optimizer received. Flattened parameters are not "
+            "supported."
         )
 
 
@@ -131,10 +136,10 @@ def _divided(
     spec: Spec,
     mesh: jax.sharding.Mesh,
 ) -> Spec:
-    """Divides a leaf of another shape by the parameter's mesh axes, as often as it can.
+    """Divides a leaf of another shape by as many of the parameter's mesh axes as fit.
 
-    Preferably along axes of the size that they divide in the parameter, where mostly
-    nothing has to be sent.
+    A mesh axis preferably divides an axis of the size that it divides in the parameter,
+    because this mostly needs no communication.
     """
     axes = [(name, axis) for axis, names in enumerate(spec) for name in names]
     names = [name for name, _ in axes]
@@ -143,7 +148,8 @@ def _divided(
         for _, axis in axes
     ]
     got = best_partition(shape, names, wanted, mesh)
-    # Axes that cut the parameter in the same place come first: nothing has to be sent.
+    # Mesh axes that divide the leaf as they divide the parameter come first. In another
+    # order their parts would be on other devices than those of the parameter.
     order = sorted(range(len(names)), key=lambda i: got[i] not in wanted[i])
     return spec_of(shape, [names[i] for i in order], [got[i] for i in order])
 
@@ -151,9 +157,9 @@ def _divided(
 def _with_axis(
     shape: tuple[int, ...], spec: Spec, zero_axis: str, mesh: jax.sharding.Mesh
 ) -> Spec:
-    """Divides a leaf by `zero_axis` too, along the axis with the largest parts."""
+    """Divides a leaf additionally by `zero_axis`, along the axis with largest parts."""
     if any(zero_axis in names for names in spec):
-        return spec
+        return spec  # JAX refuses a spec that contains a mesh axis twice
     more, parts = mesh.shape[zero_axis], num_parts(spec, mesh)
     fits = [i for i, n in enumerate(shape) if n and n % (parts[i] * more) == 0]
     if fits:

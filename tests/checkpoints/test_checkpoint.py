@@ -281,7 +281,7 @@ def test_refuses_what_cannot_be_saved(tmp_path):
             checkpoints.save(1, {"w": jnp.ones(2)}, {"path": tmp_path})
         with pytest.raises(ValueError, match="`arrays` must hold at least one array"):
             checkpoints.save(1, {"w": None}, {})
-        with pytest.raises(TypeError, match="`arrays` must hold arrays, got str"):
+        with pytest.raises(TypeError, match="`arrays` must contain only arrays, got"):
             checkpoints.save(1, {"w": "1.0"}, {})
         with pytest.raises(ValueError, match="`step` must be from 0"):
             checkpoints.save(-1, {"w": jnp.ones(2)}, {})

@@ -190,7 +190,7 @@ def test_one_path_needs_no_list(config):
         ("", "Expecting value: line 1 column 1"),
         ("[1, 2]", "`config` must be a JSON object"),
         (b'{"optim": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
-        ('{"seed": 1, "seed": 2}', "`seed` is in it twice; delete one"),
+        ('{"seed": 1, "seed": 2}', "`seed` occurs twice; delete one of them"),
         (
             '{"learning_rat": 1}',
             "TrainingArguments or a setting. Did you mean `learning_rate`",

@@ -78,7 +78,7 @@ def test_refuses_processes_that_were_told_differently(tmp_path):
     with started([*SMALL, *args], num=2, of=rate) as both:
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
-    assert "another one was not: its message names them" in said[0]
+    assert "another process was not: its message lists the differences" in said[0]
     assert "`--learning_rate`: 0.001 in process 0, 0.002 in process 1" in said[1]
     assert not any(tmp_path.iterdir())
 

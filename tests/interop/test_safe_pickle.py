@@ -120,7 +120,7 @@ def test_a_file_that_is_cut_short_is_refused(args, tmp_path, is_zip):
         (b"\x80\x02.", "cut short or damaged"),
         (pickle.dumps({"max_steps": 5}, 2), "a pickle, but not torch's"),
         (b'{"max_steps": 5', "is not JSON"),
-        (b'{"seed": 1, "seed": 2}', "`seed` is in it twice"),
+        (b'{"seed": 1, "seed": 2}', "`seed` occurs twice"),
         (b'{"seed": "\xff"}', "utf-8"),
         (bytes(2**24 + 1), "larger than 16 MiB"),
     ],

@@ -24,7 +24,7 @@ from tests.twins import adafactor as twin
 NUM_STEPS = 50
 LIMIT = 2e-5
 
-# Each option both ways, together with each of the others both ways.
+# Pairwise combinations: both values of each option with both values of every other.
 COMBINATIONS = [
     {"beta1": 0.9, "weight_decay": 0.1},
     {},
@@ -40,7 +40,7 @@ def mask(params):
     return {name: name not in twin.UNDECAYED for name in params}
 
 
-# What every combination is run on; the first is run on all leaves.
+# Leaves on which every combination is run. The first one is run on all leaves.
 FEW = ("scalar", "bias", "embedding", "conv2d.kernel", "layers.query")
 
 
@@ -49,7 +49,7 @@ def few(tree):
 
 
 def arguments(rate=None, **options):
-    """Our arguments and the twin's, of one combination."""
+    """Returns our arguments and the reference's for one combination."""
     rates = None
     if rate is not None:
         options["relative_step"] = False
@@ -60,7 +60,7 @@ def arguments(rate=None, **options):
 
 
 def run(optimizer, params, grads, keep=None):
-    """The parameters and the state after all steps; of every step with `keep`."""
+    """Returns parameters and state after all steps; after each one with `keep`."""
 
     def step(carry, g):
         p, state = carry
@@ -92,7 +92,7 @@ def test_matches_transformers(work, options):
     f64, _ = twin.transformers_run(params, grads, dtype="float64", **theirs)
     found = twin.distances(twin.torch_views(end), f32, f64, twin.torch_views(params))
     assert {n: d for n, d in found.items() if not d.reaches(LIMIT)} == {}
-    # Its state as well: moments have torch's shapes, the stacks in front.
+    # The state too: moments have torch's shapes, preceded by the stacked axes.
     for name in params:
         stacked = isinstance(twin.LEAVES[name].view(params[name]), list)
         for ours_key, key in [("nu_row", "row"), ("nu_col", "col"), ("nu", None)]:
@@ -116,7 +116,7 @@ def test_matches_transformers(work, options):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [1.0, 1e-5], ids="size={:g}".format)
 def test_matches_transformers_in_low_precision(rng, dtype, size):
-    # The small size is where float16 has few bits left.
+    # At the small size float16 values are subnormal and have few bits.
     params = {"a": rng.uniform(0.5, 2.0, size=(16, 24)), "b": rng.uniform(1, 2, 200)}
     params = {name: jnp.asarray(p * size, dtype) for name, p in params.items()}
     grads = {
@@ -155,7 +155,7 @@ def test_params_plus_updates_is_the_new_parameter(rng):
     optimizer = adafactor_trainer(1e-3, beta1=0.9)
     updates, state = jax.jit(optimizer.update)(g, optimizer.init(p), p)
     assert updates.dtype == jnp.float32
-    # Without decay the moment is what is taken off.
+    # Without decay, the update is the negative first moment.
     new = np.float32(np.float64(p) - np.float64(state.mu))
     assert np.mean(np.asarray(p + updates) == new) >= 0.998
 
@@ -174,7 +174,7 @@ def test_rescaled_gradients_change_nothing_at_first(rng):
     optimizer = adafactor_tf()
     state, update = optimizer.init(p), jax.jit(optimizer.update)
     once, _ = update(g, state, p)
-    # A power of two, so that nothing is rounded otherwise.
+    # A power of two, so that scaling by it rounds nothing.
     scaled, _ = update(g * 1024.0, state, p)
     np.testing.assert_allclose(once, scaled, rtol=1e-6)
 
@@ -188,7 +188,7 @@ def test_the_rms_of_an_update_stays_under_the_threshold(work):
         return jax.tree.map(lambda u: jnp.sqrt(jnp.sum(u * u) / u.size), updates)
 
     *_, found = run(optimizer, params, grads, keep=rms)
-    # The updates are differences of parameters of this size.
+    # Updates are differences of parameters, and have their rounding errors.
     assert max(float(np.max(x)) for x in found.values()) <= 0.5 * (1 + 1e-5)
     assert all(np.any(x > 0.5 * (1 - 1e-5)) for x in found.values())
     assert np.any(found["embedding"] < 0.49)
@@ -214,7 +214,7 @@ def test_a_transposed_layout_only_swaps_row_and_col(rng):
 
 
 def test_a_stack_equals_its_layers(rng):
-    # The layers differ in size, so that a common RMS would show.
+    # The layers differ in size, so that an RMS over all layers would be detected.
     size = np.asarray([1.0, 10.0, 0.1]).reshape(3, 1, 1)
     stack = {"kernel": np.float32(rng.normal(size=(3, 8, 6)) * size)}
     grads = {"kernel": np.float32(rng.normal(size=(10, 3, 8, 6)) * size)}
@@ -240,7 +240,7 @@ def test_the_share_of_the_new_moment_is_exact_for_every_count():
     @jax.jit
     @jax.vmap
     def new_share(count):
-        # From nothing, a gradient of 1 leaves its own share behind.
+        # With zero moments and a gradient of 1, the moment is the gradient's weight.
         _, after = optimizer.update(p, state._replace(count=count - 1), p)
         return after.nu
 
@@ -385,7 +385,7 @@ def test_all_devices_sum_the_same_squares(rng, shape, col_axes, row_axes):
     def ones_along(axes):
         return [1 if axis in axes else size for axis, size in enumerate(shape)]
 
-    # Rows of very different sizes, so that one that is weighed wrongly shows.
+    # Rows of very different sizes, so that a wrong weight is detected.
     by_row = np.exp(3 * rng.normal(size=ones_along(col_axes))).astype(np.float32)
     by_col = np.exp(3 * rng.normal(size=ones_along(row_axes))).astype(np.float32)
     grads = rng.normal(size=shape).astype(np.float32)
@@ -398,7 +398,7 @@ def test_all_devices_sum_the_same_squares(rng, shape, col_axes, row_axes):
 
 
 def test_no_two_leaves_of_a_state_share_a_buffer():
-    # A donated state whose leaves do is refused.
+    # XLA refuses to donate a state in which two leaves share a buffer.
     p = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
     optimizer = adafactor_tf(beta1=0.9)
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(optimizer.init(p))]

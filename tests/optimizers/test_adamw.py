@@ -1,4 +1,4 @@
-"""`adamw_tf` against `torch.optim.AdamW`, and `adamw_hf_v4` against its ancestor."""
+"""`adamw_tf` against torch, and `adamw_hf_v4` against `transformers.AdamW` 4.44."""
 
 import functools
 import math
@@ -93,7 +93,7 @@ def test_most_parameters_equal_torch_bit_for_bit_after_one_step():
 
 @twins.needs_torch
 def test_follows_a_schedule_as_torch_follows_changed_rates():
-    # The decay has the rate of this very step; the first rate is 0.
+    # The decay uses the rate of the same step; the first rate is 0.
     rates = [1e-3 * t / 10 for t in range(10)]
     params, grads = make_run(10)
     theirs, *_ = twin.torch_adamw(
@@ -103,7 +103,7 @@ def test_follows_a_schedule_as_torch_follows_changed_rates():
     ours, state = run_ours(
         adamw_tf(lambda step: table[step], weight_decay=0.1), params, grads
     )
-    # Half a unit in the last place of the parameters, ten times.
+    # Half a unit in the last place of the parameters per step, for ten steps.
     assert distance(ours, theirs) <= 10 * 2.0**-28
     assert (int(state.count), int(state.step)) == (10, 10)
     assert float(state.learning_rate) == np.float32(rates[9])
@@ -111,7 +111,7 @@ def test_follows_a_schedule_as_torch_follows_changed_rates():
 
 @twins.needs_torch
 def test_decay_stands_before_the_update():
-    # Large rates, where p * (1 - a) + u and (p + u) * (1 - a) are far apart.
+    # Large rates, at which p * (1 - a) + u and (p + u) * (1 - a) differ strongly.
     params, grads = make_run(3)
     options = {"lr": 0.1, "weight_decay": 1.0}
     theirs, *_ = twin.torch_adamw(params, grads, exempt=["bias"], **options)
@@ -131,7 +131,7 @@ def test_eps_stands_outside_the_corrected_root(scale):
 @twins.needs_torch
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_leaves_match_torch_fused(dtype):
-    # moment_dtype=None keeps moments as torch does; fused computes in float32.
+    # moment_dtype=None stores moments in torch's dtype; fused computes in float32.
     params, grads = make_run(30, size=20_000)
     options = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-4}
     theirs, mu, nu = twin.torch_adamw(
@@ -147,10 +147,10 @@ def test_low_precision_leaves_match_torch_fused(dtype):
         assert state.mu[name].dtype == dtype
         for a, b in [(state.mu, mu), (state.nu, nu)]:
             assert np.mean(np.asarray(a[name], np.float32) == b[name]) >= 0.999
-        # A parameter that crosses 0 has a finer grid than the update can reach.
+        # A parameter that crosses 0 has a finer resolution than its update.
         equal = np.asarray(ours[name], np.float32) == theirs[name]
         assert np.mean(equal) >= (0.9 if equal.size > 100 else 0.5)
-        # Half a unit in the last place of each of the thirty steps of 1e-2.
+        # Half a unit in the last place for each of the thirty steps of 1e-2.
         eps = float(jnp.finfo(dtype).eps)
         np.testing.assert_allclose(
             np.asarray(ours[name], np.float32),
@@ -161,7 +161,7 @@ def test_low_precision_leaves_match_torch_fused(dtype):
 
 
 def test_bfloat16_second_moment_decays_only_in_float32():
-    # What the default of `moment_dtype` spares: 0.1 % is less than half a unit.
+    # The default of `moment_dtype` avoids this: 0.1 % is less than half a unit.
     params = {"w": jnp.ones(4, jnp.bfloat16)}
     grads = [{"w": np.ones(4, np.float32)}] + [{"w": np.zeros(4, np.float32)}] * 20
     for moment_dtype, decays in [("float32", True), (None, False)]:
@@ -191,7 +191,7 @@ def test_bias_correction_is_exact_for_a_million_steps(beta):
 
 @twins.needs_torch
 def test_decay_exact_keeps_the_wanted_decay_where_torch_loses_it():
-    # float32(1 - 5e-7) is 1 - 4.77e-7: every parameter of torch decays too slowly.
+    # float32(1 - 5e-7) is 1 - 4.77e-7, so torch decays every parameter too slowly.
     rng = np.random.default_rng(0)
     params = {"kernel": rng.uniform(0.5, 1.0, (100, 100)).astype(np.float32)}
     grads = [{"kernel": np.zeros((100, 100), np.float32)}] * 200
@@ -212,7 +212,7 @@ def test_decay_exact_keeps_the_wanted_decay_where_torch_loses_it():
 @pytest.mark.parametrize("correct_bias", [True, False])
 @pytest.mark.parametrize("scale", [1e-6, 1.0], ids="scale={:g}".format)
 def test_hf_v4_matches_the_old_transformers(correct_bias, scale):
-    # The small scale is where the place of epsilon shows.
+    # At the small scale the position of epsilon matters.
     params, grads = make_run(50, scale=scale)
     options = {
         "lr": 1e-2,
@@ -237,7 +237,7 @@ def test_hf_v4_matches_the_old_transformers(correct_bias, scale):
 
 
 def test_counts_may_differ_between_leaves():
-    # A state that came from torch can have them: a parameter without gradients waits.
+    # In an imported state counts can differ: torch skips parameters without gradients.
     params, grads = make_run(1)
     optimizer = adamw_tf(1e-3)
     state = optimizer.init(params)
@@ -272,7 +272,7 @@ def test_updates_make_the_new_parameter_whatever_the_dtype_of_gradients():
     two, _ = jax.jit(optimizer.update)(high, optimizer.init(params), params)
     assert one["kernel"].dtype == jnp.float32
     np.testing.assert_array_equal(one["kernel"], two["kernel"])
-    # p + (q - p) == q wherever a parameter changes by less than a factor of two.
+    # p + (q - p) == q if a parameter changes by less than a factor of two.
     p = np.asarray(params["kernel"], np.float64)
     new = p + np.asarray(one["kernel"], np.float64)
     assert np.mean(new.astype(np.float32) == new) >= 0.998

@@ -23,7 +23,7 @@ def grads(rng):
 @pytest.mark.parametrize("max_norm", [1e-6, 1.0, 1e3], ids="max_norm={:g}".format)
 @pytest.mark.parametrize("scale", [1e-8, 1e-5, 1.0], ids="scale={:g}".format)
 def test_matches_torch(grads, scale, max_norm):
-    # The small scales are where torch's 1e-6 shows.
+    # At the small scales torch's 1e-6 matters.
     grads = {name: g * np.float32(scale) for name, g in grads.items()}
     transformation = clip(max_norm)
     ours, state = transformation.update(grads, transformation.init(grads))

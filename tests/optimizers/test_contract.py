@@ -1,4 +1,4 @@
-"""What every transformation must do: a table, add yours."""
+"""Tests that every transformation must pass. Add a new one to the table."""
 
 import functools
 
@@ -52,7 +52,7 @@ TRANSFORMATIONS = {
     "lion_tf": lambda: lion_tf(1e-3, weight_decay=0.1),
     "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
 }
-# Those that have a state per parameter, in `init(params)`.
+# Transformations whose `init(params)` returns a state per parameter.
 OPTIMIZERS = [name for name in TRANSFORMATIONS if name != "clip"]
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -67,7 +67,7 @@ def make_params(dtype=jnp.float32):
 
 
 def few_params():
-    """Where the step is compiled: each leaf takes its time."""
+    """Returns few parameters, for compiled steps: each leaf takes time to compile."""
     return {"kernel": drawn((2, 8, 4)), "scalar": drawn(())}
 
 
@@ -88,7 +88,7 @@ def apply(tx, params, state, grads):
 @every_transformation
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_update_keeps_shapes_and_dtypes(name, dtype):
-    # `lax.scan`, buffer donation and checkpoints rely on this. Shapes are abstract.
+    # `lax.scan`, buffer donation and checkpoints require this. Shapes are abstract.
     tx = TRANSFORMATIONS[name]()
     with jax.enable_x64(dtype == "float64"):
         params = jax.eval_shape(functools.partial(make_params, dtype))
@@ -171,7 +171,7 @@ def test_vmap_over_runs_equals_runs(name):
     for i, factor in enumerate([1, 2, -1]):
         alone = alone_compiled(jax.tree.map(lambda p, by=factor: by * p, few_params()))
         for key in alone:
-            # One unit in the last place of the parameters, of which they are changes.
+            # One unit in the last place of the parameters, as updates are differences.
             np.testing.assert_allclose(
                 together[key][i], alone[key], rtol=1e-5, atol=2.5e-7
             )
@@ -225,7 +225,7 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
     ids=lambda factory: getattr(factory, "__name__", str(factory)[:40]),
 )
 def test_works_under_inject_hyperparams(factory):
-    # No default is a callable: optax would take it for a schedule.
+    # No default is a callable, because optax would evaluate it as a schedule.
     wrapped = optax.inject_hyperparams(factory)(0.25)
     params = few_params()
     (injected, injected_state), (plain, plain_state) = (
@@ -234,7 +234,7 @@ def test_works_under_inject_hyperparams(factory):
     )
     for key in params:
         np.testing.assert_allclose(injected[key], plain[key], rtol=1e-5)
-    # The state inside is that of the factory alone: its tree and its values.
+    # The inner state equals that of the bare optimizer, in structure and values.
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
         injected_state.inner_state,
@@ -325,7 +325,7 @@ def test_integers_of_any_width_are_left_unchanged():
 
 @pytest.mark.parametrize("name", ["adamw_tf", "adafactor_tf", "sgd_tf momentum"])
 def test_float8_gradients_are_widened_exactly(name):
-    # Only a float8 parameter is too coarse for a step.
+    # Only float8 parameters are too coarse for an update.
     tx, params = TRANSFORMATIONS[name](), few_params()
     narrow = jax.tree.map(lambda p: p.astype(jnp.float8_e4m3fn), params)
     wide = jax.tree.map(lambda g: g.astype(jnp.float32), narrow)
@@ -341,7 +341,7 @@ def test_a_jitted_step_lowers_for_every_platform(name):
     params = jax.eval_shape(few_params)
     state = jax.eval_shape(tx.init, params)
     traced = jax.jit(functools.partial(apply, tx)).trace(params, state, params)
-    # Traced once, lowered for each alone, as on a machine that has it.
+    # Traced once and lowered for each platform alone, as on a machine that has it.
     for platform in platforms:
         assert traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -367,7 +367,7 @@ def test_state_takes_the_sharding_of_the_parameters(name):
         ([jnp.ones((4, 3))], (jnp.ones((4, 3)),), ValueError,
          "`grads` must have the structure of `params`: got list and tuple"),
         ({"w": 1.0}, {"w": 1.0}, TypeError,
-         "`(params|updates)` must hold arrays, got float"),
+         "`(params|updates)` must contain only arrays, got float"),
         ({"w": jnp.ones((1, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
          r"`grads` must have the shapes.*1 leaves.*'w'.*\[1, 3\].*\[4, 3\]"),
         ({"w": jnp.ones(3, jnp.int32)}, {"w": jnp.ones(3)}, TypeError,
@@ -390,7 +390,7 @@ def test_refuses_trees_that_do_not_fit(name, grads, params, error, match):
 
 @every_optimizer
 def test_a_step_can_be_differentiated(name):
-    # What learns a learning rate, or differentiates through an inner loop.
+    # Used to learn a learning rate, or to differentiate through an inner loop.
     params = {"w": jnp.asarray([[1.0, -2.0], [3.0, 4.0]])}
 
     def after_a_step(params):
@@ -411,7 +411,7 @@ def test_works_with_doubles_enabled(name):
         new, new_state = jax.jit(functools.partial(apply, tx))(params, state, params)
         assert avals(new) == avals(params)
         assert avals(new_state) == avals(state)
-    # Without them a float64 leaf is a numpy array, which JAX would round silently.
+    # Without x64 a float64 leaf is a NumPy array, which JAX would round silently.
     with pytest.raises(
         TypeError, match="`params` must be.*'w' with dtype float64.*x64"
     ):
@@ -420,12 +420,12 @@ def test_works_with_doubles_enabled(name):
 
 @every_transformation
 def test_update_ignores_extra_arguments(name):
-    # A loop passes `value=`, `grad=` and the like to every transformation.
+    # Training loops pass `value=`, `grad=` and similar to every transformation.
     tx, params = TRANSFORMATIONS[name](), few_params()
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
     state = jax.eval_shape(tx.init, params)
     extra = {"value": jnp.float32(1.0), "unknown": params}
-    # The same program; to compare it nothing has to be compiled.
+    # The programs are equal. Comparing their text needs no compilation.
     expected, given = (
         jax.jit(functools.partial(tx.update, **kwargs))
         .lower(params, state, params)
@@ -474,7 +474,7 @@ def test_map_params_of_optax_finds_what_belongs_to_parameters(name):
         tx, lambda _: "param", state, transform_non_params=lambda _: "other"
     )
     for leaf, mark in zip(jax.tree.leaves(state), jax.tree.leaves(marked), strict=True):
-        # Of Adafactor, rows and columns and whole moments of scalars too.
+        # Adafactor: also rows and columns, and unfactored moments of scalars.
         belongs = leaf.shape != () or mark == "param"
         assert mark == ("param" if belongs else "other")
     assert jax.tree.structure(marked) == jax.tree.structure(state)

@@ -15,8 +15,8 @@ from jaxopt_tf.optimizers import (
     trainer_decay_rule,
 )
 
-# By architecture: names, classes of norms, and by versions a digit for each name, 1 if
-# `Trainer.get_decay_parameter_names` of these versions has it.
+# For each architecture: names, classes of norms, and for each range of versions a
+# digit per name, which is 1 if `Trainer.get_decay_parameter_names` contains it.
 DATA = pathlib.Path(__file__).parents[1] / "files" / "decay_of_trainer.json"
 RECORDED = json.loads(DATA.read_text())
 VERSIONS = {v for a in RECORDED.values() for vs in a["decayed"] for v in vs.split()}

@@ -19,7 +19,7 @@ from tests.twins import adafactor
 from tests.twins import by_element as twin
 
 NUM_STEPS = 20
-LIMIT = 1e-6  # of the distance moved
+LIMIT = 1e-6  # relative to the distance that a parameter moved
 
 CASES = [
     (sgd_tf, "SGD", {}),
@@ -90,7 +90,7 @@ def test_lion_follows_its_formula(work):
     exact = twin.lion_in_float64(params, grads, rates, **options)
     ours, _ = run(lion_tf(following(rates), **options), params, grads)
     for name in params:
-        # Half a unit in the last place for each step; a sign is 1e-2.
+        # Half a unit in the last place for each step; a step of Lion is 1e-2.
         limit = NUM_STEPS * 2.0**-24 * np.max(np.abs(exact[name]))
         assert np.max(np.abs(ours[name] - exact[name])) <= limit
 
@@ -101,7 +101,7 @@ def test_rmsprop_takes_arrays_as_injected(work):
     injected, _ = run(optax.inject_hyperparams(rmsprop_tf)(1e-2), params, grads)
     plain, _ = run(rmsprop_tf(1e-2), params, grads)
     for name in params:
-        # 1 - float32(alpha) is not float32(1 - alpha).
+        # 1 - float32(alpha) differs from float32(1 - alpha).
         np.testing.assert_allclose(injected[name], plain[name], atol=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""float64 leaves against torch's float64, and what they leave unchanged beside them."""
+"""float64 leaves against torch's float64, and float32 leaves beside them."""
 
 import functools
 
@@ -54,7 +54,7 @@ def test_follows_torch_in_float64(name):
 @twins.needs_torch
 @pytest.mark.parametrize("max_norm", [1e-6, 1.0, 1e3], ids="max_norm={:g}".format)
 def test_clip_matches_torch_in_float64(rng, max_norm):
-    # Leaves on both sides of the limit up to which small ones are summed together.
+    # Leaves below and above the size up to which leaves are summed together.
     shapes = {"kernel": (90, 60), "bias": (20,), "scalar": ()}
     grads = {n: 1e-3 * rng.normal(size=shape) for n, shape in shapes.items()}
     state = clip(max_norm).init(grads)
@@ -130,7 +130,7 @@ def test_a_constant_rate_keeps_its_digits():
 
 @pytest.mark.promotion_of_others
 def test_arrays_are_taken_as_float64(rng):
-    # `optax.inject_hyperparams` makes arrays of the dtype of the parameters.
+    # `optax.inject_hyperparams` converts values to the dtype of the parameters.
     params = {"w": jnp.asarray(rng.normal(size=(4, 3)))}
     tx = optax.inject_hyperparams(adamw_tf)(0.1, weight_decay=0.3)
     plain = adamw_tf(0.1, weight_decay=0.3)

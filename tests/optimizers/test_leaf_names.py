@@ -1,4 +1,4 @@
-"""Trees without names, and the names that each library gives to biases and norms."""
+"""Trees without names, and names of biases and norms in each library."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ from jaxopt_tf.recipes import Recipe, build_optimizer, doctor, explain
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-# Written by record_library_names.py with the versions that it contains.
+# Written by record_library_names.py, with the versions in the file.
 RECORDED = pathlib.Path(__file__).parents[1] / "files" / "library_names.json"
 LIBRARIES = json.loads(RECORDED.read_text())
 
@@ -67,7 +67,7 @@ def test_refuses_to_decay_leaves_without_names(name, params):
     state = DECAYING[name](0.1).init(params)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(optimizer.update, params, state, params)
-    # Without decay, or with a mask of one's own, they are as good as any.
+    # Without decay, or with a given mask, names are not needed.
     mask = jax.tree.map(lambda p: p.ndim > 1, params)
     for fine in (
         DECAYING[name](0.1),
@@ -152,7 +152,7 @@ def test_a_recipe_refuses_to_decay_leaves_without_names():
     plain = Recipe(max_steps=2, weight_decay=0.0)
     build_optimizer(plain).init(params)
     assert explain(plain, params).num_decayed == 0
-    # An optimizer with a mask of its own can be examined.
+    # An optimizer with a given mask can be inspected.
     own = adamw_tf(0.1, weight_decay=0.1, decay_mask=[True, False])
     doctor(recipe, own, params)
 
@@ -165,7 +165,7 @@ def test_names_of_keras_for_its_list():
     weights = ("kernel", "embeddings", "alpha")
     assert mask == [path.endswith(weights) for path in paths]
     assert 0 < sum(mask) < len(mask)
-    # The same names as a dict, and those of variables that are not trained.
+    # The same names in a dict, and those of variables that are not trained.
     assert decayed(decay_mask(dict(zip(paths, params, strict=True)))) == {
         path for path in paths if path.endswith(weights)
     }
@@ -196,7 +196,7 @@ def labelled(label, value):
 
 
 class ParameterValue:
-    """As `penzai.core.variables.ParameterValue` is to JAX: the label is no child."""
+    """Imitates `penzai.core.variables.ParameterValue`: its label is not a child."""
 
     def __init__(self, value, label):
         self.value, self.label = value, label
@@ -257,14 +257,14 @@ def test_equinox():
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        # Not a bias: nothing called `w` is beside it, or it has as many axes.
+        # Not a bias: it has no sibling `w`, or as many axes as `w`.
         ({"lora": {"a": (4, 2), "b": (2, 4)}}, {"lora.a", "lora.b"}),
         ({"bilinear": {"w": (4, 4), "b": (4, 4)}}, {"bilinear.w", "bilinear.b"}),
         ({"x": {"b": (4,)}}, {"x.b"}),
         # Stacked layers have one more axis each.
         ({"h": {"w": (3, 4, 4), "b": (3, 4)}}, {"h.w"}),
         ({"w": (4, 4), "b": (4,)}, {"w"}),
-        # Of a layer scale, and of a temperature.
+        # Parameters of a layer scale and of a temperature.
         ({"layer_scale": {"gamma": (4,)}}, {"layer_scale.gamma"}),
         ({"softmax": {"beta": ()}}, {"softmax.beta"}),
         ({"post": {"gamma": (4,), "beta": (4,)}}, set()),
@@ -278,7 +278,7 @@ def test_names_that_mean_different_things(params, expected):
     is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
     params = jax.tree.map(zeros, params, is_leaf=is_shape)
     assert decayed(decay_mask(params)) == expected
-    # The copies of Trainer's rules do not know them.
+    # Rules of Trainer do not match these names.
     for rule in ("transformers_v5", "transformers_v4", "examples"):
         assert decayed(decay_mask(params, rule=rule)) == set(_tree.leaf_names(params))
 
@@ -293,7 +293,7 @@ def test_a_bias_is_known_where_its_weight_is_in_another_part():
 @pytest.mark.parametrize(
     ("names", "error", "match"),
     [
-        (["kernel"], ValueError, "`names` must hold one name for each of the 2 leaves"),
+        (["kernel"], ValueError, "`names` must contain one name for each of the 2"),
         ("kernel", TypeError, "`names` must be a list of strings, got 'kernel'"),
         ([1, 2], TypeError, "`names` must be a list of strings"),
     ],

@@ -1,4 +1,4 @@
-"""The rate inside of any state: read it, change it."""
+"""Reading and changing the learning rate in any state."""
 
 import jax
 import jax.numpy as jnp
@@ -143,8 +143,8 @@ def test_every_kind_of_rate_has_one_tree(name):
     assert new == states[0]
 
 
-# Rate of the first update of a run that was saved after three updates: the first run
-# has the rate 1/8 or starts at it, the second one 1/32.
+# Rate of the first update after a restore. The saved run has made three updates; its
+# rate is 1/8, or a schedule that starts there. The restored run has 1/32.
 AFTER_A_RESTORE = {
     ("float", "float"): 1 / 8,
     ("float", "array"): 1 / 32,
@@ -168,7 +168,7 @@ def test_a_state_is_restored_into_every_kind_of_rate(factory, before, after):
     updates, state = second.update(PARAMS, state, PARAMS)
     rate = AFTER_A_RESTORE[before, after]
     assert get_learning_rate(state) == rate
-    # Of constant gradients each update is the rate.
+    # With constant gradients, the size of each update is the rate.
     np.testing.assert_allclose(updates["a"], -rate, rtol=1e-4)
     _, state = second.update(PARAMS, state, PARAMS)
     assert get_learning_rate(state) == (rate / 2 if after == "schedule" else rate)
@@ -184,7 +184,7 @@ def test_a_relative_step_is_restored_into_a_float_and_back():
     assert get_learning_rate(state) == 0.5
     _, state = relative.update(PARAMS, state, PARAMS)
     assert get_learning_rate(state) == np.float32(1e-2)
-    # Four updates: a schedule is continued there.
+    # After four updates in all, a schedule is continued from there.
     scheduled = adafactor_tf(halving, relative_step=False)
     _, state = scheduled.update(PARAMS, state, PARAMS)
     assert get_learning_rate(state) == 0.5**4
@@ -199,7 +199,7 @@ def test_a_rate_that_was_set_is_kept_over_a_restore_into_another_float():
 
 
 def test_is_not_to_be_found_in_a_state_of_others():
-    with pytest.raises(ValueError, match="`opt_state` must hold the state of"):
+    with pytest.raises(ValueError, match="`opt_state` must contain the state of"):
         get_learning_rate(optax.adam(1e-3).init(PARAMS))
 
 

@@ -1,4 +1,4 @@
-"""The rate in states of every form: of optax's wrappers, of Flax, as dicts."""
+"""The learning rate in states inside of optax wrappers, Flax states and dicts."""
 
 import jax
 import jax.numpy as jnp

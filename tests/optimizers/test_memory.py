@@ -1,4 +1,4 @@
-"""What a compiled step keeps beside its arguments: no copy of the gradients."""
+"""Temporary memory of a compiled step, which contains no copy of the gradients."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 from jaxopt_tf import adamw_tf, clip
 from jaxopt_tf.optimizers import TorchLayout, adafactor_tf, adafactor_trainer
 
-# Leaves of several sizes, some of one shape; of such XLA shares what it can.
+# Leaves of several sizes, some of equal shape, for which XLA may share buffers.
 SHAPES = [(2000, 256), *[(256, 768), (768,), (256, 256), (256,), (1024, 256)] * 3]
 PARAMS = {
     f"layer_{i:02}": jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -20,7 +20,7 @@ TRANSPOSED = {"layer_.*[05]": TorchLayout.dense()}
 
 
 def temporary_share(transformation: optax.GradientTransformation) -> float:
-    """Temporary memory of a donated step on this machine, in that of the gradients."""
+    """Returns the temporary memory of a donated step, in units of the gradients'."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, grads):
@@ -45,12 +45,12 @@ def temporary_share(transformation: optax.GradientTransformation) -> float:
     ids=["clip, adamw", "adafactor", "scaled", "momentum", "transposed"],
 )
 def test_keeps_nothing_of_the_gradients_size(transformation):
-    # Rows and columns are a few hundredths of leaves as small as these.
+    # For leaves of this size, rows and columns need a few percent of the memory.
     assert temporary_share(transformation) < 0.05
 
 
 def test_sees_a_copy_of_the_gradients():
-    # Clipping that selects between the gradients and scaled ones keeps them.
+    # Clipping by a select between gradients and scaled ones would store both.
     copies = optax.chain(optax.clip_by_global_norm(1.0), adamw_tf(1e-3))
     assert temporary_share(copies) > 0.5
 
@@ -68,5 +68,5 @@ def num_instructions(num_leaves: int) -> int:
 
 
 def test_a_leaf_does_not_compute_what_all_leaves_share():
-    # Some 70 of its own; with the sums and selects of the scalars in its loops 145.
+    # About 70 instructions; 145 if the loop repeats the sums and selects of scalars.
     assert num_instructions(20) - num_instructions(10) < 10 * 100

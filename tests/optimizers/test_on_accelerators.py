@@ -1,4 +1,4 @@
-"""The steps as an H100's compiler makes them, where it is installed."""
+"""Optimizer steps compiled for an H100, if its compiler is installed."""
 
 import jax
 import numpy as np
@@ -35,6 +35,6 @@ def test_moves_what_it_must(transformation, least):
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     program = steps.compiled(transformation, SHAPES, sharding=place)
     cost = program_cost(program, 1)
-    # Rows, columns and biases are some hundredths here.
+    # Rows, columns and biases need a few percent of the memory here.
     assert cost.hbm_bytes < 1.05 * least * steps.num_elements(SHAPES)
     assert cost.temporary < 0.05 * 4 * steps.num_elements(SHAPES)

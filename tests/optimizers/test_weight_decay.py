@@ -1,4 +1,4 @@
-"""`decay_mask` against Trainer's own choice, and on every kind of tree."""
+"""`decay_mask` against the choice of Trainer, and on every kind of tree."""
 
 import functools
 from typing import Any, NamedTuple
@@ -77,14 +77,14 @@ def test_nnx_is_read_by_type_from_the_module_and_by_name_from_its_state():
     assert decayed(decay_mask(model)) == expected
     assert decayed(decay_mask(nnx.state(model, nnx.Param))) == expected
     assert decayed(decay_mask(nnx.as_pure(nnx.state(model, nnx.Param)))) == expected
-    # By type alone: Transformers 5's names do not know a norm called `post`.
+    # By type only: the patterns of Transformers 5 do not match a norm named `post`.
     by_type = decay_mask(model, rule="transformers_v5")
     assert decayed(by_type) == {*expected, "batch.scale"}
 
 
 @pytest.mark.promotion_of_others
 def test_a_mask_built_from_the_module_serves_an_nnx_optimizer():
-    # Paths end in `.value` at init, and not in an update.
+    # Paths end in `.value` at init, but not in an update.
     model = NNXBlock(nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.as_pure(nnx.state(model, nnx.Param)))
     transformation = adamw_tf(0.1, weight_decay=1.0, decay_mask=decay_mask(model))
@@ -107,7 +107,7 @@ def test_equinox_modules_are_read_by_type():
     ids=["block", "MLP"],
 )
 def test_a_mask_of_an_equinox_module_serves_an_optimizer(build):
-    # A module of bools is callable, and holds functions that are no parameters.
+    # A module of bools is callable, and contains functions that are not parameters.
     model = build(jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
     for mask in [decay_mask(model), decay_mask(params)]:
@@ -219,7 +219,7 @@ def test_a_mask_for_the_whole_tree_serves_a_part_of_it():
     [
         ({"a": True}, ValueError, "`decay_mask`.*1 parameters are not in it.*'b'"),
         ({"a": True, "b": True, "c": True}, ValueError, "1 of its leaves.*'c'"),
-        ({"a": True, "b": 1.0}, TypeError, "`decay_mask` must hold a bool.*1.0"),
+        ({"a": True, "b": 1.0}, TypeError, "`decay_mask` must contain a bool.*1.0"),
     ],
     ids=["missing", "odd", "kind"],
 )
@@ -237,7 +237,7 @@ def test_refuses_what_matches_nothing():
         decay_mask(params, layer_norms=["post"])
     with pytest.raises(ValueError, match="`rule` must be one of.*'transformers_v5'"):
         decay_mask(params, rule="transformer_v5")
-    with pytest.raises(ValueError, match="`rule` must hold regular expressions"):
+    with pytest.raises(ValueError, match="`rule` must contain regular expressions"):
         decay_mask(params, rule=["("])
     with pytest.raises(TypeError, match="`rule` must be a list of strings, got None"):
         decay_mask(params, rule=None)

@@ -71,7 +71,7 @@ def test_a_slice_that_does_not_exist_names_the_nearest(name, nearest):
 def test_a_device_that_does_not_exist_names_the_nearest():
     with pytest.raises(ValueError, match=r"one of v4, .*'h200'. Did you mean 'h100'\?"):
         named_slice("h200")
-    with pytest.raises(TypeError, match="`name` must be text"):
+    with pytest.raises(TypeError, match="`name` must be a string"):
         named_slice(8)
 
 

@@ -114,7 +114,7 @@ def test_two_patterns_may_agree():
         (
             {"a": TorchLayout.conv(2)},
             ValueError,
-            r"`layouts` must fit .* 'a' has the shape \[3, 4\] .* for 4 axes",
+            r"`layouts` must fit .* 'a' has the shape \[3, 4\] .* requires 4 axes",
         ),
         (
             {"a": TorchLayout().stacked(2)},
@@ -124,7 +124,7 @@ def test_two_patterns_may_agree():
         (
             {"a": TorchLayout(), ".": TorchLayout.dense()},
             ValueError,
-            "`layouts` must give 'a' one layout",
+            "`layouts` must assign to 'a' one layout",
         ),
         ({"a": "dense"}, TypeError, "`layouts` must map strings to TorchLayout"),
         ([TorchLayout()], TypeError, "`layouts` must be a mapping"),
@@ -138,8 +138,8 @@ def test_refuses_layouts_that_do_not_fit(layouts, error, message):
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"axes": ((0,), (0,))}, ValueError, "`axes` must name each axis"),
-        ({"axes": ((0,), (2,))}, ValueError, "`axes` must name each axis"),
+        ({"axes": ((0,), (0,))}, ValueError, "`axes` must contain each axis"),
+        ({"axes": ((0,), (2,))}, ValueError, "`axes` must contain each axis"),
         ({"axes": (1, 0)}, TypeError, "`axes` must be a tuple of tuples"),
         ({"axes": ((0.5,),)}, TypeError, "`axes` must hold whole numbers"),
         ({"stacked_axes": (0, 0)}, ValueError, "`stacked_axes` must be different"),

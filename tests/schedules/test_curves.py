@@ -1,4 +1,4 @@
-"""The curves: climbs from 0 to 1, exact where a run ends."""
+"""Curves from 0 to 1, which are exact at the end of a run."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_is_relatively_exact_down_to_the_last_step(rng, curve, exact, whole):
     near = np.arange(1, 1_000)
     part = np.concatenate([near, whole - near, rng.integers(1, whole, 5_000)])
     expected = exact((part / np.longdouble(whole)).astype(np.longdouble))
-    normal = expected > 2e-38  # below that float32 ends
+    normal = expected > 2e-38  # smaller values are subnormal in float32
     ours = np.asarray(jax.jit(curve)(share(part, whole)), np.float64)
     np.testing.assert_allclose(
         ours[normal], expected[normal].astype(np.float64), rtol=6e-7

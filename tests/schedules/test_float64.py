@@ -1,4 +1,4 @@
-"""Schedules evaluated with 64-bit steps, against Transformers' own doubles."""
+"""Schedules evaluated with 64-bit steps, against the doubles of Transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxopt_tf.training import Metrics, Norms, TrainState, train
 from tests import twins
 from tests.twins import schedules as theirs
 
-# Few ulps of float64, relative to the base rate.
+# A few units in the last place of float64, relative to the base rate.
 TOLERANCE = 1e-15
 
 
@@ -77,7 +77,7 @@ def test_a_32_bit_step_gives_the_same_float32_with_x64(rng, name):
 
     def rates():
         schedule = jax.jit(by_name(name, lr, settings))
-        # A Python int that jit turns into an array is still a Python int.
+        # `jit` converts a Python int to an array, but it counts as a Python int.
         return [np.asarray(schedule(step)) for step in (jnp.asarray(steps), one)]
 
     before = rates()
@@ -150,7 +150,7 @@ def test_phases_with_a_float32_floor(x64):
 @pytest.mark.parametrize("make", [reduce_lr_on_plateau, greedy])
 def test_a_rate_that_follows_a_metric(rng, make, x64):
     twin = {reduce_lr_on_plateau: theirs.plateau, greedy: theirs.greedy}[make]
-    # Metrics that float32 cannot tell apart, as floats and as float64 arrays.
+    # Metrics that are equal in float32, as floats and as float64 arrays.
     metrics = 1.0 + np.cumsum(rng.normal(size=40)) * 1e-9
     options = {"threshold": 0.0, "patience": 1, "min_lr": 1e-5, "eps": 0.0}
     real = twin(metrics, 0.1, **options)

@@ -1,4 +1,4 @@
-"""Schedules that a metric drives, against torch's and Transformers'."""
+"""Schedules driven by a metric, against those of torch and Transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def rates(schedule, metrics):
 
 
 def assert_equals_twin(which, metrics, options):
-    """Rates and decisions are torch's doubles, bit for bit."""
+    """Asserts that rates and decisions are bitwise equal to torch's doubles."""
     ours = rates(MAKE[which](**options), metrics)
     np.testing.assert_array_equal(ours, TWIN[which](metrics, **options), str(options))
 
@@ -37,7 +37,7 @@ def test_equals_the_twin_on_random_streams(which, seed):
     rng = np.random.default_rng(seed)
     for k in range(16):
         options, shape = theirs.random_options(rng, which)
-        # Every mode, and smoothing, comes up among the seeds.
+        # The seeds cover every mode, and smoothing.
         shape["mode"] = ("min", "max")[seed % 2]
         shape["threshold_mode"] = ("rel", "abs")[seed // 2]
         if which == "greedy":
@@ -46,7 +46,7 @@ def test_equals_the_twin_on_random_streams(which, seed):
 
 
 def test_waits_for_more_than_patience():
-    # optax's fires one metric earlier.
+    # The schedule of optax reduces the rate one metric earlier.
     schedule = reduce_lr_on_plateau(1.0, patience=2)
     expected = [1, 1, 1, 0.1, 0.1, 0.1, 0.01]
     np.testing.assert_allclose(rates(schedule, [1.0] * 7), expected, rtol=1e-6)
@@ -107,7 +107,7 @@ def test_greedy_waits_after_either_change():
 def test_greedy_starts_anew_after_enough_reductions_at_the_bottom():
     options = {"factor": 0.5, "patience": 0, "min_lr": 0.25, "max_lr": 1.0}
     schedule = greedy(1.0, reset_start=2, threshold=0.0, **options)
-    # Down at the 2nd, at the bottom from the 3rd; the 4th is its second time there.
+    # Reduced at the 2nd metric, at the minimum from the 3rd on; the 4th is the second.
     expected = [1, 0.5, 0.25, 1, 1, 0.5]
     np.testing.assert_allclose(rates(schedule, [1.0] * 6), expected)
     state = schedule.init()
@@ -118,8 +118,8 @@ def test_greedy_starts_anew_after_enough_reductions_at_the_bottom():
 
 @twins.needs_transformers
 def test_a_rate_that_came_back_is_at_its_bound_as_the_double_has_it():
-    # Down to min_lr, up once, down again: x / factor * factor may be just above x,
-    # and is then never at the bound, so that no reset comes.
+    # Reduced to min_lr, raised once, reduced again: x / factor * factor may be slightly
+    # above x. The rate is then never at the bound, and no reset occurs.
     options = {"learning_rate": 0.002, "threshold": 0.0, "patience": 0}
     options |= {"reset_start": 2}
     metrics = [9.0, *[9.0] * 30, 8.0, *[9.0] * 9]
@@ -137,7 +137,7 @@ def test_three_hundred_multiplications_stay_exact(which):
     metrics = np.ones(300)
     if which == "greedy":
         options |= {"max_lr": 10.0, "eps": 1e-12}
-        metrics[150:] = -np.arange(150)  # and the same way up again
+        metrics[150:] = -np.arange(150)  # the same metrics in reverse
     assert_equals_twin(which, metrics, options)
 
 
@@ -168,7 +168,7 @@ def test_refuses_to_be_compiled(which):
         jax.jit(lambda metric: schedule.update(schedule.init(), metric))(1.0)
     with pytest.raises(TypeError, match="`state` must hold Python numbers, got"):
         jax.jit(schedule.update)(schedule.init(), 1.0)
-    # A float32 that went through a program has lost digits of the rate.
+    # A float32 from a compiled program has lost digits of the rate.
     state = jax.jit(lambda state: state)(schedule.init())
     with pytest.raises(TypeError, match="`state` must hold Python numbers, got"):
         schedule.update(state, 1.0)
@@ -213,13 +213,13 @@ def test_greedy_refuses_a_lower_bound_above_the_upper_one():
     message = "`min_lr` must be at most `max_lr`, got min_lr=0.5 with max_lr=0.1"
     with pytest.raises(ValueError, match=message):
         greedy(0.2, min_lr=0.5, max_lr=0.1)
-    # The default of the one against a value of the other.
+    # The default of one bound against a given value of the other.
     with pytest.raises(ValueError, match="got min_lr=0.001 with max_lr=0.0001"):
         greedy(5e-5, max_lr=1e-4)
     with pytest.raises(ValueError, match="`min_lr` must be at most `max_lr`"):
         schedules.get_scheduler("greedy", 0.2, None, None, {"min_lr": 2.0})
     greedy(0.2, min_lr=0.1, max_lr=0.1)
-    # Transformers takes a rate outside of its bounds, and runs that have one exist.
+    # Transformers accepts a rate outside of its bounds, and some runs have one.
     greedy(5e-5)
     greedy(2.0)
 

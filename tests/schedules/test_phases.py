@@ -1,4 +1,4 @@
-"""Phases laid end to end."""
+"""Schedules that consist of several phases."""
 
 import inspect
 from fractions import Fraction
@@ -42,7 +42,7 @@ every_curve = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
 
 
 def rates(schedule, steps):
-    # As many steps every time, so that little is compiled.
+    # The number of steps is constant, so that one compilation is enough.
     padded = jnp.asarray(np.resize(steps, 200), jnp.int32)
     return np.asarray(schedule(padded), np.float64)[: len(steps)]
 
@@ -52,7 +52,7 @@ def test_is_continuous_at_its_joints(curve):
     plan = warmup(curve, 100_000), constant(50), decay(curve, 100_000, floor=0.1)
     around = np.asarray([100_000, 100_050, 200_050])[:, None] + [-1, 0, 1]
     values = rates(join(1.0, *plan), around.ravel()).reshape(around.shape)
-    # Next to an end a root moves by sqrt(1e-5); every other curve by far less.
+    # Near an end a square root changes by sqrt(1e-5), all other curves by far less.
     assert np.abs(np.diff(values)).max() < 3.2e-3
     assert values[0, 1] == 1.0
     assert values[1, 1] == 1.0
@@ -104,7 +104,7 @@ def test_ahead_leaves_out_the_first_steps():
 
 @pytest.mark.parametrize("size", [49, 98, 103, 107, 161, 187])
 def test_restarts_fall_on_the_steps_of_the_double(size):
-    # 49 * (1 / 49) is just below 1, so that restart comes a step late there.
+    # In doubles 49 * (1 / 49) is slightly below 1, so this restart is a step late.
     step = np.arange(200)
     turn = (float(size) * (step / float(size))) % 1.0
     expected = np.where(step < size, 1.0 - turn, 0.0)
@@ -123,7 +123,7 @@ def test_the_turn_of_a_step_is_exact(step, num_steps, num_cycles):
     turn = turn_at(jnp.uint32(step), per_step(num_cycles, num_steps))
     exact = Fraction(num_cycles) * step / num_steps
     units = int(turn.high) * 2**64 + int(turn.middle) * 2**32 + int(turn.low)
-    # Rounded up, and so less than `step` units above; modulo 1.
+    # Rounded up, and therefore less than `step` units above; modulo 1.
     above = (units - exact * 2**96) % 2**96
     assert 0 <= above <= step
     high, low = to_double_float(turn)

@@ -1,4 +1,4 @@
-"""The named schedules against Transformers'."""
+"""The named schedules against those of Transformers."""
 
 import enum
 import inspect
@@ -26,7 +26,7 @@ from tests.twins import schedules as theirs
 HALF = [0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381, 0.0]
 FALL = [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
 RESTART = [0.8536, 0.5, 0.1464]
-# The rate at steps 0 to 13 for a peak of 1, 2 steps of warm-up and 10 of training.
+# Rates at steps 0 to 13, with a peak of 1, 2 warmup steps and 10 training steps.
 GOLDEN = {
     "constant": ({}, [1.0] * 14),
     "constant_with_warmup": ({}, [0, 0.5] + [1.0] * 12),
@@ -92,7 +92,7 @@ def test_the_twin_in_numpy_is_transformers(rng, name, most_steps):
 @twins.needs_transformers
 @pytest.mark.parametrize("name", theirs.NAMES)
 def test_equals_transformers_at_every_step(rng, name):
-    # Short runs with every kind of quirk: no warm-up, warm-up past training, past
+    # Short runs with edge cases: no warmup, warmup longer than training, steps after
     # the end.
     steps = np.arange(64)
     for _ in range(12):
@@ -111,7 +111,7 @@ def test_stays_within_a_millionth_in_long_runs(rng, name, most_steps):
         double = theirs.factor(name, steps, lr, **settings)
         ours = by_name(name, lr, settings)(jnp.asarray(steps, jnp.int32))
         apart = np.abs(np.asarray(ours, np.float64) / lr - double.value)
-        # Long past the end the double itself no longer knows where its cosine is.
+        # Far past the end the double has too few digits for the phase of its cosine.
         assert np.all(apart <= 1e-6 + double.noise), settings
         good = (double.noise < 1e-7 * double.value) & (double.value * lr > 1e-37)
         assert np.all(apart[good] <= 1e-6 * double.value[good]), settings

@@ -22,19 +22,19 @@ def test_takes_some_of_the_devices():
         (
             "data=2,fsdp=3",
             ValueError,
-            "`axes` must have as many .*data=2, fsdp=3, 6 places for 8 devices. "
+            "the product of `axes` must .*data=2, fsdp=3, 6 places for 8 devices. "
             "It would fit with fsdp=4",
         ),
         ("data=3,fsdp=5", ValueError, "15 places for 8 devices.$"),
         ({"data": 4}, ValueError, "4 places for 8 devices. It would fit with data=8"),
         ("data", ValueError, "`axes` must be names and sizes as in 'data=2,fsdp=4'"),
-        ("data=2,data=4", ValueError, "`axes` must have at least one axis, and each"),
-        ({}, ValueError, "`axes` must have at least one axis"),
+        ("data=2,data=4", ValueError, "`axes` must contain at least one axis, and"),
+        ({}, ValueError, "`axes` must contain at least one axis"),
         ("data=0", ValueError, "`axes data` must be from 1"),
         (
             8,
             TypeError,
-            "`axes` must be names and sizes, as text or as a mapping, got 8",
+            "`axes` must be a string or a mapping with names and sizes, got 8",
         ),
         ({"data": 1.5}, TypeError, "`axes data` must be a whole number, got 1.5"),
     ],

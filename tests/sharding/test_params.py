@@ -86,11 +86,11 @@ def test_arrays_lie_where_it_says(mesh, rng):
         (
             {".*": P("fsdp"), "a": P()},
             ValueError,
-            "`rules` must give 'a' one rule",
+            "`rules` must assign to 'a' one rule",
         ),
-        ({".*": P("model")}, ValueError, r"`rules` must name axes.*'model'.*\['data'"),
-        ({".*": P(P.UNCONSTRAINED)}, ValueError, "`rules` must name axes of the mesh"),
-        ({".*": P("data", "data")}, ValueError, "`rules` must name axes .* each once"),
+        ({".*": P("model")}, ValueError, r"`rules` must.*'model'.*\['data'"),
+        ({".*": P(P.UNCONSTRAINED)}, ValueError, "`rules` must contain axes of"),
+        ({".*": P("data", "data")}, ValueError, "`rules` must contain .* each once"),
         ({".*": P(), "c": P()}, ValueError, "`rules` must match .* 'c'"),
         (
             {".*": P(unreduced={"fsdp"})},
@@ -107,7 +107,7 @@ def test_refuses_rules_that_do_not_fit(mesh, rules, error, message):
 
 
 def test_refuses_numbers_for_arrays(mesh):
-    with pytest.raises(TypeError, match="`params` must hold arrays, got float for 'w'"):
+    with pytest.raises(TypeError, match="`params` must contain only arrays.*for 'w'"):
         param_shardings({"w": 1.0}, mesh, {".*": P()})
 
 

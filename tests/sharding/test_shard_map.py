@@ -118,8 +118,8 @@ def call(mesh, tx, function, *specs):
         (adafactor_tf(), "update", (P("fsdp"), P()),
          "`grads` must be whole arrays"),
         (clip(1.0), "update", (P("fsdp"), P()),
-         r"`updates` must differ .* 1 leaves.*'w'.*along \['fsdp'\], the parameter "
-         r"along \[\]. Add up gradients with `jax.lax.psum`"),
+         r"`updates` must vary .* 1 leaves.*'w'.*along \['fsdp'\], the parameter "
+         r"along \[\]. Sum gradients with `jax.lax.psum`"),
     ],
     ids=["adafactor init", "adafactor update", "clip"],
 )  # fmt: skip

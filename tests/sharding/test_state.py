@@ -133,12 +133,12 @@ def right(mesh="fsdp=8"):
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
-        (lambda: None, {}, TypeError, "`shardings` must hold a NamedSharding for each"),
+        (lambda: None, {}, TypeError, "`shardings` must contain a NamedSharding"),
         (
             lambda: {"w": P()},
             {},
             TypeError,
-            "`shardings` must hold .*`param_sh",
+            "`shardings` must contain .*`param_sh",
         ),
         (lambda: right()["w"], {}, TypeError, "in the structure of `params`"),
         (lambda: {"v": right()["w"]}, {}, TypeError, "in the structure of `params`"),
@@ -154,7 +154,7 @@ def test_refuses_what_does_not_fit(make, options, error, message):
 def test_refuses_shardings_of_two_meshes():
     params = {"v": OF_W["w"], "w": OF_W["w"]}
     shardings = {"v": right()["w"], "w": right("data=8")["w"]}
-    with pytest.raises(ValueError, match="`shardings` must be of one mesh, got 2"):
+    with pytest.raises(ValueError, match="`shardings` must have one mesh, got 2"):
         state_shardings(params, params, shardings)
 
 

@@ -1,7 +1,7 @@
-"""The same runs done by torch and Transformers, and by float64.
+"""Reference runs by torch and Transformers, and in float64.
 
-Every function here takes and returns numpy arrays and imports its twin when it is
-called, so that the rest of the suite runs where torch is not installed.
+Every function receives and returns NumPy arrays. It imports torch or Transformers when
+it is called, so that the other tests run without them.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
-"""Adafactor as Transformers runs it on torch: float32, float64, bfloat16 or float16.
+"""Adafactor of Transformers on torch, in float32, float64, bfloat16 or float16.
 
-Also the leaves on which both are run, each with what torch would make of it.
+The module also has the leaves of the runs, each with its form in torch.
 """
 
 import re
@@ -11,19 +11,19 @@ import numpy as np
 
 from jaxopt_tf.optimizers import TorchLayout
 
-# A dict from a parameter's name to its values; for gradients, one more axis in front.
+# Maps the name of a parameter to its values. Gradients have a leading axis of steps.
 Arrays = Mapping[str, np.ndarray]
 
 
 class Leaf(NamedTuple):
-    """A leaf as Flax stores it, and the parameter or the parameters of torch."""
+    """Leaf as stored by Flax, with its form in torch: one or more parameters."""
 
     shape: tuple[int, ...]
-    layout: TorchLayout | None = None  # None: undeclared
+    layout: TorchLayout | None = None  # None if no layout is declared
     view: Callable[[np.ndarray], np.ndarray | list[np.ndarray]] = lambda x: x
 
 
-# The views are written out, so that they test the layouts too.
+# The views are written explicitly, so that they test the layouts too.
 LEAVES = {
     "scalar": Leaf(()),
     "bias": Leaf((7,)),
@@ -53,7 +53,7 @@ UNDECAYED = ("bias", "query_bias", "layers.scale")
 def random_run(
     rng: np.random.Generator, num_steps: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parameters and gradients whose size jumps, so that clipping is at work."""
+    """Draws parameters, and gradients whose size jumps, so that clipping is active."""
     params, grads = {}, {}
     size = np.exp(rng.normal(size=num_steps)) * 1e-2
     for name, leaf in LEAVES.items():
@@ -66,13 +66,13 @@ def random_run(
 
 
 def layouts_of(tree: Arrays) -> dict[str, TorchLayout]:
-    """The layouts that are declared for these leaves."""
+    """Returns the layouts that are declared for these leaves."""
     layouts = {re.escape(name): LEAVES[name].layout for name in tree}
     return {pattern: layout for pattern, layout in layouts.items() if layout}
 
 
 def torch_views(tree: Arrays) -> dict[str, np.ndarray]:
-    """What torch makes of the leaves: a stack becomes a parameter per layer."""
+    """Returns the leaves in torch's form: a stack becomes a parameter per layer."""
     views = {}
     for name, array in tree.items():
         view = LEAVES[name].view(np.asarray(array))
@@ -84,7 +84,7 @@ def torch_views(tree: Arrays) -> dict[str, np.ndarray]:
 def transformers_run(
     params: Arrays, grads: Arrays, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-    """`transformers_adafactor` on the views of `LEAVES`."""
+    """Runs `transformers_adafactor` on the views of `LEAVES`."""
     steps = [
         torch_views({name: g[i] for name, g in grads.items()})
         for i in range(len(next(iter(grads.values()))))
@@ -96,21 +96,21 @@ def transformers_run(
 
 
 class Distance(NamedTuple):
-    """How far a parameter is from the twin's, in the largest distance it moved."""
+    """Distance of a parameter from the reference, relative to how far it moved."""
 
-    ours: float  # from the twin's float32 run
-    exact: float  # from the twin's float64 run
-    twin: float  # between the twin's two runs
+    ours: float  # of our run from the float32 reference
+    exact: float  # of our run from the float64 reference
+    twin: float  # between the two reference runs
 
     def reaches(self, limit: float) -> bool:
-        """Near the float32 run, or as near float64 as the twin, where that is far."""
+        """Whether it is near the float32 run, or as near to float64 as that run is."""
         return self.ours <= limit or self.exact <= max(limit, self.twin)
 
 
 def distances(
     ours: Arrays, f32: Arrays, f64: Arrays, start: Arrays
 ) -> dict[str, Distance]:
-    """The distances of every parameter, all as torch would see them."""
+    """Returns the distances of all parameters, in torch's form."""
 
     def distance(a: Arrays, b: Arrays, name: str) -> float:
         moved = np.max(np.abs(f64[name] - start[name]))
@@ -139,16 +139,16 @@ def transformers_adafactor(
     """Runs `transformers.optimization.Adafactor` over all gradients.
 
     Args:
-        params: the parameters, as torch would see them.
-        grads: for each of them one gradient per step.
-        dtype: of torch's parameters and gradients.
+        params: the parameters, in torch's form.
+        grads: one gradient per step for each parameter.
+        dtype: dtype of torch's parameters and gradients.
         rates: the learning rate of every step; None with `relative_step`.
-        weight_decay: for all parameters but `undecayed`.
+        weight_decay: weight decay of all parameters except `undecayed`.
         undecayed: names of parameters in a group without decay.
-        **options: Adafactor's own.
+        **options: other options of Adafactor.
 
     Returns:
-        The parameters after the last step and torch's state of each, in float64.
+        The parameters after the last step and their states in torch, in float64.
     """
     import torch
     from transformers.optimization import Adafactor
@@ -186,7 +186,7 @@ def transformers_adafactor(
 
 
 def refusal(**options: Any) -> str:
-    """What Transformers says to options that it refuses."""
+    """Returns the message with which Transformers refuses options."""
     import torch
     from transformers.optimization import Adafactor
 

@@ -1,13 +1,13 @@
-"""AdamW and clipping by torch, the old AdamW in torch's operations, and in float64."""
+"""AdamW and clipping of torch, and the AdamW of Transformers 4 in torch operations."""
 
 import numpy as np
 
 
 def torch_adamw(params, grads_per_step, *, dtype="float32", fused=False, **options):
-    """`torch.optim.AdamW` over dicts of arrays: params, first and second moments.
+    """Runs `torch.optim.AdamW`; returns parameters, first and second moments.
 
     `fused=False` is the for-loop implementation. Gradients are cast to `dtype`; all
-    results come back as float32 or float64. `exempt` names what is not decayed.
+    results are float32 or float64. `exempt` has the names that are not decayed.
     """
     import torch
 
@@ -40,7 +40,7 @@ def torch_adamw(params, grads_per_step, *, dtype="float32", fused=False, **optio
 def transformers_v4_adamw(
     params, grads_per_step, *, lr, betas, eps, weight_decay, correct_bias, dtype
 ):
-    """What `transformers.AdamW` 4.44 did to each parameter, in torch's operations.
+    """Runs the arithmetic of `transformers.AdamW` 4.44 in torch operations.
 
     The class is gone from Transformers 5; this was compared with it once, bit for bit.
     """
@@ -66,7 +66,7 @@ def transformers_v4_adamw(
 
 
 def torch_clip(grads, max_norm, *, dtype="float32"):
-    """`torch.nn.utils.clip_grad_norm_`: the clipped gradients and the norm."""
+    """Returns the gradients clipped by `clip_grad_norm_`, and their norm."""
     import torch
 
     kind = getattr(torch, dtype)

@@ -1,4 +1,4 @@
-"""SGD, Adagrad and RMSprop by torch, Lion by its formula in float64."""
+"""SGD, Adagrad and RMSprop of torch, and the formula of Lion in float64."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ Arrays = dict[str, np.ndarray]
 def torch_run(
     name: str, params: Arrays, grads: Arrays, rates: list[float], **options: Any
 ) -> Arrays:
-    """The parameters after all steps of `torch.optim.<name>`, in float64.
+    """Returns the parameters after all steps of `torch.optim.<name>`, in float64.
 
     Args:
         name: "SGD", "Adagrad" or "RMSprop".
-        params: of which none named "bias" is decayed.
-        grads: for each of them one gradient per step.
+        params: the parameters; one named "bias" is not decayed.
+        grads: one gradient per step for each parameter.
         rates: the learning rate of every step.
-        **options: of the optimizer; `dtype` of its parameters, `weight_decay` of the
-            decayed ones.
+        **options: options of the optimizer; `dtype` of its parameters; `weight_decay`
+            of the decayed ones.
     """
     import torch
 
@@ -49,7 +49,7 @@ def lion_in_float64(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> Arrays:
-    """Program 1 of the paper, with decoupled decay of all but "bias"."""
+    """Runs Program 1 of the paper, with decoupled decay of all but "bias"."""
     new = {}
     for name, p in params.items():
         p, mean = np.float64(p), np.zeros(p.shape)

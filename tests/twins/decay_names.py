@@ -1,4 +1,4 @@
-"""What Trainer decays, on models built from a configuration with random weights."""
+"""Parameters that Trainer decays, for randomly initialized models."""
 
 _SMALL = {
     "hidden_size": 16,
@@ -7,7 +7,7 @@ _SMALL = {
     "intermediate_size": 32,
 }
 
-# Class name -> options that make it small.
+# Maps class names to options that make the model small.
 ARCHITECTURES = {
     "BertModel": _SMALL | {"vocab_size": 50},
     "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50},
@@ -31,7 +31,7 @@ ARCHITECTURES = {
 
 
 def trainer_decay_names(architecture):
-    """Names of all parameters, paths of LayerNorms, names of what Trainer decays."""
+    """Returns all names, paths of LayerNorms, and names that Trainer decays."""
     import torch
     import transformers
 
@@ -43,6 +43,6 @@ def trainer_decay_names(architecture):
     layer_norms = [
         path for path, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)
     ]
-    # The method asks nothing of the trainer itself.
+    # The method does not use the trainer itself.
     decayed = transformers.Trainer.get_decay_parameter_names(None, model)
     return names, layer_norms, set(decayed) & set(names)

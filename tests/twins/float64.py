@@ -27,14 +27,14 @@ from jaxopt_tf.schedules import get_scheduler
 from . import adafactor, adamw, by_element, schedules
 
 NUM_STEPS = 1_000
-LIMIT = 1e-12  # of the distance moved
+LIMIT = 1e-12  # relative to the distance that a parameter moved
 DECAY = 0.1
 
 Arrays = Mapping[str, np.ndarray]
 
 
 class Work(NamedTuple):
-    """Parameters, the gradients of all steps, and the learning rate of each."""
+    """Parameters, and the gradients and learning rates of all steps."""
 
     params: Arrays
     grads: Arrays
@@ -42,10 +42,10 @@ class Work(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One optimizer of ours and of torch."""
+    """Optimizer of this package, with its counterpart in torch."""
 
     ours: Callable[[Sequence[float]], optax.GradientTransformation]
-    torch: Callable[..., Arrays]  # of a `Work`
+    torch: Callable[..., Arrays]  # function of a `Work`
 
 
 def random_work(num_rows: int, num_steps: int = NUM_STEPS) -> Work:
@@ -76,7 +76,7 @@ def run(optimizer: optax.GradientTransformation, work: Work) -> tuple[Any, Any]:
 
 
 def distance(ours: Arrays, theirs: Arrays, start: Arrays) -> float:
-    """Returns the largest distance of a leaf, in the distance that it moved."""
+    """Returns the largest distance of a leaf, relative to the distance it moved."""
     return max(
         float(
             np.max(np.abs(np.asarray(ours[n]) - theirs[n]))
@@ -122,7 +122,7 @@ def _clipped_adamw(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Arr
 
 def _adamw_of_v4(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Arrays:
     ends = {}
-    for name in params:  # one by one, because decay is for all or none there
+    for name in params:  # one by one, because weight decay applies to all or none
         ends |= adamw.transformers_v4_adamw(
             {name: params[name]},
             _steps({name: grads[name]}, len(rates)),

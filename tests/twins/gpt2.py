@@ -1,16 +1,16 @@
-"""Transformers' GPT-2 in torch, with weights that are handed in."""
+"""GPT-2 of Transformers in torch, with given weights."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-# Flax's words for torch's `weight`.
+# Names in Flax of torch's `weight`.
 _WEIGHTS = ("kernel", "scale", "embedding")
 
 
 def torch_name(name: str) -> str:
-    """`transformer.h.0.ln_1.scale` -> `transformer.h.0.ln_1.weight`."""
+    """Returns torch's name: `transformer.h.0.ln_1.weight` for `...ln_1.scale`."""
     head, _, last = name.rpartition(".")
     return f"{head}.weight" if last in _WEIGHTS else name
 
@@ -18,15 +18,15 @@ def torch_name(name: str) -> str:
 def logits_loss_and_grads(
     sizes: Mapping[str, int], params: Mapping[str, np.ndarray], batch: np.ndarray
 ) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
-    """What `GPT2LMHeadModel` makes of a batch, in float32.
+    """Runs `GPT2LMHeadModel` on a batch, in float32.
 
     Args:
         sizes: n_layer, n_head, n_embd, n_positions, vocab_size.
-        params: by the names that Flax gives them; kernels [in, out].
-        batch: [B, T + 1], of which the first T predict the last T.
+        params: parameters by their names in Flax; kernels [in, out].
+        batch: tokens, [B, T + 1]; the first T predict the last T.
 
     Returns:
-        Logits, [B, T, vocab_size]; the loss per token; its gradient by our names.
+        Logits, [B, T, vocab_size]; the loss per token; its gradient by Flax names.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -1,4 +1,4 @@
-"""The cross-entropy of torch, and with smoothed labels that of Transformers."""
+"""Cross-entropy of torch, and that of Transformers for smoothed labels."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ import numpy as np
 def cross_entropy(
     logits: np.ndarray, labels: np.ndarray, label_smoothing_factor: float
 ) -> tuple[float, np.ndarray]:
-    """The mean over labels that are not -100, and its gradient by the logits.
+    """Returns the mean over labels other than -100, and its gradient by the logits.
 
-    As the Trainer has it: without smoothing `ForCausalLMLoss` (torch's sum over
-    `num_items_in_batch`), else `LabelSmoother`. In the precision of the logits.
+    The loss is that of Trainer: without smoothing `ForCausalLMLoss` (torch's sum over
+    `num_items_in_batch`), else `LabelSmoother`. It has the precision of the logits.
     """
     import torch
     from transformers.loss.loss_utils import fixed_cross_entropy

@@ -11,14 +11,14 @@ import numpy as np
 
 
 class Factor(NamedTuple):
-    """Transformers' factor of the base rate in doubles."""
+    """Factor of the base rate in Transformers, in doubles."""
 
     value: np.ndarray  # (steps,), float64
-    noise: np.ndarray  # (steps,), float64: how far the double may be from the formula
+    noise: np.ndarray  # (steps,), float64: bound of the double's rounding error
 
 
 def transformers_factor(name, steps, learning_rate=1.0, **settings):
-    """The factors that the real schedule gives at `steps`."""
+    """Returns the factors of Transformers' schedule at `steps`."""
     import torch
     import transformers
 
@@ -35,7 +35,7 @@ def transformers_factor(name, steps, learning_rate=1.0, **settings):
 
 
 def plateau(metrics, learning_rate, **options):
-    """The rates after each metric, by torch."""
+    """Returns the rates after each metric, computed by torch."""
     import torch
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
@@ -44,7 +44,7 @@ def plateau(metrics, learning_rate, **options):
 
 
 def greedy(metrics, learning_rate, **options):
-    """The rates after each metric, by Transformers."""
+    """Returns the rates after each metric, computed by Transformers."""
     import torch
     from transformers.optimization import GreedyLR
 
@@ -53,7 +53,7 @@ def greedy(metrics, learning_rate, **options):
 
 
 def factor(name, steps, learning_rate=1.0, **settings):
-    """Transformers' formula at `steps`, in numpy, and its own rounding error."""
+    """Returns Transformers' formula at `steps` in NumPy, and its rounding error."""
     t = np.asarray(steps, dtype=np.float64)
     with np.errstate(all="ignore"):
         value, noise = _FORMULAS[name](t, learning_rate, **settings)
@@ -111,7 +111,7 @@ def _restarts(t, _, num_warmup_steps, num_training_steps, num_cycles=1):
     turns = float(num_cycles) * progress
     phase = np.pi * (turns % 1.0)
     value = np.maximum(0.0, 0.5 * (1.0 + np.cos(phase)))
-    # The fraction has the error of all the turns before it.
+    # The fraction inherits the rounding error of the number of cycles before it.
     error = np.pi * 2 * _ULP * turns + 2 * _ULP * phase
     slope = 0.5 * np.minimum(np.abs(np.sin(phase)) + error, 1.0)
     noise = error * slope + 2 * _ULP
@@ -201,7 +201,7 @@ def _wsd(
     up = {
         "linear": (x, 0.0),
         "cosine": (0.5 * (1.0 - np.cos(np.pi * x)), 2 * _ULP * (1 + 4 * x * x)),
-        # The root of 1 - x passes on what the subtraction lost, divided by itself.
+        # The root of 1 - x has the error of the subtraction, divided by the root.
         "1-sqrt": (1.0 - root, 2 * _ULP / np.maximum(root, 1e-30) + 2 * _ULP),
     }[warmup_type]
     x = (t - W - S) / max(1, D)
@@ -238,7 +238,7 @@ NAMES = tuple(_FORMULAS)
 
 
 def random_settings(name, rng, most_steps):
-    """A learning rate and settings of the schedule `name`, of all sizes."""
+    """Draws a learning rate and settings of the schedule `name`, of all sizes."""
 
     def steps(most=most_steps):
         return int(np.exp(rng.uniform(0.0, np.log(most))))
@@ -282,14 +282,14 @@ def random_settings(name, rng, most_steps):
 
 
 def last_step(settings):
-    """Where the formula's last stretch begins, or so."""
+    """Returns approximately the step at which the last phase of the formula begins."""
     W, T = settings.get("num_warmup_steps", 0), settings.get("num_training_steps", 0)
     S, D = settings.get("num_stable_steps", 0), settings.get("num_decay_steps", 0)
     return max(W, T, W + S + D, 1)
 
 
 def telling_steps(rng, settings, count=200):
-    """Steps around every joint, anywhere in the run, past its end, and the last."""
+    """Returns steps around phase boundaries, random steps, and steps past the end."""
     W = settings.get("num_warmup_steps", 0)
     last = last_step(settings)
     joints = [0, W, W + settings.get("num_stable_steps", 0), last]
@@ -298,12 +298,12 @@ def telling_steps(rng, settings, count=200):
     anywhere = rng.integers(0, last + 1, size=count)
     past = np.exp(rng.uniform(0.0, np.log(2**31), size=count)).astype(np.int64)
     steps = np.concatenate([near, anywhere, past, [2**31 - 3, 2**31 - 1]])
-    # As many every time, so that one compilation serves all settings.
+    # The number is constant, so that one compilation is enough for all settings.
     return steps.clip(0, 2**31 - 1)
 
 
 def random_stream(rng, length=300):
-    """Metrics as float32 values: drifting, with ties, and with NaN and infinities."""
+    """Draws float32 metrics that drift, with ties, NaN and infinities."""
     metrics = np.cumsum(rng.normal(size=length) * 10 ** rng.uniform(-3.0, 0.0))
     metrics = (metrics + rng.uniform(-2.0, 5.0)) * 10 ** rng.uniform(-2.0, 2.0)
     if rng.random() < 0.5:
@@ -315,7 +315,7 @@ def random_stream(rng, length=300):
 
 
 def random_options(rng, which, like=None):
-    """Options of `plateau` or `greedy`; `like` gives those that shape the program.
+    """Draws options of `plateau` or `greedy`; `like` has those that are static.
 
     The numbers are float32 values, so that a traced one is the same number.
     """
@@ -324,7 +324,7 @@ def random_options(rng, which, like=None):
         "learning_rate": rate,
         "factor": rng.choice([0.1, 0.5, 0.9, rng.uniform(0.1, 0.99)]),
         "threshold": rng.choice([0.0, 1e-4, 0.1, rng.uniform(0.0, 0.5)]),
-        # A rate of 1e-40 is nothing for float32: one of the two always bounds it.
+        # A rate of 1e-40 is 0 in float32, so at least one of the two bounds is set.
         "min_lr": rate * rng.choice([1e-9, 0.125, rng.uniform()]),
         "eps": rng.choice([0.0, 1e-8, rate * 0.01]),
     }

@@ -1,4 +1,4 @@
-"""Small torch models, and their parameters as the leaves of a Flax tree."""
+"""Small torch models, and their parameters as leaves of a Flax tree."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def gpt2(num_layers: int = 2) -> Any:
-    """GPT-2, whose projections are Conv1D."""
+    """Returns a GPT-2, whose projections are Conv1D."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -17,7 +17,7 @@ def gpt2(num_layers: int = 2) -> Any:
 
 
 def bert(num_layers: int = 2) -> Any:
-    """BERT for masked tokens."""
+    """Returns a BERT for masked language modeling."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
@@ -28,7 +28,7 @@ def bert(num_layers: int = 2) -> Any:
 
 
 def t5(num_layers: int = 2) -> Any:
-    """T5, encoder and decoder of so many layers each."""
+    """Returns a T5 with `num_layers` layers in encoder and decoder."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -39,7 +39,7 @@ def t5(num_layers: int = 2) -> Any:
 
 
 def convolutional() -> Any:
-    """Convolutions in one and two dimensions, a norm and a linear layer."""
+    """Returns a model of convolutions in one and two dimensions, norm and linear."""
     import torch
     from torch import nn
 
@@ -58,7 +58,7 @@ MODELS = {"gpt2": gpt2, "bert": bert, "t5": t5, "conv": convolutional}
 
 
 def flax_leaves(module: Any) -> dict[str, np.ndarray]:
-    """Each parameter as Flax would store it, by the path that Flax would give it."""
+    """Returns the parameters as Flax would store them, by their paths in Flax."""
     return as_flax(module, dict(module.named_parameters()))
 
 
@@ -75,14 +75,14 @@ def as_flax(module: Any, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
             else:
                 last = "embedding" if layer == "Embedding" else "scale"
         if last == "kernel" and layer != "Conv1D":
-            # Spatial axes, then what comes in, then what goes out.
+            # Spatial axes, input channels, output channels.
             array = array.transpose(*range(2, array.ndim), 1, 0)
         leaves[f"{path}.{last}"] = array
     return leaves
 
 
 def flax_tree(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Leaves in a nested dict, by the dots of their names."""
+    """Returns the leaves in a nested dict, split at the dots of their names."""
     tree: dict[str, Any] = {}
     for name, array in leaves.items():
         *above, last = name.split(".")
@@ -94,7 +94,7 @@ def flax_tree(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def set_gradients(module: Any, seed: int) -> dict[str, np.ndarray]:
-    """Gives every parameter a gradient; the same, by the names of Flax's leaves."""
+    """Sets a random gradient for every parameter; returns them by Flax names."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ def set_gradients(module: Any, seed: int) -> dict[str, np.ndarray]:
 
 
 def trainer_groups(module: Any, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """The groups that Trainer makes."""
+    """Returns the parameter groups that Trainer creates."""
     from transformers import Trainer
 
     decayed = set(Trainer.get_decay_parameter_names(None, module))

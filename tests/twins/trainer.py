@@ -1,4 +1,4 @@
-"""The optimizer and the schedule that Trainer builds, and where they lead.
+"""Optimizer and schedule that Trainer builds, and the results of their runs.
 
 Also TrainingArguments drawn at random from all that a recipe takes.
 """
@@ -14,7 +14,7 @@ import optax
 from jaxopt_tf.optimizers import set_learning_rate
 from jaxopt_tf.recipes import Recipe, build_optimizer, build_schedule
 
-# Normalisation layers of the model by their type: `mixing` has no such name.
+# Normalization layers of the model by type. The name `mixing` does not show it.
 LAYER_NORMS = ("layernorm", "mixing")
 SHAPES = {
     "tokens.weight": (12, 8),
@@ -28,23 +28,23 @@ SHAPES = {
     "mixing.bias": (4,),
 }
 NUM_STEPS = 20
-# The loop hands a metric over to the schedules that a metric drives.
+# The loop passes a metric to the schedules that are driven by one.
 EVAL_STEPS = 4
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 class Drawn(NamedTuple):
-    """What a run is made from."""
+    """Settings of a run."""
 
-    arguments: dict[str, Any]  # of TrainingArguments
+    arguments: dict[str, Any]  # arguments of `TrainingArguments`
     num_examples: int
-    max_steps: int  # as Trainer's dataloader of so many examples would have it
-    scale: float  # of the gradients
+    max_steps: int  # the number that Trainer derives from its dataloader
+    scale: float  # scale of the gradients
 
 
 def draw(rng: np.random.Generator) -> Drawn:
-    """TrainingArguments in which every field that a recipe takes is drawn."""
+    """Draws TrainingArguments with random values of all fields that recipes use."""
 
     def one_of(*choices):
         return choices[rng.integers(len(choices))]
@@ -89,7 +89,7 @@ def trainer_run(
     dtype: str,
     folder: str,
 ) -> dict[str, np.ndarray]:
-    """The parameters after `NUM_STEPS` updates of what Trainer builds, in float64.
+    """Returns the parameters after `NUM_STEPS` updates by Trainer's optimizer, float64.
 
     Args:
         drawn: of which the TrainingArguments are taken.
@@ -132,7 +132,7 @@ def our_run(
     grads: dict[str, np.ndarray],
     metrics: list[float],
 ) -> dict[str, np.ndarray]:
-    """The parameters after as many updates of what is built of the recipe."""
+    """Returns the parameters after as many updates by the recipe's optimizer."""
     optimizer = build_optimizer(recipe, layer_norms=LAYER_NORMS)
     schedule = build_schedule(recipe)
     params = jax.tree.map(jnp.asarray, params)
@@ -154,7 +154,7 @@ def our_run(
 
 
 def arguments_of(drawn: Drawn, folder: str) -> Any:
-    """The TrainingArguments themselves."""
+    """Returns the `TrainingArguments`."""
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -165,7 +165,7 @@ def arguments_of(drawn: Drawn, folder: str) -> Any:
 def random_run(
     rng: np.random.Generator, scale: float
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[float]]:
-    """Parameters, a gradient for each of `NUM_STEPS`, and metrics that stall."""
+    """Draws parameters, gradients for `NUM_STEPS` steps, and metrics that stall."""
     params, grads = {}, {}
     sizes = scale * np.exp(rng.normal(size=NUM_STEPS))
     for name, shape in SHAPES.items():
@@ -181,7 +181,7 @@ def _model():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            # Trainer looks at it where labels are smoothed.
+            # Trainer reads it if labels are smoothed.
             self.config = types.SimpleNamespace(problem_type=None)
             self.tokens = torch.nn.Embedding(12, 8)
             self.inner = torch.nn.Linear(8, 10)
@@ -193,7 +193,7 @@ def _model():
 
 
 def _max_steps(arguments: dict[str, Any], num_examples: int) -> int:
-    """Asked of Trainer's own method, with a loader that only has a length."""
+    """Calls Trainer's method with a loader that only has a length."""
     from torch.utils.data import DataLoader
     from transformers import Trainer
 
