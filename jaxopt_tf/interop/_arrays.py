@@ -93,7 +93,7 @@ def check_finite(array: np.ndarray, what: str, *, non_negative: bool = False) ->
     raise ValueError(
         f"{what} must be {limit}, got {len(bad)} of {flat.size} numbers that are not, "
         f"the first {wide[bad[0]]} at {bad[0]}. The file is damaged, or its run had "
-        "diverged: take an earlier checkpoint."
+        "diverged: use an earlier checkpoint."
     )
 
 

@@ -295,5 +295,5 @@ def _optimizer_name(
         by_group = groups and any(_set(groups) <= keys for keys in group_keys)
         if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):
             return name
-    # Lion's group has no key of its own, and its entries have a first moment alone.
+    # Lion's group has no key of its own, and its entries have only a first moment.
     return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""

@@ -203,8 +203,8 @@ def groups_of_file(
             for number, name in zip(numbers, join, strict=True)
         )
 
-    # A wrong rule leads to wrong shapes, unless it moves only parameters whose
-    # neighbors in the order have the same shape.
+    # A wrong rule leads to other lengths or shapes, unless it exchanges parameters of
+    # equal shape between the groups.
     first = _groups_by_rule(rule, names)
     if fits(first):
         return first

@@ -177,8 +177,8 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
     if module is None:
         raise _checks.ArgumentError(
             "folder",
-            f"`architectures` in config.json must contain a class of Transformers, "
-            f"got {config.architectures!r} in {str(path)!r}.",
+            "`folder` must contain a config.json that has a class of Transformers "
+            f"under `architectures`, got {config.architectures!r} in {str(path)!r}.",
             f"{_OF_MODULE}.",
         )
     return replace(torch_model_from_module(module), origin=str(path))

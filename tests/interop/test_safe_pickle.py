@@ -108,17 +108,17 @@ def test_a_file_that_is_cut_short_is_refused(args, tmp_path, is_zip):
     whole = path.read_bytes()
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(share * len(whole))])
-        assert "cut short or damaged" in refused(path)
+        assert "truncated or damaged" in refused(path)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "it is empty"),
-        (b"hello", "begins with b'hello'"),
-        (b"PK", "cut short or damaged"),
-        (b"\x80\x02.", "cut short or damaged"),
-        (pickle.dumps({"max_steps": 5}, 2), "a pickle, but not torch's"),
+        (b"hello", "starts with b'hello'"),
+        (b"PK", "truncated or damaged"),
+        (b"\x80\x02.", "truncated or damaged"),
+        (pickle.dumps({"max_steps": 5}, 2), "a pickle that torch.save did not write"),
         (b'{"max_steps": 5', "is not JSON"),
         (b'{"seed": 1, "seed": 2}', "`seed` is in it twice"),
         (b'{"seed": "\xff"}', "utf-8"),
