@@ -117,7 +117,7 @@ def select_fields(
     typed: Mapping[str, Any] = MappingProxyType({}),
     may_be_subclass: bool = True,
 ) -> Translation:
-    """Parses fields by their kinds, and leaves out ignored fields and a subclass' own.
+    """Parses fields by their kinds, except ignored ones and those of a subclass.
 
     A value that cannot be parsed is left unchanged. It is refused later, when its range
     is checked.
@@ -230,6 +230,7 @@ def _read_field(name: str, value: Any) -> Any:
 
 
 def _translate_optimizer(into: Translation) -> None:
+    """Translates `optim`, `adafactor` and `max_grad_norm`."""
     values, settings = into.values, into.settings
     if "max_grad_norm" in values and values["max_grad_norm"] is None:
         settings["max_grad_norm"] = 0.0  # Trainer does not clip for None and 0
@@ -255,6 +256,7 @@ def _translate_optimizer(into: Translation) -> None:
 
 
 def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
+    """Parses `optim_args`, or removes them if Trainer ignores them."""
     args: Any = into.settings.pop("optim_args", None)
     optim = into.combined.get("optim") or "adamw_torch"
     if not is_set(args) or optimizer_refusal(optim) is not None:
@@ -281,6 +283,7 @@ def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
 
 
 def _check_decay(into: Translation, version: ArgsVersion) -> None:
+    """Refuses the decay rule before 4.4, and adds a note for those before 4.40."""
     if not into.values.get("weight_decay"):
         return
     if version.decay_rule == "examples":
@@ -300,6 +303,7 @@ def _check_decay(into: Translation, version: ArgsVersion) -> None:
 def _translate_warmup(
     into: Translation, max_steps: int | None, version: ArgsVersion
 ) -> None:
+    """Translates `warmup_ratio` and `warmup_steps` by the rules of the version."""
     ratio, steps = into.values.get("warmup_ratio"), into.values.get("warmup_steps")
     if not is_set(ratio):
         return
@@ -374,6 +378,7 @@ def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
 
 
 def _check_accelerator(into: Translation) -> None:
+    """Refuses an `accelerator_config` that changes batches or accumulation."""
     config = into.values.get("accelerator_config")
     is_plain = isinstance(config, dict) and not (
         config.get("split_batches") not in (None, False, "false", "False")

@@ -156,6 +156,7 @@ def _is_unused(name: str, shape: tuple[int, ...], rules: LoadRules) -> bool:
 def _problems(
     strange: Sequence[str], fused: Sequence[str], shapes: Mapping[str, Sequence[int]]
 ) -> Iterator[str]:
+    """Yields descriptions of unknown names, and of tensors that a converter merges."""
     for pattern, what in _OTHER_FILES:
         found = [key for key in strange if re.search(pattern, key)]
         if found:

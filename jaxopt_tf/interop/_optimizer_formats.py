@@ -159,6 +159,7 @@ def check_format(state_dict: Any) -> StateType:
 
 
 def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises if a setting of a group is out of range or not supported."""
     for number, group in enumerate(groups):
         for key, value in group.items():
             if key in ("params", "param_names"):
@@ -196,6 +197,7 @@ def _error(requirement: str, got: str, cure: str = _CURE) -> ValueError:
 
 
 def _check_structure(state_dict: Any) -> None:
+    """Raises unless `state_dict` has `state` and groups of numbered parameters."""
     keys = _keys(state_dict)
     state = state_dict.get("state") if keys else None
     found = [key for key in [*keys, *_keys(state)] if key in _FRAMEWORKS]

@@ -294,6 +294,7 @@ def decay_rule_of_file(
 
 
 def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:
+    """Returns a remedy, with a named rule that decays the same parameters if any."""
     for rule in (*TRAINER_DECAY_RULES, "default", "all", "examples"):
         if not _differing(rule, names, theirs):
             return (
@@ -325,7 +326,7 @@ def _differing(
     theirs: Mapping[str, bool],
     layer_norms: LayerNorms | None = None,
 ) -> list[tuple[str, bool]]:
-    """Returns the names that one side alone decays, with True for the recipe's side."""
+    """Returns the names that only one side decays, with True for the recipe's side."""
     # Leaves that share a torch tensor give equal pairs, which are listed once.
     pairs = dict.fromkeys(_decayed_here(rule, names, layer_norms))
     return [(n, ours) for n, ours in pairs if n in theirs and theirs[n] != ours]

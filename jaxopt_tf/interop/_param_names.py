@@ -165,6 +165,7 @@ class _Declared(NamedTuple):
 
 
 def _declared(leaf: str, table: Table, rules: Rules) -> _Declared:
+    """Returns the torch names of a leaf by the table, the rules, or the convention."""
     if leaf in table:
         return _Declared((0, list(table).index(leaf)), _as_tuple(table[leaf]))
     for number, (pattern, names) in enumerate(rules):

@@ -128,6 +128,7 @@ def _named_groups(
     groups: Groups | None,
     rule: DecayRule,
 ) -> Groups:
+    """Returns the names of the parameters of each group, in the order of the file."""
     if has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)

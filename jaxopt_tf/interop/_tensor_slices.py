@@ -34,7 +34,7 @@ class TensorSlice(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """True if one torch tensor is one parameter of the leaf."""
+        """True if neither the leaf nor the torch tensor is divided along `axis`."""
         return self.leaf_range is None and self.torch_range is None
 
 

@@ -80,6 +80,7 @@ def read_training_arguments(source: Any) -> ArgsSource:
 
 
 def _read_file(path: Path) -> ArgsSource:
+    """Reads a JSON file or a file of `torch.save`."""
     try:
         content = path.read_bytes()[: _MAX_BYTES + 1]
         if content.lstrip()[:1] == b"{":
@@ -104,6 +105,7 @@ def _read_file(path: Path) -> ArgsSource:
 
 
 def _from_torch(content: bytes) -> Any:
+    """Reads the object in a file of `torch.save`, of either format."""
     if not content:
         raise ValueError("it is empty. Copy it again.")
     if len(content) > _MAX_BYTES:
@@ -138,6 +140,7 @@ def _from_legacy(stream: io.BytesIO) -> Any:
 
 
 def _from_record(found: Any, path: Path) -> ArgsSource:
+    """Returns the fields of an unpickled `TrainingArguments`; raises for others."""
     cls = found if isinstance(found, type) else type(found)
     kind = getattr(cls, "kind", cls.__name__)
     attributes = dict(vars(found)) if isinstance(found, Record) else {}
