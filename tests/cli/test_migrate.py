@@ -583,7 +583,7 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     torch.save(saved, folder / "optimizer.pt")
     run, flags = tmp_path / "run", ["--text", str(text)]
     assert main(["migrate", str(folder), str(run), *flags]) == 2
-    assert "are decayed in the file and not here" in (err := capsys.readouterr().err)
+    assert "are decayed by the file only" in (err := capsys.readouterr().err)
     assert "Pass `--decay_groups file`" in err
     wrong = ["--decay_groups", "ours"]
     assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2

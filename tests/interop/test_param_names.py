@@ -173,7 +173,7 @@ def test_a_split_that_does_not_add_up_is_an_error():
     module = torch.nn.ModuleDict({"c_attn": torch.nn.Linear(6, 12, bias=False)})
     params = shapes(q__kernel=[6, 4], k__kernel=[6, 4])
     table = {"q.kernel": "c_attn.weight", "k.kernel": "c_attn.weight"}
-    with pytest.raises(ValueError, match=r"its leaves \['q.*'k.kernel'\] make up 8"):
+    with pytest.raises(ValueError, match=r"its leaves \['q.*'k.kernel'\] cover 8"):
         match_names(params, torch_model_from_module(module), table=table)
 
 
@@ -261,7 +261,7 @@ def test_a_single_number_cannot_be_split():
 def test_what_is_no_transposition_must_be_declared():
     module = torch.nn.Sequential(torch.nn.ConvTranspose2d(2, 3, 2, bias=False))
     params = torch_models.flax_tree({"0.kernel": np.zeros([2, 2, 2, 3])})
-    with pytest.raises(ValueError, match="ConvTranspose2d is no transposition"):
+    with pytest.raises(ValueError, match="ConvTranspose2d is not a transposed leaf"):
         match_names(params, torch_model_from_module(module))
     shape = shapes(a__kernel=[4, 2, 2])
     ambiguous = torch_model_from_shapes({"a.weight": [4, 4]})

@@ -78,8 +78,8 @@ def test_a_class_of_someone_is_named(args, tmp_path):
         (b"c__main__\nrun\n(S'touch'\nI1\ntR.", "__main__.run"),
         (b"cpkg.mod\nrun\n((lp0\ntR.", "pkg.mod.run"),
         (b"\x80\x04\x8c\x08__main__\x8c\x09os.system\x93.", "__main__.os.system"),
-        (b"c__main__\nRun\n.", "it holds __main__.Run"),
-        (b"c__main__\nRun\n(tR.", "it holds __main__.Run"),
+        (b"c__main__\nRun\n.", "it contains __main__.Run"),
+        (b"c__main__\nRun\n(tR.", "it contains __main__.Run"),
         (b"cnumpy\nload\n.", "numpy.load"),
         (b"ctransformers.trainer\nTrainer\n.", "transformers.trainer.Trainer"),
     ],
@@ -140,7 +140,7 @@ def test_a_zip_without_a_pickle_and_a_tensor_are_refused(tmp_path):
     torch.save({"w": torch.ones(3)}, path)
     assert "torch._utils._rebuild_tensor_v2" in refused(path)
     torch.save({"lr": 1.0}, path)
-    assert "it holds dict" in refused(path)
+    assert "it contains dict" in refused(path)
 
 
 def test_a_list_that_holds_itself_is_refused(args, tmp_path):

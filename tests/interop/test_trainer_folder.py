@@ -170,7 +170,7 @@ def test_old_and_sharded_parameters_are_read(folder, params, names):
     with pytest.raises(ValueError, match="got '../x' outside it"):
         read(folder, params, names)
     index.write_text("{")
-    with pytest.raises(ValueError, match="must hold a readable model.safe"):
+    with pytest.raises(ValueError, match="must contain a readable model.safe"):
         read(folder, params, names)
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_trainer_state_is_named(folder, params, names, content):
 
 def test_a_scheduler_of_something_else_is_named(folder, params, names):
     torch.save([1, 2], folder / "scheduler.pt")
-    with pytest.raises(ValueError, match=r"scheduler.pt must hold .* got list"):
+    with pytest.raises(ValueError, match=r"scheduler.pt must contain .* got list"):
         read(folder, params, names)
 
 
@@ -261,7 +261,7 @@ def test_folders_of_others_are_refused_by_name(folder, params, names, name, whos
 
 
 def test_a_folder_without_weights_is_named(tmp_path, folder, params, names):
-    says = "must hold model.safetensors or .*, which has none"
+    says = "must contain model.safetensors or .*, which has none"
     with pytest.raises(ValueError, match=says):
         read_params(tmp_path / "checkpoint-2" / "..", params, names)
     with pytest.raises(ValueError, match="pass one of them, such as 'checkpoint-2'"):
@@ -299,7 +299,7 @@ def as_former_adamw(state):
     ("file", "change", "says"),
     [
         ("optimizer.pt", lambda s: s["state"][0]["exp_avg"].fill_(np.nan), "`exp_avg`"),
-        ("optimizer.pt", lambda s: s["state"][3].pop("step"), "a `step` beside"),
+        ("optimizer.pt", lambda s: s["state"][3].pop("step"), "a `step` for all"),
         ("optimizer.pt", lambda s: s["state"][3].update(step=-1), "`step` of"),
         ("optimizer.pt", lambda s: s["param_groups"].pop(), "every parameter"),
         ("optimizer.pt", lambda s: s["param_groups"][0].update(lr=np.nan), "`lr` of"),
