@@ -139,11 +139,11 @@ def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
         what = f"a dict under {nested[0]!r}: save only that dict with `torch.save`"
     if what:
         raise ValueError(
-            f"{path.name} in `folder` must contain tensors by name, got {what} in "
+            f"`folder` must contain tensors by name in {path.name}, got {what} in "
             f"{str(path)!r}."
         )
     for name, tensor in found.items():
-        check_tensor(tensor, f"{name!r} of {str(path)!r}")
+        check_tensor(tensor, f"{name!r} in {str(path)!r}")
         yield name, _Tensor(path, tuple(tensor.shape), partial(as_numpy, tensor))
 
 
