@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Enums by module. A member is replaced by its value.
 _ENUMS = {
     "transformers.trainer_utils": """EvaluationStrategy FSDPOption HubStrategy
     IntervalStrategy SaveStrategy SchedulerType""",
@@ -21,6 +22,7 @@ _ENUMS = {
     "transformers.debug_utils": "DebugOption",
     "accelerate.utils.dataclasses": "DistributedType",
 }
+# Classes by module. An object is replaced by a `Record` of its attributes.
 _RECORDS = {
     "transformers.training_args": "TrainingArguments",
     "transformers.training_args_seq2seq": "Seq2SeqTrainingArguments",

@@ -211,7 +211,7 @@ def test_without_torch_one_sentence_says_how_to_install_it(
     [
         (["--max_steps", "3"], "takes `--like CHECKPOINT` and no other flag"),
         (["--like"], "takes `--like CHECKPOINT` and no other flag"),
-        (["--like", "nowhere"], "`--like` must contain config.json, got 'nowhere'"),
+        (["--like", "nowhere"], "`--like` must hold config.json, got 'nowhere'"),
     ],
 )
 def test_refuses_flags_on_the_way_out(flags, part, tmp_path, text, capsys):

@@ -237,7 +237,7 @@ def test_other_groups_are_seen_by_their_lengths(run):
 
     with pytest.raises(ValueError, match=r"groups of \[4, 4\] .*got \[5, 3\]"):
         imported(run, edited(run, edit))
-    with pytest.raises(ValueError, match="parameters of 1 groups, got 2"):
+    with pytest.raises(ValueError, match="names of 1 groups, got 2"):
         imported(run, edited(run, lambda _, g: g.pop()), groups=[["a"], ["b"]])
 
 
@@ -269,8 +269,8 @@ OTHERS = {
     "must have `state` and `param_groups`": {"model": {}},
     "got list": [1, 2],
     "must have a list of groups": {"state": {}, "param_groups": [{"lr": 1}]},
-    "`params` each, got {'params'": {"state": {}, "param_groups": {"params": [0]}},
-    r"`params` each, got \[3\]": {"state": {}, "param_groups": [3]},
+    "with `params`, got {'params'": {"state": {}, "param_groups": {"params": [0]}},
+    r"with `params`, got \[3\]": {"state": {}, "param_groups": [3]},
     "of torch's AdamW with `amsgrad`": {
         "state": {0: {"exp_avg": 1, "exp_avg_sq": 1, "max_exp_avg_sq": 1}},
         "param_groups": [{"params": [0]}],
