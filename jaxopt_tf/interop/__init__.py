@@ -1,6 +1,6 @@
-"""Runs of Transformers' Trainer: read, and written so that Trainer resumes from them.
+"""Reads and writes the checkpoints and `TrainingArguments` of Transformers' Trainer.
 
-torch and Transformers are imported by the functions that need them.
+torch and Transformers are imported only when a function that needs them is called.
 """
 
 from ._argument_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS

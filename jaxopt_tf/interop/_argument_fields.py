@@ -1,7 +1,7 @@
 """Table of the fields of Transformers' `TrainingArguments` and their meaning here.
 
-Fields that a `Recipe` has are taken under their name. All others of 5.23, and those
-that 4.0 to 4.57 had besides, are in `TRAINING_ARGUMENTS`.
+Fields that `Recipe` also has keep their name and are not listed. `TRAINING_ARGUMENTS`
+contains all other fields of version 5.23 and of versions 4.0 to 4.57.
 
 Source: transformers 5.23 and 4.0 to 4.57, `training_args.py`.
 """
@@ -15,24 +15,25 @@ FieldKind = Literal["ignored", "refused", "non_optimizer", "devices", "translate
 
 
 class Field(NamedTuple):
-    """Meaning of a field of TrainingArguments that a recipe does not have.
+    """Meaning of a field of `TrainingArguments` that `Recipe` does not have.
 
-    `kind` is "ignored" if the field changes no numbers, "refused" if it would change
-    them and is not available here, "non_optimizer" if it changes numbers, but not those
-    of the optimizer, "devices" if it shows how many devices took part, and "translated"
-    if it has another name or meaning here. A job has some fields of the kinds "ignored"
-    and "non_optimizer" under their name.
+    A field is "ignored" if it does not change the results, "refused" if it changes them
+    and has no equivalent here, "non_optimizer" if it changes results other than the
+    updates, "devices" if it shows the number of devices, and "translated" if it has
+    another name or meaning here. `RunConfig` has some of the "ignored" and
+    "non_optimizer" fields under the same name.
     """
 
     kind: FieldKind
-    defaults: tuple[Any, ...]  # values of a field that was not set
-    reason: str  # why another value is refused
-    value: Kind | None  # how the value is read; None: it is left unchanged
-    ours: str  # setting here that it becomes or that replaces it; "" for none
+    defaults: tuple[Any, ...]  # values that are treated as "not set"
+    reason: str  # why other values are refused
+    value: Kind | None  # how the value is parsed; None: it is left unchanged
+    ours: str  # name of the equivalent setting here; "" for none
 
     def is_default(self, value: Any) -> bool:
-        """Returns True for a default, and for null, "", [], {} and a dict of these."""
-        # 4.x fills a dict that nobody gave with entries that are all off.
+        """Returns True for a default, an empty value, or a dict of false values."""
+        # Transformers 4 writes a dict such as {"min_num_params": 0, "xla": False} for
+        # an `fsdp_config` that was not set.
         is_off = isinstance(value, dict) and not any(value.values())
         return not is_set(value) or is_off or value in self.defaults
 
@@ -45,7 +46,8 @@ def _fields(
     value: Kind | None = None,
     ours: str = "",
 ) -> dict[str, Field]:
-    """Returns fields by name; without `value`, the type of the defaults decides."""
+    """Returns one `Field` for each name; `value` is derived from the defaults."""
+    # `bool` is tested first because it is a subclass of `int`.
     if value is None and any(isinstance(default, bool) for default in defaults):
         value = SWITCH
     elif value is None and any(isinstance(default, int) for default in defaults):
@@ -56,29 +58,29 @@ def _fields(
 
 _IGNORE = "leave it out, or name it in `ignore_fields`"
 _NUM_DEVICES = (
-    "the file does not contain their number, by which the batch was larger; "
-    f"{_IGNORE}, and take a `mesh` of as many devices, or multiply "
+    "the source does not contain the number of devices, which multiplies the batch "
+    f"size; {_IGNORE}, and use a `mesh` with the same number of devices, or multiply "
     "`gradient_accumulation_steps` by it"
 )
-_METRIC = f"the metric here is the evaluation loss, of which less is better; {_IGNORE}"
-_EVAL = f"the evaluation loss would have another precision; {_IGNORE}"
-_SHARDED = f"how the model is split over devices is set by `mesh` here; {_IGNORE}"
+_METRIC = f"the metric here is the evaluation loss, and lower is better; {_IGNORE}"
+_EVAL = f"the evaluation loss has the model's precision here; {_IGNORE}"
+_SHARDED = f"`mesh` determines here how the model is sharded; {_IGNORE}"
 _BATCH_SIZE = (
-    "the batch is as large as it was asked for; lower `per_device_train_batch_size` "
-    "and raise `gradient_accumulation_steps`"
+    "the batch size is never adapted here; lower `per_device_train_batch_size` and "
+    "raise `gradient_accumulation_steps`"
 )
-_FP16 = f"float16 needs a loss scale, which is not here; take `bf16`, and {_IGNORE}"
+_FP16 = f"float16 needs loss scaling, which is not available; set `bf16`, and {_IGNORE}"
 _NOISE = f"no noise is added to embeddings here; {_IGNORE}"
-_MODULES = f"no optimizer here treats some modules otherwise; {_IGNORE}"
+_MODULES = f"optimizers here do not select modules; {_IGNORE}"
 _DELAY = f"evaluation starts before the first step; {_IGNORE}"
-_LENGTHS = f"all sequences are of one length, as text is packed; {_IGNORE}"
-_RESUMED = f"a resumed run continues with the batch that is next; {_IGNORE}"
-_SAMPLING = f"text is shuffled; {_IGNORE}"
+_LENGTHS = f"text is packed into sequences of equal length; {_IGNORE}"
+_RESUMED = f"a resumed run always continues with the next batch; {_IGNORE}"
+_SAMPLING = f"the training data are always shuffled; {_IGNORE}"
 _RECOMPUTE, _BATCH = "gradient_checkpointing", "per_device_train_batch_size"
-_PER_GPU = f"write `{_BATCH}`"
-_PAST = f"the model carries no state from batch to batch; {_IGNORE}"
+_PER_GPU = f"use `{_BATCH}`"
+_PAST = f"the model keeps no state between batches; {_IGNORE}"
 
-# Each field of TrainingArguments that a recipe does not have.
+# Fields of TrainingArguments that `Recipe` does not have, by name.
 TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields("translated", "accelerator_config", value=JSON_OR_TEXT),
     **_fields("translated", "activation_checkpointing", value=SWITCH, ours=_RECOMPUTE),
@@ -109,10 +111,13 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     ),
     **_fields("non_optimizer", "past_index", -1, reason=_PAST),
     **_fields("non_optimizer", "train_sampling_strategy", "random", reason=_SAMPLING),
+    # `_n_gpu` is -1 until Trainer sets up its device, then 0 on a CPU. `local_rank` is
+    # -1 or 0 in a run of one process.
     **_fields("devices", "_n_gpu", -1, 0, 1, reason=_NUM_DEVICES),
     **_fields("devices", "local_rank", -1, 0, reason=_NUM_DEVICES),
     **_fields("devices", "tpu_num_cores", 1, reason=_NUM_DEVICES),
-    # Fields of a job. The last of each kind are those of Seq2SeqTrainingArguments.
+    # Fields that `RunConfig` has too. The last of each kind are fields of
+    # Seq2SeqTrainingArguments.
     **_fields("non_optimizer", "bf16 load_best_model_at_end tf32", False),
     **_fields("ignored", "gradient_checkpointing resume_from_checkpoint", False),
     **_fields("ignored", "eval_steps logging_steps save_steps", value=NUMBER),
@@ -123,7 +128,8 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields(
         "ignored", "generation_config generation_max_length generation_num_beams"
     ),
-    # Without effect on the numbers of a run here. Other values are named in a note.
+    # Fields without effect on the results here. Values other than the default are
+    # reported as ignored.
     **_fields(
         "ignored",
         """activation_checkpointing_kwargs ddp_backend ddp_broadcast_buffers
@@ -163,6 +169,7 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields("ignored", "fp16_backend half_precision_backend", "auto"),
     **_fields("ignored", "fp16_opt_level", "O1"),
     **_fields("ignored", "hub_strategy", "every_save"),
+    # `TrainingArguments.to_dict` replaces tokens by their names in angle brackets.
     **_fields("ignored", "hub_token", "<HUB_TOKEN>"),
     **_fields("ignored", "length_column_name", "length"),
     **_fields("ignored", "log_level", "passive"),
@@ -174,18 +181,18 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields("ignored", "report_to", "none"),
 }
 
-# Fields that determine when and by which metric a run is evaluated: they decide numbers
-# if evaluations drive the schedule or pick the model.
+# Fields that determine when and by which metric a run is evaluated. They change the
+# results if evaluations drive the schedule or select the best model.
 EVALUATION_FIELDS = """eval_delay eval_steps eval_strategy evaluation_strategy
 greater_is_better metric_for_best_model"""
 
-# Fields of every version from 4.0 to 5.23 that nobody writes by hand all together: a
-# source that has them is a whole TrainingArguments, in which an unknown name cannot be
-# a misspelt one.
+# Fields that every version from 4.0 to 5.23 writes and that a person would not list
+# together. A source with all of them is a complete TrainingArguments, so an unknown
+# name in it belongs to a subclass and is not a misspelling.
 _IN_EVERY_FILE = """adam_epsilon disable_tqdm do_predict eval_accumulation_steps
 label_names logging_first_step prediction_loss_only remove_unused_columns"""
 
 
 def has_all_fields(names: Collection[str]) -> bool:
-    """Returns True for all fields of a TrainingArguments, False for some of them."""
+    """Returns True if the names include those of a complete `TrainingArguments`."""
     return set(names) >= set(_IN_EVERY_FILE.split())

@@ -1,12 +1,12 @@
-"""Translation of TrainingArguments to our settings, as Trainer would follow them.
+"""Translation of `TrainingArguments` to the settings of this package.
 
-Values are read by the kinds of their fields: an object, a JSON file that a person wrote
-and a command line hold the same number as 1e-4 and as "1e-4". Fields of a subclass
-(TRL's, sentence-transformers', a script's own) are left out and listed, unless their
-name belongs to the optimizer (`vision_lr`): those are refused unless they are off.
+Values are parsed by the kinds of their fields, because a number may be stored as 1e-4
+(in an object) or as "1e-4" (in a JSON file or on a command line). Fields of a subclass
+(of TRL, of sentence-transformers, of a script) are left out and listed. A field of a
+subclass whose name refers to the optimizer (`vision_lr`) is refused unless it is off.
 
-Then the table of fields is applied, and a step for each part of Trainer that reads
-several fields together: optimizer, its arguments, weight decay, warmup, schedule.
+Afterwards the table of fields is applied, followed by one step for each part of Trainer
+that combines several fields: optimizer, its arguments, weight decay, warmup, schedule.
 """
 
 import contextlib
@@ -30,15 +30,17 @@ from ._arguments_by_version import ArgsVersion, default_optimizer
 
 RECIPE_KINDS = kinds_of(Recipe)
 
-# AdamW with torch's numbers, by other kernels; Trainer's name is written back.
+# Optimizers that compute torch's AdamW with other kernels. The name is kept, so that
+# it can be written back.
 _SAME_ADAMW = ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
-# Of version 4, in a format of its own, which is read and not written.
+# Apex's optimizer of version 4. Its state dict is read, but never written.
 _APEX = "adamw_apex_fused"
-# Trainer passes them no arguments at all.
+# Schedules to which Trainer passes no `lr_scheduler_kwargs`.
 _TAKES_NO_KWARGS = ("constant", "constant_with_warmup")
 
-# Names such as vision_lr, loraplus_lr_ratio, learning_rate_mapping, use_muon_optimizer;
-# and others of the optimizer, by name.
+# Names of fields that refer to the optimizer: words between underscores (vision_lr,
+# loraplus_lr_ratio, use_muon_optimizer), parts of a name (learning_rate_mapping), and
+# whole names.
 _OF_THE_OPTIMIZER = re.compile(
     r"(?:^|_)(?:lr|lrs|optim|optims|optimizer|optimizers|scheduler|warmup|momentum)"
     r"(?:_|$)|learning_rate|weight_decay"
@@ -48,17 +50,19 @@ _OF_THE_OPTIMIZER = re.compile(
 
 @dataclass(eq=False)
 class Translation:
-    """Settings that fields of TrainingArguments become, filled in step by step.
+    """Settings translated from fields of `TrainingArguments`, filled in step by step.
 
     Attributes:
-        values: the fields, read by their kinds.
-        typed: settings from elsewhere, such as a command line, which win over them.
-        settings: values by our names.
-        kinds: kinds of all settings by our names.
+        values: the fields, parsed by their kinds.
+        typed: settings from another source, such as a command line. They take
+            precedence over the fields.
+        settings: values by the names of this package.
+        kinds: kinds of all settings by the names of this package.
         ignored: names of fields without effect here that are not at their defaults.
-        non_optimizer: names of fields that change numbers, but not the optimizer's.
-        notes: sentences on what has another name here, with the same numbers.
-        refusals: sentences on what would change the numbers and is not available.
+        non_optimizer: names of fields that change results, but not the updates.
+        notes: sentences on fields that have another form here, with equal results.
+        refusals: sentences on fields that would change the results and are not
+            supported.
         unread: names of fields that were left out.
     """
 
@@ -74,28 +78,28 @@ class Translation:
 
     @property
     def combined(self) -> dict[str, Any]:
-        """The settings so far, with those from elsewhere in their place."""
+        """Settings translated so far, overridden by those of `typed`."""
         return {**self.settings, **self.typed}
 
     def refuse(self, name: str, reason: str) -> None:
-        """Refuses the value of a field, for a reason that ends in the cure."""
+        """Refuses the value of a field; `reason` ends with a remedy."""
         self.refusals.append(f"`{name}` {self.values[name]!r}: {reason}")
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Turns an error about a value into a refusal."""
+        """Collects a TypeError or ValueError as a refusal instead of raising it."""
         try:
             yield
         except (TypeError, ValueError) as error:
             self.refusals.append(str(error))
 
     def raise_refusals(self, source: str = "") -> None:
-        """Raises a ValueError with all refusals, if there are any."""
+        """Raises a ValueError that lists all refusals, if there are any."""
         if self.refusals:
             raise ValueError(source + "\n  ".join(self.refusals))
 
     def read_settings(self) -> dict[str, Any]:
-        """Returns the settings that are set, read by their kinds."""
+        """Returns the settings that are set, parsed by their kinds."""
         read = {}
         for name, value in self.settings.items():
             if is_set(value) or self.kinds[name].is_optional:
@@ -113,38 +117,42 @@ def select_fields(
     typed: Mapping[str, Any] = MappingProxyType({}),
     may_be_subclass: bool = True,
 ) -> Translation:
-    """Reads fields by their kinds, except those of a subclass or that the user names.
+    """Parses fields by their kinds, except ignored ones and those of a subclass.
 
-    A value that cannot be read is left unchanged: it is refused where it is checked.
+    A value that cannot be parsed is left unchanged. It is refused later, when its range
+    is checked.
 
     Args:
-        values: by the names of the fields.
+        values: values by the names of the fields.
         kinds: kinds of the settings that have the name of a field.
-        ignore_fields: names of fields that are not read.
-        typed: settings that win over the fields.
-        may_be_subclass: False if the class is known to be Transformers' own.
+        ignore_fields: names of fields that are left out.
+        typed: settings that take precedence over the fields.
+        may_be_subclass: False if the class is known to be one of Transformers.
 
     Returns:
-        A translation with values, names that were left out, and refusals of those that
-        may change the optimizer.
+        A translation with the values, the names of fields that were left out, and a
+        refusal for each field of a subclass that may change the optimizer.
 
     Raises:
-        TypeError: if `ignore_fields` is no collection of names.
-        ValueError: if one of them is not among the fields.
+        TypeError: if `ignore_fields` is not a collection of names.
+        ValueError: if `ignore_fields` contains a name that is not in `values`.
     """
+    # A single string is refused here: its characters would be taken for names.
     is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
     if not is_list or not all(isinstance(name, str) for name in ignore_fields):
         raise TypeError(
-            f"`ignore_fields` must be a list of names of fields, got {ignore_fields!r}."
+            f"`ignore_fields` must be a list of field names, got {ignore_fields!r}."
         )
     for name in ignore_fields:
         if name not in values:
             raise ValueError(
-                "`ignore_fields` must name fields of the source, got "
+                "`ignore_fields` must contain fields of the source, got "
                 f"{name!r}, which it does not have.{_checks.nearest(name, values)}"
             )
     into = Translation({}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)])
     read = {}
+    # In a partial source an unknown name may be a misspelling. It stays in the values
+    # and is refused when the fields are translated.
     is_whole = may_be_subclass and has_all_fields(values)
     for name, value in values.items():
         is_known = name in kinds or name in TRAINING_ARGUMENTS
@@ -155,8 +163,8 @@ def select_fields(
         elif _OF_THE_OPTIMIZER.search(name) and value is not False and is_set(value):
             into.refusals.append(
                 f"`{name}` {value!r}: this field of a subclass may change the "
-                f"optimizer, which it does not here; if it does not, add {name!r} "
-                "to `ignore_fields`."
+                f"optimizer and is not supported; if it does not change it, add "
+                f"{name!r} to `ignore_fields`."
             )
         else:
             into.unread.append(name)
@@ -171,14 +179,14 @@ def translate_training_arguments(
     max_steps: int | None,
     refused: Mapping[str, str],
 ) -> None:
-    """Translates the fields, all but lengths and strategies, to settings.
+    """Translates all fields to settings, except run lengths and strategies.
 
     Args:
-        into: the values; its other attributes are completed.
-        version: the version whose rules hold.
-        max_steps: the number of updates, where it is known.
-        refused: the kinds of the table's fields that are refused if they are set, with
-            the reason; "" for that of the table.
+        into: translation that contains the values. Its other attributes are filled in.
+        version: version of Transformers whose rules apply.
+        max_steps: number of updates; None if unknown.
+        refused: reason by kind of field, for the kinds that are refused if they are
+            set; "" for the reason in the table.
     """
     for name, value in into.values.items():
         row = TRAINING_ARGUMENTS.get(name)
@@ -187,8 +195,8 @@ def translate_training_arguments(
         elif row is None:
             near = _checks.nearest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
             into.refusals.append(
-                f"`{name}` must be one of TrainingArguments or a setting.{near} A "
-                "field of your own that changes no number of the optimizer: add "
+                f"`{name}` must be a field of TrainingArguments or a setting.{near} "
+                "If it is your own field and does not change the optimizer, add "
                 f"{name!r} to `ignore_fields`."
             )
         elif row.kind == "translated" or row.is_default(value):
@@ -222,9 +230,10 @@ def _read_field(name: str, value: Any) -> Any:
 
 
 def _translate_optimizer(into: Translation) -> None:
+    """Translates `optim`, `adafactor` and `max_grad_norm`."""
     values, settings = into.values, into.settings
     if "max_grad_norm" in values and values["max_grad_norm"] is None:
-        settings["max_grad_norm"] = 0.0  # Trainer does not clip either
+        settings["max_grad_norm"] = 0.0  # Trainer does not clip for None and 0
     name, adafactor = values.get("optim"), values.get("adafactor")
     oldest = default_optimizer({**values, **into.typed})
     if adafactor and read_value("adafactor", SWITCH, adafactor):
@@ -236,31 +245,34 @@ def _translate_optimizer(into: Translation) -> None:
         )
     elif name == _APEX:
         settings["optim"] = "adamw_torch"
-        into.notes.append(f"`optim` {name!r} is 'adamw_torch' here: the same numbers")
-    elif name in _SAME_ADAMW:
         into.notes.append(
-            f"`optim` {name!r} computes as 'adamw_torch' here: the same numbers"
+            f"`optim` {name!r} becomes 'adamw_torch', which has the same updates"
         )
+    elif name in _SAME_ADAMW:
+        into.notes.append(f"`optim` {name!r} has the same updates as 'adamw_torch'")
     elif is_set(name) and (refusal := optimizer_refusal(name)) is not None:
         del settings["optim"]
         raise ValueError(refusal)
 
 
 def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
+    """Parses `optim_args`, or removes them if Trainer ignores them."""
     args: Any = into.settings.pop("optim_args", None)
     optim = into.combined.get("optim") or "adamw_torch"
     if not is_set(args) or optimizer_refusal(optim) is not None:
         return
     if optim not in TAKES_OPTIM_ARGS or not version.reads_optim_args:
         into.notes.append(
-            f"`optim_args` {args!r}: Trainer of version {version.label} reads none for "
-            f"{optim!r}"
+            f"`optim_args` {args!r}: Trainer of version {version.label} ignores them "
+            f"for {optim!r}"
         )
         return
     named = args if isinstance(args, str) else dict(args)
     if "weight_decay" in named:
+        # Trainer's parameter groups contain `weight_decay`, and torch prefers a value
+        # of the group to an argument of the optimizer.
         into.notes.append(
-            "`weight_decay` in `optim_args`: Trainer goes by the field of this name"
+            "`weight_decay` in `optim_args`: Trainer uses the field `weight_decay`"
         )
         if isinstance(named, str):
             items = named.replace(" ", "").split(",")
@@ -271,77 +283,82 @@ def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
 
 
 def _check_decay(into: Translation, version: ArgsVersion) -> None:
+    """Refuses the decay rule before 4.4, and adds a note for those before 4.40."""
     if not into.values.get("weight_decay"):
         return
     if version.decay_rule == "examples":
         into.refuse(
             "weight_decay",
             f"the fields are those of Transformers {version.label}, whose Trainer "
-            "decayed all parameters but those with `bias` or `LayerNorm.weight` in "
-            "torch's name, which is not carried over; only runs without decay are.",
+            "excluded parameters with `bias` or `LayerNorm.weight` in torch's name "
+            "from decay. This rule is not supported; set `weight_decay` to 0.",
         )
     elif version.number < (4, 40):
         into.notes.append(
-            "`weight_decay`: which layers are norms is taken from later versions; "
-            "before 4.40 Trainer knew fewer of the RMSNorm classes"
+            "`weight_decay`: layer norms are those of later versions; Trainer before "
+            "4.40 recognized fewer RMSNorm classes"
         )
 
 
 def _translate_warmup(
     into: Translation, max_steps: int | None, version: ArgsVersion
 ) -> None:
+    """Translates `warmup_ratio` and `warmup_steps` by the rules of the version."""
     ratio, steps = into.values.get("warmup_ratio"), into.values.get("warmup_steps")
     if not is_set(ratio):
         return
     try:
         _checks.fraction("warmup_ratio", ratio)
     except (TypeError, ValueError) as error:
-        into.refusals.append(f"{error} A number of steps is `warmup_steps`.")
+        into.refusals.append(f"{error} Set a number of steps by `warmup_steps`.")
         return
     has_steps = is_set(steps) and steps != 0
     if version.ratio_replaces_steps:
-        # `warmup_steps = warmup_ratio`, whatever the steps: 1 is one step, not a share.
+        # These versions assign `warmup_steps = warmup_ratio`, whatever the steps are.
+        # A ratio of 1 is then one step, because only values below 1 are fractions.
         into.settings["warmup_steps"] = 1 if ratio == 1 else ratio
         if has_steps:
             into.ignored.append("warmup_steps")
     elif has_steps and isinstance(steps, float) and 0 < steps < 1:
-        # As in 4.x: steps win, and a share of them was none.
+        # In 4.x steps take precedence over the ratio, and cannot be a fraction.
         into.refuse(
             "warmup_steps",
-            f"beside `warmup_ratio`, which is {ratio!r}, it must be a whole number of "
-            "steps. Give one of the two, a share as the ratio.",
+            f"must be a whole number of steps if `warmup_ratio` is set, which is "
+            f"{ratio!r}. Set one of the two, a fraction as `warmup_ratio`.",
         )
     elif has_steps:
         if ratio:
             into.ignored.append("warmup_ratio")
-    # A `warmup_steps` of 1 would be one step, not all of them.
+    # A `warmup_steps` of 1 is one step, so a ratio of 1 needs the number of all steps.
     elif ratio == 1 and max_steps is None:
         into.refuse(
             "warmup_ratio",
-            "how many steps are all of them is not known; give `max_steps`.",
+            "the number of steps is not known; set `max_steps`.",
         )
     else:
         into.settings["warmup_steps"] = max_steps if ratio == 1 else ratio
 
 
 def _translate_schedule(into: Translation) -> None:
-    """Leaves out what Trainer does not pass to the schedule."""
+    """Removes settings that Trainer does not pass to the schedule."""
     settings = into.settings
     schedule = into.combined.get("lr_scheduler_type") or "linear"
     if schedule in _TAKES_NO_KWARGS and is_set(settings.get("lr_scheduler_kwargs")):
         del settings["lr_scheduler_kwargs"]
-        into.notes.append(f"`lr_scheduler_kwargs`: Trainer reads none for {schedule!r}")
+        into.notes.append(
+            f"`lr_scheduler_kwargs`: Trainer ignores them for {schedule!r}"
+        )
     warmup = settings.get("warmup_steps")
     if isinstance(warmup, float) and warmup > 1:
-        settings["warmup_steps"] = int(warmup)
+        settings["warmup_steps"] = int(warmup)  # as `get_warmup_steps` of Trainer
     if schedule in METRIC_DRIVEN and warmup:
         settings["warmup_steps"] = 0
         written = "warmup_steps" if into.values.get("warmup_steps") else "warmup_ratio"
-        into.notes.append(f"`{written}`: {schedule!r} has none in Trainer either")
+        into.notes.append(f"`{written}`: Trainer has no warmup for {schedule!r} either")
 
 
 def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
-    """Refuses a schedule whose warmup rose from 0, where ours starts at its minimum.
+    """Refuses a schedule whose warmup began at 0 and begins at the minimum rate here.
 
     Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
     """
@@ -353,14 +370,15 @@ def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
     )
     if is_affected and ratio and settings.get("warmup_steps"):
         into.refusals.append(
-            f"`lr_scheduler_kwargs` must be without a `min_lr_ratio` for {name!r} of "
-            f"Transformers {version.label}, got {ratio!r}: its warmup rises from 0 "
-            "there, and from this share of the rate here and since 4.49. Pass "
+            f"`lr_scheduler_kwargs` must not have a `min_lr_ratio` for {name!r} of "
+            f"Transformers {version.label}, got {ratio!r}: the warmup of that version "
+            "begins at 0, and since 4.49 at this fraction of the rate. Pass "
             "`transformers_version='4.49.0'` if the warmup is over."
         )
 
 
 def _check_accelerator(into: Translation) -> None:
+    """Refuses an `accelerator_config` that changes batches or accumulation."""
     config = into.values.get("accelerator_config")
     is_plain = isinstance(config, dict) and not (
         config.get("split_batches") not in (None, False, "false", "False")
@@ -369,6 +387,6 @@ def _check_accelerator(into: Translation) -> None:
     if is_set(config) and not is_plain:
         into.refuse(
             "accelerator_config",
-            "`gradient_accumulation_steps` and `per_device_train_batch_size` set all "
-            "of it here; leave it out, or name it in `ignore_fields`.",
+            "`gradient_accumulation_steps` and `per_device_train_batch_size` replace "
+            "it here; leave it out, or name it in `ignore_fields`.",
         )

@@ -1,6 +1,6 @@
-"""Rules of the version of Transformers by which a run was made.
+"""Rules of the version of Transformers that made a run.
 
-Versions are known by the fields of their TrainingArguments, or by their number.
+A version is identified by its number or by the fields of its `TrainingArguments`.
 
 Source: transformers 4.0, 4.1, 4.2, 4.3, 4.4, 4.5, 4.6, 4.8, 4.10, 4.12, 4.15, 4.17,
     4.18, 4.21, 4.24, 4.26 to 4.33, 4.35, 4.37, 4.39, 4.40 to 4.57 and 5.0 to 5.24:
@@ -21,18 +21,18 @@ Version = tuple[int, int]  # major and minor
 
 
 class ArgsVersion(NamedTuple):
-    """Rules of one version of Transformers, or of several that look alike."""
+    """Rules of a version of Transformers, or of several with the same fields."""
 
-    label: str  # of the versions, for the reader
-    number: Version  # of the newest of them
-    decay_rule: str  # as `decay_mask` takes it
-    # Decay rules of the versions that the fields do not distinguish, newest first.
+    label: str  # name of the version or versions, for messages
+    number: Version  # the newest of these versions
+    decay_rule: str  # rule of `decay_mask`
+    # Decay rules of all versions that the fields allow, newest first.
     open_rules: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def rounds_up(self) -> bool:
-        """True if the last, shorter accumulation of an epoch is an update."""
+        """True if the remaining batches of an epoch make up a shorter update."""
         return self.number >= (4, 52)
 
     @property
@@ -47,12 +47,13 @@ class ArgsVersion(NamedTuple):
 
     @property
     def warms_up_from_zero(self) -> bool:
-        """True if "warmup_stable_decay" does, whatever its `min_lr_ratio`."""
+        """True if the warmup of "warmup_stable_decay" ignores `min_lr_ratio`."""
         return self.number < (4, 49)
 
 
-# First version that has a field, and the first that no longer has it. Each is in all
-# files that these versions write by themselves.
+# Fields by the first version that has them (`_ADDED`) and by the first version that no
+# longer has them (`_REMOVED`). A version writes all of its fields to every file, so
+# the absence of a field is evidence, too.
 _ADDED = {
     (4, 41): "batch_eval_metrics eval_strategy restore_callback_states_from_checkpoint",
     (4, 42): "eval_on_start",
@@ -83,35 +84,36 @@ _REMOVED = {
     (5, 15): "logging_dir warmup_ratio",
 }
 _OLDEST, _OPEN_END = (4, 40), (1_000, 0)
-# Files that Transformers wrote have more fields than this, those of a person fewer.
+# Files written by Transformers have more fields than this, files written by hand fewer.
 _NUM_WHOLE = 90
 _VERSION = "transformers_version"
 
-# Fields of every version of 4, which 5 no longer has.
+# Fields that every version 4 has and version 5 no longer has.
 _IN_ALL_OF_4 = """fp16_opt_level no_cuda overwrite_output_dir past_index
 per_gpu_eval_batch_size tpu_metrics_debug"""
-# Fields that came with a version, or soon after it: a file that has none of them was
-# written by an earlier one. One alone may have been deleted by hand.
+# Fields that were added in a version or soon after it. A file with none of them was
+# written by an earlier version. Several are listed, because one may have been deleted
+# by hand.
 _ADDED_BEFORE = {
     (4, 4): "warmup_ratio logging_strategy save_strategy",
     (4, 18): "optim data_seed eval_delay",
     (4, 40): "eval_do_concat_batches eval_strategy eval_on_start",
 }
-# Fields of 4.1, of 4.1 to 4.34, and of 4.12 to 4.32.
+# Fields that were removed before 4.40: of 4.1, of 4.1 to 4.34, and of 4.12 to 4.32.
 _REMOVED_BEFORE = ("model_parallel", "sharded_ddp", "xpu_backend")
 
 
 def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersion:
-    """Returns the rules of a version, or of those versions that have these fields.
+    """Returns the rules of a version, or of the versions that have these fields.
 
     Args:
-        names: the fields, whatever their values.
-        version: the version of Transformers, if it is known. Else, of several versions
-            that have the fields, the newest counts; of fields that a person wrote and
-            that are of version 4, 4.51 for all but decay.
+        names: names of the fields.
+        version: the version of Transformers, if it is known. Otherwise the rules are
+            those of the newest version that has the fields. For files written by hand
+            with fields of version 4, the rules are those of 4.51, except weight decay.
 
     Raises:
-        ValueError: if `version` is no version.
+        ValueError: if `version` is not a version.
     """
     found = frozenset(names)
     if version is not None:
@@ -119,7 +121,8 @@ def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersio
         rule = trainer_decay_rule(version)
         return ArgsVersion(version, number, rule, (rule,))
     if _is_before((4, 4), found):
-        # Trainer left out names that contain `bias` or `LayerNorm.weight`.
+        # These versions of Trainer do not decay parameters whose name contains `bias`
+        # or `LayerNorm.weight`.
         return ArgsVersion("4, before 4.4", (4, 3), "examples", ("examples",))
     if _is_before((4, 40), found) or not found.isdisjoint(_REMOVED_BEFORE):
         rule = trainer_decay_rule("4.40")
@@ -129,7 +132,7 @@ def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersio
     newest = (4, 57) if end == (5, 0) else (end[0], end[1] - 1)
     if len(found) < _NUM_WHOLE and since < (4, 53) and end <= (5, 15):
         newest = min(newest, (4, 51))
-        # These fields were in version 5 too, and show no version.
+        # The fields exist in version 5 too and do not identify a version.
         rule = rules[0] if end > (5, 0) else trainer_decay_rule("{}.{}".format(*newest))
         return ArgsVersion("4, up to 4.51", newest, rule, rules)
     if since >= (5, 0) or end == _OPEN_END:
@@ -143,11 +146,11 @@ def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersio
 def versions_of(
     names: Iterable[str], *, by_absence: bool = True
 ) -> tuple[Version, Version]:
-    """Returns the first version that has these fields, and the next that has not.
+    """Returns the first version with these fields, and the first later one without.
 
     Args:
-        names: the fields.
-        by_absence: True to go by fields that a file of Transformers lacks, too.
+        names: names of the fields.
+        by_absence: True to consider also the fields that a complete file lacks.
     """
     found = frozenset(names)
 
@@ -157,8 +160,9 @@ def versions_of(
     firsts = [_OLDEST, *of(_ADDED, present=True)]
     since, end = max(firsts), min([_OPEN_END, *of(_REMOVED, present=True)])
     if since >= end:
-        # A field of a subclass has the name of one of another version: `warmup_ratio`
-        # in a file of 5.23, `use_cache` in one of 4.57.
+        # A field of a subclass has the name of a field of another version, such as
+        # `warmup_ratio` in a file of 5.23 or `use_cache` in a file of 4.57. The field
+        # `overwrite_output_dir`, which version 5 removed, decides between 4 and 5.
         if "overwrite_output_dir" in found:
             since = max(first for first in firsts if first < end)
         else:
@@ -167,37 +171,39 @@ def versions_of(
         return since, end
     later, earlier = of(_REMOVED, present=False), of(_ADDED, present=False)
     if "tp_size" not in found:
-        # 4.50 and 4.51 alone have it: a file without it is older or newer.
+        # Only 4.50 and 4.51 have `tp_size`, so a file without it may be older or newer.
+        # `evaluation_strategy`, which 4.51 removed, shows which.
         if "evaluation_strategy" in found:
             later.remove((4, 52))
         else:
             earlier.remove((4, 50))
     narrow = max([since, *later]), min([end, *earlier])
+    # Fields that contradict each other do not narrow the range.
     return narrow if narrow[0] < narrow[1] else (since, end)
 
 
 def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
-    """Returns the rules of the version that made a run, with notes on it.
+    """Returns the rules of the version that made a run, with notes on the choice.
 
     Args:
-        source: the TrainingArguments, and the version that they show.
-        given: the version that the user names; None for that of the source.
+        source: the TrainingArguments and the version of their source, if it is known.
+        given: version given by the user; None for the version of the source.
 
     Raises:
-        ValueError: if the fields are not of the version that the user names.
+        ValueError: if the fields contradict the version given by the user.
     """
     version = given or source.version
     number = _OLDEST if version is None else _checks.version(_VERSION, version)
     if number < _OLDEST and given is not None:
         raise ValueError(
             f"`transformers_version` must be 4.40 or later, got {given!r}. Leave it "
-            "out: the rules of older versions are chosen by the fields."
+            "out: older versions are identified by their fields."
         )
     by_fields = args_version(source.values)
     if version is None or number < _OLDEST:
         return by_fields
     since, end = versions_of(source.values, by_absence=False)
-    # Builds between two releases may have the fields of either.
+    # Builds between two releases, such as "4.53.0.dev0", may have the fields of either.
     if since <= number < end or not re.fullmatch(r"[\d.]+", version):
         return args_version(source.values, version)
     has = "{}.{} or later".format(*since)
@@ -217,11 +223,11 @@ def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
 
 
 def default_optimizer(values: Mapping[str, Any]) -> str | None:
-    """Returns the optimizer of a version that had no `optim`; None for later ones.
+    """Returns the optimizer of a version without the field `optim`; None for others.
 
     Raises:
-        ValueError: if the fields are some of an old version, so that its default is
-            not known: "adamw_hf" until 4.31, "adamw_torch" from 4.32 on.
+        ValueError: if the fields belong to an old version that is not identified, so
+            that its default is unknown: "adamw_hf" until 4.31, then "adamw_torch".
     """
     if "optim" in values:
         return None
@@ -237,25 +243,26 @@ def default_optimizer(values: Mapping[str, Any]) -> str | None:
 
 
 def note_on_decay(version: ArgsVersion, recipe: Recipe) -> list[str]:
-    """Returns a note if decay may have been by another rule than the recipe's."""
+    """Returns a note if the run may have used another decay rule than the recipe."""
     others = [rule for rule in version.open_rules if rule != version.decay_rule]
     if not others or recipe.weight_decay == 0:
         return []
     return [
-        f"`decay_rule` is {version.decay_rule!r}: the arguments do not show their "
-        "version of Transformers, and others decayed by "
-        f"{', '.join(map(repr, others))}; pass `transformers_version`"
+        f"`decay_rule` is {version.decay_rule!r}: the version of Transformers is not "
+        f"known, and others used {', '.join(map(repr, others))}; pass "
+        "`transformers_version`"
     ]
 
 
 def _is_before(version: Version, names: Collection[str]) -> bool:
-    """Returns True for all fields of a version of 4 that had none of the later ones."""
+    """Returns True for a complete version 4 file without the fields of `version`."""
     later = _ADDED_BEFORE[version].split()
     return set(names) >= {*_IN_ALL_OF_4.split()} and set(names).isdisjoint(later)
 
 
 def _open_rules(since: Version, end: Version) -> tuple[str, ...]:
     """Returns the names of Trainer's rules in a range of versions, newest first."""
+    # A rule applies from its own first version up to that of the next newer rule.
     found, next_first = [], _OPEN_END
     for rule, first in TRAINER_DECAY_RULES.items():
         if first < end and since < next_first:

@@ -1,4 +1,4 @@
-"""Names in weight files, resolved to the parameters of a model of Transformers."""
+"""Resolution of names in weight files to parameters of a Transformers model."""
 
 import copy
 import re
@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Parts that wrappers of a module add to a name.
+# Components that wrappers insert into a name: torch.compile, FSDP and activation
+# checkpointing.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _OUTER_WRAPPERS = ("module.", "base_model.model.")  # DistributedDataParallel, PEFT
 
-# Buffers of older versions, whose names no parameter has: pattern and shape.
+# Buffers that older versions saved: a pattern of the name, and a test of the shape that
+# no parameter of that name passes.
 _FORMER_BUFFERS = (
     (r"(^|\.)(attn|attention)\.bias$", lambda s: len(s) == 4 and s[:2] == (1, 1)),
     (r"(^|\.)masked_bias$", lambda s: s in ((), (1,))),
@@ -18,7 +20,7 @@ _FORMER_BUFFERS = (
     (r"(^|\.)token_type_ids$", lambda s: len(s) <= 2),
     (r"(^|\.)(original_)?inv_freq$", lambda s: len(s) == 1),
 )
-# Endings of names that only another kind of file has; the kind, and the cure.
+# Patterns of names that occur only in another kind of file, with the kind and a remedy.
 _OTHER_FILES = (
     (
         r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.",
@@ -33,30 +35,31 @@ _OTHER_FILES = (
 
 
 class LoadRules(NamedTuple):
-    """Rules by which Transformers reads the names in weight files of a model.
+    """Rules by which Transformers resolves the names in weight files of a model.
 
     Source: transformers 5.23 `core_model_loading.py`, `rename_source_key`;
         `modeling_utils.py`, `_adjust_missing_and_unexpected_keys`.
     """
 
     renamings: Sequence[Any] = ()  # Transformers' `WeightRenaming`, in order
-    converters: Sequence[Any] = ()  # `WeightConverter`: several tensors become one
+    converters: Sequence[Any] = ()  # `WeightConverter`: merge several tensors into one
     ignored: tuple[str, ...] = ()  # patterns of names that the model does not use
-    prefix: str = ""  # `base_model_prefix`: may be missing in a file, or too many
+    prefix: str = ""  # `base_model_prefix`: the file may lack it, or the model may
 
 
 class Keys(NamedTuple):
-    """Names in a weight file by their meaning."""
+    """Resolved names of a weight file."""
 
     of: Mapping[str, tuple[str, ...]]  # names in the file, by parameter or buffer
-    unused: tuple[str, ...]  # names of buffers and others that the model does not use
-    problems: tuple[str, ...]
+    unused: tuple[str, ...]  # names of tensors that the model does not use
+    problems: tuple[str, ...]  # descriptions of names that cannot be resolved
 
 
 def load_rules(module: Any) -> LoadRules:
-    """Returns the rules of a model of Transformers; none for another module."""
-    if "transformers" not in sys.modules:  # then it is not one of its models
+    """Returns the rules of a Transformers model; empty rules for another module."""
+    if "transformers" not in sys.modules:  # `module` cannot be one of its models
         return LoadRules()
+    # These modules exist since Transformers 5.
     try:
         from transformers import PreTrainedModel
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -77,26 +80,28 @@ def load_rules(module: Any) -> LoadRules:
 def match_keys(
     shapes: Mapping[str, Sequence[int]], known: Iterable[str], rules: LoadRules
 ) -> Keys:
-    """Resolves every name in a weight file, as `from_pretrained` does.
+    """Resolves every name in a weight file as `from_pretrained` does.
 
     Args:
         shapes: shape of every tensor in the file.
-        known: names of the model's parameters and buffers, tied ones included.
+        known: names of the model's parameters and buffers, including tied parameters.
         rules: rules of the model.
 
     Differs: `from_pretrained` drops names that the model does not have with a warning.
-        They are problems here, except for those that Transformers ignores without a
-        warning and for buffers of older versions.
+        Here they are problems, except names that Transformers ignores without a warning
+        and buffers of older versions.
     """
     in_model = dict.fromkeys(known, True)
-    rules = copy.deepcopy(rules)  # they store the names that they were applied to
-    # Several names in a file may become one: a former name beside today's.
+    rules = copy.deepcopy(rules)  # each rule records the names that it is applied to
+    # Several names in a file may resolve to one parameter: a former name and today's.
     of: dict[str, list[str]] = {}
     unused, strange, fused = [], [], []
-    # In the order in which Transformers reads them, which some renamings need.
+    # Some renamings depend on the order, so the names are resolved in the order of
+    # Transformers.
     for key in sorted(shapes, key=_natural):
         name, is_part = first = _renamed(key, rules, in_model)
-        # Unchanged first: a model may have a part that is called like a wrapper.
+        # The unchanged name has precedence, because a module of the model may have the
+        # name of a wrapper.
         if name not in in_model:
             inner = (_renamed(one, rules, in_model) for one in _unwrapped(key))
             found = (pair for pair in inner if pair[0] in in_model)
@@ -117,7 +122,7 @@ def match_keys(
 
 
 def _renamed(key: str, rules: LoadRules, known: dict[str, bool]) -> tuple[str, bool]:
-    """Returns a name in the model; and whether the tensor is a part of the model's."""
+    """Returns the model's name for a key, and True if a converter merges its tensor."""
     if not (rules.renamings or rules.converters or rules.prefix):
         return key, False
     from transformers.core_model_loading import rename_source_key
@@ -125,14 +130,14 @@ def _renamed(key: str, rules: LoadRules, known: dict[str, bool]) -> tuple[str, b
     found = rename_source_key(
         key, list(rules.renamings), list(rules.converters), rules.prefix, known
     )
-    # A rule may rename a name that the model has: then it is not for this model.
+    # A rule that renames a name which this model has is not meant for this model.
     if found[0] not in known and key in known:
         found = rename_source_key(key, [], [], rules.prefix, known)
     return found[0], found[1] is not None
 
 
 def _unwrapped(key: str) -> Iterator[str]:
-    """Yields a name without the parts that wrappers add to it."""
+    """Yields the possible names without the components that wrappers add."""
     parts = [part for part in key.split(".") if part not in _WRAPPERS]
     inner = ".".join(parts)
     if inner != key:
@@ -151,22 +156,25 @@ def _is_unused(name: str, shape: tuple[int, ...], rules: LoadRules) -> bool:
 def _problems(
     strange: Sequence[str], fused: Sequence[str], shapes: Mapping[str, Sequence[int]]
 ) -> Iterator[str]:
+    """Yields descriptions of unknown names, and of tensors that a converter merges."""
     for pattern, what in _OTHER_FILES:
         found = [key for key in strange if re.search(pattern, key)]
         if found:
-            yield f"{found[0]!r} is of {what}"
+            yield f"{found[0]!r} belongs to {what}"
             strange = [key for key in strange if key not in found]
     if fused:
         yield (
             f"{fused[0]!r} and {len(fused) - 1} more are parts of tensors that "
-            "Transformers puts together. Save the model with "
+            "Transformers merges. Save the model with "
             "`model.save_pretrained(folder, save_original_format=False)`"
         )
     for key in strange:
-        yield f"{key!r} {list(shapes[key])} is not of the model"
+        yield f"{key!r} {list(shapes[key])} is not in the model"
 
 
 def _natural(key: str) -> list[tuple[int, Any]]:
-    """Sorts numbers in names by their value."""
+    """Returns a sort key that orders numbers in names by their value."""
+    # As `dot_natural_key` of Transformers 5 for components that are numbers. The first
+    # element of each pair prevents comparisons of numbers with strings.
     parts = key.split(".")
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]

@@ -1,4 +1,4 @@
-"""Parameters of a model in a checkpoint folder: names resolved, ties checked."""
+"""Reading and writing of a model's parameters in a checkpoint folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,17 +22,27 @@ from ._weight_files import WeightFiles
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
     """Reads a folder's parameters in the structure, dtypes and devices of `params`.
 
-    The folder has `model.safetensors` or `pytorch_model.bin`, whole or in shards. Names
-    are resolved as in `from_pretrained`: former names, the prefix of the base model and
-    those of wrappers are recognized. `unused_tensors` lists what is left out.
+    The folder contains `model.safetensors` or `pytorch_model.bin`, either as one file
+    or as shards. Names are resolved as by `from_pretrained`: former names, the prefix
+    of the base model and prefixes of wrappers are recognized. `unused_tensors` lists
+    the tensors that are left out.
+
+    Args:
+        folder: the folder.
+        params: parameters of the right structure, dtypes and devices, or their shapes.
+        names: leaf of each torch parameter.
+
+    Returns:
+        The parameters.
 
     Raises:
-        ValueError: if the folder has no weight files or damaged ones; if they are not
-            of this model, with all differences; if tensors that the model ties are not
-            equal; if a number is not finite; if a leaf's dtype cannot hold the file's.
+        ValueError: if the weight files are missing or damaged; if they belong to
+            another model (all differences are listed); if tensors that the model ties
+            are not equal; if a number is not finite; or if the dtype of a leaf cannot
+            represent the numbers of the file.
 
-    Differs: `from_pretrained` gives parameters that are missing random values, and
-        unties tensors that are not equal; both are errors here.
+    Differs: `from_pretrained` initializes missing parameters randomly and unties
+        tensors that are not equal. Both are errors here.
     """
     return read_weights(Path(folder), params, names)[0]
 
@@ -40,17 +50,17 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
 def read_weights(
     folder: Path, params: PyTree, names: ParamNames
 ) -> tuple[PyTree, tuple[str, ...]]:
-    """Reads parameters as `read_params`, and returns the names that are left out."""
+    """Returns the parameters as `read_params`, and the names that are left out."""
     files = WeightFiles(folder)
     keys = _keys(files, names.model)
     key_of = _key_by_parameter(files, keys, names.model)
 
     def leaf(name: str, p: Any) -> tuple:
         def tensor(torch_name: str) -> np.ndarray:
-            # Checked tensor by tensor: errors name the tensor, not the leaf, which may
-            # be a stack of many.
+            # Each tensor is checked separately, so that an error names the tensor and
+            # not the leaf, which may be a stack of many tensors.
             key = key_of[torch_name]
-            what = f"{key!r} of {str(files.file_of(key))!r}"
+            what = f"{key!r} in {str(files.file_of(key))!r}"
             array = files.read(key)
             check_finite(array, what)
             check_fits(array.dtype, p.dtype, what)
@@ -65,11 +75,15 @@ def read_weights(
 def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
     """Returns the names in a folder's weight files that `read_params` leaves out.
 
-    They are buffers that older versions saved, and tensors that Transformers ignores
-    for this model, such as the pooler of a BERT for masked tokens.
+    These are buffers that older versions saved, and tensors that Transformers ignores
+    for this model, such as the pooler in the files of `BertForMaskedLM`.
+
+    Args:
+        folder: the folder.
+        names: leaf of each torch parameter.
 
     Raises:
-        ValueError: if the folder has no weight files or damaged ones.
+        ValueError: if the weight files are missing or damaged.
     """
     return _keys(WeightFiles(Path(folder)), names.model).unused
 
@@ -77,12 +91,12 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
 def write_params(
     path: Path, params: PyTree, names: ParamNames, buffers: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes a model's file as `save_pretrained` does.
+    """Writes the weight file of a model as `save_pretrained` does.
 
-    A path that ends in `.bin` is written by torch, with every name of a tied tensor;
-    any other in the format of safetensors, with one of them.
+    If the path ends in `.bin`, torch writes the file, with every name of a tied tensor.
+    Otherwise the format is safetensors, with one name of a tied tensor.
     """
-    # Arrays on the host: views of JAX's memory on a CPU, copies from other devices.
+    # `np.asarray` returns a view of JAX's memory on a CPU, a copy from other devices.
     host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
     tensors = dict(buffers) | {
         name: tensor_from_leaves(slices, host.__getitem__)
@@ -90,37 +104,39 @@ def write_params(
     }
     if path.suffix != ".bin":
         with atomic_write(path) as new_path:
-            # `np.ascontiguousarray` would give a single number one axis.
+            # safetensors writes the memory of an array, so it must be contiguous.
+            # `np.ascontiguousarray` would change the shape () to (1,). Transformers 4
+            # refuses files whose metadata have no "format".
             dense = {name: np.asarray(x, order="C") for name, x in tensors.items()}
             save_file(dense, new_path, metadata={"format": "pt"})
         return
-    # torch.save writes the memory of tied tensors once, under all of their names.
+    # `torch.save` stores the memory of tied tensors once, under all of their names.
     saved = {name: as_tensor(array) for name, array in tensors.items()}
     saved |= {alias: saved[name] for alias, name in names.model.tied}
     save_torch(saved, path)
 
 
 def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray]:
-    """Reads the tensors that a model saves beside its parameters.
+    """Reads the buffers that a model saves with its parameters.
 
     Raises:
-        ValueError: if the model saves some and the folder is not given or has not all.
+        ValueError: if the model has buffers and the folder is None or lacks one.
     """
     if not model.buffers:
         return {}
     if folder is None:
         raise ValueError(
-            f"`like` must be given, got None: the model saves {list(model.buffers)} "
-            "beside its parameters. Name a checkpoint folder that has them."
+            f"`like` must be a checkpoint folder, got None: the model saves the "
+            f"buffers {list(model.buffers)}. Pass a checkpoint folder that has them."
         )
-    # Copied: the map of a file of torch must not outlive the call.
+    # The arrays are copied below, so that the memory map of the file can be closed.
     files = WeightFiles(folder)
     found = _keys(files, model).of
     missing = [name for name in model.buffers if name not in found]
     if missing:
         raise ValueError(
-            "`like` must be a folder with all that the model saves, got "
-            f"{str(folder)!r} without {missing}. Name another checkpoint of it."
+            "`like` must contain all buffers of the model, got "
+            f"{str(folder)!r} without {missing}. Pass another checkpoint."
         )
     return {name: np.array(files.read(found[name][0])) for name in model.buffers}
 
@@ -133,8 +149,8 @@ def _keys(files: WeightFiles, model: TorchModel) -> Keys:
 def _key_by_parameter(
     files: WeightFiles, keys: Keys, model: TorchModel
 ) -> dict[str, str]:
-    """Returns the name in the files of each parameter: its own, or one tied to it."""
-    # A file has one name of a tied tensor, or several that must then be equal.
+    """Returns the name in the files of each parameter, or of one that is tied to it."""
+    # A file contains one or several names of a tied tensor. Several must be equal.
     spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
         spellings[name].append(alias)
@@ -143,11 +159,11 @@ def _key_by_parameter(
         found = [k for spelling in spellings[p.name] for k in keys.of.get(spelling, ())]
         wrong = [key for key in found if shapes[key] != p.shape]
         if not found:
-            problems.append(f"{p.name!r} {list(p.shape)} is not in it")
+            problems.append(f"{p.name!r} {list(p.shape)} is missing")
         elif wrong:
             renamed = "" if wrong[0] == p.name else f", for {p.name!r},"
             problems.append(
-                f"{wrong[0]!r}{renamed} is {list(shapes[wrong[0]])}, not "
+                f"{wrong[0]!r}{renamed} has shape {list(shapes[wrong[0]])}, not "
                 f"{list(p.shape)}"
             )
         else:
@@ -157,7 +173,7 @@ def _key_by_parameter(
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(
-            "`folder` must hold the parameters of the model, but "
+            "`folder` must contain the parameters of the model, but "
             f"{str(files.path)!r} has {len(problems)} differences:\n  {listed}"
         )
     return key_of
@@ -166,19 +182,22 @@ def _key_by_parameter(
 def _unequal(files: WeightFiles, found: list[str], num_renamed: int) -> list[str]:
     """Describes tensors that must be equal and are not.
 
-    The first `num_renamed` are spellings of one name; the others are tied to it.
+    Args:
+        files: the weight files.
+        found: names of the tensors, compared with the first of them.
+        num_renamed: how many of them are spellings of one name; the others are tied.
     """
     problems = []
     for number, other in enumerate(found[1:], start=1):
         if files.are_equal(found[0], other):
             continue
         if number < num_renamed:
-            cure = "both names are those of one parameter. Delete the wrong one."
+            cure = "both are names of the same parameter. Delete the wrong one."
         else:
             cure = (
-                "the model ties them. If they were trained apart, untie them: set "
-                "`tie_word_embeddings` to false in config.json, and give each a leaf "
-                "of its own. If they were not, delete the wrong one."
+                "the model ties them. If they were trained separately, untie them: set "
+                "`tie_word_embeddings` to false in config.json, and use a separate "
+                "leaf for each. Otherwise delete the wrong one."
             )
         problems.append(f"{other!r} is not equal to {found[0]!r}, and {cure}")
     return problems

@@ -1,9 +1,9 @@
-"""Moments, counters and learning rate of one optimizer state, from torch and to torch.
+"""Conversion of moments, counters and learning rate between torch and one state.
 
-Adafactor's row and column means are stored in the axes of the layout that
-`adafactor_tf` was given for the leaf; torch stores them in the axes of its own tensor.
-If the two layouts differ in the order of the axes alone, a mean over the last axis on
-one side is a mean over the last or the last but one on the other.
+`adafactor_tf` stores Adafactor's row and column means in the axes of the layout that it
+has for the leaf; torch stores them in the axes of its tensor. If the two layouts differ
+only in the order of the axes, a mean over the last axis on one side is a mean over the
+last or the second to last axis on the other.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,11 +33,11 @@ _KEYS = {
 
 
 class _Moment(NamedTuple):
-    """Array of a state, and the slices that it shares with torch's arrays."""
+    """Array of a state, and its correspondence with torch's arrays."""
 
-    key: str  # of torch's array in the entry of each tensor
-    array: Any
-    slices: Sequence[TensorSlice]
+    key: str  # key of torch's array in the entry of each tensor
+    array: Any  # array of the state here
+    slices: Sequence[TensorSlice]  # ranges that equal ranges of torch's arrays
 
 
 class NodeMoments:
@@ -47,10 +47,10 @@ class NodeMoments:
         """Finds the slices of every moment.
 
         Args:
-            node: the state.
-            params: the parameters of the state.
+            node: the optimizer state.
+            params: parameters of the state, or their shapes.
             names: leaf of each torch parameter.
-            layouts: as `adafactor_tf` has them.
+            layouts: layouts that `adafactor_tf` was built with.
 
         Raises:
             ValueError: if a leaf's row and column means are not those of torch.
@@ -58,6 +58,8 @@ class NodeMoments:
         treedef: Any = jax.tree.structure(params)
         self._node, self._treedef, self._names = node, treedef, names
         self._params = dict(_pytrees.named_leaves(params))
+        # `flatten_up_to` stops at the leaves of `params`, so that a `MaskedNode`, which
+        # has no leaves of its own, remains at its position in the list.
         self._columns = {
             field: treedef.flatten_up_to(getattr(node, field))
             for field in _KEYS
@@ -67,7 +69,8 @@ class NodeMoments:
         layout_of: list[Any] = [None] * treedef.num_leaves
         if self._is_adafactor:
             layout_of = treedef.flatten_up_to(resolve_layouts(layouts, params))
-        # Moments by field; none for leaves that another optimizer updates, or none.
+        # Moments by leaf and field. The inner dict is empty for a leaf that this state
+        # does not update.
         self._moments: dict[str, dict[str, _Moment]] = {}
         for i, (name, p) in enumerate(self._params.items()):
             slices = names.by_leaf[name]
@@ -79,7 +82,8 @@ class NodeMoments:
             self._moments[name] = moments
             if not moments or layout_of[i] is None:
                 continue
-            # Checked for every layer of a stack; the keys are equal for all of them.
+            # All layers of a stack are checked. They have the same keys, because a leaf
+            # has one layout.
             views = [_views(found, layout_of[i], len(p.shape)) for found in slices]
             for field, (key, _) in views[0].items():
                 viewed = [
@@ -92,13 +96,17 @@ class NodeMoments:
         """Returns the state with torch's values for the leaves that it updates.
 
         Args:
-            state: the state dict.
+            state: torch's state dict.
             step: step passed to the schedule next; None for the largest count.
+
+        Raises:
+            ValueError: if the state keeps no first moment and the file has one, or if
+                torch's counts or rates differ where the state has only one.
         """
         counts: dict[str, int] = {}
         columns = {field: list(column) for field, column in self._columns.items()}
-        # Leaf by leaf, each copied to its devices before the next is read: the host
-        # has one leaf of a mapped file in memory at a time.
+        # Each leaf is copied to its devices before the next is read, so that host
+        # memory contains one leaf of a mapped file at a time.
         for i, (leaf, moments) in enumerate(self._moments.items()):
             if not moments:
                 continue
@@ -108,9 +116,9 @@ class NodeMoments:
                 "exp_avg" in state.entry(n) for n in tensors
             ):
                 raise ValueError(
-                    "`opt_state` must keep a first moment, got none for the file's "
-                    f"`exp_avg` of {leaf!r}. Build the optimizer with the file's "
-                    "`beta1`."
+                    f"`opt_state` must have a first moment for {leaf!r}, because the "
+                    "file contains `exp_avg`, got none. Build the optimizer with the "
+                    "`beta1` of the file."
                 )
             for field, (key, like, slices) in moments.items():
                 tensor = partial(state.moment, key=key, dtype=like.dtype)
@@ -130,25 +138,30 @@ class NodeMoments:
 
     def _count_tree(self, counts: Mapping[str, int]) -> PyTree:
         """Returns one counter if all agree, else one for each leaf; (), int32."""
-        # With one counter the update computes its bias corrections once for all leaves.
+        # With one counter, the bias corrections are computed once for all leaves.
         like = jax.tree.leaves(self._node.count)[0]
         values = sorted(set(counts.values())) or [0]
         if len(values) == 1:
             return device_put_like(values[0], like)
-        # Integer leaves are never updated, but have a counter in the tree.
+        # Integer leaves are never updated, but the tree needs a counter for them.
         per_leaf = [counts.get(name, values[-1]) for name in self._params]
         return self._treedef.unflatten([device_put_like(n, like) for n in per_leaf])
 
     def _rate(self, state: TorchState, leaves: Collection[str]) -> float | None:
-        """Returns the rate that the leaves' groups share; None if they have none."""
-        # A state has one rate. torch's groups may differ in decay, which a mask holds.
+        """Returns the common rate of the groups of `leaves`; None if none has a rate.
+
+        Raises:
+            ValueError: if the groups have different rates.
+        """
+        # A state has one rate. Groups that differ only in weight decay share it, since
+        # the optimizer here decays by a mask.
         names = [s.torch_name for s in self._names.slices if s.leaf in leaves]
         numbers = sorted({state.group_of[n] for n in names if n in state.group_of})
         rates = {number: state.groups[number].get("lr") for number in numbers}
         if len(set(rates.values())) > 1:
             raise ValueError(
                 "`state_dict` must have one `lr` for all groups of one optimizer, got "
-                f"{rates} by group. Keep groups of their own by "
+                f"{rates} by group. Build one optimizer for each rate with "
                 "`optax.multi_transform`."
             )
         rate = next(iter(rates.values()), None)
@@ -157,11 +170,11 @@ class NodeMoments:
     def to_torch(self) -> dict[str, dict[str, Any]]:
         """Returns torch's entry for each tensor whose leaves the state has updated.
 
-        `RMS` of Adafactor is that of the present parameter; the next update recomputes
-        it.
+        `RMS` of Adafactor is computed from the current parameters. The next update
+        recomputes it.
         """
         counts = [int(count) for count in jax.tree.leaves(self._node.count)]
-        # A state has one counter for all leaves, or one for each.
+        # A state has one counter for all leaves, or one counter for each leaf.
         counts = counts * len(self._params) if len(counts) == 1 else counts
         count_of = dict(zip(self._params, counts, strict=True))
         entries: dict[str, dict[str, Any]] = {}
@@ -170,7 +183,8 @@ class NodeMoments:
             count, moments = count_of[leaf], self._moments[leaf]
             if count == 0 or not moments:
                 continue
-            # torch counts in a float32 tensor, Transformers' Adafactor in an int.
+            # torch's AdamW counts in a float32 tensor since version 1.12, Transformers'
+            # Adafactor in an int.
             entry: dict[str, Any] = {"step": count}
             if not self._is_adafactor:
                 entry["step"] = as_tensor(np.array(count, np.float32))
@@ -191,20 +205,20 @@ class NodeMoments:
                 weight = as_tensor(
                     tensor_from_leaves(slices, lambda n: np.asarray(self._params[n]))
                 )
-                # Transformers computes float64 parameters in float64, all others in
-                # float32.
+                # Transformers' Adafactor converts float16 and bfloat16 parameters to
+                # float32 and keeps float64.
                 wide = weight if weight.element_size() == 8 else weight.float()
                 entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
         return entries
 
 
 def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:
-    """Returns the number of updates of a leaf."""
+    """Returns the number of updates of a leaf; raises if its tensors disagree."""
     counts = {name: state.num_updates(name) for name in tensors}
     if len(set(counts.values())) > 1:
         raise ValueError(
-            f"`state_dict` must have one `step` for all that makes up the leaf "
-            f"{leaf!r}, got {counts}. Keep these parameters in leaves of their own."
+            f"`state_dict` must have one `step` for all parameters of the leaf "
+            f"{leaf!r}, got {counts}. Use separate leaves for these parameters."
         )
     return counts[tensors[0]]
 
@@ -212,18 +226,20 @@ def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:
 def _views(
     found: TensorSlice, layout: TorchLayout, num_axes: int
 ) -> dict[str, tuple[str, TorchLayout]]:
-    """Returns torch's key for each second moment of Adafactor, and its layout.
+    """Returns torch's key and layout for each second moment of Adafactor, by field.
 
     The layout is relative to the array that `adafactor_tf` stores for the leaf.
 
     Args:
         found: a slice of the leaf.
-        layout: the layout that `adafactor_tf` was given for the leaf.
+        layout: the layout that `adafactor_tf` has for the leaf.
         num_axes: number of axes of the leaf.
 
     Raises:
-        ValueError: if the arrays of one layout are not those of the other.
+        ValueError: if the two layouts lead to different arrays.
     """
+    # Each group lists the axes of the leaf that are merged to one axis of the layout.
+    # Two or more groups mean that Adafactor factors the second moment.
     ours, theirs = layout.groups(num_axes), found.layout.groups(num_axes)
     is_factored = [len(groups) >= 2 for groups in (ours, theirs)]
 
@@ -235,18 +251,20 @@ def _views(
     if layout.stacked_axes != found.layout.stacked_axes:
         why = "the stacked axes differ"
     elif not any(is_factored):
-        # A vector has a moment for each element. An axis of size 1 may be torch's.
+        # A vector has an unfactored moment. torch's tensor may have an axis of size 1,
+        # which is an empty group.
         if set(ours) <= set(theirs) <= {*ours, ()}:
             return {"nu": (_KEYS["nu"], view(ours, theirs))}
         why = "they merge the axes of a vector in another order"
     elif not all(is_factored):
         why = "only one of them has two axes"
-    # A mean over all of a fused tensor does not determine the means of its parts.
+    # The means over a fused tensor do not determine the means of its parts.
     elif not found.is_whole:
-        why = "row and column means cannot be cut or joined"
+        why = "row and column means cannot be split or concatenated"
     else:
         why = "they are means over other axes"
-        # The same axis is averaged, and the same axes are left in any order.
+        # Two means are equal if they average the same axis. The remaining axes may be
+        # in another order, which `view` transposes.
         views = {
             field: (_KEYS[key], view(left, torchs))
             for field, (averaged, left) in _averages(ours).items()
@@ -256,14 +274,16 @@ def _views(
         if len(views) == 2:
             return views
     raise ValueError(
-        f"`layouts` must see {found.leaf!r} as torch does for Adafactor's row and "
-        f"column means, got {layout!r} where torch's {found.torch_name!r} is "
-        f"{found.layout!r}: {why}. Give `adafactor_tf` that layout."
+        f"`layouts` must give {found.leaf!r} the axes of torch for Adafactor's row and "
+        f"column means, got {layout!r}, but torch's {found.torch_name!r} has "
+        f"{found.layout!r}: {why}. Pass that layout to `adafactor_tf`."
     )
 
 
 def _averages(groups: list[Any]) -> dict[str, tuple[Any, list[Any]]]:
-    """Returns the axis that a mean averages, and the axes that it leaves, by field."""
+    """Returns the averaged axis and the remaining axes of each mean, by field."""
+    # `nu_row` is the mean over the last axis, `nu_col` over the second to last, as in
+    # Transformers' `exp_avg_sq_row` and `exp_avg_sq_col`.
     return {
         "nu_row": (groups[-1], groups[:-1]),
         "nu_col": (groups[-2], [*groups[:-2], groups[-1]]),

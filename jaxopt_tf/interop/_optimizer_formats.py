@@ -1,4 +1,8 @@
-"""Formats of torch optimizers' state dicts: those that are read, names of others."""
+"""Formats of the state dicts of torch optimizers.
+
+AdamW's and Adafactor's formats are read. Other formats are recognized by their keys, so
+that an error can name the optimizer.
+"""
 
 import math
 from collections.abc import Mapping, Sequence, Set
@@ -10,20 +14,20 @@ StateType = type[AdamWState] | type[AdafactorState]
 
 
 class _Format(NamedTuple):
-    """Exact keys of a format that is read."""
+    """Keys of a format that is read."""
 
-    kind: StateType  # state of ours that it is converted to
+    kind: StateType  # state of this package to which it is converted
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
-    needed: Set[str]  # keys that each group has
-    optional: Set[str]  # keys that each group may have
+    needed: Set[str]  # keys of every group
+    optional: Set[str]  # keys that a group may have
 
 
 def _set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
-# Settings of a group without the recipe's numbers, as torch 2.13's AdamW and
-# transformers 5.23's Adafactor have them.
+# Settings of a group that no recipe changes, with the values of torch 2.13's AdamW and
+# of transformers 5.23's Adafactor as Trainer builds it.
 ADAMW_SETTINGS = {
     **dict.fromkeys(("amsgrad", "maximize", "capturable", "differentiable"), False),
     **dict.fromkeys(("foreach", "fused")),
@@ -36,20 +40,21 @@ ADAFACTOR_SETTINGS = {
     **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
     "beta1": None,
 }
-# Keys that every group may have.
+# Keys that every group may have. `initial_lr` is added by torch's schedules.
 _LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
 _ADAM = _set("lr betas eps weight_decay")
 _READ = (
-    # torch's Adam and AdamW of every version. Apex adds `step` to the group.
+    # Adam and AdamW of every version of torch. Apex counts updates in the group.
     _Format(
         AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, ADAMW_SETTINGS.keys() | {"step"}
     ),
-    # transformers.AdamW of version 4.
+    # transformers.AdamW of Transformers 4.
     _Format(AdamWState, _MOMENTS, _ADAM | {"correct_bias"}, frozenset()),
     # FusedAdam of Apex and of DeepSpeed.
     _Format(AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _set("step amsgrad")),
-    # transformers.Adafactor.
+    # transformers.Adafactor. The first moment exists if `beta1` is set; the second one
+    # is factored for tensors with two or more axes.
     _Format(
         AdafactorState,
         tuple(
@@ -61,15 +66,16 @@ _READ = (
         frozenset(),
     ),
 )
-# Values with which alone the optimizer of a group is one of these.
+# Required values of settings that otherwise change the optimizer's formula.
 _VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
 
-# Each was written by Trainer or by the optimizer itself: torch 2.13, transformers 5.23,
-# bitsandbytes 0.50.2 (0.49.2 and later nest their state, earlier ones do not), torchao
-# 0.18, torch-optimi 0.3.3, schedulefree 1.4.1, lomo-optim 0.1.1, grokadamw 0.1.2,
-# galore-torch 1.0, apollo-torch 1.0.3. The order matters: a more special one first.
-# Columns: name; keys that are all in entries of `state`, or keys that are all in a
-# group; keys of which none is in a group.
+# Formats of other optimizers, taken from files that Trainer or the optimizer wrote:
+# torch 2.13, transformers 5.23, bitsandbytes 0.50.2 (0.49.2 and later nest their state,
+# earlier versions do not), torchao 0.18, torch-optimi 0.3.3, schedulefree 1.4.1,
+# lomo-optim 0.1.1, grokadamw 0.1.2, galore-torch 1.0, apollo-torch 1.0.3.
+# The first match counts, so more specific formats come first. Columns: name; keys that
+# are all in entries of `state`, or keys that are all in one group; keys that are in no
+# group.
 _OTHERS = (
     ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
     ("GaLore", "", "update_proj_gap scale", "scale_type"),
@@ -110,7 +116,7 @@ _OTHERS = (
     ("torch's SGD or Muon", "momentum_buffer", "", ""),
 )
 
-# A key at the top, or a key of `state`, that only one framework writes.
+# Keys at the top level, or in `state`, that only one framework writes.
 _FRAMEWORKS = {
     "base_optimizer_state": "DeepSpeed's ZeRO",
     "zero_stage": "DeepSpeed's ZeRO",
@@ -122,24 +128,26 @@ _FRAMEWORKS = {
     "optimizer_states": "Lightning",
 }
 _CURE = (
-    "Write it with plain torch, or read the parameters alone with `opt_state=None` and "
-    "begin with new moments."
+    "Save it with plain torch, or read only the parameters with `opt_state=None` and "
+    "start with new moments."
 )
 
 
 def check_format(state_dict: Any) -> StateType:
-    """Returns the state of ours that a state dict is converted to.
+    """Returns the type of state to which a state dict is converted.
 
     Raises:
         ValueError: if the keys of `state` and of `param_groups` are not exactly those
-            of a format that is read, with the name of the optimizer if it is known; or
-            if a setting of a group is out of the range that torch accepts.
+            of a format that is read (the message names the optimizer if it is known),
+            or if a setting of a group is out of the range that torch accepts.
     """
     _check_structure(state_dict)
     groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
     group_keys = [frozenset(map(str, group)) for group in groups]
     entry_keys = set(map(_entry_keys, state_dict["state"].values()))
-    entry_keys.discard(frozenset())  # of a parameter that was never updated
+    entry_keys.discard(frozenset())  # the entry of a parameter that was never updated
+    # The keys must match exactly: an unknown key may belong to a variant of the
+    # optimizer with another formula.
     for known in _READ:
         allowed = known.needed | known.optional | _LABELS
         if all(known.needed <= keys <= allowed for keys in group_keys) and all(
@@ -151,6 +159,7 @@ def check_format(state_dict: Any) -> StateType:
 
 
 def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises if a setting of a group is out of range or not supported."""
     for number, group in enumerate(groups):
         for key, value in group.items():
             if key in ("params", "param_names"):
@@ -158,20 +167,22 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             if key in _VALUES and bool(value) != _VALUES[key]:
                 raise ValueError(
                     f"`{key}` must be {_VALUES[key]} in every group, got {value!r} in "
-                    f"group {number}: no optimizer here computes that. {_CURE}"
+                    f"group {number}: this variant is not supported. {_CURE}"
                 )
+            # torch checks ranges when AdamW is built, but not when a state dict is
+            # loaded.
             least, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
                 least, limit = -math.inf, "finite"
             elif key == "betas":
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
-            # Written so that NaN fails.
+            # The condition is negated, so that NaN fails it.
             if not all(least <= float(v) < end for v in values if _is_number(v)):
                 raise ValueError(
                     f"`{key}` of group {number} must be {limit}, got {value!r}. "
-                    "The file is damaged, or its run had diverged: take an "
-                    "earlier checkpoint."
+                    "The file is damaged, or its run had diverged: use an earlier "
+                    "checkpoint."
                 )
 
 
@@ -186,19 +197,20 @@ def _error(requirement: str, got: str, cure: str = _CURE) -> ValueError:
 
 
 def _check_structure(state_dict: Any) -> None:
+    """Raises unless `state_dict` has `state` and groups of numbered parameters."""
     keys = _keys(state_dict)
     state = state_dict.get("state") if keys else None
     found = [key for key in [*keys, *_keys(state)] if key in _FRAMEWORKS]
     if found:
-        whose = f"one of {_FRAMEWORKS[found[0]]}, by its key {found[0]!r}."
-        raise _error("be torch's own", whose)
+        whose = f"that of {_FRAMEWORKS[found[0]]}, which has the key {found[0]!r}."
+        raise _error("be a state dict of plain torch", whose)
     needed = {"state", "param_groups"}
     if not needed <= set(keys):
         inner = [key for key in keys if needed <= set(_keys(state_dict[key]))]
         raise _error(
             "have `state` and `param_groups`, as torch's `optimizer.state_dict()` has",
             f"{type(state_dict).__name__} of {sorted(map(str, keys))[:5]}.",
-            f"Pass what it has under {inner[0]!r}." if inner else "",
+            f"Pass its value of {inner[0]!r}." if inner else "",
         )
     groups = state_dict["param_groups"]
     is_list = isinstance(groups, list | tuple) and len(groups) > 0
@@ -207,7 +219,7 @@ def _check_structure(state_dict: Any) -> None:
         for group in groups
     ):
         raise _error(
-            "have a list of groups with `params` each",
+            "have a list of groups, each with `params`",
             f"{groups!r:.100} for `param_groups`.",
             "",
         )
@@ -215,7 +227,7 @@ def _check_structure(state_dict: Any) -> None:
     odd = [n for n in [*numbers, *_keys(state)] if not isinstance(n, int)]
     if odd:
         raise _error(
-            "number its parameters, and not name them as FSDP and "
+            "identify parameters by numbers, not by names as FSDP and "
             "torch.distributed.checkpoint do",
             f"{odd[0]!r:.100}.",
         )
@@ -224,7 +236,7 @@ def _check_structure(state_dict: Any) -> None:
         raise _error(
             "have each parameter in one group",
             f"the numbers {twice} twice.",
-            "Write it again: nothing tells which group is right.",
+            "Save it again: the right group cannot be determined.",
         )
     if not isinstance(state, Mapping):
         raise _error("have a dict for `state`", f"{type(state).__name__}.")
@@ -235,7 +247,7 @@ def _keys(node: Any) -> list[Any]:
 
 
 def _entry_keys(entry: Any) -> frozenset[str]:
-    """Returns the keys of an entry and of the dicts in it."""
+    """Returns the keys of an entry and of the dicts that it contains."""
     if not isinstance(entry, Mapping):
         kind = type(entry).__name__
         raise _error("have a dict for each entry of `state`", f"{kind}.")
@@ -252,12 +264,12 @@ def _not_read(
     known = _LABELS.union(*(f.needed | f.optional for f in _READ))
     if not name and found - known:
         cure += (
-            f" If {sorted(found - known)} do not change its updates, delete them from "
+            f" If {sorted(found - known)} do not change its updates, remove them from "
             "the groups: `for group in state_dict['param_groups']: group.pop(...)`."
         )
-    whose = f"the state of {name}" if name else "another one"
+    whose = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be of torch's AdamW or Transformers' Adafactor",
+        "be that of torch's AdamW or Transformers' Adafactor",
         f"{whose}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         cure,
@@ -270,17 +282,20 @@ def _optimizer_name(
     """Returns the optimizer that wrote a state dict with these keys; "" if unknown.
 
     Args:
-        entry_keys: of all entries of `state`, and of the dicts in them.
-        group_keys: of each group.
+        entry_keys: keys of all entries of `state`, and of the dicts in them.
+        group_keys: keys of each group.
     """
+    # Layer-wise optimizers step in gradient hooks. Trainer saves a dummy optimizer,
+    # whose groups have nothing but `lr`.
     if not entry_keys and all(keys - _LABELS == {"lr"} for keys in group_keys):
         return (
-            "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), of "
-            "which Trainer saves no moments"
+            "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), "
+            "whose moments Trainer does not save"
         )
     for name, entries, groups, absent in _OTHERS:
         by_entry = entries and _set(entries) <= entry_keys
         by_group = groups and any(_set(groups) <= keys for keys in group_keys)
         if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):
             return name
+    # Lion's group has no key of its own, and its entries have only a first moment.
     return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""

@@ -1,4 +1,4 @@
-"""Optimizer states of torch and states of `adamw_tf` and `adafactor_tf`."""
+"""Conversion between state dicts of torch and states of optimizers of this package."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,45 +24,48 @@ def opt_state_from_torch(
     step: int | None = None,
     decay_rule: DecayRule = TODAYS_RULE,
 ) -> PyTree:
-    """Converts the state dict of a torch optimizer to an optimizer state of ours.
+    """Converts the state dict of a torch optimizer to an optax state.
 
-    Moments go through the transformation of their weight; Adafactor's row and column
-    means through that of their axes. Moments in bfloat16 or float16 are widened. A
-    parameter without an entry, which never had a gradient, has zeros and the count 0.
+    Moments are transformed as their weights (transposed, reshaped, stacked).
+    Adafactor's row and column means are transformed as the axes that they keep. Moments
+    in bfloat16 or float16 are converted to the dtype of `opt_state`. A parameter
+    without an entry, which never had a gradient, has moments of zeros and the count 0.
 
-    The numbers of the file get their parameters by its own `param_names`, else by
-    `groups`, else by Trainer's two groups, the decayed one first, or by
-    `named_parameters()` for one group. Trainer's groups depend on its version: those of
-    `decay_rule` are taken, or those of the one version that has groups of the same
-    lengths and shapes. Parameters of one shape that torch was given in another order
-    than this, in one group or across them, cannot be distinguished without names. Those
-    of other shapes are refused.
+    A state dict identifies parameters by numbers. The names of the numbers come from
+    `param_names` in the file, else from `groups`, else from Trainer's two groups
+    (decayed parameters first), or from `named_parameters()` if there is one group.
+    Trainer's groups depend on its version: they are those of `decay_rule`, or those of
+    the only version whose groups have the lengths and shapes of the file. Without
+    names, an exchange of two parameters of equal shape cannot be detected; parameters
+    of different shapes in another order are refused.
 
     Args:
-        opt_state: the result of `optimizer.init(params)`, with an `AdamWState` or
-            `AdafactorState` in it; dtypes and devices are taken from it.
-        params: its parameters, or their shapes.
+        opt_state: the result of `optimizer.init(params)`, which contains an
+            `AdamWState` or `AdafactorState` and defines dtypes and devices.
+        params: parameters of `opt_state`, or their shapes.
         state_dict: torch's `optimizer.state_dict()`.
         names: leaf of each torch parameter.
-        groups: names in the order in which torch was given them, for each group.
-        layouts: as `adafactor_tf` has them.
-        step: step passed to the schedule next; None for the largest of the counts. It
-            is the scheduler's, and differs from the counts if updates were skipped.
-        decay_rule: rule of `decay_mask` that Trainer followed, as
-            `trainer_decay_rule` returns it for a version.
+        groups: names of the parameters of each group, in the order in which they were
+            passed to torch.
+        layouts: layouts that `adafactor_tf` was built with.
+        step: step passed to the schedule next, from the state of the scheduler; None
+            for the largest count. They differ if updates were skipped.
+        decay_rule: rule of `decay_mask` that Trainer used, as returned by
+            `trainer_decay_rule` for its version.
 
     Returns:
-        The state to continue from. Its `learning_rate` is the file's, which torch
-        would use next. Its `count` is one per leaf if torch's differ.
+        The state to resume from. Its `learning_rate` is that of the file, which torch
+        uses for the next update. Its `count` has one number per leaf if the counts of
+        torch differ.
 
     Raises:
-        ValueError: if the state dict is no such optimizer's, or another format; if
-            groups, numbers or shapes do not fit; if moments have no `step`; if a leaf
-            would need two counts, or a dtype wider than it has.
+        ValueError: if the state dict is of another optimizer or format; if groups,
+            numbers or shapes do not match; if moments have no `step`; or if a leaf
+            would need two counts, or a wider dtype than it has.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.load_state_dict`; transformers
         5.23 `trainer.py`, `Trainer.create_optimizer`.
-    Differs: torch checks no shapes.
+    Differs: torch does not check shapes.
     """
     state = read_state_dict(state_dict, names, groups, decay_rule)
     return convert_state(opt_state, params, state, names, layouts=layouts, step=step)
@@ -78,7 +81,8 @@ def convert_state(
     step: int | None,
 ) -> PyTree:
     """Converts as `opt_state_from_torch`, from a state dict with names."""
-    # `optax.multi_transform` has a state for each of its groups, with masked leaves.
+    # `optax.multi_transform` contains one state for each of its groups, in which the
+    # leaves of the other groups are masked.
     nodes = _nodes(opt_state)
     kind = state.kind
     if kind is not None and any(type(node) is not kind for node in nodes):
@@ -86,7 +90,7 @@ def convert_state(
             "`opt_state` must be for the file's optimizer, "
             f"{kind.__name__.removesuffix('State')}, got "
             f"{sorted({type(node).__name__ for node in nodes})}. Build the optimizer "
-            "that the file is of."
+            "of the file."
         )
 
     def converted(node: Any) -> Any:
@@ -107,29 +111,31 @@ def torch_from_opt_state(
     layouts: Layouts = None,
     decay_rule: DecayRule = TODAYS_RULE,
 ) -> dict[str, Any]:
-    """Converts an optimizer state of ours to the state dict of torch's optimizer.
+    """Converts an optax state to the state dict of torch's optimizer.
 
     Args:
-        opt_state: the state of an optimizer with `adamw_tf` or `adafactor_tf` in it.
-        params: its parameters.
+        opt_state: the state of an optimizer that contains `adamw_tf` or `adafactor_tf`.
+        params: parameters of `opt_state`.
         names: leaf of each torch parameter.
-        param_groups: settings of each group, `lr`, `weight_decay` and so on, as in a
-            state dict's own `param_groups`; torch uses all of them in place of those
-            that its optimizer was built with. The numbers of parameters are not read.
-        groups: the names in each group, in the order in which torch is given them; None
-            for Trainer's two, or `named_parameters()` for one.
-        layouts: as `adafactor_tf` has them.
+        param_groups: settings of each group (`lr`, `weight_decay` and others), as in
+            `param_groups` of a state dict. torch uses them in place of the settings
+            that its optimizer was built with. `params` of a group is not read.
+        groups: names of the parameters of each group, in the order in which they are
+            passed to torch; None for Trainer's two groups, or for
+            `named_parameters()` if there is one group.
+        layouts: layouts that `adafactor_tf` was built with.
         decay_rule: rule of `decay_mask` by which Trainer makes its two groups, that of
-            the version that continues the run.
+            the version that resumes the run.
 
     Returns:
-        A state dict for `optimizer.load_state_dict`, which `torch.save` writes for
-        `torch.load(weights_only=True)`. The groups have `param_names`, which torch
-        keeps, so that the file can be read again without another source of names. A
-        parameter that was never updated has no entry.
+        A state dict for `optimizer.load_state_dict`. A file that `torch.save` writes
+        from it can be read by `torch.load(weights_only=True)`. The groups have
+        `param_names`, which torch preserves, so that the file can be read again without
+        another source of names. A parameter that was never updated has no entry.
 
     Raises:
-        ValueError: if none of our states is in `opt_state`, or groups do not fit.
+        ValueError: if `opt_state` contains neither an `AdamWState` nor an
+            `AdafactorState`, or if groups do not match the parameters.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.state_dict`; `optim/adam.py`;
         transformers 5.23 `optimization.py`, `Adafactor`.
@@ -138,7 +144,8 @@ def torch_from_opt_state(
     for node in _nodes(opt_state):
         entries |= NodeMoments(node, params, names, layouts).to_torch()
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
-    # torch numbers parameters through all groups, and keys the entries by the number.
+    # torch numbers the parameters of all groups consecutively. The numbers are the keys
+    # of the entries.
     numbers: dict[str, int] = {}
     saved = []
     for settings, group in zip(param_groups, named, strict=True):
@@ -155,7 +162,7 @@ def _nodes(opt_state: PyTree) -> list[AdamWState | AdafactorState]:
     found = [node for node in nodes if _is_node(node)]
     if not found:
         raise ValueError(
-            "`opt_state` must hold the state of `adamw_tf` or `adafactor_tf`, got "
+            "`opt_state` must contain a state of `adamw_tf` or `adafactor_tf`, got "
             f"{type(opt_state).__name__} without one. Pass the whole optimizer state."
         )
     return found

@@ -1,4 +1,4 @@
-"""Parameter groups of torch: their parameters by rule, their settings by recipe."""
+"""Parameter groups of torch: parameters by decay rule, settings from a recipe."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,38 +15,38 @@ from ._param_names import ParamNames
 DecayRule = str | Sequence[str]
 Groups = Sequence[Sequence[str]]
 TODAYS_RULE = "transformers_v5"
-_SHOWN = 3  # names in a message
+_SHOWN = 3  # names that a message lists
 
-# Settings that torch takes from the file when it loads one, and that every group of
-# AdamW, or every group of Adafactor, has.
+# Settings that every group of AdamW, or every group of Adafactor, has. A file without
+# them was written by another optimizer.
 _NEEDED = {"betas", "clip_threshold"}
-# Settings that change with the schedule, or that do not change the updates.
+# Settings that the schedule changes, or that do not affect the updates.
 _NOT_COMPARED = {
     *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),
 }
 
 
 class DecayGroupsError(_checks.ArgumentError):
-    """Error of a recipe that decays other parameters than the file of its run."""
+    """Error for a recipe that decays other parameters than the file of its run."""
 
     @property
     def difference(self) -> str:
-        """The sentence without a remedy."""
+        """The message without the remedy."""
         return self.problem
 
 
 def param_groups_from_recipe(
     recipe: Recipe, learning_rate: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the settings of Trainer's two groups: decayed, and not.
+    """Returns the settings of Trainer's two groups, decayed parameters first.
 
     Args:
-        recipe: the numbers of the run; of AdamW with torch's numbers, or Adafactor.
-        learning_rate: the rate of the next update.
+        recipe: the recipe of the run, for torch's AdamW or Adafactor.
+        learning_rate: learning rate of the next update.
 
     Raises:
-        ValueError: if the recipe has another optimizer, or groups of rates, which
-            Trainer does not have.
+        ValueError: if the recipe has another optimizer, or `rate_groups`, which Trainer
+            does not support.
 
     Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/adamw.py`.
     """
@@ -54,9 +54,9 @@ def param_groups_from_recipe(
         raise _checks.ArgumentError(
             "recipe",
             "`recipe` must have no `rate_groups`, got "
-            f"{[group.pattern for group in recipe.rate_groups]}: Trainer has none to "
-            "resume.",
-            "Write the state dict by `torch_from_opt_state`.",
+            f"{[group.pattern for group in recipe.rate_groups]}: Trainer does not "
+            "support them.",
+            "Write the state dict with `torch_from_opt_state`.",
         )
     settings: dict[str, Any]
     if recipe.optim.startswith("adamw_torch"):
@@ -71,10 +71,11 @@ def param_groups_from_recipe(
     else:
         raise ValueError(
             "`recipe` must have torch's AdamW or Adafactor for `optim`, got "
-            f"{recipe.optim!r}, whose state is not carried over."
+            f"{recipe.optim!r}, whose state cannot be converted."
         )
     settings |= {"lr": learning_rate, "weight_decay": 0.0}
-    # The base of the rate, which torch's schedules leave in the group.
+    # torch's `LRScheduler` stores the base rate in the group; schedules that a metric
+    # drives do not.
     if recipe.lr_scheduler_type not in METRIC_DRIVEN:
         settings["initial_lr"] = float(recipe.learning_rate)
     return {**settings, "weight_decay": float(recipe.weight_decay)}, settings
@@ -83,20 +84,21 @@ def param_groups_from_recipe(
 def check_param_groups(
     param_groups: Sequence[Mapping[str, Any]], recipe: Recipe
 ) -> None:
-    """Raises if groups have other settings than the recipe; lists all differences.
+    """Raises if groups have other settings than the recipe, and lists all differences.
 
-    torch continues with the numbers of the file, whatever it was started with, so a
-    recipe with others is not that run. Each of several groups may be decayed or not,
-    in any order; if none is, the first is taken for Trainer's decayed one.
+    torch resumes with the settings of the file and ignores those of its arguments, so a
+    recipe with other settings describes another run. Each of several groups may be
+    decayed or not, in any order. If none is decayed, the first counts as Trainer's
+    decayed group.
     """
     if any("correct_bias" in group for group in param_groups):
         raise ValueError(
             f"`recipe` must have the optimizer of the file, got {recipe.optim!r} for "
-            "one of transformers.AdamW (`adamw_hf`), which adds epsilon elsewhere. "
-            "Continue it with `adamw_hf_v4` and `opt_state_from_torch`."
+            "a file of transformers.AdamW (`adamw_hf`), which adds epsilon before the "
+            "bias correction. Resume with `adamw_hf_v4` and `opt_state_from_torch`."
         )
     decayed, spared = param_groups_from_recipe(recipe, 0.0)
-    # The file of a script may have one group, or several in another order.
+    # A file that a script wrote may have one group, or several in another order.
     wanted = [decayed, spared][: len(param_groups)]
     if len(param_groups) > 2 or any(g.get("weight_decay") for g in param_groups[1:]):
         wanted = [decayed if g.get("weight_decay") else spared for g in param_groups]
@@ -116,34 +118,42 @@ def check_param_groups(
     if odd:
         raise _checks.ArgumentError(
             "recipe",
-            f"`recipe` must have the numbers of the file's groups, but "
+            f"`recipe` must have the settings of the file's groups, but "
             f"{'; '.join(odd)}.",
-            "Take the recipe that the run was begun with.",
+            "Use the recipe that the run was started with.",
         )
 
 
 def resolve_groups(
     num_groups: int, names: ParamNames, groups: Groups | None, rule: DecayRule
 ) -> Groups:
-    """Returns the names of each group: as given, Trainer's two by `rule`, or one.
+    """Returns the names of the parameters of each group.
+
+    Args:
+        num_groups: number of groups.
+        names: leaf of each torch parameter.
+        groups: the result, if it is known; None for `named_parameters()` if there is
+            one group, else for Trainer's two groups.
+        rule: decay rule that makes Trainer's groups.
 
     Raises:
-        ValueError: if the order is not known, or if there are more groups or fewer.
+        ValueError: if the order of the parameters is unknown, or if the number of
+            groups differs from `num_groups`.
     """
     if groups is None and not names.model.is_ordered:
         raise ValueError(
-            "`groups` must be given, got None: neither the file nor `names` tells in "
-            "which order torch was given the parameters. Pass the names of each group, "
-            "or describe the model by its module or its config.json."
+            "`groups` must be given, got None: neither the file nor `names` contains "
+            "the order in which parameters were passed to torch. Pass the names of "
+            "each group, or describe the model by its module or its config.json."
         )
     if groups is None:
         groups = _groups_by_rule(rule, names)
-        # `named_parameters()`, from which a script makes one group.
+        # A script that passes `model.parameters()` to the optimizer has one group.
         if num_groups == 1:
             groups = [[p.name for p in names.model.parameters if p.is_trainable]]
     if len(groups) != num_groups:
         raise ValueError(
-            f"`groups` must name the parameters of {num_groups} groups, got "
+            f"`groups` must contain the names of {num_groups} groups, got "
             f"{len(groups)}."
         )
     return groups
@@ -152,8 +162,9 @@ def resolve_groups(
 def _groups_by_rule(rule: DecayRule, names: ParamNames) -> Groups:
     """Returns the names in the two groups that a rule makes of an ordered model.
 
-    A rule that is none of Trainer's names its leaves by patterns, or belongs to a run
-    that began here and continues with today's Trainer.
+    A rule may be a sequence of patterns for names of leaves. A string that is not a
+    rule of Trainer belongs to a run that was started here, for which Trainer makes the
+    groups of its newest rule.
     """
     if isinstance(rule, str):
         known = rule if rule in TRAINER_DECAY_RULES else TODAYS_RULE
@@ -174,12 +185,12 @@ def groups_of_file(
 ) -> Groups:
     """Returns the names in the groups of a file without names, of an ordered model.
 
-    The groups are those of `rule`, if numbers and shapes of parameters fit; else those
-    of the one rule of Trainer that fits. Its version is not always known, and its rule
-    decides the order in which torch was given the parameters.
+    The groups are those of `rule` if the numbers and shapes of parameters match, else
+    those of the only rule of Trainer that matches. The version of Trainer is not always
+    known, and its rule determines the order of the parameters.
 
     Raises:
-        ValueError: if several rules fit that order the parameters differently.
+        ValueError: if several rules match that order the parameters differently.
     """
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     lengths = [len(group["params"]) for group in saved]
@@ -192,7 +203,8 @@ def groups_of_file(
             for number, name in zip(numbers, join, strict=True)
         )
 
-    # Shapes show a wrong rule, unless parameters of one shape changed their group.
+    # A wrong rule leads to other lengths or shapes, unless it exchanges parameters of
+    # equal shape between the groups.
     first = _groups_by_rule(rule, names)
     if fits(first):
         return first
@@ -203,10 +215,10 @@ def groups_of_file(
             fitting.setdefault(groups, known)
     if len(fitting) > 1:
         raise ValueError(
-            "`state_dict` must be of a version of Transformers that is known: its "
-            f"groups are those of {' or '.join(map(repr, fitting.values()))}, in which "
-            "parameters have other places. Pass the `decay_rule` of the version, or "
-            "the names of each group as `groups`."
+            "`state_dict` must belong to a known version of Transformers: its groups "
+            f"match the rules {' and '.join(map(repr, fitting.values()))}, which order "
+            "the parameters differently. Pass the `decay_rule` of the version, or the "
+            "names of each group as `groups`."
         )
     return next(iter(fitting), first)
 
@@ -217,16 +229,16 @@ def check_decay(
     """Raises unless the recipe decays the parameters that the file's groups decay.
 
     Args:
-        theirs: by torch name, whether the parameter's group is decayed.
+        theirs: True for decayed parameters, by torch name.
         names: leaf of each torch parameter.
-        recipe: numbers of the run that continues.
-        file: name of the file, for errors.
+        recipe: recipe of the run that resumes.
+        file: name of the file, for messages.
 
     Raises:
-        DecayGroupsError: naming the parameters and the side that decays them, and a
-            rule that fits the file.
+        DecayGroupsError: if the decayed parameters differ. The message lists them and a
+            rule that matches the file.
     """
-    # Without weight decay the groups make no difference.
+    # Without weight decay the groups have no effect.
     if recipe.weight_decay == 0 and not any(theirs.values()):
         return
     differing = _differing(recipe.decay_rule, names, theirs)
@@ -236,8 +248,8 @@ def check_decay(
     shown = repr(rule) if isinstance(rule, str) else f"{len(rule)} patterns"
     sides = []
     for is_ours, side in (
-        (True, "here and not in the file"),
-        (False, "in the file and not here"),
+        (True, "by the recipe only"),
+        (False, "by the file only"),
     ):
         found = [repr(name) for name, ours in differing if ours is is_ours]
         if found:
@@ -247,7 +259,7 @@ def check_decay(
     raise DecayGroupsError(
         "decay_rule",
         f"`recipe` must decay the parameters that the groups of {file} decay, got the "
-        f"`decay_rule` {shown}, by which {len({n for n, _ in differing})} of "
+        f"`decay_rule` {shown}, with which {len({n for n, _ in differing})} of "
         f"{len(theirs)} differ: {'; '.join(sides)}.",
         _cure(names, theirs),
     )
@@ -256,14 +268,15 @@ def check_decay(
 def decay_rule_of_file(
     theirs: Mapping[str, bool], names: ParamNames
 ) -> str | tuple[str, ...]:
-    """Returns the `decay_rule` by which a recipe decays what the file's groups decay.
+    """Returns the `decay_rule` that decays the same parameters as the file's groups.
 
     Raises:
-        ValueError: if a leaf is made of parameters that are decayed in part.
+        ValueError: if a leaf contains both decayed and undecayed parameters.
     """
     if not _differing("default", names, theirs, layer_norms={}):
         return "default"
-    # A mask decays whole leaves: a leaf of parameters of both groups has no rule.
+    # A decay mask applies to whole leaves, so no rule fits a leaf with parameters of
+    # both groups.
     by_leaf = {
         leaf: {theirs[s.torch_name] for s in slices if s.torch_name in theirs}
         for leaf, slices in names.by_leaf.items()
@@ -272,34 +285,36 @@ def decay_rule_of_file(
     if mixed:
         raise ValueError(
             "`names` must have leaves that the file decays as a whole, but "
-            f"{len(mixed)} are made of parameters that it decays and of others, "
-            f"{mixed[0]!r} the first. Split the leaf, or its stack, into one per group."
+            f"{len(mixed)} contain decayed and undecayed parameters, such as "
+            f"{mixed[0]!r}. Split the leaf, or its stack, into one for each group."
         )
-    # A parameter that torch froze has no place in a group, and is left unchanged.
+    # A frozen parameter is in no group of torch. Its leaf is not decayed.
     spared = [leaf for leaf, decays in by_leaf.items() if decays != {True}]
     return tuple(f"^{re.escape(leaf)}$" for leaf in spared) or "all"
 
 
 def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:
+    """Returns a remedy, with a named rule that decays the same parameters if any."""
     for rule in (*TRAINER_DECAY_RULES, "default", "all", "examples"):
         if not _differing(rule, names, theirs):
             return (
-                f"The file's groups are those of {rule!r}: take "
+                f"The file's groups are those of {rule!r}: use "
                 f"`dataclasses.replace(recipe, decay_rule={rule!r})`, and build the "
                 "optimizer with it and with `layer_norms=names.layer_norms`."
             )
     return (
-        "Take the file's groups, `dataclasses.replace(recipe, decay_rule="
+        "Use the file's groups, `dataclasses.replace(recipe, decay_rule="
         "decay_rule_from_checkpoint(folder, names))`, and build the optimizer with it; "
-        "or take the recipe of the run."
+        "or use the recipe of the run."
     )
 
 
 def _decayed_here(
     rule: DecayRule, names: ParamNames, layer_norms: LayerNorms | None = None
 ) -> list[tuple[str, bool]]:
-    """Returns the torch names of all slices, and whether their leaf is decayed."""
+    """Returns the torch names of all slices, each with True if its leaf is decayed."""
     norms = names.layer_norms if layer_norms is None else layer_norms
+    # The mask depends on names and not on shapes, so scalars replace the leaves.
     leaves = {found.leaf: np.float32(0) for found in names.slices}
     mask = decay_mask(leaves, rule=rule, layer_norms=norms)
     return [(found.torch_name, mask[found.leaf]) for found in names.slices]
@@ -311,7 +326,8 @@ def _differing(
     theirs: Mapping[str, bool],
     layer_norms: LayerNorms | None = None,
 ) -> list[tuple[str, bool]]:
-    """Returns the names that one side alone decays, and whether that side is ours."""
+    """Returns the names that only one side decays, with True for the recipe's side."""
+    # Leaves that share a torch tensor give equal pairs, which are listed once.
     pairs = dict.fromkeys(_decayed_here(rule, names, layer_norms))
     return [(n, ours) for n, ours in pairs if n in theirs and theirs[n] != ours]
 
@@ -319,7 +335,8 @@ def _differing(
 def odd_shapes(
     entry: Mapping[str, Any], shape: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of an entry's tensors that are not those of the parameter."""
+    """Returns the shapes of an entry's tensors that do not match the parameter."""
+    # Adafactor's row and column means lack the axis that they average.
     factored = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
     return {
         key: tuple(value.shape)

@@ -1,4 +1,4 @@
-"""Names of parameters: the torch parameters of every leaf, with slices and layouts."""
+"""Matching of the leaves of a tree to the parameters of a torch model, by name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from ._torch_model import TorchModel
 Table = Mapping[str, str | Sequence[str]]
 Rules = Sequence[tuple[str, str | Sequence[str]]]
 
-# Flax's words for torch's `weight`.
+# Flax's names of parameters that torch calls `weight`.
 _WEIGHTS = frozenset({"kernel", "scale", "embedding"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamNames:
-    """Correspondence of the leaves of a tree and the parameters of a torch model.
+    """Correspondence between the leaves of a tree and the parameters of a torch model.
 
     Attributes:
         slices: ranges of leaves that equal ranges of torch tensors.
@@ -49,10 +49,10 @@ class ParamNames:
 
     @property
     def layer_norms(self) -> dict[str, str]:
-        """Paths of the leaves' modules that are layer norms in torch, and their class.
+        """Class of every layer norm of the torch model, by the path of its leaves.
 
-        For `build_optimizer(recipe, layer_norms=...)`: Trainer excludes these classes
-        from weight decay. Which classes it excludes depends on its version.
+        Pass it to `build_optimizer(recipe, layer_norms=...)`: Trainer excludes layer
+        norms from weight decay by their class, and the classes depend on its version.
         """
         norms = self.model.layer_norms
         return {
@@ -71,43 +71,44 @@ def match_names(
     layouts: Mapping[str, TorchLayout] | None = None,
     convention: str = "linear",
 ) -> ParamNames:
-    """Finds the torch parameters of every leaf, and the layouts between them.
+    """Finds the torch parameters of every leaf, and their layouts.
 
-    The torch name of a leaf comes from `table`, else from the first of `rules` that
-    matches, else from the convention of Transformers' former Flax models: the leaf's
-    path, with `weight` for `kernel`, `scale` and `embedding`. A prefix of one word may
-    be missing or added if only one is possible. A path without the number that torch
-    has, `h.attn.c_attn.kernel`, is a stack of all of them along the leaf's first axis.
+    The torch name of a leaf is the one in `table`, else that of the first matching
+    entry of `rules`, else the name by the convention of Transformers' former Flax
+    models: the path of the leaf with `weight` in place of `kernel`, `scale` and
+    `embedding`. One leading component may be added or removed if the result is unique.
+    A path without the layer number of torch, such as `h.attn.c_attn.kernel`, denotes
+    the stack of all layers along the first axis of the leaf.
 
-    Several torch names for one leaf are fused in it, in this order, along torch's axis
-    of outputs. One torch name for several leaves is split into them, in the order of
-    `table`, of `rules`, or of the leaves.
+    If a leaf has several torch names, their tensors are concatenated in this order
+    along torch's output axis. If several leaves have the same torch name, its tensor is
+    split among them in the order of `table`, of `rules`, or of the leaves.
 
     Args:
         params: the tree of parameters, or of `jax.ShapeDtypeStruct`.
         model: the torch model, from `torch_model_from_config` or a similar function.
         table: torch name or names by the name of a leaf.
-        rules: pairs of a regular expression for the whole name of a leaf, and the torch
-            name or names as `re.Match.expand` takes them.
-        layouts: layouts by a pattern for the whole name of a leaf, for leaves whose
-            name and shape leave several possible; as for `adafactor_tf`.
-        convention: orientation of kernels whose shape leaves it open. "linear": leaves
-            are [in, out], as torch's Conv1D; layers of unknown type are Linear,
-            [out, in]. "conv1d": the same, but layers of unknown type are Conv1D, as all
-            of GPT-2's. "former_flax_gpt2": leaves for Conv1D are [out, in], as in the
-            former Flax GPT-2.
+        rules: pairs of a regular expression that matches the whole name of a leaf, and
+            one or more templates of torch names for `re.Match.expand`.
+        layouts: layouts by a pattern that matches the whole name of a leaf, as for
+            `adafactor_tf`; required if name and shape allow several layouts.
+        convention: orientation of kernels whose shape does not determine it. "linear":
+            leaves are [in, out], as weights of Conv1D; layers of unknown type are
+            Linear, [out, in]. "conv1d": the same, but layers of unknown type are
+            Conv1D, as all layers of GPT-2. "former_flax_gpt2": leaves for Conv1D are
+            [out, in], as in the former Flax GPT-2.
 
     Returns:
-        The names, for the functions that read and write parameters and optimizer
+        The correspondence, for functions that read and write parameters and optimizer
         states.
 
     Raises:
-        ValueError: if a leaf or a torch parameter is left over or has another shape
-            (all are listed), if a pattern is no regular expression, or if the
+        ValueError: if leaves or torch parameters are unmatched or have other shapes
+            (all are listed), if a pattern is not a regular expression, or if the
             convention is unknown.
 
     Source: transformers 4.44 `modeling_flax_pytorch_utils.py`,
-        `rename_key_and_reshape_tensor`, for the words; `models/gpt2`.
+        `rename_key_and_reshape_tensor`, for the names; `models/gpt2`.
     """
     _checks.one_of("convention", convention, CONVENTIONS)
     _check_patterns("rules", [pattern for pattern, _ in rules])
@@ -119,7 +120,7 @@ def match_names(
     problems = [f"`table`: {name!r} is no leaf" for name in table if name not in shapes]
     matches = []
     declared = {leaf: _declared(leaf, table, rules) for leaf in shapes}
-    # The order decides which part of a split tensor a leaf is.
+    # The order determines which part of a split tensor belongs to which leaf.
     for leaf in sorted(shapes, key=lambda leaf: declared[leaf].order):
         found = _matched(leaf, shapes[leaf], declared[leaf].names, resolver)
         if isinstance(found, str):
@@ -140,7 +141,7 @@ def match_names(
             "params",
             f"`params` must be the parameters of the torch model {model.origin!r}, got "
             f"{len(problems)} differences:\n  {listed}",
-            "Name leaves by `table` or `rules`, shapes by `layouts`.",
+            "Pass names of leaves in `table` or `rules`, and layouts in `layouts`.",
         )
     return ParamNames(slices=tuple(slices), model=model)
 
@@ -151,19 +152,20 @@ def _check_patterns(argument: str, patterns: list[Any]) -> None:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"`{argument}` must have regular expressions for patterns, got "
+                f"`{argument}` must have regular expressions as patterns, got "
                 f"{pattern!r}: {error}."
             ) from error
 
 
 class _Declared(NamedTuple):
-    """Torch name of each fused part of a leaf, before it is looked up."""
+    """Torch names of the fused parts of a leaf, before they are resolved."""
 
-    order: tuple[int, int]  # those of the table first, then those of the rules
-    names: tuple[str, ...]
+    order: tuple[int, int]  # sort key: leaves of the table, of the rules, then others
+    names: tuple[str, ...]  # possibly without the prefix and the layer number
 
 
 def _declared(leaf: str, table: Table, rules: Rules) -> _Declared:
+    """Returns the torch names of a leaf by the table, the rules, or the convention."""
     if leaf in table:
         return _Declared((0, list(table).index(leaf)), _as_tuple(table[leaf]))
     for number, (pattern, names) in enumerate(rules):
@@ -183,7 +185,7 @@ def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
 def _matched(
     leaf: str, shape: tuple[int, ...], declared: tuple[str, ...], resolver: "_Resolver"
 ) -> NameMatch | str:
-    """Returns the match of a leaf; or the reason for none."""
+    """Returns the match of a leaf, or the reason why there is none."""
     parts: list[tuple[str, ...]] = []
     lengths: set[int | None] = set()  # of the stack; None for a single tensor
     for name in declared:
@@ -191,26 +193,26 @@ def _matched(
         if not found:
             return f"torch has no {name!r}"
         if len(found) > 1:
-            return f"may be any of {found}"
+            return f"matches all of {found}"
         (one,) = found
         parts.append((one,) if isinstance(one, str) else one)
         lengths.add(None if isinstance(one, str) else len(one))
     if len(lengths) > 1:
-        return f"{list(declared)} are not stacked alike"
+        return f"{list(declared)} have different numbers of layers"
     (length,) = lengths
     if length is not None and shape[:1] != (length,):
-        return f"torch has {length} of {list(declared)}"
+        return f"torch has {length} layers of {list(declared)}"
     return NameMatch(leaf, shape, tuple(parts), length is not None)
 
 
 class _Resolver:
-    """Looks a name up among torch's: unchanged, as a stack, or with another prefix."""
+    """Lookup of torch names: unchanged, as stacks of layers, or with another prefix."""
 
     def __init__(self, torch_names: Sequence[str]):
         self._prefixes = sorted({name.split(".")[0] for name in torch_names})
-        # Names that are numbered 0, 1, ..., by the name without the number and the
-        # place of the number: "h.0.mlp.1.bias" is a layer of "h.mlp.1.bias" and of
-        # "h.0.mlp.bias".
+        # Numbered names, by the name without the number and the position of the number:
+        # "h.0.mlp.1.bias" is layer 0 of ("h.mlp.1.bias", 1) and layer 1 of
+        # ("h.0.mlp.bias", 3).
         numbered: dict[tuple[str, int], dict[int, str]] = {}
         for name in torch_names:
             parts = name.split(".")
@@ -220,15 +222,16 @@ class _Resolver:
                     numbered.setdefault((without, place), {})[int(part)] = name
         self._found: dict[str, list[tuple[str, ...] | str]] = {}
         for (without, _), layers in numbered.items():
+            # Only complete sequences 0, 1, ... are stacks.
             if sorted(layers) == list(range(len(layers))):
                 stack = tuple(layers[i] for i in range(len(layers)))
                 self._found.setdefault(without, []).append(stack)
-        # A name of torch's wins over a stack.
+        # A name that torch has takes precedence over a stack.
         self._found |= {name: [name] for name in torch_names}
 
     def resolve(self, name: str) -> list[tuple[str, ...] | str]:
-        """Returns all possible torch names, and the names of all possible stacks."""
-        # An exact name wins: a prefix is tried only if there is none.
+        """Returns all possible torch names, and the layers of all possible stacks."""
+        # An exact match takes precedence. Prefixes are tried only without one.
         if name in self._found:
             return self._found[name]
         rest = name.partition(".")[2]

@@ -1,4 +1,4 @@
-"""TrainingArguments -> Recipe, refusing what would change its numbers."""
+"""Conversion of `TrainingArguments` to a `Recipe` with equal updates."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ from ._arguments_by_version import ArgsVersion, note_on_decay, source_version
 from ._training_arguments import read_training_arguments
 
 _DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.kind == "devices"}
-# Fields that a recipe has under another name, or as a number of steps.
+# Fields that `Recipe` has under another name, or as a number of steps.
 _MAPPED_OTHERWISE = [
     name
     for name, field in TRAINING_ARGUMENTS.items()
@@ -27,26 +27,27 @@ _MAPPED_OTHERWISE = [
 ]
 _REFUSED = {
     "refused": "",
-    "devices": "more than one device took part; pass `num_devices`",
+    "devices": "the run used more than one device; pass `num_devices`",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromTransformers:
-    """A recipe, and what became of each of the TrainingArguments.
+    """Recipe, and a report on each field of the `TrainingArguments`.
 
     Attributes:
-        recipe: the numbers of the updates; its `decay_rule` is Trainer's.
-        versions: of Transformers, whose rules were followed: "4.46.3" if the version
-            is known, else "5", "4.53 to 4.55" and others by the fields.
-        mapped: names of the fields that the recipe has, under this name or another.
-        non_optimizer: fields that decide numbers, but not those of the optimizer: the
+        recipe: the recipe. Its `decay_rule` is that of Trainer.
+        versions: version or versions of Transformers whose rules were applied:
+            "4.46.3" if the version is known, else a range that the fields allow, such
+            as "5" or "4.53 to 4.55".
+        mapped: names of fields that the recipe has, under the same or another name.
+        non_optimizer: names of fields that change results, but not the updates: the
             precision, the order of the data, and, if evaluations drive the schedule or
-            pick the model, how often and by which metric is evaluated.
-        ignored: fields that are not at their defaults and change no number here, or
-            that `max_steps` replaces.
-        notes: sentences on what has another form here, with the same numbers.
-        unread: names of fields that were not read: those of a subclass of
+            select the best model, the interval and the metric of evaluations.
+        ignored: names of fields that are not at their defaults and do not change the
+            results here, or that `max_steps` replaces.
+        notes: sentences on fields that have another form here, with equal results.
+        unread: names of fields that were left out: those of a subclass of
             TrainingArguments, and those of `ignore_fields`.
         values: the fields that were read, with their values.
     """
@@ -70,40 +71,43 @@ def recipe_from_transformers(
     ignore_fields: Collection[str] = (),
     transformers_version: str | None = None,
 ) -> FromTransformers:
-    """Returns the recipe that Trainer would follow with these TrainingArguments.
+    """Returns the recipe that Trainer follows with these `TrainingArguments`.
 
-    Steps come from epochs as Trainer computes them: batches of an epoch are rounded up
-    (down with `dataloader_drop_last`), so are its updates (down until 4.51) and the
-    steps of all epochs. If several devices took part, the accumulation steps of the
-    recipe are multiplied by their number: an update is of equally many sequences.
+    The number of steps is computed from epochs as in Trainer. The batches of an epoch
+    are rounded up (down with `dataloader_drop_last`), the updates of an epoch are
+    rounded up (down until 4.51), and so is the total number of steps. If the run used
+    several devices, the accumulation steps are multiplied by their number, so that an
+    update has the same number of sequences.
 
     Args:
         source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
-            file or of a `training_args.bin`. That is a pickle, of which nothing is run.
+            file or of a `training_args.bin`. The latter is a pickle, which is read
+            without running code.
         max_steps: number of updates, as in trainer_state.json; None for that of the
             source.
-        num_examples: length of the training data; needed if `max_steps` is not set.
-        num_devices: how many took part, each with a batch of its own; None for the
-            number that the source shows, or 1.
-        ignore_fields: names of fields that are not read, as if they were not set.
-        transformers_version: version that made the run, such as "4.46.3". None for
-            that of config.json in the folder of the file, else the newest that has
-            these fields. Decay, steps of an epoch and others depend on it.
+        num_examples: number of training examples; required if neither `max_steps` nor
+            the source has a number of steps.
+        num_devices: number of devices, each with its own batch; None for the number
+            that the source contains, or 1.
+        ignore_fields: names of fields that are treated as if they were not set.
+        transformers_version: version that made the run, such as "4.46.3"; None for
+            that of config.json in the folder of the file, else the newest with these
+            fields. Weight decay, steps of an epoch and other rules depend on it.
 
     Returns:
-        The recipe and a report. Fields of a subclass of TrainingArguments (TRL's
-        `SFTConfig`, or your own) are ignored and listed.
+        The recipe and a report. Fields of a subclass of TrainingArguments (such as
+        TRL's `SFTConfig`) are left out and listed.
 
     Raises:
-        ValueError: naming all that would change the numbers and is not available here,
-            fields of a subclass that may change the optimizer, and all unknown names,
-            at once; or if a file cannot be read.
-        TypeError: if the source is of another kind.
+        ValueError: if fields would change the results and are not supported, if fields
+            of a subclass may change the optimizer, or if names are unknown (all are
+            listed); or if a file cannot be read.
+        TypeError: if the source is of another type.
 
     Source: transformers 4.0 to 4.57 and 5.0 to 5.24, `trainer.py`, `training_args.py`,
         `trainer_optimizer.py`.
-    Differs: a warmup longer than the training, phases that do not fit into it, and
-        misspelt `optim_args` are refused; Trainer takes them.
+    Differs: a warmup longer than the training, phases that exceed it, and misspelled
+        `optim_args` are errors here; Trainer accepts them.
     """
     max_steps = _positive_or_none("max_steps", max_steps)
     num_examples = _positive_or_none("num_examples", num_examples)
@@ -126,6 +130,8 @@ def recipe_from_transformers(
         into, version=version, max_steps=steps, refused=_REFUSED
     )
     _accumulate_devices(into, num_devices or 1)
+    # If the steps are refused, a placeholder lets the other settings be checked, so
+    # that one error lists all refusals.
     into.settings["max_steps"] = 2**31 - 1 if steps is None else steps
     settings = {**into.read_settings(), "decay_rule": version.decay_rule}
     _sort_evaluation(into, settings.get("lr_scheduler_type"))
@@ -153,7 +159,8 @@ def _positive_or_none(name: str, value: int | None) -> int | None:
 
 
 def _has_steps(values: Mapping[str, Any]) -> bool:
-    """Returns True if `max_steps` decides, and not the epochs."""
+    """Returns True if `max_steps` determines the length, False if the epochs do."""
+    # Trainer's default is -1. A value that is not a number is refused later.
     steps: Any = values.get("max_steps")
     return is_set(steps) and (not isinstance(steps, int | float) or steps >= 0)
 
@@ -164,15 +171,18 @@ def _num_updates(
     num_devices: int,
     version: ArgsVersion,
 ) -> int:
-    """Returns the number of updates; raises if it is not known."""
+    """Returns the number of updates; raises if it is unknown.
+
+    Source: transformers 5.23 `trainer.py`, `set_initial_training_values`.
+    """
     if _has_steps(values):
         return _checks.step_count("max_steps", values["max_steps"])
     epochs = values.get("num_train_epochs", 3.0)
     _checks.positive("num_train_epochs", epochs)
     if num_examples is None:
         raise ValueError(
-            f"`num_train_epochs` {epochs!r}: how many steps they have is not known "
-            "without the data; pass `num_examples`, or set `max_steps`."
+            f"`num_train_epochs` {epochs!r}: the number of steps depends on the data; "
+            "pass `num_examples`, or set `max_steps`."
         )
 
     def count(name: str, default: int) -> int:
@@ -183,29 +193,31 @@ def _num_updates(
     name = "dataloader_drop_last"
     drops_last = read_value(name, SWITCH, values.get(name) or False)
     batches = num_examples // batch if drops_last else -(-num_examples // batch)
+    # An epoch has at least one update, even if it has fewer batches than one update.
     whole, rest = divmod(batches, accumulated)
     updates = whole + (version.rounds_up and rest > 0)
     steps = math.ceil(epochs * max(1, updates))
     if steps > 2**31 - 1:
         raise ValueError(
-            f"`num_train_epochs` must have at most 2^31 - 1 steps, got {epochs!r}: "
+            f"`num_train_epochs` must lead to at most 2^31 - 1 steps, got {epochs!r}: "
             f"{steps:,} steps."
         )
     return steps
 
 
 def _accumulate_devices(into: Translation, num_devices: int) -> None:
-    """Lets one device take the batches that several took at once."""
+    """Replaces the parallel batches of several devices by accumulation on one."""
     steps: Any = into.settings.get("gradient_accumulation_steps", 1)
     if num_devices == 1 or not isinstance(steps, int):
         return
     into.settings["gradient_accumulation_steps"] = steps * num_devices
     into.notes.append(
-        f"`gradient_accumulation_steps` is {steps * num_devices} for {steps}: "
-        f"{num_devices} devices took part, and an update here is of as many sequences "
-        "on one"
+        f"`gradient_accumulation_steps` is {steps * num_devices} instead of {steps}: "
+        f"the run used {num_devices} devices, and an update here has the same number "
+        "of sequences on one"
     )
-    # If it is off, each device divides its loss by its own number of labels.
+    # If this field is off, each device divides its loss by its own number of labels,
+    # not by that of all devices.
     name = "average_tokens_across_devices"
     if name in into.ignored:
         into.ignored.remove(name)
@@ -213,11 +225,15 @@ def _accumulate_devices(into: Translation, num_devices: int) -> None:
 
 
 def _sort_evaluation(into: Translation, schedule: str | None) -> None:
-    """Lists fields that decide numbers if evaluations do, and a seed of the data."""
+    """Moves fields that change results to `non_optimizer`.
+
+    These are the fields of evaluations, if evaluations drive the schedule or select the
+    best model, and a separate seed of the data.
+    """
     values = into.values
     if schedule in METRIC_DRIVEN or values.get("load_best_model_at_end") is True:
         deciding = {n for n in EVALUATION_FIELDS.split() if is_set(values.get(n))}
-        # It replaces an interval that is not set.
+        # `logging_steps` is the default of an `eval_steps` that is not set.
         if is_set(values.get("logging_steps")) and not values.get("eval_steps"):
             deciding.add("logging_steps")
         into.ignored = [name for name in into.ignored if name not in deciding]

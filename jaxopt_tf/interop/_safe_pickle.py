@@ -1,11 +1,11 @@
-"""Pickles read without running anything: names become inert stand-ins, or are refused.
+"""Unpickling without imports and without running code.
 
-Reading a pickle calls every name in it. Nothing that it names is imported here. A name
-on the lists below stands for a function that returns its arguments, or for an empty
-class that is made for this one file. A name of another package or script, such as a
-subclass of TrainingArguments, becomes an empty class, too: it holds the fields that the
-file has. Every other name of Python itself, torch, Transformers and accelerate is
-refused.
+A pickle refers to functions and classes by name, and `pickle.load` imports and calls
+them. Here nothing is imported. A name in the lists below is replaced by a function that
+returns its arguments, or by an empty class that is created for one file. A name of
+another package or of a script, such as a subclass of `TrainingArguments`, is replaced
+by an empty class that stores the attributes in the file. All other names of Python,
+NumPy, torch, Transformers and accelerate are refused.
 """
 
 import io
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Enums by module. A member is replaced by its value.
 _ENUMS = {
     "transformers.trainer_utils": """EvaluationStrategy FSDPOption HubStrategy
     IntervalStrategy SaveStrategy SchedulerType""",
@@ -21,6 +22,7 @@ _ENUMS = {
     "transformers.debug_utils": "DebugOption",
     "accelerate.utils.dataclasses": "DistributedType",
 }
+# Classes by module. An object is replaced by a `Record` of its attributes.
 _RECORDS = {
     "transformers.training_args": "TrainingArguments",
     "transformers.training_args_seq2seq": "Seq2SeqTrainingArguments",
@@ -28,11 +30,13 @@ _RECORDS = {
     "accelerate.state": "PartialState AcceleratorState",
 }
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-# Packages of which nothing but the names below and above is expected in a file.
+# Packages whose names are refused, except those of the lists above and below.
+# `__builtin__` is Python 2's name of `builtins`; pickles of protocol 2, which
+# `torch.save` writes, contain it.
 _CLOSED = frozenset({*sys.stdlib_module_names, "__builtin__", "accelerate", "numpy"})
 _CLOSED |= {"torch", "transformers"}
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
-# Containers that are read as plain ones.
+# Containers, and the plain types that replace them.
 _CONTAINERS = {
     ("builtins", "set"): list,
     ("builtins", "frozenset"): list,
@@ -42,29 +46,36 @@ _CONTAINERS = {
 
 
 class Record:
-    """Attributes of an object whose class was not loaded; `kind` names the class."""
+    """Attributes of an object whose class is not imported; `kind` names the class."""
 
     kind = ""
 
 
 class Stranger(Record):
-    """A `Record` of a class that is on no list; an enum member is its value alone."""
+    """Record of a class that is on no list; a member of an enum becomes its value."""
 
     def __new__(cls, *args: Any) -> Any:
-        """Returns the value of an enum member, or an empty record; raises for calls."""
+        """Returns an empty record, or the value of an enum member.
+
+        Raises:
+            NotAllowedError: for any other call.
+        """
         if not args:
             return super().__new__(cls)
-        # Only an enum is called with one plain value when its member is read.
+        # The pickle of an enum member calls its class with one plain value. Other
+        # objects are created without arguments and filled with attributes afterwards.
         if len(args) > 1 or not isinstance(args[0], str | int | float):
             raise NotAllowedError(cls.kind)
         return args[0]
 
 
 class NotAllowedError(Exception):
-    """The pickle names something that is not on the list."""
+    """Error for a pickle that refers to a name that is not allowed."""
 
 
 class _InertUnpickler(pickle.Unpickler):
+    """Replaces every name in a pickle, or refuses it."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name in _ENUMS.get(module, "").split():
             return lambda value: value
@@ -72,8 +83,9 @@ class _InertUnpickler(pickle.Unpickler):
             return type(name, (Record,), {"kind": f"{module}.{name}"})
         if module == "torch" and name in _DTYPES:
             return name
-        # A function made here, each time: a pickle can set the attributes of what it
-        # is given, which must not outlive the file.
+        # Functions and classes are created for each file: a pickle can set attributes
+        # of an object that it receives (opcode BUILD), and these must not outlive the
+        # file.
         if (module, name) == ("torch", "device"):
             return lambda kind, index=None: kind if index is None else f"{kind}:{index}"
         if module in ("pathlib", "pathlib._local") and name in _PATHS:
@@ -85,7 +97,7 @@ class _InertUnpickler(pickle.Unpickler):
             return lambda *args: plain(*args)
         is_main = module in ("__main__", "__mp_main__")
         is_closed = module.partition(".")[0] in _CLOSED and not is_main
-        # A dotted name would be looked up attribute by attribute.
+        # Protocol 4 resolves a dotted name attribute by attribute.
         if is_closed or not name.isidentifier():
             raise NotAllowedError(f"{module}.{name}")
         return type(name, (Stranger,), {"kind": f"{module}.{name}"})
@@ -95,21 +107,25 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 class Storage(NamedTuple):
-    """The record that a tensor of torch is stored in."""
+    """Reference to the record of an archive that contains a tensor's data."""
 
-    key: str
+    key: str  # name of the record in the folder `data` of the archive
 
 
 class _StorageUnpickler(_InertUnpickler):
-    """Reads tensors as the `Storage` that they are stored in."""
+    """Replaces each tensor by the `Storage` of its data."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # torch pickles a tensor as a call `_rebuild_tensor_v2(storage, offset, ...)`,
+        # and its storage as a persistent id ("storage", type, key, device, size).
         if module == "torch._utils" and name.startswith("_rebuild_"):
             return lambda storage, *_: storage
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return name
         if (module, name) == ("collections", "OrderedDict"):
-            return type(name, (dict,), {})  # a subclass has `_metadata`
+            # A module's state dict has the attribute `_metadata`, which `dict` itself
+            # cannot store.
+            return type(name, (dict,), {})
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -117,48 +133,48 @@ class _StorageUnpickler(_InertUnpickler):
 
 
 def load_storage_keys(stream: io.BytesIO) -> Any:
-    """Reads the pickle of a torch archive with a `Storage` in place of each tensor."""
+    """Reads the pickle of a torch archive, with a `Storage` in place of each tensor."""
     return _StorageUnpickler(stream).load()
 
 
 class _NoGlobals(pickle.Unpickler):
-    """Refuses the first name."""
+    """Raises `NotAllowedError` for the first name."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise NotAllowedError(f"{module}.{name}")
 
 
 def first_global(path: Path) -> str:
-    """Returns the first name that a bare pickle refers to; "" if it has none."""
+    """Returns the first name in a pickle that is not in an archive; "" if none."""
     try:
         with path.open("rb") as file:
             _NoGlobals(file).load()
     except NotAllowedError as error:
         return str(error)
-    # A damaged pickle, or a file that is none.
+    # The file is a damaged pickle or no pickle, so there is no name to report.
     except Exception:
         pass
     return ""
 
 
 def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:
-    """Reads the next object of a stream, made of plain values and `Record`s.
+    """Reads the next object of a stream as plain values and `Record`s.
 
     Args:
-        stream: a pickle, or several one after another.
+        stream: one pickle, or several consecutive ones.
 
     Returns:
-        Numbers, strings, lists, tuples, dicts and `Record`s. An enum member is its
-        value, a device, a path and a dtype their strings.
+        Numbers, strings, lists, tuples, dicts and `Record`s. Members of enums become
+        their values; devices, paths and dtypes become strings.
 
     Raises:
-        NotAllowedError: naming the first module and name that is refused.
-        ValueError: if the bytes are no pickle, or one that is cut short.
+        NotAllowedError: if a name is refused; the message has the first one.
+        ValueError: if the bytes are not a pickle or are truncated.
     """
     try:
         return _InertUnpickler(stream).load()
     except NotAllowedError:
         raise
-    # A damaged pickle fails in as many ways as there are operations.
+    # The operations of a damaged pickle raise exceptions of many types.
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

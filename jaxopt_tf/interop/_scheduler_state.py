@@ -1,4 +1,7 @@
-"""`scheduler.pt`: the step of a schedule, or the state of one that a metric drives."""
+"""Conversion of `scheduler.pt`, which contains the state of the schedule.
+
+For a schedule of the step it contains the step, for a metric-driven schedule its state.
+"""
 
 import inspect
 import math
@@ -20,16 +23,17 @@ from ..schedules import (
 from ._extras import import_extra
 from ._trainer_folder import SCHEDULER, STATE
 
-# Tolerance of the rate of a schedule that is evaluated at a step.
+# Relative tolerance between the rate in a file and the rate of the recipe's schedule.
 _RELATIVE = 1e-6
-# Relative to the base rate: where cosines cancel, doubles are no better than this.
+# Absolute tolerance, relative to the base rate. Near the end of a cosine, 1 + cos(x)
+# cancels, and doubles have no better accuracy.
 _ABSOLUTE = 1e-15
 
 _FUNCTIONS = {
     "reduce_lr_on_plateau": schedules.reduce_lr_on_plateau,
     "greedy": greedy,
 }
-# torch's keys for the counters of a state. A plateau has the first two.
+# torch's keys for the counters of a state. `PlateauState` has only the first two.
 _COUNTERS = {
     "num_bad_updates": "num_bad_epochs",
     "cooldown_left": "cooldown_counter",
@@ -37,7 +41,8 @@ _COUNTERS = {
     "warmup_left": "warmup_counter",
     "reset_left": "reset_start",
 }
-# torch's keys for settings that have another name there. The first two are lists.
+# torch's keys for settings that have another name in torch. Those of `_LISTS` have one
+# value for each parameter group.
 _LISTS = {"min_lr": "min_lrs", "max_lr": "max_lrs"}
 _SETTINGS = {**_LISTS, "reset_start": "reset_start_original"}
 
@@ -47,40 +52,48 @@ def schedule_from_torch(
 ) -> tuple[int, PlateauState | GreedyState | None]:
     """Returns the step passed to the schedule next, and a metric-driven one's state.
 
-    The step of a schedule that a metric drives is the number of its metrics.
+    For a metric-driven schedule the step is the number of metrics that it received.
 
     Args:
         scheduler_state: torch's `scheduler.state_dict()`; None without a file.
-        recipe: the numbers of the run.
-        global_step: number of batches; None if unknown.
+        recipe: the recipe of the run.
+        global_step: `global_step` of Trainer; None if unknown.
+
+    Returns:
+        The step, and the state of a metric-driven schedule or None.
+
+    Raises:
+        ValueError: if the state contradicts the recipe or `global_step`.
     """
     schedule = build_schedule(recipe)
     if scheduler_state is None:
         if isinstance(schedule, MetricDrivenSchedule):
             return 0, schedule.init()
-        assert global_step is not None  # one of the two files has the step
+        assert global_step is not None  # `check_files` requires one of the two files
         return global_step, None
     if not isinstance(scheduler_state, Mapping):
         raise ValueError(
-            f"{SCHEDULER} must hold a scheduler's state, got "
+            f"{SCHEDULER} must contain the state of a scheduler, got "
             f"{type(scheduler_state).__name__}."
         )
     if isinstance(schedule, MetricDrivenSchedule):
         name, settings = recipe.lr_scheduler_type, dict(recipe.lr_scheduler_kwargs)
         if global_step is None:
             raise ValueError(
-                f"`folder` must hold {STATE} with {name!r}, got one without: "
-                f"{SCHEDULER} counts the metrics, and nobody knows the step."
+                f"`folder` must contain {STATE} for {name!r}, got a folder without "
+                f"it: {SCHEDULER} contains the number of metrics, not the step."
             )
         state = metric_state_from_torch(scheduler_state, name, settings)
         num_metrics = scheduler_state["last_epoch"]
         return _checks.step_count("last_epoch", num_metrics), state
-    # Updates that were skipped count in `global_step` and not in the schedule.
+    # Trainer increments `global_step` also for an update that torch's loss scaling
+    # skips, but not the schedule.
     step = schedule_step_from_torch(scheduler_state, schedule)
     if global_step is not None and step > global_step:
         raise ValueError(
-            f"{SCHEDULER} must be of the same step as {STATE}, got {step} steps of "
-            f"the schedule and a `global_step` of {global_step}. Copy the folder again."
+            f"{SCHEDULER} must belong to the same step as {STATE}, got {step} steps "
+            f"of the schedule and a `global_step` of {global_step}. Copy the folder "
+            "again."
         )
     return step, None
 
@@ -88,12 +101,13 @@ def schedule_from_torch(
 def torch_from_schedule(
     recipe: Recipe, position: int, state: PlateauState | GreedyState | None
 ) -> dict[str, Any]:
-    """Returns the scheduler's state; its `_last_lr` has the rate of the next update.
+    """Returns torch's scheduler state; `_last_lr` is the rate of the next update.
 
     Args:
-        recipe: the numbers of the run.
-        position: step passed to the schedule next, or the number of its metrics.
-        state: state of a schedule that a metric drives.
+        recipe: the recipe of the run.
+        position: step passed to the schedule next; for a metric-driven schedule, the
+            number of metrics that it received.
+        state: state of a metric-driven schedule; else None.
     """
     if recipe.lr_scheduler_type not in METRIC_DRIVEN:
         return torch_from_schedule_step(position, recipe)
@@ -102,7 +116,7 @@ def torch_from_schedule(
             f"`schedule_state` must be given for {recipe.lr_scheduler_type!r}, got "
             "None. Pass the state of the schedule."
         )
-    # Trainer's two groups.
+    # Trainer has two groups, with and without weight decay, of one base rate.
     bases = [float(recipe.learning_rate)] * 2
     settings = dict(recipe.lr_scheduler_kwargs)
     return torch_from_metric_state(state, settings, bases, position)
@@ -113,17 +127,17 @@ def schedule_step_from_torch(
 ) -> int:
     """Returns the step passed to the schedule next, from the state of a `LambdaLR`.
 
-    The file contains the number of steps and the rate there, and not the shape of the
-    schedule. The rate is compared with that of `schedule`, to check that the run
-    continues as it was planned.
+    The file contains the number of steps and the rate at that step, but not the shape
+    of the schedule. The rate is compared with that of `schedule`, to detect a run that
+    resumes with another schedule.
 
     Args:
         scheduler_state: torch's `scheduler.state_dict()`.
-        schedule: the run's schedule.
+        schedule: schedule of the run.
 
     Raises:
-        ValueError: if it is no state of a `LambdaLR`, or if a group's rate differs from
-            the schedule's by more than 1e-6 of it.
+        ValueError: if the state is not that of a `LambdaLR`, or if the rate of a group
+            differs from that of the schedule by more than 1e-6 of it.
 
     Source: torch 2.13 `optim/lr_scheduler.py`, `LambdaLR.state_dict`; `last_epoch` is
         the argument of the next update's rate, which is already in the optimizer.
@@ -133,34 +147,34 @@ def schedule_step_from_torch(
     if missing:
         raise _checks.ArgumentError(
             "recipe",
-            "`scheduler_state` must be of torch's LambdaLR, got one without "
+            "`scheduler_state` must be the state of torch's LambdaLR, got one without "
             f"{missing}.",
-            "Take the recipe that the run was begun with.",
+            "Use the recipe that the run was started with.",
         )
     step = _checks.step_count("last_epoch", scheduler_state["last_epoch"])
     rates = [float(rate) for rate in scheduler_state["_last_lr"]]
     ours, bases = float(schedule(step)), scheduler_state["base_lrs"]
     for group, (rate, base) in enumerate(zip(rates, bases, strict=True)):
-        # Written so that NaN fails.
+        # The condition is negated, so that NaN fails it.
         if not abs(rate - ours) <= _RELATIVE * abs(ours) + _ABSOLUTE * abs(base):
             raise _checks.ArgumentError(
                 "recipe",
                 f"`scheduler_state` contradicts the recipe: after {step} steps its "
                 f"rate is {rate!r} in group {group}, and the recipe's is {ours!r}.",
-                "Take the recipe that the run was begun with.",
+                "Use the recipe that the run was started with.",
             )
     return step
 
 
 def torch_from_schedule_step(step: int, recipe: Recipe) -> dict[str, Any]:
-    """Returns the state from which Transformers' own schedule continues.
+    """Returns the state from which the schedule of Transformers resumes.
 
-    The rate in it is computed by Transformers in double precision, so that a run that
-    is exported and imported again has the same bits as one that never was.
+    Transformers computes the rate in the state in double precision. A run that is
+    exported and imported again therefore has the same bits as an uninterrupted run.
 
     Args:
         step: step passed to the schedule next.
-        recipe: the numbers of the run, whose schedule no metric drives.
+        recipe: the recipe of the run, with a schedule of the step.
 
     Source: torch 2.13 `optim/lr_scheduler.py`, `LambdaLR.state_dict`; transformers 5.23
         `optimization.py`, `get_scheduler`.
@@ -170,7 +184,7 @@ def torch_from_schedule_step(step: int, recipe: Recipe) -> dict[str, Any]:
 
     step = _checks.step_count("step", step)
     base = float(recipe.learning_rate)
-    # Trainer's two groups, decayed and not.
+    # Two groups as Trainer's; the parameters in them are placeholders.
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     scheduler = transformers.get_scheduler(
         recipe.lr_scheduler_type,
@@ -179,6 +193,7 @@ def torch_from_schedule_step(step: int, recipe: Recipe) -> dict[str, Any]:
         recipe.max_steps,
         dict(recipe.lr_scheduler_kwargs) or None,
     )
+    # torch calls `step` once on construction, so `_step_count` is ahead by one.
     return {
         **scheduler.state_dict(),
         "last_epoch": step,
@@ -192,7 +207,7 @@ def metric_state_from_torch(
 ) -> PlateauState | GreedyState:
     """Reads the state of `reduce_lr_on_plateau` or `greedy` from `scheduler.pt`.
 
-    Rate and metrics are torch's doubles, bit for bit.
+    The rate and the metrics are the doubles of torch, without rounding.
 
     Args:
         scheduler_state: torch's `scheduler.state_dict()`.
@@ -200,8 +215,8 @@ def metric_state_from_torch(
         settings: the recipe's `lr_scheduler_kwargs`; other settings have their default.
 
     Raises:
-        ValueError: if it is no state of this schedule, if groups have different rates,
-            or if its settings contradict the recipe's: all are listed.
+        ValueError: if the state is not that of this schedule, if groups have different
+            rates, or if settings contradict the recipe (all are listed).
 
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau.state_dict`;
         transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
@@ -210,14 +225,15 @@ def metric_state_from_torch(
     kind = GreedyState if name == "greedy" else PlateauState
     counters = {f: key for f, key in _COUNTERS.items() if f in kind._fields}
     wanted = _settings(name, settings)
+    # Keys by which the two schedules are distinguished. `GreedyLR` has no `mode_worse`.
     own = {"best", "_last_lr", *counters.values(), *wanted}
     own |= {"mode_worse"} if kind is PlateauState else set()
     missing = sorted(own - set(scheduler_state))
     if missing:
         raise _checks.ArgumentError(
             "recipe",
-            f"`scheduler_state` must be of {name!r}, got one without {missing}.",
-            "Take the schedule that the file is of.",
+            f"`scheduler_state` must be that of {name!r}, got one without {missing}.",
+            "Use the schedule of the file.",
         )
     odd = [
         f"`{key}` is {found!r} and the recipe's {value!r}"
@@ -229,7 +245,7 @@ def metric_state_from_torch(
         raise _checks.ArgumentError(
             "recipe",
             f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}.",
-            "Take the recipe that the run was begun with.",
+            "Use the recipe that the run was started with.",
         )
     rates = scheduler_state["_last_lr"]
     for rate in rates:
@@ -237,7 +253,7 @@ def metric_state_from_torch(
     if len(set(rates)) != 1:
         raise ValueError(
             "`scheduler_state` must have one rate for all groups, got "
-            f"{list(rates)}: a schedule that a metric drives has one here."
+            f"{list(rates)}: a metric-driven schedule has a single rate here."
         )
     best = float(scheduler_state["best"])
     if math.isnan(best):  # infinite before the first metric
@@ -262,9 +278,9 @@ def torch_from_metric_state(
     Args:
         state: state of the schedule.
         settings: the recipe's `lr_scheduler_kwargs`.
-        base_lrs: the first rate of each parameter group.
-        num_metrics: number of metrics that the schedule has received; torch only
-            counts them.
+        base_lrs: initial rate of each parameter group.
+        num_metrics: number of metrics that the schedule received, which torch stores
+            without using it.
 
     Source: as for `metric_state_from_torch`.
     """
@@ -280,10 +296,13 @@ def torch_from_metric_state(
         "best": state.best,
         **{k: getattr(state, f) for f, k in _COUNTERS.items() if f in state._fields},
     }
+    # `mode_worse` is the metric to which every other is an improvement.
     if isinstance(state, PlateauState):
         worst = math.inf if values["mode"] == "min" else -math.inf
         return {**state_dict, "default_min_lr": values["min_lrs"], "mode_worse": worst}
     state_dict |= {"verbose": False, "_init_lrs": [float(rate) for rate in base_lrs]}
+    # The average of smoothed metrics. The array here has a fixed size and is filled
+    # from its end; torch stores a list of the values so far.
     if state.average is not None:
         size = len(state.average.values)
         state_dict["_streaming_avg"] = {
@@ -295,7 +314,7 @@ def torch_from_metric_state(
 
 
 def _settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns every setting of the schedule under torch's name, with the defaults."""
+    """Returns all settings of the schedule, defaults included, by torch's names."""
     parameters = dict(inspect.signature(_FUNCTIONS[name]).parameters)
     del parameters["learning_rate"]
     return {

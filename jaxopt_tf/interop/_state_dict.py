@@ -1,4 +1,4 @@
-"""Parameters of a torch optimizer's state dict, by name."""
+"""State dicts of torch optimizers, with the names of their parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,23 +20,23 @@ from ._param_names import ParamNames
 
 
 class TorchState(NamedTuple):
-    """State dict whose numbered parameters have names."""
+    """State dict of a torch optimizer, and the names of its numbered parameters."""
 
-    kind: StateType | None  # state of ours for it; None without a file
-    entries: Mapping[Any, Mapping[str, Any]]  # by number
-    numbers: Mapping[str, Any]  # by torch name
+    kind: StateType | None  # type of the equivalent state here; None without a file
+    entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
+    numbers: Mapping[str, Any]  # number of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
-    group_of: Mapping[str, int]  # by torch name
+    group_of: Mapping[str, int]  # index of the group of each parameter, by torch name
 
     @classmethod
     def before_first_update(cls, names: ParamNames, rate: float) -> "TorchState":
-        """Returns the state of an optimizer of any kind without moments."""
+        """Returns the state of any optimizer before its first update."""
         group_of = {found.torch_name: 0 for found in names.slices}
         return cls(None, {}, {}, [{"lr": rate}], group_of)
 
     @property
     def decayed(self) -> dict[str, bool]:
-        """By torch name, whether the parameter's group is decayed."""
+        """True for each parameter whose group has weight decay, by torch name."""
         decays = [bool(group.get("weight_decay")) for group in self.groups]
         return {name: decays[group] for name, group in self.group_of.items()}
 
@@ -49,8 +49,8 @@ class TorchState(NamedTuple):
         """Returns one array of a parameter's entry; None without an entry.
 
         Raises:
-            ValueError: if the entry has no such array, if a number is not finite, if a
-                second moment is negative, or if `dtype` does not hold the numbers.
+            ValueError: if the entry lacks the array, if a number is not finite, if a
+                second moment is negative, or if `dtype` cannot represent the numbers.
         """
         entry = self.entry(name)
         if not entry:
@@ -58,7 +58,7 @@ class TorchState(NamedTuple):
         if key not in entry:
             raise ValueError(
                 f"`state_dict` must have `{key}` for {name!r}, got {sorted(entry)}. "
-                "Build the optimizer with the options that the file is of."
+                "Build the optimizer with the options of the file."
             )
         array = as_numpy(entry[key])
         is_square = key.startswith("exp_avg_sq")
@@ -69,7 +69,7 @@ class TorchState(NamedTuple):
 
     def num_updates(self, name: str) -> int:
         """Returns the number of a parameter's updates; 0 without an entry."""
-        # A tensor since torch 1.12, an int before and in Adafactor.
+        # `step` is a tensor since torch 1.12, an int before and in Adafactor.
         step = self.step(name)
         if hasattr(step, "detach"):
             if step.numel() != 1:
@@ -81,11 +81,11 @@ class TorchState(NamedTuple):
         return _checks.step_count(f"step` of `{name}", step)
 
     def step(self, name: str) -> Any:
-        """Returns `step` as the file has it; None if it has none."""
+        """Returns the unconverted `step` of a parameter; None if the file has none."""
         entry = self.entry(name)
         if not entry:
             return 0
-        # Apex counts once for a group.
+        # Apex's FusedAdam has one count for each group.
         return entry.get("step", self.groups[self.group_of[name]].get("step"))
 
 
@@ -95,13 +95,13 @@ def read_state_dict(
     groups: Groups | None,
     decay_rule: DecayRule = TODAYS_RULE,
 ) -> TorchState:
-    """Gives names to the parameters' numbers; raises if the format is not torch's.
+    """Assigns names to the numbered parameters; raises if the format is not torch's.
 
-    Names come from the file if it has them (`param_names`), else from `groups`, else
-    from the two groups that Trainer makes by `decay_rule`, or by another of its rules
-    that fits the file; for one group alone, from `named_parameters()`.
+    Names are those in the file (`param_names`), else those of `groups`, else those of
+    the two groups that Trainer makes by `decay_rule` or by another of its rules that
+    matches the file. A single group has the names of `named_parameters()`.
     """
-    # From the outside in: each check relies on those before it.
+    # Each check relies on the structure that the checks before it have established.
     kind = check_format(state_dict)
     saved, entries = state_dict["param_groups"], state_dict["state"]
     named = _named_groups(saved, entries, names, groups, decay_rule)
@@ -117,7 +117,7 @@ def read_state_dict(
 
 
 def has_names(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Returns whether all groups contain the names of their parameters."""
+    """Returns True if all groups contain the names of their parameters."""
     return all("param_names" in group for group in groups)
 
 
@@ -128,12 +128,13 @@ def _named_groups(
     groups: Groups | None,
     rule: DecayRule,
 ) -> Groups:
+    """Returns the names of the parameters of each group, in the order of the file."""
     if has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)
         wanted: Groups = [[tied.get(n, n) for n in g["param_names"]] for g in saved]
     else:
-        # Two groups without names are taken for Trainer's.
+        # Two groups without names are assumed to be Trainer's.
         if groups is None and len(saved) == 2 and names.model.is_ordered:
             groups = groups_of_file(saved, entries, names, rule)
         wanted = resolve_groups(len(saved), names, groups, rule)
@@ -142,14 +143,14 @@ def _named_groups(
     if lengths != sizes and has_names(saved):
         raise ValueError(
             "`state_dict` must have a name for each parameter of its groups, got "
-            f"{sizes} `param_names` for {lengths} `params`. Delete `param_names`, and "
+            f"{sizes} `param_names` for {lengths} `params`. Remove `param_names`, and "
             "pass `groups`."
         )
     if lengths != sizes:
         raise ValueError(
             f"`state_dict` must have groups of {sizes} parameters, got {lengths}. "
-            "Another rule of decay or frozen parameters make other groups: pass the "
-            "names of each as `groups`."
+            "Another decay rule or frozen parameters lead to other groups: pass the "
+            "names of each group as `groups`."
         )
     return wanted
 
@@ -161,8 +162,8 @@ def _check_names(state: TorchState, names: ParamNames) -> None:
     odd = sorted(set(state.numbers) - wanted)
     if missing or odd:
         raise ValueError(
-            "`groups` must name every parameter of the optimizer once: "
-            f"without a place {missing}, not of the model {odd}."
+            "`groups` must contain every parameter of the optimizer once: "
+            f"missing {missing}, not in the model {odd}."
         )
 
 
@@ -172,20 +173,21 @@ def _check_entries(state: TorchState) -> None:
     if strays:
         raise ValueError(
             "`state_dict` must have each entry of `state` in one of its groups, got "
-            f"{strays} in none. Save the whole optimizer again, or take them out: "
-            "nothing says whose they are."
+            f"{strays} in none. Save the whole optimizer again, or remove these "
+            "entries: their parameters are unknown."
         )
     uncounted = [name for name in state.numbers if state.step(name) is None]
     if uncounted:
         raise ValueError(
-            f"`state_dict` must have a `step` beside the moments, got {len(uncounted)} "
-            f"entries without, {uncounted[0]!r} the first: the next update is "
-            "corrected by it. Add the number of updates, or take these entries out, "
-            "and their moments begin at 0."
+            f"`state_dict` must have a `step` for all moments, got {len(uncounted)} "
+            f"entries without one, such as {uncounted[0]!r}: the bias correction needs "
+            "it. Add the number of updates, or remove these entries to start from "
+            "moments of 0."
         )
 
 
 def _check_shapes(state: TorchState, names: ParamNames) -> None:
+    """Raises if a tensor does not have the shape of its parameter."""
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     wrong = []
     for name in state.numbers:
@@ -193,13 +195,13 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
         for key, value in entry.items():
             if key not in ("RMS", "step"):
                 check_tensor(value, f"`{key}` of {name!r}")
-        # A wrong order of the parameters shows in their shapes, unless these are equal.
+        # This check also detects a wrong order of parameters with different shapes.
         for key, shape in odd_shapes(entry, shapes[name]).items():
             wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
     if wrong:
         listed = "\n  ".join(wrong)
         raise ValueError(
             f"`state_dict` must have the shapes of the parameters, but {len(wrong)} "
-            f"tensors do not:\n  {listed}\nIs it of another model, or was torch given "
-            "the parameters in another order? Then pass `groups`."
+            f"tensors do not:\n  {listed}\nCheck the model. If the parameters were "
+            "passed to torch in another order, pass `groups`."
         )

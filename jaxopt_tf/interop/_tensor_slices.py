@@ -1,8 +1,8 @@
-"""Slices that leaves and torch tensors share: found by name and shape, copied bitwise.
+"""Correspondence between ranges of leaves and ranges of torch tensors.
 
-A range of a torch tensor equals a range of a leaf, in the axes that torch sees of the
-leaf (`TorchLayout`), at one index of its stacked axes. Transposed, reshaped, stacked,
-fused and split parameters are all cases of this.
+A `TensorSlice` pairs a range of a torch tensor with a range of a leaf, in torch's axes
+of the leaf (`TorchLayout`) and at one index of its stacked axes. It describes
+transposed, reshaped, stacked, fused and split parameters. Values are copied bitwise.
 """
 
 import re
@@ -26,20 +26,20 @@ class TensorSlice(NamedTuple):
 
     leaf: str
     torch_name: str
-    layout: TorchLayout  # of the whole leaf
+    layout: TorchLayout  # layout of the whole leaf
     place: tuple[int, ...] = ()  # index along the stacked axes of the leaf
     axis: int = 0  # torch axis of the two ranges
-    leaf_range: _Range | None = None  # None: all of it; a part if tensors are fused
-    torch_range: _Range | None = None  # None: all of it; a part if the tensor is split
+    leaf_range: _Range | None = None  # part of a leaf of fused tensors; None: all
+    torch_range: _Range | None = None  # part of a tensor that is split; None: all
 
     @property
     def is_whole(self) -> bool:
-        """True if one torch tensor is one parameter of the leaf."""
+        """True if neither the leaf nor the torch tensor is divided along `axis`."""
         return self.leaf_range is None and self.torch_range is None
 
 
 class NameMatch(NamedTuple):
-    """Leaf and the names of its torch tensors."""
+    """Names of the torch tensors of a leaf."""
 
     leaf: str
     shape: tuple[int, ...]
@@ -53,20 +53,27 @@ def leaf_from_tensors(
     shape: Sequence[int],
     dtype: Any,
 ) -> np.ndarray:
-    """Returns a leaf from the tensors of its slices; zeros for None.
+    """Builds a leaf from the tensors of its slices.
 
-    The result is a view of the tensor where possible.
+    Args:
+        slices: all slices of the leaf.
+        tensor: returns a torch tensor by name, or None for zeros.
+        shape: shape of the leaf.
+        dtype: dtype of the leaf.
+
+    Returns:
+        The leaf, as a view of the tensor if possible.
     """
     first, shape = slices[0], tuple(shape)
-    # A tensor that is not stacked, fused or split is not copied: it stays a view of
-    # the mapped file until it is copied to a device.
+    # A tensor that is not stacked, fused or split remains a view of the mapped file, so
+    # that its data is copied only once, to the device.
     if len(slices) == 1 and first.is_whole and not first.place:
         whole = tensor(first.torch_name)
         if whole is None:
             return np.zeros(shape, dtype)
         return first.layout.from_torch(whole, shape).astype(dtype, copy=False)
-    # All slices of a leaf have its layout, so they are written to one array in torch's
-    # axes, which is transposed once.
+    # All slices of a leaf have the same layout. They are written to one array in
+    # torch's axes, which is transposed once at the end.
     viewed = np.zeros(first.layout.torch_shape(shape), dtype)
     for part in slices:
         source = tensor(part.torch_name)
@@ -79,7 +86,7 @@ def leaf_from_tensors(
 def tensor_from_leaves(
     slices: Sequence[TensorSlice], leaf: Callable[[str], np.ndarray]
 ) -> np.ndarray:
-    """Returns a torch tensor from the leaves of its slices."""
+    """Builds a torch tensor from the leaves of its slices."""
     parts = []
     for part in slices:
         viewed = part.layout.to_torch(leaf(part.leaf))[part.place]
@@ -106,16 +113,16 @@ def resolve_slices(
     """Finds the slices of all leaves.
 
     Args:
-        matches: the leaves and their torch names.
+        matches: torch names of all leaves.
         torch_params: the torch parameters by name.
-        layouts: declared layouts by pattern; others are inferred.
-        convention: orientation of kernels, as `match_names` takes it.
+        layouts: declared layouts by pattern. Others are inferred.
+        convention: orientation of kernels, as for `match_names`.
 
     Returns:
-        The slices, and a description of each leaf and each tensor that does not fit.
+        The slices, and a description of each leaf and tensor that does not match.
     """
     users = Counter(name for m in matches for part in m.parts for name in part)
-    ends: dict[str, int] = {}  # of each split tensor, the end of its last slice
+    ends: dict[str, int] = {}  # end of the last slice of each split tensor
     slices: list[TensorSlice] = []
     problems: list[str] = []
     for match in matches:
@@ -137,20 +144,20 @@ def resolve_slices(
             ends |= {s.torch_name: s.torch_range[1] for s in cut if s.torch_range}
             continue
         if found:
-            why = "the shapes fit in more than one way, declare it in `layouts`"
+            why = "several layouts match, declare one in `layouts`"
         listed = ", ".join(f"{t[0].name!r} {list(t[0].shape)}" for t in tensors)
         rest = " (and so on)" if match.is_stacked else ""
         problems.append(
             f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {why}"
         )
-    # Parts of a split tensor that no leaf has would be lost when it is written.
+    # The leaves must cover a split tensor completely. A part that no leaf contains
+    # would be lost when the tensor is written.
     groups = group_slices(slices, "torch_name")
     for name, end in ends.items():
         shape, leaves = torch_params[name].shape, [s.leaf for s in groups[name]]
         if end != shape[groups[name][0].axis]:
             problems.append(
-                f"torch's {name!r} {list(shape)}: its leaves {leaves} make up {end} of "
-                "it"
+                f"torch's {name!r} {list(shape)}: its leaves {leaves} cover {end} of it"
             )
     return slices, problems
 
@@ -166,14 +173,14 @@ def _is_kernel(leaf: str) -> bool:
 
 
 def _is_in_out(layer: str, convention: str) -> bool:
-    """Returns whether torch's weight of a kernel is [in, out] and not [out, in]."""
+    """Returns True if torch's weight of a kernel is [in, out], False for [out, in]."""
     return layer == "Conv1D" or (layer == "" and convention != "linear")
 
 
 def _output_axis(leaf: str, tensor: TorchParam, convention: str) -> int:
-    """Returns the torch axis of outputs, along which tensors are fused or split."""
-    # torch fuses layers that have the same input (queries, keys and values) by
-    # concatenating their outputs: axis 0 of [out, in], axis 1 of Conv1D's [in, out].
+    """Returns torch's output axis, along which tensors are fused or split."""
+    # Layers with the same input (queries, keys and values) are fused by concatenating
+    # their outputs: axis 0 of [out, in], axis 1 of Conv1D's [in, out].
     is_matrix = _is_kernel(leaf) and len(tensor.shape) == 2
     return int(is_matrix and _is_in_out(tensor.layer, convention))
 
@@ -184,16 +191,17 @@ def _layouts(
     layouts: Mapping[str, TorchLayout],
     convention: str,
 ) -> tuple[list[TorchLayout], str]:
-    """Returns the possible layouts of a leaf, and the error if none of them fits."""
+    """Returns the possible layouts of a leaf, and the error if none of them matches."""
     for pattern, layout in layouts.items():
         if re.fullmatch(pattern, match.leaf):
             is_stack = len(layout.stacked_axes) == match.is_stacked
             if is_stack and layout.fits(match.shape):
                 return [layout], _MISFIT
             return [], f"`layouts` has {layout!r}, which does not fit"
-    # Flax flips the kernel in space.
+    # Flax's kernels of transposed convolutions have reversed spatial axes, which a
+    # layout, a permutation of axes, cannot describe.
     if tensor.layer.startswith("ConvTranspose"):
-        return [], f"torch's {tensor.layer} is no transposition of a leaf"
+        return [], f"torch's {tensor.layer} is not a transposed leaf"
     found = _candidates(match, tensor, convention)
     if match.is_stacked:
         found = [layout.stacked() for layout in found]
@@ -203,18 +211,19 @@ def _layouts(
 def _candidates(
     match: NameMatch, tensor: TorchParam, convention: str
 ) -> list[TorchLayout]:
-    """Returns the layouts that the name of a leaf and the type of a layer leave open.
+    """Returns the layouts that the name of a leaf and the type of a layer allow.
 
-    The shape chooses among them. A square shape does not show whether a kernel is
-    transposed, so the shape alone does not decide.
+    The shape selects one of them. The shape alone would not suffice: a square shape
+    does not show whether a kernel is transposed.
     """
     num_axes, num_wanted = len(match.shape) - match.is_stacked, len(tensor.shape)
     # Kernels of convolutions: [*spatial, in, out] for torch's [out, in, *spatial].
     if _is_kernel(match.leaf) and num_wanted >= 3 and num_axes == num_wanted:
         return [TorchLayout.conv(num_axes - 2)]
     if _is_kernel(match.leaf) and num_wanted == 2 and num_axes >= 2:
-        # Attention may have an axis of heads among the inputs or the outputs: any cut
-        # between the two that fits torch's matrix is possible.
+        # Kernels of attention may have an axis of heads among the inputs or the
+        # outputs. Every boundary between the two that matches torch's matrix is
+        # possible.
         if not _is_in_out(tensor.layer, convention):
             return [
                 TorchLayout.dense_general(num_in, num_axes - num_in)
@@ -228,7 +237,7 @@ def _candidates(
         return [TorchLayout(axes=(axes[:n], axes[n:])) for n in range(1, num_axes)]
     if num_axes == num_wanted:
         return [TorchLayout()]
-    # A bias [heads, k], for torch's vector.
+    # A bias [heads, k] is a vector in torch.
     return [TorchLayout.flat(num_axes)] if num_wanted == 1 else []
 
 
@@ -239,11 +248,11 @@ def _slices(
     tensors: Sequence[Sequence[TorchParam]],
     ends: Mapping[str, int] | None,
 ) -> list[TensorSlice]:
-    """Returns the slices of a leaf in a layout; none if the shapes do not fit.
+    """Returns the slices of a leaf in a layout; empty if the shapes do not match.
 
     Args:
         match: the leaf.
-        layout: its layout.
+        layout: layout of the leaf.
         axis: torch axis along which tensors are fused or split.
         tensors: the fused tensors; for each the layers of a stack.
         ends: end of the last slice of each tensor; None if the tensors are not split.
@@ -253,6 +262,7 @@ def _slices(
     is_fused, is_split = len(tensors) > 1, ends is not None
     if {len(tensor.shape) for part in tensors for tensor in part} != {len(viewed)}:
         return []
+    # A leaf of fused tensors cannot share one of them with another leaf.
     if (is_fused and is_split) or ((is_fused or is_split) and axis >= len(viewed)):
         return []
     slices, start = [], 0
@@ -267,10 +277,11 @@ def _slices(
             if ends is not None:
                 first = ends.get(tensor.name, 0)
                 cut = cut._replace(torch_range=(first, first + ours[axis]))
+                # Smaller than the leaf, hence a mismatch, if too little remains.
                 theirs[axis] = min(ours[axis], theirs[axis] - first)
             if ours != theirs or stack not in ((), (len(part),)):
                 return []
             place = (number,) * num_stacked
             slices.append(cut._replace(torch_name=tensor.name, place=place))
-    # The rest of a leaf that fused tensors do not fill would be zeros.
+    # Fused tensors must fill the leaf: the rest of it would remain zeros.
     return slices if not is_fused or start == viewed[axis] else []

@@ -1,4 +1,4 @@
-"""Files of `torch.save`: compared with their CRC, loaded without running code."""
+"""Reading of files of `torch.save` with CRC checks and without running code."""
 
 import contextlib
 import io
@@ -18,13 +18,13 @@ from .._io import atomic_write
 from ._extras import import_extra
 from ._safe_pickle import Storage, first_global, load_storage_keys
 
-# Bytes that are read through a map before its pages are released.
+# Bytes that are read through a memory map before it is replaced, which frees its pages.
 _WINDOW = 64 * 2**20
-# Bytes of a record that are read at a time for its CRC.
+# Bytes of a record that are read at a time to compute its CRC.
 _CHUNK = 2**20
 _NUM_THREADS = min(8, os.cpu_count() or 1)
 
-# Beginnings of names in pickles, and the formats that they belong to.
+# Formats of other libraries, by the prefix of a name in their pickles.
 _OTHERS = {
     "torchao": "a low-bit state of torchao (adamw_torch_8bit or adamw_torch_4bit)",
     "bitsandbytes": "a low-bit state of bitsandbytes",
@@ -38,17 +38,20 @@ _OTHERS = {
 def load_torch(path: str | os.PathLike[str]) -> Any:
     """Reads a file that `torch.save` wrote, without running code from it.
 
-    Tensors are mapped into memory if the format of the file allows it. Only tensors,
-    numbers, strings and containers of them are loaded: a pickle that names a function
-    or a class is refused before any of it runs. Every record of the file is compared
-    with its CRC first, which torch does not do. Files written before torch 1.6 or under
-    `set_crc32_options(False)` have no CRC.
+    Tensors are memory-mapped if the format of the file allows it. The file may contain
+    only tensors, numbers, strings and containers of them. A pickle that refers to
+    another function or class is refused before any code runs. Every record is compared
+    with its CRC, which torch does not do. Files written before torch 1.6, or with
+    `set_crc32_options(False)`, have no CRC.
+
+    Args:
+        path: the file.
 
     Raises:
-        ValueError: if the file does not exist, is empty, cut short, damaged, not
-            written by torch, or contains anything else; with the file's name, the
+        ValueError: if the file does not exist, is empty, truncated, damaged, not
+            written by torch, or has other content. The message contains the path, the
             reason and, for a damaged record, the tensor.
-        TypeError: if `path` is no path.
+        TypeError: if `path` is not a path.
 
     Source: torch 2.13 `serialization.py`, `load` with `weights_only=True`.
     """
@@ -56,7 +59,7 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
         raise TypeError(f"`path` must be a path, got {type(path).__name__}.")
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"`path` must be a file of torch, got {str(path)!r}: no file.")
+        raise ValueError(f"`path` must be an existing file, got {str(path)!r}.")
     damage = "it is empty" if path.stat().st_size == 0 else _damage_of_archive(path)
     if damage:
         raise _unreadable(path, damage)
@@ -64,28 +67,29 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
 
 
 def map_torch(path: Path) -> Any:
-    """Maps a file as `load_torch`, without comparing its records with their CRC."""
+    """Loads a file as `load_torch`, without comparing its records with their CRC."""
     torch = import_extra("torch")
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused below
+            # torch raises if `mmap` is set for the format before 1.6, which is not zip.
             mmap = zipfile.is_zipfile(path)
             return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         name = found.group(1) if found else first_global(path)
         raise _unreadable(path, _refusal_of(name)) from None
-    # torch's unpickler raises as many kinds of errors as there are opcodes,
-    # RecursionError and MemoryError among them.
+    # On damaged files torch's unpickler raises exceptions of many types, among them
+    # RecursionError and MemoryError.
     except Exception as error:
         first = (str(error).splitlines() or [""])[0] or type(error).__name__
-        reason = f"it is cut short or not torch's: {first}"
+        reason = f"it is truncated or was not written by torch: {first}"
         raise _unreadable(path, reason) from None
 
 
 def save_torch(value: Any, path: Path) -> None:
-    """Writes `value` atomically, for `torch.load(weights_only=True)`."""
+    """Writes `value` atomically, in the format of `torch.save`."""
     torch = import_extra("torch")
 
     with atomic_write(path) as new_path:
@@ -96,8 +100,8 @@ def save_torch(value: Any, path: Path) -> None:
 def errors_name(path: Path) -> Iterator[None]:
     """Adds `path` to errors about the content of a file.
 
-    An exception that is no `ValueError` or `TypeError` means that the file contains
-    something else than expected.
+    Exceptions such as KeyError and AttributeError mean that the content is not what
+    Transformers writes. They are raised as ValueError.
     """
     try:
         yield
@@ -111,21 +115,21 @@ def errors_name(path: Path) -> Iterator[None]:
         raise kind(f"{path}: {error}") from error
     except (LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
-            f"{path} must hold what Transformers writes there, but reading it ended in "
-            f"{error!r}. Copy the file again, or take an earlier checkpoint."
+            f"{path} must have the content that Transformers writes, but reading it "
+            f"failed with {error!r}. Copy the file again, or use an earlier checkpoint."
         ) from error
 
 
 class MappedState(UserDict[Any, Any]):
     """Entries of a large optimizer state, with few pages of its file in memory.
 
-    A mapped page stays in memory once it was read, so the file is mapped again after
-    every `_WINDOW` bytes.
+    The operating system counts a mapped page as memory of the process once it was read.
+    The file is therefore mapped again after every `_WINDOW` bytes.
     """
 
     def __init__(self, path: Path, state: dict[Any, Any]):
-        """Takes `state`, the value of "state" in `path`."""
-        self.data = state  # not copied, which would read the entries
+        """Stores `state`, the value of "state" in `path`, without reading entries."""
+        self.data = state  # `UserDict.__init__` would copy it entry by entry
         self._path, self._num_bytes = path, 0
 
     def __getitem__(self, index: Any) -> Any:
@@ -141,15 +145,15 @@ class MappedState(UserDict[Any, Any]):
 def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(
         f"`path` must be a file of tensors that `torch.save` wrote, got {str(path)!r}: "
-        f"{reason}. Nothing of it was run."
+        f"{reason}. No code in it was run."
     )
 
 
 def _damage_of_archive(path: Path) -> str:
-    """Returns what is damaged in an archive; "" if nothing is, or if it is no archive.
+    """Describes the damage of an archive; "" for none and for files of other formats.
 
-    Every record is read through a buffer, so that no page of the file stays mapped, and
-    compared with its CRC.
+    Every record is compared with its CRC. Records are read through a buffer, not
+    through the memory map, whose pages would stay in memory.
     """
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch's own test for an archive
@@ -158,29 +162,31 @@ def _damage_of_archive(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if not any(record.CRC for record in records):
-                return ""  # torch.serialization.set_crc32_options(False)
+                return ""  # written with torch.serialization.set_crc32_options(False)
+            # The largest records first, so that no thread starts a large one last.
             records.sort(key=lambda record: -record.file_size)
-            # `zlib.crc32` releases the GIL.
+            # Threads suffice: `zlib.crc32` releases the GIL for large buffers.
             with ThreadPoolExecutor(_NUM_THREADS) as pool:
                 found = pool.map(lambda record: _damage(archive, record), records)
                 return next((reason for reason in found if reason), "")
-    # `zipfile` raises struct.error, OverflowError and others on damaged directories.
+    # For a damaged directory `zipfile` raises struct.error, OverflowError and others.
     except Exception as error:
-        return f"its archive is cut short or damaged: {error}"
+        return f"its archive is truncated or damaged: {error}"
 
 
 def _damage(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> str:
-    """Returns what is wrong with a record; "" if nothing is."""
+    """Describes the damage of a record, with its tensor if it is known; "" for none."""
     try:
         if record.compress_type != zipfile.ZIP_STORED:
             raise zipfile.BadZipFile("it is compressed, which torch never does")
+        # `zipfile` compares the CRC when the end of the record is read.
         with archive.open(record) as stream:
             while stream.read(_CHUNK):
                 pass
     except Exception as error:  # BadZipFile, EOFError, ...
         folder, _, key = record.filename.rpartition("/")
         tensor = ""
-        # The pickle, which has the names of the tensors, may be damaged, too.
+        # The pickle contains the names of the tensors. It may be damaged, too.
         with contextlib.suppress(Exception):
             if folder.endswith("/data"):
                 pickled = archive.read(folder.removesuffix("data") + "data.pkl")
@@ -192,6 +198,7 @@ def _damage(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> str:
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted path and the record of every tensor in nested containers."""
     items: Any = ()
     if isinstance(node, Storage):
         yield path, node.key
@@ -207,7 +214,7 @@ def _refusal_of(name: str) -> str:
     """Returns the reason for which a pickle that refers to `name` is refused."""
     for start, whose in _OTHERS.items():
         if name.startswith(start):
-            return f"it is {whose} (it asks for {name}), which is another format"
+            return f"it is {whose} (it refers to {name}), which is another format"
     if name:
-        return f"it asks to run {name}, which a file of tensors does not need"
-    return "its pickle is damaged or not torch's"
+        return f"it refers to {name}, which a file of tensors does not need"
+    return "its pickle is damaged or was not written by torch"

@@ -1,4 +1,4 @@
-"""Parameters of a torch model: names, shapes, layer types, ties, decay groups."""
+"""Description of a torch model: names, shapes, layer types, ties and decay groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,28 +16,30 @@ _OF_MODULE = "Describe the model with `torch_model_from_module`"
 
 
 class TorchParam(NamedTuple):
-    """Parameter, as `named_parameters()` has it."""
+    """Parameter of a torch model."""
 
-    name: str
+    name: str  # name in `named_parameters()`
     shape: tuple[int, ...]
-    layer: str = ""  # type of the module that contains it: "Linear"; "": unknown
+    layer: str = ""  # type of the module that contains it, as "Linear"; "": unknown
     is_trainable: bool = True  # `requires_grad`
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchModel:
-    """Parameters of a torch model, each once.
+    """Description of a torch model.
 
     Attributes:
-        parameters: in the order of `named_parameters()`, if `is_ordered`.
-        tied: names of tied tensors, each with the name in `parameters`.
+        parameters: the parameters, tied ones once; in the order of
+            `named_parameters()` if `is_ordered`.
+        tied: pairs of a further name of a tied tensor and its name in `parameters`.
         buffers: names of the other tensors that are saved with the parameters.
-        layer_norms: paths of the modules that some version of Trainer counts as layer
-            norms, each with its class: "LayerNorm" for torch's and its subclasses,
+        layer_norms: classes of modules that some version of Trainer counts as layer
+            norms, by path: "LayerNorm" for torch's class and its subclasses,
             "LlamaRMSNorm" and others for classes that Transformers 4 registered.
-        is_ordered: whether the order is torch's; names from a file have no order.
-        load_rules: rules by which Transformers reads the names in weight files.
-        origin: the file or the class that describes the model, for messages.
+        is_ordered: True if the order is that of `named_parameters()`. Names from a file
+            have no order.
+        load_rules: rules by which Transformers resolves the names in weight files.
+        origin: file or class that describes the model, for messages.
     """
 
     parameters: tuple[TorchParam, ...]
@@ -50,17 +52,17 @@ class TorchModel:
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...] | None:
-        """Decay groups of today's Trainer, as `groups_by_rule` returns them."""
+        """Decay groups of the newest version of Trainer, as in `groups_by_rule`."""
         return self.groups_by_rule("transformers_v5")
 
     def groups_by_rule(self, rule: str) -> tuple[tuple[str, ...], ...] | None:
-        """Returns the names in Trainer's two groups, decayed first.
+        """Returns the names in Trainer's two groups, decayed parameters first.
 
         Args:
-            rule: a rule of `decay_mask`, that of the version that made the groups.
+            rule: rule of `decay_mask` for the version that made the groups.
 
         Returns:
-            The names in both groups; None without an order.
+            The names in both groups; None if the order is unknown.
 
         Source: transformers 5.24 `trainer.py`, `Trainer.create_optimizer`; unchanged
             since 4.40.
@@ -68,7 +70,8 @@ class TorchModel:
         if not self.is_ordered:
             return None
         trainable = [p for p in self.parameters if p.is_trainable]
-        # `decay_mask` looks at names and shapes: arrays without memory do.
+        # `decay_mask` takes a tree of arrays. Broadcast views of one number have the
+        # shapes of the parameters without their memory.
         leaves = {p.name: np.broadcast_to(np.float32(0), p.shape) for p in trainable}
         parents = {name.rpartition(".")[0] for name in leaves}
         norms = {p: kind for p, kind in self.layer_norms.items() if p in parents}
@@ -80,34 +83,34 @@ class TorchModel:
 
 
 def torch_model_from_module(module: Any) -> TorchModel:
-    """Describes a `torch.nn.Module`, on any device, the meta device included.
+    """Describes a `torch.nn.Module` on any device, including the meta device.
 
     Args:
-        module: the model that the optimizer was built for, with the parameters frozen
-            that were frozen then.
+        module: the model that the optimizer was built for, with the same parameters
+            frozen.
 
     Raises:
-        TypeError: if it is no module.
+        TypeError: if `module` is not a `torch.nn.Module`.
     """
     torch = import_extra("torch")
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
-            f"`module` must be a torch.nn.Module, got {type(module).__name__}. For "
-            "names alone, use `torch_model_from_shapes`."
+            f"`module` must be a torch.nn.Module, got {type(module).__name__}. If only "
+            "names are known, use `torch_model_from_shapes`."
         )
     layers: dict[str, str] = {}
     norms: dict[str, str] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
-        # Trainer excludes whole modules, with the modules in them. It compares the
-        # children of a module with its types, never the model itself.
+        # Trainer excludes a layer norm with all modules in it. It tests the types of
+        # the children of a module, so the type of the model itself is never tested.
         above = norms.get(path.rpartition(".")[0], "")
         kind = norm_type(_counted_types(layer)) if path else ""
         if kind or above:
             norms[path] = kind if kind == "LayerNorm" else above or kind
         for name, _ in layer.named_parameters(recurse=False):
             layers[f"{path}.{name}" if path else name] = _layer_type(layer)
-    # torch lists a tied tensor once, under its first name.
+    # `named_parameters()` lists a tied tensor once, under its first name.
     once = dict(module.named_parameters())
     names = {id(tensor): name for name, tensor in once.items()}
     all_names = dict(module.named_parameters(remove_duplicate=False))
@@ -129,16 +132,17 @@ def torch_model_from_module(module: Any) -> TorchModel:
 
 
 def torch_model_from_config(folder: Path | str) -> TorchModel:
-    """Describes the Transformers model of a `config.json`, without memory for weights.
+    """Describes the Transformers model of a `config.json`, without allocating weights.
 
-    The model is built on torch's meta device, by Transformers' own class of the name in
-    `architectures`; code from the folder is never run.
+    The model is built on torch's meta device from the class in Transformers that
+    `architectures` names. Code in the folder is never run.
 
     Args:
-        folder: a folder with `config.json`, such as a Trainer's `checkpoint-500`.
+        folder: a folder that contains `config.json`, such as `checkpoint-500` of a
+            Trainer.
 
     Raises:
-        ValueError: if there is no `config.json`, or none of a model of Transformers.
+        ValueError: if `config.json` is missing or describes no model of Transformers.
 
     Source: transformers 5.23 `configuration_utils.py`, `PreTrainedConfig`.
     """
@@ -149,8 +153,8 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
     if not path.is_file():
         raise _checks.ArgumentError(
             "folder",
-            f"`folder` must hold config.json, got {str(folder)!r}.",
-            f"{_OF_MODULE}, or by `torch_model_from_shapes`.",
+            f"`folder` must contain config.json, got {str(folder)!r}.",
+            f"{_OF_MODULE} or `torch_model_from_shapes`.",
         )
     module = None
     try:
@@ -161,19 +165,20 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
             if module is None and hasattr(transformers, name):
                 with torch.device("meta"):
                     module = getattr(transformers, name)(config)
-    # Each configuration checks its fields in its own way, or not at all.
+    # Configurations validate their fields in different ways or not at all, so a wrong
+    # value may raise any exception.
     except Exception as error:
         raise _checks.ArgumentError(
             "folder",
-            "`folder` must hold the config.json of a model that Transformers knows, "
-            f"got {str(path)!r}: {error or type(error).__name__}.",
+            "`folder` must contain the config.json of a model of Transformers, got "
+            f"{str(path)!r}: {error or type(error).__name__}.",
             f"{_OF_MODULE}.",
         ) from error
     if module is None:
         raise _checks.ArgumentError(
             "folder",
-            f"`folder` must name a model of Transformers in config.json, under "
-            f"`architectures`, got {config.architectures!r} in {str(path)!r}.",
+            "`folder` must contain a config.json that has a class of Transformers "
+            f"under `architectures`, got {config.architectures!r} in {str(path)!r}.",
             f"{_OF_MODULE}.",
         )
     return replace(torch_model_from_module(module), origin=str(path))
@@ -182,13 +187,14 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
 def torch_model_from_shapes(
     shapes: Mapping[str, Sequence[int]], *, is_ordered: bool = False
 ) -> TorchModel:
-    """Describes a model by the names and shapes of its parameters alone.
+    """Describes a model by the names and shapes of its parameters.
+
+    Layer types are unknown, so layer norms are recognized only by their names.
 
     Args:
-        shapes: shape of every parameter, tied ones once.
-        is_ordered: whether the mapping has the order of `named_parameters()`; names
-            from a file do not. Layer types are unknown in both cases, so layer norms
-            are recognized by their names alone.
+        shapes: shape of every parameter by name, tied parameters once.
+        is_ordered: True if the mapping has the order of `named_parameters()`. Names
+            from a file do not have it.
     """
     parameters = tuple(TorchParam(name, tuple(shape)) for name, shape in shapes.items())
     return TorchModel(parameters=parameters, is_ordered=is_ordered)
@@ -197,7 +203,8 @@ def torch_model_from_shapes(
 def _counted_types(layer: Any) -> list[str]:
     """Returns the classes by which Trainer may recognize a module as a layer norm.
 
-    A class of another library with the name of one of Transformers does not count.
+    Only classes of torch and Transformers count, because Trainer compares types. A
+    class of another library may have the name of one of these.
     """
     return [
         kind.__name__
@@ -207,7 +214,7 @@ def _counted_types(layer: Any) -> list[str]:
 
 
 def _layer_type(layer: Any) -> str:
-    """Returns the name of the type; for a subclass of a known layer, that layer's."""
+    """Returns the name of a layer's type; for subclasses, that of the known layer."""
     nn = import_extra("torch").nn
     known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
     kinds = [kind for kind in known if isinstance(layer, kind)]

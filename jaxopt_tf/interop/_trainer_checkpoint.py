@@ -1,4 +1,4 @@
-"""Checkpoint folder of Transformers' Trainer, read as a run of ours."""
+"""Reading of checkpoint folders of Transformers' Trainer."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -35,19 +35,19 @@ from ._trainer_folder import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainerCheckpoint:
-    """Run in a Trainer's checkpoint folder.
+    """Contents of a Trainer's checkpoint folder.
 
     Attributes:
         params: the parameters.
-        opt_state: the optimizer's state; None if `opt_state` was not given.
-        schedule_state: state of a schedule that a metric drives; else None.
-        schedule_step: step passed to the schedule next; for one that a metric drives,
-            the number of its metrics.
-        step: number of batches, `global_step`; updates that torch skipped count.
-        epoch: number of passes over the data, with a fraction.
-        trainer_state: all of `trainer_state.json`, `log_history` included.
+        opt_state: the optimizer state; None if `opt_state` was not given.
+        schedule_state: state of a metric-driven schedule; else None.
+        schedule_step: step passed to the schedule next; for a metric-driven schedule,
+            the number of metrics that it received.
+        step: `global_step` of Trainer, which includes updates that torch skipped.
+        epoch: number of passes over the data, as a fraction.
+        trainer_state: contents of `trainer_state.json`, including `log_history`.
         param_groups: settings of torch's groups, without their parameters.
-        missing: missing files.
+        missing: names of files that are missing.
         unused: names of tensors in the weight files that were left out.
     """
 
@@ -74,40 +74,45 @@ def read_trainer_checkpoint(
     layouts: Mapping[str, TorchLayout] | None = None,
     without: Collection[str] = (),
 ) -> TrainerCheckpoint:
-    """Reads the run in a Trainer's checkpoint folder, such as `checkpoint-500/`.
+    """Reads a Trainer's checkpoint folder, such as `checkpoint-500`.
 
-    Files are mapped and converted leaf by leaf; no code in them is run. Moments are
-    assigned by the order of the groups, as `opt_state_from_torch` describes, which
-    cannot detect parameters of one shape in another order.
+    Files are memory-mapped and converted leaf by leaf. No code in them is run. Moments
+    are assigned by the order of the groups, as described in `opt_state_from_torch`: an
+    exchange of two parameters of equal shape cannot be detected.
 
     Args:
         folder: the folder.
         params: parameters of the right structure, dtypes and devices, or their shapes.
         names: leaf of each torch parameter.
-        recipe: the numbers of the run; the file's rate, schedule and groups are checked
-            against it.
+        recipe: the recipe of the run. The rate, schedule and groups in the files must
+            agree with it.
         opt_state: the result of `optimizer.init(params)`, for an optimizer that decays
-            as Trainer does, `build_optimizer(recipe, layer_norms=names.layer_norms)`.
-            None: the parameters alone.
-        groups: names in the order in which torch was given them, for each group; None
-            for Trainer's own, which depend on the version: those of
-            `recipe.decay_rule`, or those of the one version that fits the file.
-        layouts: as `adafactor_tf` has them.
-        without: names of files that may be missing, of optimizer.pt, scheduler.pt and
-            trainer_state.json.
+            the same parameters as Trainer, such as
+            `build_optimizer(recipe, layer_norms=names.layer_norms)`. None: optimizer.pt
+            is not read.
+        groups: names of the parameters of each group, in the order in which they were
+            passed to torch; None for Trainer's groups, which depend on its version:
+            those of `recipe.decay_rule`, or those of the only version that matches.
+        layouts: layouts that `adafactor_tf` was built with.
+        without: which of optimizer.pt, scheduler.pt and trainer_state.json may be
+            missing.
+
+    Returns:
+        The parameters, the states of optimizer and schedule, and the step.
 
     Raises:
-        ValueError: if a file is missing, with the consequence of reading without it; if
-            one is unreadable, of another model or another format; if the recipe
-            contradicts them; or if it decays other parameters than the groups of
-            optimizer.pt, with the `decay_rule` that fits. Without weight decay, other
-            groups are no error.
+        ValueError: if a file is missing (the message describes the effect of reading
+            without it), unreadable, or of another model or format; if the recipe
+            contradicts the files; or if the recipe decays other parameters than the
+            groups of optimizer.pt (the message has the matching `decay_rule`). Groups
+            may differ if there is no weight decay.
 
     Source: transformers 5.23 `trainer.py`, `_load_optimizer_and_scheduler`,
         `_load_from_checkpoint` and `_init_training_state`.
-    Differs: what Trainer ignores with a warning, or silently, is an error.
+    Differs: inconsistencies that Trainer ignores, with a warning or silently, are
+        errors here.
     """
-    # Small files first: an unfit folder is refused before gigabytes are read.
+    # Small files are read first, so that most errors occur before gigabytes are read.
     folder = Path(folder)
     check_folder_is_trainers(folder)
     wanted = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
@@ -141,7 +146,7 @@ def read_trainer_checkpoint(
             opt_state = convert_state(
                 opt_state, params, state, names, layouts=layouts, step=position
             )
-        del state  # the mapped file, before the next is read
+        del state  # closes the memory map before the weights are read
     params, unused = read_weights(folder, params, names)
     return TrainerCheckpoint(
         params=params,
@@ -160,31 +165,32 @@ def read_trainer_checkpoint(
 def decay_rule_from_checkpoint(
     folder: Path | str, names: ParamNames, *, groups: Groups | None = None
 ) -> str | tuple[str, ...]:
-    """Returns the `decay_rule` by which a recipe decays what optimizer.pt decays.
+    """Returns the `decay_rule` that decays the same parameters as optimizer.pt.
 
         rule = decay_rule_from_checkpoint("checkpoint-500", names)
         recipe = dataclasses.replace(recipe, decay_rule=rule)
 
-    It is for groups that no version of Trainer makes: those of a script, of a subclass.
+    The function is needed for groups that no version of Trainer makes, such as those of
+    a script or of a subclass of Trainer.
 
     Args:
         folder: a Trainer's checkpoint folder.
         names: leaf of each torch parameter.
-        groups: as `read_trainer_checkpoint` takes them.
+        groups: names of the parameters of each group, as for `read_trainer_checkpoint`.
 
     Returns:
-        "default" or "all", if these decay the same parameters; else regular expressions
-        for the names of the leaves that are not decayed.
+        "default" or "all" if one of these decays the same parameters; else regular
+        expressions for the names of the leaves that are not decayed.
 
     Raises:
-        ValueError: if optimizer.pt is missing or cannot be read; or if the file decays
-            a leaf in part.
+        ValueError: if optimizer.pt is missing or cannot be read, or if a leaf contains
+            both decayed and undecayed parameters.
     """
     folder = Path(folder)
     check_folder_is_trainers(folder)
     if not (folder / OPTIMIZER).is_file():
         raise ValueError(
-            f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Name "
+            f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Use "
             "a rule of `decay_mask`."
         )
     state = read_state_dict(_optimizer(folder / OPTIMIZER), names, groups)
@@ -195,15 +201,16 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
     """Reads `trainer_state.json`.
 
     Raises:
-        ValueError: if it is no JSON of a Trainer's state.
+        ValueError: if the file is not the JSON of a Trainer's state.
     """
-    # Text of any kind ends in one of these: deep nesting in a RecursionError.
+    # `json.loads` raises ValueError for text that is not JSON, and RecursionError for
+    # deeply nested lists. The lookup raises for JSON without `global_step`.
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         step = state["global_step"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"`path` must be a Trainer's {STATE}, got {str(path)!r}: {error!r}."
+            f"`path` must be the {STATE} of a Trainer, got {str(path)!r}: {error!r}."
         ) from error
     with errors_name(path):
         _checks.step_count("global_step", step)
@@ -214,12 +221,13 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 def _checked_optimizer(
     folder: Path, names: ParamNames, recipe: Recipe, groups: Groups | None
 ) -> TorchState:
-    """Reads optimizer.pt; raises unless its groups have the recipe's numbers."""
+    """Reads optimizer.pt, and raises if its groups contradict the recipe."""
     path = folder / OPTIMIZER
     saved = _optimizer(path)
     with errors_name(path):
         state = read_state_dict(saved, names, groups, recipe.decay_rule)
-    # Numbers alone are assigned by the order of the model's parameters.
+    # Without names, moments are assigned by the order of the model's parameters, which
+    # some versions of Transformers changed.
     if groups is None and not has_names(state.groups):
         check_order(folder)
     with errors_name(path):
@@ -230,7 +238,7 @@ def _checked_optimizer(
 
 def _optimizer(path: Path) -> Any:
     saved = load_torch(path)
-    # Anything else is refused by `read_state_dict`, with what it is.
+    # Other contents are refused by `read_state_dict`.
     if isinstance(saved, dict) and isinstance(saved.get("state"), dict):
         saved["state"] = MappedState(path, saved["state"])
     return saved

@@ -1,4 +1,4 @@
-"""Checkpoint folder of Transformers' Trainer, written from a run of ours."""
+"""Writing of checkpoint folders for Transformers' Trainer."""
 
 import shutil
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from ._torch_files import load_torch, map_torch, save_torch
 from ._trainer_checkpoint import read_trainer_state
 from ._trainer_folder import MODEL_FILES, OPTIMIZER, SCHEDULER, STATE
 
-# Beginnings of names of files that belong to the step of a checkpoint.
+# Prefixes of names of files that belong to one step and are not copied from `like`.
 _NOT_COPIED = (
     *MODEL_FILES,
     "pytorch_model-",
@@ -31,8 +31,9 @@ _NOT_COPIED = (
     "rng_state",
     "scaler",
 )
-# Trainer follows the file in these, not its arguments. The other fields change with
-# every step. A callback that is not among the `stateful_callbacks` fails when it saves.
+# Fields of trainer_state.json that are settings of a run; all others change with every
+# step. Trainer uses the values in the file, not those of its arguments. A callback that
+# is missing in `stateful_callbacks` fails when the resumed run saves.
 _SETTINGS = (
     "eval_steps",
     "is_hyper_param_search",
@@ -44,7 +45,7 @@ _SETTINGS = (
     "trial_name",
     "trial_params",
 )
-# Keys that tell the kind of a group of AdamW or Adafactor, or the kind of a schedule.
+# Keys that identify a group of AdamW or Adafactor, or the type of a schedule.
 _KINDS = frozenset(
     {"betas", "clip_threshold", "lr_lambdas", "mode_worse", "num_good_epochs"}
 )
@@ -67,40 +68,42 @@ def write_trainer_checkpoint(
 ) -> None:
     """Writes a folder from which `Trainer.train(resume_from_checkpoint=...)` resumes.
 
-    It contains model.safetensors, optimizer.pt, scheduler.pt and trainer_state.json,
-    and is written atomically. Each file has the fields of the version of Transformers
-    and torch that wrote `like`, else those of transformers 5.23 and torch 2.13. The
-    state of torch's random numbers is left out, so dropout draws other numbers: Trainer
-    logs that and takes the order of the data from its seed.
+    The folder contains model.safetensors, optimizer.pt, scheduler.pt and
+    trainer_state.json, and is written atomically. The files have the fields of the
+    versions of Transformers and torch that wrote `like`, else those of transformers
+    5.23 and torch 2.13. The state of torch's random number generator is not written, so
+    dropout masks differ. Trainer logs this, and derives the order of the data from its
+    seed.
 
     Args:
         folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's
             `output_dir`.
         params: the parameters.
-        opt_state: the state of their optimizer, AdamW or Adafactor.
+        opt_state: state of an optimizer that contains `adamw_tf` or `adafactor_tf`.
         names: leaf of each torch parameter.
-        recipe: the numbers of the run. The groups are those of its `decay_rule`, if
-            that is a version's or patterns; else those of "transformers_v5". Trainer
-            makes its groups by its own rule, and refuses groups of other lengths.
-        step: number of batches, for `global_step`.
-        schedule_step: step passed to the schedule next, or the number of its metrics;
-            None for `step`.
-        schedule_state: state of a schedule that a metric drives.
-        trainer_state: fields of `trainer_state.json`, such as those of a run's own
-            file. Other fields have Trainer's default; settings of the run, such as
-            `eval_steps`, and the states of callbacks have the values of `like`.
+        recipe: the recipe of the run. The groups are those of its `decay_rule` if that
+            is a version's rule or a sequence of patterns, else those of
+            "transformers_v5". Trainer makes groups by the rule of its version, and
+            refuses a file with groups of other lengths.
+        step: `global_step`, the number of updates so far, including skipped ones.
+        schedule_step: step passed to the schedule next; for a metric-driven schedule,
+            the number of metrics that it received; None for `step`.
+        schedule_state: state of a metric-driven schedule; else None.
+        trainer_state: fields of `trainer_state.json`, such as those that a run has
+            written. Settings of the run (such as `eval_steps`) and the states of
+            callbacks have the values of `like` otherwise, all others Trainer's default.
         like: a checkpoint folder of the same run. Its other files, such as config.json
-            and the tokenizer, are copied, and so are the model's buffers. If it
-            contains trainer_state.json, optimizer.pt or scheduler.pt, the new file has
-            the same fields, so that the same version reads it. If its weights are in
-            pytorch_model.bin, so are the new ones.
-        groups: names of each group; None for Trainer's own.
-        layouts: as `adafactor_tf` has them.
+            and the tokenizer, and the buffers of the model are copied. If it contains
+            trainer_state.json, optimizer.pt or scheduler.pt, the new file has the same
+            fields, so that the same version can read it. If its weights are in
+            pytorch_model.bin, the new weights are in a file of that name.
+        groups: names of the parameters of each group; None for Trainer's groups.
+        layouts: layouts that `adafactor_tf` was built with.
 
     Raises:
-        ValueError: if the folder exists, the recipe has no state in torch, a field
-            of `trainer_state` is unknown to the version, or a file of `like` is
-            damaged.
+        ValueError: if the folder exists, if the state of the recipe's optimizer cannot
+            be converted, if a field of `trainer_state` does not exist in the version,
+            or if a file of `like` is damaged.
 
     Source: transformers 5.23 `trainer.py`, `_save_checkpoint`.
     """
@@ -108,25 +111,27 @@ def write_trainer_checkpoint(
     like = None if like is None else Path(like)
     if folder.exists():
         raise ValueError(
-            f"`folder` must not exist yet, got {str(folder)!r}. Name another, or "
-            "remove it."
+            f"`folder` must not exist yet, got {str(folder)!r}. Pass another folder, "
+            "or remove it."
         )
     if not folder.parent.is_dir():
         raise ValueError(
-            f"`folder` must be in a folder that exists, got {str(folder)!r}. Make "
+            f"`folder` must be in an existing folder, got {str(folder)!r}. Create "
             f"{str(folder.parent)!r} first."
         )
     step = _checks.step_count("step", step)
     position = step if schedule_step is None else schedule_step
     found = [] if like is None else sorted(path for path in like.iterdir())
     files = {path.name: path for path in found if path.is_file()}
-    # All that can be refused is computed before the folder is created.
+    # Everything that may raise an error is computed before the folder is created.
     json_state = _trainer_state(files, trainer_state or {}, recipe, step)
     scheduler = torch_from_schedule(recipe, position, schedule_state)
     settings = param_groups_from_recipe(recipe, scheduler["_last_lr"][0])
     buffers = read_buffers(like, names.model)
 
-    # A killed process leaves this name, which the next call removes.
+    # The files are written to a temporary folder, which is renamed at the end: Trainer
+    # never finds an incomplete checkpoint. If the process is killed, the temporary
+    # folder remains until the next call.
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -155,9 +160,9 @@ def write_trainer_checkpoint(
 
 
 def _weights_file(files: Mapping[str, Path]) -> str:
-    """Returns the name of the file with the weights.
+    """Returns the name of the weight file.
 
-    Trainer 4 with `save_safetensors=False` reads `pytorch_model.bin` alone.
+    Trainer 4 with `save_safetensors=False` reads only `pytorch_model.bin`.
     """
     is_old = any(name.startswith("pytorch_model") and ".bin" in name for name in files)
     is_new = any(name.startswith("model") and ".safetensors" in name for name in files)
@@ -169,9 +174,9 @@ def _trainer_state(
 ) -> dict[str, Any]:
     """Returns all fields of `trainer_state.json` that the version of `like` has.
 
-    `TrainerState(**fields)` of a version fails on a field that it does not have, and
-    every version writes all of its fields: the file of `like` lists them. Without one
-    they are those of version 5.23.
+    `TrainerState(**fields)` raises for a field that the version does not have. Every
+    version writes all of its fields, so the file of `like` lists them. Without `like`
+    the fields are those of version 5.23.
 
     Raises:
         ValueError: if `given` has other fields.
@@ -181,13 +186,13 @@ def _trainer_state(
     """
     defaults = default_trainer_state()
     state, whose = dict(defaults), "of Trainer's state"
-    cure = "Leave them out, or pass a checkpoint that has them as `like`."
+    cure = "Remove them, or pass a checkpoint that has them as `like`."
     if STATE in files:
         theirs = read_trainer_state(files[STATE])
         state = {name: defaults.get(name, value) for name, value in theirs.items()}
         state |= {name: theirs[name] for name in _SETTINGS if name in theirs}
         whose = f"of {str(files[STATE])!r}"
-        cure = "Leave them out: the version that wrote it fails on them."
+        cure = "Remove them: the version that wrote it does not have them."
     counted = {"global_step": step, "max_steps": recipe.max_steps}
     odd = sorted(set(given) - set(state) - set(counted))
     if odd:
@@ -195,7 +200,7 @@ def _trainer_state(
             f"`trainer_state` must have the fields {whose}, got {odd}. {cure}"
         )
     state |= {**given, **counted}
-    # Trainer divides by it, None or not.
+    # Trainer divides by `train_batch_size` without a test for None.
     if "train_batch_size" in state and state["train_batch_size"] is None:
         state["train_batch_size"] = recipe.per_device_train_batch_size
     return state
@@ -204,19 +209,19 @@ def _trainer_state(
 def _state_dict_like(
     files: Mapping[str, Path], state_dict: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the optimizer's state with the settings that groups have in `like`.
+    """Returns the state dict with the settings that groups have in `like`.
 
-    Releases of torch have further settings or fewer. `param_names` is kept: every
-    release copies it, and it assigns the moments to their parameters.
+    The settings depend on the version of torch. `param_names` is always written: every
+    version preserves it, and it assigns the moments to their parameters.
     """
-    # Only its keys are read: gigabytes of moments are not.
+    # Only the keys are used, so the file is mapped without reading its moments.
     saved = map_torch(files[OPTIMIZER]) if OPTIMIZER in files else None
     groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
     if not isinstance(groups, list) or not groups:
         return state_dict
     names = ("params", "param_names")
     theirs = {k: v for k, v in dict(groups[0]).items() if k not in names}
-    if "step" in theirs:  # of Apex, which counts in the group and not in the entries
+    if "step" in theirs:  # Apex counts updates in the group and not in the entries
         entries = state_dict["state"].values()
         theirs["step"] = max((int(entry["step"]) for entry in entries), default=0)
     new_groups = [
@@ -227,7 +232,7 @@ def _state_dict_like(
 
 
 def _keys_like(theirs: Any, ours: dict[str, Any]) -> dict[str, Any]:
-    """Returns `ours` with the keys of `theirs`; all of `ours` for another kind."""
+    """Returns `ours` with the keys of `theirs`, or unchanged if their kinds differ."""
     if (
         not isinstance(theirs, Mapping)
         or _KINDS & theirs.keys() != _KINDS & ours.keys()

@@ -1,4 +1,7 @@
-"""Files of a Trainer's checkpoint folder, and folders of other frameworks."""
+"""Checks of the files in a Trainer's checkpoint folder.
+
+Folders that another framework wrote are recognized by their files.
+"""
 
 import json
 from collections.abc import Collection
@@ -8,6 +11,7 @@ from typing import Any
 from .. import _checks
 
 OPTIMIZER, SCHEDULER, STATE = "optimizer.pt", "scheduler.pt", "trainer_state.json"
+# Weight files, in the order in which Transformers looks for them.
 MODEL_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -32,7 +36,8 @@ _PEFT = (
     "Merge it into its base model: `AutoPeftModel.from_pretrained(folder)"
     ".merge_and_unload().save_pretrained(out)`."
 )
-# Patterns of names that only another kind of folder has; the kind, and the cure.
+# Patterns of names that occur only in folders of another framework, with the framework
+# and a remedy. The first match counts.
 _OTHERS = (
     ("global_step*", "DeepSpeed", _ZERO),
     ("*_zero_pp_rank_*", "DeepSpeed's ZeRO", _ZERO),
@@ -50,14 +55,15 @@ _OTHERS = (
     ),
     (
         "optimizer.bin",
-        "FSDP, or of Accelerate's `save_state`",
+        "FSDP or Accelerate's `save_state`",
         "Without FSDP it is plain: rename it to optimizer.pt.",
     ),
-    ("adapter_model.*", "PEFT, whose base model is elsewhere", _PEFT),
-    ("adapter_config.json", "PEFT, whose base model is elsewhere", _PEFT),
+    ("adapter_model.*", "PEFT, without the base model", _PEFT),
+    ("adapter_config.json", "PEFT, without the base model", _PEFT),
 )
-# Models whose parameters of one shape had another order than today, by `model_type`:
-# the first version of Transformers with that order, and the first without it.
+# Models in which parameters of equal shape had another order than in today's version,
+# by `model_type`: the first version of Transformers with that order, and the first
+# version without it.
 _OTHER_ORDER = {
     "gemma2": ((4, 45), (4, 47)),
     "jetmoe": ((4, 40), (5, 0)),
@@ -65,10 +71,10 @@ _OTHER_ORDER = {
     "siglip_vision_model": ((4, 37), (4, 51)),
 }
 _WITHOUT = {
-    OPTIMIZER: "Without it moments begin at 0.",
-    SCHEDULER: "Without it the schedule resumes at `global_step`, and is not checked; "
-    "one that a metric drives starts again, from the optimizer's rate.",
-    STATE: "Without it the number of steps is the schedule's, and the log is empty.",
+    OPTIMIZER: "Without it moments start at 0.",
+    SCHEDULER: "Without it the schedule resumes at `global_step` without a check; a "
+    "metric-driven schedule restarts from the optimizer's rate.",
+    STATE: "Without it the step is that of the schedule, and the log is empty.",
 }
 
 
@@ -77,55 +83,55 @@ def check_folder_is_trainers(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(
             f"`folder` must be a Trainer's checkpoint folder, got {str(folder)!r}, "
-            "which is no folder. Name one such as `output_dir/checkpoint-500`."
+            "which is not a folder. Pass a folder like `output_dir/checkpoint-500`."
         )
     other = _other_framework(folder)
     if other:
         if _has_weights(folder):
-            other += " The parameters alone can be read: `read_params(folder, ...)`."
+            other += " `read_params(folder, ...)` can read the parameters."
         raise ValueError(
-            f"`folder` must be of plain torch, got {str(folder)!r}, {other}"
+            f"`folder` must be written by plain torch, got {str(folder)!r}, {other}"
         )
 
 
 def check_folder_has_weights(folder: Path) -> None:
-    """Raises unless the folder has weight files that can be read."""
+    """Raises unless the folder contains a weight file or an index of weight files."""
     if _has_weights(folder):
         return
     what = f"which has none.{_checkpoints_in(folder)}"
     if not folder.is_dir():
-        what = "which is no folder."
+        what = "which is not a folder."
     what = _other_framework(folder) or what
     raise ValueError(
-        f"`folder` must hold {' or '.join(MODEL_FILES)}, got {str(folder)!r}, {what}"
+        f"`folder` must contain {' or '.join(MODEL_FILES)}, got {str(folder)!r}, {what}"
     )
 
 
 def check_files(
     folder: Path, wanted: Collection[str], without: Collection[str]
 ) -> tuple[str, ...]:
-    """Returns the missing files, which `without` allows; raises for all others."""
+    """Returns the missing files that `without` allows; raises if others are missing."""
     odd = sorted(set(without) - set(_WITHOUT))
     if odd:
-        raise ValueError(f"`without` must hold names of {list(_WITHOUT)}, got {odd}.")
+        raise ValueError(f"`without` must contain only {list(_WITHOUT)}, got {odd}.")
     missing = [name for name in wanted if not (folder / name).is_file()]
     needed = [
-        f"{name}. {_WITHOUT[name]} Allow it by {name!r} in `without`."
+        f"{name}. {_WITHOUT[name]} To allow this, add {name!r} to `without`."
         for name in missing
         if name not in without
     ]
     if not _has_weights(folder):
         needed.append(
-            f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). Without it "
-            "there is nothing to resume from."
+            f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). It contains "
+            "the parameters."
         )
-    # Either of the two has the step.
+    # One of the two files is needed, because each contains the step.
     if {SCHEDULER, STATE} <= set(missing) and not needed:
-        needed.append(f"{SCHEDULER} or {STATE}. Without both the step is not known.")
+        needed.append(f"{SCHEDULER} or {STATE}. Without both the step is unknown.")
     if needed:
         listed = "\n  ".join(needed)
         raise ValueError(
-            f"`folder` must hold all that a run resumes from, got {str(folder)!r} "
+            f"`folder` must contain all files of a checkpoint, got {str(folder)!r} "
             f"without:\n  {listed}{_reason(folder)}"
         )
     return tuple(missing)
@@ -142,15 +148,16 @@ def version_of_folder(folder: Path) -> str | None:
 
 
 def check_order(folder: Path) -> None:
-    """Raises if the version of a folder had the model's parameters in another order.
+    """Raises if the folder's version of Transformers ordered parameters differently.
 
-    Moments without names go by that order. It was compared for 33 architectures.
+    Moments without names are assigned by that order. The orders of 33 architectures
+    were compared.
 
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
     config, version = _config_of(folder), version_of_folder(folder)
     number = _checks.version("transformers_version", version or "0.0")
-    # A model of several parts has the configuration of each in its own.
+    # The configuration of a composite model contains that of each part (`text_config`).
     for part in [config, *config.values()]:
         kind = str(part.get("model_type")) if isinstance(part, dict) else ""
         first, end = _OTHER_ORDER.get(kind, (number, number))
@@ -158,8 +165,8 @@ def check_order(folder: Path) -> None:
             raise ValueError(
                 f"`groups` must be given for a {kind!r} of Transformers {version}, got "
                 f"None: before {end[0]}.{end[1]} its parameters had another order, and "
-                f"{str(folder / OPTIMIZER)!r} has no names. Pass the names of each "
-                "group in the order of `named_parameters()` of that version."
+                f"{str(folder / OPTIMIZER)!r} contains no names. Pass the names of "
+                "each group in the order of `named_parameters()` of that version."
             )
 
 
@@ -176,11 +183,11 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _other_framework(folder: Path) -> str:
-    """Describes a folder that another framework wrote, with the cure; else ""."""
+    """Describes a folder that another framework wrote, with a remedy; else ""."""
     for pattern, whose, cure in _OTHERS:
         found = sorted(path.name for path in folder.glob(pattern))
         if found:
-            return f"which is of {whose}: it has {found[0]!r}. {cure}"
+            return f"which was written by {whose}: it contains {found[0]!r}. {cure}"
     return ""
 
 
@@ -189,10 +196,10 @@ def _reason(folder: Path) -> str:
     has = [(folder / name).is_file() for name in (OPTIMIZER, SCHEDULER, STATE)]
     if has == [False, False, True] and _has_weights(folder):
         return (
-            "\nIt is a folder of a run with `save_only_model=True`, which saves no "
-            f"optimizer and no schedule. With {OPTIMIZER!r} and {SCHEDULER!r} in "
-            "`without` the run continues with new moments; `read_params` reads the "
-            "parameters alone."
+            "\nThe run was made with `save_only_model=True`, which saves neither "
+            f"optimizer nor schedule. With {OPTIMIZER!r} and {SCHEDULER!r} in "
+            "`without` the run resumes with new moments; `read_params` reads only the "
+            "parameters."
         )
     if not any(has):
         return _checkpoints_in(folder, before="\n")
@@ -203,4 +210,4 @@ def _checkpoints_in(folder: Path, before: str = " ") -> str:
     found = sorted(path.name for path in folder.glob("checkpoint-*"))
     if not found:
         return ""
-    return f"{before}It holds checkpoints: name one of them, {found[-1]!r} say."
+    return f"{before}It contains checkpoints: pass one of them, such as {found[-1]!r}."

@@ -1,4 +1,4 @@
-"""TrainingArguments read from an object, a mapping, JSON or a training_args.bin."""
+"""Reading of `TrainingArguments` from an object, a mapping, JSON or a file of torch."""
 
 import dataclasses
 import enum
@@ -15,12 +15,14 @@ from ._argument_fields import has_all_fields
 from ._safe_pickle import NotAllowedError, Record, load_inert
 from ._trainer_folder import version_of_folder
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's files before 1.6
-# Attributes of an object that are no fields.
+# torch's files before version 1.6 are consecutive pickles: this number, the version of
+# the protocol, a dict of the system, and the object.
+_MAGIC = 0x1950A86A20F9469CFC6C
+# Attributes of a TrainingArguments object that are not fields.
 _NO_FIELDS = """_n_gpu _setup_devices __cached__setup_devices deepspeed_plugin
 distributed_state fsdp_plugin_args hf_deepspeed_config mixed_precision"""
-_MAX_BYTES = 2**24  # real files have some thousands
-# Classes of Transformers itself.
+_MAX_BYTES = 2**24  # 16 MiB; actual files have a few KiB
+# Classes of Transformers, whose fields are all known.
 _CLASSES = (
     "transformers.training_args.TrainingArguments",
     "transformers.training_args_seq2seq.Seq2SeqTrainingArguments",
@@ -28,29 +30,33 @@ _CLASSES = (
 
 
 class ArgsSource(NamedTuple):
-    """TrainingArguments as they were found."""
+    """`TrainingArguments` of a source, before they are parsed."""
 
-    values: dict[str, Any]  # by the names of the fields, as JSON would have them
-    name: str = "TrainingArguments"  # for errors
-    num_devices: int | None = None  # how many took part, if the source shows it
-    may_be_subclass: bool = True  # False if the class is one of Transformers' own
-    version: str | None = None  # of Transformers, if the source shows it
+    values: dict[str, Any]  # values of JSON types, by the names of the fields
+    name: str = "TrainingArguments"  # path or name of the source, for messages
+    num_devices: int | None = None  # number of devices of the run; None: unknown
+    may_be_subclass: bool = True  # False for a class of Transformers
+    version: str | None = None  # version of Transformers; None: unknown
 
 
 def read_training_arguments(source: Any) -> ArgsSource:
-    """Reads TrainingArguments as names and plain values.
+    """Reads `TrainingArguments` as names and plain values.
 
     Args:
         source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
-            file or of a `training_args.bin`, which is read without running it.
+            file or of a `training_args.bin`, which is read without running code.
+
+    Returns:
+        The values, with the properties of the source that are known.
 
     Raises:
-        ValueError: if it is a file that cannot be read, is cut short, is neither, or
-            names anything but what TrainingArguments are made of.
-        TypeError: if it is something else.
+        ValueError: if a file cannot be read, is truncated, has another format, or
+            refers to classes or functions that are not part of TrainingArguments.
+        TypeError: if `source` has another type.
     """
     if isinstance(source, Mapping):
         return ArgsSource(_plain(source))
+    # The class is recognized by its name, so that Transformers is not imported.
     classes = type(source).__mro__
     is_arguments = "TrainingArguments" in [cls.__name__ for cls in classes]
     if dataclasses.is_dataclass(source) and is_arguments:
@@ -66,14 +72,15 @@ def read_training_arguments(source: Any) -> ArgsSource:
         return ArgsSource(_from_json(source.encode()))
     if not isinstance(source, str | Path):
         raise TypeError(
-            "`source` must be TrainingArguments, a mapping, JSON, or the path of a "
-            f"file, got {type(source).__name__}."
+            "`source` must be a TrainingArguments, a mapping, a JSON string or the "
+            f"path of a file, got {type(source).__name__}."
         )
     path = Path(source)
     return _read_file(path)._replace(version=version_of_folder(path.parent))
 
 
 def _read_file(path: Path) -> ArgsSource:
+    """Reads a JSON file or a file of `torch.save`."""
     try:
         content = path.read_bytes()[: _MAX_BYTES + 1]
         if content.lstrip()[:1] == b"{":
@@ -81,60 +88,66 @@ def _read_file(path: Path) -> ArgsSource:
         return _from_record(_from_torch(content), path)
     except OSError as error:
         raise ValueError(
-            f"{path} must be a file that can be read, but: {error.strerror}. Name "
+            f"{path} must be a readable file, but: {error.strerror}. Pass "
             "training_args.bin, or a JSON file of TrainingArguments."
         ) from error
     except NotAllowedError as error:
         raise ValueError(
-            f"{path} must hold TrainingArguments and what they are made of, but it "
-            f"names {error}, which was not loaded or run. If you trust its origin, "
-            "load it in torch, write `args.to_json_string()` to a file, and give that."
+            f"{path} must contain only TrainingArguments, but it refers to {error}, "
+            "which was not loaded or run. If you trust the file, load it with torch, "
+            "write `args.to_json_string()` to a file, and pass that file."
         ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} must be JSON or what torch.save made of TrainingArguments, but "
+            f"{path} must be JSON, or TrainingArguments that torch.save wrote, but "
             f"{error}"
         ) from error
 
 
 def _from_torch(content: bytes) -> Any:
+    """Reads the object in a file of `torch.save`, of either format."""
     if not content:
         raise ValueError("it is empty. Copy it again.")
     if len(content) > _MAX_BYTES:
-        raise ValueError("it is larger than 16 MiB. Name training_args.bin itself.")
+        raise ValueError("it is larger than 16 MiB. Pass training_args.bin itself.")
     try:
+        # A zip archive since torch 1.6; before, a pickle, which opens with the opcode
+        # PROTO (0x80).
         if content[:2] == b"PK":
             return load_inert(io.BytesIO(_pickle_of_zip(content)))
         if content[:1] == b"\x80":
             return _from_legacy(io.BytesIO(content))
-    # The last is zipfile's, for a compression that it has not.
+    # `zipfile` raises NotImplementedError for an unsupported compression.
     except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"it is cut short or damaged: {error}.") from error
-    raise ValueError(f"it begins with {content[:8]!r}, as neither does.")
+        raise ValueError(f"it is truncated or damaged: {error}.") from error
+    raise ValueError(f"it starts with {content[:8]!r}, unlike both formats.")
 
 
 def _pickle_of_zip(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
         if len(found) != 1 or found[0].file_size > _MAX_BYTES:
-            raise ValueError("there is no data.pkl of their size in it")
+            raise ValueError("it contains no data.pkl of the expected size")
         return archive.read(found[0])
 
 
 def _from_legacy(stream: io.BytesIO) -> Any:
     if load_inert(stream) != _MAGIC:
-        raise ValueError("it is a pickle, but not torch's")
+        raise ValueError("it is a pickle that torch.save did not write")
     for _ in ("protocol", "system"):
         load_inert(stream)
     return load_inert(stream)
 
 
 def _from_record(found: Any, path: Path) -> ArgsSource:
+    """Returns the fields of an unpickled `TrainingArguments`; raises for others."""
     cls = found if isinstance(found, type) else type(found)
     kind = getattr(cls, "kind", cls.__name__)
     attributes = dict(vars(found)) if isinstance(found, Record) else {}
     if not attributes or (kind not in _CLASSES and not has_all_fields(attributes)):
-        raise ValueError(f"it holds {kind}. Name training_args.bin itself.")
+        raise ValueError(f"it contains {kind}. Pass training_args.bin itself.")
+    # As `TrainingArguments.world_size` and `n_gpu`: DataParallel uses several GPUs in
+    # one process.
     num_processes = getattr(attributes.get("distributed_state"), "num_processes", None)
     num_gpus, num_devices = attributes.get("_n_gpu"), None
     if isinstance(num_processes, int) and isinstance(num_gpus, int):
@@ -155,7 +168,7 @@ def _from_json(content: bytes) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns enums as their values, paths as strings, configurations as dicts."""
+    """Converts enums to their values, paths to strings and dataclasses to dicts."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

@@ -1,4 +1,4 @@
-"""Weight files of a folder, safetensors or torch's, read tensor by tensor."""
+"""Reading of weight files, safetensors or torch's, one tensor at a time."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,38 +14,38 @@ from ._arrays import as_numpy, check_tensor
 from ._torch_files import load_torch
 from ._trainer_folder import MODEL_FILES, check_folder_has_weights
 
-# Keys under which scripts save a model's weights in a checkpoint.
+# Keys that scripts use for the weights in a dict with further contents.
 _NESTED = ("state_dict", "model", "module")
-# Dtypes of safetensors that NumPy and ml_dtypes have.
+# Names in safetensors of the dtypes that NumPy and ml_dtypes have.
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 class _Tensor(NamedTuple):
-    """Tensor of a weight file, which `read` copies or maps into memory."""
+    """Tensor of a weight file."""
 
     file: Path
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    read: Callable[[], np.ndarray]  # copies or memory-maps the data
 
 
 class WeightFiles:
     """Tensors of a folder's weight files, by name.
 
     Attributes:
-        path: the file, or the index of its shards.
+        path: the weight file, or the index of its shards.
     """
 
     def __init__(self, folder: Path):
-        """Opens the files of `folder`; no tensor is read.
+        """Opens the files of `folder` without reading tensors.
 
         Raises:
-            ValueError: if there are none, or if one is damaged, missing or of another
-                kind.
+            ValueError: if there are no weight files, or if one is damaged, missing or
+                of another format.
 
         Source: transformers 5.23 `modeling_utils.py`, `_get_resolved_checkpoint_files`.
         """
         check_folder_has_weights(folder)
-        # In the order in which Transformers looks for them.
+        # Transformers uses the first of these that exists.
         self.path = next(folder / n for n in MODEL_FILES if (folder / n).is_file())
         open_file = _safetensors if "safetensors" in self.path.name else _torch_tensors
         if self.path.suffix != ".json":
@@ -57,7 +57,7 @@ class WeightFiles:
             missing = sorted(names - set(found))
             if missing:
                 raise ValueError(
-                    "`folder` must hold the tensors that its index names, got "
+                    "`folder` must contain the tensors that its index lists, got "
                     f"{str(folder / file)!r} without {missing[0]!r} and "
                     f"{len(missing) - 1} more. Copy it again."
                 )
@@ -73,13 +73,14 @@ class WeightFiles:
         return self._tensors[name].file
 
     def read(self, name: str) -> np.ndarray:
-        """Reads a tensor; from a file of torch it is a view of the mapped file."""
+        """Reads a tensor; of a torch file the result is a view of the mapped file."""
         return self._tensors[name].read()
 
     def are_equal(self, name: str, other: str) -> bool:
-        """Returns whether two tensors have equal shapes and values.
+        """Returns True if two tensors have equal shapes and values.
 
-        NaN equals NaN: tensors that are not finite are refused when they are read.
+        NaN counts as equal to NaN. Tensors that are not finite are refused later, with
+        another message.
         """
         return np.array_equal(self.read(name), self.read(other), equal_nan=True)
 
@@ -88,20 +89,21 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
     """Yields the tensors of a safetensors file by name.
 
     Raises:
-        ValueError: if it is missing, cut short, damaged, or no safetensors file, or if
-            it has a dtype that NumPy and ml_dtypes do not have.
+        ValueError: if the file is missing, truncated, damaged or of another format, or
+            if it has a dtype that NumPy and ml_dtypes do not have.
     """
 
     def with_file(use: Callable[[Any], Any]) -> Any:
-        # The file is opened for each tensor: pages of a map that stays open remain in
-        # memory. Opening checks that every tensor is within the file.
+        # The file is opened again for each tensor, because the pages of an open memory
+        # map remain in memory. `safe_open` checks the header: the tensors must cover
+        # the file exactly.
         try:
             with safe_open(path, framework="numpy") as file:
                 return use(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"`path` must be a whole safetensors file, got {str(path)!r}: {error}. "
-                "Copy it again."
+                f"`path` must be a complete safetensors file, got {str(path)!r}: "
+                f"{error}. Copy it again."
             ) from error
 
     def specs(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -113,9 +115,9 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
     if unknown:
         name, dtype = unknown[0]
         raise ValueError(
-            f"`path` must hold numbers of {sorted(_DTYPES)}, got {dtype} for {name!r} "
-            f"and {len(unknown) - 1} more in {str(path)!r}. Is the model quantized? "
-            "Save `model.dequantize()`."
+            f"`path` must have tensors of {sorted(_DTYPES)}, got {dtype} for {name!r} "
+            f"and {len(unknown) - 1} more in {str(path)!r}. If the model is quantized, "
+            "save `model.dequantize()`."
         )
     for name, (_, shape) in found.items():
         read = partial(with_file, methodcaller("get_tensor", name))
@@ -123,26 +125,30 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
 
 
 def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
-    """Yields the tensors of a file of torch by name."""
+    """Yields the tensors of a torch file by name.
+
+    Raises:
+        ValueError: if the file does not contain a dict of tensors by name.
+    """
     found, what = load_torch(path), ""
     if not isinstance(found, Mapping):
         what = type(found).__name__
     elif odd := [name for name in found if not isinstance(name, str)]:
         what = f"the key {odd[0]!r}"
     elif nested := [n for n in _NESTED if isinstance(found.get(n), Mapping)]:
-        what = f"a dict under {nested[0]!r}: write that dict alone with `torch.save`"
+        what = f"a dict under {nested[0]!r}: save only that dict with `torch.save`"
     if what:
         raise ValueError(
-            f"`folder` must hold tensors by name in {path.name}, got {what} in "
+            f"`folder` must contain tensors by name in {path.name}, got {what} in "
             f"{str(path)!r}."
         )
     for name, tensor in found.items():
-        check_tensor(tensor, f"{name!r} of {str(path)!r}")
+        check_tensor(tensor, f"{name!r} in {str(path)!r}")
         yield name, _Tensor(path, tuple(tensor.shape), partial(as_numpy, tensor))
 
 
 def _shards(index: Path) -> dict[str, set[str]]:
-    """Returns the names of tensors in each file that an index lists."""
+    """Returns the names of the tensors in each file that an index lists."""
     shards: dict[str, set[str]] = {}
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -150,14 +156,14 @@ def _shards(index: Path) -> dict[str, set[str]]:
             shards.setdefault(file, set()).add(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"`folder` must hold a readable {index.name}, got {str(index)!r}: "
+            f"`folder` must contain a readable {index.name}, got {str(index)!r}: "
             f"{error!r}. Copy it again."
         ) from error
-    # An index must not make the reader open files of other folders.
+    # A path in the index, such as "../other.bin", must not lead to another folder.
     outside = sorted(str(file) for file in shards if Path(str(file)).name != file)
     if outside:
         raise ValueError(
-            f"`folder` must hold what {index.name} names, got {outside[0]!r} outside "
-            "it. Copy it again."
+            f"`folder` must contain all files of {index.name}, got {outside[0]!r} "
+            "outside it. Copy it again."
         )
     return shards

@@ -198,7 +198,7 @@ def test_one_path_needs_no_list(config):
         ('{"group_by_lenght": true}', "Did you mean `group_by_length`?"),
         (
             '{"config": "other.json"}',
-            "`config` must be one of TrainingArguments or a setting",
+            "`config` must be a field of TrainingArguments or a setting",
         ),
         ('{"seed": "one"}', "settings.json: `seed` must be a number, got 'one'"),
         ('{"bf16": 1}', "`bf16` must be true or false, got 1"),

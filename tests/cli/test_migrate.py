@@ -202,7 +202,7 @@ def test_without_torch_one_sentence_says_how_to_install_it(
         assert main(["migrate", str(source), str(tmp_path / "new")]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert error.endswith('Install it by `pip install -e ".[transformers]"`.\n')
+        assert error.endswith('Install it with `pip install -e ".[transformers]"`.\n')
         assert not (tmp_path / "new").exists()
 
 
@@ -545,7 +545,7 @@ def test_every_cure_can_be_typed(driven, tmp_path, text, capsys):
     (folder / "scheduler.pt").unlink()
     command = ["migrate", str(folder), str(tmp_path / "run"), "--text", str(text)]
     assert main(command) == 2
-    assert "Allow it by 'scheduler.pt' in `--without`" in capsys.readouterr().err
+    assert "add 'scheduler.pt' to `--without`" in capsys.readouterr().err
     assert main([*command, "--without", "scheduler.pt"]) == 0
 
 
@@ -562,7 +562,7 @@ def test_groups_and_devices_can_be_typed(driven, tmp_path, text, capsys):
     command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
     command += ["--training_args", str(tmp_path / "args.json")]
     assert main(command) == 2
-    assert "more than one device took part; pass `--num_devices`" in (
+    assert "the run used more than one device; pass `--num_devices`" in (
         capsys.readouterr().err
     )
     command += ["--num_devices", "2", "--groups", json.dumps(groups)]
@@ -583,7 +583,7 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     torch.save(saved, folder / "optimizer.pt")
     run, flags = tmp_path / "run", ["--text", str(text)]
     assert main(["migrate", str(folder), str(run), *flags]) == 2
-    assert "are decayed in the file and not here" in (err := capsys.readouterr().err)
+    assert "are decayed by the file only" in (err := capsys.readouterr().err)
     assert "Pass `--decay_groups file`" in err
     wrong = ["--decay_groups", "ours"]
     assert main(["migrate", str(folder), str(run), *flags, *wrong]) == 2
@@ -603,12 +603,14 @@ def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
     command = ["migrate", str(folder), str(tmp_path / "run"), "--text", str(text)]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "`FOLDER` must name a model of Transformers" in error
+    assert (
+        "`FOLDER` must contain a config.json that has a class of Transformers" in error
+    )
     assert error.endswith(
         " A GPT2LMHeadModel, named under `architectures`, is taken.\n"
     )
     with pytest.raises(
-        ArgumentError, match="`folder` must name a model.*is taken"
+        ArgumentError, match="`folder` must contain a config.json.*is taken"
     ) as e:
         import_run(folder, tmp_path / "run", settings={"text": [str(text)]})
     assert (e.value.argument, isinstance(e.value, ValueError)) == ("folder", True)
@@ -618,7 +620,7 @@ def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
     torch.save(saved, folder / "optimizer.pt")
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "optimizer.pt: `--training_args` must have the numbers of the file" in error
+    assert "optimizer.pt: `--training_args` must have the settings of the file" in error
     assert error.endswith(
         "Give the TrainingArguments that the run was begun with, by "
         "`--training_args`.\n"

@@ -98,7 +98,11 @@ FILES = {
         "lr eps clip_threshold betas weight_decay",
     ),
     "SOAP": ("SOAP", "step exp_avg exp_avg_sq GG Q", "lr betas eps weight_decay"),
-    "unknown": ("another one", "step exp_avg exp_avg_sq", "lr betas eps lr_scale"),
+    "unknown": (
+        "an unknown format",
+        "step exp_avg exp_avg_sq",
+        "lr betas eps lr_scale",
+    ),
 }
 
 

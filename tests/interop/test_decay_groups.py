@@ -154,7 +154,7 @@ def test_the_version_is_that_of_the_folder_or_as_given(llama, tmp_path):
 def test_a_file_of_no_version_has_todays_rule_and_a_note():
     found = recipe_from_transformers({"max_steps": 9, "weight_decay": 0.1})
     assert found.recipe.decay_rule == "transformers_v5"
-    assert "do not show their version" in found.notes[0]
+    assert "the version of Transformers is not known" in found.notes[0]
     assert recipe_from_transformers({"max_steps": 9}).notes == ()
 
 
@@ -164,8 +164,8 @@ def test_groups_that_the_recipe_does_not_have_are_refused(llama):
     # Until now this was the rule of 4.46.
     with pytest.raises(
         ValueError,
-        match=r"optimizer.pt decay, got the `decay_rule` 'transformers_v4', by which 3 "
-        r"of 12 differ: 3 are decayed here and not in the file, 'model.layers.0.input_"
+        match=r"optimizer.pt decay, got the `decay_rule` 'transformers_v4', with which "
+        r"3 of 12 differ: 3 are decayed by the recipe only, 'model.layers.0.input_"
         r"layernorm.weight', .*'transformers_v5'",
     ):
         read(folder, module, wrong)
@@ -181,7 +181,7 @@ def test_groups_of_another_version_are_named(tmp_path):
     wrong = dataclasses.replace(recipe_of(tmp_path), decay_rule="transformers_v5")
     with pytest.raises(
         ValueError,
-        match=r"3 are decayed in the file and not here.*decay_rule='transformers_4_48'",
+        match=r"3 are decayed by the file only.*decay_rule='transformers_4_48'",
     ):
         read(tmp_path, module, wrong)
 
@@ -267,7 +267,7 @@ def test_a_leaf_of_parameters_that_are_decayed_in_part_is_refused(tmp_path):
     )
     torch.save(adamw_state([1, 1], [0.5, 0.0]), tmp_path / "optimizer.pt")
     named = [[name] for name in shapes]
-    with pytest.raises(ValueError, match="as a whole, but 1 are made.*'h.norm.scale'"):
+    with pytest.raises(ValueError, match="as a whole, but 1 contain.*'h.norm.scale'"):
         decay_rule_from_checkpoint(tmp_path, names, groups=named)
 
 
@@ -282,7 +282,7 @@ def test_a_file_that_several_versions_may_have_made_is_refused():
     names = match_names(params, model)
     saved = adamw_state([2, 1], [0.5, 0.0])
     opt_state = adamw_tf(0.1).init(params)
-    with pytest.raises(ValueError, match="'transformers_4_49' or 'transformers_4_45'"):
+    with pytest.raises(ValueError, match="'transformers_4_49' and 'transformers_4_45'"):
         opt_state_from_torch(opt_state, params, saved, names)
     opt_state_from_torch(
         opt_state, params, saved, names, decay_rule="transformers_4_45"

@@ -81,7 +81,7 @@ def test_other_settings_contradict_the_recipe_all_at_once():
 def test_the_state_of_another_schedule_is_refused():
     name, options = CASES["plateau"]
     saved = torch_scheduler(name, options).state_dict()
-    with pytest.raises(ValueError, match="must be of 'greedy', got one without"):
+    with pytest.raises(ValueError, match="must be that of 'greedy', got one without"):
         metric_state_from_torch(saved, "greedy", {})
     with pytest.raises(ValueError, match="`name` must be one of"):
         metric_state_from_torch(saved, "cosine", {})

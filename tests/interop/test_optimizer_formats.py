@@ -47,7 +47,7 @@ def run():
 @pytest.mark.parametrize("name", optimizer_files.FILES)
 def test_files_of_other_optimizers_are_refused_by_name(run, name):
     whose = optimizer_files.FILES[name][0]
-    with pytest.raises(ValueError, match=f"must be of torch's AdamW or .*{whose}"):
+    with pytest.raises(ValueError, match=f"must be that of torch's AdamW or .*{whose}"):
         run.read(optimizer_files.state_dict(name))
 
 
@@ -60,7 +60,7 @@ def test_torchs_other_optimizers_are_refused_by_name(run, name, num_steps):
     # RAdam and SparseAdam have AdamW's moments, and those that are fresh have none.
     state_dict = run.state_dict(getattr(torch.optim, name), num_steps)
     is_named = num_steps or name not in ("Adamax",)
-    says = f"the state of torch's {name}" if is_named else "got another one"
+    says = f"the state of torch's {name}" if is_named else "got an unknown format"
     with pytest.raises(ValueError, match=says):
         run.read(state_dict)
 
@@ -217,7 +217,7 @@ def test_a_name_may_be_that_of_a_tied_tensor():
 
 
 def test_a_state_dict_in_another_dict_is_found(run):
-    with pytest.raises(ValueError, match="Pass what it has under 'optimizer'"):
+    with pytest.raises(ValueError, match="Pass its value of 'optimizer'"):
         run.read({"model": {}, "optimizer": run.state_dict()})
 
 
@@ -233,7 +233,7 @@ def test_a_state_that_is_no_dict_is_refused(run, state):
 def test_an_entry_may_be_empty_and_groups_may_not(run):
     state_dict = run.state_dict()
     assert int(run.read(state_dict | {"state": {0: {}}}).count) == 0
-    with pytest.raises(ValueError, match=r"groups with `params` each, got \[\]"):
+    with pytest.raises(ValueError, match=r"groups, each with `params`, got \[\]"):
         run.read(state_dict | {"param_groups": []})
 
 
@@ -241,7 +241,7 @@ def test_an_entry_may_be_empty_and_groups_may_not(run):
 def test_groups_must_list_numbers(run, params):
     state_dict = run.state_dict()
     state_dict["param_groups"][0]["params"] = params
-    with pytest.raises(ValueError, match="`params` each|must number its parameters"):
+    with pytest.raises(ValueError, match="each with `params`|must identify parameters"):
         run.read(state_dict)
 
 

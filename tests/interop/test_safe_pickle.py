@@ -78,8 +78,8 @@ def test_a_class_of_someone_is_named(args, tmp_path):
         (b"c__main__\nrun\n(S'touch'\nI1\ntR.", "__main__.run"),
         (b"cpkg.mod\nrun\n((lp0\ntR.", "pkg.mod.run"),
         (b"\x80\x04\x8c\x08__main__\x8c\x09os.system\x93.", "__main__.os.system"),
-        (b"c__main__\nRun\n.", "it holds __main__.Run"),
-        (b"c__main__\nRun\n(tR.", "it holds __main__.Run"),
+        (b"c__main__\nRun\n.", "it contains __main__.Run"),
+        (b"c__main__\nRun\n(tR.", "it contains __main__.Run"),
         (b"cnumpy\nload\n.", "numpy.load"),
         (b"ctransformers.trainer\nTrainer\n.", "transformers.trainer.Trainer"),
     ],
@@ -108,17 +108,17 @@ def test_a_file_that_is_cut_short_is_refused(args, tmp_path, is_zip):
     whole = path.read_bytes()
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(share * len(whole))])
-        assert "cut short or damaged" in refused(path)
+        assert "truncated or damaged" in refused(path)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "it is empty"),
-        (b"hello", "begins with b'hello'"),
-        (b"PK", "cut short or damaged"),
-        (b"\x80\x02.", "cut short or damaged"),
-        (pickle.dumps({"max_steps": 5}, 2), "a pickle, but not torch's"),
+        (b"hello", "starts with b'hello'"),
+        (b"PK", "truncated or damaged"),
+        (b"\x80\x02.", "truncated or damaged"),
+        (pickle.dumps({"max_steps": 5}, 2), "a pickle that torch.save did not write"),
         (b'{"max_steps": 5', "is not JSON"),
         (b'{"seed": 1, "seed": 2}', "`seed` occurs twice"),
         (b'{"seed": "\xff"}', "utf-8"),
@@ -140,7 +140,7 @@ def test_a_zip_without_a_pickle_and_a_tensor_are_refused(tmp_path):
     torch.save({"w": torch.ones(3)}, path)
     assert "torch._utils._rebuild_tensor_v2" in refused(path)
     torch.save({"lr": 1.0}, path)
-    assert "it holds dict" in refused(path)
+    assert "it contains dict" in refused(path)
 
 
 def test_a_list_that_holds_itself_is_refused(args, tmp_path):

@@ -84,5 +84,7 @@ def test_every_group_must_have_the_rate():
 
 def test_a_plateau_has_no_position():
     state = {"best": 1.0, "_last_lr": [1e-3], "last_epoch": 3}
-    with pytest.raises(ValueError, match="must be of torch's LambdaLR.*'base_lrs'"):
+    with pytest.raises(
+        ValueError, match="must be the state of torch's LambdaLR.*'base_lrs'"
+    ):
         schedule_step_from_torch(state, get_scheduler("constant", 1e-3))

@@ -60,7 +60,7 @@ def test_a_pickle_that_runs_code_is_named_and_not_run(tmp_path, is_torchs):
     save = torch.save if is_torchs else pickle.dump
     save({"state": Touches(touched)}, stream)
     path.write_bytes(stream.getvalue())
-    refused(path, "it asks to run posix.system.*Nothing of it was run")
+    refused(path, "it refers to posix.system.*No code in it was run")
     assert not touched.exists()
 
 
@@ -77,12 +77,12 @@ def test_a_file_that_is_cut_short_is_named(tmp_path):
     whole = (tmp_path / "x.pt").read_bytes()
     path = tmp_path / "y.pt"
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, "cut short or damaged")
+    refused(path, "truncated or damaged")
 
 
 def test_a_file_that_is_empty_or_not_there_is_named(tmp_path):
     path = tmp_path / "x.pt"
-    refused(path, "no file")
+    refused(path, "must be an existing file")
     path.write_bytes(b"")
     refused(path, "it is empty")
 
@@ -105,7 +105,7 @@ def test_a_zip_of_something_else_is_named(tmp_path):
 def test_a_path_may_be_a_string(tmp_path):
     save_torch({"a": torch.ones(2)}, tmp_path / "x.pt")
     assert torch.equal(load_torch(str(tmp_path / "x.pt"))["a"], torch.ones(2))
-    refused(str(tmp_path / "y.pt"), "no file")
+    refused(str(tmp_path / "y.pt"), "must be an existing file")
     with pytest.raises(TypeError, match="`path` must be a path, got int"):
         load_torch(3)
 

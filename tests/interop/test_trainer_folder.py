@@ -89,10 +89,10 @@ def test_without_the_trainers_state_the_step_is_the_schedules(folder, params, na
     assert checkpoint.trainer_state == {}
     (folder / "scheduler.pt").unlink()
     both = {"trainer_state.json", "scheduler.pt"}
-    with pytest.raises(ValueError, match="Without both the step is not known"):
+    with pytest.raises(ValueError, match="Without both the step is unknown"):
         read(folder, params, names, without=both)
     (folder / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match="Without both the step is not known"):
+    with pytest.raises(ValueError, match="Without both the step is unknown"):
         read(folder, params, names, without={*both, "optimizer.pt"})
 
 
@@ -122,15 +122,17 @@ def test_without_its_file_a_schedule_that_a_metric_drives_keeps_the_rate(
     assert checkpoint.schedule_state.learning_rate == 2.5e-4
     (tmp_path / "scheduler.pt").rename(folder / "scheduler.pt")
     (folder / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="counts the metrics, and nobody knows"):
+    with pytest.raises(
+        ValueError, match="contains the number of metrics, not the step"
+    ):
         read(folder, params, names, recipe, without={"trainer_state.json"})
 
 
 def test_without_parameters_there_is_nothing(folder, params, names):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="nothing to resume from"):
+    with pytest.raises(ValueError, match="contains the parameters"):
         read(folder, params, names)
-    with pytest.raises(ValueError, match="`without` must hold names of"):
+    with pytest.raises(ValueError, match="`without` must contain only"):
         read(folder, params, names, without={"model.safetensors"})
 
 
@@ -168,7 +170,7 @@ def test_old_and_sharded_parameters_are_read(folder, params, names):
     with pytest.raises(ValueError, match="got '../x' outside it"):
         read(folder, params, names)
     index.write_text("{")
-    with pytest.raises(ValueError, match="must hold a readable model.safe"):
+    with pytest.raises(ValueError, match="must contain a readable model.safe"):
         read(folder, params, names)
 
 
@@ -193,27 +195,31 @@ def test_another_models_parameters_are_all_listed(folder, params, names):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match="has 3 differences") as error:
         read(folder, params, names)
-    for part in ("wpe.weight' is [3, 8], not [16, 8]", "ln_f.bias' [8] is not", "'x'"):
+    for part in (
+        "wpe.weight' has shape [3, 8], not [16, 8]",
+        "ln_f.bias' [8] is missing",
+        "'x'",
+    ):
         assert part in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x10" * 64])
 def test_a_damaged_parameter_file_is_named(folder, params, names, content):
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="must be a whole safetensors file.*model"):
+    with pytest.raises(ValueError, match="must be a complete safetensors file.*model"):
         read(folder, params, names)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"epoch": 1}', "{"])
 def test_a_damaged_trainer_state_is_named(folder, params, names, content):
     (folder / "trainer_state.json").write_text(content)
-    with pytest.raises(ValueError, match="must be a Trainer's trainer_state.json"):
+    with pytest.raises(ValueError, match="must be the trainer_state.json of a Trainer"):
         read(folder, params, names)
 
 
 def test_a_scheduler_of_something_else_is_named(folder, params, names):
     torch.save([1, 2], folder / "scheduler.pt")
-    with pytest.raises(ValueError, match=r"scheduler.pt must hold .* got list"):
+    with pytest.raises(ValueError, match=r"scheduler.pt must contain .* got list"):
         read(folder, params, names)
 
 
@@ -235,7 +241,7 @@ def test_a_recipe_that_contradicts_the_folder_is_refused(folder, params, names):
         ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed's ZeRO"),
         ("pytorch_model_fsdp_0/", "FSDP: .*accelerate merge-weights FOLDER OUT"),
         ("optimizer_0/", "FSDP: .*accelerate merge-weights"),
-        ("optimizer.bin", "FSDP, or of Accelerate's `save_state`: .*optimizer.pt"),
+        ("optimizer.bin", "FSDP or Accelerate's `save_state`: .*optimizer.pt"),
         ("random_states_0.pkl", "Accelerate's `save_state`: .*rename them to"),
         ("__0_0.distcp", "torch.distributed.checkpoint"),
         ("rank0-of-8-optimizer.pt", "FSDP on XLA"),
@@ -246,34 +252,34 @@ def test_a_recipe_that_contradicts_the_folder_is_refused(folder, params, names):
 def test_folders_of_others_are_refused_by_name(folder, params, names, name, whose):
     path = folder / name
     path.mkdir() if name.endswith("/") else path.write_bytes(b"")
-    with pytest.raises(ValueError, match=f"which is of {whose}"):
+    with pytest.raises(ValueError, match=f"which was written by {whose}"):
         read(folder, params, names)
     # Where the whole model is there too, its parameters can be read.
-    with pytest.raises(ValueError, match="The parameters alone can be read"):
+    with pytest.raises(ValueError, match="can read the parameters"):
         read(folder, params, names)
     found = read_params(folder, params, names)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=f"which is of {whose}"):
+    with pytest.raises(ValueError, match=f"which was written by {whose}"):
         read_params(folder, params, names)
 
 
 def test_a_folder_without_weights_is_named(tmp_path, folder, params, names):
-    says = "must hold model.safetensors or .*, which has none"
+    says = "must contain model.safetensors or .*, which has none"
     with pytest.raises(ValueError, match=says):
         read_params(tmp_path / "checkpoint-2" / "..", params, names)
-    with pytest.raises(ValueError, match="name one of them, 'checkpoint-2' say"):
+    with pytest.raises(ValueError, match="pass one of them, such as 'checkpoint-2'"):
         read_params(tmp_path, params, names)
-    with pytest.raises(ValueError, match="name one of them, 'checkpoint-2' say"):
+    with pytest.raises(ValueError, match="pass one of them, such as 'checkpoint-2'"):
         read(tmp_path, params, names)
-    with pytest.raises(ValueError, match="which is no folder"):
+    with pytest.raises(ValueError, match="which is not a folder"):
         read_params(tmp_path / "no", params, names)
 
 
 def test_a_folder_of_save_only_model_is_named(folder, params, names):
     for name in ("optimizer.pt", "scheduler.pt"):
         (folder / name).unlink()
-    with pytest.raises(ValueError, match="of a run with `save_only_model=True`"):
+    with pytest.raises(ValueError, match="made with `save_only_model=True`"):
         read(folder, params, names)
 
 
@@ -297,12 +303,12 @@ def as_former_adamw(state):
     ("file", "change", "says"),
     [
         ("optimizer.pt", lambda s: s["state"][0]["exp_avg"].fill_(np.nan), "`exp_avg`"),
-        ("optimizer.pt", lambda s: s["state"][3].pop("step"), "a `step` beside"),
+        ("optimizer.pt", lambda s: s["state"][3].pop("step"), "a `step` for all"),
         ("optimizer.pt", lambda s: s["state"][3].update(step=-1), "`step` of"),
         ("optimizer.pt", lambda s: s["param_groups"].pop(), "every parameter"),
         ("optimizer.pt", lambda s: s["param_groups"][0].update(lr=np.nan), "`lr` of"),
         ("optimizer.pt", lambda s: s["param_groups"][0].update(eps=1.0), "`eps` of"),
-        ("optimizer.pt", as_former_adamw, "one of transformers.AdamW"),
+        ("optimizer.pt", as_former_adamw, "a file of transformers.AdamW"),
         ("optimizer.pt", lambda s: s["state"].update({0: 3}), "a dict for each entry"),
         ("scheduler.pt", lambda s: s.pop("last_epoch"), "without .'last_epoch'"),
         ("scheduler.pt", lambda s: s.update(last_epoch=-1), "`last_epoch` must be"),
@@ -332,7 +338,7 @@ def test_an_epoch_that_is_no_number_is_named(folder, params, names, epoch):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, params, names):
-    with pytest.raises(ValueError, match="which is no folder"):
+    with pytest.raises(ValueError, match="which is not a folder"):
         read(tmp_path / "checkpoint-1", params, names)
 
 
@@ -343,7 +349,7 @@ def test_a_folder_is_written_whole_and_only_where_none_is(
     with pytest.raises(ValueError, match="`folder` must not exist yet"):
         write_trainer_checkpoint(folder, params, state, names, recipe=RECIPE, step=2)
     deep = tmp_path / "no" / "checkpoint-1"
-    with pytest.raises(ValueError, match="must be in a folder that exists"):
+    with pytest.raises(ValueError, match="must be in an existing folder"):
         write_trainer_checkpoint(deep, params, state, names, recipe=RECIPE, step=2)
     with pytest.raises(ValueError, match=r"fields of Trainer's state, got \['steps'\]"):
         write_trainer_checkpoint(
@@ -355,7 +361,7 @@ def test_a_folder_is_written_whole_and_only_where_none_is(
             step=2,
             trainer_state={"steps": 3},
         )
-    with pytest.raises(ValueError, match="must hold the state of `adamw_tf`"):
+    with pytest.raises(ValueError, match="must contain a state of `adamw_tf`"):
         write_trainer_checkpoint(
             tmp_path / "a", params, (), names, recipe=RECIPE, step=2
         )
@@ -378,7 +384,9 @@ def test_what_a_model_saves_beside_its_parameters_is_carried(tmp_path):
     state = build_optimizer(RECIPE).init(params)
     like, new = tmp_path / "like", tmp_path / "new"
     options = {"recipe": RECIPE, "step": 0}
-    with pytest.raises(ValueError, match=r"`like` must be given.*1.running_mean"):
+    with pytest.raises(
+        ValueError, match=r"`like` must be a checkpoint folder.*1.running_mean"
+    ):
         write_trainer_checkpoint(new, params, state, names, **options)
     like.mkdir()
     module[1].running_mean.fill_(0.5)

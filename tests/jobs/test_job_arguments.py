@@ -86,7 +86,7 @@ def test_what_transformers_5_writes_is_taken_as_it_is(new):
         eval_steps=1_000, save_steps=500, logging_steps=500, save_total_limit=None
     )
     assert "without effect" not in notes
-    assert "`optim` 'adamw_torch_fused' computes as 'adamw_torch' here" in notes
+    assert "`optim` 'adamw_torch_fused' has the same updates as 'adamw_torch'" in notes
 
 
 def test_what_transformers_4_writes_is_taken_as_it_is():
@@ -180,7 +180,7 @@ def test_another_kernel_for_adamw_keeps_its_name_for_the_way_back(name, kept):
     recipe, *_, notes = taken({"optim": name})
     assert recipe.optim == kept
     assert f"{name!r}" in notes
-    assert "'adamw_torch' here: the same numbers" in notes
+    assert "has the same updates" in notes
 
 
 def test_adafactor_was_a_switch_once():
@@ -337,7 +337,7 @@ def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name():
         (sentence,) = refused({"max_steps": 101, "warmup_ratio": ratio})
         assert f"`warmup_ratio` must be from 0 to 1, got {ratio}" in sentence
     (sentence,) = refused({"warmup_ratio": 1.0})
-    assert "how many steps are all of them is not known; give `max_steps`" in sentence
+    assert "the number of steps is not known; set `max_steps`" in sentence
 
 
 def test_a_share_of_unknown_steps_is_refused():
@@ -364,10 +364,10 @@ def test_what_trainer_does_not_hand_to_the_schedule_is_noted():
     given = {"max_steps": 50, "eval_steps": 5, "warmup_ratio": 0.1}
     recipe, *_, notes = taken({**given, "lr_scheduler_type": "greedy"})
     assert recipe.warmup_steps == 0
-    assert "`warmup_ratio`: 'greedy' has none in Trainer either" in notes
+    assert "`warmup_ratio`: Trainer has no warmup for 'greedy' either" in notes
     # The schedule of the command line counts.
     recipe, *_, notes = taken(given, lr_scheduler_type="reduce_lr_on_plateau")
-    assert "`warmup_ratio`: 'reduce_lr_on_plateau' has none" in notes
+    assert "`warmup_ratio`: Trainer has no warmup for 'reduce_lr_on_plateau'" in notes
 
 
 def test_the_fields_of_a_subclass_are_listed_and_those_of_its_optimizer_refused():
