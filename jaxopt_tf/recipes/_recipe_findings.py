@@ -1,4 +1,4 @@
-"""Findings in the numbers of a recipe, and in the parameters beside it."""
+"""Checks of a recipe, and of the parameters that are trained with it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,23 +16,23 @@ from ..schedules import MetricDrivenSchedule
 from ._optimizers import ALGORITHMS
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
-# Relative error of float32(1 - rate * weight_decay) up to which decay is as asked for.
+# Largest accepted relative error of the decay due to rounding of 1 - rate * decay.
 _DECAY_ERROR = 0.05
-# Half a unit in the last place of 1: the least relative change of a bfloat16 that is
-# not rounded away.
+# bfloat16 has 8 significant bits: a change below 2^-9 of the number, half the spacing
+# just below a power of two, is always rounded away.
 _HALF_UNIT_BF16 = 2.0**-9
-# Of the elements of a matrix: GPT-2's initialization, and near most others.
+# Typical RMS of the elements of a matrix: GPT-2's initialization, and near most others.
 _USUAL_RMS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is wrong with a plan.
+    """Problem of a recipe, an optimizer or parameters.
 
     Attributes:
-        what: what was found, with its numbers.
-        why: why it matters.
-        instead: what to write instead.
+        what: the problem, with its values.
+        why: the consequence.
+        instead: the proposed change.
     """
 
     what: str
@@ -40,16 +40,16 @@ class Finding:
     instead: str
 
     def __str__(self) -> str:
-        """Returns all three as two sentences."""
+        """Returns the three attributes as two sentences."""
         return f"{self.what}: {self.why}. {self.instead}."
 
 
 def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
-    """Yields what is wrong with the recipe alone.
+    """Yields the findings that depend on the recipe and on dtypes only.
 
     Args:
-        recipe: the numbers of the run.
-        params: the parameters, for their dtypes; None for float32.
+        recipe: the hyperparameters of the run.
+        params: the parameters, of which the dtypes are used; None for float32.
     """
     if recipe.learning_rate == 0:
         yield Finding(
@@ -75,6 +75,8 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
             why="the metric is a loss by default: the rate would fall while it falls",
             instead="Leave `mode` out, or name a metric that should rise",
         )
+    # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1. It
+    # computes max(rate * factor, min_lr), which raises a rate below `min_lr`.
     lowest = options.get("min_lr", 1e-3 if is_greedy else 0.0)
     if rate < lowest:
         yield Finding(
@@ -113,6 +115,7 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
     steps = np.unique(np.linspace(0, recipe.max_steps - 1, 1_000).astype(np.int32))
     schedule: Any = build_schedule(recipe)
     rates = np.asarray(schedule(jnp.asarray(steps)), np.float64)
+    # Step 0 is left out: with a warmup its rate is 0 in most schedules.
     is_zero = np.mean(rates[1:] == 0) if len(rates) > 1 else 0.0
     if is_zero > 0.02:
         yield Finding(
@@ -135,7 +138,8 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
     is_adamw = ALGORITHMS[recipe.optim].build is adamw_tf
     if asked == 0 or not is_adamw or dtypes == {jnp.dtype(jnp.float64)}:
         return
-    # torch multiplies by 1 - rate * weight_decay, rounded to float32.
+    # torch multiplies parameters by 1 - rate * weight_decay, rounded to float32, whose
+    # spacing below 1 is 2^-24: a product of at most 2^-25 = 3e-8 gives 1, no decay.
     done = 1.0 - float(np.float32(1.0 - asked))
     error = abs(done - asked) / asked
     if error > _DECAY_ERROR:
@@ -155,9 +159,10 @@ def params_findings(
     layouts: Mapping[str, TorchLayout],
     layer_norms: LayerNorms,
 ) -> Iterator[Finding]:
-    """Yields what the names, shapes and dtypes of the parameters show."""
+    """Yields the findings that depend on names, shapes and dtypes of the parameters."""
     leaves = floating_leaves(params)
     low = [name for name, leaf in leaves if leaf.dtype == jnp.bfloat16]
+    # AdamW changes an element by about the rate; its relative change is rate / RMS.
     if low and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
         yield Finding(
             what=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the rate "
@@ -192,7 +197,8 @@ def _decayed_by_accident(
     recipe: Recipe, params: PyTree, layer_norms: LayerNorms
 ) -> Iterator[Finding]:
     rule = recipe.decay_rule
-    # The optimizer refuses leaves without names, or has a mask of its own for them.
+    # A rule cannot be applied to leaves without names: `build_optimizer` rejects them,
+    # and another optimizer has its own mask.
     is_nameless = _pytrees.nameless_leaves(params)
     if recipe.weight_decay == 0 or rule == "default" or is_nameless:
         return
@@ -209,7 +215,7 @@ def _decayed_by_accident(
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
-    """Returns the recipe's rate at a step; its first one where a metric drives it."""
+    """Returns the rate at a step; the first rate for a metric-driven schedule."""
     schedule = build_schedule(recipe)
     if isinstance(schedule, MetricDrivenSchedule):
         return recipe.learning_rate
@@ -217,6 +223,6 @@ def rate_at(recipe: Recipe, step: int) -> float:
 
 
 def floating_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """Returns the floating-point leaves that have elements, with their names."""
+    """Returns the non-empty floating-point leaves, with their names."""
     named = _pytrees.named_leaves(tree)
     return [(n, leaf) for n, leaf in named if _pytrees.is_floating(leaf) and leaf.size]
