@@ -177,10 +177,10 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
     The last phase is also evaluated for every step after its end.
 
     In every schedule of this package, the dtype of the step determines the dtype of the
-    rate. A Python int (traced or not) or an array of at most 32 bits gives float32, with
+    rate. A Python int (traced or not) or an array of at most 32 bits gives float32 with
     an error of at most 1e-6 times the peak. An int64 array, which requires
-    `jax_enable_x64`, gives float64; the difference to Transformers' Python floats is at
-    most 1e-15 times the peak.
+    `jax_enable_x64`, gives float64, which differs from Transformers' Python floats by
+    at most 1e-15 times the peak.
 
     Args:
         peak: rate for a factor of 1; at least 0; a 0-d array may be traced.
@@ -205,9 +205,8 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
     starts = [0, *ends[:-1]]
 
     def schedule(step: Step) -> jax.Array:
-        # From the last phase to the first: each `where` overwrites the steps before the
-        # end of a phase. All phases are evaluated at every step, as they are cheap and
-        # `jax.lax.switch` would evaluate them all under `vmap`, too.
+        # From the last phase to the first: each `where` replaces the factor at the
+        # steps before the end of an earlier phase.
         now = _progress.unsigned(step)
         factor = _factor_from(phases[-1], now, starts[-1])
         for k in reversed(range(len(phases) - 1)):

@@ -1,9 +1,9 @@
 """Progress within a phase: the argument of a curve at a step.
 
-The dtype of the step determines the arithmetic. For a 32-bit step the progress is a pair
-of float32, whose error is smaller than the resolution of float32. For a 64-bit step it
-is float64, computed by the expressions of Transformers in their order, so that each
-intermediate result is equal to the double that Python computes.
+The dtype of the step determines the arithmetic. For a 32-bit step the progress is a
+pair of float32, whose error is smaller than the resolution of float32. For a 64-bit
+step it is float64, computed by the expressions of Transformers in their order, so that
+each intermediate result is equal to the double that Python computes.
 
 Cycles use only the fractional part of num_cycles * step / num_steps, which loses digits
 in floating point as the number of turns grows. It is therefore computed in fixed point:
@@ -106,7 +106,7 @@ class Restarts:
         """Returns 1 - turn with turn = (num_cycles * (step / num_steps)) mod 1."""
         if step.dtype == np.uint64:
             turns = self._num_cycles * _quotient(step, self._num_steps)
-            # `turns - floor(turns)` must not be used: XLA contracts the product and the
+            # Not `turns - floor(turns)`: XLA's compilers contract the product and the
             # subtraction to a fused multiply-add, which does not round the product. The
             # restart would be at another step than with the two roundings of Python.
             return _one_minus(jax.lax.rem(turns, jnp.ones_like(turns)))
@@ -227,8 +227,8 @@ def _share(part: jax.Array, whole: int) -> DoubleFloat:
     # 64-bit steps arrive here from `left` only, for a phase without steps: part is 0.
     if part.dtype == np.uint64:
         return double_float.from_float32(part.astype(jnp.float64))
-    # A product with the reciprocal, which the host computes in double precision, is
-    # cheaper than a division of pairs. It may round 1 to slightly less, hence `select`.
+    # Multiplied by the reciprocal, which the host computes in double precision. The
+    # product can round 1 to slightly less, hence `select`.
     reciprocal = double_float.from_float(1.0 / max(whole, 1))
     share = double_float.multiply(double_float.from_int(part), reciprocal)
     one = double_float.from_float32(jnp.ones_like(share.high))

@@ -32,8 +32,8 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorates `make` so that the `repr` of its result is the call of `make`."""
     signature = inspect.signature(make)
     defaults = {name: p.default for name, p in signature.parameters.items()}
-    # `join(peak, *phases)` can be called with positional arguments only, so that they
-    # are shown without names.
+    # Arguments before `*phases` can only be passed by position, and are shown without
+    # their names.
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     is_named = inspect.Parameter.VAR_POSITIONAL not in kinds
 
@@ -42,7 +42,7 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
         made = make(*args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
         if is_named:
-            # Compared as text: == of traced or array arguments has no truth value.
+            # Compared as text: `!=` of a traced array has no truth value.
             given = {k: v for k, v in given.items() if _text(v) != _text(defaults[k])}
             return described(made, make.__name__, given)
         first, *others = given.values()
