@@ -104,7 +104,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     else:
         _checks.fraction("warmup_lr_rate", warmup_lr_rate)
         climb = warmup(linear, max(1, W - 1), warmup_lr_rate)
-    # The warmup lasts W steps, also where its curve is shorter or longer.
+    # The phase has W steps, also if the length of its curve differs (W = 0, 1).
     return join(learning_rate, climb._replace(num_steps=W), wave)
 
 
