@@ -67,7 +67,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ValueError(
                 f"`folder` must be used by one job at a time, but {str(folder)!r} is "
-                f"locked by {_holder(descriptor)}. Wait for it to end, stop it, or pass "
+                f"locked by {_holder(descriptor)}. Wait for its end, stop it, or pass "
                 "another folder."
             ) from error
         holder = {

@@ -202,7 +202,7 @@ def _no_metadata_store() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses log messages of orbax; errors are still raised."""
+    """Suppresses orbax's log messages; errors are still raised."""
 
     def is_of_others(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts

@@ -156,7 +156,7 @@ def restore_latest(
 
 
 def _read(path: Path, like: PyTree) -> Restored:
-    # Imported here: orbax takes long to import, and `latest_valid` does not need it.
+    # Imported here, so that `latest_valid` does not load orbax.
     from . import _orbax
 
     arrays = _orbax.read_arrays(path.absolute(), like)

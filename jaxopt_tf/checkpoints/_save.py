@@ -129,7 +129,7 @@ def open_checkpoints(
         step: they are damaged, or belong to a run that was resumed from an earlier
         step.
     """
-    # Imported here: orbax takes long to import.
+    # Imported here, so that finding checkpoints does not load orbax.
     from . import _orbax
 
     if save_total_limit is not None:

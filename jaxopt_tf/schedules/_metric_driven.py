@@ -253,7 +253,7 @@ def greedy(
             if rate <= rule.min_lr:
                 reset_left -= 1
                 if reset_left <= 0:
-                    # Transformers resets everything but the cooldown of this reduction.
+                    # Transformers sets the cooldown of this reduction after the reset.
                     return init()._replace(cooldown_left=cooldown_left)
         return GreedyState(
             rate,
