@@ -361,7 +361,7 @@ class _Watcher:
         # `eps` relative to a parameter, depending on its mantissa. The limit is half of
         # the lower bound, since the sizes of parameters differ.
         limit = float(jnp.finfo(self._param_dtype).eps) / 8
-        # The largest ratio of all blocks, because updates are small at the end of a run.
+        # The largest ratio of all blocks: at the end of a run, updates are small.
         ratio = stats.top_ratio
         if ratio >= limit or stats.num_full_in_a_row < len(blocks.loss):
             return None

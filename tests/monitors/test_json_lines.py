@@ -256,7 +256,7 @@ def test_refuses_a_folder_that_is_not_there(tmp_path):
 
 
 def test_refuses_a_path_that_is_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="`path` must be a file that can be written"):
+    with pytest.raises(ValueError, match="`path` must be a writable file"):
         json_lines(tmp_path)
 
 

@@ -79,13 +79,13 @@ def test_recipes_of_one_program_differ_in_numbers_only():
     assert compile_key(BASE) == compile_key(RECIPES[0])
     other = dataclasses.replace(BASE, optim="adafactor")
     assert compile_key(BASE) != compile_key(other)
-    with pytest.raises(ValueError, match="`recipes` must be of one program"):
+    with pytest.raises(ValueError, match="`recipes` must share one compiled program"):
         stack_recipes([BASE, other])
 
 
 def test_refuses_a_rate_that_a_metric_drives():
     driven = Recipe(max_steps=10, lr_scheduler_type="reduce_lr_on_plateau")
-    with pytest.raises(ValueError, match="`lr_scheduler_type` must be a schedule of"):
+    with pytest.raises(ValueError, match="`lr_scheduler_type` must be a function of"):
         stack_recipes([driven, driven])
 
 
