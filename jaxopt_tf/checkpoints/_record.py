@@ -54,7 +54,7 @@ def read_record(path: Path) -> Record:
         leaves = {name: LeafSpec(*kind) for name, kind in record["leaves"].items()}
         return Record(record["notes"], leaves)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{RECORD_FILE} is of another program") from error
+        raise ValueError(f"{RECORD_FILE} has another format") from error
 
 
 def is_python_number(leaf: Any) -> bool:

@@ -72,7 +72,7 @@ def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng)
         assert latest_valid(folder, report=said.append) == folder / "checkpoint-1"
         path.write_bytes(data)
     (checkpoint / "d" / "extra").touch()
-    assert damage(checkpoint) == "d/extra is not in the digest"
+    assert damage(checkpoint) == "d/extra has no checksum"
     (checkpoint / "d" / "extra").unlink()
     assert damage(checkpoint) is None
 
@@ -91,10 +91,10 @@ def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
     assert restore_latest(folder, LIKE).step == 1
     said = capsys.readouterr().err.splitlines()
     starts = [
-        "checkpoint-6.orbax-checkpoint-tmp is half-written: ",
+        "checkpoint-6.orbax-checkpoint-tmp is incomplete: ",
         f"checkpoint-5 is damaged: it has no checksum file {DIGEST_FILE}.",
         "checkpoint-4 is damaged: it has no record ([Errno 2]",
-        "checkpoint-3 is damaged: it has no record (_METADATA is of another program)",
+        "checkpoint-3 is damaged: it has no record (_METADATA has another format)",
         f"checkpoint-2 is damaged: it has no checksum file {DIGEST_FILE}.",
     ]
     assert [

@@ -295,7 +295,7 @@ def test_says_what_it_does_not_judge():
     ("optimizer", "words"),
     [
         (ADAMW, "betas and the epsilon"),
-        (optax.chain(clip(1.0), optax.ema(0.9), ADAMW), "by their states EmaState"),
+        (optax.chain(clip(1.0), optax.ema(0.9), ADAMW), "with the states EmaState"),
         (optax.MultiSteps(ADAMW, 4), "inside `optax.MultiSteps`"),
         (optax.sgd(RATE), "the rate, which the optimizer's state does not hold"),
         (

@@ -76,7 +76,7 @@ def test_every_name_of_transformers_is_here_or_refused_with_a_way_out():
     assert ALGORITHMS.keys() - names == {"adamw_hf", "adamw_apex_fused"}  # of version 4
     for name in names - ALGORITHMS.keys():
         refusal = optimizer_refusal(name)
-        assert re.fullmatch(f"`optim` .*, got '{name}': .*(take|see).*", refusal), name
+        assert re.fullmatch(f"`optim` .*, got '{name}': .*(use|see).*", refusal), name
         with pytest.raises(ValueError, match=re.escape(refusal)):
             Recipe(max_steps=10, optim=name)
 
