@@ -155,8 +155,8 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
         yield Finding(
             what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
-            why="gradients are accumulated twice, and updates made that much rarer",
-            instead="Leave `optax.MultiSteps` out: the train step accumulates",
+            why="gradients are accumulated twice, so that updates are less frequent",
+            instead="Remove `optax.MultiSteps`: the train step accumulates gradients",
         )
     if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(
@@ -177,14 +177,14 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
         yield Finding(
             what=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
             f"{recipe.adam_beta2:g}",
-            why="a share of less than half a unit is rounded away: they can grow and "
-            "never fall",
+            why="changes below half a unit in the last place are rounded away: they "
+            "can grow but not decrease",
             instead="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
     if _paths(state, optax.FactoredState) and recipe.optim == "adafactor":
         yield Finding(
-            what="`optax.adafactor` stands for 'adafactor'",
-            why="it factors other axes, none below 128, and decays without the rate",
+            what="`optax.adafactor` is used for 'adafactor'",
+            why="it factors other axes, none below 128, and its decay ignores the rate",
             instead="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
         )
 
@@ -197,8 +197,8 @@ def _decay(
     if not all(np.isfinite(update).all() for update in updates.values()):
         yield Finding(
             what="updates are not finite where gradients are zero",
-            why="every leaf that a batch does not use would be lost",
-            instead="Give the denominator an `eps`",
+            why="each leaf that a batch does not use would become non-finite",
+            instead="Add an `eps` to the denominator",
         )
         return
     # With zero gradients, the update of a decayed leaf is -share * parameter.
@@ -210,7 +210,7 @@ def _decay(
     if decayed and recipe.weight_decay == 0:
         yield Finding(
             what=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
-            why="another default was taken: 1e-4 in `optax.adamw`, 1e-2 in torch",
+            why="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
             instead="Pass `weight_decay` to the optimizer",
         )
     if recipe.weight_decay == 0:
@@ -297,7 +297,7 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     elif any(not shrunk[n].any() for n in spiked):
         yield Finding(
             what="gradients are clipped element by element",
-            why="`optax.clip` cuts off what stands out and changes the direction; "
+            why="`optax.clip` limits each element, which changes the direction; "
             "`max_grad_norm` is a limit of the joint norm",
             instead="`jaxopt_tf.clip`",
         )

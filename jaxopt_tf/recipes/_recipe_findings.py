@@ -55,7 +55,7 @@ def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
         yield Finding(
             what="`learning_rate` is 0",
             why="no parameter will ever change",
-            instead="Give a rate, 3e-4 say",
+            instead="Set a positive rate, for example 3e-4",
         )
     elif recipe.lr_scheduler_type in METRIC_DRIVEN:
         yield from _metric_driven(recipe)
@@ -72,8 +72,8 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     if options.get("mode", "min") == "max":
         yield Finding(
             what=f"{name!r} has mode 'max'",
-            why="the metric is a loss by default: the rate would fall while it falls",
-            instead="Leave `mode` out, or name a metric that should rise",
+            why="the metric is a loss by default: the rate would fall with the loss",
+            instead="Remove `mode`, or select a metric that should increase",
         )
     # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1. It
     # computes max(rate * factor, min_lr), which raises a rate below `min_lr`.
@@ -81,17 +81,17 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     if rate < lowest:
         yield Finding(
             what=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` {rate:g}",
-            why="the rate can only rise, and every reduction counts as one at the floor"
+            why="the rate can only rise, and each reduction counts as one at `min_lr`"
             if is_greedy
             else "the rate can never be reduced",
-            instead=f"Give a `min_lr` below the rate, {rate / 100:g} say",
+            instead=f"Set `min_lr` below the rate, to {rate / 100:g} for example",
         )
     highest = options.get("max_lr", 1.0)
     if is_greedy and rate > highest:
         yield Finding(
             what=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` {rate:g}",
-            why="the rate can only fall, until it is below that",
-            instead=f"Give a `max_lr` above the rate, {10 * rate:g} say",
+            why="the rate can only decrease until it is below `max_lr`",
+            instead=f"Set `max_lr` above the rate, to {10 * rate:g} for example",
         )
 
 
@@ -100,8 +100,8 @@ def _warmup(recipe: Recipe) -> Iterator[Finding]:
     if recipe.lr_scheduler_type == "constant" and num_warmup:
         yield Finding(
             what=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
-            why="that schedule has no warmup, as in Transformers, and ignores it",
-            instead="Take 'constant_with_warmup'",
+            why="this schedule has no warmup, as in Transformers, and ignores it",
+            instead="Use 'constant_with_warmup'",
         )
     elif num_warmup > max_steps / 2:
         yield Finding(
@@ -120,15 +120,15 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
     if is_zero > 0.02:
         yield Finding(
             what=f"the rate is 0 in {is_zero:.0%} of the steps",
-            why="they cost as much as all others and change nothing",
-            instead="Give the phases and the run the same length",
+            why="these steps cost as much as others and do not change parameters",
+            instead="Set the sum of the phases to `max_steps`",
         )
     falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
     if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
         yield Finding(
             what=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
-            why="the run ends where its loss is still noisy",
-            instead="Take a smaller `num_cycles` or `lr_end`, or another schedule",
+            why="the run ends while its loss is still noisy",
+            instead="Use a smaller `num_cycles` or `lr_end`, or another schedule",
         )
 
 
@@ -147,7 +147,7 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
             what=f"rate times decay is {asked:.2g} at most",
             why=f"float32 makes it {done:.2g}, off by {error:.0%}"
             if done
-            else "float32 has no 1 - that: nothing is decayed",
+            else "1 minus this value is 1 in float32: nothing is decayed",
             instead="Take a larger `weight_decay`; or in code, as it has no flag, an "
             "optimizer of your own with `adamw_tf(..., decay='exact')`",
         )
@@ -174,7 +174,7 @@ def params_findings(
     if low and 0 < asked < _HALF_UNIT_BF16:
         yield Finding(
             what=f"rate times decay is {asked:.2g} at most, for bfloat16 leaves",
-            why="so small a decay is rounded away where the update is small",
+            why="this decay is rounded away where the update is small",
             instead="Keep parameters in float32",
         )
     yield from _decayed_by_accident(recipe, params, layer_norms)
@@ -188,8 +188,8 @@ def params_findings(
     if stacked and recipe.optim == "adafactor":
         yield Finding(
             what=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
-            why="Adafactor factors the last two, and takes one RMS of stacked layers",
-            instead="Pass `build_optimizer(layouts={...})` with their layouts in torch",
+            why="Adafactor factors the last two, and uses one RMS for stacked layers",
+            instead="Pass their layouts in torch to `build_optimizer(layouts={...})`",
         )
 
 
@@ -209,8 +209,8 @@ def _decayed_by_accident(
         yield Finding(
             what=f"{rule!r:.60} decays {len(odd)} biases or norms, {odd[0]!r} the "
             "first",
-            why="its patterns miss their names, or know norms by torch's types only",
-            instead="Take `decay_rule='default'`, or name them with `layer_norms=`",
+            why="its patterns do not match them, or it is based on torch's module types",
+            instead="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
         )
 
 

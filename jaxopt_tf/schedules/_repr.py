@@ -32,7 +32,7 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorates `make` so that the `repr` of its result is the call of `make`."""
     signature = inspect.signature(make)
     defaults = {name: p.default for name, p in signature.parameters.items()}
-    # Arguments before `*phases` can only be passed by position, and are shown without
+    # Arguments before `*phases` can only be given positionally, and are shown without
     # their names.
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     is_named = inspect.Parameter.VAR_POSITIONAL not in kinds

@@ -131,10 +131,9 @@ def make_train_step(
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
 
-    # Without `out_shardings`, the compiler may choose other shardings for the new
-    # state, and the next step would be recompiled for them.
     if state_shardings is None:
         return jax.jit(train_step, donate_argnames="state")
+    # Without them, the compiler may choose other shardings, and the next step recompiles.
     out = (state_shardings, None)
     return jax.jit(train_step, donate_argnames="state", out_shardings=out)
 

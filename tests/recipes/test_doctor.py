@@ -177,7 +177,7 @@ def test_finds_optax_defaults_taken_for_those_of_transformers():
     assert "3 leaves are decayed, and `weight_decay` is 0" in said(plain, adamw, PARAMS)
     factored = Recipe(max_steps=100, optim="adafactor", max_grad_norm=0.0)
     adafactor = optax.adafactor(build_schedule(factored))
-    assert "`optax.adafactor` stands for" in said(factored, adafactor, PARAMS)
+    assert "`optax.adafactor` is used for" in said(factored, adafactor, PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,8 @@ def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
 def test_a_finding_says_what_why_and_what_instead():
     (finding,) = doctor(Recipe(max_steps=100, learning_rate=0.0))
     assert str(finding) == (
-        "`learning_rate` is 0: no parameter will ever change. Give a rate, 3e-4 say."
+        "`learning_rate` is 0: no parameter will ever change. "
+        "Set a positive rate, for example 3e-4."
     )
 
 
