@@ -313,7 +313,7 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
     try:
         rate = get_learning_rate(probe.state)
     except ValueError:
-        yield "the rate, which the optimizer's state does not hold"
+        yield "the rate, which the optimizer's state does not contain"
         return
     if isinstance(rate, dict) or recipe.rate_groups:
         yield "the rates of groups"

@@ -209,7 +209,7 @@ def _decayed_by_accident(
         yield Finding(
             what=f"{rule!r:.60} decays {len(odd)} biases or norms, {odd[0]!r} the "
             "first",
-            why="its patterns do not match them, or it is based on torch's module types",
+            why="its patterns do not match them, or it is based on torch's types only",
             instead="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
         )
 

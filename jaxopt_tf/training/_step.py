@@ -133,7 +133,7 @@ def make_train_step(
 
     if state_shardings is None:
         return jax.jit(train_step, donate_argnames="state")
-    # Without them, the compiler may choose other shardings, and the next step recompiles.
+    # Without them, the compiler may choose other shardings, and a step is recompiled.
     out = (state_shardings, None)
     return jax.jit(train_step, donate_argnames="state", out_shardings=out)
 
