@@ -279,7 +279,7 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
         return probe.moments(state) or _floats(updates)
 
     # Clipping by the joint norm scales the spike to at most `max_grad_norm` and all
-    # other elements by 1/1000. A tenfold spike must then give the same moments.
+    # other elements by 1/1000. A tenfold spike then gives the same largest moment.
     spike = 1e3 * recipe.max_grad_norm
     plain, one, ten = traces(usual), traces(spike), traces(10 * spike)
     used = [name for name, leaf in plain.items() if leaf.any()]

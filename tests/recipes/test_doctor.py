@@ -298,7 +298,7 @@ def test_says_what_it_does_not_judge():
         (ADAMW, "betas and the epsilon"),
         (optax.chain(clip(1.0), optax.ema(0.9), ADAMW), "with the states EmaState"),
         (optax.MultiSteps(ADAMW, 4), "inside `optax.MultiSteps`"),
-        (optax.sgd(RATE), "the rate, which the optimizer's state does not hold"),
+        (optax.sgd(RATE), "the rate, which the optimizer's state does not contain"),
         (
             optax.multi_transform({"matrix": ADAMW, "vector": ADAMW}, by_rank),
             "the rates of groups",
