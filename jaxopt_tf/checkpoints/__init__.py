@@ -1,4 +1,4 @@
-"""Checkpoints: trees of arrays in folders that are complete, or do not exist.
+"""Checkpoints: trees of arrays, written atomically and verified by checksums.
 
 with lock_folder("runs/mine") as held, open_checkpoints(held) as checkpoints:
     checkpoints.save(100, {"params": params}, {"learning_rate": 3e-4})

@@ -1,7 +1,7 @@
-"""Checksums of a folder: one line per file, so that every flipped bit is noticed.
+"""SHA-256 checksums of the files in a folder.
 
-The text is that of `sha256sum`: inside the folder, `sha256sum -c SHA256SUMS` checks it
-by hand. It is written last, when every other file is complete.
+The file has the format of `sha256sum`: `sha256sum -c SHA256SUMS` in the folder verifies
+it. It is written last, when all other files are complete.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ DIGEST_FILE = "SHA256SUMS"
 
 
 def seal(folder: Path) -> None:
-    """Writes the checksums of all files; everything is on the disk when it returns.
+    """Writes the checksums of all files, and flushes the folder to the disk.
 
-    The digest is the last file to be written. A folder that has it is complete, after a
-    power failure too: the files under it are flushed before it, and it before the
-    folder gets its name.
+    The digest is the last file that is written. A folder that contains it is complete,
+    also after a power failure: its other files are flushed before the digest, and the
+    digest is flushed before the folder is renamed.
 
     Args:
-        folder: its files must not change any more.
+        folder: the folder; its files must not change afterwards.
     """
     text = _digest_text(folder)
     for path in _files(folder):
@@ -28,23 +28,25 @@ def seal(folder: Path) -> None:
     digest = folder / DIGEST_FILE
     digest.write_text(text)
     flush(digest)
+    # `fsync` of a file does not flush the entry of the file in its directory (POSIX):
+    # without it, a new file can be missing after a power failure.
     for inner in [*folder.rglob("*"), folder]:
         if inner.is_dir():
             flush(inner)
 
 
 def damage(folder: Path) -> str | None:
-    """Describes the damage of a sealed folder; None if there is none.
+    """Returns a description of the damage of a folder; None if it is intact.
 
-    All bytes are read, with as many threads as there are cores: about 1.3 GB/s each on
-    a processor that has instructions for SHA-256, if the disk keeps up.
+    All bytes are read, with one thread per core: about 1.3 GB/s per thread on a
+    processor with SHA-256 instructions, unless the disk is slower.
 
     Args:
-        folder: a folder that `seal` has sealed.
+        folder: a folder with the checksums of `seal`.
     """
     digest = folder / DIGEST_FILE
     if not digest.exists():
-        return f"it has no digest, {DIGEST_FILE}"
+        return f"it has no checksum file {DIGEST_FILE}"
     try:
         said, found = digest.read_bytes(), _digest_text(folder).encode()
     except OSError as error:
@@ -54,13 +56,14 @@ def damage(folder: Path) -> str | None:
 
 
 def checksum_matches(folder: Path, path: str) -> bool:
-    """Returns whether one file has its checksum; the other files are not read."""
+    """Returns whether the checksum of one file matches; no other file is read."""
     line = _line(folder, path).encode()
     return line in (folder / DIGEST_FILE).read_bytes().splitlines(keepends=True)
 
 
 def flush(path: Path) -> None:
-    """Returns when the file or the folder's list of names is on the disk."""
+    """Flushes a file, or the entries of a folder, to the disk."""
+    # A folder can be opened read-only; `fsync` does not require write access on Linux.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,30 +85,32 @@ def _digest_text(folder: Path) -> str:
 
 
 def _line(folder: Path, path: str) -> str:
-    with open(folder / path, "rb") as file:  # hashing lets go of the GIL
+    # `hashlib` releases the GIL while it hashes large blocks, so that threads run in
+    # parallel.
+    with open(folder / path, "rb") as file:
         return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path}\n"
 
 
 def _difference(said: bytes, found: bytes) -> str:
-    """Names the first file that differs, and how many do."""
+    """Describes the first difference of two digests, and counts the others."""
     there, here = _by_path(said), _by_path(found)
     kinds = {
         "is missing": there.keys() - here.keys(),
-        "is not in the digest": here.keys() - there.keys(),
-        "has other bytes than its digest says": {
+        "has no checksum": here.keys() - there.keys(),
+        "does not match its checksum": {
             path for path in here.keys() & there.keys() if here[path] != there[path]
         },
     }
     odd = [(path, kind) for kind, paths in kinds.items() for path in sorted(paths)]
     if not odd or b"" in there:
-        return f"{DIGEST_FILE} is not as it was written"
+        return f"{DIGEST_FILE} is damaged"
     (path, kind), more = odd[0], len(odd) - 1
     return f"{path.decode(errors='replace')} {kind}" + (
-        f", and {more} more like it" if more else ""
+        f", and {more} more" if more else ""
     )
 
 
 def _by_path(text: bytes) -> dict[bytes, bytes]:
-    """Digests; what is not of the form of a line has no path."""
+    """Returns the digests by path; the path of a malformed line is empty."""
     lines = [line.partition(b"  ") for line in text.split(b"\n")[:-1]]
     return {path: digest for digest, _, path in lines}

@@ -1,4 +1,4 @@
-"""Lock of a folder: one job at a time; the error of a second one names the first."""
+"""Lock of a folder, which only one job at a time can hold."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ LOCK_FILE = "run.lock"
 
 
 class FolderLock(NamedTuple):
-    """A folder that no other job can lock while the `with` of `lock_folder` is open."""
+    """Folder that is locked until the `with` block of `lock_folder` ends."""
 
     folder: Path
 
@@ -24,21 +24,21 @@ class FolderLock(NamedTuple):
 def lock_folder(folder: Path | str) -> Iterator[FolderLock]:
     """Locks a folder for this job; creates it if it does not exist.
 
-    The first of many processes holds the lock for all.
+    In a multi-process job, process 0 holds the lock for all processes.
 
-    The lock is the kernel's (`flock` on `run.lock`): it ends with the process, however
-    that ended, and the content of the file has no meaning then. A process that was
-    forked from this one and outlives it keeps the lock.
+    The lock is a lock of the kernel (`flock` on the file `run.lock`). The kernel
+    releases it when the process ends for any reason; the remaining file has no effect.
+    A forked process that outlives this one keeps the lock.
 
     Args:
-        folder: where one job is to write.
+        folder: the folder to lock.
 
     Yields:
-        The folder, as `open_checkpoints` takes it.
+        The locked folder, an argument of `open_checkpoints`.
 
     Raises:
-        ValueError: if another job holds the folder, which is named; or if the folder
-            cannot be made or written to.
+        ValueError: if another job holds the lock, with the id of its process; or if the
+            folder cannot be created or written to.
     """
     with contextlib.ExitStack() as stack:
         run_on_process_0(lambda: stack.enter_context(_locked(Path(folder))))
@@ -47,24 +47,27 @@ def lock_folder(folder: Path | str) -> Iterator[FolderLock]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    import fcntl  # not on Windows, where the rest of the package works
+    # Imported here: Windows has no `fcntl`, but the rest of the package works there.
+    import fcntl
 
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # O_CLOEXEC: a program that this process executes does not inherit the lock.
+        # No O_TRUNC: the file names the holder until the lock is acquired.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ValueError(
-            f"`folder` must be a folder that can be written to, got {str(folder)!r}: "
-            f"{error.strerror}."
+            f"`folder` must be a writable folder, got {str(folder)!r}: "
+            f"{error.strerror}. Pass another folder, or change its permissions."
         ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"`folder` must belong to one job at a time, but {str(folder)!r} is "
-                f"held by {_holder(descriptor)}. Wait for it to end, stop it, or name "
+                f"`folder` must be used by one job at a time, but {str(folder)!r} is "
+                f"locked by {_holder(descriptor)}. Wait for its end, stop it, or pass "
                 "another folder."
             ) from error
         holder = {
@@ -72,18 +75,20 @@ def _locked(folder: Path) -> Iterator[None]:
             "host": socket.gethostname(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        # One write over the old text, then the rest cut off: never an empty file.
+        # Overwritten in one call and then truncated, so that another process never
+        # reads an empty file.
         text = json.dumps(holder).encode() + b"\n"
         os.pwrite(descriptor, text, 0)
         os.ftruncate(descriptor, len(text))
         yield
     finally:
-        os.close(descriptor)  # the kernel gives the lock back with it
+        os.close(descriptor)  # releases the lock
 
 
 def _holder(descriptor: int) -> str:
+    # The text is incomplete if the other process has not written it yet.
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
     except (ValueError, KeyError, TypeError):
-        return "a process that is just starting"
+        return "a process that is starting"

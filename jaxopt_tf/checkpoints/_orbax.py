@@ -1,11 +1,11 @@
-"""Trees of arrays on disk, written and read by orbax.
+"""Storage of trees of arrays with orbax.
 
-Leaves are stored in a flat dict under their names, so that a checkpoint does not depend
-on the classes of the tree.
+Leaves are stored as a flat dict by name, so that a checkpoint does not depend on the
+classes of the tree.
 
-`CheckpointManager` is not used: it would store the arrays in a subfolder that
-checkpoints so far do not have, write a second set of checksums for it, refuse to
-replace a step, and need a naming and a retention policy of our own.
+Orbax's `CheckpointManager` is not used: it stores arrays in a subfolder, which existing
+checkpoints do not have, writes a second set of checksums, cannot replace a step, and
+would require custom policies for names and retention.
 """
 
 import contextlib
@@ -32,31 +32,34 @@ from ._record import (
     read_record,
 )
 
-# Smaller arrays are not copied into memory of their own.
+# Arrays of at least this many bytes are copied into reused host memory.
 _LARGE = 2**20
 
 
 class Writer:
-    """Orbax's asynchronous writer, with the last step of a save left to the caller."""
+    """Asynchronous checkpointer of orbax, with a custom finalization of each save."""
 
     def __init__(self, finish: Callable[[Path, Path], None]) -> None:
         """Creates a writer.
 
         Args:
-            finish: receives the complete temporary folder and the path that it is to
-                have; called by the first process only, in the background.
+            finish: function that receives the complete temporary folder and its final
+                path; called by process 0 only, in a background thread.
         """
 
         class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
-            """Orbax's way of being atomic, without the file that it adds at the end."""
+            """Temporary folder of orbax whose finalization is `finish`."""
 
             async def finalize(self) -> None:
+                # Orbax would add the file `commit_success.txt` and rename the folder.
+                # `finish` first adds checksums, which must be written after all files.
                 finish(Path(self.get()), Path(self.get_final()))
 
         self._checkpointer = ocp.AsyncCheckpointer(
             _handler(),
-            # The folder is created at once, so that an error is raised at once;
-            # `finish` replaces a folder that has the name already.
+            # The folder is created synchronously, so that `save` raises an error if
+            # that fails. The validation would reject an existing final path, which
+            # `finish` replaces.
             async_options=ocp.options.AsyncOptions(
                 create_directories_asynchronously=False
             ),
@@ -65,45 +68,47 @@ class Writer:
             temporary_path_class=Temporary,
         )
         self._copied = make_host_copier()
-        # Returns when all is on disk, or raises what went wrong.
+        # Blocks until the save is complete; raises the error of a failed save.
         self.wait = self._checkpointer.wait_until_finished
         self.close = self._checkpointer.close
 
     def save(self, path: Path, arrays: PyTree, notes: dict[str, Any]) -> None:
-        """Starts a save; returns when the arrays are copied."""
+        """Starts a save; returns when the arrays are copied to the host."""
         leaves = named("arrays", arrays)
         record = Record(notes, describe(leaves))
-        # Orbax takes no empty arrays; the record has their shape and dtype.
+        # Orbax does not accept empty arrays. Their shapes and dtypes are in the record.
         data = {name: _data(leaf) for name, leaf in leaves.items() if leaf.size}
         if not data:
-            raise ValueError("`arrays` must hold at least one array, got none.")
-        # Files are of 2 GB, orbax's default: each has a thread that writes it, and many
-        # threads would take the processor from the step that follows.
+            raise ValueError("`arrays` must contain at least one array, got none.")
+        # Files have up to 2 GB, the default of orbax. It writes each file in a thread:
+        # smaller files would mean more threads, which slow down the next training step.
         args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=record._asdict())
         self._checkpointer.save(path, args=args)
 
 
 @contextlib.contextmanager
 def open_writer(finish: Callable[[Path, Path], None]) -> Iterator[Writer]:
-    """Opens a `Writer`, and closes it at the end."""
+    """Opens a `Writer`, and closes it at the end of the `with` block."""
     with _quiet(), contextlib.closing(Writer(finish)) as writer:
         yield writer
 
 
 def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Returns a function that copies large CPU arrays, always into the same memory.
+    """Returns a function that copies large CPU arrays into reused memory.
 
-    Orbax copies arrays of an accelerator to the host. On a CPU it reads the arrays
-    themselves; JAX notices, and a step to which they are donated allocates its results.
-    That is correct, and fast enough for small arrays, but allocating is slow: the step
-    after a save of 1.5 GB waited for up to 6 s.
+    Orbax copies arrays from an accelerator to the host. On a CPU it reads the arrays
+    without a copy. JAX then cannot reuse their buffers, and the next step, to which
+    they are donated, allocates new memory for its results. This is correct, but slow
+    for large arrays: the step after a save of 1.5 GB was delayed by up to 6 s.
 
     Returns:
-        Arrays by name -> the same with large ones copied; a second call reuses the
-        memory of the first one's copies, which must not be used any more then.
+        A function that maps arrays by name to arrays by name, with copies of the large
+        ones. Each call overwrites the copies of the call before.
     """
     memory: dict[str, jax.Array] = {}
 
+    # The result is written into the donated buffer of `_`. `keep_unused`, since `jit`
+    # drops unused arguments, and with them their donation.
     @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
     def refill(_: jax.Array, array: jax.Array) -> jax.Array:
         return jnp.copy(array)
@@ -133,13 +138,15 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def read_arrays(path: Path, like: PyTree) -> PyTree:
-    """Reads the arrays of a checkpoint in the structure and shardings of `like`.
+    """Reads the arrays of a checkpoint with the structure and shardings of `like`.
 
     Raises:
-        ValueError: if names, shapes or dtypes are not those of `like`.
+        ValueError: if names, shapes or dtypes differ from those of `like`.
     """
     saved = read_record(path).leaves
     wanted = named("like", like)
+    # Leaves of `like` that the checkpoint stores in an older form. The leaves from
+    # which they are computed are not compared with `like`.
     older = older_leaves(saved, wanted)
     sources = {source for leaf in older.values() for source in leaf.sources}
     present = {name: leaf for name, leaf in wanted.items() if name not in older}
@@ -175,8 +182,9 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
 
 
 def _handler() -> Any:
-    # Compression takes time that the next step would need, and gains 7% on float32.
-    # Sharding and layout of arrays are not stored: those of `like` are used.
+    # No compression: it reduces the size of float32 arrays by 7%, and its CPU time
+    # delays the next training step. No sharding file: arrays are restored with the
+    # shardings of `like`.
     types = ocp.type_handlers
     registry = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler()),
@@ -188,16 +196,18 @@ def _handler() -> Any:
 
 
 def _no_metadata_store() -> Any:
+    # Disables the file `_CHECKPOINT_METADATA` of orbax.
     return ocp.metadata.metadata_store(enable_write=False, blocking_write=True)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax's log messages off the console; errors are raised all the same."""
+    """Suppresses orbax's log messages; errors are still raised."""
 
     def is_of_others(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
 
+    # Orbax logs through absl's logger, which other libraries use too.
     logger = logging.getLogger("absl")
     logger.addFilter(is_of_others)
     try:
@@ -213,7 +223,7 @@ def _data(leaf: Any) -> Any:
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Returns the sharding of a leaf; None if it is not committed to its devices."""
+    """Returns the sharding of a leaf; None if the leaf is not committed."""
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None
     return getattr(leaf, "sharding", None)
@@ -223,7 +233,8 @@ def _restore_args(leaf: Any) -> Any:
     sharding = _sharding(leaf)
     if sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
-    # A key is stored with an axis more, which a spec need not mention.
+    # The data of a key have one more axis than the key. A partition spec may be shorter
+    # than the shape, so that the sharding of the key is valid for its data.
     shape = None if is_key(leaf) else leaf.shape
     return ocp.ArrayRestoreArgs(
         restore_type=jax.Array, sharding=sharding, global_shape=shape
@@ -231,7 +242,11 @@ def _restore_args(leaf: Any) -> Any:
 
 
 def _restored_leaf(data: Any, leaf: Any, implementation: str | None) -> Any:
-    """Returns `data` as a leaf like `leaf`, so that no step is recompiled."""
+    """Converts `data` to a leaf with the type and placement of `leaf`.
+
+    Type, sharding, commitment and weak type are part of the cache key of `jax.jit`: a
+    difference would recompile the training step.
+    """
     if is_python_number(leaf):
         return data.item()
     if isinstance(leaf, np.ndarray | np.generic):
@@ -239,8 +254,9 @@ def _restored_leaf(data: Any, leaf: Any, implementation: str | None) -> Any:
     sharding = _sharding(leaf)
     if implementation is not None:
         data = jax.random.wrap_key_data(data, impl=implementation)
-    # Without a sharding it is not committed to its device.
+    # With a sharding of None, the array is not committed to its device.
     array = jax.device_put(data, sharding)
+    # `full_like` without a dtype keeps the weak type of `leaf`, and so does `at.set`.
     if getattr(leaf, "weak_type", False):
         return jnp.full_like(leaf, 0).at[...].set(array)
     return array

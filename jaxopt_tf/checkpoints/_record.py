@@ -1,8 +1,8 @@
-"""Record of a checkpoint: the caller's notes, and shape and dtype of each leaf.
+"""Record of a checkpoint: metadata of the caller, and shape and dtype of each leaf.
 
-It is part of the JSON file in which orbax describes the tree, so that it can be read
-before any array is, and without orbax. Leaves that older versions stored differently
-are found here, too, and their present values computed.
+The record is stored in the JSON file in which orbax describes the tree, so that it can
+be read without orbax, and before any array is read. This module also converts leaves
+that older versions of this package stored in another form.
 """
 
 import functools
@@ -19,25 +19,27 @@ import numpy as np
 from .. import _pytrees
 from .._typing import PyTree
 
-RECORD_FILE = "_METADATA"  # as orbax names it
+# Name of orbax's description of a tree. `PyTreeSave(custom_metadata=...)` stores a dict
+# in it, under the key "custom_metadata".
+RECORD_FILE = "_METADATA"
 
 
 class LeafSpec(NamedTuple):
-    """Properties in which a leaf of `like` must equal the saved one."""
+    """Properties that must be equal for a saved leaf and the leaf of `like`."""
 
     shape: list[int]
     dtype: str
-    key: str | None  # the implementation of a typed key, "threefry2x32"
+    key: str | None  # implementation of a typed key, such as "threefry2x32"; else None
 
     def __str__(self) -> str:
-        """`float32[3, 4]`."""
+        """Returns dtype and shape, such as `float32[3, 4]`."""
         return f"{self.dtype}{self.shape}"
 
 
 class Record(NamedTuple):
-    """Everything but the arrays."""
+    """Content of a checkpoint without its arrays."""
 
-    notes: dict[str, Any]
+    notes: dict[str, Any]  # metadata of the caller
     leaves: dict[str, LeafSpec]  # by name
 
 
@@ -45,26 +47,27 @@ def read_record(path: Path) -> Record:
     """Reads the record of a checkpoint.
 
     Raises:
-        OSError, ValueError: if there is none, or one that cannot be read.
+        OSError, ValueError: if there is no record, or if it cannot be read.
     """
     try:
         record = json.loads((path / RECORD_FILE).read_bytes())["custom_metadata"]
         leaves = {name: LeafSpec(*kind) for name, kind in record["leaves"].items()}
         return Record(record["notes"], leaves)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{RECORD_FILE} has no record of ours") from error
+        raise ValueError(f"{RECORD_FILE} has another format") from error
 
 
 def is_python_number(leaf: Any) -> bool:
-    """Returns whether a leaf is a Python number: stored as an array of 64 bits."""
+    """Returns whether a leaf is a Python number, which is stored as a 64-bit array."""
+    # `np.float64` is a subclass of float, but is restored as a NumPy scalar.
     return isinstance(leaf, int | float) and not isinstance(leaf, np.generic)
 
 
 def named(argument: str, tree: PyTree) -> dict[str, Any]:
-    """Returns every leaf by its name, in order; Python numbers as arrays.
+    """Returns the leaves by name, in order; Python numbers are converted to arrays.
 
     Raises:
-        ValueError: if two leaves have one name.
+        ValueError: if two leaves have equal names.
         TypeError: if a leaf is neither an array nor a number.
     """
     tree = jax.tree.map(lambda x: np.asarray(x) if is_python_number(x) else x, tree)
@@ -74,19 +77,19 @@ def named(argument: str, tree: PyTree) -> dict[str, Any]:
     if len(leaves) < len(names):
         twice = max(leaves, key=[name for name, _ in names].count)
         raise ValueError(
-            f"`{argument}` must have a name for each leaf, got two leaves {twice!r}. "
-            "Rename a key that holds a dot."
+            f"`{argument}` must have a different name for each leaf, got two leaves "
+            f"{twice!r}. Rename a key that contains a dot."
         )
     return leaves
 
 
 def is_key(leaf: Any) -> bool:
-    """Returns whether a leaf is a typed key, or an array of them."""
+    """Returns whether a leaf is a typed PRNG key, or an array of keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
-    """Returns the kind of each leaf."""
+    """Returns the specification of each leaf."""
 
     def kind(leaf: Any) -> LeafSpec:
         key = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
@@ -98,9 +101,10 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
 def check_compatible(
     path: Path, saved: Mapping[str, LeafSpec], wanted: Mapping[str, Any]
 ) -> None:
-    """Raises unless the leaves of `wanted` are those that were saved."""
+    """Raises unless names, shapes and dtypes of the saved leaves are those wanted."""
     here, there = f"in {path.name}", "in `like`"
-    # The dtype of a key contains its implementation.
+    # The implementation of a key need not be compared: its dtype, such as `key<fry>`,
+    # contains it.
     kinds = {
         name: LeafSpec(list(leaf.shape), str(leaf.dtype), saved[name].key)
         for name, leaf in wanted.items()
@@ -109,7 +113,7 @@ def check_compatible(
     odd = {
         f"only {here}": [name for name in saved if name not in wanted],
         f"only {there}": [name for name in wanted if name not in saved],
-        "of another shape or dtype": [
+        "with another shape or dtype": [
             f"{name}: {saved[name]} {here}, {kind} {there}"
             for name, kind in kinds.items()
             if kind != saved[name]
@@ -118,27 +122,28 @@ def check_compatible(
     listed = [f"{len(of)} {what} ({of[0]})" for what, of in odd.items() if of]
     if listed:
         raise ValueError(
-            f"`like` must have the leaves of {str(path)!r}. With the first of each in "
-            f"brackets, there are {', '.join(listed)}. Build model, optimizer and "
-            "schedule with the numbers that the run was started with, or start a new "
-            "one in another folder."
+            f"`like` must have the same leaves as {str(path)!r}. Differences, with the "
+            f"first of each kind in parentheses: {', '.join(listed)}. Build model, "
+            "optimizer and schedule with the settings of the run, or start a new run "
+            "in another folder."
         )
 
 
 class OlderLeaf(NamedTuple):
-    """A leaf that an older version stored differently."""
+    """Leaf that an older version of this package stored in another form."""
 
-    sources: list[str]  # names of the saved leaves that it is computed from
+    sources: list[str]  # names of the saved leaves from which it is computed
     value: Callable[..., Any]  # arrays of `sources` -> array
 
 
 def older_leaves(
     saved: Collection[str], wanted: Collection[str]
 ) -> dict[str, OlderLeaf]:
-    """Returns the leaves of `wanted` that are computed from others, by name.
+    """Returns the leaves of `wanted` that are computed from saved leaves, by name.
 
-    Optimizer states had no `rate_source`, and those with a constant learning rate no
-    `step`. States of schedules that a metric drives were arrays of at most 32 bits.
+    In older versions, optimizer states had no `rate_source`, and states with a constant
+    learning rate had no `step`. States of metric-driven schedules were arrays of at
+    most 32 bits.
     """
     found: dict[str, OlderLeaf] = {}
     for name in wanted:
@@ -146,7 +151,8 @@ def older_leaves(
         start = f"{prefix}." if prefix else ""
         if field == "rate_source" and name not in saved:
             counts = [n for n in saved if f"{n}.".startswith(f"{start}count.")]
-            # A state with a `step` had a schedule: `SCHEDULE` in the optimizers is 1.
+            # In older versions, only a state with a schedule had a `step`. The value of
+            # `rate_source` is 1 for a schedule, `SCHEDULE` of the optimizers, else 0.
             has_schedule = f"{start}step" in saved
             found[name] = OlderLeaf(counts, _full(int(has_schedule)))
             if not has_schedule and f"{start}step" in wanted:
@@ -157,7 +163,7 @@ def older_leaves(
 
 
 def _largest(*counts: Any) -> Any:
-    # There is one count for all parameters, or one for each.
+    # A state has one count for all parameters, or one count per parameter.
     return functools.reduce(np.maximum, map(np.asarray, counts))
 
 
@@ -169,9 +175,10 @@ def _sum(high: Any, low: Any) -> Any:
     return np.float64(high) + np.float64(low)
 
 
-# Fields of a state that a metric drives that were several arrays.
+# Fields of a metric-driven schedule that older versions stored as several arrays: the
+# names of these arrays, and the function that computes the field.
 _PAIRS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
-    # The 53 bits of a double, rounded nowhere.
+    # A 64-bit significand in two uint32 and an exponent, which is an exact double.
     "learning_rate": (
         ("rate.high", "rate.low", "rate.exponent"),
         lambda high, low, exponent: np.float64(
@@ -180,7 +187,8 @@ _PAIRS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     ),
     "best": (("best.high", "best.low"), _sum),
     "average.total": (("average.total.high", "average.total.low"), _sum),
-    # A ring, whose oldest value is at `place` once it is full. Zeros come first now.
+    # A ring buffer, whose oldest value is at `place` once it is full. Now the oldest
+    # value is first, after zeros if the buffer is not full.
     "average.values": (
         ("average.values.high", "average.values.low", "average.place"),
         lambda high, low, place: np.roll(_sum(high, low), -int(place)),
@@ -194,6 +202,7 @@ def _older_metric_state(
     found = {}
     for name in wanted:
         field = name.removeprefix(start)
+        # The other fields are counters, which were int32.
         fields, value = _PAIRS.get(field, ((field,), np.int64))
         sources = [start + source for source in fields]
         if name.startswith(start) and set(sources) <= set(saved):

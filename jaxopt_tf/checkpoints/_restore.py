@@ -1,6 +1,6 @@
-"""Restoring: the newest checkpoint of which every byte is as it was written.
+"""Restoration of checkpoints, after verification of their checksums.
 
-Orbax does not verify the data: it reads a flipped bit as another number.
+Orbax does not verify arrays: a flipped bit on the disk gives another number.
 """
 
 from collections.abc import Callable
@@ -23,94 +23,99 @@ from ._save import (
 class Restored(NamedTuple):
     """Content of a checkpoint."""
 
-    step: int  # from its name
-    arrays: PyTree  # in the structure of `like`
-    notes: dict[str, Any]  # as JSON has them: tuples are lists, keys are strings
+    step: int  # from the name of the folder
+    arrays: PyTree  # with the structure of `like`
+    notes: dict[str, Any]  # metadata from JSON: tuples are lists, keys are strings
     path: Path
 
 
 def latest_valid(
     folder: Path | str, *, report: Callable[[str], None] = print_to_stderr
 ) -> Path | None:
-    """Finds the newest checkpoint of which every byte is as it was written.
+    """Returns the newest checkpoint whose checksums are correct.
 
     Args:
-        folder: the run's folder.
-        report: receives a line for each newer one that was skipped, with the reason.
+        folder: folder of the run.
+        report: function that receives a line for each newer checkpoint that is skipped,
+            with the reason.
 
     Returns:
-        Its path; None if there is no checkpoint at all.
+        The path of the checkpoint; None if there is no checkpoint.
 
     Raises:
-        ValueError: if there are checkpoints but none is good; all are listed.
+        ValueError: if all checkpoints are damaged; the message lists them.
     """
+    # Only process 0 reads and verifies the files; the others receive the path.
     found = run_on_process_0(lambda: _newest_valid(folder, report))
     return None if found is None else Path(found)
 
 
 def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | None:
     for path in incomplete_checkpoints(Path(folder)):
-        report(f"{path.name} is half-written: its save was broken off.")
+        report(f"{path.name} is incomplete: its save was interrupted.")
     reasons = []
     for path in reversed(find_checkpoints(folder)):
         reason = damage(path)
         if reason is None:
             return str(path)
         reasons.append(f"{path.name} is damaged: {reason}")
-        report(f"{reasons[-1]}. The one before it is used.")
+        report(f"{reasons[-1]}. The previous checkpoint is used.")
     if reasons:
         raise ValueError(
-            f"`folder` must hold a good checkpoint, but in {str(folder)!r} none is: "
-            f"{'; '.join(reasons)}. Put a copy back, or delete these folders to start "
-            "again."
+            f"`folder` must contain a valid checkpoint, but {str(folder)!r} has none: "
+            f"{'; '.join(reasons)}. Restore a copy of a checkpoint, or delete these "
+            "folders to start a new run."
         )
     return None
 
 
 def damage(path: Path | str) -> str | None:
-    """Describes the damage of a checkpoint; None if there is none. Reads every byte."""
+    """Returns a description of the damage of a checkpoint; None if it is valid."""
     reason = _digest.damage(Path(path))
     if reason is not None:
         return reason
     try:
         read_record(Path(path))
     except (OSError, ValueError) as error:
-        return f"it holds no record ({error})"
+        return f"it has no record ({error})"
     return None
 
 
 def read_notes(path: Path | str) -> dict[str, Any]:
-    """Reads the notes of a checkpoint, without its arrays.
+    """Reads the metadata of a checkpoint, without its arrays.
 
     Args:
         path: a folder `checkpoint-<step>`.
 
     Raises:
-        ValueError: if the file that holds them is damaged; no other is looked at.
+        ValueError: if the file with the metadata is damaged; other files are not
+            verified.
     """
     try:
         if _digest.checksum_matches(Path(path), RECORD_FILE):
             return read_record(Path(path)).notes
-        reason = f"{RECORD_FILE} has other bytes than its digest says"
+        reason = f"{RECORD_FILE} does not match its checksum"
     except (OSError, ValueError) as error:
         reason = str(error)
     raise _not_valid(path, reason)
 
 
 def restore(path: Path | str, like: PyTree) -> Restored:
-    """Reads one checkpoint, after every byte of it was verified.
+    """Restores a checkpoint after verifying its checksums.
 
-    Of many processes the first one verifies it, and each reads what its devices need.
+    In a multi-process job, process 0 verifies the checkpoint, and each process reads
+    the shards of its devices.
 
     Args:
         path: a folder `checkpoint-<step>`.
-        like: a tree of arrays or of `jax.ShapeDtypeStruct`: names, shapes and dtypes
-            must be those of the checkpoint. Each array comes back as the one in `like`
-            is: on the same devices, bound to them or not, so that a step that was
-            compiled for a fresh state is not compiled again.
+        like: a tree of arrays or of `jax.ShapeDtypeStruct`, with the names, shapes and
+            dtypes of the checkpoint. Each restored array has the sharding of the array
+            in `like`, and is committed to its devices if that array is. A step that is
+            compiled for the initial state is therefore not recompiled.
 
     Raises:
-        ValueError: if the checkpoint is damaged or is not one, or is not like `like`.
+        ValueError: if `path` is not a checkpoint, is damaged, or is not compatible with
+            `like`.
     """
     path = Path(path)
     if not is_name(path.name):
@@ -131,26 +136,28 @@ def restore_latest(
     *,
     report: Callable[[str], None] = print_to_stderr,
 ) -> Restored | None:
-    """Reads the newest checkpoint that is not damaged.
+    """Restores the newest valid checkpoint.
 
     Args:
-        folder: the run's folder.
-        like: as in `restore`.
-        report: receives a line for each newer one that was skipped, with the reason.
+        folder: folder of the run.
+        like: see `restore`.
+        report: function that receives a line for each newer checkpoint that is skipped,
+            with the reason.
 
     Returns:
-        Its content; None if there is no checkpoint at all.
+        The content of the checkpoint; None if there is no checkpoint.
 
     Raises:
-        ValueError: if there are checkpoints but none is valid; or if the newest valid
-            one is not like `like`, which older ones would not be either.
+        ValueError: if all checkpoints are damaged, or if the newest valid checkpoint is
+            not compatible with `like`. Older ones are not tried in this case.
     """
     path = latest_valid(folder, report=report)
     return None if path is None else _read(path, like)
 
 
 def _read(path: Path, like: PyTree) -> Restored:
-    from . import _orbax  # loads orbax, which finding a checkpoint can do without
+    # Imported here, so that `latest_valid` does not load orbax.
+    from . import _orbax
 
     arrays = _orbax.read_arrays(path.absolute(), like)
     return Restored(step_of(path), arrays, read_record(path).notes, path)
@@ -158,6 +165,6 @@ def _read(path: Path, like: PyTree) -> Restored:
 
 def _not_valid(path: Path | str, reason: str) -> ValueError:
     return ValueError(
-        f"`path` must be a good checkpoint, but {str(path)!r} is not: {reason}. "
-        "Name another one."
+        f"`path` must be a valid checkpoint, but {str(path)!r} is not: {reason}. "
+        "Pass another one."
     )

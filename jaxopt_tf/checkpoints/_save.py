@@ -1,10 +1,10 @@
-"""Checkpoints: `checkpoint-<step>` folders that are complete, or do not exist.
+"""Atomic saving of checkpoints to folders `checkpoint-<step>`.
 
-A save copies the arrays and returns; orbax writes them in the background into a folder
-with a temporary name. When all is written, the checksum of every file is added, all is
-flushed to the disk, and the folder is renamed. A process that is killed at any moment
-leaves the folder under its temporary name, which no restore takes for a checkpoint. The
-same holds for folders that are replaced or deleted: they are renamed first.
+A save copies the arrays and returns. Orbax writes them in the background to a folder
+with a temporary name. Afterwards, the checksums of all files are added, all files are
+flushed to the disk, and the folder is renamed. If the process is killed before, the
+folder has its temporary name, and is not recognized as a checkpoint. Folders that are
+replaced or deleted are renamed first, for the same reason.
 """
 
 import contextlib
@@ -26,27 +26,28 @@ if TYPE_CHECKING:
     from ._orbax import Writer
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_TEMPORARY = ".orbax-checkpoint-tmp"  # orbax adds it to the name while it writes
-_DELETED, _REPLACED = "deleted-", "replaced-"
+_TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's suffix of a temporary folder
+_DELETED, _REPLACED = "deleted-", "replaced-"  # prefixes; no checkpoint has them
 
 
 def print_to_stderr(line: str) -> None:
-    """Prints a line where it does not mix with the output of the program."""
+    """Prints a line to stderr, which keeps it separate from the program's output."""
     print(line, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
-    """Saves checkpoints in the background; `open_checkpoints` makes it.
+    """Saves checkpoints in the background; created by `open_checkpoints`.
 
-    Both methods raise `OSError` if an earlier save failed: it names the folder and the
-    cause. Earlier checkpoints are complete.
+    Both methods raise an `OSError` with the folder and the cause if an earlier save has
+    failed. Earlier checkpoints remain complete.
     """
 
     def __init__(self, folder: Path, save_total_limit: int | None) -> None:
-        """Takes the folder of the run and the number of checkpoints that are kept."""
+        """Stores the folder of the run and the number of checkpoints to keep."""
         self._folder, self._limit = folder, save_total_limit
         self._writer: Writer  # set by `open_checkpoints`
-        # Of the last save; there is never more than one under way.
+        # Arguments of the last save, which the background thread reads in `_finish`.
+        # They are not overwritten meanwhile: `save` waits for the previous save.
         self._path = folder
         self._best_step: int | None = None
         self._replaces: int | None = None
@@ -62,15 +63,16 @@ class Checkpoints:
         """Starts a save; the arrays can be donated when it returns.
 
         Args:
-            step: number in the folder's name; a checkpoint that has it is replaced.
-            arrays: any tree of JAX or NumPy arrays (typed keys too, on one device or
-                many) and Python numbers.
-            notes: a dict that JSON can hold.
+            step: number in the name of the folder; an existing checkpoint with this
+                step is replaced.
+            arrays: any tree of JAX or NumPy arrays (including typed keys and sharded
+                arrays) and Python numbers.
+            notes: metadata, a dict that can be serialized as JSON.
             best_step: step of the best checkpoint so far, which is never deleted.
             replaces: step of a checkpoint that is deleted when this one is complete.
 
         Returns:
-            The path that the checkpoint will have when it is complete.
+            The final path of the checkpoint.
         """
         path = self._folder / f"checkpoint-{_checks.step_count('step', step)}"
         notes = _as_json(notes)
@@ -83,14 +85,16 @@ class Checkpoints:
         return path
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Blocks until the last save is complete."""
         try:
             self._writer.wait()
         except Exception as error:
             raise _save_error(self._path, error) from error
 
     def _finish(self, temporary: Path, path: Path) -> None:
-        """Completes a save, in the background and on the first process only."""
+        """Completes a save, in a background thread of process 0."""
+        # The order matters: older checkpoints are deleted only after the new one is
+        # complete, renamed, and its name is flushed to the disk.
         _digest.seal(temporary)
         commit(temporary, path)
         _digest.flush(self._folder)
@@ -106,25 +110,27 @@ def open_checkpoints(
     save_total_limit: int | None = None,
     report: Callable[[str], None] = print_to_stderr,
 ) -> Iterator[Checkpoints]:
-    """Opens a folder for saving; removes what a killed process left incomplete.
+    """Opens a folder for saving; removes incomplete checkpoints of a killed process.
 
     Args:
-        held: from `lock_folder`: no other process writes there.
-        save_total_limit: number of checkpoints that are kept; older ones are deleted
-            when a newer one is complete. None, or 0 as in Transformers, keeps all.
-        report: receives a line for each folder that was removed.
+        held: from `lock_folder`, so that no other process writes to the folder.
+        save_total_limit: number of checkpoints to keep; older ones are deleted when a
+            newer one is complete. None, or 0 as in Transformers, keeps all.
+        report: function that receives a line for each folder that is removed.
 
     Yields:
-        `Checkpoints`. At the end of the `with` the last save is waited for.
+        `Checkpoints`. The end of the `with` block waits for the last save.
 
     Raises:
-        OSError: at the end, if the last save failed.
+        OSError: at the end, if the last save has failed.
 
     Source: transformers 5.23 `trainer_utils.py`, `rotate_checkpoints`.
     Differs: the checkpoint that was just saved is kept even if others have a higher
-        step: they are damaged, or of a run that was resumed from an earlier step.
+        step: they are damaged, or belong to a run that was resumed from an earlier
+        step.
     """
-    from . import _orbax  # loads orbax, which only saving and reading arrays need
+    # Imported here, so that finding checkpoints does not load orbax.
+    from . import _orbax
 
     if save_total_limit is not None:
         _checks.step_count("save_total_limit", save_total_limit)
@@ -149,18 +155,20 @@ def step_of(path: Path) -> int:
 
 
 def find_checkpoints(folder: Path | str) -> list[Path]:
-    """Lists folders with a checkpoint's name, damaged ones too, the oldest first."""
+    """Returns all checkpoints of a folder, including damaged ones, by step."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir()]
     return sorted((path for path in found if is_name(path.name)), key=step_of)
 
 
 def incomplete_checkpoints(folder: Path) -> list[Path]:
-    """Lists the folders that interrupted saves have left."""
+    """Returns the temporary folders of interrupted saves."""
     return sorted(folder.glob(f"checkpoint-*{_TEMPORARY}"))
 
 
 def commit(complete: Path, path: Path) -> None:
-    """Renames a complete folder; a checkpoint that has the name already is deleted."""
+    """Renames a complete folder to `path`; deletes an existing checkpoint there."""
+    # `rename` cannot replace a folder that is not empty (POSIX). The old checkpoint is
+    # renamed first, and renamed back by `clear` if the process is killed in between.
     replaced = path.with_name(_REPLACED + path.name)
     if path.exists():
         path.rename(replaced)
@@ -170,11 +178,11 @@ def commit(complete: Path, path: Path) -> None:
 
 
 def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) -> None:
-    """Deletes the oldest until `save_total_limit` are left, never the newest or best.
+    """Deletes the oldest checkpoints, but neither the newest nor the best.
 
     Args:
         newest: the checkpoint that was just completed.
-        save_total_limit: None or 0 for no limit.
+        save_total_limit: number of checkpoints to keep; None or 0 for all.
         best_step: step of the best checkpoint; None if there is none.
 
     Source: see `open_checkpoints`.
@@ -183,7 +191,7 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
         return
     kept = {newest}
     best = newest.with_name(f"checkpoint-{best_step}")
-    if best.is_dir():  # not every evaluation is saved
+    if best.is_dir():  # not every evaluated step is saved
         kept.add(best)
     checkpoints = find_checkpoints(newest.parent)
     num_too_many = len(checkpoints) - max(save_total_limit, len(kept))
@@ -193,9 +201,9 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
 
 
 def clear(folder: Path, report: Callable[[str], None]) -> None:
-    """Completes saves, replacements and deletions that were interrupted."""
+    """Removes incomplete saves; completes interrupted replacements and deletions."""
     for path in incomplete_checkpoints(folder):
-        report(f"{path.name} is half-written: its save was broken off. It is deleted.")
+        report(f"{path.name} is incomplete: its save was interrupted. It is deleted.")
         shutil.rmtree(path)
     for replaced in folder.glob(f"{_REPLACED}checkpoint-*"):
         path = replaced.with_name(replaced.name.removeprefix(_REPLACED))
@@ -208,9 +216,11 @@ def clear(folder: Path, report: Callable[[str], None]) -> None:
 
 
 def delete(path: Path) -> None:
-    """Deletes a checkpoint if it exists, under another name than a checkpoint's."""
+    """Deletes a checkpoint if it exists."""
     if not path.exists():
         return
+    # Renamed first: a checkpoint of which only some files are deleted would look like
+    # a damaged one.
     deleted = path.with_name(_DELETED + path.name)
     path.rename(deleted)
     shutil.rmtree(deleted)
@@ -221,8 +231,8 @@ def _as_json(notes: dict[str, Any]) -> dict[str, Any]:
         as_read: dict[str, Any] = json.loads(json.dumps(notes))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`notes` must be what JSON can hold, but {error}. Arrays belong into "
-            "`arrays`, a path is written as a string."
+            f"`notes` must be serializable as JSON, but {error}. Pass arrays in "
+            "`arrays`, and convert paths to strings."
         ) from error
     return as_read
 
@@ -232,9 +242,9 @@ def _save_error(path: Path, error: Exception) -> OSError:
     if path.exists() and not incomplete.exists():
         return OSError(
             f"The checkpoint {str(path)!r} is complete, but older ones could not be "
-            f"deleted: {error}. Look what else is in the folder, and start again."
+            f"deleted: {error}. Check the other files in the folder, and start again."
         )
-    # An incomplete checkpoint uses space on a disk that may be full.
+    # The incomplete checkpoint is deleted, since the disk may be full.
     shutil.rmtree(incomplete, ignore_errors=True)
     return OSError(
         f"The checkpoint {str(path)!r} could not be written: {error}. Earlier ones are "

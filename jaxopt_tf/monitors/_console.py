@@ -1,4 +1,4 @@
-"""The progress bar: time left, loss, learning rate, gradient norm and speed."""
+"""Progress bar with remaining time, loss, learning rate, gradient norm and speed."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from .. import _checks
 from ..planning import peak_flops
 from ..training import Evaluation, Monitor, Window, metric_values
 
-# Windows that the speed is the mean over.
+# Number of windows over which the speed is averaged.
 _NUM_RECENT = 10
 
 
@@ -23,30 +23,29 @@ def console(
     unit: str = "tokens",
     flops_per_item: float | None = None,
 ) -> Monitor:
-    """Shows a progress bar: time left, loss, learning rate, gradient norm, speed.
+    """Shows a progress bar with remaining time, loss, rate, gradient norm and speed.
 
         step 640/1000 ━━━━━─── 0:00:21 loss 1.734 rate 9.1e-04 norm 0.42
         31,204 bytes/s
 
-    on one line. Evaluations, and steps that were skipped, are printed above it, and so
-    is what anything else prints. It appears with the first event. Loss and norm are
-    means over the last few steps without those skipped. The first window of a start
-    contains the compilation: speed and time left are those of the steps after it. The
-    speed is that of training alone; the time left is computed from all time, pauses for
-    evaluations and saves included.
+    on one line. Evaluations and skipped steps are printed above the bar, as is any
+    other output. The bar appears with the first event. Loss and norm are means over the
+    steps of the last window that were not skipped. Speed and remaining time are
+    measured after the first window, which contains the compilation. The speed excludes
+    evaluations and saves; the remaining time includes them.
 
     Args:
-        max_steps: the length of the bar.
-        first_step: the step from which the run resumes.
-        unit: what `Metrics.num_items` counts.
-        flops_per_item: floating-point operations of forward and backward pass for one
-            item: 6 times the number of parameters for a language model's token. With
-            it, the share of the devices' published bfloat16 peak is shown, where that
-            is known; on CPUs it is not.
+        max_steps: number of steps of the whole run.
+        first_step: step from which the run resumes.
+        unit: unit of `Metrics.num_items`.
+        flops_per_item: floating-point operations of the forward and backward pass per
+            item: 6 times the number of parameters for a token of a language model. If
+            given, the bar shows the utilization, relative to the published bfloat16
+            peak of the devices. The peak of CPUs is not known.
 
     Raises:
         ValueError, TypeError: if a number of steps is out of range, or `flops_per_item`
-            not greater than 0.
+            is not greater than 0.
     """
     max_steps = _checks.step_count("max_steps", max_steps, least=1)
     first_step = _checks.step_count("first_step", first_step)
@@ -57,12 +56,12 @@ def console(
 
 
 class _Bar:
-    """The progress bar, and what it has to remember."""
+    """Progress bar, with the measurements from which its numbers are computed."""
 
     def __init__(
         self, max_steps: int, first_step: int, unit: str, flops_per_item: float | None
     ) -> None:
-        """Draws nothing before the first event."""
+        """Creates the bar, which is shown at the first event."""
         # Imported here, so that training without a console does not load it.
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -70,7 +69,7 @@ class _Bar:
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=8),
             TextColumn("{task.fields[numbers]}", markup=False),
-            # The default of rich, ten times, takes a percent of a core.
+            # The default of rich, 10 per second, uses 1 % of a CPU core.
             refresh_per_second=2,
         )
         self._task = self.progress.add_task(
@@ -78,19 +77,19 @@ class _Bar:
         )
         self._max_steps, self._unit = max_steps, unit
         peak = peak_flops(jax.devices()[0].device_kind)
-        self._share_of_item: float | None = None  # of what all devices do in a second
+        self._share_of_item: float | None = None  # share of a second of all devices
         if flops_per_item is not None and peak is not None:
             self._share_of_item = flops_per_item / (peak * jax.device_count())
-        # Step and time of the end of the first window, which waits for the compiler:
-        # time and speed are measured from there.
+        # Step and time at the end of the first window, from which the remaining time is
+        # measured. The first window includes the compilation.
         self._measured_from: tuple[int, float] | None = None
         self._recent: deque[tuple[float, float]] = deque(maxlen=_NUM_RECENT)
         self._num_skipped = 0
 
     def window(self, window: Window) -> None:
-        """Moves the bar, and prints which steps were skipped."""
-        self.progress.start()  # once; later calls do nothing
-        metrics: Any = window.metrics  # of numpy arrays
+        """Updates the bar, and prints skipped steps."""
+        self.progress.start()  # has an effect once
+        metrics: Any = window.metrics  # numpy arrays
         step = window.first_step + len(metrics.loss) - 1
         is_taken = ~np.asarray(metrics.is_skipped)
         numbers = [
@@ -109,7 +108,7 @@ class _Bar:
             if self._share_of_item is not None:
                 numbers.append(f"{items / seconds * self._share_of_item:.0%} of peak")
         self.progress.update(self._task, completed=step, numbers=" ".join(numbers))
-        # The step that stopped the run is reported by the training loop.
+        # The training loop raises an error for the step that has stopped the run.
         skipped = np.flatnonzero(~is_taken & ~np.asarray(metrics.is_stopped))
         if len(skipped):
             self._num_skipped += len(skipped)

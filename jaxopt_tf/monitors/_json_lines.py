@@ -1,4 +1,4 @@
-"""The log of a run: a line of JSON for each step and each evaluation; its reader."""
+"""Log of a run with one JSON object per line, and its reader."""
 
 import json
 import math
@@ -15,13 +15,13 @@ from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_value
 
 # Name in a line -> field of `Norms`.
 _NORMS = {"grad_norm": "grads", "update_norm": "updates", "param_norm": "params"}
-# What the line of a step has at least.
+# Required keys in the line of a step.
 _NUMBERS = ("loss", "learning_rate", *_NORMS, "num_items")
 _FLAGS = ("is_clipped", "is_skipped")
 _of_step = operator.itemgetter(*_NUMBERS, *_FLAGS)
 _NUMBER_TYPES = {float, int, bool, type(None)}
 
-# `read_history` returns windows as long as those of the training loop.
+# Length of the windows of `read_history`, equal to that of the training loop.
 _STEPS_IN_A_WINDOW = 10
 
 
@@ -33,23 +33,25 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
          "update_norm": 0.0, "param_norm": 61.3, "num_items": 1024.0,
          "is_clipped": true, "is_skipped": false}
 
-    and `"layers": {name: {"grad_norm": ..., ...}}` where there are any. The names are
-    those of the Trainer's log where it has them. A number that is not finite is null.
-    Nothing in it depends on the clock: the file of a run that was killed and resumed is
-    that of an unbroken one, byte for byte.
+    A step also has `"layers": {name: {"grad_norm": ..., ...}}` if norms per layer are
+    computed. Names are those of Trainer's log, if it has them. A number that is not
+    finite is null. The file contains no times: the log of a run that was killed and
+    resumed is bitwise equal to that of an uninterrupted run.
 
-    A line is in the file when the monitor returns, and outlives the process; it is not
-    forced to the disk at every step, so a power cut can cost the last seconds.
+    When the monitor returns, the operating system has received the line, so that it is
+    not lost if the process is killed. Lines are not flushed to the disk: a power
+    failure can lose the last seconds.
 
     Args:
         path: the file; its folder must exist.
-        first_step: the step from which the run resumes. Lines of an earlier start after
-            this step are cut off first, and a half-written last line; with 0, all.
+        first_step: step from which the run resumes. Lines after this step, which an
+            earlier start has written, and an incomplete last line are removed; if it is
+            0, all lines are removed.
 
     Raises:
-        ValueError: if the file cannot be written; or if it cannot be cut back, since a
-            line that is not the last cannot be read, or a step up to `first_step` is
-            missing or repeated. The file is left unchanged then.
+        ValueError: if the file cannot be written; or if it cannot be truncated, because
+            a line other than the last cannot be read, or a step up to `first_step` is
+            missing or repeated. The file is then left unchanged.
     """
     path = Path(path)
     first_step = _checks.step_count("first_step", first_step)
@@ -57,18 +59,19 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
     try:
         if path.exists():
             _truncate(path, first_step)
-        # Unbuffered: the system has lines as soon as they are written, and closing
-        # does not try to write the rest once more to a full disk.
+        # Unbuffered: the operating system receives lines as soon as they are written.
+        # After an error (disk full), closing does not try to write the rest again.
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise ValueError(
-            f"`path` must be a file that can be written, got {str(path)!r}: "
-            f"{error.strerror}. Name another, or free space."
+            f"`path` must be a writable file, got {str(path)!r}: {error.strerror}. "
+            "Pass another path, or free space."
         ) from error
 
     def write(lines: list[dict[str, Any]]) -> None:
         rest = "".join(json.dumps(line) + "\n" for line in lines).encode()
         try:
+            # An unbuffered file may write less than it is given, without an error.
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError as error:
@@ -108,18 +111,18 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
 
 
 def read_history(path: Path) -> Iterator[Window | Evaluation]:
-    """Reads what `json_lines` has written, in order, to report it to other monitors.
+    """Reads a file of `json_lines`, to replay the run to other monitors.
 
-    Metrics have the values that they had, exactly; null is NaN, `seconds` is NaN, and
-    `is_stopped` False. A half-written last line is left out. A million steps take about
-    20 seconds.
+    Metrics have exactly the values with which they were written. null is read as NaN;
+    `seconds` is NaN and `is_stopped` is False. An incomplete last line is ignored.
+    Reading a million steps takes about 20 seconds.
 
     Args:
         path: a file of `json_lines`.
 
     Raises:
-        ValueError: if there is no such file; naming the line that cannot be read, or
-            at which a step is missing or repeated.
+        ValueError: if the file does not exist; if a line cannot be read, or a step is
+            missing or repeated. The message contains the number of the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,8 +147,9 @@ def read_history(path: Path) -> Iterator[Window | Evaluation]:
 
 
 def _truncate(path: Path, first_step: int) -> None:
-    """Removes what comes after `first_step`; everything if it is 0, for a new run."""
+    """Removes the lines after `first_step`; all lines if it is 0, a new run."""
     last_kept = None
+    # A new file replaces the old one atomically, and only if no error is raised.
     with atomic_write(path) as new_path, new_path.open("wb") as file:
         for line, record in _records(path):
             if first_step == 0 or record["step"] > first_step:
@@ -153,17 +157,17 @@ def _truncate(path: Path, first_step: int) -> None:
             file.write(line)
             if "loss" in record:
                 last_kept = record["step"]
-        # A run that resumes from another folder has no steps up to its first.
+        # A run that resumes from a checkpoint of another folder has no earlier lines.
         if last_kept not in (None, first_step):
             raise ValueError(
-                f"{str(path)!r} must hold every step up to {first_step}, from which "
+                f"{str(path)!r} must contain every step up to {first_step}, from which "
                 f"the run resumes, but ends at {last_kept}. Resume from an earlier "
-                "checkpoint, or move the file away to begin another."
+                "checkpoint, or move the file to start a new one."
             )
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Returns each line and its object; leaves out a last line that is not finished."""
+    """Yields each line and its object; ignores an incomplete last line."""
     last_step = None
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -174,22 +178,22 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if record is None:
                 raise ValueError(
                     f"line {number} of {str(path)!r} must be a JSON object of "
-                    f"`json_lines`, got {line[:80]!r}. Repair it, or move the file "
-                    "away to begin another."
+                    f"`json_lines`, got {line[:80]!r}. Repair it, or move the file to "
+                    "start a new one."
                 )
             if "loss" in record:
                 if last_step is not None and record["step"] != last_step + 1:
                     raise ValueError(
                         f"line {number} of {str(path)!r} must be step {last_step + 1}, "
-                        f"got {record['step']}. Repair the file, or move it away to "
-                        "begin another."
+                        f"got step {record['step']}. Repair the file, or move it to "
+                        "start a new one."
                     )
                 last_step = record["step"]
             yield line if is_whole else line + b"\n", record
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Returns the object of a step or an evaluation; None if the line has none."""
+    """Returns the object of a line; None if it is not a step or an evaluation."""
     try:
         record = json.loads(line)
         if type(record["step"]) is not int:
@@ -197,7 +201,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         numbers = _of_step(record) if "loss" in record else ()
     except (ValueError, TypeError, KeyError):
         return None
-    # By type, which is faster than one by one: long logs are read at every resume.
+    # A set comparison of types is faster than `isinstance` for each number. This
+    # matters, since a resumed run reads the whole log.
     return record if _NUMBER_TYPES.issuperset(map(type, numbers)) else None
 
 
@@ -209,7 +214,8 @@ def _goes_with(record: dict[str, Any], steps: list[dict[str, Any]]) -> bool:
 def _window(steps: list[dict[str, Any]]) -> Window:
     numbers = {name: _column(steps, name) for name in ("learning_rate", "num_items")}
     flags: Any = {name: np.array([s[name] for s in steps], bool) for name in _FLAGS}
-    # The step that stopped a run is after every checkpoint, and is never read.
+    # A step that has stopped a run is after every checkpoint, so that its line is
+    # removed when the run resumes.
     flags["is_stopped"] = np.zeros(len(steps), bool)
     metrics = Metrics(
         loss=_column(steps, "loss"),
@@ -234,7 +240,7 @@ def _norm_columns(norms: Norms) -> dict[str, Any]:
 
 def _column(steps: list[dict[str, Any]], name: str) -> Any:
     column = np.array([step[name] for step in steps], np.float64)  # None becomes NaN
-    # float32, as in most runs, unless that loses digits of a float64 run.
+    # float32 if it represents all values exactly; else the run was in float64.
     with np.errstate(over="ignore"):
         narrow = column.astype(np.float32)
     return narrow if np.array_equal(narrow, column, equal_nan=True) else column
@@ -242,7 +248,8 @@ def _column(steps: list[dict[str, Any]], name: str) -> Any:
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns columns as one dictionary for each step."""
-    # As Python's doubles, which hold every float32: they are read back unchanged.
+    # `tolist` converts to Python floats. They represent every float32 exactly, and
+    # `json` writes them with as many digits as are required to read them back exactly.
     lists = [map(_or_null, np.asarray(column).tolist()) for column in columns.values()]
     return [
         dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)

@@ -1,4 +1,4 @@
-"""Running statistics of a run for `watcher`: means over blocks of steps."""
+"""Running statistics for `watcher`: means over blocks of steps."""
 
 import dataclasses
 import math
@@ -10,20 +10,21 @@ import numpy as np
 
 from ..training import Window
 
-# Means over 20 steps: few enough to report early; enough that two blocks of a healthy
-# run with batches of a few items differ less than its loss falls.
+# Means over 20 steps: few enough for early reports, and enough that the noise between
+# two blocks is smaller than the decrease of the loss, in a healthy run with batches of
+# a few items.
 STEPS_IN_A_BLOCK = 20
-NUM_RECENT = 20  # blocks that are kept, to tell a slow fall of the loss from none
+NUM_RECENT = 20  # number of blocks that are kept, to detect a slow decrease of the loss
 
-# Columns of steps, [n] each; of layers the gradient norm, under a prefix and the name.
+# Columns of steps, [n] each. The key of a layer's gradient norm is `_LAYER` + name.
 Steps = dict[str, np.ndarray]
 _LAYER = "layer "
 
 
 class Block(NamedTuple):
-    """Means over the steps of a block whose update was made.
+    """Means over the steps of a block, without skipped steps.
 
-    A rule of the watcher receives several blocks as columns, [n] each.
+    The rules of the watcher receive several blocks as columns, [n] each.
     """
 
     first_step: Any  # int
@@ -32,37 +33,37 @@ class Block(NamedTuple):
     noise: Any  # standard deviation of the loss of a single step
     grad_norm: Any  # geometric mean
     update_ratio: Any  # update norm over parameter norm
-    grad_param_product: Any  # [20]: product of both norms at each step
-    grad_update_product: Any  # product of both norms; geometric mean
-    rate: Any  # learning rate; `update_ratio` where it is not known
+    grad_param_product: Any  # [20]: gradient norm times parameter norm at each step
+    grad_update_product: Any  # gradient norm times update norm; geometric mean
+    rate: Any  # learning rate; `update_ratio` if it is not known
     layers: Any  # gradient norm by layer
 
 
 @dataclasses.dataclass
 class RunningStats:
-    """Statistics of all blocks up to now; of bounded size."""
+    """Statistics of all blocks so far, of bounded size."""
 
-    first_loss: float = math.nan  # of the first step
-    start: float = math.nan  # loss at the start, without its noise
+    first_loss: float = math.nan  # loss of the first step
+    start: float = math.nan  # loss at the start of the run, without noise
     best: float = math.inf  # lowest loss of a block
-    best_step: int = 0  # last step of that block
-    best_noise: float = math.nan  # noise at that time
-    best_rate: float = math.nan  # rate at that time
-    noise: float = math.nan  # of a single step, over the last few blocks
+    best_step: int = 0  # last step of the best block
+    best_noise: float = math.nan  # noise at the best block
+    best_rate: float = math.nan  # rate at the best block
+    noise: float = math.nan  # noise of a single step, averaged over the last blocks
     scale: float = 0.0  # largest absolute loss of a block
-    top_rate: float = 0.0
-    top_ratio: float = 0.0  # of updates to parameters
-    largest_grad: float = 0.0  # of blocks before the last three
-    num_full: int = 0  # blocks at full rate: it no longer rises, and is not far down
-    num_full_in_a_row: int = 0
+    top_rate: float = 0.0  # largest rate of a block
+    top_ratio: float = 0.0  # largest update ratio of a block
+    largest_grad: float = 0.0  # largest gradient norm of a block before the last three
+    num_full: int = 0  # blocks at full rate: after the warmup and before it has decayed
+    num_full_in_a_row: int = 0  # consecutive blocks at full rate
     recent: deque[Block] = dataclasses.field(
         default_factory=lambda: deque(maxlen=NUM_RECENT)
     )
-    pending: Steps = dataclasses.field(default_factory=dict)  # fewer than a block
+    pending: Steps = dataclasses.field(default_factory=dict)  # an incomplete block
 
     def blocks(self, steps: Steps) -> Iterator[None]:
-        """Adds steps, and yields after each block that they fill."""
-        # A layer that only one of the two has is left out.
+        """Adds steps, and yields after each complete block."""
+        # Only layers that both the pending and the new steps contain are kept.
         names = [name for name in steps if not self.pending or name in self.pending]
         self.pending = {
             name: np.append(self.pending.get(name, ()), steps[name]) for name in names
@@ -74,7 +75,7 @@ class RunningStats:
             yield
 
     def last(self, num_blocks: int) -> Block | None:
-        """Returns the last blocks as columns; None if there are not as many."""
+        """Returns the last blocks as columns; None if there are too few blocks."""
         if len(self.recent) < num_blocks:
             return None
         blocks = list(self.recent)[-num_blocks:]
@@ -83,10 +84,12 @@ class RunningStats:
     def add(self, block: Block) -> None:
         """Adds a block."""
         if not self.recent:
-            # A run that learns within the first block started above the block's mean.
+            # If the loss decreases within the first block, the start of the run is its
+            # first loss and not the mean of the block.
             falls = self.first_loss - block.loss > 4 * block.noise
             self.start = self.first_loss if falls else block.loss
             self.noise = block.noise
+        # Exponential moving average with a time constant of 5 blocks.
         self.noise += (block.noise - self.noise) / 5
         is_full = self._is_full(block)
         self.num_full += is_full
@@ -104,8 +107,9 @@ class RunningStats:
     def _is_full(self, block: Block) -> bool:
         if not self.recent:
             return False
-        # A schedule computes a constant exactly. The size of updates, which stands for
-        # a rate that is not known, fluctuates, and is high at first with Adam.
+        # A constant rate of a schedule is exactly constant, so that a small tolerance
+        # is enough. The update ratio, which replaces an unknown rate, fluctuates, and
+        # is large at the start of a run with Adam.
         is_known = block.rate != block.update_ratio
         rise, share = (1e-6, 0.5) if is_known else (0.1, 0.2)
         is_rising = block.rate > self.recent[-1].rate * (1 + rise)
@@ -113,8 +117,8 @@ class RunningStats:
 
 
 def steps_of(window: Window) -> Steps:
-    """Returns the steps whose update was made and whose numbers are finite."""
-    metrics: Any = window.metrics  # of numpy arrays
+    """Returns the steps that were not skipped and whose metrics are finite."""
+    metrics: Any = window.metrics  # numpy arrays
     norms = metrics.norms
     is_taken = ~metrics.is_skipped & np.isfinite(
         (metrics.loss, norms.grads, norms.updates)
@@ -128,27 +132,33 @@ def steps_of(window: Window) -> Steps:
         "rate": metrics.learning_rate,
         **{_LAYER + name: of.grads for name, of in metrics.layers.items()},
     }
-    # As doubles: squares overflow in float32 of losses that do not yet.
+    # In float64: the square of a large finite float32 loss overflows in float32.
     return {name: x[is_taken].astype(np.float64) for name, x in columns.items()}
 
 
 def is_flat(losses: np.ndarray, num_errors: float) -> bool:
-    """Returns whether the loss falls by no more than this many standard errors.
+    """Returns whether the decrease of the loss is within its standard error.
 
     Args:
-        losses: of blocks, of which the later half is compared with the earlier.
-        num_errors: standard errors of the difference.
+        losses: losses of blocks; the mean of the second half is compared with that of
+            the first half.
+        num_errors: number of standard errors of the difference.
     """
     half = len(losses) // 2
+    # The variance of a block is estimated from differences of neighbours, which a slow
+    # trend of the loss hardly affects: var(a - b) = 2 var(a).
     error = np.sqrt(np.mean(np.diff(losses) ** 2) / 2) * math.sqrt(2 / half)
     fall = losses[:half].mean() - losses[half:].mean()
     return bool(fall <= num_errors * error)
 
 
 def small_layers(layers: Sequence[dict[str, float]], share: float) -> list[str]:
-    """Returns the layers whose gradient is below a share of the largest in all blocks.
+    """Returns the layers whose gradient is too small in each of several blocks.
 
-    A gradient of exactly 0 does not count: such a layer is frozen.
+    Args:
+        layers: gradient norms by layer, for each block.
+        share: limit, relative to the largest gradient norm of the block. A norm of
+            exactly 0 is not too small: the layer is frozen.
     """
     limits = [share * max(norms.values(), default=0.0) for norms in layers]
     return [
@@ -162,24 +172,26 @@ def small_layers(layers: Sequence[dict[str, float]], share: float) -> list[str]:
 
 
 def swing_of(losses: Sequence[float]) -> float:
-    """Returns how far losses are off the line through their neighbours.
+    """Returns the median deviation of losses from the mean of their two neighbours.
 
-    The median is taken, since all are off while the loss comes down. Of fewer than
-    three losses it is infinite.
+    The median is robust to a fast decrease of the loss. It is infinite for fewer than
+    three losses.
     """
     off = np.abs(np.diff(losses, 2)) / 2
     return float(np.median(off)) if len(off) else math.inf
 
 
 def _block_of(steps: Steps) -> Block:
-    """Returns the means over some steps."""
+    """Returns the means over the steps of a block."""
+    # The bound 1e-30 avoids a division by 0 for parameters that are all zero.
     ratio = float(np.mean(steps["updates"] / np.maximum(steps["params"], 1e-30)))
     rate = float(np.mean(steps["rate"]))
     return Block(
         first_step=int(steps["step"][0]),
         last_step=int(steps["step"][-1]),
         loss=float(np.mean(steps["loss"])),
-        # From differences of neighbours, so that a fall of the loss is not noise.
+        # From differences of neighbours, so that a decrease of the loss is not counted
+        # as noise.
         noise=math.sqrt(np.mean(np.diff(steps["loss"]) ** 2) / 2),
         grad_norm=_geometric_mean(steps["grads"]),
         update_ratio=ratio,

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard."""
+"""Monitor that writes event files for TensorBoard."""
 
 import struct
 import time
@@ -10,60 +10,61 @@ import numpy as np
 from .. import _checks
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
-# Points have the last learning rate, the sum of skipped steps, and means of the rest.
+# A point contains the last learning rate, the number of skipped steps, and means of all
+# other tags.
 _RATE, _SKIPPED = "train/learning_rate", "train/num_skipped"
 
 
 def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monitor:
-    """Writes curves for `tensorboard --logdir`, in groups.
+    """Writes scalars for `tensorboard --logdir`.
 
         train/   loss, learning_rate, share_clipped, num_skipped
         norms/   gradient, update, parameter, update_ratio (update over parameter)
         eval/    loss, and the other metrics of an evaluation
-        layers/  NAME/gradient, NAME/update, NAME/parameter, where there are any
+        layers/  NAME/gradient, NAME/update, NAME/parameter, if computed
 
-    A point is written at every step that `every` divides: means over the steps since
-    the point before (after a resume, since then) that are finite, the last learning
-    rate, and the number of skipped steps. A point is in the file when the monitor
-    returns.
+    A point is written at each step that is a multiple of `every`. It contains means of
+    the finite values since the previous point (or since the run was resumed), the last
+    learning rate, and the number of skipped steps. When the monitor returns, the
+    operating system has received the point.
 
-    Costs 0.02 ms a step on one core, 0.2 ms with 50 layers, at 10 steps a point.
+    The cost is 0.02 ms per step on one core, 0.2 ms with 50 layers, for `every=10`.
 
     Args:
-        folder: of the event files; it is made if it does not exist. Each start writes
-            one file.
-        first_step: the step from which the run resumes. Points that earlier starts
-            wrote after it are no longer shown; with 0, none of theirs are.
-        every: steps from one point to the next; at least 1.
+        folder: folder of the event files; created if it does not exist. Each start of a
+            run writes one file.
+        first_step: step from which the run resumes. Later points of earlier starts are
+            hidden; if it is 0, all points of earlier starts are hidden.
+        every: steps between points; at least 1.
 
     Raises:
-        ValueError: if `every` is below 1, or the folder cannot be written to.
+        ValueError: if `every` is below 1, or the folder is not writable.
     """
     every = _checks.step_count("every", every, least=1)
     first_step = _checks.step_count("first_step", first_step)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names. The step orders starts
-        # within one second; if it is the same too, the points of the earlier start are
-        # not to be shown anyway.
+        # TensorBoard reads files in the order of their names. The name contains the
+        # step to order two starts in the same second. If the steps are equal too, all
+        # points of the earlier start are hidden, so that its file may be overwritten.
         name = f"events.out.tfevents.{int(time.time()):010d}.{first_step:010d}"
         file = _EventFile(folder / name)
     except OSError as error:
         raise ValueError(
-            f"`folder` must be one that can be written to, got {str(folder)!r}: "
-            f"{error.strerror}. Name another, or free space."
+            f"`folder` must be a writable folder, got {str(folder)!r}: "
+            f"{error.strerror}. Pass another folder, or free space."
         ) from error
-    # Hides all points at this step and later; a new run also hides the evaluation at
-    # step 0.
+    # Hides the points of earlier files from this step on. A new run (`first_step` 0)
+    # also hides the evaluation at step 0.
     file.hide_from(first_step + 1 if first_step else 0)
-    pending: list[np.ndarray] = []  # [tags, n] each: since the last point
+    pending: list[np.ndarray] = []  # [tags, n] each: steps since the last point
 
     def window(window: Window) -> None:
         tags, columns = _columns(window.metrics)
         begin, size = 0, len(window.metrics.loss)
         while begin < size:
-            # Up to the next step that `every` divides.
+            # Up to the next multiple of `every`.
             end = min(size, begin + every - (window.first_step + begin - 1) % every)
             pending.append(columns[:, begin:end])
             begin, step = end, window.first_step + end - 1
@@ -83,11 +84,12 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
 
 
 class _EventFile:
-    """A file of TensorBoard's records.
+    """Event file of TensorBoard.
 
-    tensorboardX's own `SummaryWriter` passes events to a thread: at a kill it loses
-    some although their checkpoint exists, and once a disk was full the next call waits
-    for the thread without end. So only its records are used.
+    `SummaryWriter` of tensorboardX is not used, because it writes events in a thread.
+    If the process is killed, events are lost that are older than the last checkpoint.
+    After an error of the thread (disk full), the next call blocks forever. Only the
+    message types and the checksum of tensorboardX are used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +99,9 @@ class _EventFile:
         self._write(file_version="brain.Event:2")
 
     def hide_from(self, step: int) -> None:
-        """Hides what earlier files contain at this step and later."""
+        """Hides the points of earlier files at this step and later steps."""
+        # TensorBoard discards ("purges") these points when it reads a session start in
+        # a file of version 2.
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._write(step=step, session_log=SessionLog(status=SessionLog.START))
@@ -114,6 +118,8 @@ class _EventFile:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
+        # A record in the TFRecord format: length as uint64, CRC of the length as
+        # uint32, content, CRC of the content as uint32; all little-endian.
         content = Event(wall_time=time.time(), **fields).SerializeToString()
         rest = b""
         for part in (struct.pack("<Q", len(content)), content):
@@ -123,8 +129,9 @@ class _EventFile:
 
 
 def _columns(metrics: Metrics) -> tuple[list[str], np.ndarray]:
-    """Returns the tags, and a row for each, [tags, n] float64."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # parameters that are all 0
+    """Returns the tags, and an array [tags, n], float64, with a row for each tag."""
+    # The parameter norm is 0 if all parameters are 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
         update_ratio = metrics.norms.update_ratio
     columns = {
         "train/loss": metrics.loss,
@@ -149,7 +156,8 @@ def _norms(group: str, norms: Norms) -> dict[str, Any]:
 
 def _point(tags: list[str], columns: np.ndarray) -> np.ndarray:
     is_finite = np.isfinite(columns)
-    with np.errstate(invalid="ignore"):  # where nothing is finite
+    # Without any finite value, the mean is 0 / 0 = NaN.
+    with np.errstate(invalid="ignore"):
         values = np.where(is_finite, columns, 0.0).sum(axis=1) / is_finite.sum(axis=1)
     values[tags.index(_RATE)] = columns[tags.index(_RATE), -1]
     values[tags.index(_SKIPPED)] = columns[tags.index(_SKIPPED)].sum()

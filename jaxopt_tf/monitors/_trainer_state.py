@@ -1,4 +1,4 @@
-"""`trainer_state.json` of Transformers' Trainer: written from a run's events."""
+"""Monitor that writes `trainer_state.json` of Transformers' Trainer."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from ..training import (
     metric_values,
 )
 
-# Text of a state without entries, which is replaced by their text.
+# Text of an empty `log_history`, which is replaced by the text of its entries.
 _NO_ENTRIES = '"log_history": []'
 
 
@@ -39,44 +39,46 @@ def trainer_state(
     flops_per_item: float | None = None,
     selection: Selection | None = None,
 ) -> Monitor:
-    """Writes `trainer_state.json`, which `TrainerState` of transformers 4.50 on loads.
+    """Writes `trainer_state.json`, for `TrainerState` of transformers 4.50 or later.
 
-    It is written atomically, at every evaluation and at the end, except for evaluations
-    that are replayed from a file, whose windows have no `seconds`. `log_history` holds
-    the entries that the Trainer would have logged:
+    The file is written atomically, at every evaluation and at the end, but not for
+    evaluations that are replayed from a log, whose windows have no `seconds`.
+    `log_history` contains the entries that Trainer would log:
 
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}
         {"epoch": 0.1, "eval_loss": 4.3, "step": 10}
 
-    with the mean loss since the last entry (a loss that is not finite is replaced as
-    the Trainer does it), and the norm (before clipping) and rate of the last step. The
-    last entry has the mean loss and the time of the steps since this start; the
-    Trainer's model card uses it. Numbers that are not finite are `NaN` and `Infinity`,
-    as the Trainer's own `json.dumps` has them: Python reads them, strict JSON does not.
+    The loss is the mean since the previous entry, where a loss that is not finite is
+    replaced as in Trainer. `grad_norm` (before clipping) and `learning_rate` are those
+    of the last step. The last entry contains the mean loss and the time of the steps
+    since the run was started or resumed; Trainer's model card uses it. Numbers that are
+    not finite are written as `NaN` and `Infinity`, as by Trainer, which Python reads
+    but strict JSON does not allow.
 
-    Takes about 200 bytes of memory for an entry.
+    An entry requires about 200 bytes of memory.
 
     Args:
-        path: the file, in the run's folder, which must exist; `best_model_checkpoint`
-            is the best step's `checkpoint-N` beside it, once that exists.
+        path: the file, in the folder of the run, which must exist.
+            `best_model_checkpoint` is `checkpoint-N` of the best step in this folder,
+            if it exists.
         max_steps: number of steps of the whole run.
-        logging_steps: steps from one entry to the next.
-        eval_steps: as the run has it; None for the Trainer's default.
-        save_steps: as the run has it; None for the Trainer's default.
-        train_batch_size: sequences in a step, on all devices; None if unknown.
-        steps_per_epoch: None for data without a length: the whole run is one epoch, as
-            with the Trainer.
-        flops_per_item: floating-point operations for one item; None leaves
-            `total_flos` at 0, as the Trainer does for models that it does not know.
-        selection: which evaluation is the best; None for the least loss.
+        logging_steps: steps between entries.
+        eval_steps: steps between evaluations; None for the default of Trainer.
+        save_steps: steps between saves; None for the default of Trainer.
+        train_batch_size: sequences per step on all devices; None if unknown.
+        steps_per_epoch: number of steps per epoch; None for data without a length,
+            where the whole run is one epoch, as in Trainer.
+        flops_per_item: floating-point operations per item. For None, `total_flos` is 0,
+            as in Trainer for unknown models.
+        selection: settings of model selection; None for the lowest loss.
 
     Raises:
         ValueError, TypeError: if the folder does not exist or a number is out of range.
 
     Source: transformers 5.23 `trainer_callback.py`, `TrainerState`; `trainer.py`,
         `_maybe_log_save_evaluate`, `_determine_best_metric` and `_finalize_training`.
-    Differs: `num_input_tokens_seen` is the sum of `Metrics.num_items`; the Trainer
-        leaves it at 0 unless asked.
+    Differs: `num_input_tokens_seen` is the sum of `Metrics.num_items`; in Trainer it is
+        0 by default.
     """
     path = Path(path)
     check_folder(path)
@@ -91,7 +93,7 @@ def trainer_state(
     state |= {name: value for name, value in given.items() if value is not None}
     for name, value in (("max_steps", max_steps), ("logging_steps", logging_steps)):
         state[name] = _checks.step_count(name, value, least=1)
-    # For data without a length.
+    # Trainer's values for data without a length, where the number of epochs is unknown.
     per_epoch, state["num_train_epochs"] = state["max_steps"], sys.maxsize
     if steps_per_epoch is not None:
         per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
@@ -103,7 +105,7 @@ def trainer_state(
 def default_trainer_state() -> dict[str, Any]:
     """Returns the fields of `TrainerState`, with the defaults of transformers 5.23.
 
-    `max_steps` and `global_step`, which every run has, are left out.
+    `max_steps` and `global_step`, which each run sets, are not included.
     """
     return {
         "best_global_step": None,
@@ -130,14 +132,16 @@ def default_trainer_state() -> dict[str, Any]:
 def write_trainer_state(
     path: Path, state: Mapping[str, Any], entries: Sequence[str] = ()
 ) -> None:
-    """Writes `trainer_state.json` atomically, laid out as Transformers does it.
+    """Writes `trainer_state.json` atomically, with the layout of Transformers.
 
     Args:
         path: the file.
         state: all fields.
-        entries: JSON of the entries of `log_history`, which `state` then has empty. A
-            long run has many entries, and each is converted to JSON once.
+        entries: JSON texts of the entries of `log_history`, which must be empty in
+            `state` if there are any. Each entry is converted to JSON only once, since a
+            long run has many entries.
     """
+    # The options of `TrainerState.save_to_json`.
     text = json.dumps(state, indent=2, sort_keys=True)
     if entries:
         listed = ",\n".join(entries).replace("\n", "\n    ")
@@ -148,10 +152,10 @@ def write_trainer_state(
 
 @dataclass
 class _Log:
-    """Numbers of a run so far, and the file that they are written to."""
+    """Values of a run so far, and the file to which they are written."""
 
     path: Path
-    state: dict[str, Any]  # fields of the file, as they were written last
+    state: dict[str, Any]  # fields of the file, as last written
     steps_per_epoch: int
     flops_per_item: float
     selection: Selection
@@ -159,10 +163,10 @@ class _Log:
     progress: Progress = field(default_factory=Progress)
     step: int = 0
     num_items: float = 0.0
-    # Losses since the last entry.
+    # Sum and number of the losses since the last entry.
     loss_sum: float = 0.0
     num_losses: int = 0
-    # Steps of this start: those that are replayed from a file have no time.
+    # Steps since the run was started or resumed; replayed steps have no time.
     is_timed: bool = True
     timed_loss_sum: float = 0.0
     num_timed: int = 0
@@ -174,6 +178,8 @@ class _Log:
         for i, loss in enumerate(np.asarray(metrics.loss).tolist()):
             self.step = window.first_step + i
             self.num_losses += 1
+            # `logging_nan_inf_filter` of Trainer: the mean loss since the last entry is
+            # added instead, where the number of steps already includes this one.
             if not math.isfinite(loss):
                 loss = self.loss_sum / self.num_losses
             self.loss_sum += loss
@@ -191,20 +197,20 @@ class _Log:
             self.seconds += window.seconds
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Adds the entry of an evaluation, and writes the file."""
+        """Adds the entry of an evaluation and writes the file."""
         self.step = evaluation.step
         values = metric_values(evaluation.metrics)
         named = {f"eval_{k.removeprefix('eval_')}": v for k, v in values.items()}
         self._add(**named)
-        # The Trainer counts no evaluation before the first step.
+        # Trainer ignores an evaluation before the first step for the best metric.
         if self.step > 0:
             self.progress = after_evaluation(self.progress, self.selection, evaluation)
-        # The file already has a replayed evaluation. Writing at each would be slow.
+        # The file already contains replayed evaluations; it would be rewritten at each.
         if self.is_timed:
             self._write()
 
     def close(self) -> None:
-        """Adds the last entry, and writes the file."""
+        """Adds the last entry and writes the file."""
         if self.seconds > 0:
             self._add(
                 total_flos=self.flops_per_item * self.num_items,
@@ -212,7 +218,7 @@ class _Log:
                 train_runtime=round(self.seconds, 4),
                 train_steps_per_second=round(self.num_timed / self.seconds, 3),
             )
-        # After a replay alone, the file already has all entries and the last one.
+        # If all events were replayed, the file already contains them.
         is_new = self.is_timed or not self.path.exists()
         if (self.entries or self.step) and is_new:
             self._write()
@@ -227,7 +233,8 @@ class _Log:
 
     def _write(self) -> None:
         best = str(self.path.parent / f"checkpoint-{self.progress.best_step}")
-        # If the best evaluation's checkpoint does not exist, the one before it may.
+        # The best step is saved after its evaluation, or not at all. Until then, the
+        # previous value remains, if that checkpoint still exists.
         candidates = (best, self.state["best_model_checkpoint"])
         found = [p for p in candidates if p and Path(p).is_dir()]
         is_over = self.step >= self.state["max_steps"]
@@ -247,7 +254,8 @@ class _Log:
 
 
 def _control(*, saves: bool, stops: bool) -> dict[str, Any]:
-    # A Trainer that resumes without these fails when it saves.
+    # Trainer restores `TrainerControl` from these fields, and fails at the next save
+    # after a resume if they are missing.
     args = {
         "should_epoch_stop": False,
         "should_evaluate": False,

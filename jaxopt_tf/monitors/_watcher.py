@@ -1,8 +1,8 @@
-"""Training health: names what goes wrong in a run, and what to try.
+"""Monitor of training health: reports problems of a run, with a proposed change.
 
-After each block of 20 steps, one function for each kind of trouble looks at the last
-few blocks, and returns a sentence or None. All rest on ratios, so that neither the unit
-of the loss nor the size of the model matters.
+After each block of 20 steps, one function per kind of problem examines the last blocks
+and returns a sentence or None. All rules compare ratios, so that they depend neither on
+the unit of the loss nor on the size of the model.
 """
 
 import math
@@ -17,41 +17,43 @@ from ..training import Evaluation, Monitor, Window, metric_values
 from . import _run_stats
 from ._run_stats import NUM_RECENT, STEPS_IN_A_BLOCK, Block, RunningStats
 
-# Limits. In brackets the run of `benchmarks` (`_runs_in_trouble`, `_runs_that_go_well`)
-# that is closest: "x2" means that it comes out wrong if the limit is moved by so much.
-# Without a factor a limit may be moved by ten both ways: it is for runs of its kind.
-_RISE_SHARE = 0.15  # of the loss gained [a rate that rises until it is too high]
+# Limits of the rules. Brackets contain the run of `benchmarks` (`_runs_in_trouble`,
+# `_runs_that_go_well`) that is closest to the limit. "x2" or "/2" is the factor by
+# which the limit must be changed until this run is misjudged. Without a factor, no run
+# is misjudged if the limit is changed by a factor of 10 in either direction.
+_RISE_SHARE = 0.15  # share of the decrease [a rate that rises until it is too high]
 _RISE_SHARE_AT_HIGHER_RATE = 0.5  # after a warmup or a restart [four restarts]
-_RISE_OVER_BEST = 0.25  # of the best loss [characters again, from a trained model]
-_RISE_OVER_ERROR = 8.0  # standard errors [/3: regression on a line, momentum]
+_RISE_OVER_BEST = 0.25  # share of the best loss [characters, from a trained model]
+_RISE_OVER_ERROR = 8.0  # standard errors [/3: linear regression, momentum]
 _RISE_OVER_FIRST = 4.0  # deviations of a step [x2: a rate too high from the start]
-_RISE_BLOCKS = 4  # Adam leaves a spike within 50 steps [/2: regression on a line]
-# By the gradient, a change of all parameters by 1e-6 of themselves changes the loss by
-# as much as it ever was. GPT-2 and other healthy models have 1 to 1000 for this 1e6.
+_RISE_BLOCKS = 4  # with Adam, a spike lasts up to 50 steps [/2: linear regression]
+# Gradient norm times parameter norm, relative to the largest loss: to first order, a
+# relative change of the parameters by 1e-6 changes the loss by its largest value.
+# GPT-2 and other healthy models have values from 1 to 1000.
 _STEEP = 1e6  # [x100: 30 layers of tanh, weights 4 times too large]
 _STEEP_STEPS = 0.2  # share of the steps [a recurrence, weights 3 times too large]
-_GROWTH = 30.0  # of the largest gradient [/10: gradient descent on a square]
+_GROWTH = 30.0  # relative to the largest gradient [/10: gradient descent on a square]
 _EXPLODING_BLOCKS = 3  # [/1.5: gradient descent on a square]
-_SWING = 0.25  # of the largest loss [/2: classifier, a rate at the edge]
-_SWING_UPDATES = 5e-3  # of the parameters in a step [x10: classifier, AdamW, rate 0.1]
+_SWING = 0.25  # share of the largest loss [/2: classifier, rate at the stability limit]
+_SWING_UPDATES = 5e-3  # update ratio of a step [x10: classifier, AdamW, rate 0.1]
 _ROUNDING_BLOCKS = 5  # at full rate [x10: bfloat16 parameters, rate 1e-4]
-_SMALL_LAYER = 1e-6  # of the largest; float32 resolves 1e-7 [12 layers of sigmoids]
-_NO_SLOPE = 1e-5  # of the loss, if parameters are doubled [hardly any weights]
-_VANISHING_BLOCKS = 5  # [x2: a recurrence over 50 steps with hardly any weights]
-_FALL = 0.01  # of the loss [/2: units that are always off]
+_SMALL_LAYER = 1e-6  # share of the largest norm; float32 has 1e-7 [12 sigmoid layers]
+_NO_SLOPE = 1e-5  # same ratio as `_STEEP` [very small weights]
+_VANISHING_BLOCKS = 5  # [x2: a recurrence over 50 steps with very small weights]
+_FALL = 0.01  # share of the loss [/2: units that are never active]
 _FALL_OVER_ERROR = 3.0  # standard errors of a block [regression to the noise]
-_QUIET = 0.02  # deviation of a step, of the loss [/10: a rate of 1e-7]
-_STUCK_STEPS = 500  # at full rate, since a warmup is slow [x2: a rate of 1e-7]
-_STUCK_STEPS_IN_NOISE = 5_000  # the same [classifier, batches of 1]
-_SMALL_UPDATES = 1e-5  # of the parameters in a step [a rate of 1e-7]
-_GAP = 0.05  # of the best loss [x10: a model of characters on a page of text]
-_GAP_OVER_SWING = 3.0  # from one to the next [/10: classifier, momentum]
+_QUIET = 0.02  # deviation of a step, relative to the loss [/10: a rate of 1e-7]
+_STUCK_STEPS = 500  # at full rate, after the warmup [x2: a rate of 1e-7]
+_STUCK_STEPS_IN_NOISE = 5_000  # at full rate [classifier, batches of 1]
+_SMALL_UPDATES = 1e-5  # update ratio of a step [a rate of 1e-7]
+_GAP = 0.05  # share of the best loss [x10: a character model on a page of text]
+_GAP_OVER_SWING = 3.0  # relative to the fluctuation [/10: classifier, momentum]
 _IN_A_ROW = 3  # evaluations [x10: a classifier on 200 examples]
 _FAR_GAP, _FEW_EVALUATIONS = 0.25, 5  # [x1.6: 2.97, 3.34, 4.17 in `tests/monitors`]
-_NUM_EVALUATIONS = 7  # that are kept
+_NUM_EVALUATIONS = 7  # number of evaluations that are kept
 _SKIPPED_AMONG, _NUM_SKIPPED = 100, 10  # [x2.1: one batch in five with a NaN]
-_STEPS_WITHOUT = 10 * STEPS_IN_A_BLOCK  # after which trouble is over, and may come back
-_STEPS_UNTIL_REPEATED = 20_000  # of trouble that does not end
+_STEPS_WITHOUT = 10 * STEPS_IN_A_BLOCK  # without a problem until it counts as ended
+_STEPS_UNTIL_REPEATED = 20_000  # between reports of a problem that does not end
 
 _SMALLER_STEPS = (
     "lower `learning_rate`, lengthen `warmup_steps` or clip with a smaller "
@@ -62,31 +64,31 @@ _SMALLER_STEPS = (
 def watcher(
     say: Callable[[str], None] = print, *, param_dtype: str = "float32"
 ) -> Monitor:
-    """Reports in one sentence what goes wrong, in which steps, and what to try.
+    """Reports problems of training, each in one sentence with a proposed change.
 
         steps 241 to 320: the loss has risen to 6.12 from 2.31 (step 160), training
         diverges; go back, lower `learning_rate`, lengthen `warmup_steps` or clip ...
 
-    It recognizes divergence and a loss that is no longer finite, exploding and
-    vanishing gradients (these better with the norms of each layer), oscillation, a loss
-    stuck at its start, a growing gap between evaluation and training loss, updates that
-    the parameters' dtype rounds away, and many skipped steps. Each is reported once;
-    again if it has ended and come back, or still holds 20,000 steps later. Nothing is
-    reported of a healthy run, nor in doubtful cases: silence is no proof of health.
+    The problems are divergence, a loss that is not finite, exploding gradients,
+    vanishing gradients (detected earlier with norms per layer), oscillation, a loss
+    that stays at its initial value, overfitting, updates that are rounded away in the
+    dtype of the parameters, and many skipped steps. Each problem is reported once, and
+    again if it has ended and recurs, or if it still exists 20,000 steps later. Rules
+    prefer silence in doubtful cases: a run without reports is not proven to be healthy.
 
-    A run that starts at its optimum and stays there looks like one that is stuck. It is
-    reported as stuck after 500 steps at full rate if the losses of batches differ
-    little, and after 5,000 if they differ more.
+    A run that starts at its optimum cannot be distinguished from one that is stuck. It
+    is reported as stuck after 500 steps at full rate if the losses of batches differ
+    little, and after 5,000 steps otherwise.
 
-    Blocks of 20 steps are compared, however windows are cut: a run that is read from a
-    file gives the same sentences. Memory use does not grow.
+    Blocks of 20 steps are independent of the windows of the training loop, so that the
+    replay of a log gives the same sentences. Memory use is constant.
 
     Args:
-        say: called with each sentence.
-        param_dtype: of the parameters, to which updates are added.
+        say: function that receives each sentence.
+        param_dtype: name of the parameters' dtype.
 
     Raises:
-        ValueError: if `param_dtype` is not that of floating-point numbers.
+        ValueError: if `param_dtype` is not a floating-point dtype.
     """
     try:
         is_floating = jnp.issubdtype(jnp.dtype(param_dtype), jnp.floating)
@@ -95,14 +97,14 @@ def watcher(
     if not is_floating:
         raise ValueError(
             "`param_dtype` must be the name of a floating-point dtype, got "
-            f"{param_dtype!r}. Most parameters are 'float32' or 'bfloat16'."
+            f"{param_dtype!r}. Pass for example 'float32' or 'bfloat16'."
         )
     watching = _Watcher(say, param_dtype)
     return Monitor(watching.window, watching.evaluation, lambda: None)
 
 
 def _diverging(stats: RunningStats, blocks: Block) -> str | None:
-    """Detects a loss that has risen, far and for long."""
+    """Detects divergence: a loss that is far above its minimum for several blocks."""
     is_higher_rate = blocks.rate > 1.2 * stats.best_rate
     share = np.where(is_higher_rate, _RISE_SHARE_AT_HIGHER_RATE, _RISE_SHARE)
     error = stats.best_noise / math.sqrt(STEPS_IN_A_BLOCK)
@@ -112,7 +114,8 @@ def _diverging(stats: RunningStats, blocks: Block) -> str | None:
     )
     best, best_step = stats.best, stats.best_step
     if not (blocks.loss - best > limit).all():
-        # Or it has risen from the very start, to at least twice the first loss.
+        # Else the loss may have increased from the first step on, to at least twice the
+        # first loss.
         best, best_step = stats.first_loss, 1
         rise = max(abs(best), _RISE_OVER_FIRST * stats.noise)
         if not (blocks.loss - best > rise).all():
@@ -124,9 +127,10 @@ def _diverging(stats: RunningStats, blocks: Block) -> str | None:
 
 
 def _exploding(stats: RunningStats, blocks: Block) -> str | None:
-    """Detects gradients that are larger than any step could follow."""
+    """Detects exploding gradients, by their size or by their growth."""
     is_steep_step = blocks.grad_param_product > _STEEP * stats.scale
-    # And without a better loss: on the way out of a plateau gradients grow as much.
+    # Growth counts only without a new lowest loss: when a run leaves a plateau,
+    # gradients grow as much.
     has_grown = (
         0 < _GROWTH * stats.largest_grad < blocks.grad_norm.min()
         and stats.best_step < blocks.first_step[0]
@@ -142,9 +146,10 @@ def _exploding(stats: RunningStats, blocks: Block) -> str | None:
 
 
 def _oscillating(stats: RunningStats, blocks: Block) -> str | None:
-    """Detects steps that are longer than the valley is wide, while the loss is flat."""
-    # To first order the loss changes by at most this product in a step. If that is a
-    # good part of the loss, a step crosses the valley and climbs its other side.
+    """Detects oscillation: steps across a minimum, with a constant mean loss."""
+    # To first order, a step changes the loss by at most gradient norm times update
+    # norm. If this is a large share of the loss, the step passes the minimum along its
+    # direction.
     product = np.median(blocks.grad_update_product)
     ratio = np.median(blocks.update_ratio)
     is_long = product >= _SWING * max(stats.scale, abs(stats.start))
@@ -160,7 +165,7 @@ def _oscillating(stats: RunningStats, blocks: Block) -> str | None:
 
 
 def _vanishing(stats: RunningStats, blocks: Block) -> str | None:
-    """Detects gradients too small to learn from, unless everything is learnt."""
+    """Detects vanishing gradients, except after the loss has converged."""
     loss = blocks.loss.mean()
     small = _run_stats.small_layers(blocks.layers, _SMALL_LAYER)
     if small:
@@ -180,7 +185,7 @@ def _vanishing(stats: RunningStats, blocks: Block) -> str | None:
 
 
 def _plateau(stats: RunningStats, blocks: Block) -> str | None:
-    """Detects a loss that is where it was at the start."""
+    """Detects a loss that stays at its initial value."""
     size = abs(stats.start)
     needed = _STUCK_STEPS if stats.noise < _QUIET * size else _STUCK_STEPS_IN_NOISE
     error = stats.noise / math.sqrt(STEPS_IN_A_BLOCK)
@@ -202,34 +207,35 @@ def _plateau(stats: RunningStats, blocks: Block) -> str | None:
 
 
 class _Evaluated(NamedTuple):
-    """An evaluation of a run."""
+    """Evaluation loss and training loss at a step."""
 
     step: int
-    loss: float
-    training: float  # mean training loss since the evaluation before
+    loss: float  # evaluation loss
+    training: float  # mean training loss since the previous evaluation
 
 
 class _Gap(NamedTuple):
-    """The gap between evaluation and training loss."""
+    """Gap between evaluation loss and training loss."""
 
-    best: _Evaluated | None = None
-    recent: tuple[_Evaluated, ...] = ()  # the last few, from the oldest to the newest
-    num_above: int = 0  # evaluations in a row that were above the best one
-    first_above: int = 0  # step of the first of them
+    best: _Evaluated | None = None  # evaluation with the lowest loss
+    recent: tuple[_Evaluated, ...] = ()  # last evaluations, oldest first
+    num_above: int = 0  # consecutive evaluations with a loss above the best
+    first_above: int = 0  # step of the first of these evaluations
 
     def add(self, new: _Evaluated) -> "_Gap":
-        """Returns the gap after one more evaluation."""
+        """Returns the gap after another evaluation."""
         recent, best = (*self.recent, new)[-_NUM_EVALUATIONS:], self.best
         if best is None or new.loss < best.loss:
             return _Gap(new, recent)
         swing = _GAP_OVER_SWING * _run_stats.swing_of([one.loss for one in recent])
         rise, size = new.loss - best.loss, abs(best.loss)
-        # Where both losses rise, as after a restart of the rate, the gap does not grow.
+        # If both losses increase, as after a restart of the rate, the gap does not.
         is_above = new.training < best.training and rise > max(_GAP * size, swing)
         num_above = self.num_above + 1 if is_above else 0
         first_above = self.first_above if self.num_above else new.step
-        # A run with few evaluations may end before there are three in a row: two are
-        # enough if they rise far, and the training loss falls from each to the next.
+        # A run with few evaluations may end before three consecutive ones are above the
+        # best. Two are enough if the evaluation loss increases far and the training
+        # loss decreases from each evaluation to the next.
         before, is_few = self.recent[-1], len(recent) <= _FEW_EVALUATIONS
         is_far = rise > _FAR_GAP * size and before.loss > best.loss + _GAP * size
         is_falling = new.training < before.training < best.training
@@ -239,19 +245,19 @@ class _Gap(NamedTuple):
 
 
 class _Watcher:
-    """Looks at a run block by block, and reports trouble."""
+    """State of `watcher`: statistics, evaluations, and reported problems."""
 
     def __init__(self, say: Callable[[str], None], param_dtype: str) -> None:
-        """Starts without steps."""
+        """Creates the state before the first step."""
         self._say, self._param_dtype = say, param_dtype
         self._stats, self._gap = RunningStats(), _Gap()
         self._last_loss = math.nan
-        self._total = self._count = 0.0  # of losses since the last evaluation
+        self._total = self._count = 0.0  # sum and number of losses since an evaluation
         self._skipped: deque[bool] = deque(maxlen=_SKIPPED_AMONG)
-        # Kind of trouble -> steps at which it was reported, and at which it last held.
+        # Kind of problem -> step of its last report, and last step at which it existed.
         self._reported: dict[str, tuple[float, int]] = {}
-        # In this order, since only the cause is reported and not what follows from it;
-        # with the number of blocks that each looks at.
+        # Causes precede their consequences, since only the first rule that applies is
+        # reported. The number is that of the blocks a rule examines.
         self._symptoms = (
             ("diverging", _diverging, _RISE_BLOCKS),
             ("exploding", _exploding, _EXPLODING_BLOCKS),
@@ -262,8 +268,8 @@ class _Watcher:
         )
 
     def window(self, window: Window) -> None:
-        """Looks at the steps of a window."""
-        metrics: Any = window.metrics  # of numpy arrays
+        """Processes the steps of a window."""
+        metrics: Any = window.metrics  # numpy arrays
         steps = _run_stats.steps_of(window)
         losses = steps["loss"]
         self._total += float(np.sum(losses))
@@ -288,7 +294,7 @@ class _Watcher:
         self._report("skipping", first_step, last_step, sentence)
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Looks at an evaluation."""
+        """Processes an evaluation."""
         step = evaluation.step
         loss = metric_values(evaluation.metrics).get("loss", math.nan)
         training = self._total / self._count if self._count else math.nan
@@ -306,7 +312,7 @@ class _Watcher:
                 f"take the checkpoint of step {best.step}, stop early, or add data, "
                 "dropout or `weight_decay`"
             )
-        # It is over when the evaluation loss is at its best again, and not before.
+        # Overfitting ends only when the evaluation loss reaches a new minimum.
         if sentence is not None or best is new:
             self._report("overfitting", gap.first_above, step, sentence)
 
@@ -334,7 +340,8 @@ class _Watcher:
         lowest, gain = stats.first_loss, 0.0
         if stats.recent:
             lowest, gain = stats.best, stats.start - stats.best
-        # A run that diverges by ever longer steps has large losses on the way.
+        # In a run that diverges, losses increase before they become infinite; otherwise
+        # a single batch or operation is the likely cause.
         if before > lowest + max(_RISE_OVER_BEST * abs(lowest), gain):
             sentence = (
                 f"{what} after a rise from {lowest:.4g} to {before:.4g}, training "
@@ -350,11 +357,11 @@ class _Watcher:
 
     def _rounding(self, stats: RunningStats, blocks: Block) -> str | None:
         """Detects updates that are too small for the parameters' dtype."""
-        # Half the distance to the next number is 1/4 to 1/2 of `eps` of a parameter,
-        # depending on its mantissa: smaller changes are lost. At half of the lower
-        # bound that holds for most parameters, as these differ in size.
+        # A change is rounded away below half of the spacing, which is 1/4 to 1/2 of
+        # `eps` relative to a parameter, depending on its mantissa. The limit is half of
+        # the lower bound, since the sizes of parameters differ.
         limit = float(jnp.finfo(self._param_dtype).eps) / 8
-        # The largest ratio of all blocks: at the end of learning, updates are small.
+        # The largest ratio of all blocks: at the end of a run, updates are small.
         ratio = stats.top_ratio
         if ratio >= limit or stats.num_full_in_a_row < len(blocks.loss):
             return None
@@ -366,7 +373,7 @@ class _Watcher:
         )
 
     def _report(self, kind: str, first: int, last: int, sentence: str | None) -> None:
-        """Reports trouble, unless it was reported and has not ended since."""
+        """Reports a problem, unless it was reported before and has not ended since."""
         said_at, held_at = self._reported.get(kind, (-math.inf, -math.inf))
         if sentence is None:
             if last - held_at > _STEPS_WITHOUT:

@@ -1,4 +1,4 @@
-"""Schedule and optimizer of a run, from its numbers.
+"""Recipes: the hyperparameters of a run, and the schedule and optimizer they define.
 
 recipe = Recipe(learning_rate=3e-4, max_steps=10_000, warmup_steps=500)
 schedule, optimizer = build_schedule(recipe), build_optimizer(recipe)

@@ -1,4 +1,4 @@
-"""Optimizer of a recipe, and of many recipes that one program runs."""
+"""Construction of a recipe's optimizer, and of one optimizer for several recipes."""
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,22 +19,25 @@ from ._optimizers import named_optimizer
 from ._rate_groups import REST, group_labels
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
-# Fields that decide the rate at each step, and nothing else of a program.
+# Fields that determine the learning rate of each step and nothing else in the program.
 _OF_THE_RATE = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
     *("warmup_steps", "max_steps"),
 )
 _VALUES = "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"
-# Fields in which recipes may differ and yet be runs of one program.
+# Fields in which recipes may differ and still share one compiled program.
 _VARIED = (*_OF_THE_RATE, *_VALUES, "seed")
 
 
 class RunHyperparams(NamedTuple):
-    """Numbers in which the runs of one program differ; one run has no first axis."""
+    """Hyperparameters in which the K runs of one compiled program differ.
 
-    # [K, N], float32 each: the rate at every step, by rate group; {}: the recipe's
+    The values of a single run have no leading axis.
+    """
+
+    # [K, N], float32 each: rate at every step, by rate group; {} if equal in all runs
     rates: dict[str, jax.Array]
-    values: dict[str, jax.Array]  # [K], float32 each: by field, those that differ
+    values: dict[str, jax.Array]  # [K], float32 each: fields that differ, by name
 
 
 @checked_names
@@ -46,38 +49,38 @@ def build_optimizer(
     layer_norms: LayerNorms | None = None,
     varied: RunHyperparams | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the recipe's whole chain: clipping, then the optimizer with its schedule.
+    """Returns the optimizer of a recipe: clipping, then the update rule with schedule.
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
-    Without clipping (`max_grad_norm=0`) the chain has the one link. With rate groups
-    the second is an `optax.multi_transform` of one optimizer per group, and clipping
-    stays outside, over all of them together. Where a metric drives the schedule, the
-    rate is a number in the optimizer's state, at first `learning_rate`:
-    `set_learning_rate` changes it without compiling again.
+    If `max_grad_norm` is 0, the chain contains the optimizer only. With rate groups,
+    the optimizer is an `optax.multi_transform` with one optimizer per group; clipping
+    is applied before it, to the joint norm of all groups. With a metric-driven
+    schedule, the rate is stored in the optimizer's state and starts at
+    `learning_rate`; `set_learning_rate` changes it without recompilation.
 
     Args:
-        recipe: the numbers of the run.
-        schedule: of `build_schedule(recipe)`, if it was built before.
-        layouts: for patterns that match whole leaf names, the leaf's layout in torch:
-            `layouts` of `adafactor_tf`, for which stacked layers must be declared. The
-            others treat every element alike and have no use for it.
-        layer_norms: paths of modules that are normalization layers, for `decay_mask`:
-            Trainer goes by their types, which a tree of parameters does not show.
-            `match_names(params, model).layer_norms` gives them with their classes.
-            Must be given, if only as [], with the rules of Transformers 4 up to 4.52
-            for `decay_rule`, which know norms by their classes.
-        varied: numbers that a compiled program receives when it runs, in the place of
-            the recipe's: one run's of those that `stack_recipes` gives.
+        recipe: the hyperparameters of the run.
+        schedule: result of `build_schedule(recipe)`; None to build it here.
+        layouts: layouts of leaves in torch, by regular expressions that match the whole
+            name of a leaf; the argument `layouts` of `adafactor_tf`, which requires it
+            for stacked layers. Elementwise optimizers ignore it.
+        layer_norms: paths of the normalization layers, passed to `decay_mask`. Trainer
+            recognizes these layers by module type, which a parameter tree does not
+            contain. `match_names(params, model).layer_norms` returns the paths with
+            their classes. Required, possibly as [], for a `decay_rule` of Transformers
+            4 up to 4.52, since these rules are based on module types.
+        varied: values that replace those of the recipe and that a compiled program
+            receives as arguments: one run of the result of `stack_recipes`.
 
     Returns:
-        A transformation; its state holds `learning_rate`, and `grad_norm` if it clips.
-        With rate groups `get_learning_rate` gives a dict: the rate by the pattern of
-        the group, and that of all others as "rest".
+        A transformation. Its state contains `learning_rate`, and `grad_norm` if
+        gradients are clipped. With rate groups, `get_learning_rate` returns a dict of
+        rates by the pattern of the group; the key of all other parameters is "rest".
 
     Raises:
-        ValueError: if `layer_norms` is missing; when the state is made, if a path of
-            it or the pattern of a group matches nothing.
+        ValueError: if `layer_norms` is missing; in `init`, if one of its paths or the
+            pattern of a group matches no parameter.
 
     Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`;
         `trainer_optimizer.py`.
@@ -95,10 +98,14 @@ def build_optimizer(
         labels_of = group_labels(recipe.rate_groups)
 
         def labels(params: PyTree) -> PyTree:
-            mask(params)  # checks the whole mask, of which a group sees a part
+            # `multi_transform` passes each group a tree in which the leaves of other
+            # groups are masked. Only here can the mask be checked on the whole tree.
+            mask(params)
             return labels_of(params)
 
         optimizer = optax.multi_transform(by_label, labels)
+    # Clipping precedes `multi_transform`: inside it, each group would be clipped by its
+    # own norm. torch clips by the joint norm of all groups.
     max_norm = settings["max_grad_norm"]
     if "max_grad_norm" not in varied.values and max_norm == 0:
         return optax.chain(optimizer)
@@ -111,15 +118,16 @@ def _decay_mask(
     rule = recipe.decay_rule
     if rule in DECAY_RULES_BY_TYPE and decays and layer_norms is None:
         raise ValueError(
-            f"`layer_norms` must be given with the `decay_rule` {rule!r}, got None: it "
-            "leaves out normalization layers by their type, which a tree of parameters "
-            "does not show. Pass `match_names(params, model).layer_norms`, or their "
-            "paths, [] if there are none."
+            f"`layer_norms` must be given with the `decay_rule` {rule!r}, got None: "
+            "this rule excludes normalization layers by module type, which a parameter "
+            "tree does not contain. Pass `match_names(params, model).layer_norms`, or "
+            "the paths of these layers, [] if there are none."
         )
     mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
 
     def unless_nameless(params: PyTree) -> PyTree:
-        # Without decay, leaves need no names.
+        # Rules match names of leaves. Without decay no rule is applied, so that trees
+        # without names, such as plain tuples of arrays, are accepted.
         if _pytrees.nameless_leaves(params):
             return jax.tree.map(lambda _: False, params)
         return mask(params)
@@ -128,44 +136,45 @@ def _decay_mask(
 
 
 def compile_key(recipe: Recipe) -> Hashable:
-    """Returns a key that is equal for recipes of one program.
+    """Returns a key that is equal for recipes that can share one compiled program.
 
-    They differ in fields only that decide the rate, in `weight_decay`, the betas,
-    `adam_epsilon`, `max_grad_norm` and `seed`.
+    Such recipes may differ in the fields that determine the learning rate, in
+    `weight_decay`, the betas, `adam_epsilon`, `max_grad_norm` and `seed`.
     """
     return tuple(v for name, v in vars(recipe).items() if name not in _VARIED)
 
 
 def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
-    """Returns the numbers in which recipes of one program differ.
+    """Stacks the hyperparameters in which recipes of one program differ.
 
-    Rates are tables, since schedules may differ in kind and length: past its end a
-    shorter one keeps its last rate. They are rounded to float32, for a 64-bit step too.
-    A `max_grad_norm` of 0 becomes infinite, which never clips. Numbers that all have in
-    common stay constants of the program. A beta is rounded to float32 and then taken
-    as exact: it differs from a constant by 6e-8 at most.
+    Rates are stored as tables, since schedules may differ in type and length; after the
+    end of a shorter schedule its last rate is repeated. Rates are rounded to float32,
+    also for a 64-bit step. A `max_grad_norm` of 0 becomes infinity, which never clips.
+    Values that are equal in all recipes remain constants of the program. A beta is
+    rounded to float32 and then treated as exact: it differs from a constant by at most
+    6e-8.
 
     Args:
-        recipes: K of them, equal in `compile_key`.
+        recipes: K recipes with equal `compile_key`.
 
     Returns:
-        Numbers of K runs; `build_optimizer` takes those of one.
+        Values of K runs; `build_optimizer` takes those of a single run.
 
     Raises:
-        ValueError: if they are not, or if a metric drives a rate, which a table cannot
-            know before.
+        ValueError: if the keys differ, or if a schedule is metric-driven: its rates are
+            not known in advance.
     """
     if any(compile_key(recipe) != compile_key(recipes[0]) for recipe in recipes):
         raise ValueError(
-            "`recipes` must be of one program: they may differ in "
-            f"{', '.join(_VARIED)} only. Vary other fields in programs of their own."
+            "`recipes` must share one compiled program: they may differ only in "
+            f"{', '.join(_VARIED)}. Train the others separately."
         )
     for name in (recipe.lr_scheduler_type for recipe in recipes):
         if name in METRIC_DRIVEN:
             raise ValueError(
-                "`lr_scheduler_type` must be a schedule of the step in many runs at "
-                f"once, got {name!r}, which a metric drives. Take 'constant' or "
-                "'linear', say, or train such a run by itself."
+                "`lr_scheduler_type` must be a function of the step if several runs "
+                f"share one program, got {name!r}, which is driven by a metric. Use "
+                "for example 'constant' or 'linear', or train this run separately."
             )
     rates = {}
     if any(_differ(recipes, name) for name in _OF_THE_RATE):
@@ -185,7 +194,7 @@ def rates_of(
     varied: RunHyperparams,
     schedule: Schedule | MetricDrivenSchedule | None = None,
 ) -> dict[str, ScalarOrSchedule]:
-    """Returns the rate of each rate group, and that of the rest, by their labels."""
+    """Returns the rate of each rate group and of the other parameters, by label."""
     if varied.rates:
         return {label: _looked_up(table) for label, table in varied.rates.items()}
     schedule = build_schedule(recipe) if schedule is None else schedule
@@ -204,7 +213,8 @@ def _scaled(schedule: Schedule, factor: float, step: jax.Array) -> jax.Array:
 
 def _looked_up(table: jax.Array) -> Schedule:
     def rate(step: Any) -> jax.Array:
-        # Past its end: of a run that trains beside longer ones, and is not kept.
+        # A vmapped run that is shorter than the others is still updated after its end.
+        # The results of these steps are discarded; the index must only be valid.
         rates = table[jnp.minimum(step, table.shape[0] - 1)]
         return rates.astype(rate_dtype(step))
 
@@ -212,6 +222,7 @@ def _looked_up(table: jax.Array) -> Schedule:
 
 
 def _tables(recipe: Recipe, num_steps: int) -> dict[str, jax.Array]:
+    # All tables of a program have the length of the longest run, so that they stack.
     steps = jnp.minimum(jnp.arange(num_steps, dtype=jnp.int32), recipe.max_steps - 1)
     rates: dict[str, Any] = rates_of(recipe, RunHyperparams({}, {}))
     return {label: jax.vmap(rate)(steps) for label, rate in rates.items()}
@@ -223,9 +234,10 @@ def _differ(recipes: Sequence[Recipe], name: str) -> bool:
 
 def _value(recipe: Recipe, name: str) -> float:
     value = float(getattr(recipe, name))
+    # Betas from 1 - 2^-25 on round to 1 in float32, and 1 - beta would be 0.
     if name in ("adam_beta1", "adam_beta2") and np.float32(value) == 1:
         raise ValueError(
-            f"`{name}` must be below 1 as a float32, where runs differ in it, got "
-            f"{value!r}. Take 0.9999999, or train such a run by itself."
+            f"`{name}` must be less than 1 after rounding to float32 if runs differ in "
+            f"it, got {value!r}. Use 0.9999999, or train this run separately."
         )
     return np.inf if name == "max_grad_norm" and value == 0 else value

@@ -1,4 +1,4 @@
-"""doctor: finds what is wrong with a plan before the run starts."""
+"""`doctor`: checks of a recipe, an optimizer and parameters before training starts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ._recipe_findings import (
     recipe_findings,
 )
 
-# Of every run. Other steps add what they could not judge.
+# Aspects that are not judged for any run. Checks that cannot be made add their own.
 _NEVER_JUDGED = (
     "whether learning rate, batch size and number of steps suit the model and the data",
     "the data",
@@ -28,14 +28,14 @@ _NEVER_JUDGED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """Findings of `doctor`, and what it does not judge.
+    """Result of `doctor`: findings, and a list of aspects that were not judged.
 
-    As an iterable it holds its findings; as a string it has a line for each of them,
-    and one for what was not judged.
+    Iteration yields the findings. The string contains one line per finding and a last
+    line that lists what was not judged.
     """
 
     findings: tuple[Finding, ...]
-    not_judged: tuple[str, ...]
+    not_judged: tuple[str, ...]  # noun phrases, joined in `closing_line`
 
     def __iter__(self) -> Iterator[Finding]:
         """Iterates over the findings."""
@@ -65,39 +65,38 @@ def doctor(
     layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
 ) -> Diagnosis:
-    """Looks for settings that would run and yet not do what was meant.
+    """Finds settings that are valid but probably not intended.
 
         print(doctor(recipe, optimizer, params))
 
-    Values that cannot be right at all are refused by `Recipe` itself. An optimizer is a
-    closure that cannot be inspected, so it is tried out: on small parameters (the same
-    names and dtypes, axes of at most 4), at the step after the warmup, with small
-    gradients, with one element a thousand times larger, and with zeros.
+    Invalid values are rejected by `Recipe` itself. An optimizer is a closure that
+    cannot be inspected. It is therefore run on small parameters (equal names and
+    dtypes, axes of at most 4 elements), at the step after the warmup, with zero
+    gradients, with small gradients, and with one element a thousand times larger.
 
     Args:
-        recipe: the numbers of the run.
+        recipe: the hyperparameters of the run.
         optimizer: the optimizer of the run, if it is not `build_optimizer(recipe)`.
-        params: the parameters, or `jax.ShapeDtypeStruct` in their place.
-        layouts: as for `build_optimizer`.
-        layer_norms: as for `build_optimizer`.
+        params: the parameters, or a tree of `jax.ShapeDtypeStruct`.
+        layouts: see `build_optimizer`.
+        layer_norms: see `build_optimizer`.
 
     Returns:
-        Findings, none for a plan in which nothing was found, and a list of what was not
-        judged.
+        The findings, and a list of aspects that were not judged.
 
     Raises:
-        ValueError: if there is an optimizer, but no parameters to try it out on, or
-            none that is floating-point; if a path of `layer_norms` matches nothing.
+        ValueError: if `optimizer` is given and `params` is None or has no
+            floating-point leaf; if a path of `layer_norms` matches no module.
     """
     if optimizer is not None and params is None:
         raise ValueError(
-            "`params` must be given with an `optimizer`, which is tried out on them, "
-            "got None. Pass the parameters, or `jax.eval_shape` of their init."
+            "`params` must be given with an `optimizer`, which is run on them, got "
+            "None. Pass the parameters, or `jax.eval_shape` of their init function."
         )
     if optimizer is not None and not floating_leaves(params):
         raise ValueError(
-            "`params` must have a floating-point leaf that an `optimizer` is tried out "
-            f"on, got {_pytrees.leaf_names(params)}. Pass all that is trained."
+            "`params` must have a floating-point leaf on which `optimizer` is run, got "
+            f"{_pytrees.leaf_names(params)}. Pass all parameters that are trained."
         )
     found: list[Finding | str] = [*_NEVER_JUDGED, *recipe_findings(recipe, params)]
     norms = layer_norms or ()

@@ -1,4 +1,4 @@
-"""explain: decay, rate, factors and memory of each parameter under a recipe."""
+"""`explain`: weight decay, rate, factoring and memory of each parameter."""
 
 import collections
 import math
@@ -19,44 +19,44 @@ from ._recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedLeaf:
-    """Decay, rate, factors and memory of one parameter."""
+    """Weight decay, rate, factoring and memory of one parameter."""
 
-    path: str  # its dotted name
-    torch_name: str  # "" if it was not given
+    path: str  # dotted name
+    torch_name: str  # "" if unknown
     shape: tuple[int, ...]
     dtype: str
     is_decayed: bool
     why_not_decayed: str  # "" if it is decayed
-    rate_group: str  # the pattern of its group, or "rest"
-    # The shape in torch, whose last two axes Adafactor factors; None: not factored.
+    rate_group: str  # pattern of its rate group, or "rest"
+    # Shape in torch, of which Adafactor factors the last two axes; None: not factored.
     factored_shape: tuple[int, ...] | None
-    state_bytes: int  # of the leaves of the optimizer's state that belong to it
+    state_bytes: int  # size of the leaves of the optimizer's state that belong to it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Result of `explain`; as a string, a table."""
+    """Result of `explain`; its string is a table."""
 
     leaves: tuple[ExplainedLeaf, ...]
-    shared_bytes: int  # of the leaves of the optimizer's state that belong to none
+    shared_bytes: int  # size of the optimizer's state that belongs to no parameter
 
     @property
     def num_params(self) -> int:
-        """Number of elements that are trained."""
+        """Number of elements of the parameters."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves)
 
     @property
     def num_decayed(self) -> int:
-        """Number of elements that are decayed."""
+        """Number of elements to which weight decay is applied."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves if leaf.is_decayed)
 
     @property
     def state_bytes(self) -> int:
-        """Size of the optimizer's state."""
+        """Size of the optimizer's state, in bytes."""
         return self.shared_bytes + sum(leaf.state_bytes for leaf in self.leaves)
 
     def __str__(self) -> str:
-        """Returns a table; columns in which no row has an entry are left out."""
+        """Returns a table; empty columns are omitted."""
         columns = {
             "parameter": [leaf.path for leaf in self.leaves],
             "in torch": [leaf.torch_name for leaf in self.leaves],
@@ -70,11 +70,12 @@ class Explanation:
             "factored as": [_dims(leaf.factored_shape) for leaf in self.leaves],
             "state, bytes": [f"{leaf.state_bytes:,}" for leaf in self.leaves],
         }
+        # A column "rate" with "rest" in every row (no rate groups) counts as empty.
         shown = [
             [name, *cells] for name, cells in columns.items() if set(cells) - {"", REST}
         ]
         widths = [max(map(len, column)) for column in shown]
-        # The last column is right-aligned: it is the only one of numbers.
+        # Only the last column contains numbers; it is right-aligned.
         form = "  ".join([*(f"{{:{w}}}" for w in widths[:-1]), f"{{:>{widths[-1]}}}"])
         lines = [form.format(*row).rstrip() for row in zip(*shown, strict=True)]
         size = self.state_bytes / max(1, self.num_params)
@@ -94,23 +95,23 @@ def explain(
     layer_norms: LayerNorms | None = None,
     torch_names: Mapping[str, str] | None = None,
 ) -> Explanation:
-    """Returns what the recipe does with each parameter: decay, rate, factors, memory.
+    """Returns weight decay, rate, factoring and memory of each parameter.
 
         print(explain(recipe, params))
 
     Args:
-        recipe: the numbers of the run.
-        params: the parameters, or `jax.ShapeDtypeStruct` in their place: nothing is
+        recipe: the hyperparameters of the run.
+        params: the parameters, or a tree of `jax.ShapeDtypeStruct`: no array is
             computed.
-        layouts: as for `build_optimizer`.
-        layer_norms: as for `build_optimizer`.
-        torch_names: names in torch by the paths of leaves; another column.
+        layouts: see `build_optimizer`.
+        layer_norms: see `build_optimizer`.
+        torch_names: names in torch by the paths of leaves; adds a column.
 
     Returns:
-        A row for each floating-point leaf, and totals.
+        One row for each floating-point leaf, and totals.
 
     Raises:
-        ValueError: as `build_optimizer`, if a pattern or a path matches nothing.
+        ValueError: as in `build_optimizer`, if a pattern or a path matches nothing.
     """
     optimizer = build_optimizer(recipe, layouts=layouts, layer_norms=layer_norms)
     state = _pytrees.named_leaves(jax.eval_shape(optimizer.init, params))
@@ -122,7 +123,9 @@ def explain(
         norms = layer_norms or ()
         reasons = decay_reasons(params, rule=recipe.decay_rule, layer_norms=norms)
         why = dict(_pytrees.named_leaves(reasons))
-    # By parameter, and by parameter and field of the state: "mu", "nu_row" and others.
+    # Leaves of the state are assigned to parameters by their paths: the path of a
+    # moment is the path of a field ("mu", "nu_row" and others) followed by the name of
+    # the parameter. The owner of leaves without a parameter, such as `step`, is None.
     num_bytes: collections.Counter[str | None] = collections.Counter()
     shapes: dict[tuple[str | None, str], tuple[int, ...]] = {}
     owners = _pytrees.owner_names([path for path, _ in state], leaves)
@@ -152,6 +155,6 @@ def explain(
 
 
 def _dims(shape: tuple[int, ...] | None) -> str:
-    if shape is None:
+    if shape is None:  # the parameter is not factored
         return ""
     return " x ".join(map(str, shape)) or "scalar"

@@ -1,7 +1,7 @@
-"""Findings in an optimizer, by its updates of small parameters.
+"""Checks of an optimizer, based on its updates of small parameters.
 
-An optimizer is a closure that cannot be inspected. It is run on parameters of the same
-names and dtypes, whose axes have at most 4 elements, and its updates are looked at.
+An optimizer is a closure that cannot be inspected. It is run on parameters with equal
+names and dtypes, whose axes have at most 4 elements, and its updates are examined.
 """
 
 import re
@@ -20,9 +20,9 @@ from ._optimizers import ALGORITHMS
 from ._recipe import Recipe
 from ._recipe_findings import Finding, floating_leaves, rate_at
 
-# Of a longer warmup this many steps show the same.
+# Limit of the simulated warmup: the results of the checks do not depend on more steps.
 _MOST_WARMUP_STEPS = 10_000
-# Parts of optax's states of which the updates below show all that is judged.
+# States of optax 0.2 whose transformations the updates below check completely.
 _KNOWN_STATES = re.compile(
     r"MaskedNode|(Empty|Factored|Inject\w*Hyperparams|Masked|MultiSteps|Partition|"
     r"ScaleBy(Adam|Lion|Rms|Rss|Schedule)|Trace|WrappedSchedule)State"
@@ -35,16 +35,19 @@ def optimizer_findings(
     params: PyTree,
     layer_norms: LayerNorms,
 ) -> Iterator[Finding | str]:
-    """Yields what is wrong with the optimizer, and as text what was not judged."""
+    """Yields findings, and as strings the aspects that were not judged."""
     state = jax.eval_shape(optimizer.init, params)
     yield "the betas and the epsilon of the optimizer, and the sign of its updates"
     yield from _unknown_states(state)
     yield from _of_state(recipe, state)
     if _paths(state, optax.MultiStepsState):
-        # It answers most gradients with zeros.
+        # `MultiSteps` returns zero updates except at the last of k micro-batches, so
+        # that the checks below do not apply.
         yield "decay, clipping and rate inside `optax.MultiSteps`"
         return
     probe = _Probe(recipe, optimizer, params)
+    # The probe used zero gradients only. AdamW's moments are then zero; with L2
+    # regularization, weight decay is part of the gradient and enters the moments.
     has_moments = any(map(np.any, probe.moments(probe.state).values()))
     if has_moments and recipe.optim.startswith("adam"):
         yield Finding(
@@ -61,15 +64,17 @@ def optimizer_findings(
 
 
 class _Probe:
-    """An optimizer after its warmup with zero gradients, on small parameters."""
+    """Optimizer with small parameters, after a warmup with zero gradients."""
 
     def __init__(
         self, recipe: Recipe, optimizer: optax.GradientTransformation, params: PyTree
     ) -> None:
         rng = np.random.default_rng(0)
 
-        # NumPy's arrays, as each operation of JAX would be compiled for itself.
+        # NumPy arrays: JAX would compile a program for each shape and operation.
         def small(leaf: Any) -> np.ndarray:
+            # Parameters are positive and away from 0, so that the decayed share can be
+            # computed as -update / parameter.
             shape = tuple(min(size, 4) for size in leaf.shape)
             values = rng.uniform(0.01, 0.03, shape) if _pytrees.is_floating(leaf) else 0
             return np.broadcast_to(np.asarray(values, leaf.dtype), shape)
@@ -82,6 +87,7 @@ class _Probe:
         @jax.jit
         def repeat(params: PyTree, grads: PyTree, state: PyTree, times: int) -> Any:
             def update(_: Any, last: Any) -> Any:
+                # Optimizers such as `optax.contrib.reduce_on_plateau` require `value`.
                 value = jnp.float32(1.0)
                 return tx.update(grads, last[1], params, value=value, grad=grads)
 
@@ -89,26 +95,29 @@ class _Probe:
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             return jax.lax.fori_loop(0, times, update, (zeros, state))
 
-        # One program for the warmup and for single updates: it is compiled once.
+        # `times` is a traced argument of `fori_loop`, so that the warmup and single
+        # updates share one compiled program.
         self._repeat = repeat
         state = jax.jit(tx.init)(self.params)
         self.state = self.update(self.zeros, state, times=self.num_steps)[1]
 
     def update(self, grads: PyTree, state: PyTree, times: int = 1) -> Any:
-        """Returns the last updates by gradients that repeat, and the next state."""
+        """Repeats an update `times` times; returns the last updates and the state."""
         return self._repeat(self.params, grads, state, times)
 
     def moments(self, state: PyTree) -> dict[str, np.ndarray]:
-        """Returns leaves of the state that belong to a parameter, by their names."""
+        """Returns the leaves of the state that belong to a parameter, by name."""
         ends = tuple("." + name for name in _pytrees.leaf_names(self.params))
         return {n: x for n, x in _floats(state).items() if x.ndim and n.endswith(ends)}
 
     def rate_at(self, step: int) -> Any:
-        """Returns the rate that the optimizer uses when its schedule is at `step`."""
+        """Returns the rate that the optimizer uses at a step of its schedule."""
 
         def at_step(path: Any, leaf: jax.Array) -> Any:
             keys = _pytrees.path_keys(path)
-            # A schedule can be in `optax.inject_hyperparams` too, which counts itself.
+            # `step` is the counter of this package's optimizers;
+            # `optax.inject_hyperparams` stores the counters of its schedules under
+            # `hyperparams_states`. Other counters (bias correction) are not changed.
             is_step = keys[-1] == "step" or (
                 keys[-1] == "count" and "hyperparams_states" in keys
             )
@@ -121,6 +130,7 @@ class _Probe:
 def _unknown_states(state: PyTree) -> Iterator[str]:
     kinds: set[type] = set()
 
+    # `is_leaf` is called with every node of the tree, the states included.
     def collect(node: Any) -> bool:
         kinds.add(type(node))
         return False
@@ -135,8 +145,8 @@ def _unknown_states(state: PyTree) -> Iterator[str]:
     )
     if unknown:
         yield (
-            "transformations that are not known here, by their states "
-            f"{', '.join(unknown)}, beyond what they do to zero and to large gradients"
+            "transformations that `doctor` does not know, with the states "
+            f"{', '.join(unknown)}: only zero and large gradients were tested"
         )
 
 
@@ -145,8 +155,8 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
         yield Finding(
             what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
-            why="gradients are accumulated twice, and updates made that much rarer",
-            instead="Leave `optax.MultiSteps` out: the train step accumulates",
+            why="gradients are accumulated twice, so that updates are less frequent",
+            instead="Remove `optax.MultiSteps`: the train step accumulates gradients",
         )
     if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(
@@ -154,6 +164,9 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
             why="each group is clipped by its own norm, not all by their joint one",
             instead="`optax.chain(clip(...), optax.multi_transform(...))`",
         )
+    # bfloat16 has 8 significant bits. A multiplication by beta2 changes a moment by the
+    # relative amount 1 - beta2; below 2^-8 = 0.0039 the product can round back to the
+    # old value, and the moment does not decrease any more.
     second_moment = re.compile(r"(.*\.)?nu(_row|_col)?\..*")
     low = [
         name
@@ -164,14 +177,14 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
         yield Finding(
             what=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
             f"{recipe.adam_beta2:g}",
-            why="a share of less than half a unit is rounded away: they can grow and "
-            "never fall",
+            why="changes below half a unit in the last place are rounded away: they "
+            "can grow but not decrease",
             instead="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
     if _paths(state, optax.FactoredState) and recipe.optim == "adafactor":
         yield Finding(
-            what="`optax.adafactor` stands for 'adafactor'",
-            why="it factors other axes, none below 128, and decays without the rate",
+            what="`optax.adafactor` is used for 'adafactor'",
+            why="it factors other axes, none below 128, and its decay ignores the rate",
             instead="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
         )
 
@@ -179,15 +192,16 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
 def _decay(
     recipe: Recipe, probe: _Probe, layer_norms: LayerNorms
 ) -> Iterator[Finding | str]:
-    """Compares the updates of parameters whose gradients are zero with the decay."""
+    """Compares updates for zero gradients with the weight decay of the recipe."""
     updates = _floats(probe.update(probe.zeros, probe.state)[0])
     if not all(np.isfinite(update).all() for update in updates.values()):
         yield Finding(
             what="updates are not finite where gradients are zero",
-            why="every leaf that a batch does not use would be lost",
-            instead="Give the denominator an `eps`",
+            why="each leaf that a batch does not use would become non-finite",
+            instead="Add an `eps` to the denominator",
         )
         return
+    # With zero gradients, the update of a decayed leaf is -share * parameter.
     shares = {
         name: float(np.median(-updates[name] / param))
         for name, param in _floats(probe.params).items()
@@ -196,12 +210,13 @@ def _decay(
     if decayed and recipe.weight_decay == 0:
         yield Finding(
             what=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
-            why="another default was taken: 1e-4 in `optax.adamw`, 1e-2 in torch",
+            why="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
             instead="Pass `weight_decay` to the optimizer",
         )
     if recipe.weight_decay == 0:
         return
-    # No rule knows leaves without names: the optimizer's own mask is taken for right.
+    # Rules cannot be applied to leaves without names: the optimizer's own mask is then
+    # assumed to be correct.
     wanted = decayed
     if _pytrees.nameless_leaves(probe.params):
         yield "which leaves are decayed, as some have no names"
@@ -228,6 +243,8 @@ def _decay(
     if recipe.rate_groups or ALGORITHMS[recipe.optim].is_decay_in_gradient:
         yield "the size of the decay, with rate groups or a decay in the gradient"
         return
+    # Only a decay that is too large is reported here; `recipe_findings` and
+    # `params_findings` report decays that rounding makes smaller.
     times = max(shares.values()) / asked
     if times > 1.5:
         yield Finding(
@@ -239,15 +256,17 @@ def _decay(
 
 
 def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
-    """Compares what one huge element does to all others, before the moments."""
+    """Compares moments with and without one very large gradient element."""
     if recipe.max_grad_norm == 0:
         return
     sizes = {name: leaf.size for name, leaf in floating_leaves(probe.params)}
     longest = max(sizes, key=lambda name: sizes[name])
+    # With this value in every element the joint norm is half of the limit: gradients
+    # are not clipped.
     usual = recipe.max_grad_norm / np.sqrt(sum(sizes.values())) / 2
 
     def traces(first: float) -> dict[str, np.ndarray]:
-        """Returns moments, or updates, after gradients whose `longest` begins so."""
+        """Returns moments (or updates) for gradients whose leaf `longest` starts so."""
 
         def gradient(path: Any, p: np.ndarray) -> np.ndarray:
             g = np.full(p.shape, usual)
@@ -259,12 +278,14 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
         updates, state = probe.update(grads, probe.state)
         return probe.moments(state) or _floats(updates)
 
+    # Clipping by the joint norm scales the spike to at most `max_grad_norm` and all
+    # other elements by 1/1000. A tenfold spike then gives the same largest moment.
     spike = 1e3 * recipe.max_grad_norm
     plain, one, ten = traces(usual), traces(spike), traces(10 * spike)
     used = [name for name, leaf in plain.items() if leaf.any()]
     spiked = [n for n in used if n == longest or n.endswith("." + longest)]
     shrunk = {n: np.abs(one[n]) < 0.5 * np.abs(plain[n]) for n in used}
-    # The spike itself stands out in every moment that it reaches.
+    # Without clipping, the largest element of the moment grows with the spike.
     if any(np.abs(ten[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
         yield Finding(
             what="gradients reach the moments unclipped, and `max_grad_norm` is "
@@ -276,7 +297,7 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     elif any(not shrunk[n].any() for n in spiked):
         yield Finding(
             what="gradients are clipped element by element",
-            why="`optax.clip` cuts off what stands out and changes the direction; "
+            why="`optax.clip` limits each element, which changes the direction; "
             "`max_grad_norm` is a limit of the joint norm",
             instead="`jaxopt_tf.clip`",
         )
@@ -292,12 +313,12 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
     try:
         rate = get_learning_rate(probe.state)
     except ValueError:
-        yield "the rate, which the optimizer's state does not hold"
+        yield "the rate, which the optimizer's state does not contain"
         return
     if isinstance(rate, dict) or recipe.rate_groups:
         yield "the rates of groups"
         return
-    # At the peak a schedule of another length agrees; three quarters on it does not.
+    # Two steps are compared, since schedules of different length agree at the peak.
     late = max(probe.num_steps, 3 * recipe.max_steps // 4)
     for step in (probe.num_steps - 1, late):
         found, wanted = float(probe.rate_at(step)), rate_at(recipe, step)
@@ -317,7 +338,7 @@ def _floats(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _paths(state: PyTree, kind: Any) -> list[str]:
-    """Returns the paths of the nodes of one kind."""
+    """Returns the paths of the nodes of one type."""
     nodes = jax.tree_util.tree_leaves_with_path(
         state, is_leaf=lambda node: isinstance(node, kind)
     )

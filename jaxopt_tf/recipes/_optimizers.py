@@ -1,4 +1,4 @@
-"""Optimizers by the names of `optim`, with the arguments that each of them takes."""
+"""Optimizers by the values of `optim`, with the arguments that each of them accepts."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from ..optimizers import TorchLayout
 
 
 class Algorithm(NamedTuple):
-    """Row of the table of optimizers."""
+    """Row of the table `ALGORITHMS`."""
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
-    takes: tuple[str, ...] = ()  # of "betas", "eps" and "layouts"
-    # Further arguments that Transformers reads for it: float or bool by name.
+    takes: tuple[str, ...] = ()  # subset of "betas", "eps" and "layouts"
+    # Arguments that Transformers reads from `optim_args`: name -> float or bool.
     optim_args: Mapping[str, type] = MappingProxyType({})
-    # The decay is added to the gradient, as in torch, and passes through the moments.
+    # Weight decay is added to the gradient, as in torch, and enters the moments.
     is_decay_in_gradient: bool = False
 
 
@@ -29,7 +29,8 @@ def _torch_algorithm(build: Callable[..., Any], **optim_args: type) -> Algorithm
     return Algorithm(build, optim_args=optim_args, is_decay_in_gradient=True)
 
 
-# Kernels by which Transformers computes AdamW; the numbers are torch's in each of them.
+# Values of `optim` for which Transformers uses different kernels of AdamW. Here each of
+# them is `adamw_tf`.
 _ADAMW_KERNELS = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -37,7 +38,7 @@ _ADAMW_KERNELS = (
     "adamw_torch_npu_fused",
     "adamw_apex_fused",
 )
-# Values of `optim` that a `Recipe` accepts.
+# Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
         **dict.fromkeys(
@@ -55,59 +56,59 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
         "lion_32bit": Algorithm(optimizers.lion_tf, ("betas",)),
     }
 )
-# Values of `optim` that take `optim_args`.
+# Values of `optim` for which `optim_args` may be given.
 TAKES_OPTIM_ARGS = tuple(name for name, row in ALGORITHMS.items() if row.optim_args)
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
-# Names that are common elsewhere, in lower case and without underscores.
+# Common names of other libraries, in lower case and without underscores.
 _COMMON_NAMES = {"adam": "adamw_torch", "adamw": "adamw_torch", "lion": "lion_32bit"}
-_BNB = "bitsandbytes' version of it could not be compared here; "
-_NOT_COMPARED = "the package whose it is could not be compared here; take 'adamw_torch'"
+_BNB = "no comparison with the version of bitsandbytes was possible; "
+_NOT_COMPARED = "no comparison with its package was possible; use 'adamw_torch'"
 _AVERAGES = (
     "Trainer evaluates it at averaged parameters, which a chain of updates does not "
-    "carry; "
+    "contain; "
 )
 _SCHEDULE_FREE = _AVERAGES + (
-    "see `optax.contrib.schedule_free`, which over 50 steps is within {} of "
-    "schedulefree 1.4.1, its base optimizer's warmup one step ahead; or take '{}'"
+    "see `optax.contrib.schedule_free`, which differs by at most {} from schedulefree "
+    "1.4.1 over 50 steps if the warmup of its base optimizer is one step ahead; or use "
+    "'{}'"
 )
-# Patterns of names that Trainer accepts and a `Recipe` refuses, with the reason; the
-# first match counts.
+# Regular expressions of names that Trainer accepts and `Recipe` rejects, with the
+# reason. The first match is used.
 _REFUSED = {
-    "(galore|apollo)_.*": "it projects gradients to a low rank chosen from the modules "
-    "and by random numbers or a torch decomposition; take 'adamw_torch'",
-    ".*_[48]bit": "its state has few bits, rounded by a CUDA kernel of its own; take "
-    "the same optimizer with a float32 state",
-    "(ada)?lomo": "it updates each layer inside of the backward pass, so that nothing "
-    "can clip or accumulate gradients before; take 'adamw_torch' or 'adafactor'",
+    "(galore|apollo)_.*": "it projects gradients to a low-rank subspace that depends "
+    "on module names and on random numbers or a torch decomposition; use 'adamw_torch'",
+    ".*_[48]bit": "its 4-bit or 8-bit state is quantized by a CUDA kernel; use the "
+    "same optimizer with a float32 state",
+    "(ada)?lomo": "it updates each layer during the backward pass, where gradients can "
+    "be neither clipped nor accumulated; use 'adamw_torch' or 'adafactor'",
     "(paged_)?ademamix(_32bit)?": _BNB
-    + "see `optax.contrib.ademamix`, or take 'adamw_torch'",
-    "rmsprop_bnb(_32bit)?": _BNB + "take 'rmsprop'",
-    "paged_adamw_32bit": _BNB + "take 'adamw_torch', which has no pages",
-    "paged_lion_32bit": _BNB + "take 'lion_32bit', which has no pages",
-    "adamw_anyprecision": "torchdistx, whose it is, is not maintained and could not "
-    "be compared; take 'adamw_torch'",
+    + "see `optax.contrib.ademamix`, or use 'adamw_torch'",
+    "rmsprop_bnb(_32bit)?": _BNB + "use 'rmsprop'",
+    "paged_adamw_32bit": _BNB + "use 'adamw_torch', which is not paged",
+    "paged_lion_32bit": _BNB + "use 'lion_32bit', which is not paged",
+    "adamw_anyprecision": "its package, torchdistx, is not maintained, and no "
+    "comparison was possible; use 'adamw_torch'",
     "grokadamw": _NOT_COMPARED,
     "stable_adamw": f"{_NOT_COMPARED} with `max_grad_norm`",
-    "schedule_free_radam": f"{_AVERAGES}take 'adamw_torch'",
+    "schedule_free_radam": f"{_AVERAGES}use 'adamw_torch'",
     "schedule_free_adamw": _SCHEDULE_FREE.format("4e-5", "adamw_torch"),
     "schedule_free_sgd": _SCHEDULE_FREE.format("4e-6", "sgd"),
 }
 
 
 def optimizer_refusal(optim: Any) -> str | None:
-    """Returns why there is no such optimizer, as a sentence; None if there is one.
+    """Returns an error message if an optimizer is not supported, else None.
 
     Args:
-        optim: a name of Transformers' `OptimizerNames`, or anything else.
+        optim: a name of Transformers' `OptimizerNames`, or any other value.
     """
-    if optim in list(ALGORITHMS):  # of any type, hashable or not
+    # A list: `in` on a dict raises a TypeError for values that are not hashable.
+    if optim in list(ALGORITHMS):
         return None
     for pattern, reason in _REFUSED.items():
         if re.fullmatch(pattern, str(optim)):
-            return (
-                f"`optim` must be an optimizer that is here, got {optim!r}: {reason}."
-            )
+            return f"`optim` must be a supported optimizer, got {optim!r}: {reason}."
     lowered = str(optim).lower()
     common = _COMMON_NAMES.get(re.sub(r"[\W_]", "", lowered))
     hint = _checks.nearest(common or lowered, ALGORITHMS)
@@ -125,13 +126,13 @@ def named_optimizer(
     """Returns the optimizer that `settings["optim"]` names, without clipping.
 
     Args:
-        learning_rate: its rate, or a schedule.
-        settings: values by the names of a recipe's fields; its numbers may be traced.
-        decay_mask: as for `adamw_tf`.
-        layouts: as for `adafactor_tf`; the other optimizers have no use for it.
+        learning_rate: the rate, or a schedule.
+        settings: values by the names of a recipe's fields; numbers may be traced.
+        decay_mask: see `adamw_tf`.
+        layouts: see `adafactor_tf`; other optimizers ignore it.
 
     Raises:
-        ValueError, TypeError: if the optimizer refuses a number.
+        ValueError, TypeError: if the optimizer rejects a value.
 
     Source: transformers 5.23 `trainer_optimizer.py`; 4.46 `trainer.py` for "adamw_hf".
     """
@@ -151,17 +152,17 @@ def named_optimizer(
 
 
 def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], ...]:
-    """Returns an optimizer's further arguments as pairs, sorted by name.
+    """Returns the value of `optim_args` as pairs, sorted by name.
 
     Args:
         optim: the optimizer's name.
         given: a mapping, pairs, or Transformers' string "momentum=0.9,nesterov=true".
-            Strings are read by the kind of the argument, so that "False" is false.
+            Values are parsed by the type of the argument: "False" is False.
 
     Raises:
-        ValueError: if the string is not of this form, a name is there twice, or the
-            optimizer has no such argument.
-        TypeError: if a value is of another kind than its argument.
+        ValueError: if the string is malformed, a name occurs twice, or the optimizer
+            has no such argument.
+        TypeError: if a value does not have the type of its argument.
     """
     if isinstance(given, str):
         given = _from_string(given)
@@ -176,14 +177,14 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
     for name in named:
         if name == "weight_decay":
             raise ValueError(
-                "`optim_args` must not hold `weight_decay`, got "
-                f"{named[name]!r}: the recipe's own `weight_decay` decides. Set that."
+                "`optim_args` must not contain `weight_decay`, got "
+                f"{named[name]!r}. Set the field `weight_decay` of the recipe instead."
             )
         if name not in kinds:
             listed = ", ".join(map(repr, kinds)) or "none"
             raise ValueError(
-                f"`optim_args` must hold only arguments that {optim!r} takes, which "
-                f"are {listed}, got {name!r}.{_checks.nearest(name, kinds)}"
+                f"`optim_args` must contain only arguments of {optim!r}, which are "
+                f"{listed}, got {name!r}.{_checks.nearest(name, kinds)}"
             )
     return tuple(sorted((n, _read(n, value, kinds[n])) for n, value in named.items()))
 
@@ -199,14 +200,15 @@ def _from_string(given: str) -> dict[str, str]:
         name, _, value = item.partition("=")
         if name in named:
             raise ValueError(
-                f"`optim_args` must name an argument once, got {name!r} twice in "
-                f"{given!r}. Delete one."
+                f"`optim_args` must name each argument once, got {name!r} twice in "
+                f"{given!r}. Remove one."
             )
         named[name] = value
     return named
 
 
 def _read(name: str, value: Any, kind: type) -> float | bool:
+    # `bool("False")` is True, so that strings are compared with a list of words.
     if kind is bool:
         word = str(value).lower() if isinstance(value, bool | str) else None
         if word in _TRUE + _FALSE:
@@ -216,6 +218,6 @@ def _read(name: str, value: Any, kind: type) -> float | bool:
             return float(value)
     required = "true or false" if kind is bool else "a number"
     raise TypeError(
-        f"`optim_args` must have {required} for `{name}`, got {value!r}. Write it as "
-        "such."
+        f"`optim_args` must have {required} for `{name}`, got {value!r}. Correct the "
+        "value."
     )

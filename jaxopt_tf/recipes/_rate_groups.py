@@ -1,4 +1,4 @@
-"""Groups of parameters that learn at another rate than the rest."""
+"""Rate groups: sets of parameters with their own learning rate or schedule."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,30 +10,30 @@ import jax
 from .. import _checks, _pytrees
 from .._typing import PyTree
 
-# Label of the parameters of no group, as in `get_learning_rate`.
+# Label of the parameters that are in no group; a key of `get_learning_rate`.
 REST = "rest"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateGroup:
-    """Parameters by name, and the rate at which they learn.
+    """Parameters, selected by name, with their own learning rate or schedule.
 
-    Fields that are not None replace those of the recipe for these parameters; the
+    Fields that are not None replace those of the recipe for these parameters. The
     resulting rate is multiplied by `factor`.
 
     Attributes:
-        pattern: a regular expression, to be found in a leaf's dotted name.
-        factor: multiplies the schedule's rate; at least 0.
-        learning_rate: the group's highest rate; None for the recipe's.
-        lr_scheduler_type: the group's schedule; None for the recipe's.
-        lr_scheduler_kwargs: its further arguments, kept as sorted pairs; None for the
-            recipe's.
-        warmup_steps: updates or their share during which it climbs; None for the
-            recipe's.
+        pattern: a regular expression that is searched in the dotted name of a leaf.
+        factor: factor of the schedule's rate; at least 0.
+        learning_rate: peak rate of the group; None for that of the recipe.
+        lr_scheduler_type: schedule of the group; None for that of the recipe.
+        lr_scheduler_kwargs: further arguments of the schedule, stored as sorted pairs;
+            None for those of the recipe.
+        warmup_steps: number of warmup steps, or their share of all steps; None for that
+            of the recipe.
 
     Raises:
-        ValueError, TypeError: if the pattern is no regular expression, or the factor is
-            out of range. The `Recipe` that has the group checks all else.
+        ValueError, TypeError: if the pattern is not a regular expression, or the factor
+            is out of range. `Recipe` checks the other fields.
     """
 
     pattern: str
@@ -50,21 +50,23 @@ class RateGroup:
             f"{self.pattern!r}"
         )
         if not isinstance(self.pattern, str) or not self.pattern:
-            raise TypeError(f"{required}. Name the parameters that it is for.")
+            raise TypeError(f"{required}. Pass a pattern for names of parameters.")
         try:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(
-                f"{required}: {error}. Escape what is meant to the letter."
+                f"{required}: {error}. Escape special characters that are literal."
             ) from error
         _checks.non_negative("factor", self.factor)
         if self.lr_scheduler_kwargs is not None:
+            # Pairs are hashable, a dict is not: recipes and their groups are hashed as
+            # part of `compile_key`.
             pairs = sorted_pairs(self.lr_scheduler_kwargs)
             object.__setattr__(self, "lr_scheduler_kwargs", pairs)
 
     @property
     def own(self) -> dict[str, Any]:
-        """Values that replace the recipe's, by the names of its fields."""
+        """Values that replace those of the recipe, by field name."""
         return {
             name: value
             for name, value in vars(self).items()
@@ -73,16 +75,17 @@ class RateGroup:
 
 
 def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup, ...]:
-    """Returns groups whose rates shrink from output to input, by a factor per layer.
+    """Returns rate groups for layer-wise learning rate decay.
 
         rate of patterns[i] = rate * factor^(len(patterns) - i)
 
-    Parameters without a match, such as the head, have the rate itself.
+    Rates decrease from output to input. Parameters that match no pattern, such as the
+    head, keep the unscaled rate.
 
     Args:
-        factor: per layer; greater than 0, 1 for no difference.
-        patterns: regular expressions for the layers' names in the order of the forward
-            pass: embeddings first, `[r"wte|wpe", r"\\.h\\.0\\.", r"\\.h\\.1\\.", ...]`.
+        factor: factor per layer; greater than 0, 1 for equal rates.
+        patterns: regular expressions for the names of the layers in the order of the
+            forward pass: `[r"wte|wpe", r"\\.h\\.0\\.", r"\\.h\\.1\\.", ...]`.
 
     Returns:
         Groups for `Recipe(rate_groups=...)`.
@@ -105,11 +108,11 @@ def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup,
 
 
 def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
-    """Returns groups, from a list of groups or of mappings of their fields.
+    """Returns rate groups, given as a list of `RateGroup` or of mappings.
 
     Raises:
-        TypeError: if they are something else.
-        ValueError: if two have one pattern, or one is the label of the rest.
+        TypeError: if the argument has another type.
+        ValueError: if two groups have equal patterns, or a pattern is "rest".
     """
     is_list = isinstance(given, Sequence) and not isinstance(given, str)
     groups = [
@@ -126,8 +129,8 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
     for pattern in patterns:
         if patterns.count(pattern) > 1 or pattern == REST:
             raise ValueError(
-                "`rate_groups` must have a pattern of its own for each group, and none "
-                f"that is {REST!r}, got {patterns!r}."
+                "`rate_groups` must have a different pattern for each group, and none "
+                f"may be {REST!r}, got {patterns!r}."
             )
     return tuple(groups)
 
@@ -137,7 +140,7 @@ def _from_fields(given: Mapping[str, Any]) -> RateGroup:
     unknown = [name for name in given if name not in known]
     if unknown or "pattern" not in given:
         raise TypeError(
-            "`rate_groups` must have a `pattern` in each group, and no fields but "
+            "`rate_groups` must have a `pattern` in each group, and only the fields "
             f"{', '.join(known)}, got {dict(given)!r}."
             + (_checks.nearest(unknown[0], known) if unknown else "")
         )
@@ -145,10 +148,10 @@ def _from_fields(given: Mapping[str, Any]) -> RateGroup:
 
 
 def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
-    """Returns a function from parameters to each leaf's pattern, or `REST`.
+    """Returns a function that maps parameters to labels for `optax.multi_transform`.
 
-    The first pattern with a match counts. The function raises a ValueError if a pattern
-    is left without any leaf.
+    The label of a leaf is the first pattern that is found in its name, or `REST`. The
+    function raises a ValueError if a pattern is the label of no leaf.
     """
 
     def labels(params: PyTree) -> PyTree:
@@ -158,13 +161,14 @@ def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
             next((pattern for pattern in patterns if re.search(pattern, name)), REST)
             for name in names
         ]
+        # An empty tree has no names and needs no groups.
         unused = [pattern for pattern in patterns if pattern not in found]
         if unused and names:
             raise ValueError(
-                "`rate_groups` must each have a parameter of their own, but "
-                f"{unused[0]!r} is the first to match for none of the "
+                "`rate_groups` must each contain a parameter, but the pattern "
+                f"{unused[0]!r} is the first match for none of the "
                 f"{len(names)} names, such as {names[0]!r}. Correct the pattern, "
-                "or put it in front of the one that takes its parameters."
+                "or move it before the pattern that matches its parameters."
             )
         structure: Any = jax.tree.structure(params)
         return structure.unflatten(found)
@@ -173,7 +177,7 @@ def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
 
 
 def sorted_pairs(kwargs: Any) -> tuple[tuple[str, Any], ...]:
-    """Returns a mapping as pairs, sorted by name, which are hashable."""
+    """Returns a mapping as hashable pairs, sorted by name."""
     try:
         pairs = tuple(sorted(dict(kwargs or ()).items()))
         hash(pairs)

@@ -1,4 +1,4 @@
-"""Recipe: every number that decides an update, checked once, and its schedule."""
+"""`Recipe`: the validated hyperparameters of a run, and its learning rate schedule."""
 
 import math
 import re
@@ -16,9 +16,10 @@ from ._optimizers import named_optimizer, optimizer_refusal, read_optim_args
 from ._rate_groups import RateGroup, read_rate_groups, sorted_pairs
 
 _PHASED = "warmup_stable_decay"
-# Schedules that follow a metric, not the step.
+# Schedules that are driven by a metric and not by the step.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
-# Arguments of `get_scheduler`, and the fields of a recipe that they come from.
+# Arguments of `get_scheduler` -> fields of a recipe. Its error messages are reported
+# with the name of the field, which is what the user has set.
 _FIELDS_OF_ARGUMENTS = {
     "`name`": "`lr_scheduler_type`",
     "`num_training_steps`": "`max_steps`",
@@ -30,55 +31,54 @@ _FIELDS_OF_ARGUMENTS = {
 @checked_fields
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The numbers of a run, under the names and with the defaults of TrainingArguments.
+    """Hyperparameters of a run, with the names and defaults of `TrainingArguments`.
 
     Attributes:
         max_steps: number of updates; at least 1.
-        per_device_train_batch_size: sequences of a micro-batch on one device; at least
-            1.
-        gradient_accumulation_steps: micro-batches of an update; at least 1.
-        learning_rate: the schedule's highest rate (the first, where a metric drives
-            it); at least 0.
-        lr_scheduler_type: the schedule's name, as `get_scheduler` takes it.
-        lr_scheduler_kwargs: the schedule's further arguments. A mapping is taken, and
-            kept as sorted pairs, so that a recipe is hashable.
-        warmup_steps: updates during which the rate climbs, at most `max_steps`; or,
-            below 1, their share of `max_steps`, rounded up. 0 where a metric drives the
-            rate.
-        optim: the optimizer's name: "adamw_torch" (or one of its other kernels),
-            "adamw_hf" of version 4, "adafactor" with the rate given, as the Trainer has
-            it, "sgd", "adagrad", "rmsprop" or "lion_32bit".
+        per_device_train_batch_size: sequences per micro-batch and device; at least 1.
+        gradient_accumulation_steps: micro-batches per update; at least 1.
+        learning_rate: peak rate of the schedule, or first rate of a metric-driven
+            schedule; at least 0.
+        lr_scheduler_type: name of the schedule, as in `get_scheduler`.
+        lr_scheduler_kwargs: further arguments of the schedule. A mapping is stored as
+            sorted pairs, so that a recipe is hashable.
+        warmup_steps: number of warmup steps, at most `max_steps`; a value below 1 is a
+            share of `max_steps`, rounded up. 0 for a metric-driven schedule.
+        optim: name of the optimizer: "adamw_torch" (or one of its other kernels),
+            "adamw_hf" of Transformers 4, "adafactor" with a given rate, as in Trainer,
+            "sgd", "adagrad", "rmsprop" or "lion_32bit".
         optim_args: further arguments of sgd (momentum, dampening, nesterov), adagrad
             (lr_decay, eps) and rmsprop (momentum, alpha, eps, centered): a mapping, or
-            "momentum=0.9,nesterov=true". Kept as sorted pairs.
-        weight_decay: share taken off per unit of rate (sgd, adagrad and rmsprop: times
-            the parameter, added to its gradient).
-        decay_rule: parameters that are not decayed, by a rule of `decay_mask`:
-            "default", "transformers_v5", "transformers_4_46" and others for the
+            a string "momentum=0.9,nesterov=true". Stored as sorted pairs.
+        weight_decay: coefficient of decoupled weight decay, which is multiplied by the
+            rate. For sgd, adagrad and rmsprop, `weight_decay` times the parameter is
+            added to the gradient.
+        decay_rule: rule of `decay_mask` that selects the parameters without weight
+            decay: "default", "transformers_v5", "transformers_4_46" and others for the
             versions of Transformers, "examples", or "all" to decay every parameter; or
-            regular expressions, each of which is found in the name of a parameter that
-            is not decayed.
-        rate_groups: parameters that learn at another rate: a list of `RateGroup`, or of
-            mappings of their fields; the first whose pattern is found counts.
+            regular expressions that are searched in names of parameters, where a match
+            excludes the parameter.
+        rate_groups: parameters with their own learning rate: a list of `RateGroup`, or
+            of mappings of its fields. The first pattern that is found in a name counts.
         adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
             to below 1.
         adam_beta2: decay rate of AdamW's second moment, the second beta of Lion; from
             0 to below 1.
-        adam_epsilon: added to AdamW's denominator; at least 0.
-        max_grad_norm: limit of the gradients' joint norm; 0 for no clipping.
-        label_smoothing_factor: share of the loss that is the mean over all classes;
-            from 0 to below 1.
-        seed: of parameters, dropout and the order of the text; from 0 to 2^32 - 1.
+        adam_epsilon: constant added to AdamW's denominator; at least 0.
+        max_grad_norm: maximum of the global gradient norm; 0 for no clipping.
+        label_smoothing_factor: weight of the mean over all classes in the loss; from 0
+            to below 1.
+        seed: seed of parameters, dropout and data order; from 0 to 2^32 - 1.
 
     Raises:
-        ValueError, TypeError: if a number is out of range, a name is unknown, the
-            warmup is longer than the training, the schedule or the optimizer refuses
-            its arguments, phases are longer than the training, or a metric drives the
-            rate of groups.
+        ValueError, TypeError: if a value is out of range, a name is unknown, the warmup
+            or the phases are longer than the training, the schedule or the optimizer
+            rejects its arguments, or rate groups are given with a metric-driven
+            schedule.
 
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
-    Differs: phases that training would never reach the end of are refused, and so is a
-        warmup that the schedule would ignore because a metric drives it.
+    Differs: phases that end after `max_steps` are rejected. A warmup is rejected for a
+        metric-driven schedule, which would ignore it.
     """
 
     max_steps: int
@@ -101,7 +101,7 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        """Checks every field; makes counts ints, and mappings sorted pairs."""
+        """Checks all fields; converts counts to int and mappings to sorted pairs."""
         batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
         for name in ("max_steps", *batch):
             _set(self, name, _checks.step_count(name, getattr(self, name), least=1))
@@ -112,6 +112,8 @@ class Recipe:
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
+        # From here on, checks build schedules and optimizers from fields that were
+        # checked above.
         _check_warmup(self)
         _set(self, "lr_scheduler_kwargs", sorted_pairs(self.lr_scheduler_kwargs))
         _check_schedule(self)
@@ -121,7 +123,7 @@ class Recipe:
 
     @property
     def num_warmup_steps(self) -> int:
-        """Number of updates during which the rate climbs.
+        """Number of warmup steps.
 
         Source: transformers 5.23 `training_args.py`, `get_warmup_steps`.
         """
@@ -131,18 +133,19 @@ class Recipe:
 
 
 def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
-    """Returns the learning rate of the parameters that are in no rate group.
+    """Returns the schedule of the parameters that are in no rate group.
 
     Args:
-        recipe: the numbers of the run.
+        recipe: the hyperparameters of the run.
 
     Returns:
-        A function of the step, () int -> () float32; for "reduce_lr_on_plateau" and
-        "greedy" a `MetricDrivenSchedule`, the pair of `init` and `update` that the
-        training loop calls after every evaluation.
+        A function of the step, () int -> () float32. For "reduce_lr_on_plateau" and
+        "greedy" a `MetricDrivenSchedule`, whose `update` the training loop calls after
+        every evaluation.
     """
     options = dict(recipe.lr_scheduler_kwargs)
-    # A schedule whose phases are all given ends with them.
+    # `get_wsd_schedule` warns if both the total and the number of stable steps are
+    # given; the total is then determined by the phases.
     has_all_phases = options.get("num_stable_steps") is not None
     is_open = recipe.lr_scheduler_type == _PHASED and has_all_phases
     return get_scheduler(
@@ -155,7 +158,7 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe as names and values that JSON can hold.
+    """Converts a recipe to a dict that can be serialized as JSON.
 
     `Recipe(**settings)` is an equal recipe, also after a round trip through JSON.
     """
@@ -171,7 +174,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _set(recipe: Recipe, name: str, value: Any) -> None:
-    object.__setattr__(recipe, name, value)  # frozen for everyone else
+    object.__setattr__(recipe, name, value)  # a frozen dataclass has no other way
 
 
 def _count_or_share(name: str, value: Any) -> int | float:
@@ -192,7 +195,7 @@ def _decay_rule(value: Any) -> str | tuple[str, ...]:
         return str(value)
     if not value:
         return "all"
-    # The command line gives a list where any number of values is taken.
+    # The command line passes a list, also for the name of a single rule.
     if len(value) == 1 and value[0] in DECAY_RULES:
         return str(value[0])
     for pattern in value:
@@ -200,30 +203,31 @@ def _decay_rule(value: Any) -> str | tuple[str, ...]:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ValueError(
-                "`decay_rule` must be a rule's name or regular expressions, got "
+                "`decay_rule` must be the name of a rule or regular expressions, got "
                 f"{pattern!r}: {error}."
             ) from error
     return tuple(value)
 
 
 def _check_warmup(recipe: Recipe) -> None:
-    """Raises unless the warmup fits into the training and the schedule."""
+    """Raises if the warmup is too long, or if the schedule has no warmup."""
     if recipe.num_warmup_steps > recipe.max_steps:
         raise ValueError(
             f"`warmup_steps` must be at most `max_steps`, which is {recipe.max_steps}, "
-            f"got {recipe.warmup_steps!r}: training would end within the warmup. Take "
-            "a shorter warmup (0.05, a twentieth of the steps, say) or more steps."
+            f"got {recipe.warmup_steps!r}: training would end during the warmup. Use "
+            "a shorter warmup (for example 0.05, a twentieth of all steps) or more "
+            "steps."
         )
     if recipe.num_warmup_steps > 0 and recipe.lr_scheduler_type in METRIC_DRIVEN:
         raise ValueError(
             f"`warmup_steps` must be 0 with {recipe.lr_scheduler_type!r}, which has no "
-            f"warmup, got {recipe.warmup_steps!r}. Leave it out, or take a schedule "
-            "that warms up, such as 'cosine'."
+            f"warmup, got {recipe.warmup_steps!r}. Remove it, or use a schedule with "
+            "warmup, such as 'cosine'."
         )
 
 
 def _check_schedule(recipe: Recipe) -> None:
-    """Raises if the schedule refuses its arguments or is longer than the training."""
+    """Raises if the schedule rejects its arguments or is longer than the training."""
     options = dict(recipe.lr_scheduler_kwargs)
     try:
         build_schedule(recipe)
@@ -231,7 +235,8 @@ def _check_schedule(recipe: Recipe) -> None:
         message = str(error)
         for argument, field in _FIELDS_OF_ARGUMENTS.items():
             message = message.replace(argument, field)
-        if not message.startswith("`lr_scheduler_type`"):  # of a name that is known
+        # The message for an unknown name starts with the field already.
+        if not message.startswith("`lr_scheduler_type`"):
             message = (
                 f"`lr_scheduler_type` {recipe.lr_scheduler_type!r} with "
                 f"`lr_scheduler_kwargs` {options!r}: {message}"
@@ -244,15 +249,15 @@ def _check_schedule(recipe: Recipe) -> None:
     total = recipe.num_warmup_steps + stable + decay
     if total > recipe.max_steps:
         raise ValueError(
-            f"`lr_scheduler_kwargs` must have phases that fit into `max_steps`, which "
-            f"is {recipe.max_steps}, got {recipe.num_warmup_steps} steps of warmup, "
-            f"{stable} of `num_stable_steps` and {decay} of `num_decay_steps`: {total} "
-            "in all. Shorten one of them, or take more steps."
+            f"`lr_scheduler_kwargs` must have phases of at most `max_steps` = "
+            f"{recipe.max_steps} steps in total, got {recipe.num_warmup_steps} warmup "
+            f"steps, `num_stable_steps` {stable} and `num_decay_steps` {decay}, "
+            f"{total} in total. Shorten a phase, or use more steps."
         )
 
 
 def _check_optimizer(recipe: Recipe) -> None:
-    """Raises if there is no such optimizer, or if it refuses the recipe's numbers."""
+    """Raises if the optimizer is not supported or rejects the recipe's values."""
     refusal = optimizer_refusal(recipe.optim)
     if refusal is not None:
         raise ValueError(refusal)
@@ -266,7 +271,7 @@ def _check_optimizer(recipe: Recipe) -> None:
 
 
 def _check_groups(recipe: Recipe) -> None:
-    """Raises unless each group, too, makes a valid recipe."""
+    """Raises unless the recipe is valid with the overrides of each group."""
     for group in recipe.rate_groups:
         try:
             own = replace(recipe, rate_groups=(), **group.own)
@@ -276,6 +281,6 @@ def _check_groups(recipe: Recipe) -> None:
         if driven:
             raise ValueError(
                 f"`rate_groups` must be empty with {min(driven)!r}, got "
-                f"{group.pattern!r}: a metric drives one rate for all. Take a "
-                "schedule of the step, or no groups."
+                f"{group.pattern!r}: a metric-driven schedule has one rate for all "
+                "parameters. Use a schedule of the step, or remove the groups."
             )

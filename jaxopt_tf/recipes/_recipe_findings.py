@@ -1,4 +1,4 @@
-"""Findings in the numbers of a recipe, and in the parameters beside it."""
+"""Checks of a recipe, and of the parameters that are trained with it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,23 +16,23 @@ from ..schedules import MetricDrivenSchedule
 from ._optimizers import ALGORITHMS
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
-# Relative error of float32(1 - rate * weight_decay) up to which decay is as asked for.
+# Largest accepted relative error of the decay due to rounding of 1 - rate * decay.
 _DECAY_ERROR = 0.05
-# Half a unit in the last place of 1: the least relative change of a bfloat16 that is
-# not rounded away.
+# bfloat16 has 8 significant bits: a change below 2^-9 of the number, half the spacing
+# just below a power of two, is always rounded away.
 _HALF_UNIT_BF16 = 2.0**-9
-# Of the elements of a matrix: GPT-2's initialization, and near most others.
+# Typical RMS of the elements of a matrix: GPT-2's initialization, and near most others.
 _USUAL_RMS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is wrong with a plan.
+    """Problem of a recipe, an optimizer or parameters.
 
     Attributes:
-        what: what was found, with its numbers.
-        why: why it matters.
-        instead: what to write instead.
+        what: the problem, with its values.
+        why: the consequence.
+        instead: the proposed change.
     """
 
     what: str
@@ -40,22 +40,22 @@ class Finding:
     instead: str
 
     def __str__(self) -> str:
-        """Returns all three as two sentences."""
+        """Returns the three attributes as two sentences."""
         return f"{self.what}: {self.why}. {self.instead}."
 
 
 def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
-    """Yields what is wrong with the recipe alone.
+    """Yields the findings that depend on the recipe and on dtypes only.
 
     Args:
-        recipe: the numbers of the run.
-        params: the parameters, for their dtypes; None for float32.
+        recipe: the hyperparameters of the run.
+        params: the parameters, of which the dtypes are used; None for float32.
     """
     if recipe.learning_rate == 0:
         yield Finding(
             what="`learning_rate` is 0",
             why="no parameter will ever change",
-            instead="Give a rate, 3e-4 say",
+            instead="Set a positive rate, for example 3e-4",
         )
     elif recipe.lr_scheduler_type in METRIC_DRIVEN:
         yield from _metric_driven(recipe)
@@ -72,24 +72,26 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     if options.get("mode", "min") == "max":
         yield Finding(
             what=f"{name!r} has mode 'max'",
-            why="the metric is a loss by default: the rate would fall while it falls",
-            instead="Leave `mode` out, or name a metric that should rise",
+            why="the metric is a loss by default: the rate would fall with the loss",
+            instead="Remove `mode`, or select a metric that should increase",
         )
+    # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1. It
+    # computes max(rate * factor, min_lr), which raises a rate below `min_lr`.
     lowest = options.get("min_lr", 1e-3 if is_greedy else 0.0)
     if rate < lowest:
         yield Finding(
             what=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` {rate:g}",
-            why="the rate can only rise, and every reduction counts as one at the floor"
+            why="the rate can only rise, and each reduction counts as one at `min_lr`"
             if is_greedy
             else "the rate can never be reduced",
-            instead=f"Give a `min_lr` below the rate, {rate / 100:g} say",
+            instead=f"Set `min_lr` below the rate, to {rate / 100:g} for example",
         )
     highest = options.get("max_lr", 1.0)
     if is_greedy and rate > highest:
         yield Finding(
             what=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` {rate:g}",
-            why="the rate can only fall, until it is below that",
-            instead=f"Give a `max_lr` above the rate, {10 * rate:g} say",
+            why="the rate can only decrease until it is below `max_lr`",
+            instead=f"Set `max_lr` above the rate, to {10 * rate:g} for example",
         )
 
 
@@ -98,8 +100,8 @@ def _warmup(recipe: Recipe) -> Iterator[Finding]:
     if recipe.lr_scheduler_type == "constant" and num_warmup:
         yield Finding(
             what=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
-            why="that schedule has no warmup, as in Transformers, and ignores it",
-            instead="Take 'constant_with_warmup'",
+            why="this schedule has no warmup, as in Transformers, and ignores it",
+            instead="Use 'constant_with_warmup'",
         )
     elif num_warmup > max_steps / 2:
         yield Finding(
@@ -113,19 +115,20 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
     steps = np.unique(np.linspace(0, recipe.max_steps - 1, 1_000).astype(np.int32))
     schedule: Any = build_schedule(recipe)
     rates = np.asarray(schedule(jnp.asarray(steps)), np.float64)
+    # Step 0 is left out: with a warmup its rate is 0 in most schedules.
     is_zero = np.mean(rates[1:] == 0) if len(rates) > 1 else 0.0
     if is_zero > 0.02:
         yield Finding(
             what=f"the rate is 0 in {is_zero:.0%} of the steps",
-            why="they cost as much as all others and change nothing",
-            instead="Give the phases and the run the same length",
+            why="these steps cost as much as others and do not change parameters",
+            instead="Set the sum of the phases to `max_steps`",
         )
     falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
     if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
         yield Finding(
             what=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
-            why="the run ends where its loss is still noisy",
-            instead="Take a smaller `num_cycles` or `lr_end`, or another schedule",
+            why="the run ends while its loss is still noisy",
+            instead="Use a smaller `num_cycles` or `lr_end`, or another schedule",
         )
 
 
@@ -135,7 +138,8 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
     is_adamw = ALGORITHMS[recipe.optim].build is adamw_tf
     if asked == 0 or not is_adamw or dtypes == {jnp.dtype(jnp.float64)}:
         return
-    # torch multiplies by 1 - rate * weight_decay, rounded to float32.
+    # torch multiplies parameters by 1 - rate * weight_decay, rounded to float32, whose
+    # spacing below 1 is 2^-24: a product of at most 2^-25 = 3e-8 gives 1, no decay.
     done = 1.0 - float(np.float32(1.0 - asked))
     error = abs(done - asked) / asked
     if error > _DECAY_ERROR:
@@ -143,7 +147,7 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
             what=f"rate times decay is {asked:.2g} at most",
             why=f"float32 makes it {done:.2g}, off by {error:.0%}"
             if done
-            else "float32 has no 1 - that: nothing is decayed",
+            else "1 minus this value is 1 in float32: nothing is decayed",
             instead="Take a larger `weight_decay`; or in code, as it has no flag, an "
             "optimizer of your own with `adamw_tf(..., decay='exact')`",
         )
@@ -155,9 +159,10 @@ def params_findings(
     layouts: Mapping[str, TorchLayout],
     layer_norms: LayerNorms,
 ) -> Iterator[Finding]:
-    """Yields what the names, shapes and dtypes of the parameters show."""
+    """Yields the findings that depend on names, shapes and dtypes of the parameters."""
     leaves = floating_leaves(params)
     low = [name for name, leaf in leaves if leaf.dtype == jnp.bfloat16]
+    # AdamW changes an element by about the rate; its relative change is rate / RMS.
     if low and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
         yield Finding(
             what=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the rate "
@@ -169,7 +174,7 @@ def params_findings(
     if low and 0 < asked < _HALF_UNIT_BF16:
         yield Finding(
             what=f"rate times decay is {asked:.2g} at most, for bfloat16 leaves",
-            why="so small a decay is rounded away where the update is small",
+            why="this decay is rounded away where the update is small",
             instead="Keep parameters in float32",
         )
     yield from _decayed_by_accident(recipe, params, layer_norms)
@@ -183,8 +188,8 @@ def params_findings(
     if stacked and recipe.optim == "adafactor":
         yield Finding(
             what=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
-            why="Adafactor factors the last two, and takes one RMS of stacked layers",
-            instead="Pass `build_optimizer(layouts={...})` with their layouts in torch",
+            why="Adafactor factors the last two, and uses one RMS for stacked layers",
+            instead="Pass their layouts in torch to `build_optimizer(layouts={...})`",
         )
 
 
@@ -192,7 +197,8 @@ def _decayed_by_accident(
     recipe: Recipe, params: PyTree, layer_norms: LayerNorms
 ) -> Iterator[Finding]:
     rule = recipe.decay_rule
-    # The optimizer refuses leaves without names, or has a mask of its own for them.
+    # A rule cannot be applied to leaves without names: `build_optimizer` rejects them,
+    # and another optimizer has its own mask.
     is_nameless = _pytrees.nameless_leaves(params)
     if recipe.weight_decay == 0 or rule == "default" or is_nameless:
         return
@@ -203,13 +209,13 @@ def _decayed_by_accident(
         yield Finding(
             what=f"{rule!r:.60} decays {len(odd)} biases or norms, {odd[0]!r} the "
             "first",
-            why="its patterns miss their names, or know norms by torch's types only",
-            instead="Take `decay_rule='default'`, or name them with `layer_norms=`",
+            why="its patterns do not match them, or it is based on torch's types only",
+            instead="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
         )
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
-    """Returns the recipe's rate at a step; its first one where a metric drives it."""
+    """Returns the rate at a step; the first rate for a metric-driven schedule."""
     schedule = build_schedule(recipe)
     if isinstance(schedule, MetricDrivenSchedule):
         return recipe.learning_rate
@@ -217,6 +223,6 @@ def rate_at(recipe: Recipe, step: int) -> float:
 
 
 def floating_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """Returns the floating-point leaves that have elements, with their names."""
+    """Returns the non-empty floating-point leaves, with their names."""
     named = _pytrees.named_leaves(tree)
     return [(n, leaf) for n, leaf in named if _pytrees.is_floating(leaf) and leaf.size]

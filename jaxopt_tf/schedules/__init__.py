@@ -1,7 +1,7 @@
-"""Learning rates as functions of the step, and rates that follow a metric.
+"""Learning rate schedules: functions of the step, and metric-driven schedules.
 
-A Python int or a 32-bit step gives a float32 rate, a 64-bit step (`jax_enable_x64`) a
-float64 rate: see `join`.
+The rate is float32 for a Python int or a 32-bit step, and float64 for a 64-bit step
+(which requires `jax_enable_x64`); see `join`.
 
 schedule = join(3e-4, warmup(linear, 500), constant(8_000), decay(cosine, 1_500))
 schedule = get_scheduler("cosine", 3e-4, 500, 10_000)

@@ -1,12 +1,12 @@
-"""Learning-rate curves: a climb from 0 to 1.
+"""Learning rate curves: monotonic functions from [0, 1] to [0, 1].
 
-A warmup reads a curve from its start and a decay reads it from its end, so each shape
-is written once; and written so that float32 stays relatively exact near 0, where a run
-ends. A curve is handed its argument as two float32, because what one of them loses can
-be everything: near 1 the root of 1 - x, far down a high power.
+A warmup evaluates a curve forwards and a decay evaluates it backwards, so that each
+shape is implemented once. The implementations have a small relative error near 0 in
+float32, where a run ends. The argument of a curve is a pair of float32, because one
+float32 is not precise enough for sqrt(1 - x) near 1 and for high powers near 0.
 
-A curve of your own takes `x.high`, the argument rounded to float32, where that will do.
-For a 64-bit step `x` is a pair of float64, and the curve returns float64.
+A custom curve can use `x.high`, the argument rounded to float32. For a 64-bit step, `x`
+is a pair of float64, and the curve returns float64.
 """
 
 from collections.abc import Callable
@@ -26,42 +26,46 @@ from .._numerics.double_float import (
 )
 from ._repr import shows_call
 
-# From a share, from 0 to 1, to a float32 (float64 for a pair of float64) from 0 to 1.
+# From a fraction in [0, 1] to a float32 (float64 for a pair of float64) in [0, 1].
 Curve = Callable[[DoubleFloat], jax.Array]
 
 
 def linear(x: DoubleFloat) -> jax.Array:
-    """Climbs evenly: x."""
+    """Increases linearly: x."""
     return to_float32(x)
 
 
 def cosine(x: DoubleFloat) -> jax.Array:
-    """Climbs slowly, fast, slowly: (1 - cos(pi x)) / 2."""
-    # The square of a sine has no cancellation, where 1 - cos(pi x) is all of it.
+    """Increases along a half cosine: (1 - cos(pi x)) / 2."""
+    # Equal to sin^2(pi x / 2), which has no cancellation near 0. In float32,
+    # 1 - cos(pi x) is exactly 0 for x below about 8e-5.
     return jnp.sin(0.5 * jnp.pi * x.high) ** 2
 
 
 def sqrt(x: DoubleFloat) -> jax.Array:
-    """Climbs fast, then slowly: sqrt(x)."""
+    """Increases as the square root: sqrt(x)."""
     return jnp.sqrt(x.high)
 
 
 def one_minus_sqrt(x: DoubleFloat) -> jax.Array:
-    """Climbs slowly, then fast: 1 - sqrt(1 - x). Read from its end, 1 - sqrt(done)."""
+    """Increases as 1 - sqrt(1 - x); a decay evaluates it as 1 - sqrt(share done)."""
+    # 1 - x is computed as a pair: near x = 1, where the slope of the root is infinite,
+    # x rounded to float32 has lost the digits that decide the result.
     rest = to_float32(subtract(from_float32(jnp.ones_like(x.high)), x))
-    # The same number as 1 - sqrt(rest), multiplied through: nothing cancels near 0.
+    # 1 - sqrt(rest) = x / (1 + sqrt(rest)): the quotient has no cancellation near 0.
     return x.high / (1.0 + jnp.sqrt(jnp.maximum(rest, 0.0)))
 
 
 @shows_call
 def polynomial(power: float) -> Curve:
-    """Climbs as x^power; a power of 1 is `linear`.
+    """Increases as x^power; a power of 1 is `linear`.
 
-    Relatively exact for any power, down to 1e-38, where float32 ends. A float32 power
-    function is not: its error grows with the power and with the logarithm.
+    The relative error is small for any power and for results down to 1e-38, the
+    smallest normal float32. The error of `jnp.power` in float32 grows with the power
+    and with the logarithm of x.
 
     Args:
-        power: the exponent, from above 0 to 1e6.
+        power: the exponent; greater than 0 and at most 1e6.
 
     Raises:
         ValueError: if `power` is not greater than 0, or is above 1e6.
@@ -74,18 +78,22 @@ def polynomial(power: float) -> Curve:
     def curve(x: DoubleFloat) -> jax.Array:
         if x.high.dtype == jnp.float64:
             return jnp.power(to_float32(x), power)
-        # x = mantissa * 2^exponent, with the mantissa above 1/2 and at most 1: its
-        # logarithm is small, and the powers of 2 go by themselves, in integers.
+        # x = mantissa * 2^exponent, with a mantissa in (1/2, 1]. The exponent is raised
+        # to the power in integers, without rounding and without underflow; only the
+        # mantissa, whose logarithm is small, is raised in floating point.
         mantissa, exponent = _split(x)
         result, twos = _whole_power(mantissa, exponent, whole)
         power32 = to_float32(result)
         if part:
-            # 2^(exponent * part): up to 31 * part, of which the fraction must be exact.
+            # 2^(exponent * part) is split into an integer power, which is exact, and a
+            # fraction in [-1/2, 1/2]. The product needs a pair: a rounding error of the
+            # product would be a relative error of the result.
             shift = multiply(from_int(exponent), from_float(part))
             nearest = jnp.round(shift.high)
             fraction = (shift.high - nearest) + shift.low
             power32 *= jnp.exp2(fraction + part * jnp.log2(mantissa.high))
             twos += nearest.astype(jnp.int32)
+        # Results below 2^-149 underflow to 0; -200 bounds the argument of `ldexp`.
         power32 = jnp.ldexp(power32, jnp.maximum(twos, -200))
         return jnp.where(x.high > 0.0, power32, jnp.zeros_like(power32))
 
@@ -95,7 +103,10 @@ def polynomial(power: float) -> Curve:
 def _whole_power(
     mantissa: DoubleFloat, exponent: jax.Array, power: int
 ) -> tuple[DoubleFloat, jax.Array]:
-    """(mantissa * 2^exponent)^power by squaring, split again after each product."""
+    """Computes (mantissa * 2^exponent)^power by repeated squaring.
+
+    Each product is normalized by `_split`, so that mantissas do not underflow.
+    """
     result, twos = from_float32(jnp.ones_like(mantissa.high)), jnp.zeros_like(exponent)
     while power:
         if power % 2:
@@ -109,9 +120,12 @@ def _whole_power(
 
 
 def _split(x: DoubleFloat) -> tuple[DoubleFloat, jax.Array]:
-    """(m, e) with x = m * 2^e, m above 1/2 and at most 1, e int32; 0 stays 0."""
+    """Splits x = m * 2^e into m in (1/2, 1] and an int32 e; the m of 0 is 0."""
+    # The bits of a positive float32 are 8 bits of exponent (bias 127) and 23 bits of
+    # fraction. Unlike in `jnp.frexp`, a power of two has m = 1, not 1/2.
     bits = jax.lax.bitcast_convert_type(x.high, jnp.int32)
     is_power_of_two = (bits & 0x7FFFFF) == 0
     exponent = (bits >> 23) - 126 - is_power_of_two.astype(jnp.int32)
+    # 2^-exponent, made from its bits: the multiplication by it is exact.
     scale = jax.lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
     return DoubleFloat(x.high * scale, x.low * scale), exponent

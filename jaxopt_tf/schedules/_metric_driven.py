@@ -1,10 +1,10 @@
-"""Schedules that a metric drives: `reduce_lr_on_plateau` and `greedy`.
+"""Metric-driven schedules: `reduce_lr_on_plateau` and `greedy`.
 
 Each is a pair of pure functions on the host, `state = init()` and
-`state = update(state, metric)`. States hold Python numbers, which are the doubles of
+`state = update(state, metric)`. States contain Python floats, which are doubles as in
 torch, and `update` evaluates the expressions of torch and Transformers in their order.
-Decisions and rates are therefore equal to theirs bit for bit, `rate / 0.95 * 0.95`
-included, which is the old rate or one unit in the last place above it.
+Decisions and rates are therefore bitwise equal. This includes `rate / 0.95 * 0.95`,
+which is either the old rate or one unit in the last place above it.
 """
 
 import math
@@ -19,7 +19,7 @@ from ._repr import schedule_function, tuple_repr
 
 
 class MetricDrivenSchedule(NamedTuple):
-    """A learning rate that follows a metric: the state's `learning_rate`."""
+    """Metric-driven schedule; the rate is the field `learning_rate` of its state."""
 
     init: Callable[[], Any]  # () -> state
     update: Callable[[Any, Any], Any]  # (state, metric) -> state
@@ -29,32 +29,32 @@ class MetricDrivenSchedule(NamedTuple):
 
 
 class PlateauState(NamedTuple):
-    """State of `reduce_lr_on_plateau`: Python numbers, which checkpoints can hold."""
+    """State of `reduce_lr_on_plateau`: Python numbers, which checkpoints can store."""
 
-    learning_rate: float  # the rate to use now, as torch has it
-    best: float  # the best metric so far; infinite before the first
-    num_bad_updates: int  # updates in a row without a better metric
-    cooldown_left: int  # updates that do not count as bad
+    learning_rate: float  # current rate, equal to torch's double
+    best: float  # best metric so far; infinite before the first
+    num_bad_updates: int  # consecutive updates without a better metric
+    cooldown_left: int  # remaining updates that do not count as bad
 
 
 class AverageState(NamedTuple):
-    """The last metrics of `greedy` with `smooth`, and their sum."""
+    """Moving window of `greedy` with `smooth=True`, and its sum."""
 
-    values: np.ndarray  # (window_size,), float64: the newest last, 0 before the first
+    values: np.ndarray  # (window_size,), float64: newest last, zeros until it is full
     total: float  # sum of the metrics in `values`
     num_values: int  # number of metrics in `values`
 
 
 class GreedyState(NamedTuple):
-    """State of `greedy`: Python numbers, which checkpoints can hold."""
+    """State of `greedy`: Python numbers, which checkpoints can store."""
 
-    learning_rate: float  # the rate to use now, as torch has it
-    best: float  # the best metric so far; infinite before the first
-    num_bad_updates: int  # updates in a row without a better metric
-    num_good_updates: int  # updates in a row with one
-    cooldown_left: int  # updates to wait after a reduction
-    warmup_left: int  # updates to wait after an increase
-    reset_left: int  # reductions at min_lr until everything is reset
+    learning_rate: float  # current rate, equal to the double of Transformers
+    best: float  # best metric so far; infinite before the first
+    num_bad_updates: int  # consecutive updates without a better metric
+    num_good_updates: int  # consecutive updates with a better metric
+    cooldown_left: int  # remaining updates to ignore after a reduction
+    warmup_left: int  # remaining updates to ignore after an increase
+    reset_left: int  # remaining reductions at min_lr before the state is reset
     average: AverageState | None  # None without smoothing
 
 
@@ -71,33 +71,37 @@ def reduce_lr_on_plateau(
     min_lr: Scalar = 0.0,
     eps: Scalar = 1e-8,
 ) -> MetricDrivenSchedule:
-    """Multiplies the rate by `factor` when more than `patience` metrics were no better.
+    """Reduces the rate after more than `patience` metrics without an improvement.
 
         better, min:  metric < best * (1 - threshold), "abs": metric < best - threshold
         better, max:  metric > best * (1 + threshold), "abs": metric > best + threshold
         bad > patience:  rate = max(rate * factor, min_lr), if that is over eps lower
 
-    NaN is never better. One metric is one update, as often as an evaluation comes.
+    NaN is never better. `update` is called once per evaluation.
 
     Args:
-        learning_rate: the first rate; at least 0.
-        mode: "min" where a lower metric is better, "max" where a higher one is.
-        factor: what the rate is multiplied by; above 0 and below 1.
-        patience: how many metrics in a row may be no better; at least 0.
-        threshold: by how much a better metric must be better; at least 0.
-        threshold_mode: "rel", a share of the best, or "abs", in the metric's unit.
-        cooldown: how many metrics after a reduction do not count as bad; at least 0.
-        min_lr: the rate does not fall below; at least 0.
-        eps: a smaller change of the rate is left out; at least 0.
+        learning_rate: initial rate; at least 0.
+        mode: "min" if a lower metric is better, "max" if a higher metric is better.
+        factor: factor of a reduction; greater than 0 and less than 1.
+        patience: number of consecutive metrics without an improvement that are
+            tolerated; at least 0.
+        threshold: minimum improvement; at least 0.
+        threshold_mode: "rel" for a threshold relative to the best metric, "abs" for an
+            absolute one.
+        cooldown: number of metrics after a reduction that do not count as bad; at
+            least 0.
+        min_lr: lower bound of the rate; at least 0.
+        eps: minimum change of the rate; smaller changes are ignored; at least 0.
 
     Returns:
-        `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
-        `metric` is a number or a 0-d array. Both functions run outside of `jax.jit`.
+        A pair of `init()` -> state and `update(state, metric)` -> state, where
+        `state.learning_rate` is the rate. `metric` is a number or a 0-d array. Both
+        functions must be called outside of `jax.jit`.
 
     Raises:
-        ValueError: if an argument is out of its range.
-        TypeError: if one is of another kind or traced; from `update`, if the metric is
-            not a real number, or the state not one of this schedule.
+        ValueError: if an argument is out of range.
+        TypeError: if an argument has the wrong type or is traced; from `update`, if the
+            metric is not a real number or the state is not a `PlateauState`.
 
     Example:
         >>> schedule = reduce_lr_on_plateau(1e-3, factor=0.5, patience=1)
@@ -108,7 +112,8 @@ def reduce_lr_on_plateau(
         0.0005
 
     Source: torch 2.13 `optim/lr_scheduler.py`, `ReduceLROnPlateau`.
-    Differs: `optax.contrib.reduce_on_plateau` fires at `patience`, this above it.
+    Differs: `optax.contrib.reduce_on_plateau` reduces after `patience` bad metrics,
+    this function after `patience + 1`.
     """
     first_rate = _non_negative("learning_rate", learning_rate)
     rule = _Rule.checked(
@@ -125,7 +130,7 @@ def reduce_lr_on_plateau(
         num_bad = state.num_bad_updates + 1
         if rule.is_better(current, best):
             best, num_bad = current, 0
-        if cooldown_left > 0:  # a metric is forgiven in the last update of it, too
+        if cooldown_left > 0:  # tested before the decrement, as in torch
             cooldown_left, num_bad = cooldown_left - 1, 0
         if num_bad > rule.patience:
             rate, cooldown_left, num_bad = rule.reduced(rate), rule.cooldown, 0
@@ -152,42 +157,45 @@ def greedy(
     window_size: int = 50,
     reset_start: int = 500,
 ) -> MetricDrivenSchedule:
-    """Divides the rate by `factor` after good metrics, multiplies by it after bad ones.
+    """Increases the rate after good metrics and reduces it after bad ones.
 
         good > patience:  rate = min(rate / factor, max_lr), if that is over eps higher
         bad > patience:   rate = max(rate * factor, min_lr), if that is over eps lower
 
-    A metric is good if it beats the best so far, as in `reduce_lr_on_plateau`; NaN
-    never does. After `reset_start` reductions at `min_lr` the state is that of `init`.
+    A metric is good if it improves on the best so far, as in `reduce_lr_on_plateau`;
+    NaN never does. After `reset_start` reductions at `min_lr` the state is reset.
 
-    The defaults are Transformers'. With them a rate below `min_lr` = 1e-3 can only
-    rise: for a rate such as 5e-5 pass `min_lr` and `max_lr`.
+    The defaults are those of Transformers. With them, a rate below `min_lr` = 1e-3 can
+    only increase: for a rate such as 5e-5 pass `min_lr` and `max_lr`.
 
     Args:
-        learning_rate: the first rate; at least 0.
-        mode: "min" where a lower metric is better, "max" where a higher one is.
-        factor: what the rate is multiplied or divided by; above 0 and below 1.
-        patience: a change comes after more metrics in a row than this; at least 0.
-        threshold: by how much a better metric must be better; at least 0.
-        threshold_mode: "rel", a share of the best, or "abs", in the metric's unit.
-        cooldown: how many metrics after a reduction are not looked at; at least 0.
-        warmup: how many metrics after an increase are not looked at; at least 0.
-        min_lr: the rate does not fall below; at least 0.
-        max_lr: the rate does not rise above; at least 0.
-        eps: a smaller change of the rate is left out; at least 0.
-        smooth: whether the mean of the last metrics is compared instead.
-        window_size: how many metrics that mean is of; at least 1.
-        reset_start: how many reductions at `min_lr` until the reset; at least 0.
+        learning_rate: initial rate; at least 0.
+        mode: "min" if a lower metric is better, "max" if a higher metric is better.
+        factor: factor of a reduction, divisor of an increase; greater than 0 and less
+            than 1.
+        patience: the rate changes after more consecutive metrics than this; at least 0.
+        threshold: minimum improvement; at least 0.
+        threshold_mode: "rel" for a threshold relative to the best metric, "abs" for an
+            absolute one.
+        cooldown: number of metrics that are ignored after a reduction; at least 0.
+        warmup: number of metrics that are ignored after an increase; at least 0.
+        min_lr: lower bound of the rate; at least 0.
+        max_lr: upper bound of the rate; at least 0.
+        eps: minimum change of the rate; smaller changes are ignored; at least 0.
+        smooth: whether to compare the mean of the last metrics.
+        window_size: number of metrics of that mean; at least 1.
+        reset_start: number of reductions at `min_lr` before the reset; at least 0.
 
     Returns:
-        `state = init()`, `state = update(state, metric)`, and `state.learning_rate`.
-        `metric` is a number or a 0-d array. Both functions run outside of `jax.jit`.
+        A pair of `init()` -> state and `update(state, metric)` -> state, where
+        `state.learning_rate` is the rate. `metric` is a number or a 0-d array. Both
+        functions must be called outside of `jax.jit`.
 
     Raises:
-        ValueError: if an argument is out of its range, or `min_lr` is above `max_lr`;
-            from `update`, if the state has another `smooth` or `window_size`.
-        TypeError: if one is of another kind or traced; from `update`, if the metric is
-            not a real number, or the state not one of this schedule.
+        ValueError: if an argument is out of range, or `min_lr` is above `max_lr`; from
+            `update`, if the state has another `smooth` or `window_size`.
+        TypeError: if an argument has the wrong type or is traced; from `update`, if the
+            metric is not a real number or the state is not a `GreedyState`.
 
     Example:
         >>> schedule = greedy(1e-3, patience=0, factor=0.5)
@@ -196,8 +204,8 @@ def greedy(
         0.002
 
     Source: transformers 5.23 `optimization.py`, `GreedyLR`.
-    Differs: bounds in the wrong order are an error; there, such a rate jumps between
-    the two.
+    Differs: `min_lr` above `max_lr` is an error; in Transformers the rate then
+    alternates between the two.
     """
     first_rate = _non_negative("learning_rate", learning_rate)
     rule = _Rule.checked(
@@ -245,7 +253,7 @@ def greedy(
             if rate <= rule.min_lr:
                 reset_left -= 1
                 if reset_left <= 0:
-                    # The cooldown of this reduction is kept, as there.
+                    # Transformers sets the cooldown of this reduction after the reset.
                     return init()._replace(cooldown_left=cooldown_left)
         return GreedyState(
             rate,
@@ -262,7 +270,7 @@ def greedy(
 
 
 class _Rule(NamedTuple):
-    """Settings that both schedules have, as host numbers."""
+    """Settings of both schedules, as Python numbers."""
 
     mode: str
     factor: float
@@ -275,7 +283,7 @@ class _Rule(NamedTuple):
 
     @classmethod
     def checked(cls, *settings: Any) -> "_Rule":
-        """Returns the settings as host numbers; raises unless each is in its range."""
+        """Converts the settings to Python numbers; raises if one is out of range."""
         given = cls(*settings)
         _checks.one_of("mode", given.mode, ("min", "max"))
         _checks.one_of("threshold_mode", given.threshold_mode, ("rel", "abs"))
@@ -283,8 +291,8 @@ class _Rule(NamedTuple):
         factor = _on_host("factor", given.factor)
         if not factor < 1:
             raise ValueError(
-                f"`factor` must be less than 1, got {given.factor!r}. A rate is "
-                "multiplied by it to come down."
+                f"`factor` must be less than 1, got {given.factor!r}. The rate is "
+                "multiplied by it to reduce it."
             )
         return given._replace(
             factor=factor,
@@ -297,17 +305,17 @@ class _Rule(NamedTuple):
 
     @property
     def worst(self) -> float:
-        """The metric that every finite one is better than."""
+        """Initial value of `best`, which any finite metric improves."""
         return math.inf if self.mode == "min" else -math.inf
 
     def is_better(self, metric: float, best: float) -> bool:
-        """Returns whether `metric` beats `best` by more than the threshold."""
+        """Returns whether `metric` improves on `best` by more than the threshold."""
         margin = -self.threshold if self.mode == "min" else self.threshold
         bound = best * (1.0 + margin) if self.threshold_mode == "rel" else best + margin
         return metric < bound if self.mode == "min" else metric > bound
 
     def reduced(self, rate: float) -> float:
-        """Returns the next lower rate; `rate` itself if that is at most eps away."""
+        """Returns the reduced rate; `rate` itself if the change is at most eps."""
         lower = max(rate * self.factor, self.min_lr)
         return lower if rate - lower > self.eps else rate
 
@@ -327,26 +335,26 @@ def _on_host(name: str, value: Any) -> float:
     if not _checks.is_concrete(value):
         raise TypeError(
             f"`{name}` must be a number that is known on the host, got a traced array. "
-            "Call a schedule that a metric drives outside of `jax.jit`: its decisions "
-            "need doubles, which a compiled program does not have."
+            "Call metric-driven schedules outside of `jax.jit`: their decisions use "
+            "doubles, which compiled programs do not have by default."
         )
     return float(value)
 
 
 def _check_state(state: Any, kind: type) -> None:
-    """Raises unless `state` is a `kind` that `init` or `update` returned."""
+    """Raises unless `state` is a `kind` with Python numbers."""
     if not isinstance(state, kind):
         raise TypeError(
-            f"`state` must be a `{kind.__name__}`, got {type(state).__name__}. Call "
-            "`update(state, metric)` with what `init()` or the last `update` returned."
+            f"`state` must be a `{kind.__name__}`, got {type(state).__name__}. Pass "
+            "the result of `init()` or of the previous `update`."
         )
-    # After a pass through a compiled program the rate would be a rounded float32.
+    # A state that was passed through `jax.jit` contains a rate rounded to float32.
     if not isinstance(state.learning_rate, float):  # type: ignore[attr-defined]
         raise TypeError(
-            "`state` must hold Python numbers, got a `learning_rate` of "
+            "`state` must contain Python numbers, got a `learning_rate` of type "
             f"{type(state.learning_rate).__name__}. "  # type: ignore[attr-defined]
-            "Keep the state out of compiled functions: pass `state.learning_rate` to "
-            "`set_learning_rate`."
+            "Do not pass the state to compiled functions; pass `state.learning_rate` "
+            "to `set_learning_rate`."
         )
 
 
@@ -354,12 +362,12 @@ def _check_bounds(min_lr: Scalar, max_lr: Scalar) -> None:
     if min_lr > max_lr:
         raise ValueError(
             f"`min_lr` must be at most `max_lr`, got min_lr={min_lr!r} with "
-            f"max_lr={max_lr!r}. Give both (their defaults are 1e-3 and 1)."
+            f"max_lr={max_lr!r}. Pass both (their defaults are 1e-3 and 1)."
         )
 
 
 def _check_average(average: AverageState | None, window_size: int | None) -> None:
-    """Raises unless the state has the smoothing of this schedule."""
+    """Raises unless the state has the `smooth` and `window_size` of the schedule."""
     found = None if average is None else len(average.values)
     if found != window_size:
 
@@ -367,9 +375,9 @@ def _check_average(average: AverageState | None, window_size: int | None) -> Non
             return "`smooth`=False" if size is None else f"`window_size`={size}"
 
         raise ValueError(
-            f"`state` must have been made with {options(window_size)}, got one with "
-            f"{options(found)}. Take `init()` of this schedule, or the options of the "
-            "run that the state is from."
+            f"`state` must have been created with {options(window_size)}, got one with "
+            f"{options(found)}. Use `init()` of this schedule, or the options with "
+            "which the state was created."
         )
 
 
@@ -377,6 +385,7 @@ def _with_metric(average: AverageState, metric: float) -> AverageState:
     """Appends a metric; removes the oldest once the window is full."""
     total, num_values = average.total + metric, average.num_values + 1
     if num_values > len(average.values):
-        # Subtracted after the addition, as there: an infinity leaves NaN behind.
+        # In the order of Transformers: addition, then subtraction. An infinite metric
+        # makes the sum NaN when it leaves the window.
         total, num_values = total - float(average.values[0]), num_values - 1
     return AverageState(np.append(average.values[1:], metric), total, num_values)

@@ -1,9 +1,9 @@
-"""Phases of a run, laid end to end: warmup, hold, decay, cycles, hard restarts.
+"""Phases of a schedule: warmup, constant, decay, cycles, hard restarts; and `join`.
 
-A phase gives a factor of the peak rate for its own steps, counted from its start, and
-is evaluated past its end if it is the last. Steps are unsigned integers throughout:
-they are subtracted first, exactly, and divided once. The dtype of the step decides that
-of the rate; `join` has the rule.
+A phase maps steps, counted from its start, to factors of the peak rate. The last phase
+of a schedule is also evaluated after its end. Steps are unsigned integers: they are
+subtracted first, which is exact, and divided once. The dtype of the step determines the
+dtype of the rate; see `join`.
 """
 
 import itertools
@@ -21,9 +21,9 @@ from ._repr import shows_call, tuple_repr
 
 
 class Phase(NamedTuple):
-    """A stretch of a run."""
+    """Part of a schedule, with a number of steps."""
 
-    # own step, uint32 -> float32, or uint64 -> float64
+    # step since the start of the phase, uint32 -> float32, or uint64 -> float64
     factor: Callable[[jax.Array], jax.Array]
     num_steps: int
 
@@ -33,14 +33,14 @@ class Phase(NamedTuple):
 
 @shows_call
 def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
-    """Climbs `curve` from `start` to the peak.
+    """Increases the rate along `curve` from `start` to the peak.
 
         factor(step) = start + (1 - start) * curve(step / num_steps)
 
     Args:
-        curve: the shape, from this package or your own.
-        num_steps: after how many steps the peak is reached; at least 0.
-        start: the factor at step 0; from 0 to 1.
+        curve: shape of the warmup; a curve of this package or a custom one.
+        num_steps: number of steps until the peak is reached; at least 0.
+        start: factor at step 0; from 0 to 1.
 
     Example:
         >>> schedule = join(1e-3, warmup(linear, 10), constant(0))
@@ -58,10 +58,10 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
 
 @shows_call
 def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
-    """Stays at `level` times the peak; as the last phase, for good.
+    """Keeps the rate at `level` times the peak.
 
     Args:
-        num_steps: for how many steps; at least 0.
+        num_steps: number of steps; at least 0. The last phase of a schedule has no end.
         level: the factor; from 0 to 1.
     """
     num_steps = _checks.step_count("num_steps", num_steps)
@@ -76,14 +76,14 @@ def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
 
 @shows_call
 def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
-    """Comes down `curve` from the peak to `floor`, and stays there.
+    """Decreases the rate along `curve` from the peak to `floor`, and keeps it there.
 
         factor(step) = floor + (1 - floor) * curve((num_steps - step) / num_steps)
 
     Args:
-        curve: the shape, read from its end.
-        num_steps: after how many steps the floor is reached; at least 0.
-        floor: the last factor; from 0 to 1.
+        curve: shape of the decay, evaluated backwards.
+        num_steps: number of steps until the floor is reached; at least 0.
+        floor: final factor; from 0 to 1.
 
     Example:
         >>> schedule = join(1e-3, constant(90), decay(linear, 10, floor=0.1))
@@ -103,16 +103,18 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
 def cycles(
     curve: Curve, num_steps: int, num_cycles: float = 0.5, floor: Scalar = 0.0
 ) -> Phase:
-    """Comes down `curve` and climbs it again, over and over, past the end too.
+    """Decreases the rate along `curve` and increases it again, periodically.
 
         turn = (num_cycles * step / num_steps) mod 1
         factor(step) = floor + (1 - floor) * curve(|1 - 2 * turn|)
 
+    The cycles continue after `num_steps` if the phase is the last one.
+
     Args:
-        curve: the shape, read from its end and then from its start.
-        num_steps: the length that `num_cycles` are counted in; at least 1.
-        num_cycles: how often it comes down and climbs; 0.5 only comes down.
-        floor: the lowest factor; from 0 to 1.
+        curve: shape of the decrease, evaluated backwards, and of the increase.
+        num_steps: length of `num_cycles` cycles; at least 1.
+        num_cycles: number of cycles; 0.5 is a single decrease.
+        floor: lowest factor; from 0 to 1.
     """
     num_steps = _checks.step_count("num_steps", num_steps)
     _at_least_one_step(num_steps)
@@ -130,19 +132,19 @@ def cycles(
 def hard_restarts(
     curve: Curve, num_steps: int, num_cycles: float = 1, floor: Scalar = 0.0
 ) -> Phase:
-    """Comes down `curve` and jumps back to the peak, `num_cycles` times; then `floor`.
+    """Decreases the rate along `curve` `num_cycles` times, each time from the peak.
 
         turn = (num_cycles * (step / num_steps)) mod 1
         factor(step) = floor + (1 - floor) * curve(1 - turn)
 
-    A cycle begins on the step on which it begins in double precision, as this very
-    expression in Python has it, roundings included.
+    After `num_steps` the factor is `floor`. A cycle starts at the step at which the
+    expression of `turn`, evaluated in Python floats with their rounding errors, wraps.
 
     Args:
-        curve: the shape, read from its end.
-        num_steps: when the last cycle is over; at least 1.
-        num_cycles: how often it comes down; from 0 to 1e6, and need not be whole.
-        floor: the lowest factor; from 0 to 1.
+        curve: shape of the decrease, evaluated backwards.
+        num_steps: number of steps until the end of the last cycle; at least 1.
+        num_cycles: number of cycles, not necessarily an integer; from 0 to 1e6.
+        floor: lowest factor; from 0 to 1.
     """
     num_steps = _checks.step_count("num_steps", num_steps)
     _at_least_one_step(num_steps)
@@ -158,7 +160,7 @@ def hard_restarts(
 
 @shows_call
 def shift(phase: Phase, num_steps: int) -> Phase:
-    """The same phase without its first `num_steps` steps."""
+    """Returns a phase without its first `num_steps` steps."""
     num_steps = _checks.step_count("num_steps", num_steps)
     return Phase(
         lambda step: phase.factor(step + num_steps),
@@ -168,23 +170,24 @@ def shift(phase: Phase, num_steps: int) -> Phase:
 
 @shows_call
 def join(peak: Scalar, *phases: Phase) -> Schedule:
-    """Lays phases end to end.
+    """Joins phases to a schedule.
 
-        schedule(step) = peak * factor of the phase that `step` falls into
+        schedule(step) = peak * factor of the phase that contains `step`
 
-    The last phase is evaluated for every step after it too.
+    The last phase is also evaluated for every step after its end.
 
-    The step decides the dtype of the rate, in every schedule of this package. A Python
-    int (traced as well) or an array of at most 32 bits gives float32, within 1e-6 of
-    the peak. An int64 array, which needs `jax_enable_x64`, gives float64, within 1e-15
-    of the peak from Transformers' Python doubles.
+    In every schedule of this package, the dtype of the step determines the dtype of the
+    rate. A Python int (traced or not) or an array of at most 32 bits gives float32 with
+    an error of at most 1e-6 times the peak. An int64 array, which requires
+    `jax_enable_x64`, gives float64, which differs from Transformers' Python floats by
+    at most 1e-15 times the peak.
 
     Args:
-        peak: the rate that the factors are of; at least 0; a 0-d array may be traced.
-        phases: one or more, in the order of the run.
+        peak: rate for a factor of 1; at least 0; a 0-d array may be traced.
+        phases: at least one phase, in order.
 
     Returns:
-        A schedule, a function from an integer step to a rate. It is exact up to step
+        A schedule: a function from an integer step to a rate. It is valid up to step
         2^31 - 1.
 
     Raises:
@@ -197,14 +200,17 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
     """
     _checks.non_negative("peak", peak)
     if not phases:
-        raise ValueError("`phases` must hold at least one phase, got none.")
+        raise ValueError("`phases` must contain at least one phase, got none.")
     ends = list(itertools.accumulate(phase.num_steps for phase in phases))
     starts = [0, *ends[:-1]]
 
     def schedule(step: Step) -> jax.Array:
+        # From the last phase to the first: each `where` replaces the factor at the
+        # steps before the end of an earlier phase.
         now = _progress.unsigned(step)
         factor = _factor_from(phases[-1], now, starts[-1])
         for k in reversed(range(len(phases) - 1)):
+            # Ends can be negative (see `get_wsd_schedule`); steps are unsigned.
             is_earlier = now < now.dtype.type(min(max(ends[k], 0), 2**32 - 1))
             factor = jnp.where(
                 is_earlier, _factor_from(phases[k], now, starts[k]), factor
@@ -215,7 +221,8 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
 
 
 def _factor_from(phase: Phase, now: jax.Array, start: int) -> jax.Array:
-    # Modulo 2^32 or 2^64, as the subtraction is: a start may be before the run.
+    # A start can be negative (see `get_wsd_schedule`). Unsigned subtraction is modulo
+    # 2^32 or 2^64, so that the start is converted by the same modulus.
     modulus = 2 ** (8 * now.dtype.itemsize)
     return phase.factor(now - now.dtype.type(start % modulus))
 

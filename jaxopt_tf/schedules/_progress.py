@@ -1,14 +1,14 @@
-"""Argument of a curve at a step: the part of a phase that is done or left.
+"""Progress within a phase: the argument of a curve at a step.
 
-The dtype of the step decides the arithmetic. A 32-bit step gives two float32, which
-differ from the exact quotient by less than float32 can show. A 64-bit step gives
-float64, computed from the expressions of Transformers in their order, so that each
-intermediate is the double that Python computes.
+The dtype of the step determines the arithmetic. For a 32-bit step the progress is a
+pair of float32, whose error is smaller than the resolution of float32. For a 64-bit
+step it is float64, computed by the expressions of Transformers in their order, so that
+each intermediate result is equal to the double that Python computes.
 
-Cycles: after num_cycles * step / num_steps turns only the fraction of the turn matters,
-and that is what floating point loses as the turns grow. Fixed point does not: the turn
-of one step is rounded once, to 2^-96, multiplied by the step in integers, and whole
-turns overflow. At step 2^31 the fraction is still exact to 2^-65.
+Cycles use only the fractional part of num_cycles * step / num_steps, which loses digits
+in floating point as the number of turns grows. It is therefore computed in fixed point:
+the turn of one step is rounded once, to a multiple of 2^-96, and multiplied by the step
+in integers; whole turns overflow. At step 2^31 the fraction has an error of 2^-65.
 """
 
 import math
@@ -24,15 +24,15 @@ from .._numerics import double_float
 from .._numerics.double_float import DoubleFloat, add, from_float32, from_int
 from .._typing import Scalar, Step
 
-_BITS = 96
-_MOST_CYCLES = 1e6  # 1e6 restarts are a mistake, and their table would be long
+_BITS = 96  # bits of a fixed-point fraction, in three uint32
+_MOST_CYCLES = 1e6  # limits the size of the table of `_misplaced_restarts`
 
 
 def rate_dtype(step: Step) -> np.dtype:
     """Returns float64 for an array of 64-bit integers, else float32.
 
-    A Python int gives float32, also when `jit` or `scan` has made a weakly typed array
-    of it: compiling a schedule does not change the dtype of its rate.
+    A Python int gives float32, also if `jit` or `scan` has converted it to a weakly
+    typed array: compilation does not change the dtype of the rate.
     """
     is_64_bit = not isinstance(step, int | float) and jnp.asarray(step).itemsize == 8
     is_64_bit = is_64_bit and not getattr(step, "weak_type", False)
@@ -40,7 +40,7 @@ def rate_dtype(step: Step) -> np.dtype:
 
 
 def unsigned(step: Step) -> jax.Array:
-    """Returns `step` as uint64 where its rate is float64, else as uint32."""
+    """Converts a step to uint64 if its rate is float64, else to uint32."""
     if isinstance(step, int | float):
         return jnp.asarray(_checks.step_count("step", step), jnp.uint32)
     if not jnp.issubdtype(jnp.asarray(step).dtype, jnp.integer):
@@ -50,7 +50,7 @@ def unsigned(step: Step) -> jax.Array:
 
 
 def level(value: Scalar, dtype: np.dtype) -> Scalar:
-    """Returns an array in `dtype`, a host number as a float, which takes any dtype."""
+    """Converts an array to `dtype`, and a host number to a weakly typed float."""
     if isinstance(value, int | float):
         return float(value)
     return jnp.asarray(value).astype(dtype)
@@ -65,15 +65,16 @@ def done(step: jax.Array, num_steps: int) -> DoubleFloat:
 
 
 def left(step: jax.Array, num_steps: int) -> DoubleFloat:
-    """Returns 1 - step / num_steps, at least 0; 0 in a phase without steps."""
+    """Returns 1 - step / num_steps, at least 0; 0 for a phase without steps."""
     if step.dtype == np.uint64 and num_steps:
         return _one_minus(_quotient(jnp.minimum(step, num_steps), num_steps))
-    # Steps left, not 1 - steps done: the subtraction is exact in integers.
+    # The number of remaining steps is subtracted in integers, which is exact; 1 - share
+    # would have a large relative error near the end of the phase.
     return _share(num_steps - jnp.minimum(step, num_steps), num_steps)
 
 
 class Wave:
-    """Progress that goes from 1 to 0 and back, `num_cycles` times in `num_steps`."""
+    """Triangle wave from 1 to 0 and back, with `num_cycles` periods in `num_steps`."""
 
     def __init__(self, num_cycles: float, num_steps: int):
         self._phase = math.pi * float(num_cycles) * 2.0
@@ -83,17 +84,18 @@ class Wave:
     def at(self, step: jax.Array) -> DoubleFloat:
         """Returns |1 - 2 turn| with turn = (num_cycles * step / num_steps) mod 1."""
         if step.dtype == np.uint64:
-            # The functions of the math library reduce a large phase exactly, where a
-            # remainder by a rounded 2 pi is wrong by 2e-16 per turn.
+            # `sin` and `cos` reduce a large phase by an exact 2 pi. The remainder by a
+            # 2 pi that is rounded to float64 would have an error of 2e-16 per turn.
             phase = self._phase * _quotient(step, self._num_steps)
             away = jnp.abs(jnp.arctan2(jnp.sin(phase), jnp.cos(phase))) / math.pi
             return double_float.from_float32(1.0 - away)
+        # |1 - 2 turn| = 2 |turn - 1/2|, where the difference is exact in fixed point.
         half = to_double_float(_distance_from_half(turn_at(step, self._step_turn)))
         return DoubleFloat(2.0 * half.high, 2.0 * half.low)
 
 
 class Restarts:
-    """Progress that goes from 1 to 0, `num_cycles` times in `num_steps`."""
+    """Sawtooth wave from 1 to 0, with `num_cycles` periods in `num_steps`."""
 
     def __init__(self, num_cycles: float, num_steps: int):
         self._misplaced = _misplaced_restarts(num_cycles, num_steps)
@@ -104,9 +106,13 @@ class Restarts:
         """Returns 1 - turn with turn = (num_cycles * (step / num_steps)) mod 1."""
         if step.dtype == np.uint64:
             turns = self._num_cycles * _quotient(step, self._num_steps)
-            # Not turns - floor(turns): a compiler fuses the product and the difference,
-            # and the restart is no longer where two roundings put it.
+            # Not `turns - floor(turns)`: XLA's compilers contract the product and the
+            # subtraction to a fused multiply-add, which does not round the product. The
+            # restart would be at another step than with the two roundings of Python.
             return _one_minus(jax.lax.rem(turns, jnp.ones_like(turns)))
+        # At the steps of the table, double precision is on the other side of the wrap:
+        # where the fraction here is nearly 0 it is nearly 1, and conversely. 1 - turn
+        # and turn are then exchanged.
         misplaced = self._misplaced
         turn = turn_at(step, self._step_turn)
         rest = _complement(turn)
@@ -117,27 +123,28 @@ class Restarts:
 
 
 class Turn(NamedTuple):
-    """A fraction of a turn: (high 2^64 + middle 2^32 + low) / 2^96."""
+    """Fixed-point fraction of a turn: (high 2^64 + middle 2^32 + low) / 2^96."""
 
-    high: jax.Array  # any shape, uint32
-    middle: jax.Array  # as high, uint32
-    low: jax.Array  # as high, uint32
+    high: jax.Array  # any shape, uint32: the most significant bits
+    middle: jax.Array  # shape of high, uint32
+    low: jax.Array  # shape of high, uint32
 
 
 def per_step(num_cycles: float, num_steps: int) -> int:
-    """Returns the turn of one step in units of 2^-96, whole turns included.
+    """Returns the turn per step in units of 2^-96, including whole turns.
 
-    It is rounded up, so that a cycle that begins exactly on a step contains it.
+    It is rounded up, so that a cycle that starts exactly at a step contains this step.
     """
     turn: int = math.ceil(Fraction(float(num_cycles)) * 2**_BITS / num_steps)
     return turn
 
 
 def turn_at(step: jax.Array, step_turn: int) -> Turn:
-    """Returns the fraction of a turn at `step`, uint32, with `step_turn` per step."""
+    """Returns the fraction of a turn at a uint32 step, for `step_turn` per step."""
     factor = [step_turn >> 16 * k & 0xFFFF for k in range(_BITS // 16)]
     digits = [jnp.zeros_like(step) for _ in factor]
-    # Long multiplication in digits of 16 bits: digit * digit + digit + carry fits 32.
+    # Long multiplication modulo 2^96 in digits of 16 bits, since JAX has no 64-bit
+    # integers by default: digit * digit + digit + carry is at most 2^32 - 1.
     for shift, half in enumerate((step & 0xFFFF, step >> 16)):
         carry = jnp.zeros_like(step)
         for k in range(shift, len(digits)):
@@ -150,12 +157,15 @@ def turn_at(step: jax.Array, step_turn: int) -> Turn:
 
 
 def _complement(turn: Turn) -> Turn:
-    """Returns 1 - turn, the rest of the cycle, less the last bit."""
+    """Returns 1 - turn - 2^-96."""
+    # The one's complement; the missing unit, 2^-96, is far below the precision used.
     return Turn(~turn.high, ~turn.middle, ~turn.low)
 
 
 def _distance_from_half(turn: Turn) -> Turn:
     """Returns |turn - 1/2|."""
+    # Flipping the highest bit subtracts 1/2 from a turn of at least 1/2. Below, it adds
+    # 1/2, and the complement gives 1 - (turn + 1/2) = 1/2 - turn.
     half = np.uint32(2**31)
     before = turn.high < half
     away = turn._replace(high=turn.high ^ half)
@@ -167,7 +177,10 @@ def _select(condition: jax.Array, a: Turn, b: Turn) -> Turn:
 
 
 def to_double_float(turn: Turn) -> DoubleFloat:
-    """Returns the fraction as two float32: to 2^-56, and relatively exact near 0."""
+    """Converts a fraction to a pair of float32 with an error of at most 2^-56.
+
+    The relative error is small near 0, too.
+    """
     high = from_int(turn.high)
     high = DoubleFloat(high.high * 2.0**-32, high.low * 2.0**-32)
     rest = turn.middle.astype(jnp.float32) * 2.0**-64
@@ -176,15 +189,15 @@ def to_double_float(turn: Turn) -> DoubleFloat:
 
 
 def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
-    """Returns the steps that a double puts on the other side of a restart than here.
+    """Returns the steps at which double precision and fixed point differ by a wrap.
 
-    (num_cycles * (step / num_steps)) % 1.0 is rounded twice before it wraps. If the
-    product is nearly whole it may be just below (49 * (1 / 49) is), and the double then
-    has the last step of a cycle in place of the first. Only the step nearest to each
-    restart can be affected; all of them are checked on the host.
+    Python rounds (num_cycles * (step / num_steps)) % 1.0 twice before the remainder. A
+    product that is an integer in exact arithmetic can be rounded to a value just below
+    it, as 49 * (1 / 49) is; the step is then the last of a cycle instead of the first.
+    Only the step nearest to each restart can be affected; the host checks all of them.
 
     Returns:
-        The steps in increasing order, uint32; most often none.
+        The steps in increasing order, uint32; usually empty.
 
     Raises:
         ValueError: if `num_cycles` is above 1e6.
@@ -210,10 +223,12 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
 
 
 def _share(part: jax.Array, whole: int) -> DoubleFloat:
-    """Returns part / whole, from 0 to 1, as two float32."""
-    if part.dtype == np.uint64:  # of a phase without steps: nothing is left
+    """Returns part / whole, from 0 to 1, as a pair of float32."""
+    # 64-bit steps arrive here from `left` only, for a phase without steps: part is 0.
+    if part.dtype == np.uint64:
         return double_float.from_float32(part.astype(jnp.float64))
-    # Times the reciprocal, which the host knows in double; but 1 is exactly 1.
+    # Multiplied by the reciprocal, which the host computes in double precision. The
+    # product can round 1 to slightly less, hence `select`.
     reciprocal = double_float.from_float(1.0 / max(whole, 1))
     share = double_float.multiply(double_float.from_int(part), reciprocal)
     one = double_float.from_float32(jnp.ones_like(share.high))
@@ -222,13 +237,14 @@ def _share(part: jax.Array, whole: int) -> DoubleFloat:
 
 def _quotient(part: jax.Array, whole: int) -> jax.Array:
     """Returns part / whole in float64, rounded once."""
-    # XLA replaces a division by a constant by a product with its reciprocal, which is
-    # rounded twice. The added bit is 0, but XLA does not know that.
+    # XLA replaces the division by a constant with a multiplication by its reciprocal,
+    # which rounds twice. `part >> 63` is 0 for any step below 2^63, but XLA cannot
+    # know this, so that the divisor is not a constant and the division is kept.
     divisor = whole + (part >> 63)
     return part.astype(jnp.float64) / divisor.astype(jnp.float64)
 
 
 def _one_minus(x: jax.Array) -> DoubleFloat:
-    """Returns 1 - x for x from 0 to 1 without any error, as two float64."""
+    """Returns 1 - x for x from 0 to 1 as a pair of float64, without rounding error."""
     high = 1.0 - x
     return DoubleFloat(high, (1.0 - high) - x)

@@ -1,4 +1,4 @@
-"""`repr` of curves, phases and schedules: the call that made them."""
+"""`repr` of curves, phases and schedules: the call that created them."""
 
 import functools
 import inspect
@@ -12,12 +12,12 @@ _T = TypeVar("_T")
 
 
 class Described:
-    """A function whose `repr` is the call that made it."""
+    """Function whose `repr` is the call that created it."""
 
     def __init__(self, function: Callable[..., Any], text: str) -> None:
-        """Takes the function and its `repr`."""
+        """Wraps a function; `text` becomes its `repr`."""
         self.function, self._text = function, text
-        # Name and signature stay visible: JAX names a compiled program by them.
+        # Copies name and signature. JAX names a compiled program after its function.
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -29,10 +29,11 @@ class Described:
 
 
 def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorates `make` so that the `repr` of its result is the call that made it."""
+    """Decorates `make` so that the `repr` of its result is the call of `make`."""
     signature = inspect.signature(make)
     defaults = {name: p.default for name, p in signature.parameters.items()}
-    # Arguments before *phases are positional only.
+    # Arguments before `*phases` can only be given positionally, and are shown without
+    # their names.
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     is_named = inspect.Parameter.VAR_POSITIONAL not in kinds
 
@@ -41,6 +42,7 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
         made = make(*args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
         if is_named:
+            # Compared as text: `!=` of a traced array has no truth value.
             given = {k: v for k, v in given.items() if _text(v) != _text(defaults[k])}
             return described(made, make.__name__, given)
         first, *others = given.values()
@@ -51,14 +53,14 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def schedule_function(make: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Makes `make` refuse names of other libraries, and shows its call as `repr`."""
+    """Decorates `make` with `checked_names` and `shows_call`."""
     return checked_names(shows_call(make))
 
 
 def described(made: _T, name: str, arguments: Mapping[str, Any]) -> _T:
-    """Returns a schedule, curve, or the tuple of one, with `name(arguments)` as `repr`.
+    """Returns a schedule, curve or phase with `name(arguments)` as its `repr`.
 
-    Of a `Phase` or `MetricDrivenSchedule` the first field carries the text.
+    For a `Phase` or a `MetricDrivenSchedule` the first field stores the text.
     """
     listed = ", ".join(f"{key}={_text(value)}" for key, value in arguments.items())
     function: Any = made[0] if isinstance(made, tuple) else made
@@ -71,7 +73,7 @@ def described(made: _T, name: str, arguments: Mapping[str, Any]) -> _T:
 
 
 def tuple_repr(fields: tuple[Any, ...]) -> str:
-    """Returns the `repr` of a tuple by `described`, else that of any NamedTuple."""
+    """Returns the text that `described` has stored in a tuple, else the default."""
     if isinstance(fields[0], Described):
         return repr(fields[0])
     return f"{type(fields).__name__}({', '.join(map(_text, fields))})"
@@ -80,5 +82,5 @@ def tuple_repr(fields: tuple[Any, ...]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, str | Described):
         return repr(value)
-    # `str` writes a number of NumPy or JAX without its dtype.
+    # `str`, since `repr` of a number of NumPy or JAX contains its type.
     return str(getattr(value, "__name__", value))

@@ -1,4 +1,4 @@
-"""`get_scheduler`: a schedule by the name that `lr_scheduler_type` takes."""
+"""`get_scheduler`: schedules by their names in Transformers (`lr_scheduler_type`)."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,27 +41,27 @@ def get_scheduler(
     num_training_steps: int | None = None,
     scheduler_specific_kwargs: Mapping[str, Any] | None = None,
 ) -> Schedule | MetricDrivenSchedule:
-    """Returns the schedule of this name, with Transformers' defaults.
+    """Returns a schedule by name, with the defaults of Transformers.
 
     Args:
         name: linear, cosine, cosine_with_restarts, polynomial, constant,
             constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau,
             cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay or
-            greedy; a `transformers.SchedulerType` too.
-        learning_rate: the highest rate (the first, for the two that a metric drives).
-        num_warmup_steps: needed by all but constant and the two that a metric drives.
-        num_training_steps: needed by those that end; warmup_stable_decay may have
-            `num_stable_steps` instead. A count that a schedule does not need is
-            ignored, because the Trainer passes both to every schedule.
-        scheduler_specific_kwargs: the further arguments of the schedule, by name.
+            greedy; or a `transformers.SchedulerType`.
+        learning_rate: peak rate, or first rate of a metric-driven schedule.
+        num_warmup_steps: required by all schedules but constant and the two that are
+            metric-driven.
+        num_training_steps: required by schedules with an end; warmup_stable_decay
+            accepts `num_stable_steps` instead. A count that a schedule does not require
+            is ignored, because Trainer passes both counts to every schedule.
+        scheduler_specific_kwargs: further arguments of the schedule, by name.
 
     Returns:
-        A schedule; for reduce_lr_on_plateau and greedy a `MetricDrivenSchedule`, a pair
-        of `init` and `update` instead.
+        A schedule; for reduce_lr_on_plateau and greedy a `MetricDrivenSchedule`.
 
     Raises:
-        ValueError: if the name is unknown, a count that it needs is missing, an option
-            is not one of the schedule's, or a value is out of its range.
+        ValueError: if the name is unknown, a required count is missing, the schedule
+            does not have an option, or a value is out of range.
 
     Example:
         >>> schedule = get_scheduler("linear", 1e-3, 10, 110)
@@ -71,13 +71,14 @@ def get_scheduler(
         0.0005 0.001 0.0005 0.0
 
     Source: transformers 5.23 `optimization.py`, `get_scheduler`.
-    Differs: options for constant and constant_with_warmup are refused, not ignored, and
-    `verbose` is not an option: nothing is printed.
+    Differs: options for constant and constant_with_warmup are rejected instead of
+    ignored. There is no option `verbose`.
     """
     name = getattr(name, "value", name)
     _checks.one_of("name", name, _SCHEDULES)
     function = _SCHEDULES[name]
-    # Counts are parameters like any other; those of other schedules are left out.
+    # Only counts that the function has as parameters are passed to it. The decorators
+    # of the functions keep their signatures.
     parameters = dict(inspect.signature(function).parameters)
     del parameters["learning_rate"]
     given = {
@@ -90,22 +91,22 @@ def get_scheduler(
         if value is None and count in required:
             raise ValueError(
                 f"`{count}` must be given for {name!r}, got None. Pass the number of "
-                "steps, 0 included."
+                "steps, which may be 0."
             )
     options = dict(scheduler_specific_kwargs or {})
     known = [key for key in parameters if key not in given]
     unknown = [option for option in options if option not in known]
     if unknown:
-        listed = ", ".join(map(repr, known)) or "no options"
+        listed = ", ".join(map(repr, known)) or "none"
         hint = _checks.nearest(unknown[0], known)
         raise ValueError(
-            f"`scheduler_specific_kwargs` must hold only what {name!r} takes, got "
-            f"{', '.join(map(repr, unknown))}. It takes {listed}.{hint}"
+            f"`scheduler_specific_kwargs` must contain only options of {name!r}, got "
+            f"{', '.join(map(repr, unknown))}. Its options: {listed}.{hint}"
         )
     for option in required:
         if option not in counts and option not in options:
             raise ValueError(
-                f"`{option}` must be given for {name!r}, got nothing. Pass it in "
+                f"`{option}` must be given for {name!r}, got no value. Pass it in "
                 "`scheduler_specific_kwargs`."
             )
     arguments = {"learning_rate": learning_rate, **counts, **options}

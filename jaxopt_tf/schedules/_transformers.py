@@ -1,11 +1,12 @@
-"""Schedules of Transformers under their names there, composed of phases.
+"""Schedules of Transformers, with their names in Transformers, composed of phases.
 
-The first argument is the learning rate in the place of the optimizer, and there is no
-`last_epoch`: a schedule is a function of the step and has nothing to resume.
+The first argument is the learning rate instead of the optimizer. There is no argument
+`last_epoch`: a schedule is a function of the step and has no state to resume.
 
-Each equals Transformers at every step, in odd cases too: past the end, where a cosine
-rises again, and with a warmup longer than training. Recipes refuse such numbers; these
-functions do not. Schedules that end above 0 are in `_transformers_floors.py`.
+Each schedule equals that of Transformers at every step, including corner cases: after
+the end, where a cosine increases again, and with a warmup that is longer than training.
+`Recipe` rejects such values; these functions do not. Schedules with a nonzero final
+rate are in `_transformers_floors.py`.
 """
 
 import jax
@@ -22,7 +23,7 @@ from ._repr import schedule_function
 
 @schedule_function
 def get_constant_schedule(learning_rate: Scalar) -> Schedule:
-    """Keeps the same rate at every step.
+    """Returns a schedule with a constant rate.
 
         rate(t) = learning_rate
 
@@ -42,21 +43,22 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
 def get_constant_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int
 ) -> Schedule:
-    """Warms up from 0, then keeps the rate.
+    """Returns a schedule with linear warmup from 0, then a constant rate.
 
         rate(t) = learning_rate * min(1, t / num_warmup_steps)
 
     Args:
-        learning_rate: the rate after the warmup; at least 0; may be traced.
-        num_warmup_steps: at least 0.
+        learning_rate: rate after the warmup; at least 0; may be traced.
+        num_warmup_steps: number of warmup steps; at least 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule_with_warmup`.
     """
     _checks.non_negative("learning_rate", learning_rate)
     W = _checks.step_count("num_warmup_steps", num_warmup_steps)
+    # The last phase is evaluated for all later steps, so that it needs no length.
     return join(learning_rate, warmup(linear, W), constant(0))
 
 
@@ -64,21 +66,21 @@ def get_constant_schedule_with_warmup(
 def get_linear_schedule_with_warmup(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> Schedule:
-    """Warms up from 0, then decays linearly to 0.
+    """Returns a schedule with linear warmup from 0, then linear decay to 0.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * max(0, (T - t) / max(1, T - W))
 
-    Past the end the rate is 0; with a warmup longer than training it is 0 after the
-    warmup.
+    After the end the rate is 0. If the warmup is longer than training, the rate is 0
+    after the warmup.
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warmup included.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_training_steps: T, including the warmup; at least 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
@@ -93,23 +95,24 @@ def get_cosine_schedule_with_warmup(
     num_training_steps: int,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """Warms up from 0, then decays along a cosine.
+    """Returns a schedule with linear warmup from 0, then cosine decay to 0.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * (1 + cos(2 pi num_cycles p)) / 2
                 with p = (t - W) / max(1, T - W)
 
-    Past the end the cosine goes on: with the default half cycle the rate climbs back
-    to its peak at 2 T - W. With a warmup longer than training, one step is one run.
+    After the end the cosine continues: with the default half cycle, the rate increases
+    again to its peak at 2 T - W. If the warmup is longer than training, the decay has a
+    length of one step.
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warmup included.
-        num_cycles: whole waves from W to T; at least 0.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_training_steps: T, including the warmup; at least 0.
+        num_cycles: number of cosine periods from W to T; at least 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
@@ -126,23 +129,23 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     num_training_steps: int,
     num_cycles: float = 1,
 ) -> Schedule:
-    """Warms up from 0, then decays along a half cosine several times.
+    """Returns a schedule with linear warmup, then cosine decay with hard restarts.
 
         t < W:  rate(t) = learning_rate * t / W
         p < 1:  rate(t) = learning_rate * (1 + cos(pi * ((num_cycles * p) mod 1))) / 2
                 with p = (t - W) / max(1, T - W)
         else:   rate(t) = 0
 
-    It restarts on the very step on which Transformers' double does, roundings included.
+    It restarts at the same steps as Transformers, rounding errors of doubles included.
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warmup included.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_training_steps: T, including the warmup; at least 0.
         num_cycles: number of decays; from 0 to 1e6.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_hard_restarts_schedule_with_warmup`.
@@ -160,23 +163,23 @@ def get_polynomial_decay_schedule_with_warmup(
     lr_end: float = 1e-7,
     power: float = 1.0,
 ) -> Schedule:
-    """Warms up from 0, then decays as a power of the steps left.
+    """Returns a schedule with linear warmup from 0, then polynomial decay to `lr_end`.
 
         t < W:   rate(t) = learning_rate * t / W
         t <= T:  rate(t) = (learning_rate - lr_end) * ((T - t) / (T - W))^power + lr_end
         else:    rate(t) = lr_end
 
     Args:
-        learning_rate: the highest rate; above `lr_end`; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warmup included, and not W.
-        lr_end: the last rate; at least 0.
-        power: the exponent; above 0.
+        learning_rate: peak rate; greater than `lr_end`; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_training_steps: T, including the warmup; at least 0 and different from W.
+        lr_end: final rate; at least 0.
+        power: exponent; greater than 0.
 
     Raises:
-        ValueError: if an argument is out of its range, `lr_end` is not below
-            `learning_rate`, or warmup and training are equally long: the decay would
-            have no step, and Transformers divides by zero there.
+        ValueError: if an argument is out of range, `lr_end` is not less than
+            `learning_rate`, or T is equal to W: the decay would have no steps, and
+            Transformers divides by zero.
 
     Source: transformers 5.23 `optimization.py`,
     `get_polynomial_decay_schedule_with_warmup`.
@@ -192,8 +195,8 @@ def get_polynomial_decay_schedule_with_warmup(
     if W == T:
         raise ValueError(
             "`num_training_steps` must differ from `num_warmup_steps`: a polynomial "
-            f"decay of no steps divides by zero, got {T!r} for both. Warm up for fewer "
-            "steps, or take 'constant_with_warmup'."
+            f"decay of 0 steps divides by zero, got {T!r} for both. Use fewer warmup "
+            "steps, or 'constant_with_warmup'."
         )
     floor = share_of(lr_end, learning_rate)
     down = decay(polynomial(power), max(0, T - W), floor)
@@ -204,19 +207,19 @@ def get_polynomial_decay_schedule_with_warmup(
 def get_inverse_sqrt_schedule(
     learning_rate: Scalar, num_warmup_steps: int, timescale: int | None = None
 ) -> Schedule:
-    """Warms up from 0, then decays as the inverse square root of the step.
+    """Returns a schedule with linear warmup, then inverse square root decay.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate / sqrt((t - W + timescale) / timescale)
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        timescale: after how many steps past the warmup the rate has fallen to
-            1 / sqrt(2); at least 1. By default W, or 10,000 where W is 0.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        timescale: number of steps after the warmup until the rate is 1 / sqrt(2) times
+            the peak; at least 1. The default is W, or 10,000 if W is 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
 
     Source: transformers 5.23 `optimization.py`, `get_inverse_sqrt_schedule`.
     """
@@ -229,6 +232,8 @@ def get_inverse_sqrt_schedule(
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 
     def inverse_sqrt(step: jax.Array) -> jax.Array:
+        # `step` is an unsigned integer since the start of the phase, the end of the
+        # warmup: the sum is exact, and only its conversion and the quotient round.
         passed = (step + scale).astype(rate_dtype(step))
         return jnp.sqrt(passed.dtype.type(scale) / passed)
 
@@ -238,7 +243,7 @@ def get_inverse_sqrt_schedule(
 def checked_counts(
     learning_rate: Scalar, num_warmup_steps: int, num_training_steps: int
 ) -> tuple[int, int]:
-    """Returns both counts as ints; raises unless all three are in their range."""
+    """Returns both counts as ints; raises if one of the three is out of range."""
     _checks.non_negative("learning_rate", learning_rate)
     return (
         _checks.step_count("num_warmup_steps", num_warmup_steps),
@@ -248,7 +253,8 @@ def checked_counts(
 
 def share_of(rate: float, learning_rate: Scalar) -> Scalar:
     """Returns rate / learning_rate."""
-    # On the host in double if the number is known; else in the dtype of the rate.
+    # In double precision on the host if the rate is not traced; else in float32, or in
+    # float64 for a float64 rate.
     if _checks.is_concrete(learning_rate):
         return float(rate) / float(learning_rate)
     learning_rate = jnp.asarray(learning_rate)

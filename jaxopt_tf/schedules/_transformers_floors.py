@@ -1,7 +1,7 @@
-"""Schedules of Transformers that end above 0.
+"""Schedules of Transformers with a nonzero final rate.
 
-As in `_transformers.py`, the first argument is the learning rate in the place of the
-optimizer, and each equals Transformers at every step.
+As in `_transformers.py`, the first argument is the learning rate instead of the
+optimizer, and each schedule equals that of Transformers at every step.
 """
 
 import warnings
@@ -25,29 +25,29 @@ def get_cosine_with_min_lr_schedule_with_warmup(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
 ) -> Schedule:
-    """Warms up from 0, then decays along a cosine to a floor.
+    """Returns a schedule with linear warmup from 0, then cosine decay to a minimum.
 
         t < W:  rate(t) = learning_rate * t / W
         else:   rate(t) = learning_rate * (r + (1 - r) * c), r = min_lr_rate
                 with c = (1 + cos(2 pi num_cycles p)) / 2, p = (t - W) / max(1, T - W)
 
-    Past the end the cosine goes on, as in `get_cosine_schedule_with_warmup`.
+    After the end the cosine continues, as in `get_cosine_schedule_with_warmup`.
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warmup included.
-        num_cycles: whole waves from W to T; at least 0.
-        min_lr: the lowest rate; from 0 to `learning_rate`. Or else:
-        min_lr_rate: the lowest rate as a share of `learning_rate`; from 0 to 1.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_training_steps: T, including the warmup; at least 0.
+        num_cycles: number of cosine periods from W to T; at least 0.
+        min_lr: minimum rate; from 0 to `learning_rate`. Exclusive with `min_lr_rate`.
+        min_lr_rate: minimum rate as a fraction of `learning_rate`; from 0 to 1.
 
     Raises:
-        ValueError: if an argument is out of its range, or both or neither of `min_lr`
-            and `min_lr_rate` are given.
+        ValueError: if an argument is out of range, or both or neither of `min_lr` and
+            `min_lr_rate` are given.
 
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_min_lr_schedule_with_warmup`.
-    Differs: there a floor may lie above the peak; here that is an error.
+    Differs: a minimum above the peak is an error; Transformers accepts it.
     """
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
@@ -65,7 +65,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     min_lr_rate: float | None = None,
     warmup_lr_rate: float | None = None,
 ) -> Schedule:
-    """Warms up from above 0, then decays along a cosine, a step ahead, to a floor.
+    """Returns a schedule with warmup from a nonzero rate, then cosine decay.
 
         t < W:  rate(t) = learning_rate * (t + 1) / W, or with s = warmup_lr_rate
                 rate(t) = learning_rate * (s + (1 - s) * t / max(1, W - 1))
@@ -73,35 +73,38 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
                 with c = (1 + cos(2 pi num_cycles p)) / 2
                 and p = (t - W + 1) / max(1, T - W)
 
-    The cosine is read one step ahead: the floor is reached at T - 1, and at T the rate
-    has begun to climb again.
+    The cosine is one step ahead, as in Transformers: the minimum is reached at T - 1,
+    and the rate increases again at T.
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_training_steps: T, at least 0, the warmup included.
-        num_cycles: whole waves from W to T; at least 0.
-        min_lr: the lowest rate; from 0 to `learning_rate`. Or else:
-        min_lr_rate: the lowest rate as a share of `learning_rate`; from 0 to 1.
-        warmup_lr_rate: the first rate as a share of `learning_rate`; from 0 to 1. By
-            default 1 / W.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_training_steps: T, including the warmup; at least 0.
+        num_cycles: number of cosine periods from W to T; at least 0.
+        min_lr: minimum rate; from 0 to `learning_rate`. Exclusive with `min_lr_rate`.
+        min_lr_rate: minimum rate as a fraction of `learning_rate`; from 0 to 1.
+        warmup_lr_rate: first rate as a fraction of `learning_rate`; from 0 to 1. The
+            default is 1 / W.
 
     Raises:
-        ValueError: if an argument is out of its range, or both or neither of `min_lr`
-            and `min_lr_rate` are given.
+        ValueError: if an argument is out of range, or both or neither of `min_lr` and
+            `min_lr_rate` are given.
 
     Source: transformers 5.23 `optimization.py`,
     `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
-    Differs: there a floor may lie above the peak; here that is an error.
+    Differs: a minimum above the peak is an error; Transformers accepts it.
     """
     W, T = checked_counts(learning_rate, num_warmup_steps, num_training_steps)
     floor = _floor(learning_rate, min_lr, min_lr_rate)
+    # Transformers evaluates warmup and cosine one step ahead: (t + 1) / W and
+    # (t - W + 1) / (T - W). `shift` removes the first step of a phase.
     wave = shift(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
     if warmup_lr_rate is None:
         climb = shift(warmup(linear, max(1, W)), 1)
     else:
         _checks.fraction("warmup_lr_rate", warmup_lr_rate)
         climb = warmup(linear, max(1, W - 1), warmup_lr_rate)
+    # The phase has W steps, also if the length of its curve differs (W = 0, 1).
     return join(learning_rate, climb._replace(num_steps=W), wave)
 
 
@@ -117,7 +120,7 @@ def get_wsd_schedule(
     min_lr_ratio: float = 0.0,
     num_cycles: float = 0.5,
 ) -> Schedule:
-    """Warms up, stays at the peak, decays, and then keeps the lowest rate.
+    """Returns a schedule with phases for warmup, constant (stable) rate and decay.
 
         t < W:          rate(t) = learning_rate * (r + (1 - r) * up(t / W))
         t < W + S:      rate(t) = learning_rate
@@ -128,26 +131,27 @@ def get_wsd_schedule(
         cosine:  up(x) = (1 - cos(pi x)) / 2  down(x) = (1 + cos(2 pi n x)) / 2
         1-sqrt:  up(x) = 1 - sqrt(1 - x)      down(x) = 1 - sqrt(x)
 
-    Where S = T - W - D comes out negative, the decay begins before the warmup ends,
-    and the rate jumps there, as in Transformers.
+    If S = T - W - D is negative, the decay starts before the end of the warmup and the
+    rate is discontinuous, as in Transformers.
 
     Args:
-        learning_rate: the highest rate; at least 0; may be traced.
-        num_warmup_steps: W, at least 0.
-        num_decay_steps: D, at least 0.
-        num_training_steps: T, at least 0: all three together.
-        num_stable_steps: S, at least 0; wins, with a warning, if both are given.
+        learning_rate: peak rate; at least 0; may be traced.
+        num_warmup_steps: W; at least 0.
+        num_decay_steps: D; at least 0.
+        num_training_steps: T, the sum of W, S and D; at least 0.
+        num_stable_steps: S; at least 0. If T is given too, T is ignored with a warning.
         warmup_type: "linear", "cosine" or "1-sqrt".
-        decay_type: the same.
-        min_lr_ratio: r, the first and the last rate as a share; from 0 to 1.
-        num_cycles: n, whole waves of a cosine decay; at least 0.
+        decay_type: "linear", "cosine" or "1-sqrt".
+        min_lr_ratio: r, the first and the last rate as a fraction of `learning_rate`;
+            from 0 to 1.
+        num_cycles: n, the number of periods of a cosine decay; at least 0.
 
     Raises:
-        ValueError: if an argument is out of its range, a type is unknown, or neither
+        ValueError: if an argument is out of range, a type is unknown, or neither
             `num_training_steps` nor `num_stable_steps` is given.
 
     Source: transformers 5.23 `optimization.py`, `get_wsd_schedule`.
-    Differs: there a floor may lie above the peak; here that is an error.
+    Differs: a minimum above the peak is an error; Transformers accepts it.
     """
     _checks.non_negative("learning_rate", learning_rate)
     W = _checks.step_count("num_warmup_steps", num_warmup_steps)
@@ -157,6 +161,8 @@ def get_wsd_schedule(
     _checks.one_of("decay_type", decay_type, _WSD_CURVES)
     _checks.fraction("min_lr_ratio", min_lr_ratio)
     _checks.non_negative("num_cycles", num_cycles)
+    # Only the cosine has `num_cycles` in Transformers. The lengths of phases are set in
+    # `join`, since they can differ from those of the curves, which are at least 1.
     if decay_type == "cosine":
         down = cycles(cosine, max(1, D), num_cycles, min_lr_ratio)
     else:
@@ -173,19 +179,19 @@ def get_wsd_schedule(
 def _stable_steps(
     warmup_and_decay: int, num_training_steps: int | None, num_stable_steps: int | None
 ) -> int:
-    """Returns the length of the stable phase; negative if the others do not fit."""
+    """Returns the length of the stable phase; negative if T is less than W + D."""
     if num_stable_steps is None and num_training_steps is None:
         raise ValueError(
             "`num_training_steps` or `num_stable_steps` must be given, got neither. "
-            "With the first, the stable stretch is what warmup and decay leave of it."
+            "The first is the total number of steps, including warmup and decay."
         )
     if num_stable_steps is None:
         total = _checks.step_count("num_training_steps", num_training_steps)
         return total - warmup_and_decay
     if num_training_steps is not None:
         warnings.warn(
-            "`num_training_steps` is not used where `num_stable_steps` is given.",
-            stacklevel=5,  # of the caller of the decorated function
+            "`num_training_steps` is ignored if `num_stable_steps` is given.",
+            stacklevel=5,  # the caller of the decorated function
         )
     return _checks.step_count("num_stable_steps", num_stable_steps)
 
@@ -197,7 +203,7 @@ def _floor(
         given = "neither" if min_lr is None else f"{min_lr!r} and {min_lr_rate!r}"
         raise ValueError(
             f"Exactly one of `min_lr` and `min_lr_rate` must be given, got {given}. "
-            "The first is a rate, the second a share of `learning_rate`."
+            "The first is a rate, the second a fraction of `learning_rate`."
         )
     if min_lr is None:
         assert min_lr_rate is not None
@@ -208,7 +214,7 @@ def _floor(
     if concrete and not (min_lr <= learning_rate and learning_rate > 0):
         raise ValueError(
             "`min_lr` must be at most `learning_rate`, which must be greater than 0, "
-            f"got min_lr={min_lr!r} with learning_rate={learning_rate!r}. For a share "
-            "of the rate use `min_lr_rate`."
+            f"got min_lr={min_lr!r} with learning_rate={learning_rate!r}. To pass a "
+            "fraction of the rate, use `min_lr_rate`."
         )
     return share_of(min_lr, learning_rate)

@@ -1,4 +1,4 @@
-"""Training: compiled steps, the loop around them, evaluation, and resuming.
+"""Training: compiled steps, the training loop, evaluation and resumption.
 
 train_step = make_train_step(loss_fn, optimizer)
 state = init_train_state(params, optimizer)

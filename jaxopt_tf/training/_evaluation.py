@@ -1,4 +1,4 @@
-"""Evaluations: means over evaluation data, the best one so far, and patience."""
+"""Evaluation: means over evaluation data, the best evaluation, and early stopping."""
 
 import math
 import operator
@@ -16,28 +16,29 @@ from ._step import EvalStep
 class Evaluation(NamedTuple):
     """Metrics of one evaluation."""
 
-    step: int  # batches taken so far
+    step: int  # training steps so far, including skipped updates
     metrics: Mapping[str, float]  # means over all items: "loss" and possibly others
 
 
 class Progress(NamedTuple):
-    """Result of the evaluations so far; Python numbers, stored in checkpoints."""
+    """Result of the evaluations so far: Python numbers, stored in checkpoints."""
 
-    best_metric: float | None = None  # None before the first, infinite after only NaN
-    best_step: int | None = None  # its step
-    num_worse_in_a_row: int = 0  # evaluations up to now without an improvement
+    best_metric: float | None = None  # None before the first, infinite if all were NaN
+    best_step: int | None = None  # step of the best evaluation
+    num_worse_in_a_row: int = 0  # consecutive evaluations without an improvement
 
 
 class Selection(NamedTuple):
-    """Comparison of evaluations, under the names of `TrainingArguments`.
+    """Settings of model selection and early stopping, named as in Transformers.
 
     Attributes:
         metric_for_best_model: key of `Evaluation.metrics`.
-        greater_is_better: None for True unless the name ends with "loss".
-        early_stopping_patience: evaluations in a row without an improvement after which
-            training ends; None to train for all steps.
-        early_stopping_threshold: an improvement must be greater than this to count for
-            the patience.
+        greater_is_better: whether a greater metric is better; None for True unless the
+            name ends with "loss".
+        early_stopping_patience: number of consecutive evaluations without an
+            improvement after which training ends; None to train for all steps.
+        early_stopping_threshold: an improvement must exceed this value to reset the
+            patience.
     """
 
     metric_for_best_model: str = "loss"
@@ -49,36 +50,38 @@ class Selection(NamedTuple):
 def make_evaluate(
     eval_step: EvalStep, batches: Sequence[Batch]
 ) -> Callable[[PyTree], dict[str, float]]:
-    """Returns a function from params to means over all items of `batches`.
+    """Returns a function that computes means over all items of `batches`.
 
     Args:
-        eval_step: from `make_eval_step`; or any (params, batch) -> (sums, number of
-            items), where sums is one number, the loss, or a dict of several:
-            {"loss": ..., "accuracy": number of right answers}.
-        batches: the evaluation data, the same at every evaluation; at least one batch.
+        eval_step: from `make_eval_step`; or any function (params, batch) -> (sums,
+            number of items), where sums is a number, the loss, or a dict of numbers:
+            {"loss": ..., "accuracy": number of correct predictions}.
+        batches: the evaluation data, used in every evaluation; at least one batch.
 
     Returns:
-        params -> {"loss": mean, ...}.
+        A function params -> {"loss": mean, ...}.
 
     Raises:
-        ValueError: if there is no batch, or, when called, no item in any.
+        ValueError: if there is no batch; when called, if there is no item in any batch.
         TypeError: when called, if a sum or a number of items is not a real number.
     """
     if not batches:
         raise ValueError(
-            "`batches` must hold at least one batch to evaluate on, got none. Hold out "
-            "more of the data, or take smaller batches."
+            "`batches` must contain at least one batch, got none. Use more data for "
+            "evaluation, or smaller batches."
         )
 
     def evaluate(params: PyTree) -> dict[str, float]:
+        # All steps are dispatched before the first result is fetched.
         results = jax.device_get([eval_step(params, batch) for batch in batches])
         named = [_checked_sums(sums, number) for sums, number in results]
-        # Summed in the host's doubles, in which the order of batches leaves no trace.
+        # Sums over batches are computed in double precision on the host, where rounding
+        # errors of float32 sums do not accumulate.
         num_items = sum(float(number) for _, number in results)
         if not num_items:
             raise ValueError(
-                "`batches` must hold items to take a mean over, got none in any of "
-                f"{len(batches)}. Are all labels ignored?"
+                "`batches` must contain items to take a mean over, got none in any of "
+                f"{len(batches)}. Check whether all labels are ignored."
             )
         return {
             name: sum(float(sums[name]) for sums in named) / num_items
@@ -89,7 +92,7 @@ def make_evaluate(
 
 
 def check_selection(selection: Selection) -> None:
-    """Raises unless patience is at least 1 and the threshold at least 0."""
+    """Raises unless the patience is at least 1 and the threshold is at least 0."""
     if selection.early_stopping_patience is not None:
         _checks.step_count(
             "early_stopping_patience", selection.early_stopping_patience, least=1
@@ -100,15 +103,15 @@ def check_selection(selection: Selection) -> None:
 def after_evaluation(
     progress: Progress, selection: Selection, evaluation: Evaluation
 ) -> Progress:
-    """Counts an evaluation, in the order of the Trainer.
+    """Updates the progress with an evaluation, in the order of Trainer.
 
-    The patience is counted against the best metric before this one, with the threshold;
-    then the best metric is replaced, by however small an improvement. A metric that
-    improves by less than the threshold each time therefore uses the patience up. NaN is
-    never an improvement.
+    First, the metric is compared with the best metric so far, with the threshold, to
+    update the count for the patience. Then any improvement, however small, replaces the
+    best metric. A metric that improves by less than the threshold at each evaluation
+    therefore exhausts the patience. NaN is never an improvement.
 
     Raises:
-        ValueError: if the evaluation has no such metric.
+        ValueError: if the evaluation does not contain the metric.
 
     Source: transformers 5.23 `trainer_callback.py`, `EarlyStoppingCallback`;
         `trainer.py`, `_determine_best_metric`.
@@ -125,7 +128,8 @@ def after_evaluation(
     )
     num_worse = 0 if improves else num_worse + 1
     if best is None:
-        # Any number is better, but NaN is not: it stays infinite then.
+        # Any finite number replaces an infinite best metric; NaN does not, since
+        # comparisons with NaN are False.
         best = -math.inf if is_greater_better else math.inf
     if is_better(metric, best):
         best, best_step = metric, evaluation.step
@@ -133,7 +137,7 @@ def after_evaluation(
 
 
 def has_run_out_of_patience(progress: Progress, selection: Selection) -> bool:
-    """Returns whether too many evaluations in a row were no improvement."""
+    """Returns whether the patience of early stopping is exhausted."""
     patience = selection.early_stopping_patience
     return patience is not None and progress.num_worse_in_a_row >= patience
 
@@ -142,12 +146,12 @@ def metric_values(metrics: Any) -> dict[str, float]:
     """Returns the metrics of an evaluation as floats.
 
     Raises:
-        TypeError: if they are not a mapping, or one is not a real number.
+        TypeError: if `metrics` is not a mapping, or a value is not a real number.
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(
             "`evaluation.metrics` must be a mapping from names to numbers, got "
-            f'{metrics!r}. Return {{"loss": loss}}, for one, from `evaluate`.'
+            f'{metrics!r}. Return for example {{"loss": loss}} from `evaluate`.'
         )
     for name, value in metrics.items():
         _checks.real_number(f"evaluation.metrics[{name!r}]", value)
@@ -155,18 +159,18 @@ def metric_values(metrics: Any) -> dict[str, float]:
 
 
 def selected_metric(selection: Selection, evaluation: Evaluation) -> float:
-    """Returns the metric that evaluations are compared by; raises if it is missing."""
+    """Returns the metric of the selection; raises if the evaluation lacks it."""
     name = selection.metric_for_best_model.removeprefix("eval_")
     if name not in evaluation.metrics:
         raise ValueError(
-            "`metric_for_best_model` must be one that the evaluation gives, "
+            "`metric_for_best_model` must be a metric of the evaluation, one of "
             f"{sorted(evaluation.metrics)}, got {name!r}."
         )
     return evaluation.metrics[name]
 
 
 def _checked_sums(sums: Any, number: Any) -> Mapping[str, Any]:
-    """Returns the sums of a batch by name; raises unless all are real numbers."""
+    """Returns the sums of a batch by name; raises if one is not a real number."""
     _checks.real_number("eval_step(params, batch)[1]", number)
     if not isinstance(sums, Mapping):
         _checks.real_number("eval_step(params, batch)[0]", sums)

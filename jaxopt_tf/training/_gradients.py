@@ -1,4 +1,4 @@
-"""Gradient of a mean loss, over one batch or accumulated over micro-batches."""
+"""Gradients of a mean loss over one batch, or accumulated over micro-batches."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from .. import _pytrees
 from .._numerics import wide_dtype, widest_dtype
 from .._typing import PyTree
 
-# Arrays, or a tree of them: the argument of the loss function.
+# A tree of arrays: an argument of the loss function.
 Batch = Any
 
 # (params, batch) or (params, batch, rng) -> (loss summed over items, number of items)
@@ -20,9 +20,10 @@ LossFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
-    """Returns `loss_fn` with its results in float32, its parameters cast beforehand.
+    """Wraps `loss_fn`: casts its parameters, and converts its results to float32.
 
-    The results are float64 if a parameter is: the gradient is computed from 1 / number.
+    The results are float64 if a parameter is float64. The dtype of the number of items
+    matters, because the backward pass starts from 1 / number.
 
     Args:
         loss_fn: see `make_train_step`.
@@ -38,6 +39,8 @@ def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
     ) -> tuple[jax.Array, jax.Array]:
         dtype = widest_dtype(params)
         if compute_dtype is not None:
+            # Within the differentiated function: the gradients of the uncast parameters
+            # have the dtype of these parameters, not `compute_dtype`.
             params = jax.tree.map(cast, params)
         total, num_items = loss_fn(params, batch, *rng)
         return jnp.asarray(total).astype(dtype), jnp.asarray(num_items).astype(dtype)
@@ -51,15 +54,15 @@ class MeanLoss:
 
     Attributes:
         loss_fn: from `with_float32_outputs`.
-        max_length: limit of the micro-batches on the first axis of a batch; 1 for
-            batches without that axis.
+        max_length: maximum number of micro-batches, the first axis of a batch; 1 for
+            batches without this axis.
 
-    Over micro-batches every item has the same weight:
+    With micro-batches, every item has the same weight:
 
         sum over micro-batches of loss / sum over micro-batches of number
 
-    A mean of means would weigh items of short micro-batches more. Sums are float32,
-    and float64 for gradients of float64 parameters.
+    A mean of means would give a greater weight to items of short micro-batches. Sums
+    are float32, or float64 for float64 parameters.
 
     Source: transformers 5.23 `trainer.py`, `get_batch_samples` and `training_step`.
     """
@@ -73,7 +76,8 @@ class MeanLoss:
         """Returns the mean loss, the number of items and the gradient of the mean."""
         if self.max_length == 1:
             total, num_items, backward = self._forward(params, batch, *_key(rng))
-            # Divided here, not after: the pass starts from 1 / number instead of 1.
+            # The backward pass starts from 1 / number instead of 1: this divides one
+            # scalar and not every gradient.
             (grads,) = backward(1.0 / num_items)
             return total / num_items, num_items, grads
 
@@ -81,6 +85,8 @@ class MeanLoss:
             total, num_items, backward = self._forward(params, batch, *key)
             return total, num_items, *backward(jnp.ones_like(total))
 
+        # The number of items of all micro-batches is known at the end of the scan only:
+        # gradients of summed losses are accumulated, and divided once.
         start = jax.tree.map(_buffer, params)
         total, num_items, grads = self._added_up(sums, params, batch, rng, start)
         share = 1.0 / num_items
@@ -93,9 +99,9 @@ class MeanLoss:
     def value_fn(
         self, batch: Batch, rng: jax.Array | None
     ) -> Callable[[PyTree], jax.Array]:
-        """Returns the function params -> mean loss, which line searches evaluate again.
+        """Returns a function params -> mean loss, which line searches evaluate.
 
-        Other optimizers do not call it, and the compiler then removes it.
+        Optimizers that do not call it cause no computation.
         """
 
         def value(params: PyTree) -> jax.Array:
@@ -123,14 +129,15 @@ class MeanLoss:
         rng: jax.Array | None,
         *start: PyTree,
     ) -> PyTree:
-        """Returns the sums of `function(batch, *key)` over micro-batches, in one scan.
+        """Sums the results of `function(batch, *key)` over micro-batches, in one scan.
 
-        The function returns a loss and a number, which start at 0, and others that
-        start at `start`.
+        The function returns a loss and a number of items, whose sums start at 0, and
+        further trees, whose sums start at `start`.
         """
 
         def add(sums: PyTree, micro: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
             index, batch = micro
+            # Each micro-batch has its own key, so that dropout masks are not repeated.
             key = _key(rng if rng is None else jax.random.fold_in(rng, index))
             return jax.tree.map(_plus, sums, function(batch, *key)), None
 
@@ -142,15 +149,17 @@ class MeanLoss:
 def constrain(grads: PyTree, shardings: PyTree | None) -> PyTree:
     """Constrains gradients to `shardings`; None leaves them to the compiler.
 
-    With an optimizer's state that is sharded further than parameters are, the compiler
-    alone would communicate each gradient separately and not all of them together.
+    Without the constraint, if the optimizer's state is sharded over more axes than the
+    parameters, the compiler communicates each gradient separately instead of combining
+    all of them in one collective.
     """
     if shardings is None:
         return grads
 
     def constrained(g: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+        # Gradients of integer leaves are of dtype float0, without data to shard.
         is_number = _pytrees.is_floating(g)
-        # JAX declares no types for it.
+        # `Any`: JAX does not annotate the function.
         constraint: Any = jax.lax.with_sharding_constraint
         return constraint(g, sharding) if is_number else g
 
@@ -162,10 +171,13 @@ def _key(rng: jax.Array | None) -> tuple[jax.Array, ...]:
 
 
 def _buffer(p: jax.Array) -> jax.Array:
-    # JAX gives no gradient (float0) for leaves that are not floating-point.
+    # JAX represents the gradient of an integer leaf by an array of dtype float0. The
+    # carry of a scan must have the same dtype.
     if not _pytrees.is_floating(p):
         return jnp.zeros(p.shape, jax.dtypes.float0)
-    return jnp.zeros_like(p, wide_dtype(p.dtype))  # placed as the parameter is
+    # float32 also for bfloat16 parameters: in a bfloat16 sum, small addends are lost.
+    # `zeros_like` has the sharding of the parameter.
+    return jnp.zeros_like(p, wide_dtype(p.dtype))
 
 
 def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
@@ -173,7 +185,7 @@ def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _window_length(batches: Batch, max_length: int) -> int:
-    """Returns the number of micro-batches, in which all leaves must be equal."""
+    """Returns the length of the first axis, which must be equal in all leaves."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
     lengths = {shape[0] if shape else None for shape in shapes}
     length = lengths.pop() if len(lengths) == 1 else None
@@ -181,6 +193,6 @@ def _window_length(batches: Batch, max_length: int) -> int:
         raise ValueError(
             "`batch` must have a first axis of 1 to `gradient_accumulation_steps` = "
             f"{max_length} micro-batches in every leaf, got shapes {shapes[:3]}. Stack "
-            "the micro-batches of one update: [k, B, ...]."
+            "the micro-batches of an update: [k, B, ...]."
         )
     return length

@@ -1,4 +1,4 @@
-"""Training loop: steps, reports to monitors, evaluations and checkpoints."""
+"""Training loop: training steps, monitors, evaluations and checkpoints."""
 
 import contextlib
 import dataclasses
@@ -21,25 +21,26 @@ from ._resume import RunState
 from ._state import Metrics, TrainState, device_put_like, with_learning_rate
 from ._step import TrainStep
 
-# Number of steps whose metrics are fetched from the device together.
+# Number of steps whose metrics are fetched from the device in one transfer.
 _WINDOW = 10
 
 _LOWEST_LOSS = Selection()
 
 
 class Window(NamedTuple):
-    """Metrics of a few steps in a row, on the host."""
+    """Metrics of consecutive steps, on the host."""
 
-    first_step: int  # number of the first one; 1 for the run's first step
+    first_step: int  # number of the first step; the first step of a run is 1
     metrics: Metrics  # [n] each, numpy: one entry per step
-    seconds: float  # since the window before; NaN if nobody measured
+    seconds: float  # wall time since the previous window; NaN if not measured
 
 
 class Monitor(NamedTuple):
-    """Three functions; one that has nothing to do is `lambda _: None`.
+    """Functions that receive the metrics of a run; unused ones are `lambda _: None`.
 
-    When `window` and `evaluation` return, what they write must be in the file: a
-    checkpoint that follows relies on it.
+    A monitor that writes a file must have passed its output to the operating system
+    when `window` or `evaluation` returns: a checkpoint may be saved next, and a resumed
+    run expects that the file contains all earlier steps.
     """
 
     window: Callable[[Window], None]
@@ -50,12 +51,12 @@ class Monitor(NamedTuple):
 class Trained(NamedTuple):
     """Result of `train`."""
 
-    position: RunState  # after the last step
+    position: RunState  # state after the last step
     ended: str  # "max_steps", "patience", or "asked" if `should_stop` returned True
 
     @property
     def state(self) -> TrainState:
-        """The state after the last step."""
+        """Train state after the last step."""
         return self.position.state
 
 
@@ -75,40 +76,43 @@ def train(
     save_best: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Takes steps until there have been `max_steps`, those before `start` included.
+    """Trains until step `max_steps`, counting the steps before `start`.
 
     The host does not wait for the device at every step: it dispatches steps, and
-    fetches the metrics of the window before the current one together. At a step at
-    which both are due, evaluation comes before saving, and monitors have received all
-    steps up to it before either.
+    fetches the metrics of a window of steps while the next window is computed. If
+    evaluation and saving are due at the same step, evaluation comes first. Monitors
+    have then received all steps up to this one.
 
     Args:
         train_step: from `make_train_step`.
-        start: the state to start from, or the position of a run that was interrupted;
-            its buffers are donated to the first step.
-        batches: those from the start's step on; no more are taken than needed.
+        start: initial state, or the state of an interrupted run; its buffers are
+            donated to the first step.
+        batches: batches from the step of `start` on. No more batches are consumed than
+            steps are made.
         max_steps: number of steps of the whole run; at least 1.
-        monitors: receive every window of steps and every evaluation, and are closed at
-            the end, also if the run is interrupted.
-        evaluate: from params to evaluation metrics, from `make_evaluate`; called before
-            step 1 (for the monitors only), every `eval_steps` and after the last step.
-        eval_steps: None to evaluate only at both ends.
-        selection: which evaluation is the best, and how long to wait for a better one.
-        metric_schedule: sets the rate after every evaluation but the first; the
-            optimizer is built with a float rate.
-        save: takes a position, as `save_position` does; called every `save_steps`, when
-            the run ends, and when it is stopped.
-        save_steps: None to save only then.
-        save_best: whether to save after every evaluation that is the best so far, too.
-        should_stop: called after every step; True ends the run there.
+        monitors: receive every window of steps and every evaluation; closed at the end,
+            also if the run is interrupted.
+        evaluate: function from params to evaluation metrics, see `make_evaluate`;
+            called before step 1 (for monitors only), every `eval_steps` and after the
+            last step.
+        eval_steps: steps between evaluations; None to evaluate only at start and end.
+        selection: settings of model selection and early stopping.
+        metric_schedule: sets the rate after every evaluation except the first. The
+            optimizer must be built with a float as its rate.
+        save: function that saves a `RunState`, see `save_position`; called every
+            `save_steps`, when the run ends, and when it is stopped.
+        save_steps: steps between saves; None to save only at the end.
+        save_best: whether to save after every evaluation that is the best so far.
+        should_stop: called after every step; training ends if it returns True.
 
     Returns:
-        The position after the last step, and why it was the last.
+        The state after the last step, and the reason for the end.
 
     Raises:
-        ValueError: if a number of steps is below 1, or there are fewer batches.
-        FloatingPointError: if the step itself stopped because a loss or gradient was
-            not finite; names the step. It is noticed when the window is fetched.
+        ValueError: if a number of steps is below 1, or there are too few batches.
+        FloatingPointError: if a step has stopped the run because a loss or gradient was
+            not finite. The message contains the step; it is raised when the metrics of
+            the window are fetched.
 
     Source: transformers 5.23 `trainer.py`, `_maybe_log_save_evaluate`.
     """
@@ -123,10 +127,12 @@ def train(
         start = start._replace(schedule_state=metric_schedule.init())
     run = _Run(start, monitors, evaluate, selection, metric_schedule, save)
     try:
+        # A resumed run was evaluated before its first step already.
         if run.step == 0:
             run.evaluate()
         reason = run.reason_to_stop(should_stop)
         remaining = 0 if reason else max(0, max_steps - run.step)
+        # `islice` does not consume a batch after the last step, as `zip` would.
         for batch in itertools.islice(batches, remaining):
             run.take_step(train_step, batch)
             is_last = run.step == max_steps
@@ -144,15 +150,16 @@ def train(
             if run.step > run.first_step:
                 run.save()
             raise ValueError(
-                f"`batches` must hold one for every step up to `max_steps` = "
-                f"{max_steps}, but ended after step {run.step}. Repeat them, or take "
-                "fewer steps."
+                f"`batches` must contain a batch for every step up to `max_steps` = "
+                f"{max_steps}, but ended after step {run.step}. Repeat the data, or "
+                "reduce `max_steps`."
             )
+    # `BaseException` includes KeyboardInterrupt: files of monitors must be closed then.
     except BaseException as error:
         if isinstance(error, FloatingPointError):
             run.save_before_stop()
         for monitor in monitors:
-            with contextlib.suppress(Exception):  # it would hide `error`
+            with contextlib.suppress(Exception):  # would replace `error`
                 monitor.close()
         raise
     for monitor in monitors:
@@ -174,23 +181,25 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.step = self.first_step = int(self.position.state.step)
-        self.pending: list[Metrics] = []  # of steps that were dispatched
-        self.time = time.perf_counter()  # of the last report, evaluation or save
+        self.pending: list[Metrics] = []  # metrics of dispatched steps, on the device
+        self.time = time.perf_counter()  # time of the last report, evaluation or save
 
     def take_step(self, train_step: TrainStep, batch: Batch) -> None:
-        """Dispatches a step; reports a window when the next one is complete, too."""
+        """Dispatches a step; reports a window once the next one is dispatched."""
         state, metrics = train_step(self.position.state, batch)
         self.position = self.position._replace(state=state)
         self.step += 1
         self.pending.append(metrics)
+        # Two windows: fetching the older one waits for its steps only, while the device
+        # computes those of the newer one.
         if len(self.pending) == 2 * _WINDOW:
             self.report(_WINDOW)
 
     def report(self, num_steps: int | None = None) -> None:
-        """Fetches the metrics of the oldest `num_steps` (all for None) for monitors.
+        """Reports the metrics of the oldest `num_steps` (None for all) to monitors.
 
         Raises:
-            FloatingPointError: if a step stopped; monitors have received it.
+            FloatingPointError: if a step has stopped the run, after it was reported.
         """
         if not self.pending:
             return
@@ -198,7 +207,8 @@ class _Run:
         length = len(self.pending) if num_steps is None else num_steps
         metrics, self.pending = self.pending[:length], self.pending[length:]
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
-        # The steps after the one that stopped changed nothing: they are not reported.
+        # Steps that were dispatched after the step that stopped the run left the state
+        # unchanged. They are not reported.
         is_stopped = bool(columns.is_stopped.any())
         if is_stopped:
             num_taken = int(np.argmax(columns.is_stopped)) + 1
@@ -212,14 +222,14 @@ class _Run:
             raise FloatingPointError(_why_stopped(window))
 
     def evaluate(self) -> Evaluation | None:
-        """Evaluates, after all steps were reported; None without a function for it."""
+        """Evaluates after all steps are reported; None without `eval_function`."""
         self.report()
         if self.eval_function is None:
             return None
         params = self.position.state.params
         metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
-        # A metric that is missing is noticed here, before the first step.
+        # Raises for a missing metric at the evaluation before the first step already.
         _evaluation.selected_metric(self.selection, evaluation)
         for monitor in self.monitors:
             monitor.evaluation(evaluation)
@@ -227,7 +237,7 @@ class _Run:
         return evaluation
 
     def evaluate_and_adapt(self) -> bool:
-        """Evaluates, updates progress and rate; returns whether it was the best."""
+        """Evaluates, updates progress and rate; returns whether it is the best."""
         evaluation = self.evaluate()
         if evaluation is None:
             return False
@@ -247,14 +257,18 @@ class _Run:
         return "asked" if should_stop() else None
 
     def save(self) -> None:
-        """Saves, after all steps were reported."""
+        """Saves the state after all steps are reported."""
         if self.save_function is not None:
             self.report()
             self.save_function(self.position)
             self.time = time.perf_counter()
 
     def save_before_stop(self) -> None:
-        """Saves the state before the step that stopped, which the step has kept."""
+        """Saves the state before the step that stopped the run.
+
+        This step and all later ones have left parameters and optimizer unchanged. The
+        counter is reset, so that a run resumed from the checkpoint is not stopped.
+        """
         state = self.position.state
         if self.save_function is not None and int(state.step) > self.first_step:
             none = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
@@ -272,7 +286,7 @@ def _why_stopped(window: Window) -> str:
     loss, norm = float(metrics.loss[-1]), float(metrics.norms.grads[-1])
     return (
         f"`loss` and its gradient must be finite, got a loss of {loss!r} and a "
-        f"gradient norm of {norm!r} at step {step}. The state is that before it. Lower "
-        "`learning_rate` or `max_grad_norm`, lengthen `warmup_steps`, or look at the "
-        "batch; `on_non_finite` and `max_skipped_in_a_row` can skip such steps."
+        f"gradient norm of {norm!r} at step {step}. The state before this step is "
+        "kept. Lower `learning_rate` or `max_grad_norm`, increase `warmup_steps`, or "
+        "check the batch; `on_non_finite` and `max_skipped_in_a_row` can skip steps."
     )

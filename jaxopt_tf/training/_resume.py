@@ -1,4 +1,4 @@
-"""State of a run in its folder: saved, restored, and resumed in one `with`."""
+"""State of a run: saving, restoring, and the context manager `resumable`."""
 
 import contextlib
 import functools
@@ -20,11 +20,11 @@ from ._state import TrainState
 
 
 class RunState(NamedTuple):
-    """Everything that a run is resumed from; its data are a function of the step."""
+    """State from which a run is resumed. The data are a function of the step."""
 
     state: TrainState  # after the last step
-    progress: Progress = Progress()  # of the evaluations
-    schedule_state: Any = None  # of a schedule that a metric drives; else None
+    progress: Progress = Progress()  # result of the evaluations so far
+    schedule_state: Any = None  # state of a metric-driven schedule; else None
 
 
 def save_position(
@@ -34,21 +34,24 @@ def save_position(
     *,
     replaces: int | None = None,
 ) -> Path:
-    """Saves, in the background: `train(..., save=partial(save_position, checkpoints))`.
+    """Saves the state of a run in the background, as the argument `save` of `train`.
+
+        train(..., save=functools.partial(save_position, checkpoints))
 
     Args:
         checkpoints: from `open_checkpoints`.
-        position: its arrays can be donated when this returns.
-        notes: a dict that JSON can hold, for `read_notes`: the settings of a run.
+        position: the state. Its arrays can be donated when the function returns.
+        notes: metadata, a dict that can be serialized as JSON, such as the settings of
+            the run; `read_notes` reads it.
         replaces: step of a checkpoint that is deleted when this one is complete.
 
     Returns:
-        The path that the checkpoint will have when it is complete.
+        The final path of the checkpoint.
 
     Raises:
-        OSError: if it, or the one before, cannot be written.
+        OSError: if this or the previous checkpoint cannot be written.
     """
-    # `int` waits until the step is computed.
+    # `int` blocks until the step is computed.
     return checkpoints.save(
         int(position.state.step),
         {"state": position.state, "schedule_state": position.schedule_state},
@@ -59,17 +62,17 @@ def save_position(
 
 
 def restore_position(checkpoint: Path | str | None, like: RunState) -> RunState:
-    """Reads a checkpoint of `save_position`, after every byte of it was verified.
+    """Restores a checkpoint of `save_position` after verifying its checksums.
 
     Args:
-        checkpoint: its folder, from `latest_valid`; None if there is none.
-        like: a position at the start; its shapes and dtypes must be the checkpoint's.
+        checkpoint: path of the checkpoint, from `latest_valid`; None for a new run.
+        like: initial state of the run, with the shapes, dtypes and shardings to use.
 
     Returns:
-        The position; `like` itself if `checkpoint` is None.
+        The restored state; `like` itself if `checkpoint` is None.
 
     Raises:
-        ValueError: if the checkpoint is damaged, or is not like `like`.
+        ValueError: if the checkpoint is damaged, or is not compatible with `like`.
     """
     if checkpoint is None:
         return like
@@ -83,10 +86,10 @@ def restore_position(checkpoint: Path | str | None, like: RunState) -> RunState:
 
 
 class Resumable(NamedTuple):
-    """Arguments of `train` for a run that `resumable` opened."""
+    """Arguments of `train`, from `resumable`."""
 
-    start: RunState  # of the newest valid checkpoint, or of the state that was passed
-    step: int  # of `start`: the number of the first batch
+    start: RunState  # from the newest valid checkpoint; else the initial state
+    step: int  # step of `start`, the index of the next batch
     save: Callable[[RunState], Any]
     should_stop: Callable[[], bool]
 
@@ -99,29 +102,31 @@ def resumable(
     save_total_limit: int | None = None,
     metric_schedule: MetricDrivenSchedule | None = None,
 ) -> Iterator[Resumable]:
-    """Locks a run's folder, and restores its newest valid checkpoint if it has one.
+    """Locks the folder of a run and restores its newest valid checkpoint, if any.
 
         with resumable("runs/mine", state, save_total_limit=2) as run:
             train(train_step, run.start, batches(run.step), max_steps=1_000,
                   save=run.save, save_steps=100, should_stop=run.should_stop)
 
-    One job at a time; damaged checkpoints are skipped and named; SIGTERM and Ctrl-C
-    end the run after a step, with a checkpoint.
+    Only one job can hold the lock. Damaged checkpoints are skipped and reported.
+    SIGTERM and Ctrl-C stop the run after the current step, with a checkpoint.
 
     Args:
-        folder: of the run; created if it does not exist.
-        state: the state to start from if there is no checkpoint.
-        save_total_limit: checkpoints that are kept, the best among them; None for all.
-        metric_schedule: the one that `train` receives; None if it receives none.
+        folder: folder of the run; created if it does not exist.
+        state: initial state, used if there is no checkpoint.
+        save_total_limit: number of checkpoints to keep, including the best one; None
+            for all.
+        metric_schedule: the argument `metric_schedule` of `train`; None without one.
 
     Raises:
-        ValueError: if another job holds the folder, no checkpoint in it is valid, or
-            the newest valid one is of another model, optimizer or schedule.
+        ValueError: if another job holds the lock, all checkpoints are damaged, or the
+            newest valid one belongs to another model, optimizer or schedule.
         OSError: if a checkpoint cannot be written.
     """
     schedule_state = None if metric_schedule is None else metric_schedule.init()
     with lock_folder(folder) as held, stop_on_signals() as should_stop:
         like = RunState(state, schedule_state=schedule_state)
+        # After the lock is acquired: no other job can rotate the checkpoints meanwhile.
         start = restore_position(latest_valid(folder), like)
         with open_checkpoints(held, save_total_limit=save_total_limit) as checkpoints:
             save = functools.partial(save_position, checkpoints)

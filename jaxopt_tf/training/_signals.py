@@ -1,4 +1,4 @@
-"""Signals: the first one ends a run after the step, the second one at once."""
+"""Signal handling: a graceful stop at the first signal, an exit at the second."""
 
 import contextlib
 import itertools
@@ -14,23 +14,25 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Signals so far; as a function, returns whether to stop."""
+    """Request to stop, set by a signal; calling it returns whether to stop."""
 
     def __init__(self, *, is_shared: bool = False):
-        """Creates a request without a signal.
+        """Creates a request that is not set.
 
         Args:
-            is_shared: whether a signal to any of many processes counts, in all of them
-                at the same call.
+            is_shared: whether a signal to any process of a multi-process job stops all
+                processes, after the same number of calls.
         """
-        self.signal: int | None = None  # number of the first one
+        self.signal: int | None = None  # number of the first signal
         self._is_shared = is_shared
         self._calls = itertools.count()
-        self._is_handled = False  # this process received a signal
+        self._is_handled = False  # whether this process has received a signal
 
     def __call__(self) -> bool:
         """Returns whether a signal has been received."""
-        # All must take the same steps: JAX finds the first that none has passed yet.
+        # All processes must make the same number of steps, since a step communicates.
+        # JAX's preemption service chooses a step that no process has reached yet; it
+        # must be called at every step.
         if self._is_shared and multihost_utils.reached_preemption_sync_point(
             next(self._calls)
         ):
@@ -38,39 +40,44 @@ class StopRequest:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Notes the first signal; ends the process at the second."""
+        """Stores the first signal; exits the process at the second."""
         del frame
         name = signal.Signals(number).name
         if self._is_handled:
-            _say(f"{name} again: leaving at once.")
+            _say(f"{name} again: exiting immediately.")
+            # Not `sys.exit`: it raises an exception, whose handlers wait for saves.
             os._exit(128 + number)
         self._is_handled = True
+        # SIGTERM to itself starts JAX's preemption protocol, which stops all processes.
         if self._is_shared:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self.signal = number
-        _say(f"{name}: finishing the step and saving; once more leaves at once.")
+        _say(f"{name}: stopping after this step, then saving; repeat to exit now.")
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Makes SIGTERM and SIGINT (Ctrl-C) requests to stop while it is open.
+    """Handles SIGTERM and SIGINT (Ctrl-C) as requests to stop, within a `with` block.
 
         with stop_on_signals() as should_stop:
             train(..., should_stop=should_stop)
 
-    The first is noted, so that the step under way is finished and saved. The second
-    ends the process at once, with status 128 + its number: a checkpoint is complete or
-    not there at all, so that nothing that was saved is lost. Handlers can be set in a
-    process's main thread only; elsewhere nothing is changed. Both say so on stderr.
+    After the first signal, the current step is completed and saved. The second signal
+    exits the process immediately with status 128 + its number. Checkpoints are written
+    atomically, so that no saved checkpoint is lost. A message on stderr reports each
+    signal. Handlers can be set in the main thread only; in other threads the context
+    manager has no effect.
 
-    Of the processes of `jax.distributed.initialize` any one may be asked, and all end
-    after the same step. SIGTERM is then JAX's own to catch, and Ctrl-C is one.
+    In a multi-process job (`jax.distributed.initialize`), a signal to any process stops
+    all processes after the same step. JAX then handles SIGTERM itself; Ctrl-C is
+    forwarded as SIGTERM.
     """
     is_shared = jax.process_count() > 1
     request = StopRequest(is_shared=is_shared)
     before = {}
-    with contextlib.suppress(ValueError):  # not the main thread
+    # `signal.signal` raises a ValueError outside of the main thread.
+    with contextlib.suppress(ValueError):
         for number in (signal.SIGINT,) if is_shared else _SIGNALS:
             before[number] = signal.signal(number, request.handle)
     try:
@@ -81,5 +88,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _say(sentence: str) -> None:
-    # Not `print`: it may be what the signal came in the middle of.
+    # `print` is not reentrant: it raises an error if the signal has interrupted a
+    # `print` to the same stream.
     os.write(2, f"\n{sentence}\n".encode())

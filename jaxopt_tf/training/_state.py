@@ -1,4 +1,4 @@
-"""State that a training step carries, and the metrics that it reports."""
+"""State and metrics of a training step."""
 
 import dataclasses
 from typing import Any
@@ -15,44 +15,44 @@ from ..optimizers import set_learning_rate
 
 @flax.struct.dataclass
 class TrainState:
-    """State from which the next step is taken."""
+    """State of training between two steps."""
 
-    step: jax.Array  # (), int32: batches taken so far, those of skipped updates too
-    params: PyTree  # the parameters
-    opt_state: PyTree  # the optimizer's state
-    num_bad_in_a_row: jax.Array  # (), int32: steps up to now that were not finite
-    rng: jax.Array | None  # (), key: of dropout; None where the loss takes no key
+    step: jax.Array  # (), int32: number of steps so far, including skipped updates
+    params: PyTree  # parameters
+    opt_state: PyTree  # state of the optimizer
+    num_bad_in_a_row: jax.Array  # (), int32: consecutive steps that were not finite
+    rng: jax.Array | None  # (), key: for dropout; None if the loss takes no key
 
 
 @flax.struct.dataclass
 class Norms:
-    """Euclidean norms of a part of the tree, or of all of it.
+    """Euclidean norms of a tree or a subtree.
 
-    (), float32; float64 if a leaf of that part is.
+    (), float32; float64 if a leaf is float64.
     """
 
-    grads: jax.Array  # of the gradient, before clipping
-    updates: jax.Array  # of the update, which was added to the parameters
-    params: jax.Array  # of the parameters, before the update
+    grads: jax.Array  # gradient, before clipping
+    updates: jax.Array  # update, which is added to the parameters
+    params: jax.Array  # parameters, before the update
 
     @property
     def update_ratio(self) -> Any:
-        """Updates over parameters: about 1e-3 in a run that goes well."""
+        """Update norm over parameter norm; about 1e-3 in a healthy run."""
         return self.updates / self.params
 
 
 @flax.struct.dataclass
 class Metrics:
-    """Measurements of one step; float64 in the place of float32 if a parameter is."""
+    """Metrics of one step; float64 instead of float32 if a parameter is float64."""
 
     loss: jax.Array  # (), float32: mean over the batch's items, before the update
-    learning_rate: jax.Array  # (), float32: used by this update; NaN unless one of ours
-    norms: Norms  # of the whole tree
-    num_items: jax.Array  # (), float32: number of items of the loss: tokens, say
-    is_clipped: jax.Array  # (), bool: whether `clip` made the gradients smaller
-    is_skipped: jax.Array  # (), bool: whether the update was left out
-    is_stopped: jax.Array  # (), bool: whether no update is taken any more
-    layers: dict[str, Norms]  # by the path of the layer; empty unless asked for
+    learning_rate: jax.Array  # (), float32: rate of this update; NaN if unknown
+    norms: Norms  # norms of the whole tree
+    num_items: jax.Array  # (), float32: number of items of the loss, such as tokens
+    is_clipped: jax.Array  # (), bool: whether `clip` scaled the gradients down
+    is_skipped: jax.Array  # (), bool: whether the update was not applied
+    is_stopped: jax.Array  # (), bool: whether the run is stopped, see `on_non_finite`
+    layers: dict[str, Norms]  # by the path of the layer; empty without `per_layer`
 
 
 def init_train_state(
@@ -61,14 +61,14 @@ def init_train_state(
     *,
     rng: jax.Array | int | None = None,
 ) -> TrainState:
-    """Returns the state before the first step.
+    """Returns the initial state of training.
 
     Args:
-        params: the parameters; their buffers are donated to the first step, so they
-            must not be used afterwards.
+        params: the parameters. Their buffers are donated to the first step, after which
+            the arrays must not be used.
         optimizer: any optax transformation.
-        rng: a key or a seed for a loss with a third argument, a key that differs at
-            every step; None for a loss with two.
+        rng: a key or a seed, for a loss function with a key as third argument; None for
+            a loss function with two arguments.
     """
     if rng is not None and not isinstance(rng, jax.Array):
         rng = jax.random.key(_checks.seed("rng", rng))
@@ -84,21 +84,28 @@ def init_train_state(
 def with_learning_rate(
     state: TrainState, learning_rate: float | jax.Array
 ) -> TrainState:
-    """Returns the state with another learning rate in its optimizer."""
+    """Returns the state with another learning rate of the optimizer."""
     opt_state = set_learning_rate(state.opt_state, learning_rate)
+    # The new leaf must have the sharding of the old one; see `device_put_like`.
     return dataclasses.replace(
         state, opt_state=jax.tree.map(device_put_like, opt_state, state.opt_state)
     )
 
 
 def device_put_like(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Places `new` as `old`, committed or not, so that no step is compiled again."""
+    """Places `new` on the devices of `old`, committed if `old` is committed."""
+    # Sharding and commitment of arguments are part of the cache key of `jax.jit`: a
+    # step would be recompiled for an array that differs in either of them.
     is_committed = isinstance(old, jax.Array) and old.committed
     return jax.device_put(new, old.sharding) if is_committed else new
 
 
 def _with_own_buffers(opt_state: PyTree, params: PyTree) -> PyTree:
-    """Copies arrays that occur twice: a step can donate each buffer only once."""
+    """Copies arrays that occur more than once in state and parameters.
+
+    A buffer can be donated only once: XLA reports an error if it is donated twice. The
+    state of an optimizer may contain the arrays of the parameters themselves.
+    """
     seen = {id(leaf) for leaf in jax.tree.leaves(params)}
 
     def own(leaf: Any) -> Any:

@@ -13,10 +13,11 @@ from ..optimizers import get_learning_rate, is_clipped
 from ._gradients import Batch, LossFn, MeanLoss, constrain, with_float32_outputs
 from ._state import Metrics, Norms, TrainState
 
-# (state, batch, **extra arguments of the optimizer) -> (state, metrics)
+# (state, batch, **extra_args of the optimizer) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
-# A sum, or sums by name, and a count: so that batches of any size add up exactly.
+# (params, batch) -> (sum or sums by name, number of items). Sums and not means, so that
+# batches of different size can be combined.
 EvalStep = Callable[[PyTree, Batch], tuple[Any, jax.Array]]
 
 _POLICIES = ("stop", "skip", "propagate")
@@ -33,42 +34,44 @@ def make_train_step(
     per_layer: bool = False,
     state_shardings: PyTree | None = None,
 ) -> TrainStep:
-    """Compiles one update of the mean loss.
+    """Returns a compiled training step for the mean loss.
 
     Args:
-        loss_fn: (params, batch) -> (loss summed over the batch's items, their number):
-            scalars; the number may be a Python one. It is called with a key as third
-            argument if the state has an `rng`: another one at every step and for every
-            micro-batch. The gradient is that of sum / number.
-        optimizer: any optax transformation; clipping and decay are links of it. It
-            receives `value` (the loss), `grad` and `value_fn` if it takes them.
-        gradient_accumulation_steps: k; at least 1. Above 1 every leaf of a batch has
-            an axis of at most k micro-batches in front: their gradients are added up
-            one after the other, in one float32 copy (float64 of float64 parameters),
-            and the optimizer runs once. Sums are divided by the number of items of the
-            whole window, a short last one by its own.
+        loss_fn: function (params, batch) -> (loss summed over the items of the batch,
+            number of items). Both results are scalars; the number may be a Python
+            number. If the state has an `rng`, the function receives a key as third
+            argument, which differs for each step and micro-batch. The gradient is that
+            of sum / number.
+        optimizer: any optax transformation, including clipping and weight decay. It
+            receives the extra arguments `value` (the loss), `grad` and `value_fn`.
+        gradient_accumulation_steps: k; at least 1. If k is greater than 1, every leaf
+            of a batch has a leading axis of at most k micro-batches. Their gradients
+            are accumulated sequentially in one float32 copy (float64 for float64
+            parameters), and the optimizer is updated once. Sums are divided by the
+            number of items of all micro-batches of the update.
         compute_dtype: dtype to which floating-point parameters are cast for the loss,
-            such as `jnp.bfloat16`; None for their own. The update is applied to the
-            uncast ones.
-        on_non_finite: reaction to a loss or gradient norm that is not finite. "stop":
+            such as `jnp.bfloat16`; None for no cast. The update is applied to the
+            parameters before the cast.
+        on_non_finite: behaviour if the loss or the gradient norm is not finite. "stop":
             the state is left unchanged, in this and all later steps, and
-            `Metrics.is_stopped` is True. "skip": parameters and optimizer are left
-            unchanged, so that its schedule does not advance, and training continues.
+            `Metrics.is_stopped` is True. "skip": parameters and optimizer, including
+            the step of its schedule, are left unchanged, and training continues.
             "propagate": the update is applied, as in torch.
-        max_skipped_in_a_row: with "skip", more skipped steps in a row stop the run.
-        per_layer: report `Metrics.layers` too.
-        state_shardings: shardings of the new state on many devices, one for each leaf
-            of a `TrainState`; gradients are sharded as the parameters. None to leave
-            that to the compiler.
+        max_skipped_in_a_row: with "skip", maximum number of consecutive skipped steps;
+            the next one stops the run.
+        per_layer: whether to compute `Metrics.layers`.
+        state_shardings: shardings of the new state, a `TrainState` with a sharding for
+            each leaf; gradients have the shardings of the parameters. None to leave the
+            shardings to the compiler.
 
     Returns:
         A function (state, batch, **extra) -> (state, metrics); `extra` is passed to the
-        optimizer. It reuses the old state's buffers for the new one: the old state must
-        not be used afterwards. It is traced once for each shape of batch.
+        optimizer. The buffers of the old state are donated, so that it must not be used
+        afterwards. The function is traced once for each shape of a batch.
 
     Raises:
-        ValueError, TypeError: if an option is out of range; when traced, if a batch's
-            micro-batches do not fit.
+        ValueError, TypeError: if an option is out of range; when traced, if the leading
+            axis of a batch is not valid.
 
     Source: transformers 5.23 `trainer.py`, `_run_epoch` and `training_step`.
     Differs: an update that is not finite is applied only with "propagate".
@@ -80,7 +83,7 @@ def make_train_step(
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
     mean_loss = MeanLoss(with_float32_outputs(loss_fn, compute_dtype), num_micro)
     grad_shardings = None if state_shardings is None else state_shardings.params
-    # Optimizers that take no extra arguments then ignore them.
+    # Makes optimizers without extra arguments ignore them.
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
@@ -96,6 +99,7 @@ def make_train_step(
         )
         norms = _norms(grads, updates, state.params)
         layers = _layers(grads, updates, state.params) if per_layer else {}
+        # A NaN or infinity in any gradient makes the norm of all gradients non-finite.
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norms.grads)
         num_bad = jnp.where(is_finite, 0, state.num_bad_in_a_row + 1)
         params = optax.apply_updates(state.params, updates)
@@ -103,9 +107,12 @@ def make_train_step(
             is_made, is_stopped = jnp.asarray(True), jnp.asarray(False)
         else:
             limit = max_bad if on_non_finite == "skip" else 0
+            # The counter is kept above the limit once the run is stopped: steps that
+            # were dispatched before the host has noticed must not change the state.
             was_stopped = state.num_bad_in_a_row > limit
             num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
             is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
+            # `where` selects old leaves, also if the new ones contain NaN.
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(is_made, new, old),
                 (params, opt_state),
@@ -126,6 +133,7 @@ def make_train_step(
 
     if state_shardings is None:
         return jax.jit(train_step, donate_argnames="state")
+    # Without them, the compiler may choose other shardings, and a step is recompiled.
     out = (state_shardings, None)
     return jax.jit(train_step, donate_argnames="state", out_shardings=out)
 
@@ -136,7 +144,8 @@ def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
 
 
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
-    # `clip` computes that of the gradients, too: the compiler does it once.
+    # `clip` computes the norm of the gradients, too. XLA eliminates the common
+    # subexpression.
     return Norms(*map(_pytrees.global_norm, (grads, updates, params)))
 
 
@@ -147,7 +156,7 @@ def _zero_if_skipped(is_made: jax.Array, norms: Norms) -> Norms:
 
 
 def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
-    """Returns norms by the path of the module that a leaf belongs to."""
+    """Returns norms by the path of the module that contains a leaf."""
     layers: dict[str, list[tuple[jax.Array, ...]]] = {}
     columns = [_pytrees.named_leaves(tree) for tree in (grads, updates, params)]
     for (name, g), (_, u), (_, p) in zip(*columns, strict=True):
@@ -158,7 +167,7 @@ def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:
-    """Returns the rate of our optimizer; NaN unless the state has exactly one."""
+    """Returns the rate in the optimizer's state; NaN unless there is exactly one."""
     try:
         rate = get_learning_rate(opt_state)
     except ValueError:

@@ -272,14 +272,18 @@ def test_clears_away_a_broken_save_and_says_so(tmp_path):
     with saving(tmp_path, report=said.append):
         assert not (tmp_path / "checkpoint-5.orbax-checkpoint-tmp").exists()
     assert len(said) == 1
-    assert "checkpoint-5.orbax-checkpoint-tmp is half-written" in said[0]
+    assert "checkpoint-5.orbax-checkpoint-tmp is incomplete" in said[0]
 
 
 def test_refuses_what_cannot_be_saved(tmp_path):
     with saving(tmp_path) as checkpoints:
-        with pytest.raises(TypeError, match="`notes` must be what JSON can hold, but"):
+        with pytest.raises(
+            TypeError, match="`notes` must be serializable as JSON, but"
+        ):
             checkpoints.save(1, {"w": jnp.ones(2)}, {"path": tmp_path})
-        with pytest.raises(ValueError, match="`arrays` must hold at least one array"):
+        with pytest.raises(
+            ValueError, match="`arrays` must contain at least one array"
+        ):
             checkpoints.save(1, {"w": None}, {})
         with pytest.raises(TypeError, match="`arrays` must contain only arrays, got"):
             checkpoints.save(1, {"w": "1.0"}, {})
@@ -416,7 +420,7 @@ def test_survives_being_killed_at_any_moment(tmp_path):
         assert restored.step > newest
         assert restored.notes == {"step": restored.step}
         assert set(np.asarray(restored.arrays["w"])) == {restored.step}
-        assert all("is half-written" in line for line in said)
+        assert all("is incomplete" in line for line in said)
         newest = restored.step
 
 

@@ -40,7 +40,7 @@ def test_makes_the_folder_and_says_who_holds_it(tmp_path):
 
 def test_refuses_a_second_process_and_names_the_first(tmp_path):
     with another_process(tmp_path) as process:
-        holder = f"held by process {process.pid} on {os.uname().nodename} since 2"
+        holder = f"locked by process {process.pid} on {os.uname().nodename} since 2"
         with pytest.raises(ValueError, match=holder), lock_folder(tmp_path):
             pass
         process.communicate("\n")
@@ -80,7 +80,7 @@ def test_refuses_without_a_name_while_the_holder_has_not_written_it(tmp_path):
     with lock_folder(tmp_path):
         (tmp_path / LOCK_FILE).write_text("")
         with (
-            pytest.raises(ValueError, match="a process that is just starting"),
+            pytest.raises(ValueError, match="a process that is starting"),
             lock_folder(tmp_path),
         ):
             pass
@@ -90,7 +90,7 @@ def test_refuses_what_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "x"):
         with (
-            pytest.raises(ValueError, match="`folder` must be a folder that can be"),
+            pytest.raises(ValueError, match="`folder` must be a writable folder"),
             lock_folder(path),
         ):
             pass

@@ -67,12 +67,12 @@ def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng)
             assert latest_valid(folder, report=said.append) == folder / "checkpoint-1"
             assert len(said) == 1
             assert said[0].startswith("checkpoint-2 is damaged: ")
-            assert said[0].endswith(" The one before it is used.")
+            assert said[0].endswith(" The previous checkpoint is used.")
         path.unlink()
         assert latest_valid(folder, report=said.append) == folder / "checkpoint-1"
         path.write_bytes(data)
     (checkpoint / "d" / "extra").touch()
-    assert damage(checkpoint) == "d/extra is not in the digest"
+    assert damage(checkpoint) == "d/extra has no checksum"
     (checkpoint / "d" / "extra").unlink()
     assert damage(checkpoint) is None
 
@@ -91,11 +91,11 @@ def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
     assert restore_latest(folder, LIKE).step == 1
     said = capsys.readouterr().err.splitlines()
     starts = [
-        "checkpoint-6.orbax-checkpoint-tmp is half-written: ",
-        f"checkpoint-5 is damaged: it has no digest, {DIGEST_FILE}.",
-        "checkpoint-4 is damaged: it holds no record ([Errno 2]",
-        "checkpoint-3 is damaged: it holds no record (_METADATA has no record of ours)",
-        f"checkpoint-2 is damaged: it has no digest, {DIGEST_FILE}.",
+        "checkpoint-6.orbax-checkpoint-tmp is incomplete: ",
+        f"checkpoint-5 is damaged: it has no checksum file {DIGEST_FILE}.",
+        "checkpoint-4 is damaged: it has no record ([Errno 2]",
+        "checkpoint-3 is damaged: it has no record (_METADATA has another format)",
+        f"checkpoint-2 is damaged: it has no checksum file {DIGEST_FILE}.",
     ]
     assert [
         line[: len(start)] for line, start in zip(said, starts, strict=True)
@@ -105,7 +105,7 @@ def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
 def test_never_starts_anew_in_silence(folder):
     for step in (1, 2):
         (folder / f"checkpoint-{step}" / "manifest.ocdbt").unlink()
-    with pytest.raises(ValueError, match="must hold a good checkpoint") as caught:
+    with pytest.raises(ValueError, match="must contain a valid checkpoint") as caught:
         restore_latest(folder, LIKE)
     for step in (1, 2):
         reason = f"checkpoint-{step} is damaged: manifest.ocdbt is missing"
@@ -136,15 +136,17 @@ def test_finds_nothing_where_the_first_save_was_killed_and_says_so(tmp_path):
     ],
 )
 def test_says_what_does_not_fit(folder, change, reason):
-    with pytest.raises(ValueError, match="`like` must have the leaves of") as caught:
+    with pytest.raises(
+        ValueError, match="`like` must have the same leaves as"
+    ) as caught:
         restore_latest(folder, LIKE | change)
     assert reason in str(caught.value)
-    assert "or start a new one in another folder" in str(caught.value)
+    assert "or start a new run in another folder" in str(caught.value)
 
 
 def test_says_why_a_named_checkpoint_cannot_be_used(folder):
     (folder / "checkpoint-2" / "_METADATA").write_text("{}")
-    reason = "_METADATA has other bytes than its digest says. Name another"
+    reason = "_METADATA does not match its checksum. Pass another"
     for read in (lambda path: restore(path, LIKE), read_notes):
         with pytest.raises(ValueError, match=reason):
             read(folder / "checkpoint-2")

@@ -71,7 +71,7 @@ def test_clears_away_what_kills_left(tmp_path):
     clear(tmp_path, said.append)
     assert names(tmp_path) == ["checkpoint-3", "runs"]
     assert said == [
-        f"{left[0]} is half-written: its save was broken off. It is deleted."
+        f"{left[0]} is incomplete: its save was interrupted. It is deleted."
     ]
 
 

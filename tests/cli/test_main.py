@@ -111,7 +111,7 @@ def test_commands_have_flags_that_they_use(capsys):
         ("train --rate_groups {}", "must have a `pattern` in each group", "__init__"),
         ('train --rate_groups [{"patern":1}]', "Did you mean 'pattern'?", "__init__"),
         ("schedule greedy", "are in its curves.png", "plot_run"),
-        ("train --optim paged_ademamix_32bit", "or take 'adamw_torch'", "`folder`"),
+        ("train --optim paged_ademamix_32bit", "or use 'adamw_torch'", "`folder`"),
         (
             "train --ignore_fields fp16",
             "`--ignore_fields` must be given with `--config`",

@@ -284,7 +284,7 @@ def test_refuses_in_one_sentence(run, capsys, flags, words):
 def test_refuses_a_folder_that_cannot_be_made(run, capsys, text):
     assert run(f"--output_dir {text}") == 2
     shown = capsys.readouterr().err
-    assert "must be a folder" in shown
+    assert "must be a writable folder" in shown
     assert str(text) in shown
 
 

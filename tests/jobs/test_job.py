@@ -319,7 +319,7 @@ def test_goes_on_with_changes_that_are_intended(broken_off):
 
 def test_a_model_of_another_size_is_no_change_that_can_be_intended(broken_off):
     model = dataclasses.replace(TINY, n_embd=16)
-    with pytest.raises(ValueError, match="`like` must have the leaves"):
+    with pytest.raises(ValueError, match="`like` must have the same leaves"):
         run(broken_off(9), model=model, intended_changes=("n_embd",))
 
 
@@ -396,7 +396,7 @@ def test_never_starts_anew_where_no_checkpoint_is_good(broken_off):
     for path in find_checkpoints(job.output_dir):
         (path / "SHA256SUMS").unlink()
     before = log_of(job.output_dir)
-    with pytest.raises(ValueError, match="`folder` must hold a good checkpoint"):
+    with pytest.raises(ValueError, match="`folder` must contain a valid checkpoint"):
         run(job)
     assert log_of(job.output_dir) == before
 

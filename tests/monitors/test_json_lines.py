@@ -150,11 +150,11 @@ def spoil(path, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "line 4 of .* must be step 4, got 5"),
-        ("twice", "line 5 of .* must be step 5, got 4"),
+        ("missing", "line 4 of .* must be step 4, got step 5"),
+        ("twice", "line 5 of .* must be step 5, got step 4"),
         ("garbage", "line 4 of .* must be a JSON object"),
         ("other", "line 4 of .* must be a JSON object"),
-        ("ends early", "must hold every step up to 10, .* but ends at 5"),
+        ("ends early", "must contain every step up to 10, .* but ends at 5"),
     ],
 )
 def test_refuses_a_file_with_a_gap_and_leaves_it_as_it_is(path, how, message):
@@ -256,7 +256,7 @@ def test_refuses_a_folder_that_is_not_there(tmp_path):
 
 
 def test_refuses_a_path_that_is_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="`path` must be a file that can be written"):
+    with pytest.raises(ValueError, match="`path` must be a writable file"):
         json_lines(tmp_path)
 
 

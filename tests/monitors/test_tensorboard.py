@@ -154,5 +154,5 @@ def test_refuses_an_interval_below_1(tmp_path):
 
 def test_refuses_a_folder_that_cannot_be_made(tmp_path):
     Path(tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="`folder` must be one that can be written"):
+    with pytest.raises(ValueError, match="`folder` must be a writable folder"):
         tensorboard(tmp_path / "file" / "events")

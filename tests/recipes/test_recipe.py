@@ -194,7 +194,7 @@ def test_refuses_phases_longer_than_training(stable, warmup_steps):
 
     rest = 6 - stable.get("num_stable_steps", 0)
     recipe(rest)
-    with pytest.raises(ValueError, match=r"must have phases that fit .* 11 in all"):
+    with pytest.raises(ValueError, match=r"must have phases of at most .* 11 in total"):
         recipe(rest + 1)
 
 

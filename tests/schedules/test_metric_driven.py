@@ -166,11 +166,11 @@ def test_refuses_to_be_compiled(which):
     schedule = MAKE[which](0.1)
     with pytest.raises(TypeError, match="`metric` must be a number that is known on"):
         jax.jit(lambda metric: schedule.update(schedule.init(), metric))(1.0)
-    with pytest.raises(TypeError, match="`state` must hold Python numbers, got"):
+    with pytest.raises(TypeError, match="`state` must contain Python numbers"):
         jax.jit(schedule.update)(schedule.init(), 1.0)
     # A float32 from a compiled program has lost digits of the rate.
     state = jax.jit(lambda state: state)(schedule.init())
-    with pytest.raises(TypeError, match="`state` must hold Python numbers, got"):
+    with pytest.raises(TypeError, match="`state` must contain Python numbers"):
         schedule.update(state, 1.0)
     for option in ("learning_rate", "factor", "min_lr", "eps"):
         with pytest.raises(TypeError, match=f"`{option}` must be a number that is kn"):
@@ -320,7 +320,7 @@ def test_refuses_a_state_of_another_kind(which):
 def test_greedy_refuses_a_state_with_another_smoothing():
     state = greedy(0.1).init()
     for options in ({"smooth": True}, {"smooth": True, "window_size": 3}):
-        with pytest.raises(ValueError, match="`state` must have been made with"):
+        with pytest.raises(ValueError, match="`state` must have been created with"):
             greedy(0.1, **options).update(state, 1.0)
         state = greedy(0.1, **options).init()
     with pytest.raises(ValueError, match="`smooth`=False"):

@@ -273,7 +273,7 @@ def test_saves_what_was_before_the_step_that_stopped():
 
 def test_saves_before_it_says_that_there_are_too_few_batches():
     saved = []
-    with pytest.raises(ValueError, match="`batches` must hold"):
+    with pytest.raises(ValueError, match="`batches` must contain"):
         run(
             [0, 1, 2],
             max_steps=4,
@@ -288,7 +288,7 @@ def test_an_error_is_not_hidden_by_a_monitor_that_cannot_be_closed():
 
     broken = Monitor(lambda window: None, lambda evaluation: None, refuse)
     monitor, events = recorder()
-    with pytest.raises(ValueError, match="`batches` must hold"):
+    with pytest.raises(ValueError, match="`batches` must contain"):
         train(counting_step, start(), [0], max_steps=4, monitors=[broken, monitor])
     assert events[-1] == "closed"
 
@@ -313,13 +313,13 @@ def test_says_at_the_start_that_the_metric_is_missing():
 
 def test_refuses_to_take_a_mean_over_no_items():
     evaluate = make_evaluate(lambda params, batch: (0.0, 0), [None])
-    with pytest.raises(ValueError, match="`batches` must hold items"):
+    with pytest.raises(ValueError, match="`batches` must contain items"):
         evaluate(None)
 
 
 def test_refuses_too_few_batches():
     monitor, events = recorder()
-    with pytest.raises(ValueError, match="`batches` must hold .* ended after step 3"):
+    with pytest.raises(ValueError, match="`batches` must contain.* ended after step 3"):
         train(counting_step, start(), [0, 1, 2], max_steps=4, monitors=[monitor])
     assert events == [(1, [0.0, 1.0, 2.0]), "closed"]
 
@@ -348,7 +348,7 @@ def test_evaluate_takes_several_sums_by_name():
 
 
 def test_refuses_to_evaluate_on_nothing():
-    with pytest.raises(ValueError, match="`batches` must hold at least one"):
+    with pytest.raises(ValueError, match="`batches` must contain at least one"):
         make_evaluate(lambda params, batch: (0.0, 1), [])
 
 

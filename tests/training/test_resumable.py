@@ -102,7 +102,7 @@ def test_a_rate_that_a_metric_drives_is_resumed(tmp_path):
     rates = [get_learning_rate(t.state.opt_state) for t in (unbroken, resumed)]
     assert rates[0] == rates[1] == np.float32(0.1 * 0.3**3)
     with (
-        pytest.raises(ValueError, match="`like` must have the leaves"),
+        pytest.raises(ValueError, match="`like` must have the same leaves"),
         resumable(tmp_path / "broken", begin(), metric_schedule=greedy(0.1)),
     ):
         pass
@@ -111,7 +111,7 @@ def test_a_rate_that_a_metric_drives_is_resumed(tmp_path):
 def test_refuses_the_checkpoint_of_another_model(tmp_path):
     run_in(tmp_path)
     with (
-        pytest.raises(ValueError, match="`like` must have the leaves"),
+        pytest.raises(ValueError, match="`like` must have the same leaves"),
         resumable(tmp_path, begin(size=4)),
     ):
         pass

@@ -41,7 +41,7 @@ def test_one_signal_lets_the_step_and_the_save_finish(number):
     out, err = process.communicate(timeout=60)
     assert out == "saving\nsaved\n"
     assert process.returncode == 0
-    assert f"{number.name}: finishing the step and saving" in err
+    assert f"{number.name}: stopping after this step, then saving" in err
 
 
 def test_a_second_signal_leaves_at_once():
@@ -52,7 +52,7 @@ def test_a_second_signal_leaves_at_once():
     out, err = process.communicate(timeout=30)
     assert out == ""
     assert process.returncode == 128 + signal.SIGINT
-    assert "SIGINT again: leaving at once" in err
+    assert "SIGINT again: exiting immediately" in err
 
 
 def test_handlers_are_as_before_afterwards():

@@ -219,7 +219,7 @@ def test_refuses_no_recipes_and_what_is_none():
 
 def test_refuses_a_schedule_that_a_metric_drives():
     recipe = Recipe(max_steps=10, lr_scheduler_type="greedy")
-    with pytest.raises(ValueError, match="`lr_scheduler_type` must be a schedule of"):
+    with pytest.raises(ValueError, match="`lr_scheduler_type` must be a function of"):
         train_many(tasks.digits_task(), [recipe])
 
 
