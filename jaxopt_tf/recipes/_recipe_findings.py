@@ -147,7 +147,7 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
             what=f"rate times decay is {asked:.2g} at most",
             why=f"float32 makes it {done:.2g}, off by {error:.0%}"
             if done
-            else "1 minus this value is 1 in float32: nothing is decayed",
+            else "float32 rounds 1 minus this value to 1, so that nothing is decayed",
             instead="Take a larger `weight_decay`; or in code, as it has no flag, an "
             "optimizer of your own with `adamw_tf(..., decay='exact')`",
         )
