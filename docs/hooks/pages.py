@@ -16,7 +16,6 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 from sources import EXAMPLES, NAMES, NOTEBOOKS, PACKAGE, PAGES, SUB_PACKAGES, sentence
 
-
 # A search finds the reference of a function before pages that mention it.
 _BOOST = "---\nsearch:\n  boost: 3\n---\n"
 
