@@ -145,9 +145,9 @@ def _sentence(error: Exception) -> str:
     if not is_collective or "RESOURCE_EXHAUSTED" in text:
         return f"{process}: {text}"
     return (
-        f"{process} cannot continue: another process has ended or cannot be reached. "
-        "Read its messages. The checkpoints are complete: the same command in all "
-        f"processes resumes from the newest one. ({text.splitlines()[0]})"
+        f"{process} cannot continue: another one has ended or cannot be reached. Read "
+        "its messages. The checkpoints are complete: the same command in all processes "
+        f"resumes from the newest one. ({text.splitlines()[0]})"
     )
 
 

@@ -102,8 +102,8 @@ def _named(
         name,
         command.learning_rate,
         num_steps // 10 if num_warmup is None else num_warmup,
-        # With `num_stable_steps`, `get_scheduler` derives the length of the schedule
-        # from its phases, and does not accept a number of training steps.
+        # With `num_stable_steps` the length of the schedule is the sum of its phases.
+        # If both are given, warmup_stable_decay warns that the other one is not used.
         None if options and options.get("num_stable_steps") is not None else num_steps,
         options,
     )
