@@ -175,6 +175,7 @@ class _Untyped:
 def _typed_words(**values: Any) -> dict[str, list[str]]:
     # No docstring: tyro would print it above the flags of each group.
     words: dict[str, list[str]] = {}
+    # The value of a nested dataclass is the dict of its own words.
     for name, value in values.items():
         if isinstance(value, dict):
             words |= value
@@ -192,6 +193,7 @@ def _field_specs(
     names = [name for cls in record.__mro__ for name in inspect.get_annotations(cls)]
     for name in dict.fromkeys(names):
         if name in groups:
+            # The name is the title of the group in the help; `run` has no title.
             title = tyro.conf.arg(name="" if name == "run" else name)
             hint = _annotated(groups[name], title)
             yield StructFieldSpec(name, hint, MISSING_NONPROP)
@@ -274,6 +276,7 @@ def _unknown_flags(
     words: Sequence[str], kinds: Mapping[str, Kind], form: Any
 ) -> list[str]:
     """Returns a message for each unknown flag, or for the first value without one."""
+    # A word such as "-1" is a value, not a flag.
     names = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
     if words and not names:
         return [f"{words[0]!r} must follow a flag. `{form.prog} --help` lists them."]

@@ -113,7 +113,7 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
     # If a process is missing, the C++ client of JAX aborts the process with a stack
     # trace and raises no exception. The timer exits earlier, with a message.
     timer = threading.Timer(_COMES_WITHIN, _exit, [late])
-    timer.daemon = True
+    timer.daemon = True  # does not keep the process alive
     timer.start()
     try:
         jax.distributed.initialize(
@@ -142,6 +142,7 @@ def _sentence(error: Exception) -> str:
     # If another process is lost, collectives raise `JaxRuntimeError`, or on CPUs an
     # error of Gloo, the library that transports them.
     is_collective = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in text
+    # Running out of memory is also a `JaxRuntimeError`, but an error of this process.
     if not is_collective or "RESOURCE_EXHAUSTED" in text:
         return f"{process}: {text}"
     return (

@@ -85,6 +85,7 @@ def _run(args: Sequence[str]) -> int:
     module = importlib.import_module(f".{command.module}", __package__)
     try:
         return getattr(module, name.replace("-", "_"))(rest)
+    # An OSError, but not an error for the user: `main` handles it.
     except BrokenPipeError:
         raise
     except flags.REFUSALS as error:

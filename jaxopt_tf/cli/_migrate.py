@@ -81,6 +81,7 @@ def migrate(args: Sequence[str]) -> int:
     Returns:
         The exit status: 0.
     """
+    # tyro prints the help and exits before the folders are required.
     if any(arg in ("-h", "--help") for arg in args):
         _read_flags(["--help"])
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):

@@ -127,6 +127,8 @@ def merged_settings(
             "`ignore_fields` must be given with `config`, the file that contains the "
             f"fields, got {list(ignored)} alone. Leave it out."
         )
+    # Increasing precedence: preset, run's folder, file, command line. A preset on the
+    # command line also overrides sizes in the folder and in the file.
     below = {**found, **file}
     if "preset" in of_run:
         below = {name: value for name, value in below.items() if name not in _SIZES}

@@ -81,6 +81,7 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
     """Returns the further arguments of each schedule, by name."""
     if given is None:
         return {}
+    # For a single schedule, the object contains its arguments, without its name.
     by_name = given if len(names) > 1 else {names[0]: given}
     objects = [by_name, *by_name.values()] if isinstance(by_name, dict) else [by_name]
     if not all(isinstance(each, dict) for each in objects):

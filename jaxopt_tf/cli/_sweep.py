@@ -92,6 +92,7 @@ def sweep(args: Sequence[str]) -> int:
             memory_limit=search.memory_limit,
             report=report,
         )
+    # If the folder contains another sweep, the changed settings explain the error.
     except ValueError as error:
         raise ValueError("\n  ".join([str(error), *changes])) from error
     except KeyboardInterrupt as error:
@@ -161,7 +162,7 @@ def as_flags(recipe: Recipe, names: Sequence[str]) -> str:
 
 
 def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Uniform:
-    if kind.noun.startswith("JSON"):
+    if kind.noun.startswith("JSON"):  # a comma may be part of a value
         try:
             return list(json.loads(f"[{text}]"))
         except json.JSONDecodeError as error:

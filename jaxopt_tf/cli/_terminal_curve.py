@@ -39,6 +39,7 @@ def terminal_curve(
     columns = max(width - margin - 2, 10)
     down, across = (4, 2) if is_braille else (3, 1)
     dots = _dots(steps, values / top, columns * across, height * down)
+    # [height, columns, down, across]: the dots of each character.
     cells = dots.reshape(height, down, columns, across).swapaxes(1, 2)
     rows = _braille(cells) if is_braille else _ascii(cells)
     side, corner, floor = "│└─" if is_braille else "|+-"
@@ -70,10 +71,12 @@ def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.
     every = np.arange(columns)
     column = np.concatenate([inside, every, every])
     values = np.concatenate([shares, at_edges[:-1], at_edges[1:]])
+    # Row of each value; row 0 is the upper edge, where the share is 1.
     at = np.clip(np.floor((1 - values) * rows), 0, rows - 1).astype(int)
     highest, lowest = np.full(columns, rows - 1), np.zeros(columns, int)
     np.minimum.at(highest, column, at)
     np.maximum.at(lowest, column, at)
+    # In each column, all dots between the lowest and the highest value are set.
     row = np.arange(rows)[:, None]
     return (row >= highest) & (row <= lowest)
 

@@ -44,6 +44,7 @@ def train(args: Sequence[str]) -> int:
     saved = saved_settings(typed)
     config = run_config(typed, saved)
     with launched(build(Launch, typed), flag_kinds(Train)):
+        # The mesh of a saved run need not fit this machine; one that was typed must.
         # `jax.device_count` is correct only after the processes have connected, and a
         # call before that would initialize the backend of a single process.
         if saved.get("mesh") is not None and "mesh" not in typed:

@@ -15,8 +15,8 @@ from .. import _checks
 from ._corpus import Corpus
 from ._tokens import TokenStream
 
-# `index_shuffle` of grain takes 32-bit integers. For more windows, their largest index
-# would wrap around, and grain would return the first window for every index.
+# `index_shuffle` of grain takes 32-bit integers. The largest index of more windows
+# would wrap around: with 2^32 + 1 windows, grain returns the first for every index.
 _MAX_WINDOWS = 2**32
 
 

@@ -194,6 +194,8 @@ def changed_settings(
         ignored.add("eval_steps")
     return {
         name: _change(name, saved, now)
+        # A setting is compared even if only one of the two runs has it: a version that
+        # lacks the setting may have behaved differently.
         for name in (*now, *(name for name in saved if name not in now))
         if name not in ignored
         and (name not in saved or name not in now or saved[name] != now[name])
@@ -215,7 +217,7 @@ def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _data_in_words(settings: Mapping[str, Any]) -> str:
     paths = [repr(str(path)) for path in settings.get("text") or ()]
-    if len(paths) > 4:
+    if len(paths) > 4:  # the first three and the number of the others
         paths[3:] = [f"{len(paths) - 3} more"]
     words = ", ".join(paths) or "Python's standard library"
     if DATA_SIZE in settings:  # older versions did not record it
@@ -297,6 +299,7 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
             f"model, got {job.eval_steps}: the first evaluation would be at the end. "
             f"Use {max(1, recipe.max_steps // 10)}."
         )
+    # The default counts as not given: the dataclass does not record what was passed.
     is_default = job.max_skipped_in_a_row == Job.max_skipped_in_a_row
     if job.on_non_finite != "skip" and not is_default:
         yield (

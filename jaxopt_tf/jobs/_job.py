@@ -97,7 +97,7 @@ class Job:
         """Checks every field; converts strings to paths and whole floats to ints."""
         for name, kind in kinds_of(Job).items():
             value = _checked(name, kind, getattr(self, name))
-            object.__setattr__(self, name, value)  # frozen otherwise
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def matmul_precision(self) -> str | None:
@@ -176,6 +176,7 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
         return tuple(_checked(name, one, item) for item in value)
     if name == "mesh":  # canonical form, so that equal meshes compare equal
         return _mesh(value)
+    # `kind.noun` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
     match kind.noun:
         case "INT":
             least = 0 if name == "eos_token_id" else 1

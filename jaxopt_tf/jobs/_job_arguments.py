@@ -212,6 +212,8 @@ def _set_intervals(
     combined = into.combined
     every, save = combined.get("eval_steps"), combined.get("save_steps")
     is_best = combined.get("load_best_model_at_end") is True and saving != "best"
+    # Trainer selects the best of its checkpoints; here each evaluation with a lower
+    # loss is saved, at any step.
     if is_best and is_set(saving) and every and save and every != save:
         into.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
@@ -230,6 +232,7 @@ def _set_evaluation(
     role = _role(into)
     every = checkpoint.updates_per_epoch if checkpoint else None
     if strategy == "steps":
+        # Transformers' default of `eval_steps` is `logging_steps`.
         if not settings.get("eval_steps"):
             logging_steps = into.combined.get("logging_steps")
             settings["eval_steps"] = logging_steps or _LOGGING_STEPS
@@ -306,6 +309,7 @@ def _role(into: Translation) -> str:
 def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:
     """Copies the patience of an EarlyStoppingCallback in trainer_state.json."""
     found = dict(state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
+    # A Trainer writes a list if it has several callbacks of one class.
     for callback in found if isinstance(found, list) else [found] if found else []:
         args = callback.get("args", {})
         patience = args.get("early_stopping_patience")

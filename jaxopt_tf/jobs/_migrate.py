@@ -153,6 +153,8 @@ def import_run(
         recipe = dataclasses.replace(config.recipe, decay_rule=rule)
         config = dataclasses.replace(config, recipe=recipe)
     start = first_position(config.recipe, config.model, params)
+    # optimizer.pt is compared with the recipe in the files. `settings` may change the
+    # recipe of the imported run.
     with _remedies(_OF_CHECKPOINT):
         read = interop.read_trainer_checkpoint(
             checkpoint,

@@ -82,6 +82,7 @@ def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
     try:
         abstract = sharding.abstract_mesh(axes, slice_.num_devices)
         devices = planning.slice_devices(slice_)
+    # Errors of `planning` name its argument `slice_`.
     except planning.CompilerMissingError as error:
         message = str(error).replace("`slice_`", "`devices`")
         return abstract, f"This was computed from shapes alone: {message}"

@@ -136,6 +136,8 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     # The paths of the text may differ between machines; its content is compared below.
     local = ("text", "tokenizer")
     shared = {name: value for name, value in settings.items() if name not in local}
+    # Processes with different settings could compile different programs, whose
+    # collectives would wait for each other forever.
     _io.check_equal_across_processes(shared | _versions())
     with checkpoints.lock_folder(job.output_dir or Path("runs", now)) as lock:
         corpus = _read_corpus(config, lock.folder)
@@ -175,6 +177,8 @@ def _find_start(
     if checkpoint is not None:
         saved = settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
+    # The checkpoint, if any, may be of another folder: what this folder contains is
+    # checked as well.
     if checkpoint is None or checkpoint == named:
         is_new = checkpoint is None
         config = _io.run_on_process_0(

@@ -84,6 +84,7 @@ def build_setup(
         rng = recipe.seed if model.has_dropout else None
         return training.init_train_state(params, optimizer, rng=rng)
 
+    # Only shapes and dtypes are traced: no array of the model's size is allocated.
     shapes = jax.eval_shape(init_state)
     shardings = _state_shardings(shapes, config, mesh)
     state = jax.tree.map(_with_sharding, shapes, shardings)
@@ -165,6 +166,7 @@ def _state_shardings(
         params,
         zero_axis="data" if config.job.zero_1 else None,
     )
+    # Counters, flags and keys are replicated.
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: replicated, state)
     return shardings.replace(params=params, opt_state=opt_state)

@@ -86,7 +86,7 @@ def tuning_task(
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        ).since(0)
+        ).since(0)  # endless
 
     held_out: Sequence[np.ndarray] = ()
     if num_held_out:

@@ -80,6 +80,7 @@ class DecayPath:
         Folds are treated as independent. This is an approximation: runs of two folds
         share most of their training rows.
         """
+        # The sample standard deviation over folds (ddof=1), divided by sqrt(F).
         error = np.full(len(self.decays), np.nan)
         has_error = np.isfinite(self.mean)
         error[has_error] = self.held_out[has_error].std(axis=1, ddof=1)
@@ -166,6 +167,7 @@ class DecayPath:
 
     @property
     def _suggested(self) -> int:
+        # Decays are in increasing order: the last one below the limit is the largest.
         limit = self.mean[self._best] + self.standard_error[self._best]
         return int(np.flatnonzero(self.mean <= limit)[-1])
 
@@ -243,6 +245,7 @@ def decay_path(
         )
     for decay in decays:
         _checks.non_negative("decays", decay)
+    # `np.unique` sorts the decays and removes duplicates.
     rising = np.unique(np.asarray(decays, np.float64))
     folds = make_folds(examples, num_folds, recipe)
     task = Task(
@@ -276,6 +279,7 @@ def decay_path(
             chosen.tolist(), recipe.max_steps, params=params, keeps_states=warm_starts
         ):
             losses[:, group.runs] = runs.mean_losses(group)
+            # Without warm starts, `group.states` is empty.
             for i, state in zip(group.runs, group.states, strict=False):
                 if np.isfinite(losses[0, i]):
                     params[i - num_folds] = state.state.params
@@ -323,6 +327,8 @@ class _FoldRuns(ParallelRuns):
                 f"none in one of {num_folds}. Use fewer folds, or check whether all "
                 "labels of a fold are ignored."
             )
+        # For each run, which[0] selects the folds that it was trained on, which[1] the
+        # fold that it was not trained on.
         is_evaluated = np.arange(num_folds)[:, None] == np.array(group.runs) % num_folds
         which = np.stack([~is_evaluated, is_evaluated])  # [2, F, n]
         totals, num_items = (

@@ -39,6 +39,7 @@ class Folds:
         first axis of micro-batches.
         """
         rows = np.flatnonzero(self.fold != fold)
+        # A generator for each fold: the batches of a fold do not depend on the others.
         rng = np.random.default_rng([self.recipe.seed, fold])
         shape = _batch_shape(self.recipe)
         size = int(np.prod(shape))
@@ -57,6 +58,8 @@ class Folds:
         compiled separately.
         """
         rows = [np.flatnonzero(self.fold == i) for i in range(self.num_folds)]
+        # The number of rows differs by at most one between folds. All folds are split
+        # into the same number of parts, so that the parts have at most two sizes.
         num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
         parts = [np.array_split(of_fold, num) for of_fold in rows]
         return [[self._rows(part) for part in of if len(part)] for of in parts]
@@ -92,6 +95,7 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
             f"{num_rows}, got {num_folds}. Use fewer folds, or more data."
         )
     rng = np.random.default_rng(recipe.seed)
+    # 0, 1, ..., F - 1, 0, 1, ... in random order: the folds have nearly equal sizes.
     fold = rng.permutation(np.arange(num_rows) % num_folds)
     size = int(np.prod(_batch_shape(recipe)))
     num_training = num_rows - int(np.bincount(fold).max())

@@ -121,6 +121,8 @@ def find_learning_rate(
         devices=devices,
     )
     losses, best = runs.final, runs.best
+    # `abs`, because the losses of a task may be negative. `argmax` returns the first
+    # True, which is the lowest rate.
     limit = losses[best] + _AS_GOOD * abs(losses[best])
     lowest = int(np.argmax(losses <= limit))
     suggestion: float | None = float(rates[lowest])
@@ -186,6 +188,7 @@ def range_test(
     short = short_version(recipe, num_steps)
     num_steps = short.max_steps
     rates = _rates_between(min_rate, max_rate, num_steps)
+    # The schedule is replaced by a table of rates, scaled by the factor of each group.
     factors = {REST: 1.0} | {g.pattern: g.factor for g in recipe.rate_groups}
     tables = {name: jnp.float32(f * rates) for name, f in factors.items()}
     rising = stack_recipes([short])._replace(rates=tables)
@@ -292,10 +295,12 @@ def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
     It has diverged at the first step at which the average is NaN, or exceeds the lowest
     one so far by more than three times its magnitude.
     """
+    # Differences of cumulative sums, in float64: in float32 they would lose digits.
     totals = np.cumsum(np.append(0.0, losses.astype(np.float64)))
     past = np.arange(1, len(losses) + 1)
     first = np.maximum(past - num_steps, 0)
     smoothed = (totals[past] - totals[first]) / (past - first)
     least = np.fmin.accumulate(smoothed)
+    # The negated comparison is also True for NaN.
     is_lost = np.logical_or.accumulate(~(smoothed <= least + 3 * np.abs(least)))
     return np.where(is_lost, np.inf, smoothed)

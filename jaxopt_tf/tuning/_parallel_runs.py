@@ -104,6 +104,7 @@ class ParallelRuns:
                 # is filled up with copies of its first run, which are discarded.
                 cohort = start(program, group + group[:1] * (width - n))
                 losses = cohort.advance(min(until, cohort.longest))
+                # [E, 2, width], without the copies that fill up the group.
                 sums = np.array([cohort.summed_losses(b) for b in self.evaluations])
                 totals, num_items = sums.reshape(-1, 2, width)[:, :, :n].swapaxes(0, 1)
                 ended = unstacked(cohort.state, n) if keeps_states else []
@@ -112,6 +113,7 @@ class ParallelRuns:
 
     def initial_states(self, runs: Sequence[int]) -> dict[int, VmapState]:
         """Returns the states of runs before their first step, on the host."""
+        # Training up to step 0, without an evaluation.
         task = dataclasses.replace(self.task, held_out=())
         starting = dataclasses.replace(self, task=task)
         groups = starting.train_to(runs, 0, keeps_states=True)
@@ -162,6 +164,7 @@ class ParallelRuns:
             # compile the first step separately for another sharding.
             state = jax.device_put(state, program.over_runs)
         else:
+            # Runs of one seed have the same initial parameters: `init` is called once.
             init = functools.cache(self.task.init)
             trees = [params[i] if i in params else init(r.seed) for i, r in pairs]
             state = program.start(
@@ -190,6 +193,7 @@ class ParallelRuns:
                 run on each device.
         """
         num_streams = len(set(map(self.stream_of, runs)))
+        # Searching for the number compiles the step several times: it is cached.
         key = (runs[0], len(runs), num_streams)
         if key in self._sized:
             return self._sized[key]
@@ -199,6 +203,7 @@ class ParallelRuns:
                 "`devices` must contain at least one device, got none. Leave it out "
                 "for all local devices."
             )
+        # Not more devices than runs: the others would train copies.
         program = make_program(self.task, self.recipes[runs[0]], devices[: len(runs)])
         limit, most = self.memory_limit, len(runs)
         if limit is None:  # `memory_stats` is None for CPUs: they have no limit
@@ -268,6 +273,7 @@ def _most_within(
                 f"run on a device, got {limit:,.0f}. Increase it, or use a smaller "
                 "model or batch."
             )
+        # At least one less, so that the loop ends; at least one run per device.
         most = max(program.num_devices, min(most - 1, int(most * limit / needed)))
 
 

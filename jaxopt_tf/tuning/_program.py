@@ -103,6 +103,8 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
         return dataclasses.replace(run, state=state), output
 
     evaluate = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
+    # The state is sharded along the runs. Its memory is donated to the next state; the
+    # batches are replicated.
     mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
     over_runs = NamedSharding(mesh, PartitionSpec("runs"))
     return Program(
@@ -165,18 +167,22 @@ class Cohort:
             self.state, output = self.program.step(self.state, self.next_batches())
             self.step += 1
             pending.append(output)
+            # The losses stay on the devices, so that steps are dispatched without
+            # waiting. They are fetched together, which limits the steps in flight.
             if len(pending) == _STEPS_AT_ONCE or self.step == until:
                 on_host = jax.device_get(pending)
                 losses.append(np.stack([of_step.loss for of_step in on_host], axis=1))
                 pending = []
                 if on_host[-1].is_stopped.all():
                     break
+        # All losses after the first one that is not finite become NaN.
         joined = np.concatenate(losses, axis=1)
         is_lost = np.logical_or.accumulate(~np.isfinite(joined), axis=1)
         return np.where(is_lost, np.float32(np.nan), joined)
 
     def summed_losses(self, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
         """Returns summed losses and numbers of items over batches; [K], float64."""
+        # Summed in float64 on the host; the sum of a batch is float32.
         total, num_items = np.zeros(len(self.recipes)), np.zeros(len(self.recipes))
         for batch in batches:
             evaluated = self.program.evaluate(self.state.state.params, batch)

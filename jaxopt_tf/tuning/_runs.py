@@ -246,6 +246,8 @@ def trial(
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
     held_out = None if held_out is None else float(held_out)
     compared = loss if held_out is None else held_out
+    # Twice the first loss, or 0 if it is negative. The negated comparison is also True
+    # for NaN.
     if math.isnan(loss) or not compared <= first_loss + abs(first_loss):
         loss, held_out = math.inf, None if held_out is None else math.inf
     return Trial(run, step, first_loss, loss, held_out)

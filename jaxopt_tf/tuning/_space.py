@@ -165,6 +165,7 @@ def _check_fields(over: Over) -> None:
             )
         if isinstance(values, Uniform):
             continue
+        # A string is a sequence of its characters, which is not meant.
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(
                 f"`over` must have a list of values, or a `Uniform`, for {name!r}, got "
@@ -180,5 +181,6 @@ def _check_fields(over: Over) -> None:
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     try:
         return dataclasses.replace(recipe, **changes)
+    # The combination is named: `Recipe` reports only the field that it rejects.
     except (TypeError, ValueError) as error:
         raise type(error)(f"`over` with {dict(changes)!r}: {error}") from error

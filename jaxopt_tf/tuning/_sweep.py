@@ -93,6 +93,7 @@ def sweep(
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
             ends = [min(step, recipe.max_steps) for recipe in recipes]
+            # Trials of a resumed sweep: these runs are not trained again.
             done = {
                 trial.run for trial in store.trials if trial.step >= ends[trial.run]
             }
@@ -156,6 +157,7 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
             "`halving` must be used with runs of equal length, but `over` varies "
             "`max_steps`. Leave one of them out."
         )
+    # Computed from the last round to the first; each division rounds up.
     steps, num_runs = [longest], len(recipes)
     while num_runs > 1 and steps[0] > 1:
         steps.insert(0, -(-steps[0] // halving))
@@ -181,6 +183,8 @@ def _better(
     """Returns the best 1/`halving` of the runs, without those that diverged."""
     assert halving is not None  # without halving there is a single step
     last = {trial.run: trial.compared for trial in trials}
+    # Equal losses are ordered by index, so that a resumed sweep selects the same runs.
+    # The number is rounded up: at least one run continues.
     ordered = sorted(alive, key=lambda i: (last[i], i))
     num_kept = -(-len(alive) // halving)
     return sorted(i for i in ordered[:num_kept] if math.isfinite(last[i]))

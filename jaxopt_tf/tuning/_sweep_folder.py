@@ -50,6 +50,7 @@ class SweepStore:
         arrays = {"num_trials": np.int32(len(trials)), "states": states}
         going_on = sorted(self.states)
         notes = {"sweep": self.settings, "trials": trials, "runs_to_go_on": going_on}
+        # The step of the checkpoint is the number of trials, which always increases.
         self.saving.save(len(trials), arrays, notes)
         self.saving.wait()
         self.write_results()

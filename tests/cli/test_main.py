@@ -136,7 +136,7 @@ def test_ctrl_c_prints_a_line_to_paste(command, capsys, monkeypatch):
     args = [command, "--text", "two words.txt"]
     assert main(args) == 128 + signal.SIGINT
     assert capsys.readouterr().err == (
-        "\njaxopt-tf: stopped by Ctrl-C. The same command starts again:\n"
+        "\njaxopt-tf: stopped by Ctrl-C. To start again:\n"
         f"  jaxopt-tf {command} --text 'two words.txt'\n"
     )
 

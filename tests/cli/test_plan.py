@@ -83,7 +83,7 @@ def test_compiles_for_this_machine(capsys, monkeypatch):
 def test_compiles_nothing_if_asked_not_to(capsys):
     status, out, _ = shown(capsys, "--devices cpu:8 --shapes_only")
     assert status == 0
-    assert "nothing was compiled, as asked" in out
+    assert "nothing was compiled, as requested" in out
     assert "fits" not in out
     assert "the step needs" not in out
 

@@ -101,7 +101,7 @@ def test_refuses_a_log_without_steps(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"log_history": [{"loss": 1}]}'])
 def test_refuses_a_state_that_is_none(tmp_path, text):
     (tmp_path / "trainer_state.json").write_text(text)
-    with pytest.raises(ValueError, match="`folder` must hold .*cannot be read"):
+    with pytest.raises(ValueError, match="`folder` must contain .*cannot be read"):
         read_run_log(tmp_path)
 
 
