@@ -45,11 +45,11 @@ class Migrate(Origin, RunFlags):
 
     FOLDER is a checkpoint-<step> of a GPT-2 or a run folder, OUT is a new folder.
 
-    Flags add settings that the Trainer's files do not contain, such as the text, or
-    override those in the files.
+    Flags add settings that the Trainer's files do not contain, such as the text.
 
-    For a run folder the only flag is `--like CHECKPOINT`: the result has the format of
-    this checkpoint.
+    They override settings in the files.
+
+    For a run folder, the only flag is `--like CHECKPOINT`: its format is written.
 
     Example:
       jaxopt-tf migrate checkpoint-500 runs/books --text books

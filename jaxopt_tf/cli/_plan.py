@@ -15,8 +15,9 @@ from ._run_flags import RunFlags, parse
 class Plan(RunFlags):
     """Computes the memory, traffic and time of a run on named devices.
 
-    The devices need not be present. If their compiler is not installed, only memory
-    that follows from shapes is computed.
+    The devices need not be present.
+
+    Without their compiler, only the memory of shapes is computed.
 
     Example:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4

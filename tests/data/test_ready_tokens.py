@@ -102,7 +102,11 @@ def test_takes_the_last_token_of_the_vocabulary(path):
         (np.zeros((), int), ValueError, r"one axis of tokens, but .* has shape \(\)"),
         (np.zeros(9), TypeError, r"of integers, but .* has dtype float64"),
         (np.zeros(9, bool), TypeError, r"of integers, but .* has dtype bool"),
-        (np.asarray([None]), ValueError, r"a whole \.npy file, but .* is not: .*bject"),
+        (
+            np.asarray([None]),
+            ValueError,
+            r"a complete \.npy file, but .* is not: .*bject",
+        ),
         (np.zeros(0, int), ValueError, r"`text` must contain .*one document, got none"),
         (np.full(9, 3), ValueError, r"`text` must contain .*one document, got none"),
     ],

@@ -203,7 +203,7 @@ def test_from_a_dict_all_problems_stand_in_one_message():
         ({"early_stopping_threshold": 0.1}, "`early_stopping_threshold` must be left"),
         (
             {"early_stopping_patience": 2, "eval_steps": 1_000},
-            "`eval_steps` must be less than `max_steps`, .* Take 100",
+            "`eval_steps` must be less than `max_steps`, .* Use 100",
         ),
         ({"max_skipped_in_a_row": 3}, "`max_skipped_in_a_row` must be left out"),
         ({"resume_from_checkpoint": "no"}, "`resume_from_checkpoint` must be"),
