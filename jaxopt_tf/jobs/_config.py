@@ -94,7 +94,7 @@ class RunConfig:
         pretokenized = any(map(is_ready_tokens, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
             problems.append(
-                "`vocab_size` must be given with ready tokens: files of tokens do not "
+                "`vocab_size` must be given with pretokenized files, which do not "
                 "contain it."
             )
         _raise_all(problems)
@@ -252,12 +252,13 @@ def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
         yield (
-            f"`text` must be either ready tokens or text, got both: {str(ready[0])!r} "
-            f"and {str(other)!r}. Tokenize the text first, or leave one out."
+            "`text` must be either pretokenized files or text, got both: "
+            f"{str(ready[0])!r} and {str(other)!r}. Tokenize the text first, or leave "
+            "one out."
         )
     if ready and job.tokenizer is not None:
         yield (
-            f"`tokenizer` must be left out with ready tokens, got "
+            f"`tokenizer` must be left out with pretokenized files, got "
             f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give "
             "text instead of tokens."
         )
@@ -268,7 +269,7 @@ def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
         )
     if job.eos_token_id is not None and not ready:
         yield (
-            "`eos_token_id` must be left out unless `text` is ready tokens (.npy, "
+            "`eos_token_id` must be left out unless `text` is pretokenized (.npy, "
             f".bin), got {job.eos_token_id!r}. Leave it out: each file of text is one "
             "document."
         )
@@ -319,7 +320,7 @@ def _conflicts_of_start(job: Job) -> Iterator[str]:
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():
         found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
-        why = f"does not exist. Its folder contains {', '.join(found) or 'none'}."
+        why = f"does not exist; its folder contains {', '.join(found) or 'none'}."
         if checkpoint.exists():
             why = "is a file. Name the folder that contains it."
         yield (

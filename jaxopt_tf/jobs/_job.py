@@ -23,12 +23,12 @@ class Job:
     """Settings of a run other than those of its recipe and its model.
 
     Attributes:
-        text: files or folders of text (UTF-8), or files of ready tokens: .npy, or .bin
-            of raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources
-            of Python's standard library.
+        text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
+            raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources of
+            Python's standard library.
         tokenizer: path of a tokenizer.json. Default: one token per byte.
-        eos_token_id: token that ends a document in ready tokens. Default: each file is
-            one document.
+        eos_token_id: token that ends a document in pretokenized files. Default: each
+            file is one document.
         output_dir: folder of the run. If it contains a run, that run is resumed.
             Default: a new folder in runs/, named by the time.
         eval_steps: number of updates between evaluations.
@@ -135,7 +135,7 @@ def num_batch_shards(sizes: Mapping[str, int]) -> int:
 
 
 def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
-    """Reads the data of a job: text, ready tokens, or Python's standard library.
+    """Reads the data of a job: text, pretokenized files, or the standard library.
 
     Args:
         job: settings of the data: `text`, `tokenizer`, `eos_token_id`.

@@ -24,7 +24,7 @@ Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annota
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Functions, shapes and shardings of a run; it holds no arrays.
+    """Functions, shapes and shardings of a run, without arrays.
 
     Attributes:
         mesh: `jax.sharding.Mesh` or `AbstractMesh`.

@@ -95,7 +95,7 @@ def test_a_schedule_without_a_warm_up_has_none_unless_it_was_asked_for(name):
 
 
 def test_ready_tokens_need_a_vocabulary():
-    with pytest.raises(ValueError, match="`vocab_size` must be given with ready"):
+    with pytest.raises(ValueError, match="`vocab_size` must be given with pretok"):
         parsed("--text tokens.npy")
     assert parsed("--text tokens.npy --vocab_size 256")[1].vocab_size == 256
     assert parsed("--text tokens.bin --preset gpt2")[1].vocab_size == 50_257

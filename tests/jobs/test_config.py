@@ -195,7 +195,10 @@ def test_from_a_dict_all_problems_stand_in_one_message():
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ({"text": ("a.npy", "b.txt")}, "`text` must be either ready tokens or text"),
+        (
+            {"text": ("a.npy", "b.txt")},
+            "`text` must be either pretokenized files or text",
+        ),
         ({"text": READY, "tokenizer": "t.json"}, "`tokenizer` must be left out"),
         ({"tokenizer": "t.json"}, "`tokenizer` must be given with `text`"),
         ({"eos_token_id": 0}, "`eos_token_id` must be left out unless"),
@@ -249,7 +252,7 @@ def test_bytes_need_a_vocabulary_of_256():
 
 def test_names_the_checkpoints_that_there_are(tmp_path):
     (tmp_path / "checkpoint-200").mkdir()
-    with pytest.raises(ValueError, match="Its folder contains checkpoint-200."):
+    with pytest.raises(ValueError, match="its folder contains checkpoint-200."):
         config_with(resume_from_checkpoint=tmp_path / "checkpoint-300")
     config_with(resume_from_checkpoint=tmp_path / "checkpoint-200")
 
