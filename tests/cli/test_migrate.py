@@ -372,7 +372,7 @@ def test_says_where_precision_was_another(adamw, tmp_path, text, capsys):
         ("--output_dir other", "`--output_dir` must be the new folder"),
         (
             "--lr_scheduler_type greedy --warmup_steps 0 --eval_steps 2",
-            "`--lr_scheduler_type` must stay",
+            "`--lr_scheduler_type` must not change",
         ),
         ("--text absent.txt", "'absent.txt' does not exist"),
     ],
@@ -531,7 +531,7 @@ def test_the_patience_of_a_callback_is_carried_over(driven, tmp_path, text, caps
     assert main(command) == 0
     job = read_run(tmp_path / "run").job
     assert (job.early_stopping_patience, job.early_stopping_threshold) == (3, 0.5)
-    assert "`early_stopping_patience` 3: of trainer_state.json" in (
+    assert "`early_stopping_patience` 3: from trainer_state.json" in (
         capsys.readouterr().out
     )
 

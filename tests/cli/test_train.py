@@ -212,7 +212,7 @@ def test_the_mesh_of_a_run_is_kept_where_it_fits(
     monkeypatch.setattr(_train, "pretrain", pretrain)
     assert main(f"train --output_dir {tmp_path} {flags}".split()) == 0
     assert seen[0].job.mesh == mesh
-    noted = "`--mesh data=2` of the run does not fit the 8 devices here"
+    noted = "`--mesh data=2` of the run does not fit the 8 devices and is ignored"
     assert (noted in capsys.readouterr().err) == (saved == "data=2" and not flags)
 
 
