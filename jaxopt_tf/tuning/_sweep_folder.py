@@ -67,7 +67,8 @@ class SweepStore:
             named = [n for n in self.settings if saved.get(n) != self.settings[n]]
             raise ValueError(
                 "`folder` must be a new folder or contain this sweep, but the "
-                f"checkpoint {str(path)!r} has other {' and '.join(named)}. Name another folder."
+                f"checkpoint {str(path)!r} has other {' and '.join(named)}. Name "
+                "another folder."
             )
         for run, step, first_loss, loss, held_out in notes["trials"]:
             held_out = None if held_out is None else float(held_out)
