@@ -1,3 +1,3 @@
-"""The command `jaxopt-tf`."""
+"""Command line of the package: `jaxopt-tf`."""
 
 from ._main import main as main

@@ -1,4 +1,4 @@
-"""`jaxopt-tf decay-path`: suggest a weight decay for the job of `train`."""
+"""Subcommand `decay-path`: suggests a weight decay for the job of `train`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +19,19 @@ class DecayPath(SearchFlags):
 
     Trains the job with several weight decays at once, with k-fold cross-validation.
 
-    Example:
+    Examples:
       jaxopt-tf decay-path --text books --decays 0 0.01 0.1 1
 
     Attributes:
         decays: weight decays to try; at least 0.
-        num_folds: parts of the windows, each of which evaluates runs that are trained
-            on the others; from 2 to `num_windows`.
-        num_windows: windows of `block_size` + 1 tokens to train on and to evaluate on,
-            spread evenly over the training part of the text; fewer if it is short. With
-            few windows the suggested decay may be larger than for the whole text.
-        warm_starts: starts a run from the parameters of the next larger decay, instead
-            of from scratch.
+        num_folds: number of folds, from 2 to `num_windows`. Each fold evaluates the
+            runs that are trained on the others.
+        num_windows: number of windows of `block_size` + 1 tokens for training and
+            evaluation, spread evenly over the training part of the text; fewer if it is
+            short. With few windows the suggested decay may be larger than for the whole
+            text.
+        warm_starts: start each run from the final parameters of the next larger decay,
+            instead of from scratch.
     """
 
     prog: ClassVar[str] = "jaxopt-tf decay-path"
@@ -59,7 +60,7 @@ def decay_path(args: Sequence[str]) -> int:
     if flags.num_folds > len(windows):
         raise ValueError(
             f"`num_folds` must be at most the number of windows, which is "
-            f"{len(windows):,}, got {flags.num_folds!r}. Take fewer folds, or more "
+            f"{len(windows):,}, got {flags.num_folds!r}. Use fewer folds, or more "
             "text."
         )
     print(

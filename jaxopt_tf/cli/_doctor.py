@@ -1,6 +1,6 @@
-"""`jaxopt-tf doctor` and `jaxopt-tf explain`: checks of a plan before the run starts.
+"""Subcommands `doctor` and `explain`: checks of a recipe before the run starts.
 
-Both take the flags of `jaxopt-tf train`, and compute nothing.
+Both accept the flags of `jaxopt-tf train`, and do not train.
 """
 
 import textwrap
@@ -21,12 +21,12 @@ from ._run_flags import RunFlags, parse
 class Doctor(RunFlags):
     """Finds mistakes in the settings of a run, without training.
 
-    Example:
+    Examples:
       jaxopt-tf doctor --config runs/books/config.json
     """
 
     prog: ClassVar[str] = "jaxopt-tf doctor"
-    # All others are checked, alone or against each other.
+    # All other flags are validated, individually or against each other.
     unused: ClassVar[frozenset[str]] = frozenset(
         {"intended_changes", "output_dir", "resume_from_checkpoint"}
     )
@@ -36,7 +36,7 @@ class Doctor(RunFlags):
 class Explain(RunFlags):
     """Lists how each parameter of a run is updated, without training.
 
-    Example:
+    Examples:
       jaxopt-tf explain --preset gpt2 --optim adafactor
     """
 
@@ -45,10 +45,10 @@ class Explain(RunFlags):
 
 
 def doctor(args: Sequence[str]) -> int:
-    """Prints what is wrong with a plan, and what was not judged.
+    """Runs `jaxopt-tf doctor`: prints findings on a recipe.
 
     Args:
-        args: the arguments after the command's name.
+        args: command line after the name of the command.
 
     Returns:
         The exit status: 0 if nothing was found, else 1.
@@ -62,10 +62,10 @@ def doctor(args: Sequence[str]) -> int:
 
 
 def explain(args: Sequence[str]) -> int:
-    """Prints decay, rate, factors and memory of each parameter.
+    """Runs `jaxopt-tf explain`: prints decay, rate and memory of each parameter.
 
     Args:
-        args: the arguments after the command's name.
+        args: command line after the name of the command.
 
     Returns:
         The exit status: 0.
@@ -76,8 +76,9 @@ def explain(args: Sequence[str]) -> int:
 
 
 def _model_parts(model: GPT2Config) -> dict[str, Any]:
-    """Returns the shapes of the parameters, and what the recipe has to know of them."""
+    """Returns the shapes, layouts and layer norms of the parameters."""
     return {
+        # `eval_shape` traces the initialization without computing or allocating arrays.
         "params": jax.eval_shape(lambda: make_loss_fn(model, 0)[0]),
         "layouts": gpt2_layout(model),
         "layer_norms": gpt2_layer_norms(model),

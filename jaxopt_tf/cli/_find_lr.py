@@ -1,4 +1,4 @@
-"""`jaxopt-tf find-lr`: suggest a learning rate for the job of `train`."""
+"""Subcommand `find-lr`: suggests a learning rate for the job of `train`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from .._checks import counted
 from ._run_flags import parse
 from ._searches import SearchFlags
 
-# Enough to tell losses apart that differ by 5 %; every run is evaluated on them.
+# Number of tokens on which each run is evaluated: enough to distinguish losses that
+# differ by 5 %.
 _NUM_EVALUATED = 2**14
 
 
@@ -19,19 +20,19 @@ _NUM_EVALUATED = 2**14
 class FindLr(SearchFlags):
     """Suggests a learning rate for the job of `jaxopt-tf train`.
 
-    Trains the job for some steps with many learning rates at once.
+    Trains the job for a small number of steps with many learning rates at once.
 
-    Example:
+    Examples:
       jaxopt-tf find-lr --text books --num_rates 12
 
     Attributes:
         min_rate: lowest rate; greater than 0.
         max_rate: highest rate; greater than `min_rate`.
-        num_rates: number of rates, evenly spaced on a logarithmic scale; 24 by default.
-        num_steps: steps of each run; a quarter of `max_steps`, from 100 to 1,000, by
-            default.
-        rising: trains a single run, whose rate rises with every step. This costs less
-            and shows less.
+        num_rates: number of rates, evenly spaced on a logarithmic scale. Default: 24.
+        num_steps: number of steps of each run. Default: a quarter of `max_steps`, at
+            least 100 and at most 1,000.
+        rising: train a single run whose rate rises at every step (range test). This is
+            faster and less reliable.
     """
 
     prog: ClassVar[str] = "jaxopt-tf find-lr"
@@ -43,7 +44,7 @@ class FindLr(SearchFlags):
     rising: bool = False
 
     def __post_init__(self) -> None:
-        """Checks that flags go together."""
+        """Checks that the flags are compatible."""
         for name in ("num_rates", "memory_limit"):
             value = getattr(self, name)
             if self.rising and value is not None:

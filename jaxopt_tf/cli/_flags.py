@@ -1,15 +1,16 @@
-"""Flags of a command, from the fields of dataclasses.
+"""Parsing of a command's flags, which are the fields of dataclasses.
 
-tyro turns fields into flags, splits the command line and prints the help. This module
-adds what tyro 1.0 does not have:
+tyro converts fields to flags, splits the command line and prints the help. This module
+adds features that tyro 1.0 does not have:
 
-- the settings that were typed, without defaults. Settings of a run's folder or of a
-  file are used where nothing was typed, so tyro builds no records: it returns the words
-  of the flags that were typed.
-- one way to read values, for flags and for JSON files: `read_value`.
-- every refusal in one message, with the nearest flag, in place of the first in a box.
-- switches with a value, `--bf16 True`, as in scripts of Transformers, besides `--bf16`
-  and `--no_bf16`.
+- The result contains only the settings that were typed. Other settings come from the
+  run's folder or from a file. tyro therefore does not build the dataclasses; it returns
+  the words of each flag that was typed.
+- Values of flags and of JSON files are read by the same function, `read_value`.
+- One message lists all errors, with the most similar flag for each unknown one. tyro
+  prints the first error in a box.
+- Switches accept a value, `--bf16 True`, as in scripts of Transformers, in addition to
+  `--bf16` and `--no_bf16`.
 """
 
 import dataclasses
@@ -34,10 +35,10 @@ from .._io import Kind, kinds_of, read_value
 
 _Record = TypeVar("_Record")
 
-# Errors that are sentences for users.
+# Exceptions whose message is printed without a traceback.
 REFUSALS = (ValueError, TypeError, FloatingPointError, OSError)
 
-# Arguments of Python functions that are set by a flag of another name.
+# Flags whose name differs from the argument of the Python function that they set.
 _FLAG_OF_ARGUMENT = {
     "axes": "mesh",
     "folder": "output_dir",
@@ -52,23 +53,24 @@ def read_flags(
 ) -> dict[str, Any]:
     """Reads the flags that were typed; `--help` prints the help and exits.
 
-    Words of a flag are joined by underscores or hyphens. If a flag is repeated, the
-    last one counts.
+    The words of a flag's name may be joined by underscores or hyphens. If a flag is
+    repeated, the last value is used.
 
     Args:
         form: dataclass of the command's flags. Fields that are dataclasses are groups
-            of flags; the field `run` holds groups, and is none itself. The class
-            attribute `prog` is the name of the command, and `unused` holds names of
-            fields that are not flags of it. The docstring is the help.
+            of flags; the field `run` contains groups and is not a group itself. The
+            class attribute `prog` is the name of the command, and `unused` contains
+            names of fields that are not flags of the command. The docstring is the
+            help.
         args: command line after the name of the command.
-        defaults: defaults in the help that differ from those of the fields.
+        defaults: defaults for the help that differ from those of the fields.
 
     Returns:
-        The typed settings by name, of nested records too.
+        The typed settings by name, including those of nested dataclasses.
 
     Raises:
-        ValueError: naming every unknown flag, with the nearest one, and every value
-            that cannot be read.
+        ValueError: if flags are unknown or values cannot be read. The message names all
+            of them, with the most similar flag for each unknown one.
     """
     kinds = flag_kinds(form)
     registry = ConstructorRegistry()
@@ -80,11 +82,12 @@ def read_flags(
         specs = tuple(_field_specs(info.type, kinds, defaults))
         return StructConstructorSpec(_typed_words, specs)
 
-    # Its overloads know neither classes with rules of their own nor their fields.
+    # The overloads of `tyro.cli` support neither custom rules nor their result types:
+    # the cast avoids errors of mypy.
     words, unknown = cast(Any, tyro.cli)(
         form,
         prog=cast(Any, form).prog,
-        # tyro does not wrap it: a docstring has paragraphs of one line.
+        # tyro does not rewrap the description: each paragraph is one line.
         description=inspect.cleandoc(form.__doc__ or "").partition("\nAttributes:")[0],
         args=_without_negations(args, kinds),
         use_underscores=True,
@@ -104,7 +107,7 @@ def read_flags(
 
 
 def flag_kinds(form: type) -> dict[str, Kind]:
-    """Returns the kind of each flag by its name, flags of nested records included."""
+    """Returns the kind of each flag by name, including those of nested dataclasses."""
     groups, unused = _groups(form), getattr(form, "unused", ())
     kinds = {name: kind for name, kind in kinds_of(form).items() if name not in groups}
     for record in groups.values():
@@ -113,13 +116,13 @@ def flag_kinds(form: type) -> dict[str, Kind]:
 
 
 def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _Record:
-    """Builds a record from the settings that its fields name.
+    """Builds a dataclass from settings by the names of its fields.
 
     Args:
-        record: a dataclass; fields that are dataclasses are built from the same
+        record: the dataclass; fields that are dataclasses are built from the same
             settings.
-        settings: by name; fields without a setting have their defaults.
-        **given: values of fields that are not built.
+        settings: values by name; missing fields take their defaults.
+        **given: fields that are passed as they are, and not built.
     """
     groups = _groups(record)
     for name in kinds_of(record):
@@ -135,14 +138,14 @@ def in_flags(
     flags: Collection[str],
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Names flags in a sentence about arguments of Python functions.
+    """Replaces names of arguments in a message by the flags that set them.
 
     `max_steps` becomes `--max_steps`, and `optim='sgd'` becomes `--optim sgd`.
 
     Args:
-        text: the sentence.
+        text: the message.
         flags: names of the command's flags.
-        others: what the command line has in place of other arguments.
+        others: replacements for arguments that are not flags.
     """
 
     def typed(found: re.Match[str]) -> str:
@@ -166,12 +169,13 @@ def _groups(record: type) -> dict[str, type]:
 
 
 class _Untyped:
-    """Type of all flags for tyro; an instance stands for a flag that was not typed."""
+    """Type of all flags for tyro; an instance marks a flag that was not typed."""
 
 
 def _typed_words(**values: Any) -> dict[str, list[str]]:
     # No docstring: tyro would print it above the flags of each group.
     words: dict[str, list[str]] = {}
+    # The value of a nested dataclass is the dict of its own words.
     for name, value in values.items():
         if isinstance(value, dict):
             words |= value
@@ -185,17 +189,19 @@ def _field_specs(
 ) -> Iterator[StructFieldSpec]:
     groups, helps = _groups(record), _help_by_name(record)
     hints = get_type_hints(record, include_extras=True)
-    # A command's own flags come before those that it inherits.
+    # Flags of the command precede those that it inherits, as `__mro__` does.
     names = [name for cls in record.__mro__ for name in inspect.get_annotations(cls)]
     for name in dict.fromkeys(names):
         if name in groups:
+            # The name is the title of the group in the help; `run` has no title.
             title = tyro.conf.arg(name="" if name == "run" else name)
             hint = _annotated(groups[name], title)
             yield StructFieldSpec(name, hint, MISSING_NONPROP)
         elif name in kinds:
             kind, default = kinds[name], defaults.get(name, getattr(record, name, None))
             flag = tyro.conf.arg(
-                # A switch is `--bf16, --no_bf16`: an alias is listed first.
+                # The help shows a switch as `--bf16, --no_bf16`: tyro lists the alias
+                # first, so that the positive form has to be the alias.
                 name=None if kind.noun else f"no_{name}",
                 aliases=None if kind.noun else [f"--{name}"],
                 prefix_name=False,
@@ -208,9 +214,9 @@ def _field_specs(
 
 
 def _conversion(kind: Kind) -> PrimitiveConstructorSpec[Any]:
-    """Returns the rule by which tyro leaves the words of a flag unchanged."""
+    """Returns a rule for tyro that leaves the words of a flag unconverted."""
     return PrimitiveConstructorSpec(
-        nargs="*",  # any number of words, so that a wrong number is refused here
+        nargs="*",  # any number of words: `_read_words` reports a wrong number
         metavar=f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun,
         instance_from_str=lambda words: words,
         is_instance=lambda _: True,
@@ -219,11 +225,11 @@ def _conversion(kind: Kind) -> PrimitiveConstructorSpec[Any]:
 
 
 def _annotated(hint: Any, *metadata: Any) -> Any:
-    return Annotated[(hint, *metadata)]  # type: ignore[misc]  # built at run time
+    return Annotated[(hint, *metadata)]  # type: ignore[misc]  # not a static type
 
 
 def _help_by_name(record: type) -> dict[str, str]:
-    """Returns the entries of "Attributes:" in the docstrings, each in one line."""
+    """Returns the entries of "Attributes:" in the docstrings, each as one line."""
     helps: dict[str, str] = {}
     for cls in reversed(record.__mro__):
         _, _, entries = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
@@ -252,7 +258,11 @@ def _read_words(name: str, kind: Kind, words: list[str]) -> Any:
 
 
 def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[str]:
-    """Writes `--no_bf16` as `--bf16=False`: a converter receives values, no names."""
+    """Replaces `--no_bf16` by `--bf16=False`.
+
+    tyro passes only the values of a flag to its converter, and not the name that was
+    typed, so that the two forms could not be distinguished.
+    """
 
     def word(arg: str) -> str:
         found = re.fullmatch(r"--no[-_]([\w-]+)", arg)
@@ -265,7 +275,8 @@ def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[s
 def _unknown_flags(
     words: Sequence[str], kinds: Mapping[str, Kind], form: Any
 ) -> list[str]:
-    """Returns a sentence for each unknown flag, or for the first stray value."""
+    """Returns a message for each unknown flag, or for the first value without one."""
+    # A word such as "-1" is a value, not a flag.
     names = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
     if words and not names:
         return [f"{words[0]!r} must follow a flag. `{form.prog} --help` lists them."]

@@ -1,4 +1,4 @@
-"""Several processes that run one command as one program, and end together."""
+"""Connection of the processes of a distributed run, and their common exit."""
 
 import contextlib
 import os
@@ -13,26 +13,27 @@ import jax
 from .. import _checks
 from ._flags import REFUSALS, in_flags
 
-# If a process does not come, or is lost, all others end within a minute.
-_COMES_WITHIN = 45  # seconds
+# Timeouts. If a process does not connect, or is lost, all others exit within a minute.
+_COMES_WITHIN = 45  # seconds until all processes must have connected
 _IS_LOST_AFTER = 30  # seconds without a heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Addresses by which the processes of a run connect; by default there is one.
+    """Settings by which the processes of a run connect; by default there is one.
 
     Attributes:
-        distributed: the launcher knows the processes: Slurm, Open MPI, Kubernetes, the
-            runtime of a TPU pod.
-        coordinator_address: without such a launcher, host:port of process 0, the same
-            in all processes; the port must be free.
+        distributed: read the other settings from the launcher: Slurm, Open MPI,
+            Kubernetes or the runtime of a TPU pod.
+        coordinator_address: host:port of process 0, equal in all processes, if there is
+            no such launcher. The port must be free.
         num_processes: number of processes.
-        process_id: number of this process, from 0.
+        process_id: index of this process, from 0.
 
     Raises:
-        ValueError, TypeError: if a value is out of range, or some of the last three are
+        ValueError: if a value is out of range, or some of the last three settings are
             missing.
+        TypeError: if a value has the wrong type.
 
     Source: JAX 0.10.2, `jax.distributed.initialize`.
     """
@@ -57,7 +58,7 @@ class Launch:
             raise ValueError(
                 f"`{missing[0]}` must be given with `{given}`: "
                 "`coordinator_address`, `num_processes` and `process_id` go together. "
-                "Give all, or `distributed` under a launcher that knows them."
+                "Give all three, or `distributed` under a launcher that sets them."
             )
         host, _, port = str(self.coordinator_address).rpartition(":")
         if not host or not port.isdigit():
@@ -71,18 +72,18 @@ class Launch:
 
 @contextlib.contextmanager
 def launched(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
-    """Connects the processes for the time of a context; an error ends all of them.
+    """Connects the processes during a context; an error in one of them ends all.
 
-    The error is printed on stderr, and the process exits at once, with status 2: an
-    orderly exit would wait for the other processes, which wait for this one in the
-    middle of a step. They notice that it is lost, and exit as well.
+    The error is printed on stderr, and the process exits immediately with status 2. A
+    regular exit would wait for the other processes, which wait for this process in the
+    middle of a step. The others detect that the process is lost, and exit as well.
 
     Args:
-        launch: how they find each other.
-        flags: names of the command's flags, for the sentences of errors.
+        launch: settings of the connection.
+        flags: names of the command's flags, for error messages.
 
     Raises:
-        Exception: any error in the context, if there is one process.
+        Exception: any error in the context, if there is only one process.
     """
     if not launch.distributed and launch.coordinator_address is None:
         yield
@@ -93,7 +94,8 @@ def launched(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
     except (*REFUSALS, jax.errors.JaxRuntimeError) as error:
         sentence = in_flags(_sentence(error), flags)
         if jax.process_index() == 0:
-            # Its exit ends the other processes, which may have errors to print too.
+            # The exit of process 0, the coordinator, ends the other processes. They may
+            # have failed as well, and need time to print their errors.
             time.sleep(2)
         _exit(sentence)
     jax.distributed.shutdown()
@@ -103,14 +105,15 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
     process = "" if launch.process_id is None else f" in process {launch.process_id}"
     late = in_flags(
         f"`num_processes` must be the number of processes that are started, but"
-        f"{process} not all of {launch.num_processes or 'them'} had come after "
+        f"{process} not all of {launch.num_processes or 'them'} had connected after "
         f"{_COMES_WITHIN} s to {launch.coordinator_address or 'the coordinator'}. Read "
         "the messages of the others, and start all of them again.",
         flags,
     )
-    # If a process is missing, JAX itself aborts with a stack trace.
+    # If a process is missing, the C++ client of JAX aborts the process with a stack
+    # trace and raises no exception. The timer exits earlier, with a message.
     timer = threading.Timer(_COMES_WITHIN, _exit, [late])
-    timer.daemon = True
+    timer.daemon = True  # does not keep the process alive
     timer.start()
     try:
         jax.distributed.initialize(
@@ -120,7 +123,8 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
             initialization_timeout=_COMES_WITHIN + 10,
             heartbeat_timeout_seconds=_IS_LOST_AFTER,
         )
-        jax.devices()  # here all processes wait for each other a second time
+        # Initializes the backend, which waits for all processes a second time.
+        jax.devices()
     except (ValueError, RuntimeError) as error:
         names = "`coordinator_address`, `num_processes` and `process_id`"
         _exit(
@@ -132,21 +136,24 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """Returns what is printed about an error in one of several processes."""
+    """Returns the message that is printed for an error in one of several processes."""
     process = f"process {jax.process_index()} of {jax.process_count()}"
     text = str(error)
-    # Errors of collectives, if another process is lost.
+    # If another process is lost, collectives raise `JaxRuntimeError`, or on CPUs an
+    # error of Gloo, the library that transports them.
     is_collective = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in text
+    # Running out of memory is also a `JaxRuntimeError`, but an error of this process.
     if not is_collective or "RESOURCE_EXHAUSTED" in text:
         return f"{process}: {text}"
     return (
         f"{process} cannot continue: another one has ended or cannot be reached. Read "
-        "its messages; checkpoints are complete, and the same command in all processes "
-        f"resumes from the newest. ({text.splitlines()[0]})"
+        "its messages. The checkpoints are complete: the same command in all processes "
+        f"resumes from the newest one. ({text.splitlines()[0]})"
     )
 
 
 def _exit(sentence: str) -> None:
     print(f"jaxopt-tf: {sentence}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    # Not `sys.exit`: it would run JAX's exit handlers, which wait for other processes.
     os._exit(2)

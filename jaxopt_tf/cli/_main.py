@@ -1,6 +1,7 @@
-"""The command `jaxopt-tf`, and a subcommand for each task.
+"""Entry point of the command `jaxopt-tf`, and its table of subcommands.
 
-A subcommand is imported when it is called: `jaxopt-tf --help` does not wait for JAX.
+The module of a subcommand is imported when it is called, so that `jaxopt-tf --help`
+does not import JAX.
 """
 
 import difflib
@@ -15,11 +16,11 @@ from typing import NamedTuple
 
 
 class _Command(NamedTuple):
-    """A subcommand: a function of its command line that returns an exit status."""
+    """Subcommand: a function that receives its command line and returns the status."""
 
-    module: str  # contains the function, which is named as the command
-    form: str  # dataclass of its flags, in the same module
-    summary: str
+    module: str  # module of the function, which has the name of the command
+    form: str  # name of the dataclass of its flags, in the same module
+    summary: str  # one line for `jaxopt-tf --help`
 
 
 _COMMANDS = {
@@ -41,26 +42,27 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
     Args:
-        args: command line after `jaxopt-tf`; None for that of the process.
+        args: command line after `jaxopt-tf`; None for `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0; 1 if the doctor found something, a run does not fit or no
-        learning rate can be suggested; 2 if something is refused or the run cannot
-        continue, with a sentence on stderr; 128 plus the signal's number if a signal
-        ended the run: 130 after Ctrl-C, 141 if nobody reads the output.
+        The exit status: 0 for success; 1 if `doctor` found something, a run does not
+        fit into memory or no learning rate can be suggested; 2 if an argument is
+        invalid or the run cannot continue, with a message on stderr; 128 plus the
+        number of the signal if a signal ended the run, such as 130 after Ctrl-C and 141
+        if the reader of the output has ended.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
         status = _run(args)
-        sys.stdout.flush()  # here, so that a reader that is gone is noticed below
+        sys.stdout.flush()  # raises BrokenPipeError here instead of at exit
         return status
     except BrokenPipeError:
-        # `jaxopt-tf train --help | head`: ends as other tools do. Python flushes
-        # stdout once more when it exits, which must not fail.
+        # The reader has ended, as in `jaxopt-tf train --help | head`. Python flushes
+        # stdout again at exit, which would print a second error: stdout is redirected.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        again = f"The same command starts again:\n  {shlex.join(['jaxopt-tf', *args])}"
+        again = f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
         print(f"\njaxopt-tf: stopped by Ctrl-C. {str(error) or again}", file=sys.stderr)
         return 128 + signal.SIGINT
 
@@ -83,6 +85,7 @@ def _run(args: Sequence[str]) -> int:
     module = importlib.import_module(f".{command.module}", __package__)
     try:
         return getattr(module, name.replace("-", "_"))(rest)
+    # An OSError, but not an error for the user: `main` handles it.
     except BrokenPipeError:
         raise
     except flags.REFUSALS as error:

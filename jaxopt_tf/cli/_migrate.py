@@ -1,4 +1,4 @@
-"""`jaxopt-tf migrate`: a Trainer's GPT-2 run becomes one of ours, and back."""
+"""Subcommand `migrate`: import and export of a Trainer's checkpoint of a GPT-2."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,20 @@ _STATE, _SUMS = "trainer_state.json", "SHA256SUMS"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Settings that the files of a Trainer may lack.
+    """Settings that the files of a Trainer may not contain.
 
     Attributes:
-        training_args: file of the TrainingArguments, JSON too; that in FOLDER if not
-            given.
-        num_devices: how many devices took part, if the file does not have it.
-        without: files that need not be in FOLDER: optimizer.pt, scheduler.pt.
-        groups: names of the parameters of each group of optimizer.pt, in its order, as
-            [["transformer.wte.weight", ...], [...]]; Trainer's own if not given.
+        training_args: file of the TrainingArguments, training_args.bin or JSON.
+            Default: the training_args.bin in FOLDER.
+        num_devices: number of devices of the run, if the file does not contain it.
+        without: files that may be missing in FOLDER: optimizer.pt, scheduler.pt.
+        groups: names of the parameters in each group of optimizer.pt, in its order, as
+            [["transformer.wte.weight", ...], [...]]. Default: the groups of Trainer.
         decay_groups: "file" applies weight decay to the parameters that optimizer.pt
-            decays, for the groups of a script; by the names of parameters if not given.
-        transformers_version: version of Transformers that made the run, such as 4.46.3;
-            that of config.json, or of the fields, if not given.
+            decays, for custom parameter groups. Default: Trainer's rule, by the names
+            of the parameters.
+        transformers_version: version of Transformers that wrote the checkpoint, such as
+            4.46.3. Default: inferred from config.json or from the fields.
     """
 
     training_args: Path | None = None
@@ -42,22 +43,24 @@ class Origin:
 class Migrate(Origin, RunFlags):
     """Converts a checkpoint of Transformers' Trainer to a run folder, or back.
 
-    FOLDER is a checkpoint-<step> of a GPT-2 or a run folder, OUT a new folder.
+    FOLDER is a checkpoint-<step> of a GPT-2 or a run folder, OUT is a new folder.
 
-    Flags set what the Trainer's files lack, such as the text, or replace it.
+    Flags add settings that the Trainer's files do not contain, such as the text.
 
-    A run folder takes `--like CHECKPOINT` only: its version can read the result.
+    They override settings in the files.
 
-    Example:
+    For a run folder, the only flag is `--like CHECKPOINT`: its format is written.
+
+    Examples:
       jaxopt-tf migrate checkpoint-500 runs/books --text books
     """
 
     prog: ClassVar[str] = "jaxopt-tf migrate FOLDER OUT"
-    # They belong to a single start.
+    # Settings of a single start, which are not part of a run folder.
     unused: ClassVar[frozenset[str]] = frozenset(
         {"intended_changes", "resume_from_checkpoint"}
     )
-    # Arguments of Python functions that are no flags.
+    # Replacements in messages for arguments of Python functions that are not flags.
     arguments: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "checkpoint": "FOLDER",
@@ -73,17 +76,18 @@ def migrate(args: Sequence[str]) -> int:
     """Runs `jaxopt-tf migrate`.
 
     Args:
-        args: arguments after the command's name: two folders, then flags.
+        args: command line after the name of the command: two folders, then flags.
 
     Returns:
         The exit status: 0.
     """
+    # tyro prints the help and exits before the folders are required.
     if any(arg in ("-h", "--help") for arg in args):
         _read_flags(["--help"])
     if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
         raise ValueError(
             "`migrate` must be given two folders, the one to read and a new one, got "
-            f"{' '.join(args)!r}. Write `{Migrate.prog}`."
+            f"{' '.join(args)!r}. The usage is `{Migrate.prog}`."
         )
     source, out, flags = Path(args[0]), Path(args[1]), args[2:]
     try:
@@ -94,6 +98,7 @@ def migrate(args: Sequence[str]) -> int:
 
 
 def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
+    # A run folder contains trainer_state.json, too; only a run has metrics.jsonl.
     if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
         settings, options = _read_flags(flags)
         run = import_run(source, out, settings=settings, **options)
@@ -106,7 +111,7 @@ def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
     elif (source / _SUMS).exists() or find_checkpoints(source):
         exported = export_run(source, out, like=_like(flags))
         print(
-            f"{out} holds the run of {source} at its step {exported.step:,}, for\n"
+            f"{out} contains the run of {source} at step {exported.step:,}, for\n"
             f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
         )
     else:
@@ -117,9 +122,9 @@ def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
 
 
 def _read_flags(flags: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns settings of the run, and further arguments of `import_run`."""
+    """Returns the settings of the run and further arguments of `import_run`."""
     typed = read_typed(Migrate, flags)
-    # The fields are ignored in the TrainingArguments of the run, not in `--config`.
+    # `--ignore_fields` applies to the TrainingArguments of the run, not to `--config`.
     settings = merged_settings({**typed, "ignore_fields": ()})
     origin = {field.name for field in dataclasses.fields(Origin)}
     options = {name: value for name, value in typed.items() if name in origin}
@@ -127,13 +132,13 @@ def _read_flags(flags: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _like(flags: Sequence[str]) -> Path | None:
-    """Returns the checkpoint whose version reads the one that is written."""
+    """Returns the checkpoint of `--like`, the only flag for an export."""
     if not flags:
         return None
     if len(flags) != 2 or flags[0] != "--like":
         raise ValueError(
-            "`migrate` takes `--like CHECKPOINT` and no other flag on the way out, got "
-            f"{' '.join(flags)!r}: the run has its numbers."
+            "`migrate` of a run folder must have no flag other than `--like "
+            f"CHECKPOINT`, got {' '.join(flags)!r}: the run contains its settings."
         )
     return Path(flags[1])
 
@@ -141,10 +146,10 @@ def _like(flags: Sequence[str]) -> Path | None:
 def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
     arguments = run.arguments
     for title, names in (
-        ("taken over", arguments.mapped),
+        ("imported", arguments.mapped),
         ("without effect here", arguments.ignored),
         (
-            "not taken over; flags set it where there are any",
+            "not imported; set by flags if there are any",
             arguments.non_optimizer,
         ),
         ("ignored", arguments.unread),
@@ -155,8 +160,8 @@ def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
     for note in run.notes:
         print(note)
     print(
-        f"{out} holds the run of {source}, {run.num_params:,} parameters, at its step "
-        f"{run.step:,}; it continues with\n"
+        f"{out} contains the run of {source}, {run.num_params:,} parameters, at step "
+        f"{run.step:,}; to resume it:\n"
         f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
     )
 

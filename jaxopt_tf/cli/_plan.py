@@ -1,4 +1,4 @@
-"""`jaxopt-tf plan`: memory, traffic and time of a run on named devices."""
+"""Subcommand `plan`: memory, traffic and time of a run on named devices."""
 
 import dataclasses
 import re
@@ -13,23 +13,26 @@ from ._run_flags import RunFlags, parse
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(RunFlags):
-    """Computes the memory, traffic and time of a run on devices that are only named.
+    """Computes the memory, traffic and time of a run on named devices.
 
-    Without the compiler of these devices, only shapes are counted.
+    The devices need not be present.
 
-    Example:
+    Without their compiler, only the memory of shapes is computed.
+
+    Examples:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
 
     Attributes:
         devices: name of the devices: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100,
             h100:8, cpu:8.
-        model: another name for --preset.
-        shapes_only: compiles nothing: this takes seconds instead of minutes, but leaves
-            out activations, traffic and time.
+        model: alias of --preset.
+        shapes_only: skip the compilation. This takes seconds instead of minutes, but
+            leaves out activations, traffic and time.
     """
 
     prog: ClassVar[str] = "jaxopt-tf plan"
-    # The others are of the loop, the data and the folder, not of the compiled step.
+    # All other fields of `Job` affect the loop, the data and the folder, but not the
+    # compiled step.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(jobs.Job)) - {
         *("mesh", "zero_1", "bf16", "tf32"),
         *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
@@ -41,15 +44,15 @@ class Plan(RunFlags):
 
 
 def plan(args: Sequence[str]) -> int:
-    """Prints what a run with these flags needs on the named devices.
+    """Runs `jaxopt-tf plan`.
 
     Args:
-        args: the arguments after the command's name.
+        args: command line after the name of the command.
 
     Returns:
-        The exit status: 0; 1 if the run does not fit.
+        The exit status: 0; 1 if the run does not fit into memory.
     """
-    # `--model` is another name of `--preset`.
+    # `--model` is an alias of `--preset`.
     args = [re.sub(r"^--model(?==|$)", "--preset", arg) for arg in args]
     flags = parse(Plan, args)
     asked = jobs.plan(flags.run, devices=flags.devices, shapes_only=flags.shapes_only)

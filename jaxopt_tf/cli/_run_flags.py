@@ -1,6 +1,6 @@
-"""Settings of a run: defaults, the run's folder, a JSON file and the command line.
+"""Settings of a run from all sources, with increasing precedence.
 
-A setting of a later source replaces that of an earlier one.
+The sources are the defaults, the run's folder, a JSON file and the command line.
 """
 
 import json
@@ -18,7 +18,7 @@ from ..models import GPT2_PRESETS
 from ..recipes import METRIC_DRIVEN
 from ._flags import build, flag_kinds, read_flags
 
-# Found by trying, for the default model on the default text.
+# Default recipe, tuned for the default model on the default text.
 _RECIPE: Mapping[str, Any] = MappingProxyType(
     {
         "max_steps": 2_000,
@@ -29,19 +29,19 @@ _RECIPE: Mapping[str, Any] = MappingProxyType(
         "adam_beta2": 0.97,
     }
 )
-# A preset on the command line replaces these settings of other sources.
+# Settings that `--preset` overrides in the run's folder and the JSON file.
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """Flags of every command about a run.
+    """Flags of all commands about a run.
 
     Attributes:
         config: JSON file of settings: config.json of a run, or TrainingArguments of
-            Transformers; flags on the command line replace them.
-        preset: sizes of the model, by name; the flags of the model change them one by
-            one.
+            Transformers. Flags on the command line override them.
+        preset: name of a set of model sizes. The flags of the model override single
+            sizes.
         ignore_fields: names of TrainingArguments in the file that are not read.
         run: the recipe, the model and the job.
     """
@@ -59,16 +59,16 @@ _Form = TypeVar("_Form", bound=RunFlags)
 
 
 def parse(form: type[_Form], args: Sequence[str]) -> _Form:
-    """Reads a command line and the file that it names.
+    """Reads a command line and the file of its `--config`.
 
-    Fields of the file that have no effect here are noted on stderr.
+    Fields of the file that have no effect are reported on stderr.
 
     Args:
-        form: the flags of the command.
+        form: dataclass of the command's flags.
         args: command line after the name of the command.
 
     Raises:
-        ValueError: naming everything that is refused, contradictions included.
+        ValueError: if settings are invalid or conflict. The message lists all problems.
         SystemExit: after `--help`.
     """
     typed = read_typed(form, args)
@@ -79,7 +79,8 @@ def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
     """Reads the flags that were typed, and no file.
 
     Raises:
-        ValueError: naming every unknown flag and every value that cannot be read.
+        ValueError: if flags are unknown or values cannot be read. The message lists all
+            of them.
         SystemExit: after `--help`.
     """
     return read_flags(form, args, _RECIPE)
@@ -91,15 +92,15 @@ def run_config(
     """Builds the configuration of a run from all sources of settings.
 
     Args:
-        typed: the command line, and the file that it names.
-        found: settings that are known from elsewhere, such as the folder of the run.
+        typed: settings on the command line, including the path of the JSON file.
+        found: settings of the run's folder, which have lower precedence.
 
     Raises:
-        ValueError: naming everything that is refused, contradictions included.
+        ValueError: if settings are invalid or conflict. The message lists all problems.
     """
     settings, defaults = merged_settings(typed, found), dict(_RECIPE)
     if settings.get("lr_scheduler_type") in METRIC_DRIVEN:
-        del defaults["warmup_steps"]  # these schedules have no warmup
+        del defaults["warmup_steps"]  # metric-driven schedules have no warmup
     return RunConfig.from_dict({**defaults, **settings})
 
 
@@ -109,11 +110,11 @@ def merged_settings(
     """Returns the settings of all sources, without the defaults of the command.
 
     Args:
-        typed: the command line, and the file that it names.
-        found: settings that are known from elsewhere.
+        typed: settings on the command line, including the path of the JSON file.
+        found: settings of the run's folder, which have lower precedence.
 
     Raises:
-        ValueError: naming everything in the file that is refused.
+        ValueError: if the file has invalid settings. The message lists all of them.
     """
     kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
     of_run = {name: value for name, value in typed.items() if name in kinds}
@@ -123,9 +124,11 @@ def merged_settings(
         file = _read_file(typed["config"], of_run, kinds, ignored)
     elif ignored:
         raise ValueError(
-            "`ignore_fields` must be given with `config`, the file that has them, got "
-            f"{list(ignored)} alone. Leave it out."
+            "`ignore_fields` must be given with `config`, the file that contains the "
+            f"fields, got {list(ignored)} alone. Leave it out."
         )
+    # Increasing precedence: preset, run's folder, file, command line. A preset on the
+    # command line also overrides sizes in the folder and in the file.
     below = {**found, **file}
     if "preset" in of_run:
         below = {name: value for name, value in below.items() if name not in _SIZES}
@@ -144,11 +147,11 @@ def _read_file(
     kinds: Mapping[str, Kind],
     ignore_fields: Sequence[str],
 ) -> dict[str, Any]:
-    """Reads the settings that the command line leaves open; prints notes on others.
+    """Reads the settings of a JSON file, and prints notes on fields without effect.
 
     Raises:
-        ValueError: if the file is not a JSON object; naming every setting that would
-            change the numbers and does not exist here, and every unknown name.
+        ValueError: if the file is not a JSON object, or contains unknown names or
+            unsupported settings that would change the numbers of the run.
     """
     try:
         raw = parse_json(path.read_text(encoding="utf-8"))
@@ -165,7 +168,7 @@ def _read_file(
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(
-            f"`config` must be a JSON object, names and values in braces, but {path} "
+            f"`config` must be a JSON object, {{name: value, ...}}, but {path} "
             f"contains {json.dumps(raw)[:40]}."
         )
     try:

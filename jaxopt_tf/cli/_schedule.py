@@ -1,4 +1,4 @@
-"""`jaxopt-tf schedule`: draw schedules in the terminal."""
+"""Subcommand `schedule`: draws schedules in the terminal."""
 
 import json
 import shutil
@@ -22,19 +22,20 @@ from ._terminal_curve import terminal_curve
 class Schedules:
     """Draws learning rates over the steps of a run, in the terminal.
 
-    Schedules have the names of Transformers. Several are drawn on one scale.
+    Schedules have the names of Transformers. All are drawn with the same scale.
 
-    Example:
+    Examples:
       jaxopt-tf schedule cosine linear --num_training_steps 2000
 
     Attributes:
         names: names of schedules: linear, cosine, inverse_sqrt and others.
         learning_rate: highest rate; at least 0.
-        num_warmup_steps: steps of the warmup; a tenth of all steps by default.
-        num_training_steps: steps of the run; at least 1.
-        scheduler_specific_kwargs: further arguments of the schedule, by name; for
-            several schedules, such an object for each, by the name of the schedule.
-        output: file of a picture that is drawn too: .png, .svg or .pdf.
+        num_warmup_steps: number of warmup steps. Default: a tenth of all steps.
+        num_training_steps: number of steps of the run; at least 1.
+        scheduler_specific_kwargs: further arguments of the schedule as a JSON object;
+            for several schedules, an object of these objects by the name of the
+            schedule.
+        output: file to which a picture is also written: .png, .svg or .pdf.
     """
 
     prog: ClassVar[str] = "jaxopt-tf schedule"
@@ -60,8 +61,8 @@ def schedule(args: Sequence[str]) -> int:
     names = list(dict.fromkeys(command.names))
     if not names:
         raise ValueError(
-            "`schedule` must be given the name of a schedule, got none. Write "
-            "`jaxopt-tf schedule cosine`, or several names to compare them."
+            "`schedule` must be given the name of a schedule, got none. An example is "
+            "`jaxopt-tf schedule cosine`; several names are compared."
         )
     num_steps = _checks.step_count(
         "num_training_steps", command.num_training_steps, least=1
@@ -77,9 +78,10 @@ def schedule(args: Sequence[str]) -> int:
 
 
 def _options(names: list[str], given: Any) -> Mapping[str, Any]:
-    """Returns the further arguments of each schedule, by its name."""
+    """Returns the further arguments of each schedule, by name."""
     if given is None:
         return {}
+    # For a single schedule, the object contains its arguments, without its name.
     by_name = given if len(names) > 1 else {names[0]: given}
     objects = [by_name, *by_name.values()] if isinstance(by_name, dict) else [by_name]
     if not all(isinstance(each, dict) for each in objects):
@@ -101,15 +103,16 @@ def _named(
         name,
         command.learning_rate,
         num_steps // 10 if num_warmup is None else num_warmup,
-        # A schedule whose phases are all given ends with them.
+        # With `num_stable_steps` the length of the schedule is the sum of its phases.
+        # If both are given, warmup_stable_decay warns that the other one is not used.
         None if options and options.get("num_stable_steps") is not None else num_steps,
         options,
     )
     if isinstance(made, MetricDrivenSchedule):
         raise ValueError(
-            f"{name!r} must be the name of a schedule of the steps: the rates of this "
-            "one depend on a metric, and are not known before the run. Those of a run "
-            "are in its curves.png."
+            f"{name!r} must be the name of a schedule of the step: the rates of this "
+            "schedule depend on a metric, and are unknown before the run. curves.png "
+            "of a run shows them."
         )
     return made
 

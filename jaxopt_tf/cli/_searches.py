@@ -1,4 +1,4 @@
-"""Flags and task of the commands that train the job of a run many times at once."""
+"""Flags and task of the commands that train many runs of a job at once."""
 
 import datetime
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ class SearchFlags(RunFlags):
     """Flags of `find-lr`, `sweep` and `decay-path`.
 
     Attributes:
-        memory_limit: bytes that runs trained at once may take on each device; 90 % of
-            its memory by default, and no limit on CPUs.
+        memory_limit: bytes of memory on each device for runs that are trained at once.
+            Default: 90 % of the device's memory, and no limit on CPUs.
     """
 
-    # Such runs are not evaluated on the way, saved, resumed or divided over devices.
+    # Fields of `Job` that `tuning` does not support: its runs are not evaluated during
+    # training, saved, resumed or sharded.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) - {
         *("text", "tokenizer", "eos_token_id", "output_dir"),
         *("bf16", "tf32"),
@@ -30,14 +31,14 @@ class SearchFlags(RunFlags):
     memory_limit: float | None = None
 
     def prepare(self, *, num_evaluated: int) -> tuple[Path, Corpus, Task]:
-        """Reads the text, and describes the job for `tuning`.
+        """Reads the text, and builds the task for `tuning`.
 
         Args:
             num_evaluated: approximate number of tokens that runs are evaluated on; 0
                 for none.
 
         Returns:
-            The folder for results, which is `output_dir` or a new one that is named by
+            The folder for results, which is `output_dir` or a new one in runs/ named by
             the time; the text; and the task.
         """
         now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -1,4 +1,4 @@
-"""`jaxopt-tf sweep`: compare many recipes on the job of `train`."""
+"""Subcommand `sweep`: compares many recipes on the job of `train`."""
 
 import functools
 import json
@@ -22,27 +22,28 @@ from ._run_flags import read_typed, run_config
 from ._searches import SearchFlags
 
 _CONFIG, _SEARCH = "config.json", "search.json"
-_EXAMPLE = "Write --over learning_rate=1e-4,1e-3 weight_decay=0,0.1, for example."
+_EXAMPLE = "An example is --over learning_rate=1e-4,1e-3 weight_decay=0,0.1."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(SearchFlags):
     """Compares many recipes on the job of `jaxopt-tf train`.
 
-    A folder that contains a sweep is resumed, with the settings of that sweep.
+    If --output_dir contains a sweep, that sweep is resumed with its settings.
 
-    Example:
+    Examples:
       jaxopt-tf sweep --text books --over learning_rate=1e-4,1e-3 weight_decay=0,0.1
 
     Attributes:
-        over: fields of the recipe and the values to try:
-            learning_rate=1e-4,1e-3 weight_decay=0,0.1 for every combination;
-            learning_rate=1e-5:1e-2 for a range on a logarithmic scale,
-            weight_decay=0:0.3:linear for a linear one, with `num_samples`.
-        num_samples: recipes to draw at random, by `seed`; every combination by default.
-        halving: successive halving: keeps the best 1/N of the runs, and multiplies
-            their steps by N, round after round; N is at least 2. All runs are trained
-            to their end by default.
+        over: fields of the recipe and the values to try.
+            learning_rate=1e-4,1e-3 weight_decay=0,0.1 tries every combination. With
+            `num_samples`, learning_rate=1e-5:1e-2 is a range on a logarithmic scale and
+            weight_decay=0:0.3:linear a range on a linear one.
+        num_samples: number of recipes to draw at random, with `seed`. Default: every
+            combination.
+        halving: successive halving: after each round, keep the best 1/N of the runs and
+            multiply their steps by N; N is at least 2. Default: train all runs to their
+            end.
     """
 
     prog: ClassVar[str] = "jaxopt-tf sweep"
@@ -91,12 +92,13 @@ def sweep(args: Sequence[str]) -> int:
             memory_limit=search.memory_limit,
             report=report,
         )
+    # If the folder contains another sweep, the changed settings explain the error.
     except ValueError as error:
         raise ValueError("\n  ".join([str(error), *changes])) from error
     except KeyboardInterrupt as error:
         again = shlex.join([*Sweep.prog.split(), "--output_dir", str(folder)])
         raise KeyboardInterrupt(
-            f"Runs that ended are kept. Resume with:\n  {again}"
+            f"Finished runs are kept. To resume:\n  {again}"
         ) from error
     picture = folder / "sweep.png"
     tuning.plot_sweep(found, picture)
@@ -107,18 +109,19 @@ def sweep(args: Sequence[str]) -> int:
 
 
 def read_over(words: Sequence[str]) -> dict[str, list[Any] | Uniform]:
-    """Reads `over` of `tuning.sweep` from the words of a command line.
+    """Parses the argument `over` of `tuning.sweep` from the words of a command line.
 
     A word is `field=value,value,...`, `field=low:high` for a range on a logarithmic
-    scale, or `field=low:high:linear`. Values of a field that takes JSON are JSON, with
-    commas between them.
+    scale, or `field=low:high:linear`. The values of a field of JSON type are JSON,
+    separated by commas.
 
     Args:
-        words: one for each field.
+        words: one word for each field.
 
     Raises:
-        ValueError, TypeError: if there are none, a recipe has no such field, a field is
-            repeated, a value cannot be read, or bounds are the wrong way round.
+        ValueError: if there are no words, a field is unknown or repeated, or the lower
+            bound of a range is not below the upper one.
+        TypeError: if a value cannot be read.
     """
     if not words:
         raise ValueError(
@@ -138,7 +141,7 @@ def read_over(words: Sequence[str]) -> dict[str, list[Any] | Uniform]:
             )
         if name in over:
             raise ValueError(
-                f"`over` must name a field once, but has {name!r} twice. Join the "
+                f"`over` must name a field once, but has {name!r} twice. Separate its "
                 "values by commas."
             )
         try:
@@ -149,7 +152,7 @@ def read_over(words: Sequence[str]) -> dict[str, list[Any] | Uniform]:
 
 
 def as_flags(recipe: Recipe, names: Sequence[str]) -> str:
-    """Writes fields of a recipe as flags that can be pasted into a shell."""
+    """Returns fields of a recipe as flags, quoted for a shell."""
     settings = recipe_settings(recipe)
     values = {
         name: value if isinstance(value := settings[name], str) else json.dumps(value)
@@ -159,13 +162,13 @@ def as_flags(recipe: Recipe, names: Sequence[str]) -> str:
 
 
 def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Uniform:
-    if kind.noun.startswith("JSON"):
+    if kind.noun.startswith("JSON"):  # a comma may be part of a value
         try:
             return list(json.loads(f"[{text}]"))
         except json.JSONDecodeError as error:
             raise TypeError(
-                f"`{name}` must be JSON, got {text!r}: {error.msg}. Write its values "
-                'as {"power": 1},{"power": 2}, in quotes.'
+                f"`{name}` must be JSON, got {text!r}: {error.msg}. Quote its values, "
+                """as in '{"power": 1},{"power": 2}'."""
             ) from error
     if kind.noun in ("INT", "NUMBER") and ":" in text:
         low, high, *scale = text.split(":", 2)
@@ -175,9 +178,9 @@ def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Uniform:
 
 
 def _saved_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """Returns the settings of the sweep that the folder contains, by file.
+    """Returns the settings of the sweep in the folder, by file; empty without a sweep.
 
-    Sweeps of earlier versions have no file of their search, but results.
+    Earlier versions did not write search.json; their folders have sweep.jsonl only.
     """
     saved: dict[str, dict[str, Any]] = {_CONFIG: {}, _SEARCH: {}}
     if folder and any((folder / n).exists() for n in (_SEARCH, "sweep.jsonl")):
@@ -188,11 +191,11 @@ def _saved_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def _keep_settings(search: Sweep, folder: Path) -> list[str]:
-    """Writes the settings of a new sweep, or compares them with those of its folder.
+    """Writes the settings of a new sweep, or compares them with those in its folder.
 
     Returns:
-        A line for each setting that is not as in the folder. Whether such a sweep can
-        be resumed is decided by its recipes and data, which `tuning.sweep` compares.
+        A message for each setting that differs from the folder's. They are not errors:
+        `tuning.sweep` compares the recipes and the data, and raises if these differ.
 
     Raises:
         ValueError: if the folder contains runs of another model.
@@ -207,6 +210,7 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
             temporary.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         return []
     saved = read_config(folder / _CONFIG) | _saved_settings(folder)[_SEARCH]
+    # Converted to JSON and back, so that tuples compare equal to the lists in the file.
     now = json.loads(json.dumps(run | own))
     lines = {
         name: f"`{name}` is {saved[name]!r} in the folder, and {now[name]!r} here"

@@ -1,10 +1,12 @@
-"""Curves in the terminal, in Braille or ASCII characters."""
+"""Curves drawn in the terminal with Braille or ASCII characters."""
 
 import numpy as np
 
-# Bit of each dot of a Braille character: from the top, left and right.
+# A Braille character is U+2800 plus one bit per dot. These are the bits of its 4 x 2
+# dots. The lowest row has the highest bits, since it was added to the code last.
 _BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
-# By the bits of three dots in a column, from the top.
+# ASCII character for each combination of three dots in a column; bit 0 is the upper
+# dot. Two dots are shown as the upper one alone, three dots as a bar.
 _ASCII = " '-'.'-|"
 
 
@@ -20,15 +22,16 @@ def terminal_curve(
     """Draws values over steps, from 0 to `top`, with both axes labelled.
 
     Args:
-        steps: [n], rising.
-        values: [n], at least 0; lines are drawn between them.
-        top: the value at the upper edge; greater than 0.
-        width: of the lines, in characters, labels included.
-        height: of the curve, in characters.
-        encoding: encoding of the terminal; ASCII is drawn if it has no Braille.
+        steps: [n], in increasing order.
+        values: [n], at least 0; they are connected by straight lines.
+        top: value at the upper edge; greater than 0.
+        width: width of the lines in characters, including the labels.
+        height: height of the curve in characters.
+        encoding: encoding of the terminal. ASCII characters are used if it does not
+            support Braille.
 
     Returns:
-        The lines, one more than `height`.
+        The lines of text, `height` + 1 of them.
     """
     is_braille = can_show("⣿│└─", encoding)
     labels = [f"{top:.4g}", *(height - 2) * [""], "0"] if height > 1 else [f"{top:.4g}"]
@@ -36,6 +39,7 @@ def terminal_curve(
     columns = max(width - margin - 2, 10)
     down, across = (4, 2) if is_braille else (3, 1)
     dots = _dots(steps, values / top, columns * across, height * down)
+    # [height, columns, down, across]: the dots of each character.
     cells = dots.reshape(height, down, columns, across).swapaxes(1, 2)
     rows = _braille(cells) if is_braille else _ascii(cells)
     side, corner, floor = "│└─" if is_braille else "|+-"
@@ -49,7 +53,7 @@ def terminal_curve(
 
 
 def can_show(text: str, encoding: str) -> bool:
-    """Returns True if the encoding has all characters of the text."""
+    """Returns True if the encoding supports all characters of the text."""
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -58,18 +62,21 @@ def can_show(text: str, encoding: str) -> bool:
 
 
 def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.ndarray:
-    """Returns the dots of the line, [rows, columns] of bool, from the upper edge."""
+    """Returns the dots of the line, [rows, columns] of bool, from top to bottom."""
     edges = np.linspace(steps[0], steps[-1], columns + 1)
     at_edges = np.interp(edges, steps, shares)
-    # A column shows the values in it, and those of the line at both its edges.
+    # A column shows all values within it, and the interpolated ones at both its edges,
+    # so that the dots of neighbouring columns are connected.
     inside = np.clip(np.searchsorted(edges, steps, "right") - 1, 0, columns - 1)
     every = np.arange(columns)
     column = np.concatenate([inside, every, every])
     values = np.concatenate([shares, at_edges[:-1], at_edges[1:]])
+    # Row of each value; row 0 is the upper edge, where the share is 1.
     at = np.clip(np.floor((1 - values) * rows), 0, rows - 1).astype(int)
     highest, lowest = np.full(columns, rows - 1), np.zeros(columns, int)
     np.minimum.at(highest, column, at)
     np.maximum.at(lowest, column, at)
+    # In each column, all dots between the lowest and the highest value are set.
     row = np.arange(rows)[:, None]
     return (row >= highest) & (row <= lowest)
 
@@ -77,7 +84,7 @@ def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.
 def _braille(cells: np.ndarray) -> list[str]:
     """Returns a string for each row of [height, columns, 4, 2] dots."""
     codes = 0x2800 + (cells * _BRAILLE).sum(axis=(2, 3))
-    # An empty character is a space, which is cut off at the end of a line.
+    # An empty cell is a space instead of U+2800: `rstrip` removes only spaces.
     return [
         "".join(chr(code) if code > 0x2800 else " " for code in row) for row in codes
     ]

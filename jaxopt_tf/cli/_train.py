@@ -1,4 +1,4 @@
-"""`jaxopt-tf train`: pretrain a GPT-2."""
+"""Subcommand `train`: pretrains a GPT-2."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ from ._run_flags import RunFlags, read_typed, run_config
 class Train(RunFlags):
     """Pretrains a GPT-2 on text.
 
-    A folder that contains a run is resumed, with the settings of that run.
+    If --output_dir contains a run, that run is resumed with its settings.
 
-    Example:
+    Examples:
       jaxopt-tf train --text books --max_steps 1000 --output_dir runs/books
     """
 
@@ -44,7 +44,9 @@ def train(args: Sequence[str]) -> int:
     saved = saved_settings(typed)
     config = run_config(typed, saved)
     with launched(build(Launch, typed), flag_kinds(Train)):
-        # JAX knows all devices only after the processes have connected.
+        # The mesh of a saved run need not fit this machine; one that was typed must.
+        # `jax.device_count` is correct only after the processes have connected, and a
+        # call before that would initialize the backend of a single process.
         if saved.get("mesh") is not None and "mesh" not in typed:
             config = _with_fitting_mesh(config)
         outcome = pretrain(config, command_line=[*Train.prog.split(), *args])
@@ -52,20 +54,20 @@ def train(args: Sequence[str]) -> int:
 
 
 def saved_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of the run that the folder contains, {} for a new folder."""
+    """Returns the settings of the run in `output_dir`; {} for a new folder."""
     folder = typed.get("output_dir")
     path = folder / "config.json" if folder else None
     return read_config(path) if path and path.exists() else {}
 
 
 def _with_fitting_mesh(config: RunConfig) -> RunConfig:
-    """Leaves out the mesh of a run that was started on another number of devices."""
+    """Removes the mesh of a run that was started on another number of devices."""
     num_devices, mesh = jax.device_count(), config.job.mesh
     if mesh is None or math.prod(axis_sizes(mesh).values()) == num_devices:
         return config
     print(
         f"jaxopt-tf: `--mesh {mesh}` of the run does not fit the {num_devices} devices "
-        "here and is left out.",
+        "and is ignored.",
         file=sys.stderr,
     )
     return dataclasses.replace(config, job=dataclasses.replace(config.job, mesh=None))

@@ -1,7 +1,7 @@
-"""Text and tokens as batches of a language model.
+"""Corpora of text and tokens, and batches of them for a language model.
 
 corpus = read_text([Path("books")])
-batches = Batches(corpus, block_size=64, num_sequences=8, seed=42)
+batches = Batches(corpus, block_size=64, batch_size=8, seed=42)
 """
 
 from ._batches import Batches as Batches

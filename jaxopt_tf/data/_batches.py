@@ -1,6 +1,7 @@
-"""Batches of windows: batch n is a function of the corpus, the seed and n alone.
+"""Batches of windows of a corpus.
 
-A checkpoint needs to record n only, and each of many processes reads its own rows only.
+Batch n is a function of the corpus, the seed and n. A checkpoint therefore records n
+only, and each process reads its own rows only.
 """
 
 import itertools
@@ -14,15 +15,16 @@ from .. import _checks
 from ._corpus import Corpus
 from ._tokens import TokenStream
 
-# grain shuffles in 32 bits; of more windows it would return the first one forever.
+# `index_shuffle` of grain takes 32-bit integers. The largest index of more windows
+# would wrap around: with 2^32 + 1 windows, grain returns the first for every index.
 _MAX_WINDOWS = 2**32
 
 
 class Batches:
-    """Endless training batches, by number: `batches[n]`.
+    """Infinite sequence of training batches: `batches[n]`.
 
-    An epoch takes every window of `block_size` tokens once; the next one has another
-    order. Nothing is shuffled in memory: grain computes the index of a window.
+    An epoch contains every window of `block_size` tokens once. Each epoch has another
+    order. No permutation is stored: grain computes the index of each window.
     """
 
     def __init__(
@@ -34,17 +36,18 @@ class Batches:
         seed: int,
         gradient_accumulation_steps: int = 1,
     ):
-        """Checks the sizes; reads no token yet.
+        """Checks the sizes; no tokens are read.
 
         Args:
-            corpus: what to train on.
-            block_size: T, tokens to predict in a row; at least 1.
-            batch_size: B, windows in a micro-batch; at least 1.
-            seed: of the order; from 0 to 2^32 - 1.
-            gradient_accumulation_steps: k, micro-batches in a batch; at least 1.
+            corpus: corpus to train on.
+            block_size: T, number of predicted tokens per window; at least 1.
+            batch_size: B, number of windows in a micro-batch; at least 1.
+            seed: seed of the order; from 0 to 2^32 - 1.
+            gradient_accumulation_steps: k, number of micro-batches in a batch; at
+                least 1.
 
         Raises:
-            TypeError: if one of them is not a whole number.
+            TypeError: if a number is not a whole number.
             ValueError: if the training part is shorter than one window.
         """
         micro_batches = _checks.whole_number(
@@ -55,21 +58,22 @@ class Batches:
         windows = _Windows(corpus.training, block_size, "training", corpus.unit)
         if len(windows) > _MAX_WINDOWS:
             raise ValueError(
-                f"`block_size` must leave at most {_MAX_WINDOWS:,} windows, got "
-                f"{block_size!r}, which leaves {len(windows):,}. Take a larger one."
+                f"`block_size` must give at most {_MAX_WINDOWS:,} windows, got "
+                f"{block_size!r}, which gives {len(windows):,}. Use a larger one."
             )
         self.num_windows = len(windows)  # in an epoch
-        # Without an axis of micro-batches where there is one.
+        # A batch of a single micro-batch has no axis of micro-batches.
         axis = () if micro_batches == 1 else (micro_batches,)
         self._shape = (*axis, batch_size, windows.block_size + 1)
         self._dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
     def __getitem__(self, n: int) -> np.ndarray:
-        """Returns batch `n`, counted from 0: inputs and, one position later, targets.
+        """Returns batch `n`, counted from 0.
 
         Returns:
-            [B, T + 1], or [k, B, T + 1] with k micro-batches; the narrowest of uint8,
-            uint16 and uint32 that the vocabulary fits in.
+            [B, T + 1], or [k, B, T + 1] with k micro-batches, in the smallest of uint8,
+            uint16 and uint32 that can hold all tokens. The first T tokens of a row are
+            the inputs, the last T the targets.
 
         Raises:
             ValueError: if `n` is negative.
@@ -81,13 +85,13 @@ class Batches:
 
         Args:
             n: number of the batch.
-            index: slices of the batch's axes, the first ones; () for all.
+            index: slices of the leading axes of the batch; () for the whole batch.
 
         Raises:
             ValueError: if `n` is negative.
         """
         n = _checks.whole_number("n", n, least=0)
-        # Windows are read one by one: those of other processes stay on disk.
+        # Windows are read one by one, so that those of other processes are not read.
         *rows, _ = self._shape
         numbers = np.arange(math.prod(rows)).reshape(rows)[index[: len(rows)]]
         first = n * math.prod(rows)
@@ -96,10 +100,10 @@ class Batches:
         return read.reshape(*numbers.shape, -1)[..., columns]
 
     def since(self, start: int) -> Iterator[np.ndarray]:
-        """Yields batch `start` and all after it.
+        """Yields the batches from `start` on.
 
-        JAX computes a step while the next batch is read, so a thread that reads ahead
-        would gain nothing.
+        JAX dispatches steps asynchronously: the next batch is read while a step is
+        computed. A prefetching thread is therefore not needed.
         """
         start = _checks.whole_number("start", start, least=0)
         return map(self.__getitem__, itertools.count(start))
@@ -111,13 +115,13 @@ def held_out_batches(
     """Returns batches for evaluation, spread evenly over the evaluation part.
 
     Args:
-        corpus: what to evaluate on.
-        block_size: T, tokens to predict in a row.
-        batch_size: B, windows in a batch; fewer where the text is short.
-        num_tokens: about how many tokens to predict in all.
+        corpus: corpus to evaluate on.
+        block_size: T, number of predicted tokens per window.
+        batch_size: B, number of windows in a batch; fewer if the text is short.
+        num_tokens: approximate number of predicted tokens in all batches.
 
     Returns:
-        A list of [B, T + 1], as `Batches` has them.
+        A list of arrays [B, T + 1], in the dtype of `Batches`.
 
     Raises:
         TypeError: if `batch_size` is not a whole number.
@@ -139,9 +143,9 @@ def training_windows(
     """Returns windows spread evenly over the training part, in its order.
 
     Args:
-        corpus: what to train on.
-        block_size: T, tokens to predict in a row; at least 1.
-        num_windows: N, at least 1; fewer where the text is short.
+        corpus: corpus to train on.
+        block_size: T, number of predicted tokens per window; at least 1.
+        num_windows: N, number of windows, at least 1; fewer if the text is short.
 
     Returns:
         [N, T + 1], in the dtype of `Batches`. Adjacent windows share one token, the
@@ -157,9 +161,9 @@ def training_windows(
 
 
 class _Windows:
-    """Windows of T + 1 tokens; the last token of one is the first of the next.
+    """Random-access data source for grain: windows of T + 1 tokens.
 
-    A random access data source of grain.
+    The last token of a window is the first one of the next window.
     """
 
     def __init__(self, part: TokenStream, block_size: int, name: str, unit: str):
@@ -167,12 +171,14 @@ class _Windows:
         if len(part) < block_size + 1:
             raise ValueError(
                 f"`text` must have at least `block_size` + 1 = {block_size + 1} {unit} "
-                f"in its {name} part, got {len(part)}. Give more text, or take a "
+                f"in its {name} part, got {len(part)}. Give more text, or use a "
                 "smaller `block_size`."
             )
         self._part, self.block_size = part, block_size
 
     def __len__(self) -> int:
+        # The last window needs one more token, its last target. The remaining tokens,
+        # fewer than `block_size`, are not used.
         return (len(self._part) - 1) // self.block_size
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -180,6 +186,6 @@ class _Windows:
         return self._part.read(start, start + self.block_size + 1)
 
     def spread(self, num: int) -> np.ndarray:
-        """Returns `num` windows, evenly from the first to the last; [num, T + 1]."""
+        """Returns `num` evenly spaced windows, [num, T + 1], from first to last."""
         chosen = np.linspace(0, len(self) - 1, num).astype(int)
         return np.stack([self[int(i)] for i in chosen])

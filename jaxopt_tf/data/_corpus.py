@@ -1,4 +1,4 @@
-"""A corpus: documents for training and for evaluation, and a fingerprint of both."""
+"""Corpus: documents for training and for evaluation, and a fingerprint of both."""
 
 import hashlib
 import json
@@ -10,38 +10,39 @@ import numpy as np
 from .._checks import counted
 from ._tokens import Documents, TokenFile, TokenStream
 
-# One token in ten is for evaluation; each of fewer than ten documents is cut.
+# About 1 / 10 of the tokens are for evaluation. With fewer than 10 documents, each of
+# them is cut.
 _HELD_OUT = 10
 
 
 class LeftOut(NamedTuple):
-    """Files in folders that were skipped: not UTF-8 text, or empty."""
+    """Skipped files of folders: files that are not UTF-8 text, or are empty."""
 
     num_files: int = 0
     first: tuple[str, ...] = ()  # paths of the first three, each with the reason
 
     def __str__(self) -> str:
-        """Returns their number and the first of them."""
+        """Returns the number of files and the paths of the first ones."""
         more = self.num_files - len(self.first)
         listed = [*self.first, *([f"{more:,} more"] if more else [])]
         return f"skipped {counted(self.num_files, 'file')}: {', '.join(listed)}"
 
 
 class Corpus(NamedTuple):
-    """Text as tokens, in two parts."""
+    """Tokens of a text in two parts, for training and for evaluation."""
 
     training: TokenStream
     held_out: TokenStream
-    vocab_size: int  # every token is below it
+    vocab_size: int  # upper limit of the tokens, exclusive
     num_documents: int
-    unit: Literal["bytes", "tokens"]  # of both parts
-    fingerprint: str  # SHA-256: equal for equal parts, wherever the files are
+    unit: Literal["bytes", "tokens"]  # name of a token, in the plural
+    fingerprint: str  # SHA-256 of the content of both parts, independent of paths
     left_out: LeftOut = LeftOut()
-    num_tokens: int = 0  # of the documents, without those that end them
+    num_tokens: int = 0  # tokens of the documents, without end-of-document tokens
 
     @property
     def size(self) -> str:
-        """Number of documents and of tokens, for people."""
+        """Numbers of documents and of tokens, as text."""
         unit = self.unit.removesuffix("s")
         documents = counted(self.num_documents, "document")
         return f"{documents}, {counted(self.num_tokens, unit)}"
@@ -56,23 +57,23 @@ def make_corpus(
     unit: Literal["bytes", "tokens"],
     is_held_out: np.ndarray | None = None,
 ) -> Corpus:
-    """Builds a corpus, with its documents split in two parts.
+    """Builds a corpus whose documents are split into two parts.
 
     Args:
-        files: they contain the documents.
-        documents: their places in the files.
-        vocab_size: how many tokens there are.
-        end: the token that follows each document; None for none.
+        files: files that contain the documents.
+        documents: positions of the documents in the files.
+        vocab_size: number of different tokens.
+        end: token that follows each document; None for none.
         unit: name of a token.
-        is_held_out: [d], bool: the documents that are; None for those of `split`.
+        is_held_out: [d], bool: True for evaluation documents; None to use `split`.
 
     Raises:
-        ValueError: if there is no document.
+        ValueError: if there are no documents.
     """
     num_documents = len(documents.length)
     if not num_documents:
         raise ValueError(
-            "`text` must hold at least one document, got none. Give files with text."
+            "`text` must contain at least one document, got none. Give files with text."
         )
     parts = split(documents)
     if is_held_out is not None:
@@ -95,10 +96,10 @@ def make_corpus(
 def split(documents: Documents) -> tuple[Documents, Documents]:
     """Splits off about a tenth for evaluation, in whole documents if possible.
 
-    The last tenth is split off a document with more than a tenth of all tokens, and off
-    each document if there are fewer than ten. A tenth of the other documents, in
-    tokens, is used for evaluation as a whole, chosen by a hash of their index, without
-    a seed.
+    A document with more than a tenth of all tokens is cut: its last tenth is used for
+    evaluation. If there are fewer than ten documents, each of them is cut. Of the other
+    documents, a tenth (in tokens) is used for evaluation as a whole. They are selected
+    by a hash of their index, without a seed.
 
     Returns:
         The part for training and the part for evaluation.
@@ -109,6 +110,7 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
     whole = np.flatnonzero(~is_cut)
     whole = whole[np.argsort(_mixed(whole), kind="stable")]
     is_held_out = np.zeros(len(length), bool)
+    # The documents in the order of their hashes, as long as their sum is below a tenth.
     is_within_a_tenth = _HELD_OUT * np.cumsum(length[whole]) <= length[whole].sum()
     is_held_out[whole[is_within_a_tenth]] = True
     heads = documents._replace(length=length - tail)
@@ -120,7 +122,7 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
 
 
 def min_token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the unsigned dtype with the fewest bytes that holds all tokens."""
+    """Returns the smallest unsigned dtype that can hold all tokens."""
     return np.min_scalar_type(vocab_size - 1)
 
 
@@ -129,7 +131,8 @@ def _select(documents: Documents, is_taken: np.ndarray) -> Documents:
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Hashes each number, equally on every machine, with the mixer of splitmix64."""
+    """Hashes each number with the mixer of splitmix64, equally on every machine."""
+    # uint64 arithmetic of NumPy arrays wraps around, as the generator requires.
     x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -142,12 +145,16 @@ def _fingerprint(
     vocab_size: int,
     end: int | None,
 ) -> str:
-    """Returns the SHA-256 of what determines both rows: contents, but no path."""
+    """Returns the SHA-256 of all that determines the tokens of both parts.
+
+    Paths are not included, so that a copy of the text has the same fingerprint.
+    """
     contents = [(file.dtype.str, file.num_tokens, file.sha256) for file in files]
     head = {"version": 1, "vocab_size": vocab_size, "end": end, "files": contents}
     digest = hashlib.sha256(json.dumps(head).encode())
     for part in parts:
         digest.update(f"{len(part.length)} documents".encode())
         for column in part:
+            # A fixed dtype and byte order: `file` is int32, the others are int64.
             digest.update(column.astype("<i8").data)
     return digest.hexdigest()

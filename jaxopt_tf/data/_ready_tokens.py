@@ -16,22 +16,23 @@ _TOKENS_IN_A_CHUNK = 2**20
 def read_tokens(
     paths: Sequence[Path], *, vocab_size: int, eos_token_id: int | None = None
 ) -> Corpus:
-    """Reads tokens from files, which are memory-mapped.
+    """Reads tokens from memory-mapped files.
 
-    All of them are checked once, a chunk at a time, before the first is used. About a
-    tenth is for evaluation, in whole documents if none is a large part of all tokens.
+    All tokens are checked once, in chunks, before the first one is used. About a tenth
+    is for evaluation, in whole documents if none is a large part of all tokens.
 
     Args:
-        paths: files; `.npy` with one row of whole numbers, or `.bin` with nothing but
-            tokens of two bytes (uint16, little-endian), or of four (uint32) where
-            `vocab_size` is more than 65,536.
-        vocab_size: how many tokens the tokenizer has that made them; 2 to 2^32.
-        eos_token_id: the token that ends a document in these files; without it, each
-            file is one document and no token stands between two files.
+        paths: files. `.npy` contains a one-dimensional array of integers; `.bin`
+            contains only tokens, as little-endian uint16, or uint32 if `vocab_size` is
+            more than 65,536.
+        vocab_size: vocabulary size of the tokenizer; from 2 to 2^32.
+        eos_token_id: token that ends a document in these files. Without it, each file
+            is one document and no token is inserted between two files.
 
     Raises:
-        TypeError: if a `.npy` does not hold whole numbers.
-        ValueError: with the file, and the token that is outside the vocabulary.
+        TypeError: if a `.npy` file does not contain integers.
+        ValueError: if a file cannot be read, or contains a token outside the
+            vocabulary. The message names the file and the token.
     """
     _checks.whole_number("vocab_size", vocab_size, least=2, most=2**32)
     if eos_token_id is not None:
@@ -53,7 +54,7 @@ def read_tokens(
 
 
 def is_ready_tokens(path: Path) -> bool:
-    """Returns True if a file of this name contains tokens, not text."""
+    """Returns True if the suffix of a file is that of tokens, not of text."""
     return path.suffix in (".npy", ".bin")
 
 
@@ -65,9 +66,11 @@ def dtype_in_a_bin(vocab_size: int) -> np.dtype:
 def _read(
     path: Path, vocab_size: int, eos_token_id: int | None
 ) -> tuple[TokenFile, np.ndarray, np.ndarray]:
-    """Returns the file, and start and length of its documents."""
+    """Returns the file, and the start and the length of each of its documents."""
     tokens = _mapped(path, vocab_size)
     digest = hashlib.sha256()
+    # Positions of the end-of-document tokens, with sentinels before the first token and
+    # after the last one.
     ends = [np.asarray([-1])]
     for first in range(0, len(tokens), _TOKENS_IN_A_CHUNK):
         chunk = np.asarray(tokens[first : first + _TOKENS_IN_A_CHUNK])
@@ -79,7 +82,7 @@ def _read(
     bounds = np.concatenate(ends)
     start, length = bounds[:-1] + 1, np.diff(bounds) - 1
     file = TokenFile(path, tokens.dtype, tokens.offset, len(tokens), digest.hexdigest())
-    # There is no document between two consecutive ends.
+    # Two consecutive end-of-document tokens enclose no document.
     return file, start[length > 0], length[length > 0]
 
 
@@ -90,15 +93,16 @@ def _check_vocabulary(
         return
     bad = int(np.flatnonzero((chunk < 0) | (chunk >= vocab_size))[0])
     raise ValueError(
-        f"`text` must hold tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, but "
-        f"token {first + bad} of {str(path)!r} is {chunk[bad]}. Give the `vocab_size` "
-        "of its tokenizer; above 65,536 a .bin is read as uint32, otherwise as uint16."
+        f"`text` must contain tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, "
+        f"but token {first + bad} of {str(path)!r} is {chunk[bad]}. Give the "
+        "`vocab_size` of its tokenizer; above 65,536 a .bin is read as uint32, "
+        "otherwise as uint16."
     )
 
 
 def _mapped(path: Path, vocab_size: int) -> np.memmap:
     if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"`text` must hold tokens, but {str(path)!r} is empty.")
+        raise ValueError(f"`text` must contain tokens, but {str(path)!r} is empty.")
     if not path.is_file():
         raise ValueError(
             f"`text` must be files of tokens, but {str(path)!r} "
@@ -114,18 +118,18 @@ def _npy(path: Path) -> np.memmap:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"`text` must be a whole .npy file, but {str(path)!r} is not: {error}. "
+            f"`text` must be a complete .npy file, but {str(path)!r} is not: {error}. "
             "Write it again with `numpy.save`."
         ) from error
     if not isinstance(tokens, np.memmap) or tokens.ndim != 1:
         raise ValueError(
-            f"`text` must be a .npy file with one row of tokens, but {str(path)!r} "
+            f"`text` must be a .npy file with one axis of tokens, but {str(path)!r} "
             f"has shape {getattr(tokens, 'shape', None)}. Save `tokens.reshape(-1)`, "
             "with an end-of-document token after each document."
         )
     if tokens.dtype.kind not in "iu":
         raise TypeError(
-            f"`text` must be a .npy file of whole numbers, but {str(path)!r} holds "
+            f"`text` must be a .npy file of integers, but {str(path)!r} has dtype "
             f"{tokens.dtype}. Save the tokens as uint16 or uint32."
         )
     return tokens
@@ -140,6 +144,8 @@ def _bin(path: Path, vocab_size: int) -> np.memmap:
             ".npy, which records the dtype."
         )
     tokens = np.memmap(path, dtype, mode="r")
+    # A .bin file does not record its dtype. If uint32 tokens below 2^16 are read as
+    # uint16, every second number is the upper half of a token, which is 0.
     some = tokens[:_TOKENS_IN_A_CHUNK]
     if dtype.itemsize == 2 and some[::2].any() and not some[1::2].any():
         raise ValueError(

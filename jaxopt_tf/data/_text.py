@@ -14,20 +14,21 @@ import numpy as np
 from ._corpus import Corpus, LeftOut, make_corpus
 from ._tokens import Documents, TokenFile, chunks
 
-# Packages of others, or nearly the same text again.
+# Packages that are not part of the standard library, and files of repetitive text.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "encodings", "lib2to3", "pydoc_data"}
 )
-# After each file: a byte that text does not contain marks its end for the model.
+# End-of-document token: a byte that UTF-8 text files do not contain in practice. Files
+# that contain it are rejected.
 _END_OF_FILE = 0
 
 
 def standard_library() -> Corpus:
-    """Reads the Python sources of this machine's standard library, in bytes.
+    """Reads the sources of the installed Python standard library as bytes.
 
-    Without site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data. About
-    a tenth is for evaluation: whole top-level modules, so that no package is in both
-    parts. A hash of the name selects them, so that they are equal on every machine.
+    site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data are left out.
+    About a tenth is for evaluation: whole top-level modules, so that no package is in
+    both parts. They are selected by a hash of the name, equally on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files, held_out = [], []
@@ -41,32 +42,32 @@ def standard_library() -> Corpus:
 
 
 def is_held_out(module: str) -> bool:
-    """Returns True if a top-level module is for evaluation, as one in ten is."""
-    # Python's own hash differs from process to process.
+    """Returns True if a top-level module is for evaluation; one in ten is."""
+    # The built-in `hash` of a string differs between processes.
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
 
 
 def read_text(paths: Sequence[Path]) -> Corpus:
-    """Reads text files in bytes: a vocabulary of 256, of which 0 ends a document.
+    """Reads text files as bytes: a vocabulary of 256, in which 0 ends a document.
 
     The text is not kept in memory. About a tenth is for evaluation: some of the files,
     and the last tenth of files that are a large part of the text.
 
     Args:
-        paths: files, which must be text (UTF-8); and folders, of which all files that
-            are text are taken, those below them too, but nothing hidden. The corpus
-            names files of folders that are not text, or empty, in `left_out`.
+        paths: files, which must be text (UTF-8), and folders, from which all text files
+            are read recursively, except hidden ones. Files in folders that are empty or
+            not text are skipped and named in `left_out` of the corpus.
 
     Raises:
-        ValueError: with the path that does not exist, is empty or is not text, and the
-            place of its first byte that is not.
+        ValueError: if a path does not exist, is empty or is not text. The message names
+            the path and the position of the first invalid byte.
     """
     files, left_out = text_files(paths)
     return _in_bytes(files)._replace(left_out=left_out)
 
 
 def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
-    """Returns the text files among `paths`, each read to its end, and the others."""
+    """Returns the text files in `paths`, whose content was checked, and the others."""
     files: list[TokenFile] = []
     skipped: list[str] = []
     for path in map(Path, paths):
@@ -98,7 +99,7 @@ def _in_bytes(
 
 
 def _given_file(path: Path) -> TokenFile:
-    """Returns a file that the user named; raises unless it is text."""
+    """Returns a file of `paths`; raises an error unless it is text."""
     if not path.is_file():
         problem = "is neither" if path.exists() else "does not exist"
         raise ValueError(
@@ -115,7 +116,7 @@ def _given_file(path: Path) -> TokenFile:
 
 
 def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
-    """Returns the text files of a folder and the others; hidden ones are neither."""
+    """Returns the text files in a folder and the others, both without hidden files."""
     files, skipped = [], []
     for inner in sorted(path.rglob("*")):
         is_hidden = any(part[0] == "." for part in inner.relative_to(path).parts)
@@ -129,23 +130,23 @@ def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
     if not files:
         left_out = LeftOut(len(skipped), tuple(skipped[:3]))
         raise ValueError(
-            f"`text` must hold text, but the folder {str(path)!r} is empty: no "
+            f"`text` must contain text, but the folder {str(path)!r} is empty: no "
             "file in it is UTF-8 text that is not hidden"
             + (f" ({left_out})" if skipped else "")
-            + ". Files of tokens (.npy, .bin) are given one by one."
+            + ". Files of tokens (.npy, .bin) must be named one by one."
         )
     return files, skipped
 
 
 def _read(path: Path) -> TokenFile | str:
-    """Reads a file in chunks; returns why it is no text if it is none."""
+    """Reads a file in chunks; returns the reason as a string if it is not text."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     num_bytes, num_lines = 0, 1
     try:
         for chunk in chunks(path):
             end = chunk.find(_END_OF_FILE)
             if end >= 0:
-                # Raises if a byte before it is not text.
+                # Raises if an earlier byte is invalid, which is then reported instead.
                 decoder.decode(chunk[:end], final=True)
                 offset, line = num_bytes + end, num_lines + chunk[:end].count(b"\n")
                 return f"not UTF-8 text: a byte 0 at offset {offset:,}, line {line:,}"
@@ -155,7 +156,8 @@ def _read(path: Path) -> TokenFile | str:
             num_lines += chunk.count(b"\n")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        # The decoder's input begins with the bytes that it kept of the chunk before.
+        # `error.start` counts from the incomplete character of the chunk before, which
+        # the decoder keeps and puts in front of its input.
         data, before = error.object, len(decoder.getstate()[0])
         offset = num_bytes - before + error.start
         line, byte = num_lines + data[: error.start].count(b"\n"), data[error.start]

@@ -1,4 +1,4 @@
-"""Tokens of a tokenizer, written to a file once and used again."""
+"""Tokenization of text files, with a cache on disk."""
 
 import codecs
 import hashlib
@@ -19,34 +19,37 @@ from ._tokens import TokenFile, chunks
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Names of the token that ends a document, in well-known families of tokenizers.
+# Names of the end-of-document token in common families of tokenizers.
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
-# A document is cut into pieces, at line ends, and pieces are encoded side by side.
+# Documents are cut into pieces at line ends, and the pieces are encoded in parallel.
 _CHARACTERS_IN_A_PIECE = 2**15
 _PIECES_AT_ONCE = 16
-# Version of the way tokens are made: with another one they are made again.
+# Version of the algorithm: files of other versions are written again.
 _VERSION = 1
 
 
 def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) -> Corpus:
-    """Reads text files as tokens of a tokenizer, which are written to a file first.
+    """Reads text files as tokens of a tokenizer.
 
-    `cache_dir` gets `tokens.bin` and, beside it, `tokens.json`, which records what
-    they were made from; while that is unchanged, and the file is whole, they are used
-    again.
-    A document is encoded in pieces of 32,768 characters at most, cut at line ends, so
-    that its size does not matter; no special token is added but the one at its end, and
-    none is read out of the text.
+    The tokens are written to `tokens.bin` in `cache_dir`. `tokens.json` records a hash
+    of the text, of the tokenizer and of `tokens.bin`. As long as these are unchanged,
+    the file is used again.
+
+    A document is encoded in pieces of at most 32,768 characters, which are cut at line
+    ends: memory does not depend on its size. The only special token that is added is
+    the end-of-document token. Special tokens in the text are encoded as text.
 
     Args:
-        paths: files and folders, as `read_text` takes them.
-        tokenizer: a `tokenizer.json` of the tokenizers library. A document is ended by
-            the first that it has of <|endoftext|>, </s>, <eos>, <|end_of_text|>, [SEP].
-        cache_dir: where the tokens are kept; one process at a time.
+        paths: files and folders, as for `read_text`.
+        tokenizer: path of a `tokenizer.json` of the tokenizers library. The
+            end-of-document token is the first of <|endoftext|>, </s>, <eos>,
+            <|end_of_text|> and [SEP] that its vocabulary contains.
+        cache_dir: folder of the tokens. Only one process at a time may use it.
 
     Raises:
-        ValueError: if the tokenizer cannot be read, has no such token or does not fit
-            the text; if a path is not text; if the tokens cannot be written.
+        ValueError: if the tokenizer cannot be read, has no end-of-document token or
+            does not fit the text; if a path is not text; if the tokens cannot be
+            written.
     """
     loaded, content = _load(Path(tokenizer))
     vocab_size = max(loaded.get_vocab(with_added_tokens=True).values()) + 1
@@ -59,7 +62,7 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
         "eos_token_id": end,
         "vocab_size": vocab_size,
     }
-    # One line, however many files.
+    # Hashed, so that tokens.json has the same size for any number of files.
     wanted = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     tokens, note = Path(cache_dir, "tokens.bin"), Path(cache_dir, "tokens.json")
     if not _is_there(tokens, note, wanted):
@@ -82,23 +85,23 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
 
 
 def _load(path: Path) -> tuple["Tokenizer", bytes]:
-    # Imported here: only text with a tokenizer needs the library.
+    # Imported here because only text with a tokenizer needs the library.
     from tokenizers import Tokenizer
 
     try:
         content = path.read_bytes()
         tokenizer = Tokenizer.from_buffer(content)
-    # The library raises nothing narrower.
+    # The library raises plain `Exception`s.
     except Exception as error:
         raise ValueError(
             f"`tokenizer` must be a tokenizer.json of the tokenizers library, but "
             f"{str(path)!r} is not: {error}. `tokenizer.save_pretrained` of "
             "Transformers writes one."
         ) from error
-    # A file may ask for both; what truncation cuts off would be missing silently.
+    # Both can be set in the file. Truncation would silently drop the end of pieces.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # "<|endoftext|>" in a text is text, and ends nothing.
+    # Otherwise "<|endoftext|>" in a text would be encoded as an end-of-document token.
     tokenizer.encode_special_tokens = True
     return tokenizer, content
 
@@ -110,14 +113,15 @@ def _end(tokenizer: "Tokenizer", path: Path) -> int:
         raise ValueError(
             f"`tokenizer` must have a token that ends a document, but {str(path)!r} "
             f"has none of {', '.join(_ENDS)}. Add one with its `add_special_tokens`, "
-            "and save it."
+            "and save it again."
         )
     return end
 
 
 def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
     """Returns the unknown token of the tokenizer, if it has one."""
-    # Unigram models give its number, the others its name.
+    # In tokenizer.json, Unigram models have `unk_id`, a number; BPE, WordPiece and
+    # WordLevel have `unk_token`, a name.
     name = model.get("unk_token")
     return model.get("unk_id") if name is None else tokenizer.token_to_id(name)
 
@@ -125,14 +129,14 @@ def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
 def _encoded(
     files: Sequence[TokenFile], tokenizer: "Tokenizer", *, end: int, unknown: int | None
 ) -> Iterator[np.ndarray]:
-    """Yields all tokens in order, some hundred thousand at a time."""
+    """Yields all tokens in order, some hundred thousand per array."""
     num_tokens = num_unknown = 0
     pieces = itertools.chain.from_iterable(_pieces(file.path) for file in files)
     while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
         texts = [piece for piece in some if piece is not None]
         try:
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        # The library raises nothing narrower.
+        # The library raises plain `Exception`s.
         except Exception as error:
             raise _does_not_fit(f"fails: {error}") from error
         rows = iter(encodings)
@@ -142,9 +146,9 @@ def _encoded(
         num_unknown += 0 if unknown is None else int(np.sum(tokens == unknown))
         yield tokens
     if not num_tokens:
-        raise _does_not_fit("makes no token of it")
+        raise _does_not_fit("gives no tokens")
     if 2 * num_unknown > num_tokens:
-        raise _does_not_fit(f"lacks {num_unknown} of {num_tokens} tokens")
+        raise _does_not_fit(f"does not know {num_unknown} of {num_tokens} tokens")
 
 
 def _does_not_fit(problem: str) -> ValueError:
@@ -155,7 +159,7 @@ def _does_not_fit(problem: str) -> ValueError:
 
 
 def _pieces(path: Path) -> Iterator[str | None]:
-    """Yields the file's text, cut at line ends if there are any; then None."""
+    """Yields the text of a file in pieces, cut at line ends if possible, then None."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     rest = ""
     for chunk in chunks(path):
@@ -173,13 +177,14 @@ def _pieces(path: Path) -> Iterator[str | None]:
 
 
 def _is_there(tokens: Path, note: Path, made_from: str) -> bool:
-    """Returns True if the file has the tokens that would be made now."""
+    """Returns True if the files in the cache are complete and match the text."""
     try:
         about = json.loads(note.read_bytes())
         with open(tokens, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         return about["made_from"] == made_from and about["sha256"] == sha256
-    # Missing, cut short or another file of that name: the tokens are made again.
+    # The file is missing or truncated, or is another file of that name: the text is
+    # tokenized again.
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -1,7 +1,8 @@
-"""Tokens in files, read as one long row of documents.
+"""Tokens in files, read as one sequence of documents.
 
-Nothing is concatenated: an index has the place of each document, and a slice of the row
-is gathered from memory-mapped files. So a text may be larger than the memory.
+The files are not concatenated. An index contains the position of each document, and a
+slice of the sequence is gathered from memory-mapped files. A text may therefore be
+larger than the memory.
 """
 
 import contextlib
@@ -13,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A map keeps its file open, and a process may have about a thousand open. Text is often
-# in many small files, which are read into memory: at most 1,024 files, 64 MiB.
+# A memory map keeps its file open, and a common limit is 1,024 open files per process.
+# Small files, of which a text may have many, are read into memory instead: at most
+# 1,024 of them at a time, 64 MiB in all.
 _MAX_MAPPED = 128
 _MAX_SMALL = 1024
 _BYTES_IN_A_SMALL_FILE = 2**16
@@ -22,37 +24,37 @@ _BYTES_IN_A_CHUNK = 2**20
 
 
 class TokenFile(NamedTuple):
-    """A file with tokens side by side."""
+    """File that contains consecutive tokens."""
 
     path: Path
-    dtype: np.dtype  # of a token in the file, an integer
-    offset: int  # bytes before the first token
+    dtype: np.dtype  # integer dtype of the tokens in the file
+    offset: int  # number of bytes before the first token
     num_tokens: int
-    sha256: str  # of the tokens' bytes, in hexadecimal
+    sha256: str  # SHA-256 of the bytes of the tokens, in hexadecimal
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes up to the last token."""
+        """Number of bytes up to the end of the last token."""
         return self.offset + self.num_tokens * self.dtype.itemsize
 
     @property
     def is_small(self) -> bool:
-        """True if the file is read into memory, not mapped."""
+        """True if the file is read into memory instead of mapped."""
         return self.num_bytes <= _BYTES_IN_A_SMALL_FILE
 
 
 class Documents(NamedTuple):
-    """Places of documents, in the order in which they are read."""
+    """Positions of documents, in the order of the sequence."""
 
     file: np.ndarray  # [d], int32: index of the file
     start: np.ndarray  # [d], int64: index of the first token in that file
-    length: np.ndarray  # [d], int64: tokens, at least 1
+    length: np.ndarray  # [d], int64: number of tokens, at least 1
 
 
 class TokenStream:
-    """Documents in a row, each followed by an end-of-document token.
+    """Sequence of documents, each followed by an end-of-document token.
 
-    Its length is that of the row: `stream.read(0, len(stream))` is all of it.
+    Its length is the number of tokens: `stream.read(0, len(stream))` returns all.
     """
 
     def __init__(
@@ -63,17 +65,17 @@ class TokenStream:
         end: int | None,
         dtype: np.dtype,
     ):
-        """Opens no file yet.
+        """Builds the index; no file is opened.
 
         Args:
-            files: they contain the documents.
-            documents: the index.
-            end: the token after each document; None for none.
-            dtype: of the tokens that are read.
+            files: files that contain the documents.
+            documents: positions of the documents in the files.
+            end: token after each document; None for none.
+            dtype: dtype of the tokens that `read` returns.
         """
         self._files, self._documents = files, documents
         self._end, self._dtype = end, dtype
-        # End of each document in the row, after its end-of-document token.
+        # End of each document in the sequence, including its end-of-document token.
         self._stops = np.cumsum(documents.length + (end is not None))
         self._mapped = functools.lru_cache(_MAX_MAPPED)(self._opened)
         self._small = functools.lru_cache(_MAX_SMALL)(self._opened)
@@ -83,25 +85,26 @@ class TokenStream:
 
     @property
     def num_documents(self) -> int:
-        """Number of documents in the row, in whole or in part."""
+        """Number of documents, of which some may be parts of cut documents."""
         return len(self._stops)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Returns the tokens from `start` up to `stop`, exclusive.
+        """Returns a copy of the tokens from `start` up to `stop`, exclusive.
 
         Returns:
-            [stop - start], in the dtype of the corpus: a copy.
+            [stop - start], in the dtype of the corpus.
 
         Raises:
-            IndexError: unless 0 <= start <= stop <= length of the row.
-            ValueError: if a file is gone or shorter than it was.
+            IndexError: unless 0 <= start <= stop <= `len(self)`.
+            ValueError: if a file was deleted or truncated.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(
                 f"`start` and `stop` must be in order and from 0 to {len(self)}, got "
                 f"{start!r} and {stop!r}."
             )
-        # Filled with the token that ends a document, which stays where no content is.
+        # The array is filled with the end-of-document token. The contents of documents
+        # are then copied over it, which leaves one token after each document.
         fill = 0 if self._end is None else self._end
         tokens = np.full(stop - start, fill, self._dtype)
         first = int(np.searchsorted(self._stops, start, side="right"))
@@ -131,13 +134,13 @@ class TokenStream:
             return np.frombuffer(content, file.dtype, file.num_tokens, file.offset)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"`text` must stay as it is while it is read, but {str(file.path)!r} "
-                "is gone or shorter than before. Put it back, and start again."
+                f"`text` must not change while it is read, but {str(file.path)!r} "
+                "was deleted or truncated. Restore it, and start again."
             ) from error
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """Yields the file's bytes, a mebibyte at a time.
+    """Yields the bytes of a file in chunks of 1 MiB.
 
     Raises:
         ValueError: if the file cannot be read.
@@ -149,7 +152,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns an error of the system about a file into a sentence for the user."""
+    """Converts an `OSError` to a `ValueError` that names `text` and the file."""
     try:
         yield
     except OSError as error:

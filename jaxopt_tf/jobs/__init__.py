@@ -1,4 +1,4 @@
-"""One pretraining run: a recipe, a model and its data in a run folder.
+"""Pretraining runs: a recipe, a model and its data, trained in a run folder.
 
 outcome = pretrain(
     RunConfig(

@@ -1,4 +1,7 @@
-"""RunConfig: recipe, model and job of one run, checked together; its changes."""
+"""Configuration of a run: recipe, model and job, checked against each other.
+
+`changed_settings` compares the configurations of two runs.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -13,19 +16,21 @@ from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
 from ..sharding import axis_sizes
 from ._job import Job, num_batch_shards
 
-# They are of one start of the run: config.json with them would go back every time.
+# Settings of a single start. They are not written to config.json: every later start
+# that reads the file would again return to that checkpoint.
 OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
 
-# Names of what a checkpoint records beside the settings: the fingerprint of the data,
-# their size in words, and the sequences of a micro-batch on all devices together.
+# Keys that a checkpoint records in addition to the settings: the fingerprint of the
+# data, their size as text, and the number of sequences of a micro-batch on all devices.
 DATA = "data"
 DATA_SIZE = "data_size"
 SEQUENCES = "sequences"
 
-_NUM_BYTES = 256  # values of a byte: the vocabulary of text without a tokenizer
+_NUM_BYTES = 256  # vocabulary size of text without a tokenizer: one token per byte
 
-# Settings that change no number of a run: where and how often it writes, on which
-# devices it runs; `text` and `tokenizer` are compared by the fingerprint of the data.
+# Settings that do not change the losses and parameters of a run: output paths and
+# intervals, and the devices. `text` and `tokenizer` are left out because the
+# fingerprint of the data is compared instead; paths differ between machines.
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "tokenizer", "output_dir", "logging_steps", "save_steps"),
     *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
@@ -38,12 +43,13 @@ class RunConfig:
     """All settings of a run.
 
     Attributes:
-        recipe: the numbers of the updates.
+        recipe: hyperparameters of the optimizer and the schedule.
         model: sizes and options of the model.
         job: data, output folder, evaluation, checkpoints, devices.
 
     Raises:
-        ValueError: with every contradiction between settings, each with its remedy.
+        ValueError: if settings conflict. The message lists all conflicts, each with its
+            remedy.
     """
 
     recipe: Recipe
@@ -56,16 +62,16 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
-        """Builds the configuration from settings by name, as `to_dict` returns them.
+        """Builds the configuration from a flat dict, as returned by `to_dict`.
 
         Args:
-            settings: names of fields of `Recipe`, `GPT2Config` and `Job`, with values
-                as the records or JSON have them. `max_steps` must be there; defaults
-                of the records stand in for others.
+            settings: fields of `Recipe`, `GPT2Config` and `Job` by name, with values of
+                their types or of the equivalent JSON types. `max_steps` is required;
+                other missing fields take their defaults.
 
         Raises:
-            ValueError: with everything that is refused: unknown names, values out of
-                range or of another kind, and contradictions.
+            ValueError: if a name is unknown, a value is out of range or of the wrong
+                type, or settings conflict. The message lists all problems.
         """
         problems = [
             f"{name!r} must be a setting of a run." + _checks.nearest(name, _OWNERS)
@@ -77,30 +83,32 @@ class RunConfig:
             own = {n: v for n, v in settings.items() if _OWNERS.get(n) is record}
             try:
                 if record is Recipe and "max_steps" not in own:
-                    raise ValueError("`max_steps` must be given: the run's updates.")
+                    raise ValueError("`max_steps` is required: the number of updates.")
                 records[name] = record(**own)
             except (TypeError, ValueError) as error:
                 problems.append(str(error))
+                # A valid record in place of the rejected one, so that conflicts
+                # between the others are reported in the same message.
                 records[name] = record(**_NEUTRAL.get(record, {}))
         problems += find_conflicts(**records)
         pretokenized = any(map(is_ready_tokens, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
             problems.append(
-                "`vocab_size` must be given with ready tokens: how many different ones "
-                "there can be is not in the file."
+                "`vocab_size` must be given with pretokenized files, which do not "
+                "contain it."
             )
         _raise_all(problems)
         return cls(**records)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings by the names of the flags: the content of config.json.
+        """Returns the settings as a flat dict: the content of config.json.
 
-        `resume_from_checkpoint` and `intended_changes` are left out: they belong to one
-        start, and the file serves every later one.
+        `resume_from_checkpoint` and `intended_changes` are left out: they apply to a
+        single start of the run, and config.json is read by all later ones.
 
         Returns:
-            A dict that `json.dumps` takes and that `from_dict` turns into an equal
-            configuration.
+            A JSON-serializable dict; the keys are the names of the flags. `from_dict`
+            builds an equal configuration from it.
         """
         settings = recipe_settings(self.recipe) | vars(self.model) | vars(self.job)
         settings["text"] = list(map(str, self.job.text))
@@ -111,13 +119,14 @@ class RunConfig:
         }
 
 
-# For a record in the place of one that is refused: values that contradict no other.
+# Arguments of records that replace invalid ones. The sizes are as large as possible
+# so that no check of the form "must be below `max_steps`" fails because of them.
 _NEUTRAL: Mapping[type, dict[str, Any]] = {
     Recipe: {"max_steps": 2**31 - 1},
     GPT2Config: {"vocab_size": 2**31 - 1},
 }
 
-# Names of all settings and the record that each belongs to.
+# Record that each setting belongs to.
 _OWNERS: Mapping[str, type] = {
     field.name: record
     for record in (Recipe, GPT2Config, Job)
@@ -126,10 +135,11 @@ _OWNERS: Mapping[str, type] = {
 
 
 def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
-    """Returns True if evaluations change the run: its rates, end or final model.
+    """Returns True if evaluation losses affect the rate, end or final model of a run.
 
     Args:
-        settings: `RunConfig.to_dict()` or a part of it; defaults stand in for others.
+        settings: `RunConfig.to_dict()` or a part of it. Missing settings take their
+            defaults.
     """
     return (
         settings.get("lr_scheduler_type") in METRIC_DRIVEN
@@ -139,7 +149,7 @@ def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
 
 
 def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings in a checkpoint without what it records beside them."""
+    """Returns the settings in a checkpoint without the additional keys."""
     beside = (DATA, DATA_SIZE, SEQUENCES)
     return {name: value for name, value in settings.items() if name not in beside}
 
@@ -148,8 +158,8 @@ def num_sequences(settings: Mapping[str, Any]) -> int:
     """Returns the number of sequences of a micro-batch on all devices together.
 
     Args:
-        settings: `RunConfig.to_dict()`, or the settings in a checkpoint. A run that was
-            resumed on another mesh has kept its number.
+        settings: `RunConfig.to_dict()`, or the settings in a checkpoint. The number in
+            a checkpoint does not change if the run is resumed on another mesh.
     """
     if SEQUENCES in settings:
         return settings[SEQUENCES]
@@ -161,18 +171,19 @@ def num_sequences(settings: Mapping[str, Any]) -> int:
 def changed_settings(
     saved: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Compares the settings that determine the numbers of a run.
+    """Compares the settings that determine the losses and parameters of a run.
 
-    `eval_steps` is one of them if the evaluation loss drives the schedule, ends the run
-    or picks its model; `per_device_train_batch_size` if the batch is another one.
+    `eval_steps` is compared only if the evaluation loss drives the schedule, ends the
+    run or selects its model. `per_device_train_batch_size` is compared only if the
+    total batch size differs.
 
     Args:
-        saved: settings of the run so far; a setting that it lacks is a change.
-        now: settings of the run that is to continue it.
+        saved: settings of the saved run. A missing setting counts as changed.
+        now: settings of the run that resumes it.
 
     Returns:
-        A phrase for each change by the setting's name, in the order of `now`:
-        "`learning_rate` changed from 0.003 to 0.001".
+        A phrase for each changed setting, by its name, in the order of `now`; for
+        example "`learning_rate` changed from 0.003 to 0.001".
     """
     ignored = set(_WITHOUT_EFFECT_ON_NUMBERS)
     batch_size = "per_device_train_batch_size"
@@ -183,6 +194,8 @@ def changed_settings(
         ignored.add("eval_steps")
     return {
         name: _change(name, saved, now)
+        # A setting is compared even if only one of the two runs has it: a version that
+        # lacks the setting may have behaved differently.
         for name in (*now, *(name for name in saved if name not in now))
         if name not in ignored
         and (name not in saved or name not in now or saved[name] != now[name])
@@ -198,13 +211,13 @@ def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return f"`{name}` changed from {saved[name]!r} to {now[name]!r}"
     before, after = _data_in_words(saved), _data_in_words(now)
     if before == after:
-        return f"`data` has another content than before: {after}"
+        return f"`data` has changed content: {after}"
     return f"`data` changed from {before} to {after}"
 
 
 def _data_in_words(settings: Mapping[str, Any]) -> str:
     paths = [repr(str(path)) for path in settings.get("text") or ()]
-    if len(paths) > 4:
+    if len(paths) > 4:  # the first three and the number of the others
         paths[3:] = [f"{len(paths) - 3} more"]
     words = ", ".join(paths) or "Python's standard library"
     if DATA_SIZE in settings:  # older versions did not record it
@@ -215,10 +228,10 @@ def _data_in_words(settings: Mapping[str, Any]) -> str:
 
 
 def find_conflicts(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
-    """Returns a sentence for every contradiction that shows before data are read.
+    """Returns messages on all conflicts that can be found before data are read.
 
     Args:
-        recipe: the numbers of the updates.
+        recipe: hyperparameters of the optimizer and the schedule.
         model: sizes and options of the model.
         job: all other settings.
     """
@@ -239,14 +252,15 @@ def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
         yield (
-            f"`text` must be ready tokens or text, got both: {str(ready[0])!r} and "
-            f"{str(other)!r}. Turn the text into tokens first, or leave one out."
+            "`text` must be either pretokenized files or text, got both: "
+            f"{str(ready[0])!r} and {str(other)!r}. Tokenize the text first, or leave "
+            "one out."
         )
     if ready and job.tokenizer is not None:
         yield (
-            f"`tokenizer` must be left out with ready tokens, got "
-            f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give the "
-            "text that the tokens were made from."
+            f"`tokenizer` must be left out with pretokenized files, got "
+            f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give "
+            "text instead of tokens."
         )
     if job.tokenizer is not None and not job.text:
         yield (
@@ -255,9 +269,9 @@ def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
         )
     if job.eos_token_id is not None and not ready:
         yield (
-            "`eos_token_id` must be left out unless `text` is ready tokens (.npy, "
-            f".bin), got {job.eos_token_id!r}. Leave it out: a document of text ends "
-            "where its file ends."
+            "`eos_token_id` must be left out unless `text` is pretokenized (.npy, "
+            f".bin), got {job.eos_token_id!r}. Leave it out: each file of text is one "
+            "document."
         )
     elif job.eos_token_id is not None and job.eos_token_id >= model.vocab_size:
         yield (
@@ -276,22 +290,23 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
         yield (
             "`early_stopping_threshold` must be left out without "
             f"`early_stopping_patience`, got {job.early_stopping_threshold!r}. Give "
-            "the number of evaluations to wait, too."
+            "`early_stopping_patience` as well."
         )
     settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
     if uses_eval_loss(settings) and job.eval_steps >= recipe.max_steps:
         yield (
             f"`eval_steps` must be less than `max_steps`, which is {recipe.max_steps}, "
-            "where the evaluation loss drives the schedule, ends the run or picks its "
-            f"model, got {job.eval_steps}: there would be none before the end. Take "
-            f"{max(1, recipe.max_steps // 10)}."
+            "if the evaluation loss drives the schedule, ends the run or selects its "
+            f"model, got {job.eval_steps}: the first evaluation would be at the end. "
+            f"Use {max(1, recipe.max_steps // 10)}."
         )
+    # The default counts as not given: the dataclass does not record what was passed.
     is_default = job.max_skipped_in_a_row == Job.max_skipped_in_a_row
     if job.on_non_finite != "skip" and not is_default:
         yield (
             "`max_skipped_in_a_row` must be left out unless `on_non_finite` is 'skip', "
             f"got {job.max_skipped_in_a_row!r} with {job.on_non_finite!r}. Leave it "
-            "out, or skip."
+            "out, or set `on_non_finite` to 'skip'."
         )
 
 
@@ -299,12 +314,13 @@ def _conflicts_of_start(job: Job) -> Iterator[str]:
     if job.zero_1 and job.mesh is not None and "data" not in axis_sizes(job.mesh):
         yield (
             "`zero_1` must be left out unless `mesh` has the axis data, got "
-            f"{job.mesh!r}. The other axes shard the optimizer's state without it."
+            f"{job.mesh!r}. Leave it out: the other axes shard the optimizer state "
+            "without it."
         )
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():
         found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
-        why = f"does not exist; beside it are {', '.join(found) or 'no others'}."
+        why = f"does not exist; its folder contains {', '.join(found) or 'none'}."
         if checkpoint.exists():
             why = "is a file. Name the folder that contains it."
         yield (

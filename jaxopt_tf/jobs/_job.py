@@ -1,4 +1,4 @@
-"""Job: data, output folder, evaluations, checkpoints and devices of a run."""
+"""Settings of a job: data, output folder, evaluations, checkpoints and devices."""
 
 import math
 from collections.abc import Mapping
@@ -13,61 +13,63 @@ from .._io import Kind, kinds_of
 from ..models import GPT2Config
 from ..sharding import axis_sizes
 
-# Axes that a mesh can have, and those of them that divide the batch.
+# Supported mesh axes, and the subset over which the batch is sharded.
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = MESH_AXES[:2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings of a run that belong neither to its recipe nor to its model.
+    """Settings of a run other than those of its recipe and its model.
 
     Attributes:
-        text: files or folders of text (UTF-8), or files of ready tokens: .npy, or .bin
-            of raw uint16 (uint32 where `vocab_size` is above 65,536); the sources of
-            Python's standard library if none are given.
-        tokenizer: a tokenizer.json; without one, the tokens of a text are its bytes.
-        eos_token_id: the token that ends a document in ready tokens; without one, each
+        text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
+            raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources of
+            Python's standard library.
+        tokenizer: path of a tokenizer.json. Default: one token per byte.
+        eos_token_id: token that ends a document in pretokenized files. Default: each
             file is one document.
-        output_dir: folder of the run; if it contains a run, that run is resumed. A new
-            folder in runs/, named by the time, if not given.
-        eval_steps: updates from one evaluation to the next.
-        save_steps: updates from one checkpoint to the next; besides them, the last one
-            and that of the best evaluation so far are always saved.
-        save_total_limit: number of checkpoints that are kept, the best among them; None
-            for all of `save_steps`.
-        load_best_model_at_end: whether the run ends with the parameters of the lowest
+        output_dir: folder of the run. If it contains a run, that run is resumed.
+            Default: a new folder in runs/, named by the time.
+        eval_steps: number of updates between evaluations.
+        save_steps: number of updates between checkpoints. The last step and the step of
+            the best evaluation so far are saved in addition.
+        save_total_limit: number of checkpoints that are kept, including the best one;
+            None keeps all checkpoints of `save_steps`.
+        load_best_model_at_end: whether the final parameters are those with the lowest
             evaluation loss instead of the last ones.
-        early_stopping_patience: evaluations in a row without a lower evaluation loss
-            after which the run ends; None to train up to `max_steps`.
-        early_stopping_threshold: nats per token by which a loss must be lower to count
-            as lower.
-        logging_steps: updates from one line to the next in trainer_state.json and
-            TensorBoard; metrics.jsonl has every update.
+        early_stopping_patience: number of consecutive evaluations without a lower
+            evaluation loss after which the run ends; None trains up to `max_steps`.
+        early_stopping_threshold: minimum decrease of the evaluation loss, in nats per
+            token, that counts as an improvement.
+        logging_steps: number of updates between entries of trainer_state.json and
+            TensorBoard. metrics.jsonl contains every update.
         bf16: whether the model computes in bfloat16, with parameters in float32.
-        tf32: whether products of float32 are rounded as tensor cores do (TPUs: take
-            three passes in bfloat16): faster there. Otherwise they are float32's, as
-            torch's are, whatever precision JAX is configured for.
-        on_non_finite: what follows a loss or gradient that is not finite: "stop" keeps
-            the parameters as they were and ends the run, "skip" leaves the update out,
-            "propagate" makes the update, as torch does.
-        max_skipped_in_a_row: skipped updates in a row that end the run ("skip" only).
-        log_layers: whether metrics.jsonl has the norms of every layer, too.
-        resume_from_checkpoint: a checkpoint folder to resume from, of this run or of
-            another; the newest valid one in `output_dir` if not given.
+        tf32: whether matrix products of float32 arrays use TF32 on GPUs, or three
+            passes in bfloat16 on TPUs, which is faster. Otherwise they have full
+            float32 precision, as in PyTorch, whatever JAX's default precision is.
+        on_non_finite: response to a loss or gradient that is not finite. "stop" keeps
+            the last parameters and ends the run, "skip" leaves the update out,
+            "propagate" applies the update, as PyTorch does.
+        max_skipped_in_a_row: number of consecutive skipped updates that ends the run;
+            for "skip" only.
+        log_layers: whether metrics.jsonl contains the norms of every layer.
+        resume_from_checkpoint: checkpoint folder of this or another run to resume from.
+            Default: the newest valid checkpoint in `output_dir`.
         intended_changes: names of settings that may differ from the resumed run's.
-        mesh: how devices divide the work: sizes of the axes data (each has a part of
-            the batch), fsdp (of the batch and the parameters) and tensor (of the
-            parameters), as data=2,fsdp=4; the product is the number of devices. One
-            device if not given; of several processes all devices, as data.
-        zero_1: whether the optimizer's state is sharded along data, too.
+        mesh: sizes of the mesh axes, for example data=2,fsdp=4. data shards the batch,
+            fsdp the batch and the parameters, tensor the parameters. The product is the
+            number of devices. Default: one device, or with several processes all
+            devices along data.
+        zero_1: whether the optimizer state is also sharded along data.
 
     Raises:
-        ValueError, TypeError: if a value is out of range or of another kind.
+        ValueError: if a value is out of range.
+        TypeError: if a value has the wrong type.
 
     Source: transformers 5.23 `training_args.py`, for the names that it has.
-    Differs: three checkpoints are kept, not all: a run left overnight must not fill the
-        disk, and if the newest is damaged there are two to fall back on.
+    Differs: three checkpoints are kept by default instead of all. A long run does not
+        fill the disk, and two older checkpoints remain if the newest is damaged.
     """
 
     text: tuple[Path, ...] = ()
@@ -92,21 +94,25 @@ class Job:
     zero_1: bool = False
 
     def __post_init__(self) -> None:
-        """Checks every field; makes strings paths and whole floats ints."""
+        """Checks every field; converts strings to paths and whole floats to ints."""
         for name, kind in kinds_of(Job).items():
             value = _checked(name, kind, getattr(self, name))
-            object.__setattr__(self, name, value)  # frozen otherwise
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def matmul_precision(self) -> str | None:
-        """Precision of products, as `loss_of` takes it; bfloat16 has only one."""
+        """Argument `matmul_precision` of `loss_of`; None for bfloat16."""
+        # Products of bfloat16 arrays have a single precision: JAX's setting has no
+        # effect on them.
         if self.bf16:
             return None
+        # "highest" is set explicitly: the default of JAX is TF32 on GPUs and one pass
+        # in bfloat16 on TPUs.
         return "tensorfloat32" if self.tf32 else "highest"
 
     @property
     def selection(self) -> training.Selection:
-        """Rule for comparing evaluations, for `training.train`."""
+        """Rule by which `training.train` compares evaluations."""
         return training.Selection(
             early_stopping_patience=self.early_stopping_patience,
             early_stopping_threshold=self.early_stopping_threshold,
@@ -114,27 +120,31 @@ class Job:
 
 
 def mesh_axes(job: Job) -> str:
-    """Returns the axes of the run's mesh: by default one device, or all of several."""
+    """Returns the mesh axes of the run.
+
+    The default is one device, or with several processes all devices.
+    """
     if job.mesh is not None:
         return job.mesh
     return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
 
 
 def num_batch_shards(sizes: Mapping[str, int]) -> int:
-    """Returns the number of parts into which axes of these sizes divide a batch."""
+    """Returns the number of shards of a batch on a mesh with these axis sizes."""
     return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
 
 
 def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
-    """Reads text as bytes or tokens, ready tokens, or Python's standard library.
+    """Reads the data of a job: text, pretokenized files, or the standard library.
 
     Args:
-        job: names the text, and the tokenizer or the end of a document.
-        model: must have a row for every token; spare rows are allowed.
-        folder: of the run; a tokenizer's tokens are written there.
+        job: settings of the data: `text`, `tokenizer`, `eos_token_id`.
+        model: configuration of the model. `vocab_size` may be larger than the number
+            of tokens.
+        folder: folder of the run, in which the tokenized text is stored.
 
     Raises:
-        ValueError: if the text cannot be read, or does not fit the model.
+        ValueError: if the text cannot be read, or `vocab_size` is too small for it.
     """
     if any(map(data.is_ready_tokens, job.text)):
         return data.read_tokens(
@@ -145,27 +155,28 @@ def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
     else:
         corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
     if model.vocab_size < corpus.vocab_size:
-        whose = "bytes have" if job.tokenizer is None else "the tokenizer has"
+        whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
         raise ValueError(
-            f"`vocab_size` must be at least {corpus.vocab_size}, as many tokens as "
-            f"{whose}, got {model.vocab_size!r}. Give that many, or the tokenizer that "
-            "the model was made for."
+            f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
+            f"{whose}, got {model.vocab_size!r}. Increase it, or give the tokenizer "
+            "that the model was made for."
         )
     return corpus
 
 
 def _checked(name: str, kind: Kind, value: Any) -> Any:
-    """Returns a value in the type of its field; raises if it is of another kind."""
+    """Converts a value to the type of its field; raises if that is not possible."""
     if value is None and kind.is_optional:
         return None
     if kind.is_several:
-        # A single string is a sequence, too: of letters.
+        # A single string is rejected: it would be read as a sequence of letters.
         if not isinstance(value, tuple | list):
             raise TypeError(f"`{name}` must be a list or a tuple, got {value!r}.")
         one = kind._replace(is_several=False)
         return tuple(_checked(name, one, item) for item in value)
-    if name == "mesh":  # its normal form, so that equal meshes compare equal
+    if name == "mesh":  # canonical form, so that equal meshes compare equal
         return _mesh(value)
+    # `kind.noun` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
     match kind.noun:
         case "INT":
             least = 0 if name == "eos_token_id" else 1
@@ -188,9 +199,9 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
 
 
 def _mesh(text: Any) -> str:
-    """Returns a mesh in its normal form, "data=2,fsdp=4"; raises if it is none."""
+    """Returns mesh axes in canonical form, such as "data=2,fsdp=4"."""
     if not isinstance(text, str):
-        raise TypeError(f"`mesh` must be text as 'data=2,fsdp=4', got {text!r}.")
+        raise TypeError(f"`mesh` must be a string like 'data=2,fsdp=4', got {text!r}.")
     sizes = axis_sizes(text)
     for name in sizes:
         _checks.one_of("mesh", name, MESH_AXES)

@@ -1,7 +1,7 @@
-"""Settings of a job from TrainingArguments: when it is evaluated, saved and logged.
+"""Translation of TrainingArguments to settings of a job: evaluation, saving, logging.
 
-If evaluations drive the schedule, end the run or pick its model, their interval and
-metric decide numbers: they are carried over, or refused by name.
+If evaluations drive the schedule, end the run or select its model, their interval and
+metric affect the parameters. They are then translated exactly, or an error names them.
 """
 
 import math
@@ -26,7 +26,8 @@ from ._job import Job
 
 _KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
 
-# Kinds of fields that a new run refuses, the order of its data among them.
+# Kinds of fields that raise an error for a new run; "non_optimizer" includes the
+# fields that set the order of the data.
 _REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
 _INTERVALS = ("eval_steps", "save_steps", "logging_steps")
 _DRIVES = "drives the schedule"
@@ -39,7 +40,7 @@ _STRATEGIES = {
 _OTHER_DATA = (
     "evaluations use the evaluation part of `text`, not Trainer's `eval_dataset`"
 )
-# Fields of a job that a Trainer's files set, and others about its evaluations.
+# Fields of `Job` that a Trainer's files set, and further fields about evaluations.
 _JOB_FIELDS = (*_INTERVALS, "load_best_model_at_end", "save_total_limit")
 EVALUATION_FIELDS = (
     *_JOB_FIELDS,
@@ -52,7 +53,7 @@ class _Checkpoint(NamedTuple):
     """Step of a Trainer's checkpoint, and length of its epochs."""
 
     step: int
-    updates_per_epoch: int | None  # None if it is not known
+    updates_per_epoch: int | None  # None if unknown
 
 
 def settings_from_transformers(
@@ -62,23 +63,24 @@ def settings_from_transformers(
     kinds: Mapping[str, Kind] = _KINDS,
     ignore_fields: Collection[str] = (),
 ) -> Translation:
-    """Translates a dict of TrainingArguments, or of our own settings, for a new run.
+    """Translates TrainingArguments to settings of a new run.
 
-    Our own settings are left unchanged.
+    Settings of this package are left unchanged, so that `raw` may also be the content
+    of a config.json.
 
     Args:
-        raw: names and values, of a file for example.
-        typed: settings that win over them, of a command line for example.
+        raw: names and values, for example from a JSON file.
+        typed: settings that take precedence, for example from a command line.
         kinds: kinds of all settings by name.
-        ignore_fields: names that are not read.
+        ignore_fields: names of fields in `raw` that are not read.
 
     Returns:
-        Settings by our names, and notes on what is not as in the file and changes no
-        numbers.
+        Settings by their names in this package, and notes on fields that are not
+        applied and do not change the numbers of the run.
 
     Raises:
-        ValueError: naming all settings that do not exist here and would change the
-            numbers, all that cannot be read, and all unknown names.
+        ValueError: if fields are unsupported and would change the numbers of the run,
+            have invalid values, or are unknown. The message names all of them.
     """
     into = select_fields(raw, kinds, ignore_fields, typed=typed)
     into.values = values = _not_replaced(into.values, typed)
@@ -94,7 +96,7 @@ def settings_from_transformers(
     if max_steps is None and is_set(epochs):
         into.refuse(
             "num_train_epochs",
-            "how many steps they have is not known before the text is read; give "
+            "the number of steps per epoch is unknown before the text is read; give "
             "`--max_steps`.",
         )
     _set_intervals(into, max_steps)
@@ -107,16 +109,16 @@ def settings_from_transformers(
 def job_settings(
     came: FromTransformers, typed: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Translation:
-    """Returns the settings of the job in a Trainer's files: evaluation and checkpoints.
+    """Translates the evaluation and checkpoint settings of a Trainer's checkpoint.
 
     Args:
-        came: the TrainingArguments, and the recipe that they are.
-        typed: settings that win over the files.
-        state: the content of trainer_state.json.
+        came: the TrainingArguments and the recipe that was built from them.
+        typed: settings that take precedence over the files.
+        state: content of trainer_state.json.
 
     Returns:
-        Settings by our names, notes, fields without effect, and refusals of all that
-        decides numbers and cannot be carried over.
+        Settings by their names in this package, notes, names of fields without effect,
+        and errors on fields that affect the parameters and have no equivalent.
     """
     values = _not_replaced(
         {n: came.values[n] for n in EVALUATION_FIELDS if n in came.values}, typed
@@ -141,13 +143,13 @@ def job_settings(
 def _not_replaced(
     values: Mapping[str, Any], typed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields that no typed setting replaces."""
+    """Returns the fields that are not overridden by a setting in `typed`."""
     replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.ours in typed}
     return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 
 def _translate_others(into: Translation) -> None:
-    """Translates fields of the model and of the start; refuses a seed of the data."""
+    """Translates `activation_checkpointing`, `resume_from_checkpoint`, `data_seed`."""
     values, settings = into.values, into.settings
     recompute = values.get("activation_checkpointing")
     if is_set(recompute):
@@ -155,13 +157,14 @@ def _translate_others(into: Translation) -> None:
             if read_value("activation_checkpointing", SWITCH, recompute):
                 settings["gradient_checkpointing"] = True
     if isinstance(values.get("resume_from_checkpoint"), bool):
-        # A folder that contains a run is resumed anyway.
+        # Trainer's True means the last checkpoint in `output_dir`. That is the default
+        # here, and the setting takes paths only.
         del settings["resume_from_checkpoint"]
     seed = into.typed.get("seed", values.get("seed"))
     if is_set(values.get("data_seed")) and values["data_seed"] != seed:
         into.refuse(
             "data_seed",
-            f"`seed`, which is {seed!r}, shuffles the text too; leave it out, or name "
+            f"`seed`, which is {seed!r}, also shuffles the text; leave it out, or name "
             "it in `ignore_fields`.",
         )
 
@@ -169,12 +172,12 @@ def _translate_others(into: Translation) -> None:
 def _set_intervals(
     into: Translation, max_steps: int | None, checkpoint: _Checkpoint | None = None
 ) -> None:
-    """Sets the intervals of evaluating, saving and logging, or refuses them.
+    """Sets the intervals of evaluation, saving and logging, or records errors.
 
     Args:
-        into: its settings are completed.
-        max_steps: number of updates; None if it is not known.
-        checkpoint: the checkpoint that the run continues from; None for a new run.
+        into: translation whose settings are completed in place.
+        max_steps: number of updates; None if unknown.
+        checkpoint: checkpoint that the run resumes from; None for a new run.
     """
     values, settings = into.values, into.settings
     for name, choices in _STRATEGIES.items():
@@ -183,13 +186,14 @@ def _set_intervals(
     _set_evaluation(into, max_steps, checkpoint)
     for name in _INTERVALS:
         value = settings.get(name)
+        # Transformers reads an interval below 1 as a fraction of all steps, rounded up.
         if isinstance(value, float) and 0 < value < 1:
             if max_steps:
                 settings[name] = math.ceil(max_steps * value)
             else:
                 del settings[name]
                 into.refusals.append(
-                    f"`{name}` {value!r}: a share of `max_steps`, which is not known; "
+                    f"`{name}` {value!r}: a fraction of `max_steps`, which is unknown; "
                     "give `max_steps`."
                 )
     limit = values.get("save_total_limit")
@@ -198,21 +202,23 @@ def _set_intervals(
     saving = values.get("save_strategy")
     if saving == "no" and max_steps:
         settings["save_steps"] = max_steps
-        into.notes.append("`save_strategy` 'no': saved at the end only")
+        into.notes.append("`save_strategy` 'no': the run is saved at its end only")
     elif saving == "epoch":
         settings.pop("save_steps", None)
-        into.notes.append("`save_strategy` 'epoch': every `save_steps` instead")
+        into.notes.append("`save_strategy` 'epoch': replaced by `save_steps`")
     elif saving == "best":
         settings["save_steps"] = into.combined.get("eval_steps")
-        into.notes.append("`save_strategy` 'best': saved at every evaluation")
+        into.notes.append("`save_strategy` 'best': the run is saved at each evaluation")
     combined = into.combined
     every, save = combined.get("eval_steps"), combined.get("save_steps")
     is_best = combined.get("load_best_model_at_end") is True and saving != "best"
+    # Trainer selects the best of its checkpoints; here each evaluation with a lower
+    # loss is saved, at any step.
     if is_best and is_set(saving) and every and save and every != save:
         into.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
-            f"{_checks.counted(every, 'step')}, where Trainer takes the best of those "
-            f"at which it saved, every {save}"
+            f"{_checks.counted(every, 'step')}, is loaded; Trainer loads the best of "
+            f"its checkpoints, every {save}"
         )
 
 
@@ -226,6 +232,7 @@ def _set_evaluation(
     role = _role(into)
     every = checkpoint.updates_per_epoch if checkpoint else None
     if strategy == "steps":
+        # Transformers' default of `eval_steps` is `logging_steps`.
         if not settings.get("eval_steps"):
             logging_steps = into.combined.get("logging_steps")
             settings["eval_steps"] = logging_steps or _LOGGING_STEPS
@@ -235,27 +242,29 @@ def _set_evaluation(
         settings["eval_steps"] = every
         into.notes.append(
             f"`{name}` 'epoch': every {_checks.counted(every, 'step')}, the length of "
-            "an epoch there"
+            "an epoch in Trainer"
         )
     elif strategy in ("no", "epoch"):
         settings.pop("eval_steps", None)
         if role:
             into.refuse(
                 name,
-                f"the evaluation loss {role}, and how often it is taken is not "
-                "known; give `eval_steps`.",
+                f"the evaluation loss {role}, and the evaluation interval is "
+                "unknown; give `eval_steps`.",
             )
         elif strategy == "epoch":
-            into.notes.append(f"`{name}` 'epoch': every `eval_steps` instead")
+            into.notes.append(f"`{name}` 'epoch': replaced by `eval_steps`")
         elif max_steps:
             settings["eval_steps"] = max_steps
-            into.notes.append(f"`{name}` 'no': evaluated at both ends only")
+            into.notes.append(
+                f"`{name}` 'no': the run is evaluated at its start and end only"
+            )
 
 
 def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
-    """Refuses what would change evaluations that decide the run from a checkpoint on.
+    """Records errors on fields that change evaluations with an effect on parameters.
 
-    Call it after `_set_intervals`.
+    It must be called after `_set_intervals`, which sets `eval_steps`.
     """
     values, role = into.values, _role(into)
     if not role:
@@ -264,10 +273,10 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
     if values.get("metric_for_best_model") not in (None, "", "loss", "eval_loss"):
         refused["metric_for_best_model"] = "the metric here is the evaluation loss"
     if values.get("greater_is_better") and role != _DRIVES:
-        refused["greater_is_better"] = "of the evaluation loss less is better here"
+        refused["greater_is_better"] = "a lower evaluation loss is better here"
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if values.get(name):
-            refused[name] = "the evaluation loss has the model's own precision here"
+            refused[name] = "the model is evaluated in the precision of training here"
     delay, every = values.get("eval_delay") or 0, into.combined.get("eval_steps")
     if "epoch" in (values.get("eval_strategy"), values.get("evaluation_strategy")):
         delay *= checkpoint.updates_per_epoch or 0
@@ -280,26 +289,27 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
             "`ignore_fields`.",
         )
     into.notes.append(
-        f"{_OTHER_DATA}: their loss {role} from here on, and the best one that the "
-        "files hold is of the other data"
+        f"{_OTHER_DATA}: their loss {role} from this checkpoint on; the best metric in "
+        "the files is a loss on `eval_dataset`"
     )
 
 
 def _role(into: Translation) -> str:
-    """Returns the verb for what the evaluation loss decides; "" for nothing."""
+    """Returns the effect of the evaluation loss as a verb phrase; "" for none."""
     combined = into.combined
     if not uses_eval_loss(combined):
         return ""
     if combined.get("load_best_model_at_end") is True:
-        return "picks the model"
+        return "selects the model"
     if combined.get("early_stopping_patience") is not None:
         return "ends the run"
     return _DRIVES
 
 
 def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:
-    """Takes over the patience of an EarlyStoppingCallback in trainer_state.json."""
+    """Copies the patience of an EarlyStoppingCallback in trainer_state.json."""
     found = dict(state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
+    # A Trainer writes a list if it has several callbacks of one class.
     for callback in found if isinstance(found, list) else [found] if found else []:
         args = callback.get("args", {})
         patience = args.get("early_stopping_patience")
@@ -308,15 +318,15 @@ def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:
             threshold = args.get("early_stopping_threshold") or 0.0
             into.settings["early_stopping_threshold"] = threshold
             into.notes.append(
-                f"`early_stopping_patience` {patience!r}: of trainer_state.json; "
-                "evaluations are counted from here on"
+                f"`early_stopping_patience` {patience!r}: from trainer_state.json; the "
+                "count of evaluations without improvement starts at 0"
             )
 
 
 def _updates_per_epoch(
     values: Mapping[str, Any], state: Mapping[str, Any]
 ) -> int | None:
-    """Returns the updates of an epoch; None if the files do not agree on them."""
+    """Returns the number of updates per epoch; None if the files are inconsistent."""
     steps: Any = values.get("max_steps")
     epochs: Any = values.get("num_train_epochs")
     is_by_epochs = not is_set(steps) or steps <= 0
@@ -326,5 +336,5 @@ def _updates_per_epoch(
     step, epoch = state.get("global_step"), state.get("epoch")
     if not isinstance(step, int) or not isinstance(epoch, int | float):
         return None
-    # The epoch that Trainer counted has to agree with it.
+    # `epoch` in trainer_state.json is a fraction: it must give `global_step` again.
     return updates if abs(epoch * updates - step) < 0.5 else None

@@ -1,4 +1,4 @@
-"""Runs of Transformers' Trainer imported as run folders, and run folders exported.
+"""Import of runs of Transformers' Trainer as run folders, and export in reverse.
 
 imported = import_run("trainer/checkpoint-500", "runs/mine", settings={"text": text})
 pretrain(imported.config)
@@ -35,13 +35,15 @@ from ._job_arguments import EVALUATION_FIELDS, job_settings
 from ._run_io import Run, first_position, read_run, write_run
 
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
-# Remedies in errors of `interop` by its arguments, which are no arguments here.
+# Remedies for errors of `interop`, by the name of the argument. The remedies of
+# `interop` refer to arguments that the functions of this module do not have.
 _OF_MODEL = dict.fromkeys(
-    ("folder", "params"), "A GPT2LMHeadModel, named under `architectures`, is taken."
+    ("folder", "params"),
+    "The model must be a GPT2LMHeadModel, as named under `architectures`.",
 )
 _OF_CHECKPOINT = {
-    "decay_rule": "Pass `decay_groups='file'` to decay what the file decays.",
-    "recipe": "Give the TrainingArguments that the run was begun with, by "
+    "decay_rule": "Pass `decay_groups='file'` to use the decay groups of the file.",
+    "recipe": "Pass the TrainingArguments that the run was started with as "
     "`training_args`.",
 }
 _OF_RUN = {**_OF_MODEL, "recipe": "A run with it cannot be exported."}
@@ -52,12 +54,13 @@ class ImportedRun:
     """Report of a run that was imported from a Trainer's checkpoint.
 
     Attributes:
-        config: the settings of the run; its `output_dir` is the new folder.
-        step: number of batches that the run had taken.
+        config: settings of the run; its `output_dir` is the new folder.
+        step: number of steps of the run.
         num_params: number of parameters.
-        arguments: what became of each of the TrainingArguments, those of the job too.
-        unused_tensors: names of tensors that were left out of the weight files.
-        notes: sentences on what differs between the run here and in Trainer.
+        arguments: treatment of each field of the TrainingArguments, including those of
+            the job.
+        unused_tensors: names of tensors in the weight files that were not imported.
+        notes: sentences on differences between the imported run and that of Trainer.
     """
 
     config: RunConfig
@@ -74,7 +77,7 @@ class ExportedRun:
 
     Attributes:
         folder: the new checkpoint.
-        step: number of batches that the run had taken.
+        step: number of steps of the run.
     """
 
     folder: Path
@@ -94,32 +97,32 @@ def import_run(
     ignore_fields: Collection[str] = (),
     transformers_version: str | None = None,
 ) -> ImportedRun:
-    """Makes the folder of a run from a Trainer's checkpoint of a GPT-2.
+    """Creates a run folder from a Trainer's checkpoint of a GPT-2.
 
     Args:
-        checkpoint: the checkpoint-<step> of a Trainer.
-        out: a new folder, from which `pretrain` resumes.
-        settings: settings of the run by name, as `RunConfig.from_dict` takes them; they
-            win over those in the files. `text` is the one that no file has.
-        training_args: file of the TrainingArguments, JSON too; None for the
-            training_args.bin in the checkpoint.
-        num_devices: how many devices took part, if the file does not show it.
-        without: names of files that the checkpoint need not have: optimizer.pt,
+        checkpoint: folder checkpoint-<step> of a Trainer.
+        out: new folder, from which `pretrain` resumes.
+        settings: settings of the run by name, as for `RunConfig.from_dict`. They take
+            precedence over those in the files. `text` is required: no file contains it.
+        training_args: file of the TrainingArguments, training_args.bin or JSON; None
+            for the training_args.bin in the checkpoint.
+        num_devices: number of devices of the run, if the file does not contain it.
+        without: names of files that may be missing in the checkpoint: optimizer.pt,
             scheduler.pt.
-        groups: names of the parameters of each group of optimizer.pt, in its order;
-            None for Trainer's own.
+        groups: names of the parameters in each group of optimizer.pt, in its order;
+            None for the groups of Trainer.
         decay_groups: "file" applies weight decay to the parameters that optimizer.pt
-            decays, for groups that a script made; None for those of Trainer's rule.
+            decays, for custom parameter groups; None applies Trainer's rule.
         ignore_fields: names of TrainingArguments that are not read.
-        transformers_version: version of Transformers that made the run, such as
-            "4.46.3"; None for that of config.json, or of the fields.
+        transformers_version: version of Transformers that wrote the checkpoint, such as
+            "4.46.3"; None infers it from config.json or from the fields.
 
     Returns:
-        The configuration of the run, and a report of what was taken over.
+        The configuration of the run, and a report of the import.
 
     Raises:
-        ValueError: naming all that is missing, damaged, or cannot be carried over; no
-            folder is left then.
+        ValueError: if something is missing or damaged, or has no equivalent here. The
+            message names all problems; `out` is not created.
         ModuleNotFoundError: if torch or Transformers is not installed.
     """
     if decay_groups is not None:
@@ -150,6 +153,8 @@ def import_run(
         recipe = dataclasses.replace(config.recipe, decay_rule=rule)
         config = dataclasses.replace(config, recipe=recipe)
     start = first_position(config.recipe, config.model, params)
+    # optimizer.pt is compared with the recipe in the files. `settings` may change the
+    # recipe of the imported run.
     with _remedies(_OF_CHECKPOINT):
         read = interop.read_trainer_checkpoint(
             checkpoint,
@@ -173,29 +178,30 @@ def export_run(
     """Writes a run of a GPT-2 as a checkpoint from which a Trainer resumes.
 
     Args:
-        folder: folder of a run, whose newest valid checkpoint is taken; or of one of
-            its checkpoints.
-        out: a new folder.
-        like: a checkpoint of the Trainer that is to resume, whose version can read the
-            result; None for that of transformers 5.23.
+        folder: folder of a run, whose newest valid checkpoint is exported, or folder of
+            one of its checkpoints.
+        out: new folder.
+        like: checkpoint of the Trainer that will resume. The result has its format;
+            None writes the format of transformers 5.23.
 
     Returns:
         The new folder, and the step of the run.
 
     Raises:
-        ValueError: if a folder is of another kind, or the run has no form in torch; no
-            folder is left then.
+        ValueError: if `folder` is not a run or a checkpoint, or the run has no
+            equivalent in PyTorch. `out` is then not created.
         ModuleNotFoundError: if torch or Transformers is not installed.
     """
     out = _new_folder(out)
     if like is not None and not (Path(like) / "config.json").is_file():
         raise ValueError(
-            f"`like` must hold config.json, got {str(like)!r}. Name the Trainer's "
-            "checkpoint-<step> that the run came from."
+            f"`like` must contain config.json, got {str(like)!r}. Name the Trainer's "
+            "checkpoint-<step> that the run was imported from."
         )
     run = read_run(Path(folder))
     state, schedule_state = run.position.state, run.position.schedule_state
-    # It is smaller than `state.step` by the number of skipped updates.
+    # The optimizer's counter is smaller than `state.step` by the number of skipped
+    # updates. torch's scheduler counts the updates, too.
     (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
@@ -213,7 +219,8 @@ def export_run(
                 step=int(state.step),
                 schedule_step=int(num_updates) if schedule_state is None else None,
                 schedule_state=schedule_state,
-                # Trainer follows these, and not its arguments.
+                # When Trainer resumes, the intervals in trainer_state.json replace
+                # those of its arguments.
                 trainer_state={
                     "eval_steps": run.job.eval_steps,
                     "logging_steps": run.job.logging_steps,
@@ -227,7 +234,7 @@ def export_run(
 
 @contextlib.contextmanager
 def _remedies(by_argument: Mapping[str, str]) -> Iterator[None]:
-    """Replaces the remedies in errors about these arguments of `interop`."""
+    """Replaces the remedies in errors of `interop` about the given arguments."""
     try:
         yield
     except _checks.ArgumentError as error:
@@ -238,8 +245,8 @@ def _remedies(by_argument: Mapping[str, str]) -> Iterator[None]:
 def _new_folder(out: Path | str) -> Path:
     if Path(out).exists():
         raise ValueError(
-            f"`out` must be a new folder, got {str(out)!r}. Name another: nothing is "
-            "overwritten."
+            f"`out` must be a new folder, got {str(out)!r}. Name another folder: "
+            "existing ones are not overwritten."
         )
     return Path(out)
 
@@ -248,7 +255,8 @@ def _run_config(
     checkpoint: Path, out: Path, recipe: Recipe, job: interop.Translation
 ) -> RunConfig:
     found = {
-        # Our rule leaves out the same leaves of a GPT-2, by their names.
+        # For a GPT-2 the default rule excludes the same parameters from weight decay
+        # as Trainer's rule, and it refers to parameters by their names here.
         **recipe_settings(dataclasses.replace(recipe, decay_rule="default")),
         **gpt2_settings_from_transformers(checkpoint),
         "output_dir": str(out),
@@ -263,8 +271,10 @@ def _run_config(
 
 
 def _torch_model(checkpoint: Path, block_size: int) -> interop.TorchModel:
-    """Describes the model; an old file may have `n_ctx` in place of `n_positions`."""
+    """Reads the names and shapes of the torch model from config.json."""
     config = read_json_object(checkpoint / "config.json", "checkpoint")
+    # Old files may have `n_ctx` in place of `n_positions`. Transformers 5 would then
+    # build a model with the default of 1,024 positions.
     if {"n_positions", "max_position_embeddings"} & set(config):
         return interop.torch_model_from_config(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
@@ -279,12 +289,12 @@ def _position(
     theirs: Recipe,
     ours: Recipe,
 ) -> training.RunState:
-    """Returns the start of the run with the state of the checkpoint in its place."""
+    """Returns the initial state of the run with the arrays of the checkpoint."""
     if type(read.schedule_state) is not type(start.schedule_state):
         raise ValueError(
-            "`lr_scheduler_type` must stay if a metric drives the rate, got "
-            f"{ours.lr_scheduler_type!r} after {theirs.lr_scheduler_type!r}. Leave it "
-            "out: its state is not that of another schedule."
+            "`lr_scheduler_type` must not change if a metric drives the learning rate, "
+            f"got {ours.lr_scheduler_type!r} after {theirs.lr_scheduler_type!r}. Leave "
+            "it out: the schedule's state cannot be converted."
         )
     state = dataclasses.replace(
         start.state,
@@ -301,7 +311,7 @@ def _write(config: RunConfig, position: training.RunState) -> None:
     folder.mkdir(parents=True)
     try:
         write_run(Run(config.recipe, config.model, config.job, position))
-    except BaseException:  # half a run would be in the way of the next try
+    except BaseException:  # an incomplete folder would block the next import
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -326,7 +336,8 @@ def _report(
             name for name in came.non_optimizer if name not in EVALUATION_FIELDS
         ),
     )
-    # Decay was compared with the groups of optimizer.pt.
+    # This note is obsolete: the decay rule has been checked against the groups of
+    # optimizer.pt.
     notes = [note for note in came.notes if not note.startswith("`decay_rule`")]
     return ImportedRun(
         config=config,
@@ -341,27 +352,27 @@ def _report(
 def _differences(
     checkpoint: Path, model: GPT2Config, read: interop.TrainerCheckpoint
 ) -> list[str]:
-    """Returns sentences on what differs between the run here and in Trainer."""
+    """Returns sentences on differences between the imported run and Trainer's."""
     found = []
     config = read_json_object(checkpoint / "config.json", "checkpoint")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype != "float32":
-        found.append(
-            f"parameters and moments are float32 here, and were {dtype} in torch"
-        )
+        found.append(f"parameters and moments are float32 here and {dtype} in torch")
     if not all("param_names" in group for group in read.param_groups):
         found.append(
-            "moments were taken in the order of Trainer's groups: optimizer.pt has no "
-            "names, and parameters of one shape in another order cannot be "
-            "distinguished"
+            "moments were assigned in the order of Trainer's groups: optimizer.pt has "
+            "no names, so that another order of parameters of equal shape cannot be "
+            "detected"
         )
     found.append(
-        "a loss is the mean over all that is predicted here; Trainer 5.23 divides a "
-        "GPT-2's by all labels, the first of each row included, so that its losses and "
-        "gradients are (L - 1) / L of ours for rows of L tokens"
+        "the loss here is the mean over all predicted tokens; Trainer 5.23 divides the "
+        "loss of a GPT-2 by the number of all labels, including the first of each row, "
+        "so that its losses and gradients are (L - 1) / L of those here for rows of L "
+        "tokens"
     )
     if model.has_dropout:
         found.append(
-            "dropout starts again from `seed`: torch's random numbers are its own"
+            "the random numbers of dropout start again from `seed`: torch's generator "
+            "has no equivalent in JAX"
         )
     return found

@@ -1,4 +1,4 @@
-"""Plans of a run on devices that are only named."""
+"""Memory and time estimates of a run for devices that need not be present."""
 
 import dataclasses
 import itertools
@@ -11,42 +11,45 @@ from ._config import RunConfig
 from ._job import Job
 from ._setup import build_setup
 
-_Mesh = Any  # `Mesh` or `AbstractMesh`, which JAX uses alike and type checkers do not
+_Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 
 def plan(
     config: RunConfig, *, devices: str, shapes_only: bool = False
 ) -> planning.Plan:
-    """Returns the memory, traffic and time of a run's step on named devices.
+    """Computes the memory, traffic and time of a run's step on named devices.
 
         print_plan(plan(config, devices="v5e:4x4"))
 
     Args:
-        config: all settings of the run. Without `mesh` the batch is divided by all
+        config: all settings of the run. Without `mesh` the batch is sharded over all
             devices.
-        devices: the name of a slice, as for `planning.named_slice`.
-        shapes_only: whether nothing is compiled. Activations, traffic and time are then
-            not known; so it is, too, if the compiler for the devices is missing.
+        devices: name of a slice, as for `planning.named_slice`.
+        shapes_only: whether compilation is skipped. Activations, traffic and time are
+            then unknown. Compilation is also skipped if the compiler for the devices is
+            missing.
 
     Raises:
-        ValueError: if there are no such devices, or the mesh is not one of them.
+        ValueError: if the name of the devices is unknown, or the mesh does not fit
+            them.
     """
     slice_ = planning.named_slice(devices)
     mesh, note = _mesh(slice_, config.job)
     if shapes_only:
-        note = "nothing was compiled, as asked."
+        note = "nothing was compiled, as requested."
     return _plan_on(config, mesh, slice_, note)
 
 
 def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning.Plan]:
-    """Returns a plan beside those of AdamW and Adafactor, with and without ZeRO-1.
+    """Computes plans for AdamW and Adafactor, with and without ZeRO-1, for comparison.
 
     Args:
-        config: as for `plan`.
-        asked: from `plan`; the others are of the same devices, and from shapes alone.
+        config: all settings of the run, as for `plan`.
+        asked: result of `plan`. The others are computed for the same devices, from
+            shapes alone.
 
     Returns:
-        Plans by names for `planning.print_comparison`.
+        The plans, `asked` first, by names for `planning.print_comparison`.
     """
     recipe, job, slice_ = config.recipe, config.job, asked.slice_
     axes = job.mesh or f"data={slice_.num_devices}"
@@ -54,10 +57,10 @@ def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning
     plans = {f"{_title(config)}, as asked": asked}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
         is_asked = (optim, zero_1) == (recipe.optim, job.zero_1)
-        # Along an axis of one device ZeRO-1 changes nothing.
+        # ZeRO-1 has no effect along an axis of size 1.
         if is_asked or (zero_1 and mesh.shape.get("data", 1) == 1):
             continue
-        # Each optimizer refuses arguments of another.
+        # A recipe raises an error for `optim_args` of another optimizer.
         args = recipe.optim_args if optim == recipe.optim else ()
         other = dataclasses.replace(
             config,
@@ -74,18 +77,19 @@ def _title(config: RunConfig) -> str:
 
 
 def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
-    """Returns a mesh of the slice; without a compiler, one of no devices and a note."""
+    """Returns a mesh and a note; the mesh is abstract if the compiler is missing."""
     axes = job.mesh or f"data={slice_.num_devices}"
     try:
         abstract = sharding.abstract_mesh(axes, slice_.num_devices)
         devices = planning.slice_devices(slice_)
+    # Errors of `planning` name its argument `slice_`.
     except planning.CompilerMissingError as error:
         message = str(error).replace("`slice_`", "`devices`")
-        return abstract, f"This is from shapes alone: {message}"
+        return abstract, f"This was computed from shapes alone: {message}"
     except ValueError as error:
         message = str(error).replace("`slice_`", "`devices`")
         raise ValueError(
-            f"{message} Or change `devices`, which is {slice_.name!r}."
+            f"{message} Alternatively, change `devices`, which is {slice_.name!r}."
         ) from error
     return sharding.make_mesh(axes, devices), ""
 
@@ -93,7 +97,7 @@ def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
 def _plan_on(
     config: RunConfig, mesh: _Mesh, slice_: planning.Slice, note: str
 ) -> planning.Plan:
-    """Plans the compiled step, or, with a note, its shapes alone."""
+    """Computes a plan of the compiled step, or of shapes alone if a note is given."""
     setup = build_setup(config, mesh)
     state, batch = setup.position.state, setup.batch
     parts = {
@@ -102,7 +106,8 @@ def _plan_on(
         "gradients": state.params,
     }
     if config.recipe.gradient_accumulation_steps > 1:
-        # Kept over all micro-batches, besides the gradients of the current one.
+        # The sum is live during all micro-batches, in addition to the gradients of the
+        # current one.
         parts["summed gradients"] = state.params
     rules = gpt2_rules(config.model, mesh)
     unmet = sharding.unmet_rules(state.params, mesh, rules)

@@ -1,4 +1,4 @@
-"""A run from its configuration to its last checkpoint."""
+"""Pretraining of a GPT-2 from a configuration to the last checkpoint."""
 
 import dataclasses
 import functools
@@ -24,25 +24,30 @@ from ._setup import Setup, batch_sharding, build_setup
 
 
 def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResult:
-    """Trains a GPT-2 and reports on the console and in the run's folder.
+    """Trains a GPT-2, and reports on the console and in the run's folder.
 
-    If the folder contains a run, training resumes from its newest valid checkpoint:
-    losses, parameters and the log are those of an uninterrupted run, bit for bit on the
-    same machine. A finished run is left as it is. SIGTERM and SIGINT end a run after a
-    step, with a checkpoint. The checkpoint of the best evaluation is kept.
+    If the folder contains a run, training resumes from its newest valid checkpoint.
+    Losses, parameters and the log are equal to those of an uninterrupted run, bit for
+    bit on the same machine. A finished run is left unchanged. After SIGTERM or SIGINT
+    the run ends after the current step, with a checkpoint. The checkpoint of the best
+    evaluation is kept.
 
-    After `jax.distributed.initialize` all processes call it alike and train together:
-    each reads and writes its part of batches and checkpoints; process 0 prints and
-    logs. A signal to any of them ends all. A run can be resumed on any mesh and any
-    number of processes that divide its batch.
+    With several processes, all must call `jax.distributed.initialize` and then this
+    function with the same arguments. Each process reads and writes its shards of
+    batches and checkpoints; process 0 prints and logs. A signal to one process ends the
+    run in all. A run can be resumed on any mesh and any number of processes that divide
+    its batch.
 
     Args:
         config: all settings of the run.
-        command_line: recorded in starts.jsonl.
+        command_line: command line that is recorded in starts.jsonl.
+
+    Returns:
+        The evaluation losses, the final parameters and the folder of the run.
 
     Raises:
-        ValueError: if the data do not fit, the folder contains another run or is in
-            use, or no checkpoint in it is valid.
+        ValueError: if the data do not fit the model, the folder contains another run or
+            is in use, or no checkpoint in it is valid.
         OSError: if a checkpoint or the log cannot be written.
         FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
     """
@@ -62,7 +67,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         )
         evaluate = _make_evaluate(setup, run, model.block_size)
         if run.is_finished:
-            # Nothing is written: the folder stays as it is.
+            # Nothing is written to the folder of a finished run.
             trained = training.Trained(start, "max_steps")
         else:
             run_on_process_0(lambda: run.record_start(command_line))
@@ -97,7 +102,7 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     start = training.restore_position(run.checkpoint, setup.position)
     if job.on_non_finite == "skip":
         return start
-    # Updates that were skipped before the start are no reason to stop now.
+    # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.
     none = jnp.zeros_like(start.state.num_bad_in_a_row)
     state = dataclasses.replace(start.state, num_bad_in_a_row=none)
     return start._replace(state=state)
@@ -106,7 +111,7 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
 def _make_evaluate(
     setup: Setup, run: OpenRun, block_size: int
 ) -> Callable[[PyTree], dict[str, float]]:
-    """Returns a function from params to means over the evaluation data."""
+    """Returns a function that computes means over the evaluation data from params."""
 
     def sharded(batch: np.ndarray) -> jax.Array:
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
@@ -116,15 +121,16 @@ def _make_evaluate(
         run.corpus, block_size=block_size, batch_size=run.num_sequences
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
-    # Transferred once: every evaluation reads the same batches.
+    # The batches are transferred to the devices once and kept for all evaluations.
     return training.make_evaluate(eval_step, list(map(sharded, held_out)))
 
 
 def _sharded(
     batches: Batches, start: int, like: jax.ShapeDtypeStruct
 ) -> Iterator[jax.Array]:
-    """Yields batch `start` and all after it; each process reads its own rows only."""
+    """Yields the batches from `start` on; each process reads its own rows only."""
     for n in itertools.count(start):
+        # JAX calls `read` with the index of each addressable shard only.
         read = functools.partial(batches.part, n)
         yield jax.make_array_from_callback(
             like.shape, like.sharding, read, dtype=like.dtype
@@ -132,10 +138,11 @@ def _sharded(
 
 
 def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """On several CPU devices, returns a `function` that waits for its results.
+    """Returns a function that waits for its results, if it runs on several CPU devices.
 
-    XLA's collectives on CPUs wait for each other in threads, one for each device. With
-    two steps in flight no thread may be left for one of them, and both wait forever.
+    XLA runs collectives on CPUs in threads that wait for each other, one per device.
+    With two steps in flight, one of them may find no free thread; both then wait
+    forever.
     """
     if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
         return function
@@ -147,18 +154,20 @@ def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Ca
 
 
 class _Save:
-    """Saves positions, for `train`.
+    """Function that saves checkpoints for `training.train`.
 
     A checkpoint that is saved only because its evaluation is the best so far is
-    replaced by the next such one: `save_total_limit` is for those of `save_steps`.
+    replaced by the next one of this kind. `save_total_limit` therefore counts the
+    checkpoints of `save_steps` only.
     """
 
     def __init__(self, saving: checkpoints.Checkpoints, run: OpenRun, job: Job):
         self._saving, self._run, self._job = saving, run, job
-        self._extra: int | None = None  # step of the last one saved as the best only
+        self._extra: int | None = None  # step of the checkpoint that `replaces` names
 
     def __call__(self, position: training.RunState) -> None:
-        # After a power cut a checkpoint needs its log up to there.
+        # The log is flushed to disk before the checkpoint is written. Otherwise, after
+        # a power failure, a checkpoint could exist whose log lacks its last lines.
         if is_primary_process():
             with self._run.log.open("rb") as log:
                 os.fsync(log.fileno())
@@ -177,7 +186,7 @@ def _finish(
     evaluate: Callable[[PyTree], dict[str, float]],
     stopped_by: int | None,
 ) -> RunResult:
-    """Finds the final parameters and their loss, and prints the summary."""
+    """Returns the final parameters and losses, and prints the summary."""
     end, loss = trained.position, None
     progress = end.progress
     if config.job.load_best_model_at_end and stopped_by is None:
@@ -186,10 +195,13 @@ def _finish(
             end, loss = training.restore_position(best, end), progress.best_metric
         except ValueError as error:  # damaged or missing
             if is_primary_process():
-                print(f"the best model is lost, these are the last parameters: {error}")
-    # From the log: a run that was finished before has them too.
+                print(
+                    "the best checkpoint cannot be read, so that the last parameters "
+                    f"are used: {error}"
+                )
+    # Read from the log, which also covers earlier starts of the run.
     evaluations = run_on_process_0(lambda: read_evaluations(run.log))
-    if not evaluations:  # the log was taken away
+    if not evaluations:  # the log was deleted
         evaluations = [(run.step, evaluate(end.state.params)["loss"])]
     (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
     loss = last_loss if loss is None else loss

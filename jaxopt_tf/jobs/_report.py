@@ -1,4 +1,4 @@
-"""Reports of a run: monitors of its steps, and lines on the console at both ends."""
+"""Reports of a run: monitors, and the header and summary on the console."""
 
 import shlex
 import signal
@@ -21,8 +21,8 @@ class RunResult(NamedTuple):
     """Result of a run."""
 
     first_loss: float  # evaluation loss before the first step, in nats per token
-    last_loss: float  # and of `params`
-    params: PyTree  # the last ones, or the best with `load_best_model_at_end`
+    last_loss: float  # evaluation loss of `params`, in nats per token
+    params: PyTree  # last parameters, or the best ones with `load_best_model_at_end`
     folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
     stopped_by: int | None  # number of the signal that ended the run early
 
@@ -32,8 +32,8 @@ def build_monitors(
 ) -> list[training.Monitor]:
     """Builds the monitors of a run.
 
-    The log is truncated to the run's step. Monitors that draw, count or compare over
-    the whole run receive again what it contains.
+    The log is truncated to the run's step. Its remaining events are then replayed to
+    the monitors with a state: those that draw, count or compare over the whole run.
     """
     job, flops, unit = config.job, flops_per_token(config.model), run.corpus.unit
     max_steps, folder = config.recipe.max_steps, run.folder
@@ -41,7 +41,7 @@ def build_monitors(
     is_replay = True
 
     def warn(sentence: str) -> None:
-        # Those of earlier steps were printed when they were taken.
+        # Warnings about replayed steps were printed by an earlier start.
         if not is_replay:
             print(sentence)
 
@@ -80,7 +80,7 @@ def build_monitors(
 
 
 def print_header(config: RunConfig, setup: Setup, run: OpenRun) -> None:
-    """Prints what is trained, on which data and on which devices."""
+    """Prints the data, the model, the recipe, the devices and the folder of a run."""
     recipe, model, corpus = config.recipe, config.model, run.corpus
     leaves = jax.tree.leaves(setup.position.state.params)
     batch = f"{run.num_sequences} x {model.block_size}"
@@ -125,13 +125,13 @@ def print_summary(
     outcome: RunResult,
     first_step: int,
 ) -> None:
-    """Prints how the run ended, its files and its evaluation losses.
+    """Prints the reason why the run ended, its files and its evaluation losses.
 
     Args:
         config: all settings of the run.
-        run: its folder and where it started.
-        trained: its last position.
-        outcome: its losses, and the signal that ended it early.
+        run: folder and start of the run.
+        trained: last state of the run.
+        outcome: losses of the run, and the signal that ended it early, if any.
         first_step: step of the first evaluation.
     """
     step, max_steps = int(trained.state.step), config.recipe.max_steps

@@ -1,4 +1,4 @@
-"""Folder of a run: its lock, the point where the run starts, its records.
+"""Run folders: lock, start of the run, records.
 
 runs/books/config.json      settings of the run, as `--config` reads them
            starts.jsonl     one line for each start: time, command line, versions
@@ -39,9 +39,11 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 _STARTS = "starts.jsonl"
 
-# The order of the data depends on them.
+# The batches depend on these settings. After a change, the step of the checkpoint would
+# no longer be the position in the data.
 _UNCHANGEABLE = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps")
-# A schedule that a metric drives has its rate in its state, not in the settings.
+# The learning rate of a metric-driven schedule is part of its state: the checkpoint
+# would override a change of these settings.
 _UNCHANGEABLE_IF_DRIVEN = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs")
 
 _PACKAGES = ("jaxopt_tf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -49,15 +51,15 @@ _PACKAGES = ("jaxopt_tf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run whose folder is locked, and the point where it starts.
+    """Run whose folder is locked, and the checkpoint that it resumes from.
 
     Attributes:
-        lock: of the folder, for `open_checkpoints`.
+        lock: lock of the folder, for `open_checkpoints`.
         corpus: tokens to train and evaluate on.
-        settings: of the run and its data, for its checkpoints.
-        checkpoint: to resume from; None to start at the first step.
-        is_finished: True if the folder's run has taken all its steps, or was ended by
-            `early_stopping_patience`.
+        settings: settings of the run and its data, for its checkpoints.
+        checkpoint: checkpoint to resume from; None to start at the first step.
+        is_finished: True if the run in the folder has trained for `max_steps`, or was
+            ended by `early_stopping_patience`.
     """
 
     lock: checkpoints.FolderLock
@@ -73,25 +75,28 @@ class OpenRun:
 
     @property
     def log(self) -> Path:
-        """The file of losses and norms."""
+        """The log of losses and norms, metrics.jsonl."""
         return self.folder / METRICS
 
     @property
     def num_sequences(self) -> int:
-        """Number of sequences of a micro-batch, on all devices together."""
+        """Number of sequences in a micro-batch, summed over all devices."""
         return self.settings[SEQUENCES]
 
     @property
     def step(self) -> int:
-        """Number of steps before the start."""
+        """Step of the checkpoint that the run resumes from; 0 without one."""
         return 0 if self.checkpoint is None else checkpoints.step_of(self.checkpoint)
 
     def record_start(self, command_line: Sequence[str]) -> None:
-        """Prepares the folder for new steps and records what they are taken with.
+        """Prepares the folder for new steps, and records the start in starts.jsonl.
 
-        Later checkpoints and, for a checkpoint of another folder, its log are taken
-        care of first: a log without its config.json would belong to no run.
+        Args:
+            command_line: command line of this start.
         """
+        # Later checkpoints are renamed before config.json gets the new settings. In the
+        # other order, an interruption could leave checkpoints with other settings,
+        # from which the next start would refuse to resume.
         if self.checkpoint is not None:
             _archive_later_checkpoints(self.folder, self.step)
             _copy_log(self.checkpoint, self.folder)
@@ -111,11 +116,11 @@ class OpenRun:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig) -> Iterator[OpenRun]:
-    """Locks the run's folder, reads its data and finds the point where it starts.
+    """Locks the run's folder, reads the data and finds the checkpoint to resume from.
 
-    If the folder contains a run, that run is resumed from its newest valid checkpoint,
-    provided that it was made with equal settings and data. No file of the run changes.
-    All processes call it alike.
+    If the folder contains a run, its newest valid checkpoint is used, provided that the
+    settings and the data are equal. No file of the run is changed. All processes must
+    call this function.
 
     Args:
         config: all settings of the run.
@@ -123,19 +128,22 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     Raises:
         ValueError: if processes have different settings, the folder is in use or
             contains another run, no checkpoint in it is valid, or the data cannot be
-            read: all changes are listed.
+            read. The message lists all changed settings.
     """
     job, settings = config.job, config.to_dict()
+    # All processes must name the same new folder; their clocks may differ.
     now = _io.broadcast_from_process_0(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    # Machines may have the text in different places; its content is compared below.
+    # The paths of the text may differ between machines; its content is compared below.
     local = ("text", "tokenizer")
     shared = {name: value for name, value in settings.items() if name not in local}
+    # Processes with different settings could compile different programs, whose
+    # collectives would wait for each other forever.
     _io.check_equal_across_processes(shared | _versions())
     with checkpoints.lock_folder(job.output_dir or Path("runs", now)) as lock:
         corpus = _read_corpus(config, lock.folder)
         _io.check_equal_across_processes({DATA: corpus.fingerprint})
         settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
-        # Several processes have a mesh by default.
+        # With several processes, the default mesh has all devices: `mesh_axes`.
         settings[SEQUENCES] = num_sequences(settings | {"mesh": mesh_axes(job)})
         checkpoint, saved = _find_start(lock.folder, job, settings)
         settings[SEQUENCES] = num_sequences(saved)
@@ -149,7 +157,7 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
 
 
 def _read_corpus(config: RunConfig, folder: Path) -> Corpus:
-    # Process 0 writes the tokens, if a tokenizer has to make them; others read them.
+    # With a tokenizer, process 0 writes the tokens first; the others then read them.
     corpus: list[Corpus] = []
     read = functools.partial(read_corpus, config.job, config.model, folder)
     _io.run_on_process_0(lambda: corpus.append(read()))
@@ -162,12 +170,15 @@ def _find_start(
     """Returns the checkpoint to resume from, if any, and the settings of the run."""
     named = checkpoint = job.resume_from_checkpoint
     if named is None or named.resolve().parent != folder.resolve():
-        # The run may have been taken over from elsewhere and have saved since.
+        # A run that started from a checkpoint of another folder resumes from its own
+        # checkpoints as soon as it has saved one.
         checkpoint = checkpoints.latest_valid(folder) or named
     saved = None
     if checkpoint is not None:
         saved = settings_of(checkpoint)
         _check_same_run(checkpoint, saved, settings, job.intended_changes)
+    # The checkpoint, if any, may be of another folder: what this folder contains is
+    # checked as well.
     if checkpoint is None or checkpoint == named:
         is_new = checkpoint is None
         config = _io.run_on_process_0(
@@ -180,10 +191,13 @@ def _find_start(
 def _check_folder(
     folder: Path, job: Job, settings: Mapping[str, Any], is_new: bool
 ) -> dict[str, Any] | None:
-    """Returns the settings of a run that has no checkpoint; None if there is no run.
+    """Returns the settings in the folder's config.json; None if there is no run.
 
-    Raises if the folder contains another run. A run without a checkpoint was killed
-    before its first one, or somebody took its checkpoints away.
+    A run without a checkpoint was killed before its first one, or its checkpoints were
+    deleted.
+
+    Raises:
+        ValueError: if the folder contains another run.
     """
     saved, log = None, folder / METRICS
     if (folder / CONFIG).exists():
@@ -201,13 +215,16 @@ def _check_folder(
         log.replace(archived)
         print(
             f"{folder} contains no checkpoint: the run starts at its first step; its "
-            f"log so far is {archived.name}"
+            f"previous log was renamed {archived.name}"
         )
     return saved
 
 
 def _sequences_of_last_start(folder: Path) -> dict[str, int]:
-    """Reads the batch that config.json does not show if several processes ran."""
+    """Reads the number of sequences in a micro-batch from starts.jsonl.
+
+    config.json does not contain it for a run of several processes without `mesh`.
+    """
     try:
         *_, last = (folder / _STARTS).read_text(encoding="utf-8").splitlines()
         return {SEQUENCES: json.loads(last)[SEQUENCES]}
@@ -228,16 +245,16 @@ def _check_same_run(
     impossible = [line for name, line in changes.items() if name in fixed]
     if impossible and all(name in intended for name in changes):
         raise ValueError(
-            "`intended_changes` must be of settings that a run can change, but these "
-            "are part of its state, its place in the data or its rate:\n  "
+            "`intended_changes` must be settings that can change in a run, but these "
+            "determine its state, the order of its data or its learning rate:\n  "
             + "\n  ".join(impossible)
             + "\nKeep them, or start another run."
         )
     found = {name: line for name, line in changes.items() if name not in intended}
     if found:
         raise ValueError(
-            f"`output_dir` must hold the run that is asked for, but {str(where)!r} was "
-            "made with other settings:\n  "
+            f"`output_dir` must contain a run with equal settings, but {str(where)!r} "
+            "was written with other settings:\n  "
             + "\n  ".join(found.values())
             + "\nName another folder, or, to continue the run with the new settings, "
             f"add --intended_changes {' '.join(found)}"
@@ -255,18 +272,18 @@ def _is_finished(checkpoint: Path | None, config: RunConfig) -> bool:
 
 
 def _archive_later_checkpoints(folder: Path, step: int) -> None:
-    # Renamed, not deleted: they may be wanted. Under their names the next start would
-    # resume from them.
+    # Checkpoints after the step are renamed: under their names the next start would
+    # resume from them. They are not deleted, because the user may want them back.
     for path in checkpoints.find_checkpoints(folder):
         if checkpoints.step_of(path) > step:
             now = time.strftime("%Y%m%d-%H%M%S")
             archived = path.with_name(f"aside-{now}-{path.name}")
             path.rename(archived)
-            print(f"{path.name} is after step {step}: it is now {archived.name}.")
+            print(f"{path.name} is after step {step}; it was renamed {archived.name}.")
 
 
 def _copy_log(checkpoint: Path, folder: Path) -> None:
-    """Copies the log of the run that a checkpoint of another folder comes from."""
+    """Copies the log next to a checkpoint of another folder to this folder."""
     log = checkpoint.absolute().parent / METRICS
     if log.exists() and log.parent != folder.absolute():
         with _io.atomic_write(folder / METRICS) as temporary:
@@ -274,44 +291,46 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
 
 
 def read_evaluations(log: Path) -> list[tuple[int, float]]:
-    """Reads step and loss of the evaluations in metrics.jsonl."""
+    """Reads the step and the loss of each evaluation in metrics.jsonl."""
     if not log.exists():
         return []
-    with log.open("rb") as file:  # parses no line of a step: there may be a million
+    # Lines of steps are not parsed: there may be millions. A last line without "\n" was
+    # not written completely.
+    with log.open("rb") as file:
         lines = [line for line in file if b'"eval_loss"' in line and line[-1:] == b"\n"]
     found = [(record["step"], record["eval_loss"]) for record in map(json.loads, lines)]
     return [(step, float("nan") if loss is None else loss) for step, loss in found]
 
 
 def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes config.json, for people and for `--config`."""
+    """Writes the settings to config.json, which `--config` reads."""
     with _io.atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads the settings in a config.json, as `RunConfig.from_dict` takes them.
+    """Reads the settings in a config.json, for `RunConfig.from_dict`.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if the file cannot be read.
     """
     remedy = "Delete it to start the run again, or name another folder."
     return _io.read_json_object(path, "output_dir", remedy)
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
-    """Reads the settings of the run that saved a checkpoint, and of its data."""
+    """Reads the settings of the run and of its data from a checkpoint."""
     settings = checkpoints.read_notes(checkpoint).get("settings")
     if not isinstance(settings, dict):
         raise ValueError(
             "`resume_from_checkpoint` must be a checkpoint of `jaxopt-tf train`, but "
-            f"{str(checkpoint)!r} has no settings in it. Name another, or another "
-            "folder for the run."
+            f"{str(checkpoint)!r} contains no settings. Name another checkpoint, or "
+            "another folder for the run."
         )
     return settings
 
 
 def _versions() -> dict[str, str]:
-    """Returns the versions of Python and of packages that the numbers depend on."""
+    """Returns the versions of Python and of the packages that affect the numbers."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version()} | packages

@@ -1,4 +1,4 @@
-"""Run: settings and state of a run at one step, written as a folder and read back."""
+"""Writing and reading of runs: settings and state at one step, as a folder."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from ._setup import build_setup, init_schedule, schedule_and_optimizer
 
 
 class Run(NamedTuple):
-    """Settings of a run, and its state at one step."""
+    """Settings of a run and its state at one step."""
 
     recipe: Recipe
     model: GPT2Config
@@ -26,22 +26,23 @@ class Run(NamedTuple):
 
 
 def write_run(run: Run) -> Path:
-    """Makes the folder of a run that `pretrain` resumes.
+    """Creates a run folder that `pretrain` resumes from.
 
     Args:
-        run: its settings and its state; its job's `output_dir` must be new or empty.
+        run: settings and state. `output_dir` of its job must be new or empty.
 
     Returns:
-        The checkpoint.
+        The path of the checkpoint.
 
     Raises:
-        ValueError: if the folder contains something, or the text does not fit.
+        ValueError: if the folder is not empty, or the text does not fit the model.
     """
     config = RunConfig(recipe=run.recipe, model=run.model, job=run.job)
     folder, settings = run.job.output_dir, config.to_dict()
     if folder is None or (folder.exists() and any(folder.iterdir())):
         raise ValueError(
-            f"`output_dir` must be a new folder, got {str(folder)!r}. Name another."
+            f"`output_dir` must be a new folder, got {str(folder)!r}. Name another "
+            "folder."
         )
     with checkpoints.lock_folder(folder) as lock:
         corpus = read_corpus(run.job, run.model, folder)
@@ -54,24 +55,26 @@ def write_run(run: Run) -> Path:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a run's settings and its state at a checkpoint.
+    """Reads the settings of a run and its state at a checkpoint.
 
     Args:
-        folder: of a run, whose newest valid checkpoint is taken; or of a checkpoint.
+        folder: folder of a run, whose newest valid checkpoint is read, or of a
+            checkpoint.
 
     Raises:
-        ValueError: if it is neither, or no checkpoint is valid.
+        ValueError: if `folder` is neither, or contains no valid checkpoint.
     """
     is_checkpoint = (folder / "SHA256SUMS").exists()
     checkpoint = folder if is_checkpoint else checkpoints.latest_valid(folder)
     if checkpoint is None:
         raise ValueError(
-            f"`folder` must be a run's or a checkpoint's, got {str(folder)!r}. Name a "
-            "folder that `jaxopt-tf train` wrote."
+            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Name a "
+            "folder that was written by `jaxopt-tf train`."
         )
     saved = settings_of(checkpoint)
     config = RunConfig.from_dict(own_settings(saved))
-    # A checkpoint can be restored on any mesh; one device holds the whole state.
+    # A checkpoint can be restored on any mesh. The whole state is placed on one device,
+    # whatever mesh the run had.
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
     position = training.restore_position(checkpoint, setup.position)
     return Run(config.recipe, config.model, config.job, position)
@@ -80,7 +83,7 @@ def read_run(folder: Path) -> Run:
 def first_position(
     recipe: Recipe, model: GPT2Config, params: PyTree
 ) -> training.RunState:
-    """Returns the position before the first step of a run with these parameters."""
+    """Returns the state of a run before its first step, with the given parameters."""
     schedule, optimizer = schedule_and_optimizer(recipe, model)
     rng = recipe.seed if model.has_dropout else None
     state = training.init_train_state(params, optimizer, rng=rng)

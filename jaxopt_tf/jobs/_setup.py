@@ -1,4 +1,4 @@
-"""Setup: schedule, optimizer, shardings and compiled functions of a run, built once."""
+"""Setup of a run: schedule, optimizer, shardings and compiled functions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,25 +19,27 @@ from ..schedules import MetricDrivenSchedule
 from ._config import RunConfig
 from ._job import BATCH_AXES, num_batch_shards
 
-Mesh = Any  # of devices, or abstract: two types for type checkers, one for JAX
+Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Functions, shapes and shardings of a run; no array is computed or allocated.
+    """Functions, shapes and shardings of a run, without arrays.
 
     Attributes:
-        mesh: of devices, or abstract.
-        schedule: step -> learning rate, or the schedule that evaluations drive.
-        optimizer: of the recipe, for the model's parameters.
+        mesh: `jax.sharding.Mesh` or `AbstractMesh`.
+        schedule: function step -> learning rate, or a metric-driven schedule.
+        optimizer: optimizer of the recipe, for the model's parameters.
         loss_fn: (params, batch, rng=None) -> (summed loss, number of tokens), with
             activations sharded over the mesh.
-        position: before the first step, `jax.ShapeDtypeStruct`s with their shardings.
-        batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; likewise.
+        position: state of the run before the first step, as `jax.ShapeDtypeStruct`s
+            with shardings.
+        batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; a
+            `jax.ShapeDtypeStruct` with its sharding.
         train_step: one update; `train_step.lower(setup.position.state, setup.batch)`
-            needs no arrays.
+            compiles it without arrays.
         eval_step: (params, batch) -> (summed loss, number of tokens).
-        init: computes the position before the first step, sharded.
+        init: function that computes the state before the first step, sharded.
     """
 
     mesh: Mesh
@@ -52,7 +54,7 @@ class Setup:
 
     @property
     def metric_schedule(self) -> MetricDrivenSchedule | None:
-        """The schedule, if evaluations drive it."""
+        """The schedule if it is metric-driven, else None."""
         schedule = self.schedule
         return schedule if isinstance(schedule, MetricDrivenSchedule) else None
 
@@ -60,17 +62,18 @@ class Setup:
 def build_setup(
     config: RunConfig, mesh: Mesh, *, num_sequences: int | None = None
 ) -> Setup:
-    """Builds everything that a run computes with, each part once.
+    """Builds the schedule, the optimizer, the shardings and the functions of a run.
 
     Args:
         config: settings of the run.
-        mesh: with any of the axes `data`, `fsdp` and `tensor`, over devices that are
-            owned or only described, or abstract: then nothing can be compiled.
-        num_sequences: B, in a micro-batch on all devices; None for
-            `per_device_train_batch_size` in each part of the mesh.
+        mesh: mesh with any of the axes `data`, `fsdp` and `tensor`, of actual devices
+            or of topology descriptions. Functions cannot be compiled for an abstract
+            mesh.
+        num_sequences: B, number of sequences in a micro-batch on all devices; None for
+            `per_device_train_batch_size` per batch shard.
 
     Raises:
-        ValueError: if the mesh does not divide the sequences.
+        ValueError: if the mesh does not divide the number of sequences evenly.
     """
     recipe, model, job = config.recipe, config.model, config.job
     schedule, optimizer = schedule_and_optimizer(recipe, model)
@@ -81,14 +84,15 @@ def build_setup(
         rng = recipe.seed if model.has_dropout else None
         return training.init_train_state(params, optimizer, rng=rng)
 
+    # Only shapes and dtypes are traced: no array of the model's size is allocated.
     shapes = jax.eval_shape(init_state)
     shardings = _state_shardings(shapes, config, mesh)
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
     def init() -> training.RunState:
-        if mesh.size == 1:  # saves a compilation
+        if mesh.size == 1:  # not jitted: this saves a compilation
             arrays = jax.device_put(init_state(), shardings)
-        else:  # no device ever holds more than its part
+        else:  # jitted: each device computes and stores its shards only
             arrays = jax.jit(init_state, out_shardings=shardings)()
         return training.RunState(arrays, schedule_state=schedule_state)
 
@@ -120,7 +124,7 @@ def build_setup(
 def schedule_and_optimizer(
     recipe: Recipe, model: GPT2Config
 ) -> tuple[Schedule | MetricDrivenSchedule, optax.GradientTransformationExtraArgs]:
-    """Builds the schedule of a recipe, and its optimizer for the model's parameters."""
+    """Builds the schedule and the optimizer of a recipe for the model's parameters."""
     schedule = build_schedule(recipe)
     optimizer = build_optimizer(
         recipe,
@@ -132,12 +136,15 @@ def schedule_and_optimizer(
 
 
 def init_schedule(schedule: Schedule | MetricDrivenSchedule) -> Any:
-    """Returns the state of a schedule that evaluations drive; None for others."""
+    """Returns the initial state of a metric-driven schedule; None for others."""
     return schedule.init() if isinstance(schedule, MetricDrivenSchedule) else None
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSharding:
-    """Divides the sequences, which are an `axis` of `shape`, if the mesh fits."""
+    """Returns a sharding that divides `axis` of `shape` by the batch axes of the mesh.
+
+    The array is replicated if its size is not divisible.
+    """
     if shape[axis] % num_batch_shards(mesh.shape):
         return NamedSharding(mesh, PartitionSpec())
     names = tuple(name for name in BATCH_AXES if name in mesh.shape)
@@ -159,6 +166,7 @@ def _state_shardings(
         params,
         zero_axis="data" if config.job.zero_1 else None,
     )
+    # Counters, flags and keys are replicated.
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: replicated, state)
     return shardings.replace(params=params, opt_state=opt_state)
@@ -177,8 +185,8 @@ def _abstract_batch(
         raise ValueError(
             f"`mesh` must divide the {counted(num_sequences, 'sequence')} of a "
             f"micro-batch evenly, got {listed}, {num_shards} parts. The product of "
-            f"{' and '.join(axes)} may be {', '.join(map(str, fit))}; what is left "
-            "goes to tensor."
+            f"{' and '.join(axes)} may be {', '.join(map(str, fit))}; assign the "
+            "remaining devices to tensor."
         )
     num_micro = config.recipe.gradient_accumulation_steps
     micro_axis = () if num_micro == 1 else (num_micro,)
@@ -191,11 +199,12 @@ def _abstract_batch(
 
 
 def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.LossFn:
-    """Returns the model's loss with constraints on its activations."""
+    """Returns the model's loss with sharding constraints on its activations."""
 
     def constrain(x: jax.Array) -> jax.Array:
-        # Otherwise the compiler, which sees sharded weights, would divide activations
-        # in the same way.
+        # Activations are sharded along the batch only. Without the constraint, XLA
+        # propagates the shardings of the weights to the activations, and inserts
+        # collectives to reshard them.
         by_sequence = batch_sharding(x.shape, mesh, axis=0)
         return jax.lax.with_sharding_constraint(x, by_sequence)
 
@@ -211,8 +220,9 @@ def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.Los
     )
 
     def loss_fn(params, batch, *rng):
-        # A lookup in a table that is divided by columns would give activations that
-        # are divided by columns. The table is gathered first; the logits need it, too.
+        # A lookup in a table that is sharded along its columns gives activations that
+        # are sharded along their width. The columns are therefore gathered first; the
+        # product that computes the logits needs them, too.
         root = params["transformer"]
         table = jax.lax.with_sharding_constraint(root["wte"]["embedding"], by_rows)
         root = {**root, "wte": {"embedding": table}}

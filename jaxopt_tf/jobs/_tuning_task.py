@@ -1,4 +1,4 @@
-"""The job of a run as a task of `tuning`, which trains many runs at once."""
+"""Conversion of a job to a task of `tuning`, which trains many runs at once."""
 
 import dataclasses
 import sys
@@ -16,7 +16,7 @@ from ..tuning import Task
 from ._config import RunConfig
 from ._job import Job, read_corpus
 
-# Settings that would change the numbers, and that the loop of many runs does not have.
+# Settings that change the numbers of a run and that `tuning` does not support.
 _NOT_IN_TUNING = (
     "early_stopping_patience",
     "load_best_model_at_end",
@@ -27,15 +27,15 @@ _NOT_IN_TUNING = (
 
 
 def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
-    """Reads the text of a run for runs that are trained at once.
+    """Reads the text of a job for runs that are trained at once.
 
     Args:
-        config: the text, and the model, which must fit it.
-        folder: folder for the tokens that a tokenizer makes.
+        config: settings of the run.
+        folder: folder in which the tokenized text is stored.
 
     Raises:
-        ValueError: if the job has settings that only a single run has, the text cannot
-            be read, or it does not fit the model.
+        ValueError: if the job has settings that `tuning` does not support, the text
+            cannot be read, or `vocab_size` is too small for it.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(Job)}
     given = {name: getattr(config.job, name) for name in _NOT_IN_TUNING}
@@ -43,7 +43,7 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
     if refused:
         listed = ", ".join(f"`{name}` {given[name]!s}" for name in refused)
         raise ValueError(
-            f"`{refused[0]}` must be left out where many runs are trained at once, got "
+            f"`{refused[0]}` must be left out if many runs are trained at once, got "
             f"{listed}: each run is trained to its last step, on one device. Leave it "
             "out of the file, or name it in `ignore_fields`."
         )
@@ -56,14 +56,14 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
 def tuning_task(
     config: RunConfig, corpus: Corpus, *, num_held_out: int = 2**16
 ) -> Task:
-    """Describes what `pretrain` trains and evaluates, for `tuning`.
+    """Returns the task of `tuning` that trains and evaluates like `pretrain`.
 
-    A run of the task has the numbers of `pretrain` on one device.
+    A run of the task computes the same numbers as `pretrain` on one device.
 
     Args:
-        config: of its recipe, label smoothing is part of the loss, and the batch size
-            is that of the evaluation batches of all runs.
-        corpus: the text, of `tuning_corpus`.
+        config: settings of the run. Its recipe sets the label smoothing of the loss and
+            the batch size of the evaluation, for all runs.
+        corpus: result of `tuning_corpus`.
         num_held_out: approximate number of tokens to evaluate on; 0 for none.
 
     Raises:
@@ -86,7 +86,7 @@ def tuning_task(
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        ).since(0)
+        ).since(0)  # endless
 
     held_out: Sequence[np.ndarray] = ()
     if num_held_out:

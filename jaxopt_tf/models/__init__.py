@@ -1,4 +1,4 @@
-"""Models with their loss, initial parameters and torch layouts.
+"""Models: loss functions, initial parameters, PyTorch layouts and sharding rules.
 
 params, loss_fn = make_loss_fn(gpt2_preset("micro"), seed=42)
 """

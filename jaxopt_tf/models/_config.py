@@ -1,4 +1,4 @@
-"""GPT2Config, its presets, and what follows from it: layouts, shardings, FLOPs."""
+"""Configuration of a GPT-2: presets, layouts, sharding rules and FLOPs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,30 +14,32 @@ from ..optimizers import TorchLayout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-    """The model's sizes and options, under the names of Transformers' `GPT2Config`.
+    """Sizes and options of a GPT-2, with the names of Transformers' `GPT2Config`.
 
-    `block_size` is there `n_positions`. Attention weights are never dropped:
-    `jax.nn.dot_product_attention` has no dropout, so there is no `attn_pdrop`.
+    `block_size` corresponds to `n_positions` of Transformers. There is no `attn_pdrop`,
+    because `jax.nn.dot_product_attention` does not support dropout.
 
     Attributes:
         n_layer: number of layers.
-        n_head: attention heads per layer; divides `n_embd`.
+        n_head: number of attention heads per layer; divides `n_embd`.
         n_embd: width of the residual stream.
-        block_size: tokens that the model sees at once.
+        block_size: maximum number of tokens in a sequence.
         vocab_size: number of different tokens; 256 for bytes.
-        resid_pdrop: share that is dropped of what a layer adds to the stream, from 0
-            to below 1; in training only.
-        embd_pdrop: the same of the embeddings.
-        gradient_checkpointing: whether the backward pass recomputes every layer instead
-            of storing it: less memory (on CPUs only together with `scan_layers`), a
-            third more work.
-        scan_layers: whether the layers are stacked and compiled as one: parameters are
-            `transformer.h.attn.c_attn.kernel`, [n_layer, in, out]. Compiling takes as
-            long as for one layer, a step longer; the numbers are the same to rounding.
+        resid_pdrop: dropout rate of the outputs of attention and MLP, in training only;
+            at least 0 and less than 1.
+        embd_pdrop: dropout rate of the embeddings.
+        gradient_checkpointing: whether the backward pass recomputes the activations of
+            each layer instead of storing them. This needs less memory (on CPUs only
+            together with `scan_layers`) and a third more FLOPs.
+        scan_layers: whether the layers are stacked and run by `jax.lax.scan`. The
+            parameters are then `transformer.h.attn.c_attn.kernel`, [n_layer, in, out].
+            The compile time is that of one layer, steps are slower; the results are
+            equal up to rounding.
 
     Raises:
-        ValueError, TypeError: if a size is not a whole number of at least 1, the heads
-            do not divide the width, a share is out of range or a switch no bool.
+        ValueError: if a size is less than 1, the heads do not divide the width, or a
+            dropout rate is out of range.
+        TypeError: if a field has the wrong type.
     """
 
     n_layer: int = 3
@@ -51,10 +53,10 @@ class GPT2Config:
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
-        """Checks every field, and makes sizes ints."""
+        """Checks every field, and converts sizes to ints."""
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             size = _checks.step_count(name, getattr(self, name), least=1)
-            object.__setattr__(self, name, size)  # frozen for everyone else
+            object.__setattr__(self, name, size)  # the dataclass is frozen
         for name in ("resid_pdrop", "embd_pdrop"):
             _checks.fraction_below_one(name, getattr(self, name))
         for name in ("gradient_checkpointing", "scan_layers"):
@@ -66,16 +68,17 @@ class GPT2Config:
             fitting = -(-self.n_embd // self.n_head) * self.n_head
             raise ValueError(
                 f"`n_embd` must be a multiple of `n_head`, which is {self.n_head}, got "
-                f"{self.n_embd!r}. Take {fitting}, or another number of heads."
+                f"{self.n_embd!r}. Use {fitting}, or another number of heads."
             )
 
     @property
     def has_dropout(self) -> bool:
-        """True if training needs a random key in every step."""
+        """True if the loss needs a random key in every training step."""
         return self.resid_pdrop > 0 or self.embd_pdrop > 0
 
 
-# Each about four times the one before; on bytes, but for the last.
+# Each preset has about four times the parameters of the previous one. The vocabulary is
+# that of bytes, except for "gpt2".
 GPT2_PRESETS: Mapping[str, GPT2Config] = MappingProxyType(
     {
         "nano": GPT2Config(),
@@ -90,16 +93,16 @@ GPT2_PRESETS: Mapping[str, GPT2Config] = MappingProxyType(
 
 
 def gpt2_preset(name: str, **changes: Any) -> GPT2Config:
-    """Returns a preset by its name, with changes.
+    """Returns a preset by name, with changed fields.
 
     Args:
         name: "nano" (0.6 million parameters), "micro" (3.3), "mini" (10.8), "midi"
-            (39.9) or "gpt2" (124.4, the smallest of those that were published).
-        **changes: fields of `GPT2Config` with other values.
+            (39.9) or "gpt2" (124.4, the smallest of the published models).
+        **changes: values of fields of `GPT2Config` that differ from the preset.
 
     Raises:
-        ValueError, TypeError: if there is no such name or no such field, or if
-            `GPT2Config` refuses a value.
+        ValueError: if the name or a field is unknown, or a value is out of range.
+        TypeError: if a value has the wrong type.
 
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
     """
@@ -111,13 +114,15 @@ def gpt2_preset(name: str, **changes: Any) -> GPT2Config:
 
 
 def gpt2_layout(config: GPT2Config) -> dict[str, TorchLayout] | None:
-    """Returns layouts of the parameters in torch, for `build_optimizer`.
+    """Returns the PyTorch layouts of the parameters, for `build_optimizer`.
 
-    Kernels are [in, out] here and in torch's GPT-2 alike, so only what a scan stacks
-    has to be declared: each layer is a parameter of its own.
+    Kernels are [in, out] both here and in the GPT-2 of Transformers, whose `Conv1D` is
+    not transposed. Only stacked parameters need a layout: in PyTorch each layer has its
+    own parameter.
 
     Returns:
-        A layout for every stacked leaf by a pattern for its name; None without a scan.
+        Layouts of the stacked leaves by a pattern for their names; None without
+        `scan_layers`.
     """
     if not config.scan_layers:
         return None
@@ -125,18 +130,20 @@ def gpt2_layout(config: GPT2Config) -> dict[str, TorchLayout] | None:
 
 
 def gpt2_layer_norms(config: GPT2Config) -> tuple[str, ...]:
-    """Returns the paths of the layer norms, for `build_optimizer`.
+    """Returns the paths of the layer normalizations, for `build_optimizer`.
 
-    Decay rules that know layer norms by their type find them by these paths.
+    Decay rules that exclude modules by type need these paths, since parameters in JAX
+    do not have the type of their module.
     """
     layers = [""] if config.scan_layers else [f".{i}" for i in range(config.n_layer)]
     of_blocks = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
     return (*of_blocks, "transformer.ln_f")
 
 
-# Mesh axes of each axis of a parameter, by whole names. With two consecutive layers the
-# first is divided by `tensor` along its outputs and the second along its inputs: one
-# reduction serves both.
+# Mesh axes of each axis of a parameter, by patterns for full names. For two consecutive
+# layers, `tensor` shards the outputs of the first and the inputs of the second. The
+# activations between them stay sharded, and a single all-reduce follows the second
+# layer (Megatron-LM, arXiv 1909.08053, section 3).
 _LAYER_RULES: Mapping[str, tuple[str | None, ...]] = MappingProxyType(
     {
         r".*(c_attn|c_fc)\.kernel": ("fsdp", "tensor"),
@@ -158,12 +165,14 @@ def gpt2_rules(
 ) -> dict[str, PartitionSpec]:
     """Returns the sharding rules of a GPT-2, for `param_shardings`.
 
-    Matrices are divided by `fsdp` along one axis and by `tensor` along the other;
-    norms, and biases that are added to the residual stream, are replicated.
+    Matrices are sharded over `fsdp` along one axis and over `tensor` along the other.
+    Layer normalizations, biases that are added to the residual stream and position
+    embeddings are replicated.
 
     Args:
-        model: its size; with `scan_layers`, layers are an axis in front.
-        mesh: with any of the axes `data`, `fsdp` and `tensor`.
+        model: configuration of the model. With `scan_layers`, the first axis of each
+            stacked parameter is the layer; it is not sharded.
+        mesh: mesh with any of the axes `data`, `fsdp` and `tensor`.
     """
     layers = (None,) if model.scan_layers else ()
     rules = {name: (*layers, *axes) for name, axes in _LAYER_RULES.items()}
@@ -174,20 +183,22 @@ def gpt2_rules(
 
 
 def flops_per_token(config: GPT2Config) -> int:
-    """Counts floating-point operations of one training step per token, as usual.
+    """Returns the number of model FLOPs of a training step per token.
 
         6 N + 12 n_layer n_embd block_size
 
-    N is the number of parameters without position embeddings, which nothing is
-    multiplied with; token embeddings count, as they make the logits too. The second
-    term is attention, masked half included. What `gradient_checkpointing` computes
-    twice is counted once: utilisation is of the model, not of the hardware.
+    N is the number of parameters without the position embeddings, which are not used in
+    a matrix product. The token embeddings are included, since the logits are a product
+    with them. The second term is attention, including its masked half. FLOPs that
+    `gradient_checkpointing` repeats are counted once, as in model FLOPs utilization
+    (MFU).
 
     Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022,
         arXiv 2204.02311, appendix B.
     """
     width, num_layers = config.n_embd, config.n_layer
-    # Four kernels of 12 width^2 in all, their 9 biases, two norms of 2.
+    # Kernels: 3 (c_attn) + 1 + 4 + 4 times width^2. Biases: 3 + 1 + 4 + 1 times width.
+    # Two layer normalizations: 2 + 2 times width.
     in_a_layer = 12 * width**2 + 13 * width
     num_params = config.vocab_size * width + num_layers * in_a_layer + 2 * width
     return 6 * num_params + 12 * num_layers * width * config.block_size

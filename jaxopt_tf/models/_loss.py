@@ -1,4 +1,4 @@
-"""The loss of a GPT-2, and new parameters for it."""
+"""Loss function and initial parameters of a GPT-2."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,12 +13,11 @@ from .._typing import PyTree
 from ._config import GPT2Config
 from ._model import GPT2, as_tokens, identity
 
-# Padding at the end of a row.
-_NO_TOKEN = -100
+_NO_TOKEN = -100  # padding at the end of a row; PyTorch's default `ignore_index`
 
 
 class LossFn(Protocol):
-    """The loss of a language model."""
+    """Loss function of a language model."""
 
     def __call__(
         self, params: PyTree, batch: jax.Array, rng: jax.Array | None = None
@@ -30,37 +29,39 @@ class LossFn(Protocol):
 def make_loss_fn(
     config: GPT2Config, seed: int, *, label_smoothing_factor: float = 0.0
 ) -> tuple[PyTree, LossFn]:
-    """Returns the parameters of a new model and its loss.
+    """Returns the initial parameters of a model and its loss function.
 
-    The loss takes parameters, a batch and, for training with dropout, a key. A batch is
-    [B, T + 1] integers of which the first T predict the last T; T is at most
-    `block_size`. A row that is shorter ends in -100, which is not predicted and counts
-    nowhere. A token that is outside the vocabulary, or that follows a -100, makes the
-    loss NaN. Without a key there is no dropout, as in an evaluation.
+    The loss function takes parameters, a batch and, for training with dropout, a key. A
+    batch is [B, T + 1] integers, of which the first T predict the last T; T is at most
+    `block_size`. Shorter rows are padded with -100, which is not predicted and not
+    counted. The loss is NaN if a token is outside the vocabulary or follows a -100.
+    Without a key there is no dropout, as in an evaluation.
 
-    With parameters in bfloat16 activations are bfloat16 too; norms, softmax and the
-    loss are computed in float32.
+    With parameters in bfloat16, the activations are bfloat16. Layer normalization,
+    softmax and the loss are computed in float32.
 
     Args:
-        config: the model's size.
-        seed: of the parameters.
-        label_smoothing_factor: share of the loss that is the mean over the vocabulary,
-            at least 0 and less than 1.
+        config: configuration of the model.
+        seed: seed of the parameters.
+        label_smoothing_factor: weight of the mean loss over the vocabulary, at least 0
+            and less than 1.
 
     Returns:
-        The parameters, a tree of dicts of float32 arrays; and the loss,
+        The parameters, a tree of dicts of float32 arrays; and the loss function,
         (params, batch, rng=None) -> (summed loss, number of predicted tokens).
 
     Raises:
-        ValueError, TypeError: if `label_smoothing_factor` is out of range; the loss, if
-            a batch has another shape, is too long or holds no integers.
+        ValueError: if `label_smoothing_factor` is out of range. The loss function
+            raises it if a batch has the wrong shape or is too long.
+        TypeError: if an argument has the wrong type. The loss function raises it if a
+            batch does not contain integers.
     """
     loss_fn = loss_of(config, label_smoothing_factor=label_smoothing_factor)
     return draw_params(config, seed), loss_fn
 
 
 def draw_params(config: GPT2Config, seed: int) -> PyTree:
-    """Draws the parameters of a new model, a tree of dicts of float32 arrays."""
+    """Returns random initial parameters, a tree of dicts of float32 arrays."""
     model = GPT2(config, rngs=nnx.Rngs(seed))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
@@ -72,21 +73,22 @@ def loss_of(
     constrain: Callable[[jax.Array], jax.Array] = identity,
     matmul_precision: str | None = None,
 ) -> LossFn:
-    """Returns the loss of `make_loss_fn` alone, without drawing parameters.
+    """Returns the loss function of `make_loss_fn` without initial parameters.
 
     Args:
-        config: the model's size.
-        label_smoothing_factor: as `make_loss_fn` takes it.
-        constrain: constrains activations, [B, T, ...], to their sharding on a mesh.
-        matmul_precision: of products, the gradient's too, as
-            `jax.default_matmul_precision` takes it; None for the one in effect where
-            the loss is called.
+        config: configuration of the model.
+        label_smoothing_factor: as for `make_loss_fn`.
+        constrain: function that constrains activations, [B, T, ...], to their sharding
+            on a mesh.
+        matmul_precision: precision of matrix products in the forward and backward pass,
+            as for `jax.default_matmul_precision`; None for the precision that is
+            configured where the loss is called.
 
     Returns:
         (params, batch, rng=None) -> (summed loss, number of predicted tokens).
 
     Raises:
-        ValueError, TypeError: as `make_loss_fn`.
+        ValueError, TypeError: as for `make_loss_fn`.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
     model = nnx.eval_shape(lambda: GPT2(config, rngs=nnx.Rngs(0), constrain=constrain))
@@ -96,8 +98,9 @@ def loss_of(
         tokens = as_tokens("batch", batch, least=2).astype(jnp.int32)
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         is_missing = inputs == _NO_TOKEN
-        # Padding at the end of a row is replaced by 0, which no later token sees. In
-        # the middle of a row others would: the label -1 makes the loss NaN.
+        # Padding in the inputs is replaced by token 0. At the end of a row this is
+        # harmless, because attention is causal. In the middle of a row, later tokens
+        # would attend to it: their label becomes -1, which makes the loss NaN.
         labels = jnp.where(is_missing & (labels != _NO_TOKEN), -1, labels)
         with _products_in(matmul_precision):
             logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)

@@ -1,9 +1,9 @@
 """GPT-2 in Flax NNX.
 
-Parameters are named as Transformers' Flax GPT-2 named them:
+Parameters have the names of Transformers' former Flax GPT-2:
 `transformer.wte.embedding`, `transformer.h.0.attn.c_attn.kernel`,
-`transformer.ln_f.scale`. Kernels are [in, out]. The numbers are those of torch's GPT-2
-with the same weights.
+`transformer.ln_f.scale`. Kernels are [in, out]. The outputs are those of the PyTorch
+GPT-2 with the same weights.
 """
 
 import functools
@@ -19,12 +19,12 @@ from ._config import GPT2Config
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """Returns `x`: the compiler chooses its sharding."""
+    """Returns `x` unchanged; the compiler chooses its sharding."""
     return x
 
 
 class GPT2(nnx.Module):
-    """GPT-2: tokens -> logits of the next token."""
+    """GPT-2 language model: tokens -> logits of the next token."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class GPT2(nnx.Module):
         rngs: nnx.Rngs,
         constrain: Callable[[jax.Array], jax.Array] = identity,
     ):
-        """Draws the parameters with the standard deviation of `_std`."""
+        """Initializes the parameters from normal distributions; see `_std`."""
         self.transformer = _Transformer(config, constrain, rngs=rngs)
         self.constrain = constrain
 
@@ -41,16 +41,16 @@ class GPT2(nnx.Module):
         """Returns the logits of the next token at each position.
 
         Args:
-            tokens: [B, T], integers; T at most `block_size`. A token outside the
+            tokens: [B, T], integers; T is at most `block_size`. A token outside the
                 vocabulary makes the logits of its row NaN.
-            rng: a key for dropout; None for no dropout.
+            rng: key for dropout; None for no dropout.
 
         Returns:
             [B, T, vocab_size], in the dtype of the parameters.
 
         Raises:
-            ValueError, TypeError: if `tokens` has another shape, is too long or holds
-                no integers.
+            ValueError: if `tokens` has the wrong shape or is too long.
+            TypeError: if `tokens` does not contain integers.
         """
         x = self.transformer(as_tokens("tokens", tokens, least=1), rng)
         return self.constrain(x @ self.transformer.wte.embedding[...].T)
@@ -71,7 +71,7 @@ class _Transformer(nnx.Module):
             raise ValueError(
                 f"`tokens` must be at most `block_size` long, which is "
                 f"{config.block_size}, got {length}. A batch for the loss may be one "
-                "longer. Cut the rows, or take a larger `block_size`."
+                "longer. Truncate the rows, or use a larger `block_size`."
             )
         rng, rng_of_blocks = (None, None) if rng is None else jax.random.split(rng)
         x = self.wte(tokens) + self.wpe.embedding[None, :length]
@@ -81,6 +81,7 @@ class _Transformer(nnx.Module):
     def _through_blocks(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
         config = self.config
         is_scanned = config.scan_layers
+        # All blocks have the same graph definition; only their parameters differ.
         graph = nnx.graphdef(self.h if is_scanned else self.h[0])
 
         def layer(x, params_and_rngs):
@@ -88,9 +89,11 @@ class _Transformer(nnx.Module):
             return self.constrain(nnx.merge(graph, params)(x, rngs)), None
 
         if config.gradient_checkpointing:
-            # Inside a loop nothing can be shared with the forward pass anyway.
+            # `prevent_cse` adds optimization barriers, without which XLA would merge
+            # the recomputation with the forward pass (common subexpressions). In a scan
+            # they are not needed, since the passes are two separate loops.
             layer = jax.checkpoint(layer, prevent_cse=not is_scanned)
-        # Two per layer; scanned or not, the same ones.
+        # Two keys per layer. They are equal with and without a scan.
         rngs = None if rng is None else jax.random.split(rng, (config.n_layer, 2))
         if is_scanned:
             return jax.lax.scan(layer, x, (nnx.state(self.h), rngs))[0]
@@ -135,73 +138,80 @@ class _MLP(nnx.Module):
         self.c_proj = linear(4 * width, width, _residual_std(config), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # The barriers compute each once. XLA on CPUs would fuse both into all of their
-        # readers, the transposed copies of the backward pass included.
+        # Without the barriers, XLA on CPUs fuses both operations into each consumer,
+        # including the transposed copies of the backward pass, and so computes them
+        # several times.
         x = jax.lax.optimization_barrier(self.c_fc(x))
         x = jax.lax.optimization_barrier(jax.nn.gelu(x, approximate=True))
         return self.c_proj(x)
 
 
 def _stacked(blocks: list[_Block]) -> _Block:
-    """Returns one block whose parameters have the layers as their first axis."""
+    """Returns one block whose parameters are stacked along a first axis of layers."""
     states = [nnx.state(block) for block in blocks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     return nnx.merge(nnx.graphdef(blocks[0]), stacked)
 
 
 def as_tokens(name: str, tokens: Any, *, least: int) -> jax.Array:
-    """Returns `tokens` as an array; raises unless its rows have at least `least`."""
+    """Converts `tokens` to an array; raises unless it is [B, T] with T >= `least`."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(
-            f"`{name}` must hold integers, got {tokens.dtype}. Pass the numbers of the "
-            "tokens."
+            f"`{name}` must contain integers, got {tokens.dtype}. Pass the indices of "
+            "the tokens."
         )
     if tokens.ndim != 2 or tokens.shape[1] < least:
         raise ValueError(
-            f"`{name}` must be rows of at least {least} tokens, [B, T], got the shape "
+            f"`{name}` must be rows of at least {least} tokens, [B, T], got shape "
             f"{list(tokens.shape)}."
         )
     return tokens
 
 
 def _std(config: GPT2Config) -> float:
-    """Returns 0.02 at GPT-2's width of 768, scaled by 1 / sqrt(width) for others."""
+    """Returns 0.02, the value of GPT-2 at width 768, scaled by 1 / sqrt(width)."""
     return 0.02 * math.sqrt(768 / config.n_embd)
 
 
 def _residual_std(config: GPT2Config) -> float:
-    # Each layer adds to the residual stream twice: its variance stays that of _std.
+    # The residual stream is the sum of two outputs per layer. Dividing by the square
+    # root of their number keeps its variance independent of the depth, as in GPT-2.
     return _std(config) / math.sqrt(2 * config.n_layer)
 
 
-# Layers that differ from Flax's own: bfloat16 stays bfloat16, and products have a
-# gradient that is fast on CPUs.
+# Layers that replace those of Flax NNX. Activations have the dtype of the parameters,
+# bfloat16 included, and matrix products have a gradient that is fast on CPUs.
 
 
 class Embedding(nnx.Module):
-    """Table of token vectors, in the dtype of the parameters.
+    """Embedding table whose outputs have the dtype of the parameters.
 
-    `nnx.Embed` converts parameters that were cast to bfloat16 to float32, and counts
-    negative tokens from the end.
+    `nnx.Embed` differs: its outputs are float32 even if the parameters were cast to
+    bfloat16, and it indexes negative tokens from the end of the table.
     """
 
     def __init__(self, num: int, width: int, std: float, rngs: nnx.Rngs):
-        """Draws `num` vectors with standard deviation `std`."""
+        """Initializes `num` vectors of size `width` with standard deviation `std`."""
         init = nnx.initializers.normal(std)
         self.embedding = nnx.Param(init(rngs.params(), (num, width)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Looks tokens up, [...] -> [..., width]; NaN for a token outside the table."""
+        """Looks up tokens, [...] -> [..., width]; NaN for a token outside the table."""
         table = self.embedding[...]
-        # uint8 has no number outside a table of 256 rows; int32 has.
+        # Negative indices are replaced by `table.shape[0]`, for which mode "fill" gives
+        # NaN; it would count them from the end. With 256 rows, uint8 cannot represent
+        # that number, so that tokens are converted first.
         tokens = tokens.astype(jnp.int32)
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         return jnp.take(table, index, axis=0, mode="fill")
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """Zeroes a fraction `rate` of `x` and scales the rest; no dropout without a key."""
+    """Zeroes a fraction `rate` of `x`, and divides the rest by 1 - `rate`.
+
+    Without a key, `x` is returned unchanged.
+    """
     if rng is None or rate == 0:
         return x
     mask = jax.random.bernoulli(rng, 1 - rate, x.shape)
@@ -209,7 +219,7 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
 
 
 def linear(num_in: int, num_out: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
-    """Returns a dense layer: kernel [in, out] of standard deviation `std`, bias 0."""
+    """Returns a dense layer: kernel [in, out] with standard deviation `std`, bias 0."""
     return nnx.Linear(
         num_in,
         num_out,
@@ -220,15 +230,15 @@ def linear(num_in: int, num_out: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes x @ kernel; its gradient uses the order that is fast on CPUs.
+    """Computes x @ kernel, with a gradient that is fast on CPUs.
 
-    Both factors of the kernel's gradient have the tokens of the batch as their first
-    axis, so that one of them has to be transposed. XLA transposes the gradient of the
-    output, which is four times as wide in `c_fc`; this function transposes the narrower
-    factor, which makes a training step 25 % faster.
+    The gradient of the kernel is a product of two factors whose first axis are the
+    tokens of the batch. One of them has to be transposed. XLA on CPUs transposes the
+    gradient of the output, which in `c_fc` is four times as wide as the input. This
+    function transposes the narrower factor, which makes a training step 25 % faster.
     """
-    # Read here, since the context `jax.default_matmul_precision` is gone when the
-    # gradient is traced. mypy does not know the attribute.
+    # The precision is read here, because the gradient is traced after the context
+    # `jax.default_matmul_precision` has been left. The attribute is unknown to mypy.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return _matmul(precision, x, kernel)
 
@@ -246,6 +256,7 @@ def _matmul_backward(precision, residuals, g):
     product = functools.partial(jnp.matmul, precision=precision)
     x, kernel = residuals
     rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    # Both branches compute rows.T @ g_rows; they differ in the factor that XLA copies.
     if rows.shape[1] <= g_rows.shape[1]:
         return product(g, kernel.T), product(rows.T, g_rows)
     return product(g, kernel.T), product(g_rows.T, rows).T

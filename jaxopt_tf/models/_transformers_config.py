@@ -1,4 +1,4 @@
-"""The config.json of a GPT-2 of Transformers, read as our sizes and written from them.
+"""Conversion between `GPT2Config` and the config.json of Transformers' GPT-2.
 
 Source: transformers 5.23 `models/gpt2/configuration_gpt2.py`, `activations.py`.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from .._io import read_json_object
 from ._config import GPT2Config
 
-# Settings of torch's GPT-2 that have one value here.
+# Settings of Transformers' GPT-2 of which this model supports a single value.
 _FIXED = {
     "activation_function": "gelu_new",
     "add_cross_attention": False,
@@ -23,12 +23,13 @@ _FIXED = {
     "scale_attn_weights": True,
     "tie_word_embeddings": True,
 }
-# Names of one formula, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in Transformers'
-# `activations.py`; they differ by float32 rounding at most.
+# Names of the formula x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) in Transformers'
+# `activations.py`. Their implementations differ by float32 rounding at most.
 _GELU_NEW = """gelu_accurate gelu_fast gelu_new gelu_python_tanh
 gelu_pytorch_tanh"""
-# Names of a size, of which the first that is given counts: its own, those of
-# `attribute_map` in Transformers' `GPT2Config`, and that of its first versions.
+# Names of each size in config.json; the first one that is present is used. The second
+# is the alias in `attribute_map` of Transformers' `GPT2Config`; `n_ctx` is the name in
+# its first versions.
 _SPELLINGS = {
     "n_layer": ("n_layer", "num_hidden_layers"),
     "n_head": ("n_head", "num_attention_heads"),
@@ -37,9 +38,9 @@ _SPELLINGS = {
 }
 _CURES = {
     "attn_pdrop": "; attention has no dropout here. With 0.0 in config.json the run "
-    "goes on without it, which changes the training"
+    "continues without it, which changes the training"
 }
-# Names in config.json, by our names.
+# Names in config.json by the names of `GPT2Config`.
 _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
@@ -52,49 +53,49 @@ _SIZES = {
 
 
 def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
-    """Returns the sizes of the GPT-2 in a folder, by the names of `GPT2Config`.
+    """Reads the sizes of a GPT-2 from config.json, by the names of `GPT2Config`.
 
     Args:
-        checkpoint: a folder with the config.json of a `GPT2LMHeadModel`.
+        checkpoint: folder with the config.json of a `GPT2LMHeadModel`.
 
     Raises:
-        ValueError: naming all that `GPT2` does not have, contradicts itself or is not
-            given; or if the file cannot be read.
+        ValueError: if the file cannot be read, or settings are unsupported,
+            inconsistent or missing. The message names all of them.
     """
     path = checkpoint / "config.json"
     given = read_json_object(path, "checkpoint")
-    config = {"attn_pdrop": 0.1, **given}  # torch's default if it is not given
+    config = {"attn_pdrop": 0.1, **given}  # default of Transformers' GPT2Config
     problems = []
     for name, spellings in _SPELLINGS.items():
         values = {n: given[n] for n in spellings if n in given}
-        # Transformers does not read `n_ctx` any more.
+        # Current versions of Transformers ignore `n_ctx`: it may differ.
         read = {n: v for n, v in values.items() if n != "n_ctx"}
         if len({*read.values()}) > 1:
-            problems.append(f"{_listed(read)}: one size by several names")
+            problems.append(f"{_listed(read)}: names of the same size")
         if values:
             config[name] = next(iter(values.values()))
     if config.get("activation_function") in _GELU_NEW.split():
         config["activation_function"] = "gelu_new"
     if config.get("n_inner") and config["n_inner"] == 4 * config.get("n_embd", 0):
-        config["n_inner"] = None  # torch's default, written as a number
+        config["n_inner"] = None  # 4 * n_embd is the meaning of None
     problems += [
         f"`{name}` {config[name]!r}: here it is {ours!r}{_CURES.get(name, '')}"
         for name, ours in _FIXED.items()
         if config.get(name, ours) != ours
     ]
     missing = [name for name in _SIZES.values() if name not in config]
-    problems += [f"`{name}` is not given" for name in missing]
+    problems += [f"`{name}` is missing" for name in missing]
     if problems:
         raise ValueError(
-            f"`checkpoint` must hold a GPT-2 as it is here, but {path}:\n  "
+            f"`checkpoint` must contain a GPT-2 that is supported, but {path}:\n  "
             + "\n  ".join(problems)
-            + "\nOther models: by the functions of jaxopt_tf.interop, in Python."
+            + "\nFor other models use the functions of jaxopt_tf.interop in Python."
         )
     return {name: config[theirs] for name, theirs in _SIZES.items()}
 
 
 def gpt2_config_for_transformers(model: GPT2Config) -> dict[str, Any]:
-    """Returns the content of the config.json by which torch builds our model."""
+    """Returns the content of a config.json from which Transformers builds the model."""
     sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
     return {"architectures": ["GPT2LMHeadModel"], **_FIXED, **sizes}
 

@@ -114,7 +114,7 @@ def adafactor_tf(
             source of the rate; if a layout, a mask or gradients do not fit the
             parameters; if leaves are shards.
 
-    Example:
+    Examples:
         >>> state = adafactor_tf().init({"kernel": jnp.ones((4, 3))})
         >>> state.nu_row["kernel"].shape, state.nu_col["kernel"].shape
         ((4,), (3,))

@@ -59,7 +59,7 @@ def adagrad_tf(
     Raises:
         ValueError, TypeError: if an argument is out of range.
 
-    Example:
+    Examples:
         >>> params = {"kernel": jnp.ones(2)}
         >>> optimizer = adagrad_tf(0.5)
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)

@@ -116,7 +116,7 @@ def adamw_tf(
         ValueError, TypeError: if an argument is out of range; in an update, if `params`
             is missing or gradients do not match it.
 
-    Example:
+    Examples:
         >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
         >>> optimizer = adamw_tf(1e-3, weight_decay=0.1)
         >>> grads = jax.tree.map(jnp.ones_like, params)
@@ -190,7 +190,7 @@ def adamw_hf_v4(
     Raises:
         ValueError, TypeError: as `adamw_tf`.
 
-    Example:
+    Examples:
         >>> params = {"kernel": jnp.ones(2)}
         >>> optimizer = adamw_hf_v4(1e-3, correct_bias=False)
         >>> grads = {"kernel": jnp.full(2, 0.5)}

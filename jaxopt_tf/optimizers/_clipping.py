@@ -51,7 +51,7 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
             `jax.shard_map`, if gradients vary along other mesh axes than parameters.
         TypeError: in an update, if gradients are complex or float8.
 
-    Example:
+    Examples:
         >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
         >>> params = {"kernel": jnp.ones(2)}
         >>> grads = {"kernel": jnp.array([3.0, 4.0])}

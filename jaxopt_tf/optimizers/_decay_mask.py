@@ -107,7 +107,7 @@ def decay_mask(
             would be decayed silently; if `rule` is a string and a leaf has no name, as
             in a list or a bare array, where all keys of its path are indices.
 
-    Example:
+    Examples:
         >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
         >>> decay_mask(params)
         {'dense': {'bias': False, 'kernel': True}}

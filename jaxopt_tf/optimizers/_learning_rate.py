@@ -147,7 +147,7 @@ def get_learning_rate(opt_state: PyTree) -> jax.Array | dict[str, jax.Array]:
     Raises:
         ValueError: if `opt_state` contains no state of an optimizer of this package.
 
-    Example:
+    Examples:
         >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
         >>> print(get_learning_rate(optimizer.init({"kernel": jnp.ones(2)})))
         0.001
@@ -183,7 +183,7 @@ def set_learning_rate(
             because it comes from a schedule or from another hyperparameter of
             `optax.inject_hyperparams`.
 
-    Example:
+    Examples:
         >>> optimizer = optax.chain(clip(1.0), adamw_tf(1e-3))
         >>> state = set_learning_rate(optimizer.init({"kernel": jnp.ones(2)}), 1e-4)
         >>> print(get_learning_rate(state))

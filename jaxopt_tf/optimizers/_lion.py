@@ -64,7 +64,7 @@ def lion_tf(
     Raises:
         ValueError, TypeError: if an argument is out of range.
 
-    Example:
+    Examples:
         >>> params = {"kernel": jnp.ones(2)}
         >>> optimizer = lion_tf(0.25)
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)

@@ -69,7 +69,7 @@ def rmsprop_tf(
     Raises:
         ValueError, TypeError: if an argument is out of range.
 
-    Example:
+    Examples:
         >>> params = {"kernel": jnp.ones(2)}
         >>> optimizer = rmsprop_tf(0.25, alpha=0.75)
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)

@@ -71,7 +71,7 @@ def sgd_tf(
         ValueError, TypeError: if an argument is out of range, or if `nesterov` is set
             without momentum or with dampening.
 
-    Example:
+    Examples:
         >>> params = {"kernel": jnp.ones(2)}
         >>> optimizer = sgd_tf(0.5, momentum=0.9)
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)

@@ -1,9 +1,9 @@
-"""The style of all pictures, and how they are saved.
+"""Common style of all figures, and functions that save them.
 
-A picture is a matplotlib `Figure` made without pyplot: no window system is used and no
-global state of matplotlib is changed. A notebook shows it as the last expression of a
-cell. All pictures can be read in black and white: lines differ in dashes and markers
-besides their colours, and the colours of heat maps go from dark to light.
+Figures are created without pyplot: no window system is used and no global state of
+matplotlib is changed. A notebook displays a figure that is the last expression of a
+cell. All figures are legible in black and white: lines differ in dashes and markers as
+well as in colour, and the colours of heat maps range from dark to light.
 """
 
 import functools
@@ -24,22 +24,22 @@ _FORMATS = (".png", ".svg", ".pdf")
 _WIDTH = 8.0  # inches, of 100 pixels each
 _DOTS_PER_INCH = 100
 
-# From dark to light at a steady pace, so that it can be read in grey.
+# A perceptually uniform colour map of matplotlib, legible in greyscale.
 HEAT = "cividis"
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart, and five
-# kinds of dashes.
+# The palette of Okabe and Ito, which is safe for colour-blind readers, and five dash
+# patterns.
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 
 
 def picture_path(path: Path | str | None) -> Path | None:
-    """Returns the path of a picture; None for one that is not saved.
+    """Checks the path of a figure; None is returned unchanged.
 
     Raises:
-        ValueError: unless its folder exists and can be written to, and its name ends
-            with a format of pictures.
+        ValueError: if its folder does not exist or is not writable, or its suffix is
+            not a supported format.
     """
     if path is None:
         return None
@@ -53,17 +53,17 @@ def picture_path(path: Path | str | None) -> Path | None:
 
 
 def new_figure(height: float) -> "Figure":
-    """Returns an empty picture, 8 inches wide.
+    """Returns an empty figure, 8 inches wide.
 
     Args:
-        height: in inches.
+        height: height in inches.
     """
-    # Imported here, so that importing the package does not take matplotlib's second.
+    # Imported here, because importing matplotlib takes about a second.
     from matplotlib.figure import Figure
 
     figure = Figure((_WIDTH, height), dpi=_DOTS_PER_INCH, layout="constrained")
-    # IPython shows a bare figure only once pyplot has been imported, but always
-    # calls this method.
+    # IPython displays a `Figure` only after pyplot has been imported. It calls
+    # `_repr_png_` of any object.
     figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     return figure
 
@@ -71,13 +71,13 @@ def new_figure(height: float) -> "Figure":
 def stacked_panels(
     height: float, labels: Sequence[str], heights: Sequence[float] | None = None
 ) -> tuple["Figure", list["Axes"]]:
-    """Returns a picture of panels above each other, and the panels.
+    """Returns a figure with panels from top to bottom, and the list of its panels.
 
     Args:
-        height: of the picture, in inches.
-        labels: of the vertical axes, from top to bottom.
-        heights: of the panels in proportion, above one axis of steps; None for panels
-            of one height, each with a horizontal axis of its own.
+        height: height of the figure in inches.
+        labels: labels of the vertical axes, from top to bottom.
+        heights: relative heights of panels that share a horizontal axis of steps; None
+            for panels of equal height with separate horizontal axes.
     """
     figure = new_figure(height)
     panels = figure.subplots(
@@ -91,13 +91,15 @@ def stacked_panels(
 def draw_line(
     panel: "Axes", x: np.ndarray, y: np.ndarray, *, index: int, label: str
 ) -> None:
-    """Plots the line of this index, from 0; the first 25 differ in colour or dashes."""
+    """Plots a line in the style of `index`; styles 0 to 24 are distinct."""
     style: Any = {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
-        # Matplotlib fails to place markers on a line that is nowhere finite.
+        # With a fractional `markevery`, matplotlib raises an error for a line without
+        # finite points.
         "marker": _MARKERS[index % len(_MARKERS)] if np.isfinite(y).any() else "",
-        # About eight, at other places for each line: lines may run together.
+        # About eight markers, at different positions for each line, so that they are
+        # visible on lines that coincide.
         "markevery": (0.125 * (index % 5) / 5, 0.125),
     }
     panel.plot(x, y, label=label, lw=1.5, mfc="white", markersize=5, **style)
@@ -106,12 +108,13 @@ def draw_line(
 def finish(
     panels: Sequence["Axes"], xlabel: str = "step", *, margin: float = 0.01
 ) -> None:
-    """Adds the grid, and the label of the horizontal axis.
+    """Adds the grid and the label of the horizontal axis.
 
     Args:
-        panels: from top to bottom.
-        xlabel: of the last panel; steps have separators between thousands.
-        margin: at both ends of the horizontal axis, as a share of its length.
+        panels: panels from top to bottom.
+        xlabel: label of the last panel. For "step", ticks are integers with thousands
+            separators.
+        margin: margin at both ends of the horizontal axis, as a fraction of its length.
     """
     for panel in panels:
         panel.grid(color="0.85", linewidth=0.6)
@@ -127,12 +130,12 @@ def finish(
 def legend_above(
     figure: "Figure", handles: Sequence[Any] | None = None, *, columns: int = 3
 ) -> None:
-    """Adds one legend for the whole picture, above its panels.
+    """Adds one legend for the whole figure, above its panels.
 
     Args:
-        figure: the picture.
-        handles: what is listed; None for all that has a label.
-        columns: of the legend.
+        figure: the figure.
+        handles: artists in the legend; None for all artists with a label.
+        columns: number of columns of the legend.
     """
     given = {} if handles is None else {"handles": handles}
     figure.legend(loc="outside upper center", ncols=columns, frameon=False, **given)
@@ -142,6 +145,7 @@ def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
     """Draws crosses at the upper edge of a panel, and widens the margin for them."""
     if len(x) == 0:
         return
+    # The transform of the horizontal axis: x in data units, y from 0 to 1 in the panel.
     panel.margins(y=0.12)
     style: Any = {"color": "black", "marker": "x", "markersize": 7, "ls": "none"}
     style |= {"transform": panel.get_xaxis_transform(), "label": "diverged"}
@@ -149,13 +153,17 @@ def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
 
 
 def count_steps(panel: "Axes", most: int = 8) -> None:
-    """Labels the horizontal axis with integers that have separators of thousands."""
+    """Labels the horizontal axis with integers with thousands separators."""
     panel.locator_params("x", integer=True, nbins=most)
     panel.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def scale(panel: "Axes", *columns: np.ndarray) -> None:
-    """Makes the axis logarithmic if a few large values would hide all others."""
+    """Makes the vertical axis logarithmic if few values are much larger than others.
+
+    The criterion is a maximum above 20 times the median. Axes with negative values stay
+    linear.
+    """
     column = np.concatenate(columns)
     positive = column[np.isfinite(column) & (column > 0)]
     is_never_negative = len(positive) > 0 and not (column < 0).any()
@@ -164,11 +172,11 @@ def scale(panel: "Axes", *columns: np.ndarray) -> None:
 
 
 def saved(figure: "Figure", path: Path | None) -> "Figure":
-    """Returns the picture, after writing it in the format that the name ends with.
+    """Writes a figure in the format of the path's suffix, and returns it.
 
     Args:
-        figure: the picture.
-        path: from `picture_path`; None to write nothing.
+        figure: the figure.
+        path: result of `picture_path`; None to write nothing.
     """
     if path is not None:
         with atomic_write(path) as temporary:

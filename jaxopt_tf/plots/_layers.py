@@ -1,4 +1,4 @@
-"""Heat maps of the norms of each layer over a run."""
+"""Heat maps of the norms of each layer over the steps of a run."""
 
 import itertools
 import re
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A point is a pixel or less: the maps are about 250 pixels wide.
+# The maps are about 250 pixels wide: more points would not be visible.
 _NUM_POINTS = 300
-_MOST_NAMES = 150
+_MOST_NAMES = 150  # maximum number of layers whose names are shown
 _EMBEDDINGS = re.compile(r"(^|\.)(wte|wpe)(\.|$)|embed", re.IGNORECASE)
 
 
 def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
-    """Draws the gradient norm of each layer over time, and updates over parameters.
+    """Plots gradient norms and relative updates of each layer over the steps of a run.
 
-    Two maps with a row for each layer, in the order of the model as far as names show
-    it: embeddings, numbered layers, the others. Colours are logarithmic; where nothing
-    was updated, as at a rate of 0, there is none. Neighbouring steps of a long run are
-    merged into at most 600 columns.
+    The figure has two heat maps with a row for each layer. Layers are ordered by name:
+    embeddings, numbered layers, others. The colour scale is logarithmic; zeros, such as
+    updates at a learning rate of 0, are left blank. Neighbouring steps of a long run
+    are merged into at most 600 columns.
 
     Args:
-        folder: of a run with `log_layers`, or its `metrics.jsonl`.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        folder: folder of a run with `log_layers`, or its `metrics.jsonl`.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if there is no run, its log cannot be read or has no layers in it,
-            or no picture can be written to `path`.
+        ValueError: if the folder contains no run, its log cannot be read or contains no
+            layers, or no figure can be written to `path`.
     """
     path = picture_path(path)
     file = log_file(folder)
@@ -47,7 +48,7 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
     if not names:
         raise ValueError(
             f"`folder` must be of a run that logged its layers, got {str(folder)!r}, "
-            "which did not. Train with `--log_layers`, or in code with "
+            "which did not. Train with `--log_layers`, or in Python with "
             "`make_train_step(..., per_layer=True)`."
         )
     order = sorted(range(len(names)), key=lambda k: _place(names[k]))
@@ -65,12 +66,15 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
 
 
 def _read(file: Path) -> tuple[list[str], np.ndarray]:
-    """Returns names of layers, and step and two numbers of each, [n, 1 + 2 layers]."""
+    """Returns the names of layers, and rows of the step and two norms per layer.
+
+    The rows are [n, 1 + 2 layers].
+    """
     names: list[str] = []
     points = Downsampler(1, finite_mean, _NUM_POINTS)
     for event in read_history(file):
         if isinstance(event, Window) and (names or event.metrics.layers):
-            # A run may log layers from some step on, or more layers after a resume.
+            # After a resume, a run may log layers for the first time, or more layers.
             new = [name for name in event.metrics.layers if name not in names]
             names += new
             points.add_columns(2 * len(new))
@@ -95,7 +99,8 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     from matplotlib.colors import LogNorm
 
     positive = values[np.isfinite(values) & (values > 0)]
-    # Without the extremes: a single step would take up all colours.
+    # The extremes are excluded from the colour range: otherwise a single outlier would
+    # leave all other steps in one colour.
     low, high = np.percentile(positive, (0.5, 99.5)) if len(positive) else (0.1, 1.0)
     shown, rows = np.ma.masked_where(~(values > 0), values), np.arange(len(values) + 1)
     style: Any = {"cmap": HEAT, "norm": LogNorm(low, max(high, low * 1.01))}
@@ -104,13 +109,13 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     panel.set_xlabel("step")
     count_steps(panel, most=4)
     figure: Any = panel.get_figure()
-    # 0.2 inches away, whatever the height of the picture.
+    # The distance is 0.2 inches; `pad` is a fraction of the height of the figure.
     bar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}
     figure.colorbar(mesh, ax=panel, label=label, extend="both", **bar)
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
-    """Returns the edges of the columns, half-way between neighbours; [n + 1]."""
+    """Returns the edges of the columns, halfway between neighbours; [n + 1]."""
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     between = (steps[:-1] + steps[1:]) / 2
@@ -119,7 +124,8 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 
 
 def _place(name: str) -> tuple:
-    """Sorts embeddings first, numbered layers by their numbers, the rest last."""
+    """Returns a sort key: embeddings, then layers by number, then all others."""
+    # Digits are compared as numbers, so that layer 10 follows layer 9.
     parts = re.split(r"(\d+)", name)
     natural = [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
     is_numbered = len(parts) > 1
@@ -127,7 +133,7 @@ def _place(name: str) -> tuple:
 
 
 def _without_prefix(names: list[str]) -> list[str]:
-    """Removes the modules that contain all layers."""
+    """Removes the leading modules that all names have in common."""
     modules = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(
         lambda same: len(set(same)) == 1, zip(*modules, strict=False)

@@ -1,4 +1,4 @@
-"""Curves of one run, or of several to compare: while it trains, or from its folder."""
+"""Curves of one or several runs, drawn during training or from their folders."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ _RATE_LABEL = "learning rate"
 _GRADS_LABEL = "gradient norm\n(before clipping)"
 _RATIO_LABEL = "update norm /\nparameter norm"
 
-# The smoothed loss is the mean over this share of the run.
+# The smoothed loss is the mean over this fraction of the run.
 _SMOOTHED_OVER = 1 / 50
-_MOST_MARKERS = 50  # evaluations that are drawn with a marker each
+_MOST_MARKERS = 50  # maximum number of evaluations that are drawn with markers
 
 _RANGE: Any = {"color": "0.78", "linewidth": 0.7}
 _TRAINING: Any = {"color": "#08306b", "linewidth": 1.8}
@@ -32,25 +32,26 @@ _SKIPPED: Any = {"color": "black", "marker": "^", "markersize": 5, "ls": "none"}
 def curves(
     path: Path, *, unit: str = "nats per token", every: int | None = None
 ) -> Monitor:
-    """Draws the run at its end, 800 pixels wide.
+    """Returns a monitor that plots the run at its end, 800 pixels wide.
 
-    Training loss (its range in grey, smoothed as a line) and evaluation loss, learning
-    rate, norms of gradient, update and parameters; skipped steps are marked. The lines
-    differ in black and white, too.
+    The figure shows the training loss (its range in grey, its moving average as a
+    line), the evaluation loss, the learning rate, and the norms of gradients, updates
+    and parameters. Skipped steps are marked.
 
-    Keeps at most 4,000 points of 9 numbers, however long the run is: neighbouring steps
-    are merged, and the range contains all of them. All evaluations are kept, 100 bytes
-    each. Drawing takes a few seconds.
+    The monitor keeps at most 4,000 points of 9 numbers. In a longer run, neighbouring
+    steps are merged, and their range contains the losses of all of them. All
+    evaluations are kept, with 100 bytes each. Drawing takes a few seconds.
 
     Args:
-        path: the picture, `.png`, `.svg` or `.pdf`; its folder must exist.
-        unit: of the loss.
-        every: also draw at the first evaluation after this many steps, and again after
-            as many, to see the run while it trains; None to draw only at the end.
+        path: file of the figure, `.png`, `.svg` or `.pdf`; its folder must exist.
+        unit: unit of the loss.
+        every: number of steps after which the figure is also drawn, at the next
+            evaluation; None draws it at the end of the run only.
 
     Raises:
-        ValueError, TypeError: if the folder does not exist, the format is another, or
+        ValueError: if the folder does not exist, the format is not supported, or
             `every` is below 1.
+        TypeError: if `every` is not a whole number.
     """
     checked_path = _figure.picture_path(path)
     if every is not None:
@@ -80,27 +81,28 @@ def curves(
 
 
 def plot_run(folder: Path | str, path: Path | str | None = None) -> "Figure":
-    """Draws a run: losses, learning rate, gradient norm, updates over parameters.
+    """Plots the losses, learning rate, gradient norm and relative updates of a run.
 
-    The training loss of each step is drawn in grey, and as a line smoothed over a
-    fiftieth of the run. The evaluation loss has its last and its best value. In a long
-    run neighbouring steps are merged into at most 4,000 points, with the lowest and the
-    highest loss of each. A million steps of `metrics.jsonl` take about 20 seconds to
-    read.
+    The training loss of each step is drawn in grey, with a line that is smoothed over a
+    fiftieth of the run. The legend contains the last and the best evaluation loss. In a
+    long run, neighbouring steps are merged into at most 4,000 points, with the lowest
+    and the highest loss of each. Reading a million steps of `metrics.jsonl` takes about
+    20 seconds.
 
     Args:
-        folder: of `jaxopt-tf train`, or any with a `metrics.jsonl` of
-            `monitors.json_lines`; the `output_dir` of a Transformers Trainer, one of
-            its checkpoints, or the log itself. A Trainer logs means over
-            `logging_steps` and no updates: that panel is left out.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        folder: folder of `jaxopt-tf train`, or another one with a `metrics.jsonl` of
+            `monitors.json_lines`; the `output_dir` of a Transformers Trainer, or one of
+            its checkpoints; or the log file itself. A Trainer logs means over
+            `logging_steps` and no update norms: that panel is left out.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if there is no run, its log cannot be read or has no step in it, or
-            no picture can be written to `path`.
+        ValueError: if the folder contains no run, its log cannot be read or contains no
+            steps, or no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
     run = _run_log.read_run_log(folder)
@@ -113,30 +115,32 @@ def plot_runs(
     folders: Sequence[Path | str] | Mapping[str, Path | str],
     path: Path | str | None = None,
 ) -> "Figure":
-    """Draws several runs into the same panels, ours and a Trainer's side by side.
+    """Plots several runs in the same panels, including runs of a Trainer.
 
         plot_runs({"JAX": "runs/mine", "torch": "trainer_output"})
 
     Training loss and gradient norm are smoothed over a fiftieth of each run. A panel is
-    left out if no run has its numbers, as a Trainer logs no updates.
+    left out if no run has data for it.
 
     Args:
-        folders: as `plot_run` takes them; in a sequence they are named by their last
-            part, or by all of it where two would have the same name.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        folders: folders as for `plot_run`, by the names of the runs. In a sequence,
+            runs are named by the last part of the path, or by the whole path if the
+            last parts of two paths are equal.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if there is none, or as `plot_run`, naming the folder.
-        TypeError: if `folders` is a single one.
+        ValueError: if `folders` is empty, or for the same reasons as in `plot_run`.
+        TypeError: if `folders` is a single path.
     """
     path = _figure.picture_path(path)
     if isinstance(folders, str | Path):
         raise TypeError(
-            f"`folders` must be a sequence of folders, got {str(folders)!r}. Put it "
-            "into a list, or call `plot_run`."
+            f"`folders` must be a sequence of folders, got {str(folders)!r}. Pass it "
+            "in a list, or call `plot_run`."
         )
     runs = {name: _lines_of(run) for name, run in _named(folders).items()}
     labels = [
@@ -159,7 +163,7 @@ def plot_runs(
 def _draw_run(
     run: RunLog, further: Mapping[str, np.ndarray], loss_label: str
 ) -> "Figure":
-    """Draws losses, learning rate and gradient norm, and further columns by label."""
+    """Draws losses, learning rate, gradient norm, and further columns by label."""
     steps = run.steps
     columns = {_RATE_LABEL: steps.rate, _GRADS_LABEL: steps.grads, **further}
     columns = {name: x for name, x in columns.items() if np.isfinite(x).any()}
@@ -178,8 +182,8 @@ def _draw_run(
 def _draw_losses(panel: "Axes", run: RunLog) -> None:
     """Draws the range of single steps, both losses, and skipped steps."""
     steps = run.steps
-    # A line from the lowest to the highest loss of each point; where a point is one
-    # step, this is the line from step to step.
+    # A line that connects the lowest and the highest loss of each point. If each point
+    # is a single step, it is the line through all losses.
     at, ranges = np.repeat(steps.step, 2), np.stack((steps.lowest, steps.highest), 1)
     panel.plot(at, ranges.ravel(), label="single steps", **_RANGE)
     panel.plot(steps.step, smoothed(steps.loss), label="training", **_TRAINING)
@@ -202,7 +206,7 @@ def _draw_losses(panel: "Axes", run: RunLog) -> None:
 
 
 def _lines_of(run: RunLog) -> dict[str, np.ndarray]:
-    """Returns the lines of a run in `plot_runs` by panel: steps and values, [2, n]."""
+    """Returns the lines of a run by panel of `plot_runs`: steps and values, [2, n]."""
     steps = run.steps
     return {
         "training loss,\nsmoothed": np.stack([steps.step, smoothed(steps.loss)]),
@@ -216,10 +220,10 @@ def _lines_of(run: RunLog) -> dict[str, np.ndarray]:
 def _named(
     folders: Sequence[Path | str] | Mapping[str, Path | str],
 ) -> dict[str, RunLog]:
-    """Reads runs, and names those that have no name yet."""
+    """Reads runs, and names those in a sequence by their folders."""
     if not folders:
         raise ValueError(
-            "`folders` must hold at least one folder of a run, got none. Name some."
+            "`folders` must contain at least one folder of a run, got none."
         )
     if isinstance(folders, Mapping):
         return {str(name): _run_log.read_run_log(of) for name, of in folders.items()}
@@ -232,7 +236,11 @@ def _named(
 
 
 def smoothed(column: np.ndarray) -> np.ndarray:
-    """Returns means over neighbours on both sides; fewer at the steep start."""
+    """Returns centred moving averages of finite values.
+
+    The window is smaller at the start, where the loss changes fast: it reaches as far
+    to the right as to the left.
+    """
     n = len(column)
     at = np.arange(n)
     reach = np.minimum(at, int(n * _SMOOTHED_OVER / 2))

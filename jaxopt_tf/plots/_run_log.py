@@ -1,4 +1,4 @@
-"""The numbers of a run, in a bounded number of points; read from its folder."""
+"""Metrics of a run, downsampled to a bounded number of points."""
 
 import json
 import math
@@ -14,36 +14,39 @@ from ..training import Evaluation, Window, metric_values
 
 _METRICS, _STATE = "metrics.jsonl", "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-# At least this many points are kept of a longer run, and at most twice as many: a
-# picture is 800 pixels wide.
+# Minimum number of points of a run with more steps; the maximum is twice as many. A
+# figure is 800 pixels wide.
 _NUM_POINTS = 2_000
-# Rows of a Trainer's log that are added at a time.
+# Number of entries of a Trainer's log that are added at a time.
 _NUM_ENTRIES = 500
 
 
 class Steps(NamedTuple):
-    """Numbers of a run, [n] float64 each; a point is one step, or several merged."""
+    """Metrics of a run, [n] float64 each; a point is one step or several merged steps.
+
+    Fields are means over the steps of a point, if not stated otherwise.
+    """
 
     step: np.ndarray
-    loss: np.ndarray  # mean; NaN for skipped steps
-    lowest: np.ndarray  # loss
-    highest: np.ndarray  # loss
-    rate: np.ndarray  # of the last step
-    grads: np.ndarray  # norm
-    updates: np.ndarray  # norm
-    params: np.ndarray  # norm
-    skipped: np.ndarray  # number of steps
+    loss: np.ndarray  # training loss; NaN for skipped steps
+    lowest: np.ndarray  # lowest training loss
+    highest: np.ndarray  # highest training loss
+    rate: np.ndarray  # learning rate of the last step
+    grads: np.ndarray  # gradient norm
+    updates: np.ndarray  # update norm
+    params: np.ndarray  # parameter norm
+    skipped: np.ndarray  # number of skipped steps
 
     @property
     def update_ratio(self) -> np.ndarray:
-        """Update norm over parameter norm; NaN where it is not known."""
+        """Update norm divided by parameter norm; NaN if one of them is missing."""
         return self.updates / np.where(self.params > 0, self.params, np.nan)
 
 
 class RunLog(NamedTuple):
-    """The numbers of a run."""
+    """Metrics of a run."""
 
-    name: str  # of its folder
+    name: str  # name of the run's folder
     steps: Steps
     evaluations: list[tuple[int, float]]  # step and evaluation loss
 
@@ -51,11 +54,14 @@ class RunLog(NamedTuple):
 class Downsampler:
     """Rows of numbers, one for each step, merged into a bounded number of points.
 
+    When there are twice `num_points` points, each two neighbours are merged, and the
+    number of steps per point doubles.
+
     Args:
-        num_columns: of a row.
-        merge: merges neighbours: [n, size, columns] -> [n, columns].
-        num_points: kept at least of a run that has as many steps, and at most twice as
-            many.
+        num_columns: number of columns of a row.
+        merge: function that merges neighbours: [n, size, columns] -> [n, columns].
+        num_points: minimum number of points of a run with more steps; the maximum is
+            twice as many.
     """
 
     def __init__(
@@ -64,10 +70,10 @@ class Downsampler:
         merge: Callable[[np.ndarray], np.ndarray],
         num_points: int = _NUM_POINTS,
     ) -> None:
-        """Starts without rows."""
-        self.stride = 1  # steps of a point
+        """Creates a downsampler without rows."""
+        self.stride = 1  # number of steps per point
         self.points = np.empty((0, num_columns))  # [n, columns], float64
-        self.rest = self.points  # fewer than `stride` steps, which are no point yet
+        self.rest = self.points  # last steps, fewer than `stride`: not a point yet
         self._merge, self._num_points = merge, num_points
 
     def add(self, steps: np.ndarray) -> None:
@@ -75,16 +81,17 @@ class Downsampler:
         steps = np.concatenate([self.rest, steps])
         num_whole = len(steps) // self.stride * self.stride
         self.rest = steps[num_whole:]
-        if num_whole == 0:  # true of most windows of a long run: nothing is copied
+        if num_whole == 0:  # the usual case in a long run: avoids copying all points
             return
         new = self._merged(steps[:num_whole], self.stride)
         self.points = np.concatenate([self.points, new])
-        # The last of an odd number would have no partner: it waits for one more point.
+        # An odd number of points cannot be merged in pairs: merging is deferred until
+        # there is one more.
         if len(self.points) >= 2 * self._num_points and len(self.points) % 2 == 0:
             self.points, self.stride = self._merged(self.points, 2), 2 * self.stride
 
     def add_columns(self, num_columns: int) -> None:
-        """Adds columns that are NaN up to now."""
+        """Adds columns, which are NaN in all rows so far."""
         wider = ((0, 0), (0, num_columns))
         self.points, self.rest = (
             np.pad(part, wider, constant_values=np.nan)
@@ -92,7 +99,7 @@ class Downsampler:
         )
 
     def rows(self) -> np.ndarray:
-        """Returns all points, [n, columns]; the last one may have fewer steps."""
+        """Returns all points, [n, columns]; the last point may have fewer steps."""
         last = self._merged(self.rest, len(self.rest))
         return np.concatenate([self.points, last])
 
@@ -103,10 +110,10 @@ class Downsampler:
 
 
 class RunRecorder:
-    """Records a run as it is reported to a monitor."""
+    """Recorder of the events that a monitor receives."""
 
     def __init__(self) -> None:
-        """Starts without steps."""
+        """Creates a recorder without steps."""
         self.points = Downsampler(len(Steps._fields), _merge_steps)
         self.evaluations: list[tuple[int, float]] = []
 
@@ -115,22 +122,23 @@ class RunRecorder:
         self.points.add(_rows_of(window))
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Adds an evaluation, unless it has no loss."""
+        """Adds an evaluation; one without a loss is ignored."""
         metrics = metric_values(evaluation.metrics)
         loss = metrics.get("loss", metrics.get("eval_loss"))
         if loss is not None:
             self.evaluations.append((evaluation.step, loss))
 
     def log(self, name: str = "") -> RunLog:
-        """Returns what has been recorded."""
+        """Returns the recorded metrics."""
         return RunLog(name, Steps(*self.points.rows().T), self.evaluations)
 
 
 def read_run_log(folder: Path | str) -> RunLog:
-    """Reads the numbers of a run from its folder or its log.
+    """Reads the metrics of a run from its folder or its log.
 
     Raises:
-        ValueError: if there is no run, its log cannot be read or has no step in it.
+        ValueError: if the folder contains no run, or its log cannot be read or contains
+            no steps.
     """
     file, recorder = log_file(folder), RunRecorder()
     if is_ours(file):
@@ -145,22 +153,24 @@ def read_run_log(folder: Path | str) -> RunLog:
     if len(log.steps.step) == 0:
         raise ValueError(
             f"`folder` must be of a run that has logged a step, got {str(folder)!r}, "
-            f"whose {file.name} has none yet. Wait for the first, or name another."
+            f"whose {file.name} contains none. Wait for the first step, or name "
+            "another folder."
         )
     return log
 
 
 def log_file(folder: Path | str) -> Path:
-    """Returns the file that contains the numbers of a run.
+    """Returns the file that contains the metrics of a run.
 
     Raises:
-        ValueError: if there is none; names a folder nearby that has one.
+        ValueError: if there is no such file. The message names a folder nearby that
+            contains one, if any.
     """
     folder = Path(folder)
     if not folder.exists():
         raise ValueError(
             f"`folder` must be the folder of a run, got {str(folder)!r}, which does "
-            "not exist. `jaxopt-tf train --output_dir` makes one."
+            "not exist. `jaxopt-tf train --output_dir` creates one."
         )
     found = _log_in(folder)
     if found is None:
@@ -168,20 +178,20 @@ def log_file(folder: Path | str) -> Path:
         near = [str(other) for other in nearby if _log_in(other)]
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"`folder` must hold {_METRICS}, or {_STATE} as a Trainer writes it (with "
-            f"each of its checkpoints, too), got {str(folder)!r}, which has neither."
+            f"`folder` must contain {_METRICS}, or {_STATE} of a Trainer (which it "
+            f"writes to each checkpoint), got {str(folder)!r}, which has neither."
             f"{hint}"
         )
     return found
 
 
 def is_ours(file: Path) -> bool:
-    """Returns whether a log is a file of `json_lines`, not of a Trainer."""
+    """Returns True if a log was written by `json_lines`, and not by a Trainer."""
     return file.suffix != ".json"
 
 
 def finite_mean(groups: np.ndarray) -> np.ndarray:
-    """Returns the mean over axis 1 of finite numbers; NaN where there are none."""
+    """Returns the mean of the finite numbers over axis 1; NaN if there are none."""
     is_finite = np.isfinite(groups)
     total = np.where(is_finite, groups, 0.0).sum(axis=1)
     with np.errstate(invalid="ignore"):
@@ -200,7 +210,10 @@ def _rows_of(window: Window) -> np.ndarray:
 
 
 def _merge_steps(groups: np.ndarray) -> np.ndarray:
-    """Merges rows into means, and what a mean would hide; [n, size, 9] -> [n, 9]."""
+    """Merges neighbouring rows, [n, size, 9] -> [n, 9].
+
+    Columns are averaged, except for the range of the loss, the rate and skipped steps.
+    """
     steps = Steps(*np.moveaxis(groups, 2, 0))  # [n, size] each
     merged = Steps(*finite_mean(groups).T)._replace(
         lowest=np.fmin.reduce(steps.lowest, axis=1),
@@ -225,8 +238,9 @@ def _log_in(folder: Path) -> Path | None:
     states += sorted(checkpoints, key=lambda x: int(x.parent.name[11:]))[-1:]
     if len(states) < 2:
         return states[0] if states else None
-    # The state of the folder itself is written at the end of a run only: the run may
-    # have been resumed since. `max` returns the folder's own if both are equal.
+    # A Trainer writes the state of the folder itself only at the end of a run, and the
+    # run may have been resumed since. `max` returns the first of equal elements, which
+    # is the state of the folder.
     return max(states, key=lambda state: _read_state(state).get("global_step", 0))
 
 
@@ -247,7 +261,7 @@ def _read_trainers(file: Path, recorder: RunRecorder) -> None:
             loss = math.nan if loss is None else float(loss)
             recorder.evaluations.append((entry["step"], loss))
     for begin in range(0, len(rows), _NUM_ENTRIES):
-        # None becomes NaN.
+        # NumPy converts None to NaN for a float dtype.
         recorder.points.add(np.array(rows[begin : begin + _NUM_ENTRIES], np.float64))
 
 
@@ -259,7 +273,7 @@ def _read_state(file: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ValueError(
-        f"`folder` must hold {_STATE} with the `log_history` of a Trainer, but "
+        f"`folder` must contain {_STATE} with the `log_history` of a Trainer, but "
         f"{str(file)!r} cannot be read as such. Copy it again, or name another "
         "checkpoint."
     )

@@ -1,4 +1,4 @@
-"""Learning rates of schedules over a run: as numbers, and drawn."""
+"""Sampling and plotting of learning rate schedules."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,14 +16,14 @@ from . import _figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of a run of at most this many steps all are computed; of a longer one as many, and
-# further ones around corners, until there are too many: then the schedule has no
-# corners, but bends everywhere.
+# For a run of at most 2,000 steps, all are sampled. For a longer run, 2,000 steps are
+# sampled first, and then further ones around corners of the curve, until there are more
+# than 6,000: such a schedule is curved everywhere.
 _NUM_STEPS, _MOST_STEPS = 2_000, 6_000
-_NUM_CORNERS = 64
-_NUM_PARTS = 8
-# A step may be this share of the highest rate off the line between its neighbours:
-# a tenth of a pixel.
+_NUM_CORNERS = 64  # maximum number of intervals that are refined in an iteration
+_NUM_PARTS = 8  # number of parts into which an interval is divided
+# Maximum distance of a rate from the line between its neighbours, as a fraction of the
+# highest rate: about a tenth of a pixel.
 _TOLERANCE = 3e-4
 
 
@@ -32,34 +32,35 @@ def plot_schedule(
     num_steps: int,
     path: Path | str | None = None,
 ) -> "Figure":
-    """Draws learning rates over the steps of a run.
+    """Plots learning rates over the steps of a run.
 
         plot_schedule({"linear": linear, "cosine": cosine}, 10_000)
 
-    Rates are what the schedule returns for each step; of more than 2,000 steps those
-    that `sample_schedule` returns.
+    The figure shows the rate at each step, or for more than 2,000 steps the rates at
+    the steps that `sample_schedule` selects.
 
     Args:
-        schedules: a function from a step to a learning rate, such as `get_scheduler`,
-            `build_schedule`, `join` or optax make; or several, by the names that
-            they have in the picture.
-        num_steps: of the run; at least 1.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        schedules: function from a step to a learning rate, such as the result of
+            `get_scheduler`, `build_schedule`, `join` or a schedule of optax; or several
+            functions by their names in the figure.
+        num_steps: number of steps of the run; at least 1.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        TypeError: if a metric drives a schedule, or it is no function.
-        ValueError: if there is none, `num_steps` is out of its range, or no picture can
-            be written to `path`.
+        TypeError: if a schedule is metric-driven or is not a function.
+        ValueError: if there are no schedules, `num_steps` is out of range, or no figure
+            can be written to `path`.
     """
     path = _figure.picture_path(path)
-    # A `MetricDrivenSchedule` is a tuple, and is refused by `sample_schedule`.
+    # A `MetricDrivenSchedule` is a tuple; `sample_schedule` raises an error for it.
     named = schedules if isinstance(schedules, Mapping) else {"": schedules}
     if not named:
         raise ValueError(
-            "`schedules` must hold at least one schedule, got none. Name some, such as "
+            "`schedules` must contain at least one schedule, got none. An example is "
             "{'cosine': get_scheduler('cosine', ...)}."
         )
     lines = {name: sample_schedule(one, num_steps) for name, one in named.items()}
@@ -77,21 +78,22 @@ def plot_schedule(
 def sample_schedule(
     schedule: Schedule, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rates of a run at few steps, so that lines between them show it.
+    """Returns the rates of a schedule at a limited number of steps.
 
-    All steps of a run are returned, up to 2,000. A longer run has 2,000 that are evenly
-    spaced, and further ones around corners, jumps and the highest rate, so that these
-    are drawn at their steps: at most 6,500 in all.
+    Up to 2,000 steps, all are returned. For a longer run, 2,000 evenly spaced steps are
+    returned, and further ones around corners, jumps and the highest rate, so that lines
+    between the points show these at the right steps: at most 6,500 in all.
 
     Args:
-        schedule: a function from a step to a learning rate; it is compiled.
-        num_steps: of the run, whose last step is `num_steps - 1`; at least 1.
+        schedule: function from a step to a learning rate; it is compiled.
+        num_steps: number of steps of the run, of which the last is `num_steps - 1`; at
+            least 1.
 
     Returns:
-        Steps, [n] int64, and rates, [n] float32, as the schedule itself returns them.
+        Steps, [n] int64, and rates, [n] float32, equal to those of the schedule.
 
     Raises:
-        TypeError: if a metric drives the schedule, or it is no function.
+        TypeError: if the schedule is metric-driven or is not a function.
         ValueError: if `num_steps` is below 1 or above 2^31 - 1.
     """
     num_steps = _checks.step_count("num_steps", num_steps, least=1)
@@ -113,18 +115,18 @@ def sample_schedule(
 def _check_is_schedule(schedule: Any) -> None:
     if isinstance(schedule, MetricDrivenSchedule):
         raise TypeError(
-            "`schedules` must be functions of the step, got one that a metric drives: "
-            "its rates are not known before the run. Draw what it did by `plot_run`."
+            "`schedules` must be functions of the step, got a metric-driven schedule: "
+            "its rates are unknown before the run. `plot_run` shows those of a run."
         )
     if not callable(schedule):
         raise TypeError(
             "`schedules` must be functions from a step to a learning rate, got "
-            f"{schedule!r}. `get_scheduler` and `build_schedule` make one."
+            f"{schedule!r}. `get_scheduler` and `build_schedule` return one."
         )
 
 
 def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the schedule for many steps at once."""
+    """Returns a function that evaluates the schedule at many steps at once."""
 
     @jax.jit
     @jax.vmap
@@ -132,8 +134,8 @@ def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
         return jnp.asarray(schedule(step)).astype(jnp.float32)
 
     def rates_at(steps: np.ndarray) -> np.ndarray:
-        # Each length is compiled for: longer ones are filled up with the last step to
-        # a multiple of one length.
+        # Each length is compiled separately. Arrays are padded with their last step to
+        # a multiple of `_NUM_STEPS`, which limits the number of compilations.
         size = -(-len(steps) // _NUM_STEPS) * _NUM_STEPS
         filled = np.pad(steps, (0, size - len(steps)), mode="edge").astype(np.int32)
         return np.asarray(rates(filled))[: len(steps)]
@@ -142,7 +144,10 @@ def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Returns further steps on both sides of those where the rate leaves the line."""
+    """Returns further steps next to those whose rate is off the line.
+
+    The line is that between the neighbours of a step.
+    """
     if len(steps) < 3:
         return steps[:0]
     is_wide = np.diff(steps) > 1
@@ -152,12 +157,13 @@ def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
     on_line = rates[:-2] + share * (rates[2:] - rates[:-2])
     off = np.abs(rates[1:-1] - on_line)
     off = np.where(np.isfinite(off), off, 0.0)
-    # An interval is as far off as the worse of its two ends.
+    # The deviation of an interval is the larger one of its two ends.
     of_interval = np.maximum(np.append(0.0, off), np.append(off, 0.0))
     least = _TOLERANCE * np.nanmax(np.abs(rates))
     corners = np.flatnonzero(is_wide & (of_interval > least))
     worst = corners[np.argsort(-of_interval[corners], kind="stable")][:_NUM_CORNERS]
-    # The highest rate is printed as a number: it has to be the highest.
+    # The intervals on both sides of the highest rate are always refined, since
+    # `jaxopt-tf schedule` prints the highest rate and its step.
     peak = int(np.argmax(rates))
     beside = [k for k in (peak - 1, peak) if 0 <= k < len(is_wide) and is_wide[k]]
     inside = [

@@ -1,4 +1,4 @@
-"""Losses over the settings that a search has tried: sweeps, rates and weight decays."""
+"""Plots of losses over the settings of a search: sweeps, rates and weight decays."""
 
 import itertools
 import json
@@ -24,29 +24,28 @@ _SUGGESTION: Any = {"color": "#d55e00", "ls": "--", "lw": 1.5}
 _BARS: Any = {"color": "black", "marker": "o", "markersize": 4, "capsize": 3, "lw": 1.5}
 _LIMIT: Any = {"color": "0.4", "ls": ":", "lw": 1.0}
 _ABOVE: Any = {"mfc": "white", "mec": "black", "ls": "none"}
-# The smaller mark is drawn above the larger one.
+# The smaller marker has the higher `zorder`: both can be at the same point.
 _LOWEST: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_ABOVE}
 _SUGGESTED: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_ABOVE}
 _DIVERGED: Any = {"facecolor": "white", "edgecolor": "0.4", "hatch": "xxx"}
-_MARGIN = 0.03  # no mark is cut off at an end of the axis
-# Numbers of cells in a row and in a column up to which losses are legible in them.
+_MARGIN = 0.03  # fraction of the axis at both ends, so that markers are not cut off
+# Maximum numbers of columns and rows for which losses are written into the cells.
 _MOST_ACROSS, _MOST_DOWN = 12, 20
 _MOST_TICKS = 12
-# More rates than this are drawn without markers.
-_MOST_MARKERS = 50
+_MOST_MARKERS = 50  # maximum number of rates that are drawn with markers
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPoints:
-    """Settings and losses of K runs, to be drawn by `plot_search`.
+    """Settings and losses of K runs, for `plot_search`.
 
     Attributes:
-        settings: values of the K runs by field: numbers, or what JSON can write.
-        losses: [K], float64: compared between runs; infinite for one that diverged.
-        steps: [K], int: at which each run was seen last.
-        is_ended: [K], bool: whether that is the end of the run.
-        label: what the losses are.
-        best: number of the run with the lowest loss; None if all diverged.
+        settings: values of the K runs by field; numbers or JSON-serializable values.
+        losses: [K], float64: loss of each run; infinite if the run diverged.
+        steps: [K], int: step of the loss.
+        is_ended: [K], bool: whether the step is the last one of the run.
+        label: label of the losses.
+        best: index of the run with the lowest loss; None if all diverged.
     """
 
     settings: Mapping[str, Sequence[Any]]
@@ -58,20 +57,21 @@ class SearchPoints:
 
 
 def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure":
-    """Draws losses over the fields that were varied.
+    """Plots losses over the fields that were varied.
 
-    A grid of two fields is a heat map; anything else has a panel for each field, with a
-    mark for each run. Fields with one value only are left out.
+    A grid of two fields is shown as a heat map. Otherwise there is a panel for each
+    field, with a marker for each run. Fields with a single value are left out.
 
     Args:
-        points: settings and losses.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        points: settings and losses of the runs.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if no picture can be written to `path`.
+        ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
     named = {name: _numbers_or_names(of) for name, of in points.settings.items()}
@@ -98,20 +98,21 @@ def plot_losses_by_rate(
     title: str,
     path: Path | str | None = None,
 ) -> "Figure":
-    """Draws losses over learning rates, and the suggested rate.
+    """Plots losses over learning rates, and marks the suggested rate.
 
     Args:
-        rates: [n], rising.
-        losses: [n]; infinite where the run diverged.
-        suggestion: the suggested rate; None for none.
-        title: above the panel; broken into lines of 100 letters.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        rates: [n], in increasing order.
+        losses: [n]; infinite if a run diverged.
+        suggestion: suggested rate; None for none.
+        title: title of the figure; wrapped at 100 characters.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if no picture can be written to `path`.
+        ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
     figure, (panel,) = _figure.stacked_panels(4.4, ["loss"])
@@ -140,22 +141,23 @@ def plot_losses_by_decay(
     suggested: int,
     path: Path | str | None = None,
 ) -> "Figure":
-    """Draws mean losses of cross-validation over weight decay.
+    """Plots mean losses of a cross-validation over weight decay.
 
     Args:
-        decays: [D], rising.
-        training: [D], mean training losses; infinite where a run diverged.
-        held_out: [D], mean evaluation losses; infinite where a run diverged.
+        decays: [D], in increasing order.
+        training: [D], mean training losses; infinite if a run diverged.
+        held_out: [D], mean evaluation losses; infinite if a run diverged.
         error: [D], standard errors of the evaluation losses.
-        best: number of the decay with the lowest evaluation loss.
-        suggested: number of the suggested decay.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        best: index of the decay with the lowest evaluation loss.
+        suggested: index of the suggested decay.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if no picture can be written to `path`.
+        ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
     is_lost = ~np.isfinite(held_out)
@@ -181,20 +183,20 @@ def plot_losses_by_decay(
 
 
 def _numbers_or_names(settings: Sequence[Any]) -> list[float | str]:
-    """Returns settings as numbers, or, unless all are numbers, as names."""
+    """Returns settings as numbers if all are numbers, otherwise as strings."""
     if all(isinstance(s, Real) and not isinstance(s, bool) for s in settings):
         return [float(setting) for setting in settings]
     return [s if isinstance(s, str) else json.dumps(s) for s in settings]
 
 
 def _distinct(values: Sequence[float | str]) -> list[Any]:
-    """Returns each value once: numbers in rising order, names as they came."""
+    """Returns the distinct values: numbers sorted, names in their first order."""
     once: list[Any] = list(dict.fromkeys(values))
     return sorted(once) if isinstance(once[0], float) else once
 
 
 def _is_grid(columns: Sequence[Sequence[float | str]]) -> bool:
-    """Returns whether every combination of the values was tried once."""
+    """Returns True if every combination of the values occurs exactly once."""
     tried = list(zip(*columns, strict=True))
     return sorted(map(str, tried)) == sorted(
         map(str, itertools.product(*map(_distinct, columns)))
@@ -218,14 +220,15 @@ def _draw_field(
     panel.plot(x[ended], losses[ended], label="trained to the end", **style)
     left = finite & ~points.is_ended
     if left.any():
-        label = "left behind, after fewer steps"
+        label = "dropped after fewer steps"
         panel.plot(x[left], losses[left], label=label, ls="none", **_LEFT)
     _figure.mark_diverged(panel, x[~finite])
     if points.best is not None:
         best = [points.best]
         label = f"best: {losses[points.best]:.4g}"
         panel.plot(x[best], losses[best], label=label, ls="none", **_STAR)
-    # Values are spread as rates are if most are small beside the largest.
+    # Numbers get a logarithmic axis if they are positive and most of them are much
+    # smaller than the largest, as for learning rates.
     if names:
         panel.set_xticks(range(len(names)), names)
         panel.set_xlim(-0.5, len(names) - 0.5)
@@ -237,7 +240,7 @@ def _draw_field(
 def _heat_map(
     points: SearchPoints, values: Mapping[str, Sequence[float | str]]
 ) -> "Figure":
-    """Draws a grid of two fields: the one with more values across, the other down."""
+    """Draws a grid of two fields; the columns are the field with more values."""
     from matplotlib.colors import Normalize
     from matplotlib.patches import Patch, Rectangle
 
@@ -270,7 +273,7 @@ def _heat_map(
         handles.append(Patch(label="diverged", **_DIVERGED))
     if points.best is not None:
         ((row, column),) = np.argwhere(run == points.best)
-        # White on black, which can be seen on any colour.
+        # A white frame on a wider black one is visible on any colour.
         for colour, width in (("black", 5), ("white", 2.5)):
             framed: Any = {"edgecolor": colour, "linewidth": width, "zorder": 3}
             cell = Rectangle((column, row), 1, 1, fill=False, clip_on=False, **framed)
@@ -284,7 +287,8 @@ def _heat_map(
 def _colour_range(losses: np.ndarray) -> tuple[float, float]:
     """Returns the losses of the darkest and the lightest colour.
 
-    A few losses far above the others would otherwise leave these one colour.
+    The upper limit is lowered if a few losses are much larger than the others, which
+    would otherwise have indistinguishable colours.
     """
     finite = losses[np.isfinite(losses)]
     if len(finite) == 0:
@@ -297,12 +301,12 @@ def _colour_range(losses: np.ndarray) -> tuple[float, float]:
 def _write_losses(
     panel: "Axes", points: SearchPoints, run: np.ndarray, norm: Any
 ) -> None:
-    """Writes each loss into its cell, with its step if the run was left behind."""
+    """Writes each loss into its cell, with its step if the run was dropped."""
     for (row, column), i in np.ndenumerate(run):
         loss = points.losses[i]
         if not np.isfinite(loss):
             continue
-        # The loss of a run that was left behind is one of fewer steps.
+        # Runs that were dropped by successive halving have a loss after fewer steps.
         step = "" if points.is_ended[i] else f"\nstep {points.steps[i]:,}"
         style: Any = {"ha": "center", "va": "center", "fontsize": 8}
         style["fontstyle"] = "italic" if step else "normal"
@@ -315,7 +319,9 @@ def _shown(value: float | str) -> str:
 
 
 def _scale_decays(panel: "Axes", decays: np.ndarray) -> None:
-    """Makes the axis logarithmic, with 0 a little left of the smallest decay above."""
+    """Makes the horizontal axis logarithmic."""
+    # A decay of 0 is shown to the left of the smallest positive decay: the "symlog"
+    # scale is linear between them.
     positive = decays[decays > 0]
     if len(positive) == len(decays):
         panel.set_xscale("log")

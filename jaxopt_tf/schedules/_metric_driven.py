@@ -103,7 +103,7 @@ def reduce_lr_on_plateau(
         TypeError: if an argument has the wrong type or is traced; from `update`, if the
             metric is not a real number or the state is not a `PlateauState`.
 
-    Example:
+    Examples:
         >>> schedule = reduce_lr_on_plateau(1e-3, factor=0.5, patience=1)
         >>> state = schedule.init()
         >>> for loss in (2.0, 2.1, 2.2):
@@ -197,7 +197,7 @@ def greedy(
         TypeError: if an argument has the wrong type or is traced; from `update`, if the
             metric is not a real number or the state is not a `GreedyState`.
 
-    Example:
+    Examples:
         >>> schedule = greedy(1e-3, patience=0, factor=0.5)
         >>> state = schedule.update(schedule.init(), 2.0)  # a better metric
         >>> state.learning_rate

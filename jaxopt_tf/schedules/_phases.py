@@ -42,7 +42,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
         num_steps: number of steps until the peak is reached; at least 0.
         start: factor at step 0; from 0 to 1.
 
-    Example:
+    Examples:
         >>> schedule = join(1e-3, warmup(linear, 10), constant(0))
         >>> print(schedule(0), schedule(5), schedule(100))
         0.0 0.0005 0.001
@@ -85,7 +85,7 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
         num_steps: number of steps until the floor is reached; at least 0.
         floor: final factor; from 0 to 1.
 
-    Example:
+    Examples:
         >>> schedule = join(1e-3, constant(90), decay(linear, 10, floor=0.1))
         >>> print(f"{schedule(90):.4f} {schedule(100):.4f}")
         0.0010 0.0001
@@ -193,7 +193,7 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
     Raises:
         ValueError: if there is no phase, or `peak` is negative or not finite.
 
-    Example:
+    Examples:
         >>> schedule = join(1e-3, warmup(linear, 10), constant(80), decay(cosine, 10))
         >>> [f"{schedule(step):.4f}" for step in (0, 50, 95, 100)]
         ['0.0000', '0.0010', '0.0005', '0.0000']

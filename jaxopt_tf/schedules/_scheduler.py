@@ -63,7 +63,7 @@ def get_scheduler(
         ValueError: if the name is unknown, a required count is missing, the schedule
             does not have an option, or a value is out of range.
 
-    Example:
+    Examples:
         >>> schedule = get_scheduler("linear", 1e-3, 10, 110)
         >>> schedule
         linear(learning_rate=0.001, num_warmup_steps=10, num_training_steps=110)

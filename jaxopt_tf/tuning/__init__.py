@@ -1,4 +1,4 @@
-"""Many runs as one compiled program: sweeps, learning rates and weight decays.
+"""Hyperparameter search with many runs in one compiled program.
 
 runs = train_many(task, [replace(recipe, learning_rate=rate) for rate in rates])
 print(runs.best_recipe)

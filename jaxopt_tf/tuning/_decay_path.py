@@ -1,4 +1,4 @@
-"""decay_path: cross-validation of every weight decay on every fold, side by side."""
+"""Cross-validation of weight decay, with all runs in parallel."""
 
 import dataclasses
 import functools
@@ -25,24 +25,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DecayPath:
-    """Losses over weight decay; D decays, F folds, N rows.
+    """Losses over weight decay, for D decays, F folds and N rows.
 
-    The suggestion follows the one-standard-error rule: the largest decay whose mean
-    evaluation loss is at most
+    The suggestion follows the one-standard-error rule. It is the largest decay whose
+    mean evaluation loss is at most
 
         lowest mean + its standard error
 
     Attributes:
-        base: the recipe of the runs, but for their decay.
-        decays: [D], float64, rising.
-        training: [D, F], float64: the mean loss at the end of a run, over the rows that
-            it was trained on; infinite if it diverged, that is, was not finite at a
-            step or at its end.
-        held_out: [D, F], float64: the same over the rows of its fold.
-        fold: [N], int64: the fold of each row.
+        base: recipe of the runs, except for their decay.
+        decays: [D], float64: decays in increasing order.
+        training: [D, F], float64: mean loss at the end of a run over the rows that it
+            was trained on; infinite if the run diverged, that is, if a loss of a step
+            or at the end was not finite.
+        held_out: [D, F], float64: mean loss at the end of a run over the rows of its
+            fold; infinite if the run diverged.
+        fold: [N], int64: fold of each row.
 
     Raises:
-        ValueError: if every decay diverged in a fold.
+        ValueError: if every decay diverged in at least one fold.
 
     Source: Breiman, Friedman, Olshen and Stone 1984, "Classification and Regression
         Trees", 3.4.3; Hastie, Tibshirani and Friedman, "The Elements of Statistical
@@ -56,28 +57,30 @@ class DecayPath:
     fold: np.ndarray
 
     def __post_init__(self) -> None:
-        """Checks that one decay can be compared with others."""
+        """Checks that at least one decay has finite losses."""
         if not np.isfinite(self.mean).any():
             num = len(self.decays)
             each = f"each of {num}" if num > 1 else "the only one"
             raise ValueError(
-                f"`decays` must have one with which all folds stay finite, but {each} "
-                f"diverged; the smallest was {self.decays[0]:g}, with `learning_rate` "
-                f"{self.base.learning_rate:g}. Try smaller ones, of the rate first."
+                "`decays` must have one with which all folds stay finite, but "
+                f"{each} diverged; the smallest was {self.decays[0]:g}, with "
+                f"`learning_rate` {self.base.learning_rate:g}. Try a smaller "
+                "`learning_rate` first, then smaller decays."
             )
 
     @property
     def mean(self) -> np.ndarray:
-        """[D], float64: evaluation loss over the folds; infinite if one diverged."""
+        """[D], float64: mean evaluation loss over folds; infinite if one diverged."""
         return self.held_out.mean(axis=1)
 
     @property
     def standard_error(self) -> np.ndarray:
-        """[D], float64: of `mean`; NaN where it is infinite.
+        """[D], float64: standard error of `mean`; NaN where `mean` is infinite.
 
-        Folds are taken as independent, which is not quite true: runs of two folds are
-        trained on rows that they share.
+        Folds are treated as independent. This is an approximation: runs of two folds
+        share most of their training rows.
         """
+        # The sample standard deviation over folds (ddof=1), divided by sqrt(F).
         error = np.full(len(self.decays), np.nan)
         has_error = np.isfinite(self.mean)
         error[has_error] = self.held_out[has_error].std(axis=1, ddof=1)
@@ -100,7 +103,7 @@ class DecayPath:
 
     @property
     def reason(self) -> str:
-        """Why this decay is suggested, and whether others should be tried."""
+        """Explanation of the suggestion, and advice to try other decays if needed."""
         best, suggested, mean = self._best, self._suggested, self.mean
         reason = (
             f"The mean evaluation loss is lowest, {mean[best]:.4g}, at {self.best:g}"
@@ -120,7 +123,7 @@ class DecayPath:
         return reason
 
     def table(self) -> rich.table.Table:
-        """Returns mean losses by decay, the weakest first."""
+        """Returns a table of mean losses by decay, in increasing order."""
         table = rich.table.Table(
             "weight_decay", "training loss", "evaluation loss", "standard error", ""
         )
@@ -136,17 +139,17 @@ class DecayPath:
         return table
 
     def picture(self, path: Path | str | None = None) -> "Figure":
-        """Draws losses over decay, with the suggestion and the lowest marked.
+        """Plots losses over decay, and marks the suggestion and the lowest loss.
 
         Args:
-            path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must
-                exist.
+            path: file to which the figure is also written, `.png`, `.svg` or `.pdf`;
+                its folder must exist.
 
         Returns:
-            The picture, 800 pixels wide; a notebook shows it.
+            The figure, 800 pixels wide.
 
         Raises:
-            ValueError: if no picture can be written to `path`.
+            ValueError: if no figure can be written to `path`.
         """
         return plots.plot_losses_by_decay(
             self.decays,
@@ -164,6 +167,7 @@ class DecayPath:
 
     @property
     def _suggested(self) -> int:
+        # Decays are in increasing order: the last one below the limit is the largest.
         limit = self.mean[self._best] + self.standard_error[self._best]
         return int(np.flatnonzero(self.mean <= limit)[-1])
 
@@ -184,49 +188,50 @@ def decay_path(
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> DecayPath:
-    """Computes training and evaluation loss over weight decay, by cross-validation.
+    """Computes training and evaluation loss over weight decay by cross-validation.
 
         path = decay_path(loss_fn, init, {"x": x, "y": y}, recipe, [0, 0.01, 0.1, 1])
         print(path.reason)
 
-    The rows are shuffled by the recipe's seed and dealt out to folds. For each decay
-    and fold one run is trained on the rows of the other folds; all of them in one
-    compiled program, side by side. At its end the loss of a run is computed over every
-    row once: over those of its fold, which it has not seen, and over the others. Runs
-    of one fold take the same batches, drawn by the seed, and all start from
-    `init(seed)`.
+    The rows are shuffled by the recipe's seed and assigned to folds. For each decay and
+    fold, one run is trained on the rows of the other folds; all runs are trained in
+    parallel in one compiled program. At its end, the loss of a run is computed over
+    every row once: over the rows of its fold, which were not used in training, and over
+    the others. Runs of one fold have the same batches, shuffled by the seed. All runs
+    start from `init(seed)`.
 
-    With `warm_starts` only the folds are side by side. The decays follow one another,
-    from the strongest to the weakest; each run starts from the final parameters of the
-    one before it, with a new optimizer state, and its schedule and its batches from
-    their beginning. If the one before diverged, it starts from where that one started.
-    Each run has then taken more steps than the one before it: its loss is not what
-    `recipe` gives from scratch.
+    With `warm_starts` only the folds are trained in parallel. The decays are trained
+    one after another, from the largest to the smallest. Each run starts from the final
+    parameters of the run with the next larger decay, with a new optimizer state, and
+    from the beginning of its schedule and its batches. If that run diverged, the next
+    one starts from the same initial parameters. Each run has then taken more steps than
+    the one before it: its loss differs from that of `recipe` from scratch.
 
     Args:
-        loss_fn: as `make_train_step` takes it: (params, batch) -> (summed loss, number
-            of items); a batch is some rows of `examples`.
-        init: returns the initial parameters for the recipe's seed.
-        examples: a tree of arrays [N, ...], a row for each example.
-        recipe: the other numbers of the runs. An update takes
-            `per_device_train_batch_size` rows, times the steps of accumulation.
+        loss_fn: as for `make_train_step`: (params, batch) -> (summed loss, number of
+            items). A batch is a subset of the rows of `examples`.
+        init: function that returns the initial parameters for the recipe's seed.
+        examples: tree of arrays [N, ...] with one row for each example.
+        recipe: other hyperparameters of the runs. An update uses
+            `per_device_train_batch_size` times `gradient_accumulation_steps` rows.
         decays: values of `weight_decay`, in any order; at least 0.
-        num_folds: F; from 2 to N.
-        warm_starts: whether runs start from the one before, instead of from scratch.
+        num_folds: F, number of folds; from 2 to N.
+        warm_starts: whether runs start from the parameters of the run with the next
+            larger decay, instead of from scratch.
         takes_key: whether `loss_fn` takes a key in training, for dropout.
-        compute_dtype: as `make_train_step` takes it.
-        layouts: as `build_optimizer` takes them.
-        layer_norms: as `build_optimizer` takes them.
-        memory_limit: as `train_many` takes it.
-        devices: that the runs are divided among; None for all of this process.
+        compute_dtype: as for `make_train_step`.
+        layouts: as for `build_optimizer`.
+        layer_norms: as for `build_optimizer`.
+        memory_limit: as for `train_many`.
+        devices: devices over which the runs are sharded; None for all local devices.
 
     Returns:
-        Losses by decay and fold, and the decay that they suggest.
+        Losses by decay and fold, with the suggested decay.
 
     Raises:
-        ValueError, TypeError: if an argument is out of range, leaves of `examples`
-            differ in length, there are fewer rows than an update takes, or every decay
-            diverges.
+        ValueError: if a number is out of range, leaves of `examples` differ in length,
+            there are fewer rows than an update uses, or every decay diverges.
+        TypeError: if an argument has the wrong type.
 
     Source: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning",
         7.10 (cross-validation); Friedman, Hastie and Tibshirani 2010, "Regularization
@@ -235,17 +240,18 @@ def decay_path(
     decays = list(decays)
     if not decays:
         raise ValueError(
-            "`decays` must hold at least one weight decay, got none. Give some, such "
-            "as [0, 0.01, 0.1, 1]."
+            "`decays` must contain at least one weight decay, got none. An example is "
+            "[0, 0.01, 0.1, 1]."
         )
     for decay in decays:
         _checks.non_negative("decays", decay)
+    # `np.unique` sorts the decays and removes duplicates.
     rising = np.unique(np.asarray(decays, np.float64))
     folds = make_folds(examples, num_folds, recipe)
     task = Task(
         loss_fn=loss_fn,
         init=init,
-        batches=lambda recipe: (),  # not used: each fold has a stream of its own
+        batches=lambda recipe: (),  # unused: `_FoldRuns.open_stream` replaces it
         takes_key=takes_key,
         compute_dtype=compute_dtype,
         layouts=layouts,
@@ -265,12 +271,15 @@ def decay_path(
     losses = np.empty((2, len(runs.recipes)))
     numbers = np.arange(len(runs.recipes)).reshape(-1, num_folds)
     params: dict[int, PyTree] = {}
-    # With warm starts runs of one decay start where those of the next larger one ended.
+    # Run i has decay i // num_folds and fold i % num_folds. With warm starts, the final
+    # parameters of run i are the initial ones of run i - num_folds. If run i diverged,
+    # its own initial parameters are passed on.
     for chosen in numbers[::-1] if warm_starts else [numbers.ravel()]:
         for group in runs.train_to(
             chosen.tolist(), recipe.max_steps, params=params, keeps_states=warm_starts
         ):
             losses[:, group.runs] = runs.mean_losses(group)
+            # Without warm starts, `group.states` is empty.
             for i, state in zip(group.runs, group.states, strict=False):
                 if np.isfinite(losses[0, i]):
                     params[i - num_folds] = state.state.params
@@ -282,31 +291,31 @@ def decay_path(
 
 @dataclasses.dataclass(kw_only=True)
 class _FoldRuns(ParallelRuns):
-    """Runs of several decays, each on the rows of all folds but one.
+    """Runs of several decays, each trained on the rows of all folds except one.
 
     Attributes:
-        folds: F; run i is evaluated on fold i mod F.
+        folds: F folds; run i is evaluated on fold i mod F.
     """
 
     folds: Folds
 
     def stream_of(self, run: int) -> int:
-        """Returns the fold that a run is not trained on."""
+        """Returns the fold that is excluded from the training of a run."""
         return run % self.folds.num_folds
 
     def open_stream(self, name: int, longest: Recipe) -> Iterable[Batch]:
-        """Returns batches of the rows of other folds."""
+        """Returns batches of the rows of all folds except `name`."""
         return self.folds.training_batches(name)
 
     @functools.cached_property
     def evaluations(self) -> Sequence[Sequence[Batch]]:
-        """Rows of each fold."""
+        """Batches of the rows of each fold."""
         return self.folds.evaluation_batches()
 
     def mean_losses(self, group: Group) -> np.ndarray:
-        """Returns training and evaluation losses of runs at their ends, [2, n].
+        """Returns the mean training and evaluation losses at the end of runs, [2, n].
 
-        Both are infinite for a run that has diverged.
+        Both are infinite for a run that diverged.
 
         Raises:
             ValueError: if a fold has no items.
@@ -315,9 +324,11 @@ class _FoldRuns(ParallelRuns):
         if not group.num_items.all():
             raise ValueError(
                 "`examples` must have items to take a mean over in every fold, got "
-                f"none in one of {num_folds}. Take fewer folds; or are all labels "
-                "ignored?"
+                f"none in one of {num_folds}. Use fewer folds, or check whether all "
+                "labels of a fold are ignored."
             )
+        # For each run, which[0] selects the folds that it was trained on, which[1] the
+        # fold that it was not trained on.
         is_evaluated = np.arange(num_folds)[:, None] == np.array(group.runs) % num_folds
         which = np.stack([~is_evaluated, is_evaluated])  # [2, F, n]
         totals, num_items = (

@@ -1,4 +1,4 @@
-"""Cross-validation: rows of examples dealt out to folds, and batches of the others."""
+"""Cross-validation folds: assignment of rows, and batches of rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ..training import Batch
 
 @dataclass(frozen=True)
 class Folds:
-    """Rows of examples, of which each belongs to one fold; N rows, F folds.
+    """Assignment of N rows of examples to F folds.
 
     Attributes:
-        examples: a tree of numpy arrays [N, ...].
-        fold: [N], int64: the fold of each row.
-        recipe: seed and batch size of the runs.
+        examples: tree of numpy arrays [N, ...].
+        fold: [N], int64: fold of each row.
+        recipe: recipe with the seed and the batch size of the runs.
     """
 
     examples: PyTree
@@ -32,13 +32,14 @@ class Folds:
         return int(self.fold.max()) + 1
 
     def training_batches(self, fold: int) -> Iterator[Batch]:
-        """Returns endless batches of the rows of other folds, by the recipe's seed.
+        """Yields batches of the rows of all folds except `fold`, endlessly.
 
-        All rows are taken in a shuffled order, then all in another one, and so on; a
-        batch may extend over two of these passes. With accumulation batches have a
+        Each epoch contains all rows in a new order, shuffled by the recipe's seed. A
+        batch may contain rows of two epochs. With gradient accumulation, batches have a
         first axis of micro-batches.
         """
         rows = np.flatnonzero(self.fold != fold)
+        # A generator for each fold: the batches of a fold do not depend on the others.
         rng = np.random.default_rng([self.recipe.seed, fold])
         shape = _batch_shape(self.recipe)
         size = int(np.prod(shape))
@@ -50,12 +51,15 @@ class Folds:
             queue = queue[size:]
 
     def evaluation_batches(self) -> list[list[Batch]]:
-        """Returns the rows of each fold in batches, each row once.
+        """Returns the rows of each fold in batches; each row occurs once.
 
-        They are at most as large as micro-batches in training, so that they need less
-        memory; and of two sizes at most, since each size is compiled for.
+        Batches are not larger than the micro-batches of training, so that an evaluation
+        does not need more memory. They have at most two sizes, because each size is
+        compiled separately.
         """
         rows = [np.flatnonzero(self.fold == i) for i in range(self.num_folds)]
+        # The number of rows differs by at most one between folds. All folds are split
+        # into the same number of parts, so that the parts have at most two sizes.
         num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
         parts = [np.array_split(of_fold, num) for of_fold in rows]
         return [[self._rows(part) for part in of if len(part)] for of in parts]
@@ -65,14 +69,15 @@ class Folds:
 
 
 def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
-    """Shuffles rows by the recipe's seed, and deals them out to folds.
+    """Shuffles rows by the recipe's seed, and assigns them to folds.
 
-    Folds have equally many rows, or differ by one.
+    The numbers of rows in two folds differ by at most one.
 
     Raises:
-        ValueError, TypeError: if there are no rows, leaves have different numbers of
-            them, `num_folds` is not from 2 to their number, or an update takes more
-            rows than there are to train on.
+        ValueError: if there are no rows, leaves have different numbers of rows,
+            `num_folds` is not from 2 to the number of rows, or an update uses more
+            rows than there are for training.
+        TypeError: if `num_folds` is not a whole number.
     """
     examples = jax.tree.map(np.asarray, examples)
     shapes = [leaf.shape for leaf in jax.tree.leaves(examples)]
@@ -81,24 +86,24 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
     if not num_rows:
         raise ValueError(
             "`examples` must have a first axis of the same length in every leaf, one "
-            f"row for each example, got shapes {shapes[:3]}. Leave out what is not of "
-            "a row."
+            f"row for each example, got shapes {shapes[:3]}. Leave out other arrays."
         )
     num_folds = _checks.whole_number("num_folds", num_folds, least=2)
     if num_folds > num_rows:
         raise ValueError(
             "`num_folds` must be at most the number of rows in `examples`, which is "
-            f"{num_rows}, got {num_folds}. Take fewer folds, or more data."
+            f"{num_rows}, got {num_folds}. Use fewer folds, or more data."
         )
     rng = np.random.default_rng(recipe.seed)
+    # 0, 1, ..., F - 1, 0, 1, ... in random order: the folds have nearly equal sizes.
     fold = rng.permutation(np.arange(num_rows) % num_folds)
     size = int(np.prod(_batch_shape(recipe)))
     num_training = num_rows - int(np.bincount(fold).max())
     if size > num_training:
         raise ValueError(
             "`per_device_train_batch_size` times `gradient_accumulation_steps` must be "
-            f"at most the rows to train on, which are {num_training} outside of a "
-            f"fold, got {size}. Take smaller batches, or more data."
+            f"at most the number of training rows, which is {num_training} without "
+            f"the largest fold, got {size}. Use smaller batches, or more data."
         )
     return Folds(examples, fold, recipe)
 

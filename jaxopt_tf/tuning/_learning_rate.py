@@ -1,4 +1,4 @@
-"""Searches for a learning rate: many rates side by side, or one that rises."""
+"""Search for a learning rate: many rates in parallel, or a range test."""
 
 import dataclasses
 import math
@@ -22,14 +22,14 @@ from ._task import Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Losses this close to the lowest count as equal: of two rates that are equal after a
-# short run, a longer run favours the lower one.
+# Relative difference below which losses count as equal. If two rates have equal losses
+# after a short run, the lower one is usually better in a longer run.
 _AS_GOOD = 0.05
-# The share of a run, and the limits, that were enough to tell rates apart in runs of a
-# few hundred steps (`benchmarks/sweeps_as_one_program.py`).
+# Default length of a run as a fraction of `max_steps`, and its limits. They were enough
+# to distinguish rates in `benchmarks/sweeps_as_one_program.py`.
 _SHARE = 1 / 4
 _LEAST_STEPS, _MOST_STEPS = 100, 1_000
-# Arguments of schedules that are counts of steps.
+# Arguments of schedules that are numbers of steps.
 _COUNTS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
 
 
@@ -38,12 +38,12 @@ class LRFinderResult:
     """Results of a search for the learning rate.
 
     Attributes:
-        rates: [n], float64: tried, rising.
-        losses: [n], float64: of each rate, infinite where the run diverged; of a range
-            test, the smoothed loss at that rate.
-        suggestion: the suggested rate; None if the search is inconclusive.
-        reason: why this rate is suggested, or why none.
-        recipe: whose rate was searched for.
+        rates: [n], float64: rates in increasing order.
+        losses: [n], float64: loss of each rate, infinite if the run diverged; for a
+            range test, the smoothed loss at the step of the rate.
+        suggestion: suggested rate; None if the search is inconclusive.
+        reason: explanation of the suggestion, or of its absence.
+        recipe: recipe for which the rate was searched.
     """
 
     rates: np.ndarray
@@ -54,17 +54,17 @@ class LRFinderResult:
 
     @property
     def suggested_recipe(self) -> Recipe:
-        """The recipe with the suggestion.
+        """The recipe with the suggested rate.
 
         Raises:
-            ValueError: if there is none, with the reason.
+            ValueError: if there is no suggestion. The message contains the reason.
         """
         if self.suggestion is None:
             raise ValueError(f"`suggestion` must be a rate, got None: {self.reason}")
         return dataclasses.replace(self.recipe, learning_rate=self.suggestion)
 
     def table(self) -> rich.table.Table:
-        """Returns each rate and its loss, with the suggestion marked."""
+        """Returns a table of rates and losses, in which the suggestion is marked."""
         table = rich.table.Table("learning rate", "loss", "")
         for rate, loss in zip(self.rates, self.losses, strict=True):
             mark = "suggested" if rate == self.suggestion else ""
@@ -83,32 +83,34 @@ def find_learning_rate(
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> LRFinderResult:
-    """Trains with many rates side by side for a while, and suggests one.
+    """Trains short runs with many rates in parallel, and suggests a rate.
 
-    Each run is that of the recipe with its whole schedule in `num_steps`, from the same
-    start on the same batches; in a range test each rate starts where lower ones have
-    led. The suggestion is the lowest rate whose loss is within 5 % of the lowest loss,
-    since a longer run favours lower rates.
+    Each run has the recipe's whole schedule, shortened to `num_steps`. All runs have
+    the same initial parameters and the same batches. In a range test, by contrast, each
+    rate starts from the parameters that the lower rates have produced. The suggestion
+    is the lowest rate whose loss is within 5 % of the lowest loss, because longer runs
+    favour lower rates.
 
     Args:
-        task: what is trained, and on which data.
-        recipe: whose rate is searched for.
-        min_rate: the lowest rate to try; above 0.
-        max_rate: the highest; above `min_rate`.
-        num_rates: how many, evenly on a logarithmic scale; at least 3.
-        num_steps: of each run; None for a quarter of `max_steps`, at least 100 and at
-            most 1,000.
+        task: loss, initial parameters and data of the runs.
+        recipe: recipe for which a rate is searched.
+        min_rate: lowest rate; greater than 0.
+        max_rate: highest rate; greater than `min_rate`.
+        num_rates: number of rates, evenly spaced on a logarithmic scale; at least 3.
+        num_steps: number of steps of each run; None for a quarter of `max_steps`, at
+            least 100 and at most 1,000.
         memory_limit: as for `train_many`.
         devices: as for `train_many`.
 
     Returns:
-        The rates, their losses, and the suggestion; or the reason for none: the lowest
-        rate is among the best, or the highest is the best, so that the best rate may be
-        out of the range.
+        The rates, their losses and the suggestion. There is no suggestion if the lowest
+        rate is within 5 % of the lowest loss, or the highest rate has the lowest loss:
+        the best rate may then be outside of the range.
 
     Raises:
-        ValueError, TypeError: if bounds are the wrong way round or a number is out of
-            range; if all runs diverge, naming the smallest rate.
+        ValueError: if `max_rate` is not above `min_rate`, a number is out of range, or
+            all runs diverge.
+        TypeError: if an argument has the wrong type.
     """
     rates = _rates_between(min_rate, max_rate, num_rates)
     short = short_version(recipe, num_steps)
@@ -119,6 +121,8 @@ def find_learning_rate(
         devices=devices,
     )
     losses, best = runs.final, runs.best
+    # `abs`, because the losses of a task may be negative. `argmax` returns the first
+    # True, which is the lowest rate.
     limit = losses[best] + _AS_GOOD * abs(losses[best])
     lowest = int(np.argmax(losses <= limit))
     suggestion: float | None = float(rates[lowest])
@@ -153,28 +157,30 @@ def range_test(
     max_rate: float = 1.0,
     num_steps: int | None = None,
 ) -> LRFinderResult:
-    """Trains one run whose rate rises from step to step, and suggests a rate.
+    """Trains one run whose rate rises at every step, and suggests a rate.
 
         rate(step) = min_rate (max_rate / min_rate)^(step / (num_steps - 1))
 
-    Losses are smoothed over a tenth of the steps. The suggestion is a fifth of the
-    rate at which the smoothed loss is lowest. It costs one short run, and is less
-    reliable than `find_learning_rate`.
+    Losses are smoothed over a tenth of the steps. The suggestion is a fifth of the rate
+    at which the smoothed loss is lowest. A range test needs only one short run, and is
+    less reliable than `find_learning_rate`.
 
     Args:
-        task: what is trained, and on which data; its evaluation batches are not used.
-        recipe: whose rate is searched for.
-        min_rate: the first rate; above 0.
-        max_rate: the last; above `min_rate`.
+        task: loss, initial parameters and data of the run. Its evaluation batches are
+            not used.
+        recipe: recipe for which a rate is searched.
+        min_rate: first rate; greater than 0.
+        max_rate: last rate; greater than `min_rate`.
         num_steps: as for `find_learning_rate`.
 
     Returns:
-        The rates, the smoothed losses, and the suggestion; none if the loss is lowest
-        at one of the ends.
+        The rates, the smoothed losses and the suggestion. There is no suggestion if the
+        loss is lowest at the first or the last rate.
 
     Raises:
-        ValueError, TypeError: if bounds are the wrong way round or a number is out of
-            range; if the first loss is not finite.
+        ValueError: if `max_rate` is not above `min_rate`, a number is out of range, or
+            the first loss is not finite.
+        TypeError: if an argument has the wrong type.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, for the
         test.
@@ -182,6 +188,7 @@ def range_test(
     short = short_version(recipe, num_steps)
     num_steps = short.max_steps
     rates = _rates_between(min_rate, max_rate, num_steps)
+    # The schedule is replaced by a table of rates, scaled by the factor of each group.
     factors = {REST: 1.0} | {g.pattern: g.factor for g in recipe.rate_groups}
     tables = {name: jnp.float32(f * rates) for name, f in factors.items()}
     rising = stack_recipes([short])._replace(rates=tables)
@@ -190,8 +197,8 @@ def range_test(
     (losses,) = run.advance(num_steps)
     if not math.isfinite(losses[0]):
         raise ValueError(
-            f"`task` must have a loss that is finite at first, got {losses[0]!r} "
-            f"before any step at {min_rate:g}, the smallest rate. Look at its data."
+            f"`task` must have a finite initial loss, got {losses[0]!r} before the "
+            f"first step, at {min_rate:g}, the smallest rate. Check its data."
         )
     smoothed = np.full(num_steps, np.inf)
     smoothed[: len(losses)] = _smoothed(losses, max(1, num_steps // 10))
@@ -207,17 +214,18 @@ def range_test(
 
 
 def plot_rates(found: LRFinderResult, path: Path | str | None = None) -> "Figure":
-    """Draws losses over the learning rates that were tried, and the suggestion.
+    """Plots losses over learning rates, and marks the suggestion.
 
     Args:
-        found: by `find_learning_rate` or `range_test`.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        found: result of `find_learning_rate` or `range_test`.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if no picture can be written to `path`.
+        ValueError: if no figure can be written to `path`.
     """
     return plots.plot_losses_by_rate(
         found.rates,
@@ -229,14 +237,15 @@ def plot_rates(found: LRFinderResult, path: Path | str | None = None) -> "Figure
 
 
 def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
-    """Returns the recipe with its whole schedule, in proportion, in fewer steps.
+    """Returns the recipe with its whole schedule shortened to fewer steps.
 
     Args:
-        recipe: of a whole run.
-        num_steps: of the short run; None for as many as are enough to tell rates apart.
+        recipe: recipe of a whole run.
+        num_steps: number of steps of the short run; None for a quarter of `max_steps`,
+            at least 100 and at most 1,000.
 
     Raises:
-        ValueError: if there is no such schedule, in the words of `Recipe`.
+        ValueError: if `Recipe` rejects the shortened schedule.
     """
     if num_steps is None:
         quarter = round(_SHARE * recipe.max_steps)
@@ -250,9 +259,13 @@ def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
 
 
 def _shortened(settings: dict[str, Any], share: float) -> dict[str, Any]:
-    """Returns the settings of a schedule, with its counts of steps multiplied."""
+    """Returns the settings of a schedule with its numbers of steps scaled by `share`.
+
+    The warmup is rounded up and other phases down, so that their sum is not above the
+    number of steps.
+    """
     short = dict(settings)
-    if isinstance(short.get("warmup_steps"), int):  # else it is a share already
+    if isinstance(short.get("warmup_steps"), int):  # a float is a fraction of the run
         short["warmup_steps"] = math.ceil(share * short["warmup_steps"])
     options = dict(short.get("lr_scheduler_kwargs", {}))
     for name in _COUNTS & options.keys():
@@ -262,7 +275,7 @@ def _shortened(settings: dict[str, Any], share: float) -> dict[str, Any]:
 
 
 def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarray:
-    """Returns rates evenly on a logarithmic scale; [num_rates], float64."""
+    """Returns rates evenly spaced on a logarithmic scale; [num_rates], float64."""
     _checks.positive("min_rate", min_rate)
     _checks.positive("max_rate", max_rate)
     num_rates = _checks.whole_number("num_rates", num_rates, least=3)
@@ -271,17 +284,23 @@ def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarr
             f"`max_rate` must be greater than `min_rate`, got {min_rate!r} to "
             f"{max_rate!r}. Swap them."
         )
-    # Three digits, as a person would type them.
+    # Rounded to three significant digits, so that printed rates are exact.
     rates = np.geomspace(min_rate, max_rate, num_rates)
     return np.array([float(f"{rate:.3g}") for rate in rates])
 
 
 def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
-    """Returns means over the steps up to each; infinite once far above the lowest."""
+    """Returns moving averages over `num_steps`; infinite after the loss has diverged.
+
+    It has diverged at the first step at which the average is NaN, or exceeds the lowest
+    one so far by more than three times its magnitude.
+    """
+    # Differences of cumulative sums, in float64: in float32 they would lose digits.
     totals = np.cumsum(np.append(0.0, losses.astype(np.float64)))
     past = np.arange(1, len(losses) + 1)
     first = np.maximum(past - num_steps, 0)
     smoothed = (totals[past] - totals[first]) / (past - first)
     least = np.fmin.accumulate(smoothed)
+    # The negated comparison is also True for NaN.
     is_lost = np.logical_or.accumulate(~(smoothed <= least + 3 * np.abs(least)))
     return np.where(is_lost, np.inf, smoothed)

@@ -1,4 +1,4 @@
-"""Runs of a task: as many side by side as fit into memory, one group after another."""
+"""Parallel training of runs, in groups that fit into memory."""
 
 import dataclasses
 import functools
@@ -19,55 +19,54 @@ from ..training import Batch
 from ._program import Cohort, Program, VmapState, make_program, stacked, unstacked
 from ._task import Task
 
-# Share of a device's memory that runs may take if no limit is given.
+# Fraction of a device's memory that runs may use by default.
 _OF_A_DEVICE = 0.9
 _NONE: Mapping[int, Any] = MappingProxyType({})
 
 
 class Group(NamedTuple):
-    """Runs that were trained side by side up to a step."""
+    """Runs that were trained in parallel up to a step."""
 
-    runs: list[int]  # n: their numbers
-    losses: np.ndarray  # [n, steps that were taken now], float32
+    runs: list[int]  # [n]: indices of the runs
+    losses: np.ndarray  # [n, steps], float32: losses of the steps of this call
     totals: np.ndarray  # [E, n], float64: summed losses of each evaluation
-    num_items: np.ndarray  # [E, n], float64
-    states: list[VmapState]  # of each, on the host; [] unless they are kept
+    num_items: np.ndarray  # [E, n], float64: number of items of each evaluation
+    states: list[VmapState]  # [n], on the host; [] unless `keeps_states`
 
 
 @dataclasses.dataclass(kw_only=True)
 class ParallelRuns:
-    """Runs of a task, K of them, that share compiled programs.
+    """K runs of a task that share compiled programs.
 
-    Recipes of one program are trained side by side. Runs that take batches from one
-    stream share them.
+    Runs of one program are trained in parallel. Runs of one stream share its batches.
 
     Attributes:
-        task: what is trained.
-        recipes: [K].
-        memory_limit: as `train_many` takes it.
-        devices: as `train_many` takes them.
+        task: loss, initial parameters and data of the runs.
+        recipes: [K], recipe of each run.
+        memory_limit: as for `train_many`.
+        devices: as for `train_many`.
     """
 
     task: Task
     recipes: Sequence[Recipe]
     memory_limit: float | None = None
     devices: Sequence[jax.Device] | None = None
-    # (first run, number of runs and of streams) -> program, runs side by side
+    # (first run, number of runs, number of streams) -> program, runs per group
     _sized: dict[tuple[int, int, int], tuple[Program, int]] = dataclasses.field(
         default_factory=dict, init=False
     )
 
     def stream_of(self, run: int) -> int:
-        """Returns the name of the stream that a run takes batches from: its seed."""
+        """Returns the name of the batch stream of a run, which is its seed."""
         return self.recipes[run].seed
 
     def open_stream(self, name: int, longest: Recipe) -> Iterable[Batch]:
-        """Returns the batches of a stream, which the longest of its runs needs."""
+        """Returns the batches of a stream for the longest of its runs."""
         return self.task.batches(longest)
 
     @functools.cached_property
     def evaluations(self) -> Sequence[Sequence[Batch]]:
-        """Lists of batches; the loss over each list is computed for all runs."""
+        """Lists of evaluation batches; each list gives one loss per run."""
         return [self.task.held_out] if self.task.held_out else []
 
     def train_to(
@@ -79,13 +78,15 @@ class ParallelRuns:
         params: Mapping[int, PyTree] = _NONE,
         keeps_states: bool = False,
     ) -> Iterator[Group]:
-        """Trains runs up to a step, and yields each group when it has arrived there.
+        """Trains runs up to a step, and yields each group after it has reached it.
 
         Args:
-            runs: numbers of the runs to train.
-            until: a step; shorter runs are trained to their ends.
-            states: of runs, all at one step; runs that are not in it start.
-            params: initial parameters of runs, if they are not those of the task.
+            runs: indices of the runs to train.
+            until: step up to which runs are trained; shorter runs are trained to their
+                end.
+            states: states of runs by index, all at the same step. Other runs start at
+                their first step.
+            params: initial parameters of runs by index, instead of those of the task.
             keeps_states: whether groups contain the states of their runs.
         """
         for varied in self._programs:
@@ -99,17 +100,20 @@ class ParallelRuns:
             for first in range(0, len(chosen), width):
                 group = chosen[first : first + width]
                 n = len(group)
-                # All groups have one size, so that all are one program.
+                # All groups have the same size and share one compilation. The last one
+                # is filled up with copies of its first run, which are discarded.
                 cohort = start(program, group + group[:1] * (width - n))
                 losses = cohort.advance(min(until, cohort.longest))
+                # [E, 2, width], without the copies that fill up the group.
                 sums = np.array([cohort.summed_losses(b) for b in self.evaluations])
                 totals, num_items = sums.reshape(-1, 2, width)[:, :, :n].swapaxes(0, 1)
                 ended = unstacked(cohort.state, n) if keeps_states else []
-                del cohort  # or it would take memory while the next group starts
+                del cohort  # frees device memory before the next group starts
                 yield Group(group, losses[:n], totals, num_items, ended)
 
     def initial_states(self, runs: Sequence[int]) -> dict[int, VmapState]:
-        """Returns runs before their first step, on the host."""
+        """Returns the states of runs before their first step, on the host."""
+        # Training up to step 0, without an evaluation.
         task = dataclasses.replace(self.task, held_out=())
         starting = dataclasses.replace(self, task=task)
         groups = starting.train_to(runs, 0, keeps_states=True)
@@ -117,9 +121,10 @@ class ParallelRuns:
 
     @functools.cached_property
     def _programs(self) -> list[dict[int, RunHyperparams]]:
-        """For each program its runs, and the numbers in which they differ.
+        """Runs of each program by index, and their `RunHyperparams`.
 
-        Of all runs, so that a program is the same whichever are trained now.
+        They are computed from all runs, so that the programs do not depend on the
+        subset of runs that is trained in a call.
         """
         runs_of: dict[Any, list[int]] = {}
         for i, recipe in enumerate(self.recipes):
@@ -139,11 +144,12 @@ class ParallelRuns:
         states: Mapping[int, VmapState] = _NONE,
         params: Mapping[int, PyTree] = _NONE,
     ) -> Cohort:
-        """Returns the chosen runs in their states, or before their first step."""
+        """Returns a cohort of the chosen runs, in their states or before step 1."""
         recipes = [self.recipes[i] for i in chosen]
         pairs = list(zip(chosen, recipes, strict=True))
         names = [self.stream_of(i) for i in chosen]
-        # The longest run of a stream decides how many batches there must be.
+        # A stream must have enough batches for the longest of its runs. In the sorted
+        # order, the longest run is the last one that sets the entry of the dict.
         by_length = sorted(pairs, key=lambda pair: pair[1].max_steps)
         longest = {self.stream_of(i): recipe for i, recipe in by_length}
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -152,12 +158,13 @@ class ParallelRuns:
         if chosen[0] in states:
             state = stacked([states[i] for i in chosen])
             step = int(np.max(state.state.step))
-            # In a new group the stream of a run may have another number.
+            # Streams are numbered within a group: the number may have changed.
             state = dataclasses.replace(state, stream=stream)
-            # Sharded as a step returns it, or the first step would be compiled
-            # separately.
+            # The state gets the sharding of the outputs of a step. `jax.jit` would
+            # compile the first step separately for another sharding.
             state = jax.device_put(state, program.over_runs)
         else:
+            # Runs of one seed have the same initial parameters: `init` is called once.
             init = functools.cache(self.task.init)
             trees = [params[i] if i in params else init(r.seed) for i, r in pairs]
             state = program.start(
@@ -177,27 +184,29 @@ class ParallelRuns:
     def _program_and_width(
         self, runs: Sequence[int], start: Callable[[Program, Sequence[int]], Cohort]
     ) -> tuple[Program, int]:
-        """Returns the program of some runs, and how many of them are side by side.
+        """Returns the program of some runs, and the number of runs per group.
 
-        Groups have one size, a multiple of the devices.
+        The number is a multiple of the number of devices.
 
         Raises:
-            ValueError: if there are no devices, or the limit is below what one run on
-                each device needs.
+            ValueError: if there are no devices, or `memory_limit` is too small for one
+                run on each device.
         """
         num_streams = len(set(map(self.stream_of, runs)))
+        # Searching for the number compiles the step several times: it is cached.
         key = (runs[0], len(runs), num_streams)
         if key in self._sized:
             return self._sized[key]
         devices = jax.local_devices() if self.devices is None else self.devices
         if not devices:
             raise ValueError(
-                "`devices` must name at least one device, got none. Leave it out for "
-                "all of this process."
+                "`devices` must contain at least one device, got none. Leave it out "
+                "for all local devices."
             )
+        # Not more devices than runs: the others would train copies.
         program = make_program(self.task, self.recipes[runs[0]], devices[: len(runs)])
         limit, most = self.memory_limit, len(runs)
-        if limit is None:  # CPUs have no limit of their own
+        if limit is None:  # `memory_stats` is None for CPUs: they have no limit
             of_device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
             limit = None if of_device is None else _OF_A_DEVICE * of_device
         if limit is not None:
@@ -205,6 +214,8 @@ class ParallelRuns:
             one = start(program, [runs[0]] * program.num_devices)
             measured = [batches[0] for batches in self.evaluations[:1]]
             most = _most_within(limit, one, most, num_streams, measured)
+        # The smallest size with this number of groups: 10 runs of which at most 8 fit
+        # are two groups of 5.
         size = -(-len(runs) // -(-len(runs) // most))
         width = _rounded_up(size, program.num_devices)
         self._sized[key] = program, width
@@ -212,7 +223,13 @@ class ParallelRuns:
 
 
 def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
-    """Repeats the last batch of a stream that ends with its run: others may go on."""
+    """Yields the batches of a stream, and then repeats its last batch.
+
+    Other runs of the group may be longer. A run that is at its end ignores the batches.
+
+    If the stream has fewer than `recipe.max_steps` batches, nothing is repeated, and
+    `next_batch` raises an error.
+    """
     batch, num_batches = None, 0
     for batch in batches:
         num_batches += 1
@@ -228,17 +245,17 @@ def _most_within(
     num_streams: int,
     evaluated: Sequence[Batch],
 ) -> int:
-    """Returns the most runs, up to `most`, whose compiled steps fit into memory.
+    """Returns the maximum number of runs, up to `most`, that fit into memory.
 
-    The step and the evaluation are compiled for a guess, and their `memory_analysis`
-    gives the next one.
+    The step and the evaluation are compiled for a number of runs. While their
+    `memory_analysis` exceeds the limit, the number is reduced in proportion.
 
     Args:
-        limit: bytes on each device.
-        one: a run on each device, before the first step.
-        most: how many there are.
-        num_streams: of batches, with all runs.
-        evaluated: a batch to evaluate on, or none.
+        limit: bytes of memory on each device.
+        one: cohort with one run on each device, before the first step.
+        most: number of all runs.
+        num_streams: number of batch streams of all runs.
+        evaluated: list of one batch to evaluate on, or an empty list.
     """
     program: Any = one.program
     batches = _resized(one.next_batches(), num_streams, None)
@@ -252,15 +269,16 @@ def _most_within(
             return most
         if most <= program.num_devices:
             raise ValueError(
-                f"`memory_limit` must be at least {needed:,} bytes, which one run "
-                f"needs on a device, got {limit:,.0f}. Give more, or take a smaller "
+                f"`memory_limit` must be at least {needed:,} bytes, the memory of one "
+                f"run on a device, got {limit:,.0f}. Increase it, or use a smaller "
                 "model or batch."
             )
+        # At least one less, so that the loop ends; at least one run per device.
         most = max(program.num_devices, min(most - 1, int(most * limit / needed)))
 
 
 def _resized(tree: PyTree, size: int, sharding: Sharding | None) -> Any:
-    """Returns the shapes of arrays whose first axis has another size."""
+    """Returns `ShapeDtypeStruct`s of a tree with another size of the first axis."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             (size, *x.shape[1:]), x.dtype, sharding=sharding
@@ -274,5 +292,6 @@ def _rounded_up(number: int, divisor: int) -> int:
 
 
 def _bytes_of(analysis: Any) -> int:
+    # Outputs that reuse the memory of donated arguments are counted once.
     new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new

@@ -1,4 +1,4 @@
-"""Many runs as one compiled program, and training them side by side."""
+"""Compiled program that trains many runs in parallel with `jax.vmap`."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from ..recipes import Recipe, RunHyperparams, build_optimizer
 from ..training import Batch, TrainState
 from ._task import Task
 
-# Steps that are dispatched before the host waits for all of their losses at once.
+# Number of steps that are dispatched before the host waits for their losses.
 _STEPS_AT_ONCE = 64
 
 
@@ -24,21 +24,21 @@ _STEPS_AT_ONCE = 64
 class VmapState:
     """State of K runs."""
 
-    varied: RunHyperparams  # [K, ...]: the numbers in which runs differ
+    varied: RunHyperparams  # [K, ...]: hyperparameters in which runs differ
     state: TrainState  # [K, ...]
-    stream: jax.Array  # [K], int32: number of the stream that a run takes batches from
-    last_step: jax.Array  # [K], int32: after it nothing of a run changes
+    stream: jax.Array  # [K], int32: index of the batch stream of a run
+    last_step: jax.Array  # [K], int32: number of steps after which the state is kept
 
 
 class StepOutput(NamedTuple):
     """Losses of a step of K runs."""
 
-    loss: jax.Array  # [K], float32: before the update; NaN for a run that is stopped
-    is_stopped: jax.Array  # [K], bool: whether a run is not finite, or at its end
+    loss: jax.Array  # [K], float32: loss before the update; NaN for a stopped run
+    is_stopped: jax.Array  # [K], bool: True if a run is not finite or at its end
 
 
 class Program(NamedTuple):
-    """The compiled functions of K runs; each K is compiled for once."""
+    """Jitted functions for K runs; each value of K is compiled once."""
 
     # (params, varied, seeds, stream, last_step), each [K, ...] -> state
     start: Callable[..., VmapState]
@@ -46,24 +46,26 @@ class Program(NamedTuple):
     step: Callable[[VmapState, Batch], tuple[VmapState, StepOutput]]
     # (params [K, ...], batch) -> (summed losses [K], numbers of items [K])
     evaluate: Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
-    over_runs: Sharding  # of [K, ...]
+    over_runs: Sharding  # sharding of arrays [K, ...]
 
     @property
     def num_devices(self) -> int:
-        """Number of devices, which K must be a multiple of."""
+        """Number of devices; K must be a multiple of it."""
         return len(self.over_runs.device_set)
 
 
 def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> Program:
-    """Maps the training step of `make_train_step` over many runs; compiled when called.
+    """Returns functions that map the step of `make_train_step` over many runs.
 
-    A run that is not finite, or at its end, keeps its state while the others continue.
-    Runs are independent: devices do not communicate.
+    They are compiled at the first call. A run that is not finite, or at its end, keeps
+    its state while the others continue. Runs are independent: devices do not
+    communicate.
 
     Args:
-        task: what is trained.
-        recipe: of the program, see `compile_key`; its other numbers are varied.
-        devices: that the runs are divided among.
+        task: loss, initial parameters and data of the runs.
+        recipe: recipe that sets the fields of `compile_key`. Other fields are arguments
+            of the compiled functions.
+        devices: devices over which the runs are sharded.
     """
 
     def optimizer_of(varied: RunHyperparams):
@@ -78,7 +80,8 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
 
     def step(run: VmapState, batches: Batch):
         (num_streams,) = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
-        # A constant index, so that one batch for all runs is not copied for each.
+        # With a constant index, `vmap` leaves the batch unbatched. With an index that
+        # depends on the run, it would be gathered, one copy for each run.
         stream = 0 if num_streams == 1 else run.stream
         batch = jax.tree.map(lambda x: x[stream], batches)
         train_step = training.make_train_step(
@@ -88,16 +91,20 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
             compute_dtype=task.compute_dtype,
         )
         state, metrics = train_step(run.state, batch)
+        # vmap computes the step of all runs; the result is discarded for finished ones.
         is_over = run.state.step >= run.last_step
         state = jax.tree.map(
             lambda new, old: jnp.where(is_over, old, new), state, run.state
         )
-        # A loss may be finite although its gradient is not, which stops the run too.
+        # `metrics.is_stopped` is also True if the loss is finite but its gradient is
+        # not.
         is_stopped = metrics.is_stopped | is_over
         output = StepOutput(jnp.where(is_stopped, jnp.nan, metrics.loss), is_stopped)
         return dataclasses.replace(run, state=state), output
 
     evaluate = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
+    # The state is sharded along the runs. Its memory is donated to the next state; the
+    # batches are replicated.
     mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
     over_runs = NamedSharding(mesh, PartitionSpec("runs"))
     return Program(
@@ -114,14 +121,14 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
 
 @dataclasses.dataclass
 class Cohort:
-    """Runs that are trained side by side.
+    """Group of runs that are trained in parallel.
 
     Attributes:
-        program: of all of them.
-        recipes: K, those included that only fill up the devices.
+        program: compiled functions of the runs.
+        recipes: [K], recipe of each run, including copies that fill up the group.
         state: [K, ...].
-        streams: of batches, at the step of the runs.
-        step: number of batches taken.
+        streams: iterators of batches, at the step of the runs.
+        step: number of steps taken.
     """
 
     program: Program
@@ -132,27 +139,27 @@ class Cohort:
 
     @property
     def longest(self) -> int:
-        """Steps of the longest run."""
+        """Number of steps of the longest run."""
         return max(recipe.max_steps for recipe in self.recipes)
 
     def next_batches(self) -> Batch:
-        """Returns the batches of the next step, [S, ...] of S streams.
+        """Returns the batches of the next step, [S, ...] for S streams.
 
         Raises:
-            ValueError: if there are not enough batches.
+            ValueError: if a stream has too few batches.
         """
         batches = [next_batch(stream, self.step) for stream in self.streams]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
     def advance(self, until: int) -> np.ndarray:
-        """Trains up to step `until`, or until nothing changes any more.
+        """Trains up to step `until`, or until all runs are stopped.
 
         Returns:
-            [K, n], float32: the loss of each step; NaN from the first that was not
+            [K, n], float32: loss of each step; NaN from the first loss on that is not
             finite, and after the end of a run.
 
         Raises:
-            ValueError: if there are not enough batches.
+            ValueError: if a stream has too few batches.
         """
         pending: list[StepOutput] = []
         losses = [np.empty((len(self.recipes), 0), np.float32)]
@@ -160,18 +167,22 @@ class Cohort:
             self.state, output = self.program.step(self.state, self.next_batches())
             self.step += 1
             pending.append(output)
+            # The losses stay on the devices, so that steps are dispatched without
+            # waiting. They are fetched together, which limits the steps in flight.
             if len(pending) == _STEPS_AT_ONCE or self.step == until:
                 on_host = jax.device_get(pending)
                 losses.append(np.stack([of_step.loss for of_step in on_host], axis=1))
                 pending = []
                 if on_host[-1].is_stopped.all():
                     break
+        # All losses after the first one that is not finite become NaN.
         joined = np.concatenate(losses, axis=1)
         is_lost = np.logical_or.accumulate(~np.isfinite(joined), axis=1)
         return np.where(is_lost, np.float32(np.nan), joined)
 
     def summed_losses(self, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the summed losses over `batches`, and the items; [K], float64."""
+        """Returns summed losses and numbers of items over batches; [K], float64."""
+        # Summed in float64 on the host; the sum of a batch is float32.
         total, num_items = np.zeros(len(self.recipes)), np.zeros(len(self.recipes))
         for batch in batches:
             evaluated = self.program.evaluate(self.state.state.params, batch)
@@ -181,22 +192,22 @@ class Cohort:
 
 
 def next_batch(stream: Iterator[Batch], step: int) -> Batch:
-    """Returns the batch of a step.
+    """Returns the next batch of a stream.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the stream has ended.
     """
     batch = next(stream, None)
     if batch is None:
         raise ValueError(
-            "`batches` must give at least as many as `max_steps`, but ended after "
-            f"{step}. Repeat the data, or take fewer steps."
+            "`batches` must return at least `max_steps` batches, but ended after "
+            f"{step}. Repeat the data, or use fewer steps."
         )
     return batch
 
 
 def stacked(trees: Sequence[PyTree]) -> PyTree:
-    """Stacks trees of arrays along a new first axis; numpy arrays stay on the host."""
+    """Stacks trees along a new first axis; numpy arrays give numpy arrays."""
 
     def stack(*leaves: Any) -> jax.Array | np.ndarray:
         is_on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
@@ -206,12 +217,13 @@ def stacked(trees: Sequence[PyTree]) -> PyTree:
 
 
 def unstacked(tree: PyTree, num: int) -> list[PyTree]:
-    """Returns the first `num` trees of a stack, on the host: no device keeps them."""
+    """Returns the first `num` trees of a stack, as numpy arrays on the host."""
 
     def on_host(x: jax.Array) -> jax.Array | np.ndarray:
         if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return np.asarray(x)
-        # Keys have no form on the host: new ones are made, not committed to a device.
+        # numpy has no dtype for keys. They are rebuilt from their data as arrays that
+        # are not committed to a device, so that they can be moved to any sharding.
         data = jax.device_get(jax.random.key_data(x))
         return jax.random.wrap_key_data(jnp.asarray(data))
 

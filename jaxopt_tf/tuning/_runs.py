@@ -1,4 +1,4 @@
-"""Losses of many runs: as they are compared, as a table, and `train_many`."""
+"""Training of many runs, and comparison of their losses."""
 
 import math
 from collections.abc import Sequence
@@ -17,35 +17,35 @@ from ._task import Task
 class Trial(NamedTuple):
     """Losses of a run at a step."""
 
-    run: int  # number of its recipe
-    step: int  # updates that were made
-    first_loss: float  # of the first batch, before any update
+    run: int  # index of the recipe
+    step: int  # number of updates
+    first_loss: float  # loss of the first batch, before the first update
     loss: float  # mean training loss of the last tenth of the steps; inf: diverged
     held_out: float | None  # evaluation loss; inf: diverged; None without evaluation
 
     @property
     def compared(self) -> float:
-        """The loss by which runs are compared: `held_out`, or else `loss`."""
+        """The loss by which runs are compared: `held_out`, or `loss` without it."""
         return self.loss if self.held_out is None else self.held_out
 
 
 class Comparison:
-    """Runs of several recipes, compared by their losses."""
+    """Comparison of runs of several recipes by their losses."""
 
     recipes: tuple[Recipe, ...]
     trials: tuple[Trial, ...]
 
     @property
     def last(self) -> tuple[Trial, ...]:
-        """The last trial of each run, by its number."""
+        """The last trial of each run, in the order of the recipes."""
         by_run = {trial.run: trial for trial in self.trials}
         return tuple(by_run[i] for i in range(len(self.recipes)))
 
     @property
     def lowest(self) -> Trial | None:
-        """The lowest loss, of runs at their end if one of them is finite.
+        """The last trial with the lowest loss; None if all runs diverged.
 
-        None if all diverged.
+        Runs that were trained to their end take precedence over others.
         """
         finite = [trial for trial in self.last if math.isfinite(trial.compared)]
         ended = [trial for trial in finite if self.is_ended(trial)]
@@ -53,10 +53,10 @@ class Comparison:
 
     @property
     def best(self) -> int:
-        """The number of the run of `best_recipe`.
+        """The index of the run of `best_recipe`.
 
         Raises:
-            ValueError: if all diverged.
+            ValueError: if all runs diverged.
         """
         if self.lowest is not None:
             return self.lowest.run
@@ -70,24 +70,26 @@ class Comparison:
 
     @property
     def best_recipe(self) -> Recipe:
-        """The recipe of the lowest loss among the runs that were trained to their end.
+        """The recipe with the lowest loss among the runs that were trained to the end.
 
-        Of all runs, if each of these diverged.
+        If all of these diverged, it is the recipe with the lowest loss among all runs.
 
         Raises:
-            ValueError: if all diverged.
+            ValueError: if all runs diverged.
         """
         return self.recipes[self.best]
 
     def is_ended(self, trial: Trial) -> bool:
-        """Returns True for a run that was trained to its end."""
+        """Returns True if the run was trained to its end."""
         return trial.step == self.recipes[trial.run].max_steps
 
     def table(self, *, most: int | None = None) -> rich.table.Table:
-        """Returns the settings in which runs differ and their losses, the best first.
+        """Returns a table of the runs, sorted by their losses.
+
+        Its columns are the settings in which runs differ, and the losses.
 
         Args:
-            most: rows; None for all.
+            most: maximum number of rows; None for all.
         """
         names = differing(self.recipes)
         has_evaluation = any(trial.held_out is not None for trial in self.last)
@@ -96,7 +98,7 @@ class Comparison:
         has_one_length = len({recipe.max_steps for recipe in self.recipes}) == 1
         ordered = sorted(
             self.last,
-            # Runs that were trained further come first: the others were left behind.
+            # Runs with more steps come first: successive halving dropped the others.
             key=lambda trial: (-trial.step if has_one_length else 0, trial.compared),
         )
         for trial in ordered[:most]:
@@ -110,13 +112,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Runs(Comparison):
-    """Losses of many runs; K runs, N steps of the longest.
+    """Losses of K runs, of which the longest has N steps.
 
     Attributes:
-        recipes: of each run.
-        losses: [K, N], float32: the training loss of each step, before its update; NaN
-            after the end of a run, and from the first step that was not finite.
-        held_out: [K], float64: the evaluation loss at the end; None if the task has no
+        recipes: [K], recipe of each run.
+        losses: [K, N], float32: training loss of each step, before its update; NaN
+            after the end of a run, and from the first loss on that is not finite.
+        held_out: [K], float64: evaluation loss at the end; None if the task has no
             evaluation batches.
     """
 
@@ -126,7 +128,7 @@ class Runs(Comparison):
 
     @property
     def trials(self) -> tuple[Trial, ...]:  # type: ignore[override]
-        """The runs at their ends."""
+        """Trials of the runs at their last steps."""
         evaluated = (
             [None] * len(self.recipes) if self.held_out is None else self.held_out
         )
@@ -139,15 +141,19 @@ class Runs(Comparison):
 
     @property
     def final(self) -> np.ndarray:
-        """[K], float64: the loss by which runs are compared; infinite if they diverged.
+        """[K], float64: loss by which runs are compared; infinite if a run diverged.
 
-        The evaluation loss; without one, the mean training loss of a run's last tenth.
+        It is the evaluation loss, or without evaluation batches the mean training loss
+        of the last tenth of the steps.
         """
         return np.array([trial.compared for trial in self.trials])
 
     @property
     def diverged(self) -> np.ndarray:
-        """[K], bool: not finite at a step, or at the end above twice the first loss."""
+        """[K], bool: True if a loss is not finite, or the final one too large.
+
+        The final loss is too large if it is more than twice the first one.
+        """
         return np.isinf(self.final)
 
 
@@ -158,38 +164,41 @@ def train_many(
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Runs:
-    """Trains one run for each recipe, many at once in one compiled program.
+    """Trains one run for each recipe, many in parallel in one compiled program.
 
-    Recipes may differ in everything that decides the rate, in decay, betas, epsilon,
-    clipping and seed within one program: these numbers are its arguments. Recipes that
-    differ in another field, such as the optimizer or the batch size, are programs of
-    their own, which run one after another. Each run is the one that `make_train_step`
-    trains alone, but for the roundings of a batched product; runs of one seed take the
-    same batches. A run that is no longer finite keeps its state, and stops no other.
+    Recipes of one program may differ in the learning rate and its schedule, and in
+    decay, betas, epsilon, clipping and seed: these are arguments of the program.
+    Recipes that differ in other fields, such as the optimizer or the batch size, have
+    separate programs, which run one after another. Each run is equal to that of
+    `make_train_step`, up to the rounding of batched matrix products. Runs of one seed
+    have the same batches. A run that is not finite keeps its state and does not affect
+    the others.
 
     Args:
-        task: what is trained, and on which data.
-        recipes: K of them.
-        memory_limit: bytes that the runs may take on each device; None for 90 % of the
-            device's memory, and for no limit on CPUs. Runs that do not fit side by side
-            follow in groups of one size.
-        devices: that the runs are divided among; None for all of this process.
+        task: loss, initial parameters and data of the runs.
+        recipes: K recipes.
+        memory_limit: bytes of memory for the runs on each device; None for 90 % of the
+            device's memory, and no limit on CPUs. Runs that do not fit at once are
+            trained in groups of equal size.
+        devices: devices over which the runs are sharded; None for all local devices.
 
     Returns:
         Losses by run and step.
 
     Raises:
-        ValueError, TypeError: if there are no recipes, a metric drives a schedule,
-            batches end too early, or not even one run fits into the memory.
+        ValueError: if there are no recipes, a schedule is metric-driven, there are too
+            few batches, or one run does not fit into memory.
+        TypeError: if `recipes` contains other objects.
     """
     recipes = tuple(recipes)
     if not recipes:
         raise ValueError(
-            "`recipes` must hold at least one recipe, got none. Give one for each run."
+            "`recipes` must contain at least one recipe, got none. Give one for each "
+            "run."
         )
     for recipe in recipes:
         if not isinstance(recipe, Recipe):
-            raise TypeError(f"`recipes` must hold `Recipe`s, got {recipe!r}.")
+            raise TypeError(f"`recipes` must contain `Recipe`s, got {recipe!r}.")
     longest = max(recipe.max_steps for recipe in recipes)
     losses = np.full((len(recipes), longest), np.nan, np.float32)
     held_out = np.full(len(recipes), np.nan)
@@ -211,7 +220,7 @@ def evaluation_losses(group: Group) -> Sequence[float | None]:
     if not group.num_items.all():
         raise ValueError(
             "`held_out` must have items to take a mean over, got none. Give more "
-            "batches; or are all labels ignored?"
+            "batches, or check whether all labels are ignored."
         )
     means: list[list[float]] = (group.totals / group.num_items).tolist()
     return means[0] if means else [None] * len(group.runs)
@@ -223,34 +232,36 @@ def trial(
     """Returns the losses of a run at a step.
 
     A run has diverged if a loss is not finite, or if the loss by which it is compared
-    is above twice the first one: such a loss may be finite, but means nothing.
+    is more than twice the first one. Such a loss may be finite, but is not meaningful.
 
     Args:
-        run: number of its recipe.
-        step: updates that were made.
-        first_loss: of the first batch.
-        losses: [n], float32: of its last steps, at least a tenth of all; NaN from the
-            first that was not finite.
+        run: index of the recipe.
+        step: number of updates.
+        first_loss: loss of the first batch.
+        losses: [n], float32: losses of the last steps, at least a tenth of all; NaN
+            from the first loss on that is not finite.
         held_out: evaluation loss; None without one.
     """
     first_loss = float(first_loss)
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
     held_out = None if held_out is None else float(held_out)
     compared = loss if held_out is None else held_out
+    # Twice the first loss, or 0 if it is negative. The negated comparison is also True
+    # for NaN.
     if math.isnan(loss) or not compared <= first_loss + abs(first_loss):
         loss, held_out = math.inf, None if held_out is None else math.inf
     return Trial(run, step, first_loss, loss, held_out)
 
 
 def differing(recipes: Sequence[Recipe]) -> list[str]:
-    """Returns the fields in which recipes differ."""
+    """Returns the names of the fields in which recipes differ."""
     settings = [recipe_settings(recipe) for recipe in recipes]
     first = settings[0]
     return [name for name in first if any(of[name] != first[name] for of in settings)]
 
 
 def shown_loss(loss: float) -> str:
-    """Returns a loss as tables show it."""
+    """Returns a loss as text, for tables."""
     return "diverged" if math.isinf(loss) else f"{loss:.4g}"
 
 

@@ -1,4 +1,4 @@
-"""Search space: a grid of recipes, or random search."""
+"""Search spaces over recipes: grid and random search."""
 
 import dataclasses
 import itertools
@@ -15,16 +15,17 @@ from ..recipes import Recipe
 
 @dataclass(frozen=True)
 class Uniform:
-    """A range that a random search draws from.
+    """Uniform distribution of a random search, on a logarithmic or linear scale.
 
     Attributes:
-        low: the lowest value.
-        high: the highest; above `low`.
-        scale: "log" draws the logarithm evenly, for rates and decays, and needs a `low`
-            above 0; "linear" draws the number itself.
+        low: lowest value.
+        high: highest value; greater than `low`.
+        scale: "log" draws the logarithm uniformly, for example for learning rates, and
+            requires `low` to be greater than 0. "linear" draws the value uniformly.
 
     Raises:
-        ValueError, TypeError: if the bounds are not finite or the wrong way round.
+        ValueError: if a bound is not finite, or `high` is not greater than `low`.
+        TypeError: if a bound is not a number.
     """
 
     low: float
@@ -39,17 +40,17 @@ class Uniform:
         if not self.low < self.high:
             raise ValueError(
                 f"`high` must be greater than `low`, got {self.low!r} to "
-                f"{self.high!r}. Swap them, or give the one value in a list."
+                f"{self.high!r}. Swap them, or give a single value in a list."
             )
         if self.scale == "log" and not self.low > 0:
             raise ValueError(
-                f"`low` must be greater than 0 on a scale of 'log', got {self.low!r}. "
-                "Raise it, or take `scale='linear'`, on the command line "
-                "low:high:linear."
+                "`low` must be greater than 0 if `scale` is 'log', got "
+                f"{self.low!r}. Increase it, or use `scale='linear'` (low:high:linear "
+                "on the command line)."
             )
 
     def at(self, share: float) -> float:
-        """Returns the value at a share of the range, 0 to 1."""
+        """Returns the value at a fraction of the range, from 0 to 1."""
         if self.scale == "log":
             low, high = math.log(self.low), math.log(self.high)
             return math.exp(low + share * (high - low))
@@ -58,20 +59,20 @@ class Uniform:
 
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
-# Field of a recipe -> values to try, or a range to draw from.
+# Fields of a recipe and the values to try, or the distribution to draw from.
 Over = Mapping[str, Sequence[Any] | Uniform]
 
 
 def recipes_to_try(
     recipe: Recipe, over: Over, *, num_samples: int | None = None, seed: int = 0
 ) -> tuple[Recipe, ...]:
-    """Returns the recipes of a sweep: from `grid` or `random_search`.
+    """Returns the recipes of a sweep, from `grid` or `random_search`.
 
     Args:
-        recipe: all that is not in `over`.
-        over: values or ranges by field.
-        num_samples: recipes to draw at random; None for every combination.
-        seed: of the draw.
+        recipe: recipe with the values of all other fields.
+        over: values or distributions by field.
+        num_samples: number of recipes to draw at random; None for every combination.
+        seed: seed of the random search.
 
     Raises:
         ValueError, TypeError: as for `grid` and `random_search`.
@@ -82,15 +83,16 @@ def recipes_to_try(
 
 
 def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
-    """Returns every combination of the values, the last field changing fastest.
+    """Returns every combination of the values; the last field changes fastest.
 
     Args:
-        recipe: all that is not in `over`.
+        recipe: recipe with the values of all other fields.
         over: values by field.
 
     Raises:
-        ValueError, TypeError: if there is nothing to try, a recipe has no such field, a
-            range has no values, or a combination is no recipe.
+        ValueError: if there are no fields or no values, a field is unknown, a
+            distribution is given, or `Recipe` rejects a combination.
+        TypeError: if a value has the wrong type.
     """
     _check_fields(over)
     lists = [list(v) for v in over.values() if not isinstance(v, Uniform)]
@@ -98,7 +100,7 @@ def grid(recipe: Recipe, over: Over) -> tuple[Recipe, ...]:
     if ranges:
         raise ValueError(
             f"`over` must list the values of {ranges[0]!r} in a grid, got a range. "
-            "Give `num_samples` to draw from it, or a list."
+            "Give `num_samples` to draw values from it, or give a list."
         )
     return tuple(
         _changed(recipe, dict(zip(over, values, strict=True)))
@@ -112,13 +114,13 @@ def random_search(
     """Draws recipes at random, each field independently.
 
     Args:
-        recipe: all that is not in `over`.
-        over: by field a range, or values that are equally likely.
+        recipe: recipe with the values of all other fields.
+        over: by field a distribution, or a list of equally likely values.
         num_samples: number of recipes; at least 1.
-        seed: of the draw.
+        seed: seed of the random numbers.
 
     Raises:
-        ValueError, TypeError: as for `grid`, ranges excepted.
+        ValueError, TypeError: as for `grid`; distributions are allowed.
     """
     _check_fields(over)
     num_samples = _checks.whole_number("num_samples", num_samples, least=1)
@@ -134,19 +136,20 @@ def _draw(rng: np.random.Generator, name: str, values: Sequence[Any] | Uniform) 
     if not isinstance(values, Uniform):
         return values[int(rng.integers(len(values)))]
     value = values.at(rng.random())
-    # A warmup below 1 is a share of the run, and a number of steps from 1 on.
+    # `warmup_steps` below 1 is a fraction of the run; from 1 on, a number of steps.
     if _KINDS[name] is int or (name == "warmup_steps" and values.low >= 1):
         value = round(value)
     else:
-        value = float(f"{value:.4g}")  # as a person would type it
+        value = float(f"{value:.4g}")  # rounded, so that the printed value is exact
+    # Rounding may have moved the value out of the range.
     return min(max(value, values.low), values.high)
 
 
 def _check_fields(over: Over) -> None:
     if not over:
         raise ValueError(
-            "`over` must name at least one field and its values, got none: "
-            "{'learning_rate': [1e-4, 1e-3]}, say."
+            "`over` must name at least one field and its values, got none. An example "
+            "is {'learning_rate': [1e-4, 1e-3]}."
         )
     for name, values in over.items():
         if name not in _KINDS:
@@ -156,12 +159,13 @@ def _check_fields(over: Over) -> None:
             )
         if name == "label_smoothing_factor":
             raise ValueError(
-                "`over` must name fields that decide an update, got "
-                "'label_smoothing_factor': it is the loss's, and losses with another "
-                "one cannot be compared. Compare tasks instead."
+                "`over` must name fields that affect the update, got "
+                "'label_smoothing_factor': it changes the loss, and losses with "
+                "different values cannot be compared. Compare tasks instead."
             )
         if isinstance(values, Uniform):
             continue
+        # A string is a sequence of its characters, which is not meant.
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(
                 f"`over` must have a list of values, or a `Uniform`, for {name!r}, got "
@@ -169,13 +173,14 @@ def _check_fields(over: Over) -> None:
             )
         if len(values) == 0:
             raise ValueError(
-                f"`over` must have at least one value for {name!r}, got none: the grid "
-                "is empty. Give values, or leave the field out."
+                f"`over` must have at least one value for {name!r}, got none. Give "
+                "values, or leave the field out."
             )
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     try:
         return dataclasses.replace(recipe, **changes)
+    # The combination is named: `Recipe` reports only the field that it rejects.
     except (TypeError, ValueError) as error:
         raise type(error)(f"`over` with {dict(changes)!r}: {error}") from error

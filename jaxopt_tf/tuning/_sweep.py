@@ -1,4 +1,4 @@
-"""Sweep: a grid or a random search over recipes, side by side, and its picture."""
+"""Sweeps: grid or random search over recipes, with parallel runs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ class Sweep(Comparison):
     """Results of a sweep.
 
     Attributes:
-        recipes: of each run.
-        over: the fields that were varied.
-        trials: every run at every step at which runs were compared.
+        recipes: recipe of each run.
+        over: names of the fields that were varied.
+        trials: losses of every run at each step at which runs were compared.
     """
 
     recipes: tuple[Recipe, ...]
@@ -49,36 +49,37 @@ def sweep(
     devices: Sequence[jax.Device] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Sweep:
-    """Trains with many recipes, and finds the best one.
+    """Trains runs with many recipes, and compares their losses.
 
-    Runs are trained side by side, as by `train_many`. Results are saved as they come,
-    so that a sweep that was killed resumes with the rest.
+    Runs are trained in parallel, as by `train_many`. Results are saved after each group
+    of runs, so that a sweep that was killed resumes with the remaining runs.
 
     Args:
-        task: what is trained, and on which data.
-        recipe: all that is not in `over`.
-        over: by field of a recipe the values to try; in a random search also a
-            `Uniform`.
-        num_samples: recipes to draw at random; None for every combination.
-        halving: successive halving: runs are compared at steps of which each is
-            `halving` times the one before, the last being `max_steps`, and only the
-            best 1/`halving` of them continue; at least 2. None to train all to their
-            end. It compares runs in the middle of their schedules.
-        folder: for results: `sweep.jsonl`, a line for each trial, and a checkpoint of
-            the runs that continue. If it contains this very sweep, the sweep resumes.
-            None to save nothing.
-        seed: of the random search.
+        task: loss, initial parameters and data of the runs.
+        recipe: recipe with the values of all other fields.
+        over: values to try by field of the recipe; in a random search also a `Uniform`.
+        num_samples: number of recipes to draw at random; None for every combination.
+        halving: reduction factor of successive halving, at least 2. After each round
+            only the best 1/`halving` of the runs continue, and the number of steps is
+            multiplied by `halving`; in the last round it is `max_steps`. Runs are then
+            compared before the end of their schedules. None trains all runs to their
+            end.
+        folder: folder for results: `sweep.jsonl`, with a line for each trial, and a
+            checkpoint of the runs that continue. If it contains the same sweep, that
+            sweep is resumed. None saves nothing.
+        seed: seed of the random search.
         memory_limit: as for `train_many`.
         devices: as for `train_many`.
-        report: is called with one line for each group of runs that completed a step.
+        report: function that is called with a line of text for each group of runs that
+            has completed a round.
 
     Returns:
-        Every run, its last step, and its losses.
+        The recipes and losses of all runs.
 
     Raises:
-        ValueError, TypeError: if a field is none of a recipe's or has no values, bounds
-            are the wrong way round, runs to be halved differ in length, or `folder`
-            contains another sweep.
+        ValueError: if a field is unknown or has no values, runs of successive halving
+            differ in length, or `folder` contains another sweep.
+        TypeError: if a value has the wrong type.
 
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and
         Hyperparameter Optimization", 2016, for successive halving.
@@ -92,6 +93,7 @@ def sweep(
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
             ends = [min(step, recipe.max_steps) for recipe in recipes]
+            # Trials of a resumed sweep: these runs are not trained again.
             done = {
                 trial.run for trial in store.trials if trial.step >= ends[trial.run]
             }
@@ -112,21 +114,22 @@ def sweep(
 
 
 def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
-    """Draws the loss by which runs were compared, over the fields that were varied.
+    """Plots the loss by which runs were compared, over the fields that were varied.
 
-    A grid of two fields is a heat map; anything else has a panel for each field, with a
-    mark for each run. Runs that halving left behind are drawn at their last loss, which
-    is one of fewer steps.
+    A grid of two fields is shown as a heat map. Otherwise there is a panel for each
+    field, with a marker for each run. Runs that were dropped by successive halving are
+    shown with their last loss, which is a loss after fewer steps.
 
     Args:
-        sweep: the results.
-        path: also write it there, as `.png`, `.svg` or `.pdf`; its folder must exist.
+        sweep: results of `sweep`.
+        path: file to which the figure is also written, `.png`, `.svg` or `.pdf`; its
+            folder must exist.
 
     Returns:
-        The picture, 800 pixels wide; a notebook shows it.
+        The figure, 800 pixels wide.
 
     Raises:
-        ValueError: if no picture can be written to `path`.
+        ValueError: if no figure can be written to `path`.
     """
     last, best = sweep.last, sweep.lowest
     settings = [recipe_settings(recipe) for recipe in sweep.recipes]
@@ -144,16 +147,17 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
 
 
 def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
-    """Returns the steps at which runs are compared; at the last one all have ended."""
+    """Returns the steps at which runs are compared; the last one ends all runs."""
     longest = max(recipe.max_steps for recipe in recipes)
     if halving is None:
         return (longest,)
     halving = _checks.whole_number("halving", halving, least=2)
     if any(recipe.max_steps != longest for recipe in recipes):
         raise ValueError(
-            "`halving` must be of runs of one length, but `over` varies `max_steps`. "
-            "Leave one of them out."
+            "`halving` must be used with runs of equal length, but `over` varies "
+            "`max_steps`. Leave one of them out."
         )
+    # Computed from the last round to the first; each division rounds up.
     steps, num_runs = [longest], len(recipes)
     while num_runs > 1 and steps[0] > 1:
         steps.insert(0, -(-steps[0] // halving))
@@ -162,7 +166,7 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
 
 
 def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[Trial]:
-    """Returns the trials of a group whose runs have reached their `ends`."""
+    """Returns the trials of a group of runs at the steps `ends`."""
     first_losses = {trial.run: trial.first_loss for trial in before}
     evaluated, found = evaluation_losses(group), []
     for i, losses, held_out in zip(group.runs, group.losses, evaluated, strict=True):
@@ -177,15 +181,17 @@ def _better(
     alive: Sequence[int], trials: Sequence[Trial], halving: int | None
 ) -> list[int]:
     """Returns the best 1/`halving` of the runs, without those that diverged."""
-    assert halving is not None  # or there would be one step only
+    assert halving is not None  # without halving there is a single step
     last = {trial.run: trial.compared for trial in trials}
+    # Equal losses are ordered by index, so that a resumed sweep selects the same runs.
+    # The number is rounded up: at least one run continues.
     ordered = sorted(alive, key=lambda i: (last[i], i))
     num_kept = -(-len(alive) // halving)
     return sorted(i for i in ordered[:num_kept] if math.isfinite(last[i]))
 
 
 def _summary(new: Sequence[Trial], num_alive: int, step: int) -> str:
-    """Returns a line on the runs that have reached a step."""
+    """Returns a line of text about the runs that have reached a step."""
     best = min(new, key=lambda trial: trial.compared)
     runs = "run" if num_alive == 1 else "runs"
     have = "has" if len(new) == 1 else "have"

@@ -1,4 +1,4 @@
-"""The folder of a sweep: finished trials, and the states of runs that continue."""
+"""Folder of a sweep: finished trials, and the states of runs that continue."""
 
 import contextlib
 import hashlib
@@ -27,22 +27,21 @@ _RESULTS = "sweep.jsonl"
 class SweepStore:
     """Trials of a sweep, and states of the runs that continue.
 
-    Trials and the states that belong to them are one checkpoint, which is written whole
-    or not at all.
+    Trials and states are saved in one checkpoint, which is written atomically.
     """
 
     recipes: Sequence[Recipe]
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of a sweep in a folder
+    settings: Mapping[str, Any] = field(default_factory=dict)  # identify the sweep
     folder: Path | None = None  # None: nothing is saved
     saving: checkpoints.Checkpoints | None = None
     trials: list[Trial] = field(default_factory=list)
-    states: dict[int, VmapState] = field(default_factory=dict)  # by number of the run
+    states: dict[int, VmapState] = field(default_factory=dict)  # by index of the run
 
     def save(self) -> None:
-        """Saves all trials and states, if there is a folder."""
+        """Saves all trials and states if the sweep has a folder."""
         if self.saving is None:
             return
-        # JSON has no infinity: floats are written as strings.
+        # JSON has no infinity or NaN: floats are written as strings.
         trials = [
             [str(x) if isinstance(x, float) else x for x in trial]
             for trial in self.trials
@@ -51,38 +50,42 @@ class SweepStore:
         arrays = {"num_trials": np.int32(len(trials)), "states": states}
         going_on = sorted(self.states)
         notes = {"sweep": self.settings, "trials": trials, "runs_to_go_on": going_on}
+        # The step of the checkpoint is the number of trials, which always increases.
         self.saving.save(len(trials), arrays, notes)
         self.saving.wait()
         self.write_results()
 
     def resume(self, path: Path, runs: ParallelRuns) -> None:
-        """Reads trials and states of a checkpoint.
+        """Reads the trials and the states from a checkpoint.
 
         Raises:
-            ValueError: if it is of another sweep.
+            ValueError: if the checkpoint belongs to another sweep.
         """
         notes = checkpoints.read_notes(path)
         saved = notes.get("sweep") or {}
         if saved != self.settings:
             named = [n for n in self.settings if saved.get(n) != self.settings[n]]
             raise ValueError(
-                f"`folder` must be a new one or hold this sweep, but in {str(path)!r} "
-                f"other {' and '.join(named)} were taken. Name another folder."
+                "`folder` must be a new folder or contain this sweep, but the "
+                f"checkpoint {str(path)!r} has other {' and '.join(named)}. Name "
+                "another folder."
             )
         for run, step, first_loss, loss, held_out in notes["trials"]:
             held_out = None if held_out is None else float(held_out)
             self.trials.append(
                 Trial(run, step, float(first_loss), float(loss), held_out)
             )
+        # The initial states give the structure, shapes and dtypes for the restore.
         start = runs.initial_states(notes["runs_to_go_on"])
         like = {str(i): state for i, state in start.items()}
         arrays = {"num_trials": np.int32(0), "states": like}
         restored = checkpoints.restore(path, arrays).arrays["states"]
         self.states = {int(name): state for name, state in restored.items()}
-        self.write_results()  # the sweep may have been killed just before it
+        # The sweep may have been killed between the checkpoint and sweep.jsonl.
+        self.write_results()
 
     def write_results(self) -> None:
-        """Writes a line of JSON for each trial: settings that differ, and losses."""
+        """Writes sweep.jsonl: for each trial, the settings that differ and losses."""
         assert self.folder is not None
         names = differing(self.recipes)
         with (
@@ -105,15 +108,15 @@ class SweepStore:
 def open_store(
     folder: Path | str | None, runs: ParallelRuns, steps: Sequence[int]
 ) -> Iterator[SweepStore]:
-    """Opens the folder of a sweep.
+    """Opens the folder of a sweep, and reads its newest valid checkpoint if it has one.
 
     Args:
-        folder: a new one, or one that contains this sweep; None to save nothing.
-        runs: all runs.
-        steps: at which runs are compared.
+        folder: a new folder, or one that contains this sweep; None saves nothing.
+        runs: all runs of the sweep.
+        steps: steps at which runs are compared.
 
     Raises:
-        ValueError: if it contains another sweep, or is in use.
+        ValueError: if the folder contains another sweep or is in use.
     """
     if folder is None:
         yield SweepStore(runs.recipes)
@@ -123,7 +126,8 @@ def open_store(
         "steps": list(steps),
         "data": _fingerprint(runs.task, runs.recipes[0]),
     }
-    settings = json.loads(json.dumps(settings))  # as it is read back
+    # Converted to JSON and back, so that tuples compare equal to the lists in a file.
+    settings = json.loads(json.dumps(settings))
     with (
         checkpoints.lock_folder(folder) as held,
         checkpoints.open_checkpoints(held, save_total_limit=2) as saving,
@@ -137,6 +141,7 @@ def open_store(
 
 def _fingerprint(task: Task, recipe: Recipe) -> str:
     """Returns a hash of the first batch, evaluation batches and initial parameters."""
+    # Later batches are not hashed: they would have to be read for every start.
     first = next_batch(iter(task.batches(recipe)), 0)
     settings = (task.takes_key, str(task.compute_dtype))
     found = hashlib.sha256(repr(settings).encode())

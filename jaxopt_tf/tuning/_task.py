@@ -1,4 +1,4 @@
-"""Task: loss, parameters and data of runs; all that is not in a recipe."""
+"""Task of a search: loss, initial parameters and data of its runs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,26 @@ from ..training import Batch, LossFn
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Loss, parameters and data of runs.
+    """Loss, initial parameters and data of runs: everything except their recipes.
 
     Attributes:
-        loss_fn: as `make_train_step` takes it: (params, batch) -> (summed loss, number
-            of items); with `takes_key` a key is its third argument.
-        init: returns the initial parameters for a seed.
-        batches: returns the training batches of a recipe from the first on, endless or
-            at least `max_steps` of them, all of one shape. It is called again for each
-            pass over the data, and must return the same ones; runs of one seed share
-            them. With accumulation they have a first axis of micro-batches.
-        held_out: evaluation batches, for the loss by which runs are compared; without
-            any, runs are compared by the training loss at their ends.
+        loss_fn: as for `make_train_step`: (params, batch) -> (summed loss, number of
+            items). With `takes_key`, the third argument is a key.
+        init: function that returns the initial parameters for a seed.
+        batches: function that returns the training batches of a recipe, from the first
+            one on. They may be endless; at least `max_steps` batches are required, all
+            of one shape. The function is called several times, and must return equal
+            batches for equal seeds: runs of one seed share them. With gradient
+            accumulation, batches have a first axis of micro-batches.
+        held_out: evaluation batches, for the loss by which runs are compared. Without
+            them, runs are compared by the training loss at their end.
         takes_key: whether `loss_fn` takes a key in training, for dropout.
-        compute_dtype: as `make_train_step` takes it.
-        layouts: as `build_optimizer` takes them.
-        layer_norms: as `build_optimizer` takes them.
+        compute_dtype: as for `make_train_step`.
+        layouts: as for `build_optimizer`.
+        layer_norms: as for `build_optimizer`.
 
     Raises:
-        TypeError: if a function is not callable, or `held_out` is no list.
+        TypeError: if a function is not callable, or `held_out` is not a list or tuple.
     """
 
     loss_fn: LossFn
@@ -43,11 +44,12 @@ class Task:
     layer_norms: LayerNorms | None = None
 
     def __post_init__(self) -> None:
-        """Checks what is called later, where an error would be far from its cause."""
+        """Checks the types of the functions and of `held_out`."""
+        # Checked here, because they are called much later, while a step is traced.
         functions = {
             "loss_fn": "of parameters and a batch",
-            "init": "of a seed, that gives parameters",
-            "batches": "of a recipe, that gives batches from the first on",
+            "init": "of a seed that returns parameters",
+            "batches": "of a recipe that returns batches from the first one on",
         }
         for name, of in functions.items():
             value = getattr(self, name)

@@ -30,7 +30,7 @@ def test_ctrl_c_prints_a_line_to_paste_and_is_the_status(small, tmp_path):
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert told == (
-        "\njaxopt-tf: stopped by Ctrl-C. Runs that ended are kept. Resume with:\n"
+        "\njaxopt-tf: stopped by Ctrl-C. Finished runs are kept. To resume:\n"
         f"  jaxopt-tf sweep --output_dir '{folder}'\n"
     )
     assert process.returncode == 130

@@ -104,13 +104,13 @@ def test_commands_have_flags_that_they_use(capsys):
         ("schedule warmup_stable_decay", "in `--scheduler_specific_kwargs`", "lr_s"),
         (
             "sweep --over weight_decay=0:0.1",
-            "line low:high:linear",
+            "low:high:linear on the command line",
             "`path`",
         ),
         ("train --rate_groups 3", "objects with `pattern`", "__init__"),
         ("train --rate_groups {}", "must have a `pattern` in each group", "__init__"),
         ('train --rate_groups [{"patern":1}]', "Did you mean 'pattern'?", "__init__"),
-        ("schedule greedy", "are in its curves.png", "plot_run"),
+        ("schedule greedy", "curves.png of a run shows them", "plot_run"),
         ("train --optim paged_ademamix_32bit", "or use 'adamw_torch'", "`folder`"),
         (
             "train --ignore_fields fp16",
@@ -136,7 +136,7 @@ def test_ctrl_c_prints_a_line_to_paste(command, capsys, monkeypatch):
     args = [command, "--text", "two words.txt"]
     assert main(args) == 128 + signal.SIGINT
     assert capsys.readouterr().err == (
-        "\njaxopt-tf: stopped by Ctrl-C. The same command starts again:\n"
+        "\njaxopt-tf: stopped by Ctrl-C. To start again:\n"
         f"  jaxopt-tf {command} --text 'two words.txt'\n"
     )
 

@@ -130,7 +130,7 @@ def tensors(folder):
 
 def test_a_run_of_trainer_goes_on_here(theirs, tmp_path, text, capsys):
     run = migrated(theirs, tmp_path, text)
-    assert "at its step 3; it continues with" in capsys.readouterr().out
+    assert "at step 3; to resume it:" in capsys.readouterr().out
     command = ["train", "--config", str(run / "config.json"), "--output_dir", str(run)]
     assert main(command) == 0
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -209,9 +209,9 @@ def test_without_torch_one_sentence_says_how_to_install_it(
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--max_steps", "3"], "takes `--like CHECKPOINT` and no other flag"),
-        (["--like"], "takes `--like CHECKPOINT` and no other flag"),
-        (["--like", "nowhere"], "`--like` must hold config.json, got 'nowhere'"),
+        (["--max_steps", "3"], "must have no flag other than `--like CHECKPOINT`"),
+        (["--like"], "must have no flag other than `--like CHECKPOINT`"),
+        (["--like", "nowhere"], "`--like` must contain config.json, got 'nowhere'"),
     ],
 )
 def test_refuses_flags_on_the_way_out(flags, part, tmp_path, text, capsys):
@@ -340,33 +340,30 @@ def test_says_what_was_read_and_taken_over(adamw, tmp_path, text, capsys):
     migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
     num_params = sum(leaf.size for leaf in load_file(adamw / MODEL).values())
-    assert f"{num_params:,} parameters, at its step 3" in said
-    assert "taken over: " in said
+    assert f"{num_params:,} parameters, at step 3" in said
+    assert "imported: " in said
     assert "learning_rate" in said
 
 
 def test_says_what_cannot_be_told_and_what_is_otherwise(adamw, tmp_path, text, capsys):
     run = migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
-    assert (
-        said.count("parameters of one shape in another order cannot be distinguished")
-        == 1
-    )
-    assert said.count("Trainer 5.23 divides a GPT-2's by all labels") == 1
+    assert said.count("another order of parameters of equal shape cannot be") == 1
+    assert said.count("Trainer 5.23 divides the loss of a GPT-2 by the number") == 1
     assert main(["migrate", str(run), str(tmp_path / "back")]) == 0
     # With the names in the file it is told; the loss is otherwise again.
     shutil.copy(adamw / "training_args.bin", tmp_path / "back")
     flags = ["--text", str(text)]
     assert main(["migrate", str(tmp_path / "back"), str(tmp_path / "n"), *flags]) == 0
     said = capsys.readouterr().out
-    assert "cannot be distinguished" not in said
+    assert "cannot be detected" not in said
     assert said.count("Trainer 5.23 divides") == 1
 
 
 def test_says_where_precision_was_another(adamw, tmp_path, text, capsys):
     folder = changed(adamw, tmp_path, "config.json", {"dtype": "bfloat16"})
     migrated(folder, tmp_path, text)
-    assert "float32 here, and were bfloat16 in torch" in capsys.readouterr().out
+    assert "float32 here and bfloat16 in torch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -375,7 +372,7 @@ def test_says_where_precision_was_another(adamw, tmp_path, text, capsys):
         ("--output_dir other", "`--output_dir` must be the new folder"),
         (
             "--lr_scheduler_type greedy --warmup_steps 0 --eval_steps 2",
-            "`--lr_scheduler_type` must stay",
+            "`--lr_scheduler_type` must not change",
         ),
         ("--text absent.txt", "'absent.txt' does not exist"),
     ],
@@ -460,7 +457,7 @@ def test_a_metric_drives_the_rate_as_often_as_before(
     assert (run.job.save_steps, run.job.logging_steps) == (4, 1)
     without = said.partition("without effect here: ")[2].partition("\n")[0]
     assert "eval_steps" not in without.split(", ")
-    assert ("eval_steps" in said.partition("taken over: ")[2]) == (not flags)
+    assert ("eval_steps" in said.partition("imported: ")[2]) == (not flags)
     assert "not Trainer's `eval_dataset`: their loss drives the schedule" in said
 
 
@@ -473,7 +470,7 @@ def test_a_metric_drives_the_rate_as_often_as_before(
         ({"eval_strategy": "no"}, "`eval_strategy` 'no': the evaluation loss drives"),
         (
             {"load_best_model_at_end": True, "greater_is_better": True},
-            "`greater_is_better` True: of the evaluation loss less is better here",
+            "`greater_is_better` True: a lower evaluation loss is better here",
         ),
     ],
     ids=str,
@@ -523,7 +520,7 @@ def test_an_epoch_of_unknown_length_needs_the_steps(
 ):
     command = ["migrate", str(driven), str(tmp_path / "run"), "--text", str(text)]
     assert main([*command, *arguments(eval_strategy="epoch")]) == 2
-    assert "how often it is taken is not known; give `--eval_steps`" in (
+    assert "the evaluation interval is unknown; give `--eval_steps`" in (
         capsys.readouterr().err
     )
 
@@ -534,7 +531,7 @@ def test_the_patience_of_a_callback_is_carried_over(driven, tmp_path, text, caps
     assert main(command) == 0
     job = read_run(tmp_path / "run").job
     assert (job.early_stopping_patience, job.early_stopping_threshold) == (3, 0.5)
-    assert "`early_stopping_patience` 3: of trainer_state.json" in (
+    assert "`early_stopping_patience` 3: from trainer_state.json" in (
         capsys.readouterr().out
     )
 
@@ -607,10 +604,10 @@ def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
         "`FOLDER` must contain a config.json that has a class of Transformers" in error
     )
     assert error.endswith(
-        " A GPT2LMHeadModel, named under `architectures`, is taken.\n"
+        " The model must be a GPT2LMHeadModel, as named under `architectures`.\n"
     )
     with pytest.raises(
-        ArgumentError, match="`folder` must contain a config.json.*is taken"
+        ArgumentError, match="`folder` must contain a config.json.*must be a GPT2LMHead"
     ) as e:
         import_run(folder, tmp_path / "run", settings={"text": [str(text)]})
     assert (e.value.argument, isinstance(e.value, ValueError)) == ("folder", True)
@@ -622,6 +619,6 @@ def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
     error = capsys.readouterr().err
     assert "optimizer.pt: `--training_args` must have the settings of the file" in error
     assert error.endswith(
-        "Give the TrainingArguments that the run was begun with, by "
+        "Pass the TrainingArguments that the run was started with as "
         "`--training_args`.\n"
     )

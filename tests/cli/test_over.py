@@ -40,13 +40,16 @@ def test_a_field_without_values_is_left_to_the_grid_to_refuse():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "`over` must name at least one field and its values, got none. Write"),
+        (
+            [],
+            "`over` must name at least one field and its values, got none. An example",
+        ),
         (["learning_rat=1"], "got 'learning_rat'. Did you mean 'learning_rate'?"),
-        (["1e-3"], "`over` must be field=values, got '1e-3'. Write --over"),
+        (["1e-3"], "`over` must be field=values, got '1e-3'. An example is --over"),
         (["seed=1", "seed=2"], "`over` must name a field once, but has 'seed' twice"),
         (["seed=2:1"], "`over` with 'seed=2:1': `high` must be greater than `low`"),
         (["seed=1:2:cubic"], "`scale` must be one of 'log', 'linear', got 'cubic'"),
-        (["seed=0:2"], "`low` must be greater than 0 on a scale of 'log'"),
+        (["seed=0:2"], "`low` must be greater than 0 if `scale` is 'log'"),
     ],
 )
 def test_refuses_in_a_sentence(words, said):

@@ -83,7 +83,7 @@ def test_compiles_for_this_machine(capsys, monkeypatch):
 def test_compiles_nothing_if_asked_not_to(capsys):
     status, out, _ = shown(capsys, "--devices cpu:8 --shapes_only")
     assert status == 0
-    assert "nothing was compiled, as asked" in out
+    assert "nothing was compiled, as requested" in out
     assert "fits" not in out
     assert "total of the step" not in out
 
@@ -96,7 +96,7 @@ def test_compiles_nothing_if_asked_not_to(capsys):
         (
             "--mesh data=3",
             "3 places for 1 device. It would fit with data=1. "
-            "Or change `--devices`, which is 'cpu:1'.",
+            "Alternatively, change `--devices`, which is 'cpu:1'.",
         ),
         ("--devices cpu:999", "`--devices` must have no more CPU devices"),
         ("--devices cpu:8 --mesh rows=8", "`--mesh` must be one of 'data', 'fsdp'"),

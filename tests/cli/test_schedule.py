@@ -110,7 +110,9 @@ def test_a_name_misspelt_gets_the_nearest(capsys):
 
 @pytest.mark.parametrize("name", ["greedy", "reduce_lr_on_plateau"])
 def test_refuses_what_a_metric_drives(capsys, name):
-    assert "the rates of this one depend on a metric" in refused(capsys, "linear", name)
+    assert "the rates of this schedule depend on a metric" in refused(
+        capsys, "linear", name
+    )
 
 
 def test_refuses_no_name_at_all(capsys):

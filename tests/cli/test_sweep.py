@@ -101,11 +101,14 @@ def test_draws_at_random_and_halves(swept, capsys):
     [
         ("", "`--over` must name at least one field and its values, got none"),
         ("--over learning_rat=1", "Did you mean 'learning_rate'?"),
-        ("--over learning_rate=", "the grid is empty"),
+        ("--over learning_rate=", "at least one value"),
         ("--over learning_rate=1e-2:1e-4 --num_samples 2", "`high` must be greater"),
-        ("--over learning_rate=1e-4:1e-2", "Give `--num_samples` to draw from it"),
+        (
+            "--over learning_rate=1e-4:1e-2",
+            "Give `--num_samples` to draw values from it",
+        ),
         ("--over learning_rate=-1", "`--learning_rate` must be finite and at least 0"),
-        ("--over label_smoothing_factor=0.1", "it is the loss's"),
+        ("--over label_smoothing_factor=0.1", "it changes the loss"),
         ("--over seed=1,2 --num_samples 0", "`--num_samples` must be from 1"),
         ("--over seed=1,2 --halving 1", "`--halving` must be from 2"),
         ("--over seed=1,2 --memory_limit 0", "`--memory_limit` must be finite"),

@@ -95,7 +95,7 @@ def test_a_schedule_without_a_warm_up_has_none_unless_it_was_asked_for(name):
 
 
 def test_ready_tokens_need_a_vocabulary():
-    with pytest.raises(ValueError, match="`vocab_size` must be given with ready"):
+    with pytest.raises(ValueError, match="`vocab_size` must be given with pretok"):
         parsed("--text tokens.npy")
     assert parsed("--text tokens.npy --vocab_size 256")[1].vocab_size == 256
     assert parsed("--text tokens.bin --preset gpt2")[1].vocab_size == 50_257
@@ -212,7 +212,7 @@ def test_the_mesh_of_a_run_is_kept_where_it_fits(
     monkeypatch.setattr(_train, "pretrain", pretrain)
     assert main(f"train --output_dir {tmp_path} {flags}".split()) == 0
     assert seen[0].job.mesh == mesh
-    noted = "`--mesh data=2` of the run does not fit the 8 devices here"
+    noted = "`--mesh data=2` of the run does not fit the 8 devices and is ignored"
     assert (noted in capsys.readouterr().err) == (saved == "data=2" and not flags)
 
 

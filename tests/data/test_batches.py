@@ -161,7 +161,7 @@ def test_shuffles_four_billion_windows_without_a_permutation(endless):
 
 def test_refuses_more_windows_than_the_shuffle_can_count(endless):
     corpus = Corpus(stream(endless, 2**32 + 2, "u1"), None, 256, 1, "bytes", "")
-    with pytest.raises(ValueError, match="`block_size` must leave at most 4,294,967,2"):
+    with pytest.raises(ValueError, match="`block_size` must give at most 4,294,967,2"):
         Batches(corpus, block_size=1, batch_size=1, seed=0)
     assert Batches(corpus, block_size=2, batch_size=1, seed=0).num_windows == 2**31
 

@@ -69,7 +69,7 @@ def test_fewer_than_ten_documents_give_the_last_tenth_of_each():
 
 
 def test_refuses_no_documents():
-    with pytest.raises(ValueError, match="`text` must hold at least one document"):
+    with pytest.raises(ValueError, match="`text` must contain at least one document"):
         make_corpus([], documents([]), vocab_size=9, end=None, unit="tokens")
 
 

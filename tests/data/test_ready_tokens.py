@@ -98,13 +98,17 @@ def test_takes_the_last_token_of_the_vocabulary(path):
 @pytest.mark.parametrize(
     ("tokens", "error", "words"),
     [
-        (np.zeros((4, 4), int), ValueError, r"one row of tokens.* has shape \(4, 4\)"),
-        (np.zeros((), int), ValueError, r"one row of tokens, but .* has shape \(\)"),
-        (np.zeros(9), TypeError, r"of whole numbers, but .* holds float64"),
-        (np.zeros(9, bool), TypeError, r"of whole numbers, but .* holds bool"),
-        (np.asarray([None]), ValueError, r"a whole \.npy file, but .* is not: .*bject"),
-        (np.zeros(0, int), ValueError, r"`text` must hold .*one document, got none"),
-        (np.full(9, 3), ValueError, r"`text` must hold .*one document, got none"),
+        (np.zeros((4, 4), int), ValueError, r"one axis of tokens.* has shape \(4, 4\)"),
+        (np.zeros((), int), ValueError, r"one axis of tokens, but .* has shape \(\)"),
+        (np.zeros(9), TypeError, r"of integers, but .* has dtype float64"),
+        (np.zeros(9, bool), TypeError, r"of integers, but .* has dtype bool"),
+        (
+            np.asarray([None]),
+            ValueError,
+            r"a complete \.npy file, but .* is not: .*bject",
+        ),
+        (np.zeros(0, int), ValueError, r"`text` must contain .*one document, got none"),
+        (np.full(9, 3), ValueError, r"`text` must contain .*one document, got none"),
     ],
     ids=["rows", "scalar", "floats", "bools", "objects", "empty", "only ends"],
 )
@@ -129,7 +133,9 @@ def test_refuses_a_bin_file_that_is_cut_short(path):
     with pytest.raises(ValueError, match=r"\.bin file of uint32, but .* 17 bytes"):
         read_tokens([cut], vocab_size=10**5)
     os.truncate(cut, 0)
-    with pytest.raises(ValueError, match=r"`text` must hold tokens, but .* is empty"):
+    with pytest.raises(
+        ValueError, match=r"`text` must contain tokens, but .* is empty"
+    ):
         read_tokens([cut], vocab_size=50)
 
 

@@ -156,7 +156,7 @@ def test_refuses_a_file_that_cannot_be_read():
 
 def test_refuses_a_folder_without_text(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    words = r"`text` must hold text, but the folder .*skipped 1 file: .*picture\.png"
+    words = r"`text` must contain text, but the folder .*skipped 1 file: .*picture\.png"
     with pytest.raises(ValueError, match=words):
         read_text([tmp_path])
 

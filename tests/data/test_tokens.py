@@ -103,7 +103,7 @@ def test_refuses_a_file_that_is_not_what_it_was(tmp_path, offset, damage):
         file.path.unlink()
     else:
         os.truncate(file.path, offset + 9 if damage == "shorter" else 0)
-    with pytest.raises(ValueError, match=r"`text` must stay as it is .*file' is gone"):
+    with pytest.raises(ValueError, match=r"`text` must not change .*file' was deleted"):
         stream.read(0, 1)
 
 

@@ -104,7 +104,7 @@ def test_how_often_is_evaluated_counts_where_the_held_out_loss_decides(recipe, j
         (
             {"text": ["a"], "data_size": "1 document, 9 bytes"},
             {"text": ["a"], "data_size": "1 document, 9 bytes"},
-            "has another content than before: 1 document, 9 bytes of 'a'",
+            "has changed content: 1 document, 9 bytes of 'a'",
         ),
         (  # of a version that recorded no size
             {"text": []},
@@ -195,7 +195,10 @@ def test_from_a_dict_all_problems_stand_in_one_message():
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ({"text": ("a.npy", "b.txt")}, "`text` must be ready tokens or text"),
+        (
+            {"text": ("a.npy", "b.txt")},
+            "`text` must be either pretokenized files or text",
+        ),
         ({"text": READY, "tokenizer": "t.json"}, "`tokenizer` must be left out"),
         ({"tokenizer": "t.json"}, "`tokenizer` must be given with `text`"),
         ({"eos_token_id": 0}, "`eos_token_id` must be left out unless"),
@@ -203,7 +206,7 @@ def test_from_a_dict_all_problems_stand_in_one_message():
         ({"early_stopping_threshold": 0.1}, "`early_stopping_threshold` must be left"),
         (
             {"early_stopping_patience": 2, "eval_steps": 1_000},
-            "`eval_steps` must be less than `max_steps`, .* Take 100",
+            "`eval_steps` must be less than `max_steps`, .* Use 100",
         ),
         ({"max_skipped_in_a_row": 3}, "`max_skipped_in_a_row` must be left out"),
         ({"resume_from_checkpoint": "no"}, "`resume_from_checkpoint` must be"),
@@ -249,7 +252,7 @@ def test_bytes_need_a_vocabulary_of_256():
 
 def test_names_the_checkpoints_that_there_are(tmp_path):
     (tmp_path / "checkpoint-200").mkdir()
-    with pytest.raises(ValueError, match="beside it are checkpoint-200."):
+    with pytest.raises(ValueError, match="its folder contains checkpoint-200."):
         config_with(resume_from_checkpoint=tmp_path / "checkpoint-300")
     config_with(resume_from_checkpoint=tmp_path / "checkpoint-200")
 

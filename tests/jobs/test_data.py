@@ -55,10 +55,12 @@ def test_ready_tokens_are_known_by_the_name_of_their_file(tmp_path, name):
 
 
 def test_refuses_a_text_that_does_not_fit_the_model(text, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="`vocab_size` must be .* 256, .* bytes have"):
+    with pytest.raises(ValueError, match="`vocab_size` must be .* 256, .* of bytes"):
         read_corpus(Job(text=(text,)), GPT2Config(vocab_size=255), tmp_path)
     job = Job(text=(text,), tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="`vocab_size` must be .* 4, .* tokenizer has"):
+    with pytest.raises(
+        ValueError, match="`vocab_size` must be .* 4, .* of the tokenizer"
+    ):
         read_corpus(job, GPT2Config(vocab_size=3), tmp_path)
     # A model may have rows to spare.
     assert read_corpus(job, GPT2Config(vocab_size=64), tmp_path).vocab_size == 4

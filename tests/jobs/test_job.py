@@ -302,7 +302,9 @@ def test_propagates_where_told_to(job):
 def test_refuses_another_run_and_lists_what_differs(broken_off):
     recipe = dataclasses.replace(RECIPE, learning_rate=2e-2)
     model = dataclasses.replace(TINY, n_embd=16)
-    with pytest.raises(ValueError, match="`output_dir` must hold the run") as refusal:
+    with pytest.raises(
+        ValueError, match="`output_dir` must contain a run with equal settings"
+    ) as refusal:
         run(broken_off(9), recipe, model)
     assert "`learning_rate` changed from 0.01 to 0.02" in str(refusal.value)
     assert "`n_embd` changed from 8 to 16" in str(refusal.value)
@@ -341,7 +343,7 @@ def test_refuses_another_recipe_before_the_first_checkpoint_too(broken_off):
 
 def test_refuses_changes_that_a_run_cannot_make(broken_off):
     recipe = dataclasses.replace(RECIPE, seed=7)
-    with pytest.raises(ValueError, match="must be of settings that a run can change"):
+    with pytest.raises(ValueError, match="must be settings that can change in a run"):
         run(broken_off(9), recipe, intended_changes=("seed",))
 
 

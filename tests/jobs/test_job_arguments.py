@@ -342,7 +342,7 @@ def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name():
 
 def test_a_share_of_unknown_steps_is_refused():
     (sentence,) = refused({"eval_steps": 0.1})
-    assert "`eval_steps` 0.1: a share of `max_steps`, which is not known" in sentence
+    assert "`eval_steps` 0.1: a fraction of `max_steps`, which is unknown" in sentence
 
 
 def test_numbers_and_switches_are_read_as_everywhere():
@@ -394,4 +394,4 @@ def test_where_evaluations_decide_the_data_are_named():
     best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10}
     notes = taken({**given, **best})[-1]
     assert "not Trainer's `eval_dataset`" in notes
-    assert "the best of all evaluations, every 5 steps, where Trainer takes" in notes
+    assert "the best of all evaluations, every 5 steps, is loaded; Trainer" in notes

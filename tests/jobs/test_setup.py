@@ -176,7 +176,7 @@ def test_refuses_zero_1_without_data():
     [
         ("data=8,pipe=1", "`mesh` must be one of"),
         ("data:8", "`axes` must be names and sizes"),
-        (8, "`mesh` must be text"),
+        (8, "`mesh` must be a string"),
     ],
 )
 def test_refuses_what_is_no_mesh(mesh, sentence):

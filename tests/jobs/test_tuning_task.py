@@ -80,6 +80,6 @@ def test_fewer_held_out_tokens_are_fewer_batches(config, tmp_path):
 
 def test_refuses_settings_that_only_a_single_run_has(config, tmp_path):
     run = config(mesh="data=2", early_stopping_patience=3, eval_steps=5)
-    with pytest.raises(ValueError, match="must be left out where many runs") as refusal:
+    with pytest.raises(ValueError, match="must be left out if many runs") as refusal:
         task_of(run, tmp_path)
     assert "`early_stopping_patience` 3, `mesh` data=2" in str(refusal.value)

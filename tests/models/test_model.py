@@ -340,9 +340,9 @@ def test_refuses_a_batch_of_another_shape(shape):
 
 def test_refuses_tokens_that_are_no_integers():
     params, loss_fn = make_loss_fn(TINY, seed=0)
-    with pytest.raises(TypeError, match="`batch` must hold integers, got float32"):
+    with pytest.raises(TypeError, match="`batch` must contain integers, got float32"):
         loss_fn(params, np.zeros((2, 7), np.float32))
-    with pytest.raises(TypeError, match="`tokens` must hold integers, got float32"):
+    with pytest.raises(TypeError, match="`tokens` must contain integers, got float32"):
         logits_of(params, np.zeros((2, 6), np.float32))
 
 

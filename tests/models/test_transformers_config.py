@@ -46,8 +46,11 @@ def test_other_names_of_a_size_and_of_gelu_are_read(sizes, changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hidden_size": 32}, "`n_embd` 16 and `hidden_size` 32: one size by several"),
-        ({"n_positions": None}, "`n_positions` is not given"),
+        (
+            {"hidden_size": 32},
+            "`n_embd` 16 and `hidden_size` 32: names of the same size",
+        ),
+        ({"n_positions": None}, "`n_positions` is missing"),
         ({"activation_function": "gelu"}, "`activation_function` 'gelu': here"),
     ],
 )

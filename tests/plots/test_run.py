@@ -104,7 +104,7 @@ def test_runs_whose_folders_have_one_name_are_named_in_full(our_run, tmp_path):
 
 
 def test_refuses_none():
-    with pytest.raises(ValueError, match="`folders` must hold at least one"):
+    with pytest.raises(ValueError, match="`folders` must contain at least one"):
         plot_runs([])
 
 

@@ -76,7 +76,9 @@ def test_refuses_a_path_where_nothing_is(tmp_path):
 
 def test_refuses_a_folder_without_a_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"must hold metrics\.jsonl, or .*neither\.$"):
+    with pytest.raises(
+        ValueError, match=r"must contain metrics\.jsonl, or .*neither\.$"
+    ):
         read_run_log(tmp_path / "empty")
 
 
@@ -90,7 +92,9 @@ def test_names_the_run_that_is_nearby(our_run):
 
 def test_refuses_a_log_without_steps(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 5.0}\n')
-    with pytest.raises(ValueError, match=r"logged a step, got .*metrics\.jsonl has"):
+    with pytest.raises(
+        ValueError, match=r"logged a step, got .*metrics\.jsonl contains"
+    ):
         read_run_log(tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
     write_state(tmp_path, [{"step": 1, "eval_loss": 5.0}])
@@ -101,7 +105,7 @@ def test_refuses_a_log_without_steps(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"log_history": [{"loss": 1}]}'])
 def test_refuses_a_state_that_is_none(tmp_path, text):
     (tmp_path / "trainer_state.json").write_text(text)
-    with pytest.raises(ValueError, match="`folder` must hold .*cannot be read"):
+    with pytest.raises(ValueError, match="`folder` must contain .*cannot be read"):
         read_run_log(tmp_path)
 
 

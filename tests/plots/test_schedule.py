@@ -48,13 +48,13 @@ def test_the_axis_begins_at_zero():
 
 
 def test_refuses_none():
-    with pytest.raises(ValueError, match="`schedules` must hold at least one"):
+    with pytest.raises(ValueError, match="`schedules` must contain at least one"):
         plot_schedule({}, 10)
 
 
 def test_refuses_one_that_a_metric_drives_among_others():
     named = {"a": get_scheduler("constant", 1.0), "b": get_scheduler("greedy", 1.0)}
-    with pytest.raises(TypeError, match="one that a metric drives"):
+    with pytest.raises(TypeError, match="a metric-driven schedule"):
         plot_schedule(named, 10)
 
 
@@ -124,7 +124,7 @@ def test_one_step_is_a_run():
 
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
 def test_refuses_what_a_metric_drives(name):
-    with pytest.raises(TypeError, match=r"one that a metric drives.*plot_run"):
+    with pytest.raises(TypeError, match=r"a metric-driven schedule.*plot_run"):
         sample_schedule(get_scheduler(name, 1e-3), 10)
 
 

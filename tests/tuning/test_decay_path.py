@@ -156,7 +156,7 @@ def test_says_so_where_all_diverge():
 @pytest.mark.parametrize(
     ("decays", "message"),
     [
-        ([], "must hold at least one weight decay, got none"),
+        ([], "must contain at least one weight decay, got none"),
         ([0.1, -1.0], "must be finite and at least 0, got -1"),
         ([np.inf], "must be finite and at least 0, got inf"),
         ([np.nan], "must be finite and at least 0, got nan"),

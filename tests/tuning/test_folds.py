@@ -99,5 +99,5 @@ def test_refuses_an_update_of_more_rows_than_there_are_to_train_on():
         {"per_device_train_batch_size": 9},
         {"gradient_accumulation_steps": 3},
     ):
-        with pytest.raises(ValueError, match="`per_device_train_batch_size` .* are 8"):
+        with pytest.raises(ValueError, match="`per_device_train_batch_size` .* is 8"):
             folds_of(11, 4, **changes)

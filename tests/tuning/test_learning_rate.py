@@ -135,7 +135,7 @@ def test_a_range_test_refuses_a_loss_that_is_not_finite_at_first():
             yield np.full((8, 20), np.nan, np.float32)
 
     with pytest.raises(
-        ValueError, match=r"finite at first, got .*nan.* 1e-06, the sma"
+        ValueError, match=r"finite initial loss, got .*nan.* 1e-06, the sma"
     ):
         range_test(quadratic(batches=batches), SGD, num_steps=5)
 

@@ -166,7 +166,7 @@ def test_one_device_may_be_any():
     runs = tuning.train_many(tasks.digits_task(), [BASE], devices=[third])
     on_first = train_many(tasks.digits_task(), [BASE])
     np.testing.assert_allclose(runs.losses, on_first.losses, rtol=1e-5)
-    with pytest.raises(ValueError, match="`devices` must name at least one device"):
+    with pytest.raises(ValueError, match="`devices` must contain at least one device"):
         tuning.train_many(tasks.digits_task(), [BASE], devices=[])
 
 
@@ -206,14 +206,14 @@ def test_refuses_a_memory_limit_that_is_none():
 
 def test_refuses_batches_that_end_too_early():
     task = tasks.digits_task(batches=lambda r: itertools.islice(tasks.batches(r), 7))
-    with pytest.raises(ValueError, match="`batches` must give .* ended after 7"):
+    with pytest.raises(ValueError, match="`batches` must return .* ended after 7"):
         train_many(task, [BASE])
 
 
 def test_refuses_no_recipes_and_what_is_none():
-    with pytest.raises(ValueError, match="`recipes` must hold at least one"):
+    with pytest.raises(ValueError, match="`recipes` must contain at least one"):
         train_many(tasks.digits_task(), [])
-    with pytest.raises(TypeError, match="`recipes` must hold `Recipe`s, got 3"):
+    with pytest.raises(TypeError, match="`recipes` must contain `Recipe`s, got 3"):
         train_many(tasks.digits_task(), [3])
 
 
