@@ -82,6 +82,12 @@ def build_optimizer(
         ValueError: if `layer_norms` is missing; in `init`, if one of its paths or the
             pattern of a group matches no parameter.
 
+    Examples:
+        >>> optimizer = build_optimizer(Recipe(max_steps=100, learning_rate=1e-3))
+        >>> state = optimizer.init({"kernel": jnp.ones((2, 2))})
+        >>> print(get_learning_rate(state))
+        0.001
+
     Source: transformers 5.23 `trainer.py`, `Trainer.create_optimizer`;
         `trainer_optimizer.py`.
     """

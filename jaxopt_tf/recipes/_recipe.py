@@ -76,6 +76,11 @@ class Recipe:
             rejects its arguments, or rate groups are given with a metric-driven
             schedule.
 
+    Examples:
+        >>> recipe = Recipe(max_steps=1000, learning_rate=3e-4, warmup_steps=50)
+        >>> recipe.optim, recipe.max_grad_norm
+        ('adamw_torch', 1.0)
+
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
     Differs: phases that end after `max_steps` are rejected. A warmup is rejected for a
         metric-driven schedule, which would ignore it.
@@ -142,6 +147,11 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
         A function of the step, () int -> () float32. For "reduce_lr_on_plateau" and
         "greedy" a `MetricDrivenSchedule`, whose `update` the training loop calls after
         every evaluation.
+
+    Examples:
+        >>> recipe = Recipe(max_steps=100, learning_rate=1e-3, lr_scheduler_type="constant")
+        >>> print(build_schedule(recipe)(50))
+        0.001
     """
     options = dict(recipe.lr_scheduler_kwargs)
     # `get_wsd_schedule` warns if both the total and the number of stable steps are

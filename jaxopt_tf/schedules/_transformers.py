@@ -33,6 +33,11 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     Raises:
         ValueError: if `learning_rate` is negative or not finite.
 
+    Examples:
+        >>> schedule = get_constant_schedule(1e-3)
+        >>> print(schedule(0), schedule(1000))
+        0.001 0.001
+
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule`.
     """
     _checks.non_negative("learning_rate", learning_rate)
@@ -53,6 +58,11 @@ def get_constant_schedule_with_warmup(
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Examples:
+        >>> schedule = get_constant_schedule_with_warmup(1e-3, num_warmup_steps=10)
+        >>> print(schedule(5), schedule(1000))
+        0.0005 0.001
 
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule_with_warmup`.
     """
@@ -81,6 +91,11 @@ def get_linear_schedule_with_warmup(
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Examples:
+        >>> schedule = get_linear_schedule_with_warmup(1e-3, 10, 110)
+        >>> print(schedule(5), schedule(60), schedule(110))
+        0.0005 0.0005 0.0
 
     Source: transformers 5.23 `optimization.py`, `get_linear_schedule_with_warmup`.
     """
@@ -113,6 +128,11 @@ def get_cosine_schedule_with_warmup(
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Examples:
+        >>> schedule = get_cosine_schedule_with_warmup(1e-3, 10, 110)
+        >>> [f"{schedule(step):.5f}" for step in (10, 60, 110)]
+        ['0.00100', '0.00050', '0.00000']
 
     Source: transformers 5.23 `optimization.py`, `get_cosine_schedule_with_warmup`.
     """
@@ -180,6 +200,11 @@ def get_polynomial_decay_schedule_with_warmup(
         ValueError: if an argument is out of range, `lr_end` is not less than
             `learning_rate`, or T is equal to W: the decay would have no steps, and
             Transformers divides by zero.
+
+    Examples:
+        >>> schedule = get_polynomial_decay_schedule_with_warmup(1e-3, 10, 110, power=2.0)
+        >>> [f"{schedule(step):.5f}" for step in (10, 60, 110)]
+        ['0.00100', '0.00025', '0.00000']
 
     Source: transformers 5.23 `optimization.py`,
     `get_polynomial_decay_schedule_with_warmup`.

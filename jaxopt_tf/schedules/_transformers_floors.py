@@ -150,6 +150,11 @@ def get_wsd_schedule(
         ValueError: if an argument is out of range, a type is unknown, or neither
             `num_training_steps` nor `num_stable_steps` is given.
 
+    Examples:
+        >>> schedule = get_wsd_schedule(1e-3, 10, 20, num_training_steps=100)
+        >>> [f"{schedule(step):.5f}" for step in (5, 50, 90, 100)]
+        ['0.00050', '0.00100', '0.00050', '0.00000']
+
     Source: transformers 5.23 `optimization.py`, `get_wsd_schedule`.
     Differs: a minimum above the peak is an error; Transformers accepts it.
     """

@@ -70,6 +70,10 @@ def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
 
     Raises:
         ValueError, TypeError: if `axes` does not have this form.
+
+    Examples:
+        >>> axis_sizes("data=2,fsdp=4")
+        {'data': 2, 'fsdp': 4}
     """
     if not isinstance(axes, str | Mapping):
         raise TypeError(

@@ -40,6 +40,12 @@ def cross_entropy(
             range.
         TypeError: if the logits are not floating-point or the labels not integers.
 
+    Examples:
+        >>> logits, labels = jnp.zeros((2, 3, 8)), jnp.array([[1, 2, -100], [3, -100, 5]])
+        >>> loss, num_labels = cross_entropy(logits, labels)
+        >>> print(f"{loss / num_labels:.4f}", num_labels)  # log(8)
+        2.0794 4.0
+
     Source: transformers 5.23 `trainer_pt_utils.py`, `LabelSmoother`;
         `loss/loss_utils.py`, `fixed_cross_entropy`; torch 2.13 `cross_entropy`.
     Differs: `LabelSmoother` treats a negative label that is not `ignore_index` as

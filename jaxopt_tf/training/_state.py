@@ -69,6 +69,11 @@ def init_train_state(
         optimizer: any optax transformation.
         rng: a key or a seed, for a loss function with a key as third argument; None for
             a loss function with two arguments.
+
+    Examples:
+        >>> state = init_train_state({"kernel": jnp.ones(2)}, adamw_tf(1e-3))
+        >>> print(state.step)
+        0
     """
     if rng is not None and not isinstance(rng, jax.Array):
         rng = jax.random.key(_checks.seed("rng", rng))
