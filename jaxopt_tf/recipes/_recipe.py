@@ -149,9 +149,9 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
         every evaluation.
 
     Examples:
-        >>> recipe = Recipe(max_steps=100, learning_rate=1e-3, lr_scheduler_type="constant")
-        >>> print(build_schedule(recipe)(50))
-        0.001
+        >>> recipe = Recipe(max_steps=100, learning_rate=1e-3)
+        >>> print(build_schedule(recipe)(50))  # linear, without warmup
+        0.0005
     """
     options = dict(recipe.lr_scheduler_kwargs)
     # `get_wsd_schedule` warns if both the total and the number of stable steps are

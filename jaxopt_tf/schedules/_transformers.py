@@ -202,7 +202,7 @@ def get_polynomial_decay_schedule_with_warmup(
             Transformers divides by zero.
 
     Examples:
-        >>> schedule = get_polynomial_decay_schedule_with_warmup(1e-3, 10, 110, power=2.0)
+        >>> schedule = get_polynomial_decay_schedule_with_warmup(1e-3, 10, 110, 0.0, 2)
         >>> [f"{schedule(step):.5f}" for step in (10, 60, 110)]
         ['0.00100', '0.00025', '0.00000']
 

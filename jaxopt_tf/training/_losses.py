@@ -41,8 +41,8 @@ def cross_entropy(
         TypeError: if the logits are not floating-point or the labels not integers.
 
     Examples:
-        >>> logits, labels = jnp.zeros((2, 3, 8)), jnp.array([[1, 2, -100], [3, -100, 5]])
-        >>> loss, num_labels = cross_entropy(logits, labels)
+        >>> labels = jnp.array([[1, 2, -100], [3, -100, 5]])
+        >>> loss, num_labels = cross_entropy(jnp.zeros((2, 3, 8)), labels)
         >>> print(f"{loss / num_labels:.4f}", num_labels)  # log(8)
         2.0794 4.0
 
