@@ -19,7 +19,7 @@ class DecayPath(SearchFlags):
 
     Trains the job with several weight decays at once, with k-fold cross-validation.
 
-    Examples:
+    Example:
       jaxopt-tf decay-path --text books --decays 0 0.01 0.1 1
 
     Attributes:

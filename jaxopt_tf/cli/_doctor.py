@@ -21,7 +21,7 @@ from ._run_flags import RunFlags, parse
 class Doctor(RunFlags):
     """Finds mistakes in the settings of a run, without training.
 
-    Examples:
+    Example:
       jaxopt-tf doctor --config runs/books/config.json
     """
 
@@ -36,7 +36,7 @@ class Doctor(RunFlags):
 class Explain(RunFlags):
     """Lists how each parameter of a run is updated, without training.
 
-    Examples:
+    Example:
       jaxopt-tf explain --preset gpt2 --optim adafactor
     """
 

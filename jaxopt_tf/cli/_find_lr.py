@@ -22,7 +22,7 @@ class FindLr(SearchFlags):
 
     Trains the job for a small number of steps with many learning rates at once.
 
-    Examples:
+    Example:
       jaxopt-tf find-lr --text books --num_rates 12
 
     Attributes:

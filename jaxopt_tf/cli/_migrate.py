@@ -51,7 +51,7 @@ class Migrate(Origin, RunFlags):
 
     For a run folder, the only flag is `--like CHECKPOINT`: its format is written.
 
-    Examples:
+    Example:
       jaxopt-tf migrate checkpoint-500 runs/books --text books
     """
 

@@ -19,7 +19,7 @@ class Plan(RunFlags):
 
     Without their compiler, only the memory of shapes is computed.
 
-    Examples:
+    Example:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
 
     Attributes:

@@ -24,7 +24,7 @@ class Schedules:
 
     Schedules have the names of Transformers. All are drawn with the same scale.
 
-    Examples:
+    Example:
       jaxopt-tf schedule cosine linear --num_training_steps 2000
 
     Attributes:

@@ -31,7 +31,7 @@ class Sweep(SearchFlags):
 
     If --output_dir contains a sweep, that sweep is resumed with its settings.
 
-    Examples:
+    Example:
       jaxopt-tf sweep --text books --over learning_rate=1e-4,1e-3 weight_decay=0,0.1
 
     Attributes:

@@ -22,7 +22,7 @@ class Train(RunFlags):
 
     If --output_dir contains a run, that run is resumed with its settings.
 
-    Examples:
+    Example:
       jaxopt-tf train --text books --max_steps 1000 --output_dir runs/books
     """
 
