@@ -135,7 +135,7 @@ def test_refuses_a_picture_of_no_kind(capsys, tmp_path):
         ("polynomial", "3", 'must be a JSON object, such as {"power": 2}, got 3'),
         ("linear polynomial", '{"power": 2}', "must be a JSON object, such as"),
         ("linear polynomial", '{"linea": {}}', "Did you mean 'linear'?"),
-        ("linear", '{"power": 2}', "must hold only what 'linear' takes"),
+        ("linear", '{"power": 2}', "must contain only options of 'linear'"),
     ],
 )
 def test_refuses_options_that_are_none(capsys, names, given, said):
