@@ -40,9 +40,10 @@ def update_from_new_param(new: jax.Array, param: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def block_fma(x: jax.Array, zero: jax.Array) -> jax.Array:
-    """Returns the product `x` in a form that is rounded before a following sum.
+    """Returns the product `x`, protected from being fused with a following sum.
 
-    Torch stores decayed parameters, which rounds them; a fused multiply-add would not.
+    Torch rounds a decayed parameter when it stores it. A fused multiply-add would skip
+    that rounding.
     The product is separated from the sum by an exclusive or of its bits with a zero
     that the compiler does not know. This costs one instruction. XLA removes a
     `reduce_precision` to the same precision, and an `optimization_barrier` would write

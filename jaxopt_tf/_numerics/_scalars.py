@@ -20,7 +20,8 @@ from .._typing import PyTree, Scalar
 from . import double_float
 from .double_float import DoubleFloat
 
-# A `DoubleFloat` or a float64 array; (). Both operands of an operator have one type.
+# A scalar: a `DoubleFloat`, or a float64 array of shape (). The operands of an operator
+# must be of the same type.
 ExactScalar = Any
 
 
@@ -50,7 +51,11 @@ def scalar(value: Scalar, dtype: Any) -> jax.Array:
 
 
 def one_minus(value: Scalar, dtype: Any) -> jax.Array:
-    """Returns 1 - value; for an array in `dtype`, exact if value >= 1/2."""
+    """Returns 1 - value in `dtype`.
+
+    A Python number is subtracted in double precision and then rounded. An array is
+    subtracted in `dtype`, which is exact from 1/2 to 1.
+    """
     if isinstance(value, jax.Array):
         return 1.0 - scalar(value, dtype)
     # Subtracted in double: 1 - float32(0.999) has a relative error of 1.3e-5.

@@ -1,7 +1,7 @@
 """SHA-256 checksums of the files in a folder.
 
-The file has the format of `sha256sum`: `sha256sum -c SHA256SUMS` in the folder verifies
-it. It is written last, when all other files are complete.
+They are stored in the file SHA256SUMS, in the format of `sha256sum`: the command
+`sha256sum -c SHA256SUMS` verifies the folder. This file is written last.
 """
 
 import hashlib

@@ -55,8 +55,9 @@ def read_text(paths: Sequence[Path]) -> Corpus:
 
     Args:
         paths: files, which must be text (UTF-8), and folders, from which all text files
-            are read recursively, except hidden ones. Files in folders that are empty or
-            not text are skipped and named in `left_out` of the corpus.
+            are read recursively, except hidden ones. A file in a folder is skipped
+            if it is empty or not text; `left_out` of the corpus counts such files and
+            names the first three.
 
     Raises:
         ValueError: if a path does not exist, is empty or is not text. The message names
@@ -130,8 +131,8 @@ def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
     if not files:
         left_out = LeftOut(len(skipped), tuple(skipped[:3]))
         raise ValueError(
-            f"`text` must contain text, but the folder {str(path)!r} is empty: no "
-            "file in it is UTF-8 text that is not hidden"
+            f"`text` must contain text, but the folder {str(path)!r} contains no "
+            "UTF-8 text file, not counting hidden files"
             + (f" ({left_out})" if skipped else "")
             + ". Files of tokens (.npy, .bin) must be named one by one."
         )

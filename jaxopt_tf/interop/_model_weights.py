@@ -30,7 +30,7 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
     Args:
         folder: the folder.
         params: parameters of the right structure, dtypes and devices, or their shapes.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
 
     Returns:
         The parameters.
@@ -80,7 +80,7 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
 
     Args:
         folder: the folder.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
 
     Raises:
         ValueError: if the weight files are missing or damaged.

@@ -49,7 +49,7 @@ class NodeMoments:
         Args:
             node: the optimizer state.
             params: parameters of the state, or their shapes.
-            names: leaf of each torch parameter.
+            names: names of torch's parameters, with the leaf of each.
             layouts: layouts that `adafactor_tf` was built with.
 
         Raises:

@@ -26,14 +26,14 @@ def opt_state_from_torch(
 ) -> PyTree:
     """Converts the state dict of a torch optimizer to an optax state.
 
-    Moments are transformed as their weights (transposed, reshaped, stacked).
-    Adafactor's row and column means are transformed as the axes that they keep. Moments
+    Moments are transposed, reshaped and stacked in the same way as their parameters;
+    for Adafactor's row and column means, this applies to their remaining axes. Moments
     in bfloat16 or float16 are converted to the dtype of `opt_state`. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
 
-    A state dict identifies parameters by numbers. The names of the numbers come from
-    `param_names` in the file, else from `groups`, else from Trainer's two groups
-    (decayed parameters first), or from `named_parameters()` if there is one group.
+    A state dict identifies parameters by number. Their names are taken from the first
+    of these sources that exists: `param_names` in the file; `groups`; Trainer's two
+    groups (decayed parameters first), or `named_parameters()` for a single group.
     Trainer's groups depend on its version: they are those of `decay_rule`, or those of
     the only version whose groups have the lengths and shapes of the file. Without
     names, an exchange of two parameters of equal shape cannot be detected; parameters
@@ -44,7 +44,7 @@ def opt_state_from_torch(
             `AdamWState` or `AdafactorState` and defines dtypes and devices.
         params: parameters of `opt_state`, or their shapes.
         state_dict: torch's `optimizer.state_dict()`.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         groups: names of the parameters of each group, in the order in which they were
             passed to torch.
         layouts: layouts that `adafactor_tf` was built with.
@@ -116,7 +116,7 @@ def torch_from_opt_state(
     Args:
         opt_state: the state of an optimizer that contains `adamw_tf` or `adafactor_tf`.
         params: parameters of `opt_state`.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
             that its optimizer was built with. `params` of a group is not read.

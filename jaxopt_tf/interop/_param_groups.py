@@ -17,8 +17,8 @@ Groups = Sequence[Sequence[str]]
 TODAYS_RULE = "transformers_v5"
 _SHOWN = 3  # names that a message lists
 
-# Settings that every group of AdamW, or every group of Adafactor, has. A file without
-# them was written by another optimizer.
+# One setting per optimizer that all of its groups have: AdamW's `betas` and Adafactor's
+# `clip_threshold`. A file without it was written by another optimizer.
 _NEEDED = {"betas", "clip_threshold"}
 # Settings that the schedule changes, or that do not affect the updates.
 _NOT_COMPARED = {
@@ -131,7 +131,7 @@ def resolve_groups(
 
     Args:
         num_groups: number of groups.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         groups: the result, if it is known; None for `named_parameters()` if there is
             one group, else for Trainer's two groups.
         rule: decay rule that makes Trainer's groups.
@@ -183,8 +183,9 @@ def groups_of_file(
     names: ParamNames,
     rule: DecayRule,
 ) -> Groups:
-    """Returns the names in the groups of a file without names, of an ordered model.
+    """Returns the parameter names of each group of a file that contains no names.
 
+    The order of the model's parameters must be known.
     The groups are those of `rule` if the numbers and shapes of parameters match, else
     those of the only rule of Trainer that matches. The version of Trainer is not always
     known, and its rule determines the order of the parameters.
@@ -230,7 +231,7 @@ def check_decay(
 
     Args:
         theirs: True for decayed parameters, by torch name.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         recipe: recipe of the run that resumes.
         file: name of the file, for messages.
 

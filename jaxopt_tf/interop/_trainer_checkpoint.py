@@ -83,7 +83,7 @@ def read_trainer_checkpoint(
     Args:
         folder: the folder.
         params: parameters of the right structure, dtypes and devices, or their shapes.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         recipe: the recipe of the run. The rate, schedule and groups in the files must
             agree with it.
         opt_state: the result of `optimizer.init(params)`, for an optimizer that decays
@@ -175,7 +175,7 @@ def decay_rule_from_checkpoint(
 
     Args:
         folder: a Trainer's checkpoint folder.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         groups: names of the parameters of each group, as for `read_trainer_checkpoint`.
 
     Returns:

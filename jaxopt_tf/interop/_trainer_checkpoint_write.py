@@ -80,7 +80,7 @@ def write_trainer_checkpoint(
             `output_dir`.
         params: the parameters.
         opt_state: state of an optimizer that contains `adamw_tf` or `adafactor_tf`.
-        names: leaf of each torch parameter.
+        names: names of torch's parameters, with the leaf of each.
         recipe: the recipe of the run. The groups are those of its `decay_rule` if that
             is a version's rule or a sequence of patterns, else those of
             "transformers_v5". Trainer makes groups by the rule of its version, and

@@ -16,8 +16,8 @@ from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
 from ..sharding import axis_sizes
 from ._job import Job, num_batch_shards
 
-# Settings of a single start. They are not written to config.json: every later start
-# that reads the file would again return to that checkpoint.
+# Settings that apply to a single start. They are not written to config.json, because
+# later starts read that file and would apply them again.
 OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
 
 # Keys that a checkpoint records in addition to the settings: the fingerprint of the
@@ -320,7 +320,8 @@ def _conflicts_of_start(job: Job) -> Iterator[str]:
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():
         found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
-        why = f"does not exist; its folder contains {', '.join(found) or 'none'}."
+        listed = ", ".join(found) or "no checkpoints"
+        why = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
         if checkpoint.exists():
             why = "is a file. Name the folder that contains it."
         yield (

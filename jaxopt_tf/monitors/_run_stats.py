@@ -107,9 +107,9 @@ class RunningStats:
     def _is_full(self, block: Block) -> bool:
         if not self.recent:
             return False
-        # A constant rate of a schedule is exactly constant, so that a small tolerance
-        # is enough. The update ratio, which replaces an unknown rate, fluctuates, and
-        # is large at the start of a run with Adam.
+        # A known rate has no noise, so that a small tolerance is enough. The update
+        # ratio, which replaces an unknown rate, fluctuates, and is large at the start
+        # of a run with Adam.
         is_known = block.rate != block.update_ratio
         rise, share = (1e-6, 0.5) if is_known else (0.1, 0.2)
         is_rising = block.rate > self.recent[-1].rate * (1 + rise)

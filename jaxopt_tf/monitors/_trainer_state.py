@@ -41,8 +41,8 @@ def trainer_state(
 ) -> Monitor:
     """Writes `trainer_state.json`, for `TrainerState` of transformers 4.50 or later.
 
-    The file is written atomically, at every evaluation and at the end, but not for
-    evaluations that are replayed from a log, whose windows have no `seconds`.
+    The file is written atomically, at every evaluation and at the end. Evaluations that
+    are replayed from a log do not write it; a replayed window has NaN as `seconds`.
     `log_history` contains the entries that Trainer would log:
 
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}

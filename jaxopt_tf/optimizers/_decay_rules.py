@@ -85,7 +85,7 @@ def _norm_types(minor: int) -> frozenset[str]:
 
 
 def _trainer_rule(minor: int) -> DecayRule:
-    """Returns the rule of Transformers 4.`minor`, which is that of 5 from 4.56 on."""
+    """Returns the rule of Transformers 4.`minor`; version 5 uses that of 4.56."""
     norm_types = _norm_types(minor)
     if minor < 49:
         return DecayRule(("bias",), norm_types=norm_types)
@@ -94,7 +94,8 @@ def _trainer_rule(minor: int) -> DecayRule:
     return DecayRule(_TRANSFORMERS_V5, True, norm_types)
 
 
-# Minor versions of 4.x in which the rule changed, and the last of them.
+# Minor versions of 4.x that introduced a rule; 40 is the oldest supported version. The
+# rule of 4.56 is still in use, under the name "transformers_v5".
 _FIRST_MINORS = (40, 43, 45, 46, 48, 49, 53)
 _LAST_CHANGE = 56
 

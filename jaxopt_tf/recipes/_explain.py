@@ -81,7 +81,7 @@ class Explanation:
         size = self.state_bytes / max(1, self.num_params)
         lines.append(
             f"{self.num_params:,} parameters, {self.num_decayed:,} of them decayed; "
-            f"{self.state_bytes:,} bytes of state, {size:.2f} a parameter"
+            f"{self.state_bytes:,} bytes of state, {size:.2f} per parameter"
         )
         return "\n".join(lines)
 

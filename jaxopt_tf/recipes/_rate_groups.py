@@ -165,10 +165,10 @@ def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
         unused = [pattern for pattern in patterns if pattern not in found]
         if unused and names:
             raise ValueError(
-                "`rate_groups` must each contain a parameter, but the pattern "
-                f"{unused[0]!r} is the first match for none of the "
-                f"{len(names)} names, such as {names[0]!r}. Correct the pattern, "
-                "or move it before the pattern that matches its parameters."
+                "`rate_groups` must each select a parameter, but the pattern "
+                f"{unused[0]!r} matches none of the {len(names)} names, such as "
+                f"{names[0]!r}, or only names that an earlier pattern matches. Correct "
+                "the pattern, or move it before the earlier one."
             )
         structure: Any = jax.tree.structure(params)
         return structure.unflatten(found)

@@ -73,11 +73,14 @@ def reduce_lr_on_plateau(
 ) -> MetricDrivenSchedule:
     """Reduces the rate after more than `patience` metrics without an improvement.
 
-        better, min:  metric < best * (1 - threshold), "abs": metric < best - threshold
-        better, max:  metric > best * (1 + threshold), "abs": metric > best + threshold
-        bad > patience:  rate = max(rate * factor, min_lr), if that is over eps lower
+        mode "min", "rel":  better = metric < best * (1 - threshold)
+        mode "min", "abs":  better = metric < best - threshold
+        mode "max", "rel":  better = metric > best * (1 + threshold)
+        mode "max", "abs":  better = metric > best + threshold
 
-    NaN is never better. `update` is called once per evaluation.
+    After more than `patience` consecutive metrics that are not better, the rate becomes
+    max(rate * factor, min_lr), unless this lowers it by at most `eps`. NaN is never
+    better. `update` is called once per evaluation.
 
     Args:
         learning_rate: initial rate; at least 0.
@@ -163,7 +166,8 @@ def greedy(
         bad > patience:   rate = max(rate * factor, min_lr), if that is over eps lower
 
     A metric is good if it improves on the best so far, as in `reduce_lr_on_plateau`;
-    NaN never does. After `reset_start` reductions at `min_lr` the state is reset.
+    NaN never does. After `reset_start` reductions at `min_lr` without an increase, the
+    rate and the best metric return to their initial values.
 
     The defaults are those of Transformers. With them, a rate below `min_lr` = 1e-3 can
     only increase: for a rate such as 5e-5 pass `min_lr` and `max_lr`.
@@ -173,7 +177,8 @@ def greedy(
         mode: "min" if a lower metric is better, "max" if a higher metric is better.
         factor: factor of a reduction, divisor of an increase; greater than 0 and less
             than 1.
-        patience: the rate changes after more consecutive metrics than this; at least 0.
+        patience: number of consecutive good, or bad, metrics after which the next one
+            changes the rate; at least 0.
         threshold: minimum improvement; at least 0.
         threshold_mode: "rel" for a threshold relative to the best metric, "abs" for an
             absolute one.

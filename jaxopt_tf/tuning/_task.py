@@ -47,9 +47,9 @@ class Task:
         """Checks the types of the functions and of `held_out`."""
         # Checked here, because they are called much later, while a step is traced.
         functions = {
-            "loss_fn": "of parameters and a batch",
-            "init": "of a seed that returns parameters",
-            "batches": "of a recipe that returns batches from the first one on",
+            "loss_fn": "(params, batch) -> (summed loss, number of items)",
+            "init": "(seed) -> parameters",
+            "batches": "(recipe) -> iterable of batches",
         }
         for name, of in functions.items():
             value = getattr(self, name)

@@ -252,7 +252,7 @@ def test_bytes_need_a_vocabulary_of_256():
 
 def test_names_the_checkpoints_that_there_are(tmp_path):
     (tmp_path / "checkpoint-200").mkdir()
-    with pytest.raises(ValueError, match="its folder contains checkpoint-200."):
+    with pytest.raises(ValueError, match="contains checkpoint-200."):
         config_with(resume_from_checkpoint=tmp_path / "checkpoint-300")
     config_with(resume_from_checkpoint=tmp_path / "checkpoint-200")
 
