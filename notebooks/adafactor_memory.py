@@ -193,7 +193,7 @@ for name, make in (("AdamW", adamw_tf), ("Adafactor", adafactor_trainer)):
     runs[name] = jax.jit(jax.vmap(lambda rate, make=make: trained(make, rate)))(rates)
     best = int(jnp.argmin(runs[name][1]))
     losses = ", ".join(f"{loss:.3f}" for loss in runs[name][1])
-    print(f"{name:10} held-out loss {losses}; best at {rates[best]:g}")
+    print(f"{name:10} evaluation loss {losses}; best at {rates[best]:g}")
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -204,7 +204,7 @@ for name, (losses, after) in runs.items():
     left.plot(np.arange(1, num_steps + 1), losses[best], label=label, **styles[name])
     right.semilogx(rates, after, "o-", label=name, **styles[name])
 left.set(xlabel="step", ylabel="training loss (nats per byte)")
-right.set(xlabel="peak learning rate", ylabel="held-out loss (nats per byte)")
+right.set(xlabel="peak learning rate", ylabel="evaluation loss (nats per byte)")
 right.set_xticks(rates, [f"{rate:g}" for rate in rates])
 right.minorticks_off()
 left.legend()

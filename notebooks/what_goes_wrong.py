@@ -235,7 +235,9 @@ for axis, seen, title in (
     (axes[1], more_text, f"{split:,} characters"),
 ):
     axis.plot(np.arange(1, 401), smooth(seen.losses), "0.6", label="training")
-    axis.plot(*zip(*seen.held_out.items(), strict=True), "ko-", ms=4, label="held out")
+    axis.plot(
+        *zip(*seen.held_out.items(), strict=True), "ko-", ms=4, label="evaluation"
+    )
     axis.set(xlabel="step", title=title)
 axes[0].axvline(max(ended.held_out), color="k", ls=":", label="patience ends here")
 axes[0].set(ylabel="loss (nats per character)")
@@ -244,7 +246,7 @@ axes[1].legend()
 plt.show()
 tell(by_heart=by_heart, more_text=more_text)
 print(
-    f"with patience: ended at step {max(ended.held_out)}, best held-out loss "
+    f"with patience: ended at step {max(ended.held_out)}, best evaluation loss "
     f"{min(ended.held_out.values()):.3f}"
 )
 
