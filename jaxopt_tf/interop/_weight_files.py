@@ -107,6 +107,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
             ) from error
 
     def specs(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+        # A `safe_open` file is no mapping and cannot be iterated over.
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
 

@@ -346,7 +346,7 @@ def _on_host(name: str, value: Any) -> float:
     return float(value)
 
 
-def _check_state(state: Any, kind: type) -> None:
+def _check_state(state: Any, kind: type[PlateauState] | type[GreedyState]) -> None:
     """Raises unless `state` is a `kind` with Python numbers."""
     if not isinstance(state, kind):
         raise TypeError(
@@ -354,10 +354,10 @@ def _check_state(state: Any, kind: type) -> None:
             "the result of `init()` or of the previous `update`."
         )
     # A state that was passed through `jax.jit` contains a rate rounded to float32.
-    if not isinstance(state.learning_rate, float):  # type: ignore[attr-defined]
+    if not isinstance(state.learning_rate, float):
         raise TypeError(
             "`state` must contain Python numbers, got a `learning_rate` of type "
-            f"{type(state.learning_rate).__name__}. "  # type: ignore[attr-defined]
+            f"{type(state.learning_rate).__name__}. "
             "Do not pass the state to compiled functions; pass `state.learning_rate` "
             "to `set_learning_rate`."
         )

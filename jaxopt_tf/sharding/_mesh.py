@@ -9,6 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 
 from .. import _checks
+from .._checks import counted
 
 
 def make_mesh(
@@ -118,11 +119,7 @@ def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
         cure = f" It would fit with {' or '.join(fits)}." if fits else ""
         raise ValueError(
             f"the product of `axes` must be the number of devices, got {listed}, "
-            f"{_counted(num_places, 'place')} for {_counted(num_devices, 'device')}."
+            f"{counted(num_places, 'place')} for {counted(num_devices, 'device')}."
             + cure
         )
     return sizes
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -77,6 +77,7 @@ class ParallelRuns:
         *,
         params: Mapping[int, PyTree] = _NONE,
         keeps_states: bool = False,
+        evaluates: bool = True,
     ) -> Iterator[Group]:
         """Trains runs up to a step, and yields each group after it has reached it.
 
@@ -88,7 +89,9 @@ class ParallelRuns:
                 their first step.
             params: initial parameters of runs by index, instead of those of the task.
             keeps_states: whether groups contain the states of their runs.
+            evaluates: whether the runs are evaluated after the last step.
         """
+        evaluations = self.evaluations if evaluates else []
         for varied in self._programs:
             chosen = [i for i in varied if i in runs]
             if not chosen:
@@ -105,7 +108,7 @@ class ParallelRuns:
                 cohort = start(program, group + group[:1] * (width - n))
                 losses = cohort.advance(min(until, cohort.longest))
                 # [E, 2, width], without the copies that fill up the group.
-                sums = np.array([cohort.summed_losses(b) for b in self.evaluations])
+                sums = np.array([cohort.summed_losses(b) for b in evaluations])
                 totals, num_items = sums.reshape(-1, 2, width)[:, :, :n].swapaxes(0, 1)
                 ended = unstacked(cohort.state, n) if keeps_states else []
                 del cohort  # frees device memory before the next group starts
@@ -113,10 +116,7 @@ class ParallelRuns:
 
     def initial_states(self, runs: Sequence[int]) -> dict[int, VmapState]:
         """Returns the states of runs before their first step, on the host."""
-        # Training up to step 0, without an evaluation.
-        task = dataclasses.replace(self.task, held_out=())
-        starting = dataclasses.replace(self, task=task)
-        groups = starting.train_to(runs, 0, keeps_states=True)
+        groups = self.train_to(runs, 0, keeps_states=True, evaluates=False)
         return {i: s for g in groups for i, s in zip(g.runs, g.states, strict=True)}
 
     @functools.cached_property
