@@ -5,7 +5,7 @@ batches = Batches(corpus, block_size=64, batch_size=8, seed=42)
 """
 
 from ._batches import Batches as Batches
-from ._batches import held_out_batches as held_out_batches
+from ._batches import evaluation_batches as evaluation_batches
 from ._batches import training_windows as training_windows
 from ._corpus import Corpus as Corpus
 from ._corpus import min_token_dtype as min_token_dtype

@@ -109,7 +109,7 @@ class Batches:
         return map(self.__getitem__, itertools.count(start))
 
 
-def held_out_batches(
+def evaluation_batches(
     corpus: Corpus, *, block_size: int, batch_size: int, num_tokens: int = 2**16
 ) -> list[np.ndarray]:
     """Returns batches for evaluation, spread evenly over the evaluation part.
@@ -129,7 +129,7 @@ def held_out_batches(
     """
     batch_size = _checks.whole_number("batch_size", batch_size, least=1)
     _checks.positive("num_tokens", num_tokens)
-    windows = _Windows(corpus.held_out, block_size, "evaluation", corpus.unit)
+    windows = _Windows(corpus.evaluation, block_size, "evaluation", corpus.unit)
     batch_size = min(batch_size, len(windows))
     wanted = max(1, num_tokens // (windows.block_size * batch_size))
     num_batches = min(wanted, len(windows) // batch_size)

@@ -32,7 +32,7 @@ class Corpus(NamedTuple):
     """Tokens of a text in two parts, for training and for evaluation."""
 
     training: TokenStream
-    held_out: TokenStream
+    evaluation: TokenStream
     vocab_size: int  # upper limit of the tokens, exclusive
     num_documents: int
     unit: Literal["bytes", "tokens"]  # name of a token, in the plural
@@ -55,7 +55,7 @@ def make_corpus(
     vocab_size: int,
     end: int | None,
     unit: Literal["bytes", "tokens"],
-    is_held_out: np.ndarray | None = None,
+    is_evaluation: np.ndarray | None = None,
 ) -> Corpus:
     """Builds a corpus whose documents are split into two parts.
 
@@ -65,7 +65,7 @@ def make_corpus(
         vocab_size: number of different tokens.
         end: token that follows each document; None for none.
         unit: name of a token.
-        is_held_out: [d], bool: True for evaluation documents; None to use `split`.
+        is_evaluation: [d], bool: True for evaluation documents; None to use `split`.
 
     Raises:
         ValueError: if there are no documents.
@@ -76,15 +76,15 @@ def make_corpus(
             "`text` must contain at least one document, got none. Give files with text."
         )
     parts = split(documents)
-    if is_held_out is not None:
-        parts = _select(documents, ~is_held_out), _select(documents, is_held_out)
-    training, held_out = (
+    if is_evaluation is not None:
+        parts = _select(documents, ~is_evaluation), _select(documents, is_evaluation)
+    training, evaluation = (
         TokenStream(files, part, end=end, dtype=min_token_dtype(vocab_size))
         for part in parts
     )
     return Corpus(
         training=training,
-        held_out=held_out,
+        evaluation=evaluation,
         vocab_size=vocab_size,
         num_documents=num_documents,
         num_tokens=int(documents.length.sum()),
@@ -109,16 +109,16 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
     tail = np.where(is_cut, length // _HELD_OUT, 0)
     whole = np.flatnonzero(~is_cut)
     whole = whole[np.argsort(_mixed(whole), kind="stable")]
-    is_held_out = np.zeros(len(length), bool)
+    is_evaluation = np.zeros(len(length), bool)
     # The documents in the order of their hashes, as long as their sum is below a tenth.
     is_within_a_tenth = _HELD_OUT * np.cumsum(length[whole]) <= length[whole].sum()
-    is_held_out[whole[is_within_a_tenth]] = True
+    is_evaluation[whole[is_within_a_tenth]] = True
     heads = documents._replace(length=length - tail)
     ends = documents._replace(
         start=np.where(is_cut, start + length - tail, start),
         length=np.where(is_cut, tail, length),
     )
-    return _select(heads, ~is_held_out), _select(ends, is_held_out | (tail > 0))
+    return _select(heads, ~is_evaluation), _select(ends, is_evaluation | (tail > 0))
 
 
 def min_token_dtype(vocab_size: int) -> np.dtype:

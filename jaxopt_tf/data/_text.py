@@ -20,7 +20,7 @@ _LEFT_OUT = frozenset(
 )
 # End-of-document token: a byte that UTF-8 text files do not contain in practice. Files
 # that contain it are rejected.
-_END_OF_FILE = 0
+_END_OF_DOCUMENT = 0
 
 
 def standard_library() -> Corpus:
@@ -31,17 +31,17 @@ def standard_library() -> Corpus:
     both parts. They are selected by a hash of the name, equally on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files, held_out = [], []
+    files, evaluation = [], []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         file = None if _LEFT_OUT.intersection(parts) else _read(path)
         if isinstance(file, TokenFile):
             files.append(file)
-            held_out.append(is_held_out(parts[0].removesuffix(".py")))
-    return _in_bytes(files, np.asarray(held_out, bool))
+            evaluation.append(is_evaluation(parts[0].removesuffix(".py")))
+    return _in_bytes(files, np.asarray(evaluation, bool))
 
 
-def is_held_out(module: str) -> bool:
+def is_evaluation(module: str) -> bool:
     """Returns True if a top-level module is for evaluation; one in ten is."""
     # The built-in `hash` of a string differs between processes.
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
@@ -82,7 +82,7 @@ def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
 
 
 def _in_bytes(
-    files: Sequence[TokenFile], is_held_out: np.ndarray | None = None
+    files: Sequence[TokenFile], is_evaluation: np.ndarray | None = None
 ) -> Corpus:
     documents = Documents(
         file=np.arange(len(files), dtype=np.int32),
@@ -93,9 +93,9 @@ def _in_bytes(
         files,
         documents,
         vocab_size=256,
-        end=_END_OF_FILE,
+        end=_END_OF_DOCUMENT,
         unit="bytes",
-        is_held_out=is_held_out,
+        is_evaluation=is_evaluation,
     )
 
 
@@ -145,7 +145,7 @@ def _read(path: Path) -> TokenFile | str:
     num_bytes, num_lines = 0, 1
     try:
         for chunk in chunks(path):
-            end = chunk.find(_END_OF_FILE)
+            end = chunk.find(_END_OF_DOCUMENT)
             if end >= 0:
                 # Raises if an earlier byte is invalid, which is then reported instead.
                 decoder.decode(chunk[:end], final=True)

@@ -18,7 +18,7 @@ from ._job import Job, num_batch_shards
 
 # Settings that apply to a single start. They are not written to config.json, because
 # later starts read that file and would apply them again.
-OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
+PER_START_SETTINGS = ("resume_from_checkpoint", "intended_changes")
 
 # Keys that a checkpoint records in addition to the settings: the fingerprint of the
 # data, their size as text, and the number of sequences of a micro-batch on all devices.
@@ -26,7 +26,9 @@ DATA = "data"
 DATA_SIZE = "data_size"
 SEQUENCES = "sequences"
 
-_NUM_BYTES = 256  # vocabulary size of text without a tokenizer: one token per byte
+_BYTE_VOCAB_SIZE = (
+    256  # vocabulary size of text without a tokenizer: one token per byte
+)
 
 # Settings that do not change the losses and parameters of a run: output paths and
 # intervals, and the devices. `text` and `tokenizer` are left out because the
@@ -34,7 +36,7 @@ _NUM_BYTES = 256  # vocabulary size of text without a tokenizer: one token per b
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "tokenizer", "output_dir", "logging_steps", "save_steps"),
     *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
-    *OF_ONE_START,
+    *PER_START_SETTINGS,
 )
 
 
@@ -115,7 +117,7 @@ class RunConfig:
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in settings.items()
-            if name not in OF_ONE_START
+            if name not in PER_START_SETTINGS
         }
 
 
@@ -278,7 +280,7 @@ def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
             f"`eos_token_id` must be below `vocab_size`, which is {model.vocab_size}, "
             f"got {job.eos_token_id!r}. Give the `vocab_size` of the tokens."
         )
-    if not ready and job.tokenizer is None and model.vocab_size < _NUM_BYTES:
+    if not ready and job.tokenizer is None and model.vocab_size < _BYTE_VOCAB_SIZE:
         yield (
             f"`vocab_size` must be at least 256 for bytes, got {model.vocab_size!r}. "
             "Leave it out, or give a `tokenizer`."
@@ -328,7 +330,7 @@ def _conflicts_of_start(job: Job) -> Iterator[str]:
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
             f"{str(checkpoint)!r} {why}"
         )
-    known = [name for name in (*_OWNERS, DATA) if name not in OF_ONE_START]
+    known = [name for name in (*_OWNERS, DATA) if name not in PER_START_SETTINGS]
     for name in job.intended_changes:
         if name not in known:
             yield (

@@ -144,7 +144,7 @@ def _not_replaced(
     values: Mapping[str, Any], typed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the fields that are not overridden by a setting in `typed`."""
-    replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.ours in typed}
+    replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.setting in typed}
     return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 

@@ -32,7 +32,7 @@ from ..models import (
 from ..recipes import Recipe, recipe_settings
 from ._config import RunConfig
 from ._job_arguments import EVALUATION_FIELDS, job_settings
-from ._run_io import Run, first_position, read_run, write_run
+from ._run_io import Run, first_run_state, read_run, write_run
 
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 # Remedies for errors of `interop`, by the name of the argument. The remedies of
@@ -152,7 +152,7 @@ def import_run(
         rule = interop.decay_rule_from_checkpoint(checkpoint, names, groups=groups)
         recipe = dataclasses.replace(config.recipe, decay_rule=rule)
         config = dataclasses.replace(config, recipe=recipe)
-    start = first_position(config.recipe, config.model, params)
+    start = first_run_state(config.recipe, config.model, params)
     # optimizer.pt is compared with the recipe in the files. `settings` may change the
     # recipe of the imported run.
     with _remedies(_OF_CHECKPOINT):
@@ -199,7 +199,7 @@ def export_run(
             "checkpoint-<step> that the run was imported from."
         )
     run = read_run(Path(folder))
-    state, schedule_state = run.position.state, run.position.schedule_state
+    state, schedule_state = run.run_state.state, run.run_state.schedule_state
     # The optimizer's counter is smaller than `state.step` by the number of skipped
     # updates. torch's scheduler counts the updates, too.
     (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
@@ -305,12 +305,12 @@ def _position(
     return training.RunState(state, start.progress, read.schedule_state)
 
 
-def _write(config: RunConfig, position: training.RunState) -> None:
+def _write(config: RunConfig, run_state: training.RunState) -> None:
     folder = config.job.output_dir
     assert folder is not None
     folder.mkdir(parents=True)
     try:
-        write_run(Run(config.recipe, config.model, config.job, position))
+        write_run(Run(config.recipe, config.model, config.job, run_state))
     except BaseException:  # an incomplete folder would block the next import
         shutil.rmtree(folder, ignore_errors=True)
         raise

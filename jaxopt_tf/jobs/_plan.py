@@ -99,7 +99,7 @@ def _plan_on(
 ) -> planning.Plan:
     """Computes a plan of the compiled step, or of shapes alone if a note is given."""
     setup = build_setup(config, mesh)
-    state, batch = setup.position.state, setup.batch
+    state, batch = setup.run_state.state, setup.batch
     parts = {
         "parameters": state.params,
         "optimizer state": state.opt_state,

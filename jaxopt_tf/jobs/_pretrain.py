@@ -14,7 +14,7 @@ import numpy as np
 from .. import checkpoints, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
-from ..data import Batches, held_out_batches
+from ..data import Batches, evaluation_batches
 from ..sharding import make_mesh
 from ._config import RunConfig
 from ._job import Job, mesh_axes
@@ -87,19 +87,21 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
                     eval_steps=job.eval_steps,
                     selection=job.selection,
                     metric_schedule=setup.metric_schedule,
-                    save=_Save(save, run, job),
+                    save=_CheckpointSaver(save, run, job),
                     save_steps=job.save_steps,
                     save_best=True,
                     should_stop=should_stop,
                 )
-        stopped_by = should_stop.signal if trained.ended == "asked" else None
+        stopped_by = (
+            should_stop.signal if trained.stop_reason == "should_stop" else None
+        )
         return _finish(config, run, trained, evaluate, stopped_by)
 
 
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if run.checkpoint is None:
         return setup.init()
-    start = training.restore_position(run.checkpoint, setup.position)
+    start = training.restore_run_state(run.checkpoint, setup.run_state)
     if job.on_non_finite == "skip":
         return start
     # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.
@@ -117,12 +119,12 @@ def _make_evaluate(
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
         return jax.make_array_from_callback(batch.shape, sharding, batch.__getitem__)
 
-    held_out = held_out_batches(
+    evaluation = evaluation_batches(
         run.corpus, block_size=block_size, batch_size=run.num_sequences
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
     # The batches are transferred to the devices once and kept for all evaluations.
-    return training.make_evaluate(eval_step, list(map(sharded, held_out)))
+    return training.make_evaluate(eval_step, list(map(sharded, evaluation)))
 
 
 def _sharded(
@@ -153,7 +155,7 @@ def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Ca
     return blocking
 
 
-class _Save:
+class _CheckpointSaver:
     """Function that saves checkpoints for `training.train`.
 
     A checkpoint that is saved only because its evaluation is the best so far is
@@ -165,18 +167,21 @@ class _Save:
         self._saving, self._run, self._job = saving, run, job
         self._extra: int | None = None  # step of the checkpoint that `replaces` names
 
-    def __call__(self, position: training.RunState) -> None:
+    def __call__(self, run_state: training.RunState) -> None:
         # The log is flushed to disk before the checkpoint is written. Otherwise, after
         # a power failure, a checkpoint could exist whose log lacks its last lines.
         if is_primary_process():
             with self._run.log.open("rb") as log:
                 os.fsync(log.fileno())
-        step, replaces = int(position.state.step), None
-        if position.progress.best_step == step and not self._job.load_best_model_at_end:
+        step, replaces = int(run_state.state.step), None
+        if (
+            run_state.progress.best_step == step
+            and not self._job.load_best_model_at_end
+        ):
             replaces = self._extra
             self._extra = None if step % self._job.save_steps == 0 else step
         notes = {"settings": dict(self._run.settings)}
-        training.save_position(self._saving, position, notes, replaces=replaces)
+        training.save_run_state(self._saving, run_state, notes, replaces=replaces)
 
 
 def _finish(
@@ -187,12 +192,12 @@ def _finish(
     stopped_by: int | None,
 ) -> RunResult:
     """Returns the final parameters and losses, and prints the summary."""
-    end, loss = trained.position, None
+    end, loss = trained.run_state, None
     progress = end.progress
     if config.job.load_best_model_at_end and stopped_by is None:
         best = run.folder / f"checkpoint-{progress.best_step}"
         try:
-            end, loss = training.restore_position(best, end), progress.best_metric
+            end, loss = training.restore_run_state(best, end), progress.best_metric
         except ValueError as error:  # damaged or missing
             if is_primary_process():
                 print(

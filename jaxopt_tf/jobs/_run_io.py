@@ -22,7 +22,7 @@ class Run(NamedTuple):
     recipe: Recipe
     model: GPT2Config
     job: Job
-    position: training.RunState
+    run_state: training.RunState
 
 
 def write_run(run: Run) -> Path:
@@ -49,7 +49,7 @@ def write_run(run: Run) -> Path:
         data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         with checkpoints.open_checkpoints(lock) as saving:
             notes = {"settings": settings | data}
-            path = training.save_position(saving, run.position, notes)
+            path = training.save_run_state(saving, run.run_state, notes)
         write_config(folder, settings)
     return path
 
@@ -76,11 +76,11 @@ def read_run(folder: Path) -> Run:
     # A checkpoint can be restored on any mesh. The whole state is placed on one device,
     # whatever mesh the run had.
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
-    position = training.restore_position(checkpoint, setup.position)
-    return Run(config.recipe, config.model, config.job, position)
+    run_state = training.restore_run_state(checkpoint, setup.run_state)
+    return Run(config.recipe, config.model, config.job, run_state)
 
 
-def first_position(
+def first_run_state(
     recipe: Recipe, model: GPT2Config, params: PyTree
 ) -> training.RunState:
     """Returns the state of a run before its first step, with the given parameters."""

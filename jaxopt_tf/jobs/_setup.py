@@ -32,7 +32,7 @@ class Setup:
         optimizer: optimizer of the recipe, for the model's parameters.
         loss_fn: (params, batch, rng=None) -> (summed loss, number of tokens), with
             activations sharded over the mesh.
-        position: state of the run before the first step, as `jax.ShapeDtypeStruct`s
+        run_state: state of the run before the first step, as `jax.ShapeDtypeStruct`s
             with shardings.
         batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; a
             `jax.ShapeDtypeStruct` with its sharding.
@@ -46,7 +46,7 @@ class Setup:
     schedule: Schedule | MetricDrivenSchedule
     optimizer: optax.GradientTransformationExtraArgs
     loss_fn: training.LossFn
-    position: training.RunState
+    run_state: training.RunState
     batch: jax.ShapeDtypeStruct
     train_step: training.TrainStep
     eval_step: training.EvalStep
@@ -113,7 +113,7 @@ def build_setup(
         schedule=schedule,
         optimizer=optimizer,
         loss_fn=loss_fn,
-        position=training.RunState(state, schedule_state=schedule_state),
+        run_state=training.RunState(state, schedule_state=schedule_state),
         batch=_abstract_batch(config, mesh, num_sequences),
         train_step=train_step,
         eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype),

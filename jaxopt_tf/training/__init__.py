@@ -21,9 +21,9 @@ from ._loop import train as train
 from ._losses import cross_entropy as cross_entropy
 from ._resume import Resumable as Resumable
 from ._resume import RunState as RunState
-from ._resume import restore_position as restore_position
+from ._resume import restore_run_state as restore_run_state
 from ._resume import resumable as resumable
-from ._resume import save_position as save_position
+from ._resume import save_run_state as save_run_state
 from ._signals import StopRequest as StopRequest
 from ._signals import stop_on_signals as stop_on_signals
 from ._state import Metrics as Metrics
