@@ -13,8 +13,8 @@ from .. import _checks
 from ..data import is_ready_tokens
 from ..models import GPT2Config
 from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
-from ..sharding import axis_sizes
-from ._job import Job, num_batch_shards
+from ..sharding import axis_sizes, num_batch_shards
+from ._job import Job
 
 # Settings that apply to a single start. They are not written to config.json, because
 # later starts read that file and would apply them again.

@@ -1,7 +1,5 @@
 """Settings of a job: data, output folder, evaluations, checkpoints and devices."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +11,8 @@ from .._io import Kind, kinds_of
 from ..models import GPT2Config
 from ..sharding import axis_sizes
 
-# Supported mesh axes, and the subset over which the batch is sharded.
+# Supported mesh axes; the batch is sharded over `sharding.BATCH_AXES`.
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = MESH_AXES[:2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +124,6 @@ def mesh_axes(job: Job) -> str:
     if job.mesh is not None:
         return job.mesh
     return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
-
-
-def num_batch_shards(sizes: Mapping[str, int]) -> int:
-    """Returns the number of shards of a batch on a mesh with these axis sizes."""
-    return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
 
 
 def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:

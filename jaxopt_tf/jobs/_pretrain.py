@@ -1,4 +1,4 @@
-"""Pretraining of a GPT-2 from a configuration to the last checkpoint."""
+"""Training of a language model from a configuration to the last checkpoint."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ from .. import checkpoints, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
 from ..data import Batches, evaluation_batches
-from ..sharding import make_mesh
+from ..sharding import batch_sharding, make_mesh
 from ._config import RunConfig
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_folder import OpenRun, open_run, read_evaluations
-from ._setup import Setup, batch_sharding, build_setup
+from ._setup import Setup, build_setup
 
 
 def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResult:
-    """Trains a GPT-2, and reports on the console and in the run's folder.
+    """Trains a model, and reports on the console and in the run's folder.
 
     If the folder contains a run, training resumes from its newest valid checkpoint.
     Losses, parameters and the log are equal to those of an uninterrupted run, bit for
@@ -80,7 +80,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
                     start,
                     _sharded(batches, run.step, setup.batch),
                     max_steps=recipe.max_steps,
-                    monitors=build_monitors(config, run, batches)
+                    monitors=build_monitors(config, setup.model, run, batches)
                     if is_primary_process()
                     else [],
                     evaluate=evaluate,

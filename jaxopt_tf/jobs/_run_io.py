@@ -7,7 +7,7 @@ import jax
 
 from .. import checkpoints, training
 from .._typing import PyTree
-from ..models import GPT2Config
+from ..models import ModelConfig, build_model
 from ..recipes import Recipe
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
@@ -20,7 +20,7 @@ class Run(NamedTuple):
     """Settings of a run and its state at one step."""
 
     recipe: Recipe
-    model: GPT2Config
+    model: ModelConfig
     job: Job
     run_state: training.RunState
 
@@ -81,10 +81,11 @@ def read_run(folder: Path) -> Run:
 
 
 def first_run_state(
-    recipe: Recipe, model: GPT2Config, params: PyTree
+    recipe: Recipe, model: ModelConfig, params: PyTree
 ) -> training.RunState:
     """Returns the state of a run before its first step, with the given parameters."""
-    schedule, optimizer = schedule_and_optimizer(recipe, model)
-    rng = recipe.seed if model.has_dropout else None
+    built = build_model(model)
+    schedule, optimizer = schedule_and_optimizer(recipe, built)
+    rng = recipe.seed if built.has_dropout else None
     state = training.init_train_state(params, optimizer, rng=rng)
     return training.RunState(state, schedule_state=init_schedule(schedule))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers.trainer_utils import rotate_checkpoints
 
 from jaxopt_tf.checkpoints._save import (
-    remove_incomplete,
     commit,
     find_checkpoints,
+    remove_incomplete,
     rotate,
 )
 
