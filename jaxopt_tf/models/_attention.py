@@ -24,9 +24,9 @@ RESIDUALS = "attention"
 
 _BATCH_AXES = ("data", "fsdp")
 _HEAD_AXIS = "tensor"
-# Tiles of the TPU kernel are multiples of 128, the number of lanes of a vector register.
-# Tiles of 512 x 512 scores fit in the scoped VMEM of v5e and v5p in float32 and with
-# heads of 256, and are large enough for the matrix units.
+# Tiles of the TPU kernel are multiples of 128, the number of lanes of a vector
+# register. Tiles of 512 x 512 scores fit in the scoped VMEM of v5e and v5p, in float32
+# and with heads of 256, too, and are large enough for the matrix units.
 _LANES = 128
 _MAX_TILE = 512
 
@@ -79,9 +79,9 @@ def make_attention(
 
     - "splash": JAX's Pallas kernel for TPUs, which skips masked tiles and stores no
       scores. Sequences are padded to a multiple of the tile, which is a multiple of 128
-      and at most 512. It takes float32 and bfloat16. On other devices it is interpreted,
-      which is slow. Its output and log-sum-exp have the name "attention" for policies of
-      `jax.checkpoint`.
+      and at most 512. It takes float32 and bfloat16. On other devices it is
+      interpreted, which is slow. Its output and log-sum-exp have the name "attention"
+      for policies of `jax.checkpoint`.
     - "cudnn": `jax.nn.dot_product_attention` with cuDNN's kernel for NVIDIA GPUs. It
       takes float16 and bfloat16, windows and grouped queries, but no `segment_ids`.
     - "xla": blocks of queries in plain operations, for all devices and dtypes.
@@ -180,8 +180,8 @@ def _on_mesh(
             if num_heads % n == 0 and (num_keys % n == 0 or n % num_keys == 0)
         ]
         raise ValueError(
-            f"`mesh` must divide the {num_heads} query heads and the {num_keys} key "
-            f"heads evenly, or its axis tensor must be a multiple of the key heads, got "
+            f"`mesh` must divide the {num_heads} query heads evenly, and the "
+            f"{num_keys} key heads evenly or be a multiple of them, got "
             f"tensor={num_parts}. The size may be {', '.join(map(str, fit))}; assign "
             "the remaining devices to data or fsdp."
         )
@@ -277,6 +277,7 @@ def _call_kernel(options, q, k, v, segment_ids):
 
     window, tile, interpret, _ = options
     num_heads, length = q.shape[1:3]
+    mask: Any
     if window is None:
         mask = splash.CausalMask((length, length))
     else:
@@ -314,7 +315,8 @@ def _cudnn(
         # JAX would convert a mask to a bias, [B, H, T, T], with a gradient as large.
         raise ValueError(
             "`segment_ids` must be None with the implementation 'cudnn', got shape "
-            f"{list(segment_ids.shape)}. Pass `implementation=None` to `make_attention`."
+            f"{list(segment_ids.shape)}. Call `make_attention` without "
+            "`implementation`."
         )
     return jax.nn.dot_product_attention(
         q,
@@ -344,18 +346,18 @@ def _check_arrays(
             "`q` must be floating-point, [B, T, H, D], got "
             f"{q.dtype} {list(q.shape)}. Split the width into heads."
         )
+    batch, length, num_heads, size = q.shape
     for name, x in (("k", k), ("v", v)):
-        batch, length, num_heads, size = q.shape
         fits = x.ndim == 4 and (*x.shape[:2], x.shape[3]) == (batch, length, size)
         if not fits or x.shape[2] != k.shape[2] or x.dtype != q.dtype:
             raise ValueError(
-                f"`{name}` must be {q.dtype} [B, T, K, D] with the dtype, B, T and D of "
-                f"`q` {list(q.shape)} and one K, got {x.dtype} {list(x.shape)}. Cached "
-                "keys need another function."
+                f"`{name}` must be [B, T, K, D] with the dtype, B, T and D of `q`, "
+                f"{q.dtype} {list(q.shape)}, and one K, got {x.dtype} "
+                f"{list(x.shape)}. Decoding with cached keys needs another function."
             )
-    if q.shape[2] % k.shape[2]:
+    if num_heads % k.shape[2]:
         raise ValueError(
-            f"`k` must have a number of heads that divides the {q.shape[2]} of `q`, got "
+            f"`k` must have a number of heads that divides the {num_heads} of `q`, got "
             f"{k.shape[2]}. Check num_key_value_heads of the model."
         )
     if segment_ids is None:

@@ -88,18 +88,19 @@ def _backward(options, residuals, dy):
     # Rows of the softmax sum to 1: its gradient is p * (dp - sum(p * dp)), and
     # sum(p * dp) over the keys equals sum(y * dy) over the D columns.
     delta = jnp.sum(y.astype(wide) * dy.astype(wide), axis=-1, keepdims=True)
-    dq, dk, dv = [], jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
+    of_rows = []
+    dk, dv = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
     for rows, keys in _blocks(q.shape[3], options[0]):
         q_rows, dy_rows = q[:, :, :, rows], dy[:, :, :, rows]
         scores = _scores(options, q, k, segment_ids, rows, keys)
         p = jnp.exp(scores - log_sums[:, :, :, rows])
         dp = product("bkgtd,bksd->bkgts", dy_rows, v[:, :, keys])
         ds = (p * (dp - delta[:, :, :, rows]) * scale).astype(q.dtype)
-        dq.append(product("bkgts,bksd->bkgtd", ds, k[:, :, keys]).astype(q.dtype))
+        of_rows.append(product("bkgts,bksd->bkgtd", ds, k[:, :, keys]).astype(q.dtype))
         of_keys = product("bkgts,bkgtd->bksd", ds, q_rows)
         of_values = product("bkgts,bkgtd->bksd", p.astype(v.dtype), dy_rows)
         dk, dv = dk.at[:, :, keys].add(of_keys), dv.at[:, :, keys].add(of_values)
-    dq = jnp.concatenate(dq, axis=3)
+    dq = jnp.concatenate(of_rows, axis=3)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
