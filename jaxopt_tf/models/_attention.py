@@ -24,6 +24,7 @@ RESIDUALS = "attention"
 
 _BATCH_AXES = ("data", "fsdp")
 _HEAD_AXIS = "tensor"
+_CUDNN_DTYPES = (jnp.float16, jnp.bfloat16)
 # Tiles of the TPU kernel are multiples of 128, the number of lanes of a vector
 # register. Tiles of 512 x 512 scores fit in the scoped VMEM of v5e and v5p, in float32
 # and with heads of 256, too, and are large enough for the matrix units.
@@ -157,7 +158,7 @@ def _default(
         return "splash" if is_supported and q.shape[1] >= _LANES else "xla"
     # The platform of GPUs by AMD is called "gpu", too.
     if platform == "gpu" and kind.startswith("NVIDIA"):
-        is_supported = q.dtype in (jnp.float16, jnp.bfloat16) and segment_ids is None
+        is_supported = q.dtype in _CUDNN_DTYPES and segment_ids is None
         return "cudnn" if is_supported else "xla"
     return "xla"
 
@@ -311,6 +312,11 @@ def _cudnn(
     window: int | None,
     scale: float,
 ) -> jax.Array:
+    if q.dtype not in _CUDNN_DTYPES:
+        raise ValueError(
+            "`q` must be float16 or bfloat16 with the implementation 'cudnn', got "
+            f"{q.dtype}. Call `make_attention` without `implementation`."
+        )
     if segment_ids is not None:
         # JAX would convert a mask to a bias, [B, H, T, T], with a gradient as large.
         raise ValueError(
@@ -333,8 +339,8 @@ def _cudnn_or_xla(q, k, v, segment_ids, *, window, scale):
     try:
         return _cudnn(q, k, v, segment_ids, window=window, scale=scale)
     except (NotImplementedError, RuntimeError):
-        # Head size, vmapped axis, architecture, or no cuDNN in this process: JAX
-        # raises the error while it traces.
+        # Raised while tracing: cuDNN is not installed, or does not support the size of
+        # the heads, the GPU or a vmapped axis.
         return blockwise_attention(q, k, v, segment_ids, window=window, scale=scale)
 
 
