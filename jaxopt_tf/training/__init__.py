@@ -5,6 +5,7 @@ state = init_train_state(params, optimizer)
 trained = train(train_step, state, batches, max_steps=1_000)
 """
 
+from ._chunked_loss import chunked_cross_entropy as chunked_cross_entropy
 from ._evaluation import Evaluation as Evaluation
 from ._evaluation import Progress as Progress
 from ._evaluation import Selection as Selection
