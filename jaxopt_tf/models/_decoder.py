@@ -92,7 +92,6 @@ def decoder_loss_of(
                 model.head(),
                 labels,
                 label_smoothing_factor,
-                constrain,
             )
 
     return loss_fn
@@ -156,7 +155,6 @@ def _head_loss(
     head: jax.Array,
     labels: jax.Array,
     label_smoothing_factor: float,
-    constrain: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the summed loss and the number of labels.
 
@@ -165,10 +163,9 @@ def _head_loss(
         head: [vocab_size, hidden_size].
         labels: [B, T].
         label_smoothing_factor: as for `decoder_loss_of`.
-        constrain: as for `decoder_loss_of`.
     """
     return training.cross_entropy(
-        constrain(hidden @ head.T),
+        hidden @ head.T,
         labels,
         label_smoothing_factor=label_smoothing_factor,
         ignore_index=_NO_LABEL,

@@ -9,6 +9,7 @@ Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral
     Qwen3 and SmolLM3 for their differences.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -108,8 +109,10 @@ class Decoder(nnx.Module):
     def head(self) -> jax.Array:
         """Returns the weights of the head, [vocab_size, hidden_size]."""
         if self.config.tie_word_embeddings:
-            return self.constrain_table(self.model.embed_tokens.embedding[...])
-        return self.constrain_table(self.lm_head.kernel[...].T)
+            return _gathered(
+                self.constrain_table, self.model.embed_tokens.embedding[...]
+            )
+        return _gathered(self.constrain_table, self.lm_head.kernel[...].T)
 
 
 class _Model(nnx.Module):
@@ -331,6 +334,29 @@ class _Linear(nnx.Module):
         return y + self.bias[...] if self.has_bias else y
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(constrain_table, table):
+    """Constrains a table in the forward pass only.
+
+    The transpose of a sharding constraint constrains the gradient as well. It would be
+    summed over the whole table on every device before it is divided into shards, which
+    moves twice the bytes of a reduce-scatter.
+    """
+    return constrain_table(table)
+
+
+def _gathered_forward(constrain_table, table):
+    return constrain_table(table), None
+
+
+def _gathered_backward(constrain_table, _, g):
+    del constrain_table
+    return (g,)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
 class _Embedding(nnx.Module):
     """Embedding table; NaN for a token outside of it."""
 
@@ -343,7 +369,7 @@ class _Embedding(nnx.Module):
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        table = self.constrain_table(self.embedding[...])
+        table = _gathered(self.constrain_table, self.embedding[...])
         # Mode "fill" counts negative indices from the end of the table.
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         x = jnp.take(table, index, axis=0, mode="fill")

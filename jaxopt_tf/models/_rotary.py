@@ -156,7 +156,7 @@ def rotation(
     position_ids: jax.Array, inv_freq: np.ndarray | jax.Array, factor: float
 ) -> Rotation:
     """Returns the cosines and sines for positions [B or 1, T]."""
-    angles = position_ids[..., None].astype(jnp.float32) * inv_freq
+    angles = position_ids[..., None].astype(jnp.float32) * inv_freq[None, None]
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
 
 

@@ -193,7 +193,7 @@ def _refusal(origin: str, problems: list[str]) -> ValueError:
 
 def _architecture_problems(given: Mapping[str, Any]) -> list[str]:
     listed = ", ".join(DECODER_CLASSES)
-    kind = str(given.get("model_type", ""))
+    kind = str(given.get("model_type") or "")
     if kind not in DECODER_CLASSES:
         found = f"{kind!r} is not supported" if kind else "is missing"
         return [f"`model_type` {found}; supported: {listed}"]
