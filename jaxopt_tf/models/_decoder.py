@@ -1,0 +1,246 @@
+"""Loss function and logits of a decoder."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .. import _checks, training
+from .._typing import PyTree
+from ._decoder_config import DecoderConfig
+from ._llama import AttentionFn, Decoder, Inputs, xla_attention
+from ._model import as_tokens, identity
+
+_NO_LABEL = -100  # label without a loss; PyTorch's default `ignore_index`
+Batch = jax.Array | Mapping[str, jax.Array]
+_KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
+
+
+class DecoderLossFn(Protocol):
+    """Loss function of a decoder."""
+
+    def __call__(
+        self, params: PyTree, batch: Batch, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the summed loss and the number of predicted tokens; (), float32."""
+        ...
+
+
+def decoder_loss_of(
+    config: DecoderConfig,
+    *,
+    label_smoothing_factor: float = 0.0,
+    constrain: Callable[[jax.Array], jax.Array] = identity,
+    constrain_table: Callable[[jax.Array], jax.Array] = identity,
+    matmul_precision: str | None = None,
+    attend: AttentionFn | None = None,
+) -> DecoderLossFn:
+    """Returns the loss function of a decoder.
+
+    A batch is either an array of integers, [B, T + 1], of which the first T predict the
+    last T and -100 pads the end of a row; or a dict of integer arrays, [B, T + 1], as
+    in Transformers:
+
+        input_ids: tokens.
+        labels: the same tokens, or -100 for a token that is not predicted.
+        segment_ids: number of the document of each token, from 1; 0 for padding.
+            Attention is restricted to a document. Optional.
+        position_ids: position of each token in its document. Optional. Without
+            `segment_ids`, a document starts wherever the position does not increase by
+            1, as in Transformers.
+
+    T is at most `block_size`. The loss is NaN if a token is outside the vocabulary.
+    With parameters in bfloat16, activations are bfloat16; normalizations, rotations,
+    softmax and the loss are computed in float32.
+
+    Args:
+        config: configuration of the model.
+        label_smoothing_factor: weight of the mean loss over the vocabulary, at least 0
+            and less than 1.
+        constrain: function that constrains activations, [B, T, ...], to their sharding
+            on a mesh.
+        constrain_table: the same for the embeddings and the weights of the head,
+            [vocab_size, hidden_size], before they are used.
+        matmul_precision: precision of matrix products in the forward and backward pass,
+            as for `jax.default_matmul_precision`; None for the precision that is
+            configured where the loss is called.
+        attend: attention function; None for attention by XLA.
+
+    Returns:
+        (params, batch, rng=None) -> (summed loss, number of predicted tokens). There is
+        no dropout, so that `rng` is ignored.
+
+    Raises:
+        ValueError: if `label_smoothing_factor` is out of range. The loss function
+            raises it if a batch has wrong keys or shapes, or is too long.
+        TypeError: if an argument has the wrong type. The loss function raises it if a
+            batch does not contain integers.
+    """
+    _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
+    graph = _graph_of(config, constrain, constrain_table, attend)
+
+    def loss_fn(params, batch, rng=None):
+        del rng
+        inputs, labels = _inputs_and_labels(batch, config.block_size)
+        with _products_in(matmul_precision):
+            model = nnx.merge(graph, params)
+            return _head_loss(
+                model.hidden(inputs),
+                model.head(),
+                labels,
+                label_smoothing_factor,
+            )
+
+    return loss_fn
+
+
+def decoder_logits_of(
+    config: DecoderConfig,
+    *,
+    constrain: Callable[[jax.Array], jax.Array] = identity,
+    constrain_table: Callable[[jax.Array], jax.Array] = identity,
+    matmul_precision: str | None = None,
+    attend: AttentionFn | None = None,
+) -> Callable[[PyTree, Batch], jax.Array]:
+    """Returns the function that computes the logits of the next token.
+
+    Args:
+        config: configuration of the model.
+        constrain: as for `decoder_loss_of`.
+        constrain_table: as for `decoder_loss_of`.
+        matmul_precision: as for `decoder_loss_of`.
+        attend: as for `decoder_loss_of`.
+
+    Returns:
+        (params, tokens) -> [B, T, vocab_size], in the dtype of the parameters. Tokens
+        are [B, T], or a dict with `input_ids`, and optionally `segment_ids` and
+        `position_ids`, all [B, T]. T may exceed `block_size`.
+    """
+    graph = _graph_of(config, constrain, constrain_table, attend)
+
+    def logits_fn(params, batch):
+        arrays = _arrays_of(batch, least=1)
+        inputs = _inputs(arrays, slice(None))
+        with _products_in(matmul_precision):
+            model = nnx.merge(graph, params)
+            return constrain(model.hidden(inputs) @ model.head().T)
+
+    return logits_fn
+
+
+def _graph_of(
+    config: DecoderConfig,
+    constrain: Callable[[jax.Array], jax.Array],
+    constrain_table: Callable[[jax.Array], jax.Array],
+    attend: AttentionFn | None,
+) -> Any:
+    """Returns the graph definition of a decoder; no array is allocated."""
+    return nnx.graphdef(
+        nnx.eval_shape(
+            lambda: Decoder(
+                config,
+                constrain=constrain,
+                constrain_table=constrain_table,
+                attend=xla_attention if attend is None else attend,
+            )
+        )
+    )
+
+
+def _head_loss(
+    hidden: jax.Array,
+    head: jax.Array,
+    labels: jax.Array,
+    label_smoothing_factor: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the summed loss and the number of labels.
+
+    Args:
+        hidden: [B, T, hidden_size].
+        head: [vocab_size, hidden_size].
+        labels: [B, T].
+        label_smoothing_factor: as for `decoder_loss_of`.
+    """
+    return training.cross_entropy(
+        hidden @ head.T,
+        labels,
+        label_smoothing_factor=label_smoothing_factor,
+        ignore_index=_NO_LABEL,
+    )
+
+
+def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]:
+    """Returns the first T tokens and the labels of the last T, from [B, T + 1]."""
+    arrays = _arrays_of(batch, least=2)
+    tokens = arrays["input_ids"]
+    length = tokens.shape[1] - 1
+    if length > block_size:
+        raise ValueError(
+            f"`batch` must be rows of at most {block_size + 1} tokens, one more than "
+            f"`block_size`, got {length + 1}. Truncate the rows, or use a larger "
+            "`block_size`."
+        )
+    inputs = _inputs(arrays, slice(None, -1))
+    if isinstance(batch, Mapping):
+        if "labels" not in arrays:
+            raise ValueError(
+                f"`batch` must have the key 'labels', got {list(batch)}. For a text "
+                "that is predicted completely, pass `input_ids` as `labels`."
+            )
+        return inputs, arrays["labels"][:, 1:]
+    labels = tokens[:, 1:]
+    is_missing = inputs.tokens == _NO_LABEL
+    # Padding in the inputs is replaced by token 0. At the end of a row this is
+    # harmless, because attention is causal. In the middle of a row, later tokens would
+    # attend to it: their label becomes -1, which makes the loss NaN.
+    labels = jnp.where(is_missing & (labels != _NO_LABEL), -1, labels)
+    return inputs._replace(tokens=jnp.where(is_missing, 0, inputs.tokens)), labels
+
+
+def _inputs(arrays: Mapping[str, jax.Array], of_rows: slice) -> Inputs:
+    segment_ids, position_ids = arrays.get("segment_ids"), arrays.get("position_ids")
+    if segment_ids is None and position_ids is not None:
+        steps = jnp.diff(position_ids, axis=1, prepend=position_ids[:, :1] - 1)
+        segment_ids = 1 + jnp.cumsum(steps != 1, axis=1, dtype=jnp.int32)
+    return Inputs(
+        arrays["input_ids"][:, of_rows],
+        None if segment_ids is None else segment_ids[:, of_rows],
+        None if position_ids is None else position_ids[:, of_rows],
+    )
+
+
+def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
+    """Returns the arrays of a batch as int32; raises unless all are [B, T]."""
+    given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
+    for name in given:
+        _checks.one_of("batch", name, _KEYS)
+    if "input_ids" not in given:
+        raise ValueError(
+            f"`batch` must have the key 'input_ids', got {list(given)}. Pass the "
+            "tokens under it."
+        )
+    arrays = {
+        name: as_tokens(
+            f"batch[{name!r}]" if isinstance(batch, Mapping) else "batch",
+            value,
+            least=least,
+        ).astype(jnp.int32)
+        for name, value in given.items()
+    }
+    shape = arrays["input_ids"].shape
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ValueError(
+                f"`batch[{name!r}]` must have the shape of `input_ids`, "
+                f"{list(shape)}, got {list(array.shape)}. Pad all arrays to one length."
+            )
+    return arrays
+
+
+def _products_in(precision: str | None) -> contextlib.AbstractContextManager:
+    if precision is None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)

@@ -1,0 +1,175 @@
+"""Initial parameters of a decoder, their PyTorch layouts and their sharding rules."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from .. import _checks, _pytrees
+from .._typing import PyTree
+from ..optimizers import TorchLayout
+from ._decoder_config import DecoderConfig
+from ._llama import Decoder
+
+
+def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
+    """Returns random initial parameters, a tree of dicts of float32 arrays.
+
+    Matrices are drawn from a normal distribution with standard deviation
+    `initializer_range`. Biases and the embedding of the padding token are zeros, gains
+    of normalizations are ones. The numbers of a layer do not depend on `scan_layers`.
+
+    Args:
+        config: configuration of the model.
+        seed: seed of the parameters.
+
+    Source: transformers 5.23 `modeling_utils.py`, `PreTrainedModel._init_weights`.
+    """
+    key = jax.random.key(_checks.seed("seed", seed))
+
+    def drawn(name: str, leaf: Any) -> tuple[jax.Array]:
+        last = name.rpartition(".")[2]
+        if last in ("bias", "scale"):
+            return (jnp.full(leaf.shape, float(last == "scale")),)
+        # The key depends on the name without the number of the layer, then on the
+        # number: the stack of all layers draws what the layers draw one by one.
+        parts = name.split(".")
+        layer = next((int(part) for part in parts if part.isdecimal()), None)
+        stem = ".".join(part for part in parts if not part.isdecimal())
+        own = jax.random.fold_in(key, zlib.crc32(stem.encode()))
+
+        def normal(index: Any, shape: tuple[int, ...]) -> jax.Array:
+            numbers = jax.random.normal(jax.random.fold_in(own, index), shape)
+            return numbers * config.initializer_range
+
+        if layer is None and stem.startswith("model.layers."):
+            indices = jnp.arange(config.num_hidden_layers)
+            return (jax.vmap(lambda i: normal(i, leaf.shape[1:]))(indices),)
+        p = normal(layer or 0, leaf.shape)
+        if last == "embedding" and config.padding_row is not None:
+            p = p.at[config.padding_row].set(0.0)
+        return (p,)
+
+    return _pytrees.map_leaves(drawn, _shapes_of(config), num_results=1)[0]
+
+
+def decoder_layout(config: DecoderConfig) -> dict[str, TorchLayout]:
+    """Returns the PyTorch layouts of the parameters, for `build_optimizer`.
+
+    Kernels are [in, out] here and [out, in] in PyTorch. With `scan_layers`, each layer
+    of a stacked parameter is a parameter in PyTorch.
+
+    Returns:
+        Layouts by a pattern for the names of leaves.
+    """
+    in_layers = r"model\.layers\..+"
+    kernel, vector = TorchLayout.dense(), TorchLayout()
+    if config.scan_layers:
+        kernel, vector = kernel.stacked(), vector.stacked()
+    layouts = {rf"{in_layers}\.kernel": kernel, rf"{in_layers}\.scale": vector}
+    if config.has_qkv_bias or config.mlp_bias:
+        layouts[rf"{in_layers}\.bias"] = vector
+    if not config.tie_word_embeddings:
+        layouts[r"lm_head\.kernel"] = TorchLayout.dense()
+    return layouts
+
+
+def decoder_layer_norms(config: DecoderConfig) -> dict[str, str]:
+    """Returns the classes of normalizations that Trainer recognizes, by path.
+
+    Pass them to `build_optimizer(layer_norms=...)`. Until version 4.52, Trainer
+    excluded LlamaRMSNorm from weight decay by its class, and the normalizations of the
+    other architectures not at all. Later versions exclude all of them by name.
+
+    Returns:
+        {"model.norm": "LlamaRMSNorm", ...} for a Llama; {} for others.
+    """
+    if config.model_type != "llama":
+        return {}
+    numbers = range(config.num_hidden_layers)
+    layers = [""] if config.scan_layers else [f".{i}" for i in numbers]
+    norms = ("input_layernorm", "post_attention_layernorm")
+    paths = [f"model.layers{i}.{norm}" for i in layers for norm in norms]
+    return dict.fromkeys([*paths, "model.norm"], "LlamaRMSNorm")
+
+
+def decoder_rules(
+    config: DecoderConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> dict[str, PartitionSpec]:
+    """Returns the sharding rules of a decoder, for `param_shardings`.
+
+    Matrices are sharded over `fsdp` along one axis and over `tensor` along the other:
+    along the outputs of the projections to queries, keys, values, gate and up, and
+    along the inputs of the projections that follow them. The activations in between
+    stay sharded by heads, and a single all-reduce follows (Megatron-LM, arXiv
+    1909.08053, section 3). Normalizations and biases that are added to the residual
+    stream are replicated.
+
+    Args:
+        config: configuration of the model. With `scan_layers`, the first axis of each
+            stacked parameter is the layer; it is not sharded.
+        mesh: mesh with any of the axes `data`, `fsdp` and `tensor`.
+
+    Raises:
+        ValueError: if `tensor` does not divide the numbers of heads.
+    """
+    num_parts = mesh.shape.get("tensor", 1)
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name)
+        if heads % num_parts:
+            fit = [n for n in range(1, heads + 1) if heads % n == 0]
+            raise ValueError(
+                f"`mesh` must have an axis tensor that divides `{name}`, which is "
+                f"{heads}, got tensor={num_parts}. Use "
+                f"{' or '.join(map(str, fit))}, and assign the remaining devices to "
+                "fsdp."
+            )
+    layer = r"model\.layers\..+\."
+    into, out_of = "(q_proj|k_proj|v_proj|gate_proj|up_proj)", "(o_proj|down_proj)"
+    stack = (None,) if config.scan_layers else ()
+    rules: dict[str, tuple[str | None, ...]] = {
+        r"model\.embed_tokens\.embedding": ("tensor", "fsdp"),
+        rf"{layer}{into}\.kernel": (*stack, "fsdp", "tensor"),
+        rf"{layer}{out_of}\.kernel": (*stack, "tensor", "fsdp"),
+        r".*norm\.scale": (),
+    }
+    if config.has_qkv_bias or config.mlp_bias:
+        rules[rf"{layer}{into}\.bias"] = (*stack, "tensor")
+    if config.attention_bias or config.mlp_bias:
+        rules[rf"{layer}{out_of}\.bias"] = ()
+    if not config.tie_word_embeddings:
+        rules[r"lm_head\.kernel"] = ("fsdp", "tensor")
+    return {
+        name: PartitionSpec(*(axis if axis in mesh.shape else None for axis in axes))
+        for name, axes in rules.items()
+    }
+
+
+def decoder_flops_per_token(config: DecoderConfig) -> int:
+    """Returns the number of model FLOPs of a training step per token.
+
+        6 N + 12 num_attention_heads head_dim (sum over layers of their span)
+
+    N is the number of parameters without embeddings that are only looked up. The span
+    of a layer is `block_size`, or its window if that is shorter; the masked half of
+    full attention is included. FLOPs that `gradient_checkpointing` repeats are counted
+    once, as in model FLOPs utilization (MFU).
+
+    Source: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022,
+        arXiv 2204.02311, appendix B.
+    """
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(_shapes_of(config)))
+    if not config.tie_word_embeddings:
+        num_params -= config.vocab_size * config.hidden_size
+    length = config.block_size
+    spans = [min(length, kind.window or length) for kind in config.layer_kinds]
+    width = config.num_attention_heads * config.head_dim
+    return 6 * num_params + 12 * width * sum(spans)
+
+
+def _shapes_of(config: DecoderConfig) -> PyTree:
+    model = nnx.eval_shape(lambda: Decoder(config))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))

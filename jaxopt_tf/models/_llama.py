@@ -1,0 +1,380 @@
+"""Llama, Mistral, Qwen2, Qwen3 and SmolLM3 in Flax NNX.
+
+Parameters have the names of Transformers, with the last part of Flax:
+`model.embed_tokens.embedding`, `model.layers.0.self_attn.q_proj.kernel`,
+`model.norm.scale`, `lm_head.kernel`. Kernels are [in, out]. The outputs are those of
+the PyTorch model with the same weights.
+
+Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral, Qwen2,
+    Qwen3 and SmolLM3 for their differences.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from ._decoder_config import REMAT_POLICIES, DecoderConfig, LayerKind
+from ._model import identity, matmul
+from ._rotary import Rotation, inverse_frequencies, rotate, rotation
+
+
+class AttentionFn(Protocol):
+    """Causal attention with grouped queries."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+    ) -> jax.Array:
+        """Returns [B, T, H, D] for q [B, T, H, D] and k, v [B, T, K, D]."""
+        ...
+
+
+def xla_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """Computes causal attention with `jax.nn.dot_product_attention`."""
+    mask = None
+    if segment_ids is not None:
+        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        mask=mask,
+        is_causal=True,
+        scale=scale,
+        local_window_size=None if window is None else (window - 1, 0),
+    )
+
+
+class Inputs(NamedTuple):
+    """Inputs of a decoder."""
+
+    tokens: jax.Array  # [B, T], int32
+    segment_ids: jax.Array | None = None  # [B, T], int32; documents of a packed row
+    position_ids: jax.Array | None = None  # [B, T], int32; None for 0, 1, ..., T - 1
+
+
+class Decoder(nnx.Module):
+    """Decoder-only language model: tokens -> logits of the next token.
+
+    Parameters are zeros, and ones in normalizations, until they are replaced.
+    `draw_decoder_params` draws them as Transformers does.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        constrain: Callable[[jax.Array], jax.Array] = identity,
+        constrain_table: Callable[[jax.Array], jax.Array] = identity,
+        attend: AttentionFn = xla_attention,
+    ):
+        """Builds the modules.
+
+        Args:
+            config: configuration of the model.
+            constrain: function that constrains activations, [B, T, ...], to their
+                sharding on a mesh.
+            constrain_table: the same for the embeddings and the weights of the head
+                before they are used, [vocab_size, hidden_size].
+            attend: attention function.
+        """
+        self.config, self.constrain_table = config, constrain_table
+        self.model = _Model(config, constrain, constrain_table, attend)
+        if not config.tie_word_embeddings:
+            self.lm_head = _Linear(config.hidden_size, config.vocab_size)
+
+    def hidden(self, inputs: Inputs) -> jax.Array:
+        """Returns the normalized outputs of the last layer, [B, T, hidden_size]."""
+        return self.model(inputs)
+
+    def head(self) -> jax.Array:
+        """Returns the weights of the head, [vocab_size, hidden_size]."""
+        if self.config.tie_word_embeddings:
+            return _gathered(
+                self.constrain_table, self.model.embed_tokens.embedding[...]
+            )
+        return _gathered(self.constrain_table, self.lm_head.kernel[...].T)
+
+
+class _Model(nnx.Module):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        constrain: Callable[[jax.Array], jax.Array],
+        constrain_table: Callable[[jax.Array], jax.Array],
+        attend: AttentionFn,
+    ):
+        self.config, self.constrain = config, constrain
+        self.embed_tokens = _Embedding(config, constrain_table)
+        num_layers = config.num_hidden_layers
+        self.layers: Any = (
+            _Layer(config, attend, stack=(num_layers,))
+            if config.scan_layers
+            else nnx.List([_Layer(config, attend) for _ in range(num_layers)])
+        )
+        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        x = self.constrain(self.embed_tokens(inputs.tokens))
+        return self.norm(self._through_layers(x, inputs))
+
+    def _through_layers(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        config = self.config
+        by = _rotation(config, inputs)
+        # All layers have the same graph definition; only their parameters differ.
+        graph = nnx.graphdef(self.layers if config.scan_layers else self.layers[0])
+
+        def layer_of(kind: LayerKind) -> Callable[[jax.Array, Any], jax.Array]:
+            def layer(x, params):
+                block = nnx.merge(graph, params)
+                x = block(x, inputs.segment_ids, by if kind.has_rope else None, kind)
+                return self.constrain(x)
+
+            if not config.gradient_checkpointing:
+                return layer
+            names = REMAT_POLICIES[config.remat_policy]
+            # `prevent_cse` adds optimization barriers, without which XLA would merge
+            # the recomputation with the forward pass (common subexpressions). In a scan
+            # they are not needed, since the passes are two separate loops.
+            return jax.checkpoint(
+                layer,
+                prevent_cse=not config.scan_layers,
+                policy=jax.checkpoint_policies.save_only_these_names(*names),
+            )
+
+        kinds = config.layer_kinds
+        layers = {kind: layer_of(kind) for kind in kinds}
+        if not config.scan_layers:
+            for kind, block in zip(kinds, self.layers, strict=True):
+                x = layers[kind](x, nnx.state(block))
+            return x
+        for start, num_repeats, period in _periods(kinds):
+
+            def body(x, params, period=period):
+                for i, kind in enumerate(period):
+                    x = layers[kind](x, jax.tree.map(lambda p, i=i: p[i], params))
+                return x, None
+
+            stop = start + num_repeats * len(period)
+            shape = (num_repeats, len(period))
+            stacked = jax.tree.map(
+                lambda p, start=start, stop=stop, shape=shape: p[start:stop].reshape(
+                    *shape, *p.shape[1:]
+                ),
+                nnx.state(self.layers),
+            )
+            x, _ = jax.lax.scan(body, x, stacked)
+        return x
+
+
+def _periods(
+    kinds: Sequence[LayerKind],
+) -> list[tuple[int, int, tuple[LayerKind, ...]]]:
+    """Divides the layers into scans: first layer, number of repeats, repeated kinds.
+
+    Windows and RoPE are static properties of a layer, so a scan repeats a fixed
+    sequence of kinds. Layers without a period, such as 28 with full attention before 4
+    with a window, are divided into runs of equal layers.
+    """
+    num = len(kinds)
+    for length in range(1, num // 2 + 1):
+        period = tuple(kinds[:length])
+        if num % length == 0 and tuple(kinds) == period * (num // length):
+            return [(0, num // length, period)]
+    starts = [i for i in range(num) if i == 0 or kinds[i] != kinds[i - 1]]
+    stops = [*starts[1:], num]
+    return [
+        (start, stop - start, (kinds[start],))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def _rotation(config: DecoderConfig, inputs: Inputs) -> Rotation | None:
+    """Returns the rotation of each position; it is the same in all layers."""
+    if not any(kind.has_rope for kind in config.layer_kinds):
+        return None
+    position_ids = inputs.position_ids
+    if position_ids is None:
+        position_ids = jnp.arange(inputs.tokens.shape[1], dtype=jnp.int32)[None]
+    inv_freq, factor = inverse_frequencies(
+        config.rope_scaling,
+        theta=config.rope_theta,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        num_positions=jnp.max(position_ids) + 1,
+    )
+    return rotation(position_ids, inv_freq, factor)
+
+
+class _Layer(nnx.Module):
+    def __init__(
+        self, config: DecoderConfig, attend: AttentionFn, stack: tuple[int, ...] = ()
+    ):
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = _RMSNorm(size, eps, stack)
+        self.self_attn = _Attention(config, attend, stack)
+        self.post_attention_layernorm = _RMSNorm(size, eps, stack)
+        self.mlp = _MLP(config, stack)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array | None,
+        by: Rotation | None,
+        kind: LayerKind,
+    ) -> jax.Array:
+        x = x + self.self_attn(self.input_layernorm(x), segment_ids, by, kind.window)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Attention(nnx.Module):
+    def __init__(
+        self, config: DecoderConfig, attend: AttentionFn, stack: tuple[int, ...]
+    ):
+        size, head_dim = config.hidden_size, config.head_dim
+        num_q = config.num_attention_heads * head_dim
+        num_kv = config.num_key_value_heads * head_dim
+        has_bias = config.has_qkv_bias
+        self.attend, self.head_dim = attend, head_dim
+        self.q_proj = _Linear(size, num_q, has_bias, stack)
+        self.k_proj = _Linear(size, num_kv, has_bias, stack)
+        self.v_proj = _Linear(size, num_kv, has_bias, stack)
+        self.o_proj = _Linear(num_q, size, config.attention_bias, stack)
+        self.has_qk_norm = config.has_qk_norm
+        if config.has_qk_norm:
+            self.q_norm = _RMSNorm(head_dim, config.rms_norm_eps, stack)
+            self.k_norm = _RMSNorm(head_dim, config.rms_norm_eps, stack)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array | None,
+        by: Rotation | None,
+        window: int | None,
+    ) -> jax.Array:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = checkpoint_name(self.q_proj(x), "q_proj").reshape(heads)
+        k = checkpoint_name(self.k_proj(x), "k_proj").reshape(heads)
+        v = checkpoint_name(self.v_proj(x), "v_proj").reshape(heads)
+        if self.has_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if by is not None:
+            q, k = rotate(q, by), rotate(k, by)
+        y = self.attend(q, k, v, segment_ids=segment_ids, window=window)
+        y = y.reshape(*x.shape[:2], -1)
+        return checkpoint_name(self.o_proj(y), "o_proj")
+
+
+class _MLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig, stack: tuple[int, ...]):
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = _Linear(size, inner, config.mlp_bias, stack)
+        self.up_proj = _Linear(size, inner, config.mlp_bias, stack)
+        self.down_proj = _Linear(inner, size, config.mlp_bias, stack)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = checkpoint_name(self.gate_proj(x), "gate_proj")
+        up = checkpoint_name(self.up_proj(x), "up_proj")
+        return checkpoint_name(self.down_proj(jax.nn.silu(gate) * up), "down_proj")
+
+
+class _RMSNorm(nnx.Module):
+    """Division by the root mean square, computed in float32, and a gain."""
+
+    def __init__(self, size: int, epsilon: float, stack: tuple[int, ...] = ()):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((*stack, size)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normalized = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        # Rounded before the product with the gain, as in Transformers.
+        return self.scale[...] * normalized.astype(x.dtype)
+
+
+class _Linear(nnx.Module):
+    """Dense layer with a kernel [in, out]; outputs have the dtype of the parameters."""
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        has_bias: bool = False,
+        stack: tuple[int, ...] = (),
+    ):
+        self.has_bias = has_bias
+        self.kernel = nnx.Param(jnp.zeros((*stack, num_in, num_out)))
+        if has_bias:
+            self.bias = nnx.Param(jnp.zeros((*stack, num_out)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = matmul(x, self.kernel[...])
+        return y + self.bias[...] if self.has_bias else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(constrain_table, table):
+    """Constrains a table in the forward pass only.
+
+    The transpose of a sharding constraint constrains the gradient as well. It would be
+    summed over the whole table on every device before it is divided into shards, which
+    moves twice the bytes of a reduce-scatter.
+    """
+    return constrain_table(table)
+
+
+def _gathered_forward(constrain_table, table):
+    return constrain_table(table), None
+
+
+def _gathered_backward(constrain_table, _, g):
+    del constrain_table
+    return (g,)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+class _Embedding(nnx.Module):
+    """Embedding table; NaN for a token outside of it."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        constrain_table: Callable[[jax.Array], jax.Array],
+    ):
+        self.padding_row, self.constrain_table = config.padding_row, constrain_table
+        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size)))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table = _gathered(self.constrain_table, self.embedding[...])
+        # Mode "fill" counts negative indices from the end of the table.
+        index = jnp.where(tokens < 0, table.shape[0], tokens)
+        x = jnp.take(table, index, axis=0, mode="fill")
+        if self.padding_row is None:
+            return x
+        # torch's embedding has no gradient at its `padding_idx`.
+        is_padding = (tokens == self.padding_row)[..., None]
+        return jnp.where(is_padding, jax.lax.stop_gradient(x), x)
