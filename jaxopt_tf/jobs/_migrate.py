@@ -22,7 +22,12 @@ import optax
 
 from .. import _checks, interop, training
 from .._io import read_json_object
-from ..models import ARCHITECTURES, Model, build_model, settings_from_transformers_config
+from ..models import (
+    ARCHITECTURES,
+    Model,
+    build_model,
+    settings_from_transformers_config,
+)
 from ..recipes import Recipe, recipe_settings
 from ._config import RunConfig
 from ._job_arguments import EVALUATION_FIELDS, job_settings
@@ -33,7 +38,8 @@ _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 # `interop` refer to arguments that the functions of this module do not have.
 _OF_MODEL = dict.fromkeys(
     ("folder", "params"),
-    f"config.json must name {' or '.join(ARCHITECTURES)} under `architectures`.",
+    f"config.json must name {', '.join([*ARCHITECTURES.values()][:-1])} or "
+    f"{[*ARCHITECTURES.values()][-1]} under `architectures`.",
 )
 _OF_CHECKPOINT = {
     "decay_rule": "Pass `decay_groups='file'` to use the decay groups of the file.",

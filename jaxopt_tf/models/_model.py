@@ -5,6 +5,7 @@ params, loss_fn = model.init(42), model.make_loss()
 loss, num_tokens = loss_fn(params, batch)
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,22 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from .. import interop, sharding
+from .._io import read_json_object
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from . import _gpt2_config
+from ._decoder import decoder_loss_of
+from ._decoder_config import DECODER_CLASSES, DecoderConfig
+from ._decoder_params import (
+    decoder_flops_per_token,
+    decoder_layer_norms,
+    decoder_layout,
+    decoder_rules,
+    draw_decoder_params,
+)
 from ._gpt2_config import GPT2Config
 from ._gpt2_from_transformers import (
     gpt2_config_for_transformers,
@@ -25,8 +36,12 @@ from ._gpt2_from_transformers import (
 )
 from ._loss import LossFn, draw_params, loss_of
 from ._torch_names import torch_model
+from ._transformers_decoder_config import (
+    decoder_config_for_transformers,
+    decoder_config_from_transformers,
+)
 
-ModelConfig: TypeAlias = GPT2Config
+ModelConfig: TypeAlias = GPT2Config | DecoderConfig
 # Trainer counts only predicted labels if the loss is `ForCausalLMLoss`, which
 # it finds by the name of the class; that of a GPT-2 is GPT2LMHeadModel.
 # Source: transformers 5.23 `trainer.py`, `_loss_shifts_labels`.
@@ -35,7 +50,8 @@ _GPT2_LOSS = (
     "loss of a GPT-2 by the number of all labels, including the first of each row, so "
     "that its losses and gradients are (L - 1) / L of those here for rows of L tokens"
 )
-ARCHITECTURES = ("GPT2LMHeadModel",)  # classes of Transformers
+# Classes of Transformers by `model_type`.
+ARCHITECTURES: Mapping[str, str] = {"gpt2": "GPT2LMHeadModel", **DECODER_CLASSES}
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 
@@ -126,12 +142,15 @@ def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
         ValueError: if the file cannot be read, the architecture is unknown, or settings
             are unsupported, inconsistent or missing. The message names all of them.
     """
-    return gpt2_settings_from_transformers(folder)
+    model_type = read_json_object(folder / "config.json", "folder").get("model_type")
+    if model_type == "gpt2":
+        return gpt2_settings_from_transformers(folder)
+    return dataclasses.asdict(decoder_config_from_transformers(folder))
 
 
 def build_model(config: ModelConfig) -> Model:
     """Returns the model of a configuration."""
-    return _gpt2(config)
+    return _gpt2(config) if isinstance(config, GPT2Config) else _decoder(config)
 
 
 def _gpt2(config: GPT2Config) -> Model:
@@ -149,8 +168,8 @@ def _gpt2(config: GPT2Config) -> Model:
         )
         if mesh is None:
             return make()
-        loss_of_model = make(constrain=_by_sequence(mesh))
-        gather = _by_rows(mesh, config.vocab_size)
+        loss_of_model = make(constrain=sharding.constrain_batch(mesh))
+        gather = sharding.gather_columns(mesh, config.vocab_size)
 
         def loss_fn(params, batch, *rng):
             root = params["transformer"]
@@ -177,33 +196,24 @@ def _gpt2(config: GPT2Config) -> Model:
     )
 
 
+def _decoder(config: DecoderConfig) -> Model:
+    title = ARCHITECTURES[config.model_type].removesuffix("ForCausalLM")
+    head_of_embeddings = (("lm_head.weight", "model.embed_tokens.weight"),)
+    return Model(
+        config=config,
+        title=_title(title, config.num_hidden_layers, config.hidden_size),
+        init=functools.partial(draw_decoder_params, config),
+        make_loss=functools.partial(decoder_loss_of, config),
+        layouts=decoder_layout(config),
+        layer_norms=decoder_layer_norms(config),
+        sharding_rules=functools.partial(decoder_rules, config),
+        flops_per_token=decoder_flops_per_token(config),
+        has_dropout=False,
+        transformers_config=decoder_config_for_transformers(config),
+        tied=head_of_embeddings if config.tie_word_embeddings else (),
+    )
+
+
 def _title(name: str, num_layers: int, width: int) -> str:
     layers = f"{num_layers:,} layer" + ("" if num_layers == 1 else "s")
     return f"{name}: {layers}, width {width}"
-
-
-def _by_sequence(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function that shards activations, [B, ...], along the batch only.
-
-    Without the constraint, XLA propagates the shardings of the weights to the
-    activations, and inserts collectives to reshard them.
-    """
-
-    def constrain(x: jax.Array) -> jax.Array:
-        by_sequence = sharding.batch_sharding(x.shape, mesh, axis=0)
-        return jax.lax.with_sharding_constraint(x, by_sequence)
-
-    return constrain
-
-
-def _by_rows(mesh: Mesh, num_rows: int) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function that gathers the columns of a table, [num_rows, width].
-
-    A lookup in a table that is sharded along its columns gives activations that are
-    sharded along their width. The columns are therefore gathered first; the product
-    that computes the logits needs them, too.
-    """
-    num_parts = mesh.shape.get("tensor", 0)
-    axis = "tensor" if num_parts and num_rows % num_parts == 0 else None
-    by_rows = NamedSharding(mesh, PartitionSpec(axis))
-    return lambda table: jax.lax.with_sharding_constraint(table, by_rows)
