@@ -7,12 +7,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ._tokenize import end_of_document, load_tokenizer, token_id, vocab_size_of
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 # Special tokens that templates can use, as `SPECIAL_TOKENS_ATTRIBUTES` of Transformers.
 _SPECIAL_TOKENS = (
@@ -72,7 +69,7 @@ class ChatTokenizer:
             self._templates = _templates(folder, config.get("chat_template"))
         else:
             self._templates = {"default": _text(chat_template, "chat_template")}
-        self._compiled: dict[str, Template] = {}
+        self._compiled: dict[str, Any] = {}
         about = [self.special_tokens, self._templates, self.eos_token]
         digest = hashlib.sha256(content + json.dumps(about, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
@@ -111,12 +108,15 @@ class ChatTokenizer:
 
         Source: Transformers 5.23 `utils/chat_template_utils.py`.
         """
-        TemplateError = _jinja().TemplateError
+        _jinja()
+        source = self._source(tools)
         generated: list[tuple[int, int]] = []
+        parts: list[str] = []
         try:
-            template = self._template(tools)
-            parts: list[str] = []
-            with template.environment.tracked(parts, generated):  # type: ignore[attr-defined]
+            if source not in self._compiled:
+                self._compiled[source] = _environment().from_string(source)
+            template = self._compiled[source]
+            with template.environment.tracked(parts, generated):
                 # One by one, because `tracked` reads the position in `parts`.
                 for part in template.generate(
                     messages=[_message(message) for message in messages],
@@ -126,20 +126,14 @@ class ChatTokenizer:
                     **(self.special_tokens | values),
                 ):
                     parts.append(part)
-        # A template can also fail as Python does, for example at a missing key.
-        except (
-            TemplateError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-        ) as error:
+        # A template is a program: it can fail with any exception.
+        except Exception as error:
             raise ValueError(
                 f"the chat template fails: {type(error).__name__}: {error}"
             ) from error
         return Rendered("".join(parts), generated)
 
-    def _template(self, tools: Any) -> "Template":
+    def _source(self, tools: Any) -> str:
         if not self._templates:
             raise ValueError(
                 f"the tokenizer {str(self._path)!r} has no chat template: neither "
@@ -153,9 +147,7 @@ class ChatTokenizer:
                 f"the tokenizer {str(self._path)!r} has no chat template of the name "
                 f"'default', but {', '.join(self._templates)}. Give `chat_template`"
             )
-        if name not in self._compiled:
-            self._compiled[name] = _environment().from_string(self._templates[name])
-        return self._compiled[name]
+        return self._templates[name]
 
     def _add_special_tokens(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Adds the special tokens of the configuration to the tokenizer."""

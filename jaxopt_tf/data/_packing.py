@@ -95,18 +95,18 @@ class PackedRows:
         predicted = self._num_predicted(start, stop, corpus.is_masked)
         is_used = predicted > 0
         start, stop = start[is_used], stop[is_used]
+        noun = "row" if corpus.is_masked else "document"
         if not len(start):
             raise ValueError(
-                f"`corpus` must have a document with a predicted token in its {part} "
-                f"part within the first `block_size` + 1 = {self._size} tokens, got "
-                f"none of {counted(len(is_used), 'document')}. Give more rows, or use "
-                "a larger `block_size`."
+                f"`corpus` must have a {noun} in its {part} part with a predicted "
+                f"token within the first `block_size` + 1 = {self._size} tokens, got "
+                f"none of {counted(len(is_used), noun)}. Give more text, or use a "
+                "larger `block_size`."
             )
         self.num_tokens = int(np.sum(stop - start))
         self.num_predicted = int(predicted.sum())
         order, self._row_bounds = _assign(stop - start, self._size, packing)
         self._start, self._stop = start[order], stop[order]
-        noun = "row" if corpus.is_masked else "document"
         self.notes = _notes(part, noun, num_truncated, num_cut, int(np.sum(~is_used)))
 
     def __len__(self) -> int:

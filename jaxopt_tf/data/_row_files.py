@@ -198,7 +198,8 @@ def _csv(path: Path, argument: str) -> Iterator[Row]:
                     raise _broken(path, argument, rows.line_num, problem)
                 yield Row(f"row {number:,} of {str(path)!r}", values)
         except csv.Error as error:
-            raise _broken(path, argument, rows.line_num, error) from error
+            # `rows.line_num` is that of the last complete row.
+            raise _broken(path, argument, rows.reader.line_num, error) from error
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"`{argument}` must be text in UTF-8, but {str(path)!r} is not: "

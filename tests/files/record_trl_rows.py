@@ -83,7 +83,7 @@ STRINGS = [
     # The end-of-document token is not appended twice.
     {"prompt": "the quick", "completion": " brown fox{eos}"},
     # Tokens merge across the border.
-    {"prompt": "the qu", "completion": "ick brown fox"},
+    {"prompt": "the bro", "completion": "wn fox"},
     {"prompt": "", "completion": "the lazy dog"},
     {"prompt": "the lazy dog", "completion": ""},
     {"prompt": "caf\u00e9 \U0001f600{eos}", "completion": "\n\u20ac 5"},
