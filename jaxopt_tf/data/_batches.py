@@ -42,8 +42,8 @@ class ShuffledRows(Generic[_Rows]):
         """Checks the sizes; no row is read.
 
         Args:
-            rows: data source with `len(rows)` and `rows[i]`: an array [T + 1], or a
-                dict of such arrays.
+            rows: data source with `len(rows)` and `rows[i]`: an array [T + 1] or a
+                dict of arrays [T + 1].
             batch_size: B, number of rows in a micro-batch; at least 1.
             seed: seed of the order; from 0 to 2^32 - 1.
             gradient_accumulation_steps: k, number of micro-batches; at least 1.

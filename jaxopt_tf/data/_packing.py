@@ -113,7 +113,12 @@ class PackedRows:
         return len(self._row_bounds) - 1
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Returns row `index`."""
+        """Returns row `index`.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        index = range(len(self))[index]
         row = self.empty()
         filled = 0
         first, last = self._row_bounds[index], self._row_bounds[index + 1]
@@ -277,7 +282,7 @@ def _assign(
         return np.arange(len(lengths)), np.arange(len(lengths) + 1)
     if packing == "in_order":
         order = np.arange(len(lengths))
-        rows = _in_order(lengths, size)
+        rows = _next_fit(lengths, size)
     else:
         # The longest first; equal ones in their own order.
         order = np.argsort(-lengths, kind="stable")
@@ -287,7 +292,7 @@ def _assign(
     return order[by_row], np.concatenate([[0], np.cumsum(num_in_row)])
 
 
-def _in_order(lengths: np.ndarray, size: int) -> np.ndarray:
+def _next_fit(lengths: np.ndarray, size: int) -> np.ndarray:
     rows = np.empty(len(lengths), np.int64)
     row, free = -1, 0
     for i, length in enumerate(lengths.tolist()):
