@@ -24,6 +24,9 @@ GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 CASES = {f"{case['folder']}, {case['name']}": case for case in RECORDED["cases"]}
 
 
+USER, ANSWER = ({"role": role, "content": "a"} for role in ("user", "assistant"))
+
+
 def folder_of(name, tmp_path):
     folder = tmp_path / name
     folder.mkdir()
@@ -176,6 +179,11 @@ def test_a_template_may_be_in_the_configuration_or_given(tmp_path):
     ]
     config.write_text(json.dumps(content | {"chat_template": named}))
     assert corpus_of(rows, folder).fingerprint == wanted
+    tools = [*named, {"name": "tool_use", "template": "{{ tools }}"}]
+    config.write_text(json.dumps(content | {"chat_template": tools}))
+    chat = ChatTokenizer(folder / "tokenizer.json")
+    assert chat.render([USER], tools=["a"]).text == "['a']"
+    assert "a" in chat.render([USER]).text
     config.write_text(json.dumps(content | {"chat_template": named[:1]}))
     with pytest.raises(ValueError, match="no chat template of the name 'default', but"):
         corpus_of(rows, folder)
@@ -241,9 +249,6 @@ def test_rows_cannot_be_read_as_plain_text(tmp_path):
         held_out_batches(corpus, block_size=2, batch_size=1)
 
 
-USER, ANSWER = ({"role": role, "content": "a"} for role in ("user", "assistant"))
-
-
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -286,6 +291,16 @@ def test_messages_need_a_chat_template(tmp_path):
     with pytest.raises(ValueError, match=f"`train_file` must .* {words}"):
         corpus_of([{"messages": [USER, ANSWER]}], folder)
     corpus_of([{"prompt": "a", "completion": "b"}], folder)
+
+
+def test_templates_of_files_have_names(tmp_path):
+    folder = folder_of("headers", tmp_path)
+    (folder / "additional_chat_templates").mkdir()
+    path = folder / "additional_chat_templates" / "tool_use.jinja"
+    path.write_text("{{ tools }}")
+    chat = ChatTokenizer(folder / "tokenizer.json")
+    assert chat.render([USER], tools=["a"]).text == "['a']"
+    assert chat.render([USER]).text == "<s>[user] a\n"
 
 
 def test_a_template_that_renders_beginnings_otherwise_is_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Writes trl_rows.json: tokens and labels of rows, as TRL's `SFTTrainer` makes them.
 
-    pip install trl==1.16.0 transformers==5.23.0 torch
-    python tests/files/record_trl_rows.py
+pip install trl==1.16.0 transformers==5.23.0 torch
+python tests/files/record_trl_rows.py
 """
 
 import importlib.metadata
@@ -28,6 +28,9 @@ CHATML = """\
     {%- if message.role == 'assistant' %}
         {{- '<|im_start|>assistant\\n' }}
         {%- generation %}
+            {%- if message.reasoning_content is defined %}
+                {{- '<think>' + message.reasoning_content + '</think>' }}
+            {%- endif %}
             {{- message.content + '<|im_end|>\\n' }}
         {%- endgeneration %}
     {%- else %}
@@ -111,6 +114,17 @@ WITH_SYSTEM = [
 ]
 
 
+def reasoned(key, *reasonings):
+    """Answers with a reasoning under one of its names, or with null."""
+    return [
+        [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", key: reasoning},
+        ]
+        for reasoning in reasonings
+    ]
+
+
 def pairs(conversations):
     return [{"prompt": c[:-1], "completion": c[-1:]} for c in conversations]
 
@@ -188,8 +202,20 @@ def main():
                 assistant_only_loss=True,
             )
     chat = tokenizers["chatml"]
+    for key in ("reasoning", "thinking", "reasoning_content"):
+        rows = messages(reasoned(key, "why <not>", None))
+        made = prepared(chat, rows, assistant_only_loss=True)
+        options = {"assistant_only_loss": True}
+        cases.append(
+            {"name": key, "folder": "chatml", "rows": rows, "options": options} | made
+        )
+    # Characters that Jinja's own filter escapes.
     options = [
-        row | {"tools": [{"name": "add"}], "chat_template_kwargs": {"quiet": True}}
+        row
+        | {
+            "tools": [{"name": "<add> & caf\u00e9"}],
+            "chat_template_kwargs": {"quiet": True},
+        }
         for row in pairs(CONVERSATIONS)
     ]
     made = prepared(chat, options)
