@@ -66,7 +66,8 @@ def read_conversations(
 
     The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
     to `validation.bin`, and used again while files and tokenizer are unchanged. `notes`
-    of the corpus contains the number of rows whose prompt is not a prefix.
+    of the corpus contains the number of rows whose prompt is not a prefix. A template
+    that writes the date is therefore rendered once.
 
     Args:
         train_files: .jsonl, .json, .csv or .parquet files, as for `read_rows`.
@@ -91,44 +92,29 @@ def read_conversations(
         `assistant_only_loss=True`. A template without {% generation %} is not replaced.
     """
     chat = ChatTokenizer(Path(tokenizer), chat_template=chat_template)
-    given = {"train_file": train_files, "validation_file": validation_files}
-    files, notes = [], []
-    for argument, paths in given.items():
-        if not paths:
-            if argument == "train_file":
-                raise ValueError("`train_file` must name at least one file, got none.")
-            continue
-        encoder = _RowEncoder(chat, paths, argument, completion_only_loss)
-        name = "tokens.bin" if argument == "train_file" else "validation.bin"
-        path = Path(cache_dir, name)
-        made_from = {
-            "version": _VERSION,
-            "rows": [sha256_of(Path(p), argument) for p in paths],
-            "tokenizer": chat.sha256,
-            "completion_only_loss": completion_only_loss,
-        }
-        about = {"vocab_size": chat.vocab_size}
-        counts = write_once(
-            path, made_from, encoder.encode, about, counts=encoder.counts
+    parts = [_RowEncoder(chat, train_files, "train_file", completion_only_loss)]
+    if validation_files:
+        parts.append(
+            _RowEncoder(chat, validation_files, "validation_file", completion_only_loss)
         )
-        files.append(path)
-        if counts[_NOT_PREFIX]:
-            rows = counted(counts[_NOT_PREFIX], "row")
-            notes.append(
-                f"`{argument}`: in {rows} the tokens of the prompt are not the first "
-                "ones of the whole text; the completion starts where they differ"
-            )
-    stored, documents = _documents(files)
+    paths = [Path(cache_dir, f"{name}.bin") for name in ("tokens", "validation")]
+    paths = paths[: len(parts)]
+    notes = [
+        note
+        for path, part in zip(paths, parts, strict=True)
+        for note in part.write(path)
+    ]
+    stored, documents = _documents(paths)
     is_held_out = documents.file == 1
+    if not validation_files:
+        is_held_out = tenth_of_rows(len(documents.length))
     corpus = make_corpus(
         stored,
         documents,
         vocab_size=chat.vocab_size,
         end=None,
         unit="tokens",
-        is_held_out=is_held_out
-        if validation_files
-        else tenth_of_rows(len(documents.length)),
+        is_held_out=is_held_out,
         is_masked=True,
     )
     return corpus._replace(notes=tuple(notes))
@@ -154,14 +140,36 @@ class _RowEncoder:
         argument: str,
         completion_only_loss: bool,
     ):
+        if not paths:
+            raise ValueError(f"`{argument}` must name at least one file, got none.")
         self._chat, self._paths, self._argument = chat, paths, argument
         self._completion_only_loss = completion_only_loss
         self._num_not_prefix = 0
 
-    def counts(self) -> dict[str, int]:
-        return {_NOT_PREFIX: self._num_not_prefix}
+    def write(self, path: Path) -> list[str]:
+        """Writes the tokens unless they are there; returns sentences about rows."""
+        made_from = {
+            "version": _VERSION,
+            "rows": [sha256_of(Path(path), self._argument) for path in self._paths],
+            "tokenizer": self._chat.sha256,
+            "completion_only_loss": self._completion_only_loss,
+        }
+        counts = write_once(
+            path,
+            made_from,
+            self._encode,
+            {"vocab_size": self._chat.vocab_size},
+            counts=lambda: {_NOT_PREFIX: self._num_not_prefix},
+        )
+        if not counts[_NOT_PREFIX]:
+            return []
+        rows = counted(counts[_NOT_PREFIX], "row")
+        return [
+            f"`{self._argument}`: in {rows} the tokens of the prompt are not the first "
+            "ones of the whole text; the completion starts where they differ"
+        ]
 
-    def encode(self) -> Iterator[np.ndarray]:
+    def _encode(self) -> Iterator[np.ndarray]:
         texts = self._texts()
         while some := list(itertools.islice(texts, _ROWS_AT_ONCE)):
             whole = self._encodings([row.text for row in some], some[0])
@@ -231,9 +239,16 @@ class _RowEncoder:
         return _Text(row.place, prompt + completion, masked, None, False)
 
     def _rendered(self, row: Row, kind: Kind) -> _Text:
-        values = dict(row.values.get("chat_template_kwargs") or {})
-        tools = row.values.get("tools")
-        values["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        try:
+            values = dict(row.values.get("chat_template_kwargs") or {})
+            tools = row.values.get("tools")
+            values["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{self._argument}` must have an object as `chat_template_kwargs` and "
+                f"a list, or its JSON, as `tools`, but in {row.place} one of them is "
+                f"not: {error}. Correct or remove it."
+            ) from error
         try:
             if kind == "prompts":
                 prompt = row.values["prompt"]
@@ -274,7 +289,9 @@ class _RowEncoder:
                     f"the template renders the first {i + 1} messages alone in another "
                     "way, so that the answers cannot be found in the text. Give a "
                     "`chat_template` that encloses answers in {% generation %} and "
-                    "{% endgeneration %}, or set `completion_only_loss` to False"
+                    "{% endgeneration %}, or the last answer as `completion` and the "
+                    "messages before it as `prompt`, or set `completion_only_loss` to "
+                    "False"
                 )
             answers.append((len(before), len(up_to)))
         return answers

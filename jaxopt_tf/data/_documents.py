@@ -50,26 +50,16 @@ def read_documents(
             in it. The message contains the path and the row, and the columns.
     """
     encoder = ByteEncoder() if tokenizer is None else DocumentEncoder(Path(tokenizer))
-    given = {"train_file": train_files, "validation_file": validation_files}
-    paths, notes = [], []
-    for (argument, files), name in zip(
-        given.items(), ("tokens.bin", "validation.bin"), strict=True
-    ):
-        if not files and argument == "validation_file":
-            continue
-        texts = _Texts([Path(file) for file in files], text_column, argument)
-        path = Path(cache_dir, name)
-        counts = write_once(
-            path,
-            encoder.made_from | {"text": texts.sha256, "text_column": text_column},
-            lambda texts=texts: encoder.encode(texts.pieces()),  # type: ignore[misc]
-            encoder.about,
-            counts=texts.counts,
-        )
-        paths.append(path)
-        if counts["empty"]:
-            rows = counted(counts["empty"], "row")
-            notes.append(f"`{argument}`: skipped {rows} with an empty text")
+    texts = [_Texts(train_files, text_column, "train_file")]
+    if validation_files:
+        texts.append(_Texts(validation_files, text_column, "validation_file"))
+    paths = [Path(cache_dir, f"{name}.bin") for name in ("tokens", "validation")]
+    paths = paths[: len(texts)]
+    notes = [
+        note
+        for path, some in zip(paths, texts, strict=True)
+        for note in some.write(path, encoder)
+    ]
     stored, documents = token_documents(paths, encoder.vocab_size, encoder.end)
     corpus = make_corpus(
         stored,
@@ -90,18 +80,34 @@ class _Texts:
             raise ValueError(f"`{argument}` must name at least one file, got none.")
         self._files, self._column, self._argument = files, column, argument
         self._num_empty = 0
-        self.sha256 = [
-            # `text_files` also checks that the file is UTF-8.
-            text_files([file], argument=argument)[0][0].sha256
-            if file.suffix == ".txt"
-            else sha256_of(file, argument)
-            for file in files
-        ]
 
-    def pieces(self) -> Iterator[str | None]:
+    def write(self, path: Path, encoder: "ByteEncoder | DocumentEncoder") -> list[str]:
+        """Writes the tokens unless they are there; returns sentences about rows."""
+        contents = [
+            # `text_files` also checks that the file is UTF-8.
+            text_files([file], argument=self._argument)[0][0].sha256
+            if file.suffix == ".txt"
+            else sha256_of(file, self._argument)
+            for file in map(Path, self._files)
+        ]
+        counts = write_once(
+            path,
+            encoder.made_from | {"text": contents, "text_column": self._column},
+            lambda: encoder.encode(self._pieces()),
+            encoder.about,
+            counts=lambda: {"empty": self._num_empty},
+        )
+        if not counts["empty"]:
+            return []
+        rows = counted(counts["empty"], "row")
+        return [f"`{self._argument}`: skipped {rows} with an empty text"]
+
+    def _pieces(self) -> Iterator[str | None]:
         """Yields the documents in pieces; None ends each of them."""
-        for file in self._files:
+        is_empty = True
+        for file in map(Path, self._files):
             if file.suffix == ".txt":
+                is_empty = False
                 yield from pieces_of_file(file)
                 continue
             for row in read_rows([file], argument=self._argument):
@@ -113,12 +119,17 @@ class _Texts:
                         "column, or correct the row."
                     )
                 check_encodable(text, row.place, self._argument)
-                if text:
-                    yield from pieces_of_text([text])
-                self._num_empty += not text
-
-    def counts(self) -> dict[str, int]:
-        return {"empty": self._num_empty}
+                if not text:
+                    self._num_empty += 1
+                    continue
+                is_empty = False
+                yield from pieces_of_text([text])
+        if is_empty:
+            raise ValueError(
+                f"`{self._argument}` must contain text in the column "
+                f"{self._column!r}, but it is empty in all rows. Give another "
+                "`text_column`."
+            )
 
 
 class ByteEncoder:

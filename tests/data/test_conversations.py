@@ -276,6 +276,14 @@ def test_rows_cannot_be_read_as_plain_text(tmp_path):
             "template renders, but with line 1 of .* the chat template fails: Template"
             "Error: Roles must alternate",
         ),
+        (
+            [{"messages": [USER, ANSWER], "tools": "["}],
+            "list, or its JSON, as `tools`, but in line 1 of .* one of them is not: ",
+        ),
+        (
+            [{"messages": [USER, ANSWER], "chat_template_kwargs": 5}],
+            "object as `chat_template_kwargs` .* in line 1 of .* one of them is not: ",
+        ),
         ([{"prompt": "a", "completion": "\ud83d"}], "lone surrogates, but line 1 of"),
     ],
 )

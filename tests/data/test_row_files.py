@@ -7,7 +7,13 @@ import sys
 import pytest
 from tokenizers import Tokenizer
 
-from jaxopt_tf.data import read_documents, read_rows, read_text, tokenize_text
+from jaxopt_tf.data import (
+    PackedRows,
+    read_documents,
+    read_rows,
+    read_text,
+    tokenize_text,
+)
 from tests.data.test_tokenize import byte_pairs
 
 ROWS = [
@@ -279,3 +285,32 @@ def test_errors_name_the_argument(gpt2, tmp_path, cache):
         )
     with pytest.raises(ValueError, match="`train_file` must name at least one file"):
         read_documents([], cache_dir=cache)
+
+
+def test_refuses_a_column_that_is_empty_in_all_rows(gpt2, tmp_path, cache):
+    path = tmp_path / "rows.jsonl"
+    _lines(path, [{"text": ""}] * 2)
+    for tokenizer in (None, gpt2):
+        with pytest.raises(
+            ValueError, match="`train_file` must contain text in the co"
+        ):
+            read_documents([path], tokenizer=tokenizer, cache_dir=cache)
+
+
+@pytest.mark.parametrize("packing", ["bfd", "in_order", "none"])
+def test_texts_are_packed_with_their_ends(packing, gpt2, tmp_path, cache):
+    path = tmp_path / "rows.jsonl"
+    _lines(path, ROWS)
+    corpus = read_documents(
+        [path], validation_files=[path], tokenizer=gpt2, cache_dir=cache
+    )
+    tokenizer = Tokenizer.from_file(str(gpt2))
+    wanted = [[*tokenizer.encode(row["text"]).ids, 0] for row in ROWS]
+    found = []
+    for row in PackedRows(corpus, "evaluation", block_size=32, packing=packing):
+        for segment in range(1, row["segment_ids"].max() + 1):
+            is_in = row["segment_ids"] == segment
+            found.append(row["input_ids"][is_in].tolist())
+            # All tokens but the first are predicted, the end-of-document token too.
+            assert row["labels"][is_in].tolist() == [-100, *found[-1][1:]]
+    assert sorted(found) == sorted(wanted)
