@@ -2,6 +2,9 @@
 
 corpus = read_text([Path("books")])
 batches = Batches(corpus, block_size=64, batch_size=8, seed=42)
+
+corpus = read_conversations([Path("rows.jsonl")], tokenizer=..., cache_dir=...)
+batches = PackedBatches(PackedRows(corpus, "training", block_size=1024), ...)
 """
 
 from ._batches import Batches as Batches

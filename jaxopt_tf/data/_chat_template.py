@@ -24,8 +24,9 @@ class Rendered(NamedTuple):
     """Text of a conversation."""
 
     text: str
-    # Start and end of each text in {% generation %} ... {% endgeneration %}.
-    generated: list[tuple[int, int]]
+    # Start and end of each text in {% generation %}; None if the
+    # template does not have this tag.
+    generated: list[tuple[int, int]] | None
 
 
 class ChatTokenizer:
@@ -60,7 +61,8 @@ class ChatTokenizer:
         config = _json(folder / "special_tokens_map.json")
         config |= _json(folder / "tokenizer_config.json")
         self.special_tokens = self._add_special_tokens(config)
-        self.tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
+        is_split = bool(config.get("split_special_tokens"))
+        self.tokenizer.encode_special_tokens = is_split
         self.eos_token = self.special_tokens.get("eos_token") or end_of_document(
             self.tokenizer, path
         )
@@ -68,16 +70,11 @@ class ChatTokenizer:
         if chat_template is None:
             self._templates = _templates(folder, config.get("chat_template"))
         else:
-            self._templates = {"default": _text(chat_template, "chat_template")}
+            self._templates = {"default": _text(Path(chat_template), "chat_template")}
         self._compiled: dict[str, Any] = {}
-        about = [self.special_tokens, self._templates, self.eos_token]
+        about = [self.special_tokens, self._templates, self.eos_token, is_split]
         digest = hashlib.sha256(content + json.dumps(about, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
-
-    @property
-    def marks_answers(self) -> bool:
-        """True if the template encloses answers in {% generation %}."""
-        return bool(_GENERATION.search(self._templates.get("default", "")))
 
     @property
     def pad_token_id(self) -> int:
@@ -131,7 +128,8 @@ class ChatTokenizer:
             raise ValueError(
                 f"the chat template fails: {type(error).__name__}: {error}"
             ) from error
-        return Rendered("".join(parts), generated)
+        is_marked = _GENERATION.search(source) is not None
+        return Rendered("".join(parts), generated if is_marked else None)
 
     def _source(self, tools: Any) -> str:
         if not self._templates:

@@ -260,13 +260,12 @@ class _RowEncoder:
             whole = self._chat.render(messages, **values)
             answers = None
             if self._completion_only_loss:
-                answers = (
-                    whole.generated
-                    if self._chat.marks_answers
-                    else self._answers(messages, whole.text, values)
-                )
+                answers = whole.generated
+                if answers is None:
+                    answers = self._answers(messages, whole.text, values)
             return _Text(row.place, whole.text, None, answers, True)
-        except ValueError as error:
+        # A TypeError is one of `chat_template_kwargs` that is an argument of `render`.
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`{self._argument}` must contain messages that the chat template "
                 f"renders, but with {row.place} {error}."

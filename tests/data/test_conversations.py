@@ -284,6 +284,10 @@ def test_rows_cannot_be_read_as_plain_text(tmp_path):
             [{"messages": [USER, ANSWER], "chat_template_kwargs": 5}],
             "object as `chat_template_kwargs` .* in line 1 of .* one of them is not: ",
         ),
+        (
+            [{"messages": [USER, ANSWER], "chat_template_kwargs": {"messages": 5}}],
+            "template renders, but with line 1 of .* multiple values .* 'messages'",
+        ),
         ([{"prompt": "a", "completion": "\ud83d"}], "lone surrogates, but line 1 of"),
     ],
 )
