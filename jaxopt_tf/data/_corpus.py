@@ -39,12 +39,17 @@ class Corpus(NamedTuple):
     fingerprint: str  # SHA-256 of the content of both parts, independent of paths
     left_out: LeftOut = LeftOut()
     num_tokens: int = 0  # tokens of the documents, without end-of-document tokens
+    notes: tuple[str, ...] = ()  # sentences about rows that were left out or changed
+    # True for rows for fine-tuning, which `PackedRows` reads. A token t that is not
+    # predicted is stored as ~t = -t - 1, in int32.
+    is_masked: bool = False
 
     @property
     def size(self) -> str:
         """Numbers of documents and of tokens, as text."""
         unit = self.unit.removesuffix("s")
-        documents = counted(self.num_documents, "document")
+        noun = "row" if self.is_masked else "document"
+        documents = counted(self.num_documents, noun)
         return f"{documents}, {counted(self.num_tokens, unit)}"
 
 
@@ -56,6 +61,7 @@ def make_corpus(
     end: int | None,
     unit: Literal["bytes", "tokens"],
     is_evaluation: np.ndarray | None = None,
+    is_masked: bool = False,
 ) -> Corpus:
     """Builds a corpus whose documents are split into two parts.
 
@@ -66,6 +72,7 @@ def make_corpus(
         end: token that follows each document; None for none.
         unit: name of a token.
         is_evaluation: [d], bool: True for evaluation documents; None to use `split`.
+        is_masked: True if tokens that are not predicted are stored as ~token.
 
     Raises:
         ValueError: if there are no documents.
@@ -78,9 +85,9 @@ def make_corpus(
     parts = split(documents)
     if is_evaluation is not None:
         parts = _select(documents, ~is_evaluation), _select(documents, is_evaluation)
+    dtype = np.dtype(np.int32) if is_masked else min_token_dtype(vocab_size)
     training, evaluation = (
-        TokenStream(files, part, end=end, dtype=min_token_dtype(vocab_size))
-        for part in parts
+        TokenStream(files, part, end=end, dtype=dtype) for part in parts
     )
     return Corpus(
         training=training,
@@ -90,7 +97,21 @@ def make_corpus(
         num_tokens=int(documents.length.sum()),
         unit=unit,
         fingerprint=_fingerprint(files, parts, vocab_size, end),
+        is_masked=is_masked,
     )
+
+
+def tenth_of_rows(num_rows: int) -> np.ndarray:
+    """Selects a tenth of the rows for evaluation, at least one, by a hash of the index.
+
+    Returns:
+        [num_rows], bool: True for evaluation; all False if there is only one row.
+    """
+    is_evaluation = np.zeros(num_rows, bool)
+    order = np.argsort(_mixed(np.arange(num_rows)), kind="stable")
+    wanted = max(num_rows // _HELD_OUT, 1 if num_rows > 1 else 0)
+    is_evaluation[order[:wanted]] = True
+    return is_evaluation
 
 
 def split(documents: Documents) -> tuple[Documents, Documents]:

@@ -67,8 +67,13 @@ def read_text(paths: Sequence[Path]) -> Corpus:
     return _in_bytes(files)._replace(left_out=left_out)
 
 
-def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
-    """Returns the text files in `paths`, whose content was checked, and the others."""
+def text_files(
+    paths: Sequence[Path], *, argument: str = "text"
+) -> tuple[list[TokenFile], LeftOut]:
+    """Returns the text files in `paths`, whose content was checked, and the others.
+
+    `argument` is the name of the argument that contains `paths`, for messages.
+    """
     files: list[TokenFile] = []
     skipped: list[str] = []
     for path in map(Path, paths):
@@ -77,7 +82,7 @@ def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
             files += of_folder
             skipped += others
         else:
-            files.append(_given_file(path))
+            files.append(_given_file(path, argument))
     return files, LeftOut(len(skipped), tuple(skipped[:3]))
 
 
@@ -99,19 +104,19 @@ def _in_bytes(
     )
 
 
-def _given_file(path: Path) -> TokenFile:
+def _given_file(path: Path, argument: str) -> TokenFile:
     """Returns a file of `paths`; raises an error unless it is text."""
     if not path.is_file():
         problem = "is neither" if path.exists() else "does not exist"
         raise ValueError(
-            f"`text` must be files or folders, but {str(path)!r} {problem}. Check the "
-            "path."
+            f"`{argument}` must be files or folders, but {str(path)!r} {problem}. "
+            "Check the path."
         )
     file = _read(path)
     if isinstance(file, str):
         raise ValueError(
-            f"`text` must be text in UTF-8, but {str(path)!r} is {file}. Convert it to "
-            "UTF-8, or leave it out."
+            f"`{argument}` must be text in UTF-8, but {str(path)!r} is {file}. Convert "
+            "it to UTF-8, or leave it out."
         )
     return file
 

@@ -312,7 +312,7 @@ def test_pieces_are_the_text_cut_at_line_ends(tmp_path_factory, lines, data):
     times = data.draw(st.sampled_from([1, 5_000, 50_000]))
     text = "\n".join(line * times for line in lines)
     path.write_bytes(text.encode())
-    *pieces, end = module._pieces(path)
+    *pieces, end = module.pieces_of_file(path)
     assert end is None
     assert "".join(pieces) == text
     for piece in pieces[:-1]:
