@@ -8,7 +8,7 @@ import jax
 
 from .. import _checks, data, training
 from .._io import Kind, kinds_of
-from ..models import GPT2Config
+from ..models import ModelConfig
 from ..sharding import axis_sizes
 
 # Supported mesh axes; the batch is sharded over `sharding.BATCH_AXES`.
@@ -20,6 +20,10 @@ class Job:
     """Settings of a run other than those of its recipe and its model.
 
     Attributes:
+        model_name_or_path: folder of a model of Transformers: config.json, weights and
+            tokenizer.json. Default: a GPT-2 whose sizes are set by flags.
+        from_scratch: whether the weights are initialized as Transformers does, instead
+            of read from `model_name_or_path`.
         text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
             raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources of
             Python's standard library.
@@ -69,6 +73,8 @@ class Job:
         fill the disk, and two older checkpoints remain if the newest is damaged.
     """
 
+    model_name_or_path: Path | None = None
+    from_scratch: bool = False
     text: tuple[Path, ...] = ()
     tokenizer: Path | None = None
     eos_token_id: int | None = None
@@ -126,7 +132,7 @@ def mesh_axes(job: Job) -> str:
     return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
 
 
-def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
+def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
     """Reads the data of a job: text, pretokenized files, or the standard library.
 
     Args:

@@ -19,12 +19,13 @@ from ..interop import (
     select_fields,
     translate_training_arguments,
 )
-from ..models import GPT2Config
+from ..models import DecoderConfig, GPT2Config
 from ..recipes import Recipe
 from ._config import uses_eval_loss
 from ._job import Job
 
-_KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
+_MODEL_KINDS = {**kinds_of(DecoderConfig), **kinds_of(GPT2Config)}
+_KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 
 # Kinds of fields that raise an error for a new run; "non_optimizer" includes the
 # fields that set the order of the data.

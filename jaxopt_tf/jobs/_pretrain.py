@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import checkpoints, training
+from .. import checkpoints, interop, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
 from ..data import Batches, evaluation_batches
@@ -100,7 +100,11 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
 
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if run.checkpoint is None:
-        return setup.init()
+        folder = None if job.from_scratch else job.model_name_or_path
+        if folder is None:
+            return setup.init()
+        like = setup.run_state.state.params
+        return setup.init(interop.read_params(folder, like, setup.model.names))
     start = training.restore_run_state(run.checkpoint, setup.run_state)
     if job.on_non_finite == "skip":
         return start

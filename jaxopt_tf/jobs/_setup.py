@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import sharding, training
 from .._checks import counted
-from .._typing import Schedule
+from .._typing import PyTree, Schedule
 from ..data import min_token_dtype
 from ..models import Model, build_model
 from ..recipes import Recipe, build_optimizer, build_schedule
@@ -40,7 +40,8 @@ class Setup:
         train_step: one update; `train_step.lower(setup.position.state, setup.batch)`
             compiles it without arrays.
         eval_step: (params, batch) -> (summed loss, number of tokens).
-        init: function that computes the state before the first step, sharded.
+        init: function that computes the state before the first step, sharded; from
+            parameters, which it donates, or without them from the seed.
     """
 
     model: Model
@@ -52,7 +53,7 @@ class Setup:
     batch: jax.ShapeDtypeStruct
     train_step: training.TrainStep
     eval_step: training.EvalStep
-    init: Callable[[], training.RunState]
+    init: Callable[..., training.RunState]
 
     @property
     def metric_schedule(self) -> MetricDrivenSchedule | None:
@@ -81,8 +82,8 @@ def build_setup(
     schedule, optimizer = schedule_and_optimizer(recipe, model)
     schedule_state = init_schedule(schedule)
 
-    def init_state() -> training.TrainState:
-        params = model.init(recipe.seed)
+    def init_state(params: PyTree | None = None) -> training.TrainState:
+        params = model.init(recipe.seed) if params is None else params
         rng = recipe.seed if model.has_dropout else None
         return training.init_train_state(params, optimizer, rng=rng)
 
@@ -91,11 +92,12 @@ def build_setup(
     shardings = _state_shardings(shapes, model, mesh, zero_1=job.zero_1)
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
-    def init() -> training.RunState:
+    def init(params: PyTree | None = None) -> training.RunState:
         if mesh.size == 1:  # not jitted: this saves a compilation
-            arrays = jax.device_put(init_state(), shardings)
+            arrays = jax.device_put(init_state(params), shardings)
         else:  # jitted: each device computes and stores its shards only
-            arrays = jax.jit(init_state, out_shardings=shardings)()
+            make = jax.jit(init_state, out_shardings=shardings, donate_argnums=0)
+            arrays = make(params)
         return training.RunState(arrays, schedule_state=schedule_state)
 
     loss_fn = model.make_loss(
