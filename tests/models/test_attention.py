@@ -304,7 +304,7 @@ def tpu_step(name, axes, dtype, implementation=None, *, length, heads, size, bat
     ("name", "axes", "dtype", "length", "size"),
     [
         ("v5e:2x4", "data=2,fsdp=2,tensor=2", jnp.bfloat16, 1536, 64),
-        ("v5p:2x2x2", "data=2,fsdp=2,tensor=2", jnp.bfloat16, 8192, 128),
+        ("v5p:2x2x2", "data=2,fsdp=2,tensor=2", jnp.bfloat16, 2560, 128),
         ("v5p:2x2x2", "data=1,fsdp=8,tensor=1", jnp.float32, 200, 128),
     ],
     ids=["v5e", "v5p", "padded"],
