@@ -349,7 +349,8 @@ def test_gathers_the_head_once_and_reduces_its_gradient_once_on_a_tpu():
     ("changes", "error", "message"),
     [
         ({"hidden": jnp.zeros((6, 4))}, ValueError, r"`hidden` must be .*\[6, 4\]"),
-        ({"hidden": jnp.zeros((2, 3, 4), int)}, ValueError, "`hidden` must be float"),
+        ({"hidden": jnp.zeros((2, 0, 4))}, ValueError, "at least one token"),
+        ({"hidden": jnp.zeros((2, 3, 4), int)}, TypeError, "`hidden` must be float"),
         ({"head": jnp.zeros((8, 4))}, ValueError, r"`head` must be .*8, 4\]. Transp"),
         ({"head": jnp.zeros((4, 8), jnp.bfloat16)}, ValueError, "`head` .*dtype"),
         ({"labels": jnp.zeros((2, 4), int)}, ValueError, r"`labels` .* hidden \[2, 3"),
