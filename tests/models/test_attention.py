@@ -28,7 +28,6 @@ needs_tpu_compiler = pytest.mark.skipif(
 # Name: T, H, K, window, whether rows have segments. The XLA form has 2 blocks for 260
 # tokens and 4 for 520, the kernel has 1 and 2 tiles, with padding.
 CASES = {
-    "causal": (260, 2, 2, None, False),
     "grouped": (260, 4, 2, None, False),
     "window": (260, 2, 1, 50, False),
     "window across tiles": (520, 2, 2, 470, True),
