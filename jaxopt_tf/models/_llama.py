@@ -10,6 +10,7 @@ Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -168,21 +169,21 @@ class _Model(nnx.Module):
                 x = layers[kind](x, nnx.state(block))
             return x
         for start, num_repeats, period in periods(kinds):
+            stop = start + num_repeats * len(period)
+            # Slices are taken outside of the scan. Inside, they would be stored for the
+            # backward pass: a second copy of all parameters.
+            rows = [slice(first, stop, len(period)) for first in range(start, stop)]
+            stacks = tuple(
+                jax.tree.map(operator.itemgetter(of_kind), nnx.state(self.layers))
+                for of_kind in rows[: len(period)]
+            )
 
-            def body(x, params, period=period):
-                for i, kind in enumerate(period):
-                    x = layers[kind](x, jax.tree.map(lambda p, i=i: p[i], params))
+            def body(x, params_of_period, period=period):
+                for kind, params in zip(period, params_of_period, strict=True):
+                    x = layers[kind](x, params)
                 return x, None
 
-            stop = start + num_repeats * len(period)
-            shape = (num_repeats, len(period))
-            stacked = jax.tree.map(
-                lambda p, start=start, stop=stop, shape=shape: p[start:stop].reshape(
-                    *shape, *p.shape[1:]
-                ),
-                nnx.state(self.layers),
-            )
-            x, _ = jax.lax.scan(body, x, stacked)
+            x, _ = jax.lax.scan(body, x, stacks)
         return x
 
 

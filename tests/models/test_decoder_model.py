@@ -187,12 +187,18 @@ def stored_by_a_layer(batch, **options):
     config = dataclasses.replace(
         TINY, num_hidden_layers=5, layer_types=None, no_rope_layers=None, **options
     )
+    return stored_by_a_repeat(config, batch)
+
+
+def stored_by_a_repeat(config, batch):
     params = jax.eval_shape(lambda: draw_decoder_params(config, 0))
     gradient = jax.grad(decoder_loss_of(config), has_aux=True)
     all_equations = equations(jax.make_jaxpr(gradient)(params, batch).jaxpr)
     # The first scan is the forward pass; what is stacked is for the second.
     forward = next(e for e in all_equations if e.primitive.name == "scan")
-    stacks = [v.aval.shape for v in forward.outvars if v.aval.shape[:1] == (5,)]
+    num_repeats = forward.params["length"]
+    shapes = [v.aval.shape for v in forward.outvars]
+    stacks = [shape for shape in shapes if shape[0] == num_repeats]
     return sum(np.prod(shape[1:]) for shape in stacks)
 
 
@@ -214,6 +220,9 @@ def test_a_policy_is_what_is_stored_of_checkpointed_layers(batch):
         "minimal": num_tokens * (came_in + qkv + out + mlp),
     }
     assert stored_by_a_layer(batch) > stored["minimal"]
+    mixed = dataclasses.replace(MIXED, gradient_checkpointing=True)
+    rows = np.concatenate([batch, batch[:1]])  # as many rows as no scan has repeats
+    assert stored_by_a_repeat(mixed, rows) == 2 * 3 * 12 * came_in
 
 
 @pytest.mark.parametrize("config", [TINY, MIXED], ids=["llama", "mixed"])
