@@ -15,17 +15,18 @@ DECODER_CLASSES: Mapping[str, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
+_QKV, _MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
+_CONTEXT = "attention"  # output and log-sum-exp of the attention kernel for TPUs
 # Outputs of a layer that are stored for the backward pass if `gradient_checkpointing`
 # is set, by the names of MaxText.
 REMAT_POLICIES: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "save_out_proj": ("o_proj",),
-    "save_qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "save_dot_except_mlp": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "minimal": (
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-        *("gate_proj", "up_proj", "down_proj"),
-    ),
+    "save_qkv_proj": _QKV,
+    "save_dot_except_mlp": (*_QKV, "o_proj"),
+    "save_dot_with_context_except_mlp": (*_QKV, _CONTEXT, "o_proj"),
+    "minimal": (*_QKV, "o_proj", *_MLP),
+    "minimal_with_context": (*_QKV, _CONTEXT, "o_proj", *_MLP),
 }
 FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -96,7 +97,9 @@ class DecoderConfig:
             each layer instead of storing them.
         remat_policy: outputs that are stored nonetheless, by the names of MaxText:
             "full" (none), "save_out_proj", "save_qkv_proj", "save_dot_except_mlp" or
-            "minimal" (all matrix products).
+            "minimal" (all products with weights). "save_dot_with_context_except_mlp"
+            and "minimal_with_context" also store the results of the attention kernel
+            for TPUs.
         scan_layers: whether the layers are stacked and run by `jax.lax.scan`, which
             compiles one layer. Parameters are then `model.layers.mlp.up_proj.kernel`,
             [num_hidden_layers, in, out].
