@@ -9,6 +9,8 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
@@ -18,7 +20,7 @@ from jaxopt_tf.models._decoder_params import (
     decoder_rules,
     draw_decoder_params,
 )
-from jaxopt_tf.models._llama import periods
+from jaxopt_tf.models._llama import Decoder, Inputs, periods
 from jaxopt_tf.sharding import make_mesh, param_shardings, unmet_rules
 
 pytestmark = [
@@ -392,6 +394,25 @@ def test_every_matrix_is_sharded_over_both_axes(config):
 def test_a_mesh_without_an_axis_does_not_need_it():
     rules = decoder_rules(TINY, make_mesh({"data": 8}))
     assert {axis for spec in rules.values() for axis in spec} <= {None}
+
+
+def test_a_table_is_gathered_forward_and_its_gradient_is_free(batch):
+    # A constraint of the gradient would sum the whole table on every device.
+    replicated = NamedSharding(make_mesh({"fsdp": 8}), PartitionSpec())
+
+    def gather(table):
+        return jax.lax.with_sharding_constraint(table, replicated)
+
+    model = nnx.eval_shape(lambda: Decoder(TINY, constrain_table=gather))
+    graph = nnx.graphdef(model)
+
+    def loss(params):
+        model = nnx.merge(graph, params)
+        return jnp.sum(model.hidden(Inputs(batch))) + jnp.sum(model.head())
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(nnx.state(model)).jaxpr
+    num = sum(e.primitive.name == "sharding_constraint" for e in equations(jaxpr))
+    assert num == 2  # the embeddings and the head
 
 
 def test_few_heads_of_keys_are_replicated():
