@@ -10,7 +10,6 @@ Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral
 """
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -172,10 +171,9 @@ class _Model(nnx.Module):
             stop = start + num_repeats * len(period)
             # Slices are taken outside of the scan. Inside, they would be stored for the
             # backward pass: a second copy of all parameters.
-            rows = [slice(first, stop, len(period)) for first in range(start, stop)]
             stacks = tuple(
-                jax.tree.map(operator.itemgetter(of_kind), nnx.state(self.layers))
-                for of_kind in rows[: len(period)]
+                _rows(nnx.state(self.layers), start + i, stop, len(period))
+                for i in range(len(period))
             )
 
             def body(x, params_of_period, period=period):
@@ -185,6 +183,10 @@ class _Model(nnx.Module):
 
             x, _ = jax.lax.scan(body, x, stacks)
         return x
+
+
+def _rows(stack: Any, start: int, stop: int, step: int) -> Any:
+    return jax.tree.map(lambda p: p[start:stop:step], stack)
 
 
 def periods(
