@@ -15,7 +15,6 @@ exit status is 1 if a limit is missed.
   of the logits (2-norm) and of the gradients (geometric mean over the tensors).
 """
 
-import copy
 import dataclasses
 import functools
 import json
@@ -99,12 +98,10 @@ def _figures(name: str, case: Mapping[str, Any]) -> Iterator[Row]:
             limit=_LIMIT,
         )
 
-    import torch
-
     narrow = jax.tree.map(lambda p: np.asarray(p).astype(jnp.bfloat16), params)
-    model = copy.deepcopy(model).to(torch.bfloat16)
+    model = twin.with_weights_in(model, "bfloat16")
     ours, theirs = _here(run, narrow, names, batch), _in_torch(model, batch)
-    exact = _in_torch(model.float(), batch)
+    exact = _in_torch(twin.with_weights_in(model, "float32"), batch)
     for quantity, tensors in (
         ("bfloat16 logits", ["logits"]),
         ("bfloat16 gradients", [n for n in exact if n != "logits"]),

@@ -1,6 +1,5 @@
 """Llama, Mistral, Qwen2, Qwen3 and SmolLM3 against Transformers in torch."""
 
-import copy
 import dataclasses
 import functools
 
@@ -118,8 +117,6 @@ def test_rotates_as_transformers(case, model_in_both, rng):
 
 @pytest.mark.parametrize("case", ["llama", "qwen2", "qwen3"])
 def test_bfloat16_is_as_near_to_float32_as_in_transformers(case, model_in_both, rng):
-    import torch
-
     model, config, params, names = model_in_both(case, STACKED[case])
     batch = tokens_of(rng, num_rows=16)
     narrow = jax.tree.map(lambda p: np.asarray(p).astype(jnp.bfloat16), params)
@@ -129,11 +126,12 @@ def test_bfloat16_is_as_near_to_float32_as_in_transformers(case, model_in_both, 
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
     ours = {"logits": np.asarray(logits, np.float32)} | by_torch_name(grads, names)
 
-    model = copy.deepcopy(model).to(torch.bfloat16)
+    model = twin.with_weights_in(model, "bfloat16")
     their_logits, _, their_grads = twin.logits_loss_and_grads(model, batch)
     theirs = {"logits": their_logits} | their_grads
     # The float32 run has the rounded weights: only the arithmetic differs.
-    exact_logits, _, exact_grads = twin.logits_loss_and_grads(model.float(), batch)
+    model = twin.with_weights_in(model, "float32")
+    exact_logits, _, exact_grads = twin.logits_loss_and_grads(model, batch)
     exact = {"logits": exact_logits} | exact_grads
     ratios = [
         distance(ours[name], exact[name]) / distance(theirs[name], exact[name])
