@@ -22,7 +22,7 @@ T = TypeVar("T")
 # another. With the first of these settings each process has the smaller number. With
 # the second, glibc keeps every block: torch needs the last two lines for that, JAX's
 # threads all.
-LARGE_BLOCKS_ANEW = {
+FRESH_LARGE_BLOCKS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }

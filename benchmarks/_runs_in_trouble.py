@@ -132,7 +132,7 @@ def _overfitting() -> Iterator[Run]:
             adamw_tf(1e-3),
             labelled(0, 32, num_examples, noise=0.2),
             1000,
-            held_out=next(labelled(1, 1000, noise=0.2)),
+            eval_batch=next(labelled(1, 1000, noise=0.2)),
         )
     source = text()
     yield Run(
@@ -142,7 +142,7 @@ def _overfitting() -> Iterator[Run]:
         adamw_tf(2e-3),
         characters(0, 64, source[:2000]),
         1000,
-        held_out=next(characters(1, 1000, source[50_000:])),
+        eval_batch=next(characters(1, 1000, source[50_000:])),
     )
 
 

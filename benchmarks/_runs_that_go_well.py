@@ -54,7 +54,7 @@ def all_runs() -> Iterator[Run]:
 
 def _schedules() -> Iterator[Run]:
     source = text()
-    held_out = next(characters(1, 1000, source[90_000:]))
+    eval_batch = next(characters(1, 1000, source[90_000:]))
     restarts = get_cosine_with_hard_restarts_schedule_with_warmup
     schedules = {
         "constant, long warmup": get_constant_schedule_with_warmup(3e-3, 800),
@@ -76,7 +76,7 @@ def _schedules() -> Iterator[Run]:
             optax.chain(clip(1.0), adamw_tf(schedule, weight_decay=0.1)),
             characters(seed, 64, source[:90_000]),
             1000,
-            held_out=held_out,
+            eval_batch=eval_batch,
         )
 
 
@@ -128,7 +128,7 @@ def _optimizers() -> Iterator[Run]:
             optimizer,
             labelled(seed, 64),
             800,
-            held_out=next(labelled(seed + 50, 1000)),
+            eval_batch=next(labelled(seed + 50, 1000)),
         )
     for rate in (3e-2, 1e-2):
         yield Run(
@@ -158,7 +158,7 @@ def _noise() -> Iterator[Run]:
         adamw_tf(get_linear_schedule_with_warmup(1e-3, 20, 600)),
         labelled(0, 10, 2000),
         600,
-        held_out=next(labelled(50, 1000)),
+        eval_batch=next(labelled(50, 1000)),
         rng=0,
     )
     yield Run(
@@ -188,7 +188,7 @@ def _tails() -> Iterator[Run]:
         adamw_tf(get_cosine_schedule_with_warmup(1e-2, 100, 4000)),
         measured(0, 64, 0.1),
         4000,
-        held_out=next(measured(1, 1000, 0.1)),
+        eval_batch=next(measured(1, 1000, 0.1)),
         eval_steps=200,
     )
     one = next(measured(0, 64, 0.0))

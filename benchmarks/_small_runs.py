@@ -1,4 +1,4 @@
-"""Models and data for runs of one second, and a run with a watcher."""
+"""Models and data for runs of one second, and a run with a health monitor."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_tf.monitors import watcher
+from jaxopt_tf.monitors import health_monitor
 from jaxopt_tf.training import (
     Monitor,
     Trained,
@@ -36,7 +36,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     batches: Iterator
     max_steps: int
-    held_out: Any = None  # evaluation batch
+    eval_batch: Any = None  # evaluation batch
     eval_steps: int = 50
     per_layer: bool = False
     on_non_finite: str = "stop"
@@ -44,11 +44,13 @@ class Run(NamedTuple):
 
 
 def listen(run: Run) -> list[str]:
-    """Trains, and returns the findings of the watcher."""
+    """Trains, and returns the findings of the health monitor."""
     sentences: list[str] = []
     (param_dtype,) = {leaf.dtype.name for leaf in jax.tree.leaves(run.params)}
-    with contextlib.suppress(FloatingPointError):  # the watcher has reported the reason
-        _train(run, [watcher(sentences.append, param_dtype=param_dtype)])
+    with contextlib.suppress(
+        FloatingPointError
+    ):  # the health monitor has reported the reason
+        _train(run, [health_monitor(sentences.append, param_dtype=param_dtype)])
     return sentences
 
 
@@ -59,8 +61,8 @@ def trained(run: Run) -> Any:
 
 def _train(run: Run, monitors: list[Monitor]) -> Trained:
     evaluate = None
-    if run.held_out is not None:
-        evaluate = make_evaluate(make_eval_step(run.loss_fn), [run.held_out])
+    if run.eval_batch is not None:
+        evaluate = make_evaluate(make_eval_step(run.loss_fn), [run.eval_batch])
     step = make_train_step(
         run.loss_fn,
         run.optimizer,

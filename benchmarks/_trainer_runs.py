@@ -70,7 +70,7 @@ def _corpus():
     return standard_library()
 
 
-def held_out(num: int = 32) -> np.ndarray:
+def eval_rows(num: int = 32) -> np.ndarray:
     """Returns other windows, for evaluation."""
     batches = Batches(_corpus(), block_size=64, batch_size=num, seed=1)
     return np.asarray(batches[0], np.int64)
@@ -151,7 +151,7 @@ def by_trainer(
         torch_model(attention),
         arguments(plan, folder),
         train_dataset=rows(_windows(num)),
-        eval_dataset=rows(held_out()),
+        eval_dataset=rows(eval_rows()),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if stop_at is not None:
@@ -238,7 +238,7 @@ class Ours(NamedTuple):
         k = plan.gradient_accumulation_steps
         windows = _windows(plan.max_steps * k * BATCH_SIZE).astype(np.uint8)
         shape = (plan.max_steps, *([k] if k > 1 else []), BATCH_SIZE, 65)
-        evaluate = make_evaluate(make_eval_step(as_trainer_counts), [held_out()])
+        evaluate = make_evaluate(make_eval_step(as_trainer_counts), [eval_rows()])
         begun = int(self.start.state.step)
         ended = train(
             make_train_step(
@@ -254,7 +254,7 @@ class Ours(NamedTuple):
             eval_steps=EVAL_STEPS,
             metric_schedule=driven,
         )
-        return Ended(losses, _by_torch_names(ended.state.params)), ended.position
+        return Ended(losses, _by_torch_names(ended.state.params)), ended.run_state
 
     def hand_over(self, folder: Path, position: RunState, like: Path) -> None:
         """Writes the folder from which Trainer resumes."""

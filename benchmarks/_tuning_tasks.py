@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from jaxopt_tf import training
-from jaxopt_tf.data import Batches, held_out_batches, standard_library
+from jaxopt_tf.data import Batches, evaluation_batches, standard_library
 from jaxopt_tf.models import GPT2Config, make_loss_fn
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.tuning import Task
@@ -60,7 +60,7 @@ def digits(model: nn.Module) -> Task:
         ),
         init=lambda seed: model.init(jax.random.key(seed), x[:1]),
         batches=batches,
-        held_out=[{"x": x[1400:], "y": y[1400:]}],
+        eval_batches=[{"x": x[1400:], "y": y[1400:]}],
     )
 
 
@@ -78,7 +78,7 @@ def text() -> Task:
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
         ).since(0),
-        held_out=held_out_batches(
+        eval_batches=evaluation_batches(
             corpus, block_size=config.block_size, batch_size=64, num_tokens=2**14
         ),
     )

@@ -121,7 +121,7 @@ def _monitors(folder: Path, max_steps: int) -> list[training.Monitor]:
         monitors.tensorboard(folder / "tensorboard"),
         monitors.trainer_state(folder / "trainer_state.json", max_steps=max_steps),
         plots.curves(folder / "curves.png"),
-        monitors.watcher(),
+        monitors.health_monitor(),
     ]
 
 

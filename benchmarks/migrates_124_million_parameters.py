@@ -54,11 +54,11 @@ def _by_torch(folder: Path, preset: str) -> None:
         )
     )
     parameters = dict(model.named_parameters())
-    decayed, spared = interop.torch_model_from_module(model).groups
+    decayed, undecayed = interop.torch_model_from_module(model).groups
     optimizer = torch.optim.AdamW(
         [
             {"params": [parameters[n] for n in names], "weight_decay": 0.0}
-            for names in (decayed, spared)
+            for names in (decayed, undecayed)
         ],
         lr=RECIPE.learning_rate,
     )

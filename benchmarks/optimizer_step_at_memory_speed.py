@@ -25,7 +25,7 @@ from benchmarks import _memory_link
 from benchmarks import _optimizer_steps as steps
 from benchmarks._fresh_processes import (
     ALL_BLOCKS_KEPT,
-    LARGE_BLOCKS_ANEW,
+    FRESH_LARGE_BLOCKS,
     in_fresh_process,
     median_of,
     median_ratios,
@@ -55,7 +55,7 @@ def rows(smoke: bool) -> Iterator[Row]:
     yield from _temporary(name, shapes, math.inf if smoke else 1.0)
 
     kept = "freed pages kept"
-    work = list(_of_a_tree(name, shapes, LARGE_BLOCKS_ANEW))
+    work = list(_of_a_tree(name, shapes, FRESH_LARGE_BLOCKS))
     for other, of_other in {name: shapes, **others}.items():
         work += _of_a_tree(f"{other}, {kept}", of_other, ALL_BLOCKS_KEPT)
     title = f"{name}, {kept}, in bfloat16, moments in float32, clip and adamw_tf"

@@ -40,7 +40,7 @@ def rows(smoke: bool) -> Iterator[Row]:
             continue
         config = RunConfig(recipe=recipe, model=model, job=Job(bf16=True))
         setup = build_setup(config, mesh)
-        step, args = setup.train_step, (setup.position.state, setup.batch)
+        step, args = setup.train_step, (setup.run_state.state, setup.batch)
         plan = plan_step(step, *args, slice_=slice_)
         cost = plan.cost
         if cost is None:

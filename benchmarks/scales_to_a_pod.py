@@ -97,7 +97,7 @@ def _llama(name, shapes, axes, spec, limit) -> Iterator[Row]:
     title = f"Llama 70B, {name}, {axes}"
     smallest = min(4 * math.prod(shape) for shape in shapes.values() if len(shape) > 1)
     row_and_column_bytes = sum(
-        leaf.whole
+        leaf.global_bytes
         for leaf in factored.plan.parts[1].leaves
         if leaf.name.startswith(("nu_row", "nu_col"))
     )
@@ -107,9 +107,9 @@ def _llama(name, shapes, axes, spec, limit) -> Iterator[Row]:
     ):
         cost, grads = found.cost, found.plan.parts[2].on_device
         state = found.plan.parts[1]
-        even = state.whole / slice_.num_devices
+        even = state.global_bytes / slice_.num_devices
         largest = max(each.largest for each in cost.collectives)
-        beyond = [each for each in found.plan.repeated() if each[0] == state.name]
+        beyond = [each for each in found.plan.replicated() if each[0] == state.name]
         dearest = (
             f"{beyond[0][1].name} costs {beyond[0][2]:.0f} bytes" if beyond else ""
         )

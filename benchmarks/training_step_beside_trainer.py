@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks._fresh_processes import (
-    LARGE_BLOCKS_ANEW,
+    FRESH_LARGE_BLOCKS,
     in_fresh_process,
     median_of,
     median_ratios,
@@ -47,7 +47,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         runs = [_seconds(2, num_steps, patience=0.0)]
     else:
         args = 12, num_steps
-        malloc = LARGE_BLOCKS_ANEW
+        malloc = FRESH_LARGE_BLOCKS
         runs = [in_fresh_process(_seconds, *args, malloc=malloc) for _ in range(3)]
     tokens = num_steps * BATCH[:, 1:].size
     ours, theirs = (tokens / median_of(runs, side) for side in ("ours", "Trainer's"))

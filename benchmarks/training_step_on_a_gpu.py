@@ -71,7 +71,7 @@ def _ours(model, batch, job, num_steps) -> tuple[steps.Step, float]:
     state = [
         jax.device_put(
             init_train_state(params, build_optimizer(RECIPE)),
-            jax.tree.map(lambda x: x.sharding, setup.position.state),
+            jax.tree.map(lambda x: x.sharding, setup.run_state.state),
         )
     ]
     batch = jax.device_put(batch.astype(setup.batch.dtype), setup.batch.sharding)

@@ -20,7 +20,7 @@ import optax
 from benchmarks import _memory_link
 from benchmarks import _optimizer_steps as steps
 from benchmarks._fresh_processes import (
-    LARGE_BLOCKS_ANEW,
+    FRESH_LARGE_BLOCKS,
     in_fresh_process,
     median_of,
     median_ratios,
@@ -39,7 +39,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         runs = [_seconds(5, steps.seconds_in_turn)]
     else:
         args = 100, _memory_link.seconds_in_turn
-        malloc = LARGE_BLOCKS_ANEW
+        malloc = FRESH_LARGE_BLOCKS
         runs = [in_fresh_process(_seconds, *args, malloc=malloc) for _ in range(3)]
     whole = median_of(runs, "ours: whole step")
     for name in PARTS:

@@ -1,12 +1,12 @@
-"""Tests that the watcher reports problems of runs, and none of healthy runs.
+"""Tests that the health monitor reports problems of runs, and none of healthy runs.
 
     python -m benchmarks.watcher_says_what_is_wrong
 
 All runs are real trainings of a few seconds: a character model, classifiers,
 recurrences and regressions. Runs of `_runs_in_trouble` have a deliberate problem, which
-the first finding of the watcher must name. Runs of `_runs_that_go_well` are healthy,
-and the watcher must report nothing. The thresholds were chosen with these runs; with
-all seeds changed the result is the same.
+the first finding of the health monitor must name. Runs of `_runs_that_go_well` are
+healthy, and the health monitor must report nothing. The thresholds were chosen with
+these runs; with all seeds changed the result is the same.
 """
 
 import itertools
@@ -53,4 +53,4 @@ def _num_said(run: Run) -> int:
 
 
 if __name__ == "__main__":
-    main("The watcher", rows)
+    main("The health monitor", rows)

@@ -151,7 +151,7 @@ split = len(text) * 9 // 10
 starts = np.random.default_rng(0).integers(0, split - length, (num_steps, 8))
 batches = jnp.asarray(text[starts[..., None] + np.arange(length)])
 ends = np.arange(split, len(text) - length, length)
-held_out = jnp.asarray(text[ends[:, None] + np.arange(length)])
+eval_batch = jnp.asarray(text[ends[:, None] + np.arange(length)])
 
 config = GPT2Config(n_layer=1, n_head=2, n_embd=32, block_size=32)
 params, loss_fn = make_loss_fn(config, 0)
@@ -184,7 +184,7 @@ def trained(make, rate):
     step = jax.tree_util.Partial(one_step, optimizer)
     start = (params, optimizer.init(params))
     (ended, _), losses = jax.lax.scan(step, start, batches)
-    return losses, mean_loss(ended, held_out)
+    return losses, mean_loss(ended, eval_batch)
 
 
 rates = jnp.array([5e-3, 1e-2, 2e-2, 5e-2])

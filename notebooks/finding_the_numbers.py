@@ -49,7 +49,7 @@ images = np.float32(pixels.reshape(-1, 8, 8, 1) / 16)
 order = np.random.default_rng(0).permutation(len(images))
 chosen, others = order[:1400], order[1400:]
 examples = {"x": images[chosen], "y": np.int32(labels[chosen])}
-held_out = {"x": images[others], "y": np.int32(labels[others])}
+eval_batch = {"x": images[others], "y": np.int32(labels[others])}
 
 
 class Model(nn.Module):
@@ -97,7 +97,7 @@ runs.table()
 
 # %% [markdown]
 # The loss at the end, by which runs are compared, is here that of the last tenth of
-# training; with `Task(held_out=...)` it is that of evaluation batches.
+# training; with `Task(eval_batches=...)` it is that of evaluation batches.
 
 # %%
 recipe = runs.best_recipe
@@ -126,7 +126,7 @@ plot_rates(found)
 
 # %%
 swept = sweep(
-    dataclasses.replace(task, held_out=[held_out]),
+    dataclasses.replace(task, eval_batches=[eval_batch]),
     recipe,
     {"learning_rate": [1e-3, 3e-3, 1e-2, 3e-2], "adam_beta2": [0.9, 0.99, 0.999]},
 )

@@ -100,7 +100,7 @@ def batches(recipe):
 
 
 chosen = [dataclasses.replace(recipe, weight_decay=0.0), path.recipe]
-task = Task(loss_fn=loss_fn, init=init, batches=batches, held_out=[unseen])
+task = Task(loss_fn=loss_fn, init=init, batches=batches, eval_batches=[unseen])
 train_many(task, chosen).table()
 
 # %% [markdown]

@@ -15,9 +15,9 @@
 # not move, or the model learns its text by heart. Each is brought about in a small run,
 # looked at, named and cured.
 #
-# You will see two curves for each, the sick run and the cured one, and what `watcher`
-# says of both. It listens to a run as it goes and says a sentence when something is
-# wrong; in doubt it is silent.
+# You will see two curves for each, the sick run and the cured one, and what
+# `health_monitor` says of both. It listens to a run as it goes and says a sentence when
+# something is wrong; in doubt it is silent.
 
 # %%
 import argparse
@@ -34,7 +34,7 @@ import numpy as np
 import optax
 
 from jaxopt_tf import adamw_tf, clip, get_scheduler
-from jaxopt_tf.monitors import watcher
+from jaxopt_tf.monitors import health_monitor
 from jaxopt_tf.training import (
     Monitor,
     Selection,
@@ -62,7 +62,7 @@ def rows_at(starts):
     return text[starts[:, None] + np.arange(9)]
 
 
-held_out = rows_at(np.arange(split, len(text) - 9, 9))
+eval_batch = rows_at(np.arange(split, len(text) - 9, 9))
 
 
 def batches(size=64, end=split):
@@ -87,42 +87,45 @@ def loss_fn(params, batch):
 
 
 # %% [markdown]
-# `train` takes it through a step, and tells monitors: the watcher, and one of our own
-# that keeps what we want to draw.
+# `train` takes it through a step, and tells monitors: the health monitor, and one of
+# our own that keeps what we want to draw.
 
 
 # %%
 class Seen(NamedTuple):
     losses: list  # at every step
     ratios: list  # of the updates' norm to the parameters', at every step
-    held_out: dict  # loss by the step
-    said: list  # by the watcher
+    eval_loss: dict  # loss by the step
+    said: list  # by the health monitor
 
     def window(self, window):
         self.losses.extend(window.metrics.loss)
         self.ratios.extend(window.metrics.norms.update_ratio)
 
     def evaluation(self, evaluation):
-        self.held_out[evaluation.step] = float(evaluation.metrics["loss"])
+        self.eval_loss[evaluation.step] = float(evaluation.metrics["loss"])
 
 
-evaluate = make_evaluate(make_eval_step(loss_fn), [held_out])
+evaluate = make_evaluate(make_eval_step(loss_fn), [eval_batch])
 # Compiled once for each optimizer.
 step_of = functools.cache(lambda optimizer: make_train_step(loss_fn, optimizer))
 
 
 def run(optimizer, data, max_steps, *, width=64, **options):
     seen = Seen([], [], {}, [])
-    monitors = [watcher(seen.said.append), Monitor(seen.window, seen.evaluation, list)]
+    monitors = [
+        health_monitor(seen.said.append),
+        Monitor(seen.window, seen.evaluation, list),
+    ]
     start = init_train_state(new_params(width), optimizer)
     options = {"evaluate": evaluate, "eval_steps": 50, "monitors": monitors, **options}
-    with contextlib.suppress(FloatingPointError):  # the watcher has said why
+    with contextlib.suppress(FloatingPointError):  # the monitor has reported why
         train(step_of(optimizer), start, data, max_steps=max_steps, **options)
     return seen
 
 
 # %% [markdown]
-# Two curves beside each other, with what the watcher said below.
+# Two curves beside each other, with what the health monitor said below.
 
 
 # %%
@@ -142,7 +145,7 @@ def draw(axes, seen, style, label):
 def tell(**runs):
     for name, seen in runs.items():
         print(f"{name}: updates are {np.median(seen.ratios):.0e} of the parameters")
-        for sentence in seen.said or ["(the watcher is silent)"]:
+        for sentence in seen.said or ["(no problem is reported)"]:
             print(textwrap.indent(textwrap.fill(sentence, 80), "    "))
 
 
@@ -161,11 +164,11 @@ def beside(sick, cured, title):
 # bottom of the valley and comes up on its other side. The loss goes up and down and
 # stays where it is.
 #
-# Batches that differ much look the same, so the watcher looks at the steps as well. How
-# large are updates beside the parameters: about 1e-3 in a run that goes well, 1e-2 or
-# more here. And the gradient's norm times the update's: by so much a step would change
-# the loss if the gradient held along it. Here that is about as much as there is of the
-# loss, and yet it stays. The watcher says so after 400 steps.
+# Batches that differ much look the same, so the health monitor looks at the steps as
+# well. How large are updates beside the parameters: about 1e-3 in a run that goes well,
+# 1e-2 or more here. And the gradient's norm times the update's: by so much a step would
+# change the loss if the gradient held along it. Here that is about as much as there is
+# of the loss, and yet it stays. The health monitor says so after 400 steps.
 #
 # The cure is a lower rate that falls to 0. It steps into the valley as well.
 
@@ -180,9 +183,9 @@ tell(swinging=swinging, settled=settled)
 # %% [markdown]
 # ## The loss climbs
 #
-# A warmup that does not stop in time: the rate rises until the loss does. The watcher
-# says in which steps, and at which step the loss was at its best: what was the rate
-# there?
+# A warmup that does not stop in time: the rate rises until the loss does. The health
+# monitor says in which steps, and at which step the loss was at its best: what was the
+# rate there?
 #
 # The cure is the same warmup to a lower rate, with gradients clipped.
 
@@ -202,8 +205,8 @@ tell(climbing=climbing, steady=steady)
 # ## The loss does not move
 #
 # A rate that is thousands of times too low. From the curve alone this looks like a
-# model that cannot learn; the size of the updates tells them apart. The watcher waits
-# for 500 steps, so that a slow warmup is not mistaken for it.
+# model that cannot learn; the size of the updates tells them apart. The health monitor
+# waits for 500 steps, so that a slow warmup is not mistaken for it.
 
 # %%
 stuck = run(adamw_tf(1e-7), batches(128), 540)
@@ -236,18 +239,18 @@ for axis, seen, title in (
 ):
     axis.plot(np.arange(1, 401), smooth(seen.losses), "0.6", label="training")
     axis.plot(
-        *zip(*seen.held_out.items(), strict=True), "ko-", ms=4, label="evaluation"
+        *zip(*seen.eval_loss.items(), strict=True), "ko-", ms=4, label="evaluation"
     )
     axis.set(xlabel="step", title=title)
-axes[0].axvline(max(ended.held_out), color="k", ls=":", label="patience ends here")
+axes[0].axvline(max(ended.eval_loss), color="k", ls=":", label="patience ends here")
 axes[0].set(ylabel="loss (nats per character)")
 axes[0].legend()
 axes[1].legend()
 plt.show()
 tell(by_heart=by_heart, more_text=more_text)
 print(
-    f"with patience: ended at step {max(ended.held_out)}, best evaluation loss "
-    f"{min(ended.held_out.values()):.3f}"
+    f"with patience: ended at step {max(ended.eval_loss)}, best evaluation loss "
+    f"{min(ended.eval_loss.values()):.3f}"
 )
 
 # %% [markdown]
@@ -258,9 +261,9 @@ print(
 # | the loss does not move | updates are below 1e-5 of parameters | a higher rate |
 # | only the training loss falls | the evaluation loss | more text, an early end |
 #
-# The watcher knows more: gradients that explode or vanish, updates that bfloat16 rounds
-# away, batches with a NaN. `python -m benchmarks.watcher_says_what_is_wrong` has 27
-# runs in trouble, and 41 healthy ones of which nothing is said.
+# The health monitor knows more: gradients that explode or vanish, updates that bfloat16
+# rounds away, batches with a NaN. `python -m benchmarks.watcher_says_what_is_wrong` has
+# 27 runs in trouble, and 41 healthy ones of which nothing is said.
 #
 # Read next: [what_a_plan_does.ipynb](what_a_plan_does.ipynb), for what can be known to
 # be wrong before the first step; [first_steps.ipynb](first_steps.ipynb) on schedules.

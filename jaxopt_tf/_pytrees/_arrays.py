@@ -189,11 +189,11 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
     try:
         flat: list[Any] = treedef.flatten_up_to(grads)
     except (ValueError, TypeError, KeyError) as error:
-        odd = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
+        extra = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
         # If all names are equal, the containers differ, such as tuple and list.
         why = f"got {type(grads).__name__} and {type(params).__name__}, or nested ones"
-        if odd:
-            why = f"{len(odd)} leaves are in only one, the first being {odd[0]!r}"
+        if extra:
+            why = f"{len(extra)} leaves are in only one, the first being {extra[0]!r}"
         raise ValueError(
             f"`grads` must have the structure of `params`: {why}. Compute gradients "
             "with respect to the same tree."

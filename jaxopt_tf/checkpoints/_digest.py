@@ -12,7 +12,7 @@ from pathlib import Path
 DIGEST_FILE = "SHA256SUMS"
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Writes the checksums of all files, and flushes the folder to the disk.
 
     The digest is the last file that is written. A folder that contains it is complete,
@@ -35,24 +35,24 @@ def seal(folder: Path) -> None:
             flush(inner)
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Returns a description of the damage of a folder; None if it is intact.
 
     All bytes are read, with one thread per core: about 1.3 GB/s per thread on a
     processor with SHA-256 instructions, unless the disk is slower.
 
     Args:
-        folder: a folder with the checksums of `seal`.
+        folder: a folder with the checksums of `write_checksums`.
     """
     digest = folder / DIGEST_FILE
     if not digest.exists():
         return f"it has no checksum file {DIGEST_FILE}"
     try:
-        said, found = digest.read_bytes(), _digest_text(folder).encode()
+        recorded, actual = digest.read_bytes(), _digest_text(folder).encode()
     except OSError as error:
         path = Path(error.filename).relative_to(folder)
         return f"{path} cannot be read ({error.strerror})"
-    return None if said == found else _difference(said, found)
+    return None if recorded == actual else _difference(recorded, actual)
 
 
 def checksum_matches(folder: Path, path: str) -> bool:
@@ -91,20 +91,22 @@ def _line(folder: Path, path: str) -> str:
         return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path}\n"
 
 
-def _difference(said: bytes, found: bytes) -> str:
+def _difference(recorded: bytes, actual: bytes) -> str:
     """Describes the first difference of two digests, and counts the others."""
-    there, here = _by_path(said), _by_path(found)
+    old, new = _by_path(recorded), _by_path(actual)
     kinds = {
-        "is missing": there.keys() - here.keys(),
-        "has no checksum": here.keys() - there.keys(),
+        "is missing": old.keys() - new.keys(),
+        "has no checksum": new.keys() - old.keys(),
         "does not match its checksum": {
-            path for path in here.keys() & there.keys() if here[path] != there[path]
+            path for path in old.keys() & new.keys() if old[path] != new[path]
         },
     }
-    odd = [(path, kind) for kind, paths in kinds.items() for path in sorted(paths)]
-    if not odd or b"" in there:
+    unexpected = [
+        (path, kind) for kind, paths in kinds.items() for path in sorted(paths)
+    ]
+    if not unexpected or b"" in old:
         return f"{DIGEST_FILE} is damaged"
-    (path, kind), more = odd[0], len(odd) - 1
+    (path, kind), more = unexpected[0], len(unexpected) - 1
     return f"{path.decode(errors='replace')} {kind}" + (
         f", and {more} more" if more else ""
     )

@@ -110,7 +110,7 @@ def check_compatible(
         for name, leaf in wanted.items()
         if name in saved
     }
-    odd = {
+    unexpected = {
         f"only {here}": [name for name in saved if name not in wanted],
         f"only {there}": [name for name in wanted if name not in saved],
         "with another shape or dtype": [
@@ -119,7 +119,7 @@ def check_compatible(
             if kind != saved[name]
         ],
     }
-    listed = [f"{len(of)} {what} ({of[0]})" for what, of in odd.items() if of]
+    listed = [f"{len(of)} {what} ({of[0]})" for what, of in unexpected.items() if of]
     if listed:
         raise ValueError(
             f"`like` must have the same leaves as {str(path)!r}. Differences, with the "

@@ -55,7 +55,7 @@ def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | No
         report(f"{path.name} is incomplete: its save was interrupted.")
     reasons = []
     for path in reversed(find_checkpoints(folder)):
-        reason = damage(path)
+        reason = find_damage(path)
         if reason is None:
             return str(path)
         reasons.append(f"{path.name} is damaged: {reason}")
@@ -69,9 +69,9 @@ def _newest_valid(folder: Path | str, report: Callable[[str], None]) -> str | No
     return None
 
 
-def damage(path: Path | str) -> str | None:
+def find_damage(path: Path | str) -> str | None:
     """Returns a description of the damage of a checkpoint; None if it is valid."""
-    reason = _digest.damage(Path(path))
+    reason = _digest.find_damage(Path(path))
     if reason is not None:
         return reason
     try:
@@ -123,7 +123,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
     reason = run_on_process_0(
-        lambda: damage(path) if path.is_dir() else "there is no such folder"
+        lambda: find_damage(path) if path.is_dir() else "there is no such folder"
     )
     if reason is not None:
         raise _not_valid(path, reason)

@@ -95,7 +95,7 @@ class Checkpoints:
         """Completes a save, in a background thread of process 0."""
         # The order matters: older checkpoints are deleted only after the new one is
         # complete, renamed, and its name is flushed to the disk.
-        _digest.seal(temporary)
+        _digest.write_checksums(temporary)
         commit(temporary, path)
         _digest.flush(self._folder)
         if self._replaces is not None:
@@ -135,7 +135,7 @@ def open_checkpoints(
     if save_total_limit is not None:
         _checks.step_count("save_total_limit", save_total_limit)
     folder = held.folder.absolute()
-    run_on_process_0(lambda: clear(folder, report))
+    run_on_process_0(lambda: remove_incomplete(folder, report))
     checkpoints = Checkpoints(folder, save_total_limit)
     with _orbax.open_writer(checkpoints._finish) as checkpoints._writer:
         try:
@@ -168,7 +168,8 @@ def incomplete_checkpoints(folder: Path) -> list[Path]:
 def commit(complete: Path, path: Path) -> None:
     """Renames a complete folder to `path`; deletes an existing checkpoint there."""
     # `rename` cannot replace a folder that is not empty (POSIX). The old checkpoint is
-    # renamed first, and renamed back by `clear` if the process is killed in between.
+    # renamed first, and renamed back by `remove_incomplete` if the process is killed in
+    # between.
     replaced = path.with_name(_REPLACED + path.name)
     if path.exists():
         path.rename(replaced)
@@ -200,7 +201,7 @@ def rotate(newest: Path, save_total_limit: int | None, best_step: int | None) ->
         delete(path)
 
 
-def clear(folder: Path, report: Callable[[str], None]) -> None:
+def remove_incomplete(folder: Path, report: Callable[[str], None]) -> None:
     """Removes incomplete saves; completes interrupted replacements and deletions."""
     for path in incomplete_checkpoints(folder):
         report(f"{path.name} is incomplete: its save was interrupted. It is deleted.")

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
-
 from .. import recipes
 from ..jobs import Job
-from ..models import GPT2Config, gpt2_layer_norms, gpt2_layout, make_loss_fn
+from ..models import ModelConfig, build_model
 from ._flags import flag_kinds, in_flags
 from ._run_flags import RunFlags, parse
 
@@ -75,11 +73,11 @@ def explain(args: Sequence[str]) -> int:
     return 0
 
 
-def _model_parts(model: GPT2Config) -> dict[str, Any]:
+def _model_parts(config: ModelConfig) -> dict[str, Any]:
     """Returns the shapes, layouts and layer norms of the parameters."""
+    model = build_model(config)
     return {
-        # `eval_shape` traces the initialization without computing or allocating arrays.
-        "params": jax.eval_shape(lambda: make_loss_fn(model, 0)[0]),
-        "layouts": gpt2_layout(model),
-        "layer_norms": gpt2_layer_norms(model),
+        "params": model.shapes,
+        "layouts": model.layouts,
+        "layer_norms": model.layer_norms,
     }

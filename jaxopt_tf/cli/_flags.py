@@ -16,9 +16,10 @@ adds features that tyro 1.0 does not have:
 import dataclasses
 import inspect
 import re
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -161,9 +162,17 @@ def in_flags(
 
 
 def _groups(record: type) -> dict[str, type]:
+    """Returns the dataclasses among the fields; of a union the first one.
+
+    The fields of the others have no flags: their values come from files.
+    """
+    hints = {
+        name: get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        for name, hint in get_type_hints(record).items()
+    }
     return {
         name: hint
-        for name, hint in get_type_hints(record).items()
+        for name, hint in hints.items()
         if dataclasses.is_dataclass(hint) and isinstance(hint, type)
     }
 

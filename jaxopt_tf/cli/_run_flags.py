@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from .. import _checks
-from .._io import Kind, parse_json
+from .._io import Kind, kinds_of, parse_json
 from ..jobs import RunConfig, settings_from_transformers
-from ..models import GPT2_PRESETS
+from ..models import GPT2_PRESETS, DecoderConfig
 from ..recipes import METRIC_DRIVEN
 from ._flags import build, flag_kinds, read_flags
 
@@ -116,7 +116,8 @@ def merged_settings(
     Raises:
         ValueError: if the file has invalid settings. The message lists all of them.
     """
-    kinds = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
+    flags = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
+    kinds = {**kinds_of(DecoderConfig), **flags}
     of_run = {name: value for name, value in typed.items() if name in kinds}
     ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}

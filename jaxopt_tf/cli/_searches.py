@@ -44,5 +44,5 @@ class SearchFlags(RunFlags):
         now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = self.run.job.output_dir or Path("runs", now)
         corpus = tuning_corpus(self.run, folder)
-        task = tuning_task(self.run, corpus, num_held_out=num_evaluated)
+        task = tuning_task(self.run, corpus, num_eval_tokens=num_evaluated)
         return folder, corpus, task

@@ -2,15 +2,25 @@
 
 corpus = read_text([Path("books")])
 batches = Batches(corpus, block_size=64, batch_size=8, seed=42)
+
+corpus = read_conversations([Path("rows.jsonl")], tokenizer=..., cache_dir=...)
+batches = PackedBatches(PackedRows(corpus, "training", block_size=1024), ...)
 """
 
 from ._batches import Batches as Batches
-from ._batches import held_out_batches as held_out_batches
+from ._batches import evaluation_batches as evaluation_batches
 from ._batches import training_windows as training_windows
+from ._chat_template import ChatTokenizer as ChatTokenizer
+from ._conversations import read_conversations as read_conversations
 from ._corpus import Corpus as Corpus
 from ._corpus import min_token_dtype as min_token_dtype
+from ._documents import read_documents as read_documents
+from ._packing import PackedBatches as PackedBatches
+from ._packing import PackedRows as PackedRows
+from ._packing import packed_evaluation_batches as packed_evaluation_batches
 from ._ready_tokens import is_ready_tokens as is_ready_tokens
 from ._ready_tokens import read_tokens as read_tokens
+from ._row_files import read_rows as read_rows
 from ._text import read_text as read_text
 from ._text import standard_library as standard_library
 from ._tokenize import tokenize_text as tokenize_text

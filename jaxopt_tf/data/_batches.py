@@ -7,8 +7,10 @@ only, and each process reads its own rows only.
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
 
 import grain
+import jax
 import numpy as np
 
 from .. import _checks
@@ -20,11 +22,91 @@ from ._tokens import TokenStream
 _MAX_WINDOWS = 2**32
 
 
-class Batches:
+_Rows = TypeVar("_Rows", np.ndarray, dict[str, np.ndarray])
+
+
+class ShuffledRows(Generic[_Rows]):
+    """Infinite sequence of batches of rows, in another order in each epoch.
+
+    No permutation is stored: grain computes the index of each row.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        gradient_accumulation_steps: int,
+    ):
+        """Checks the sizes; no row is read.
+
+        Args:
+            rows: data source with `len(rows)` and `rows[i]`: an array [T + 1] or a
+                dict of arrays [T + 1].
+            batch_size: B, number of rows in a micro-batch; at least 1.
+            seed: seed of the order; from 0 to 2^32 - 1.
+            gradient_accumulation_steps: k, number of micro-batches; at least 1.
+        """
+        micro_batches = _checks.whole_number(
+            "gradient_accumulation_steps", gradient_accumulation_steps, least=1
+        )
+        batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+        seed = _checks.seed("seed", seed)
+        self.num_windows: int = len(rows)  # in an epoch
+        # A batch of a single micro-batch has no axis of micro-batches.
+        axis: tuple[int, ...] = () if micro_batches == 1 else (micro_batches,)
+        self._rows = (*axis, batch_size)
+        self._dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+
+    def __getitem__(self, n: int) -> _Rows:
+        """Returns batch `n`, counted from 0.
+
+        Raises:
+            ValueError: if `n` is negative.
+        """
+        return self.part(n, ())
+
+    def part(self, n: int, index: tuple[slice, ...]) -> _Rows:
+        """Returns `self[n][index]`, for a dict of each array, and reads no other rows.
+
+        Args:
+            n: number of the batch.
+            index: slices of the leading axes of the batch; () for the whole batch.
+
+        Raises:
+            ValueError: if `n` is negative.
+        """
+        n = _checks.whole_number("n", n, least=0)
+        # Rows are read one by one, so that those of other processes are not read.
+        axes = len(self._rows)
+        numbers = np.arange(math.prod(self._rows)).reshape(self._rows)[index[:axes]]
+        first = n * math.prod(self._rows)
+        read = [self._dataset[first + int(i)] for i in numbers.flat]
+        columns = index[axes] if len(index) > axes else slice(None)
+
+        def stacked(*arrays: np.ndarray) -> np.ndarray:
+            return np.stack(arrays).reshape(*numbers.shape, -1)[..., columns]
+
+        return jax.tree.map(stacked, *read)
+
+    def since(self, start: int) -> Iterator[_Rows]:
+        """Yields the batches from `start` on.
+
+        JAX dispatches steps asynchronously: the next batch is read while a step is
+        computed. A prefetching thread is therefore not needed.
+        """
+        start = _checks.whole_number("start", start, least=0)
+        return map(self.__getitem__, itertools.count(start))
+
+
+class Batches(ShuffledRows[np.ndarray]):
     """Infinite sequence of training batches: `batches[n]`.
 
     An epoch contains every window of `block_size` tokens once. Each epoch has another
-    order. No permutation is stored: grain computes the index of each window.
+    order. A batch is an array [B, T + 1], or [k, B, T + 1] with k micro-batches, in the
+    smallest of uint8, uint16 and uint32 that can hold all tokens. The first T tokens of
+    a row are the inputs, the last T the targets.
     """
 
     def __init__(
@@ -48,68 +130,24 @@ class Batches:
 
         Raises:
             TypeError: if a number is not a whole number.
-            ValueError: if the training part is shorter than one window.
+            ValueError: if the training part is shorter than one window, or contains
+                rows for fine-tuning.
         """
-        micro_batches = _checks.whole_number(
-            "gradient_accumulation_steps", gradient_accumulation_steps, least=1
-        )
-        batch_size = _checks.whole_number("batch_size", batch_size, least=1)
-        seed = _checks.seed("seed", seed)
-        windows = _Windows(corpus.training, block_size, "training", corpus.unit)
+        windows = _Windows(corpus, corpus.training, block_size, "training")
         if len(windows) > _MAX_WINDOWS:
             raise ValueError(
                 f"`block_size` must give at most {_MAX_WINDOWS:,} windows, got "
                 f"{block_size!r}, which gives {len(windows):,}. Use a larger one."
             )
-        self.num_windows = len(windows)  # in an epoch
-        # A batch of a single micro-batch has no axis of micro-batches.
-        axis = () if micro_batches == 1 else (micro_batches,)
-        self._shape = (*axis, batch_size, windows.block_size + 1)
-        self._dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-
-    def __getitem__(self, n: int) -> np.ndarray:
-        """Returns batch `n`, counted from 0.
-
-        Returns:
-            [B, T + 1], or [k, B, T + 1] with k micro-batches, in the smallest of uint8,
-            uint16 and uint32 that can hold all tokens. The first T tokens of a row are
-            the inputs, the last T the targets.
-
-        Raises:
-            ValueError: if `n` is negative.
-        """
-        return self.part(n, ())
-
-    def part(self, n: int, index: tuple[slice, ...]) -> np.ndarray:
-        """Returns `self[n][index]` without reading other rows.
-
-        Args:
-            n: number of the batch.
-            index: slices of the leading axes of the batch; () for the whole batch.
-
-        Raises:
-            ValueError: if `n` is negative.
-        """
-        n = _checks.whole_number("n", n, least=0)
-        # Windows are read one by one, so that those of other processes are not read.
-        *rows, _ = self._shape
-        numbers = np.arange(math.prod(rows)).reshape(rows)[index[: len(rows)]]
-        first = n * math.prod(rows)
-        read = np.stack([self._dataset[first + int(i)] for i in numbers.flat])
-        columns = index[len(rows)] if len(index) > len(rows) else slice(None)
-        return read.reshape(*numbers.shape, -1)[..., columns]
-
-    def since(self, start: int) -> Iterator[np.ndarray]:
-        """Yields the batches from `start` on.
-
-        JAX dispatches steps asynchronously: the next batch is read while a step is
-        computed. A prefetching thread is therefore not needed.
-        """
-        start = _checks.whole_number("start", start, least=0)
-        return map(self.__getitem__, itertools.count(start))
+        super().__init__(
+            windows,
+            batch_size=batch_size,
+            seed=seed,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
 
 
-def held_out_batches(
+def evaluation_batches(
     corpus: Corpus, *, block_size: int, batch_size: int, num_tokens: int = 2**16
 ) -> list[np.ndarray]:
     """Returns batches for evaluation, spread evenly over the evaluation part.
@@ -129,7 +167,7 @@ def held_out_batches(
     """
     batch_size = _checks.whole_number("batch_size", batch_size, least=1)
     _checks.positive("num_tokens", num_tokens)
-    windows = _Windows(corpus.held_out, block_size, "evaluation", corpus.unit)
+    windows = _Windows(corpus, corpus.evaluation, block_size, "evaluation")
     batch_size = min(batch_size, len(windows))
     wanted = max(1, num_tokens // (windows.block_size * batch_size))
     num_batches = min(wanted, len(windows) // batch_size)
@@ -156,7 +194,7 @@ def training_windows(
         ValueError: if the training part is shorter than one window.
     """
     num_windows = _checks.whole_number("num_windows", num_windows, least=1)
-    windows = _Windows(corpus.training, block_size, "training", corpus.unit)
+    windows = _Windows(corpus, corpus.training, block_size, "training")
     return windows.spread(min(num_windows, len(windows)))
 
 
@@ -166,13 +204,18 @@ class _Windows:
     The last token of a window is the first one of the next window.
     """
 
-    def __init__(self, part: TokenStream, block_size: int, name: str, unit: str):
+    def __init__(self, corpus: Corpus, part: TokenStream, block_size: int, name: str):
         block_size = _checks.whole_number("block_size", block_size, least=1)
+        if corpus.is_masked:
+            raise ValueError(
+                "`corpus` must be text, got rows for fine-tuning, of which some tokens "
+                "are not predicted. Use `PackedRows` and `PackedBatches`."
+            )
         if len(part) < block_size + 1:
             raise ValueError(
-                f"`text` must have at least `block_size` + 1 = {block_size + 1} {unit} "
-                f"in its {name} part, got {len(part)}. Give more text, or use a "
-                "smaller `block_size`."
+                f"`text` must have at least `block_size` + 1 = {block_size + 1} "
+                f"{corpus.unit} in its {name} part, got {len(part)}. Give more text, "
+                "or use a smaller `block_size`."
             )
         self._part, self.block_size = part, block_size
 

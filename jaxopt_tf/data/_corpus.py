@@ -32,19 +32,24 @@ class Corpus(NamedTuple):
     """Tokens of a text in two parts, for training and for evaluation."""
 
     training: TokenStream
-    held_out: TokenStream
+    evaluation: TokenStream
     vocab_size: int  # upper limit of the tokens, exclusive
     num_documents: int
     unit: Literal["bytes", "tokens"]  # name of a token, in the plural
     fingerprint: str  # SHA-256 of the content of both parts, independent of paths
     left_out: LeftOut = LeftOut()
     num_tokens: int = 0  # tokens of the documents, without end-of-document tokens
+    notes: tuple[str, ...] = ()  # sentences about rows that were left out or changed
+    # True for rows for fine-tuning, which `PackedRows` reads. A token t that is not
+    # predicted is stored as ~t = -t - 1, in int32.
+    is_masked: bool = False
 
     @property
     def size(self) -> str:
         """Numbers of documents and of tokens, as text."""
         unit = self.unit.removesuffix("s")
-        documents = counted(self.num_documents, "document")
+        noun = "row" if self.is_masked else "document"
+        documents = counted(self.num_documents, noun)
         return f"{documents}, {counted(self.num_tokens, unit)}"
 
 
@@ -55,7 +60,8 @@ def make_corpus(
     vocab_size: int,
     end: int | None,
     unit: Literal["bytes", "tokens"],
-    is_held_out: np.ndarray | None = None,
+    is_evaluation: np.ndarray | None = None,
+    is_masked: bool = False,
 ) -> Corpus:
     """Builds a corpus whose documents are split into two parts.
 
@@ -65,7 +71,8 @@ def make_corpus(
         vocab_size: number of different tokens.
         end: token that follows each document; None for none.
         unit: name of a token.
-        is_held_out: [d], bool: True for evaluation documents; None to use `split`.
+        is_evaluation: [d], bool: True for evaluation documents; None to use `split`.
+        is_masked: True if tokens that are not predicted are stored as ~token.
 
     Raises:
         ValueError: if there are no documents.
@@ -76,21 +83,35 @@ def make_corpus(
             "`text` must contain at least one document, got none. Give files with text."
         )
     parts = split(documents)
-    if is_held_out is not None:
-        parts = _select(documents, ~is_held_out), _select(documents, is_held_out)
-    training, held_out = (
-        TokenStream(files, part, end=end, dtype=min_token_dtype(vocab_size))
-        for part in parts
+    if is_evaluation is not None:
+        parts = _select(documents, ~is_evaluation), _select(documents, is_evaluation)
+    dtype = np.dtype(np.int32) if is_masked else min_token_dtype(vocab_size)
+    training, evaluation = (
+        TokenStream(files, part, end=end, dtype=dtype) for part in parts
     )
     return Corpus(
         training=training,
-        held_out=held_out,
+        evaluation=evaluation,
         vocab_size=vocab_size,
         num_documents=num_documents,
         num_tokens=int(documents.length.sum()),
         unit=unit,
         fingerprint=_fingerprint(files, parts, vocab_size, end),
+        is_masked=is_masked,
     )
+
+
+def tenth_of_rows(num_rows: int) -> np.ndarray:
+    """Selects a tenth of the rows for evaluation, at least one, by a hash of the index.
+
+    Returns:
+        [num_rows], bool: True for evaluation; all False if there is only one row.
+    """
+    is_evaluation = np.zeros(num_rows, bool)
+    order = np.argsort(_mixed(np.arange(num_rows)), kind="stable")
+    wanted = max(num_rows // _HELD_OUT, 1 if num_rows > 1 else 0)
+    is_evaluation[order[:wanted]] = True
+    return is_evaluation
 
 
 def split(documents: Documents) -> tuple[Documents, Documents]:
@@ -109,16 +130,16 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
     tail = np.where(is_cut, length // _HELD_OUT, 0)
     whole = np.flatnonzero(~is_cut)
     whole = whole[np.argsort(_mixed(whole), kind="stable")]
-    is_held_out = np.zeros(len(length), bool)
+    is_evaluation = np.zeros(len(length), bool)
     # The documents in the order of their hashes, as long as their sum is below a tenth.
     is_within_a_tenth = _HELD_OUT * np.cumsum(length[whole]) <= length[whole].sum()
-    is_held_out[whole[is_within_a_tenth]] = True
+    is_evaluation[whole[is_within_a_tenth]] = True
     heads = documents._replace(length=length - tail)
     ends = documents._replace(
         start=np.where(is_cut, start + length - tail, start),
         length=np.where(is_cut, tail, length),
     )
-    return _select(heads, ~is_held_out), _select(ends, is_held_out | (tail > 0))
+    return _select(heads, ~is_evaluation), _select(ends, is_evaluation | (tail > 0))
 
 
 def min_token_dtype(vocab_size: int) -> np.dtype:

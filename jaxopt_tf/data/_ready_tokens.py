@@ -39,6 +39,16 @@ def read_tokens(
         _checks.whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
     if not paths:
         raise ValueError("`text` must name at least one file of tokens, got none.")
+    files, documents = token_documents(paths, vocab_size, eos_token_id)
+    return make_corpus(
+        files, documents, vocab_size=vocab_size, end=eos_token_id, unit="tokens"
+    )
+
+
+def token_documents(
+    paths: Sequence[Path], vocab_size: int, eos_token_id: int | None
+) -> tuple[list[TokenFile], Documents]:
+    """Returns the files and the positions of their documents; see `read_tokens`."""
     files, starts, lengths = zip(
         *(_read(path, vocab_size, eos_token_id) for path in map(Path, paths)),
         strict=True,
@@ -48,9 +58,7 @@ def read_tokens(
         start=np.concatenate(starts),
         length=np.concatenate(lengths),
     )
-    return make_corpus(
-        files, documents, vocab_size=vocab_size, end=eos_token_id, unit="tokens"
-    )
+    return list(files), documents
 
 
 def is_ready_tokens(path: Path) -> bool:

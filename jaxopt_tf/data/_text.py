@@ -20,7 +20,7 @@ _LEFT_OUT = frozenset(
 )
 # End-of-document token: a byte that UTF-8 text files do not contain in practice. Files
 # that contain it are rejected.
-_END_OF_FILE = 0
+_END_OF_DOCUMENT = 0
 
 
 def standard_library() -> Corpus:
@@ -31,17 +31,17 @@ def standard_library() -> Corpus:
     both parts. They are selected by a hash of the name, equally on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files, held_out = [], []
+    files, evaluation = [], []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         file = None if _LEFT_OUT.intersection(parts) else _read(path)
         if isinstance(file, TokenFile):
             files.append(file)
-            held_out.append(is_held_out(parts[0].removesuffix(".py")))
-    return _in_bytes(files, np.asarray(held_out, bool))
+            evaluation.append(is_evaluation(parts[0].removesuffix(".py")))
+    return _in_bytes(files, np.asarray(evaluation, bool))
 
 
-def is_held_out(module: str) -> bool:
+def is_evaluation(module: str) -> bool:
     """Returns True if a top-level module is for evaluation; one in ten is."""
     # The built-in `hash` of a string differs between processes.
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
@@ -67,8 +67,13 @@ def read_text(paths: Sequence[Path]) -> Corpus:
     return _in_bytes(files)._replace(left_out=left_out)
 
 
-def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
-    """Returns the text files in `paths`, whose content was checked, and the others."""
+def text_files(
+    paths: Sequence[Path], *, argument: str = "text"
+) -> tuple[list[TokenFile], LeftOut]:
+    """Returns the text files in `paths`, whose content was checked, and the others.
+
+    `argument` is the name of the argument that contains `paths`, for messages.
+    """
     files: list[TokenFile] = []
     skipped: list[str] = []
     for path in map(Path, paths):
@@ -77,12 +82,12 @@ def text_files(paths: Sequence[Path]) -> tuple[list[TokenFile], LeftOut]:
             files += of_folder
             skipped += others
         else:
-            files.append(_given_file(path))
+            files.append(_given_file(path, argument))
     return files, LeftOut(len(skipped), tuple(skipped[:3]))
 
 
 def _in_bytes(
-    files: Sequence[TokenFile], is_held_out: np.ndarray | None = None
+    files: Sequence[TokenFile], is_evaluation: np.ndarray | None = None
 ) -> Corpus:
     documents = Documents(
         file=np.arange(len(files), dtype=np.int32),
@@ -93,25 +98,25 @@ def _in_bytes(
         files,
         documents,
         vocab_size=256,
-        end=_END_OF_FILE,
+        end=_END_OF_DOCUMENT,
         unit="bytes",
-        is_held_out=is_held_out,
+        is_evaluation=is_evaluation,
     )
 
 
-def _given_file(path: Path) -> TokenFile:
+def _given_file(path: Path, argument: str) -> TokenFile:
     """Returns a file of `paths`; raises an error unless it is text."""
     if not path.is_file():
         problem = "is neither" if path.exists() else "does not exist"
         raise ValueError(
-            f"`text` must be files or folders, but {str(path)!r} {problem}. Check the "
-            "path."
+            f"`{argument}` must be files or folders, but {str(path)!r} {problem}. "
+            "Check the path."
         )
     file = _read(path)
     if isinstance(file, str):
         raise ValueError(
-            f"`text` must be text in UTF-8, but {str(path)!r} is {file}. Convert it to "
-            "UTF-8, or leave it out."
+            f"`{argument}` must be text in UTF-8, but {str(path)!r} is {file}. Convert "
+            "it to UTF-8, or leave it out."
         )
     return file
 
@@ -145,7 +150,7 @@ def _read(path: Path) -> TokenFile | str:
     num_bytes, num_lines = 0, 1
     try:
         for chunk in chunks(path):
-            end = chunk.find(_END_OF_FILE)
+            end = chunk.find(_END_OF_DOCUMENT)
             if end >= 0:
                 # Raises if an earlier byte is invalid, which is then reported instead.
                 decoder.decode(chunk[:end], final=True)

@@ -6,15 +6,15 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .._io import atomic_write
 from ._corpus import Corpus
 from ._ready_tokens import dtype_in_a_bin, read_tokens
 from ._text import text_files
-from ._tokens import TokenFile, chunks
+from ._token_cache import write_once
+from ._tokens import chunks
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,40 +51,85 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
             does not fit the text; if a path is not text; if the tokens cannot be
             written.
     """
-    loaded, content = _load(Path(tokenizer))
-    vocab_size = max(loaded.get_vocab(with_added_tokens=True).values()) + 1
-    end = _end(loaded, Path(tokenizer))
+    encoder = DocumentEncoder(Path(tokenizer))
     files, left_out = text_files(paths)
-    made_from = {
-        "version": _VERSION,
-        "text": [file.sha256 for file in files],
-        "tokenizer": hashlib.sha256(content).hexdigest(),
-        "eos_token_id": end,
-        "vocab_size": vocab_size,
-    }
-    # Hashed, so that tokens.json has the same size for any number of files.
-    wanted = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    tokens, note = Path(cache_dir, "tokens.bin"), Path(cache_dir, "tokens.json")
-    if not _is_there(tokens, note, wanted):
-        unknown = _unknown(json.loads(content)["model"], loaded)
-        try:
-            Path(cache_dir).mkdir(parents=True, exist_ok=True)
-            encoded = _encoded(files, loaded, end=end, unknown=unknown)
-            dtype = dtype_in_a_bin(vocab_size)
-            sha256 = _replace(tokens, (ids.astype(dtype).data for ids in encoded))
-            about = {"made_from": wanted, "sha256": sha256, "vocab_size": vocab_size}
-            _replace(note, [json.dumps(about | {"eos_token_id": end}).encode()])
-        except OSError as error:
-            raise ValueError(
-                f"`cache_dir` must be a folder with enough space for the tokens, but "
-                f"{str(tokens)!r} could not be written: {error.strerror}. Free space, "
-                "or name another folder."
-            ) from error
-    corpus = read_tokens([tokens], vocab_size=vocab_size, eos_token_id=end)
+    made_from = encoder.made_from | {"text": [file.sha256 for file in files]}
+    tokens = Path(cache_dir, "tokens.bin")
+    pieces = itertools.chain.from_iterable(pieces_of_file(file.path) for file in files)
+    write_once(tokens, made_from, lambda: encoder.encode(pieces), encoder.about)
+    corpus = read_tokens(
+        [tokens], vocab_size=encoder.vocab_size, eos_token_id=encoder.end
+    )
     return corpus._replace(left_out=left_out)
 
 
-def _load(path: Path) -> tuple["Tokenizer", bytes]:
+class DocumentEncoder:
+    """Tokenizer of documents, each of which is followed by an end-of-document token."""
+
+    unit: Final = "tokens"
+
+    def __init__(self, path: Path):
+        """Loads a `tokenizer.json`.
+
+        Raises:
+            ValueError: if it cannot be read or has no end-of-document token.
+        """
+        self._tokenizer, content = load_tokenizer(path)
+        # Otherwise "<|endoftext|>" in a text would be encoded as an end of a document.
+        self._tokenizer.encode_special_tokens = True
+        self._unknown = _unknown(json.loads(content)["model"], self._tokenizer)
+        self.vocab_size = vocab_size_of(self._tokenizer)
+        name = end_of_document(self._tokenizer, path)
+        self.end = token_id(self._tokenizer, name)
+        self.made_from = {
+            "version": _VERSION,
+            "text": [],
+            "tokenizer": hashlib.sha256(content).hexdigest(),
+            "eos_token_id": self.end,
+            "vocab_size": self.vocab_size,
+        }
+        self.about = {"vocab_size": self.vocab_size, "eos_token_id": self.end}
+
+    def encode(self, pieces: Iterable[str | None]) -> Iterator[np.ndarray]:
+        """Yields all tokens in order, some hundred thousand per array.
+
+        Args:
+            pieces: texts in order; None at the end of each document.
+
+        Raises:
+            ValueError: if the tokenizer does not fit the text.
+        """
+        dtype = dtype_in_a_bin(self.vocab_size)
+        num_tokens = num_unknown = 0
+        pieces = iter(pieces)
+        while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
+            texts = [piece for piece in some if piece is not None]
+            try:
+                encodings = self._tokenizer.encode_batch_fast(
+                    texts, add_special_tokens=False
+                )
+            # The library raises plain `Exception`s.
+            except Exception as error:
+                raise _does_not_fit(f"fails: {error}") from error
+            rows = iter(encodings)
+            parts = [[self.end] if piece is None else next(rows).ids for piece in some]
+            tokens = np.concatenate([np.asarray(part, np.int64) for part in parts])
+            num_tokens += len(tokens) - (len(some) - len(texts))
+            if self._unknown is not None:
+                num_unknown += int(np.sum(tokens == self._unknown))
+            yield tokens.astype(dtype)
+        if not num_tokens:
+            raise _does_not_fit("gives no tokens")
+        if 2 * num_unknown > num_tokens:
+            raise _does_not_fit(f"does not know {num_unknown} of {num_tokens} tokens")
+
+
+def load_tokenizer(path: Path) -> tuple["Tokenizer", bytes]:
+    """Returns the tokenizer of a tokenizer.json, and the content of the file.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
     # Imported here because only text with a tokenizer needs the library.
     from tokenizers import Tokenizer
 
@@ -101,14 +146,30 @@ def _load(path: Path) -> tuple["Tokenizer", bytes]:
     # Both can be set in the file. Truncation would silently drop the end of pieces.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # Otherwise "<|endoftext|>" in a text would be encoded as an end-of-document token.
-    tokenizer.encode_special_tokens = True
     return tokenizer, content
 
 
-def _end(tokenizer: "Tokenizer", path: Path) -> int:
-    found = (tokenizer.token_to_id(name) for name in _ENDS)
-    end = next((token for token in found if token is not None), None)
+def vocab_size_of(tokenizer: "Tokenizer") -> int:
+    """Returns the upper limit of the tokens, exclusive."""
+    return int(max(tokenizer.get_vocab(with_added_tokens=True).values())) + 1
+
+
+def token_id(tokenizer: "Tokenizer", name: str) -> int:
+    """Returns a token, which must be in the vocabulary."""
+    found = tokenizer.token_to_id(name)
+    assert found is not None
+    return int(found)
+
+
+def end_of_document(tokenizer: "Tokenizer", path: Path) -> str:
+    """Returns the name of the end-of-document token.
+
+    Raises:
+        ValueError: if the vocabulary contains none of the usual names. `path` is that
+            of the tokenizer, for the message.
+    """
+    found = (name for name in _ENDS if tokenizer.token_to_id(name) is not None)
+    end = next(found, None)
     if end is None:
         raise ValueError(
             f"`tokenizer` must have a token that ends a document, but {str(path)!r} "
@@ -126,31 +187,6 @@ def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
     return model.get("unk_id") if name is None else tokenizer.token_to_id(name)
 
 
-def _encoded(
-    files: Sequence[TokenFile], tokenizer: "Tokenizer", *, end: int, unknown: int | None
-) -> Iterator[np.ndarray]:
-    """Yields all tokens in order, some hundred thousand per array."""
-    num_tokens = num_unknown = 0
-    pieces = itertools.chain.from_iterable(_pieces(file.path) for file in files)
-    while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
-        texts = [piece for piece in some if piece is not None]
-        try:
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        # The library raises plain `Exception`s.
-        except Exception as error:
-            raise _does_not_fit(f"fails: {error}") from error
-        rows = iter(encodings)
-        parts = [[end] if piece is None else next(rows).ids for piece in some]
-        tokens = np.concatenate([np.asarray(part, np.int64) for part in parts])
-        num_tokens += len(tokens) - (len(some) - len(texts))
-        num_unknown += 0 if unknown is None else int(np.sum(tokens == unknown))
-        yield tokens
-    if not num_tokens:
-        raise _does_not_fit("gives no tokens")
-    if 2 * num_unknown > num_tokens:
-        raise _does_not_fit(f"does not know {num_unknown} of {num_tokens} tokens")
-
-
 def _does_not_fit(problem: str) -> ValueError:
     return ValueError(
         f"`tokenizer` must fit the text, but it {problem}. Give the tokenizer that was "
@@ -158,12 +194,21 @@ def _does_not_fit(problem: str) -> ValueError:
     )
 
 
-def _pieces(path: Path) -> Iterator[str | None]:
+def pieces_of_file(path: Path) -> Iterator[str | None]:
     """Yields the text of a file in pieces, cut at line ends if possible, then None."""
     decoder = codecs.getincrementaldecoder("utf-8")()
+    return pieces_of_text(decoder.decode(chunk) for chunk in chunks(path))
+
+
+def pieces_of_text(texts: Iterable[str]) -> Iterator[str | None]:
+    """Yields one document in pieces, cut at line ends if possible, then None.
+
+    Args:
+        texts: consecutive parts of the document.
+    """
     rest = ""
-    for chunk in chunks(path):
-        rest += decoder.decode(chunk)
+    for text in texts:
+        rest += text
         first = 0
         while len(rest) - first > _CHARACTERS_IN_A_PIECE:
             last = first + _CHARACTERS_IN_A_PIECE
@@ -174,26 +219,3 @@ def _pieces(path: Path) -> Iterator[str | None]:
     if rest:
         yield rest
     yield None
-
-
-def _is_there(tokens: Path, note: Path, made_from: str) -> bool:
-    """Returns True if the files in the cache are complete and match the text."""
-    try:
-        about = json.loads(note.read_bytes())
-        with open(tokens, "rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        return about["made_from"] == made_from and about["sha256"] == sha256
-    # The file is missing or truncated, or is another file of that name: the text is
-    # tokenized again.
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _replace(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Writes a file atomically; returns its SHA-256."""
-    digest = hashlib.sha256()
-    with atomic_write(path) as temporary, temporary.open("wb") as opened:
-        for part in parts:
-            opened.write(part)
-            digest.update(part)
-    return digest.hexdigest()

@@ -88,6 +88,11 @@ class TokenStream:
         """Number of documents, of which some may be parts of cut documents."""
         return len(self._stops)
 
+    @property
+    def bounds(self) -> np.ndarray:
+        """Start of each document in the sequence and the end of the last, [d + 1]."""
+        return np.concatenate([np.zeros(1, np.int64), self._stops])
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns a copy of the tokens from `start` up to `stop`, exclusive.
 

@@ -28,7 +28,7 @@ class Field(NamedTuple):
     defaults: tuple[Any, ...]  # values that are treated as "not set"
     reason: str  # why other values are refused
     value: Kind | None  # how the value is parsed; None: it is left unchanged
-    ours: str  # name of the equivalent setting here; "" for none
+    setting: str  # name of the equivalent setting here; "" for none
 
     def is_default(self, value: Any) -> bool:
         """Returns True for a default, an empty value, or a dict of false values."""
@@ -44,7 +44,7 @@ def _fields(
     *defaults: Any,
     reason: str = "",
     value: Kind | None = None,
-    ours: str = "",
+    setting: str = "",
 ) -> dict[str, Field]:
     """Returns one `Field` for each name; `value` is derived from the defaults."""
     # `bool` is tested first because it is a subclass of `int`.
@@ -52,7 +52,7 @@ def _fields(
         value = SWITCH
     elif value is None and any(isinstance(default, int) for default in defaults):
         value = NUMBER
-    row = Field(kind, defaults, reason, value, ours)
+    row = Field(kind, defaults, reason, value, setting)
     return dict.fromkeys(names.split(), row)
 
 
@@ -83,20 +83,22 @@ _PAST = f"the model keeps no state between batches; {_IGNORE}"
 # Fields of TrainingArguments that `Recipe` does not have, by name.
 TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields("translated", "accelerator_config", value=JSON_OR_TEXT),
-    **_fields("translated", "activation_checkpointing", value=SWITCH, ours=_RECOMPUTE),
-    **_fields("translated", "adafactor", value=SWITCH, ours="optim"),
+    **_fields(
+        "translated", "activation_checkpointing", value=SWITCH, setting=_RECOMPUTE
+    ),
+    **_fields("translated", "adafactor", value=SWITCH, setting="optim"),
     **_fields("translated", "data_seed", value=NUMBER),
-    **_fields("translated", "eval_strategy evaluation_strategy", ours="eval_steps"),
-    **_fields("translated", "num_train_epochs", value=NUMBER, ours="max_steps"),
-    **_fields("translated", "save_strategy", ours="save_steps"),
-    **_fields("translated", "warmup_ratio", value=NUMBER, ours="warmup_steps"),
+    **_fields("translated", "eval_strategy evaluation_strategy", setting="eval_steps"),
+    **_fields("translated", "num_train_epochs", value=NUMBER, setting="max_steps"),
+    **_fields("translated", "save_strategy", setting="save_steps"),
+    **_fields("translated", "warmup_ratio", value=NUMBER, setting="warmup_steps"),
     **_fields("refused", "auto_find_batch_size", False, reason=_BATCH_SIZE),
     **_fields("refused", "deepspeed mp_parameters parallelism_config", reason=_SHARDED),
     **_fields("refused", "fp16", False, reason=_FP16),
     **_fields("refused", "model_parallel", False, reason=_SHARDED),
     **_fields("refused", "neftune_noise_alpha", reason=_NOISE),
     **_fields("refused", "optim_target_modules", reason=_MODULES),
-    **_fields("refused", "per_gpu_train_batch_size", reason=_PER_GPU, ours=_BATCH),
+    **_fields("refused", "per_gpu_train_batch_size", reason=_PER_GPU, setting=_BATCH),
     **_fields("refused", "split_batches", False, reason=_NUM_DEVICES),
     **_fields("refused", "tp_size", 0, reason=_SHARDED),
     # Settings of the data, the model, the evaluation or the precision.

@@ -192,12 +192,12 @@ def _unequal(files: WeightFiles, found: list[str], num_renamed: int) -> list[str
         if files.are_equal(found[0], other):
             continue
         if number < num_renamed:
-            cure = "both are names of the same parameter. Delete the wrong one."
+            remedy = "both are names of the same parameter. Delete the wrong one."
         else:
-            cure = (
+            remedy = (
                 "the model ties them. If they were trained separately, untie them: set "
                 "`tie_word_embeddings` to false in config.json, and use a separate "
                 "leaf for each. Otherwise delete the wrong one."
             )
-        problems.append(f"{other!r} is not equal to {found[0]!r}, and {cure}")
+        problems.append(f"{other!r} is not equal to {found[0]!r}, and {remedy}")
     return problems

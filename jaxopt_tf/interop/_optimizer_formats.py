@@ -192,8 +192,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _error(requirement: str, got: str, cure: str = _CURE) -> ValueError:
-    return ValueError(f"`state_dict` must {requirement}, got {got} {cure}".rstrip())
+def _error(requirement: str, got: str, remedy: str = _CURE) -> ValueError:
+    return ValueError(f"`state_dict` must {requirement}, got {got} {remedy}".rstrip())
 
 
 def _check_structure(state_dict: Any) -> None:
@@ -224,12 +224,12 @@ def _check_structure(state_dict: Any) -> None:
             "",
         )
     numbers = [number for group in groups for number in group["params"]]
-    odd = [n for n in [*numbers, *_keys(state)] if not isinstance(n, int)]
-    if odd:
+    unexpected = [n for n in [*numbers, *_keys(state)] if not isinstance(n, int)]
+    if unexpected:
         raise _error(
             "identify parameters by numbers, not by names as FSDP and "
             "torch.distributed.checkpoint do",
-            f"{odd[0]!r:.100}.",
+            f"{unexpected[0]!r:.100}.",
         )
     if len(set(numbers)) != len(numbers):
         twice = sorted({n for n in numbers if numbers.count(n) > 1})
@@ -259,11 +259,11 @@ def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    name, cure = _optimizer_name(entry_keys, group_keys), _CURE
+    name, remedy = _optimizer_name(entry_keys, group_keys), _CURE
     found = frozenset[str]().union(*group_keys)
     known = _LABELS.union(*(f.needed | f.optional for f in _READ))
     if not name and found - known:
-        cure += (
+        remedy += (
             f" If {sorted(found - known)} do not change its updates, remove them from "
             "the groups: `for group in state_dict['param_groups']: group.pop(...)`."
         )
@@ -272,7 +272,7 @@ def _not_read(
         "be that of torch's AdamW or Transformers' Adafactor",
         f"{whose}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
-        cure,
+        remedy,
     )
 
 

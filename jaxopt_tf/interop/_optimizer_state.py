@@ -8,7 +8,7 @@ import jax
 from .._typing import PyTree
 from ..optimizers import AdafactorState, AdamWState
 from ._moments import Layouts, NodeMoments
-from ._param_groups import TODAYS_RULE, DecayRule, Groups, resolve_groups
+from ._param_groups import NEWEST_RULE, DecayRule, Groups, resolve_groups
 from ._param_names import ParamNames
 from ._state_dict import TorchState, read_state_dict
 
@@ -22,7 +22,7 @@ def opt_state_from_torch(
     groups: Groups | None = None,
     layouts: Layouts = None,
     step: int | None = None,
-    decay_rule: DecayRule = TODAYS_RULE,
+    decay_rule: DecayRule = NEWEST_RULE,
 ) -> PyTree:
     """Converts the state dict of a torch optimizer to an optax state.
 
@@ -109,7 +109,7 @@ def torch_from_opt_state(
     *,
     groups: Groups | None = None,
     layouts: Layouts = None,
-    decay_rule: DecayRule = TODAYS_RULE,
+    decay_rule: DecayRule = NEWEST_RULE,
 ) -> dict[str, Any]:
     """Converts an optax state to the state dict of torch's optimizer.
 

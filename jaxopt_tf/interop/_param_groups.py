@@ -14,7 +14,7 @@ from ._param_names import ParamNames
 
 DecayRule = str | Sequence[str]
 Groups = Sequence[Sequence[str]]
-TODAYS_RULE = "transformers_v5"
+NEWEST_RULE = "transformers_v5"
 _SHOWN = 3  # names that a message lists
 
 # One setting per optimizer that all of its groups have: AdamW's `betas` and Adafactor's
@@ -97,16 +97,16 @@ def check_param_groups(
             "a file of transformers.AdamW (`adamw_hf`), which adds epsilon before the "
             "bias correction. Resume with `adamw_hf_v4` and `opt_state_from_torch`."
         )
-    decayed, spared = param_groups_from_recipe(recipe, 0.0)
+    decayed, undecayed = param_groups_from_recipe(recipe, 0.0)
     # A file that a script wrote may have one group, or several in another order.
-    wanted = [decayed, spared][: len(param_groups)]
+    wanted = [decayed, undecayed][: len(param_groups)]
     if len(param_groups) > 2 or any(g.get("weight_decay") for g in param_groups[1:]):
-        wanted = [decayed if g.get("weight_decay") else spared for g in param_groups]
+        wanted = [decayed if g.get("weight_decay") else undecayed for g in param_groups]
 
     def plain(value: Any) -> Any:
         return tuple(value) if isinstance(value, list | tuple) else value
 
-    odd = [
+    unexpected = [
         f"`{key}` of group {number} is {plain(group.get(key))!r} and the recipe's "
         f"{plain(ours[key])!r}"
         for number, (group, ours) in enumerate(zip(param_groups, wanted, strict=True))
@@ -115,11 +115,11 @@ def check_param_groups(
         and (key in group or key in _NEEDED)
         and plain(group.get(key)) != plain(ours[key])
     ]
-    if odd:
+    if unexpected:
         raise _checks.ArgumentError(
             "recipe",
             f"`recipe` must have the settings of the file's groups, but "
-            f"{'; '.join(odd)}.",
+            f"{'; '.join(unexpected)}.",
             "Use the recipe that the run was started with.",
         )
 
@@ -167,7 +167,7 @@ def _groups_by_rule(rule: DecayRule, names: ParamNames) -> Groups:
     groups of its newest rule.
     """
     if isinstance(rule, str):
-        known = rule if rule in TRAINER_DECAY_RULES else TODAYS_RULE
+        known = rule if rule in TRAINER_DECAY_RULES else NEWEST_RULE
         return names.model.groups_by_rule(known) or ()
     decayed = {name for name, decays in _decayed_here(rule, names) if decays}
     trainable = [p.name for p in names.model.parameters if p.is_trainable]
@@ -290,8 +290,8 @@ def decay_rule_of_file(
             f"{mixed[0]!r}. Split the leaf, or its stack, into one for each group."
         )
     # A frozen parameter is in no group of torch. Its leaf is not decayed.
-    spared = [leaf for leaf, decays in by_leaf.items() if decays != {True}]
-    return tuple(f"^{re.escape(leaf)}$" for leaf in spared) or "all"
+    undecayed = [leaf for leaf, decays in by_leaf.items() if decays != {True}]
+    return tuple(f"^{re.escape(leaf)}$" for leaf in undecayed) or "all"
 
 
 def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:

@@ -23,7 +23,7 @@ _DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.kind == "devic
 _MAPPED_OTHERWISE = [
     name
     for name, field in TRAINING_ARGUMENTS.items()
-    if field.kind == "translated" and field.ours in RECIPE_KINDS
+    if field.kind == "translated" and field.setting in RECIPE_KINDS
 ]
 _REFUSED = {
     "refused": "",

@@ -51,7 +51,7 @@ class Record:
     kind = ""
 
 
-class Stranger(Record):
+class InertObject(Record):
     """Record of a class that is on no list; a member of an enum becomes its value."""
 
     def __new__(cls, *args: Any) -> Any:
@@ -100,7 +100,7 @@ class _InertUnpickler(pickle.Unpickler):
         # Protocol 4 resolves a dotted name attribute by attribute.
         if is_closed or not name.isidentifier():
             raise NotAllowedError(f"{module}.{name}")
-        return type(name, (Stranger,), {"kind": f"{module}.{name}"})
+        return type(name, (InertObject,), {"kind": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
         raise NotAllowedError(f"a tensor ({pid!r:.60})")
@@ -157,7 +157,7 @@ def first_global(path: Path) -> str:
     return ""
 
 
-def load_inert(stream: io.BufferedIOBase | io.BytesIO) -> Any:
+def load_restricted(stream: io.BufferedIOBase | io.BytesIO) -> Any:
     """Reads the next object of a stream as plain values and `Record`s.
 
     Args:

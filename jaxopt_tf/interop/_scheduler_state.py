@@ -235,16 +235,16 @@ def metric_state_from_torch(
             f"`scheduler_state` must be that of {name!r}, got one without {missing}.",
             "Use the schedule of the file.",
         )
-    odd = [
+    unexpected = [
         f"`{key}` is {found!r} and the recipe's {value!r}"
         for key, value in wanted.items()
         for found in [scheduler_state[key]]
         if any(one != value for one in (found if _is_list(found) else [found]))
     ]
-    if odd:
+    if unexpected:
         raise _checks.ArgumentError(
             "recipe",
-            f"`scheduler_state` contradicts the recipe: {'; '.join(odd)}.",
+            f"`scheduler_state` contradicts the recipe: {'; '.join(unexpected)}.",
             "Use the recipe that the run was started with.",
         )
     rates = scheduler_state["_last_lr"]

@@ -9,7 +9,7 @@ from .. import _checks
 from ._arrays import as_numpy, check_finite, check_fits, check_tensor
 from ._optimizer_formats import StateType, check_format
 from ._param_groups import (
-    TODAYS_RULE,
+    NEWEST_RULE,
     DecayRule,
     Groups,
     groups_of_file,
@@ -93,7 +93,7 @@ def read_state_dict(
     state_dict: Any,
     names: ParamNames,
     groups: Groups | None,
-    decay_rule: DecayRule = TODAYS_RULE,
+    decay_rule: DecayRule = NEWEST_RULE,
 ) -> TorchState:
     """Assigns names to the numbered parameters; raises if the format is not torch's.
 
@@ -159,11 +159,11 @@ def _check_names(state: TorchState, names: ParamNames) -> None:
     wanted = {found.torch_name for found in names.slices}
     frozen = {p.name for p in names.model.parameters if not p.is_trainable}
     missing = sorted(wanted - set(state.numbers) - frozen)
-    odd = sorted(set(state.numbers) - wanted)
-    if missing or odd:
+    unexpected = sorted(set(state.numbers) - wanted)
+    if missing or unexpected:
         raise ValueError(
             "`groups` must contain every parameter of the optimizer once: "
-            f"missing {missing}, not in the model {odd}."
+            f"missing {missing}, not in the model {unexpected}."
         )
 
 

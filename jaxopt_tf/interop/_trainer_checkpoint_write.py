@@ -186,18 +186,18 @@ def _trainer_state(
     """
     defaults = default_trainer_state()
     state, whose = dict(defaults), "of Trainer's state"
-    cure = "Remove them, or pass a checkpoint that has them as `like`."
+    remedy = "Remove them, or pass a checkpoint that has them as `like`."
     if STATE in files:
         theirs = read_trainer_state(files[STATE])
         state = {name: defaults.get(name, value) for name, value in theirs.items()}
         state |= {name: theirs[name] for name in _SETTINGS if name in theirs}
         whose = f"of {str(files[STATE])!r}"
-        cure = "Remove them: the version that wrote it does not have them."
+        remedy = "Remove them: the version that wrote it does not have them."
     counted = {"global_step": step, "max_steps": recipe.max_steps}
-    odd = sorted(set(given) - set(state) - set(counted))
-    if odd:
+    unexpected = sorted(set(given) - set(state) - set(counted))
+    if unexpected:
         raise ValueError(
-            f"`trainer_state` must have the fields {whose}, got {odd}. {cure}"
+            f"`trainer_state` must have the fields {whose}, got {unexpected}. {remedy}"
         )
     state |= {**given, **counted}
     # Trainer divides by `train_batch_size` without a test for None.

@@ -70,7 +70,7 @@ _OTHER_ORDER = {
     "siglip_text_model": ((4, 37), (4, 51)),
     "siglip_vision_model": ((4, 37), (4, 51)),
 }
-_WITHOUT = {
+_OPTIONAL_FILES = {
     OPTIMIZER: "Without it moments start at 0.",
     SCHEDULER: "Without it the schedule resumes at `global_step` without a check; a "
     "metric-driven schedule restarts from the optimizer's rate.",
@@ -111,12 +111,14 @@ def check_files(
     folder: Path, wanted: Collection[str], without: Collection[str]
 ) -> tuple[str, ...]:
     """Returns the missing files that `without` allows; raises if others are missing."""
-    odd = sorted(set(without) - set(_WITHOUT))
-    if odd:
-        raise ValueError(f"`without` must contain only {list(_WITHOUT)}, got {odd}.")
+    unexpected = sorted(set(without) - set(_OPTIONAL_FILES))
+    if unexpected:
+        raise ValueError(
+            f"`without` must contain only {list(_OPTIONAL_FILES)}, got {unexpected}."
+        )
     missing = [name for name in wanted if not (folder / name).is_file()]
     needed = [
-        f"{name}. {_WITHOUT[name]} To allow this, add {name!r} to `without`."
+        f"{name}. {_OPTIONAL_FILES[name]} To allow this, add {name!r} to `without`."
         for name in missing
         if name not in without
     ]
@@ -184,10 +186,10 @@ def _has_weights(folder: Path) -> bool:
 
 def _other_framework(folder: Path) -> str:
     """Describes a folder that another framework wrote, with a remedy; else ""."""
-    for pattern, whose, cure in _OTHERS:
+    for pattern, whose, remedy in _OTHERS:
         found = sorted(path.name for path in folder.glob(pattern))
         if found:
-            return f"which was written by {whose}: it contains {found[0]!r}. {cure}"
+            return f"which was written by {whose}: it contains {found[0]!r}. {remedy}"
     return ""
 
 

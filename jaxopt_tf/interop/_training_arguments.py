@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .._io import parse_json
 from ._argument_fields import has_all_fields
-from ._safe_pickle import NotAllowedError, Record, load_inert
+from ._safe_pickle import NotAllowedError, Record, load_restricted
 from ._trainer_folder import version_of_folder
 
 # torch's files before version 1.6 are consecutive pickles: this number, the version of
@@ -114,7 +114,7 @@ def _from_torch(content: bytes) -> Any:
         # A zip archive since torch 1.6; before, a pickle, which opens with the opcode
         # PROTO (0x80).
         if content[:2] == b"PK":
-            return load_inert(io.BytesIO(_pickle_of_zip(content)))
+            return load_restricted(io.BytesIO(_pickle_of_zip(content)))
         if content[:1] == b"\x80":
             return _from_legacy(io.BytesIO(content))
     # `zipfile` raises NotImplementedError for an unsupported compression.
@@ -132,11 +132,11 @@ def _pickle_of_zip(content: bytes) -> bytes:
 
 
 def _from_legacy(stream: io.BytesIO) -> Any:
-    if load_inert(stream) != _MAGIC:
+    if load_restricted(stream) != _MAGIC:
         raise ValueError("it is a pickle that torch.save did not write")
     for _ in ("protocol", "system"):
-        load_inert(stream)
-    return load_inert(stream)
+        load_restricted(stream)
+    return load_restricted(stream)
 
 
 def _from_record(found: Any, path: Path) -> ArgsSource:

@@ -134,8 +134,8 @@ def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
     found, what = load_torch(path), ""
     if not isinstance(found, Mapping):
         what = type(found).__name__
-    elif odd := [name for name in found if not isinstance(name, str)]:
-        what = f"the key {odd[0]!r}"
+    elif unexpected := [name for name in found if not isinstance(name, str)]:
+        what = f"the key {unexpected[0]!r}"
     elif nested := [n for n in _NESTED if isinstance(found.get(n), Mapping)]:
         what = f"a dict under {nested[0]!r}: save only that dict with `torch.save`"
     if what:

@@ -25,7 +25,7 @@ from ._report import RunResult as RunResult
 from ._run_folder import read_config as read_config
 from ._run_folder import write_config as write_config
 from ._run_io import Run as Run
-from ._run_io import first_position as first_position
+from ._run_io import first_run_state as first_run_state
 from ._run_io import read_run as read_run
 from ._run_io import write_run as write_run
 from ._setup import Setup as Setup

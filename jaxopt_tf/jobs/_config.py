@@ -11,14 +11,15 @@ from typing import Any
 
 from .. import _checks
 from ..data import is_ready_tokens
-from ..models import GPT2Config
+from ..models import GPT2Config, ModelConfig
 from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
-from ..sharding import axis_sizes
-from ._job import Job, num_batch_shards
+from ..sharding import axis_sizes, num_batch_shards
+from ._job import Job
+from ._model_folder import config_type, with_model_folder
 
 # Settings that apply to a single start. They are not written to config.json, because
 # later starts read that file and would apply them again.
-OF_ONE_START = ("resume_from_checkpoint", "intended_changes")
+PER_START_SETTINGS = ("resume_from_checkpoint", "intended_changes")
 
 # Keys that a checkpoint records in addition to the settings: the fingerprint of the
 # data, their size as text, and the number of sequences of a micro-batch on all devices.
@@ -26,7 +27,9 @@ DATA = "data"
 DATA_SIZE = "data_size"
 SEQUENCES = "sequences"
 
-_NUM_BYTES = 256  # vocabulary size of text without a tokenizer: one token per byte
+_BYTE_VOCAB_SIZE = (
+    256  # vocabulary size of text without a tokenizer: one token per byte
+)
 
 # Settings that do not change the losses and parameters of a run: output paths and
 # intervals, and the devices. `text` and `tokenizer` are left out because the
@@ -34,7 +37,7 @@ _NUM_BYTES = 256  # vocabulary size of text without a tokenizer: one token per b
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "tokenizer", "output_dir", "logging_steps", "save_steps"),
     *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
-    *OF_ONE_START,
+    *PER_START_SETTINGS,
 )
 
 
@@ -53,7 +56,7 @@ class RunConfig:
     """
 
     recipe: Recipe
-    model: GPT2Config
+    model: ModelConfig
     job: Job
 
     def __post_init__(self) -> None:
@@ -65,22 +68,27 @@ class RunConfig:
         """Builds the configuration from a flat dict, as returned by `to_dict`.
 
         Args:
-            settings: fields of `Recipe`, `GPT2Config` and `Job` by name, with values of
-                their types or of the equivalent JSON types. `max_steps` is required;
-                other missing fields take their defaults.
+            settings: fields of `Recipe`, of the model's configuration and of `Job` by
+                name, with values of their types or of the equivalent JSON types.
+                `max_steps` is required; other missing fields take their defaults, or
+                the values in the folder `model_name_or_path`. `model_type` determines
+                the configuration: `GPT2Config` without it.
 
         Raises:
             ValueError: if a name is unknown, a value is out of range or of the wrong
                 type, or settings conflict. The message lists all problems.
         """
+        settings = with_model_folder(settings)
+        kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
+        owners = _owners(*kinds.values())
         problems = [
-            f"{name!r} must be a setting of a run." + _checks.nearest(name, _OWNERS)
+            f"{name!r} must be a setting of a run." + _checks.nearest(name, owners)
             for name in settings
-            if name not in _OWNERS
+            if name not in owners
         ]
         records: dict[str, Any] = {}
-        for name, record in (("recipe", Recipe), ("model", GPT2Config), ("job", Job)):
-            own = {n: v for n, v in settings.items() if _OWNERS.get(n) is record}
+        for name, record in kinds.items():
+            own = {n: v for n, v in settings.items() if owners.get(n) is record}
             try:
                 if record is Recipe and "max_steps" not in own:
                     raise ValueError("`max_steps` is required: the number of updates.")
@@ -115,7 +123,7 @@ class RunConfig:
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in settings.items()
-            if name not in OF_ONE_START
+            if name not in PER_START_SETTINGS
         }
 
 
@@ -126,12 +134,17 @@ _NEUTRAL: Mapping[type, dict[str, Any]] = {
     GPT2Config: {"vocab_size": 2**31 - 1},
 }
 
-# Record that each setting belongs to.
-_OWNERS: Mapping[str, type] = {
-    field.name: record
-    for record in (Recipe, GPT2Config, Job)
-    for field in dataclasses.fields(record)
-}
+# Settings that later versions added. The default of each is the former behavior, so
+# that a run without it can be resumed.
+_FORMER: Mapping[str, Any] = {"model_name_or_path": None, "from_scratch": False}
+_NONE = object()  # equal to no value of a setting
+
+
+def _owners(*records: type) -> dict[str, type]:
+    """Returns the record that each setting belongs to."""
+    return {
+        field.name: record for record in records for field in dataclasses.fields(record)
+    }
 
 
 def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
@@ -198,6 +211,7 @@ def changed_settings(
         # lacks the setting may have behaved differently.
         for name in (*now, *(name for name in saved if name not in now))
         if name not in ignored
+        and not (name not in saved and now[name] == _FORMER.get(name, _NONE))
         and (name not in saved or name not in now or saved[name] != now[name])
     }
 
@@ -227,7 +241,7 @@ def _data_in_words(settings: Mapping[str, Any]) -> str:
     return words
 
 
-def find_conflicts(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
+def find_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[str]:
     """Returns messages on all conflicts that can be found before data are read.
 
     Args:
@@ -238,7 +252,7 @@ def find_conflicts(recipe: Recipe, model: GPT2Config, job: Job) -> list[str]:
     return [
         *_conflicts_of_data(model, job),
         *_conflicts_of_evaluation(recipe, job),
-        *_conflicts_of_start(job),
+        *_conflicts_of_start(model, job),
     ]
 
 
@@ -247,7 +261,7 @@ def _raise_all(problems: list[str]) -> None:
         raise ValueError("\n  ".join(problems))
 
 
-def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
+def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
     ready = [path for path in job.text if is_ready_tokens(path)]
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
@@ -278,7 +292,7 @@ def _conflicts_of_data(model: GPT2Config, job: Job) -> Iterator[str]:
             f"`eos_token_id` must be below `vocab_size`, which is {model.vocab_size}, "
             f"got {job.eos_token_id!r}. Give the `vocab_size` of the tokens."
         )
-    if not ready and job.tokenizer is None and model.vocab_size < _NUM_BYTES:
+    if not ready and job.tokenizer is None and model.vocab_size < _BYTE_VOCAB_SIZE:
         yield (
             f"`vocab_size` must be at least 256 for bytes, got {model.vocab_size!r}. "
             "Leave it out, or give a `tokenizer`."
@@ -310,7 +324,7 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
         )
 
 
-def _conflicts_of_start(job: Job) -> Iterator[str]:
+def _conflicts_of_start(model: ModelConfig, job: Job) -> Iterator[str]:
     if job.zero_1 and job.mesh is not None and "data" not in axis_sizes(job.mesh):
         yield (
             "`zero_1` must be left out unless `mesh` has the axis data, got "
@@ -328,7 +342,8 @@ def _conflicts_of_start(job: Job) -> Iterator[str]:
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
             f"{str(checkpoint)!r} {why}"
         )
-    known = [name for name in (*_OWNERS, DATA) if name not in OF_ONE_START]
+    known = [*_owners(Recipe, type(model), Job), DATA]
+    known = [name for name in known if name not in PER_START_SETTINGS]
     for name in job.intended_changes:
         if name not in known:
             yield (

@@ -1,7 +1,5 @@
 """Settings of a job: data, output folder, evaluations, checkpoints and devices."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +8,11 @@ import jax
 
 from .. import _checks, data, training
 from .._io import Kind, kinds_of
-from ..models import GPT2Config
+from ..models import ModelConfig
 from ..sharding import axis_sizes
 
-# Supported mesh axes, and the subset over which the batch is sharded.
+# Supported mesh axes; the batch is sharded over `sharding.BATCH_AXES`.
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = MESH_AXES[:2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +20,10 @@ class Job:
     """Settings of a run other than those of its recipe and its model.
 
     Attributes:
+        model_name_or_path: folder of a model of Transformers: config.json, weights and
+            tokenizer.json. Default: a GPT-2 whose sizes are set by flags.
+        from_scratch: whether the weights are initialized as Transformers does, instead
+            of read from `model_name_or_path`.
         text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
             raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources of
             Python's standard library.
@@ -72,6 +73,8 @@ class Job:
         fill the disk, and two older checkpoints remain if the newest is damaged.
     """
 
+    model_name_or_path: Path | None = None
+    from_scratch: bool = False
     text: tuple[Path, ...] = ()
     tokenizer: Path | None = None
     eos_token_id: int | None = None
@@ -129,12 +132,7 @@ def mesh_axes(job: Job) -> str:
     return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
 
 
-def num_batch_shards(sizes: Mapping[str, int]) -> int:
-    """Returns the number of shards of a batch on a mesh with these axis sizes."""
-    return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
-
-
-def read_corpus(job: Job, model: GPT2Config, folder: Path) -> data.Corpus:
+def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
     """Reads the data of a job: text, pretokenized files, or the standard library.
 
     Args:

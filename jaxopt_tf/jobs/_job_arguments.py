@@ -19,12 +19,13 @@ from ..interop import (
     select_fields,
     translate_training_arguments,
 )
-from ..models import GPT2Config
+from ..models import DecoderConfig, GPT2Config
 from ..recipes import Recipe
 from ._config import uses_eval_loss
 from ._job import Job
 
-_KINDS = {**kinds_of(Recipe), **kinds_of(GPT2Config), **kinds_of(Job)}
+_MODEL_KINDS = {**kinds_of(DecoderConfig), **kinds_of(GPT2Config)}
+_KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 
 # Kinds of fields that raise an error for a new run; "non_optimizer" includes the
 # fields that set the order of the data.
@@ -144,7 +145,7 @@ def _not_replaced(
     values: Mapping[str, Any], typed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the fields that are not overridden by a setting in `typed`."""
-    replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.ours in typed}
+    replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.setting in typed}
     return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 

@@ -23,23 +23,23 @@ import optax
 from .. import _checks, interop, training
 from .._io import read_json_object
 from ..models import (
-    GPT2Config,
-    gpt2_config_for_transformers,
-    gpt2_layout,
-    gpt2_settings_from_transformers,
-    make_loss_fn,
+    ARCHITECTURES,
+    Model,
+    build_model,
+    settings_from_transformers_config,
 )
 from ..recipes import Recipe, recipe_settings
 from ._config import RunConfig
 from ._job_arguments import EVALUATION_FIELDS, job_settings
-from ._run_io import Run, first_position, read_run, write_run
+from ._run_io import Run, first_run_state, read_run, write_run
 
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 # Remedies for errors of `interop`, by the name of the argument. The remedies of
 # `interop` refer to arguments that the functions of this module do not have.
 _OF_MODEL = dict.fromkeys(
     ("folder", "params"),
-    "The model must be a GPT2LMHeadModel, as named under `architectures`.",
+    f"config.json must name {', '.join([*ARCHITECTURES.values()][:-1])} or "
+    f"{[*ARCHITECTURES.values()][-1]} under `architectures`.",
 )
 _OF_CHECKPOINT = {
     "decay_rule": "Pass `decay_groups='file'` to use the decay groups of the file.",
@@ -97,7 +97,7 @@ def import_run(
     ignore_fields: Collection[str] = (),
     transformers_version: str | None = None,
 ) -> ImportedRun:
-    """Creates a run folder from a Trainer's checkpoint of a GPT-2.
+    """Creates a run folder from a Trainer's checkpoint.
 
     Args:
         checkpoint: folder checkpoint-<step> of a Trainer.
@@ -144,15 +144,16 @@ def import_run(
     job = job_settings(came, settings, state)
     job.raise_refusals(f"{arguments}: ")
     config = _run_config(checkpoint, out, came.recipe, job)
-    params, _ = make_loss_fn(config.model, config.recipe.seed)
+    model = build_model(config.model)
+    params = model.init(config.recipe.seed)
     with _remedies(_OF_MODEL):
-        model = _torch_model(checkpoint, config.model.block_size)
-        names = interop.match_names(params, model)
+        described = _torch_model(checkpoint, model)
+        names = interop.match_names(params, described, layouts=model.layouts)
     if decay_groups == "file":
         rule = interop.decay_rule_from_checkpoint(checkpoint, names, groups=groups)
         recipe = dataclasses.replace(config.recipe, decay_rule=rule)
         config = dataclasses.replace(config, recipe=recipe)
-    start = first_position(config.recipe, config.model, params)
+    start = first_run_state(config.recipe, config.model, params)
     # optimizer.pt is compared with the recipe in the files. `settings` may change the
     # recipe of the imported run.
     with _remedies(_OF_CHECKPOINT):
@@ -165,7 +166,7 @@ def import_run(
             ),
             opt_state=start.state.opt_state,
             groups=groups,
-            layouts=gpt2_layout(config.model),
+            layouts=model.layouts,
             without=without,
         )
     _write(config, _position(start, read, came.recipe, config.recipe))
@@ -175,7 +176,7 @@ def import_run(
 def export_run(
     folder: Path | str, out: Path | str, *, like: Path | str | None = None
 ) -> ExportedRun:
-    """Writes a run of a GPT-2 as a checkpoint from which a Trainer resumes.
+    """Writes a run as a checkpoint from which a Trainer resumes.
 
     Args:
         folder: folder of a run, whose newest valid checkpoint is exported, or folder of
@@ -199,22 +200,24 @@ def export_run(
             "checkpoint-<step> that the run was imported from."
         )
     run = read_run(Path(folder))
-    state, schedule_state = run.position.state, run.position.schedule_state
+    model = build_model(run.model)
+    state, schedule_state = run.run_state.state, run.run_state.schedule_state
     # The optimizer's counter is smaller than `state.step` by the number of skipped
     # updates. torch's scheduler counts the updates, too.
     (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        config = json.dumps(gpt2_config_for_transformers(run.model), indent=2)
+        config = json.dumps(dict(model.transformers_config), indent=2)
         Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
         like = Path(made if like is None else like)
         with _remedies(_OF_RUN):
-            model = interop.torch_model_from_config(like)
+            described = interop.torch_model_from_config(like)
+            names = interop.match_names(state.params, described, layouts=model.layouts)
             interop.write_trainer_checkpoint(
                 out,
                 state.params,
                 state.opt_state,
-                interop.match_names(state.params, model),
+                names,
                 recipe=run.recipe,
                 step=int(state.step),
                 schedule_step=int(num_updates) if schedule_state is None else None,
@@ -227,7 +230,7 @@ def export_run(
                     "save_steps": run.job.save_steps,
                 },
                 like=like,
-                layouts=gpt2_layout(run.model),
+                layouts=model.layouts,
             )
     return ExportedRun(folder=out, step=int(state.step))
 
@@ -255,10 +258,10 @@ def _run_config(
     checkpoint: Path, out: Path, recipe: Recipe, job: interop.Translation
 ) -> RunConfig:
     found = {
-        # For a GPT-2 the default rule excludes the same parameters from weight decay
-        # as Trainer's rule, and it refers to parameters by their names here.
+        # For models of `models` the default rule excludes the same parameters from
+        # weight decay as Trainer's rule, and it uses their names here.
         **recipe_settings(dataclasses.replace(recipe, decay_rule="default")),
-        **gpt2_settings_from_transformers(checkpoint),
+        **settings_from_transformers_config(checkpoint),
         "output_dir": str(out),
     }
     config = RunConfig.from_dict({**found, **job.combined})
@@ -270,15 +273,16 @@ def _run_config(
     return config
 
 
-def _torch_model(checkpoint: Path, block_size: int) -> interop.TorchModel:
+def _torch_model(checkpoint: Path, model: Model) -> interop.TorchModel:
     """Reads the names and shapes of the torch model from config.json."""
     config = read_json_object(checkpoint / "config.json", "checkpoint")
     # Old files may have `n_ctx` in place of `n_positions`. Transformers 5 would then
     # build a model with the default of 1,024 positions.
-    if {"n_positions", "max_position_embeddings"} & set(config):
+    missing = {"n_positions", "max_position_embeddings"}.isdisjoint(config)
+    if not missing:
         return interop.torch_model_from_config(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        written = json.dumps({**config, "n_positions": block_size})
+        written = json.dumps({**config, **model.transformers_config})
         Path(folder, "config.json").write_text(written, encoding="utf-8")
         return interop.torch_model_from_config(folder)
 
@@ -305,12 +309,12 @@ def _position(
     return training.RunState(state, start.progress, read.schedule_state)
 
 
-def _write(config: RunConfig, position: training.RunState) -> None:
+def _write(config: RunConfig, run_state: training.RunState) -> None:
     folder = config.job.output_dir
     assert folder is not None
     folder.mkdir(parents=True)
     try:
-        write_run(Run(config.recipe, config.model, config.job, position))
+        write_run(Run(config.recipe, config.model, config.job, run_state))
     except BaseException:  # an incomplete folder would block the next import
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -336,6 +340,7 @@ def _report(
             name for name in came.non_optimizer if name not in EVALUATION_FIELDS
         ),
     )
+    built = build_model(config.model)
     # This note is obsolete: the decay rule has been checked against the groups of
     # optimizer.pt.
     notes = [note for note in came.notes if not note.startswith("`decay_rule`")]
@@ -345,12 +350,12 @@ def _report(
         num_params=sum(leaf.size for leaf in jax.tree.leaves(read.params)),
         arguments=arguments,
         unused_tensors=read.unused,
-        notes=(*notes, *job.notes, *_differences(checkpoint, config.model, read)),
+        notes=(*notes, *job.notes, *_differences(checkpoint, built, read)),
     )
 
 
 def _differences(
-    checkpoint: Path, model: GPT2Config, read: interop.TrainerCheckpoint
+    checkpoint: Path, model: Model, read: interop.TrainerCheckpoint
 ) -> list[str]:
     """Returns sentences on differences between the imported run and Trainer's."""
     found = []
@@ -364,12 +369,7 @@ def _differences(
             "no names, so that another order of parameters of equal shape cannot be "
             "detected"
         )
-    found.append(
-        "the loss here is the mean over all predicted tokens; Trainer 5.23 divides the "
-        "loss of a GPT-2 by the number of all labels, including the first of each row, "
-        "so that its losses and gradients are (L - 1) / L of those here for rows of L "
-        "tokens"
-    )
+    found += model.differences
     if model.has_dropout:
         found.append(
             "the random numbers of dropout start again from `seed`: torch's generator "

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from .. import planning, sharding
-from ..models import gpt2_rules
 from ._config import RunConfig
 from ._job import Job
 from ._setup import build_setup
@@ -99,7 +98,7 @@ def _plan_on(
 ) -> planning.Plan:
     """Computes a plan of the compiled step, or of shapes alone if a note is given."""
     setup = build_setup(config, mesh)
-    state, batch = setup.position.state, setup.batch
+    state, batch = setup.run_state.state, setup.batch
     parts = {
         "parameters": state.params,
         "optimizer state": state.opt_state,
@@ -109,7 +108,7 @@ def _plan_on(
         # The sum is live during all micro-batches, in addition to the gradients of the
         # current one.
         parts["summed gradients"] = state.params
-    rules = gpt2_rules(config.model, mesh)
+    rules = setup.model.sharding_rules(mesh)
     unmet = sharding.unmet_rules(state.params, mesh, rules)
     if note:
         return planning.plan_shapes(parts, slice_, note=note, unmet=unmet)

@@ -1,4 +1,4 @@
-"""Pretraining of a GPT-2 from a configuration to the last checkpoint."""
+"""Training of a language model from a configuration to the last checkpoint."""
 
 import dataclasses
 import functools
@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import checkpoints, training
+from .. import checkpoints, interop, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
-from ..data import Batches, held_out_batches
-from ..sharding import make_mesh
+from ..data import Batches, evaluation_batches
+from ..sharding import batch_sharding, make_mesh
 from ._config import RunConfig
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_folder import OpenRun, open_run, read_evaluations
-from ._setup import Setup, batch_sharding, build_setup
+from ._setup import Setup, build_setup
 
 
 def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResult:
-    """Trains a GPT-2, and reports on the console and in the run's folder.
+    """Trains a model, and reports on the console and in the run's folder.
 
     If the folder contains a run, training resumes from its newest valid checkpoint.
     Losses, parameters and the log are equal to those of an uninterrupted run, bit for
@@ -80,26 +80,32 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
                     start,
                     _sharded(batches, run.step, setup.batch),
                     max_steps=recipe.max_steps,
-                    monitors=build_monitors(config, run, batches)
+                    monitors=build_monitors(config, setup.model, run, batches)
                     if is_primary_process()
                     else [],
                     evaluate=evaluate,
                     eval_steps=job.eval_steps,
                     selection=job.selection,
                     metric_schedule=setup.metric_schedule,
-                    save=_Save(save, run, job),
+                    save=_CheckpointSaver(save, run, job),
                     save_steps=job.save_steps,
                     save_best=True,
                     should_stop=should_stop,
                 )
-        stopped_by = should_stop.signal if trained.ended == "asked" else None
+        stopped_by = (
+            should_stop.signal if trained.stop_reason == "should_stop" else None
+        )
         return _finish(config, run, trained, evaluate, stopped_by)
 
 
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if run.checkpoint is None:
-        return setup.init()
-    start = training.restore_position(run.checkpoint, setup.position)
+        folder = None if job.from_scratch else job.model_name_or_path
+        if folder is None:
+            return setup.init()
+        like = setup.run_state.state.params
+        return setup.init(interop.read_params(folder, like, setup.model.names))
+    start = training.restore_run_state(run.checkpoint, setup.run_state)
     if job.on_non_finite == "skip":
         return start
     # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.
@@ -117,12 +123,12 @@ def _make_evaluate(
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
         return jax.make_array_from_callback(batch.shape, sharding, batch.__getitem__)
 
-    held_out = held_out_batches(
+    evaluation = evaluation_batches(
         run.corpus, block_size=block_size, batch_size=run.num_sequences
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
     # The batches are transferred to the devices once and kept for all evaluations.
-    return training.make_evaluate(eval_step, list(map(sharded, held_out)))
+    return training.make_evaluate(eval_step, list(map(sharded, evaluation)))
 
 
 def _sharded(
@@ -153,7 +159,7 @@ def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Ca
     return blocking
 
 
-class _Save:
+class _CheckpointSaver:
     """Function that saves checkpoints for `training.train`.
 
     A checkpoint that is saved only because its evaluation is the best so far is
@@ -165,18 +171,21 @@ class _Save:
         self._saving, self._run, self._job = saving, run, job
         self._extra: int | None = None  # step of the checkpoint that `replaces` names
 
-    def __call__(self, position: training.RunState) -> None:
+    def __call__(self, run_state: training.RunState) -> None:
         # The log is flushed to disk before the checkpoint is written. Otherwise, after
         # a power failure, a checkpoint could exist whose log lacks its last lines.
         if is_primary_process():
             with self._run.log.open("rb") as log:
                 os.fsync(log.fileno())
-        step, replaces = int(position.state.step), None
-        if position.progress.best_step == step and not self._job.load_best_model_at_end:
+        step, replaces = int(run_state.state.step), None
+        if (
+            run_state.progress.best_step == step
+            and not self._job.load_best_model_at_end
+        ):
             replaces = self._extra
             self._extra = None if step % self._job.save_steps == 0 else step
         notes = {"settings": dict(self._run.settings)}
-        training.save_position(self._saving, position, notes, replaces=replaces)
+        training.save_run_state(self._saving, run_state, notes, replaces=replaces)
 
 
 def _finish(
@@ -187,12 +196,12 @@ def _finish(
     stopped_by: int | None,
 ) -> RunResult:
     """Returns the final parameters and losses, and prints the summary."""
-    end, loss = trained.position, None
+    end, loss = trained.run_state, None
     progress = end.progress
     if config.job.load_best_model_at_end and stopped_by is None:
         best = run.folder / f"checkpoint-{progress.best_step}"
         try:
-            end, loss = training.restore_position(best, end), progress.best_metric
+            end, loss = training.restore_run_state(best, end), progress.best_metric
         except ValueError as error:  # damaged or missing
             if is_primary_process():
                 print(

@@ -11,7 +11,7 @@ from .. import monitors, plots, training
 from .._checks import counted
 from .._typing import PyTree
 from ..data import Batches
-from ..models import flops_per_token
+from ..models import Model
 from ._config import RunConfig
 from ._run_folder import OpenRun
 from ._setup import Setup
@@ -28,14 +28,14 @@ class RunResult(NamedTuple):
 
 
 def build_monitors(
-    config: RunConfig, run: OpenRun, batches: Batches
+    config: RunConfig, model: Model, run: OpenRun, batches: Batches
 ) -> list[training.Monitor]:
     """Builds the monitors of a run.
 
     The log is truncated to the run's step. Its remaining events are then replayed to
     the monitors with a state: those that draw, count or compare over the whole run.
     """
-    job, flops, unit = config.job, flops_per_token(config.model), run.corpus.unit
+    job, flops, unit = config.job, model.flops_per_token, run.corpus.unit
     max_steps, folder = config.recipe.max_steps, run.folder
     num_in_a_step = run.num_sequences * config.recipe.gradient_accumulation_steps
     is_replay = True
@@ -67,7 +67,7 @@ def build_monitors(
             flops_per_item=flops,
             selection=job.selection,
         ),
-        monitors.watcher(warn),
+        monitors.health_monitor(warn),
     ]
     for event in monitors.read_history(run.log) if run.step else ():
         for monitor in stateful:
@@ -81,17 +81,17 @@ def build_monitors(
 
 def print_header(config: RunConfig, setup: Setup, run: OpenRun) -> None:
     """Prints the data, the model, the recipe, the devices and the folder of a run."""
-    recipe, model, corpus = config.recipe, config.model, run.corpus
-    leaves = jax.tree.leaves(setup.position.state.params)
-    batch = f"{run.num_sequences} x {model.block_size}"
+    recipe, corpus = config.recipe, run.corpus
+    leaves = jax.tree.leaves(setup.run_state.state.params)
+    batch = f"{run.num_sequences} x {config.model.block_size}"
     if recipe.gradient_accumulation_steps > 1:
         batch = f"{recipe.gradient_accumulation_steps} x {batch}"
     lines = [
         f"text    {counted(corpus.num_documents, 'document')}: "
         f"{len(corpus.training):,} {corpus.unit} to train on, "
-        f"{len(corpus.held_out):,} to evaluate on",
+        f"{len(corpus.evaluation):,} to evaluate on",
         f"        {corpus.left_out}" if corpus.left_out.num_files else "",
-        f"model   GPT-2: {counted(model.n_layer, 'layer')}, width {model.n_embd}, "
+        f"model   {setup.model.title}, "
         f"{counted(sum(leaf.size for leaf in leaves), 'parameter')}",
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
@@ -144,9 +144,9 @@ def print_summary(
         return
     if run.is_finished:
         print(f"this run is finished, {of_all}: there is nothing left to train")
-    elif trained.ended == "patience":
+    elif trained.stop_reason == "early_stopping":
         print(f"ended early, {of_all}: the evaluation loss no longer improves")
-    progress = trained.position.progress
+    progress = trained.run_state.progress
     paths = {"metrics": run.log, "curves": run.folder / "curves.png"}
     losses = f"{outcome.first_loss:.2f} "
     losses += f"at step {first_step:,}" if first_step else "before training"

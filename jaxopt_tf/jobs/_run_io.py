@@ -7,7 +7,7 @@ import jax
 
 from .. import checkpoints, training
 from .._typing import PyTree
-from ..models import GPT2Config
+from ..models import ModelConfig, build_model
 from ..recipes import Recipe
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
@@ -20,9 +20,9 @@ class Run(NamedTuple):
     """Settings of a run and its state at one step."""
 
     recipe: Recipe
-    model: GPT2Config
+    model: ModelConfig
     job: Job
-    position: training.RunState
+    run_state: training.RunState
 
 
 def write_run(run: Run) -> Path:
@@ -49,7 +49,7 @@ def write_run(run: Run) -> Path:
         data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         with checkpoints.open_checkpoints(lock) as saving:
             notes = {"settings": settings | data}
-            path = training.save_position(saving, run.position, notes)
+            path = training.save_run_state(saving, run.run_state, notes)
         write_config(folder, settings)
     return path
 
@@ -76,15 +76,16 @@ def read_run(folder: Path) -> Run:
     # A checkpoint can be restored on any mesh. The whole state is placed on one device,
     # whatever mesh the run had.
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
-    position = training.restore_position(checkpoint, setup.position)
-    return Run(config.recipe, config.model, config.job, position)
+    run_state = training.restore_run_state(checkpoint, setup.run_state)
+    return Run(config.recipe, config.model, config.job, run_state)
 
 
-def first_position(
-    recipe: Recipe, model: GPT2Config, params: PyTree
+def first_run_state(
+    recipe: Recipe, model: ModelConfig, params: PyTree
 ) -> training.RunState:
     """Returns the state of a run before its first step, with the given parameters."""
-    schedule, optimizer = schedule_and_optimizer(recipe, model)
-    rng = recipe.seed if model.has_dropout else None
+    built = build_model(model)
+    schedule, optimizer = schedule_and_optimizer(recipe, built)
+    rng = recipe.seed if built.has_dropout else None
     state = training.init_train_state(params, optimizer, rng=rng)
     return training.RunState(state, schedule_state=init_schedule(schedule))

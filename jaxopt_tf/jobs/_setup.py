@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .. import models, sharding, training
+from .. import sharding, training
 from .._checks import counted
 from .._typing import PyTree, Schedule
 from ..data import min_token_dtype
-from ..models import GPT2Config
+from ..models import Model, build_model
 from ..recipes import Recipe, build_optimizer, build_schedule
 from ..schedules import MetricDrivenSchedule
+from ..sharding import BATCH_AXES, batch_sharding, num_batch_shards
 from ._config import RunConfig
-from ._job import BATCH_AXES, num_batch_shards
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
@@ -27,30 +27,33 @@ class Setup:
     """Functions, shapes and shardings of a run, without arrays.
 
     Attributes:
+        model: the model of the configuration.
         mesh: `jax.sharding.Mesh` or `AbstractMesh`.
         schedule: function step -> learning rate, or a metric-driven schedule.
         optimizer: optimizer of the recipe, for the model's parameters.
         loss_fn: (params, batch, rng=None) -> (summed loss, number of tokens), with
             activations sharded over the mesh.
-        position: state of the run before the first step, as `jax.ShapeDtypeStruct`s
+        run_state: state of the run before the first step, as `jax.ShapeDtypeStruct`s
             with shardings.
         batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; a
             `jax.ShapeDtypeStruct` with its sharding.
         train_step: one update; `train_step.lower(setup.position.state, setup.batch)`
             compiles it without arrays.
         eval_step: (params, batch) -> (summed loss, number of tokens).
-        init: function that computes the state before the first step, sharded.
+        init: function that computes the state before the first step, sharded; from
+            parameters, which it donates, or without them from the seed.
     """
 
+    model: Model
     mesh: Mesh
     schedule: Schedule | MetricDrivenSchedule
     optimizer: optax.GradientTransformationExtraArgs
     loss_fn: training.LossFn
-    position: training.RunState
+    run_state: training.RunState
     batch: jax.ShapeDtypeStruct
     train_step: training.TrainStep
     eval_step: training.EvalStep
-    init: Callable[[], training.RunState]
+    init: Callable[..., training.RunState]
 
     @property
     def metric_schedule(self) -> MetricDrivenSchedule | None:
@@ -75,28 +78,33 @@ def build_setup(
     Raises:
         ValueError: if the mesh does not divide the number of sequences evenly.
     """
-    recipe, model, job = config.recipe, config.model, config.job
+    recipe, model, job = config.recipe, build_model(config.model), config.job
     schedule, optimizer = schedule_and_optimizer(recipe, model)
     schedule_state = init_schedule(schedule)
 
-    def init_state() -> training.TrainState:
-        params = models.draw_params(model, recipe.seed)
+    def init_state(params: PyTree | None = None) -> training.TrainState:
+        params = model.init(recipe.seed) if params is None else params
         rng = recipe.seed if model.has_dropout else None
         return training.init_train_state(params, optimizer, rng=rng)
 
     # Only shapes and dtypes are traced: no array of the model's size is allocated.
     shapes = jax.eval_shape(init_state)
-    shardings = _state_shardings(shapes, config, mesh)
+    shardings = _state_shardings(shapes, model, mesh, zero_1=job.zero_1)
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
-    def init() -> training.RunState:
+    def init(params: PyTree | None = None) -> training.RunState:
         if mesh.size == 1:  # not jitted: this saves a compilation
-            arrays = jax.device_put(init_state(), shardings)
+            arrays = jax.device_put(init_state(params), shardings)
         else:  # jitted: each device computes and stores its shards only
-            arrays = jax.jit(init_state, out_shardings=shardings)()
+            make = jax.jit(init_state, out_shardings=shardings, donate_argnums=0)
+            arrays = make(params)
         return training.RunState(arrays, schedule_state=schedule_state)
 
-    loss_fn = _loss_on_mesh(config, mesh, state.params)
+    loss_fn = model.make_loss(
+        mesh=mesh,
+        label_smoothing_factor=recipe.label_smoothing_factor,
+        matmul_precision=job.matmul_precision,
+    )
     dtype = jnp.bfloat16 if job.bf16 else None
     train_step = training.make_train_step(
         loss_fn,
@@ -109,11 +117,12 @@ def build_setup(
         state_shardings=shardings,
     )
     return Setup(
+        model=model,
         mesh=mesh,
         schedule=schedule,
         optimizer=optimizer,
         loss_fn=loss_fn,
-        position=training.RunState(state, schedule_state=schedule_state),
+        run_state=training.RunState(state, schedule_state=schedule_state),
         batch=_abstract_batch(config, mesh, num_sequences),
         train_step=train_step,
         eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype),
@@ -122,15 +131,15 @@ def build_setup(
 
 
 def schedule_and_optimizer(
-    recipe: Recipe, model: GPT2Config
+    recipe: Recipe, model: Model
 ) -> tuple[Schedule | MetricDrivenSchedule, optax.GradientTransformationExtraArgs]:
     """Builds the schedule and the optimizer of a recipe for the model's parameters."""
     schedule = build_schedule(recipe)
     optimizer = build_optimizer(
         recipe,
         schedule=schedule,
-        layouts=models.gpt2_layout(model),
-        layer_norms=models.gpt2_layer_norms(model),
+        layouts=model.layouts,
+        layer_norms=model.layer_norms,
     )
     return schedule, optimizer
 
@@ -140,31 +149,19 @@ def init_schedule(schedule: Schedule | MetricDrivenSchedule) -> Any:
     return schedule.init() if isinstance(schedule, MetricDrivenSchedule) else None
 
 
-def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSharding:
-    """Returns a sharding that divides `axis` of `shape` by the batch axes of the mesh.
-
-    The array is replicated if its size is not divisible.
-    """
-    if shape[axis] % num_batch_shards(mesh.shape):
-        return NamedSharding(mesh, PartitionSpec())
-    names = tuple(name for name in BATCH_AXES if name in mesh.shape)
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, names))
-
-
 def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _state_shardings(
-    state: training.TrainState, config: RunConfig, mesh: Mesh
+    state: training.TrainState, model: Model, mesh: Mesh, *, zero_1: bool
 ) -> training.TrainState:
-    rules = models.gpt2_rules(config.model, mesh)
-    params = sharding.param_shardings(state.params, mesh, rules)
+    params = sharding.param_shardings(state.params, mesh, model.sharding_rules(mesh))
     opt_state = sharding.state_shardings(
         state.opt_state,
         state.params,
         params,
-        zero_axis="data" if config.job.zero_1 else None,
+        zero_axis="data" if zero_1 else None,
     )
     # Counters, flags and keys are replicated.
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -196,36 +193,3 @@ def _abstract_batch(
         min_token_dtype(config.model.vocab_size),
         sharding=batch_sharding(shape, mesh, axis=len(micro_axis)),
     )
-
-
-def _loss_on_mesh(config: RunConfig, mesh: Mesh, params: PyTree) -> training.LossFn:
-    """Returns the model's loss with sharding constraints on its activations."""
-
-    def constrain(x: jax.Array) -> jax.Array:
-        # Activations are sharded along the batch only. Without the constraint, XLA
-        # propagates the shardings of the weights to the activations, and inserts
-        # collectives to reshard them.
-        by_sequence = batch_sharding(x.shape, mesh, axis=0)
-        return jax.lax.with_sharding_constraint(x, by_sequence)
-
-    loss_of_model = models.loss_of(
-        config.model,
-        label_smoothing_factor=config.recipe.label_smoothing_factor,
-        constrain=constrain,
-        matmul_precision=config.job.matmul_precision,
-    )
-    spec = params["transformer"]["wte"]["embedding"].sharding.spec
-    by_rows = NamedSharding(
-        mesh, PartitionSpec(*[axis if axis == "tensor" else None for axis in spec[:1]])
-    )
-
-    def loss_fn(params, batch, *rng):
-        # A lookup in a table that is sharded along its columns gives activations that
-        # are sharded along their width. The columns are therefore gathered first; the
-        # product that computes the logits needs them, too.
-        root = params["transformer"]
-        table = jax.lax.with_sharding_constraint(root["wte"]["embedding"], by_rows)
-        root = {**root, "wte": {"embedding": table}}
-        return loss_of_model({**params, "transformer": root}, batch, *rng)
-
-    return loss_fn

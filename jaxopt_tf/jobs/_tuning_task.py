@@ -8,9 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import PyTree
-from ..data import Batches, Corpus, held_out_batches
-from ..models import gpt2_layer_norms, gpt2_layout, loss_of, make_loss_fn
+from ..data import Batches, Corpus, evaluation_batches
+from ..models import build_model
 from ..recipes import Recipe
 from ..tuning import Task
 from ._config import RunConfig
@@ -54,7 +53,7 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
 
 
 def tuning_task(
-    config: RunConfig, corpus: Corpus, *, num_held_out: int = 2**16
+    config: RunConfig, corpus: Corpus, *, num_eval_tokens: int = 2**16
 ) -> Task:
     """Returns the task of `tuning` that trains and evaluates like `pretrain`.
 
@@ -64,45 +63,42 @@ def tuning_task(
         config: settings of the run. Its recipe sets the label smoothing of the loss and
             the batch size of the evaluation, for all runs.
         corpus: result of `tuning_corpus`.
-        num_held_out: approximate number of tokens to evaluate on; 0 for none.
+        num_eval_tokens: approximate number of tokens to evaluate on; 0 for none.
 
     Raises:
         ValueError: if the evaluation part of the text is shorter than one window.
     """
-    model, job = config.model, config.job
-    loss_fn = loss_of(
-        model,
+    model, job = build_model(config.model), config.job
+    block_size = config.model.block_size
+    loss_fn = model.make_loss(
         label_smoothing_factor=config.recipe.label_smoothing_factor,
         matmul_precision=job.matmul_precision,
     )
 
-    def init(seed: int) -> PyTree:
-        return make_loss_fn(model, seed)[0]
-
     def batches(recipe: Recipe) -> Iterator[np.ndarray]:
         return Batches(
             corpus,
-            block_size=model.block_size,
+            block_size=block_size,
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         ).since(0)  # endless
 
-    held_out: Sequence[np.ndarray] = ()
-    if num_held_out:
-        held_out = held_out_batches(
+    eval_batches: Sequence[np.ndarray] = ()
+    if num_eval_tokens:
+        eval_batches = evaluation_batches(
             corpus,
-            block_size=model.block_size,
+            block_size=block_size,
             batch_size=config.recipe.per_device_train_batch_size,
-            num_tokens=num_held_out,
+            num_tokens=num_eval_tokens,
         )
     return Task(
         loss_fn=loss_fn,
-        init=init,
+        init=model.init,
         batches=batches,
-        held_out=held_out,
+        eval_batches=eval_batches,
         takes_key=model.has_dropout,
         compute_dtype=jnp.bfloat16 if job.bf16 else None,
-        layouts=gpt2_layout(model),
-        layer_norms=gpt2_layer_norms(model),
+        layouts=model.layouts,
+        layer_norms=model.layer_norms,
     )

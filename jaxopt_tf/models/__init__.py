@@ -3,20 +3,29 @@
 params, loss_fn = make_loss_fn(gpt2_preset("micro"), seed=42)
 """
 
-from ._config import GPT2_PRESETS as GPT2_PRESETS
-from ._config import GPT2Config as GPT2Config
-from ._config import flops_per_token as flops_per_token
-from ._config import gpt2_layer_norms as gpt2_layer_norms
-from ._config import gpt2_layout as gpt2_layout
-from ._config import gpt2_preset as gpt2_preset
-from ._config import gpt2_rules as gpt2_rules
+from ._attention import make_attention as make_attention
+from ._decoder_config import DecoderConfig as DecoderConfig
+from ._gpt2 import GPT2 as GPT2
+from ._gpt2_config import GPT2_PRESETS as GPT2_PRESETS
+from ._gpt2_config import GPT2Config as GPT2Config
+from ._gpt2_config import flops_per_token as flops_per_token
+from ._gpt2_config import gpt2_layer_norms as gpt2_layer_norms
+from ._gpt2_config import gpt2_layout as gpt2_layout
+from ._gpt2_config import gpt2_preset as gpt2_preset
+from ._gpt2_config import gpt2_rules as gpt2_rules
+from ._gpt2_from_transformers import (
+    gpt2_config_for_transformers as gpt2_config_for_transformers,
+)
+from ._gpt2_from_transformers import (
+    gpt2_settings_from_transformers as gpt2_settings_from_transformers,
+)
 from ._loss import draw_params as draw_params
 from ._loss import loss_of as loss_of
 from ._loss import make_loss_fn as make_loss_fn
-from ._model import GPT2 as GPT2
-from ._transformers_config import (
-    gpt2_config_for_transformers as gpt2_config_for_transformers,
-)
-from ._transformers_config import (
-    gpt2_settings_from_transformers as gpt2_settings_from_transformers,
+from ._model import ARCHITECTURES as ARCHITECTURES
+from ._model import Model as Model
+from ._model import ModelConfig as ModelConfig
+from ._model import build_model as build_model
+from ._model import (
+    settings_from_transformers_config as settings_from_transformers_config,
 )

@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .. import _checks, training
+from .. import _checks, sharding, training
 from .._typing import PyTree
+from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
-from ._llama import AttentionFn, Decoder, Inputs, xla_attention
-from ._model import as_tokens, identity
+from ._layers import as_tokens, identity
+from ._llama import Decoder, Inputs
 
 _NO_LABEL = -100  # label without a loss; PyTorch's default `ignore_index`
+# Tokens whose logits are in memory at a time, per device. A chunk reads and writes the
+# gradient of the head once, which is little beside its products from 1,024 tokens on.
+_CHUNK_SIZE = 1024
 Batch = jax.Array | Mapping[str, jax.Array]
 _KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
 
@@ -33,8 +37,7 @@ def decoder_loss_of(
     config: DecoderConfig,
     *,
     label_smoothing_factor: float = 0.0,
-    constrain: Callable[[jax.Array], jax.Array] = identity,
-    constrain_table: Callable[[jax.Array], jax.Array] = identity,
+    mesh: Any = None,
     matmul_precision: str | None = None,
     attend: AttentionFn | None = None,
 ) -> DecoderLossFn:
@@ -60,14 +63,12 @@ def decoder_loss_of(
         config: configuration of the model.
         label_smoothing_factor: weight of the mean loss over the vocabulary, at least 0
             and less than 1.
-        constrain: function that constrains activations, [B, T, ...], to their sharding
-            on a mesh.
-        constrain_table: the same for the embeddings and the weights of the head,
-            [vocab_size, hidden_size], before they are used.
+        mesh: mesh over which the batch and activations are sharded; None for a single
+            device.
         matmul_precision: precision of matrix products in the forward and backward pass,
             as for `jax.default_matmul_precision`; None for the precision that is
             configured where the loss is called.
-        attend: attention function; None for attention by XLA.
+        attend: attention function; None for `make_attention(mesh)`.
 
     Returns:
         (params, batch, rng=None) -> (summed loss, number of predicted tokens). There is
@@ -80,18 +81,21 @@ def decoder_loss_of(
             batch does not contain integers.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    graph = _graph_of(config, constrain, constrain_table, attend)
+    graph = _graph_of(config, mesh, attend)
 
     def loss_fn(params, batch, rng=None):
         del rng
         inputs, labels = _inputs_and_labels(batch, config.block_size)
         with _products_in(matmul_precision):
             model = nnx.merge(graph, params)
-            return _head_loss(
+            return training.chunked_cross_entropy(
                 model.hidden(inputs),
                 model.head(),
                 labels,
-                label_smoothing_factor,
+                chunk_size=_CHUNK_SIZE,
+                label_smoothing_factor=label_smoothing_factor,
+                ignore_index=_NO_LABEL,
+                mesh=mesh,
             )
 
     return loss_fn
@@ -100,8 +104,7 @@ def decoder_loss_of(
 def decoder_logits_of(
     config: DecoderConfig,
     *,
-    constrain: Callable[[jax.Array], jax.Array] = identity,
-    constrain_table: Callable[[jax.Array], jax.Array] = identity,
+    mesh: Any = None,
     matmul_precision: str | None = None,
     attend: AttentionFn | None = None,
 ) -> Callable[[PyTree, Batch], jax.Array]:
@@ -109,8 +112,7 @@ def decoder_logits_of(
 
     Args:
         config: configuration of the model.
-        constrain: as for `decoder_loss_of`.
-        constrain_table: as for `decoder_loss_of`.
+        mesh: as for `decoder_loss_of`.
         matmul_precision: as for `decoder_loss_of`.
         attend: as for `decoder_loss_of`.
 
@@ -119,57 +121,33 @@ def decoder_logits_of(
         are [B, T], or a dict with `input_ids`, and optionally `segment_ids` and
         `position_ids`, all [B, T]. T may exceed `block_size`.
     """
-    graph = _graph_of(config, constrain, constrain_table, attend)
+    graph = _graph_of(config, mesh, attend)
 
     def logits_fn(params, batch):
         arrays = _arrays_of(batch, least=1)
         inputs = _inputs(arrays, slice(None))
         with _products_in(matmul_precision):
             model = nnx.merge(graph, params)
-            return constrain(model.hidden(inputs) @ model.head().T)
+            return model.hidden(inputs) @ model.head()
 
     return logits_fn
 
 
-def _graph_of(
-    config: DecoderConfig,
-    constrain: Callable[[jax.Array], jax.Array],
-    constrain_table: Callable[[jax.Array], jax.Array],
-    attend: AttentionFn | None,
-) -> Any:
+def _graph_of(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> Any:
     """Returns the graph definition of a decoder; no array is allocated."""
-    return nnx.graphdef(
-        nnx.eval_shape(
-            lambda: Decoder(
-                config,
-                constrain=constrain,
-                constrain_table=constrain_table,
-                attend=xla_attention if attend is None else attend,
-            )
+    attend = make_attention(mesh) if attend is None else attend
+    constrain: Callable[[jax.Array], jax.Array] = identity
+    constrain_table: Callable[[jax.Array], jax.Array] = identity
+    if mesh is not None:
+        constrain = sharding.constrain_batch(mesh)
+        constrain_table = sharding.gather_columns(mesh, config.vocab_size)
+
+    def decoder() -> Decoder:
+        return Decoder(
+            config, constrain=constrain, constrain_table=constrain_table, attend=attend
         )
-    )
 
-
-def _head_loss(
-    hidden: jax.Array,
-    head: jax.Array,
-    labels: jax.Array,
-    label_smoothing_factor: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the summed loss and the number of labels.
-
-    Args:
-        hidden: [B, T, hidden_size].
-        head: [vocab_size, hidden_size].
-        labels: [B, T].
-        label_smoothing_factor: as for `decoder_loss_of`.
-    """
-    return training.cross_entropy(
-        hidden @ head.T,
-        labels,
-        label_smoothing_factor=label_smoothing_factor,
-        ignore_index=_NO_LABEL,
-    )
+    return nnx.graphdef(nnx.eval_shape(decoder))
 
 
 def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]:

@@ -11,57 +11,17 @@ Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from ._attention import AttentionFn, make_attention
 from ._decoder_config import REMAT_POLICIES, DecoderConfig, LayerKind
-from ._model import identity, matmul
+from ._layers import identity, matmul
 from ._rotary import Rotation, inverse_frequencies, rotate, rotation
-
-
-class AttentionFn(Protocol):
-    """Causal attention with grouped queries."""
-
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        *,
-        segment_ids: jax.Array | None = None,
-        window: int | None = None,
-        scale: float | None = None,
-    ) -> jax.Array:
-        """Returns [B, T, H, D] for q [B, T, H, D] and k, v [B, T, K, D]."""
-        ...
-
-
-def xla_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    segment_ids: jax.Array | None = None,
-    window: int | None = None,
-    scale: float | None = None,
-) -> jax.Array:
-    """Computes causal attention with `jax.nn.dot_product_attention`."""
-    mask = None
-    if segment_ids is not None:
-        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=mask,
-        is_causal=True,
-        scale=scale,
-        local_window_size=None if window is None else (window - 1, 0),
-    )
 
 
 class Inputs(NamedTuple):
@@ -85,7 +45,7 @@ class Decoder(nnx.Module):
         *,
         constrain: Callable[[jax.Array], jax.Array] = identity,
         constrain_table: Callable[[jax.Array], jax.Array] = identity,
-        attend: AttentionFn = xla_attention,
+        attend: AttentionFn | None = None,
     ):
         """Builds the modules.
 
@@ -93,11 +53,12 @@ class Decoder(nnx.Module):
             config: configuration of the model.
             constrain: function that constrains activations, [B, T, ...], to their
                 sharding on a mesh.
-            constrain_table: the same for the embeddings and the weights of the head
-                before they are used, [vocab_size, hidden_size].
-            attend: attention function.
+            constrain_table: the same for the embeddings before the lookup,
+                [vocab_size, hidden_size].
+            attend: attention function; None for `make_attention()`.
         """
-        self.config, self.constrain_table = config, constrain_table
+        attend = make_attention() if attend is None else attend
+        self.config = config
         self.model = _Model(config, constrain, constrain_table, attend)
         if not config.tie_word_embeddings:
             self.lm_head = _Linear(config.hidden_size, config.vocab_size)
@@ -107,12 +68,10 @@ class Decoder(nnx.Module):
         return self.model(inputs)
 
     def head(self) -> jax.Array:
-        """Returns the weights of the head, [vocab_size, hidden_size]."""
+        """Returns the weights of the head, [hidden_size, vocab_size]."""
         if self.config.tie_word_embeddings:
-            return _gathered(
-                self.constrain_table, self.model.embed_tokens.embedding[...]
-            )
-        return _gathered(self.constrain_table, self.lm_head.kernel[...].T)
+            return self.model.embed_tokens.embedding[...].T
+        return self.lm_head.kernel[...]
 
 
 class _Model(nnx.Module):

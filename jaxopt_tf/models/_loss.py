@@ -10,8 +10,9 @@ from flax import nnx
 
 from .. import _checks, training
 from .._typing import PyTree
-from ._config import GPT2Config
-from ._model import GPT2, as_tokens, identity
+from ._gpt2 import GPT2
+from ._gpt2_config import GPT2Config
+from ._layers import as_tokens, identity
 
 _NO_TOKEN = -100  # padding at the end of a row; PyTorch's default `ignore_index`
 

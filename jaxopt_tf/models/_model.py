@@ -1,265 +1,219 @@
-"""GPT-2 in Flax NNX.
+"""Model: the functions and tables of a language model that jobs need.
 
-Parameters have the names of Transformers' former Flax GPT-2:
-`transformer.wte.embedding`, `transformer.h.0.attn.c_attn.kernel`,
-`transformer.ln_f.scale`. Kernels are [in, out]. The outputs are those of the PyTorch
-GPT-2 with the same weights.
+model = build_model(gpt2_preset("micro"))
+params, loss_fn = model.init(42), model.make_loss()
+loss, num_tokens = loss_fn(params, batch)
 """
 
+import dataclasses
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
+from jax.sharding import PartitionSpec
 
-from ._config import GPT2Config
+from .. import interop, sharding
+from .._io import read_json_object
+from .._typing import PyTree
+from ..optimizers import TorchLayout
+from . import _gpt2_config
+from ._decoder import decoder_loss_of
+from ._decoder_config import DECODER_CLASSES, DecoderConfig
+from ._decoder_params import (
+    decoder_flops_per_token,
+    decoder_layer_norms,
+    decoder_layout,
+    decoder_rules,
+    draw_decoder_params,
+)
+from ._gpt2_config import GPT2Config
+from ._gpt2_from_transformers import (
+    gpt2_config_for_transformers,
+    gpt2_settings_from_transformers,
+)
+from ._loss import LossFn, draw_params, loss_of
+from ._torch_names import torch_model
+from ._transformers_decoder_config import (
+    decoder_config_for_transformers,
+    decoder_config_from_transformers,
+)
+
+ModelConfig: TypeAlias = GPT2Config | DecoderConfig
+# Trainer counts only predicted labels if the loss is `ForCausalLMLoss`, which
+# it finds by the name of the class; that of a GPT-2 is GPT2LMHeadModel.
+# Source: transformers 5.23 `trainer.py`, `_loss_shifts_labels`.
+_GPT2_LOSS = (
+    "the loss here is the mean over all predicted tokens; Trainer 5.23 divides the "
+    "loss of a GPT-2 by the number of all labels, including the first of each row, so "
+    "that its losses and gradients are (L - 1) / L of those here for rows of L tokens"
+)
+# Classes of Transformers by `model_type`.
+ARCHITECTURES: Mapping[str, str] = {"gpt2": "GPT2LMHeadModel", **DECODER_CLASSES}
+Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 
-def identity(x: jax.Array) -> jax.Array:
-    """Returns `x` unchanged; the compiler chooses its sharding."""
-    return x
+class MakeLoss(Protocol):
+    """Function that builds the loss function of a model."""
 
-
-class GPT2(nnx.Module):
-    """GPT-2 language model: tokens -> logits of the next token."""
-
-    def __init__(
+    def __call__(
         self,
-        config: GPT2Config,
         *,
-        rngs: nnx.Rngs,
-        constrain: Callable[[jax.Array], jax.Array] = identity,
-    ):
-        """Initializes the parameters from normal distributions; see `_std`."""
-        self.transformer = _Transformer(config, constrain, rngs=rngs)
-        self.constrain = constrain
-
-    def __call__(self, tokens: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """Returns the logits of the next token at each position.
+        mesh: Mesh | None = None,
+        label_smoothing_factor: float = 0.0,
+        matmul_precision: str | None = None,
+    ) -> LossFn:
+        """Returns (params, batch, rng=None) -> (summed loss, number of tokens).
 
         Args:
-            tokens: [B, T], integers; T is at most `block_size`. A token outside the
-                vocabulary makes the logits of its row NaN.
-            rng: key for dropout; None for no dropout.
-
-        Returns:
-            [B, T, vocab_size], in the dtype of the parameters.
-
-        Raises:
-            ValueError: if `tokens` has the wrong shape or is too long.
-            TypeError: if `tokens` does not contain integers.
+            mesh: mesh over which activations are sharded; None for a single device.
+            label_smoothing_factor: weight of the mean loss over the vocabulary, at
+                least 0 and less than 1.
+            matmul_precision: precision of matrix products in the forward and backward
+                pass, as for `jax.default_matmul_precision`; None for the precision that
+                is configured where the loss is called.
         """
-        x = self.transformer(as_tokens("tokens", tokens, least=1), rng)
-        return self.constrain(x @ self.transformer.wte.embedding[...].T)
+        ...
 
 
-class _Transformer(nnx.Module):
-    def __init__(self, config: GPT2Config, constrain: Callable, *, rngs: nnx.Rngs):
-        self.config, self.constrain = config, constrain
-        self.wte = Embedding(config.vocab_size, config.n_embd, _std(config), rngs)
-        self.wpe = Embedding(config.block_size, config.n_embd, _std(config), rngs)
-        blocks = [_Block(config, rngs=rngs) for _ in range(config.n_layer)]
-        self.h: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
-        self.ln_f = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A language model, without arrays.
 
-    def __call__(self, tokens: jax.Array, rng: jax.Array | None) -> jax.Array:
-        config, length = self.config, tokens.shape[1]
-        if length > config.block_size:
-            raise ValueError(
-                f"`tokens` must be at most `block_size` long, which is "
-                f"{config.block_size}, got {length}. A batch for the loss may be one "
-                "longer. Truncate the rows, or use a larger `block_size`."
-            )
-        rng, rng_of_blocks = (None, None) if rng is None else jax.random.split(rng)
-        x = self.wte(tokens) + self.wpe.embedding[None, :length]
-        x = self.constrain(dropout(x, config.embd_pdrop, rng))
-        return self.ln_f(self._through_blocks(x, rng_of_blocks))
-
-    def _through_blocks(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
-        config = self.config
-        is_scanned = config.scan_layers
-        # All blocks have the same graph definition; only their parameters differ.
-        graph = nnx.graphdef(self.h if is_scanned else self.h[0])
-
-        def layer(x, params_and_rngs):
-            params, rngs = params_and_rngs
-            return self.constrain(nnx.merge(graph, params)(x, rngs)), None
-
-        if config.gradient_checkpointing:
-            # `prevent_cse` adds optimization barriers, without which XLA would merge
-            # the recomputation with the forward pass (common subexpressions). In a scan
-            # they are not needed, since the passes are two separate loops.
-            layer = jax.checkpoint(layer, prevent_cse=not is_scanned)
-        # Two keys per layer. They are equal with and without a scan.
-        rngs = None if rng is None else jax.random.split(rng, (config.n_layer, 2))
-        if is_scanned:
-            return jax.lax.scan(layer, x, (nnx.state(self.h), rngs))[0]
-        for i, block in enumerate(self.h):
-            x, _ = layer(x, (nnx.state(block), None if rngs is None else rngs[i]))
-        return x
-
-
-class _Block(nnx.Module):
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        self.resid_pdrop = config.resid_pdrop
-        self.ln_1 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
-        self.attn = _Attention(config, rngs=rngs)
-        self.ln_2 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
-        self.mlp = _MLP(config, rngs=rngs)
-
-    def __call__(self, x: jax.Array, rngs: jax.Array | None) -> jax.Array:
-        of_attn, of_mlp = (None, None) if rngs is None else rngs
-        x = x + dropout(self.attn(self.ln_1(x)), self.resid_pdrop, of_attn)
-        return x + dropout(self.mlp(self.ln_2(x)), self.resid_pdrop, of_mlp)
-
-
-class _Attention(nnx.Module):
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        width = config.n_embd
-        self.n_head = config.n_head
-        self.c_attn = linear(width, 3 * width, _std(config), rngs)
-        self.c_proj = linear(width, width, _residual_std(config), rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        size, length, width = x.shape
-        heads = (size, length, 3, self.n_head, width // self.n_head)
-        q, k, v = jnp.unstack(self.c_attn(x).reshape(heads), axis=2)
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.reshape(x.shape))
-
-
-class _MLP(nnx.Module):
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        width = config.n_embd
-        self.c_fc = linear(width, 4 * width, _std(config), rngs)
-        self.c_proj = linear(4 * width, width, _residual_std(config), rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # Without the barriers, XLA on CPUs fuses both operations into each consumer,
-        # including the transposed copies of the backward pass, and so computes them
-        # several times.
-        x = jax.lax.optimization_barrier(self.c_fc(x))
-        x = jax.lax.optimization_barrier(jax.nn.gelu(x, approximate=True))
-        return self.c_proj(x)
-
-
-def _stacked(blocks: list[_Block]) -> _Block:
-    """Returns one block whose parameters are stacked along a first axis of layers."""
-    states = [nnx.state(block) for block in blocks]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return nnx.merge(nnx.graphdef(blocks[0]), stacked)
-
-
-def as_tokens(name: str, tokens: Any, *, least: int) -> jax.Array:
-    """Converts `tokens` to an array; raises unless it is [B, T] with T >= `least`."""
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(
-            f"`{name}` must contain integers, got {tokens.dtype}. Pass the indices of "
-            "the tokens."
-        )
-    if tokens.ndim != 2 or tokens.shape[1] < least:
-        raise ValueError(
-            f"`{name}` must be rows of at least {least} tokens, [B, T], got shape "
-            f"{list(tokens.shape)}."
-        )
-    return tokens
-
-
-def _std(config: GPT2Config) -> float:
-    """Returns 0.02, the value of GPT-2 at width 768, scaled by 1 / sqrt(width)."""
-    return 0.02 * math.sqrt(768 / config.n_embd)
-
-
-def _residual_std(config: GPT2Config) -> float:
-    # The residual stream is the sum of two outputs per layer. Dividing by the square
-    # root of their number keeps its variance independent of the depth, as in GPT-2.
-    return _std(config) / math.sqrt(2 * config.n_layer)
-
-
-# Layers that replace those of Flax NNX. Activations have the dtype of the parameters,
-# bfloat16 included, and matrix products have a gradient that is fast on CPUs.
-
-
-class Embedding(nnx.Module):
-    """Embedding table whose outputs have the dtype of the parameters.
-
-    `nnx.Embed` differs: its outputs are float32 even if the parameters were cast to
-    bfloat16, and it indexes negative tokens from the end of the table.
+    Attributes:
+        config: configuration. Every configuration has `vocab_size`, `block_size` (the
+            length of a training sequence), `gradient_checkpointing` and `scan_layers`.
+        title: architecture and sizes, for reports.
+        init: seed -> initial parameters, a tree of dicts of float32 arrays.
+        make_loss: builds the loss function.
+        layouts: PyTorch layouts of the parameters by patterns for their names; None if
+            all leaves have the layouts of PyTorch.
+        layer_norms: paths of the normalizations, or their classes by path, for
+            `build_optimizer`.
+        sharding_rules: mesh -> sharding rules, for `sharding.param_shardings`.
+        flops_per_token: model FLOPs of a training step per token.
+        has_dropout: True if the loss needs a random key in every training step.
+        transformers_config: content of the config.json from which Transformers builds
+            the model.
+        tied: pairs of a further name of a tied tensor in PyTorch and its name.
+        convention: orientation of kernels in PyTorch, as for `interop.match_names`.
+        differences: sentences on how its training differs from that of Trainer.
     """
 
-    def __init__(self, num: int, width: int, std: float, rngs: nnx.Rngs):
-        """Initializes `num` vectors of size `width` with standard deviation `std`."""
-        init = nnx.initializers.normal(std)
-        self.embedding = nnx.Param(init(rngs.params(), (num, width)))
+    config: ModelConfig
+    title: str
+    init: Callable[[int], PyTree]
+    make_loss: MakeLoss
+    layouts: Mapping[str, TorchLayout] | None
+    layer_norms: Any
+    sharding_rules: Callable[[Mesh], Mapping[str, PartitionSpec]]
+    flops_per_token: int
+    has_dropout: bool
+    transformers_config: Mapping[str, Any]
+    tied: tuple[tuple[str, str], ...] = ()
+    convention: str = "linear"
+    differences: tuple[str, ...] = ()
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Looks up tokens, [...] -> [..., width]; NaN for a token outside the table."""
-        table = self.embedding[...]
-        # Negative indices are replaced by `table.shape[0]`, for which mode "fill" gives
-        # NaN; it would count them from the end. With 256 rows, uint8 cannot represent
-        # that number, so that tokens are converted first.
-        tokens = tokens.astype(jnp.int32)
-        index = jnp.where(tokens < 0, table.shape[0], tokens)
-        return jnp.take(table, index, axis=0, mode="fill")
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """Shapes and dtypes of the parameters; nothing is computed."""
+        return jax.eval_shape(lambda: self.init(0))
+
+    @functools.cached_property
+    def names(self) -> interop.ParamNames:
+        """Names of the parameters in PyTorch; torch is not needed."""
+        described = torch_model(
+            self.shapes, tied=self.tied, is_transposed=self.convention == "linear"
+        )
+        return interop.match_names(
+            self.shapes, described, layouts=self.layouts, convention=self.convention
+        )
 
 
-def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """Zeroes a fraction `rate` of `x`, and divides the rest by 1 - `rate`.
+def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
+    """Reads the settings of a model from the config.json of Transformers in a folder.
 
-    Without a key, `x` is returned unchanged.
+    Returns:
+        The fields of the model's configuration by name.
+
+    Raises:
+        ValueError: if the file cannot be read, the architecture is unknown, or settings
+            are unsupported, inconsistent or missing. The message names all of them.
     """
-    if rng is None or rate == 0:
-        return x
-    mask = jax.random.bernoulli(rng, 1 - rate, x.shape)
-    return jnp.where(mask, x / (1 - rate), jnp.zeros((), x.dtype))
+    model_type = read_json_object(folder / "config.json", "folder").get("model_type")
+    if model_type == "gpt2":
+        return gpt2_settings_from_transformers(folder)
+    return dataclasses.asdict(decoder_config_from_transformers(folder))
 
 
-def linear(num_in: int, num_out: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
-    """Returns a dense layer: kernel [in, out] with standard deviation `std`, bias 0."""
-    return nnx.Linear(
-        num_in,
-        num_out,
-        kernel_init=nnx.initializers.normal(std),
-        dot_general=lambda x, kernel, *_, **__: matmul(x, kernel),
-        rngs=rngs,
+def build_model(config: ModelConfig) -> Model:
+    """Returns the model of a configuration."""
+    return _gpt2(config) if isinstance(config, GPT2Config) else _decoder(config)
+
+
+def _gpt2(config: GPT2Config) -> Model:
+    def make_loss(
+        *,
+        mesh: Mesh | None = None,
+        label_smoothing_factor: float = 0.0,
+        matmul_precision: str | None = None,
+    ) -> LossFn:
+        make = functools.partial(
+            loss_of,
+            config,
+            label_smoothing_factor=label_smoothing_factor,
+            matmul_precision=matmul_precision,
+        )
+        if mesh is None:
+            return make()
+        loss_of_model = make(constrain=sharding.constrain_batch(mesh))
+        gather = sharding.gather_columns(mesh, config.vocab_size)
+
+        def loss_fn(params, batch, *rng):
+            root = params["transformer"]
+            table = {"embedding": gather(root["wte"]["embedding"])}
+            params = {**params, "transformer": {**root, "wte": table}}
+            return loss_of_model(params, batch, *rng)
+
+        return loss_fn
+
+    return Model(
+        config=config,
+        title=_title("GPT-2", config.n_layer, config.n_embd),
+        init=functools.partial(draw_params, config),
+        make_loss=make_loss,
+        layouts=_gpt2_config.gpt2_layout(config),
+        layer_norms=_gpt2_config.gpt2_layer_norms(config),
+        sharding_rules=functools.partial(_gpt2_config.gpt2_rules, config),
+        flops_per_token=_gpt2_config.flops_per_token(config),
+        has_dropout=config.has_dropout,
+        transformers_config=gpt2_config_for_transformers(config),
+        tied=(("lm_head.weight", "transformer.wte.weight"),),
+        convention="conv1d",
+        differences=(_GPT2_LOSS,),
     )
 
 
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes x @ kernel, with a gradient that is fast on CPUs.
-
-    The gradient of the kernel is a product of two factors whose first axis are the
-    tokens of the batch. One of them has to be transposed. XLA on CPUs transposes the
-    gradient of the output, which in `c_fc` is four times as wide as the input. This
-    function transposes the narrower factor, which makes a training step 25 % faster.
-    """
-    # The precision is read here, because the gradient is traced after the context
-    # `jax.default_matmul_precision` has been left. The attribute is unknown to mypy.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _matmul(precision, x, kernel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(precision, x, kernel):
-    return jnp.matmul(x, kernel, precision=precision)
-
-
-def _matmul_forward(precision, x, kernel):
-    return _matmul(precision, x, kernel), (x, kernel)
+def _decoder(config: DecoderConfig) -> Model:
+    title = ARCHITECTURES[config.model_type].removesuffix("ForCausalLM")
+    head_of_embeddings = (("lm_head.weight", "model.embed_tokens.weight"),)
+    return Model(
+        config=config,
+        title=_title(title, config.num_hidden_layers, config.hidden_size),
+        init=functools.partial(draw_decoder_params, config),
+        make_loss=functools.partial(decoder_loss_of, config),
+        layouts=decoder_layout(config),
+        layer_norms=decoder_layer_norms(config),
+        sharding_rules=functools.partial(decoder_rules, config),
+        flops_per_token=decoder_flops_per_token(config),
+        has_dropout=False,
+        transformers_config=decoder_config_for_transformers(config),
+        tied=head_of_embeddings if config.tie_word_embeddings else (),
+    )
 
 
-def _matmul_backward(precision, residuals, g):
-    product = functools.partial(jnp.matmul, precision=precision)
-    x, kernel = residuals
-    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    # Both branches compute rows.T @ g_rows; they differ in the factor that XLA copies.
-    if rows.shape[1] <= g_rows.shape[1]:
-        return product(g, kernel.T), product(rows.T, g_rows)
-    return product(g, kernel.T), product(g_rows.T, rows).T
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
+def _title(name: str, num_layers: int, width: int) -> str:
+    layers = f"{num_layers:,} layer" + ("" if num_layers == 1 else "s")
+    return f"{name}: {layers}, width {width}"

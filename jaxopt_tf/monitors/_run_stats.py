@@ -1,4 +1,4 @@
-"""Running statistics for `watcher`: means over blocks of steps."""
+"""Running statistics for `health_monitor`: means over blocks of steps."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ _LAYER = "layer "
 class Block(NamedTuple):
     """Means over the steps of a block, without skipped steps.
 
-    The rules of the watcher receive several blocks as columns, [n] each.
+    The rules of the health monitor receive several blocks as columns, [n] each.
     """
 
     first_step: Any  # int
@@ -51,10 +51,12 @@ class RunningStats:
     best_rate: float = math.nan  # rate at the best block
     noise: float = math.nan  # noise of a single step, averaged over the last blocks
     scale: float = 0.0  # largest absolute loss of a block
-    top_rate: float = 0.0  # largest rate of a block
+    max_rate: float = 0.0  # largest rate of a block
     top_ratio: float = 0.0  # largest update ratio of a block
     largest_grad: float = 0.0  # largest gradient norm of a block before the last three
-    num_full: int = 0  # blocks at full rate: after the warmup and before it has decayed
+    num_full_rate_blocks: int = (
+        0  # blocks at full rate: after the warmup and before it has decayed
+    )
     num_full_in_a_row: int = 0  # consecutive blocks at full rate
     recent: deque[Block] = dataclasses.field(
         default_factory=lambda: deque(maxlen=NUM_RECENT)
@@ -91,10 +93,10 @@ class RunningStats:
             self.noise = block.noise
         # Exponential moving average with a time constant of 5 blocks.
         self.noise += (block.noise - self.noise) / 5
-        is_full = self._is_full(block)
-        self.num_full += is_full
+        is_full = self._is_full_rate(block)
+        self.num_full_rate_blocks += is_full
         self.num_full_in_a_row = self.num_full_in_a_row + 1 if is_full else 0
-        self.top_rate = max(self.top_rate, block.rate)
+        self.max_rate = max(self.max_rate, block.rate)
         self.top_ratio = max(self.top_ratio, block.update_ratio)
         self.scale = max(self.scale, abs(block.loss))
         if len(self.recent) >= 3:
@@ -104,7 +106,7 @@ class RunningStats:
             self.best_noise, self.best_rate = self.noise, block.rate
         self.recent.append(block)
 
-    def _is_full(self, block: Block) -> bool:
+    def _is_full_rate(self, block: Block) -> bool:
         if not self.recent:
             return False
         # A known rate has no noise, so that a small tolerance is enough. The update
@@ -113,7 +115,7 @@ class RunningStats:
         is_known = block.rate != block.update_ratio
         rise, share = (1e-6, 0.5) if is_known else (0.1, 0.2)
         is_rising = block.rate > self.recent[-1].rate * (1 + rise)
-        return not is_rising and block.rate >= share * self.top_rate > 0
+        return not is_rising and block.rate >= share * self.max_rate > 0
 
 
 def steps_of(window: Window) -> Steps:

@@ -167,7 +167,7 @@ def _reasons(
         name = leaf_names.by_path[path]
         if callable(rule):
             return "" if rule(name, leaf) else "by your rule"
-        searched = name.lower() if known.lowers else name
+        searched = name.lower() if known.is_case_insensitive else name
         if rule == "default":
             searched = searched.replace("/", ".")  # the separator of Haiku and Keras
         for pattern in known.patterns:
@@ -212,15 +212,15 @@ def resolve_mask(
     decayed = dict(_pytrees.named_leaves(mask))
     missing = [name for name in names if name not in decayed]
     times = collections.Counter(names)
-    odd = [name for name in times if times[name] > 1]  # ambiguous
+    extra = [name for name in times if times[name] > 1]  # ambiguous
     if not _pytrees.has_masked_nodes(params):
-        odd += [name for name in decayed if name not in times]
-    if missing or odd:
+        extra += [name for name in decayed if name not in times]
+    if missing or extra:
         raise ValueError(
             "`decay_mask` must have the structure of `params`: "
-            f"{len(missing)} parameters are not in it and {len(odd)} of its leaves are "
-            f"not parameters, the first being {[*missing, *odd][0]!r}. Build it with "
-            "`decay_mask(params)`, or pass a callable from params to mask."
+            f"{len(missing)} parameters are not in it and {len(extra)} of its leaves "
+            f"are not parameters, the first being {[*missing, *extra][0]!r}. Build it "
+            "with `decay_mask(params)`, or pass a callable from params to mask."
         )
     return [_checked_bool(decayed[name]) for name in names]
 

@@ -17,8 +17,8 @@ LAYER_NORM = "LayerNorm"
 # first minor version of 4.x that does so and the first one that no longer does. Classes
 # in the first block were registered in `ALL_LAYERNORM_LAYERS`, which Trainer has not
 # read since 4.53.
-_ALWAYS = 1_000
-_COUNTED = {
+_NO_END = 1_000
+_NORM_VERSIONS = {
     "ChameleonRMSNorm": (43, 53),
     "CohereLayerNorm": (40, 48),
     "GemmaRMSNorm": (40, 45),
@@ -38,16 +38,16 @@ _COUNTED = {
     "T5LayerNorm": (40, 53),
     "ZambaRMSNorm": (46, 53),
     # Subclasses of `torch.nn.LayerNorm` since 4.56, and of `torch.nn.Module` before.
-    "ConvNextLayerNorm": (56, _ALWAYS),
-    "ConvNextV2LayerNorm": (56, _ALWAYS),
-    "DeepseekVLHybridLayerNorm": (56, _ALWAYS),
-    "GotOcr2LayerNorm": (56, _ALWAYS),
-    "SamHQLayerNorm": (56, _ALWAYS),
-    "SamLayerNorm": (56, _ALWAYS),
-    "SegGptLayerNorm": (56, _ALWAYS),
+    "ConvNextLayerNorm": (56, _NO_END),
+    "ConvNextV2LayerNorm": (56, _NO_END),
+    "DeepseekVLHybridLayerNorm": (56, _NO_END),
+    "GotOcr2LayerNorm": (56, _NO_END),
+    "SamHQLayerNorm": (56, _NO_END),
+    "SamLayerNorm": (56, _NO_END),
+    "SegGptLayerNorm": (56, _NO_END),
 }
 # All classes that at least one rule counts as norms.
-NORM_TYPES = (LAYER_NORM, *_COUNTED)
+NORM_TYPES = (LAYER_NORM, *_NORM_VERSIONS)
 
 # Patterns of Trainer since 4.53, which are searched in the lowercase name.
 _TRANSFORMERS_V5 = (
@@ -73,14 +73,16 @@ class DecayRule(NamedTuple):
     """Criteria for the parameters that a rule excludes."""
 
     patterns: tuple[str, ...]  # regular expressions, searched in the name
-    lowers: bool = False  # whether the name is converted to lowercase first
+    is_case_insensitive: bool = (
+        False  # whether the name is converted to lowercase first
+    )
     norm_types: frozenset[str] = frozenset()  # names from `NORM_TYPES`
     any_norm: bool = False  # whether every module type with a name `...Norm` counts
 
 
 def _norm_types(minor: int) -> frozenset[str]:
     """Returns the classes that Trainer of 4.`minor` counts as layer norms."""
-    counted = {n for n, (first, end) in _COUNTED.items() if first <= minor < end}
+    counted = {n for n, (first, end) in _NORM_VERSIONS.items() if first <= minor < end}
     return frozenset({LAYER_NORM, *counted})
 
 

@@ -42,7 +42,7 @@ class Cost(NamedTuple):
     flops: float  # figure of the compiler; NaN if it has none
     products: MatmulFlops  # operations in the traced function, per device
     collectives: tuple[Collective, ...]  # one entry per kind
-    not_donated: tuple[str, ...]  # donated arguments whose memory is not reused
+    unused_donations: tuple[str, ...]  # donated arguments whose memory is not reused
     has_loops: bool  # whether `accessed` and `flops` count loop bodies only once
     num_open_loops: int  # loops of unknown length, counted as one iteration
 
@@ -92,7 +92,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         compiled: `jitted.lower(...).compile()`.
         num_devices: number of devices that the program is compiled for.
         traced: `jitted.trace(...)` of the same arguments, for `products` and
-            `not_donated`. Without it these are 0 and empty.
+            `unused_donations`. Without it these are 0 and empty.
     """
     program = Program(compiled.as_text())
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -112,7 +112,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         flops=analysis.get("flops", math.nan),
         products=flops.times(1 / num_devices),
         collectives=program.collectives(num_devices),
-        not_donated=() if traced is None else _not_donated(program, traced),
+        unused_donations=() if traced is None else _unused_donations(program, traced),
         has_loops=bool(loops),
         num_open_loops=loops.count(False),
     )
@@ -127,14 +127,14 @@ def estimate(cost: Cost, chip: Chip) -> Estimate:
     sent = sum(collective.sent for collective in cost.collectives)
     # Operations in float32 are converted to the number of bfloat16 operations that
     # take the same time. `cost.work` already contains each once, hence the - 1.
-    wide = zip(cost.products[1:], chip.slower, strict=True)
-    work = cost.work + sum(flops * (slower - 1.0) for flops, slower in wide)
+    wide = zip(cost.products[1:], chip.fp32_slowdown, strict=True)
+    work = cost.work + sum(flops * (slowdown - 1.0) for flops, slowdown in wide)
     return Estimate(
         work / chip.flops, cost.hbm_bytes / chip.bandwidth, sent / chip.interconnect
     )
 
 
-def _not_donated(program: Program, traced: Any) -> tuple[str, ...]:
+def _unused_donations(program: Program, traced: Any) -> tuple[str, ...]:
     names = traced.jaxpr.jaxpr.debug_info.arg_names
     is_given = [argument.donated for argument in jax.tree.leaves(traced.args_info)]
     numbers = program.parameter_numbers()

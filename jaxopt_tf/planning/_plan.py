@@ -21,7 +21,7 @@ class LeafBytes(NamedTuple):
     name: str
     shape: tuple[int, ...]
     on_device: int  # bytes on each device
-    whole: int  # bytes of the whole array
+    global_bytes: int  # bytes of the whole array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Part:
         return sum(leaf.on_device for leaf in self.leaves)
 
     @property
-    def whole(self) -> int:
+    def global_bytes(self) -> int:
         """Bytes of the whole tree, without copies on several devices."""
-        return sum(leaf.whole for leaf in self.leaves)
+        return sum(leaf.global_bytes for leaf in self.leaves)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Plan:
             return None
         return estimate(self.cost, self.slice_.chip)
 
-    def repeated(self) -> list[tuple[str, LeafBytes, float]]:
+    def replicated(self) -> list[tuple[str, LeafBytes, float]]:
         """Returns the leaves that are not sharded over all devices: part, leaf, bytes.
 
         The bytes are the excess on each device over an even division. The leaves are in
@@ -108,7 +108,7 @@ class Plan:
         """
         num_devices = self.slice_.num_devices
         found = (
-            (part.name, leaf, leaf.on_device - leaf.whole / num_devices)
+            (part.name, leaf, leaf.on_device - leaf.global_bytes / num_devices)
             for part in self.parts
             for leaf in part.leaves
         )
@@ -205,7 +205,7 @@ def plan_step(
     try:
         with warnings.catch_warnings():
             # JAX warns about donated buffers that are not reused. The plan lists them
-            # in `not_donated`.
+            # in `unused_donations`.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:

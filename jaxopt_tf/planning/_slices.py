@@ -59,7 +59,7 @@ class Chip(NamedTuple):
     interconnect: float  # bytes per second, sent to other devices of the slice
     # Time of float32 products relative to bfloat16: at the default precision, at "high"
     # and at "highest".
-    slower: tuple[float, float, float]
+    fp32_slowdown: tuple[float, float, float]
 
 
 # A GB of a datasheet is read as 10^9 bytes. This is the lower of two readings, because

@@ -68,7 +68,7 @@ def _memory(plan: Plan) -> rich.table.Table:
     if not math.isnan(chip.memory):
         title += f" of {_bytes(chip.memory)}"
     rows: list[tuple[str, ...]] = [
-        (p.name, _bytes(p.on_device), _bytes(p.whole / slice_.num_devices))
+        (p.name, _bytes(p.on_device), _bytes(p.global_bytes / slice_.num_devices))
         for p in plan.parts
     ]
     compiled: list[tuple[str, float]] = [("total", plan.on_device)]
@@ -107,12 +107,12 @@ def _remarks(plan: Plan) -> list[str]:
         )
     if len(plan.unmet) > _MOST_LISTED:
         lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more unmet rules.")
-    repeated = plan.repeated()
-    if repeated:
-        num_bytes = sum(extra for _, _, extra in repeated)
-        part, leaf, extra = repeated[0]
+    replicated = plan.replicated()
+    if replicated:
+        num_bytes = sum(extra for _, _, extra in replicated)
+        part, leaf, extra = replicated[0]
         lines.append(
-            f"{len(repeated)} leaves are not sharded over all devices, which costs "
+            f"{len(replicated)} leaves are not sharded over all devices, which costs "
             f"{_bytes(num_bytes)} per device. The largest cost is {_bytes(extra)}, of "
             f"{leaf.name} in {part}."
         )
@@ -130,10 +130,10 @@ def _collectives(cost: Cost) -> rich.table.Table:
 
 def _compiled(plan: Plan, cost: Cost) -> list[str]:
     donated = f"donated: {_bytes(cost.donated)} of {_bytes(cost.arguments)}"
-    if cost.not_donated:
+    if cost.unused_donations:
         donated += (
-            f"; donated but not reused: {len(cost.not_donated)}, the first being "
-            f"{cost.not_donated[0]}"
+            f"; donated but not reused: {len(cost.unused_donations)}, the first being "
+            f"{cost.unused_donations[0]}"
         )
     lines = [
         donated,

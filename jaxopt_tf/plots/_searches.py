@@ -134,7 +134,7 @@ def plot_losses_by_rate(
 def plot_losses_by_decay(
     decays: np.ndarray,
     training: np.ndarray,
-    held_out: np.ndarray,
+    eval_loss: np.ndarray,
     error: np.ndarray,
     *,
     best: int,
@@ -146,7 +146,7 @@ def plot_losses_by_decay(
     Args:
         decays: [D], in increasing order.
         training: [D], mean training losses; infinite if a run diverged.
-        held_out: [D], mean evaluation losses; infinite if a run diverged.
+        eval_loss: [D], mean evaluation losses; infinite if a run diverged.
         error: [D], standard errors of the evaluation losses.
         best: index of the decay with the lowest evaluation loss.
         suggested: index of the suggested decay.
@@ -160,22 +160,22 @@ def plot_losses_by_decay(
         ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
-    is_lost = ~np.isfinite(held_out)
-    training, held_out = (np.where(is_lost, np.nan, y) for y in (training, held_out))
+    is_lost = ~np.isfinite(eval_loss)
+    training, eval_loss = (np.where(is_lost, np.nan, y) for y in (training, eval_loss))
     figure, (panel,) = _figure.stacked_panels(4.0, ["mean loss"])
     label = "evaluation, with standard error"
-    panel.errorbar(decays, held_out, error, label=label, **_BARS)
+    panel.errorbar(decays, eval_loss, error, label=label, **_BARS)
     _figure.draw_line(panel, decays, training, index=1, label="training")
-    limit, label = held_out[best] + error[best], "lowest, plus its standard error"
+    limit, label = eval_loss[best] + error[best], "lowest, plus its standard error"
     panel.axhline(limit, label=label, **_LIMIT)
     for name, at, style in (
         ("lowest", best, _LOWEST),
         ("suggested", suggested, _SUGGESTED),
     ):
         label = f"{name}: {decays[at]:g}"
-        panel.plot(decays[at], held_out[at], label=label, **style)
+        panel.plot(decays[at], eval_loss[at], label=label, **style)
     _figure.mark_diverged(panel, decays[is_lost])
-    _figure.scale(panel, training, held_out)
+    _figure.scale(panel, training, eval_loss)
     _figure.legend_above(figure)
     _scale_decays(panel, decays)
     _figure.finish([panel], "weight decay")

@@ -16,7 +16,7 @@ from .._typing import PyTree, ScalarOrSchedule, Schedule
 from ..optimizers import DECAY_RULES_BY_TYPE, LayerNorms, TorchLayout, clip, decay_mask
 from ..schedules import MetricDrivenSchedule, rate_dtype
 from ._optimizers import named_optimizer
-from ._rate_groups import REST, group_labels
+from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Fields that determine the learning rate of each step and nothing else in the program.
@@ -99,7 +99,7 @@ def build_optimizer(
         label: named_optimizer(rate, settings, decay_mask=mask, layouts=layouts)
         for label, rate in rates_of(recipe, varied, schedule).items()
     }
-    optimizer = by_label[REST]
+    optimizer = by_label[DEFAULT_GROUP]
     if recipe.rate_groups:
         labels_of = group_labels(recipe.rate_groups)
 
@@ -205,7 +205,9 @@ def rates_of(
         return {label: _looked_up(table) for label, table in varied.rates.items()}
     schedule = build_schedule(recipe) if schedule is None else schedule
     is_driven = isinstance(schedule, MetricDrivenSchedule)
-    rates: dict[str, Any] = {REST: recipe.learning_rate if is_driven else schedule}
+    rates: dict[str, Any] = {
+        DEFAULT_GROUP: recipe.learning_rate if is_driven else schedule
+    }
     for group in recipe.rate_groups:
         own: Any = build_schedule(replace(recipe, rate_groups=(), **group.own))
         rates[group.pattern] = functools.partial(_scaled, own, group.factor)

@@ -13,7 +13,7 @@ from .._argument_names import checked_names
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_reasons
 from ._build import build_optimizer
-from ._rate_groups import REST, group_labels
+from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import Recipe
 
 
@@ -72,7 +72,9 @@ class Explanation:
         }
         # A column "rate" with "rest" in every row (no rate groups) counts as empty.
         shown = [
-            [name, *cells] for name, cells in columns.items() if set(cells) - {"", REST}
+            [name, *cells]
+            for name, cells in columns.items()
+            if set(cells) - {"", DEFAULT_GROUP}
         ]
         widths = [max(map(len, column)) for column in shown]
         # Only the last column contains numbers; it is right-aligned.

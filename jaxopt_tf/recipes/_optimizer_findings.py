@@ -54,7 +54,7 @@ def optimizer_findings(
             what="moments are not zero though all gradients were",
             why="a decay that is added to the gradient goes through the moments and is "
             "divided by them: L2, not AdamW's decay",
-            instead="Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
+            fix="Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
         )
         yield "the mask of the decay, and clipping, which such moments hide"
     else:
@@ -156,13 +156,13 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
             what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
             why="gradients are accumulated twice, so that updates are less frequent",
-            instead="Remove `optax.MultiSteps`: the train step accumulates gradients",
+            fix="Remove `optax.MultiSteps`: the train step accumulates gradients",
         )
     if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(
             what="`clip` stands inside `optax.multi_transform`",
             why="each group is clipped by its own norm, not all by their joint one",
-            instead="`optax.chain(clip(...), optax.multi_transform(...))`",
+            fix="`optax.chain(clip(...), optax.multi_transform(...))`",
         )
     # bfloat16 has 8 significant bits. A multiplication by beta2 changes a moment by the
     # relative amount 1 - beta2; below 2^-8 = 0.0039 the product can round back to the
@@ -179,13 +179,13 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
             f"{recipe.adam_beta2:g}",
             why="changes below half a unit in the last place are rounded away: they "
             "can grow but not decrease",
-            instead="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
+            fix="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
     if _paths(state, optax.FactoredState) and recipe.optim == "adafactor":
         yield Finding(
             what="`optax.adafactor` is used for 'adafactor'",
             why="it factors other axes, none below 128, and its decay ignores the rate",
-            instead="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
+            fix="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
         )
 
 
@@ -198,7 +198,7 @@ def _decay(
         yield Finding(
             what="updates are not finite where gradients are zero",
             why="each leaf that a batch does not use would become non-finite",
-            instead="Add an `eps` to the denominator",
+            fix="Add an `eps` to the denominator",
         )
         return
     # With zero gradients, the update of a decayed leaf is -share * parameter.
@@ -211,7 +211,7 @@ def _decay(
         yield Finding(
             what=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
             why="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
-            instead="Pass `weight_decay` to the optimizer",
+            fix="Pass `weight_decay` to the optimizer",
         )
     if recipe.weight_decay == 0:
         return
@@ -223,19 +223,19 @@ def _decay(
     else:
         mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
         wanted = [name for name, decays in _pytrees.named_leaves(mask) if decays]
-    spared = [name for name in decayed if name not in wanted]
-    if spared:
+    undecayed = [name for name in decayed if name not in wanted]
+    if undecayed:
         yield Finding(
-            what=f"{len(spared)} leaves are decayed that {recipe.decay_rule!r:.60} "
-            f"leaves out, {spared[0]!r} the first",
+            what=f"{len(undecayed)} leaves are decayed that {recipe.decay_rule!r:.60} "
+            f"leaves out, {undecayed[0]!r} the first",
             why="biases and norms are pulled to 0, where they should not be",
-            instead="Pass `decay_mask(params)` as the mask",
+            fix="Pass `decay_mask(params)` as the mask",
         )
     if wanted and not decayed:
         yield Finding(
             what=f"nothing is decayed, and `weight_decay` is {recipe.weight_decay:g}",
             why="the optimizer was built without it, or its mask leaves all out",
-            instead="Pass `weight_decay` to the optimizer",
+            fix="Pass `weight_decay` to the optimizer",
         )
     asked = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
     if not decayed or asked == 0:
@@ -251,7 +251,7 @@ def _decay(
             what=f"parameters are decayed {times:.3g} times as much as rate times "
             "`weight_decay`",
             why="decay is in two links of the chain, or is not multiplied by the rate",
-            instead="Leave it to the optimizer, without `optax.add_decayed_weights`",
+            fix="Leave it to the optimizer, without `optax.add_decayed_weights`",
         )
 
 
@@ -292,20 +292,20 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
             f"{recipe.max_grad_norm:g}",
             why="one bad batch is in the moments for a long time; clipping after the "
             "optimizer bounds its updates, which is something else",
-            instead="`optax.chain(clip(...), optimizer)`, clipping first",
+            fix="`optax.chain(clip(...), optimizer)`, clipping first",
         )
     elif any(not shrunk[n].any() for n in spiked):
         yield Finding(
             what="gradients are clipped element by element",
             why="`optax.clip` limits each element, which changes the direction; "
             "`max_grad_norm` is a limit of the joint norm",
-            instead="`jaxopt_tf.clip`",
+            fix="`jaxopt_tf.clip`",
         )
     elif any(not shrunk[n].all() for n in used if n not in spiked):
         yield Finding(
             what="a large gradient of one leaf leaves others as they were",
             why="leaves or groups are clipped by norms of their own",
-            instead="`optax.chain(clip(...), optimizer)`, outside of all groups",
+            fix="`optax.chain(clip(...), optimizer)`, outside of all groups",
         )
 
 
@@ -328,7 +328,7 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
                 f"{wanted:.3g}",
                 why="the schedule has another length or another warmup than the run, "
                 "or counts micro-batches",
-                instead="Pass `build_schedule(recipe)`",
+                fix="Pass `build_schedule(recipe)`",
             )
             return
 

@@ -11,11 +11,11 @@ from .. import _checks, _pytrees
 from .._typing import PyTree
 
 # Label of the parameters that are in no group; a key of `get_learning_rate`.
-REST = "rest"
+DEFAULT_GROUP = "rest"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateGroup:
+class ParamGroup:
     """Parameters, selected by name, with their own learning rate or schedule.
 
     Fields that are not None replace those of the recipe for these parameters. The
@@ -74,7 +74,7 @@ class RateGroup:
         }
 
 
-def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup, ...]:
+def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[ParamGroup, ...]:
     """Returns rate groups for layer-wise learning rate decay.
 
         rate of patterns[i] = rate * factor^(len(patterns) - i)
@@ -102,13 +102,13 @@ def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[RateGroup,
         )
     depths = range(len(patterns), 0, -1)
     return tuple(
-        RateGroup(pattern=pattern, factor=factor**depth)
+        ParamGroup(pattern=pattern, factor=factor**depth)
         for pattern, depth in zip(patterns, depths, strict=True)
     )
 
 
-def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
-    """Returns rate groups, given as a list of `RateGroup` or of mappings.
+def read_rate_groups(given: Any) -> tuple[ParamGroup, ...]:
+    """Returns rate groups, given as a list of `ParamGroup` or of mappings.
 
     Raises:
         TypeError: if the argument has another type.
@@ -119,24 +119,24 @@ def read_rate_groups(given: Any) -> tuple[RateGroup, ...]:
         _from_fields(group) if isinstance(group, Mapping) else group
         for group in (given if is_list else [given])
     ]
-    if not is_list or not all(isinstance(group, RateGroup) for group in groups):
+    if not is_list or not all(isinstance(group, ParamGroup) for group in groups):
         raise TypeError(
-            "`rate_groups` must be a list of `RateGroup` or of objects with "
+            "`rate_groups` must be a list of `ParamGroup` or of objects with "
             "`pattern` and `factor`, `learning_rate`, `lr_scheduler_type`, "
             f"`lr_scheduler_kwargs` or `warmup_steps`, got {given!r}."
         )
     patterns = [group.pattern for group in groups]
     for pattern in patterns:
-        if patterns.count(pattern) > 1 or pattern == REST:
+        if patterns.count(pattern) > 1 or pattern == DEFAULT_GROUP:
             raise ValueError(
                 "`rate_groups` must have a different pattern for each group, and none "
-                f"may be {REST!r}, got {patterns!r}."
+                f"may be {DEFAULT_GROUP!r}, got {patterns!r}."
             )
     return tuple(groups)
 
 
-def _from_fields(given: Mapping[str, Any]) -> RateGroup:
-    known = [field.name for field in fields(RateGroup)]
+def _from_fields(given: Mapping[str, Any]) -> ParamGroup:
+    known = [field.name for field in fields(ParamGroup)]
     unknown = [name for name in given if name not in known]
     if unknown or "pattern" not in given:
         raise TypeError(
@@ -144,21 +144,25 @@ def _from_fields(given: Mapping[str, Any]) -> RateGroup:
             f"{', '.join(known)}, got {dict(given)!r}."
             + (_checks.nearest(unknown[0], known) if unknown else "")
         )
-    return RateGroup(**given)
+    return ParamGroup(**given)
 
 
-def group_labels(groups: Sequence[RateGroup]) -> Callable[[PyTree], PyTree]:
+def group_labels(groups: Sequence[ParamGroup]) -> Callable[[PyTree], PyTree]:
     """Returns a function that maps parameters to labels for `optax.multi_transform`.
 
-    The label of a leaf is the first pattern that is found in its name, or `REST`. The
-    function raises a ValueError if a pattern is the label of no leaf.
+    The label of a leaf is the first pattern that is found in its name, or
+    `DEFAULT_GROUP`. The function raises a ValueError if a pattern is the label of no
+    leaf.
     """
 
     def labels(params: PyTree) -> PyTree:
         names = _pytrees.leaf_names(params)
         patterns = [group.pattern for group in groups]
         found = [
-            next((pattern for pattern in patterns if re.search(pattern, name)), REST)
+            next(
+                (pattern for pattern in patterns if re.search(pattern, name)),
+                DEFAULT_GROUP,
+            )
             for name in names
         ]
         # An empty tree has no names and needs no groups.

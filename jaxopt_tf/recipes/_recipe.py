@@ -13,7 +13,7 @@ from .._typing import Schedule
 from ..optimizers import DECAY_RULES
 from ..schedules import MetricDrivenSchedule, get_scheduler
 from ._optimizers import named_optimizer, optimizer_refusal, read_optim_args
-from ._rate_groups import RateGroup, read_rate_groups, sorted_pairs
+from ._rate_groups import ParamGroup, read_rate_groups, sorted_pairs
 
 _PHASED = "warmup_stable_decay"
 # Schedules that are driven by a metric and not by the step.
@@ -58,7 +58,7 @@ class Recipe:
             versions of Transformers, "examples", or "all" to decay every parameter; or
             regular expressions that are searched in names of parameters, where a match
             excludes the parameter.
-        rate_groups: parameters with their own learning rate: a list of `RateGroup`, or
+        rate_groups: parameters with their own learning rate: a list of `ParamGroup`, or
             of mappings of its fields. The first pattern that is found in a name counts.
         adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
             to below 1.
@@ -97,7 +97,7 @@ class Recipe:
     optim_args: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     weight_decay: float = 0.0
     decay_rule: str | tuple[str, ...] = "default"
-    rate_groups: tuple[RateGroup, ...] = ()
+    rate_groups: tuple[ParamGroup, ...] = ()
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8

@@ -37,11 +37,11 @@ class Finding:
 
     what: str
     why: str
-    instead: str
+    fix: str
 
     def __str__(self) -> str:
         """Returns the three attributes as two sentences."""
-        return f"{self.what}: {self.why}. {self.instead}."
+        return f"{self.what}: {self.why}. {self.fix}."
 
 
 def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
@@ -55,7 +55,7 @@ def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
         yield Finding(
             what="`learning_rate` is 0",
             why="no parameter will ever change",
-            instead="Set a positive rate, for example 3e-4",
+            fix="Set a positive rate, for example 3e-4",
         )
     elif recipe.lr_scheduler_type in METRIC_DRIVEN:
         yield from _metric_driven(recipe)
@@ -73,7 +73,7 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(
             what=f"{name!r} has mode 'max'",
             why="the metric is a loss by default: the rate would fall with the loss",
-            instead="Remove `mode`, or select a metric that should increase",
+            fix="Remove `mode`, or select a metric that should increase",
         )
     # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1. It
     # computes max(rate * factor, min_lr), which raises a rate below `min_lr`.
@@ -84,14 +84,14 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
             why="the rate can only rise, and each reduction counts as one at `min_lr`"
             if is_greedy
             else "the rate can never be reduced",
-            instead=f"Set `min_lr` below the rate, to {rate / 100:g} for example",
+            fix=f"Set `min_lr` below the rate, to {rate / 100:g} for example",
         )
     highest = options.get("max_lr", 1.0)
     if is_greedy and rate > highest:
         yield Finding(
             what=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` {rate:g}",
             why="the rate can only decrease until it is below `max_lr`",
-            instead=f"Set `max_lr` above the rate, to {10 * rate:g} for example",
+            fix=f"Set `max_lr` above the rate, to {10 * rate:g} for example",
         )
 
 
@@ -101,13 +101,13 @@ def _warmup(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(
             what=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
             why="this schedule has no warmup, as in Transformers, and ignores it",
-            instead="Use 'constant_with_warmup'",
+            fix="Use 'constant_with_warmup'",
         )
     elif num_warmup > max_steps / 2:
         yield Finding(
             what=f"{num_warmup} of {max_steps} steps are warmup",
             why="the highest rate is used for the smaller part of the run, or never",
-            instead=f"Take at most a tenth, `warmup_steps={max(1, max_steps // 10)}`",
+            fix=f"Take at most a tenth, `warmup_steps={max(1, max_steps // 10)}`",
         )
 
 
@@ -121,14 +121,14 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(
             what=f"the rate is 0 in {is_zero:.0%} of the steps",
             why="these steps cost as much as others and do not change parameters",
-            instead="Set the sum of the phases to `max_steps`",
+            fix="Set the sum of the phases to `max_steps`",
         )
     falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
     if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
         yield Finding(
             what=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
             why="the run ends while its loss is still noisy",
-            instead="Use a smaller `num_cycles` or `lr_end`, or another schedule",
+            fix="Use a smaller `num_cycles` or `lr_end`, or another schedule",
         )
 
 
@@ -148,7 +148,7 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
             why=f"float32 makes it {done:.2g}, off by {error:.0%}"
             if done
             else "float32 rounds 1 minus this value to 1, so that nothing is decayed",
-            instead="Take a larger `weight_decay`; or in code, as it has no flag, an "
+            fix="Take a larger `weight_decay`; or in code, as it has no flag, an "
             "optimizer of your own with `adamw_tf(..., decay='exact')`",
         )
 
@@ -168,14 +168,14 @@ def params_findings(
             what=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the rate "
             f"is {recipe.learning_rate:g}",
             why=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded away",
-            instead="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
+            fix="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
         )
     asked = recipe.learning_rate * recipe.weight_decay
     if low and 0 < asked < _HALF_UNIT_BF16:
         yield Finding(
             what=f"rate times decay is {asked:.2g} at most, for bfloat16 leaves",
             why="this decay is rounded away where the update is small",
-            instead="Keep parameters in float32",
+            fix="Keep parameters in float32",
         )
     yield from _decayed_by_accident(recipe, params, layer_norms)
     stacked = [
@@ -189,7 +189,7 @@ def params_findings(
         yield Finding(
             what=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
             why="Adafactor factors the last two, and uses one RMS for stacked layers",
-            instead="Pass their layouts in torch to `build_optimizer(layouts={...})`",
+            fix="Pass their layouts in torch to `build_optimizer(layouts={...})`",
         )
 
 
@@ -204,13 +204,13 @@ def _decayed_by_accident(
         return
     ours = dict(_pytrees.named_leaves(decay_mask(params)))
     mask = decay_mask(params, rule=rule, layer_norms=layer_norms)
-    odd = [n for n, decays in _pytrees.named_leaves(mask) if decays and not ours[n]]
-    if odd:
+    extra = [n for n, decays in _pytrees.named_leaves(mask) if decays and not ours[n]]
+    if extra:
         yield Finding(
-            what=f"{rule!r:.60} decays {len(odd)} biases or norms, {odd[0]!r} the "
+            what=f"{rule!r:.60} decays {len(extra)} biases or norms, {extra[0]!r} the "
             "first",
             why="its patterns do not match them, or it is based on torch's types only",
-            instead="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
+            fix="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
         )
 
 

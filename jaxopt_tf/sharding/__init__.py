@@ -4,6 +4,11 @@ Rules determine the shardings of the parameters, and these determine the shardin
 the optimizer's state.
 """
 
+from ._batch import BATCH_AXES as BATCH_AXES
+from ._batch import batch_sharding as batch_sharding
+from ._batch import constrain_batch as constrain_batch
+from ._batch import gather_columns as gather_columns
+from ._batch import num_batch_shards as num_batch_shards
 from ._mesh import abstract_mesh as abstract_mesh
 from ._mesh import axis_sizes as axis_sizes
 from ._mesh import make_mesh as make_mesh

@@ -116,10 +116,10 @@ def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
             for name, size in sizes.items()
             if num_devices and num_devices % (num_places // size) == 0
         ]
-        cure = f" It would fit with {' or '.join(fits)}." if fits else ""
+        remedy = f" It would fit with {' or '.join(fits)}." if fits else ""
         raise ValueError(
             f"the product of `axes` must be the number of devices, got {listed}, "
             f"{counted(num_places, 'place')} for {counted(num_devices, 'device')}."
-            + cure
+            + remedy
         )
     return sizes

@@ -5,6 +5,7 @@ state = init_train_state(params, optimizer)
 trained = train(train_step, state, batches, max_steps=1_000)
 """
 
+from ._chunked_loss import chunked_cross_entropy as chunked_cross_entropy
 from ._evaluation import Evaluation as Evaluation
 from ._evaluation import Progress as Progress
 from ._evaluation import Selection as Selection
@@ -21,9 +22,9 @@ from ._loop import train as train
 from ._losses import cross_entropy as cross_entropy
 from ._resume import Resumable as Resumable
 from ._resume import RunState as RunState
-from ._resume import restore_position as restore_position
+from ._resume import restore_run_state as restore_run_state
 from ._resume import resumable as resumable
-from ._resume import save_position as save_position
+from ._resume import save_run_state as save_run_state
 from ._signals import StopRequest as StopRequest
 from ._signals import stop_on_signals as stop_on_signals
 from ._state import Metrics as Metrics

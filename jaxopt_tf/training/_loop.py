@@ -51,13 +51,13 @@ class Monitor(NamedTuple):
 class Trained(NamedTuple):
     """Result of `train`."""
 
-    position: RunState  # state after the last step
-    ended: str  # "max_steps", "patience", or "asked" if `should_stop` returned True
+    run_state: RunState  # state after the last step
+    stop_reason: str  # "max_steps", "early_stopping" or "should_stop"
 
     @property
     def state(self) -> TrainState:
         """Train state after the last step."""
-        return self.position.state
+        return self.run_state.state
 
 
 def train(
@@ -99,7 +99,7 @@ def train(
         selection: settings of model selection and early stopping.
         metric_schedule: sets the rate after every evaluation except the first. The
             optimizer must be built with a float as its rate.
-        save: function that saves a `RunState`, see `save_position`; called every
+        save: function that saves a `RunState`, see `save_run_state`; called every
             `save_steps`, when the run ends, and when it is stopped.
         save_steps: steps between saves; None to save only at the end.
         save_best: whether to save after every evaluation that is the best so far.
@@ -164,15 +164,15 @@ def train(
         raise
     for monitor in monitors:
         monitor.close()
-    ended = reason if reason and run.step < max_steps else "max_steps"
-    return Trained(run.position, ended)
+    stop_reason = reason if reason and run.step < max_steps else "max_steps"
+    return Trained(run.run_state, stop_reason)
 
 
 @dataclasses.dataclass
 class _Run:
     """A run in progress, and the metrics that monitors have not received yet."""
 
-    position: RunState
+    run_state: RunState
     monitors: Sequence[Monitor]
     eval_function: Callable[[PyTree], Mapping[str, float]] | None
     selection: Selection
@@ -180,14 +180,14 @@ class _Run:
     save_function: Callable[[RunState], Any] | None
 
     def __post_init__(self) -> None:
-        self.step = self.first_step = int(self.position.state.step)
+        self.step = self.first_step = int(self.run_state.state.step)
         self.pending: list[Metrics] = []  # metrics of dispatched steps, on the device
         self.time = time.perf_counter()  # time of the last report, evaluation or save
 
     def take_step(self, train_step: TrainStep, batch: Batch) -> None:
         """Dispatches a step; reports a window once the next one is dispatched."""
-        state, metrics = train_step(self.position.state, batch)
-        self.position = self.position._replace(state=state)
+        state, metrics = train_step(self.run_state.state, batch)
+        self.run_state = self.run_state._replace(state=state)
         self.step += 1
         self.pending.append(metrics)
         # Two windows: fetching the older one waits for its steps only, while the device
@@ -226,7 +226,7 @@ class _Run:
         self.report()
         if self.eval_function is None:
             return None
-        params = self.position.state.params
+        params = self.run_state.state.params
         metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
         # Raises for a missing metric at the evaluation before the first step already.
@@ -241,26 +241,26 @@ class _Run:
         evaluation = self.evaluate()
         if evaluation is None:
             return False
-        state, progress, schedule_state = self.position
+        state, progress, schedule_state = self.run_state
         progress = _evaluation.after_evaluation(progress, self.selection, evaluation)
         if self.metric_schedule is not None:
             metric = _evaluation.selected_metric(self.selection, evaluation)
             schedule_state = self.metric_schedule.update(schedule_state, metric)
             state = with_learning_rate(state, schedule_state.learning_rate)
-        self.position = RunState(state, progress, schedule_state)
+        self.run_state = RunState(state, progress, schedule_state)
         return progress.best_step == self.step
 
     def reason_to_stop(self, should_stop: Callable[[], bool]) -> str | None:
-        """Returns `Trained.ended` if the run ends here, else None."""
-        if _evaluation.has_run_out_of_patience(self.position.progress, self.selection):
-            return "patience"
-        return "asked" if should_stop() else None
+        """Returns `Trained.stop_reason` if the run ends here, else None."""
+        if _evaluation.has_run_out_of_patience(self.run_state.progress, self.selection):
+            return "early_stopping"
+        return "should_stop" if should_stop() else None
 
     def save(self) -> None:
         """Saves the state after all steps are reported."""
         if self.save_function is not None:
             self.report()
-            self.save_function(self.position)
+            self.save_function(self.run_state)
             self.time = time.perf_counter()
 
     def save_before_stop(self) -> None:
@@ -269,11 +269,11 @@ class _Run:
         This step and all later ones have left parameters and optimizer unchanged. The
         counter is reset, so that a run resumed from the checkpoint is not stopped.
         """
-        state = self.position.state
+        state = self.run_state.state
         if self.save_function is not None and int(state.step) > self.first_step:
             none = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
             state = dataclasses.replace(state, num_bad_in_a_row=none)
-            self.save_function(self.position._replace(state=state))
+            self.save_function(self.run_state._replace(state=state))
 
 
 def _is_due(step: int, interval: int | None) -> bool:

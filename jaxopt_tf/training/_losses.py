@@ -82,20 +82,25 @@ def cross_entropy(
     return total, jnp.sum(jnp.logical_not(is_ignored), dtype=wide.dtype)
 
 
+def check_labels(labels: jax.Array, name: str, shape: tuple[int, ...]) -> None:
+    """Raises unless `labels` are integers, one per row of the array `name`."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"`labels` must be integers, got {labels.dtype}. Pass class indices, not "
+            "probabilities or one-hot vectors."
+        )
+    if not shape or labels.shape != shape[:-1]:
+        raise ValueError(
+            f"`labels` must have the shape of `{name}` without its last axis, got "
+            f"{list(labels.shape)} for {name} {list(shape)}. For a language "
+            f"model, use {name}[:, :-1] and labels[:, 1:]."
+        )
+
+
 def _check_arrays(logits: jax.Array, labels: jax.Array) -> None:
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(
             f"`logits` must be floating-point, got {logits.dtype}. Pass the output of "
             "the model before softmax or argmax."
         )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(
-            f"`labels` must be integers, got {labels.dtype}. Pass class indices, not "
-            "probabilities or one-hot vectors."
-        )
-    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            "`labels` must have the shape of `logits` without its last axis, got "
-            f"{list(labels.shape)} for logits {list(logits.shape)}. For a language "
-            "model, use logits[:, :-1] and labels[:, 1:]."
-        )
+    check_labels(labels, "logits", logits.shape)

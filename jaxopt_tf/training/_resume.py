@@ -27,9 +27,9 @@ class RunState(NamedTuple):
     schedule_state: Any = None  # state of a metric-driven schedule; else None
 
 
-def save_position(
+def save_run_state(
     checkpoints: Checkpoints,
-    position: RunState,
+    run_state: RunState,
     notes: Mapping[str, Any] | None = None,
     *,
     replaces: int | None = None,
@@ -40,7 +40,7 @@ def save_position(
 
     Args:
         checkpoints: from `open_checkpoints`.
-        position: the state. Its arrays can be donated when the function returns.
+        run_state: the state. Its arrays can be donated when the function returns.
         notes: metadata, a dict that can be serialized as JSON, such as the settings of
             the run; `read_notes` reads it.
         replaces: step of a checkpoint that is deleted when this one is complete.
@@ -53,16 +53,16 @@ def save_position(
     """
     # `int` blocks until the step is computed.
     return checkpoints.save(
-        int(position.state.step),
-        {"state": position.state, "schedule_state": position.schedule_state},
-        {**(notes or {}), "progress": position.progress._asdict()},
-        best_step=position.progress.best_step,
+        int(run_state.state.step),
+        {"state": run_state.state, "schedule_state": run_state.schedule_state},
+        {**(notes or {}), "progress": run_state.progress._asdict()},
+        best_step=run_state.progress.best_step,
         replaces=replaces,
     )
 
 
-def restore_position(checkpoint: Path | str | None, like: RunState) -> RunState:
-    """Restores a checkpoint of `save_position` after verifying its checksums.
+def restore_run_state(checkpoint: Path | str | None, like: RunState) -> RunState:
+    """Restores a checkpoint of `save_run_state` after verifying its checksums.
 
     Args:
         checkpoint: path of the checkpoint, from `latest_valid`; None for a new run.
@@ -127,7 +127,7 @@ def resumable(
     with lock_folder(folder) as held, stop_on_signals() as should_stop:
         like = RunState(state, schedule_state=schedule_state)
         # After the lock is acquired: no other job can rotate the checkpoints meanwhile.
-        start = restore_position(latest_valid(folder), like)
+        start = restore_run_state(latest_valid(folder), like)
         with open_checkpoints(held, save_total_limit=save_total_limit) as checkpoints:
-            save = functools.partial(save_position, checkpoints)
+            save = functools.partial(save_run_state, checkpoints)
             yield Resumable(start, int(start.state.step), save, should_stop)

@@ -38,7 +38,7 @@ class DecayPath:
         training: [D, F], float64: mean loss at the end of a run over the rows that it
             was trained on; infinite if the run diverged, that is, if a loss of a step
             or at the end was not finite.
-        held_out: [D, F], float64: mean loss at the end of a run over the rows of its
+        eval_loss: [D, F], float64: mean loss at the end of a run over the rows of its
             fold; infinite if the run diverged.
         fold: [N], int64: fold of each row.
 
@@ -53,7 +53,7 @@ class DecayPath:
     base: Recipe
     decays: np.ndarray
     training: np.ndarray
-    held_out: np.ndarray
+    eval_loss: np.ndarray
     fold: np.ndarray
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class DecayPath:
     @property
     def mean(self) -> np.ndarray:
         """[D], float64: mean evaluation loss over folds; infinite if one diverged."""
-        return self.held_out.mean(axis=1)
+        return self.eval_loss.mean(axis=1)
 
     @property
     def standard_error(self) -> np.ndarray:
@@ -83,8 +83,8 @@ class DecayPath:
         # The sample standard deviation over folds (ddof=1), divided by sqrt(F).
         error = np.full(len(self.decays), np.nan)
         has_error = np.isfinite(self.mean)
-        error[has_error] = self.held_out[has_error].std(axis=1, ddof=1)
-        return error / np.sqrt(self.held_out.shape[1])
+        error[has_error] = self.eval_loss[has_error].std(axis=1, ddof=1)
+        return error / np.sqrt(self.eval_loss.shape[1])
 
     @property
     def best(self) -> float:
@@ -129,7 +129,7 @@ class DecayPath:
         )
         marks = {"lowest": self._best, "suggested": self._suggested}
         means, errors = self.training.mean(axis=1), self.standard_error
-        for i, of_folds in enumerate(self.held_out):
+        for i, of_folds in enumerate(self.eval_loss):
             losses = [f"{means[i]:.4g}", f"{self.mean[i]:.4g}", f"{errors[i]:.2g}"]
             if np.isinf(of_folds).any():
                 num_lost = np.isinf(of_folds).sum()
@@ -285,8 +285,8 @@ def decay_path(
                     params[i - num_folds] = state.state.params
                 elif i in params:
                     params[i - num_folds] = params[i]
-    training, held_out = losses.reshape(2, -1, num_folds)
-    return DecayPath(recipe, rising, training, held_out, folds.fold)
+    training, eval_loss = losses.reshape(2, -1, num_folds)
+    return DecayPath(recipe, rising, training, eval_loss, folds.fold)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 import rich.table
 
 from .. import _checks, plots
-from ..recipes import REST, Recipe, recipe_settings, stack_recipes
+from ..recipes import DEFAULT_GROUP, Recipe, recipe_settings, stack_recipes
 from ._parallel_runs import ParallelRuns
 from ._program import make_program
 from ._runs import shown_loss, train_many
@@ -189,7 +189,7 @@ def range_test(
     num_steps = short.max_steps
     rates = _rates_between(min_rate, max_rate, num_steps)
     # The schedule is replaced by a table of rates, scaled by the factor of each group.
-    factors = {REST: 1.0} | {g.pattern: g.factor for g in recipe.rate_groups}
+    factors = {DEFAULT_GROUP: 1.0} | {g.pattern: g.factor for g in recipe.rate_groups}
     tables = {name: jnp.float32(f * rates) for name, f in factors.items()}
     rising = stack_recipes([short])._replace(rates=tables)
     program = make_program(task, short, jax.devices()[:1])

@@ -67,7 +67,7 @@ class ParallelRuns:
     @functools.cached_property
     def evaluations(self) -> Sequence[Sequence[Batch]]:
         """Lists of evaluation batches; each list gives one loss per run."""
-        return [self.task.held_out] if self.task.held_out else []
+        return [self.task.eval_batches] if self.task.eval_batches else []
 
     def train_to(
         self,

@@ -21,12 +21,12 @@ class Trial(NamedTuple):
     step: int  # number of updates
     first_loss: float  # loss of the first batch, before the first update
     loss: float  # mean training loss of the last tenth of the steps; inf: diverged
-    held_out: float | None  # evaluation loss; inf: diverged; None without evaluation
+    eval_loss: float | None  # evaluation loss; inf: diverged; None without evaluation
 
     @property
     def compared(self) -> float:
-        """The loss by which runs are compared: `held_out`, or `loss` without it."""
-        return self.loss if self.held_out is None else self.held_out
+        """The loss by which runs are compared: `eval_loss`, or `loss` without it."""
+        return self.loss if self.eval_loss is None else self.eval_loss
 
 
 class Comparison:
@@ -92,7 +92,7 @@ class Comparison:
             most: maximum number of rows; None for all.
         """
         names = differing(self.recipes)
-        has_evaluation = any(trial.held_out is not None for trial in self.last)
+        has_evaluation = any(trial.eval_loss is not None for trial in self.last)
         losses = ["training loss", *(["evaluation loss"] if has_evaluation else [])]
         table = rich.table.Table(*names, "steps", *losses)
         has_one_length = len({recipe.max_steps for recipe in self.recipes}) == 1
@@ -118,23 +118,23 @@ class Runs(Comparison):
         recipes: [K], recipe of each run.
         losses: [K, N], float32: training loss of each step, before its update; NaN
             after the end of a run, and from the first loss on that is not finite.
-        held_out: [K], float64: evaluation loss at the end; None if the task has no
+        eval_loss: [K], float64: evaluation loss at the end; None if the task has no
             evaluation batches.
     """
 
     recipes: tuple[Recipe, ...]
     losses: np.ndarray
-    held_out: np.ndarray | None
+    eval_loss: np.ndarray | None
 
     @property
     def trials(self) -> tuple[Trial, ...]:  # type: ignore[override]
         """Trials of the runs at their last steps."""
         evaluated = (
-            [None] * len(self.recipes) if self.held_out is None else self.held_out
+            [None] * len(self.recipes) if self.eval_loss is None else self.eval_loss
         )
         return tuple(
-            trial(i, recipe.max_steps, losses[0], losses[: recipe.max_steps], held_out)
-            for i, (recipe, losses, held_out) in enumerate(
+            trial(i, recipe.max_steps, losses[0], losses[: recipe.max_steps], eval_loss)
+            for i, (recipe, losses, eval_loss) in enumerate(
                 zip(self.recipes, self.losses, evaluated, strict=True)
             )
         )
@@ -201,14 +201,14 @@ def train_many(
             raise TypeError(f"`recipes` must contain `Recipe`s, got {recipe!r}.")
     longest = max(recipe.max_steps for recipe in recipes)
     losses = np.full((len(recipes), longest), np.nan, np.float32)
-    held_out = np.full(len(recipes), np.nan)
+    eval_loss = np.full(len(recipes), np.nan)
     runs = ParallelRuns(
         task=task, recipes=recipes, memory_limit=memory_limit, devices=devices
     )
     for group in runs.train_to(range(len(recipes)), longest):
         losses[group.runs, : group.losses.shape[1]] = group.losses
-        held_out[group.runs] = evaluation_losses(group)
-    return Runs(recipes, losses, held_out if task.held_out else None)
+        eval_loss[group.runs] = evaluation_losses(group)
+    return Runs(recipes, losses, eval_loss if task.eval_batches else None)
 
 
 def evaluation_losses(group: Group) -> Sequence[float | None]:
@@ -219,7 +219,7 @@ def evaluation_losses(group: Group) -> Sequence[float | None]:
     """
     if not group.num_items.all():
         raise ValueError(
-            "`held_out` must have items to take a mean over, got none. Give more "
+            "`eval_batches` must have items to take a mean over, got none. Give more "
             "batches, or check whether all labels are ignored."
         )
     means: list[list[float]] = (group.totals / group.num_items).tolist()
@@ -227,7 +227,7 @@ def evaluation_losses(group: Group) -> Sequence[float | None]:
 
 
 def trial(
-    run: int, step: int, first_loss: float, losses: np.ndarray, held_out: float | None
+    run: int, step: int, first_loss: float, losses: np.ndarray, eval_loss: float | None
 ) -> Trial:
     """Returns the losses of a run at a step.
 
@@ -240,17 +240,17 @@ def trial(
         first_loss: loss of the first batch.
         losses: [n], float32: losses of the last steps, at least a tenth of all; NaN
             from the first loss on that is not finite.
-        held_out: evaluation loss; None without one.
+        eval_loss: evaluation loss; None without one.
     """
     first_loss = float(first_loss)
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
-    held_out = None if held_out is None else float(held_out)
-    compared = loss if held_out is None else held_out
+    eval_loss = None if eval_loss is None else float(eval_loss)
+    compared = loss if eval_loss is None else eval_loss
     # Twice the first loss, or 0 if it is negative. The negated comparison is also True
     # for NaN.
     if math.isnan(loss) or not compared <= first_loss + abs(first_loss):
-        loss, held_out = math.inf, None if held_out is None else math.inf
-    return Trial(run, step, first_loss, loss, held_out)
+        loss, eval_loss = math.inf, None if eval_loss is None else math.inf
+    return Trial(run, step, first_loss, loss, eval_loss)
 
 
 def differing(recipes: Sequence[Recipe]) -> list[str]:

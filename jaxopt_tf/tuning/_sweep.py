@@ -133,7 +133,7 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     """
     last, best = sweep.last, sweep.lowest
     settings = [recipe_settings(recipe) for recipe in sweep.recipes]
-    has_evaluation = last[0].held_out is not None
+    has_evaluation = last[0].eval_loss is not None
     loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
     points = plots.SearchPoints(
         settings={name: [of[name] for of in settings] for name in sweep.over},
@@ -169,11 +169,11 @@ def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[
     """Returns the trials of a group of runs at the steps `ends`."""
     first_losses = {trial.run: trial.first_loss for trial in before}
     evaluated, found = evaluation_losses(group), []
-    for i, losses, held_out in zip(group.runs, group.losses, evaluated, strict=True):
+    for i, losses, eval_loss in zip(group.runs, group.losses, evaluated, strict=True):
         # The losses of a run that ends before others are NaN after its end.
         taken = losses[: None if i in first_losses else ends[i]]
         first_loss = first_losses.get(i, losses[0])
-        found.append(trial(i, ends[i], first_loss, taken, held_out))
+        found.append(trial(i, ends[i], first_loss, taken, eval_loss))
     return found
 
 

@@ -70,10 +70,10 @@ class SweepStore:
                 f"checkpoint {str(path)!r} has other {' and '.join(named)}. Name "
                 "another folder."
             )
-        for run, step, first_loss, loss, held_out in notes["trials"]:
-            held_out = None if held_out is None else float(held_out)
+        for run, step, first_loss, loss, eval_loss in notes["trials"]:
+            eval_loss = None if eval_loss is None else float(eval_loss)
             self.trials.append(
-                Trial(run, step, float(first_loss), float(loss), held_out)
+                Trial(run, step, float(first_loss), float(loss), eval_loss)
             )
         # The initial states give the structure, shapes and dtypes for the restore.
         start = runs.initial_states(notes["runs_to_go_on"])
@@ -98,7 +98,7 @@ class SweepStore:
                     "run": trial.run,
                     "step": trial.step,
                     "loss": _or_null(trial.loss),
-                    "held_out_loss": _or_null(trial.held_out),
+                    "held_out_loss": _or_null(trial.eval_loss),
                     "has_diverged": math.isinf(trial.compared),
                 }
                 file.write(json.dumps(values) + "\n")
@@ -145,7 +145,7 @@ def _fingerprint(task: Task, recipe: Recipe) -> str:
     first = next_batch(iter(task.batches(recipe)), 0)
     settings = (task.takes_key, str(task.compute_dtype))
     found = hashlib.sha256(repr(settings).encode())
-    seen = (first, list(task.held_out), task.init(recipe.seed))
+    seen = (first, list(task.eval_batches), task.init(recipe.seed))
     for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
         array = np.ascontiguousarray(leaf)
         found.update(f"{path} {array.shape} {array.dtype}".encode())

@@ -23,28 +23,29 @@ class Task:
             of one shape. The function is called several times, and must return equal
             batches for equal seeds: runs of one seed share them. With gradient
             accumulation, batches have a first axis of micro-batches.
-        held_out: evaluation batches, for the loss by which runs are compared. Without
-            them, runs are compared by the training loss at their end.
+        eval_batches: evaluation batches, for the loss by which runs are compared.
+            Without them, runs are compared by the training loss at their end.
         takes_key: whether `loss_fn` takes a key in training, for dropout.
         compute_dtype: as for `make_train_step`.
         layouts: as for `build_optimizer`.
         layer_norms: as for `build_optimizer`.
 
     Raises:
-        TypeError: if a function is not callable, or `held_out` is not a list or tuple.
+        TypeError: if a function is not callable, or `eval_batches` is not a list or
+        tuple.
     """
 
     loss_fn: LossFn
     init: Callable[[int], PyTree]
     batches: Callable[[Recipe], Iterable[Batch]]
-    held_out: Sequence[Batch] = ()
+    eval_batches: Sequence[Batch] = ()
     takes_key: bool = False
     compute_dtype: Any = None
     layouts: Mapping[str, TorchLayout] | None = None
     layer_norms: LayerNorms | None = None
 
     def __post_init__(self) -> None:
-        """Checks the types of the functions and of `held_out`."""
+        """Checks the types of the functions and of `eval_batches`."""
         # Checked here, because they are called much later, while a step is traced.
         functions = {
             "loss_fn": "(params, batch) -> (summed loss, number of items)",
@@ -56,9 +57,9 @@ class Task:
             if not callable(value):
                 kind = type(value).__name__
                 raise TypeError(f"`{name}` must be a function {of}, got a {kind}.")
-        if not isinstance(self.held_out, list | tuple):
-            kind = type(self.held_out).__name__
+        if not isinstance(self.eval_batches, list | tuple):
+            kind = type(self.eval_batches).__name__
             raise TypeError(
-                f"`held_out` must be a list of batches, got a {kind}. Put a single "
+                f"`eval_batches` must be a list of batches, got a {kind}. Put a single "
                 "batch into a list."
             )

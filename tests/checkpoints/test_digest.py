@@ -6,7 +6,12 @@ import subprocess
 
 import pytest
 
-from jaxopt_tf.checkpoints._digest import DIGEST_FILE, checksum_matches, damage, seal
+from jaxopt_tf.checkpoints._digest import (
+    DIGEST_FILE,
+    checksum_matches,
+    find_damage,
+    write_checksums,
+)
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def folder(tmp_path):
     (tmp_path / "a").write_bytes(b"first")
     (tmp_path / "b" / "none").write_bytes(b"")
     (tmp_path / "b" / "c" / "two words").write_bytes(bytes(range(256)) * 999)
-    seal(tmp_path)
+    write_checksums(tmp_path)
     return tmp_path
 
 
@@ -27,7 +32,7 @@ def flip(path, bit):
 
 
 def test_finds_nothing_wrong_with_a_folder_as_it_was_sealed(folder):
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 def test_has_a_line_for_each_file_in_order(folder):
@@ -50,7 +55,7 @@ def test_is_what_sha256sum_checks(folder):
 def test_notices_every_single_bit_of_a_small_file(folder):
     for bit in range(8 * len(b"first")):
         flip(folder / "a", bit)
-        assert damage(folder) == "a does not match its checksum"
+        assert find_damage(folder) == "a does not match its checksum"
         flip(folder / "a", bit)
 
 
@@ -58,39 +63,39 @@ def test_notices_a_bit_of_the_digest_itself(folder):
     # Every 7th, so that each of a byte's bits has its turn.
     for bit in range(0, 8 * (folder / DIGEST_FILE).stat().st_size, 7):
         flip(folder / DIGEST_FILE, bit)
-        assert damage(folder) is not None
+        assert find_damage(folder) is not None
         flip(folder / DIGEST_FILE, bit)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 def test_says_what_is_wrong(folder):
     (folder / "a").write_bytes(b"firs")
-    assert damage(folder) == "a does not match its checksum"
+    assert find_damage(folder) == "a does not match its checksum"
     (folder / "b" / "none").unlink()
-    assert damage(folder) == "b/none is missing, and 1 more"
+    assert find_damage(folder) == "b/none is missing, and 1 more"
     (folder / "a").write_bytes(b"first")
     (folder / "b" / "none").touch()
     (folder / "new").touch()
-    assert damage(folder) == "new has no checksum"
+    assert find_damage(folder) == "new has no checksum"
 
 
 def test_says_that_the_digest_is_no_digest_any_more(folder):
     text = (folder / DIGEST_FILE).read_bytes()
     (folder / DIGEST_FILE).write_bytes(text + b"\n")
-    assert damage(folder) == f"{DIGEST_FILE} is damaged"
+    assert find_damage(folder) == f"{DIGEST_FILE} is damaged"
     (folder / DIGEST_FILE).write_bytes(b"")
-    assert "has no checksum" in damage(folder)
+    assert "has no checksum" in find_damage(folder)
     (folder / DIGEST_FILE).unlink()
-    assert damage(folder) == f"it has no checksum file {DIGEST_FILE}"
+    assert find_damage(folder) == f"it has no checksum file {DIGEST_FILE}"
 
 
 def test_says_that_a_file_cannot_be_read(folder):
     (folder / "b" / "none").unlink()
     (folder / "b" / "none").symlink_to(folder / "nowhere")
-    assert "b/none cannot be read (No such file" in damage(folder)
+    assert "b/none cannot be read (No such file" in find_damage(folder)
     (folder / DIGEST_FILE).unlink()
     (folder / DIGEST_FILE).mkdir()
-    assert damage(folder) == f"{DIGEST_FILE} cannot be read (Is a directory)"
+    assert find_damage(folder) == f"{DIGEST_FILE} cannot be read (Is a directory)"
 
 
 def test_looks_at_one_file_alone(folder):

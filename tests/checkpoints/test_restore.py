@@ -16,8 +16,8 @@ from jaxopt_tf.checkpoints import (
     restore,
     restore_latest,
 )
-from jaxopt_tf.checkpoints._digest import DIGEST_FILE, seal
-from jaxopt_tf.checkpoints._restore import damage
+from jaxopt_tf.checkpoints._digest import DIGEST_FILE, write_checksums
+from jaxopt_tf.checkpoints._restore import find_damage
 from jaxopt_tf.optimizers import sgd_tf
 from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
 
@@ -72,9 +72,9 @@ def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng)
         assert latest_valid(folder, report=said.append) == folder / "checkpoint-1"
         path.write_bytes(data)
     (checkpoint / "d" / "extra").touch()
-    assert damage(checkpoint) == "d/extra has no checksum"
+    assert find_damage(checkpoint) == "d/extra has no checksum"
     (checkpoint / "d" / "extra").unlink()
-    assert damage(checkpoint) is None
+    assert find_damage(checkpoint) is None
 
 
 def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
@@ -82,10 +82,10 @@ def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
     foreign = folder / "checkpoint-3"
     foreign.mkdir()
     (foreign / "_METADATA").write_text('{"custom_metadata": null}')
-    seal(foreign)
+    write_checksums(foreign)
     shutil.copytree(foreign, folder / "checkpoint-4")
     (folder / "checkpoint-4" / "_METADATA").unlink()
-    seal(folder / "checkpoint-4")
+    write_checksums(folder / "checkpoint-4")
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-6.orbax-checkpoint-tmp").mkdir()
     assert restore_latest(folder, LIKE).step == 1

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers.trainer_utils import rotate_checkpoints
 
 from jaxopt_tf.checkpoints._save import (
-    clear,
     commit,
     find_checkpoints,
+    remove_incomplete,
     rotate,
 )
 
@@ -68,7 +68,7 @@ def test_clears_away_what_kills_left(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     said = []
-    clear(tmp_path, said.append)
+    remove_incomplete(tmp_path, said.append)
     assert names(tmp_path) == ["checkpoint-3", "runs"]
     assert said == [
         f"{left[0]} is incomplete: its save was interrupted. It is deleted."
@@ -78,7 +78,7 @@ def test_clears_away_what_kills_left(tmp_path):
 def test_brings_back_what_was_to_be_replaced_when_the_new_one_is_not_there(tmp_path):
     make_checkpoints(tmp_path, [3])
     (tmp_path / "checkpoint-3").rename(tmp_path / "replaced-checkpoint-3")
-    clear(tmp_path, print)
+    remove_incomplete(tmp_path, print)
     assert names(tmp_path) == ["checkpoint-3"]
     assert names(tmp_path / "checkpoint-3") == ["file"]
 

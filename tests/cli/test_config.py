@@ -13,7 +13,7 @@ from jaxopt_tf.cli._run_flags import parse
 from jaxopt_tf.cli._train import Train
 from jaxopt_tf.jobs import Job, RunConfig
 from jaxopt_tf.models import GPT2Config
-from jaxopt_tf.recipes import RateGroup, Recipe, layer_wise_decay
+from jaxopt_tf.recipes import ParamGroup, Recipe, layer_wise_decay
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ GROUPS = [
     (),
     layer_wise_decay(0.8, ["wte|wpe", r"h\.0\."]),
     [
-        RateGroup(
+        ParamGroup(
             pattern="wte",
             lr_scheduler_type="polynomial",
             lr_scheduler_kwargs={"lr_end": 0.0},

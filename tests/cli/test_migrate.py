@@ -15,7 +15,7 @@ from jaxopt_tf._checks import ArgumentError
 from jaxopt_tf.cli import main
 from jaxopt_tf.jobs import (
     export_run,
-    first_position,
+    first_run_state,
     import_run,
     read_run,
     write_run,
@@ -226,10 +226,10 @@ def test_the_schedule_stays_behind_by_the_updates_that_were_skipped(
     adamw, tmp_path, text
 ):
     run = read_run(migrated(adamw, tmp_path, text))
-    state = dataclasses.replace(run.position.state, step=run.position.state.step + 1)
-    skipped = run.position._replace(state=state)
+    state = dataclasses.replace(run.run_state.state, step=run.run_state.state.step + 1)
+    skipped = run.run_state._replace(state=state)
     job = dataclasses.replace(run.job, output_dir=tmp_path / "skipped")
-    write_run(run._replace(job=job, position=skipped))
+    write_run(run._replace(job=job, run_state=skipped))
     assert main(["migrate", str(job.output_dir), str(tmp_path / "out")]) == 0
     schedules = [
         torch.load(f / "scheduler.pt", weights_only=True)
@@ -244,9 +244,9 @@ def test_refuses_groups_of_rates_on_the_way_out(adamw, tmp_path, text, capsys):
     run = read_run(migrated(adamw, tmp_path, text))
     groups = [{"pattern": "wte", "factor": 0.5}]
     recipe = dataclasses.replace(run.recipe, rate_groups=groups)
-    start = first_position(recipe, run.model, run.position.state.params)
+    start = first_run_state(recipe, run.model, run.run_state.state.params)
     job = dataclasses.replace(run.job, output_dir=tmp_path / "groups")
-    write_run(run._replace(recipe=recipe, job=job, position=start))
+    write_run(run._replace(recipe=recipe, job=job, run_state=start))
     assert main(["migrate", str(job.output_dir), str(tmp_path / "out")]) == 2
     assert "must have no `--rate_groups`" in (error := capsys.readouterr().err)
     assert error.endswith(" A run with it cannot be exported.\n")
@@ -485,10 +485,10 @@ def test_what_decides_an_evaluation_is_refused_and_can_be_left_out(
     assert words in capsys.readouterr().err
     assert not run.exists()
     (name,) = {*changes} - {"load_best_model_at_end"}
-    cure = ["--eval_steps", "2"]
+    remedy = ["--eval_steps", "2"]
     if name != "eval_strategy":
-        cure = ["--ignore_fields", name]
-    assert main([*command, *cure]) == 0
+        remedy = ["--ignore_fields", name]
+    assert main([*command, *remedy]) == 0
     assert read_run(run).job.eval_steps == 2
 
 
@@ -587,8 +587,8 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     assert (
         "`--decay_groups` must be one of 'file', got 'ours'" in capsys.readouterr().err
     )
-    cure = ["--decay_groups", "file"]
-    assert main(["migrate", str(folder), str(run), *flags, *cure]) == 0
+    remedy = ["--decay_groups", "file"]
+    assert main(["migrate", str(folder), str(run), *flags, *remedy]) == 0
     assert json.loads((run / "config.json").read_text())["decay_rule"] == "all"
     assert read_run(run)[0].decay_rule == "all"
 
@@ -604,10 +604,10 @@ def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
         "`FOLDER` must contain a config.json that has a class of Transformers" in error
     )
     assert error.endswith(
-        " The model must be a GPT2LMHeadModel, as named under `architectures`.\n"
+        " config.json must name GPT2LMHeadModel under `architectures`.\n"
     )
     with pytest.raises(
-        ArgumentError, match="`folder` must contain a config.json.*must be a GPT2LMHead"
+        ArgumentError, match="`folder` must contain a config.json.*name GPT2LMHead"
     ) as e:
         import_run(folder, tmp_path / "run", settings={"text": [str(text)]})
     assert (e.value.argument, isinstance(e.value, ValueError)) == ("folder", True)

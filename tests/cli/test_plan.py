@@ -74,10 +74,10 @@ def test_compiles_for_this_machine(capsys, monkeypatch):
         assert words in out
     ((config, plan),) = calls
     setup = jobs.build_setup(config, make_mesh("data=2,fsdp=4"))
-    leaves = bytes_by_leaf((setup.position.state, setup.batch))
+    leaves = bytes_by_leaf((setup.run_state.state, setup.batch))
     assert sum(leaf.on_device for leaf in leaves) == plan.cost.arguments
     assert plan.on_device >= plan.cost.arguments
-    assert plan.cost.not_donated == ()
+    assert plan.cost.unused_donations == ()
 
 
 def test_compiles_nothing_if_asked_not_to(capsys):

@@ -19,7 +19,7 @@ from jaxopt_tf.cli._run_flags import RunFlags, parse
 from jaxopt_tf.cli._train import Train
 from jaxopt_tf.jobs import Job, RunResult
 from jaxopt_tf.models import GPT2_PRESETS, GPT2Config, gpt2_preset
-from jaxopt_tf.recipes import RateGroup, Recipe
+from jaxopt_tf.recipes import ParamGroup, Recipe
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -227,10 +227,10 @@ def test_a_signal_ends_it_with_the_status_of_the_signal(run, tmp_path, capsys):
                 return
             time.sleep(0.05)
 
-    watcher = threading.Thread(target=stop_once_it_runs)
-    watcher.start()
+    health_monitor = threading.Thread(target=stop_once_it_runs)
+    health_monitor.start()
     status = run("--max_steps 100000")
-    watcher.join()
+    health_monitor.join()
     assert status == 128 + signal.SIGTERM
     *_, how, line = capsys.readouterr().out.splitlines()
     assert "stopped by SIGTERM after step" in how
@@ -314,4 +314,4 @@ def test_an_optimizer_takes_its_arguments_as_transformers_writes_them(args):
 
 def test_rate_groups_are_json():
     recipe, *_ = records(["--rate_groups", '[{"pattern": "wte", "factor": 0.1}]'])
-    assert recipe.rate_groups == (RateGroup(pattern="wte", factor=0.1),)
+    assert recipe.rate_groups == (ParamGroup(pattern="wte", factor=0.1),)

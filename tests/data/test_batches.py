@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxopt_tf.data import (
     Batches,
     Corpus,
-    held_out_batches,
+    evaluation_batches,
     read_tokens,
     training_windows,
 )
@@ -170,18 +170,18 @@ def test_refuses_text_shorter_than_a_window(counting):
     with pytest.raises(ValueError, match=r"`text` must .* 201 tokens in its training"):
         Batches(counting, **SIZES | {"block_size": 200})
     with pytest.raises(ValueError, match=r"`text` must .* 51 tokens in its evaluation"):
-        held_out_batches(counting, block_size=50, batch_size=1)
+        evaluation_batches(counting, block_size=50, batch_size=1)
     # One window is enough.
     assert Batches(counting, **SIZES | {"block_size": 199}).num_windows == 1
-    assert len(held_out_batches(counting, block_size=49, batch_size=1)) == 1
+    assert len(evaluation_batches(counting, block_size=49, batch_size=1)) == 1
 
 
-def test_refuses_a_held_out_part_that_is_empty(tmp_path):
+def test_refuses_an_evaluation_part_that_is_empty(tmp_path):
     path = tmp_path / "tokens.npy"
     np.save(path, np.arange(9))
     corpus = read_tokens([path], vocab_size=9)
     with pytest.raises(ValueError, match=r"evaluation part, got 0\. Give more text"):
-        held_out_batches(corpus, block_size=2, batch_size=1)
+        evaluation_batches(corpus, block_size=2, batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_refuses_a_batch_before_the_first(counting):
         Batches(counting, **SIZES).since(-1)
 
 
-def test_held_out_batches_are_spread_over_the_text(tmp_path):
+def test_evaluation_batches_are_spread_over_the_text(tmp_path):
     path = tmp_path / "tokens"
     tokens = np.arange(4_001, dtype=np.uint16)
     tokens.tofile(path)
     part = stream(path, 4_001)
     corpus = Corpus(part, part, 4_001, 1, "tokens", "")
-    batches = held_out_batches(corpus, block_size=10, batch_size=4, num_tokens=400)
+    batches = evaluation_batches(corpus, block_size=10, batch_size=4, num_tokens=400)
     assert [batch.shape for batch in batches] == [(4, 11)] * 10
     # The first window and the last one are among them.
     np.testing.assert_array_equal(batches[0][0], tokens[:11])
@@ -238,13 +238,13 @@ def test_training_windows_refuse_a_number_below_one_and_a_text_that_is_short(cou
         training_windows(counting, block_size=200, num_windows=1)
 
 
-def test_held_out_batches_are_fewer_where_the_text_is_short(counting):
-    (batch,) = held_out_batches(counting, block_size=10, batch_size=64)
+def test_evaluation_batches_are_fewer_where_the_text_is_short(counting):
+    (batch,) = evaluation_batches(counting, block_size=10, batch_size=64)
     assert batch.shape == (4, 11)
 
 
-def test_held_out_refuses_an_empty_batch(counting):
+def test_evaluation_refuses_an_empty_batch(counting):
     with pytest.raises(ValueError, match="`batch_size` must be"):
-        held_out_batches(counting, block_size=9, batch_size=0)
+        evaluation_batches(counting, block_size=9, batch_size=0)
     with pytest.raises(ValueError, match="`num_tokens` must be"):
-        held_out_batches(counting, block_size=9, batch_size=1, num_tokens=0)
+        evaluation_batches(counting, block_size=9, batch_size=1, num_tokens=0)

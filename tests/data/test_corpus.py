@@ -25,47 +25,47 @@ def places(part):
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60))
-def test_every_token_is_in_one_part_and_at_most_a_tenth_held_out(lengths):
-    training, held_out = split(documents(lengths))
+def test_every_token_is_in_one_part_and_at_most_a_tenth_is_for_evaluation(lengths):
+    training, evaluation = split(documents(lengths))
     total = sum(lengths)
-    both = np.concatenate([places(training), places(held_out)])
+    both = np.concatenate([places(training), places(evaluation)])
     np.testing.assert_array_equal(np.sort(both), np.arange(total))
-    assert 10 * len(places(held_out)) <= total
+    assert 10 * len(places(evaluation)) <= total
     # None is empty, unless there are just a few words.
-    assert total < 100 or len(places(held_out)) > 0
-    assert min(training.length.min(), *held_out.length, 400) > 0
+    assert total < 100 or len(places(evaluation)) > 0
+    assert min(training.length.min(), *evaluation.length, 400) > 0
 
 
-def test_documents_that_are_small_parts_are_held_out_whole():
-    training, held_out = split(documents([7] * 200))
-    assert (len(training.length), len(held_out.length)) == (180, 20)
-    assert set(training.length) == set(held_out.length) == {7}
+def test_documents_that_are_small_parts_are_not_cut():
+    training, evaluation = split(documents([7] * 200))
+    assert (len(training.length), len(evaluation.length)) == (180, 20)
+    assert set(training.length) == set(evaluation.length) == {7}
     # Not side by side, and not the last ones.
-    assert np.ptp(held_out.start) > 700
-    assert np.diff(held_out.start).max() > 7
+    assert np.ptp(evaluation.start) > 700
+    assert np.diff(evaluation.start).max() > 7
 
 
-def test_which_documents_are_held_out_is_the_same_everywhere():
-    _, held_out = split(documents([1] * 40))
-    assert held_out.start.tolist() == [3, 10, 18, 21]
+def test_evaluation_documents_are_the_same_everywhere():
+    _, evaluation = split(documents([1] * 40))
+    assert evaluation.start.tolist() == [3, 10, 18, 21]
 
 
 def test_a_document_that_is_a_large_part_gives_its_last_tenth():
-    training, held_out = split(documents([1000] + [10] * 100))
+    training, evaluation = split(documents([1000] + [10] * 100))
     assert training.length[0] == 900
-    assert (held_out.start[0], held_out.length[0]) == (900, 100)
-    assert held_out.length[1:].tolist() == [10] * 10
+    assert (evaluation.start[0], evaluation.length[0]) == (900, 100)
+    assert evaluation.length[1:].tolist() == [10] * 10
 
 
 def test_fewer_than_ten_documents_give_the_last_tenth_of_each():
-    training, held_out = split(documents([20] * 9))
+    training, evaluation = split(documents([20] * 9))
     assert training.length.tolist() == [18] * 9
-    assert held_out.length.tolist() == [2] * 9
+    assert evaluation.length.tolist() == [2] * 9
     # The small ones too.
-    _, held_out = split(documents([1000, 20, 20]))
-    assert held_out.length.tolist() == [100, 2, 2]
-    _, held_out = split(documents([20] * 10))
-    assert held_out.length.tolist() == [20]
+    _, evaluation = split(documents([1000, 20, 20]))
+    assert evaluation.length.tolist() == [100, 2, 2]
+    _, evaluation = split(documents([20] * 10))
+    assert evaluation.length.tolist() == [20]
 
 
 def test_refuses_no_documents():
@@ -140,7 +140,7 @@ def test_fingerprint_changes_with_how_tokens_are_read(tmp_path, dtype, options):
     assert was.fingerprint != now.fingerprint
 
 
-def test_fingerprint_changes_with_what_is_held_out(tmp_path):
+def test_fingerprint_changes_with_the_evaluation_part(tmp_path):
     path = tmp_path / "tokens.npy"
     np.save(path, np.arange(20, dtype=np.uint8))
     file = read_tokens([path], vocab_size=20).training._files[0]
@@ -152,7 +152,7 @@ def test_fingerprint_changes_with_what_is_held_out(tmp_path):
             vocab_size=20,
             end=None,
             unit="tokens",
-            is_held_out=np.arange(20) == which,
+            is_evaluation=np.arange(20) == which,
         ).fingerprint
         for which in (3, 4)
     ]

@@ -11,7 +11,7 @@ from jaxopt_tf.data import read_tokens
 
 
 def both(corpus):
-    parts = (corpus.training, corpus.held_out)
+    parts = (corpus.training, corpus.evaluation)
     return [part.read(0, len(part)).tolist() for part in parts]
 
 
@@ -66,10 +66,10 @@ def test_documents_are_split_far_into_a_file(path):
     tokens[[2**20 - 1, 2**20 + 5]] = 9
     corpus = read_tokens([path("a.npy", tokens)], vocab_size=10, eos_token_id=9)
     assert corpus.num_documents == 3
-    training, held_out = both(corpus)
+    training, evaluation = both(corpus)
     # 1,048,575 tokens less a tenth and the end; 5 and 4 tokens, which have no tenth.
     assert len(training) == 943_718 + 1 + 6 + 5
-    assert len(held_out) == 104_857 + 1
+    assert len(evaluation) == 104_857 + 1
 
 
 def test_files_follow_each_other(path):
@@ -175,7 +175,7 @@ def test_refuses_an_end_outside_the_vocabulary(path, value):
 
 WITH_LITTLE_MEMORY = """
 import re, resource, sys
-from jaxopt_tf.data import Batches, held_out_batches, read_tokens
+from jaxopt_tf.data import Batches, evaluation_batches, read_tokens
 
 # What the process has allocated; maps of files do not count.
 used = int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -184,8 +184,8 @@ corpus = read_tokens([sys.argv[1]], vocab_size=50_000)
 sizes = {"block_size": 1024, "batch_size": 16}
 for _, batch in zip(range(20), Batches(corpus, **sizes, seed=0).since(0)):
     print(batch.sum())
-held_out_batches(corpus, **sizes)
-print(corpus.held_out.read(len(corpus.held_out) - 1, len(corpus.held_out))[0])
+evaluation_batches(corpus, **sizes)
+print(corpus.evaluation.read(len(corpus.evaluation) - 1, len(corpus.evaluation))[0])
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxopt_tf.data import read_text, standard_library
-from jaxopt_tf.data._text import is_held_out
+from jaxopt_tf.data._text import is_evaluation
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
@@ -23,31 +23,31 @@ def library():
 
 @pytest.fixture(scope="module")
 def contents(library):
-    return content(library.training), content(library.held_out)
+    return content(library.training), content(library.evaluation)
 
 
 def test_library_holds_about_a_tenth_out(library):
-    share = len(library.held_out) / (len(library.held_out) + len(library.training))
+    share = len(library.evaluation) / (len(library.evaluation) + len(library.training))
     assert 0.05 < share < 0.15
     assert len(library.training) > 5e6
     assert (library.vocab_size, library.unit) == (256, "bytes")
 
 
 def test_library_is_split_by_whole_modules(contents):
-    training, held_out = contents
+    training, evaluation = contents
     for package in ("email", "collections", "asyncio", "json"):
         for path in (STDLIB / package).glob("*.py"):
             content = path.read_bytes()
             if len(content) > 100:
                 is_in_training = content in training
-                assert is_in_training != (content in held_out), path
-                assert is_in_training != is_held_out(package), path
+                assert is_in_training != (content in evaluation), path
+                assert is_in_training != is_evaluation(package), path
 
 
 def test_library_split_is_the_same_everywhere():
     modules = "argparse asyncio collections configparser email inspect json logging os"
-    held_out = [module for module in modules.split() if is_held_out(module)]
-    assert held_out == ["collections", "configparser", "email", "inspect", "logging"]
+    evaluation = [module for module in modules.split() if is_evaluation(module)]
+    assert evaluation == ["collections", "configparser", "email", "inspect", "logging"]
 
 
 def test_library_has_nothing_of_what_is_left_out(contents):
@@ -67,7 +67,7 @@ def test_takes_the_last_tenth_of_every_file_where_there_are_few(tmp_path):
     other.write_bytes(b"c" * 45 + b"d" * 5)
     corpus = read_text([one, other])
     assert content(corpus.training) == b"a" * 90 + b"\0" + b"c" * 45 + b"\0"
-    assert content(corpus.held_out) == b"b" * 10 + b"\0" + b"d" * 5 + b"\0"
+    assert content(corpus.evaluation) == b"b" * 10 + b"\0" + b"d" * 5 + b"\0"
     assert corpus.num_documents == 2
 
 
@@ -75,8 +75,8 @@ def test_takes_whole_files_where_there_are_many(tmp_path):
     for i in range(30):
         (tmp_path / f"{i:02}.txt").write_bytes(bytes([97 + i % 26]) * 40)
     corpus = read_text([tmp_path])
-    assert (corpus.training.num_documents, corpus.held_out.num_documents) == (27, 3)
-    assert len(corpus.held_out) == 3 * 41
+    assert (corpus.training.num_documents, corpus.evaluation.num_documents) == (27, 3)
+    assert len(corpus.evaluation) == 3 * 41
 
 
 def test_takes_the_text_files_of_a_folder_and_nothing_hidden(tmp_path):
@@ -166,7 +166,7 @@ def test_takes_a_letter_that_lies_across_two_pieces_of_a_file(tmp_path):
     text = b"a" + "\u00e9\u20ac\U0001f600".encode() * 2**19
     path.write_bytes(text)
     corpus = read_text([path])
-    assert len(corpus.training) + len(corpus.held_out) == len(text) + 2
+    assert len(corpus.training) + len(corpus.evaluation) == len(text) + 2
     assert content(corpus.training)[:-1] == text[: len(text) - len(text) // 10]
 
 

@@ -63,7 +63,7 @@ def cache(tmp_path):
 
 
 def both(corpus):
-    parts = (corpus.training, corpus.held_out)
+    parts = (corpus.training, corpus.evaluation)
     return [part.read(0, len(part)).tolist() for part in parts]
 
 
@@ -77,13 +77,13 @@ def test_tokens_are_those_of_the_tokenizer_and_each_document_is_ended(
     gpt2, text, cache
 ):
     corpus = tokenize_text([text], gpt2, cache_dir=cache)
-    training, held_out = [], []
+    training, evaluation = [], []
     for content in TEXTS:
         ids = Tokenizer.from_file(str(gpt2)).encode(content).ids
         cut = len(ids) - len(ids) // 10
         training += [*ids[:cut], 0]
-        held_out += [*ids[cut:], 0]
-    assert both(corpus) == [training, held_out]
+        evaluation += [*ids[cut:], 0]
+    assert both(corpus) == [training, evaluation]
     assert (corpus.vocab_size, corpus.unit, corpus.num_documents) == (280, "tokens", 3)
 
 
@@ -312,7 +312,7 @@ def test_pieces_are_the_text_cut_at_line_ends(tmp_path_factory, lines, data):
     times = data.draw(st.sampled_from([1, 5_000, 50_000]))
     text = "\n".join(line * times for line in lines)
     path.write_bytes(text.encode())
-    *pieces, end = module._pieces(path)
+    *pieces, end = module.pieces_of_file(path)
     assert end is None
     assert "".join(pieces) == text
     for piece in pieces[:-1]:

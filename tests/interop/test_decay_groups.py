@@ -99,12 +99,12 @@ def test_the_recipe_of_an_old_version_has_the_groups_of_its_file(
 
 def test_a_model_whose_parameters_had_another_order_needs_the_groups(tmp_path):
     module = old_runs.module("Gemma2ForCausalLM")
-    decayed, spared = old_runs.groups(module, "4.46.3")
+    decayed, undecayed = old_runs.groups(module, "4.46.3")
     # In 4.45 and 4.46 the norm after attention stood behind those of the MLP.
     moved = [name for name in decayed if "post_attention" in name]
     last = max(i for i, name in enumerate(decayed) if "post_feedforward" in name)
     rest = [name for name in decayed if name not in moved]
-    named = [[*rest[:last], *moved, *rest[last:]], spared]
+    named = [[*rest[:last], *moved, *rest[last:]], undecayed]
     optimizer = old_runs.write(tmp_path, module, "4.46.3", named)
     with pytest.raises(ValueError, match="`groups` must be given for a 'gemma2'"):
         read(tmp_path, module, recipe_of(tmp_path))
@@ -213,8 +213,8 @@ def test_one_group_of_a_script_is_decayed_as_a_whole(tmp_path):
 def own_groups(module):
     """Groups of a script, which spares the embedding, the decayed ones last."""
     names = [name for name, _ in module.named_parameters()]
-    spared = [name for name in names if "embed" in name or "lm_head" in name]
-    return [spared, [name for name in names if name not in spared]]
+    undecayed = [name for name in names if "embed" in name or "lm_head" in name]
+    return [undecayed, [name for name in names if name not in undecayed]]
 
 
 def test_groups_of_a_script_are_taken_from_the_file(tmp_path):
@@ -291,9 +291,9 @@ def test_a_file_that_several_versions_may_have_made_is_refused():
 
 def test_frozen_parameters_are_not_compared(tmp_path):
     module = old_runs.module(LLAMA)
-    decayed, spared = old_runs.groups(module, "4.46.3")
+    decayed, undecayed = old_runs.groups(module, "4.46.3")
     frozen = "model.norm.weight"
-    named = [decayed, [name for name in spared if name != frozen]]
+    named = [decayed, [name for name in undecayed if name != frozen]]
     old_runs.write(tmp_path, module, "4.46.3", named)
     params, names = template(tmp_path, module)
     recipe = recipe_of(tmp_path)

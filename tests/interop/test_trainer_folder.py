@@ -21,7 +21,7 @@ from jaxopt_tf.interop._param_groups import (
     check_param_groups,
     param_groups_from_recipe,
 )
-from jaxopt_tf.recipes import RateGroup, Recipe, build_optimizer, build_schedule
+from jaxopt_tf.recipes import ParamGroup, Recipe, build_optimizer, build_schedule
 from tests.twins import torch_models
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -403,7 +403,7 @@ def test_what_a_model_saves_beside_its_parameters_is_carried(tmp_path):
 
 
 def test_groups_that_torch_does_not_have_are_refused():
-    layered = Recipe(max_steps=2, rate_groups=[RateGroup(pattern="a", factor=0.5)])
+    layered = Recipe(max_steps=2, rate_groups=[ParamGroup(pattern="a", factor=0.5)])
     with pytest.raises(ValueError, match="must have no `rate_groups`"):
         param_groups_from_recipe(layered, 1e-3)
     with pytest.raises(ValueError, match="must have torch's AdamW or Adafactor"):
@@ -424,8 +424,8 @@ def test_groups_that_torch_does_not_have_are_refused():
 )
 def test_another_optimizer_with_the_same_state_is_refused(optim, change, num_groups):
     recipe = Recipe(max_steps=20, optim=optim, weight_decay=0.1)
-    decayed, spared = param_groups_from_recipe(recipe, 1e-3)
-    groups = [decayed, spared, spared][:num_groups]
+    decayed, undecayed = param_groups_from_recipe(recipe, 1e-3)
+    groups = [decayed, undecayed, undecayed][:num_groups]
     check_param_groups(groups, recipe)
     groups[0] = {k: v for k, v in (decayed | change).items() if v is not None}
     with pytest.raises(ValueError, match=f"`{next(iter(change))}` of group 0 is"):

@@ -8,7 +8,7 @@ import pytest
 from jaxopt_tf.jobs import Job, RunConfig, uses_eval_loss
 from jaxopt_tf.jobs._config import changed_settings
 from jaxopt_tf.models import GPT2Config
-from jaxopt_tf.recipes import RateGroup, Recipe
+from jaxopt_tf.recipes import ParamGroup, Recipe
 
 RECIPE = Recipe(max_steps=1_000)
 PLATEAU = Recipe(max_steps=1_000, lr_scheduler_type="reduce_lr_on_plateau")
@@ -81,7 +81,7 @@ def test_changes_leave_out_where_things_lie_and_how_often_is_written():
     ],
     ids=["plateau", "early stopping", "best model"],
 )
-def test_how_often_is_evaluated_counts_where_the_held_out_loss_decides(recipe, job):
+def test_eval_steps_counts_where_the_evaluation_loss_decides(recipe, job):
     saved, now = (
         settings_with(recipe, **job),
         settings_with(recipe, **job, eval_steps=100),
@@ -148,7 +148,7 @@ def test_a_setting_that_one_side_lacks_is_a_difference():
                 warmup_steps=0.1,
                 lr_scheduler_type="polynomial",
                 lr_scheduler_kwargs={"power": 2.0},
-                rate_groups=(RateGroup(pattern="wte", factor=0.1),),
+                rate_groups=(ParamGroup(pattern="wte", factor=0.1),),
                 decay_rule=("bias", "ln_f"),
             ),
             GPT2Config(n_layer=2, scan_layers=True),

@@ -234,14 +234,14 @@ def test_a_metric_drives_the_rate_across_a_resume(job):
         lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"patience": 0, "threshold": 0.5, "factor": 0.5},
     )
-    whole = run(job, recipe, save_total_limit=None)
-    log = log_of(whole.folder)
+    global_bytes = run(job, recipe, save_total_limit=None)
+    log = log_of(global_bytes.folder)
     rates = [json.loads(line).get("learning_rate") for line in log.splitlines()]
     assert len(set(rates) - {None}) > 1
     for name in ("checkpoint-8", "checkpoint-9"):
         shutil.rmtree(job.output_dir / name)
-    assert_same_run(run(job, recipe), whole)
-    assert log_of(whole.folder) == log
+    assert_same_run(run(job, recipe), global_bytes)
+    assert log_of(global_bytes.folder) == log
 
 
 def test_ends_with_the_best_model_where_asked_to(job):
@@ -387,8 +387,8 @@ def test_falls_back_where_the_newest_checkpoint_is_damaged(
     job = broken_off(9)
     files = [p for p in (job.output_dir / "checkpoint-9").rglob("*") if p.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
-    whole = largest.read_bytes()
-    largest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    global_bytes = largest.read_bytes()
+    largest.write_bytes(global_bytes[:-1] + bytes([global_bytes[-1] ^ 1]))
     assert_same_run(run(job), unbroken)
     assert "checkpoint-9 is damaged" in capsys.readouterr().err
 

@@ -55,10 +55,10 @@ def setup_on(axes, model=TINY, *, zero_1=False, **changes):
 @pytest.mark.parametrize("model", [TINY, SCANNED], ids=["layers", "scanned"])
 def test_divides_matrices_moments_and_sequences(model):
     setup = setup_on("data=2,fsdp=2,tensor=2", model)
-    h = setup.position.state.params["transformer"]["h"]
+    h = setup.run_state.state.params["transformer"]["h"]
     kernel = (h if model.scan_layers else h[0])["attn"]["c_attn"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape)[-2:] == (16, 48)
-    for leaf in jax.tree.leaves(setup.position.state.opt_state):
+    for leaf in jax.tree.leaves(setup.run_state.state.opt_state):
         if leaf.ndim >= 2 and leaf.size > 512:
             part = leaf.sharding.shard_shape(leaf.shape)
             assert np.prod(part) <= leaf.size // 2
@@ -75,8 +75,8 @@ def test_nothing_is_allocated_on_a_mesh_without_devices(optim):
     assert {*map(id, jax.live_arrays())} <= {*map(id, before)}
     setup = build_setup(config, make_mesh("data=2,fsdp=4"))
     for ours, owned in zip(
-        jax.tree.leaves((abstract.position.state, abstract.batch)),
-        jax.tree.leaves((setup.position.state, setup.batch)),
+        jax.tree.leaves((abstract.run_state.state, abstract.batch)),
+        jax.tree.leaves((setup.run_state.state, setup.batch)),
         strict=True,
     ):
         assert (ours.shape, ours.dtype) == (owned.shape, owned.dtype)
@@ -92,7 +92,7 @@ def test_rules_cover_every_parameter_on_every_mesh():
 
 def compiled(axes, **changes):
     setup = setup_on(axes, **changes)
-    return setup.train_step.lower(setup.position.state, setup.batch).compile(), setup
+    return setup.train_step.lower(setup.run_state.state, setup.batch).compile(), setup
 
 
 CHECKPOINTED = dataclasses.replace(SCANNED, gradient_checkpointing=True)
@@ -114,7 +114,7 @@ def test_products_are_as_precise_as_asked_those_of_gradients_too(
     recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
     config = RunConfig(recipe=recipe, model=model, job=Job(**settings))
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
-    state, batch = setup.position.state, setup.batch
+    state, batch = setup.run_state.state, setup.batch
     # The model has 7 products; the gradient of each 2 more.
     for lowered, least in (
         (setup.train_step.lower(state, batch), 21),
@@ -134,7 +134,7 @@ def test_adds_gradients_up_in_parts():
     (carried,) = re.findall(r"= \((.*?)u8\[4,1,17\].*\) while\(", program.as_text())
     assert "f32[4,128]" in carried
     assert "f32[32,128]" not in carried
-    leaves = jax.tree.leaves(setup.position.state)
+    leaves = jax.tree.leaves(setup.run_state.state)
     sharded = jax.tree.leaves(program.output_shardings[0])
     for leaf, sharding in zip(leaves, sharded, strict=True):
         assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)

@@ -55,27 +55,27 @@ def test_a_run_has_the_numbers_of_pretrain_with_equal_settings(config, tmp_path)
     runs = tuning.train_many(task, [run.recipe], devices=jax.devices()[:1])
     folder = run.job.output_dir
     np.testing.assert_allclose(runs.losses[0], column(folder, "loss"), rtol=1e-5)
-    held_out = column(folder, "eval_loss")[-1]
-    np.testing.assert_allclose(runs.held_out[0], held_out, rtol=1e-5)
+    eval_loss = column(folder, "eval_loss")[-1]
+    np.testing.assert_allclose(runs.eval_loss[0], eval_loss, rtol=1e-5)
 
 
-def test_the_batch_size_is_each_recipes_and_the_held_out_batches_are_alike(
+def test_the_batch_size_is_each_recipes_and_the_evaluation_batches_are_equal(
     config, tmp_path
 ):
     task = task_of(config(bf16=True), tmp_path)
     larger = config(per_device_train_batch_size=32).recipe
     assert next(iter(task.batches(larger))).shape == (32, 17)
-    assert task.held_out[0].shape == (8, 17)
+    assert task.eval_batches[0].shape == (8, 17)
     assert task.compute_dtype == jnp.bfloat16
     assert not task.takes_key
 
 
-def test_fewer_held_out_tokens_are_fewer_batches(config, tmp_path):
+def test_fewer_evaluation_tokens_are_fewer_batches(config, tmp_path):
     run = config()
-    assert len(task_of(run, tmp_path).held_out) == 2  # all that this text has
-    few = task_of(run, tmp_path, num_held_out=128)
-    assert [batch.shape for batch in few.held_out] == [(8, 17)]
-    assert task_of(run, tmp_path, num_held_out=0).held_out == ()
+    assert len(task_of(run, tmp_path).eval_batches) == 2  # all that this text has
+    few = task_of(run, tmp_path, num_eval_tokens=128)
+    assert [batch.shape for batch in few.eval_batches] == [(8, 17)]
+    assert task_of(run, tmp_path, num_eval_tokens=0).eval_batches == ()
 
 
 def test_refuses_settings_that_only_a_single_run_has(config, tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,14 +12,11 @@ from jaxopt_tf.interop import match_names, read_params, torch_model_from_config
 from jaxopt_tf.interop._tensor_slices import tensor_from_leaves
 from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
 from jaxopt_tf.models._decoder_params import (
-    decoder_layer_norms,
-    decoder_layout,
     draw_decoder_params,
 )
 from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_from_transformers,
 )
-from jaxopt_tf.optimizers import DECAY_RULES, decay_mask
 from tests import twins
 from tests.twins import decoders as twin
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxopt_tf.models._model import Embedding, dropout, matmul
+from jaxopt_tf.models._layers import Embedding, dropout, matmul
 
 pytestmark = pytest.mark.promotion_of_others  # flax's variables
 

@@ -12,7 +12,7 @@ MAKE = {
     "trainer_state": lambda folder: monitors.trainer_state(
         folder / "trainer_state.json", max_steps=2
     ),
-    "watcher": lambda folder: monitors.watcher(),
+    "health_monitor": lambda folder: monitors.health_monitor(),
 }
 
 

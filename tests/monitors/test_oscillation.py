@@ -1,9 +1,9 @@
-"""What the watcher says of a loss that swings about a level, and when it is silent."""
+"""Findings of the health monitor for a loss that oscillates about a level."""
 
 import numpy as np
 import pytest
 
-from jaxopt_tf.monitors import watcher
+from jaxopt_tf.monitors import health_monitor
 from tests.events import metrics_of, tell
 
 STEPS = np.arange(1, 601)
@@ -19,7 +19,7 @@ def swinging(level=3.4, start=5.0):
 
 def said_of(loss, **numbers):
     sentences = []
-    tell(watcher(sentences.append), metrics_of(loss, **numbers))
+    tell(health_monitor(sentences.append), metrics_of(loss, **numbers))
     return sentences
 
 

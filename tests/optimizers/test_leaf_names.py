@@ -214,8 +214,8 @@ def test_penzai_by_its_labels():
     params = tuple(labelled(name, zeros(shape)) for name, shape in LIBRARIES["penzai"])
     mask = jax.tree.leaves(decay_mask(params))
     names = [name for name, _ in LIBRARIES["penzai"]]
-    spared = ("bias", "scale.weights")
-    assert mask == [not name.endswith(spared) for name in names]
+    undecayed = ("bias", "scale.weights")
+    assert mask == [not name.endswith(undecayed) for name in names]
     adamw_tf(0.1, weight_decay=0.1).init(params)
     with pytest.raises(ValueError, match="`params` must have names"):
         decay_mask((NamedArray(zeros(3)),))

@@ -54,7 +54,9 @@ def test_counts_bytes_of_shapes(mesh):
         "key": jax.eval_shape(lambda: jax.random.key(0)),
         "repeated": leaf(mesh, (5,)),
     }
-    found = {each.name: (each.on_device, each.whole) for each in bytes_by_leaf(tree)}
+    found = {
+        each.name: (each.on_device, each.global_bytes) for each in bytes_by_leaf(tree)
+    }
     assert found["divided"] == (24, 96)
     assert found["half"] == (8, 16)
     assert found["key"] == (8, 8)
@@ -82,21 +84,23 @@ def test_a_pod_is_planned_from_shapes_alone():
         slice_,
         unmet=unmet_rules(params, mesh, rules),
     )
-    assert plan.parts[0].on_device * 512 == plan.parts[0].whole
+    assert plan.parts[0].on_device * 512 == plan.parts[0].global_bytes
     # They leave room, and activations are not counted.
     assert plan.share < 0.2
     assert plan.fits is None
     # 512 does not divide 128,256: neither the embedding's rows nor their means.
     assert ("tokens", "fsdp", 0, 1) in plan.unmet
-    part, row, extra = plan.repeated()[0]
+    part, row, extra = plan.replicated()[0]
     assert (part, row.name) == ("optimizer state", "nu_row.tokens")
     assert extra == pytest.approx(4 * 128_256 * 511 / 512)
 
 
 def test_what_is_too_large_does_not_fit():
-    whole = {"w": jax.ShapeDtypeStruct((5_000_000_000,), jnp.float32)}
-    assert plan_shapes({"parameters": whole}, named_slice("v5e:4x4")).fits is False
-    assert plan_shapes({"parameters": whole}, CPUS).fits is None
+    global_bytes = {"w": jax.ShapeDtypeStruct((5_000_000_000,), jnp.float32)}
+    assert (
+        plan_shapes({"parameters": global_bytes}, named_slice("v5e:4x4")).fits is False
+    )
+    assert plan_shapes({"parameters": global_bytes}, CPUS).fits is None
 
 
 def test_only_a_compiled_step_is_said_to_fit(capsys):
@@ -139,7 +143,7 @@ def test_loops_count_as_often_as_they_run():
 def test_says_what_was_given_away_and_not_taken():
     one = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     plan = plan_step(looped, {"w": one}, {"v": one}, one, slice_=named_slice("cpu:1"))
-    assert plan.cost.not_donated == ("unused['v']",)
+    assert plan.cost.unused_donations == ("unused['v']",)
     assert plan.cost.donated == 4 * 64**2
 
 
@@ -232,9 +236,9 @@ def test_a_precise_product_takes_longer(dtype, precision, on_v5e, on_h100):
     plan = plan_step(jax.jit(layers), xs, w, slice_=named_slice("cpu:1"))
     cost = plan.cost._replace(flops=float("nan"))
     assert cost.work == 3 * 2 * 64**3
-    for name, slower in (("v5e:1x1", on_v5e), ("h100", on_h100)):
+    for name, fp32_slowdown in (("v5e:1x1", on_v5e), ("h100", on_h100)):
         chip = named_slice(name).chip
-        expected = slower * cost.work / chip.flops
+        expected = fp32_slowdown * cost.work / chip.flops
         assert estimate(cost, chip).arithmetic == pytest.approx(expected)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxopt_tf.optimizers import get_learning_rate
 from jaxopt_tf.recipes import (
-    RateGroup,
+    ParamGroup,
     Recipe,
     build_optimizer,
     build_schedule,
@@ -52,7 +52,7 @@ def test_follows_torch_with_a_rate_per_group_and_one_clipping():
     import torch
 
     factors = {"wte": 0.1, "h.0.kernel": 0.5, "h.1.kernel": 1.0, "head.bias": 1.0}
-    groups = [RateGroup(pattern="wte", factor=0.1), {"pattern": "h.0", "factor": 0.5}]
+    groups = [ParamGroup(pattern="wte", factor=0.1), {"pattern": "h.0", "factor": 0.5}]
     ours, state = run(build_optimizer(recipe(groups)))
 
     rng = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def test_follows_torch_with_a_rate_per_group_and_one_clipping():
 
 def test_a_group_of_factor_1_is_no_group():
     alone, _ = run(build_optimizer(recipe([])))
-    apart, _ = run(build_optimizer(recipe([RateGroup(pattern="wte")])))
+    apart, _ = run(build_optimizer(recipe([ParamGroup(pattern="wte")])))
     for name in alone:
         np.testing.assert_array_equal(alone[name], apart[name], err_msg=name)
 
@@ -96,7 +96,7 @@ def test_a_group_of_factor_1_is_no_group():
 
 @pytest.mark.usefixtures("compiled_quickly")
 def test_a_group_may_have_a_schedule_of_its_own():
-    group = RateGroup(
+    group = ParamGroup(
         pattern="h",
         learning_rate=1e-3,
         lr_scheduler_type="constant_with_warmup",
@@ -130,7 +130,7 @@ def test_groups_train_an_nnx_model():
 
     model = Model()
     before = jax.tree.map(jnp.copy, nnx.state(model))
-    groups = [RateGroup(pattern="^wte", factor=0.0)]
+    groups = [ParamGroup(pattern="^wte", factor=0.0)]
     plan = recipe(groups, lr_scheduler_type="constant")
     optimizer = nnx.Optimizer(model, build_optimizer(plan), wrt=nnx.Param)
     grads = nnx.grad(lambda m: jnp.sum(m.head(m.wte(jnp.ones((2, 3))))))(model)
@@ -143,7 +143,7 @@ def test_groups_train_an_nnx_model():
 
 
 def test_a_recipe_with_groups_comes_back_from_json():
-    group = RateGroup(
+    group = ParamGroup(
         pattern="wte",
         lr_scheduler_type="polynomial",
         lr_scheduler_kwargs={"power": 2.0},
@@ -159,7 +159,7 @@ def test_a_recipe_with_groups_comes_back_from_json():
 
 @pytest.mark.parametrize("pattern", ["nothing", r"h\.0\.kernel"])
 def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
-    groups = [RateGroup(pattern="h"), RateGroup(pattern=pattern)]
+    groups = [ParamGroup(pattern="h"), ParamGroup(pattern=pattern)]
     with pytest.raises(ValueError, match="must each select a parameter") as refused:
         run(build_optimizer(recipe(groups)))
     assert repr(pattern) in str(refused.value)
@@ -170,7 +170,7 @@ def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
     [
         ("wte", TypeError, "`rate_groups` must be a list"),
         ([1], TypeError, "`rate_groups` must be a list"),
-        (RateGroup(pattern="a"), TypeError, "`rate_groups` must be a list"),
+        (ParamGroup(pattern="a"), TypeError, "`rate_groups` must be a list"),
         (
             [{"patern": "a"}],
             TypeError,
@@ -217,4 +217,4 @@ def test_refuses_layers_that_are_no_list():
 
 def test_a_metric_drives_no_groups():
     with pytest.raises(ValueError, match="`rate_groups` must be empty"):
-        recipe([RateGroup(pattern="a")], lr_scheduler_type="reduce_lr_on_plateau")
+        recipe([ParamGroup(pattern="a")], lr_scheduler_type="reduce_lr_on_plateau")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.optimizers import adamw_tf, get_learning_rate
-from jaxopt_tf.recipes import RateGroup, Recipe, build_schedule
+from jaxopt_tf.recipes import ParamGroup, Recipe, build_schedule
 from jaxopt_tf.recipes._build import RunHyperparams, rates_of, stack_recipes
 from jaxopt_tf.schedules import (
     constant,
@@ -107,7 +107,7 @@ def test_a_recipe_and_its_rate_groups(x64):
         learning_rate=0.1,
         max_steps=10,
         warmup_steps=3,
-        rate_groups=(RateGroup(pattern="wte", factor=0.3),),
+        rate_groups=(ParamGroup(pattern="wte", factor=0.3),),
     )
     step = jnp.int64(1)
     assert build_schedule(recipe)(step) == 0.1 * (1 / 3)

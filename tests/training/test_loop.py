@@ -62,7 +62,7 @@ def run(batches=None, *, events=None, first=0, **options):
 def test_tells_every_step_once_and_in_order():
     trained, events = run(max_steps=47)
     assert int(trained.state.step) == 47
-    assert trained.ended == "max_steps"
+    assert trained.stop_reason == "max_steps"
     assert events.pop() == "closed"
     assert [loss for _, losses in events for loss in losses] == list(range(47))
     for first_step, losses in events:
@@ -96,7 +96,7 @@ def test_has_told_of_all_steps_and_evaluated_before_it_saves():
         monitors=[monitor],
         evaluate=lambda params: {"loss": 1.0},
         eval_steps=4,
-        save=lambda position: events.append(("saved", int(position.state.step))),
+        save=lambda run_state: events.append(("saved", int(run_state.state.step))),
         save_steps=2,
     )
     assert events == [
@@ -140,7 +140,7 @@ def test_goes_on_where_the_state_stands_without_a_first_evaluation():
 def test_has_nothing_to_do_where_the_run_has_ended():
     trained, events = run(first=9, max_steps=9, evaluate=lambda params: {"loss": 1.0})
     assert events == ["closed"]
-    assert trained.ended == "max_steps"
+    assert trained.stop_reason == "max_steps"
 
 
 def test_ends_after_the_step_at_which_it_is_asked_to_and_saves():
@@ -148,10 +148,10 @@ def test_ends_after_the_step_at_which_it_is_asked_to_and_saves():
     trained, events = run(
         max_steps=50,
         should_stop=lambda: next(asked),
-        save=lambda position: saved.append(int(position.state.step)),
+        save=lambda run_state: saved.append(int(run_state.state.step)),
         save_steps=20,
     )
-    assert trained.ended == "asked"
+    assert trained.stop_reason == "should_stop"
     assert saved == [3]
     assert events == [(1, [0, 1, 2]), "closed"]
 
@@ -159,7 +159,7 @@ def test_ends_after_the_step_at_which_it_is_asked_to_and_saves():
 def test_takes_no_step_where_it_was_asked_before_the_first():
     batches = itertools.count()
     trained, _ = run(batches, max_steps=50, should_stop=lambda: True)
-    assert (trained.ended, int(trained.state.step)) == ("asked", 0)
+    assert (trained.stop_reason, int(trained.state.step)) == ("should_stop", 0)
     assert next(batches) == 0
 
 
@@ -177,12 +177,12 @@ def test_ends_when_patience_has_run_out_and_says_which_was_best():
         evaluate=losses_by_step([0.1, 5.0, 4.0, 4.5, 4.4, 3.0]),
         eval_steps=5,
         selection=Selection(early_stopping_patience=2),
-        save=lambda position: saved.append(
-            (int(position.state.step), position.progress)
+        save=lambda run_state: saved.append(
+            (int(run_state.state.step), run_state.progress)
         ),
     )
-    assert trained.ended == "patience"
-    assert trained.position.progress == Progress(4.0, 10, 2)
+    assert trained.stop_reason == "early_stopping"
+    assert trained.run_state.progress == Progress(4.0, 10, 2)
     assert saved == [(20, Progress(4.0, 10, 2))]
 
 
@@ -192,7 +192,7 @@ def test_saves_the_best_where_no_save_was_due():
         max_steps=8,
         evaluate=losses_by_step([9.0, 5.0, 6.0, 4.0, 4.0]),
         eval_steps=2,
-        save=lambda position: saved.append(int(position.state.step)),
+        save=lambda run_state: saved.append(int(run_state.state.step)),
         save_steps=5,
         save_best=True,
     )
@@ -208,7 +208,7 @@ def test_does_not_go_on_where_patience_had_run_out_before():
         max_steps=50,
         selection=Selection(early_stopping_patience=2),
     )
-    assert trained.ended == "patience"
+    assert trained.stop_reason == "early_stopping"
     assert next(batches) == 0
 
 
@@ -237,7 +237,7 @@ def test_a_metric_drives_the_rate_and_its_state_goes_on():
     assert float(get_learning_rate(whole.state.opt_state)) == 0.125
     first = part(begin(), losses[:4], 3)
     assert float(get_learning_rate(first.state.opt_state)) == 0.5
-    second = part(first.position, losses[4:], 6)
+    second = part(first.run_state, losses[4:], 6)
     jax.tree.map(np.testing.assert_array_equal, second, whole)
 
 
@@ -265,10 +265,10 @@ def test_saves_what_was_before_the_step_that_stopped():
             max_steps=6,
             save=saved.append,
         )
-    (position,) = saved
-    assert int(position.state.step) == 3
-    assert int(position.state.num_bad_in_a_row) == 0
-    assert np.isfinite(position.state.params).all()
+    (run_state,) = saved
+    assert int(run_state.state.step) == 3
+    assert int(run_state.state.num_bad_in_a_row) == 0
+    assert np.isfinite(run_state.state.params).all()
 
 
 def test_saves_before_it_says_that_there_are_too_few_batches():
@@ -277,7 +277,7 @@ def test_saves_before_it_says_that_there_are_too_few_batches():
         run(
             [0, 1, 2],
             max_steps=4,
-            save=lambda position: saved.append(int(position.state.step)),
+            save=lambda run_state: saved.append(int(run_state.state.step)),
         )
     assert saved == [3]
 
@@ -296,7 +296,7 @@ def test_an_error_is_not_hidden_by_a_monitor_that_cannot_be_closed():
 def test_a_run_that_is_complete_was_not_asked_to_end():
     asked = iter([False] * 3 + [True])
     trained, _ = run(max_steps=3, should_stop=lambda: next(asked))
-    assert trained.ended == "max_steps"
+    assert trained.stop_reason == "max_steps"
 
 
 def test_says_at_the_start_that_the_metric_is_missing():

@@ -18,9 +18,9 @@ from jaxopt_tf.training import (
     Selection,
     init_train_state,
     make_train_step,
-    restore_position,
+    restore_run_state,
     resumable,
-    save_position,
+    save_run_state,
     train,
 )
 
@@ -70,9 +70,9 @@ def run_in(folder, signal_at=None, losses=(5.0, 4.0, 4.5), **options):
 def test_ends_as_if_it_had_never_been_broken_off(tmp_path):
     unbroken = run_in(tmp_path / "unbroken")
     first = run_in(tmp_path / "broken", signal_at=7)
-    assert (first.ended, int(first.state.step)) == ("asked", 8)
+    assert (first.stop_reason, int(first.state.step)) == ("should_stop", 8)
     second = run_in(tmp_path / "broken")
-    assert second.ended == "max_steps"
+    assert second.stop_reason == "max_steps"
     leaves = [jax.tree.leaves(t.state.replace(rng=None)) for t in (unbroken, second)]
     for left, right in zip(*leaves, strict=True):
         np.testing.assert_array_equal(left, right)
@@ -81,9 +81,9 @@ def test_ends_as_if_it_had_never_been_broken_off(tmp_path):
 def test_remembers_the_best_evaluation_and_the_patience(tmp_path):
     first = run_in(tmp_path, signal_at=9)
     expected = Progress(best_metric=4.0, best_step=3, num_worse_in_a_row=2)
-    assert first.position.progress == expected
+    assert first.run_state.progress == expected
     second = run_in(tmp_path, selection=Selection(early_stopping_patience=2))
-    assert (second.ended, int(second.state.step)) == ("patience", 10)
+    assert (second.stop_reason, int(second.state.step)) == ("early_stopping", 10)
 
 
 def test_keeps_the_best_checkpoint_whatever_the_limit(tmp_path):
@@ -98,7 +98,7 @@ def test_a_rate_that_a_metric_drives_is_resumed(tmp_path):
     run_in(tmp_path / "broken", signal_at=10, **options)
     # Its evaluations are those after the interruption: 5.0 is before the first step.
     resumed = run_in(tmp_path / "broken", losses=[5.0], **options)
-    assert resumed.position.schedule_state == unbroken.position.schedule_state
+    assert resumed.run_state.schedule_state == unbroken.run_state.schedule_state
     rates = [get_learning_rate(t.state.opt_state) for t in (unbroken, resumed)]
     assert rates[0] == rates[1] == np.float32(0.1 * 0.3**3)
     with (
@@ -120,11 +120,11 @@ def test_refuses_the_checkpoint_of_another_model(tmp_path):
 def test_a_position_comes_back_with_its_notes_aside(tmp_path):
     from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_notes
 
-    position = RunState(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
+    run_state = RunState(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
     with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
-        path = save_position(checkpoints, position, {"settings": {"seed": 1}})
-    restored = restore_position(path, position)
-    assert restored.progress == position.progress
+        path = save_run_state(checkpoints, run_state, {"settings": {"seed": 1}})
+    restored = restore_run_state(path, run_state)
+    assert restored.progress == run_state.progress
     np.testing.assert_array_equal(restored.schedule_state["rate"], np.ones(2))
     assert read_notes(path)["settings"] == {"seed": 1}
-    assert restore_position(None, position) is position
+    assert restore_run_state(None, run_state) is run_state

@@ -40,8 +40,10 @@ def batches(recipe: Recipe):
 
 def digits_task(**changes) -> Task:
     x, y = digits()
-    held_out = [{"x": x[1500:], "y": y[1500:]}]
-    task = Task(loss_fn=loss_fn, init=perceptron, batches=batches, held_out=held_out)
+    eval_batches = [{"x": x[1500:], "y": y[1500:]}]
+    task = Task(
+        loss_fn=loss_fn, init=perceptron, batches=batches, eval_batches=eval_batches
+    )
     return dataclasses.replace(task, **changes)
 
 
@@ -59,6 +61,6 @@ def alone(task: Task, recipe: Recipe) -> tuple[np.ndarray, float]:
     for _, batch in zip(range(recipe.max_steps), task.batches(recipe), strict=False):
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss))
-    (batch,) = task.held_out
+    (batch,) = task.eval_batches
     total, num_items = jax.jit(task.loss_fn)(state.params, batch)
     return np.array(losses), float(total / num_items)

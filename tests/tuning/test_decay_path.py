@@ -43,7 +43,7 @@ def assert_as_alone(path, examples, *, warm_starts=False, loss_fn=tasks.loss_fn)
     """Trains each run with `make_train_step`, from the strongest decay on."""
     rows = jax.tree.map(lambda leaf: leaf[:, None], examples)  # each a batch of one
     losses_of_rows = jax.jit(jax.vmap(tasks.loss_fn, in_axes=(None, 0)))
-    num_decays, num_folds = path.held_out.shape
+    num_decays, num_folds = path.eval_loss.shape
     takes_key = loss_fn is not tasks.loss_fn
     ends = [tasks.perceptron(path.base.seed)] * num_folds
     for d in reversed(range(num_decays)):
@@ -67,7 +67,7 @@ def assert_as_alone(path, examples, *, warm_starts=False, loss_fn=tasks.loss_fn)
             ends[f] = state.params
             losses = np.array(losses_of_rows(state.params, rows)[0])
             for ours, which in (
-                (path.held_out, path.fold == f),
+                (path.eval_loss, path.fold == f),
                 (path.training, path.fold != f),
             ):
                 np.testing.assert_allclose(
@@ -129,7 +129,7 @@ def test_a_limit_of_memory_and_several_devices_change_nothing():
     options |= {"devices": jax.devices()[:2], "memory_limit": 25_000}
     path = tuning.decay_path(*given, **options)
     assert len(inits) >= 3  # one to measure, and of each group
-    np.testing.assert_allclose(path.held_out, whole.held_out, rtol=1e-5)
+    np.testing.assert_allclose(path.eval_loss, whole.eval_loss, rtol=1e-5)
     np.testing.assert_allclose(path.training, whole.training, rtol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_a_decay_that_diverges_stops_no_other():
         assert list(np.isfinite(path.mean)) == [True, False]
         assert np.isinf(path.training[1]).all()
         # Warm starts are from where the one that diverged began: from scratch, here.
-        np.testing.assert_allclose(path.held_out[0], beside.held_out[0], rtol=1e-5)
+        np.testing.assert_allclose(path.eval_loss[0], beside.eval_loss[0], rtol=1e-5)
 
 
 def test_says_so_where_all_diverge():

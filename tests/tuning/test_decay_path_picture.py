@@ -45,7 +45,7 @@ def test_of_many_decays_some_have_ticks():
 
 def test_those_that_diverged_are_marked_at_the_top():
     path = path_of([0.1, 1.0, 10.0], [(1.0, 0.1), (1.1, 0.1), (2.0, 0.1)])
-    path.held_out[2, 0] = np.inf
+    path.eval_loss[2, 0] = np.inf
     panel, lines = shown(path.picture())
     assert list(lines["diverged"].get_xdata()) == [10.0]
     assert panel.get_ylim()[1] < 2

@@ -9,11 +9,11 @@ from jaxopt_tf.tuning import DecayPath
 BASE = Recipe(max_steps=10, learning_rate=1e-3, weight_decay=7.0)
 
 
-def path_of(decays, held_out):
+def path_of(decays, eval_loss):
     """Of means and the spread of two folds, of which it is the standard error."""
-    held_out = np.array([[mean - error, mean + error] for mean, error in held_out])
+    eval_loss = np.array([[mean - error, mean + error] for mean, error in eval_loss])
     fold = np.array([0, 1, 1, 0])
-    return DecayPath(BASE, np.array(decays), held_out / 2, held_out, fold)
+    return DecayPath(BASE, np.array(decays), eval_loss / 2, eval_loss, fold)
 
 
 # The lowest mean is 1.0; at 0.3 the loss is within its standard error, at 1 it is not.
@@ -56,9 +56,9 @@ def test_says_where_decays_beyond_should_be_tried():
 
 
 def test_a_fold_that_diverged_rules_its_decay_out():
-    held_out = np.array([[2.0, 2.0], [0.5, np.inf], [1.0, 1.5]])
+    eval_loss = np.array([[2.0, 2.0], [0.5, np.inf], [1.0, 1.5]])
     decays = np.array([0.0, 0.1, 1.0])
-    path = DecayPath(BASE, decays, held_out, held_out, np.array([0, 1]))
+    path = DecayPath(BASE, decays, eval_loss, eval_loss, np.array([0, 1]))
     assert np.isinf(path.mean[1])
     assert np.isnan(path.standard_error[1])
     assert path.best == path.suggestion == 1.0
@@ -75,9 +75,9 @@ def test_the_table_marks_the_lowest_and_the_suggested():
 
 
 def test_refuses_a_path_that_diverged_everywhere():
-    held_out = np.array([[np.inf, 1.0], [1.0, np.inf]])
+    eval_loss = np.array([[np.inf, 1.0], [1.0, np.inf]])
     with pytest.raises(
         ValueError,
         match=r"`decays` .* each of 2 diverged; the smallest was 0\.1, .* 0\.001",
     ):
-        DecayPath(BASE, np.array([0.1, 1.0]), held_out, held_out, np.array([0, 1]))
+        DecayPath(BASE, np.array([0.1, 1.0]), eval_loss, eval_loss, np.array([0, 1]))

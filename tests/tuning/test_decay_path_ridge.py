@@ -44,6 +44,6 @@ def test_l2_comes_to_the_solutions_of_ridge_regression():
     for d, f in np.ndindex(3, 4):
         rest, own = path.fold != f, path.fold == f
         ridge = Ridge(alpha=90 * decays[d] / 2).fit(x[rest], y[rest])
-        for ours, rows in ((path.training, rest), (path.held_out, own)):
+        for ours, rows in ((path.training, rest), (path.eval_loss, own)):
             theirs = np.mean((ridge.predict(x[rows]) - y[rows]) ** 2)
             np.testing.assert_allclose(ours[d, f], theirs, rtol=1e-4)

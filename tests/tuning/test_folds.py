@@ -21,8 +21,8 @@ def folds_of(num_rows, num_folds, **changes):
     return make_folds(rows_of(num_rows), num_folds, recipe)
 
 
-def drawn(folds, held_out, num_batches):
-    batches = folds.training_batches(held_out)
+def drawn(folds, left_out, num_batches):
+    batches = folds.training_batches(left_out)
     return [batch["row"] for batch in itertools.islice(batches, num_batches)]
 
 
@@ -34,7 +34,7 @@ def test_folds_differ_by_one_row_at_most_and_are_shuffled_by_the_seed():
     assert (fold != np.arange(23) % 4).any()
 
 
-def test_every_row_is_held_out_once():
+def test_every_row_is_evaluated_once():
     for num_rows, size in itertools.product((7, 10, 23), (1, 3, 4)):
         folds = folds_of(num_rows, 3, per_device_train_batch_size=size)
         by_fold = folds.evaluation_batches()
@@ -49,10 +49,10 @@ def test_every_row_is_held_out_once():
 
 def test_a_fold_is_trained_on_each_row_of_the_others_once_before_any_twice():
     folds = folds_of(10, 3, seed=0)
-    (held_out,) = np.flatnonzero(np.bincount(folds.fold) == 4)
-    taken = np.concatenate(drawn(folds, held_out, 6))  # 6 rows, four times
+    (left_out,) = np.flatnonzero(np.bincount(folds.fold) == 4)
+    taken = np.concatenate(drawn(folds, left_out, 6))  # 6 rows, four times
     for one_pass in taken.reshape(4, 6):
-        assert sorted(one_pass) == list(np.flatnonzero(folds.fold != held_out))
+        assert sorted(one_pass) == list(np.flatnonzero(folds.fold != left_out))
     assert (taken[:6] != taken[6:12]).any()
 
 

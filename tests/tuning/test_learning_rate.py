@@ -62,7 +62,7 @@ def test_tries_the_whole_schedule_in_fewer_steps():
     short = dataclasses.replace(
         recipe, max_steps=50, warmup_steps=5, learning_rate=float(found.rates[0])
     )
-    task = quadratic(held_out=[np.zeros((1, 20), np.float32)])
+    task = quadratic(eval_batches=[np.zeros((1, 20), np.float32)])
     losses, _ = tasks.alone(task, short)
     np.testing.assert_allclose(found.losses[0], losses[45:].mean(), rtol=1e-5)
 

@@ -40,10 +40,10 @@ def recipes_of(*changes, base=BASE):
 
 def assert_as_alone(task, recipes, runs):
     for i, recipe in enumerate(recipes):
-        losses, held_out = tasks.alone(task, recipe)
+        losses, eval_loss = tasks.alone(task, recipe)
         ours = runs.losses[i, : recipe.max_steps]
         np.testing.assert_allclose(ours, losses, rtol=1e-5, err_msg=str(i))
-        np.testing.assert_allclose(runs.held_out[i], held_out, rtol=1e-5)
+        np.testing.assert_allclose(runs.eval_loss[i], eval_loss, rtol=1e-5)
         assert np.isnan(runs.losses[i, recipe.max_steps :]).all()
 
 
@@ -94,7 +94,7 @@ def test_several_devices_share_the_runs():
     runs = tuning.train_many(task, recipes_of(*rates), devices=jax.devices()[:2])
     on_one = train_many(task, recipes_of(*rates))
     np.testing.assert_allclose(runs.losses, on_one.losses, rtol=1e-5)
-    np.testing.assert_allclose(runs.held_out, on_one.held_out, rtol=1e-5)
+    np.testing.assert_allclose(runs.eval_loss, on_one.eval_loss, rtol=1e-5)
 
 
 def test_a_limit_of_memory_makes_groups_of_runs():
@@ -105,7 +105,7 @@ def test_a_limit_of_memory_makes_groups_of_runs():
         passes.append(recipe)
         return tasks.batches(recipe)
 
-    task = tasks.digits_task(batches=counted, held_out=())
+    task = tasks.digits_task(batches=counted, eval_batches=())
     with pytest.raises(ValueError, match="`memory_limit` must be at least") as refusal:
         train_many(task, recipes, memory_limit=1_000)
     of_one = int(
@@ -114,13 +114,13 @@ def test_a_limit_of_memory_makes_groups_of_runs():
     passes.clear()
     runs = train_many(task, recipes, memory_limit=2.1 * of_one)
     assert len(passes) == 3  # one to measure, and two groups
-    assert runs.held_out is None
+    assert runs.eval_loss is None
     without = train_many(task, recipes)
     np.testing.assert_allclose(runs.losses, without.losses, rtol=1e-5)
     # Runs are evaluated within the limit, too.
     large = [{"x": np.zeros((200_000, 64), "f"), "y": np.zeros(200_000, "i")}]
     with pytest.raises(ValueError, match="`memory_limit` must be at least"):
-        train_many(tasks.digits_task(held_out=large), recipes, memory_limit=1e6)
+        train_many(tasks.digits_task(eval_batches=large), recipes, memory_limit=1e6)
 
 
 def test_one_that_diverges_stays_as_it_was_and_stops_nobody():
@@ -170,22 +170,22 @@ def test_one_device_may_be_any():
         tuning.train_many(tasks.digits_task(), [BASE], devices=[])
 
 
-def runs_of(recipes, held_out=None):
+def runs_of(recipes, eval_loss=None):
     """Runs with losses that fall, the first one from the lowest loss."""
     rng = np.random.default_rng(0)
     start = 3.0 + np.arange(len(recipes))[:, None]
     losses = start - np.linspace(0, 1, 40) + 0.1 * rng.normal(size=(len(recipes), 40))
-    return Runs(tuple(recipes), np.float32(losses), held_out)
+    return Runs(tuple(recipes), np.float32(losses), eval_loss)
 
 
-def test_the_best_is_the_one_with_the_lowest_held_out_loss():
+def test_the_best_is_the_one_with_the_lowest_evaluation_loss():
     recipes = recipes_of({"learning_rate": 1e-6}, {"learning_rate": 1e-2})
     runs = runs_of(recipes, np.array([2.5, 2.4]))
     assert runs.best_recipe == recipes[1]
     assert runs.table(most=1).row_count == 1
 
 
-def test_without_held_out_batches_the_last_tenth_of_the_losses_counts():
+def test_without_evaluation_batches_the_last_tenth_of_the_losses_counts():
     runs = runs_of(recipes_of({"learning_rate": 1e-6}, {"max_steps": 30}))
     assert runs.best == 0
     np.testing.assert_allclose(runs.final[0], runs.losses[0, 36:].mean(), rtol=1e-6)
@@ -223,13 +223,13 @@ def test_refuses_a_schedule_that_a_metric_drives():
         train_many(tasks.digits_task(), [recipe])
 
 
-def test_refuses_held_out_batches_that_are_none():
+def test_refuses_evaluation_batches_without_items():
     x, y = tasks.digits()
-    with pytest.raises(TypeError, match="`held_out` must be a list of batches"):
-        tasks.digits_task(held_out={"x": x, "y": y})
+    with pytest.raises(TypeError, match="`eval_batches` must be a list of batches"):
+        tasks.digits_task(eval_batches={"x": x, "y": y})
     ignored = [{"x": x[:8], "y": np.full(8, -100, np.int32)}]
-    with pytest.raises(ValueError, match="`held_out` must have items"):
-        train_many(tasks.digits_task(held_out=ignored), [BASE])
+    with pytest.raises(ValueError, match="`eval_batches` must have items"):
+        train_many(tasks.digits_task(eval_batches=ignored), [BASE])
 
 
 @pytest.mark.parametrize("name", ["loss_fn", "init", "batches"])

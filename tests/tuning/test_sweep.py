@@ -74,8 +74,8 @@ def test_a_grid_is_every_combination_and_a_run_is_what_train_many_makes_of_it():
     assert [trial.step for trial in found.last] == [40] * 4
     assert found.table(most=3).row_count == 3
     runs = tuning.train_many(tasks.digits_task(), found.recipes, devices=ONE)
-    held_out = [trial.held_out for trial in found.last]
-    np.testing.assert_allclose(held_out, runs.held_out, rtol=1e-6)
+    eval_loss = [trial.eval_loss for trial in found.last]
+    np.testing.assert_allclose(eval_loss, runs.eval_loss, rtol=1e-6)
 
 
 def test_random_search_stays_between_the_bounds_and_repeats():
@@ -119,7 +119,7 @@ def test_halving_trains_on_the_better_half_only_and_compiles_each_size_once(capl
     (end,) = [trial for trial in found.last if trial.step == 40]
     assert end.run == 3  # the rate that learns most here
     # The one that was looked at on its way is the one that nobody stopped.
-    np.testing.assert_allclose(end.held_out, whole.last[end.run].held_out, rtol=1e-6)
+    np.testing.assert_allclose(end.eval_loss, whole.last[end.run].eval_loss, rtol=1e-6)
     assert found.best_recipe == found.recipes[end.run]
 
 
@@ -130,7 +130,7 @@ def test_runs_that_go_on_are_fed_by_their_own_seed():
     (halved,) = [t for t in found.last if t.step == 40]
     whole = sweep(over).last[halved.run]
     assert halved.run == 4
-    np.testing.assert_allclose(halved.held_out, whole.held_out, rtol=1e-6)
+    np.testing.assert_allclose(halved.eval_loss, whole.eval_loss, rtol=1e-6)
 
 
 def test_killed_and_started_again_repeats_nothing(tmp_path):
@@ -146,7 +146,7 @@ def test_killed_and_started_again_repeats_nothing(tmp_path):
     assert len(ended.trials) > len(lines)
     assert [t[:2] for t in ended.trials] == [t[:2] for t in unbroken.trials]
     for ours, theirs in zip(ended.trials, unbroken.trials, strict=True):
-        np.testing.assert_allclose(ours.held_out, theirs.held_out, rtol=1e-6)
+        np.testing.assert_allclose(ours.eval_loss, theirs.eval_loss, rtol=1e-6)
     # All is done: nothing is trained any more.
     again, read = counting(tasks.digits_task())
     assert sweep(over, again, halving=2, folder=tmp_path).trials == ended.trials
@@ -169,7 +169,7 @@ def test_writes_a_line_for_each_trial(finished):
     lines = (folder / "sweep.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert first["learning_rate"] == 1e-3
-    assert first["held_out_loss"] == found.last[0].held_out
+    assert first["held_out_loss"] == found.last[0].eval_loss
     assert (second["run"], second["step"], second["loss"]) == (1, 40, None)
     assert (first["has_diverged"], second["has_diverged"]) == (False, True)
 
@@ -227,7 +227,7 @@ def test_refuses_the_folder_of_another_sweep(finished):
     with pytest.raises(ValueError, match="`folder` must .* has other recipes"):
         sweep({"learning_rate": [1e-2]}, folder=folder)
     x, y = tasks.digits()
-    other = tasks.digits_task(held_out=[{"x": x[1600:], "y": y[1600:]}])
+    other = tasks.digits_task(eval_batches=[{"x": x[1600:], "y": y[1600:]}])
     with pytest.raises(ValueError, match="`folder` must .* has other data"):
         sweep(FINISHED, other, folder=folder)
     elsewhere = tasks.digits_task(init=lambda seed: tasks.perceptron(seed + 1))

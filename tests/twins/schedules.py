@@ -309,8 +309,8 @@ def random_stream(rng, length=300):
     if rng.random() < 0.5:
         metrics = np.round(metrics, 1)
     metrics = metrics.astype(np.float32)
-    odd = rng.random(length) < rng.choice([0.0, 0.02, 0.1])
-    metrics[odd] = rng.choice([np.nan, np.inf, -np.inf], size=odd.sum())
+    unexpected = rng.random(length) < rng.choice([0.0, 0.02, 0.1])
+    metrics[unexpected] = rng.choice([np.nan, np.inf, -np.inf], size=unexpected.sum())
     return metrics
 
 

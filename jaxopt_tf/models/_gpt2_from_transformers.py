@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._io import read_json_object
-from ._config import GPT2Config
+from ._gpt2_config import GPT2Config
 
 # Settings of Transformers' GPT-2 of which this model supports a single value.
 _FIXED = {

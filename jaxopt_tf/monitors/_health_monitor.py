@@ -61,7 +61,7 @@ _SMALLER_STEPS = (
 )
 
 
-def watcher(
+def health_monitor(
     say: Callable[[str], None] = print, *, param_dtype: str = "float32"
 ) -> Monitor:
     """Reports problems of training, each in one sentence with a proposed change.
@@ -190,19 +190,19 @@ def _plateau(stats: RunningStats, blocks: Block) -> str | None:
     needed = _STUCK_STEPS if stats.noise < _QUIET * size else _STUCK_STEPS_IN_NOISE
     error = stats.noise / math.sqrt(STEPS_IN_A_BLOCK)
     if (
-        stats.num_full * STEPS_IN_A_BLOCK < needed
+        stats.num_full_rate_blocks * STEPS_IN_A_BLOCK < needed
         or stats.start - stats.best > max(_FALL * size, _FALL_OVER_ERROR * error)
         or not _run_stats.is_flat(blocks.loss, _FALL_OVER_ERROR)
     ):
         return None
     ratio = blocks.update_ratio[-1]
-    cure = "check that labels belong to their inputs, or lower `learning_rate`"
+    remedy = "check that labels belong to their inputs, or lower `learning_rate`"
     if ratio < _SMALL_UPDATES:
-        cure = "raise `learning_rate`, or look for units that are always off"
+        remedy = "raise `learning_rate`, or look for units that are always off"
     loss = blocks.loss[len(blocks.loss) // 2 :].mean()
     return (
         f"the loss is {loss:.4g} and was {stats.start:.4g} at the start, it is stuck "
-        f"while parameters change by {ratio:.0e} a step; {cure}"
+        f"while parameters change by {ratio:.0e} a step; {remedy}"
     )
 
 
@@ -245,7 +245,7 @@ class _Gap(NamedTuple):
 
 
 class _Watcher:
-    """State of `watcher`: statistics, evaluations, and reported problems."""
+    """State of `health_monitor`: statistics, evaluations, and reported problems."""
 
     def __init__(self, say: Callable[[str], None], param_dtype: str) -> None:
         """Creates the state before the first step."""

@@ -1,9 +1,9 @@
-"""What the watcher says, and when it is silent; of real runs see the benchmark."""
+"""Findings of the health monitor; for real runs see the benchmark."""
 
 import numpy as np
 import pytest
 
-from jaxopt_tf.monitors import watcher
+from jaxopt_tf.monitors import health_monitor
 from jaxopt_tf.training import Evaluation
 from tests.events import metrics_of, part, tell, window_of
 
@@ -23,15 +23,15 @@ def falling(noise=0.05, start=5.0, end=2.0, size=1000, seed=0):
 
 def said_of(loss, *, param_dtype="float32", cuts=(), evaluations=None, **numbers):
     sentences = []
-    monitor = watcher(sentences.append, param_dtype=param_dtype)
+    monitor = health_monitor(sentences.append, param_dtype=param_dtype)
     tell(monitor, metrics_of(loss, **numbers), cuts=cuts, evaluations=evaluations)
     monitor.close()
     return sentences
 
 
 def test_is_silent_on_a_loss_that_falls():
-    held_out = {step: float(falling(0.0)[step - 1]) for step in range(50, 1001, 50)}
-    assert said_of(falling(), evaluations=held_out) == []
+    evaluation = {step: float(falling(0.0)[step - 1]) for step in range(50, 1001, 50)}
+    assert said_of(falling(), evaluations=evaluation) == []
 
 
 def diverging(to=4.0, since=400):
@@ -283,17 +283,17 @@ def test_a_healthy_run_with_four_evaluations_is_not_overfitting(kind, seed):
 
 
 @pytest.mark.parametrize("rise", [0.005, -0.005])
-def test_a_held_out_loss_that_creeps_is_not_overfitting(rise):
-    held_out = {step: 2.4 + rise * step / 50 for step in range(50, 1001, 50)}
-    assert said_of(falling(end=0.1), evaluations=held_out) == []
+def test_an_evaluation_loss_that_creeps_is_not_overfitting(rise):
+    evaluation = {step: 2.4 + rise * step / 50 for step in range(50, 1001, 50)}
+    assert said_of(falling(end=0.1), evaluations=evaluation) == []
 
 
-def test_a_held_out_loss_that_goes_up_and_down_is_not_overfitting():
+def test_an_evaluation_loss_that_goes_up_and_down_is_not_overfitting():
     rng = np.random.default_rng(0)
-    held_out = {
+    evaluation = {
         step: 2.4 + 0.3 * abs(float(rng.normal())) for step in range(25, 1001, 25)
     }
-    assert said_of(falling(end=0.1), evaluations=held_out) == []
+    assert said_of(falling(end=0.1), evaluations=evaluation) == []
 
 
 def test_where_the_training_loss_rises_too_it_is_not_overfitting():
@@ -347,7 +347,7 @@ def test_says_the_same_however_windows_are_cut():
 
 def test_says_the_same_of_a_run_told_again_from_a_file():
     metrics, sentences = metrics_of(diverging()), []
-    monitor = watcher(sentences.append)
+    monitor = health_monitor(sentences.append)
     tell(monitor, part(metrics, 0, 490))
     assert sentences == []
     tell(monitor, part(metrics, 490, 1000), first_step=491)
@@ -355,14 +355,14 @@ def test_says_the_same_of_a_run_told_again_from_a_file():
 
 
 def test_prints_where_nothing_else_is_said(capsys):
-    monitor = watcher()
+    monitor = health_monitor()
     monitor.window(window_of(1, [2.0, np.nan]))
     assert capsys.readouterr().out.startswith("step 2: the loss is nan")
 
 
 def test_an_evaluation_without_a_loss_is_passed_over():
     sentences = []
-    monitor = watcher(sentences.append)
+    monitor = health_monitor(sentences.append)
     monitor.evaluation(Evaluation(0, {"accuracy": 0.5}))
     monitor.window(window_of(1, [2.0]))
     monitor.evaluation(Evaluation(1, {"loss": np.nan}))
@@ -372,4 +372,4 @@ def test_an_evaluation_without_a_loss_is_passed_over():
 @pytest.mark.parametrize("param_dtype", ["int32", "float33"])
 def test_refuses_a_dtype_that_parameters_cannot_have(param_dtype):
     with pytest.raises(ValueError, match="`param_dtype` must be the name of"):
-        watcher(param_dtype=param_dtype)
+        health_monitor(param_dtype=param_dtype)

@@ -1,0 +1,381 @@
+"""Rows for fine-tuning: prompts and completions, or conversations.
+
+The tokens and labels are those of TRL's `SFTTrainer`.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from .._checks import counted
+from ._chat_template import ChatTokenizer
+from ._corpus import Corpus, make_corpus, tenth_of_rows
+from ._row_files import Row, check_encodable, listed, read_rows, sha256_of
+from ._token_cache import write_once
+from ._tokens import Documents, TokenFile, chunks
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+# Version of the algorithm: files of other versions are written again.
+_VERSION = 1
+# Rows that are encoded in parallel.
+_ROWS_AT_ONCE = 512
+# Follows each row in the file. ~token = -token - 1 is greater for each int32 token that
+# a vocabulary has.
+_END_OF_ROW = np.iinfo(np.int32).min
+_NOT_PREFIX = "not_prefix"
+
+Kind = Literal["strings", "prompts", "messages"]
+
+
+def read_conversations(
+    train_files: Sequence[Path],
+    *,
+    tokenizer: Path,
+    cache_dir: Path,
+    validation_files: Sequence[Path] = (),
+    completion_only_loss: bool = True,
+    chat_template: Path | None = None,
+) -> Corpus:
+    """Reads rows for fine-tuning; `PackedRows` packs them.
+
+    All rows have the columns of the first one, in one of three forms:
+
+    - `prompt` and `completion` are strings. The text is their concatenation, to which
+      the end-of-document token is appended unless it ends with it. It is encoded with
+      the special tokens that the tokenizer adds, such as one at the start.
+    - `prompt` and `completion` are lists of messages, each an object with `role` and
+      `content`. The chat template renders them, and adds all special tokens.
+    - `messages` is a list of messages, rendered likewise.
+
+    Columns `tools` (a list of JSON schemas, or a string that contains it) and
+    `chat_template_kwargs` (an object) are passed to the template. Other columns are
+    ignored.
+
+    The loss is on the completion, which starts at the first token that differs between
+    prompt and whole text, or on the answers in `messages`: the text in {% generation %}
+    if the template has this tag. Otherwise an answer starts at the end of the messages
+    before it, rendered with the start of an answer, and ends at the end of the messages
+    up to it; the template must then render each part as it does in the whole.
+
+    The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
+    to `validation.bin`, and used again while files and tokenizer are unchanged. `notes`
+    of the corpus contains the number of rows whose prompt is not a prefix. A template
+    that writes the date is therefore rendered once.
+
+    Args:
+        train_files: .jsonl, .json, .csv or .parquet files, as for `read_rows`.
+        tokenizer: path of a `tokenizer.json`; `ChatTokenizer` reads the files beside
+            it.
+        cache_dir: folder of the tokens. Only one process at a time may use it.
+        validation_files: rows to evaluate on; without them, a tenth of the rows.
+        completion_only_loss: False for a loss on all tokens.
+        chat_template: file of a Jinja template that replaces that of the tokenizer.
+
+    Returns:
+        A corpus whose `is_masked` is True.
+
+    Raises:
+        ModuleNotFoundError: if pyarrow or jinja2 is needed and not installed.
+        ValueError: if a file or the tokenizer cannot be read; if a row has other
+            columns or values of another type; if messages cannot be rendered or have
+            no answer. The message contains the path and the row.
+
+    Source: TRL 1.16 `trainer/sft_trainer.py`, `SFTTrainer._prepare_dataset`.
+    Differs: the loss of `messages` is on the answers by default, as with
+        `assistant_only_loss=True`. A template without {% generation %} is not replaced.
+    """
+    chat = ChatTokenizer(Path(tokenizer), chat_template=chat_template)
+    parts = [_RowEncoder(chat, train_files, "train_file", completion_only_loss)]
+    if validation_files:
+        parts.append(
+            _RowEncoder(chat, validation_files, "validation_file", completion_only_loss)
+        )
+    paths = [Path(cache_dir, f"{name}.bin") for name in ("tokens", "validation")]
+    paths = paths[: len(parts)]
+    notes = [
+        note
+        for path, part in zip(paths, parts, strict=True)
+        for note in part.write(path)
+    ]
+    stored, documents = _documents(paths)
+    is_evaluation = documents.file == 1
+    if not validation_files:
+        is_evaluation = tenth_of_rows(len(documents.length))
+    corpus = make_corpus(
+        stored,
+        documents,
+        vocab_size=chat.vocab_size,
+        end=None,
+        unit="tokens",
+        is_evaluation=is_evaluation,
+        is_masked=True,
+    )
+    return corpus._replace(notes=tuple(notes))
+
+
+class _Text(NamedTuple):
+    """Text of a row before it is encoded."""
+
+    place: str
+    text: str
+    prompt: str | None  # text of the prompt alone
+    answers: list[tuple[int, int]] | None  # start and end of each answer in `text`
+    has_special_tokens: bool  # False if the tokenizer adds them
+
+
+class _RowEncoder:
+    """Encodes rows as int32: token t is t if it is predicted, otherwise ~t."""
+
+    def __init__(
+        self,
+        chat: ChatTokenizer,
+        paths: Sequence[Path],
+        argument: str,
+        completion_only_loss: bool,
+    ):
+        if not paths:
+            raise ValueError(f"`{argument}` must name at least one file, got none.")
+        self._chat, self._paths, self._argument = chat, paths, argument
+        self._completion_only_loss = completion_only_loss
+        self._num_not_prefix = 0
+
+    def write(self, path: Path) -> list[str]:
+        """Writes the tokens unless they are there; returns sentences about rows."""
+        made_from = {
+            "version": _VERSION,
+            "rows": [sha256_of(Path(path), self._argument) for path in self._paths],
+            "tokenizer": self._chat.sha256,
+            "completion_only_loss": self._completion_only_loss,
+        }
+        counts = write_once(
+            path,
+            made_from,
+            self._encode,
+            {"vocab_size": self._chat.vocab_size},
+            counts=lambda: {_NOT_PREFIX: self._num_not_prefix},
+        )
+        if not counts[_NOT_PREFIX]:
+            return []
+        rows = counted(counts[_NOT_PREFIX], "row")
+        return [
+            f"`{self._argument}`: in {rows} the tokens of the prompt are not the first "
+            "ones of the whole text; the completion starts where they differ"
+        ]
+
+    def _encode(self) -> Iterator[np.ndarray]:
+        texts = self._texts()
+        while some := list(itertools.islice(texts, _ROWS_AT_ONCE)):
+            whole = self._encodings([row.text for row in some], some[0])
+            prompts: Iterator[Encoding] = iter(())
+            if some[0].prompt is not None:
+                prompts = iter(self._encodings([str(r.prompt) for r in some], some[0]))
+            parts: list[np.ndarray] = []
+            for row, encoding in zip(some, whole, strict=True):
+                ids = np.asarray(encoding.ids, np.int32)
+                is_predicted = np.ones(len(ids), bool)
+                if row.prompt is not None:
+                    is_predicted[: self._prompt_length(next(prompts).ids, ids)] = False
+                elif row.answers is not None:
+                    is_predicted = _in_answers(encoding, row.answers)
+                if not is_predicted.any():
+                    raise ValueError(
+                        f"`{self._argument}` must have an answer of the assistant in "
+                        f"each row, but {row.place} has none that the chat template "
+                        "renders. Remove the row, or set `completion_only_loss` to "
+                        "False."
+                    )
+                parts += [np.where(is_predicted, ids, ~ids), np.asarray([_END_OF_ROW])]
+            yield np.concatenate(parts).astype("<i4")
+
+    def _encodings(self, texts: list[str], first: _Text) -> "list[Encoding]":
+        try:
+            return self._chat.tokenizer.encode_batch(
+                texts, add_special_tokens=not first.has_special_tokens
+            )
+        # The library raises plain `Exception`s.
+        except Exception as error:
+            raise ValueError(
+                f"`tokenizer` must fit the rows of `{self._argument}`, but it fails: "
+                f"{error}. Give the tokenizer that was made for such text."
+            ) from error
+
+    def _prompt_length(self, prompt: list[int], ids: np.ndarray) -> int:
+        """Returns the number of first tokens that prompt and whole text share."""
+        length = min(len(prompt), len(ids))
+        differs = np.flatnonzero(ids[:length] != np.asarray(prompt[:length], np.int32))
+        length = int(differs[0]) if len(differs) else length
+        self._num_not_prefix += length < len(prompt)
+        return length
+
+    def _texts(self) -> Iterator[_Text]:
+        kind: Kind | None = None
+        for row in read_rows(self._paths, argument=self._argument):
+            found = _kind(row, self._argument)
+            if kind is not None and found != kind:
+                raise ValueError(
+                    f"`{self._argument}` must contain rows of one form, but "
+                    f"{row.place} has {_FORMS[found]}, and the rows before it have "
+                    f"{_FORMS[kind]}. Train on them separately, or convert them."
+                )
+            kind = found
+            text = (
+                self._strings(row) if kind == "strings" else self._rendered(row, kind)
+            )
+            check_encodable(text.text, row.place, self._argument)
+            yield text
+
+    def _strings(self, row: Row) -> _Text:
+        prompt, completion = row.values["prompt"], row.values["completion"]
+        if not completion.endswith(self._chat.eos_token):
+            completion += self._chat.eos_token
+        masked = prompt if self._completion_only_loss else None
+        return _Text(row.place, prompt + completion, masked, None, False)
+
+    def _rendered(self, row: Row, kind: Kind) -> _Text:
+        try:
+            values = dict(row.values.get("chat_template_kwargs") or {})
+            tools = row.values.get("tools")
+            values["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{self._argument}` must have an object as `chat_template_kwargs` and "
+                f"a list, or its JSON, as `tools`, but in {row.place} one of them is "
+                f"not: {error}. Correct or remove it."
+            ) from error
+        try:
+            if kind == "prompts":
+                prompt = row.values["prompt"]
+                start = self._chat.render(prompt, add_generation_prompt=True, **values)
+                whole = self._chat.render(prompt + row.values["completion"], **values)
+                masked = start.text if self._completion_only_loss else None
+                return _Text(row.place, whole.text, masked, None, True)
+            messages = row.values["messages"]
+            whole = self._chat.render(messages, **values)
+            answers = None
+            if self._completion_only_loss:
+                answers = whole.generated
+                if answers is None:
+                    answers = self._answers(messages, whole.text, values)
+            return _Text(row.place, whole.text, None, answers, True)
+        # A TypeError is one of `chat_template_kwargs` that is an argument of `render`.
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{self._argument}` must contain messages that the chat template "
+                f"renders, but with {row.place} {error}."
+            ) from error
+
+    def _answers(
+        self, messages: list[Any], text: str, values: Mapping[str, Any]
+    ) -> list[tuple[int, int]]:
+        """Returns start and end of each answer, from renderings of its beginnings."""
+        answers = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._chat.render(
+                messages[:i], add_generation_prompt=True, **values
+            ).text
+            up_to = self._chat.render(messages[: i + 1], **values).text
+            if not (up_to.startswith(before) and text.startswith(up_to)):
+                raise ValueError(
+                    f"the template renders the first {i + 1} messages alone in another "
+                    "way, so that the answers cannot be found in the text. Give a "
+                    "`chat_template` that encloses answers in {% generation %} and "
+                    "{% endgeneration %}, or the last answer as `completion` and the "
+                    "messages before it as `prompt`, or set `completion_only_loss` to "
+                    "False"
+                )
+            answers.append((len(before), len(up_to)))
+        return answers
+
+
+_FORMS = {
+    "strings": "strings `prompt` and `completion`",
+    "prompts": "lists of messages `prompt` and `completion`",
+    "messages": "`messages`",
+}
+
+
+def _kind(row: Row, argument: str) -> Kind:
+    """Returns the form of a row; raises a ValueError if it has none."""
+    # A column that another row has is null in the formats with a schema.
+    columns = [name for name, value in row.values.items() if value is not None]
+    has_pair = {"prompt", "completion"} <= set(columns)
+    if has_pair == ("messages" in columns):
+        problem = "all three" if has_pair else listed(columns)
+        raise ValueError(
+            f"`{argument}` must have the columns `prompt` and `completion`, or "
+            f"`messages`, but {row.place} has {problem}. Rename them, or remove those "
+            "that are not meant."
+        )
+    names = ("prompt", "completion") if has_pair else ("messages",)
+    values = [row.values[name] for name in names]
+    if has_pair and all(isinstance(value, str) for value in values):
+        return "strings"
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+            wanted = "non-empty lists of messages, each with `role` and `content`"
+            wanted = f"strings or {wanted}" if has_pair else wanted
+            raise ValueError(
+                f"`{argument}` must have {' and '.join(f'`{n}`' for n in names)} as "
+                f"{wanted}, but {name!r} in {row.place} is {_short(value)}. Correct or "
+                "remove the row."
+            )
+    return "prompts" if has_pair else "messages"
+
+
+def _is_message(value: Any) -> bool:
+    # An answer that only calls functions has no content.
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and ("content" in value or "tool_calls" in value)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _in_answers(encoding: "Encoding", answers: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Returns [n], bool: True for the tokens of answers.
+
+    Source: Transformers 5.23 `tokenization_utils_base.py`, `apply_chat_template`.
+    """
+    found = np.zeros(len(encoding.ids), bool)
+    for start, end in answers:
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        if first is None:
+            break
+        found[first : last + 1 if last else None] = True
+    return found
+
+
+def _documents(paths: Sequence[Path]) -> tuple[list[TokenFile], Documents]:
+    """Returns the files and the positions of their rows."""
+    files, columns = [], []
+    for number, path in enumerate(paths):
+        tokens = np.memmap(path, "<i4", mode="r")
+        size = 2**20
+        ends = np.concatenate(
+            [
+                first + np.flatnonzero(tokens[first : first + size] == _END_OF_ROW)
+                for first in range(0, len(tokens), size)
+            ]
+        )
+        start = np.concatenate([[0], ends[:-1] + 1])
+        columns.append((np.full(len(ends), number), start, ends - start))
+        sha256 = hashlib.sha256()
+        for chunk in chunks(path):
+            sha256.update(chunk)
+        files.append(TokenFile(path, tokens.dtype, 0, len(tokens), sha256.hexdigest()))
+    file, start, length = (np.concatenate(c) for c in zip(*columns, strict=True))
+    return files, Documents(file.astype(np.int32), start, length)

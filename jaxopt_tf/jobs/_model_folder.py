@@ -1,0 +1,112 @@
+"""Settings of the model and the tokenizer in a folder of Transformers.
+
+`model_name_or_path` names a folder with config.json, weights and tokenizer.json, as
+`save_pretrained` writes it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data import is_ready_tokens
+from ..models import DecoderConfig, GPT2Config, settings_from_transformers_config
+
+# Fields of a configuration that do not determine the shapes of the parameters, so that
+# they can differ from those in the folder.
+_FREE = (
+    *("gradient_checkpointing", "remat_policy", "scan_layers"),
+    *("resid_pdrop", "embd_pdrop"),
+)
+
+
+def config_type(settings: Mapping[str, Any]) -> type[GPT2Config] | type[DecoderConfig]:
+    """Returns the type of the model's configuration in the settings of a run."""
+    is_gpt2 = settings.get("model_type", "gpt2") == "gpt2"
+    return GPT2Config if is_gpt2 else DecoderConfig
+
+
+def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the settings of the folder `model_name_or_path`, if there is one.
+
+    The folder is not read if the settings have all sizes of a model: those of a run
+    that is resumed.
+
+    Args:
+        settings: settings of a run by name, as for `RunConfig.from_dict`.
+
+    Raises:
+        ValueError: if config.json or tokenizer.json is missing, the architecture is not
+            supported, or a given size differs from the folder's.
+    """
+    settings = dict(settings)
+    if settings.get("model_type") == "gpt2":
+        del settings["model_type"]  # the default; `GPT2Config` has no such field
+    folder = settings.get("model_name_or_path")
+    if folder is None or _has_sizes(settings):
+        return settings
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            "`model_name_or_path` must be a folder that contains config.json, got "
+            f"{str(folder)!r}. Save the model with `save_pretrained`, or download it: "
+            "names of models on a server are not resolved."
+        )
+    try:
+        found = settings_from_transformers_config(folder)
+    except ValueError as error:
+        raise ValueError(_renamed(str(error))) from error
+    if not settings.get("from_scratch", False):
+        _check_sizes(folder, found, settings)
+    if not settings.get("tokenizer") and not any(
+        is_ready_tokens(Path(path)) for path in settings.get("text") or ()
+    ):
+        found["tokenizer"] = _tokenizer(folder)
+    # A null is a setting that is not given.
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {**settings, **found, **given}
+
+
+def _has_sizes(settings: Mapping[str, Any]) -> bool:
+    record = config_type(settings)
+    required = [
+        field.name
+        for field in dataclasses.fields(record)
+        if record is GPT2Config or field.default is dataclasses.MISSING
+    ]
+    return all(name in settings for name in required)
+
+
+def _check_sizes(
+    folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    free = {*_FREE, "block_size"} if "model_type" in found else {*_FREE}
+    differing = [
+        f"`{name}` {settings[name]!r} instead of {found[name]!r}"
+        for name in found
+        if name in settings and name not in free and settings[name] != found[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"The sizes of the model must be those in {str(folder / 'config.json')!r}, "
+            f"got {', '.join(differing)}. Leave them out, or set `from_scratch` to "
+            "initialize the weights."
+        )
+
+
+def _tokenizer(folder: Path) -> Path:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(
+            f"`model_name_or_path` must contain tokenizer.json, got {str(folder)!r}. "
+            "Save it there with `tokenizer.save_pretrained`, give a `tokenizer`, or "
+            "give pretokenized files as `text`."
+        )
+    return path
+
+
+def _renamed(message: str) -> str:
+    """Names the argument of this module in an error of `models`."""
+    for name in ("checkpoint", "folder", "source"):
+        message = message.replace(f"`{name}`", "`model_name_or_path`")
+    return message

@@ -1,0 +1,376 @@
+"""Causal self-attention in three forms: splash attention, cuDNN and XLA.
+
+attend = make_attention(mesh)
+y = attend(q, k, v, segment_ids=segment_ids, window=4096)
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from .. import _checks
+from ._blockwise_attention import blockwise_attention
+
+Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
+
+IMPLEMENTATIONS = ("splash", "cudnn", "xla")
+# Name of the kernel's output and log-sum-exp in policies of `jax.checkpoint`.
+RESIDUALS = "attention"
+
+_BATCH_AXES = ("data", "fsdp")
+_HEAD_AXIS = "tensor"
+_CUDNN_DTYPES = (jnp.float16, jnp.bfloat16)
+# Tiles of the TPU kernel are multiples of 128, the number of lanes of a vector
+# register. Tiles of 512 x 512 scores fit in the scoped VMEM of v5e and v5p, in float32
+# and with heads of 256, too, and are large enough for the matrix units.
+_LANES = 128
+_MAX_TILE = 512
+
+
+class AttentionFn(Protocol):
+    """Function that computes causal self-attention."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+    ) -> jax.Array:
+        """Computes softmax(scale * q k^T) v over the keys that each query can see.
+
+        A query at position t sees keys at positions up to t.
+
+        Args:
+            q: [B, T, H, D], floating-point.
+            k: [B, T, K, D], dtype of `q`. H is a multiple of K; query head h uses key
+                head h // (H // K).
+            v: [B, T, K, D], dtype of `q`.
+            segment_ids: [B, T], int32: a query sees keys with its own id only. None
+                for one segment per row.
+            window: number of keys that a query sees at most, its own included: those
+                at positions from t - window + 1 to t. None for all.
+            scale: factor of the scores; None for D ** -0.5.
+
+        Returns:
+            [B, T, H, D], dtype of `q`.
+
+        Raises:
+            ValueError: if a shape, `window` or the dtypes do not fit, or the mesh does
+                not divide the heads.
+            TypeError: if an argument has the wrong type.
+        """
+        ...
+
+
+def make_attention(
+    mesh: Mesh | None = None, *, implementation: str | None = None
+) -> AttentionFn:
+    """Returns an attention function for the devices of a mesh.
+
+    Three implementations compute the same function:
+
+    - "splash": JAX's Pallas kernel for TPUs, which skips masked tiles and stores no
+      scores. Sequences are padded to a multiple of the tile, which is a multiple of 128
+      and at most 512. It takes float32 and bfloat16. On other devices it is
+      interpreted, which is slow. Its output and log-sum-exp have the name "attention"
+      for policies of `jax.checkpoint`.
+    - "cudnn": `jax.nn.dot_product_attention` with cuDNN's kernel for NVIDIA GPUs. It
+      takes float16 and bfloat16, windows and grouped queries, but no `segment_ids`.
+    - "xla": blocks of queries in plain operations, for all devices and dtypes.
+
+    The default is "splash" on TPUs for float32 and bfloat16 and at least 128 tokens;
+    "cudnn" on NVIDIA GPUs for calls that cuDNN accepts, if it is installed; and "xla"
+    otherwise. When compiling on a machine without a GPU, cuDNN is usually missing.
+
+    On a mesh the function runs in `jax.shard_map`, since XLA does not partition
+    kernels: `data` and `fsdp` shard the batch, `tensor` shards the heads, and no device
+    communicates. A batch that the mesh does not divide is replicated. If `tensor` is a
+    multiple of the number of key heads, key and value heads are repeated, so that each
+    device has the one that its query heads use.
+
+    Matrix products in "splash" and "xla" have the precision that is configured where
+    the function is called. The kernel has two: precisions above bfloat16 are computed
+    in float32.
+
+    Args:
+        mesh: mesh with any of the axes `data`, `fsdp` and `tensor`, of actual devices
+            or of topology descriptions; None for the default device.
+        implementation: "splash", "cudnn" or "xla"; None to choose by device and dtype.
+
+    Raises:
+        ValueError: if `implementation` is unknown.
+
+    Source: jax 0.10 `experimental/pallas/ops/tpu/splash_attention`; `nn/functions.py`,
+        `dot_product_attention`.
+    """
+    if implementation is not None:
+        _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
+    platform, kind = _device(mesh)
+
+    def attend(q, k, v, *, segment_ids=None, window=None, scale=None):
+        _check_arrays(q, k, v, segment_ids)
+        if window is not None:
+            window = _checks.whole_number("window", window, least=1)
+            window = None if window >= q.shape[1] else window
+        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        chosen = implementation or _default(platform, kind, q, segment_ids)
+        if chosen == "splash":
+            # Mosaic, the compiler of the kernel, is for TPUs only.
+            form: Callable = functools.partial(_splash, interpret=platform != "tpu")
+        elif chosen == "cudnn" and implementation is None:
+            form = _cudnn_or_xla
+        elif chosen == "cudnn":
+            form = _cudnn
+        else:
+            form = blockwise_attention
+        form = functools.partial(form, window=window, scale=scale)
+        if mesh is None or mesh.size == 1:
+            return form(q, k, v, segment_ids)
+        return _on_mesh(form, mesh, q, k, v, segment_ids)
+
+    return attend
+
+
+def _device(mesh: Mesh | None) -> tuple[str, str]:
+    """Returns the platform and the kind of the devices for which code is compiled."""
+    # An abstract mesh has no devices.
+    if isinstance(mesh, jax.sharding.Mesh):
+        device = mesh.devices.flat[0]
+        return device.platform, device.device_kind
+    return jax.default_backend(), jax.devices()[0].device_kind
+
+
+def _default(
+    platform: str, kind: str, q: jax.Array, segment_ids: jax.Array | None
+) -> str:
+    if platform == "tpu":
+        is_supported = q.dtype in (jnp.float32, jnp.bfloat16)
+        # Shorter sequences would be padded, and their scores need little memory.
+        return "splash" if is_supported and q.shape[1] >= _LANES else "xla"
+    # The platform of GPUs by AMD is called "gpu", too.
+    if platform == "gpu" and kind.startswith("NVIDIA"):
+        is_supported = q.dtype in _CUDNN_DTYPES and segment_ids is None
+        return "cudnn" if is_supported else "xla"
+    return "xla"
+
+
+def _on_mesh(
+    form: Callable,
+    mesh: Mesh,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """Runs `form` on the part of the batch and the heads of each device."""
+    num_heads, num_keys = q.shape[2], k.shape[2]
+    num_parts = mesh.shape.get(_HEAD_AXIS, 1)
+    if num_heads % num_parts or (num_keys % num_parts and num_parts % num_keys):
+        fit = [
+            n
+            for n in range(1, num_heads + 1)
+            if num_heads % n == 0 and (num_keys % n == 0 or n % num_keys == 0)
+        ]
+        raise ValueError(
+            f"`mesh` must divide the {num_heads} query heads evenly, and the "
+            f"{num_keys} key heads evenly or be a multiple of them, got "
+            f"tensor={num_parts}. The size may be {', '.join(map(str, fit))}; assign "
+            "the remaining devices to data or fsdp."
+        )
+    if num_keys % num_parts:
+        k, v = (jnp.repeat(x, num_parts // num_keys, axis=2) for x in (k, v))
+    names = tuple(name for name in _BATCH_AXES if name in mesh.shape)
+    num_batch_parts = 1
+    for name in names:
+        num_batch_parts *= mesh.shape[name]
+    batch = names if q.shape[0] % num_batch_parts == 0 else ()
+    heads = _HEAD_AXIS if _HEAD_AXIS in mesh.shape else None
+    spec = PartitionSpec(batch, None, heads)
+    return jax.shard_map(
+        form,
+        mesh=mesh,
+        in_specs=(spec, spec, spec, PartitionSpec(batch)),
+        out_specs=spec,
+        # Outputs of `pallas_call` do not state over which axes they vary.
+        check_vma=False,
+    )(q, k, v, segment_ids)
+
+
+def _splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    *,
+    window: int | None,
+    scale: float,
+    interpret: bool,
+) -> jax.Array:
+    length = q.shape[1]
+    num_tiles = -(-length // _MAX_TILE)
+    tile = -(-length // (num_tiles * _LANES)) * _LANES
+    padding = num_tiles * tile - length
+    # In float32: bfloat16 would round the scale, and all scores by the same factor.
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    # Padding is at the end: no other query sees its keys, because attention is causal.
+    pad = functools.partial(jnp.pad, mode="constant")
+    q, k, v = (
+        pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
+        for x in (q, k, v)
+    )
+    if segment_ids is not None:
+        segment_ids = pad(segment_ids, ((0, 0), (0, padding)))
+    options = (window, tile, interpret, _kernel_precision(q.dtype))
+    y = _splash_kernel(options, q, k, v, segment_ids)
+    return jnp.swapaxes(y[:, :, :length], 1, 2)
+
+
+def _kernel_precision(dtype: Any) -> str | None:
+    """Returns the configured precision as one of the two that the kernel supports."""
+    # mypy does not know the attributes of `jax.config`.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    # Mosaic raises an error for three passes ("high"), and for bfloat16 operands with
+    # any precision but the default, which is exact for them.
+    one_pass = (None, "default", "fastest", "bfloat16")
+    return None if precision in one_pass or dtype == jnp.bfloat16 else "highest"
+
+
+# The kernel's own gradient is traced after the context `jax.default_matmul_precision`
+# has been left, and would have another precision. Here both passes set it themselves.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _splash_kernel(options, q, k, v, segment_ids):
+    with _precision(options):
+        return _call_kernel(options, q, k, v, segment_ids)
+
+
+def _splash_forward(options, q, k, v, segment_ids):
+    def of_arrays(q, k, v):
+        return _call_kernel(options, q, k, v, segment_ids)
+
+    with _precision(options):
+        return jax.vjp(of_arrays, q, k, v)
+
+
+def _splash_backward(options, backward, dy):
+    with _precision(options):
+        return *backward(dy), None
+
+
+_splash_kernel.defvjp(_splash_forward, _splash_backward)
+
+
+def _precision(options: Any) -> contextlib.AbstractContextManager:
+    return jax.default_matmul_precision(options[3])
+
+
+def _call_kernel(options, q, k, v, segment_ids):
+    # Imported here: Pallas takes half a second, and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    window, tile, interpret, _ = options
+    num_heads, length = q.shape[1:3]
+    mask: Any
+    if window is None:
+        mask = splash.CausalMask((length, length))
+    else:
+        mask = splash.LocalMask((length, length), (window - 1, 0), offset=0)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * num_heads),
+        block_sizes=splash.BlockSizes(
+            block_q=tile,
+            block_kv=tile,
+            block_q_dkv=tile,
+            block_kv_dkv=tile,
+            block_q_dq=tile,
+            block_kv_dq=tile,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=RESIDUALS,
+        interpret=interpret,
+    )
+    if segment_ids is None:
+        return jax.vmap(kernel)(q, k, v)
+    return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
+
+
+def _cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    *,
+    window: int | None,
+    scale: float,
+) -> jax.Array:
+    if q.dtype not in _CUDNN_DTYPES:
+        raise ValueError(
+            "`q` must be float16 or bfloat16 with the implementation 'cudnn', got "
+            f"{q.dtype}. Call `make_attention` without `implementation`."
+        )
+    if segment_ids is not None:
+        # JAX would convert a mask to a bias, [B, H, T, T], with a gradient as large.
+        raise ValueError(
+            "`segment_ids` must be None with the implementation 'cudnn', got shape "
+            f"{list(segment_ids.shape)}. Call `make_attention` without "
+            "`implementation`."
+        )
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        scale=scale,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )
+
+
+def _cudnn_or_xla(q, k, v, segment_ids, *, window, scale):
+    try:
+        return _cudnn(q, k, v, segment_ids, window=window, scale=scale)
+    except (NotImplementedError, RuntimeError):
+        # Raised while tracing: cuDNN is not installed, or does not support the size of
+        # the heads, the GPU or a vmapped axis.
+        return blockwise_attention(q, k, v, segment_ids, window=window, scale=scale)
+
+
+def _check_arrays(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> None:
+    if q.ndim != 4 or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(
+            "`q` must be floating-point, [B, T, H, D], got "
+            f"{q.dtype} {list(q.shape)}. Split the width into heads."
+        )
+    batch, length, num_heads, size = q.shape
+    for name, x in (("k", k), ("v", v)):
+        fits = x.ndim == 4 and (*x.shape[:2], x.shape[3]) == (batch, length, size)
+        if not fits or x.shape[2] != k.shape[2] or x.dtype != q.dtype:
+            raise ValueError(
+                f"`{name}` must be [B, T, K, D] with the dtype, B, T and D of `q`, "
+                f"{q.dtype} {list(q.shape)}, and one K, got {x.dtype} "
+                f"{list(x.shape)}. Decoding with cached keys needs another function."
+            )
+    if num_heads % k.shape[2]:
+        raise ValueError(
+            f"`k` must have a number of heads that divides the {num_heads} of `q`, got "
+            f"{k.shape[2]}. Check num_key_value_heads of the model."
+        )
+    if segment_ids is None:
+        return
+    if segment_ids.dtype != jnp.int32 or segment_ids.shape != q.shape[:2]:
+        raise ValueError(
+            f"`segment_ids` must be int32 [B, T] as `q`, {list(q.shape[:2])}, got "
+            f"{segment_ids.dtype} {list(segment_ids.shape)}. Number the documents of "
+            "each row."
+        )

@@ -1,0 +1,156 @@
+"""Causal attention in plain XLA operations, by blocks of queries.
+
+A block of queries is multiplied only by the keys that it can see, so that about half of
+the scores of causal attention are not computed. The backward pass computes the scores
+again from the log-sum-exp of each row, as FlashAttention does: no pass stores all
+probabilities.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._numerics import wide_dtype
+
+# Blocks are unrolled, so that each has static bounds. More blocks skip more scores, but
+# increase compile time; smaller matrix products are slower.
+_MIN_BLOCK = 128
+_MAX_BLOCKS = 16
+
+
+def blockwise_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    *,
+    window: int | None,
+    scale: float,
+) -> jax.Array:
+    """Computes causal attention; arguments and result as for `AttentionFn`.
+
+    The softmax and all sums are in float32, or in float64 for float64 inputs. Matrix
+    products have operands of the inputs' dtype. Forward-mode differentiation is not
+    supported.
+
+    Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
+        Partitioning", 2023, arXiv 2307.08691, section 3.1.
+    """
+    batch, length, num_heads, size = q.shape
+    num_keys = k.shape[2]
+    # Query heads that share a key head become rows of one matrix product.
+    q = q.reshape(batch, length, num_keys, num_heads // num_keys, size)
+    # The precision is read here, because the gradient is traced after the context
+    # `jax.default_matmul_precision` has been left. The attribute is unknown to mypy.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    y = _attention(
+        (window, scale, precision),
+        jnp.transpose(q, (0, 2, 3, 1, 4)),
+        jnp.transpose(k, (0, 2, 1, 3)),
+        jnp.transpose(v, (0, 2, 1, 3)),
+        segment_ids,
+    )
+    return jnp.transpose(y, (0, 3, 1, 2, 4)).reshape(batch, length, num_heads, size)
+
+
+# Below, q and y are [B, K, G, T, D] with G query heads per key head; k and v are
+# [B, K, T, D]. `options` are window, scale and precision.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(options, q, k, v, segment_ids):
+    return _forward(options, q, k, v, segment_ids)[0]
+
+
+def _forward(options, q, k, v, segment_ids):
+    product = functools.partial(_product, precision=options[2])
+    outputs, log_sums = [], []
+    for rows, keys in _blocks(q.shape[3], options[0]):
+        scores = _scores(options, q, k, segment_ids, rows, keys)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        y = product("bkgts,bksd->bkgtd", weights.astype(v.dtype), v[:, :, keys])
+        # Division after the product: D columns instead of up to T.
+        outputs.append((y / total).astype(q.dtype))
+        log_sums.append(largest + jnp.log(total))
+    y = jnp.concatenate(outputs, axis=3)
+    return y, (q, k, v, segment_ids, y, jnp.concatenate(log_sums, axis=3))
+
+
+def _backward(options, residuals, dy):
+    q, k, v, segment_ids, y, log_sums = residuals
+    _, scale, precision = options
+    product = functools.partial(_product, precision=precision)
+    wide = log_sums.dtype
+    # Rows of the softmax sum to 1: its gradient is p * (dp - sum(p * dp)), and
+    # sum(p * dp) over the keys equals sum(y * dy) over the D columns.
+    delta = jnp.sum(y.astype(wide) * dy.astype(wide), axis=-1, keepdims=True)
+    of_rows = []
+    dk, dv = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
+    for rows, keys in _blocks(q.shape[3], options[0]):
+        q_rows, dy_rows = q[:, :, :, rows], dy[:, :, :, rows]
+        scores = _scores(options, q, k, segment_ids, rows, keys)
+        p = jnp.exp(scores - log_sums[:, :, :, rows])
+        dp = product("bkgtd,bksd->bkgts", dy_rows, v[:, :, keys])
+        ds = (p * (dp - delta[:, :, :, rows]) * scale).astype(q.dtype)
+        of_rows.append(product("bkgts,bksd->bkgtd", ds, k[:, :, keys]).astype(q.dtype))
+        of_keys = product("bkgts,bkgtd->bksd", ds, q_rows)
+        of_values = product("bkgts,bkgtd->bksd", p.astype(v.dtype), dy_rows)
+        dk, dv = dk.at[:, :, keys].add(of_keys), dv.at[:, :, keys].add(of_values)
+    dq = jnp.concatenate(of_rows, axis=3)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _blocks(length: int, window: int | None) -> list[tuple[slice, slice]]:
+    """Returns the query positions of each block, and the key positions it can see."""
+    num_blocks = max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK))
+    size = -(-length // num_blocks)
+    starts = range(0, length, size)
+    ends = [min(start + size, length) for start in starts]
+    firsts = [0 if window is None else max(0, s - window + 1) for s in starts]
+    return [
+        (slice(start, end), slice(first, end))
+        for start, end, first in zip(starts, ends, firsts, strict=True)
+    ]
+
+
+def _scores(
+    options: Any,
+    q: jax.Array,
+    k: jax.Array,
+    segment_ids: jax.Array | None,
+    rows: slice,
+    keys: slice,
+) -> jax.Array:
+    """Returns the scores of one block, -inf where a key is hidden from a query."""
+    window, scale, precision = options
+    scores = _product(
+        "bkgtd,bksd->bkgts", q[:, :, :, rows], k[:, :, keys], precision=precision
+    )
+    positions = jnp.arange(q.shape[3], dtype=jnp.int32)
+    distance = positions[rows][:, None] - positions[keys][None, :]
+    is_visible = distance >= 0
+    if window is not None:
+        is_visible = is_visible & (distance < window)
+    is_visible = is_visible[None]
+    if segment_ids is not None:
+        of_rows, of_keys = segment_ids[:, rows], segment_ids[:, keys]
+        is_visible = is_visible & (of_rows[:, :, None] == of_keys[:, None, :])
+    # No row is -inf throughout, since every query sees its own key.
+    return jnp.where(is_visible[:, None, None], scores * scale, -jnp.inf)
+
+
+def _product(subscripts: str, a: jax.Array, b: jax.Array, *, precision: Any):
+    return jnp.einsum(
+        subscripts,
+        a,
+        b,
+        precision=precision,
+        preferred_element_type=wide_dtype(a.dtype),
+    )

@@ -1,0 +1,159 @@
+"""GPT-2 in Flax NNX.
+
+Parameters have the names of Transformers' former Flax GPT-2:
+`transformer.wte.embedding`, `transformer.h.0.attn.c_attn.kernel`,
+`transformer.ln_f.scale`. Kernels are [in, out]. The outputs are those of the PyTorch
+GPT-2 with the same weights.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ._gpt2_config import GPT2Config
+from ._layers import Embedding, as_tokens, dropout, identity, linear
+
+
+class GPT2(nnx.Module):
+    """GPT-2 language model: tokens -> logits of the next token."""
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        *,
+        rngs: nnx.Rngs,
+        constrain: Callable[[jax.Array], jax.Array] = identity,
+    ):
+        """Initializes the parameters from normal distributions; see `_std`."""
+        self.transformer = _Transformer(config, constrain, rngs=rngs)
+        self.constrain = constrain
+
+    def __call__(self, tokens: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """Returns the logits of the next token at each position.
+
+        Args:
+            tokens: [B, T], integers; T is at most `block_size`. A token outside the
+                vocabulary makes the logits of its row NaN.
+            rng: key for dropout; None for no dropout.
+
+        Returns:
+            [B, T, vocab_size], in the dtype of the parameters.
+
+        Raises:
+            ValueError: if `tokens` has the wrong shape or is too long.
+            TypeError: if `tokens` does not contain integers.
+        """
+        x = self.transformer(as_tokens("tokens", tokens, least=1), rng)
+        return self.constrain(x @ self.transformer.wte.embedding[...].T)
+
+
+class _Transformer(nnx.Module):
+    def __init__(self, config: GPT2Config, constrain: Callable, *, rngs: nnx.Rngs):
+        self.config, self.constrain = config, constrain
+        self.wte = Embedding(config.vocab_size, config.n_embd, _std(config), rngs)
+        self.wpe = Embedding(config.block_size, config.n_embd, _std(config), rngs)
+        blocks = [_Block(config, rngs=rngs) for _ in range(config.n_layer)]
+        self.h: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
+        self.ln_f = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, rng: jax.Array | None) -> jax.Array:
+        config, length = self.config, tokens.shape[1]
+        if length > config.block_size:
+            raise ValueError(
+                f"`tokens` must be at most `block_size` long, which is "
+                f"{config.block_size}, got {length}. A batch for the loss may be one "
+                "longer. Truncate the rows, or use a larger `block_size`."
+            )
+        rng, rng_of_blocks = (None, None) if rng is None else jax.random.split(rng)
+        x = self.wte(tokens) + self.wpe.embedding[None, :length]
+        x = self.constrain(dropout(x, config.embd_pdrop, rng))
+        return self.ln_f(self._through_blocks(x, rng_of_blocks))
+
+    def _through_blocks(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+        config = self.config
+        is_scanned = config.scan_layers
+        # All blocks have the same graph definition; only their parameters differ.
+        graph = nnx.graphdef(self.h if is_scanned else self.h[0])
+
+        def layer(x, params_and_rngs):
+            params, rngs = params_and_rngs
+            return self.constrain(nnx.merge(graph, params)(x, rngs)), None
+
+        if config.gradient_checkpointing:
+            # `prevent_cse` adds optimization barriers, without which XLA would merge
+            # the recomputation with the forward pass (common subexpressions). In a scan
+            # they are not needed, since the passes are two separate loops.
+            layer = jax.checkpoint(layer, prevent_cse=not is_scanned)
+        # Two keys per layer. They are equal with and without a scan.
+        rngs = None if rng is None else jax.random.split(rng, (config.n_layer, 2))
+        if is_scanned:
+            return jax.lax.scan(layer, x, (nnx.state(self.h), rngs))[0]
+        for i, block in enumerate(self.h):
+            x, _ = layer(x, (nnx.state(block), None if rngs is None else rngs[i]))
+        return x
+
+
+class _Block(nnx.Module):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        self.resid_pdrop = config.resid_pdrop
+        self.ln_1 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
+        self.attn = _Attention(config, rngs=rngs)
+        self.ln_2 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
+        self.mlp = _MLP(config, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rngs: jax.Array | None) -> jax.Array:
+        of_attn, of_mlp = (None, None) if rngs is None else rngs
+        x = x + dropout(self.attn(self.ln_1(x)), self.resid_pdrop, of_attn)
+        return x + dropout(self.mlp(self.ln_2(x)), self.resid_pdrop, of_mlp)
+
+
+class _Attention(nnx.Module):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        width = config.n_embd
+        self.n_head = config.n_head
+        self.c_attn = linear(width, 3 * width, _std(config), rngs)
+        self.c_proj = linear(width, width, _residual_std(config), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, length, width = x.shape
+        heads = (size, length, 3, self.n_head, width // self.n_head)
+        q, k, v = jnp.unstack(self.c_attn(x).reshape(heads), axis=2)
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.reshape(x.shape))
+
+
+class _MLP(nnx.Module):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        width = config.n_embd
+        self.c_fc = linear(width, 4 * width, _std(config), rngs)
+        self.c_proj = linear(4 * width, width, _residual_std(config), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Without the barriers, XLA on CPUs fuses both operations into each consumer,
+        # including the transposed copies of the backward pass, and so computes them
+        # several times.
+        x = jax.lax.optimization_barrier(self.c_fc(x))
+        x = jax.lax.optimization_barrier(jax.nn.gelu(x, approximate=True))
+        return self.c_proj(x)
+
+
+def _stacked(blocks: list[_Block]) -> _Block:
+    """Returns one block whose parameters are stacked along a first axis of layers."""
+    states = [nnx.state(block) for block in blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return nnx.merge(nnx.graphdef(blocks[0]), stacked)
+
+
+def _std(config: GPT2Config) -> float:
+    """Returns 0.02, the value of GPT-2 at width 768, scaled by 1 / sqrt(width)."""
+    return 0.02 * math.sqrt(768 / config.n_embd)
+
+
+def _residual_std(config: GPT2Config) -> float:
+    # The residual stream is the sum of two outputs per layer. Dividing by the square
+    # root of their number keeps its variance independent of the depth, as in GPT-2.
+    return _std(config) / math.sqrt(2 * config.n_layer)

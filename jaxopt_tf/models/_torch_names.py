@@ -1,0 +1,59 @@
+"""Description of a model's PyTorch parameters, without torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .. import _pytrees
+from .._typing import PyTree
+from ..interop import TorchModel, TorchParam
+
+_LAYER_TYPES = {"embedding": "Embedding", "scale": "LayerNorm"}
+
+
+def torch_model(
+    shapes: PyTree, *, tied: tuple[tuple[str, str], ...], is_transposed: bool
+) -> TorchModel:
+    """Describes the PyTorch parameters that correspond to a tree of parameters.
+
+    The names are those of the leaves, with `weight` for `kernel`, `scale` and
+    `embedding`. A leaf that is stacked over all layers corresponds to one parameter per
+    layer: `h.ln_1.scale` to `h.0.ln_1.weight`, `h.1.ln_1.weight`, ...
+
+    Args:
+        shapes: parameters, or their shapes. In a stacked leaf, the layers are the first
+            axis, and the component `h` or `layers` of its name has no number.
+        tied: pairs of a further name of a tied tensor and its name.
+        is_transposed: True if kernels are [out, in] in PyTorch, as those of Linear;
+            False if they are [in, out], as those of Conv1D.
+    """
+    layer_types = {"kernel": "Linear" if is_transposed else "Conv1D"} | _LAYER_TYPES
+    parameters = [
+        TorchParam(name, shape, layer_types.get(kind, ""))
+        for leaf_name, leaf in _pytrees.named_leaves(shapes)
+        for name, kind, shape in _torch_params(leaf_name, leaf, is_transposed)
+    ]
+    return TorchModel(
+        parameters=tuple(parameters),
+        tied=tied,
+        is_ordered=False,
+        origin="the configuration",
+    )
+
+
+def _torch_params(
+    leaf_name: str, leaf: Any, is_transposed: bool
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yields name, kind and shape of the parameters that correspond to a leaf."""
+    path, _, kind = leaf_name.rpartition(".")
+    last = "weight" if kind in ("kernel", "scale", "embedding") else kind
+    parts, shape = path.split("."), tuple(leaf.shape)
+    list_at = next((i for i, part in enumerate(parts) if part in ("h", "layers")), None)
+    is_stacked = list_at is not None and not parts[list_at + 1].isdecimal()
+    of_one = shape[1:] if is_stacked else shape
+    if kind == "kernel" and is_transposed:
+        of_one = of_one[::-1]
+    for number in range(shape[0]) if is_stacked else [None]:
+        numbered = parts.copy()
+        if list_at is not None and number is not None:
+            numbered.insert(list_at + 1, str(number))
+        yield ".".join([*numbered, last]), kind, of_one

@@ -1,0 +1,59 @@
+"""Shardings of batches and of activations."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+# Axes of a mesh that shard the batch, in the order of the major axis first.
+BATCH_AXES = ("data", "fsdp")
+
+
+def num_batch_shards(sizes: Mapping[str, int]) -> int:
+    """Returns the number of shards of a batch on a mesh with these axis sizes."""
+    return math.prod(sizes.get(name, 1) for name in BATCH_AXES)
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Any, *, axis: int) -> NamedSharding:
+    """Returns a sharding that divides `axis` of `shape` by the batch axes of the mesh.
+
+    The array is replicated if its size is not divisible.
+
+    Args:
+        shape: shape of the array.
+        mesh: `jax.sharding.Mesh` or `AbstractMesh`.
+        axis: axis of the sequences of a batch.
+    """
+    if shape[axis] % num_batch_shards(mesh.shape):
+        return NamedSharding(mesh, PartitionSpec())
+    names = tuple(name for name in BATCH_AXES if name in mesh.shape)
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, names))
+
+
+def constrain_batch(mesh: Any) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that shards activations, [B, ...], along the batch only.
+
+    Without the constraint, XLA propagates the shardings of the weights to the
+    activations, and inserts collectives to reshard them.
+    """
+
+    def constrain(x: jax.Array) -> jax.Array:
+        by_sequence = batch_sharding(x.shape, mesh, axis=0)
+        return jax.lax.with_sharding_constraint(x, by_sequence)
+
+    return constrain
+
+
+def gather_columns(mesh: Any, num_rows: int) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that gathers the columns of a table, [num_rows, width].
+
+    A lookup in a table that is sharded along its columns gives activations that are
+    sharded along their width. The columns are therefore gathered first; the product
+    that computes the logits needs them, too.
+    """
+    num_parts = mesh.shape.get("tensor", 0)
+    axis = "tensor" if num_parts and num_rows % num_parts == 0 else None
+    by_rows = NamedSharding(mesh, PartitionSpec(axis))
+    return lambda table: jax.lax.with_sharding_constraint(table, by_rows)
