@@ -133,12 +133,10 @@ def test_one_seed_is_one_model_and_another_seed_another():
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        (MIXED, {}),
         (MIXED, {"gradient_checkpointing": True}),
-        (TINY, {"gradient_checkpointing": True, "remat_policy": "minimal"}),
         (TINY, {"gradient_checkpointing": True, "scan_layers": False}),
     ],
-    ids=["scanned", "checkpointed", "with a policy", "checkpointed, not scanned"],
+    ids=["scanned", "not scanned"],
 )
 def test_computed_otherwise_it_is_the_same_model(config, options, batch):
     params, plain = gradient_of(dataclasses.replace(config, scan_layers=False))
@@ -412,7 +410,7 @@ def test_a_table_is_gathered_forward_and_its_gradient_is_free(batch):
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(nnx.state(model)).jaxpr
     num = sum(e.primitive.name == "sharding_constraint" for e in equations(jaxpr))
-    assert num == 2  # the embeddings and the head
+    assert num == 1
 
 
 def test_few_heads_of_keys_are_replicated():
