@@ -21,6 +21,7 @@ from jaxopt_tf.jobs import (
     write_settings,
 )
 from jaxopt_tf.jobs._report import print_header
+from jaxopt_tf.jobs._run_data import training_batches
 from jaxopt_tf.jobs._run_folder import open_run
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
@@ -184,7 +185,11 @@ def test_the_first_lines_count_in_the_singular_and_name_skipped_files(job, capsy
     config = RunConfig(recipe=recipe, model=TINY, job=job)
     with open_run(config) as opened:
         mesh = make_mesh("data=1", jax.devices()[:1])
-        print_header(config, build_setup(config, mesh), opened)
+        sizes = {"block_size": 8, "batch_size": 2, "seed": 0}
+        batches = training_batches(
+            opened.corpus, job, gradient_accumulation_steps=1, **sizes
+        )
+        print_header(config, build_setup(config, mesh), opened, batches)
     shown = capsys.readouterr().out
     assert f"skipped 1 file: {str(folder / 'empty.txt')!r} (empty)\n" in shown
     for words in ("1 document:", "1 layer,", "1 warmup step)", ", 1 step of 2 x 8"):
@@ -234,14 +239,14 @@ def test_a_metric_drives_the_rate_across_a_resume(job):
         lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"patience": 0, "threshold": 0.5, "factor": 0.5},
     )
-    global_bytes = run(job, recipe, save_total_limit=None)
-    log = log_of(global_bytes.folder)
+    whole = run(job, recipe, save_total_limit=None)
+    log = log_of(whole.folder)
     rates = [json.loads(line).get("learning_rate") for line in log.splitlines()]
     assert len(set(rates) - {None}) > 1
     for name in ("checkpoint-8", "checkpoint-9"):
         shutil.rmtree(job.output_dir / name)
-    assert_same_run(run(job, recipe), global_bytes)
-    assert log_of(global_bytes.folder) == log
+    assert_same_run(run(job, recipe), whole)
+    assert log_of(whole.folder) == log
 
 
 def test_ends_with_the_best_model_where_asked_to(job):
@@ -387,8 +392,8 @@ def test_falls_back_where_the_newest_checkpoint_is_damaged(
     job = broken_off(9)
     files = [p for p in (job.output_dir / "checkpoint-9").rglob("*") if p.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
-    global_bytes = largest.read_bytes()
-    largest.write_bytes(global_bytes[:-1] + bytes([global_bytes[-1] ^ 1]))
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert_same_run(run(job), unbroken)
     assert "checkpoint-9 is damaged" in capsys.readouterr().err
 

@@ -371,11 +371,11 @@ def test_what_trainer_does_not_hand_to_the_schedule_is_noted():
 
 
 def test_the_fields_of_a_subclass_are_listed_and_those_of_its_optimizer_refused():
-    global_bytes = {**OLD, "max_steps": 10, "packing": True, "vision_lr": None}
-    recipe, *_, notes = taken(global_bytes)
+    whole = {**OLD, "max_steps": 10, "dataset_num_proc": 2, "vision_lr": None}
+    recipe, *_, notes = taken(whole)
     assert recipe == Recipe(max_steps=10)
-    assert "ignored: packing, vision_lr;" in notes
-    (sentence,) = refused({**global_bytes, "vision_lr": 1e-5})
+    assert "ignored: dataset_num_proc, vision_lr;" in notes
+    (sentence,) = refused({**whole, "vision_lr": 1e-5})
     assert "`vision_lr` 1e-05: this field of a subclass may change" in sentence
 
 

@@ -96,11 +96,9 @@ def test_a_pod_is_planned_from_shapes_alone():
 
 
 def test_what_is_too_large_does_not_fit():
-    global_bytes = {"w": jax.ShapeDtypeStruct((5_000_000_000,), jnp.float32)}
-    assert (
-        plan_shapes({"parameters": global_bytes}, named_slice("v5e:4x4")).fits is False
-    )
-    assert plan_shapes({"parameters": global_bytes}, CPUS).fits is None
+    tree = {"w": jax.ShapeDtypeStruct((5_000_000_000,), jnp.float32)}
+    assert plan_shapes({"parameters": tree}, named_slice("v5e:4x4")).fits is False
+    assert plan_shapes({"parameters": tree}, CPUS).fits is None
 
 
 def test_only_a_compiled_step_is_said_to_fit(capsys):
