@@ -98,7 +98,7 @@ def match_keys(
     unused, strange, fused = [], [], []
     # Some renamings depend on the order, so the names are resolved in the order of
     # Transformers.
-    for key in sorted(shapes, key=_natural):
+    for key in sorted(shapes, key=natural_key):
         name, is_part = first = _renamed(key, rules, in_model)
         # The unchanged name has precedence, because a module of the model may have the
         # name of a wrapper.
@@ -172,7 +172,7 @@ def _problems(
         yield f"{key!r} {list(shapes[key])} is not in the model"
 
 
-def _natural(key: str) -> list[tuple[int, Any]]:
+def natural_key(key: str) -> list[tuple[int, Any]]:
     """Returns a sort key that orders numbers in names by their value."""
     # As `dot_natural_key` of Transformers 5 for components that are numbers. The first
     # element of each pair prevents comparisons of numbers with strings.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,6 +18,13 @@ from ._tensor_slices import tensor_from_leaves
 from ._torch_files import save_torch
 from ._torch_model import TorchModel
 from ._weight_files import Index, WeightFiles
+
+
+class StoredTensor(NamedTuple):
+    """Name and dtype of a parameter in a weight file."""
+
+    key: str
+    dtype: np.dtype
 
 
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
@@ -97,6 +104,25 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
         ValueError: if the weight files are missing or damaged.
     """
     return _keys(WeightFiles(Path(folder)), names.model).unused
+
+
+def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTensor]:
+    """Returns the name and the dtype of every parameter in a folder's weight files.
+
+    Of a tied tensor with several names in the files, one is returned.
+
+    Args:
+        folder: the folder.
+        names: names of torch's parameters, with the leaf of each.
+
+    Raises:
+        ValueError: as `read_params`, except for the numbers and their dtypes.
+    """
+    files = WeightFiles(Path(folder))
+    key_of = _key_by_parameter(files, _keys(files, names.model), names.model)
+    return {
+        name: StoredTensor(key, files.dtype_of(key)) for name, key in key_of.items()
+    }
 
 
 def write_params(
