@@ -147,10 +147,12 @@ class _Shards:
         """Reads the part of a slice that is in `box`, in torch's axes, to `buffer`."""
         num_stacked = len(part.place)
         stack, ranges = box[:num_stacked], list(box[num_stacked:])
-        place = [n - start for n, (start, _) in zip(part.place, stack, strict=True)]
+        place: list[Any] = [
+            n - start for n, (start, _) in zip(part.place, stack, strict=True)
+        ]
         if any(not 0 <= n < size for n, size in zip(place, buffer.shape, strict=False)):
             return
-        target = buffer[(*place, ...)]
+        target = buffer[(*place, ...)]  # a view, also of a single number
         # Offset of an element of the tensor relative to the same element of the leaf.
         offset = 0
         if not part.is_whole:
@@ -164,11 +166,12 @@ class _Shards:
             target = target[(*axes, slice(found[0] - start, found[1] - start))]
             ranges[part.axis] = found[0] + offset, found[1] + offset
         for index in blocks(ranges, self._dtype.itemsize):
-            rows = slice(None)
             if index:
                 first_row = ranges[0][0]
                 rows = slice(index[0].start - first_row, index[0].stop - first_row)
-            target[(rows, ...) if index else ...] = self._read(part.torch_name, index)
+                target[rows] = self._read(part.torch_name, index)
+            else:
+                target[...] = self._read(part.torch_name, WHOLE)
 
 
 def _new(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -26,6 +26,8 @@ from ._weight_files import SAFETENSORS_DTYPES
 MAX_SHARD_SIZE = 5 * 10**9  # bytes
 _SINGLE, _INDEX = MODEL_FILES[:2]
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# File of `atomic_write` that a killed process has left.
+_INCOMPLETE = re.compile(r"\.model(-\d{5}-of-\d{5})?\.safetensors\.new")
 _CODES = {np.dtype(dtype): code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -203,6 +205,9 @@ def _write(
     folder: Path, files: Mapping[str, Sequence[_Spec]], tensors: Iterator[np.ndarray]
 ) -> None:
     is_sharded = _SINGLE not in files
+    for path in folder.iterdir():
+        if _INCOMPLETE.fullmatch(path.name):
+            path.unlink()
     with contextlib.ExitStack() as stack:
         for name, specs in files.items():
             new_path = stack.enter_context(atomic_write(folder / name))
@@ -253,12 +258,14 @@ def _save(path: Path, specs: Sequence[_Spec], tensors: Iterator[np.ndarray]) -> 
     text += b" " * (-len(text) % 8)  # the data start at a multiple of 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for spec, array in zip(specs, itertools.islice(tensors, len(specs)), strict=True):
-            # NumPy writes no bfloat16 by the buffer protocol, so bytes are viewed.
-            file.write(_as_stored(array, spec).reshape(-1).view(np.uint8).data)
+        # Only the tensors of this file are taken from the iterator.
+        arrays = itertools.islice(tensors, len(specs))
+        for spec, array in zip(specs, arrays, strict=True):
+            # bfloat16 has no buffer protocol, so its bytes are viewed.
+            file.write(_cast(array, spec).reshape(-1).view(np.uint8).data)
 
 
-def _as_stored(array: np.ndarray, spec: _Spec) -> np.ndarray:
+def _cast(array: np.ndarray, spec: _Spec) -> np.ndarray:
     """Returns a tensor in the dtype of its file, rounded to the nearest value."""
     with np.errstate(over="ignore"):
         stored = np.asarray(array, spec.dtype, order="C")
@@ -267,8 +274,8 @@ def _as_stored(array: np.ndarray, spec: _Spec) -> np.ndarray:
     num_too_large = int(np.isinf(stored).sum()) - int(np.isinf(array).sum())
     if num_too_large:
         raise ValueError(
-            f"`params` must fit into the dtypes of the file, got {num_too_large} numbers "
-            f"in {spec.name!r} that are too large for {spec.dtype}. Write them in "
-            "float32."
+            "`params` must fit into the dtypes of the file, got "
+            f"{num_too_large} numbers in {spec.name!r} that are too large for "
+            f"{spec.dtype}. Write them in float32."
         )
     return stored

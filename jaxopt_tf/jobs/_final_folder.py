@@ -99,10 +99,11 @@ def _copied_files(
         yield _TOKENIZER, tokenizer
         # Another name is that of a single file, which may be in any folder.
         beside = tokenizer.parent if tokenizer.name == _TOKENIZER else None
-        names = _TOKENIZER_FILES
     else:
-        beside, names = like, (_TOKENIZER, *_TOKENIZER_FILES)
-    for name in names:
+        beside = like
+        if like is not None and (like / _TOKENIZER).is_file():
+            yield _TOKENIZER, like / _TOKENIZER
+    for name in _TOKENIZER_FILES:
         if beside is not None and (beside / name).is_file():
             yield name, beside / name
 

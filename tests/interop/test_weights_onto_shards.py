@@ -7,17 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from jaxopt_tf.interop import (
-    _model_weights,
     _weight_files,
     match_names,
     read_params,
     torch_model_from_shapes,
 )
 from jaxopt_tf.interop._sharded_leaves import leaf_on_devices
-from jaxopt_tf.optimizers import TorchLayout
 from jaxopt_tf.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -198,7 +196,7 @@ def test_numbers_that_are_not_finite_are_counted_in_the_tensor(folder, tensors, 
     tensors[kernel][5, 3:5] = np.nan
     save_file(tensors, folder / "model.safetensors")
     size = tensors[kernel].size
-    says = f"'{kernel}' in .* must be finite, got 2 of {size} numbers .* at {5 * 16 + 3}"
+    says = f"'{kernel}' in .* must be finite, got 2 of {size} numbers .* at 83"
     with pytest.raises(ValueError, match=says):
         read_params(folder, on_mesh("fsdp=4,tensor=2"), NAMES)
 
