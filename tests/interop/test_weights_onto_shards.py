@@ -27,10 +27,14 @@ SHAPES |= {f"layers.{i}.norm.weight": (16,) for i in range(LAYERS)}
 # Queries [16, 2, 4] have merged axes in torch; keys and values are fused in a leaf.
 SHAPES |= {f"layers.{i}.q.weight": (8, 16) for i in range(LAYERS)}
 SHAPES |= {f"layers.{i}.{kind}.weight": (8, 16) for i in range(LAYERS) for kind in "kv"}
+# Two leaves have parts of one tensor.
+SHAPES |= {"both.weight": (24, 8)}
 LEAVES = {
     "embed.embedding": ((32, 16), ("tensor", "fsdp")),
     "norm.scale": ((16,), ()),
     "factor": ((), ()),
+    "a.kernel": ((8, 8), ("tensor", "fsdp")),
+    "b.kernel": ((8, 16), ("fsdp", "tensor")),
     "layers.up.kernel": ((LAYERS, 16, 24), (None, "fsdp", "tensor")),
     "layers.norm.scale": ((LAYERS, 16), (None, "fsdp")),
     "layers.q.kernel": ((LAYERS, 16, 2, 4), (None, "fsdp", "tensor")),
@@ -71,7 +75,11 @@ def on_mesh(axes, dtype=jnp.float32):
 NAMES = match_names(
     tree(plain),
     torch_model_from_shapes(SHAPES),
-    rules=[(r"layers\.kv\.kernel", ("layers.k.weight", "layers.v.weight"))],
+    rules=[
+        (r"a\.kernel", "both.weight"),
+        (r"b\.kernel", "both.weight"),
+        (r"layers\.kv\.kernel", ("layers.k.weight", "layers.v.weight")),
+    ],
 )
 
 
@@ -98,6 +106,8 @@ def expected(tensors):
         "embed": {"embedding": tensors["embed.weight"]},
         "norm": {"scale": tensors["norm.weight"]},
         "factor": tensors["factor"],
+        "a": {"kernel": tensors["both.weight"][:8].T},
+        "b": {"kernel": tensors["both.weight"][8:].T},
         "layers": {
             "up": {"kernel": stack("up").swapaxes(1, 2)},
             "norm": {"scale": stack("norm")},
