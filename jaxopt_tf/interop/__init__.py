@@ -10,7 +10,9 @@ from ._argument_translation import (
     translate_training_arguments as translate_training_arguments,
 )
 from ._arguments_by_version import args_version as args_version
+from ._model_weights import StoredTensor as StoredTensor
 from ._model_weights import read_params as read_params
+from ._model_weights import stored_tensors as stored_tensors
 from ._model_weights import unused_tensors as unused_tensors
 from ._optimizer_state import opt_state_from_torch as opt_state_from_torch
 from ._optimizer_state import torch_from_opt_state as torch_from_opt_state
@@ -35,3 +37,4 @@ from ._trainer_checkpoint import read_trainer_checkpoint as read_trainer_checkpo
 from ._trainer_checkpoint_write import (
     write_trainer_checkpoint as write_trainer_checkpoint,
 )
+from ._weight_shards import write_weights as write_weights

@@ -98,7 +98,7 @@ def match_keys(
     unused, strange, fused = [], [], []
     # Some renamings depend on the order, so the names are resolved in the order of
     # Transformers.
-    for key in sorted(shapes, key=_natural):
+    for key in sorted(shapes, key=natural_key):
         name, is_part = first = _renamed(key, rules, in_model)
         # The unchanged name has precedence, because a module of the model may have the
         # name of a wrapper.
@@ -123,17 +123,20 @@ def match_keys(
 
 def _renamed(key: str, rules: LoadRules, known: dict[str, bool]) -> tuple[str, bool]:
     """Returns the model's name for a key, and True if a converter merges its tensor."""
-    if not (rules.renamings or rules.converters or rules.prefix):
-        return key, False
+    if not (rules.renamings or rules.converters):
+        # The part of `rename_source_key` for prefixes, which needs no Transformers.
+        short, long = key.removeprefix(f"{rules.prefix}."), f"{rules.prefix}.{key}"
+        found = (name for name in (short, long) if name != key and name in known)
+        return next(found, key) if rules.prefix else key, False
     from transformers.core_model_loading import rename_source_key
 
-    found = rename_source_key(
+    renamed = rename_source_key(
         key, list(rules.renamings), list(rules.converters), rules.prefix, known
     )
     # A rule that renames a name which this model has is not meant for this model.
-    if found[0] not in known and key in known:
-        found = rename_source_key(key, [], [], rules.prefix, known)
-    return found[0], found[1] is not None
+    if renamed[0] not in known and key in known:
+        renamed = rename_source_key(key, [], [], rules.prefix, known)
+    return renamed[0], renamed[1] is not None
 
 
 def _unwrapped(key: str) -> Iterator[str]:
@@ -172,7 +175,7 @@ def _problems(
         yield f"{key!r} {list(shapes[key])} is not in the model"
 
 
-def _natural(key: str) -> list[tuple[int, Any]]:
+def natural_key(key: str) -> list[tuple[int, Any]]:
     """Returns a sort key that orders numbers in names by their value."""
     # As `dot_natural_key` of Transformers 5 for components that are numbers. The first
     # element of each pair prevents comparisons of numbers with strings.

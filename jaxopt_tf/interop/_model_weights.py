@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -10,17 +10,29 @@ from safetensors.numpy import save_file
 from .. import _pytrees
 from .._io import atomic_write
 from .._typing import PyTree
-from ._arrays import as_tensor, check_finite, check_fits, device_put_like
+from ._arrays import as_tensor, check_finite, check_fits
 from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
-from ._tensor_slices import leaf_from_tensors, tensor_from_leaves
+from ._sharded_leaves import leaf_on_devices
+from ._tensor_slices import tensor_from_leaves
 from ._torch_files import save_torch
 from ._torch_model import TorchModel
-from ._weight_files import WeightFiles
+from ._weight_files import Index, WeightFiles
+
+
+class StoredTensor(NamedTuple):
+    """Name and dtype of a parameter in a weight file."""
+
+    key: str
+    dtype: np.dtype
 
 
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
-    """Reads a folder's parameters in the structure, dtypes and devices of `params`.
+    """Reads a folder's parameters in the structure, dtypes and shardings of `params`.
+
+    Tensors are read one at a time, and of each only the slices that the devices of this
+    process store. Host memory that is used in addition to the parameters is at most
+    twice the largest tensor in the files.
 
     The folder contains `model.safetensors` or `pytorch_model.bin`, either as one file
     or as shards. Names are resolved as by `from_pretrained`: former names, the prefix
@@ -29,7 +41,8 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
 
     Args:
         folder: the folder.
-        params: parameters of the right structure, dtypes and devices, or their shapes.
+        params: parameters of the right structure, dtypes and shardings; or their
+            shapes, as `jax.ShapeDtypeStruct`, with or without shardings.
         names: names of torch's parameters, with the leaf of each.
 
     Returns:
@@ -56,18 +69,23 @@ def read_weights(
     key_of = _key_by_parameter(files, keys, names.model)
 
     def leaf(name: str, p: Any) -> tuple:
-        def tensor(torch_name: str) -> np.ndarray:
+        def read(torch_name: str, index: Index) -> np.ndarray:
             # Each tensor is checked separately, so that an error names the tensor and
             # not the leaf, which may be a stack of many tensors.
             key = key_of[torch_name]
             what = f"{key!r} in {str(files.file_of(key))!r}"
-            array = files.read(key)
-            check_finite(array, what)
-            check_fits(array.dtype, p.dtype, what)
-            return array
+            part = files.read(key, index)
+            try:
+                check_finite(part, what)
+            except ValueError:
+                # The message contains positions in the whole tensor.
+                check_finite(files.read(key), what)
+                raise
+            check_fits(part.dtype, p.dtype, what)
+            return part
 
-        found = leaf_from_tensors(names.by_leaf[name], tensor, p.shape, p.dtype)
-        return (device_put_like(found, p),)
+        slices = names.by_leaf[name]
+        return (leaf_on_devices(slices, read, p, max_bytes=files.largest),)
 
     return _pytrees.map_leaves(leaf, params, num_results=1)[0], keys.unused
 
@@ -86,6 +104,25 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
         ValueError: if the weight files are missing or damaged.
     """
     return _keys(WeightFiles(Path(folder)), names.model).unused
+
+
+def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTensor]:
+    """Returns the name and the dtype of every parameter in a folder's weight files.
+
+    Of a tied tensor with several names in the files, one is returned.
+
+    Args:
+        folder: the folder.
+        names: names of torch's parameters, with the leaf of each.
+
+    Raises:
+        ValueError: as `read_params`, except for the numbers and their dtypes.
+    """
+    files = WeightFiles(Path(folder))
+    key_of = _key_by_parameter(files, _keys(files, names.model), names.model)
+    return {
+        name: StoredTensor(key, files.dtype_of(key)) for name, key in key_of.items()
+    }
 
 
 def write_params(

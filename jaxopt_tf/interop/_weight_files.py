@@ -1,23 +1,42 @@
 """Reading of weight files, safetensors or torch's, one tensor at a time."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ._arrays import as_numpy, check_tensor
-from ._torch_files import load_torch
+from ._torch_files import load_torch, map_torch
 from ._trainer_folder import MODEL_FILES, check_folder_has_weights
 
 # Keys that scripts use for the weights in a dict with further contents.
 _NESTED = ("state_dict", "model", "module")
-# Names in safetensors of the dtypes that NumPy and ml_dtypes have.
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+# Dtypes that NumPy and ml_dtypes have, by their names in safetensors.
+SAFETENSORS_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+# Bytes of a tensor that are read at a time. While they are read, the pages of the
+# file and two copies of its bytes are in memory.
+_BLOCK = 2**23
+
+Index = tuple[slice, ...]
+WHOLE: Index = ()  # index of a whole tensor
 
 
 class _Tensor(NamedTuple):
@@ -25,7 +44,12 @@ class _Tensor(NamedTuple):
 
     file: Path
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]  # copies or memory-maps the data
+    dtype: np.dtype
+    read: Callable[[Index], np.ndarray]  # copies or memory-maps the data
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class WeightFiles:
@@ -68,13 +92,30 @@ class WeightFiles:
         """Shape of every tensor."""
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
+    @property
+    def largest(self) -> int:
+        """Number of bytes of the largest tensor; 0 if there are none."""
+        return max((tensor.nbytes for tensor in self._tensors.values()), default=0)
+
     def file_of(self, name: str) -> Path:
         """Returns the file that contains a tensor."""
         return self._tensors[name].file
 
-    def read(self, name: str) -> np.ndarray:
-        """Reads a tensor; of a torch file the result is a view of the mapped file."""
-        return self._tensors[name].read()
+    def dtype_of(self, name: str) -> np.dtype:
+        """Returns the dtype of a tensor."""
+        return self._tensors[name].dtype
+
+    def read(self, name: str, index: Index = WHOLE) -> np.ndarray:
+        """Reads a tensor, or only a part of it.
+
+        Args:
+            name: name of the tensor.
+            index: slices with a start and a stop for each axis; `WHOLE` for all of it.
+
+        Returns:
+            The numbers; from a torch file as a view of the mapped file.
+        """
+        return self._tensors[name].read(index)
 
     def are_equal(self, name: str, other: str) -> bool:
         """Returns True if two tensors have equal shapes and values.
@@ -82,7 +123,30 @@ class WeightFiles:
         NaN counts as equal to NaN. Tensors that are not finite are refused later, with
         another message.
         """
-        return np.array_equal(self.read(name), self.read(other), equal_nan=True)
+        one, two = self._tensors[name], self._tensors[other]
+        itemsize = max(one.dtype.itemsize, two.dtype.itemsize)
+        return one.shape == two.shape and all(
+            np.array_equal(one.read(index), two.read(index), equal_nan=True)
+            for index in blocks([(0, size) for size in one.shape], itemsize)
+        )
+
+
+def blocks(ranges: Sequence[tuple[int, int]], itemsize: int) -> Iterator[Index]:
+    """Yields the indices of blocks of rows that a tensor is read in.
+
+    Args:
+        ranges: start and stop of the range of each axis that is read.
+        itemsize: number of bytes of an element.
+    """
+    if not ranges:
+        yield WHOLE
+        return
+    (first, stop), *rest = ranges
+    columns = tuple(slice(*part) for part in rest)
+    num_bytes = itemsize * math.prod(part.stop - part.start for part in columns)
+    step = max(1, _BLOCK // max(1, num_bytes))
+    for start in range(first, stop, step):
+        yield (slice(start, min(start + step, stop)), *columns)
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
@@ -112,17 +176,25 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
         return {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
 
     found = with_file(specs)
-    unknown = [(n, dtype) for n, (dtype, _) in found.items() if dtype not in _DTYPES]
+    known = SAFETENSORS_DTYPES
+    unknown = [(n, dtype) for n, (dtype, _) in found.items() if dtype not in known]
     if unknown:
         name, dtype = unknown[0]
         raise ValueError(
-            f"`path` must have tensors of {sorted(_DTYPES)}, got {dtype} for {name!r} "
+            f"`path` must have tensors of {sorted(known)}, got {dtype} for {name!r} "
             f"and {len(unknown) - 1} more in {str(path)!r}. If the model is quantized, "
             "save `model.dequantize()`."
         )
-    for name, (_, shape) in found.items():
-        read = partial(with_file, methodcaller("get_tensor", name))
-        yield name, _Tensor(path, shape, read)
+
+    def read(name: str, index: Index) -> np.ndarray:
+        def slices(file: Any) -> np.ndarray:
+            return file.get_slice(name)[index] if index else file.get_tensor(name)
+
+        return with_file(slices)
+
+    for name, (dtype, shape) in found.items():
+        tensor_dtype = np.dtype(known[dtype])
+        yield name, _Tensor(path, shape, tensor_dtype, partial(read, name))
 
 
 def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
@@ -143,9 +215,22 @@ def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
             f"`folder` must contain tensors by name in {path.name}, got {what} in "
             f"{str(path)!r}."
         )
+    # The file is mapped again for each tensor, so that its pages do not remain in
+    # memory. The format before torch 1.6 cannot be mapped and is kept.
+    kept = None if zipfile.is_zipfile(path) else found
+
+    def read(name: str, index: Index) -> np.ndarray:
+        array = as_numpy((map_torch(path) if kept is None else kept)[name])
+        return array[index] if index else array
+
+    described = {}
     for name, tensor in found.items():
         check_tensor(tensor, f"{name!r} in {str(path)!r}")
-        yield name, _Tensor(path, tuple(tensor.shape), partial(as_numpy, tensor))
+        dtype = jnp.dtype(str(tensor.dtype).removeprefix("torch."))
+        described[name] = (tuple(tensor.shape), dtype)
+    del found, tensor
+    for name, (shape, dtype) in described.items():
+        yield name, _Tensor(path, shape, dtype, partial(read, name))
 
 
 def _shards(index: Path) -> dict[str, set[str]]:
