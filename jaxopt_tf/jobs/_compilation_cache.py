@@ -32,6 +32,8 @@ from .._io import is_primary_process
 # Start of JAX's warnings about the cache. JAX then compiles the program.
 _WARNING = r"Error (reading|writing) persistent compilation cache entry for '([^']*)'"
 
+_ENABLED, _FOLDER = "jax_enable_compilation_cache", "jax_compilation_cache_dir"
+
 # Settings of the cache in the user's folder. JAX's default caches programs that compile
 # for a second or longer: a run has a few of those, and dozens of small ones that
 # together compile for as long.
@@ -79,11 +81,11 @@ def compilation_cache(enabled: bool = True) -> Iterator[Path | None]:
     settings: dict[str, Any] = {}
     folder = None
     if not enabled:
-        settings = {"jax_enable_compilation_cache": False}
-    elif jax.config.jax_enable_compilation_cache and _configured_folder() is None:
+        settings = {_ENABLED: False}
+    elif _setting(_ENABLED) and _setting(_FOLDER) is None:
         folder = _prepared(_cache_root() / _folder_name())
         if folder is not None:
-            settings = {"jax_compilation_cache_dir": str(folder)} | {
+            settings = {_FOLDER: str(folder)} | {
                 name: value
                 for name, value in _SETTINGS.items()
                 if name.upper() not in os.environ
@@ -92,13 +94,13 @@ def compilation_cache(enabled: bool = True) -> Iterator[Path | None]:
         yield folder
 
 
-def _configured_folder() -> str | None:
-    return jax.config.jax_compilation_cache_dir
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 @contextlib.contextmanager
 def _jax_settings(settings: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: _setting(name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     # JAX opens the folder at its first compilation, and keeps it until this reset.
@@ -139,7 +141,7 @@ def _warnings_as_a_note(folder: Path | None) -> Iterator[None]:
         if not is_printed:
             is_printed = True
             reason = str(message).partition("': ")[2].splitlines()[0]
-            where = folder or _configured_folder()
+            where = folder or _setting(_FOLDER)
             print(
                 f"jaxopt-tf: the compilation cache {where} failed in {found[1]} "
                 f"{found[2]!r}, which was compiled instead ({reason}).",
