@@ -11,6 +11,7 @@ sub-packages, listed here in the order in which a training run uses them:
 
 import importlib
 import importlib.util
+import time as _time
 from typing import TYPE_CHECKING, Any
 
 # The form `x as x` marks a name as re-exported, which mypy's strict mode requires.
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # read by type checkers and the documentation generator only
     from .training import make_train_step as make_train_step
 
 __version__ = "0.1.0"
+
+# Start of the process, for systems that do not record it.
+_IMPORTED_AT = _time.monotonic()
 
 # These names are imported on first use. Otherwise `jaxopt-tf --help`, or an import of
 # one sub-package, would import JAX and all sub-packages first.

@@ -8,6 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Of two workers on two cores, torch's threads would wait for each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Commands keep compiled programs in the user's cache folder otherwise.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # For `compiled_quickly`. The XLA of JAX 0.10 still has its older emitters, and with the
 # reset it reads its flags again before each program.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -46,6 +48,7 @@ def compiled_once(compiled_programs):
     from jax.experimental.compilation_cache import compilation_cache
 
     names = {
+        "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(compiled_programs),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

@@ -9,6 +9,7 @@ import rich.console
 from .. import tuning
 from .._checks import counted
 from ..data import training_windows
+from ..jobs import compilation_cache
 from ._run_flags import parse
 from ._searches import SearchFlags
 
@@ -52,6 +53,11 @@ def decay_path(args: Sequence[str]) -> int:
         The exit status: 0.
     """
     flags = parse(DecayPath, args)
+    with compilation_cache(flags.compilation_cache):
+        return _decay_path(flags)
+
+
+def _decay_path(flags: DecayPath) -> int:
     recipe, block_size = flags.run.recipe, flags.run.model.block_size
     folder, corpus, task = flags.prepare(num_evaluated=0)
     windows = training_windows(

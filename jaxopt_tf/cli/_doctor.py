@@ -26,7 +26,12 @@ class Doctor(RunFlags):
     prog: ClassVar[str] = "jaxopt-tf doctor"
     # All other flags are validated, individually or against each other.
     unused: ClassVar[frozenset[str]] = frozenset(
-        {"intended_changes", "output_dir", "resume_from_checkpoint"}
+        {
+            "intended_changes",
+            "output_dir",
+            "resume_from_checkpoint",
+            "compilation_cache",
+        }
     )
 
 
@@ -39,7 +44,9 @@ class Explain(RunFlags):
     """
 
     prog: ClassVar[str] = "jaxopt-tf explain"
-    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job))
+    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) | {
+        "compilation_cache"
+    }
 
 
 def doctor(args: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import rich.console
 
 from .. import tuning
 from .._checks import counted
+from ..jobs import compilation_cache
 from ._run_flags import parse
 from ._searches import SearchFlags
 
@@ -65,6 +66,11 @@ def find_lr(args: Sequence[str]) -> int:
         The exit status: 0; 1 if no rate can be suggested.
     """
     flags = parse(FindLr, args)
+    with compilation_cache(flags.compilation_cache):
+        return _find_lr(flags)
+
+
+def _find_lr(flags: FindLr) -> int:
     num_evaluated = 0 if flags.rising else _NUM_EVALUATED
     folder, _, task = flags.prepare(num_evaluated=num_evaluated)
     num_rates = 24 if flags.num_rates is None else flags.num_rates

@@ -32,11 +32,12 @@ class Plan(RunFlags):
 
     prog: ClassVar[str] = "jaxopt-tf plan"
     # All other fields of `Job` affect the loop, the data and the folder, but not the
-    # compiled step.
+    # compiled step. A program for devices that are not present cannot be read from the
+    # cache.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(jobs.Job)) - {
         *("mesh", "zero_1", "bf16", "tf32"),
         *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
-    }
+    } | {"compilation_cache"}
 
     devices: str = "cpu:1"
     model: str | None = None
@@ -55,7 +56,10 @@ def plan(args: Sequence[str]) -> int:
     # `--model` is an alias of `--preset`.
     args = [re.sub(r"^--model(?==|$)", "--preset", arg) for arg in args]
     flags = parse(Plan, args)
-    asked = jobs.plan(flags.run, devices=flags.devices, shapes_only=flags.shapes_only)
+    with jobs.compilation_cache(enabled=False):
+        asked = jobs.plan(
+            flags.run, devices=flags.devices, shapes_only=flags.shapes_only
+        )
     asked = dataclasses.replace(asked, note=in_flags(asked.note, flag_kinds(Plan)))
     planning.print_plan(asked)
     print()

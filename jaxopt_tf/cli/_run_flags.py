@@ -43,6 +43,8 @@ class RunFlags:
         preset: name of a set of model sizes. The flags of the model override single
             sizes.
         ignore_fields: names of TrainingArguments in the file that are not read.
+        compilation_cache: keep compiled programs in the user's cache folder, for a fast
+            restart.
         run: the recipe, the model and the job.
     """
 
@@ -52,6 +54,7 @@ class RunFlags:
     config: Path | None = None
     preset: Literal["nano", "micro", "mini", "midi", "gpt2"] = "nano"
     ignore_fields: tuple[str, ...] = ()
+    compilation_cache: bool = True
     run: RunConfig
 
 

@@ -13,7 +13,12 @@ import rich.console
 from .. import _checks, tuning
 from .._checks import counted
 from .._io import Kind, atomic_write, kinds_of, read_value
-from ..jobs import read_settings, settings_path, write_settings
+from ..jobs import (
+    compilation_cache,
+    read_settings,
+    settings_path,
+    write_settings,
+)
 from ..models import GPT2Config
 from ..recipes import Recipe, compile_key, recipe_settings
 from ..tuning import Uniform
@@ -66,7 +71,12 @@ def sweep(args: Sequence[str]) -> int:
     saved = _saved_settings(typed.get("output_dir"))
     config = run_config(typed, saved[_SETTINGS])
     search = build(Sweep, {**saved[_SEARCH], **typed}, run=config)
-    recipe = config.recipe
+    with compilation_cache(search.compilation_cache):
+        return _sweep(search)
+
+
+def _sweep(search: Sweep) -> int:
+    recipe = search.run.recipe
     over = read_over(search.over)
     recipes = tuning.recipes_to_try(
         recipe, over, num_samples=search.num_samples, seed=recipe.seed

@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 
 import jax
 
-from ..jobs import RunConfig, pretrain, read_settings, settings_path
+from ..jobs import (
+    RunConfig,
+    compilation_cache,
+    pretrain,
+    read_settings,
+    settings_path,
+)
 from ..sharding import axis_sizes
 from ._flags import build, flag_kinds
 from ._launch import Launch, launched
@@ -43,7 +49,10 @@ def train(args: Sequence[str]) -> int:
     typed = read_typed(Train, args)
     saved = saved_settings(typed)
     config = run_config(typed, saved)
-    with launched(build(Launch, typed), flag_kinds(Train)):
+    with (
+        launched(build(Launch, typed), flag_kinds(Train)),
+        compilation_cache(typed.get("compilation_cache", True)),
+    ):
         # The mesh of a saved run need not fit this machine; one that was typed must.
         # `jax.device_count` is correct only after the processes have connected, and a
         # call before that would initialize the backend of a single process.

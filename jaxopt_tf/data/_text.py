@@ -5,8 +5,9 @@ A token is a byte, and a document is a file.
 
 import codecs
 import hashlib
+import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,21 @@ def standard_library() -> Corpus:
     """
     root = Path(sysconfig.get_path("stdlib"))
     files, evaluation = [], []
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        file = None if _LEFT_OUT.intersection(parts) else _read(path)
+    for path in sorted(_sources(root)):
+        file = _read(path)
         if isinstance(file, TokenFile):
             files.append(file)
-            evaluation.append(is_evaluation(parts[0].removesuffix(".py")))
+            module = path.relative_to(root).parts[0].removesuffix(".py")
+            evaluation.append(is_evaluation(module))
     return _in_bytes(files, np.asarray(evaluation, bool))
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        # Not visited, which `Path.rglob` cannot do: site-packages may contain far more
+        # files than the library.
+        folders[:] = set(folders) - _LEFT_OUT
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def is_evaluation(module: str) -> bool:

@@ -9,6 +9,7 @@ outcome = pretrain(
 )
 """
 
+from ._compilation_cache import compilation_cache as compilation_cache
 from ._config import RunConfig as RunConfig
 from ._config import uses_eval_loss as uses_eval_loss
 from ._job import Job as Job

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .. import checkpoints, interop, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
 from ..sharding import batch_sharding, make_mesh
+from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._config import RunConfig
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
@@ -45,7 +47,9 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
 
     Args:
         config: all settings of the run.
-        command_line: command line that is recorded in starts.jsonl.
+        command_line: command line that is recorded in starts.jsonl. With one,
+            `seconds_to_first_step` there starts with the process, otherwise with this
+            call.
 
     Returns:
         The evaluation losses, the final parameters and the folder of the run.
@@ -57,6 +61,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
     """
     recipe, model, job = config.recipe, config.model, config.job
+    seconds_since_start = _stopwatch(has_command_line=bool(command_line))
     with training.stop_on_signals() as should_stop, open_run(config) as run:
         is_one_device = job.mesh is None and jax.process_count() == 1
         devices = jax.devices()[:1] if is_one_device else None
@@ -82,7 +87,11 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
             limit = job.save_total_limit
             with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
                 trained = training.train(
-                    _block_on_cpu_collectives(setup.train_step, setup.mesh),
+                    FirstStep(
+                        _block_on_cpu_collectives(setup.train_step, setup.mesh),
+                        functools.partial(_report_first_step, run),
+                        seconds_since_start,
+                    ),
                     start,
                     _sharded(batches, run.step, setup.batch),
                     max_steps=recipe.max_steps,
@@ -102,6 +111,19 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
             should_stop.signal if trained.stop_reason == "should_stop" else None
         )
         return _finish(config, run, trained, evaluate, stopped_by)
+
+
+def _stopwatch(*, has_command_line: bool) -> Callable[[], float]:
+    if has_command_line:
+        return seconds_since_process_start
+    begin = time.monotonic()
+    return lambda: time.monotonic() - begin
+
+
+def _report_first_step(run: OpenRun, seconds: float) -> None:
+    if is_primary_process():
+        run.record_first_step(seconds)
+        print(f"start   first step after {seconds:.1f} s", flush=True)
 
 
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:

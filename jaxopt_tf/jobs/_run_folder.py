@@ -1,7 +1,8 @@
 """Run folders: lock, start of the run, records.
 
 runs/books/settings.json    settings of the run, as `--config` reads them
-           starts.jsonl     one line for each start: time, command line, versions
+           starts.jsonl     one line for each start: time, command line, versions,
+                            seconds to the first step
            metrics.jsonl    one line for each step and each evaluation
            checkpoint-400/  settings, arrays and progress at that step
            config.json, model.safetensors, tokenizer.json: the model as Transformers
@@ -116,6 +117,18 @@ class OpenRun:
         }
         with (self.folder / _STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(start) + "\n")
+
+    def record_first_step(self, seconds: float) -> None:
+        """Adds `seconds_to_first_step` to the line of this start in starts.jsonl.
+
+        A start that ended before its first step has a line without it.
+        """
+        path = self.folder / _STARTS
+        *earlier, last = path.read_text(encoding="utf-8").splitlines()
+        start = json.loads(last) | {"seconds_to_first_step": round(seconds, 3)}
+        with _io.atomic_write(path) as temporary:
+            lines = "".join(f"{line}\n" for line in [*earlier, json.dumps(start)])
+            temporary.write_text(lines, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,13 @@
 """Monitor that writes event files for TensorBoard."""
 
+import contextlib
+import functools
+import importlib.util
 import struct
+import sys
 import time
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,30 +108,65 @@ class _EventFile:
         """Hides the points of earlier files at this step and later steps."""
         # TensorBoard discards ("purges") these points when it reads a session start in
         # a file of version 2.
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+        log = _tensorboardx().session_log
+        self._write(step=step, session_log=log(status=log.START))
 
     def write_point(self, step: int, values: dict[str, float]) -> None:
         """Writes values by tag."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        summaries = [Summary.Value(tag=t, simple_value=v) for t, v in values.items()]
-        self._write(step=step, summary=Summary(value=summaries))
+        summary = _tensorboardx().summary
+        summaries = [summary.Value(tag=t, simple_value=v) for t, v in values.items()]
+        self._write(step=step, summary=summary(value=summaries))
 
     def _write(self, **fields: Any) -> None:
-        # Imported here, so that training without TensorBoard does not load it.
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.record_writer import masked_crc32c
-
+        library = _tensorboardx()
         # A record in the TFRecord format: length as uint64, CRC of the length as
         # uint32, content, CRC of the content as uint32; all little-endian.
-        content = Event(wall_time=time.time(), **fields).SerializeToString()
+        content = library.event(wall_time=time.time(), **fields).SerializeToString()
         rest = b""
         for part in (struct.pack("<Q", len(content)), content):
-            rest += part + struct.pack("<I", masked_crc32c(part))
+            rest += part + struct.pack("<I", library.masked_crc32c(part))
         while rest:
             rest = rest[self._file.write(rest) :]
+
+
+@functools.cache
+def _tensorboardx() -> types.SimpleNamespace:
+    """Imports the parts of tensorboardX that write an event.
+
+    The function is called when a file is opened, so that training without TensorBoard
+    imports nothing.
+    """
+    with _without_init("tensorboardX"):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import masked_crc32c
+    return types.SimpleNamespace(
+        event=Event,
+        session_log=SessionLog,
+        summary=Summary,
+        masked_crc32c=masked_crc32c,
+    )
+
+
+@contextlib.contextmanager
+def _without_init(package: str) -> Iterator[None]:
+    """Lets a context import modules of a package without running its `__init__`.
+
+    The `__init__` of tensorboardX imports torch, if it is installed. This takes seconds
+    before the first step of each start.
+    """
+    spec = None if package in sys.modules else importlib.util.find_spec(package)
+    if spec is None:  # imported already, or not installed
+        yield
+        return
+    # Python does not run `__init__` if there is a module of the package's name.
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    try:
+        yield
+    finally:
+        # A later import by the user finds none of them, and runs `__init__`.
+        for name in [n for n in sys.modules if n.split(".")[0] == package]:
+            del sys.modules[name]
 
 
 def _columns(metrics: Metrics) -> tuple[list[str], np.ndarray]:
