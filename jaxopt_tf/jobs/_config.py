@@ -36,7 +36,8 @@ _BYTE_VOCAB_SIZE = (
 # fingerprint of the data is compared instead; paths differ between machines.
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "tokenizer", "output_dir", "logging_steps", "save_steps"),
-    *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
+    *("save_total_limit", "log_layers", "sample_prompt"),
+    *("mesh", "zero_1", DATA_SIZE, SEQUENCES),
     *PER_START_SETTINGS,
 )
 

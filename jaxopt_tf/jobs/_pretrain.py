@@ -17,6 +17,7 @@ from .._typing import PyTree
 from ..data import Batches, evaluation_batches
 from ..sharding import batch_sharding, make_mesh
 from ._config import RunConfig
+from ._generate import with_samples
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_folder import OpenRun, open_run, read_evaluations
@@ -66,6 +67,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         )
         evaluate = _make_evaluate(setup, run, model.block_size)
+        evaluate_and_sample = with_samples(evaluate, config, setup)
         if run.is_finished:
             # Nothing is written to the folder of a finished run.
             trained = training.Trained(start, "max_steps")
@@ -83,7 +85,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
                     monitors=build_monitors(config, setup.model, run, batches)
                     if is_primary_process()
                     else [],
-                    evaluate=evaluate,
+                    evaluate=evaluate_and_sample,
                     eval_steps=job.eval_steps,
                     selection=job.selection,
                     metric_schedule=setup.metric_schedule,

@@ -80,7 +80,8 @@ class _Progress(NamedTuple):
     lengths: jax.Array  # [B], int32: number of tokens of each text
     is_done: jax.Array  # [B], bool: the text has an end token
     num_new: jax.Array  # (), int32: number of new tokens of the longest continuation
-    cache: Cache  # keys and values of all tokens but the last one
+    logits: jax.Array  # [B, V], float32: of the next token
+    cache: Cache  # keys and values of all tokens
 
 
 def make_generate(
@@ -177,7 +178,13 @@ def context_length(config: GPT2Config | DecoderConfig) -> int:
     return config.max_position_embeddings
 
 
-def check_lengths(num_tokens: int, max_new_tokens: int | None, context: int) -> int:
+def check_lengths(
+    num_tokens: int,
+    max_new_tokens: int | None,
+    context: int,
+    *,
+    argument: str = "prompt",
+) -> int:
     """Returns the maximum number of new tokens after a prompt.
 
     Args:
@@ -185,13 +192,14 @@ def check_lengths(num_tokens: int, max_new_tokens: int | None, context: int) -> 
         max_new_tokens: number of new tokens that was asked for; None for the rest of
             the context.
         context: maximum number of tokens in a text.
+        argument: name of the argument that contains the prompt, for messages.
 
     Raises:
         ValueError: if the text does not fit into the context.
     """
     if num_tokens >= context:
         raise ValueError(
-            f"`prompt` must have fewer tokens than the context length, which is "
+            f"`{argument}` must have fewer tokens than the context length, which is "
             f"{context:,}, got {counted(num_tokens, 'token')}. Shorten it."
         )
     room = context - num_tokens
@@ -235,12 +243,11 @@ def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
         scaled = jnp.where(rank < sampling.top_k, scaled, -jnp.inf)
         p = jax.nn.softmax(scaled, axis=-1)
         before = jnp.cumsum(p, axis=-1) - p  # probability of all more probable tokens
-        # The first token is always kept: `before` is 0, and `top_p` may be 0.
-        is_kept = (before < sampling.top_p) | (rank == 0)
-        drawn = jax.random.categorical(key, jnp.where(is_kept, scaled, -jnp.inf))
-        return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(
-            jnp.int32
-        )
+        # The first token is always included, since `top_p` may be 0.
+        is_included = (before < sampling.top_p) | (rank == 0)
+        chosen = jax.random.categorical(key, jnp.where(is_included, scaled, -jnp.inf))
+        token = jnp.take_along_axis(order, chosen[:, None], axis=-1)[:, 0]
+        return token.astype(jnp.int32)
 
     return jax.lax.cond(sampling.temperature > 0, draw, greedy, logits)
 
@@ -259,38 +266,34 @@ def _generate(
     """Returns the texts, [B, size], and their lengths, [B]."""
     rows = jnp.arange(prompts.shape[0], dtype=jnp.int32)
 
-    def append(progress: _Progress, logits: jax.Array) -> _Progress:
-        text, lengths, is_done, num_new, _ = progress
-        token = sample(logits, jax.random.fold_in(key, num_new), sampling)
+    def is_unfinished(progress: _Progress) -> jax.Array:
+        return (progress.num_new < max_new_tokens) & ~jnp.all(progress.is_done)
+
+    # The logits after the last token are computed but not used. Sampling outside the
+    # loop would avoid that, and would compile the samples twice.
+    def append(progress: _Progress) -> _Progress:
+        text, lengths, is_done, num_new, logits, cache = progress
+        step_key = jax.random.fold_in(key, num_new)
+        token = sample(logits, step_key, sampling)
         # A finished text keeps its length: its token is written after its end.
         text = text.at[rows, lengths].set(token, mode="drop")
         lengths = lengths + (~is_done).astype(jnp.int32)
         is_done = is_done | jnp.any(token[:, None] == ends[None], axis=1)
-        return progress._replace(
-            text=text, lengths=lengths, is_done=is_done, num_new=num_new + 1
-        )
-
-    def is_unfinished(progress: _Progress) -> jax.Array:
-        return (progress.num_new < max_new_tokens) & ~jnp.all(progress.is_done)
-
-    def step(progress: _Progress) -> _Progress:
-        last = progress.lengths - 1
-        logits, cache = fns.step(
-            params, progress.text[rows, last], last, progress.cache
-        )
-        return append(progress._replace(cache=cache), logits)
+        last = lengths - 1
+        logits, cache = fns.step(params, text[rows, last], last, cache)
+        return _Progress(text, lengths, is_done, num_new + 1, logits, cache)
 
     padding = ((0, 0), (0, size - prompts.shape[1]))
     logits, cache = fns.prefill(params, prompts, lengths, size)
-    progress = _Progress(
+    start = _Progress(
         text=jnp.pad(prompts, padding),
         lengths=lengths,
         is_done=jnp.zeros(rows.shape, bool),
         num_new=jnp.int32(0),
+        logits=logits,
         cache=cache,
     )
-    progress = append(progress, logits)
-    progress = jax.lax.while_loop(is_unfinished, step, progress)
+    progress = jax.lax.while_loop(is_unfinished, append, start)
     return progress.text, progress.lengths
 
 
