@@ -72,8 +72,8 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     prompts is usually smaller than a batch for training.
 
     The frequencies of RoPE scalings that depend on the length of the text, "dynamic"
-    and "longrope", are chosen in each call by the length so far. Keys in the cache keep
-    their rotation, as in Transformers.
+    and "longrope", are chosen in each call by the length of each text so far. Keys in
+    the cache keep their rotation, as in Transformers.
     """
     attend = make_attention(mesh)
     graph, parts_of = _graph_of(config)
@@ -166,12 +166,20 @@ def _gpt2_parts(config: GPT2Config, model: GPT2) -> _Parts:
 
 def _decoder_parts(config: DecoderConfig, model: Decoder) -> _Parts:
     root = model.model
+
+    # Per row: the frequencies of some RoPE scalings depend on the length of a text, and
+    # a text must not depend on the others.
+    @jax.vmap
+    def rotation(position_ids: jax.Array) -> Rotation | None:
+        by = layer_rotation(config, position_ids[None])
+        return None if by is None else Rotation(by.cos[0], by.sin[0])
+
     return _Parts(
         kinds=config.layer_kinds,
         layers=root.layers,
         is_stacked=config.scan_layers,
         embed=lambda tokens, position_ids: root.embed_tokens(tokens),
-        rotation=functools.partial(layer_rotation, config),
+        rotation=rotation,
         project=lambda layer, x, by: layer.project(x, by),
         logits=lambda x: root.norm(x) @ model.head(),
     )
