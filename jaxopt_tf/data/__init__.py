@@ -23,4 +23,8 @@ from ._ready_tokens import read_tokens as read_tokens
 from ._row_files import read_rows as read_rows
 from ._text import read_text as read_text
 from ._text import standard_library as standard_library
+from ._text_codec import TextCodec as TextCodec
+from ._text_codec import byte_codec as byte_codec
+from ._text_codec import document_codec as document_codec
+from ._text_codec import tokenizer_codec as tokenizer_codec
 from ._tokenize import tokenize_text as tokenize_text

@@ -37,7 +37,8 @@ _BYTE_VOCAB_SIZE = (
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "train_file", "validation_file", "tokenizer", "chat_template"),
     *("output_dir", "logging_steps", "save_steps"),
-    *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
+    *("save_total_limit", "log_layers", "sample_prompt"),
+    *("mesh", "zero_1", DATA_SIZE, SEQUENCES),
     *PER_START_SETTINGS,
 )
 

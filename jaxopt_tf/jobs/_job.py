@@ -45,6 +45,8 @@ class Job:
         output_dir: folder of the run. If it contains a run, that run is resumed.
             Default: a new folder in runs/, named by the time.
         eval_steps: number of updates between evaluations.
+        sample_prompt: text of which a continuation by the model is printed at each
+            evaluation; "" for the start of a document. Default: none.
         save_steps: number of updates between checkpoints. The last step and the step of
             the best evaluation so far are saved in addition.
         save_total_limit: number of checkpoints that are kept, including the best one;
@@ -98,6 +100,7 @@ class Job:
     eos_token_id: int | None = None
     output_dir: Path | None = None
     eval_steps: int = 400
+    sample_prompt: str | None = None
     save_steps: int = 400
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = False

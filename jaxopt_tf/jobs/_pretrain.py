@@ -18,6 +18,7 @@ from .._typing import PyTree
 from ..sharding import batch_sharding, make_mesh
 from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._config import RunConfig
+from ._generate import with_samples
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_data import (
@@ -77,6 +78,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         )
         evaluate = _make_evaluate(setup, run, job, model.block_size)
+        evaluate_and_sample = with_samples(evaluate, config, setup)
         if run.is_finished:
             # Nothing is written to the folder of a finished run.
             trained = training.Trained(start, "max_steps")
@@ -98,7 +100,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
                     monitors=build_monitors(config, setup.model, run, batches)
                     if is_primary_process()
                     else [],
-                    evaluate=evaluate,
+                    evaluate=evaluate_and_sample,
                     eval_steps=job.eval_steps,
                     selection=job.selection,
                     metric_schedule=setup.metric_schedule,

@@ -5,6 +5,9 @@ params, loss_fn = make_loss_fn(gpt2_preset("micro"), seed=42)
 
 from ._attention import make_attention as make_attention
 from ._decoder_config import DecoderConfig as DecoderConfig
+from ._generation import GenerateFn as GenerateFn
+from ._generation import check_lengths as check_lengths
+from ._generation import make_generate as make_generate
 from ._gpt2 import GPT2 as GPT2
 from ._gpt2_config import GPT2_PRESETS as GPT2_PRESETS
 from ._gpt2_config import GPT2Config as GPT2Config

@@ -106,8 +106,21 @@ class _Block(nnx.Module):
         self.mlp = _MLP(config, rngs=rngs)
 
     def __call__(self, x: jax.Array, rngs: jax.Array | None) -> jax.Array:
+        q, k, v = self.project(x)
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return self.finish(x, y, rngs)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries, keys and values, [B, T, n_head, n_embd / n_head] each."""
+        return self.attn.project(self.ln_1(x))
+
+    def finish(
+        self, x: jax.Array, y: jax.Array, rngs: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the output of the block from its input and that of the attention."""
         of_attn, of_mlp = (None, None) if rngs is None else rngs
-        x = x + dropout(self.attn(self.ln_1(x)), self.resid_pdrop, of_attn)
+        y = self.attn.c_proj(y.reshape(x.shape))
+        x = x + dropout(y, self.resid_pdrop, of_attn)
         return x + dropout(self.mlp(self.ln_2(x)), self.resid_pdrop, of_mlp)
 
 
@@ -118,12 +131,11 @@ class _Attention(nnx.Module):
         self.c_attn = linear(width, 3 * width, _std(config), rngs)
         self.c_proj = linear(width, width, _residual_std(config), rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         size, length, width = x.shape
         heads = (size, length, 3, self.n_head, width // self.n_head)
         q, k, v = jnp.unstack(self.c_attn(x).reshape(heads), axis=2)
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.reshape(x.shape))
+        return q, k, v
 
 
 class _MLP(nnx.Module):

@@ -98,7 +98,10 @@ class _Model(nnx.Module):
 
     def _through_layers(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         config = self.config
-        by = _rotation(config, inputs)
+        position_ids = inputs.position_ids
+        if position_ids is None:
+            position_ids = jnp.arange(inputs.tokens.shape[1], dtype=jnp.int32)[None]
+        by = layer_rotation(config, position_ids)
         # All layers have the same graph definition; only their parameters differ.
         graph = nnx.graphdef(self.layers if config.scan_layers else self.layers[0])
 
@@ -170,13 +173,10 @@ def periods(
     ]
 
 
-def _rotation(config: DecoderConfig, inputs: Inputs) -> Rotation | None:
-    """Returns the rotation of each position; it is the same in all layers."""
+def layer_rotation(config: DecoderConfig, position_ids: jax.Array) -> Rotation | None:
+    """Returns the rotation of positions [B or 1, T]; it is the same in all layers."""
     if not any(kind.has_rope for kind in config.layer_kinds):
         return None
-    position_ids = inputs.position_ids
-    if position_ids is None:
-        position_ids = jnp.arange(inputs.tokens.shape[1], dtype=jnp.int32)[None]
     inv_freq, factor = inverse_frequencies(
         config.rope_scaling,
         theta=config.rope_theta,
@@ -204,7 +204,20 @@ class _Layer(nnx.Module):
         by: Rotation | None,
         kind: LayerKind,
     ) -> jax.Array:
-        x = x + self.self_attn(self.input_layernorm(x), segment_ids, by, kind.window)
+        q, k, v = self.project(x, by)
+        attend = self.self_attn.attend
+        y = attend(q, k, v, segment_ids=segment_ids, window=kind.window)
+        return self.finish(x, y)
+
+    def project(
+        self, x: jax.Array, by: Rotation | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns rotated queries, [B, T, H, D], and keys and values, [B, T, K, D]."""
+        return self.self_attn.project(self.input_layernorm(x), by)
+
+    def finish(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Returns the output of the layer from its input and that of the attention."""
+        x = x + self.self_attn.output(y)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -226,13 +239,9 @@ class _Attention(nnx.Module):
             self.q_norm = _RMSNorm(head_dim, config.rms_norm_eps, stack)
             self.k_norm = _RMSNorm(head_dim, config.rms_norm_eps, stack)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        segment_ids: jax.Array | None,
-        by: Rotation | None,
-        window: int | None,
-    ) -> jax.Array:
+    def project(
+        self, x: jax.Array, by: Rotation | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = checkpoint_name(self.q_proj(x), "q_proj").reshape(heads)
         k = checkpoint_name(self.k_proj(x), "k_proj").reshape(heads)
@@ -241,9 +250,10 @@ class _Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        y = self.attend(q, k, v, segment_ids=segment_ids, window=window)
-        y = y.reshape(*x.shape[:2], -1)
-        return checkpoint_name(self.o_proj(y), "o_proj")
+        return q, k, v
+
+    def output(self, y: jax.Array) -> jax.Array:
+        return checkpoint_name(self.o_proj(y.reshape(*y.shape[:2], -1)), "o_proj")
 
 
 class _MLP(nnx.Module):

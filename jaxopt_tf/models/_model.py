@@ -7,7 +7,7 @@ loss, num_tokens = loss_fn(params, batch)
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -29,6 +29,7 @@ from ._decoder_params import (
     decoder_rules,
     draw_decoder_params,
 )
+from ._generation import GenerateFn, context_length, make_generate
 from ._gpt2_config import GPT2Config
 from ._gpt2_from_transformers import (
     gpt2_config_for_transformers,
@@ -78,6 +79,21 @@ class MakeLoss(Protocol):
         ...
 
 
+class MakeGenerate(Protocol):
+    """Function that builds the function that continues prompts."""
+
+    def __call__(
+        self,
+        *,
+        mesh: Mesh | None = None,
+        compute_dtype: Any = None,
+        matmul_precision: str | None = None,
+        eos_token_ids: Sequence[int] = (),
+    ) -> GenerateFn:
+        """Returns the function; arguments as for `make_generate`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A language model, without arrays.
@@ -88,6 +104,8 @@ class Model:
         title: architecture and sizes, for reports.
         init: seed -> initial parameters, a tree of dicts of float32 arrays.
         make_loss: builds the loss function.
+        make_generate: builds the function that continues prompts.
+        context_length: maximum number of tokens in a text.
         layouts: PyTorch layouts of the parameters by patterns for their names; None if
             all leaves have the layouts of PyTorch.
         layer_norms: paths of the normalizations, or their classes by path, for
@@ -106,6 +124,8 @@ class Model:
     title: str
     init: Callable[[int], PyTree]
     make_loss: MakeLoss
+    make_generate: MakeGenerate
+    context_length: int
     layouts: Mapping[str, TorchLayout] | None
     layer_norms: Any
     sharding_rules: Callable[[Mesh], Mapping[str, PartitionSpec]]
@@ -184,6 +204,8 @@ def _gpt2(config: GPT2Config) -> Model:
         title=_title("GPT-2", config.n_layer, config.n_embd),
         init=functools.partial(draw_params, config),
         make_loss=make_loss,
+        make_generate=functools.partial(make_generate, config),
+        context_length=context_length(config),
         layouts=_gpt2_config.gpt2_layout(config),
         layer_norms=_gpt2_config.gpt2_layer_norms(config),
         sharding_rules=functools.partial(_gpt2_config.gpt2_rules, config),
@@ -204,6 +226,8 @@ def _decoder(config: DecoderConfig) -> Model:
         title=_title(title, config.num_hidden_layers, config.hidden_size),
         init=functools.partial(draw_decoder_params, config),
         make_loss=functools.partial(decoder_loss_of, config),
+        make_generate=functools.partial(make_generate, config),
+        context_length=context_length(config),
         layouts=decoder_layout(config),
         layer_norms=decoder_layer_norms(config),
         sharding_rules=functools.partial(decoder_rules, config),

@@ -1,0 +1,207 @@
+"""Text of a run and of a folder of Transformers, and samples during a run."""
+
+import contextlib
+import io
+import re
+
+import jax
+import pytest
+
+from jaxopt_tf.data import byte_codec
+from jaxopt_tf.jobs import (
+    Job,
+    RunConfig,
+    build_setup,
+    generate,
+    make_sampler,
+    pretrain,
+)
+from jaxopt_tf.jobs._generate import with_samples
+from jaxopt_tf.models import GPT2Config, build_model
+from jaxopt_tf.recipes import Recipe
+from jaxopt_tf.sharding import make_mesh
+from tests import twins
+from tests.twins import decoders as twin
+
+pytestmark = [
+    pytest.mark.promotion_of_others,  # flax's layers
+    pytest.mark.usefixtures("compiled_quickly", "compiled_once"),
+]
+
+RECIPE = Recipe(
+    max_steps=4, learning_rate=1e-2, optim="sgd", per_device_train_batch_size=2
+)
+TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=16)
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
+WORDS = sorted(set(TEXT.split()))
+
+
+def run_in(folder, **settings):
+    """Trains; returns the result and the lines that it printed."""
+    (folder / "text.txt").write_text(TEXT)
+    job = Job(
+        text=(folder / "text.txt",),
+        output_dir=folder / "run",
+        eval_steps=2,
+        save_steps=2,
+        **settings,
+    )
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        outcome = pretrain(RunConfig(recipe=RECIPE, model=TINY, job=job))
+    return outcome, printed.getvalue().splitlines()
+
+
+def samples_of(lines):
+    return [line for line in lines if line.startswith("sample")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, compiled_quickly, compiled_once):
+    """A run with samples, and its lines."""
+    return run_in(tmp_path_factory.mktemp("run"), sample_prompt="the ")
+
+
+def test_samples_are_printed_at_each_evaluation(run):
+    outcome, lines = run
+    samples = samples_of(lines)
+    assert len(samples) == 3  # before step 1, and after steps 2 and 4
+    assert all(sample.startswith("sample  'the ") for sample in samples)
+    # The same text after training, from the checkpoint.
+    assert samples[-1] == f"sample  {generate(outcome.folder, 'the ')!r}"
+
+
+@pytest.mark.parametrize("mesh", [None, "fsdp=4,tensor=2"])
+def test_samples_do_not_change_the_numbers_of_a_run(mesh, run, tmp_path):
+    logs = []
+    for name, prompt in (("a", None), ("b", "the ")):
+        if mesh is None and prompt is not None:
+            outcome, lines = run
+        else:
+            (tmp_path / name).mkdir()
+            outcome, lines = run_in(tmp_path / name, mesh=mesh, sample_prompt=prompt)
+        logs.append((outcome.folder / "metrics.jsonl").read_text())
+        assert len(samples_of(lines)) == (0 if prompt is None else 3)
+    assert logs[0] == logs[1]
+
+
+def test_a_run_with_samples_is_resumed_without_them(run):
+    outcome, lines = run_in(run[0].folder.parent)
+    assert lines[0].startswith("this run is finished")
+    assert outcome.last_loss == run[0].last_loss
+    assert not samples_of(lines)
+
+
+def test_text_of_a_run_and_of_its_checkpoints(run):
+    folder = run[0].folder
+    text = generate(folder, "the ", max_new_tokens=5)
+    assert len(text.encode()) >= 4
+    assert text == generate(folder / "checkpoint-4", "the ", max_new_tokens=5)
+    sampled = [
+        generate(folder, "the ", temperature=3.0, seed=seed, bf16=bf16)
+        for seed, bf16 in ((0, None), (0, False), (1, False))
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert generate(folder, "")  # the start of a document
+
+
+def test_a_sampler_takes_any_parameters(run):
+    outcome, _ = run
+    sampler = make_sampler(build_model(TINY), byte_codec(), bf16=True)
+    new = sampler(outcome.params, "the ", max_new_tokens=3)
+    # 3 bytes, fewer after an end of the text; each is at most one character.
+    assert len(new) <= 3
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder of Transformers, and its model and tokenizer there."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("llama")
+    model = twin.save({**twin.CASES["llama"], "vocab_size": 12}, folder)
+    tokens = ["<unk>", "<s>", "</s>", *WORDS]
+    content = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {word: i for i, word in enumerate(tokens)}, unk_token="<unk>"
+        )
+    )
+    content.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    content.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=content, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return folder, model, fast
+
+
+@twins.needs_transformers
+@pytest.mark.parametrize("prompt", ["the quick fox", "dog", ""])
+def test_text_of_a_folder_is_that_of_transformers(prompt, llama):
+    folder, model, tokenizer = llama
+    inputs = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        do_sample=False,
+        max_new_tokens=20,
+        pad_token_id=0,
+    )
+    expected = tokenizer.decode(out[0], skip_special_tokens=True)
+    assert generate(folder, prompt, max_new_tokens=20) == expected
+
+
+@twins.needs_transformers
+def test_refuses_a_folder_without_a_tokenizer(llama, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(ValueError, match="`tokenizer` must be the path") as refusal:
+        generate(llama[0], "the", tokenizer=path)
+    assert repr(str(path)) in str(refusal.value)
+
+
+def test_refuses_folders_without_a_model(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "starts.jsonl").write_text("")
+    for name, message in (
+        ("none", "`folder` must be a run's folder or a folder of Transformers, but"),
+        ("none", "does not exist. Check the path."),
+        ("file", "is a file. Check the path."),
+        ("empty", "`folder` must be a run's folder, one of its checkpoints, or a"),
+        ("started", "`folder` must contain a checkpoint, but the run in"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            generate(tmp_path / name, "the")
+
+
+def test_refuses_prompts_that_do_not_fit(run):
+    folder = run[0].folder
+    with pytest.raises(ValueError, match="`prompt` must have fewer tokens than the"):
+        generate(folder, "the quick brown fox")
+    with pytest.raises(ValueError, match="`max_new_tokens` must be at most 13"):
+        generate(folder, "the", max_new_tokens=14)
+    with pytest.raises(TypeError, match="`prompt` must be a string, got 3"):
+        generate(folder, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_prompt": "the quick brown fox"}, "`sample_prompt` must have fewer"),
+        ({"sample_prompt": "a", "text": ("a.npy",)}, "`tokenizer` must be given for"),
+    ],
+)
+def test_refuses_samples_before_the_run_starts(settings, message):
+    config = RunConfig(recipe=RECIPE, model=TINY, job=Job(**settings))
+    setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
+    with pytest.raises(ValueError, match=message):
+        with_samples(lambda params: {}, config, setup)
+
+
+def test_sample_prompt_must_be_a_string():
+    with pytest.raises(TypeError, match="`sample_prompt` must be a name or None"):
+        Job(sample_prompt=3)
