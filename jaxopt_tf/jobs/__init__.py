@@ -10,7 +10,7 @@ outcome = pretrain(
 """
 
 from ._config import RunConfig as RunConfig
-from ._config import uses_eval_loss as uses_eval_loss
+from ._conflicts import uses_eval_loss as uses_eval_loss
 from ._job import Job as Job
 from ._job_arguments import settings_from_transformers as settings_from_transformers
 from ._migrate import ExportedRun as ExportedRun

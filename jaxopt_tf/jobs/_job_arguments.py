@@ -21,7 +21,7 @@ from ..interop import (
 )
 from ..models import DecoderConfig, GPT2Config
 from ..recipes import Recipe
-from ._config import uses_eval_loss
+from ._conflicts import uses_eval_loss
 from ._job import Job
 
 _MODEL_KINDS = {**kinds_of(DecoderConfig), **kinds_of(GPT2Config)}
