@@ -15,6 +15,7 @@ from ..models import DecoderConfig, GPT2Config, ModelConfig
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
 from ._conflicts import find_conflicts, uses_eval_loss
+from ._intervals import with_whole_intervals
 from ._job import Job
 from ._model_folder import config_type, with_model_folder
 
@@ -33,7 +34,9 @@ SEQUENCES = "sequences"
 # fingerprint of the data is compared instead; paths differ between machines.
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "train_file", "validation_file", "tokenizer", "chat_template"),
-    *("output_dir", "logging_steps", "save_steps"),
+    *("output_dir", "logging_steps", "logging_first_step", "save_steps"),
+    # They determine `max_steps`, `eval_steps` and `save_steps`, which are compared.
+    *("num_train_epochs", "eval_strategy", "save_strategy"),
     *("save_total_limit", "log_layers", "mesh", "zero_1", DATA_SIZE, SEQUENCES),
     *PER_START_SETTINGS,
 )
@@ -68,15 +71,16 @@ class RunConfig:
         Args:
             settings: fields of `Recipe`, of the model's configuration and of `Job` by
                 name, with values of their types or of the equivalent JSON types.
-                `max_steps` is required; other missing fields take their defaults, or
-                the values in the folder `model_name_or_path`. `model_type` determines
-                the configuration: `GPT2Config` without it.
+                `max_steps` is required, see `resolve_epochs`; other missing fields take
+                their defaults, or the values in the folder `model_name_or_path`.
+                Intervals below 1 are shares of `max_steps`, rounded up. `model_type`
+                determines the configuration: `GPT2Config` without it.
 
         Raises:
             ValueError: if a name is unknown, a value is out of range or of the wrong
                 type, or settings conflict. The message lists all problems.
         """
-        settings = with_model_folder(settings)
+        settings = with_whole_intervals(with_model_folder(settings))
         kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
         owners = _owners(*kinds.values())
         problems = [
@@ -89,7 +93,7 @@ class RunConfig:
             own = {n: v for n, v in settings.items() if owners.get(n) is record}
             try:
                 if record is Recipe and "max_steps" not in own:
-                    raise ValueError("`max_steps` is required: the number of updates.")
+                    raise ValueError(_without_steps(settings))
                 records[name] = record(**own)
             except (TypeError, ValueError) as error:
                 problems.append(str(error))
@@ -143,6 +147,7 @@ _FORMER: Mapping[str, Any] = {
     "text_column": "text",
     "packing": False,
     "completion_only_loss": True,
+    "per_device_eval_batch_size": None,
 }
 _NONE = object()  # equal to no value of a setting
 
@@ -152,6 +157,17 @@ def _owners(*records: type) -> dict[str, type]:
     return {
         field.name: record for record in records for field in dataclasses.fields(record)
     }
+
+
+def _without_steps(settings: Mapping[str, Any]) -> str:
+    epochs = settings.get("num_train_epochs")
+    if epochs is None:
+        return "`max_steps` is required: the number of updates."
+    return (
+        f"`max_steps` must be given with `num_train_epochs`, got {epochs!r} epochs "
+        "alone: their number of steps is not known before the data are read. Pass the "
+        "settings to `resolve_epochs` first, or give `max_steps`."
+    )
 
 
 def _as_json(value: Any) -> Any:
@@ -186,9 +202,9 @@ def changed_settings(
 ) -> dict[str, str]:
     """Compares the settings that determine the losses and parameters of a run.
 
-    `eval_steps` is compared only if the evaluation loss drives the schedule, ends the
-    run or selects its model. `per_device_train_batch_size` is compared only if the
-    total batch size differs.
+    `eval_steps` and `per_device_eval_batch_size` are compared only if the evaluation
+    loss drives the schedule, ends the run or selects its model.
+    `per_device_train_batch_size` is compared only if the total batch size differs.
 
     Args:
         saved: settings of the saved run. A missing setting counts as changed.
@@ -204,7 +220,7 @@ def changed_settings(
     if is_known and num_sequences(saved) == num_sequences(now):
         ignored.add(batch_size)
     if not uses_eval_loss(saved) and not uses_eval_loss(now):
-        ignored.add("eval_steps")
+        ignored |= {"eval_steps", "per_device_eval_batch_size"}
     return {
         name: _change(name, saved, now)
         # A setting is compared even if only one of the two runs has it: a version that

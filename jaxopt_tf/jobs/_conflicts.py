@@ -109,7 +109,15 @@ def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
             "`early_stopping_patience` as well."
         )
     settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
-    if uses_eval_loss(settings) and job.eval_steps >= recipe.max_steps:
+    if uses_eval_loss(settings) and job.eval_strategy == "no":
+        yield (
+            "`eval_strategy` must be 'steps' or 'epoch' if the evaluation loss drives "
+            "the schedule, ends the run or selects its model, got 'no'. Leave it out, "
+            "or use 'epoch'."
+        )
+    # The number of steps of an epoch is not known here.
+    is_by_steps = job.eval_strategy == "steps"
+    if uses_eval_loss(settings) and is_by_steps and job.eval_steps >= recipe.max_steps:
         yield (
             f"`eval_steps` must be less than `max_steps`, which is {recipe.max_steps}, "
             "if the evaluation loss drives the schedule, ends the run or selects its "
