@@ -56,9 +56,10 @@ class Migrate(Origin, RunFlags):
     """
 
     prog: ClassVar[str] = "jaxopt-tf migrate FOLDER OUT"
-    # Settings of a single start, which are not part of a run folder.
+    # Settings of a single start, which are not part of a run folder, and the length of
+    # the run, which the checkpoint contains in steps.
     unused: ClassVar[frozenset[str]] = frozenset(
-        {"intended_changes", "resume_from_checkpoint"}
+        {"intended_changes", "resume_from_checkpoint", "num_train_epochs"}
     )
     # Replacements in messages for arguments of Python functions that are not flags.
     arguments: ClassVar[Mapping[str, str]] = MappingProxyType(

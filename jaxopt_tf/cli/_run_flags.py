@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from .. import _checks
 from .._io import Kind, kinds_of, parse_json
-from ..jobs import RunConfig, settings_from_transformers
+from ..jobs import RunConfig, merge_settings, settings_from_transformers
 from ..models import GPT2_PRESETS, DecoderConfig
 from ..recipes import METRIC_DRIVEN
 from ._flags import build, flag_kinds, read_flags
@@ -45,6 +45,7 @@ class RunFlags:
         ignore_fields: names of TrainingArguments in the file that are not read.
         compilation_cache: keep compiled programs in the user's cache folder, for a fast
             restart.
+        warmup_ratio: name of a `warmup_steps` below 1 in Transformers 4.
         run: the recipe, the model and the job.
     """
 
@@ -55,6 +56,7 @@ class RunFlags:
     preset: Literal["nano", "micro", "mini", "midi", "gpt2"] = "nano"
     ignore_fields: tuple[str, ...] = ()
     compilation_cache: bool = True
+    warmup_ratio: float | None = None
     run: RunConfig
 
 
@@ -99,12 +101,38 @@ def run_config(
         found: settings of the run's folder, which have lower precedence.
 
     Raises:
-        ValueError: if settings are invalid or conflict. The message lists all problems.
+        ValueError: if settings are invalid or conflict, or the length of the run is a
+            number of epochs. The message lists all problems.
+    """
+    settings = run_settings(typed, found)
+    epochs = settings.get("num_train_epochs")
+    if epochs is not None and settings.get("max_steps") is None:
+        raise ValueError(
+            "`num_train_epochs` must be given as `max_steps` to this command, which "
+            f"does not count the steps of an epoch, got {epochs!r}. `jaxopt-tf train` "
+            "prints their number."
+        )
+    return RunConfig.from_dict(settings)
+
+
+def run_settings(
+    typed: Mapping[str, Any], found: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Returns the settings of all sources, for `RunConfig.from_dict`.
+
+    `max_steps` is missing if `num_train_epochs` determines it.
+
+    Args:
+        typed: settings on the command line, including the path of the JSON file.
+        found: settings of the run's folder, which have lower precedence.
+
+    Raises:
+        ValueError: if settings are invalid. The message lists all problems.
     """
     settings, defaults = merged_settings(typed, found), dict(_RECIPE)
     if settings.get("lr_scheduler_type") in METRIC_DRIVEN:
         del defaults["warmup_steps"]  # metric-driven schedules have no warmup
-    return RunConfig.from_dict({**defaults, **settings})
+    return merge_settings(defaults, settings)
 
 
 def merged_settings(
@@ -121,7 +149,7 @@ def merged_settings(
     """
     flags = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
     kinds = {**kinds_of(DecoderConfig), **flags}
-    of_run = {name: value for name, value in typed.items() if name in kinds}
+    of_run = {name: value for name, value in _resolved(typed).items() if name in kinds}
     ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}
     if typed.get("config") is not None:
@@ -133,15 +161,48 @@ def merged_settings(
         )
     # Increasing precedence: preset, run's folder, file, command line. A preset on the
     # command line also overrides sizes in the folder and in the file.
-    below = {**found, **file}
+    below = merge_settings(found, file)
     if "preset" in of_run:
         below = {name: value for name, value in below.items() if name not in _SIZES}
-    settings = {**below, **of_run}
+    settings = merge_settings(below, of_run)
     if "preset" in settings:
         preset = settings.pop("preset")
         _checks.one_of("preset", preset, GPT2_PRESETS)
         sizes = {name: getattr(GPT2_PRESETS[preset], name) for name in _SIZES}
         settings = {**sizes, **settings}
+    return settings
+
+
+def _resolved(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces `warmup_ratio`, and removes flags that other flags take precedence over.
+
+    Raises:
+        ValueError: if the ratio is out of range, or `warmup_steps` is given as well.
+    """
+    settings, ignored = dict(typed), list[tuple[str, str]]()
+    ratio = settings.pop("warmup_ratio", None)
+    if ratio is not None and settings.get("warmup_steps") is not None:
+        raise ValueError(
+            f"`warmup_ratio` must be left out with `warmup_steps`, got {ratio!r} and "
+            f"{settings['warmup_steps']!r}. Give one of them."
+        )
+    if ratio is not None:
+        _checks.fraction_below_one("warmup_ratio", ratio)
+        settings["warmup_steps"] = ratio
+    # The precedence of Transformers.
+    if settings.get("max_steps") is not None:
+        ignored.append(("num_train_epochs", f"--max_steps {settings['max_steps']}"))
+    for name in ("eval", "save"):
+        strategy = settings.get(f"{name}_strategy")
+        if strategy in ("no", "epoch"):
+            ignored.append((f"{name}_steps", f"--{name}_strategy {strategy}"))
+    for name, winner in ignored:
+        if settings.get(name) is not None:
+            print(
+                f"jaxopt-tf: `--{name} {settings.pop(name)}` is ignored: `{winner}` "
+                "takes precedence, as in Transformers.",
+                file=sys.stderr,
+            )
     return settings
 
 

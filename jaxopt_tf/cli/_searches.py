@@ -25,7 +25,7 @@ class SearchFlags(RunFlags):
     # training, saved, resumed or sharded.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) - {
         *("text", "tokenizer", "eos_token_id", "output_dir"),
-        *("bf16", "tf32"),
+        *("bf16", "tf32", "per_device_eval_batch_size"),
     }
 
     memory_limit: float | None = None

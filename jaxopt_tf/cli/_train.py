@@ -1,6 +1,5 @@
 """Subcommand `train`: pretrains a GPT-2."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,17 @@ import jax
 
 from ..jobs import (
     RunConfig,
+    check_before_reading,
     compilation_cache,
     pretrain,
     read_settings,
+    resolve_epochs,
     settings_path,
 )
 from ..sharding import axis_sizes
 from ._flags import build, flag_kinds
 from ._launch import Launch, launched
-from ._run_flags import RunFlags, read_typed, run_config
+from ._run_flags import RunFlags, read_typed, run_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ def train(args: Sequence[str]) -> int:
     """
     typed = read_typed(Train, args)
     saved = saved_settings(typed)
-    config = run_config(typed, saved)
+    settings = run_settings(typed, saved)
+    check_before_reading(settings)
     with (
         launched(build(Launch, typed), flag_kinds(Train)),
         compilation_cache(typed.get("compilation_cache", True)),
@@ -57,7 +59,8 @@ def train(args: Sequence[str]) -> int:
         # `jax.device_count` is correct only after the processes have connected, and a
         # call before that would initialize the backend of a single process.
         if saved.get("mesh") is not None and "mesh" not in typed:
-            config = _with_fitting_mesh(config)
+            settings["mesh"] = _fitting_mesh(settings["mesh"])
+        config = RunConfig.from_dict(resolve_epochs(settings))
         outcome = pretrain(config, command_line=[*Train.prog.split(), *args])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
@@ -69,14 +72,14 @@ def saved_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     return read_settings(path) if path and path.exists() else {}
 
 
-def _with_fitting_mesh(config: RunConfig) -> RunConfig:
-    """Removes the mesh of a run that was started on another number of devices."""
-    num_devices, mesh = jax.device_count(), config.job.mesh
-    if mesh is None or math.prod(axis_sizes(mesh).values()) == num_devices:
-        return config
+def _fitting_mesh(mesh: str) -> str | None:
+    """Returns the mesh of a run; None if it had another number of devices."""
+    num_devices = jax.device_count()
+    if math.prod(axis_sizes(mesh).values()) == num_devices:
+        return mesh
     print(
         f"jaxopt-tf: `--mesh {mesh}` of the run does not fit the {num_devices} devices "
         "and is ignored.",
         file=sys.stderr,
     )
-    return dataclasses.replace(config, job=dataclasses.replace(config.job, mesh=None))
+    return None

@@ -11,10 +11,13 @@ outcome = pretrain(
 
 from ._compilation_cache import compilation_cache as compilation_cache
 from ._config import RunConfig as RunConfig
-from ._config import uses_eval_loss as uses_eval_loss
+from ._conflicts import uses_eval_loss as uses_eval_loss
+from ._epochs import check_before_reading as check_before_reading
+from ._epochs import resolve_epochs as resolve_epochs
 from ._generate import Sampler as Sampler
 from ._generate import generate as generate
 from ._generate import make_sampler as make_sampler
+from ._intervals import merge_settings as merge_settings
 from ._job import Job as Job
 from ._job_arguments import settings_from_transformers as settings_from_transformers
 from ._migrate import ExportedRun as ExportedRun

@@ -44,11 +44,20 @@ class Job:
             file is one document.
         output_dir: folder of the run. If it contains a run, that run is resumed.
             Default: a new folder in runs/, named by the time.
-        eval_steps: number of updates between evaluations.
+        num_train_epochs: number of passes over the data, which determines `max_steps`
+            by the rule of Trainer; may be a fraction. `max_steps` takes precedence.
+        eval_strategy: "steps" evaluates every `eval_steps`, "epoch" after each epoch,
+            "no" only before the first step and after the last one.
+        eval_steps: number of updates between evaluations; a value below 1 on the
+            command line is a share of `max_steps`, rounded up.
         sample_prompt: text of which a continuation by the model is printed at each
             evaluation; "" for the start of a document. Default: none.
-        save_steps: number of updates between checkpoints. The last step and the step of
-            the best evaluation so far are saved in addition.
+        per_device_eval_batch_size: sequences per batch and device in an evaluation.
+            Default: the number of a micro-batch of training.
+        save_strategy: "steps" saves a checkpoint every `save_steps`, "epoch" after each
+            epoch, "no" neither. The last step and the step of the best evaluation so
+            far are saved in addition.
+        save_steps: number of updates between checkpoints, or a share as `eval_steps`.
         save_total_limit: number of checkpoints that are kept, including the best one;
             None keeps all checkpoints of `save_steps`.
         load_best_model_at_end: whether the final parameters are those with the lowest
@@ -58,7 +67,9 @@ class Job:
         early_stopping_threshold: minimum decrease of the evaluation loss, in nats per
             token, that counts as an improvement.
         logging_steps: number of updates between entries of trainer_state.json and
-            TensorBoard. metrics.jsonl contains every update.
+            TensorBoard, or a share as `eval_steps`. metrics.jsonl contains every
+            update.
+        logging_first_step: whether these have an entry for the first update, too.
         bf16: whether the model computes in bfloat16, with parameters in float32.
         tf32: whether matrix products of float32 arrays use TF32 on GPUs, or three
             passes in bfloat16 on TPUs, which is faster. Otherwise they have full
@@ -99,14 +110,19 @@ class Job:
     tokenizer: Path | None = None
     eos_token_id: int | None = None
     output_dir: Path | None = None
+    num_train_epochs: float | None = None
+    eval_strategy: Literal["no", "steps", "epoch"] = "steps"
     eval_steps: int = 400
     sample_prompt: str | None = None
+    per_device_eval_batch_size: int | None = None
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: int = 400
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = False
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
     logging_steps: int = 10
+    logging_first_step: bool = False
     bf16: bool = False
     tf32: bool = False
     on_non_finite: Literal["stop", "skip", "propagate"] = "stop"
@@ -133,6 +149,16 @@ class Job:
         # "highest" is set explicitly: the default of JAX is TF32 on GPUs and one pass
         # in bfloat16 on TPUs.
         return "tensorfloat32" if self.tf32 else "highest"
+
+    @property
+    def eval_interval(self) -> int | None:
+        """Number of updates between evaluations; None without any in between."""
+        return None if self.eval_strategy == "no" else self.eval_steps
+
+    @property
+    def save_interval(self) -> int | None:
+        """Number of updates between checkpoints; None without any in between."""
+        return None if self.save_strategy == "no" else self.save_steps
 
     @property
     def selection(self) -> training.Selection:
@@ -171,7 +197,10 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
             least = 0 if name == "eos_token_id" else 1
             return _checks.whole_number(name, value, least=least)
         case "NUMBER":
-            _checks.non_negative(name, value)
+            check = _checks.non_negative
+            if name == "num_train_epochs":
+                check = _checks.positive
+            check(name, value)
             return value
         case "PATH" if isinstance(value, str | Path) and str(value):
             return Path(value)

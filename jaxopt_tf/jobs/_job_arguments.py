@@ -4,7 +4,6 @@ If evaluations drive the schedule, end the run or select its model, their interv
 metric affect the parameters. They are then translated exactly, or an error names them.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from ..interop import (
 )
 from ..models import DecoderConfig, GPT2Config
 from ..recipes import Recipe
-from ._config import uses_eval_loss
+from ._conflicts import uses_eval_loss
+from ._intervals import INTERVALS, steps_of_share
 from ._job import Job
 
 _MODEL_KINDS = {**kinds_of(DecoderConfig), **kinds_of(GPT2Config)}
@@ -30,7 +30,6 @@ _KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 # Kinds of fields that raise an error for a new run; "non_optimizer" includes the
 # fields that set the order of the data.
 _REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
-_INTERVALS = ("eval_steps", "save_steps", "logging_steps")
 _DRIVES = "drives the schedule"
 _LOGGING_STEPS = 500  # Transformers' default, which also replaces `eval_steps`
 _STRATEGIES = {
@@ -42,7 +41,7 @@ _OTHER_DATA = (
     "evaluations use the evaluation part of `text`, not Trainer's `eval_dataset`"
 )
 # Fields of `Job` that a Trainer's files set, and further fields about evaluations.
-_JOB_FIELDS = (*_INTERVALS, "load_best_model_at_end", "save_total_limit")
+_JOB_FIELDS = (*INTERVALS, "load_best_model_at_end", "save_total_limit")
 EVALUATION_FIELDS = (
     *_JOB_FIELDS,
     *("bf16_full_eval", "fp16_full_eval", "eval_delay", *_STRATEGIES),
@@ -86,6 +85,8 @@ def settings_from_transformers(
     into = select_fields(raw, kinds, ignore_fields, typed=typed)
     into.values = values = _not_replaced(into.values, typed)
     steps: Any = {**values, **typed}.get("max_steps")
+    if is_set(typed.get("num_train_epochs")) and "max_steps" not in typed:
+        steps = None  # the number of epochs has higher precedence
     is_number = isinstance(steps, int | float) and not isinstance(steps, bool)
     max_steps = int(steps) if is_number and steps > 0 else None
     translate_training_arguments(
@@ -93,13 +94,11 @@ def settings_from_transformers(
     )
     listed = {"ignored": sorted(into.unread), "without effect here": into.ignored}
     into.notes[:0] = [f"{title}: {', '.join(n)}" for title, n in listed.items() if n]
-    epochs = values.get("num_train_epochs")
-    if max_steps is None and is_set(epochs):
-        into.refuse(
-            "num_train_epochs",
-            "the number of steps per epoch is unknown before the text is read; give "
-            "`--max_steps`.",
-        )
+    # Trainer uses one of the two: `max_steps` if it is greater than 0.
+    if max_steps is not None:
+        into.settings.pop("num_train_epochs", None)
+    elif is_set(into.combined.get("num_train_epochs")):
+        into.settings.pop("max_steps", None)
     _set_intervals(into, max_steps)
     _translate_others(into)
     into.settings = into.read_settings()
@@ -146,6 +145,8 @@ def _not_replaced(
 ) -> dict[str, Any]:
     """Returns the fields that are not overridden by a setting in `typed`."""
     replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.setting in typed}
+    if "eval_strategy" in typed:
+        replaced.add("evaluation_strategy")  # its former name
     return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 
@@ -185,25 +186,20 @@ def _set_intervals(
         if is_set(values.get(name)) and values[name] not in choices:
             into.refuse(name, f"give one of {', '.join(map(repr, choices))}.")
     _set_evaluation(into, max_steps, checkpoint)
-    for name in _INTERVALS:
-        value = settings.get(name)
-        # Transformers reads an interval below 1 as a fraction of all steps, rounded up.
-        if isinstance(value, float) and 0 < value < 1:
-            if max_steps:
-                settings[name] = math.ceil(max_steps * value)
-            else:
-                del settings[name]
-                into.refusals.append(
-                    f"`{name}` {value!r}: a fraction of `max_steps`, which is unknown; "
-                    "give `max_steps`."
-                )
+    for name in INTERVALS:
+        if name in settings:
+            settings[name] = steps_of_share(settings[name], max_steps)
     limit = values.get("save_total_limit")
     if isinstance(limit, int | float) and limit <= 0:
         settings["save_total_limit"] = None
     saving = values.get("save_strategy")
-    if saving == "no" and max_steps:
-        settings["save_steps"] = max_steps
+    settings.pop("save_strategy", None)
+    if saving == "no":
+        settings |= _at_the_end("save", max_steps)
         into.notes.append("`save_strategy` 'no': the run is saved at its end only")
+    elif saving == "epoch" and checkpoint is None:
+        settings.pop("save_steps", None)
+        settings["save_strategy"] = "epoch"
     elif saving == "epoch":
         settings.pop("save_steps", None)
         into.notes.append("`save_strategy` 'epoch': replaced by `save_steps`")
@@ -215,7 +211,8 @@ def _set_intervals(
     is_best = combined.get("load_best_model_at_end") is True and saving != "best"
     # Trainer selects the best of its checkpoints; here each evaluation with a lower
     # loss is saved, at any step.
-    if is_best and is_set(saving) and every and save and every != save:
+    is_best = is_best and is_set(saving) and every != save
+    if is_best and isinstance(every, int) and isinstance(save, int):
         into.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
             f"{_checks.counted(every, 'step')}, is loaded; Trainer loads the best of "
@@ -232,6 +229,7 @@ def _set_evaluation(
     strategy = values.get(name)
     role = _role(into)
     every = checkpoint.updates_per_epoch if checkpoint else None
+    settings.pop("eval_strategy", None)
     if strategy == "steps":
         # Transformers' default of `eval_steps` is `logging_steps`.
         if not settings.get("eval_steps"):
@@ -245,6 +243,9 @@ def _set_evaluation(
             f"`{name}` 'epoch': every {_checks.counted(every, 'step')}, the length of "
             "an epoch in Trainer"
         )
+    elif strategy == "epoch" and checkpoint is None:
+        settings.pop("eval_steps", None)
+        settings["eval_strategy"] = "epoch"
     elif strategy in ("no", "epoch"):
         settings.pop("eval_steps", None)
         if role:
@@ -255,11 +256,18 @@ def _set_evaluation(
             )
         elif strategy == "epoch":
             into.notes.append(f"`{name}` 'epoch': replaced by `eval_steps`")
-        elif max_steps:
-            settings["eval_steps"] = max_steps
+        else:
+            settings |= _at_the_end("eval", max_steps)
             into.notes.append(
                 f"`{name}` 'no': the run is evaluated at its start and end only"
             )
+
+
+def _at_the_end(kind: str, max_steps: int | None) -> dict[str, Any]:
+    """Returns the interval that ends with the run, or the strategy "no"."""
+    if max_steps is None:
+        return {f"{kind}_strategy": "no"}
+    return {f"{kind}_steps": max_steps}
 
 
 def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 from .. import checkpoints, interop, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
-from ..sharding import batch_sharding, make_mesh
+from ..sharding import batch_sharding, make_mesh, num_batch_shards
 from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._config import RunConfig
+from ._epochs import check_resolved
 from ._generate import with_samples
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
@@ -57,11 +58,13 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
 
     Raises:
         ValueError: if the data do not fit the model, the folder contains another run or
-            is in use, or no checkpoint in it is valid.
+            is in use, no checkpoint in it is valid, or an interval is an epoch, see
+            `resolve_epochs`.
         OSError: if a checkpoint or the log cannot be written.
         FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
     """
     recipe, model, job = config.recipe, config.model, config.job
+    check_resolved(config)
     seconds_since_start = _stopwatch(has_command_line=bool(command_line))
     with training.stop_on_signals() as should_stop, open_run(config) as run:
         is_one_device = job.mesh is None and jax.process_count() == 1
@@ -101,11 +104,11 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
                     if is_primary_process()
                     else [],
                     evaluate=evaluate_and_sample,
-                    eval_steps=job.eval_steps,
+                    eval_steps=job.eval_interval,
                     selection=job.selection,
                     metric_schedule=setup.metric_schedule,
                     save=_CheckpointSaver(save, run, job),
-                    save_steps=job.save_steps,
+                    save_steps=job.save_interval,
                     save_best=True,
                     should_stop=should_stop,
                 )
@@ -153,8 +156,12 @@ def _make_evaluate(
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
         return jax.make_array_from_callback(batch.shape, sharding, batch.__getitem__)
 
+    batch_size = run.num_sequences
+    if job.per_device_eval_batch_size is not None:
+        num_shards = num_batch_shards(setup.mesh.shape)
+        batch_size = job.per_device_eval_batch_size * num_shards
     batches = evaluation_batches(
-        run.corpus, job, block_size=block_size, batch_size=run.num_sequences
+        run.corpus, job, block_size=block_size, batch_size=batch_size
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
     # The batches are transferred to the devices once and kept for all evaluations.
@@ -221,8 +228,9 @@ class _CheckpointSaver:
             run_state.progress.best_step == step
             and not self._job.load_best_model_at_end
         ):
-            replaces = self._extra
-            self._extra = None if step % self._job.save_steps == 0 else step
+            replaces, every = self._extra, self._job.save_interval
+            is_regular = every is not None and step % every == 0
+            self._extra = None if is_regular else step
         notes = {"settings": dict(self._run.settings)}
         training.save_run_state(self._saving, run_state, notes, replaces=replaces)
 

@@ -12,6 +12,7 @@ from .._checks import counted
 from .._typing import PyTree
 from ..models import Model
 from ._config import RunConfig
+from ._intervals import num_steps_per_epoch
 from ._run_data import TrainingBatches, data_notes
 from ._run_folder import OpenRun
 from ._setup import Setup
@@ -37,7 +38,11 @@ def build_monitors(
     """
     job, flops, unit = config.job, model.flops_per_token, run.corpus.unit
     max_steps, folder = config.recipe.max_steps, run.folder
-    num_in_a_step = run.num_sequences * config.recipe.gradient_accumulation_steps
+    steps_per_epoch = num_steps_per_epoch(
+        batches.num_windows,
+        batch_size=run.num_sequences,
+        gradient_accumulation_steps=config.recipe.gradient_accumulation_steps,
+    )
     is_replay = True
 
     def warn(sentence: str) -> None:
@@ -51,7 +56,10 @@ def build_monitors(
             max_steps, first_step=run.step, unit=unit, flops_per_item=flops
         ),
         monitors.tensorboard(
-            folder / "tensorboard", first_step=run.step, every=job.logging_steps
+            folder / "tensorboard",
+            first_step=run.step,
+            every=job.logging_steps,
+            logging_first_step=job.logging_first_step,
         ),
     ]
     stateful = [
@@ -60,10 +68,11 @@ def build_monitors(
             folder / "trainer_state.json",
             max_steps=max_steps,
             logging_steps=job.logging_steps,
+            logging_first_step=job.logging_first_step,
             eval_steps=job.eval_steps,
             save_steps=job.save_steps,
             train_batch_size=run.num_sequences,
-            steps_per_epoch=max(1, batches.num_windows // num_in_a_step),
+            steps_per_epoch=steps_per_epoch,
             flops_per_item=flops,
             selection=job.selection,
         ),
@@ -98,12 +107,21 @@ def print_header(
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
         f"{counted(recipe.num_warmup_steps, 'warmup step')}), "
-        f"{counted(recipe.max_steps, 'step')} of {batch} {corpus.unit}",
+        f"{counted(recipe.max_steps, 'step')}{_epochs(config)} of {batch} "
+        f"{corpus.unit}",
         _devices(setup.mesh),
         f"folder  {run.folder}"
         + (f", resumed at step {run.step:,}" if run.step else ""),
     ]
     print("\n".join(line for line in lines if line))
+
+
+def _epochs(config: RunConfig) -> str:
+    """Returns the number of epochs that determined the steps, in words, or ""."""
+    epochs = config.job.num_train_epochs
+    if epochs is None:
+        return ""
+    return f" ({epochs:g} epoch{'' if epochs == 1 else 's'})"
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

@@ -150,15 +150,9 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     job, settings = config.job, config.to_dict()
     # All processes must name the same new folder; their clocks may differ.
     now = _io.broadcast_from_process_0(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    # The paths of the text may differ between machines; its content is compared below.
-    local = ("text", "train_file", "validation_file", "tokenizer", "chat_template")
-    shared = {name: value for name, value in settings.items() if name not in local}
-    # Processes with different settings could compile different programs, whose
-    # collectives would wait for each other forever.
-    _io.check_equal_across_processes(shared | _versions())
+    check_equal_settings(settings)
     with checkpoints.lock_folder(job.output_dir or Path("runs", now)) as lock:
-        corpus = _read_corpus(config, lock.folder)
-        _io.check_equal_across_processes({DATA: corpus.fingerprint})
+        corpus = read_equal_corpus(config, lock.folder)
         settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         # With several processes, the default mesh has all devices: `mesh_axes`.
         settings[SEQUENCES] = num_sequences(settings | {"mesh": mesh_axes(job)})
@@ -173,12 +167,27 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
         )
 
 
-def _read_corpus(config: RunConfig, folder: Path) -> Corpus:
+def check_equal_settings(settings: Mapping[str, Any]) -> None:
+    """Raises in all processes unless all have equal settings and versions.
+
+    Processes with different settings could compile different programs, whose
+    collectives would wait for each other forever.
+    """
+    # The paths of the text may differ between machines; its content is compared later.
+    local = ("text", "train_file", "validation_file", "tokenizer", "chat_template")
+    shared = {name: value for name, value in settings.items() if name not in local}
+    _io.check_equal_across_processes(shared | _versions())
+
+
+def read_equal_corpus(config: RunConfig, folder: Path) -> Corpus:
+    """Reads the data of a run in all processes, and raises unless they are equal."""
     # With a tokenizer, process 0 writes the tokens first; the others then read them.
     corpus: list[Corpus] = []
     read = functools.partial(read_corpus, config.job, config.model, folder)
     _io.run_on_process_0(lambda: corpus.append(read()))
-    return corpus[0] if corpus else read()
+    found = corpus[0] if corpus else read()
+    _io.check_equal_across_processes({DATA: found.fingerprint})
+    return found
 
 
 def _find_start(
@@ -222,7 +231,7 @@ def _check_folder(
         saved = read_settings(path)
         now = own_settings(settings)
         _check_same_run(path, saved, now, job.intended_changes)
-        saved |= _sequences_of_last_start(folder)
+        saved |= sequences_of_last_start(folder)
     elif log.exists():
         raise ValueError(
             f"`output_dir` must be a run's folder or a new one, but {str(log)!r} has "
@@ -238,7 +247,7 @@ def _check_folder(
     return saved
 
 
-def _sequences_of_last_start(folder: Path) -> dict[str, int]:
+def sequences_of_last_start(folder: Path) -> dict[str, int]:
     """Reads the number of sequences in a micro-batch from starts.jsonl.
 
     settings.json does not contain it for a run of several processes without `mesh`.

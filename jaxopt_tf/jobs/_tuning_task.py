@@ -91,7 +91,8 @@ def tuning_task(
         eval_batches = evaluation_batches(
             corpus,
             block_size=block_size,
-            batch_size=config.recipe.per_device_train_batch_size,
+            batch_size=job.per_device_eval_batch_size
+            or config.recipe.per_device_train_batch_size,
             num_tokens=num_eval_tokens,
         )
     return Task(

@@ -21,7 +21,13 @@ from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_value
 _RATE, _SKIPPED = "train/learning_rate", "train/num_skipped"
 
 
-def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monitor:
+def tensorboard(
+    folder: Path,
+    *,
+    first_step: int = 0,
+    every: int = 10,
+    logging_first_step: bool = False,
+) -> Monitor:
     """Writes scalars for `tensorboard --logdir`.
 
         train/   loss, learning_rate, share_clipped, num_skipped
@@ -42,6 +48,7 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
         first_step: step from which the run resumes. Later points of earlier starts are
             hidden; if it is 0, all points of earlier starts are hidden.
         every: steps between points; at least 1.
+        logging_first_step: whether there is a point at step 1, too.
 
     Raises:
         ValueError: if `every` is below 1, or the folder is not writable.
@@ -72,9 +79,11 @@ def tensorboard(folder: Path, *, first_step: int = 0, every: int = 10) -> Monito
         while begin < size:
             # Up to the next multiple of `every`.
             end = min(size, begin + every - (window.first_step + begin - 1) % every)
+            if logging_first_step and window.first_step + begin == 1:
+                end = begin + 1
             pending.append(columns[:, begin:end])
             begin, step = end, window.first_step + end - 1
-            if step % every == 0:
+            if step % every == 0 or (logging_first_step and step == 1):
                 values = _point(tags, np.concatenate(pending, axis=1))
                 file.write_point(step, dict(zip(tags, values.tolist(), strict=True)))
                 pending.clear()

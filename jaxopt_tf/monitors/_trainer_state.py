@@ -32,6 +32,7 @@ def trainer_state(
     *,
     max_steps: int,
     logging_steps: int = 10,
+    logging_first_step: bool = False,
     eval_steps: int | None = None,
     save_steps: int | None = None,
     train_batch_size: int | None = None,
@@ -63,6 +64,7 @@ def trainer_state(
             if it exists.
         max_steps: number of steps of the whole run.
         logging_steps: steps between entries.
+        logging_first_step: whether there is an entry for the first step, too.
         eval_steps: steps between evaluations; None for the default of Trainer.
         save_steps: steps between saves; None for the default of Trainer.
         train_batch_size: sequences per step on all devices; None if unknown.
@@ -75,7 +77,8 @@ def trainer_state(
     Raises:
         ValueError, TypeError: if the folder does not exist or a number is out of range.
 
-    Source: transformers 5.23 `trainer_callback.py`, `TrainerState`; `trainer.py`,
+    Source: transformers 5.23 `trainer_callback.py`, `TrainerState` and
+        `DefaultFlowCallback`; `trainer.py`,
         `_maybe_log_save_evaluate`, `_determine_best_metric` and `_finalize_training`.
     Differs: `num_input_tokens_seen` is the sum of `Metrics.num_items`; in Trainer it is
         0 by default.
@@ -98,7 +101,8 @@ def trainer_state(
     if steps_per_epoch is not None:
         per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
         state["num_train_epochs"] = -(-state["max_steps"] // per_epoch)
-    log = _Log(path, state, per_epoch, flops_per_item or 0.0, selection)
+    flops = flops_per_item or 0.0
+    log = _Log(path, state, per_epoch, flops, selection, logging_first_step)
     return Monitor(log.window, log.evaluation, log.close)
 
 
@@ -159,6 +163,7 @@ class _Log:
     steps_per_epoch: int
     flops_per_item: float
     selection: Selection
+    logging_first_step: bool
     entries: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     step: int = 0
@@ -184,7 +189,8 @@ class _Log:
                 loss = self.loss_sum / self.num_losses
             self.loss_sum += loss
             self.timed_loss_sum += loss if self.is_timed else 0.0
-            if self.step % self.state["logging_steps"] == 0:
+            is_first = self.logging_first_step and self.step == 1
+            if is_first or self.step % self.state["logging_steps"] == 0:
                 self._add(
                     loss=self.loss_sum / self.num_losses,
                     grad_norm=float(metrics.norms.grads[i]),
