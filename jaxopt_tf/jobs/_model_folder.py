@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._io import is_primary_process
 from ..data import is_ready_tokens
 from ..models import DecoderConfig, GPT2Config, settings_from_transformers_config
+from ._job import Job
 
 # Fields of a configuration that do not determine the shapes of the parameters, so that
 # they can differ from those in the folder.
@@ -65,6 +67,19 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     # A null is a setting that is not given.
     given = {name: value for name, value in settings.items() if value is not None}
     return {**settings, **found, **given}
+
+
+def existing_folder(job: Job) -> Path | None:
+    """Returns `model_name_or_path` if it is still there, else None with a note."""
+    folder = job.model_name_or_path
+    if folder is None or (folder / "config.json").is_file():
+        return folder
+    if is_primary_process():
+        print(
+            f"{folder} no longer exists: the model is written in float32, without the "
+            "fields of its config.json that do not describe the architecture"
+        )
+    return None
 
 
 def _has_sizes(settings: Mapping[str, Any]) -> bool:

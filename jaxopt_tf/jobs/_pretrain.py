@@ -15,12 +15,15 @@ import numpy as np
 from .. import checkpoints, interop, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
+from ..models import Model
 from ..sharding import batch_sharding, make_mesh, num_batch_shards
 from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._config import RunConfig
 from ._epochs import check_resolved
+from ._final_folder import write_transformers_folder
 from ._generate import with_samples
 from ._job import Job, mesh_axes
+from ._model_folder import existing_folder
 from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_data import (
     TrainingBatches,
@@ -115,7 +118,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         stopped_by = (
             should_stop.signal if trained.stop_reason == "should_stop" else None
         )
-        return _finish(config, run, trained, evaluate, stopped_by)
+        return _finish(config, setup.model, run, trained, evaluate, stopped_by)
 
 
 def _stopwatch(*, has_command_line: bool) -> Callable[[], float]:
@@ -237,6 +240,7 @@ class _CheckpointSaver:
 
 def _finish(
     config: RunConfig,
+    model: Model,
     run: OpenRun,
     trained: training.Trained,
     evaluate: Callable[[PyTree], dict[str, float]],
@@ -255,6 +259,15 @@ def _finish(
                     "the best checkpoint cannot be read, so that the last parameters "
                     f"are used: {error}"
                 )
+    if stopped_by is None and not (run.is_finished and run.has_model):
+        # A finished run lacks the model if it was killed while the model was written.
+        write_transformers_folder(
+            run.folder,
+            model,
+            end.state.params,
+            like=existing_folder(config.job),
+            tokenizer=config.job.tokenizer,
+        )
     # Read from the log, which also covers earlier starts of the run.
     evaluations = run_on_process_0(lambda: read_evaluations(run.log))
     if not evaluations:  # the log was deleted

@@ -84,6 +84,14 @@ class OpenRun:
         return self.folder / METRICS
 
     @property
+    def has_model(self) -> bool:
+        """True if the folder has a config.json, the last file that a run writes.
+
+        In folders of earlier versions it contains the settings of the run.
+        """
+        return (self.folder / _FORMER_SETTINGS).exists()
+
+    @property
     def num_sequences(self) -> int:
         """Number of sequences in a micro-batch, summed over all devices."""
         return self.settings[SEQUENCES]

@@ -115,6 +115,7 @@ class Model:
         has_dropout: True if the loss needs a random key in every training step.
         transformers_config: content of the config.json from which Transformers builds
             the model.
+        prefix: name of the base model in the classes of Transformers.
         tied: pairs of a further name of a tied tensor in PyTorch and its name.
         convention: orientation of kernels in PyTorch, as for `interop.match_names`.
         differences: sentences on how its training differs from that of Trainer.
@@ -132,6 +133,7 @@ class Model:
     flops_per_token: int
     has_dropout: bool
     transformers_config: Mapping[str, Any]
+    prefix: str
     tied: tuple[tuple[str, str], ...] = ()
     convention: str = "linear"
     differences: tuple[str, ...] = ()
@@ -145,7 +147,10 @@ class Model:
     def names(self) -> interop.ParamNames:
         """Names of the parameters in PyTorch; torch is not needed."""
         described = torch_model(
-            self.shapes, tied=self.tied, is_transposed=self.convention == "linear"
+            self.shapes,
+            tied=self.tied,
+            is_transposed=self.convention == "linear",
+            prefix=self.prefix,
         )
         return interop.match_names(
             self.shapes, described, layouts=self.layouts, convention=self.convention
@@ -212,6 +217,7 @@ def _gpt2(config: GPT2Config) -> Model:
         flops_per_token=_gpt2_config.flops_per_token(config),
         has_dropout=config.has_dropout,
         transformers_config=gpt2_config_for_transformers(config),
+        prefix="transformer",
         tied=(("lm_head.weight", "transformer.wte.weight"),),
         convention="conv1d",
         differences=(_GPT2_LOSS,),
@@ -234,6 +240,7 @@ def _decoder(config: DecoderConfig) -> Model:
         flops_per_token=decoder_flops_per_token(config),
         has_dropout=False,
         transformers_config=decoder_config_for_transformers(config),
+        prefix="model",
         tied=head_of_embeddings if config.tie_word_embeddings else (),
     )
 

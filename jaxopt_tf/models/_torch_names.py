@@ -5,13 +5,17 @@ from typing import Any
 
 from .. import _pytrees
 from .._typing import PyTree
-from ..interop import TorchModel, TorchParam
+from ..interop import LoadRules, TorchModel, TorchParam
 
 _LAYER_TYPES = {"embedding": "Embedding", "scale": "LayerNorm"}
 
 
 def torch_model(
-    shapes: PyTree, *, tied: tuple[tuple[str, str], ...], is_transposed: bool
+    shapes: PyTree,
+    *,
+    tied: tuple[tuple[str, str], ...],
+    is_transposed: bool,
+    prefix: str,
 ) -> TorchModel:
     """Describes the PyTorch parameters that correspond to a tree of parameters.
 
@@ -25,6 +29,8 @@ def torch_model(
         tied: pairs of a further name of a tied tensor and its name.
         is_transposed: True if kernels are [out, in] in PyTorch, as those of Linear;
             False if they are [in, out], as those of Conv1D.
+        prefix: first component of the names of the base model, which files of the base
+            model alone do not have.
     """
     layer_types = {"kernel": "Linear" if is_transposed else "Conv1D"} | _LAYER_TYPES
     parameters = [
@@ -36,6 +42,7 @@ def torch_model(
         parameters=tuple(parameters),
         tied=tied,
         is_ordered=False,
+        load_rules=LoadRules(prefix=prefix),
         origin="the configuration",
     )
 
