@@ -20,7 +20,7 @@ class Doctor(RunFlags):
     """Finds mistakes in the settings of a run, without training.
 
     Example:
-      jaxopt-tf doctor --config runs/books/config.json
+      jaxopt-tf doctor --config runs/books/settings.json
     """
 
     prog: ClassVar[str] = "jaxopt-tf doctor"

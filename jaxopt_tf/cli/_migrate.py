@@ -162,7 +162,7 @@ def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
     print(
         f"{out} contains the run of {source}, {run.num_params:,} parameters, at step "
         f"{run.step:,}; to resume it:\n"
-        f"  jaxopt-tf train --config {out / 'config.json'} --output_dir {out}"
+        f"  jaxopt-tf train --config {out / 'settings.json'} --output_dir {out}"
     )
 
 

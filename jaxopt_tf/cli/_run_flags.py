@@ -38,7 +38,7 @@ class RunFlags:
     """Flags of all commands about a run.
 
     Attributes:
-        config: JSON file of settings: config.json of a run, or TrainingArguments of
+        config: JSON file of settings: settings.json of a run, or TrainingArguments of
             Transformers. Flags on the command line override them.
         preset: name of a set of model sizes. The flags of the model override single
             sizes.
@@ -161,7 +161,7 @@ def _read_file(
             f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
         ) from error
     except OSError as error:
-        inside = path / "config.json"
+        inside = path / "settings.json"
         hint = f" Did you mean {str(inside)!r}?" if inside.exists() else ""
         raise ValueError(
             f"`config` must be a file that can be read, got {str(path)!r}: "

@@ -13,7 +13,7 @@ import rich.console
 from .. import _checks, tuning
 from .._checks import counted
 from .._io import Kind, atomic_write, kinds_of, read_value
-from ..jobs import read_config, write_config
+from ..jobs import read_settings, settings_path, write_settings
 from ..models import GPT2Config
 from ..recipes import Recipe, compile_key, recipe_settings
 from ..tuning import Uniform
@@ -21,7 +21,7 @@ from ._flags import build, flag_kinds
 from ._run_flags import read_typed, run_config
 from ._searches import SearchFlags
 
-_CONFIG, _SEARCH = "config.json", "search.json"
+_SETTINGS, _SEARCH = "settings.json", "search.json"
 _EXAMPLE = "An example is --over learning_rate=1e-4,1e-3 weight_decay=0,0.1."
 
 
@@ -64,7 +64,7 @@ def sweep(args: Sequence[str]) -> int:
     """
     typed = read_typed(Sweep, args)
     saved = _saved_settings(typed.get("output_dir"))
-    config = run_config(typed, saved[_CONFIG])
+    config = run_config(typed, saved[_SETTINGS])
     search = build(Sweep, {**saved[_SEARCH], **typed}, run=config)
     recipe = config.recipe
     over = read_over(search.over)
@@ -182,11 +182,11 @@ def _saved_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
 
     Earlier versions did not write search.json; their folders have sweep.jsonl only.
     """
-    saved: dict[str, dict[str, Any]] = {_CONFIG: {}, _SEARCH: {}}
+    saved: dict[str, dict[str, Any]] = {_SETTINGS: {}, _SEARCH: {}}
     if folder and any((folder / n).exists() for n in (_SEARCH, "sweep.jsonl")):
         for name in saved:
-            path = folder / name
-            saved[name] = read_config(path) if path.exists() else {}
+            path = settings_path(folder) if name == _SETTINGS else folder / name
+            saved[name] = read_settings(path) if path.exists() else {}
     return saved
 
 
@@ -202,14 +202,15 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
     """
     run = search.run.to_dict()
     own = {name: getattr(search, name) for name in ("over", "num_samples", "halving")}
-    if not (folder / _CONFIG).exists():
+    path = settings_path(folder)
+    if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, run)
+        write_settings(folder, run)
         # An atomic write, because a later start reads it.
         with atomic_write(folder / _SEARCH) as temporary:
             temporary.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         return []
-    saved = read_config(folder / _CONFIG) | _saved_settings(folder)[_SEARCH]
+    saved = read_settings(path) | _saved_settings(folder)[_SEARCH]
     # Converted to JSON and back, so that tuples compare equal to the lists in the file.
     now = json.loads(json.dumps(run | own))
     lines = {
@@ -220,10 +221,9 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
     decide = (*flag_kinds(GPT2Config), "bf16", "tf32")
     different = [lines[name] for name in decide if name in lines]
     if different:
-        path = str(folder / _CONFIG)
         raise ValueError(
             "`output_dir` must be a new folder or contain this sweep, but the model of "
-            f"{path!r} is another one. Name another folder.\n  "
+            f"{str(path)!r} is another one. Name another folder.\n  "
             + "\n  ".join(different)
         )
     return list(lines.values())

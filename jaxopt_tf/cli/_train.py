@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from ..jobs import RunConfig, pretrain, read_config
+from ..jobs import RunConfig, pretrain, read_settings, settings_path
 from ..sharding import axis_sizes
 from ._flags import build, flag_kinds
 from ._launch import Launch, launched
@@ -56,8 +56,8 @@ def train(args: Sequence[str]) -> int:
 def saved_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of the run in `output_dir`; {} for a new folder."""
     folder = typed.get("output_dir")
-    path = folder / "config.json" if folder else None
-    return read_config(path) if path and path.exists() else {}
+    path = settings_path(folder) if folder else None
+    return read_settings(path) if path and path.exists() else {}
 
 
 def _with_fitting_mesh(config: RunConfig) -> RunConfig:

@@ -202,6 +202,7 @@ class PackedBatches(ShuffledRows[dict[str, np.ndarray]]):
             TypeError: if a number is not a whole number.
             ValueError: if a number is too small or too large.
         """
+        self.notes = rows.notes
         super().__init__(
             rows,
             batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Pretraining runs: a recipe, a model and its data, trained in a run folder.
+"""Training runs: a recipe, a model and its data, trained in a run folder.
 
 outcome = pretrain(
     RunConfig(
@@ -15,7 +15,6 @@ from ._generate import Sampler as Sampler
 from ._generate import generate as generate
 from ._generate import make_sampler as make_sampler
 from ._job import Job as Job
-from ._job import read_corpus as read_corpus
 from ._job_arguments import settings_from_transformers as settings_from_transformers
 from ._migrate import ExportedRun as ExportedRun
 from ._migrate import ImportedRun as ImportedRun
@@ -25,8 +24,10 @@ from ._plan import compare_plans as compare_plans
 from ._plan import plan as plan
 from ._pretrain import pretrain as pretrain
 from ._report import RunResult as RunResult
-from ._run_folder import read_config as read_config
-from ._run_folder import write_config as write_config
+from ._run_data import read_corpus as read_corpus
+from ._run_folder import read_settings as read_settings
+from ._run_folder import settings_path as settings_path
+from ._run_folder import write_settings as write_settings
 from ._run_io import Run as Run
 from ._run_io import first_run_state as first_run_state
 from ._run_io import read_run as read_run

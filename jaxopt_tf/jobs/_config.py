@@ -11,13 +11,13 @@ from typing import Any
 
 from .. import _checks
 from ..data import is_ready_tokens
-from ..models import GPT2Config, ModelConfig
+from ..models import DecoderConfig, GPT2Config, ModelConfig
 from ..recipes import METRIC_DRIVEN, Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
 from ._job import Job
 from ._model_folder import config_type, with_model_folder
 
-# Settings that apply to a single start. They are not written to config.json, because
+# Settings that apply to a single start. They are not written to settings.json, because
 # later starts read that file and would apply them again.
 PER_START_SETTINGS = ("resume_from_checkpoint", "intended_changes")
 
@@ -35,7 +35,8 @@ _BYTE_VOCAB_SIZE = (
 # intervals, and the devices. `text` and `tokenizer` are left out because the
 # fingerprint of the data is compared instead; paths differ between machines.
 _WITHOUT_EFFECT_ON_NUMBERS = (
-    *("text", "tokenizer", "output_dir", "logging_steps", "save_steps"),
+    *("text", "train_file", "validation_file", "tokenizer", "chat_template"),
+    *("output_dir", "logging_steps", "save_steps"),
     *("save_total_limit", "log_layers", "sample_prompt"),
     *("mesh", "zero_1", DATA_SIZE, SEQUENCES),
     *PER_START_SETTINGS,
@@ -110,19 +111,18 @@ class RunConfig:
         return cls(**records)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as a flat dict: the content of config.json.
+        """Returns the settings as a flat dict: the content of settings.json.
 
         `resume_from_checkpoint` and `intended_changes` are left out: they apply to a
-        single start of the run, and config.json is read by all later ones.
+        single start of the run, and settings.json is read by all later ones.
 
         Returns:
             A JSON-serializable dict; the keys are the names of the flags. `from_dict`
             builds an equal configuration from it.
         """
         settings = recipe_settings(self.recipe) | vars(self.model) | vars(self.job)
-        settings["text"] = list(map(str, self.job.text))
         return {
-            name: str(value) if isinstance(value, Path) else value
+            name: _as_json(value)
             for name, value in settings.items()
             if name not in PER_START_SETTINGS
         }
@@ -133,11 +133,21 @@ class RunConfig:
 _NEUTRAL: Mapping[type, dict[str, Any]] = {
     Recipe: {"max_steps": 2**31 - 1},
     GPT2Config: {"vocab_size": 2**31 - 1},
+    DecoderConfig: {
+        **{"model_type": "llama", "vocab_size": 2**31 - 1, "num_hidden_layers": 1},
+        **{"hidden_size": 2, "intermediate_size": 1, "num_attention_heads": 1},
+    },
 }
 
 # Settings that later versions added. The default of each is the former behavior, so
 # that a run without it can be resumed.
-_FORMER: Mapping[str, Any] = {"model_name_or_path": None, "from_scratch": False}
+_FORMER: Mapping[str, Any] = {
+    "model_name_or_path": None,
+    "from_scratch": False,
+    "text_column": "text",
+    "packing": False,
+    "completion_only_loss": True,
+}
 _NONE = object()  # equal to no value of a setting
 
 
@@ -146,6 +156,13 @@ def _owners(*records: type) -> dict[str, type]:
     return {
         field.name: record for record in records for field in dataclasses.fields(record)
     }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    is_paths = isinstance(value, tuple) and all(isinstance(x, Path) for x in value)
+    return list(map(str, value)) if is_paths else value
 
 
 def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
@@ -231,7 +248,8 @@ def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _data_in_words(settings: Mapping[str, Any]) -> str:
-    paths = [repr(str(path)) for path in settings.get("text") or ()]
+    given = settings.get("train_file") or settings.get("text") or ()
+    paths = [repr(str(path)) for path in given]
     if len(paths) > 4:  # the first three and the number of the others
         paths[3:] = [f"{len(paths) - 3} more"]
     words = ", ".join(paths) or "Python's standard library"
@@ -277,11 +295,12 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
             f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give "
             "text instead of tokens."
         )
-    if job.tokenizer is not None and not job.text:
+    if job.tokenizer is not None and not job.text and not job.train_file:
         yield (
             f"`tokenizer` must be given with `text`, got {str(job.tokenizer)!r} and no "
             "text. Name files or folders, or leave it out."
         )
+    yield from _conflicts_of_rows(model, job)
     if job.eos_token_id is not None and not ready:
         yield (
             "`eos_token_id` must be left out unless `text` is pretokenized (.npy, "
@@ -297,6 +316,26 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
         yield (
             f"`vocab_size` must be at least 256 for bytes, got {model.vocab_size!r}. "
             "Leave it out, or give a `tokenizer`."
+        )
+
+
+def _conflicts_of_rows(model: ModelConfig, job: Job) -> Iterator[str]:
+    if job.text and job.train_file:
+        yield (
+            "`train_file` must be left out with `text`, got "
+            f"{str(job.train_file[0])!r} and {str(job.text[0])!r}. Give all files as "
+            "`train_file`."
+        )
+    if job.validation_file and not job.train_file:
+        yield (
+            "`validation_file` must be given with `train_file`, got "
+            f"{str(job.validation_file[0])!r} alone. Without `train_file` a tenth of "
+            "the text is for evaluation."
+        )
+    if job.packing and isinstance(model, GPT2Config):
+        yield (
+            "`packing` must be left out for a GPT-2, whose attention is not restricted "
+            "to a document here. Leave it out: documents are then concatenated."
         )
 
 
@@ -331,6 +370,18 @@ def _conflicts_of_start(model: ModelConfig, job: Job) -> Iterator[str]:
             "`zero_1` must be left out unless `mesh` has the axis data, got "
             f"{job.mesh!r}. Leave it out: the other axes shard the optimizer state "
             "without it."
+        )
+    folder = job.model_name_or_path
+    if folder is not None and job.output_dir == folder:
+        yield (
+            "`output_dir` must be another folder than `model_name_or_path`, got "
+            f"{str(folder)!r} for both: the trained model would overwrite it. Name "
+            "another one."
+        )
+    if job.from_scratch and folder is None:
+        yield (
+            "`from_scratch` must be given with `model_name_or_path`, got no folder. "
+            "Leave it out: without a folder the weights are always initialized."
         )
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 import jax
 
-from .. import _checks, data, training
+from .. import _checks, training
 from .._io import Kind, kinds_of
-from ..models import ModelConfig
 from ..sharding import axis_sizes
 
 # Supported mesh axes; the batch is sharded over `sharding.BATCH_AXES`.
@@ -27,6 +26,19 @@ class Job:
         text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
             raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources of
             Python's standard library.
+        train_file: files of rows to train on, instead of `text`: .jsonl, .json, .csv,
+            .parquet or .txt. Rows have a column of text, or are rows for fine-tuning:
+            `prompt` and `completion`, or `messages`.
+        validation_file: the same, to evaluate on. Default: about a tenth of the
+            documents or rows of `train_file`.
+        text_column: column of the text in `train_file`.
+        packing: whether several documents share a row of a batch, each with its own
+            attention and positions. Otherwise documents of text are concatenated, and
+            rows for fine-tuning are padded.
+        completion_only_loss: whether the loss of rows for fine-tuning is on completions
+            and answers only.
+        chat_template: file of a Jinja template for `messages`. Default: the template of
+            the tokenizer.
         tokenizer: path of a tokenizer.json. Default: one token per byte.
         eos_token_id: token that ends a document in pretokenized files. Default: each
             file is one document.
@@ -78,6 +90,12 @@ class Job:
     model_name_or_path: Path | None = None
     from_scratch: bool = False
     text: tuple[Path, ...] = ()
+    train_file: tuple[Path, ...] = ()
+    validation_file: tuple[Path, ...] = ()
+    text_column: str = "text"
+    packing: bool = False
+    completion_only_loss: bool = True
+    chat_template: Path | None = None
     tokenizer: Path | None = None
     eos_token_id: int | None = None
     output_dir: Path | None = None
@@ -133,36 +151,6 @@ def mesh_axes(job: Job) -> str:
     if job.mesh is not None:
         return job.mesh
     return f"data={jax.device_count() if jax.process_count() > 1 else 1}"
-
-
-def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
-    """Reads the data of a job: text, pretokenized files, or the standard library.
-
-    Args:
-        job: settings of the data: `text`, `tokenizer`, `eos_token_id`.
-        model: configuration of the model. `vocab_size` may be larger than the number
-            of tokens.
-        folder: folder of the run, in which the tokenized text is stored.
-
-    Raises:
-        ValueError: if the text cannot be read, or `vocab_size` is too small for it.
-    """
-    if any(map(data.is_ready_tokens, job.text)):
-        return data.read_tokens(
-            job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
-        )
-    if job.tokenizer is None:
-        corpus = data.read_text(job.text) if job.text else data.standard_library()
-    else:
-        corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
-    if model.vocab_size < corpus.vocab_size:
-        whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
-        raise ValueError(
-            f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
-            f"{whose}, got {model.vocab_size!r}. Increase it, or give the tokenizer "
-            "that the model was made for."
-        )
-    return corpus
 
 
 def _checked(name: str, kind: Kind, value: Any) -> Any:

@@ -67,7 +67,7 @@ def settings_from_transformers(
     """Translates TrainingArguments to settings of a new run.
 
     Settings of this package are left unchanged, so that `raw` may also be the content
-    of a config.json.
+    of a settings.json.
 
     Args:
         raw: names and values, for example from a JSON file.

@@ -5,6 +5,8 @@ import itertools
 import math
 from typing import Any
 
+import jax
+
 from .. import planning, sharding
 from ._config import RunConfig
 from ._job import Job
@@ -112,12 +114,13 @@ def _plan_on(
     unmet = sharding.unmet_rules(state.params, mesh, rules)
     if note:
         return planning.plan_shapes(parts, slice_, note=note, unmet=unmet)
+    shape = jax.tree.leaves(batch)[0].shape
     return planning.plan_step(
         setup.train_step,
         state,
         batch,
         slice_=slice_,
         parts=parts,
-        num_items=math.prod(batch.shape[:-1]) * (batch.shape[-1] - 1),
+        num_items=math.prod(shape[:-1]) * (shape[-1] - 1),
         unmet=unmet,
     )

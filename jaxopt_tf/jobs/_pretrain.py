@@ -14,12 +14,17 @@ import numpy as np
 from .. import checkpoints, interop, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
-from ..data import Batches, evaluation_batches
 from ..sharding import batch_sharding, make_mesh
 from ._config import RunConfig
 from ._generate import with_samples
 from ._job import Job, mesh_axes
 from ._report import RunResult, build_monitors, print_header, print_summary
+from ._run_data import (
+    TrainingBatches,
+    evaluation_batches,
+    part_reader,
+    training_batches,
+)
 from ._run_folder import OpenRun, open_run, read_evaluations
 from ._setup import Setup, build_setup
 
@@ -59,14 +64,15 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         mesh = make_mesh(mesh_axes(job), devices)
         setup = build_setup(config, mesh, num_sequences=run.num_sequences)
         start = _init_or_restore(setup, run, job)
-        batches = Batches(
+        batches = training_batches(
             run.corpus,
+            job,
             block_size=model.block_size,
             batch_size=run.num_sequences,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         )
-        evaluate = _make_evaluate(setup, run, model.block_size)
+        evaluate = _make_evaluate(setup, run, job, model.block_size)
         evaluate_and_sample = with_samples(evaluate, config, setup)
         if run.is_finished:
             # Nothing is written to the folder of a finished run.
@@ -74,7 +80,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         else:
             run_on_process_0(lambda: run.record_start(command_line))
             if is_primary_process():
-                print_header(config, setup, run)
+                print_header(config, setup, run, batches)
             limit = job.save_total_limit
             with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
                 trained = training.train(
@@ -117,7 +123,7 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
 
 
 def _make_evaluate(
-    setup: Setup, run: OpenRun, block_size: int
+    setup: Setup, run: OpenRun, job: Job, block_size: int
 ) -> Callable[[PyTree], dict[str, float]]:
     """Returns a function that computes means over the evaluation data from params."""
 
@@ -125,24 +131,33 @@ def _make_evaluate(
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
         return jax.make_array_from_callback(batch.shape, sharding, batch.__getitem__)
 
-    evaluation = evaluation_batches(
-        run.corpus, block_size=block_size, batch_size=run.num_sequences
+    batches = evaluation_batches(
+        run.corpus, job, block_size=block_size, batch_size=run.num_sequences
     )
     eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
     # The batches are transferred to the devices once and kept for all evaluations.
-    return training.make_evaluate(eval_step, list(map(sharded, evaluation)))
+    on_devices = [jax.tree.map(sharded, batch) for batch in batches]
+    return training.make_evaluate(eval_step, on_devices)
 
 
-def _sharded(
-    batches: Batches, start: int, like: jax.ShapeDtypeStruct
-) -> Iterator[jax.Array]:
+def _sharded(batches: TrainingBatches, start: int, like: PyTree) -> Iterator[PyTree]:
     """Yields the batches from `start` on; each process reads its own rows only."""
-    for n in itertools.count(start):
+
+    def array(shape: jax.ShapeDtypeStruct, read: Callable) -> jax.Array:
         # JAX calls `read` with the index of each addressable shard only.
-        read = functools.partial(batches.part, n)
-        yield jax.make_array_from_callback(
-            like.shape, like.sharding, read, dtype=like.dtype
+        return jax.make_array_from_callback(
+            shape.shape, shape.sharding, read, dtype=shape.dtype
         )
+
+    for n in itertools.count(start):
+        part = part_reader(batches, n)
+        if isinstance(like, dict):
+            yield {
+                key: array(shape, functools.partial(part, key=key))
+                for key, shape in like.items()
+            }
+        else:
+            yield array(like, part)
 
 
 def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Callable:

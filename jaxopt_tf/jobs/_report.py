@@ -10,9 +10,9 @@ import jax
 from .. import monitors, plots, training
 from .._checks import counted
 from .._typing import PyTree
-from ..data import Batches
 from ..models import Model
 from ._config import RunConfig
+from ._run_data import TrainingBatches, data_notes
 from ._run_folder import OpenRun
 from ._setup import Setup
 
@@ -23,12 +23,12 @@ class RunResult(NamedTuple):
     first_loss: float  # evaluation loss before the first step, in nats per token
     last_loss: float  # evaluation loss of `params`, in nats per token
     params: PyTree  # last parameters, or the best ones with `load_best_model_at_end`
-    folder: Path  # config.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
+    folder: Path  # settings.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
     stopped_by: int | None  # number of the signal that ended the run early
 
 
 def build_monitors(
-    config: RunConfig, model: Model, run: OpenRun, batches: Batches
+    config: RunConfig, model: Model, run: OpenRun, batches: TrainingBatches
 ) -> list[training.Monitor]:
     """Builds the monitors of a run.
 
@@ -79,7 +79,9 @@ def build_monitors(
     return [*stateless, *stateful]
 
 
-def print_header(config: RunConfig, setup: Setup, run: OpenRun) -> None:
+def print_header(
+    config: RunConfig, setup: Setup, run: OpenRun, batches: TrainingBatches
+) -> None:
     """Prints the data, the model, the recipe, the devices and the folder of a run."""
     recipe, corpus = config.recipe, run.corpus
     leaves = jax.tree.leaves(setup.run_state.state.params)
@@ -90,7 +92,7 @@ def print_header(config: RunConfig, setup: Setup, run: OpenRun) -> None:
         f"text    {counted(corpus.num_documents, 'document')}: "
         f"{len(corpus.training):,} {corpus.unit} to train on, "
         f"{len(corpus.evaluation):,} to evaluate on",
-        f"        {corpus.left_out}" if corpus.left_out.num_files else "",
+        *(f"        {note}" for note in data_notes(corpus, batches)),
         f"model   {setup.model.title}, "
         f"{counted(sum(leaf.size for leaf in leaves), 'parameter')}",
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "

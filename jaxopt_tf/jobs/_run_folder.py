@@ -1,9 +1,11 @@
 """Run folders: lock, start of the run, records.
 
-runs/books/config.json      settings of the run, as `--config` reads them
+runs/books/settings.json    settings of the run, as `--config` reads them
            starts.jsonl     one line for each start: time, command line, versions
            metrics.jsonl    one line for each step and each evaluation
            checkpoint-400/  settings, arrays and progress at that step
+           config.json, model.safetensors, tokenizer.json: the model as Transformers
+                            reads it, written at the end
 """
 
 import contextlib
@@ -33,9 +35,11 @@ from ._config import (
     num_sequences,
     own_settings,
 )
-from ._job import Job, mesh_axes, read_corpus
+from ._job import Job, mesh_axes
+from ._run_data import read_corpus
 
-CONFIG = "config.json"
+SETTINGS = "settings.json"
+_FORMER_SETTINGS = "config.json"  # name in folders of earlier versions
 METRICS = "metrics.jsonl"
 _STARTS = "starts.jsonl"
 
@@ -94,13 +98,13 @@ class OpenRun:
         Args:
             command_line: command line of this start.
         """
-        # Later checkpoints are renamed before config.json gets the new settings. In the
+        # Later checkpoints are renamed before settings.json is rewritten. In the
         # other order, an interruption could leave checkpoints with other settings,
         # from which the next start would refuse to resume.
         if self.checkpoint is not None:
             _archive_later_checkpoints(self.folder, self.step)
             _copy_log(self.checkpoint, self.folder)
-        write_config(self.folder, own_settings(self.settings))
+        write_settings(self.folder, own_settings(self.settings))
         start = {
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "step": self.step,
@@ -134,7 +138,7 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     # All processes must name the same new folder; their clocks may differ.
     now = _io.broadcast_from_process_0(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     # The paths of the text may differ between machines; its content is compared below.
-    local = ("text", "tokenizer")
+    local = ("text", "train_file", "validation_file", "tokenizer", "chat_template")
     shared = {name: value for name, value in settings.items() if name not in local}
     # Processes with different settings could compile different programs, whose
     # collectives would wait for each other forever.
@@ -191,7 +195,7 @@ def _find_start(
 def _check_folder(
     folder: Path, job: Job, settings: Mapping[str, Any], is_new: bool
 ) -> dict[str, Any] | None:
-    """Returns the settings in the folder's config.json; None if there is no run.
+    """Returns the settings in the folder; None if there is no run.
 
     A run without a checkpoint was killed before its first one, or its checkpoints were
     deleted.
@@ -200,15 +204,16 @@ def _check_folder(
         ValueError: if the folder contains another run.
     """
     saved, log = None, folder / METRICS
-    if (folder / CONFIG).exists():
-        saved = read_config(folder / CONFIG)
+    path = settings_path(folder)
+    if path.exists():
+        saved = read_settings(path)
         now = own_settings(settings)
-        _check_same_run(folder / CONFIG, saved, now, job.intended_changes)
+        _check_same_run(path, saved, now, job.intended_changes)
         saved |= _sequences_of_last_start(folder)
     elif log.exists():
         raise ValueError(
             f"`output_dir` must be a run's folder or a new one, but {str(log)!r} has "
-            f"no {CONFIG} beside it. Name another folder."
+            f"no {SETTINGS} beside it. Name another folder."
         )
     if is_new and log.exists() and log.stat().st_size > 0:
         archived = folder / f"aside-{METRICS}"
@@ -223,13 +228,13 @@ def _check_folder(
 def _sequences_of_last_start(folder: Path) -> dict[str, int]:
     """Reads the number of sequences in a micro-batch from starts.jsonl.
 
-    config.json does not contain it for a run of several processes without `mesh`.
+    settings.json does not contain it for a run of several processes without `mesh`.
     """
     try:
         *_, last = (folder / _STARTS).read_text(encoding="utf-8").splitlines()
         return {SEQUENCES: json.loads(last)[SEQUENCES]}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # written by an older version, whose config.json has the mesh
+        return {}  # written by an older version, whose settings have the mesh
 
 
 def _check_same_run(
@@ -302,14 +307,26 @@ def read_evaluations(log: Path) -> list[tuple[int, float]]:
     return [(step, float("nan") if loss is None else loss) for step, loss in found]
 
 
-def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings to config.json, which `--config` reads."""
-    with _io.atomic_write(folder / CONFIG) as temporary:
+def settings_path(folder: Path) -> Path:
+    """Returns the path of the settings in the folder of a run or a sweep.
+
+    Earlier versions wrote them to config.json. That file is the configuration of a
+    model of Transformers now, which has no `max_steps`.
+    """
+    path, former = folder / SETTINGS, folder / _FORMER_SETTINGS
+    if path.exists() or not former.exists():
+        return path
+    return former if "max_steps" in read_settings(former) else path
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings to settings.json, which `--config` reads."""
+    with _io.atomic_write(folder / SETTINGS) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads the settings in a config.json, for `RunConfig.from_dict`.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads the settings in a settings.json, for `RunConfig.from_dict`.
 
     Raises:
         ValueError: if the file cannot be read.

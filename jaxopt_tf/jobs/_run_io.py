@@ -11,8 +11,9 @@ from ..models import ModelConfig, build_model
 from ..recipes import Recipe
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
-from ._job import Job, read_corpus
-from ._run_folder import settings_of, write_config
+from ._job import Job
+from ._run_data import read_corpus
+from ._run_folder import settings_of, write_settings
 from ._setup import build_setup, init_schedule, schedule_and_optimizer
 
 
@@ -50,7 +51,7 @@ def write_run(run: Run) -> Path:
         with checkpoints.open_checkpoints(lock) as saving:
             notes = {"settings": settings | data}
             path = training.save_run_state(saving, run.run_state, notes)
-        write_config(folder, settings)
+        write_settings(folder, settings)
     return path
 
 

@@ -18,6 +18,7 @@ from ..recipes import Recipe, build_optimizer, build_schedule
 from ..schedules import MetricDrivenSchedule
 from ..sharding import BATCH_AXES, batch_sharding, num_batch_shards
 from ._config import RunConfig
+from ._run_data import KEYS, has_packed_batches
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
@@ -36,7 +37,7 @@ class Setup:
         run_state: state of the run before the first step, as `jax.ShapeDtypeStruct`s
             with shardings.
         batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; a
-            `jax.ShapeDtypeStruct` with its sharding.
+            `jax.ShapeDtypeStruct` with its sharding, or a dict of them.
         train_step: one update; `train_step.lower(setup.position.state, setup.batch)`
             compiles it without arrays.
         eval_step: (params, batch) -> (summed loss, number of tokens).
@@ -50,7 +51,7 @@ class Setup:
     optimizer: optax.GradientTransformationExtraArgs
     loss_fn: training.LossFn
     run_state: training.RunState
-    batch: jax.ShapeDtypeStruct
+    batch: jax.ShapeDtypeStruct | dict[str, jax.ShapeDtypeStruct]
     train_step: training.TrainStep
     eval_step: training.EvalStep
     init: Callable[..., training.RunState]
@@ -171,7 +172,7 @@ def _state_shardings(
 
 def _abstract_batch(
     config: RunConfig, mesh: Mesh, num_sequences: int | None
-) -> jax.ShapeDtypeStruct:
+) -> jax.ShapeDtypeStruct | dict[str, jax.ShapeDtypeStruct]:
     num_shards = num_batch_shards(mesh.shape)
     if num_sequences is None:
         num_sequences = config.recipe.per_device_train_batch_size * num_shards
@@ -188,8 +189,9 @@ def _abstract_batch(
     num_micro = config.recipe.gradient_accumulation_steps
     micro_axis = () if num_micro == 1 else (num_micro,)
     shape = (*micro_axis, num_sequences, config.model.block_size + 1)
-    return jax.ShapeDtypeStruct(
-        shape,
-        min_token_dtype(config.model.vocab_size),
-        sharding=batch_sharding(shape, mesh, axis=len(micro_axis)),
-    )
+    by_sequence = batch_sharding(shape, mesh, axis=len(micro_axis))
+    if has_packed_batches(config.job):
+        array = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_sequence)
+        return dict.fromkeys(KEYS, array)
+    dtype = min_token_dtype(config.model.vocab_size)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=by_sequence)

@@ -13,13 +13,15 @@ from ..models import build_model
 from ..recipes import Recipe
 from ..tuning import Task
 from ._config import RunConfig
-from ._job import Job, read_corpus
+from ._job import Job
+from ._run_data import read_corpus
 
 # Settings that change the numbers of a run and that `tuning` does not support.
 _NOT_IN_TUNING = (
     "early_stopping_patience",
     "load_best_model_at_end",
     "mesh",
+    "packing",
     "on_non_finite",
     "resume_from_checkpoint",
 )

@@ -64,9 +64,10 @@ class AttentionFn(Protocol):
             [B, T, H, D], dtype of `q`.
 
         Raises:
-            ValueError: if a shape, `window` or the dtypes do not fit, or the mesh does
+            ValueError: if a shape, a dtype or `window` does not fit, or the mesh does
                 not divide the heads.
-            TypeError: if an argument has the wrong type.
+            TypeError: if an argument has the wrong type, or an array the wrong kind of
+                dtype.
         """
         ...
 
@@ -114,7 +115,6 @@ def make_attention(
     """
     if implementation is not None:
         _checks.one_of("implementation", implementation, IMPLEMENTATIONS)
-    platform, kind = _device(mesh)
 
     def attend(q, k, v, *, segment_ids=None, window=None, scale=None):
         _check_arrays(q, k, v, segment_ids)
@@ -122,6 +122,8 @@ def make_attention(
             window = _checks.whole_number("window", window, least=1)
             window = None if window >= q.shape[1] else window
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        # Here and not outside: JAX chooses its backend when it is first asked for it.
+        platform, kind = _device(mesh)
         chosen = implementation or _default(platform, kind, q, segment_ids)
         if chosen == "splash":
             # Mosaic, the compiler of the kernel, is for TPUs only.
@@ -347,10 +349,12 @@ def _cudnn_or_xla(q, k, v, segment_ids, *, window, scale):
 def _check_arrays(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
 ) -> None:
-    if q.ndim != 4 or not jnp.issubdtype(q.dtype, jnp.floating):
+    if not jnp.issubdtype(q.dtype, jnp.floating):
+        raise TypeError(f"`q` must be floating-point, got {q.dtype}.")
+    if q.ndim != 4:
         raise ValueError(
-            "`q` must be floating-point, [B, T, H, D], got "
-            f"{q.dtype} {list(q.shape)}. Split the width into heads."
+            f"`q` must be [B, T, H, D], got shape {list(q.shape)}. Split the width "
+            "into heads."
         )
     batch, length, num_heads, size = q.shape
     for name, x in (("k", k), ("v", v)):
@@ -368,9 +372,10 @@ def _check_arrays(
         )
     if segment_ids is None:
         return
-    if segment_ids.dtype != jnp.int32 or segment_ids.shape != q.shape[:2]:
+    if segment_ids.dtype != jnp.int32:
+        raise TypeError(f"`segment_ids` must be int32, got {segment_ids.dtype}.")
+    if segment_ids.shape != q.shape[:2]:
         raise ValueError(
-            f"`segment_ids` must be int32 [B, T] as `q`, {list(q.shape[:2])}, got "
-            f"{segment_ids.dtype} {list(segment_ids.shape)}. Number the documents of "
-            "each row."
+            f"`segment_ids` must be [B, T] as `q`, {list(q.shape[:2])}, got shape "
+            f"{list(segment_ids.shape)}. Number the documents of each row."
         )

@@ -15,17 +15,18 @@ DECODER_CLASSES: Mapping[str, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
+_QKV, _MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
+_CONTEXT = "attention"  # output and log-sum-exp of the attention kernel for TPUs
 # Outputs of a layer that are stored for the backward pass if `gradient_checkpointing`
 # is set, by the names of MaxText.
 REMAT_POLICIES: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "save_out_proj": ("o_proj",),
-    "save_qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "save_dot_except_mlp": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "minimal": (
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-        *("gate_proj", "up_proj", "down_proj"),
-    ),
+    "save_qkv_proj": _QKV,
+    "save_dot_except_mlp": (*_QKV, "o_proj"),
+    "save_dot_with_context_except_mlp": (*_QKV, _CONTEXT, "o_proj"),
+    "minimal": (*_QKV, "o_proj", *_MLP),
+    "minimal_with_context": (*_QKV, _CONTEXT, "o_proj", *_MLP),
 }
 FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -88,7 +89,8 @@ class DecoderConfig:
         no_rope_layers: for each layer 1 if it has RoPE, 0 if not (SmolLM3 only); None
             for RoPE in all layers.
         pad_token_id: token whose embedding is initialized with zeros and receives no
-            gradient from the lookup, as `padding_idx` of `torch.nn.Embedding`.
+            gradient from the lookup, as `padding_idx` of `torch.nn.Embedding`. Negative
+            numbers count from the end of the vocabulary.
         tie_word_embeddings: whether the embeddings are also the weights of the head.
         block_size: maximum length of a training sequence, at most
             `max_position_embeddings`; None for at most 1,024, as in `run_clm.py`.
@@ -96,7 +98,9 @@ class DecoderConfig:
             each layer instead of storing them.
         remat_policy: outputs that are stored nonetheless, by the names of MaxText:
             "full" (none), "save_out_proj", "save_qkv_proj", "save_dot_except_mlp" or
-            "minimal" (all matrix products).
+            "minimal" (all products with weights). "save_dot_with_context_except_mlp"
+            and "minimal_with_context" also store the results of the attention kernel
+            for TPUs.
         scan_layers: whether the layers are stacked and run by `jax.lax.scan`, which
             compiles one layer. Parameters are then `model.layers.mlp.up_proj.kernel`,
             [num_hidden_layers, in, out].
@@ -137,10 +141,11 @@ class DecoderConfig:
         """Derives missing fields and checks all of them."""
         _checks.one_of("model_type", self.model_type, DECODER_CLASSES)
         _checks.one_of("remat_policy", self.remat_policy, REMAT_POLICIES)
-        self._derive()
         for name in _SIZES:
-            size = _checks.whole_number(name, getattr(self, name), least=1)
-            object.__setattr__(self, name, size)  # the dataclass is frozen
+            if getattr(self, name) is not None:
+                size = _checks.whole_number(name, getattr(self, name), least=1)
+                object.__setattr__(self, name, size)  # the dataclass is frozen
+        self._derive()
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(
@@ -187,16 +192,8 @@ class DecoderConfig:
         ]
 
     def _derive(self) -> None:
-        num_layers = _checks.whole_number(
-            "num_hidden_layers", self.num_hidden_layers, least=1
-        )
-        heads = _checks.whole_number(
-            "num_attention_heads", self.num_attention_heads, least=1
-        )
+        heads, num_layers = self.num_attention_heads, self.num_hidden_layers
         attention = FULL if self.sliding_window is None else SLIDING
-        length = _checks.whole_number(
-            "max_position_embeddings", self.max_position_embeddings, least=1
-        )
         # Transformers requires a multiple of the heads for a Llama with any `head_dim`.
         if (self.head_dim is None or self.model_type == "llama") and (
             self.hidden_size % heads
@@ -211,7 +208,7 @@ class DecoderConfig:
             "head_dim": self.hidden_size // heads,
             "layer_types": [attention] * num_layers,
             "no_rope_layers": [1] * num_layers,
-            "block_size": min(length, 1024),
+            "block_size": min(self.max_position_embeddings, 1024),
         }
         for name, value in derived.items():
             given = getattr(self, name)
@@ -235,11 +232,10 @@ class DecoderConfig:
                 f"{self.max_position_embeddings}, got {self.block_size!r}. Use shorter "
                 "sequences."
             )
-        pad, size = self.pad_token_id, self.vocab_size
-        if pad is not None and not -size <= pad < size:
-            raise ValueError(
-                f"`pad_token_id` must be below `vocab_size`, which is {size}, got "
-                f"{pad!r}. Use None if there is no padding token."
+        if self.pad_token_id is not None:
+            size = self.vocab_size
+            _checks.whole_number(
+                "pad_token_id", self.pad_token_id, least=-size, most=size - 1
             )
 
     def _check_layers(self) -> None:

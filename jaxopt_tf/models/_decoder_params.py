@@ -106,7 +106,8 @@ def decoder_rules(
     along the inputs of the projections that follow them. The activations in between
     stay sharded by heads, and a single all-reduce follows (Megatron-LM, arXiv
     1909.08053, section 3). Normalizations and biases that are added to the residual
-    stream are replicated.
+    stream are replicated. If `tensor` is a multiple of the number of heads of keys,
+    keys and values are not sharded over it.
 
     Args:
         config: configuration of the model. With `scan_layers`, the first axis of each
@@ -114,30 +115,37 @@ def decoder_rules(
         mesh: mesh with any of the axes `data`, `fsdp` and `tensor`.
 
     Raises:
-        ValueError: if `tensor` does not divide the numbers of heads.
+        ValueError: if `tensor` does not divide the heads.
     """
     num_parts = mesh.shape.get("tensor", 1)
-    for name in ("num_attention_heads", "num_key_value_heads"):
-        heads = getattr(config, name)
-        if heads % num_parts:
-            fit = [n for n in range(1, heads + 1) if heads % n == 0]
-            raise ValueError(
-                f"`mesh` must have an axis tensor that divides `{name}`, which is "
-                f"{heads}, got tensor={num_parts}. Use "
-                f"{' or '.join(map(str, fit))}, and assign the remaining devices to "
-                "fsdp."
-            )
-    layer = r"model\.layers\..+\."
-    into, out_of = "(q_proj|k_proj|v_proj|gate_proj|up_proj)", "(o_proj|down_proj)"
-    stack = (None,) if config.scan_layers else ()
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    fit = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+    ]
+    if num_parts not in fit:
+        raise ValueError(
+            f"`mesh` must have an axis tensor that divides the {heads} heads of "
+            f"queries, and divides the {kv_heads} heads of keys or is a multiple of "
+            f"them, got tensor={num_parts}. Use {' or '.join(map(str, fit))}, and "
+            "assign the remaining devices to fsdp."
+        )
+    layer, stack = r"model\.layers\..+\.", (None,) if config.scan_layers else ()
+    into, out_of = "(q_proj|gate_proj|up_proj)", "(o_proj|down_proj)"
+    # Parts of a head of keys would have to be gathered for every product with queries.
+    kv_axis = "tensor" if kv_heads % num_parts == 0 else None
     rules: dict[str, tuple[str | None, ...]] = {
         r"model\.embed_tokens\.embedding": ("tensor", "fsdp"),
         rf"{layer}{into}\.kernel": (*stack, "fsdp", "tensor"),
+        rf"{layer}(k_proj|v_proj)\.kernel": (*stack, "fsdp", kv_axis),
         rf"{layer}{out_of}\.kernel": (*stack, "tensor", "fsdp"),
         r".*norm\.scale": (),
     }
     if config.has_qkv_bias or config.mlp_bias:
         rules[rf"{layer}{into}\.bias"] = (*stack, "tensor")
+    if config.has_qkv_bias:
+        rules[rf"{layer}(k_proj|v_proj)\.bias"] = (*stack, kv_axis)
     if config.attention_bias or config.mlp_bias:
         rules[rf"{layer}{out_of}\.bias"] = ()
     if not config.tie_word_embeddings:

@@ -257,13 +257,15 @@ def _layer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
                 least=1,
             )
             with_rope = [int((i + 1) % interval != 0) for i in range(num_layers)]
-        # The list may be longer than the number of layers.
-        fields["no_rope_layers"] = [int(entry) for entry in with_rope[:num_layers]]
+        if isinstance(with_rope, list):  # may be longer than the number of layers
+            with_rope = with_rope[:num_layers]
+        fields["no_rope_layers"] = with_rope
     if types is None and window is not None:
-        if with_rope is not None:
+        if isinstance(with_rope, list):
             types = [FULL if has_rope else SLIDING for has_rope in with_rope]
-            types = types[:num_layers]
         elif kind in ("qwen2", "qwen3"):
-            first = values["max_window_layers"]
+            first = _checks.whole_number(
+                "max_window_layers", values["max_window_layers"], least=0
+            )
             types = [SLIDING if i >= first else FULL for i in range(num_layers)]
     return {**fields, "sliding_window": window, "layer_types": types}

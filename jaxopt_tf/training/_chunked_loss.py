@@ -324,10 +324,15 @@ def _reduced(grads: _Gradients, axes: _Axes) -> _Gradients:
 
 
 def _check_head(hidden: jax.Array, head: jax.Array, labels: jax.Array) -> None:
-    if not jnp.issubdtype(hidden.dtype, jnp.floating) or hidden.ndim != 3:
+    if not jnp.issubdtype(hidden.dtype, jnp.floating):
+        raise TypeError(
+            f"`hidden` must be floating-point, got {hidden.dtype}. Pass the input of "
+            "the model's head."
+        )
+    if hidden.ndim != 3 or hidden.size == 0:
         raise ValueError(
-            f"`hidden` must be floating-point, [B, T, E], got {hidden.dtype} "
-            f"{list(hidden.shape)}. Pass the input of the model's head."
+            f"`hidden` must be [B, T, E] with at least one token, got shape "
+            f"{list(hidden.shape)}."
         )
     if (
         head.ndim != 2

@@ -224,6 +224,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_of_a_run_folder_the_file_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"Did you mean '.*config\.json'"):
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"Did you mean '.*settings\.json'"):
         parsed("--config", str(tmp_path))

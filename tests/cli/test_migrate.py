@@ -131,7 +131,13 @@ def tensors(folder):
 def test_a_run_of_trainer_goes_on_here(theirs, tmp_path, text, capsys):
     run = migrated(theirs, tmp_path, text)
     assert "at step 3; to resume it:" in capsys.readouterr().out
-    command = ["train", "--config", str(run / "config.json"), "--output_dir", str(run)]
+    command = [
+        "train",
+        "--config",
+        str(run / "settings.json"),
+        "--output_dir",
+        str(run),
+    ]
     assert main(command) == 0
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     steps = [record["step"] for record in records if "loss" in record]
@@ -589,7 +595,7 @@ def test_groups_of_a_script_are_refused_or_taken_from_the_file(
     )
     remedy = ["--decay_groups", "file"]
     assert main(["migrate", str(folder), str(run), *flags, *remedy]) == 0
-    assert json.loads((run / "config.json").read_text())["decay_rule"] == "all"
+    assert json.loads((run / "settings.json").read_text())["decay_rule"] == "all"
     assert read_run(run)[0].decay_rule == "all"
 
 

@@ -79,9 +79,9 @@ def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys
         assert "`--output_dir` must be a new" in first
         assert str(folder) in first
         assert lines == [f"  {line}" for line in differences]
-    (folder / "config.json").write_text("{")
+    (folder / "settings.json").write_text("{")
     assert swept(GRID) == 2
-    assert "must hold a readable config.json" in capsys.readouterr().err
+    assert "must hold a readable settings.json" in capsys.readouterr().err
 
 
 def test_draws_at_random_and_halves(swept, capsys):

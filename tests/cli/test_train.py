@@ -77,7 +77,7 @@ def test_the_help_lists_all_presets():
 
 
 def test_a_typed_preset_wins_over_the_sizes_in_a_file(tmp_path):
-    path = tmp_path / "config.json"
+    path = tmp_path / "settings.json"
     path.write_text('{"n_layer": 2, "resid_pdrop": 0.1, "preset": "mini"}')
     assert parsed(f"--config {path}")[1] == gpt2_preset(
         "mini", n_layer=2, resid_pdrop=0.1
@@ -157,7 +157,7 @@ def test_learns_and_says_where_it_wrote(run, tmp_path, text, capsys):
 
     # What it wrote is the command line again.
     typed = f"{RUN} --text {text} --output_dir {folder} {flags}".split()
-    config = ["--config", str(folder / "config.json")]
+    config = ["--config", str(folder / "settings.json")]
     assert parse(Train, config).run == parse(Train, typed[1:]).run
     (start,) = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
     assert start["command_line"] == ["jaxopt-tf", *typed]
@@ -166,13 +166,13 @@ def test_learns_and_says_where_it_wrote(run, tmp_path, text, capsys):
 def test_a_folder_alone_resumes_with_the_settings_of_its_run(run, tmp_path, capsys):
     assert run("--eval_steps 8 --save_steps 10") == 0
     folder = tmp_path / "run"
-    losses, settings = column(folder, "loss"), (folder / "config.json").read_text()
+    losses, settings = column(folder, "loss"), (folder / "settings.json").read_text()
     shutil.rmtree(folder / "checkpoint-20")
     capsys.readouterr()
     assert main(["train", "--output_dir", str(folder)]) == 0
     assert "resumed at step 10" in capsys.readouterr().out
     assert column(folder, "loss") == losses
-    assert (folder / "config.json").read_text() == settings
+    assert (folder / "settings.json").read_text() == settings
 
     # What is typed beside it counts, and contradictions are refused by name.
     flags = "--save_steps 3 --learning_rate 1e-2 --n_layer 2"
@@ -202,7 +202,7 @@ def test_the_mesh_of_a_run_is_kept_where_it_fits(
     tmp_path, capsys, monkeypatch, saved, flags, mesh
 ):
     config = parse(Train, []).run.to_dict()
-    (tmp_path / "config.json").write_text(json.dumps(config | {"mesh": saved}))
+    (tmp_path / "settings.json").write_text(json.dumps(config | {"mesh": saved}))
     seen = []
 
     def pretrain(config, *, command_line):

@@ -17,8 +17,8 @@ from jaxopt_tf.jobs import (
     RunConfig,
     build_setup,
     pretrain,
-    read_config,
-    write_config,
+    read_settings,
+    write_settings,
 )
 from jaxopt_tf.jobs._report import print_header
 from jaxopt_tf.jobs._run_folder import open_run
@@ -105,7 +105,7 @@ def test_leaves_a_run_that_people_and_tools_can_read(unbroken):
     folder = unbroken.folder
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        *("config.json", "starts.jsonl", "metrics.jsonl", "trainer_state.json"),
+        *("settings.json", "starts.jsonl", "metrics.jsonl", "trainer_state.json"),
         *("curves.png", "tensorboard", "checkpoint-8", "checkpoint-9"),
     }
     records = [json.loads(line) for line in log_of(folder).splitlines()]
@@ -113,7 +113,7 @@ def test_leaves_a_run_that_people_and_tools_can_read(unbroken):
     assert [r["step"] for r in records if "eval_loss" in r] == [0, 3, 6, 9]
     (start,) = (folder / "starts.jsonl").read_text().splitlines()
     assert json.loads(start)["versions"].keys() >= {"jax", "flax", "optax", "python"}
-    assert json.loads((folder / "config.json").read_text())["learning_rate"] == 1e-2
+    assert json.loads((folder / "settings.json").read_text())["learning_rate"] == 1e-2
 
 
 def test_goes_on_from_a_checkpoint_bit_for_bit(broken_off, unbroken):
@@ -167,7 +167,7 @@ def test_a_finished_run_without_its_log_is_evaluated(broken_off, unbroken):
 
 def test_the_settings_in_its_folder_resume_a_run(broken_off):
     job = broken_off(4)
-    settings = read_config(job.output_dir / "config.json")
+    settings = read_settings(job.output_dir / "settings.json")
     config = RunConfig.from_dict({**settings, "output_dir": str(job.output_dir)})
     assert config.recipe == RECIPE
     with open_run(config) as opened:
@@ -194,7 +194,7 @@ def test_the_first_lines_count_in_the_singular_and_name_skipped_files(job, capsy
 def test_a_run_without_a_checkpoint_keeps_its_batch_on_other_devices(job):
     job.output_dir.mkdir()
     config = RunConfig(recipe=RECIPE, model=TINY, job=job)
-    write_config(job.output_dir, config.to_dict())
+    write_settings(job.output_dir, config.to_dict())
     for sequences, line in ((2, "{}"), (6, '{"step": 0, "sequences": 6}')):
         (job.output_dir / "starts.jsonl").write_text(f'{{"sequences": 9}}\n{line}\n')
         with open_run(config) as opened:
@@ -349,9 +349,9 @@ def test_refuses_changes_that_a_run_cannot_make(broken_off):
 
 def test_refuses_a_folder_of_another_run_for_a_checkpoint_from_elsewhere(job, unbroken):
     job.output_dir.mkdir()
-    config = json.loads((unbroken.folder / "config.json").read_text())
+    config = json.loads((unbroken.folder / "settings.json").read_text())
     config["learning_rate"] = 0.02
-    (job.output_dir / "config.json").write_text(json.dumps(config))
+    (job.output_dir / "settings.json").write_text(json.dumps(config))
     checkpoint = unbroken.folder / "checkpoint-4"
     with pytest.raises(ValueError, match="`learning_rate` changed from 0.02 to 0.01"):
         run(job, resume_from_checkpoint=checkpoint)
@@ -376,8 +376,8 @@ def test_refuses_a_log_that_belongs_to_no_run(job):
 
 def test_refuses_a_config_that_cannot_be_read(job):
     job.output_dir.mkdir()
-    (job.output_dir / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"must hold a readable config\.json"):
+    (job.output_dir / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"must hold a readable settings\.json"):
         run(job)
 
 

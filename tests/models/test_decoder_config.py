@@ -63,7 +63,9 @@ def test_is_the_same_after_it_was_json(case):
     [
         ({"model_type": "lama"}, ValueError, "`model_type` must be one of .*'llama'?"),
         ({"vocab_size": 0}, ValueError, "`vocab_size` must be from 1"),
-        ({"hidden_size": 2.5, "head_dim": 8}, ValueError, "`hidden_size` must be a"),
+        ({"hidden_size": 2.5}, TypeError, "`hidden_size` must be a whole number"),
+        ({"hidden_size": "32"}, TypeError, "`hidden_size` must be a whole number"),
+        ({"pad_token_id": "a"}, TypeError, "`pad_token_id` must be a whole number"),
         ({"num_hidden_layers": "4"}, TypeError, "`num_hidden_layers` must be a whole"),
         ({"hidden_size": 30}, ValueError, "`hidden_size` must be a multiple .* Use 32"),
         ({"num_key_value_heads": 3}, ValueError, "`num_key_value_heads` must divide"),
@@ -72,7 +74,7 @@ def test_is_the_same_after_it_was_json(case):
         ({"rms_norm_eps": float("nan")}, ValueError, "`rms_norm_eps` must be finite"),
         ({"rope_theta": 0}, ValueError, "`rope_theta` must be finite and greater"),
         ({"initializer_range": 1.5}, ValueError, "`initializer_range` must be from 0"),
-        ({"pad_token_id": 96}, ValueError, "`pad_token_id` must be below .* is 96"),
+        ({"pad_token_id": 96}, ValueError, "`pad_token_id` must be from -96 to 95"),
         ({"tie_word_embeddings": 1}, TypeError, "`tie_word_embeddings` must be True"),
         ({"scan_layers": None}, TypeError, "`scan_layers` must be True or False"),
         ({"remat_policy": "al"}, ValueError, "`remat_policy` must be one of 'full'"),
@@ -248,6 +250,18 @@ def test_without_a_range_weights_have_the_range_of_transformers():
             "`partial_rotary_factor` 0.5 is unknown",
         ),
         ({"num_hidden_layers": "4"}, "`num_hidden_layers` must be a whole number"),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "max_window_layers": "a",
+            },
+            "`max_window_layers` must be a whole number",
+        ),
+        (
+            {"model_type": "smollm3", "no_rope_layers": 3},
+            "`no_rope_layers` must be a list of 4",
+        ),
         (
             {"model_type": "qwen2", "layer_types": [SLIDING] * 4},
             "`layer_types` must be a list of 4",

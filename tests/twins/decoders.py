@@ -1,5 +1,6 @@
 """Decoders of Transformers in torch, with random weights."""
 
+import copy
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -101,6 +102,21 @@ def save(case: Mapping[str, Any], folder: pathlib.Path) -> Any:
     """Writes a model with `save_pretrained`, and returns it."""
     model = model_of(case)
     model.save_pretrained(folder)
+    return model
+
+
+def with_weights_in(model: Any, dtype: str) -> Any:
+    """Returns a copy of a model with parameters of a dtype, such as "bfloat16".
+
+    `model.to` would round the inverse frequencies of RoPE, too, which Transformers
+    keeps in float32 if it loads a model in bfloat16.
+    """
+    import torch
+
+    model = copy.deepcopy(model)
+    for p in model.parameters():
+        p.data = p.data.to(getattr(torch, dtype))
+        p.grad = None
     return model
 
 

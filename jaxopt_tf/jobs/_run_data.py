@@ -1,0 +1,184 @@
+"""Data of a run: the corpus, training batches and evaluation batches.
+
+A batch is an array of tokens, [B, T + 1], or, for packed documents and for rows that
+are predicted in part, a dict of arrays [B, T + 1]: `input_ids`, `labels`,
+`segment_ids` and `position_ids`.
+"""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .. import data
+from ..models import GPT2Config, ModelConfig
+from ._job import Job
+
+KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
+TrainingBatches: TypeAlias = data.Batches | data.PackedBatches
+
+
+def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
+    """Reads the data of a job: files, text, tokens, or the standard library.
+
+    Args:
+        job: settings of the data: `train_file`, `text`, `tokenizer`, and others.
+        model: configuration of the model. `vocab_size` may be larger than the number
+            of tokens.
+        folder: folder of the run, in which the tokenized text is stored.
+
+    Raises:
+        ValueError: if the text cannot be read, or `vocab_size` is too small for it.
+    """
+    if any(map(data.is_ready_tokens, job.text)):
+        return data.read_tokens(
+            job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
+        )
+    if job.train_file:
+        corpus = _read_files(job, folder)
+    elif job.tokenizer is None:
+        corpus = data.read_text(job.text) if job.text else data.standard_library()
+    else:
+        corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
+    if corpus.is_masked and isinstance(model, GPT2Config):
+        raise ValueError(
+            "`train_file` must contain text for a GPT-2, got rows for fine-tuning in "
+            f"{str(job.train_file[0])!r}: its loss is on all tokens here. Name another "
+            "model as `model_name_or_path`, or a column of text as `text_column`."
+        )
+    if model.vocab_size < corpus.vocab_size:
+        whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
+        raise ValueError(
+            f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
+            f"{whose}, got {model.vocab_size!r}. Increase it, or give the tokenizer "
+            "that the model was made for."
+        )
+    return corpus
+
+
+def _read_files(job: Job, folder: Path) -> data.Corpus:
+    if not has_masked_rows(job):
+        return data.read_documents(
+            job.train_file,
+            cache_dir=folder,
+            validation_files=job.validation_file,
+            text_column=job.text_column,
+            tokenizer=job.tokenizer,
+        )
+    if job.tokenizer is None:
+        raise ValueError(
+            "`tokenizer` must be given for rows with `messages` or `prompt` and "
+            f"`completion`, got none for {str(job.train_file[0])!r}. Name a "
+            "tokenizer.json, or a `model_name_or_path` that contains it."
+        )
+    return data.read_conversations(
+        job.train_file,
+        tokenizer=job.tokenizer,
+        cache_dir=folder,
+        validation_files=job.validation_file,
+        completion_only_loss=job.completion_only_loss,
+        chat_template=job.chat_template,
+    )
+
+
+def has_masked_rows(job: Job) -> bool:
+    """Returns True if `train_file` contains rows for fine-tuning.
+
+    Their first row has a column `messages` or `prompt`, and not `text_column`.
+    """
+    if not job.train_file or job.train_file[0].suffix == ".txt":
+        return False
+    rows = data.read_rows(job.train_file[:1], argument="train_file")
+    columns = next(iter(rows)).values
+    return job.text_column not in columns and not {"messages", "prompt"}.isdisjoint(
+        columns
+    )
+
+
+def has_packed_batches(job: Job) -> bool:
+    """Returns True if the batches of a job are dicts of arrays."""
+    return job.packing or has_masked_rows(job)
+
+
+def training_batches(
+    corpus: data.Corpus,
+    job: Job,
+    *,
+    block_size: int,
+    batch_size: int,
+    seed: int,
+    gradient_accumulation_steps: int,
+) -> TrainingBatches:
+    """Returns the batches to train on, an infinite sequence.
+
+    Args:
+        corpus: result of `read_corpus`.
+        job: settings of the data.
+        block_size: T, number of predicted tokens per row.
+        batch_size: B, number of rows in a micro-batch on all devices.
+        seed: seed of the order.
+        gradient_accumulation_steps: number of micro-batches in a batch.
+    """
+    sizes = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+    }
+    if not (job.packing or corpus.is_masked):
+        return data.Batches(corpus, block_size=block_size, **sizes)
+    return data.PackedBatches(_rows(corpus, "training", job, block_size), **sizes)
+
+
+def evaluation_batches(
+    corpus: data.Corpus, job: Job, *, block_size: int, batch_size: int
+) -> list[Any]:
+    """Returns the batches to evaluate on, of about 65,536 tokens in all.
+
+    Args:
+        corpus: result of `read_corpus`.
+        job: settings of the data.
+        block_size: T, number of predicted tokens per row.
+        batch_size: B, number of rows in a batch on all devices.
+    """
+    if not (job.packing or corpus.is_masked):
+        return list(
+            data.evaluation_batches(
+                corpus, block_size=block_size, batch_size=batch_size
+            )
+        )
+    rows = _rows(corpus, "evaluation", job, block_size)
+    return data.packed_evaluation_batches(rows, batch_size=batch_size)
+
+
+def part_reader(batches: TrainingBatches, n: int) -> Any:
+    """Returns a function (index, key) -> the slices of an array of batch `n`.
+
+    The rows of an index are read once for all arrays of a dict; `key` is None for a
+    batch that is an array.
+    """
+    read: dict[str, Mapping[str, np.ndarray]] = {}
+
+    def part(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
+        if isinstance(batches, data.Batches):
+            return batches.part(n, index)
+        seen = repr(index)  # slices have no hash before Python 3.12
+        if seen not in read:
+            read[seen] = batches.part(n, index)
+        return read[seen][key or KEYS[0]]
+
+    return part
+
+
+def data_notes(corpus: data.Corpus, batches: TrainingBatches) -> list[str]:
+    """Returns sentences on rows that were skipped, truncated or left out."""
+    skipped = [str(corpus.left_out)] if corpus.left_out.num_files else []
+    rows = getattr(batches, "notes", ())
+    return list(itertools.chain(skipped, corpus.notes, rows))
+
+
+def _rows(corpus: data.Corpus, part: Any, job: Job, block_size: int) -> data.PackedRows:
+    return data.PackedRows(
+        corpus, part, block_size=block_size, packing="bfd" if job.packing else "none"
+    )
