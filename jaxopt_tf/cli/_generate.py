@@ -14,10 +14,9 @@ from ._flags import build, read_flags
 class Generate:
     """Continues a prompt with the model of a run, and prints both.
 
-    RUN is the folder of a run, whose newest checkpoint is read, one of its checkpoints,
-    or a folder of Transformers: config.json, weights and tokenizer.json.
+    RUN is a run's folder, one of its checkpoints or a folder of Transformers.
 
-    Without --temperature, the most probable token is taken at each position.
+    Without --temperature, each new token is the most probable one.
 
     Example:
       jaxopt-tf generate runs/books --prompt "Once upon a time" --temperature 0.8

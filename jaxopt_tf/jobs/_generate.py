@@ -180,8 +180,8 @@ def make_sampler(
     def sampler(params, prompt, *, max_new_tokens=None, **settings):
         tokens = codec.encode_prompt(prompt)
         if max_new_tokens is None:
-            room = check_lengths(len(tokens), None, model.context_length)
-            max_new_tokens = min(_NUM_NEW_TOKENS, room)
+            rest = check_lengths(len(tokens), None, model.context_length)
+            max_new_tokens = min(_NUM_NEW_TOKENS, rest)
         (new,) = continue_tokens(
             params, [tokens], max_new_tokens=max_new_tokens, **settings
         )
@@ -212,7 +212,7 @@ def with_samples(
     codec = _codec_of_job(job, None)
     tokens = codec.encode_prompt(prompt, argument="sample_prompt")
     context = setup.model.context_length
-    room = check_lengths(len(tokens), None, context, argument="sample_prompt")
+    rest = check_lengths(len(tokens), None, context, argument="sample_prompt")
     sampler = make_sampler(
         setup.model,
         codec,
@@ -223,7 +223,7 @@ def with_samples(
 
     def evaluate_and_sample(params: PyTree) -> dict[str, float]:
         metrics = evaluate(params)
-        new = sampler(params, prompt, max_new_tokens=min(_NUM_SAMPLE_TOKENS, room))
+        new = sampler(params, prompt, max_new_tokens=min(_NUM_SAMPLE_TOKENS, rest))
         if is_primary_process():
             print(f"sample  {prompt + new!r}")
         return metrics

@@ -73,6 +73,16 @@ class Sampling(NamedTuple):
     top_p: jax.Array | np.float32  # (), float32
 
 
+class _Request(NamedTuple):
+    """Prompts and settings of one call."""
+
+    prompts: jax.Array | np.ndarray  # [B, P], int32, padded at the ends of rows
+    lengths: jax.Array | np.ndarray  # [B], int32
+    max_new_tokens: jax.Array | np.int32  # (), int32
+    sampling: Sampling
+    seed: jax.Array | np.uint32  # (), uint32
+
+
 class _Progress(NamedTuple):
     """State of the loop over new tokens."""
 
@@ -118,14 +128,11 @@ def make_generate(
     fns = make_decoding_fns(config, mesh=mesh)
     ends = np.asarray(eos_token_ids, np.int32).reshape(-1)
 
-    def run(params, prompts, lengths, max_new_tokens, sampling, seed, size):
-        key = jax.random.key(seed)
+    def run(params, request, size):
         if compute_dtype is not None:
             params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
         with _products_in(matmul_precision):
-            return _generate(
-                fns, params, prompts, lengths, max_new_tokens, sampling, key, size, ends
-            )
+            return _generate(fns, params, request, size, ends)
 
     # Each process reads the whole result.
     result = None if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -153,15 +160,9 @@ def make_generate(
         for row, tokens in zip(padded, rows, strict=True):
             row[: len(tokens)] = tokens
         lengths = np.asarray([len(row) for row in rows], np.int32)
-        text, new_lengths = compiled(
-            params,
-            padded,
-            lengths,
-            np.int32(max_new_tokens),
-            sampling,
-            seed,
-            size=_padded(longest + max_new_tokens, context),
-        )
+        request = _Request(padded, lengths, np.int32(max_new_tokens), sampling, seed)
+        size = _padded(longest + max_new_tokens, context)
+        text, new_lengths = compiled(params, request, size=size)
         text, new_lengths = np.asarray(text), np.asarray(new_lengths)
         return [
             row[start:end].tolist()
@@ -202,15 +203,15 @@ def check_lengths(
             f"`{argument}` must have fewer tokens than the context length, which is "
             f"{context:,}, got {counted(num_tokens, 'token')}. Shorten it."
         )
-    room = context - num_tokens
+    rest = context - num_tokens
     if max_new_tokens is None:
-        return room
+        return rest
     max_new_tokens = _checks.whole_number("max_new_tokens", max_new_tokens, least=1)
-    if max_new_tokens > room:
+    if max_new_tokens > rest:
         raise ValueError(
-            f"`max_new_tokens` must be at most {room:,}, the rest of the context "
+            f"`max_new_tokens` must be at most {rest:,}, the rest of the context "
             f"length of {context:,} after a prompt of {counted(num_tokens, 'token')}, "
-            f"got {max_new_tokens!r}. Use {room:,}, or shorten the prompt."
+            f"got {max_new_tokens!r}. Use {rest:,}, or shorten the prompt."
         )
     return max_new_tokens
 
@@ -255,26 +256,24 @@ def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
 def _generate(
     fns: DecodingFns,
     params: PyTree,
-    prompts: jax.Array,
-    lengths: jax.Array,
-    max_new_tokens: jax.Array,
-    sampling: Sampling,
-    key: jax.Array,
+    request: _Request,
     size: int,
     ends: np.ndarray,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the texts, [B, size], and their lengths, [B]."""
+    prompts, lengths = jnp.asarray(request.prompts), jnp.asarray(request.lengths)
     rows = jnp.arange(prompts.shape[0], dtype=jnp.int32)
+    key = jax.random.key(request.seed)
 
     def is_unfinished(progress: _Progress) -> jax.Array:
-        return (progress.num_new < max_new_tokens) & ~jnp.all(progress.is_done)
+        return (progress.num_new < request.max_new_tokens) & ~jnp.all(progress.is_done)
 
     # The logits after the last token are computed but not used. Sampling outside the
     # loop would avoid that, and would compile the samples twice.
     def append(progress: _Progress) -> _Progress:
         text, lengths, is_done, num_new, logits, cache = progress
         step_key = jax.random.fold_in(key, num_new)
-        token = sample(logits, step_key, sampling)
+        token = sample(logits, step_key, request.sampling)
         # A finished text keeps its length: its token is written after its end.
         text = text.at[rows, lengths].set(token, mode="drop")
         lengths = lengths + (~is_done).astype(jnp.int32)

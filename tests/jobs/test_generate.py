@@ -71,18 +71,23 @@ def test_samples_are_printed_at_each_evaluation(run):
     assert samples[-1] == f"sample  {generate(outcome.folder, 'the ')!r}"
 
 
-@pytest.mark.parametrize("mesh", [None, "fsdp=4,tensor=2"])
-def test_samples_do_not_change_the_numbers_of_a_run(mesh, run, tmp_path):
-    logs = []
-    for name, prompt in (("a", None), ("b", "the ")):
-        if mesh is None and prompt is not None:
-            outcome, lines = run
-        else:
-            (tmp_path / name).mkdir()
-            outcome, lines = run_in(tmp_path / name, mesh=mesh, sample_prompt=prompt)
-        logs.append((outcome.folder / "metrics.jsonl").read_text())
-        assert len(samples_of(lines)) == (0 if prompt is None else 3)
-    assert logs[0] == logs[1]
+def test_samples_do_not_change_the_numbers_of_a_run(run, tmp_path):
+    without, lines = run_in(tmp_path)
+    assert not samples_of(lines)
+    logs = [r.folder / "metrics.jsonl" for r in (without, run[0])]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
+def test_samples_of_sharded_parameters_are_those_of_one_device(run, capsys):
+    outcome, lines = run
+    mesh = make_mesh("fsdp=4,tensor=2", jax.devices()[:8])
+    config = RunConfig(recipe=RECIPE, model=TINY, job=Job(sample_prompt="the "))
+    setup = build_setup(config, mesh, num_sequences=4)
+    shardings = jax.tree.map(lambda p: p.sharding, setup.run_state.state.params)
+    assert not all(s.is_fully_replicated for s in jax.tree.leaves(shardings))
+    evaluate = with_samples(lambda params: {"loss": 1.0}, config, setup)
+    assert evaluate(jax.device_put(outcome.params, shardings)) == {"loss": 1.0}
+    assert capsys.readouterr().out == f"{samples_of(lines)[-1]}\n"
 
 
 def test_a_run_with_samples_is_resumed_without_them(run):
@@ -94,15 +99,10 @@ def test_a_run_with_samples_is_resumed_without_them(run):
 
 def test_text_of_a_run_and_of_its_checkpoints(run):
     folder = run[0].folder
-    text = generate(folder, "the ", max_new_tokens=5)
-    assert len(text.encode()) >= 4
-    assert text == generate(folder / "checkpoint-4", "the ", max_new_tokens=5)
-    sampled = [
-        generate(folder, "the ", temperature=3.0, seed=seed, bf16=bf16)
-        for seed, bf16 in ((0, None), (0, False), (1, False))
-    ]
-    assert sampled[0] == sampled[1] != sampled[2]
-    assert generate(folder, "")  # the start of a document
+    text = generate(folder, "", temperature=3.0)  # the start of a document
+    named = folder / "checkpoint-4"
+    assert text == generate(named, "", temperature=3.0, bf16=False)
+    assert text != generate(named, "", temperature=3.0, seed=1)
 
 
 def test_a_sampler_takes_any_parameters(run):
