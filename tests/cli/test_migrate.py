@@ -473,7 +473,7 @@ def test_a_metric_drives_the_rate_as_often_as_before(
         ({"metric_for_best_model": "accuracy"}, "`metric_for_best_model` 'accuracy'"),
         ({"eval_delay": 7}, "`eval_delay` 7: the first evaluation here is at step 6"),
         ({"bf16_full_eval": True}, "`bf16_full_eval` True"),
-        ({"eval_strategy": "no"}, "`eval_strategy` 'no': the evaluation loss drives"),
+        ({"eval_strategy": "no"}, "`--eval_strategy` 'no': the evaluation loss"),
         (
             {"load_best_model_at_end": True, "greater_is_better": True},
             "`greater_is_better` True: a lower evaluation loss is better here",

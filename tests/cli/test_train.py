@@ -315,3 +315,82 @@ def test_an_optimizer_takes_its_arguments_as_transformers_writes_them(args):
 def test_rate_groups_are_json():
     recipe, *_ = records(["--rate_groups", '[{"pattern": "wte", "factor": 0.1}]'])
     assert recipe.rate_groups == (ParamGroup(pattern="wte", factor=0.1),)
+
+
+def test_the_steps_of_an_epoch_are_counted_and_recorded(run, tmp_path, capsys):
+    assert run("--max_steps 9 --num_train_epochs 1") == 0
+    said = "`--num_train_epochs 1` is ignored: `--max_steps 9` takes precedence"
+    assert said in capsys.readouterr().err
+    folder = tmp_path / "epochs"
+    args = RUN.replace("--max_steps 20", "--num_train_epochs 0.5").split()
+    args += ["--text", str(tmp_path / "text.txt"), "--output_dir", str(folder)]
+    args += ["--eval_strategy", "epoch", "--save_steps", "0.5"]
+    assert main(args) == 0
+    # 2,378 bytes to train on: 148 windows of 16, 19 batches of 8.
+    assert "10 steps (0.5 epochs) of 8 x 16 bytes" in capsys.readouterr().out
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["max_steps"], settings["eval_steps"]) == (10, 19)
+    assert settings["save_steps"] == 5
+    # The same command line again, and the folder alone: the same run.
+    for again in (args, ["train", "--output_dir", str(folder)]):
+        assert main(again) == 0
+        assert "this run is finished, after step 10 of 10" in capsys.readouterr().out
+    assert main([*args, "--num_train_epochs", "1"]) == 2
+    assert "`--max_steps` changed from 10 to 19" in capsys.readouterr().err
+
+
+def test_the_warmup_ratio_of_version_4_is_a_share_of_all_steps():
+    recipe, *_ = parsed("--max_steps 200 --warmup_ratio 0.1")
+    assert (recipe.warmup_steps, recipe.num_warmup_steps) == (0.1, 20)
+    assert parsed("--warmup_ratio 0")[0].num_warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            "train --warmup_ratio 0.1 --warmup_steps 5",
+            "`--warmup_ratio` must be left out with `--warmup_steps`, got 0.1 and 5. "
+            "Give one of them.",
+        ),
+        ("train --warmup_ratio 1.5", "`--warmup_ratio` must be at least 0 and less"),
+        ("train --num_train_epochs 0", "`--num_train_epochs` must be finite and great"),
+        (
+            "train --save_strategy best",
+            "`--save_strategy` must be one of 'no'",
+        ),
+        (
+            "doctor --num_train_epochs 3",
+            "`--num_train_epochs` must be given as `--max_steps` to this command, "
+            "which does not count the steps of an epoch, got 3.",
+        ),
+        (
+            "find-lr --config FILE",
+            "`num_train_epochs` must be given as `--max_steps` to this command",
+        ),
+        ("sweep --num_train_epochs 3", "`jaxopt-tf sweep` does not use it."),
+        ("plan --eval_strategy epoch", "`jaxopt-tf plan` does not use it."),
+    ],
+)
+def test_lengths_and_ratios_are_refused_in_one_sentence(tmp_path, capsys, args, words):
+    path = tmp_path / "training_args.json"
+    path.write_text('{"num_train_epochs": 3.0}')
+    assert main(args.replace("FILE", str(path)).split()) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 1
+
+
+def test_an_interval_in_epochs_is_no_concern_of_commands_without_data(capsys):
+    assert main(["doctor", "--max_steps", "300", "--eval_strategy", "epoch"]) in (0, 1)
+    # `eval_steps`, which is 400 by default, is not compared with 300 steps.
+    flags = "--eval_strategy epoch --load_best_model_at_end"
+    assert main(f"doctor --max_steps 300 {flags}".split()) in (0, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interval_beside_an_epoch_is_noted(capsys):
+    *_, job = parsed("--eval_strategy epoch --eval_steps 50")
+    assert (job.eval_strategy, job.eval_steps) == ("epoch", Job.eval_steps)
+    said = "`--eval_steps 50` is ignored: `--eval_strategy epoch` takes precedence"
+    assert said in capsys.readouterr().err

@@ -83,7 +83,11 @@ def test_what_transformers_5_writes_is_taken_as_it_is(new):
     assert recipe == Recipe(max_steps=1_000, optim="adamw_torch_fused")
     assert model == GPT2Config()
     assert job == Job(
-        eval_steps=1_000, save_steps=500, logging_steps=500, save_total_limit=None
+        eval_steps=1_000,
+        per_device_eval_batch_size=8,
+        save_steps=500,
+        logging_steps=500,
+        save_total_limit=None,
     )
     assert "without effect" not in notes
     assert "`optim` 'adamw_torch_fused' has the same updates as 'adamw_torch'" in notes
@@ -96,6 +100,7 @@ def test_what_transformers_4_writes_is_taken_as_it_is():
     assert job == Job(
         output_dir="x",
         eval_steps=1_000,
+        per_device_eval_batch_size=8,
         save_steps=500,
         logging_steps=500,
         save_total_limit=None,
@@ -147,7 +152,7 @@ def test_all_that_would_change_the_numbers_is_refused_at_once():
     several = {"fp16": True, "optim": "galore_adamw", "data_seed": 1, "deepspeed": "d"}
     found = refused({**OLD, **several, "neftune_noise_alpha": 5.0})
     named = {sentence.split("`")[1] for sentence in found}
-    assert named == {*several, "neftune_noise_alpha", "num_train_epochs"}
+    assert named == {*several, "neftune_noise_alpha"}
 
 
 def test_what_changes_no_number_is_named_in_one_note_without_its_value():
@@ -191,11 +196,18 @@ def test_no_clipping_is_a_limit_of_0():
     assert taken({"max_grad_norm": None})[0].max_grad_norm == 0.0
 
 
-def test_epochs_are_refused_unless_the_steps_are_known():
-    (sentence,) = refused({"num_train_epochs": 3.0})
-    assert "`num_train_epochs` 3.0" in sentence
-    (sentence,) = refused({"num_train_epochs": 3.0, "max_steps": -1})
-    assert "give `--max_steps`" in sentence
+def test_epochs_are_the_length_unless_the_steps_are_given():
+    def length(raw, **typed):
+        found = settings_from_transformers(raw, typed).settings | typed
+        return {n: found[n] for n in ("num_train_epochs", "max_steps") if n in found}
+
+    epochs = {"num_train_epochs": 3.0}
+    assert length({**OLD, "num_train_epochs": 3}) == epochs
+    assert length({"num_train_epochs": "3", "max_steps": -1}) == epochs
+    assert length({**epochs, "max_steps": 7}) == {"max_steps": 7}
+    assert length({**epochs, "max_steps": 7}, num_train_epochs=2.0) == {
+        "num_train_epochs": 2.0
+    }
     assert taken({"num_train_epochs": 3.0, "max_steps": 7})[0].max_steps == 7
     assert taken({"num_train_epochs": 3.0}, max_steps=7)[0].max_steps == 7
 
@@ -232,7 +244,6 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio():
         ({"eval_strategy": "steps", "eval_steps": "0.1"}, 11),
         ({"eval_strategy": "steps"}, 500),  # Transformers' default of logging_steps
         ({"eval_strategy": "no", "eval_steps": 7}, 101),
-        ({"eval_strategy": "epoch", "eval_steps": 7}, 400),
         ({"eval_steps": 7}, 7),
     ],
 )
@@ -241,7 +252,25 @@ def test_when_is_evaluated(settings, expected):
     assert job.eval_steps == expected
 
 
-@pytest.mark.parametrize("strategy", ["no", "epoch"])
+@pytest.mark.parametrize("name", ["eval_strategy", "evaluation_strategy"])
+def test_an_epoch_is_counted_later(name):
+    given = {"max_steps": 101, name: "epoch", "save_strategy": "epoch", "eval_steps": 7}
+    *_, job, _ = taken({**given, "load_best_model_at_end": True})
+    assert (job.eval_strategy, job.save_strategy) == ("epoch", "epoch")
+    # The command line counts, by either of the names that determine the interval.
+    *_, job, _ = taken(given, eval_steps=5, save_steps=3)
+    assert (job.eval_strategy, job.eval_steps) == ("steps", 5)
+    assert (job.save_strategy, job.save_steps) == ("steps", 3)
+    *_, job, _ = taken(given, eval_strategy="steps")
+    assert (job.eval_strategy, job.eval_steps) == ("steps", 7)
+
+
+def test_strategies_without_an_interval_are_kept_if_the_steps_are_unknown():
+    given = {"num_train_epochs": 3.0, "eval_strategy": "no", "save_strategy": "no"}
+    found = settings_from_transformers({**given, "logging_steps": 0.1}).settings
+    assert found == {**given, "logging_steps": 0.1}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -251,10 +280,10 @@ def test_when_is_evaluated(settings, expected):
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_evaluation_that_decides_must_be_by_steps(settings, strategy):
-    settings = {"max_steps": 101, "eval_strategy": strategy, **settings}
+def test_evaluation_that_decides_must_be_made(settings):
+    settings = {"max_steps": 101, "eval_strategy": "no", **settings}
     (sentence,) = refused(settings)
-    assert f"`eval_strategy` '{strategy}'" in sentence
+    assert "`eval_strategy` 'no'" in sentence
     steps = {"eval_steps": 10, "save_steps": 10}
     assert taken(settings, **steps)[2].eval_steps == 10
 
@@ -265,7 +294,6 @@ def test_evaluation_that_decides_must_be_by_steps(settings, strategy):
         ({"save_strategy": "steps", "save_steps": 7}, 7),
         ({"save_strategy": "steps", "save_steps": 0.1}, 11),
         ({"save_strategy": "no", "save_steps": 7}, 101),
-        ({"save_strategy": "epoch", "save_steps": 7}, 400),
         ({"save_strategy": "best", "save_steps": 7, "eval_steps": 3}, 3),
     ],
 )
@@ -340,9 +368,8 @@ def test_a_ratio_of_the_warm_up_is_checked_under_its_own_name():
     assert "the number of steps is not known; set `max_steps`" in sentence
 
 
-def test_a_share_of_unknown_steps_is_refused():
-    (sentence,) = refused({"eval_steps": 0.1})
-    assert "`eval_steps` 0.1: a fraction of `max_steps`, which is unknown" in sentence
+def test_a_share_of_steps_that_another_source_gives_is_kept():
+    assert taken({"eval_steps": 0.1})[2].eval_steps == 200
 
 
 def test_numbers_and_switches_are_read_as_everywhere():

@@ -156,3 +156,16 @@ def test_refuses_a_folder_that_cannot_be_made(tmp_path):
     Path(tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="`folder` must be a writable folder"):
         tensorboard(tmp_path / "file" / "events")
+
+
+def test_the_first_step_has_a_point_if_it_is_logged(tmp_path, reader):
+    for name, is_logged, expected in (
+        ("with", True, [(1, 4.0), (4, 2.0)]),
+        ("without", False, [(4, 2.5)]),
+    ):
+        folder = tmp_path / name
+        monitor = tensorboard(folder, every=4, logging_first_step=is_logged)
+        monitor.window(window_of(1, [4.0, 3.0]))
+        monitor.window(window_of(3, [2.0, 1.0]))
+        monitor.close()
+        assert reader(folder)["train/loss"] == expected
