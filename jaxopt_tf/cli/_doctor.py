@@ -44,9 +44,9 @@ class Explain(RunFlags):
     """
 
     prog: ClassVar[str] = "jaxopt-tf explain"
-    unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) | {
-        "compilation_cache"
-    }
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {*flag_kinds(Job), "compilation_cache"} - {"model_name_or_path"}
+    )
 
 
 def doctor(args: Sequence[str]) -> int:

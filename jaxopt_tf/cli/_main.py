@@ -24,7 +24,7 @@ class _Command(NamedTuple):
 
 
 _COMMANDS = {
-    "train": _Command("_train", "Train", "pretrain a GPT-2"),
+    "train": _Command("_train", "Train", "train or fine-tune a model"),
     "generate": _Command("_generate", "Generate", "continue a prompt with a model"),
     "find-lr": _Command("_find_lr", "FindLr", "suggest a learning rate"),
     "sweep": _Command("_sweep", "Sweep", "compare many recipes"),

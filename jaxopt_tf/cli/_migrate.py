@@ -1,4 +1,4 @@
-"""Subcommand `migrate`: import and export of a Trainer's checkpoint of a GPT-2."""
+"""Subcommand `migrate`: import and export of a Trainer's checkpoint."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Origin:
 class Migrate(Origin, RunFlags):
     """Converts a checkpoint of Transformers' Trainer to a run folder, or back.
 
-    FOLDER is a checkpoint-<step> of a GPT-2 or a run folder, OUT is a new folder.
+    FOLDER is a checkpoint-<step> of Trainer or a run folder, OUT is a new folder.
 
     Flags add settings that the Trainer's files do not contain, such as the text.
 

@@ -35,7 +35,7 @@ class Plan(RunFlags):
     # compiled step. A program for devices that are not present cannot be read from the
     # cache.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(jobs.Job)) - {
-        *("mesh", "zero_1", "bf16", "tf32"),
+        *("model_name_or_path", "packing", "mesh", "zero_1", "bf16", "tf32"),
         *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
     } | {"compilation_cache"}
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from .. import _checks
 from .._io import Kind, kinds_of, parse_json
 from ..jobs import RunConfig, merge_settings, settings_from_transformers
-from ..models import GPT2_PRESETS, DecoderConfig
+from ..models import CONFIG_TYPES, GPT2_PRESETS
 from ..recipes import METRIC_DRIVEN
 from ._flags import build, flag_kinds, read_flags
 
@@ -148,7 +148,8 @@ def merged_settings(
         ValueError: if the file has invalid settings. The message lists all of them.
     """
     flags = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
-    kinds = {**kinds_of(DecoderConfig), **flags}
+    others = {n: k for t in CONFIG_TYPES[1:] for n, k in kinds_of(t).items()}
+    kinds = {**others, **flags}
     of_run = {name: value for name, value in _resolved(typed).items() if name in kinds}
     ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}

@@ -24,7 +24,8 @@ class SearchFlags(RunFlags):
     # Fields of `Job` that `tuning` does not support: its runs are not evaluated during
     # training, saved, resumed or sharded.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(Job)) - {
-        *("text", "tokenizer", "eos_token_id", "output_dir"),
+        *("model_name_or_path", "from_scratch", "text", "train_file"),
+        *("validation_file", "text_column", "tokenizer", "eos_token_id", "output_dir"),
         *("bf16", "tf32", "per_device_eval_batch_size"),
     }
 

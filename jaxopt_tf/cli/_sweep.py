@@ -19,7 +19,6 @@ from ..jobs import (
     settings_path,
     write_settings,
 )
-from ..models import GPT2Config
 from ..recipes import Recipe, compile_key, recipe_settings
 from ..tuning import Uniform
 from ._flags import build, flag_kinds
@@ -228,7 +227,7 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
         for name in flag_kinds(Sweep)
         if name in saved and saved[name] != now.get(name) and name != "output_dir"
     }
-    decide = (*flag_kinds(GPT2Config), "bf16", "tf32")
+    decide = (*kinds_of(type(search.run.model)), "bf16", "tf32")
     different = [lines[name] for name in decide if name in lines]
     if different:
         raise ValueError(

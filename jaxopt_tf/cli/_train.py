@@ -1,4 +1,4 @@
-"""Subcommand `train`: pretrains a GPT-2."""
+"""Subcommand `train`: trains a model on text."""
 
 import math
 import sys
@@ -25,7 +25,9 @@ from ._run_flags import RunFlags, read_typed, run_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Train(RunFlags):
-    """Pretrains a GPT-2 on text.
+    """Trains a language model on text, or fine-tunes one.
+
+    Without --model_name_or_path, the model is a GPT-2 with the sizes of the flags.
 
     If --output_dir contains a run, that run is resumed with its settings.
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from .. import _checks
 from ..data import is_ready_tokens
-from ..models import DecoderConfig, GPT2Config, ModelConfig
+from ..models import ModelConfig, config_type, placeholder_config
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
 from ._conflicts import find_conflicts, uses_eval_loss
 from ._intervals import with_whole_intervals
 from ._job import Job
-from ._model_folder import config_type, with_model_folder
+from ._model_folder import with_model_folder
 
 # Settings that apply to a single start. They are not written to settings.json, because
 # later starts read that file and would apply them again.
@@ -75,7 +75,7 @@ class RunConfig:
                 `max_steps` is required, see `resolve_epochs`; other missing fields take
                 their defaults, or the values in the folder `model_name_or_path`.
                 Intervals below 1 are shares of `max_steps`, rounded up. `model_type`
-                determines the configuration: `GPT2Config` without it.
+                determines the type of the configuration.
 
         Raises:
             ValueError: if a name is unknown, a value is out of range or of the wrong
@@ -100,7 +100,7 @@ class RunConfig:
                 problems.append(str(error))
                 # A valid record in place of the rejected one, so that conflicts
                 # between the others are reported in the same message.
-                records[name] = record(**_NEUTRAL.get(record, {}))
+                records[name] = _placeholder(name, record)
         problems += _find_all_conflicts(**records)
         pretokenized = any(map(is_ready_tokens, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
@@ -129,16 +129,16 @@ class RunConfig:
         }
 
 
-# Arguments of records that replace invalid ones. The sizes are as large as possible
-# so that no check of the form "must be below `max_steps`" fails because of them.
-_NEUTRAL: Mapping[type, dict[str, Any]] = {
-    Recipe: {"max_steps": 2**31 - 1},
-    GPT2Config: {"vocab_size": 2**31 - 1},
-    DecoderConfig: {
-        **{"model_type": "llama", "vocab_size": 2**31 - 1, "num_hidden_layers": 1},
-        **{"hidden_size": 2, "intermediate_size": 1, "num_attention_heads": 1},
-    },
-}
+def _placeholder(name: str, record: type) -> Any:
+    """Returns a valid record that replaces an invalid one.
+
+    The sizes are as large as possible, so that no check of the form "must be below
+    `max_steps`" fails because of them.
+    """
+    if name == "model":
+        return placeholder_config(record)
+    return record(max_steps=2**31 - 1) if record is Recipe else record()
+
 
 # Settings that later versions added. The default of each is the former behavior, so
 # that a run without it can be resumed.

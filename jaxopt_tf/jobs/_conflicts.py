@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..data import is_ready_tokens
-from ..models import GPT2Config, ModelConfig
+from ..models import ModelConfig
 from ..recipes import METRIC_DRIVEN, Recipe
 from ..sharding import axis_sizes
 from ._job import Job
@@ -57,7 +57,8 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
             f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give "
             "text instead of tokens."
         )
-    if job.tokenizer is not None and not job.text and not job.train_file:
+    has_text = job.text or job.train_file or job.model_name_or_path
+    if job.tokenizer is not None and not has_text:
         yield (
             f"`tokenizer` must be given with `text`, got {str(job.tokenizer)!r} and no "
             "text. Name files or folders, or leave it out."
@@ -94,10 +95,10 @@ def _conflicts_of_rows(model: ModelConfig, job: Job) -> Iterator[str]:
             f"{str(job.validation_file[0])!r} alone. Without `train_file` a tenth of "
             "the text is for evaluation."
         )
-    if job.packing and isinstance(model, GPT2Config):
+    if job.packing and not model.has_segments:
         yield (
-            "`packing` must be left out for a GPT-2, whose attention is not restricted "
-            "to a document here. Leave it out: documents are then concatenated."
+            "`packing` must be left out for this model, whose attention is not "
+            "restricted to a document. Leave it out: documents are then concatenated."
         )
 
 

@@ -20,7 +20,7 @@ class Job:
 
     Attributes:
         model_name_or_path: folder of a model of Transformers: config.json, weights and
-            tokenizer.json. Default: a GPT-2 whose sizes are set by flags.
+            tokenizer.json. Default: a GPT-2 with the sizes of the flags.
         from_scratch: whether the weights are initialized as Transformers does, instead
             of read from `model_name_or_path`.
         text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of

@@ -18,13 +18,14 @@ from ..interop import (
     select_fields,
     translate_training_arguments,
 )
-from ..models import DecoderConfig, GPT2Config
+from ..models import CONFIG_TYPES
 from ..recipes import Recipe
 from ._conflicts import uses_eval_loss
 from ._intervals import INTERVALS, steps_of_share
 from ._job import Job
 
-_MODEL_KINDS = {**kinds_of(DecoderConfig), **kinds_of(GPT2Config)}
+# The first type last: its kinds are those of the flags.
+_MODEL_KINDS = {n: k for t in CONFIG_TYPES[::-1] for n, k in kinds_of(t).items()}
 _KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 
 # Kinds of fields that raise an error for a new run; "non_optimizer" includes the

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._io import is_primary_process
 from ..data import is_ready_tokens
-from ..models import DecoderConfig, GPT2Config, settings_from_transformers_config
+from ..models import CONFIG_TYPES, config_type, settings_from_transformers_config
 from ._job import Job
 
 # Fields of a configuration that do not determine the shapes of the parameters, so that
@@ -20,12 +20,6 @@ _FREE = (
     *("gradient_checkpointing", "remat_policy", "scan_layers"),
     *("resid_pdrop", "embd_pdrop"),
 )
-
-
-def config_type(settings: Mapping[str, Any]) -> type[GPT2Config] | type[DecoderConfig]:
-    """Returns the type of the model's configuration in the settings of a run."""
-    is_gpt2 = settings.get("model_type", "gpt2") == "gpt2"
-    return GPT2Config if is_gpt2 else DecoderConfig
 
 
 def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,8 +36,8 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
             supported, or a given size differs from the folder's.
     """
     settings = dict(settings)
-    if settings.get("model_type") == "gpt2":
-        del settings["model_type"]  # the default; `GPT2Config` has no such field
+    if config_type(settings) is CONFIG_TYPES[0] and "model_type" in settings:
+        del settings["model_type"]  # the default, which is not a field
     folder = settings.get("model_name_or_path")
     if folder is None or _has_sizes(settings):
         return settings
@@ -60,9 +54,9 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(_renamed(str(error))) from error
     if not settings.get("from_scratch", False):
         _check_sizes(folder, found, settings)
-    if not settings.get("tokenizer") and not any(
-        is_ready_tokens(Path(path)) for path in settings.get("text") or ()
-    ):
+    texts = [*(settings.get("text") or ()), *(settings.get("train_file") or ())]
+    is_text = texts and not any(is_ready_tokens(Path(path)) for path in texts)
+    if is_text and not settings.get("tokenizer"):
         found["tokenizer"] = _tokenizer(folder)
     # A null is a setting that is not given.
     given = {name: value for name, value in settings.items() if value is not None}
@@ -87,7 +81,7 @@ def _has_sizes(settings: Mapping[str, Any]) -> bool:
     required = [
         field.name
         for field in dataclasses.fields(record)
-        if record is GPT2Config or field.default is dataclasses.MISSING
+        if record is CONFIG_TYPES[0] or field.default is dataclasses.MISSING
     ]
     return all(name in settings for name in required)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import data
-from ..models import GPT2Config, ModelConfig
+from ..models import ModelConfig
 from ._job import Job
 
 KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
@@ -36,17 +36,22 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
         return data.read_tokens(
             job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
         )
+    if job.model_name_or_path is not None and not job.text and not job.train_file:
+        raise ValueError(
+            "`text` or `train_file` must be given with `model_name_or_path`, got "
+            f"{str(job.model_name_or_path)!r} and no text. Name files or folders."
+        )
     if job.train_file:
         corpus = _read_files(job, folder)
     elif job.tokenizer is None:
         corpus = data.read_text(job.text) if job.text else data.standard_library()
     else:
         corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
-    if corpus.is_masked and isinstance(model, GPT2Config):
+    if corpus.is_masked and not model.has_segments:
         raise ValueError(
-            "`train_file` must contain text for a GPT-2, got rows for fine-tuning in "
-            f"{str(job.train_file[0])!r}: its loss is on all tokens here. Name another "
-            "model as `model_name_or_path`, or a column of text as `text_column`."
+            "`train_file` must contain text for this model, got rows for fine-tuning "
+            f"in {str(job.train_file[0])!r}: its loss is on all tokens here. Name "
+            "another `model_name_or_path`, or a column of text as `text_column`."
         )
     if model.vocab_size < corpus.vocab_size:
         whose = "of bytes" if job.tokenizer is None else "of the tokenizer"

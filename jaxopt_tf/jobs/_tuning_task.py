@@ -1,6 +1,7 @@
 """Conversion of a job to a task of `tuning`, which trains many runs at once."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from .. import interop
+from .._typing import PyTree
 from ..data import Batches, Corpus, evaluation_batches
-from ..models import build_model
+from ..models import Model, build_model
 from ..recipes import Recipe
 from ..tuning import Task
 from ._config import RunConfig
@@ -97,7 +100,7 @@ def tuning_task(
         )
     return Task(
         loss_fn=loss_fn,
-        init=model.init,
+        init=functools.partial(_init, model, job),
         batches=batches,
         eval_batches=eval_batches,
         takes_key=model.has_dropout,
@@ -105,3 +108,10 @@ def tuning_task(
         layouts=model.layouts,
         layer_norms=model.layer_norms,
     )
+
+
+def _init(model: Model, job: Job, seed: int) -> PyTree:
+    """Returns the parameters before the first step."""
+    if job.model_name_or_path is None or job.from_scratch:
+        return model.init(seed)
+    return interop.read_params(job.model_name_or_path, model.shapes, model.names)

@@ -26,9 +26,12 @@ from ._loss import draw_params as draw_params
 from ._loss import loss_of as loss_of
 from ._loss import make_loss_fn as make_loss_fn
 from ._model import ARCHITECTURES as ARCHITECTURES
+from ._model import CONFIG_TYPES as CONFIG_TYPES
 from ._model import Model as Model
 from ._model import ModelConfig as ModelConfig
 from ._model import build_model as build_model
+from ._model import config_type as config_type
+from ._model import placeholder_config as placeholder_config
 from ._model import (
     settings_from_transformers_config as settings_from_transformers_config,
 )

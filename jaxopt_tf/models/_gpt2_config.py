@@ -72,6 +72,11 @@ class GPT2Config:
             )
 
     @property
+    def has_segments(self) -> bool:
+        """True if attention can be restricted to the documents of a row."""
+        return False
+
+    @property
     def has_dropout(self) -> bool:
         """True if the loss needs a random key in every training step."""
         return self.resid_pdrop > 0 or self.embd_pdrop > 0

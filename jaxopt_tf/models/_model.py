@@ -53,6 +53,17 @@ _GPT2_LOSS = (
 )
 # Classes of Transformers by `model_type`.
 ARCHITECTURES: Mapping[str, str] = {"gpt2": "GPT2LMHeadModel", **DECODER_CLASSES}
+# Types of the configurations, the default first.
+CONFIG_TYPES = (GPT2Config, DecoderConfig)
+# Fields with which a configuration can be built in place of one that is not valid. The
+# vocabulary is so large that checks of tokens do not fail because of it.
+_PLACEHOLDERS: Mapping[type, Mapping[str, Any]] = {
+    GPT2Config: {"vocab_size": 2**31 - 1},
+    DecoderConfig: {
+        **{"model_type": "llama", "vocab_size": 2**31 - 1, "num_hidden_layers": 1},
+        **{"hidden_size": 2, "intermediate_size": 1, "num_attention_heads": 1},
+    },
+}
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 
@@ -171,6 +182,20 @@ def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
     if model_type == "gpt2":
         return gpt2_settings_from_transformers(folder)
     return dataclasses.asdict(decoder_config_from_transformers(folder))
+
+
+def config_type(settings: Mapping[str, Any]) -> type[GPT2Config] | type[DecoderConfig]:
+    """Returns the type of the configuration that the settings of a run describe.
+
+    It is determined by `model_type`; without it, it is that of a GPT-2.
+    """
+    is_gpt2 = settings.get("model_type", "gpt2") == "gpt2"
+    return GPT2Config if is_gpt2 else DecoderConfig
+
+
+def placeholder_config(kind: type) -> ModelConfig:
+    """Returns a valid configuration in place of one that is not."""
+    return kind(**_PLACEHOLDERS[kind])
 
 
 def build_model(config: ModelConfig) -> Model:
