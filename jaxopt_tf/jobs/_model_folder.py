@@ -51,7 +51,8 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found = settings_from_transformers_config(folder)
     except ValueError as error:
-        raise ValueError(_renamed(str(error))) from error
+        message = str(error).replace("`folder`", "`model_name_or_path`")
+        raise ValueError(message) from error
     if not settings.get("from_scratch", False):
         _check_sizes(folder, found, settings)
     texts = [*(settings.get("text") or ()), *(settings.get("train_file") or ())]
@@ -112,10 +113,3 @@ def _tokenizer(folder: Path) -> Path:
             "give pretokenized files as `text`."
         )
     return path
-
-
-def _renamed(message: str) -> str:
-    """Names the argument of this module in an error of `models`."""
-    for name in ("checkpoint", "folder", "source"):
-        message = message.replace(f"`{name}`", "`model_name_or_path`")
-    return message

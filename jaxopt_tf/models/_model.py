@@ -7,6 +7,7 @@ loss, num_tokens = loss_fn(params, batch)
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,10 +179,21 @@ def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
         ValueError: if the file cannot be read, the architecture is unknown, or settings
             are unsupported, inconsistent or missing. The message names all of them.
     """
-    model_type = read_json_object(folder / "config.json", "folder").get("model_type")
-    if model_type == "gpt2":
-        return gpt2_settings_from_transformers(folder)
-    return dataclasses.asdict(decoder_config_from_transformers(folder))
+    path = folder / "config.json"
+    model_type = read_json_object(path, "folder").get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ValueError(
+            f"`folder` must contain a model of {', '.join(ARCHITECTURES)}, but {path} "
+            f"has the `model_type` {model_type!r}. For other models use the functions "
+            "of jaxopt_tf.interop in Python."
+        )
+    try:
+        if model_type == "gpt2":
+            return gpt2_settings_from_transformers(folder)
+        return dataclasses.asdict(decoder_config_from_transformers(folder))
+    except ValueError as error:  # it names the argument of one of these functions
+        message = re.sub("`(checkpoint|source)`", "`folder`", str(error), count=1)
+        raise ValueError(message) from error
 
 
 def config_type(settings: Mapping[str, Any]) -> type[GPT2Config] | type[DecoderConfig]:

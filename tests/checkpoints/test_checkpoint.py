@@ -206,6 +206,7 @@ def test_a_step_in_the_persistent_cache_is_found_there_for_what_was_restored(tmp
     events = []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     options = {
+        "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(tmp_path / "cache"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

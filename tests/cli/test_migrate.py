@@ -301,7 +301,7 @@ def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(adamw):
     ("change", "words"),
     [
         ({"attn_pdrop": 0.1}, "0.0; attention has no dropout here"),
-        ({"model_type": "bert"}, "`model_type` 'bert': here it is 'gpt2'"),
+        ({"model_type": "bert"}, "`FOLDER` must contain a model of gpt2, llama"),
         ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: here it is None"),
     ],
 )
@@ -609,9 +609,8 @@ def test_remedies_of_interop_are_replaced_by_ones_of_migrate(
     assert (
         "`FOLDER` must contain a config.json that has a class of Transformers" in error
     )
-    assert error.endswith(
-        " config.json must name GPT2LMHeadModel under `architectures`.\n"
-    )
+    assert "config.json must name GPT2LMHeadModel, LlamaForCausalLM, " in error
+    assert error.endswith("SmolLM3ForCausalLM under `architectures`.\n")
     with pytest.raises(
         ArgumentError, match="`folder` must contain a config.json.*name GPT2LMHead"
     ) as e:

@@ -20,7 +20,7 @@ from jaxopt_tf.checkpoints import find_checkpoints, lock_folder, step_of
 from jaxopt_tf.cli import _decay_path, _find_lr, _sweep, _train, main
 from jaxopt_tf.jobs import Job, RunConfig, _compilation_cache, compilation_cache
 from jaxopt_tf.jobs import pretrain as train
-from jaxopt_tf.jobs._run_folder import OpenRun, _sequences_of_last_start
+from jaxopt_tf.jobs._run_folder import OpenRun, sequences_of_last_start
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
@@ -383,7 +383,7 @@ def test_a_start_without_a_first_step_has_a_line(tmp_path):
     line = '{"step": 0, "sequences": 6}'
     starts = tmp_path / "starts.jsonl"
     starts.write_text(f"{line}\n{line}\n")
-    assert _sequences_of_last_start(tmp_path) == {"sequences": 6}
+    assert sequences_of_last_start(tmp_path) == {"sequences": 6}
     with lock_folder(tmp_path) as lock:
         opened = OpenRun(
             lock=lock, corpus=None, settings={}, checkpoint=None, is_finished=False
@@ -392,7 +392,7 @@ def test_a_start_without_a_first_step_has_a_line(tmp_path):
     first, second = starts.read_text().splitlines()
     assert first == line
     assert json.loads(second) == json.loads(line) | {"seconds_to_first_step": 1.235}
-    assert _sequences_of_last_start(tmp_path) == {"sequences": 6}
+    assert sequences_of_last_start(tmp_path) == {"sequences": 6}
 
 
 def test_a_command_counts_from_the_start_of_the_process(monkeypatch):
