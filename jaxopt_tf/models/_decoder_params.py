@@ -18,7 +18,7 @@ from ._llama import Decoder
 def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
     """Returns random initial parameters, a tree of dicts of float32 arrays.
 
-    Matrices are drawn from a normal distribution with standard deviation
+    Matrices are draw_leaf from a normal distribution with standard deviation
     `initializer_range`. Biases and the embedding of the padding token are zeros, gains
     of normalizations are ones. The numbers of a layer do not depend on `scan_layers`.
 
@@ -30,7 +30,7 @@ def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
     """
     key = jax.random.key(_checks.seed("seed", seed))
 
-    def drawn(name: str, leaf: Any) -> tuple[jax.Array]:
+    def draw_leaf(name: str, leaf: Any) -> tuple[jax.Array]:
         last = name.rpartition(".")[2]
         if last in ("bias", "scale"):
             return (jnp.full(leaf.shape, float(last == "scale")),)
@@ -53,7 +53,7 @@ def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
             p = p.at[config.padding_row].set(0.0)
         return (p,)
 
-    return _pytrees.map_leaves(drawn, _shapes_of(config), num_results=1)[0]
+    return _pytrees.map_leaves(draw_leaf, _shapes_of(config), num_results=1)[0]
 
 
 def decoder_layout(config: DecoderConfig) -> dict[str, TorchLayout]:
