@@ -57,4 +57,4 @@ with training.resumable(folder, state, save_total_limit=2) as run:
         evaluate=evaluate, eval_steps=50, selection=selection,
         save=run.save, save_steps=50, should_stop=run.should_stop,
     )  # fmt: skip
-print(f"step {trained.state.step}: accuracy {trained.position.progress.best_metric}")
+print(f"step {trained.state.step}: accuracy {trained.run_state.progress.best_metric}")
