@@ -43,6 +43,7 @@ from ._transformers_decoder_config import (
     decoder_config_from_transformers,
 )
 
+# Configuration of a model, from which `build_model` builds it.
 ModelConfig: TypeAlias = GPT2Config | DecoderConfig
 # Trainer counts only predicted labels if the loss is `ForCausalLMLoss`, which
 # it finds by the name of the class; that of a GPT-2 is GPT2LMHeadModel.

@@ -31,8 +31,8 @@ class Task:
         layer_norms: as for `build_optimizer`.
 
     Raises:
-        TypeError: if a function is not callable, or `eval_batches` is not a list or
-        tuple.
+        TypeError: if a function is not callable, or `eval_batches` is not a list or a
+            tuple.
     """
 
     loss_fn: LossFn
