@@ -2,6 +2,7 @@
 
 from ._compiler_guards import block_fma as block_fma
 from ._compiler_guards import hoist_scalars as hoist_scalars
+from ._compiler_guards import matmul_precision as matmul_precision
 from ._compiler_guards import update_from_new_param as update_from_new_param
 from ._scalars import ExactScalar as ExactScalar
 from ._scalars import exact_int as exact_int

@@ -85,3 +85,13 @@ def hoist_scalars(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
     # XLA does not know that a count is never negative, and so cannot fold this to 1.
     one = 1.0 - jnp.minimum(count, 0).astype(dtype)
     return jax.tree.map(lambda x: x / one if x.dtype == dtype else x, scalars)
+
+
+def matmul_precision() -> str | None:
+    """Returns the precision of `jax.default_matmul_precision`; None for the default.
+
+    A function with a gradient of its own must read it in its forward pass: the gradient
+    is traced after the context has been left.
+    """
+    # mypy does not know the attributes of `jax.config`.
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]

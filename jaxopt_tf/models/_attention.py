@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from .. import _checks
+from .._numerics import matmul_precision
+from ..sharding import BATCH_AXES
 from ._blockwise_attention import blockwise_attention
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
@@ -22,7 +24,6 @@ IMPLEMENTATIONS = ("splash", "cudnn", "xla")
 # Name of the kernel's output and log-sum-exp in policies of `jax.checkpoint`.
 RESIDUALS = "attention"
 
-_BATCH_AXES = ("data", "fsdp")
 _HEAD_AXIS = "tensor"
 _CUDNN_DTYPES = (jnp.float16, jnp.bfloat16)
 # Tiles of the TPU kernel are multiples of 128, the number of lanes of a vector
@@ -190,7 +191,7 @@ def _on_mesh(
         )
     if num_keys % num_parts:
         k, v = (jnp.repeat(x, num_parts // num_keys, axis=2) for x in (k, v))
-    names = tuple(name for name in _BATCH_AXES if name in mesh.shape)
+    names = tuple(name for name in BATCH_AXES if name in mesh.shape)
     num_batch_parts = 1
     for name in names:
         num_batch_parts *= mesh.shape[name]
@@ -238,8 +239,7 @@ def _splash(
 
 def _kernel_precision(dtype: Any) -> str | None:
     """Returns the configured precision as one of the two that the kernel supports."""
-    # mypy does not know the attributes of `jax.config`.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = matmul_precision()
     # Mosaic raises an error for three passes ("high"), and for bfloat16 operands with
     # any precision but the default, which is exact for them.
     one_pass = (None, "default", "fastest", "bfloat16")

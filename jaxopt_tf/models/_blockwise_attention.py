@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._numerics import wide_dtype
+from .._numerics import matmul_precision, wide_dtype
 
 # Blocks are unrolled, so that each has static bounds. With n blocks, (n + 1) / 2n of
 # the scores are computed. More than 8 blocks save little, and the compile time is
@@ -44,8 +44,8 @@ def blockwise_attention(
     # Query heads that share a key head become rows of one matrix product.
     q = q.reshape(batch, length, num_keys, num_heads // num_keys, size)
     # The precision is read here, because the gradient is traced after the context
-    # `jax.default_matmul_precision` has been left. The attribute is unknown to mypy.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    # `jax.default_matmul_precision` has been left.
+    precision = matmul_precision()
     y = _attention(
         (window, scale, precision),
         jnp.transpose(q, (0, 2, 3, 1, 4)),

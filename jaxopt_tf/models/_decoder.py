@@ -1,8 +1,7 @@
 """Loss function and logits of a decoder."""
 
-import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +11,14 @@ from .. import _checks, sharding, training
 from .._typing import PyTree
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
-from ._layers import as_tokens, identity
+from ._layers import IGNORE_INDEX, as_tokens, identity, products_in
 from ._llama import Decoder, Inputs
+from ._loss import Batch, LossFn
 
-_NO_LABEL = -100  # label without a loss; PyTorch's default `ignore_index`
 # Tokens whose logits are in memory at a time, per device. A chunk reads and writes the
 # gradient of the head once, which is little beside its products from 1,024 tokens on.
 _CHUNK_SIZE = 1024
-Batch = jax.Array | Mapping[str, jax.Array]
 _KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
-
-
-class DecoderLossFn(Protocol):
-    """Loss function of a decoder."""
-
-    def __call__(
-        self, params: PyTree, batch: Batch, rng: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the summed loss and the number of predicted tokens; (), float32."""
-        ...
 
 
 def decoder_loss_of(
@@ -40,7 +28,7 @@ def decoder_loss_of(
     mesh: Any = None,
     matmul_precision: str | None = None,
     attend: AttentionFn | None = None,
-) -> DecoderLossFn:
+) -> LossFn:
     """Returns the loss function of a decoder.
 
     A batch is either an array of integers, [B, T + 1], of which the first T predict the
@@ -86,7 +74,7 @@ def decoder_loss_of(
     def loss_fn(params, batch, rng=None):
         del rng
         inputs, labels = _inputs_and_labels(batch, config.block_size)
-        with _products_in(matmul_precision):
+        with products_in(matmul_precision):
             model = nnx.merge(graph, params)
             return training.chunked_cross_entropy(
                 model.hidden(inputs),
@@ -94,7 +82,7 @@ def decoder_loss_of(
                 labels,
                 chunk_size=_CHUNK_SIZE,
                 label_smoothing_factor=label_smoothing_factor,
-                ignore_index=_NO_LABEL,
+                ignore_index=IGNORE_INDEX,
                 mesh=mesh,
             )
 
@@ -126,7 +114,7 @@ def decoder_logits_of(
     def logits_fn(params, batch):
         arrays = _arrays_of(batch, least=1)
         inputs = _inputs(arrays, slice(None))
-        with _products_in(matmul_precision):
+        with products_in(matmul_precision):
             model = nnx.merge(graph, params)
             return model.hidden(inputs) @ model.head()
 
@@ -170,11 +158,11 @@ def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array
             )
         return inputs, arrays["labels"][:, 1:]
     labels = tokens[:, 1:]
-    is_missing = inputs.tokens == _NO_LABEL
+    is_missing = inputs.tokens == IGNORE_INDEX
     # Padding in the inputs is replaced by token 0. At the end of a row this is
     # harmless, because attention is causal. In the middle of a row, later tokens would
     # attend to it: their label becomes -1, which makes the loss NaN.
-    labels = jnp.where(is_missing & (labels != _NO_LABEL), -1, labels)
+    labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
     return inputs._replace(tokens=jnp.where(is_missing, 0, inputs.tokens)), labels
 
 
@@ -216,9 +204,3 @@ def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
                 f"{list(shape)}, got {list(array.shape)}. Pad all arrays to one length."
             )
     return arrays
-
-
-def _products_in(precision: str | None) -> contextlib.AbstractContextManager:
-    if precision is None:
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision(precision)

@@ -4,7 +4,6 @@ generate = make_generate(config, eos_token_ids=(2,))
 (new_tokens,) = generate(params, [prompt], max_new_tokens=100, temperature=0.8)
 """
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ from .._typing import PyTree
 from ._decoder_config import DecoderConfig
 from ._decoding import Cache, DecodingFns, make_decoding_fns
 from ._gpt2_config import GPT2Config
+from ._layers import products_in
 
 # Prompts and texts are padded to a power of two, at least this one: programs are
 # compiled for few lengths, and most prompts use the same one.
@@ -131,7 +131,7 @@ def make_generate(
     def run(params, request, size):
         if compute_dtype is not None:
             params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
-        with _products_in(matmul_precision):
+        with products_in(matmul_precision):
             return _generate(fns, params, request, size, ends)
 
     # Each process reads the whole result.
@@ -337,9 +337,3 @@ def _padded(length: int, context: int) -> int:
     """Returns the smallest power of two from 64 on that fits, at most the context."""
     power = 1 << max(length - 1, 0).bit_length()
     return min(max(power, _LEAST_LENGTH), context)
-
-
-def _products_in(precision: str | None) -> contextlib.AbstractContextManager:
-    if precision is None:
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision(precision)

@@ -4,6 +4,7 @@ Activations have the dtype of the parameters, bfloat16 included, and matrix prod
 have a gradient that is fast on CPUs.
 """
 
+import contextlib
 import functools
 from typing import Any
 
@@ -11,10 +12,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .._numerics import matmul_precision
+
+IGNORE_INDEX = -100  # label without a loss; PyTorch's default `ignore_index`
+
 
 def identity(x: jax.Array) -> jax.Array:
     """Returns `x` unchanged; the compiler chooses its sharding."""
     return x
+
+
+def products_in(precision: str | None) -> contextlib.AbstractContextManager:
+    """Returns a context for matrix products of a precision; None changes nothing."""
+    if precision is None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
 
 
 def as_tokens(name: str, tokens: Any, *, least: int) -> jax.Array:
@@ -87,8 +99,8 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     function transposes the narrower factor, which makes a training step 25 % faster.
     """
     # The precision is read here, because the gradient is traced after the context
-    # `jax.default_matmul_precision` has been left. The attribute is unknown to mypy.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    # `jax.default_matmul_precision` has been left.
+    precision = matmul_precision()
     return _matmul(precision, x, kernel)
 
 

@@ -1,7 +1,6 @@
 """Loss function and initial parameters of a GPT-2."""
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
@@ -12,16 +11,17 @@ from .. import _checks, training
 from .._typing import PyTree
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
-from ._layers import as_tokens, identity
+from ._layers import IGNORE_INDEX, as_tokens, identity, products_in
 
-_NO_TOKEN = -100  # padding at the end of a row; PyTorch's default `ignore_index`
+# Tokens, [B, T + 1], or a dict of arrays of this shape.
+Batch = jax.Array | Mapping[str, jax.Array]
 
 
 class LossFn(Protocol):
     """Loss function of a language model."""
 
     def __call__(
-        self, params: PyTree, batch: jax.Array, rng: jax.Array | None = None
+        self, params: PyTree, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the summed loss and the number of predicted tokens; (), float32."""
         ...
@@ -98,24 +98,18 @@ def loss_of(
     def loss_fn(params, batch, rng=None):
         tokens = as_tokens("batch", batch, least=2).astype(jnp.int32)
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        is_missing = inputs == _NO_TOKEN
+        is_missing = inputs == IGNORE_INDEX
         # Padding in the inputs is replaced by token 0. At the end of a row this is
         # harmless, because attention is causal. In the middle of a row, later tokens
         # would attend to it: their label becomes -1, which makes the loss NaN.
-        labels = jnp.where(is_missing & (labels != _NO_TOKEN), -1, labels)
-        with _products_in(matmul_precision):
+        labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
+        with products_in(matmul_precision):
             logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)
         return training.cross_entropy(
             logits,
             labels,
             label_smoothing_factor=label_smoothing_factor,
-            ignore_index=_NO_TOKEN,
+            ignore_index=IGNORE_INDEX,
         )
 
     return loss_fn
-
-
-def _products_in(precision: str | None) -> contextlib.AbstractContextManager:
-    if precision is None:
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision(precision)

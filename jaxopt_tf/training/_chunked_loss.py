@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from .. import _checks
-from .._numerics import wide_dtype
+from .._numerics import matmul_precision, wide_dtype
 from ._losses import check_labels
 
 
@@ -82,8 +82,8 @@ def chunked_cross_entropy(
         smoothing=float(label_smoothing_factor),
         ignore_index=ignore_index,
         # Read here, because the gradient is traced after the context
-        # `jax.default_matmul_precision` has been left. Unknown to mypy.
-        precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        # `jax.default_matmul_precision` has been left.
+        precision=matmul_precision(),
         mesh=None if mesh is None or mesh.size == 1 else mesh,
     )
     return _chunked(options, hidden, head, labels)
