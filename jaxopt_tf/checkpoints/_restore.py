@@ -1,6 +1,6 @@
 """Restoration of checkpoints, after verification of their checksums.
 
-Orbax does not verify arrays: a flipped bit on the disk gives another number.
+Orbax does not verify arrays: a bit that flips on the disk silently changes a number.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ._record import RECORD_FILE, read_record
 from ._save import (
     find_checkpoints,
     incomplete_checkpoints,
-    is_name,
+    is_checkpoint_name,
     print_to_stderr,
     step_of,
 )
@@ -118,7 +118,7 @@ def restore(path: Path | str, like: PyTree) -> Restored:
             `like`.
     """
     path = Path(path)
-    if not is_name(path.name):
+    if not is_checkpoint_name(path.name):
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )

@@ -144,7 +144,7 @@ def open_checkpoints(
             checkpoints.wait()
 
 
-def is_name(name: str) -> bool:
+def is_checkpoint_name(name: str) -> bool:
     """Returns whether `name` is `checkpoint-<step>`."""
     return _NAME.fullmatch(name) is not None
 
@@ -157,7 +157,9 @@ def step_of(path: Path) -> int:
 def find_checkpoints(folder: Path | str) -> list[Path]:
     """Returns all checkpoints of a folder, including damaged ones, by step."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir()]
-    return sorted((path for path in found if is_name(path.name)), key=step_of)
+    return sorted(
+        (path for path in found if is_checkpoint_name(path.name)), key=step_of
+    )
 
 
 def incomplete_checkpoints(folder: Path) -> list[Path]:

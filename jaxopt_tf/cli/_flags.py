@@ -211,8 +211,8 @@ def _field_specs(
             flag = tyro.conf.arg(
                 # The help shows a switch as `--bf16, --no_bf16`: tyro lists the alias
                 # first, so that the positive form has to be the alias.
-                name=None if kind.noun else f"no_{name}",
-                aliases=None if kind.noun else [f"--{name}"],
+                name=None if kind.metavar else f"no_{name}",
+                aliases=None if kind.metavar else [f"--{name}"],
                 prefix_name=False,
                 help=helps[name],
                 help_behavior_hint=_shown(default),
@@ -226,7 +226,9 @@ def _conversion(kind: Kind) -> PrimitiveConstructorSpec[Any]:
     """Returns a rule for tyro that leaves the words of a flag unconverted."""
     return PrimitiveConstructorSpec(
         nargs="*",  # any number of words: `_read_words` reports a wrong number
-        metavar=f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun,
+        metavar=f"{kind.metavar} [{kind.metavar} ...]"
+        if kind.is_list
+        else kind.metavar,
         instance_from_str=lambda words: words,
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
@@ -256,9 +258,9 @@ def _shown(default: Any) -> str:
 
 
 def _read_words(name: str, kind: Kind, words: list[str]) -> Any:
-    if kind.is_several:
+    if kind.is_list:
         return read_value(name, kind, words)
-    if not words and not kind.noun:
+    if not words and not kind.metavar:
         return True
     if len(words) != 1:
         got = " ".join(words) or "none"
@@ -276,7 +278,7 @@ def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[s
     def word(arg: str) -> str:
         found = re.fullmatch(r"--no[-_]([\w-]+)", arg)
         name = found[1].replace("-", "_") if found else ""
-        return f"--{name}=False" if name in kinds and not kinds[name].noun else arg
+        return f"--{name}=False" if name in kinds and not kinds[name].metavar else arg
 
     return list(map(word, args))
 
@@ -295,7 +297,7 @@ def _unknown_flags(
         if field.removeprefix("no_") in getattr(form, "unused", ()):
             hint = f": `{form.prog}` does not use it. Leave it out."
         else:
-            near = _checks.nearest(field, kinds, "--{}")
+            near = _checks.suggest(field, kinds, "--{}")
             hint = "." + (near or f" `{form.prog} --help` lists the flags.")
         sentences.append(f"Unknown flag {name}{hint}")
     return sentences

@@ -66,8 +66,10 @@ class Launch:
                 "`coordinator_address` must be host:port, got "
                 f"{self.coordinator_address!r}."
             )
-        number = _checks.whole_number("num_processes", self.num_processes, least=1)
-        _checks.whole_number("process_id", self.process_id, least=0, most=number - 1)
+        number = _checks.whole_number("num_processes", self.num_processes, minimum=1)
+        _checks.whole_number(
+            "process_id", self.process_id, minimum=0, maximum=number - 1
+        )
 
 
 @contextlib.contextmanager

@@ -49,9 +49,9 @@ class ShuffledRows(Generic[_Rows]):
             gradient_accumulation_steps: k, number of micro-batches; at least 1.
         """
         micro_batches = _checks.whole_number(
-            "gradient_accumulation_steps", gradient_accumulation_steps, least=1
+            "gradient_accumulation_steps", gradient_accumulation_steps, minimum=1
         )
-        batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+        batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
         seed = _checks.seed("seed", seed)
         self.num_windows: int = len(rows)  # in an epoch
         # A batch of a single micro-batch has no axis of micro-batches.
@@ -77,7 +77,7 @@ class ShuffledRows(Generic[_Rows]):
         Raises:
             ValueError: if `n` is negative.
         """
-        n = _checks.whole_number("n", n, least=0)
+        n = _checks.whole_number("n", n, minimum=0)
         # Rows are read one by one, so that those of other processes are not read.
         axes = len(self._rows)
         numbers = np.arange(math.prod(self._rows)).reshape(self._rows)[index[:axes]]
@@ -96,7 +96,7 @@ class ShuffledRows(Generic[_Rows]):
         JAX dispatches steps asynchronously: the next batch is read while a step is
         computed. A prefetching thread is therefore not needed.
         """
-        start = _checks.whole_number("start", start, least=0)
+        start = _checks.whole_number("start", start, minimum=0)
         return map(self.__getitem__, itertools.count(start))
 
 
@@ -165,7 +165,7 @@ def evaluation_batches(
         TypeError: if `batch_size` is not a whole number.
         ValueError: if the evaluation part is shorter than one window.
     """
-    batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+    batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
     _checks.positive("num_tokens", num_tokens)
     windows = _Windows(corpus, corpus.evaluation, block_size, "evaluation")
     batch_size = min(batch_size, len(windows))
@@ -193,7 +193,7 @@ def training_windows(
         TypeError: if one of the numbers is not whole.
         ValueError: if the training part is shorter than one window.
     """
-    num_windows = _checks.whole_number("num_windows", num_windows, least=1)
+    num_windows = _checks.whole_number("num_windows", num_windows, minimum=1)
     windows = _Windows(corpus, corpus.training, block_size, "training")
     return windows.spread(min(num_windows, len(windows)))
 
@@ -205,7 +205,7 @@ class _Windows:
     """
 
     def __init__(self, corpus: Corpus, part: TokenStream, block_size: int, name: str):
-        block_size = _checks.whole_number("block_size", block_size, least=1)
+        block_size = _checks.whole_number("block_size", block_size, minimum=1)
         if corpus.is_masked:
             raise ValueError(
                 "`corpus` must be text, got rows for fine-tuning, of which some tokens "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from .._checks import counted
+from .._checks import pluralize
 from ._chat_template import ChatTokenizer
 from ._corpus import Corpus, make_corpus, tenth_of_rows
 from ._row_files import Row, check_encodable, listed, read_rows, sha256_of
@@ -163,7 +163,7 @@ class _RowEncoder:
         )
         if not counts[_NOT_PREFIX]:
             return []
-        rows = counted(counts[_NOT_PREFIX], "row")
+        rows = pluralize(counts[_NOT_PREFIX], "row")
         return [
             f"`{self._argument}`: in {rows} the tokens of the prompt are not the first "
             "ones of the whole text; the completion starts where they differ"

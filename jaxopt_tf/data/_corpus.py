@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .._checks import counted
+from .._checks import pluralize
 from ._tokens import Documents, TokenFile, TokenStream
 
 # About 1 / 10 of the tokens are for evaluation. With fewer than 10 documents, each of
@@ -25,7 +25,7 @@ class LeftOut(NamedTuple):
         """Returns the number of files and the paths of the first ones."""
         more = self.num_files - len(self.first)
         listed = [*self.first, *([f"{more:,} more"] if more else [])]
-        return f"skipped {counted(self.num_files, 'file')}: {', '.join(listed)}"
+        return f"skipped {pluralize(self.num_files, 'file')}: {', '.join(listed)}"
 
 
 class Corpus(NamedTuple):
@@ -49,8 +49,8 @@ class Corpus(NamedTuple):
         """Numbers of documents and of tokens, as text."""
         unit = self.unit.removesuffix("s")
         noun = "row" if self.is_masked else "document"
-        documents = counted(self.num_documents, noun)
-        return f"{documents}, {counted(self.num_tokens, unit)}"
+        documents = pluralize(self.num_documents, noun)
+        return f"{documents}, {pluralize(self.num_tokens, unit)}"
 
 
 def make_corpus(

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from .._checks import counted
+from .._checks import pluralize
 from ._corpus import Corpus, make_corpus
 from ._ready_tokens import dtype_in_a_bin, token_documents
 from ._row_files import check_encodable, read_rows, sha256_of
@@ -99,7 +99,7 @@ class _Texts:
         )
         if not counts["empty"]:
             return []
-        rows = counted(counts["empty"], "row")
+        rows = pluralize(counts["empty"], "row")
         return [f"`{self._argument}`: skipped {rows} with an empty text"]
 
     def _pieces(self) -> Iterator[str | None]:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from .. import _checks
-from .._checks import counted
+from .._checks import pluralize
 from ._batches import ShuffledRows
 from ._corpus import Corpus
 
@@ -83,9 +83,9 @@ class PackedRows:
         _checks.one_of("part", part, ("training", "evaluation"))
         _checks.one_of("packing", packing, PACKINGS)
         _checks.one_of("overflow", overflow, OVERFLOWS)
-        self.block_size = _checks.whole_number("block_size", block_size, least=1)
+        self.block_size = _checks.whole_number("block_size", block_size, minimum=1)
         self._pad = _checks.whole_number(
-            "pad_token_id", pad_token_id, least=0, most=corpus.vocab_size - 1
+            "pad_token_id", pad_token_id, minimum=0, maximum=corpus.vocab_size - 1
         )
         self._size = self.block_size + 1
         self._stream = corpus.training if part == "training" else corpus.evaluation
@@ -100,7 +100,7 @@ class PackedRows:
             raise ValueError(
                 f"`corpus` must have a {noun} in its {part} part with a predicted "
                 f"token within the first `block_size` + 1 = {self._size} tokens, got "
-                f"none of {counted(len(is_used), noun)}. Give more text, or use a "
+                f"none of {pluralize(len(is_used), noun)}. Give more text, or use a "
                 "larger `block_size`."
             )
         self.num_tokens = int(np.sum(stop - start))
@@ -229,7 +229,7 @@ def packed_evaluation_batches(
     Raises:
         TypeError: if `batch_size` is not a whole number.
     """
-    batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+    batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
     batch_size = min(batch_size, len(rows))
     wanted = len(rows)
     if num_tokens is not None:
@@ -337,12 +337,12 @@ def _notes(
     notes = []
     if num_truncated:
         notes.append(
-            f"{part} part: truncated {counted(num_truncated, noun)}, by "
-            f"{counted(num_cut, 'token')} in all"
+            f"{part} part: truncated {pluralize(num_truncated, noun)}, by "
+            f"{pluralize(num_cut, 'token')} in all"
         )
     if num_left_out:
         notes.append(
-            f"{part} part: left out {counted(num_left_out, noun)} without a predicted "
-            "token"
+            f"{part} part: left out {pluralize(num_left_out, noun)} without a "
+            "predicted token"
         )
     return tuple(notes)

@@ -34,9 +34,11 @@ def read_tokens(
         ValueError: if a file cannot be read, or contains a token outside the
             vocabulary. The message names the file and the token.
     """
-    _checks.whole_number("vocab_size", vocab_size, least=2, most=2**32)
+    _checks.whole_number("vocab_size", vocab_size, minimum=2, maximum=2**32)
     if eos_token_id is not None:
-        _checks.whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
+        _checks.whole_number(
+            "eos_token_id", eos_token_id, minimum=0, maximum=vocab_size - 1
+        )
     if not paths:
         raise ValueError("`text` must name at least one file of tokens, got none.")
     files, documents = token_documents(paths, vocab_size, eos_token_id)

@@ -147,7 +147,7 @@ def select_fields(
         if name not in values:
             raise ValueError(
                 "`ignore_fields` must contain fields of the source, got "
-                f"{name!r}, which it does not have.{_checks.nearest(name, values)}"
+                f"{name!r}, which it does not have.{_checks.suggest(name, values)}"
             )
     into = Translation({}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)])
     read = {}
@@ -193,7 +193,7 @@ def translate_training_arguments(
         if name in into.kinds:
             into.settings[name] = value
         elif row is None:
-            near = _checks.nearest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
+            near = _checks.suggest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
             into.refusals.append(
                 f"`{name}` must be a field of TrainingArguments or a setting.{near} "
                 "If it is your own field and does not change the optimizer, add "

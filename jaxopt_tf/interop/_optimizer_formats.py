@@ -171,14 +171,14 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
                 )
             # torch checks ranges when AdamW is built, but not when a state dict is
             # loaded.
-            least, end, limit = 0.0, math.inf, "finite and at least 0"
+            minimum, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
-                least, limit = -math.inf, "finite"
+                minimum, limit = -math.inf, "finite"
             elif key == "betas":
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
             # The condition is negated, so that NaN fails it.
-            if not all(least <= float(v) < end for v in values if _is_number(v)):
+            if not all(minimum <= float(v) < end for v in values if _is_number(v)):
                 raise ValueError(
                     f"`{key}` of group {number} must be {limit}, got {value!r}. "
                     "The file is damaged, or its run had diverged: use an earlier "

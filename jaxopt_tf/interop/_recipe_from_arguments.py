@@ -155,7 +155,7 @@ def recipe_from_transformers(
 
 
 def _positive_or_none(name: str, value: int | None) -> int | None:
-    return None if value is None else _checks.step_count(name, value, least=1)
+    return None if value is None else _checks.step_count(name, value, minimum=1)
 
 
 def _has_steps(values: Mapping[str, Any]) -> bool:
@@ -186,7 +186,7 @@ def _num_updates(
         )
 
     def count(name: str, default: int) -> int:
-        return _checks.step_count(name, values.get(name, default), least=1)
+        return _checks.step_count(name, values.get(name, default), minimum=1)
 
     batch = num_devices * count("per_device_train_batch_size", 8)
     accumulated = count("gradient_accumulation_steps", 1)

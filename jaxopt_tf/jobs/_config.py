@@ -85,7 +85,7 @@ class RunConfig:
         kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
         owners = _owners(*kinds.values())
         problems = [
-            f"{name!r} must be a setting of a run." + _checks.nearest(name, owners)
+            f"{name!r} must be a setting of a run." + _checks.suggest(name, owners)
             for name in settings
             if name not in owners
         ]
@@ -271,7 +271,7 @@ def _find_all_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[st
         *find_conflicts(recipe, model, job),
         *(
             f"`intended_changes` must be names of settings, got {name!r}."
-            + _checks.nearest(name, known)
+            + _checks.suggest(name, known)
             for name in job.intended_changes
             if name not in known
         ),

@@ -183,19 +183,19 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
     """Converts a value to the type of its field; raises if that is not possible."""
     if value is None and kind.is_optional:
         return None
-    if kind.is_several:
+    if kind.is_list:
         # A single string is rejected: it would be read as a sequence of letters.
         if not isinstance(value, tuple | list):
             raise TypeError(f"`{name}` must be a list or a tuple, got {value!r}.")
-        one = kind._replace(is_several=False)
+        one = kind._replace(is_list=False)
         return tuple(_checked(name, one, item) for item in value)
     if name == "mesh":  # canonical form, so that equal meshes compare equal
         return _mesh(value)
-    # `kind.noun` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
-    match kind.noun:
+    # `kind.metavar` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
+    match kind.metavar:
         case "INT":
-            least = 0 if name == "eos_token_id" else 1
-            return _checks.whole_number(name, value, least=least)
+            minimum = 0 if name == "eos_token_id" else 1
+            return _checks.whole_number(name, value, minimum=minimum)
         case "NUMBER":
             check = _checks.non_negative
             if name == "num_train_epochs":
@@ -212,7 +212,7 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
             required = {"PATH": "a path", "NAME": "a name", "": "True or False"}[noun]
             required += " or None" if kind.is_optional else ""
             raise TypeError(f"`{name}` must be {required}, got {value!r}.")
-    _checks.one_of(name, value, kind.noun.strip("{}").split(","))
+    _checks.one_of(name, value, kind.metavar.strip("{}").split(","))
     return value
 
 

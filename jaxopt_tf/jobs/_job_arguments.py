@@ -216,7 +216,7 @@ def _set_intervals(
     if is_best and isinstance(every, int) and isinstance(save, int):
         into.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
-            f"{_checks.counted(every, 'step')}, is loaded; Trainer loads the best of "
+            f"{_checks.pluralize(every, 'step')}, is loaded; Trainer loads the best of "
             f"its checkpoints, every {save}"
         )
 
@@ -241,8 +241,8 @@ def _set_evaluation(
     elif strategy == "epoch" and every:
         settings["eval_steps"] = every
         into.notes.append(
-            f"`{name}` 'epoch': every {_checks.counted(every, 'step')}, the length of "
-            "an epoch in Trainer"
+            f"`{name}` 'epoch': every {_checks.pluralize(every, 'step')}, the length "
+            "of an epoch in Trainer"
         )
     elif strategy == "epoch" and checkpoint is None:
         settings.pop("eval_steps", None)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from .. import monitors, plots, training
-from .._checks import counted
+from .._checks import pluralize
 from .._typing import PyTree
 from ..models import Model
 from ._config import RunConfig
@@ -98,16 +98,16 @@ def print_header(
     if recipe.gradient_accumulation_steps > 1:
         batch = f"{recipe.gradient_accumulation_steps} x {batch}"
     lines = [
-        f"text    {counted(corpus.num_documents, 'document')}: "
+        f"text    {pluralize(corpus.num_documents, 'document')}: "
         f"{len(corpus.training):,} {corpus.unit} to train on, "
         f"{len(corpus.evaluation):,} to evaluate on",
         *(f"        {note}" for note in data_notes(corpus, batches)),
         f"model   {setup.model.title}, "
-        f"{counted(sum(leaf.size for leaf in leaves), 'parameter')}",
+        f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}",
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
-        f"{counted(recipe.num_warmup_steps, 'warmup step')}), "
-        f"{counted(recipe.max_steps, 'step')}{_epochs(config)} of {batch} "
+        f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "
+        f"{pluralize(recipe.max_steps, 'step')}{_epochs(config)} of {batch} "
         f"{corpus.unit}",
         _devices(setup.mesh),
         f"folder  {run.folder}"

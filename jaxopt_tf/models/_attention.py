@@ -120,10 +120,10 @@ def make_attention(
     def attend(q, k, v, *, segment_ids=None, window=None, scale=None):
         _check_arrays(q, k, v, segment_ids)
         if window is not None:
-            window = _checks.whole_number("window", window, least=1)
+            window = _checks.whole_number("window", window, minimum=1)
             window = None if window >= q.shape[1] else window
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        # Here and not outside: JAX chooses its backend when it is first asked for it.
+        # Not at import time: JAX initializes its backend at the first such call.
         platform, kind = _device(mesh)
         chosen = implementation or _default(platform, kind, q, segment_ids)
         if chosen == "splash":

@@ -112,7 +112,7 @@ def decoder_logits_of(
     graph = _graph_of(config, mesh, attend)
 
     def logits_fn(params, batch):
-        arrays = _arrays_of(batch, least=1)
+        arrays = _arrays_of(batch, minimum=1)
         inputs = _inputs(arrays, slice(None))
         with products_in(matmul_precision):
             model = nnx.merge(graph, params)
@@ -140,7 +140,7 @@ def _graph_of(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> A
 
 def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]:
     """Returns the first T tokens and the labels of the last T, from [B, T + 1]."""
-    arrays = _arrays_of(batch, least=2)
+    arrays = _arrays_of(batch, minimum=2)
     tokens = arrays["input_ids"]
     length = tokens.shape[1] - 1
     if length > block_size:
@@ -178,7 +178,7 @@ def _inputs(arrays: Mapping[str, jax.Array], of_rows: slice) -> Inputs:
     )
 
 
-def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
+def _arrays_of(batch: Batch, *, minimum: int) -> dict[str, jax.Array]:
     """Returns the arrays of a batch as int32; raises unless all are [B, T]."""
     given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
     for name in given:
@@ -192,7 +192,7 @@ def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
         name: as_tokens(
             f"batch[{name!r}]" if isinstance(batch, Mapping) else "batch",
             value,
-            least=least,
+            minimum=minimum,
         ).astype(jnp.int32)
         for name, value in given.items()
     }

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _checks
-from .._checks import counted
+from .._checks import pluralize
 from .._typing import PyTree
 from ._decoder_config import DecoderConfig
 from ._decoding import Cache, DecodingFns, make_decoding_fns
@@ -190,7 +190,7 @@ def check_lengths(
 
     Args:
         num_tokens: number of tokens of the prompt.
-        max_new_tokens: number of new tokens that was asked for; None for the rest of
+        max_new_tokens: requested number of new tokens; None for the rest of
             the context.
         context: maximum number of tokens in a text.
         argument: name of the argument that contains the prompt, for messages.
@@ -201,17 +201,18 @@ def check_lengths(
     if num_tokens >= context:
         raise ValueError(
             f"`{argument}` must have fewer tokens than the context length, which is "
-            f"{context:,}, got {counted(num_tokens, 'token')}. Shorten it."
+            f"{context:,}, got {pluralize(num_tokens, 'token')}. Shorten it."
         )
     rest = context - num_tokens
     if max_new_tokens is None:
         return rest
-    max_new_tokens = _checks.whole_number("max_new_tokens", max_new_tokens, least=1)
+    max_new_tokens = _checks.whole_number("max_new_tokens", max_new_tokens, minimum=1)
     if max_new_tokens > rest:
         raise ValueError(
             f"`max_new_tokens` must be at most {rest:,}, the rest of the context "
-            f"length of {context:,} after a prompt of {counted(num_tokens, 'token')}, "
-            f"got {max_new_tokens!r}. Use {rest:,}, or shorten the prompt."
+            f"length of {context:,} after a prompt of "
+            f"{pluralize(num_tokens, 'token')}, got {max_new_tokens!r}. Use {rest:,}, "
+            "or shorten the prompt."
         )
     return max_new_tokens
 
@@ -326,7 +327,7 @@ def _sampling(
     _checks.fraction("top_p", top_p)
     if top_k is None:
         top_k = vocab_size
-    top_k = _checks.whole_number("top_k", top_k, least=1)
+    top_k = _checks.whole_number("top_k", top_k, minimum=1)
     # NumPy scalars are replicated on all devices of a mesh, also in several processes.
     return Sampling(
         np.float32(temperature), np.int32(min(top_k, vocab_size)), np.float32(top_p)

@@ -47,7 +47,7 @@ class GPT2(nnx.Module):
             ValueError: if `tokens` has the wrong shape or is too long.
             TypeError: if `tokens` does not contain integers.
         """
-        x = self.transformer(as_tokens("tokens", tokens, least=1), rng)
+        x = self.transformer(as_tokens("tokens", tokens, minimum=1), rng)
         return self.constrain(x @ self.transformer.wte.embedding[...].T)
 
 

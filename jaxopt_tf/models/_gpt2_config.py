@@ -55,7 +55,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         """Checks every field, and converts sizes to ints."""
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-            size = _checks.step_count(name, getattr(self, name), least=1)
+            size = _checks.step_count(name, getattr(self, name), minimum=1)
             object.__setattr__(self, name, size)  # the dataclass is frozen
         for name in ("resid_pdrop", "embd_pdrop"):
             _checks.fraction_below_one(name, getattr(self, name))

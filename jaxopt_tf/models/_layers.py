@@ -29,17 +29,17 @@ def products_in(precision: str | None) -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision(precision)
 
 
-def as_tokens(name: str, tokens: Any, *, least: int) -> jax.Array:
-    """Converts `tokens` to an array; raises unless it is [B, T] with T >= `least`."""
+def as_tokens(name: str, tokens: Any, *, minimum: int) -> jax.Array:
+    """Converts `tokens` to an array; raises unless it is [B, T] with T >= `minimum`."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(
             f"`{name}` must contain integers, got {tokens.dtype}. Pass the indices of "
             "the tokens."
         )
-    if tokens.ndim != 2 or tokens.shape[1] < least:
+    if tokens.ndim != 2 or tokens.shape[1] < minimum:
         raise ValueError(
-            f"`{name}` must be rows of at least {least} tokens, [B, T], got shape "
+            f"`{name}` must be rows of at least {minimum} tokens, [B, T], got shape "
             f"{list(tokens.shape)}."
         )
     return tokens

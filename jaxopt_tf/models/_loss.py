@@ -96,7 +96,7 @@ def loss_of(
     graph = nnx.graphdef(model)
 
     def loss_fn(params, batch, rng=None):
-        tokens = as_tokens("batch", batch, least=2).astype(jnp.int32)
+        tokens = as_tokens("batch", batch, minimum=2).astype(jnp.int32)
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         is_missing = inputs == IGNORE_INDEX
         # Padding in the inputs is replaced by token 0. At the end of a row this is

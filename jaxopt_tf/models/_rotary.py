@@ -253,9 +253,9 @@ def _value_problems(name: str, value: Any, head_dim: int) -> list[str]:
         is_valid = is_list and all(_is_number(x) and x > 0 for x in value)
         required = f"a list of {head_dim // 2} numbers greater than 0"
     else:
-        least = 1 if name in ("factor", _LENGTH) else 0
-        is_valid = _is_number(value) and value >= least
-        required = f"a number of at least {least}"
+        minimum = 1 if name in ("factor", _LENGTH) else 0
+        is_valid = _is_number(value) and value >= minimum
+        required = f"a number of at least {minimum}"
     return [] if is_valid else [f"`{name}` must be {required}, got {value!r}"]
 
 

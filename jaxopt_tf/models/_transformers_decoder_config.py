@@ -243,7 +243,7 @@ def _layer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "llama":
         return {}
     num_layers = _checks.whole_number(
-        "num_hidden_layers", values["num_hidden_layers"], least=1
+        "num_hidden_layers", values["num_hidden_layers"], minimum=1
     )
     types: list[str] | None = values.get("layer_types")
     fields: dict[str, Any] = {}
@@ -254,7 +254,7 @@ def _layer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             interval = _checks.whole_number(
                 "no_rope_layer_interval",
                 values.get("no_rope_layer_interval", 4),
-                least=1,
+                minimum=1,
             )
             with_rope = [int((i + 1) % interval != 0) for i in range(num_layers)]
         if isinstance(with_rope, list):  # may be longer than the number of layers
@@ -265,7 +265,7 @@ def _layer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             types = [FULL if has_rope else SLIDING for has_rope in with_rope]
         elif kind in ("qwen2", "qwen3"):
             first = _checks.whole_number(
-                "max_window_layers", values["max_window_layers"], least=0
+                "max_window_layers", values["max_window_layers"], minimum=0
             )
             types = [SLIDING if i >= first else FULL for i in range(num_layers)]
     return {**fields, "sliding_window": window, "layer_types": types}

@@ -47,7 +47,7 @@ def console(
         ValueError, TypeError: if a number of steps is out of range, or `flops_per_item`
             is not greater than 0.
     """
-    max_steps = _checks.step_count("max_steps", max_steps, least=1)
+    max_steps = _checks.step_count("max_steps", max_steps, minimum=1)
     first_step = _checks.step_count("first_step", first_step)
     if flops_per_item is not None:
         _checks.positive("flops_per_item", flops_per_item)

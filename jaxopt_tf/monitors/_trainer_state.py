@@ -95,11 +95,11 @@ def trainer_state(
     }
     state |= {name: value for name, value in given.items() if value is not None}
     for name, value in (("max_steps", max_steps), ("logging_steps", logging_steps)):
-        state[name] = _checks.step_count(name, value, least=1)
+        state[name] = _checks.step_count(name, value, minimum=1)
     # Trainer's values for data without a length, where the number of epochs is unknown.
     per_epoch, state["num_train_epochs"] = state["max_steps"], sys.maxsize
     if steps_per_epoch is not None:
-        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
+        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, minimum=1)
         state["num_train_epochs"] = -(-state["max_steps"] // per_epoch)
     flops = flops_per_item or 0.0
     log = _Log(path, state, per_epoch, flops, selection, logging_first_step)

@@ -195,7 +195,7 @@ def resolve_mask(
     leaves in variables, and `optax.multi_transform` passes a part of the tree.
     """
     if mask is None:
-        if _pytrees.nameless_leaves(params):
+        if _pytrees.unnamed_leaves(params):
             if _checks.is_concrete(weight_decay) and not is_zero(weight_decay):
                 _check_has_names(params, weight_decay)
             return [True] * len(jax.tree.leaves(params))
@@ -337,15 +337,15 @@ def _check_names(names: Any, params: PyTree) -> None:
 
 def _check_has_names(params: PyTree, weight_decay: Scalar | None = None) -> None:
     """Raises if a leaf has no name by which a rule could exclude it."""
-    nameless = _pytrees.nameless_leaves(params)
-    if not nameless:
+    unnamed = _pytrees.unnamed_leaves(params)
+    if not unnamed:
         return
     num_leaves = len(jax.tree.leaves(params))
-    path, leaf = nameless[0]
+    path, leaf = unnamed[0]
     given = "" if weight_decay is None else f" at weight_decay={float(weight_decay):g}"
     raise ValueError(
         "`params` must have names for the default `decay_mask`, which excludes biases "
-        f"and norms by name, got {len(nameless)} of {num_leaves} leaves without a name"
+        f"and norms by name, got {len(unnamed)} of {num_leaves} leaves without a name"
         f"{given}, the first being `params{path}` of shape {tuple(leaf.shape)}. "
         "Pass `decay_mask`: a tree of bool like `params`; a callable, such as `lambda "
         "params: jax.tree.map(lambda p: p.ndim > 1, params)`; or, from names, "

@@ -189,9 +189,9 @@ def _sum(found: Iterable[MatmulFlops]) -> MatmulFlops:
 def _precision(equation: Any) -> str:
     if any(x.aval.dtype.itemsize < 4 for x in equation.invars):
         return "narrow"
-    asked = equation.params["precision"]
+    requested = equation.params["precision"]
     # JAX stores a pair, one precision per factor, or an algorithm, which counts as the
     # default.
-    precision: Any = asked[0] if isinstance(asked, tuple) else None
+    precision: Any = requested[0] if isinstance(requested, tuple) else None
     names = {jax.lax.Precision.HIGH: "high", jax.lax.Precision.HIGHEST: "highest"}
     return names.get(precision, "default")

@@ -196,7 +196,7 @@ def plan_step(
         raise TypeError(
             f"`step` must be a jitted function, got {step!r}. Wrap it in `jax.jit`."
         )
-    _checks.whole_number("num_items", num_items, least=0, most=2**53)
+    _checks.whole_number("num_items", num_items, minimum=0, maximum=2**53)
     _check_devices("args", args, slice_)
     if parts is None:
         parts = {f"argument {i}": arg for i, arg in enumerate(args)}

@@ -142,7 +142,7 @@ def named_slice(name: str) -> Slice:
     if family not in _CHIPS:
         raise ValueError(
             f"`name` must begin with one of {', '.join(_CHIPS)}, got {name!r}."
-            + _checks.nearest(family, _CHIPS)
+            + _checks.suggest(family, _CHIPS)
         )
     if not size and family in ("h100", "cpu"):
         size = "1"

@@ -100,10 +100,10 @@ def _remarks(plan: Plan) -> list[str]:
             "memory); activations were not counted."
         )
     for rule in plan.unmet[:_MOST_LISTED]:
-        where = "no axis" if rule.got is None else f"axis {rule.got}"
+        where = "no axis" if rule.used_axis is None else f"axis {rule.used_axis}"
         lines.append(
-            f"{rule.mesh_axis} does not divide axis {rule.wanted} of {rule.name}; "
-            f"it divides {where} instead."
+            f"{rule.mesh_axis} does not divide axis {rule.requested_axis} of "
+            f"{rule.name}; it divides {where} instead."
         )
     if len(plan.unmet) > _MOST_LISTED:
         lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more unmet rules.")

@@ -107,7 +107,7 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     mesh = panel.pcolormesh(_edges(steps), rows - 0.5, shown, rasterized=True, **style)
     panel.set_facecolor("white")
     panel.set_xlabel("step")
-    count_steps(panel, most=4)
+    count_steps(panel, max_ticks=4)
     figure: Any = panel.get_figure()
     # The distance is 0.2 inches; `pad` is a fraction of the height of the figure.
     bar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}

@@ -55,7 +55,7 @@ def curves(
     """
     checked_path = _figure.picture_path(path)
     if every is not None:
-        every = _checks.step_count("every", every, least=1)
+        every = _checks.step_count("every", every, minimum=1)
     recorder = _run_log.RunRecorder()
     drawn_at = 0
 

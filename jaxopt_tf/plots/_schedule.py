@@ -96,7 +96,7 @@ def sample_schedule(
         TypeError: if the schedule is metric-driven or is not a function.
         ValueError: if `num_steps` is below 1 or above 2^31 - 1.
     """
-    num_steps = _checks.step_count("num_steps", num_steps, least=1)
+    num_steps = _checks.step_count("num_steps", num_steps, minimum=1)
     _check_is_schedule(schedule)
     rates_at = _compiled(schedule)
     num_first = min(num_steps, _NUM_STEPS)
@@ -159,8 +159,8 @@ def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
     off = np.where(np.isfinite(off), off, 0.0)
     # The deviation of an interval is the larger one of its two ends.
     of_interval = np.maximum(np.append(0.0, off), np.append(off, 0.0))
-    least = _TOLERANCE * np.nanmax(np.abs(rates))
-    corners = np.flatnonzero(is_wide & (of_interval > least))
+    minimum = _TOLERANCE * np.nanmax(np.abs(rates))
+    corners = np.flatnonzero(is_wide & (of_interval > minimum))
     worst = corners[np.argsort(-of_interval[corners], kind="stable")][:_NUM_CORNERS]
     # The intervals on both sides of the highest rate are always refined, since
     # `jaxopt-tf schedule` prints the highest rate and its step.

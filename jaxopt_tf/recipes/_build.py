@@ -131,14 +131,14 @@ def _decay_mask(
         )
     mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
 
-    def unless_nameless(params: PyTree) -> PyTree:
+    def unless_unnamed(params: PyTree) -> PyTree:
         # Rules match names of leaves. Without decay no rule is applied, so that trees
         # without names, such as plain tuples of arrays, are accepted.
-        if _pytrees.nameless_leaves(params):
+        if _pytrees.unnamed_leaves(params):
             return jax.tree.map(lambda _: False, params)
         return mask(params)
 
-    return mask if decays else unless_nameless
+    return mask if decays else unless_unnamed
 
 
 def compile_key(recipe: Recipe) -> Hashable:

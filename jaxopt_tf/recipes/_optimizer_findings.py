@@ -51,8 +51,9 @@ def optimizer_findings(
     has_moments = any(map(np.any, probe.moments(probe.state).values()))
     if has_moments and recipe.optim.startswith("adam"):
         yield Finding(
-            what="moments are not zero though all gradients were",
-            why="a decay that is added to the gradient goes through the moments and is "
+            problem="moments are not zero though all gradients were",
+            reason="a decay that is added to the gradient goes through the moments and "
+            "is "
             "divided by them: L2, not AdamW's decay",
             fix="Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
         )
@@ -153,15 +154,15 @@ def _unknown_states(state: PyTree) -> Iterator[str]:
 def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
     if _paths(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
         yield Finding(
-            what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
+            problem="the optimizer is inside `optax.MultiSteps`, and the recipe has "
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
-            why="gradients are accumulated twice, so that updates are less frequent",
+            reason="gradients are accumulated twice, so that updates are less frequent",
             fix="Remove `optax.MultiSteps`: the train step accumulates gradients",
         )
     if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(
-            what="`clip` stands inside `optax.multi_transform`",
-            why="each group is clipped by its own norm, not all by their joint one",
+            problem="`clip` stands inside `optax.multi_transform`",
+            reason="each group is clipped by its own norm, not all by their joint one",
             fix="`optax.chain(clip(...), optax.multi_transform(...))`",
         )
     # bfloat16 has 8 significant bits. A multiplication by beta2 changes a moment by the
@@ -175,16 +176,17 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
     ]
     if low and recipe.adam_beta2 > 0.996:
         yield Finding(
-            what=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
+            problem=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
             f"{recipe.adam_beta2:g}",
-            why="changes below half a unit in the last place are rounded away: they "
+            reason="changes below half a unit in the last place are rounded away: they "
             "can grow but not decrease",
             fix="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
     if _paths(state, optax.FactoredState) and recipe.optim == "adafactor":
         yield Finding(
-            what="`optax.adafactor` is used for 'adafactor'",
-            why="it factors other axes, none below 128, and its decay ignores the rate",
+            problem="`optax.adafactor` is used for 'adafactor'",
+            reason="it factors other axes, none below 128, and its decay ignores the "
+            "rate",
             fix="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
         )
 
@@ -196,8 +198,8 @@ def _decay(
     updates = _floats(probe.update(probe.zeros, probe.state)[0])
     if not all(np.isfinite(update).all() for update in updates.values()):
         yield Finding(
-            what="updates are not finite where gradients are zero",
-            why="each leaf that a batch does not use would become non-finite",
+            problem="updates are not finite where gradients are zero",
+            reason="each leaf that a batch does not use would become non-finite",
             fix="Add an `eps` to the denominator",
         )
         return
@@ -209,8 +211,8 @@ def _decay(
     decayed = [name for name, share in shares.items() if share > 0]
     if decayed and recipe.weight_decay == 0:
         yield Finding(
-            what=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
-            why="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
+            problem=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
+            reason="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
             fix="Pass `weight_decay` to the optimizer",
         )
     if recipe.weight_decay == 0:
@@ -218,7 +220,7 @@ def _decay(
     # Rules cannot be applied to leaves without names: the optimizer's own mask is then
     # assumed to be correct.
     wanted = decayed
-    if _pytrees.nameless_leaves(probe.params):
+    if _pytrees.unnamed_leaves(probe.params):
         yield "which leaves are decayed, as some have no names"
     else:
         mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
@@ -226,31 +228,37 @@ def _decay(
     undecayed = [name for name in decayed if name not in wanted]
     if undecayed:
         yield Finding(
-            what=f"{len(undecayed)} leaves are decayed that {recipe.decay_rule!r:.60} "
-            f"leaves out, {undecayed[0]!r} the first",
-            why="biases and norms are pulled to 0, where they should not be",
+            problem=f"{len(undecayed)} leaves are decayed that "
+            f"{recipe.decay_rule!r:.60} "
+            f"excludes, the first being {undecayed[0]!r}",
+            reason="biases and norms are pulled towards 0",
             fix="Pass `decay_mask(params)` as the mask",
         )
     if wanted and not decayed:
         yield Finding(
-            what=f"nothing is decayed, and `weight_decay` is {recipe.weight_decay:g}",
-            why="the optimizer was built without it, or its mask leaves all out",
+            problem="no leaf is decayed, although `weight_decay` is "
+            f"{recipe.weight_decay:g}",
+            reason="the optimizer was built without it, or its mask excludes all "
+            "leaves",
             fix="Pass `weight_decay` to the optimizer",
         )
-    asked = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
-    if not decayed or asked == 0:
+    expected = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
+    if not decayed or expected == 0:
         return
     if recipe.rate_groups or ALGORITHMS[recipe.optim].is_decay_in_gradient:
         yield "the size of the decay, with rate groups or a decay in the gradient"
         return
     # Only a decay that is too large is reported here; `recipe_findings` and
     # `params_findings` report decays that rounding makes smaller.
-    times = max(shares.values()) / asked
+    times = max(shares.values()) / expected
     if times > 1.5:
         yield Finding(
-            what=f"parameters are decayed {times:.3g} times as much as rate times "
-            "`weight_decay`",
-            why="decay is in two links of the chain, or is not multiplied by the rate",
+            problem=f"parameters are decayed by {times:.3g} times the product of "
+            "learning "
+            "rate and `weight_decay`",
+            reason="two transformations of the chain decay, or the decay is not "
+            "multiplied "
+            "by the rate",
             fix="Leave it to the optimizer, without `optax.add_decayed_weights`",
         )
 
@@ -288,23 +296,24 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     # Without clipping, the largest element of the moment grows with the spike.
     if any(np.abs(ten[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
         yield Finding(
-            what="gradients reach the moments unclipped, and `max_grad_norm` is "
+            problem="gradients reach the moments unclipped, and `max_grad_norm` is "
             f"{recipe.max_grad_norm:g}",
-            why="one bad batch is in the moments for a long time; clipping after the "
+            reason="one bad batch is in the moments for a long time; clipping after "
+            "the "
             "optimizer bounds its updates, which is something else",
             fix="`optax.chain(clip(...), optimizer)`, clipping first",
         )
     elif any(not shrunk[n].any() for n in spiked):
         yield Finding(
-            what="gradients are clipped element by element",
-            why="`optax.clip` limits each element, which changes the direction; "
+            problem="gradients are clipped element by element",
+            reason="`optax.clip` limits each element, which changes the direction; "
             "`max_grad_norm` is a limit of the joint norm",
             fix="`jaxopt_tf.clip`",
         )
     elif any(not shrunk[n].all() for n in used if n not in spiked):
         yield Finding(
-            what="a large gradient of one leaf leaves others as they were",
-            why="leaves or groups are clipped by norms of their own",
+            problem="a large gradient of one leaf leaves others as they were",
+            reason="leaves or groups are clipped by norms of their own",
             fix="`optax.chain(clip(...), optimizer)`, outside of all groups",
         )
 
@@ -324,9 +333,10 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
         found, wanted = float(probe.rate_at(step)), rate_at(recipe, step)
         if not np.isclose(found, wanted, rtol=1e-4, atol=1e-9 * recipe.learning_rate):
             yield Finding(
-                what=f"the rate of step {step} is {found:.3g}, and the recipe's is "
+                problem=f"the rate of step {step} is {found:.3g}, and the recipe's is "
                 f"{wanted:.3g}",
-                why="the schedule has another length or another warmup than the run, "
+                reason="the schedule has another length or another warmup than the "
+                "run, "
                 "or counts micro-batches",
                 fix="Pass `build_schedule(recipe)`",
             )

@@ -142,7 +142,7 @@ def _from_fields(given: Mapping[str, Any]) -> ParamGroup:
         raise TypeError(
             "`rate_groups` must have a `pattern` in each group, and only the fields "
             f"{', '.join(known)}, got {dict(given)!r}."
-            + (_checks.nearest(unknown[0], known) if unknown else "")
+            + (_checks.suggest(unknown[0], known) if unknown else "")
         )
     return ParamGroup(**given)
 

@@ -109,7 +109,7 @@ class Recipe:
         """Checks all fields; converts counts to int and mappings to sorted pairs."""
         batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
         for name in ("max_steps", *batch):
-            _set(self, name, _checks.step_count(name, getattr(self, name), least=1))
+            _set(self, name, _checks.step_count(name, getattr(self, name), minimum=1))
         _set(self, "seed", _checks.seed("seed", self.seed))
         _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):

@@ -72,7 +72,7 @@ def chunked_cross_entropy(
     Source: as for `cross_entropy`.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    chunk_size = _checks.whole_number("chunk_size", chunk_size, least=1)
+    chunk_size = _checks.whole_number("chunk_size", chunk_size, minimum=1)
     hidden, head, labels = map(jnp.asarray, (hidden, head, labels))
     _check_head(hidden, head, labels)
     # Unsigned dtypes such as uint8 cannot represent an `ignore_index` of -100.

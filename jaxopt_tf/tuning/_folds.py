@@ -88,7 +88,7 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
             "`examples` must have a first axis of the same length in every leaf, one "
             f"row for each example, got shapes {shapes[:3]}. Leave out other arrays."
         )
-    num_folds = _checks.whole_number("num_folds", num_folds, least=2)
+    num_folds = _checks.whole_number("num_folds", num_folds, minimum=2)
     if num_folds > num_rows:
         raise ValueError(
             "`num_folds` must be at most the number of rows in `examples`, which is "

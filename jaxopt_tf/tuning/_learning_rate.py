@@ -250,7 +250,7 @@ def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
     if num_steps is None:
         quarter = round(_SHARE * recipe.max_steps)
         num_steps = min(_MOST_STEPS, max(_LEAST_STEPS, quarter))
-    num_steps = _checks.step_count("num_steps", num_steps, least=3)
+    num_steps = _checks.step_count("num_steps", num_steps, minimum=3)
     settings = recipe_settings(recipe)
     share = num_steps / recipe.max_steps
     groups = [_shortened(group, share) for group in settings["rate_groups"]]
@@ -278,7 +278,7 @@ def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarr
     """Returns rates evenly spaced on a logarithmic scale; [num_rates], float64."""
     _checks.positive("min_rate", min_rate)
     _checks.positive("max_rate", max_rate)
-    num_rates = _checks.whole_number("num_rates", num_rates, least=3)
+    num_rates = _checks.whole_number("num_rates", num_rates, minimum=3)
     if not min_rate < max_rate:
         raise ValueError(
             f"`max_rate` must be greater than `min_rate`, got {min_rate!r} to "
@@ -300,7 +300,7 @@ def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
     past = np.arange(1, len(losses) + 1)
     first = np.maximum(past - num_steps, 0)
     smoothed = (totals[past] - totals[first]) / (past - first)
-    least = np.fmin.accumulate(smoothed)
+    minimum = np.fmin.accumulate(smoothed)
     # The negated comparison is also True for NaN.
-    is_lost = np.logical_or.accumulate(~(smoothed <= least + 3 * np.abs(least)))
+    is_lost = np.logical_or.accumulate(~(smoothed <= minimum + 3 * np.abs(minimum)))
     return np.where(is_lost, np.inf, smoothed)

@@ -123,7 +123,7 @@ def random_search(
         ValueError, TypeError: as for `grid`; distributions are allowed.
     """
     _check_fields(over)
-    num_samples = _checks.whole_number("num_samples", num_samples, least=1)
+    num_samples = _checks.whole_number("num_samples", num_samples, minimum=1)
     rng = np.random.default_rng(_checks.seed("seed", seed))
     changes = [
         {name: _draw(rng, name, values) for name, values in over.items()}
@@ -155,7 +155,7 @@ def _check_fields(over: Over) -> None:
         if name not in _KINDS:
             raise ValueError(
                 f"`over` must name fields of a recipe, got {name!r}."
-                + _checks.nearest(name, _KINDS)
+                + _checks.suggest(name, _KINDS)
             )
         if name == "label_smoothing_factor":
             raise ValueError(

@@ -151,7 +151,7 @@ def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
     longest = max(recipe.max_steps for recipe in recipes)
     if halving is None:
         return (longest,)
-    halving = _checks.whole_number("halving", halving, least=2)
+    halving = _checks.whole_number("halving", halving, minimum=2)
     if any(recipe.max_steps != longest for recipe in recipes):
         raise ValueError(
             "`halving` must be used with runs of equal length, but `over` varies "

@@ -252,7 +252,7 @@ KINDS = kinds_of(Record)
 
 
 def test_kinds_are_those_of_the_annotations():
-    assert {name: kind.noun for name, kind in flag_kinds(Record).items()} == {
+    assert {name: kind.metavar for name, kind in flag_kinds(Record).items()} == {
         "count": "INT",
         "share": "NUMBER",
         "either": "NUMBER",
@@ -265,7 +265,7 @@ def test_kinds_are_those_of_the_annotations():
         "shares": "NUMBER",
         "options": "JSON",
     }
-    several = [name for name, kind in KINDS.items() if kind.is_several]
+    several = [name for name, kind in KINDS.items() if kind.is_list]
     assert several == ["paths", "names", "shares"]
     assert [n for n, kind in KINDS.items() if kind.is_optional] == ["either", "path"]
     assert flag_kinds(Form).keys() == {

@@ -210,7 +210,7 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(
     job, unbroken, monkeypatch, capsys
 ):
     asked = itertools.count(1)
-    decide = _evaluation.has_run_out_of_patience
+    decide = _evaluation.is_patience_exhausted
 
     def at_the_fifth(progress, selection):  # once before the steps, then after each
         if next(asked) == 5:

@@ -116,13 +116,13 @@ def test_products_are_as_precise_as_asked_those_of_gradients_too(
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
     state, batch = setup.run_state.state, setup.batch
     # The model has 7 products; the gradient of each 2 more.
-    for lowered, least in (
+    for lowered, minimum in (
         (setup.train_step.lower(state, batch), 21),
         (setup.eval_step.lower(state.params, batch), 7),
     ):
         lines = lowered.as_text().splitlines()
         products = [line for line in lines if "dot_general" in line]
-        assert len(products) >= least
+        assert len(products) >= minimum
         asked = {re.search(r"precision = \[(\w+), \1\]", line) for line in products}
         assert {match[1] if match else "DEFAULT" for match in asked} == {precision}
 

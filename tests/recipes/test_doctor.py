@@ -41,7 +41,7 @@ def everything(params):
 
 
 def said(*args):
-    return " | ".join(finding.what for finding in doctor(*args))
+    return " | ".join(finding.problem for finding in doctor(*args))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_finds_what_is_wrong_with_an_optimizer(optimizer, words):
 def test_a_rate_that_is_injected_is_compared_at_its_own_count(schedule):
     injected = optax.inject_hyperparams(adamw_tf)(schedule, weight_decay=0.1)
     optimizer = optax.chain(clip(RECIPE.max_grad_norm), injected)
-    found = [finding.what for finding in doctor(RECIPE, optimizer, PARAMS)]
+    found = [finding.problem for finding in doctor(RECIPE, optimizer, PARAMS)]
     assert len(found) == (schedule is not RATE), found
 
 
@@ -256,7 +256,7 @@ def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
     named = build_optimizer(rule, layer_norms=norms)
     assert not doctor(rule, named, params, layer_norms=norms)
     (finding,) = doctor(rule, build_optimizer(rule), params, layer_norms=norms)
-    assert finding.what.endswith("leaves out, 'norm1.scale' the first")
+    assert finding.problem.endswith("leaves out, 'norm1.scale' the first")
 
 
 def test_a_finding_says_what_why_and_what_instead():

@@ -11,7 +11,7 @@ from jaxopt_tf.training import Evaluation, Progress, Selection
 from jaxopt_tf.training._evaluation import (
     after_evaluation,
     check_selection,
-    has_run_out_of_patience,
+    is_patience_exhausted,
 )
 from tests import twins
 
@@ -67,7 +67,7 @@ def test_moves_as_in_trainer(values, name, patience, threshold):
     for step, (value, theirs) in enumerate(zip(values, twin, strict=True), start=1):
         told = {name.removeprefix("eval_"): value}
         progress = after_evaluation(progress, selection, Evaluation(step, told))
-        has_stopped |= has_run_out_of_patience(progress, selection)
+        has_stopped |= is_patience_exhausted(progress, selection)
         np.testing.assert_equal(progress, Progress(*theirs[:3]))
         assert has_stopped == theirs[3]
 
@@ -85,7 +85,7 @@ def test_what_is_better_follows_from_the_name():
 
 
 def test_goes_on_for_ever_without_a_patience():
-    assert not has_run_out_of_patience(Progress(1.0, 1, 1_000), Selection())
+    assert not is_patience_exhausted(Progress(1.0, 1, 1_000), Selection())
 
 
 def test_names_the_metrics_that_there_are():

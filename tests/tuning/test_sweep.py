@@ -72,7 +72,7 @@ def test_a_grid_is_every_combination_and_a_run_is_what_train_many_makes_of_it():
     assert tried == [(1e-4, 0.0), (1e-4, 0.1), (1e-2, 0.0), (1e-2, 0.1)]
     assert found.best_recipe.learning_rate == 1e-2
     assert [trial.step for trial in found.last] == [40] * 4
-    assert found.table(most=3).row_count == 3
+    assert found.table(max_rows=3).row_count == 3
     runs = tuning.train_many(tasks.digits_task(), found.recipes, devices=ONE)
     eval_loss = [trial.eval_loss for trial in found.last]
     np.testing.assert_allclose(eval_loss, runs.eval_loss, rtol=1e-6)
