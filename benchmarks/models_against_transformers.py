@@ -37,7 +37,7 @@ from jaxopt_tf.interop import (
     torch_model_from_config,
 )
 from jaxopt_tf.interop._tensor_slices import tensor_from_leaves
-from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
+from jaxopt_tf.models._decoder import make_decoder_logits, make_decoder_loss
 from jaxopt_tf.models._decoder_config import DecoderConfig
 from jaxopt_tf.models._decoder_params import draw_decoder_params
 from jaxopt_tf.models._transformers_decoder_config import (
@@ -124,8 +124,8 @@ def _compiled(config: DecoderConfig) -> Any:
     # configuration permits for training.
     config = dataclasses.replace(config)
     object.__setattr__(config, "block_size", _SHAPE[1])
-    logits = decoder_logits_of(config)
-    gradient = jax.grad(decoder_loss_of(config), has_aux=True)
+    logits = make_decoder_logits(config)
+    gradient = jax.grad(make_decoder_loss(config), has_aux=True)
     return jax.jit(lambda p, batch: (logits(p, batch[:, :-1]), gradient(p, batch)[0]))
 
 

@@ -72,17 +72,18 @@ class Writer:
         self.wait = self._checkpointer.wait_until_finished
         self.close = self._checkpointer.close
 
-    def save(self, path: Path, arrays: PyTree, notes: dict[str, Any]) -> None:
+    def save(self, path: Path, arrays: PyTree, metadata: dict[str, Any]) -> None:
         """Starts a save; returns when the arrays are copied to the host."""
         leaves = named("arrays", arrays)
-        record = Record(notes, describe(leaves))
+        record = Record(metadata, describe(leaves))
         # Orbax does not accept empty arrays. Their shapes and dtypes are in the record.
         data = {name: _data(leaf) for name, leaf in leaves.items() if leaf.size}
         if not data:
             raise ValueError("`arrays` must contain at least one array, got none.")
         # Files have up to 2 GB, the default of orbax. It writes each file in a thread:
         # smaller files would mean more threads, which slow down the next training step.
-        args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=record._asdict())
+        content = record.to_json()
+        args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=content)
         self._checkpointer.save(path, args=args)
 
 

@@ -39,8 +39,12 @@ class LeafSpec(NamedTuple):
 class Record(NamedTuple):
     """Content of a checkpoint without its arrays."""
 
-    notes: dict[str, Any]  # metadata of the caller
+    metadata: dict[str, Any]  # metadata of the caller
     leaves: dict[str, LeafSpec]  # by name
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of the file, in which the metadata are "notes"."""
+        return {"notes": self.metadata, "leaves": self.leaves}
 
 
 def read_record(path: Path) -> Record:
@@ -102,7 +106,7 @@ def check_compatible(
     path: Path, saved: Mapping[str, LeafSpec], wanted: Mapping[str, Any]
 ) -> None:
     """Raises unless names, shapes and dtypes of the saved leaves are those wanted."""
-    here, there = f"in {path.name}", "in `like`"
+    in_file, in_like = f"in {path.name}", "in `like`"
     # The implementation of a key need not be compared: its dtype, such as `key<fry>`,
     # contains it.
     kinds = {
@@ -111,10 +115,10 @@ def check_compatible(
         if name in saved
     }
     unexpected = {
-        f"only {here}": [name for name in saved if name not in wanted],
-        f"only {there}": [name for name in wanted if name not in saved],
+        f"only {in_file}": [name for name in saved if name not in wanted],
+        f"only {in_like}": [name for name in wanted if name not in saved],
         "with another shape or dtype": [
-            f"{name}: {saved[name]} {here}, {kind} {there}"
+            f"{name}: {saved[name]} {in_file}, {kind} {in_like}"
             for name, kind in kinds.items()
             if kind != saved[name]
         ],

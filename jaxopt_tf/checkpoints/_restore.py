@@ -25,7 +25,7 @@ class Restored(NamedTuple):
 
     step: int  # from the name of the folder
     arrays: PyTree  # with the structure of `like`
-    notes: dict[str, Any]  # metadata from JSON: tuples are lists, keys are strings
+    metadata: dict[str, Any]  # metadata from JSON: tuples are lists, keys are strings
     path: Path
 
 
@@ -81,7 +81,7 @@ def find_damage(path: Path | str) -> str | None:
     return None
 
 
-def read_notes(path: Path | str) -> dict[str, Any]:
+def read_metadata(path: Path | str) -> dict[str, Any]:
     """Reads the metadata of a checkpoint, without its arrays.
 
     Args:
@@ -93,7 +93,7 @@ def read_notes(path: Path | str) -> dict[str, Any]:
     """
     try:
         if _digest.checksum_matches(Path(path), RECORD_FILE):
-            return read_record(Path(path)).notes
+            return read_record(Path(path)).metadata
         reason = f"{RECORD_FILE} does not match its checksum"
     except (OSError, ValueError) as error:
         reason = str(error)
@@ -160,7 +160,7 @@ def _read(path: Path, like: PyTree) -> Restored:
     from . import _orbax
 
     arrays = _orbax.read_arrays(path.absolute(), like)
-    return Restored(step_of(path), arrays, read_record(path).notes, path)
+    return Restored(step_of(path), arrays, read_record(path).metadata, path)
 
 
 def _not_valid(path: Path | str, reason: str) -> ValueError:

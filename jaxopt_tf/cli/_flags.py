@@ -45,6 +45,7 @@ _FLAG_OF_ARGUMENT = {
     "folder": "output_dir",
     "name": "devices",
     "path": "output",
+    "reduction_factor": "halving",
     "scheduler_specific_kwargs": "lr_scheduler_kwargs",
 }
 

@@ -96,7 +96,7 @@ def _sweep(search: Sweep) -> int:
             recipe,
             over,
             num_samples=search.num_samples,
-            halving=search.halving,
+            reduction_factor=search.halving,
             folder=folder,
             seed=recipe.seed,
             memory_limit=search.memory_limit,

@@ -26,7 +26,7 @@ _Rows = TypeVar("_Rows", np.ndarray, dict[str, np.ndarray])
 
 
 class ShuffledRows(Generic[_Rows]):
-    """Infinite sequence of batches of rows, in another order in each epoch.
+    """Infinite sequence of batches of rows, shuffled differently in each epoch.
 
     No permutation is stored: grain computes the index of each row.
     """
@@ -65,10 +65,10 @@ class ShuffledRows(Generic[_Rows]):
         Raises:
             ValueError: if `n` is negative.
         """
-        return self.part(n, ())
+        return self.read_slice(n, ())
 
-    def part(self, n: int, index: tuple[slice, ...]) -> _Rows:
-        """Returns `self[n][index]`, for a dict of each array, and reads no other rows.
+    def read_slice(self, n: int, index: tuple[slice, ...]) -> _Rows:
+        """Returns `self[n][index]`, or a dict of such arrays, and reads no other rows.
 
         Args:
             n: number of the batch.
@@ -78,7 +78,7 @@ class ShuffledRows(Generic[_Rows]):
             ValueError: if `n` is negative.
         """
         n = _checks.whole_number("n", n, minimum=0)
-        # Rows are read one by one, so that those of other processes are not read.
+        # Only the rows of the slice are read: the others belong to other processes.
         axes = len(self._rows)
         numbers = np.arange(math.prod(self._rows)).reshape(self._rows)[index[:axes]]
         first = n * math.prod(self._rows)
@@ -90,7 +90,7 @@ class ShuffledRows(Generic[_Rows]):
 
         return jax.tree.map(stacked, *read)
 
-    def since(self, start: int) -> Iterator[_Rows]:
+    def iter_from(self, start: int) -> Iterator[_Rows]:
         """Yields the batches from `start` on.
 
         JAX dispatches steps asynchronously: the next batch is read while a step is
@@ -204,29 +204,29 @@ class _Windows:
     The last token of a window is the first one of the next window.
     """
 
-    def __init__(self, corpus: Corpus, part: TokenStream, block_size: int, name: str):
+    def __init__(self, corpus: Corpus, stream: TokenStream, block_size: int, name: str):
         block_size = _checks.whole_number("block_size", block_size, minimum=1)
         if corpus.is_masked:
             raise ValueError(
                 "`corpus` must be text, got rows for fine-tuning, of which some tokens "
                 "are not predicted. Use `PackedRows` and `PackedBatches`."
             )
-        if len(part) < block_size + 1:
+        if len(stream) < block_size + 1:
             raise ValueError(
                 f"`text` must have at least `block_size` + 1 = {block_size + 1} "
-                f"{corpus.unit} in its {name} part, got {len(part)}. Give more text, "
-                "or use a smaller `block_size`."
+                f"{corpus.unit} in its {name} part, got {len(stream)}. Give more "
+                "text, or use a smaller `block_size`."
             )
-        self._part, self.block_size = part, block_size
+        self._stream, self.block_size = stream, block_size
 
     def __len__(self) -> int:
         # The last window needs one more token, its last target. The remaining tokens,
         # fewer than `block_size`, are not used.
-        return (len(self._part) - 1) // self.block_size
+        return (len(self._stream) - 1) // self.block_size
 
     def __getitem__(self, index: int) -> np.ndarray:
         start = index * self.block_size
-        return self._part.read(start, start + self.block_size + 1)
+        return self._stream.read(start, start + self.block_size + 1)
 
     def spread(self, num: int) -> np.ndarray:
         """Returns `num` evenly spaced windows, [num, T + 1], from first to last."""

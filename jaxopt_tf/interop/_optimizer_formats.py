@@ -44,7 +44,7 @@ ADAFACTOR_SETTINGS = {
 _LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
 _ADAM = _set("lr betas eps weight_decay")
-_READ = (
+_READABLE = (
     # Adam and AdamW of every version of torch. Apex counts updates in the group.
     _Format(
         AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, ADAMW_SETTINGS.keys() | {"step"}
@@ -76,7 +76,7 @@ _VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
 # The first match counts, so more specific formats come first. Columns: name; keys that
 # are all in entries of `state`, or keys that are all in one group; keys that are in no
 # group.
-_OTHERS = (
+_OTHER_FORMATS = (
     ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
     ("GaLore", "", "update_proj_gap scale", "scale_type"),
     ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
@@ -148,7 +148,7 @@ def check_format(state_dict: Any) -> StateType:
     entry_keys.discard(frozenset())  # the entry of a parameter that was never updated
     # The keys must match exactly: an unknown key may belong to a variant of the
     # optimizer with another formula.
-    for known in _READ:
+    for known in _READABLE:
         allowed = known.needed | known.optional | _LABELS
         if all(known.needed <= keys <= allowed for keys in group_keys) and all(
             keys - {"step"} in known.entries for keys in entry_keys
@@ -202,8 +202,10 @@ def _check_structure(state_dict: Any) -> None:
     state = state_dict.get("state") if keys else None
     found = [key for key in [*keys, *_keys(state)] if key in _FRAMEWORKS]
     if found:
-        whose = f"that of {_FRAMEWORKS[found[0]]}, which has the key {found[0]!r}."
-        raise _error("be a state dict of plain torch", whose)
+        description = (
+            f"that of {_FRAMEWORKS[found[0]]}, which has the key {found[0]!r}."
+        )
+        raise _error("be a state dict of plain torch", description)
     needed = {"state", "param_groups"}
     if not needed <= set(keys):
         inner = [key for key in keys if needed <= set(_keys(state_dict[key]))]
@@ -261,16 +263,16 @@ def _not_read(
     """Returns the error for a format that is not read."""
     name, remedy = _optimizer_name(entry_keys, group_keys), _CURE
     found = frozenset[str]().union(*group_keys)
-    known = _LABELS.union(*(f.needed | f.optional for f in _READ))
+    known = _LABELS.union(*(f.needed | f.optional for f in _READABLE))
     if not name and found - known:
         remedy += (
             f" If {sorted(found - known)} do not change its updates, remove them from "
             "the groups: `for group in state_dict['param_groups']: group.pop(...)`."
         )
-    whose = f"the state of {name}" if name else "an unknown format"
+    description = f"the state of {name}" if name else "an unknown format"
     return _error(
         "be that of torch's AdamW or Transformers' Adafactor",
-        f"{whose}: its entries have {sorted(entry_keys)} and its groups "
+        f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,
     )
@@ -292,7 +294,7 @@ def _optimizer_name(
             "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), "
             "whose moments Trainer does not save"
         )
-    for name, entries, groups, absent in _OTHERS:
+    for name, entries, groups, absent in _OTHER_FORMATS:
         by_entry = entries and _set(entries) <= entry_keys
         by_group = groups and any(_set(groups) <= keys for keys in group_keys)
         if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):

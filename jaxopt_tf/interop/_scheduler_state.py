@@ -153,14 +153,16 @@ def schedule_step_from_torch(
         )
     step = _checks.step_count("last_epoch", scheduler_state["last_epoch"])
     rates = [float(rate) for rate in scheduler_state["_last_lr"]]
-    ours, bases = float(schedule(step)), scheduler_state["base_lrs"]
+    expected, bases = float(schedule(step)), scheduler_state["base_lrs"]
     for group, (rate, base) in enumerate(zip(rates, bases, strict=True)):
         # The condition is negated, so that NaN fails it.
-        if not abs(rate - ours) <= _RELATIVE * abs(ours) + _ABSOLUTE * abs(base):
+        if not abs(rate - expected) <= _RELATIVE * abs(expected) + _ABSOLUTE * abs(
+            base
+        ):
             raise _checks.ArgumentError(
                 "recipe",
                 f"`scheduler_state` contradicts the recipe: after {step} steps its "
-                f"rate is {rate!r} in group {group}, and the recipe's is {ours!r}.",
+                f"rate is {rate!r} in group {group}, and the recipe's is {expected!r}.",
                 "Use the recipe that the run was started with.",
             )
     return step
@@ -298,8 +300,12 @@ def torch_from_metric_state(
     }
     # `mode_worse` is the metric to which every other is an improvement.
     if isinstance(state, PlateauState):
-        worst = math.inf if values["mode"] == "min" else -math.inf
-        return {**state_dict, "default_min_lr": values["min_lrs"], "mode_worse": worst}
+        initial_best = math.inf if values["mode"] == "min" else -math.inf
+        return {
+            **state_dict,
+            "default_min_lr": values["min_lrs"],
+            "mode_worse": initial_best,
+        }
     state_dict |= {"verbose": False, "_init_lrs": [float(rate) for rate in base_lrs]}
     # The average of smoothed metrics. The array here has a fixed size and is filled
     # from its end; torch stores a list of the values so far.

@@ -62,9 +62,9 @@ class TorchState(NamedTuple):
             )
         array = as_numpy(entry[key])
         is_square = key.startswith("exp_avg_sq")
-        what = f"`{key}` of {name!r}"
-        check_finite(array, what, non_negative=is_square)
-        check_fits(array.dtype, dtype, what)
+        location = f"`{key}` of {name!r}"
+        check_finite(array, location, non_negative=is_square)
+        check_fits(array.dtype, dtype, location)
         return array
 
     def num_updates(self, name: str) -> int:
@@ -169,11 +169,11 @@ def _check_names(state: TorchState, names: ParamNames) -> None:
 
 def _check_entries(state: TorchState) -> None:
     """Raises if an entry has no parameter or no `step`."""
-    strays = sorted(set(state.entries) - set(state.numbers.values()))
-    if strays:
+    unassigned = sorted(set(state.entries) - set(state.numbers.values()))
+    if unassigned:
         raise ValueError(
             "`state_dict` must have each entry of `state` in one of its groups, got "
-            f"{strays} in none. Save the whole optimizer again, or remove these "
+            f"{unassigned} in none. Save the whole optimizer again, or remove these "
             "entries: their parameters are unknown."
         )
     uncounted = [name for name in state.numbers if state.step(name) is None]
@@ -189,7 +189,7 @@ def _check_entries(state: TorchState) -> None:
 def _check_shapes(state: TorchState, names: ParamNames) -> None:
     """Raises if a tensor does not have the shape of its parameter."""
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
-    wrong = []
+    misshapen = []
     for name in state.numbers:
         entry = state.entry(name)
         for key, value in entry.items():
@@ -197,11 +197,11 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
                 check_tensor(value, f"`{key}` of {name!r}")
         # This check also detects a wrong order of parameters with different shapes.
         for key, shape in odd_shapes(entry, shapes[name]).items():
-            wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
-    if wrong:
-        listed = "\n  ".join(wrong)
+            misshapen.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
+    if misshapen:
+        listed = "\n  ".join(misshapen)
         raise ValueError(
-            f"`state_dict` must have the shapes of the parameters, but {len(wrong)} "
-            f"tensors do not:\n  {listed}\nCheck the model. If the parameters were "
-            "passed to torch in another order, pass `groups`."
+            "`state_dict` must have the shapes of the parameters, but "
+            f"{len(misshapen)} tensors do not:\n  {listed}\nCheck the model. If the "
+            "parameters were passed to torch in another order, pass `groups`."
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _checks
-from ..data import is_ready_tokens
+from ..data import is_pretokenized
 from ..models import ModelConfig, config_type, placeholder_config
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
@@ -102,7 +102,7 @@ class RunConfig:
                 # between the others are reported in the same message.
                 records[name] = _placeholder(name, record)
         problems += _find_all_conflicts(**records)
-        pretokenized = any(map(is_ready_tokens, records["job"].text))
+        pretokenized = any(map(is_pretokenized, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
             problems.append(
                 "`vocab_size` must be given with pretokenized files, which do not "
@@ -180,8 +180,10 @@ def _as_json(value: Any) -> Any:
 
 def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a checkpoint without the additional keys."""
-    beside = (DATA, DATA_SIZE, SEQUENCES)
-    return {name: value for name, value in settings.items() if name not in beside}
+    data_settings = (DATA, DATA_SIZE, SEQUENCES)
+    return {
+        name: value for name, value in settings.items() if name not in data_settings
+    }
 
 
 def num_sequences(settings: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data import is_ready_tokens
+from ..data import is_pretokenized
 from ..models import ModelConfig
 from ..recipes import METRIC_DRIVEN, Recipe
 from ..sharding import axis_sizes
@@ -43,7 +43,7 @@ def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
 
 
 def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
-    ready = [path for path in job.text if is_ready_tokens(path)]
+    ready = [path for path in job.text if is_pretokenized(path)]
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
         yield (

@@ -18,7 +18,7 @@ from ..data import (
     TextCodec,
     byte_codec,
     document_codec,
-    is_ready_tokens,
+    is_pretokenized,
     tokenizer_codec,
 )
 from ..models import (
@@ -272,7 +272,7 @@ def _codec_of_job(job: Job, tokenizer: Path | None) -> TextCodec:
     path = job.tokenizer if tokenizer is None else tokenizer
     if path is not None:
         return document_codec(path)
-    ready = [path for path in job.text if is_ready_tokens(path)]
+    ready = [path for path in job.text if is_pretokenized(path)]
     if ready:
         raise ValueError(
             "`tokenizer` must be given for a run with pretokenized files, such as "

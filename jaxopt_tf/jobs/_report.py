@@ -155,17 +155,17 @@ def print_summary(
         first_step: step of the first evaluation.
     """
     step, max_steps = int(trained.state.step), config.recipe.max_steps
-    of_all = f"after step {step:,} of {max_steps:,}"
+    steps_done = f"after step {step:,} of {max_steps:,}"
     if outcome.stopped_by is not None:
         name, processes = signal.Signals(outcome.stopped_by).name, jax.process_count()
         where = f", in each of {processes} processes" if processes > 1 else ""
-        print(f"stopped by {name} {of_all}; to resume{where}:")
+        print(f"stopped by {name} {steps_done}; to resume{where}:")
         print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
         return
     if run.is_finished:
-        print(f"this run is finished, {of_all}: there is nothing left to train")
+        print(f"this run is finished, {steps_done}: there is nothing left to train")
     elif trained.stop_reason == "early_stopping":
-        print(f"ended early, {of_all}: the evaluation loss no longer improves")
+        print(f"ended early, {steps_done}: the evaluation loss no longer improves")
     progress = trained.run_state.progress
     paths = {"metrics": run.log, "curves": run.folder / "curves.png"}
     losses = f"{outcome.first_loss:.2f} "

@@ -32,7 +32,7 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
     Raises:
         ValueError: if the text cannot be read, or `vocab_size` is too small for it.
     """
-    if any(map(data.is_ready_tokens, job.text)):
+    if any(map(data.is_pretokenized, job.text)):
         return data.read_tokens(
             job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
         )
@@ -50,15 +50,16 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
     if corpus.is_masked and not model.has_segments:
         raise ValueError(
             "`train_file` must contain text for this model, got rows for fine-tuning "
-            f"in {str(job.train_file[0])!r}: its loss is on all tokens here. Name "
-            "another `model_name_or_path`, or a column of text as `text_column`."
+            f"in {str(job.train_file[0])!r}. The loss of this model is computed on all "
+            "tokens. Name another `model_name_or_path`, or a column of text as "
+            "`text_column`."
         )
     if model.vocab_size < corpus.vocab_size:
-        whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
+        vocabulary = "of bytes" if job.tokenizer is None else "of the tokenizer"
         raise ValueError(
             f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
-            f"{whose}, got {model.vocab_size!r}. Increase it, or give the tokenizer "
-            "that the model was made for."
+            f"{vocabulary}, got {model.vocab_size!r}. Increase it, or give the "
+            "tokenizer that the model was made for."
         )
     return corpus
 
@@ -91,7 +92,8 @@ def _read_files(job: Job, folder: Path) -> data.Corpus:
 def has_masked_rows(job: Job) -> bool:
     """Returns True if `train_file` contains rows for fine-tuning.
 
-    Their first row has a column `messages` or `prompt`, and not `text_column`.
+    The first row decides: it has a column `messages` or `prompt`, and no column
+    `text_column`.
     """
     if not job.train_file or job.train_file[0].suffix == ".txt":
         return False
@@ -139,7 +141,7 @@ def training_batches(
 def evaluation_batches(
     corpus: data.Corpus, job: Job, *, block_size: int, batch_size: int
 ) -> list[Any]:
-    """Returns the batches to evaluate on, of about 65,536 tokens in all.
+    """Returns the batches to evaluate on, of about 65,536 tokens in total.
 
     Args:
         corpus: result of `read_corpus`.
@@ -157,7 +159,7 @@ def evaluation_batches(
     return data.packed_evaluation_batches(rows, batch_size=batch_size)
 
 
-def part_reader(batches: TrainingBatches, n: int) -> Any:
+def slice_reader(batches: TrainingBatches, n: int) -> Any:
     """Returns a function (index, key) -> the slices of an array of batch `n`.
 
     The rows of an index are read once for all arrays of a dict; `key` is None for a
@@ -165,20 +167,20 @@ def part_reader(batches: TrainingBatches, n: int) -> Any:
     """
     read: dict[str, Mapping[str, np.ndarray]] = {}
 
-    def part(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
+    def read_slice(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
         if isinstance(batches, data.Batches):
-            return batches.part(n, index)
+            return batches.read_slice(n, index)
         seen = repr(index)  # slices have no hash before Python 3.12
         if seen not in read:
-            read[seen] = batches.part(n, index)
+            read[seen] = batches.read_slice(n, index)
         return read[seen][key or KEYS[0]]
 
-    return part
+    return read_slice
 
 
 def data_notes(corpus: data.Corpus, batches: TrainingBatches) -> list[str]:
-    """Returns sentences on rows that were skipped, truncated or left out."""
-    skipped = [str(corpus.left_out)] if corpus.left_out.num_files else []
+    """Returns sentences about rows that were skipped, truncated or dropped."""
+    skipped = [str(corpus.skipped_files)] if corpus.skipped_files.num_files else []
     rows = getattr(batches, "notes", ())
     return list(itertools.chain(skipped, corpus.notes, rows))
 

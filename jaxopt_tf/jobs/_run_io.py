@@ -49,8 +49,8 @@ def write_run(run: Run) -> Path:
         corpus = read_corpus(run.job, run.model, folder)
         data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         with checkpoints.open_checkpoints(lock) as saving:
-            notes = {"settings": settings | data}
-            path = training.save_run_state(saving, run.run_state, notes)
+            metadata = {"settings": settings | data}
+            path = training.save_run_state(saving, run.run_state, metadata)
         write_settings(folder, settings)
     return path
 

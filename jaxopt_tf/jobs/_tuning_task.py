@@ -52,8 +52,8 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
             "out of the file, or name it in `ignore_fields`."
         )
     corpus = read_corpus(config.job, config.model, folder)
-    if corpus.left_out.num_files:
-        print(f"jaxopt-tf: `--text`: {corpus.left_out}.", file=sys.stderr)
+    if corpus.skipped_files.num_files:
+        print(f"jaxopt-tf: `--text`: {corpus.skipped_files}.", file=sys.stderr)
     return corpus
 
 
@@ -87,7 +87,7 @@ def tuning_task(
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        ).since(0)  # endless
+        ).iter_from(0)  # endless
 
     eval_batches: Sequence[np.ndarray] = ()
     if num_eval_tokens:

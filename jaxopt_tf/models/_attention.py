@@ -255,11 +255,11 @@ def _splash_kernel(options, q, k, v, segment_ids):
 
 
 def _splash_forward(options, q, k, v, segment_ids):
-    def of_arrays(q, k, v):
+    def attend_arrays(q, k, v):
         return _call_kernel(options, q, k, v, segment_ids)
 
     with _precision(options):
-        return jax.vjp(of_arrays, q, k, v)
+        return jax.vjp(attend_arrays, q, k, v)
 
 
 def _splash_backward(options, backward, dy):

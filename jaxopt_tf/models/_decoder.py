@@ -11,17 +11,18 @@ from .. import _checks, sharding, training
 from .._typing import PyTree
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
-from ._layers import IGNORE_INDEX, as_tokens, identity, products_in
+from ._layers import IGNORE_INDEX, as_tokens, identity, use_matmul_precision
 from ._llama import Decoder, Inputs
 from ._loss import Batch, LossFn
 
-# Tokens whose logits are in memory at a time, per device. A chunk reads and writes the
-# gradient of the head once, which is little beside its products from 1,024 tokens on.
+# Number of tokens whose logits are in memory at a time, per device. Each chunk reads
+# and writes the gradient of the head once. From 1,024 tokens on, this takes little
+# time compared with the matrix products of the chunk.
 _CHUNK_SIZE = 1024
 _KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
 
 
-def decoder_loss_of(
+def make_decoder_loss(
     config: DecoderConfig,
     *,
     label_smoothing_factor: float = 0.0,
@@ -31,9 +32,9 @@ def decoder_loss_of(
 ) -> LossFn:
     """Returns the loss function of a decoder.
 
-    A batch is either an array of integers, [B, T + 1], of which the first T predict the
-    last T and -100 pads the end of a row; or a dict of integer arrays, [B, T + 1], as
-    in Transformers:
+    A batch is either an array of integers, [B, T + 1], or a dict of integer arrays,
+    [B, T + 1], as in Transformers. In an array, the first T tokens predict the last T,
+    and -100 pads the end of a row. A dict contains:
 
         input_ids: tokens.
         labels: the same tokens, or -100 for a token that is not predicted.
@@ -55,12 +56,12 @@ def decoder_loss_of(
             device.
         matmul_precision: precision of matrix products in the forward and backward pass,
             as for `jax.default_matmul_precision`; None for the precision that is
-            configured where the loss is called.
+            configured when the loss is called.
         attend: attention function; None for `make_attention(mesh)`.
 
     Returns:
-        (params, batch, rng=None) -> (summed loss, number of predicted tokens). There is
-        no dropout, so that `rng` is ignored.
+        (params, batch, rng=None) -> (summed loss, number of predicted tokens). `rng` is
+        ignored, because the model has no dropout.
 
     Raises:
         ValueError: if `label_smoothing_factor` is out of range. The loss function
@@ -69,12 +70,12 @@ def decoder_loss_of(
             batch does not contain integers.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    graph = _graph_of(config, mesh, attend)
+    graph = _decoder_graph(config, mesh, attend)
 
     def loss_fn(params, batch, rng=None):
         del rng
         inputs, labels = _inputs_and_labels(batch, config.block_size)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             model = nnx.merge(graph, params)
             return training.chunked_cross_entropy(
                 model.hidden(inputs),
@@ -89,7 +90,7 @@ def decoder_loss_of(
     return loss_fn
 
 
-def decoder_logits_of(
+def make_decoder_logits(
     config: DecoderConfig,
     *,
     mesh: Any = None,
@@ -100,28 +101,28 @@ def decoder_logits_of(
 
     Args:
         config: configuration of the model.
-        mesh: as for `decoder_loss_of`.
-        matmul_precision: as for `decoder_loss_of`.
-        attend: as for `decoder_loss_of`.
+        mesh: as for `make_decoder_loss`.
+        matmul_precision: as for `make_decoder_loss`.
+        attend: as for `make_decoder_loss`.
 
     Returns:
         (params, tokens) -> [B, T, vocab_size], in the dtype of the parameters. Tokens
         are [B, T], or a dict with `input_ids`, and optionally `segment_ids` and
         `position_ids`, all [B, T]. T may exceed `block_size`.
     """
-    graph = _graph_of(config, mesh, attend)
+    graph = _decoder_graph(config, mesh, attend)
 
     def logits_fn(params, batch):
-        arrays = _arrays_of(batch, minimum=1)
+        arrays = _batch_arrays(batch, min_length=1)
         inputs = _inputs(arrays, slice(None))
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             model = nnx.merge(graph, params)
             return model.hidden(inputs) @ model.head()
 
     return logits_fn
 
 
-def _graph_of(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> Any:
+def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> Any:
     """Returns the graph definition of a decoder; no array is allocated."""
     attend = make_attention(mesh) if attend is None else attend
     constrain: Callable[[jax.Array], jax.Array] = identity
@@ -140,7 +141,7 @@ def _graph_of(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> A
 
 def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]:
     """Returns the first T tokens and the labels of the last T, from [B, T + 1]."""
-    arrays = _arrays_of(batch, minimum=2)
+    arrays = _batch_arrays(batch, min_length=2)
     tokens = arrays["input_ids"]
     length = tokens.shape[1] - 1
     if length > block_size:
@@ -166,19 +167,19 @@ def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array
     return inputs._replace(tokens=jnp.where(is_missing, 0, inputs.tokens)), labels
 
 
-def _inputs(arrays: Mapping[str, jax.Array], of_rows: slice) -> Inputs:
+def _inputs(arrays: Mapping[str, jax.Array], positions: slice) -> Inputs:
     segment_ids, position_ids = arrays.get("segment_ids"), arrays.get("position_ids")
     if segment_ids is None and position_ids is not None:
         steps = jnp.diff(position_ids, axis=1, prepend=position_ids[:, :1] - 1)
         segment_ids = 1 + jnp.cumsum(steps != 1, axis=1, dtype=jnp.int32)
     return Inputs(
-        arrays["input_ids"][:, of_rows],
-        None if segment_ids is None else segment_ids[:, of_rows],
-        None if position_ids is None else position_ids[:, of_rows],
+        arrays["input_ids"][:, positions],
+        None if segment_ids is None else segment_ids[:, positions],
+        None if position_ids is None else position_ids[:, positions],
     )
 
 
-def _arrays_of(batch: Batch, *, minimum: int) -> dict[str, jax.Array]:
+def _batch_arrays(batch: Batch, *, min_length: int) -> dict[str, jax.Array]:
     """Returns the arrays of a batch as int32; raises unless all are [B, T]."""
     given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
     for name in given:
@@ -192,7 +193,7 @@ def _arrays_of(batch: Batch, *, minimum: int) -> dict[str, jax.Array]:
         name: as_tokens(
             f"batch[{name!r}]" if isinstance(batch, Mapping) else "batch",
             value,
-            minimum=minimum,
+            min_length=min_length,
         ).astype(jnp.int32)
         for name, value in given.items()
     }

@@ -76,8 +76,8 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     the cache keep their rotation, as in Transformers.
     """
     attend = make_attention(mesh)
-    graph, parts_of = _graph_of(config)
-    num_heads, head_dim = _heads_of(config)
+    graph, parts_of = _decoding_graph(config)
+    num_heads, head_dim = _num_heads(config)
 
     def prefill(params, tokens, lengths, size):
         parts = parts_of(nnx.merge(graph, params))
@@ -94,9 +94,9 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
             cache = Cache(
                 *(
                     jax.lax.dynamic_update_slice(
-                        of_all, jnp.swapaxes(new, 1, 2)[None], start
+                        cached, jnp.swapaxes(new, 1, 2)[None], start
                     )
-                    for of_all, new in zip(cache, (k, v), strict=True)
+                    for cached, new in zip(cache, (k, v), strict=True)
                 )
             )
             return attend(q, k, v, window=window), cache
@@ -114,12 +114,12 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
         def attend_cached(q, k, v, window, layer, cache):
             cache = Cache(
                 *(
-                    of_all.at[layer, rows, :, position_ids].set(new[:, 0])
-                    for of_all, new in zip(cache, (k, v), strict=True)
+                    cached.at[layer, rows, :, position_ids].set(new[:, 0])
+                    for cached, new in zip(cache, (k, v), strict=True)
                 )
             )
-            of_layer = (cache.keys[layer], cache.values[layer])
-            return _attend_one(q, *of_layer, position_ids, window), cache
+            layer_cache = (cache.keys[layer], cache.values[layer])
+            return _attend_one(q, *layer_cache, position_ids, window), cache
 
         x, cache = _through_layers(
             parts, tokens[:, None], position_ids[:, None], attend_cached, cache
@@ -129,7 +129,7 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     return DecodingFns(prefill, step)
 
 
-def _graph_of(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
+def _decoding_graph(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
     """Returns the graph definition, and the function that returns a model's parts."""
 
     def model() -> nnx.Module:
@@ -144,7 +144,7 @@ def _graph_of(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
     return graph, functools.partial(parts_of, config)
 
 
-def _heads_of(config: _Config) -> tuple[int, int]:
+def _num_heads(config: _Config) -> tuple[int, int]:
     """Returns the number of heads of keys and values, and their width."""
     if isinstance(config, GPT2Config):
         return config.n_head, config.n_embd // config.n_head

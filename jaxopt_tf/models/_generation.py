@@ -18,11 +18,11 @@ from .._typing import PyTree
 from ._decoder_config import DecoderConfig
 from ._decoding import Cache, DecodingFns, make_decoding_fns
 from ._gpt2_config import GPT2Config
-from ._layers import products_in
+from ._layers import use_matmul_precision
 
 # Prompts and texts are padded to a power of two, at least this one: programs are
 # compiled for few lengths, and most prompts use the same one.
-_LEAST_LENGTH = 64
+_MIN_LENGTH = 64
 
 
 class GenerateFn(Protocol):
@@ -131,7 +131,7 @@ def make_generate(
     def run(params, request, size):
         if compute_dtype is not None:
             params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             return _generate(fns, params, request, size, ends)
 
     # Each process reads the whole result.
@@ -337,4 +337,4 @@ def _sampling(
 def _padded(length: int, context: int) -> int:
     """Returns the smallest power of two from 64 on that fits, at most the context."""
     power = 1 << max(length - 1, 0).bit_length()
-    return min(max(power, _LEAST_LENGTH), context)
+    return min(max(power, _MIN_LENGTH), context)

@@ -141,8 +141,8 @@ def gpt2_layer_norms(config: GPT2Config) -> tuple[str, ...]:
     do not have the type of their module.
     """
     layers = [""] if config.scan_layers else [f".{i}" for i in range(config.n_layer)]
-    of_blocks = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
-    return (*of_blocks, "transformer.ln_f")
+    block_norms = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
+    return (*block_norms, "transformer.ln_f")
 
 
 # Mesh axes of each axis of a parameter, by patterns for full names. For two consecutive

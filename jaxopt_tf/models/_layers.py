@@ -22,24 +22,24 @@ def identity(x: jax.Array) -> jax.Array:
     return x
 
 
-def products_in(precision: str | None) -> contextlib.AbstractContextManager:
+def use_matmul_precision(precision: str | None) -> contextlib.AbstractContextManager:
     """Returns a context for matrix products of a precision; None changes nothing."""
     if precision is None:
         return contextlib.nullcontext()
     return jax.default_matmul_precision(precision)
 
 
-def as_tokens(name: str, tokens: Any, *, minimum: int) -> jax.Array:
-    """Converts `tokens` to an array; raises unless it is [B, T] with T >= `minimum`."""
+def as_tokens(name: str, tokens: Any, *, min_length: int) -> jax.Array:
+    """Returns `tokens` as an array; raises unless it is [B, T], T >= `min_length`."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(
             f"`{name}` must contain integers, got {tokens.dtype}. Pass the indices of "
             "the tokens."
         )
-    if tokens.ndim != 2 or tokens.shape[1] < minimum:
+    if tokens.ndim != 2 or tokens.shape[1] < min_length:
         raise ValueError(
-            f"`{name}` must be rows of at least {minimum} tokens, [B, T], got shape "
+            f"`{name}` must be rows of at least {min_length} tokens, [B, T], got shape "
             f"{list(tokens.shape)}."
         )
     return tokens

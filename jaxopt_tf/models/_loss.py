@@ -11,7 +11,7 @@ from .. import _checks, training
 from .._typing import PyTree
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
-from ._layers import IGNORE_INDEX, as_tokens, identity, products_in
+from ._layers import IGNORE_INDEX, as_tokens, identity, use_matmul_precision
 
 # Tokens, [B, T + 1], or a dict of arrays of this shape.
 Batch = jax.Array | Mapping[str, jax.Array]
@@ -57,7 +57,7 @@ def make_loss_fn(
         TypeError: if an argument has the wrong type. The loss function raises it if a
             batch does not contain integers.
     """
-    loss_fn = loss_of(config, label_smoothing_factor=label_smoothing_factor)
+    loss_fn = make_gpt2_loss(config, label_smoothing_factor=label_smoothing_factor)
     return draw_params(config, seed), loss_fn
 
 
@@ -67,7 +67,7 @@ def draw_params(config: GPT2Config, seed: int) -> PyTree:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def loss_of(
+def make_gpt2_loss(
     config: GPT2Config,
     *,
     label_smoothing_factor: float = 0.0,
@@ -96,14 +96,14 @@ def loss_of(
     graph = nnx.graphdef(model)
 
     def loss_fn(params, batch, rng=None):
-        tokens = as_tokens("batch", batch, minimum=2).astype(jnp.int32)
+        tokens = as_tokens("batch", batch, min_length=2).astype(jnp.int32)
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         is_missing = inputs == IGNORE_INDEX
         # Padding in the inputs is replaced by token 0. At the end of a row this is
         # harmless, because attention is causal. In the middle of a row, later tokens
         # would attend to it: their label becomes -1, which makes the loss NaN.
         labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)
         return training.cross_entropy(
             logits,

@@ -21,7 +21,7 @@ from .._io import read_json_object
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from . import _gpt2_config
-from ._decoder import decoder_loss_of
+from ._decoder import make_decoder_loss
 from ._decoder_config import DECODER_CLASSES, DecoderConfig
 from ._decoder_params import (
     decoder_flops_per_token,
@@ -36,7 +36,7 @@ from ._gpt2_from_transformers import (
     gpt2_config_for_transformers,
     gpt2_settings_from_transformers,
 )
-from ._loss import LossFn, draw_params, loss_of
+from ._loss import LossFn, draw_params, make_gpt2_loss
 from ._torch_names import torch_model
 from ._transformers_decoder_config import (
     decoder_config_for_transformers,
@@ -224,21 +224,21 @@ def _gpt2(config: GPT2Config) -> Model:
         matmul_precision: str | None = None,
     ) -> LossFn:
         make = functools.partial(
-            loss_of,
+            make_gpt2_loss,
             config,
             label_smoothing_factor=label_smoothing_factor,
             matmul_precision=matmul_precision,
         )
         if mesh is None:
             return make()
-        loss_of_model = make(constrain=sharding.constrain_batch(mesh))
+        loss_without_rng = make(constrain=sharding.constrain_batch(mesh))
         gather = sharding.gather_columns(mesh, config.vocab_size)
 
         def loss_fn(params, batch, *rng):
             root = params["transformer"]
             table = {"embedding": gather(root["wte"]["embedding"])}
             params = {**params, "transformer": {**root, "wte": table}}
-            return loss_of_model(params, batch, *rng)
+            return loss_without_rng(params, batch, *rng)
 
         return loss_fn
 
@@ -264,12 +264,12 @@ def _gpt2(config: GPT2Config) -> Model:
 
 def _decoder(config: DecoderConfig) -> Model:
     title = ARCHITECTURES[config.model_type].removesuffix("ForCausalLM")
-    head_of_embeddings = (("lm_head.weight", "model.embed_tokens.weight"),)
+    tied_head = (("lm_head.weight", "model.embed_tokens.weight"),)
     return Model(
         config=config,
         title=_title(title, config.num_hidden_layers, config.hidden_size),
         init=functools.partial(draw_decoder_params, config),
-        make_loss=functools.partial(decoder_loss_of, config),
+        make_loss=functools.partial(make_decoder_loss, config),
         make_generate=functools.partial(make_generate, config),
         context_length=context_length(config),
         layouts=decoder_layout(config),
@@ -279,7 +279,7 @@ def _decoder(config: DecoderConfig) -> Model:
         has_dropout=False,
         transformers_config=decoder_config_for_transformers(config),
         prefix="model",
-        tied=head_of_embeddings if config.tie_word_embeddings else (),
+        tied=tied_head if config.tie_word_embeddings else (),
     )
 
 

@@ -38,9 +38,9 @@ _SCALINGS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 ROPE_TYPES = ("default", *_SCALINGS)
 # Scalings that depend on the context length before the scaling.
-_BY_LENGTH = ("llama3", "yarn", "longrope")
+_WITH_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 # Scalings whose factor is the ratio of the context lengths if it is not given.
-_BY_RATIO = ("yarn", "longrope")
+_WITH_LENGTH_RATIO = ("yarn", "longrope")
 
 
 class Rotation(NamedTuple):
@@ -70,9 +70,9 @@ def check_rope_scaling(
     kind = given.pop("rope_type", "default")
     _checks.one_of("rope_scaling.rope_type", kind, ROPE_TYPES)
     required, optional = _SCALINGS.get(kind, ((), ()))
-    if kind in _BY_LENGTH:
+    if kind in _WITH_ORIGINAL_LENGTH:
         given.setdefault(_LENGTH, max_position_embeddings)
-    if kind in _BY_RATIO and _is_number(given.get(_LENGTH)):
+    if kind in _WITH_LENGTH_RATIO and _is_number(given.get(_LENGTH)):
         given.setdefault("factor", max_position_embeddings / given[_LENGTH])
     problems = [f"`{n}` is missing" for n in required if n not in given]
     problems += [

@@ -56,11 +56,11 @@ def _torch_params(
     parts, shape = path.split("."), tuple(leaf.shape)
     list_at = next((i for i, part in enumerate(parts) if part in ("h", "layers")), None)
     is_stacked = list_at is not None and not parts[list_at + 1].isdecimal()
-    of_one = shape[1:] if is_stacked else shape
+    shape_of_one = shape[1:] if is_stacked else shape
     if kind == "kernel" and is_transposed:
-        of_one = of_one[::-1]
+        shape_of_one = shape_of_one[::-1]
     for number in range(shape[0]) if is_stacked else [None]:
         numbered = parts.copy()
         if list_at is not None and number is not None:
             numbered.insert(list_at + 1, str(number))
-        yield ".".join([*numbered, last]), kind, of_one
+        yield ".".join([*numbered, last]), kind, shape_of_one

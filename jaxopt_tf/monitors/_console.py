@@ -132,9 +132,11 @@ class _Bar:
             return "0:00:00"
         if self._measured_from is None:
             return "-:--:--"
-        step_then, then = self._measured_from
-        of_a_step = (time.perf_counter() - then) / (step - step_then)
-        minutes, seconds = divmod(round(of_a_step * (self._max_steps - step)), 60)
+        step_then, time_then = self._measured_from
+        seconds_per_step = (time.perf_counter() - time_then) / (step - step_then)
+        minutes, seconds = divmod(
+            round(seconds_per_step * (self._max_steps - step)), 60
+        )
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d}"
 

@@ -173,8 +173,8 @@ def _updated(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Mome
     p, wide = leaf.param, wide_dtype(leaf.param.dtype)
     # On explicit mesh axes the arithmetic has the sharding of the moments: with ZeRO-1
     # moments are sharded and parameters replicated: each device updates its shard.
-    of_its_shape = [m for m in jax.tree.leaves(moments) if m.shape == p.shape]
-    like = of_its_shape[-1] if of_its_shape else p
+    same_shape = [m for m in jax.tree.leaves(moments) if m.shape == p.shape]
+    like = same_shape[-1] if same_shape else p
     p_resharded = reshard_like(p, like)
     wide_leaf = leaf._replace(
         param=p_resharded.astype(wide), grad=reshard_like(leaf.grad, like).astype(wide)

@@ -153,10 +153,10 @@ def products(jaxpr: Any) -> MatmulFlops:
     and does not distinguish precisions. Work that the compiler removes or repeats is
     not considered.
     """
-    return _sum(map(_of_equation, jaxpr.eqns))
+    return _sum(map(_equation_flops, jaxpr.eqns))
 
 
-def _of_equation(equation: Any) -> MatmulFlops:
+def _equation_flops(equation: Any) -> MatmulFlops:
     name, params = equation.primitive.name, equation.params
     if name in ("dot_general", "conv_general_dilated"):
         left, right = (x.aval for x in equation.invars[:2])

@@ -79,7 +79,7 @@ _CHIPS: Mapping[str, Chip] = {
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices consist of cubes of 4x4x4 chips. The number of cubes is limited.
-_MOST_CUBES = {"v4": 64, "v5p": 96}
+_MAX_CUBES = {"v4": 64, "v5p": 96}
 # Description of an H100 (`GpuTargetConfigProto` of XLA), by which XLA compiles for it
 # on machines without one.
 _H100 = """
@@ -175,7 +175,7 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
         return ("1", "2", "4", "8"), "Available sizes: 1, 2, 4, 8."
     if family in ("v5e", "v6e"):
         return _FLAT, f"Available sizes: {', '.join(_FLAT)}."
-    most = _MOST_CUBES[family]
+    most = _MAX_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
         for a, b in itertools.combinations_with_replacement(range(1, most + 1), 2)
@@ -194,11 +194,11 @@ def _nearest(family: str, size: str) -> str:
 
     def distance(other: str) -> tuple[float, float]:
         theirs = sorted(int(number) for number in other.split("x"))
-        of_devices = abs(math.log(_num_devices(other) / wanted))
+        size_distance = abs(math.log(_num_devices(other) / wanted))
         if len(theirs) != len(sides):
-            return of_devices, theirs[-1] / theirs[0]
+            return size_distance, theirs[-1] / theirs[0]
         pairs = zip(sides, theirs, strict=True)
-        return of_devices + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
+        return size_distance + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
 
     return min(_sizes(family)[0], key=distance)
 

@@ -11,7 +11,7 @@ from ._cost import Cost
 from ._plan import Plan
 
 # Largest number of unmet rules that are listed.
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 
 
 def print_plan(plan: Plan, *, console: rich.console.Console | None = None) -> None:
@@ -99,14 +99,14 @@ def _remarks(plan: Plan) -> list[str]:
             f"{names[:1].upper()}{names[1:]} fit ({plan.share:.0%} of a device's "
             "memory); activations were not counted."
         )
-    for rule in plan.unmet[:_MOST_LISTED]:
-        where = "no axis" if rule.used_axis is None else f"axis {rule.used_axis}"
+    for rule in plan.unmet[:_MAX_LISTED]:
+        replacement = "no axis" if rule.used_axis is None else f"axis {rule.used_axis}"
         lines.append(
             f"{rule.mesh_axis} does not divide axis {rule.requested_axis} of "
-            f"{rule.name}; it divides {where} instead."
+            f"{rule.name}; it divides {replacement} instead."
         )
-    if len(plan.unmet) > _MOST_LISTED:
-        lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more unmet rules.")
+    if len(plan.unmet) > _MAX_LISTED:
+        lines.append(f"... and {len(plan.unmet) - _MAX_LISTED} more unmet rules.")
     replicated = plan.replicated()
     if replicated:
         num_bytes = sum(extra for _, _, extra in replicated)

@@ -171,7 +171,7 @@ def scale(panel: "Axes", *columns: np.ndarray) -> None:
         panel.set_yscale("log")
 
 
-def saved(figure: "Figure", path: Path | None) -> "Figure":
+def save_figure(figure: "Figure", path: Path | None) -> "Figure":
     """Writes a figure in the format of the path's suffix, and returns it.
 
     Args:

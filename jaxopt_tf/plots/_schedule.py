@@ -72,7 +72,7 @@ def plot_schedule(
     if "" not in lines:
         _figure.legend_above(figure)
     _figure.finish([panel])
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def sample_schedule(
@@ -158,18 +158,18 @@ def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
     off = np.abs(rates[1:-1] - on_line)
     off = np.where(np.isfinite(off), off, 0.0)
     # The deviation of an interval is the larger one of its two ends.
-    of_interval = np.maximum(np.append(0.0, off), np.append(off, 0.0))
+    deviations = np.maximum(np.append(0.0, off), np.append(off, 0.0))
     minimum = _TOLERANCE * np.nanmax(np.abs(rates))
-    corners = np.flatnonzero(is_wide & (of_interval > minimum))
-    worst = corners[np.argsort(-of_interval[corners], kind="stable")][:_NUM_CORNERS]
+    corners = np.flatnonzero(is_wide & (deviations > minimum))
+    largest = corners[np.argsort(-deviations[corners], kind="stable")][:_NUM_CORNERS]
     # The intervals on both sides of the highest rate are always refined, since
     # `jaxopt-tf schedule` prints the highest rate and its step.
     peak = int(np.argmax(rates))
-    beside = [k for k in (peak - 1, peak) if 0 <= k < len(is_wide) and is_wide[k]]
-    inside = [
+    neighbours = [k for k in (peak - 1, peak) if 0 <= k < len(is_wide) and is_wide[k]]
+    interior = [
         np.linspace(steps[k], steps[k + 1], _NUM_PARTS + 1).round()[1:-1]
-        for k in (*worst, *beside)
+        for k in (*largest, *neighbours)
     ]
-    if not inside:
+    if not interior:
         return steps[:0]
-    return np.setdiff1d(np.concatenate(inside).astype(np.int64), steps)
+    return np.setdiff1d(np.concatenate(interior).astype(np.int64), steps)

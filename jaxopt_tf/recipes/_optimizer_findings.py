@@ -21,7 +21,7 @@ from ._recipe import Recipe
 from ._recipe_findings import Finding, floating_leaves, rate_at
 
 # Limit of the simulated warmup: the results of the checks do not depend on more steps.
-_MOST_WARMUP_STEPS = 10_000
+_MAX_WARMUP_STEPS = 10_000
 # States of optax 0.2 whose transformations the updates below check completely.
 _KNOWN_STATES = re.compile(
     r"MaskedNode|(Empty|Factored|Inject\w*Hyperparams|Masked|MultiSteps|Partition|"
@@ -39,7 +39,7 @@ def optimizer_findings(
     state = jax.eval_shape(optimizer.init, params)
     yield "the betas and the epsilon of the optimizer, and the sign of its updates"
     yield from _unknown_states(state)
-    yield from _of_state(recipe, state)
+    yield from _state_findings(recipe, state)
     if _paths(state, optax.MultiStepsState):
         # `MultiSteps` returns zero updates except at the last of k micro-batches, so
         # that the checks below do not apply.
@@ -53,8 +53,7 @@ def optimizer_findings(
         yield Finding(
             problem="moments are not zero though all gradients were",
             reason="a decay that is added to the gradient goes through the moments and "
-            "is "
-            "divided by them: L2, not AdamW's decay",
+            "is divided by them: L2, not AdamW's decay",
             fix="Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
         )
         yield "the mask of the decay, and clipping, which such moments hide"
@@ -82,7 +81,7 @@ class _Probe:
 
         self.params = jax.tree.map(small, params)
         self.zeros = jax.tree.map(np.zeros_like, self.params)
-        self.num_steps = min(recipe.num_warmup_steps, _MOST_WARMUP_STEPS) + 1
+        self.num_steps = min(recipe.num_warmup_steps, _MAX_WARMUP_STEPS) + 1
         tx = optax.with_extra_args_support(optimizer)
 
         @jax.jit
@@ -151,7 +150,7 @@ def _unknown_states(state: PyTree) -> Iterator[str]:
         )
 
 
-def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
+def _state_findings(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
     if _paths(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
         yield Finding(
             problem="the optimizer is inside `optax.MultiSteps`, and the recipe has "
@@ -229,8 +228,7 @@ def _decay(
     if undecayed:
         yield Finding(
             problem=f"{len(undecayed)} leaves are decayed that "
-            f"{recipe.decay_rule!r:.60} "
-            f"excludes, the first being {undecayed[0]!r}",
+            f"{recipe.decay_rule!r:.60} excludes, the first being {undecayed[0]!r}",
             reason="biases and norms are pulled towards 0",
             fix="Pass `decay_mask(params)` as the mask",
         )
@@ -254,11 +252,9 @@ def _decay(
     if times > 1.5:
         yield Finding(
             problem=f"parameters are decayed by {times:.3g} times the product of "
-            "learning "
-            "rate and `weight_decay`",
+            "learning rate and `weight_decay`",
             reason="two transformations of the chain decay, or the decay is not "
-            "multiplied "
-            "by the rate",
+            "multiplied by the rate",
             fix="Leave it to the optimizer, without `optax.add_decayed_weights`",
         )
 
@@ -289,18 +285,17 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     # Clipping by the joint norm scales the spike to at most `max_grad_norm` and all
     # other elements by 1/1000. A tenfold spike then gives the same largest moment.
     spike = 1e3 * recipe.max_grad_norm
-    plain, one, ten = traces(usual), traces(spike), traces(10 * spike)
+    plain, one, tenfold = traces(usual), traces(spike), traces(10 * spike)
     used = [name for name, leaf in plain.items() if leaf.any()]
     spiked = [n for n in used if n == longest or n.endswith("." + longest)]
     shrunk = {n: np.abs(one[n]) < 0.5 * np.abs(plain[n]) for n in used}
     # Without clipping, the largest element of the moment grows with the spike.
-    if any(np.abs(ten[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
+    if any(np.abs(tenfold[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
         yield Finding(
             problem="gradients reach the moments unclipped, and `max_grad_norm` is "
             f"{recipe.max_grad_norm:g}",
             reason="one bad batch is in the moments for a long time; clipping after "
-            "the "
-            "optimizer bounds its updates, which is something else",
+            "the optimizer bounds its updates, which is something else",
             fix="`optax.chain(clip(...), optimizer)`, clipping first",
         )
     elif any(not shrunk[n].any() for n in spiked):
@@ -336,8 +331,7 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
                 problem=f"the rate of step {step} is {found:.3g}, and the recipe's is "
                 f"{wanted:.3g}",
                 reason="the schedule has another length or another warmup than the "
-                "run, "
-                "or counts micro-batches",
+                "run, or counts micro-batches",
                 fix="Pass `build_schedule(recipe)`",
             )
             return

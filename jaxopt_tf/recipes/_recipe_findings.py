@@ -171,8 +171,7 @@ def params_findings(
     if low and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
         yield Finding(
             problem=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the "
-            "rate "
-            f"is {recipe.learning_rate:g}",
+            f"rate is {recipe.learning_rate:g}",
             reason=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded "
             "away",
             fix="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
@@ -217,8 +216,7 @@ def _decayed_by_accident(
     if extra:
         yield Finding(
             problem=f"{rule!r:.60} decays {len(extra)} biases or norms, {extra[0]!r} "
-            "the "
-            "first",
+            "the first",
             reason="its patterns do not match them, or it is based on torch's types "
             "only",
             fix="Use `decay_rule='default'`, or pass their paths as `layer_norms`",

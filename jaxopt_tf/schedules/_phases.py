@@ -17,7 +17,7 @@ from .. import _checks
 from .._typing import Scalar, Schedule, Step
 from . import _progress
 from ._curves import Curve
-from ._repr import shows_call, tuple_repr
+from ._repr import tuple_repr, with_call_repr
 
 
 class Phase(NamedTuple):
@@ -31,7 +31,7 @@ class Phase(NamedTuple):
         return tuple_repr(self)
 
 
-@shows_call
+@with_call_repr
 def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     """Increases the rate along `curve` from `start` to the peak.
 
@@ -56,7 +56,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
     """Keeps the rate at `level` times the peak.
 
@@ -74,7 +74,7 @@ def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     """Decreases the rate along `curve` from the peak to `floor`, and keeps it there.
 
@@ -99,7 +99,7 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def cycles(
     curve: Curve, num_steps: int, num_cycles: float = 0.5, floor: Scalar = 0.0
 ) -> Phase:
@@ -128,7 +128,7 @@ def cycles(
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def hard_restarts(
     curve: Curve, num_steps: int, num_cycles: float = 1, floor: Scalar = 0.0
 ) -> Phase:
@@ -158,7 +158,7 @@ def hard_restarts(
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def shift(phase: Phase, num_steps: int) -> Phase:
     """Returns a phase without its first `num_steps` steps."""
     num_steps = _checks.step_count("num_steps", num_steps)
@@ -168,7 +168,7 @@ def shift(phase: Phase, num_steps: int) -> Phase:
     )
 
 
-@shows_call
+@with_call_repr
 def join(peak: Scalar, *phases: Phase) -> Schedule:
     """Joins phases to a schedule.
 

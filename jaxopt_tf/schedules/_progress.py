@@ -25,7 +25,7 @@ from .._numerics.double_float import DoubleFloat, add, from_float32, from_int
 from .._typing import Scalar, Step
 
 _BITS = 96  # bits of a fixed-point fraction, in three uint32
-_MOST_CYCLES = 1e6  # limits the size of the table of `_misplaced_restarts`
+_MAX_CYCLES = 1e6  # limits the size of the table of `_misplaced_restarts`
 
 
 def rate_dtype(step: Step) -> np.dtype:
@@ -203,9 +203,9 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
         ValueError: if `num_cycles` is above 1e6.
     """
     _checks.non_negative("num_cycles", num_cycles)
-    if num_cycles > _MOST_CYCLES:
+    if num_cycles > _MAX_CYCLES:
         raise ValueError(
-            f"`num_cycles` must be at most {_MOST_CYCLES:g} for hard restarts, got "
+            f"`num_cycles` must be at most {_MAX_CYCLES:g} for hard restarts, got "
             f"{num_cycles!r}."
         )
     cycles = float(num_cycles)

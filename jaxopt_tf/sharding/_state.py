@@ -18,7 +18,7 @@ from ._params import (
 
 # Largest number of elements of a leaf that belongs to no parameter and is replicated,
 # such as counters, learning rates and short histories.
-_MOST_REPLICATED = 65_536
+_MAX_REPLICATED = 65_536
 
 
 def state_shardings(
@@ -100,9 +100,9 @@ def _owners(
     """Returns each parameter and its sharding by name, and the mesh of all."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
-    of_params: Any = jax.tree.structure(params)
+    params_structure: Any = jax.tree.structure(params)
     wrong = [leaf for leaf in leaves if not _is_sharding(leaf)]
-    if structure != of_params or wrong:
+    if structure != params_structure or wrong:
         raise TypeError(
             "`shardings` must contain a NamedSharding for each parameter, in the "
             f"structure of `params`, got {wrong[0] if wrong else structure!r}. Create "
@@ -121,7 +121,7 @@ def _owners(
 
 
 def _check_is_small(name: str, leaf: Any) -> None:
-    if leaf.size > _MOST_REPLICATED:
+    if leaf.size > _MAX_REPLICATED:
         raise ValueError(
             f"`state` must belong to `params`, but {name!r} of {leaf.size:,} elements "
             "does not end with the name of a parameter and would be replicated. Pass "
@@ -132,7 +132,7 @@ def _check_is_small(name: str, leaf: Any) -> None:
 
 def _divided(
     shape: tuple[int, ...],
-    of_param: tuple[int, ...],
+    param_shape: tuple[int, ...],
     spec: Spec,
     mesh: jax.sharding.Mesh,
 ) -> Spec:
@@ -144,7 +144,7 @@ def _divided(
     axes = [(name, axis) for axis, names in enumerate(spec) for name in names]
     names = [name for name, _ in axes]
     wanted = [
-        [i for i, size in enumerate(shape) if size == of_param[axis]]
+        [i for i, size in enumerate(shape) if size == param_shape[axis]]
         for _, axis in axes
     ]
     got = best_partition(shape, names, wanted, mesh)

@@ -61,7 +61,7 @@ class Folds:
         # The number of rows differs by at most one between folds. All folds are split
         # into the same number of parts, so that the parts have at most two sizes.
         num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
-        parts = [np.array_split(of_fold, num) for of_fold in rows]
+        parts = [np.array_split(fold_rows, num) for fold_rows in rows]
         return [[self._rows(part) for part in of if len(part)] for of in parts]
 
     def _rows(self, rows: np.ndarray) -> Batch:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 # Relative difference below which losses count as equal. If two rates have equal losses
 # after a short run, the lower one is usually better in a longer run.
-_AS_GOOD = 0.05
+_MAX_EXCESS_LOSS = 0.05
 # Default length of a run as a fraction of `max_steps`, and its limits. They were enough
 # to distinguish rates in `benchmarks/sweeps_as_one_program.py`.
 _SHARE = 1 / 4
-_LEAST_STEPS, _MOST_STEPS = 100, 1_000
+_MIN_STEPS, _MAX_STEPS = 100, 1_000
 # Arguments of schedules that are numbers of steps.
 _COUNTS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
 
@@ -67,8 +67,8 @@ class LRFinderResult:
         """Returns a table of rates and losses, in which the suggestion is marked."""
         table = rich.table.Table("learning rate", "loss", "")
         for rate, loss in zip(self.rates, self.losses, strict=True):
-            mark = "suggested" if rate == self.suggestion else ""
-            table.add_row(f"{rate:.3g}", shown_loss(loss), mark)
+            label = "suggested" if rate == self.suggestion else ""
+            table.add_row(f"{rate:.3g}", shown_loss(loss), label)
         return table
 
 
@@ -123,7 +123,7 @@ def find_learning_rate(
     losses, best = runs.final, runs.best
     # `abs`, because the losses of a task may be negative. `argmax` returns the first
     # True, which is the lowest rate.
-    limit = losses[best] + _AS_GOOD * abs(losses[best])
+    limit = losses[best] + _MAX_EXCESS_LOSS * abs(losses[best])
     lowest = int(np.argmax(losses <= limit))
     suggestion: float | None = float(rates[lowest])
     reason = (
@@ -249,16 +249,16 @@ def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
     """
     if num_steps is None:
         quarter = round(_SHARE * recipe.max_steps)
-        num_steps = min(_MOST_STEPS, max(_LEAST_STEPS, quarter))
+        num_steps = min(_MAX_STEPS, max(_MIN_STEPS, quarter))
     num_steps = _checks.step_count("num_steps", num_steps, minimum=3)
     settings = recipe_settings(recipe)
     share = num_steps / recipe.max_steps
-    groups = [_shortened(group, share) for group in settings["rate_groups"]]
-    short = _shortened(settings, share)
+    groups = [_shorten(group, share) for group in settings["rate_groups"]]
+    short = _shorten(settings, share)
     return Recipe(**{**short, "rate_groups": groups, "max_steps": num_steps})
 
 
-def _shortened(settings: dict[str, Any], share: float) -> dict[str, Any]:
+def _shorten(settings: dict[str, Any], share: float) -> dict[str, Any]:
     """Returns the settings of a schedule with its numbers of steps scaled by `share`.
 
     The warmup is rounded up and other phases down, so that their sum is not above the

@@ -264,7 +264,7 @@ def test_replaces_a_checkpoint_that_has_the_step_already(tmp_path):
         (tmp_path / "checkpoint-20" / "manifest.ocdbt").unlink()
         checkpoints.save(20, {"w": jnp.zeros(2)}, {"is": "new"})
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-20"]
-    assert restore_latest(tmp_path, {"w": jnp.ones(2)}).notes == {"is": "new"}
+    assert restore_latest(tmp_path, {"w": jnp.ones(2)}).metadata == {"is": "new"}
 
 
 def test_clears_away_a_broken_save_and_says_so(tmp_path):
@@ -279,7 +279,7 @@ def test_clears_away_a_broken_save_and_says_so(tmp_path):
 def test_refuses_what_cannot_be_saved(tmp_path):
     with saving(tmp_path) as checkpoints:
         with pytest.raises(
-            TypeError, match="`notes` must be serializable as JSON, but"
+            TypeError, match="`metadata` must be serializable as JSON, but"
         ):
             checkpoints.save(1, {"w": jnp.ones(2)}, {"path": tmp_path})
         with pytest.raises(
@@ -419,7 +419,7 @@ def test_survives_being_killed_at_any_moment(tmp_path):
             tmp_path, {"w": jnp.zeros(1000, jnp.int32)}, report=said.append
         )
         assert restored.step > newest
-        assert restored.notes == {"step": restored.step}
+        assert restored.metadata == {"step": restored.step}
         assert set(np.asarray(restored.arrays["w"])) == {restored.step}
         assert all("is incomplete" in line for line in said)
         newest = restored.step

@@ -12,7 +12,7 @@ from jaxopt_tf.checkpoints import (
     latest_valid,
     lock_folder,
     open_checkpoints,
-    read_notes,
+    read_metadata,
     restore,
     restore_latest,
 )
@@ -48,7 +48,7 @@ def test_takes_the_newest(folder, capsys):
     restored = restore_latest(folder, LIKE)
     assert restored.step == 2
     assert restored.path == folder / "checkpoint-2"
-    assert restored.notes == {"step": 2, "shape": [1, 2]}
+    assert restored.metadata == {"step": 2, "shape": [1, 2]}
     np.testing.assert_array_equal(restored.arrays["w"], [2, 3, 4, 5])
     assert capsys.readouterr().err == ""
 
@@ -147,13 +147,13 @@ def test_says_what_does_not_fit(folder, change, reason):
 def test_says_why_a_named_checkpoint_cannot_be_used(folder):
     (folder / "checkpoint-2" / "_METADATA").write_text("{}")
     reason = "_METADATA does not match its checksum. Pass another"
-    for read in (lambda path: restore(path, LIKE), read_notes):
+    for read in (lambda path: restore(path, LIKE), read_metadata):
         with pytest.raises(ValueError, match=reason):
             read(folder / "checkpoint-2")
     with pytest.raises(ValueError, match="is not: there is no such folder"):
         restore(folder / "checkpoint-3", LIKE)
     with pytest.raises(ValueError, match="No such file"):
-        read_notes(folder / "checkpoint-3")
+        read_metadata(folder / "checkpoint-3")
     with pytest.raises(ValueError, match="must be a folder checkpoint-<step>"):
         restore(folder, LIKE)
     assert restore(folder / "checkpoint-1", LIKE).step == 1
@@ -161,7 +161,7 @@ def test_says_why_a_named_checkpoint_cannot_be_used(folder):
 
 def test_reads_the_notes_alone(folder):
     shutil.rmtree(folder / "checkpoint-2" / "d")
-    assert read_notes(folder / "checkpoint-2") == {"step": 2, "shape": [1, 2]}
+    assert read_metadata(folder / "checkpoint-2") == {"step": 2, "shape": [1, 2]}
 
 
 def test_refuses_what_is_no_array_or_has_no_name_of_its_own(folder):

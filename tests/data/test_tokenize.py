@@ -299,7 +299,7 @@ def test_tells_what_a_model_with_numbers_for_words_does_not_know(tmp_path):
     model = models.Unigram([("</s>", 0.0), ("?", -1.0), ("the", -1.0)], unk_id=1)
     tokenizer = Tokenizer(model)
     description = json.loads(tokenizer.to_str())
-    assert module._unknown(description["model"], tokenizer) == 1
+    assert module._unknown_token(description["model"], tokenizer) == 1
 
 
 @given(

@@ -117,13 +117,13 @@ def test_a_model_without_a_folder_is_loaded(saved, tmp_path, case, scan_layers):
     read = interop.read_params(tmp_path / "run", model.shapes, model.names)
     jax.tree.map(np.testing.assert_array_equal, read, params)
     if scan_layers and case != "gpt2":  # to compile a loss takes seconds
-        ours = loss_of(model, params)
+        ours = make_gpt2_loss(model, params)
         assert ours == pytest.approx(torch_loss(tmp_path / "run"), rel=1e-5)
     else:
         assert np.isfinite(logits_of(tmp_path / "run")).all()
 
 
-def loss_of(model, params):
+def make_gpt2_loss(model, params):
     batch = TOKENS.astype(np.int32)
     total, count = jax.jit(model.make_loss())(params, batch)
     return float(total / count)

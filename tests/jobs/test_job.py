@@ -217,7 +217,7 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(
             os.kill(os.getpid(), signal.SIGTERM)
         return decide(progress, selection)
 
-    monkeypatch.setattr(_evaluation, "has_run_out_of_patience", at_the_fifth)
+    monkeypatch.setattr(_evaluation, "is_patience_exhausted", at_the_fifth)
     job = dataclasses.replace(job, output_dir=job.output_dir.with_name("a run"))
     stopped = run(job)
     assert stopped.stopped_by == signal.SIGTERM

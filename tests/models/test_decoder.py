@@ -11,7 +11,7 @@ import pytest
 from jaxopt_tf._pytrees import _tree, resolve_layouts
 from jaxopt_tf.interop import match_names, read_params, torch_model_from_config
 from jaxopt_tf.interop._tensor_slices import tensor_from_leaves
-from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
+from jaxopt_tf.models._decoder import make_decoder_logits, make_decoder_loss
 from jaxopt_tf.models._decoder_params import (
     decoder_layer_norms,
     decoder_layout,
@@ -53,7 +53,7 @@ def model_in_both(tmp_path_factory):
 
 
 def compiled(config):
-    logits, loss = decoder_logits_of(config), decoder_loss_of(config)
+    logits, loss = make_decoder_logits(config), make_decoder_loss(config)
 
     @jax.jit
     def run(params, batch):
@@ -111,7 +111,7 @@ def test_is_the_model_of_transformers(case, model_in_both, rng):
 def test_rotates_as_transformers(case, model_in_both, rng):
     model, config, params, _ = model_in_both(case, STACKED[case])
     batch = tokens_of(rng)
-    logits = jax.jit(decoder_logits_of(config))(params, batch[:, :-1])
+    logits = jax.jit(make_decoder_logits(config))(params, batch[:, :-1])
     check_logits(logits, twin.logits_loss_and_grads(model, batch)[0])
 
 
@@ -171,7 +171,7 @@ def packed(rng):
 def test_a_packed_row_is_its_documents_one_by_one(case, model_in_both, rng):
     _, config, params, _ = model_in_both(case, STACKED[case])
     batch, documents = packed(rng)
-    loss_fn = decoder_loss_of(config)
+    loss_fn = make_decoder_loss(config)
     gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, num_items), grads = gradient(params, batch)
     (expected, _), expected_grads = gradient(params, documents)
@@ -191,7 +191,7 @@ def test_packed_logits_are_those_of_transformers(model_in_both, rng):
     model, config, params, _ = model_in_both("mistral", STACKED["mistral"])
     batch, _ = packed(rng)
     rows = {name: batch[name] for name in ("input_ids", "position_ids")}
-    ours = jax.jit(decoder_logits_of(config))(params, rows)
+    ours = jax.jit(make_decoder_logits(config))(params, rows)
     theirs, _, _ = twin.logits_loss_and_grads(
         model,
         np.pad(batch["input_ids"], ((0, 0), (0, 1))),

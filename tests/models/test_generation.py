@@ -12,7 +12,7 @@ from jaxopt_tf import sharding
 from jaxopt_tf.interop import read_params
 from jaxopt_tf.models import GPT2Config, build_model
 from jaxopt_tf.models import _generation as generation
-from jaxopt_tf.models._decoder import decoder_logits_of
+from jaxopt_tf.models._decoder import make_decoder_logits
 from jaxopt_tf.models._decoding import make_decoding_fns
 from jaxopt_tf.models._gpt2_from_transformers import gpt2_settings_from_transformers
 from jaxopt_tf.models._transformers_decoder_config import (
@@ -116,7 +116,7 @@ def test_greedy_tokens_are_those_of_transformers(case, tmp_path, rng):
 
 
 def assert_same_without_cache(model, params, prompts, new):
-    logits_fn = jax.jit(decoder_logits_of(model.config))
+    logits_fn = jax.jit(make_decoder_logits(model.config))
     text = np.asarray([prompts[0] + new[0]], np.int32)
     best = np.argmax(logits_fn(params, text)[0], axis=-1)
     start = len(prompts[0])

@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.models import GPT2, GPT2Config
-from jaxopt_tf.models._loss import draw_params, loss_of
+from jaxopt_tf.models._loss import draw_params, make_gpt2_loss
 from tests import twins
 from tests.twins import gpt2 as twin
 
@@ -20,7 +20,7 @@ TINY = GPT2Config(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=256)
 def logits_and_gradient(params, batch):
     graph = nnx.graphdef(nnx.eval_shape(lambda: GPT2(TINY, rngs=nnx.Rngs(0))))
     logits = nnx.merge(graph, params)(batch[:, :-1])
-    return logits, jax.value_and_grad(loss_of(TINY), has_aux=True)(params, batch)
+    return logits, jax.value_and_grad(make_gpt2_loss(TINY), has_aux=True)(params, batch)
 
 
 @twins.needs_transformers

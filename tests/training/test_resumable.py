@@ -118,7 +118,7 @@ def test_refuses_the_checkpoint_of_another_model(tmp_path):
 
 
 def test_a_position_comes_back_with_its_notes_aside(tmp_path):
-    from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_notes
+    from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_metadata
 
     run_state = RunState(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
     with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
@@ -126,5 +126,5 @@ def test_a_position_comes_back_with_its_notes_aside(tmp_path):
     restored = restore_run_state(path, run_state)
     assert restored.progress == run_state.progress
     np.testing.assert_array_equal(restored.schedule_state["rate"], np.ones(2))
-    assert read_notes(path)["settings"] == {"seed": 1}
+    assert read_metadata(path)["settings"] == {"seed": 1}
     assert restore_run_state(None, run_state) is run_state
