@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.adamw_distance_to_torch import OPTIONS, distance, run, work
 from jaxopt_tf import adamw_tf
-from tests.twins import adamw as reference
+from tests.references import adamw as reference
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 

@@ -67,7 +67,7 @@ def compiled_once(compiled_programs):
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """For files where no number has a twin: machine code that is slower, made sooner.
+    """For files where no number has a reference: machine code that is slower, made sooner.
 
     In a fifth of the time: LLVM works less, and on what XLA's older emitters write for
     it, which is shorter. So it is in the processes that such a test starts.

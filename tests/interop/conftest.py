@@ -2,6 +2,6 @@
 
 import importlib.util
 
-# Without them there is no twin: the files import both.
+# Without them there is no reference: the files import both.
 _HAS_TWINS = all(importlib.util.find_spec(n) for n in ("torch", "transformers"))
 collect_ignore_glob = [] if _HAS_TWINS else ["test_*.py"]

@@ -67,7 +67,7 @@ def write(
     import torch
     from transformers import get_scheduler
 
-    from tests.twins import torch_models
+    from tests.references import torch_models
 
     own = dict(made.named_parameters())
     optimizer = torch.optim.AdamW(

@@ -12,7 +12,7 @@ from jaxopt_tf.interop import (
 )
 from jaxopt_tf.optimizers import adafactor_tf, adamw_tf
 from tests.interop import optimizer_files
-from tests.twins import torch_models
+from tests.references import torch_models
 
 
 class Run:

@@ -23,7 +23,7 @@ from jaxopt_tf.optimizers import (
     decay_mask,
     get_learning_rate,
 )
-from tests.twins import torch_models
+from tests.references import torch_models
 
 # Layers are alike: where each compiles a program, one says what two would.
 OF_ONE_LAYER = {

@@ -14,7 +14,7 @@ from jaxopt_tf.interop import (
     torch_model_from_shapes,
 )
 from jaxopt_tf.optimizers import TorchLayout, adafactor_tf, adamw_tf, get_learning_rate
-from tests.twins import torch_models
+from tests.references import torch_models
 
 
 def shapes(**leaves):

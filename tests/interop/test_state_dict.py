@@ -14,7 +14,7 @@ from jaxopt_tf.interop import (
     torch_model_from_shapes,
 )
 from jaxopt_tf.optimizers import adafactor_tf, adamw_tf, sgd_tf
-from tests.twins import torch_models
+from tests.references import torch_models
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from jaxopt_tf.interop import (
 )
 from jaxopt_tf.recipes import build_optimizer
 from tests.interop import trainer_runs
-from tests.twins import torch_models
+from tests.references import torch_models
 
 CASES = [
     ("adamw_torch", "linear"),

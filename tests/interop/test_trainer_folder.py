@@ -22,7 +22,7 @@ from jaxopt_tf.interop._param_groups import (
     param_groups_from_recipe,
 )
 from jaxopt_tf.recipes import ParamGroup, Recipe, build_optimizer, build_schedule
-from tests.twins import torch_models
+from tests.references import torch_models
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

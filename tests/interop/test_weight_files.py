@@ -20,7 +20,7 @@ from jaxopt_tf.interop import (
 from jaxopt_tf.interop._checkpoint_keys import LoadRules, match_keys
 from jaxopt_tf.interop._model_weights import write_params
 from jaxopt_tf.recipes import Recipe
-from tests.twins import torch_models
+from tests.references import torch_models
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

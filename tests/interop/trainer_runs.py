@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxopt_tf.recipes import Recipe
-from tests.twins import torch_models
+from tests.references import torch_models
 
 SCHEDULES = {
     "linear": ("linear", {}),

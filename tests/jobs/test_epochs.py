@@ -17,7 +17,7 @@ from jaxopt_tf.jobs._config import changed_settings
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
-from ..twins import needs_transformers
+from ..references import needs_transformers
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers

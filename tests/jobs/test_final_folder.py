@@ -17,13 +17,13 @@ from jaxopt_tf.interop._checkpoint_keys import LoadRules
 from jaxopt_tf.jobs._final_folder import write_transformers_folder
 from jaxopt_tf.models import GPT2Config, build_model, settings_from_transformers_config
 from jaxopt_tf.models._decoder_config import DecoderConfig
-from tests import twins
-from tests.twins import decoders
+from tests import references
+from tests.references import decoders
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
     pytest.mark.usefixtures("compiled_quickly"),
-    twins.needs_transformers,
+    references.needs_transformers,
 ]
 
 GPT2 = {

@@ -20,8 +20,8 @@ from jaxopt_tf.jobs._generate import with_samples
 from jaxopt_tf.models import GPT2Config, build_model
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.sharding import make_mesh
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -120,7 +120,7 @@ def llama(tmp_path_factory):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("llama")
-    model = twin.save({**twin.CASES["llama"], "vocab_size": 12}, folder)
+    model = reference.save({**reference.CASES["llama"], "vocab_size": 12}, folder)
     tokens = ["<unk>", "<s>", "</s>", *WORDS]
     content = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(
@@ -138,7 +138,7 @@ def llama(tmp_path_factory):
     return folder, model, fast
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("prompt", ["the quick fox", "dog", ""])
 def test_text_of_a_folder_is_that_of_transformers(prompt, llama):
     folder, model, tokenizer = llama
@@ -154,7 +154,7 @@ def test_text_of_a_folder_is_that_of_transformers(prompt, llama):
     assert generate(folder, prompt, max_new_tokens=20) == expected
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_refuses_a_folder_without_a_tokenizer(llama, tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ValueError, match="`tokenizer` must be the path") as refusal:

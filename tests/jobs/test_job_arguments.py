@@ -11,7 +11,7 @@ from jaxopt_tf.jobs import Job, RunConfig, settings_from_transformers
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
-from ..twins import needs_transformers
+from ..references import needs_transformers
 
 # transformers 4.46.3: TrainingArguments("x", use_cpu=True).to_json_string(), in which
 # the machine's name was taken out of `logging_dir`. 4.40 and 4.57 have no field more.

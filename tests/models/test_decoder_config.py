@@ -10,8 +10,8 @@ from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_for_transformers,
     decoder_config_from_transformers,
 )
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 SIZES = {
     "vocab_size": 96,
@@ -48,9 +48,11 @@ def test_derives_what_is_not_given():
     assert windows.layer_kinds == [LayerKind(7, True)] * 4
 
 
-@pytest.mark.parametrize("case", twin.CASES)
+@pytest.mark.parametrize("case", reference.CASES)
 def test_is_the_same_after_it_was_json(case):
-    config = decoder_config_from_transformers({**twin.SIZES, **twin.CASES[case]})
+    config = decoder_config_from_transformers(
+        {**reference.SIZES, **reference.CASES[case]}
+    )
     fields = json.loads(json.dumps(vars(config)))
     assert fields == vars(config)  # as the settings of a run are compared
     assert DecoderConfig(**fields) == config
@@ -109,7 +111,7 @@ def test_refuses_what_the_architecture_does_not_have(model_type, changes):
 # --- from config.json
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_fields_have_the_defaults_of_transformers(kind):
     from transformers import AutoConfig
@@ -126,12 +128,12 @@ def test_missing_fields_have_the_defaults_of_transformers(kind):
             assert ours[name] == theirs[name], name
 
 
-@twins.needs_transformers
-@pytest.mark.parametrize("case", twin.CASES)
+@references.needs_transformers
+@pytest.mark.parametrize("case", reference.CASES)
 def test_what_is_written_is_what_transformers_reads(case):
     from transformers import AutoConfig
 
-    given = {**twin.SIZES, **twin.CASES[case]}
+    given = {**reference.SIZES, **reference.CASES[case]}
     config = decoder_config_from_transformers(given)
     written = json.loads(json.dumps(decoder_config_for_transformers(config)))
     assert decoder_config_from_transformers(written) == config

@@ -18,8 +18,8 @@ from jaxopt_tf.models._gpt2_from_transformers import gpt2_settings_from_transfor
 from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_from_transformers,
 )
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's variables
@@ -34,11 +34,11 @@ GPT2_CASE = {
 # Settings of Transformers, and whether our layers are stacked.
 CASES = {
     # The frequencies change at 16 tokens.
-    "llama": (twin.CASES["llama, longrope"], False),
-    "mistral": (twin.CASES["mistral"], True),
-    "qwen2": (twin.CASES["qwen2"], False),
-    "qwen3": (twin.CASES["qwen3"], True),
-    "smollm3": (twin.CASES["smollm3"], True),
+    "llama": (reference.CASES["llama, longrope"], False),
+    "mistral": (reference.CASES["mistral"], True),
+    "qwen2": (reference.CASES["qwen2"], False),
+    "qwen3": (reference.CASES["qwen3"], True),
+    "smollm3": (reference.CASES["smollm3"], True),
     "gpt2": (GPT2_CASE, False),
 }
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=32, vocab_size=40)
@@ -68,7 +68,7 @@ def tiny(compiled_quickly):
 
 def saved_model(case, folder, scan_layers):
     """Returns a model of Transformers, ours, and its parameters."""
-    theirs = twin.save(case, folder)
+    theirs = reference.save(case, folder)
     if case["model_type"] == "gpt2":
         config = GPT2Config(**gpt2_settings_from_transformers(folder))
     else:
@@ -97,7 +97,7 @@ def greedy_of_transformers(model, prompt):
     return out.sequences[0, len(prompt) :].tolist(), margin
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_tokens_are_those_of_transformers(case, tmp_path, rng):
     theirs, model, params = saved_model(CASES[case][0], tmp_path, CASES[case][1])

@@ -1,4 +1,4 @@
-"""GPT-2 against its twin in torch."""
+"""GPT-2 against its reference in torch."""
 
 import jax
 import numpy as np
@@ -8,8 +8,8 @@ from flax import nnx
 from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.models import GPT2, GPT2Config
 from jaxopt_tf.models._loss import draw_params, make_gpt2_loss
-from tests import twins
-from tests.twins import gpt2 as twin
+from tests import references
+from tests.references import gpt2 as reference
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
@@ -23,7 +23,7 @@ def logits_and_gradient(params, batch):
     return logits, jax.value_and_grad(make_gpt2_loss(TINY), has_aux=True)(params, batch)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_is_the_gpt2_of_torch(rng):
     batch = rng.integers(0, 256, size=(3, 7)).astype(np.int32)
     shapes = jax.eval_shape(lambda: draw_params(TINY, seed=0))
@@ -36,7 +36,7 @@ def test_is_the_gpt2_of_torch(rng):
     logits, ((total, num_items), grads) = logits_and_gradient(params, batch)
 
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 6}
-    their_logits, their_loss, their_grads = twin.logits_loss_and_grads(
+    their_logits, their_loss, their_grads = reference.logits_loss_and_grads(
         sizes | {"vocab_size": 256}, dict(_tree.named_leaves(params)), batch
     )
     np.testing.assert_allclose(logits, their_logits, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from jaxopt_tf.recipes import Recipe
-from tests import twins
+from tests import references
 
 
 def test_has_the_defaults_of_training_arguments():
@@ -32,7 +32,7 @@ def test_has_the_defaults_of_training_arguments():
     }
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_has_the_names_and_defaults_of_training_arguments():
     from transformers import TrainingArguments
 
@@ -69,7 +69,7 @@ def test_takes_a_whole_float_for_a_count():
     assert isinstance(recipe.gradient_accumulation_steps, int)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_a_warmup_below_1_is_a_share_as_in_version_5():
     from transformers import TrainingArguments
 

@@ -13,7 +13,7 @@ from jaxopt_tf.training._evaluation import (
     check_selection,
     is_patience_exhausted,
 )
-from tests import twins
+from tests import references
 
 metrics = st.one_of(
     st.integers(0, 6).map(lambda i: i / 4), st.just(math.nan), st.just(math.inf)
@@ -51,7 +51,7 @@ def of_trainer(values, name, greater, patience, threshold):
         )
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @settings(max_examples=200, deadline=None)
 @given(
     values=st.lists(metrics, min_size=1, max_size=12),
@@ -63,8 +63,10 @@ def test_moves_as_in_trainer(values, name, patience, threshold):
     greater = not name.endswith("loss")
     selection = Selection(name, greater, patience, threshold)
     progress, has_stopped = Progress(), False
-    twin = of_trainer(values, name, greater, patience, threshold)
-    for step, (value, theirs) in enumerate(zip(values, twin, strict=True), start=1):
+    reference = of_trainer(values, name, greater, patience, threshold)
+    for step, (value, theirs) in enumerate(
+        zip(values, reference, strict=True), start=1
+    ):
         told = {name.removeprefix("eval_"): value}
         progress = after_evaluation(progress, selection, Evaluation(step, told))
         has_stopped |= is_patience_exhausted(progress, selection)
