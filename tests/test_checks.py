@@ -1,4 +1,4 @@
-"""Argument checks that no argument's own test goes through in full."""
+"""Argument checks."""
 
 import numpy as np
 import pytest

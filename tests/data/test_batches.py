@@ -1,4 +1,4 @@
-"""Batches by number: pure, complete, and the same wherever they are made."""
+"""Batches: determinism, completeness, and equality across processes."""
 
 import hashlib
 import itertools
@@ -102,7 +102,7 @@ def test_a_batch_is_the_same_from_any_start_and_in_any_order(
         np.testing.assert_array_equal(first(resumed, n - start + 1)[-1], batch)
 
 
-def test_order_is_the_seed_s(counting):
+def test_order_depends_on_the_seed(counting):
     def run(seed):
         batches = Batches(counting, **SIZES | {"seed": seed}).iter_from(0)
         return np.stack(first(batches, 5))

@@ -1,4 +1,4 @@
-"""Whole documents in rows of a batch: nothing is lost, crossed or predicted unasked."""
+"""Packing of whole documents into rows."""
 
 import itertools
 
@@ -188,7 +188,7 @@ def test_a_batch_is_a_function_of_its_number(rows):
     assert one[0]["labels"].shape == (4, 10)
 
 
-def test_a_part_is_read_alone(rows, monkeypatch):
+def test_slice_reads_only_its_rows(rows, monkeypatch):
     batches = batches_of(rows)
     whole = batches[1]
     index = (slice(0, 2), slice(1, 3), slice(0, 6))

@@ -1,4 +1,4 @@
-"""Ready tokens: what is read as what, and what is refused before it is used."""
+"""Pretokenized files: formats, checks and errors."""
 
 import os
 import subprocess

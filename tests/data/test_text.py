@@ -1,4 +1,4 @@
-"""Text in, bytes out: what is taken, what is held out, what is refused."""
+"""Text files as bytes: selection, evaluation part and errors."""
 
 import sysconfig
 import tracemalloc
@@ -26,7 +26,7 @@ def contents(library):
     return content(library.training), content(library.evaluation)
 
 
-def test_library_holds_about_a_tenth_out(library):
+def test_library_uses_about_a_tenth_for_evaluation(library):
     share = len(library.evaluation) / (len(library.evaluation) + len(library.training))
     assert 0.05 < share < 0.15
     assert len(library.training) > 5e6
@@ -50,7 +50,7 @@ def test_library_split_is_the_same_everywhere():
     assert evaluation == ["collections", "configparser", "email", "inspect", "logging"]
 
 
-def test_library_has_nothing_of_what_is_left_out(contents):
+def test_library_excludes_other_packages(contents):
     both = b"".join(contents)
     excluded = [STDLIB / "encodings" / "utf_8.py", STDLIB / "pydoc_data" / "topics.py"]
     excluded += [Path(pytest.__file__), *(STDLIB / "test").glob("test_*.py")]
@@ -161,7 +161,7 @@ def test_refuses_a_folder_without_text(tmp_path):
         read_text([tmp_path])
 
 
-def test_takes_a_letter_that_lies_across_two_pieces_of_a_file(tmp_path):
+def test_decodes_a_character_split_between_two_chunks(tmp_path):
     path = tmp_path / "long.txt"
     text = b"a" + "\u00e9\u20ac\U0001f600".encode() * 2**19
     path.write_bytes(text)

@@ -1,4 +1,4 @@
-"""The border is tested with torch and Transformers themselves."""
+"""Fixtures with checkpoints of torch and Transformers."""
 
 import importlib.util
 

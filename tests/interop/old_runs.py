@@ -1,4 +1,4 @@
-"""Folders as Trainer of an old version leaves them, made with torch of today."""
+"""Folders with the format of old versions of Trainer."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Runs of old versions: decay as their Trainer had it, and as their files have it."""
+"""Decay groups of runs of old versions, against their Trainer and their files."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A folder is written with the fields of the version that wrote its reference."""
+"""Fields of written folders, which depend on the version in `like`."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Optimizer states of every format: read, or refused by the optimizer's name."""
+"""Formats of optimizer states: conversion, or an error with the name."""
 
 import jax
 import numpy as np

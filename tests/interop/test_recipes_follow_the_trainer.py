@@ -1,4 +1,4 @@
-"""The optimizer of a recipe against the one that Trainer builds from the same."""
+"""Optimizer of a recipe against the optimizer that Trainer builds."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Short runs of Transformers' own Trainer, to go on from."""
+"""Short runs of Transformers' Trainer, as starting points of tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Epochs and shares as steps: as Trainer counts them, and in a run as a whole."""
+"""Conversion of epochs and ratios to steps, as in Trainer."""
 
 import json
 

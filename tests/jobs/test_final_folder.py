@@ -1,4 +1,4 @@
-"""The end of a run as a folder of Transformers, loaded by Transformers itself."""
+"""Final folder of a run, loaded by Transformers."""
 
 import dataclasses
 import functools
@@ -86,7 +86,7 @@ def logits_of(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
-def test_in_and_out_again_is_bit_for_bit_equal(saved, tmp_path, case, dtype):
+def test_weights_round_trip_bit_for_bit(saved, tmp_path, case, dtype):
     like = saved(case, dtype)
     model = model_in(like, scan_layers=dtype == "float32")
     params = interop.read_params(like, on_mesh(model), model.names)

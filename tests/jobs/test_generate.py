@@ -1,4 +1,4 @@
-"""Text of a run and of a folder of Transformers, and samples during a run."""
+"""Generation from runs and model folders, and samples during a run."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""TrainingArguments as a configuration: taken as they are, or refused by name."""
+"""Conversion of TrainingArguments to a configuration, and refusals."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def refused(raw, **typed):
 
 @pytest.fixture
 def new():
-    """What the installed version writes where nothing is set."""
+    """Arguments that the installed version writes by default."""
     training_arguments = pytest.importorskip("transformers").TrainingArguments
     # Without its checks, which want a package that trains.
     arguments = object.__new__(training_arguments)
@@ -188,7 +188,7 @@ def test_another_kernel_for_adamw_keeps_its_name_for_the_way_back(name, kept):
     assert "has the same updates" in notes
 
 
-def test_adafactor_was_a_switch_once():
+def test_adafactor_flag_of_old_versions_is_read():
     assert taken({"optim": "adamw_torch", "adafactor": True})[0].optim == "adafactor"
 
 
@@ -247,7 +247,7 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio():
         ({"eval_steps": 7}, 7),
     ],
 )
-def test_when_is_evaluated(settings, expected):
+def test_evaluation_strategy_is_translated(settings, expected):
     *_, job, _ = taken({"max_steps": 101, **settings})
     assert job.eval_steps == expected
 
@@ -297,7 +297,7 @@ def test_evaluation_that_decides_must_be_made(settings):
         ({"save_strategy": "best", "save_steps": 7, "eval_steps": 3}, 3),
     ],
 )
-def test_when_is_saved(settings, expected):
+def test_save_strategy_is_translated(settings, expected):
     *_, job, _ = taken({"max_steps": 101, **settings})
     assert job.save_steps == expected
 
@@ -328,7 +328,7 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused():
 
 
 @pytest.mark.parametrize("resume", [True, False, "True", "false"])
-def test_to_resume_or_not_is_no_path(resume):
+def test_resume_from_checkpoint_may_be_a_boolean(resume):
     assert taken({"resume_from_checkpoint": resume})[2].resume_from_checkpoint is None
 
 

@@ -1,4 +1,4 @@
-"""Runs of a model in a folder of Transformers, from it and back."""
+"""Runs that start from a model folder of Transformers."""
 
 import json
 

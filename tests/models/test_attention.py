@@ -1,4 +1,4 @@
-"""Attention: three forms against each other, torch and float64, and on meshes."""
+"""Attention implementations against each other, torch and float64, and on meshes."""
 
 import functools
 import re
@@ -83,7 +83,7 @@ def of_xla(case, batch=2):
 
 @references.needs_transformers
 @cases
-def test_is_that_of_torch_with_an_explicit_mask(case):
+def test_attention_matches_torch_with_an_explicit_mask(case):
     torch = pytest.importorskip("torch")
     arrays, dy, options = make_inputs(case)
     ours = of_xla(case)

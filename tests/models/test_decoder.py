@@ -97,7 +97,7 @@ SCALED = [
 @pytest.mark.parametrize(
     "case", [case for case in reference.CASES if case not in SCALED]
 )
-def test_is_the_model_of_transformers(case, model_in_both, rng):
+def test_decoder_matches_transformers(case, model_in_both, rng):
     model, config, params, names = model_in_both(case, STACKED[case])
     batch = tokens_of(rng)
     logits, ((loss, num_items), grads) = compiled(config)(params, batch)

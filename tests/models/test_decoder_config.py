@@ -1,4 +1,4 @@
-"""Configurations of decoders: what is read, written and refused."""
+"""Configurations of decoders: reading, writing and errors."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Decoders by themselves: their start, ways to compute them, what a batch may hold."""
+"""Decoders: initialization, scan and checkpointing, batches."""
 
 import dataclasses
 import functools
@@ -123,7 +123,7 @@ def test_starts_as_in_transformers():
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def test_one_seed_is_one_model_and_another_seed_another():
+def test_init_depends_on_the_seed_only():
     first, again, other = (draw_decoder_params(TINY, seed) for seed in (0, 0, 1))
     kernel = first["lm_head"]["kernel"]
     np.testing.assert_array_equal(kernel, again["lm_head"]["kernel"])
@@ -138,7 +138,7 @@ def test_one_seed_is_one_model_and_another_seed_another():
     ],
     ids=["scanned", "not scanned"],
 )
-def test_computed_otherwise_it_is_the_same_model(config, options, batch):
+def test_scan_and_checkpointing_do_not_change_the_loss(config, options, batch):
     params, plain = gradient_of(dataclasses.replace(config, scan_layers=False))
     (expected, _), expected_grads = plain(params, batch)
     otherwise = dataclasses.replace(config, **options)
@@ -175,7 +175,7 @@ def test_a_scan_is_one_layer_to_compile_however_many_there_are(batch):
 
 
 def equations(jaxpr):
-    """Those of the functions that it calls, too."""
+    """Yields the equations of a jaxpr and of the functions that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
@@ -262,7 +262,7 @@ def test_a_padding_token_has_no_gradient_from_its_lookup(batch):
 
 
 def losses_of(params, batch):
-    """Of each token after the first; [B, T]."""
+    """Returns the loss of each token after the first, [B, T]."""
     logits = jax.jit(make_decoder_logits(TINY))(params, batch[:, :-1])
     log_p = np.asarray(jax.nn.log_softmax(logits))
     return -np.take_along_axis(log_p, batch[:, 1:, None], axis=-1)[..., 0]

@@ -1,4 +1,4 @@
-"""Generation: tokens of Transformers, samples of the right distribution, refusals."""
+"""Generation: greedy tokens of Transformers, distribution of samples, errors."""
 
 import dataclasses
 from typing import Any, NamedTuple

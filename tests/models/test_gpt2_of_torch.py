@@ -24,7 +24,7 @@ def logits_and_gradient(params, batch):
 
 
 @references.needs_transformers
-def test_is_the_gpt2_of_torch(rng):
+def test_gpt2_matches_torch(rng):
     batch = rng.integers(0, 256, size=(3, 7)).astype(np.int32)
     shapes = jax.eval_shape(lambda: draw_params(TINY, seed=0))
 

@@ -1,4 +1,4 @@
-"""The config.json of a GPT-2: names and values that Transformers reads as equal."""
+"""Names and values in the config.json of a GPT-2."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`doctor` on sick plans, each with one disease, and on healthy ones."""
+"""`doctor` on recipes and optimizers with one problem each, and on valid ones."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def said(*args):
     ],
     ids=str,
 )
-def test_finds_nothing_in_a_healthy_plan(settings):
+def test_doctor_finds_nothing_in_a_healthy_recipe(settings):
     recipe = Recipe(**{**vars(RECIPE), **settings})
     diagnosis = doctor(recipe, build_optimizer(recipe), PARAMS)
     assert not diagnosis
@@ -77,7 +77,7 @@ def test_decay_that_float32_would_round_away_is_healthy_for_float64_parameters()
         assert said(recipe, None, mixed) == "rate times decay is 1e-08 at most"
 
 
-def test_a_healthy_plan_of_optax_is_healthy_too():
+def test_doctor_finds_nothing_in_a_healthy_optax_chain():
     adamw = optax.adamw(RATE, weight_decay=0.1, mask=decay_mask)
     chain = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     diagnosis = doctor(RECIPE, chain, PARAMS)
@@ -259,7 +259,7 @@ def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
     assert finding.problem.endswith("leaves out, 'norm1.scale' the first")
 
 
-def test_a_finding_says_what_why_and_what_instead():
+def test_finding_has_problem_reason_and_fix():
     (finding,) = doctor(Recipe(max_steps=100, learning_rate=0.0))
     assert str(finding) == (
         "`learning_rate` is 0: no parameter will ever change. "
@@ -282,7 +282,7 @@ def test_refuses_parameters_on_which_nothing_can_be_tried_out(params):
         doctor(RECIPE, ADAMW, params)
 
 
-def test_says_what_it_does_not_judge():
+def test_reports_what_it_does_not_judge():
     plain = doctor(RECIPE)
     words = str(plain).splitlines()[-1]
     assert words == plain.closing_line
@@ -306,5 +306,5 @@ def test_says_what_it_does_not_judge():
     ],
     ids=["adamw", "ema", "MultiSteps", "sgd", "groups"],
 )
-def test_says_what_it_does_not_judge_of_an_optimizer(optimizer, words):
+def test_reports_what_it_does_not_judge_of_an_optimizer(optimizer, words):
     assert words in doctor(RECIPE, optimizer, PARAMS).closing_line

@@ -1,4 +1,4 @@
-"""Rate groups: parameters by name at a rate of their own, clipped with all others."""
+"""Parameter groups with learning rates of their own, and joint clipping."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`Recipe`: what it refuses, what it keeps, what it costs to compare two."""
+"""`Recipe`: validation, equality and hashing."""
 
 import dataclasses
 import types
@@ -221,6 +221,6 @@ def test_refuses_options_that_are_no_mapping():
         Recipe(max_steps=10, lr_scheduler_kwargs="power=2")
 
 
-def test_says_it_in_its_own_words_where_a_schedule_refuses_the_plan():
+def test_explains_why_a_schedule_rejects_the_recipe():
     with pytest.raises(ValueError, match="`max_steps` must differ from `warmup_steps`"):
         Recipe(max_steps=10, warmup_steps=10, lr_scheduler_type="polynomial")

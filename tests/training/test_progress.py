@@ -1,4 +1,4 @@
-"""The best evaluation and the patience, against the Trainer's own."""
+"""Best evaluation and patience against Trainer's."""
 
 import math
 
@@ -59,7 +59,7 @@ def of_trainer(values, name, greater, patience, threshold):
     patience=st.integers(1, 3),
     threshold=st.sampled_from([0.0, 0.25, 0.3]),
 )
-def test_moves_as_in_trainer(values, name, patience, threshold):
+def test_best_metric_and_patience_match_trainer(values, name, patience, threshold):
     greater = not name.endswith("loss")
     selection = Selection(name, greater, patience, threshold)
     progress, has_stopped = Progress(), False
@@ -86,7 +86,7 @@ def test_what_is_better_follows_from_the_name():
         assert progress.best_step == best_step
 
 
-def test_goes_on_for_ever_without_a_patience():
+def test_never_stops_early_without_patience():
     assert not is_patience_exhausted(Progress(1.0, 1, 1_000), Selection())
 
 

@@ -1,4 +1,4 @@
-"""Many runs in one program, against each of them alone."""
+"""Many runs in one program against individual runs."""
 
 import dataclasses
 import itertools

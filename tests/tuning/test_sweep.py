@@ -1,4 +1,4 @@
-"""Sweeps: what is tried, what is kept, and what is not done again."""
+"""Sweeps: runs, successive halving, resumption and reuse."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ class KilledError(Exception):
 
 
 def killed_after(num_groups):
-    """What a report does that stands for SIGKILL, after a number of groups."""
+    """Returns a `report` that raises after a number of calls, in place of SIGKILL."""
     told = []
 
     def report(line):
