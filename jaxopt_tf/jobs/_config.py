@@ -74,7 +74,7 @@ class RunConfig:
                 name, with values of their types or of the equivalent JSON types.
                 `max_steps` is required, see `resolve_epochs`; other missing fields take
                 their defaults, or the values in the folder `model_name_or_path`.
-                Intervals below 1 are shares of `max_steps`, rounded up. `model_type`
+                Intervals below 1 are fractions of `max_steps`, rounded up. `model_type`
                 determines the type of the configuration.
 
         Raises:

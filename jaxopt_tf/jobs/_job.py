@@ -49,7 +49,7 @@ class Job:
         eval_strategy: "steps" evaluates every `eval_steps`, "epoch" after each epoch,
             "no" only before the first step and after the last one.
         eval_steps: number of updates between evaluations; a value below 1 on the
-            command line is a share of `max_steps`, rounded up.
+            command line is a fraction of `max_steps`, rounded up.
         sample_prompt: text of which a continuation by the model is printed at each
             evaluation; "" for the start of a document. Default: none.
         per_device_eval_batch_size: sequences per batch and device in an evaluation.
@@ -57,7 +57,8 @@ class Job:
         save_strategy: "steps" saves a checkpoint every `save_steps`, "epoch" after each
             epoch, "no" neither. The last step and the step of the best evaluation so
             far are saved in addition.
-        save_steps: number of updates between checkpoints, or a share as `eval_steps`.
+        save_steps: number of updates between checkpoints, or a fraction as
+            `eval_steps`.
         save_total_limit: number of checkpoints that are kept, including the best one;
             None keeps all checkpoints of `save_steps`.
         load_best_model_at_end: whether the final parameters are those with the lowest
@@ -67,7 +68,7 @@ class Job:
         early_stopping_threshold: minimum decrease of the evaluation loss, in nats per
             token, that counts as an improvement.
         logging_steps: number of updates between entries of trainer_state.json and
-            TensorBoard, or a share as `eval_steps`. metrics.jsonl contains every
+            TensorBoard, or a fraction as `eval_steps`. metrics.jsonl contains every
             update.
         logging_first_step: whether these have an entry for the first update, too.
         bf16: whether the model computes in bfloat16, with parameters in float32.

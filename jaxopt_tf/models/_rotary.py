@@ -177,9 +177,9 @@ def _llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelengths = np.float32(2 * math.pi) / plain
     scaled = np.where(wavelengths > length / low, plain / np.float32(factor), plain)
-    share = (np.float32(length) / wavelengths - low) / (high - low)
-    share = share.astype(np.float32)
-    between = (1 - share) * scaled / np.float32(factor) + share * scaled
+    fraction = (np.float32(length) / wavelengths - low) / (high - low)
+    fraction = fraction.astype(np.float32)
+    between = (1 - fraction) * scaled / np.float32(factor) + fraction * scaled
     is_middle = (wavelengths >= length / high) & (wavelengths <= length / low)
     return np.where(is_middle, between, scaled).astype(np.float32)
 

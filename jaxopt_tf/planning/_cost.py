@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
     arguments: int  # bytes
     outputs: int  # bytes
-    donated: int  # bytes of arguments whose memory is reused for outputs
+    aliased: int  # bytes of arguments whose memory is reused for outputs
     temporary: int  # bytes; on a TPU including data prefetched into the chip
     peak: int  # bytes at the peak, as `temporary`; 0 if the compiler has no figure
     code: int  # bytes of the program, which is in the device's memory too
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
     @property
     def total(self) -> int:
         """Bytes of a device's memory that the step needs."""
-        return self.arguments + self.outputs - self.donated + self.temporary + self.code
+        return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
     @property
     def work(self) -> float:
@@ -102,7 +102,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
     return Cost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
-        donated=memory.alias_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0),
         code=memory.generated_code_size_in_bytes,

@@ -83,13 +83,13 @@ class Plan:
         The answer is unknown for CPUs, and for a plan without a compiled step whose
         parts fit, because activations are not counted.
         """
-        # For CPUs `share` is NaN, and both comparisons are False.
-        if self.is_refused or self.share > 1:
+        # For CPUs `memory_fraction` is NaN, and both comparisons are False.
+        if self.is_refused or self.memory_fraction > 1:
             return False
-        return True if self.cost is not None and self.share <= 1 else None
+        return True if self.cost is not None and self.memory_fraction <= 1 else None
 
     @property
-    def share(self) -> float:
+    def memory_fraction(self) -> float:
         """`on_device` as a fraction of a device's memory; NaN if it is unknown."""
         return self.on_device / self.slice_.chip.memory
 

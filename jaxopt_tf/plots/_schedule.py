@@ -152,9 +152,9 @@ def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
         return steps[:0]
     is_wide = np.diff(steps) > 1
     left, middle, right = steps[:-2], steps[1:-1], steps[2:]
-    share = (middle - left) / (right - left)
+    fraction = (middle - left) / (right - left)
     rates = rates.astype(np.float64)
-    on_line = rates[:-2] + share * (rates[2:] - rates[:-2])
+    on_line = rates[:-2] + fraction * (rates[2:] - rates[:-2])
     off = np.abs(rates[1:-1] - on_line)
     off = np.where(np.isfinite(off), off, 0.0)
     # The deviation of an interval is the larger one of its two ends.

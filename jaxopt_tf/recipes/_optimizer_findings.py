@@ -203,11 +203,11 @@ def _decay(
         )
         return
     # With zero gradients, the update of a decayed leaf is -share * parameter.
-    shares = {
+    decay_rates = {
         name: float(np.median(-updates[name] / param))
         for name, param in _floats(probe.params).items()
     }
-    decayed = [name for name, share in shares.items() if share > 0]
+    decayed = [name for name, rate in decay_rates.items() if rate > 0]
     if decayed and recipe.weight_decay == 0:
         yield Finding(
             problem=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
@@ -248,7 +248,7 @@ def _decay(
         return
     # Only a decay that is too large is reported here; `recipe_findings` and
     # `params_findings` report decays that rounding makes smaller.
-    times = max(shares.values()) / expected
+    times = max(decay_rates.values()) / expected
     if times > 1.5:
         yield Finding(
             problem=f"parameters are decayed by {times:.3g} times the product of "

@@ -28,8 +28,8 @@ class ParamGroup:
         lr_scheduler_type: schedule of the group; None for that of the recipe.
         lr_scheduler_kwargs: further arguments of the schedule, stored as sorted pairs;
             None for those of the recipe.
-        warmup_steps: number of warmup steps, or their share of all steps; None for that
-            of the recipe.
+        warmup_steps: number of warmup steps, or their fraction of all steps; None for
+            that of the recipe.
 
     Raises:
         ValueError, TypeError: if the pattern is not a regular expression, or the factor

@@ -193,7 +193,7 @@ def _count_or_share(name: str, value: Any) -> int | float:
         return float(value)
     if not is_number or not float(value).is_integer():
         raise TypeError(
-            f"`{name}` must be a whole number of steps, or a share of `max_steps` "
+            f"`{name}` must be a whole number of steps, or a fraction of `max_steps` "
             f"below 1, got {value!r}."
         )
     return _checks.step_count(name, value)

@@ -151,7 +151,7 @@ def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
             f"{decay_per_step:.2g}",
             reason=f"in float32 it becomes {applied:.2g}, an error of {error:.0%}"
             if applied
-            else "in float32, 1 minus this value is rounded to 1: no parameter is "
+            else "in float32, 1 minus this value is rounded to 1, and no parameter is "
             "decayed",
             fix="Increase `weight_decay`; or, in Python, build the optimizer with "
             "`adamw_tf(..., decay='exact')`, which has no flag",

@@ -252,25 +252,25 @@ def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
         num_steps = min(_MAX_STEPS, max(_MIN_STEPS, quarter))
     num_steps = _checks.step_count("num_steps", num_steps, minimum=3)
     settings = recipe_settings(recipe)
-    share = num_steps / recipe.max_steps
-    groups = [_shorten(group, share) for group in settings["rate_groups"]]
-    short = _shorten(settings, share)
+    fraction = num_steps / recipe.max_steps
+    groups = [_shorten(group, fraction) for group in settings["rate_groups"]]
+    short = _shorten(settings, fraction)
     return Recipe(**{**short, "rate_groups": groups, "max_steps": num_steps})
 
 
-def _shorten(settings: dict[str, Any], share: float) -> dict[str, Any]:
-    """Returns the settings of a schedule with its numbers of steps scaled by `share`.
+def _shorten(settings: dict[str, Any], fraction: float) -> dict[str, Any]:
+    """Returns the settings of a schedule, with all numbers of steps scaled.
 
     The warmup is rounded up and other phases down, so that their sum is not above the
     number of steps.
     """
     short = dict(settings)
     if isinstance(short.get("warmup_steps"), int):  # a float is a fraction of the run
-        short["warmup_steps"] = math.ceil(share * short["warmup_steps"])
+        short["warmup_steps"] = math.ceil(fraction * short["warmup_steps"])
     options = dict(short.get("lr_scheduler_kwargs", {}))
     for name in _COUNTS & options.keys():
         if options[name] is not None:
-            options[name] = math.floor(share * options[name])
+            options[name] = math.floor(fraction * options[name])
     return short | ({"lr_scheduler_kwargs": options} if options else {})
 
 

@@ -49,12 +49,12 @@ class Uniform:
                 "on the command line)."
             )
 
-    def at(self, share: float) -> float:
+    def at(self, fraction: float) -> float:
         """Returns the value at a fraction of the range, from 0 to 1."""
         if self.scale == "log":
             low, high = math.log(self.low), math.log(self.high)
-            return math.exp(low + share * (high - low))
-        return self.low + share * (self.high - self.low)
+            return math.exp(low + fraction * (high - low))
+        return self.low + fraction * (self.high - self.low)
 
 
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}

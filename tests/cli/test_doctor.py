@@ -30,7 +30,7 @@ def test_doctor_prints_its_findings(capsys):
     assert main(["doctor", "--warmup_steps", "1900", "--learning_rate", "1e-7"]) == 1
     shown = capsys.readouterr().out
     assert "1900 of 2000 steps are warmup" in shown
-    assert "rate times decay is 1e-08 at most" in shown
+    assert "learning rate and weight decay is at most 1e-08" in shown
     # An argument, and no flag.
     words = " ".join(shown.split())
     assert "in code, as it has no flag, an optimizer of your own with" in words

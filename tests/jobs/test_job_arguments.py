@@ -238,7 +238,7 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio():
     [
         ({"eval_strategy": "steps", "eval_steps": 7}, 7),
         ({"evaluation_strategy": "steps", "eval_steps": 7}, 7),
-        ({"eval_strategy": "steps", "eval_steps": 0.1}, 11),  # a share of 101
+        ({"eval_strategy": "steps", "eval_steps": 0.1}, 11),  # a fraction of 101
         ({"eval_strategy": "steps", "eval_steps": None, "logging_steps": 5}, 5),
         ({"eval_strategy": "steps", "eval_steps": 0, "logging_steps": 0.1}, 11),
         ({"eval_strategy": "steps", "eval_steps": "0.1"}, 11),

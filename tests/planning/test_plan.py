@@ -86,7 +86,7 @@ def test_a_pod_is_planned_from_shapes_alone():
     )
     assert plan.parts[0].on_device * 512 == plan.parts[0].global_bytes
     # They leave room, and activations are not counted.
-    assert plan.share < 0.2
+    assert plan.memory_fraction < 0.2
     assert plan.fits is None
     # 512 does not divide 128,256: neither the embedding's rows nor their means.
     assert ("tokens", "fsdp", 0, 1) in plan.unmet
@@ -142,7 +142,7 @@ def test_reports_donated_arguments_that_are_not_reused():
     one = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     plan = plan_step(looped, {"w": one}, {"v": one}, one, slice_=named_slice("cpu:1"))
     assert plan.cost.unused_donations == ("unused['v']",)
-    assert plan.cost.donated == 4 * 64**2
+    assert plan.cost.aliased == 4 * 64**2
 
 
 def test_loops_of_unknown_length_are_reported():

@@ -74,7 +74,10 @@ def test_decay_that_float32_would_round_away_is_healthy_for_float64_parameters()
         wide = jax.tree.map(lambda p: p.update(dtype=jnp.dtype("float64")), PARAMS)
         assert not doctor(recipe, build_optimizer(recipe), wide)
         mixed = wide | {"wte": PARAMS["wte"]}
-        assert said(recipe, None, mixed) == "rate times decay is 1e-08 at most"
+        assert (
+            said(recipe, None, mixed)
+            == "the product of learning rate and weight decay is at most 1e-08"
+        )
 
 
 def test_doctor_finds_nothing_in_a_healthy_optax_chain():
@@ -112,15 +115,16 @@ def test_doctor_finds_nothing_in_a_healthy_optax_chain():
                 optax.adamw(RATE, weight_decay=0.1, mask=decay_mask),
                 optax.add_decayed_weights(-1e-4, decay_mask),
             ),
-            "parameters are decayed 2 times as much",
+            "parameters are decayed by 2 times",
         ),
         (
             optax.chain(
                 clip(1.0), adamw_tf(RATE, weight_decay=0.1, decay_mask=everything)
             ),
-            "2 leaves are decayed that 'default' leaves out, 'h.ln_1.bias'",
+            "2 leaves are decayed that 'default' excludes, the first being "
+            "'h.ln_1.bias'",
         ),
-        (optax.chain(clip(1.0), adamw_tf(RATE)), "nothing is decayed, and"),
+        (optax.chain(clip(1.0), adamw_tf(RATE)), "no leaf is decayed, although"),
         (
             optax.chain(
                 clip(1.0),
@@ -197,8 +201,14 @@ def test_finds_optax_defaults_taken_for_those_of_transformers():
             {"lr_scheduler_kwargs": {"num_cycles": 1}},
             "the last rate is 0.001, the highest 0.001",
         ),
-        ({"learning_rate": 1e-7}, "rate times decay is 1e-08 at most"),
-        ({"learning_rate": 5e-6, "weight_decay": 0.01}, "rate times decay is 5e-08"),
+        (
+            {"learning_rate": 1e-7},
+            "the product of learning rate and weight decay is at most 1e-08",
+        ),
+        (
+            {"learning_rate": 5e-6, "weight_decay": 0.01},
+            "the product of learning rate and weight decay is at most 5e-08",
+        ),
         (
             {"lr_scheduler_type": "greedy", "warmup_steps": 0, "learning_rate": 5e-5},
             "`min_lr` of 'greedy' is 0.001, above `learning_rate` 5e-05",
@@ -256,7 +266,7 @@ def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
     named = build_optimizer(rule, layer_norms=norms)
     assert not doctor(rule, named, params, layer_norms=norms)
     (finding,) = doctor(rule, build_optimizer(rule), params, layer_norms=norms)
-    assert finding.problem.endswith("leaves out, 'norm1.scale' the first")
+    assert finding.problem.endswith("excludes, the first being 'norm1.scale'")
 
 
 def test_finding_has_problem_reason_and_fix():
