@@ -224,7 +224,7 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
     # Converted to JSON and back, so that tuples compare equal to the lists in the file.
     now = json.loads(json.dumps(run | own))
     lines = {
-        name: f"`{name}` is {saved[name]!r} in the folder, and {now[name]!r} here"
+        name: f"`{name}` is {saved[name]!r} in the folder, got {now[name]!r}"
         for name in flag_kinds(Sweep)
         if name in saved and saved[name] != now.get(name) and name != "output_dir"
     }

@@ -36,7 +36,7 @@ class _Moment(NamedTuple):
     """Array of a state, and its correspondence with torch's arrays."""
 
     key: str  # key of torch's array in the entry of each tensor
-    array: Any  # array of the state here
+    array: Any  # array of the optax state
     slices: Sequence[TensorSlice]  # ranges that equal ranges of torch's arrays
 
 

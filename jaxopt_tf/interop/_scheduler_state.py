@@ -255,7 +255,7 @@ def metric_state_from_torch(
     if len(set(rates)) != 1:
         raise ValueError(
             "`scheduler_state` must have one rate for all groups, got "
-            f"{list(rates)}: a metric-driven schedule has a single rate here."
+            f"{list(rates)}: a metric-driven schedule has a single rate."
         )
     best = float(scheduler_state["best"])
     if math.isnan(best):  # infinite before the first metric

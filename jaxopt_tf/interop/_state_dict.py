@@ -22,7 +22,7 @@ from ._param_names import ParamNames
 class TorchState(NamedTuple):
     """State dict of a torch optimizer, and the names of its numbered parameters."""
 
-    kind: StateType | None  # type of the equivalent state here; None without a file
+    kind: StateType | None  # type of the equivalent optax state; None without a file
     entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
     numbers: Mapping[str, Any]  # number of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`

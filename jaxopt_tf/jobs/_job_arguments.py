@@ -93,7 +93,7 @@ def settings_from_transformers(
     translate_training_arguments(
         into, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
-    listed = {"ignored": sorted(into.unread), "without effect here": into.ignored}
+    listed = {"ignored": sorted(into.unread), "without effect": into.ignored}
     into.notes[:0] = [f"{title}: {', '.join(n)}" for title, n in listed.items() if n]
     # Trainer uses one of the two: `max_steps` if it is greater than 0.
     if max_steps is not None:
@@ -282,17 +282,17 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
         return
     refused = {}
     if values.get("metric_for_best_model") not in (None, "", "loss", "eval_loss"):
-        refused["metric_for_best_model"] = "the metric here is the evaluation loss"
+        refused["metric_for_best_model"] = "the metric is always the evaluation loss"
     if values.get("greater_is_better") and role != _DRIVES_SCHEDULE:
-        refused["greater_is_better"] = "a lower evaluation loss is better here"
+        refused["greater_is_better"] = "a lower evaluation loss is better"
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if values.get(name):
-            refused[name] = "the model is evaluated in the precision of training here"
+            refused[name] = "evaluation has the precision of training"
     delay, every = values.get("eval_delay") or 0, into.combined.get("eval_steps")
     if "epoch" in (values.get("eval_strategy"), values.get("evaluation_strategy")):
         delay *= checkpoint.updates_per_epoch or 0
     if every and delay > (first := (checkpoint.step // every + 1) * every):
-        refused["eval_delay"] = f"the first evaluation here is at step {first}"
+        refused["eval_delay"] = f"the first evaluation is at step {first}"
     for name, why in refused.items():
         into.refuse(
             name,

@@ -362,7 +362,9 @@ def _differences(
     config = read_json_object(checkpoint / "config.json", "checkpoint")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype != "float32":
-        found.append(f"parameters and moments are float32 here and {dtype} in torch")
+        found.append(
+            f"parameters and moments are float32 in the run and {dtype} in torch"
+        )
     if not all("param_names" in group for group in read.param_groups):
         found.append(
             "moments were assigned in the order of Trainer's groups: optimizer.pt has "

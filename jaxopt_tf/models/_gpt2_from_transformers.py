@@ -37,8 +37,8 @@ _SPELLINGS = {
     "n_positions": ("n_positions", "max_position_embeddings", "n_ctx"),
 }
 _REMEDIES = {
-    "attn_pdrop": "; attention has no dropout here. With 0.0 in config.json the run "
-    "continues without it, which changes the training"
+    "attn_pdrop": "; attention dropout is not implemented. Set it to 0.0 in "
+    "config.json to train without it, which changes the results"
 }
 # Names in config.json by the names of `GPT2Config`.
 _SIZES = {
@@ -79,7 +79,7 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
     if config.get("n_inner") and config["n_inner"] == 4 * config.get("n_embd", 0):
         config["n_inner"] = None  # 4 * n_embd is the meaning of None
     problems += [
-        f"`{name}` {config[name]!r}: here it is {supported!r}{_REMEDIES.get(name, '')}"
+        f"`{name}` {config[name]!r}: it must be {supported!r}{_REMEDIES.get(name, '')}"
         for name, supported in _SUPPORTED_VALUES.items()
         if config.get(name, supported) != supported
     ]

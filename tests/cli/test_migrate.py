@@ -300,9 +300,9 @@ def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(adamw):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attn_pdrop": 0.1}, "0.0; attention has no dropout here"),
+        ({"attn_pdrop": 0.1}, "it must be 0.0; attention dropout"),
         ({"model_type": "bert"}, "`FOLDER` must contain a model of gpt2, llama"),
-        ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: here it is None"),
+        ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: it must be None"),
     ],
 )
 def test_refuses_another_model(adamw, tmp_path, capsys, change, words):
@@ -318,7 +318,7 @@ def test_what_a_config_leaves_out_is_as_torch_has_it(adamw, tmp_path, capsys):
     del config["attn_pdrop"]
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
-    assert "`attn_pdrop` 0.1: here it is 0.0" in capsys.readouterr().err
+    assert "`attn_pdrop` 0.1: it must be 0.0" in capsys.readouterr().err
 
 
 def test_refuses_folders_that_are_neither_or_are_there(adamw, tmp_path, capsys):
@@ -369,7 +369,7 @@ def test_import_reports_unknown_and_different_settings(adamw, tmp_path, text, ca
 def test_reports_where_precision_was_another(adamw, tmp_path, text, capsys):
     folder = changed(adamw, tmp_path, "config.json", {"dtype": "bfloat16"})
     migrated(folder, tmp_path, text)
-    assert "float32 here and bfloat16 in torch" in capsys.readouterr().out
+    assert "float32 in the run and bfloat16 in torch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_a_metric_drives_the_rate_as_often_as_before(
     run = read_run(tmp_path / "run")
     assert run.job.eval_steps == (3 if flags else 2)
     assert (run.job.save_steps, run.job.logging_steps) == (4, 1)
-    without = said.partition("without effect here: ")[2].partition("\n")[0]
+    without = said.partition("without effect: ")[2].partition("\n")[0]
     assert "eval_steps" not in without.split(", ")
     assert ("eval_steps" in said.partition("imported: ")[2]) == (not flags)
     assert "not Trainer's `eval_dataset`: their loss drives the schedule" in said
@@ -471,12 +471,12 @@ def test_a_metric_drives_the_rate_as_often_as_before(
     ("changes", "words"),
     [
         ({"metric_for_best_model": "accuracy"}, "`metric_for_best_model` 'accuracy'"),
-        ({"eval_delay": 7}, "`eval_delay` 7: the first evaluation here is at step 6"),
+        ({"eval_delay": 7}, "`eval_delay` 7: the first evaluation is at step 6"),
         ({"bf16_full_eval": True}, "`bf16_full_eval` True"),
         ({"eval_strategy": "no"}, "`--eval_strategy` 'no': the evaluation loss"),
         (
             {"load_best_model_at_end": True, "greater_is_better": True},
-            "`greater_is_better` True: a lower evaluation loss is better here",
+            "`greater_is_better` True: a lower evaluation loss is better",
         ),
     ],
     ids=str,

@@ -61,18 +61,18 @@ def test_prints_the_best_run_and_reuses_finished_runs(swept, small, tmp_path, ca
         (
             "--n_embd 32 --bf16",
             [
-                "`--n_embd` is 16 in the folder, and 32 here",
-                "`--bf16` is False in the folder, and True here",
+                "`--n_embd` is 16 in the folder, got 32",
+                "`--bf16` is False in the folder, got True",
             ],
         ),
         (
             "--over learning_rate=1e-3",
             [
                 "`--over` is ['learning_rate=1e-4,1e-2', 'optim=lion_32bit,sgd'] in "
-                "the folder, and ['learning_rate=1e-3'] here"
+                "the folder, got ['learning_rate=1e-3']"
             ],
         ),
-        ("--seed 7", ["`--seed` is 42 in the folder, and 7 here"]),
+        ("--seed 7", ["`--seed` is 42 in the folder, got 7"]),
     ):
         assert main(f"{alone} {flags}".split()) == 2
         first, *lines = capsys.readouterr().err.splitlines()

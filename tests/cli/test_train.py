@@ -293,9 +293,7 @@ def test_notes_what_a_file_has_that_is_without_effect(run, capsys, tmp_path):
     path.write_text('{"report_to": ["wandb"], "optim": "adamw_torch_fused"}')
     assert run(f"--config {path} --n_embd 15") == 2
     note, refusal = capsys.readouterr().err.splitlines()
-    assert note.startswith(
-        f"jaxopt-tf: {path}: without effect here: report_to; `optim`"
-    )
+    assert note.startswith(f"jaxopt-tf: {path}: without effect: report_to; `optim`")
     assert "`--n_embd`" in refusal
 
 

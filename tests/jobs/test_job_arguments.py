@@ -106,7 +106,7 @@ def test_what_transformers_4_writes_is_taken_as_it_is():
         save_total_limit=None,
     )
     # What 4.x sets itself, from the machine, and its one other default.
-    told = notes.partition("without effect here: ")[2].partition(";")[0]
+    told = notes.partition("without effect: ")[2].partition(";")[0]
     assert set(told.split(", ")) == {
         "average_tokens_across_devices",
         "dataloader_pin_memory",
@@ -160,7 +160,7 @@ def test_what_changes_no_number_is_named_in_one_note_without_its_value():
     plain = taken(OLD, max_steps=10)
     *records, notes = taken({**OLD, **others}, max_steps=10)
     assert records == list(plain[:-1])
-    told = notes.partition("without effect here: ")[2].partition(";")[0]
+    told = notes.partition("without effect: ")[2].partition(";")[0]
     assert set(told.split(", ")) == set(IGNORED)
     assert "another" not in notes  # it may be a token
 
