@@ -84,16 +84,21 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
             that differ from those of process 0.
     """
     # Both have passed through JSON: tuples have become lists, keys strings.
-    first, own = (
+    settings_of_0, own = (
         broadcast_from_process_0(dict(settings)),
         json.loads(json.dumps(dict(settings))),
     )
-    names = [name for name in {**first, **own} if first.get(name) != own.get(name)]
+    names = [
+        name
+        for name in {**settings_of_0, **own}
+        if settings_of_0.get(name) != own.get(name)
+    ]
     if all_processes_agree(not names):
         return
-    me = jax.process_index()
+    index = jax.process_index()
     differences = [
-        f"`{n}`: {first.get(n)!r} in process 0, {own.get(n)!r} in process {me}"
+        f"`{n}`: {settings_of_0.get(n)!r} in process 0, {own.get(n)!r} in process "
+        f"{index}"
         for n in names
     ]
     raise ValueError(

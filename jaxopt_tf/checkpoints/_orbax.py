@@ -145,12 +145,12 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
         ValueError: if names, shapes or dtypes differ from those of `like`.
     """
     saved = read_record(path).leaves
-    wanted = named("like", like)
+    like_by_name = named("like", like)
     # Leaves of `like` that the checkpoint stores in an older form. The leaves from
     # which they are computed are not compared with `like`.
-    older = older_leaves(saved, wanted)
+    older = older_leaves(saved, like_by_name)
     sources = {source for leaf in older.values() for source in leaf.sources}
-    present = {name: leaf for name, leaf in wanted.items() if name not in older}
+    present = {name: leaf for name, leaf in like_by_name.items() if name not in older}
     current = {n: kind for n, kind in saved.items() if n in present or n not in sources}
     check_compatible(path, current, present)
     restore_args = {
@@ -177,7 +177,9 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
             like_leaf,
             keys.get(name),
         )
-        for (name, leaf), like_leaf in zip(wanted.items(), like_leaves, strict=True)
+        for (name, leaf), like_leaf in zip(
+            like_by_name.items(), like_leaves, strict=True
+        )
     ]
     return jax.tree.unflatten(structure, leaves)
 

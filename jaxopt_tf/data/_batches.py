@@ -169,8 +169,8 @@ def evaluation_batches(
     _checks.positive("num_tokens", num_tokens)
     windows = _Windows(corpus, corpus.evaluation, block_size, "evaluation")
     batch_size = min(batch_size, len(windows))
-    wanted = max(1, num_tokens // (windows.block_size * batch_size))
-    num_batches = min(wanted, len(windows) // batch_size)
+    max_batches = max(1, num_tokens // (windows.block_size * batch_size))
+    num_batches = min(max_batches, len(windows) // batch_size)
     rows = windows.spread(num_batches * batch_size)
     return list(rows.reshape(num_batches, batch_size, -1))
 

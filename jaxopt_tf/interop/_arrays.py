@@ -13,7 +13,7 @@ from ._extras import import_extra
 _CHUNK = 2**16
 
 
-def check_tensor(value: Any, what: str) -> None:
+def check_tensor(value: Any, name: str) -> None:
     """Raises unless `value` is a plain, dense tensor of a dtype that NumPy has."""
     torch = import_extra("torch")
 
@@ -23,12 +23,12 @@ def check_tensor(value: Any, what: str) -> None:
     dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise ValueError(
-            f"{what} must be a tensor, got {type(value).__name__}. Save it as a plain "
+            f"{name} must be a tensor, got {type(value).__name__}. Save it as a plain "
             "torch.Tensor."
         )
     if value.layout != torch.strided or value.dtype not in dtypes or value.is_meta:
         raise ValueError(
-            f"{what} must be a dense tensor of integers or floats, got "
+            f"{name} must be a dense tensor of integers or floats, got "
             f"{value.dtype} with layout {value.layout} on {value.device}. Convert it "
             "with torch."
         )
@@ -67,17 +67,17 @@ def device_put_like(value: Any, like: Any) -> jax.Array:
     return jax.block_until_ready(jnp.copy(shared))
 
 
-def check_fits(dtype: Any, wanted: Any, what: str) -> None:
-    """Raises unless `wanted` represents every value of `dtype` exactly."""
-    if not np.can_cast(dtype, wanted):
+def check_fits(dtype: Any, target: Any, name: str) -> None:
+    """Raises unless `target` represents every value of `dtype` exactly."""
+    if not np.can_cast(dtype, target):
         raise ValueError(
-            f"{what} must fit into the tree's {np.dtype(wanted)}, got "
+            f"{name} must fit into the tree's {np.dtype(target)}, got "
             f"{np.dtype(dtype)}, which has more values. Pass a tree of "
             f"{np.dtype(dtype)}, and convert the result."
         )
 
 
-def check_finite(array: np.ndarray, what: str, *, non_negative: bool = False) -> None:
+def check_finite(array: np.ndarray, name: str, *, non_negative: bool = False) -> None:
     """Raises unless all numbers are finite and, with `non_negative`, at least 0."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return
@@ -91,7 +91,7 @@ def check_finite(array: np.ndarray, what: str, *, non_negative: bool = False) ->
     bad = np.flatnonzero(~(np.isfinite(wide) & (wide >= minimum)))
     limit = "finite and at least 0" if non_negative else "finite"
     raise ValueError(
-        f"{what} must be {limit}, got {len(bad)} of {flat.size} numbers that are not, "
+        f"{name} must be {limit}, got {len(bad)} of {flat.size} numbers that are not, "
         f"the first {wide[bad[0]]} at {bad[0]}. The file is damaged, or its run had "
         "diverged: use an earlier checkpoint."
     )

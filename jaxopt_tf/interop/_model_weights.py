@@ -73,15 +73,15 @@ def read_weights(
             # Each tensor is checked separately, so that an error names the tensor and
             # not the leaf, which may be a stack of many tensors.
             key = key_of[torch_name]
-            what = f"{key!r} in {str(files.file_of(key))!r}"
+            location = f"{key!r} in {str(files.file_of(key))!r}"
             part = files.read(key, index)
             try:
-                check_finite(part, what)
+                check_finite(part, location)
             except ValueError:
                 # The message contains positions in the whole tensor.
-                check_finite(files.read(key), what)
+                check_finite(files.read(key), location)
                 raise
-            check_fits(part.dtype, p.dtype, what)
+            check_fits(part.dtype, p.dtype, location)
             return part
 
         slices = names.by_leaf[name]

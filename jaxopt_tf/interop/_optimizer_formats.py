@@ -127,7 +127,7 @@ _FRAMEWORKS = {
     "fp32_from_fp16_params": "Megatron",
     "optimizer_states": "Lightning",
 }
-_CURE = (
+_REMEDY = (
     "Save it with plain torch, or read only the parameters with `opt_state=None` and "
     "start with new moments."
 )
@@ -167,7 +167,7 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             if key in _VALUES and bool(value) != _VALUES[key]:
                 raise ValueError(
                     f"`{key}` must be {_VALUES[key]} in every group, got {value!r} in "
-                    f"group {number}: this variant is not supported. {_CURE}"
+                    f"group {number}: this variant is not supported. {_REMEDY}"
                 )
             # torch checks ranges when AdamW is built, but not when a state dict is
             # loaded.
@@ -192,8 +192,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _error(requirement: str, got: str, remedy: str = _CURE) -> ValueError:
-    return ValueError(f"`state_dict` must {requirement}, got {got} {remedy}".rstrip())
+def _error(requirement: str, problem: str, remedy: str = _REMEDY) -> ValueError:
+    return ValueError(
+        f"`state_dict` must {requirement}, got {problem} {remedy}".rstrip()
+    )
 
 
 def _check_structure(state_dict: Any) -> None:
@@ -261,7 +263,7 @@ def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    name, remedy = _optimizer_name(entry_keys, group_keys), _CURE
+    name, remedy = _optimizer_name(entry_keys, group_keys), _REMEDY
     found = frozenset[str]().union(*group_keys)
     known = _LABELS.union(*(f.needed | f.optional for f in _READABLE))
     if not name and found - known:

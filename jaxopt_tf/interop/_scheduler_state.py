@@ -226,11 +226,11 @@ def metric_state_from_torch(
     _checks.one_of("name", name, _FUNCTIONS)
     kind = GreedyState if name == "greedy" else PlateauState
     counters = {f: key for f, key in _COUNTERS.items() if f in kind._fields}
-    wanted = _settings(name, settings)
+    expected_settings = _settings(name, settings)
     # Keys by which the two schedules are distinguished. `GreedyLR` has no `mode_worse`.
-    own = {"best", "_last_lr", *counters.values(), *wanted}
-    own |= {"mode_worse"} if kind is PlateauState else set()
-    missing = sorted(own - set(scheduler_state))
+    known_keys = {"best", "_last_lr", *counters.values(), *expected_settings}
+    known_keys |= {"mode_worse"} if kind is PlateauState else set()
+    missing = sorted(known_keys - set(scheduler_state))
     if missing:
         raise _checks.ArgumentError(
             "recipe",
@@ -239,7 +239,7 @@ def metric_state_from_torch(
         )
     unexpected = [
         f"`{key}` is {found!r} and the recipe's {value!r}"
-        for key, value in wanted.items()
+        for key, value in expected_settings.items()
         for found in [scheduler_state[key]]
         if any(one != value for one in (found if _is_list(found) else [found]))
     ]

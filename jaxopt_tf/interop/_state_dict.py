@@ -132,14 +132,16 @@ def _named_groups(
     if has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)
-        wanted: Groups = [[tied.get(n, n) for n in g["param_names"]] for g in saved]
+        named_groups: Groups = [
+            [tied.get(n, n) for n in g["param_names"]] for g in saved
+        ]
     else:
         # Two groups without names are assumed to be Trainer's.
         if groups is None and len(saved) == 2 and names.model.is_ordered:
             groups = groups_of_file(saved, entries, names, rule)
-        wanted = resolve_groups(len(saved), names, groups, rule)
+        named_groups = resolve_groups(len(saved), names, groups, rule)
     lengths = [len(group["params"]) for group in saved]
-    sizes = [len(group) for group in wanted]
+    sizes = [len(group) for group in named_groups]
     if lengths != sizes and has_names(saved):
         raise ValueError(
             "`state_dict` must have a name for each parameter of its groups, got "
@@ -152,14 +154,14 @@ def _named_groups(
             "Another decay rule or frozen parameters lead to other groups: pass the "
             "names of each group as `groups`."
         )
-    return wanted
+    return named_groups
 
 
 def _check_names(state: TorchState, names: ParamNames) -> None:
-    wanted = {found.torch_name for found in names.slices}
+    expected_names = {found.torch_name for found in names.slices}
     frozen = {p.name for p in names.model.parameters if not p.is_trainable}
-    missing = sorted(wanted - set(state.numbers) - frozen)
-    unexpected = sorted(set(state.numbers) - wanted)
+    missing = sorted(expected_names - set(state.numbers) - frozen)
+    unexpected = sorted(set(state.numbers) - expected_names)
     if missing or unexpected:
         raise ValueError(
             "`groups` must contain every parameter of the optimizer once: "

@@ -115,8 +115,8 @@ def read_trainer_checkpoint(
     # Small files are read first, so that most errors occur before gigabytes are read.
     folder = Path(folder)
     check_trainer_folder(folder)
-    wanted = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
-    missing = check_files(folder, wanted, without)
+    required = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
+    missing = check_files(folder, required, without)
     trainer_state = {} if STATE in missing else read_trainer_state(folder / STATE)
     scheduler = None if SCHEDULER in missing else load_torch(folder / SCHEDULER)
     with errors_name(folder / SCHEDULER):

@@ -158,10 +158,10 @@ def _conflicts_of_start(model: ModelConfig, job: Job) -> Iterator[str]:
     if checkpoint is not None and not checkpoint.is_dir():
         found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
         listed = ", ".join(found) or "no checkpoints"
-        why = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
+        problem = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
         if checkpoint.exists():
-            why = "is a file. Name the folder that contains it."
+            problem = "is a file. Name the folder that contains it."
         yield (
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
-            f"{str(checkpoint)!r} {why}"
+            f"{str(checkpoint)!r} {problem}"
         )

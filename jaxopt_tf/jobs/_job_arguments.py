@@ -293,10 +293,10 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
         delay *= checkpoint.updates_per_epoch or 0
     if every and delay > (first := (checkpoint.step // every + 1) * every):
         refused["eval_delay"] = f"the first evaluation is at step {first}"
-    for name, why in refused.items():
+    for name, reason in refused.items():
         into.refuse(
             name,
-            f"{why}, and it {role}; to continue with that, name {name!r} in "
+            f"{reason}, and it {role}; to continue with that, name {name!r} in "
             "`ignore_fields`.",
         )
     into.notes.append(

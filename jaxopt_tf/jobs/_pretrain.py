@@ -145,8 +145,8 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if job.on_non_finite == "skip":
         return start
     # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.
-    none = jnp.zeros_like(start.state.num_bad_in_a_row)
-    state = dataclasses.replace(start.state, num_bad_in_a_row=none)
+    zero = jnp.zeros_like(start.state.num_bad_in_a_row)
+    state = dataclasses.replace(start.state, num_bad_in_a_row=zero)
     return start._replace(state=state)
 
 

@@ -48,8 +48,8 @@ class GenerateFn(Protocol):
                 its continuation must fit into the context length.
             temperature: divisor of the logits; 0 for greedy decoding, which takes the
                 token with the largest logit.
-            top_k: number of tokens with the largest logits that are sampled from; None
-                for all.
+            top_k: sampling is restricted to the `top_k` tokens with the largest logits;
+                None for all.
             top_p: sampling is restricted to the smallest set of most probable tokens
                 whose probability is at least `top_p`; from 0 to 1.
             seed: seed of the samples.
@@ -108,8 +108,8 @@ def make_generate(
     function is compiled once per pair of these lengths and number of prompts; settings
     and seed do not recompile it. On one machine, equal arguments give equal tokens.
 
-    Without sampling, tokens are those of a forward pass over the whole text in each
-    step, up to rounding.
+    Greedy decoding gives the tokens of forward passes over the whole text, up to
+    rounding.
 
     Args:
         config: configuration of the model.
@@ -119,7 +119,7 @@ def make_generate(
             None for no cast.
         matmul_precision: precision of matrix products, as for
             `jax.default_matmul_precision`; None for the precision that is configured
-            where the function is called.
+            when the function is called.
         eos_token_ids: tokens that end a text.
 
     Source: transformers 5.23 `generation/utils.py`, `GenerationMixin._sample`;

@@ -26,7 +26,7 @@ def torch_model(
     Args:
         shapes: parameters, or their shapes. In a stacked leaf, the layers are the first
             axis, and the component `h` or `layers` of its name has no number.
-        tied: pairs of a further name of a tied tensor and its name.
+        tied: pairs (alias, name) of tied tensors.
         is_transposed: True if kernels are [out, in] in PyTorch, as those of Linear;
             False if they are [in, out], as those of Conv1D.
         prefix: first component of the names of the base model, which files of the base
@@ -54,13 +54,15 @@ def _torch_params(
     path, _, kind = leaf_name.rpartition(".")
     last = "weight" if kind in ("kernel", "scale", "embedding") else kind
     parts, shape = path.split("."), tuple(leaf.shape)
-    list_at = next((i for i, part in enumerate(parts) if part in ("h", "layers")), None)
-    is_stacked = list_at is not None and not parts[list_at + 1].isdecimal()
-    shape_of_one = shape[1:] if is_stacked else shape
+    list_index = next(
+        (i for i, part in enumerate(parts) if part in ("h", "layers")), None
+    )
+    is_stacked = list_index is not None and not parts[list_index + 1].isdecimal()
+    layer_shape = shape[1:] if is_stacked else shape
     if kind == "kernel" and is_transposed:
-        shape_of_one = shape_of_one[::-1]
+        layer_shape = layer_shape[::-1]
     for number in range(shape[0]) if is_stacked else [None]:
         numbered = parts.copy()
-        if list_at is not None and number is not None:
-            numbered.insert(list_at + 1, str(number))
-        yield ".".join([*numbered, last]), kind, shape_of_one
+        if list_index is not None and number is not None:
+            numbered.insert(list_index + 1, str(number))
+        yield ".".join([*numbered, last]), kind, layer_shape

@@ -170,16 +170,16 @@ def _vanishing(stats: RunningStats, blocks: Block) -> str | None:
     small = _run_stats.small_layers(blocks.layers, _SMALL_LAYER)
     if small:
         more = f" and {len(small) - 1} more" if len(small) > 1 else ""
-        of = f"the gradient of `{small[0]}`{more}"
-        what = f"{of} is below {_SMALL_LAYER:.0e} of the largest layer's"
+        subject = f"the gradient of `{small[0]}`{more}"
+        symptom = f"{subject} is below {_SMALL_LAYER:.0e} of the largest layer's"
     else:
         gained, lost = stats.start - stats.best, loss - stats.best
         is_learnt = gained > _FALL * abs(stats.start) and lost < 0.1 * gained
         if is_learnt or blocks.grad_param_product.max() > _NO_SLOPE * stats.scale:
             return None
-        what = f"the gradient norm is {blocks.grad_norm[-1]:.1e}"
+        symptom = f"the gradient norm is {blocks.grad_norm[-1]:.1e}"
     return (
-        f"{what} while the loss is {loss:.4g}, gradients vanish; use residual "
+        f"{symptom} while the loss is {loss:.4g}, gradients vanish; use residual "
         "connections, normalisation or another activation, or a larger initialisation"
     )
 
@@ -336,7 +336,7 @@ class _Watcher:
         step, stats = window.first_step + int(bad[0]), self._stats
         before = [self._last_loss, *steps["loss"][steps["step"] < step]][-1]
         loss, norm = float(metrics.loss[bad[0]]), float(metrics.norms.grads[bad[0]])
-        what = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
+        symptom = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
         lowest, gain = stats.first_loss, 0.0
         if stats.recent:
             lowest, gain = stats.best, stats.start - stats.best
@@ -344,12 +344,12 @@ class _Watcher:
         # a single batch or operation is the likely cause.
         if before > lowest + max(_RISE_OVER_BEST * abs(lowest), gain):
             sentence = (
-                f"{what} after a rise from {lowest:.4g} to {before:.4g}, training "
+                f"{symptom} after a rise from {lowest:.4g} to {before:.4g}, training "
                 f"diverges; {_SMALLER_STEPS}"
             )
         else:
             sentence = (
-                f"{what}, all at once after {before:.4g}; look at the batch, at "
+                f"{symptom}, all at once after {before:.4g}; look at the batch, at "
                 "divisions and logarithms, or skip such steps with "
                 "`on_non_finite='skip'`"
             )

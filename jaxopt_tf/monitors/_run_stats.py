@@ -132,7 +132,7 @@ def steps_of(window: Window) -> Steps:
         "updates": norms.updates,
         "params": norms.params,
         "rate": metrics.learning_rate,
-        **{_LAYER + name: of.grads for name, of in metrics.layers.items()},
+        **{_LAYER + name: layer.grads for name, layer in metrics.layers.items()},
     }
     # In float64: the square of a large finite float32 loss overflows in float32.
     return {name: x[is_taken].astype(np.float64) for name, x in columns.items()}

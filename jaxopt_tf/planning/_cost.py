@@ -59,8 +59,8 @@ class Cost(NamedTuple):
             return self.flops
         # The compiler's count may miss iterations of loops, and `products` contains
         # only matrix products. Both are lower bounds.
-        written = sum(self.products)
-        return written if math.isnan(self.flops) else max(self.flops, written)
+        matmul_flops = sum(self.products)
+        return matmul_flops if math.isnan(self.flops) else max(self.flops, matmul_flops)
 
 
 class Estimate(NamedTuple):
@@ -136,12 +136,12 @@ def estimate(cost: Cost, chip: Chip) -> Estimate:
 
 def _unused_donations(program: Program, traced: Any) -> tuple[str, ...]:
     names = traced.jaxpr.jaxpr.debug_info.arg_names
-    is_given = [argument.donated for argument in jax.tree.leaves(traced.args_info)]
+    is_donated = [argument.donated for argument in jax.tree.leaves(traced.args_info)]
     numbers = program.parameter_numbers()
     return tuple(
         name
-        for name, given in zip(names, is_given, strict=True)
-        if given and numbers.get(name) not in program.aliased
+        for name, donated in zip(names, is_donated, strict=True)
+        if donated and numbers.get(name) not in program.aliased
     )
 
 
@@ -171,7 +171,7 @@ def _equation_flops(equation: Any) -> MatmulFlops:
         return MatmulFlops(**{_precision(equation): 2.0 * out.size * summed})
     if name == "cond":
         return max((products(branch.jaxpr) for branch in params["branches"]), key=sum)
-    rounds = params["length"] if name == "scan" else 1
+    num_iterations = params["length"] if name == "scan" else 1
     # Primitives such as `pjit`, `scan`, `while` and `custom_vjp_call` have their bodies
     # as parameters with different names: a Jaxpr (`eqns`) or a ClosedJaxpr (`jaxpr`).
     inner = jax.tree.leaves(
@@ -179,7 +179,7 @@ def _equation_flops(equation: Any) -> MatmulFlops:
         is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
     )
     jaxprs = (getattr(x, "jaxpr", x) for x in inner)
-    return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(rounds)
+    return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(num_iterations)
 
 
 def _sum(found: Iterable[MatmulFlops]) -> MatmulFlops:

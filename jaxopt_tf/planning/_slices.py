@@ -189,12 +189,12 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
 
 def _nearest(family: str, size: str) -> str:
     """Returns the size with the most similar number of devices and sides."""
-    wanted = max(1, _num_devices(size))
+    num_devices = max(1, _num_devices(size))
     sides = sorted(int(number) for number in re.findall(r"\d{1,6}", size))
 
     def distance(other: str) -> tuple[float, float]:
         theirs = sorted(int(number) for number in other.split("x"))
-        size_distance = abs(math.log(_num_devices(other) / wanted))
+        size_distance = abs(math.log(_num_devices(other) / num_devices))
         if len(theirs) != len(sides):
             return size_distance, theirs[-1] / theirs[0]
         pairs = zip(sides, theirs, strict=True)
@@ -238,22 +238,22 @@ def slice_devices(slice_: Slice) -> list[Any]:
 
 
 def _cpus(slice_: Slice) -> list[Any]:
-    wanted = slice_.num_devices
+    num_devices = slice_.num_devices
     try:
         # The number can be set only before JAX initializes its backends; afterwards the
         # update raises a RuntimeError. mypy does not know the options of `jax.config`.
-        if jax.config.jax_num_cpu_devices < wanted:  # type: ignore[attr-defined]
-            jax.config.update("jax_num_cpu_devices", wanted)
+        if jax.config.jax_num_cpu_devices < num_devices:  # type: ignore[attr-defined]
+            jax.config.update("jax_num_cpu_devices", num_devices)
     except RuntimeError:
         pass
     devices = jax.devices("cpu")
-    if len(devices) < wanted:
+    if len(devices) < num_devices:
         raise ValueError(
             f"`slice_` must have no more CPU devices than JAX was started with, got "
-            f"{slice_.name!r} and {len(devices)}. Set JAX_NUM_CPU_DEVICES={wanted} in "
-            "the environment."
+            f"{slice_.name!r} and {len(devices)}. Set "
+            f"JAX_NUM_CPU_DEVICES={num_devices} in the environment."
         )
-    return devices[:wanted]
+    return devices[:num_devices]
 
 
 def _tpus(slice_: Slice) -> list[Any]:

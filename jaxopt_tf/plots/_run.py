@@ -226,7 +226,9 @@ def _named(
             "`folders` must contain at least one folder of a run, got none."
         )
     if isinstance(folders, Mapping):
-        return {str(name): _run_log.read_run_log(of) for name, of in folders.items()}
+        return {
+            str(name): _run_log.read_run_log(folder) for name, folder in folders.items()
+        }
     logs = [_run_log.read_run_log(folder) for folder in folders]
     names = [log.name for log in logs]
     return {

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # For a run of at most 2,000 steps, all are sampled. For a longer run, 2,000 steps are
-# sampled first, and then further ones around corners of the curve, until there are more
-# than 6,000: such a schedule is curved everywhere.
-_NUM_STEPS, _MOST_STEPS = 2_000, 6_000
+# sampled first, and then further ones around corners of the curve. Sampling ends at
+# 6,000 steps, for schedules that are curved everywhere.
+_NUM_STEPS, _MAX_STEPS = 2_000, 6_000
 _NUM_CORNERS = 64  # maximum number of intervals that are refined in an iteration
 _NUM_PARTS = 8  # number of parts into which an interval is divided
 # Maximum distance of a rate from the line between its neighbours, as a fraction of the
@@ -98,13 +98,13 @@ def sample_schedule(
     """
     num_steps = _checks.step_count("num_steps", num_steps, minimum=1)
     _check_is_schedule(schedule)
-    rates_at = _compiled(schedule)
+    rates_at = _compile(schedule)
     num_first = min(num_steps, _NUM_STEPS)
     steps = np.linspace(0, num_steps - 1, num_first).round().astype(np.int64)
     rates = rates_at(steps)
     while True:
-        between = _around_corners(steps, rates)
-        if len(between) == 0 or len(steps) > _MOST_STEPS:
+        between = _refine_corners(steps, rates)
+        if len(between) == 0 or len(steps) > _MAX_STEPS:
             return steps, rates
         steps = np.append(steps, between)
         rates = np.append(rates, rates_at(between))
@@ -125,7 +125,7 @@ def _check_is_schedule(schedule: Any) -> None:
         )
 
 
-def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
+def _compile(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function that evaluates the schedule at many steps at once."""
 
     @jax.jit
@@ -143,11 +143,8 @@ def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
     return rates_at
 
 
-def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Returns further steps next to those whose rate is off the line.
-
-    The line is that between the neighbours of a step.
-    """
+def _refine_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Returns steps to add where linear interpolation of the rates is inaccurate."""
     if len(steps) < 3:
         return steps[:0]
     is_wide = np.diff(steps) > 1

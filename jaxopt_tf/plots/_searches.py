@@ -74,7 +74,9 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
         ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
-    named = {name: _numbers_or_names(of) for name, of in points.settings.items()}
+    named = {
+        name: _numbers_or_names(values) for name, values in points.settings.items()
+    }
     several = {name: values for name, values in named.items() if len(set(values)) > 1}
     shown = several or named
     if len(shown) == 2 and _is_grid(list(shown.values())):

@@ -218,13 +218,13 @@ def _decay(
         return
     # Rules cannot be applied to leaves without names: the optimizer's own mask is then
     # assumed to be correct.
-    wanted = decayed
+    expected = decayed
     if _pytrees.unnamed_leaves(probe.params):
         yield "which leaves are decayed, as some have no names"
     else:
         mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
-        wanted = [name for name, decays in _pytrees.named_leaves(mask) if decays]
-    undecayed = [name for name in decayed if name not in wanted]
+        expected = [name for name, decays in _pytrees.named_leaves(mask) if decays]
+    undecayed = [name for name in decayed if name not in expected]
     if undecayed:
         yield Finding(
             problem=f"{len(undecayed)} leaves are decayed that "
@@ -232,7 +232,7 @@ def _decay(
             reason="biases and norms are pulled towards 0",
             fix="Pass `decay_mask(params)` as the mask",
         )
-    if wanted and not decayed:
+    if expected and not decayed:
         yield Finding(
             problem="no leaf is decayed, although `weight_decay` is "
             f"{recipe.weight_decay:g}",
@@ -325,11 +325,11 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
     # Two steps are compared, since schedules of different length agree at the peak.
     late = max(probe.num_steps, 3 * recipe.max_steps // 4)
     for step in (probe.num_steps - 1, late):
-        found, wanted = float(probe.rate_at(step)), rate_at(recipe, step)
-        if not np.isclose(found, wanted, rtol=1e-4, atol=1e-9 * recipe.learning_rate):
+        found, expected = float(probe.rate_at(step)), rate_at(recipe, step)
+        if not np.isclose(found, expected, rtol=1e-4, atol=1e-9 * recipe.learning_rate):
             yield Finding(
                 problem=f"the rate of step {step} is {found:.3g}, and the recipe's is "
-                f"{wanted:.3g}",
+                f"{expected:.3g}",
                 reason="the schedule has another length or another warmup than the "
                 "run, or counts micro-batches",
                 fix="Pass `build_schedule(recipe)`",

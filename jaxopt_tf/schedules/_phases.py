@@ -51,7 +51,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     _checks.fraction("start", start)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _between(start, curve(_progress.done(step, num_steps)))
+        return _interpolate(start, curve(_progress.done(step, num_steps)))
 
     return Phase(factor, num_steps)
 
@@ -94,7 +94,7 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     _checks.fraction("floor", floor)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _between(floor, curve(_progress.left(step, num_steps)))
+        return _interpolate(floor, curve(_progress.left(step, num_steps)))
 
     return Phase(factor, num_steps)
 
@@ -123,7 +123,7 @@ def cycles(
     wave = _progress.Wave(num_cycles, num_steps)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _between(floor, curve(wave.at(step)))
+        return _interpolate(floor, curve(wave.at(step)))
 
     return Phase(factor, num_steps)
 
@@ -152,8 +152,10 @@ def hard_restarts(
     restarts = _progress.Restarts(num_cycles, num_steps)
 
     def factor(step: jax.Array) -> jax.Array:
-        here = _between(floor, curve(restarts.at(step)))
-        return jnp.where(step < num_steps, here, jnp.asarray(floor, here.dtype))
+        factor_in_cycle = _interpolate(floor, curve(restarts.at(step)))
+        return jnp.where(
+            step < num_steps, factor_in_cycle, jnp.asarray(floor, factor_in_cycle.dtype)
+        )
 
     return Phase(factor, num_steps)
 
@@ -207,29 +209,31 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
     def schedule(step: Step) -> jax.Array:
         # From the last phase to the first: each `where` replaces the factor at the
         # steps before the end of an earlier phase.
-        now = _progress.unsigned(step)
-        factor = _factor_from(phases[-1], now, starts[-1])
+        unsigned_step = _progress.unsigned(step)
+        factor = _factor_from(phases[-1], unsigned_step, starts[-1])
         for k in reversed(range(len(phases) - 1)):
             # Ends can be negative (see `get_wsd_schedule`); steps are unsigned.
-            is_earlier = now < now.dtype.type(min(max(ends[k], 0), 2**32 - 1))
+            is_earlier = unsigned_step < unsigned_step.dtype.type(
+                min(max(ends[k], 0), 2**32 - 1)
+            )
             factor = jnp.where(
-                is_earlier, _factor_from(phases[k], now, starts[k]), factor
+                is_earlier, _factor_from(phases[k], unsigned_step, starts[k]), factor
             )
         return jnp.asarray(peak).astype(factor.dtype) * factor
 
     return schedule
 
 
-def _factor_from(phase: Phase, now: jax.Array, start: int) -> jax.Array:
+def _factor_from(phase: Phase, step: jax.Array, start: int) -> jax.Array:
     # A start can be negative (see `get_wsd_schedule`). Unsigned subtraction is modulo
     # 2^32 or 2^64, so that the start is converted by the same modulus.
-    modulus = 2 ** (8 * now.dtype.itemsize)
-    return phase.factor(now - now.dtype.type(start % modulus))
+    modulus = 2 ** (8 * step.dtype.itemsize)
+    return phase.factor(step - step.dtype.type(start % modulus))
 
 
-def _between(low: Scalar, climbed: jax.Array) -> jax.Array:
-    low = _progress.level(low, climbed.dtype)
-    return low + (1.0 - low) * climbed
+def _interpolate(low: Scalar, fraction: jax.Array) -> jax.Array:
+    low = _progress.level(low, fraction.dtype)
+    return low + (1.0 - low) * fraction
 
 
 def _at_least_one_step(num_steps: int) -> None:

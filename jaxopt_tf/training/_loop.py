@@ -271,8 +271,8 @@ class _Run:
         """
         state = self.run_state.state
         if self.save_function is not None and int(state.step) > self.first_step:
-            none = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
-            state = dataclasses.replace(state, num_bad_in_a_row=none)
+            zero = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
+            state = dataclasses.replace(state, num_bad_in_a_row=zero)
             self.save_function(self.run_state._replace(state=state))
 
 

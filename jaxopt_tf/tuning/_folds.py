@@ -62,7 +62,10 @@ class Folds:
         # into the same number of parts, so that the parts have at most two sizes.
         num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
         parts = [np.array_split(fold_rows, num) for fold_rows in rows]
-        return [[self._rows(part) for part in of if len(part)] for of in parts]
+        return [
+            [self._rows(part) for part in fold_parts if len(part)]
+            for fold_parts in parts
+        ]
 
     def _rows(self, rows: np.ndarray) -> Batch:
         return jax.tree.map(lambda leaf: leaf[rows], self.examples)

@@ -257,7 +257,11 @@ def differing(recipes: Sequence[Recipe]) -> list[str]:
     """Returns the names of the fields in which recipes differ."""
     settings = [recipe_settings(recipe) for recipe in recipes]
     first = settings[0]
-    return [name for name in first if any(of[name] != first[name] for of in settings)]
+    return [
+        name
+        for name in first
+        if any(fields[name] != first[name] for fields in settings)
+    ]
 
 
 def shown_loss(loss: float) -> str:

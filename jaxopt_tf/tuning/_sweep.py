@@ -108,7 +108,7 @@ def sweep(
                 if report is not None:
                     report(_summary(new, len(alive), step))
             if not is_last:
-                alive = _better(alive, store.trials, reduction_factor)
+                alive = _best_runs(alive, store.trials, reduction_factor)
             store.states = {i: store.states[i] for i in alive if i in store.states}
         return Sweep(recipes, tuple(over), tuple(store.trials))
 
@@ -136,7 +136,7 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     has_evaluation = last[0].eval_loss is not None
     loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
     points = plots.SearchPoints(
-        settings={name: [of[name] for of in settings] for name in sweep.over},
+        settings={name: [fields[name] for fields in settings] for name in sweep.over},
         losses=np.array([trial.compared for trial in last]),
         steps=np.array([trial.step for trial in last]),
         is_ended=np.array([sweep.is_ended(trial) for trial in last]),
@@ -157,8 +157,7 @@ def _steps(recipes: Sequence[Recipe], reduction_factor: int | None) -> tuple[int
     if any(recipe.max_steps != longest for recipe in recipes):
         raise ValueError(
             "`reduction_factor` must be used with runs of equal length, but `over` "
-            "varies "
-            "`max_steps`. Leave one of them out."
+            "varies `max_steps`. Leave one of them out."
         )
     # Computed from the last round to the first; each division rounds up.
     steps, num_runs = [longest], len(recipes)
@@ -180,7 +179,7 @@ def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[
     return found
 
 
-def _better(
+def _best_runs(
     alive: Sequence[int], trials: Sequence[Trial], reduction_factor: int | None
 ) -> list[int]:
     """Returns the best 1 / `reduction_factor` of the runs, without diverged ones."""
