@@ -67,7 +67,7 @@ class Checkpoints:
                 step is replaced.
             arrays: any tree of JAX or NumPy arrays (including typed keys and sharded
                 arrays) and Python numbers.
-            metadata: metadata, a dict that can be serialized as JSON.
+            metadata: further values, a dict that can be serialized as JSON.
             best_step: step of the best checkpoint so far, which is never deleted.
             replaces: step of a checkpoint that is deleted when this one is complete.
 
@@ -234,7 +234,7 @@ def _as_json(metadata: dict[str, Any]) -> dict[str, Any]:
         as_read: dict[str, Any] = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`notes` must be serializable as JSON, but {error}. Pass arrays in "
+            f"`metadata` must be serializable as JSON, but {error}. Pass arrays in "
             "`arrays`, and convert paths to strings."
         ) from error
     return as_read

@@ -60,27 +60,27 @@ class RunFlags:
     run: RunConfig
 
 
-_Form = TypeVar("_Form", bound=RunFlags)
+_FlagsT = TypeVar("_Form", bound=RunFlags)
 
 
-def parse(form: type[_Form], args: Sequence[str]) -> _Form:
+def parse(flags_type: type[_FlagsT], args: Sequence[str]) -> _FlagsT:
     """Reads a command line and the file of its `--config`.
 
     Fields of the file that have no effect are reported on stderr.
 
     Args:
-        form: dataclass of the command's flags.
+        flags_type: dataclass of the command's flags.
         args: command line after the name of the command.
 
     Raises:
         ValueError: if settings are invalid or conflict. The message lists all problems.
         SystemExit: after `--help`.
     """
-    typed = read_typed(form, args)
-    return build(form, typed, run=run_config(typed))
+    typed = read_typed(flags_type, args)
+    return build(flags_type, typed, run=run_config(typed))
 
 
-def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
+def read_typed(flags_type: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
     """Reads the flags that were typed, and no file.
 
     Raises:
@@ -88,7 +88,7 @@ def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
             of them.
         SystemExit: after `--help`.
     """
-    return read_flags(form, args, _RECIPE)
+    return read_flags(flags_type, args, _RECIPE)
 
 
 def run_config(

@@ -160,12 +160,12 @@ def rotation(
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
 
 
-def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     """Rotates queries or keys, [B, T, H, D], in float32; returns the dtype of `x`.
 
     Element i forms a pair with element i + D / 2, as in Transformers.
     """
-    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
+    cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -132,12 +132,12 @@ def _exploding(stats: RunningStats, blocks: Block) -> str | None:
     # Growth counts only without a new lowest loss: when a run leaves a plateau,
     # gradients grow as much.
     has_grown = (
-        0 < _GROWTH * stats.largest_grad < blocks.grad_norm.min()
+        0 < _GROWTH * stats.max_grad_norm < blocks.grad_norm.min()
         and stats.best_step < blocks.first_step[0]
     )
     if not (is_steep_step.mean() > _STEEP_STEPS or has_grown):
         return None
-    usual = f"; it was {stats.largest_grad:.2g} at most" if has_grown else ""
+    usual = f"; it was {stats.max_grad_norm:.2g} at most" if has_grown else ""
     return (
         f"the gradient norm is {blocks.grad_norm.max():.2g}{usual}, gradients explode; "
         "clip with a small `max_grad_norm`, lower `learning_rate`, or look for a "
@@ -227,7 +227,7 @@ class _Gap(NamedTuple):
         recent, best = (*self.recent, new)[-_NUM_EVALUATIONS:], self.best
         if best is None or new.loss < best.loss:
             return _Gap(new, recent)
-        swing = _GAP_OVER_SWING * _run_stats.swing_of([one.loss for one in recent])
+        swing = _GAP_OVER_SWING * _run_stats.median_swing([one.loss for one in recent])
         rise, size = new.loss - best.loss, abs(best.loss)
         # If both losses increase, as after a restart of the rate, the gap does not.
         is_above = new.training < best.training and rise > max(_GAP * size, swing)
@@ -270,7 +270,7 @@ class _Watcher:
     def window(self, window: Window) -> None:
         """Processes the steps of a window."""
         metrics: Any = window.metrics  # numpy arrays
-        steps = _run_stats.steps_of(window)
+        steps = _run_stats.finite_steps(window)
         losses = steps["loss"]
         self._total += float(np.sum(losses))
         self._count += len(losses)
@@ -362,7 +362,7 @@ class _Watcher:
         # the lower bound, since the sizes of parameters differ.
         limit = float(jnp.finfo(self._param_dtype).eps) / 8
         # The largest ratio of all blocks: at the end of a run, updates are small.
-        ratio = stats.top_ratio
+        ratio = stats.max_update_ratio
         if ratio >= limit or stats.num_full_in_a_row < len(blocks.loss):
             return None
         keep = f"keep parameters in float32 and compute in {self._param_dtype}, or "

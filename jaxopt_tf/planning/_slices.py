@@ -193,11 +193,11 @@ def _nearest(family: str, size: str) -> str:
     sides = sorted(int(number) for number in re.findall(r"\d{1,6}", size))
 
     def distance(other: str) -> tuple[float, float]:
-        theirs = sorted(int(number) for number in other.split("x"))
+        other_sides = sorted(int(number) for number in other.split("x"))
         size_distance = abs(math.log(_num_devices(other) / num_devices))
-        if len(theirs) != len(sides):
-            return size_distance, theirs[-1] / theirs[0]
-        pairs = zip(sides, theirs, strict=True)
+        if len(other_sides) != len(sides):
+            return size_distance, other_sides[-1] / other_sides[0]
+        pairs = zip(sides, other_sides, strict=True)
         return size_distance + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
 
     return min(_sizes(family)[0], key=distance)

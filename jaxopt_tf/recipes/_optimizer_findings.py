@@ -218,13 +218,15 @@ def _decay(
         return
     # Rules cannot be applied to leaves without names: the optimizer's own mask is then
     # assumed to be correct.
-    expected = decayed
+    decayed_by_rule = decayed
     if _pytrees.unnamed_leaves(probe.params):
         yield "which leaves are decayed, as some have no names"
     else:
         mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
-        expected = [name for name, decays in _pytrees.named_leaves(mask) if decays]
-    undecayed = [name for name in decayed if name not in expected]
+        decayed_by_rule = [
+            name for name, decays in _pytrees.named_leaves(mask) if decays
+        ]
+    undecayed = [name for name in decayed if name not in decayed_by_rule]
     if undecayed:
         yield Finding(
             problem=f"{len(undecayed)} leaves are decayed that "
@@ -232,7 +234,7 @@ def _decay(
             reason="biases and norms are pulled towards 0",
             fix="Pass `decay_mask(params)` as the mask",
         )
-    if expected and not decayed:
+    if decayed_by_rule and not decayed:
         yield Finding(
             problem="no leaf is decayed, although `weight_decay` is "
             f"{recipe.weight_decay:g}",

@@ -65,7 +65,7 @@ class ParamGroup:
             object.__setattr__(self, "lr_scheduler_kwargs", pairs)
 
     @property
-    def own(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Values that replace those of the recipe, by field name."""
         return {
             name: value

@@ -327,8 +327,8 @@ class _FoldRuns(ParallelRuns):
                 f"none in one of {num_folds}. Use fewer folds, or check whether all "
                 "labels of a fold are ignored."
             )
-        # For each run, which[0] selects the folds that it was trained on, which[1] the
-        # fold that it was not trained on.
+        # For each run, part_masks[0] selects the folds that it was trained on, and
+        # part_masks[1] the fold that it was not trained on.
         is_evaluated = np.arange(num_folds)[:, None] == np.array(group.runs) % num_folds
         part_masks = np.stack([~is_evaluated, is_evaluated])  # [2, F, n]
         totals, num_items = (

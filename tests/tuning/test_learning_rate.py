@@ -78,7 +78,7 @@ def test_every_part_of_a_schedule_keeps_its_share():
     short = short_version(recipe, 400)
     assert (short.max_steps, short.warmup_steps) == (400, 40)
     assert dict(short.lr_scheduler_kwargs)["num_decay_steps"] == 200
-    assert short.rate_groups[0].own["warmup_steps"] == 10
+    assert short.rate_groups[0].overrides["warmup_steps"] == 10
     all_warmup = short_version(Recipe(max_steps=100, warmup_steps=100), 50)
     assert all_warmup.warmup_steps == 50
 
