@@ -60,7 +60,7 @@ class RunFlags:
     run: RunConfig
 
 
-_FlagsT = TypeVar("_Form", bound=RunFlags)
+_FlagsT = TypeVar("_FlagsT", bound=RunFlags)
 
 
 def parse(flags_type: type[_FlagsT], args: Sequence[str]) -> _FlagsT:
