@@ -33,7 +33,7 @@ def test_doctor_prints_its_findings(capsys):
     assert "learning rate and weight decay is at most 1e-08" in shown
     # An argument, and no flag.
     words = " ".join(shown.split())
-    assert "in code, as it has no flag, an optimizer of your own with" in words
+    assert "in Python, build the optimizer with" in words
 
 
 def test_explain_prints_a_row_per_parameter(capsys):
