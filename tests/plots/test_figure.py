@@ -31,7 +31,7 @@ def test_shows_itself_at_100_pixels_an_inch(figure):
 @pytest.mark.parametrize("ending", [".png", ".SVG", ".pdf"])
 def test_is_saved_whole_in_the_format_of_its_name(tmp_path, figure, ending):
     path = _figure.picture_path(str(tmp_path / f"new{ending}"))
-    _figure.saved(figure, path)
+    _figure.save_figure(figure, path)
     assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml", b"%PDF-")
     assert list(tmp_path.iterdir()) == [path]
 

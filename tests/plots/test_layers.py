@@ -5,7 +5,7 @@ import pytest
 
 from jaxopt_tf.monitors import json_lines
 from jaxopt_tf.plots import plot_layers
-from jaxopt_tf.plots._layers import _place, _without_prefix
+from jaxopt_tf.plots._layers import _sort_key, _without_prefix
 from tests.events import metrics_of, tell
 from tests.plots.conftest import NUM_STEPS
 
@@ -76,7 +76,13 @@ def test_layers_without_a_finite_number_are_drawn_empty(tmp_path):
 
 def test_numbers_in_names_are_numbers():
     names = ["h.10", "ln_f", "h.9", "wpe", "embed.tokens"]
-    assert sorted(names, key=_place) == ["embed.tokens", "wpe", "h.9", "h.10", "ln_f"]
+    assert sorted(names, key=_sort_key) == [
+        "embed.tokens",
+        "wpe",
+        "h.9",
+        "h.10",
+        "ln_f",
+    ]
 
 
 def test_modules_that_all_are_in_are_not_repeated():
