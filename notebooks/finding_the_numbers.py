@@ -122,8 +122,7 @@ plot_rates(found)
 # ## A sweep over several numbers
 #
 # Any fields of a recipe, on a grid or at random. With `reduction_factor=2` only the
-# better half is trained on, again and again; with `folder=` a sweep can be killed and
-# goes on.
+# better half continues after each round; with `folder=` a sweep that was killed resumes.
 
 # %%
 swept = sweep(
