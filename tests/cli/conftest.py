@@ -2,6 +2,21 @@
 
 import pytest
 
+from jaxopt_tf import plots, training
+
+
+@pytest.fixture
+def with_picture():
+    """For tests that check the picture of a run."""
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(request, monkeypatch):
+    """Trains without drawing, which takes a quarter of the time of a tiny run."""
+    if "with_picture" not in request.fixturenames:
+        nothing = training.Monitor(lambda _: None, lambda _: None, lambda: None)
+        monkeypatch.setattr(plots, "curves", lambda *_, **__: nothing)
+
 
 @pytest.fixture
 def text(tmp_path):

@@ -259,14 +259,13 @@ def test_export_rejects_rate_groups(adamw, tmp_path, text, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Trainer
-@pytest.mark.parametrize("flags", ["", "--scan_layers"])
-def test_exported_run_resumes_in_trainer(tmp_path, text, flags):
+def test_exported_run_resumes_in_trainer(tmp_path, text):
     run, out = tmp_path / "run", tmp_path / "trainer" / "checkpoint-3"
     out.parent.mkdir()
     sizes = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16 --save_steps 3"
     numbers = "--max_steps 6 --warmup_steps 1 --per_device_train_batch_size 4"
-    often = "--logging_steps 1"
-    flags = f"{sizes} {numbers} {often} {flags}"
+    # Layers apart are in `test_import_and_export_round_trip`.
+    flags = f"{sizes} {numbers} --logging_steps 1 --scan_layers"
     command = f"train --text {text} --output_dir {run} {flags}"
     assert main(command.split()) == 0
     assert main(["migrate", str(run / "checkpoint-3"), str(out)]) == 0

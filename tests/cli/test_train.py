@@ -132,12 +132,27 @@ def run(tmp_path, text):
     return run
 
 
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Collects the configurations of runs, which are not trained."""
+    configs = []
+
+    def pretrain(config, *, command_line):
+        configs.append(config)
+        return RunResult(0.0, 0.0, {}, tmp_path, stopped_by=None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_train, "pretrain", pretrain)
+        yield configs
+
+
 def column(output_dir, name):
     """Returns the values of `name` in the log of the run, in order."""
     lines = (output_dir / "metrics.jsonl").read_text().splitlines()
     return [record[name] for record in map(json.loads, lines) if name in record]
 
 
+@pytest.mark.usefixtures("with_picture")
 def test_train_lowers_the_loss_and_prints_its_files(run, tmp_path, text, capsys):
     flags = "--eval_steps 8 --save_steps 10"
     assert run(flags) == 0
@@ -161,11 +176,11 @@ def test_train_lowers_the_loss_and_prints_its_files(run, tmp_path, text, capsys)
     assert parse(Train, config).run == parse(Train, typed[1:]).run
     (start,) = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
     assert start["command_line"] == ["jaxopt-tf", *typed]
+    check_that_it_resumes(folder, capsys)
 
 
-def test_a_folder_alone_resumes_with_the_settings_of_its_run(run, tmp_path, capsys):
-    assert run("--eval_steps 8 --save_steps 10") == 0
-    folder = tmp_path / "run"
+def check_that_it_resumes(folder, capsys):
+    """Checks that the folder alone resumes with the settings of its run."""
     losses, settings = column(folder, "loss"), (folder / "settings.json").read_text()
     shutil.rmtree(folder / "checkpoint-20")
     capsys.readouterr()
@@ -199,19 +214,12 @@ def test_a_folder_alone_resumes_with_the_settings_of_its_run(run, tmp_path, caps
     ],
 )
 def test_the_mesh_of_a_run_is_kept_where_it_fits(
-    tmp_path, capsys, monkeypatch, saved, flags, mesh
+    tmp_path, capsys, started, saved, flags, mesh
 ):
     config = parse(Train, []).run.to_dict()
     (tmp_path / "settings.json").write_text(json.dumps(config | {"mesh": saved}))
-    seen = []
-
-    def pretrain(config, *, command_line):
-        seen.append(config)
-        return RunResult(0.0, 0.0, {}, tmp_path, stopped_by=None)
-
-    monkeypatch.setattr(_train, "pretrain", pretrain)
     assert main(f"train --output_dir {tmp_path} {flags}".split()) == 0
-    assert seen[0].job.mesh == mesh
+    assert started[0].job.mesh == mesh
     noted = "`--mesh data=2` of the run does not fit the 8 devices and is ignored"
     assert (noted in capsys.readouterr().err) == (saved == "data=2" and not flags)
 
@@ -229,7 +237,7 @@ def test_a_signal_ends_it_with_the_status_of_the_signal(run, tmp_path, capsys):
 
     health_monitor = threading.Thread(target=stop_once_it_runs)
     health_monitor.start()
-    status = run("--max_steps 100000")
+    status = run("--max_steps 100000 --optim sgd")
     health_monitor.join()
     assert status == 128 + signal.SIGTERM
     *_, how, line = capsys.readouterr().out.splitlines()
@@ -315,13 +323,17 @@ def test_rate_groups_are_json():
     assert recipe.rate_groups == (ParamGroup(pattern="wte", factor=0.1),)
 
 
-def test_the_steps_of_an_epoch_are_counted_and_recorded(run, tmp_path, capsys):
+def test_a_number_of_steps_wins_over_epochs(run, started, capsys):
     assert run("--max_steps 9 --num_train_epochs 1") == 0
+    assert started[0].recipe.max_steps == 9
     said = "`--num_train_epochs 1` is ignored: `--max_steps 9` takes precedence"
     assert said in capsys.readouterr().err
+
+
+def test_the_steps_of_an_epoch_are_counted_and_recorded(tmp_path, text, capsys):
     folder = tmp_path / "epochs"
     args = RUN.replace("--max_steps 20", "--num_train_epochs 0.5").split()
-    args += ["--text", str(tmp_path / "text.txt"), "--output_dir", str(folder)]
+    args += ["--text", str(text), "--output_dir", str(folder), "--optim", "sgd"]
     args += ["--eval_strategy", "epoch", "--save_steps", "0.5"]
     assert main(args) == 0
     # 2,378 bytes to train on: 148 windows of 16, 19 batches of 8.

@@ -30,8 +30,14 @@ pytestmark = [
 ]
 
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=8)
+# Compiles in half the time of AdamW, and has a state.
 RECIPE = Recipe(
-    max_steps=2, learning_rate=1e-2, warmup_steps=1, per_device_train_batch_size=8
+    max_steps=2,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    per_device_train_batch_size=8,
+    optim="sgd",
+    optim_args="momentum=0.9",
 )
 
 
@@ -332,7 +338,7 @@ def test_processes_share_a_folder(tmp_path):
         "from jaxopt_tf.jobs._compilation_cache import compilation_cache as c\n"
         "import jax, jax.numpy as jnp\n"
         "with c():\n"
-        "    for n in range(20, 30):\n"
+        "    for n in range(20, 24):\n"
         "        print(float(jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.eye(n))))"
     )
     command = [sys.executable, "-c", code]
@@ -349,8 +355,8 @@ def test_processes_share_a_folder(tmp_path):
     (one, errors), (other, more) = (process.communicate() for process in processes)
     assert (errors, more) == ("", "")
     assert one == other
-    assert one.count("\n") == 10
-    assert len(files(tmp_path)) >= 10
+    assert one.count("\n") == 4
+    assert len(files(tmp_path)) >= 4
 
 
 @pytest.mark.parametrize(

@@ -430,12 +430,8 @@ def test_refuses_settings_that_contradict_each_other(job):
 
 def test_scanned_layers_bfloat16_and_label_smoothing_train(job):
     model = dataclasses.replace(TINY, scan_layers=True, gradient_checkpointing=True)
-    recipe = dataclasses.replace(
-        RECIPE,
-        optim="adafactor",
-        label_smoothing_factor=0.1,
-        gradient_accumulation_steps=1,
-    )
+    smoothed = {"label_smoothing_factor": 0.1, "learning_rate": 0.3}
+    recipe = dataclasses.replace(DESCENT, **smoothed)
     outcome = run(job, recipe, model, bf16=True, log_layers=True)
     assert outcome.last_loss < outcome.first_loss
     leaves = jax.tree.leaves(outcome.params)

@@ -11,7 +11,7 @@ from tests import references
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's variables
-    pytest.mark.usefixtures("compiled_quickly"),
+    pytest.mark.usefixtures("compiled_quickly", "compiled_once"),
     references.needs_transformers,
 ]
 
@@ -92,17 +92,13 @@ def test_the_weights_of_the_folder_are_the_first_parameters(folder, settings):
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    recorded = run(settings, max_steps=1, learning_rate=0.0, weight_decay=0.0)
+    still = {"max_steps": 1, "learning_rate": 0.0, "optim": "sgd"}
+    recorded = run(settings, **still)
     theirs = model.model.embed_tokens.weight.detach().numpy()
     ours = recorded.params["model"]["embed_tokens"]["embedding"]
     np.testing.assert_array_equal(np.asarray(ours), theirs)
-    drawn = run(
-        settings | {"output_dir": settings["output_dir"] + "-2"},
-        max_steps=1,
-        learning_rate=0.0,
-        weight_decay=0.0,
-        from_scratch=True,
-    )
+    folder = settings["output_dir"] + "-2"
+    drawn = run(settings, **still, output_dir=folder, from_scratch=True)
     embedding = np.asarray(drawn.params["model"]["embed_tokens"]["embedding"])
     assert not np.allclose(embedding, theirs)
 

@@ -47,7 +47,9 @@ def test_a_run_has_the_numbers_of_pretrain_with_equal_settings(config, tmp_path)
         gradient_accumulation_steps=2,
         per_device_train_batch_size=4,
         scan_layers=True,
-        learning_rate=3e-3,
+        optim="sgd",
+        optim_args="momentum=0.9",
+        learning_rate=0.1,
         output_dir=str(tmp_path / "run"),
     )
     pretrain(run)

@@ -61,19 +61,19 @@ def arguments(rate=None, **options):
 
 def run(optimizer, params, grads, keep=None):
     """Returns parameters and state after all steps; after each one with `keep`."""
+    (params, state), kept = all_steps(optimizer, keep, params, grads)
+    return (params, state) if keep is None else (params, state, kept)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def all_steps(optimizer, keep, params, grads):
     def step(carry, g):
         p, state = carry
         updates, state = optimizer.update(g, state, p)
         p = optax.apply_updates(p, updates)
         return (p, state), keep and keep(updates, state)
 
-    @jax.jit
-    def all_steps(p, g):
-        return jax.lax.scan(step, (p, optimizer.init(p)), g)
-
-    (params, state), kept = all_steps(params, grads)
-    return (params, state) if keep is None else (params, state, kept)
+    return jax.lax.scan(step, (params, optimizer.init(params)), grads)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +116,15 @@ def test_matches_transformers(work, options):
             np.testing.assert_allclose(mu, theirs, atol=atol, err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def low_precision():
+    return adafactor_tf(eps=(1e-30, 1e-9))  # one optimizer: compiled once per dtype
+
+
 @references.needs_transformers
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [1.0, 1e-5], ids="size={:g}".format)
-def test_matches_transformers_in_low_precision(rng, dtype, size):
+def test_matches_transformers_in_low_precision(rng, dtype, size, low_precision):
     # At the small size float16 values are subnormal and have few bits.
     params = {"a": rng.uniform(0.5, 2.0, size=(16, 24)), "b": rng.uniform(1, 2, 200)}
     params = {name: jnp.asarray(p * size, dtype) for name, p in params.items()}
@@ -127,7 +132,7 @@ def test_matches_transformers_in_low_precision(rng, dtype, size):
         name: jnp.asarray(rng.normal(size=(20, *p.shape)), dtype)
         for name, p in params.items()
     }
-    ours, _ = run(adafactor_tf(eps=(1e-30, 1e-9)), params, grads)
+    ours, _ = run(low_precision, params, grads)
     start = {name: np.asarray(p, np.float32) for name, p in params.items()}
     g32 = {name: np.asarray(g, np.float32) for name, g in grads.items()}
     theirs, _ = reference.transformers_adafactor(
@@ -198,7 +203,9 @@ def test_the_rms_of_an_update_stays_under_the_threshold(work):
     assert max(float(np.max(x)) for x in found.values()) <= 0.5 * (1 + 1e-5)
     assert all(np.any(x > 0.5 * (1 - 1e-5)) for x in found.values())
     assert np.any(found["embedding"] < 0.49)
-    *_, found = run(adafactor_trainer(1.0, clip_threshold=math.inf), params, grads, rms)
+    optimizer = adafactor_trainer(1.0, clip_threshold=math.inf)
+    one = ({"embedding": tree["embedding"]} for tree in (params, grads))
+    *_, found = run(optimizer, *one, rms)
     assert np.max(found["embedding"]) > 1.5
 
 
@@ -290,13 +297,12 @@ def test_counts_may_differ_per_leaf(rng):
         "i": np.zeros(3, jax.dtypes.float0),
     }
     optimizer = adafactor_tf(warmup_init=True)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     counts = {"a": jnp.int32(4), "b": jnp.int32(9), "i": jnp.int32(0)}
-    updates, after = optimizer.update(grads, state._replace(count=counts), params)
+    updates, after = update(grads, state._replace(count=counts), params)
     for name, count in [("a", 4), ("b", 9)]:
-        alone, _ = optimizer.update(
-            grads, state._replace(count=jnp.int32(count)), params
-        )
+        equal = dict.fromkeys(counts, jnp.int32(count))
+        alone, _ = update(grads, state._replace(count=equal), params)
         np.testing.assert_array_equal(updates[name], alone[name])
         assert after.count[name] == count + 1
     np.testing.assert_allclose(after.learning_rate, 5e-6, rtol=1e-6)

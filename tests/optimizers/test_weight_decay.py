@@ -18,6 +18,8 @@ from jaxopt_tf.optimizers import adamw_tf, decay_mask
 from tests import references
 from tests.references import decay_names as reference
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def decayed(mask):
     return {name for name, is_decayed in _tree.named_leaves(mask) if is_decayed}

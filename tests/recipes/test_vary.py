@@ -16,9 +16,14 @@ BASE = Recipe(max_steps=20, learning_rate=1e-3, warmup_steps=3, weight_decay=0.1
 RECIPES = [
     dataclasses.replace(BASE, adam_beta1=0.8, adam_beta2=0.95, max_grad_norm=0.1),
     dataclasses.replace(
-        BASE, learning_rate=3e-3, weight_decay=0.0, lr_scheduler_type="cosine"
+        BASE,
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        adam_epsilon=1e-6,
+        max_grad_norm=0.0,
+        adam_beta1=0.7,
     ),
-    dataclasses.replace(BASE, adam_epsilon=1e-6, max_grad_norm=0.0, adam_beta1=0.7),
 ]
 
 

@@ -30,7 +30,6 @@ OPTIMIZERS = {
 }
 RULES = {
     "data=8": {".*": P()},
-    "fsdp=2": {".*": P("fsdp")},
     "fsdp=8": {".*": P("fsdp")},
     "fsdp=2,tensor=4": {".*": P("fsdp", "tensor")},
     "rows=2": {".*": P(None, "rows")},  # the axis that rows average away
@@ -125,9 +124,18 @@ def runs_of_few_leaves(name, dtype):
 # --- but for the order of sums, which is XLA's own however it compiles
 
 
+BOTH_AXES = "fsdp=2,tensor=4"
+
+
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("axes", RULES)
-@pytest.mark.parametrize("name", ["adafactor", "scaled", "clip"])
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        *(("adafactor", axes) for axes in RULES),
+        *(("scaled", axes) for axes in (BOTH_AXES, "rows=2", "rows=8")),
+        *(("clip", axes) for axes in ("data=8", BOTH_AXES)),
+    ],
+)
 def test_updates_on_many_devices_equal_those_on_one(on_one_device, name, axes):
     ours, _ = steps(OPTIMIZERS[name](), axes)
     assert_near(name, ours, on_one_device(name))
