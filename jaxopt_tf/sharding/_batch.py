@@ -57,3 +57,21 @@ def gather_columns(mesh: Any, num_rows: int) -> Callable[[jax.Array], jax.Array]
     axis = "tensor" if num_parts and num_rows % num_parts == 0 else None
     by_rows = NamedSharding(mesh, PartitionSpec(axis))
     return lambda table: jax.lax.with_sharding_constraint(table, by_rows)
+
+
+def constrain_columns(mesh: Any) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that shards activations, [B, T, E], along B and E.
+
+    `data` shards B, and `fsdp` shards E, as the columns of an embedding table. Axes
+    that the mesh does not divide are replicated.
+    """
+
+    def constrain(x: jax.Array) -> jax.Array:
+        axes = [None] * x.ndim
+        for axis, name in ((0, "data"), (-1, "fsdp")):
+            if x.shape[axis] % mesh.shape.get(name, x.shape[axis] + 1) == 0:
+                axes[axis] = name
+        by_columns = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.lax.with_sharding_constraint(x, by_columns)
+
+    return constrain
