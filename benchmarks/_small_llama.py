@@ -59,8 +59,7 @@ def write_llama(
 
 
 def _sentence(words: list[str], length: int, rng: np.random.Generator) -> list[str]:
-    """Returns words of which each is followed by one of three, so that there is text
-    to learn."""
+    """Returns random words; each is followed by one of three, which can be learnt."""
     word, found = int(rng.integers(len(words))), []
     for _ in range(length):
         found.append(words[word])

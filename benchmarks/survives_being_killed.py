@@ -168,6 +168,9 @@ def _kill(process, folder: Path, rng: random.Random, seconds: float) -> Attempt 
     else:
         process.join(rng.random() * seconds)
     attempt = _end(folder, process, signal.SIGKILL)
+    if attempt.exit_status not in (0, -signal.SIGKILL):
+        said = folder.with_suffix(".console").read_text()
+        raise RuntimeError(f"it ended with {attempt.exit_status}: {said}")
     return attempt if attempt.exit_status == -signal.SIGKILL else None
 
 

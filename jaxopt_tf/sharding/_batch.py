@@ -62,16 +62,17 @@ def gather_columns(mesh: Any, num_rows: int) -> Callable[[jax.Array], jax.Array]
 def constrain_columns(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that shards activations, [B, T, E], along B and E.
 
-    `data` shards B, and `fsdp` shards E, as the columns of an embedding table. Axes
-    that the mesh does not divide are replicated.
+    `data` shards B, and `fsdp` shards E as the columns of an embedding table. Axes
+    that the mesh does not divide evenly are replicated.
     """
 
+    def divides(name: str, size: int) -> str | None:
+        is_even = name in mesh.shape and size % mesh.shape[name] == 0
+        return name if is_even else None
+
     def constrain(x: jax.Array) -> jax.Array:
-        axes = [None] * x.ndim
-        for axis, name in ((0, "data"), (-1, "fsdp")):
-            if x.shape[axis] % mesh.shape.get(name, x.shape[axis] + 1) == 0:
-                axes[axis] = name
-        by_columns = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.lax.with_sharding_constraint(x, by_columns)
+        batch, _, width = x.shape
+        spec = PartitionSpec(divides("data", batch), None, divides("fsdp", width))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return constrain
