@@ -132,10 +132,10 @@ def _subject(name: str, flags: tuple[str, ...], root: Path) -> Subject:
     work = root / name
     work.mkdir()
     unbroken = work / "unbroken"
-    _start(unbroken, flags).join()  # compiles
+    _complete(unbroken, flags)  # compiles
     shutil.rmtree(unbroken)
     since = time.perf_counter()
-    _start(unbroken, flags).join()
+    _complete(unbroken, flags)
     seconds = time.perf_counter() - since
     expected = _what_is_left(unbroken)
     assert expected["steps"] == list(range(1, MAX_STEPS + 1))
@@ -147,7 +147,7 @@ def _killed(subject: Subject, count: Count) -> Iterator[Row]:
         return _kill(_start(folder, subject.flags), folder, rng, subject.seconds)
 
     def end(folder: Path, rng: random.Random) -> None:
-        _start(folder, subject.flags).join()
+        _complete(folder, subject.flags)
 
     attempts, left = _broken_off(subject.work, "killed", count.kills, kill, end)
     yield from _rows(subject, f"{len(attempts)} SIGKILLs", attempts, left)
@@ -168,10 +168,10 @@ def _kill(process, folder: Path, rng: random.Random, seconds: float) -> Attempt 
     else:
         process.join(rng.random() * seconds)
     attempt = _end(folder, process, signal.SIGKILL)
-    if attempt.exit_status not in (0, -signal.SIGKILL):
-        said = folder.with_suffix(".console").read_text()
-        raise RuntimeError(f"it ended with {attempt.exit_status}: {said}")
-    return attempt if attempt.exit_status == -signal.SIGKILL else None
+    if attempt.exit_status == -signal.SIGKILL:
+        return attempt
+    _check_success(folder, attempt.exit_status)
+    return None
 
 
 def _asked(subject: Subject, count: Count) -> Iterator[Row]:
@@ -185,7 +185,7 @@ def _asked(subject: Subject, count: Count) -> Iterator[Row]:
         return None if (folder / f"checkpoint-{MAX_STEPS}").exists() else attempt
 
     def end(folder: Path, rng: random.Random) -> None:
-        _start(folder, subject.flags).join()
+        _complete(folder, subject.flags)
 
     attempts, left = _broken_off(subject.work, "asked", count.terms, ask, end)
     yield from _rows(subject, f"{len(attempts)} SIGTERMs", attempts, left)
@@ -214,7 +214,7 @@ def _moved(subject: Subject, num_kills: int) -> Iterator[Row]:
         return _kill(start(folder, rng), folder, rng, 2 * subject.seconds)
 
     def end(folder: Path, rng: random.Random) -> None:
-        start(folder, rng).join()
+        _join(start(folder, rng), folder)
 
     attempts, left = _broken_off(subject.work, "moved", num_kills, kill, end)
     resumed = sum(attempt.has_saved for attempt in attempts)
@@ -447,6 +447,21 @@ def _start(folder: Path, flags: tuple[str, ...], mesh: str = "data=1"):
     process = _context().Process(target=_train, args=(folder, flags, mesh), daemon=True)
     process.start()
     return process
+
+
+def _complete(folder: Path, flags: tuple[str, ...]) -> None:
+    _join(_start(folder, flags), folder)
+
+
+def _join(process, folder: Path) -> None:
+    process.join()
+    _check_success(folder, process.exitcode)
+
+
+def _check_success(folder: Path, exit_status: int) -> None:
+    if exit_status != 0:
+        said = folder.with_suffix(".console").read_text()
+        raise RuntimeError(f"it ended with {exit_status}: {said}")
 
 
 def _train(folder: Path, flags: tuple[str, ...], mesh: str) -> None:
