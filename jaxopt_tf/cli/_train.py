@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from .._checks import counted
+from .._checks import pluralize
 from .._io import is_primary_process
 from ..jobs import (
     RunConfig,
@@ -96,7 +96,7 @@ def _fitting_mesh(saved: Mapping[str, Any], folder: Path) -> str | None:
         then = "it is ignored" if found is None else f"`--mesh {found}` is used"
         print(
             f"jaxopt-tf: `--mesh {mesh}` of the run does not fit the "
-            f"{counted(num_devices, 'device')} here; {then}.",
+            f"{pluralize(num_devices, 'device')} here; {then}.",
             file=sys.stderr,
         )
     return found

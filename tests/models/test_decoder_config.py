@@ -284,7 +284,9 @@ def test_without_a_range_weights_have_the_range_of_transformers():
 def test_refuses_a_setting_by_its_name(given, message):
     with pytest.raises(ValueError, match=message) as error:
         read(**given)
-    assert "`source` must be the configuration of a supported decoder" in str(error.value)
+    assert "`source` must be the configuration of a supported decoder" in str(
+        error.value
+    )
     assert "jaxopt_tf.interop" in str(error.value)
 
 
