@@ -1,10 +1,12 @@
 """Losses of one run on 1 to 8 devices and 1 to 8 processes, also after kills.
 
-    python -m benchmarks.one_run_on_many_devices            # 20 minutes on 2 cores
+    python -m benchmarks.one_run_on_many_devices            # 40 minutes on 2 cores
     python -m benchmarks.one_run_on_many_devices --smoke    # a process that never comes
 
-The processes are real and have CPU devices. A run is compared with the one on a single
-device at each of 50 steps, and a run that was killed with one that was not.
+A GPT-2 on text, and a Llama with grouped queries on packed documents, from a folder of
+Transformers. The processes are real and have CPU devices. A run is compared with the
+one on a single device at each of 50 steps, and a run that was killed with one that was
+not.
 """
 
 import re
@@ -12,92 +14,192 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks._processes import ended, losses, run, started, wait_for
 from benchmarks._report import Row, main
+from benchmarks._small_llama import write_llama
 
 LIMIT = 5e-5  # relative difference of the loss
 NUM_SEQUENCES = 8
 STEPS = 50
-MODEL = (
-    *("--n_layer", "2", "--n_head", "4", "--n_embd", "64", "--block_size", "32"),
-    *("--eval_steps", "25", "--max_steps", f"{STEPS}", "--max_grad_norm", "0.5"),
+_RUN = (*("--eval_steps", "25", "--max_steps", f"{STEPS}", "--max_grad_norm", "0.5"),)
+_GPT2 = ("--n_layer", "2", "--n_head", "4", "--n_embd", "64", "--block_size", "32")
+
+
+class Place(NamedTuple):
+    """Processes, their devices and the mesh of all devices."""
+
+    processes: int
+    devices: int  # per process
+    mesh: str  # with "!" the state is also sharded along data (ZeRO-1)
+
+    def __str__(self) -> str:
+        """Returns the part of a claim that describes the place."""
+        mesh = self.mesh.replace("!", ", zero_1")
+        return f"{mesh}, {self.processes} process(es)"
+
+
+class Case(NamedTuple):
+    """Model and optimizer, and the places where they are trained."""
+
+    model: str
+    optim: str
+    learning_rate: str
+    places: tuple[Place, ...]
+    # A run is killed at the first two, and resumed and completed at the third.
+    broken_off: tuple[Place, Place, Place]
+    again: Place  # killed and resumed there, with equal results
+
+    def __str__(self) -> str:
+        """Returns the start of a claim."""
+        return f"{self.model}, {self.optim}"
+
+
+_GPT2_PLACES = (
+    *(Place(1, 2, mesh) for mesh in ("data=2", "data=2!", "fsdp=2")),
+    *(Place(1, 4, mesh) for mesh in ("data=2,fsdp=2", "fsdp=2,tensor=2", "data=4!")),
+    *(
+        Place(1, 8, mesh)
+        for mesh in ("data=2,fsdp=4!", "data=2,fsdp=2,tensor=2", "fsdp=8")
+    ),
+    *(Place(2, 1, "data=2"), Place(2, 2, "data=2,fsdp=2!"), Place(4, 1, "fsdp=4")),
 )
-# In GPT-2 the gradient of the bias of keys is 0 except for rounding errors, which
-# Adafactor scales to full steps. If parameters differ by one unit in the last place,
-# the losses of one device differ by 3e-2 at a rate of 3e-3, 1e-5 at 1e-3, 4e-7 at 3e-4.
-LEARNING_RATES = {"adamw_torch": "3e-3", "adafactor": "3e-4"}
-# By number of devices; with "!" the state is also sharded along data (ZeRO-1).
-MESHES = {
-    2: ("data=2", "data=2!", "fsdp=2"),
-    4: ("data=2,fsdp=2", "fsdp=2,tensor=2", "data=4!"),
-    8: ("data=2,fsdp=4!", "data=2,fsdp=2,tensor=2", "fsdp=8"),
-}
-# Number of processes, devices per process, mesh.
-PROCESSES = ((2, 1, "data=2"), (2, 2, "data=2,fsdp=2!"), (4, 1, "fsdp=4"))
+# Two heads of keys: `tensor=2` divides them, `tensor=4` repeats each.
+_LLAMA_PLACES = (
+    *(Place(1, 2, mesh) for mesh in ("data=2", "fsdp=2", "tensor=2")),
+    *(Place(1, 4, mesh) for mesh in ("data=4!", "fsdp=2,tensor=2", "tensor=4")),
+    *(
+        Place(1, 8, mesh)
+        for mesh in ("fsdp=8", "data=2,fsdp=2,tensor=2", "fsdp=2,tensor=4")
+    ),
+    *(Place(2, 2, "data=2,tensor=2"), Place(4, 1, "fsdp=4")),
+)
+_GPT2_CASE = Case(
+    model="GPT-2",
+    optim="adamw_torch",
+    learning_rate="3e-3",
+    places=_GPT2_PLACES,
+    broken_off=(Place(4, 1, "data=4"), Place(2, 1, "data=2"), Place(8, 1, "data=8")),
+    again=Place(2, 1, "data=2"),
+)
+_LLAMA_CASE = Case(
+    model="Llama",
+    optim="adamw_torch",
+    learning_rate="3e-3",
+    places=_LLAMA_PLACES,
+    broken_off=(
+        Place(4, 1, "fsdp=4"),
+        Place(2, 2, "data=2,tensor=2"),
+        Place(1, 8, "fsdp=2,tensor=4"),
+    ),
+    again=Place(2, 1, "fsdp=2"),
+)
+CASES = (
+    _GPT2_CASE,
+    # In GPT-2 the gradient of the bias of keys is 0 except for rounding errors, which
+    # Adafactor scales to full steps. If parameters differ by one unit in the last
+    # place, the losses of one device differ by 3e-2 at a rate of 3e-3, 1e-5 at 1e-3,
+    # 4e-7 at 3e-4.
+    _GPT2_CASE._replace(optim="adafactor", learning_rate="3e-4"),
+    _LLAMA_CASE,
+    _LLAMA_CASE._replace(optim="adafactor"),
+)
 
 
 def rows(smoke: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         if not smoke:
-            yield from _together(Path(folder))
-        yield from _no_show(Path(folder))
+            llama = write_llama(
+                root / "llama", hidden_size=64, context=32, with_weights=True
+            )
+            for case in CASES:
+                flags = _GPT2 if case.model == "GPT-2" else llama
+                yield from _Runs(root, case, flags).rows()
+        yield from _no_show(root)
 
 
-def _together(root: Path) -> Iterator[Row]:
-    for optim in LEARNING_RATES:
-        alone = _losses(root / f"{optim}-alone", optim, "data=1", 1, 1)
-        places = [(1, n, mesh) for n, meshes in MESHES.items() for mesh in meshes]
-        places = [*places, *PROCESSES]
-        for num, devices, mesh in places:
-            folder = root / f"{optim}-{num}-{mesh}"
-            there = _losses(folder, optim, mesh, num, devices)
+class _Runs:
+    """Runs of one case, each in a folder of its own."""
+
+    def __init__(self, root: Path, case: Case, flags: tuple[str, ...]):
+        self._root, self._case, self._flags = root, case, flags
+
+    def rows(self) -> Iterator[Row]:
+        alone = self._losses("alone", Place(1, 1, "data=1"))
+        for place in self._case.places:
+            there = self._losses(f"{place.processes}-{place.mesh}", place)
             yield Row(
-                claim=f"{optim} on {mesh.replace('!', ', zero_1')}, {num} process(es): "
-                f"loss of {STEPS} steps",
+                claim=f"{self._case} on {place}: loss of {STEPS} steps",
                 value=_distance(there, alone),
                 unit="of that on one device",
                 limit=LIMIT,
             )
-        yield from _broken_off(root, optim, alone)
+        yield from self._broken_off(alone)
 
+    def _broken_off(self, alone: np.ndarray) -> Iterator[Row]:
+        """Compares a run that is killed at two places, and completed at a third."""
+        first, second, third = self._case.broken_off
+        seconds = self._until_killed("broken-off", first, "checkpoint-15")
+        yield Row(
+            claim=f"{self._case}: one of {first.processes} processes is killed: the "
+            "last other one ends",
+            value=seconds,
+            unit="s later",
+            limit=60.0,
+        )
+        self._until_killed("broken-off", second, "checkpoint-30")
+        yield Row(
+            claim=f"{self._case}: killed on {first}, on {second}, ended on {third}",
+            value=_distance(self._losses("broken-off", third), alone),
+            unit="of the loss on one device",
+            limit=LIMIT,
+        )
+        again = self._case.again
+        unbroken = self._losses("whole", again)
+        self._until_killed("again", again, "checkpoint-15")
+        there = self._losses("again", again)
+        yield Row(
+            claim=f"{self._case}: killed on {again}, ended there: steps with another "
+            "loss",
+            value=float(np.sum(there != unbroken)),
+            unit="",
+            limit=0.0,
+        )
 
-def _broken_off(root: Path, optim: str, alone: np.ndarray) -> Iterator[Row]:
-    """Compares a run that is killed on 4 processes, then on 2, and completed on 8."""
-    first, second, third = 4, 2, 8
-    folder = root / f"{optim}-broken-off"
-    seconds = _until_killed(folder, optim, first, "checkpoint-15")
-    yield Row(
-        claim=f"{optim}: one of {first} processes is killed: the last other one ends",
-        value=seconds,
-        unit="s later",
-        limit=60.0,
-    )
-    _until_killed(folder, optim, second, "checkpoint-30")
-    there = _losses(folder, optim, f"data={third}", third, 1)
-    yield Row(
-        claim=f"{optim}: killed on {first} processes, on {second}, ended on {third}",
-        value=_distance(there, alone),
-        unit="of the loss on one device",
-        limit=LIMIT,
-    )
-    unbroken = _losses(root / f"{optim}-whole", optim, "data=2", 2, 1)
-    folder = root / f"{optim}-again"
-    _until_killed(folder, optim, 2, "checkpoint-15")
-    there = _losses(folder, optim, "data=2", 2, 1)
-    yield Row(
-        claim=f"{optim}: killed on 2 processes, ended on 2: steps with another loss",
-        value=float(np.sum(there != unbroken)),
-        unit="",
-        limit=0.0,
-    )
+    def _until_killed(self, name: str, place: Place, checkpoint: str) -> float:
+        """Kills the last process at a checkpoint; times the end of all others."""
+        args = [*self._args(name, place), "--save_steps", "5"]
+        with started(args, num=place.processes, devices=place.devices) as processes:
+            wait_for(self._folder(name) / checkpoint, processes[0])
+            processes[-1].kill()
+            since = time.perf_counter()
+            others = ended(processes[:-1])
+        for status, said in others:
+            if status == 0 or not re.search("another (one has ended|task died)", said):
+                raise RuntimeError(f"it ended with {status}: {said}")
+        return time.perf_counter() - since
+
+    def _losses(self, name: str, place: Place) -> np.ndarray:
+        run(self._args(name, place), num=place.processes, devices=place.devices)
+        return losses(self._folder(name))
+
+    def _folder(self, name: str) -> Path:
+        return self._root / f"{self._case.model}-{self._case.optim}-{name}"
+
+    def _args(self, name: str, place: Place) -> list[str]:
+        case = self._case
+        how = ["--optim", case.optim, "--learning_rate", case.learning_rate]
+        return [*self._flags, *_RUN, *how, *_where(self._folder(name), place)]
 
 
 def _no_show(root: Path) -> Iterator[Row]:
     """Tests that a run ends if one process never starts."""
-    args = [*_args(root / "nobody", "adamw_torch", "data=2", 2), "--num_processes", "2"]
+    place = Place(2, 1, "data=2")
+    args = [*_GPT2, *_RUN, *_where(root / "nobody", place), "--num_processes", "2"]
     args += ["--coordinator_address", "127.0.0.1:23456", "--process_id", "0"]
     since = time.perf_counter()
     with started(args) as processes:
@@ -113,33 +215,13 @@ def _no_show(root: Path) -> Iterator[Row]:
     )
 
 
-def _until_killed(folder: Path, optim: str, num: int, checkpoint: str) -> float:
-    """Kills the last process at a checkpoint; times the end of all others."""
-    args = [*_args(folder, optim, f"data={num}", num), "--save_steps", "5"]
-    with started(args, num=num) as processes:
-        wait_for(folder / checkpoint, processes[0])
-        processes[-1].kill()
-        since = time.perf_counter()
-        others = ended(processes[:-1])
-    for status, said in others:
-        if status == 0 or not re.search("another (one has ended|task died)", said):
-            raise RuntimeError(f"it ended with {status}: {said}")
-    return time.perf_counter() - since
-
-
-def _losses(folder: Path, optim: str, mesh: str, num: int, devices: int) -> np.ndarray:
-    run(_args(folder, optim, mesh, num * devices), num=num, devices=devices)
-    return losses(folder)
-
-
-def _args(folder: Path, optim: str, mesh: str, num_devices: int) -> list[str]:
-    axes = dict(axis.split("=") for axis in mesh.rstrip("!").split(","))
-    parts = num_devices // int(axes.get("tensor", 1))
+def _where(folder: Path, place: Place) -> list[str]:
+    mesh = place.mesh.rstrip("!")
+    axes = dict(axis.split("=") for axis in mesh.split(","))
+    parts = place.processes * place.devices // int(axes.get("tensor", 1))
     per_device = ["--per_device_train_batch_size", str(NUM_SEQUENCES // parts)]
-    zero_1 = ["--zero_1"] if mesh.endswith("!") else []
-    where = ["--mesh", mesh.rstrip("!"), *zero_1, "--output_dir", str(folder)]
-    how = ["--optim", optim, "--learning_rate", LEARNING_RATES[optim]]
-    return [*MODEL, *how, *per_device, *where]
+    zero_1 = ["--zero_1"] if place.mesh.endswith("!") else []
+    return ["--mesh", mesh, *zero_1, *per_device, "--output_dir", str(folder)]
 
 
 def _distance(there: np.ndarray, alone: np.ndarray) -> float:

@@ -1,13 +1,15 @@
 """Kills runs at random moments, and compares the resumed runs bit for bit.
 
-    python -m benchmarks.survives_being_killed            # half an hour on 2 cores
+    python -m benchmarks.survives_being_killed            # an hour on 2 cores
     python -m benchmarks.survives_being_killed --smoke    # a few kills, as in CI
 
 Small runs of `jaxopt-tf train` in separate processes are killed by SIGKILL at random
 moments, some of them during a write of a checkpoint, or stopped by SIGTERM, and resumed
 each time. Their results are compared bit for bit with those of an uninterrupted run:
-parameters, optimizer state, every line of the log, the last line on the console. In a
-second part, bits are flipped in checkpoints and files are truncated.
+parameters, optimizer state, every line of the log, the last line on the console. The
+models are a GPT-2 with dropout and a Llama with packed documents. Other runs of the
+Llama are resumed on another mesh each time; their losses are compared with those of one
+device. In a last part, bits are flipped in checkpoints and files are truncated.
 
 The processes are forked from one that has imported JAX, and share a compilation cache,
 so that process starts are not measured.
@@ -18,6 +20,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -33,17 +36,27 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks._report import Row, main
+from benchmarks._small_llama import write_llama
 
 MAX_STEPS, SAVE_STEPS = 60, 5
-ARGS = (
-    *("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--block_size", "16"),
+NUM_SEQUENCES = 4
+_ARGS = (
     *("--max_steps", f"{MAX_STEPS}"),
     *("--save_steps", f"{SAVE_STEPS}", "--eval_steps", "10", "--save_total_limit", "3"),
-    *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
+    *("--gradient_accumulation_steps", "2"),
+)
+_GPT2 = (
+    *("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--block_size", "16"),
     *("--resid_pdrop", "0.1"),
 )
 # Number of interruptions, after which the run continues to its end.
 BREAKS_PER_RUN = 5
+# Meshes on which a start continues a run of another one.
+MESHES = (
+    *("data=1", "data=2", "fsdp=2", "tensor=2", "data=4", "data=2,tensor=2"),
+    *("tensor=4", "fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2", "fsdp=4,tensor=2"),
+)
+LIMIT = 5e-5  # relative difference of a loss on another mesh
 
 
 class Count(NamedTuple):
@@ -52,8 +65,39 @@ class Count(NamedTuple):
     kills: int
     kills_in_a_save: int  # minimum number
     terms: int
+
+
+class Counts(NamedTuple):
+    """Number of trials with each model, and of damaged files."""
+
+    gpt2: Count | None
+    llama: Count
+    kills_on_meshes: int
     flips: int
     truncations: int
+
+
+# With `--smoke` the model is the Llama; the tests have a GPT-2 that is killed.
+_SMOKE = Counts(
+    gpt2=None, llama=Count(4, 1, 2), kills_on_meshes=0, flips=20, truncations=5
+)
+_FULL = Counts(
+    gpt2=Count(200, 60, 50),
+    llama=Count(100, 30, 25),
+    kills_on_meshes=60,
+    flips=200,
+    truncations=50,
+)
+
+
+class Subject(NamedTuple):
+    """Model whose runs are interrupted, and the results of an uninterrupted run."""
+
+    name: str
+    flags: tuple[str, ...]
+    work: Path  # folder of its runs
+    seconds: float  # of the uninterrupted run
+    expected: dict
 
 
 class Attempt(NamedTuple):
@@ -65,37 +109,50 @@ class Attempt(NamedTuple):
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    count = Count(4, 1, 2, 20, 5) if smoke else Count(200, 60, 50, 200, 50)
+    counts = _SMOKE if smoke else _FULL
     with tempfile.TemporaryDirectory() as folder, _environment(Path(folder)):
         work = Path(folder)
-        unbroken = work / "unbroken"
-        _start(unbroken).join()  # compiles
-        shutil.rmtree(unbroken)
-        since = time.perf_counter()
-        _start(unbroken).join()
-        seconds = time.perf_counter() - since
-        expected = _what_is_left(unbroken)
-        assert expected["steps"] == list(range(1, MAX_STEPS + 1))
-        yield from _killed(work, expected, seconds, count)
-        yield from _asked(work, expected, seconds, count)
-        yield from _damaged(unbroken, count)
+        if counts.gpt2 is not None:
+            flags = (*_GPT2, "--text", str(work / "text"))
+            gpt2 = _subject("GPT-2", flags, work)
+            yield from _killed(gpt2, counts.gpt2)
+            yield from _asked(gpt2, counts.gpt2)
+        flags = write_llama(
+            work / "model", hidden_size=16, context=16, with_weights=False
+        )
+        llama = _subject("Llama", flags, work)
+        yield from _killed(llama, counts.llama)
+        yield from _asked(llama, counts.llama)
+        if counts.kills_on_meshes:
+            yield from _moved(llama, counts.kills_on_meshes)
+        yield from _damaged(llama.work / "unbroken", counts)
 
 
-def _killed(work, expected, seconds, count) -> Iterator[Row]:
+def _subject(name: str, flags: tuple[str, ...], root: Path) -> Subject:
+    work = root / name
+    work.mkdir()
+    unbroken = work / "unbroken"
+    _complete(unbroken, flags)  # compiles
+    shutil.rmtree(unbroken)
+    since = time.perf_counter()
+    _complete(unbroken, flags)
+    seconds = time.perf_counter() - since
+    expected = _what_is_left(unbroken)
+    assert expected["steps"] == list(range(1, MAX_STEPS + 1))
+    return Subject(name, flags, work, seconds, expected)
+
+
+def _killed(subject: Subject, count: Count) -> Iterator[Row]:
     def kill(folder: Path, rng: random.Random) -> Attempt | None:
-        process = _start(folder)
-        if rng.random() < 0.6:
-            _wait_for_a_save(folder, process, num_before=rng.randrange(4))
-            time.sleep(rng.random() * 0.01)
-        else:
-            process.join(rng.random() * seconds)
-        attempt = _end(folder, process, signal.SIGKILL)
-        return attempt if attempt.exit_status == -signal.SIGKILL else None
+        return _kill(_start(folder, subject.flags), folder, rng, subject.seconds)
 
-    attempts, wrong, num_runs = _broken_off(work, expected, "killed", count.kills, kill)
-    yield from _rows(f"{len(attempts)} SIGKILLs", attempts, wrong, num_runs)
+    def end(folder: Path, rng: random.Random) -> None:
+        _complete(folder, subject.flags)
+
+    attempts, left = _broken_off(subject.work, "killed", count.kills, kill, end)
+    yield from _rows(subject, f"{len(attempts)} SIGKILLs", attempts, left)
     yield Row(
-        claim="of them, left a half-written checkpoint behind",
+        claim=f"{subject.name}: of them, left a half-written checkpoint behind",
         value=sum(attempt.was_saving for attempt in attempts),
         unit="kills",
         limit=count.kills_in_a_save,
@@ -103,20 +160,38 @@ def _killed(work, expected, seconds, count) -> Iterator[Row]:
     )
 
 
-def _asked(work, expected, seconds, count) -> Iterator[Row]:
+def _kill(process, folder: Path, rng: random.Random, seconds: float) -> Attempt | None:
+    """Kills a run at a random moment; None if it had ended by itself."""
+    if rng.random() < 0.6:
+        _wait_for_a_save(folder, process, num_before=rng.randrange(4))
+        time.sleep(rng.random() * 0.01)
+    else:
+        process.join(rng.random() * seconds)
+    attempt = _end(folder, process, signal.SIGKILL)
+    if attempt.exit_status == -signal.SIGKILL:
+        return attempt
+    _check_success(folder, attempt.exit_status)
+    return None
+
+
+def _asked(subject: Subject, count: Count) -> Iterator[Row]:
     def ask(folder: Path, rng: random.Random) -> Attempt | None:
         before = _num_starts(folder)
-        process = _start(folder)
+        process = _start(folder, subject.flags)
         # After the run has recorded its start. Before that, SIGTERM ends any process.
         _wait_for(lambda: _num_starts(folder) > before, process)
-        process.join(rng.random() * 0.3 * seconds)
+        process.join(rng.random() * 0.3 * subject.seconds)
         attempt = _end(folder, process, signal.SIGTERM)
         return None if (folder / f"checkpoint-{MAX_STEPS}").exists() else attempt
 
-    attempts, wrong, num_runs = _broken_off(work, expected, "asked", count.terms, ask)
-    yield from _rows(f"{len(attempts)} SIGTERMs", attempts, wrong, num_runs)
+    def end(folder: Path, rng: random.Random) -> None:
+        _complete(folder, subject.flags)
+
+    attempts, left = _broken_off(subject.work, "asked", count.terms, ask, end)
+    yield from _rows(subject, f"{len(attempts)} SIGTERMs", attempts, left)
     yield Row(
-        claim="SIGTERMs that did not end with status 143 and a complete checkpoint",
+        claim=f"{subject.name}: SIGTERMs that did not end with status 143 and a "
+        "complete checkpoint",
         value=sum(
             attempt.exit_status != 128 + signal.SIGTERM or attempt.was_saving
             for attempt in attempts
@@ -126,19 +201,67 @@ def _asked(work, expected, seconds, count) -> Iterator[Row]:
     )
 
 
+def _moved(subject: Subject, num_kills: int) -> Iterator[Row]:
+    """Kills runs that each start resumes on another mesh."""
+    meshes: dict[Path, list[str]] = collections.defaultdict(list)
+
+    def start(folder: Path, rng: random.Random):
+        others = [mesh for mesh in MESHES if mesh not in meshes[folder][-1:]]
+        meshes[folder].append(rng.choice(others))
+        return _start(folder, subject.flags, meshes[folder][-1])
+
+    def kill(folder: Path, rng: random.Random) -> Attempt | None:
+        return _kill(start(folder, rng), folder, rng, 2 * subject.seconds)
+
+    def end(folder: Path, rng: random.Random) -> None:
+        _join(start(folder, rng), folder)
+
+    attempts, left = _broken_off(subject.work, "moved", num_kills, kill, end)
+    resumed = sum(attempt.has_saved for attempt in attempts)
+    what = (
+        f"{subject.name}: {len(attempts)} SIGKILLs, {resumed} with a checkpoint to "
+        f"resume from, in {len(left)} runs, each start on another mesh"
+    )
+    expected = _numbers(subject.expected["log"])
+    distances = []
+    for found in left:
+        numbers = _numbers(found["log"])
+        same_steps = numbers.shape == expected.shape
+        same_steps = same_steps and np.array_equal(numbers[:, 0], expected[:, 0])
+        difference = np.inf
+        if same_steps:
+            difference = np.max(np.abs(numbers[:, 1] / expected[:, 1] - 1))
+        distances.append(float(difference))
+    yield Row(
+        claim=f"{what}: loss of any step or evaluation (infinite if one is missing)",
+        value=max(distances),
+        unit="of that on one device",
+        limit=LIMIT,
+        detail=f"{len({mesh for used in meshes.values() for mesh in used})} meshes",
+    )
+
+
+def _numbers(log: bytes) -> np.ndarray:
+    """Returns the step and the loss of each line of a log, [N, 2]."""
+    records = [json.loads(line) for line in log.splitlines()]
+    return np.array([(r["step"], r.get("loss", r.get("eval_loss"))) for r in records])
+
+
 def _broken_off(
     work: Path,
-    expected: dict,
     name: str,
     num_attempts: int,
     break_off: Callable[[Path, random.Random], Attempt | None],
-) -> tuple[list[Attempt], collections.Counter[str], int]:
+    end: Callable[[Path, random.Random], None],
+) -> tuple[list[Attempt], list[dict]]:
     """Interrupts runs several times each, and then lets them complete.
 
     `break_off` starts a run and ends it, and gives None where it had ended by itself.
+    `end` starts a run and waits for its end. Returns all interruptions, and what is
+    left of each run.
     """
     attempts: list[Attempt] = []
-    wrong: collections.Counter[str] = collections.Counter()
+    left: list[dict] = []
     plans = [
         (work / f"{name}-{i}", min(BREAKS_PER_RUN, num_attempts - at))
         for i, at in enumerate(range(0, num_attempts, BREAKS_PER_RUN))
@@ -155,16 +278,18 @@ def _broken_off(
             else:
                 attempts.append(attempt)
                 done += 1
-        _start(folder).join()
-        wrong.update(_differences(_what_is_left(folder), expected))
+        end(folder, rng)
+        left.append(_what_is_left(folder))
         shutil.rmtree(folder)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, plans))
-    return attempts, wrong, len(plans)
+    return attempts, left
 
 
-def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
+def _rows(
+    subject: Subject, what: str, attempts: list[Attempt], left: list[dict]
+) -> Iterator[Row]:
     resumed = sum(attempt.has_saved for attempt in attempts)
     for name, claim in (
         ("arrays", "parameters and optimizer state"),
@@ -172,15 +297,16 @@ def _rows(what, attempts, wrong, num_runs) -> Iterator[Row]:
         ("last_line", "last line"),
     ):
         yield Row(
-            claim=f"{what}, {resumed} with a checkpoint to resume from, in {num_runs} "
-            f"runs: runs whose {claim} is not that of the unbroken run, bit for bit",
-            value=wrong[name],
+            claim=f"{subject.name}: {what}, {resumed} with a checkpoint to resume "
+            f"from, in {len(left)} runs: runs whose {claim} is not that of the "
+            "unbroken run, bit for bit",
+            value=sum(found[name] != subject.expected[name] for found in left),
             unit="runs",
             limit=0,
         )
 
 
-def _damaged(folder: Path, count: Count) -> Iterator[Row]:
+def _damaged(folder: Path, count: Counts) -> Iterator[Row]:
     from jaxopt_tf.checkpoints import find_checkpoints, latest_valid
 
     newest, before = find_checkpoints(folder)[-1], find_checkpoints(folder)[-2]
@@ -294,10 +420,6 @@ def _arrays(checkpoint: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _differences(found: dict, expected: dict) -> list[str]:
-    return [name for name in expected if found[name] != expected[name]]
-
-
 @contextlib.contextmanager
 def _environment(work: Path) -> Iterator[None]:
     os.environ |= {
@@ -321,21 +443,42 @@ def _context():
     return context
 
 
-def _start(folder: Path):
-    process = _context().Process(target=_train, args=(folder,), daemon=True)
+def _start(folder: Path, flags: tuple[str, ...], mesh: str = "data=1"):
+    process = _context().Process(target=_train, args=(folder, flags, mesh), daemon=True)
     process.start()
     return process
 
 
-def _train(folder: Path) -> None:
+def _complete(folder: Path, flags: tuple[str, ...]) -> None:
+    _join(_start(folder, flags), folder)
+
+
+def _join(process, folder: Path) -> None:
+    process.join()
+    _check_success(folder, process.exitcode)
+
+
+def _check_success(folder: Path, exit_status: int) -> None:
+    if exit_status != 0:
+        said = folder.with_suffix(".console").read_text()
+        raise RuntimeError(f"it ended with {exit_status}: {said}")
+
+
+def _train(folder: Path, flags: tuple[str, ...], mesh: str) -> None:
     """Runs the command in a separate process, with its output in a file."""
+    import jax
+
     from jaxopt_tf.cli import main
+    from jaxopt_tf.sharding import axis_sizes, num_batch_shards
 
     with folder.with_suffix(".console").open("a") as console:
         os.dup2(console.fileno(), 1)
         os.dup2(console.fileno(), 2)
-    text = str(folder.parent / "text")
-    sys.exit(main(["train", *ARGS, "--text", text, "--output_dir", str(folder)]))
+    sizes = axis_sizes(mesh)
+    jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
+    per_device = NUM_SEQUENCES // num_batch_shards(sizes)
+    args = ["train", *flags, *_ARGS, "--mesh", mesh, "--output_dir", str(folder)]
+    sys.exit(main([*args, "--per_device_train_batch_size", str(per_device)]))
 
 
 if __name__ == "__main__":

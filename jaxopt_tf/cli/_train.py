@@ -4,20 +4,25 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
+from .._checks import pluralize
+from .._io import is_primary_process
 from ..jobs import (
     RunConfig,
     check_before_reading,
     compilation_cache,
+    num_sequences,
     pretrain,
     read_settings,
     resolve_epochs,
+    sequences_of_last_start,
     settings_path,
 )
-from ..sharding import axis_sizes
+from ..sharding import axis_sizes, num_batch_shards
 from ._flags import build, flag_kinds
 from ._launch import Launch, launched
 from ._run_flags import RunFlags, read_typed, run_settings
@@ -61,7 +66,7 @@ def train(args: Sequence[str]) -> int:
         # `jax.device_count` is correct only after the processes have connected, and a
         # call before that would initialize the backend of a single process.
         if saved.get("mesh") is not None and "mesh" not in typed:
-            settings["mesh"] = _fitting_mesh(settings["mesh"])
+            settings["mesh"] = _fitting_mesh(saved, typed["output_dir"])
         config = RunConfig.from_dict(resolve_epochs(settings))
         outcome = pretrain(config, command_line=[*Train.prog.split(), *args])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
@@ -74,14 +79,36 @@ def saved_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     return read_settings(path) if path and path.exists() else {}
 
 
-def _fitting_mesh(mesh: str) -> str | None:
-    """Returns the mesh of a run; None if it had another number of devices."""
-    num_devices = jax.device_count()
-    if math.prod(axis_sizes(mesh).values()) == num_devices:
+def _fitting_mesh(saved: Mapping[str, Any], folder: Path) -> str | None:
+    """Returns the mesh of a run, changed in one axis if the number of devices differs.
+
+    Returns:
+        The mesh with another size of `fsdp`, or else of `data`, that uses all devices
+        and divides the batch; None if there is none.
+    """
+    mesh, num_devices = saved["mesh"], jax.device_count()
+    sizes = axis_sizes(mesh)
+    if math.prod(sizes.values()) == num_devices:
         return mesh
-    print(
-        f"jaxopt-tf: `--mesh {mesh}` of the run does not fit the {num_devices} devices "
-        "and is ignored.",
-        file=sys.stderr,
-    )
+    batch_size = num_sequences({**saved, **sequences_of_last_start(folder)})
+    found = _resized(sizes, num_devices, batch_size)
+    if is_primary_process():
+        then = "it is ignored" if found is None else f"`--mesh {found}` is used"
+        print(
+            f"jaxopt-tf: `--mesh {mesh}` of the run does not fit the "
+            f"{pluralize(num_devices, 'device')} here; {then}.",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _resized(sizes: Mapping[str, int], num_devices: int, batch_size: int) -> str | None:
+    # `tensor` is kept: the model may have too few heads for another size.
+    for name in ("fsdp", "data"):
+        if name not in sizes:
+            continue
+        size, rest = divmod(num_devices * sizes[name], math.prod(sizes.values()))
+        resized = {**sizes, name: size}
+        if not rest and size and batch_size % num_batch_shards(resized) == 0:
+            return ",".join(f"{n}={k}" for n, k in resized.items())
     return None

@@ -11,6 +11,7 @@ outcome = pretrain(
 
 from ._compilation_cache import compilation_cache as compilation_cache
 from ._config import RunConfig as RunConfig
+from ._config import num_sequences as num_sequences
 from ._conflicts import uses_eval_loss as uses_eval_loss
 from ._epochs import check_before_reading as check_before_reading
 from ._epochs import resolve_epochs as resolve_epochs
@@ -30,6 +31,7 @@ from ._pretrain import pretrain as pretrain
 from ._report import RunResult as RunResult
 from ._run_data import read_corpus as read_corpus
 from ._run_folder import read_settings as read_settings
+from ._run_folder import sequences_of_last_start as sequences_of_last_start
 from ._run_folder import settings_path as settings_path
 from ._run_folder import write_settings as write_settings
 from ._run_io import Run as Run

@@ -39,6 +39,7 @@ def write_transformers_folder(
     params: PyTree,
     *,
     like: Path | str | None = None,
+    has_new_weights: bool = False,
     tokenizer: Path | str | None = None,
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads.
@@ -57,6 +58,9 @@ def write_transformers_folder(
             dtypes, rounded to the nearest value. generation_config.json and the files
             of the tokenizer are copied. None for the names of Transformers, the dtypes
             of `params` and no further files.
+        has_new_weights: whether the run started with weights other than those in
+            `like`, which is then not required to contain any. Tensors have the names of
+            Transformers and the dtypes of `params`.
         tokenizer: tokenizer.json of the run, which is copied with the files of the
             tokenizer beside it, in place of those in `like`; None for those in `like`.
 
@@ -68,18 +72,24 @@ def write_transformers_folder(
     """
     folder = Path(folder)
     like = None if like is None else Path(like)
-    text = _config_text(model, like)
+    text = _config_text(model, like, has_new_weights=has_new_weights)
     copied = dict(_copied_files(like, None if tokenizer is None else Path(tokenizer)))
-    stored = None if like is None else interop.stored_tensors(like, model.names)
+    stored = None
+    if like is not None and not has_new_weights:
+        stored = interop.stored_tensors(like, model.names)
     run_on_process_0(lambda: _prepare(folder, text, copied))
     interop.write_weights(folder, params, model.names, stored=stored)
     run_on_process_0(lambda: _write_text(folder / _CONFIG, text))
 
 
-def _config_text(model: Model, like: Path | None) -> str:
-    original: Mapping[str, Any] = {"dtype": "float32"}
+def _config_text(model: Model, like: Path | None, *, has_new_weights: bool) -> str:
+    original: dict[str, Any] = {}
     if like is not None:
-        original = read_json_object(like / _CONFIG, "like")
+        original = dict(read_json_object(like / _CONFIG, "like"))
+    if like is None or has_new_weights:
+        # Transformers 5 converts weights to this dtype. Its former name is ignored.
+        original.pop("torch_dtype", None)
+        original["dtype"] = "float32"
     config = {**original, **model.transformers_config}
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 

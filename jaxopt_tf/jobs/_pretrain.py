@@ -266,6 +266,7 @@ def _finish(
             model,
             end.state.params,
             like=existing_folder(config.job),
+            has_new_weights=config.job.from_scratch,
             tokenizer=config.job.tokenizer,
         )
     # Read from the log, which also covers earlier starts of the run.

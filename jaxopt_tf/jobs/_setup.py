@@ -180,11 +180,14 @@ def _abstract_batch(
         axes = [name for name in BATCH_AXES if name in mesh.shape]
         listed = ", ".join(f"{name}={mesh.shape[name]}" for name in axes)
         fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
+        what = f"size of {axes[0]}"
+        if len(axes) > 1:
+            what = f"product of {' and '.join(axes)}"
         raise ValueError(
             f"`mesh` must divide the {pluralize(num_sequences, 'sequence')} of a "
-            f"micro-batch evenly, got {listed}, {num_shards} parts. The product of "
-            f"{' and '.join(axes)} may be {', '.join(map(str, fit))}; assign the "
-            "remaining devices to tensor."
+            f"micro-batch evenly, got {listed}, {num_shards} parts. The {what} "
+            f"may be {', '.join(map(str, fit))}; assign the remaining devices to "
+            "tensor."
         )
     num_micro = config.recipe.gradient_accumulation_steps
     micro_axis = () if num_micro == 1 else (num_micro,)

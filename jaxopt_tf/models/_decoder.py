@@ -127,13 +127,19 @@ def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None)
     attend = make_attention(mesh) if attend is None else attend
     constrain: Callable[[jax.Array], jax.Array] = identity
     constrain_table: Callable[[jax.Array], jax.Array] = identity
+    constrain_gradient: Callable[[jax.Array], jax.Array] = identity
     if mesh is not None:
         constrain = sharding.constrain_batch(mesh)
         constrain_table = sharding.gather_columns(mesh, config.vocab_size)
+        constrain_gradient = sharding.constrain_columns(mesh)
 
     def decoder() -> Decoder:
         return Decoder(
-            config, constrain=constrain, constrain_table=constrain_table, attend=attend
+            config,
+            constrain=constrain,
+            constrain_table=constrain_table,
+            constrain_gradient=constrain_gradient,
+            attend=attend,
         )
 
     return nnx.graphdef(nnx.eval_shape(decoder))

@@ -45,6 +45,7 @@ class Decoder(nnx.Module):
         *,
         constrain: Callable[[jax.Array], jax.Array] = identity,
         constrain_table: Callable[[jax.Array], jax.Array] = identity,
+        constrain_gradient: Callable[[jax.Array], jax.Array] = identity,
         attend: AttentionFn | None = None,
     ):
         """Builds the modules.
@@ -55,11 +56,14 @@ class Decoder(nnx.Module):
                 sharding on a mesh.
             constrain_table: the same for the embeddings before the lookup,
                 [vocab_size, hidden_size].
+            constrain_gradient: the same for the gradient of the lookup's results,
+                [B, T, hidden_size].
             attend: attention function; None for `make_attention()`.
         """
         attend = make_attention() if attend is None else attend
         self.config = config
-        self.model = _Model(config, constrain, constrain_table, attend)
+        embed_tokens = _Embedding(config, constrain_table, constrain_gradient)
+        self.model = _Model(config, constrain, embed_tokens, attend)
         if not config.tie_word_embeddings:
             self.lm_head = _Linear(config.hidden_size, config.vocab_size)
 
@@ -79,11 +83,11 @@ class _Model(nnx.Module):
         self,
         config: DecoderConfig,
         constrain: Callable[[jax.Array], jax.Array],
-        constrain_table: Callable[[jax.Array], jax.Array],
+        embed_tokens: "_Embedding",
         attend: AttentionFn,
     ):
         self.config, self.constrain = config, constrain
-        self.embed_tokens = _Embedding(config, constrain_table)
+        self.embed_tokens = embed_tokens
         num_layers = config.num_hidden_layers
         self.layers: Any = (
             _Layer(config, attend, stack=(num_layers,))
@@ -340,6 +344,31 @@ def _gathered_backward(constrain_table, _, g):
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _looked_up(constrain_gradient, x):
+    """Returns `x`, and constrains its gradient.
+
+    The gradient is scattered into rows of the table. The table's gradient is sharded
+    along its columns, so that XLA needs the columns of all tokens on each device. It
+    finds no way there from a batch that is sharded over `data` and `fsdp`, and gathers
+    the whole gradient on every device.
+    """
+    del constrain_gradient
+    return x
+
+
+def _looked_up_forward(constrain_gradient, x):
+    del constrain_gradient
+    return x, None
+
+
+def _looked_up_backward(constrain_gradient, _, g):
+    return (constrain_gradient(g),)
+
+
+_looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+
+
 class _Embedding(nnx.Module):
     """Embedding table; NaN for a token outside of it."""
 
@@ -347,8 +376,10 @@ class _Embedding(nnx.Module):
         self,
         config: DecoderConfig,
         constrain_table: Callable[[jax.Array], jax.Array],
+        constrain_gradient: Callable[[jax.Array], jax.Array],
     ):
         self.padding_row, self.constrain_table = config.padding_row, constrain_table
+        self.constrain_gradient = constrain_gradient
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -356,6 +387,7 @@ class _Embedding(nnx.Module):
         # Mode "fill" counts negative indices from the end of the table.
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         x = jnp.take(table, index, axis=0, mode="fill")
+        x = _looked_up(self.constrain_gradient, x)
         if self.padding_row is None:
             return x
         # torch's embedding has no gradient at its `padding_idx`.

@@ -209,7 +209,11 @@ def check_that_it_resumes(folder, capsys):
     [
         (None, "", None),
         ("data=8", "", "data=8"),
-        ("data=2", "", None),  # of a machine with two devices; here are eight
+        # Of machines with fewer devices; here are eight.
+        ("data=2", "", "data=8"),
+        ("fsdp=2,tensor=2", "", "fsdp=4,tensor=2"),
+        ("data=2,fsdp=1", "", "data=2,fsdp=4"),
+        ("tensor=2", "", None),
         ("data=2", "--mesh fsdp=8", "fsdp=8"),
     ],
 )
@@ -220,8 +224,20 @@ def test_the_mesh_of_a_run_is_kept_where_it_fits(
     (tmp_path / "settings.json").write_text(json.dumps(config | {"mesh": saved}))
     assert main(f"train --output_dir {tmp_path} {flags}".split()) == 0
     assert started[0].job.mesh == mesh
-    noted = "`--mesh data=2` of the run does not fit the 8 devices and is ignored"
-    assert (noted in capsys.readouterr().err) == (saved == "data=2" and not flags)
+    then = "it is ignored" if mesh is None else f"`--mesh {mesh}` is used"
+    noted = f"`--mesh {saved}` of the run does not fit the 8 devices here; {then}"
+    has_note = saved not in (None, "data=8") and not flags
+    assert (noted in capsys.readouterr().err) == has_note
+
+
+def test_the_mesh_of_a_run_divides_its_batch(started, tmp_path, capsys):
+    # 4 sequences, as the last start recorded.
+    config = parse(Train, []).run.to_dict() | {"mesh": "fsdp=2"}
+    (tmp_path / "settings.json").write_text(json.dumps(config))
+    (tmp_path / "starts.jsonl").write_text(json.dumps({"sequences": 4}) + "\n")
+    assert main(["train", "--output_dir", str(tmp_path)]) == 0
+    assert started[0].job.mesh is None
+    assert "it is ignored" in capsys.readouterr().err
 
 
 def test_a_signal_ends_it_with_the_status_of_the_signal(run, tmp_path, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,23 @@ def test_a_model_without_a_folder_is_loaded(saved, tmp_path, case, scan_layers):
         assert ours == pytest.approx(torch_loss(tmp_path / "run"), rel=1e-5)
     else:
         assert np.isfinite(logits_of(tmp_path / "run")).all()
+
+
+def test_a_folder_of_a_configuration_alone_gets_new_weights(saved, tmp_path):
+    like = tmp_path / "like"
+    shutil.copytree(saved("llama", "bfloat16"), like)
+    (like / "model.safetensors").unlink()
+    config = json.loads((like / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    model = model_in(like)
+    params = model.init(3)
+    new = tmp_path / "new"
+    write_transformers_folder(new, model, params, like=like, has_new_weights=True)
+    read = interop.read_params(new, model.shapes, model.names)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    config = json.loads((new / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    assert np.isfinite(logits_of(new)).all()
 
 
 def make_gpt2_loss(model, params):

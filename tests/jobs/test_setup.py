@@ -163,7 +163,9 @@ def test_refuses_a_mesh_that_does_not_divide_the_batch():
     with pytest.raises(ValueError, match=r"`mesh` must divide the 4 sequences") as e:
         build_setup(config, make_mesh("data=2,fsdp=4"), num_sequences=4)
     assert "data=2, fsdp=4, 8 parts" in str(e.value)
-    assert "data and fsdp may be 1, 2, 4" in str(e.value)
+    assert "product of data and fsdp may be 1, 2, 4" in str(e.value)
+    with pytest.raises(ValueError, match=r"The size of fsdp may be 1, 2, 4; assign"):
+        build_setup(config, make_mesh("fsdp=8"), num_sequences=4)
 
 
 def test_refuses_zero_1_without_data():

@@ -21,7 +21,15 @@ from jaxopt_tf.models._decoder_params import (
     draw_decoder_params,
 )
 from jaxopt_tf.models._llama import Decoder, Inputs, periods
-from jaxopt_tf.sharding import make_mesh, param_shardings, unmet_rules
+from jaxopt_tf.sharding import (
+    batch_sharding,
+    constrain_batch,
+    constrain_columns,
+    gather_columns,
+    make_mesh,
+    param_shardings,
+    unmet_rules,
+)
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's variables
@@ -411,6 +419,44 @@ def test_a_table_is_gathered_forward_and_its_gradient_is_free(batch):
     jaxpr = jax.make_jaxpr(jax.grad(loss))(nnx.state(model)).jaxpr
     num = sum(e.primitive.name == "sharding_constraint" for e in equations(jaxpr))
     assert num == 1
+
+
+@pytest.mark.parametrize("axes", ["data=2,fsdp=4", "data=2,fsdp=2,tensor=2", "fsdp=8"])
+def test_no_device_has_the_gradients_of_all_embedded_tokens(axes):
+    # XLA gathered them from a batch over `data` and `fsdp`, and warned on the console.
+    mesh = make_mesh(axes)
+    constrain, gather = constrain_batch(mesh), gather_columns(mesh, TINY.vocab_size)
+    model = nnx.eval_shape(
+        lambda: (
+            Decoder(
+                TINY, constrain_table=gather, constrain_gradient=constrain_columns(mesh)
+            ).model.embed_tokens
+        )
+    )
+    graph, rules = nnx.graphdef(model), decoder_rules(TINY, mesh)
+    by_rule = NamedSharding(mesh, rules[r"model\.embed_tokens\.embedding"])
+    by_batch = batch_sharding((8, 12), mesh, axis=0)
+
+    def loss(params, tokens, scale):
+        x = constrain(nnx.merge(graph, params)(tokens))
+        return jnp.sum(x * scale)
+
+    gradient = jax.jit(jax.grad(loss), out_shardings=by_rule)
+    program = gradient.lower(
+        jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=by_rule),
+            nnx.state(model),
+        ),
+        jax.ShapeDtypeStruct((8, 12), jnp.int32, sharding=by_batch),
+        jax.ShapeDtypeStruct((8, 12, 32), jnp.float32, sharding=by_batch),
+    ).compile()
+    assert "[8,12,32]" not in program.as_text()
+
+
+def test_gradients_of_tokens_that_the_mesh_does_not_divide_are_replicated():
+    constrain = jax.jit(constrain_columns(make_mesh("data=2,fsdp=4")))
+    assert constrain(jnp.ones((3, 2, 6))).sharding.is_fully_replicated
+    assert constrain(jnp.ones((2, 3, 6))).sharding.spec == PartitionSpec("data")
 
 
 def test_few_heads_of_keys_are_replicated():
