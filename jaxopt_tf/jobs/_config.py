@@ -147,6 +147,7 @@ _FORMER: Mapping[str, Any] = {
     "from_scratch": False,
     "text_column": "text",
     "packing": False,
+    "attn_pdrop": 0.0,
     "completion_only_loss": True,
     "per_device_eval_batch_size": None,
 }

@@ -18,7 +18,7 @@ from ._job import Job
 # they can differ from those in the folder.
 _FREE = (
     *("gradient_checkpointing", "remat_policy", "scan_layers"),
-    *("resid_pdrop", "embd_pdrop"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
 )
 
 

@@ -47,12 +47,6 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
         corpus = data.read_text(job.text) if job.text else data.standard_library()
     else:
         corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
-    if corpus.is_masked and not model.has_segments:
-        raise ValueError(
-            "`train_file` must contain text for this model, got rows for fine-tuning "
-            f"in {str(job.train_file[0])!r}: its loss is on all tokens here. Name "
-            "another `model_name_or_path`, or a column of text as `text_column`."
-        )
     if model.vocab_size < corpus.vocab_size:
         whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
         raise ValueError(

@@ -182,11 +182,6 @@ class DecoderConfig:
         )
 
     @property
-    def has_segments(self) -> bool:
-        """True if attention can be restricted to the documents of a row."""
-        return True
-
-    @property
     def layer_kinds(self) -> list[LayerKind]:
         """Window and RoPE of each layer."""
         return [

@@ -158,16 +158,6 @@ def test_refuses_a_folder_without_a_tokenizer(folder, settings, tmp_path):
         run(settings, model_name_or_path=str(tmp_path))
 
 
-def test_refuses_packed_rows_for_a_model_without_segments(folder, tmp_path):
-    with pytest.raises(ValueError, match="`packing` must be left out for this model"):
-        RunConfig.from_dict({"max_steps": 1, "packing": True})
-    rows = {"train_file": [str(folder / "rows.jsonl")], "vocab_size": 300}
-    tokenizer = {"tokenizer": str(folder / "tokenizer.json")}
-    given = {"max_steps": 1, "output_dir": str(tmp_path / "run"), **rows, **tokenizer}
-    with pytest.raises(ValueError, match="must contain text for this model, got rows"):
-        run(given)
-
-
 def test_rows_for_fine_tuning_need_a_tokenizer(folder, tmp_path):
     rows = {"train_file": [str(folder / "rows.jsonl")]}
     given = {"max_steps": 1, "output_dir": str(tmp_path / "run"), **rows}
