@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._training_templates import training_template
 from ._tokenize import end_of_document, load_tokenizer, token_id, vocab_size_of
 
 # Special tokens that templates can use, as `SPECIAL_TOKENS_ATTRIBUTES` of Transformers.
@@ -87,6 +88,7 @@ class ChatTokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = False,
+        is_training: bool = False,
         tools: Sequence[Any] | None = None,
         **values: Any,
     ) -> Rendered:
@@ -96,6 +98,8 @@ class ChatTokenizer:
             messages: messages, each with a role and a content; keys whose value is None
                 are removed.
             add_generation_prompt: whether to append the start of an answer.
+            is_training: whether released templates that are known mark the answers, and
+                keep the reasoning in all of them, as in TRL.
             tools: JSON schemas of the functions that the model may call.
             **values: further variables of the template.
 
@@ -107,6 +111,8 @@ class ChatTokenizer:
         """
         _jinja()
         source = self._source(tools)
+        if is_training:
+            source = training_template(source) or source
         generated: list[tuple[int, int]] = []
         parts: list[str] = []
         try:
@@ -130,6 +136,12 @@ class ChatTokenizer:
             ) from error
         is_marked = _GENERATION.search(source) is not None
         return Rendered("".join(parts), generated if is_marked else None)
+
+    @property
+    def has_training_template(self) -> bool:
+        """True if `is_training` changes the template."""
+        template = self._templates.get("default")
+        return template is not None and training_template(template) is not None
 
     def _source(self, tools: Any) -> str:
         if not self._templates:

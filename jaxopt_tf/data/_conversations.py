@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 # Version of the algorithm: files of other versions are written again.
-_VERSION = 1
+_VERSION = 2
 # Rows that are encoded in parallel.
 _ROWS_AT_ONCE = 512
 # Follows each row in the file. ~token = -token - 1 is greater for each int32 token that
 # a vocabulary has.
 _END_OF_ROW = np.iinfo(np.int32).min
-_NOT_PREFIX = "not_prefix"
+# Counts of a file of tokens: rows, or 1 for true.
+_NOT_PREFIX, _IS_CHAT, _IS_MARKED = "not_prefix", "is_chat", "is_marked"
 
 Kind = Literal["strings", "prompts", "messages"]
 
@@ -62,7 +63,9 @@ def read_conversations(
     prompt and whole text, or on the answers in `messages`: the text in {% generation %}
     if the template has this tag. Otherwise an answer starts at the end of the messages
     before it, rendered with the start of an answer, and ends at the end of the messages
-    up to it; the template must then render each part as it does in the whole.
+    up to it; the template must then render each part as it does in the whole. The
+    templates of Qwen2.5, Qwen3 and DeepSeek-R1-Distill are replaced by versions with
+    the tag, which keep the reasoning in every answer, as in TRL.
 
     The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
     to `validation.bin`, and used again while files and tokenizer are unchanged. `notes`
@@ -89,7 +92,8 @@ def read_conversations(
 
     Source: TRL 1.16 `trainer/sft_trainer.py`, `SFTTrainer._prepare_dataset`.
     Differs: the loss of `messages` is on the answers by default, as with
-        `assistant_only_loss=True`. A template without {% generation %} is not replaced.
+        `assistant_only_loss=True`. A template without {% generation %} that TRL does
+        not know is used if the answers can be found in its text.
     """
     chat = ChatTokenizer(Path(tokenizer), chat_template=chat_template)
     parts = [_RowEncoder(chat, train_files, "train_file", completion_only_loss)]
@@ -145,6 +149,7 @@ class _RowEncoder:
         self._chat, self._paths, self._argument = chat, paths, argument
         self._completion_only_loss = completion_only_loss
         self._num_not_prefix = 0
+        self._kind: Kind | None = None
 
     def write(self, path: Path) -> list[str]:
         """Writes the tokens unless they are there; returns sentences about rows."""
@@ -159,15 +164,30 @@ class _RowEncoder:
             made_from,
             self._encode,
             {"vocab_size": self._chat.vocab_size},
-            counts=lambda: {_NOT_PREFIX: self._num_not_prefix},
+            counts=lambda: {
+                _NOT_PREFIX: self._num_not_prefix,
+                _IS_CHAT: int(self._kind != "strings"),
+                _IS_MARKED: int(self._kind == "messages" and self._marks_answers),
+            },
         )
+        notes = []
+        if counts[_IS_MARKED]:
+            notes.append(
+                f"`{self._argument}`: the chat template is rendered as by TRL for "
+                "training, with the reasoning of every answer"
+            )
         if not counts[_NOT_PREFIX]:
-            return []
+            return notes
         rows = counted(counts[_NOT_PREFIX], "row")
         return [
+            *notes,
             f"`{self._argument}`: in {rows} the tokens of the prompt are not the first "
-            "ones of the whole text; the completion starts where they differ"
+            "ones of the whole text; the completion starts where they differ",
         ]
+
+    @property
+    def _marks_answers(self) -> bool:
+        return self._completion_only_loss and self._chat.has_training_template
 
     def _encode(self) -> Iterator[np.ndarray]:
         texts = self._texts()
@@ -215,18 +235,17 @@ class _RowEncoder:
         return length
 
     def _texts(self) -> Iterator[_Text]:
-        kind: Kind | None = None
         for row in read_rows(self._paths, argument=self._argument):
             found = _kind(row, self._argument)
-            if kind is not None and found != kind:
+            if self._kind is not None and found != self._kind:
                 raise ValueError(
                     f"`{self._argument}` must contain rows of one form, but "
                     f"{row.place} has {_FORMS[found]}, and the rows before it have "
-                    f"{_FORMS[kind]}. Train on them separately, or convert them."
+                    f"{_FORMS[self._kind]}. Train on them separately, or convert them."
                 )
-            kind = found
+            self._kind = found
             text = (
-                self._strings(row) if kind == "strings" else self._rendered(row, kind)
+                self._strings(row) if found == "strings" else self._rendered(row, found)
             )
             check_encodable(text.text, row.place, self._argument)
             yield text
@@ -257,9 +276,10 @@ class _RowEncoder:
                 masked = start.text if self._completion_only_loss else None
                 return _Text(row.place, whole.text, masked, None, True)
             messages = row.values["messages"]
-            whole = self._chat.render(messages, **values)
+            needs_answers = self._completion_only_loss
+            whole = self._chat.render(messages, is_training=needs_answers, **values)
             answers = None
-            if self._completion_only_loss:
+            if needs_answers:
                 answers = whole.generated
                 if answers is None:
                     answers = self._answers(messages, whole.text, values)
