@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._training_templates import training_template
 from ._tokenize import end_of_document, load_tokenizer, token_id, vocab_size_of
+from ._training_templates import training_template
 
 # Special tokens that templates can use, as `SPECIAL_TOKENS_ATTRIBUTES` of Transformers.
 _SPECIAL_TOKENS = (
