@@ -15,7 +15,15 @@ import numpy as np
 from .._checks import counted
 from ._chat_template import ChatTokenizer
 from ._corpus import Corpus, make_corpus, tenth_of_rows
-from ._row_files import Row, check_encodable, listed, read_rows, sha256_of
+from ._row_files import (
+    FORMS,
+    Form,
+    Row,
+    check_encodable,
+    form_of_row,
+    read_rows,
+    sha256_of,
+)
 from ._token_cache import write_once
 from ._tokens import Documents, TokenFile, chunks
 
@@ -31,8 +39,6 @@ _ROWS_AT_ONCE = 512
 _END_OF_ROW = np.iinfo(np.int32).min
 # Counts of a file of tokens: rows, or 1 for true.
 _NOT_PREFIX, _IS_CHAT, _IS_MARKED = "not_prefix", "is_chat", "is_marked"
-
-Kind = Literal["strings", "prompts", "messages"]
 
 
 def read_conversations(
@@ -124,6 +130,21 @@ def read_conversations(
     return corpus._replace(notes=tuple(notes))
 
 
+def form_of_rows(cache_dir: Path) -> Literal["text", "chat"] | None:
+    """Returns the form of the rows whose tokens `read_conversations` has written.
+
+    Returns:
+        "text" for prompts and completions that are strings, "chat" for messages; None
+        if the folder has no tokens of rows for fine-tuning.
+    """
+    try:
+        about = json.loads(Path(cache_dir, "tokens.json").read_bytes())
+        return "chat" if about["counts"][_IS_CHAT] else "text"
+    # Missing, damaged, or of another corpus.
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class _Text(NamedTuple):
     """Text of a row before it is encoded."""
 
@@ -149,7 +170,7 @@ class _RowEncoder:
         self._chat, self._paths, self._argument = chat, paths, argument
         self._completion_only_loss = completion_only_loss
         self._num_not_prefix = 0
-        self._kind: Kind | None = None
+        self._kind: Form | None = None
 
     def write(self, path: Path) -> list[str]:
         """Writes the tokens unless they are there; returns sentences about rows."""
@@ -236,12 +257,12 @@ class _RowEncoder:
 
     def _texts(self) -> Iterator[_Text]:
         for row in read_rows(self._paths, argument=self._argument):
-            found = _kind(row, self._argument)
+            found = form_of_row(row, self._argument)
             if self._kind is not None and found != self._kind:
                 raise ValueError(
                     f"`{self._argument}` must contain rows of one form, but "
-                    f"{row.place} has {_FORMS[found]}, and the rows before it have "
-                    f"{_FORMS[self._kind]}. Train on them separately, or convert them."
+                    f"{row.place} has {FORMS[found]}, and the rows before it have "
+                    f"{FORMS[self._kind]}. Train on them separately, or convert them."
                 )
             self._kind = found
             text = (
@@ -257,7 +278,7 @@ class _RowEncoder:
         masked = prompt if self._completion_only_loss else None
         return _Text(row.place, prompt + completion, masked, None, False)
 
-    def _rendered(self, row: Row, kind: Kind) -> _Text:
+    def _rendered(self, row: Row, kind: Form) -> _Text:
         try:
             values = dict(row.values.get("chat_template_kwargs") or {})
             tools = row.values.get("tools")
@@ -314,55 +335,6 @@ class _RowEncoder:
                 )
             answers.append((len(before), len(up_to)))
         return answers
-
-
-_FORMS = {
-    "strings": "strings `prompt` and `completion`",
-    "prompts": "lists of messages `prompt` and `completion`",
-    "messages": "`messages`",
-}
-
-
-def _kind(row: Row, argument: str) -> Kind:
-    """Returns the form of a row; raises a ValueError if it has none."""
-    # A column that another row has is null in the formats with a schema.
-    columns = [name for name, value in row.values.items() if value is not None]
-    has_pair = {"prompt", "completion"} <= set(columns)
-    if has_pair == ("messages" in columns):
-        problem = "all three" if has_pair else listed(columns)
-        raise ValueError(
-            f"`{argument}` must have the columns `prompt` and `completion`, or "
-            f"`messages`, but {row.place} has {problem}. Rename them, or remove those "
-            "that are not meant."
-        )
-    names = ("prompt", "completion") if has_pair else ("messages",)
-    values = [row.values[name] for name in names]
-    if has_pair and all(isinstance(value, str) for value in values):
-        return "strings"
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-            wanted = "non-empty lists of messages, each with `role` and `content`"
-            wanted = f"strings or {wanted}" if has_pair else wanted
-            raise ValueError(
-                f"`{argument}` must have {' and '.join(f'`{n}`' for n in names)} as "
-                f"{wanted}, but {name!r} in {row.place} is {_short(value)}. Correct or "
-                "remove the row."
-            )
-    return "prompts" if has_pair else "messages"
-
-
-def _is_message(value: Any) -> bool:
-    # An answer that only calls functions has no content.
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("role"), str)
-        and ("content" in value or "tool_calls" in value)
-    )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _in_answers(encoding: "Encoding", answers: Sequence[tuple[int, int]]) -> np.ndarray:

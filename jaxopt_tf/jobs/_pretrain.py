@@ -84,7 +84,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         )
         evaluate = _make_evaluate(setup, run, job, model.block_size)
-        evaluate_and_sample = with_samples(evaluate, config, setup)
+        evaluate_and_sample = with_samples(evaluate, config, setup, run.folder)
         if run.is_finished:
             # Nothing is written to the folder of a finished run.
             trained = training.Trained(start, "max_steps")
@@ -267,6 +267,7 @@ def _finish(
             end.state.params,
             like=existing_folder(config.job),
             tokenizer=config.job.tokenizer,
+            chat_template=config.job.chat_template,
         )
     # Read from the log, which also covers earlier starts of the run.
     evaluations = run_on_process_0(lambda: read_evaluations(run.log))
