@@ -131,24 +131,27 @@ def training_batches(
 
 
 def evaluation_batches(
-    corpus: data.Corpus, job: Job, *, block_size: int, batch_size: int
+    corpus: data.Corpus,
+    job: Job,
+    *,
+    block_size: int,
+    batch_size: int,
+    num_tokens: int = 2**16,
 ) -> list[Any]:
-    """Returns the batches to evaluate on, of about 65,536 tokens in all.
+    """Returns the batches to evaluate on.
 
     Args:
         corpus: result of `read_corpus`.
         job: settings of the data.
         block_size: T, number of predicted tokens per row.
         batch_size: B, number of rows in a batch on all devices.
+        num_tokens: approximate number of tokens in all batches.
     """
+    sizes = {"batch_size": batch_size, "num_tokens": num_tokens}
     if not (job.packing or corpus.is_masked):
-        return list(
-            data.evaluation_batches(
-                corpus, block_size=block_size, batch_size=batch_size
-            )
-        )
+        return list(data.evaluation_batches(corpus, block_size=block_size, **sizes))
     rows = _rows(corpus, "evaluation", job, block_size)
-    return data.packed_evaluation_batches(rows, batch_size=batch_size)
+    return data.packed_evaluation_batches(rows, **sizes)
 
 
 def part_reader(batches: TrainingBatches, n: int) -> Any:

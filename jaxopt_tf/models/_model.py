@@ -208,6 +208,12 @@ def config_type(settings: Mapping[str, Any]) -> type[GPT2Config] | type[DecoderC
     return GPT2Config if is_gpt2 else DecoderConfig
 
 
+def sizes_of_others(kind: type) -> set[str]:
+    """Returns the fields that other configurations have and this one does not."""
+    fields = {of: {f.name for f in dataclasses.fields(of)} for of in CONFIG_TYPES}
+    return set().union(*fields.values()) - fields[kind]
+
+
 def placeholder_config(kind: type) -> ModelConfig:
     """Returns a valid configuration in place of one that is not."""
     return kind(**_PLACEHOLDERS[kind])

@@ -152,6 +152,14 @@ def test_refuses_to_overwrite_the_folder(folder, settings):
         RunConfig.from_dict({"max_steps": 1, "from_scratch": True})
 
 
+def test_sizes_of_another_architecture_are_those_of_the_folder(settings):
+    message = (
+        "`n_layer`, `n_head` must be left out with `model_name_or_path`: the sizes"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(settings, n_layer=2, n_head=2)
+
+
 def test_refuses_a_folder_without_a_tokenizer(folder, settings, tmp_path):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match=r"must contain tokenizer\.json"):
