@@ -87,9 +87,9 @@ def read_params(folder: Path) -> TrainedParams:
     """Reads the parameters of a run, and none of its other arrays.
 
     Args:
-        folder: folder of a run, or of a checkpoint. Of a run, the newest valid
-            checkpoint is read; if the run is finished and has `load_best_model_at_end`,
-            the one with the lowest evaluation loss.
+        folder: folder of a checkpoint; or of a run, whose newest valid checkpoint is
+            read, or the one with the lowest evaluation loss if the run is finished and
+            has `load_best_model_at_end`.
 
     Raises:
         ValueError: if `folder` is neither, or contains no valid checkpoint.
