@@ -147,7 +147,7 @@ class ChatTokenizer:
         if not self._templates:
             raise ValueError(
                 f"the tokenizer {str(self._path)!r} has no chat template: neither "
-                "chat_template.jinja beside it nor `chat_template` in "
+                "chat_template.jinja beside it nor a template in "
                 "tokenizer_config.json. Use the folder of an instruction-tuned model, "
                 "or give `chat_template`"
             )

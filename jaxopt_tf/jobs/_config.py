@@ -85,7 +85,7 @@ class RunConfig:
         kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
         owners = _owners(*kinds.values())
         unknown = [name for name in settings if name not in owners]
-        sizes = sizes_of_others(kinds["model"])
+        sizes = sizes_of_others(config_type(settings))
         problems = [
             f"{name!r} must be a setting of a run." + _checks.nearest(name, owners)
             for name in unknown

@@ -49,9 +49,14 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
         corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
     if model.vocab_size < corpus.vocab_size:
         whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
+        increase = "Increase it"
+        if job.model_name_or_path is not None and not job.from_scratch:
+            increase = (
+                "Enlarge the model with `resize_token_embeddings` of Transformers"
+            )
         raise ValueError(
             f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
-            f"{whose}, got {model.vocab_size!r}. Increase it, or give the tokenizer "
+            f"{whose}, got {model.vocab_size!r}. {increase}, or give the tokenizer "
             "that the model was made for."
         )
     return corpus
@@ -181,6 +186,10 @@ def data_notes(corpus: data.Corpus, batches: TrainingBatches) -> list[str]:
 
 
 def _rows(corpus: data.Corpus, part: Any, job: Job, block_size: int) -> data.PackedRows:
-    return data.PackedRows(
-        corpus, part, block_size=block_size, packing="bfd" if job.packing else "none"
-    )
+    packing = "bfd" if job.packing else "none"
+    try:
+        return data.PackedRows(corpus, part, block_size=block_size, packing=packing)
+    except ValueError as error:
+        argument = "train_file" if job.train_file else "text"
+        message = str(error).replace("`corpus`", f"`{argument}`", 1)
+        raise ValueError(message) from error

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .. import interop
 from .._typing import PyTree
 from ..data import Corpus
 from ..models import Model, build_model
@@ -17,6 +16,7 @@ from ..recipes import Recipe
 from ..tuning import Task
 from ._config import RunConfig
 from ._job import Job
+from ._model_folder import read_folder_params
 from ._run_data import evaluation_batches, read_corpus, training_batches
 
 # Settings that change the numbers of a run and that `tuning` does not support.
@@ -117,4 +117,4 @@ def _init(model: Model, job: Job, seed: int) -> PyTree:
     """Returns the parameters before the first step."""
     if job.model_name_or_path is None or job.from_scratch:
         return model.init(seed)
-    return interop.read_params(job.model_name_or_path, model.shapes, model.names)
+    return read_folder_params(job.model_name_or_path, model.shapes, model.names)

@@ -229,8 +229,8 @@ class DecoderConfig:
         if self.block_size > self.max_position_embeddings:
             raise ValueError(
                 "`block_size` must be at most `max_position_embeddings`, which is "
-                f"{self.max_position_embeddings}, got {self.block_size!r}. Use shorter "
-                "sequences."
+                f"{self.max_position_embeddings}, got {self.block_size!r}. Use this "
+                "number, or less."
             )
         if self.pad_token_id is not None:
             size = self.vocab_size
