@@ -31,7 +31,7 @@ from jaxopt_tf.training import (
     make_evaluate,
     train,
 )
-from tests.twins.gpt2 import torch_name
+from tests.references.gpt2 import torch_name
 
 BATCH_SIZE, EVAL_STEPS = 8, 20
 MODEL = GPT2Config(n_layer=2, n_head=2, n_embd=64, block_size=65)

@@ -77,7 +77,7 @@ def text() -> Task:
             block_size=config.block_size,
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
-        ).since(0),
+        ).iter_from(0),
         eval_batches=evaluation_batches(
             corpus, block_size=config.block_size, batch_size=64, num_tokens=2**14
         ),

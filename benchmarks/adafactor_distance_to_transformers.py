@@ -17,7 +17,7 @@ import optax
 
 from benchmarks._report import Row
 from jaxopt_tf.optimizers import adafactor_tf
-from tests.twins import adafactor as twin
+from tests.references import adafactor as reference
 
 LIMIT = 2e-5
 
@@ -31,7 +31,7 @@ RATES: dict[str, dict[str, Any]] = {
 
 def rows(smoke: bool) -> Iterator[Row]:
     num_steps = 10 if smoke else 100
-    params, grads = twin.random_run(np.random.default_rng(0), num_steps)
+    params, grads = reference.random_run(np.random.default_rng(0), num_steps)
     schedule = optax.linear_schedule(1e-3, 5e-4, num_steps)
     rates = [1e-3 * (1 - step / (2 * num_steps)) for step in range(num_steps)]
     betas, decays, clips = [None, 0.9], [0.0, 0.1], [1.0, 0.5]
@@ -54,7 +54,7 @@ def rows(smoke: bool) -> Iterator[Row]:
                         beta1=beta1,
                         weight_decay=decay,
                         decay_mask=_mask,
-                        layouts=twin.layouts_of(params),
+                        layouts=reference.layouts_of(params),
                         **fixed,
                     )
                 )
@@ -62,23 +62,23 @@ def rows(smoke: bool) -> Iterator[Row]:
             for clip in clips:
                 options = {"clip_threshold": clip, "beta1": beta1, **theirs}
                 f32, f64 = (
-                    twin.transformers_run(
+                    reference.transformers_run(
                         params, grads, dtype=dtype, weight_decay=decay, **options
                     )[0]
                     for dtype in ("float32", "float64")
                 )
-                ends = (f32, f64, twin.torch_views(params))
-                end = twin.torch_views(ours(jnp.float32(clip), params, grads))
-                found = list(twin.distances(end, *ends).values())
+                ends = (f32, f64, reference.torch_views(params))
+                end = reference.torch_views(ours(jnp.float32(clip), params, grads))
+                found = list(reference.distances(end, *ends).values())
                 num_leaves += len(found)
                 # If torch is noisy and our run is not near, float64 is the reference.
-                near += [d for d in found if min(d.twin, d.ours) <= LIMIT]
-                far += [d for d in found if min(d.twin, d.ours) > LIMIT]
-                noise = max(noise, *(d.twin for d in found))
+                near += [d for d in found if min(d.reference, d.ours) <= LIMIT]
+                far += [d for d in found if min(d.reference, d.ours) > LIMIT]
+                noise = max(noise, *(d.reference for d in found))
                 if beta1 is None and not decay and clip == clips[0]:
                     plain = _optax(name, schedule, scale_parameter, clip)
-                    end = twin.torch_views(plain(None, params, grads))
-                    found = list(twin.distances(end, *ends).values())
+                    end = reference.torch_views(plain(None, params, grads))
+                    found = list(reference.distances(end, *ends).values())
                     of_optax = max(of_optax, *(d.ours for d in found))
         scale = "with" if scale_parameter else "without"
         yield Row(
@@ -96,7 +96,7 @@ def rows(smoke: bool) -> Iterator[Row]:
     yield Row(
         claim=f"Adafactor, the {len(far)} parameters where torch is farther from its "
         "float64 run and from us: our distance from that run",
-        value=max((d.exact / d.twin for d in far), default=0.0),
+        value=max((d.exact / d.reference for d in far), default=0.0),
         unit="of torch's own",
         limit=1.0,
     )
@@ -138,4 +138,4 @@ def _optax(name, schedule, scale_parameter, clip) -> Callable:
 
 
 def _mask(params):
-    return {name: name not in twin.UNDECAYED for name in params}
+    return {name: name not in reference.UNDECAYED for name in params}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.adamw_distance_to_torch import OPTIONS, distance, run, work
 from jaxopt_tf import adamw_tf
-from tests.twins import adamw as reference
+from tests.references import adamw as reference
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -37,9 +37,9 @@ def distances() -> dict[str, list[float]]:
 
 
 def draw(found: dict[str, list[float]], path: Path) -> None:
-    """Writes the figure, which is readable on light and dark pages."""
+    """Writes the figure, which is readable on light and dark pages and on a phone."""
     gray = "#808080"
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, label, style in (
         ("optax", "optax.adamw", {"color": "#d62728", "marker": "o"}),

@@ -12,7 +12,7 @@ import optax
 
 from benchmarks._report import Row
 from jaxopt_tf.optimizers import adamw_tf
-from tests.twins import adamw as twin
+from tests.references import adamw as reference
 
 OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -23,9 +23,9 @@ def rows(smoke: bool) -> Iterator[Row]:
     ours = adamw_tf(OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
     plain = optax.adamw(OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
 
-    torch32, torch_mu, _ = twin.torch_adamw(params, grads, **OPTIONS)
-    torch64, *_ = twin.torch_adamw(params, grads, dtype="float64", **OPTIONS)
-    fused, *_ = twin.torch_adamw(params, grads, fused=True, **OPTIONS)
+    torch32, torch_mu, _ = reference.torch_adamw(params, grads, **OPTIONS)
+    torch64, *_ = reference.torch_adamw(params, grads, dtype="float64", **OPTIONS)
+    fused, *_ = reference.torch_adamw(params, grads, fused=True, **OPTIONS)
     noise = distance(torch32, torch64)
     our_params, our_state = run(ours, params, grads)
     optax_params, _ = run(plain, params, grads)
@@ -54,7 +54,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         limit=1.0,
         at_least=True,
     )
-    torch32, *_ = twin.torch_adamw(params, grads[:1], **OPTIONS)
+    torch32, *_ = reference.torch_adamw(params, grads[:1], **OPTIONS)
     our_params, _ = run(ours, params, grads[:1])
     optax_params, _ = run(plain, params, grads[:1])
     yield Row(

@@ -26,7 +26,7 @@ from benchmarks._report import Row, main
 from jaxopt_tf import interop
 from jaxopt_tf.recipes import build_optimizer
 from tests.interop import trainer_runs
-from tests.twins import torch_models
+from tests.references import torch_models
 
 SEED = 20
 JSON_FILES = ("config.json", "trainer_state.json")

@@ -13,15 +13,15 @@ import numpy as np
 from benchmarks._report import Row
 from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.optimizers import decay_mask, trainer_decay_rule
-from tests.twins import decay_names as twin
+from tests.references import decay_names as reference
 
 _RECORDED = pathlib.Path(__file__).parents[1] / "tests/files/decay_of_trainer.json"
 
 
 def rows(smoke: bool) -> Iterator[Row]:
     del smoke  # takes seconds
-    for name in twin.ARCHITECTURES:
-        names, layer_norms, theirs = twin.trainer_decay_names(name)
+    for name in reference.ARCHITECTURES:
+        names, layer_norms, theirs = reference.trainer_decay_names(name)
         ours = _decayed(names, layer_norms, "transformers_v5")
         yield Row(
             claim=f"decay mask of {name}, {len(names)} parameters: differences",

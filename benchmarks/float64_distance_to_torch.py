@@ -10,19 +10,19 @@ from collections.abc import Iterator
 import jax
 
 from benchmarks._report import Row
-from tests.twins import float64 as twin
+from tests.references import float64 as reference
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    num_steps = 50 if smoke else twin.NUM_STEPS
-    work = twin.random_work(num_rows=20 if smoke else 2_000, num_steps=num_steps)
-    for name, case in twin.CASES.items():
+    num_steps = 50 if smoke else reference.NUM_STEPS
+    work = reference.random_work(num_rows=20 if smoke else 2_000, num_steps=num_steps)
+    for name, case in reference.CASES.items():
         with jax.enable_x64(True):
-            ours, _ = twin.run(case.ours(work.rates), work)
+            ours, _ = reference.run(case.ours(work.rates), work)
         theirs = case.torch(*work)
         yield Row(
             claim=f"{name}, float64, {num_steps} steps: distance to torch in float64",
-            value=twin.distance(ours, theirs, work.params),
+            value=reference.distance(ours, theirs, work.params),
             unit="of the distance moved",
-            limit=twin.LIMIT,
+            limit=reference.LIMIT,
         )

@@ -37,13 +37,13 @@ from jaxopt_tf.interop import (
     torch_model_from_config,
 )
 from jaxopt_tf.interop._tensor_slices import tensor_from_leaves
-from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
+from jaxopt_tf.models._decoder import make_decoder_logits, make_decoder_loss
 from jaxopt_tf.models._decoder_config import DecoderConfig
 from jaxopt_tf.models._decoder_params import draw_decoder_params
 from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_from_transformers,
 )
-from tests.twins import decoders as twin
+from tests.references import decoders as reference
 
 _SIZES = {
     "vocab_size": 500,
@@ -70,14 +70,14 @@ _COLUMNS = (
 
 def rows(smoke: bool) -> Iterator[Row]:
     """Yields four figures for each model."""
-    for name, case in twin.CASES.items():
+    for name, case in reference.CASES.items():
         if not smoke or name == case["model_type"]:
             yield from _figures(name, {**_SIZES, **case})
 
 
 def _figures(name: str, case: Mapping[str, Any]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        model = twin.save(case, Path(folder))
+        model = reference.save(case, Path(folder))
         config = decoder_config_from_transformers(folder)
         shapes = jax.eval_shape(lambda: draw_decoder_params(config, 0))
         names = match_names(shapes, torch_model_from_config(folder))
@@ -99,9 +99,9 @@ def _figures(name: str, case: Mapping[str, Any]) -> Iterator[Row]:
         )
 
     narrow = jax.tree.map(lambda p: np.asarray(p).astype(jnp.bfloat16), params)
-    model = twin.with_weights_in(model, "bfloat16")
+    model = reference.with_weights_in(model, "bfloat16")
     ours, theirs = _here(run, narrow, names, batch), _in_torch(model, batch)
-    exact = _in_torch(twin.with_weights_in(model, "float32"), batch)
+    exact = _in_torch(reference.with_weights_in(model, "float32"), batch)
     for quantity, tensors in (
         ("bfloat16 logits", ["logits"]),
         ("bfloat16 gradients", [n for n in exact if n != "logits"]),
@@ -124,8 +124,8 @@ def _compiled(config: DecoderConfig) -> Any:
     # configuration permits for training.
     config = dataclasses.replace(config)
     object.__setattr__(config, "block_size", _SHAPE[1])
-    logits = decoder_logits_of(config)
-    gradient = jax.grad(decoder_loss_of(config), has_aux=True)
+    logits = make_decoder_logits(config)
+    gradient = jax.grad(make_decoder_loss(config), has_aux=True)
     return jax.jit(lambda p, batch: (logits(p, batch[:, :-1]), gradient(p, batch)[0]))
 
 
@@ -141,7 +141,7 @@ def _here(
 
 
 def _in_torch(model: Any, batch: np.ndarray) -> dict[str, np.ndarray]:
-    logits, _, grads = twin.logits_loss_and_grads(model, batch)
+    logits, _, grads = reference.logits_loss_and_grads(model, batch)
     return {"logits": logits, **grads}
 
 

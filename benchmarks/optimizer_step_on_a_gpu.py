@@ -92,7 +92,7 @@ def _seconds(
     dtype: Any = jnp.float32,
     torchs=None,
 ) -> dict[str, np.ndarray]:
-    """Of one step; the memory's are those in which it moves `num_bytes` for each."""
+    """Returns seconds per step, and the time to move `num_bytes` in memory."""
     make_step = functools.partial(_many_steps, num_steps)
     ready = {
         name: steps.in_jax(optimizer, shapes, dtype, make_step)

@@ -49,7 +49,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         state = sum(part.on_device for part in plan.parts[:1])
         for claim, planned, compiled in (
             ("arguments, plan's to compiler's", told, cost.arguments),
-            ("state, plan's to what was donated", state, cost.donated),
+            ("state, plan's to what was donated", state, cost.aliased),
         ):
             yield Row(
                 claim=f"{name}, {axes}: {claim}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks._report import Row, main
 from jaxopt_tf.interop import recipe_from_transformers
-from tests.twins import adafactor, trainer
+from tests.references import adafactor, trainer
 
 LIMIT = 2e-5
 
@@ -27,20 +27,20 @@ def rows(smoke: bool) -> Iterator[Row]:
             drawn, distances = _distances(seed, folder)
             found.setdefault(drawn.arguments["optim"], []).extend(distances)
     for optim, distances in sorted(found.items()):
-        near = [d.ours for d in distances if d.ours <= LIMIT or d.twin <= LIMIT]
+        near = [d.ours for d in distances if d.ours <= LIMIT or d.reference <= LIMIT]
         yield Row(
             claim=f"recipes of random TrainingArguments, {optim}: distance from "
             f"Trainer's ({len(near)} of {len(distances)} parameters, 20 steps)",
             value=max(near, default=0.0),
             unit="of the distance moved",
             limit=LIMIT,
-            torch=max(d.twin for d in distances),
+            torch=max(d.reference for d in distances),
         )
-    far = [d for ds in found.values() for d in ds if min(d.ours, d.twin) > LIMIT]
+    far = [d for ds in found.values() for d in ds if min(d.ours, d.reference) > LIMIT]
     yield Row(
         claim=f"recipes, the {len(far)} parameters where torch is farther from its "
         "float64 run and from us: our distance from that run",
-        value=max((d.exact / d.twin for d in far), default=0.0),
+        value=max((d.exact / d.reference for d in far), default=0.0),
         unit="of torch's own",
         limit=1.0,
     )

@@ -17,7 +17,7 @@ import optax
 
 from benchmarks._report import Row
 from jaxopt_tf.schedules import get_scheduler, greedy, reduce_lr_on_plateau
-from tests.twins import schedules as twin
+from tests.references import schedules as reference
 
 _LIMIT = 1e-6
 _CHUNKS = 2**12, 2**16  # steps per call: two shapes, so that little is compiled
@@ -46,7 +46,7 @@ class _Seen(NamedTuple):
 
 def rows(smoke: bool) -> Iterator[Row]:
     """Returns the figures of all schedules, with few settings in a smoke run."""
-    for name in twin.NAMES:
+    for name in reference.NAMES:
         yield from _named(name, settings=5 if smoke else 1_000)
     for which in ("plateau", "greedy"):
         yield from _streams(which, streams=10 if smoke else 1_000)
@@ -73,9 +73,9 @@ def _named(name: str, settings: int) -> Iterator[Row]:
 def _every_step(name: str, settings: int) -> _Seen:
     rng, seen = np.random.default_rng(0), _Seen()
     for _ in range(settings):
-        lr, options = twin.random_settings(name, rng, 1_000_000)
+        lr, options = reference.random_settings(name, rng, 1_000_000)
         schedule = _by_name(name, lr, options)
-        last = int(min(1.25 * twin.last_step(options) + 10, 1_000_000))
+        last = int(min(1.25 * reference.last_step(options) + 10, 1_000_000))
         chunk = _CHUNKS[last > _CHUNKS[0]]
         for start in range(0, last, chunk):
             steps = np.arange(start, start + chunk)
@@ -86,9 +86,9 @@ def _every_step(name: str, settings: int) -> _Seen:
 def _compiled(name: str, settings: int) -> _Seen:
     rng, seen = np.random.default_rng(1), _Seen()
     for _ in range(settings):
-        lr, options = twin.random_settings(name, rng, 1_000_000)
+        lr, options = reference.random_settings(name, rng, 1_000_000)
         schedule = jax.jit(_by_name(name, lr, options))
-        steps = twin.telling_steps(rng, options, count=_CHUNKS[-1])
+        steps = reference.telling_steps(rng, options, count=_CHUNKS[-1])
         seen |= _compared(schedule, name, steps, lr, options)
     return seen
 
@@ -96,9 +96,9 @@ def _compiled(name: str, settings: int) -> _Seen:
 def _long_runs(name: str, settings: int) -> _Seen:
     rng, seen = np.random.default_rng(2), _Seen()
     for _ in range(settings):
-        lr, options = twin.random_settings(name, rng, 2**31 - 3)
+        lr, options = reference.random_settings(name, rng, 2**31 - 3)
         schedule = _by_name(name, lr, options)
-        steps = twin.telling_steps(rng, options, count=1_000)
+        steps = reference.telling_steps(rng, options, count=1_000)
         seen |= _compared(schedule, name, steps, lr, options)
     return seen
 
@@ -116,7 +116,7 @@ def _by_name(name: str, lr: float, options: dict) -> Callable:
 
 
 def _compared(schedule, name, steps, lr, options) -> _Seen:
-    double, noise = twin.factor(name, steps, lr, **options)
+    double, noise = reference.factor(name, steps, lr, **options)
     traced = jnp.asarray(steps, jnp.int32)
     apart = np.abs(np.asarray(schedule(traced), np.float64) / lr - double)
     good = (noise < 1e-7 * double) & (double * lr > 1e-37)
@@ -157,16 +157,16 @@ def _streams(which: str, streams: int) -> Iterator[Row]:
     """Compares rates as doubles, for streams with different options and metrics."""
     rng, differ, mismatches, changes = np.random.default_rng(3), 0, 0, 0
     make = {"plateau": reduce_lr_on_plateau, "greedy": greedy}[which]
-    run_twin = {"plateau": twin.plateau, "greedy": twin.greedy}[which]
+    run_reference = {"plateau": reference.plateau, "greedy": reference.greedy}[which]
     for _ in range(streams):
-        numbers, shape = twin.random_options(rng, which)
-        options, metrics = numbers | shape, twin.random_stream(rng)
+        numbers, shape = reference.random_options(rng, which)
+        options, metrics = numbers | shape, reference.random_stream(rng)
         schedule = make(**options)
         state, ours = schedule.init(), []
         for metric in metrics:
             state = schedule.update(state, metric)
             ours.append(state.learning_rate)
-        theirs = run_twin(metrics, **options)
+        theirs = run_reference(metrics, **options)
         differ += int(np.sum(np.asarray(ours) != theirs))
         first = options["learning_rate"]
         decided = _decisions(theirs, first)

@@ -218,7 +218,7 @@ def _sweep_in(folder: str) -> None:
         "optim": ["adamw_torch", "adafactor"],
     }
     recipe = dataclasses.replace(_tuning_tasks.RECIPE, max_steps=40)
-    tuning.sweep(task, recipe, over, halving=2, folder=folder, report=report)
+    tuning.sweep(task, recipe, over, reduction_factor=2, folder=folder, report=report)
 
 
 def rows(smoke: bool) -> Iterator[Row]:

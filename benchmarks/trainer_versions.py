@@ -45,7 +45,7 @@ from jaxopt_tf.interop import (
 )
 from jaxopt_tf.optimizers import decay_mask
 from jaxopt_tf.recipes import Recipe
-from tests.twins import torch_models
+from tests.references import torch_models
 
 _BEFORE = script.GIVEN_STEP - 1
 

@@ -38,7 +38,7 @@ _IMPORTED_AT = _time.monotonic()
 
 # These names are imported on first use. Otherwise `jaxopt-tf --help`, or an import of
 # one sub-package, would import JAX and all sub-packages first.
-_HOMES = {
+_SUBPACKAGES = {
     "optimizers": (
         "adafactor_tf",
         "adafactor_trainer",
@@ -53,13 +53,17 @@ _HOMES = {
     "schedules": ("get_scheduler",),
     "training": ("init_train_state", "make_train_step"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBPACKAGE_OF = {
+    name: subpackage for subpackage, names in _SUBPACKAGES.items() for name in names
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imports a name of a sub-package, or a public sub-package, on first use."""
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    if name in _SUBPACKAGE_OF:
+        value = getattr(
+            importlib.import_module(f".{_SUBPACKAGE_OF[name]}", __name__), name
+        )
     elif not name.startswith("_") and importlib.util.find_spec(f".{name}", __name__):
         value = importlib.import_module(f".{name}", __name__)
     else:
@@ -71,4 +75,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Lists the public names, including those that have not been imported yet."""
-    return sorted({*_HOME_OF, *(name for name in globals() if name[:2] == "__")})
+    return sorted({*_SUBPACKAGE_OF, *(name for name in globals() if name[:2] == "__")})

@@ -217,7 +217,7 @@ def _check_names(called: str, given: Iterable[str], names: Sequence[str]) -> Non
         elif name in NO_COUNTERPART:
             sentences.append(f"Leave out `{name}`: {NO_COUNTERPART[name]}.")
         else:
-            hint = _checks.nearest(name, names, "`{}`")
+            hint = _checks.suggest(name, names, "`{}`")
             sentences.append(hint.strip() or f"It accepts {_listed(names)}.")
     raise TypeError(
         f"`{called}` must be called with its own argument names, got "

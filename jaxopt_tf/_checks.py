@@ -65,12 +65,12 @@ def _number(name: str, value: Any) -> float | None:
 
 
 def _check(
-    name: str, value: Any, holds: Callable[[float], bool], required: str
+    name: str, value: Any, condition: Callable[[float], bool], requirement: str
 ) -> None:
     number = _number(name, value)
-    # Every `holds` is a comparison that is False for NaN, so NaN is refused.
-    if number is not None and not holds(number):
-        raise ValueError(f"`{name}` must be {required}, got {value!r}.")
+    # Every `condition` is a comparison that is False for NaN, so NaN is refused.
+    if number is not None and not condition(number):
+        raise ValueError(f"`{name}` must be {requirement}, got {value!r}.")
 
 
 def positive(name: str, value: Any, *, allow_inf: bool = False) -> None:
@@ -127,25 +127,25 @@ def real_number(name: str, value: Any) -> None:
         )
 
 
-def step_count(name: str, value: Any, *, least: int = 0) -> int:
+def step_count(name: str, value: Any, *, minimum: int = 0) -> int:
     """Returns `value` as an int; raises unless it is a number of steps."""
-    return whole_number(name, value, least=least, unit=" of steps")
+    return whole_number(name, value, minimum=minimum, unit=" of steps")
 
 
 def whole_number(
-    name: str, value: Any, *, least: int, most: int = 2**31 - 1, unit: str = ""
+    name: str, value: Any, *, minimum: int, maximum: int = 2**31 - 1, unit: str = ""
 ) -> int:
-    """Returns `value` as an int; raises unless it is whole, from `least` to `most`.
+    """Returns a whole `value` as an int; raises unless it is within the limits.
 
     A float without a fractional part, such as 1e6, is accepted.
     """
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not (isinstance(value, Integral) or float(value).is_integer()):
         raise TypeError(f"`{name}` must be a whole number{unit}, got {value!r}.")
-    if not least <= value <= most:
+    if not minimum <= value <= maximum:
         limits = {2**31 - 1: "2^31 - 1", 2**32 - 1: "2^32 - 1"}
-        limit = limits.get(most, f"{most:,}")
-        raise ValueError(f"`{name}` must be from {least} to {limit}, got {value!r}.")
+        limit = limits.get(maximum, f"{maximum:,}")
+        raise ValueError(f"`{name}` must be from {minimum} to {limit}, got {value!r}.")
     return int(value)
 
 
@@ -155,7 +155,7 @@ def seed(name: str, value: Any) -> int:
     The upper limit is that of `numpy.random.seed`, which Transformers' `set_seed`
     calls.
     """
-    return whole_number(name, value, least=0, most=2**32 - 1)
+    return whole_number(name, value, minimum=0, maximum=2**32 - 1)
 
 
 def pair(name: str, value: Any) -> None:
@@ -171,12 +171,12 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
         return
     listed = ", ".join(repr(choice) for choice in choices)
     raise ValueError(
-        f"`{name}` must be one of {listed}, got {value!r}.{nearest(value, choices)}"
+        f"`{name}` must be one of {listed}, got {value!r}.{suggest(value, choices)}"
     )
 
 
-def nearest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
-    """Returns a question that suggests the nearest choice, or "" if none is near."""
+def suggest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
+    """Returns " Did you mean ...?" with the most similar choice, or "" if none is."""
     near = difflib.get_close_matches(str(value), list(choices), n=1)
     return f" Did you mean {shown.format(near[0])}?" if near else ""
 
@@ -189,6 +189,6 @@ def version(name: str, value: Any) -> tuple[int, int]:
     return int(found.group(1)), int(found.group(2))
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Returns a number with its noun, such as "1 step" or "2,000 steps"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

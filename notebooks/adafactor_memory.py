@@ -90,7 +90,7 @@ def planned(recipe):
 plans = {name: planned(recipe) for name, recipe in recipes.items()}
 print(f"{'MB':14}{'arguments':>11}{'donated':>11}{'temporary':>11}")
 for name, plan in plans.items():
-    numbers = (plan.cost.arguments, plan.cost.donated, plan.cost.temporary)
+    numbers = (plan.cost.arguments, plan.cost.aliased, plan.cost.temporary)
     print(f"{name:14}" + "".join(f"{number / 1e6:11,.1f}" for number in numbers))
 
 # %%

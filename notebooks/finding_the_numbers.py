@@ -121,8 +121,9 @@ plot_rates(found)
 # %% [markdown]
 # ## A sweep over several numbers
 #
-# Any fields of a recipe, on a grid or at random. With `halving=2` only the better half
-# is trained on, again and again; with `folder=` a sweep can be killed and goes on.
+# Any fields of a recipe, on a grid or at random. With `reduction_factor=2` only the
+# better half is trained on, again and again; with `folder=` a sweep can be killed and
+# goes on.
 
 # %%
 swept = sweep(
@@ -150,7 +151,7 @@ text = Task(
     init=lambda seed: models.make_loss_fn(config, seed)[0],
     batches=lambda recipe: data.Batches(
         corpus, block_size=32, batch_size=8, seed=recipe.seed
-    ).since(0),
+    ).iter_from(0),
 )
 found = find_learning_rate(
     text, Recipe(max_steps=400, warmup_steps=0.1), min_rate=1e-4, num_rates=8

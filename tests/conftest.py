@@ -1,4 +1,4 @@
-"""Strict promotion around our own arithmetic, and the random numbers of the tests."""
+"""Fixtures of all tests: strict dtype and rank promotion, and random numbers."""
 
 import importlib.metadata
 import os
@@ -67,10 +67,10 @@ def compiled_once(compiled_programs):
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """For files where no number has a twin: machine code that is slower, made sooner.
+    """Compiles faster, in a fifth of the time, to slower machine code.
 
-    In a fifth of the time: LLVM works less, and on what XLA's older emitters write for
-    it, which is shorter. So it is in the processes that such a test starts.
+    For files without a numerical reference. LLVM optimizes less, and older emitters of
+    XLA write shorter code. The setting also applies to processes that a test starts.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     quick = flags.replace("_fusion_emitters=true", "_fusion_emitters=false")

@@ -1,4 +1,4 @@
-"""Windows and evaluations to tell monitors of, without a run."""
+"""Windows and evaluations for tests of monitors, without a run."""
 
 import jax
 import numpy as np
@@ -72,7 +72,7 @@ def tell(monitor, metrics, *, cuts=(), evaluations=None, first_step=1):
 
 
 def are_same(one, other):
-    """Whether two events are equal to the bit, but for the time that they took."""
+    """Returns whether two events are equal bit for bit, apart from their duration."""
     if isinstance(one, Evaluation) or isinstance(other, Evaluation):
         return repr(one) == repr(other)
     leaves, structure = jax.tree.flatten((one.first_step, one.metrics))

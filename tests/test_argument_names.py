@@ -1,4 +1,4 @@
-"""Names of arguments in optax, torch and Transformers: an error contains ours."""
+"""Suggestions for argument names of optax, torch and Transformers."""
 
 import dataclasses
 import functools

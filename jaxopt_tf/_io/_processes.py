@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 
 # Errors with a message for the user, which are raised in all processes. The index in
 # the tuple is broadcast in place of the class, which JSON cannot represent.
-_TOLD = (ValueError, TypeError, OSError)
-_ANOTHER = "another process was not: its message lists the differences."
+_ERROR_TYPES = (ValueError, TypeError, OSError)
+_DIFFERS_ELSEWHERE = "another process was not: its message lists the differences."
 
 
 def is_primary_process() -> bool:
@@ -36,22 +36,22 @@ def run_on_process_0(function: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return function()
-    error, told = None, {}
+    error, outcome = None, {}
     if is_primary_process():
         # The error is sent and not raised here. The other processes would wait for a
         # broadcast that never comes.
         try:
-            told = {"result": function()}
-        except _TOLD as raised:
+            outcome = {"result": function()}
+        except _ERROR_TYPES as raised:
             error = raised
-            kind = next(kind for kind in _TOLD if isinstance(raised, kind))
-            told = {"kind": _TOLD.index(kind), "message": str(raised)}
-    told = broadcast_from_process_0(told)
+            kind = next(kind for kind in _ERROR_TYPES if isinstance(raised, kind))
+            outcome = {"kind": _ERROR_TYPES.index(kind), "message": str(raised)}
+    outcome = broadcast_from_process_0(outcome)
     if error is not None:
         raise error
-    if "kind" in told:
-        raise _TOLD[told["kind"]](told["message"])
-    return told["result"]
+    if "kind" in outcome:
+        raise _ERROR_TYPES[outcome["kind"]](outcome["message"])
+    return outcome["result"]
 
 
 def broadcast_from_process_0(value: Any) -> Any:
@@ -84,20 +84,27 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
             that differ from those of process 0.
     """
     # Both have passed through JSON: tuples have become lists, keys strings.
-    first, mine = (
+    settings_of_0, own = (
         broadcast_from_process_0(dict(settings)),
         json.loads(json.dumps(dict(settings))),
     )
-    names = [name for name in {**first, **mine} if first.get(name) != mine.get(name)]
+    names = [
+        name
+        for name in {**settings_of_0, **own}
+        if settings_of_0.get(name) != own.get(name)
+    ]
     if all_processes_agree(not names):
         return
-    me = jax.process_index()
+    index = jax.process_index()
     differences = [
-        f"`{n}`: {first.get(n)!r} in process 0, {mine.get(n)!r} in process {me}"
+        f"`{n}`: {settings_of_0.get(n)!r} in process 0, {own.get(n)!r} in process "
+        f"{index}"
         for n in names
     ]
     raise ValueError(
         "every process must be started with the same settings and versions, but "
-        + "\n  ".join(["these differ:", *differences] if names else [_ANOTHER])
+        + "\n  ".join(
+            ["these differ:", *differences] if names else [_DIFFERS_ELSEWHERE]
+        )
         + "\nStart all processes with the same settings."
     )

@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 _NULL: tuple[Any, ...] = (None, "None", "none", "null")
 _UNSET = (*_NULL, "", [], {})
-_TYPES = {bool: "", int: "INT", float: "NUMBER", Path: "PATH", str: "NAME"}
+_METAVARS = {bool: "", int: "INT", float: "NUMBER", Path: "PATH", str: "NAME"}
 _JSON_OR_TEXT = "JSON|NAME=VALUE,..."
 
 
 class Kind(NamedTuple):
-    """Kind of a value, as printed in the help of a command line."""
+    """Type of a value, as printed in the help of a command line."""
 
-    noun: str  # "INT", "NUMBER", "JSON", "{stop,skip}", ...; "" for a switch
-    is_several: bool = False  # whether it is a list of values
+    metavar: str  # "INT", "NUMBER", "JSON", "{stop,skip}", ...; "" for a switch
+    is_list: bool = False  # whether it is a list of values
     is_optional: bool = False  # whether None is accepted
 
 
@@ -42,17 +42,17 @@ def kind_of(annotation: Any) -> Kind:
     is_union = get_origin(annotation) in (Union, types.UnionType)
     options = get_args(annotation) if is_union else (annotation,)
     items = [get_args(o)[0] for o in options if get_origin(o) is tuple]
-    is_several = items in ([Path], [str], [float])
-    wanted = items if is_several else [o for o in options if o is not type(None)]
-    if len(wanted) == 1 and wanted[0] in _TYPES:
-        noun = _TYPES[wanted[0]]
-    elif get_origin(wanted[0]) is Literal:
-        noun = "{" + ",".join(get_args(wanted[0])) + "}"
-    elif set(wanted) == {int, float}:
-        noun = "NUMBER"
+    is_list = items in ([Path], [str], [float])
+    alternatives = items if is_list else [o for o in options if o is not type(None)]
+    if len(alternatives) == 1 and alternatives[0] in _METAVARS:
+        metavar = _METAVARS[alternatives[0]]
+    elif get_origin(alternatives[0]) is Literal:
+        metavar = "{" + ",".join(get_args(alternatives[0])) + "}"
+    elif set(alternatives) == {int, float}:
+        metavar = "NUMBER"
     else:
-        noun = _JSON_OR_TEXT if str in wanted else "JSON"
-    return Kind(noun, is_several, type(None) in options)
+        metavar = _JSON_OR_TEXT if str in alternatives else "JSON"
+    return Kind(metavar, is_list, type(None) in options)
 
 
 def is_set(value: Any) -> bool:
@@ -73,19 +73,19 @@ def read_value(name: str, kind: Kind, value: Any) -> Any:
     """
     if kind.is_optional and is_null(value):
         return None
-    # The noun of a `Literal` lists its choices, and the value is read as a name. The
-    # dataclass checks it against the choices.
-    reader = _READERS.get(kind.noun, _READERS["NAME"])
+    # The metavar of a `Literal` is its list of choices, which has no reader of its own:
+    # the value is read as a string, and the dataclass checks that it is a choice.
+    reader = _READERS.get(kind.metavar, _READERS["NAME"])
     try:
-        if not kind.is_several:
+        if not kind.is_list:
             return reader.read(value)
-        several = [value] if isinstance(value, str) else value
-        if not isinstance(several, list | tuple):
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
             raise _UnreadableError
-        return tuple(map(reader.read, several))
+        return tuple(map(reader.read, items))
     except _UnreadableError as error:
         noun = reader.noun
-        noun = f"{noun.removeprefix('a ')}s in a list" if kind.is_several else noun
+        noun = f"{noun.removeprefix('a ')}s in a list" if kind.is_list else noun
         noun = f"{noun} or None" if kind.is_optional else noun
         reason = f": {error}" if str(error) else ""
         raise TypeError(f"`{name}` must be {noun}, got {value!r}{reason}.") from error
@@ -136,13 +136,13 @@ class _UnreadableError(Exception):
     """Error of a value that cannot be converted to the required kind."""
 
 
-def _switch(value: Any) -> bool:
+def _parse_switch(value: Any) -> bool:
     if str(value) not in ("True", "true", "False", "false"):
         raise _UnreadableError
     return str(value).lower() == "true"
 
 
-def _number(value: Any) -> int | float:
+def _parse_number(value: Any) -> int | float:
     if isinstance(value, int | float):
         return value
     # Integers may be written as 1e6, so both types are tried. The dataclass checks
@@ -153,54 +153,54 @@ def _number(value: Any) -> int | float:
     raise _UnreadableError
 
 
-def _path(value: Any) -> Path:
+def _parse_path(value: Any) -> Path:
     if not isinstance(value, str) or not value:
         raise _UnreadableError
     return Path(value)
 
 
-def _name(value: Any) -> str:
+def _parse_name(value: Any) -> str:
     if not isinstance(value, str):
         raise _UnreadableError
     return value
 
 
-def _json(value: Any) -> Any:
+def _parse_json(value: Any) -> Any:
     if not isinstance(value, str):
-        return _scalars(value)
+        return _parse_strings(value)
     try:
-        return _scalars(json.loads(value))
+        return _parse_strings(json.loads(value))
     except json.JSONDecodeError as error:
         raise _UnreadableError(f"{error.msg} at character {error.colno}") from error
 
 
-def _scalars(value: Any) -> Any:
+def _parse_strings(value: Any) -> Any:
     """Converts strings in an object to numbers and switches, as Transformers does."""
     if isinstance(value, dict):
-        return {name: _scalars(item) for name, item in value.items()}
+        return {name: _parse_strings(item) for name, item in value.items()}
     if isinstance(value, str):
-        for read in (_switch, _number):
+        for read in (_parse_switch, _parse_number):
             with contextlib.suppress(_UnreadableError):
                 return read(value)
     return value
 
 
-def _json_or_text(value: Any) -> Any:
+def _parse_json_or_text(value: Any) -> Any:
     is_text = isinstance(value, str) and not value.lstrip().startswith("{")
-    return value if is_text else _json(value)
+    return value if is_text else _parse_json(value)
 
 
 class _Reader(NamedTuple):
     read: Callable[[Any], Any]
-    noun: str  # what one value must be, for errors
+    noun: str  # description of one valid value, for errors
 
 
 _READERS = {
-    "": _Reader(_switch, "true or false"),
-    "INT": _Reader(_number, "a number"),
-    "NUMBER": _Reader(_number, "a number"),
-    "PATH": _Reader(_path, "a path"),
-    "NAME": _Reader(_name, "a name"),
-    "JSON": _Reader(_json, "JSON"),
-    _JSON_OR_TEXT: _Reader(_json_or_text, "JSON or name=value,..."),
+    "": _Reader(_parse_switch, "true or false"),
+    "INT": _Reader(_parse_number, "a number"),
+    "NUMBER": _Reader(_parse_number, "a number"),
+    "PATH": _Reader(_parse_path, "a path"),
+    "NAME": _Reader(_parse_name, "a name"),
+    "JSON": _Reader(_parse_json, "JSON"),
+    _JSON_OR_TEXT: _Reader(_parse_json_or_text, "JSON or name=value,..."),
 }

@@ -53,8 +53,9 @@ def scalar(value: Scalar, dtype: Any) -> jax.Array:
 def one_minus(value: Scalar, dtype: Any) -> jax.Array:
     """Returns 1 - value in `dtype`.
 
-    A Python number is subtracted in double precision and then rounded. An array is
-    subtracted in `dtype`, which is exact from 1/2 to 1.
+    For a Python number, the difference is computed in double precision and then
+    rounded. For an array, it is computed in `dtype`, and is exact if the value is from
+    1/2 to 1.
     """
     if isinstance(value, jax.Array):
         return 1.0 - scalar(value, dtype)
@@ -68,10 +69,11 @@ def is_zero(value: Scalar) -> bool:
 
 
 def exact_scalar(value: Scalar, dtype: Any) -> ExactScalar:
-    """Returns a host double, or the value of an array, as an exact scalar.
+    """Converts a Python number or an array to an exact scalar.
 
     Args:
-        value: a double, of which 48 bits are used; or an array, converted to `dtype`.
+        value: a Python number, rounded to 48 bits for float32; or an array, which is
+            converted to `dtype`.
         dtype: dtype of the arithmetic that uses the result: float32 or float64.
     """
     is_wide = dtype == jnp.float64
@@ -79,7 +81,7 @@ def exact_scalar(value: Scalar, dtype: Any) -> ExactScalar:
 
 
 def exact_int(value: jax.Array, dtype: Any) -> ExactScalar:
-    """Returns an int32 as an exact scalar for arithmetic in `dtype`."""
+    """Converts an int32 array to an exact scalar for arithmetic in `dtype`."""
     is_wide = dtype == jnp.float64
     return value.astype(dtype) if is_wide else double_float.from_int(value)
 

@@ -19,7 +19,7 @@ from ._tree import leaf_names as leaf_names
 from ._tree import map_leaves as map_leaves
 from ._tree import match_rules as match_rules
 from ._tree import named_leaves as named_leaves
-from ._tree import nameless_leaves as nameless_leaves
 from ._tree import owner_names as owner_names
 from ._tree import path_keys as path_keys
 from ._tree import path_name as path_name
+from ._tree import unnamed_leaves as unnamed_leaves

@@ -191,35 +191,41 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
     except (ValueError, TypeError, KeyError) as error:
         extra = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
         # If all names are equal, the containers differ, such as tuple and list.
-        why = f"got {type(grads).__name__} and {type(params).__name__}, or nested ones"
+        problem = (
+            f"got {type(grads).__name__} and {type(params).__name__}, or nested ones"
+        )
         if extra:
-            why = f"{len(extra)} leaves are in only one, the first being {extra[0]!r}"
+            problem = (
+                f"{len(extra)} leaves are in only one, the first being {extra[0]!r}"
+            )
         raise ValueError(
-            f"`grads` must have the structure of `params`: {why}. Compute gradients "
+            f"`grads` must have the structure of `params`: {problem}. Compute "
+            "gradients "
             "with respect to the same tree."
         ) from error
     pairs = list(zip(leaves, flat, strict=True))
     # None is accepted as the gradient of an integer leaf, which has none.
-    wrong = [
+    misshapen = [
         i
         for i, (p, g) in enumerate(pairs)
         if getattr(g, "shape", None) != p.shape and (g is not None or is_floating(p))
     ]
-    if wrong:
-        p, g = pairs[wrong[0]]
+    if misshapen:
+        p, g = pairs[misshapen[0]]
         raise ValueError(
-            f"`grads` must have the shapes of `params`, but {len(wrong)} leaves do "
-            f"not, the first being {leaf_names(params)[wrong[0]]!r}: gradient "
+            f"`grads` must have the shapes of `params`, but {len(misshapen)} leaves do "
+            f"not, the first being {leaf_names(params)[misshapen[0]]!r}: gradient "
             f"{_kind(g)}, parameter {_kind(p)}."
         )
-    unfit = [
+    not_floating = [
         i for i, (p, g) in enumerate(pairs) if is_floating(p) and not is_floating(g)
     ]
-    if unfit:
-        name = leaf_names(params)[unfit[0]]
+    if not_floating:
+        name = leaf_names(params)[not_floating[0]]
         raise TypeError(
-            f"`grads` must be real floating-point numbers, but {len(unfit)} leaves are "
-            f"not, the first being {name!r} with dtype {flat[unfit[0]].dtype}. "
+            f"`grads` must be real floating-point numbers, but {len(not_floating)} "
+            "leaves are "
+            f"not, the first being {name!r} with dtype {flat[not_floating[0]].dtype}. "
             "Differentiate with respect to floating-point parameters only."
         )
     return flat

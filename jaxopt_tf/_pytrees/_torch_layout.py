@@ -74,9 +74,9 @@ class TorchLayout:
         A query, key or value projection `[d, heads, k]` has `num_in=1, num_out=2`. The
         output projection `[heads, k, d]` has `num_in=2, num_out=1`.
         """
-        ins = tuple(range(num_in))
-        outs = tuple(range(num_in, num_in + num_out))
-        return cls(axes=(outs, ins))
+        in_axes = tuple(range(num_in))
+        out_axes = tuple(range(num_in, num_in + num_out))
+        return cls(axes=(out_axes, in_axes))
 
     @classmethod
     def flat(cls, num_axes: int) -> "TorchLayout":
@@ -125,7 +125,7 @@ class TorchLayout:
         # The indices that sort a permutation are its inverse.
         return unmerged.transpose(sorted(range(len(order)), key=order.__getitem__))
 
-    def without(
+    def from_torch_reduced(
         self, array: jax.Array, torch_axis: int, shape: tuple[int, ...]
     ) -> jax.Array:
         """Returns a leaf with size 1 along the axes that torch reduced.
@@ -184,7 +184,8 @@ def resolve_layouts(
         if not layout.fits(leaf.shape):
             raise ValueError(
                 f"`layouts` must fit the leaves, but {name!r} has the shape "
-                f"{list(leaf.shape)} and its layout requires {_wanted(layout)}, got "
+                f"{list(leaf.shape)} and its layout requires {_describe_axes(layout)}, "
+                "got "
                 f"{layout!r}."
             )
         return (layout,)
@@ -204,7 +205,7 @@ def _undeclared(name: str, leaf: Any) -> TorchLayout:
     return TorchLayout.conv(2) if is_conv else TorchLayout()
 
 
-def _wanted(layout: TorchLayout) -> str:
+def _describe_axes(layout: TorchLayout) -> str:
     stacked = f"stacked axes {list(layout.stacked_axes)}"
     if layout.axes is None:
         return f"a leaf with {stacked}"

@@ -19,9 +19,9 @@ from .._typing import PyTree
 # NNX wraps an array in a variable, which is a node of the tree. Its attribute for the
 # array is left out of names, because Linen has no such node.
 _WRAPPERS = frozenset({"value", "raw_value"})
-# Attributes of NNX, Penzai and Haliax that contain the array of a parameter. They do
-# not count as names.
-_HOLDERS = _WRAPPERS | {"array", "data_array"}
+# Attributes of NNX, Penzai and Haliax that contain the array of a parameter. They are
+# not part of its name.
+_ARRAY_ATTRIBUTES = _WRAPPERS | {"array", "data_array"}
 
 
 def leaf_name(path: Sequence[Any]) -> str:
@@ -67,17 +67,23 @@ def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | Non
     choices = []
     for name in names:
         words = name.split(".") if name else [""]
-        ends = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
-        ends.append((words, ""))  # `params` that are a single array have the name ""
-        choices.append([(tuple(begin), end) for begin, end in ends if end in owners])
-    num_with = collections.Counter(begin for choice in choices for begin, _ in choice)
+        splits = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
+        splits.append((words, ""))  # `params` that are a single array have the name ""
+        choices.append(
+            [(tuple(prefix), suffix) for prefix, suffix in splits if suffix in owners]
+        )
+    num_by_prefix = collections.Counter(
+        prefix for choice in choices for prefix, _ in choice
+    )
     return [
-        max(choice, key=lambda c: (num_with[c[0]], -len(c[0])))[1] if choice else None
+        max(choice, key=lambda c: (num_by_prefix[c[0]], -len(c[0])))[1]
+        if choice
+        else None
         for choice in choices
     ]
 
 
-def nameless_leaves(params: PyTree) -> list[tuple[str, Any]]:
+def unnamed_leaves(params: PyTree) -> list[tuple[str, Any]]:
     """Returns the floating-point leaves without a name, with their paths.
 
     A leaf has a name if its path contains a string, which is a key of a dict or an
@@ -101,8 +107,10 @@ def is_labelled(node: Any) -> bool:
 def is_name(key: Any) -> bool:
     """Returns whether a key of a path names a parameter or its layer."""
     value = _key_value(key)
-    is_holder = isinstance(key, jax.tree_util.GetAttrKey) and value in _HOLDERS
-    return isinstance(value, str) and not is_holder
+    is_array_attribute = (
+        isinstance(key, jax.tree_util.GetAttrKey) and value in _ARRAY_ATTRIBUTES
+    )
+    return isinstance(value, str) and not is_array_attribute
 
 
 def is_masked(node: Any) -> bool:
@@ -142,7 +150,7 @@ def map_leaves(
 def match_rules(
     argument: str, rules: Any, kind: type, kind_name: str, params: PyTree
 ) -> list[Any]:
-    """Returns for each leaf the value of the patterns that match its whole name.
+    """Returns the value of the pattern that matches the whole name of each leaf.
 
     The value is None for a leaf that no pattern matches.
 
@@ -151,14 +159,15 @@ def match_rules(
         rules: a mapping from regular expressions to values.
         kind: type of the values.
         kind_name: public name of that type, for errors.
-        params: a tree. If it has masked leaves, a pattern may match none of the others.
+        params: tree of parameters. If it has masked leaves, a pattern that matches no
+            leaf is accepted, because it may be meant for a masked leaf.
 
     Raises:
         TypeError: if `rules` is not a mapping from strings to `kind`.
         ValueError: if a pattern is not a regular expression or matches no leaf, or if
             two patterns assign different values to a leaf.
     """
-    compiled = _compiled(argument, rules, kind, kind_name)
+    compiled = _compile_rules(argument, rules, kind, kind_name)
     names = leaf_names(params)
     if not has_masked_nodes(params):
         for pattern in compiled:
@@ -171,10 +180,10 @@ def match_rules(
                     f"`{argument}` must match the whole name of a leaf with every "
                     f"pattern, got {pattern.pattern!r}, which matches no leaf.{hint}"
                 )
-    return [_matched(argument, compiled, name) for name in names]
+    return [_match_name(argument, compiled, name) for name in names]
 
 
-def _matched(argument: str, compiled: dict[re.Pattern[str], Any], name: str) -> Any:
+def _match_name(argument: str, compiled: dict[re.Pattern[str], Any], name: str) -> Any:
     found = {p.pattern: value for p, value in compiled.items() if p.fullmatch(name)}
     if len(set(found.values())) > 1:
         raise ValueError(
@@ -185,7 +194,7 @@ def _matched(argument: str, compiled: dict[re.Pattern[str], Any], name: str) -> 
     return next(iter(found.values()), None)
 
 
-def _compiled(
+def _compile_rules(
     argument: str, rules: Any, kind: type, kind_name: str
 ) -> dict[re.Pattern[str], Any]:
     if not isinstance(rules, Mapping):

@@ -9,7 +9,7 @@ from ._folder_lock import FolderLock as FolderLock
 from ._folder_lock import lock_folder as lock_folder
 from ._restore import Restored as Restored
 from ._restore import latest_valid as latest_valid
-from ._restore import read_notes as read_notes
+from ._restore import read_metadata as read_metadata
 from ._restore import restore as restore
 from ._restore import restore_latest as restore_latest
 from ._save import Checkpoints as Checkpoints

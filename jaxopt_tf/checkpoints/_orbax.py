@@ -72,17 +72,18 @@ class Writer:
         self.wait = self._checkpointer.wait_until_finished
         self.close = self._checkpointer.close
 
-    def save(self, path: Path, arrays: PyTree, notes: dict[str, Any]) -> None:
+    def save(self, path: Path, arrays: PyTree, metadata: dict[str, Any]) -> None:
         """Starts a save; returns when the arrays are copied to the host."""
         leaves = named("arrays", arrays)
-        record = Record(notes, describe(leaves))
+        record = Record(metadata, describe(leaves))
         # Orbax does not accept empty arrays. Their shapes and dtypes are in the record.
         data = {name: _data(leaf) for name, leaf in leaves.items() if leaf.size}
         if not data:
             raise ValueError("`arrays` must contain at least one array, got none.")
         # Files have up to 2 GB, the default of orbax. It writes each file in a thread:
         # smaller files would mean more threads, which slow down the next training step.
-        args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=record._asdict())
+        content = record.to_json()
+        args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=content)
         self._checkpointer.save(path, args=args)
 
 
@@ -149,14 +150,14 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
         ValueError: if names, shapes or dtypes differ from those of `like`.
     """
     saved = read_record(path).leaves
-    wanted = named("like", like)
+    like_by_name = named("like", like)
     if is_partial:
-        saved = {name: kind for name, kind in saved.items() if name in wanted}
+        saved = {name: kind for name, kind in saved.items() if name in like_by_name}
     # Leaves of `like` that the checkpoint stores in an older form. The leaves from
     # which they are computed are not compared with `like`.
-    older = older_leaves(saved, wanted)
+    older = older_leaves(saved, like_by_name)
     sources = {source for leaf in older.values() for source in leaf.sources}
-    present = {name: leaf for name, leaf in wanted.items() if name not in older}
+    present = {name: leaf for name, leaf in like_by_name.items() if name not in older}
     current = {n: kind for n, kind in saved.items() if n in present or n not in sources}
     check_compatible(path, current, present)
     restore_args = {
@@ -185,7 +186,9 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
             like_leaf,
             keys.get(name),
         )
-        for (name, leaf), like_leaf in zip(wanted.items(), like_leaves, strict=True)
+        for (name, leaf), like_leaf in zip(
+            like_by_name.items(), like_leaves, strict=True
+        )
     ]
     return jax.tree.unflatten(structure, leaves)
 

@@ -39,8 +39,12 @@ class LeafSpec(NamedTuple):
 class Record(NamedTuple):
     """Content of a checkpoint without its arrays."""
 
-    notes: dict[str, Any]  # metadata of the caller
+    metadata: dict[str, Any]  # metadata of the caller
     leaves: dict[str, LeafSpec]  # by name
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of the file, in which the metadata are "notes"."""
+        return {"notes": self.metadata, "leaves": self.leaves}
 
 
 def read_record(path: Path) -> Record:
@@ -91,35 +95,39 @@ def is_key(leaf: Any) -> bool:
 def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
     """Returns the specification of each leaf."""
 
-    def kind(leaf: Any) -> LeafSpec:
+    def spec(leaf: Any) -> LeafSpec:
         key = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
         return LeafSpec(list(leaf.shape), str(leaf.dtype), key)
 
-    return {name: kind(leaf) for name, leaf in leaves.items()}
+    return {name: spec(leaf) for name, leaf in leaves.items()}
 
 
 def check_compatible(
-    path: Path, saved: Mapping[str, LeafSpec], wanted: Mapping[str, Any]
+    path: Path, saved: Mapping[str, LeafSpec], expected: Mapping[str, Any]
 ) -> None:
     """Raises unless names, shapes and dtypes of the saved leaves are those wanted."""
-    here, there = f"in {path.name}", "in `like`"
+    in_file, in_like = f"in {path.name}", "in `like`"
     # The implementation of a key need not be compared: its dtype, such as `key<fry>`,
     # contains it.
     kinds = {
         name: LeafSpec(list(leaf.shape), str(leaf.dtype), saved[name].key)
-        for name, leaf in wanted.items()
+        for name, leaf in expected.items()
         if name in saved
     }
     unexpected = {
-        f"only {here}": [name for name in saved if name not in wanted],
-        f"only {there}": [name for name in wanted if name not in saved],
+        f"only {in_file}": [name for name in saved if name not in expected],
+        f"only {in_like}": [name for name in expected if name not in saved],
         "with another shape or dtype": [
-            f"{name}: {saved[name]} {here}, {kind} {there}"
+            f"{name}: {saved[name]} {in_file}, {kind} {in_like}"
             for name, kind in kinds.items()
             if kind != saved[name]
         ],
     }
-    listed = [f"{len(of)} {what} ({of[0]})" for what, of in unexpected.items() if of]
+    listed = [
+        f"{len(names)} {difference} ({names[0]})"
+        for difference, names in unexpected.items()
+        if names
+    ]
     if listed:
         raise ValueError(
             f"`like` must have the same leaves as {str(path)!r}. Differences, with the "
@@ -137,16 +145,16 @@ class OlderLeaf(NamedTuple):
 
 
 def older_leaves(
-    saved: Collection[str], wanted: Collection[str]
+    saved: Collection[str], expected: Collection[str]
 ) -> dict[str, OlderLeaf]:
-    """Returns the leaves of `wanted` that are computed from saved leaves, by name.
+    """Returns the leaves of `expected` that are computed from saved leaves, by name.
 
     In older versions, optimizer states had no `rate_source`, and states with a constant
     learning rate had no `step`. States of metric-driven schedules were arrays of at
     most 32 bits.
     """
     found: dict[str, OlderLeaf] = {}
-    for name in wanted:
+    for name in expected:
         prefix, _, field = name.rpartition(".")
         start = f"{prefix}." if prefix else ""
         if field == "rate_source" and name not in saved:
@@ -155,10 +163,10 @@ def older_leaves(
             # `rate_source` is 1 for a schedule, `SCHEDULE` of the optimizers, else 0.
             has_schedule = f"{start}step" in saved
             found[name] = OlderLeaf(counts, _full(int(has_schedule)))
-            if not has_schedule and f"{start}step" in wanted:
+            if not has_schedule and f"{start}step" in expected:
                 found[f"{start}step"] = OlderLeaf(counts, _largest)
         elif field == "learning_rate" and f"{start}rate.exponent" in saved:
-            found |= _older_metric_state(start, saved, wanted)
+            found |= _older_metric_state(start, saved, expected)
     return found
 
 
@@ -197,10 +205,10 @@ _PAIRS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
 
 
 def _older_metric_state(
-    start: str, saved: Collection[str], wanted: Collection[str]
+    start: str, saved: Collection[str], expected: Collection[str]
 ) -> dict[str, OlderLeaf]:
     found = {}
-    for name in wanted:
+    for name in expected:
         field = name.removeprefix(start)
         # The other fields are counters, which were int32.
         fields, value = _PAIRS.get(field, ((field,), np.int64))

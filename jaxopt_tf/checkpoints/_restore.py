@@ -1,6 +1,6 @@
 """Restoration of checkpoints, after verification of their checksums.
 
-Orbax does not verify arrays: a flipped bit on the disk gives another number.
+Orbax does not verify arrays: a bit that flips on the disk silently changes a number.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ._record import RECORD_FILE, read_record
 from ._save import (
     find_checkpoints,
     incomplete_checkpoints,
-    is_name,
+    is_checkpoint_name,
     print_to_stderr,
     step_of,
 )
@@ -25,7 +25,7 @@ class Restored(NamedTuple):
 
     step: int  # from the name of the folder
     arrays: PyTree  # with the structure of `like`
-    notes: dict[str, Any]  # metadata from JSON: tuples are lists, keys are strings
+    metadata: dict[str, Any]  # metadata from JSON: tuples are lists, keys are strings
     path: Path
 
 
@@ -81,7 +81,7 @@ def find_damage(path: Path | str) -> str | None:
     return None
 
 
-def read_notes(path: Path | str) -> dict[str, Any]:
+def read_metadata(path: Path | str) -> dict[str, Any]:
     """Reads the metadata of a checkpoint, without its arrays.
 
     Args:
@@ -93,7 +93,7 @@ def read_notes(path: Path | str) -> dict[str, Any]:
     """
     try:
         if _digest.checksum_matches(Path(path), RECORD_FILE):
-            return read_record(Path(path)).notes
+            return read_record(Path(path)).metadata
         reason = f"{RECORD_FILE} does not match its checksum"
     except (OSError, ValueError) as error:
         reason = str(error)
@@ -122,7 +122,7 @@ def restore(
             `like`.
     """
     path = Path(path)
-    if not is_name(path.name):
+    if not is_checkpoint_name(path.name):
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
@@ -165,7 +165,7 @@ def _read(path: Path, like: PyTree, *, is_partial: bool = False) -> Restored:
     from . import _orbax
 
     arrays = _orbax.read_arrays(path.absolute(), like, is_partial=is_partial)
-    return Restored(step_of(path), arrays, read_record(path).notes, path)
+    return Restored(step_of(path), arrays, read_record(path).metadata, path)
 
 
 def _not_valid(path: Path | str, reason: str) -> ValueError:

@@ -56,7 +56,7 @@ class Checkpoints:
         self,
         step: int,
         arrays: PyTree,
-        notes: dict[str, Any],
+        metadata: dict[str, Any],
         best_step: int | None = None,
         replaces: int | None = None,
     ) -> Path:
@@ -67,7 +67,7 @@ class Checkpoints:
                 step is replaced.
             arrays: any tree of JAX or NumPy arrays (including typed keys and sharded
                 arrays) and Python numbers.
-            notes: metadata, a dict that can be serialized as JSON.
+            metadata: further values, a dict that can be serialized as JSON.
             best_step: step of the best checkpoint so far, which is never deleted.
             replaces: step of a checkpoint that is deleted when this one is complete.
 
@@ -75,11 +75,11 @@ class Checkpoints:
             The final path of the checkpoint.
         """
         path = self._folder / f"checkpoint-{_checks.step_count('step', step)}"
-        notes = _as_json(notes)
+        metadata = _as_json(metadata)
         self.wait()
         self._path, self._best_step, self._replaces = path, best_step, replaces
         try:
-            self._writer.save(path, arrays, notes)
+            self._writer.save(path, arrays, metadata)
         except OSError as error:
             raise _save_error(path, error) from error
         return path
@@ -144,7 +144,7 @@ def open_checkpoints(
             checkpoints.wait()
 
 
-def is_name(name: str) -> bool:
+def is_checkpoint_name(name: str) -> bool:
     """Returns whether `name` is `checkpoint-<step>`."""
     return _NAME.fullmatch(name) is not None
 
@@ -157,7 +157,9 @@ def step_of(path: Path) -> int:
 def find_checkpoints(folder: Path | str) -> list[Path]:
     """Returns all checkpoints of a folder, including damaged ones, by step."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir()]
-    return sorted((path for path in found if is_name(path.name)), key=step_of)
+    return sorted(
+        (path for path in found if is_checkpoint_name(path.name)), key=step_of
+    )
 
 
 def incomplete_checkpoints(folder: Path) -> list[Path]:
@@ -227,12 +229,12 @@ def delete(path: Path) -> None:
     shutil.rmtree(deleted)
 
 
-def _as_json(notes: dict[str, Any]) -> dict[str, Any]:
+def _as_json(metadata: dict[str, Any]) -> dict[str, Any]:
     try:
-        as_read: dict[str, Any] = json.loads(json.dumps(notes))
+        as_read: dict[str, Any] = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`notes` must be serializable as JSON, but {error}. Pass arrays in "
+            f"`metadata` must be serializable as JSON, but {error}. Pass arrays in "
             "`arrays`, and convert paths to strings."
         ) from error
     return as_read

@@ -7,7 +7,7 @@ from typing import ClassVar
 import rich.console
 
 from .. import tuning
-from .._checks import counted
+from .._checks import pluralize
 from ..data import training_windows
 from ..jobs import compilation_cache
 from ._run_flags import parse
@@ -76,10 +76,10 @@ def _decay_path(flags: DecayPath) -> int:
             "text."
         )
     print(
-        f"{counted(len(flags.decays), 'decay')} on {counted(flags.num_folds, 'fold')} "
-        f"of {counted(len(windows), 'window')}, {counted(recipe.max_steps, 'step')} "
-        f"each, in {folder}. The program is compiled first; results are printed at the "
-        "end.",
+        f"{pluralize(len(flags.decays), 'decay')} on "
+        f"{pluralize(flags.num_folds, 'fold')} of {pluralize(len(windows), 'window')}, "
+        f"{pluralize(recipe.max_steps, 'step')} each, in {folder}. The program is "
+        "compiled first; results are printed at the end.",
         flush=True,
     )
     path = tuning.decay_path(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import rich.console
 
 from .. import tuning
-from .._checks import counted
+from .._checks import pluralize
 from ..jobs import compilation_cache
 from ._run_flags import parse
 from ._searches import SearchFlags
@@ -75,7 +75,7 @@ def _find_lr(flags: FindLr) -> int:
     folder, _, task = flags.prepare(num_evaluated=num_evaluated)
     num_rates = 24 if flags.num_rates is None else flags.num_rates
     runs = (
-        "One rising rate" if flags.rising else counted(num_rates, "rate") + " at once"
+        "One rising rate" if flags.rising else pluralize(num_rates, "rate") + " at once"
     )
     print(
         f"{runs}, from {flags.min_rate:g} to {flags.max_rate:g}, in {folder}. The "

@@ -45,12 +45,15 @@ _FLAG_OF_ARGUMENT = {
     "folder": "output_dir",
     "name": "devices",
     "path": "output",
+    "reduction_factor": "halving",
     "scheduler_specific_kwargs": "lr_scheduler_kwargs",
 }
 
 
 def read_flags(
-    form: type, args: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})
+    flags_type: type,
+    args: Sequence[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Reads the flags that were typed; `--help` prints the help and exits.
 
@@ -58,9 +61,9 @@ def read_flags(
     repeated, the last value is used.
 
     Args:
-        form: dataclass of the command's flags. Fields that are dataclasses are groups
-            of flags; the field `run` contains groups and is not a group itself. The
-            class attribute `prog` is the name of the command, and `unused` contains
+        flags_type: dataclass of the command's flags. Fields that are dataclasses are
+            groups of flags; the field `run` contains groups and is not a group itself.
+            The class attribute `prog` is the name of the command, and `unused` contains
             names of fields that are not flags of the command. The docstring is the
             help.
         args: command line after the name of the command.
@@ -73,7 +76,7 @@ def read_flags(
         ValueError: if flags are unknown or values cannot be read. The message names all
             of them, with the most similar flag for each unknown one.
     """
-    kinds = flag_kinds(form)
+    kinds = flag_kinds(flags_type)
     registry = ConstructorRegistry()
 
     @registry.struct_rule
@@ -86,16 +89,18 @@ def read_flags(
     # The overloads of `tyro.cli` support neither custom rules nor their result types:
     # the cast avoids errors of mypy.
     words, unknown = cast(Any, tyro.cli)(
-        form,
-        prog=cast(Any, form).prog,
+        flags_type,
+        prog=cast(Any, flags_type).prog,
         # tyro does not rewrap the description: each paragraph is one line.
-        description=inspect.cleandoc(form.__doc__ or "").partition("\nAttributes:")[0],
+        description=inspect.cleandoc(flags_type.__doc__ or "").partition(
+            "\nAttributes:"
+        )[0],
         args=_without_negations(args, kinds),
         use_underscores=True,
         return_unknown_args=True,
         registry=registry,
     )
-    problems = _unknown_flags(unknown, kinds, form)
+    problems = _unknown_flags(unknown, kinds, flags_type)
     typed: dict[str, Any] = {}
     for name, values in words.items():
         try:
@@ -107,10 +112,12 @@ def read_flags(
     return typed
 
 
-def flag_kinds(form: type) -> dict[str, Kind]:
+def flag_kinds(flags_type: type) -> dict[str, Kind]:
     """Returns the kind of each flag by name, including those of nested dataclasses."""
-    groups, unused = _groups(form), getattr(form, "unused", ())
-    kinds = {name: kind for name, kind in kinds_of(form).items() if name not in groups}
+    groups, unused = _groups(flags_type), getattr(flags_type, "unused", ())
+    kinds = {
+        name: kind for name, kind in kinds_of(flags_type).items() if name not in groups
+    }
     for record in groups.values():
         kinds |= flag_kinds(record)
     return {name: kind for name, kind in kinds.items() if name not in unused}
@@ -211,8 +218,8 @@ def _field_specs(
             flag = tyro.conf.arg(
                 # The help shows a switch as `--bf16, --no_bf16`: tyro lists the alias
                 # first, so that the positive form has to be the alias.
-                name=None if kind.noun else f"no_{name}",
-                aliases=None if kind.noun else [f"--{name}"],
+                name=None if kind.metavar else f"no_{name}",
+                aliases=None if kind.metavar else [f"--{name}"],
                 prefix_name=False,
                 help=helps[name],
                 help_behavior_hint=_shown(default),
@@ -226,7 +233,9 @@ def _conversion(kind: Kind) -> PrimitiveConstructorSpec[Any]:
     """Returns a rule for tyro that leaves the words of a flag unconverted."""
     return PrimitiveConstructorSpec(
         nargs="*",  # any number of words: `_read_words` reports a wrong number
-        metavar=f"{kind.noun} [{kind.noun} ...]" if kind.is_several else kind.noun,
+        metavar=f"{kind.metavar} [{kind.metavar} ...]"
+        if kind.is_list
+        else kind.metavar,
         instance_from_str=lambda words: words,
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
@@ -256,9 +265,9 @@ def _shown(default: Any) -> str:
 
 
 def _read_words(name: str, kind: Kind, words: list[str]) -> Any:
-    if kind.is_several:
+    if kind.is_list:
         return read_value(name, kind, words)
-    if not words and not kind.noun:
+    if not words and not kind.metavar:
         return True
     if len(words) != 1:
         got = " ".join(words) or "none"
@@ -276,26 +285,28 @@ def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[s
     def word(arg: str) -> str:
         found = re.fullmatch(r"--no[-_]([\w-]+)", arg)
         name = found[1].replace("-", "_") if found else ""
-        return f"--{name}=False" if name in kinds and not kinds[name].noun else arg
+        return f"--{name}=False" if name in kinds and not kinds[name].metavar else arg
 
     return list(map(word, args))
 
 
 def _unknown_flags(
-    words: Sequence[str], kinds: Mapping[str, Kind], form: Any
+    words: Sequence[str], kinds: Mapping[str, Kind], flags_type: Any
 ) -> list[str]:
     """Returns a message for each unknown flag, or for the first value without one."""
     # A word such as "-1" is a value, not a flag.
     names = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
     if words and not names:
-        return [f"{words[0]!r} must follow a flag. `{form.prog} --help` lists them."]
+        return [
+            f"{words[0]!r} must follow a flag. `{flags_type.prog} --help` lists them."
+        ]
     sentences = []
     for name in names:
         field = name.strip("-").replace("-", "_")
-        if field.removeprefix("no_") in getattr(form, "unused", ()):
-            hint = f": `{form.prog}` does not use it. Leave it out."
+        if field.removeprefix("no_") in getattr(flags_type, "unused", ()):
+            hint = f": `{flags_type.prog}` does not use it. Leave it out."
         else:
-            near = _checks.nearest(field, kinds, "--{}")
-            hint = "." + (near or f" `{form.prog} --help` lists the flags.")
+            near = _checks.suggest(field, kinds, "--{}")
+            hint = "." + (near or f" `{flags_type.prog} --help` lists the flags.")
         sentences.append(f"Unknown flag {name}{hint}")
     return sentences

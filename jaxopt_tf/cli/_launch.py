@@ -14,8 +14,8 @@ from .. import _checks
 from ._flags import REFUSALS, in_flags
 
 # Timeouts. If a process does not connect, or is lost, all others exit within a minute.
-_COMES_WITHIN = 45  # seconds until all processes must have connected
-_IS_LOST_AFTER = 30  # seconds without a heartbeat
+_CONNECT_TIMEOUT = 45  # seconds until all processes must have connected
+_HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ class Launch:
         if missing:
             given = next(name for name in names if name not in missing)
             raise ValueError(
-                f"`{missing[0]}` must be given with `{given}`: "
-                "`coordinator_address`, `num_processes` and `process_id` go together. "
-                "Give all three, or `distributed` under a launcher that sets them."
+                f"`{missing[0]}` must be given with `{given}`: `coordinator_address`, "
+                "`num_processes` and `process_id` go together. Give all three, or "
+                "`distributed` under a launcher that sets them."
             )
         host, _, port = str(self.coordinator_address).rpartition(":")
         if not host or not port.isdigit():
@@ -66,8 +66,10 @@ class Launch:
                 "`coordinator_address` must be host:port, got "
                 f"{self.coordinator_address!r}."
             )
-        number = _checks.whole_number("num_processes", self.num_processes, least=1)
-        _checks.whole_number("process_id", self.process_id, least=0, most=number - 1)
+        number = _checks.whole_number("num_processes", self.num_processes, minimum=1)
+        _checks.whole_number(
+            "process_id", self.process_id, minimum=0, maximum=number - 1
+        )
 
 
 @contextlib.contextmanager
@@ -106,13 +108,13 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
     late = in_flags(
         f"`num_processes` must be the number of processes that are started, but"
         f"{process} not all of {launch.num_processes or 'them'} had connected after "
-        f"{_COMES_WITHIN} s to {launch.coordinator_address or 'the coordinator'}. Read "
-        "the messages of the others, and start all of them again.",
+        f"{_CONNECT_TIMEOUT} s to {launch.coordinator_address or 'the coordinator'}. "
+        "Read the messages of the others, and start all of them again.",
         flags,
     )
     # If a process is missing, the C++ client of JAX aborts the process with a stack
     # trace and raises no exception. The timer exits earlier, with a message.
-    timer = threading.Timer(_COMES_WITHIN, _exit, [late])
+    timer = threading.Timer(_CONNECT_TIMEOUT, _exit, [late])
     timer.daemon = True  # does not keep the process alive
     timer.start()
     try:
@@ -120,8 +122,8 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
             launch.coordinator_address,
             launch.num_processes,
             launch.process_id,
-            initialization_timeout=_COMES_WITHIN + 10,
-            heartbeat_timeout_seconds=_IS_LOST_AFTER,
+            initialization_timeout=_CONNECT_TIMEOUT + 10,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
         )
         # Initializes the backend, which waits for all processes a second time.
         jax.devices()

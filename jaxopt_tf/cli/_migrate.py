@@ -148,7 +148,7 @@ def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
     arguments = run.arguments
     for title, names in (
         ("imported", arguments.mapped),
-        ("without effect here", arguments.ignored),
+        ("without effect", arguments.ignored),
         (
             "not imported; set by flags if there are any",
             arguments.non_optimizer,

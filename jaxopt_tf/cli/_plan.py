@@ -26,8 +26,8 @@ class Plan(RunFlags):
         devices: name of the devices: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100,
             h100:8, cpu:8.
         model: alias of --preset.
-        shapes_only: skip the compilation. This takes seconds instead of minutes, but
-            leaves out activations, traffic and time.
+        shapes_only: compute memory from shapes, without compilation: in seconds instead
+            of minutes, but without activations, traffic and time.
     """
 
     prog: ClassVar[str] = "jaxopt-tf plan"
@@ -57,11 +57,13 @@ def plan(args: Sequence[str]) -> int:
     args = [re.sub(r"^--model(?==|$)", "--preset", arg) for arg in args]
     flags = parse(Plan, args)
     with jobs.compilation_cache(enabled=False):
-        asked = jobs.plan(
+        requested = jobs.plan(
             flags.run, devices=flags.devices, shapes_only=flags.shapes_only
         )
-    asked = dataclasses.replace(asked, note=in_flags(asked.note, flag_kinds(Plan)))
-    planning.print_plan(asked)
+    requested = dataclasses.replace(
+        requested, note=in_flags(requested.note, flag_kinds(Plan))
+    )
+    planning.print_plan(requested)
     print()
-    planning.print_comparison(jobs.compare_plans(flags.run, asked))
-    return 1 if asked.fits is False else 0
+    planning.print_comparison(jobs.compare_plans(flags.run, requested))
+    return 1 if requested.fits is False else 0

@@ -60,27 +60,27 @@ class RunFlags:
     run: RunConfig
 
 
-_Form = TypeVar("_Form", bound=RunFlags)
+_FlagsT = TypeVar("_FlagsT", bound=RunFlags)
 
 
-def parse(form: type[_Form], args: Sequence[str]) -> _Form:
+def parse(flags_type: type[_FlagsT], args: Sequence[str]) -> _FlagsT:
     """Reads a command line and the file of its `--config`.
 
     Fields of the file that have no effect are reported on stderr.
 
     Args:
-        form: dataclass of the command's flags.
+        flags_type: dataclass of the command's flags.
         args: command line after the name of the command.
 
     Raises:
         ValueError: if settings are invalid or conflict. The message lists all problems.
         SystemExit: after `--help`.
     """
-    typed = read_typed(form, args)
-    return build(form, typed, run=run_config(typed))
+    typed = read_typed(flags_type, args)
+    return build(flags_type, typed, run=run_config(typed))
 
 
-def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
+def read_typed(flags_type: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
     """Reads the flags that were typed, and no file.
 
     Raises:
@@ -88,7 +88,7 @@ def read_typed(form: type[RunFlags], args: Sequence[str]) -> dict[str, Any]:
             of them.
         SystemExit: after `--help`.
     """
-    return read_flags(form, args, _RECIPE)
+    return read_flags(flags_type, args, _RECIPE)
 
 
 def run_config(
@@ -150,11 +150,13 @@ def merged_settings(
     flags = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
     others = {n: k for t in CONFIG_TYPES[1:] for n, k in kinds_of(t).items()}
     kinds = {**others, **flags}
-    of_run = {name: value for name, value in _resolved(typed).items() if name in kinds}
+    run_values = {
+        name: value for name, value in _resolved(typed).items() if name in kinds
+    }
     ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}
     if typed.get("config") is not None:
-        file = _read_file(typed["config"], of_run, kinds, ignored)
+        file = _read_file(typed["config"], run_values, kinds, ignored)
     elif ignored:
         raise ValueError(
             "`ignore_fields` must be given with `config`, the file that contains the "
@@ -162,10 +164,12 @@ def merged_settings(
         )
     # Increasing precedence: preset, run's folder, file, command line. A preset on the
     # command line also overrides sizes in the folder and in the file.
-    below = merge_settings(found, file)
-    if "preset" in of_run:
-        below = {name: value for name, value in below.items() if name not in _SIZES}
-    settings = merge_settings(below, of_run)
+    defaults = merge_settings(found, file)
+    if "preset" in run_values:
+        defaults = {
+            name: value for name, value in defaults.items() if name not in _SIZES
+        }
+    settings = merge_settings(defaults, run_values)
     if "preset" in settings:
         preset = settings.pop("preset")
         _checks.one_of("preset", preset, GPT2_PRESETS)
@@ -226,8 +230,10 @@ def _read_file(
             f"`config` must be JSON, but {path} is not: {str(error).rstrip('.')}."
         ) from error
     except OSError as error:
-        inside = path / "settings.json"
-        hint = f" Did you mean {str(inside)!r}?" if inside.exists() else ""
+        settings_file = path / "settings.json"
+        hint = (
+            f" Did you mean {str(settings_file)!r}?" if settings_file.exists() else ""
+        )
         raise ValueError(
             f"`config` must be a file that can be read, got {str(path)!r}: "
             f"{error.strerror}.{hint}"

@@ -65,7 +65,7 @@ def schedule(args: Sequence[str]) -> int:
             "`jaxopt-tf schedule cosine`; several names are compared."
         )
     num_steps = _checks.step_count(
-        "num_training_steps", command.num_training_steps, least=1
+        "num_training_steps", command.num_training_steps, minimum=1
     )
     options = _options(names, command.scheduler_specific_kwargs)
     schedules = {n: _named(n, command, num_steps, options.get(n)) for n in names}

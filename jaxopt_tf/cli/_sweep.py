@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import rich.console
 
 from .. import _checks, tuning
-from .._checks import counted
+from .._checks import pluralize
 from .._io import Kind, atomic_write, kinds_of, read_value
 from ..jobs import (
     compilation_cache,
@@ -87,15 +87,16 @@ def _sweep(search: Sweep) -> int:
         num_programs = len(set(map(compile_key, recipes)))
         longest = max(recipe.max_steps for recipe in recipes)
         report(
-            f"{counted(len(recipes), 'run')} in {counted(num_programs, 'program')}, at "
-            f"most {counted(longest, 'step')} each, in {folder}"
+            f"{pluralize(len(recipes), 'run')} in "
+            f"{pluralize(num_programs, 'program')}, at most "
+            f"{pluralize(longest, 'step')} each, in {folder}"
         )
         found = tuning.sweep(
             task,
             recipe,
             over,
             num_samples=search.num_samples,
-            halving=search.halving,
+            reduction_factor=search.halving,
             folder=folder,
             seed=recipe.seed,
             memory_limit=search.memory_limit,
@@ -146,7 +147,7 @@ def read_over(words: Sequence[str]) -> dict[str, list[Any] | Uniform]:
         if name not in kinds:
             raise ValueError(
                 f"`over` must name fields of a recipe, got {name!r}."
-                + _checks.nearest(name, kinds)
+                + _checks.suggest(name, kinds)
             )
         if name in over:
             raise ValueError(
@@ -171,7 +172,7 @@ def as_flags(recipe: Recipe, names: Sequence[str]) -> str:
 
 
 def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Uniform:
-    if kind.noun.startswith("JSON"):  # a comma may be part of a value
+    if kind.metavar.startswith("JSON"):  # a comma may be part of a value
         try:
             return list(json.loads(f"[{text}]"))
         except json.JSONDecodeError as error:
@@ -179,7 +180,7 @@ def _read_values(name: str, kind: Kind, text: str) -> list[Any] | Uniform:
                 f"`{name}` must be JSON, got {text!r}: {error.msg}. Quote its values, "
                 """as in '{"power": 1},{"power": 2}'."""
             ) from error
-    if kind.noun in ("INT", "NUMBER") and ":" in text:
+    if kind.metavar in ("INT", "NUMBER") and ":" in text:
         low, high, *scale = text.split(":", 2)
         bounds = (read_value(name, kind, bound) for bound in (low, high))
         return Uniform(*bounds, *scale)
@@ -223,7 +224,7 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
     # Converted to JSON and back, so that tuples compare equal to the lists in the file.
     now = json.loads(json.dumps(run | own))
     lines = {
-        name: f"`{name}` is {saved[name]!r} in the folder, and {now[name]!r} here"
+        name: f"`{name}` is {saved[name]!r} in the folder, got {now[name]!r}"
         for name in flag_kinds(Sweep)
         if name in saved and saved[name] != now.get(name) and name != "output_dir"
     }

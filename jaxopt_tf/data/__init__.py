@@ -19,8 +19,8 @@ from ._documents import read_documents as read_documents
 from ._packing import PackedBatches as PackedBatches
 from ._packing import PackedRows as PackedRows
 from ._packing import packed_evaluation_batches as packed_evaluation_batches
-from ._ready_tokens import is_ready_tokens as is_ready_tokens
-from ._ready_tokens import read_tokens as read_tokens
+from ._pretokenized import is_pretokenized as is_pretokenized
+from ._pretokenized import read_tokens as read_tokens
 from ._row_files import read_rows as read_rows
 from ._text import read_text as read_text
 from ._text import standard_library as standard_library

@@ -26,7 +26,7 @@ _Rows = TypeVar("_Rows", np.ndarray, dict[str, np.ndarray])
 
 
 class ShuffledRows(Generic[_Rows]):
-    """Infinite sequence of batches of rows, in another order in each epoch.
+    """Infinite sequence of batches of rows, shuffled differently in each epoch.
 
     No permutation is stored: grain computes the index of each row.
     """
@@ -49,9 +49,9 @@ class ShuffledRows(Generic[_Rows]):
             gradient_accumulation_steps: k, number of micro-batches; at least 1.
         """
         micro_batches = _checks.whole_number(
-            "gradient_accumulation_steps", gradient_accumulation_steps, least=1
+            "gradient_accumulation_steps", gradient_accumulation_steps, minimum=1
         )
-        batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+        batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
         seed = _checks.seed("seed", seed)
         self.num_windows: int = len(rows)  # in an epoch
         # A batch of a single micro-batch has no axis of micro-batches.
@@ -65,10 +65,10 @@ class ShuffledRows(Generic[_Rows]):
         Raises:
             ValueError: if `n` is negative.
         """
-        return self.part(n, ())
+        return self.read_slice(n, ())
 
-    def part(self, n: int, index: tuple[slice, ...]) -> _Rows:
-        """Returns `self[n][index]`, for a dict of each array, and reads no other rows.
+    def read_slice(self, n: int, index: tuple[slice, ...]) -> _Rows:
+        """Returns `self[n][index]`, or a dict of such arrays, and reads no other rows.
 
         Args:
             n: number of the batch.
@@ -77,8 +77,8 @@ class ShuffledRows(Generic[_Rows]):
         Raises:
             ValueError: if `n` is negative.
         """
-        n = _checks.whole_number("n", n, least=0)
-        # Rows are read one by one, so that those of other processes are not read.
+        n = _checks.whole_number("n", n, minimum=0)
+        # Only the rows of the slice are read: the others belong to other processes.
         axes = len(self._rows)
         numbers = np.arange(math.prod(self._rows)).reshape(self._rows)[index[:axes]]
         first = n * math.prod(self._rows)
@@ -90,13 +90,13 @@ class ShuffledRows(Generic[_Rows]):
 
         return jax.tree.map(stacked, *read)
 
-    def since(self, start: int) -> Iterator[_Rows]:
+    def iter_from(self, start: int) -> Iterator[_Rows]:
         """Yields the batches from `start` on.
 
         JAX dispatches steps asynchronously: the next batch is read while a step is
         computed. A prefetching thread is therefore not needed.
         """
-        start = _checks.whole_number("start", start, least=0)
+        start = _checks.whole_number("start", start, minimum=0)
         return map(self.__getitem__, itertools.count(start))
 
 
@@ -165,12 +165,12 @@ def evaluation_batches(
         TypeError: if `batch_size` is not a whole number.
         ValueError: if the evaluation part is shorter than one window.
     """
-    batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+    batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
     _checks.positive("num_tokens", num_tokens)
     windows = _Windows(corpus, corpus.evaluation, block_size, "evaluation")
     batch_size = min(batch_size, len(windows))
-    wanted = max(1, num_tokens // (windows.block_size * batch_size))
-    num_batches = min(wanted, len(windows) // batch_size)
+    max_batches = max(1, num_tokens // (windows.block_size * batch_size))
+    num_batches = min(max_batches, len(windows) // batch_size)
     rows = windows.spread(num_batches * batch_size)
     return list(rows.reshape(num_batches, batch_size, -1))
 
@@ -193,7 +193,7 @@ def training_windows(
         TypeError: if one of the numbers is not whole.
         ValueError: if the training part is shorter than one window.
     """
-    num_windows = _checks.whole_number("num_windows", num_windows, least=1)
+    num_windows = _checks.whole_number("num_windows", num_windows, minimum=1)
     windows = _Windows(corpus, corpus.training, block_size, "training")
     return windows.spread(min(num_windows, len(windows)))
 
@@ -204,29 +204,29 @@ class _Windows:
     The last token of a window is the first one of the next window.
     """
 
-    def __init__(self, corpus: Corpus, part: TokenStream, block_size: int, name: str):
-        block_size = _checks.whole_number("block_size", block_size, least=1)
+    def __init__(self, corpus: Corpus, stream: TokenStream, block_size: int, name: str):
+        block_size = _checks.whole_number("block_size", block_size, minimum=1)
         if corpus.is_masked:
             raise ValueError(
                 "`corpus` must be text, got rows for fine-tuning, of which some tokens "
                 "are not predicted. Use `PackedRows` and `PackedBatches`."
             )
-        if len(part) < block_size + 1:
+        if len(stream) < block_size + 1:
             raise ValueError(
                 f"`text` must have at least `block_size` + 1 = {block_size + 1} "
-                f"{corpus.unit} in its {name} part, got {len(part)}. Give more text, "
-                "or use a smaller `block_size`."
+                f"{corpus.unit} in its {name} part, got {len(stream)}. Give more "
+                "text, or use a smaller `block_size`."
             )
-        self._part, self.block_size = part, block_size
+        self._stream, self.block_size = stream, block_size
 
     def __len__(self) -> int:
         # The last window needs one more token, its last target. The remaining tokens,
         # fewer than `block_size`, are not used.
-        return (len(self._part) - 1) // self.block_size
+        return (len(self._stream) - 1) // self.block_size
 
     def __getitem__(self, index: int) -> np.ndarray:
         start = index * self.block_size
-        return self._part.read(start, start + self.block_size + 1)
+        return self._stream.read(start, start + self.block_size + 1)
 
     def spread(self, num: int) -> np.ndarray:
         """Returns `num` evenly spaced windows, [num, T + 1], from first to last."""

@@ -34,7 +34,7 @@ class ChatTokenizer:
     """Tokenizer with the special tokens and the chat template in its folder.
 
     Attributes:
-        tokenizer: tokenizer that parses special tokens in a text, as Transformers'.
+        tokenizer: tokenizer that parses special tokens in a text, as in Transformers.
         special_tokens: texts of bos_token, eos_token and others, by name.
         eos_token: text of the token that ends an answer.
         vocab_size: upper limit of the tokens, exclusive.
@@ -59,8 +59,8 @@ class ChatTokenizer:
         self._path = path
         self.tokenizer, content = load_tokenizer(path)
         folder = path.parent
-        config = _json(folder / "special_tokens_map.json")
-        config |= _json(folder / "tokenizer_config.json")
+        config = _read_json(folder / "special_tokens_map.json")
+        config |= _read_json(folder / "tokenizer_config.json")
         self.special_tokens = self._add_special_tokens(config)
         is_split = bool(config.get("split_special_tokens"))
         self.tokenizer.encode_special_tokens = is_split
@@ -69,12 +69,14 @@ class ChatTokenizer:
         )
         self.vocab_size = vocab_size_of(self.tokenizer)
         if chat_template is None:
-            self._templates = _templates(folder, config.get("chat_template"))
+            self._templates = _read_templates(folder, config.get("chat_template"))
         else:
-            self._templates = {"default": _text(Path(chat_template), "chat_template")}
+            self._templates = {
+                "default": _read_text(Path(chat_template), "chat_template")
+            }
         self._compiled: dict[str, Any] = {}
-        about = [self.special_tokens, self._templates, self.eos_token, is_split]
-        digest = hashlib.sha256(content + json.dumps(about, sort_keys=True).encode())
+        settings = [self.special_tokens, self._templates, self.eos_token, is_split]
+        digest = hashlib.sha256(content + json.dumps(settings, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
 
     @property
@@ -122,7 +124,7 @@ class ChatTokenizer:
             with template.environment.tracked(parts, generated):
                 # One by one, because `tracked` reads the position in `parts`.
                 for part in template.generate(
-                    messages=[_message(message) for message in messages],
+                    messages=[_prepare_message(message) for message in messages],
                     tools=tools,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
@@ -134,8 +136,8 @@ class ChatTokenizer:
             raise ValueError(
                 f"the chat template fails: {type(error).__name__}: {error}"
             ) from error
-        is_marked = _GENERATION.search(source) is not None
-        return Rendered("".join(parts), generated if is_marked else None)
+        has_generation_tag = _GENERATION.search(source) is not None
+        return Rendered("".join(parts), generated if has_generation_tag else None)
 
     @property
     def has_training_template(self) -> bool:
@@ -176,28 +178,30 @@ class ChatTokenizer:
             found[name] = options["content"]
             if found[name] not in known:
                 flags = ("single_word", "lstrip", "rstrip", "normalized")
-                kept = {flag: options[flag] for flag in flags if flag in options}
-                token = AddedToken(found[name], special=True, **kept)
+                options_of_token = {
+                    flag: options[flag] for flag in flags if flag in options
+                }
+                token = AddedToken(found[name], special=True, **options_of_token)
                 self.tokenizer.add_special_tokens([token])
         return found
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes empty keys; fills the keys under which templates read a reasoning."""
-    kept = {key: value for key, value in message.items() if value is not None}
-    reasoning = next((kept[key] for key in _REASONING if key in kept), None)
+def _prepare_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes keys without a value, and adds the keys of a reasoning text."""
+    prepared = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((prepared[key] for key in _REASONING if key in prepared), None)
     if reasoning is not None:
-        kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
-    return kept
+        prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
+    return prepared
 
 
-def _templates(folder: Path, in_config: Any) -> dict[str, str]:
+def _read_templates(folder: Path, in_config: Any) -> dict[str, str]:
     """Returns the templates of a folder by name; files replace those of the config."""
     found = {}
     if (folder / "chat_template.jinja").is_file():
-        found["default"] = _text(folder / "chat_template.jinja", "tokenizer")
+        found["default"] = _read_text(folder / "chat_template.jinja", "tokenizer")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = _text(path, "tokenizer")
+        found[path.stem] = _read_text(path, "tokenizer")
     if found or in_config is None:
         return found
     if isinstance(in_config, str):
@@ -207,11 +211,11 @@ def _templates(folder: Path, in_config: Any) -> dict[str, str]:
     return dict(in_config)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(_text(path, "tokenizer")))
+        return dict(json.loads(_read_text(path, "tokenizer")))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(
             f"`tokenizer` must be in a folder with valid files, but {str(path)!r} is "
@@ -219,7 +223,7 @@ def _json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _text(path: Path, argument: str) -> str:
+def _read_text(path: Path, argument: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -246,7 +250,7 @@ def _jinja() -> Any:
 def _environment() -> Any:
     """Returns a Jinja environment with the names that templates expect.
 
-    A template is a program from elsewhere. The sandbox keeps it from Python's
+    A template is an untrusted program. The sandbox prevents access to Python's
     internals, and data are immutable in it.
     """
     jinja2 = _jinja()
@@ -305,7 +309,7 @@ def _environment() -> Any:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = fail
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(
-        form
+    environment.globals["strftime_now"] = lambda format_: (
+        datetime.datetime.now().strftime(format_)
     )
     return environment

@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from .._checks import counted
+from .._checks import pluralize
 from ._chat_template import ChatTokenizer
 from ._corpus import Corpus, make_corpus, tenth_of_rows
 from ._row_files import (
     FORMS,
-    Form,
     Row,
+    RowForm,
     check_encodable,
     form_of_row,
     read_rows,
     sha256_of,
 )
-from ._token_cache import write_once
+from ._token_cache import write_cached
 from ._tokens import Documents, TokenFile, chunks
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-# Version of the algorithm: files of other versions are written again.
+# Version of the algorithm: cached files of other versions are replaced.
 _VERSION = 2
-# Rows that are encoded in parallel.
-_ROWS_AT_ONCE = 512
-# Follows each row in the file. ~token = -token - 1 is greater for each int32 token that
-# a vocabulary has.
+# Number of rows that are encoded in parallel.
+_BATCH_SIZE = 512
+# Separator after each row in the file. It differs from every masked token, which is
+# stored as ~token = -token - 1 and is greater than this value.
 _END_OF_ROW = np.iinfo(np.int32).min
 # Counts of a file of tokens: rows, or 1 for true.
 _NOT_PREFIX, _IS_CHAT, _IS_MARKED = "not_prefix", "is_chat", "is_marked"
@@ -74,16 +74,16 @@ def read_conversations(
     the tag, which keep the reasoning in every answer, as in TRL.
 
     The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
-    to `validation.bin`, and used again while files and tokenizer are unchanged. `notes`
-    of the corpus contains the number of rows whose prompt is not a prefix. A template
-    that writes the date is therefore rendered once.
+    to `validation.bin`, and reused while files and tokenizer are unchanged, so that a
+    template that writes the date is rendered once. `notes` of the corpus contains the
+    number of rows whose prompt is not a prefix of the whole text.
 
     Args:
         train_files: .jsonl, .json, .csv or .parquet files, as for `read_rows`.
         tokenizer: path of a `tokenizer.json`; `ChatTokenizer` reads the files beside
             it.
         cache_dir: folder of the tokens. Only one process at a time may use it.
-        validation_files: rows to evaluate on; without them, a tenth of the rows.
+        validation_files: rows to evaluate on; if empty, a tenth of the rows is used.
         completion_only_loss: False for a loss on all tokens.
         chat_template: file of a Jinja template that replaces that of the tokenizer.
 
@@ -148,7 +148,7 @@ def form_of_rows(cache_dir: Path) -> Literal["text", "chat"] | None:
 class _Text(NamedTuple):
     """Text of a row before it is encoded."""
 
-    place: str
+    location: str
     text: str
     prompt: str | None  # text of the prompt alone
     answers: list[tuple[int, int]] | None  # start and end of each answer in `text`
@@ -170,25 +170,25 @@ class _RowEncoder:
         self._chat, self._paths, self._argument = chat, paths, argument
         self._completion_only_loss = completion_only_loss
         self._num_not_prefix = 0
-        self._kind: Form | None = None
+        self._form: RowForm | None = None
 
     def write(self, path: Path) -> list[str]:
-        """Writes the tokens unless they are there; returns sentences about rows."""
-        made_from = {
+        """Writes the tokens unless the file contains them; returns notes on rows."""
+        cache_key = {
             "version": _VERSION,
             "rows": [sha256_of(Path(path), self._argument) for path in self._paths],
             "tokenizer": self._chat.sha256,
             "completion_only_loss": self._completion_only_loss,
         }
-        counts = write_once(
+        counts = write_cached(
             path,
-            made_from,
+            cache_key,
             self._encode,
             {"vocab_size": self._chat.vocab_size},
             counts=lambda: {
                 _NOT_PREFIX: self._num_not_prefix,
-                _IS_CHAT: int(self._kind != "strings"),
-                _IS_MARKED: int(self._kind == "messages" and self._marks_answers),
+                _IS_CHAT: int(self._form != "strings"),
+                _IS_MARKED: int(self._form == "messages" and self._marks_answers),
             },
         )
         notes = []
@@ -199,11 +199,12 @@ class _RowEncoder:
             )
         if not counts[_NOT_PREFIX]:
             return notes
-        rows = counted(counts[_NOT_PREFIX], "row")
+        rows = pluralize(counts[_NOT_PREFIX], "row")
         return [
             *notes,
             f"`{self._argument}`: in {rows} the tokens of the prompt are not the first "
-            "ones of the whole text; the completion starts where they differ",
+            "ones of the whole text; the completion starts at the first token that "
+            "differs",
         ]
 
     @property
@@ -211,31 +212,33 @@ class _RowEncoder:
         return self._completion_only_loss and self._chat.has_training_template
 
     def _encode(self) -> Iterator[np.ndarray]:
-        texts = self._texts()
-        while some := list(itertools.islice(texts, _ROWS_AT_ONCE)):
-            whole = self._encodings([row.text for row in some], some[0])
+        texts = self._read_texts()
+        while batch := list(itertools.islice(texts, _BATCH_SIZE)):
+            whole = self._encode_texts([row.text for row in batch], batch[0])
             prompts: Iterator[Encoding] = iter(())
-            if some[0].prompt is not None:
-                prompts = iter(self._encodings([str(r.prompt) for r in some], some[0]))
+            if batch[0].prompt is not None:
+                prompts = iter(
+                    self._encode_texts([str(r.prompt) for r in batch], batch[0])
+                )
             parts: list[np.ndarray] = []
-            for row, encoding in zip(some, whole, strict=True):
+            for row, encoding in zip(batch, whole, strict=True):
                 ids = np.asarray(encoding.ids, np.int32)
                 is_predicted = np.ones(len(ids), bool)
                 if row.prompt is not None:
                     is_predicted[: self._prompt_length(next(prompts).ids, ids)] = False
                 elif row.answers is not None:
-                    is_predicted = _in_answers(encoding, row.answers)
+                    is_predicted = _is_in_answers(encoding, row.answers)
                 if not is_predicted.any():
                     raise ValueError(
                         f"`{self._argument}` must have an answer of the assistant in "
-                        f"each row, but {row.place} has none that the chat template "
+                        f"each row, but {row.location} has none that the chat template "
                         "renders. Remove the row, or set `completion_only_loss` to "
                         "False."
                     )
                 parts += [np.where(is_predicted, ids, ~ids), np.asarray([_END_OF_ROW])]
             yield np.concatenate(parts).astype("<i4")
 
-    def _encodings(self, texts: list[str], first: _Text) -> "list[Encoding]":
+    def _encode_texts(self, texts: list[str], first: _Text) -> "list[Encoding]":
         try:
             return self._chat.tokenizer.encode_batch(
                 texts, add_special_tokens=not first.has_special_tokens
@@ -248,37 +251,37 @@ class _RowEncoder:
             ) from error
 
     def _prompt_length(self, prompt: list[int], ids: np.ndarray) -> int:
-        """Returns the number of first tokens that prompt and whole text share."""
+        """Returns the length of the common prefix of the prompt and the whole text."""
         length = min(len(prompt), len(ids))
         differs = np.flatnonzero(ids[:length] != np.asarray(prompt[:length], np.int32))
         length = int(differs[0]) if len(differs) else length
         self._num_not_prefix += length < len(prompt)
         return length
 
-    def _texts(self) -> Iterator[_Text]:
+    def _read_texts(self) -> Iterator[_Text]:
         for row in read_rows(self._paths, argument=self._argument):
-            found = form_of_row(row, self._argument)
-            if self._kind is not None and found != self._kind:
+            form = form_of_row(row, self._argument)
+            if self._form is not None and form != self._form:
                 raise ValueError(
                     f"`{self._argument}` must contain rows of one form, but "
-                    f"{row.place} has {FORMS[found]}, and the rows before it have "
-                    f"{FORMS[self._kind]}. Train on them separately, or convert them."
+                    f"{row.location} has {FORMS[form]}, and the rows before it have "
+                    f"{FORMS[self._form]}. Train on them separately, or convert them."
                 )
-            self._kind = found
+            self._form = form
             text = (
-                self._strings(row) if found == "strings" else self._rendered(row, found)
+                self._concatenate(row) if form == "strings" else self._render(row, form)
             )
-            check_encodable(text.text, row.place, self._argument)
+            check_encodable(text.text, row.location, self._argument)
             yield text
 
-    def _strings(self, row: Row) -> _Text:
+    def _concatenate(self, row: Row) -> _Text:
         prompt, completion = row.values["prompt"], row.values["completion"]
         if not completion.endswith(self._chat.eos_token):
             completion += self._chat.eos_token
         masked = prompt if self._completion_only_loss else None
-        return _Text(row.place, prompt + completion, masked, None, False)
+        return _Text(row.location, prompt + completion, masked, None, False)
 
-    def _rendered(self, row: Row, kind: Form) -> _Text:
+    def _render(self, row: Row, form: RowForm) -> _Text:
         try:
             values = dict(row.values.get("chat_template_kwargs") or {})
             tools = row.values.get("tools")
@@ -286,16 +289,16 @@ class _RowEncoder:
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`{self._argument}` must have an object as `chat_template_kwargs` and "
-                f"a list, or its JSON, as `tools`, but in {row.place} one of them is "
-                f"not: {error}. Correct or remove it."
+                f"a list, or its JSON, as `tools`, but in {row.location} one of them "
+                f"is not: {error}. Correct or remove it."
             ) from error
         try:
-            if kind == "prompts":
+            if form == "prompts":
                 prompt = row.values["prompt"]
                 start = self._chat.render(prompt, add_generation_prompt=True, **values)
                 whole = self._chat.render(prompt + row.values["completion"], **values)
                 masked = start.text if self._completion_only_loss else None
-                return _Text(row.place, whole.text, masked, None, True)
+                return _Text(row.location, whole.text, masked, None, True)
             messages = row.values["messages"]
             needs_answers = self._completion_only_loss
             whole = self._chat.render(messages, is_training=needs_answers, **values)
@@ -303,19 +306,19 @@ class _RowEncoder:
             if needs_answers:
                 answers = whole.generated
                 if answers is None:
-                    answers = self._answers(messages, whole.text, values)
-            return _Text(row.place, whole.text, None, answers, True)
+                    answers = self._find_answers(messages, whole.text, values)
+            return _Text(row.location, whole.text, None, answers, True)
         # A TypeError is one of `chat_template_kwargs` that is an argument of `render`.
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`{self._argument}` must contain messages that the chat template "
-                f"renders, but with {row.place} {error}."
+                f"renders, but with {row.location} {error}."
             ) from error
 
-    def _answers(
+    def _find_answers(
         self, messages: list[Any], text: str, values: Mapping[str, Any]
     ) -> list[tuple[int, int]]:
-        """Returns start and end of each answer, from renderings of its beginnings."""
+        """Returns start and end of each answer, by rendering the messages up to it."""
         answers = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -337,7 +340,9 @@ class _RowEncoder:
         return answers
 
 
-def _in_answers(encoding: "Encoding", answers: Sequence[tuple[int, int]]) -> np.ndarray:
+def _is_in_answers(
+    encoding: "Encoding", answers: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """Returns [n], bool: True for the tokens of answers.
 
     Source: Transformers 5.23 `tokenization_utils_base.py`, `apply_chat_template`.

@@ -7,25 +7,25 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .._checks import counted
+from .._checks import pluralize
 from ._tokens import Documents, TokenFile, TokenStream
 
-# About 1 / 10 of the tokens are for evaluation. With fewer than 10 documents, each of
-# them is cut.
-_HELD_OUT = 10
+# About 1 / 10 of the tokens are used for evaluation. If there are fewer than 10
+# documents, each of them is split.
+_EVALUATION_DIVISOR = 10
 
 
-class LeftOut(NamedTuple):
-    """Skipped files of folders: files that are not UTF-8 text, or are empty."""
+class SkippedFiles(NamedTuple):
+    """Files in folders that were skipped, because they are empty or not UTF-8 text."""
 
     num_files: int = 0
     first: tuple[str, ...] = ()  # paths of the first three, each with the reason
 
     def __str__(self) -> str:
         """Returns the number of files and the paths of the first ones."""
-        more = self.num_files - len(self.first)
-        listed = [*self.first, *([f"{more:,} more"] if more else [])]
-        return f"skipped {counted(self.num_files, 'file')}: {', '.join(listed)}"
+        num_more = self.num_files - len(self.first)
+        entries = [*self.first, *([f"{num_more:,} more"] if num_more else [])]
+        return f"skipped {pluralize(self.num_files, 'file')}: {', '.join(entries)}"
 
 
 class Corpus(NamedTuple):
@@ -37,7 +37,7 @@ class Corpus(NamedTuple):
     num_documents: int
     unit: Literal["bytes", "tokens"]  # name of a token, in the plural
     fingerprint: str  # SHA-256 of the content of both parts, independent of paths
-    left_out: LeftOut = LeftOut()
+    skipped_files: SkippedFiles = SkippedFiles()
     num_tokens: int = 0  # tokens of the documents, without end-of-document tokens
     notes: tuple[str, ...] = ()  # sentences about rows that were left out or changed
     # True for rows for fine-tuning, which `PackedRows` reads. A token t that is not
@@ -49,8 +49,8 @@ class Corpus(NamedTuple):
         """Numbers of documents and of tokens, as text."""
         unit = self.unit.removesuffix("s")
         noun = "row" if self.is_masked else "document"
-        documents = counted(self.num_documents, noun)
-        return f"{documents}, {counted(self.num_tokens, unit)}"
+        documents = pluralize(self.num_documents, noun)
+        return f"{documents}, {pluralize(self.num_tokens, unit)}"
 
 
 def make_corpus(
@@ -108,9 +108,9 @@ def tenth_of_rows(num_rows: int) -> np.ndarray:
         [num_rows], bool: True for evaluation; all False if there is only one row.
     """
     is_evaluation = np.zeros(num_rows, bool)
-    order = np.argsort(_mixed(np.arange(num_rows)), kind="stable")
-    wanted = max(num_rows // _HELD_OUT, 1 if num_rows > 1 else 0)
-    is_evaluation[order[:wanted]] = True
+    order = np.argsort(_hash_integers(np.arange(num_rows)), kind="stable")
+    num_evaluation = max(num_rows // _EVALUATION_DIVISOR, 1 if num_rows > 1 else 0)
+    is_evaluation[order[:num_evaluation]] = True
     return is_evaluation
 
 
@@ -126,20 +126,26 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
         The part for training and the part for evaluation.
     """
     _, start, length = documents
-    is_cut = (_HELD_OUT * length > length.sum()) | (len(length) < _HELD_OUT)
-    tail = np.where(is_cut, length // _HELD_OUT, 0)
-    whole = np.flatnonzero(~is_cut)
-    whole = whole[np.argsort(_mixed(whole), kind="stable")]
-    is_evaluation = np.zeros(len(length), bool)
-    # The documents in the order of their hashes, as long as their sum is below a tenth.
-    is_within_a_tenth = _HELD_OUT * np.cumsum(length[whole]) <= length[whole].sum()
-    is_evaluation[whole[is_within_a_tenth]] = True
-    heads = documents._replace(length=length - tail)
-    ends = documents._replace(
-        start=np.where(is_cut, start + length - tail, start),
-        length=np.where(is_cut, tail, length),
+    is_cut = (_EVALUATION_DIVISOR * length > length.sum()) | (
+        len(length) < _EVALUATION_DIVISOR
     )
-    return _select(heads, ~is_evaluation), _select(ends, is_evaluation | (tail > 0))
+    tail_length = np.where(is_cut, length // _EVALUATION_DIVISOR, 0)
+    whole = np.flatnonzero(~is_cut)
+    whole = whole[np.argsort(_hash_integers(whole), kind="stable")]
+    is_evaluation = np.zeros(len(length), bool)
+    # Documents are selected in the order of their hashes until they contain a tenth.
+    is_below_limit = (
+        _EVALUATION_DIVISOR * np.cumsum(length[whole]) <= length[whole].sum()
+    )
+    is_evaluation[whole[is_below_limit]] = True
+    heads = documents._replace(length=length - tail_length)
+    tails = documents._replace(
+        start=np.where(is_cut, start + length - tail_length, start),
+        length=np.where(is_cut, tail_length, length),
+    )
+    return _select(heads, ~is_evaluation), _select(
+        tails, is_evaluation | (tail_length > 0)
+    )
 
 
 def min_token_dtype(vocab_size: int) -> np.dtype:
@@ -147,12 +153,12 @@ def min_token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def _select(documents: Documents, is_taken: np.ndarray) -> Documents:
-    return Documents(*(column[is_taken] for column in documents))
+def _select(documents: Documents, is_selected: np.ndarray) -> Documents:
+    return Documents(*(column[is_selected] for column in documents))
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Hashes each number with the mixer of splitmix64, equally on every machine."""
+def _hash_integers(numbers: np.ndarray) -> np.ndarray:
+    """Hashes each number with the mixer of splitmix64, which is machine-independent."""
     # uint64 arithmetic of NumPy arrays wraps around, as the generator requires.
     x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -166,7 +172,7 @@ def _fingerprint(
     vocab_size: int,
     end: int | None,
 ) -> str:
-    """Returns the SHA-256 of all that determines the tokens of both parts.
+    """Returns the SHA-256 of everything that determines the tokens of both parts.
 
     Paths are not included, so that a copy of the text has the same fingerprint.
     """

@@ -9,12 +9,12 @@ from typing import Final
 
 import numpy as np
 
-from .._checks import counted
+from .._checks import pluralize
 from ._corpus import Corpus, make_corpus
-from ._ready_tokens import dtype_in_a_bin, token_documents
+from ._pretokenized import bin_dtype, token_documents
 from ._row_files import check_encodable, read_rows, sha256_of
 from ._text import text_files
-from ._token_cache import write_once
+from ._token_cache import write_cached
 from ._tokenize import DocumentEncoder, pieces_of_file, pieces_of_text
 
 
@@ -29,7 +29,7 @@ def read_documents(
     """Reads the texts of .txt, .jsonl, .json, .csv and .parquet files.
 
     The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
-    to `validation.bin`, and used again while files, column and tokenizer are unchanged.
+    to `validation.bin`, and reused while files, column and tokenizer are unchanged.
     The texts are encoded as by `tokenize_text` and are not kept in memory, except those
     of .json files. Rows with an empty text are skipped; `notes` of the corpus contains
     their number.
@@ -38,8 +38,8 @@ def read_documents(
         train_files: files to train on. `read_rows` describes the formats; a .txt file
             is one document.
         cache_dir: folder of the tokens. Only one process at a time may use it.
-        validation_files: files to evaluate on; without them about a tenth of the
-            documents of `train_files` is, as for `read_text`.
+        validation_files: files to evaluate on; if empty, about a tenth of the documents
+            of `train_files` is used for evaluation, as in `read_text`.
         text_column: column of the texts; not used for .txt files.
         tokenizer: path of a `tokenizer.json`, as for `tokenize_text`; None for bytes, a
             vocabulary of 256, in which 0 ends a document.
@@ -50,15 +50,15 @@ def read_documents(
             in it. The message contains the path and the row, and the columns.
     """
     encoder = ByteEncoder() if tokenizer is None else DocumentEncoder(Path(tokenizer))
-    texts = [_Texts(train_files, text_column, "train_file")]
+    sources = [_TextSource(train_files, text_column, "train_file")]
     if validation_files:
-        texts.append(_Texts(validation_files, text_column, "validation_file"))
+        sources.append(_TextSource(validation_files, text_column, "validation_file"))
     paths = [Path(cache_dir, f"{name}.bin") for name in ("tokens", "validation")]
-    paths = paths[: len(texts)]
+    paths = paths[: len(sources)]
     notes = [
         note
-        for path, some in zip(paths, texts, strict=True)
-        for note in some.write(path, encoder)
+        for path, source in zip(paths, sources, strict=True)
+        for note in source.write(path, encoder)
     ]
     stored, documents = token_documents(paths, encoder.vocab_size, encoder.end)
     corpus = make_corpus(
@@ -72,8 +72,8 @@ def read_documents(
     return corpus._replace(notes=tuple(notes))
 
 
-class _Texts:
-    """Documents of files, and the number of empty ones."""
+class _TextSource:
+    """Reader of the documents in files, which counts empty rows."""
 
     def __init__(self, files: Sequence[Path], column: str, argument: str):
         if not files:
@@ -82,7 +82,7 @@ class _Texts:
         self._num_empty = 0
 
     def write(self, path: Path, encoder: "ByteEncoder | DocumentEncoder") -> list[str]:
-        """Writes the tokens unless they are there; returns sentences about rows."""
+        """Writes the tokens unless the file contains them; returns notes on rows."""
         contents = [
             # `text_files` also checks that the file is UTF-8.
             text_files([file], argument=self._argument)[0][0].sha256
@@ -90,16 +90,16 @@ class _Texts:
             else sha256_of(file, self._argument)
             for file in map(Path, self._files)
         ]
-        counts = write_once(
+        counts = write_cached(
             path,
-            encoder.made_from | {"text": contents, "text_column": self._column},
+            encoder.cache_key | {"text": contents, "text_column": self._column},
             lambda: encoder.encode(self._pieces()),
-            encoder.about,
+            encoder.metadata,
             counts=lambda: {"empty": self._num_empty},
         )
         if not counts["empty"]:
             return []
-        rows = counted(counts["empty"], "row")
+        rows = pluralize(counts["empty"], "row")
         return [f"`{self._argument}`: skipped {rows} with an empty text"]
 
     def _pieces(self) -> Iterator[str | None]:
@@ -115,10 +115,10 @@ class _Texts:
                 if not isinstance(text, str):
                     raise ValueError(
                         f"`text_column` must be a column of strings, but "
-                        f"{self._column!r} in {row.place} is {text!r}. Give another "
+                        f"{self._column!r} in {row.location} is {text!r}. Give another "
                         "column, or correct the row."
                     )
-                check_encodable(text, row.place, self._argument)
+                check_encodable(text, row.location, self._argument)
                 if not text:
                     self._num_empty += 1
                     continue
@@ -140,8 +140,8 @@ class ByteEncoder:
     def __init__(self) -> None:
         """Sets the values that `DocumentEncoder` reads from a tokenizer."""
         self.vocab_size, self.end = 256, 0
-        self.about = {"vocab_size": self.vocab_size, "eos_token_id": self.end}
-        self.made_from = {"version": 1, "text": [], "tokenizer": None}
+        self.metadata = {"vocab_size": self.vocab_size, "eos_token_id": self.end}
+        self.cache_key = {"version": 1, "text": [], "tokenizer": None}
 
     def encode(self, pieces: Iterable[str | None]) -> Iterator[np.ndarray]:
         """Yields the bytes of each piece, in the dtype of the file.
@@ -156,4 +156,4 @@ class ByteEncoder:
                     "`text_column` must be text without the character U+0000, which "
                     "ends a document of bytes. Remove it, or give a `tokenizer`."
                 )
-            yield np.frombuffer(content, np.uint8).astype(dtype_in_a_bin(256))
+            yield np.frombuffer(content, np.uint8).astype(bin_dtype(256))

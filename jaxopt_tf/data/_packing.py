@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from .. import _checks
-from .._checks import counted
+from .._checks import pluralize
 from ._batches import ShuffledRows
 from ._corpus import Corpus
 
 PACKINGS = ("bfd", "in_order", "none")
 OVERFLOWS = ("truncate", "split")
-# Documents whose tokens are counted at once.
+# Number of documents whose tokens are counted at once.
 _DOCUMENTS_AT_ONCE = 1024
 # Label of a token that is not predicted, as in torch's cross-entropy.
 _IGNORED = -100
@@ -32,19 +32,19 @@ class PackedRows:
     - `position_ids`: index in the document; 0 for padding.
 
     Only the lengths of the documents are kept in memory. Documents without a predicted
-    token are left out: those of one token, and those whose completion is beyond the end
+    token are dropped: those of one token, and those whose completion is beyond the end
     of a row.
 
     Attributes:
-        notes: sentences about documents that were truncated or left out.
+        notes: sentences about documents that were truncated or dropped.
         num_tokens: number of tokens in all rows, without padding.
         num_predicted: number of predicted tokens in all rows.
         block_size: T, number of inputs per row.
 
     Source: TRL 1.16 `data_utils.py`, `pack_dataset`. Its "bfd_split" is "bfd" with
         overflow="split".
-    Differs: TRL packs each 1,000 documents apart, and with packing keeps documents
-        without a predicted token.
+    Differs: TRL packs each 1,000 documents separately, and with packing it keeps
+        documents without a predicted token.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class PackedRows:
         """Assigns the documents to rows.
 
         Args:
-            corpus: text, of which documents include their end-of-document token, or
-                rows for fine-tuning.
+            corpus: text, whose documents include their end-of-document token, or rows
+                for fine-tuning.
             part: part of the corpus.
             block_size: T, number of inputs per row; at least 1. `max_length` of TRL is
                 the number of tokens, T + 1.
@@ -71,9 +71,9 @@ class PackedRows:
                 new row with each document that does not fit. "none" gives each document
                 a row of its own.
             overflow: "truncate" keeps the first T + 1 tokens of longer documents;
-                "split" makes further documents of the rest.
-            pad_token_id: token at the end of rows; any of the vocabulary, as padding is
-                masked.
+                "split" turns the rest into further documents.
+            pad_token_id: token at the end of rows; any token of the vocabulary, since
+                padding is masked.
 
         Raises:
             TypeError: if a number is not a whole number.
@@ -83,13 +83,13 @@ class PackedRows:
         _checks.one_of("part", part, ("training", "evaluation"))
         _checks.one_of("packing", packing, PACKINGS)
         _checks.one_of("overflow", overflow, OVERFLOWS)
-        self.block_size = _checks.whole_number("block_size", block_size, least=1)
+        self.block_size = _checks.whole_number("block_size", block_size, minimum=1)
         self._pad = _checks.whole_number(
-            "pad_token_id", pad_token_id, least=0, most=corpus.vocab_size - 1
+            "pad_token_id", pad_token_id, minimum=0, maximum=corpus.vocab_size - 1
         )
         self._size = self.block_size + 1
         self._stream = corpus.training if part == "training" else corpus.evaluation
-        start, stop, num_truncated, num_cut = _pieces(
+        start, stop, num_truncated, num_tokens_cut = _split_documents(
             self._stream.bounds, self._size, overflow
         )
         predicted = self._num_predicted(start, stop, corpus.is_masked)
@@ -100,14 +100,16 @@ class PackedRows:
             raise ValueError(
                 f"`corpus` must have a {noun} in its {part} part with a predicted "
                 f"token within the first `block_size` + 1 = {self._size} tokens, got "
-                f"none of {counted(len(is_used), noun)}. Give longer rows, or use a "
+                f"none of {pluralize(len(is_used), noun)}. Give longer rows, or use a "
                 "larger `block_size`."
             )
         self.num_tokens = int(np.sum(stop - start))
         self.num_predicted = int(predicted.sum())
         order, self._row_bounds = _assign(stop - start, self._size, packing)
         self._start, self._stop = start[order], stop[order]
-        self.notes = _notes(part, noun, num_truncated, num_cut, int(np.sum(~is_used)))
+        self.notes = _notes(
+            part, noun, num_truncated, num_tokens_cut, int(np.sum(~is_used))
+        )
 
     def __len__(self) -> int:
         return len(self._row_bounds) - 1
@@ -125,18 +127,19 @@ class PackedRows:
         pieces = zip(self._start[first:last], self._stop[first:last], strict=True)
         for segment, (start, stop) in enumerate(pieces, 1):
             read = self._stream.read(int(start), int(stop)).astype(np.int32)
-            here = slice(filled, filled + len(read))
+            span = slice(filled, filled + len(read))
             filled += len(read)
             # A masked token t is stored as ~t, which is negative.
             is_masked = read < 0
             tokens = np.where(is_masked, ~read, read)
-            row["input_ids"][here] = tokens
+            row["input_ids"][span] = tokens
             labels = np.where(is_masked, _IGNORED, tokens)
-            # Otherwise the last token of the document before would predict it.
+            # The first token has no context: it would be predicted from the last token
+            # of the previous document.
             labels[0] = _IGNORED
-            row["labels"][here] = labels
-            row["segment_ids"][here] = segment
-            row["position_ids"][here] = np.arange(len(read))
+            row["labels"][span] = labels
+            row["segment_ids"][span] = segment
+            row["position_ids"][span] = np.arange(len(read))
         return row
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -152,8 +155,8 @@ class PackedRows:
         }
 
     @property
-    def share_filled(self) -> float:
-        """Share of the tokens in all rows that are not padding."""
+    def fill_fraction(self) -> float:
+        """Fraction of the tokens in all rows that are not padding."""
         return self.num_tokens / (len(self) * self._size)
 
     def _num_predicted(
@@ -162,21 +165,21 @@ class PackedRows:
         """Returns the number of predicted tokens of each piece."""
         if not is_masked:
             return stop - start - 1
-        found = np.empty(len(start), np.int64)
+        counts = np.empty(len(start), np.int64)
         for first in range(0, len(start), _DOCUMENTS_AT_ONCE):
-            some = slice(first, first + _DOCUMENTS_AT_ONCE)
-            low, high = start[some], stop[some]
+            chunk = slice(first, first + _DOCUMENTS_AT_ONCE)
+            low, high = start[chunk], stop[chunk]
             tokens = self._stream.read(int(low[0]), int(high[-1]))
-            before = np.concatenate([[0], np.cumsum(tokens >= 0)])
+            cumulative = np.concatenate([[0], np.cumsum(tokens >= 0)])
             # Without the first token of a piece, which nothing predicts.
-            found[some] = before[high - low[0]] - before[low + 1 - low[0]]
-        return found
+            counts[chunk] = cumulative[high - low[0]] - cumulative[low + 1 - low[0]]
+        return counts
 
 
 class PackedBatches(ShuffledRows[dict[str, np.ndarray]]):
     """Infinite sequence of batches of packed rows: `batches[n]`.
 
-    An epoch contains every row once, in another order than other epochs. A batch is a
+    An epoch contains every row once, in a different order in each epoch. A batch is a
     dict of the arrays of `PackedRows`, [B, T + 1], or [k, B, T + 1] with k
     micro-batches.
     """
@@ -214,7 +217,7 @@ class PackedBatches(ShuffledRows[dict[str, np.ndarray]]):
 def packed_evaluation_batches(
     rows: PackedRows, *, batch_size: int, num_tokens: int | None = 2**16
 ) -> list[dict[str, np.ndarray]]:
-    """Returns batches for evaluation, of rows spread evenly over all.
+    """Returns batches for evaluation, from evenly spaced rows.
 
     Args:
         rows: rows of the evaluation part.
@@ -223,21 +226,21 @@ def packed_evaluation_batches(
             for all rows.
 
     Returns:
-        A list of dicts as those of `PackedBatches`. The last one is filled up with rows
-        of padding.
+        A list of dicts as from `PackedBatches`. The last one is completed with rows of
+        padding.
 
     Raises:
         TypeError: if `batch_size` is not a whole number.
     """
-    batch_size = _checks.whole_number("batch_size", batch_size, least=1)
+    batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
     batch_size = min(batch_size, len(rows))
-    wanted = len(rows)
+    num_rows = len(rows)
     if num_tokens is not None:
         _checks.positive("num_tokens", num_tokens)
         # Whole batches, and at least one.
         num_batches = max(1, int(num_tokens) // (rows.block_size * batch_size))
-        wanted = min(wanted, num_batches * batch_size)
-    chosen = np.linspace(0, len(rows) - 1, wanted).astype(int)
+        num_rows = min(num_rows, num_batches * batch_size)
+    chosen = np.linspace(0, len(rows) - 1, num_rows).astype(int)
     read = [rows[int(i)] for i in chosen]
     read += [rows.empty()] * (-len(read) % batch_size)
     return [
@@ -249,7 +252,7 @@ def packed_evaluation_batches(
     ]
 
 
-def _pieces(
+def _split_documents(
     bounds: np.ndarray, size: int, overflow: str
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Cuts documents into pieces of at most `size` tokens.
@@ -285,7 +288,7 @@ def _assign(
         order = np.arange(len(lengths))
         rows = _next_fit(lengths, size)
     else:
-        # The longest first; equal ones in their own order.
+        # In descending order of length; documents of equal length keep their order.
         order = np.argsort(-lengths, kind="stable")
         rows = _best_fit(lengths[order], size)
     by_row = np.argsort(rows, kind="stable")
@@ -307,42 +310,42 @@ def _best_fit(lengths: np.ndarray, size: int) -> np.ndarray:
     """Returns the row of each piece; `lengths` must be in decreasing order."""
     rows = np.empty(len(lengths), np.int64)
     num_rows = 0
-    # Rows by their free space, first come first served, and the spaces in order. There
-    # are at most `size` different ones, so that inserting one is cheap.
-    with_space: dict[int, collections.deque[int]] = collections.defaultdict(
+    # Queues of rows by their free space, and the sorted list of spaces. There are at
+    # most `size` different spaces, so that an insertion is cheap.
+    rows_by_space: dict[int, collections.deque[int]] = collections.defaultdict(
         collections.deque
     )
     spaces: list[int] = []
     for i, length in enumerate(lengths.tolist()):
-        at = bisect.bisect_left(spaces, length)
-        if at == len(spaces):
+        nearest = bisect.bisect_left(spaces, length)
+        if nearest == len(spaces):
             row, free = num_rows, size
             num_rows += 1
         else:
-            free = spaces[at]
-            row = with_space[free].popleft()
-            if not with_space[free]:
-                del spaces[at]
+            free = spaces[nearest]
+            row = rows_by_space[free].popleft()
+            if not rows_by_space[free]:
+                del spaces[nearest]
         rows[i], free = row, free - length
         if free:
-            if not with_space[free]:
+            if not rows_by_space[free]:
                 bisect.insort(spaces, free)
-            with_space[free].append(row)
+            rows_by_space[free].append(row)
     return rows
 
 
 def _notes(
-    part: str, noun: str, num_truncated: int, num_cut: int, num_left_out: int
+    part: str, noun: str, num_truncated: int, num_tokens_cut: int, num_left_out: int
 ) -> Sequence[str]:
     notes = []
     if num_truncated:
         notes.append(
-            f"{part} part: truncated {counted(num_truncated, noun)}, by "
-            f"{counted(num_cut, 'token')} in all"
+            f"{part} part: truncated {pluralize(num_truncated, noun)}, by "
+            f"{pluralize(num_tokens_cut, 'token')} in all"
         )
     if num_left_out:
         notes.append(
-            f"{part} part: left out {counted(num_left_out, noun)} without a predicted "
-            "token"
+            f"{part} part: left out {pluralize(num_left_out, noun)} without a "
+            "predicted token"
         )
     return tuple(notes)

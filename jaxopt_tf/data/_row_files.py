@@ -14,9 +14,9 @@ from ._tokens import chunks
 # Key of the list of rows in a .json file that contains an object, as in SQuAD.
 _FIELD = "data"
 
-Form = Literal["strings", "prompts", "messages"]
+RowForm = Literal["strings", "prompts", "messages"]
 # Forms of rows for fine-tuning, for messages.
-FORMS: Mapping[Form, str] = {
+FORMS: Mapping[RowForm, str] = {
     "strings": "strings `prompt` and `completion`",
     "prompts": "lists of messages `prompt` and `completion`",
     "messages": "`messages`",
@@ -26,7 +26,7 @@ FORMS: Mapping[Form, str] = {
 class Row(NamedTuple):
     """Row of a file."""
 
-    place: str  # path and number of the row, for messages
+    location: str  # path and number of the row, for messages
     values: dict[str, Any]  # values by column
 
     def column(self, name: str, argument: str, flag: str) -> Any:
@@ -43,8 +43,8 @@ class Row(NamedTuple):
         if name not in self.values:
             raise ValueError(
                 f"`{flag}` must be a column of each row of `{argument}`, got {name!r}, "
-                f"but {self.place} has {listed(self.values)}. Give one of these, or "
-                "correct the row."
+                f"but {self.location} has {describe_columns(self.values)}. Give one of "
+                "these, or correct the row."
             )
         return self.values[name]
 
@@ -99,19 +99,19 @@ def sha256_of(path: Path, argument: str) -> str:
     return digest.hexdigest()
 
 
-def check_encodable(text: str, place: str, argument: str) -> None:
+def check_encodable(text: str, location: str, argument: str) -> None:
     """Raises a ValueError unless `text` can be written in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         # JSON can contain one half of a pair, such as "\\ud83d".
         raise ValueError(
-            f"`{argument}` must be text without lone surrogates, but {place} contains "
-            f"{error.object[error.start]!r}. Correct or remove it."
+            f"`{argument}` must be text without lone surrogates, but {location} "
+            f"contains {error.object[error.start]!r}. Correct or remove it."
         ) from error
 
 
-def listed(columns: Any) -> str:
+def describe_columns(columns: Any) -> str:
     """Returns the names of columns, as text."""
     names = ", ".join(repr(name) for name in columns)
     return f"the columns {names}" if names else "no columns"
@@ -120,8 +120,8 @@ def listed(columns: Any) -> str:
 def _check_file(path: Path, argument: str) -> None:
     if not is_row_file(path):
         raise ValueError(
-            f"`{argument}` must be files whose names end in "
-            f"{', '.join(_READERS)}, got {str(path)!r}. Convert it to one of these."
+            f"`{argument}` must be files whose names end in {', '.join(_READERS)}, got "
+            f"{str(path)!r}. Convert it to one of these."
         )
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
@@ -134,14 +134,14 @@ def _check_file(path: Path, argument: str) -> None:
         )
 
 
-def _broken(path: Path, argument: str, line: int, problem: object) -> ValueError:
+def _parse_error(path: Path, argument: str, line: int, problem: object) -> ValueError:
     return ValueError(
         f"`{argument}` must contain valid {path.suffix.removeprefix('.')}, but line "
         f"{line:,} of {str(path)!r} is not: {problem}. Correct or remove it."
     )
 
 
-def _jsonl(path: Path, argument: str) -> Iterator[Row]:
+def _read_jsonl(path: Path, argument: str) -> Iterator[Row]:
     with open(path, "rb") as opened:
         for number, line in enumerate(opened, 1):
             if number == 1:
@@ -152,24 +152,24 @@ def _jsonl(path: Path, argument: str) -> Iterator[Row]:
                 values = json.loads(line.decode())
             # `UnicodeDecodeError` and `JSONDecodeError` are both `ValueError`s.
             except ValueError as error:
-                raise _broken(path, argument, number, error) from error
-            yield _object(values, f"line {number:,} of {str(path)!r}", argument)
+                raise _parse_error(path, argument, number, error) from error
+            yield _make_row(values, f"line {number:,} of {str(path)!r}", argument)
 
 
-def _json(path: Path, argument: str) -> Iterator[Row]:
+def _read_json(path: Path, argument: str) -> Iterator[Row]:
     content = path.read_bytes()
     try:
         rows = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise _broken(path, argument, line, error) from error
+        raise _parse_error(path, argument, line, error) from error
     except json.JSONDecodeError as error:
         # Several objects, one per line: JSON Lines under the name .json, as
         # `datasets.load_dataset("json")` accepts them.
         if error.msg == "Extra data" and content.lstrip()[:1] == b"{":
-            yield from _jsonl(path, argument)
+            yield from _read_jsonl(path, argument)
             return
-        raise _broken(path, argument, error.lineno, error) from error
+        raise _parse_error(path, argument, error.lineno, error) from error
     if isinstance(rows, dict):
         rows = rows.get(_FIELD)
     if not isinstance(rows, list):
@@ -179,20 +179,20 @@ def _json(path: Path, argument: str) -> Iterator[Row]:
             ".jsonl, one object per line."
         )
     for number, values in enumerate(rows, 1):
-        yield _object(values, f"row {number:,} of {str(path)!r}", argument)
+        yield _make_row(values, f"row {number:,} of {str(path)!r}", argument)
 
 
-def _object(values: Any, place: str, argument: str) -> Row:
+def _make_row(values: Any, location: str, argument: str) -> Row:
     if not isinstance(values, dict):
         raise ValueError(
-            f"`{argument}` must contain an object in each row, but {place} is a "
+            f"`{argument}` must contain an object in each row, but {location} is a "
             f"{type(values).__name__}. Name the columns, as in "
             '{"text": "..."}.'
         )
-    return Row(place, values)
+    return Row(location, values)
 
 
-def _csv(path: Path, argument: str) -> Iterator[Row]:
+def _read_csv(path: Path, argument: str) -> Iterator[Row]:
     # Otherwise a text of more than 131,072 characters is an error. The largest value
     # must fit in a C long, which has 32 bits on Windows.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -203,11 +203,11 @@ def _csv(path: Path, argument: str) -> Iterator[Row]:
                 if None in values or None in values.values():
                     names = rows.fieldnames or []
                     problem = f"it does not have {len(names)} values, as the header has"
-                    raise _broken(path, argument, rows.line_num, problem)
+                    raise _parse_error(path, argument, rows.line_num, problem)
                 yield Row(f"row {number:,} of {str(path)!r}", values)
         except csv.Error as error:
             # `rows.line_num` is that of the last complete row.
-            raise _broken(path, argument, rows.reader.line_num, error) from error
+            raise _parse_error(path, argument, rows.reader.line_num, error) from error
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"`{argument}` must be text in UTF-8, but {str(path)!r} is not: "
@@ -215,7 +215,7 @@ def _csv(path: Path, argument: str) -> Iterator[Row]:
             ) from error
 
 
-def _parquet(path: Path, argument: str) -> Iterator[Row]:
+def _read_parquet(path: Path, argument: str) -> Iterator[Row]:
     # Imported here because only these files need the library, which is large.
     try:
         from pyarrow import ArrowException, parquet
@@ -240,24 +240,24 @@ def _parquet(path: Path, argument: str) -> Iterator[Row]:
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
 }
 
 
-def form_of_row(row: Row, argument: str) -> Form:
+def form_of_row(row: Row, argument: str) -> RowForm:
     """Returns the form of a row; raises a ValueError if it has none."""
-    # A column that another row has is null in the formats with a schema.
+    # In formats with a schema, a column that a row does not have is null.
     columns = [name for name, value in row.values.items() if value is not None]
     has_pair = {"prompt", "completion"} <= set(columns)
     if has_pair == ("messages" in columns):
-        problem = "all three" if has_pair else listed(columns)
+        problem = "all three" if has_pair else describe_columns(columns)
         raise ValueError(
             f"`{argument}` must have the columns `prompt` and `completion`, or "
-            f"`messages`, but {row.place} has {problem}. Rename them, or remove those "
-            "that are not meant."
+            f"`messages`, but {row.location} has {problem}. Rename them, or remove "
+            "those that are not intended."
         )
     names = ("prompt", "completion") if has_pair else ("messages",)
     values = [row.values[name] for name in names]
@@ -265,12 +265,12 @@ def form_of_row(row: Row, argument: str) -> Form:
         return "strings"
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-            wanted = "non-empty lists of messages, each with `role` and `content`"
-            wanted = f"strings or {wanted}" if has_pair else wanted
+            requirement = "non-empty lists of messages, each with `role` and `content`"
+            requirement = f"strings or {requirement}" if has_pair else requirement
             raise ValueError(
                 f"`{argument}` must have {' and '.join(f'`{n}`' for n in names)} as "
-                f"{wanted}, but {name!r} in {row.place} is {_short(value)}. Correct or "
-                "remove the row."
+                f"{requirement}, but {name!r} in {row.location} is "
+                f"{_short_repr(value)}. Correct or remove the row."
             )
     return "prompts" if has_pair else "messages"
 
@@ -284,6 +284,6 @@ def _is_message(value: Any) -> bool:
     )
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ._corpus import Corpus, LeftOut, make_corpus
+from ._corpus import Corpus, SkippedFiles, make_corpus
 from ._tokens import Documents, TokenFile, chunks
 
 # Packages that are not part of the standard library, and files of repetitive text.
-_LEFT_OUT = frozenset(
+_EXCLUDED = frozenset(
     {"site-packages", "dist-packages", "test", "encodings", "lib2to3", "pydoc_data"}
 )
 # End-of-document token: a byte that UTF-8 text files do not contain in practice. Files
@@ -27,31 +27,32 @@ _END_OF_DOCUMENT = 0
 def standard_library() -> Corpus:
     """Reads the sources of the installed Python standard library as bytes.
 
-    site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data are left out.
-    About a tenth is for evaluation: whole top-level modules, so that no package is in
-    both parts. They are selected by a hash of the name, equally on every machine.
+    site-packages, dist-packages, test, encodings, lib2to3 and pydoc_data are excluded.
+    About a tenth of the text is used for evaluation. The text is divided by top-level
+    module, so that no package is in both parts, and by a hash of the module's name, so
+    that the parts are the same on every machine.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files, evaluation = [], []
-    for path in sorted(_sources(root)):
-        file = _read(path)
+    for path in sorted(_library_files(root)):
+        file = _scan_file(path)
         if isinstance(file, TokenFile):
             files.append(file)
             module = path.relative_to(root).parts[0].removesuffix(".py")
-            evaluation.append(is_evaluation(module))
-    return _in_bytes(files, np.asarray(evaluation, bool))
+            evaluation.append(is_evaluation_module(module))
+    return _byte_corpus(files, np.asarray(evaluation, bool))
 
 
-def _sources(root: Path) -> Iterator[Path]:
+def _library_files(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
-        # Not visited, which `Path.rglob` cannot do: site-packages may contain far more
-        # files than the library.
-        folders[:] = set(folders) - _LEFT_OUT
+        # `os.walk` can skip folders; `Path.rglob` cannot. site-packages may contain far
+        # more files than the library.
+        folders[:] = set(folders) - _EXCLUDED
         yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
-def is_evaluation(module: str) -> bool:
-    """Returns True if a top-level module is for evaluation; one in ten is."""
+def is_evaluation_module(module: str) -> bool:
+    """Returns True if a top-level module is used for evaluation: one in ten."""
     # The built-in `hash` of a string differs between processes.
     return hashlib.sha256(module.encode()).digest()[0] % 10 == 0
 
@@ -59,27 +60,27 @@ def is_evaluation(module: str) -> bool:
 def read_text(paths: Sequence[Path]) -> Corpus:
     """Reads text files as bytes: a vocabulary of 256, in which 0 ends a document.
 
-    The text is not kept in memory. About a tenth is for evaluation: some of the files,
-    and the last tenth of files that are a large part of the text.
+    The text is not kept in memory. About a tenth is used for evaluation: some of the
+    files, and the last tenth of each file that is a large part of the text.
 
     Args:
         paths: files, which must be text (UTF-8), and folders, from which all text files
             are read recursively, except hidden ones. A file in a folder is skipped
-            if it is empty or not text; `left_out` of the corpus counts such files and
-            names the first three.
+            if it is empty or not text; `skipped_files` of the corpus counts such files
+            and names the first three.
 
     Raises:
         ValueError: if a path does not exist, is empty or is not text. The message names
             the path and the position of the first invalid byte.
     """
-    files, left_out = text_files(paths)
-    return _in_bytes(files)._replace(left_out=left_out)
+    files, skipped_files = text_files(paths)
+    return _byte_corpus(files)._replace(skipped_files=skipped_files)
 
 
 def text_files(
     paths: Sequence[Path], *, argument: str = "text"
-) -> tuple[list[TokenFile], LeftOut]:
-    """Returns the text files in `paths`, whose content was checked, and the others.
+) -> tuple[list[TokenFile], SkippedFiles]:
+    """Returns the files in `paths` that are valid text, and those that were skipped.
 
     `argument` is the name of the argument that contains `paths`, for messages.
     """
@@ -87,15 +88,15 @@ def text_files(
     skipped: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
-            of_folder, others = _files_of_folder(path)
-            files += of_folder
-            skipped += others
+            valid, invalid = _read_folder(path)
+            files += valid
+            skipped += invalid
         else:
-            files.append(_given_file(path, argument))
-    return files, LeftOut(len(skipped), tuple(skipped[:3]))
+            files.append(_read_given_file(path, argument))
+    return files, SkippedFiles(len(skipped), tuple(skipped[:3]))
 
 
-def _in_bytes(
+def _byte_corpus(
     files: Sequence[TokenFile], is_evaluation: np.ndarray | None = None
 ) -> Corpus:
     documents = Documents(
@@ -113,47 +114,47 @@ def _in_bytes(
     )
 
 
-def _given_file(path: Path, argument: str) -> TokenFile:
-    """Returns a file of `paths`; raises an error unless it is text."""
+def _read_given_file(path: Path, argument: str) -> TokenFile:
+    """Reads a file of `paths`; raises an error unless it is text."""
     if not path.is_file():
         problem = "is neither" if path.exists() else "does not exist"
         raise ValueError(
             f"`{argument}` must be files or folders, but {str(path)!r} {problem}. "
             "Check the path."
         )
-    file = _read(path)
+    file = _scan_file(path)
     if isinstance(file, str):
         raise ValueError(
             f"`{argument}` must be text in UTF-8, but {str(path)!r} is {file}. Convert "
-            "it to UTF-8, or leave it out."
+            "it to UTF-8, or remove it from the list."
         )
     return file
 
 
-def _files_of_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
-    """Returns the text files in a folder and the others, both without hidden files."""
+def _read_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
+    """Returns the text files in a folder and the other files, without hidden files."""
     files, skipped = [], []
     for inner in sorted(path.rglob("*")):
         is_hidden = any(part[0] == "." for part in inner.relative_to(path).parts)
         if is_hidden or not inner.is_file():
             continue
-        file = _read(inner)
+        file = _scan_file(inner)
         if isinstance(file, TokenFile):
             files.append(file)
         else:
             skipped.append(f"{str(inner)!r} ({file})")
     if not files:
-        left_out = LeftOut(len(skipped), tuple(skipped[:3]))
+        skipped_files = SkippedFiles(len(skipped), tuple(skipped[:3]))
         raise ValueError(
             f"`text` must contain text, but the folder {str(path)!r} contains no "
             "UTF-8 text file, not counting hidden files"
-            + (f" ({left_out})" if skipped else "")
+            + (f" ({skipped_files})" if skipped else "")
             + ". Files of tokens (.npy, .bin) must be named one by one."
         )
     return files, skipped
 
 
-def _read(path: Path) -> TokenFile | str:
+def _scan_file(path: Path) -> TokenFile | str:
     """Reads a file in chunks; returns the reason as a string if it is not text."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     num_bytes, num_lines = 0, 1

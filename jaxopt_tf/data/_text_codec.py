@@ -67,8 +67,12 @@ class TextCodec(NamedTuple):
         Some tokenizers drop a space at the start of a text. The text of the prompt with
         its continuation is therefore decoded, and that of the prompt removed.
         """
-        before, whole = self.decode(prompt), self.decode([*prompt, *new])
-        return whole[len(before) :] if whole.startswith(before) else self.decode(new)
+        prompt_text, full_text = self.decode(prompt), self.decode([*prompt, *new])
+        return (
+            full_text[len(prompt_text) :]
+            if full_text.startswith(prompt_text)
+            else self.decode(new)
+        )
 
 
 def byte_codec() -> TextCodec:

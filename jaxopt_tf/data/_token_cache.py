@@ -1,4 +1,4 @@
-"""Files of tokens that are written once and used again while nothing has changed."""
+"""Cached files of tokens, which are reused while their sources are unchanged."""
 
 import hashlib
 import json
@@ -11,27 +11,27 @@ import numpy as np
 from .._io import atomic_write
 
 
-def write_once(
+def write_cached(
     path: Path,
-    made_from: Mapping[str, Any],
+    cache_key: Mapping[str, Any],
     encode: Callable[[], Iterable[np.ndarray]],
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     *,
     counts: Callable[[], Mapping[str, int]] = dict,
 ) -> dict[str, int]:
-    """Writes tokens to a file, unless it contains the same ones already.
+    """Writes tokens to a file, unless the file already contains them.
 
-    A second file, with the suffix .json, records a hash of `made_from` and the SHA-256
+    A second file, with the suffix .json, records a hash of `cache_key` and the SHA-256
     of the tokens.
 
     Args:
         path: file of the tokens; its folder is created.
-        made_from: all that determines the tokens, as JSON.
+        cache_key: values that determine the tokens, serializable as JSON.
         encode: function that yields the tokens, in the dtype of the file.
-        about: further values for the second file.
+        metadata: values that are added to the second file.
         counts: function that returns numbers of rows for messages, called after the
-            last tokens. They are stored, because a file that is used again does not
-            have its source read.
+            last tokens. They are stored in the second file, because the sources are not
+            read when the tokens are reused.
 
     Returns:
         `counts()` of the call that wrote the file.
@@ -39,20 +39,20 @@ def write_once(
     Raises:
         ValueError: if the files cannot be written.
     """
-    # Hashed, so that the second file has the same size for any number of sources.
-    wanted = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    note = path.with_suffix(".json")
-    stored = _stored_counts(path, note, wanted)
+    # A hash keeps the second file small for any number of sources.
+    key_hash = hashlib.sha256(json.dumps(cache_key).encode()).hexdigest()
+    metadata_path = path.with_suffix(".json")
+    stored = _stored_counts(path, metadata_path, key_hash)
     if stored is not None:
         return stored
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sha256 = _replace(path, (tokens.data for tokens in encode()))
         found = dict(counts())
-        content = {"made_from": wanted, "sha256": sha256, **about}
+        content = {"made_from": key_hash, "sha256": sha256, **metadata}
         if found:
             content["counts"] = found
-        _replace(note, [json.dumps(content).encode()])
+        _replace(metadata_path, [json.dumps(content).encode()])
     except OSError as error:
         raise ValueError(
             f"`cache_dir` must be a folder with enough space for the tokens, but "
@@ -62,14 +62,16 @@ def write_once(
     return found
 
 
-def _stored_counts(path: Path, note: Path, made_from: str) -> dict[str, int] | None:
+def _stored_counts(
+    path: Path, metadata_path: Path, key_hash: str
+) -> dict[str, int] | None:
     """Returns the counts, or None unless both files are complete and match."""
     try:
-        about = json.loads(note.read_bytes())
+        metadata = json.loads(metadata_path.read_bytes())
         with open(path, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        is_same = about["made_from"] == made_from and about["sha256"] == sha256
-        return dict(about.get("counts", {})) if is_same else None
+        is_same = metadata["made_from"] == key_hash and metadata["sha256"] == sha256
+        return dict(metadata.get("counts", {})) if is_same else None
     # The file is missing or truncated, or is another file of that name: the source is
     # tokenized again.
     except (OSError, ValueError, KeyError, TypeError):

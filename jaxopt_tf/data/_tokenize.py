@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ._corpus import Corpus
-from ._ready_tokens import dtype_in_a_bin, read_tokens
+from ._pretokenized import bin_dtype, read_tokens
 from ._text import text_files
-from ._token_cache import write_once
+from ._token_cache import write_cached
 from ._tokens import chunks
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # Names of the end-of-document token in common families of tokenizers.
-_ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+_END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 # Documents are cut into pieces at line ends, and the pieces are encoded in parallel.
 _CHARACTERS_IN_A_PIECE = 2**15
-_PIECES_AT_ONCE = 16
-# Version of the algorithm: files of other versions are written again.
+_BATCH_SIZE = 16
+# Version of the algorithm: cached files of other versions are replaced.
 _VERSION = 1
 
 
@@ -32,8 +32,8 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
     """Reads text files as tokens of a tokenizer.
 
     The tokens are written to `tokens.bin` in `cache_dir`. `tokens.json` records a hash
-    of the text, of the tokenizer and of `tokens.bin`. As long as these are unchanged,
-    the file is used again.
+    of the text, of the tokenizer and of `tokens.bin`. The file is
+    reused while these are unchanged.
 
     A document is encoded in pieces of at most 32,768 characters, which are cut at line
     ends: memory does not depend on its size. The only special token that is added is
@@ -52,15 +52,15 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
             written.
     """
     encoder = DocumentEncoder(Path(tokenizer))
-    files, left_out = text_files(paths)
-    made_from = encoder.made_from | {"text": [file.sha256 for file in files]}
+    files, skipped_files = text_files(paths)
+    cache_key = encoder.cache_key | {"text": [file.sha256 for file in files]}
     tokens = Path(cache_dir, "tokens.bin")
     pieces = itertools.chain.from_iterable(pieces_of_file(file.path) for file in files)
-    write_once(tokens, made_from, lambda: encoder.encode(pieces), encoder.about)
+    write_cached(tokens, cache_key, lambda: encoder.encode(pieces), encoder.metadata)
     corpus = read_tokens(
         [tokens], vocab_size=encoder.vocab_size, eos_token_id=encoder.end
     )
-    return corpus._replace(left_out=left_out)
+    return corpus._replace(skipped_files=skipped_files)
 
 
 class DocumentEncoder:
@@ -77,21 +77,23 @@ class DocumentEncoder:
         self._tokenizer, content = load_tokenizer(path)
         # Otherwise "<|endoftext|>" in a text would be encoded as an end of a document.
         self._tokenizer.encode_special_tokens = True
-        self._unknown = _unknown(json.loads(content)["model"], self._tokenizer)
+        self._unknown_token = _unknown_token(
+            json.loads(content)["model"], self._tokenizer
+        )
         self.vocab_size = vocab_size_of(self._tokenizer)
         name = end_of_document(self._tokenizer, path)
         self.end = token_id(self._tokenizer, name)
-        self.made_from = {
+        self.cache_key = {
             "version": _VERSION,
             "text": [],
             "tokenizer": hashlib.sha256(content).hexdigest(),
             "eos_token_id": self.end,
             "vocab_size": self.vocab_size,
         }
-        self.about = {"vocab_size": self.vocab_size, "eos_token_id": self.end}
+        self.metadata = {"vocab_size": self.vocab_size, "eos_token_id": self.end}
 
     def encode(self, pieces: Iterable[str | None]) -> Iterator[np.ndarray]:
-        """Yields all tokens in order, some hundred thousand per array.
+        """Yields all tokens in order, in arrays of about a hundred thousand.
 
         Args:
             pieces: texts in order; None at the end of each document.
@@ -99,29 +101,31 @@ class DocumentEncoder:
         Raises:
             ValueError: if the tokenizer does not fit the text.
         """
-        dtype = dtype_in_a_bin(self.vocab_size)
+        dtype = bin_dtype(self.vocab_size)
         num_tokens = num_unknown = 0
         pieces = iter(pieces)
-        while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
-            texts = [piece for piece in some if piece is not None]
+        while batch := list(itertools.islice(pieces, _BATCH_SIZE)):
+            texts = [piece for piece in batch if piece is not None]
             try:
                 encodings = self._tokenizer.encode_batch_fast(
                     texts, add_special_tokens=False
                 )
             # The library raises plain `Exception`s.
             except Exception as error:
-                raise _does_not_fit(f"fails: {error}") from error
+                raise _tokenizer_error(f"fails: {error}") from error
             rows = iter(encodings)
-            parts = [[self.end] if piece is None else next(rows).ids for piece in some]
+            parts = [[self.end] if piece is None else next(rows).ids for piece in batch]
             tokens = np.concatenate([np.asarray(part, np.int64) for part in parts])
-            num_tokens += len(tokens) - (len(some) - len(texts))
-            if self._unknown is not None:
-                num_unknown += int(np.sum(tokens == self._unknown))
+            num_tokens += len(tokens) - (len(batch) - len(texts))
+            if self._unknown_token is not None:
+                num_unknown += int(np.sum(tokens == self._unknown_token))
             yield tokens.astype(dtype)
         if not num_tokens:
-            raise _does_not_fit("gives no tokens")
+            raise _tokenizer_error("gives no tokens")
         if 2 * num_unknown > num_tokens:
-            raise _does_not_fit(f"does not know {num_unknown} of {num_tokens} tokens")
+            raise _tokenizer_error(
+                f"does not know {num_unknown} of {num_tokens} tokens"
+            )
 
 
 def load_tokenizer(path: Path) -> tuple["Tokenizer", bytes]:
@@ -143,7 +147,7 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", bytes]:
             f"{str(path)!r} is not: {error}. `tokenizer.save_pretrained` of "
             "Transformers writes one."
         ) from error
-    # Both can be set in the file. Truncation would silently drop the end of pieces.
+    # The file can enable both. Truncation would silently drop the end of pieces.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, content
@@ -168,18 +172,18 @@ def end_of_document(tokenizer: "Tokenizer", path: Path) -> str:
         ValueError: if the vocabulary contains none of the usual names. `path` is that
             of the tokenizer, for the message.
     """
-    found = (name for name in _ENDS if tokenizer.token_to_id(name) is not None)
+    found = (name for name in _END_TOKENS if tokenizer.token_to_id(name) is not None)
     end = next(found, None)
     if end is None:
         raise ValueError(
             f"`tokenizer` must have a token that ends a document, but {str(path)!r} "
-            f"has none of {', '.join(_ENDS)}. Add one with its `add_special_tokens`, "
-            "and save it again."
+            f"has none of {', '.join(_END_TOKENS)}. Add one with its "
+            "`add_special_tokens`, and save it again."
         )
     return end
 
 
-def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
+def _unknown_token(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
     """Returns the unknown token of the tokenizer, if it has one."""
     # In tokenizer.json, Unigram models have `unk_id`, a number; BPE, WordPiece and
     # WordLevel have `unk_token`, a name.
@@ -187,7 +191,7 @@ def _unknown(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
     return model.get("unk_id") if name is None else tokenizer.token_to_id(name)
 
 
-def _does_not_fit(problem: str) -> ValueError:
+def _tokenizer_error(problem: str) -> ValueError:
     return ValueError(
         f"`tokenizer` must fit the text, but it {problem}. Give the tokenizer that was "
         "made for such text."

@@ -77,15 +77,15 @@ class TokenStream:
         self._end, self._dtype = end, dtype
         # End of each document in the sequence, including its end-of-document token.
         self._stops = np.cumsum(documents.length + (end is not None))
-        self._mapped = functools.lru_cache(_MAX_MAPPED)(self._opened)
-        self._small = functools.lru_cache(_MAX_SMALL)(self._opened)
+        self._mapped = functools.lru_cache(_MAX_MAPPED)(self._open)
+        self._small = functools.lru_cache(_MAX_SMALL)(self._open)
 
     def __len__(self) -> int:
         return int(self._stops[-1]) if len(self._stops) else 0
 
     @property
     def num_documents(self) -> int:
-        """Number of documents, of which some may be parts of cut documents."""
+        """Number of documents; the two parts of a split document count separately."""
         return len(self._stops)
 
     @property
@@ -120,14 +120,14 @@ class TokenStream:
             low, high = max(start, begin), min(stop, begin + length)
             if low < high:
                 offset = start_in_file - begin
-                content = self._tokens_of(file)[low + offset : high + offset]
+                content = self._file_tokens(file)[low + offset : high + offset]
                 tokens[low - start : high - start] = content
         return tokens
 
-    def _tokens_of(self, index: int) -> np.ndarray:
+    def _file_tokens(self, index: int) -> np.ndarray:
         return (self._small if self._files[index].is_small else self._mapped)(index)
 
-    def _opened(self, index: int) -> np.ndarray:
+    def _open(self, index: int) -> np.ndarray:
         file = self._files[index]
         content: bytes | mmap.mmap
         try:

@@ -1,4 +1,4 @@
-"""Table of the fields of Transformers' `TrainingArguments` and their meaning here.
+"""Table of the fields of Transformers' `TrainingArguments` and their equivalents.
 
 Fields that `Recipe` also has keep their name and are not listed. `TRAINING_ARGUMENTS`
 contains all other fields of version 5.23 and of versions 4.0 to 4.57.
@@ -18,9 +18,9 @@ class Field(NamedTuple):
     """Meaning of a field of `TrainingArguments` that `Recipe` does not have.
 
     A field is "ignored" if it does not change the results, "refused" if it changes them
-    and has no equivalent here, "non_optimizer" if it changes results other than the
+    and has no equivalent, "non_optimizer" if it changes results other than the
     updates, "devices" if it shows the number of devices, and "translated" if it has
-    another name or meaning here. `RunConfig` has some of the "ignored" and
+    another name or meaning in this package. `RunConfig` has some of the "ignored" and
     "non_optimizer" fields under the same name.
     """
 
@@ -28,7 +28,7 @@ class Field(NamedTuple):
     defaults: tuple[Any, ...]  # values that are treated as "not set"
     reason: str  # why other values are refused
     value: Kind | None  # how the value is parsed; None: it is left unchanged
-    setting: str  # name of the equivalent setting here; "" for none
+    setting: str  # name of the equivalent setting; "" for none
 
     def is_default(self, value: Any) -> bool:
         """Returns True for a default, an empty value, or a dict of false values."""
@@ -62,16 +62,16 @@ _NUM_DEVICES = (
     f"size; {_IGNORE}, and use a `mesh` with the same number of devices, or multiply "
     "`gradient_accumulation_steps` by it"
 )
-_METRIC = f"the metric here is the evaluation loss, and lower is better; {_IGNORE}"
-_EVAL = f"the evaluation loss has the model's precision here; {_IGNORE}"
-_SHARDED = f"`mesh` determines here how the model is sharded; {_IGNORE}"
+_METRIC = f"the metric is always the evaluation loss, and lower is better; {_IGNORE}"
+_EVAL = f"the evaluation loss is computed in the model's precision; {_IGNORE}"
+_SHARDED = f"`mesh` determines how the model is sharded; {_IGNORE}"
 _BATCH_SIZE = (
-    "the batch size is never adapted here; lower `per_device_train_batch_size` and "
+    "the batch size is never adapted; lower `per_device_train_batch_size` and "
     "raise `gradient_accumulation_steps`"
 )
 _FP16 = f"float16 needs loss scaling, which is not available; set `bf16`, and {_IGNORE}"
-_NOISE = f"no noise is added to embeddings here; {_IGNORE}"
-_MODULES = f"optimizers here do not select modules; {_IGNORE}"
+_NOISE = f"noise on embeddings is not supported; {_IGNORE}"
+_MODULES = f"optimizers cannot select modules; {_IGNORE}"
 _DELAY = f"evaluation starts before the first step; {_IGNORE}"
 _LENGTHS = f"text is packed into sequences of equal length; {_IGNORE}"
 _RESUMED = f"a resumed run always continues with the next batch; {_IGNORE}"
@@ -130,7 +130,7 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields(
         "ignored", "generation_config generation_max_length generation_num_beams"
     ),
-    # Fields without effect on the results here. Values other than the default are
+    # Fields without effect on the results. Values other than the default are
     # reported as ignored.
     **_fields(
         "ignored",

@@ -58,9 +58,9 @@ class Translation:
             precedence over the fields.
         settings: values by the names of this package.
         kinds: kinds of all settings by the names of this package.
-        ignored: names of fields without effect here that are not at their defaults.
+        ignored: names of fields without effect that are not at their defaults.
         non_optimizer: names of fields that change results, but not the updates.
-        notes: sentences on fields that have another form here, with equal results.
+        notes: sentences on fields that were converted to an equivalent form.
         refusals: sentences on fields that would change the results and are not
             supported.
         unread: names of fields that were left out.
@@ -137,7 +137,7 @@ def select_fields(
         TypeError: if `ignore_fields` is not a collection of names.
         ValueError: if `ignore_fields` contains a name that is not in `values`.
     """
-    # A single string is refused here: its characters would be taken for names.
+    # A single string is refused: its characters would be taken for names.
     is_list = isinstance(ignore_fields, list | tuple | set | frozenset)
     if not is_list or not all(isinstance(name, str) for name in ignore_fields):
         raise TypeError(
@@ -147,7 +147,7 @@ def select_fields(
         if name not in values:
             raise ValueError(
                 "`ignore_fields` must contain fields of the source, got "
-                f"{name!r}, which it does not have.{_checks.nearest(name, values)}"
+                f"{name!r}, which it does not have.{_checks.suggest(name, values)}"
             )
     into = Translation({}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)])
     read = {}
@@ -193,7 +193,7 @@ def translate_training_arguments(
         if name in into.kinds:
             into.settings[name] = value
         elif row is None:
-            near = _checks.nearest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
+            near = _checks.suggest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
             into.refusals.append(
                 f"`{name}` must be a field of TrainingArguments or a setting.{near} "
                 "If it is your own field and does not change the optimizer, add "
@@ -358,7 +358,7 @@ def _translate_schedule(into: Translation) -> None:
 
 
 def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
-    """Refuses a schedule whose warmup began at 0 and begins at the minimum rate here.
+    """Refuses a schedule whose warmup began at 0 in its version of Transformers.
 
     Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
     """
@@ -388,5 +388,5 @@ def _check_accelerator(into: Translation) -> None:
         into.refuse(
             "accelerator_config",
             "`gradient_accumulation_steps` and `per_device_train_batch_size` replace "
-            "it here; leave it out, or name it in `ignore_fields`.",
+            "it; leave it out, or name it in `ignore_fields`.",
         )

@@ -127,18 +127,18 @@ def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersio
     if _is_before((4, 40), found) or not found.isdisjoint(_REMOVED_BEFORE):
         rule = trainer_decay_rule("4.40")
         return ArgsVersion("4, before 4.40", (4, 39), rule, (rule,))
-    since, end = versions_of(found)
-    rules = _open_rules(since, end)
+    first, end = versions_of(found)
+    rules = _open_rules(first, end)
     newest = (4, 57) if end == (5, 0) else (end[0], end[1] - 1)
-    if len(found) < _NUM_WHOLE and since < (4, 53) and end <= (5, 15):
+    if len(found) < _NUM_WHOLE and first < (4, 53) and end <= (5, 15):
         newest = min(newest, (4, 51))
         # The fields exist in version 5 too and do not identify a version.
         rule = rules[0] if end > (5, 0) else trainer_decay_rule("{}.{}".format(*newest))
         return ArgsVersion("4, up to 4.51", newest, rule, rules)
-    if since >= (5, 0) or end == _OPEN_END:
+    if first >= (5, 0) or end == _OPEN_END:
         label = "5"
     else:
-        ends = ["{}.{}".format(*number) for number in (since, newest)]
+        ends = ["{}.{}".format(*number) for number in (first, newest)]
         label = " to ".join(dict.fromkeys(ends))
     return ArgsVersion(label, newest, rules[0], rules)
 
@@ -157,18 +157,18 @@ def versions_of(
     def of(table: dict[Version, str], *, present: bool) -> list[Version]:
         return [v for v, f in table.items() if found.isdisjoint(f.split()) != present]
 
-    firsts = [_OLDEST, *of(_ADDED, present=True)]
-    since, end = max(firsts), min([_OPEN_END, *of(_REMOVED, present=True)])
-    if since >= end:
+    first_versions = [_OLDEST, *of(_ADDED, present=True)]
+    first, end = max(first_versions), min([_OPEN_END, *of(_REMOVED, present=True)])
+    if first >= end:
         # A field of a subclass has the name of a field of another version, such as
         # `warmup_ratio` in a file of 5.23 or `use_cache` in a file of 4.57. The field
         # `overwrite_output_dir`, which version 5 removed, decides between 4 and 5.
         if "overwrite_output_dir" in found:
-            since = max(first for first in firsts if first < end)
+            first = max(version for version in first_versions if version < end)
         else:
             end = _OPEN_END
     if not by_absence or len(found) < _NUM_WHOLE:
-        return since, end
+        return first, end
     later, earlier = of(_REMOVED, present=False), of(_ADDED, present=False)
     if "tp_size" not in found:
         # Only 4.50 and 4.51 have `tp_size`, so a file without it may be older or newer.
@@ -177,9 +177,9 @@ def versions_of(
             later.remove((4, 52))
         else:
             earlier.remove((4, 50))
-    narrow = max([since, *later]), min([end, *earlier])
+    narrow = max([first, *later]), min([end, *earlier])
     # Fields that contradict each other do not narrow the range.
-    return narrow if narrow[0] < narrow[1] else (since, end)
+    return narrow if narrow[0] < narrow[1] else (first, end)
 
 
 def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
@@ -202,11 +202,11 @@ def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
     by_fields = args_version(source.values)
     if version is None or number < _OLDEST:
         return by_fields
-    since, end = versions_of(source.values, by_absence=False)
+    first, end = versions_of(source.values, by_absence=False)
     # Builds between two releases, such as "4.53.0.dev0", may have the fields of either.
-    if since <= number < end or not re.fullmatch(r"[\d.]+", version):
+    if first <= number < end or not re.fullmatch(r"[\d.]+", version):
         return args_version(source.values, version)
-    has = "{}.{} or later".format(*since)
+    has = "{}.{} or later".format(*first)
     if number >= end:
         has = "a version before {}.{}".format(*end)
     problem = f"the arguments have fields of {has}"
@@ -260,12 +260,12 @@ def _is_before(version: Version, names: Collection[str]) -> bool:
     return set(names) >= {*_IN_ALL_OF_4.split()} and set(names).isdisjoint(later)
 
 
-def _open_rules(since: Version, end: Version) -> tuple[str, ...]:
+def _open_rules(first: Version, end: Version) -> tuple[str, ...]:
     """Returns the names of Trainer's rules in a range of versions, newest first."""
     # A rule applies from its own first version up to that of the next newer rule.
     found, next_first = [], _OPEN_END
     for rule, first in TRAINER_DECAY_RULES.items():
-        if first < end and since < next_first:
+        if first < end and first < next_first:
             found.append(rule)
         next_first = first
     return tuple(found)

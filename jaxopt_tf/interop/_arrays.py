@@ -13,7 +13,7 @@ from ._extras import import_extra
 _CHUNK = 2**16
 
 
-def check_tensor(value: Any, what: str) -> None:
+def check_tensor(value: Any, name: str) -> None:
     """Raises unless `value` is a plain, dense tensor of a dtype that NumPy has."""
     torch = import_extra("torch")
 
@@ -23,12 +23,12 @@ def check_tensor(value: Any, what: str) -> None:
     dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise ValueError(
-            f"{what} must be a tensor, got {type(value).__name__}. Save it as a plain "
+            f"{name} must be a tensor, got {type(value).__name__}. Save it as a plain "
             "torch.Tensor."
         )
     if value.layout != torch.strided or value.dtype not in dtypes or value.is_meta:
         raise ValueError(
-            f"{what} must be a dense tensor of integers or floats, got "
+            f"{name} must be a dense tensor of integers or floats, got "
             f"{value.dtype} with layout {value.layout} on {value.device}. Convert it "
             "with torch."
         )
@@ -67,45 +67,45 @@ def device_put_like(value: Any, like: Any) -> jax.Array:
     return jax.block_until_ready(jnp.copy(shared))
 
 
-def check_fits(dtype: Any, wanted: Any, what: str) -> None:
-    """Raises unless `wanted` represents every value of `dtype` exactly."""
-    if not np.can_cast(dtype, wanted):
+def check_fits(dtype: Any, target: Any, name: str) -> None:
+    """Raises unless `target` represents every value of `dtype` exactly."""
+    if not np.can_cast(dtype, target):
         raise ValueError(
-            f"{what} must fit into the tree's {np.dtype(wanted)}, got "
+            f"{name} must fit into the tree's {np.dtype(target)}, got "
             f"{np.dtype(dtype)}, which has more values. Pass a tree of "
             f"{np.dtype(dtype)}, and convert the result."
         )
 
 
-def check_finite(array: np.ndarray, what: str, *, non_negative: bool = False) -> None:
+def check_finite(array: np.ndarray, name: str, *, non_negative: bool = False) -> None:
     """Raises unless all numbers are finite and, with `non_negative`, at least 0."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return
-    flat, least = array.reshape(-1), 0.0 if non_negative else -np.inf
+    flat, minimum = array.reshape(-1), 0.0 if non_negative else -np.inf
     is_valid = _is_valid_16 if flat.dtype.itemsize == 2 else _is_valid
     starts = range(0, flat.size, _CHUNK)
-    if all(is_valid(flat[start : start + _CHUNK], least) for start in starts):
+    if all(is_valid(flat[start : start + _CHUNK], minimum) for start in starts):
         return
     # Only a failed check needs the positions, in a dtype with `isfinite`.
     wide = flat.astype(np.float64)
-    bad = np.flatnonzero(~(np.isfinite(wide) & (wide >= least)))
+    bad = np.flatnonzero(~(np.isfinite(wide) & (wide >= minimum)))
     limit = "finite and at least 0" if non_negative else "finite"
     raise ValueError(
-        f"{what} must be {limit}, got {len(bad)} of {flat.size} numbers that are not, "
+        f"{name} must be {limit}, got {len(bad)} of {flat.size} numbers that are not, "
         f"the first {wide[bad[0]]} at {bad[0]}. The file is damaged, or its run had "
         "diverged: use an earlier checkpoint."
     )
 
 
-def _is_valid(part: np.ndarray, least: float) -> bool:
+def _is_valid(part: np.ndarray, minimum: float) -> bool:
     # NumPy's `min` and `max` return NaN for an array that contains NaN, and every
     # comparison with NaN is false.
     with np.errstate(invalid="ignore"):
         low, high = part.min(), part.max()
-    return bool(least <= low and -np.inf < low and high < np.inf)
+    return bool(minimum <= low and -np.inf < low and high < np.inf)
 
 
-def _is_valid_16(part: np.ndarray, least: float) -> bool:
+def _is_valid_16(part: np.ndarray, minimum: float) -> bool:
     # NumPy has no vectorized loops for float16 and bfloat16, so the bits are tested.
     # NaN and infinity are the values whose exponent bits are all 1. As unsigned
     # integers, all negative numbers are above -0.0, which is 0x8000 in both formats.
@@ -113,4 +113,4 @@ def _is_valid_16(part: np.ndarray, least: float) -> bool:
     exponent = np.uint16(0x7C00 if part.dtype == np.float16 else 0x7F80)
     if ((bits & exponent) == exponent).any():
         return False
-    return bool(least < 0 or bits.max() <= 0x8000)
+    return bool(minimum < 0 or bits.max() <= 0x8000)

@@ -95,7 +95,7 @@ def match_keys(
     rules = copy.deepcopy(rules)  # each rule records the names that it is applied to
     # Several names in a file may resolve to one parameter: a former name and today's.
     of: dict[str, list[str]] = {}
-    unused, strange, fused = [], [], []
+    unused, unknown, fused = [], [], []
     # Some renamings depend on the order, so the names are resolved in the order of
     # Transformers.
     for key in sorted(shapes, key=natural_key):
@@ -113,11 +113,11 @@ def match_keys(
         elif _is_unused(name, tuple(shapes[key]), rules):
             unused.append(key)
         else:
-            strange.append(key)
+            unknown.append(key)
     return Keys(
         {name: tuple(keys) for name, keys in of.items()},
         tuple(unused),
-        tuple(_problems(strange, fused, shapes)),
+        tuple(_problems(unknown, fused, shapes)),
     )
 
 
@@ -157,21 +157,21 @@ def _is_unused(name: str, shape: tuple[int, ...], rules: LoadRules) -> bool:
 
 
 def _problems(
-    strange: Sequence[str], fused: Sequence[str], shapes: Mapping[str, Sequence[int]]
+    unknown: Sequence[str], fused: Sequence[str], shapes: Mapping[str, Sequence[int]]
 ) -> Iterator[str]:
     """Yields descriptions of unknown names, and of tensors that a converter merges."""
-    for pattern, what in _OTHER_FILES:
-        found = [key for key in strange if re.search(pattern, key)]
+    for pattern, content in _OTHER_FILES:
+        found = [key for key in unknown if re.search(pattern, key)]
         if found:
-            yield f"{found[0]!r} belongs to {what}"
-            strange = [key for key in strange if key not in found]
+            yield f"{found[0]!r} belongs to {content}"
+            unknown = [key for key in unknown if key not in found]
     if fused:
         yield (
             f"{fused[0]!r} and {len(fused) - 1} more are parts of tensors that "
-            "Transformers merges. Save the model with "
-            "`model.save_pretrained(folder, save_original_format=False)`"
+            "Transformers merges. Save the model with `model.save_pretrained(folder, "
+            "save_original_format=False)`"
         )
-    for key in strange:
+    for key in unknown:
         yield f"{key!r} {list(shapes[key])} is not in the model"
 
 

@@ -73,15 +73,15 @@ def read_weights(
             # Each tensor is checked separately, so that an error names the tensor and
             # not the leaf, which may be a stack of many tensors.
             key = key_of[torch_name]
-            what = f"{key!r} in {str(files.file_of(key))!r}"
+            location = f"{key!r} in {str(files.file_of(key))!r}"
             part = files.read(key, index)
             try:
-                check_finite(part, what)
+                check_finite(part, location)
             except ValueError:
                 # The message contains positions in the whole tensor.
-                check_finite(files.read(key), what)
+                check_finite(files.read(key), location)
                 raise
-            check_fits(part.dtype, p.dtype, what)
+            check_fits(part.dtype, p.dtype, location)
             return part
 
         slices = names.by_leaf[name]
@@ -172,8 +172,8 @@ def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray
     missing = [name for name in model.buffers if name not in found]
     if missing:
         raise ValueError(
-            "`like` must contain all buffers of the model, got "
-            f"{str(folder)!r} without {missing}. Pass another checkpoint."
+            f"`like` must contain all buffers of the model, got {str(folder)!r} "
+            f"without {missing}. Pass another checkpoint."
         )
     return {name: np.array(files.read(found[name][0])) for name in model.buffers}
 
@@ -194,14 +194,14 @@ def _key_by_parameter(
     shapes, key_of, problems = files.shapes, {}, []
     for p in model.parameters:
         found = [k for spelling in spellings[p.name] for k in keys.of.get(spelling, ())]
-        wrong = [key for key in found if shapes[key] != p.shape]
+        misshapen = [key for key in found if shapes[key] != p.shape]
         if not found:
             problems.append(f"{p.name!r} {list(p.shape)} is missing")
-        elif wrong:
-            renamed = "" if wrong[0] == p.name else f", for {p.name!r},"
+        elif misshapen:
+            renamed = "" if misshapen[0] == p.name else f", for {p.name!r},"
             problems.append(
-                f"{wrong[0]!r}{renamed} has shape {list(shapes[wrong[0]])}, not "
-                f"{list(p.shape)}"
+                f"{misshapen[0]!r}{renamed} has shape {list(shapes[misshapen[0]])}, "
+                f"not {list(p.shape)}"
             )
         else:
             key_of[p.name] = found[0]

@@ -36,7 +36,7 @@ class _Moment(NamedTuple):
     """Array of a state, and its correspondence with torch's arrays."""
 
     key: str  # key of torch's array in the entry of each tensor
-    array: Any  # array of the state here
+    array: Any  # array of the optax state
     slices: Sequence[TensorSlice]  # ranges that equal ranges of torch's arrays
 
 
@@ -249,20 +249,20 @@ def _views(
         return TorchLayout(axes=axes, stacked_axes=stacked_axes)
 
     if layout.stacked_axes != found.layout.stacked_axes:
-        why = "the stacked axes differ"
+        reason = "the stacked axes differ"
     elif not any(is_factored):
         # A vector has an unfactored moment. torch's tensor may have an axis of size 1,
         # which is an empty group.
         if set(ours) <= set(theirs) <= {*ours, ()}:
             return {"nu": (_KEYS["nu"], view(ours, theirs))}
-        why = "they merge the axes of a vector in another order"
+        reason = "they merge the axes of a vector in another order"
     elif not all(is_factored):
-        why = "only one of them has two axes"
+        reason = "only one of them has two axes"
     # The means over a fused tensor do not determine the means of its parts.
     elif not found.is_whole:
-        why = "row and column means cannot be split or concatenated"
+        reason = "row and column means cannot be split or concatenated"
     else:
-        why = "they are means over other axes"
+        reason = "they are means over other axes"
         # Two means are equal if they average the same axis. The remaining axes may be
         # in another order, which `view` transposes.
         views = {
@@ -276,7 +276,7 @@ def _views(
     raise ValueError(
         f"`layouts` must give {found.leaf!r} the axes of torch for Adafactor's row and "
         f"column means, got {layout!r}, but torch's {found.torch_name!r} has "
-        f"{found.layout!r}: {why}. Pass that layout to `adafactor_tf`."
+        f"{found.layout!r}: {reason}. Pass that layout to `adafactor_tf`."
     )
 
 

@@ -44,7 +44,7 @@ ADAFACTOR_SETTINGS = {
 _LABELS = _set("params param_names initial_lr")
 _MOMENTS = (_set("exp_avg exp_avg_sq"),)
 _ADAM = _set("lr betas eps weight_decay")
-_READ = (
+_READABLE = (
     # Adam and AdamW of every version of torch. Apex counts updates in the group.
     _Format(
         AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, ADAMW_SETTINGS.keys() | {"step"}
@@ -76,7 +76,7 @@ _VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
 # The first match counts, so more specific formats come first. Columns: name; keys that
 # are all in entries of `state`, or keys that are all in one group; keys that are in no
 # group.
-_OTHERS = (
+_OTHER_FORMATS = (
     ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
     ("GaLore", "", "update_proj_gap scale", "scale_type"),
     ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
@@ -127,7 +127,7 @@ _FRAMEWORKS = {
     "fp32_from_fp16_params": "Megatron",
     "optimizer_states": "Lightning",
 }
-_CURE = (
+_REMEDY = (
     "Save it with plain torch, or read only the parameters with `opt_state=None` and "
     "start with new moments."
 )
@@ -148,7 +148,7 @@ def check_format(state_dict: Any) -> StateType:
     entry_keys.discard(frozenset())  # the entry of a parameter that was never updated
     # The keys must match exactly: an unknown key may belong to a variant of the
     # optimizer with another formula.
-    for known in _READ:
+    for known in _READABLE:
         allowed = known.needed | known.optional | _LABELS
         if all(known.needed <= keys <= allowed for keys in group_keys) and all(
             keys - {"step"} in known.entries for keys in entry_keys
@@ -167,18 +167,18 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             if key in _VALUES and bool(value) != _VALUES[key]:
                 raise ValueError(
                     f"`{key}` must be {_VALUES[key]} in every group, got {value!r} in "
-                    f"group {number}: this variant is not supported. {_CURE}"
+                    f"group {number}: this variant is not supported. {_REMEDY}"
                 )
             # torch checks ranges when AdamW is built, but not when a state dict is
             # loaded.
-            least, end, limit = 0.0, math.inf, "finite and at least 0"
+            minimum, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
-                least, limit = -math.inf, "finite"
+                minimum, limit = -math.inf, "finite"
             elif key == "betas":
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
             # The condition is negated, so that NaN fails it.
-            if not all(least <= float(v) < end for v in values if _is_number(v)):
+            if not all(minimum <= float(v) < end for v in values if _is_number(v)):
                 raise ValueError(
                     f"`{key}` of group {number} must be {limit}, got {value!r}. "
                     "The file is damaged, or its run had diverged: use an earlier "
@@ -192,8 +192,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _error(requirement: str, got: str, remedy: str = _CURE) -> ValueError:
-    return ValueError(f"`state_dict` must {requirement}, got {got} {remedy}".rstrip())
+def _error(requirement: str, problem: str, remedy: str = _REMEDY) -> ValueError:
+    return ValueError(
+        f"`state_dict` must {requirement}, got {problem} {remedy}".rstrip()
+    )
 
 
 def _check_structure(state_dict: Any) -> None:
@@ -202,8 +204,10 @@ def _check_structure(state_dict: Any) -> None:
     state = state_dict.get("state") if keys else None
     found = [key for key in [*keys, *_keys(state)] if key in _FRAMEWORKS]
     if found:
-        whose = f"that of {_FRAMEWORKS[found[0]]}, which has the key {found[0]!r}."
-        raise _error("be a state dict of plain torch", whose)
+        description = (
+            f"that of {_FRAMEWORKS[found[0]]}, which has the key {found[0]!r}."
+        )
+        raise _error("be a state dict of plain torch", description)
     needed = {"state", "param_groups"}
     if not needed <= set(keys):
         inner = [key for key in keys if needed <= set(_keys(state_dict[key]))]
@@ -259,18 +263,18 @@ def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    name, remedy = _optimizer_name(entry_keys, group_keys), _CURE
+    name, remedy = _optimizer_name(entry_keys, group_keys), _REMEDY
     found = frozenset[str]().union(*group_keys)
-    known = _LABELS.union(*(f.needed | f.optional for f in _READ))
+    known = _LABELS.union(*(f.needed | f.optional for f in _READABLE))
     if not name and found - known:
         remedy += (
             f" If {sorted(found - known)} do not change its updates, remove them from "
             "the groups: `for group in state_dict['param_groups']: group.pop(...)`."
         )
-    whose = f"the state of {name}" if name else "an unknown format"
+    description = f"the state of {name}" if name else "an unknown format"
     return _error(
         "be that of torch's AdamW or Transformers' Adafactor",
-        f"{whose}: its entries have {sorted(entry_keys)} and its groups "
+        f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,
     )
@@ -292,7 +296,7 @@ def _optimizer_name(
             "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), "
             "whose moments Trainer does not save"
         )
-    for name, entries, groups, absent in _OTHERS:
+    for name, entries, groups, absent in _OTHER_FORMATS:
         by_entry = entries and _set(entries) <= entry_keys
         by_group = groups and any(_set(groups) <= keys for keys in group_keys)
         if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):

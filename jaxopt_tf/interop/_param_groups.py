@@ -99,9 +99,11 @@ def check_param_groups(
         )
     decayed, undecayed = param_groups_from_recipe(recipe, 0.0)
     # A file that a script wrote may have one group, or several in another order.
-    wanted = [decayed, undecayed][: len(param_groups)]
+    expected = [decayed, undecayed][: len(param_groups)]
     if len(param_groups) > 2 or any(g.get("weight_decay") for g in param_groups[1:]):
-        wanted = [decayed if g.get("weight_decay") else undecayed for g in param_groups]
+        expected = [
+            decayed if g.get("weight_decay") else undecayed for g in param_groups
+        ]
 
     def plain(value: Any) -> Any:
         return tuple(value) if isinstance(value, list | tuple) else value
@@ -109,7 +111,7 @@ def check_param_groups(
     unexpected = [
         f"`{key}` of group {number} is {plain(group.get(key))!r} and the recipe's "
         f"{plain(ours[key])!r}"
-        for number, (group, ours) in enumerate(zip(param_groups, wanted, strict=True))
+        for number, (group, ours) in enumerate(zip(param_groups, expected, strict=True))
         for key in ours
         if key not in _NOT_COMPARED
         and (key in group or key in _NEEDED)

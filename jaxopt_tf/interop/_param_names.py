@@ -133,8 +133,10 @@ def match_names(
         for p in model.parameters
         if p.name not in used
     ]
-    slices, misfits = resolve_slices(matches, torch_params, layouts or {}, convention)
-    problems += misfits
+    slices, mismatches = resolve_slices(
+        matches, torch_params, layouts or {}, convention
+    )
+    problems += mismatches
     if problems:
         listed = "\n  ".join(problems)
         raise _checks.ArgumentError(

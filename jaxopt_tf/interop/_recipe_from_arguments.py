@@ -46,7 +46,7 @@ class FromTransformers:
             select the best model, the interval and the metric of evaluations.
         ignored: names of fields that are not at their defaults and do not change the
             results here, or that `max_steps` replaces.
-        notes: sentences on fields that have another form here, with equal results.
+        notes: sentences on fields that were converted to an equivalent form.
         unread: names of fields that were left out: those of a subclass of
             TrainingArguments, and those of `ignore_fields`.
         values: the fields that were read, with their values.
@@ -107,7 +107,7 @@ def recipe_from_transformers(
     Source: transformers 4.0 to 4.57 and 5.0 to 5.24, `trainer.py`, `training_args.py`,
         `trainer_optimizer.py`.
     Differs: a warmup longer than the training, phases that exceed it, and misspelled
-        `optim_args` are errors here; Trainer accepts them.
+        `optim_args` are errors; Trainer accepts them.
     """
     max_steps = _positive_or_none("max_steps", max_steps)
     num_examples = _positive_or_none("num_examples", num_examples)
@@ -155,7 +155,7 @@ def recipe_from_transformers(
 
 
 def _positive_or_none(name: str, value: int | None) -> int | None:
-    return None if value is None else _checks.step_count(name, value, least=1)
+    return None if value is None else _checks.step_count(name, value, minimum=1)
 
 
 def _has_steps(values: Mapping[str, Any]) -> bool:
@@ -186,7 +186,7 @@ def _num_updates(
         )
 
     def count(name: str, default: int) -> int:
-        return _checks.step_count(name, values.get(name, default), least=1)
+        return _checks.step_count(name, values.get(name, default), minimum=1)
 
     batch = num_devices * count("per_device_train_batch_size", 8)
     accumulated = count("gradient_accumulation_steps", 1)

@@ -153,14 +153,16 @@ def schedule_step_from_torch(
         )
     step = _checks.step_count("last_epoch", scheduler_state["last_epoch"])
     rates = [float(rate) for rate in scheduler_state["_last_lr"]]
-    ours, bases = float(schedule(step)), scheduler_state["base_lrs"]
+    expected, bases = float(schedule(step)), scheduler_state["base_lrs"]
     for group, (rate, base) in enumerate(zip(rates, bases, strict=True)):
         # The condition is negated, so that NaN fails it.
-        if not abs(rate - ours) <= _RELATIVE * abs(ours) + _ABSOLUTE * abs(base):
+        if not abs(rate - expected) <= _RELATIVE * abs(expected) + _ABSOLUTE * abs(
+            base
+        ):
             raise _checks.ArgumentError(
                 "recipe",
                 f"`scheduler_state` contradicts the recipe: after {step} steps its "
-                f"rate is {rate!r} in group {group}, and the recipe's is {ours!r}.",
+                f"rate is {rate!r} in group {group}, and the recipe's is {expected!r}.",
                 "Use the recipe that the run was started with.",
             )
     return step
@@ -224,11 +226,11 @@ def metric_state_from_torch(
     _checks.one_of("name", name, _FUNCTIONS)
     kind = GreedyState if name == "greedy" else PlateauState
     counters = {f: key for f, key in _COUNTERS.items() if f in kind._fields}
-    wanted = _settings(name, settings)
+    expected_settings = _settings(name, settings)
     # Keys by which the two schedules are distinguished. `GreedyLR` has no `mode_worse`.
-    own = {"best", "_last_lr", *counters.values(), *wanted}
-    own |= {"mode_worse"} if kind is PlateauState else set()
-    missing = sorted(own - set(scheduler_state))
+    known_keys = {"best", "_last_lr", *counters.values(), *expected_settings}
+    known_keys |= {"mode_worse"} if kind is PlateauState else set()
+    missing = sorted(known_keys - set(scheduler_state))
     if missing:
         raise _checks.ArgumentError(
             "recipe",
@@ -237,7 +239,7 @@ def metric_state_from_torch(
         )
     unexpected = [
         f"`{key}` is {found!r} and the recipe's {value!r}"
-        for key, value in wanted.items()
+        for key, value in expected_settings.items()
         for found in [scheduler_state[key]]
         if any(one != value for one in (found if _is_list(found) else [found]))
     ]
@@ -253,7 +255,7 @@ def metric_state_from_torch(
     if len(set(rates)) != 1:
         raise ValueError(
             "`scheduler_state` must have one rate for all groups, got "
-            f"{list(rates)}: a metric-driven schedule has a single rate here."
+            f"{list(rates)}: a metric-driven schedule has a single rate."
         )
     best = float(scheduler_state["best"])
     if math.isnan(best):  # infinite before the first metric
@@ -298,8 +300,12 @@ def torch_from_metric_state(
     }
     # `mode_worse` is the metric to which every other is an improvement.
     if isinstance(state, PlateauState):
-        worst = math.inf if values["mode"] == "min" else -math.inf
-        return {**state_dict, "default_min_lr": values["min_lrs"], "mode_worse": worst}
+        initial_best = math.inf if values["mode"] == "min" else -math.inf
+        return {
+            **state_dict,
+            "default_min_lr": values["min_lrs"],
+            "mode_worse": initial_best,
+        }
     state_dict |= {"verbose": False, "_init_lrs": [float(rate) for rate in base_lrs]}
     # The average of smoothed metrics. The array here has a fixed size and is filled
     # from its end; torch stores a list of the values so far.

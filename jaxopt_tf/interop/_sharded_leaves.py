@@ -40,9 +40,13 @@ def leaf_on_devices(
     shape, dtype = tuple(like.shape), np.dtype(like.dtype)
     sharding = getattr(like, "sharding", None)
     stacked = slices[0].layout.stacked_axes
-    of_one = shape if sharding is None else sharding.shard_shape(shape)
-    is_small = math.prod(of_one) * dtype.itemsize <= max_bytes
-    if not stacked or is_small or any(of_one[axis] < shape[axis] for axis in stacked):
+    shard_shape = shape if sharding is None else sharding.shard_shape(shape)
+    is_small = math.prod(shard_shape) * dtype.itemsize <= max_bytes
+    if (
+        not stacked
+        or is_small
+        or any(shard_shape[axis] < shape[axis] for axis in stacked)
+    ):
         return _on_devices(slices, read, shape, dtype, sharding)
     # The stack is updated in its own memory, because its buffer is donated.
     leaf = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(

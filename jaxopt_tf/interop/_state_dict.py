@@ -22,7 +22,7 @@ from ._param_names import ParamNames
 class TorchState(NamedTuple):
     """State dict of a torch optimizer, and the names of its numbered parameters."""
 
-    kind: StateType | None  # type of the equivalent state here; None without a file
+    kind: StateType | None  # type of the equivalent optax state; None without a file
     entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
     numbers: Mapping[str, Any]  # number of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
@@ -62,9 +62,9 @@ class TorchState(NamedTuple):
             )
         array = as_numpy(entry[key])
         is_square = key.startswith("exp_avg_sq")
-        what = f"`{key}` of {name!r}"
-        check_finite(array, what, non_negative=is_square)
-        check_fits(array.dtype, dtype, what)
+        location = f"`{key}` of {name!r}"
+        check_finite(array, location, non_negative=is_square)
+        check_fits(array.dtype, dtype, location)
         return array
 
     def num_updates(self, name: str) -> int:
@@ -132,14 +132,16 @@ def _named_groups(
     if has_names(saved):
         # A tied tensor may be listed under any of its names.
         tied = dict(names.model.tied)
-        wanted: Groups = [[tied.get(n, n) for n in g["param_names"]] for g in saved]
+        named_groups: Groups = [
+            [tied.get(n, n) for n in g["param_names"]] for g in saved
+        ]
     else:
         # Two groups without names are assumed to be Trainer's.
         if groups is None and len(saved) == 2 and names.model.is_ordered:
             groups = groups_of_file(saved, entries, names, rule)
-        wanted = resolve_groups(len(saved), names, groups, rule)
+        named_groups = resolve_groups(len(saved), names, groups, rule)
     lengths = [len(group["params"]) for group in saved]
-    sizes = [len(group) for group in wanted]
+    sizes = [len(group) for group in named_groups]
     if lengths != sizes and has_names(saved):
         raise ValueError(
             "`state_dict` must have a name for each parameter of its groups, got "
@@ -152,14 +154,14 @@ def _named_groups(
             "Another decay rule or frozen parameters lead to other groups: pass the "
             "names of each group as `groups`."
         )
-    return wanted
+    return named_groups
 
 
 def _check_names(state: TorchState, names: ParamNames) -> None:
-    wanted = {found.torch_name for found in names.slices}
+    expected_names = {found.torch_name for found in names.slices}
     frozen = {p.name for p in names.model.parameters if not p.is_trainable}
-    missing = sorted(wanted - set(state.numbers) - frozen)
-    unexpected = sorted(set(state.numbers) - wanted)
+    missing = sorted(expected_names - set(state.numbers) - frozen)
+    unexpected = sorted(set(state.numbers) - expected_names)
     if missing or unexpected:
         raise ValueError(
             "`groups` must contain every parameter of the optimizer once: "
@@ -169,11 +171,11 @@ def _check_names(state: TorchState, names: ParamNames) -> None:
 
 def _check_entries(state: TorchState) -> None:
     """Raises if an entry has no parameter or no `step`."""
-    strays = sorted(set(state.entries) - set(state.numbers.values()))
-    if strays:
+    unassigned = sorted(set(state.entries) - set(state.numbers.values()))
+    if unassigned:
         raise ValueError(
             "`state_dict` must have each entry of `state` in one of its groups, got "
-            f"{strays} in none. Save the whole optimizer again, or remove these "
+            f"{unassigned} in none. Save the whole optimizer again, or remove these "
             "entries: their parameters are unknown."
         )
     uncounted = [name for name in state.numbers if state.step(name) is None]
@@ -189,7 +191,7 @@ def _check_entries(state: TorchState) -> None:
 def _check_shapes(state: TorchState, names: ParamNames) -> None:
     """Raises if a tensor does not have the shape of its parameter."""
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
-    wrong = []
+    misshapen = []
     for name in state.numbers:
         entry = state.entry(name)
         for key, value in entry.items():
@@ -197,11 +199,11 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
                 check_tensor(value, f"`{key}` of {name!r}")
         # This check also detects a wrong order of parameters with different shapes.
         for key, shape in odd_shapes(entry, shapes[name]).items():
-            wrong.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
-    if wrong:
-        listed = "\n  ".join(wrong)
+            misshapen.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")
+    if misshapen:
+        listed = "\n  ".join(misshapen)
         raise ValueError(
-            f"`state_dict` must have the shapes of the parameters, but {len(wrong)} "
-            f"tensors do not:\n  {listed}\nCheck the model. If the parameters were "
-            "passed to torch in another order, pass `groups`."
+            "`state_dict` must have the shapes of the parameters, but "
+            f"{len(misshapen)} tensors do not:\n  {listed}\nCheck the model. If the "
+            "parameters were passed to torch in another order, pass `groups`."
         )

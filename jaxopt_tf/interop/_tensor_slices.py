@@ -18,7 +18,7 @@ from ._torch_model import TorchParam
 CONVENTIONS = ("linear", "conv1d", "former_flax_gpt2")
 
 _Range = tuple[int, int]
-_MISFIT = "the shapes do not fit"
+_SHAPE_MISMATCH = "the shapes do not fit"
 
 
 class TensorSlice(NamedTuple):
@@ -130,7 +130,7 @@ def resolve_slices(
         first = tensors[0][0]
         axis = _output_axis(match.leaf, first, convention)
         is_split = users[first.name] > 1
-        candidates, why = _layouts(match, first, layouts, convention)
+        candidates, reason = _layouts(match, first, layouts, convention)
         found = {
             layout: cut
             for layout in candidates
@@ -144,11 +144,11 @@ def resolve_slices(
             ends |= {s.torch_name: s.torch_range[1] for s in cut if s.torch_range}
             continue
         if found:
-            why = "several layouts match, declare one in `layouts`"
+            reason = "several layouts match, declare one in `layouts`"
         listed = ", ".join(f"{t[0].name!r} {list(t[0].shape)}" for t in tensors)
         rest = " (and so on)" if match.is_stacked else ""
         problems.append(
-            f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {why}"
+            f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {reason}"
         )
     # The leaves must cover a split tensor completely. A part that no leaf contains
     # would be lost when the tensor is written.
@@ -196,7 +196,7 @@ def _layouts(
         if re.fullmatch(pattern, match.leaf):
             is_stack = len(layout.stacked_axes) == match.is_stacked
             if is_stack and layout.fits(match.shape):
-                return [layout], _MISFIT
+                return [layout], _SHAPE_MISMATCH
             return [], f"`layouts` has {layout!r}, which does not fit"
     # Flax's kernels of transposed convolutions have reversed spatial axes, which a
     # layout, a permutation of axes, cannot describe.
@@ -205,7 +205,7 @@ def _layouts(
     found = _candidates(match, tensor, convention)
     if match.is_stacked:
         found = [layout.stacked() for layout in found]
-    return [layout for layout in found if layout.fits(match.shape)], _MISFIT
+    return [layout for layout in found if layout.fits(match.shape)], _SHAPE_MISMATCH
 
 
 def _candidates(

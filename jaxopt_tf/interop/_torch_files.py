@@ -25,7 +25,7 @@ _CHUNK = 2**20
 _NUM_THREADS = min(8, os.cpu_count() or 1)
 
 # Formats of other libraries, by the prefix of a name in their pickles.
-_OTHERS = {
+_OTHER_FRAMEWORKS = {
     "torchao": "a low-bit state of torchao (adamw_torch_8bit or adamw_torch_4bit)",
     "bitsandbytes": "a low-bit state of bitsandbytes",
     "galore_torch": "a state of GaLore",
@@ -212,9 +212,9 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _refusal_of(name: str) -> str:
     """Returns the reason for which a pickle that refers to `name` is refused."""
-    for start, whose in _OTHERS.items():
+    for start, framework in _OTHER_FRAMEWORKS.items():
         if name.startswith(start):
-            return f"it is {whose} (it refers to {name}), which is another format"
+            return f"it is {framework} (it refers to {name}), which is another format"
     if name:
         return f"it refers to {name}, which a file of tensors does not need"
     return "its pickle is damaged or was not written by torch"

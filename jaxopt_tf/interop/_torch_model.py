@@ -12,7 +12,7 @@ from ..optimizers import decay_mask, norm_type
 from ._checkpoint_keys import LoadRules, load_rules
 from ._extras import import_extra
 
-_OF_MODULE = "Describe the model with `torch_model_from_module`"
+_USE_MODULE = "Describe the model with `torch_model_from_module`"
 
 
 class TorchParam(NamedTuple):
@@ -104,25 +104,25 @@ def torch_model_from_module(module: Any) -> TorchModel:
     for path, layer in module.named_modules(remove_duplicate=False):
         # Trainer excludes a layer norm with all modules in it. It tests the types of
         # the children of a module, so the type of the model itself is never tested.
-        above = norms.get(path.rpartition(".")[0], "")
+        norm = norms.get(path.rpartition(".")[0], "")
         kind = norm_type(_counted_types(layer)) if path else ""
-        if kind or above:
-            norms[path] = kind if kind == "LayerNorm" else above or kind
+        if kind or norm:
+            norms[path] = kind if kind == "LayerNorm" else norm or kind
         for name, _ in layer.named_parameters(recurse=False):
             layers[f"{path}.{name}" if path else name] = _layer_type(layer)
     # `named_parameters()` lists a tied tensor once, under its first name.
-    once = dict(module.named_parameters())
-    names = {id(tensor): name for name, tensor in once.items()}
+    named_params = dict(module.named_parameters())
+    names = {id(tensor): name for name, tensor in named_params.items()}
     all_names = dict(module.named_parameters(remove_duplicate=False))
     return TorchModel(
         parameters=tuple(
             TorchParam(name, tuple(p.shape), layers[name], p.requires_grad)
-            for name, p in once.items()
+            for name, p in named_params.items()
         ),
         tied=tuple(
             (name, names[id(tensor)])
             for name, tensor in all_names.items()
-            if name not in once
+            if name not in named_params
         ),
         buffers=tuple(name for name in module.state_dict() if name not in all_names),
         layer_norms=norms,
@@ -154,7 +154,7 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
         raise _checks.ArgumentError(
             "folder",
             f"`folder` must contain config.json, got {str(folder)!r}.",
-            f"{_OF_MODULE} or `torch_model_from_shapes`.",
+            f"{_USE_MODULE} or `torch_model_from_shapes`.",
         )
     module = None
     try:
@@ -172,14 +172,14 @@ def torch_model_from_config(folder: Path | str) -> TorchModel:
             "folder",
             "`folder` must contain the config.json of a model of Transformers, got "
             f"{str(path)!r}: {error or type(error).__name__}.",
-            f"{_OF_MODULE}.",
+            f"{_USE_MODULE}.",
         ) from error
     if module is None:
         raise _checks.ArgumentError(
             "folder",
             "`folder` must contain a config.json that has a class of Transformers "
             f"under `architectures`, got {config.architectures!r} in {str(path)!r}.",
-            f"{_OF_MODULE}.",
+            f"{_USE_MODULE}.",
         )
     return replace(torch_model_from_module(module), origin=str(path))
 

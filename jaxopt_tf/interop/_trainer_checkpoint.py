@@ -28,8 +28,8 @@ from ._trainer_folder import (
     SCHEDULER,
     STATE,
     check_files,
-    check_folder_is_trainers,
     check_order,
+    check_trainer_folder,
 )
 
 
@@ -114,9 +114,9 @@ def read_trainer_checkpoint(
     """
     # Small files are read first, so that most errors occur before gigabytes are read.
     folder = Path(folder)
-    check_folder_is_trainers(folder)
-    wanted = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
-    missing = check_files(folder, wanted, without)
+    check_trainer_folder(folder)
+    required = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
+    missing = check_files(folder, required, without)
     trainer_state = {} if STATE in missing else read_trainer_state(folder / STATE)
     scheduler = None if SCHEDULER in missing else load_torch(folder / SCHEDULER)
     with errors_name(folder / SCHEDULER):
@@ -187,7 +187,7 @@ def decay_rule_from_checkpoint(
             both decayed and undecayed parameters.
     """
     folder = Path(folder)
-    check_folder_is_trainers(folder)
+    check_trainer_folder(folder)
     if not (folder / OPTIMIZER).is_file():
         raise ValueError(
             f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Use "

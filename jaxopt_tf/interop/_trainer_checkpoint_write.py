@@ -185,21 +185,25 @@ def _trainer_state(
         `stateful_callbacks` and until 4.49 no `best_global_step`.
     """
     defaults = default_trainer_state()
-    state, whose = dict(defaults), "of Trainer's state"
+    state, origin = dict(defaults), "of Trainer's state"
     remedy = "Remove them, or pass a checkpoint that has them as `like`."
     if STATE in files:
-        theirs = read_trainer_state(files[STATE])
-        state = {name: defaults.get(name, value) for name, value in theirs.items()}
-        state |= {name: theirs[name] for name in _SETTINGS if name in theirs}
-        whose = f"of {str(files[STATE])!r}"
+        trainer_state = read_trainer_state(files[STATE])
+        state = {
+            name: defaults.get(name, value) for name, value in trainer_state.items()
+        }
+        state |= {
+            name: trainer_state[name] for name in _SETTINGS if name in trainer_state
+        }
+        origin = f"of {str(files[STATE])!r}"
         remedy = "Remove them: the version that wrote it does not have them."
-    counted = {"global_step": step, "max_steps": recipe.max_steps}
-    unexpected = sorted(set(given) - set(state) - set(counted))
+    progress = {"global_step": step, "max_steps": recipe.max_steps}
+    unexpected = sorted(set(given) - set(state) - set(progress))
     if unexpected:
         raise ValueError(
-            f"`trainer_state` must have the fields {whose}, got {unexpected}. {remedy}"
+            f"`trainer_state` must have the fields {origin}, got {unexpected}. {remedy}"
         )
-    state |= {**given, **counted}
+    state |= {**given, **progress}
     # Trainer divides by `train_batch_size` without a test for None.
     if "train_batch_size" in state and state["train_batch_size"] is None:
         state["train_batch_size"] = recipe.per_device_train_batch_size
@@ -220,22 +224,26 @@ def _state_dict_like(
     if not isinstance(groups, list) or not groups:
         return state_dict
     names = ("params", "param_names")
-    theirs = {k: v for k, v in dict(groups[0]).items() if k not in names}
-    if "step" in theirs:  # Apex counts updates in the group and not in the entries
+    like_settings = {k: v for k, v in dict(groups[0]).items() if k not in names}
+    if (
+        "step" in like_settings
+    ):  # Apex counts updates in the group and not in the entries
         entries = state_dict["state"].values()
-        theirs["step"] = max((int(entry["step"]) for entry in entries), default=0)
+        like_settings["step"] = max(
+            (int(entry["step"]) for entry in entries), default=0
+        )
     new_groups = [
-        {**_keys_like(theirs, group), **{name: group[name] for name in names}}
+        {**_keys_like(like_settings, group), **{name: group[name] for name in names}}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": new_groups}
 
 
-def _keys_like(theirs: Any, ours: dict[str, Any]) -> dict[str, Any]:
-    """Returns `ours` with the keys of `theirs`, or unchanged if their kinds differ."""
+def _keys_like(template: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns `settings` with the keys of `template`, if they are of one kind."""
     if (
-        not isinstance(theirs, Mapping)
-        or _KINDS & theirs.keys() != _KINDS & ours.keys()
+        not isinstance(template, Mapping)
+        or _KINDS & template.keys() != _KINDS & settings.keys()
     ):
-        return ours
-    return {key: ours.get(key, value) for key, value in theirs.items()}
+        return settings
+    return {key: settings.get(key, value) for key, value in template.items()}

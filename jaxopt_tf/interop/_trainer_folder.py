@@ -38,7 +38,7 @@ _PEFT = (
 )
 # Patterns of names that occur only in folders of another framework, with the framework
 # and a remedy. The first match counts.
-_OTHERS = (
+_OTHER_FRAMEWORKS = (
     ("global_step*", "DeepSpeed", _ZERO),
     ("*_zero_pp_rank_*", "DeepSpeed's ZeRO", _ZERO),
     ("zero_pp_rank_*", "DeepSpeed's ZeRO", _ZERO),
@@ -61,9 +61,9 @@ _OTHERS = (
     ("adapter_model.*", "PEFT, without the base model", _PEFT),
     ("adapter_config.json", "PEFT, without the base model", _PEFT),
 )
-# Models in which parameters of equal shape had another order than in today's version,
-# by `model_type`: the first version of Transformers with that order, and the first
-# version without it.
+# Models whose parameters of equal shape had a different order than in the current
+# version, by `model_type`: the first version of Transformers with that order, and the
+# first version without it.
 _OTHER_ORDER = {
     "gemma2": ((4, 45), (4, 47)),
     "jetmoe": ((4, 40), (5, 0)),
@@ -78,7 +78,7 @@ _OPTIONAL_FILES = {
 }
 
 
-def check_folder_is_trainers(folder: Path) -> None:
+def check_trainer_folder(folder: Path) -> None:
     """Raises unless the folder exists and was not written by another framework."""
     if not folder.is_dir():
         raise ValueError(
@@ -94,21 +94,22 @@ def check_folder_is_trainers(folder: Path) -> None:
         )
 
 
-def check_folder_has_weights(folder: Path) -> None:
+def check_has_weights(folder: Path) -> None:
     """Raises unless the folder contains a weight file or an index of weight files."""
     if _has_weights(folder):
         return
-    what = f"which has none.{_checkpoints_in(folder)}"
+    problem = f"which has none.{_checkpoints_in(folder)}"
     if not folder.is_dir():
-        what = "which is not a folder."
-    what = _other_framework(folder) or what
+        problem = "which is not a folder."
+    problem = _other_framework(folder) or problem
     raise ValueError(
-        f"`folder` must contain {' or '.join(MODEL_FILES)}, got {str(folder)!r}, {what}"
+        f"`folder` must contain {' or '.join(MODEL_FILES)}, got {str(folder)!r}, "
+        f"{problem}"
     )
 
 
 def check_files(
-    folder: Path, wanted: Collection[str], without: Collection[str]
+    folder: Path, required: Collection[str], without: Collection[str]
 ) -> tuple[str, ...]:
     """Returns the missing files that `without` allows; raises if others are missing."""
     unexpected = sorted(set(without) - set(_OPTIONAL_FILES))
@@ -116,7 +117,7 @@ def check_files(
         raise ValueError(
             f"`without` must contain only {list(_OPTIONAL_FILES)}, got {unexpected}."
         )
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    missing = [name for name in required if not (folder / name).is_file()]
     needed = [
         f"{name}. {_OPTIONAL_FILES[name]} To allow this, add {name!r} to `without`."
         for name in missing
@@ -186,10 +187,12 @@ def _has_weights(folder: Path) -> bool:
 
 def _other_framework(folder: Path) -> str:
     """Describes a folder that another framework wrote, with a remedy; else ""."""
-    for pattern, whose, remedy in _OTHERS:
+    for pattern, framework, remedy in _OTHER_FRAMEWORKS:
         found = sorted(path.name for path in folder.glob(pattern))
         if found:
-            return f"which was written by {whose}: it contains {found[0]!r}. {remedy}"
+            return (
+                f"which was written by {framework}: it contains {found[0]!r}. {remedy}"
+            )
     return ""
 
 

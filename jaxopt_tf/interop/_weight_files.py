@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ._arrays import as_numpy, check_tensor
 from ._torch_files import load_torch, map_torch
-from ._trainer_folder import MODEL_FILES, check_folder_has_weights
+from ._trainer_folder import MODEL_FILES, check_has_weights
 
 # Keys that scripts use for the weights in a dict with further contents.
 _NESTED = ("state_dict", "model", "module")
@@ -68,7 +68,7 @@ class WeightFiles:
 
         Source: transformers 5.23 `modeling_utils.py`, `_get_resolved_checkpoint_files`.
         """
-        check_folder_has_weights(folder)
+        check_has_weights(folder)
         # Transformers uses the first of these that exists.
         self.path = next(folder / n for n in MODEL_FILES if (folder / n).is_file())
         open_file = _safetensors if "safetensors" in self.path.name else _torch_tensors
@@ -203,16 +203,16 @@ def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
     Raises:
         ValueError: if the file does not contain a dict of tensors by name.
     """
-    found, what = load_torch(path), ""
+    found, problem = load_torch(path), ""
     if not isinstance(found, Mapping):
-        what = type(found).__name__
+        problem = type(found).__name__
     elif unexpected := [name for name in found if not isinstance(name, str)]:
-        what = f"the key {unexpected[0]!r}"
+        problem = f"the key {unexpected[0]!r}"
     elif nested := [n for n in _NESTED if isinstance(found.get(n), Mapping)]:
-        what = f"a dict under {nested[0]!r}: save only that dict with `torch.save`"
-    if what:
+        problem = f"a dict under {nested[0]!r}: save only that dict with `torch.save`"
+    if problem:
         raise ValueError(
-            f"`folder` must contain tensors by name in {path.name}, got {what} in "
+            f"`folder` must contain tensors by name in {path.name}, got {problem} in "
             f"{str(path)!r}."
         )
     # The file is mapped again for each tensor, so that its pages do not remain in
@@ -246,10 +246,12 @@ def _shards(index: Path) -> dict[str, set[str]]:
             f"{error!r}. Copy it again."
         ) from error
     # A path in the index, such as "../other.bin", must not lead to another folder.
-    outside = sorted(str(file) for file in shards if Path(str(file)).name != file)
-    if outside:
+    outside_folder = sorted(
+        str(file) for file in shards if Path(str(file)).name != file
+    )
+    if outside_folder:
         raise ValueError(
-            f"`folder` must contain all files of {index.name}, got {outside[0]!r} "
-            "outside it. Copy it again."
+            f"`folder` must contain all files of {index.name}, got "
+            f"{outside_folder[0]!r} outside it. Copy it again."
         )
     return shards

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _checks
-from ..data import is_ready_tokens
+from ..data import is_pretokenized
 from ..models import ModelConfig, config_type, placeholder_config, sizes_of_others
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
@@ -74,7 +74,7 @@ class RunConfig:
                 name, with values of their types or of the equivalent JSON types.
                 `max_steps` is required, see `resolve_epochs`; other missing fields take
                 their defaults, or the values in the folder `model_name_or_path`.
-                Intervals below 1 are shares of `max_steps`, rounded up. `model_type`
+                Intervals below 1 are fractions of `max_steps`, rounded up. `model_type`
                 determines the type of the configuration.
 
         Raises:
@@ -87,7 +87,7 @@ class RunConfig:
         unknown = [name for name in settings if name not in owners]
         sizes = sizes_of_others(config_type(settings))
         problems = [
-            f"{name!r} must be a setting of a run." + _checks.nearest(name, owners)
+            f"{name!r} must be a setting of a run." + _checks.suggest(name, owners)
             for name in unknown
             if name not in sizes
         ]
@@ -111,7 +111,7 @@ class RunConfig:
                 # between the others are reported in the same message.
                 records[name] = _placeholder(name, record)
         problems += _find_all_conflicts(**records)
-        pretokenized = any(map(is_ready_tokens, records["job"].text))
+        pretokenized = any(map(is_pretokenized, records["job"].text))
         if pretokenized and "vocab_size" not in settings:
             problems.append(
                 "`vocab_size` must be given with pretokenized files, which do not "
@@ -190,8 +190,10 @@ def _as_json(value: Any) -> Any:
 
 def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a checkpoint without the additional keys."""
-    beside = (DATA, DATA_SIZE, SEQUENCES)
-    return {name: value for name, value in settings.items() if name not in beside}
+    data_settings = (DATA, DATA_SIZE, SEQUENCES)
+    return {
+        name: value for name, value in settings.items() if name not in data_settings
+    }
 
 
 def num_sequences(settings: Mapping[str, Any]) -> int:
@@ -281,7 +283,7 @@ def _find_all_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[st
         *find_conflicts(recipe, model, job),
         *(
             f"`intended_changes` must be names of settings, got {name!r}."
-            + _checks.nearest(name, known)
+            + _checks.suggest(name, known)
             for name in job.intended_changes
             if name not in known
         ),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data import is_ready_tokens
+from ..data import is_pretokenized
 from ..models import ModelConfig
 from ..recipes import METRIC_DRIVEN, Recipe
 from ..sharding import axis_sizes
@@ -43,7 +43,7 @@ def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
 
 
 def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
-    ready = [path for path in job.text if is_ready_tokens(path)]
+    ready = [path for path in job.text if is_pretokenized(path)]
     if ready and len(ready) < len(job.text):
         other = next(path for path in job.text if path not in ready)
         yield (
@@ -153,10 +153,10 @@ def _conflicts_of_start(model: ModelConfig, job: Job) -> Iterator[str]:
     if checkpoint is not None and not checkpoint.is_dir():
         found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
         listed = ", ".join(found) or "no checkpoints"
-        why = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
+        problem = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
         if checkpoint.exists():
-            why = "is a file. Name the folder that contains it."
+            problem = "is a file. Name the folder that contains it."
         yield (
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
-            f"{str(checkpoint)!r} {why}"
+            f"{str(checkpoint)!r} {problem}"
         )

@@ -18,7 +18,7 @@ from ._run_folder import (
     sequences_of_last_start,
 )
 
-_MOST = 2**31 - 1  # the largest `max_steps`
+_MAX_STEPS = 2**31 - 1  # the largest `max_steps`
 _STRATEGIES = {"eval_strategy": "eval_steps", "save_strategy": "save_steps"}
 
 
@@ -37,7 +37,7 @@ def check_before_reading(settings: Mapping[str, Any]) -> RunConfig:
     """
     if not _is_by_epochs(settings):
         return RunConfig.from_dict(settings)
-    return RunConfig.from_dict({**settings, "max_steps": _MOST})
+    return RunConfig.from_dict({**settings, "max_steps": _MAX_STEPS})
 
 
 def resolve_epochs(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _steps_per_epoch(config: RunConfig, folder: Path) -> int:
 
 def _num_steps(epochs: float, steps_per_epoch: int) -> int:
     steps = math.ceil(epochs * steps_per_epoch)
-    if steps > _MOST:
+    if steps > _MAX_STEPS:
         raise ValueError(
             f"`num_train_epochs` must lead to at most 2^31 - 1 steps, got {epochs!r}: "
             f"an epoch has {steps_per_epoch:,}. Use fewer epochs."

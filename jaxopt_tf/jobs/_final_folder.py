@@ -104,14 +104,14 @@ def _copied_files(
     if tokenizer is not None:
         yield _TOKENIZER, tokenizer
         # Another name is that of a single file, which may be in any folder.
-        beside = tokenizer.parent if tokenizer.name == _TOKENIZER else None
+        tokenizer_folder = tokenizer.parent if tokenizer.name == _TOKENIZER else None
     else:
-        beside = like
+        tokenizer_folder = like
         if like is not None and (like / _TOKENIZER).is_file():
             yield _TOKENIZER, like / _TOKENIZER
     for name in _TOKENIZER_FILES:
-        if beside is not None and (beside / name).is_file():
-            yield name, beside / name
+        if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
+            yield name, tokenizer_folder / name
 
 
 def _prepare(folder: Path, text: str, copied: Mapping[str, Path]) -> None:

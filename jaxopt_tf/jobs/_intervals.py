@@ -1,10 +1,10 @@
-"""Lengths and intervals of a run in epochs and in shares of all steps, as steps."""
+"""Lengths and intervals of a run in epochs and in fractions of all steps, as steps."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-# Settings that may be a share of `max_steps`.
+# Settings that may be a fraction of `max_steps`.
 INTERVALS = ("eval_steps", "save_steps", "logging_steps")
 # Settings of which each replaces the other one if it comes from a source of higher
 # precedence: `--max_steps` replaces the epochs of a file, for example.
@@ -35,9 +35,9 @@ def num_steps_per_epoch(
 
 
 def steps_of_share(value: Any, max_steps: Any) -> Any:
-    """Returns a share of all steps as a number of steps, rounded up.
+    """Returns a fraction of all steps as a number of steps, rounded up.
 
-    Other values, and shares of an unknown number of steps, are returned unchanged.
+    Other values, and fractions of an unknown number of steps, are returned unchanged.
 
     Source: transformers 5.23 `trainer_callback.py`, `TrainerState.compute_steps`.
     """
@@ -47,7 +47,7 @@ def steps_of_share(value: Any, max_steps: Any) -> Any:
 
 
 def with_whole_intervals(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces intervals that are shares of `max_steps` by numbers of steps."""
+    """Replaces intervals that are fractions of `max_steps` by numbers of steps."""
     max_steps = settings.get("max_steps")
     if isinstance(max_steps, float) and max_steps.is_integer():
         max_steps = int(max_steps)

@@ -49,7 +49,7 @@ class Job:
         eval_strategy: "steps" evaluates every `eval_steps`, "epoch" after each epoch,
             "no" only before the first step and after the last one.
         eval_steps: number of updates between evaluations; a value below 1 on the
-            command line is a share of `max_steps`, rounded up.
+            command line is a fraction of `max_steps`, rounded up.
         sample_prompt: text of which a continuation by the model is printed at each
             evaluation; "" for the start of a document. Default: none.
         per_device_eval_batch_size: sequences per batch and device in an evaluation.
@@ -57,7 +57,8 @@ class Job:
         save_strategy: "steps" saves a checkpoint every `save_steps`, "epoch" after each
             epoch, "no" neither. The last step and the step of the best evaluation so
             far are saved in addition.
-        save_steps: number of updates between checkpoints, or a share as `eval_steps`.
+        save_steps: number of updates between checkpoints, or a fraction as
+            `eval_steps`.
         save_total_limit: number of checkpoints that are kept, including the best one;
             None keeps all checkpoints of `save_steps`.
         load_best_model_at_end: whether the final parameters are those with the lowest
@@ -67,7 +68,7 @@ class Job:
         early_stopping_threshold: minimum decrease of the evaluation loss, in nats per
             token, that counts as an improvement.
         logging_steps: number of updates between entries of trainer_state.json and
-            TensorBoard, or a share as `eval_steps`. metrics.jsonl contains every
+            TensorBoard, or a fraction as `eval_steps`. metrics.jsonl contains every
             update.
         logging_first_step: whether these have an entry for the first update, too.
         bf16: whether the model computes in bfloat16, with parameters in float32.
@@ -141,7 +142,7 @@ class Job:
 
     @property
     def matmul_precision(self) -> str | None:
-        """Argument `matmul_precision` of `loss_of`; None for bfloat16."""
+        """Argument `matmul_precision` of `make_gpt2_loss`; None for bfloat16."""
         # Products of bfloat16 arrays have a single precision: JAX's setting has no
         # effect on them.
         if self.bf16:
@@ -183,19 +184,19 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
     """Converts a value to the type of its field; raises if that is not possible."""
     if value is None and kind.is_optional:
         return None
-    if kind.is_several:
+    if kind.is_list:
         # A single string is rejected: it would be read as a sequence of letters.
         if not isinstance(value, tuple | list):
             raise TypeError(f"`{name}` must be a list or a tuple, got {value!r}.")
-        one = kind._replace(is_several=False)
+        one = kind._replace(is_list=False)
         return tuple(_checked(name, one, item) for item in value)
     if name == "mesh":  # canonical form, so that equal meshes compare equal
         return _mesh(value)
-    # `kind.noun` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
-    match kind.noun:
+    # `kind.metavar` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
+    match kind.metavar:
         case "INT":
-            least = 0 if name == "eos_token_id" else 1
-            return _checks.whole_number(name, value, least=least)
+            minimum = 0 if name == "eos_token_id" else 1
+            return _checks.whole_number(name, value, minimum=minimum)
         case "NUMBER":
             check = _checks.non_negative
             if name == "num_train_epochs":
@@ -212,7 +213,7 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
             required = {"PATH": "a path", "NAME": "a name", "": "True or False"}[noun]
             required += " or None" if kind.is_optional else ""
             raise TypeError(f"`{name}` must be {required}, got {value!r}.")
-    _checks.one_of(name, value, kind.noun.strip("{}").split(","))
+    _checks.one_of(name, value, kind.metavar.strip("{}").split(","))
     return value
 
 

@@ -31,7 +31,7 @@ _KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 # Kinds of fields that raise an error for a new run; "non_optimizer" includes the
 # fields that set the order of the data.
 _REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
-_DRIVES = "drives the schedule"
+_DRIVES_SCHEDULE = "drives the schedule"
 _LOGGING_STEPS = 500  # Transformers' default, which also replaces `eval_steps`
 _STRATEGIES = {
     "eval_strategy": ("no", "steps", "epoch"),
@@ -93,7 +93,7 @@ def settings_from_transformers(
     translate_training_arguments(
         into, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
-    listed = {"ignored": sorted(into.unread), "without effect here": into.ignored}
+    listed = {"ignored": sorted(into.unread), "without effect": into.ignored}
     into.notes[:0] = [f"{title}: {', '.join(n)}" for title, n in listed.items() if n]
     # Trainer uses one of the two: `max_steps` if it is greater than 0.
     if max_steps is not None:
@@ -108,12 +108,12 @@ def settings_from_transformers(
 
 
 def job_settings(
-    came: FromTransformers, typed: Mapping[str, Any], state: Mapping[str, Any]
+    converted: FromTransformers, typed: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Translation:
     """Translates the evaluation and checkpoint settings of a Trainer's checkpoint.
 
     Args:
-        came: the TrainingArguments and the recipe that was built from them.
+        converted: the TrainingArguments and the recipe that was built from them.
         typed: settings that take precedence over the files.
         state: content of trainer_state.json.
 
@@ -122,15 +122,16 @@ def job_settings(
         and errors on fields that affect the parameters and have no equivalent.
     """
     values = _not_replaced(
-        {n: came.values[n] for n in EVALUATION_FIELDS if n in came.values}, typed
+        {n: converted.values[n] for n in EVALUATION_FIELDS if n in converted.values},
+        typed,
     )
     settings = {n: values[n] for n in _JOB_FIELDS if is_set(values.get(n))}
     settings.setdefault("save_total_limit", None)  # Trainer's default
-    settings["lr_scheduler_type"] = came.recipe.lr_scheduler_type
+    settings["lr_scheduler_type"] = converted.recipe.lr_scheduler_type
     into = Translation(values, typed, settings)
     _take_patience(into, state)
     checkpoint = _Checkpoint(
-        int(state.get("global_step") or 0), _updates_per_epoch(came.values, state)
+        int(state.get("global_step") or 0), _updates_per_epoch(converted.values, state)
     )
     _set_intervals(into, state["max_steps"], checkpoint)
     _check_metric(into, checkpoint)
@@ -216,7 +217,7 @@ def _set_intervals(
     if is_best and isinstance(every, int) and isinstance(save, int):
         into.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
-            f"{_checks.counted(every, 'step')}, is loaded; Trainer loads the best of "
+            f"{_checks.pluralize(every, 'step')}, is loaded; Trainer loads the best of "
             f"its checkpoints, every {save}"
         )
 
@@ -241,8 +242,8 @@ def _set_evaluation(
     elif strategy == "epoch" and every:
         settings["eval_steps"] = every
         into.notes.append(
-            f"`{name}` 'epoch': every {_checks.counted(every, 'step')}, the length of "
-            "an epoch in Trainer"
+            f"`{name}` 'epoch': every {_checks.pluralize(every, 'step')}, the length "
+            "of an epoch in Trainer"
         )
     elif strategy == "epoch" and checkpoint is None:
         settings.pop("eval_steps", None)
@@ -281,21 +282,21 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
         return
     refused = {}
     if values.get("metric_for_best_model") not in (None, "", "loss", "eval_loss"):
-        refused["metric_for_best_model"] = "the metric here is the evaluation loss"
-    if values.get("greater_is_better") and role != _DRIVES:
-        refused["greater_is_better"] = "a lower evaluation loss is better here"
+        refused["metric_for_best_model"] = "the metric is always the evaluation loss"
+    if values.get("greater_is_better") and role != _DRIVES_SCHEDULE:
+        refused["greater_is_better"] = "a lower evaluation loss is better"
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if values.get(name):
-            refused[name] = "the model is evaluated in the precision of training here"
+            refused[name] = "evaluation has the precision of training"
     delay, every = values.get("eval_delay") or 0, into.combined.get("eval_steps")
     if "epoch" in (values.get("eval_strategy"), values.get("evaluation_strategy")):
         delay *= checkpoint.updates_per_epoch or 0
     if every and delay > (first := (checkpoint.step // every + 1) * every):
-        refused["eval_delay"] = f"the first evaluation here is at step {first}"
-    for name, why in refused.items():
+        refused["eval_delay"] = f"the first evaluation is at step {first}"
+    for name, reason in refused.items():
         into.refuse(
             name,
-            f"{why}, and it {role}; to continue with that, name {name!r} in "
+            f"{reason}, and it {role}; to continue with that, name {name!r} in "
             "`ignore_fields`.",
         )
     into.notes.append(
@@ -313,7 +314,7 @@ def _role(into: Translation) -> str:
         return "selects the model"
     if combined.get("early_stopping_patience") is not None:
         return "ends the run"
-    return _DRIVES
+    return _DRIVES_SCHEDULE
 
 
 def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:

@@ -36,17 +36,17 @@ from ._run_io import Run, first_run_state, read_run, write_run
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 # Remedies for errors of `interop`, by the name of the argument. The remedies of
 # `interop` refer to arguments that the functions of this module do not have.
-_OF_MODEL = dict.fromkeys(
+_MODEL_REMEDIES = dict.fromkeys(
     ("folder", "params"),
     f"config.json must name {', '.join([*ARCHITECTURES.values()][:-1])} or "
     f"{[*ARCHITECTURES.values()][-1]} under `architectures`.",
 )
-_OF_CHECKPOINT = {
+_CHECKPOINT_REMEDIES = {
     "decay_rule": "Pass `decay_groups='file'` to use the decay groups of the file.",
     "recipe": "Pass the TrainingArguments that the run was started with as "
     "`training_args`.",
 }
-_OF_RUN = {**_OF_MODEL, "recipe": "A run with it cannot be exported."}
+_RUN_REMEDIES = {**_MODEL_REMEDIES, "recipe": "A run with it cannot be exported."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +134,19 @@ def import_run(
             f"{checkpoint / _STATE} must contain 'max_steps'. Copy the folder again."
         )
     arguments = Path(training_args or checkpoint / _ARGUMENTS)
-    came = interop.recipe_from_transformers(
+    converted = interop.recipe_from_transformers(
         arguments,
         max_steps=state["max_steps"],
         num_devices=num_devices,
         ignore_fields=ignore_fields,
         transformers_version=transformers_version,
     )
-    job = job_settings(came, settings, state)
+    job = job_settings(converted, settings, state)
     job.raise_refusals(f"{arguments}: ")
-    config = _run_config(checkpoint, out, came.recipe, job)
+    config = _run_config(checkpoint, out, converted.recipe, job)
     model = build_model(config.model)
     params = model.init(config.recipe.seed)
-    with _remedies(_OF_MODEL):
+    with _remedies(_MODEL_REMEDIES):
         described = _torch_model(checkpoint, model)
         names = interop.match_names(params, described, layouts=model.layouts)
     if decay_groups == "file":
@@ -156,21 +156,21 @@ def import_run(
     start = first_run_state(config.recipe, config.model, params)
     # optimizer.pt is compared with the recipe in the files. `settings` may change the
     # recipe of the imported run.
-    with _remedies(_OF_CHECKPOINT):
+    with _remedies(_CHECKPOINT_REMEDIES):
         read = interop.read_trainer_checkpoint(
             checkpoint,
             params,
             names,
             recipe=dataclasses.replace(
-                came.recipe, decay_rule=config.recipe.decay_rule
+                converted.recipe, decay_rule=config.recipe.decay_rule
             ),
             opt_state=start.state.opt_state,
             groups=groups,
             layouts=model.layouts,
             without=without,
         )
-    _write(config, _position(start, read, came.recipe, config.recipe))
-    return _report(checkpoint, config, came, job, read)
+    _write(config, _position(start, read, converted.recipe, config.recipe))
+    return _report(checkpoint, config, converted, job, read)
 
 
 def export_run(
@@ -210,7 +210,7 @@ def export_run(
         config = json.dumps(dict(model.transformers_config), indent=2)
         Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
         like = Path(made if like is None else like)
-        with _remedies(_OF_RUN):
+        with _remedies(_RUN_REMEDIES):
             described = interop.torch_model_from_config(like)
             names = interop.match_names(state.params, described, layouts=model.layouts)
             interop.write_trainer_checkpoint(
@@ -323,7 +323,7 @@ def _write(config: RunConfig, run_state: training.RunState) -> None:
 def _report(
     checkpoint: Path,
     config: RunConfig,
-    came: interop.FromTransformers,
+    converted: interop.FromTransformers,
     job: interop.Translation,
     read: interop.TrainerCheckpoint,
 ) -> ImportedRun:
@@ -333,17 +333,17 @@ def _report(
         if value is not None and name not in {*job.typed, "lr_scheduler_type"}
     )
     arguments = dataclasses.replace(
-        came,
-        mapped=(*came.mapped, *carried),
-        ignored=tuple(sorted({*came.ignored, *job.ignored} - {*carried})),
+        converted,
+        mapped=(*converted.mapped, *carried),
+        ignored=tuple(sorted({*converted.ignored, *job.ignored} - {*carried})),
         non_optimizer=tuple(
-            name for name in came.non_optimizer if name not in EVALUATION_FIELDS
+            name for name in converted.non_optimizer if name not in EVALUATION_FIELDS
         ),
     )
     built = build_model(config.model)
     # This note is obsolete: the decay rule has been checked against the groups of
     # optimizer.pt.
-    notes = [note for note in came.notes if not note.startswith("`decay_rule`")]
+    notes = [note for note in converted.notes if not note.startswith("`decay_rule`")]
     return ImportedRun(
         config=config,
         step=read.step,
@@ -362,7 +362,9 @@ def _differences(
     config = read_json_object(checkpoint / "config.json", "checkpoint")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype != "float32":
-        found.append(f"parameters and moments are float32 here and {dtype} in torch")
+        found.append(
+            f"parameters and moments are float32 in the run and {dtype} in torch"
+        )
     if not all("param_names" in group for group in read.param_groups):
         found.append(
             "moments were assigned in the order of Trainer's groups: optimizer.pt has "

@@ -13,7 +13,7 @@ from typing import Any
 from .. import interop
 from .._io import is_primary_process
 from .._typing import PyTree
-from ..data import is_ready_tokens
+from ..data import is_pretokenized
 from ..models import (
     CONFIG_TYPES,
     config_type,
@@ -64,7 +64,7 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not settings.get("from_scratch", False):
         _check_sizes(folder, found, settings)
     texts = [*(settings.get("text") or ()), *(settings.get("train_file") or ())]
-    is_text = texts and not any(is_ready_tokens(Path(path)) for path in texts)
+    is_text = texts and not any(is_pretokenized(Path(path)) for path in texts)
     if is_text and not settings.get("tokenizer"):
         found["tokenizer"] = _tokenizer(folder)
     # A null is a setting that is not given.

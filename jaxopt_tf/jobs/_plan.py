@@ -41,25 +41,27 @@ def plan(
     return _plan_on(config, mesh, slice_, note)
 
 
-def compare_plans(config: RunConfig, asked: planning.Plan) -> dict[str, planning.Plan]:
+def compare_plans(
+    config: RunConfig, requested: planning.Plan
+) -> dict[str, planning.Plan]:
     """Computes plans for AdamW and Adafactor, with and without ZeRO-1, for comparison.
 
     Args:
         config: all settings of the run, as for `plan`.
-        asked: result of `plan`. The others are computed for the same devices, from
+        requested: result of `plan`. The others are computed for the same devices, from
             shapes alone.
 
     Returns:
-        The plans, `asked` first, by names for `planning.print_comparison`.
+        The plans, `requested` first, by names for `planning.print_comparison`.
     """
-    recipe, job, slice_ = config.recipe, config.job, asked.slice_
+    recipe, job, slice_ = config.recipe, config.job, requested.slice_
     axes = job.mesh or f"data={slice_.num_devices}"
     mesh = sharding.abstract_mesh(axes, slice_.num_devices)
-    plans = {f"{_title(config)}, as asked": asked}
+    plans = {f"{_title(config)}, as requested": requested}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
-        is_asked = (optim, zero_1) == (recipe.optim, job.zero_1)
+        is_requested = (optim, zero_1) == (recipe.optim, job.zero_1)
         # ZeRO-1 has no effect along an axis of size 1.
-        if is_asked or (zero_1 and mesh.shape.get("data", 1) == 1):
+        if is_requested or (zero_1 and mesh.shape.get("data", 1) == 1):
             continue
         # A recipe raises an error for `optim_args` of another optimizer.
         args = recipe.optim_args if optim == recipe.optim else ()

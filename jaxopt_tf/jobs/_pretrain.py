@@ -28,7 +28,7 @@ from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_data import (
     TrainingBatches,
     evaluation_batches,
-    part_reader,
+    slice_reader,
     training_batches,
 )
 from ._run_folder import OpenRun, open_run, read_evaluations
@@ -145,8 +145,8 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if job.on_non_finite == "skip":
         return start
     # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.
-    none = jnp.zeros_like(start.state.num_bad_in_a_row)
-    state = dataclasses.replace(start.state, num_bad_in_a_row=none)
+    zero = jnp.zeros_like(start.state.num_bad_in_a_row)
+    state = dataclasses.replace(start.state, num_bad_in_a_row=zero)
     return start._replace(state=state)
 
 
@@ -182,7 +182,7 @@ def _sharded(batches: TrainingBatches, start: int, like: PyTree) -> Iterator[PyT
         )
 
     for n in itertools.count(start):
-        part = part_reader(batches, n)
+        part = slice_reader(batches, n)
         if isinstance(like, dict):
             yield {
                 key: array(shape, functools.partial(part, key=key))
@@ -234,8 +234,8 @@ class _CheckpointSaver:
             replaces, every = self._extra, self._job.save_interval
             is_regular = every is not None and step % every == 0
             self._extra = None if is_regular else step
-        notes = {"settings": dict(self._run.settings)}
-        training.save_run_state(self._saving, run_state, notes, replaces=replaces)
+        metadata = {"settings": dict(self._run.settings)}
+        training.save_run_state(self._saving, run_state, metadata, replaces=replaces)
 
 
 def _finish(

@@ -11,7 +11,7 @@ from ..data import (
     chat_codec,
     document_codec,
     form_of_rows,
-    is_ready_tokens,
+    is_pretokenized,
     tokenizer_codec,
 )
 from ._job import Job
@@ -142,7 +142,7 @@ def _tokenizer_of(job: Job, folder: Path | None) -> Path | None:
 
 def _refuse_chat_of_bytes(job: Job, given: PromptSettings) -> None:
     """Raises unless the text of a run without a tokenizer is bytes, and no chat."""
-    ready = [path for path in job.text if is_ready_tokens(path)]
+    ready = [path for path in job.text if is_pretokenized(path)]
     if ready:
         raise ValueError(
             "`tokenizer` must be given for a run with pretokenized files, such as "

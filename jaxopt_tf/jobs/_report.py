@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from .. import monitors, plots, training
-from .._checks import counted
+from .._checks import pluralize
 from .._typing import PyTree
 from ..models import Model
 from ._config import RunConfig
@@ -98,16 +98,16 @@ def print_header(
     if recipe.gradient_accumulation_steps > 1:
         batch = f"{recipe.gradient_accumulation_steps} x {batch}"
     lines = [
-        f"text    {counted(corpus.num_documents, 'document')}: "
+        f"text    {pluralize(corpus.num_documents, 'document')}: "
         f"{len(corpus.training):,} {corpus.unit} to train on, "
         f"{len(corpus.evaluation):,} to evaluate on",
         *(f"        {note}" for note in data_notes(corpus, batches)),
         f"model   {setup.model.title}, "
-        f"{counted(sum(leaf.size for leaf in leaves), 'parameter')}",
+        f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}",
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
-        f"{counted(recipe.num_warmup_steps, 'warmup step')}), "
-        f"{counted(recipe.max_steps, 'step')}{_epochs(config)} of {batch} "
+        f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "
+        f"{pluralize(recipe.max_steps, 'step')}{_epochs(config)} of {batch} "
         f"{corpus.unit}",
         _devices(setup.mesh),
         f"folder  {run.folder}"
@@ -155,17 +155,17 @@ def print_summary(
         first_step: step of the first evaluation.
     """
     step, max_steps = int(trained.state.step), config.recipe.max_steps
-    of_all = f"after step {step:,} of {max_steps:,}"
+    steps_done = f"after step {step:,} of {max_steps:,}"
     if outcome.stopped_by is not None:
         name, processes = signal.Signals(outcome.stopped_by).name, jax.process_count()
         where = f", in each of {processes} processes" if processes > 1 else ""
-        print(f"stopped by {name} {of_all}; to resume{where}:")
+        print(f"stopped by {name} {steps_done}; to resume{where}:")
         print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
         return
     if run.is_finished:
-        print(f"this run is finished, {of_all}: there is nothing left to train")
+        print(f"this run is finished, {steps_done}: there is nothing left to train")
     elif trained.stop_reason == "early_stopping":
-        print(f"ended early, {of_all}: the evaluation loss no longer improves")
+        print(f"ended early, {steps_done}: the evaluation loss no longer improves")
     progress = trained.run_state.progress
     paths = {"metrics": run.log, "curves": run.folder / "curves.png"}
     losses = f"{outcome.first_loss:.2f} "

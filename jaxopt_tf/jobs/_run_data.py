@@ -32,7 +32,7 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
     Raises:
         ValueError: if the text cannot be read, or `vocab_size` is too small for it.
     """
-    if any(map(data.is_ready_tokens, job.text)):
+    if any(map(data.is_pretokenized, job.text)):
         return data.read_tokens(
             job.text, vocab_size=model.vocab_size, eos_token_id=job.eos_token_id
         )
@@ -48,15 +48,13 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
     else:
         corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
     if model.vocab_size < corpus.vocab_size:
-        whose = "of bytes" if job.tokenizer is None else "of the tokenizer"
-        increase = "Increase it"
+        vocabulary = "of bytes" if job.tokenizer is None else "of the tokenizer"
+        remedy = "Increase it"
         if job.model_name_or_path is not None and not job.from_scratch:
-            increase = (
-                "Enlarge the model with `resize_token_embeddings` of Transformers"
-            )
+            remedy = "Enlarge the model with `resize_token_embeddings` of Transformers"
         raise ValueError(
             f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
-            f"{whose}, got {model.vocab_size!r}. {increase}, or give the tokenizer "
+            f"{vocabulary}, got {model.vocab_size!r}. {remedy}, or give the tokenizer "
             "that the model was made for."
         )
     return corpus
@@ -90,7 +88,8 @@ def _read_files(job: Job, folder: Path) -> data.Corpus:
 def has_masked_rows(job: Job) -> bool:
     """Returns True if `train_file` contains rows for fine-tuning.
 
-    Their first row has a column `messages` or `prompt`, and not `text_column`.
+    The first row decides: it has a column `messages` or `prompt`, and no column
+    `text_column`.
     """
     if not job.train_file or job.train_file[0].suffix == ".txt":
         return False
@@ -159,7 +158,7 @@ def evaluation_batches(
     return data.packed_evaluation_batches(rows, **sizes)
 
 
-def part_reader(batches: TrainingBatches, n: int) -> Any:
+def slice_reader(batches: TrainingBatches, n: int) -> Any:
     """Returns a function (index, key) -> the slices of an array of batch `n`.
 
     The rows of an index are read once for all arrays of a dict; `key` is None for a
@@ -167,20 +166,20 @@ def part_reader(batches: TrainingBatches, n: int) -> Any:
     """
     read: dict[str, Mapping[str, np.ndarray]] = {}
 
-    def part(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
+    def read_slice(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
         if isinstance(batches, data.Batches):
-            return batches.part(n, index)
+            return batches.read_slice(n, index)
         seen = repr(index)  # slices have no hash before Python 3.12
         if seen not in read:
-            read[seen] = batches.part(n, index)
+            read[seen] = batches.read_slice(n, index)
         return read[seen][key or KEYS[0]]
 
-    return part
+    return read_slice
 
 
 def data_notes(corpus: data.Corpus, batches: TrainingBatches) -> list[str]:
-    """Returns sentences on rows that were skipped, truncated or left out."""
-    skipped = [str(corpus.left_out)] if corpus.left_out.num_files else []
+    """Returns sentences about rows that were skipped, truncated or dropped."""
+    skipped = [str(corpus.skipped_files)] if corpus.skipped_files.num_files else []
     rows = getattr(batches, "notes", ())
     return list(itertools.chain(skipped, corpus.notes, rows))
 

@@ -303,7 +303,7 @@ def is_finished(checkpoint: Path | None, config: RunConfig) -> bool:
     if checkpoints.step_of(checkpoint) >= config.recipe.max_steps:
         return True
     patience = config.job.early_stopping_patience
-    progress = checkpoints.read_notes(checkpoint).get("progress", {})
+    progress = checkpoints.read_metadata(checkpoint).get("progress", {})
     return patience is not None and progress.get("num_worse_in_a_row", 0) >= patience
 
 
@@ -368,7 +368,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
     """Reads the settings of the run and of its data from a checkpoint."""
-    settings = checkpoints.read_notes(checkpoint).get("settings")
+    settings = checkpoints.read_metadata(checkpoint).get("settings")
     if not isinstance(settings, dict):
         raise ValueError(
             "`resume_from_checkpoint` must be a checkpoint of `jaxopt-tf train`, but "

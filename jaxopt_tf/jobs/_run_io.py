@@ -58,8 +58,8 @@ def write_run(run: Run) -> Path:
         corpus = read_corpus(run.job, run.model, folder)
         data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         with checkpoints.open_checkpoints(lock) as saving:
-            notes = {"settings": settings | data}
-            path = training.save_run_state(saving, run.run_state, notes)
+            metadata = {"settings": settings | data}
+            path = training.save_run_state(saving, run.run_state, metadata)
         write_settings(folder, settings)
     return path
 
@@ -97,8 +97,8 @@ def read_params(folder: Path) -> TrainedParams:
     checkpoint, is_verified = _checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
     if checkpoint != folder and config.job.load_best_model_at_end:
-        notes = checkpoints.read_notes(checkpoint)
-        best = folder / f"checkpoint-{notes.get('progress', {}).get('best_step')}"
+        progress = checkpoints.read_metadata(checkpoint).get("progress", {})
+        best = folder / f"checkpoint-{progress.get('best_step')}"
         if is_finished(checkpoint, config) and best.is_dir():
             checkpoint, is_verified = best, False
     model = build_model(config.model)

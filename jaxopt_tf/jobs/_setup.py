@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import sharding, training
-from .._checks import counted
+from .._checks import pluralize
 from .._typing import PyTree, Schedule
 from ..data import min_token_dtype
 from ..models import Model, build_model
@@ -181,7 +181,7 @@ def _abstract_batch(
         listed = ", ".join(f"{name}={mesh.shape[name]}" for name in axes)
         fit = [n for n in range(1, num_sequences + 1) if num_sequences % n == 0]
         raise ValueError(
-            f"`mesh` must divide the {counted(num_sequences, 'sequence')} of a "
+            f"`mesh` must divide the {pluralize(num_sequences, 'sequence')} of a "
             f"micro-batch evenly, got {listed}, {num_shards} parts. The product of "
             f"{' and '.join(axes)} may be {', '.join(map(str, fit))}; assign the "
             "remaining devices to tensor."

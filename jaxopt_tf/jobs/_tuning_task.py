@@ -51,9 +51,10 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
             "out of the file, or name it in `ignore_fields`."
         )
     corpus = read_corpus(config.job, config.model, folder)
-    skipped = [f"`--text`: {corpus.left_out}"] if corpus.left_out.num_files else []
-    for note in (*skipped, *corpus.notes):
-        print(f"jaxopt-tf: {note}.", file=sys.stderr)
+    skipped = corpus.skipped_files
+    lines = [f"`--text`: {skipped}"] if skipped.num_files else []
+    for line in (*lines, *corpus.notes):
+        print(f"jaxopt-tf: {line}.", file=sys.stderr)
     return corpus
 
 
@@ -89,7 +90,7 @@ def tuning_task(
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        ).since(0)  # endless
+        ).iter_from(0)  # endless
 
     eval_batches: Sequence[Any] = ()
     if num_eval_tokens:

@@ -23,7 +23,7 @@ from ._gpt2_from_transformers import (
     gpt2_settings_from_transformers as gpt2_settings_from_transformers,
 )
 from ._loss import draw_params as draw_params
-from ._loss import loss_of as loss_of
+from ._loss import make_gpt2_loss as make_gpt2_loss
 from ._loss import make_loss_fn as make_loss_fn
 from ._model import ARCHITECTURES as ARCHITECTURES
 from ._model import CONFIG_TYPES as CONFIG_TYPES

@@ -27,8 +27,8 @@ RESIDUALS = "attention"
 _HEAD_AXIS = "tensor"
 _CUDNN_DTYPES = (jnp.float16, jnp.bfloat16)
 # Tiles of the TPU kernel are multiples of 128, the number of lanes of a vector
-# register. Tiles of 512 x 512 scores fit in the scoped VMEM of v5e and v5p, in float32
-# and with heads of 256, too, and are large enough for the matrix units.
+# register. Tiles of 512 x 512 scores are large enough for the matrix units, and fit in
+# the scoped VMEM of v5e and v5p, even in float32 with heads of size 256.
 _LANES = 128
 _MAX_TILE = 512
 
@@ -57,8 +57,8 @@ class AttentionFn(Protocol):
             v: [B, T, K, D], dtype of `q`.
             segment_ids: [B, T], int32: a query sees keys with its own id only. None
                 for one segment per row.
-            window: number of keys that a query sees at most, its own included: those
-                at positions from t - window + 1 to t. None for all.
+            window: maximum number of keys that a query sees: those at positions from
+                t - window + 1 to t. None for all.
             scale: factor of the scores; None for D ** -0.5.
 
         Returns:
@@ -82,11 +82,11 @@ def make_attention(
 
     - "splash": JAX's Pallas kernel for TPUs, which skips masked tiles and stores no
       scores. Sequences are padded to a multiple of the tile, which is a multiple of 128
-      and at most 512. It takes float32 and bfloat16. On other devices it is
+      and at most 512. It supports float32 and bfloat16. On other devices it is
       interpreted, which is slow. Its output and log-sum-exp have the name "attention"
       for policies of `jax.checkpoint`.
     - "cudnn": `jax.nn.dot_product_attention` with cuDNN's kernel for NVIDIA GPUs. It
-      takes float16 and bfloat16, windows and grouped queries, but no `segment_ids`.
+      supports float16 and bfloat16, windows and grouped queries, but no `segment_ids`.
     - "xla": blocks of queries in plain operations, for all devices and dtypes.
 
     The default is "splash" on TPUs for float32 and bfloat16 and at least 128 tokens;
@@ -120,25 +120,27 @@ def make_attention(
     def attend(q, k, v, *, segment_ids=None, window=None, scale=None):
         _check_arrays(q, k, v, segment_ids)
         if window is not None:
-            window = _checks.whole_number("window", window, least=1)
+            window = _checks.whole_number("window", window, minimum=1)
             window = None if window >= q.shape[1] else window
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        # Here and not outside: JAX chooses its backend when it is first asked for it.
+        # Not at import time: JAX initializes its backend at the first such call.
         platform, kind = _device(mesh)
         chosen = implementation or _default(platform, kind, q, segment_ids)
         if chosen == "splash":
             # Mosaic, the compiler of the kernel, is for TPUs only.
-            form: Callable = functools.partial(_splash, interpret=platform != "tpu")
+            attend_fn: Callable = functools.partial(
+                _splash, interpret=platform != "tpu"
+            )
         elif chosen == "cudnn" and implementation is None:
-            form = _cudnn_or_xla
+            attend_fn = _cudnn_or_xla
         elif chosen == "cudnn":
-            form = _cudnn
+            attend_fn = _cudnn
         else:
-            form = blockwise_attention
-        form = functools.partial(form, window=window, scale=scale)
+            attend_fn = blockwise_attention
+        attend_fn = functools.partial(attend_fn, window=window, scale=scale)
         if mesh is None or mesh.size == 1:
-            return form(q, k, v, segment_ids)
-        return _on_mesh(form, mesh, q, k, v, segment_ids)
+            return attend_fn(q, k, v, segment_ids)
+        return _on_mesh(attend_fn, mesh, q, k, v, segment_ids)
 
     return attend
 
@@ -167,14 +169,14 @@ def _default(
 
 
 def _on_mesh(
-    form: Callable,
+    attend_fn: Callable,
     mesh: Mesh,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    """Runs `form` on the part of the batch and the heads of each device."""
+    """Runs `attend_fn` on the part of the batch and the heads of each device."""
     num_heads, num_keys = q.shape[2], k.shape[2]
     num_parts = mesh.shape.get(_HEAD_AXIS, 1)
     if num_heads % num_parts or (num_keys % num_parts and num_parts % num_keys):
@@ -199,7 +201,7 @@ def _on_mesh(
     heads = _HEAD_AXIS if _HEAD_AXIS in mesh.shape else None
     spec = PartitionSpec(batch, None, heads)
     return jax.shard_map(
-        form,
+        attend_fn,
         mesh=mesh,
         in_specs=(spec, spec, spec, PartitionSpec(batch)),
         out_specs=spec,
@@ -255,11 +257,11 @@ def _splash_kernel(options, q, k, v, segment_ids):
 
 
 def _splash_forward(options, q, k, v, segment_ids):
-    def of_arrays(q, k, v):
+    def attend_arrays(q, k, v):
         return _call_kernel(options, q, k, v, segment_ids)
 
     with _precision(options):
-        return jax.vjp(of_arrays, q, k, v)
+        return jax.vjp(attend_arrays, q, k, v)
 
 
 def _splash_backward(options, backward, dy):

@@ -1,4 +1,4 @@
-"""Causal attention in plain XLA operations, by blocks of queries.
+"""Causal attention in plain XLA operations, in blocks of queries.
 
 A block of queries is multiplied only by the keys that it can see, so that about half of
 the scores of causal attention are not computed. The backward pass computes the scores
@@ -7,7 +7,7 @@ probabilities.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from .._numerics import matmul_precision, wide_dtype
 # proportional to their number; products of less than 128 rows are slower.
 _MIN_BLOCK = 128
 _MAX_BLOCKS = 8
+
+
+class _Options(NamedTuple):
+    """Static options of the attention function."""
+
+    window: int | None
+    scale: float
+    precision: Any  # of the matrix products
 
 
 def blockwise_attention(
@@ -39,25 +47,25 @@ def blockwise_attention(
     Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work
         Partitioning", 2023, arXiv 2307.08691, section 3.1.
     """
-    batch, length, num_heads, size = q.shape
-    num_keys = k.shape[2]
+    batch, length, num_heads, head_dim = q.shape
+    num_key_heads = k.shape[2]
     # Query heads that share a key head become rows of one matrix product.
-    q = q.reshape(batch, length, num_keys, num_heads // num_keys, size)
+    q = q.reshape(batch, length, num_key_heads, num_heads // num_key_heads, head_dim)
     # The precision is read here, because the gradient is traced after the context
     # `jax.default_matmul_precision` has been left.
     precision = matmul_precision()
     y = _attention(
-        (window, scale, precision),
+        _Options(window, scale, precision),
         jnp.transpose(q, (0, 2, 3, 1, 4)),
         jnp.transpose(k, (0, 2, 1, 3)),
         jnp.transpose(v, (0, 2, 1, 3)),
         segment_ids,
     )
-    return jnp.transpose(y, (0, 3, 1, 2, 4)).reshape(batch, length, num_heads, size)
+    return jnp.transpose(y, (0, 3, 1, 2, 4)).reshape(batch, length, num_heads, head_dim)
 
 
 # Below, q and y are [B, K, G, T, D] with G query heads per key head; k and v are
-# [B, K, T, D]. `options` are window, scale and precision.
+# [B, K, T, D].
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -66,42 +74,43 @@ def _attention(options, q, k, v, segment_ids):
 
 
 def _forward(options, q, k, v, segment_ids):
-    product = functools.partial(_product, precision=options[2])
-    outputs, log_sums = [], []
-    for rows, keys in _blocks(q.shape[3], options[0]):
+    product = functools.partial(_product, precision=options.precision)
+    y_blocks, logsumexp = [], []
+    for rows, keys in _blocks(q.shape[3], options.window):
         scores = _scores(options, q, k, segment_ids, rows, keys)
-        largest = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - largest)
+        max_scores = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - max_scores)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         y = product("bkgts,bksd->bkgtd", weights.astype(v.dtype), v[:, :, keys])
         # Division after the product: D columns instead of up to T.
-        outputs.append((y / total).astype(q.dtype))
-        log_sums.append(largest + jnp.log(total))
-    y = jnp.concatenate(outputs, axis=3)
-    return y, (q, k, v, segment_ids, y, jnp.concatenate(log_sums, axis=3))
+        y_blocks.append((y / total).astype(q.dtype))
+        logsumexp.append(max_scores + jnp.log(total))
+    y = jnp.concatenate(y_blocks, axis=3)
+    return y, (q, k, v, segment_ids, y, jnp.concatenate(logsumexp, axis=3))
 
 
 def _backward(options, residuals, dy):
-    q, k, v, segment_ids, y, log_sums = residuals
-    _, scale, precision = options
-    product = functools.partial(_product, precision=precision)
-    wide = log_sums.dtype
+    q, k, v, segment_ids, y, logsumexp = residuals
+    product = functools.partial(_product, precision=options.precision)
+    sum_dtype = logsumexp.dtype
     # Rows of the softmax sum to 1: its gradient is p * (dp - sum(p * dp)), and
     # sum(p * dp) over the keys equals sum(y * dy) over the D columns.
-    delta = jnp.sum(y.astype(wide) * dy.astype(wide), axis=-1, keepdims=True)
-    of_rows = []
-    dk, dv = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
-    for rows, keys in _blocks(q.shape[3], options[0]):
+    delta = jnp.sum(y.astype(sum_dtype) * dy.astype(sum_dtype), axis=-1, keepdims=True)
+    dq_blocks = []
+    dk, dv = jnp.zeros(k.shape, sum_dtype), jnp.zeros(v.shape, sum_dtype)
+    for rows, keys in _blocks(q.shape[3], options.window):
         q_rows, dy_rows = q[:, :, :, rows], dy[:, :, :, rows]
         scores = _scores(options, q, k, segment_ids, rows, keys)
-        p = jnp.exp(scores - log_sums[:, :, :, rows])
+        p = jnp.exp(scores - logsumexp[:, :, :, rows])
         dp = product("bkgtd,bksd->bkgts", dy_rows, v[:, :, keys])
-        ds = (p * (dp - delta[:, :, :, rows]) * scale).astype(q.dtype)
-        of_rows.append(product("bkgts,bksd->bkgtd", ds, k[:, :, keys]).astype(q.dtype))
-        of_keys = product("bkgts,bkgtd->bksd", ds, q_rows)
-        of_values = product("bkgts,bkgtd->bksd", p.astype(v.dtype), dy_rows)
-        dk, dv = dk.at[:, :, keys].add(of_keys), dv.at[:, :, keys].add(of_values)
-    dq = jnp.concatenate(of_rows, axis=3)
+        ds = (p * (dp - delta[:, :, :, rows]) * options.scale).astype(q.dtype)
+        dq_blocks.append(
+            product("bkgts,bksd->bkgtd", ds, k[:, :, keys]).astype(q.dtype)
+        )
+        dk_block = product("bkgts,bkgtd->bksd", ds, q_rows)
+        dv_block = product("bkgts,bkgtd->bksd", p.astype(v.dtype), dy_rows)
+        dk, dv = dk.at[:, :, keys].add(dk_block), dv.at[:, :, keys].add(dv_block)
+    dq = jnp.concatenate(dq_blocks, axis=3)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
@@ -122,7 +131,7 @@ def _blocks(length: int, window: int | None) -> list[tuple[slice, slice]]:
 
 
 def _scores(
-    options: Any,
+    options: _Options,
     q: jax.Array,
     k: jax.Array,
     segment_ids: jax.Array | None,
@@ -130,21 +139,23 @@ def _scores(
     keys: slice,
 ) -> jax.Array:
     """Returns the scores of one block, -inf where a key is hidden from a query."""
-    window, scale, precision = options
     scores = _product(
-        "bkgtd,bksd->bkgts", q[:, :, :, rows], k[:, :, keys], precision=precision
+        "bkgtd,bksd->bkgts",
+        q[:, :, :, rows],
+        k[:, :, keys],
+        precision=options.precision,
     )
     positions = jnp.arange(q.shape[3], dtype=jnp.int32)
     distance = positions[rows][:, None] - positions[keys][None, :]
     is_visible = distance >= 0
-    if window is not None:
-        is_visible = is_visible & (distance < window)
+    if options.window is not None:
+        is_visible = is_visible & (distance < options.window)
     is_visible = is_visible[None]
     if segment_ids is not None:
-        of_rows, of_keys = segment_ids[:, rows], segment_ids[:, keys]
-        is_visible = is_visible & (of_rows[:, :, None] == of_keys[:, None, :])
-    # No row is -inf throughout, since every query sees its own key.
-    return jnp.where(is_visible[:, None, None], scores * scale, -jnp.inf)
+        query_ids, key_ids = segment_ids[:, rows], segment_ids[:, keys]
+        is_visible = is_visible & (query_ids[:, :, None] == key_ids[:, None, :])
+    # No row is entirely -inf, because every query sees its own key.
+    return jnp.where(is_visible[:, None, None], scores * options.scale, -jnp.inf)
 
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array, *, precision: Any):

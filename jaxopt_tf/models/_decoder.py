@@ -11,16 +11,17 @@ from .._typing import PyTree
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
 from ._inputs import IGNORE_INDEX, Batch, inputs_and_labels, inputs_of
-from ._layers import identity, products_in
+from ._layers import identity, use_matmul_precision
 from ._llama import Decoder
 from ._loss import LossFn
 
-# Tokens whose logits are in memory at a time, per device. A chunk reads and writes the
-# gradient of the head once, which is little beside its products from 1,024 tokens on.
+# Number of tokens whose logits are in memory at a time, per device. Each chunk reads
+# and writes the gradient of the head once. From 1,024 tokens on, this takes little
+# time compared with the matrix products of the chunk.
 _CHUNK_SIZE = 1024
 
 
-def decoder_loss_of(
+def make_decoder_loss(
     config: DecoderConfig,
     *,
     label_smoothing_factor: float = 0.0,
@@ -30,9 +31,9 @@ def decoder_loss_of(
 ) -> LossFn:
     """Returns the loss function of a decoder.
 
-    A batch is either an array of integers, [B, T + 1], of which the first T predict the
-    last T and -100 pads the end of a row; or a dict of integer arrays, [B, T + 1], as
-    in Transformers:
+    A batch is either an array of integers, [B, T + 1], or a dict of integer arrays,
+    [B, T + 1], as in Transformers. In an array, the first T tokens predict the last T,
+    and -100 pads the end of a row. A dict contains:
 
         input_ids: tokens.
         labels: the same tokens, or -100 for a token that is not predicted.
@@ -54,12 +55,12 @@ def decoder_loss_of(
             device.
         matmul_precision: precision of matrix products in the forward and backward pass,
             as for `jax.default_matmul_precision`; None for the precision that is
-            configured where the loss is called.
+            configured when the loss is called.
         attend: attention function; None for `make_attention(mesh)`.
 
     Returns:
-        (params, batch, rng=None) -> (summed loss, number of predicted tokens). There is
-        no dropout, so that `rng` is ignored.
+        (params, batch, rng=None) -> (summed loss, number of predicted tokens). `rng` is
+        ignored, because the model has no dropout.
 
     Raises:
         ValueError: if `label_smoothing_factor` is out of range. The loss function
@@ -68,12 +69,12 @@ def decoder_loss_of(
             batch does not contain integers.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    graph = _graph_of(config, mesh, attend)
+    graph = _decoder_graph(config, mesh, attend)
 
     def loss_fn(params, batch, rng=None):
         del rng
         inputs, labels = inputs_and_labels(batch, config.block_size)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             model = nnx.merge(graph, params)
             return training.chunked_cross_entropy(
                 model.hidden(inputs),
@@ -88,7 +89,7 @@ def decoder_loss_of(
     return loss_fn
 
 
-def decoder_logits_of(
+def make_decoder_logits(
     config: DecoderConfig,
     *,
     mesh: Any = None,
@@ -99,27 +100,27 @@ def decoder_logits_of(
 
     Args:
         config: configuration of the model.
-        mesh: as for `decoder_loss_of`.
-        matmul_precision: as for `decoder_loss_of`.
-        attend: as for `decoder_loss_of`.
+        mesh: as for `make_decoder_loss`.
+        matmul_precision: as for `make_decoder_loss`.
+        attend: as for `make_decoder_loss`.
 
     Returns:
         (params, tokens) -> [B, T, vocab_size], in the dtype of the parameters. Tokens
         are [B, T], or a dict with `input_ids`, and optionally `segment_ids` and
         `position_ids`, all [B, T]. T may exceed `block_size`.
     """
-    graph = _graph_of(config, mesh, attend)
+    graph = _decoder_graph(config, mesh, attend)
 
     def logits_fn(params, batch):
         inputs = inputs_of(batch)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             model = nnx.merge(graph, params)
             return model.hidden(inputs) @ model.head()
 
     return logits_fn
 
 
-def _graph_of(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> Any:
+def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None) -> Any:
     """Returns the graph definition of a decoder; no array is allocated."""
     attend = make_attention(mesh) if attend is None else attend
     constrain: Callable[[jax.Array], jax.Array] = identity

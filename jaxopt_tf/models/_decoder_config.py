@@ -143,7 +143,7 @@ class DecoderConfig:
         _checks.one_of("remat_policy", self.remat_policy, REMAT_POLICIES)
         for name in _SIZES:
             if getattr(self, name) is not None:
-                size = _checks.whole_number(name, getattr(self, name), least=1)
+                size = _checks.whole_number(name, getattr(self, name), minimum=1)
                 object.__setattr__(self, name, size)  # the dataclass is frozen
         self._derive()
         for name in _SWITCHES:
@@ -225,7 +225,7 @@ class DecoderConfig:
                     f"have it: {', '.join(types)}."
                 )
         if self.sliding_window is not None:
-            _checks.whole_number("sliding_window", self.sliding_window, least=1)
+            _checks.whole_number("sliding_window", self.sliding_window, minimum=1)
         if self.block_size > self.max_position_embeddings:
             raise ValueError(
                 "`block_size` must be at most `max_position_embeddings`, which is "
@@ -235,7 +235,7 @@ class DecoderConfig:
         if self.pad_token_id is not None:
             size = self.vocab_size
             _checks.whole_number(
-                "pad_token_id", self.pad_token_id, least=-size, most=size - 1
+                "pad_token_id", self.pad_token_id, minimum=-size, maximum=size - 1
             )
 
     def _check_layers(self) -> None:

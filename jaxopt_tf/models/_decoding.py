@@ -76,8 +76,8 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     the cache keep their rotation, as in Transformers.
     """
     attend = make_attention(mesh)
-    graph, parts_of = _graph_of(config)
-    num_heads, head_dim = _heads_of(config)
+    graph, parts_of = _decoding_graph(config)
+    num_heads, head_dim = _num_heads(config)
 
     def prefill(params, tokens, lengths, size):
         parts = parts_of(nnx.merge(graph, params))
@@ -94,9 +94,9 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
             cache = Cache(
                 *(
                     jax.lax.dynamic_update_slice(
-                        of_all, jnp.swapaxes(new, 1, 2)[None], start
+                        cached, jnp.swapaxes(new, 1, 2)[None], start
                     )
-                    for of_all, new in zip(cache, (k, v), strict=True)
+                    for cached, new in zip(cache, (k, v), strict=True)
                 )
             )
             return attend(q, k, v, window=window), cache
@@ -114,12 +114,12 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
         def attend_cached(q, k, v, window, layer, cache):
             cache = Cache(
                 *(
-                    of_all.at[layer, rows, :, position_ids].set(new[:, 0])
-                    for of_all, new in zip(cache, (k, v), strict=True)
+                    cached.at[layer, rows, :, position_ids].set(new[:, 0])
+                    for cached, new in zip(cache, (k, v), strict=True)
                 )
             )
-            of_layer = (cache.keys[layer], cache.values[layer])
-            return _attend_one(q, *of_layer, position_ids, window), cache
+            layer_cache = (cache.keys[layer], cache.values[layer])
+            return _attend_one(q, *layer_cache, position_ids, window), cache
 
         x, cache = _through_layers(
             parts, tokens[:, None], position_ids[:, None], attend_cached, cache
@@ -129,7 +129,7 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     return DecodingFns(prefill, step)
 
 
-def _graph_of(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
+def _decoding_graph(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
     """Returns the graph definition, and the function that returns a model's parts."""
 
     def model() -> nnx.Module:
@@ -144,7 +144,7 @@ def _graph_of(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
     return graph, functools.partial(parts_of, config)
 
 
-def _heads_of(config: _Config) -> tuple[int, int]:
+def _num_heads(config: _Config) -> tuple[int, int]:
     """Returns the number of heads of keys and values, and their width."""
     if isinstance(config, GPT2Config):
         return config.n_head, config.n_embd // config.n_head
@@ -159,7 +159,7 @@ def _gpt2_parts(config: GPT2Config, model: GPT2) -> _Parts:
         is_stacked=config.scan_layers,
         embed=lambda tokens, position_ids: root.wte(tokens) + root.wpe(position_ids),
         rotation=lambda position_ids: None,
-        project=lambda layer, x, by: layer.project(x),
+        project=lambda layer, x, rotation: layer.project(x),
         logits=lambda x: root.ln_f(x) @ root.wte.embedding[...].T,
     )
 
@@ -171,8 +171,8 @@ def _decoder_parts(config: DecoderConfig, model: Decoder) -> _Parts:
     # a text must not depend on the others.
     @jax.vmap
     def rotation(position_ids: jax.Array) -> Rotation | None:
-        by = layer_rotation(config, position_ids[None])
-        return None if by is None else Rotation(by.cos[0], by.sin[0])
+        angles = layer_rotation(config, position_ids[None])
+        return None if angles is None else Rotation(angles.cos[0], angles.sin[0])
 
     return _Parts(
         kinds=config.layer_kinds,
@@ -180,7 +180,7 @@ def _decoder_parts(config: DecoderConfig, model: Decoder) -> _Parts:
         is_stacked=config.scan_layers,
         embed=lambda tokens, position_ids: root.embed_tokens(tokens),
         rotation=rotation,
-        project=lambda layer, x, by: layer.project(x, by),
+        project=lambda layer, x, angles: layer.project(x, angles),
         logits=lambda x: root.norm(x) @ model.head(),
     )
 
@@ -197,13 +197,13 @@ def _through_layers(
     The cache is carried through the layers as a whole: XLA updates it in place. As an
     input and an output of a scan it would be copied in each step.
     """
-    by = parts.rotation(position_ids)
+    rotation = parts.rotation(position_ids)
     graph = nnx.graphdef(parts.layers if parts.is_stacked else parts.layers[0])
 
     def run(carry, kind, layer, params):
         x, cache = carry
         block = nnx.merge(graph, params)
-        q, k, v = parts.project(block, x, by if kind.has_rope else None)
+        q, k, v = parts.project(block, x, rotation if kind.has_rope else None)
         y, cache = attend(q, k, v, kind.window, layer, cache)
         return block.finish(x, y), cache
 
@@ -251,16 +251,16 @@ def _attend_one(
     Returns:
         [B, 1, H, D], dtype of `q`. The softmax and all sums are in float32.
     """
-    batch, _, num_heads, size = q.shape
-    num_keys, length = k.shape[1:3]
-    wide = wide_dtype(q.dtype)
-    grouped = q.reshape(batch, num_keys, num_heads // num_keys, size)
-    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, k, preferred_element_type=wide)
+    batch, _, num_heads, head_dim = q.shape
+    num_key_heads, length = k.shape[1:3]
+    sum_dtype = wide_dtype(q.dtype)
+    grouped = q.reshape(batch, num_key_heads, num_heads // num_key_heads, head_dim)
+    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, k, preferred_element_type=sum_dtype)
     distance = position_ids[:, None] - jnp.arange(length, dtype=jnp.int32)[None]
     is_visible = distance >= 0
     if window is not None:
         is_visible = is_visible & (distance < window)
-    scores = jnp.where(is_visible[:, None, None], scores * size**-0.5, -jnp.inf)
+    scores = jnp.where(is_visible[:, None, None], scores * head_dim**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    y = jnp.einsum("bkgs,bksd->bkgd", weights, v, preferred_element_type=wide)
+    y = jnp.einsum("bkgs,bksd->bkgd", weights, v, preferred_element_type=sum_dtype)
     return y.reshape(q.shape).astype(q.dtype)

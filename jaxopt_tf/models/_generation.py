@@ -13,16 +13,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _checks
-from .._checks import counted
+from .._checks import pluralize
 from .._typing import PyTree
 from ._decoder_config import DecoderConfig
 from ._decoding import Cache, DecodingFns, make_decoding_fns
 from ._gpt2_config import GPT2Config
-from ._layers import products_in
+from ._layers import use_matmul_precision
 
 # Prompts and texts are padded to a power of two, at least this one: programs are
 # compiled for few lengths, and most prompts use the same one.
-_LEAST_LENGTH = 64
+_MIN_LENGTH = 64
 
 
 class GenerateFn(Protocol):
@@ -48,8 +48,8 @@ class GenerateFn(Protocol):
                 its continuation must fit into the context length.
             temperature: divisor of the logits; 0 for greedy decoding, which takes the
                 token with the largest logit.
-            top_k: number of tokens with the largest logits that are sampled from; None
-                for all.
+            top_k: sampling is restricted to the `top_k` tokens with the largest logits;
+                None for all.
             top_p: sampling is restricted to the smallest set of most probable tokens
                 whose probability is at least `top_p`; from 0 to 1.
             seed: seed of the samples.
@@ -108,8 +108,8 @@ def make_generate(
     function is compiled once per pair of these lengths and number of prompts; settings
     and seed do not recompile it. On one machine, equal arguments give equal tokens.
 
-    Without sampling, tokens are those of a forward pass over the whole text in each
-    step, up to rounding.
+    Greedy decoding gives the tokens of forward passes over the whole text, up to
+    rounding.
 
     Args:
         config: configuration of the model.
@@ -119,7 +119,7 @@ def make_generate(
             None for no cast.
         matmul_precision: precision of matrix products, as for
             `jax.default_matmul_precision`; None for the precision that is configured
-            where the function is called.
+            when the function is called.
         eos_token_ids: tokens that end a text.
 
     Source: transformers 5.23 `generation/utils.py`, `GenerationMixin._sample`;
@@ -131,7 +131,7 @@ def make_generate(
     def run(params, request, size):
         if compute_dtype is not None:
             params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             return _generate(fns, params, request, size, ends)
 
     # Each process reads the whole result.
@@ -190,7 +190,7 @@ def check_lengths(
 
     Args:
         num_tokens: number of tokens of the prompt.
-        max_new_tokens: number of new tokens that was asked for; None for the rest of
+        max_new_tokens: requested number of new tokens; None for the rest of
             the context.
         context: maximum number of tokens in a text.
         argument: name of the argument that contains the prompt, for messages.
@@ -201,17 +201,18 @@ def check_lengths(
     if num_tokens >= context:
         raise ValueError(
             f"`{argument}` must have fewer tokens than the context length, which is "
-            f"{context:,}, got {counted(num_tokens, 'token')}. Shorten it."
+            f"{context:,}, got {pluralize(num_tokens, 'token')}. Shorten it."
         )
     rest = context - num_tokens
     if max_new_tokens is None:
         return rest
-    max_new_tokens = _checks.whole_number("max_new_tokens", max_new_tokens, least=1)
+    max_new_tokens = _checks.whole_number("max_new_tokens", max_new_tokens, minimum=1)
     if max_new_tokens > rest:
         raise ValueError(
             f"`max_new_tokens` must be at most {rest:,}, the rest of the context "
-            f"length of {context:,} after a prompt of {counted(num_tokens, 'token')}, "
-            f"got {max_new_tokens!r}. Use {rest:,}, or shorten the prompt."
+            f"length of {context:,} after a prompt of "
+            f"{pluralize(num_tokens, 'token')}, got {max_new_tokens!r}. Use {rest:,}, "
+            "or shorten the prompt."
         )
     return max_new_tokens
 
@@ -326,7 +327,7 @@ def _sampling(
     _checks.fraction("top_p", top_p)
     if top_k is None:
         top_k = vocab_size
-    top_k = _checks.whole_number("top_k", top_k, least=1)
+    top_k = _checks.whole_number("top_k", top_k, minimum=1)
     # NumPy scalars are replicated on all devices of a mesh, also in several processes.
     return Sampling(
         np.float32(temperature), np.int32(min(top_k, vocab_size)), np.float32(top_p)
@@ -336,4 +337,4 @@ def _sampling(
 def _padded(length: int, context: int) -> int:
     """Returns the smallest power of two from 64 on that fits, at most the context."""
     power = 1 << max(length - 1, 0).bit_length()
-    return min(max(power, _LEAST_LENGTH), context)
+    return min(max(power, _MIN_LENGTH), context)

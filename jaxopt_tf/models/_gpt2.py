@@ -93,14 +93,14 @@ class _Transformer(nnx.Module):
                 f"{config.block_size}, got {length}. A batch for the loss may be one "
                 "longer. Truncate the rows, or use a larger `block_size`."
             )
-        rng, rng_of_blocks = (None, None) if rng is None else jax.random.split(rng)
+        rng, block_rng = (None, None) if rng is None else jax.random.split(rng)
         positions = self.wpe.embedding[None, :length]
         if inputs.position_ids is not None:
             positions = self.wpe(inputs.position_ids)
         x = self.constrain(
             dropout(self.wte(inputs.tokens) + positions, config.embd_pdrop, rng)
         )
-        return self.ln_f(self._through_blocks(x, inputs.segment_ids, rng_of_blocks))
+        return self.ln_f(self._through_blocks(x, inputs.segment_ids, block_rng))
 
     def _through_blocks(
         self, x: jax.Array, segment_ids: jax.Array | None, rng: jax.Array | None
@@ -160,10 +160,10 @@ class _Block(nnx.Module):
         self, x: jax.Array, y: jax.Array, rngs: jax.Array | None = None
     ) -> jax.Array:
         """Returns the output of the block from its input and that of the attention."""
-        of_attn, of_mlp = (None, None) if rngs is None else rngs
+        attn_rng, mlp_rng = (None, None) if rngs is None else rngs
         y = self.attn.c_proj(y.reshape(x.shape))
-        x = x + dropout(y, self.resid_pdrop, of_attn)
-        return x + dropout(self.mlp(self.ln_2(x)), self.resid_pdrop, of_mlp)
+        x = x + dropout(y, self.resid_pdrop, attn_rng)
+        return x + dropout(self.mlp(self.ln_2(x)), self.resid_pdrop, mlp_rng)
 
 
 class _Attention(nnx.Module):

@@ -58,7 +58,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         """Checks every field, and converts sizes to ints."""
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-            size = _checks.step_count(name, getattr(self, name), least=1)
+            size = _checks.step_count(name, getattr(self, name), minimum=1)
             object.__setattr__(self, name, size)  # the dataclass is frozen
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             _checks.fraction_below_one(name, getattr(self, name))
@@ -139,8 +139,8 @@ def gpt2_layer_norms(config: GPT2Config) -> tuple[str, ...]:
     do not have the type of their module.
     """
     layers = [""] if config.scan_layers else [f".{i}" for i in range(config.n_layer)]
-    of_blocks = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
-    return (*of_blocks, "transformer.ln_f")
+    block_norms = [f"transformer.h{i}.{ln}" for i in layers for ln in ("ln_1", "ln_2")]
+    return (*block_norms, "transformer.ln_f")
 
 
 # Mesh axes of each axis of a parameter, by patterns for full names. For two consecutive

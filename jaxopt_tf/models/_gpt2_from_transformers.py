@@ -11,7 +11,7 @@ from .._io import read_json_object
 from ._gpt2_config import GPT2Config
 
 # Settings of Transformers' GPT-2 of which this model supports a single value.
-_FIXED = {
+_SUPPORTED_VALUES = {
     "activation_function": "gelu_new",
     "add_cross_attention": False,
     "layer_norm_epsilon": 1e-5,
@@ -67,7 +67,7 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
         # Current versions of Transformers ignore `n_ctx`: it may differ.
         read = {n: v for n, v in values.items() if n != "n_ctx"}
         if len({*read.values()}) > 1:
-            problems.append(f"{_listed(read)}: names of the same size")
+            problems.append(f"{_describe(read)}: names of the same size")
         if values:
             config[name] = next(iter(values.values()))
     if config.get("activation_function") in _GELU_NEW.split():
@@ -75,9 +75,9 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
     if config.get("n_inner") and config["n_inner"] == 4 * config.get("n_embd", 0):
         config["n_inner"] = None  # 4 * n_embd is the meaning of None
     problems += [
-        f"`{name}` {config[name]!r}: here it is {ours!r}"
-        for name, ours in _FIXED.items()
-        if config.get(name, ours) != ours
+        f"`{name}` {config[name]!r}: it must be {supported!r}"
+        for name, supported in _SUPPORTED_VALUES.items()
+        if config.get(name, supported) != supported
     ]
     missing = [name for name in _SIZES.values() if name not in config]
     problems += [f"`{name}` is missing" for name in missing]
@@ -92,9 +92,9 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
 
 def gpt2_config_for_transformers(model: GPT2Config) -> dict[str, Any]:
     """Returns the content of a config.json from which Transformers builds the model."""
-    sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
-    return {"architectures": ["GPT2LMHeadModel"], **_FIXED, **sizes}
+    sizes = {key: getattr(model, field) for field, key in _SIZES.items()}
+    return {"architectures": ["GPT2LMHeadModel"], **_SUPPORTED_VALUES, **sizes}
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _describe(values: Mapping[str, Any]) -> str:
     return " and ".join(f"`{name}` {value!r}" for name, value in values.items())

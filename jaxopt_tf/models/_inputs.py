@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
 
 def inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]:
     """Returns the first T tokens and the labels of the last T, from [B, T + 1]."""
-    arrays = _arrays_of(batch, least=2)
+    arrays = _batch_arrays(batch, min_length=2)
     tokens = arrays["input_ids"]
     length = tokens.shape[1] - 1
     if length > block_size:
@@ -53,22 +53,22 @@ def inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]
 
 def inputs_of(batch: Batch) -> Inputs:
     """Returns the inputs of a batch without labels, [B, T]; raises for other shapes."""
-    return _inputs(_arrays_of(batch, least=1), slice(None))
+    return _inputs(_batch_arrays(batch, min_length=1), slice(None))
 
 
-def _inputs(arrays: Mapping[str, jax.Array], of_rows: slice) -> Inputs:
+def _inputs(arrays: Mapping[str, jax.Array], positions: slice) -> Inputs:
     segment_ids, position_ids = arrays.get("segment_ids"), arrays.get("position_ids")
     if segment_ids is None and position_ids is not None:
         steps = jnp.diff(position_ids, axis=1, prepend=position_ids[:, :1] - 1)
         segment_ids = 1 + jnp.cumsum(steps != 1, axis=1, dtype=jnp.int32)
     return Inputs(
-        arrays["input_ids"][:, of_rows],
-        None if segment_ids is None else segment_ids[:, of_rows],
-        None if position_ids is None else position_ids[:, of_rows],
+        arrays["input_ids"][:, positions],
+        None if segment_ids is None else segment_ids[:, positions],
+        None if position_ids is None else position_ids[:, positions],
     )
 
 
-def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
+def _batch_arrays(batch: Batch, *, min_length: int) -> dict[str, jax.Array]:
     """Returns the arrays of a batch as int32; raises unless all are [B, T]."""
     given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
     for name in given:
@@ -82,7 +82,7 @@ def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
         name: as_tokens(
             f"batch[{name!r}]" if isinstance(batch, Mapping) else "batch",
             value,
-            least=least,
+            min_length=min_length,
         ).astype(jnp.int32)
         for name, value in given.items()
     }
@@ -96,17 +96,17 @@ def _arrays_of(batch: Batch, *, least: int) -> dict[str, jax.Array]:
     return arrays
 
 
-def as_tokens(name: str, tokens: Any, *, least: int) -> jax.Array:
-    """Converts `tokens` to an array; raises unless it is [B, T] with T >= `least`."""
+def as_tokens(name: str, tokens: Any, *, min_length: int) -> jax.Array:
+    """Returns `tokens` as an array; raises unless it is [B, T], T >= `min_length`."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(
             f"`{name}` must contain integers, got {tokens.dtype}. Pass the indices of "
             "the tokens."
         )
-    if tokens.ndim != 2 or tokens.shape[1] < least:
+    if tokens.ndim != 2 or tokens.shape[1] < min_length:
         raise ValueError(
-            f"`{name}` must be rows of at least {least} tokens, [B, T], got shape "
+            f"`{name}` must be rows of at least {min_length} tokens, [B, T], got shape "
             f"{list(tokens.shape)}."
         )
     return tokens

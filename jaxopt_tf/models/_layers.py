@@ -19,7 +19,7 @@ def identity(x: jax.Array) -> jax.Array:
     return x
 
 
-def products_in(precision: str | None) -> contextlib.AbstractContextManager:
+def use_matmul_precision(precision: str | None) -> contextlib.AbstractContextManager:
     """Returns a context for matrix products of a precision; None changes nothing."""
     if precision is None:
         return contextlib.nullcontext()

@@ -12,7 +12,7 @@ from ._attention import AttentionFn
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
 from ._inputs import IGNORE_INDEX, Batch, inputs_and_labels
-from ._layers import identity, products_in
+from ._layers import identity, use_matmul_precision
 
 
 class LossFn(Protocol):
@@ -57,7 +57,7 @@ def make_loss_fn(
         TypeError: if an argument has the wrong type. The loss function raises it if a
             batch does not contain integers.
     """
-    loss_fn = loss_of(config, label_smoothing_factor=label_smoothing_factor)
+    loss_fn = make_gpt2_loss(config, label_smoothing_factor=label_smoothing_factor)
     return draw_params(config, seed), loss_fn
 
 
@@ -67,7 +67,7 @@ def draw_params(config: GPT2Config, seed: int) -> PyTree:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def loss_of(
+def make_gpt2_loss(
     config: GPT2Config,
     *,
     label_smoothing_factor: float = 0.0,
@@ -103,7 +103,7 @@ def loss_of(
 
     def loss_fn(params, batch, rng=None):
         inputs, labels = inputs_and_labels(batch, config.block_size)
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             logits = nnx.merge(graph, params)(inputs, rng)
         return training.cross_entropy(
             logits,

@@ -22,7 +22,7 @@ from .._typing import PyTree
 from ..optimizers import TorchLayout
 from . import _gpt2_config
 from ._attention import make_attention
-from ._decoder import decoder_loss_of
+from ._decoder import make_decoder_loss
 from ._decoder_config import DECODER_CLASSES, DecoderConfig
 from ._decoder_params import (
     decoder_flops_per_token,
@@ -37,7 +37,7 @@ from ._gpt2_from_transformers import (
     gpt2_config_for_transformers,
     gpt2_settings_from_transformers,
 )
-from ._loss import LossFn, draw_params, loss_of
+from ._loss import LossFn, draw_params, make_gpt2_loss
 from ._transformers_decoder_config import (
     decoder_config_for_transformers,
     decoder_config_from_transformers,
@@ -232,14 +232,14 @@ def _gpt2(config: GPT2Config) -> Model:
         matmul_precision: str | None = None,
     ) -> LossFn:
         make = functools.partial(
-            loss_of,
+            make_gpt2_loss,
             config,
             label_smoothing_factor=label_smoothing_factor,
             matmul_precision=matmul_precision,
         )
         if mesh is None:
             return make()
-        loss_of_model = make(
+        loss_without_rng = make(
             constrain=sharding.constrain_batch(mesh), attend=make_attention(mesh)
         )
         gather = sharding.gather_columns(mesh, config.vocab_size)
@@ -248,7 +248,7 @@ def _gpt2(config: GPT2Config) -> Model:
             root = params["transformer"]
             table = {"embedding": gather(root["wte"]["embedding"])}
             params = {**params, "transformer": {**root, "wte": table}}
-            return loss_of_model(params, batch, *rng)
+            return loss_without_rng(params, batch, *rng)
 
         return loss_fn
 
@@ -274,12 +274,12 @@ def _gpt2(config: GPT2Config) -> Model:
 
 def _decoder(config: DecoderConfig) -> Model:
     title = ARCHITECTURES[config.model_type].removesuffix("ForCausalLM")
-    head_of_embeddings = (("lm_head.weight", "model.embed_tokens.weight"),)
+    tied_head = (("lm_head.weight", "model.embed_tokens.weight"),)
     return Model(
         config=config,
         title=_title(title, config.num_hidden_layers, config.hidden_size),
         init=functools.partial(draw_decoder_params, config),
-        make_loss=functools.partial(decoder_loss_of, config),
+        make_loss=functools.partial(make_decoder_loss, config),
         make_generate=functools.partial(make_generate, config),
         context_length=context_length(config),
         layouts=decoder_layout(config),
@@ -289,7 +289,7 @@ def _decoder(config: DecoderConfig) -> Model:
         has_dropout=False,
         transformers_config=decoder_config_for_transformers(config),
         prefix="model",
-        tied=head_of_embeddings if config.tie_word_embeddings else (),
+        tied=tied_head if config.tie_word_embeddings else (),
     )
 
 
@@ -314,7 +314,7 @@ def _torch_model(
     Args:
         shapes: parameters, or their shapes. In a stacked leaf, the layers are the first
             axis, and the component `h` or `layers` of its name has no number.
-        tied: pairs of a further name of a tied tensor and its name.
+        tied: pairs (alias, name) of tied tensors.
         is_transposed: True if kernels are [out, in] in PyTorch, as those of Linear;
             False if they are [in, out], as those of Conv1D.
         prefix: first component of the names of the base model, which files of the base
@@ -342,13 +342,15 @@ def _torch_params(
     path, _, kind = leaf_name.rpartition(".")
     last = "weight" if kind in ("kernel", "scale", "embedding") else kind
     parts, shape = path.split("."), tuple(leaf.shape)
-    list_at = next((i for i, part in enumerate(parts) if part in ("h", "layers")), None)
-    is_stacked = list_at is not None and not parts[list_at + 1].isdecimal()
-    of_one = shape[1:] if is_stacked else shape
+    list_index = next(
+        (i for i, part in enumerate(parts) if part in ("h", "layers")), None
+    )
+    is_stacked = list_index is not None and not parts[list_index + 1].isdecimal()
+    layer_shape = shape[1:] if is_stacked else shape
     if kind == "kernel" and is_transposed:
-        of_one = of_one[::-1]
+        layer_shape = layer_shape[::-1]
     for number in range(shape[0]) if is_stacked else [None]:
         numbered = parts.copy()
-        if list_at is not None and number is not None:
-            numbered.insert(list_at + 1, str(number))
-        yield ".".join([*numbered, last]), kind, of_one
+        if list_index is not None and number is not None:
+            numbered.insert(list_index + 1, str(number))
+        yield ".".join([*numbered, last]), kind, layer_shape

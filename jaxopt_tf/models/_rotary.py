@@ -38,9 +38,9 @@ _SCALINGS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 ROPE_TYPES = ("default", *_SCALINGS)
 # Scalings that depend on the context length before the scaling.
-_BY_LENGTH = ("llama3", "yarn", "longrope")
+_WITH_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 # Scalings whose factor is the ratio of the context lengths if it is not given.
-_BY_RATIO = ("yarn", "longrope")
+_WITH_LENGTH_RATIO = ("yarn", "longrope")
 
 
 class Rotation(NamedTuple):
@@ -70,9 +70,9 @@ def check_rope_scaling(
     kind = given.pop("rope_type", "default")
     _checks.one_of("rope_scaling.rope_type", kind, ROPE_TYPES)
     required, optional = _SCALINGS.get(kind, ((), ()))
-    if kind in _BY_LENGTH:
+    if kind in _WITH_ORIGINAL_LENGTH:
         given.setdefault(_LENGTH, max_position_embeddings)
-    if kind in _BY_RATIO and _is_number(given.get(_LENGTH)):
+    if kind in _WITH_LENGTH_RATIO and _is_number(given.get(_LENGTH)):
         given.setdefault("factor", max_position_embeddings / given[_LENGTH])
     problems = [f"`{n}` is missing" for n in required if n not in given]
     problems += [
@@ -160,12 +160,12 @@ def rotation(
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
 
 
-def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     """Rotates queries or keys, [B, T, H, D], in float32; returns the dtype of `x`.
 
     Element i forms a pair with element i + D / 2, as in Transformers.
     """
-    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
+    cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
@@ -177,9 +177,9 @@ def _llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelengths = np.float32(2 * math.pi) / plain
     scaled = np.where(wavelengths > length / low, plain / np.float32(factor), plain)
-    share = (np.float32(length) / wavelengths - low) / (high - low)
-    share = share.astype(np.float32)
-    between = (1 - share) * scaled / np.float32(factor) + share * scaled
+    fraction = (np.float32(length) / wavelengths - low) / (high - low)
+    fraction = fraction.astype(np.float32)
+    between = (1 - fraction) * scaled / np.float32(factor) + fraction * scaled
     is_middle = (wavelengths >= length / high) & (wavelengths <= length / low)
     return np.where(is_middle, between, scaled).astype(np.float32)
 
@@ -253,9 +253,9 @@ def _value_problems(name: str, value: Any, head_dim: int) -> list[str]:
         is_valid = is_list and all(_is_number(x) and x > 0 for x in value)
         required = f"a list of {head_dim // 2} numbers greater than 0"
     else:
-        least = 1 if name in ("factor", _LENGTH) else 0
-        is_valid = _is_number(value) and value >= least
-        required = f"a number of at least {least}"
+        minimum = 1 if name in ("factor", _LENGTH) else 0
+        is_valid = _is_number(value) and value >= minimum
+        required = f"a number of at least {minimum}"
     return [] if is_valid else [f"`{name}` must be {required}, got {value!r}"]
 
 

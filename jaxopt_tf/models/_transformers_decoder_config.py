@@ -57,8 +57,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# Settings that change the outputs and of which a single value is supported.
-_FIXED: Mapping[str, tuple[Any, ...]] = {
+# Settings that change the outputs, with the supported values.
+_SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # two names of one function
     "attention_dropout": (0, None),
     "partial_rotary_factor": (1, None),
@@ -68,31 +68,32 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (False, None),
     "is_causal": (True,),
 }
-_CURES = {
-    "attention_dropout": "; attention has no dropout here. With 0.0 in config.json the "
-    "run continues without it, which changes the training",
+_REMEDIES = {
+    "attention_dropout": "; attention dropout is not implemented. Set it to 0.0 in "
+    "config.json to train without it, which changes the results",
     "quantization_config": "; save the model without quantization",
 }
 # Fields that have the same name and meaning in config.json.
-_SAME = (
+_COMMON_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
     *("max_position_embeddings", "rms_norm_eps", "initializer_range"),
     *("pad_token_id", "tie_word_embeddings"),
 )
-# Fields of config.json that only some architectures read.
-_READ_BY: Mapping[str, tuple[str, ...]] = {
+# Fields of config.json that only some architectures have.
+_BIAS_FIELDS: Mapping[str, tuple[str, ...]] = {
     "attention_bias": ("llama", "qwen3", "smollm3"),
     "mlp_bias": ("llama", "smollm3"),
 }
-_BY_SWITCH = ("qwen2", "qwen3", "smollm3")  # whose window `use_sliding_window` enables
-_BY_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
+# Architectures in which `use_sliding_window` enables the window.
+_WITH_WINDOW_SWITCH = ("qwen2", "qwen3", "smollm3")
+_WITH_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 
 
 def decoder_config_from_transformers(
     source: Path | str | Mapping[str, Any],
 ) -> DecoderConfig:
-    """Reads a configuration from config.json, as version 4 or 5 of Transformers.
+    """Reads a configuration from a config.json of version 4 or 5 of Transformers.
 
     Fields that the file omits have the defaults of Transformers 5. Fields that
     Transformers does not use for the architecture are ignored.
@@ -110,25 +111,25 @@ def decoder_config_from_transformers(
             message names all of them.
     """
     if isinstance(source, Mapping):
-        origin, given = "the given one", dict(source)
+        origin, given = "the given mapping", dict(source)
     else:
         path = Path(source) / "config.json"
         origin, given = str(path), read_json_object(path, "source")
     problems = _architecture_problems(given)
     if problems:
         raise _refusal(origin, problems)
-    kind = given["model_type"]
-    values = {**_COMMON_DEFAULTS, **_DEFAULTS[kind], **given}
+    model_type = given["model_type"]
+    values = {**_COMMON_DEFAULTS, **_DEFAULTS[model_type], **given}
     problems = [
-        f"`{name}` {values[name]!r} is not supported{_CURES.get(name, '')}"
-        for name, supported in _FIXED.items()
+        f"`{name}` {values[name]!r} is not supported{_REMEDIES.get(name, '')}"
+        for name, supported in _SUPPORTED_VALUES.items()
         if name in values and values[name] not in supported
     ]
-    fields = {name: values[name] for name in _SAME}
+    fields = {name: values[name] for name in _COMMON_FIELDS}
     if fields["initializer_range"] == 0:
         fields["initializer_range"] = 0.02  # as `_init_weights` of Transformers
-    for name, kinds in _READ_BY.items():
-        fields[name] = values.get(name, False) if kind in kinds else False
+    for name, model_types in _BIAS_FIELDS.items():
+        fields[name] = values.get(name, False) if model_type in model_types else False
     for read in (_rope_fields, _layer_fields):
         try:
             fields |= read(values)
@@ -136,7 +137,7 @@ def decoder_config_from_transformers(
             problems.append(str(error))
     if not problems:
         try:
-            return DecoderConfig(model_type=kind, **fields)
+            return DecoderConfig(model_type=model_type, **fields)
         except (TypeError, ValueError) as error:
             problems.append(str(error))
     raise _refusal(origin, problems)
@@ -153,15 +154,19 @@ def decoder_config_for_transformers(config: DecoderConfig) -> dict[str, Any]:
     Args:
         config: configuration of the model.
     """
-    kind = config.model_type
+    model_type = config.model_type
     scaling = config.rope_scaling
     content: dict[str, Any] = {
-        "architectures": [DECODER_CLASSES[kind]],
-        "model_type": kind,
+        "architectures": [DECODER_CLASSES[model_type]],
+        "model_type": model_type,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        **{name: getattr(config, name) for name in _SAME},
-        **{n: getattr(config, n) for n, kinds in _READ_BY.items() if kind in kinds},
+        **{name: getattr(config, name) for name in _COMMON_FIELDS},
+        **{
+            n: getattr(config, n)
+            for n, model_types in _BIAS_FIELDS.items()
+            if model_type in model_types
+        },
         "rope_parameters": {
             "rope_theta": config.rope_theta,
             **(scaling or {"rope_type": "default"}),
@@ -169,23 +174,23 @@ def decoder_config_for_transformers(config: DecoderConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
     }
-    if kind != "llama":
+    if model_type != "llama":
         content["sliding_window"] = config.sliding_window
-    if kind in _BY_SWITCH:
+    if model_type in _WITH_WINDOW_SWITCH:
         content["use_sliding_window"] = config.sliding_window is not None
         content["layer_types"] = config.layer_types
-    if kind in ("qwen2", "qwen3"):
+    if model_type in ("qwen2", "qwen3"):
         # Versions before 4.52 have no `layer_types`.
         num_full = [*config.layer_types, SLIDING].index(SLIDING)
         content["max_window_layers"] = num_full
-    if kind == "smollm3":
+    if model_type == "smollm3":
         content["no_rope_layers"] = config.no_rope_layers
     return content
 
 
 def _refusal(origin: str, problems: list[str]) -> ValueError:
     return ValueError(
-        "`source` must be the configuration of a decoder that is supported, but "
+        "`source` must be the configuration of a supported decoder, but "
         f"{origin}:\n  " + "\n  ".join(problems) + "\nFor other models use the "
         "functions of jaxopt_tf.interop in Python."
     )
@@ -193,15 +198,15 @@ def _refusal(origin: str, problems: list[str]) -> ValueError:
 
 def _architecture_problems(given: Mapping[str, Any]) -> list[str]:
     listed = ", ".join(DECODER_CLASSES)
-    kind = str(given.get("model_type") or "")
-    if kind not in DECODER_CLASSES:
-        found = f"{kind!r} is not supported" if kind else "is missing"
+    model_type = str(given.get("model_type") or "")
+    if model_type not in DECODER_CLASSES:
+        found = f"{model_type!r} is not supported" if model_type else "is missing"
         return [f"`model_type` {found}; supported: {listed}"]
-    classes = given.get("architectures") or [DECODER_CLASSES[kind]]
-    if classes != [DECODER_CLASSES[kind]]:
+    classes = given.get("architectures") or [DECODER_CLASSES[model_type]]
+    if classes != [DECODER_CLASSES[model_type]]:
         return [
-            f"`architectures` {classes!r} is not supported; {kind!r} is read as "
-            f"{DECODER_CLASSES[kind]}"
+            f"`architectures` {classes!r} is not supported; {model_type!r} is read as "
+            f"{DECODER_CLASSES[model_type]}"
         ]
     return []
 
@@ -222,39 +227,41 @@ def _rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     theta = scaling.pop("rope_theta", None)
     if theta is None:
         theta = values.get("rope_theta", 10_000.0)
-    kind = scaling.pop("type", "default")  # former name of `rope_type`
-    kind = scaling.pop("rope_type", kind)
+    rope_type = scaling.pop("type", "default")  # former name of `rope_type`
+    rope_type = scaling.pop("rope_type", rope_type)
     if scaling.get("partial_rotary_factor") == 1:
         del scaling["partial_rotary_factor"]
     length = "original_max_position_embeddings"
-    if kind in _BY_ORIGINAL_LENGTH and values.get(length) is not None:
+    if rope_type in _WITH_ORIGINAL_LENGTH and values.get(length) is not None:
         scaling[length] = values[length]  # takes precedence, as in Transformers
-    if kind == "default" and not scaling:
+    if rope_type == "default" and not scaling:
         return {"rope_theta": theta, "rope_scaling": None}
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **scaling}}
 
 
 def _layer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the window, the types of layers and the layers without RoPE."""
-    kind = values["model_type"]
+    model_type = values["model_type"]
     window = values.get("sliding_window")
-    if kind in _BY_SWITCH and not values.get("use_sliding_window", False):
+    if model_type in _WITH_WINDOW_SWITCH and not values.get(
+        "use_sliding_window", False
+    ):
         window = None
-    if kind == "llama":
+    if model_type == "llama":
         return {}
     num_layers = _checks.whole_number(
-        "num_hidden_layers", values["num_hidden_layers"], least=1
+        "num_hidden_layers", values["num_hidden_layers"], minimum=1
     )
     types: list[str] | None = values.get("layer_types")
     fields: dict[str, Any] = {}
     with_rope: list[int] | None = None
-    if kind == "smollm3":
+    if model_type == "smollm3":
         with_rope = values.get("no_rope_layers")
         if with_rope is None:
             interval = _checks.whole_number(
                 "no_rope_layer_interval",
                 values.get("no_rope_layer_interval", 4),
-                least=1,
+                minimum=1,
             )
             with_rope = [int((i + 1) % interval != 0) for i in range(num_layers)]
         if isinstance(with_rope, list):  # may be longer than the number of layers
@@ -263,9 +270,9 @@ def _layer_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if types is None and window is not None:
         if isinstance(with_rope, list):
             types = [FULL if has_rope else SLIDING for has_rope in with_rope]
-        elif kind in ("qwen2", "qwen3"):
-            first = _checks.whole_number(
-                "max_window_layers", values["max_window_layers"], least=0
+        elif model_type in ("qwen2", "qwen3"):
+            first_sliding = _checks.whole_number(
+                "max_window_layers", values["max_window_layers"], minimum=0
             )
-            types = [SLIDING if i >= first else FULL for i in range(num_layers)]
+            types = [SLIDING if i >= first_sliding else FULL for i in range(num_layers)]
     return {**fields, "sliding_window": window, "layer_types": types}

@@ -47,7 +47,7 @@ def console(
         ValueError, TypeError: if a number of steps is out of range, or `flops_per_item`
             is not greater than 0.
     """
-    max_steps = _checks.step_count("max_steps", max_steps, least=1)
+    max_steps = _checks.step_count("max_steps", max_steps, minimum=1)
     first_step = _checks.step_count("first_step", first_step)
     if flops_per_item is not None:
         _checks.positive("flops_per_item", flops_per_item)
@@ -132,9 +132,11 @@ class _Bar:
             return "0:00:00"
         if self._measured_from is None:
             return "-:--:--"
-        step_then, then = self._measured_from
-        of_a_step = (time.perf_counter() - then) / (step - step_then)
-        minutes, seconds = divmod(round(of_a_step * (self._max_steps - step)), 60)
+        step_then, time_then = self._measured_from
+        seconds_per_step = (time.perf_counter() - time_then) / (step - step_then)
+        minutes, seconds = divmod(
+            round(seconds_per_step * (self._max_steps - step)), 60
+        )
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d}"
 

@@ -132,12 +132,12 @@ def _exploding(stats: RunningStats, blocks: Block) -> str | None:
     # Growth counts only without a new lowest loss: when a run leaves a plateau,
     # gradients grow as much.
     has_grown = (
-        0 < _GROWTH * stats.largest_grad < blocks.grad_norm.min()
+        0 < _GROWTH * stats.max_grad_norm < blocks.grad_norm.min()
         and stats.best_step < blocks.first_step[0]
     )
     if not (is_steep_step.mean() > _STEEP_STEPS or has_grown):
         return None
-    usual = f"; it was {stats.largest_grad:.2g} at most" if has_grown else ""
+    usual = f"; it was {stats.max_grad_norm:.2g} at most" if has_grown else ""
     return (
         f"the gradient norm is {blocks.grad_norm.max():.2g}{usual}, gradients explode; "
         "clip with a small `max_grad_norm`, lower `learning_rate`, or look for a "
@@ -170,16 +170,16 @@ def _vanishing(stats: RunningStats, blocks: Block) -> str | None:
     small = _run_stats.small_layers(blocks.layers, _SMALL_LAYER)
     if small:
         more = f" and {len(small) - 1} more" if len(small) > 1 else ""
-        of = f"the gradient of `{small[0]}`{more}"
-        what = f"{of} is below {_SMALL_LAYER:.0e} of the largest layer's"
+        subject = f"the gradient of `{small[0]}`{more}"
+        symptom = f"{subject} is below {_SMALL_LAYER:.0e} of the largest layer's"
     else:
         gained, lost = stats.start - stats.best, loss - stats.best
         is_learnt = gained > _FALL * abs(stats.start) and lost < 0.1 * gained
         if is_learnt or blocks.grad_param_product.max() > _NO_SLOPE * stats.scale:
             return None
-        what = f"the gradient norm is {blocks.grad_norm[-1]:.1e}"
+        symptom = f"the gradient norm is {blocks.grad_norm[-1]:.1e}"
     return (
-        f"{what} while the loss is {loss:.4g}, gradients vanish; use residual "
+        f"{symptom} while the loss is {loss:.4g}, gradients vanish; use residual "
         "connections, normalisation or another activation, or a larger initialisation"
     )
 
@@ -227,7 +227,7 @@ class _Gap(NamedTuple):
         recent, best = (*self.recent, new)[-_NUM_EVALUATIONS:], self.best
         if best is None or new.loss < best.loss:
             return _Gap(new, recent)
-        swing = _GAP_OVER_SWING * _run_stats.swing_of([one.loss for one in recent])
+        swing = _GAP_OVER_SWING * _run_stats.median_swing([one.loss for one in recent])
         rise, size = new.loss - best.loss, abs(best.loss)
         # If both losses increase, as after a restart of the rate, the gap does not.
         is_above = new.training < best.training and rise > max(_GAP * size, swing)
@@ -270,7 +270,7 @@ class _Watcher:
     def window(self, window: Window) -> None:
         """Processes the steps of a window."""
         metrics: Any = window.metrics  # numpy arrays
-        steps = _run_stats.steps_of(window)
+        steps = _run_stats.finite_steps(window)
         losses = steps["loss"]
         self._total += float(np.sum(losses))
         self._count += len(losses)
@@ -336,7 +336,7 @@ class _Watcher:
         step, stats = window.first_step + int(bad[0]), self._stats
         before = [self._last_loss, *steps["loss"][steps["step"] < step]][-1]
         loss, norm = float(metrics.loss[bad[0]]), float(metrics.norms.grads[bad[0]])
-        what = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
+        symptom = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
         lowest, gain = stats.first_loss, 0.0
         if stats.recent:
             lowest, gain = stats.best, stats.start - stats.best
@@ -344,12 +344,12 @@ class _Watcher:
         # a single batch or operation is the likely cause.
         if before > lowest + max(_RISE_OVER_BEST * abs(lowest), gain):
             sentence = (
-                f"{what} after a rise from {lowest:.4g} to {before:.4g}, training "
+                f"{symptom} after a rise from {lowest:.4g} to {before:.4g}, training "
                 f"diverges; {_SMALLER_STEPS}"
             )
         else:
             sentence = (
-                f"{what}, all at once after {before:.4g}; look at the batch, at "
+                f"{symptom}, all at once after {before:.4g}; look at the batch, at "
                 "divisions and logarithms, or skip such steps with "
                 "`on_non_finite='skip'`"
             )
@@ -362,7 +362,7 @@ class _Watcher:
         # the lower bound, since the sizes of parameters differ.
         limit = float(jnp.finfo(self._param_dtype).eps) / 8
         # The largest ratio of all blocks: at the end of a run, updates are small.
-        ratio = stats.top_ratio
+        ratio = stats.max_update_ratio
         if ratio >= limit or stats.num_full_in_a_row < len(blocks.loss):
             return None
         keep = f"keep parameters in float32 and compute in {self._param_dtype}, or "

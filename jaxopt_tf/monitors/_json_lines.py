@@ -18,7 +18,7 @@ _NORMS = {"grad_norm": "grads", "update_norm": "updates", "param_norm": "params"
 # Required keys in the line of a step.
 _NUMBERS = ("loss", "learning_rate", *_NORMS, "num_items")
 _FLAGS = ("is_clipped", "is_skipped")
-_of_step = operator.itemgetter(*_NUMBERS, *_FLAGS)
+_step_values = operator.itemgetter(*_NUMBERS, *_FLAGS)
 _NUMBER_TYPES = {float, int, bool, type(None)}
 
 # Length of the windows of `read_history`, equal to that of the training loop.
@@ -198,7 +198,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
         if type(record["step"]) is not int:
             return None
-        numbers = _of_step(record) if "loss" in record else ()
+        numbers = _step_values(record) if "loss" in record else ()
     except (ValueError, TypeError, KeyError):
         return None
     # A set comparison of types is faster than `isinstance` for each number. This

@@ -52,8 +52,8 @@ class RunningStats:
     noise: float = math.nan  # noise of a single step, averaged over the last blocks
     scale: float = 0.0  # largest absolute loss of a block
     max_rate: float = 0.0  # largest rate of a block
-    top_ratio: float = 0.0  # largest update ratio of a block
-    largest_grad: float = 0.0  # largest gradient norm of a block before the last three
+    max_update_ratio: float = 0.0  # largest update ratio of a block
+    max_grad_norm: float = 0.0  # largest gradient norm of a block before the last three
     num_full_rate_blocks: int = (
         0  # blocks at full rate: after the warmup and before it has decayed
     )
@@ -72,7 +72,7 @@ class RunningStats:
         }
         while len(self.pending["loss"]) >= STEPS_IN_A_BLOCK:
             columns = self.pending.items()
-            self.add(_block_of({name: x[:STEPS_IN_A_BLOCK] for name, x in columns}))
+            self.add(_mean_block({name: x[:STEPS_IN_A_BLOCK] for name, x in columns}))
             self.pending = {name: x[STEPS_IN_A_BLOCK:] for name, x in columns}
             yield
 
@@ -97,10 +97,10 @@ class RunningStats:
         self.num_full_rate_blocks += is_full
         self.num_full_in_a_row = self.num_full_in_a_row + 1 if is_full else 0
         self.max_rate = max(self.max_rate, block.rate)
-        self.top_ratio = max(self.top_ratio, block.update_ratio)
+        self.max_update_ratio = max(self.max_update_ratio, block.update_ratio)
         self.scale = max(self.scale, abs(block.loss))
         if len(self.recent) >= 3:
-            self.largest_grad = max(self.largest_grad, self.recent[-3].grad_norm)
+            self.max_grad_norm = max(self.max_grad_norm, self.recent[-3].grad_norm)
         if block.loss < self.best:
             self.best, self.best_step = block.loss, block.last_step
             self.best_noise, self.best_rate = self.noise, block.rate
@@ -113,12 +113,12 @@ class RunningStats:
         # ratio, which replaces an unknown rate, fluctuates, and is large at the start
         # of a run with Adam.
         is_known = block.rate != block.update_ratio
-        rise, share = (1e-6, 0.5) if is_known else (0.1, 0.2)
+        rise, min_fraction = (1e-6, 0.5) if is_known else (0.1, 0.2)
         is_rising = block.rate > self.recent[-1].rate * (1 + rise)
-        return not is_rising and block.rate >= share * self.max_rate > 0
+        return not is_rising and block.rate >= min_fraction * self.max_rate > 0
 
 
-def steps_of(window: Window) -> Steps:
+def finite_steps(window: Window) -> Steps:
     """Returns the steps that were not skipped and whose metrics are finite."""
     metrics: Any = window.metrics  # numpy arrays
     norms = metrics.norms
@@ -132,7 +132,7 @@ def steps_of(window: Window) -> Steps:
         "updates": norms.updates,
         "params": norms.params,
         "rate": metrics.learning_rate,
-        **{_LAYER + name: of.grads for name, of in metrics.layers.items()},
+        **{_LAYER + name: layer.grads for name, layer in metrics.layers.items()},
     }
     # In float64: the square of a large finite float32 loss overflows in float32.
     return {name: x[is_taken].astype(np.float64) for name, x in columns.items()}
@@ -154,15 +154,15 @@ def is_flat(losses: np.ndarray, num_errors: float) -> bool:
     return bool(fall <= num_errors * error)
 
 
-def small_layers(layers: Sequence[dict[str, float]], share: float) -> list[str]:
+def small_layers(layers: Sequence[dict[str, float]], fraction: float) -> list[str]:
     """Returns the layers whose gradient is too small in each of several blocks.
 
     Args:
         layers: gradient norms by layer, for each block.
-        share: limit, relative to the largest gradient norm of the block. A norm of
+        fraction: limit, relative to the largest gradient norm of the block. A norm of
             exactly 0 is not too small: the layer is frozen.
     """
-    limits = [share * max(norms.values(), default=0.0) for norms in layers]
+    limits = [fraction * max(norms.values(), default=0.0) for norms in layers]
     return [
         name
         for name in layers[-1]
@@ -173,7 +173,7 @@ def small_layers(layers: Sequence[dict[str, float]], share: float) -> list[str]:
     ]
 
 
-def swing_of(losses: Sequence[float]) -> float:
+def median_swing(losses: Sequence[float]) -> float:
     """Returns the median deviation of losses from the mean of their two neighbours.
 
     The median is robust to a fast decrease of the loss. It is infinite for fewer than
@@ -183,7 +183,7 @@ def swing_of(losses: Sequence[float]) -> float:
     return float(np.median(off)) if len(off) else math.inf
 
 
-def _block_of(steps: Steps) -> Block:
+def _mean_block(steps: Steps) -> Block:
     """Returns the means over the steps of a block."""
     # The bound 1e-30 avoids a division by 0 for parameters that are all zero.
     ratio = float(np.mean(steps["updates"] / np.maximum(steps["params"], 1e-30)))

@@ -53,7 +53,7 @@ def tensorboard(
     Raises:
         ValueError: if `every` is below 1, or the folder is not writable.
     """
-    every = _checks.step_count("every", every, least=1)
+    every = _checks.step_count("every", every, minimum=1)
     first_step = _checks.step_count("first_step", first_step)
     folder = Path(folder)
     try:

@@ -40,7 +40,7 @@ def trainer_state(
     flops_per_item: float | None = None,
     selection: Selection | None = None,
 ) -> Monitor:
-    """Writes `trainer_state.json`, for `TrainerState` of transformers 4.50 or later.
+    """Writes a `trainer_state.json` that transformers 4.50 and later can read.
 
     The file is written atomically, at every evaluation and at the end. Evaluations that
     are replayed from a log do not write it; a replayed window has NaN as `seconds`.
@@ -49,12 +49,12 @@ def trainer_state(
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}
         {"epoch": 0.1, "eval_loss": 4.3, "step": 10}
 
-    The loss is the mean since the previous entry, where a loss that is not finite is
-    replaced as in Trainer. `grad_norm` (before clipping) and `learning_rate` are those
-    of the last step. The last entry contains the mean loss and the time of the steps
-    since the run was started or resumed; Trainer's model card uses it. Numbers that are
-    not finite are written as `NaN` and `Infinity`, as by Trainer, which Python reads
-    but strict JSON does not allow.
+    The loss is the mean since the previous entry. A loss that is not finite is
+    replaced, as by `logging_nan_inf_filter` of Trainer. `grad_norm` (before clipping)
+    and `learning_rate` are those of the last step. The last entry contains the mean
+    loss and the time of the steps since the run was started or resumed; Trainer's model
+    card uses it. Numbers that are not finite are written as `NaN` and `Infinity`, as by
+    Trainer, which Python reads but strict JSON does not allow.
 
     An entry requires about 200 bytes of memory.
 
@@ -95,11 +95,11 @@ def trainer_state(
     }
     state |= {name: value for name, value in given.items() if value is not None}
     for name, value in (("max_steps", max_steps), ("logging_steps", logging_steps)):
-        state[name] = _checks.step_count(name, value, least=1)
+        state[name] = _checks.step_count(name, value, minimum=1)
     # Trainer's values for data without a length, where the number of epochs is unknown.
     per_epoch, state["num_train_epochs"] = state["max_steps"], sys.maxsize
     if steps_per_epoch is not None:
-        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, least=1)
+        per_epoch = _checks.step_count("steps_per_epoch", steps_per_epoch, minimum=1)
         state["num_train_epochs"] = -(-state["max_steps"] // per_epoch)
     flops = flops_per_item or 0.0
     log = _Log(path, state, per_epoch, flops, selection, logging_first_step)
@@ -156,7 +156,7 @@ def write_trainer_state(
 
 @dataclass
 class _Log:
-    """Values of a run so far, and the file to which they are written."""
+    """Values of the run up to the current step, and the file that contains them."""
 
     path: Path
     state: dict[str, Any]  # fields of the file, as last written
@@ -184,7 +184,7 @@ class _Log:
             self.step = window.first_step + i
             self.num_losses += 1
             # `logging_nan_inf_filter` of Trainer: the mean loss since the last entry is
-            # added instead, where the number of steps already includes this one.
+            # added instead; its number of steps already includes the current one.
             if not math.isfinite(loss):
                 loss = self.loss_sum / self.num_losses
             self.loss_sum += loss
@@ -211,7 +211,7 @@ class _Log:
         # Trainer ignores an evaluation before the first step for the best metric.
         if self.step > 0:
             self.progress = after_evaluation(self.progress, self.selection, evaluation)
-        # The file already contains replayed evaluations; it would be rewritten at each.
+        # Replayed evaluations are already in the file: it is not written again.
         if self.is_timed:
             self._write()
 

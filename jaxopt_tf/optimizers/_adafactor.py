@@ -256,8 +256,8 @@ class _Adafactor:
             row_axes, col_axes = groups[-2:]
             row_means = _row_means(g, col_axes, self.eps[0])
             col_means = _col_means(g, row_axes, self.eps[0])
-            rows = reshard_like(layout.without(row, -1, shape), row_means)
-            cols = reshard_like(layout.without(col, -2, shape), col_means)
+            rows = reshard_like(layout.from_torch_reduced(row, -1, shape), row_means)
+            cols = reshard_like(layout.from_torch_reduced(col, -2, shape), col_means)
             rows, cols = averaged(rows, row_means), averaged(cols, col_means)
             u, squares = _factored_update(g, rows, cols, row_axes, col_axes)
             row = reshard_like(jnp.squeeze(layout.to_torch(rows), -1), row)

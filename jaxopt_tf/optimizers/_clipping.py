@@ -122,18 +122,18 @@ def _check_shards(updates: PyTree, params: PyTree | None) -> None:
 
     Such a gradient has not been summed over a mesh axis, or was summed twice.
     """
-    of_params = dict(_pytrees.named_leaves(params))
+    named_params = dict(_pytrees.named_leaves(params))
     wrong = [
-        (name, sorted(varying_axes(g)), sorted(varying_axes(of_params[name])))
+        (name, sorted(varying_axes(g)), sorted(varying_axes(named_params[name])))
         for name, g in _pytrees.named_leaves(updates)
-        if _pytrees.is_floating(g) and name in of_params
-        if varying_axes(g) != varying_axes(of_params[name])
+        if _pytrees.is_floating(g) and name in named_params
+        if varying_axes(g) != varying_axes(named_params[name])
     ]
     if wrong:
-        name, axes, axes_of_param = wrong[0]
+        name, axes, param_axes = wrong[0]
         raise ValueError(
             "`updates` must vary along the same mesh axes as their parameters, but "
             f"{len(wrong)} leaves do not, the first being {name!r}: the gradient "
-            f"varies along {axes}, the parameter along {axes_of_param}. Sum gradients "
+            f"varies along {axes}, the parameter along {param_axes}. Sum gradients "
             "with `jax.lax.psum` before clipping."
         )

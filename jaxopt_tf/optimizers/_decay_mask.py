@@ -4,7 +4,7 @@ Decay pulls weights towards 0, which is not a sensible value for biases and for 
 gains of normalization layers. Recipes exclude these by different rules. Names are
 dotted paths such as `h.0.attn.c_attn.kernel`, the same for Linen, NNX and torch.
 
-The patterns of the default rule match the names of PyTorch and Flax. `_BESIDE` and
+The patterns of the default rule match the names of PyTorch and Flax. `_SIBLINGS` and
 `_LIBRARY_PATTERNS` contain names from Haiku 0.0.17, Keras 3.15 and Penzai 0.2.5 that
 they miss. A name with other meanings elsewhere counts only beside the parameter that
 accompanies it: `b` beside a `w` with more axes, `beta` beside `gamma`.
@@ -33,7 +33,7 @@ from ._decay_rules import (
 )
 
 # Maps the last part of a name to sibling names, of which at least one must exist.
-_BESIDE = {
+_SIBLINGS = {
     "b": ("w", "w_i", "w_h"),  # Haiku's bias; w_i and w_h of its GRU
     "offset": ("scale",),  # Haiku's norms
     "gamma": ("beta",),  # Keras's norms
@@ -195,7 +195,7 @@ def resolve_mask(
     leaves in variables, and `optax.multi_transform` passes a part of the tree.
     """
     if mask is None:
-        if _pytrees.nameless_leaves(params):
+        if _pytrees.unnamed_leaves(params):
             if _checks.is_concrete(weight_decay) and not is_zero(weight_decay):
                 _check_has_names(params, weight_decay)
             return [True] * len(jax.tree.leaves(params))
@@ -217,8 +217,8 @@ def resolve_mask(
         extra += [name for name in decayed if name not in times]
     if missing or extra:
         raise ValueError(
-            "`decay_mask` must have the structure of `params`: "
-            f"{len(missing)} parameters are not in it and {len(extra)} of its leaves "
+            f"`decay_mask` must have the structure of `params`: {len(missing)} "
+            f"parameters are not in it and {len(extra)} of its leaves "
             f"are not parameters, the first being {[*missing, *extra][0]!r}. Build it "
             "with `decay_mask(params)`, or pass a callable from params to mask."
         )
@@ -250,11 +250,11 @@ class _LeafNames:
         """Returns why a library gives this name to a bias or a norm, or "" if none."""
         name = name.replace("/", ".")
         parent, _, last = name.rpartition(".")
-        for other in _BESIDE.get(last, ()):
-            beside = f"{parent}.{other}" if parent else other
+        for other in _SIBLINGS.get(last, ()):
+            sibling = f"{parent}.{other}" if parent else other
             # A `b` with as many axes as its `w` may be a weight.
-            if beside in self._num_axes and (
-                last != "b" or self._has_fewer_axes(name, beside)
+            if sibling in self._num_axes and (
+                last != "b" or self._has_fewer_axes(name, sibling)
             ):
                 return f"{last!r} beside {other!r} in its name"
         for pattern in _LIBRARY_PATTERNS:
@@ -337,15 +337,15 @@ def _check_names(names: Any, params: PyTree) -> None:
 
 def _check_has_names(params: PyTree, weight_decay: Scalar | None = None) -> None:
     """Raises if a leaf has no name by which a rule could exclude it."""
-    nameless = _pytrees.nameless_leaves(params)
-    if not nameless:
+    unnamed = _pytrees.unnamed_leaves(params)
+    if not unnamed:
         return
     num_leaves = len(jax.tree.leaves(params))
-    path, leaf = nameless[0]
+    path, leaf = unnamed[0]
     given = "" if weight_decay is None else f" at weight_decay={float(weight_decay):g}"
     raise ValueError(
         "`params` must have names for the default `decay_mask`, which excludes biases "
-        f"and norms by name, got {len(nameless)} of {num_leaves} leaves without a name"
+        f"and norms by name, got {len(unnamed)} of {num_leaves} leaves without a name"
         f"{given}, the first being `params{path}` of shape {tuple(leaf.shape)}. "
         "Pass `decay_mask`: a tree of bool like `params`; a callable, such as `lambda "
         "params: jax.tree.map(lambda p: p.ndim > 1, params)`; or, from names, "
@@ -372,8 +372,8 @@ def _check_rule(rule: Any, layer_norms: Any) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    "`rule` must contain regular expressions, got "
-                    f"{pattern!r}: {error}. Escape special characters."
+                    f"`rule` must contain regular expressions, got {pattern!r}: "
+                    f"{error}. Escape special characters."
                 ) from error
 
 

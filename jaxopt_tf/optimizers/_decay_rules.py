@@ -82,8 +82,8 @@ class DecayRule(NamedTuple):
 
 def _norm_types(minor: int) -> frozenset[str]:
     """Returns the classes that Trainer of 4.`minor` counts as layer norms."""
-    counted = {n for n, (first, end) in _NORM_VERSIONS.items() if first <= minor < end}
-    return frozenset({LAYER_NORM, *counted})
+    names = {n for n, (first, end) in _NORM_VERSIONS.items() if first <= minor < end}
+    return frozenset({LAYER_NORM, *names})
 
 
 def _trainer_rule(minor: int) -> DecayRule:

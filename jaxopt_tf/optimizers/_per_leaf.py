@@ -144,10 +144,10 @@ def per_leaf_optimizer(
 
         @functools.cache
         def scalars(i: int, dtype: Any) -> Any:
-            own = rate(dtype)
+            leaf_rate = rate(dtype)
             if rate_of_count is not None:
-                own = Rate(rate_of_count(counts[i], dtype))
-            return rule.scalars(own, counts[i])
+                leaf_rate = Rate(rate_of_count(counts[i], dtype))
+            return rule.scalars(leaf_rate, counts[i])
 
         treedef: Any = jax.tree.structure(params)
         moments = [treedef.flatten_up_to(getattr(state, n)) for n in rule.moments]
@@ -157,7 +157,7 @@ def per_leaf_optimizer(
             if _pytrees.is_floating(p):
                 leaf = Leaf(p, grads[i], mask[i] and not never_decays, layouts[i])
                 shared = scalars(i if len(counts) > 1 else 0, wide_dtype(p.dtype))
-                rows.append(_updated(rule, leaf, shared, tuple(old)))
+                rows.append(_update_leaf(rule, leaf, shared, tuple(old)))
             else:  # integer leaves are left unchanged
                 rows.append((jnp.zeros_like(p), *old))
         updates, *trees = _trees(treedef, rows, 1 + len(rule.moments))
@@ -168,13 +168,13 @@ def per_leaf_optimizer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _updated(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
+def _update_leaf(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
     """Returns the update and the new moments of one leaf, in the dtypes of the old."""
     p, wide = leaf.param, wide_dtype(leaf.param.dtype)
-    # On explicit mesh axes the arithmetic has the sharding of the moments: with ZeRO-1
-    # moments are sharded and parameters replicated: each device updates its shard.
-    of_its_shape = [m for m in jax.tree.leaves(moments) if m.shape == p.shape]
-    like = of_its_shape[-1] if of_its_shape else p
+    # On explicit mesh axes the arithmetic has the sharding of the moments. With ZeRO-1,
+    # moments are sharded and parameters replicated, and each device updates its shard.
+    same_shape = [m for m in jax.tree.leaves(moments) if m.shape == p.shape]
+    like = same_shape[-1] if same_shape else p
     p_resharded = reshard_like(p, like)
     wide_leaf = leaf._replace(
         param=p_resharded.astype(wide), grad=reshard_like(leaf.grad, like).astype(wide)

@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
     arguments: int  # bytes
     outputs: int  # bytes
-    donated: int  # bytes of arguments whose memory is reused for outputs
+    aliased: int  # bytes of arguments whose memory is reused for outputs
     temporary: int  # bytes; on a TPU including data prefetched into the chip
     peak: int  # bytes at the peak, as `temporary`; 0 if the compiler has no figure
     code: int  # bytes of the program, which is in the device's memory too
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
     @property
     def total(self) -> int:
         """Bytes of a device's memory that the step needs."""
-        return self.arguments + self.outputs - self.donated + self.temporary + self.code
+        return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
     @property
     def work(self) -> float:
@@ -59,8 +59,8 @@ class Cost(NamedTuple):
             return self.flops
         # The compiler's count may miss iterations of loops, and `products` contains
         # only matrix products. Both are lower bounds.
-        written = sum(self.products)
-        return written if math.isnan(self.flops) else max(self.flops, written)
+        matmul_flops = sum(self.products)
+        return matmul_flops if math.isnan(self.flops) else max(self.flops, matmul_flops)
 
 
 class Estimate(NamedTuple):
@@ -102,7 +102,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
     return Cost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
-        donated=memory.alias_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peak=getattr(memory, "peak_memory_in_bytes", 0),
         code=memory.generated_code_size_in_bytes,
@@ -136,12 +136,12 @@ def estimate(cost: Cost, chip: Chip) -> Estimate:
 
 def _unused_donations(program: Program, traced: Any) -> tuple[str, ...]:
     names = traced.jaxpr.jaxpr.debug_info.arg_names
-    is_given = [argument.donated for argument in jax.tree.leaves(traced.args_info)]
+    is_donated = [argument.donated for argument in jax.tree.leaves(traced.args_info)]
     numbers = program.parameter_numbers()
     return tuple(
         name
-        for name, given in zip(names, is_given, strict=True)
-        if given and numbers.get(name) not in program.aliased
+        for name, donated in zip(names, is_donated, strict=True)
+        if donated and numbers.get(name) not in program.aliased
     )
 
 
@@ -153,10 +153,10 @@ def products(jaxpr: Any) -> MatmulFlops:
     and does not distinguish precisions. Work that the compiler removes or repeats is
     not considered.
     """
-    return _sum(map(_of_equation, jaxpr.eqns))
+    return _sum(map(_equation_flops, jaxpr.eqns))
 
 
-def _of_equation(equation: Any) -> MatmulFlops:
+def _equation_flops(equation: Any) -> MatmulFlops:
     name, params = equation.primitive.name, equation.params
     if name in ("dot_general", "conv_general_dilated"):
         left, right = (x.aval for x in equation.invars[:2])
@@ -171,7 +171,7 @@ def _of_equation(equation: Any) -> MatmulFlops:
         return MatmulFlops(**{_precision(equation): 2.0 * out.size * summed})
     if name == "cond":
         return max((products(branch.jaxpr) for branch in params["branches"]), key=sum)
-    rounds = params["length"] if name == "scan" else 1
+    num_iterations = params["length"] if name == "scan" else 1
     # Primitives such as `pjit`, `scan`, `while` and `custom_vjp_call` have their bodies
     # as parameters with different names: a Jaxpr (`eqns`) or a ClosedJaxpr (`jaxpr`).
     inner = jax.tree.leaves(
@@ -179,7 +179,7 @@ def _of_equation(equation: Any) -> MatmulFlops:
         is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
     )
     jaxprs = (getattr(x, "jaxpr", x) for x in inner)
-    return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(rounds)
+    return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(num_iterations)
 
 
 def _sum(found: Iterable[MatmulFlops]) -> MatmulFlops:
@@ -189,9 +189,9 @@ def _sum(found: Iterable[MatmulFlops]) -> MatmulFlops:
 def _precision(equation: Any) -> str:
     if any(x.aval.dtype.itemsize < 4 for x in equation.invars):
         return "narrow"
-    asked = equation.params["precision"]
+    requested = equation.params["precision"]
     # JAX stores a pair, one precision per factor, or an algorithm, which counts as the
     # default.
-    precision: Any = asked[0] if isinstance(asked, tuple) else None
+    precision: Any = requested[0] if isinstance(requested, tuple) else None
     names = {jax.lax.Precision.HIGH: "high", jax.lax.Precision.HIGHEST: "highest"}
     return names.get(precision, "default")

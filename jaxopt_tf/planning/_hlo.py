@@ -64,7 +64,7 @@ class Instruction(NamedTuple):
     is_root: bool  # whether its result is the result of the computation
 
     @property
-    def in_memory(self) -> int:
+    def bytes_in_memory(self) -> int:
         """Bytes of the results that are in the device's main memory."""
         return sum(x.num_bytes for x in self.arrays if not x.is_on_chip)
 
@@ -72,8 +72,8 @@ class Instruction(NamedTuple):
 class Runs(NamedTuple):
     """Number of runs of a computation in one step."""
 
-    num_rounds: int  # a loop of unknown length counts as one iteration
-    is_kernel: bool  # whether it is the body of a fusion, which runs as one kernel
+    num_runs: int  # a loop of unknown length counts as one iteration
+    is_fused: bool  # whether it is the body of a fusion, which runs as one kernel
 
 
 class Collective(NamedTuple):
@@ -93,7 +93,8 @@ class Program:
         computations: instructions by the name of their computation.
         aliased: numbers of the parameters whose memory is reused for results.
         entry: instructions of the main computation.
-        runs: number of runs by the name of the computation, for those that run.
+        runs: number of runs by the name of the computation; computations that a step
+            does not reach are missing.
     """
 
     def __init__(self, text: str) -> None:
@@ -107,20 +108,20 @@ class Program:
         entry = ""
         for line in text.splitlines():
             if line.startswith(" "):
-                current += _instruction(line)
+                current += _parse_instruction(line)
             elif head := _HEAD.match(line):
                 current = self.computations.setdefault(head[2], [])
                 entry = head[2] if head[1] else entry
         self.entry = self.computations[entry]
         self.runs = {entry: Runs(1, False)}
-        waiting = [entry]
-        while waiting:  # ends, because HLO has no recursion
-            caller = waiting.pop()
+        pending = [entry]
+        while pending:  # ends, because HLO has no recursion
+            caller = pending.pop()
             for instruction in self.computations[caller]:
-                for callee, runs in _called(instruction, self.runs[caller]):
+                for callee, runs in _callees(instruction, self.runs[caller]):
                     if callee in self.computations and callee not in self.runs:
                         self.runs[callee] = runs
-                        waiting.append(callee)
+                        pending.append(callee)
 
     def running(self) -> Iterator[tuple[Instruction, Runs]]:
         """Yields all instructions that run, with the runs of their computation."""
@@ -155,20 +156,20 @@ class Program:
         # An instruction reads the results of its operands. Operands come before it in
         # the text, and names are unique within a program.
         sizes: dict[str, int] = {}
-        for instruction, (num_rounds, is_kernel) in self.running():
+        for instruction, (num_runs, is_fused) in self.running():
             op = instruction.op
-            sizes[instruction.name] = written = instruction.in_memory
-            if is_kernel or op in _FREE or op.endswith("-done"):
+            sizes[instruction.name] = written = instruction.bytes_in_memory
+            if is_fused or op in _FREE or op.endswith("-done"):
                 continue
-            kernels += num_rounds
+            kernels += num_runs
             if op.endswith("-start"):
                 # The result of an asynchronous copy or slice between two memories is a
-                # tuple of source and destination. The smaller one is moved.
+                # tuple of source and destination. The smaller one is copied.
                 arrays = [x.num_bytes for x in instruction.arrays[:2] if x.num_bytes]
-                num_bytes += num_rounds * min(arrays, default=0)
+                num_bytes += num_runs * min(arrays, default=0)
             else:
                 read = sum(sizes.get(operand, 0) for operand in instruction.operands)
-                num_bytes += num_rounds * (written + read)
+                num_bytes += num_runs * (written + read)
         return kernels, num_bytes
 
     def collectives(self, num_devices: int) -> tuple[Collective, ...]:
@@ -178,7 +179,7 @@ class Program:
         """
         totals: dict[str, Collective] = {}
         seen: set[tuple[str, str]] = set()
-        for instruction, (num_rounds, _) in self.running():
+        for instruction, (num_runs, _) in self.running():
             kind = instruction.op.removesuffix("-start")
             if kind not in _COLLECTIVES:
                 continue
@@ -195,15 +196,15 @@ class Program:
                 old = totals.get(kind, Collective(kind, 0, 0, 0, 0.0))
                 totals[kind] = Collective(
                     kind,
-                    old.num_runs + num_rounds,
-                    old.bytes + num_rounds * sum(arrays),
+                    old.num_runs + num_runs,
+                    old.bytes + num_runs * sum(arrays),
                     max(old.largest, *arrays),
-                    old.sent + num_rounds * _sent(kind, sum(arrays), size),
+                    old.sent + num_runs * _sent_bytes(kind, sum(arrays), size),
                 )
         return tuple(sorted(totals.values(), key=lambda total: -total.bytes))
 
 
-def _instruction(line: str) -> list[Instruction]:
+def _parse_instruction(line: str) -> list[Instruction]:
     # Comments such as /*index=5*/ occur in long tuples.
     found = _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line))
     if not found:
@@ -223,15 +224,15 @@ def _num_bytes(dtype: str, dims: str) -> int:
     return bits * math.prod(int(axis) for axis in dims.split(",") if axis) // 8
 
 
-def _called(instruction: Instruction, caller: Runs) -> Iterator[tuple[str, Runs]]:
+def _callees(instruction: Instruction, caller: Runs) -> Iterator[tuple[str, Runs]]:
     trips = _TRIP_COUNT.search(instruction.attributes)
     is_run = instruction.op in ("while", "call", "conditional")
     for kind, names in _CALLEES.findall(instruction.attributes):
-        count = caller.num_rounds
+        count = caller.num_runs
         if kind in ("body", "condition") and trips:
             count *= int(trips[1])
         for name in re.findall(r"[\w.\-]+", names):
-            yield name, Runs(count, caller.is_kernel or not is_run)
+            yield name, Runs(count, caller.is_fused or not is_run)
 
 
 def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
@@ -249,7 +250,7 @@ def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
     return arrays or [0]
 
 
-def _sent(kind: str, num_bytes: int, size: int) -> float:
+def _sent_bytes(kind: str, num_bytes: int, size: int) -> float:
     if kind in ("collective-permute", "collective-broadcast"):
         return num_bytes
     # A ring all-gather or reduce-scatter sends (size - 1) / size of the array. An
@@ -263,11 +264,13 @@ def _group_size(attributes: str, num_devices: int) -> int:
     # absent or empty list means one group of all devices.
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
-    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-        return int(counted[1])
-    of_mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
-    if of_mesh:
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", of_mesh[1]))
-        names = re.findall(r"'(\w+)'", of_mesh[2])
+    if group_shape := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(group_shape[1])
+    mesh_groups = re.search(
+        r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes
+    )
+    if mesh_groups:
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh_groups[1]))
+        names = re.findall(r"'(\w+)'", mesh_groups[2])
         return math.prod(int(axes.get(name, 1)) for name in names)
     return num_devices

@@ -83,13 +83,13 @@ class Plan:
         The answer is unknown for CPUs, and for a plan without a compiled step whose
         parts fit, because activations are not counted.
         """
-        # For CPUs `share` is NaN, and both comparisons are False.
-        if self.is_refused or self.share > 1:
+        # For CPUs `memory_fraction` is NaN, and both comparisons are False.
+        if self.is_refused or self.memory_fraction > 1:
             return False
-        return True if self.cost is not None and self.share <= 1 else None
+        return True if self.cost is not None and self.memory_fraction <= 1 else None
 
     @property
-    def share(self) -> float:
+    def memory_fraction(self) -> float:
         """`on_device` as a fraction of a device's memory; NaN if it is unknown."""
         return self.on_device / self.slice_.chip.memory
 
@@ -196,7 +196,7 @@ def plan_step(
         raise TypeError(
             f"`step` must be a jitted function, got {step!r}. Wrap it in `jax.jit`."
         )
-    _checks.whole_number("num_items", num_items, least=0, most=2**53)
+    _checks.whole_number("num_items", num_items, minimum=0, maximum=2**53)
     _check_devices("args", args, slice_)
     if parts is None:
         parts = {f"argument {i}": arg for i, arg in enumerate(args)}

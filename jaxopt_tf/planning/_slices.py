@@ -79,7 +79,7 @@ _CHIPS: Mapping[str, Chip] = {
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices consist of cubes of 4x4x4 chips. The number of cubes is limited.
-_MOST_CUBES = {"v4": 64, "v5p": 96}
+_MAX_CUBES = {"v4": 64, "v5p": 96}
 # Description of an H100 (`GpuTargetConfigProto` of XLA), by which XLA compiles for it
 # on machines without one.
 _H100 = """
@@ -142,7 +142,7 @@ def named_slice(name: str) -> Slice:
     if family not in _CHIPS:
         raise ValueError(
             f"`name` must begin with one of {', '.join(_CHIPS)}, got {name!r}."
-            + _checks.nearest(family, _CHIPS)
+            + _checks.suggest(family, _CHIPS)
         )
     if not size and family in ("h100", "cpu"):
         size = "1"
@@ -175,7 +175,7 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
         return ("1", "2", "4", "8"), "Available sizes: 1, 2, 4, 8."
     if family in ("v5e", "v6e"):
         return _FLAT, f"Available sizes: {', '.join(_FLAT)}."
-    most = _MOST_CUBES[family]
+    most = _MAX_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
         for a, b in itertools.combinations_with_replacement(range(1, most + 1), 2)
@@ -189,16 +189,16 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
 
 def _nearest(family: str, size: str) -> str:
     """Returns the size with the most similar number of devices and sides."""
-    wanted = max(1, _num_devices(size))
+    num_devices = max(1, _num_devices(size))
     sides = sorted(int(number) for number in re.findall(r"\d{1,6}", size))
 
     def distance(other: str) -> tuple[float, float]:
-        theirs = sorted(int(number) for number in other.split("x"))
-        of_devices = abs(math.log(_num_devices(other) / wanted))
-        if len(theirs) != len(sides):
-            return of_devices, theirs[-1] / theirs[0]
-        pairs = zip(sides, theirs, strict=True)
-        return of_devices + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
+        other_sides = sorted(int(number) for number in other.split("x"))
+        size_distance = abs(math.log(_num_devices(other) / num_devices))
+        if len(other_sides) != len(sides):
+            return size_distance, other_sides[-1] / other_sides[0]
+        pairs = zip(sides, other_sides, strict=True)
+        return size_distance + sum(abs(math.log(max(1, a) / b)) for a, b in pairs), 0.0
 
     return min(_sizes(family)[0], key=distance)
 
@@ -238,22 +238,22 @@ def slice_devices(slice_: Slice) -> list[Any]:
 
 
 def _cpus(slice_: Slice) -> list[Any]:
-    wanted = slice_.num_devices
+    num_devices = slice_.num_devices
     try:
         # The number can be set only before JAX initializes its backends; afterwards the
         # update raises a RuntimeError. mypy does not know the options of `jax.config`.
-        if jax.config.jax_num_cpu_devices < wanted:  # type: ignore[attr-defined]
-            jax.config.update("jax_num_cpu_devices", wanted)
+        if jax.config.jax_num_cpu_devices < num_devices:  # type: ignore[attr-defined]
+            jax.config.update("jax_num_cpu_devices", num_devices)
     except RuntimeError:
         pass
     devices = jax.devices("cpu")
-    if len(devices) < wanted:
+    if len(devices) < num_devices:
         raise ValueError(
             f"`slice_` must have no more CPU devices than JAX was started with, got "
-            f"{slice_.name!r} and {len(devices)}. Set JAX_NUM_CPU_DEVICES={wanted} in "
-            "the environment."
+            f"{slice_.name!r} and {len(devices)}. Set "
+            f"JAX_NUM_CPU_DEVICES={num_devices} in the environment."
         )
-    return devices[:wanted]
+    return devices[:num_devices]
 
 
 def _tpus(slice_: Slice) -> list[Any]:

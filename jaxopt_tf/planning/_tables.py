@@ -11,7 +11,7 @@ from ._cost import Cost
 from ._plan import Plan
 
 # Largest number of unmet rules that are listed.
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 
 
 def print_plan(plan: Plan, *, console: rich.console.Console | None = None) -> None:
@@ -75,7 +75,7 @@ def _memory(plan: Plan) -> rich.table.Table:
     if cost is not None:
         compiled = [
             ("compiled: arguments", cost.arguments),
-            ("results in new memory", cost.outputs - cost.donated),
+            ("results in new memory", cost.outputs - cost.aliased),
             ("temporary: activations, gradients", cost.temporary),
             ("program code", cost.code),
             ("total of the step", cost.total),
@@ -92,21 +92,21 @@ def _remarks(plan: Plan) -> list[str]:
     if plan.fits is False:
         lines.append("It does not fit.")
     elif plan.fits:
-        lines.append(f"It fits: {plan.share:.0%} of a device's memory.")
-    elif not math.isnan(plan.share):
+        lines.append(f"It fits: {plan.memory_fraction:.0%} of a device's memory.")
+    elif not math.isnan(plan.memory_fraction):
         names = ", ".join(part.name for part in plan.parts)
         lines.append(
-            f"{names[:1].upper()}{names[1:]} fit ({plan.share:.0%} of a device's "
-            "memory); activations were not counted."
+            f"{names[:1].upper()}{names[1:]} fit ({plan.memory_fraction:.0%} of a "
+            "device's memory); activations were not counted."
         )
-    for rule in plan.unmet[:_MOST_LISTED]:
-        where = "no axis" if rule.got is None else f"axis {rule.got}"
+    for rule in plan.unmet[:_MAX_LISTED]:
+        replacement = "no axis" if rule.used_axis is None else f"axis {rule.used_axis}"
         lines.append(
-            f"{rule.mesh_axis} does not divide axis {rule.wanted} of {rule.name}; "
-            f"it divides {where} instead."
+            f"{rule.mesh_axis} does not divide axis {rule.requested_axis} of "
+            f"{rule.name}; it divides {replacement} instead."
         )
-    if len(plan.unmet) > _MOST_LISTED:
-        lines.append(f"... and {len(plan.unmet) - _MOST_LISTED} more unmet rules.")
+    if len(plan.unmet) > _MAX_LISTED:
+        lines.append(f"... and {len(plan.unmet) - _MAX_LISTED} more unmet rules.")
     replicated = plan.replicated()
     if replicated:
         num_bytes = sum(extra for _, _, extra in replicated)
@@ -129,7 +129,7 @@ def _collectives(cost: Cost) -> rich.table.Table:
 
 
 def _compiled(plan: Plan, cost: Cost) -> list[str]:
-    donated = f"donated: {_bytes(cost.donated)} of {_bytes(cost.arguments)}"
+    donated = f"donated: {_bytes(cost.aliased)} of {_bytes(cost.arguments)}"
     if cost.unused_donations:
         donated += (
             f"; donated but not reused: {len(cost.unused_donations)}, the first being "

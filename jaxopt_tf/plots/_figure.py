@@ -152,9 +152,9 @@ def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
     panel.plot(x, np.full(len(x), 0.97), **style)
 
 
-def count_steps(panel: "Axes", most: int = 8) -> None:
+def count_steps(panel: "Axes", max_ticks: int = 8) -> None:
     """Labels the horizontal axis with integers with thousands separators."""
-    panel.locator_params("x", integer=True, nbins=most)
+    panel.locator_params("x", integer=True, nbins=max_ticks)
     panel.xaxis.set_major_formatter("{x:,.0f}")
 
 
@@ -171,7 +171,7 @@ def scale(panel: "Axes", *columns: np.ndarray) -> None:
         panel.set_yscale("log")
 
 
-def saved(figure: "Figure", path: Path | None) -> "Figure":
+def save_figure(figure: "Figure", path: Path | None) -> "Figure":
     """Writes a figure in the format of the path's suffix, and returns it.
 
     Args:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..monitors import read_history
 from ..training import Window
-from ._figure import HEAT, count_steps, new_figure, picture_path, saved
-from ._run_log import Downsampler, finite_mean, is_ours, log_file
+from ._figure import HEAT, count_steps, new_figure, picture_path, save_figure
+from ._run_log import Downsampler, finite_mean, is_metrics_log, log_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The maps are about 250 pixels wide: more points would not be visible.
 _NUM_POINTS = 300
-_MOST_NAMES = 150  # maximum number of layers whose names are shown
+_MAX_NAMES = 150  # maximum number of layers whose names are shown
 _EMBEDDINGS = re.compile(r"(^|\.)(wte|wpe)(\.|$)|embed", re.IGNORECASE)
 
 
@@ -44,25 +44,25 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
     """
     path = picture_path(path)
     file = log_file(folder)
-    names, rows = _read(file) if is_ours(file) else ([], np.empty((0, 1)))
+    names, rows = _read(file) if is_metrics_log(file) else ([], np.empty((0, 1)))
     if not names:
         raise ValueError(
             f"`folder` must be of a run that logged its layers, got {str(folder)!r}, "
-            "which did not. Train with `--log_layers`, or in Python with "
+            "whose log contains none. Train with `--log_layers`, or in Python with "
             "`make_train_step(..., per_layer=True)`."
         )
-    order = sorted(range(len(names)), key=lambda k: _place(names[k]))
+    order = sorted(range(len(names)), key=lambda k: _sort_key(names[k]))
     steps, maps = rows[:, 0], rows[:, 1:].reshape(len(rows), len(names), 2)[:, order]
     shown = _without_prefix([names[k] for k in order])
     figure = new_figure(1.8 + min(0.17 * len(names), 20.0))
     panels = figure.subplots(1, 2, sharey=True)
     _draw(panels[0], steps, maps[:, :, 0].T, "gradient norm\n(before clipping)")
     _draw(panels[1], steps, maps[:, :, 1].T, "update norm / parameter norm")
-    stride = -(-len(shown) // _MOST_NAMES)
+    stride = -(-len(shown) // _MAX_NAMES)
     panels[0].set_yticks(np.arange(len(shown))[::stride], shown[::stride], fontsize=8)
     panels[0].invert_yaxis()
     panels[0].set_ylabel("layer")
-    return saved(figure, path)
+    return save_figure(figure, path)
 
 
 def _read(file: Path) -> tuple[list[str], np.ndarray]:
@@ -83,7 +83,9 @@ def _read(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _rows_of(window: Window, names: list[str]) -> np.ndarray:
-    layers: dict[str, Any] = window.metrics.layers  # of numpy arrays
+    layers: dict[str, Any] = (
+        window.metrics.layers
+    )  # norms of each layer, as NumPy arrays
     rows = np.full((len(window.metrics.loss), 1 + 2 * len(names)), np.nan)
     rows[:, 0] = window.first_step + np.arange(len(rows))
     for column, name in enumerate(names):
@@ -107,11 +109,11 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     mesh = panel.pcolormesh(_edges(steps), rows - 0.5, shown, rasterized=True, **style)
     panel.set_facecolor("white")
     panel.set_xlabel("step")
-    count_steps(panel, most=4)
+    count_steps(panel, max_ticks=4)
     figure: Any = panel.get_figure()
     # The distance is 0.2 inches; `pad` is a fraction of the height of the figure.
-    bar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}
-    figure.colorbar(mesh, ax=panel, label=label, extend="both", **bar)
+    colorbar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}
+    figure.colorbar(mesh, ax=panel, label=label, extend="both", **colorbar)
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
@@ -123,7 +125,7 @@ def _edges(steps: np.ndarray) -> np.ndarray:
     return np.concatenate([[first], between, [last]])
 
 
-def _place(name: str) -> tuple:
+def _sort_key(name: str) -> tuple:
     """Returns a sort key: embeddings, then layers by number, then all others."""
     # Digits are compared as numbers, so that layer 10 follows layer 9.
     parts = re.split(r"(\d+)", name)

@@ -21,7 +21,7 @@ _RATIO_LABEL = "update norm /\nparameter norm"
 
 # The smoothed loss is the mean over this fraction of the run.
 _SMOOTHED_OVER = 1 / 50
-_MOST_MARKERS = 50  # maximum number of evaluations that are drawn with markers
+_MAX_MARKERS = 50  # maximum number of evaluations that are drawn with markers
 
 _RANGE: Any = {"color": "0.78", "linewidth": 0.7}
 _TRAINING: Any = {"color": "#08306b", "linewidth": 1.8}
@@ -55,7 +55,7 @@ def curves(
     """
     checked_path = _figure.picture_path(path)
     if every is not None:
-        every = _checks.step_count("every", every, least=1)
+        every = _checks.step_count("every", every, minimum=1)
     recorder = _run_log.RunRecorder()
     drawn_at = 0
 
@@ -75,7 +75,7 @@ def curves(
         median = np.median(ratio) if len(ratio) else np.nan
         label = f"update norm\n(median {median:.0e} of\nthe parameters')"
         norms = {label: run.steps.updates, "parameter norm": run.steps.params}
-        _figure.saved(_draw_run(run, norms, f"loss ({unit})"), checked_path)
+        _figure.save_figure(_draw_run(run, norms, f"loss ({unit})"), checked_path)
 
     return Monitor(recorder.window, evaluation, draw)
 
@@ -108,7 +108,7 @@ def plot_run(folder: Path | str, path: Path | str | None = None) -> "Figure":
     run = _run_log.read_run_log(folder)
     figure = _draw_run(run, {_RATIO_LABEL: run.steps.update_ratio}, "loss")
     figure.axes[0].set_title(run.name, loc="left")
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def plot_runs(
@@ -157,7 +157,7 @@ def plot_runs(
             _figure.scale(panel, *(lines[label][1] for lines in runs.values()))
     _figure.legend_above(figure, panels[0].get_lines())
     _figure.finish(panels)
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def _draw_run(
@@ -191,10 +191,10 @@ def _draw_losses(panel: "Axes", run: RunLog) -> None:
         at, losses = np.array(run.evaluations).T
         best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
         label = (
-            f"evaluation: {losses[-1]:.4g} at the end, "
-            f"{losses[best]:.4g} at best (step {at[best]:,.0f})"
+            f"evaluation: {losses[-1]:.4g} at the end, {losses[best]:.4g} at best "
+            f"(step {at[best]:,.0f})"
         )
-        marker = "o" if len(losses) <= _MOST_MARKERS else None
+        marker = "o" if len(losses) <= _MAX_MARKERS else None
         panel.plot(at, losses, label=label, marker=marker, **_EVALUATION)
     at = steps.step[steps.skipped > 0]
     if len(at):
@@ -226,7 +226,9 @@ def _named(
             "`folders` must contain at least one folder of a run, got none."
         )
     if isinstance(folders, Mapping):
-        return {str(name): _run_log.read_run_log(of) for name, of in folders.items()}
+        return {
+            str(name): _run_log.read_run_log(folder) for name, folder in folders.items()
+        }
     logs = [_run_log.read_run_log(folder) for folder in folders]
     names = [log.name for log in logs]
     return {

@@ -141,14 +141,14 @@ def read_run_log(folder: Path | str) -> RunLog:
             no steps.
     """
     file, recorder = log_file(folder), RunRecorder()
-    if is_ours(file):
+    if is_metrics_log(file):
         for event in read_history(file):
             if isinstance(event, Window):
                 recorder.window(event)
             else:
                 recorder.evaluation(event)
     else:
-        _read_trainers(file, recorder)
+        _read_trainer_state(file, recorder)
     log = recorder.log(_run_name(file))
     if len(log.steps.step) == 0:
         raise ValueError(
@@ -185,7 +185,7 @@ def log_file(folder: Path | str) -> Path:
     return found
 
 
-def is_ours(file: Path) -> bool:
+def is_metrics_log(file: Path) -> bool:
     """Returns True if a log was written by `json_lines`, and not by a Trainer."""
     return file.suffix != ".json"
 
@@ -249,7 +249,7 @@ def _run_name(file: Path) -> str:
     return (folder.parent if _CHECKPOINT.fullmatch(folder.name) else folder).name
 
 
-def _read_trainers(file: Path, recorder: RunRecorder) -> None:
+def _read_trainer_state(file: Path, recorder: RunRecorder) -> None:
     rows = []
     for entry in _read_state(file)["log_history"]:
         if "loss" in entry:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # For a run of at most 2,000 steps, all are sampled. For a longer run, 2,000 steps are
-# sampled first, and then further ones around corners of the curve, until there are more
-# than 6,000: such a schedule is curved everywhere.
-_NUM_STEPS, _MOST_STEPS = 2_000, 6_000
+# sampled first, and then further ones around corners of the curve. Sampling ends at
+# 6,000 steps, for schedules that are curved everywhere.
+_NUM_STEPS, _MAX_STEPS = 2_000, 6_000
 _NUM_CORNERS = 64  # maximum number of intervals that are refined in an iteration
 _NUM_PARTS = 8  # number of parts into which an interval is divided
 # Maximum distance of a rate from the line between its neighbours, as a fraction of the
@@ -72,7 +72,7 @@ def plot_schedule(
     if "" not in lines:
         _figure.legend_above(figure)
     _figure.finish([panel])
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def sample_schedule(
@@ -96,15 +96,15 @@ def sample_schedule(
         TypeError: if the schedule is metric-driven or is not a function.
         ValueError: if `num_steps` is below 1 or above 2^31 - 1.
     """
-    num_steps = _checks.step_count("num_steps", num_steps, least=1)
+    num_steps = _checks.step_count("num_steps", num_steps, minimum=1)
     _check_is_schedule(schedule)
-    rates_at = _compiled(schedule)
+    rates_at = _compile(schedule)
     num_first = min(num_steps, _NUM_STEPS)
     steps = np.linspace(0, num_steps - 1, num_first).round().astype(np.int64)
     rates = rates_at(steps)
     while True:
-        between = _around_corners(steps, rates)
-        if len(between) == 0 or len(steps) > _MOST_STEPS:
+        between = _refine_corners(steps, rates)
+        if len(between) == 0 or len(steps) > _MAX_STEPS:
             return steps, rates
         steps = np.append(steps, between)
         rates = np.append(rates, rates_at(between))
@@ -125,7 +125,7 @@ def _check_is_schedule(schedule: Any) -> None:
         )
 
 
-def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
+def _compile(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function that evaluates the schedule at many steps at once."""
 
     @jax.jit
@@ -143,33 +143,30 @@ def _compiled(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
     return rates_at
 
 
-def _around_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Returns further steps next to those whose rate is off the line.
-
-    The line is that between the neighbours of a step.
-    """
+def _refine_corners(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Returns steps to add where linear interpolation of the rates is inaccurate."""
     if len(steps) < 3:
         return steps[:0]
     is_wide = np.diff(steps) > 1
     left, middle, right = steps[:-2], steps[1:-1], steps[2:]
-    share = (middle - left) / (right - left)
+    fraction = (middle - left) / (right - left)
     rates = rates.astype(np.float64)
-    on_line = rates[:-2] + share * (rates[2:] - rates[:-2])
+    on_line = rates[:-2] + fraction * (rates[2:] - rates[:-2])
     off = np.abs(rates[1:-1] - on_line)
     off = np.where(np.isfinite(off), off, 0.0)
     # The deviation of an interval is the larger one of its two ends.
-    of_interval = np.maximum(np.append(0.0, off), np.append(off, 0.0))
-    least = _TOLERANCE * np.nanmax(np.abs(rates))
-    corners = np.flatnonzero(is_wide & (of_interval > least))
-    worst = corners[np.argsort(-of_interval[corners], kind="stable")][:_NUM_CORNERS]
+    deviations = np.maximum(np.append(0.0, off), np.append(off, 0.0))
+    minimum = _TOLERANCE * np.nanmax(np.abs(rates))
+    corners = np.flatnonzero(is_wide & (deviations > minimum))
+    largest = corners[np.argsort(-deviations[corners], kind="stable")][:_NUM_CORNERS]
     # The intervals on both sides of the highest rate are always refined, since
     # `jaxopt-tf schedule` prints the highest rate and its step.
     peak = int(np.argmax(rates))
-    beside = [k for k in (peak - 1, peak) if 0 <= k < len(is_wide) and is_wide[k]]
-    inside = [
+    neighbours = [k for k in (peak - 1, peak) if 0 <= k < len(is_wide) and is_wide[k]]
+    interior = [
         np.linspace(steps[k], steps[k + 1], _NUM_PARTS + 1).round()[1:-1]
-        for k in (*worst, *beside)
+        for k in (*largest, *neighbours)
     ]
-    if not inside:
+    if not interior:
         return steps[:0]
-    return np.setdiff1d(np.concatenate(inside).astype(np.int64), steps)
+    return np.setdiff1d(np.concatenate(interior).astype(np.int64), steps)

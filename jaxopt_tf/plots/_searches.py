@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DOTS: Any = {"color": "black", "marker": "o", "markersize": 5, "lw": 1.0}
-_LEFT: Any = {"color": "0.4", "marker": "o", "mfc": "white", "markersize": 5}
-_STAR: Any = {"color": "#d55e00", "marker": "*", "mec": "black", "markersize": 15}
+_DROPPED_STYLE: Any = {"color": "0.4", "marker": "o", "mfc": "white", "markersize": 5}
+_BEST_STYLE: Any = {"color": "#d55e00", "marker": "*", "mec": "black", "markersize": 15}
 _SUGGESTION: Any = {"color": "#d55e00", "ls": "--", "lw": 1.5}
 _BARS: Any = {"color": "black", "marker": "o", "markersize": 4, "capsize": 3, "lw": 1.5}
 _LIMIT: Any = {"color": "0.4", "ls": ":", "lw": 1.0}
-_ABOVE: Any = {"mfc": "white", "mec": "black", "ls": "none"}
+_CLIPPED_STYLE: Any = {"mfc": "white", "mec": "black", "ls": "none"}
 # The smaller marker has the higher `zorder`: both can be at the same point.
-_LOWEST: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_ABOVE}
-_SUGGESTED: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_ABOVE}
+_LOWEST: Any = {"marker": "v", "markersize": 9, "zorder": 5, **_CLIPPED_STYLE}
+_SUGGESTED: Any = {"marker": "*", "markersize": 14, "zorder": 4, **_CLIPPED_STYLE}
 _DIVERGED: Any = {"facecolor": "white", "edgecolor": "0.4", "hatch": "xxx"}
 _MARGIN = 0.03  # fraction of the axis at both ends, so that markers are not cut off
 # Maximum numbers of columns and rows for which losses are written into the cells.
-_MOST_ACROSS, _MOST_DOWN = 12, 20
-_MOST_TICKS = 12
-_MOST_MARKERS = 50  # maximum number of rates that are drawn with markers
+_MAX_COLUMNS, _MAX_ROWS = 12, 20
+_MAX_TICKS = 12
+_MAX_MARKERS = 50  # maximum number of rates that are drawn with markers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,13 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
         ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
-    named = {name: _numbers_or_names(of) for name, of in points.settings.items()}
+    named = {
+        name: _numbers_or_names(values) for name, values in points.settings.items()
+    }
     several = {name: values for name, values in named.items() if len(set(values)) > 1}
     shown = several or named
     if len(shown) == 2 and _is_grid(list(shown.values())):
-        return _figure.saved(_heat_map(points, shown), path)
+        return _figure.save_figure(_heat_map(points, shown), path)
     labels = [points.label] * len(shown)
     figure, panels = _figure.stacked_panels(1.0 + 2.6 * len(shown), labels)
     for panel, (name, values) in zip(panels, shown.items(), strict=True):
@@ -87,7 +89,7 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
     handles, _ = panels[0].get_legend_handles_labels()
     _figure.legend_above(figure, handles, columns=4)
     _figure.finish(panels, panels[-1].get_xlabel(), margin=_MARGIN)
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def plot_losses_by_rate(
@@ -117,7 +119,7 @@ def plot_losses_by_rate(
     path = _figure.picture_path(path)
     figure, (panel,) = _figure.stacked_panels(4.4, ["loss"])
     finite = np.isfinite(losses)
-    marker = "o" if len(rates) <= _MOST_MARKERS else ""
+    marker = "o" if len(rates) <= _MAX_MARKERS else ""
     style = {**_DOTS, "lw": 1.2, "marker": marker}
     panel.plot(rates[finite], losses[finite], label="loss", **style)
     _figure.mark_diverged(panel, rates[~finite])
@@ -128,7 +130,7 @@ def plot_losses_by_rate(
     panel.set_title(textwrap.fill(title, 100), loc="left", fontsize=9)
     _figure.legend_above(figure)
     _figure.finish([panel], "learning rate", margin=_MARGIN)
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def plot_losses_by_decay(
@@ -179,7 +181,7 @@ def plot_losses_by_decay(
     _figure.legend_above(figure)
     _scale_decays(panel, decays)
     _figure.finish([panel], "weight decay")
-    return _figure.saved(figure, path)
+    return _figure.save_figure(figure, path)
 
 
 def _numbers_or_names(settings: Sequence[Any]) -> list[float | str]:
@@ -191,8 +193,10 @@ def _numbers_or_names(settings: Sequence[Any]) -> list[float | str]:
 
 def _distinct(values: Sequence[float | str]) -> list[Any]:
     """Returns the distinct values: numbers sorted, names in their first order."""
-    once: list[Any] = list(dict.fromkeys(values))
-    return sorted(once) if isinstance(once[0], float) else once
+    unique_values: list[Any] = list(dict.fromkeys(values))
+    return (
+        sorted(unique_values) if isinstance(unique_values[0], float) else unique_values
+    )
 
 
 def _is_grid(columns: Sequence[Sequence[float | str]]) -> bool:
@@ -221,12 +225,12 @@ def _draw_field(
     left = finite & ~points.is_ended
     if left.any():
         label = "dropped after fewer steps"
-        panel.plot(x[left], losses[left], label=label, ls="none", **_LEFT)
+        panel.plot(x[left], losses[left], label=label, ls="none", **_DROPPED_STYLE)
     _figure.mark_diverged(panel, x[~finite])
     if points.best is not None:
         best = [points.best]
         label = f"best: {losses[points.best]:.4g}"
-        panel.plot(x[best], losses[best], label=label, ls="none", **_STAR)
+        panel.plot(x[best], losses[best], label=label, ls="none", **_BEST_STYLE)
     # Numbers get a logarithmic axis if they are positive and most of them are much
     # smaller than the largest, as for learning rates.
     if names:
@@ -262,9 +266,9 @@ def _heat_map(
     panel.set_yticks(np.arange(len(rows)) + 0.5, list(map(_shown, rows)))
     panel.set_xlabel(across)
     panel.set_ylabel(down)
-    if len(columns) > _MOST_ACROSS:
+    if len(columns) > _MAX_COLUMNS:
         panel.tick_params("x", labelrotation=90)
-    elif len(rows) <= _MOST_DOWN:
+    elif len(rows) <= _MAX_ROWS:
         _write_losses(panel, points, run, norm)
     handles: list[Any] = []
     if np.isinf(losses).any():
@@ -327,6 +331,6 @@ def _scale_decays(panel: "Axes", decays: np.ndarray) -> None:
         panel.set_xscale("log")
     elif len(positive):
         panel.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
-    shown = decays[:: -(-len(decays) // _MOST_TICKS)]
+    shown = decays[:: -(-len(decays) // _MAX_TICKS)]
     panel.set_xticks(shown, [f"{decay:.3g}" for decay in shown])
     panel.minorticks_off()

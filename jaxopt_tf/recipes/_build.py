@@ -20,13 +20,13 @@ from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Fields that determine the learning rate of each step and nothing else in the program.
-_OF_THE_RATE = (
+_RATE_MESSAGE = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
     *("warmup_steps", "max_steps"),
 )
 _VALUES = "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"
 # Fields in which recipes may differ and still share one compiled program.
-_VARIED = (*_OF_THE_RATE, *_VALUES, "seed")
+_VARIED = (*_RATE_MESSAGE, *_VALUES, "seed")
 
 
 class RunHyperparams(NamedTuple):
@@ -131,14 +131,14 @@ def _decay_mask(
         )
     mask = functools.partial(decay_mask, rule=rule, layer_norms=layer_norms or ())
 
-    def unless_nameless(params: PyTree) -> PyTree:
+    def unless_unnamed(params: PyTree) -> PyTree:
         # Rules match names of leaves. Without decay no rule is applied, so that trees
         # without names, such as plain tuples of arrays, are accepted.
-        if _pytrees.nameless_leaves(params):
+        if _pytrees.unnamed_leaves(params):
             return jax.tree.map(lambda _: False, params)
         return mask(params)
 
-    return mask if decays else unless_nameless
+    return mask if decays else unless_unnamed
 
 
 def compile_key(recipe: Recipe) -> Hashable:
@@ -183,7 +183,7 @@ def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
                 "for example 'constant' or 'linear', or train this run separately."
             )
     rates = {}
-    if any(_differ(recipes, name) for name in _OF_THE_RATE):
+    if any(_differ(recipes, name) for name in _RATE_MESSAGE):
         num_steps = max(recipe.max_steps for recipe in recipes)
         tables = [_tables(recipe, num_steps) for recipe in recipes]
         rates = {label: jnp.stack([t[label] for t in tables]) for label in tables[0]}
@@ -202,14 +202,14 @@ def rates_of(
 ) -> dict[str, ScalarOrSchedule]:
     """Returns the rate of each rate group and of the other parameters, by label."""
     if varied.rates:
-        return {label: _looked_up(table) for label, table in varied.rates.items()}
+        return {label: _look_up(table) for label, table in varied.rates.items()}
     schedule = build_schedule(recipe) if schedule is None else schedule
     is_driven = isinstance(schedule, MetricDrivenSchedule)
     rates: dict[str, Any] = {
         DEFAULT_GROUP: recipe.learning_rate if is_driven else schedule
     }
     for group in recipe.rate_groups:
-        own: Any = build_schedule(replace(recipe, rate_groups=(), **group.own))
+        own: Any = build_schedule(replace(recipe, rate_groups=(), **group.overrides))
         rates[group.pattern] = functools.partial(_scaled, own, group.factor)
     return rates
 
@@ -219,7 +219,7 @@ def _scaled(schedule: Schedule, factor: float, step: jax.Array) -> jax.Array:
     return jnp.asarray(factor, rate.dtype) * rate
 
 
-def _looked_up(table: jax.Array) -> Schedule:
+def _look_up(table: jax.Array) -> Schedule:
     def rate(step: Any) -> jax.Array:
         # A vmapped run that is shorter than the others is still updated after its end.
         # The results of these steps are discarded; the index must only be valid.

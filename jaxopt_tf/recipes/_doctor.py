@@ -18,7 +18,7 @@ from ._recipe_findings import (
     recipe_findings,
 )
 
-# Aspects that are not judged for any run. Checks that cannot be made add their own.
+# Aspects that are never judged. A check whose arguments are missing adds its own.
 _NEVER_JUDGED = (
     "whether learning rate, batch size and number of steps suit the model and the data",
     "the data",
@@ -76,7 +76,7 @@ def doctor(
 
     Args:
         recipe: the hyperparameters of the run.
-        optimizer: the optimizer of the run, if it is not `build_optimizer(recipe)`.
+        optimizer: optimizer of the run; None for `build_optimizer(recipe)`.
         params: the parameters, or a tree of `jax.ShapeDtypeStruct`.
         layouts: see `build_optimizer`.
         layer_norms: see `build_optimizer`.
@@ -107,6 +107,6 @@ def doctor(
     if optimizer is not None:
         found += optimizer_findings(recipe, optimizer, params, norms)
     return Diagnosis(
-        findings=tuple(each for each in found if isinstance(each, Finding)),
-        not_judged=tuple(each for each in found if isinstance(each, str)),
+        findings=tuple(entry for entry in found if isinstance(entry, Finding)),
+        not_judged=tuple(entry for entry in found if isinstance(entry, str)),
     )

@@ -78,8 +78,10 @@ class Explanation:
         ]
         widths = [max(map(len, column)) for column in shown]
         # Only the last column contains numbers; it is right-aligned.
-        form = "  ".join([*(f"{{:{w}}}" for w in widths[:-1]), f"{{:>{widths[-1]}}}"])
-        lines = [form.format(*row).rstrip() for row in zip(*shown, strict=True)]
+        row_format = "  ".join(
+            [*(f"{{:{w}}}" for w in widths[:-1]), f"{{:>{widths[-1]}}}"]
+        )
+        lines = [row_format.format(*row).rstrip() for row in zip(*shown, strict=True)]
         size = self.state_bytes / max(1, self.num_params)
         lines.append(
             f"{self.num_params:,} parameters, {self.num_decayed:,} of them decayed; "
@@ -120,11 +122,11 @@ def explain(
     named = _pytrees.named_leaves(params)
     leaves = {name: leaf for name, leaf in named if _pytrees.is_floating(leaf)}
     groups = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
-    why = dict.fromkeys(leaves, "`weight_decay` is 0")
+    reasons_not_decayed = dict.fromkeys(leaves, "`weight_decay` is 0")
     if recipe.weight_decay > 0:
         norms = layer_norms or ()
         reasons = decay_reasons(params, rule=recipe.decay_rule, layer_norms=norms)
-        why = dict(_pytrees.named_leaves(reasons))
+        reasons_not_decayed = dict(_pytrees.named_leaves(reasons))
     # Leaves of the state are assigned to parameters by their paths: the path of a
     # moment is the path of a field ("mu", "nu_row" and others) followed by the name of
     # the parameter. The owner of leaves without a parameter, such as `step`, is None.
@@ -142,8 +144,8 @@ def explain(
                 torch_name=(torch_names or {}).get(name, ""),
                 shape=tuple(leaf.shape),
                 dtype=str(leaf.dtype),
-                is_decayed=not why[name],
-                why_not_decayed=why[name],
+                is_decayed=not reasons_not_decayed[name],
+                why_not_decayed=reasons_not_decayed[name],
                 rate_group=groups[name],
                 factored_shape=(*shapes[name, "nu_row"], shapes[name, "nu_col"][-1])
                 if (name, "nu_row") in shapes

@@ -21,7 +21,7 @@ from ._recipe import Recipe
 from ._recipe_findings import Finding, floating_leaves, rate_at
 
 # Limit of the simulated warmup: the results of the checks do not depend on more steps.
-_MOST_WARMUP_STEPS = 10_000
+_MAX_WARMUP_STEPS = 10_000
 # States of optax 0.2 whose transformations the updates below check completely.
 _KNOWN_STATES = re.compile(
     r"MaskedNode|(Empty|Factored|Inject\w*Hyperparams|Masked|MultiSteps|Partition|"
@@ -39,7 +39,7 @@ def optimizer_findings(
     state = jax.eval_shape(optimizer.init, params)
     yield "the betas and the epsilon of the optimizer, and the sign of its updates"
     yield from _unknown_states(state)
-    yield from _of_state(recipe, state)
+    yield from _state_findings(recipe, state)
     if _paths(state, optax.MultiStepsState):
         # `MultiSteps` returns zero updates except at the last of k micro-batches, so
         # that the checks below do not apply.
@@ -51,9 +51,9 @@ def optimizer_findings(
     has_moments = any(map(np.any, probe.moments(probe.state).values()))
     if has_moments and recipe.optim.startswith("adam"):
         yield Finding(
-            what="moments are not zero though all gradients were",
-            why="a decay that is added to the gradient goes through the moments and is "
-            "divided by them: L2, not AdamW's decay",
+            problem="moments are not zero though all gradients were",
+            reason="a decay that is added to the gradient goes through the moments and "
+            "is divided by them: L2, not AdamW's decay",
             fix="Leave decay to `adamw_tf`, without `optax.add_decayed_weights`",
         )
         yield "the mask of the decay, and clipping, which such moments hide"
@@ -81,7 +81,7 @@ class _Probe:
 
         self.params = jax.tree.map(small, params)
         self.zeros = jax.tree.map(np.zeros_like, self.params)
-        self.num_steps = min(recipe.num_warmup_steps, _MOST_WARMUP_STEPS) + 1
+        self.num_steps = min(recipe.num_warmup_steps, _MAX_WARMUP_STEPS) + 1
         tx = optax.with_extra_args_support(optimizer)
 
         @jax.jit
@@ -150,18 +150,18 @@ def _unknown_states(state: PyTree) -> Iterator[str]:
         )
 
 
-def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
+def _state_findings(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
     if _paths(state, optax.MultiStepsState) and recipe.gradient_accumulation_steps > 1:
         yield Finding(
-            what="the optimizer is inside `optax.MultiSteps`, and the recipe has "
+            problem="the optimizer is inside `optax.MultiSteps`, and the recipe has "
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
-            why="gradients are accumulated twice, so that updates are less frequent",
+            reason="gradients are accumulated twice, so that updates are less frequent",
             fix="Remove `optax.MultiSteps`: the train step accumulates gradients",
         )
     if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(
-            what="`clip` stands inside `optax.multi_transform`",
-            why="each group is clipped by its own norm, not all by their joint one",
+            problem="`clip` stands inside `optax.multi_transform`",
+            reason="each group is clipped by its own norm, not all by their joint one",
             fix="`optax.chain(clip(...), optax.multi_transform(...))`",
         )
     # bfloat16 has 8 significant bits. A multiplication by beta2 changes a moment by the
@@ -175,16 +175,17 @@ def _of_state(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
     ]
     if low and recipe.adam_beta2 > 0.996:
         yield Finding(
-            what=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
+            problem=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
             f"{recipe.adam_beta2:g}",
-            why="changes below half a unit in the last place are rounded away: they "
+            reason="changes below half a unit in the last place are rounded away: they "
             "can grow but not decrease",
             fix="Leave `moment_dtype` at float32, or take an `adam_beta2` of 0.99",
         )
     if _paths(state, optax.FactoredState) and recipe.optim == "adafactor":
         yield Finding(
-            what="`optax.adafactor` is used for 'adafactor'",
-            why="it factors other axes, none below 128, and its decay ignores the rate",
+            problem="`optax.adafactor` is used for 'adafactor'",
+            reason="it factors other axes, none below 128, and its decay ignores the "
+            "rate",
             fix="`adafactor_trainer(...)`, or `build_optimizer(recipe)`",
         )
 
@@ -196,61 +197,66 @@ def _decay(
     updates = _floats(probe.update(probe.zeros, probe.state)[0])
     if not all(np.isfinite(update).all() for update in updates.values()):
         yield Finding(
-            what="updates are not finite where gradients are zero",
-            why="each leaf that a batch does not use would become non-finite",
+            problem="updates are not finite where gradients are zero",
+            reason="each leaf that a batch does not use would become non-finite",
             fix="Add an `eps` to the denominator",
         )
         return
     # With zero gradients, the update of a decayed leaf is -share * parameter.
-    shares = {
+    decay_rates = {
         name: float(np.median(-updates[name] / param))
         for name, param in _floats(probe.params).items()
     }
-    decayed = [name for name, share in shares.items() if share > 0]
+    decayed = [name for name, rate in decay_rates.items() if rate > 0]
     if decayed and recipe.weight_decay == 0:
         yield Finding(
-            what=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
-            why="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
+            problem=f"{len(decayed)} leaves are decayed, and `weight_decay` is 0",
+            reason="another default was used: 1e-4 in `optax.adamw`, 1e-2 in torch",
             fix="Pass `weight_decay` to the optimizer",
         )
     if recipe.weight_decay == 0:
         return
     # Rules cannot be applied to leaves without names: the optimizer's own mask is then
     # assumed to be correct.
-    wanted = decayed
-    if _pytrees.nameless_leaves(probe.params):
+    decayed_by_rule = decayed
+    if _pytrees.unnamed_leaves(probe.params):
         yield "which leaves are decayed, as some have no names"
     else:
         mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
-        wanted = [name for name, decays in _pytrees.named_leaves(mask) if decays]
-    undecayed = [name for name in decayed if name not in wanted]
+        decayed_by_rule = [
+            name for name, decays in _pytrees.named_leaves(mask) if decays
+        ]
+    undecayed = [name for name in decayed if name not in decayed_by_rule]
     if undecayed:
         yield Finding(
-            what=f"{len(undecayed)} leaves are decayed that {recipe.decay_rule!r:.60} "
-            f"leaves out, {undecayed[0]!r} the first",
-            why="biases and norms are pulled to 0, where they should not be",
+            problem=f"{len(undecayed)} leaves are decayed that "
+            f"{recipe.decay_rule!r:.60} excludes, the first being {undecayed[0]!r}",
+            reason="biases and norms are pulled towards 0",
             fix="Pass `decay_mask(params)` as the mask",
         )
-    if wanted and not decayed:
+    if decayed_by_rule and not decayed:
         yield Finding(
-            what=f"nothing is decayed, and `weight_decay` is {recipe.weight_decay:g}",
-            why="the optimizer was built without it, or its mask leaves all out",
+            problem="no leaf is decayed, although `weight_decay` is "
+            f"{recipe.weight_decay:g}",
+            reason="the optimizer was built without it, or its mask excludes all "
+            "leaves",
             fix="Pass `weight_decay` to the optimizer",
         )
-    asked = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
-    if not decayed or asked == 0:
+    expected = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
+    if not decayed or expected == 0:
         return
     if recipe.rate_groups or ALGORITHMS[recipe.optim].is_decay_in_gradient:
         yield "the size of the decay, with rate groups or a decay in the gradient"
         return
     # Only a decay that is too large is reported here; `recipe_findings` and
     # `params_findings` report decays that rounding makes smaller.
-    times = max(shares.values()) / asked
+    times = max(decay_rates.values()) / expected
     if times > 1.5:
         yield Finding(
-            what=f"parameters are decayed {times:.3g} times as much as rate times "
-            "`weight_decay`",
-            why="decay is in two links of the chain, or is not multiplied by the rate",
+            problem=f"parameters are decayed by {times:.3g} times the product of "
+            "learning rate and `weight_decay`",
+            reason="two transformations of the chain decay, or the decay is not "
+            "multiplied by the rate",
             fix="Leave it to the optimizer, without `optax.add_decayed_weights`",
         )
 
@@ -281,30 +287,30 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     # Clipping by the joint norm scales the spike to at most `max_grad_norm` and all
     # other elements by 1/1000. A tenfold spike then gives the same largest moment.
     spike = 1e3 * recipe.max_grad_norm
-    plain, one, ten = traces(usual), traces(spike), traces(10 * spike)
+    plain, one, tenfold = traces(usual), traces(spike), traces(10 * spike)
     used = [name for name, leaf in plain.items() if leaf.any()]
     spiked = [n for n in used if n == longest or n.endswith("." + longest)]
     shrunk = {n: np.abs(one[n]) < 0.5 * np.abs(plain[n]) for n in used}
     # Without clipping, the largest element of the moment grows with the spike.
-    if any(np.abs(ten[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
+    if any(np.abs(tenfold[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
         yield Finding(
-            what="gradients reach the moments unclipped, and `max_grad_norm` is "
+            problem="gradients reach the moments unclipped, and `max_grad_norm` is "
             f"{recipe.max_grad_norm:g}",
-            why="one bad batch is in the moments for a long time; clipping after the "
-            "optimizer bounds its updates, which is something else",
+            reason="one bad batch is in the moments for a long time; clipping after "
+            "the optimizer bounds its updates, which is something else",
             fix="`optax.chain(clip(...), optimizer)`, clipping first",
         )
     elif any(not shrunk[n].any() for n in spiked):
         yield Finding(
-            what="gradients are clipped element by element",
-            why="`optax.clip` limits each element, which changes the direction; "
+            problem="gradients are clipped element by element",
+            reason="`optax.clip` limits each element, which changes the direction; "
             "`max_grad_norm` is a limit of the joint norm",
             fix="`jaxopt_tf.clip`",
         )
     elif any(not shrunk[n].all() for n in used if n not in spiked):
         yield Finding(
-            what="a large gradient of one leaf leaves others as they were",
-            why="leaves or groups are clipped by norms of their own",
+            problem="a large gradient of one leaf leaves others as they were",
+            reason="leaves or groups are clipped by norms of their own",
             fix="`optax.chain(clip(...), optimizer)`, outside of all groups",
         )
 
@@ -321,13 +327,13 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
     # Two steps are compared, since schedules of different length agree at the peak.
     late = max(probe.num_steps, 3 * recipe.max_steps // 4)
     for step in (probe.num_steps - 1, late):
-        found, wanted = float(probe.rate_at(step)), rate_at(recipe, step)
-        if not np.isclose(found, wanted, rtol=1e-4, atol=1e-9 * recipe.learning_rate):
+        found, expected = float(probe.rate_at(step)), rate_at(recipe, step)
+        if not np.isclose(found, expected, rtol=1e-4, atol=1e-9 * recipe.learning_rate):
             yield Finding(
-                what=f"the rate of step {step} is {found:.3g}, and the recipe's is "
-                f"{wanted:.3g}",
-                why="the schedule has another length or another warmup than the run, "
-                "or counts micro-batches",
+                problem=f"the rate of step {step} is {found:.3g}, and the recipe's is "
+                f"{expected:.3g}",
+                reason="the schedule has another length or another warmup than the "
+                "run, or counts micro-batches",
                 fix="Pass `build_schedule(recipe)`",
             )
             return

@@ -111,7 +111,7 @@ def optimizer_refusal(optim: Any) -> str | None:
             return f"`optim` must be a supported optimizer, got {optim!r}: {reason}."
     lowered = str(optim).lower()
     common = _COMMON_NAMES.get(re.sub(r"[\W_]", "", lowered))
-    hint = _checks.nearest(common or lowered, ALGORITHMS)
+    hint = _checks.suggest(common or lowered, ALGORITHMS)
     listed = ", ".join(map(repr, ALGORITHMS))
     return f"`optim` must be one of {listed}, got {optim!r}.{hint}"
 
@@ -184,7 +184,7 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
             listed = ", ".join(map(repr, kinds)) or "none"
             raise ValueError(
                 f"`optim_args` must contain only arguments of {optim!r}, which are "
-                f"{listed}, got {name!r}.{_checks.nearest(name, kinds)}"
+                f"{listed}, got {name!r}.{_checks.suggest(name, kinds)}"
             )
     return tuple(sorted((n, _read(n, value, kinds[n])) for n, value in named.items()))
 

@@ -28,8 +28,8 @@ class ParamGroup:
         lr_scheduler_type: schedule of the group; None for that of the recipe.
         lr_scheduler_kwargs: further arguments of the schedule, stored as sorted pairs;
             None for those of the recipe.
-        warmup_steps: number of warmup steps, or their share of all steps; None for that
-            of the recipe.
+        warmup_steps: number of warmup steps, or their fraction of all steps; None for
+            that of the recipe.
 
     Raises:
         ValueError, TypeError: if the pattern is not a regular expression, or the factor
@@ -65,7 +65,7 @@ class ParamGroup:
             object.__setattr__(self, "lr_scheduler_kwargs", pairs)
 
     @property
-    def own(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Values that replace those of the recipe, by field name."""
         return {
             name: value
@@ -142,7 +142,7 @@ def _from_fields(given: Mapping[str, Any]) -> ParamGroup:
         raise TypeError(
             "`rate_groups` must have a `pattern` in each group, and only the fields "
             f"{', '.join(known)}, got {dict(given)!r}."
-            + (_checks.nearest(unknown[0], known) if unknown else "")
+            + (_checks.suggest(unknown[0], known) if unknown else "")
         )
     return ParamGroup(**given)
 

@@ -43,7 +43,7 @@ class Recipe:
         lr_scheduler_kwargs: further arguments of the schedule. A mapping is stored as
             sorted pairs, so that a recipe is hashable.
         warmup_steps: number of warmup steps, at most `max_steps`; a value below 1 is a
-            share of `max_steps`, rounded up. 0 for a metric-driven schedule.
+            fraction of `max_steps`, rounded up. 0 for a metric-driven schedule.
         optim: name of the optimizer: "adamw_torch" (or one of its other kernels),
             "adamw_hf" of Transformers 4, "adafactor" with a given rate, as in Trainer,
             "sgd", "adagrad", "rmsprop" or "lion_32bit".
@@ -109,9 +109,11 @@ class Recipe:
         """Checks all fields; converts counts to int and mappings to sorted pairs."""
         batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
         for name in ("max_steps", *batch):
-            _set(self, name, _checks.step_count(name, getattr(self, name), least=1))
+            _set(self, name, _checks.step_count(name, getattr(self, name), minimum=1))
         _set(self, "seed", _checks.seed("seed", self.seed))
-        _set(self, "warmup_steps", _count_or_share("warmup_steps", self.warmup_steps))
+        _set(
+            self, "warmup_steps", _count_or_fraction("warmup_steps", self.warmup_steps)
+        )
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"):
             _checks.non_negative(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
@@ -174,7 +176,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     """
     settings = dict(vars(recipe))
     groups = [
-        {"pattern": group.pattern, "factor": group.factor, **group.own}
+        {"pattern": group.pattern, "factor": group.factor, **group.overrides}
         for group in recipe.rate_groups
     ]
     for holder in (settings, *groups):
@@ -187,13 +189,13 @@ def _set(recipe: Recipe, name: str, value: Any) -> None:
     object.__setattr__(recipe, name, value)  # a frozen dataclass has no other way
 
 
-def _count_or_share(name: str, value: Any) -> int | float:
+def _count_or_fraction(name: str, value: Any) -> int | float:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if is_number and 0 < float(value) < 1:
         return float(value)
     if not is_number or not float(value).is_integer():
         raise TypeError(
-            f"`{name}` must be a whole number of steps, or a share of `max_steps` "
+            f"`{name}` must be a whole number of steps, or a fraction of `max_steps` "
             f"below 1, got {value!r}."
         )
     return _checks.step_count(name, value)
@@ -284,10 +286,12 @@ def _check_groups(recipe: Recipe) -> None:
     """Raises unless the recipe is valid with the overrides of each group."""
     for group in recipe.rate_groups:
         try:
-            own = replace(recipe, rate_groups=(), **group.own)
+            group_recipe = replace(recipe, rate_groups=(), **group.overrides)
         except (TypeError, ValueError) as error:
             raise type(error)(f"`rate_groups` {group.pattern!r}: {error}") from error
-        driven = {recipe.lr_scheduler_type, own.lr_scheduler_type} & {*METRIC_DRIVEN}
+        driven = {recipe.lr_scheduler_type, group_recipe.lr_scheduler_type} & {
+            *METRIC_DRIVEN
+        }
         if driven:
             raise ValueError(
                 f"`rate_groups` must be empty with {min(driven)!r}, got "

@@ -30,18 +30,18 @@ class Finding:
     """Problem of a recipe, an optimizer or parameters.
 
     Attributes:
-        what: the problem, with its values.
-        why: the consequence.
-        instead: the proposed change.
+        problem: the setting or behavior, with its values.
+        reason: its cause or consequence.
+        fix: sentence that proposes a change.
     """
 
-    what: str
-    why: str
+    problem: str
+    reason: str
     fix: str
 
     def __str__(self) -> str:
         """Returns the three attributes as two sentences."""
-        return f"{self.what}: {self.why}. {self.fix}."
+        return f"{self.problem}: {self.reason}. {self.fix}."
 
 
 def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
@@ -53,8 +53,8 @@ def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
     """
     if recipe.learning_rate == 0:
         yield Finding(
-            what="`learning_rate` is 0",
-            why="no parameter will ever change",
+            problem="`learning_rate` is 0",
+            reason="no parameter will ever change",
             fix="Set a positive rate, for example 3e-4",
         )
     elif recipe.lr_scheduler_type in METRIC_DRIVEN:
@@ -71,8 +71,8 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     is_greedy = name == "greedy"
     if options.get("mode", "min") == "max":
         yield Finding(
-            what=f"{name!r} has mode 'max'",
-            why="the metric is a loss by default: the rate would fall with the loss",
+            problem=f"{name!r} has mode 'max'",
+            reason="the metric is a loss by default: the rate would fall with the loss",
             fix="Remove `mode`, or select a metric that should increase",
         )
     # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1. It
@@ -80,8 +80,10 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     lowest = options.get("min_lr", 1e-3 if is_greedy else 0.0)
     if rate < lowest:
         yield Finding(
-            what=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` {rate:g}",
-            why="the rate can only rise, and each reduction counts as one at `min_lr`"
+            problem=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` "
+            f"{rate:g}",
+            reason="the rate can only rise, and each reduction counts as one at "
+            "`min_lr`"
             if is_greedy
             else "the rate can never be reduced",
             fix=f"Set `min_lr` below the rate, to {rate / 100:g} for example",
@@ -89,8 +91,9 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
     highest = options.get("max_lr", 1.0)
     if is_greedy and rate > highest:
         yield Finding(
-            what=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` {rate:g}",
-            why="the rate can only decrease until it is below `max_lr`",
+            problem=f"`max_lr` of {name!r} is {highest:g}, below `learning_rate` "
+            f"{rate:g}",
+            reason="the rate can only decrease until it is below `max_lr`",
             fix=f"Set `max_lr` above the rate, to {10 * rate:g} for example",
         )
 
@@ -99,15 +102,15 @@ def _warmup(recipe: Recipe) -> Iterator[Finding]:
     num_warmup, max_steps = recipe.num_warmup_steps, recipe.max_steps
     if recipe.lr_scheduler_type == "constant" and num_warmup:
         yield Finding(
-            what=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
-            why="this schedule has no warmup, as in Transformers, and ignores it",
+            problem=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
+            reason="this schedule has no warmup, as in Transformers, and ignores it",
             fix="Use 'constant_with_warmup'",
         )
     elif num_warmup > max_steps / 2:
         yield Finding(
-            what=f"{num_warmup} of {max_steps} steps are warmup",
-            why="the highest rate is used for the smaller part of the run, or never",
-            fix=f"Take at most a tenth, `warmup_steps={max(1, max_steps // 10)}`",
+            problem=f"{num_warmup} of {max_steps} steps are warmup",
+            reason="the highest rate is reached late, or not at all",
+            fix=f"Use at most a tenth, `warmup_steps={max(1, max_steps // 10)}`",
         )
 
 
@@ -119,37 +122,39 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
     is_zero = np.mean(rates[1:] == 0) if len(rates) > 1 else 0.0
     if is_zero > 0.02:
         yield Finding(
-            what=f"the rate is 0 in {is_zero:.0%} of the steps",
-            why="these steps cost as much as others and do not change parameters",
+            problem=f"the rate is 0 in {is_zero:.0%} of the steps",
+            reason="these steps take time but do not change parameters",
             fix="Set the sum of the phases to `max_steps`",
         )
     falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
     if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
         yield Finding(
-            what=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
-            why="the run ends while its loss is still noisy",
+            problem=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
+            reason="the run ends while the loss is still noisy",
             fix="Use a smaller `num_cycles` or `lr_end`, or another schedule",
         )
 
 
 def _decay(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
-    asked = recipe.learning_rate * recipe.weight_decay
+    decay_per_step = recipe.learning_rate * recipe.weight_decay
     dtypes = {wide_dtype(leaf.dtype) for _, leaf in floating_leaves(params)}
     is_adamw = ALGORITHMS[recipe.optim].build is adamw_tf
-    if asked == 0 or not is_adamw or dtypes == {jnp.dtype(jnp.float64)}:
+    if decay_per_step == 0 or not is_adamw or dtypes == {jnp.dtype(jnp.float64)}:
         return
     # torch multiplies parameters by 1 - rate * weight_decay, rounded to float32, whose
     # spacing below 1 is 2^-24: a product of at most 2^-25 = 3e-8 gives 1, no decay.
-    done = 1.0 - float(np.float32(1.0 - asked))
-    error = abs(done - asked) / asked
+    applied = 1.0 - float(np.float32(1.0 - decay_per_step))
+    error = abs(applied - decay_per_step) / decay_per_step
     if error > _DECAY_ERROR:
         yield Finding(
-            what=f"rate times decay is {asked:.2g} at most",
-            why=f"float32 makes it {done:.2g}, off by {error:.0%}"
-            if done
-            else "float32 rounds 1 minus this value to 1, so that nothing is decayed",
-            fix="Take a larger `weight_decay`; or in code, as it has no flag, an "
-            "optimizer of your own with `adamw_tf(..., decay='exact')`",
+            problem="the product of learning rate and weight decay is at most "
+            f"{decay_per_step:.2g}",
+            reason=f"in float32 it becomes {applied:.2g}, an error of {error:.0%}"
+            if applied
+            else "in float32, 1 minus this value is rounded to 1, and no parameter is "
+            "decayed",
+            fix="Increase `weight_decay`; or, in Python, build the optimizer with "
+            "`adamw_tf(..., decay='exact')`, which has no flag",
         )
 
 
@@ -165,16 +170,18 @@ def params_findings(
     # AdamW changes an element by about the rate; its relative change is rate / RMS.
     if low and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
         yield Finding(
-            what=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the rate "
-            f"is {recipe.learning_rate:g}",
-            why=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded away",
+            problem=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the "
+            f"rate is {recipe.learning_rate:g}",
+            reason=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded "
+            "away",
             fix="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
         )
-    asked = recipe.learning_rate * recipe.weight_decay
-    if low and 0 < asked < _HALF_UNIT_BF16:
+    decay_per_step = recipe.learning_rate * recipe.weight_decay
+    if low and 0 < decay_per_step < _HALF_UNIT_BF16:
         yield Finding(
-            what=f"rate times decay is {asked:.2g} at most, for bfloat16 leaves",
-            why="this decay is rounded away where the update is small",
+            problem="the product of learning rate and weight decay is at most "
+            f"{decay_per_step:.2g}, for bfloat16 leaves",
+            reason="the decay is lost to rounding where the update is small",
             fix="Keep parameters in float32",
         )
     yield from _decayed_by_accident(recipe, params, layer_norms)
@@ -187,8 +194,9 @@ def params_findings(
     ]
     if stacked and recipe.optim == "adafactor":
         yield Finding(
-            what=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
-            why="Adafactor factors the last two, and uses one RMS for stacked layers",
+            problem=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
+            reason="Adafactor factors the last two, and uses one RMS for stacked "
+            "layers",
             fix="Pass their layouts in torch to `build_optimizer(layouts={...})`",
         )
 
@@ -199,17 +207,18 @@ def _decayed_by_accident(
     rule = recipe.decay_rule
     # A rule cannot be applied to leaves without names: `build_optimizer` rejects them,
     # and another optimizer has its own mask.
-    is_nameless = _pytrees.nameless_leaves(params)
-    if recipe.weight_decay == 0 or rule == "default" or is_nameless:
+    is_unnamed = _pytrees.unnamed_leaves(params)
+    if recipe.weight_decay == 0 or rule == "default" or is_unnamed:
         return
     ours = dict(_pytrees.named_leaves(decay_mask(params)))
     mask = decay_mask(params, rule=rule, layer_norms=layer_norms)
     extra = [n for n, decays in _pytrees.named_leaves(mask) if decays and not ours[n]]
     if extra:
         yield Finding(
-            what=f"{rule!r:.60} decays {len(extra)} biases or norms, {extra[0]!r} the "
-            "first",
-            why="its patterns do not match them, or it is based on torch's types only",
+            problem=f"{rule!r:.60} decays {len(extra)} biases or norms, {extra[0]!r} "
+            "the first",
+            reason="its patterns do not match them, or it is based on torch's types "
+            "only",
             fix="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
         )
 

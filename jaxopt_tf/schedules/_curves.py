@@ -1,9 +1,10 @@
 """Learning rate curves: monotonic functions from [0, 1] to [0, 1].
 
 A warmup evaluates a curve forwards and a decay evaluates it backwards, so that each
-shape is implemented once. The implementations have a small relative error near 0 in
-float32, where a run ends. The argument of a curve is a pair of float32, because one
-float32 is not precise enough for sqrt(1 - x) near 1 and for high powers near 0.
+shape is implemented once. Near 0, where a run ends,
+the relative error of the implementations in float32 is small. The argument of a curve
+is a pair of float32, because one float32 is not precise enough for sqrt(1 - x) near 1
+and for high powers near 0.
 
 A custom curve can use `x.high`, the argument rounded to float32. For a 64-bit step, `x`
 is a pair of float64, and the curve returns float64.
@@ -24,7 +25,7 @@ from .._numerics.double_float import (
     subtract,
     to_float32,
 )
-from ._repr import shows_call
+from ._repr import with_call_repr
 
 # From a fraction in [0, 1] to a float32 (float64 for a pair of float64) in [0, 1].
 Curve = Callable[[DoubleFloat], jax.Array]
@@ -48,15 +49,15 @@ def sqrt(x: DoubleFloat) -> jax.Array:
 
 
 def one_minus_sqrt(x: DoubleFloat) -> jax.Array:
-    """Increases as 1 - sqrt(1 - x); a decay evaluates it as 1 - sqrt(share done)."""
+    """Increases as 1 - sqrt(1 - x); a decay evaluates it as 1 - sqrt(progress)."""
     # 1 - x is computed as a pair: near x = 1, where the slope of the root is infinite,
     # x rounded to float32 has lost the digits that decide the result.
-    rest = to_float32(subtract(from_float32(jnp.ones_like(x.high)), x))
+    complement = to_float32(subtract(from_float32(jnp.ones_like(x.high)), x))
     # 1 - sqrt(rest) = x / (1 + sqrt(rest)): the quotient has no cancellation near 0.
-    return x.high / (1.0 + jnp.sqrt(jnp.maximum(rest, 0.0)))
+    return x.high / (1.0 + jnp.sqrt(jnp.maximum(complement, 0.0)))
 
 
-@shows_call
+@with_call_repr
 def polynomial(power: float) -> Curve:
     """Increases as x^power; a power of 1 is `linear`.
 
@@ -73,7 +74,7 @@ def polynomial(power: float) -> Curve:
     _checks.positive("power", power)
     if power > 1e6:
         raise ValueError(f"`power` must be at most 1e6, got {power!r}.")
-    whole, part = int(power), float(power) - int(power)
+    int_power, frac_power = int(power), float(power) - int(power)
 
     def curve(x: DoubleFloat) -> jax.Array:
         if x.high.dtype == jnp.float64:
@@ -82,41 +83,44 @@ def polynomial(power: float) -> Curve:
         # to the power in integers, without rounding and without underflow; only the
         # mantissa, whose logarithm is small, is raised in floating point.
         mantissa, exponent = _split(x)
-        result, twos = _whole_power(mantissa, exponent, whole)
+        result, exponent2 = _integer_power(mantissa, exponent, int_power)
         power32 = to_float32(result)
-        if part:
+        if frac_power:
             # 2^(exponent * part) is split into an integer power, which is exact, and a
             # fraction in [-1/2, 1/2]. The product needs a pair: a rounding error of the
             # product would be a relative error of the result.
-            shift = multiply(from_int(exponent), from_float(part))
+            shift = multiply(from_int(exponent), from_float(frac_power))
             nearest = jnp.round(shift.high)
             fraction = (shift.high - nearest) + shift.low
-            power32 *= jnp.exp2(fraction + part * jnp.log2(mantissa.high))
-            twos += nearest.astype(jnp.int32)
+            power32 *= jnp.exp2(fraction + frac_power * jnp.log2(mantissa.high))
+            exponent2 += nearest.astype(jnp.int32)
         # Results below 2^-149 underflow to 0; -200 bounds the argument of `ldexp`.
-        power32 = jnp.ldexp(power32, jnp.maximum(twos, -200))
+        power32 = jnp.ldexp(power32, jnp.maximum(exponent2, -200))
         return jnp.where(x.high > 0.0, power32, jnp.zeros_like(power32))
 
     return curve
 
 
-def _whole_power(
+def _integer_power(
     mantissa: DoubleFloat, exponent: jax.Array, power: int
 ) -> tuple[DoubleFloat, jax.Array]:
     """Computes (mantissa * 2^exponent)^power by repeated squaring.
 
     Each product is normalized by `_split`, so that mantissas do not underflow.
     """
-    result, twos = from_float32(jnp.ones_like(mantissa.high)), jnp.zeros_like(exponent)
+    result, exponent2 = (
+        from_float32(jnp.ones_like(mantissa.high)),
+        jnp.zeros_like(exponent),
+    )
     while power:
         if power % 2:
-            result, more = _split(multiply(result, mantissa))
-            twos += exponent + more
+            result, carry = _split(multiply(result, mantissa))
+            exponent2 += exponent + carry
         power //= 2
         if power:
-            mantissa, more = _split(multiply(mantissa, mantissa))
-            exponent = 2 * exponent + more
-    return result, twos
+            mantissa, carry = _split(multiply(mantissa, mantissa))
+            exponent = 2 * exponent + carry
+    return result, exponent2
 
 
 def _split(x: DoubleFloat) -> tuple[DoubleFloat, jax.Array]:

@@ -221,7 +221,7 @@ def greedy(
     _check_bounds(min_lr, max_lr)
     if not isinstance(smooth, bool):
         raise TypeError(f"`smooth` must be a bool, got {smooth!r}. Pass True or False.")
-    window_size = _checks.step_count("window_size", window_size, least=1)
+    window_size = _checks.step_count("window_size", window_size, minimum=1)
     reset_start = _checks.step_count("reset_start", reset_start)
 
     def init() -> GreedyState:

@@ -17,7 +17,7 @@ from .. import _checks
 from .._typing import Scalar, Schedule, Step
 from . import _progress
 from ._curves import Curve
-from ._repr import shows_call, tuple_repr
+from ._repr import tuple_repr, with_call_repr
 
 
 class Phase(NamedTuple):
@@ -31,7 +31,7 @@ class Phase(NamedTuple):
         return tuple_repr(self)
 
 
-@shows_call
+@with_call_repr
 def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     """Increases the rate along `curve` from `start` to the peak.
 
@@ -51,12 +51,12 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     _checks.fraction("start", start)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _between(start, curve(_progress.done(step, num_steps)))
+        return _interpolate(start, curve(_progress.done(step, num_steps)))
 
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
     """Keeps the rate at `level` times the peak.
 
@@ -74,7 +74,7 @@ def constant(num_steps: int, level: Scalar = 1.0) -> Phase:
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     """Decreases the rate along `curve` from the peak to `floor`, and keeps it there.
 
@@ -94,12 +94,12 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     _checks.fraction("floor", floor)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _between(floor, curve(_progress.left(step, num_steps)))
+        return _interpolate(floor, curve(_progress.left(step, num_steps)))
 
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def cycles(
     curve: Curve, num_steps: int, num_cycles: float = 0.5, floor: Scalar = 0.0
 ) -> Phase:
@@ -123,12 +123,12 @@ def cycles(
     wave = _progress.Wave(num_cycles, num_steps)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _between(floor, curve(wave.at(step)))
+        return _interpolate(floor, curve(wave.at(step)))
 
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def hard_restarts(
     curve: Curve, num_steps: int, num_cycles: float = 1, floor: Scalar = 0.0
 ) -> Phase:
@@ -152,13 +152,15 @@ def hard_restarts(
     restarts = _progress.Restarts(num_cycles, num_steps)
 
     def factor(step: jax.Array) -> jax.Array:
-        here = _between(floor, curve(restarts.at(step)))
-        return jnp.where(step < num_steps, here, jnp.asarray(floor, here.dtype))
+        factor_in_cycle = _interpolate(floor, curve(restarts.at(step)))
+        return jnp.where(
+            step < num_steps, factor_in_cycle, jnp.asarray(floor, factor_in_cycle.dtype)
+        )
 
     return Phase(factor, num_steps)
 
 
-@shows_call
+@with_call_repr
 def shift(phase: Phase, num_steps: int) -> Phase:
     """Returns a phase without its first `num_steps` steps."""
     num_steps = _checks.step_count("num_steps", num_steps)
@@ -168,7 +170,7 @@ def shift(phase: Phase, num_steps: int) -> Phase:
     )
 
 
-@shows_call
+@with_call_repr
 def join(peak: Scalar, *phases: Phase) -> Schedule:
     """Joins phases to a schedule.
 
@@ -207,29 +209,31 @@ def join(peak: Scalar, *phases: Phase) -> Schedule:
     def schedule(step: Step) -> jax.Array:
         # From the last phase to the first: each `where` replaces the factor at the
         # steps before the end of an earlier phase.
-        now = _progress.unsigned(step)
-        factor = _factor_from(phases[-1], now, starts[-1])
+        unsigned_step = _progress.unsigned(step)
+        factor = _factor_from(phases[-1], unsigned_step, starts[-1])
         for k in reversed(range(len(phases) - 1)):
             # Ends can be negative (see `get_wsd_schedule`); steps are unsigned.
-            is_earlier = now < now.dtype.type(min(max(ends[k], 0), 2**32 - 1))
+            is_earlier = unsigned_step < unsigned_step.dtype.type(
+                min(max(ends[k], 0), 2**32 - 1)
+            )
             factor = jnp.where(
-                is_earlier, _factor_from(phases[k], now, starts[k]), factor
+                is_earlier, _factor_from(phases[k], unsigned_step, starts[k]), factor
             )
         return jnp.asarray(peak).astype(factor.dtype) * factor
 
     return schedule
 
 
-def _factor_from(phase: Phase, now: jax.Array, start: int) -> jax.Array:
+def _factor_from(phase: Phase, step: jax.Array, start: int) -> jax.Array:
     # A start can be negative (see `get_wsd_schedule`). Unsigned subtraction is modulo
     # 2^32 or 2^64, so that the start is converted by the same modulus.
-    modulus = 2 ** (8 * now.dtype.itemsize)
-    return phase.factor(now - now.dtype.type(start % modulus))
+    modulus = 2 ** (8 * step.dtype.itemsize)
+    return phase.factor(step - step.dtype.type(start % modulus))
 
 
-def _between(low: Scalar, climbed: jax.Array) -> jax.Array:
-    low = _progress.level(low, climbed.dtype)
-    return low + (1.0 - low) * climbed
+def _interpolate(low: Scalar, fraction: jax.Array) -> jax.Array:
+    low = _progress.level(low, fraction.dtype)
+    return low + (1.0 - low) * fraction
 
 
 def _at_least_one_step(num_steps: int) -> None:

@@ -25,7 +25,7 @@ from .._numerics.double_float import DoubleFloat, add, from_float32, from_int
 from .._typing import Scalar, Step
 
 _BITS = 96  # bits of a fixed-point fraction, in three uint32
-_MOST_CYCLES = 1e6  # limits the size of the table of `_misplaced_restarts`
+_MAX_CYCLES = 1e6  # limits the size of the table of `_misplaced_restarts`
 
 
 def rate_dtype(step: Step) -> np.dtype:
@@ -61,7 +61,7 @@ def done(step: jax.Array, num_steps: int) -> DoubleFloat:
     part = jnp.minimum(step, max(num_steps, 1))
     if step.dtype == np.uint64:
         return double_float.from_float32(_quotient(part, max(num_steps, 1)))
-    return _share(part, num_steps)
+    return _ratio(part, num_steps)
 
 
 def left(step: jax.Array, num_steps: int) -> DoubleFloat:
@@ -70,7 +70,7 @@ def left(step: jax.Array, num_steps: int) -> DoubleFloat:
         return _one_minus(_quotient(jnp.minimum(step, num_steps), num_steps))
     # The number of remaining steps is subtracted in integers, which is exact; 1 - share
     # would have a large relative error near the end of the phase.
-    return _share(num_steps - jnp.minimum(step, num_steps), num_steps)
+    return _ratio(num_steps - jnp.minimum(step, num_steps), num_steps)
 
 
 class Wave:
@@ -203,9 +203,9 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
         ValueError: if `num_cycles` is above 1e6.
     """
     _checks.non_negative("num_cycles", num_cycles)
-    if num_cycles > _MOST_CYCLES:
+    if num_cycles > _MAX_CYCLES:
         raise ValueError(
-            f"`num_cycles` must be at most {_MOST_CYCLES:g} for hard restarts, got "
+            f"`num_cycles` must be at most {_MAX_CYCLES:g} for hard restarts, got "
             f"{num_cycles!r}."
         )
     cycles = float(num_cycles)
@@ -222,7 +222,7 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
     return np.asarray(misplaced, dtype=np.uint32)
 
 
-def _share(part: jax.Array, whole: int) -> DoubleFloat:
+def _ratio(part: jax.Array, whole: int) -> DoubleFloat:
     """Returns part / whole, from 0 to 1, as a pair of float32."""
     # 64-bit steps arrive here from `left` only, for a phase without steps: part is 0.
     if part.dtype == np.uint64:
@@ -230,9 +230,9 @@ def _share(part: jax.Array, whole: int) -> DoubleFloat:
     # Multiplied by the reciprocal, which the host computes in double precision. The
     # product can round 1 to slightly less, hence `select`.
     reciprocal = double_float.from_float(1.0 / max(whole, 1))
-    share = double_float.multiply(double_float.from_int(part), reciprocal)
-    one = double_float.from_float32(jnp.ones_like(share.high))
-    return double_float.select(part >= max(whole, 1), one, share)
+    fraction = double_float.multiply(double_float.from_int(part), reciprocal)
+    one = double_float.from_float32(jnp.ones_like(fraction.high))
+    return double_float.select(part >= max(whole, 1), one, fraction)
 
 
 def _quotient(part: jax.Array, whole: int) -> jax.Array:

@@ -28,7 +28,7 @@ class Described:
         return self._text
 
 
-def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
+def with_call_repr(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorates `make` so that the `repr` of its result is the call of `make`."""
     signature = inspect.signature(make)
     defaults = {name: p.default for name, p in signature.parameters.items()}
@@ -53,8 +53,8 @@ def shows_call(make: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def schedule_function(make: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorates `make` with `checked_names` and `shows_call`."""
-    return checked_names(shows_call(make))
+    """Decorates `make` with `checked_names` and `with_call_repr`."""
+    return checked_names(with_call_repr(make))
 
 
 def described(made: _T, name: str, arguments: Mapping[str, Any]) -> _T:

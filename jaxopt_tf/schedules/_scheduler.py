@@ -98,7 +98,7 @@ def get_scheduler(
     unknown = [option for option in options if option not in known]
     if unknown:
         listed = ", ".join(map(repr, known)) or "none"
-        hint = _checks.nearest(unknown[0], known)
+        hint = _checks.suggest(unknown[0], known)
         raise ValueError(
             f"`scheduler_specific_kwargs` must contain only options of {name!r}, got "
             f"{', '.join(map(repr, unknown))}. Its options: {listed}.{hint}"

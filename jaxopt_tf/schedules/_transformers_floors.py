@@ -100,12 +100,12 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     # (t - W + 1) / (T - W). `shift` removes the first step of a phase.
     wave = shift(cycles(cosine, max(1, T - W), num_cycles, floor), 1)
     if warmup_lr_rate is None:
-        climb = shift(warmup(linear, max(1, W)), 1)
+        rise = shift(warmup(linear, max(1, W)), 1)
     else:
         _checks.fraction("warmup_lr_rate", warmup_lr_rate)
-        climb = warmup(linear, max(1, W - 1), warmup_lr_rate)
+        rise = warmup(linear, max(1, W - 1), warmup_lr_rate)
     # The phase has W steps, also if the length of its curve differs (W = 0, 1).
-    return join(learning_rate, climb._replace(num_steps=W), wave)
+    return join(learning_rate, rise._replace(num_steps=W), wave)
 
 
 @schedule_function

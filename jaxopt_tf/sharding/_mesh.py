@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 
 from .. import _checks
-from .._checks import counted
+from .._checks import pluralize
 
 
 def make_mesh(
@@ -90,7 +90,7 @@ def axis_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
                 f"`axes` must be names and sizes as in 'data=2,fsdp=4', got {axes!r}."
             )
     sizes = {
-        name: _checks.whole_number(f"axes {name}", size, least=1)
+        name: _checks.whole_number(f"axes {name}", size, minimum=1)
         for name, size in pairs
     }
     if not sizes or len(sizes) < len(pairs):
@@ -119,7 +119,7 @@ def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
         remedy = f" It would fit with {' or '.join(fits)}." if fits else ""
         raise ValueError(
             f"the product of `axes` must be the number of devices, got {listed}, "
-            f"{counted(num_places, 'place')} for {counted(num_devices, 'device')}."
+            f"{pluralize(num_places, 'place')} for {pluralize(num_devices, 'device')}."
             + remedy
         )
     return sizes

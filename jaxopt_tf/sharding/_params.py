@@ -16,7 +16,7 @@ from .._typing import PyTree
 # For each axis of a leaf, the mesh axes that divide it.
 Spec = list[tuple[str, ...]]
 # Mesh axes, each with the axis of the leaf that it divides.
-Pairs = tuple[tuple[str, int], ...]
+AxisPairs = tuple[tuple[str, int], ...]
 
 
 class RuleFallback(NamedTuple):
@@ -24,8 +24,8 @@ class RuleFallback(NamedTuple):
 
     name: str  # name of the leaf
     mesh_axis: str
-    wanted: int  # axis of the leaf in the rule
-    got: int | None  # axis that is divided instead; None if there is none
+    requested_axis: int  # axis of the leaf in the rule
+    used_axis: int | None  # axis that is divided instead; None if there is none
 
 
 def param_shardings(
@@ -81,11 +81,11 @@ def unmet_rules(
 def _fit(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> Iterator[tuple[Spec, list[RuleFallback]]]:
-    """Yields for each leaf its partition, and the mesh axes that deviate from rules."""
+    """Yields the partition of each leaf, and the mesh axes that deviate from rules."""
     _pytrees.check_arrays("params", params)
     named = _pytrees.named_leaves(params)
-    wanted = match_rules("rules", rules, PartitionSpec, "PartitionSpec", params)
-    missing = [n for (n, _), spec in zip(named, wanted, strict=True) if spec is None]
+    specs = match_rules("rules", rules, PartitionSpec, "PartitionSpec", params)
+    missing = [n for (n, _), spec in zip(named, specs, strict=True) if spec is None]
     if missing:
         raise ValueError(
             f"`rules` must cover every parameter, but {len(missing)} of {len(named)} "
@@ -94,36 +94,37 @@ def _fit(
         )
 
     @functools.cache  # many leaves have the same shape
-    def divided(shape: tuple[int, ...], pairs: Pairs) -> list[int | None]:
+    def divided(shape: tuple[int, ...], pairs: AxisPairs) -> list[int | None]:
         names, axes = [name for name, _ in pairs], [{axis} for _, axis in pairs]
         return best_partition(shape, names, axes, mesh)
 
-    for (name, leaf), spec in zip(named, wanted, strict=True):
+    for (name, leaf), spec in zip(named, specs, strict=True):
         pairs = tuple(
             (mesh_axis, axis)
             for axis, mesh_axes in enumerate(axis_names("rules", spec, mesh))
             for mesh_axis in mesh_axes
         )
-        got = divided(tuple(leaf.shape), pairs)
+        used = divided(tuple(leaf.shape), pairs)
         unmet = [
             RuleFallback(name, *pair, axis)
-            for pair, axis in zip(pairs, got, strict=True)
+            for pair, axis in zip(pairs, used, strict=True)
             if pair[1] != axis
         ]
-        yield spec_of(leaf.shape, [mesh_axis for mesh_axis, _ in pairs], got), unmet
+        yield spec_of(leaf.shape, [mesh_axis for mesh_axis, _ in pairs], used), unmet
 
 
 def best_partition(
     shape: tuple[int, ...],
     mesh_axes: Sequence[str],
-    wanted: Sequence[Collection[int]],
+    preferred: Sequence[Collection[int]],
     mesh: jax.sharding.Mesh,
 ) -> list[int | None]:
-    """Returns for each mesh axis the axis of the leaf that it divides, or None.
+    """Returns the axis of the leaf that each mesh axis divides, or None.
 
     The chosen partition has the largest number of parts. Ties are resolved by the
-    number of mesh axes on a `wanted` axis, then by the number of mesh axes in use, and
-    then by the size of the largest axis of a part, which is to be small.
+    number of mesh axes on a `preferred` axis, then by the number of mesh axes in use.
+    Of the remaining partitions, the one whose parts have the smallest largest axis is
+    chosen.
     """
     # Every assignment is tried: at most (axes of the leaf + 1)^(mesh axes), which is
     # small for real meshes.
@@ -134,10 +135,12 @@ def best_partition(
         sizes = list(zip(shape, parts, strict=True))
         if any(k > 1 and (n == 0 or n % k) for n, k in sizes):
             continue  # uneven
-        num_wanted = sum(got in axes for got, axes in zip(choice, wanted, strict=True))
-        num_used = sum(got is not None for got in choice)
+        num_preferred = sum(
+            axis in axes for axis, axes in zip(choice, preferred, strict=True)
+        )
+        num_used = sum(axis is not None for axis in choice)
         smallest = sorted(-(n // k) for n, k in sizes)
-        rank = (math.prod(parts), num_wanted, num_used, smallest)
+        rank = (math.prod(parts), num_preferred, num_used, smallest)
         if rank > best_rank:
             best, best_rank = list(choice), rank
     return best
@@ -153,15 +156,19 @@ def spec_of(
 ) -> Spec:
     """Returns the result of `best_partition`, arranged by the axes of the leaf."""
     return [
-        tuple(name for name, got in zip(mesh_axes, choice, strict=True) if got == axis)
+        tuple(
+            name
+            for name, chosen in zip(mesh_axes, choice, strict=True)
+            if chosen == axis
+        )
         for axis in range(len(shape))
     ]
 
 
 def axis_names(argument: str, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> Spec:
-    """Returns for each axis of a leaf the mesh axes that divide it."""
+    """Returns the mesh axes that divide each axis of a leaf."""
     # JAX marks sums that are not yet reduced over a mesh axis as `unreduced` in the
-    # spec of the result. Parameters and states are never such sums.
+    # spec of the result. Parameters and optimizer states are never unreduced.
     if spec.unreduced or spec.reduced:
         raise ValueError(
             f"`{argument}` must divide arrays by mesh axes, got {spec}, which "
@@ -172,7 +179,8 @@ def axis_names(argument: str, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> S
         for entry in spec
     ]
     flat = [name for group in names for name in group]
-    # An entry may also be no string, such as `PartitionSpec.UNCONSTRAINED`.
+    # An entry may be an object other than a string, such as
+    # `PartitionSpec.UNCONSTRAINED`.
     unknown = [name for name in flat if name not in mesh.shape]
     if unknown or len(set(flat)) < len(flat):
         raise ValueError(

@@ -18,7 +18,7 @@ from ._params import (
 
 # Largest number of elements of a leaf that belongs to no parameter and is replicated,
 # such as counters, learning rates and short histories.
-_MOST_REPLICATED = 65_536
+_MAX_REPLICATED = 65_536
 
 
 def state_shardings(
@@ -27,8 +27,8 @@ def state_shardings(
     """Returns a sharding for each leaf of a state, derived from its parameter's.
 
         state = jax.eval_shape(optimizer.init, params)
-        over = state_shardings(state, params, shardings)
-        opt_state = jax.jit(optimizer.init, out_shardings=over)(params)
+        opt_shardings = state_shardings(state, params, shardings)
+        opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
 
     A leaf belongs to the parameter whose name is the end of the leaf's name, inside of
     any chain, mask, `multi_transform`, `MultiSteps` or NNX state. A leaf with the
@@ -100,9 +100,9 @@ def _owners(
     """Returns each parameter and its sharding by name, and the mesh of all."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
-    of_params: Any = jax.tree.structure(params)
+    params_structure: Any = jax.tree.structure(params)
     wrong = [leaf for leaf in leaves if not _is_sharding(leaf)]
-    if structure != of_params or wrong:
+    if structure != params_structure or wrong:
         raise TypeError(
             "`shardings` must contain a NamedSharding for each parameter, in the "
             f"structure of `params`, got {wrong[0] if wrong else structure!r}. Create "
@@ -121,7 +121,7 @@ def _owners(
 
 
 def _check_is_small(name: str, leaf: Any) -> None:
-    if leaf.size > _MOST_REPLICATED:
+    if leaf.size > _MAX_REPLICATED:
         raise ValueError(
             f"`state` must belong to `params`, but {name!r} of {leaf.size:,} elements "
             "does not end with the name of a parameter and would be replicated. Pass "
@@ -132,7 +132,7 @@ def _check_is_small(name: str, leaf: Any) -> None:
 
 def _divided(
     shape: tuple[int, ...],
-    of_param: tuple[int, ...],
+    param_shape: tuple[int, ...],
     spec: Spec,
     mesh: jax.sharding.Mesh,
 ) -> Spec:
@@ -143,15 +143,15 @@ def _divided(
     """
     axes = [(name, axis) for axis, names in enumerate(spec) for name in names]
     names = [name for name, _ in axes]
-    wanted = [
-        [i for i, size in enumerate(shape) if size == of_param[axis]]
+    preferred = [
+        [i for i, size in enumerate(shape) if size == param_shape[axis]]
         for _, axis in axes
     ]
-    got = best_partition(shape, names, wanted, mesh)
+    chosen = best_partition(shape, names, preferred, mesh)
     # Mesh axes that divide the leaf as they divide the parameter come first. In another
     # order their parts would be on other devices than those of the parameter.
-    order = sorted(range(len(names)), key=lambda i: got[i] not in wanted[i])
-    return spec_of(shape, [names[i] for i in order], [got[i] for i in order])
+    order = sorted(range(len(names)), key=lambda i: chosen[i] not in preferred[i])
+    return spec_of(shape, [names[i] for i in order], [chosen[i] for i in order])
 
 
 def _with_axis(
@@ -160,11 +160,11 @@ def _with_axis(
     """Divides a leaf additionally by `zero_axis`, along the axis with largest parts."""
     if any(zero_axis in names for names in spec):
         return spec  # JAX refuses a spec that contains a mesh axis twice
-    more, parts = mesh.shape[zero_axis], num_parts(spec, mesh)
-    fits = [i for i, n in enumerate(shape) if n and n % (parts[i] * more) == 0]
+    size, parts = mesh.shape[zero_axis], num_parts(spec, mesh)
+    fits = [i for i, n in enumerate(shape) if n and n % (parts[i] * size) == 0]
     if fits:
-        got = max(fits, key=lambda i: (shape[i] // parts[i], -i))
-        spec[got] = (*spec[got], zero_axis)
+        largest = max(fits, key=lambda i: (shape[i] // parts[i], -i))
+        spec[largest] = (*spec[largest], zero_axis)
     return spec
 
 

@@ -72,7 +72,7 @@ def chunked_cross_entropy(
     Source: as for `cross_entropy`.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    chunk_size = _checks.whole_number("chunk_size", chunk_size, least=1)
+    chunk_size = _checks.whole_number("chunk_size", chunk_size, minimum=1)
     hidden, head, labels = map(jnp.asarray, (hidden, head, labels))
     _check_head(hidden, head, labels)
     # Unsigned dtypes such as uint8 cannot represent an `ignore_index` of -100.
@@ -136,12 +136,12 @@ def _chunked_forward(
 
 def _chunked_backward(options: _Options, residuals: Any, cotangents: Any) -> Any:
     grads, like_head = residuals
-    of_loss, _ = cotangents  # the number of labels is constant
-    of_hidden = grads.hidden.astype(of_loss.dtype) * of_loss
-    of_head = grads.head * of_loss
+    dloss, _ = cotangents  # the number of labels is constant
+    dhidden = grads.hidden.astype(dloss.dtype) * dloss
+    dhead = grads.head * dloss
     return (
-        of_hidden.astype(grads.hidden.dtype),
-        of_head.astype(like_head.dtype),
+        dhidden.astype(grads.hidden.dtype),
+        dhead.astype(like_head.dtype),
         None,
     )
 
@@ -173,15 +173,15 @@ def _on_mesh(
     )
     by_batch = PartitionSpec(axes.batch)
     by_classes = PartitionSpec(axes.rows, axes.columns)
-    of_sums = PartitionSpec(), PartitionSpec()
-    of_grads = _Gradients(by_batch, by_classes) if with_gradients else None
+    sum_specs = PartitionSpec(), PartitionSpec()
+    grad_specs = _Gradients(by_batch, by_classes) if with_gradients else None
     # `Any`: JAX does not annotate the function.
     shard_map: Any = jax.shard_map
     sharded = shard_map(
         functools.partial(_sums, options, axes, with_gradients),
         mesh=mesh,
         in_specs=(by_batch, by_classes, by_batch),
-        out_specs=(of_sums, of_grads),
+        out_specs=(sum_specs, grad_specs),
         # JAX cannot infer that the gathered head is equal on all devices of `fsdp`.
         check_vma=False,
     )
@@ -221,8 +221,8 @@ def _sums(
         if grads is not None:
             dx = _product(options, dlogits, head.T).astype(x.dtype)
             dx = jax.lax.dynamic_update_slice_in_dim(grads.hidden, dx, start, axis=0)
-            of_head = grads.head + _product(options, x_chunk.T, dlogits)
-            grads = _Gradients(dx, of_head)
+            dhead = grads.head + _product(options, x_chunk.T, dlogits)
+            grads = _Gradients(dx, dhead)
         return (total + loss, grads), None
 
     grads = None
@@ -235,8 +235,8 @@ def _sums(
     if axes.batch:
         total, number = jax.lax.psum((total, number), axes.batch)
     if grads is not None:
-        of_hidden, of_head = _reduced(grads, axes)
-        grads = _Gradients(of_hidden.reshape(hidden.shape), of_head)
+        dhidden, dhead = _reduced(grads, axes)
+        grads = _Gradients(dhidden.reshape(hidden.shape), dhead)
     return (total, number), grads
 
 
@@ -280,12 +280,12 @@ def _chunk(
     logits = logits - largest[:, None]
     total = over_classes(jax.lax.psum, jnp.sum(jnp.exp(logits), axis=-1))
     is_local = (index >= 0) & (index < num_local)
-    of_label = jnp.take_along_axis(
+    label_logits = jnp.take_along_axis(
         logits, jnp.where(is_local, index, 0)[:, None], axis=-1
     )[:, 0]
-    of_label = over_classes(jax.lax.psum, jnp.where(is_local, of_label, 0.0))
+    label_logits = over_classes(jax.lax.psum, jnp.where(is_local, label_logits, 0.0))
     epsilon = options.smoothing
-    losses = jnp.log(total) - (1.0 - epsilon) * of_label
+    losses = jnp.log(total) - (1.0 - epsilon) * label_logits
     if epsilon > 0:
         mean = over_classes(jax.lax.psum, jnp.sum(logits, axis=-1)) / num_classes
         losses = losses - epsilon * mean
@@ -305,22 +305,20 @@ def _chunk(
 
 def _reduced(grads: _Gradients, axes: _Axes) -> _Gradients:
     """Sums gradients over the devices, and returns the part of the head of each."""
-    of_hidden, of_head = grads
+    dhidden, dhead = grads
     if axes.columns:  # each device has used its own classes only
-        of_hidden = jax.lax.psum(of_hidden, axes.columns)
+        dhidden = jax.lax.psum(dhidden, axes.columns)
     unsharded = tuple(name for name in axes.batch if name not in axes.rows)
     if axes.rows and not axes.batch:  # all devices have computed the same sum
-        size = of_head.shape[0] // jax.lax.axis_size(axes.rows)
+        size = dhead.shape[0] // jax.lax.axis_size(axes.rows)
         start = jax.lax.axis_index(axes.rows) * size
-        of_head = jax.lax.dynamic_slice_in_dim(of_head, start, size)
+        dhead = jax.lax.dynamic_slice_in_dim(dhead, start, size)
     elif axes.rows:
-        of_head = jax.lax.psum_scatter(
-            of_head, axes.rows, scatter_dimension=0, tiled=True
-        )
+        dhead = jax.lax.psum_scatter(dhead, axes.rows, scatter_dimension=0, tiled=True)
     # After the scatter, which leaves fewer elements to communicate.
     if unsharded:
-        of_head = jax.lax.psum(of_head, unsharded)
-    return _Gradients(of_hidden, of_head)
+        dhead = jax.lax.psum(dhead, unsharded)
+    return _Gradients(dhidden, dhead)
 
 
 def _check_head(hidden: jax.Array, head: jax.Array, labels: jax.Array) -> None:

@@ -95,7 +95,7 @@ def check_selection(selection: Selection) -> None:
     """Raises unless the patience is at least 1 and the threshold is at least 0."""
     if selection.early_stopping_patience is not None:
         _checks.step_count(
-            "early_stopping_patience", selection.early_stopping_patience, least=1
+            "early_stopping_patience", selection.early_stopping_patience, minimum=1
         )
     _checks.non_negative("early_stopping_threshold", selection.early_stopping_threshold)
 
@@ -136,7 +136,7 @@ def after_evaluation(
     return Progress(best, best_step, num_worse)
 
 
-def has_run_out_of_patience(progress: Progress, selection: Selection) -> bool:
+def is_patience_exhausted(progress: Progress, selection: Selection) -> bool:
     """Returns whether the patience of early stopping is exhausted."""
     patience = selection.early_stopping_patience
     return patience is not None and progress.num_worse_in_a_row >= patience

@@ -89,10 +89,10 @@ class MeanLoss:
         # gradients of summed losses are accumulated, and divided once.
         start = jax.tree.map(_buffer, params)
         total, num_items, grads = self._added_up(sums, params, batch, rng, start)
-        share = 1.0 / num_items
+        scale = 1.0 / num_items
 
         def mean(g: jax.Array) -> jax.Array:
-            return g * share.astype(g.dtype) if _pytrees.is_floating(g) else g
+            return g * scale.astype(g.dtype) if _pytrees.is_floating(g) else g
 
         return total / num_items, num_items, jax.tree.map(mean, grads)
 

@@ -116,10 +116,10 @@ def train(
 
     Source: transformers 5.23 `trainer.py`, `_maybe_log_save_evaluate`.
     """
-    max_steps = _checks.step_count("max_steps", max_steps, least=1)
+    max_steps = _checks.step_count("max_steps", max_steps, minimum=1)
     for name, steps in (("eval_steps", eval_steps), ("save_steps", save_steps)):
         if steps is not None:
-            _checks.step_count(name, steps, least=1)
+            _checks.step_count(name, steps, minimum=1)
     _evaluation.check_selection(selection)
     if isinstance(start, TrainState):
         start = RunState(start)
@@ -252,7 +252,7 @@ class _Run:
 
     def reason_to_stop(self, should_stop: Callable[[], bool]) -> str | None:
         """Returns `Trained.stop_reason` if the run ends here, else None."""
-        if _evaluation.has_run_out_of_patience(self.run_state.progress, self.selection):
+        if _evaluation.is_patience_exhausted(self.run_state.progress, self.selection):
             return "early_stopping"
         return "should_stop" if should_stop() else None
 
@@ -271,8 +271,8 @@ class _Run:
         """
         state = self.run_state.state
         if self.save_function is not None and int(state.step) > self.first_step:
-            none = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
-            state = dataclasses.replace(state, num_bad_in_a_row=none)
+            zero = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
+            state = dataclasses.replace(state, num_bad_in_a_row=zero)
             self.save_function(self.run_state._replace(state=state))
 
 

@@ -65,13 +65,13 @@ def cross_entropy(
     # label's logit is p - 1, whose terms must be added before they are rounded to the
     # dtype of the logits.
     wide = logits.astype(wide_dtype(logits.dtype))
-    of_label = jnp.take_along_axis(wide, index, axis=-1)[..., 0]
+    label_logits = jnp.take_along_axis(wide, index, axis=-1)[..., 0]
     # As in torch, the largest logit is subtracted before `exp`, so that it cannot
     # overflow. Differences of close floating-point numbers are exact.
     largest = jax.lax.stop_gradient(jnp.max(wide, axis=-1))
     wide = wide - largest[..., None]
     losses = jnp.log(jnp.sum(jnp.exp(wide), axis=-1))
-    losses = losses - (1.0 - epsilon) * (of_label - largest)
+    losses = losses - (1.0 - epsilon) * (label_logits - largest)
     # Not for epsilon = 0: with a logit of -inf, a masked class, the mean is -inf, and
     # 0 * -inf is NaN.
     if epsilon > 0:

@@ -30,7 +30,7 @@ class RunState(NamedTuple):
 def save_run_state(
     checkpoints: Checkpoints,
     run_state: RunState,
-    notes: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     *,
     replaces: int | None = None,
 ) -> Path:
@@ -41,8 +41,8 @@ def save_run_state(
     Args:
         checkpoints: from `open_checkpoints`.
         run_state: the state. Its arrays can be donated when the function returns.
-        notes: metadata, a dict that can be serialized as JSON, such as the settings of
-            the run; `read_notes` reads it.
+        metadata: metadata, a dict that can be serialized as JSON, such as the settings
+            of the run; `read_metadata` reads it.
         replaces: step of a checkpoint that is deleted when this one is complete.
 
     Returns:
@@ -55,7 +55,7 @@ def save_run_state(
     return checkpoints.save(
         int(run_state.state.step),
         {"state": run_state.state, "schedule_state": run_state.schedule_state},
-        {**(notes or {}), "progress": run_state.progress._asdict()},
+        {**(metadata or {}), "progress": run_state.progress._asdict()},
         best_step=run_state.progress.best_step,
         replaces=replaces,
     )
@@ -80,7 +80,7 @@ def restore_run_state(checkpoint: Path | str | None, like: RunState) -> RunState
     restored = restore(checkpoint, arrays)
     return RunState(
         restored.arrays["state"],
-        Progress(**restored.notes.get("progress", {})),
+        Progress(**restored.metadata.get("progress", {})),
         restored.arrays["schedule_state"],
     )
 

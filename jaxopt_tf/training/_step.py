@@ -86,7 +86,7 @@ def make_train_step(
     Differs: an update that is not finite is applied only with "propagate".
     """
     num_micro = _checks.step_count(
-        "gradient_accumulation_steps", gradient_accumulation_steps, least=1
+        "gradient_accumulation_steps", gradient_accumulation_steps, minimum=1
     )
     _checks.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)

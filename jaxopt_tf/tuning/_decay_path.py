@@ -127,14 +127,14 @@ class DecayPath:
         table = rich.table.Table(
             "weight_decay", "training loss", "evaluation loss", "standard error", ""
         )
-        marks = {"lowest": self._best, "suggested": self._suggested}
+        labels = {"lowest": self._best, "suggested": self._suggested}
         means, errors = self.training.mean(axis=1), self.standard_error
-        for i, of_folds in enumerate(self.eval_loss):
+        for i, fold_losses in enumerate(self.eval_loss):
             losses = [f"{means[i]:.4g}", f"{self.mean[i]:.4g}", f"{errors[i]:.2g}"]
-            if np.isinf(of_folds).any():
-                num_lost = np.isinf(of_folds).sum()
-                losses = [f"diverged in {num_lost} of {len(of_folds)} folds", "", ""]
-            marked = ", ".join(mark for mark, at in marks.items() if at == i)
+            if np.isinf(fold_losses).any():
+                num_lost = np.isinf(fold_losses).sum()
+                losses = [f"diverged in {num_lost} of {len(fold_losses)} folds", "", ""]
+            marked = ", ".join(mark for mark, at in labels.items() if at == i)
             table.add_row(f"{self.decays[i]:g}", *losses, marked)
         return table
 
@@ -327,12 +327,12 @@ class _FoldRuns(ParallelRuns):
                 f"none in one of {num_folds}. Use fewer folds, or check whether all "
                 "labels of a fold are ignored."
             )
-        # For each run, which[0] selects the folds that it was trained on, which[1] the
-        # fold that it was not trained on.
+        # For each run, part_masks[0] selects the folds that it was trained on, and
+        # part_masks[1] the fold that it was not trained on.
         is_evaluated = np.arange(num_folds)[:, None] == np.array(group.runs) % num_folds
-        which = np.stack([~is_evaluated, is_evaluated])  # [2, F, n]
+        part_masks = np.stack([~is_evaluated, is_evaluated])  # [2, F, n]
         totals, num_items = (
-            np.broadcast_to(x, which.shape).sum(axis=1, where=which)
+            np.broadcast_to(x, part_masks.shape).sum(axis=1, where=part_masks)
             for x in (group.totals, group.num_items)
         )
         losses = totals / num_items

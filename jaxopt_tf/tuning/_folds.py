@@ -61,8 +61,11 @@ class Folds:
         # The number of rows differs by at most one between folds. All folds are split
         # into the same number of parts, so that the parts have at most two sizes.
         num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
-        parts = [np.array_split(of_fold, num) for of_fold in rows]
-        return [[self._rows(part) for part in of if len(part)] for of in parts]
+        parts = [np.array_split(fold_rows, num) for fold_rows in rows]
+        return [
+            [self._rows(part) for part in fold_parts if len(part)]
+            for fold_parts in parts
+        ]
 
     def _rows(self, rows: np.ndarray) -> Batch:
         return jax.tree.map(lambda leaf: leaf[rows], self.examples)
@@ -88,7 +91,7 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
             "`examples` must have a first axis of the same length in every leaf, one "
             f"row for each example, got shapes {shapes[:3]}. Leave out other arrays."
         )
-    num_folds = _checks.whole_number("num_folds", num_folds, least=2)
+    num_folds = _checks.whole_number("num_folds", num_folds, minimum=2)
     if num_folds > num_rows:
         raise ValueError(
             "`num_folds` must be at most the number of rows in `examples`, which is "

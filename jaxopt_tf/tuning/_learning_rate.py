@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 # Relative difference below which losses count as equal. If two rates have equal losses
 # after a short run, the lower one is usually better in a longer run.
-_AS_GOOD = 0.05
+_MAX_EXCESS_LOSS = 0.05
 # Default length of a run as a fraction of `max_steps`, and its limits. They were enough
 # to distinguish rates in `benchmarks/sweeps_as_one_program.py`.
 _SHARE = 1 / 4
-_LEAST_STEPS, _MOST_STEPS = 100, 1_000
+_MIN_STEPS, _MAX_STEPS = 100, 1_000
 # Arguments of schedules that are numbers of steps.
 _COUNTS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
 
@@ -67,8 +67,8 @@ class LRFinderResult:
         """Returns a table of rates and losses, in which the suggestion is marked."""
         table = rich.table.Table("learning rate", "loss", "")
         for rate, loss in zip(self.rates, self.losses, strict=True):
-            mark = "suggested" if rate == self.suggestion else ""
-            table.add_row(f"{rate:.3g}", shown_loss(loss), mark)
+            label = "suggested" if rate == self.suggestion else ""
+            table.add_row(f"{rate:.3g}", shown_loss(loss), label)
         return table
 
 
@@ -123,7 +123,7 @@ def find_learning_rate(
     losses, best = runs.final, runs.best
     # `abs`, because the losses of a task may be negative. `argmax` returns the first
     # True, which is the lowest rate.
-    limit = losses[best] + _AS_GOOD * abs(losses[best])
+    limit = losses[best] + _MAX_EXCESS_LOSS * abs(losses[best])
     lowest = int(np.argmax(losses <= limit))
     suggestion: float | None = float(rates[lowest])
     reason = (
@@ -249,28 +249,28 @@ def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
     """
     if num_steps is None:
         quarter = round(_SHARE * recipe.max_steps)
-        num_steps = min(_MOST_STEPS, max(_LEAST_STEPS, quarter))
-    num_steps = _checks.step_count("num_steps", num_steps, least=3)
+        num_steps = min(_MAX_STEPS, max(_MIN_STEPS, quarter))
+    num_steps = _checks.step_count("num_steps", num_steps, minimum=3)
     settings = recipe_settings(recipe)
-    share = num_steps / recipe.max_steps
-    groups = [_shortened(group, share) for group in settings["rate_groups"]]
-    short = _shortened(settings, share)
+    fraction = num_steps / recipe.max_steps
+    groups = [_shorten(group, fraction) for group in settings["rate_groups"]]
+    short = _shorten(settings, fraction)
     return Recipe(**{**short, "rate_groups": groups, "max_steps": num_steps})
 
 
-def _shortened(settings: dict[str, Any], share: float) -> dict[str, Any]:
-    """Returns the settings of a schedule with its numbers of steps scaled by `share`.
+def _shorten(settings: dict[str, Any], fraction: float) -> dict[str, Any]:
+    """Returns the settings of a schedule, with all numbers of steps scaled.
 
     The warmup is rounded up and other phases down, so that their sum is not above the
     number of steps.
     """
     short = dict(settings)
     if isinstance(short.get("warmup_steps"), int):  # a float is a fraction of the run
-        short["warmup_steps"] = math.ceil(share * short["warmup_steps"])
+        short["warmup_steps"] = math.ceil(fraction * short["warmup_steps"])
     options = dict(short.get("lr_scheduler_kwargs", {}))
     for name in _COUNTS & options.keys():
         if options[name] is not None:
-            options[name] = math.floor(share * options[name])
+            options[name] = math.floor(fraction * options[name])
     return short | ({"lr_scheduler_kwargs": options} if options else {})
 
 
@@ -278,7 +278,7 @@ def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarr
     """Returns rates evenly spaced on a logarithmic scale; [num_rates], float64."""
     _checks.positive("min_rate", min_rate)
     _checks.positive("max_rate", max_rate)
-    num_rates = _checks.whole_number("num_rates", num_rates, least=3)
+    num_rates = _checks.whole_number("num_rates", num_rates, minimum=3)
     if not min_rate < max_rate:
         raise ValueError(
             f"`max_rate` must be greater than `min_rate`, got {min_rate!r} to "
@@ -300,7 +300,7 @@ def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
     past = np.arange(1, len(losses) + 1)
     first = np.maximum(past - num_steps, 0)
     smoothed = (totals[past] - totals[first]) / (past - first)
-    least = np.fmin.accumulate(smoothed)
+    minimum = np.fmin.accumulate(smoothed)
     # The negated comparison is also True for NaN.
-    is_lost = np.logical_or.accumulate(~(smoothed <= least + 3 * np.abs(least)))
+    is_lost = np.logical_or.accumulate(~(smoothed <= minimum + 3 * np.abs(minimum)))
     return np.where(is_lost, np.inf, smoothed)

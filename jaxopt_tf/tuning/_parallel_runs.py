@@ -20,7 +20,7 @@ from ._program import Cohort, Program, VmapState, make_program, stacked, unstack
 from ._task import Task
 
 # Fraction of a device's memory that runs may use by default.
-_OF_A_DEVICE = 0.9
+_USABLE_FRACTION = 0.9
 _NONE: Mapping[int, Any] = MappingProxyType({})
 
 
@@ -207,17 +207,19 @@ class ParallelRuns:
         program = make_program(self.task, self.recipes[runs[0]], devices[: len(runs)])
         limit, most = self.memory_limit, len(runs)
         if limit is None:  # `memory_stats` is None for CPUs: they have no limit
-            of_device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-            limit = None if of_device is None else _OF_A_DEVICE * of_device
+            device_limit = (jax.local_devices()[0].memory_stats() or {}).get(
+                "bytes_limit"
+            )
+            limit = None if device_limit is None else _USABLE_FRACTION * device_limit
         if limit is not None:
             _checks.positive("memory_limit", limit)
             one = start(program, [runs[0]] * program.num_devices)
             measured = [batches[0] for batches in self.evaluations[:1]]
-            most = _most_within(limit, one, most, num_streams, measured)
+            most = _max_runs_within(limit, one, most, num_streams, measured)
         # The smallest size with this number of groups: 10 runs of which at most 8 fit
         # are two groups of 5.
         size = -(-len(runs) // -(-len(runs) // most))
-        width = _rounded_up(size, program.num_devices)
+        width = _round_up(size, program.num_devices)
         self._sized[key] = program, width
         return program, width
 
@@ -238,7 +240,7 @@ def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
         yield batch
 
 
-def _most_within(
+def _max_runs_within(
     limit: float,
     one: Cohort,
     most: int,
@@ -260,7 +262,7 @@ def _most_within(
     program: Any = one.program
     batches = _resized(one.next_batches(), num_streams, None)
     while True:
-        num_runs = _rounded_up(most, program.num_devices)
+        num_runs = _round_up(most, program.num_devices)
         state = _resized(one.state, num_runs, program.over_runs)
         lowered = [program.step.lower(state, batches)]
         lowered += [program.evaluate.lower(state.state.params, x) for x in evaluated]
@@ -287,7 +289,7 @@ def _resized(tree: PyTree, size: int, sharding: Sharding | None) -> Any:
     )
 
 
-def _rounded_up(number: int, divisor: int) -> int:
+def _round_up(number: int, divisor: int) -> int:
     return -(-number // divisor) * divisor
 
 

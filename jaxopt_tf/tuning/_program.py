@@ -171,7 +171,7 @@ class Cohort:
             # waiting. They are fetched together, which limits the steps in flight.
             if len(pending) == _STEPS_AT_ONCE or self.step == until:
                 on_host = jax.device_get(pending)
-                losses.append(np.stack([of_step.loss for of_step in on_host], axis=1))
+                losses.append(np.stack([output.loss for output in on_host], axis=1))
                 pending = []
                 if on_host[-1].is_stopped.all():
                     break

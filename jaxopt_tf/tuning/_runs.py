@@ -83,13 +83,13 @@ class Comparison:
         """Returns True if the run was trained to its end."""
         return trial.step == self.recipes[trial.run].max_steps
 
-    def table(self, *, most: int | None = None) -> rich.table.Table:
+    def table(self, *, max_rows: int | None = None) -> rich.table.Table:
         """Returns a table of the runs, sorted by their losses.
 
         Its columns are the settings in which runs differ, and the losses.
 
         Args:
-            most: maximum number of rows; None for all.
+            max_rows: maximum number of rows; None for all.
         """
         names = differing(self.recipes)
         has_evaluation = any(trial.eval_loss is not None for trial in self.last)
@@ -101,7 +101,7 @@ class Comparison:
             # Runs with more steps come first: successive halving dropped the others.
             key=lambda trial: (-trial.step if has_one_length else 0, trial.compared),
         )
-        for trial in ordered[:most]:
+        for trial in ordered[:max_rows]:
             settings = recipe_settings(self.recipes[trial.run])
             columns = [_shown(settings[name]) for name in names]
             columns += [f"{trial.step:,}", shown_loss(trial.loss)]
@@ -257,7 +257,11 @@ def differing(recipes: Sequence[Recipe]) -> list[str]:
     """Returns the names of the fields in which recipes differ."""
     settings = [recipe_settings(recipe) for recipe in recipes]
     first = settings[0]
-    return [name for name in first if any(of[name] != first[name] for of in settings)]
+    return [
+        name
+        for name in first
+        if any(fields[name] != first[name] for fields in settings)
+    ]
 
 
 def shown_loss(loss: float) -> str:

@@ -49,12 +49,12 @@ class Uniform:
                 "on the command line)."
             )
 
-    def at(self, share: float) -> float:
+    def at(self, fraction: float) -> float:
         """Returns the value at a fraction of the range, from 0 to 1."""
         if self.scale == "log":
             low, high = math.log(self.low), math.log(self.high)
-            return math.exp(low + share * (high - low))
-        return self.low + share * (self.high - self.low)
+            return math.exp(low + fraction * (high - low))
+        return self.low + fraction * (self.high - self.low)
 
 
 _KINDS = {field.name: field.type for field in dataclasses.fields(Recipe)}
@@ -123,7 +123,7 @@ def random_search(
         ValueError, TypeError: as for `grid`; distributions are allowed.
     """
     _check_fields(over)
-    num_samples = _checks.whole_number("num_samples", num_samples, least=1)
+    num_samples = _checks.whole_number("num_samples", num_samples, minimum=1)
     rng = np.random.default_rng(_checks.seed("seed", seed))
     changes = [
         {name: _draw(rng, name, values) for name, values in over.items()}
@@ -155,7 +155,7 @@ def _check_fields(over: Over) -> None:
         if name not in _KINDS:
             raise ValueError(
                 f"`over` must name fields of a recipe, got {name!r}."
-                + _checks.nearest(name, _KINDS)
+                + _checks.suggest(name, _KINDS)
             )
         if name == "label_smoothing_factor":
             raise ValueError(

@@ -42,7 +42,7 @@ def sweep(
     over: Over,
     *,
     num_samples: int | None = None,
-    halving: int | None = None,
+    reduction_factor: int | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
     memory_limit: float | None = None,
@@ -59,9 +59,9 @@ def sweep(
         recipe: recipe with the values of all other fields.
         over: values to try by field of the recipe; in a random search also a `Uniform`.
         num_samples: number of recipes to draw at random; None for every combination.
-        halving: reduction factor of successive halving, at least 2. After each round
-            only the best 1/`halving` of the runs continue, and the number of steps is
-            multiplied by `halving`; in the last round it is `max_steps`. Runs are then
+        reduction_factor: N of successive halving, at least 2. After each round, only
+            the best 1/N of the runs continue, and the number of steps is multiplied by
+            N; in the last round it is `max_steps`. Runs are then
             compared before the end of their schedules. None trains all runs to their
             end.
         folder: folder for results: `sweep.jsonl`, with a line for each trial, and a
@@ -85,7 +85,7 @@ def sweep(
         Hyperparameter Optimization", 2016, for successive halving.
     """
     recipes = recipes_to_try(recipe, over, num_samples=num_samples, seed=seed)
-    steps = _steps(recipes, halving)
+    steps = _steps(recipes, reduction_factor)
     runs = ParallelRuns(
         task=task, recipes=recipes, memory_limit=memory_limit, devices=devices
     )
@@ -108,7 +108,7 @@ def sweep(
                 if report is not None:
                     report(_summary(new, len(alive), step))
             if not is_last:
-                alive = _better(alive, store.trials, halving)
+                alive = _best_runs(alive, store.trials, reduction_factor)
             store.states = {i: store.states[i] for i in alive if i in store.states}
         return Sweep(recipes, tuple(over), tuple(store.trials))
 
@@ -136,7 +136,7 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     has_evaluation = last[0].eval_loss is not None
     loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
     points = plots.SearchPoints(
-        settings={name: [of[name] for of in settings] for name in sweep.over},
+        settings={name: [fields[name] for fields in settings] for name in sweep.over},
         losses=np.array([trial.compared for trial in last]),
         steps=np.array([trial.step for trial in last]),
         is_ended=np.array([sweep.is_ended(trial) for trial in last]),
@@ -146,22 +146,24 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     return plots.plot_search(points, path)
 
 
-def _steps(recipes: Sequence[Recipe], halving: int | None) -> tuple[int, ...]:
+def _steps(recipes: Sequence[Recipe], reduction_factor: int | None) -> tuple[int, ...]:
     """Returns the steps at which runs are compared; the last one ends all runs."""
     longest = max(recipe.max_steps for recipe in recipes)
-    if halving is None:
+    if reduction_factor is None:
         return (longest,)
-    halving = _checks.whole_number("halving", halving, least=2)
+    reduction_factor = _checks.whole_number(
+        "reduction_factor", reduction_factor, minimum=2
+    )
     if any(recipe.max_steps != longest for recipe in recipes):
         raise ValueError(
-            "`halving` must be used with runs of equal length, but `over` varies "
-            "`max_steps`. Leave one of them out."
+            "`reduction_factor` must be used with runs of equal length, but `over` "
+            "varies `max_steps`. Leave one of them out."
         )
     # Computed from the last round to the first; each division rounds up.
     steps, num_runs = [longest], len(recipes)
     while num_runs > 1 and steps[0] > 1:
-        steps.insert(0, -(-steps[0] // halving))
-        num_runs = -(-num_runs // halving)
+        steps.insert(0, -(-steps[0] // reduction_factor))
+        num_runs = -(-num_runs // reduction_factor)
     return tuple(steps)
 
 
@@ -177,16 +179,16 @@ def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[
     return found
 
 
-def _better(
-    alive: Sequence[int], trials: Sequence[Trial], halving: int | None
+def _best_runs(
+    alive: Sequence[int], trials: Sequence[Trial], reduction_factor: int | None
 ) -> list[int]:
-    """Returns the best 1/`halving` of the runs, without those that diverged."""
-    assert halving is not None  # without halving there is a single step
+    """Returns the best 1 / `reduction_factor` of the runs, without diverged ones."""
+    assert reduction_factor is not None  # without halving there is a single step
     last = {trial.run: trial.compared for trial in trials}
     # Equal losses are ordered by index, so that a resumed sweep selects the same runs.
     # The number is rounded up: at least one run continues.
     ordered = sorted(alive, key=lambda i: (last[i], i))
-    num_kept = -(-len(alive) // halving)
+    num_kept = -(-len(alive) // reduction_factor)
     return sorted(i for i in ordered[:num_kept] if math.isfinite(last[i]))
 
 

@@ -49,9 +49,9 @@ class SweepStore:
         states = {str(i): state for i, state in self.states.items()}
         arrays = {"num_trials": np.int32(len(trials)), "states": states}
         going_on = sorted(self.states)
-        notes = {"sweep": self.settings, "trials": trials, "runs_to_go_on": going_on}
+        metadata = {"sweep": self.settings, "trials": trials, "runs_to_go_on": going_on}
         # The step of the checkpoint is the number of trials, which always increases.
-        self.saving.save(len(trials), arrays, notes)
+        self.saving.save(len(trials), arrays, metadata)
         self.saving.wait()
         self.write_results()
 
@@ -61,8 +61,8 @@ class SweepStore:
         Raises:
             ValueError: if the checkpoint belongs to another sweep.
         """
-        notes = checkpoints.read_notes(path)
-        saved = notes.get("sweep") or {}
+        metadata = checkpoints.read_metadata(path)
+        saved = metadata.get("sweep") or {}
         if saved != self.settings:
             named = [n for n in self.settings if saved.get(n) != self.settings[n]]
             raise ValueError(
@@ -70,13 +70,13 @@ class SweepStore:
                 f"checkpoint {str(path)!r} has other {' and '.join(named)}. Name "
                 "another folder."
             )
-        for run, step, first_loss, loss, eval_loss in notes["trials"]:
+        for run, step, first_loss, loss, eval_loss in metadata["trials"]:
             eval_loss = None if eval_loss is None else float(eval_loss)
             self.trials.append(
                 Trial(run, step, float(first_loss), float(loss), eval_loss)
             )
         # The initial states give the structure, shapes and dtypes for the restore.
-        start = runs.initial_states(notes["runs_to_go_on"])
+        start = runs.initial_states(metadata["runs_to_go_on"])
         like = {str(i): state for i, state in start.items()}
         arrays = {"num_trials": np.int32(0), "states": like}
         restored = checkpoints.restore(path, arrays).arrays["states"]

@@ -19,12 +19,12 @@ class Task:
             items). With `takes_key`, the third argument is a key.
         init: function that returns the initial parameters for a seed.
         batches: function that returns the training batches of a recipe, from the first
-            one on. They may be endless; at least `max_steps` batches are required, all
+            one on. They may be infinite; at least `max_steps` batches are required, all
             of one shape. The function is called several times, and must return equal
             batches for equal seeds: runs of one seed share them. With gradient
             accumulation, batches have a first axis of micro-batches.
-        eval_batches: evaluation batches, for the loss by which runs are compared.
-            Without them, runs are compared by the training loss at their end.
+        eval_batches: evaluation batches. Runs are compared by their evaluation loss;
+            without evaluation batches, by the training loss at their end.
         takes_key: whether `loss_fn` takes a key in training, for dropout.
         compute_dtype: as for `make_train_step`.
         layouts: as for `build_optimizer`.
@@ -52,11 +52,13 @@ class Task:
             "init": "(seed) -> parameters",
             "batches": "(recipe) -> iterable of batches",
         }
-        for name, of in functions.items():
+        for name, signature in functions.items():
             value = getattr(self, name)
             if not callable(value):
                 kind = type(value).__name__
-                raise TypeError(f"`{name}` must be a function {of}, got a {kind}.")
+                raise TypeError(
+                    f"`{name}` must be a function {signature}, got a {kind}."
+                )
         if not isinstance(self.eval_batches, list | tuple):
             kind = type(self.eval_batches).__name__
             raise TypeError(

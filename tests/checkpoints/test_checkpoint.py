@@ -1,4 +1,4 @@
-"""Saves: what is on disk is the state at the call, whatever happens meanwhile."""
+"""Saving of checkpoints, during training and under failures."""
 
 import contextlib
 import functools
@@ -78,7 +78,7 @@ def saving(folder, **options):
         yield checkpoints
 
 
-def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
+def test_every_kind_of_leaf_is_restored_exactly(tmp_path):
     arrays = {
         "state": fresh_state(),
         "schedule": greedy(1e-3, smooth=True, window_size=3).init(),
@@ -115,7 +115,7 @@ def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
             assert jax.typeof(actual) == jax.typeof(expected)  # its weak type too
 
 
-def test_float64_leaves_come_back_as_they_were(tmp_path):
+def test_float64_leaves_are_restored_exactly(tmp_path):
     with jax.enable_x64(True):
         params = {"wide": jnp.arange(6.0).reshape(3, 2) / 3, "bias": jnp.zeros(2)}
         state = OPTIMIZER.init(params)
@@ -127,7 +127,7 @@ def test_float64_leaves_come_back_as_they_were(tmp_path):
         assert_same(restore_latest(tmp_path, arrays).arrays, arrays)
 
 
-def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+def test_saves_the_state_at_the_time_of_the_call(tmp_path):
     # On CPUs orbax writes from the memory of the arrays, which the next step wants.
     @functools.partial(jax.jit, donate_argnums=0)
     def step(arrays):
@@ -176,7 +176,7 @@ def test_copies_large_arrays_into_the_same_memory_each_time():
 
 
 @pytest.mark.parametrize("is_abstract", [False, True], ids=["arrays", "shapes"])
-def test_a_compiled_step_takes_what_was_restored_and_goes_on_bit_for_bit(
+def test_restored_state_resumes_bit_for_bit_without_recompilation(
     tmp_path, is_abstract
 ):
     traces = []
@@ -202,7 +202,7 @@ def test_a_compiled_step_takes_what_was_restored_and_goes_on_bit_for_bit(
     assert step._cache_size() == num_compiled == 1
 
 
-def test_a_step_in_the_persistent_cache_is_found_there_for_what_was_restored(tmp_path):
+def test_restored_state_hits_the_persistent_compilation_cache(tmp_path):
     events = []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     options = {
@@ -264,10 +264,10 @@ def test_replaces_a_checkpoint_that_has_the_step_already(tmp_path):
         (tmp_path / "checkpoint-20" / "manifest.ocdbt").unlink()
         checkpoints.save(20, {"w": jnp.zeros(2)}, {"is": "new"})
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-20"]
-    assert restore_latest(tmp_path, {"w": jnp.ones(2)}).notes == {"is": "new"}
+    assert restore_latest(tmp_path, {"w": jnp.ones(2)}).metadata == {"is": "new"}
 
 
-def test_clears_away_a_broken_save_and_says_so(tmp_path):
+def test_removes_an_interrupted_save_and_reports_it(tmp_path):
     (tmp_path / "checkpoint-5.orbax-checkpoint-tmp").mkdir()
     said = []
     with saving(tmp_path, report=said.append):
@@ -279,7 +279,7 @@ def test_clears_away_a_broken_save_and_says_so(tmp_path):
 def test_refuses_what_cannot_be_saved(tmp_path):
     with saving(tmp_path) as checkpoints:
         with pytest.raises(
-            TypeError, match="`notes` must be serializable as JSON, but"
+            TypeError, match="`metadata` must be serializable as JSON, but"
         ):
             checkpoints.save(1, {"w": jnp.ones(2)}, {"path": tmp_path})
         with pytest.raises(
@@ -298,7 +298,7 @@ def test_refuses_what_cannot_be_saved(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 
 
-def test_says_that_older_ones_cannot_be_deleted(tmp_path):
+def test_reports_old_checkpoints_that_cannot_be_deleted(tmp_path):
     in_the_way = tmp_path / "deleted-checkpoint-1"
     with saving(tmp_path, save_total_limit=1) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(2)}, {})
@@ -311,7 +311,7 @@ def test_says_that_older_ones_cannot_be_deleted(tmp_path):
     assert latest_valid(tmp_path) == tmp_path / "checkpoint-2"
 
 
-def test_says_that_the_folder_cannot_be_written_to_any_more(tmp_path):
+def test_reports_a_folder_that_became_read_only(tmp_path):
     folder = tmp_path / "run"
     with saving(folder) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(2)}, {})
@@ -383,11 +383,11 @@ def assert_fails_and_goes_on(folder, kind, reason):
     np.testing.assert_array_equal(restored.arrays["w"], np.arange(10))
 
 
-def test_says_that_a_file_would_be_too_large_and_goes_on(tmp_path):
+def test_reports_a_file_over_the_size_limit_and_continues(tmp_path):
     assert_fails_and_goes_on(tmp_path, "limit", "File too large")
 
 
-def test_says_that_the_disk_is_full_and_goes_on(small_disk):
+def test_reports_a_full_disk_and_continues(small_disk):
     assert_fails_and_goes_on(small_disk / "run", "disk", "No space left on device")
 
 
@@ -419,13 +419,13 @@ def test_survives_being_killed_at_any_moment(tmp_path):
             tmp_path, {"w": jnp.zeros(1000, jnp.int32)}, report=said.append
         )
         assert restored.step > newest
-        assert restored.notes == {"step": restored.step}
+        assert restored.metadata == {"step": restored.step}
         assert set(np.asarray(restored.arrays["w"])) == {restored.step}
         assert all("is incomplete" in line for line in said)
         newest = restored.step
 
 
-def test_a_program_that_does_not_wait_ends_all_the_same(tmp_path):
+def test_process_that_does_not_wait_for_a_save_still_exits(tmp_path):
     done = run(
         "held = lock_folder(sys.argv[1]).__enter__()\n"
         "checkpoints = open_checkpoints(held).__enter__()\n"

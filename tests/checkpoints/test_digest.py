@@ -1,4 +1,4 @@
-"""The digest of a folder: what it notices, and that `sha256sum` agrees."""
+"""Checksums of a checkpoint folder, and their format."""
 
 import hashlib
 import shutil
@@ -31,7 +31,7 @@ def flip(path, bit):
     path.write_bytes(data)
 
 
-def test_finds_nothing_wrong_with_a_folder_as_it_was_sealed(folder):
+def test_finds_no_damage_in_an_unchanged_folder(folder):
     assert find_damage(folder) is None
 
 
@@ -43,7 +43,7 @@ def test_has_a_line_for_each_file_in_order(folder):
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
-def test_is_what_sha256sum_checks(folder):
+def test_digest_file_is_accepted_by_sha256sum(folder):
     command = ["sha256sum", "--strict", "-c", DIGEST_FILE]
     printed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert printed.returncode == 0
@@ -68,7 +68,7 @@ def test_notices_a_bit_of_the_digest_itself(folder):
     assert find_damage(folder) is None
 
 
-def test_says_what_is_wrong(folder):
+def test_find_damage_describes_the_damage(folder):
     (folder / "a").write_bytes(b"firs")
     assert find_damage(folder) == "a does not match its checksum"
     (folder / "b" / "none").unlink()
@@ -79,7 +79,7 @@ def test_says_what_is_wrong(folder):
     assert find_damage(folder) == "new has no checksum"
 
 
-def test_says_that_the_digest_is_no_digest_any_more(folder):
+def test_reports_an_invalid_digest_file(folder):
     text = (folder / DIGEST_FILE).read_bytes()
     (folder / DIGEST_FILE).write_bytes(text + b"\n")
     assert find_damage(folder) == f"{DIGEST_FILE} is damaged"
@@ -89,7 +89,7 @@ def test_says_that_the_digest_is_no_digest_any_more(folder):
     assert find_damage(folder) == f"it has no checksum file {DIGEST_FILE}"
 
 
-def test_says_that_a_file_cannot_be_read(folder):
+def test_reports_that_a_file_cannot_be_read(folder):
     (folder / "b" / "none").unlink()
     (folder / "b" / "none").symlink_to(folder / "nowhere")
     assert "b/none cannot be read (No such file" in find_damage(folder)
@@ -98,7 +98,7 @@ def test_says_that_a_file_cannot_be_read(folder):
     assert find_damage(folder) == f"{DIGEST_FILE} cannot be read (Is a directory)"
 
 
-def test_looks_at_one_file_alone(folder):
+def test_checksum_matches_reads_one_file_only(folder):
     assert checksum_matches(folder, "b/c/two words")
     flip(folder / "a", 0)
     assert checksum_matches(folder, "b/c/two words")

@@ -1,4 +1,4 @@
-"""One job per folder, with real processes."""
+"""Lock of a run folder, with real processes."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def another_process(folder):
         yield process
 
 
-def test_makes_the_folder_and_says_who_holds_it(tmp_path):
+def test_lock_creates_the_folder_and_names_its_holder(tmp_path):
     with lock_folder(tmp_path / "runs" / "x") as held:
         assert held.folder == tmp_path / "runs" / "x"
     (held.folder / LOCK_FILE).write_text("what an older version wrote" * 99)
@@ -48,7 +48,7 @@ def test_refuses_a_second_process_and_names_the_first(tmp_path):
         pass
 
 
-def test_is_free_when_the_holder_was_killed(tmp_path):
+def test_lock_is_released_when_its_holder_is_killed(tmp_path):
     with another_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -65,7 +65,7 @@ def test_refuses_the_same_process_twice_until_it_has_ended(tmp_path):
         pass
 
 
-def test_a_program_that_the_holder_started_does_not_keep_the_folder(tmp_path):
+def test_child_process_does_not_inherit_the_lock(tmp_path):
     with lock_folder(tmp_path):
         child = subprocess.Popen(["sleep", "60"])
     try:

@@ -1,4 +1,4 @@
-"""Back from the disk: nothing damaged, nothing that does not fit, never in silence."""
+"""Restoration of checkpoints, including damaged and incompatible ones."""
 
 import math
 import shutil
@@ -12,7 +12,7 @@ from jaxopt_tf.checkpoints import (
     latest_valid,
     lock_folder,
     open_checkpoints,
-    read_notes,
+    read_metadata,
     restore,
     restore_latest,
 )
@@ -48,12 +48,12 @@ def test_takes_the_newest(folder, capsys):
     restored = restore_latest(folder, LIKE)
     assert restored.step == 2
     assert restored.path == folder / "checkpoint-2"
-    assert restored.notes == {"step": 2, "shape": [1, 2]}
+    assert restored.metadata == {"step": 2, "shape": [1, 2]}
     np.testing.assert_array_equal(restored.arrays["w"], [2, 3, 4, 5])
     assert capsys.readouterr().err == ""
 
 
-def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng):
+def test_skips_a_checkpoint_with_a_damaged_file_and_reports_it(folder, rng):
     checkpoint = folder / "checkpoint-2"
     assert len(files_of(checkpoint)) >= 5
     for path in files_of(checkpoint):
@@ -77,7 +77,7 @@ def test_passes_over_a_checkpoint_with_any_file_damaged_and_says_so(folder, rng)
     assert find_damage(checkpoint) is None
 
 
-def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
+def test_skips_a_checkpoint_without_checksums_record_or_files(folder, capsys):
     (folder / "checkpoint-2" / DIGEST_FILE).unlink()
     foreign = folder / "checkpoint-3"
     foreign.mkdir()
@@ -102,7 +102,7 @@ def test_passes_over_one_without_digest_or_record_or_anything(folder, capsys):
     ] == starts
 
 
-def test_never_starts_anew_in_silence(folder):
+def test_raises_if_all_checkpoints_are_damaged(folder):
     for step in (1, 2):
         (folder / f"checkpoint-{step}" / "manifest.ocdbt").unlink()
     with pytest.raises(ValueError, match="must contain a valid checkpoint") as caught:
@@ -112,7 +112,7 @@ def test_never_starts_anew_in_silence(folder):
         assert reason in str(caught.value)
 
 
-def test_finds_nothing_where_the_first_save_was_killed_and_says_so(tmp_path):
+def test_reports_that_the_first_save_was_interrupted(tmp_path):
     (tmp_path / "checkpoint-1.orbax-checkpoint-tmp").mkdir()
     said = []
     assert restore_latest(tmp_path, LIKE, report=said.append) is None
@@ -135,7 +135,7 @@ def test_finds_nothing_where_the_first_save_was_killed_and_says_so(tmp_path):
         ({"m": {"v": LIKE["w"]}, "z": LIKE["w"]}, "2 only in `like` (m.v)"),
     ],
 )
-def test_says_what_does_not_fit(folder, change, reason):
+def test_restore_names_the_leaves_that_do_not_match(folder, change, reason):
     with pytest.raises(
         ValueError, match="`like` must have the same leaves as"
     ) as caught:
@@ -144,27 +144,27 @@ def test_says_what_does_not_fit(folder, change, reason):
     assert "or start a new run in another folder" in str(caught.value)
 
 
-def test_says_why_a_named_checkpoint_cannot_be_used(folder):
+def test_restore_explains_why_a_checkpoint_is_invalid(folder):
     (folder / "checkpoint-2" / "_METADATA").write_text("{}")
     reason = "_METADATA does not match its checksum. Pass another"
-    for read in (lambda path: restore(path, LIKE), read_notes):
+    for read in (lambda path: restore(path, LIKE), read_metadata):
         with pytest.raises(ValueError, match=reason):
             read(folder / "checkpoint-2")
     with pytest.raises(ValueError, match="is not: there is no such folder"):
         restore(folder / "checkpoint-3", LIKE)
     with pytest.raises(ValueError, match="No such file"):
-        read_notes(folder / "checkpoint-3")
+        read_metadata(folder / "checkpoint-3")
     with pytest.raises(ValueError, match="must be a folder checkpoint-<step>"):
         restore(folder, LIKE)
     assert restore(folder / "checkpoint-1", LIKE).step == 1
 
 
-def test_reads_the_notes_alone(folder):
+def test_reads_metadata_without_arrays(folder):
     shutil.rmtree(folder / "checkpoint-2" / "d")
-    assert read_notes(folder / "checkpoint-2") == {"step": 2, "shape": [1, 2]}
+    assert read_metadata(folder / "checkpoint-2") == {"step": 2, "shape": [1, 2]}
 
 
-def test_refuses_what_is_no_array_or_has_no_name_of_its_own(folder):
+def test_rejects_leaves_that_are_not_arrays_or_share_a_name(folder):
     with pytest.raises(TypeError, match="`like` must contain only arrays, .* 'w'"):
         restore_latest(folder, LIKE | {"w": "1.0"})
     twice = {"a.b": LIKE["w"], "a": {"b": LIKE["w"]}}
@@ -185,7 +185,7 @@ def after_updates(optimizer, state, num_updates):
 @pytest.mark.promotion_of_others
 @pytest.mark.parametrize("counts", ["one count", "a count per leaf"])
 @pytest.mark.parametrize("rate", RATES)
-def test_a_state_from_before_rate_source_is_continued(tmp_path, rate, counts):
+def test_restores_a_state_without_rate_source(tmp_path, rate, counts):
     optimizer = sgd_tf(RATES[rate], momentum=0.9)
     state = optimizer.init(PARAMS)
     if counts == "a count per leaf":

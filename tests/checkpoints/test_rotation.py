@@ -1,4 +1,4 @@
-"""Which checkpoints stay: Transformers' `rotate_checkpoints` beside ours."""
+"""Deletion of old checkpoints against Transformers' `rotate_checkpoints`."""
 
 import pathlib
 import tempfile
@@ -45,7 +45,7 @@ def test_keeps_what_transformers_keeps(steps, limit, best):
         assert names(ours) == names(theirs)
 
 
-def test_keeps_the_one_just_saved_though_others_have_a_higher_step(tmp_path):
+def test_rotation_keeps_the_newest_save_even_if_others_have_a_higher_step(tmp_path):
     make_checkpoints(tmp_path, [10, 15, 20, 30])
     rotate(tmp_path / "checkpoint-15", 1, None)
     assert names(tmp_path) == ["checkpoint-15"]
@@ -61,7 +61,7 @@ def test_finds_checkpoints_in_the_order_of_their_steps(tmp_path):
     assert find_checkpoints(tmp_path / "nowhere") == []
 
 
-def test_clears_away_what_kills_left(tmp_path):
+def test_removes_incomplete_checkpoints(tmp_path):
     left = ["checkpoint-2.orbax-checkpoint-tmp", "deleted-checkpoint-1"]
     left += ["deleted-replaced-checkpoint-1", "replaced-checkpoint-3"]
     for name in ["checkpoint-3", "runs", *left]:
@@ -75,7 +75,7 @@ def test_clears_away_what_kills_left(tmp_path):
     ]
 
 
-def test_brings_back_what_was_to_be_replaced_when_the_new_one_is_not_there(tmp_path):
+def test_restores_the_replaced_checkpoint_if_the_new_one_is_missing(tmp_path):
     make_checkpoints(tmp_path, [3])
     (tmp_path / "checkpoint-3").rename(tmp_path / "replaced-checkpoint-3")
     remove_incomplete(tmp_path, print)
@@ -84,7 +84,7 @@ def test_brings_back_what_was_to_be_replaced_when_the_new_one_is_not_there(tmp_p
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "again"])
-def test_puts_a_folder_in_place(tmp_path, is_there):
+def test_commit_renames_the_folder(tmp_path, is_there):
     if is_there:
         make_checkpoints(tmp_path, [3])
     complete = tmp_path / "checkpoint-3.orbax-checkpoint-tmp"

@@ -1,4 +1,4 @@
-"""A small text, and the flags of a model that trains on it in seconds."""
+"""A short text, and flags of a model that trains on it in seconds."""
 
 import pytest
 

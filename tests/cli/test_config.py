@@ -1,4 +1,4 @@
-"""`--config FILE`: ours comes back as it was; a file that is no good is named."""
+"""`--config FILE`: round trip of settings, and errors of invalid files."""
 
 import json
 import re
@@ -159,7 +159,7 @@ def test_what_the_file_leaves_out_has_the_default_of_the_command_line(config):
     assert recipe == parsed("--learning_rate", "1e-4")[0]
 
 
-def test_a_value_that_says_nothing_is_the_default(config):
+def test_unset_values_of_a_file_are_defaults(config):
     empty = {"learning_rate": None, "optim": "", "text": [], "tokenizer": "None"}
     empty |= {"output_dir": "", "save_steps": []}
     assert config(empty) == parsed()
@@ -218,12 +218,12 @@ def test_names_all_that_is_wrong_with_a_file_at_once(config):
     assert str(refused.value).count("\n") == 2
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"`config` must be a file .*no\.json': No su"):
         parsed("--config", str(tmp_path / "no.json"))
 
 
-def test_of_a_run_folder_the_file_is_named(tmp_path):
+def test_folder_of_a_run_suggests_its_settings_file(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match=r"Did you mean '.*settings\.json'"):
         parsed("--config", str(tmp_path))

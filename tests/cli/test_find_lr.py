@@ -44,7 +44,7 @@ def test_one_run_whose_rate_rises(found, tmp_path, capsys):
     assert (tmp_path / "found" / "find_lr.png").exists()
 
 
-def test_what_cannot_be_told_is_the_status(found, tmp_path, capsys):
+def test_status_shows_that_no_rate_can_be_suggested(found, tmp_path, capsys):
     bounds = "--min_rate 1e-9 --max_rate 1e-7 --num_rates 3"
     assert found(f"{bounds} --num_steps 5 --optim sgd") == 1
     shown = capsys.readouterr().out

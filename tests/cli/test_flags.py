@@ -1,4 +1,4 @@
-"""Flags from the fields of dataclasses: what is typed, read, refused and shown."""
+"""Flags from the fields of dataclasses: parsing, help and errors."""
 
 import dataclasses
 import re
@@ -85,7 +85,7 @@ def typed(line, form=Form):
     return read_flags(form, line.split())
 
 
-def test_has_what_was_typed_and_no_more():
+def test_parse_returns_only_typed_flags():
     assert typed("") == {}
     assert typed("--max_steps 20 --tokenizer t") == {
         "max_steps": 20,
@@ -104,7 +104,7 @@ def test_values_may_contain_equals_signs_and_json():
     assert typed("--optim=a=1,b=2") == {"optim": "a=1,b=2"}
 
 
-def test_the_last_of_a_flag_counts():
+def test_last_value_of_a_repeated_flag_wins():
     assert typed("--max_steps 1 --max_steps 2") == {"max_steps": 2}
     assert typed("--bf16 --text a --no_bf16 --text b c") == {
         "bf16": False,
@@ -252,7 +252,7 @@ KINDS = kinds_of(Record)
 
 
 def test_kinds_are_those_of_the_annotations():
-    assert {name: kind.noun for name, kind in flag_kinds(Record).items()} == {
+    assert {name: kind.metavar for name, kind in flag_kinds(Record).items()} == {
         "count": "INT",
         "share": "NUMBER",
         "either": "NUMBER",
@@ -265,7 +265,7 @@ def test_kinds_are_those_of_the_annotations():
         "shares": "NUMBER",
         "options": "JSON",
     }
-    several = [name for name, kind in KINDS.items() if kind.is_several]
+    several = [name for name, kind in KINDS.items() if kind.is_list]
     assert several == ["paths", "names", "shares"]
     assert [n for n, kind in KINDS.items() if kind.is_optional] == ["either", "path"]
     assert flag_kinds(Form).keys() == {

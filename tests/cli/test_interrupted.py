@@ -1,4 +1,4 @@
-"""Ctrl-C in a command that trains many runs, as a terminal sends it."""
+"""Ctrl-C in a command that trains several runs, as a terminal sends it."""
 
 import signal
 import subprocess

@@ -1,11 +1,11 @@
-"""How a process finds the others: what is refused before it looks for them."""
+"""Arguments of distributed runs, checked before processes connect."""
 
 import pytest
 
 from jaxopt_tf.cli._launch import Launch, launched
 
 
-def test_runs_alone_where_nothing_is_said():
+def test_single_process_without_launch_flags():
     with pytest.raises(ValueError, match="of the inside"), launched(Launch()):
         raise ValueError("of the inside")
 
@@ -29,6 +29,6 @@ def test_runs_alone_where_nothing_is_said():
         ({"distributed": 1}, "`distributed` must be True or False"),
     ],
 )
-def test_refuses_what_finds_nobody(settings, sentence):
+def test_rejects_a_coordinator_that_cannot_be_reached(settings, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         Launch(**settings)

@@ -1,4 +1,4 @@
-"""The command `jaxopt-tf`: its subcommands, help, sentences and exit status."""
+"""The command `jaxopt-tf`: subcommands, help, messages and exit status."""
 
 import importlib
 import importlib.metadata
@@ -119,7 +119,7 @@ def test_commands_have_flags_that_they_use(capsys):
         ),
     ],
 )
-def test_a_cure_can_be_typed(capsys, args, words, not_there):
+def test_remedies_are_valid_command_lines(capsys, args, words, not_there):
     assert main(args.split()) == 2
     said = capsys.readouterr().err
     assert words in said
@@ -142,7 +142,7 @@ def test_ctrl_c_prints_a_line_to_paste(command, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("args", [["--help"], ["schedule", "--help"]])
-def test_a_reader_that_has_read_enough_ends_it_quietly(args):
+def test_closed_pipe_ends_the_command_quietly(args):
     code = f"import sys; from jaxopt_tf.cli import main; sys.exit(main({args}))"
     # Closed at once, in the place of `| head` and of luck with the time it takes.
     with subprocess.Popen(

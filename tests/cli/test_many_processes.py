@@ -1,4 +1,4 @@
-"""One run on several processes, real ones, that meet on this machine."""
+"""One run on several real processes of this machine."""
 
 import re
 import signal
@@ -39,7 +39,7 @@ def alone(tmp_path_factory, compiled_quickly, compiled_once):
     return folder
 
 
-def test_a_process_that_dies_ends_the_other_and_one_alone_goes_on(alone, tmp_path):
+def test_other_process_stops_when_one_dies_and_one_alone_resumes(alone, tmp_path):
     args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
     # The second process is the one to die: the first writes what is looked at.
     with started([*SMALL, *args, "--save_steps", "20"], num=2) as (first, second):
@@ -55,7 +55,7 @@ def test_a_process_that_dies_ends_the_other_and_one_alone_goes_on(alone, tmp_pat
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=5e-5)
 
 
-def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path):
+def test_signal_to_one_process_stops_both_after_the_same_step(tmp_path):
     args = ["--max_steps", "5000", "--output_dir", str(tmp_path)]
     with started([*SMALL, *args], num=2) as (first, second):
         wait_for_line(first, "evaluation loss")
@@ -69,7 +69,7 @@ def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path):
     assert len(losses(tmp_path)) == step
 
 
-def test_refuses_processes_that_were_told_differently(tmp_path):
+def test_rejects_processes_with_different_settings(tmp_path):
     args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
 
     def rate(process):
@@ -83,7 +83,7 @@ def test_refuses_processes_that_were_told_differently(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_what_the_first_refuses_ends_all_with_its_sentence(tmp_path):
+def test_error_of_process_0_is_raised_in_all_processes(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("of something else")
     args = ["--max_steps", "200", "--output_dir", str(tmp_path)]
     with started([*SMALL, *args], num=2) as both:

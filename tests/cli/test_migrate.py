@@ -1,4 +1,4 @@
-"""`jaxopt-tf migrate` on folders that Transformers' Trainer wrote, and for it."""
+"""`jaxopt-tf migrate` from and to checkpoint folders of Transformers' Trainer."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def tensors(folder):
     return found
 
 
-def test_a_run_of_trainer_goes_on_here(theirs, tmp_path, text, capsys):
+def test_imported_trainer_run_resumes(theirs, tmp_path, text, capsys):
     run = migrated(theirs, tmp_path, text)
     assert "at step 3; to resume it:" in capsys.readouterr().out
     command = [
@@ -145,7 +145,7 @@ def test_a_run_of_trainer_goes_on_here(theirs, tmp_path, text, capsys):
     assert (run / "checkpoint-6").exists()
 
 
-def test_there_and_back_is_the_same_run(theirs, tmp_path, text):
+def test_import_and_export_round_trip(theirs, tmp_path, text):
     run = migrated(theirs, tmp_path, text)
     back = tmp_path / "back"
     assert main(["migrate", str(run), str(back)]) == 0
@@ -220,7 +220,7 @@ def test_without_torch_one_sentence_says_how_to_install_it(
         (["--like", "nowhere"], "`--like` must contain config.json, got 'nowhere'"),
     ],
 )
-def test_refuses_flags_on_the_way_out(flags, part, tmp_path, text, capsys):
+def test_export_rejects_flags_of_import(flags, part, tmp_path, text, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "SHA256SUMS").write_text("")
     out = str(tmp_path / "out")
@@ -246,7 +246,7 @@ def test_the_schedule_stays_behind_by_the_updates_that_were_skipped(
     assert state["global_step"] == 4
 
 
-def test_refuses_groups_of_rates_on_the_way_out(adamw, tmp_path, text, capsys):
+def test_export_rejects_rate_groups(adamw, tmp_path, text, capsys):
     run = read_run(migrated(adamw, tmp_path, text))
     groups = [{"pattern": "wte", "factor": 0.5}]
     recipe = dataclasses.replace(run.recipe, rate_groups=groups)
@@ -260,7 +260,7 @@ def test_refuses_groups_of_rates_on_the_way_out(adamw, tmp_path, text, capsys):
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Trainer
 @pytest.mark.parametrize("flags", ["", "--scan_layers"])
-def test_a_run_of_ours_goes_on_in_trainer(tmp_path, text, flags):
+def test_exported_run_resumes_in_trainer(tmp_path, text, flags):
     run, out = tmp_path / "run", tmp_path / "trainer" / "checkpoint-3"
     out.parent.mkdir()
     sizes = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 16 --save_steps 3"
@@ -301,7 +301,7 @@ def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(adamw):
     ("change", "words"),
     [
         ({"model_type": "bert"}, "`FOLDER` must contain a model of gpt2, llama"),
-        ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: here it is None"),
+        ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: it must be None"),
     ],
 )
 def test_refuses_another_model(adamw, tmp_path, capsys, change, words):
@@ -332,7 +332,7 @@ def test_names_the_file_that_is_missing(adamw, tmp_path, capsys):
     assert "config.json" in capsys.readouterr().err
 
 
-def test_says_what_was_read_and_taken_over(adamw, tmp_path, text, capsys):
+def test_reports_what_was_read_and_taken_over(adamw, tmp_path, text, capsys):
     migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
     num_params = sum(leaf.size for leaf in load_file(adamw / MODEL).values())
@@ -341,7 +341,7 @@ def test_says_what_was_read_and_taken_over(adamw, tmp_path, text, capsys):
     assert "learning_rate" in said
 
 
-def test_says_what_cannot_be_told_and_what_is_otherwise(adamw, tmp_path, text, capsys):
+def test_import_reports_unknown_and_different_settings(adamw, tmp_path, text, capsys):
     run = migrated(adamw, tmp_path, text)
     said = capsys.readouterr().out
     assert said.count("another order of parameters of equal shape cannot be") == 1
@@ -356,10 +356,10 @@ def test_says_what_cannot_be_told_and_what_is_otherwise(adamw, tmp_path, text, c
     assert said.count("Trainer 5.23 divides") == 1
 
 
-def test_says_where_precision_was_another(adamw, tmp_path, text, capsys):
+def test_reports_where_precision_was_another(adamw, tmp_path, text, capsys):
     folder = changed(adamw, tmp_path, "config.json", {"dtype": "bfloat16"})
     migrated(folder, tmp_path, text)
-    assert "float32 here and bfloat16 in torch" in capsys.readouterr().out
+    assert "float32 in the run and bfloat16 in torch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_a_metric_drives_the_rate_as_often_as_before(
     run = read_run(tmp_path / "run")
     assert run.job.eval_steps == (3 if flags else 2)
     assert (run.job.save_steps, run.job.logging_steps) == (4, 1)
-    without = said.partition("without effect here: ")[2].partition("\n")[0]
+    without = said.partition("without effect: ")[2].partition("\n")[0]
     assert "eval_steps" not in without.split(", ")
     assert ("eval_steps" in said.partition("imported: ")[2]) == (not flags)
     assert "not Trainer's `eval_dataset`: their loss drives the schedule" in said
@@ -461,12 +461,12 @@ def test_a_metric_drives_the_rate_as_often_as_before(
     ("changes", "words"),
     [
         ({"metric_for_best_model": "accuracy"}, "`metric_for_best_model` 'accuracy'"),
-        ({"eval_delay": 7}, "`eval_delay` 7: the first evaluation here is at step 6"),
+        ({"eval_delay": 7}, "`eval_delay` 7: the first evaluation is at step 6"),
         ({"bf16_full_eval": True}, "`bf16_full_eval` True"),
         ({"eval_strategy": "no"}, "`--eval_strategy` 'no': the evaluation loss"),
         (
             {"load_best_model_at_end": True, "greater_is_better": True},
-            "`greater_is_better` True: a lower evaluation loss is better here",
+            "`greater_is_better` True: a lower evaluation loss is better",
         ),
     ],
     ids=str,
@@ -532,7 +532,7 @@ def test_the_patience_of_a_callback_is_carried_over(driven, tmp_path, text, caps
     )
 
 
-def test_every_cure_can_be_typed(driven, tmp_path, text, capsys):
+def test_every_remedy_is_a_valid_command_line(driven, tmp_path, text, capsys):
     folder = tmp_path / "checkpoint-4"
     shutil.copytree(driven, folder)
     (folder / "scheduler.pt").unlink()

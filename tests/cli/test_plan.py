@@ -32,7 +32,7 @@ def shown(capsys, flags):
 
 
 @pytest.mark.usefixtures("_no_compilers")
-def test_without_a_compiler_shapes_speak_and_it_says_what_to_install(capsys):
+def test_without_a_compiler_plans_from_shapes_and_names_the_package(capsys):
     flags = "--model gpt2 --n_layer 1 --devices v5e:4x4 --mesh data=4,fsdp=4"
     status, out, _ = shown(capsys, flags)
     assert status == 0
@@ -52,7 +52,7 @@ def test_without_a_compiler_shapes_speak_and_it_says_what_to_install(capsys):
 
 
 @pytest.mark.usefixtures("_no_compilers")
-def test_what_does_not_fit_is_said_and_is_the_status(capsys):
+def test_step_that_does_not_fit_is_reported_by_the_exit_status(capsys):
     sizes = "--n_layer 2 --n_embd 8192 --n_head 64"
     status, out, _ = shown(capsys, f"{sizes} --devices v5e:1x1")
     assert status == 1
@@ -80,7 +80,7 @@ def test_compiles_for_this_machine(capsys, monkeypatch):
     assert plan.cost.unused_donations == ()
 
 
-def test_compiles_nothing_if_asked_not_to(capsys):
+def test_shapes_only_compiles_nothing(capsys):
     status, out, _ = shown(capsys, "--devices cpu:8 --shapes_only")
     assert status == 0
     assert "nothing was compiled, as requested" in out

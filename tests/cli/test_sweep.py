@@ -30,7 +30,7 @@ def swept(small, tmp_path):
 GRID = "--over learning_rate=1e-4,1e-2 optim=lion_32bit,sgd"
 
 
-def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys):
+def test_prints_the_best_run_and_reuses_finished_runs(swept, small, tmp_path, capsys):
     assert swept(GRID) == 0
     folder = tmp_path / "sweep"
     shown = capsys.readouterr().out
@@ -61,18 +61,18 @@ def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys
         (
             "--n_embd 32 --bf16",
             [
-                "`--n_embd` is 16 in the folder, and 32 here",
-                "`--bf16` is False in the folder, and True here",
+                "`--n_embd` is 16 in the folder, got 32",
+                "`--bf16` is False in the folder, got True",
             ],
         ),
         (
             "--over learning_rate=1e-3",
             [
                 "`--over` is ['learning_rate=1e-4,1e-2', 'optim=lion_32bit,sgd'] in "
-                "the folder, and ['learning_rate=1e-3'] here"
+                "the folder, got ['learning_rate=1e-3']"
             ],
         ),
-        ("--seed 7", ["`--seed` is 42 in the folder, and 7 here"]),
+        ("--seed 7", ["`--seed` is 42 in the folder, got 7"]),
     ):
         assert main(f"{alone} {flags}".split()) == 2
         first, *lines = capsys.readouterr().err.splitlines()
@@ -84,7 +84,7 @@ def test_says_what_is_best_and_does_nothing_twice(swept, small, tmp_path, capsys
     assert "must hold a readable settings.json" in capsys.readouterr().err
 
 
-def test_draws_at_random_and_halves(swept, capsys):
+def test_random_search_with_successive_halving(swept, capsys):
     flags = "--over learning_rate=1e-4:1e-2 weight_decay=0:0.3:linear --num_samples 2"
     assert swept(f"{flags} --halving 2 --optim sgd") == 0
     shown = capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_refuses_in_one_sentence(swept, capsys, flags, said):
     assert refused.count("\n") == 1
 
 
-def test_what_all_diverged_is_drawn_and_refused(swept, tmp_path, capsys):
+def test_sweep_whose_runs_all_diverged_is_plotted_and_rejected(swept, tmp_path, capsys):
     assert swept("--over learning_rate=1e38,2e38 --warmup_steps 0 --optim sgd") == 2
     shown = capsys.readouterr()
     assert "diverged" in shown.out

@@ -1,4 +1,4 @@
-"""`jaxopt-tf train`: flags to records, and end to end on a small text."""
+"""`jaxopt-tf train`: parsing of flags, and whole runs on a short text."""
 
 import dataclasses
 import inspect
@@ -49,7 +49,7 @@ def test_without_flags_it_is_the_default_job():
     assert parsed("") == (DEFAULT, GPT2Config(), Job())
 
 
-def test_fewer_steps_alone_have_a_shorter_warm_up():
+def test_default_warmup_shrinks_with_max_steps():
     recipe, *_ = parsed("--max_steps 20")
     assert recipe.num_warmup_steps == 1
 
@@ -88,20 +88,20 @@ def test_a_typed_preset_wins_over_the_sizes_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
-def test_a_schedule_without_a_warm_up_has_none_unless_it_was_asked_for(name):
+def test_metric_driven_schedule_has_no_default_warmup(name):
     assert parsed(f"--lr_scheduler_type {name}")[0].warmup_steps == 0
     with pytest.raises(ValueError, match="`warmup_steps`"):
         parsed(f"--lr_scheduler_type {name} --warmup_steps 5")
 
 
-def test_ready_tokens_need_a_vocabulary():
+def test_pretokenized_files_require_vocab_size():
     with pytest.raises(ValueError, match="`vocab_size` must be given with pretok"):
         parsed("--text tokens.npy")
     assert parsed("--text tokens.npy --vocab_size 256")[1].vocab_size == 256
     assert parsed("--text tokens.bin --preset gpt2")[1].vocab_size == 50_257
 
 
-def test_all_contradictions_stand_in_one_message():
+def test_all_conflicts_are_in_one_message():
     with pytest.raises(ValueError, match="`n_embd`") as refused:
         parsed(
             "--n_embd 15 --optim lomo --text a.npy b.txt --load_best_model_at_end "
@@ -133,12 +133,12 @@ def run(tmp_path, text):
 
 
 def column(output_dir, name):
-    """What the records of the run call `name`, in order."""
+    """Returns the values of `name` in the log of the run, in order."""
     lines = (output_dir / "metrics.jsonl").read_text().splitlines()
     return [record[name] for record in map(json.loads, lines) if name in record]
 
 
-def test_learns_and_says_where_it_wrote(run, tmp_path, text, capsys):
+def test_train_lowers_the_loss_and_prints_its_files(run, tmp_path, text, capsys):
     flags = "--eval_steps 8 --save_steps 10"
     assert run(flags) == 0
     folder = tmp_path / "run"
@@ -293,9 +293,7 @@ def test_notes_what_a_file_has_that_is_without_effect(run, capsys, tmp_path):
     path.write_text('{"report_to": ["wandb"], "optim": "adamw_torch_fused"}')
     assert run(f"--config {path} --n_embd 15") == 2
     note, refusal = capsys.readouterr().err.splitlines()
-    assert note.startswith(
-        f"jaxopt-tf: {path}: without effect here: report_to; `optim`"
-    )
+    assert note.startswith(f"jaxopt-tf: {path}: without effect: report_to; `optim`")
     assert "`--n_embd`" in refusal
 
 

@@ -1,4 +1,4 @@
-"""Batches by number: pure, complete, and the same wherever they are made."""
+"""Batches: determinism, completeness, and equality across processes."""
 
 import hashlib
 import itertools
@@ -62,7 +62,7 @@ def test_an_epoch_takes_every_window_once_and_the_next_in_another_order(
         batch_size=batch_size,
         seed=0,
         gradient_accumulation_steps=k,
-    ).since(0)
+    ).iter_from(0)
     rows = np.concatenate(
         [batch.reshape(-1, 11) for batch in first(batches, -(-57 // (batch_size * k)))]
     )
@@ -98,13 +98,13 @@ def test_a_batch_is_the_same_from_any_start_and_in_any_order(
     for n, batch in reversed(list(zip(numbers, seen, strict=True))):
         np.testing.assert_array_equal(batches[n], batch)
         start = max(0, n - 2)
-        resumed = Batches(counting, **sizes).since(start)
+        resumed = Batches(counting, **sizes).iter_from(start)
         np.testing.assert_array_equal(first(resumed, n - start + 1)[-1], batch)
 
 
-def test_order_is_the_seed_s(counting):
+def test_order_depends_on_the_seed(counting):
     def run(seed):
-        batches = Batches(counting, **SIZES | {"seed": seed}).since(0)
+        batches = Batches(counting, **SIZES | {"seed": seed}).iter_from(0)
         return np.stack(first(batches, 5))
 
     np.testing.assert_array_equal(run(0), run(0))
@@ -203,7 +203,7 @@ def test_refuses_a_batch_before_the_first(counting):
     with pytest.raises(ValueError, match="`n` must be from 0"):
         Batches(counting, **SIZES)[-1]
     with pytest.raises(ValueError, match="`start` must be from 0"):
-        Batches(counting, **SIZES).since(-1)
+        Batches(counting, **SIZES).iter_from(-1)
 
 
 def test_evaluation_batches_are_spread_over_the_text(tmp_path):

@@ -1,4 +1,4 @@
-"""Rows for fine-tuning against those of TRL, and what is refused."""
+"""Rows for fine-tuning against TRL, and errors of invalid rows."""
 
 import itertools
 import json
@@ -146,7 +146,7 @@ def test_rows_are_packed_as_by_trl(name, tmp_path):
         assert row["labels"][: len(ids)].tolist() == masked.tolist()
 
 
-def test_tokens_are_made_once_and_again_for_another_template(tmp_path):
+def test_tokens_are_cached_until_the_template_changes(tmp_path):
     folder = folder_of("chatml", tmp_path)
     rows = CASES["chatml, messages"]["rows"]
     first = corpus_of(rows, folder)
@@ -292,7 +292,7 @@ def test_rows_cannot_be_read_as_plain_text(tmp_path):
         ([{"prompt": "a", "completion": "\ud83d"}], "lone surrogates, but line 1 of"),
     ],
 )
-def test_refuses_rows_by_their_place(rows, words, tmp_path):
+def test_rejects_rows_by_their_location(rows, words, tmp_path):
     with pytest.raises(ValueError, match=f"`train_file` must .*{words}"):
         corpus_of(rows, folder_of("headers", tmp_path))
 
@@ -340,7 +340,7 @@ def test_a_template_that_renders_beginnings_otherwise_is_refused(tmp_path):
         "{{ messages + 5 }}",
     ],
 )
-def test_a_template_cannot_do_what_it_should_not(template, tmp_path):
+def test_template_is_sandboxed(template, tmp_path):
     folder = folder_of("headers", tmp_path)
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match="with line 1 .* the chat template fails: "):

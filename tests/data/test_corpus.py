@@ -1,4 +1,4 @@
-"""Which tenth is held out, and what a corpus is known by."""
+"""Division of a corpus into two parts, and its fingerprint."""
 
 import numpy as np
 import pytest

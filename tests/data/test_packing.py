@@ -1,4 +1,4 @@
-"""Whole documents in rows of a batch: nothing is lost, crossed or predicted unasked."""
+"""Packing of whole documents into rows."""
 
 import itertools
 
@@ -107,7 +107,7 @@ def test_every_token_is_in_one_row_and_only_what_is_asked_predicted(
         assert tokens == wanted
     assert rows.num_tokens == sum(map(len, wanted))
     assert rows.num_predicted == sum((row["labels"][1:] >= 0).sum() for row in read)
-    assert rows.share_filled == pytest.approx(rows.num_tokens / (len(rows) * size))
+    assert rows.fill_fraction == pytest.approx(rows.num_tokens / (len(rows) * size))
 
 
 @given(
@@ -181,14 +181,14 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own(rows):
 
 def test_a_batch_is_a_function_of_its_number(rows):
     batches, again = batches_of(rows), batches_of(rows)
-    for n, batch in zip((5, 6), again.since(5), strict=False):
+    for n, batch in zip((5, 6), again.iter_from(5), strict=False):
         for name, array in batch.items():
             np.testing.assert_array_equal(array, batches[n][name])
     one = batches_of(rows, gradient_accumulation_steps=1)
     assert one[0]["labels"].shape == (4, 10)
 
 
-def test_a_part_is_read_alone(rows, monkeypatch):
+def test_slice_reads_only_its_rows(rows, monkeypatch):
     batches = batches_of(rows)
     whole = batches[1]
     index = (slice(0, 2), slice(1, 3), slice(0, 6))
@@ -197,7 +197,7 @@ def test_a_part_is_read_alone(rows, monkeypatch):
     monkeypatch.setattr(
         PackedRows, "__getitem__", lambda self, i: read.append(i) or original(self, i)
     )
-    part = batches.part(1, index)
+    part = batches.read_slice(1, index)
     assert len(read) == 4
     for name, array in part.items():
         np.testing.assert_array_equal(array, whole[name][index])
@@ -259,7 +259,7 @@ def test_documents_of_many_lengths_fill_the_rows(folder):
     corpus = corpus_of(folder, lengths.tolist(), masked=masked)
     rows = PackedRows(corpus, "training", block_size=4095)
     assert rows.num_predicted == np.sum(lengths - 1)
-    assert rows.share_filled > 0.97
+    assert rows.fill_fraction > 0.97
 
 
 def test_rows_are_a_sequence(rows):

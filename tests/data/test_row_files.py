@@ -1,4 +1,4 @@
-"""Rows of files and the texts in a column of them: what is read, what is refused."""
+"""Files of rows, and the texts in one of their columns."""
 
 import json
 import re
@@ -208,7 +208,7 @@ def test_validation_files_are_the_evaluation_part(gpt2, tmp_path, cache):
     assert without.fingerprint != corpus.fingerprint
 
 
-def test_tokens_are_made_once_and_again_from_what_has_changed(gpt2, tmp_path, cache):
+def test_tokens_are_cached_until_a_source_changes(gpt2, tmp_path, cache):
     path = tmp_path / "rows.jsonl"
     _jsonl(path, [*ROWS, {"text": "", "id": "the brown fox"}])
 

@@ -1,4 +1,4 @@
-"""Text in, bytes out: what is taken, what is held out, what is refused."""
+"""Text files as bytes: selection, evaluation part and errors."""
 
 import sysconfig
 import tracemalloc
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxopt_tf.data import read_text, standard_library
-from jaxopt_tf.data._text import is_evaluation
+from jaxopt_tf.data._text import is_evaluation_module
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
@@ -26,7 +26,7 @@ def contents(library):
     return content(library.training), content(library.evaluation)
 
 
-def test_library_holds_about_a_tenth_out(library):
+def test_library_uses_about_a_tenth_for_evaluation(library):
     share = len(library.evaluation) / (len(library.evaluation) + len(library.training))
     assert 0.05 < share < 0.15
     assert len(library.training) > 5e6
@@ -41,21 +41,21 @@ def test_library_is_split_by_whole_modules(contents):
             if len(content) > 100:
                 is_in_training = content in training
                 assert is_in_training != (content in evaluation), path
-                assert is_in_training != is_evaluation(package), path
+                assert is_in_training != is_evaluation_module(package), path
 
 
 def test_library_split_is_the_same_everywhere():
     modules = "argparse asyncio collections configparser email inspect json logging os"
-    evaluation = [module for module in modules.split() if is_evaluation(module)]
+    evaluation = [module for module in modules.split() if is_evaluation_module(module)]
     assert evaluation == ["collections", "configparser", "email", "inspect", "logging"]
 
 
-def test_library_has_nothing_of_what_is_left_out(contents):
+def test_library_excludes_other_packages(contents):
     both = b"".join(contents)
-    left_out = [STDLIB / "encodings" / "utf_8.py", STDLIB / "pydoc_data" / "topics.py"]
-    left_out += [Path(pytest.__file__), *(STDLIB / "test").glob("test_*.py")]
-    left_out += (STDLIB / "lib2to3").glob("*.py")
-    found = [path for path in left_out if path.exists()]
+    excluded = [STDLIB / "encodings" / "utf_8.py", STDLIB / "pydoc_data" / "topics.py"]
+    excluded += [Path(pytest.__file__), *(STDLIB / "test").glob("test_*.py")]
+    excluded += (STDLIB / "lib2to3").glob("*.py")
+    found = [path for path in excluded if path.exists()]
     assert len(found) >= 3
     for path in found:
         assert path.read_bytes() not in both, path
@@ -118,26 +118,26 @@ def test_refuses_a_file_by_its_name_and_its_first_bad_byte(tmp_path, content, wo
 
 def test_counts_the_files_of_folders_that_are_not_text(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 40)
-    assert read_text([tmp_path]).left_out.num_files == 0
+    assert read_text([tmp_path]).skipped_files.num_files == 0
     (tmp_path / "b.txt").write_bytes(b"a\ncaf\xe9")
     (tmp_path / "c.bin").write_bytes(b"\0")
     (tmp_path / "empty.txt").touch()
-    left_out = read_text([tmp_path, tmp_path / "a.txt"]).left_out
-    assert left_out.num_files == 3
-    assert str(left_out) == (
+    skipped_files = read_text([tmp_path, tmp_path / "a.txt"]).skipped_files
+    assert skipped_files.num_files == 3
+    assert str(skipped_files) == (
         f"skipped 3 files: {str(tmp_path / 'b.txt')!r} (not UTF-8 text: byte 0xe9 at "
         f"offset 5, line 2), {str(tmp_path / 'c.bin')!r} (not UTF-8 text: a byte 0 at "
         f"offset 0, line 1), {str(tmp_path / 'empty.txt')!r} (empty)"
     )
     for name in "de":
         (tmp_path / name).touch()
-    assert str(read_text([tmp_path]).left_out).endswith("(empty), 2 more")
+    assert str(read_text([tmp_path]).skipped_files).endswith("(empty), 2 more")
 
 
 def test_names_one_skipped_file_in_the_singular(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 40)
     (tmp_path / "b.txt").touch()
-    skipped = str(read_text([tmp_path]).left_out)
+    skipped = str(read_text([tmp_path]).skipped_files)
     assert skipped == f"skipped 1 file: {str(tmp_path / 'b.txt')!r} (empty)"
 
 
@@ -161,7 +161,7 @@ def test_refuses_a_folder_without_text(tmp_path):
         read_text([tmp_path])
 
 
-def test_takes_a_letter_that_lies_across_two_pieces_of_a_file(tmp_path):
+def test_decodes_a_character_split_between_two_chunks(tmp_path):
     path = tmp_path / "long.txt"
     text = b"a" + "\u00e9\u20ac\U0001f600".encode() * 2**19
     path.write_bytes(text)

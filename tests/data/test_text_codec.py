@@ -1,4 +1,4 @@
-"""Prompts as tokens, and tokens as text."""
+"""Conversion of prompts to tokens, and of tokens to text."""
 
 import json
 

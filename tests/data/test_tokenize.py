@@ -1,4 +1,4 @@
-"""Text in, tokens out: against the tokenizer itself, kept, and made again."""
+"""Tokenized text: equality with the tokenizer, and the cache."""
 
 import json
 import resource
@@ -68,7 +68,7 @@ def both(corpus):
 
 
 def kept(cache):
-    """Which file it is, and what is in it."""
+    """Returns the inode and the content of a file."""
     path = cache / "tokens.bin"
     return path.stat().st_ino, path.read_bytes()
 
@@ -114,7 +114,7 @@ def test_refuses_a_tokenizer_without_an_end_until_it_has_one(text, cache, tmp_pa
     assert corpus.vocab_size == 281
 
 
-def test_tokens_are_made_once(gpt2, text, cache):
+def test_tokens_are_cached(gpt2, text, cache):
     first = tokenize_text([text], gpt2, cache_dir=cache)
     before = kept(cache)
     again = tokenize_text([text], gpt2, cache_dir=cache)
@@ -141,7 +141,7 @@ def _another_tokenizer(text, tokenizer):
 
 
 @pytest.mark.parametrize("change", [_another_text, _a_file_more, _another_tokenizer])
-def test_tokens_are_made_again_from_what_has_changed(text, cache, tmp_path, change):
+def test_tokens_are_rewritten_when_a_source_changes(text, cache, tmp_path, change):
     tokenizer = byte_pairs(tmp_path / "tokenizer.json")
     before = tokenize_text([text], tokenizer, cache_dir=cache).fingerprint
     change(text, tokenizer)
@@ -194,7 +194,7 @@ def _be_killed(cache):
         _be_killed,
     ],
 )
-def test_tokens_are_made_again_where_they_are_damaged(gpt2, text, cache, damage):
+def test_damaged_cache_is_rewritten(gpt2, text, cache, damage):
     first = tokenize_text([text], gpt2, cache_dir=cache)
     whole = kept(cache)[1]
     damage(cache)
@@ -295,11 +295,11 @@ def test_refuses_a_tokenizer_that_drops_all_of_the_text(text, cache, tmp_path):
         tokenize_text([text], tmp_path / "tokenizer.json", cache_dir=cache)
 
 
-def test_tells_what_a_model_with_numbers_for_words_does_not_know(tmp_path):
+def test_reads_the_unknown_token_of_each_kind_of_model(tmp_path):
     model = models.Unigram([("</s>", 0.0), ("?", -1.0), ("the", -1.0)], unk_id=1)
     tokenizer = Tokenizer(model)
     description = json.loads(tokenizer.to_str())
-    assert module._unknown(description["model"], tokenizer) == 1
+    assert module._unknown_token(description["model"], tokenizer) == 1
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Folders as Trainer of an old version leaves them, made with torch of today."""
+"""Folders with the format of old versions of Trainer."""
 
 import json
 import pathlib
@@ -67,7 +67,7 @@ def write(
     import torch
     from transformers import get_scheduler
 
-    from tests.twins import torch_models
+    from tests.references import torch_models
 
     own = dict(made.named_parameters())
     optimizer = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""Runs of old versions: decay as their Trainer had it, and as their files have it."""
+"""Decay groups of runs of old versions, against their Trainer and their files."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from jaxopt_tf.interop import (
 from jaxopt_tf.optimizers import adamw_tf
 from jaxopt_tf.recipes import Recipe, build_optimizer, recipe_settings
 from tests.interop import old_runs
-from tests.twins import torch_models
+from tests.references import torch_models
 
 LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
 

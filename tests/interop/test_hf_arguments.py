@@ -1,4 +1,4 @@
-"""`recipe_from_transformers`: TrainingArguments kept, or refused all at once."""
+"""`recipe_from_transformers`: conversion of TrainingArguments, and refusals."""
 
 import dataclasses
 import enum
@@ -135,7 +135,7 @@ def test_steps_come_from_epochs(fields, num_devices, steps):
     assert found.recipe.max_steps == steps
 
 
-def test_an_update_is_of_what_all_devices_took():
+def test_update_includes_the_batches_of_all_devices():
     given = {
         "max_steps": 5,
         "gradient_accumulation_steps": 2,
@@ -202,12 +202,12 @@ def test_each_version_has_its_own_rules(fields, steps, rule, versions):
     ],
     ids=str,
 )  # fmt: skip
-def test_is_what_trainer_makes_of_it(fields, expected):
+def test_recipe_matches_trainer(fields, expected):
     found = recipe_from_transformers({"max_steps": 50, **fields})
     assert {name: getattr(found.recipe, name) for name in expected} == expected
 
 
-def test_the_report_names_what_is_elsewhere_and_what_has_no_effect(tmp_path):
+def test_report_lists_non_optimizer_and_ignored_fields(tmp_path):
     given = arguments(
         tmp_path, bf16=True, max_steps=5, data_seed=3, run_name="x", optim="adafactor"
     )
@@ -233,7 +233,7 @@ def test_the_report_names_tf32_where_it_is_asked_for():
     ],
     ids=str,
 )
-def test_epochs_are_honoured_where_they_decide(fields, options, decides):
+def test_epochs_are_used_if_max_steps_is_not_set(fields, options, decides):
     found = recipe_from_transformers({"num_train_epochs": 2.0, **fields}, **options)
     assert ("num_train_epochs" in found.mapped) == decides
     assert ("num_train_epochs" in found.ignored) == (not decides)
@@ -304,7 +304,7 @@ def test_refuses_all_at_once():
     ],
     ids=str,
 )
-def test_refuses_what_it_cannot_keep(fields, part):
+def test_rejects_unsupported_settings(fields, part):
     assert part in refused({"max_steps": 50, **fields})
 
 
@@ -478,7 +478,7 @@ def test_an_unknown_field_of_transformers_itself_is_not_ignored(tmp_path):
     ],
     ids=str,
 )
-def test_how_often_is_evaluated_is_no_trifle_where_it_decides(fields, decides):
+def test_eval_interval_is_mapped_if_it_drives_the_schedule(fields, decides):
     evaluation = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
     found = recipe_from_transformers({"max_steps": 9, **fields, **evaluation})
     assert ("eval_steps" in found.ignored) != decides

@@ -1,4 +1,4 @@
-"""A folder is written with the fields of the version that wrote its twin."""
+"""Fields of written folders, which depend on the version in `like`."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from jaxopt_tf.interop._scheduler_state import (
     torch_from_schedule_step,
 )
 from jaxopt_tf.recipes import Recipe, build_optimizer, build_schedule
-from tests.twins import torch_models
+from tests.references import torch_models
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -167,7 +167,7 @@ def test_the_fields_of_trainers_state_are_those_of_its_version(state, like, writ
     assert found == {**state, "global_step": 3, "max_steps": 20}
 
 
-def test_without_a_twin_the_fields_are_those_of_the_version_of_today(written, like):
+def test_without_like_the_fields_are_those_of_the_version_of_today(written, like):
     fields = {field.name for field in dataclasses.fields(transformers.TrainerState)}
     assert json_of(written()).keys() == fields
     assert json_of(written(like)).keys() == fields

@@ -1,4 +1,4 @@
-"""What the border loads, and when."""
+"""Modules that `interop` imports, and the time of their import."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""Plateau and greedy schedules: whole states in and out, and what they do then."""
+"""Conversion of the states of plateau and greedy schedules."""
 
 import math
 
@@ -38,7 +38,7 @@ def torch_scheduler(name, options):
 
 @every_case
 @pytest.mark.parametrize("num_seen", [0, 3, 17])
-def test_states_come_in_and_go_out_and_go_on_alike(case, num_seen, rng):
+def test_metric_states_round_trip_and_continue_equally(case, num_seen, rng):
     name, options = CASES[case]
     theirs = torch_scheduler(name, options)
     for metric in metrics(rng, num_seen):
@@ -104,7 +104,7 @@ def test_groups_with_different_rates_are_refused():
         ("cooldown_counter", -1, "`cooldown_counter` must be from 0"),
     ],
 )
-def test_what_is_remembered_must_be_numbers(key, value, says):
+def test_history_must_be_numbers(key, value, says):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)

@@ -1,4 +1,4 @@
-"""Optimizer states of every format: read, or refused by the optimizer's name."""
+"""Formats of optimizer states: conversion, or an error with the name."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jaxopt_tf.interop import (
 )
 from jaxopt_tf.optimizers import adafactor_tf, adamw_tf
 from tests.interop import optimizer_files
-from tests.twins import torch_models
+from tests.references import torch_models
 
 
 class Run:

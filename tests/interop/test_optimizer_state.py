@@ -1,4 +1,4 @@
-"""torch's optimizer states in and out, and the update that follows."""
+"""Conversion of torch's optimizer states, and the update that follows."""
 
 import functools
 
@@ -23,7 +23,7 @@ from jaxopt_tf.optimizers import (
     decay_mask,
     get_learning_rate,
 )
-from tests.twins import torch_models
+from tests.references import torch_models
 
 # Layers are alike: where each compiles a program, one says what two would.
 OF_ONE_LAYER = {
@@ -100,7 +100,7 @@ def assert_same_content(ours, theirs):
 
 @every_model
 @every_optimizer
-def test_comes_in_and_goes_out_bit_for_bit(model, optimizer):
+def test_optimizer_state_round_trips_bit_for_bit(model, optimizer):
     module = torch_models.MODELS[model]()
     theirs = trained(optimizer, module)
     params = torch_models.flax_tree(torch_models.flax_leaves(module))

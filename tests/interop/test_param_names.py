@@ -1,4 +1,4 @@
-"""Which leaf is which torch parameter, and what is said where one is left over."""
+"""Assignment of leaves to torch's parameters, and errors of unmatched ones."""
 
 import numpy as np
 import optax
@@ -14,7 +14,7 @@ from jaxopt_tf.interop import (
     torch_model_from_shapes,
 )
 from jaxopt_tf.optimizers import TorchLayout, adafactor_tf, adamw_tf, get_learning_rate
-from tests.twins import torch_models
+from tests.references import torch_models
 
 
 def shapes(**leaves):
@@ -45,14 +45,14 @@ def carried(params, names, state_dict, **options):
 
 
 @pytest.mark.parametrize("model", ["gpt2", "bert", "t5"])
-def test_a_config_tells_what_the_module_tells(model, tmp_path):
+def test_config_and_module_give_the_same_model(model, tmp_path):
     module = torch_models.MODELS[model]()
     module.save_pretrained(tmp_path)
     assert torch_model_from_config(tmp_path) == torch_model_from_module(module)
 
 
 @pytest.mark.parametrize("model", torch_models.MODELS)
-def test_groups_are_trainers(model):
+def test_groups_match_trainer(model):
     module = torch_models.MODELS[model]()
     names = {id(p): name for name, p in module.named_parameters()}
     theirs = tuple(
@@ -202,7 +202,7 @@ def test_the_former_flax_gpt2_had_its_projections_the_other_way_round():
         match_names(params, model)
 
 
-def test_all_that_is_left_over_is_listed():
+def test_unmatched_leaves_and_tensors_are_listed():
     model = torch_model_from_shapes({"a.weight": [2, 3], "b.bias": [4], "c.bias": [5]})
     params = shapes(a__kernel=[2, 3], c__bias=[5], d__bias=[6])
     with pytest.raises(ValueError, match="got 3 differences") as error:

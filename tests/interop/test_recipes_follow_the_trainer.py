@@ -1,11 +1,11 @@
-"""The optimizer of a recipe against the one that Trainer builds from the same."""
+"""Optimizer of a recipe against the optimizer that Trainer builds."""
 
 import numpy as np
 import pytest
 
 from jaxopt_tf.interop import recipe_from_transformers
-from tests import twins
-from tests.twins import adafactor, trainer
+from tests import references
+from tests.references import adafactor, trainer
 
 # Of the distance moved, as for Adafactor: what its parameters keep in the worst case.
 LIMIT = 2e-5
@@ -13,7 +13,7 @@ LIMIT = 2e-5
 # The benchmark of this name draws 200.
 SEEDS = (0, 2, 6, 8, 9, 10, 13, 16, 25, 27, 28, 32, 54, 74, 78)
 
-pytestmark = [twins.needs_transformers, pytest.mark.promotion_of_others]
+pytestmark = [references.needs_transformers, pytest.mark.promotion_of_others]
 
 
 def test_what_200_draw_is_drawn_by_few():

@@ -1,4 +1,4 @@
-"""training_args.bin: a pickle of which nothing is run; files that are none, by name."""
+"""Reading of training_args.bin without executing its pickle."""
 
 import os
 import pickle
@@ -56,7 +56,7 @@ def test_a_pickle_that_would_run_code_is_named_and_does_not_run(args, tmp_path, 
         (b"(ios\nsystem\n.", "os.system"),
     ],
 )
-def test_every_way_to_name_a_thing_is_closed(tmp_path, content, name):
+def test_every_import_opcode_is_rejected(tmp_path, content, name):
     path = tmp_path / "training_args.bin"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", content)
@@ -143,7 +143,7 @@ def test_a_zip_without_a_pickle_and_a_tensor_are_refused(tmp_path):
     assert "it contains dict" in refused(path)
 
 
-def test_a_list_that_holds_itself_is_refused(args, tmp_path):
+def test_recursive_list_is_rejected(args, tmp_path):
     path = tmp_path / "training_args.bin"
     args.debug = []
     args.debug.append(args.debug)
@@ -151,5 +151,5 @@ def test_a_list_that_holds_itself_is_refused(args, tmp_path):
     assert "recursion" in refused(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     assert "No such file" in refused(tmp_path / "no.bin")

@@ -1,4 +1,4 @@
-"""Positions of torch's schedules in and out."""
+"""Conversion of the steps of torch's schedules."""
 
 import pytest
 import torch
@@ -49,14 +49,14 @@ def torch_scheduler(name, options, num_steps, rate=1e-3):
 
 @every_schedule
 @pytest.mark.parametrize("num_steps", [0, 3, 20, 49, 50])
-def test_positions_come_in_and_go_out(name, options, num_steps):
+def test_schedule_steps_round_trip(name, options, num_steps):
     theirs = torch_scheduler(name, options, num_steps).state_dict()
     ours = get_scheduler(name, 1e-3, 5, 50, options)
     assert schedule_step_from_torch(theirs, ours) == num_steps
     assert torch_from_schedule_step(num_steps, recipe(name, options)) == theirs
 
 
-def test_torch_goes_on_from_a_position_of_ours():
+def test_torch_resumes_from_an_exported_schedule():
     state = torch_from_schedule_step(30, recipe("cosine", {}))
     theirs = torch_scheduler("cosine", {}, 0)
     theirs.load_state_dict(state)
@@ -82,7 +82,7 @@ def test_every_group_must_have_the_rate():
         schedule_step_from_torch(state, schedule)
 
 
-def test_a_plateau_has_no_position():
+def test_plateau_has_no_schedule_step():
     state = {"best": 1.0, "_last_lr": [1e-3], "last_epoch": 3}
     with pytest.raises(
         ValueError, match="must be the state of torch's LambdaLR.*'base_lrs'"

@@ -1,4 +1,4 @@
-"""What a torch state dict may lack, and what is refused, each by its name."""
+"""Incomplete and invalid state dicts of torch's optimizers."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxopt_tf.interop import (
     torch_model_from_shapes,
 )
 from jaxopt_tf.optimizers import adafactor_tf, adamw_tf, sgd_tf
-from tests.twins import torch_models
+from tests.references import torch_models
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_entries_of_no_group_are_refused(run):
         imported(run, edited(run, edit))
 
 
-def test_the_rate_is_the_files(run):
+def test_learning_rate_is_read_from_the_file(run):
     def edit(_, groups):
         for group in groups:
             group["lr"] = 0.25
@@ -288,7 +288,7 @@ def test_other_formats_are_refused_by_name(run, says):
         imported(run, OTHERS[says])
 
 
-def test_the_optimizer_must_be_the_files(run):
+def test_optimizer_must_match_the_file(run):
     _, params, names, optimizer = run
     adafactor = adafactor_tf().init(params)
     with pytest.raises(ValueError, match="for the file's optimizer, AdamW, got"):

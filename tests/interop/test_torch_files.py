@@ -1,4 +1,4 @@
-"""Files that are not what they should be: named, with the reason, and never run."""
+"""Damaged and foreign torch files: errors without execution."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def refused(path, says):
 
 
 def bytes_of_record(path, name):
-    """Where the content of a record of an archive begins, and its length."""
+    """Returns offset and length of the content of a record in an archive."""
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         (record,) = (r for r in archive.infolist() if r.filename.endswith(name))

@@ -1,4 +1,4 @@
-"""A Trainer's folder is read and written, and Trainer resumes with equal bits."""
+"""Reading and writing of Trainer checkpoints; Trainer resumes bit for bit."""
 
 import json
 
@@ -17,7 +17,7 @@ from jaxopt_tf.interop import (
 )
 from jaxopt_tf.recipes import build_optimizer
 from tests.interop import trainer_runs
-from tests.twins import torch_models
+from tests.references import torch_models
 
 CASES = [
     ("adamw_torch", "linear"),
@@ -80,7 +80,7 @@ def write(folder, checkpoint, names, optim, schedule, **options):
 
 
 @every_case
-def test_trainer_goes_on_to_the_same_bits(optim, schedule, runs, tmp_path):
+def test_trainer_resumes_bit_for_bit(optim, schedule, runs, tmp_path):
     theirs, finished = runs(optim, schedule)
     checkpoint, names = read(theirs, optim, schedule)
     assert checkpoint.step == checkpoint.schedule_step == 4

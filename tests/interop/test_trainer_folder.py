@@ -1,4 +1,4 @@
-"""Folders that lack something, or are somebody else's."""
+"""Incomplete checkpoint folders, and folders of other frameworks."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from jaxopt_tf.interop._param_groups import (
     param_groups_from_recipe,
 )
 from jaxopt_tf.recipes import ParamGroup, Recipe, build_optimizer, build_schedule
-from tests.twins import torch_models
+from tests.references import torch_models
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -96,7 +96,7 @@ def test_without_the_trainers_state_the_step_is_the_schedules(folder, params, na
         read(folder, params, names, without={*both, "optimizer.pt"})
 
 
-def test_files_of_two_steps_are_told_apart(folder, params, names):
+def test_files_of_different_steps_are_detected(folder, params, names):
     state = json.loads((folder / "trainer_state.json").read_text())
     (folder / "trainer_state.json").write_text(json.dumps(state | {"global_step": 1}))
     with pytest.raises(ValueError, match="got 2 steps of the schedule and a `global_"):

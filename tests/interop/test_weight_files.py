@@ -1,4 +1,4 @@
-"""Weight files as the hub has them: read as `from_pretrained` does, or refused."""
+"""Weight files as on the hub: read as by `from_pretrained`, or rejected."""
 
 import json
 
@@ -20,7 +20,7 @@ from jaxopt_tf.interop import (
 from jaxopt_tf.interop._checkpoint_keys import LoadRules, match_keys
 from jaxopt_tf.interop._model_weights import write_params
 from jaxopt_tf.recipes import Recipe
-from tests.twins import torch_models
+from tests.references import torch_models
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -78,7 +78,7 @@ def renamed(tensors, old, new):
     return {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
 
-def test_gpt2_as_the_hub_holds_it(folders):
+def test_reads_gpt2_as_stored_on_the_hub(folders):
     # Of `openai-community/gpt2`: no prefix, and the causal masks of version 2.
     folder = folders("gpt2")
     buffers = {"h.0.attn.bias": MASK, "h.0.attn.masked_bias": torch.tensor(-1e4)}
@@ -87,7 +87,7 @@ def test_gpt2_as_the_hub_holds_it(folders):
     assert unused_tensors(folder.path, folder.names) == tuple(buffers)
 
 
-def test_bert_as_the_hub_holds_it(folders):
+def test_reads_bert_as_stored_on_the_hub(folders):
     # Of `google-bert/bert-base-uncased`: TensorFlow's names, a pooler, positions.
     folder = folders("bert")
     tensors = renamed(folder.tensors, "LayerNorm.weight", "LayerNorm.gamma")
@@ -104,7 +104,7 @@ def test_bert_as_the_hub_holds_it(folders):
         folder.read()
 
 
-def test_t5_as_the_hub_holds_it(folders):
+def test_reads_t5_as_stored_on_the_hub(folders):
     # Its aliases are in the file, and a bias that only version 2 had.
     folder = folders("t5")
     shared = folder.tensors["shared.weight"]

@@ -1,4 +1,4 @@
-"""Weights that are read onto the shards of a mesh, each device its part."""
+"""Reading of weights onto the shards of a mesh."""
 
 import math
 

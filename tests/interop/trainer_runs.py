@@ -1,9 +1,9 @@
-"""Short runs of Transformers' own Trainer, to go on from."""
+"""Short runs of Transformers' Trainer, as starting points of tests."""
 
 from typing import Any
 
 from jaxopt_tf.recipes import Recipe
-from tests.twins import torch_models
+from tests.references import torch_models
 
 SCHEDULES = {
     "linear": ("linear", {}),

@@ -1,4 +1,4 @@
-"""A file is there whole or not at all."""
+"""Atomic writing of files."""
 
 import pytest
 

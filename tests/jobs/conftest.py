@@ -1,4 +1,4 @@
-"""Runs without a picture, but for one test: drawing takes a quarter of a tiny run."""
+"""Disables figures in runs of tests, where drawing takes a quarter of the time."""
 
 import pytest
 

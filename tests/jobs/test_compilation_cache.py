@@ -1,4 +1,4 @@
-"""Compiled programs on disk: equal results, damage and settings; and the first step."""
+"""Cache of compiled programs: equal results, damage, settings."""
 
 import json
 import os

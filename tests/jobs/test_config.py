@@ -1,4 +1,4 @@
-"""`RunConfig`: its dict and back, contradictions, and the changes between two."""
+"""`RunConfig`: conversion to a dict and back, conflicts and changes."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_changes_are_the_settings_that_decide_the_numbers():
     }
 
 
-def test_changes_leave_out_where_things_lie_and_how_often_is_written():
+def test_changes_exclude_paths_and_write_intervals():
     now = settings_with(
         text=["b"],
         tokenizer="tokenizer.json",
@@ -257,7 +257,7 @@ def test_names_the_checkpoints_that_there_are(tmp_path):
     config_with(resume_from_checkpoint=tmp_path / "checkpoint-200")
 
 
-def test_all_contradictions_stand_in_one_message():
+def test_all_conflicts_are_in_one_message():
     with pytest.raises(ValueError, match="`tokenizer`") as refused:
         config_with(
             text=READY,

@@ -1,4 +1,4 @@
-"""Which corpus a job asks for, and what does not fit the model."""
+"""Corpus of a job, and errors of data that do not fit the model."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_text_is_bytes_and_with_a_tokenizer_tokens(text, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "tokens.bin"])
-def test_ready_tokens_are_known_by_the_name_of_their_file(tmp_path, name):
+def test_pretokenized_files_are_recognized_by_their_suffix(tmp_path, name):
     path = tmp_path / name
     tokens = np.arange(40, dtype=np.uint16)
     np.save(path, tokens) if path.suffix == ".npy" else tokens.tofile(path)

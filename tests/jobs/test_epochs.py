@@ -1,4 +1,4 @@
-"""Epochs and shares as steps: as Trainer counts them, and in a run as a whole."""
+"""Conversion of epochs and ratios to steps, as in Trainer."""
 
 import json
 
@@ -17,7 +17,7 @@ from jaxopt_tf.jobs._config import changed_settings
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
-from ..twins import needs_transformers
+from ..references import needs_transformers
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers

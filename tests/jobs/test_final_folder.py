@@ -1,4 +1,4 @@
-"""The end of a run as a folder of Transformers, loaded by Transformers itself."""
+"""Final folder of a run, loaded by Transformers."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from jaxopt_tf.interop._checkpoint_keys import LoadRules
 from jaxopt_tf.jobs._final_folder import write_transformers_folder
 from jaxopt_tf.models import GPT2Config, build_model, settings_from_transformers_config
 from jaxopt_tf.models._decoder_config import DecoderConfig
-from tests import twins
-from tests.twins import decoders
+from tests import references
+from tests.references import decoders
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
     pytest.mark.usefixtures("compiled_quickly"),
-    twins.needs_transformers,
+    references.needs_transformers,
 ]
 
 GPT2 = {
@@ -86,7 +86,7 @@ def logits_of(folder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
-def test_in_and_out_again_is_bit_for_bit_equal(saved, tmp_path, case, dtype):
+def test_weights_round_trip_bit_for_bit(saved, tmp_path, case, dtype):
     like = saved(case, dtype)
     model = model_in(like, scan_layers=dtype == "float32")
     params = interop.read_params(like, on_mesh(model), model.names)
@@ -117,13 +117,13 @@ def test_a_model_without_a_folder_is_loaded(saved, tmp_path, case, scan_layers):
     read = interop.read_params(tmp_path / "run", model.shapes, model.names)
     jax.tree.map(np.testing.assert_array_equal, read, params)
     if scan_layers and case != "gpt2":  # to compile a loss takes seconds
-        ours = loss_of(model, params)
+        ours = make_gpt2_loss(model, params)
         assert ours == pytest.approx(torch_loss(tmp_path / "run"), rel=1e-5)
     else:
         assert np.isfinite(logits_of(tmp_path / "run")).all()
 
 
-def loss_of(model, params):
+def make_gpt2_loss(model, params):
     batch = TOKENS.astype(np.int32)
     total, count = jax.jit(model.make_loss())(params, batch)
     return float(total / count)

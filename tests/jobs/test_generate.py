@@ -1,4 +1,4 @@
-"""Text of a run and of a folder of Transformers, and samples during a run."""
+"""Generation from runs and model folders, and samples during a run."""
 
 import contextlib
 import io
@@ -26,8 +26,8 @@ from jaxopt_tf.jobs._generate import with_samples
 from jaxopt_tf.models import GPT2Config, build_model
 from jaxopt_tf.recipes import Recipe
 from jaxopt_tf.sharding import make_mesh
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's layers
@@ -126,7 +126,7 @@ def llama(tmp_path_factory):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("llama")
-    model = twin.save({**twin.CASES["llama"], "vocab_size": 12}, folder)
+    model = reference.save({**reference.CASES["llama"], "vocab_size": 12}, folder)
     tokens = ["<unk>", "<s>", "</s>", *WORDS]
     content = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(
@@ -144,7 +144,7 @@ def llama(tmp_path_factory):
     return folder, model, fast
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("prompt", ["the quick fox", "dog", ""])
 def test_text_of_a_folder_is_that_of_transformers(prompt, llama):
     folder, model, tokenizer = llama
@@ -201,7 +201,7 @@ def continued(llama, text, **options):
     return tokenizer.decode(out[0, inputs.shape[1] :], skip_special_tokens=True)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_a_run_on_prompts_reads_them_as_transformers(llama, tmp_path, monkeypatch):
     rows = {"prompt": "the quick", "completion": " fox"}
     run = untrained_run(rows, llama, tmp_path)
@@ -222,7 +222,7 @@ def test_a_run_on_prompts_reads_them_as_transformers(llama, tmp_path, monkeypatc
     )
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_a_run_on_messages_answers_as_transformers(llama, tmp_path):
     message = {"role": "user", "content": "the quick"}
     answer = {"role": "assistant", "content": "fox"}
@@ -253,7 +253,7 @@ def test_a_run_on_bytes_is_no_chat(run):
         generate(run[0].folder, "dog", chat=True)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_refuses_a_folder_without_a_tokenizer(llama, tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ValueError, match="`tokenizer` must be the path") as refusal:

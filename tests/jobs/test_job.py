@@ -1,4 +1,4 @@
-"""The run as a whole, tiny: the same again, broken off and resumed; what it refuses."""
+"""Whole small runs: repetition, interruption, resumption, refusals."""
 
 import dataclasses
 import itertools
@@ -117,16 +117,14 @@ def test_leaves_a_run_that_people_and_tools_can_read(unbroken):
     assert json.loads((folder / "settings.json").read_text())["learning_rate"] == 1e-2
 
 
-def test_goes_on_from_a_checkpoint_bit_for_bit(broken_off, unbroken):
+def test_resumes_bit_for_bit(broken_off, unbroken):
     job = broken_off(4)
     assert_same_run(run(job), unbroken)
     *_, start = (job.output_dir / "starts.jsonl").read_text().splitlines()
     assert json.loads(start)["step"] == 4
 
 
-def test_starts_anew_where_it_was_killed_before_its_first_checkpoint(
-    broken_off, unbroken
-):
+def test_restarts_if_killed_before_the_first_checkpoint(broken_off, unbroken):
     job = broken_off(0)
     before = log_of(job.output_dir)
     assert_same_run(run(job), unbroken)
@@ -210,14 +208,14 @@ def test_a_signal_ends_it_after_a_step_with_a_checkpoint(
     job, unbroken, monkeypatch, capsys
 ):
     asked = itertools.count(1)
-    decide = _evaluation.has_run_out_of_patience
+    decide = _evaluation.is_patience_exhausted
 
     def at_the_fifth(progress, selection):  # once before the steps, then after each
         if next(asked) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return decide(progress, selection)
 
-    monkeypatch.setattr(_evaluation, "has_run_out_of_patience", at_the_fifth)
+    monkeypatch.setattr(_evaluation, "is_patience_exhausted", at_the_fifth)
     job = dataclasses.replace(job, output_dir=job.output_dir.with_name("a run"))
     stopped = run(job)
     assert stopped.stopped_by == signal.SIGTERM
@@ -295,12 +293,12 @@ def test_stops_where_the_loss_is_no_longer_finite(job):
     assert [p.name for p in find_checkpoints(job.output_dir)] == ["checkpoint-2"]
 
 
-def test_skips_where_told_to_and_stops_after_too_many(job):
+def test_skip_policy_stops_after_too_many_skipped_steps(job):
     with pytest.raises(FloatingPointError, match=r"at step 6\."):
         run(job, EXPLODES, on_non_finite="skip", max_skipped_in_a_row=3)
 
 
-def test_propagates_where_told_to(job):
+def test_propagate_policy_continues(job):
     assert np.isnan(run(job, EXPLODES, on_non_finite="propagate").last_loss)
 
 
@@ -316,7 +314,7 @@ def test_refuses_another_run_and_lists_what_differs(broken_off):
     assert "--intended_changes learning_rate n_embd" in str(refusal.value)
 
 
-def test_goes_on_with_changes_that_are_intended(broken_off):
+def test_resumes_with_intended_changes(broken_off):
     recipe = dataclasses.replace(RECIPE, learning_rate=2e-2, max_steps=12)
     changes = ("learning_rate", "max_steps")
     outcome = run(broken_off(9), recipe, intended_changes=changes)
@@ -398,7 +396,7 @@ def test_falls_back_where_the_newest_checkpoint_is_damaged(
     assert "checkpoint-9 is damaged" in capsys.readouterr().err
 
 
-def test_never_starts_anew_where_no_checkpoint_is_good(broken_off):
+def test_raises_if_no_checkpoint_is_valid(broken_off):
     job = broken_off(9)
     for path in find_checkpoints(job.output_dir):
         (path / "SHA256SUMS").unlink()
@@ -408,9 +406,7 @@ def test_never_starts_anew_where_no_checkpoint_is_good(broken_off):
     assert log_of(job.output_dir) == before
 
 
-def test_goes_on_from_a_named_checkpoint_and_sets_later_ones_aside(
-    broken_off, unbroken
-):
+def test_resume_from_checkpoint_archives_later_checkpoints(broken_off, unbroken):
     job = broken_off(9)
     named = job.output_dir / "checkpoint-4"
     assert_same_run(run(job, resume_from_checkpoint=named), unbroken)
@@ -418,7 +414,7 @@ def test_goes_on_from_a_named_checkpoint_and_sets_later_ones_aside(
     assert {name.rpartition("-")[2] for name in aside} == {"6", "8", "9"}
 
 
-def test_goes_on_in_another_folder_with_the_log_of_the_first(job, unbroken):
+def test_resumes_in_another_folder_with_a_copy_of_the_log(job, unbroken):
     before = log_of(unbroken.folder)
     checkpoint = unbroken.folder / "checkpoint-4"
     assert_same_run(run(job, resume_from_checkpoint=checkpoint), unbroken)

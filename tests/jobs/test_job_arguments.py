@@ -1,4 +1,4 @@
-"""TrainingArguments as a configuration: taken as they are, or refused by name."""
+"""Conversion of TrainingArguments to a configuration, and refusals."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from jaxopt_tf.jobs import Job, RunConfig, settings_from_transformers
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
 
-from ..twins import needs_transformers
+from ..references import needs_transformers
 
 # transformers 4.46.3: TrainingArguments("x", use_cpu=True).to_json_string(), in which
 # the machine's name was taken out of `logging_dir`. 4.40 and 4.57 have no field more.
@@ -55,7 +55,7 @@ def refused(raw, **typed):
 
 @pytest.fixture
 def new():
-    """What the installed version writes where nothing is set."""
+    """Arguments that the installed version writes by default."""
     training_arguments = pytest.importorskip("transformers").TrainingArguments
     # Without its checks, which want a package that trains.
     arguments = object.__new__(training_arguments)
@@ -106,7 +106,7 @@ def test_what_transformers_4_writes_is_taken_as_it_is():
         save_total_limit=None,
     )
     # What 4.x sets itself, from the machine, and its one other default.
-    told = notes.partition("without effect here: ")[2].partition(";")[0]
+    told = notes.partition("without effect: ")[2].partition(";")[0]
     assert set(told.split(", ")) == {
         "average_tokens_across_devices",
         "dataloader_pin_memory",
@@ -160,7 +160,7 @@ def test_what_changes_no_number_is_named_in_one_note_without_its_value():
     plain = taken(OLD, max_steps=10)
     *records, notes = taken({**OLD, **others}, max_steps=10)
     assert records == list(plain[:-1])
-    told = notes.partition("without effect here: ")[2].partition(";")[0]
+    told = notes.partition("without effect: ")[2].partition(";")[0]
     assert set(told.split(", ")) == set(IGNORED)
     assert "another" not in notes  # it may be a token
 
@@ -188,7 +188,7 @@ def test_another_kernel_for_adamw_keeps_its_name_for_the_way_back(name, kept):
     assert "has the same updates" in notes
 
 
-def test_adafactor_was_a_switch_once():
+def test_adafactor_flag_of_old_versions_is_read():
     assert taken({"optim": "adamw_torch", "adafactor": True})[0].optim == "adafactor"
 
 
@@ -238,7 +238,7 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio():
     [
         ({"eval_strategy": "steps", "eval_steps": 7}, 7),
         ({"evaluation_strategy": "steps", "eval_steps": 7}, 7),
-        ({"eval_strategy": "steps", "eval_steps": 0.1}, 11),  # a share of 101
+        ({"eval_strategy": "steps", "eval_steps": 0.1}, 11),  # a fraction of 101
         ({"eval_strategy": "steps", "eval_steps": None, "logging_steps": 5}, 5),
         ({"eval_strategy": "steps", "eval_steps": 0, "logging_steps": 0.1}, 11),
         ({"eval_strategy": "steps", "eval_steps": "0.1"}, 11),
@@ -247,7 +247,7 @@ def test_the_warm_up_of_the_command_line_wins_over_a_ratio():
         ({"eval_steps": 7}, 7),
     ],
 )
-def test_when_is_evaluated(settings, expected):
+def test_evaluation_strategy_is_translated(settings, expected):
     *_, job, _ = taken({"max_steps": 101, **settings})
     assert job.eval_steps == expected
 
@@ -297,7 +297,7 @@ def test_evaluation_that_decides_must_be_made(settings):
         ({"save_strategy": "best", "save_steps": 7, "eval_steps": 3}, 3),
     ],
 )
-def test_when_is_saved(settings, expected):
+def test_save_strategy_is_translated(settings, expected):
     *_, job, _ = taken({"max_steps": 101, **settings})
     assert job.save_steps == expected
 
@@ -328,7 +328,7 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused():
 
 
 @pytest.mark.parametrize("resume", [True, False, "True", "false"])
-def test_to_resume_or_not_is_no_path(resume):
+def test_resume_from_checkpoint_may_be_a_boolean(resume):
     assert taken({"resume_from_checkpoint": resume})[2].resume_from_checkpoint is None
 
 

@@ -1,4 +1,4 @@
-"""`Job`: kinds and ranges of its settings."""
+"""Types and ranges of the settings of `Job`."""
 
 import dataclasses
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_refuses_another_kind_by_name(name, value):
         Job(**{name: value})
 
 
-def test_tells_the_loop_how_to_compare_evaluations():
+def test_model_selection_settings_reach_the_loop():
     selection = Job(early_stopping_patience=3, early_stopping_threshold=0.1).selection
     assert selection.early_stopping_patience == 3
     assert selection.early_stopping_threshold == 0.1

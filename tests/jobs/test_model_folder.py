@@ -1,4 +1,4 @@
-"""Runs of a model in a folder of Transformers, from it and back."""
+"""Runs that start from a model folder of Transformers."""
 
 import json
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.jobs import RunConfig, generate, pretrain
-from tests import twins
+from tests import references
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's variables
     pytest.mark.usefixtures("compiled_quickly"),
-    twins.needs_transformers,
+    references.needs_transformers,
 ]
 
 TEXT = "In the beginning was the word. " * 40

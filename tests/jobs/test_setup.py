@@ -1,4 +1,4 @@
-"""Runs on meshes of the eight devices that the tests have."""
+"""Runs on meshes of the tests' eight devices."""
 
 import dataclasses
 import json
@@ -108,21 +108,19 @@ CHECKPOINTED = dataclasses.replace(SCANNED, gradient_checkpointing=True)
     ids=["float32", "tf32", "bf16"],
 )
 @pytest.mark.parametrize("model", [TINY, CHECKPOINTED], ids=["layers", "scanned"])
-def test_products_are_as_precise_as_asked_those_of_gradients_too(
-    model, settings, precision
-):
+def test_matmul_precision_applies_to_forward_and_backward(model, settings, precision):
     recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
     config = RunConfig(recipe=recipe, model=model, job=Job(**settings))
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
     state, batch = setup.run_state.state, setup.batch
     # The model has 7 products; the gradient of each 2 more.
-    for lowered, least in (
+    for lowered, minimum in (
         (setup.train_step.lower(state, batch), 21),
         (setup.eval_step.lower(state.params, batch), 7),
     ):
         lines = lowered.as_text().splitlines()
         products = [line for line in lines if "dot_general" in line]
-        assert len(products) >= least
+        assert len(products) >= minimum
         asked = {re.search(r"precision = \[(\w+), \1\]", line) for line in products}
         assert {match[1] if match else "DEFAULT" for match in asked} == {precision}
 
@@ -146,7 +144,7 @@ def test_sends_all_gradients_at_once_with_a_divided_state():
     assert len(re.findall(r" all-reduce(-start)?\(", program.as_text())) <= 4
 
 
-def test_goes_on_on_another_mesh_with_the_batch_that_it_has(tmp_path):
+def test_resumes_on_another_mesh_with_the_same_batch(tmp_path):
     recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
     alone = trained(tmp_path / "alone", recipe=recipe)
     folder = tmp_path / "moved"

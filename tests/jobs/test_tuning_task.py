@@ -1,4 +1,4 @@
-"""The task of a job, which `tuning` trains many times at once, against `pretrain`."""
+"""Task of a job for `tuning`, against `pretrain`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Attention: three forms against each other, torch and float64, and on meshes."""
+"""Attention implementations against each other, torch and float64, and on meshes."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from jaxopt_tf.models import _attention
 from jaxopt_tf.models._attention import make_attention
 from jaxopt_tf.planning import is_compiler_installed, named_slice, slice_devices
 from jaxopt_tf.sharding import make_mesh
-from tests import twins
+from tests import references
 
 # JAX's kernel relies on implicit promotion where it is interpreted. Compilation takes
 # most of the time.
@@ -81,9 +81,9 @@ def of_xla(case, batch=2):
     return output_and_grads(attend, *make_inputs(case, batch=batch))
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @cases
-def test_is_that_of_torch_with_an_explicit_mask(case):
+def test_attention_matches_torch_with_an_explicit_mask(case):
     torch = pytest.importorskip("torch")
     arrays, dy, options = make_inputs(case)
     ours = of_xla(case)

@@ -11,7 +11,7 @@ import pytest
 from jaxopt_tf._pytrees import _tree, resolve_layouts
 from jaxopt_tf.interop import match_names, read_params, torch_model_from_config
 from jaxopt_tf.interop._tensor_slices import tensor_from_leaves
-from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
+from jaxopt_tf.models._decoder import make_decoder_logits, make_decoder_loss
 from jaxopt_tf.models._decoder_params import (
     decoder_layer_norms,
     decoder_layout,
@@ -21,17 +21,17 @@ from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_from_transformers,
 )
 from jaxopt_tf.optimizers import DECAY_RULES, decay_mask
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's variables
     pytest.mark.usefixtures("compiled_quickly"),
-    twins.needs_transformers,
+    references.needs_transformers,
 ]
 
 # The layers of every second case are stacked.
-STACKED = {name: i % 2 == 0 for i, name in enumerate(twin.CASES)}
+STACKED = {name: i % 2 == 0 for i, name in enumerate(reference.CASES)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def model_in_both(tmp_path_factory):
     @functools.cache
     def build(case, scan_layers):
         folder = tmp_path_factory.mktemp("model")
-        model = twin.save(twin.CASES[case], folder)
+        model = reference.save(reference.CASES[case], folder)
         config = dataclasses.replace(
             decoder_config_from_transformers(folder), scan_layers=scan_layers
         )
@@ -53,7 +53,7 @@ def model_in_both(tmp_path_factory):
 
 
 def compiled(config):
-    logits, loss = decoder_logits_of(config), decoder_loss_of(config)
+    logits, loss = make_decoder_logits(config), make_decoder_loss(config)
 
     @jax.jit
     def run(params, batch):
@@ -89,15 +89,21 @@ def check_logits(ours, theirs):
 
 
 # Scalings of RoPE change the logits; the gradients are those of "llama".
-SCALED = [case for case in twin.CASES if "rope_parameters" in twin.CASES[case]]
+SCALED = [
+    case for case in reference.CASES if "rope_parameters" in reference.CASES[case]
+]
 
 
-@pytest.mark.parametrize("case", [case for case in twin.CASES if case not in SCALED])
-def test_is_the_model_of_transformers(case, model_in_both, rng):
+@pytest.mark.parametrize(
+    "case", [case for case in reference.CASES if case not in SCALED]
+)
+def test_decoder_matches_transformers(case, model_in_both, rng):
     model, config, params, names = model_in_both(case, STACKED[case])
     batch = tokens_of(rng)
     logits, ((loss, num_items), grads) = compiled(config)(params, batch)
-    their_logits, their_loss, their_grads = twin.logits_loss_and_grads(model, batch)
+    their_logits, their_loss, their_grads = reference.logits_loss_and_grads(
+        model, batch
+    )
     check_logits(logits, their_logits)
     assert float(loss) == pytest.approx(their_loss, rel=1e-6)
     assert float(num_items) == 2 * 39
@@ -111,8 +117,8 @@ def test_is_the_model_of_transformers(case, model_in_both, rng):
 def test_rotates_as_transformers(case, model_in_both, rng):
     model, config, params, _ = model_in_both(case, STACKED[case])
     batch = tokens_of(rng)
-    logits = jax.jit(decoder_logits_of(config))(params, batch[:, :-1])
-    check_logits(logits, twin.logits_loss_and_grads(model, batch)[0])
+    logits = jax.jit(make_decoder_logits(config))(params, batch[:, :-1])
+    check_logits(logits, reference.logits_loss_and_grads(model, batch)[0])
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3"])
@@ -126,12 +132,12 @@ def test_bfloat16_is_as_near_to_float32_as_in_transformers(case, model_in_both, 
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
     ours = {"logits": np.asarray(logits, np.float32)} | by_torch_name(grads, names)
 
-    model = twin.with_weights_in(model, "bfloat16")
-    their_logits, _, their_grads = twin.logits_loss_and_grads(model, batch)
+    model = reference.with_weights_in(model, "bfloat16")
+    their_logits, _, their_grads = reference.logits_loss_and_grads(model, batch)
     theirs = {"logits": their_logits} | their_grads
     # The float32 run has the rounded weights: only the arithmetic differs.
-    model = twin.with_weights_in(model, "float32")
-    exact_logits, _, exact_grads = twin.logits_loss_and_grads(model, batch)
+    model = reference.with_weights_in(model, "float32")
+    exact_logits, _, exact_grads = reference.logits_loss_and_grads(model, batch)
     exact = {"logits": exact_logits} | exact_grads
     ratios = [
         distance(ours[name], exact[name]) / distance(theirs[name], exact[name])
@@ -171,7 +177,7 @@ def packed(rng):
 def test_a_packed_row_is_its_documents_one_by_one(case, model_in_both, rng):
     _, config, params, _ = model_in_both(case, STACKED[case])
     batch, documents = packed(rng)
-    loss_fn = decoder_loss_of(config)
+    loss_fn = make_decoder_loss(config)
     gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, num_items), grads = gradient(params, batch)
     (expected, _), expected_grads = gradient(params, documents)
@@ -191,8 +197,8 @@ def test_packed_logits_are_those_of_transformers(model_in_both, rng):
     model, config, params, _ = model_in_both("mistral", STACKED["mistral"])
     batch, _ = packed(rng)
     rows = {name: batch[name] for name in ("input_ids", "position_ids")}
-    ours = jax.jit(decoder_logits_of(config))(params, rows)
-    theirs, _, _ = twin.logits_loss_and_grads(
+    ours = jax.jit(make_decoder_logits(config))(params, rows)
+    theirs, _, _ = reference.logits_loss_and_grads(
         model,
         np.pad(batch["input_ids"], ((0, 0), (0, 1))),
         position_ids=batch["position_ids"],

@@ -1,4 +1,4 @@
-"""Configurations of decoders: what is read, written and refused."""
+"""Configurations of decoders: reading, writing and errors."""
 
 import dataclasses
 import json
@@ -10,8 +10,8 @@ from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_for_transformers,
     decoder_config_from_transformers,
 )
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 SIZES = {
     "vocab_size": 96,
@@ -48,9 +48,11 @@ def test_derives_what_is_not_given():
     assert windows.layer_kinds == [LayerKind(7, True)] * 4
 
 
-@pytest.mark.parametrize("case", twin.CASES)
+@pytest.mark.parametrize("case", reference.CASES)
 def test_is_the_same_after_it_was_json(case):
-    config = decoder_config_from_transformers({**twin.SIZES, **twin.CASES[case]})
+    config = decoder_config_from_transformers(
+        {**reference.SIZES, **reference.CASES[case]}
+    )
     fields = json.loads(json.dumps(vars(config)))
     assert fields == vars(config)  # as the settings of a run are compared
     assert DecoderConfig(**fields) == config
@@ -109,7 +111,7 @@ def test_refuses_what_the_architecture_does_not_have(model_type, changes):
 # --- from config.json
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_fields_have_the_defaults_of_transformers(kind):
     from transformers import AutoConfig
@@ -126,12 +128,12 @@ def test_missing_fields_have_the_defaults_of_transformers(kind):
             assert ours[name] == theirs[name], name
 
 
-@twins.needs_transformers
-@pytest.mark.parametrize("case", twin.CASES)
+@references.needs_transformers
+@pytest.mark.parametrize("case", reference.CASES)
 def test_what_is_written_is_what_transformers_reads(case):
     from transformers import AutoConfig
 
-    given = {**twin.SIZES, **twin.CASES[case]}
+    given = {**reference.SIZES, **reference.CASES[case]}
     config = decoder_config_from_transformers(given)
     written = json.loads(json.dumps(decoder_config_for_transformers(config)))
     assert decoder_config_from_transformers(written) == config
@@ -231,7 +233,10 @@ def test_without_a_range_weights_have_the_range_of_transformers():
         ({"model_type": "gemma3"}, "`model_type` 'gemma3' is not supported; supported"),
         ({"architectures": ["LlamaModel"]}, r"`architectures` \['LlamaModel'\] is not"),
         ({"hidden_act": "gelu"}, "`hidden_act` 'gelu' is not supported"),
-        ({"attention_dropout": 0.1}, "`attention_dropout` 0.1 .* no dropout here"),
+        (
+            {"attention_dropout": 0.1},
+            "`attention_dropout` 0.1 .* dropout is not implemented",
+        ),
         ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` 0.5 is not"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config` .* without"),
         ({"per_layer_config": {"0": {}}}, "`per_layer_config` .* is not supported"),
@@ -279,7 +284,9 @@ def test_without_a_range_weights_have_the_range_of_transformers():
 def test_refuses_a_setting_by_its_name(given, message):
     with pytest.raises(ValueError, match=message) as error:
         read(**given)
-    assert "`source` must be the configuration of a decoder" in str(error.value)
+    assert "`source` must be the configuration of a supported decoder" in str(
+        error.value
+    )
     assert "jaxopt_tf.interop" in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Decoders by themselves: their start, ways to compute them, what a batch may hold."""
+"""Decoders: initialization, scan and checkpointing, batches."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_tf._pytrees import _tree
-from jaxopt_tf.models._decoder import decoder_logits_of, decoder_loss_of
+from jaxopt_tf.models._decoder import make_decoder_logits, make_decoder_loss
 from jaxopt_tf.models._decoder_config import REMAT_POLICIES, DecoderConfig
 from jaxopt_tf.models._decoder_params import (
     decoder_flops_per_token,
@@ -59,7 +59,7 @@ def batch(rng):
 @functools.cache
 def gradient_of(config):
     params = draw_decoder_params(config, 0)
-    return params, jax.jit(jax.value_and_grad(decoder_loss_of(config), has_aux=True))
+    return params, jax.jit(jax.value_and_grad(make_decoder_loss(config), has_aux=True))
 
 
 def stacked(params):
@@ -123,7 +123,7 @@ def test_starts_as_in_transformers():
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def test_one_seed_is_one_model_and_another_seed_another():
+def test_init_depends_on_the_seed_only():
     first, again, other = (draw_decoder_params(TINY, seed) for seed in (0, 0, 1))
     kernel = first["lm_head"]["kernel"]
     np.testing.assert_array_equal(kernel, again["lm_head"]["kernel"])
@@ -138,7 +138,7 @@ def test_one_seed_is_one_model_and_another_seed_another():
     ],
     ids=["scanned", "not scanned"],
 )
-def test_computed_otherwise_it_is_the_same_model(config, options, batch):
+def test_scan_and_checkpointing_do_not_change_the_loss(config, options, batch):
     params, plain = gradient_of(dataclasses.replace(config, scan_layers=False))
     (expected, _), expected_grads = plain(params, batch)
     otherwise = dataclasses.replace(config, **options)
@@ -168,14 +168,14 @@ def test_a_scan_is_one_layer_to_compile_however_many_there_are(batch):
             TINY, num_hidden_layers=num_layers, layer_types=None, no_rope_layers=None
         )
         params = jax.eval_shape(lambda: draw_decoder_params(config, 0))
-        gradient = jax.grad(decoder_loss_of(config), has_aux=True)
+        gradient = jax.grad(make_decoder_loss(config), has_aux=True)
         return len(list(equations(jax.make_jaxpr(gradient)(params, batch).jaxpr)))
 
     assert num_equations(2) == num_equations(5)
 
 
 def equations(jaxpr):
-    """Those of the functions that it calls, too."""
+    """Yields the equations of a jaxpr and of the functions that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
@@ -192,7 +192,7 @@ def stored_by_a_layer(batch, **options):
 
 def stored_by_a_repeat(config, batch):
     params = jax.eval_shape(lambda: draw_decoder_params(config, 0))
-    gradient = jax.grad(decoder_loss_of(config), has_aux=True)
+    gradient = jax.grad(make_decoder_loss(config), has_aux=True)
     all_equations = equations(jax.make_jaxpr(gradient)(params, batch).jaxpr)
     # The first scan is the forward pass; what is stacked is for the second.
     forward = next(e for e in all_equations if e.primitive.name == "scan")
@@ -229,7 +229,7 @@ def test_a_policy_is_what_is_stored_of_checkpointed_layers(batch):
 @pytest.mark.parametrize("config", [TINY, MIXED], ids=["llama", "mixed"])
 def test_sees_the_past_and_none_of_the_future(config, batch):
     params, _ = gradient_of(config)
-    run = jax.jit(decoder_logits_of(config))
+    run = jax.jit(make_decoder_logits(config))
     tokens = batch[:, :12]
     logits = run(params, tokens)
     assert logits.shape == (2, 12, 96)
@@ -262,8 +262,8 @@ def test_a_padding_token_has_no_gradient_from_its_lookup(batch):
 
 
 def losses_of(params, batch):
-    """Of each token after the first; [B, T]."""
-    logits = jax.jit(decoder_logits_of(TINY))(params, batch[:, :-1])
+    """Returns the loss of each token after the first, [B, T]."""
+    logits = jax.jit(make_decoder_logits(TINY))(params, batch[:, :-1])
     log_p = np.asarray(jax.nn.log_softmax(logits))
     return -np.take_along_axis(log_p, batch[:, 1:, None], axis=-1)[..., 0]
 
@@ -310,10 +310,10 @@ def test_a_token_outside_the_vocabulary_is_never_another_token(token, batch):
 
 def test_smooths_labels(batch):
     params, _ = gradient_of(TINY)
-    logits = jax.jit(decoder_logits_of(TINY))(params, batch[:, :-1])
+    logits = jax.jit(make_decoder_logits(TINY))(params, batch[:, :-1])
     uniform = -np.mean(np.asarray(jax.nn.log_softmax(logits)), axis=-1)
     expected = 0.9 * losses_of(params, batch).sum() + 0.1 * uniform.sum()
-    loss, _ = decoder_loss_of(TINY, label_smoothing_factor=0.1)(params, batch)
+    loss, _ = make_decoder_loss(TINY, label_smoothing_factor=0.1)(params, batch)
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
@@ -348,12 +348,12 @@ TOKENS = np.zeros((2, 7), np.int32)
 def test_refuses_a_batch(batch, error, message):
     params, _ = gradient_of(TINY)
     with pytest.raises(error, match=message):
-        decoder_loss_of(TINY)(params, batch)
+        make_decoder_loss(TINY)(params, batch)
 
 
 def test_refuses_a_smoothing_that_is_no_share():
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be"):
-        decoder_loss_of(TINY, label_smoothing_factor=1.0)
+        make_decoder_loss(TINY, label_smoothing_factor=1.0)
 
 
 # --- properties of the parameters

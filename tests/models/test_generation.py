@@ -1,4 +1,4 @@
-"""Generation: tokens of Transformers, samples of the right distribution, refusals."""
+"""Generation: greedy tokens of Transformers, distribution of samples, errors."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from jaxopt_tf import sharding
 from jaxopt_tf.interop import read_params
 from jaxopt_tf.models import GPT2Config, build_model
 from jaxopt_tf.models import _generation as generation
-from jaxopt_tf.models._decoder import decoder_logits_of
+from jaxopt_tf.models._decoder import make_decoder_logits
 from jaxopt_tf.models._decoding import make_decoding_fns
 from jaxopt_tf.models._gpt2_from_transformers import gpt2_settings_from_transformers
 from jaxopt_tf.models._transformers_decoder_config import (
     decoder_config_from_transformers,
 )
-from tests import twins
-from tests.twins import decoders as twin
+from tests import references
+from tests.references import decoders as reference
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # flax's variables
@@ -34,11 +34,11 @@ GPT2_CASE = {
 # Settings of Transformers, and whether our layers are stacked.
 CASES = {
     # The frequencies change at 16 tokens.
-    "llama": (twin.CASES["llama, longrope"], False),
-    "mistral": (twin.CASES["mistral"], True),
-    "qwen2": (twin.CASES["qwen2"], False),
-    "qwen3": (twin.CASES["qwen3"], True),
-    "smollm3": (twin.CASES["smollm3"], True),
+    "llama": (reference.CASES["llama, longrope"], False),
+    "mistral": (reference.CASES["mistral"], True),
+    "qwen2": (reference.CASES["qwen2"], False),
+    "qwen3": (reference.CASES["qwen3"], True),
+    "smollm3": (reference.CASES["smollm3"], True),
     "gpt2": (GPT2_CASE, False),
 }
 TINY = GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=32, vocab_size=40)
@@ -68,7 +68,7 @@ def tiny(compiled_quickly):
 
 def saved_model(case, folder, scan_layers):
     """Returns a model of Transformers, ours, and its parameters."""
-    theirs = twin.save(case, folder)
+    theirs = reference.save(case, folder)
     if case["model_type"] == "gpt2":
         config = GPT2Config(**gpt2_settings_from_transformers(folder))
     else:
@@ -97,7 +97,7 @@ def greedy_of_transformers(model, prompt):
     return out.sequences[0, len(prompt) :].tolist(), margin
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_tokens_are_those_of_transformers(case, tmp_path, rng):
     theirs, model, params = saved_model(CASES[case][0], tmp_path, CASES[case][1])
@@ -116,7 +116,7 @@ def test_greedy_tokens_are_those_of_transformers(case, tmp_path, rng):
 
 
 def assert_same_without_cache(model, params, prompts, new):
-    logits_fn = jax.jit(decoder_logits_of(model.config))
+    logits_fn = jax.jit(make_decoder_logits(model.config))
     text = np.asarray([prompts[0] + new[0]], np.int32)
     best = np.argmax(logits_fn(params, text)[0], axis=-1)
     start = len(prompts[0])

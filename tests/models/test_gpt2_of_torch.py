@@ -1,4 +1,4 @@
-"""GPT-2 against its twin in torch."""
+"""GPT-2 against its reference in torch."""
 
 import jax
 import numpy as np
@@ -7,9 +7,9 @@ from flax import nnx
 
 from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.models import GPT2, GPT2Config
-from jaxopt_tf.models._loss import draw_params, loss_of
-from tests import twins
-from tests.twins import gpt2 as twin
+from jaxopt_tf.models._loss import draw_params, make_gpt2_loss
+from tests import references
+from tests.references import gpt2 as reference
 
 pytestmark = pytest.mark.promotion_of_others  # flax's layers
 
@@ -20,7 +20,7 @@ TINY = GPT2Config(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=256)
 def logits_and_gradient(params, batch):
     graph = nnx.graphdef(nnx.eval_shape(lambda: GPT2(TINY, rngs=nnx.Rngs(0))))
     logits = nnx.merge(graph, params)(batch[:, :-1])
-    return logits, jax.value_and_grad(loss_of(TINY), has_aux=True)(params, batch)
+    return logits, jax.value_and_grad(make_gpt2_loss(TINY), has_aux=True)(params, batch)
 
 
 def drawn_params(rng):
@@ -36,13 +36,13 @@ def drawn_params(rng):
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 6, "vocab_size": 256}
 
 
-@twins.needs_transformers
-def test_is_the_gpt2_of_torch(rng):
+@references.needs_transformers
+def test_gpt2_matches_torch(rng):
     batch = rng.integers(0, 256, size=(3, 7)).astype(np.int32)
     params = drawn_params(rng)
     logits, ((total, num_items), grads) = logits_and_gradient(params, batch)
 
-    their_logits, their_loss, their_grads = twin.logits_loss_and_grads(
+    their_logits, their_loss, their_grads = reference.logits_loss_and_grads(
         SIZES, dict(_tree.named_leaves(params)), batch
     )
     np.testing.assert_allclose(logits, their_logits, rtol=1e-5, atol=1e-5)
@@ -55,7 +55,7 @@ def test_is_the_gpt2_of_torch(rng):
         assert distance < 1e-5, name
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_rows_for_fine_tuning_are_those_of_torch(rng):
     # Two rows as torch has them, padded, and both in one packed row.
     tokens = rng.integers(0, 256, size=(2, 4)).astype(np.int32)
@@ -63,7 +63,7 @@ def test_rows_for_fine_tuning_are_those_of_torch(rng):
     labels = tokens.copy()
     labels[:, :2] = labels[1, 3] = -100  # prompts, and padding
     params = drawn_params(rng)
-    _, their_loss, their_grads = twin.logits_loss_and_grads(
+    _, their_loss, their_grads = reference.logits_loss_and_grads(
         SIZES, dict(_tree.named_leaves(params)), tokens, labels
     )
     position_ids = np.tile(np.arange(4, dtype=np.int32), (2, 1))
@@ -73,7 +73,7 @@ def test_rows_for_fine_tuning_are_those_of_torch(rng):
         name: np.concatenate([array[0], array[1, :3]])[None]
         for name, array in rows.items()
     } | {"segment_ids": np.asarray([[1, 1, 1, 1, 2, 2, 2]], np.int32)}
-    gradient = jax.jit(jax.value_and_grad(loss_of(TINY), has_aux=True))
+    gradient = jax.jit(jax.value_and_grad(make_gpt2_loss(TINY), has_aux=True))
     for batch in (padded, packed):
         (total, num_items), grads = gradient(params, batch)
         assert float(num_items) == 3

@@ -1,4 +1,4 @@
-"""Layers that Flax has otherwise: their gradient, their dtype, their dropout."""
+"""Layers that differ from Flax's: gradient, dtype and dropout."""
 
 import jax
 import jax.numpy as jnp

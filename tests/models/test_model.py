@@ -1,4 +1,4 @@
-"""GPT-2: its names, its start, its causality, and ways to compute it."""
+"""GPT-2: names, initialization, causality, scan and checkpointing."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ def key(seed):
 
 
 def losses_of(batch):
-    """Of each token after the first, without `make_loss_fn`; [B, T]."""
+    """Returns the loss of each token after the first, [B, T]."""
     return -np.take_along_axis(log_p_of(batch), batch[:, 1:, None], axis=-1)[..., 0]
 
 
@@ -123,7 +123,7 @@ def test_starts_as_uniform_as_a_guess(batch):
     assert float(total / num_items) == pytest.approx(np.log(256), abs=0.3)
 
 
-def test_one_seed_is_one_model_and_another_seed_another():
+def test_init_depends_on_the_seed_only():
     first, _ = make_loss_fn(TINY, seed=0)
     again, _ = make_loss_fn(TINY, seed=0)
     other, _ = make_loss_fn(TINY, seed=1)
@@ -156,7 +156,7 @@ def test_sees_every_token_of_the_past_and_none_of_the_future(batch):
     ],
     ids=["scanned", "checkpointed", "both"],
 )
-def test_computed_otherwise_it_is_the_same_model_and_drops_the_same(options, batch):
+def test_scan_and_checkpointing_change_neither_loss_nor_dropout(options, batch):
     params, plain = gradient_of(DROPPING)
     (expected, _), expected_grads = plain(params, batch, key(1))
     if "scan_layers" in options:
@@ -182,7 +182,7 @@ def test_a_scan_is_one_layer_to_compile_however_many_there_are(batch):
     assert num_equations(2) == num_equations(5)
 
 
-def test_of_checkpointed_layers_little_more_is_kept_than_what_came_in(batch):
+def test_checkpointed_layers_store_little_more_than_their_inputs(batch):
     def kept_by_a_layer(**options):
         config = dataclasses.replace(SCANNED, n_layer=5, **options)
         params, loss_fn = make_loss_fn(config, seed=0)
@@ -272,7 +272,7 @@ def test_with_bfloat16_parameters_every_product_is_of_bfloat16(config, batch):
 
 
 def equations(jaxpr):
-    """Those of the functions that it calls, too."""
+    """Yields the equations of a jaxpr and of the functions that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):

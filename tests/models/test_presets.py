@@ -1,4 +1,4 @@
-"""Sizes of GPT-2: those with a name, what they come to, what is refused."""
+"""Presets of GPT-2, their sizes, and errors."""
 
 import functools
 import re

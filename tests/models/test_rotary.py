@@ -13,7 +13,7 @@ from jaxopt_tf.models._rotary import (
     rotate,
     rotation,
 )
-from tests import twins
+from tests import references
 
 # Those of released models: Llama 3.1, Qwen2.5 (yarn), and others.
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
@@ -77,7 +77,7 @@ def in_transformers(scaling, theta, num_positions):
     return embedding.inv_freq.numpy(), embedding.attention_scaling
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("num_positions", [100, 50_000], ids=["short", "long"])
 @pytest.mark.parametrize("name", SCALINGS)
 @pytest.mark.parametrize("theta", [1e4, 5e5], ids="theta={:g}".format)
@@ -92,7 +92,7 @@ def test_frequencies_are_those_of_transformers(theta, name, num_positions):
     assert factor == pytest.approx(their_factor, rel=1e-12)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_most_frequencies_are_equal_bit_for_bit():
     # One unit in the last place is an angle of 5e-4 at position 8,192.
     ours, _ = inverse_frequencies(None, theta=5e5, **SIZES)
@@ -110,7 +110,7 @@ def test_short_texts_need_no_length():
         np.testing.assert_allclose(default[0], of_short[0], rtol=3e-7)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_rotates_as_transformers(rng):
     import torch
 

@@ -1,4 +1,4 @@
-"""The config.json of a GPT-2: names and values that Transformers reads as equal."""
+"""Names and values in the config.json of a GPT-2."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_other_names_of_a_size_and_of_gelu_are_read(sizes, changes):
             "`n_embd` 16 and `hidden_size` 32: names of the same size",
         ),
         ({"n_positions": None}, "`n_positions` is missing"),
-        ({"activation_function": "gelu"}, "`activation_function` 'gelu': here"),
+        ({"activation_function": "gelu"}, "`activation_function` 'gelu': it must be"),
     ],
 )
 def test_what_contradicts_itself_is_refused(sizes, changes, words):

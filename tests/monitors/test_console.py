@@ -1,4 +1,4 @@
-"""What the progress bar shows."""
+"""Output of the progress bar."""
 
 import re
 import subprocess
@@ -99,7 +99,7 @@ def seconds_left(shown):
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
 
 
-def test_says_which_steps_were_skipped_and_leaves_them_out_of_the_means(capsys):
+def test_reports_which_steps_were_skipped_and_leaves_them_out_of_the_means(capsys):
     monitor = console(100)
     nan = float("nan")
     skipped = [False, True, False, True]

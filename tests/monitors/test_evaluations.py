@@ -1,4 +1,4 @@
-"""Metrics that monitors cannot write."""
+"""Metrics that monitors reject."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Findings of the health monitor; for real runs see the benchmark."""
+"""Messages of the health monitor; the benchmark uses real runs."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def diverging(to=4.0, since=400):
     return losses
 
 
-def test_says_that_a_run_diverges_and_in_which_steps():
+def test_reports_that_a_run_diverges_and_in_which_steps():
     (sentence,) = said_of(diverging())
     assert sentence.startswith("steps 421 to 500: the loss has risen to 3.")
     assert "training diverges" in sentence
@@ -95,7 +95,7 @@ def test_the_unit_of_the_loss_does_not_matter(start):
     assert "training diverges" in sentence
 
 
-def test_says_at_once_that_a_loss_is_not_finite():
+def test_reports_at_once_that_a_loss_is_not_finite():
     losses = falling()[:125]
     losses[114] = np.nan
     (sentence,) = said_of(losses)
@@ -110,18 +110,18 @@ def test_a_loss_that_rose_before_it_was_infinite_has_diverged():
     assert "after a rise from 2 to 4e+04, training diverges" in sentence
 
 
-def test_the_step_that_stops_a_run_is_spoken_of():
+def test_reports_the_step_that_stops_a_run():
     (sentence,) = said_of([2.0, np.nan], skipped=[0, 1], stopped=[0, 1])
     assert sentence.startswith("step 2: the loss is nan")
 
 
-def test_says_that_gradients_explode_where_no_step_can_follow_them():
+def test_reports_that_gradients_explode_where_no_step_can_follow_them():
     (sentence,) = said_of(np.full(100, 3.0), grads=1e6)
     assert sentence.startswith("steps 1 to 60: the gradient norm is 1e+06, ")
     assert "gradients explode; clip" in sentence
 
 
-def test_says_that_gradients_explode_where_they_have_grown_for_nothing():
+def test_reports_that_gradients_explode_where_they_have_grown_for_nothing():
     grads = np.where(STEPS > 500, 50.0, 1.0)
     (sentence,) = said_of(falling() + (STEPS > 500) * 0.2, grads=grads)
     assert sentence.startswith("steps 501 to 560: the gradient norm is 50; it was 1 at")
@@ -139,13 +139,13 @@ def test_a_few_large_gradients_are_no_explosion():
     assert said_of(falling(), grads=grads) == []
 
 
-def test_says_that_gradients_vanish():
+def test_reports_that_gradients_vanish():
     (sentence,) = said_of(np.full(100, 2.3), grads=1e-8)
     assert sentence.startswith("steps 1 to 100: the gradient norm is 1.0e-08 while")
     assert "gradients vanish" in sentence
 
 
-def test_says_which_layers_gradients_vanish():
+def test_reports_which_layers_gradients_vanish():
     layers = {
         "h.0": (1e-9, 1e-3, 3.0),
         "h.1": (1e-8, 1e-3, 3.0),
@@ -155,7 +155,7 @@ def test_says_which_layers_gradients_vanish():
     assert "the gradient of `h.0` and 1 more is below 1e-06 of" in sentence
 
 
-def test_a_frozen_layer_is_no_complaint():
+def test_frozen_layer_is_not_reported():
     layers = {"frozen": (0.0, 0.0, 3.0), "head": (0.3, 1e-3, 3.0)}
     assert said_of(falling(), layers=layers) == []
 
@@ -165,7 +165,7 @@ def test_gradients_may_vanish_where_all_is_learnt():
     assert said_of(falling(0.0, end=1e-4), grads=grads) == []
 
 
-def test_says_that_a_loss_is_stuck():
+def test_reports_that_a_loss_is_stuck():
     losses = np.log(10) + 0.01 * np.random.default_rng(0).normal(size=1000)
     (sentence,) = said_of(losses)
     assert sentence.startswith("steps 121 to 520: the loss is 2.30")
@@ -195,7 +195,7 @@ def test_a_flat_end_is_not_stuck():
     assert said_of(falling(0.01, 5.0, 4.0, size=6000)) == []
 
 
-def test_says_that_updates_are_rounded_away():
+def test_reports_that_updates_are_rounded_away():
     losses = falling()
     (sentence,) = said_of(losses, updates=1e-3, param_dtype="bfloat16")
     assert sentence.startswith("steps 21 to 120: updates are 1e-04 of the parameters, ")
@@ -227,7 +227,7 @@ def test_an_unknown_rate_does_not_hide_what_is_rounded_away():
     assert "bfloat16 rounds most changes" in sentence
 
 
-def test_says_that_the_model_overfits():
+def test_reports_that_the_model_overfits():
     losses = falling(end=0.1)
     (sentence,) = said_of(losses, evaluations=RISING)
     assert sentence.startswith(
@@ -238,7 +238,7 @@ def test_says_that_the_model_overfits():
 
 
 def of_evaluations(losses, trainings, noise=0.05, seed=0, steps=60):
-    """What is said of a run with few evaluations, and a training loss between them."""
+    """Returns the messages for a run with few evaluations, given both losses."""
     rng = np.random.default_rng(seed)
     training = np.interp(
         np.arange(steps * len(losses)), steps * np.arange(len(trainings)), trainings
@@ -301,7 +301,7 @@ def test_where_the_training_loss_rises_too_it_is_not_overfitting():
     assert said_of(losses, evaluations=RISING) == []
 
 
-def test_says_that_many_steps_are_skipped():
+def test_reports_that_many_steps_are_skipped():
     skipped = STEPS % 8 == 0
     losses = np.where(skipped, np.nan, falling())
     sentences = said_of(losses, skipped=skipped, updates=np.where(skipped, 0, 1e-2))
@@ -309,7 +309,7 @@ def test_says_that_many_steps_are_skipped():
     assert sentence.startswith("steps 1 to 80: 10 steps were skipped")
 
 
-def test_a_step_skipped_now_and_then_is_no_complaint():
+def test_occasional_skipped_steps_are_not_reported():
     skipped = STEPS % 20 == 0
     assert said_of(np.where(skipped, np.nan, falling()), skipped=skipped) == []
 
@@ -319,7 +319,7 @@ def skipping_between(first, last, size):
     return (steps % 4 == 0) & (steps > first) & (steps <= last)
 
 
-def test_says_it_again_only_where_it_has_ended_and_come_back():
+def test_repeats_a_message_only_after_the_problem_has_ended():
     size = 3000
     once = skipping_between(0, 2000, size)
     twice = skipping_between(0, 500, size) | skipping_between(1500, 2000, size)
@@ -328,7 +328,7 @@ def test_says_it_again_only_where_it_has_ended_and_come_back():
     assert len(said_of(losses, skipped=twice)) == 2
 
 
-def test_says_again_what_does_not_end_after_a_long_time():
+def test_reports_again_what_does_not_end_after_a_long_time():
     size = 25_000
     losses = falling(size=size)
     sentences = said_of(losses, skipped=skipping_between(0, size, size))
@@ -336,7 +336,7 @@ def test_says_again_what_does_not_end_after_a_long_time():
     assert " to 20040: " in sentences[1]
 
 
-def test_says_the_same_however_windows_are_cut():
+def test_messages_do_not_depend_on_window_boundaries():
     losses = diverging()
     losses[900] = np.nan
     whole = said_of(losses)
@@ -345,7 +345,7 @@ def test_says_the_same_however_windows_are_cut():
     assert said_of(losses, cuts=cuts[cuts < 1000].tolist()) == whole
 
 
-def test_says_the_same_of_a_run_told_again_from_a_file():
+def test_replayed_run_gives_the_same_messages():
     metrics, sentences = metrics_of(diverging()), []
     monitor = health_monitor(sentences.append)
     tell(monitor, part(metrics, 0, 490))
@@ -354,7 +354,7 @@ def test_says_the_same_of_a_run_told_again_from_a_file():
     assert sentences == said_of(diverging())
 
 
-def test_prints_where_nothing_else_is_said(capsys):
+def test_prints_by_default(capsys):
     monitor = health_monitor()
     monitor.window(window_of(1, [2.0, np.nan]))
     assert capsys.readouterr().out.startswith("step 2: the loss is nan")

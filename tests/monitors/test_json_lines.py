@@ -1,4 +1,4 @@
-"""The log: every step once, whatever was cut off, and read back as it was."""
+"""The log `metrics.jsonl`: writing, interruption and reading."""
 
 import json
 import math
@@ -103,7 +103,7 @@ def test_a_resumed_file_is_that_of_an_unbroken_run_to_the_byte(
     ]
 
 
-def test_a_run_that_begins_anew_forgets_the_start_before_it(path):
+def test_restarted_run_replaces_the_log(path):
     first = json_lines(path)
     tell(first, run_of(7), evaluations={0: 5.0})
     first.close()
@@ -169,7 +169,7 @@ def test_refuses_a_file_with_a_gap_and_leaves_it_as_it_is(path, how, message):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_reads_back_what_was_told_to_the_bit(path):
+def test_log_round_trips_bit_for_bit(path):
     rng = np.random.default_rng(0)
     told = []
     monitor = json_lines(path)
@@ -216,7 +216,7 @@ def test_reads_nan_for_null(path):
     assert np.isnan(window.metrics.learning_rate).all()
 
 
-def test_reads_windows_of_at_most_ten_steps_however_they_were_told(path):
+def test_reads_windows_of_at_most_ten_steps(path):
     monitor = json_lines(path)
     tell(monitor, run_of(25), cuts=range(1, 25))
     monitor.close()
@@ -225,7 +225,7 @@ def test_reads_windows_of_at_most_ten_steps_however_they_were_told(path):
     assert [window.first_step for window in windows] == [1, 11, 21]
 
 
-def test_passes_over_a_last_line_that_is_still_being_written(path):
+def test_ignores_an_incomplete_last_line(path):
     monitor = json_lines(path)
     tell(monitor, run_of(5))
     with path.open("ab") as file:
@@ -265,7 +265,7 @@ def test_refuses_a_step_that_is_none(path):
         json_lines(path, first_step=-1)
 
 
-def test_says_that_a_disk_is_full_and_goes_on_from_what_was_written(path):
+def test_reports_that_a_disk_is_full_and_goes_on_from_what_was_written(path):
     # As much as a file may have is what a disk has left: the system's own refusal.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     monitor = json_lines(path)

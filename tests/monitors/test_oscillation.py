@@ -1,4 +1,4 @@
-"""Findings of the health monitor for a loss that oscillates about a level."""
+"""Messages of the health monitor for a loss that oscillates about a level."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def said_of(loss, **numbers):
     return sentences
 
 
-def test_says_that_a_run_oscillates_and_in_which_steps():
+def test_reports_that_a_run_oscillates_and_in_which_steps():
     (sentence,) = said_of(swinging(), **LONG_STEPS)
     assert sentence.startswith("steps 1 to 400: the loss stays at 3.4")
     assert "and swings by 0.29," in sentence

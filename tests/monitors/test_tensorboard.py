@@ -1,4 +1,4 @@
-"""Event files, read back by TensorBoard's own reader."""
+"""Event files, read by TensorBoard's own reader."""
 
 import time
 from pathlib import Path
@@ -126,7 +126,7 @@ def test_starts_within_one_second_have_a_file_each(tmp_path, reader, monkeypatch
     assert [step for step, _ in shown["train/loss"]] == list(range(5, 41, 5))
 
 
-def test_a_run_that_begins_anew_hides_the_one_before(tmp_path, reader, monkeypatch):
+def test_restarted_run_hides_earlier_points(tmp_path, reader, monkeypatch):
     first = tensorboard(tmp_path, every=5)
     tell(first, metrics_of(np.full(20, 9.0)), evaluations={0: 9.0})
     first.close()

@@ -187,7 +187,7 @@ def test_keeps_the_best_checkpoint_before_where_the_best_was_not_saved(path, tmp
     assert TrainerState.load_from_json(str(path)).best_model_checkpoint is None
 
 
-def test_a_run_that_is_told_again_comes_to_the_same(path, tmp_path):
+def test_replayed_run_writes_the_same_file(path, tmp_path):
     metrics = metrics_of(losses_of(40))
     early, late = {0: 6.0, 10: 5.0, 20: 4.0}, {40: 3.0}
     unbroken = trainer_state(tmp_path / "unbroken.json", max_steps=40, logging_steps=7)

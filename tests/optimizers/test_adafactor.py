@@ -18,8 +18,8 @@ from jaxopt_tf.optimizers import (
     set_learning_rate,
 )
 from jaxopt_tf.optimizers._adafactor import sum_sq_fused, sum_sq_two_pass
-from tests import twins
-from tests.twins import adafactor as twin
+from tests import references
+from tests.references import adafactor as reference
 
 NUM_STEPS = 50
 LIMIT = 2e-5
@@ -37,7 +37,7 @@ COMBINATIONS = [
 
 
 def mask(params):
-    return {name: name not in twin.UNDECAYED for name in params}
+    return {name: name not in reference.UNDECAYED for name in params}
 
 
 # Leaves on which every combination is run. The first one is run on all leaves.
@@ -78,23 +78,27 @@ def run(optimizer, params, grads, keep=None):
 
 @pytest.fixture(scope="module")
 def work():
-    return twin.random_run(np.random.default_rng(0), NUM_STEPS)
+    return reference.random_run(np.random.default_rng(0), NUM_STEPS)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
 def test_matches_transformers(work, options):
     params, grads = work if options == COMBINATIONS[0] else map(few, work)
     ours, theirs = arguments(**options)
-    optimizer = adafactor_tf(**ours, layouts=twin.layouts_of(params), decay_mask=mask)
+    optimizer = adafactor_tf(
+        **ours, layouts=reference.layouts_of(params), decay_mask=mask
+    )
     end, state = run(optimizer, params, grads)
-    f32, states = twin.transformers_run(params, grads, **theirs)
-    f64, _ = twin.transformers_run(params, grads, dtype="float64", **theirs)
-    found = twin.distances(twin.torch_views(end), f32, f64, twin.torch_views(params))
+    f32, states = reference.transformers_run(params, grads, **theirs)
+    f64, _ = reference.transformers_run(params, grads, dtype="float64", **theirs)
+    found = reference.distances(
+        reference.torch_views(end), f32, f64, reference.torch_views(params)
+    )
     assert {n: d for n, d in found.items() if not d.reaches(LIMIT)} == {}
     # The state too: moments have torch's shapes, preceded by the stacked axes.
     for name in params:
-        stacked = isinstance(twin.LEAVES[name].view(params[name]), list)
+        stacked = isinstance(reference.LEAVES[name].view(params[name]), list)
         for ours_key, key in [("nu_row", "row"), ("nu_col", "col"), ("nu", None)]:
             moment = getattr(state, ours_key)[name]
             if isinstance(moment, optax.MaskedNode):
@@ -106,13 +110,13 @@ def test_matches_transformers(work, options):
                 ]
                 np.testing.assert_allclose(layer, theirs, rtol=2e-6, err_msg=name)
     if "beta1" in options:
-        for name, mu in twin.torch_views(state.mu).items():
+        for name, mu in reference.torch_views(state.mu).items():
             theirs = states[name]["exp_avg"]
             atol = LIMIT * np.max(np.abs(theirs))
             np.testing.assert_allclose(mu, theirs, atol=atol, err_msg=name)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [1.0, 1e-5], ids="size={:g}".format)
 def test_matches_transformers_in_low_precision(rng, dtype, size):
@@ -126,14 +130,16 @@ def test_matches_transformers_in_low_precision(rng, dtype, size):
     ours, _ = run(adafactor_tf(eps=(1e-30, 1e-9)), params, grads)
     start = {name: np.asarray(p, np.float32) for name, p in params.items()}
     g32 = {name: np.asarray(g, np.float32) for name, g in grads.items()}
-    theirs, _ = twin.transformers_adafactor(start, g32, dtype=dtype, eps=(1e-30, 1e-9))
+    theirs, _ = reference.transformers_adafactor(
+        start, g32, dtype=dtype, eps=(1e-30, 1e-9)
+    )
     for name, p in ours.items():
         assert p.dtype == dtype
         assert np.mean(theirs[name] != start[name]) > 0.8
         assert np.mean(np.asarray(p, np.float64) == theirs[name]) > 0.98
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,7 +149,7 @@ def test_matches_transformers_in_low_precision(rng, dtype, size):
     ids=str,
 )
 def test_refuses_what_transformers_refuses(options):
-    assert twin.refusal(**options)
+    assert reference.refusal(**options)
     options["learning_rate"] = options.pop("lr")
     with pytest.raises(ValueError, match=r"`(learning_rate|warmup_init)`"):
         adafactor_tf(**options)

@@ -12,8 +12,8 @@ import pytest
 
 from jaxopt_tf.optimizers import adamw_hf_v4, adamw_tf, clip, set_learning_rate
 from jaxopt_tf.optimizers._adamw import bias_correction
-from tests import twins
-from tests.twins import adamw as twin
+from tests import references
+from tests.references import adamw as reference
 
 
 def make_run(num_steps, size=2_000, scale=1.0):
@@ -54,7 +54,7 @@ def distance(a, b):
     )
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize(
     ("betas", "weight_decay", "num_steps", "limit"),
     [
@@ -70,8 +70,8 @@ def test_matches_torch_within_a_fraction_of_its_own_rounding(
 ):
     params, grads = make_run(num_steps)
     options = {"lr": 1e-3, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
-    theirs, mu, nu = twin.torch_adamw(params, grads, exempt=["bias"], **options)
-    exact, *_ = twin.torch_adamw(
+    theirs, mu, nu = reference.torch_adamw(params, grads, exempt=["bias"], **options)
+    exact, *_ = reference.torch_adamw(
         params, grads, exempt=["bias"], dtype="float64", **options
     )
     ours, state = run_ours(
@@ -83,20 +83,20 @@ def test_matches_torch_within_a_fraction_of_its_own_rounding(
         np.testing.assert_array_max_ulp(np.asarray(state.nu[name]), nu[name], 2)
 
 
-@twins.needs_torch
+@references.needs_torch
 def test_most_parameters_equal_torch_bit_for_bit_after_one_step():
     params, grads = make_run(1, size=100_000)
-    theirs, *_ = twin.torch_adamw(params, grads, lr=1e-3, weight_decay=0.1)
+    theirs, *_ = reference.torch_adamw(params, grads, lr=1e-3, weight_decay=0.1)
     ours, _ = run_ours(adamw_tf(1e-3, weight_decay=0.1), params, grads)
     assert np.mean(np.asarray(ours["kernel"]) == theirs["kernel"]) >= 0.9
 
 
-@twins.needs_torch
+@references.needs_torch
 def test_follows_a_schedule_as_torch_follows_changed_rates():
     # The decay uses the rate of the same step; the first rate is 0.
     rates = [1e-3 * t / 10 for t in range(10)]
     params, grads = make_run(10)
-    theirs, *_ = twin.torch_adamw(
+    theirs, *_ = reference.torch_adamw(
         params, grads, lr=0.0, lrs=rates, weight_decay=0.1, exempt=["bias"]
     )
     table = jnp.asarray(rates, jnp.float32)
@@ -109,32 +109,32 @@ def test_follows_a_schedule_as_torch_follows_changed_rates():
     assert float(state.learning_rate) == np.float32(rates[9])
 
 
-@twins.needs_torch
+@references.needs_torch
 def test_decay_stands_before_the_update():
     # Large rates, at which p * (1 - a) + u and (p + u) * (1 - a) differ strongly.
     params, grads = make_run(3)
     options = {"lr": 0.1, "weight_decay": 1.0}
-    theirs, *_ = twin.torch_adamw(params, grads, exempt=["bias"], **options)
+    theirs, *_ = reference.torch_adamw(params, grads, exempt=["bias"], **options)
     ours, _ = run_ours(adamw_tf(0.1, weight_decay=1.0), params, grads)
     assert distance(ours, theirs) <= 1e-6
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0, 1e4], ids="scale={:g}".format)
 def test_eps_stands_outside_the_corrected_root(scale):
     params, grads = make_run(5, scale=scale)
-    theirs, *_ = twin.torch_adamw(params, grads, lr=1e-3, weight_decay=0.0)
+    theirs, *_ = reference.torch_adamw(params, grads, lr=1e-3, weight_decay=0.0)
     ours, _ = run_ours(adamw_tf(1e-3), params, grads)
     assert distance(ours, theirs) <= 3e-8
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_leaves_match_torch_fused(dtype):
     # moment_dtype=None stores moments in torch's dtype; fused computes in float32.
     params, grads = make_run(30, size=20_000)
     options = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-4}
-    theirs, mu, nu = twin.torch_adamw(
+    theirs, mu, nu = reference.torch_adamw(
         params, grads, dtype=dtype, fused=True, exempt=["bias"], **options
     )
     ours, state = run_ours(
@@ -189,7 +189,7 @@ def test_bias_correction_is_exact_for_a_million_steps(beta):
         np.testing.assert_allclose(correction.high, exact, rtol=6e-8)
 
 
-@twins.needs_torch
+@references.needs_torch
 def test_decay_exact_keeps_the_wanted_decay_where_torch_loses_it():
     # float32(1 - 5e-7) is 1 - 4.77e-7, so torch decays every parameter too slowly.
     rng = np.random.default_rng(0)
@@ -200,7 +200,7 @@ def test_decay_exact_keeps_the_wanted_decay_where_torch_loses_it():
     def share_of_the_wanted_decay(kernel):
         return np.mean(1 - np.float64(kernel) / params["kernel"]) / (200 * 5e-5 * 0.01)
 
-    theirs, *_ = twin.torch_adamw(params, grads, lr=5e-5, **options)
+    theirs, *_ = reference.torch_adamw(params, grads, lr=5e-5, **options)
     like_torch, _ = run_ours(adamw_tf(5e-5, **options), params, grads)
     exact, _ = run_ours(adamw_tf(5e-5, decay="exact", **options), params, grads)
     assert abs(share_of_the_wanted_decay(theirs["kernel"]) - 0.954) < 0.01
@@ -208,7 +208,7 @@ def test_decay_exact_keeps_the_wanted_decay_where_torch_loses_it():
     assert abs(share_of_the_wanted_decay(exact["kernel"]) - 1) < 0.01
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize("correct_bias", [True, False])
 @pytest.mark.parametrize("scale", [1e-6, 1.0], ids="scale={:g}".format)
 def test_hf_v4_matches_the_old_transformers(correct_bias, scale):
@@ -221,8 +221,8 @@ def test_hf_v4_matches_the_old_transformers(correct_bias, scale):
         "weight_decay": 0.5,
         "correct_bias": correct_bias,
     }
-    theirs = twin.transformers_v4_adamw(params, grads, dtype="float32", **options)
-    exact = twin.transformers_v4_adamw(params, grads, dtype="float64", **options)
+    theirs = reference.transformers_v4_adamw(params, grads, dtype="float32", **options)
+    exact = reference.transformers_v4_adamw(params, grads, dtype="float64", **options)
     ours, _ = run_ours(
         adamw_hf_v4(
             1e-2,

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from jaxopt_tf.optimizers import clip
-from tests import twins
-from tests.twins import adamw as twin
+from tests import references
+from tests.references import adamw as reference
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def grads(rng):
     return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize("max_norm", [1e-6, 1.0, 1e3], ids="max_norm={:g}".format)
 @pytest.mark.parametrize("scale", [1e-8, 1e-5, 1.0], ids="scale={:g}".format)
 def test_matches_torch(grads, scale, max_norm):
@@ -27,20 +27,20 @@ def test_matches_torch(grads, scale, max_norm):
     grads = {name: g * np.float32(scale) for name, g in grads.items()}
     transformation = clip(max_norm)
     ours, state = transformation.update(grads, transformation.init(grads))
-    theirs, norm = twin.torch_clip(grads, max_norm)
+    theirs, norm = reference.torch_clip(grads, max_norm)
     np.testing.assert_allclose(state.grad_norm, norm, rtol=1e-6)
     for name in grads:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, err_msg=name)
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("max_norm", [1.0, math.inf])
 def test_inf_and_nan_spread_as_in_torch(grads, bad, max_norm):
     grads["bias"][3] = bad
     transformation = clip(max_norm)
     ours, state = transformation.update(grads, transformation.init(grads))
-    theirs, norm = twin.torch_clip(grads, max_norm)
+    theirs, norm = reference.torch_clip(grads, max_norm)
     np.testing.assert_array_equal(state.grad_norm, np.float32(norm))
     for name in grads:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)

@@ -14,9 +14,9 @@ from jaxopt_tf.optimizers import (
     set_learning_rate,
     sgd_tf,
 )
-from tests import twins
-from tests.twins import adafactor
-from tests.twins import by_element as twin
+from tests import references
+from tests.references import adafactor
+from tests.references import elementwise as reference
 
 NUM_STEPS = 20
 LIMIT = 1e-6  # relative to the distance that a parameter moved
@@ -65,7 +65,7 @@ def following(rates):
     return lambda step: table[step]
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize(
     ("optimizer", "name", "options"),
     CASES,
@@ -74,7 +74,7 @@ def following(rates):
 def test_follows_torch(work, optimizer, name, options):
     params, grads, rates = work
     theirs, exact = (
-        twin.torch_run(name, params, grads, rates, dtype=dtype, **options)
+        reference.torch_run(name, params, grads, rates, dtype=dtype, **options)
         for dtype in ("float32", "float64")
     )
     ours, state = run(optimizer(following(rates), **options), params, grads)
@@ -87,7 +87,7 @@ def test_follows_torch(work, optimizer, name, options):
 def test_lion_follows_its_formula(work):
     params, grads, rates = work
     options = {"betas": (0.9, 0.95), "weight_decay": 0.5}
-    exact = twin.lion_in_float64(params, grads, rates, **options)
+    exact = reference.lion_in_float64(params, grads, rates, **options)
     ours, _ = run(lion_tf(following(rates), **options), params, grads)
     for name in params:
         # Half a unit in the last place for each step; a step of Lion is 1e-2.

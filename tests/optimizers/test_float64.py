@@ -16,9 +16,9 @@ from jaxopt_tf.optimizers import (
     sgd_tf,
 )
 from jaxopt_tf.optimizers._adamw import bias_correction
-from tests import twins
-from tests.twins import adamw
-from tests.twins import float64 as twin
+from tests import references
+from tests.references import adamw
+from tests.references import float64 as reference
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _doubles():
         yield
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize(
     "name",
     [
@@ -43,15 +43,15 @@ def _doubles():
     ],
 )
 def test_follows_torch_in_float64(name):
-    work = twin.random_work(num_rows=12)
-    case = twin.CASES[name]
-    ours, state = twin.run(case.ours(work.rates), work)
-    assert twin.distance(ours, case.torch(*work), work.params) <= twin.LIMIT
+    work = reference.random_work(num_rows=12)
+    case = reference.CASES[name]
+    ours, state = reference.run(case.ours(work.rates), work)
+    assert reference.distance(ours, case.torch(*work), work.params) <= reference.LIMIT
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(state)}
     assert dtypes == {jnp.dtype(jnp.float64), jnp.dtype(jnp.int32)}
 
 
-@twins.needs_torch
+@references.needs_torch
 @pytest.mark.parametrize("max_norm", [1e-6, 1.0, 1e3], ids="max_norm={:g}".format)
 def test_clip_matches_torch_in_float64(rng, max_norm):
     # Leaves below and above the size up to which leaves are summed together.

@@ -15,8 +15,8 @@ from flax import nnx
 
 from jaxopt_tf._pytrees import _tree
 from jaxopt_tf.optimizers import adamw_tf, decay_mask
-from tests import twins
-from tests.twins import decay_names as twin
+from tests import references
+from tests.references import decay_names as reference
 
 
 def decayed(mask):
@@ -50,10 +50,10 @@ class EquinoxBlock(eqx.Module):
         self.post = eqx.nn.LayerNorm(4)
 
 
-@twins.needs_transformers
-@pytest.mark.parametrize("name", sorted(twin.ARCHITECTURES))
+@references.needs_transformers
+@pytest.mark.parametrize("name", sorted(reference.ARCHITECTURES))
 def test_equals_trainer_on_its_own_models(name):
-    names, layer_norms, theirs = twin.trainer_decay_names(name)
+    names, layer_norms, theirs = reference.trainer_decay_names(name)
     params = {n: np.zeros(()) for n in names}
     mask = decay_mask(params, rule="transformers_v5", layer_norms=layer_norms)
     assert decayed(mask) == theirs

@@ -1,4 +1,4 @@
-"""What a plan says, beside what the compiler says and what can be counted by hand."""
+"""Plans against the compiler and against counts made by hand."""
 
 import dataclasses
 import functools
@@ -86,7 +86,7 @@ def test_a_pod_is_planned_from_shapes_alone():
     )
     assert plan.parts[0].on_device * 512 == plan.parts[0].global_bytes
     # They leave room, and activations are not counted.
-    assert plan.share < 0.2
+    assert plan.memory_fraction < 0.2
     assert plan.fits is None
     # 512 does not divide 128,256: neither the embedding's rows nor their means.
     assert ("tokens", "fsdp", 0, 1) in plan.unmet
@@ -138,14 +138,14 @@ def test_loops_count_as_often_as_they_run():
     assert plan.cost.hbm_bytes > 10 * 2 * 4 * 64**2
 
 
-def test_says_what_was_given_away_and_not_taken():
+def test_reports_donated_arguments_that_are_not_reused():
     one = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     plan = plan_step(looped, {"w": one}, {"v": one}, one, slice_=named_slice("cpu:1"))
     assert plan.cost.unused_donations == ("unused['v']",)
-    assert plan.cost.donated == 4 * 64**2
+    assert plan.cost.aliased == 4 * 64**2
 
 
-def test_loops_of_unknown_length_are_said():
+def test_loops_of_unknown_length_are_reported():
     def until(x):
         return jax.lax.while_loop(lambda x: jnp.sum(x) < 9.0, lambda x: x @ x, x)
 
@@ -181,7 +181,7 @@ def test_collectives_in_a_loop_count_each_round(mesh):
 
 
 @pytest.mark.parametrize("zero_axis", [None, "data"])
-def test_state_is_what_the_compiler_says(mesh, zero_axis):
+def test_state_bytes_match_the_compiler(mesh, zero_axis):
     optimizer = adamw_tf(1e-3, weight_decay=0.1)
     shapes = {"w": (512, 256), "v": (250, 64), "b": (256,)}
     params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}

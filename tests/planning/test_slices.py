@@ -1,4 +1,4 @@
-"""Slices by their names, and devices to compile for."""
+"""Named slices, and devices for compilation."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_knows_slices_by_their_names_alone(name, num_devices, flops):
     assert slice_.family == name.lower().partition(":")[0]
 
 
-def test_of_this_machine_no_peak_is_published():
+def test_this_machine_has_no_published_peak():
     assert named_slice("cpu:8").num_devices == 8
     assert np.isnan(named_slice("cpu:8").chip.flops)
 
@@ -135,7 +135,7 @@ def test_arrays_are_described_on_a_mesh_of_no_devices():
         pytest.param("h100:8", "data=8", marks=compiler_of("h100:8")),
     ],
 )
-def test_compiles_for_devices_that_are_not_there(name, axes):
+def test_compiles_for_absent_devices(name, axes):
     # fsdp=8 is no product of sides of 4 x 4.
     mesh = make_mesh(axes, slice_devices(named_slice(name)))
     over = NamedSharding(mesh, P(mesh.axis_names))

@@ -1,4 +1,4 @@
-"""A short run of ours and one of Transformers' Trainer, to be drawn."""
+"""A short run of this package and one of Transformers' Trainer."""
 
 import importlib.util
 

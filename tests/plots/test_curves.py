@@ -1,4 +1,4 @@
-"""The picture of a run, drawn while it goes on."""
+"""The figure of a run, drawn during the run."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_may_be_drawn_with_lines(tmp_path, ending):
     assert path.read_bytes()[:5] in (b"<?xml", b"%PDF-")
 
 
-def test_says_what_it_shows(tmp_path):
+def test_reports_what_it_shows(tmp_path):
     path = tmp_path / "curves.svg"
     monitor = curves(path, unit="nats per byte")
     # As text, to be found in the file.

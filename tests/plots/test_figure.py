@@ -1,4 +1,4 @@
-"""The style of pictures, and their saving."""
+"""Style and saving of figures."""
 
 import pickle
 import subprocess

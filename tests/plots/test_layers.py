@@ -1,4 +1,4 @@
-"""The layers of a run drawn."""
+"""Heat maps of the layers of a run."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One run drawn, and several to be compared."""
+"""Figures of one run and of several runs."""
 
 import json
 import shutil

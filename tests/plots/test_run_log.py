@@ -1,4 +1,4 @@
-"""The numbers of runs: in a bounded number of points, and found in folders."""
+"""Downsampled values of runs, and search for their logs."""
 
 import json
 import shutil

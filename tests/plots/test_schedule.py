@@ -1,4 +1,4 @@
-"""Learning rates of schedules: as numbers, and drawn."""
+"""Figures of schedules, and the rates in them."""
 
 import jax
 import jax.numpy as jnp

@@ -8,7 +8,7 @@ import pytest
 
 from jaxopt_tf._pytrees._torch_layout import resolve_layouts
 from jaxopt_tf.optimizers import TorchLayout
-from tests.twins.adafactor import LEAVES
+from tests.references.adafactor import LEAVES
 
 every_leaf = pytest.mark.parametrize("name", LEAVES)
 # Adafactor views arrays of JAX, `interop` those of files.

@@ -1,4 +1,4 @@
-"""From a recipe to its schedule and optimizer: nothing is lost on the way."""
+"""Schedule and optimizer of a recipe."""
 
 import dataclasses
 
@@ -144,7 +144,7 @@ def test_does_not_clip_with_a_limit_of_0():
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
-def test_state_tells_rate_and_norm(optim, rng):
+def test_state_contains_rate_and_norm(optim, rng):
     recipe = dataclasses.replace(RECIPE, optim=optim)
     _, state = last_params(build_optimizer(recipe), rng)
     assert float(get_learning_rate(state)) == float(schedule_by_hand()(9))

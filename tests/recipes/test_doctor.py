@@ -1,4 +1,4 @@
-"""`doctor` on sick plans, each with one disease, and on healthy ones."""
+"""`doctor` on recipes and optimizers with one problem each, and on valid ones."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def everything(params):
 
 
 def said(*args):
-    return " | ".join(finding.what for finding in doctor(*args))
+    return " | ".join(finding.problem for finding in doctor(*args))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def said(*args):
     ],
     ids=str,
 )
-def test_finds_nothing_in_a_healthy_plan(settings):
+def test_doctor_finds_nothing_in_a_healthy_recipe(settings):
     recipe = Recipe(**{**vars(RECIPE), **settings})
     diagnosis = doctor(recipe, build_optimizer(recipe), PARAMS)
     assert not diagnosis
@@ -74,10 +74,13 @@ def test_decay_that_float32_would_round_away_is_healthy_for_float64_parameters()
         wide = jax.tree.map(lambda p: p.update(dtype=jnp.dtype("float64")), PARAMS)
         assert not doctor(recipe, build_optimizer(recipe), wide)
         mixed = wide | {"wte": PARAMS["wte"]}
-        assert said(recipe, None, mixed) == "rate times decay is 1e-08 at most"
+        assert (
+            said(recipe, None, mixed)
+            == "the product of learning rate and weight decay is at most 1e-08"
+        )
 
 
-def test_a_healthy_plan_of_optax_is_healthy_too():
+def test_doctor_finds_nothing_in_a_healthy_optax_chain():
     adamw = optax.adamw(RATE, weight_decay=0.1, mask=decay_mask)
     chain = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     diagnosis = doctor(RECIPE, chain, PARAMS)
@@ -112,15 +115,16 @@ def test_a_healthy_plan_of_optax_is_healthy_too():
                 optax.adamw(RATE, weight_decay=0.1, mask=decay_mask),
                 optax.add_decayed_weights(-1e-4, decay_mask),
             ),
-            "parameters are decayed 2 times as much",
+            "parameters are decayed by 2 times",
         ),
         (
             optax.chain(
                 clip(1.0), adamw_tf(RATE, weight_decay=0.1, decay_mask=everything)
             ),
-            "2 leaves are decayed that 'default' leaves out, 'h.ln_1.bias'",
+            "2 leaves are decayed that 'default' excludes, the first being "
+            "'h.ln_1.bias'",
         ),
-        (optax.chain(clip(1.0), adamw_tf(RATE)), "nothing is decayed, and"),
+        (optax.chain(clip(1.0), adamw_tf(RATE)), "no leaf is decayed, although"),
         (
             optax.chain(
                 clip(1.0),
@@ -161,7 +165,7 @@ def test_finds_what_is_wrong_with_an_optimizer(optimizer, words):
 def test_a_rate_that_is_injected_is_compared_at_its_own_count(schedule):
     injected = optax.inject_hyperparams(adamw_tf)(schedule, weight_decay=0.1)
     optimizer = optax.chain(clip(RECIPE.max_grad_norm), injected)
-    found = [finding.what for finding in doctor(RECIPE, optimizer, PARAMS)]
+    found = [finding.problem for finding in doctor(RECIPE, optimizer, PARAMS)]
     assert len(found) == (schedule is not RATE), found
 
 
@@ -197,8 +201,14 @@ def test_finds_optax_defaults_taken_for_those_of_transformers():
             {"lr_scheduler_kwargs": {"num_cycles": 1}},
             "the last rate is 0.001, the highest 0.001",
         ),
-        ({"learning_rate": 1e-7}, "rate times decay is 1e-08 at most"),
-        ({"learning_rate": 5e-6, "weight_decay": 0.01}, "rate times decay is 5e-08"),
+        (
+            {"learning_rate": 1e-7},
+            "the product of learning rate and weight decay is at most 1e-08",
+        ),
+        (
+            {"learning_rate": 5e-6, "weight_decay": 0.01},
+            "the product of learning rate and weight decay is at most 5e-08",
+        ),
         (
             {"lr_scheduler_type": "greedy", "warmup_steps": 0, "learning_rate": 5e-5},
             "`min_lr` of 'greedy' is 0.001, above `learning_rate` 5e-05",
@@ -256,10 +266,10 @@ def test_norms_that_are_named_are_no_accident_and_are_missed_where_they_decay():
     named = build_optimizer(rule, layer_norms=norms)
     assert not doctor(rule, named, params, layer_norms=norms)
     (finding,) = doctor(rule, build_optimizer(rule), params, layer_norms=norms)
-    assert finding.what.endswith("leaves out, 'norm1.scale' the first")
+    assert finding.problem.endswith("excludes, the first being 'norm1.scale'")
 
 
-def test_a_finding_says_what_why_and_what_instead():
+def test_finding_has_problem_reason_and_fix():
     (finding,) = doctor(Recipe(max_steps=100, learning_rate=0.0))
     assert str(finding) == (
         "`learning_rate` is 0: no parameter will ever change. "
@@ -282,7 +292,7 @@ def test_refuses_parameters_on_which_nothing_can_be_tried_out(params):
         doctor(RECIPE, ADAMW, params)
 
 
-def test_says_what_it_does_not_judge():
+def test_reports_what_it_does_not_judge():
     plain = doctor(RECIPE)
     words = str(plain).splitlines()[-1]
     assert words == plain.closing_line
@@ -306,5 +316,5 @@ def test_says_what_it_does_not_judge():
     ],
     ids=["adamw", "ema", "MultiSteps", "sgd", "groups"],
 )
-def test_says_what_it_does_not_judge_of_an_optimizer(optimizer, words):
+def test_reports_what_it_does_not_judge_of_an_optimizer(optimizer, words):
     assert words in doctor(RECIPE, optimizer, PARAMS).closing_line

@@ -1,4 +1,4 @@
-"""`explain` against what the optimizer then does."""
+"""`explain` against the behavior of the optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_a_leaf_is_said_to_be_decayed_where_it_is():
         assert leaf.is_decayed == bool(np.any(update)), leaf
 
 
-def test_says_why_a_leaf_is_not_decayed():
+def test_reports_why_a_leaf_is_not_decayed():
     said = rows(Recipe(max_steps=10, weight_decay=0.1), PARAMS)
     assert said["h.attn.kernel"].why_not_decayed == ""
     assert said["h.attn.bias"].why_not_decayed == "'bias' in its name"

@@ -1,4 +1,4 @@
-"""`optim` and `optim_args`: read by their types, or refused with the reason."""
+"""`optim` and `optim_args`: conversion by type, or an error with the reason."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from jaxopt_tf.recipes import Recipe, optimizer_refusal
 from jaxopt_tf.recipes._optimizers import ALGORITHMS
-from tests import twins
+from tests import references
 
 
 def made(optim, args):
@@ -68,7 +68,7 @@ def test_refuses_what_is_no_argument(optim, given, error, match):
         made(optim, given)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_every_name_of_transformers_is_here_or_refused_with_a_way_out():
     from transformers.training_args import OptimizerNames
 
@@ -81,7 +81,7 @@ def test_every_name_of_transformers_is_here_or_refused_with_a_way_out():
             Recipe(max_steps=10, optim=name)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_takes_the_enums_of_transformers():
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
@@ -123,7 +123,7 @@ def test_a_refusal_has_its_reason(name, reason):
     ("name", "distance"),
     [("schedule_free_adamw", "4e-5"), ("schedule_free_sgd", "4e-6")],
 )
-def test_says_how_near_optax_comes_to_schedule_free(name, distance):
+def test_reports_how_near_optax_comes_to_schedule_free(name, distance):
     words = f"averaged parameters.*at most {distance}.*1.4.1 over 50 steps"
     with pytest.raises(ValueError, match=words):
         Recipe(max_steps=10, optim=name)

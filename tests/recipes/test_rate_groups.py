@@ -1,4 +1,4 @@
-"""Rate groups: parameters by name at a rate of their own, clipped with all others."""
+"""Parameter groups with learning rates of their own, and joint clipping."""
 
 import json
 
@@ -18,7 +18,7 @@ from jaxopt_tf.recipes import (
     layer_wise_decay,
     recipe_settings,
 )
-from tests import twins
+from tests import references
 
 pytestmark = pytest.mark.promotion_of_others  # optax.multi_transform
 
@@ -47,7 +47,7 @@ def run(optimizer, num_steps=10):
     return params, state
 
 
-@twins.needs_torch
+@references.needs_torch
 def test_follows_torch_with_a_rate_per_group_and_one_clipping():
     import torch
 

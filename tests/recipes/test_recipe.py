@@ -1,4 +1,4 @@
-"""`Recipe`: what it refuses, what it keeps, what it costs to compare two."""
+"""`Recipe`: validation, equality and hashing."""
 
 import dataclasses
 import types
@@ -6,7 +6,7 @@ import types
 import pytest
 
 from jaxopt_tf.recipes import Recipe
-from tests import twins
+from tests import references
 
 
 def test_has_the_defaults_of_training_arguments():
@@ -32,7 +32,7 @@ def test_has_the_defaults_of_training_arguments():
     }
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_has_the_names_and_defaults_of_training_arguments():
     from transformers import TrainingArguments
 
@@ -69,7 +69,7 @@ def test_takes_a_whole_float_for_a_count():
     assert isinstance(recipe.gradient_accumulation_steps, int)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_a_warmup_below_1_is_a_share_as_in_version_5():
     from transformers import TrainingArguments
 
@@ -221,6 +221,6 @@ def test_refuses_options_that_are_no_mapping():
         Recipe(max_steps=10, lr_scheduler_kwargs="power=2")
 
 
-def test_says_it_in_its_own_words_where_a_schedule_refuses_the_plan():
+def test_explains_why_a_schedule_rejects_the_recipe():
     with pytest.raises(ValueError, match="`max_steps` must differ from `warmup_steps`"):
         Recipe(max_steps=10, warmup_steps=10, lr_scheduler_type="polynomial")

@@ -1,4 +1,4 @@
-"""Numbers handed to a program, against the same numbers as its constants."""
+"""Hyperparameters as arguments of a program, against constants."""
 
 import dataclasses
 

@@ -20,8 +20,8 @@ from jaxopt_tf.schedules import (
     warmup,
 )
 from jaxopt_tf.training import Metrics, Norms, TrainState, train
-from tests import twins
-from tests.twins import schedules as theirs
+from tests import references
+from tests.references import schedules as theirs
 
 # A few units in the last place of float64, relative to the base rate.
 TOLERANCE = 1e-15
@@ -41,7 +41,7 @@ def by_name(name, learning_rate, settings):
     return get_scheduler(name, learning_rate, *counts, settings)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("name", theirs.NAMES)
 def test_equals_transformers_in_doubles(rng, name, x64):
     for most_steps in (40, 40, 40, 1_000_000, 1_000_000, 2**31 - 3):
@@ -54,7 +54,7 @@ def test_equals_transformers_in_doubles(rng, name, x64):
         assert apart.max() <= TOLERANCE, (lr, settings, steps[apart.argmax()])
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_restarts_where_the_double_does(x64):
     step = jnp.arange(200, dtype=jnp.int64)
     for size in (49, 98, 103, 107, 161, 187):
@@ -146,14 +146,14 @@ def test_phases_with_a_float32_floor(x64):
     np.testing.assert_array_equal(values, [1, 0.625, 1, 0.625, 0.25, 0.25])
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("make", [reduce_lr_on_plateau, greedy])
 def test_a_rate_that_follows_a_metric(rng, make, x64):
-    twin = {reduce_lr_on_plateau: theirs.plateau, greedy: theirs.greedy}[make]
+    reference = {reduce_lr_on_plateau: theirs.plateau, greedy: theirs.greedy}[make]
     # Metrics that are equal in float32, as floats and as float64 arrays.
     metrics = 1.0 + np.cumsum(rng.normal(size=40)) * 1e-9
     options = {"threshold": 0.0, "patience": 1, "min_lr": 1e-5, "eps": 0.0}
-    real = twin(metrics, 0.1, **options)
+    real = reference(metrics, 0.1, **options)
     assert len(set(real)) > 3
     schedule = make(0.1, **options)
     for kind in (float, jnp.float64):

@@ -7,8 +7,8 @@ import pytest
 
 from jaxopt_tf import schedules
 from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
-from tests import twins
-from tests.twins import schedules as theirs
+from tests import references
+from tests.references import schedules as theirs
 
 INF, NAN = float("inf"), float("nan")
 MAKE = {"plateau": reduce_lr_on_plateau, "greedy": greedy}
@@ -24,16 +24,16 @@ def rates(schedule, metrics):
     return rates
 
 
-def assert_equals_twin(which, metrics, options):
+def assert_equals_reference(which, metrics, options):
     """Asserts that rates and decisions are bitwise equal to torch's doubles."""
     ours = rates(MAKE[which](**options), metrics)
     np.testing.assert_array_equal(ours, TWIN[which](metrics, **options), str(options))
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @both
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_twin_on_random_streams(which, seed):
+def test_equals_the_reference_on_random_streams(which, seed):
     rng = np.random.default_rng(seed)
     for k in range(16):
         options, shape = theirs.random_options(rng, which)
@@ -42,7 +42,7 @@ def test_equals_the_twin_on_random_streams(which, seed):
         shape["threshold_mode"] = ("rel", "abs")[seed // 2]
         if which == "greedy":
             shape["smooth"] = k % 2 == 0
-        assert_equals_twin(which, theirs.random_stream(rng), options | shape)
+        assert_equals_reference(which, theirs.random_stream(rng), options | shape)
 
 
 def test_waits_for_more_than_patience():
@@ -116,7 +116,7 @@ def test_greedy_starts_anew_after_enough_reductions_at_the_bottom():
     assert state == schedule.init()
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_a_rate_that_came_back_is_at_its_bound_as_the_double_has_it():
     # Reduced to min_lr, raised once, reduced again: x / factor * factor may be slightly
     # above x. The rate is then never at the bound, and no reset occurs.
@@ -126,10 +126,10 @@ def test_a_rate_that_came_back_is_at_its_bound_as_the_double_has_it():
     for factor in (0.95, 0.9, 0.7, 0.3):
         for min_lr in (0.001, 0.0011, 0.0013, 0.0017, 0.0023):
             bounds = {"factor": factor, "min_lr": min_lr}
-            assert_equals_twin("greedy", metrics, options | bounds)
+            assert_equals_reference("greedy", metrics, options | bounds)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @both
 def test_three_hundred_multiplications_stay_exact(which):
     options = {"learning_rate": 0.123, "factor": 0.9773, "patience": 0}
@@ -138,7 +138,7 @@ def test_three_hundred_multiplications_stay_exact(which):
     if which == "greedy":
         options |= {"max_lr": 10.0, "eps": 1e-12}
         metrics[150:] = -np.arange(150)  # the same metrics in reverse
-    assert_equals_twin(which, metrics, options)
+    assert_equals_reference(which, metrics, options)
 
 
 def test_a_metric_of_the_host_is_a_double():

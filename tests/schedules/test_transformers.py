@@ -20,8 +20,8 @@ from jaxopt_tf.schedules import (
     get_scheduler,
     get_wsd_schedule,
 )
-from tests import twins
-from tests.twins import schedules as theirs
+from tests import references
+from tests.references import schedules as theirs
 
 HALF = [0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381, 0.0]
 FALL = [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
@@ -76,20 +76,20 @@ def test_inverse_sqrt_without_warmup_begins_at_the_peak():
     np.testing.assert_allclose(values, [1.0, 0.5], rtol=1e-6)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("name", theirs.NAMES)
 @pytest.mark.parametrize("most_steps", [40, 1_000_000, 2**31 - 3])
-def test_the_twin_in_numpy_is_transformers(rng, name, most_steps):
+def test_the_numpy_reference_is_transformers(rng, name, most_steps):
     for _ in range(20):
         lr, settings = theirs.random_settings(name, rng, most_steps)
         steps = theirs.telling_steps(rng, settings, count=20)
         real = theirs.transformers_factor(name, steps, lr, **settings)
-        twin = theirs.factor(name, steps, lr, **settings)
-        apart = np.abs(real - twin.value)
-        assert np.all(apart <= 1e-15 + 2 * twin.noise), (lr, settings)
+        reference = theirs.factor(name, steps, lr, **settings)
+        apart = np.abs(real - reference.value)
+        assert np.all(apart <= 1e-15 + 2 * reference.noise), (lr, settings)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @pytest.mark.parametrize("name", theirs.NAMES)
 def test_equals_transformers_at_every_step(rng, name):
     # Short runs with edge cases: no warmup, warmup longer than training, steps after
@@ -154,7 +154,7 @@ def test_an_enum_is_taken_for_its_value():
     assert float(get_scheduler(name, 1.0, 0, 2)(1)) == pytest.approx(0.5)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_takes_every_scheduler_type():
     from transformers import SchedulerType
 

@@ -1,4 +1,4 @@
-"""Meshes with axes of the type `Explicit`: types hold shardings, and must agree."""
+"""Meshes with axes of the type `Explicit`."""
 
 import functools
 
@@ -105,7 +105,7 @@ def test_a_step_gives_the_numbers_and_the_types_it_took(
         assert np.all(np.abs(np.asarray(updates[key]) - theirs) <= atol), key
 
 
-def test_a_new_state_lies_as_the_parameters(mesh):
+def test_new_state_is_sharded_like_the_parameters(mesh):
     shardings = param_shardings(PARAMS, mesh, {".*": P("fsdp", "tensor")})
     params = jax.device_put(PARAMS, shardings)
     with jax.set_mesh(mesh):
@@ -116,7 +116,7 @@ def test_a_new_state_lies_as_the_parameters(mesh):
     assert jax.typeof(adafactor.nu_col["w"]).sharding.spec == P("tensor")
 
 
-def test_takes_gradients_that_are_sums_not_made_yet(mesh):
+def test_accepts_unreduced_gradients(mesh):
     tx = adamw_tf(1e-3)
     x, y = np.ones((2, 8), np.float32), np.ones((2, 8), np.float32)
 

@@ -1,4 +1,4 @@
-"""Many devices give an optimizer's numbers of one."""
+"""Updates on many devices against those on one."""
 
 import functools
 import math
@@ -84,7 +84,7 @@ def on_one_device():
 
 
 @pytest.mark.parametrize("axes", OF_ELEMENTS)
-def test_adamw_gives_the_bits_of_one(on_one_device, axes):
+def test_adamw_is_bitwise_equal_on_many_devices(on_one_device, axes):
     ours, _ = steps(OPTIMIZERS["adamw"](), axes)
     assert_same_bits(ours, on_one_device("adamw"))
 
@@ -98,7 +98,7 @@ def test_an_adamw_divided_over_the_data_axis_gives_the_same_bits(on_one_device):
 @pytest.mark.parametrize(
     ("name", "dtype"), [("adamw", "bfloat16"), ("adamw_hf_v4", "float32")]
 )
-def test_low_precision_and_the_old_adamw_give_the_bits_of_one(name, dtype):
+def test_low_precision_and_adamw_hf_v4_are_bitwise_equal_on_many_devices(name, dtype):
     expected, *runs = runs_of_few_leaves(name, dtype)
     for ours in runs:
         assert_same_bits(ours, expected)
@@ -128,7 +128,7 @@ def runs_of_few_leaves(name, dtype):
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("axes", RULES)
 @pytest.mark.parametrize("name", ["adafactor", "scaled", "clip"])
-def test_many_devices_give_the_numbers_of_one(on_one_device, name, axes):
+def test_updates_on_many_devices_equal_those_on_one(on_one_device, name, axes):
     ours, _ = steps(OPTIMIZERS[name](), axes)
     assert_near(name, ours, on_one_device(name))
 

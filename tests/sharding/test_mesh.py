@@ -1,3 +1,5 @@
+"""Meshes from strings of axes, and their errors."""
+
 import jax
 import pytest
 

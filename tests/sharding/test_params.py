@@ -1,3 +1,5 @@
+"""Shardings of parameters by rules."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def specs(params, mesh, rules):
     return {k: v.spec for k, v in param_shardings(params, mesh, rules).items()}
 
 
-def test_places_leaves_by_name(mesh):
+def test_shards_leaves_by_name(mesh):
     params = {"up.kernel": leaf(8, 16), "up.bias": leaf(16)}
     rules = {r".*kernel": P("fsdp", "data"), r".*bias": P()}
     assert specs(params, mesh, rules) == {
@@ -71,7 +73,7 @@ def test_an_axis_is_cut_into_as_many_parts_as_there_can_be(mesh):
     ]
 
 
-def test_arrays_lie_where_it_says(mesh, rng):
+def test_arrays_have_the_returned_shardings(mesh, rng):
     params = {"kernel": rng.standard_normal((8, 6)).astype(np.float32)}
     shardings = param_shardings(params, mesh, {"kernel": P("fsdp", "data")})
     placed = jax.device_put(params, shardings)
@@ -111,5 +113,5 @@ def test_refuses_numbers_for_arrays(mesh):
         param_shardings({"w": 1.0}, mesh, {".*": P()})
 
 
-def test_of_nothing_there_is_nothing_to_place(mesh):
+def test_empty_tree_has_no_shardings(mesh):
     assert param_shardings({}, mesh, {}) == {}

@@ -1,4 +1,4 @@
-"""Inside of `jax.shard_map` a leaf is a shard: whole numbers, or a refusal."""
+"""Optimizers inside `jax.shard_map`: global results, or an error."""
 
 import functools
 
@@ -49,7 +49,7 @@ def update(tx, grads, params):
     ],
     ids=["clip", "clip, adamw", "lion"],
 )
-def test_shards_give_the_numbers_of_the_whole(mesh, tx):
+def test_sharded_updates_equal_unsharded_ones(mesh, tx):
     of_tx = functools.partial(update, tx)
     expected, norm = jax.jit(of_tx)(GRADS, PARAMS)
     sharded = jax.shard_map(
@@ -63,7 +63,7 @@ def test_shards_give_the_numbers_of_the_whole(mesh, tx):
         )
 
 
-def test_gradients_of_repeated_parameters_are_not_added_up_again(mesh):
+def test_gradients_of_replicated_parameters_are_not_summed_again(mesh):
     # JAX adds them up over the batch's axis itself, where it tracks what varies.
     x = np.arange(32, dtype=np.float32).reshape(8, 4)
 

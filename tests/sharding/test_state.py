@@ -1,4 +1,4 @@
-"""Where the optimizer's state lies."""
+"""Shardings of optimizer state."""
 
 import functools
 
@@ -28,7 +28,7 @@ def is_sharding(node):
     return isinstance(node, NamedSharding)
 
 
-def test_moments_lie_as_their_parameters_and_counters_everywhere():
+def test_moments_are_sharded_like_parameters_and_counters_replicated():
     rules = {".*": P("fsdp", "tensor")}
     optimizer = optax.chain(clip(1.0), adamw_tf(lambda step: 1e-3))
     found = specs(optimizer, {"w": (8, 6)}, make_mesh("fsdp=4,tensor=2"), rules)
@@ -36,7 +36,7 @@ def test_moments_lie_as_their_parameters_and_counters_everywhere():
     assert found[1].count == found[1].learning_rate == found[0].grad_norm == P()
 
 
-def test_rows_and_columns_are_never_repeated_where_they_can_be_divided():
+def test_row_and_column_means_are_sharded_if_possible():
     shapes = {"w": (64, 128), "stacked": (4, 64, 128), "odd": (50257, 768)}
     mesh = make_mesh("fsdp=4,tensor=2")
     found = specs(adafactor_trainer(1e-3), shapes, mesh, {".*": P(None, "fsdp")})
@@ -158,7 +158,7 @@ def test_refuses_shardings_of_two_meshes():
         state_shardings(params, params, shardings)
 
 
-def test_refuses_to_repeat_what_is_large():
+def test_rejects_replication_of_large_arrays():
     params = {"w": jax.ShapeDtypeStruct((1000, 100), jnp.float32)}
     shardings = param_shardings(params, make_mesh("fsdp=8"), {".*": P("fsdp")})
     state = jax.eval_shape(optax.flatten(optax.adam(1e-3)).init, params)

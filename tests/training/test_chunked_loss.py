@@ -19,7 +19,7 @@ from jaxopt_tf.training import (
     init_train_state,
     make_train_step,
 )
-from tests import twins
+from tests import references
 
 # Compilation takes most of the time.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -104,7 +104,7 @@ def test_any_shape_and_chunk(shape, chunk_size, ignored, factor, seed):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @smoothed
 def test_is_as_near_to_float64_as_all_logits(factor):
     torch = pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""Accumulation, dropout keys, compute dtype, and what optimizers want besides."""
+"""Accumulation, dropout keys, compute dtype and extra arguments of optimizers."""
 
 import jax
 import jax.numpy as jnp

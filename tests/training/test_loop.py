@@ -1,4 +1,4 @@
-"""The loop: who is told what, in which order, and when it stops."""
+"""The training loop: order of events, evaluations, saves and stops."""
 
 import itertools
 
@@ -59,7 +59,7 @@ def run(batches=None, *, events=None, first=0, **options):
     return trained, told
 
 
-def test_tells_every_step_once_and_in_order():
+def test_monitors_receive_every_step_once_in_order():
     trained, events = run(max_steps=47)
     assert int(trained.state.step) == 47
     assert trained.stop_reason == "max_steps"
@@ -80,13 +80,13 @@ def test_evaluates_at_both_ends_and_in_between():
     assert [event[1] for event in events if event[0] == "evaluated"] == [0, 4, 8, 12]
 
 
-def test_has_told_of_all_steps_before_an_evaluation():
+def test_monitors_receive_all_steps_before_an_evaluation():
     _, events = run(max_steps=6, evaluate=lambda params: {"loss": 1.0}, eval_steps=3)
     told = [(1, [0, 1, 2]), ("evaluated", 3), (4, [3, 4, 5]), ("evaluated", 6)]
     assert events == [("evaluated", 0), *told, "closed"]
 
 
-def test_has_told_of_all_steps_and_evaluated_before_it_saves():
+def test_monitors_receive_all_steps_and_evaluations_before_a_save():
     monitor, events = recorder()
     train(
         counting_step,
@@ -113,7 +113,7 @@ def test_has_told_of_all_steps_and_evaluated_before_it_saves():
     ]
 
 
-def test_does_not_wait_for_the_window_under_way():
+def test_does_not_wait_for_the_current_window():
     num_fetched = 0
     ahead = []
 
@@ -143,7 +143,7 @@ def test_has_nothing_to_do_where_the_run_has_ended():
     assert trained.stop_reason == "max_steps"
 
 
-def test_ends_after_the_step_at_which_it_is_asked_to_and_saves():
+def test_stops_after_the_step_of_a_request_and_saves():
     saved, asked = [], iter([False, False, False, True])
     trained, events = run(
         max_steps=50,
@@ -156,7 +156,7 @@ def test_ends_after_the_step_at_which_it_is_asked_to_and_saves():
     assert events == [(1, [0, 1, 2]), "closed"]
 
 
-def test_takes_no_step_where_it_was_asked_before_the_first():
+def test_takes_no_step_if_stopped_before_the_first():
     batches = itertools.count()
     trained, _ = run(batches, max_steps=50, should_stop=lambda: True)
     assert (trained.stop_reason, int(trained.state.step)) == ("should_stop", 0)
@@ -169,7 +169,7 @@ def losses_by_step(losses, monitor=None):
     return lambda params: {"loss": next(losses)}
 
 
-def test_ends_when_patience_has_run_out_and_says_which_was_best():
+def test_early_stopping_reports_the_best_evaluation():
     saved = []
     trained, _ = run(
         max_steps=50,
@@ -199,7 +199,7 @@ def test_saves_the_best_where_no_save_was_due():
     assert saved == [2, 5, 6, 8]
 
 
-def test_does_not_go_on_where_patience_had_run_out_before():
+def test_does_not_resume_after_early_stopping():
     batches = itertools.count()
     trained = train(
         counting_step,
@@ -299,7 +299,7 @@ def test_a_run_that_is_complete_was_not_asked_to_end():
     assert trained.stop_reason == "max_steps"
 
 
-def test_says_at_the_start_that_the_metric_is_missing():
+def test_reports_at_the_start_that_the_metric_is_missing():
     batches = itertools.count()
     with pytest.raises(ValueError, match="`metric_for_best_model`"):
         run(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.training import cross_entropy
-from tests import twins
-from tests.twins import losses as twin
+from tests import references
+from tests.references import losses as reference
 
 # Op by op it would be compiled op by op.
 compiled = jax.jit(
@@ -41,25 +41,27 @@ def mean_and_grad(logits, labels, factor):
     return float(loss), np.asarray(grad.astype(jnp.float32))
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @smoothed
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4], ids="offset={:g}".format)
 def test_is_the_loss_of_the_trainer(logits, labels, factor, offset):
     # Far from 0 a logarithm of a sum of exponentials would be good to 1e-3 only.
     logits = logits + np.float32(offset)
     loss, grad = mean_and_grad(logits, labels, factor)
-    exact, exact_grad = twin.cross_entropy(logits.astype(np.float64), labels, factor)
-    theirs, _ = twin.cross_entropy(logits, labels, factor)
+    exact, exact_grad = reference.cross_entropy(
+        logits.astype(np.float64), labels, factor
+    )
+    theirs, _ = reference.cross_entropy(logits, labels, factor)
     assert loss == pytest.approx(theirs, rel=1e-6)
     assert loss == pytest.approx(exact, rel=1e-6)
     np.testing.assert_allclose(grad, exact_grad, rtol=1e-5, atol=1e-8)
 
 
-@twins.needs_transformers
+@references.needs_transformers
 def test_is_that_of_a_classifier_too(logits, rng):
     of_rows, labels = logits[0], rng.integers(0, 11, size=6)
     loss, grad = mean_and_grad(of_rows, labels, 0.1)
-    theirs, their_grad = twin.cross_entropy(of_rows, labels, 0.1)
+    theirs, their_grad = reference.cross_entropy(of_rows, labels, 0.1)
     assert loss == pytest.approx(theirs, rel=1e-6)
     np.testing.assert_allclose(grad, their_grad, rtol=1e-5, atol=1e-8)
 

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite, under each policy."""
+"""Non-finite losses and gradients under each policy."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def assert_same(left, right):
 
 
 @pytest.mark.parametrize("bad", [BAD_LOSS, BAD_GRADIENT], ids=["loss", "gradient"])
-def test_stop_keeps_the_state_then_and_ever_after(bad):
+def test_stop_policy_keeps_the_state_unchanged(bad):
     states, told = run([GOOD, bad, GOOD, GOOD])
     assert told == [(False, False), (True, True), (True, True), (True, True)]
     for state in states[2:]:

@@ -1,4 +1,4 @@
-"""What a step says of its gradients, updates and parameters."""
+"""Norms of gradients, updates and parameters in the metrics."""
 
 import flax.linen
 import jax
@@ -66,7 +66,7 @@ def test_norms_are_of_gradient_update_and_parameters_before_it(params, batch):
 
 
 @pytest.mark.parametrize(("max_norm", "expected"), [(1e-3, True), (1e3, False)])
-def test_says_whether_it_clipped(params, batch, max_norm, expected):
+def test_reports_whether_it_clipped(params, batch, max_norm, expected):
     optimizer = optax.chain(clip(max_norm), adamw_tf(0.1))
     train_step = make_train_step(loss_fn, optimizer)
     _, metrics = train_step(init_train_state(params, optimizer), batch)

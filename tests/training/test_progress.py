@@ -1,4 +1,4 @@
-"""The best evaluation and the patience, against the Trainer's own."""
+"""Best evaluation and patience against Trainer's."""
 
 import math
 
@@ -11,9 +11,9 @@ from jaxopt_tf.training import Evaluation, Progress, Selection
 from jaxopt_tf.training._evaluation import (
     after_evaluation,
     check_selection,
-    has_run_out_of_patience,
+    is_patience_exhausted,
 )
-from tests import twins
+from tests import references
 
 metrics = st.one_of(
     st.integers(0, 6).map(lambda i: i / 4), st.just(math.nan), st.just(math.inf)
@@ -51,7 +51,7 @@ def of_trainer(values, name, greater, patience, threshold):
         )
 
 
-@twins.needs_transformers
+@references.needs_transformers
 @settings(max_examples=200, deadline=None)
 @given(
     values=st.lists(metrics, min_size=1, max_size=12),
@@ -59,15 +59,17 @@ def of_trainer(values, name, greater, patience, threshold):
     patience=st.integers(1, 3),
     threshold=st.sampled_from([0.0, 0.25, 0.3]),
 )
-def test_moves_as_in_trainer(values, name, patience, threshold):
+def test_best_metric_and_patience_match_trainer(values, name, patience, threshold):
     greater = not name.endswith("loss")
     selection = Selection(name, greater, patience, threshold)
     progress, has_stopped = Progress(), False
-    twin = of_trainer(values, name, greater, patience, threshold)
-    for step, (value, theirs) in enumerate(zip(values, twin, strict=True), start=1):
+    reference = of_trainer(values, name, greater, patience, threshold)
+    for step, (value, theirs) in enumerate(
+        zip(values, reference, strict=True), start=1
+    ):
         told = {name.removeprefix("eval_"): value}
         progress = after_evaluation(progress, selection, Evaluation(step, told))
-        has_stopped |= has_run_out_of_patience(progress, selection)
+        has_stopped |= is_patience_exhausted(progress, selection)
         np.testing.assert_equal(progress, Progress(*theirs[:3]))
         assert has_stopped == theirs[3]
 
@@ -84,8 +86,8 @@ def test_what_is_better_follows_from_the_name():
         assert progress.best_step == best_step
 
 
-def test_goes_on_for_ever_without_a_patience():
-    assert not has_run_out_of_patience(Progress(1.0, 1, 1_000), Selection())
+def test_never_stops_early_without_patience():
+    assert not is_patience_exhausted(Progress(1.0, 1, 1_000), Selection())
 
 
 def test_names_the_metrics_that_there_are():

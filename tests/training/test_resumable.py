@@ -1,4 +1,4 @@
-"""A user's own run in one `with`: broken off, and gone on with."""
+"""`resumable`: interruption and resumption of a run."""
 
 import itertools
 import os
@@ -67,7 +67,7 @@ def run_in(folder, signal_at=None, losses=(5.0, 4.0, 4.5), **options):
         )
 
 
-def test_ends_as_if_it_had_never_been_broken_off(tmp_path):
+def test_interrupted_run_ends_with_equal_bits(tmp_path):
     unbroken = run_in(tmp_path / "unbroken")
     first = run_in(tmp_path / "broken", signal_at=7)
     assert (first.stop_reason, int(first.state.step)) == ("should_stop", 8)
@@ -117,8 +117,8 @@ def test_refuses_the_checkpoint_of_another_model(tmp_path):
         pass
 
 
-def test_a_position_comes_back_with_its_notes_aside(tmp_path):
-    from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_notes
+def test_run_state_is_restored_without_other_metadata(tmp_path):
+    from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_metadata
 
     run_state = RunState(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
     with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
@@ -126,5 +126,5 @@ def test_a_position_comes_back_with_its_notes_aside(tmp_path):
     restored = restore_run_state(path, run_state)
     assert restored.progress == run_state.progress
     np.testing.assert_array_equal(restored.schedule_state["rate"], np.ones(2))
-    assert read_notes(path)["settings"] == {"seed": 1}
+    assert read_metadata(path)["settings"] == {"seed": 1}
     assert restore_run_state(None, run_state) is run_state

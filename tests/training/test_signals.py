@@ -1,4 +1,4 @@
-"""Asked to stop once, and twice: in processes of their own, with real signals."""
+"""Stop requests by real signals, in separate processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The compiled step on a least-squares problem that can be done by hand."""
+"""The compiled step on a least-squares problem with a known solution."""
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def test_is_traced_once_and_learns(params, batch):
     assert losses[-1] < losses[0]
 
 
-def test_takes_over_the_buffers_of_the_old_state(params, batch):
+def test_donates_the_buffers_of_the_old_state(params, batch):
     optimizer = make_optimizer()
     old = init_train_state(params, optimizer)
     make_train_step(loss_fn, optimizer)(old, batch)

@@ -1,4 +1,4 @@
-"""A small task whose runs take a second: digits, and a perceptron for them."""
+"""A small classification task of digits, whose runs take a second."""
 
 import dataclasses
 

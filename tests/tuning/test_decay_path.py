@@ -1,4 +1,4 @@
-"""Runs of a path over weight decay, against each of them alone."""
+"""Runs of a weight decay path against individual runs."""
 
 import dataclasses
 
@@ -147,7 +147,7 @@ def test_a_decay_that_diverges_stops_no_other():
         np.testing.assert_allclose(path.eval_loss[0], beside.eval_loss[0], rtol=1e-5)
 
 
-def test_says_so_where_all_diverge():
+def test_reports_so_where_all_diverge():
     recipe = dataclasses.replace(BASE, learning_rate=1e38, warmup_steps=0)
     with pytest.raises(ValueError, match=r"each of 2 diverged; .* 0\.1, .* 1e\+38"):
         decay_path(few_digits(40), recipe, [0.1, 1.0])

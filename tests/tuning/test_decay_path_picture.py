@@ -1,4 +1,4 @@
-"""What the picture of a path over weight decay shows."""
+"""Figure of a weight decay path."""
 
 import numpy as np
 import pytest

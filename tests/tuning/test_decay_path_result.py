@@ -1,4 +1,4 @@
-"""The one-standard-error rule, on numbers made by hand."""
+"""The one-standard-error rule, on given numbers."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ BASE = Recipe(max_steps=10, learning_rate=1e-3, weight_decay=7.0)
 
 
 def path_of(decays, eval_loss):
-    """Of means and the spread of two folds, of which it is the standard error."""
+    """Builds a path from means and the standard error of two folds."""
     eval_loss = np.array([[mean - error, mean + error] for mean, error in eval_loss])
     fold = np.array([0, 1, 1, 0])
     return DecayPath(BASE, np.array(decays), eval_loss / 2, eval_loss, fold)
@@ -45,7 +45,7 @@ def test_keeps_the_lowest_where_no_stronger_one_is_near():
     assert "and no stronger decay is within one standard error" in path.reason
 
 
-def test_says_where_decays_beyond_should_be_tried():
+def test_reports_where_decays_beyond_should_be_tried():
     path = path_of([0.1, 1.0], [(1.5, 0.1), (1.0, 0.1)])
     assert path.reason.endswith("try stronger ones.")
     path = path_of([0.1, 1.0], [(1.0, 0.1), (1.5, 0.1)])

@@ -1,4 +1,4 @@
-"""A path over weight decay of a linear model, against Ridge."""
+"""Weight decay path of a linear model against ridge regression."""
 
 import jax
 import jax.numpy as jnp

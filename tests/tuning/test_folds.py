@@ -1,4 +1,4 @@
-"""Folds of rows, and the batches drawn from them."""
+"""Folds of rows, and their batches."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The search for a learning rate: where the answer is known, and where none is."""
+"""Search for a learning rate, with and without an answer."""
 
 import dataclasses
 
@@ -78,7 +78,7 @@ def test_every_part_of_a_schedule_keeps_its_share():
     short = short_version(recipe, 400)
     assert (short.max_steps, short.warmup_steps) == (400, 40)
     assert dict(short.lr_scheduler_kwargs)["num_decay_steps"] == 200
-    assert short.rate_groups[0].own["warmup_steps"] == 10
+    assert short.rate_groups[0].overrides["warmup_steps"] == 10
     all_warmup = short_version(Recipe(max_steps=100, warmup_steps=100), 50)
     assert all_warmup.warmup_steps == 50
 
@@ -105,7 +105,7 @@ def test_a_range_test_keeps_the_shares_of_rate_groups():
         ((1e-5, 1e-3), "is the highest tried: try higher ones"),
     ],
 )
-def test_says_that_it_cannot_tell(bounds, reason):
+def test_reports_that_it_cannot_tell(bounds, reason):
     low, high = bounds
     found = find_learning_rate(
         quadratic(), SGD, min_rate=low, max_rate=high, num_rates=3, devices=ONE

@@ -1,4 +1,4 @@
-"""Many runs in one program, against each of them alone."""
+"""Many runs in one program against individual runs."""
 
 import dataclasses
 import itertools
@@ -182,7 +182,7 @@ def test_the_best_is_the_one_with_the_lowest_evaluation_loss():
     recipes = recipes_of({"learning_rate": 1e-6}, {"learning_rate": 1e-2})
     runs = runs_of(recipes, np.array([2.5, 2.4]))
     assert runs.best_recipe == recipes[1]
-    assert runs.table(most=1).row_count == 1
+    assert runs.table(max_rows=1).row_count == 1
 
 
 def test_without_evaluation_batches_the_last_tenth_of_the_losses_counts():

@@ -1,4 +1,4 @@
-"""What a search found, drawn."""
+"""Figures of searches."""
 
 import dataclasses
 

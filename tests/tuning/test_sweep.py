@@ -1,4 +1,4 @@
-"""Sweeps: what is tried, what is kept, and what is not done again."""
+"""Sweeps: runs, successive halving, resumption and reuse."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ class KilledError(Exception):
 
 
 def killed_after(num_groups):
-    """What a report does that stands for SIGKILL, after a number of groups."""
+    """Returns a `report` that raises after a number of calls, in place of SIGKILL."""
     told = []
 
     def report(line):
@@ -72,7 +72,7 @@ def test_a_grid_is_every_combination_and_a_run_is_what_train_many_makes_of_it():
     assert tried == [(1e-4, 0.0), (1e-4, 0.1), (1e-2, 0.0), (1e-2, 0.1)]
     assert found.best_recipe.learning_rate == 1e-2
     assert [trial.step for trial in found.last] == [40] * 4
-    assert found.table(most=3).row_count == 3
+    assert found.table(max_rows=3).row_count == 3
     runs = tuning.train_many(tasks.digits_task(), found.recipes, devices=ONE)
     eval_loss = [trial.eval_loss for trial in found.last]
     np.testing.assert_allclose(eval_loss, runs.eval_loss, rtol=1e-6)
@@ -110,7 +110,7 @@ def test_a_random_search_trains_what_was_drawn():
 
 def test_halving_trains_on_the_better_half_only_and_compiles_each_size_once(caplog):
     with jax.log_compiles():
-        found = sweep({"learning_rate": RATES}, halving=2)
+        found = sweep({"learning_rate": RATES}, reduction_factor=2)
     compiled = [m for m in caplog.messages if m.startswith("Compiling jit(step)")]
     assert len(compiled) == 3  # of four runs, of two and of the last one
     steps = [[t.step for t in found.trials if t.run == run] for run in range(4)]
@@ -125,7 +125,7 @@ def test_halving_trains_on_the_better_half_only_and_compiles_each_size_once(capl
 
 def test_runs_that_go_on_are_fed_by_their_own_seed():
     over = {"learning_rate": [1e-6, 0.3], "seed": [5, 6, 4]}
-    found = sweep(over, halving=3)
+    found = sweep(over, reduction_factor=3)
     assert [t.run for t in found.trials if t.step == 14] == [4, 5]  # not of seed 5
     (halved,) = [t for t in found.last if t.step == 40]
     whole = sweep(over).last[halved.run]
@@ -135,21 +135,23 @@ def test_runs_that_go_on_are_fed_by_their_own_seed():
 
 def test_killed_and_started_again_repeats_nothing(tmp_path):
     over = {"learning_rate": RATES[1:3], "optim": ["lion_32bit", "sgd"]}
-    unbroken = sweep(over, halving=2)
+    unbroken = sweep(over, reduction_factor=2)
     for _ in range(2):
         with pytest.raises(KilledError):
-            sweep(over, halving=2, folder=tmp_path, report=killed_after(1))
+            sweep(over, reduction_factor=2, folder=tmp_path, report=killed_after(1))
     lines = (tmp_path / "sweep.jsonl").read_text().splitlines()
     # All have come to step 10; no batch before it is trained on again.
     task = spoilt_before(10, tasks.digits_task())
-    ended = sweep(over, task, halving=2, folder=tmp_path)
+    ended = sweep(over, task, reduction_factor=2, folder=tmp_path)
     assert len(ended.trials) > len(lines)
     assert [t[:2] for t in ended.trials] == [t[:2] for t in unbroken.trials]
     for ours, theirs in zip(ended.trials, unbroken.trials, strict=True):
         np.testing.assert_allclose(ours.eval_loss, theirs.eval_loss, rtol=1e-6)
     # All is done: nothing is trained any more.
     again, read = counting(tasks.digits_task())
-    assert sweep(over, again, halving=2, folder=tmp_path).trials == ended.trials
+    assert (
+        sweep(over, again, reduction_factor=2, folder=tmp_path).trials == ended.trials
+    )
     assert max(read) == 0  # the first batch, for its fingerprint
 
 
@@ -194,11 +196,11 @@ def test_dropout_goes_on_on_fewer_devices(tmp_path):
     over = {"learning_rate": RATES[:3]}
     with pytest.raises(KilledError):
         tuning.sweep(
-            task, BASE, over, halving=3, devices=jax.devices()[:3], folder=tmp_path,
-            report=killed_after(1),
+            task, BASE, over, reduction_factor=3, devices=jax.devices()[:3],
+            folder=tmp_path, report=killed_after(1),
         )  # fmt: skip
     found = tuning.sweep(
-        task, BASE, over, halving=3, devices=jax.devices()[:3], folder=tmp_path
+        task, BASE, over, reduction_factor=3, devices=jax.devices()[:3], folder=tmp_path
     )
     assert found.last[2].step == 40
 
@@ -291,8 +293,8 @@ def test_refuses_bounds_that_are_none(bounds, message):
 
 def test_refuses_to_halve_runs_of_several_lengths():
     with pytest.raises(
-        ValueError, match="`halving` must be used with runs of equal length"
+        ValueError, match="`reduction_factor` must be used with runs of equal length"
     ):
-        sweep({"max_steps": [10, 20]}, halving=2)
-    with pytest.raises(ValueError, match="`halving` must be from 2"):
-        sweep({"learning_rate": RATES}, halving=1)
+        sweep({"max_steps": [10, 20]}, reduction_factor=2)
+    with pytest.raises(ValueError, match="`reduction_factor` must be from 2"):
+        sweep({"learning_rate": RATES}, reduction_factor=1)

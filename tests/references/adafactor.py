@@ -100,11 +100,11 @@ class Distance(NamedTuple):
 
     ours: float  # of our run from the float32 reference
     exact: float  # of our run from the float64 reference
-    twin: float  # between the two reference runs
+    reference: float  # between the two reference runs
 
     def reaches(self, limit: float) -> bool:
         """Whether it is near the float32 run, or as near to float64 as that run is."""
-        return self.ours <= limit or self.exact <= max(limit, self.twin)
+        return self.ours <= limit or self.exact <= max(limit, self.reference)
 
 
 def distances(

@@ -1,4 +1,4 @@
-"""Ready tokens: what is read as what, and what is refused before it is used."""
+"""Pretokenized files: formats, checks and errors."""
 
 import os
 import subprocess
@@ -182,7 +182,7 @@ used = int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1])
 resource.setrlimit(resource.RLIMIT_DATA, (used + 2**27, used + 2**27))
 corpus = read_tokens([sys.argv[1]], vocab_size=50_000)
 sizes = {"block_size": 1024, "batch_size": 16}
-for _, batch in zip(range(20), Batches(corpus, **sizes, seed=0).since(0)):
+for _, batch in zip(range(20), Batches(corpus, **sizes, seed=0).iter_from(0)):
     print(batch.sum())
 evaluation_batches(corpus, **sizes)
 print(corpus.evaluation.read(len(corpus.evaluation) - 1, len(corpus.evaluation))[0])

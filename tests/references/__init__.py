@@ -9,10 +9,10 @@ import importlib.util
 import pytest
 
 needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="the twin is torch"
+    importlib.util.find_spec("torch") is None, reason="the reference is torch"
 )
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None
     or importlib.util.find_spec("torch") is None,
-    reason="the twin is transformers",
+    reason="the reference is transformers",
 )

@@ -19,7 +19,7 @@ def read_tokens(
     """Reads tokens from memory-mapped files.
 
     All tokens are checked once, in chunks, before the first one is used. About a tenth
-    is for evaluation, in whole documents if none is a large part of all tokens.
+    is used for evaluation, in whole documents if none is a large part of all tokens.
 
     Args:
         paths: files. `.npy` contains a one-dimensional array of integers; `.bin`
@@ -34,9 +34,11 @@ def read_tokens(
         ValueError: if a file cannot be read, or contains a token outside the
             vocabulary. The message names the file and the token.
     """
-    _checks.whole_number("vocab_size", vocab_size, least=2, most=2**32)
+    _checks.whole_number("vocab_size", vocab_size, minimum=2, maximum=2**32)
     if eos_token_id is not None:
-        _checks.whole_number("eos_token_id", eos_token_id, least=0, most=vocab_size - 1)
+        _checks.whole_number(
+            "eos_token_id", eos_token_id, minimum=0, maximum=vocab_size - 1
+        )
     if not paths:
         raise ValueError("`text` must name at least one file of tokens, got none.")
     files, documents = token_documents(paths, vocab_size, eos_token_id)
@@ -61,12 +63,12 @@ def token_documents(
     return list(files), documents
 
 
-def is_ready_tokens(path: Path) -> bool:
-    """Returns True if the suffix of a file is that of tokens, not of text."""
+def is_pretokenized(path: Path) -> bool:
+    """Returns True if the suffix of a file is one of pretokenized files."""
     return path.suffix in (".npy", ".bin")
 
 
-def dtype_in_a_bin(vocab_size: int) -> np.dtype:
+def bin_dtype(vocab_size: int) -> np.dtype:
     """Returns the dtype of a `.bin` file: uint16, or uint32 for large vocabularies."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
@@ -75,7 +77,7 @@ def _read(
     path: Path, vocab_size: int, eos_token_id: int | None
 ) -> tuple[TokenFile, np.ndarray, np.ndarray]:
     """Returns the file, and the start and the length of each of its documents."""
-    tokens = _mapped(path, vocab_size)
+    tokens = _map_file(path, vocab_size)
     digest = hashlib.sha256()
     # Positions of the end-of-document tokens, with sentinels before the first token and
     # after the last one.
@@ -108,7 +110,7 @@ def _check_vocabulary(
     )
 
 
-def _mapped(path: Path, vocab_size: int) -> np.memmap:
+def _map_file(path: Path, vocab_size: int) -> np.memmap:
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"`text` must contain tokens, but {str(path)!r} is empty.")
     if not path.is_file():
@@ -144,7 +146,7 @@ def _npy(path: Path) -> np.memmap:
 
 
 def _bin(path: Path, vocab_size: int) -> np.memmap:
-    dtype, num_bytes = dtype_in_a_bin(vocab_size), path.stat().st_size
+    dtype, num_bytes = bin_dtype(vocab_size), path.stat().st_size
     if num_bytes % dtype.itemsize:
         raise ValueError(
             f"`text` must be a .bin file of {dtype.name}, but {str(path)!r} has "

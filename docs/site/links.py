@@ -1,13 +1,10 @@
 """Rewrites links between files of the repository for the site."""
 
+import functools
 import pathlib
 import posixpath
 import re
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import Files
-from mkdocs.structure.pages import Page
 from sources import PAGES, ROOT, home_of_names
 
 MADE_FROM = {page: str(path.relative_to(ROOT)) for path, page in PAGES.items()}
@@ -18,11 +15,8 @@ SHOWN_AS = {
 HOME = home_of_names()
 
 
-def on_page_markdown(
-    markdown: str, page: Page, config: MkDocsConfig, files: Files
-) -> str:
-    """Inserts sections of the README, and rewrites links between files to pages."""
-    here = page.file.src_uri
+def for_site(markdown: str, here: str) -> str:
+    """Inserts sections of the README into a page, and rewrites its links."""
     text = _on_site(markdown, MADE_FROM.get(here, f"docs/{here}"), here)
     return re.sub(
         r"<!-- README: (.+) -->",
@@ -31,19 +25,31 @@ def on_page_markdown(
     )
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links each public name that is unambiguous to its reference."""
-    is_reference = page.file.src_uri.startswith("api/")
+def link_names(site: pathlib.Path) -> None:
+    """Links each public name that is unambiguous to its reference, in all pages."""
+    for path in site.rglob("*.html"):
+        here = str(path.parent.relative_to(site))
+        start, article, end = re.split(
+            r"(<article.*?</article>)", path.read_text(), maxsplit=1, flags=re.DOTALL
+        )
+        # Neither inside a link nor the name of an argument.
+        linked = re.sub(
+            r'(?<!">)(?<!<b>)<code>(\w+)</code>',
+            functools.partial(_linked, here=here),
+            article,
+        )
+        path.write_text(start + linked + end)
 
-    def linked(code: re.Match) -> str:
-        # Outside of the reference `TrainState` may be that of Flax; names with an
-        # underscore are unambiguous.
-        if code[1] not in HOME or not (is_reference or "_" in code[1]):
-            return code[0]
-        return f'<autoref identifier="{HOME[code[1]]}">{code[0]}</autoref>'
 
-    # Neither inside a link nor the name of an argument.
-    return re.sub(r'(?<!">)(?<!<b>)<code>(\w+)</code>', linked, html)
+def _linked(code: re.Match, here: str) -> str:
+    name = code[1]
+    # Outside of the reference `TrainState` may be that of Flax; names with an
+    # underscore are unambiguous.
+    if name not in HOME or not (here.startswith("api/") or "_" in name):
+        return code[0]
+    sub_package = HOME[name].split(".")[1]
+    page = posixpath.relpath(f"api/{sub_package}", here)
+    return f'<a href="{page}/#{HOME[name]}">{code[0]}</a>'
 
 
 def _on_site(text: str, source: str, here: str) -> str:
@@ -60,12 +66,12 @@ def _on_site(text: str, source: str, here: str) -> str:
 
 
 def _section(title: str) -> str:
-    """What stands under a title of the README."""
+    """Returns the text under a title of the README."""
     found = re.search(
         rf"^##? {re.escape(title)}\n(.+?)(?=^## |\Z)",
         pathlib.Path(ROOT, "README.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
     if found is None:
-        raise PluginError(f"The README has no section {title!r}.")
+        raise ValueError(f"The README has no section {title!r}.")
     return found[1].strip()

@@ -24,7 +24,7 @@ from jaxopt_tf.optimizers import (
 )
 from jaxopt_tf.schedules import get_scheduler
 
-from . import adafactor, adamw, by_element, schedules
+from . import adafactor, adamw, elementwise, schedules
 
 NUM_STEPS = 1_000
 LIMIT = 1e-12  # relative to the distance that a parameter moved
@@ -138,7 +138,7 @@ def _adamw_of_v4(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Array
 
 def _by_torch(name: str, **options: Any) -> Callable[..., Arrays]:
     def end(params: Arrays, grads: Arrays, rates: Sequence[float]) -> Arrays:
-        return by_element.torch_run(
+        return elementwise.torch_run(
             name, params, grads, rates, dtype="float64", weight_decay=DECAY, **options
         )
 
@@ -218,7 +218,7 @@ CASES = {
     ),
     "lion_tf, against its formula": Case(
         lambda rates: lion_tf(_following(rates), **_LION),
-        lambda params, grads, rates: by_element.lion_in_float64(
+        lambda params, grads, rates: elementwise.lion_in_float64(
             params, grads, rates, **_LION
         ),
     ),
