@@ -138,14 +138,21 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
     return copied
 
 
-def read_arrays(path: Path, like: PyTree) -> PyTree:
+def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree:
     """Reads the arrays of a checkpoint with the structure and shardings of `like`.
+
+    Args:
+        path: folder of the checkpoint.
+        like: tree of arrays or of `jax.ShapeDtypeStruct`.
+        is_partial: whether the checkpoint may have further arrays, which are not read.
 
     Raises:
         ValueError: if names, shapes or dtypes differ from those of `like`.
     """
     saved = read_record(path).leaves
     like_by_name = named("like", like)
+    if is_partial:
+        saved = {name: kind for name, kind in saved.items() if name in like_by_name}
     # Leaves of `like` that the checkpoint stores in an older form. The leaves from
     # which they are computed are not compared with `like`.
     older = older_leaves(saved, like_by_name)
@@ -158,7 +165,9 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
         **{name: _restore_args(leaf) for name, leaf in present.items() if leaf.size},
     }
     args = ocp.args.PyTreeRestore(
-        item=dict.fromkeys(restore_args, 0), restore_args=restore_args
+        item=dict.fromkeys(restore_args, 0),
+        restore_args=restore_args,
+        partial_restore=is_partial,
     )
     checkpointer = ocp.Checkpointer(
         _handler(), checkpoint_metadata_store=_no_metadata_store()

@@ -100,7 +100,9 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     raise _not_valid(path, reason)
 
 
-def restore(path: Path | str, like: PyTree) -> Restored:
+def restore(
+    path: Path | str, like: PyTree, *, is_partial: bool = False, verify: bool = True
+) -> Restored:
     """Restores a checkpoint after verifying its checksums.
 
     In a multi-process job, process 0 verifies the checkpoint, and each process reads
@@ -112,6 +114,8 @@ def restore(path: Path | str, like: PyTree) -> Restored:
             dtypes of the checkpoint. Each restored array has the sharding of the array
             in `like`, and is committed to its devices if that array is. A step that is
             compiled for the initial state is therefore not recompiled.
+        is_partial: whether the checkpoint may have further arrays, which are not read.
+        verify: False if the checkpoint is the result of `latest_valid`.
 
     Raises:
         ValueError: if `path` is not a checkpoint, is damaged, or is not compatible with
@@ -122,12 +126,13 @@ def restore(path: Path | str, like: PyTree) -> Restored:
         raise ValueError(
             f"`path` must be a folder checkpoint-<step>, got {str(path)!r}."
         )
-    reason = run_on_process_0(
-        lambda: find_damage(path) if path.is_dir() else "there is no such folder"
-    )
-    if reason is not None:
-        raise _not_valid(path, reason)
-    return _read(path, like)
+    if verify:
+        reason = run_on_process_0(
+            lambda: find_damage(path) if path.is_dir() else "there is no such folder"
+        )
+        if reason is not None:
+            raise _not_valid(path, reason)
+    return _read(path, like, is_partial=is_partial)
 
 
 def restore_latest(
@@ -155,11 +160,11 @@ def restore_latest(
     return None if path is None else _read(path, like)
 
 
-def _read(path: Path, like: PyTree) -> Restored:
+def _read(path: Path, like: PyTree, *, is_partial: bool = False) -> Restored:
     # Imported here, so that `latest_valid` does not load orbax.
     from . import _orbax
 
-    arrays = _orbax.read_arrays(path.absolute(), like)
+    arrays = _orbax.read_arrays(path.absolute(), like, is_partial=is_partial)
     return Restored(step_of(path), arrays, read_record(path).metadata, path)
 
 

@@ -60,6 +60,12 @@ def decay_path(args: Sequence[str]) -> int:
 def _decay_path(flags: DecayPath) -> int:
     recipe, block_size = flags.run.recipe, flags.run.model.block_size
     folder, corpus, task = flags.prepare(num_evaluated=0)
+    if corpus.is_masked or flags.run.job.packing:
+        raise ValueError(
+            "`train_file` must contain text for the cross-validation, which divides it "
+            "into windows, got rows for fine-tuning or `packing`. Compare decays on "
+            "them with `jaxopt-tf sweep --over weight_decay=0,0.01,0.1`."
+        )
     windows = training_windows(
         corpus, block_size=block_size, num_windows=flags.num_windows
     )

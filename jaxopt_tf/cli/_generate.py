@@ -1,5 +1,6 @@
 """Subcommand `generate`: continues a prompt with a trained model."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ class Generate:
 
     RUN is a run's folder, one of its checkpoints or a folder of Transformers.
 
+    With --chat, the prompt is a message, and only the answer is printed.
+
     Without --temperature, each new token is the most probable one.
 
     Example:
       jaxopt-tf generate runs/books --prompt "Once upon a time" --temperature 0.8
 
     Attributes:
-        prompt: the text to continue. Default: the start of a document.
+        prompt: the text to continue, or the message to answer. Default: the start of a
+            document.
         max_new_tokens: maximum number of tokens after the prompt. Default: 128, or
             fewer up to the context length of the model.
         temperature: divisor of the logits; 0 takes the most probable token.
@@ -30,6 +34,11 @@ class Generate:
         top_p: probability of the most probable tokens that are sampled from; from 0 to
             1.
         seed: seed of the samples.
+        chat: whether the chat template renders the prompt, as a message of the user.
+            Default: as in the training data of the run.
+        system_prompt: message of the system before the prompt, for a chat.
+        chat_template: file of a Jinja template. Default: that of the run or the
+            tokenizer.
         tokenizer: path of a tokenizer.json. Default: that of the run or the folder.
         bf16: whether the model computes in bfloat16. Default: as in the run.
     """
@@ -46,6 +55,9 @@ class Generate:
     top_k: int | None = None
     top_p: float = 1.0
     seed: int = 0
+    chat: bool | None = None
+    system_prompt: str | None = None
+    chat_template: Path | None = None
     tokenizer: Path | None = None
     bf16: bool | None = None
 
@@ -69,5 +81,9 @@ def generate(args: Sequence[str]) -> int:
             "by flags."
         )
     flags = build(Generate, read_flags(Generate, args[1:]))
-    print(jobs.generate(Path(args[0]), **vars(flags)))
+    print(jobs.generate(Path(args[0]), **vars(flags), report=_print_to_stderr))
     return 0
+
+
+def _print_to_stderr(line: str) -> None:
+    print(f"jaxopt-tf: {line}", file=sys.stderr)

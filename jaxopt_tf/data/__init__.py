@@ -11,6 +11,7 @@ from ._batches import Batches as Batches
 from ._batches import evaluation_batches as evaluation_batches
 from ._batches import training_windows as training_windows
 from ._chat_template import ChatTokenizer as ChatTokenizer
+from ._conversations import form_of_rows as form_of_rows
 from ._conversations import read_conversations as read_conversations
 from ._corpus import Corpus as Corpus
 from ._corpus import min_token_dtype as min_token_dtype
@@ -25,6 +26,7 @@ from ._text import read_text as read_text
 from ._text import standard_library as standard_library
 from ._text_codec import TextCodec as TextCodec
 from ._text_codec import byte_codec as byte_codec
+from ._text_codec import chat_codec as chat_codec
 from ._text_codec import document_codec as document_codec
 from ._text_codec import tokenizer_codec as tokenizer_codec
 from ._tokenize import tokenize_text as tokenize_text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._tokenize import end_of_document, load_tokenizer, token_id, vocab_size_of
+from ._training_templates import training_template
 
 # Special tokens that templates can use, as `SPECIAL_TOKENS_ATTRIBUTES` of Transformers.
 _SPECIAL_TOKENS = (
@@ -89,6 +90,7 @@ class ChatTokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = False,
+        is_training: bool = False,
         tools: Sequence[Any] | None = None,
         **values: Any,
     ) -> Rendered:
@@ -98,6 +100,8 @@ class ChatTokenizer:
             messages: messages, each with a role and a content; keys whose value is None
                 are removed.
             add_generation_prompt: whether to append the start of an answer.
+            is_training: whether released templates that are known mark the answers, and
+                keep the reasoning in all of them, as in TRL.
             tools: JSON schemas of the functions that the model may call.
             **values: further variables of the template.
 
@@ -109,6 +113,8 @@ class ChatTokenizer:
         """
         _jinja()
         source = self._source(tools)
+        if is_training:
+            source = training_template(source) or source
         generated: list[tuple[int, int]] = []
         parts: list[str] = []
         try:
@@ -133,11 +139,17 @@ class ChatTokenizer:
         has_generation_tag = _GENERATION.search(source) is not None
         return Rendered("".join(parts), generated if has_generation_tag else None)
 
+    @property
+    def has_training_template(self) -> bool:
+        """True if `is_training` changes the template."""
+        template = self._templates.get("default")
+        return template is not None and training_template(template) is not None
+
     def _source(self, tools: Any) -> str:
         if not self._templates:
             raise ValueError(
                 f"the tokenizer {str(self._path)!r} has no chat template: neither "
-                "chat_template.jinja beside it nor `chat_template` in "
+                "chat_template.jinja beside it nor a template in "
                 "tokenizer_config.json. Use the folder of an instruction-tuned model, "
                 "or give `chat_template`"
             )

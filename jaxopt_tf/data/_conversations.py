@@ -15,7 +15,15 @@ import numpy as np
 from .._checks import pluralize
 from ._chat_template import ChatTokenizer
 from ._corpus import Corpus, make_corpus, tenth_of_rows
-from ._row_files import Row, check_encodable, describe_columns, read_rows, sha256_of
+from ._row_files import (
+    FORMS,
+    Row,
+    RowForm,
+    check_encodable,
+    form_of_row,
+    read_rows,
+    sha256_of,
+)
 from ._token_cache import write_cached
 from ._tokens import Documents, TokenFile, chunks
 
@@ -23,15 +31,14 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 # Version of the algorithm: cached files of other versions are replaced.
-_VERSION = 1
+_VERSION = 2
 # Number of rows that are encoded in parallel.
 _BATCH_SIZE = 512
 # Separator after each row in the file. It differs from every masked token, which is
 # stored as ~token = -token - 1 and is greater than this value.
 _END_OF_ROW = np.iinfo(np.int32).min
-_NOT_PREFIX = "not_prefix"
-
-RowForm = Literal["strings", "prompts", "messages"]
+# Counts of a file of tokens: rows, or 1 for true.
+_NOT_PREFIX, _IS_CHAT, _IS_MARKED = "not_prefix", "is_chat", "is_marked"
 
 
 def read_conversations(
@@ -62,7 +69,9 @@ def read_conversations(
     prompt and whole text, or on the answers in `messages`: the text in {% generation %}
     if the template has this tag. Otherwise an answer starts at the end of the messages
     before it, rendered with the start of an answer, and ends at the end of the messages
-    up to it; the template must then render each part as it does in the whole.
+    up to it; the template must then render each part as it does in the whole. The
+    templates of Qwen2.5, Qwen3 and DeepSeek-R1-Distill are replaced by versions with
+    the tag, which keep the reasoning in every answer, as in TRL.
 
     The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
     to `validation.bin`, and reused while files and tokenizer are unchanged, so that a
@@ -89,7 +98,8 @@ def read_conversations(
 
     Source: TRL 1.16 `trainer/sft_trainer.py`, `SFTTrainer._prepare_dataset`.
     Differs: the loss of `messages` is on the answers by default, as with
-        `assistant_only_loss=True`. A template without {% generation %} is not replaced.
+        `assistant_only_loss=True`. A template without {% generation %} that TRL does
+        not know is used if the answers can be found in its text.
     """
     chat = ChatTokenizer(Path(tokenizer), chat_template=chat_template)
     parts = [_RowEncoder(chat, train_files, "train_file", completion_only_loss)]
@@ -120,6 +130,21 @@ def read_conversations(
     return corpus._replace(notes=tuple(notes))
 
 
+def form_of_rows(cache_dir: Path) -> Literal["text", "chat"] | None:
+    """Returns the form of the rows whose tokens `read_conversations` has written.
+
+    Returns:
+        "text" for prompts and completions that are strings, "chat" for messages; None
+        if the folder has no tokens of rows for fine-tuning.
+    """
+    try:
+        about = json.loads(Path(cache_dir, "tokens.json").read_bytes())
+        return "chat" if about["counts"][_IS_CHAT] else "text"
+    # Missing, damaged, or of another corpus.
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class _Text(NamedTuple):
     """Text of a row before it is encoded."""
 
@@ -145,6 +170,7 @@ class _RowEncoder:
         self._chat, self._paths, self._argument = chat, paths, argument
         self._completion_only_loss = completion_only_loss
         self._num_not_prefix = 0
+        self._form: RowForm | None = None
 
     def write(self, path: Path) -> list[str]:
         """Writes the tokens unless the file contains them; returns notes on rows."""
@@ -159,16 +185,31 @@ class _RowEncoder:
             cache_key,
             self._encode,
             {"vocab_size": self._chat.vocab_size},
-            counts=lambda: {_NOT_PREFIX: self._num_not_prefix},
+            counts=lambda: {
+                _NOT_PREFIX: self._num_not_prefix,
+                _IS_CHAT: int(self._form != "strings"),
+                _IS_MARKED: int(self._form == "messages" and self._marks_answers),
+            },
         )
+        notes = []
+        if counts[_IS_MARKED]:
+            notes.append(
+                f"`{self._argument}`: the chat template is rendered as by TRL for "
+                "training, with the reasoning of every answer"
+            )
         if not counts[_NOT_PREFIX]:
-            return []
+            return notes
         rows = pluralize(counts[_NOT_PREFIX], "row")
         return [
+            *notes,
             f"`{self._argument}`: in {rows} the tokens of the prompt are not the first "
             "ones of the whole text; the completion starts at the first token that "
-            "differs"
+            "differs",
         ]
+
+    @property
+    def _marks_answers(self) -> bool:
+        return self._completion_only_loss and self._chat.has_training_template
 
     def _encode(self) -> Iterator[np.ndarray]:
         texts = self._read_texts()
@@ -218,16 +259,15 @@ class _RowEncoder:
         return length
 
     def _read_texts(self) -> Iterator[_Text]:
-        form: RowForm | None = None
         for row in read_rows(self._paths, argument=self._argument):
-            found = _row_form(row, self._argument)
-            if form is not None and found != form:
+            form = form_of_row(row, self._argument)
+            if self._form is not None and form != self._form:
                 raise ValueError(
                     f"`{self._argument}` must contain rows of one form, but "
-                    f"{row.location} has {_FORMS[found]}, and the rows before it have "
-                    f"{_FORMS[form]}. Train on them separately, or convert them."
+                    f"{row.location} has {FORMS[form]}, and the rows before it have "
+                    f"{FORMS[self._form]}. Train on them separately, or convert them."
                 )
-            form = found
+            self._form = form
             text = (
                 self._concatenate(row) if form == "strings" else self._render(row, form)
             )
@@ -260,9 +300,10 @@ class _RowEncoder:
                 masked = start.text if self._completion_only_loss else None
                 return _Text(row.location, whole.text, masked, None, True)
             messages = row.values["messages"]
-            whole = self._chat.render(messages, **values)
+            needs_answers = self._completion_only_loss
+            whole = self._chat.render(messages, is_training=needs_answers, **values)
             answers = None
-            if self._completion_only_loss:
+            if needs_answers:
                 answers = whole.generated
                 if answers is None:
                     answers = self._find_answers(messages, whole.text, values)
@@ -297,55 +338,6 @@ class _RowEncoder:
                 )
             answers.append((len(before), len(up_to)))
         return answers
-
-
-_FORMS = {
-    "strings": "strings `prompt` and `completion`",
-    "prompts": "lists of messages `prompt` and `completion`",
-    "messages": "`messages`",
-}
-
-
-def _row_form(row: Row, argument: str) -> RowForm:
-    """Returns the form of a row; raises a ValueError if it has none."""
-    # In formats with a schema, a column that a row does not have is null.
-    columns = [name for name, value in row.values.items() if value is not None]
-    has_pair = {"prompt", "completion"} <= set(columns)
-    if has_pair == ("messages" in columns):
-        problem = "all three" if has_pair else describe_columns(columns)
-        raise ValueError(
-            f"`{argument}` must have the columns `prompt` and `completion`, or "
-            f"`messages`, but {row.location} has {problem}. Rename them, or remove "
-            "those that are not intended."
-        )
-    names = ("prompt", "completion") if has_pair else ("messages",)
-    values = [row.values[name] for name in names]
-    if has_pair and all(isinstance(value, str) for value in values):
-        return "strings"
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-            requirement = "non-empty lists of messages, each with `role` and `content`"
-            requirement = f"strings or {requirement}" if has_pair else requirement
-            raise ValueError(
-                f"`{argument}` must have {' and '.join(f'`{n}`' for n in names)} as "
-                f"{requirement}, but {name!r} in {row.location} is "
-                f"{_short_repr(value)}. Correct or remove the row."
-            )
-    return "prompts" if has_pair else "messages"
-
-
-def _is_message(value: Any) -> bool:
-    # An answer that only calls functions has no content.
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("role"), str)
-        and ("content" in value or "tool_calls" in value)
-    )
-
-
-def _short_repr(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_in_answers(

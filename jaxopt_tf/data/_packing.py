@@ -100,7 +100,7 @@ class PackedRows:
             raise ValueError(
                 f"`corpus` must have a {noun} in its {part} part with a predicted "
                 f"token within the first `block_size` + 1 = {self._size} tokens, got "
-                f"none of {pluralize(len(is_used), noun)}. Give more text, or use a "
+                f"none of {pluralize(len(is_used), noun)}. Give longer rows, or use a "
                 "larger `block_size`."
             )
         self.num_tokens = int(np.sum(stop - start))

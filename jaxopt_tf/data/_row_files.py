@@ -5,14 +5,22 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ._tokens import chunks
 
 # Key of the list of rows in a .json file that contains an object, as in SQuAD.
 _FIELD = "data"
+
+RowForm = Literal["strings", "prompts", "messages"]
+# Forms of rows for fine-tuning, for messages.
+FORMS: Mapping[RowForm, str] = {
+    "strings": "strings `prompt` and `completion`",
+    "prompts": "lists of messages `prompt` and `completion`",
+    "messages": "`messages`",
+}
 
 
 class Row(NamedTuple):
@@ -237,3 +245,45 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+def form_of_row(row: Row, argument: str) -> RowForm:
+    """Returns the form of a row; raises a ValueError if it has none."""
+    # In formats with a schema, a column that a row does not have is null.
+    columns = [name for name, value in row.values.items() if value is not None]
+    has_pair = {"prompt", "completion"} <= set(columns)
+    if has_pair == ("messages" in columns):
+        problem = "all three" if has_pair else describe_columns(columns)
+        raise ValueError(
+            f"`{argument}` must have the columns `prompt` and `completion`, or "
+            f"`messages`, but {row.location} has {problem}. Rename them, or remove "
+            "those that are not intended."
+        )
+    names = ("prompt", "completion") if has_pair else ("messages",)
+    values = [row.values[name] for name in names]
+    if has_pair and all(isinstance(value, str) for value in values):
+        return "strings"
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+            requirement = "non-empty lists of messages, each with `role` and `content`"
+            requirement = f"strings or {requirement}" if has_pair else requirement
+            raise ValueError(
+                f"`{argument}` must have {' and '.join(f'`{n}`' for n in names)} as "
+                f"{requirement}, but {name!r} in {row.location} is "
+                f"{_short_repr(value)}. Correct or remove the row."
+            )
+    return "prompts" if has_pair else "messages"
+
+
+def _is_message(value: Any) -> bool:
+    # An answer that only calls functions has no content.
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and ("content" in value or "tool_calls" in value)
+    )
+
+
+def _short_repr(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

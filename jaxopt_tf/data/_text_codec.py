@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._chat_template import ChatTokenizer
 from ._tokenize import end_of_document, load_tokenizer, token_id
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _END_OF_BYTES = 0  # end-of-document token of `read_text`
 _NOT_UTF8 = b"\xff"  # a byte that is decoded as U+FFFD
@@ -19,12 +22,17 @@ class TextCodec(NamedTuple):
         decode: tokens -> text, without special tokens.
         start_token_id: token that replaces an empty text; None if there is none.
         end_token_ids: tokens that end a text.
+        end_names: their names in the tokenizer.
+        is_chat: True if a prompt is a message of the user, which a chat template
+            renders, and what follows it is an answer.
     """
 
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
     start_token_id: int | None
     end_token_ids: tuple[int, ...]
+    end_names: tuple[str, ...] = ()
+    is_chat: bool = False
 
     def encode_prompt(self, prompt: str, *, argument: str = "prompt") -> list[int]:
         """Returns the tokens of a prompt, at least one.
@@ -32,12 +40,17 @@ class TextCodec(NamedTuple):
         An empty prompt is replaced by the token that starts a document.
 
         Raises:
-            ValueError: if the prompt is empty and there is no such token. `argument` is
-                its name in the message.
+            ValueError: if the prompt is empty and there is no such token, or the chat
+                template cannot render it. `argument` is its name in the message.
             TypeError: if the prompt is not a string.
         """
         if not isinstance(prompt, str):
             raise TypeError(f"`{argument}` must be a string, got {prompt!r}.")
+        if self.is_chat and not prompt:
+            raise ValueError(
+                f"`{argument}` must be a message of the user with a chat template, got "
+                "''. Give the first words."
+            )
         tokens = self.encode(prompt)
         if tokens:
             return tokens
@@ -99,13 +112,16 @@ def document_codec(tokenizer: Path) -> TextCodec:
         decode=lambda tokens: encoder.decode(list(tokens), skip_special_tokens=True),
         start_token_id=end,
         end_token_ids=(end,),
+        end_names=_names(encoder, (end,)),
     )
 
 
 def tokenizer_codec(tokenizer: Path, *, end_token_ids: Sequence[int] = ()) -> TextCodec:
     """Returns the codec of a tokenizer of Transformers, which adds special tokens.
 
-    Special tokens in a prompt are parsed. An empty prompt becomes `bos_token`.
+    Prompts become the tokens of `tokenizer(prompt)`: special tokens in the text are
+    parsed, and those that the tokenizer adds, such as one at the start, are added. An
+    empty prompt becomes `bos_token`.
 
     Args:
         tokenizer: path of a `tokenizer.json`; the special tokens are read from the
@@ -123,4 +139,55 @@ def tokenizer_codec(tokenizer: Path, *, end_token_ids: Sequence[int] = ()) -> Te
         decode=lambda tokens: encoder.decode(list(tokens), skip_special_tokens=True),
         start_token_id=None if bos is None else token_id(encoder, bos),
         end_token_ids=ends,
+        end_names=_names(encoder, ends),
     )
+
+
+def chat_codec(
+    tokenizer: Path,
+    *,
+    chat_template: Path | None = None,
+    system_prompt: str | None = None,
+    end_token_ids: Sequence[int] = (),
+) -> TextCodec:
+    """Returns the codec of a chat: a prompt is a message, which a template renders.
+
+    The tokens are those of `tokenizer.apply_chat_template` of Transformers with
+    `add_generation_prompt`: no special tokens are added to the rendered text.
+
+    Args:
+        tokenizer: path of a `tokenizer.json`; special tokens and template are read from
+            the files beside it.
+        chat_template: file of a Jinja template that replaces that of the tokenizer.
+        system_prompt: content of a message of the system before the prompt; None for
+            no message.
+        end_token_ids: tokens that end an answer; none for `eos_token` of the tokenizer.
+
+    Raises:
+        ModuleNotFoundError: if Jinja is not installed; when a prompt is encoded.
+        ValueError: if a file cannot be read, there is no end-of-document token, or,
+            when a prompt is encoded, no chat template.
+    """
+    chat = ChatTokenizer(tokenizer, chat_template=chat_template)
+    codec = tokenizer_codec(tokenizer, end_token_ids=end_token_ids)
+    system = [] if system_prompt is None else [_message("system", system_prompt)]
+
+    def encode(prompt: str) -> list[int]:
+        messages = [*system, _message("user", prompt)]
+        try:
+            text = chat.render(messages, add_generation_prompt=True).text
+        except ValueError as error:
+            raise ValueError(
+                f"`chat` must be used with a chat template, but {error}."
+            ) from error
+        return chat.tokenizer.encode(text, add_special_tokens=False).ids
+
+    return codec._replace(encode=encode, is_chat=True)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _names(encoder: "Tokenizer", tokens: Sequence[int]) -> tuple[str, ...]:
+    return tuple(str(encoder.id_to_token(token)) for token in tokens)

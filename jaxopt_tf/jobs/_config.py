@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import _checks
 from ..data import is_pretokenized
-from ..models import ModelConfig, config_type, placeholder_config
+from ..models import ModelConfig, config_type, placeholder_config, sizes_of_others
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
 from ._conflicts import find_conflicts, uses_eval_loss
@@ -84,11 +84,20 @@ class RunConfig:
         settings = with_whole_intervals(with_model_folder(settings))
         kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
         owners = _owners(*kinds.values())
+        unknown = [name for name in settings if name not in owners]
+        sizes = sizes_of_others(config_type(settings))
         problems = [
             f"{name!r} must be a setting of a run." + _checks.suggest(name, owners)
-            for name in settings
-            if name not in owners
+            for name in unknown
+            if name not in sizes
         ]
+        foreign = [f"`{name}`" for name in unknown if name in sizes]
+        if foreign:
+            problems.append(
+                f"{', '.join(foreign)} must be left out with `model_name_or_path`: the "
+                "sizes of this model are those in its config.json. To change them, "
+                "edit a copy of the folder, and train it with `from_scratch`."
+            )
         records: dict[str, Any] = {}
         for name, record in kinds.items():
             own = {n: v for n, v in settings.items() if owners.get(n) is record}
@@ -147,6 +156,7 @@ _FORMER: Mapping[str, Any] = {
     "from_scratch": False,
     "text_column": "text",
     "packing": False,
+    "attn_pdrop": 0.0,
     "completion_only_loss": True,
     "per_device_eval_batch_size": None,
 }

@@ -63,7 +63,7 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
             f"`tokenizer` must be given with `text`, got {str(job.tokenizer)!r} and no "
             "text. Name files or folders, or leave it out."
         )
-    yield from _conflicts_of_rows(model, job)
+    yield from _conflicts_of_rows(job)
     if job.eos_token_id is not None and not ready:
         yield (
             "`eos_token_id` must be left out unless `text` is pretokenized (.npy, "
@@ -82,7 +82,7 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
         )
 
 
-def _conflicts_of_rows(model: ModelConfig, job: Job) -> Iterator[str]:
+def _conflicts_of_rows(job: Job) -> Iterator[str]:
     if job.text and job.train_file:
         yield (
             "`train_file` must be left out with `text`, got "
@@ -94,11 +94,6 @@ def _conflicts_of_rows(model: ModelConfig, job: Job) -> Iterator[str]:
             "`validation_file` must be given with `train_file`, got "
             f"{str(job.validation_file[0])!r} alone. Without `train_file` a tenth of "
             "the text is for evaluation."
-        )
-    if job.packing and not model.has_segments:
-        yield (
-            "`packing` must be left out for this model, whose attention is not "
-            "restricted to a document. Leave it out: documents are then concatenated."
         )
 
 

@@ -23,11 +23,12 @@ _CONFIG, _GENERATION, _TOKENIZER = (
     "generation_config.json",
     "tokenizer.json",
 )
+_CHAT_TEMPLATE = "chat_template.jinja"
 # Files of a tokenizer beside tokenizer.json.
 # Source: transformers 5.23 `tokenization_utils_base.py` and `tokenization_*.py`.
 _TOKENIZER_FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json"),
+    *(_CHAT_TEMPLATE, "chat_template.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "tekken.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
@@ -41,6 +42,7 @@ def write_transformers_folder(
     like: Path | str | None = None,
     has_new_weights: bool = False,
     tokenizer: Path | str | None = None,
+    chat_template: Path | str | None = None,
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
@@ -63,6 +65,7 @@ def write_transformers_folder(
             Transformers and the dtypes of `params`.
         tokenizer: tokenizer.json of the run, which is copied with the files of the
             tokenizer beside it, in place of those in `like`; None for those in `like`.
+        chat_template: file of the Jinja template that replaced that of the tokenizer.
 
     Raises:
         ValueError: if a file of `like` is missing or damaged, or contains another
@@ -74,6 +77,9 @@ def write_transformers_folder(
     like = None if like is None else Path(like)
     text = _config_text(model, like, has_new_weights=has_new_weights)
     copied = dict(_copied_files(like, None if tokenizer is None else Path(tokenizer)))
+    # A resumed run may have read its rows from the stored tokens.
+    if chat_template is not None and Path(chat_template).is_file():
+        copied[_CHAT_TEMPLATE] = Path(chat_template)
     stored = None
     if like is not None and not has_new_weights:
         stored = interop.stored_tensors(like, model.names)

@@ -11,16 +11,10 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 
 from .. import interop
-from .._io import is_primary_process, read_json_object
+from .._io import is_primary_process
 from .._typing import PyTree
 from ..checkpoints import find_checkpoints
-from ..data import (
-    TextCodec,
-    byte_codec,
-    document_codec,
-    is_pretokenized,
-    tokenizer_codec,
-)
+from ..data import TextCodec
 from ..models import (
     Model,
     build_model,
@@ -28,9 +22,9 @@ from ..models import (
     settings_from_transformers_config,
 )
 from ._config import RunConfig
-from ._job import Job
 from ._model_folder import config_type
-from ._run_io import read_run
+from ._prompts import PromptSettings, codec_of_folder, codec_of_run
+from ._run_io import read_params
 from ._setup import Setup
 
 # Default number of new tokens, where the context length permits it.
@@ -58,7 +52,8 @@ class Sampler(Protocol):
 
         Args:
             params: parameters of the model; they may be sharded.
-            prompt: the text to continue. An empty one is the start of a document.
+            prompt: the text to continue, or for a chat the message to answer. An empty
+                text is the start of a document.
             max_new_tokens: maximum number of new tokens; None for 128, or fewer up to
                 the context length.
             temperature: divisor of the logits; 0 for greedy decoding.
@@ -77,6 +72,7 @@ class Sampler(Protocol):
 class _Trained:
     """Model with its parameters and its codec."""
 
+    path: Path
     model: Model
     params: PyTree
     codec: TextCodec
@@ -93,20 +89,32 @@ def generate(
     top_k: int | None = None,
     top_p: float = 1.0,
     seed: int = 0,
+    chat: bool | None = None,
+    system_prompt: str | None = None,
+    chat_template: Path | str | None = None,
     tokenizer: Path | str | None = None,
     bf16: bool | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> str:
-    """Continues a prompt with the model of a folder.
+    """Continues a prompt with the model of a folder, or answers it.
 
-    Text ends at the end-of-document token, or after `max_new_tokens`. The model is read
-    on one device.
+    The prompt becomes tokens as in training. For a run on messages, it is a message of
+    the user, which the chat template renders, and the answer is returned, as by a chat
+    of Transformers. For a run on prompts and completions, for a run that started from
+    the weights of a folder of Transformers, and for such a folder, the tokenizer adds
+    its special tokens, as `tokenizer(prompt)` does. For other runs nothing is added.
+
+    Text ends at `eos_token_id` of generation_config.json or config.json, at the token
+    that ended the documents or rows in training, or after `max_new_tokens`. Only the
+    parameters of a checkpoint are read, on one device.
 
     Args:
-        folder: folder of a run, whose newest valid checkpoint is read; one of its
-            checkpoints; or a folder of Transformers: config.json, weights and
-            tokenizer.json.
-        prompt: the text to continue. An empty one is the start of a document: the
-            end-of-document token for a run, `bos_token` for a folder of Transformers.
+        folder: folder of a run, whose newest valid checkpoint is read, or the best one
+            for a finished run with `load_best_model_at_end`; one of its checkpoints; or
+            a folder of Transformers: config.json, weights and tokenizer.json.
+        prompt: the text to continue, or the message to answer. An empty text is the
+            start of a document: `bos_token` if the tokenizer adds special tokens, else
+            the end-of-document token.
         max_new_tokens: maximum number of new tokens; None for 128, or fewer up to the
             context length.
         temperature: divisor of the logits; 0 for greedy decoding, which takes the most
@@ -115,12 +123,20 @@ def generate(
         top_p: sampling is restricted to the smallest set of most probable tokens whose
             probability is at least `top_p`; from 0 to 1.
         seed: seed of the samples.
+        chat: whether the chat template renders the prompt. None for the form of the
+            rows of the run; for a folder of Transformers, True if `system_prompt` or
+            `chat_template` is given.
+        system_prompt: content of a message of the system before the prompt.
+        chat_template: file of a Jinja template; None for that of the run or the
+            tokenizer.
         tokenizer: path of a tokenizer.json; None for that of the run or the folder.
         bf16: whether the model computes in bfloat16; None for the setting of the run,
             or False for a folder of Transformers.
+        report: function that receives a line on the checkpoint, the form of the prompt
+            and the tokens that end the text.
 
     Returns:
-        The prompt and its continuation.
+        The prompt and its continuation; for a chat, the answer.
 
     Raises:
         ValueError: if the folder contains no model, the prompt is too long, or a
@@ -129,9 +145,15 @@ def generate(
 
     Source: transformers 5.23 `generation/utils.py`, `GenerationMixin.generate`.
     """
-    trained = _read_trained(
-        Path(folder), None if tokenizer is None else Path(tokenizer), bf16
+    given = PromptSettings(
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        chat=chat,
+        chat_template=None if chat_template is None else Path(chat_template),
+        system_prompt=system_prompt,
     )
+    trained = _read_trained(Path(folder), given, bf16)
+    if report is not None:
+        report(_described(trained))
     sampler = make_sampler(
         trained.model,
         trained.codec,
@@ -147,7 +169,7 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
-    return prompt + new
+    return new if trained.codec.is_chat else prompt + new
 
 
 def make_sampler(
@@ -191,7 +213,10 @@ def make_sampler(
 
 
 def with_samples(
-    evaluate: Callable[[PyTree], dict[str, float]], config: RunConfig, setup: Setup
+    evaluate: Callable[[PyTree], dict[str, float]],
+    config: RunConfig,
+    setup: Setup,
+    folder: Path | None = None,
 ) -> Callable[[PyTree], dict[str, float]]:
     """Returns an evaluation that also prints a continuation of `sample_prompt`.
 
@@ -202,6 +227,7 @@ def with_samples(
         evaluate: function from parameters to metrics.
         config: settings of the run.
         setup: model and mesh of the run.
+        folder: folder of the run, with its tokens; None for text.
 
     Raises:
         ValueError: if the prompt is too long, or there is no tokenizer.
@@ -209,7 +235,7 @@ def with_samples(
     job, prompt = config.job, config.job.sample_prompt
     if prompt is None:
         return evaluate
-    codec = _codec_of_job(job, None)
+    codec = codec_of_run(job, folder, PromptSettings())
     tokens = codec.encode_prompt(prompt, argument="sample_prompt")
     context = setup.model.context_length
     rest = check_lengths(len(tokens), None, context, argument="sample_prompt")
@@ -225,13 +251,23 @@ def with_samples(
         metrics = evaluate(params)
         new = sampler(params, prompt, max_new_tokens=min(_NUM_SAMPLE_TOKENS, rest))
         if is_primary_process():
-            print(f"sample  {prompt + new!r}")
+            shown = f"{prompt!r}: {new!r}" if codec.is_chat else repr(prompt + new)
+            print(f"sample  {shown}")
         return metrics
 
     return evaluate_and_sample
 
 
-def _read_trained(folder: Path, tokenizer: Path | None, bf16: bool | None) -> _Trained:
+def _described(trained: _Trained) -> str:
+    codec = trained.codec
+    form = "a message, rendered by the chat template" if codec.is_chat else "text"
+    names = codec.end_names or ("byte",) * len(codec.end_token_ids)
+    ends = [f"{n} ({t})" for n, t in zip(names, codec.end_token_ids, strict=True)]
+    listed = " or ".join(ends)
+    return f"{trained.path}: the prompt is {form}; it is continued up to {listed}"
+
+
+def _read_trained(folder: Path, given: PromptSettings, bf16: bool | None) -> _Trained:
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         raise ValueError(
@@ -240,7 +276,7 @@ def _read_trained(folder: Path, tokenizer: Path | None, bf16: bool | None) -> _T
         )
     checkpoints = [folder, *find_checkpoints(folder)]
     if any((path / _CHECKSUMS).exists() for path in checkpoints):
-        return _read_run(folder, tokenizer, bf16)
+        return _read_run(folder, given, bf16)
     if (folder / _STARTS).exists():
         raise ValueError(
             f"`folder` must contain a checkpoint, but the run in {str(folder)!r} has "
@@ -252,63 +288,36 @@ def _read_trained(folder: Path, tokenizer: Path | None, bf16: bool | None) -> _T
             f"Transformers with {_CONFIG}, got {str(folder)!r}, which has neither. "
             "Name the `output_dir` of `jaxopt-tf train`."
         )
-    return _read_transformers(folder, tokenizer, bf16)
+    return _read_transformers(folder, given, bf16)
 
 
-def _read_run(folder: Path, tokenizer: Path | None, bf16: bool | None) -> _Trained:
-    run = read_run(folder)
-    job = run.job if bf16 is None else dataclasses.replace(run.job, bf16=bf16)
+def _read_run(folder: Path, given: PromptSettings, bf16: bool | None) -> _Trained:
+    found = read_params(folder)
+    job = found.config.job
+    bf16 = job.bf16 if bf16 is None else bf16
+    job = dataclasses.replace(job, bf16=bf16)
     return _Trained(
-        model=build_model(run.model),
-        params=run.run_state.state.params,
-        codec=_codec_of_job(job, tokenizer),
-        bf16=job.bf16,
+        path=found.checkpoint,
+        model=found.model,
+        params=found.params,
+        codec=codec_of_run(job, found.checkpoint.parent, given),
+        bf16=bf16,
         matmul_precision=job.matmul_precision,
     )
 
 
-def _codec_of_job(job: Job, tokenizer: Path | None) -> TextCodec:
-    """Returns the codec with which the text of a job was encoded."""
-    path = job.tokenizer if tokenizer is None else tokenizer
-    if path is not None:
-        return document_codec(path)
-    ready = [path for path in job.text if is_pretokenized(path)]
-    if ready:
-        raise ValueError(
-            "`tokenizer` must be given for a run with pretokenized files, such as "
-            f"{str(ready[0])!r}, to encode the prompt. Name the tokenizer.json that "
-            "they were made with; `sample_prompt` must be left out."
-        )
-    return byte_codec()
-
-
 def _read_transformers(
-    folder: Path, tokenizer: Path | None, bf16: bool | None
+    folder: Path, given: PromptSettings, bf16: bool | None
 ) -> _Trained:
     settings = settings_from_transformers_config(folder)
     model = build_model(config_type(settings)(**settings))
-    path = folder / "tokenizer.json" if tokenizer is None else tokenizer
-    if not path.is_file():
-        raise ValueError(
-            f"`tokenizer` must be the path of a tokenizer.json, but {str(path)!r} does "
-            "not exist. Save it there with `tokenizer.save_pretrained`, or name "
-            "another one."
-        )
+    codec = codec_of_folder(folder, given)
     return _Trained(
+        path=folder,
         model=model,
         params=interop.read_params(folder, model.shapes, model.names),
-        codec=tokenizer_codec(path, end_token_ids=_end_token_ids(folder)),
+        codec=codec,
         bf16=bool(bf16),
         # As in Transformers, which computes in full float32 precision by default.
         matmul_precision=None if bf16 else "highest",
     )
-
-
-def _end_token_ids(folder: Path) -> tuple[int, ...]:
-    """Returns `eos_token_id` of generation_config.json, or else of config.json."""
-    for name in ("generation_config.json", _CONFIG):
-        if (folder / name).is_file():
-            found = read_json_object(folder / name, "folder").get("eos_token_id")
-            if found is not None:
-                return tuple(found) if isinstance(found, list) else (int(found),)
-    return ()

@@ -5,20 +5,28 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import interop
 from .._io import is_primary_process
+from .._typing import PyTree
 from ..data import is_pretokenized
-from ..models import CONFIG_TYPES, config_type, settings_from_transformers_config
+from ..models import (
+    CONFIG_TYPES,
+    config_type,
+    settings_from_transformers_config,
+    sizes_of_others,
+)
 from ._job import Job
 
 # Fields of a configuration that do not determine the shapes of the parameters, so that
 # they can differ from those in the folder.
 _FREE = (
     *("gradient_checkpointing", "remat_policy", "scan_layers"),
-    *("resid_pdrop", "embd_pdrop"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
 )
 
 
@@ -64,6 +72,27 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **found, **given}
 
 
+def read_folder_params(folder: Path, shapes: PyTree, names: interop.ParamNames) -> Any:
+    """Reads the parameters in `model_name_or_path`, as `interop.read_params`.
+
+    Raises:
+        ValueError: if the weights are missing, damaged or those of another model.
+    """
+    try:
+        return interop.read_params(folder, shapes, names)
+    except ValueError as error:  # it names the argument of one of these functions
+        message = re.sub(
+            "`(folder|path)` must (be|contain)",
+            r"The weights in `model_name_or_path` must \2",
+            str(error),
+            count=1,
+        )
+        raise ValueError(
+            f"{message}\nSave the model again with `save_pretrained`, or set "
+            "`from_scratch` to initialize the weights."
+        ) from error
+
+
 def existing_folder(job: Job) -> Path | None:
     """Returns `model_name_or_path` if it is still there, else None with a note."""
     folder = job.model_name_or_path
@@ -96,11 +125,18 @@ def _check_sizes(
         for name in found
         if name in settings and name not in free and settings[name] != found[name]
     ]
+    others = sizes_of_others(config_type(found))
+    differing += [
+        f"`{name}` {value!r}"
+        for name, value in settings.items()
+        if name in others and value is not None
+    ]
     if differing:
         raise ValueError(
             f"The sizes of the model must be those in {str(folder / 'config.json')!r}, "
-            f"got {', '.join(differing)}. Leave them out, or set `from_scratch` to "
-            "initialize the weights."
+            f"got {', '.join(differing)}. Leave them out, and `preset` too. To change "
+            "them, edit a copy of the folder, and set `from_scratch` to initialize the "
+            "weights."
         )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import checkpoints, interop, training
+from .. import checkpoints, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
 from ..models import Model
@@ -23,7 +23,7 @@ from ._epochs import check_resolved
 from ._final_folder import write_transformers_folder
 from ._generate import with_samples
 from ._job import Job, mesh_axes
-from ._model_folder import existing_folder
+from ._model_folder import existing_folder, read_folder_params
 from ._report import RunResult, build_monitors, print_header, print_summary
 from ._run_data import (
     TrainingBatches,
@@ -84,7 +84,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         )
         evaluate = _make_evaluate(setup, run, job, model.block_size)
-        evaluate_and_sample = with_samples(evaluate, config, setup)
+        evaluate_and_sample = with_samples(evaluate, config, setup, run.folder)
         if run.is_finished:
             # Nothing is written to the folder of a finished run.
             trained = training.Trained(start, "max_steps")
@@ -140,7 +140,7 @@ def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
         if folder is None:
             return setup.init()
         like = setup.run_state.state.params
-        return setup.init(interop.read_params(folder, like, setup.model.names))
+        return setup.init(read_folder_params(folder, like, setup.model.names))
     start = training.restore_run_state(run.checkpoint, setup.run_state)
     if job.on_non_finite == "skip":
         return start
@@ -268,6 +268,7 @@ def _finish(
             like=existing_folder(config.job),
             has_new_weights=config.job.from_scratch,
             tokenizer=config.job.tokenizer,
+            chat_template=config.job.chat_template,
         )
     # Read from the log, which also covers earlier starts of the run.
     evaluations = run_on_process_0(lambda: read_evaluations(run.log))

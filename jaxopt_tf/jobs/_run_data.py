@@ -47,19 +47,15 @@ def read_corpus(job: Job, model: ModelConfig, folder: Path) -> data.Corpus:
         corpus = data.read_text(job.text) if job.text else data.standard_library()
     else:
         corpus = data.tokenize_text(job.text, job.tokenizer, cache_dir=folder)
-    if corpus.is_masked and not model.has_segments:
-        raise ValueError(
-            "`train_file` must contain text for this model, got rows for fine-tuning "
-            f"in {str(job.train_file[0])!r}. The loss of this model is computed on all "
-            "tokens. Name another `model_name_or_path`, or a column of text as "
-            "`text_column`."
-        )
     if model.vocab_size < corpus.vocab_size:
         vocabulary = "of bytes" if job.tokenizer is None else "of the tokenizer"
+        remedy = "Increase it"
+        if job.model_name_or_path is not None and not job.from_scratch:
+            remedy = "Enlarge the model with `resize_token_embeddings` of Transformers"
         raise ValueError(
             f"`vocab_size` must be at least {corpus.vocab_size}, the vocabulary size "
-            f"{vocabulary}, got {model.vocab_size!r}. Increase it, or give the "
-            "tokenizer that the model was made for."
+            f"{vocabulary}, got {model.vocab_size!r}. {remedy}, or give the tokenizer "
+            "that the model was made for."
         )
     return corpus
 
@@ -139,24 +135,27 @@ def training_batches(
 
 
 def evaluation_batches(
-    corpus: data.Corpus, job: Job, *, block_size: int, batch_size: int
+    corpus: data.Corpus,
+    job: Job,
+    *,
+    block_size: int,
+    batch_size: int,
+    num_tokens: int = 2**16,
 ) -> list[Any]:
-    """Returns the batches to evaluate on, of about 65,536 tokens in total.
+    """Returns the batches to evaluate on.
 
     Args:
         corpus: result of `read_corpus`.
         job: settings of the data.
         block_size: T, number of predicted tokens per row.
         batch_size: B, number of rows in a batch on all devices.
+        num_tokens: approximate number of tokens in all batches.
     """
+    sizes = {"batch_size": batch_size, "num_tokens": num_tokens}
     if not (job.packing or corpus.is_masked):
-        return list(
-            data.evaluation_batches(
-                corpus, block_size=block_size, batch_size=batch_size
-            )
-        )
+        return list(data.evaluation_batches(corpus, block_size=block_size, **sizes))
     rows = _rows(corpus, "evaluation", job, block_size)
-    return data.packed_evaluation_batches(rows, batch_size=batch_size)
+    return data.packed_evaluation_batches(rows, **sizes)
 
 
 def slice_reader(batches: TrainingBatches, n: int) -> Any:
@@ -186,6 +185,10 @@ def data_notes(corpus: data.Corpus, batches: TrainingBatches) -> list[str]:
 
 
 def _rows(corpus: data.Corpus, part: Any, job: Job, block_size: int) -> data.PackedRows:
-    return data.PackedRows(
-        corpus, part, block_size=block_size, packing="bfd" if job.packing else "none"
-    )
+    packing = "bfd" if job.packing else "none"
+    try:
+        return data.PackedRows(corpus, part, block_size=block_size, packing=packing)
+    except ValueError as error:
+        argument = "train_file" if job.train_file else "text"
+        message = str(error).replace("`corpus`", f"`{argument}`", 1)
+        raise ValueError(message) from error

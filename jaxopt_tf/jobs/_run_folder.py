@@ -171,7 +171,7 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
             corpus=corpus,
             settings=settings,
             checkpoint=checkpoint,
-            is_finished=_is_finished(checkpoint, config),
+            is_finished=is_finished(checkpoint, config),
         )
 
 
@@ -296,7 +296,8 @@ def _check_same_run(
         )
 
 
-def _is_finished(checkpoint: Path | None, config: RunConfig) -> bool:
+def is_finished(checkpoint: Path | None, config: RunConfig) -> bool:
+    """Returns True if a run has no steps left after a checkpoint of its folder."""
     if checkpoint is None or checkpoint == config.job.resume_from_checkpoint:
         return False
     if checkpoints.step_of(checkpoint) >= config.recipe.max_steps:

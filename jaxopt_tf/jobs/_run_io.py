@@ -7,14 +7,23 @@ import jax
 
 from .. import checkpoints, training
 from .._typing import PyTree
-from ..models import ModelConfig, build_model
+from ..models import Model, ModelConfig, build_model
 from ..recipes import Recipe
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
 from ._job import Job
 from ._run_data import read_corpus
-from ._run_folder import settings_of, write_settings
+from ._run_folder import is_finished, settings_of, write_settings
 from ._setup import build_setup, init_schedule, schedule_and_optimizer
+
+
+class TrainedParams(NamedTuple):
+    """Parameters of a run at one step, without its optimizer state."""
+
+    checkpoint: Path
+    config: RunConfig
+    model: Model
+    params: PyTree  # on the first device
 
 
 class Run(NamedTuple):
@@ -65,20 +74,59 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: if `folder` is neither, or contains no valid checkpoint.
     """
-    is_checkpoint = (folder / "SHA256SUMS").exists()
-    checkpoint = folder if is_checkpoint else checkpoints.latest_valid(folder)
-    if checkpoint is None:
-        raise ValueError(
-            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Name a "
-            "folder that was written by `jaxopt-tf train`."
-        )
-    saved = settings_of(checkpoint)
-    config = RunConfig.from_dict(own_settings(saved))
+    checkpoint, _ = _checkpoint_of(folder)
+    config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
     # A checkpoint can be restored on any mesh. The whole state is placed on one device,
     # whatever mesh the run had.
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
     run_state = training.restore_run_state(checkpoint, setup.run_state)
     return Run(config.recipe, config.model, config.job, run_state)
+
+
+def read_params(folder: Path) -> TrainedParams:
+    """Reads the parameters of a run, and none of its other arrays.
+
+    Args:
+        folder: folder of a checkpoint; or of a run, whose newest valid checkpoint is
+            read, or the one with the lowest evaluation loss if the run is finished and
+            has `load_best_model_at_end`.
+
+    Raises:
+        ValueError: if `folder` is neither, or contains no valid checkpoint.
+    """
+    checkpoint, is_verified = _checkpoint_of(folder)
+    config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
+    if checkpoint != folder and config.job.load_best_model_at_end:
+        progress = checkpoints.read_metadata(checkpoint).get("progress", {})
+        best = folder / f"checkpoint-{progress.get('best_step')}"
+        if is_finished(checkpoint, config) and best.is_dir():
+            checkpoint, is_verified = best, False
+    model = build_model(config.model)
+    on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device),
+        model.shapes,
+    )
+    restored = checkpoints.restore(
+        checkpoint,
+        {"state": {"params": params}},
+        is_partial=True,
+        verify=not is_verified,
+    )
+    return TrainedParams(checkpoint, config, model, restored.arrays["state"]["params"])
+
+
+def _checkpoint_of(folder: Path) -> tuple[Path, bool]:
+    """Returns the checkpoint of a folder, and True if its checksums were verified."""
+    if (folder / "SHA256SUMS").exists():
+        return folder, False
+    checkpoint = checkpoints.latest_valid(folder)
+    if checkpoint is None:
+        raise ValueError(
+            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Name a "
+            "folder that was written by `jaxopt-tf train`."
+        )
+    return checkpoint, True
 
 
 def first_run_state(

@@ -5,26 +5,25 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from .. import interop
 from .._typing import PyTree
-from ..data import Batches, Corpus, evaluation_batches
+from ..data import Corpus
 from ..models import Model, build_model
 from ..recipes import Recipe
 from ..tuning import Task
 from ._config import RunConfig
 from ._job import Job
-from ._run_data import read_corpus
+from ._model_folder import read_folder_params
+from ._run_data import evaluation_batches, read_corpus, training_batches
 
 # Settings that change the numbers of a run and that `tuning` does not support.
 _NOT_IN_TUNING = (
     "early_stopping_patience",
     "load_best_model_at_end",
     "mesh",
-    "packing",
     "on_non_finite",
     "resume_from_checkpoint",
 )
@@ -52,8 +51,10 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
             "out of the file, or name it in `ignore_fields`."
         )
     corpus = read_corpus(config.job, config.model, folder)
-    if corpus.skipped_files.num_files:
-        print(f"jaxopt-tf: `--text`: {corpus.skipped_files}.", file=sys.stderr)
+    skipped = corpus.skipped_files
+    lines = [f"`--text`: {skipped}"] if skipped.num_files else []
+    for line in (*lines, *corpus.notes):
+        print(f"jaxopt-tf: {line}.", file=sys.stderr)
     return corpus
 
 
@@ -71,7 +72,8 @@ def tuning_task(
         num_eval_tokens: approximate number of tokens to evaluate on; 0 for none.
 
     Raises:
-        ValueError: if the evaluation part of the text is shorter than one window.
+        ValueError: if a part of the text is shorter than one window, or of the rows is
+            empty.
     """
     model, job = build_model(config.model), config.job
     block_size = config.model.block_size
@@ -80,19 +82,21 @@ def tuning_task(
         matmul_precision=job.matmul_precision,
     )
 
-    def batches(recipe: Recipe) -> Iterator[np.ndarray]:
-        return Batches(
+    def batches(recipe: Recipe) -> Iterator[Any]:
+        return training_batches(
             corpus,
+            job,
             block_size=block_size,
             batch_size=recipe.per_device_train_batch_size,
             seed=recipe.seed,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         ).iter_from(0)  # endless
 
-    eval_batches: Sequence[np.ndarray] = ()
+    eval_batches: Sequence[Any] = ()
     if num_eval_tokens:
         eval_batches = evaluation_batches(
             corpus,
+            job,
             block_size=block_size,
             batch_size=job.per_device_eval_batch_size
             or config.recipe.per_device_train_batch_size,
@@ -114,4 +118,4 @@ def _init(model: Model, job: Job, seed: int) -> PyTree:
     """Returns the parameters before the first step."""
     if job.model_name_or_path is None or job.from_scratch:
         return model.init(seed)
-    return interop.read_params(job.model_name_or_path, model.shapes, model.names)
+    return read_folder_params(job.model_name_or_path, model.shapes, model.names)

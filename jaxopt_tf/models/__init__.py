@@ -35,3 +35,4 @@ from ._model import placeholder_config as placeholder_config
 from ._model import (
     settings_from_transformers_config as settings_from_transformers_config,
 )
+from ._model import sizes_of_others as sizes_of_others

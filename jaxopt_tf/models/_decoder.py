@@ -1,25 +1,24 @@
 """Loss function and logits of a decoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from .. import _checks, sharding, training
 from .._typing import PyTree
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
-from ._layers import IGNORE_INDEX, as_tokens, identity, use_matmul_precision
-from ._llama import Decoder, Inputs
-from ._loss import Batch, LossFn
+from ._inputs import IGNORE_INDEX, Batch, inputs_and_labels, inputs_of
+from ._layers import identity, use_matmul_precision
+from ._llama import Decoder
+from ._loss import LossFn
 
 # Number of tokens whose logits are in memory at a time, per device. Each chunk reads
 # and writes the gradient of the head once. From 1,024 tokens on, this takes little
 # time compared with the matrix products of the chunk.
 _CHUNK_SIZE = 1024
-_KEYS = ("input_ids", "labels", "segment_ids", "position_ids")
 
 
 def make_decoder_loss(
@@ -74,7 +73,7 @@ def make_decoder_loss(
 
     def loss_fn(params, batch, rng=None):
         del rng
-        inputs, labels = _inputs_and_labels(batch, config.block_size)
+        inputs, labels = inputs_and_labels(batch, config.block_size)
         with use_matmul_precision(matmul_precision):
             model = nnx.merge(graph, params)
             return training.chunked_cross_entropy(
@@ -113,8 +112,7 @@ def make_decoder_logits(
     graph = _decoder_graph(config, mesh, attend)
 
     def logits_fn(params, batch):
-        arrays = _batch_arrays(batch, min_length=1)
-        inputs = _inputs(arrays, slice(None))
+        inputs = inputs_of(batch)
         with use_matmul_precision(matmul_precision):
             model = nnx.merge(graph, params)
             return model.hidden(inputs) @ model.head()
@@ -143,71 +141,3 @@ def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None)
         )
 
     return nnx.graphdef(nnx.eval_shape(decoder))
-
-
-def _inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]:
-    """Returns the first T tokens and the labels of the last T, from [B, T + 1]."""
-    arrays = _batch_arrays(batch, min_length=2)
-    tokens = arrays["input_ids"]
-    length = tokens.shape[1] - 1
-    if length > block_size:
-        raise ValueError(
-            f"`batch` must be rows of at most {block_size + 1} tokens, one more than "
-            f"`block_size`, got {length + 1}. Truncate the rows, or use a larger "
-            "`block_size`."
-        )
-    inputs = _inputs(arrays, slice(None, -1))
-    if isinstance(batch, Mapping):
-        if "labels" not in arrays:
-            raise ValueError(
-                f"`batch` must have the key 'labels', got {list(batch)}. For a text "
-                "that is predicted completely, pass `input_ids` as `labels`."
-            )
-        return inputs, arrays["labels"][:, 1:]
-    labels = tokens[:, 1:]
-    is_missing = inputs.tokens == IGNORE_INDEX
-    # Padding in the inputs is replaced by token 0. At the end of a row this is
-    # harmless, because attention is causal. In the middle of a row, later tokens would
-    # attend to it: their label becomes -1, which makes the loss NaN.
-    labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
-    return inputs._replace(tokens=jnp.where(is_missing, 0, inputs.tokens)), labels
-
-
-def _inputs(arrays: Mapping[str, jax.Array], positions: slice) -> Inputs:
-    segment_ids, position_ids = arrays.get("segment_ids"), arrays.get("position_ids")
-    if segment_ids is None and position_ids is not None:
-        steps = jnp.diff(position_ids, axis=1, prepend=position_ids[:, :1] - 1)
-        segment_ids = 1 + jnp.cumsum(steps != 1, axis=1, dtype=jnp.int32)
-    return Inputs(
-        arrays["input_ids"][:, positions],
-        None if segment_ids is None else segment_ids[:, positions],
-        None if position_ids is None else position_ids[:, positions],
-    )
-
-
-def _batch_arrays(batch: Batch, *, min_length: int) -> dict[str, jax.Array]:
-    """Returns the arrays of a batch as int32; raises unless all are [B, T]."""
-    given = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
-    for name in given:
-        _checks.one_of("batch", name, _KEYS)
-    if "input_ids" not in given:
-        raise ValueError(
-            f"`batch` must have the key 'input_ids', got {list(given)}. Pass the "
-            "tokens under it."
-        )
-    arrays = {
-        name: as_tokens(
-            f"batch[{name!r}]" if isinstance(batch, Mapping) else "batch",
-            value,
-            min_length=min_length,
-        ).astype(jnp.int32)
-        for name, value in given.items()
-    }
-    shape = arrays["input_ids"].shape
-    for name, array in arrays.items():
-        if array.shape != shape:
-            raise ValueError(
-                f"`batch[{name!r}]` must have the shape of `input_ids`, "
-                f"{list(shape)}, got {list(array.shape)}. Pad all arrays to one length."
-            )
-    return arrays

@@ -182,11 +182,6 @@ class DecoderConfig:
         )
 
     @property
-    def has_segments(self) -> bool:
-        """True if attention can be restricted to the documents of a row."""
-        return True
-
-    @property
     def layer_kinds(self) -> list[LayerKind]:
         """Window and RoPE of each layer."""
         return [
@@ -234,8 +229,8 @@ class DecoderConfig:
         if self.block_size > self.max_position_embeddings:
             raise ValueError(
                 "`block_size` must be at most `max_position_embeddings`, which is "
-                f"{self.max_position_embeddings}, got {self.block_size!r}. Use shorter "
-                "sequences."
+                f"{self.max_position_embeddings}, got {self.block_size!r}. Use this "
+                "number, or less."
             )
         if self.pad_token_id is not None:
             size = self.vocab_size

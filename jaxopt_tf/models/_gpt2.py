@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .._numerics import wide_dtype
+from ._attention import AttentionFn, make_attention
 from ._gpt2_config import GPT2Config
-from ._layers import Embedding, as_tokens, dropout, identity, linear
+from ._inputs import Batch, Inputs, inputs_of
+from ._layers import Embedding, dropout, identity, linear
 
 
 class GPT2(nnx.Module):
@@ -27,53 +30,81 @@ class GPT2(nnx.Module):
         *,
         rngs: nnx.Rngs,
         constrain: Callable[[jax.Array], jax.Array] = identity,
+        attend: AttentionFn | None = None,
     ):
-        """Initializes the parameters from normal distributions; see `_std`."""
-        self.transformer = _Transformer(config, constrain, rngs=rngs)
+        """Initializes the parameters from normal distributions; see `_std`.
+
+        Args:
+            config: configuration of the model.
+            rngs: key of the parameters.
+            constrain: function that constrains activations, [B, T, ...], to their
+                sharding on a mesh.
+            attend: attention function for rows with `segment_ids`; None for
+                `make_attention()`.
+        """
+        attend = make_attention() if attend is None else attend
+        self.transformer = _Transformer(config, constrain, attend, rngs=rngs)
         self.constrain = constrain
 
-    def __call__(self, tokens: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, batch: Batch | Inputs, rng: jax.Array | None = None
+    ) -> jax.Array:
         """Returns the logits of the next token at each position.
 
         Args:
-            tokens: [B, T], integers; T is at most `block_size`. A token outside the
-                vocabulary makes the logits of its row NaN.
+            batch: tokens, [B, T], integers; or a dict with `input_ids`, and optionally
+                `segment_ids` and `position_ids`, all [B, T]. T is at most `block_size`.
+                A token outside the vocabulary makes the logits of its row NaN.
             rng: key for dropout; None for no dropout.
 
         Returns:
             [B, T, vocab_size], in the dtype of the parameters.
 
         Raises:
-            ValueError: if `tokens` has the wrong shape or is too long.
-            TypeError: if `tokens` does not contain integers.
+            ValueError: if an array has the wrong shape or is too long.
+            TypeError: if an array does not contain integers.
         """
-        x = self.transformer(as_tokens("tokens", tokens, min_length=1), rng)
+        inputs = batch if isinstance(batch, Inputs) else inputs_of(batch)
+        x = self.transformer(inputs, rng)
         return self.constrain(x @ self.transformer.wte.embedding[...].T)
 
 
 class _Transformer(nnx.Module):
-    def __init__(self, config: GPT2Config, constrain: Callable, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: GPT2Config,
+        constrain: Callable,
+        attend: AttentionFn,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config, self.constrain = config, constrain
         self.wte = Embedding(config.vocab_size, config.n_embd, _std(config), rngs)
         self.wpe = Embedding(config.block_size, config.n_embd, _std(config), rngs)
-        blocks = [_Block(config, rngs=rngs) for _ in range(config.n_layer)]
+        blocks = [_Block(config, attend, rngs=rngs) for _ in range(config.n_layer)]
         self.h: Any = _stacked(blocks) if config.scan_layers else nnx.List(blocks)
         self.ln_f = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array, rng: jax.Array | None) -> jax.Array:
-        config, length = self.config, tokens.shape[1]
+    def __call__(self, inputs: Inputs, rng: jax.Array | None) -> jax.Array:
+        config, length = self.config, inputs.tokens.shape[1]
         if length > config.block_size:
             raise ValueError(
-                f"`tokens` must be at most `block_size` long, which is "
+                f"`batch` must be at most `block_size` long, which is "
                 f"{config.block_size}, got {length}. A batch for the loss may be one "
                 "longer. Truncate the rows, or use a larger `block_size`."
             )
         rng, block_rng = (None, None) if rng is None else jax.random.split(rng)
-        x = self.wte(tokens) + self.wpe.embedding[None, :length]
-        x = self.constrain(dropout(x, config.embd_pdrop, rng))
-        return self.ln_f(self._through_blocks(x, block_rng))
+        positions = self.wpe.embedding[None, :length]
+        if inputs.position_ids is not None:
+            positions = self.wpe(inputs.position_ids)
+        x = self.constrain(
+            dropout(self.wte(inputs.tokens) + positions, config.embd_pdrop, rng)
+        )
+        return self.ln_f(self._through_blocks(x, inputs.segment_ids, block_rng))
 
-    def _through_blocks(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+    def _through_blocks(
+        self, x: jax.Array, segment_ids: jax.Array | None, rng: jax.Array | None
+    ) -> jax.Array:
         config = self.config
         is_scanned = config.scan_layers
         # All blocks have the same graph definition; only their parameters differ.
@@ -81,7 +112,8 @@ class _Transformer(nnx.Module):
 
         def layer(x, params_and_rngs):
             params, rngs = params_and_rngs
-            return self.constrain(nnx.merge(graph, params)(x, rngs)), None
+            block = nnx.merge(graph, params)
+            return self.constrain(block(x, segment_ids, rngs)), None
 
         if config.gradient_checkpointing:
             # `prevent_cse` adds optimization barriers, without which XLA would merge
@@ -98,16 +130,26 @@ class _Transformer(nnx.Module):
 
 
 class _Block(nnx.Module):
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        self.resid_pdrop = config.resid_pdrop
+    def __init__(self, config: GPT2Config, attend: AttentionFn, *, rngs: nnx.Rngs):
+        self.resid_pdrop, self.attn_pdrop = config.resid_pdrop, config.attn_pdrop
+        self.attend = attend
         self.ln_1 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
         self.attn = _Attention(config, rngs=rngs)
         self.ln_2 = nnx.LayerNorm(config.n_embd, epsilon=1e-5, rngs=rngs)
         self.mlp = _MLP(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rngs: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array | None, rngs: jax.Array | None
+    ) -> jax.Array:
         q, k, v = self.project(x)
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        if rngs is not None and self.attn_pdrop > 0:
+            # Not a third key per layer: runs without `attn_pdrop` keep their masks.
+            rng = jax.random.fold_in(rngs[0], 1)
+            y = _dropout_attention(q, k, v, segment_ids, self.attn_pdrop, rng)
+        elif segment_ids is None:
+            y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        else:
+            y = self.attend(q, k, v, segment_ids=segment_ids)
         return self.finish(x, y, rngs)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -151,6 +193,29 @@ class _MLP(nnx.Module):
         x = jax.lax.optimization_barrier(self.c_fc(x))
         x = jax.lax.optimization_barrier(jax.nn.gelu(x, approximate=True))
         return self.c_proj(x)
+
+
+def _dropout_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    rate: float,
+    rng: jax.Array,
+) -> jax.Array:
+    """Computes causal attention with dropout of its probabilities, as PyTorch does.
+
+    The probabilities, [B, H, T, T], are held in memory: the kernels of
+    `make_attention` have no dropout. The softmax is in float32.
+    """
+    length, wide = q.shape[1], wide_dtype(q.dtype)
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=wide)
+    is_visible = jnp.tril(jnp.ones((length, length), bool))[None]
+    if segment_ids is not None:
+        is_visible = is_visible & (segment_ids[:, :, None] == segment_ids[:, None])
+    scores = jnp.where(is_visible[:, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), rate, rng)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
 
 
 def _stacked(blocks: list[_Block]) -> _Block:

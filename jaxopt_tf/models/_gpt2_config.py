@@ -16,8 +16,8 @@ from ..optimizers import TorchLayout
 class GPT2Config:
     """Sizes and options of a GPT-2, with the names of Transformers' `GPT2Config`.
 
-    `block_size` corresponds to `n_positions` of Transformers. There is no `attn_pdrop`,
-    because `jax.nn.dot_product_attention` does not support dropout.
+    `block_size` corresponds to `n_positions` of Transformers, whose dropout rates are
+    0.1 by default.
 
     Attributes:
         n_layer: number of layers.
@@ -28,6 +28,8 @@ class GPT2Config:
         resid_pdrop: dropout rate of the outputs of attention and MLP, in training only;
             at least 0 and less than 1.
         embd_pdrop: dropout rate of the embeddings.
+        attn_pdrop: dropout rate of the attention probabilities, which are then held in
+            memory.
         gradient_checkpointing: whether the backward pass recomputes the activations of
             each layer instead of storing them. This needs less memory (on CPUs only
             together with `scan_layers`) and a third more FLOPs.
@@ -49,6 +51,7 @@ class GPT2Config:
     vocab_size: int = 256
     resid_pdrop: float = 0.0
     embd_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
     gradient_checkpointing: bool = False
     scan_layers: bool = False
 
@@ -57,7 +60,7 @@ class GPT2Config:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             size = _checks.step_count(name, getattr(self, name), minimum=1)
             object.__setattr__(self, name, size)  # the dataclass is frozen
-        for name in ("resid_pdrop", "embd_pdrop"):
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             _checks.fraction_below_one(name, getattr(self, name))
         for name in ("gradient_checkpointing", "scan_layers"):
             if not isinstance(getattr(self, name), bool):
@@ -72,14 +75,9 @@ class GPT2Config:
             )
 
     @property
-    def has_segments(self) -> bool:
-        """True if attention can be restricted to the documents of a row."""
-        return False
-
-    @property
     def has_dropout(self) -> bool:
         """True if the loss needs a random key in every training step."""
-        return self.resid_pdrop > 0 or self.embd_pdrop > 0
+        return max(self.resid_pdrop, self.embd_pdrop, self.attn_pdrop) > 0
 
 
 # Each preset has about four times the parameters of the previous one. The vocabulary is

@@ -14,7 +14,6 @@ from ._gpt2_config import GPT2Config
 _SUPPORTED_VALUES = {
     "activation_function": "gelu_new",
     "add_cross_attention": False,
-    "attn_pdrop": 0.0,
     "layer_norm_epsilon": 1e-5,
     "model_type": "gpt2",
     "n_inner": None,
@@ -36,10 +35,8 @@ _SPELLINGS = {
     "n_embd": ("n_embd", "hidden_size"),
     "n_positions": ("n_positions", "max_position_embeddings", "n_ctx"),
 }
-_REMEDIES = {
-    "attn_pdrop": "; attention dropout is not implemented. Set it to 0.0 in "
-    "config.json to train without it, which changes the results"
-}
+# Defaults of Transformers' `GPT2Config`.
+_DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 # Names in config.json by the names of `GPT2Config`.
 _SIZES = {
     "n_layer": "n_layer",
@@ -47,8 +44,7 @@ _SIZES = {
     "n_embd": "n_embd",
     "block_size": "n_positions",
     "vocab_size": "vocab_size",
-    "resid_pdrop": "resid_pdrop",
-    "embd_pdrop": "embd_pdrop",
+    **{name: name for name in _DROPOUT},
 }
 
 
@@ -64,7 +60,7 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "config.json"
     given = read_json_object(path, "checkpoint")
-    config = {"attn_pdrop": 0.1, **given}  # default of Transformers' GPT2Config
+    config = {**_DROPOUT, **given}
     problems = []
     for name, spellings in _SPELLINGS.items():
         values = {n: given[n] for n in spellings if n in given}
@@ -79,7 +75,7 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
     if config.get("n_inner") and config["n_inner"] == 4 * config.get("n_embd", 0):
         config["n_inner"] = None  # 4 * n_embd is the meaning of None
     problems += [
-        f"`{name}` {config[name]!r}: it must be {supported!r}{_REMEDIES.get(name, '')}"
+        f"`{name}` {config[name]!r}: it must be {supported!r}"
         for name, supported in _SUPPORTED_VALUES.items()
         if config.get(name, supported) != supported
     ]

@@ -1,4 +1,4 @@
-"""Layers of the models that replace those of Flax NNX, and checks of tokens.
+"""Layers of the models that replace those of Flax NNX.
 
 Activations have the dtype of the parameters, bfloat16 included, and matrix products
 have a gradient that is fast on CPUs.
@@ -6,15 +6,12 @@ have a gradient that is fast on CPUs.
 
 import contextlib
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from .._numerics import matmul_precision
-
-IGNORE_INDEX = -100  # label without a loss; PyTorch's default `ignore_index`
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -27,22 +24,6 @@ def use_matmul_precision(precision: str | None) -> contextlib.AbstractContextMan
     if precision is None:
         return contextlib.nullcontext()
     return jax.default_matmul_precision(precision)
-
-
-def as_tokens(name: str, tokens: Any, *, min_length: int) -> jax.Array:
-    """Returns `tokens` as an array; raises unless it is [B, T], T >= `min_length`."""
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(
-            f"`{name}` must contain integers, got {tokens.dtype}. Pass the indices of "
-            "the tokens."
-        )
-    if tokens.ndim != 2 or tokens.shape[1] < min_length:
-        raise ValueError(
-            f"`{name}` must be rows of at least {min_length} tokens, [B, T], got shape "
-            f"{list(tokens.shape)}."
-        )
-    return tokens
 
 
 class Embedding(nnx.Module):

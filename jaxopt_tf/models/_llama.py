@@ -11,7 +11,7 @@ Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import REMAT_POLICIES, DecoderConfig, LayerKind
+from ._inputs import Inputs
 from ._layers import identity, matmul
 from ._rotary import Rotation, inverse_frequencies, rotate, rotation
-
-
-class Inputs(NamedTuple):
-    """Inputs of a decoder."""
-
-    tokens: jax.Array  # [B, T], int32
-    segment_ids: jax.Array | None = None  # [B, T], int32; documents of a packed row
-    position_ids: jax.Array | None = None  # [B, T], int32; None for 0, 1, ..., T - 1
 
 
 class Decoder(nnx.Module):

@@ -1,20 +1,18 @@
 """Loss function and initial parameters of a GPT-2."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from .. import _checks, training
 from .._typing import PyTree
+from ._attention import AttentionFn
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
-from ._layers import IGNORE_INDEX, as_tokens, identity, use_matmul_precision
-
-# Tokens, [B, T + 1], or a dict of arrays of this shape.
-Batch = jax.Array | Mapping[str, jax.Array]
+from ._inputs import IGNORE_INDEX, Batch, inputs_and_labels
+from ._layers import identity, use_matmul_precision
 
 
 class LossFn(Protocol):
@@ -35,8 +33,10 @@ def make_loss_fn(
     The loss function takes parameters, a batch and, for training with dropout, a key. A
     batch is [B, T + 1] integers, of which the first T predict the last T; T is at most
     `block_size`. Shorter rows are padded with -100, which is not predicted and not
-    counted. The loss is NaN if a token is outside the vocabulary or follows a -100.
-    Without a key there is no dropout, as in an evaluation.
+    counted. A batch may also be a dict of arrays [B, T + 1]: `input_ids`, `labels`, and
+    optionally `segment_ids` and `position_ids`, as for the other models. The loss is
+    NaN if a token is outside the vocabulary or follows a -100. Without a key there is
+    no dropout, as in an evaluation.
 
     With parameters in bfloat16, the activations are bfloat16. Layer normalization,
     softmax and the loss are computed in float32.
@@ -73,6 +73,7 @@ def make_gpt2_loss(
     label_smoothing_factor: float = 0.0,
     constrain: Callable[[jax.Array], jax.Array] = identity,
     matmul_precision: str | None = None,
+    attend: AttentionFn | None = None,
 ) -> LossFn:
     """Returns the loss function of `make_loss_fn` without initial parameters.
 
@@ -84,6 +85,8 @@ def make_gpt2_loss(
         matmul_precision: precision of matrix products in the forward and backward pass,
             as for `jax.default_matmul_precision`; None for the precision that is
             configured where the loss is called.
+        attend: attention function for batches with `segment_ids`; None for
+            `make_attention()`.
 
     Returns:
         (params, batch, rng=None) -> (summed loss, number of predicted tokens).
@@ -92,19 +95,16 @@ def make_gpt2_loss(
         ValueError, TypeError: as for `make_loss_fn`.
     """
     _checks.fraction_below_one("label_smoothing_factor", label_smoothing_factor)
-    model = nnx.eval_shape(lambda: GPT2(config, rngs=nnx.Rngs(0), constrain=constrain))
-    graph = nnx.graphdef(model)
+
+    def model() -> GPT2:
+        return GPT2(config, rngs=nnx.Rngs(0), constrain=constrain, attend=attend)
+
+    graph = nnx.graphdef(nnx.eval_shape(model))
 
     def loss_fn(params, batch, rng=None):
-        tokens = as_tokens("batch", batch, min_length=2).astype(jnp.int32)
-        inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        is_missing = inputs == IGNORE_INDEX
-        # Padding in the inputs is replaced by token 0. At the end of a row this is
-        # harmless, because attention is causal. In the middle of a row, later tokens
-        # would attend to it: their label becomes -1, which makes the loss NaN.
-        labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
+        inputs, labels = inputs_and_labels(batch, config.block_size)
         with use_matmul_precision(matmul_precision):
-            logits = nnx.merge(graph, params)(jnp.where(is_missing, 0, inputs), rng)
+            logits = nnx.merge(graph, params)(inputs, rng)
         return training.cross_entropy(
             logits,
             labels,

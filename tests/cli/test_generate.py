@@ -49,9 +49,11 @@ def test_passes_all_flags_on(monkeypatch, capsys, tmp_path):
         return "text"
 
     monkeypatch.setattr(jobs, "generate", generate)
-    flags = "--max_new_tokens 1e2 --top_k 5 --tokenizer t.json --no_bf16"
+    flags = "--max_new_tokens 1e2 --top_k 5 --tokenizer t.json --no_bf16 --no_chat"
     assert main(["generate", str(tmp_path), *flags.split(), "--prompt", "a b"]) == 0
     assert capsys.readouterr().out == "text\n"
+    received.pop("report")("a line")
+    assert capsys.readouterr().err == "jaxopt-tf: a line\n"
     assert received == {
         "folder": tmp_path,
         "prompt": "a b",
@@ -60,6 +62,9 @@ def test_passes_all_flags_on(monkeypatch, capsys, tmp_path):
         "top_k": 5,
         "top_p": 1.0,
         "seed": 0,
+        "chat": False,
+        "system_prompt": None,
+        "chat_template": None,
         "tokenizer": tmp_path.__class__("t.json"),
         "bf16": False,
     }

@@ -299,7 +299,6 @@ def test_the_default_rule_leaves_out_what_trainer_does_in_a_gpt2(adamw):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attn_pdrop": 0.1}, "it must be 0.0; attention dropout"),
         ({"model_type": "bert"}, "`FOLDER` must contain a model of gpt2, llama"),
         ({"activation_function": "relu", "n_inner": 8}, "`n_inner` 8: it must be None"),
     ],
@@ -309,15 +308,6 @@ def test_refuses_another_model(adamw, tmp_path, capsys, change, words):
     assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_what_a_config_leaves_out_is_as_torch_has_it(adamw, tmp_path, capsys):
-    folder = changed(adamw, tmp_path, "config.json", {})
-    config = json.loads((folder / "config.json").read_text())
-    del config["attn_pdrop"]
-    (folder / "config.json").write_text(json.dumps(config))
-    assert main(["migrate", str(folder), str(tmp_path / "run")]) == 2
-    assert "`attn_pdrop` 0.1: it must be 0.0" in capsys.readouterr().err
 
 
 def test_refuses_folders_that_are_neither_or_are_there(adamw, tmp_path, capsys):

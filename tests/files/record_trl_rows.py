@@ -12,7 +12,7 @@ import tempfile
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, chat_template_utils
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog\n",
@@ -125,6 +125,23 @@ def reasoned(key, *reasonings):
     ]
 
 
+def with_tools(template):
+    """A conversation whose answers have a reasoning and call functions."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nb"},
+        {"role": "user", "content": "c"},
+    ]
+    # The template of DeepSeek needs a null as content, which TRL removes.
+    if "deepseek" not in template:
+        messages += [
+            {"role": "assistant", "content": "so", "tool_calls": [call, call]},
+            {"role": "tool", "content": "1"},
+        ]
+    return [{"messages": [*messages, {"role": "assistant", "content": "it is 1"}]}]
+
+
 def pairs(conversations):
     return [{"prompt": c[:-1], "completion": c[-1:]} for c in conversations]
 
@@ -208,6 +225,29 @@ def main():
         options = {"assistant_only_loss": True}
         cases.append(
             {"name": key, "folder": "chatml", "rows": rows, "options": options} | made
+        )
+    # Released templates, which TRL replaces for training.
+    released = tokenizer(
+        [
+            *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"),
+            "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        ],
+        None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        released.save_pretrained(folder)
+        paths = sorted(pathlib.Path(folder).iterdir())
+        folders["released"] = {path.name: path.read_text() for path in paths}
+    for name in ("qwen3", "qwen3_instruct_2507", "qwen2_5", "deepseek_r1_distill"):
+        released.chat_template = getattr(chat_template_utils, f"{name}_chat_template")
+        rows = [*messages(CONVERSATIONS[:2] + WITH_SYSTEM[1:]), *with_tools(name)]
+        options = {"assistant_only_loss": True}
+        cases.append(
+            {"name": name, "folder": "released", "rows": rows, "options": options}
+            | {"template": released.chat_template}
+            | prepared(released, rows, **options)
         )
     # Characters that Jinja's own filter escapes.
     options = [

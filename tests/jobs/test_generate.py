@@ -2,19 +2,25 @@
 
 import contextlib
 import io
+import json
 import re
 
 import jax
 import pytest
 
+from jaxopt_tf import interop
+from jaxopt_tf.checkpoints import _orbax
 from jaxopt_tf.data import byte_codec
 from jaxopt_tf.jobs import (
     Job,
+    Run,
     RunConfig,
     build_setup,
+    first_run_state,
     generate,
     make_sampler,
     pretrain,
+    write_run,
 )
 from jaxopt_tf.jobs._generate import with_samples
 from jaxopt_tf.models import GPT2Config, build_model
@@ -152,6 +158,99 @@ def test_text_of_a_folder_is_that_of_transformers(prompt, llama):
     )
     expected = tokenizer.decode(out[0], skip_special_tokens=True)
     assert generate(folder, prompt, max_new_tokens=20) == expected
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}over {% endif %}{{ message.content }} "
+    "{% endfor %}{% if add_generation_prompt %}over {% endif %}"
+)
+
+
+def untrained_run(rows, llama, tmp_path):
+    """A run on rows that starts from the folder, before its first step."""
+    folder, out = llama[0], tmp_path / "run"
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows))
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    settings = {
+        "max_steps": 1,
+        "model_name_or_path": str(folder),
+        "train_file": [str(tmp_path / "rows.jsonl")],
+        "chat_template": str(tmp_path / "template.jinja"),
+        "output_dir": str(out),
+    }
+    config = RunConfig.from_dict(settings)
+    model = build_model(config.model)
+    params = interop.read_params(folder, model.shapes, model.names)
+    state = first_run_state(config.recipe, config.model, params)
+    write_run(Run(config.recipe, config.model, config.job, state))
+    return out
+
+
+def continued(llama, text, **options):
+    """What Transformers writes after a text."""
+    _, model, tokenizer = llama
+    inputs = tokenizer(text, return_tensors="pt", **options)["input_ids"]
+    out = model.generate(
+        inputs,
+        attention_mask=inputs != -1,
+        do_sample=False,
+        max_new_tokens=9,
+        pad_token_id=0,
+    )
+    return tokenizer.decode(out[0, inputs.shape[1] :], skip_special_tokens=True)
+
+
+@references.needs_transformers
+def test_a_run_on_prompts_reads_them_as_transformers(llama, tmp_path, monkeypatch):
+    rows = {"prompt": "the quick", "completion": " fox"}
+    run = untrained_run(rows, llama, tmp_path)
+    lines = []
+
+    def read_arrays(path, like, **options):
+        lines.extend(str(path) for path, _ in jax.tree.leaves_with_path(like))
+        return read(path, like, **options)
+
+    read = _orbax.read_arrays
+    monkeypatch.setattr(_orbax, "read_arrays", read_arrays)
+    text = generate(run, "jumps", max_new_tokens=9, report=lines.append)
+    assert text == f"jumps {continued(llama, 'jumps')}"
+    # Neither the state of the optimizer nor anything else is read.
+    assert all("'params'" in line for line in lines[:-1])
+    assert lines[-1] == (
+        f"{run / 'checkpoint-0'}: the prompt is text; it is continued up to </s> (2)"
+    )
+
+
+@references.needs_transformers
+def test_a_run_on_messages_answers_as_transformers(llama, tmp_path):
+    message = {"role": "user", "content": "the quick"}
+    answer = {"role": "assistant", "content": "fox"}
+    run = untrained_run({"messages": [message, answer]}, llama, tmp_path)
+    options = {"max_new_tokens": 9}
+    expected = continued(llama, "<s>jumps over", add_special_tokens=False)
+    assert generate(run, "jumps", **options).strip() == expected
+    # The same for a folder, with `chat`.
+    folder, template = llama[0], tmp_path / "template.jinja"
+    assert generate(folder, "jumps", chat_template=template, **options).strip() == (
+        expected
+    )
+    # As text, and with a message of the system.
+    expected = continued(llama, "jumps")
+    assert generate(run, "jumps", chat=False, **options) == f"jumps {expected}"
+    expected = continued(llama, "<s>lazy jumps over", add_special_tokens=False)
+    assert generate(run, "jumps", system_prompt="lazy", **options).strip() == expected
+    with pytest.raises(ValueError, match="`prompt` must be a message of the user"):
+        generate(run, "")
+    with pytest.raises(ValueError, match="`chat` must be used with a chat template, b"):
+        generate(folder, "jumps", chat=True)
+    with pytest.raises(ValueError, match="`system_prompt` must be left out without"):
+        generate(run, "jumps", chat=False, system_prompt="lazy")
+
+
+def test_a_run_on_bytes_is_no_chat(run):
+    with pytest.raises(ValueError, match="`chat` must be left out for a run on bytes"):
+        generate(run[0].folder, "dog", chat=True)
 
 
 @references.needs_transformers

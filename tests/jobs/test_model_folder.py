@@ -130,7 +130,7 @@ def test_fine_tunes_on_completions_of_packed_rows(folder, settings):
     [
         ({"model_name_or_path": "nowhere"}, "must be a folder that contains config"),
         ({"vocab_size": 400}, r"must be those in .*`vocab_size` 400 instead of 300"),
-        ({"n_layer": 2}, "'n_layer' must be a setting of a run"),
+        ({"n_lyer": 2}, "'n_lyer' must be a setting of a run"),
         ({"text": []}, "`text` or `train_file` must be given"),
         ({"train_file": ["a.jsonl"]}, "`train_file` must be left out with `text`"),
         ({"validation_file": ["a.jsonl"]}, "must be given with `train_file`"),
@@ -148,20 +148,41 @@ def test_refuses_to_overwrite_the_folder(folder, settings):
         RunConfig.from_dict({"max_steps": 1, "from_scratch": True})
 
 
+def test_sizes_of_another_architecture_are_those_of_the_folder(settings):
+    message = "must be those in .*, got `n_layer` 2. Leave them out, and `preset` too."
+    with pytest.raises(ValueError, match=message):
+        run(settings, n_layer=2)
+    message = (
+        "`n_layer`, `n_head` must be left out with `model_name_or_path`: the sizes"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(settings, n_layer=2, n_head=2, from_scratch=True)
+
+
+def test_names_the_folder_of_damaged_weights(folder, settings, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    message = "The weights in `model_name_or_path` must contain model.safetensors or"
+    with pytest.raises(ValueError, match=message):
+        run(settings, model_name_or_path=str(tmp_path))
+    weights = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-9])
+    message = "The weights in `model_name_or_path` must be a complete safetensors file"
+    with pytest.raises(ValueError, match=message):
+        run(settings, model_name_or_path=str(tmp_path))
+
+
+def test_rows_without_a_completion_are_named_as_a_file(settings, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "", "completion": ""}\n' * 20)
+    message = "`train_file` must have a row in its training part with a predicted"
+    with pytest.raises(ValueError, match=message):
+        run(settings, train_file=[str(tmp_path / "rows.jsonl")], text=[])
+
+
 def test_refuses_a_folder_without_a_tokenizer(folder, settings, tmp_path):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match=r"must contain tokenizer\.json"):
         run(settings, model_name_or_path=str(tmp_path))
-
-
-def test_refuses_packed_rows_for_a_model_without_segments(folder, tmp_path):
-    with pytest.raises(ValueError, match="`packing` must be left out for this model"):
-        RunConfig.from_dict({"max_steps": 1, "packing": True})
-    rows = {"train_file": [str(folder / "rows.jsonl")], "vocab_size": 300}
-    tokenizer = {"tokenizer": str(folder / "tokenizer.json")}
-    given = {"max_steps": 1, "output_dir": str(tmp_path / "run"), **rows, **tokenizer}
-    with pytest.raises(ValueError, match="must contain text for this model, got rows"):
-        run(given)
 
 
 def test_rows_for_fine_tuning_need_a_tokenizer(folder, tmp_path):

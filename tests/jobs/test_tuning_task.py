@@ -61,6 +61,32 @@ def test_a_run_has_the_numbers_of_pretrain_with_equal_settings(config, tmp_path)
     np.testing.assert_allclose(runs.eval_loss[0], eval_loss, rtol=1e-5)
 
 
+def test_searches_on_rows_for_fine_tuning(config, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["</s>", "a", "b", "c"])}
+    content = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="c"))
+    content.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    content.save(str(tmp_path / "tokenizer.json"))
+    rows = [{"prompt": "a b", "completion": "b " * (1 + i % 5)} for i in range(60)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    run = config(
+        max_steps=4,
+        text=[],
+        train_file=[str(tmp_path / "rows.json")],
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        packing=True,
+        output_dir=str(tmp_path / "run"),
+    )
+    pretrain(run)
+    runs = tuning.train_many(
+        task_of(run, tmp_path), [run.recipe], devices=jax.devices()[:1]
+    )
+    folder = run.job.output_dir
+    np.testing.assert_allclose(runs.losses[0], column(folder, "loss"), rtol=1e-5)
+    eval_loss = column(folder, "eval_loss")[-1]
+    np.testing.assert_allclose(runs.eval_loss[0], eval_loss, rtol=1e-5)
+
+
 def test_the_batch_size_is_each_recipes_and_the_evaluation_batches_are_equal(
     config, tmp_path
 ):

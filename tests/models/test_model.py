@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxopt_tf._pytrees import _tree
-from jaxopt_tf.models import GPT2, GPT2Config, make_loss_fn
+from jaxopt_tf.models import GPT2, GPT2Config, make_attention, make_loss_fn
+from jaxopt_tf.models._gpt2 import _dropout_attention
 from jaxopt_tf.optimizers import decay_mask
 
 pytestmark = [
@@ -227,12 +228,25 @@ def test_drops_nothing_without_a_key(batch):
     assert "random_bits" not in program(plain, key(1))
 
 
-@pytest.mark.parametrize("rate", ["resid_pdrop", "embd_pdrop"])
+@pytest.mark.parametrize("rate", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])
 def test_each_share_drops_on_its_own(rate, batch):
     params, loss_fn = make_loss_fn(dataclasses.replace(TINY, **{rate: 0.5}), seed=0)
     jaxpr = jax.make_jaxpr(loss_fn)(params, batch, key(1))
     num_draws = sum(e.primitive.name == "random_bits" for e in equations(jaxpr.jaxpr))
-    assert num_draws == {"resid_pdrop": 4, "embd_pdrop": 1}[rate]
+    assert num_draws == {"resid_pdrop": 4, "embd_pdrop": 1, "attn_pdrop": 2}[rate]
+
+
+def test_attention_drops_probabilities_and_keeps_documents_apart(rng):
+    q, k = rng.normal(size=(2, 1, 6, 2, 6)).astype(np.float32)
+    v = np.broadcast_to(np.eye(6, dtype=np.float32)[None, :, None], k.shape)
+    segment_ids = np.asarray([[1, 1, 1, 2, 2, 2]], np.int32)
+    # With these values, outputs are probabilities.
+    attend = make_attention(implementation="xla")
+    whole = np.asarray(attend(q, k, v, segment_ids=jnp.asarray(segment_ids)))
+    dropped = _dropout_attention(q, k, v, jnp.asarray(segment_ids), 0.25, key(0))
+    is_kept = np.asarray(dropped) > 0
+    np.testing.assert_allclose(dropped, is_kept * whole / 0.75, rtol=1e-5)
+    assert 0.6 < is_kept.sum() / (whole > 0).sum() < 0.9
 
 
 # --- bfloat16
@@ -326,7 +340,7 @@ def test_smooths_labels(batch):
 
 def test_refuses_a_row_longer_than_the_model_sees():
     params, loss_fn = make_loss_fn(TINY, seed=0)
-    with pytest.raises(ValueError, match=r"`block_size` long, which is 6, got 7"):
+    with pytest.raises(ValueError, match=r"rows of at most 7 tokens, one more than"):
         loss_fn(params, np.zeros((1, 8), np.int32))
 
 
@@ -341,7 +355,7 @@ def test_refuses_tokens_that_are_no_integers():
     params, loss_fn = make_loss_fn(TINY, seed=0)
     with pytest.raises(TypeError, match="`batch` must contain integers, got float32"):
         loss_fn(params, np.zeros((2, 7), np.float32))
-    with pytest.raises(TypeError, match="`tokens` must contain integers, got float32"):
+    with pytest.raises(TypeError, match="`batch` must contain integers, got float32"):
         logits_of(params, np.zeros((2, 6), np.float32))
 
 

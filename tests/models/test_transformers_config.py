@@ -36,6 +36,7 @@ def sizes(tmp_path):
         {"n_ctx": 32},
         {"n_ctx": 16, "hidden_size": 16},
         {"hidden_size": 16, "n_embd": None, "n_inner": 64},
+        {"resid_pdrop": None, "embd_pdrop": None},  # 0.1, as in Transformers
     ],
     ids=str,
 )
@@ -57,6 +58,12 @@ def test_other_names_of_a_size_and_of_gelu_are_read(sizes, changes):
 def test_what_contradicts_itself_is_refused(sizes, changes, words):
     with pytest.raises(ValueError, match=words):
         sizes(**changes)
+
+
+def test_reads_the_dropout_of_released_models(sizes):
+    assert sizes()["attn_pdrop"] == 0.0
+    assert sizes(attn_pdrop=0.2)["attn_pdrop"] == 0.2
+    assert sizes(attn_pdrop=None)["attn_pdrop"] == 0.1
 
 
 def test_the_names_of_gelu_are_one_formula():

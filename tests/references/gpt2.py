@@ -16,7 +16,10 @@ def torch_name(name: str) -> str:
 
 
 def logits_loss_and_grads(
-    sizes: Mapping[str, int], params: Mapping[str, np.ndarray], batch: np.ndarray
+    sizes: Mapping[str, int],
+    params: Mapping[str, np.ndarray],
+    batch: np.ndarray,
+    labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
     """Runs `GPT2LMHeadModel` on a batch, in float32.
 
@@ -24,6 +27,7 @@ def logits_loss_and_grads(
         sizes: n_layer, n_head, n_embd, n_positions, vocab_size.
         params: parameters by their names in Flax; kernels [in, out].
         batch: tokens, [B, T + 1]; the first T predict the last T.
+        labels: the same tokens, or -100 for those that are not predicted; None for all.
 
     Returns:
         Logits, [B, T, vocab_size]; the loss per token; its gradient by Flax names.
@@ -39,9 +43,10 @@ def logits_loss_and_grads(
     state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state)
     tokens = torch.tensor(batch, dtype=torch.long)
+    targets = tokens if labels is None else torch.tensor(labels, dtype=torch.long)
     logits = model(input_ids=tokens[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1)
+        logits.reshape(-1, logits.shape[-1]), targets[:, 1:].reshape(-1)
     )
     loss.backward()
     grads = dict(model.named_parameters())
