@@ -5,6 +5,7 @@ params, loss_fn = make_loss_fn(gpt2_preset("micro"), seed=42)
 
 from ._attention import make_attention as make_attention
 from ._decoder_config import DecoderConfig as DecoderConfig
+from ._from_transformers import from_transformers as from_transformers
 from ._generation import GenerateFn as GenerateFn
 from ._generation import check_lengths as check_lengths
 from ._generation import make_generate as make_generate
@@ -35,3 +36,5 @@ from ._model import placeholder_config as placeholder_config
 from ._model import (
     settings_from_transformers_config as settings_from_transformers_config,
 )
+from ._torchax_model import TorchaxModel as TorchaxModel
+from ._torchax_model import from_torch as from_torch
