@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from .. import _checks, interop, training
+from .. import _checks, training
 from .._io import read_json_object
 from .._typing import PyTree
 from ._layers import IGNORE_INDEX, as_tokens, products_in
@@ -27,6 +27,7 @@ from ._torchax_model import (
     build_torchax_model,
     checked_loss,
     flops_of,
+    title_of,
 )
 
 # Architectures whose views of views torchax does not have.
@@ -106,7 +107,7 @@ def from_transformers(
     length = block_size or context_length or 0
     return build_torchax_model(
         function,
-        title=_title(module),
+        title=title_of(module),
         loss_fn=forward.loss,
         logits_fn=forward.logits,
         sharding_rules=sharding_rules,
@@ -198,7 +199,7 @@ class _Forward:
         return inputs
 
     def _loss_in(self, outputs: Any) -> Any:
-        loss = outputs["loss"] if "loss" in outputs else None
+        loss = outputs.get("loss")
         if loss is None:
             raise ValueError(
                 f"`batch` must have the arguments from which {self._name} computes a "
@@ -335,9 +336,9 @@ def _check_layerdrop(config: Any) -> None:
     for name, rate in config.to_dict().items():
         if "layerdrop" in name and isinstance(rate, float) and rate > 0:
             raise ValueError(
-                f"`source` must have no layers that are dropped at random, got `{name}` "
-                f"{rate!r}: the layers would be drawn once, when the step is compiled. "
-                f"Set `config.{name} = 0.0`."
+                "`source` must have no layers that are dropped at random, got "
+                f"`{name}` {rate!r}: they would be drawn once, when the step is "
+                f"compiled. Set `config.{name} = 0.0`."
             )
 
 
@@ -367,8 +368,3 @@ def _attention_flops(config: Any, length: int) -> int:
     head_dim = getattr(config, "head_dim", None)
     width = heads * head_dim if head_dim else hidden if heads else 0
     return 12 * layers * width * length
-
-
-def _title(module: Any) -> str:
-    num_params = sum(p.numel() for p in module.parameters())
-    return f"{type(module).__name__}: {num_params:,} parameters"

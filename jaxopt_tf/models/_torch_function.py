@@ -6,6 +6,7 @@ loss = function(lambda module, batch: module(**batch).loss, params, batch, rng)
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -131,6 +132,10 @@ class TorchFunction:
         # Functions may raise errors of their own, which `explain_errors` passes on.
         with (
             torch.no_grad(),
+            # torch promotes dtypes and broadcasts, whatever JAX's settings are.
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            _without_int64_warnings(),
             explain_errors(module),
             self._settings(),
             _in_mode(module, is_training=rng is not None),
@@ -176,8 +181,9 @@ class TorchFunction:
 
 
 def _shape(p: Any) -> jax.ShapeDtypeStruct:
-    # `jnp.dtype` of torch's name: "torch.bfloat16". JAX has float64 only if enabled.
-    dtype = jax.dtypes.canonicalize_dtype(jnp.dtype(str(p.dtype).removeprefix("torch.")))
+    name = str(p.dtype).removeprefix("torch.")
+    # JAX has float64 only if it is enabled.
+    dtype = jax.dtypes.canonicalize_dtype(jnp.dtype(name))
     return jax.ShapeDtypeStruct(tuple(p.shape), dtype)
 
 
@@ -200,7 +206,8 @@ def _check_statistics(module: Any) -> None:
         and getattr(layer, "running_mean", None) is not None
     ]
     if found:
-        (path, kind), name = found[0], f"{found[0][0]}.running_mean".lstrip(".")
+        path, kind = found[0]
+        name = f"{path}.running_mean".lstrip(".")
         raise ValueError(
             "`module` must have no buffer that changes in training, got "
             f"{name!r} of {kind} and the statistics of {len(found) - 1} more "
@@ -212,9 +219,9 @@ def _check_statistics(module: Any) -> None:
 @functools.cache
 def _caller_type() -> Any:
     """Returns the class of a module that calls a function with the inner module."""
-    torch = import_torch()
+    base: Any = import_torch().nn.Module
 
-    class Caller(torch.nn.Module):
+    class Caller(base):
         """Calls a function, and checks that tensors of the module do not change."""
 
         def __init__(self, module, tensors):
@@ -241,6 +248,14 @@ def _caller_type() -> Any:
             return result
 
     return Caller
+
+
+@contextlib.contextmanager
+def _without_int64_warnings() -> Iterator[None]:
+    """Ignores JAX's warning that int64, torch's dtype of indices, becomes int32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Explicitly requested dtype")
+        yield
 
 
 @contextlib.contextmanager

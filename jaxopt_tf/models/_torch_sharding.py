@@ -7,7 +7,6 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from .._pytrees import match_rules
-from .._typing import PyTree
 from ._torchax import import_torch
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
@@ -72,12 +71,12 @@ def module_rules(
 def on_mesh(rules: Mapping[str, PartitionSpec], mesh: Mesh) -> dict[str, PartitionSpec]:
     """Returns the rules without axes that the mesh does not have."""
 
-    def kept(entry: Any) -> Any:
+    def on_axes(entry: Any) -> Any:
         names = entry if isinstance(entry, tuple) else (entry,)
         found = tuple(name for name in names if name in mesh.shape)
         return None if not found else found[0] if len(found) == 1 else found
 
-    return {name: PartitionSpec(*map(kept, spec)) for name, spec in rules.items()}
+    return {name: PartitionSpec(*map(on_axes, spec)) for name, spec in rules.items()}
 
 
 def linear_layers(module: Any) -> dict[str, tuple[Any, int, int]]:

@@ -7,6 +7,8 @@ with one version of torch.
 import contextlib
 import importlib
 import importlib.metadata
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,9 +195,9 @@ def _version(name: str) -> str:
 
 def _place(error: BaseException) -> str:
     """Returns the line of the module's code at which an error was raised."""
-    libraries = ("/torch/", "/torchax/", "/jax/", "/jaxlib/", "/jaxopt_tf/")
+    libraries = _folders("torch", "torchax", "jax", "jaxlib", "jaxopt_tf")
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(part in f.filename for part in libraries)]
+    own = [f for f in frames if not f.filename.startswith(libraries)]
     if not own:
         return "in its forward pass"
     last = own[-1]
@@ -206,4 +208,10 @@ def _is_of_jax(error: BaseException) -> bool:
     """Returns whether an error was raised in code of torchax or JAX."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename if frames else ""
-    return any(part in last for part in ("/torchax/", "/jax/", "/jaxlib/"))
+    return last.startswith(_folders("torchax", "jax", "jaxlib"))
+
+
+def _folders(*packages: str) -> tuple[str, ...]:
+    """Returns the folders of packages, with a separator at the end."""
+    paths = [getattr(sys.modules.get(name), "__file__", None) for name in packages]
+    return tuple(os.path.join(os.path.dirname(path), "") for path in paths if path)

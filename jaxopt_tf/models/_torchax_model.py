@@ -101,9 +101,9 @@ def from_torch(
     """Returns a torch module as a model that trains in JAX. Experimental.
 
         def loss_fn(module, batch):
-            logits = module(batch["x"])
-            loss = torch.nn.functional.cross_entropy(logits, batch["y"], reduction="sum")
-            return loss, batch["y"].numel()
+            y = module(batch["x"])
+            losses = torch.nn.functional.mse_loss(y, batch["y"], reduction="none")
+            return losses.sum(), losses.numel()
 
         model = from_torch(module, loss_fn)
         train_step = make_train_step(model.make_loss(), optimizer)
@@ -141,7 +141,7 @@ def from_torch(
     function = TorchFunction(module)
     return build_torchax_model(
         function,
-        title=_title(module),
+        title=title_of(module),
         loss_fn=loss_fn,
         logits_fn=logits_fn or (lambda module, batch: module(batch)),
         sharding_rules=sharding_rules,
@@ -187,7 +187,7 @@ def build_torchax_model(
 
         return compute
 
-    defaults = {
+    defaults: dict[str, Any] = {
         "config": None,
         "context_length": 2**31 - 1,
         "transformers_config": {},
@@ -276,6 +276,7 @@ def _make_no_generate(**_: Any) -> NoReturn:
     )
 
 
-def _title(module: Any) -> str:
+def title_of(module: Any) -> str:
+    """Returns the class and the number of parameters of a module."""
     num_params = sum(p.numel() for p in module.parameters())
     return f"{type(module).__name__}: {num_params:,} parameters"
