@@ -285,7 +285,7 @@ def _codec_of_job(job: Job, tokenizer: Path | None) -> TextCodec:
 def _read_transformers(
     folder: Path, tokenizer: Path | None, bf16: bool | None
 ) -> _Trained:
-    settings = settings_from_transformers_config(folder)
+    settings = settings_from_transformers_config(folder, "flax")
     model = build_model(config_type(settings)(**settings))
     path = folder / "tokenizer.json" if tokenizer is None else tokenizer
     if not path.is_file():

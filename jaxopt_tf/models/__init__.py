@@ -38,3 +38,4 @@ from ._model import (
 )
 from ._torchax_model import TorchaxModel as TorchaxModel
 from ._torchax_model import from_torch as from_torch
+from ._transformers_config import TransformersConfig as TransformersConfig

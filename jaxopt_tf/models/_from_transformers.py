@@ -1,5 +1,6 @@
 """Models of Transformers as models that train in JAX, by torchax."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -29,6 +30,7 @@ from ._torchax_model import (
     flops_of,
     title_of,
 )
+from ._transformers_config import TransformersConfig, causal_lm
 
 # Architectures whose views of views torchax does not have.
 _MATERIALIZE_VIEWS = re.compile(".*mamba.*")
@@ -94,6 +96,32 @@ def from_transformers(
             "`source` must be a PreTrainedModel of Transformers or a folder, got "
             f"{type(module).__name__}. For other torch modules use `from_torch`."
         )
+    return _model_of(module, block_size, sharding_rules)
+
+
+def build_transformers(config: TransformersConfig) -> TorchaxModel:
+    """Returns the model of a configuration; `init(seed)` draws its weights."""
+    module = causal_lm(config)
+    model = _model_of(module, config.block_size, _NO_RULES)
+    if model.function.frozen:
+        first = next(iter(model.function.frozen))
+        raise ValueError(
+            "`model_name_or_path` must contain a model whose parameters are all "
+            f"trained, but {first!r} of {type(module).__name__} is frozen. Train it "
+            "with `models.from_transformers` in Python."
+        )
+    return dataclasses.replace(
+        model,
+        config=config,
+        init=functools.partial(_draw, model.function),
+        draws_on_host=True,
+        transformers_config=config.transformers_config,
+    )
+
+
+def _model_of(
+    module: Any, block_size: int | None, sharding_rules: Mapping[str, PartitionSpec]
+) -> TorchaxModel:
     _check_layerdrop(module.config)
     text_config = module.config.get_text_config()
     model_type = module.config.model_type
@@ -118,6 +146,7 @@ def from_transformers(
         context_length=context_length or 2**31 - 1,
         transformers_config=_config_dict(module),
         prefix=module.base_model_prefix,
+        differences=forward.differences,
     )
 
 
@@ -150,6 +179,18 @@ class _Forward:
         self.shifts_labels = loss is losses.ForCausalLMLoss and not is_seq2seq
         causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.is_causal_lm = self._name in causal
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Sentences on how training on rows of tokens differs from Trainer's."""
+        if not self.is_causal_lm or self.shifts_labels:
+            return ()
+        return (
+            "the loss here is the mean over all predicted tokens; Trainer 5.23 divides "
+            f"the loss of {self._name} by the number of all labels, including the "
+            "first of each row, so that its losses and gradients are (L - 1) / L of "
+            "those here for rows of L tokens",
+        )
 
     def check_batch(self, batch: Any) -> None:
         """Raises unless a batch is a mapping with arguments of `forward`."""
@@ -296,13 +337,18 @@ def _load(folder: str | Path) -> Any:
 
 def _init(function: TorchFunction, seed: int) -> PyTree:
     """Returns the weights of a module; random ones for a module without values."""
-    torch, module = import_torch(), function.module
-    if any(p.is_meta for p in module.parameters()):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_checks.seed("seed", seed))
-            drawn = type(module)(module.config)
-        return TorchFunction(drawn).values(function.trainable)
+    if any(p.is_meta for p in function.module.parameters()):
+        return _draw(function, seed)
     return function.values(function.trainable)
+
+
+def _draw(function: TorchFunction, seed: int) -> PyTree:
+    """Returns initial weights as Transformers draws them after `manual_seed(seed)`."""
+    torch, module = import_torch(), function.module
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_checks.seed("seed", seed))
+        drawn = type(module)(module.config)
+    return TorchFunction(drawn).values(function.trainable)
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def build_torchax_model(
         return compute
 
     defaults: dict[str, Any] = {
-        "config": None,
+        "config": None,  # jobs set it
         "context_length": 2**31 - 1,
         "transformers_config": {},
         "prefix": "",
