@@ -4,6 +4,7 @@ params, loss_fn = make_loss_fn(gpt2_preset("micro"), seed=42)
 """
 
 from ._attention import make_attention as make_attention
+from ._build import build_model as build_model
 from ._decoder_config import DecoderConfig as DecoderConfig
 from ._from_transformers import from_transformers as from_transformers
 from ._generation import GenerateFn as GenerateFn
@@ -30,7 +31,6 @@ from ._model import ARCHITECTURES as ARCHITECTURES
 from ._model import CONFIG_TYPES as CONFIG_TYPES
 from ._model import Model as Model
 from ._model import ModelConfig as ModelConfig
-from ._model import build_model as build_model
 from ._model import config_type as config_type
 from ._model import placeholder_config as placeholder_config
 from ._model import (

@@ -38,14 +38,14 @@ from ._gpt2_from_transformers import (
 )
 from ._loss import LossFn, draw_params, make_gpt2_loss
 from ._torch_names import torch_model
-from ._transformers_decoder_config import (
-    decoder_config_for_transformers,
-    decoder_config_from_transformers,
-)
 from ._transformers_config import (
     TransformersConfig,
     has_torchax,
     transformers_settings,
+)
+from ._transformers_decoder_config import (
+    decoder_config_for_transformers,
+    decoder_config_from_transformers,
 )
 
 # Configuration of a model, from which `build_model` builds it.
@@ -235,17 +235,8 @@ def placeholder_config(kind: type) -> ModelConfig:
     return kind(**_PLACEHOLDERS[kind])
 
 
-def build_model(config: ModelConfig) -> Model:
-    """Returns the model of a configuration.
-
-    Raises:
-        ImportError: if the model needs torchax, and it is missing.
-    """
-    if isinstance(config, TransformersConfig):
-        # At the top, the two modules would import each other.
-        from ._from_transformers import build_transformers
-
-        return build_transformers(config)
+def build_flax_model(config: GPT2Config | DecoderConfig) -> Model:
+    """Returns the Flax model of a configuration."""
     return _gpt2(config) if isinstance(config, GPT2Config) else _decoder(config)
 
 
