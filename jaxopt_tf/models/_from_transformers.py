@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from .. import _checks, training
 from .._io import read_json_object
 from .._typing import PyTree
-from ._layers import IGNORE_INDEX, as_tokens, products_in
+from ._layers import IGNORE_INDEX, as_tokens, use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh
 from ._torch_function import TorchFunction
@@ -172,7 +172,7 @@ def _make_loss(
         )
 
     def loss_fn(params, batch, rng=None):
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             if not isinstance(batch, Mapping):
                 inputs, labels = _inputs_and_labels(batch, forward)
                 return loss_of_logits(params, inputs, labels, rng)
@@ -200,7 +200,7 @@ def _inputs_and_labels(
     """Returns the first T tokens and the labels of the last T, from [B, T + 1]."""
     if not forward.is_causal_lm:
         forward.check_batch(batch)  # raises: it is not a dict
-    tokens = as_tokens("batch", batch, least=2).astype(jnp.int32)
+    tokens = as_tokens("batch", batch, min_length=2).astype(jnp.int32)
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
     is_missing = inputs == IGNORE_INDEX
     # Padding in the inputs is replaced by token 0. At the end of a row this is

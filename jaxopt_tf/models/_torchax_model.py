@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from .. import interop
 from .._typing import PyTree
 from ..optimizers import TorchLayout
-from ._layers import products_in
+from ._layers import use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh, Model
 from ._torch_function import TorchFunction
@@ -182,7 +182,7 @@ def build_torchax_model(
         *, mesh: Mesh | None = None, matmul_precision: str | None = None
     ) -> LogitsFn:
         def compute(params: PyTree, batch: Any) -> jax.Array:
-            with products_in(matmul_precision):
+            with use_matmul_precision(matmul_precision):
                 return function(logits_fn, params, batch, mesh=mesh)
 
         return compute
@@ -263,7 +263,7 @@ def _make_loss(
         )
 
     def compute(params, batch, rng=None):
-        with products_in(matmul_precision):
+        with use_matmul_precision(matmul_precision):
             return checked_loss(function(loss_fn, params, batch, rng, mesh=mesh))
 
     return compute

@@ -66,7 +66,7 @@ class TrainerForward:
             known = sorted(self._names)
             raise ValueError(
                 f"`batch` must have keys that {self._name}.forward takes, got "
-                f"{unknown[0]!r}.{_checks.nearest(unknown[0], known)} Remove the key; "
+                f"{unknown[0]!r}.{_checks.suggest(unknown[0], known)} Remove the key; "
                 f"the arguments are {', '.join(known)}."
             )
 

@@ -51,7 +51,7 @@ class TransformersConfig:
                 f"{self.transformers_config!r}."
             )
         for name in ("vocab_size", "block_size"):
-            value = _checks.whole_number(name, getattr(self, name), least=1)
+            value = _checks.whole_number(name, getattr(self, name), minimum=1)
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
