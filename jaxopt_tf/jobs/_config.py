@@ -153,6 +153,7 @@ def _placeholder(name: str, record: type) -> Any:
 # that a run without it can be resumed.
 _FORMER: Mapping[str, Any] = {
     "model_name_or_path": None,
+    "model_implementation": None,
     "from_scratch": False,
     "text_column": "text",
     "packing": False,

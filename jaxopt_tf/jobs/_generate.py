@@ -309,7 +309,7 @@ def _read_run(folder: Path, given: PromptSettings, bf16: bool | None) -> _Traine
 def _read_transformers(
     folder: Path, given: PromptSettings, bf16: bool | None
 ) -> _Trained:
-    settings = settings_from_transformers_config(folder)
+    settings = settings_from_transformers_config(folder, "flax")
     model = build_model(config_type(settings)(**settings))
     codec = codec_of_folder(folder, given)
     return _Trained(

@@ -21,6 +21,9 @@ class Job:
     Attributes:
         model_name_or_path: folder of a model of Transformers: config.json, weights and
             tokenizer.json. Default: a GPT-2 with the sizes of the flags.
+        model_implementation: "flax" for a model of this package, "torchax" for the code
+            of Transformers under torchax (experimental; `pip install -e ".[torchax]"`).
+            Default: the first of the two that has the architecture.
         from_scratch: whether the weights are initialized as Transformers does, instead
             of read from `model_name_or_path`.
         text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
@@ -100,6 +103,7 @@ class Job:
     """
 
     model_name_or_path: Path | None = None
+    model_implementation: Literal["flax", "torchax"] | None = None
     from_scratch: bool = False
     text: tuple[Path, ...] = ()
     train_file: tuple[Path, ...] = ()

@@ -257,13 +257,13 @@ def _new_folder(out: Path | str) -> Path:
 def _run_config(
     checkpoint: Path, out: Path, recipe: Recipe, job: interop.Translation
 ) -> RunConfig:
-    found = {
+    implementation = job.combined.get("model_implementation")
+    of_model = settings_from_transformers_config(checkpoint, implementation)
+    if "transformers_config" not in of_model:
         # For models of `models` the default rule excludes the same parameters from
         # weight decay as Trainer's rule, and it uses their names here.
-        **recipe_settings(dataclasses.replace(recipe, decay_rule="default")),
-        **settings_from_transformers_config(checkpoint),
-        "output_dir": str(out),
-    }
+        recipe = dataclasses.replace(recipe, decay_rule="default")
+    found = {**recipe_settings(recipe), **of_model, "output_dir": str(out)}
     config = RunConfig.from_dict({**found, **job.combined})
     if config.job.output_dir != out:
         raise ValueError(

@@ -47,6 +47,12 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     if config_type(settings) is CONFIG_TYPES[0] and "model_type" in settings:
         del settings["model_type"]  # the default, which is not a field
     folder = settings.get("model_name_or_path")
+    implementation = settings.get("model_implementation")
+    if implementation == "torchax" and folder is None and not _has_sizes(settings):
+        raise ValueError(
+            "`model_implementation` 'torchax' must be given with `model_name_or_path`, "
+            "got no folder. Name the folder of a model of Transformers."
+        )
     if folder is None or _has_sizes(settings):
         return settings
     folder = Path(folder)
@@ -57,7 +63,7 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
             "names of models on a server are not resolved."
         )
     try:
-        found = settings_from_transformers_config(folder)
+        found = settings_from_transformers_config(folder, implementation)
     except ValueError as error:
         message = str(error).replace("`folder`", "`model_name_or_path`")
         raise ValueError(message) from error

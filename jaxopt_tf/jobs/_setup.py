@@ -89,11 +89,13 @@ def build_setup(
         return training.init_train_state(params, optimizer, rng=rng)
 
     # Only shapes and dtypes are traced: no array of the model's size is allocated.
-    shapes = jax.eval_shape(init_state)
+    shapes = jax.eval_shape(init_state, model.shapes)
     shardings = _state_shardings(shapes, model, mesh, zero_1=job.zero_1)
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
     def init(params: PyTree | None = None) -> training.RunState:
+        if params is None and model.draws_on_host:
+            params = jax.device_put(model.init(recipe.seed), shardings.params)
         if mesh.size == 1:  # not jitted: this saves a compilation
             arrays = jax.device_put(init_state(params), shardings)
         else:  # jitted: each device computes and stores its shards only

@@ -4,7 +4,9 @@ params, loss_fn = make_loss_fn(gpt2_preset("micro"), seed=42)
 """
 
 from ._attention import make_attention as make_attention
+from ._build import build_model as build_model
 from ._decoder_config import DecoderConfig as DecoderConfig
+from ._from_transformers import from_transformers as from_transformers
 from ._generation import GenerateFn as GenerateFn
 from ._generation import check_lengths as check_lengths
 from ._generation import make_generate as make_generate
@@ -29,10 +31,12 @@ from ._model import ARCHITECTURES as ARCHITECTURES
 from ._model import CONFIG_TYPES as CONFIG_TYPES
 from ._model import Model as Model
 from ._model import ModelConfig as ModelConfig
-from ._model import build_model as build_model
 from ._model import config_type as config_type
 from ._model import placeholder_config as placeholder_config
 from ._model import (
     settings_from_transformers_config as settings_from_transformers_config,
 )
 from ._model import sizes_of_others as sizes_of_others
+from ._torchax_model import TorchaxModel as TorchaxModel
+from ._torchax_model import from_torch as from_torch
+from ._transformers_config import TransformersConfig as TransformersConfig

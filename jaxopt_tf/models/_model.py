@@ -38,13 +38,18 @@ from ._gpt2_from_transformers import (
     gpt2_settings_from_transformers,
 )
 from ._loss import LossFn, draw_params, make_gpt2_loss
+from ._transformers_config import (
+    TransformersConfig,
+    has_torchax,
+    transformers_settings,
+)
 from ._transformers_decoder_config import (
     decoder_config_for_transformers,
     decoder_config_from_transformers,
 )
 
 # Configuration of a model, from which `build_model` builds it.
-ModelConfig: TypeAlias = GPT2Config | DecoderConfig
+ModelConfig: TypeAlias = GPT2Config | DecoderConfig | TransformersConfig
 # Trainer counts only predicted labels if the loss is `ForCausalLMLoss`, which
 # it finds by the name of the class; that of a GPT-2 is GPT2LMHeadModel.
 # Source: transformers 5.23 `trainer.py`, `_loss_shifts_labels`.
@@ -56,7 +61,7 @@ _GPT2_LOSS = (
 # Classes of Transformers by `model_type`.
 ARCHITECTURES: Mapping[str, str] = {"gpt2": "GPT2LMHeadModel", **DECODER_CLASSES}
 # Types of the configurations, the default first.
-CONFIG_TYPES = (GPT2Config, DecoderConfig)
+CONFIG_TYPES = (GPT2Config, DecoderConfig, TransformersConfig)
 # Fields with which a configuration can be built in place of one that is not valid. The
 # vocabulary is so large that checks of tokens do not fail because of it.
 _PLACEHOLDERS: Mapping[type, Mapping[str, Any]] = {
@@ -65,6 +70,7 @@ _PLACEHOLDERS: Mapping[type, Mapping[str, Any]] = {
         **{"model_type": "llama", "vocab_size": 2**31 - 1, "num_hidden_layers": 1},
         **{"hidden_size": 2, "intermediate_size": 1, "num_attention_heads": 1},
     },
+    TransformersConfig: {"vocab_size": 2**31 - 1, "transformers_config": {}},
 }
 # Types of modules in PyTorch by the last component of a leaf's name.
 _LAYER_TYPES = {"embedding": "Embedding", "scale": "LayerNorm"}
@@ -134,6 +140,7 @@ class Model:
         tied: pairs of a further name of a tied tensor in PyTorch and its name.
         convention: orientation of kernels in PyTorch, as for `interop.match_names`.
         differences: sentences on how its training differs from that of Trainer.
+        draws_on_host: True if `init` cannot be traced, because torch draws the numbers.
     """
 
     config: ModelConfig
@@ -152,6 +159,7 @@ class Model:
     tied: tuple[tuple[str, str], ...] = ()
     convention: str = "linear"
     differences: tuple[str, ...] = ()
+    draws_on_host: bool = False
 
     @functools.cached_property
     def shapes(self) -> PyTree:
@@ -172,8 +180,15 @@ class Model:
         )
 
 
-def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
+def settings_from_transformers_config(
+    folder: Path, implementation: str | None = None
+) -> dict[str, Any]:
     """Reads the settings of a model from the config.json of Transformers in a folder.
+
+    Args:
+        folder: folder with config.json.
+        implementation: "flax" for a model of this package, "torchax" for the module of
+            Transformers; None for the first one that has the architecture.
 
     Returns:
         The fields of the model's configuration by name.
@@ -184,11 +199,16 @@ def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     model_type = read_json_object(path, "folder").get("model_type")
-    if model_type not in ARCHITECTURES:
+    is_known = model_type in ARCHITECTURES
+    if implementation is None and not is_known and has_torchax():
+        implementation = "torchax"
+    if implementation == "torchax":
+        return transformers_settings(folder)
+    if not is_known:
         raise ValueError(
             f"`folder` must contain a model of {', '.join(ARCHITECTURES)}, but {path} "
-            f"has the `model_type` {model_type!r}. For other models use the functions "
-            "of jaxopt_tf.interop in Python."
+            f"has the `model_type` {model_type!r}. For other causal language models "
+            'install torchax, `pip install -e ".[torchax]"`.'
         )
     try:
         if model_type == "gpt2":
@@ -199,11 +219,15 @@ def settings_from_transformers_config(folder: Path) -> dict[str, Any]:
         raise ValueError(message) from error
 
 
-def config_type(settings: Mapping[str, Any]) -> type[GPT2Config] | type[DecoderConfig]:
+def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
     """Returns the type of the configuration that the settings of a run describe.
 
-    It is determined by `model_type`; without it, it is that of a GPT-2.
+    It is determined by `model_implementation` and `model_type`; without them, it is
+    that of a GPT-2.
     """
+    is_torchax = settings.get("model_implementation") == "torchax"
+    if is_torchax or "transformers_config" in settings:
+        return TransformersConfig
     is_gpt2 = settings.get("model_type", "gpt2") == "gpt2"
     return GPT2Config if is_gpt2 else DecoderConfig
 
@@ -219,8 +243,8 @@ def placeholder_config(kind: type) -> ModelConfig:
     return kind(**_PLACEHOLDERS[kind])
 
 
-def build_model(config: ModelConfig) -> Model:
-    """Returns the model of a configuration."""
+def build_flax_model(config: GPT2Config | DecoderConfig) -> Model:
+    """Returns the Flax model of a configuration."""
     return _gpt2(config) if isinstance(config, GPT2Config) else _decoder(config)
 
 

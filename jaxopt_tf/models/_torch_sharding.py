@@ -1,0 +1,158 @@
+"""Sharding rules of a torch module, from the types and sizes of its layers."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jax.sharding import PartitionSpec
+
+from .._pytrees import match_rules
+from ._torchax import import_torch
+
+Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
+
+# Projections to queries, keys and values, and gates: their inputs and outputs may have
+# the sizes of a layer that follows another one, which they do not.
+_PARALLEL = re.compile(
+    r"(q|k|v|query|key|value|gate|up|qkv|wi_0|wi_1|w1|w3)(_?proj|_?lin|_?layer)?"
+)
+# Outputs of attention and MLPs, in modules that define them before their inputs.
+_OUTPUT = re.compile(r"(o|out|down|c)_proj")
+# A fused layer has the outputs of at most so many, as queries, keys and values.
+_MAX_FUSED = 4
+
+
+def module_rules(
+    module: Any, names: Mapping[str, Any], overrides: Mapping[str, PartitionSpec]
+) -> dict[str, PartitionSpec]:
+    """Returns the sharding rules of a module, for `param_shardings`.
+
+    The axes `fsdp` and `tensor` divide each matrix along one of its axes:
+
+        embedding [V, d]: V over tensor, d over fsdp.
+        linear layer, weight [out, in]: out over tensor, in over fsdp; the bias over
+            tensor.
+        linear layer that follows another one, such as the output of attention or of an
+            MLP: in over tensor, out over fsdp; the bias is replicated. The activations
+            in between stay sharded, and one all-reduce follows (Megatron-LM, arXiv
+            1909.08053, section 3).
+        stack of experts [E, ., .]: E over tensor, the larger other axis over fsdp.
+        other arrays of two or more axes: the largest axis over fsdp.
+        vectors: replicated.
+
+    A layer follows another one if it has as many inputs as the other has outputs, or a
+    divisor of them (fused projections), and as many outputs as the other has inputs.
+
+    Args:
+        module: the torch module; weights of its `Conv1D` layers are [in, out].
+        names: the parameters to which the rules apply, by torch's name.
+        overrides: rules by pattern, which replace those of the parameters they match.
+
+    Returns:
+        One rule per parameter, by its escaped name.
+
+    Raises:
+        TypeError, ValueError: as `param_shardings`, for `overrides`.
+    """
+    specs = dict(_specs(module))
+    given = match_rules(
+        "sharding_rules", overrides, PartitionSpec, "PartitionSpec", dict(names)
+    )
+    # `match_rules` returns the values in the order of `jax.tree.leaves`: sorted keys.
+    by_pattern = dict(zip(sorted(names), given, strict=True))
+    rules = {}
+    for name in names:
+        spec = by_pattern[name]
+        derived = PartitionSpec(*specs[name])
+        rules[re.escape(name)] = derived if spec is None else spec
+    return rules
+
+
+def on_mesh(rules: Mapping[str, PartitionSpec], mesh: Mesh) -> dict[str, PartitionSpec]:
+    """Returns the rules without axes that the mesh does not have."""
+
+    def on_axes(entry: Any) -> Any:
+        names = entry if isinstance(entry, tuple) else (entry,)
+        found = tuple(name for name in names if name in mesh.shape)
+        return None if not found else found[0] if len(found) == 1 else found
+
+    return {name: PartitionSpec(*map(on_axes, spec)) for name, spec in rules.items()}
+
+
+def linear_layers(module: Any) -> dict[str, tuple[Any, int, int]]:
+    """Returns the linear layers by path, each with its numbers of inputs and outputs.
+
+    Layers of Transformers' `Conv1D` are included.
+    """
+    nn = import_torch().nn
+    found = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            found[path] = (layer, layer.in_features, layer.out_features)
+        elif is_conv1d(layer):
+            num_in, num_out = layer.weight.shape
+            found[path] = (layer, num_in, num_out)
+    return found
+
+
+def is_conv1d(layer: Any) -> bool:
+    """Returns whether a layer is a `Conv1D` of Transformers, a transposed Linear."""
+    kind = type(layer)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _specs(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yields each parameter with the mesh axes of its axes; tied ones once."""
+    nn = import_torch().nn
+    followers = _followers(module)
+    seen = set()
+    for path, layer in module.named_modules():
+        for last, p in layer.named_parameters(recurse=False):
+            if id(p) in seen:
+                continue
+            seen.add(id(p))
+            name = f"{path}.{last}" if path else last
+            if isinstance(layer, nn.Embedding):
+                yield name, ("tensor", "fsdp")
+            elif path in followers and last == "weight":
+                # Inputs over tensor. The weight of a Conv1D is [in, out].
+                is_in_out = is_conv1d(layer)
+                yield name, ("tensor", "fsdp") if is_in_out else ("fsdp", "tensor")
+            elif path in followers:
+                yield name, ()
+            elif is_conv1d(layer) and last == "weight":
+                yield name, ("fsdp", "tensor")
+            elif isinstance(layer, nn.Linear) or is_conv1d(layer):
+                yield name, ("tensor", "fsdp")[: p.ndim]
+            else:
+                yield name, _by_shape(tuple(p.shape), name)
+
+
+def _by_shape(shape: tuple[int, ...], name: str) -> tuple[Any, ...]:
+    if len(shape) < 2:
+        return ()
+    if len(shape) == 3 and "expert" in name:
+        return ("tensor", "fsdp") if shape[1] >= shape[2] else ("tensor", None, "fsdp")
+    spec: list[Any] = [None] * len(shape)
+    spec[shape.index(max(shape))] = "fsdp"
+    return tuple(spec)
+
+
+def _followers(module: Any) -> set[str]:
+    """Returns the paths of linear layers that follow another one."""
+    found = set()
+    open_layers: list[tuple[int, int]] = []  # inputs and outputs since the last pair
+    for path, (_, num_in, num_out) in linear_layers(module).items():
+        last = path.rpartition(".")[2]
+        follows = any(
+            width_out % num_in == 0
+            and width_out <= _MAX_FUSED * num_in
+            and width_in == num_out
+            for width_in, width_out in open_layers
+        )
+        if _OUTPUT.fullmatch(last) or (follows and not _PARALLEL.fullmatch(last)):
+            found.add(path)
+            open_layers = []
+        else:
+            open_layers.append((num_in, num_out))
+    return found

@@ -1,0 +1,217 @@
+"""torchax, which executes the operations of PyTorch by JAX: import and environment.
+
+torchax is optional and experimental: a nightly version, of which one is known to work
+with one version of torch.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_INSTALL = 'pip install -e ".[torchax]"'
+# Errors of JAX where Python needs the value of a traced array.
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def import_torchax() -> Any:
+    """Imports torchax when a function that needs it is called.
+
+    Raises:
+        ModuleNotFoundError: if torch or torchax is not installed.
+        ImportError: if the installed versions of the two do not fit.
+    """
+    try:
+        return importlib.import_module("torchax")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "torchax").partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{missing} must be installed to run a torch module in JAX. Install it "
+            f"with `{_INSTALL}`.",
+            name=missing,
+        ) from error
+    # torchax looks up the operations of torch when it is imported: with a version of
+    # torch that lacks one of them, the import raises any error.
+    except Exception as error:
+        versions = " and ".join(f"{n} {_version(n)}" for n in ("torchax", "torch"))
+        raise ImportError(
+            f"torchax must be of a version that fits torch, got {versions}: "
+            f"{type(error).__name__}: {error}. Install both with `{_INSTALL}`.",
+            name="torchax",
+        ) from error
+
+
+def import_torch(name: str = "torch") -> Any:
+    """Imports torch, or another package of the extra, when a function needs it.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{missing} must be installed to run a torch module in JAX. Install it "
+            f"with `{_INSTALL}`.",
+            name=missing,
+        ) from error
+
+
+def make_environment(
+    *,
+    materialize_views: bool = False,
+    constrain_table: Callable[[jax.Array], jax.Array] | None = None,
+) -> Any:
+    """Returns an environment of torchax, with the operations that are replaced here.
+
+    Args:
+        materialize_views: whether the view of a tensor is a tensor of its own. Mamba
+            needs it: torchax has no view of a view of some kinds. A module that writes
+            into a view must not use it.
+        constrain_table: function that constrains the table of an embedding to its
+            sharding on a mesh.
+    """
+    torchax, torch = import_torchax(), import_torch()
+    config = torchax.config.Configuration(force_materialize_views=materialize_views)
+    # An environment of its own: the replaced operations do not affect other users of
+    # torchax in the process.
+    env = torchax.tensor.Environment(config)
+
+    def embedding(
+        weight: Any,
+        indices: Any,
+        padding_idx: int = -1,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Any:
+        del sparse  # describes the gradient of torch
+        if scale_grad_by_freq:
+            raise ValueError(
+                "`module` must have no Embedding with `scale_grad_by_freq`, which JAX "
+                "does not have. Build it without."
+            )
+        table, ids = env.t2j_iso((weight, indices))
+        if constrain_table is not None:
+            table = constrain_table(table)
+        return env.j2t_iso(embed(table, ids, padding_idx))
+
+    env.override_op_definition(torch.ops.aten.embedding, embedding)
+    return env
+
+
+def embed(table: jax.Array, ids: jax.Array, padding_idx: int = -1) -> jax.Array:
+    """Looks up rows of a table; the padding row has no gradient.
+
+    torchax sets the row `padding_idx` of the gradient to 0. Under JAX 0.10.2 that
+    gradient is wrong if the rows of the table are sharded: XLA updates the row of that
+    number in each shard. Here the looked up rows are excluded from the gradient.
+
+    Args:
+        table: [num_rows, width].
+        ids: [...], integers.
+        padding_idx: row without a gradient; -1 for none.
+
+    Returns:
+        [..., width], in the dtype of the table; NaN for an id outside the table.
+
+    Source: torch 2.13 `nn.functional.embedding`.
+    Differs: torch raises an error for an id outside the table.
+    """
+    # `jnp.take` counts negative indices from the end.
+    index = jnp.where(ids < 0, table.shape[0], ids)
+    rows = jnp.take(table, index, axis=0, mode="fill")
+    if padding_idx == -1:
+        return rows
+    is_padding = (ids == padding_idx)[..., None]
+    return jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
+
+
+@contextlib.contextmanager
+def explain_errors(module: Any) -> Iterator[None]:
+    """Converts errors of an execution under torchax to errors that name a way out.
+
+    Errors that the module raises itself are not converted.
+
+    Args:
+        module: the torch module that is executed.
+
+    Raises:
+        ValueError: if torchax lacks an operation, if the module needs the values of
+            tensors during tracing, or if an operation fails under JAX.
+    """
+    torchax = import_torchax()
+    kind = type(module).__name__
+    try:
+        yield
+    except torchax.tensor.OperatorNotFound as error:
+        raise ValueError(
+            f"`module` must consist of operations that torchax has, got {kind}, "
+            f"{_place(error)}: {error}. Replace the operation; in a model of "
+            'Transformers, try `attn_implementation="eager"`.'
+        ) from error
+    except _NEEDS_VALUES as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            "`module` must be traceable: its operations must not depend on the values "
+            f"of tensors, got {kind}, {_place(error)}: {reason} Replace the branch or "
+            "the shape that depends on a value; in a model of Transformers with "
+            'experts, use `experts_implementation="batched_mm"`.'
+        ) from error
+    except Exception as error:
+        if isinstance(error, AssertionError) and "mixed math" in str(error):
+            raise ValueError(
+                "`module` must hold its tensors as parameters, buffers or attributes "
+                f"of its modules, got {kind}, {_place(error)}, which uses another one. "
+                "Use `register_buffer`."
+            ) from error
+        if not _is_of_jax(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(
+            f"`module` must run under torchax, got {kind}, {_place(error)}: {reason}. "
+            "Replace the operation, or train the model with PyTorch."
+        ) from error
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _place(error: BaseException) -> str:
+    """Returns the line of the module's code at which an error was raised."""
+    libraries = _folders("torch", "torchax", "jax", "jaxlib", "jaxopt_tf")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(libraries)]
+    if not own:
+        return "in its forward pass"
+    last = own[-1]
+    return f"at {last.filename}:{last.lineno} ({last.line})"
+
+
+def _is_of_jax(error: BaseException) -> bool:
+    """Returns whether an error was raised in code of torchax or JAX."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1].filename if frames else ""
+    return last.startswith(_folders("torchax", "jax", "jaxlib"))
+
+
+def _folders(*packages: str) -> tuple[str, ...]:
+    """Returns the folders of packages, with a separator at the end."""
+    paths = [getattr(sys.modules.get(name), "__file__", None) for name in packages]
+    return tuple(os.path.join(os.path.dirname(path), "") for path in paths if path)

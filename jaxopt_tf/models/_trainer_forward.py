@@ -1,0 +1,112 @@
+"""Calls of a module of Transformers as Trainer makes them, and their number of items.
+
+Source: transformers 5.23 `trainer.py`, `compute_loss` and `_get_num_items_in_batch`.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from .. import _checks
+from ._layers import IGNORE_INDEX
+from ._torchax import import_torch
+
+
+class TrainerForward:
+    """Calls of a module as Trainer makes them.
+
+    Attributes:
+        shifts_labels: whether the loss predicts each label from the position before.
+        takes_loss_kwargs: whether `forward` takes the number of items.
+    """
+
+    def __init__(self, module: Any):
+        """Reads the signature of `forward` and the kind of the loss."""
+        losses = import_torch("transformers.loss.loss_utils")
+        auto = import_torch("transformers.models.auto.modeling_auto")
+        parameters = inspect.signature(module.forward).parameters
+        kinds = {p.kind for p in parameters.values()}
+        has_kwargs = inspect.Parameter.VAR_KEYWORD in kinds
+        self._name = type(module).__name__
+        self._names = {
+            name
+            for name, p in parameters.items()
+            if p.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        # Arguments of inner modules that pass through `**kwargs`.
+        self._further = {"position_ids", "shift_labels"} if has_kwargs else set()
+        self.takes_loss_kwargs = getattr(module, "accepts_loss_kwargs", has_kwargs)
+        loss = losses.LOSS_MAPPING.get(getattr(module, "loss_type", None))
+        is_seq2seq = getattr(module.config, "is_encoder_decoder", False)
+        self.shifts_labels = loss is losses.ForCausalLMLoss and not is_seq2seq
+        causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        self.is_causal_lm = self._name in causal
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Sentences on how training on rows of tokens differs from Trainer's."""
+        if not self.is_causal_lm or self.shifts_labels:
+            return ()
+        return (
+            "the loss here is the mean over all predicted tokens; Trainer 5.23 divides "
+            f"the loss of {self._name} by the number of all labels, including the "
+            "first of each row, so that its losses and gradients are (L - 1) / L of "
+            "those here for rows of L tokens",
+        )
+
+    def check_batch(self, batch: Any) -> None:
+        """Raises unless a batch is a mapping with arguments of `forward`."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"`batch` must be a dict of the arguments of {self._name}.forward, got "
+                f"{type(batch).__name__}."
+            )
+        unknown = [name for name in batch if name not in self._names | self._further]
+        if unknown:
+            known = sorted(self._names)
+            raise ValueError(
+                f"`batch` must have keys that {self._name}.forward takes, got "
+                f"{unknown[0]!r}.{_checks.suggest(unknown[0], known)} Remove the key; "
+                f"the arguments are {', '.join(known)}."
+            )
+
+    def loss(self, module: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Returns the summed loss and the number of items, as Trainer divides them."""
+        inputs = self._inputs(batch)
+        labels = batch.get("shift_labels", batch.get("labels"))
+        if labels is None or not self.takes_loss_kwargs:
+            # The module computes the mean over the batch.
+            first = next(iter(batch.values()))
+            if labels is None and "return_loss" in self._names:
+                inputs["return_loss"] = True
+            number = first.shape[0]
+            return self._loss_in(module(**inputs)) * number, float(number)
+        is_shifted = self.shifts_labels and "shift_labels" not in batch
+        counted = labels[..., 1:] if is_shifted else labels
+        # At least 1: a batch without labels has the loss 0, not 0 / 0.
+        number = counted.ne(IGNORE_INDEX).sum().float().clamp(min=1.0)
+        return self._loss_in(module(**inputs, num_items_in_batch=number)) * number, (
+            counted.ne(IGNORE_INDEX).sum()
+        )
+
+    def logits(self, module: Any, batch: Mapping[str, Any]) -> Any:
+        """Returns the logits."""
+        outputs = module(**self._inputs(batch))
+        return outputs["logits"] if "logits" in outputs else outputs[0]
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = dict(batch)
+        # A cache of keys and values is not used in training.
+        if "use_cache" in self._names:
+            inputs.setdefault("use_cache", False)
+        return inputs
+
+    def _loss_in(self, outputs: Any) -> Any:
+        loss = outputs.get("loss")
+        if loss is None:
+            raise ValueError(
+                f"`batch` must have the arguments from which {self._name} computes a "
+                f"loss, but its output has only {', '.join(outputs)}. Add `labels`, or "
+                "use `from_torch` with a loss function."
+            )
+        return loss
