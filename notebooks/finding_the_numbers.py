@@ -122,7 +122,7 @@ plot_rates(found)
 # ## A sweep over several numbers
 #
 # Any fields of a recipe, on a grid or at random. With `reduction_factor=2` only the
-# better half continues after each round; with `folder=` a sweep that was killed resumes.
+# better half continues after each round; with `folder=` a killed sweep resumes.
 
 # %%
 swept = sweep(

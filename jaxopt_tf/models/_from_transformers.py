@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec
 from .. import _checks, training
 from .._io import read_json_object
 from .._typing import PyTree
-from ._layers import IGNORE_INDEX, as_tokens, use_matmul_precision
+from ._inputs import IGNORE_INDEX, as_tokens
+from ._layers import use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh
 from ._torch_function import TorchFunction

@@ -232,7 +232,7 @@ def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
     return GPT2Config if is_gpt2 else DecoderConfig
 
 
-def sizes_of_others(kind: type[GPT2Config] | type[DecoderConfig]) -> set[str]:
+def sizes_of_others(kind: type) -> set[str]:
     """Returns the fields that other configurations have and this one does not."""
     fields = {of: {f.name for f in dataclasses.fields(of)} for of in CONFIG_TYPES}
     return set().union(*fields.values()) - fields[kind]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import _checks
-from ._layers import IGNORE_INDEX
+from ._inputs import IGNORE_INDEX
 from ._torchax import import_torch
 
 
