@@ -230,7 +230,7 @@ def test_the_mesh_of_a_run_is_kept_where_it_fits(
     assert (noted in capsys.readouterr().err) == has_note
 
 
-def test_the_mesh_of_a_run_divides_its_batch(started, tmp_path, capsys):
+def test_the_mesh_of_a_run_divides_its_batch(tmp_path, capsys, started):
     # 4 sequences, as the last start recorded.
     config = parse(Train, []).run.to_dict() | {"mesh": "fsdp=2"}
     (tmp_path / "settings.json").write_text(json.dumps(config))
