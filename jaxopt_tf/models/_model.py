@@ -234,7 +234,9 @@ def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
 
 def sizes_of_others(kind: type) -> set[str]:
     """Returns the fields that other configurations have and this one does not."""
-    fields = {of: {f.name for f in dataclasses.fields(of)} for of in CONFIG_TYPES}
+    fields: dict[type, set[str]] = {
+        of: {f.name for f in dataclasses.fields(of)} for of in CONFIG_TYPES
+    }
     return set().union(*fields.values()) - fields[kind]
 
 
