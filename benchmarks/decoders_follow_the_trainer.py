@@ -37,7 +37,7 @@ from jaxopt_tf.jobs import (
     read_run,
 )
 from jaxopt_tf.models import build_model
-from jaxopt_tf.models._decoder import decoder_logits_of
+from jaxopt_tf.models._decoder import make_decoder_logits
 from jaxopt_tf.optimizers import decay_mask
 from jaxopt_tf.recipes import recipe_settings
 
@@ -334,7 +334,7 @@ def _leaks(config: RunConfig, batch: Mapping[str, np.ndarray], base: Path) -> in
     torch_model = transformers.AutoModelForCausalLM.from_pretrained(base).train()
     model = build_model(config.model)
     params = read_params(base, model.shapes, model.names)
-    logits_fn = jax.jit(decoder_logits_of(config.model))
+    logits_fn = jax.jit(make_decoder_logits(config.model))
 
     def here(tokens: np.ndarray) -> np.ndarray:
         keys = ("segment_ids", "position_ids")
