@@ -107,8 +107,10 @@ def _backward(options, residuals, dy):
         dq_blocks.append(
             product("bkgts,bksd->bkgtd", ds, k[:, :, keys]).astype(q.dtype)
         )
-        dk_block = product("bkgts,bkgtd->bksd", ds, q_rows)
-        dv_block = product("bkgts,bkgtd->bksd", p.astype(v.dtype), dy_rows)
+        dk_block = product("bkrs,bkrd->bksd", _merged(ds), _merged(q_rows))
+        dv_block = product(
+            "bkrs,bkrd->bksd", _merged(p.astype(v.dtype)), _merged(dy_rows)
+        )
         dk, dv = dk.at[:, :, keys].add(dk_block), dv.at[:, :, keys].add(dv_block)
     dq = jnp.concatenate(dq_blocks, axis=3)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
@@ -156,6 +158,15 @@ def _scores(
         is_visible = is_visible & (query_ids[:, :, None] == key_ids[:, None, :])
     # No row is entirely -inf, because every query sees its own key.
     return jnp.where(is_visible[:, None, None], scores * options.scale, -jnp.inf)
+
+
+def _merged(x: jax.Array) -> jax.Array:
+    """Merges heads and rows, [B, K, G, T, N] -> [B, K, G * T, N].
+
+    XLA on CPUs copies the transposed factor of a product that sums over two axes, here
+    all scores. It reads the factor in place if the sum is over one axis.
+    """
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array, *, precision: Any):
