@@ -11,6 +11,7 @@ from .. import _checks, sharding, training
 from .._typing import PyTree
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
+from ._decoder_params import gather_layer
 from ._layers import IGNORE_INDEX, as_tokens, identity, use_matmul_precision
 from ._llama import Decoder, Inputs
 from ._loss import Batch, LossFn
@@ -127,13 +128,19 @@ def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None)
     attend = make_attention(mesh) if attend is None else attend
     constrain: Callable[[jax.Array], jax.Array] = identity
     constrain_table: Callable[[jax.Array], jax.Array] = identity
+    gather: Callable[[PyTree], PyTree] | None = None
     if mesh is not None:
         constrain = sharding.constrain_batch(mesh)
         constrain_table = sharding.gather_columns(mesh, config.vocab_size)
+        gather = gather_layer(config, mesh)
 
     def decoder() -> Decoder:
         return Decoder(
-            config, constrain=constrain, constrain_table=constrain_table, attend=attend
+            config,
+            constrain=constrain,
+            constrain_table=constrain_table,
+            gather=gather,
+            attend=attend,
         )
 
     return nnx.graphdef(nnx.eval_shape(decoder))
