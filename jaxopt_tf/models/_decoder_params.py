@@ -159,9 +159,7 @@ def decoder_rules(
     }
 
 
-def gather_layer(
-    config: DecoderConfig, mesh: Any
-) -> Callable[[PyTree], PyTree] | None:
+def gather_layer(config: DecoderConfig, mesh: Any) -> Callable[[PyTree], PyTree] | None:
     """Returns a function that gathers the parameters of one layer over `fsdp`.
 
     Without it, XLA divides a product with a sharded kernel into a loop over its shards,
@@ -200,9 +198,7 @@ def gather_layer(
             )
         )
         sharded = PartitionSpec(*spec[num_stacked:])
-        return _gathered(
-            NamedSharding(mesh, gathered), NamedSharding(mesh, sharded), p
-        )
+        return _gathered(NamedSharding(mesh, gathered), NamedSharding(mesh, sharded), p)
 
     return gather
 

@@ -23,7 +23,6 @@ from ._decoder_config import REMAT_POLICIES, DecoderConfig, LayerKind
 from ._layers import identity, matmul
 from ._rotary import Rotation, inverse_frequencies, rotate, rotation
 
-
 # Name of gathered parameters in policies of `jax.checkpoint`.
 GATHERED = "gathered"
 

@@ -313,7 +313,8 @@ def _read_by(
 ) -> int:
     """Returns the bytes of the array `name` that an instruction of a fusion reads."""
     if user.op == "bitcast":
-        return sum(_read_by(u, user.name, size, users) for u in users.get(user.name, ()))
+        further = users.get(user.name, ())
+        return sum(_read_by(each, user.name, size, users) for each in further)
     if user.op == "dynamic-slice" and name == user.operands[0]:
         return user.arrays[0].num_bytes
     # An array that is updated in place is not read.

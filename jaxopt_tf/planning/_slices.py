@@ -197,8 +197,8 @@ def _topology(name: str, family: str, size: str) -> str:
     unit = "chips" if cores == 1 else "TensorCores, two per chip"
     raise ValueError(
         f"`name` must be an existing slice, got {name!r}. The nearest is "
-        f"'{family}-{nearest}', which is '{family}:{by_number[nearest]}'. Numbers after "
-        f"'{family}-' count {unit}. Known forms: {_FORMS}."
+        f"'{family}-{nearest}', which is '{family}:{by_number[nearest]}'. Numbers "
+        f"after '{family}-' count {unit}. Known forms: {_FORMS}."
     )
 
 
