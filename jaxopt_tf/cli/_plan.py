@@ -21,10 +21,13 @@ class Plan(RunFlags):
 
     Example:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
+      jaxopt-tf plan --model_name_or_path FOLDER --devices v5p-16 --bf16 \
+          --gradient_checkpointing
 
     Attributes:
-        devices: name of the devices: v5e:4x4, v5p:8x8x8, v6e:2x4, v4:2x2x2, h100,
-            h100:8, cpu:8.
+        devices: name of the devices: v5e:4x4 or v5e-16, v5p:2x2x2 or v5p-16, v6e:2x4
+            or v6e-8, v4:2x2x4 or v4-32, h100, h100:8, cpu:8. Numbers after v4- and
+            v5p- count TensorCores, two per chip.
         model: alias of --preset.
         shapes_only: compute memory from shapes, without compilation: in seconds instead
             of minutes, but without activations, traffic and time.
@@ -60,8 +63,11 @@ def plan(args: Sequence[str]) -> int:
         requested = jobs.plan(
             flags.run, devices=flags.devices, shapes_only=flags.shapes_only
         )
+    kinds = flag_kinds(Plan)
     requested = dataclasses.replace(
-        requested, note=in_flags(requested.note, flag_kinds(Plan))
+        requested,
+        note=in_flags(requested.note, kinds),
+        remarks=tuple(in_flags(remark, kinds) for remark in requested.remarks),
     )
     planning.print_plan(requested)
     print()

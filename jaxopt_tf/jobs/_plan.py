@@ -9,7 +9,6 @@ import jax
 
 from .. import planning, sharding
 from ._config import RunConfig
-from ._job import Job
 from ._setup import build_setup
 
 _Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
@@ -24,7 +23,9 @@ def plan(
 
     Args:
         config: all settings of the run. Without `mesh` the batch is sharded over all
-            devices.
+            devices along `data`. If parameters, gradients and optimizer state do not
+            fit into each device, the plan is one for `fsdp`, which shards them as well,
+            and `remarks` says so.
         devices: name of a slice, as for `planning.named_slice`.
         shapes_only: whether compilation is skipped. Activations, traffic and time are
             then unknown. Compilation is also skipped if the compiler for the devices is
@@ -35,10 +36,20 @@ def plan(
             them.
     """
     slice_ = planning.named_slice(devices)
-    mesh, note = _mesh(slice_, config.job)
+    axes = _axes(slice_, config)
+    mesh, note = _mesh(slice_, axes)
     if shapes_only:
         note = "nothing was compiled, as requested."
-    return _plan_on(config, mesh, slice_, note)
+    found = _plan_on(config, mesh, slice_, note)
+    remarks = []
+    if config.job.mesh is None and axes != _replicated(slice_):
+        remarks.append(
+            f"This is a plan with `mesh='{axes}'`: without `mesh` each device has all "
+            "parameters, which do not fit. Set it for the run as well."
+        )
+    if found.fits is False:
+        remarks.append(_remedies(config, axes, slice_))
+    return dataclasses.replace(found, remarks=tuple(remarks))
 
 
 def compare_plans(
@@ -55,8 +66,7 @@ def compare_plans(
         The plans, `requested` first, by names for `planning.print_comparison`.
     """
     recipe, job, slice_ = config.recipe, config.job, requested.slice_
-    axes = job.mesh or f"data={slice_.num_devices}"
-    mesh = sharding.abstract_mesh(axes, slice_.num_devices)
+    mesh = sharding.abstract_mesh(_axes(slice_, config), slice_.num_devices)
     plans = {f"{_title(config)}, as requested": requested}
     for optim, zero_1 in itertools.product(("adamw_torch", "adafactor"), (False, True)):
         is_requested = (optim, zero_1) == (recipe.optim, job.zero_1)
@@ -79,9 +89,40 @@ def _title(config: RunConfig) -> str:
     return f"{optim}, ZeRO-1" if config.job.zero_1 else optim
 
 
-def _mesh(slice_: planning.Slice, job: Job) -> tuple[_Mesh, str]:
+def _replicated(slice_: planning.Slice) -> str:
+    """Returns the axes of a mesh on which each device has all parameters."""
+    return f"data={slice_.num_devices}"
+
+
+def _axes(slice_: planning.Slice, config: RunConfig) -> str:
+    """Returns the axes of the run's mesh, or those of a mesh on which it can fit."""
+    axes = _replicated(slice_)
+    if config.job.mesh is not None or slice_.num_devices == 1:
+        return config.job.mesh or axes
+    mesh = sharding.abstract_mesh(axes, slice_.num_devices)
+    is_too_large = _plan_on(config, mesh, slice_, "shapes alone").fits is False
+    return f"fsdp={slice_.num_devices}" if is_too_large else axes
+
+
+def _remedies(config: RunConfig, axes: str, slice_: planning.Slice) -> str:
+    """Returns a sentence with the settings that need less memory."""
+    settings = []
+    if slice_.num_devices > 1 and "fsdp" not in axes:
+        settings.append(f"`mesh='fsdp={slice_.num_devices}'`")
+    if not config.job.bf16:
+        settings.append("`bf16`")
+    if not config.model.gradient_checkpointing:
+        settings.append("`gradient_checkpointing`")
+    size = config.recipe.per_device_train_batch_size
+    if size > 1:
+        settings.append(f"a `per_device_train_batch_size` below {size}")
+    if not settings:
+        return "A larger slice, or shorter sequences (`block_size`), need less memory."
+    return f"Settings that need less memory: {', '.join(settings)}."
+
+
+def _mesh(slice_: planning.Slice, axes: str) -> tuple[_Mesh, str]:
     """Returns a mesh and a note; the mesh is abstract if the compiler is missing."""
-    axes = job.mesh or f"data={slice_.num_devices}"
     try:
         abstract = sharding.abstract_mesh(axes, slice_.num_devices)
         devices = planning.slice_devices(slice_)

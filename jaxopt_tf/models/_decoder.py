@@ -10,6 +10,7 @@ from .. import _checks, sharding, training
 from .._typing import PyTree
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import DecoderConfig
+from ._decoder_params import gather_layer
 from ._inputs import IGNORE_INDEX, Batch, inputs_and_labels, inputs_of
 from ._layers import identity, use_matmul_precision
 from ._llama import Decoder
@@ -126,10 +127,12 @@ def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None)
     constrain: Callable[[jax.Array], jax.Array] = identity
     constrain_table: Callable[[jax.Array], jax.Array] = identity
     constrain_gradient: Callable[[jax.Array], jax.Array] = identity
+    gather: Callable[[PyTree], PyTree] | None = None
     if mesh is not None:
         constrain = sharding.constrain_batch(mesh)
         constrain_table = sharding.gather_columns(mesh, config.vocab_size)
         constrain_gradient = sharding.constrain_columns(mesh)
+        gather = gather_layer(config, mesh)
 
     def decoder() -> Decoder:
         return Decoder(
@@ -137,6 +140,7 @@ def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None)
             constrain=constrain,
             constrain_table=constrain_table,
             constrain_gradient=constrain_gradient,
+            gather=gather,
             attend=attend,
         )
 

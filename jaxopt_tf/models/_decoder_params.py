@@ -1,18 +1,21 @@
-"""Initial parameters of a decoder, their PyTorch layouts and their sharding rules."""
+"""Initial parameters of a decoder, their PyTorch layouts and their sharding."""
 
+import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 
-from .. import _checks, _pytrees
+from .. import _checks, _pytrees, sharding
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ._decoder_config import DecoderConfig
-from ._llama import Decoder
+from ._llama import GATHERED, Decoder
 
 
 def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
@@ -154,6 +157,73 @@ def decoder_rules(
         name: PartitionSpec(*(axis if axis in mesh.shape else None for axis in axes))
         for name, axes in rules.items()
     }
+
+
+def gather_layer(config: DecoderConfig, mesh: Any) -> Callable[[PyTree], PyTree] | None:
+    """Returns a function that gathers the parameters of one layer over `fsdp`.
+
+    Without it, XLA divides a product with a sharded kernel into a loop over its shards,
+    and a kernel that is used twice in the backward pass, in the recomputed forward pass
+    and in the gradient of its input, is communicated twice. Gathered explicitly, it is
+    communicated once in each pass. Its gradient keeps the sharding of the parameter.
+
+    Args:
+        config: configuration of the model.
+        mesh: mesh with any of the axes `data`, `fsdp` and `tensor`.
+
+    Returns:
+        A function of the parameters of a layer, a tree of dicts, without the axis of
+        the stack; None if the mesh does not shard over `fsdp`.
+    """
+    if mesh.shape.get("fsdp", 1) == 1:
+        return None
+    shapes, rules = _shapes_of(config), decoder_rules(config, mesh)
+    shardings = sharding.param_shardings(shapes, mesh, rules)["model"]["layers"]
+    num_stacked = int(config.scan_layers)
+    of_layer = shardings if config.scan_layers else shardings[min(shardings)]
+
+    def gather(params: PyTree) -> PyTree:
+        return jax.tree.map(gather_leaf, params, of_layer)
+
+    def gather_leaf(p: jax.Array, stacked: NamedSharding) -> jax.Array:
+        spec = (*stacked.spec, *(None,) * (num_stacked + p.ndim - len(stacked.spec)))
+        axes = [entry if isinstance(entry, tuple) else (entry,) for entry in spec]
+        # Along the axis of the stack, the scan selects one layer.
+        if not any("fsdp" in names for names in axes[num_stacked:]):
+            return p
+        gathered = PartitionSpec(
+            *(
+                tuple(n for n in names if n not in (None, "fsdp"))
+                for names in axes[num_stacked:]
+            )
+        )
+        sharded = PartitionSpec(*spec[num_stacked:])
+        return _gathered(NamedSharding(mesh, gathered), NamedSharding(mesh, sharded), p)
+
+    return gather
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(gathered, sharded, p):
+    """Gathers a parameter in the forward pass, and scatters its gradient.
+
+    The transpose of a sharding constraint would constrain the gradient to be gathered
+    as well: an all-reduce, which moves twice the bytes of a reduce-scatter.
+    """
+    del sharded
+    return checkpoint_name(jax.lax.with_sharding_constraint(p, gathered), GATHERED)
+
+
+def _gathered_forward(gathered, sharded, p):
+    return _gathered(gathered, sharded, p), None
+
+
+def _gathered_backward(gathered, sharded, _, g):
+    del gathered
+    return (jax.lax.with_sharding_constraint(g, sharded),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def decoder_flops_per_token(config: DecoderConfig) -> int:

@@ -24,6 +24,9 @@ from ._inputs import Inputs
 from ._layers import identity, matmul
 from ._rotary import Rotation, inverse_frequencies, rotate, rotation
 
+# Name of gathered parameters in policies of `jax.checkpoint`.
+GATHERED = "gathered"
+
 
 class Decoder(nnx.Module):
     """Decoder-only language model: tokens -> logits of the next token.
@@ -39,6 +42,7 @@ class Decoder(nnx.Module):
         constrain: Callable[[jax.Array], jax.Array] = identity,
         constrain_table: Callable[[jax.Array], jax.Array] = identity,
         constrain_gradient: Callable[[jax.Array], jax.Array] = identity,
+        gather: Callable[[Any], Any] | None = None,
         attend: AttentionFn | None = None,
     ):
         """Builds the modules.
@@ -51,12 +55,14 @@ class Decoder(nnx.Module):
                 [vocab_size, hidden_size].
             constrain_gradient: the same for the gradient of the lookup's results,
                 [B, T, hidden_size].
+            gather: function that gathers the parameters of a layer, a tree of dicts, on
+                a mesh that shards them; None if they are used as they are.
             attend: attention function; None for `make_attention()`.
         """
         attend = make_attention() if attend is None else attend
         self.config = config
         embed_tokens = _Embedding(config, constrain_table, constrain_gradient)
-        self.model = _Model(config, constrain, embed_tokens, attend)
+        self.model = _Model(config, constrain, embed_tokens, gather, attend)
         if not config.tie_word_embeddings:
             self.lm_head = _Linear(config.hidden_size, config.vocab_size)
 
@@ -77,9 +83,10 @@ class _Model(nnx.Module):
         config: DecoderConfig,
         constrain: Callable[[jax.Array], jax.Array],
         embed_tokens: "_Embedding",
+        gather: Callable[[Any], Any] | None,
         attend: AttentionFn,
     ):
-        self.config, self.constrain = config, constrain
+        self.config, self.constrain, self.gather = config, constrain, gather
         self.embed_tokens = embed_tokens
         num_layers = config.num_hidden_layers
         self.layers: Any = (
@@ -104,20 +111,29 @@ class _Model(nnx.Module):
 
         def layer_of(kind: LayerKind) -> Callable[[jax.Array, Any], jax.Array]:
             def layer(x, params):
+                if self.gather is not None:
+                    params = self.gather(nnx.to_pure_dict(params))
                 block = nnx.merge(graph, params)
                 x = block(x, inputs.segment_ids, by if kind.has_rope else None, kind)
                 return self.constrain(x)
 
-            if not config.gradient_checkpointing:
+            policies = jax.checkpoint_policies
+            if config.gradient_checkpointing:
+                names = REMAT_POLICIES[config.remat_policy]
+                policy = policies.save_only_these_names(*names)
+            elif self.gather is not None:
+                # Gathered parameters are not stored for the backward pass, but gathered
+                # again: all layers together may not fit.
+                policy = policies.save_anything_except_these_names(GATHERED)
+            else:
                 return layer
-            names = REMAT_POLICIES[config.remat_policy]
             # `prevent_cse` adds optimization barriers, without which XLA would merge
             # the recomputation with the forward pass (common subexpressions). In a scan
             # they are not needed, since the passes are two separate loops.
             return jax.checkpoint(
                 layer,
                 prevent_cse=not config.scan_layers,
-                policy=jax.checkpoint_policies.save_only_these_names(*names),
+                policy=policy,
             )
 
         kinds = config.layer_kinds

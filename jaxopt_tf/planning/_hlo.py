@@ -32,7 +32,7 @@ _CALLEES = re.compile(
     r"branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 # XLA writes the number of iterations into the backend configuration of a loop, if its
-# analysis could determine it.
+# analysis could determine it. The compiler for TPUs writes none.
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # Operations without memory traffic of their own. The traffic of a loop, a call or a
 # branch is counted in its computation.
@@ -118,7 +118,8 @@ class Program:
         while pending:  # ends, because HLO has no recursion
             caller = pending.pop()
             for instruction in self.computations[caller]:
-                for callee, runs in _callees(instruction, self.runs[caller]):
+                trips = self._trip_count(instruction)
+                for callee, runs in _callees(instruction, self.runs[caller], trips):
                     if callee in self.computations and callee not in self.runs:
                         self.runs[callee] = runs
                         pending.append(callee)
@@ -132,10 +133,57 @@ class Program:
     def loops(self) -> list[bool]:
         """Returns, for each loop that runs, whether its length is known."""
         return [
-            _TRIP_COUNT.search(instruction.attributes) is not None
+            self._trip_count(instruction) is not None
             for instruction, _ in self.running()
             if instruction.op == "while"
         ]
+
+    def _trip_count(self, instruction: Instruction) -> int | None:
+        """Returns the number of iterations of a loop; None if it is unknown.
+
+        If XLA does not state it, the condition is read: loops of `jax.lax.scan`, and
+        those into which XLA divides products, run while a counter that starts at 0 is
+        less than a constant. XLA unrolls the latter, so that the counter increases by
+        more than 1.
+        """
+        if instruction.op != "while":
+            return None
+        if stated := _TRIP_COUNT.search(instruction.attributes):
+            return int(stated[1])
+        condition, body = (
+            self._callee(instruction, name) for name in ("condition", "body")
+        )
+        root = next((x for x in condition if x.is_root and x.op == "compare"), None)
+        if root is None or "direction=LT" not in root.attributes:
+            return None
+        counter, limit = (_named(condition, name) for name in root.operands)
+        index = _index(counter)
+        if limit is None or not limit.operands[0].isdecimal() or index is None:
+            return None
+        return -(-int(limit.operands[0]) // self._step(instruction, body, index))
+
+    def _step(self, loop: Instruction, body: list[Instruction], index: int) -> int:
+        """Returns the increment of the element `index` of a loop's state."""
+        state = next(x.operands for x in body if x.is_root)
+        update = _named(body, state[index])
+        if update is None or update.op != "add":
+            return 1
+        addends = [_named(body, name) for name in update.operands]
+        added = next((x for x in addends if x and _index(x) != index), None)
+        if added is not None and (invariant := _index(added)) is not None:
+            # A constant that is passed through the loop's state.
+            caller = next(c for c in self.computations.values() if loop in c)
+            start = _named(caller, loop.operands[0])
+            added = start and _named(caller, start.operands[invariant])
+            if added is not None and added.op == "copy":
+                added = _named(caller, added.operands[0])
+        is_known = added is not None and added.op == "constant"
+        return int(added.operands[0]) if is_known else 1
+
+    def _callee(self, instruction: Instruction, kind: str) -> list[Instruction]:
+        """Returns the computation that an instruction names as `kind`."""
+        name = re.search(rf"\b{kind}=%?([\w.\-]+)", instruction.attributes)
+        return self.computations.get(name[1], []) if name else []
 
     def parameter_numbers(self) -> dict[str, int]:
         """Returns the numbers of the parameters by the names of the arguments.
@@ -158,7 +206,7 @@ class Program:
         sizes: dict[str, int] = {}
         for instruction, (num_runs, is_fused) in self.running():
             op = instruction.op
-            sizes[instruction.name] = written = instruction.bytes_in_memory
+            sizes[instruction.name] = instruction.bytes_in_memory
             if is_fused or op in _FREE or op.endswith("-done"):
                 continue
             kernels += num_runs
@@ -168,9 +216,51 @@ class Program:
                 arrays = [x.num_bytes for x in instruction.arrays[:2] if x.num_bytes]
                 num_bytes += num_runs * min(arrays, default=0)
             else:
-                read = sum(sizes.get(operand, 0) for operand in instruction.operands)
-                num_bytes += num_runs * (written + read)
+                num_bytes += num_runs * self._moved(instruction, sizes)
         return kernels, num_bytes
+
+    def _moved(self, instruction: Instruction, sizes: dict[str, int]) -> int:
+        """Returns the bytes that an instruction reads and writes.
+
+        A fusion in a loop over layers selects the parameters of one layer from the
+        stack of all, and writes its results into a part of another stack. Only these
+        parts are moved.
+        """
+        fused = self._callee(instruction, "calls")
+        if instruction.op != "fusion" or not fused:
+            fused = [instruction]
+            inputs = {name: sizes.get(name, 0) for name in instruction.operands}
+        else:
+            given = [sizes.get(operand, 0) for operand in instruction.operands]
+            inputs = {
+                each.name: given[int(each.operands[0])]
+                for each in fused
+                if each.op == "parameter"
+            }
+        users: dict[str, list[Instruction]] = {}
+        for each in fused:
+            for operand in set(each.operands):
+                users.setdefault(operand, []).append(each)
+        of_name = {each.name: each for each in fused}
+        read = sum(
+            min(size, sum(_read_by(user, name, size, users) for user in users[name]))
+            for name, size in inputs.items()
+            if name in users
+        )
+        root = next((each for each in fused if each.is_root), instruction)
+        results = root.operands if root.op == "tuple" else [root.name]
+        written = 0
+        for array, name in zip(instruction.arrays, results, strict=False):
+            result = of_name.get(name)
+            while result is not None and result.op == "bitcast":
+                result = of_name.get(result.operands[0])
+            size = array.num_bytes
+            if result is not None and result.op == "dynamic-update-slice":
+                part = of_name.get(result.operands[1])
+                size = sizes.get(result.operands[1], size)
+                size = size if part is None else part.arrays[0].num_bytes
+            written += 0 if array.is_on_chip else size
+        return read + written
 
     def collectives(self, num_devices: int) -> tuple[Collective, ...]:
         """Returns the collectives by kind, in descending order of their bytes.
@@ -218,19 +308,47 @@ def _parse_instruction(line: str) -> list[Instruction]:
     return [Instruction(name, arrays, op, names, attributes, root is not None)]
 
 
+def _read_by(
+    user: Instruction, name: str, size: int, users: dict[str, list[Instruction]]
+) -> int:
+    """Returns the bytes of the array `name` that an instruction of a fusion reads."""
+    if user.op == "bitcast":
+        further = users.get(user.name, ())
+        return sum(_read_by(each, user.name, size, users) for each in further)
+    if user.op == "dynamic-slice" and name == user.operands[0]:
+        return user.arrays[0].num_bytes
+    # An array that is updated in place is not read.
+    if user.op == "dynamic-update-slice" and name == user.operands[0]:
+        return 0
+    return size
+
+
 def _num_bytes(dtype: str, dims: str) -> int:
     # There are several float8 formats: f8e4m3fn, f8e5m2, ...
     bits = 8 if dtype.startswith("f8") else _BITS.get(dtype, 0)
     return bits * math.prod(int(axis) for axis in dims.split(",") if axis) // 8
 
 
-def _callees(instruction: Instruction, caller: Runs) -> Iterator[tuple[str, Runs]]:
-    trips = _TRIP_COUNT.search(instruction.attributes)
+def _named(computation: list[Instruction], name: str) -> Instruction | None:
+    return next((each for each in computation if each.name == name), None)
+
+
+def _index(instruction: Instruction | None) -> int | None:
+    """Returns the index of a `get-tuple-element`."""
+    if instruction is None or instruction.op != "get-tuple-element":
+        return None
+    found = re.search(r"index=(\d+)", instruction.attributes)
+    return int(found[1]) if found else None
+
+
+def _callees(
+    instruction: Instruction, caller: Runs, trips: int | None
+) -> Iterator[tuple[str, Runs]]:
     is_run = instruction.op in ("while", "call", "conditional")
     for kind, names in _CALLEES.findall(instruction.attributes):
         count = caller.num_runs
-        if kind in ("body", "condition") and trips:
-            count *= int(trips[1])
+        if kind in ("body", "condition") and trips is not None:
+            count *= trips
         for name in re.findall(r"[\w.\-]+", names):
             yield name, Runs(count, caller.is_fused or not is_run)
 

@@ -59,6 +59,7 @@ class Plan:
         is_refused: whether the compiler refused the step because of its memory.
         num_items: number of items, such as tokens, in a step; 0 if unknown.
         unmet: mesh axes that could not be used as in the rules, see `unmet_rules`.
+        remarks: further sentences about the plan, to be printed.
     """
 
     slice_: Slice
@@ -68,6 +69,7 @@ class Plan:
     is_refused: bool = False
     num_items: int = 0
     unmet: tuple[RuleFallback, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def on_device(self) -> int:

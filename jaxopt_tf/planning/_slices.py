@@ -80,6 +80,15 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices consist of cubes of 4x4x4 chips. The number of cubes is limited.
 _MAX_CUBES = {"v4": 64, "v5p": 96}
+# Names of slices in Google Cloud contain a number of TensorCores or, for kinds with one
+# core per chip, of chips. Source: docs.cloud.google.com/tpu/docs/v4, .../v5p, .../v5e
+# and .../v6e, "Configurations".
+_CORES_PER_CHIP = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1}
+_ALIASES = {"v5litepod": "v5e"}
+_FORMS = (
+    "v5e:4x4 or v5e-16 (16 chips), v6e:2x4 or v6e-8, v5p:2x2x2 or v5p-16 (8 chips of 2 "
+    "TensorCores), v4:2x2x4 or v4-32, h100, h100:8, cpu:8"
+)
 # Description of an H100 (`GpuTargetConfigProto` of XLA), by which XLA compiles for it
 # on machines without one.
 _H100 = """
@@ -129,23 +138,35 @@ def named_slice(name: str) -> Slice:
 
     Args:
         name: for TPUs v4, v5e, v5p and v6e, the kind and an available topology, such as
-            "v5e:4x4"; "h100" or "h100:8" for H100s in one machine; "cpu:8" for CPU
-            devices of this machine.
+            "v5e:4x4", or the name of the slice in Google Cloud, such as "v5e-16" (16
+            chips) or "v5p-16" (8 chips: v4 and v5p count TensorCores, two per chip).
+            "h100" or "h100:8" for H100s in one machine; "cpu:8" for CPU devices of this
+            machine.
 
     Raises:
-        ValueError: if no such slice exists. The message contains the nearest name.
+        ValueError: if no such slice exists. The message contains the known forms or the
+            nearest name.
         TypeError: if `name` is not a string.
+
+    Examples:
+        >>> named_slice("v5p-16").name
+        'v5p:2x2x2'
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` must be a string such as 'v5e:4x4', got {name!r}.")
-    family, _, size = name.strip().lower().partition(":")
+    family, separator, size = re.fullmatch(
+        r"([^:-]*)([:-]?)(.*)", name.strip().lower(), re.DOTALL
+    ).groups()  # type: ignore[union-attr]  # the pattern matches every string
+    family = _ALIASES.get(family, family)
     if family not in _CHIPS:
         raise ValueError(
-            f"`name` must begin with one of {', '.join(_CHIPS)}, got {name!r}."
-            + _checks.suggest(family, _CHIPS)
+            f"`name` must be the name of a slice, got {name!r}. Known forms: "
+            f"{_FORMS}.{_checks.suggest(family, _CHIPS)}"
         )
     if not size and family in ("h100", "cpu"):
         size = "1"
+    if separator == "-" and family in _CORES_PER_CHIP:
+        size = _topology(name, family, size)
     if family == "cpu":
         if not re.fullmatch(r"[1-9]\d{0,4}", size):
             raise ValueError(
@@ -162,9 +183,33 @@ def named_slice(name: str) -> Slice:
     )
 
 
+def _topology(name: str, family: str, size: str) -> str:
+    """Returns the topology of a slice with a number of TensorCores, as "16"."""
+    cores = _CORES_PER_CHIP[family]
+    by_number: dict[int, str] = {}
+    # Of several topologies, the most compact one has the fewest hops between chips.
+    for sides in sorted(_sizes(family)[0], key=lambda sides: sum(_sides(sides))):
+        by_number.setdefault(cores * _num_devices(sides), sides)
+    if re.fullmatch(r"[1-9]\d{0,5}", size) and int(size) in by_number:
+        return by_number[int(size)]
+    wanted = max(1, _num_devices(size))
+    nearest = min(by_number, key=lambda number: abs(math.log(number / wanted)))
+    unit = "chips" if cores == 1 else "TensorCores, two per chip"
+    raise ValueError(
+        f"`name` must be an existing slice, got {name!r}. The nearest is "
+        f"'{family}-{nearest}', which is '{family}:{by_number[nearest]}'. Numbers "
+        f"after '{family}-' count {unit}. Known forms: {_FORMS}."
+    )
+
+
+def _sides(size: str) -> list[int]:
+    """Returns the numbers in a size, ascending."""
+    return sorted(int(number) for number in re.findall(r"\d{1,6}", size))
+
+
 def _num_devices(size: str) -> int:
     """Returns the product of all numbers in a size, or 0 if it contains none."""
-    numbers = [int(number) for number in re.findall(r"\d{1,6}", size)]
+    numbers = _sides(size)
     return math.prod(numbers) if numbers else 0
 
 
@@ -190,10 +235,10 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
 def _nearest(family: str, size: str) -> str:
     """Returns the size with the most similar number of devices and sides."""
     num_devices = max(1, _num_devices(size))
-    sides = sorted(int(number) for number in re.findall(r"\d{1,6}", size))
+    sides = _sides(size)
 
     def distance(other: str) -> tuple[float, float]:
-        other_sides = sorted(int(number) for number in other.split("x"))
+        other_sides = _sides(other)
         size_distance = abs(math.log(_num_devices(other) / num_devices))
         if len(other_sides) != len(sides):
             return size_distance, other_sides[-1] / other_sides[0]

@@ -99,6 +99,7 @@ def _remarks(plan: Plan) -> list[str]:
             f"{names[:1].upper()}{names[1:]} fit ({plan.memory_fraction:.0%} of a "
             "device's memory); activations were not counted."
         )
+    lines += plan.remarks
     for rule in plan.unmet[:_MAX_LISTED]:
         replacement = "no axis" if rule.used_axis is None else f"axis {rule.used_axis}"
         lines.append(

@@ -1,5 +1,7 @@
 """`jaxopt-tf plan`."""
 
+import json
+
 import pytest
 
 from jaxopt_tf import jobs
@@ -57,6 +59,34 @@ def test_step_that_does_not_fit_is_reported_by_the_exit_status(capsys):
     status, out, _ = shown(capsys, f"{sizes} --devices v5e:1x1")
     assert status == 1
     assert "It does not fit." in out
+
+
+# Llama 3 8B; the folder has no weights and no tokenizer.
+LLAMA = {
+    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+    **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
+    **{"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 5e5},
+}
+
+
+@pytest.mark.usefixtures("_no_compilers")
+def test_plans_a_folder_of_a_llama_with_a_mesh_on_which_it_fits(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    status, out, _ = shown(capsys, f"--model_name_or_path {tmp_path} --devices v5p-16")
+    assert status == 0
+    assert "v5p:2x2x2: 8 x TPU v5p of 95 GB" in out
+    assert "This is a plan with `--mesh fsdp=8`: without `--mesh` each device" in out
+    # 8.03 billion float32 parameters over 8 chips; AdamW has them twice.
+    assert "parameters 4.02 GB 4.02 GB optimizer state 8.03 GB 8.03 GB" in out
+    status, out, _ = shown(
+        capsys, f"--model_name_or_path {tmp_path} --devices v5e-8 --mesh data=8"
+    )
+    assert status == 1
+    assert (
+        "It does not fit. Settings that need less memory: `--mesh fsdp=8`, `--bf16`, "
+        "`--gradient_checkpointing`, a `--per_device_train_batch_size` below 8." in out
+    )
 
 
 def test_compiles_for_this_machine(capsys, monkeypatch):

@@ -43,6 +43,41 @@ def test_knows_slices_by_their_names_alone(name, num_devices, flops):
     assert slice_.family == name.lower().partition(":")[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "slice_name", "num_devices"),
+    [
+        ("v5e-256", "v5e:16x16", 256),
+        ("v5litepod-16", "v5e:4x4", 16),
+        ("v6e-8", "v6e:2x4", 8),
+        # Two TensorCores per chip.
+        ("V5P-16", "v5p:2x2x2", 8),
+        ("v4-32", "v4:2x2x4", 16),
+        # Not 4x4x64 or 4x8x32.
+        ("v5p-2048", "v5p:8x8x16", 1024),
+        ("h100-8", "h100:8", 8),
+        ("cpu-4", "cpu:4", 4),
+    ],
+)
+def test_knows_names_with_a_number_of_cores(name, slice_name, num_devices):
+    slice_ = named_slice(name)
+    assert (slice_.name, slice_.num_devices) == (slice_name, num_devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5p-12", "nearest is 'v5p-16', which is 'v5p:2x2x2'.* count TensorCores"),
+        ("v5e-12", "nearest is 'v5e-16', which is 'v5e:4x4'.* count chips"),
+        ("v6e-8x", "nearest is 'v6e-8'"),
+        ("v5p-", "nearest is 'v5p-8'"),
+        ("h100-3", "nearest is 'h100:4'"),
+    ],
+)
+def test_a_number_of_cores_that_does_not_exist_names_the_nearest(name, words):
+    with pytest.raises(ValueError, match=f"`name` must .* got '{name}'.*{words}"):
+        named_slice(name)
+
+
 def test_this_machine_has_no_published_peak():
     assert named_slice("cpu:8").num_devices == 8
     assert np.isnan(named_slice("cpu:8").chip.flops)
@@ -69,7 +104,8 @@ def test_a_slice_that_does_not_exist_names_the_nearest(name, nearest):
 
 
 def test_a_device_that_does_not_exist_names_the_nearest():
-    with pytest.raises(ValueError, match=r"one of v4, .*'h200'. Did you mean 'h100'\?"):
+    forms = r"'h200'. Known forms: v5e:4x4 or v5e-16 .*v5p-16 .*v4-32, h100.*cpu:8\."
+    with pytest.raises(ValueError, match=rf"{forms} Did you mean 'h100'\?"):
         named_slice("h200")
     with pytest.raises(TypeError, match="`name` must be a string"):
         named_slice(8)
