@@ -73,7 +73,10 @@ class Figures(NamedTuple):
 
 
 # maxtext 0.2.4, jax 0.10.2, libtpu 0.0.42.1, by the command above.
-MAXTEXT = {"v5p-16": Figures(12_591_053_600, 1_070_999_401_381, 452_431_854_960_640)}
+MAXTEXT = {
+    "v5p-16": Figures(12_591_053_600, 1_070_999_401_381, 452_431_854_960_640),
+    "v5e-256": Figures(8_681_654_784, 859_726_064_313, 452_431_854_960_640),
+}
 
 
 def rows(smoke: bool) -> Iterator[Row]:

@@ -177,8 +177,9 @@ class Program:
             added = start and _named(caller, start.operands[invariant])
             if added is not None and added.op == "copy":
                 added = _named(caller, added.operands[0])
-        is_known = added is not None and added.op == "constant"
-        return int(added.operands[0]) if is_known else 1
+        if added is None or added.op != "constant":
+            return 1
+        return int(added.operands[0])
 
     def _callee(self, instruction: Instruction, kind: str) -> list[Instruction]:
         """Returns the computation that an instruction names as `kind`."""
