@@ -330,52 +330,26 @@ def _in_float32(
     return operation(x.astype(jnp.float32), p.astype(jnp.float32)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathered(constrain_table, table):
-    """Constrains a table in the forward pass only.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _constrained(forward, backward, x):
+    """Constrains `x` by `forward`, and its gradient by `backward`.
 
-    The transpose of a sharding constraint constrains the gradient as well. It would be
-    summed over the whole table on every device before it is divided into shards, which
-    moves twice the bytes of a reduce-scatter.
+    The transpose of a sharding constraint alone would constrain both alike.
     """
-    return constrain_table(table)
+    del backward
+    return forward(x)
 
 
-def _gathered_forward(constrain_table, table):
-    return constrain_table(table), None
+def _constrained_forward(forward, backward, x):
+    return _constrained(forward, backward, x), None
 
 
-def _gathered_backward(constrain_table, _, g):
-    del constrain_table
-    return (g,)
+def _constrained_backward(forward, backward, _, g):
+    del forward
+    return (backward(g),)
 
 
-_gathered.defvjp(_gathered_forward, _gathered_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _looked_up(constrain_gradient, x):
-    """Returns `x`, and constrains its gradient.
-
-    The gradient is scattered into rows of the table. The table's gradient is sharded
-    along its columns, so that XLA needs the columns of all tokens on each device. It
-    finds no way there from a batch that is sharded over `data` and `fsdp`, and gathers
-    the whole gradient on every device.
-    """
-    del constrain_gradient
-    return x
-
-
-def _looked_up_forward(constrain_gradient, x):
-    del constrain_gradient
-    return x, None
-
-
-def _looked_up_backward(constrain_gradient, _, g):
-    return (constrain_gradient(g),)
-
-
-_looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+_constrained.defvjp(_constrained_forward, _constrained_backward)
 
 
 class _Embedding(nnx.Module):
@@ -392,11 +366,17 @@ class _Embedding(nnx.Module):
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        table = _gathered(self.constrain_table, self.embedding[...])
+        # The table's gradient is not constrained: it would be summed over the whole
+        # table on every device before it is divided into shards, which moves twice the
+        # bytes of a reduce-scatter.
+        table = _constrained(self.constrain_table, identity, self.embedding[...])
         # Mode "fill" counts negative indices from the end of the table.
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         x = jnp.take(table, index, axis=0, mode="fill")
-        x = _looked_up(self.constrain_gradient, x)
+        # The table's gradient is sharded along its columns, so that each device needs
+        # the columns of all tokens. From a batch that is sharded over `data` and
+        # `fsdp` XLA finds no way there, and gathers the whole gradient everywhere.
+        x = _constrained(identity, self.constrain_gradient, x)
         if self.padding_row is None:
             return x
         # torch's embedding has no gradient at its `padding_idx`.
