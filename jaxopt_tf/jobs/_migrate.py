@@ -22,6 +22,7 @@ import optax
 
 from .. import _checks, interop, training
 from .._io import read_json_object
+from ..data import is_pretokenized
 from ..models import (
     ARCHITECTURES,
     Model,
@@ -30,6 +31,7 @@ from ..models import (
 )
 from ..recipes import Recipe, recipe_settings
 from ._config import RunConfig
+from ._job import Job
 from ._job_arguments import EVALUATION_FIELDS, job_settings
 from ._run_io import Run, first_run_state, read_run, write_run
 
@@ -350,8 +352,24 @@ def _report(
         num_params=sum(leaf.size for leaf in jax.tree.leaves(read.params)),
         arguments=arguments,
         unused_tensors=read.unused,
-        notes=(*notes, *job.notes, *_differences(checkpoint, built, read)),
+        notes=(
+            *notes,
+            *job.notes,
+            *_differences(checkpoint, built, read),
+            *_unused_tokenizer(checkpoint, config.job),
+        ),
     )
+
+
+def _unused_tokenizer(checkpoint: Path, job: Job) -> list[str]:
+    path = checkpoint / "tokenizer.json"
+    is_text = not any(map(is_pretokenized, job.text))
+    if job.tokenizer is not None or not is_text or not path.is_file():
+        return []
+    return [
+        f"the text is read as bytes: for the tokenizer of the checkpoint, give {path} "
+        "as `tokenizer`"
+    ]
 
 
 def _differences(

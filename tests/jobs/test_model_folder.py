@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxopt_tf.jobs import RunConfig, generate, pretrain
+from jaxopt_tf.jobs import Job, RunConfig, generate, pretrain
+from jaxopt_tf.jobs._migrate import _unused_tokenizer
 from tests import references
 
 pytestmark = [
@@ -190,3 +191,10 @@ def test_rows_for_fine_tuning_need_a_tokenizer(folder, tmp_path):
     given = {"max_steps": 1, "output_dir": str(tmp_path / "run"), **rows}
     with pytest.raises(ValueError, match="`tokenizer` must be given for rows"):
         run(given)
+
+
+def test_names_the_tokenizer_that_an_import_does_not_use(folder):
+    message = f"give {folder / 'tokenizer.json'} as `tokenizer`"
+    assert message in _unused_tokenizer(folder, Job())[0]
+    assert not _unused_tokenizer(folder, Job(tokenizer=folder / "tokenizer.json"))
+    assert not _unused_tokenizer(folder / "text", Job())
