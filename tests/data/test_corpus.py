@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.data import read_text, read_tokens
@@ -24,6 +24,7 @@ def places(part):
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60))
 def test_every_token_is_in_one_part_and_at_most_a_tenth_is_for_evaluation(lengths):
     training, evaluation = split(documents(lengths))

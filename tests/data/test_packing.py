@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.data import PackedBatches, PackedRows, packed_evaluation_batches
@@ -61,6 +61,7 @@ def documents_of(row):
     assert (row["position_ids"][padding] == 0).all()
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 25), min_size=1, max_size=40),
     packing=st.sampled_from(PACKINGS),
@@ -110,6 +111,7 @@ def test_every_token_is_in_one_row_and_only_what_is_asked_predicted(
     assert rows.fill_fraction == pytest.approx(rows.num_tokens / (len(rows) * size))
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 20), min_size=1, max_size=60),
     size=st.integers(20, 30),

@@ -5,7 +5,7 @@ import resource
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -302,6 +302,7 @@ def test_reads_the_unknown_token_of_each_kind_of_model(tmp_path):
     assert module._unknown_token(description["model"], tokenizer) == 1
 
 
+@settings(deadline=None)
 @given(
     lines=st.lists(st.text("ab \u20ac", max_size=9), max_size=4),
     data=st.data(),
