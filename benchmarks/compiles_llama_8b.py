@@ -166,8 +166,12 @@ def _communicated(collectives: Any, params: Any) -> tuple[float, float]:
 
 
 def _num_square(text: str, length: int) -> int:
-    """Returns the number of arrays with two axes of at least T elements."""
-    shapes = set(re.findall(r"[a-z]\w*\[([\d,]+)\]", text))
+    """Returns the number of shapes of arrays whose largest axes have T elements.
+
+    XLA views matrices of the optimizer with another shape, which may be T x T.
+    """
+    lines = [line for line in text.splitlines() if " bitcast(" not in line]
+    shapes = set(re.findall(r"[a-z]\w*\[([\d,]+)\]", "\n".join(lines)))
     axes = [[int(n) for n in shape.split(",")] for shape in shapes]
     return sum(sorted(each)[-2:] == [length, length] for each in axes if len(each) > 1)
 

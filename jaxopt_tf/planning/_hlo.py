@@ -362,8 +362,11 @@ def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
     if instruction.op.endswith("-start"):
         if kind == "collective-permute":
             return arrays[:1]  # operand, result, two counters
+        half = len(arrays) // 2
+        if kind == "reduce-scatter":
+            return arrays[:half]  # operands, results
         if kind != "all-reduce":
-            return arrays[len(arrays) // 2 :]  # operands, results
+            return arrays[half:]
     if kind == "reduce-scatter":
         return [size * array for array in arrays]
     return arrays or [0]

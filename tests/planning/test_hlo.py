@@ -71,6 +71,19 @@ def test_a_loop_with_another_condition_has_an_unknown_length():
     assert program.collectives(2)[0].num_runs == 1
 
 
+def test_counts_the_operands_of_an_asynchronous_reduction():
+    text = """HloModule jit_step
+
+ENTRY %main (a: bf16[8,4]) -> bf16[1,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %start = (bf16[8,4]{1,0}, bf16[1,4]{1,0}) reduce-scatter-start(%a), channel_id=1
+  ROOT %done = bf16[1,4]{1,0} reduce-scatter-done(%start)
+}
+"""
+    (scatter,) = Program(text).collectives(8)
+    assert (scatter.bytes, scatter.sent) == (64, 64 * 7 / 8)
+
+
 def test_counts_the_selected_parts_of_stacks_as_traffic():
     program = Program(LOOP.format(step=1, direction="LT"))
     kernels, num_bytes = program.traffic()
