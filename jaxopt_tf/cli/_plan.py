@@ -21,8 +21,7 @@ class Plan(RunFlags):
 
     Example:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
-      jaxopt-tf plan --model_name_or_path FOLDER --devices v5p-16 --bf16 \
-          --gradient_checkpointing
+      jaxopt-tf plan --model_name_or_path FOLDER --devices v5p-16 --bf16
 
     Attributes:
         devices: name of the devices: v5e:4x4 or v5e-16, v5p:2x2x2 or v5p-16, v6e:2x4

@@ -264,8 +264,8 @@ def _open_rules(first: Version, end: Version) -> tuple[str, ...]:
     """Returns the names of Trainer's rules in a range of versions, newest first."""
     # A rule applies from its own first version up to that of the next newer rule.
     found, next_first = [], _OPEN_END
-    for rule, first in TRAINER_DECAY_RULES.items():
-        if first < end and first < next_first:
+    for rule, rule_first in TRAINER_DECAY_RULES.items():
+        if rule_first < end and first < next_first:
             found.append(rule)
-        next_first = first
+        next_first = rule_first
     return tuple(found)

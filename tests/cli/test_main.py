@@ -95,7 +95,7 @@ def test_commands_have_flags_that_they_use(capsys):
     ("args", "words", "not_there"),
     [
         ("train --mesh data=x", "`--mesh` must be names and sizes", "`axes`"),
-        ("plan --devices foo", "`--devices` must begin with one of v4", "`name`"),
+        ("plan --devices foo", "`--devices` must be the name of a slice", "`name`"),
         (
             "train --lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {}",
             "Pass it in `--lr_scheduler_kwargs`",
