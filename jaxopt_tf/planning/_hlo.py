@@ -217,15 +217,15 @@ class Program:
                 arrays = [x.num_bytes for x in instruction.arrays[:2] if x.num_bytes]
                 num_bytes += num_runs * min(arrays, default=0)
             else:
-                num_bytes += num_runs * self._moved(instruction, sizes)
+                num_bytes += num_runs * self._bytes_accessed(instruction, sizes)
         return kernels, num_bytes
 
-    def _moved(self, instruction: Instruction, sizes: dict[str, int]) -> int:
+    def _bytes_accessed(self, instruction: Instruction, sizes: dict[str, int]) -> int:
         """Returns the bytes that an instruction reads and writes.
 
         A fusion in a loop over layers selects the parameters of one layer from the
         stack of all, and writes its results into a part of another stack. Only these
-        parts are moved.
+        parts are counted.
         """
         fused = self._callee(instruction, "calls")
         if instruction.op != "fusion" or not fused:
