@@ -146,7 +146,7 @@ class Job:
 
     @property
     def matmul_precision(self) -> str | None:
-        """Argument `matmul_precision` of `make_gpt2_loss`; None for bfloat16."""
+        """Argument `matmul_precision` of `Model.make_loss`; None for bfloat16."""
         # Products of bfloat16 arrays have a single precision: JAX's setting has no
         # effect on them.
         if self.bf16:
