@@ -68,7 +68,7 @@ class ShuffledRows(Generic[_Rows]):
         return self.read_slice(n, ())
 
     def read_slice(self, n: int, index: tuple[slice, ...]) -> _Rows:
-        """Returns `self[n][index]`, or a dict of such arrays, and reads no other rows.
+        """Returns `self[n][index]`, an array or a dict of arrays; reads no other rows.
 
         Args:
             n: number of the batch.

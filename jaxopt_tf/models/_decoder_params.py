@@ -1,6 +1,5 @@
 """Initial parameters of a decoder, their PyTorch layouts and their sharding."""
 
-import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from .. import _checks, _pytrees, sharding
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from ._decoder_config import DecoderConfig
+from ._layers import constrain_both_ways
 from ._llama import GATHERED, Decoder
 
 
@@ -198,32 +198,21 @@ def gather_layer(config: DecoderConfig, mesh: Any) -> Callable[[PyTree], PyTree]
             )
         )
         sharded = PartitionSpec(*spec[num_stacked:])
-        return _gathered(NamedSharding(mesh, gathered), NamedSharding(mesh, sharded), p)
+        constrain = jax.lax.with_sharding_constraint
+
+        def gather_once(p: jax.Array) -> jax.Array:
+            return checkpoint_name(
+                constrain(p, NamedSharding(mesh, gathered)), GATHERED
+            )
+
+        def scatter(g: jax.Array) -> jax.Array:
+            return constrain(g, NamedSharding(mesh, sharded))
+
+        # A gathered gradient would be an all-reduce, which moves twice the bytes of a
+        # reduce-scatter.
+        return constrain_both_ways(gather_once, scatter, p)
 
     return gather
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gathered(gathered, sharded, p):
-    """Gathers a parameter in the forward pass, and scatters its gradient.
-
-    The transpose of a sharding constraint would constrain the gradient to be gathered
-    as well: an all-reduce, which moves twice the bytes of a reduce-scatter.
-    """
-    del sharded
-    return checkpoint_name(jax.lax.with_sharding_constraint(p, gathered), GATHERED)
-
-
-def _gathered_forward(gathered, sharded, p):
-    return _gathered(gathered, sharded, p), None
-
-
-def _gathered_backward(gathered, sharded, _, g):
-    del gathered
-    return (jax.lax.with_sharding_constraint(g, sharded),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def decoder_flops_per_token(config: DecoderConfig) -> int:

@@ -105,3 +105,25 @@ def _matmul_backward(precision, residuals, g):
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def constrain_both_ways(forward, backward, x):
+    """Applies the sharding constraint `forward` to `x`, `backward` to its gradient.
+
+    The transpose of a sharding constraint alone would constrain both alike.
+    """
+    del backward
+    return forward(x)
+
+
+def _both_ways_forward(forward, backward, x):
+    return constrain_both_ways(forward, backward, x), None
+
+
+def _both_ways_backward(forward, backward, _, g):
+    del forward
+    return (backward(g),)
+
+
+constrain_both_ways.defvjp(_both_ways_forward, _both_ways_backward)

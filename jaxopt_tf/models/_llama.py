@@ -9,7 +9,6 @@ Source: transformers 5.23 `models/llama/modeling_llama.py`, and those of Mistral
     Qwen3 and SmolLM3 for their differences.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ._attention import AttentionFn, make_attention
 from ._decoder_config import REMAT_POLICIES, DecoderConfig, LayerKind
 from ._inputs import Inputs
-from ._layers import identity, matmul
+from ._layers import constrain_both_ways, identity, matmul
 from ._rotary import Rotation, inverse_frequencies, rotate, rotation
 
 # Name of gathered parameters in policies of `jax.checkpoint`.
@@ -330,28 +329,6 @@ def _in_float32(
     return operation(x.astype(jnp.float32), p.astype(jnp.float32)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _constrained(forward, backward, x):
-    """Constrains `x` by `forward`, and its gradient by `backward`.
-
-    The transpose of a sharding constraint alone would constrain both alike.
-    """
-    del backward
-    return forward(x)
-
-
-def _constrained_forward(forward, backward, x):
-    return _constrained(forward, backward, x), None
-
-
-def _constrained_backward(forward, backward, _, g):
-    del forward
-    return (backward(g),)
-
-
-_constrained.defvjp(_constrained_forward, _constrained_backward)
-
-
 class _Embedding(nnx.Module):
     """Embedding table; NaN for a token outside of it."""
 
@@ -369,14 +346,14 @@ class _Embedding(nnx.Module):
         # The table's gradient is not constrained: it would be summed over the whole
         # table on every device before it is divided into shards, which moves twice the
         # bytes of a reduce-scatter.
-        table = _constrained(self.constrain_table, identity, self.embedding[...])
+        table = constrain_both_ways(self.constrain_table, identity, self.embedding[...])
         # Mode "fill" counts negative indices from the end of the table.
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         x = jnp.take(table, index, axis=0, mode="fill")
         # The table's gradient is sharded along its columns, so that each device needs
         # the columns of all tokens. From a batch that is sharded over `data` and
         # `fsdp` XLA finds no way there, and gathers the whole gradient everywhere.
-        x = _constrained(identity, self.constrain_gradient, x)
+        x = constrain_both_ways(identity, self.constrain_gradient, x)
         if self.padding_row is None:
             return x
         # torch's embedding has no gradient at its `padding_idx`.

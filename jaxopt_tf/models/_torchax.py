@@ -34,14 +34,9 @@ def import_torchax() -> Any:
         ImportError: if the installed versions of the two do not fit.
     """
     try:
-        return importlib.import_module("torchax")
-    except ModuleNotFoundError as error:
-        missing = (error.name or "torchax").partition(".")[0]
-        raise ModuleNotFoundError(
-            f"{missing} must be installed to run a torch module in JAX. Install it "
-            f"with `{_INSTALL}`.",
-            name=missing,
-        ) from error
+        return import_torch("torchax")
+    except ModuleNotFoundError:
+        raise
     # torchax looks up the operations of torch when it is imported: with a version of
     # torch that lacks one of them, the import raises any error.
     except Exception as error:
