@@ -25,6 +25,10 @@ from ._learning_rate import get_learning_rate as get_learning_rate
 from ._learning_rate import set_learning_rate as set_learning_rate
 from ._lion import LionState as LionState
 from ._lion import lion_tf as lion_tf
+from ._low_bit import adamw_4bit_tf as adamw_4bit_tf
+from ._low_bit import adamw_8bit_tf as adamw_8bit_tf
+from ._low_bit import lion_8bit_tf as lion_8bit_tf
+from ._quantized import QuantizedMoment as QuantizedMoment
 from ._rmsprop import RMSpropState as RMSpropState
 from ._rmsprop import rmsprop_tf as rmsprop_tf
 from ._sgd import SGDState as SGDState

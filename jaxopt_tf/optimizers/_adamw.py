@@ -131,6 +131,20 @@ def adamw_tf(
         error up to 2e-4), decays by 1e-4 by default, and decays all leaves. Torch
         decays all leaves too; the mask is that of Trainer.
     """
+    _check_moment_dtype(moment_dtype)
+    rule = adamw_rule("adamw_tf", betas, eps, weight_decay, decay, moment_dtype)
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+
+
+def adamw_rule(
+    name: str,
+    betas: tuple[Scalar, Scalar],
+    eps: Scalar,
+    weight_decay: Scalar,
+    decay: str = "torch",
+    moment_dtype: Any = "float32",
+) -> LeafRule:
+    """Returns the arithmetic of `adamw_tf`, for a function called `name`."""
     _checks.non_negative("eps", eps)
     _checks.one_of("decay", decay, ("torch", "exact"))
 
@@ -150,9 +164,7 @@ def adamw_tf(
             p = block_fma(p * scalars.decay_factor, scalars.opaque_zero)
         return p + change
 
-    return _Adam("adamw_tf", betas, weight_decay, moment_dtype, new_param).optimizer(
-        learning_rate, decay_mask
-    )
+    return _Adam(name, betas, weight_decay, moment_dtype, new_param).rule()
 
 
 @checked_names
@@ -214,7 +226,8 @@ def adamw_hf_v4(
     adam = _Adam(
         "adamw_hf_v4", betas, weight_decay, moment_dtype, new_param, correct_bias
     )
-    return adam.optimizer(learning_rate, decay_mask)
+    _check_moment_dtype(moment_dtype)
+    return per_leaf_optimizer(adam.rule(), learning_rate, weight_decay, decay_mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,18 +241,14 @@ class _Adam:
     new_param: _NewParam
     correct_bias: bool = True
 
-    def optimizer(
-        self, learning_rate: ScalarOrSchedule, decay_mask: Any
-    ) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation."""
+    def rule(self) -> LeafRule:
+        """Returns the arithmetic; raises if `betas` are out of range."""
         _checks.pair("betas", self.betas)
         for i, beta in enumerate(self.betas):
             _checks.fraction_below_one(f"betas[{i}]", beta)
-        _check_moment_dtype(self.moment_dtype)
-        rule = LeafRule(
+        return LeafRule(
             self.name, AdamWState, self.scalars, self.update, init=self.init
         )
-        return per_leaf_optimizer(rule, learning_rate, self.weight_decay, decay_mask)
 
     def init(self, p: jax.Array, _: TorchLayout | None) -> tuple[jax.Array, jax.Array]:
         """Returns moments of zeros."""

@@ -75,6 +75,14 @@ def lion_tf(
         2302.06675, Program 1; Transformers' "lion_32bit" calls that of bitsandbytes.
     Differs: `optax.lion` decays all leaves, by 1e-3 by default.
     """
+    rule = lion_rule("lion_tf", betas, weight_decay)
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+
+
+def lion_rule(
+    name: str, betas: tuple[Scalar, Scalar], weight_decay: Scalar
+) -> LeafRule:
+    """Returns the arithmetic of `lion_tf`, for a function called `name`."""
     _checks.pair("betas", betas)
     for i, beta in enumerate(betas):
         _checks.fraction_below_one(f"betas[{i}]", beta)
@@ -97,5 +105,4 @@ def lion_tf(
         mu = scalar(beta2, dtype) * mu + one_minus(beta2, dtype) * g
         return p - scalars.rate * direction, mu
 
-    rule = LeafRule("lion_tf", LionState, scalars, update)
-    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+    return LeafRule(name, LionState, scalars, update)

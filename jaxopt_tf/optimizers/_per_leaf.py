@@ -34,7 +34,7 @@ class Leaf(NamedTuple):
     param: jax.Array
     grad: jax.Array
     is_decayed: bool
-    layout: Any  # a `TorchLayout` for Adafactor, else None
+    layout: Any  # what `LeafRule.layouts` returns for the leaf, else None
 
 
 # One moment for each tree of the state: an array, or a masked node.
@@ -179,7 +179,10 @@ def _update_leaf(rule: LeafRule, leaf: Leaf, scalars: Any, moments: Moments) -> 
     wide_leaf = leaf._replace(
         param=p_resharded.astype(wide), grad=reshard_like(leaf.grad, like).astype(wide)
     )
-    wide_moments = jax.tree.map(lambda m: m.astype(wide), moments)
+    # The codes of a quantized moment are integers, which `quantized` decodes.
+    wide_moments = jax.tree.map(
+        lambda m: m.astype(wide) if _pytrees.is_floating(m) else m, moments
+    )
     new_param, *new = rule.update(wide_leaf, scalars, wide_moments)
     update = reshard_like(update_from_new_param(new_param, p_resharded), p)
     return update, *jax.tree.map(

@@ -1,0 +1,368 @@
+"""Moments that are stored as codes of 8 or 4 bits, with one scale for each block.
+
+A block is a run of 256 elements of a torch tensor in its flattened order. Its scale is
+the largest magnitude in it, and a code numbers the nearest of 256 or 16 levels between
+-1 and 1. Codes have the shape of the leaf, so that they have the sharding of the leaf;
+scales are reductions over it. Levels and codes are computed, not looked up: a gather
+from a table is slow on TPUs and would not be fused with the update.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _pytrees
+from .._pytrees import TorchLayout, resolve_layouts, varying_axes
+from .._typing import PyTree
+from ._per_leaf import Leaf, LeafRule, Moments
+
+
+class QuantizedMoment(NamedTuple):
+    """One moment of one leaf, as codes and scales.
+
+    If torch's last axis is one axis of the leaf and a multiple of the block size, then
+    `scales` has the leaf's shape with that axis divided by the block size. Otherwise it
+    has the stacked axes of the leaf and one axis for the blocks of a torch tensor.
+    """
+
+    codes: jax.Array  # the leaf's shape, uint8; two codes of 4 bits in an element
+    scales: jax.Array  # float32: largest magnitude of each block
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Levels between -1 and 1 that codes of a number of bits represent.
+
+    Attributes:
+        values: the levels, increasing; float64.
+        signed: whether there are negative levels.
+    """
+
+    values: tuple[float, ...]
+    signed: bool
+
+    @classmethod
+    @functools.cache
+    def dynamic(cls, *, signed: bool) -> "Levels":
+        """Returns the 256 levels of the dynamic map.
+
+        Seven decades from 1e-7 to 1 have 1, 2, 4, ..., 64 levels each (twice as many
+        without a sign), at the centres of equal parts of the upper nine tenths of the
+        decade; then there are 0 and 1. Negative levels mirror the decades.
+
+        Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2021,
+            arXiv 2110.02861, section 2; bitsandbytes 0.50.2 `functional.py`,
+            `create_dynamic_map`, whose float32 entries differ by rounding, at most
+            1.5e-7 of a level.
+        """
+        decades = [
+            10.0 ** (i - 6) * (0.1 + 0.9 * (np.arange(n) + 0.5) / n)
+            for i, n in enumerate(2 ** (i + (not signed)) for i in range(7))
+        ]
+        positive = np.concatenate(decades)
+        negative = -positive[::-1] if signed else positive[:0]
+        return cls(values=(*negative, 0.0, *positive, 1.0), signed=signed)
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Returns the level of each code; float32."""
+        if len(self.values) != 256:
+            level = jnp.full(codes.shape, self.values[0], jnp.float32)
+            for i, value in enumerate(self.values[1:], 1):
+                level = jnp.where(codes >= i, np.float32(value), level)
+            return level
+        # The rank of a magnitude plus `first` is 2^e + k, where k counts the levels of
+        # a decade from 0. The parts of the rank's float32 are 2^e and k / 2^e.
+        first = 0 if self.signed else 1
+        offset = codes.astype(jnp.int32) - (127 if self.signed else 0)
+        rank = jnp.abs(offset) + first
+        bits = jax.lax.bitcast_convert_type(rank.astype(jnp.float32), jnp.int32)
+        exponent = bits >> 23  # e + 127
+        fraction = _float((bits & 0x7FFFFF) | 0x3F800000) - 1.0
+        half_a_part = _float((253 - exponent) << 23)  # 2^-(e + 1)
+        power = jnp.full(rank.shape, 1e-6, jnp.float32)
+        for i in range(1, 7):
+            is_above = rank >= 2 ** (i + first)
+            power = jnp.where(is_above, np.float32(10.0 ** (i - 6)), power)
+        level = power * (0.1 + 0.9 * (fraction + half_a_part))
+        level = jnp.where(rank == first, 0.0, level)
+        level = jnp.where(rank == 2 ** (7 + first), 1.0, level)
+        return jnp.where(offset < 0, -level, level)
+
+    def encode(self, x: jax.Array, *, ties_up: bool) -> jax.Array:
+        """Returns the code of the level nearest to each element; uint8.
+
+        Args:
+            x: from -1 to 1, float32.
+            ties_up: whether an element halfway between two levels has the upper one.
+        """
+        if len(self.values) != 256:
+            middles = (np.array(self.values[1:]) + self.values[:-1]).astype("f4") / 2
+            above = [x >= m if ties_up else x > m for m in middles]
+            return sum((a.astype("u1") for a in above), jnp.zeros(x.shape, "u1"))
+        first = 0 if self.signed else 1
+        size = jnp.abs(x)
+        # Halfway from the last level below each decade to its first level.
+        ranks = [2 ** (i + first) - first for i in range(8)]
+        levels = np.array(self.values[127 if self.signed else 0 :])
+        limits = [np.float32((levels[r - 1] + levels[r]) / 2) for r in ranks]
+        inverse = jnp.full(x.shape, 1e6, jnp.float32)  # of the power of 10
+        parts = jnp.full(x.shape, 2.0**first, jnp.float32)  # of the decade
+        for i in range(1, 7):
+            inverse = jnp.where(size > limits[i], np.float32(10.0 ** (6 - i)), inverse)
+            parts = jnp.where(size > limits[i], np.float32(2.0 ** (i + first)), parts)
+        part = (size * inverse - 0.1) * (1 / 0.9) * parts
+        rounds_up = jnp.logical_xor(ties_up, x < 0)
+        k = jnp.where(rounds_up, jnp.floor(part), jnp.ceil(part) - 1.0)
+        rank = (parts + jnp.clip(k, 0.0, parts - 1.0)).astype(jnp.int32) - first
+        rank = jnp.where(size > limits[0], rank, 0)
+        if not self.signed:
+            return jnp.where(x > limits[7], 255, rank).astype(jnp.uint8)
+        code = jnp.where(x < 0, 127 - rank, 127 + rank)
+        return jnp.where(x > limits[7], 255, code).astype(jnp.uint8)
+
+
+# Names of embeddings in Flax, and in torch's state dicts of Transformers' models.
+_EMBEDDINGS = re.compile(
+    r"(?:^|\.)(?:embedding|(?:\w*embed\w*|wte|wpe|shared)\.weight)$"
+)
+SIGNED_4_BIT = (0.0055, 0.0325, 0.0775, 0.2125, 0.4375, 0.6625, 0.8875)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """Rule by which a library rounds moments to codes.
+
+    Attributes:
+        signed: levels of a first moment.
+        unsigned: levels of a second moment, which is never negative.
+        block_size: number of elements with a common scale.
+        ties_up: see `Levels.encode`.
+        repairs_signs: whether a small negative number has a negative level, not 0.
+        least_scale: lower limit of the scales.
+        whole_blocks: whether a tensor that is no multiple of a block stays float32.
+        skips_embeddings: whether embeddings stay float32.
+    """
+
+    signed: Levels
+    unsigned: Levels
+    block_size: int = 256
+    ties_up: bool
+    repairs_signs: bool
+    least_scale: float
+    whole_blocks: bool
+    skips_embeddings: bool
+
+    def is_quantized(self, leaf: Any, layout: TorchLayout) -> bool:
+        """Returns whether the moments of a leaf are codes."""
+        # Each index of a stacked axis is a tensor of its own in torch.
+        size = math.prod(layout.torch_shape(leaf.shape)[len(layout.stacked_axes) :])
+        is_large = _pytrees.is_floating(leaf) and size >= 4096
+        return is_large and not (self.whole_blocks and size % self.block_size)
+
+    def decode(
+        self,
+        moment: QuantizedMoment,
+        levels: Levels,
+        layout: TorchLayout,
+        shape: tuple[int, ...],
+    ) -> jax.Array:
+        """Returns the moment of a leaf of `shape`; float32."""
+        codes, scales = moment
+        if len(levels.values) == 16:
+            codes = self._unpacked(codes, layout, shape)
+        return levels.decode(codes) * self._spread(scales, shape, layout)
+
+    def encode(
+        self, moment: jax.Array, levels: Levels, layout: TorchLayout
+    ) -> QuantizedMoment:
+        """Returns the codes and scales of a float32 moment."""
+        scales = jnp.maximum(self._scales(moment, layout), self.least_scale)
+        scale = self._spread(scales, moment.shape, layout)
+        if self.least_scale:
+            ratio = moment / scale
+        else:
+            ratio = jnp.clip(moment * (1.0 / scale), -1.0, 1.0)
+        codes = levels.encode(ratio, ties_up=self.ties_up)
+        if self.repairs_signs and levels.signed:
+            zero = np.uint8(levels.values.index(0.0))
+            codes = jnp.where((codes == zero) & (moment < 0), zero - 1, codes)
+        # A block of zeros has the code 0, as in bitsandbytes, where 0 / 0 is NaN.
+        codes = jnp.where(scale > 0, codes, np.uint8(0))
+        if len(levels.values) == 16:
+            codes = self._packed(codes, layout)
+        return QuantizedMoment(codes, scales)
+
+    def block_axis(self, shape: tuple[int, ...], layout: TorchLayout) -> int | None:
+        """Returns the leaf's axis along which each block lies; None if none is."""
+        groups = layout.groups(len(shape))
+        if not groups or len(groups[-1]) != 1:
+            return None
+        (axis,) = groups[-1]
+        return axis if shape[axis] % self.block_size == 0 and shape[axis] else None
+
+    def _scales(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
+        """Returns the largest magnitude of each block."""
+        axis = self.block_axis(x.shape, layout)
+        if axis is not None:
+            return jnp.max(jnp.abs(_split(x, axis, self.block_size)), axis + 1)
+        rows = self._rows(x, layout)
+        return jnp.max(jnp.abs(rows), -1)
+
+    def _rows(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
+        """Returns the stacked axes, blocks, and the elements of a block."""
+        num_stacked = len(layout.stacked_axes)
+        ordered = layout.to_torch(x)
+        flat = ordered.reshape(*ordered.shape[:num_stacked], -1)
+        padding = -flat.shape[-1] % self.block_size
+        flat = jnp.pad(flat, [(0, 0)] * num_stacked + [(0, padding)])
+        return flat.reshape(*flat.shape[:-1], -1, self.block_size)
+
+    def _spread(
+        self, scales: jax.Array, shape: tuple[int, ...], layout: TorchLayout
+    ) -> jax.Array:
+        """Returns the scale of each element of a leaf of `shape`."""
+        axis = self.block_axis(shape, layout)
+        if axis is not None:
+            split = jnp.expand_dims(scales, axis + 1)
+            like = [*scales.shape[: axis + 1], self.block_size, *shape[axis + 1 :]]
+            return jnp.broadcast_to(split, like).reshape(shape)
+        torch_shape = layout.torch_shape(shape)
+        size = math.prod(torch_shape[len(layout.stacked_axes) :])
+        flat = jnp.repeat(scales, self.block_size, -1)[..., :size]
+        return layout.from_torch(flat.reshape(torch_shape), shape)
+
+    def _packed(self, codes: jax.Array, layout: TorchLayout) -> jax.Array:
+        """Returns pairs of neighbours in torch's order as bytes, the first one high."""
+        axis = self.block_axis(codes.shape, layout)
+        if axis is None:
+            codes = layout.to_torch(codes)
+            codes = codes.reshape(*codes.shape[: len(layout.stacked_axes)], -1)
+            axis = codes.ndim - 1
+        pairs = _split(codes, axis, 2)
+        high, low = (jax.lax.index_in_dim(pairs, i, axis + 1, False) for i in (0, 1))
+        return (high << 4) | low
+
+    def _unpacked(
+        self, codes: jax.Array, layout: TorchLayout, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """Returns codes of the leaf's `shape` from pairs of `_packed`."""
+        axis = self.block_axis(shape, layout)
+        at = codes.ndim if axis is None else axis + 1
+        pairs = jnp.stack([codes >> 4, codes & 15], at)
+        if axis is not None:
+            return pairs.reshape(shape)
+        return layout.from_torch(pairs.reshape(layout.torch_shape(shape)), shape)
+
+
+def quantized(
+    rule: LeafRule,
+    quantizer: Quantizer,
+    signed: Sequence[bool],
+    *,
+    layouts: Mapping[str, TorchLayout] | None,
+    keep_float32: Callable[[PyTree], PyTree] | PyTree | None,
+) -> LeafRule:
+    """Returns `rule` with moments that are stored as codes between updates.
+
+    An update decodes the moments, applies `rule` in float32, and encodes the new
+    moments. The new parameter is computed from them before they are rounded.
+
+    Args:
+        rule: an optimizer whose moments have the shapes of the leaves.
+        quantizer: see `Quantizer`.
+        signed: for each moment, whether it can be negative.
+        layouts: layouts of the leaves in torch, which order the elements of blocks.
+        keep_float32: bool for each leaf, or a callable from params to that: which
+            leaves have float32 moments. None for the embeddings.
+    """
+    levels = [quantizer.signed if s else quantizer.unsigned for s in signed]
+
+    def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
+        _check_whole(rule.name, params, grads)
+        found = jax.tree.leaves(resolve_layouts(layouts, params))
+        kept = _kept(keep_float32, params, quantizer.skips_embeddings)
+        return [
+            (layout, not is_kept and quantizer.is_quantized(leaf, layout))
+            for leaf, layout, is_kept in zip(
+                jax.tree.leaves(params), found, kept, strict=True
+            )
+        ]
+
+    def init(p: jax.Array, layout: Any) -> Moments:
+        in_torch, is_quantized = layout
+        moments = dataclasses.replace(rule, layouts=None).init_leaf(p, None)
+        if not is_quantized:
+            return moments
+        return tuple(
+            # Zeros have the code 0 and the scale 0 here, as in a new state in torch.
+            jax.tree.map(
+                jnp.zeros_like, quantizer.encode(jnp.zeros_like(m), own, in_torch)
+            )
+            for m, own in zip(moments, levels, strict=True)
+        )
+
+    def update(leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
+        layout, is_quantized = leaf.layout
+        leaf = leaf._replace(layout=None)
+        if not is_quantized:
+            return rule.update(leaf, scalars, moments)
+        shape = leaf.param.shape
+        new_param, *new = rule.update(
+            leaf,
+            scalars,
+            tuple(
+                quantizer.decode(moment, own, layout, shape)
+                for moment, own in zip(moments, levels, strict=True)
+            ),
+        )
+        return new_param, *(
+            quantizer.encode(moment, own, layout)
+            for moment, own in zip(new, levels, strict=True)
+        )
+
+    return dataclasses.replace(rule, init=init, update=update, layouts=layouts_of)
+
+
+def _kept(keep_float32: Any, params: PyTree, skips_embeddings: bool) -> list[bool]:
+    """Returns for each leaf whether its moments remain float32."""
+    if keep_float32 is None:
+        names = _pytrees.leaf_names(params)
+        return [skips_embeddings and is_embedding(name) for name in names]
+    mask = keep_float32(params) if callable(keep_float32) else keep_float32
+    return [bool(kept) for kept in jax.tree.leaves(mask)]
+
+
+def is_embedding(name: str) -> bool:
+    """Returns whether a leaf's name is that of an embedding in Flax or Transformers."""
+    return bool(_EMBEDDINGS.search(name))
+
+
+def _check_whole(name: str, params: PyTree, grads: Sequence[Any]) -> None:
+    """Raises if leaves are shards, in which blocks would be cut differently."""
+    leaves = [*jax.tree.leaves(params), *grads]
+    axes = [varying_axes(leaf) for leaf in leaves if isinstance(leaf, jax.Array)]
+    if any(axes):
+        raise ValueError(
+            f"`params` and `grads` of `{name}` must be whole arrays, because a scale "
+            f"is that of a whole block, but they are shards along "
+            f"{sorted(frozenset().union(*axes))} inside of `jax.shard_map`. Call "
+            "`init` and `update` outside, under `jax.jit`, which partitions the "
+            "computation itself."
+        )
+
+
+def _float(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Returns `x` with `axis` divided into parts of `size`."""
+    shape = x.shape
+    return x.reshape(*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])
