@@ -180,10 +180,13 @@ class Quantizer:
         return levels.decode(codes) * self._spread(scales, shape, layout)
 
     def encode(
-        self, moment: jax.Array, levels: Levels, layout: TorchLayout
+        self,
+        moment: jax.Array,
+        scales: jax.Array,
+        levels: Levels,
+        layout: TorchLayout,
     ) -> QuantizedMoment:
-        """Returns the codes and scales of a float32 moment."""
-        scales = jnp.maximum(self._scales(moment, layout), self.least_scale)
+        """Returns the codes of a float32 moment with the scales of `scales`."""
         scale = self._spread(scales, moment.shape, layout)
         if self.least_scale:
             ratio = moment / scale
@@ -207,13 +210,14 @@ class Quantizer:
         (axis,) = groups[-1]
         return axis if shape[axis] % self.block_size == 0 and shape[axis] else None
 
-    def _scales(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
-        """Returns the largest magnitude of each block."""
+    def scales(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
+        """Returns the largest magnitude of each block; see `QuantizedMoment`."""
         axis = self.block_axis(x.shape, layout)
         if axis is not None:
-            return jnp.max(jnp.abs(_split(x, axis, self.block_size)), axis + 1)
-        rows = self._rows(x, layout)
-        return jnp.max(jnp.abs(rows), -1)
+            largest = jnp.max(jnp.abs(_split(x, axis, self.block_size)), axis + 1)
+        else:
+            largest = jnp.max(jnp.abs(self._rows(x, layout)), -1)
+        return jnp.maximum(largest, self.least_scale)
 
     def _rows(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
         """Returns the stacked axes, blocks, and the elements of a block."""
@@ -300,31 +304,39 @@ def quantized(
         moments = dataclasses.replace(rule, layouts=None).init_leaf(p, None)
         if not is_quantized:
             return moments
+        # A new state has the code 0 and the scale 0 everywhere, as in torch.
         return tuple(
-            # Zeros have the code 0 and the scale 0 here, as in a new state in torch.
-            jax.tree.map(
-                jnp.zeros_like, quantizer.encode(jnp.zeros_like(m), own, in_torch)
-            )
+            jax.tree.map(jnp.zeros_like, encoded(m, own, in_torch))
             for m, own in zip(moments, levels, strict=True)
         )
+
+    def encoded(moment: jax.Array, own: Levels, layout: TorchLayout) -> QuantizedMoment:
+        scales = quantizer.scales(moment, layout)
+        return quantizer.encode(moment, scales, own, layout)
 
     def update(leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
         layout, is_quantized = leaf.layout
         leaf = leaf._replace(layout=None)
         if not is_quantized:
             return rule.update(leaf, scalars, moments)
-        shape = leaf.param.shape
-        new_param, *new = rule.update(
-            leaf,
-            scalars,
-            tuple(
-                quantizer.decode(moment, own, layout, shape)
-                for moment, own in zip(moments, levels, strict=True)
-            ),
-        )
+
+        def updated(param: jax.Array, grad: jax.Array, old: Moments) -> Moments:
+            decoded = tuple(
+                quantizer.decode(moment, own, layout, param.shape)
+                for moment, own in zip(old, levels, strict=True)
+            )
+            return rule.update(leaf._replace(param=param, grad=grad), scalars, decoded)
+
+        arrays = leaf.param, leaf.grad, moments
+        scales = [quantizer.scales(new, layout) for new in updated(*arrays)[1:]]
+        # The update is computed a second time, once the scales are known. XLA would
+        # otherwise compute it once and write the new moments to memory in float32,
+        # which costs more than reading codes and gradient again.
+        arrays, scales = jax.lax.optimization_barrier((arrays, scales))
+        new_param, *new = updated(*arrays)
         return new_param, *(
-            quantizer.encode(moment, own, layout)
-            for moment, own in zip(new, levels, strict=True)
+            quantizer.encode(moment, scale, own, layout)
+            for moment, scale, own in zip(new, scales, levels, strict=True)
         )
 
     return dataclasses.replace(rule, init=init, update=update, layouts=layouts_of)
