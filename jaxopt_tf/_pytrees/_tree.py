@@ -22,6 +22,8 @@ _WRAPPERS = frozenset({"value", "raw_value"})
 # Attributes of NNX, Penzai and Haliax that contain the array of a parameter. They are
 # not part of its name.
 _ARRAY_ATTRIBUTES = _WRAPPERS | {"array", "data_array"}
+# Fields of `QuantizedMoment`, which replaces an array in an optimizer's state.
+_FIELDS_OF_MOMENTS = frozenset({"codes", "scales"})
 
 
 def leaf_name(path: Sequence[Any]) -> str:
@@ -55,7 +57,8 @@ def leaf_names(tree: PyTree) -> list[str]:
 def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | None]:
     """Returns the parameter that each leaf of a state belongs to, or None.
 
-    A leaf belongs to a parameter if its name ends with the parameter's name. If several
+    A leaf belongs to a parameter if its name ends with the parameter's name, or with
+    that and `codes` or `scales`, the fields of a quantized moment. If several
     parameters qualify, the prefix that most leaves share is chosen, because the leaves
     of one moment share a prefix: `mu.w` belongs to `w` with the prefix `mu`, even if
     another parameter has the name `mu.w`.
@@ -67,8 +70,13 @@ def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | Non
     choices = []
     for name in names:
         words = name.split(".") if name else [""]
-        splits = [(words[:i], ".".join(words[i:])) for i in range(len(words))]
-        splits.append((words, ""))  # `params` that are a single array have the name ""
+        whole = [words, words[:-1]] if words[-1] in _FIELDS_OF_MOMENTS else [words]
+        # `params` that are a single array have the name "".
+        splits = [
+            (part[:i], ".".join(part[i:]))
+            for part in whole
+            for i in range(len(part) + 1)
+        ]
         choices.append(
             [(tuple(prefix), suffix) for prefix, suffix in splits if suffix in owners]
         )

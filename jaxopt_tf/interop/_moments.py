@@ -6,7 +6,7 @@ only in the order of the axes, a mean over the last axis on one side is a mean o
 last or the second to last axis on the other.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,12 @@ import numpy as np
 
 from .. import _pytrees
 from .._typing import PyTree
-from ..optimizers import AdafactorState, TorchLayout, resolve_layouts
+from ..optimizers import (
+    AdafactorState,
+    QuantizedMoment,
+    TorchLayout,
+    resolve_layouts,
+)
 from ._arrays import as_tensor, device_put_like
 from ._param_names import ParamNames
 from ._state_dict import TorchState
@@ -53,7 +58,8 @@ class NodeMoments:
             layouts: layouts that `adafactor_tf` was built with.
 
         Raises:
-            ValueError: if a leaf's row and column means are not those of torch.
+            ValueError: if a leaf's row and column means are not those of torch, or if
+                its moments are quantized.
         """
         treedef: Any = jax.tree.structure(params)
         self._node, self._treedef, self._names = node, treedef, names
@@ -65,6 +71,8 @@ class NodeMoments:
             for field in _KEYS
             if field in node._fields
         }
+        for field, column in self._columns.items():
+            _check_not_quantized(field, zip(self._params, column, strict=True))
         self._is_adafactor = isinstance(node, AdafactorState)
         layout_of: list[Any] = [None] * treedef.num_leaves
         if self._is_adafactor:
@@ -210,6 +218,16 @@ class NodeMoments:
                 wide = weight if weight.element_size() == 8 else weight.float()
                 entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
         return entries
+
+
+def _check_not_quantized(field: str, moments: Iterable[tuple[str, Any]]) -> None:
+    for leaf, moment in moments:
+        if isinstance(moment, QuantizedMoment):
+            raise ValueError(
+                f"`opt_state` must have float32 moments, but `{field}` of {leaf!r} is "
+                "quantized: states of bitsandbytes and torchao are not converted. "
+                "Convert the parameters only, and start with new moments."
+            )
 
 
 def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:

@@ -1,5 +1,6 @@
 """Optimizers by the values of `optim`, with the arguments that each of them accepts."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,14 +31,18 @@ def _torch_algorithm(build: Callable[..., Any], **optim_args: type) -> Algorithm
 
 
 # Values of `optim` for which Transformers uses different kernels of AdamW. Here each of
-# them is `adamw_tf`.
+# them is `adamw_tf`. Paged states are moved to host memory when a GPU has none left,
+# which changes no number.
 _ADAMW_KERNELS = (
     "adamw_torch",
     "adamw_torch_fused",
     "adamw_torch_xla",
     "adamw_torch_npu_fused",
     "adamw_apex_fused",
+    "paged_adamw_32bit",
 )
+_ADAMW_8_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+_LOW_BIT = ("betas", "eps", "layouts")
 # Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -53,7 +58,25 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
         "rmsprop": _torch_algorithm(
             optimizers.rmsprop_tf, momentum=float, alpha=float, eps=float, centered=bool
         ),
-        "lion_32bit": Algorithm(optimizers.lion_tf, ("betas",)),
+        # RMSprop of bitsandbytes is that of torch. It accepts no `optim_args`, because
+        # Trainer passes them to it as strings.
+        **dict.fromkeys(
+            ("rmsprop_bnb", "rmsprop_bnb_32bit"),
+            _torch_algorithm(optimizers.rmsprop_tf),
+        ),
+        **dict.fromkeys(
+            ("lion_32bit", "paged_lion_32bit"),
+            Algorithm(optimizers.lion_tf, ("betas",)),
+        ),
+        **dict.fromkeys(_ADAMW_8_BIT, Algorithm(optimizers.adamw_8bit_tf, _LOW_BIT)),
+        "adamw_torch_8bit": Algorithm(
+            functools.partial(optimizers.adamw_8bit_tf, library="torchao"), _LOW_BIT
+        ),
+        "adamw_torch_4bit": Algorithm(optimizers.adamw_4bit_tf, _LOW_BIT),
+        **dict.fromkeys(
+            ("lion_8bit", "paged_lion_8bit"),
+            Algorithm(optimizers.lion_8bit_tf, ("betas", "layouts")),
+        ),
     }
 )
 # Values of `optim` for which `optim_args` may be given.
@@ -62,7 +85,6 @@ TAKES_OPTIM_ARGS = tuple(name for name, row in ALGORITHMS.items() if row.optim_a
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Common names of other libraries, in lower case and without underscores.
 _COMMON_NAMES = {"adam": "adamw_torch", "adamw": "adamw_torch", "lion": "lion_32bit"}
-_BNB = "no comparison with the version of bitsandbytes was possible; "
 _NOT_COMPARED = "no comparison with its package was possible; use 'adamw_torch'"
 _AVERAGES = (
     "Trainer evaluates it at averaged parameters, which a chain of updates does not "
@@ -78,15 +100,11 @@ _SCHEDULE_FREE = _AVERAGES + (
 _REFUSED = {
     "(galore|apollo)_.*": "it projects gradients to a low-rank subspace that depends "
     "on module names and on random numbers or a torch decomposition; use 'adamw_torch'",
-    ".*_[48]bit": "its 4-bit or 8-bit state is quantized by a CUDA kernel; use the "
-    "same optimizer with a float32 state",
+    "rmsprop_bnb_8bit": "it is not implemented with 8 bits; use 'rmsprop_bnb'",
     "(ada)?lomo": "it updates each layer during the backward pass, where gradients can "
     "be neither clipped nor accumulated; use 'adamw_torch' or 'adafactor'",
-    "(paged_)?ademamix(_32bit)?": _BNB
-    + "see `optax.contrib.ademamix`, or use 'adamw_torch'",
-    "rmsprop_bnb(_32bit)?": _BNB + "use 'rmsprop'",
-    "paged_adamw_32bit": _BNB + "use 'adamw_torch', which is not paged",
-    "paged_lion_32bit": _BNB + "use 'lion_32bit', which is not paged",
+    "(paged_)?ademamix(_32bit|_8bit)?": "it is not implemented; see "
+    "`optax.contrib.ademamix`, or use 'adamw_torch' or 'adamw_8bit'",
     "adamw_anyprecision": "its package, torchdistx, is not maintained, and no "
     "comparison was possible; use 'adamw_torch'",
     "grokadamw": _NOT_COMPARED,

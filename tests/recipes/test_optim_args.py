@@ -106,12 +106,10 @@ def test_refuses_what_is_no_name(optim):
     [
         ("galore_adamw_8bit_layerwise", "low-rank"),
         ("apollo_adamw", "low-rank"),
-        ("paged_ademamix_8bit", "quantized"),
-        ("adamw_torch_4bit", "quantized"),
+        ("paged_ademamix_8bit", "or use 'adamw_torch' or 'adamw_8bit'"),
         ("lomo", "during the backward pass"),
         ("ademamix", "`optax.contrib.ademamix`"),
-        ("paged_lion_32bit", "use 'lion_32bit', which is not paged"),
-        ("rmsprop_bnb", "use 'rmsprop'"),
+        ("rmsprop_bnb_8bit", "use 'rmsprop_bnb'"),
         ("stable_adamw", "use 'adamw_torch' with `max_grad_norm`"),
     ],
 )
