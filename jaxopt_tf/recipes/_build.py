@@ -64,7 +64,8 @@ def build_optimizer(
         schedule: result of `build_schedule(recipe)`; None to build it here.
         layouts: layouts of leaves in torch, by regular expressions that match the whole
             name of a leaf; the argument `layouts` of `adafactor_tf`, which requires it
-            for stacked layers. Elementwise optimizers ignore it.
+            for stacked layers, and of `adamw_8bit_tf`, whose blocks it orders. Other
+            optimizers ignore it.
         layer_norms: paths of the normalization layers, passed to `decay_mask`. Trainer
             recognizes these layers by module type, which a parameter tree does not
             contain. `match_names(params, model).layer_norms` returns the paths with

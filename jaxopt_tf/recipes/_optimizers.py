@@ -147,7 +147,7 @@ def named_optimizer(
         learning_rate: the rate, or a schedule.
         settings: values by the names of a recipe's fields; numbers may be traced.
         decay_mask: see `adamw_tf`.
-        layouts: see `adafactor_tf`; other optimizers ignore it.
+        layouts: see `adafactor_tf` and `adamw_8bit_tf`; other optimizers ignore it.
 
     Raises:
         ValueError, TypeError: if the optimizer rejects a value.
