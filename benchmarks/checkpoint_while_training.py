@@ -39,8 +39,8 @@ def rows(smoke: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         usual = run.usual_step(5)
         with (
-            lock_folder(folder) as held,
-            open_checkpoints(held, save_total_limit=1) as saves,
+            lock_folder(folder) as lock,
+            open_checkpoints(lock, save_total_limit=1) as saves,
         ):
             done = [_save(run, saves, i) for i in range(num_saves)]
         path = latest_valid(folder)

@@ -84,21 +84,21 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
             that differ from those of process 0.
     """
     # Both have passed through JSON: tuples have become lists, keys strings.
-    settings_of_0, own = (
+    settings_of_0, own_settings = (
         broadcast_from_process_0(dict(settings)),
         json.loads(json.dumps(dict(settings))),
     )
     names = [
         name
-        for name in {**settings_of_0, **own}
-        if settings_of_0.get(name) != own.get(name)
+        for name in {**settings_of_0, **own_settings}
+        if settings_of_0.get(name) != own_settings.get(name)
     ]
     if all_processes_agree(not names):
         return
     index = jax.process_index()
     differences = [
-        f"`{n}`: {settings_of_0.get(n)!r} in process 0, {own.get(n)!r} in process "
-        f"{index}"
+        f"`{n}`: {settings_of_0.get(n)!r} in process 0, {own_settings.get(n)!r} in "
+        f"process {index}"
         for n in names
     ]
     raise ValueError(

@@ -90,8 +90,8 @@ def hoist_scalars(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
 def matmul_precision() -> str | None:
     """Returns the precision of `jax.default_matmul_precision`; None for the default.
 
-    A function with a gradient of its own must read it in its forward pass: the gradient
-    is traced after the context has been left.
+    A function with a custom gradient must read it in its forward pass: the gradient is
+    traced after the context has been left.
     """
-    # mypy does not know the attributes of `jax.config`.
+    # mypy does not know the options of `jax.config`.
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]

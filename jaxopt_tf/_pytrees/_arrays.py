@@ -27,13 +27,13 @@ def global_norm(tree: PyTree) -> jax.Array:
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     dtype = widest_dtype(arrays)
-    small = [leaf for leaf in arrays if _is_small(leaf)]
+    small = [leaf for leaf in arrays if _can_concatenate(leaf)]
     # One total for each set of mesh axes along which leaves are shards, so that `psum`
     # runs once per set and not once per leaf.
     totals = {frozenset[str](): jnp.zeros((), dtype)}
     # In reverse order: a backward pass computes the gradient of the last leaf first.
     for leaf in reversed(arrays):
-        if not _is_small(leaf):
+        if not _can_concatenate(leaf):
             axes, squares = varying_axes(leaf), _sum_of_squares(leaf, dtype)
             totals[axes] = totals[axes] + squares if axes in totals else squares
     total = totals.pop(frozenset())
@@ -48,7 +48,7 @@ def global_norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(total)
 
 
-def _is_small(leaf: jax.Array) -> bool:
+def _can_concatenate(leaf: jax.Array) -> bool:
     # On several devices small leaves are not concatenated, because that would gather
     # them.
     mesh = jax.typeof(leaf).sharding.mesh
@@ -140,8 +140,8 @@ def _dtype_advice(dtype: Any) -> str:
         return "Carry a complex number as two leaves."
     return (
         "Keep the parameter in float32 and cast it inside the loss function, because "
-        "updates are smaller than the rounding errors of these formats. Exclude "
-        "weights that are not trained with `optax.masked`."
+        "updates are smaller than the rounding errors of these formats. Use "
+        "`optax.masked` to exclude weights that are not trained."
     )
 
 
@@ -158,7 +158,7 @@ def check_arrays(argument: str, tree: PyTree) -> None:
 
 
 def check_real(argument: str, tree: PyTree) -> None:
-    """Raises if a leaf is complex or has fewer than 16 bits, and cannot be scaled.
+    """Raises if a leaf cannot be scaled: it is complex or has fewer than 16 bits.
 
     Torch and optax define the norm of complex numbers differently. A clipped float8
     gradient would mostly be 0: the smallest positive float8_e4m3fn is 2e-3.
@@ -192,7 +192,8 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
         extra = sorted(set(leaf_names(params)) ^ set(leaf_names(grads)))
         # If all names are equal, the containers differ, such as tuple and list.
         problem = (
-            f"got {type(grads).__name__} and {type(params).__name__}, or nested ones"
+            f"their containers differ, got {type(grads).__name__} and "
+            f"{type(params).__name__}, or containers in them"
         )
         if extra:
             problem = (
@@ -200,8 +201,7 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
             )
         raise ValueError(
             f"`grads` must have the structure of `params`: {problem}. Compute "
-            "gradients "
-            "with respect to the same tree."
+            "gradients with respect to the same tree."
         ) from error
     pairs = list(zip(leaves, flat, strict=True))
     # None is accepted as the gradient of an integer leaf, which has none.
@@ -215,7 +215,7 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
         raise ValueError(
             f"`grads` must have the shapes of `params`, but {len(misshapen)} leaves do "
             f"not, the first being {leaf_names(params)[misshapen[0]]!r}: gradient "
-            f"{_kind(g)}, parameter {_kind(p)}."
+            f"{_describe(g)}, parameter {_describe(p)}."
         )
     not_floating = [
         i for i, (p, g) in enumerate(pairs) if is_floating(p) and not is_floating(g)
@@ -224,13 +224,13 @@ def check_grads(grads: PyTree, params: PyTree) -> list[Any]:
         name = leaf_names(params)[not_floating[0]]
         raise TypeError(
             f"`grads` must be real floating-point numbers, but {len(not_floating)} "
-            "leaves are "
-            f"not, the first being {name!r} with dtype {flat[not_floating[0]].dtype}. "
+            f"leaves are not, the first being {name!r} with dtype "
+            f"{flat[not_floating[0]].dtype}. "
             "Differentiate with respect to floating-point parameters only."
         )
     return flat
 
 
-def _kind(leaf: Any) -> str:
+def _describe(leaf: Any) -> str:
     shape = getattr(leaf, "shape", None)
     return f"{type(leaf).__name__}" if shape is None else f"{leaf.dtype}{list(shape)}"

@@ -1,6 +1,6 @@
 """Checkpoints: trees of arrays, written atomically and verified by checksums.
 
-with lock_folder("runs/mine") as held, open_checkpoints(held) as checkpoints:
+with lock_folder("runs/mine") as lock, open_checkpoints(lock) as checkpoints:
     checkpoints.save(100, {"params": params}, {"learning_rate": 3e-4})
 restored = restore_latest("runs/mine", {"params": params})
 """

@@ -55,7 +55,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         record = json.loads((path / RECORD_FILE).read_bytes())["custom_metadata"]
-        leaves = {name: LeafSpec(*kind) for name, kind in record["leaves"].items()}
+        leaves = {name: LeafSpec(*spec) for name, spec in record["leaves"].items()}
         return Record(record["notes"], leaves)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{RECORD_FILE} has another format") from error
@@ -105,11 +105,11 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
 def check_compatible(
     path: Path, saved: Mapping[str, LeafSpec], expected: Mapping[str, Any]
 ) -> None:
-    """Raises unless names, shapes and dtypes of the saved leaves are those wanted."""
+    """Raises unless the saved leaves have the expected names, shapes and dtypes."""
     in_file, in_like = f"in {path.name}", "in `like`"
     # The implementation of a key need not be compared: its dtype, such as `key<fry>`,
     # contains it.
-    kinds = {
+    expected_specs = {
         name: LeafSpec(list(leaf.shape), str(leaf.dtype), saved[name].key)
         for name, leaf in expected.items()
         if name in saved
@@ -118,9 +118,9 @@ def check_compatible(
         f"only {in_file}": [name for name in saved if name not in expected],
         f"only {in_like}": [name for name in expected if name not in saved],
         "with another shape or dtype": [
-            f"{name}: {saved[name]} {in_file}, {kind} {in_like}"
-            for name, kind in kinds.items()
-            if kind != saved[name]
+            f"{name}: {saved[name]} {in_file}, {spec} {in_like}"
+            for name, spec in expected_specs.items()
+            if spec != saved[name]
         ],
     }
     listed = [
@@ -185,7 +185,7 @@ def _sum(high: Any, low: Any) -> Any:
 
 # Fields of a metric-driven schedule that older versions stored as several arrays: the
 # names of these arrays, and the function that computes the field.
-_PAIRS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
+_OLDER_FIELDS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     # A 64-bit significand in two uint32 and an exponent, which is an exact double.
     "learning_rate": (
         ("rate.high", "rate.low", "rate.exponent"),
@@ -211,7 +211,7 @@ def _older_metric_state(
     for name in expected:
         field = name.removeprefix(start)
         # The other fields are counters, which were int32.
-        fields, value = _PAIRS.get(field, ((field,), np.int64))
+        fields, value = _OLDER_FIELDS.get(field, ((field,), np.int64))
         sources = [start + source for source in fields]
         if name.startswith(start) and set(sources) <= set(saved):
             found[name] = OlderLeaf(sources, value)

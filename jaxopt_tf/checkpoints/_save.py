@@ -105,7 +105,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def open_checkpoints(
-    held: FolderLock,
+    lock: FolderLock,
     *,
     save_total_limit: int | None = None,
     report: Callable[[str], None] = print_to_stderr,
@@ -113,7 +113,7 @@ def open_checkpoints(
     """Opens a folder for saving; removes incomplete checkpoints of a killed process.
 
     Args:
-        held: from `lock_folder`, so that no other process writes to the folder.
+        lock: from `lock_folder`, so that no other process writes to the folder.
         save_total_limit: number of checkpoints to keep; older ones are deleted when a
             newer one is complete. None, or 0 as in Transformers, keeps all.
         report: function that receives a line for each folder that is removed.
@@ -134,7 +134,7 @@ def open_checkpoints(
 
     if save_total_limit is not None:
         _checks.step_count("save_total_limit", save_total_limit)
-    folder = held.folder.absolute()
+    folder = lock.folder.absolute()
     run_on_process_0(lambda: remove_incomplete(folder, report))
     checkpoints = Checkpoints(folder, save_total_limit)
     with _orbax.open_writer(checkpoints._finish) as checkpoints._writer:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from .. import recipes
 from ..jobs import Job
 from ..models import ModelConfig, build_model
-from ._flags import flag_kinds, in_flags
+from ._flags import flag_kinds, with_flag_names
 from ._run_flags import RunFlags, parse
 
 
@@ -61,7 +61,7 @@ def doctor(args: Sequence[str]) -> int:
     run = parse(Doctor, args).run
     diagnosis = recipes.doctor(run.recipe, **_model_parts(run.model))
     for line in str(diagnosis).splitlines():
-        text = in_flags(line, flag_kinds(Doctor))
+        text = with_flag_names(line, flag_kinds(Doctor))
         print(textwrap.fill(text, 88, subsequent_indent="  "))
     return 1 if diagnosis else 0
 

@@ -37,7 +37,7 @@ from .._io import Kind, kinds_of, read_value
 _Record = TypeVar("_Record")
 
 # Exceptions whose message is printed without a traceback.
-REFUSALS = (ValueError, TypeError, FloatingPointError, OSError)
+USER_ERRORS = (ValueError, TypeError, FloatingPointError, OSError)
 
 # Flags whose name differs from the argument of the Python function that they set.
 _FLAG_OF_ARGUMENT = {
@@ -141,7 +141,7 @@ def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _
     return record(**given)
 
 
-def in_flags(
+def with_flag_names(
     text: str,
     flags: Collection[str],
     others: Mapping[str, str] = MappingProxyType({}),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 
 from .. import _checks
-from ._flags import REFUSALS, in_flags
+from ._flags import USER_ERRORS, with_flag_names
 
 # Timeouts. If a process does not connect, or is lost, all others exit within a minute.
 _CONNECT_TIMEOUT = 45  # seconds until all processes must have connected
@@ -73,7 +73,7 @@ class Launch:
 
 
 @contextlib.contextmanager
-def launched(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
+def connected_processes(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
     """Connects the processes during a context; an error in one of them ends all.
 
     The error is printed on stderr, and the process exits immediately with status 2. A
@@ -93,28 +93,28 @@ def launched(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
     _connect(launch, flags)
     try:
         yield
-    except (*REFUSALS, jax.errors.JaxRuntimeError) as error:
-        sentence = in_flags(_sentence(error), flags)
+    except (*USER_ERRORS, jax.errors.JaxRuntimeError) as error:
+        message = with_flag_names(_error_message(error), flags)
         if jax.process_index() == 0:
             # The exit of process 0, the coordinator, ends the other processes. They may
             # have failed as well, and need time to print their errors.
             time.sleep(2)
-        _exit(sentence)
+        _exit(message)
     jax.distributed.shutdown()
 
 
 def _connect(launch: Launch, flags: Collection[str]) -> None:
     process = "" if launch.process_id is None else f" in process {launch.process_id}"
-    late = in_flags(
-        f"`num_processes` must be the number of processes that are started, but"
-        f"{process} not all of {launch.num_processes or 'them'} had connected after "
-        f"{_CONNECT_TIMEOUT} s to {launch.coordinator_address or 'the coordinator'}. "
+    timeout_message = with_flag_names(
+        "`num_processes` must be the number of processes that are started, but after "
+        f"{_CONNECT_TIMEOUT} s{process} not all of {launch.num_processes or 'them'} "
+        f"had connected to {launch.coordinator_address or 'the coordinator'}. "
         "Read the messages of the others, and start all of them again.",
         flags,
     )
     # If a process is missing, the C++ client of JAX aborts the process with a stack
     # trace and raises no exception. The timer exits earlier, with a message.
-    timer = threading.Timer(_CONNECT_TIMEOUT, _exit, [late])
+    timer = threading.Timer(_CONNECT_TIMEOUT, _exit, [timeout_message])
     timer.daemon = True  # does not keep the process alive
     timer.start()
     try:
@@ -131,13 +131,13 @@ def _connect(launch: Launch, flags: Collection[str]) -> None:
         names = "`coordinator_address`, `num_processes` and `process_id`"
         _exit(
             f"the processes could not connect: {error} Without a launcher that JAX "
-            f"knows, give {in_flags(names, flags)}."
+            f"knows, give {with_flag_names(names, flags)}."
         )
     finally:
         timer.cancel()
 
 
-def _sentence(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     """Returns the message that is printed for an error in one of several processes."""
     process = f"process {jax.process_index()} of {jax.process_count()}"
     text = str(error)
@@ -154,8 +154,8 @@ def _sentence(error: Exception) -> str:
     )
 
 
-def _exit(sentence: str) -> None:
-    print(f"jaxopt-tf: {sentence}", file=sys.stderr, flush=True)
+def _exit(message: str) -> None:
+    print(f"jaxopt-tf: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not `sys.exit`: it would run JAX's exit handlers, which wait for other processes.
     os._exit(2)

@@ -89,10 +89,10 @@ def _run(args: Sequence[str]) -> int:
     # An OSError, but not an error for the user: `main` handles it.
     except BrokenPipeError:
         raise
-    except flags.REFUSALS as error:
+    except flags.USER_ERRORS as error:
         form = getattr(module, command.form)
         others = getattr(form, "arguments", {})
-        text = flags.in_flags(str(error), flags.flag_kinds(form), others)
+        text = flags.with_flag_names(str(error), flags.flag_kinds(form), others)
         print(f"jaxopt-tf: {text}", file=sys.stderr)
         return 2
     except SystemExit as done:  # after `--help`

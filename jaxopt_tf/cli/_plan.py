@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import jobs, planning
-from ._flags import flag_kinds, in_flags
+from ._flags import flag_kinds, with_flag_names
 from ._run_flags import RunFlags, parse
 
 
@@ -65,8 +65,8 @@ def plan(args: Sequence[str]) -> int:
     kinds = flag_kinds(Plan)
     requested = dataclasses.replace(
         requested,
-        note=in_flags(requested.note, kinds),
-        remarks=tuple(in_flags(remark, kinds) for remark in requested.remarks),
+        note=with_flag_names(requested.note, kinds),
+        remarks=tuple(with_flag_names(remark, kinds) for remark in requested.remarks),
     )
     planning.print_plan(requested)
     print()

@@ -211,25 +211,29 @@ def _keep_settings(search: Sweep, folder: Path) -> list[str]:
         ValueError: if the folder contains runs of another model.
     """
     run = search.run.to_dict()
-    own = {name: getattr(search, name) for name in ("over", "num_samples", "halving")}
+    search_settings = {
+        name: getattr(search, name) for name in ("over", "num_samples", "halving")
+    }
     path = settings_path(folder)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, run)
         # An atomic write, because a later start reads it.
         with atomic_write(folder / _SEARCH) as temporary:
-            temporary.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(search_settings, indent=2) + "\n", encoding="utf-8"
+            )
         return []
     saved = read_settings(path) | _saved_settings(folder)[_SEARCH]
     # Converted to JSON and back, so that tuples compare equal to the lists in the file.
-    now = json.loads(json.dumps(run | own))
+    current = json.loads(json.dumps(run | search_settings))
     lines = {
-        name: f"`{name}` is {saved[name]!r} in the folder, got {now[name]!r}"
+        name: f"`{name}` is {saved[name]!r} in the folder, got {current[name]!r}"
         for name in flag_kinds(Sweep)
-        if name in saved and saved[name] != now.get(name) and name != "output_dir"
+        if name in saved and saved[name] != current.get(name) and name != "output_dir"
     }
-    decide = (*kinds_of(type(search.run.model)), "bf16", "tf32")
-    different = [lines[name] for name in decide if name in lines]
+    deciding = (*kinds_of(type(search.run.model)), "bf16", "tf32")
+    different = [lines[name] for name in deciding if name in lines]
     if different:
         raise ValueError(
             "`output_dir` must be a new folder or contain this sweep, but the model of "

@@ -24,7 +24,7 @@ from ..jobs import (
 )
 from ..sharding import axis_sizes, num_batch_shards
 from ._flags import build, flag_kinds
-from ._launch import Launch, launched
+from ._launch import Launch, connected_processes
 from ._run_flags import RunFlags, read_typed, run_settings
 
 
@@ -59,7 +59,7 @@ def train(args: Sequence[str]) -> int:
     settings = run_settings(typed, saved)
     check_before_reading(settings)
     with (
-        launched(build(Launch, typed), flag_kinds(Train)),
+        connected_processes(build(Launch, typed), flag_kinds(Train)),
         compilation_cache(typed.get("compilation_cache", True)),
     ):
         # The mesh of a saved run need not fit this machine; one that was typed must.

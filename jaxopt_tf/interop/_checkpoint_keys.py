@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _OUTER_WRAPPERS = ("module.", "base_model.model.")  # DistributedDataParallel, PEFT
 
-# Buffers that older versions saved: a pattern of the name, and a test of the shape that
-# no parameter of that name passes.
+# Buffers that older versions saved: a pattern of the name, and a test that is true for
+# the shape of the buffer, and false for that of a parameter with such a name.
 _FORMER_BUFFERS = (
     (r"(^|\.)(attn|attention)\.bias$", lambda s: len(s) == 4 and s[:2] == (1, 1)),
     (r"(^|\.)masked_bias$", lambda s: s in ((), (1,))),
@@ -50,7 +50,7 @@ class LoadRules(NamedTuple):
 class Keys(NamedTuple):
     """Resolved names of a weight file."""
 
-    of: Mapping[str, tuple[str, ...]]  # names in the file, by parameter or buffer
+    by_param: Mapping[str, tuple[str, ...]]  # names in the file, by parameter or buffer
     unused: tuple[str, ...]  # names of tensors that the model does not use
     problems: tuple[str, ...]  # descriptions of names that cannot be resolved
 
@@ -94,7 +94,7 @@ def match_keys(
     in_model = dict.fromkeys(known, True)
     rules = copy.deepcopy(rules)  # each rule records the names that it is applied to
     # Several names in a file may resolve to one parameter: a former name and today's.
-    of: dict[str, list[str]] = {}
+    by_param: dict[str, list[str]] = {}
     unused, unknown, fused = [], [], []
     # Some renamings depend on the order, so the names are resolved in the order of
     # Transformers.
@@ -109,13 +109,13 @@ def match_keys(
         if is_part:
             fused.append(key)
         elif name in in_model:
-            of.setdefault(name, []).append(key)
+            by_param.setdefault(name, []).append(key)
         elif _is_unused(name, tuple(shapes[key]), rules):
             unused.append(key)
         else:
             unknown.append(key)
     return Keys(
-        {name: tuple(keys) for name, keys in of.items()},
+        {name: tuple(keys) for name, keys in by_param.items()},
         tuple(unused),
         tuple(_problems(unknown, fused, shapes)),
     )

@@ -168,7 +168,7 @@ def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray
         )
     # The arrays are copied below, so that the memory map of the file can be closed.
     files = WeightFiles(folder)
-    found = _keys(files, model).of
+    found = _keys(files, model).by_param
     missing = [name for name in model.buffers if name not in found]
     if missing:
         raise ValueError(
@@ -193,7 +193,9 @@ def _key_by_parameter(
         spellings[name].append(alias)
     shapes, key_of, problems = files.shapes, {}, []
     for p in model.parameters:
-        found = [k for spelling in spellings[p.name] for k in keys.of.get(spelling, ())]
+        found = [
+            k for spelling in spellings[p.name] for k in keys.by_param.get(spelling, ())
+        ]
         misshapen = [key for key in found if shapes[key] != p.shape]
         if not found:
             problems.append(f"{p.name!r} {list(p.shape)} is missing")
@@ -205,7 +207,7 @@ def _key_by_parameter(
             )
         else:
             key_of[p.name] = found[0]
-            problems += _unequal(files, found, len(keys.of.get(p.name, ())))
+            problems += _unequal(files, found, len(keys.by_param.get(p.name, ())))
     problems += keys.problems
     if problems:
         listed = "\n  ".join(problems)

@@ -74,9 +74,9 @@ class NodeMoments:
         for field, column in self._columns.items():
             _check_not_quantized(field, zip(self._params, column, strict=True))
         self._is_adafactor = isinstance(node, AdafactorState)
-        layout_of: list[Any] = [None] * treedef.num_leaves
+        leaf_layouts: list[Any] = [None] * treedef.num_leaves
         if self._is_adafactor:
-            layout_of = treedef.flatten_up_to(resolve_layouts(layouts, params))
+            leaf_layouts = treedef.flatten_up_to(resolve_layouts(layouts, params))
         # Moments by leaf and field. The inner dict is empty for a leaf that this state
         # does not update.
         self._moments: dict[str, dict[str, _Moment]] = {}
@@ -88,11 +88,11 @@ class NodeMoments:
                 if not _pytrees.is_masked(column[i])
             }
             self._moments[name] = moments
-            if not moments or layout_of[i] is None:
+            if not moments or leaf_layouts[i] is None:
                 continue
             # All layers of a stack are checked. They have the same keys, because a leaf
             # has one layout.
-            views = [_views(found, layout_of[i], len(p.shape)) for found in slices]
+            views = [_views(found, leaf_layouts[i], len(p.shape)) for found in slices]
             for field, (key, _) in views[0].items():
                 viewed = [
                     found._replace(layout=view[field][1])
@@ -164,7 +164,9 @@ class NodeMoments:
         # A state has one rate. Groups that differ only in weight decay share it, since
         # the optimizer here decays by a mask.
         names = [s.torch_name for s in self._names.slices if s.leaf in leaves]
-        numbers = sorted({state.group_of[n] for n in names if n in state.group_of})
+        numbers = sorted(
+            {state.group_by_name[n] for n in names if n in state.group_by_name}
+        )
         rates = {number: state.groups[number].get("lr") for number in numbers}
         if len(set(rates.values())) > 1:
             raise ValueError(
@@ -184,11 +186,11 @@ class NodeMoments:
         counts = [int(count) for count in jax.tree.leaves(self._node.count)]
         # A state has one counter for all leaves, or one counter for each leaf.
         counts = counts * len(self._params) if len(counts) == 1 else counts
-        count_of = dict(zip(self._params, counts, strict=True))
+        count_by_leaf = dict(zip(self._params, counts, strict=True))
         entries: dict[str, dict[str, Any]] = {}
         for name, slices in self._names.by_tensor.items():
             leaf = slices[0].leaf
-            count, moments = count_of[leaf], self._moments[leaf]
+            count, moments = count_by_leaf[leaf], self._moments[leaf]
             if count == 0 or not moments:
                 continue
             # torch's AdamW counts in a float32 tensor since version 1.12, Transformers'

@@ -93,9 +93,10 @@ def match_names(
         layouts: layouts by a pattern that matches the whole name of a leaf, as for
             `adafactor_tf`; required if name and shape allow several layouts.
         convention: orientation of kernels whose shape does not determine it. "linear":
-            leaves are [in, out], as weights of Conv1D; layers of unknown type are
-            Linear, [out, in]. "conv1d": the same, but layers of unknown type are
-            Conv1D, as all layers of GPT-2. "former_flax_gpt2": leaves for Conv1D are
+            leaves are [in, out]; torch layers of unknown type are taken for Linear,
+            whose weights are [out, in]. "conv1d": leaves are [in, out]; layers of
+            unknown type are taken for Conv1D, whose weights are [in, out], as in
+            GPT-2. "former_flax_gpt2": as "conv1d", but leaves for Conv1D are
             [out, in], as in the former Flax GPT-2.
 
     Returns:
@@ -218,16 +219,16 @@ class _Resolver:
         numbered: dict[tuple[str, int], dict[int, str]] = {}
         for name in torch_names:
             parts = name.split(".")
-            for place, part in enumerate(parts):
+            for index, part in enumerate(parts):
                 if part.isdecimal():
-                    without = ".".join(parts[:place] + parts[place + 1 :])
-                    numbered.setdefault((without, place), {})[int(part)] = name
+                    stem = ".".join(parts[:index] + parts[index + 1 :])
+                    numbered.setdefault((stem, index), {})[int(part)] = name
         self._found: dict[str, list[tuple[str, ...] | str]] = {}
-        for (without, _), layers in numbered.items():
+        for (stem, _), layers in numbered.items():
             # Only complete sequences 0, 1, ... are stacks.
             if sorted(layers) == list(range(len(layers))):
                 stack = tuple(layers[i] for i in range(len(layers)))
-                self._found.setdefault(without, []).append(stack)
+                self._found.setdefault(stem, []).append(stack)
         # A name that torch has takes precedence over a stack.
         self._found |= {name: [name] for name in torch_names}
 

@@ -334,10 +334,10 @@ def _is_list(value: Any) -> bool:
 
 
 def _average(scheduler_state: Mapping[str, Any]) -> AverageState | None:
-    held = scheduler_state.get("_streaming_avg")
-    if held is None:
+    average = scheduler_state.get("_streaming_avg")
+    if average is None:
         return None
-    num_values = len(held["values"])
-    values = np.zeros(held["window_size"])
-    values[len(values) - num_values :] = held["values"]
-    return AverageState(values, float(held["sum"]), num_values)
+    num_values = len(average["values"])
+    values = np.zeros(average["window_size"])
+    values[len(values) - num_values :] = average["values"]
+    return AverageState(values, float(average["sum"]), num_values)

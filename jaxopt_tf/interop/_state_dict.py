@@ -26,19 +26,21 @@ class TorchState(NamedTuple):
     entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
     numbers: Mapping[str, Any]  # number of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
-    group_of: Mapping[str, int]  # index of the group of each parameter, by torch name
+    group_by_name: Mapping[
+        str, int
+    ]  # index of the group of each parameter, by torch name
 
     @classmethod
     def before_first_update(cls, names: ParamNames, rate: float) -> "TorchState":
         """Returns the state of any optimizer before its first update."""
-        group_of = {found.torch_name: 0 for found in names.slices}
-        return cls(None, {}, {}, [{"lr": rate}], group_of)
+        group_by_name = {found.torch_name: 0 for found in names.slices}
+        return cls(None, {}, {}, [{"lr": rate}], group_by_name)
 
     @property
     def decayed(self) -> dict[str, bool]:
         """True for each parameter whose group has weight decay, by torch name."""
         decays = [bool(group.get("weight_decay")) for group in self.groups]
-        return {name: decays[group] for name, group in self.group_of.items()}
+        return {name: decays[group] for name, group in self.group_by_name.items()}
 
     def entry(self, name: str) -> Mapping[str, Any]:
         """Returns the entry of a parameter; empty if it was never updated."""
@@ -86,7 +88,7 @@ class TorchState(NamedTuple):
         if not entry:
             return 0
         # Apex's FusedAdam has one count for each group.
-        return entry.get("step", self.groups[self.group_of[name]].get("step"))
+        return entry.get("step", self.groups[self.group_by_name[name]].get("step"))
 
 
 def read_state_dict(
@@ -108,8 +110,8 @@ def read_state_dict(
     numbers: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
         numbers |= dict(zip(group_names, group["params"], strict=True))
-    group_of = {name: i for i, group in enumerate(named) for name in group}
-    state = TorchState(kind, entries, numbers, saved, group_of)
+    group_by_name = {name: i for i, group in enumerate(named) for name in group}
+    state = TorchState(kind, entries, numbers, saved, group_by_name)
     _check_names(state, names)
     _check_entries(state)
     _check_shapes(state, names)

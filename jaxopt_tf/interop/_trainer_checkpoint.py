@@ -28,7 +28,7 @@ from ._trainer_folder import (
     SCHEDULER,
     STATE,
     check_files,
-    check_order,
+    check_param_order,
     check_trainer_folder,
 )
 
@@ -229,7 +229,7 @@ def _checked_optimizer(
     # Without names, moments are assigned by the order of the model's parameters, which
     # some versions of Transformers changed.
     if groups is None and not has_names(state.groups):
-        check_order(folder)
+        check_param_order(folder)
     with errors_name(path):
         check_param_groups(state.groups, recipe)
     check_decay(state.decayed, names, recipe, str(path))

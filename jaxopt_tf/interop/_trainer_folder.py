@@ -61,9 +61,9 @@ _OTHER_FRAMEWORKS = (
     ("adapter_model.*", "PEFT, without the base model", _PEFT),
     ("adapter_config.json", "PEFT, without the base model", _PEFT),
 )
-# Models whose parameters of equal shape had a different order than in the current
-# version, by `model_type`: the first version of Transformers with that order, and the
-# first version without it.
+# Models in which parameters of equal shape were once ordered differently than in the
+# current version, by `model_type`: the first version of Transformers with the former
+# order, and the first version with the current one.
 _OTHER_ORDER = {
     "gemma2": ((4, 45), (4, 47)),
     "jetmoe": ((4, 40), (5, 0)),
@@ -98,7 +98,7 @@ def check_has_weights(folder: Path) -> None:
     """Raises unless the folder contains a weight file or an index of weight files."""
     if _has_weights(folder):
         return
-    problem = f"which has none.{_checkpoints_in(folder)}"
+    problem = f"which has none.{_checkpoint_hint(folder)}"
     if not folder.is_dir():
         problem = "which is not a folder."
     problem = _other_framework(folder) or problem
@@ -150,7 +150,7 @@ def version_of_folder(folder: Path) -> str | None:
     return version
 
 
-def check_order(folder: Path) -> None:
+def check_param_order(folder: Path) -> None:
     """Raises if the folder's version of Transformers ordered parameters differently.
 
     Moments without names are assigned by that order. The orders of 33 architectures
@@ -207,12 +207,15 @@ def _reason(folder: Path) -> str:
             "parameters."
         )
     if not any(has):
-        return _checkpoints_in(folder, before="\n")
+        return _checkpoint_hint(folder, separator="\n")
     return ""
 
 
-def _checkpoints_in(folder: Path, before: str = " ") -> str:
+def _checkpoint_hint(folder: Path, separator: str = " ") -> str:
+    """Names a checkpoint in the folder that could be passed instead; else ""."""
     found = sorted(path.name for path in folder.glob("checkpoint-*"))
     if not found:
         return ""
-    return f"{before}It contains checkpoints: pass one of them, such as {found[-1]!r}."
+    return (
+        f"{separator}It contains checkpoints: pass one of them, such as {found[-1]!r}."
+    )

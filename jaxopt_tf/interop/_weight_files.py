@@ -172,7 +172,8 @@ def _safetensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
 
     def specs(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
         # A `safe_open` file is no mapping and cannot be iterated over.
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        slices = {name: file.get_slice(name) for name in names}
         return {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
 
     found = with_file(specs)

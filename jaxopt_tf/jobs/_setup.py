@@ -38,11 +38,11 @@ class Setup:
             with shardings.
         batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; a
             `jax.ShapeDtypeStruct` with its sharding, or a dict of them.
-        train_step: one update; `train_step.lower(setup.position.state, setup.batch)`
-            compiles it without arrays.
+        train_step: one update; `train_step.lower(setup.run_state.state, setup.batch)`
+            lowers it without arrays.
         eval_step: (params, batch) -> (summed loss, number of tokens).
-        init: function that computes the state before the first step, sharded; from
-            parameters, which it donates, or without them from the seed.
+        init: function that returns the sharded state before the first step. It donates
+            the parameters that it receives; without an argument it draws them.
     """
 
     model: Model

@@ -21,7 +21,7 @@ from ._llama import GATHERED, Decoder
 def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
     """Returns random initial parameters, a tree of dicts of float32 arrays.
 
-    Matrices are draw_leaf from a normal distribution with standard deviation
+    Matrices are drawn from a normal distribution with standard deviation
     `initializer_range`. Biases and the embedding of the padding token are zeros, gains
     of normalizations are ones. The numbers of a layer do not depend on `scan_layers`.
 
@@ -38,14 +38,14 @@ def draw_decoder_params(config: DecoderConfig, seed: int) -> PyTree:
         if last in ("bias", "scale"):
             return (jnp.full(leaf.shape, float(last == "scale")),)
         # The key depends on the name without the number of the layer, then on the
-        # number: the stack of all layers draws what the layers draw one by one.
+        # number, so that a stacked parameter has the numbers of the separate layers.
         parts = name.split(".")
         layer = next((int(part) for part in parts if part.isdecimal()), None)
         stem = ".".join(part for part in parts if not part.isdecimal())
-        own = jax.random.fold_in(key, zlib.crc32(stem.encode()))
+        leaf_key = jax.random.fold_in(key, zlib.crc32(stem.encode()))
 
         def normal(index: Any, shape: tuple[int, ...]) -> jax.Array:
-            numbers = jax.random.normal(jax.random.fold_in(own, index), shape)
+            numbers = jax.random.normal(jax.random.fold_in(leaf_key, index), shape)
             return numbers * config.initializer_range
 
         if layer is None and stem.startswith("model.layers."):
@@ -180,10 +180,10 @@ def gather_layer(config: DecoderConfig, mesh: Any) -> Callable[[PyTree], PyTree]
     shapes, rules = _shapes_of(config), decoder_rules(config, mesh)
     shardings = sharding.param_shardings(shapes, mesh, rules)["model"]["layers"]
     num_stacked = int(config.scan_layers)
-    of_layer = shardings if config.scan_layers else shardings[min(shardings)]
+    layer_shardings = shardings if config.scan_layers else shardings[min(shardings)]
 
     def gather(params: PyTree) -> PyTree:
-        return jax.tree.map(gather_leaf, params, of_layer)
+        return jax.tree.map(gather_leaf, params, layer_shardings)
 
     def gather_leaf(p: jax.Array, stacked: NamedSharding) -> jax.Array:
         spec = (*stacked.spec, *(None,) * (num_stacked + p.ndim - len(stacked.spec)))
@@ -208,8 +208,8 @@ def gather_layer(config: DecoderConfig, mesh: Any) -> Callable[[PyTree], PyTree]
         def scatter(g: jax.Array) -> jax.Array:
             return constrain(g, NamedSharding(mesh, sharded))
 
-        # A gathered gradient would be an all-reduce, which moves twice the bytes of a
-        # reduce-scatter.
+        # Gradients with the gathered sharding would be summed by an all-reduce, which
+        # moves twice the bytes of a reduce-scatter.
         return constrain_both_ways(gather_once, scatter, p)
 
     return gather

@@ -76,11 +76,11 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     the cache keep their rotation, as in Transformers.
     """
     attend = make_attention(mesh)
-    graph, parts_of = _decoding_graph(config)
+    graph, make_parts = _decoding_graph(config)
     num_heads, head_dim = _num_heads(config)
 
     def prefill(params, tokens, lengths, size):
-        parts = parts_of(nnx.merge(graph, params))
+        parts = make_parts(nnx.merge(graph, params))
         # Padding has the position of the last token: `layer_rotation` takes the largest
         # one for the length of the text.
         position_ids = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
@@ -108,7 +108,7 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
         return parts.logits(last[:, 0]).astype(jnp.float32), cache
 
     def step(params, tokens, position_ids, cache):
-        parts = parts_of(nnx.merge(graph, params))
+        parts = make_parts(nnx.merge(graph, params))
         rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
         def attend_cached(q, k, v, window, layer, cache):
@@ -137,11 +137,11 @@ def _decoding_graph(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
             return GPT2(config, rngs=nnx.Rngs(0))
         return Decoder(config)
 
-    parts_of: Callable = (
+    make_parts: Callable = (
         _gpt2_parts if isinstance(config, GPT2Config) else _decoder_parts
     )
     graph = nnx.graphdef(nnx.eval_shape(model))
-    return graph, functools.partial(parts_of, config)
+    return graph, functools.partial(make_parts, config)
 
 
 def _num_heads(config: _Config) -> tuple[int, int]:

@@ -235,7 +235,8 @@ def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
 def sizes_of_others(kind: type) -> set[str]:
     """Returns the fields that other configurations have and this one does not."""
     fields: dict[type, set[str]] = {
-        of: {f.name for f in dataclasses.fields(of)} for of in CONFIG_TYPES
+        config_type: {f.name for f in dataclasses.fields(config_type)}
+        for config_type in CONFIG_TYPES
     }
     return set().union(*fields.values()) - fields[kind]
 

@@ -154,30 +154,30 @@ def explain_errors(module: Any) -> Iterator[None]:
     except torchax.tensor.OperatorNotFound as error:
         raise ValueError(
             f"`module` must consist of operations that torchax has, got {kind}, "
-            f"{_place(error)}: {error}. Replace the operation; in a model of "
+            f"{_error_location(error)}: {error}. Replace the operation; in a model of "
             'Transformers, try `attn_implementation="eager"`.'
         ) from error
     except _NEEDS_VALUES as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             "`module` must be traceable: its operations must not depend on the values "
-            f"of tensors, got {kind}, {_place(error)}: {reason} Replace the branch or "
-            "the shape that depends on a value; in a model of Transformers with "
-            'experts, use `experts_implementation="batched_mm"`.'
+            f"of tensors, got {kind}, {_error_location(error)}: {reason} "
+            "Replace the branch or the shape that depends on a value; in a model of "
+            'Transformers with experts, use `experts_implementation="batched_mm"`.'
         ) from error
     except Exception as error:
         if isinstance(error, AssertionError) and "mixed math" in str(error):
             raise ValueError(
                 "`module` must hold its tensors as parameters, buffers or attributes "
-                f"of its modules, got {kind}, {_place(error)}, which uses another one. "
-                "Use `register_buffer`."
+                f"of its modules, got {kind}, {_error_location(error)}, which uses "
+                "another one. Use `register_buffer`."
             ) from error
         if not _is_of_jax(error):
             raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(
-            f"`module` must run under torchax, got {kind}, {_place(error)}: {reason}. "
-            "Replace the operation, or train the model with PyTorch."
+            f"`module` must run under torchax, got {kind}, {_error_location(error)}: "
+            f"{reason}. Replace the operation, or train the model with PyTorch."
         ) from error
 
 
@@ -188,14 +188,14 @@ def _version(name: str) -> str:
         return "of unknown version"
 
 
-def _place(error: BaseException) -> str:
+def _error_location(error: BaseException) -> str:
     """Returns the line of the module's code at which an error was raised."""
     libraries = _folders("torch", "torchax", "jax", "jaxlib", "jaxopt_tf")
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(libraries)]
-    if not own:
+    module_frames = [f for f in frames if not f.filename.startswith(libraries)]
+    if not module_frames:
         return "in its forward pass"
-    last = own[-1]
+    last = module_frames[-1]
     return f"at {last.filename}:{last.lineno} ({last.line})"
 
 

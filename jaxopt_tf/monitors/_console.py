@@ -77,9 +77,10 @@ class _Bar:
         )
         self._max_steps, self._unit = max_steps, unit
         peak = peak_flops(jax.devices()[0].device_kind)
-        self._share_of_item: float | None = None  # share of a second of all devices
+        # Time of one item if all devices reached their peak.
+        self._peak_seconds_per_item: float | None = None
         if flops_per_item is not None and peak is not None:
-            self._share_of_item = flops_per_item / (peak * jax.device_count())
+            self._peak_seconds_per_item = flops_per_item / (peak * jax.device_count())
         # Step and time at the end of the first window, from which the remaining time is
         # measured. The first window includes the compilation.
         self._measured_from: tuple[int, float] | None = None
@@ -88,7 +89,7 @@ class _Bar:
 
     def window(self, window: Window) -> None:
         """Updates the bar, and prints skipped steps."""
-        self.progress.start()  # has an effect once
+        self.progress.start()  # no effect if it has started
         metrics: Any = window.metrics  # numpy arrays
         step = window.first_step + len(metrics.loss) - 1
         is_taken = ~np.asarray(metrics.is_skipped)
@@ -105,8 +106,10 @@ class _Bar:
         if self._recent:
             items, seconds = np.sum(self._recent, axis=0)
             numbers.append(f"{items / seconds:,.0f} {self._unit}/s")
-            if self._share_of_item is not None:
-                numbers.append(f"{items / seconds * self._share_of_item:.0%} of peak")
+            if self._peak_seconds_per_item is not None:
+                numbers.append(
+                    f"{items / seconds * self._peak_seconds_per_item:.0%} of peak"
+                )
         self.progress.update(self._task, completed=step, numbers=" ".join(numbers))
         # The training loop raises an error for the step that has stopped the run.
         skipped = np.flatnonzero(~is_taken & ~np.asarray(metrics.is_stopped))
@@ -115,7 +118,7 @@ class _Bar:
             listed = ", ".join(map(str, window.first_step + skipped))
             steps = "step" if len(skipped) == 1 else "steps"
             self._print(
-                f"skipped {steps} {listed}, not finite: {self._num_skipped} so far"
+                f"skipped {steps} {listed} (not finite), {self._num_skipped} in total"
             )
 
     def evaluation(self, evaluation: Evaluation) -> None:

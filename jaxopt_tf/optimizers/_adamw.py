@@ -100,12 +100,14 @@ def adamw_tf(
             Under `optax.inject_hyperparams` a callable needs
             `static_args="decay_mask"`.
         decay: "torch" multiplies by float32(1 - rate * weight_decay), as torch does. At
-            rates below 1e-5 rounding changes this factor noticeably, up to 1 (except
-            for float64 leaves, whose factor is float64). "exact" subtracts rate *
+            rates below 1e-5 this rounding is a noticeable part of the decay, or makes
+            the factor 1, which is no decay (except at float64 leaves, whose factor is
+            float64). "exact" subtracts rate *
             weight_decay * p together with the step.
         moment_dtype: dtype of `mu` and `nu`. "float32" is float64 at float64 leaves;
             "bfloat16" and "float16" apply to every leaf. None for the leaf's dtype, as
-            in torch, where a bfloat16 second moment near its limit no longer decreases.
+            in torch; a bfloat16 second moment cannot decrease then, because 0.999 nu
+            is rounded to nu.
 
     Returns:
         A transformation with state `AdamWState`. Updates have the leaves' dtype.
@@ -232,7 +234,7 @@ def adamw_hf_v4(
 
 @dataclasses.dataclass(frozen=True)
 class _Adam:
-    """Moments and scalars of both variants of AdamW; `new_param` is the difference."""
+    """Moments and scalars of both variants of AdamW, which differ in `new_param`."""
 
     name: str
     betas: tuple[Scalar, Scalar]

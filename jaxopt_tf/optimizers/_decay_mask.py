@@ -278,8 +278,8 @@ def _left_out(
     given = layer_norms
     if not isinstance(given, Mapping):
         given = dict.fromkeys(given, LAYER_NORM)
-    own = {p for p, t in norm_layers.items() if rule.any_norm or t in rule.norm_types}
-    return own | {p for p, t in given.items() if t in rule.norm_types}
+    found = {p for p, t in norm_layers.items() if rule.any_norm or t in rule.norm_types}
+    return found | {p for p, t in given.items() if t in rule.norm_types}
 
 
 def _norm_layers(tree: PyTree, above: tuple[Any, ...] = ()) -> dict[str, str]:

@@ -62,18 +62,20 @@ class Chip(NamedTuple):
     fp32_slowdown: tuple[float, float, float]
 
 
-# A GB of a datasheet is read as 10^9 bytes. This is the lower of two readings, because
-# the runtime uses a part of the memory. Links are counted in one direction, which is
-# half of a bidirectional figure. TPUs multiply in bfloat16, in 1, 3 or 6 passes
-# (docs.jax.dev, `jax.lax.Precision`). An H100 has 494.7 TFLOP/s in TF32 and 66.9 in
-# float32. There are no published figures for CPUs, and no estimates.
-_PASSES, _ON_H100 = (1.0, 3.0, 6.0), (2.0, 2.0, 989.4 / 66.9)
+# A GB of a datasheet is counted as 10^9 bytes and not as 2^30: the runtime uses a part
+# of the memory, so the smaller number is closer. Links are counted in one direction,
+# which is half of a bidirectional figure. TPUs multiply in bfloat16, in 1, 3 or 6
+# passes (docs.jax.dev, `jax.lax.Precision`). An H100 has 494.7 TFLOP/s in TF32 and
+# 66.9 in float32. There are no published figures for CPUs, and no estimates.
+_TPU_SLOWDOWN, _H100_SLOWDOWN = (1.0, 3.0, 6.0), (2.0, 2.0, 989.4 / 66.9)
 _CHIPS: Mapping[str, Chip] = {
-    "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _PASSES),
-    "v5e": Chip("TPU v5e", 16e9, _PEAK_FLOPS["TPU v5e"], 819e9, 200e9, _PASSES),
-    "v5p": Chip("TPU v5p", 95e9, _PEAK_FLOPS["TPU v5"], 2765e9, 600e9, _PASSES),
-    "v6e": Chip("TPU v6e", 32e9, _PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, _PASSES),
-    "h100": Chip("H100", 80e9, _PEAK_FLOPS["NVIDIA H100"], 3350e9, 450e9, _ON_H100),
+    "v4": Chip("TPU v4", 32e9, _PEAK_FLOPS["TPU v4"], 1228e9, 300e9, _TPU_SLOWDOWN),
+    "v5e": Chip("TPU v5e", 16e9, _PEAK_FLOPS["TPU v5e"], 819e9, 200e9, _TPU_SLOWDOWN),
+    "v5p": Chip("TPU v5p", 95e9, _PEAK_FLOPS["TPU v5"], 2765e9, 600e9, _TPU_SLOWDOWN),
+    "v6e": Chip("TPU v6e", 32e9, _PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, _TPU_SLOWDOWN),
+    "h100": Chip(
+        "H100", 80e9, _PEAK_FLOPS["NVIDIA H100"], 3350e9, 450e9, _H100_SLOWDOWN
+    ),
     "cpu": Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -91,7 +93,7 @@ _FORMS = (
 )
 # Description of an H100 (`GpuTargetConfigProto` of XLA), by which XLA compiles for it
 # on machines without one.
-_H100 = """
+_H100_TARGET_CONFIG = """
 device_description_str: "NVIDIA H100 80GB HBM3"
 platform_name: "CUDA"
 runtime_version { major: 12 minor: 8 }
@@ -184,7 +186,7 @@ def named_slice(name: str) -> Slice:
 
 
 def _topology(name: str, family: str, size: str) -> str:
-    """Returns the topology of a slice with a number of TensorCores, as "16"."""
+    """Returns the topology for the number of TensorCores or chips in "v5p-16"."""
     cores = _CORES_PER_CHIP[family]
     by_number: dict[int, str] = {}
     # Of several topologies, the most compact one has the fewest hops between chips.
@@ -192,8 +194,8 @@ def _topology(name: str, family: str, size: str) -> str:
         by_number.setdefault(cores * _num_devices(sides), sides)
     if re.fullmatch(r"[1-9]\d{0,5}", size) and int(size) in by_number:
         return by_number[int(size)]
-    wanted = max(1, _num_devices(size))
-    nearest = min(by_number, key=lambda number: abs(math.log(number / wanted)))
+    requested = max(1, _num_devices(size))
+    nearest = min(by_number, key=lambda number: abs(math.log(number / requested)))
     unit = "chips" if cores == 1 else "TensorCores, two per chip"
     raise ValueError(
         f"`name` must be an existing slice, got {name!r}. The nearest is "
@@ -220,15 +222,15 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
         return ("1", "2", "4", "8"), "Available sizes: 1, 2, 4, 8."
     if family in ("v5e", "v6e"):
         return _FLAT, f"Available sizes: {', '.join(_FLAT)}."
-    most = _MAX_CUBES[family]
+    max_cubes = _MAX_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
-        for a, b in itertools.combinations_with_replacement(range(1, most + 1), 2)
-        for c in range(b, most // (a * b) + 1)
+        for a, b in itertools.combinations_with_replacement(range(1, max_cubes + 1), 2)
+        for c in range(b, max_cubes // (a * b) + 1)
     ]
     return (*_SMALL, *cubes), (
         f"Available sizes: {', '.join(_SMALL)}, and AxBxC with A <= B <= C, multiples "
-        f"of 4, of at most {64 * most:,} chips."
+        f"of 4, of at most {64 * max_cubes:,} chips."
     )
 
 
@@ -287,7 +289,7 @@ def _cpus(slice_: Slice) -> list[Any]:
     try:
         # The number can be set only before JAX initializes its backends; afterwards the
         # update raises a RuntimeError. mypy does not know the options of `jax.config`.
-        if jax.config.jax_num_cpu_devices < num_devices:  # type: ignore[attr-defined]
+        if jax.config.jax_num_cpu_devices < num_devices:  # type: ignore[attr-defined]  # an option
             jax.config.update("jax_num_cpu_devices", num_devices)
     except RuntimeError:
         pass
@@ -309,9 +311,12 @@ def _tpus(slice_: Slice) -> list[Any]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-1024")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # By default a host is assumed to have several chips, which one chip does not fill.
-    alone: Any = {"chips_per_host_bounds": [1, 1, 1]} if slice_.num_devices == 1 else {}
-    found = topologies.get_topology_desc(slice_.name, platform="tpu", **alone)
+    # libtpu assumes hosts with several chips, and rejects a slice that is smaller than
+    # a host.
+    options: Any = (
+        {"chips_per_host_bounds": [1, 1, 1]} if slice_.num_devices == 1 else {}
+    )
+    found = topologies.get_topology_desc(slice_.name, platform="tpu", **options)
     devices: Any = found.devices
     # The description of a v4 has a device for each of the two cores of a chip. On the
     # machine itself JAX has one device per chip.
@@ -332,7 +337,7 @@ def _gpus(slice_: Slice) -> list[Any]:
     topology = xla_bridge.make_pjrt_topology(
         "h100",
         slice_.name,
-        target_config=_H100,
+        target_config=_H100_TARGET_CONFIG,
         topology=f"1x1x{slice_.num_devices}",
     )
     return topology._make_compile_only_devices()

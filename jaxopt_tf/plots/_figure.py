@@ -64,7 +64,7 @@ def new_figure(height: float) -> "Figure":
     figure = Figure((_WIDTH, height), dpi=_DOTS_PER_INCH, layout="constrained")
     # IPython displays a `Figure` only after pyplot has been imported. It calls
     # `_repr_png_` of any object.
-    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]  # for IPython
     return figure
 
 
@@ -122,7 +122,7 @@ def finish(
         panel.margins(x=margin)
     panels[-1].set_xlabel(xlabel)
     if xlabel == "step":
-        count_steps(panels[-1])
+        format_step_axis(panels[-1])
     figure: Any = panels[0].get_figure()
     figure.align_ylabels()
 
@@ -152,7 +152,7 @@ def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
     panel.plot(x, np.full(len(x), 0.97), **style)
 
 
-def count_steps(panel: "Axes", max_ticks: int = 8) -> None:
+def format_step_axis(panel: "Axes", max_ticks: int = 8) -> None:
     """Labels the horizontal axis with integers with thousands separators."""
     panel.locator_params("x", integer=True, nbins=max_ticks)
     panel.xaxis.set_major_formatter("{x:,.0f}")

@@ -9,14 +9,15 @@ import numpy as np
 
 from ..monitors import read_history
 from ..training import Window
-from ._figure import HEAT, count_steps, new_figure, picture_path, save_figure
+from ._figure import HEAT, format_step_axis, new_figure, picture_path, save_figure
 from ._run_log import Downsampler, finite_mean, is_metrics_log, log_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The maps are about 250 pixels wide: more points would not be visible.
+# Minimum number of columns of a long run; `Downsampler` has up to twice as many. The
+# maps are about 250 pixels wide: more columns would not be visible.
 _NUM_POINTS = 300
 _MAX_NAMES = 150  # maximum number of layers whose names are shown
 _EMBEDDINGS = re.compile(r"(^|\.)(wte|wpe)(\.|$)|embed", re.IGNORECASE)
@@ -109,7 +110,7 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     mesh = panel.pcolormesh(_edges(steps), rows - 0.5, shown, rasterized=True, **style)
     panel.set_facecolor("white")
     panel.set_xlabel("step")
-    count_steps(panel, max_ticks=4)
+    format_step_axis(panel, max_ticks=4)
     figure: Any = panel.get_figure()
     # The distance is 0.2 inches; `pad` is a fraction of the height of the figure.
     colorbar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}

@@ -210,8 +210,10 @@ def rates_of(
         DEFAULT_GROUP: recipe.learning_rate if is_driven else schedule
     }
     for group in recipe.rate_groups:
-        own: Any = build_schedule(replace(recipe, rate_groups=(), **group.overrides))
-        rates[group.pattern] = functools.partial(_scaled, own, group.factor)
+        group_schedule: Any = build_schedule(
+            replace(recipe, rate_groups=(), **group.overrides)
+        )
+        rates[group.pattern] = functools.partial(_scaled, group_schedule, group.factor)
     return rates
 
 

@@ -68,7 +68,7 @@ def described(made: _T, name: str, arguments: Mapping[str, Any]) -> _T:
         function = function.function
     shown: Any = Described(function, f"{name}({listed})")
     if isinstance(made, tuple):
-        return cast(_T, type(made)._make((shown, *made[1:])))  # type: ignore[attr-defined]
+        return cast(_T, type(made)._make((shown, *made[1:])))  # type: ignore[attr-defined]  # a NamedTuple
     return cast(_T, shown)
 
 

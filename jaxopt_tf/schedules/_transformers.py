@@ -223,7 +223,7 @@ def get_polynomial_decay_schedule_with_warmup(
             f"decay of 0 steps divides by zero, got {T!r} for both. Use fewer warmup "
             "steps, or 'constant_with_warmup'."
         )
-    floor = share_of(lr_end, learning_rate)
+    floor = relative_rate(lr_end, learning_rate)
     down = decay(polynomial(power), max(0, T - W), floor)
     return join(learning_rate, warmup(linear, W), down)
 
@@ -276,7 +276,7 @@ def checked_counts(
     )
 
 
-def share_of(rate: float, learning_rate: Scalar) -> Scalar:
+def relative_rate(rate: float, learning_rate: Scalar) -> Scalar:
     """Returns rate / learning_rate."""
     # In double precision on the host if the rate is not traced; else in float32, or in
     # float64 for a float64 rate.

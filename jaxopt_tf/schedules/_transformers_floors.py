@@ -11,7 +11,7 @@ from .._typing import Scalar, Schedule
 from ._curves import cosine, linear, one_minus_sqrt
 from ._phases import constant, cycles, decay, join, shift, warmup
 from ._repr import schedule_function
-from ._transformers import checked_counts, share_of
+from ._transformers import checked_counts, relative_rate
 
 _WSD_CURVES = {"linear": linear, "cosine": cosine, "1-sqrt": one_minus_sqrt}
 
@@ -222,4 +222,4 @@ def _floor(
             f"got min_lr={min_lr!r} with learning_rate={learning_rate!r}. To pass a "
             "fraction of the rate, use `min_lr_rate`."
         )
-    return share_of(min_lr, learning_rate)
+    return relative_rate(min_lr, learning_rate)

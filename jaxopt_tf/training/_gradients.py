@@ -54,8 +54,8 @@ class MeanLoss:
 
     Attributes:
         loss_fn: from `with_float32_outputs`.
-        max_length: maximum number of micro-batches, the first axis of a batch; 1 for
-            batches without this axis.
+        max_micro_batches: maximum length of the first axis of a batch, the axis of the
+            micro-batches; 1 for batches without this axis.
 
     With micro-batches, every item has the same weight:
 
@@ -68,13 +68,13 @@ class MeanLoss:
     """
 
     loss_fn: LossFn
-    max_length: int
+    max_micro_batches: int
 
     def gradient(
         self, params: PyTree, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, PyTree]:
         """Returns the mean loss, the number of items and the gradient of the mean."""
-        if self.max_length == 1:
+        if self.max_micro_batches == 1:
             total, num_items, backward = self._forward(params, batch, *_key(rng))
             # The backward pass starts from 1 / number instead of 1: this divides one
             # scalar and not every gradient.
@@ -87,8 +87,8 @@ class MeanLoss:
 
         # The number of items of all micro-batches is known at the end of the scan only:
         # gradients of summed losses are accumulated, and divided once.
-        start = jax.tree.map(_buffer, params)
-        total, num_items, grads = self._added_up(sums, params, batch, rng, start)
+        start = jax.tree.map(_zero_sum, params)
+        total, num_items, grads = self._accumulate(sums, params, batch, rng, start)
         scale = 1.0 / num_items
 
         def mean(g: jax.Array) -> jax.Array:
@@ -106,10 +106,10 @@ class MeanLoss:
 
         def value(params: PyTree) -> jax.Array:
             loss_of_batch = functools.partial(self.loss_fn, params)
-            if self.max_length == 1:
+            if self.max_micro_batches == 1:
                 total, num_items = loss_of_batch(batch, *_key(rng))
             else:
-                total, num_items = self._added_up(loss_of_batch, params, batch, rng)
+                total, num_items = self._accumulate(loss_of_batch, params, batch, rng)
             return total / num_items
 
         return value
@@ -121,7 +121,7 @@ class MeanLoss:
         )
         return total, num_items, backward
 
-    def _added_up(
+    def _accumulate(
         self,
         function: Callable[..., PyTree],
         params: PyTree,
@@ -139,10 +139,12 @@ class MeanLoss:
             index, batch = micro
             # Each micro-batch has its own key, so that dropout masks are not repeated.
             key = _key(rng if rng is None else jax.random.fold_in(rng, index))
-            return jax.tree.map(_plus, sums, function(batch, *key)), None
+            return jax.tree.map(_add_leaf, sums, function(batch, *key)), None
 
         zero = jnp.zeros((), widest_dtype(params))
-        indices = jnp.arange(_window_length(batches, self.max_length), dtype=jnp.int32)
+        indices = jnp.arange(
+            _num_micro_batches(batches, self.max_micro_batches), dtype=jnp.int32
+        )
         return jax.lax.scan(add, (zero, zero, *start), (indices, batches))[0]
 
 
@@ -158,10 +160,9 @@ def constrain(grads: PyTree, shardings: PyTree | None) -> PyTree:
 
     def constrained(g: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
         # Gradients of integer leaves are of dtype float0, without data to shard.
-        is_number = _pytrees.is_floating(g)
         # `Any`: JAX does not annotate the function.
         constraint: Any = jax.lax.with_sharding_constraint
-        return constraint(g, sharding) if is_number else g
+        return constraint(g, sharding) if _pytrees.is_floating(g) else g
 
     return jax.tree.map(constrained, grads, shardings)
 
@@ -170,7 +171,7 @@ def _key(rng: jax.Array | None) -> tuple[jax.Array, ...]:
     return () if rng is None else (rng,)
 
 
-def _buffer(p: jax.Array) -> jax.Array:
+def _zero_sum(p: jax.Array) -> jax.Array:
     # JAX represents the gradient of an integer leaf by an array of dtype float0. The
     # carry of a scan must have the same dtype.
     if not _pytrees.is_floating(p):
@@ -180,19 +181,19 @@ def _buffer(p: jax.Array) -> jax.Array:
     return jnp.zeros_like(p, wide_dtype(p.dtype))
 
 
-def _plus(total: jax.Array, g: jax.Array) -> jax.Array:
+def _add_leaf(total: jax.Array, g: jax.Array) -> jax.Array:
     return total + g.astype(total.dtype) if _pytrees.is_floating(g) else total
 
 
-def _window_length(batches: Batch, max_length: int) -> int:
+def _num_micro_batches(batches: Batch, max_micro_batches: int) -> int:
     """Returns the length of the first axis, which must be equal in all leaves."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
     lengths = {shape[0] if shape else None for shape in shapes}
     length = lengths.pop() if len(lengths) == 1 else None
-    if length is None or not 1 <= length <= max_length:
+    if length is None or not 1 <= length <= max_micro_batches:
         raise ValueError(
             "`batch` must have a first axis of 1 to `gradient_accumulation_steps` = "
-            f"{max_length} micro-batches in every leaf, got shapes {shapes[:3]}. Stack "
-            "the micro-batches of an update: [k, B, ...]."
+            f"{max_micro_batches} micro-batches in every leaf, got shapes {shapes[:3]}."
+            " Stack the micro-batches of an update: [k, B, ...]."
         )
     return length

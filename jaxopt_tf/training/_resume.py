@@ -124,10 +124,10 @@ def resumable(
         OSError: if a checkpoint cannot be written.
     """
     schedule_state = None if metric_schedule is None else metric_schedule.init()
-    with lock_folder(folder) as held, stop_on_signals() as should_stop:
+    with lock_folder(folder) as lock, stop_on_signals() as should_stop:
         like = RunState(state, schedule_state=schedule_state)
         # After the lock is acquired: no other job can rotate the checkpoints meanwhile.
         start = restore_run_state(latest_valid(folder), like)
-        with open_checkpoints(held, save_total_limit=save_total_limit) as checkpoints:
+        with open_checkpoints(lock, save_total_limit=save_total_limit) as checkpoints:
             save = functools.partial(save_run_state, checkpoints)
             yield Resumable(start, int(start.state.step), save, should_stop)

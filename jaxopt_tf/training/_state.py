@@ -113,10 +113,10 @@ def _with_own_buffers(opt_state: PyTree, params: PyTree) -> PyTree:
     """
     seen = {id(leaf) for leaf in jax.tree.leaves(params)}
 
-    def own(leaf: Any) -> Any:
+    def copy_if_shared(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or id(leaf) not in seen:
             seen.add(id(leaf))
             return leaf
         return jnp.copy(leaf)
 
-    return jax.tree.map(own, opt_state)
+    return jax.tree.map(copy_if_shared, opt_state)

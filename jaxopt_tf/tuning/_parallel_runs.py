@@ -126,12 +126,12 @@ class ParallelRuns:
         They are computed from all runs, so that the programs do not depend on the
         subset of runs that is trained in a call.
         """
-        runs_of: dict[Any, list[int]] = {}
+        runs_by_key: dict[Any, list[int]] = {}
         for i, recipe in enumerate(self.recipes):
-            runs_of.setdefault(compile_key(recipe), []).append(i)
+            runs_by_key.setdefault(compile_key(recipe), []).append(i)
         return [
             dict(zip(runs, unstacked(varied, len(runs)), strict=True))
-            for runs in runs_of.values()
+            for runs in runs_by_key.values()
             for varied in [stack_recipes([self.recipes[i] for i in runs])]
         ]
 

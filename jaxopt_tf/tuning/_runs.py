@@ -24,7 +24,7 @@ class Trial(NamedTuple):
     eval_loss: float | None  # evaluation loss; inf: diverged; None without evaluation
 
     @property
-    def compared(self) -> float:
+    def objective(self) -> float:
         """The loss by which runs are compared: `eval_loss`, or `loss` without it."""
         return self.loss if self.eval_loss is None else self.eval_loss
 
@@ -47,9 +47,9 @@ class Comparison:
 
         Runs that were trained to their end take precedence over others.
         """
-        finite = [trial for trial in self.last if math.isfinite(trial.compared)]
+        finite = [trial for trial in self.last if math.isfinite(trial.objective)]
         ended = [trial for trial in finite if self.is_ended(trial)]
-        return min(ended or finite, key=lambda trial: trial.compared, default=None)
+        return min(ended or finite, key=lambda trial: trial.objective, default=None)
 
     @property
     def best(self) -> int:
@@ -99,13 +99,13 @@ class Comparison:
         ordered = sorted(
             self.last,
             # Runs with more steps come first: successive halving dropped the others.
-            key=lambda trial: (-trial.step if has_one_length else 0, trial.compared),
+            key=lambda trial: (-trial.step if has_one_length else 0, trial.objective),
         )
         for trial in ordered[:max_rows]:
             settings = recipe_settings(self.recipes[trial.run])
             columns = [_shown(settings[name]) for name in names]
             columns += [f"{trial.step:,}", shown_loss(trial.loss)]
-            columns += [shown_loss(trial.compared)] if has_evaluation else []
+            columns += [shown_loss(trial.objective)] if has_evaluation else []
             table.add_row(*columns)
         return table
 
@@ -146,7 +146,7 @@ class Runs(Comparison):
         It is the evaluation loss, or without evaluation batches the mean training loss
         of the last tenth of the steps.
         """
-        return np.array([trial.compared for trial in self.trials])
+        return np.array([trial.objective for trial in self.trials])
 
     @property
     def diverged(self) -> np.ndarray:
@@ -245,10 +245,10 @@ def trial(
     first_loss = float(first_loss)
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
     eval_loss = None if eval_loss is None else float(eval_loss)
-    compared = loss if eval_loss is None else eval_loss
+    objective = loss if eval_loss is None else eval_loss
     # Twice the first loss, or 0 if it is negative. The negated comparison is also True
     # for NaN.
-    if math.isnan(loss) or not compared <= first_loss + abs(first_loss):
+    if math.isnan(loss) or not objective <= first_loss + abs(first_loss):
         loss, eval_loss = math.inf, None if eval_loss is None else math.inf
     return Trial(run, step, first_loss, loss, eval_loss)
 

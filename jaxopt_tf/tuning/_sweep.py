@@ -137,7 +137,7 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
     points = plots.SearchPoints(
         settings={name: [fields[name] for fields in settings] for name in sweep.over},
-        losses=np.array([trial.compared for trial in last]),
+        losses=np.array([trial.objective for trial in last]),
         steps=np.array([trial.step for trial in last]),
         is_ended=np.array([sweep.is_ended(trial) for trial in last]),
         label=f"{loss}, per item",
@@ -184,7 +184,7 @@ def _best_runs(
 ) -> list[int]:
     """Returns the best 1 / `reduction_factor` of the runs, without diverged ones."""
     assert reduction_factor is not None  # without halving there is a single step
-    last = {trial.run: trial.compared for trial in trials}
+    last = {trial.run: trial.objective for trial in trials}
     # Equal losses are ordered by index, so that a resumed sweep selects the same runs.
     # The number is rounded up: at least one run continues.
     ordered = sorted(alive, key=lambda i: (last[i], i))
@@ -194,10 +194,10 @@ def _best_runs(
 
 def _summary(new: Sequence[Trial], num_alive: int, step: int) -> str:
     """Returns a line of text about the runs that have reached a step."""
-    best = min(new, key=lambda trial: trial.compared)
+    best = min(new, key=lambda trial: trial.objective)
     runs = "run" if num_alive == 1 else "runs"
     have = "has" if len(new) == 1 else "have"
     line = f"{len(new)} of {num_alive} {runs} {have} reached step {step:,}; "
-    if math.isinf(best.compared):
+    if math.isinf(best.objective):
         return line + ("it diverged" if len(new) == 1 else "all of them diverged")
-    return f"{line}the best, number {best.run}, to a loss of {best.compared:.4g}"
+    return f"{line}the best, number {best.run}, to a loss of {best.objective:.4g}"

@@ -21,6 +21,8 @@ from ._runs import Trial, differing
 from ._task import Task
 
 _RESULTS = "sweep.jsonl"
+# Key of the indices of the runs that continue, in the metadata of a checkpoint.
+_CONTINUING = "runs_to_go_on"
 
 
 @dataclass
@@ -33,13 +35,13 @@ class SweepStore:
     recipes: Sequence[Recipe]
     settings: Mapping[str, Any] = field(default_factory=dict)  # identify the sweep
     folder: Path | None = None  # None: nothing is saved
-    saving: checkpoints.Checkpoints | None = None
+    writer: checkpoints.Checkpoints | None = None
     trials: list[Trial] = field(default_factory=list)
     states: dict[int, VmapState] = field(default_factory=dict)  # by index of the run
 
     def save(self) -> None:
         """Saves all trials and states if the sweep has a folder."""
-        if self.saving is None:
+        if self.writer is None:
             return
         # JSON has no infinity or NaN: floats are written as strings.
         trials = [
@@ -48,11 +50,11 @@ class SweepStore:
         ]
         states = {str(i): state for i, state in self.states.items()}
         arrays = {"num_trials": np.int32(len(trials)), "states": states}
-        going_on = sorted(self.states)
-        metadata = {"sweep": self.settings, "trials": trials, "runs_to_go_on": going_on}
+        continuing = sorted(self.states)
+        metadata = {"sweep": self.settings, "trials": trials, _CONTINUING: continuing}
         # The step of the checkpoint is the number of trials, which always increases.
-        self.saving.save(len(trials), arrays, metadata)
-        self.saving.wait()
+        self.writer.save(len(trials), arrays, metadata)
+        self.writer.wait()
         self.write_results()
 
     def resume(self, path: Path, runs: ParallelRuns) -> None:
@@ -64,10 +66,10 @@ class SweepStore:
         metadata = checkpoints.read_metadata(path)
         saved = metadata.get("sweep") or {}
         if saved != self.settings:
-            named = [n for n in self.settings if saved.get(n) != self.settings[n]]
+            changed = [n for n in self.settings if saved.get(n) != self.settings[n]]
             raise ValueError(
                 "`folder` must be a new folder or contain this sweep, but the "
-                f"checkpoint {str(path)!r} has other {' and '.join(named)}. Name "
+                f"checkpoint {str(path)!r} has other {' and '.join(changed)}. Name "
                 "another folder."
             )
         for run, step, first_loss, loss, eval_loss in metadata["trials"]:
@@ -76,7 +78,7 @@ class SweepStore:
                 Trial(run, step, float(first_loss), float(loss), eval_loss)
             )
         # The initial states give the structure, shapes and dtypes for the restore.
-        start = runs.initial_states(metadata["runs_to_go_on"])
+        start = runs.initial_states(metadata[_CONTINUING])
         like = {str(i): state for i, state in start.items()}
         arrays = {"num_trials": np.int32(0), "states": like}
         restored = checkpoints.restore(path, arrays).arrays["states"]
@@ -99,7 +101,7 @@ class SweepStore:
                     "step": trial.step,
                     "loss": _or_null(trial.loss),
                     "held_out_loss": _or_null(trial.eval_loss),
-                    "has_diverged": math.isinf(trial.compared),
+                    "has_diverged": math.isinf(trial.objective),
                 }
                 file.write(json.dumps(values) + "\n")
 
@@ -129,11 +131,11 @@ def open_store(
     # Converted to JSON and back, so that tuples compare equal to the lists in a file.
     settings = json.loads(json.dumps(settings))
     with (
-        checkpoints.lock_folder(folder) as held,
-        checkpoints.open_checkpoints(held, save_total_limit=2) as saving,
+        checkpoints.lock_folder(folder) as lock,
+        checkpoints.open_checkpoints(lock, save_total_limit=2) as writer,
     ):
-        store = SweepStore(runs.recipes, settings, held.folder, saving)
-        newest = checkpoints.latest_valid(held.folder)
+        store = SweepStore(runs.recipes, settings, lock.folder, writer)
+        newest = checkpoints.latest_valid(lock.folder)
         if newest is not None:
             store.resume(newest, runs)
         yield store
@@ -144,13 +146,13 @@ def _fingerprint(task: Task, recipe: Recipe) -> str:
     # Later batches are not hashed: they would have to be read for every start.
     first = next_batch(iter(task.batches(recipe)), 0)
     settings = (task.takes_key, str(task.compute_dtype))
-    found = hashlib.sha256(repr(settings).encode())
-    seen = (first, list(task.eval_batches), task.init(recipe.seed))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(seen):
+    digest = hashlib.sha256(repr(settings).encode())
+    arrays = (first, list(task.eval_batches), task.init(recipe.seed))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         array = np.ascontiguousarray(leaf)
-        found.update(f"{path} {array.shape} {array.dtype}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        digest.update(f"{path} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _or_null(loss: float | None) -> float | None:

@@ -74,7 +74,7 @@ def assert_same(actual, expected):
 
 @contextlib.contextmanager
 def saving(folder, **options):
-    with lock_folder(folder) as held, open_checkpoints(held, **options) as checkpoints:
+    with lock_folder(folder) as lock, open_checkpoints(lock, **options) as checkpoints:
         yield checkpoints
 
 

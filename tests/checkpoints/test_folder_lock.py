@@ -30,11 +30,11 @@ def another_process(folder):
 
 
 def test_lock_creates_the_folder_and_names_its_holder(tmp_path):
-    with lock_folder(tmp_path / "runs" / "x") as held:
-        assert held.folder == tmp_path / "runs" / "x"
-    (held.folder / LOCK_FILE).write_text("what an older version wrote" * 99)
-    with lock_folder(held.folder):
-        holder = json.loads((held.folder / LOCK_FILE).read_text())
+    with lock_folder(tmp_path / "runs" / "x") as lock:
+        assert lock.folder == tmp_path / "runs" / "x"
+    (lock.folder / LOCK_FILE).write_text("what an older version wrote" * 99)
+    with lock_folder(lock.folder):
+        holder = json.loads((lock.folder / LOCK_FILE).read_text())
         assert holder["pid"] == os.getpid()
 
 
@@ -52,8 +52,8 @@ def test_lock_is_released_when_its_holder_is_killed(tmp_path):
     with another_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with lock_folder(tmp_path) as held:
-            assert str(process.pid) not in (held.folder / LOCK_FILE).read_text()
+        with lock_folder(tmp_path) as lock:
+            assert str(process.pid) not in (lock.folder / LOCK_FILE).read_text()
 
 
 def test_refuses_the_same_process_twice_until_it_has_ended(tmp_path):

@@ -28,7 +28,7 @@ LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3
 def saved(tmp_path_factory):
     """A folder with two good checkpoints; copied before anything is done to it."""
     folder = tmp_path_factory.mktemp("run")
-    with lock_folder(folder) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(folder) as lock, open_checkpoints(lock) as checkpoints:
         for step in (1, 2):
             arrays = LIKE | {"w": LIKE["w"] + step}
             checkpoints.save(step, arrays, {"step": step, "shape": (1, 2)})
@@ -194,7 +194,7 @@ def test_restores_a_state_without_rate_source(tmp_path, rate, counts):
     older = state._replace(
         rate_source=None, step=state.step if rate == "schedule" else None
     )
-    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as lock, open_checkpoints(lock) as checkpoints:
         checkpoints.save(3, {"chain": (older,)}, {})
     like = {"chain": (jax.eval_shape(lambda: state),)}
     restored = restore_latest(tmp_path, like).arrays["chain"][0]
@@ -215,7 +215,7 @@ def test_restores_a_state_without_rate_source(tmp_path, rate, counts):
 def test_a_state_that_lacks_something_else_too_is_refused(tmp_path):
     state = sgd_tf(0.25, momentum=0.9).init(PARAMS)
     older = state._replace(rate_source=None, step=None, momentum=None)
-    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as lock, open_checkpoints(lock) as checkpoints:
         checkpoints.save(3, older, {})
     with pytest.raises(ValueError, match=r"2 only in `like` \(momentum"):
         restore_latest(tmp_path, state)
@@ -269,7 +269,7 @@ def test_an_older_state_that_a_metric_drives_is_continued(
     for metric in metrics[:num_metrics]:
         state = schedule.update(state, metric)
     older = in_arrays_of_32_bits(state)
-    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as lock, open_checkpoints(lock) as checkpoints:
         checkpoints.save(3, {"a": {"schedule": older, "w": LIKE["w"]}}, {})
     like = {"a": {"schedule": schedule.init(), "w": LIKE["w"]}}
     restored = restore_latest(tmp_path, like).arrays["a"]["schedule"]
@@ -284,7 +284,7 @@ def test_an_older_state_that_a_metric_drives_is_continued(
 
 def test_an_older_state_with_another_smoothing_is_refused(tmp_path):
     schedule = greedy(1e-2, smooth=True, window_size=4)
-    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as lock, open_checkpoints(lock) as checkpoints:
         checkpoints.save(3, in_arrays_of_32_bits(schedule.init()), {})
     with pytest.raises(ValueError, match="6 only in checkpoint-3 .average"):
         restore_latest(tmp_path, greedy(1e-2).init())

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from jaxopt_tf._io import kinds_of, read_value
-from jaxopt_tf.cli._flags import build, flag_kinds, in_flags, read_flags
+from jaxopt_tf.cli._flags import build, flag_kinds, read_flags, with_flag_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,16 +191,16 @@ def test_builds_nested_records_from_what_was_typed():
 
 def test_sentences_about_arguments_name_flags():
     flags = {"max_steps", "mesh", "output_dir"}
-    assert in_flags("`max_steps` and `axes` of `Recipe`", flags) == (
+    assert with_flag_names("`max_steps` and `axes` of `Recipe`", flags) == (
         "`--max_steps` and `--mesh` of `Recipe`"
     )
     # An argument that no flag of the command sets, and one that a flag of its own sets.
-    assert in_flags("`scheduler_specific_kwargs`, `name`", flags) == (
+    assert with_flag_names("`scheduler_specific_kwargs`, `name`", flags) == (
         "`scheduler_specific_kwargs`, `name`"
     )
-    assert in_flags("`axes`", {"axes", "mesh"}) == "`--axes`"
-    assert in_flags("`mesh='data=2'`", flags) == "`--mesh data=2`"
-    assert in_flags("`out`, `mesh`", flags, {"out": "OUT"}) == "`OUT`, `--mesh`"
+    assert with_flag_names("`axes`", {"axes", "mesh"}) == "`--axes`"
+    assert with_flag_names("`mesh='data=2'`", flags) == "`--mesh data=2`"
+    assert with_flag_names("`out`, `mesh`", flags, {"out": "OUT"}) == "`OUT`, `--mesh`"
 
 
 def test_help_groups_flags_and_shows_kinds_and_defaults(capsys, monkeypatch):

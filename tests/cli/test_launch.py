@@ -2,11 +2,14 @@
 
 import pytest
 
-from jaxopt_tf.cli._launch import Launch, launched
+from jaxopt_tf.cli._launch import Launch, connected_processes
 
 
 def test_single_process_without_launch_flags():
-    with pytest.raises(ValueError, match="of the inside"), launched(Launch()):
+    with (
+        pytest.raises(ValueError, match="of the inside"),
+        connected_processes(Launch()),
+    ):
         raise ValueError("of the inside")
 
 

@@ -171,7 +171,7 @@ def test_weight_norm_of_older_versions_is_read():
     }
     keys = match_keys(old, names, model.load_rules)
     assert keys.problems == keys.unused == ()
-    assert set(keys.of) == set(names)
+    assert set(keys.by_param) == set(names)
 
 
 def test_tensors_that_transformers_puts_together_are_refused_with_the_cure():

@@ -361,7 +361,7 @@ def test_refuses_a_folder_of_another_run_for_a_checkpoint_from_elsewhere(job, un
 
 
 def test_refuses_a_checkpoint_that_is_not_of_a_job(job, tmp_path):
-    with lock_folder(tmp_path / "other") as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path / "other") as lock, open_checkpoints(lock) as checkpoints:
         path = checkpoints.save(3, {"x": np.ones(2)}, {})
     with pytest.raises(ValueError, match="must be a checkpoint of `jaxopt-tf train`"):
         run(job, resume_from_checkpoint=path)

@@ -108,8 +108,8 @@ def test_reports_which_steps_were_skipped_and_leaves_them_out_of_the_means(capsy
     monitor.window(window_of(6, [3.0]))
     monitor.close()
     shown = capsys.readouterr().out
-    assert "skipped steps 2, 4, not finite: 2 so far" in shown
-    assert "skipped step 5, not finite: 3 so far" in shown
+    assert "skipped steps 2, 4 (not finite), 2 in total" in shown
+    assert "skipped step 5 (not finite), 3 in total" in shown
     assert "loss 3.000" in shown
 
 

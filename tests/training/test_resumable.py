@@ -121,7 +121,7 @@ def test_run_state_is_restored_without_other_metadata(tmp_path):
     from jaxopt_tf.checkpoints import lock_folder, open_checkpoints, read_metadata
 
     run_state = RunState(begin(), Progress(0.5, 3, 1), {"rate": jnp.ones(2)})
-    with lock_folder(tmp_path) as held, open_checkpoints(held) as checkpoints:
+    with lock_folder(tmp_path) as lock, open_checkpoints(lock) as checkpoints:
         path = save_run_state(checkpoints, run_state, {"settings": {"seed": 1}})
     restored = restore_run_state(path, run_state)
     assert restored.progress == run_state.progress
