@@ -26,7 +26,7 @@ class DoubleFloat(NamedTuple):
     low: jax.Array  # as high, float32: the rounding error of `high`
 
     # A NamedTuple inherits operators that concatenate and repeat tuples.
-    def __add__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]
+    def __add__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]  # a tuple concatenates
         """Returns `add(self, other)`."""
         return add(self, other)
 
@@ -34,7 +34,7 @@ class DoubleFloat(NamedTuple):
         """Returns `subtract(self, other)`."""
         return subtract(self, other)
 
-    def __mul__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]
+    def __mul__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]  # a tuple repeats
         """Returns `multiply(self, other)`."""
         return multiply(self, other)
 
@@ -44,7 +44,7 @@ class DoubleFloat(NamedTuple):
 
 
 def from_float(value: float | np.ndarray) -> DoubleFloat:
-    """Returns host doubles as pairs, rounded to the nearest sum of two float32."""
+    """Converts host doubles to pairs, rounded to the nearest sum of two float32."""
     value = np.asarray(value, np.float64)
     high = value.astype(np.float32)
     # `np.where` evaluates both branches: the inner one avoids inf - inf, which warns.
@@ -56,19 +56,19 @@ def from_float(value: float | np.ndarray) -> DoubleFloat:
 
 
 def from_scalar(value: float | jax.Array) -> DoubleFloat:
-    """Returns a host double, or the float32 of an array, as a pair."""
+    """Converts a Python number, or an array rounded to float32, to a pair."""
     if isinstance(value, jax.Array):
         return from_float32(value.astype(jnp.float32))
     return from_float(float(value))
 
 
 def from_float32(value: jax.Array) -> DoubleFloat:
-    """Returns a float32 as a pair, exactly."""
+    """Converts a float32 to a pair, exactly."""
     return DoubleFloat(value, jnp.zeros_like(value))
 
 
 def from_int(value: jax.Array) -> DoubleFloat:
-    """Returns an int32 or uint32 as a pair, exactly."""
+    """Converts an int32 or uint32 to a pair, exactly."""
     # The lower 12 bits and the upper 20 both fit into the 24 bits of a float32. The
     # whole number may not.
     low_bits = value & 0xFFF
@@ -83,7 +83,10 @@ def negate(a: DoubleFloat) -> DoubleFloat:
 
 
 def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a + b with an error of about 2^-46 of the larger; exact if it fits."""
+    """Returns a + b with an error of about 2^-46 of the larger one.
+
+    The sum is exact if a pair can represent it.
+    """
     # Both sums contribute their rounding errors, and the pair is normalized after each
     # contribution, so that `low` stays below half a unit in the last place of `high`.
     high, low = _two_sum(a.high, b.high)
@@ -103,7 +106,10 @@ def multiply(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
 
 def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a / b with an error of about 2^-45 of the quotient; exact if it fits."""
+    """Returns a / b with an error of about 2^-45 of the quotient.
+
+    The quotient is exact if a pair can represent it.
+    """
     # Long division: each float32 quotient of the remainder adds 24 bits.
     first = a.high / b.high
     rest = subtract(a, _product(from_float32(first), b))

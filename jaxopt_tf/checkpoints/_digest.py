@@ -94,7 +94,7 @@ def _line(folder: Path, path: str) -> str:
 def _difference(recorded: bytes, actual: bytes) -> str:
     """Describes the first difference of two digests, and counts the others."""
     old, new = _by_path(recorded), _by_path(actual)
-    kinds = {
+    paths_by_problem = {
         "is missing": old.keys() - new.keys(),
         "has no checksum": new.keys() - old.keys(),
         "does not match its checksum": {
@@ -102,12 +102,14 @@ def _difference(recorded: bytes, actual: bytes) -> str:
         },
     }
     unexpected = [
-        (path, kind) for kind, paths in kinds.items() for path in sorted(paths)
+        (path, problem)
+        for problem, paths in paths_by_problem.items()
+        for path in sorted(paths)
     ]
     if not unexpected or b"" in old:
         return f"{DIGEST_FILE} is damaged"
-    (path, kind), more = unexpected[0], len(unexpected) - 1
-    return f"{path.decode(errors='replace')} {kind}" + (
+    (path, problem), more = unexpected[0], len(unexpected) - 1
+    return f"{path.decode(errors='replace')} {problem}" + (
         f", and {more} more" if more else ""
     )
 

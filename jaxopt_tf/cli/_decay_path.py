@@ -59,7 +59,7 @@ def decay_path(args: Sequence[str]) -> int:
 
 def _decay_path(flags: DecayPath) -> int:
     recipe, block_size = flags.run.recipe, flags.run.model.block_size
-    folder, corpus, task = flags.prepare(num_evaluated=0)
+    folder, corpus, task = flags.prepare(num_eval_tokens=0)
     if corpus.is_masked or flags.run.job.packing:
         raise ValueError(
             "`train_file` must contain text for the cross-validation, which divides it "

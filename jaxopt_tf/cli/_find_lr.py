@@ -71,8 +71,8 @@ def find_lr(args: Sequence[str]) -> int:
 
 
 def _find_lr(flags: FindLr) -> int:
-    num_evaluated = 0 if flags.rising else _NUM_EVALUATED
-    folder, _, task = flags.prepare(num_evaluated=num_evaluated)
+    num_eval_tokens = 0 if flags.rising else _NUM_EVALUATED
+    folder, _, task = flags.prepare(num_eval_tokens=num_eval_tokens)
     num_rates = 24 if flags.num_rates is None else flags.num_rates
     runs = (
         "One rising rate" if flags.rising else pluralize(num_rates, "rate") + " at once"

@@ -32,7 +32,7 @@ class SearchFlags(RunFlags):
 
     memory_limit: float | None = None
 
-    def prepare(self, *, num_evaluated: int) -> tuple[Path, Corpus, Task]:
+    def prepare(self, *, num_eval_tokens: int) -> tuple[Path, Corpus, Task]:
         """Reads the text, and builds the task for `tuning`.
 
         Args:
@@ -46,5 +46,5 @@ class SearchFlags(RunFlags):
         now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = self.run.job.output_dir or Path("runs", now)
         corpus = tuning_corpus(self.run, folder)
-        task = tuning_task(self.run, corpus, num_eval_tokens=num_evaluated)
+        task = tuning_task(self.run, corpus, num_eval_tokens=num_eval_tokens)
         return folder, corpus, task

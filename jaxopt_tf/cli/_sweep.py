@@ -80,7 +80,7 @@ def _sweep(search: Sweep) -> int:
     recipes = tuning.recipes_to_try(
         recipe, over, num_samples=search.num_samples, seed=recipe.seed
     )
-    folder, _, task = search.prepare(num_evaluated=2**16)
+    folder, _, task = search.prepare(num_eval_tokens=2**16)
     changes = _keep_settings(search, folder)
     report = functools.partial(print, flush=True)
     try:

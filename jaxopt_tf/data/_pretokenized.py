@@ -156,8 +156,8 @@ def _bin(path: Path, vocab_size: int) -> np.memmap:
     tokens = np.memmap(path, dtype, mode="r")
     # A .bin file does not record its dtype. If uint32 tokens below 2^16 are read as
     # uint16, every second number is the upper half of a token, which is 0.
-    some = tokens[:_TOKENS_IN_A_CHUNK]
-    if dtype.itemsize == 2 and some[::2].any() and not some[1::2].any():
+    sample = tokens[:_TOKENS_IN_A_CHUNK]
+    if dtype.itemsize == 2 and sample[::2].any() and not sample[1::2].any():
         raise ValueError(
             f"`text` must be a .bin file of uint16 if `vocab_size` is at most 65,536, "
             f"but every second number of {str(path)!r} is 0, as in a file of uint32. "

@@ -21,7 +21,8 @@ _START, _STOP = "{%- generation %}", "{%- endgeneration %}"
 _QWEN_END = "{{- '<|im_end|>\\n' }}\n    {%- elif message.role == \"tool\" %}"
 _QWEN_END_MARKED = _QWEN_END.replace("\n    ", f"\n    {_STOP}\n    ", 1)
 
-# Every answer has its reasoning, instead of those after the last question only.
+# Every answer contains its reasoning. The released template drops the reasoning of the
+# answers before the last question.
 _QWEN3 = (
     _Edit(
         "{%- if loop.index0 > ns.last_query_index %}",

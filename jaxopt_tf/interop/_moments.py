@@ -260,8 +260,8 @@ def _views(
     """
     # Each group lists the axes of the leaf that are merged to one axis of the layout.
     # Two or more groups mean that Adafactor factors the second moment.
-    ours, theirs = layout.groups(num_axes), found.layout.groups(num_axes)
-    is_factored = [len(groups) >= 2 for groups in (ours, theirs)]
+    leaf_groups, torch_groups = layout.groups(num_axes), found.layout.groups(num_axes)
+    is_factored = [len(groups) >= 2 for groups in (leaf_groups, torch_groups)]
 
     def view(have: list[Any], torch: list[Any]) -> TorchLayout:
         axes = tuple((have.index(group),) if group in have else () for group in torch)
@@ -273,8 +273,8 @@ def _views(
     elif not any(is_factored):
         # A vector has an unfactored moment. torch's tensor may have an axis of size 1,
         # which is an empty group.
-        if set(ours) <= set(theirs) <= {*ours, ()}:
-            return {"nu": (_KEYS["nu"], view(ours, theirs))}
+        if set(leaf_groups) <= set(torch_groups) <= {*leaf_groups, ()}:
+            return {"nu": (_KEYS["nu"], view(leaf_groups, torch_groups))}
         reason = "they merge the axes of a vector in another order"
     elif not all(is_factored):
         reason = "only one of them has two axes"
@@ -286,10 +286,13 @@ def _views(
         # Two means are equal if they average the same axis. The remaining axes may be
         # in another order, which `view` transposes.
         views = {
-            field: (_KEYS[key], view(left, torchs))
-            for field, (averaged, left) in _averages(ours).items()
-            for key, (theirs_averaged, torchs) in _averages(theirs).items()
-            if theirs_averaged == averaged and sorted(left) == sorted(torchs)
+            field: (_KEYS[key], view(leaf_remaining, torch_remaining))
+            for field, (averaged, leaf_remaining) in _averages(leaf_groups).items()
+            for key, (torch_averaged, torch_remaining) in _averages(
+                torch_groups
+            ).items()
+            if torch_averaged == averaged
+            and sorted(leaf_remaining) == sorted(torch_remaining)
         }
         if len(views) == 2:
             return views

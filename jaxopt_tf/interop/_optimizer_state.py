@@ -150,9 +150,12 @@ def torch_from_opt_state(
     saved = []
     for settings, group in zip(param_groups, named, strict=True):
         numbers |= {name: len(numbers) + i for i, name in enumerate(group)}
-        params_of = {"params": [numbers[n] for n in group], "param_names": list(group)}
-        others = {k: v for k, v in settings.items() if k not in params_of}
-        saved.append({**others, **params_of})
+        group_params = {
+            "params": [numbers[n] for n in group],
+            "param_names": list(group),
+        }
+        others = {k: v for k, v in settings.items() if k not in group_params}
+        saved.append({**others, **group_params})
     state = {i: entries[name] for name, i in numbers.items() if name in entries}
     return {"state": state, "param_groups": saved}
 

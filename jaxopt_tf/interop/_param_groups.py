@@ -171,7 +171,7 @@ def _groups_by_rule(rule: DecayRule, names: ParamNames) -> Groups:
     if isinstance(rule, str):
         known = rule if rule in TRAINER_DECAY_RULES else NEWEST_RULE
         return names.model.groups_by_rule(known) or ()
-    decayed = {name for name, decays in _decayed_here(rule, names) if decays}
+    decayed = {name for name, decays in _decayed_by_rule(rule, names) if decays}
     trainable = [p.name for p in names.model.parameters if p.is_trainable]
     return [
         [name for name in trainable if name in decayed],
@@ -227,7 +227,7 @@ def groups_of_file(
 
 
 def check_decay(
-    theirs: Mapping[str, bool], names: ParamNames, recipe: Recipe, file: str
+    file_decays: Mapping[str, bool], names: ParamNames, recipe: Recipe, file: str
 ) -> None:
     """Raises unless the recipe decays the parameters that the file's groups decay.
 
@@ -242,9 +242,9 @@ def check_decay(
             rule that matches the file.
     """
     # Without weight decay the groups have no effect.
-    if recipe.weight_decay == 0 and not any(theirs.values()):
+    if recipe.weight_decay == 0 and not any(file_decays.values()):
         return
-    differing = _differing(recipe.decay_rule, names, theirs)
+    differing = _differing(recipe.decay_rule, names, file_decays)
     if not differing:
         return
     rule = recipe.decay_rule
@@ -263,25 +263,25 @@ def check_decay(
         "decay_rule",
         f"`recipe` must decay the parameters that the groups of {file} decay, got the "
         f"`decay_rule` {shown}, with which {len({n for n, _ in differing})} of "
-        f"{len(theirs)} differ: {'; '.join(sides)}.",
-        _cure(names, theirs),
+        f"{len(file_decays)} differ: {'; '.join(sides)}.",
+        _remedy(names, file_decays),
     )
 
 
 def decay_rule_of_file(
-    theirs: Mapping[str, bool], names: ParamNames
+    file_decays: Mapping[str, bool], names: ParamNames
 ) -> str | tuple[str, ...]:
     """Returns the `decay_rule` that decays the same parameters as the file's groups.
 
     Raises:
         ValueError: if a leaf contains both decayed and undecayed parameters.
     """
-    if not _differing("default", names, theirs, layer_norms={}):
+    if not _differing("default", names, file_decays, layer_norms={}):
         return "default"
     # A decay mask applies to whole leaves, so no rule fits a leaf with parameters of
     # both groups.
     by_leaf = {
-        leaf: {theirs[s.torch_name] for s in slices if s.torch_name in theirs}
+        leaf: {file_decays[s.torch_name] for s in slices if s.torch_name in file_decays}
         for leaf, slices in names.by_leaf.items()
     }
     mixed = [leaf for leaf, decays in by_leaf.items() if len(decays) > 1]
@@ -296,10 +296,10 @@ def decay_rule_of_file(
     return tuple(f"^{re.escape(leaf)}$" for leaf in undecayed) or "all"
 
 
-def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:
+def _remedy(names: ParamNames, file_decays: Mapping[str, bool]) -> str:
     """Returns a remedy, with a named rule that decays the same parameters if any."""
     for rule in (*TRAINER_DECAY_RULES, "default", "all", "examples"):
-        if not _differing(rule, names, theirs):
+        if not _differing(rule, names, file_decays):
             return (
                 f"The file's groups are those of {rule!r}: use "
                 f"`dataclasses.replace(recipe, decay_rule={rule!r})`, and build the "
@@ -312,7 +312,7 @@ def _cure(names: ParamNames, theirs: Mapping[str, bool]) -> str:
     )
 
 
-def _decayed_here(
+def _decayed_by_rule(
     rule: DecayRule, names: ParamNames, layer_norms: LayerNorms | None = None
 ) -> list[tuple[str, bool]]:
     """Returns the torch names of all slices, each with True if its leaf is decayed."""
@@ -326,13 +326,15 @@ def _decayed_here(
 def _differing(
     rule: DecayRule,
     names: ParamNames,
-    theirs: Mapping[str, bool],
+    file_decays: Mapping[str, bool],
     layer_norms: LayerNorms | None = None,
 ) -> list[tuple[str, bool]]:
     """Returns the names that only one side decays, with True for the recipe's side."""
     # Leaves that share a torch tensor give equal pairs, which are listed once.
-    pairs = dict.fromkeys(_decayed_here(rule, names, layer_norms))
-    return [(n, ours) for n, ours in pairs if n in theirs and theirs[n] != ours]
+    pairs = dict.fromkeys(_decayed_by_rule(rule, names, layer_norms))
+    return [
+        (n, ours) for n, ours in pairs if n in file_decays and file_decays[n] != ours
+    ]
 
 
 def odd_shapes(

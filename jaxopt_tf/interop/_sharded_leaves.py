@@ -56,12 +56,12 @@ def leaf_on_devices(
     layer_shape = tuple(
         1 if axis in stacked else size for axis, size in enumerate(shape)
     )
-    for place, group in itertools.groupby(
-        sorted(slices, key=lambda part: part.place), lambda part: part.place
+    for stack_index, group in itertools.groupby(
+        sorted(slices, key=lambda part: part.stack_index), lambda part: part.stack_index
     ):
-        parts = [part._replace(place=(0,) * len(place)) for part in group]
+        parts = [part._replace(stack_index=(0,) * len(stack_index)) for part in group]
         layer = _on_devices(parts, read, layer_shape, dtype, sharding)
-        index = dict(zip(stacked, place, strict=True))
+        index = dict(zip(stacked, stack_index, strict=True))
         start = tuple(index.get(axis, 0) for axis in range(len(shape)))
         # Without the wait, the layers that are still to be copied would add up.
         leaf = jax.block_until_ready(update(leaf, layer, start))
@@ -149,14 +149,17 @@ class _Shards:
 
     def _fill(self, buffer: np.ndarray, part: TensorSlice, box: _Box) -> None:
         """Reads the part of a slice that is in `box`, in torch's axes, to `buffer`."""
-        num_stacked = len(part.place)
+        num_stacked = len(part.stack_index)
         stack, ranges = box[:num_stacked], list(box[num_stacked:])
-        place: list[Any] = [
-            n - start for n, (start, _) in zip(part.place, stack, strict=True)
+        local_index: list[Any] = [
+            n - start for n, (start, _) in zip(part.stack_index, stack, strict=True)
         ]
-        if any(not 0 <= n < size for n, size in zip(place, buffer.shape, strict=False)):
+        if any(
+            not 0 <= n < size
+            for n, size in zip(local_index, buffer.shape, strict=False)
+        ):
             return
-        target = buffer[(*place, ...)]  # a view, also of a single number
+        target = buffer[(*local_index, ...)]  # a view, also of a single number
         # Offset of an element of the tensor relative to the same element of the leaf.
         offset = 0
         if not part.is_whole:

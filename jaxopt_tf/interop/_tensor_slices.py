@@ -27,7 +27,7 @@ class TensorSlice(NamedTuple):
     leaf: str
     torch_name: str
     layout: TorchLayout  # layout of the whole leaf
-    place: tuple[int, ...] = ()  # index along the stacked axes of the leaf
+    stack_index: tuple[int, ...] = ()  # index along the stacked axes of the leaf
     axis: int = 0  # torch axis of the two ranges
     leaf_range: _Range | None = None  # part of a leaf of fused tensors; None: all
     torch_range: _Range | None = None  # part of a tensor that is split; None: all
@@ -67,7 +67,7 @@ def leaf_from_tensors(
     first, shape = slices[0], tuple(shape)
     # A tensor that is not stacked, fused or split remains a view of the mapped file, so
     # that its data is copied only once, to the device.
-    if len(slices) == 1 and first.is_whole and not first.place:
+    if len(slices) == 1 and first.is_whole and not first.stack_index:
         whole = tensor(first.torch_name)
         if whole is None:
             return np.zeros(shape, dtype)
@@ -78,7 +78,7 @@ def leaf_from_tensors(
     for part in slices:
         source = tensor(part.torch_name)
         if source is not None:
-            target = _part(viewed[part.place], part.axis, part.leaf_range)
+            target = _part(viewed[part.stack_index], part.axis, part.leaf_range)
             target[...] = _part(source, part.axis, part.torch_range)
     return first.layout.from_torch(viewed, shape)
 
@@ -89,7 +89,7 @@ def tensor_from_leaves(
     """Builds a torch tensor from the leaves of its slices."""
     parts = []
     for part in slices:
-        viewed = part.layout.to_torch(leaf(part.leaf))[part.place]
+        viewed = part.layout.to_torch(leaf(part.leaf))[part.stack_index]
         parts.append(_part(viewed, part.axis, part.leaf_range))
     return parts[0] if len(parts) == 1 else np.concatenate(parts, slices[0].axis)
 
@@ -267,21 +267,21 @@ def _slices(
         return []
     slices, start = [], 0
     for part in tensors:
-        ours, cut = list(viewed), TensorSlice(match.leaf, "", layout, axis=axis)
+        leaf_shape, cut = list(viewed), TensorSlice(match.leaf, "", layout, axis=axis)
         if is_fused:
-            ours[axis] = part[0].shape[axis]
-            cut = cut._replace(leaf_range=(start, start + ours[axis]))
-            start += ours[axis]
+            leaf_shape[axis] = part[0].shape[axis]
+            cut = cut._replace(leaf_range=(start, start + leaf_shape[axis]))
+            start += leaf_shape[axis]
         for number, tensor in enumerate(part):
-            theirs = list(tensor.shape)
+            torch_shape = list(tensor.shape)
             if ends is not None:
                 first = ends.get(tensor.name, 0)
-                cut = cut._replace(torch_range=(first, first + ours[axis]))
+                cut = cut._replace(torch_range=(first, first + leaf_shape[axis]))
                 # Smaller than the leaf, hence a mismatch, if too little remains.
-                theirs[axis] = min(ours[axis], theirs[axis] - first)
-            if ours != theirs or stack not in ((), (len(part),)):
+                torch_shape[axis] = min(leaf_shape[axis], torch_shape[axis] - first)
+            if leaf_shape != torch_shape or stack not in ((), (len(part),)):
                 return []
-            place = (number,) * num_stacked
-            slices.append(cut._replace(torch_name=tensor.name, place=place))
+            stack_index = (number,) * num_stacked
+            slices.append(cut._replace(torch_name=tensor.name, stack_index=stack_index))
     # Fused tensors must fill the leaf: the rest of it would remain zeros.
     return slices if not is_fused or start == viewed[axis] else []

@@ -31,11 +31,12 @@ class TorchModel:
     Attributes:
         parameters: the parameters, tied ones once; in the order of
             `named_parameters()` if `is_ordered`.
-        tied: pairs of a further name of a tied tensor and its name in `parameters`.
+        tied: pairs of an alias of a tied tensor and its name in `parameters`.
         buffers: names of the other tensors that are saved with the parameters.
         layer_norms: classes of modules that some version of Trainer counts as layer
             norms, by path: "LayerNorm" for torch's class and its subclasses,
-            "LlamaRMSNorm" and others for classes that Transformers 4 registered.
+            "LlamaRMSNorm" and others for classes in `ALL_LAYERNORM_LAYERS` of
+            Transformers 4.
         is_ordered: True if the order is that of `named_parameters()`. Names from a file
             have no order.
         load_rules: rules by which Transformers resolves the names in weight files.
@@ -105,7 +106,7 @@ def torch_model_from_module(module: Any) -> TorchModel:
         # Trainer excludes a layer norm with all modules in it. It tests the types of
         # the children of a module, so the type of the model itself is never tested.
         norm = norms.get(path.rpartition(".")[0], "")
-        kind = norm_type(_counted_types(layer)) if path else ""
+        kind = norm_type(_norm_candidate_types(layer)) if path else ""
         if kind or norm:
             norms[path] = kind if kind == "LayerNorm" else norm or kind
         for name, _ in layer.named_parameters(recurse=False):
@@ -200,7 +201,7 @@ def torch_model_from_shapes(
     return TorchModel(parameters=parameters, is_ordered=is_ordered)
 
 
-def _counted_types(layer: Any) -> list[str]:
+def _norm_candidate_types(layer: Any) -> list[str]:
     """Returns the classes by which Trainer may recognize a module as a layer norm.
 
     Only classes of torch and Transformers count, because Trainer compares types. A

@@ -162,7 +162,9 @@ def _gathered(
 
     def tensor(slices: Sequence[TensorSlice]) -> np.ndarray:
         hosts = {part.leaf: _on_host(leaves[part.leaf], part) for part in slices}
-        single = [part._replace(place=(0,) * len(part.place)) for part in slices]
+        single = [
+            part._replace(stack_index=(0,) * len(part.stack_index)) for part in slices
+        ]
         return tensor_from_leaves(single, hosts.__getitem__)
 
     for spec in specs:
@@ -173,16 +175,22 @@ def _on_host(leaf: Any, part: TensorSlice) -> np.ndarray:
     """Returns a leaf, or one layer of a stack of layers, in the memory of the host."""
     if not isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
-        place = dict(zip(part.layout.stacked_axes, part.place, strict=True))
+        index_by_axis = dict(
+            zip(part.layout.stacked_axes, part.stack_index, strict=True)
+        )
         return leaf[
             tuple(
-                slice(place[axis], place[axis] + 1) if axis in place else slice(None)
+                slice(index_by_axis[axis], index_by_axis[axis] + 1)
+                if axis in index_by_axis
+                else slice(None)
                 for axis in range(leaf.ndim)
             )
         ]
-    if part.place:
+    if part.stack_index:
         start, sizes = [0] * leaf.ndim, list(leaf.shape)
-        for axis, number in zip(part.layout.stacked_axes, part.place, strict=True):
+        for axis, number in zip(
+            part.layout.stacked_axes, part.stack_index, strict=True
+        ):
             start[axis], sizes[axis] = number, 1
         leaf = jax.jit(_layer, static_argnums=2)(leaf, tuple(start), tuple(sizes))
     if not leaf.is_fully_addressable:

@@ -100,7 +100,7 @@ def _setting(name: str) -> Any:
 
 @contextlib.contextmanager
 def _jax_settings(settings: dict[str, Any]) -> Iterator[None]:
-    before = {name: _setting(name) for name in settings}
+    previous = {name: _setting(name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     # JAX opens the folder at its first compilation, and keeps it until this reset.
@@ -109,7 +109,7 @@ def _jax_settings(settings: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             jax.config.update(name, value)
         if settings:
             jax_cache.reset_cache()
@@ -141,9 +141,9 @@ def _warnings_as_a_note(folder: Path | None) -> Iterator[None]:
         if not is_printed:
             is_printed = True
             reason = str(message).partition("': ")[2].splitlines()[0]
-            where = folder or _setting(_FOLDER)
+            location = folder or _setting(_FOLDER)
             print(
-                f"jaxopt-tf: the compilation cache {where} failed in {found[1]} "
+                f"jaxopt-tf: the compilation cache {location} failed in {found[1]} "
                 f"{found[2]!r}, which was compiled instead ({reason}).",
                 file=sys.stderr,
                 flush=True,

@@ -202,8 +202,8 @@ def make_sampler(
     def sampler(params, prompt, *, max_new_tokens=None, **settings):
         tokens = codec.encode_prompt(prompt)
         if max_new_tokens is None:
-            rest = check_lengths(len(tokens), None, model.context_length)
-            max_new_tokens = min(_NUM_NEW_TOKENS, rest)
+            remaining = check_lengths(len(tokens), None, model.context_length)
+            max_new_tokens = min(_NUM_NEW_TOKENS, remaining)
         (new,) = continue_tokens(
             params, [tokens], max_new_tokens=max_new_tokens, **settings
         )
@@ -238,7 +238,7 @@ def with_samples(
     codec = codec_of_run(job, folder, PromptSettings())
     tokens = codec.encode_prompt(prompt, argument="sample_prompt")
     context = setup.model.context_length
-    rest = check_lengths(len(tokens), None, context, argument="sample_prompt")
+    remaining = check_lengths(len(tokens), None, context, argument="sample_prompt")
     sampler = make_sampler(
         setup.model,
         codec,
@@ -249,7 +249,7 @@ def with_samples(
 
     def evaluate_and_sample(params: PyTree) -> dict[str, float]:
         metrics = evaluate(params)
-        new = sampler(params, prompt, max_new_tokens=min(_NUM_SAMPLE_TOKENS, rest))
+        new = sampler(params, prompt, max_new_tokens=min(_NUM_SAMPLE_TOKENS, remaining))
         if is_primary_process():
             shown = f"{prompt!r}: {new!r}" if codec.is_chat else repr(prompt + new)
             print(f"sample  {shown}")

@@ -157,9 +157,9 @@ def _refuse_chat_of_bytes(job: Job, given: PromptSettings) -> None:
 
 
 def _ends_of_model(job: Job, folder: Path | None) -> tuple[int, ...]:
-    for place in (job.model_name_or_path, folder):
-        if place is not None and (place / _CONFIG).is_file():
-            return _end_token_ids(place)
+    for path in (job.model_name_or_path, folder):
+        if path is not None and (path / _CONFIG).is_file():
+            return _end_token_ids(path)
     return ()
 
 

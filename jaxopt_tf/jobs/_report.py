@@ -130,12 +130,12 @@ def _devices(mesh: jax.sharding.Mesh) -> str:
     if num_all == 1:
         return ""
     if mesh.size == 1:
-        return f"mesh    1 of {num_all} devices; --mesh data={num_all} takes all"
+        return f"mesh    1 of {num_all} devices; --mesh data={num_all} uses all"
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
     processes = jax.process_count()
-    where = f" in {processes} processes" if processes > 1 else ""
-    return f"mesh    {axes}: {mesh.size} of {kind}{where}"
+    in_processes = f" in {processes} processes" if processes > 1 else ""
+    return f"mesh    {axes}: {mesh.size} of {kind}{in_processes}"
 
 
 def print_summary(
@@ -158,8 +158,8 @@ def print_summary(
     steps_done = f"after step {step:,} of {max_steps:,}"
     if outcome.stopped_by is not None:
         name, processes = signal.Signals(outcome.stopped_by).name, jax.process_count()
-        where = f", in each of {processes} processes" if processes > 1 else ""
-        print(f"stopped by {name} {steps_done}; to resume{where}:")
+        in_processes = f", in each of {processes} processes" if processes > 1 else ""
+        print(f"stopped by {name} {steps_done}; to resume{in_processes}:")
         print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
         return
     if run.is_finished:

@@ -203,16 +203,16 @@ def check_lengths(
             f"`{argument}` must have fewer tokens than the context length, which is "
             f"{context:,}, got {pluralize(num_tokens, 'token')}. Shorten it."
         )
-    rest = context - num_tokens
+    remaining = context - num_tokens
     if max_new_tokens is None:
-        return rest
+        return remaining
     max_new_tokens = _checks.whole_number("max_new_tokens", max_new_tokens, minimum=1)
-    if max_new_tokens > rest:
+    if max_new_tokens > remaining:
         raise ValueError(
-            f"`max_new_tokens` must be at most {rest:,}, the rest of the context "
+            f"`max_new_tokens` must be at most {remaining:,}, the rest of the context "
             f"length of {context:,} after a prompt of "
-            f"{pluralize(num_tokens, 'token')}, got {max_new_tokens!r}. Use {rest:,}, "
-            "or shorten the prompt."
+            f"{pluralize(num_tokens, 'token')}, got {max_new_tokens!r}. Use "
+            f"{remaining:,}, or shorten the prompt."
         )
     return max_new_tokens
 

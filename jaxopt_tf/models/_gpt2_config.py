@@ -28,8 +28,8 @@ class GPT2Config:
         resid_pdrop: dropout rate of the outputs of attention and MLP, in training only;
             at least 0 and less than 1.
         embd_pdrop: dropout rate of the embeddings.
-        attn_pdrop: dropout rate of the attention probabilities, which are then held in
-            memory.
+        attn_pdrop: dropout rate of the attention probabilities. With a rate above 0,
+            the probabilities of all pairs of tokens are stored in memory.
         gradient_checkpointing: whether the backward pass recomputes the activations of
             each layer instead of storing them. This needs less memory (on CPUs only
             together with `scan_layers`) and a third more FLOPs.

@@ -87,7 +87,7 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
             + "\n  ".join(problems)
             + "\nFor other models use the functions of jaxopt_tf.interop in Python."
         )
-    return {name: config[theirs] for name, theirs in _SIZES.items()}
+    return {name: config[key] for name, key in _SIZES.items()}
 
 
 def gpt2_config_for_transformers(model: GPT2Config) -> dict[str, Any]:

@@ -261,12 +261,12 @@ def _without_int64_warnings() -> Iterator[None]:
 @contextlib.contextmanager
 def _in_mode(module: Any, *, is_training: bool) -> Iterator[None]:
     """Sets the training or evaluation mode, and restores the mode of every part."""
-    before = [(part, part.training) for part in module.modules()]
+    modes = [(part, part.training) for part in module.modules()]
     module.train(is_training)
     try:
         yield
     finally:
-        for part, mode in before:
+        for part, mode in modes:
             part.training = mode
 
 
@@ -330,8 +330,8 @@ def _with_remat(module: Any, env: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, before in found:
-            setattr(part, name, before)
+        for part, modes in found:
+            setattr(part, name, modes)
 
 
 def _constrain_rows(mesh: Mesh) -> Callable[[Any], Any]:

@@ -167,7 +167,7 @@ def _oscillating(stats: RunningStats, blocks: Block) -> str | None:
 def _vanishing(stats: RunningStats, blocks: Block) -> str | None:
     """Detects vanishing gradients, except after the loss has converged."""
     loss = blocks.loss.mean()
-    small = _run_stats.small_layers(blocks.layers, _SMALL_LAYER)
+    small = _run_stats.layers_with_small_grads(blocks.layers, _SMALL_LAYER)
     if small:
         more = f" and {len(small) - 1} more" if len(small) > 1 else ""
         subject = f"the gradient of `{small[0]}`{more}"

@@ -54,9 +54,8 @@ class RunningStats:
     max_rate: float = 0.0  # largest rate of a block
     max_update_ratio: float = 0.0  # largest update ratio of a block
     max_grad_norm: float = 0.0  # largest gradient norm of a block before the last three
-    num_full_rate_blocks: int = (
-        0  # blocks at full rate: after the warmup and before it has decayed
-    )
+    # Number of blocks at full rate: after the warmup and before the rate has decayed.
+    num_full_rate_blocks: int = 0
     num_full_in_a_row: int = 0  # consecutive blocks at full rate
     recent: deque[Block] = dataclasses.field(
         default_factory=lambda: deque(maxlen=NUM_RECENT)
@@ -138,23 +137,25 @@ def finite_steps(window: Window) -> Steps:
     return {name: x[is_taken].astype(np.float64) for name, x in columns.items()}
 
 
-def is_flat(losses: np.ndarray, num_errors: float) -> bool:
+def is_flat(losses: np.ndarray, num_standard_errors: float) -> bool:
     """Returns whether the decrease of the loss is within its standard error.
 
     Args:
         losses: losses of blocks; the mean of the second half is compared with that of
             the first half.
-        num_errors: number of standard errors of the difference.
+        num_standard_errors: number of standard errors of the difference.
     """
     half = len(losses) // 2
     # The variance of a block is estimated from differences of neighbours, which a slow
     # trend of the loss hardly affects: var(a - b) = 2 var(a).
     error = np.sqrt(np.mean(np.diff(losses) ** 2) / 2) * math.sqrt(2 / half)
     fall = losses[:half].mean() - losses[half:].mean()
-    return bool(fall <= num_errors * error)
+    return bool(fall <= num_standard_errors * error)
 
 
-def small_layers(layers: Sequence[dict[str, float]], fraction: float) -> list[str]:
+def layers_with_small_grads(
+    layers: Sequence[dict[str, float]], fraction: float
+) -> list[str]:
     """Returns the layers whose gradient is too small in each of several blocks.
 
     Args:

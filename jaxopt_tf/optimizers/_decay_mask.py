@@ -6,8 +6,8 @@ dotted paths such as `h.0.attn.c_attn.kernel`, the same for Linen, NNX and torch
 
 The patterns of the default rule match the names of PyTorch and Flax. `_SIBLINGS` and
 `_LIBRARY_PATTERNS` contain names from Haiku 0.0.17, Keras 3.15 and Penzai 0.2.5 that
-they miss. A name with other meanings elsewhere counts only beside the parameter that
-accompanies it: `b` beside a `w` with more axes, `beta` beside `gamma`.
+they miss. A name that has other meanings in other libraries is recognized only if its
+sibling exists: `b` beside a `w` with more axes, `beta` beside `gamma`.
 """
 
 import collections
@@ -130,7 +130,7 @@ def decay_reasons(
     layer_norms: LayerNorms = (),
     names: Sequence[str] | None = None,
 ) -> PyTree:
-    """Returns for each leaf why it is not decayed, or "" if it is; as `decay_mask`."""
+    """Returns for each leaf why `decay_mask` excludes it, or "" if it is decayed."""
     _check_rule(rule, layer_norms)
     norm_layers = _norm_layers(params)
     if _is_nnx_module(params):
@@ -156,10 +156,10 @@ def _reasons(
 ) -> PyTree:
     if isinstance(rule, str):
         known = NAMED_RULES[rule]
-        left_out = _left_out(known, norm_layers, layer_norms)
+        excluded = _excluded_layers(known, norm_layers, layer_norms)
     else:
         known = DecayRule(() if callable(rule) else tuple(rule))
-        left_out = set()
+        excluded = set()
 
     def reason(path: tuple[Any, ...], leaf: Any) -> str | None:
         if not hasattr(leaf, "shape"):
@@ -173,7 +173,7 @@ def _reasons(
         for pattern in known.patterns:
             if found := re.search(pattern, searched):
                 return f"{found.group().strip('.')!r} in its name"
-        if name.rpartition(".")[0] in left_out:
+        if name.rpartition(".")[0] in excluded:
             return "its layer is a norm"
         return leaf_names.library_reason(name) if rule == "default" else ""
 
@@ -188,8 +188,9 @@ def resolve_mask(
     """Returns for each leaf of `params` whether it is decayed.
 
     Without a mask the default rule applies, and leaves without names are refused if
-    `weight_decay` is known to be nonzero. A traced value may be the default 0 under
-    `optax.inject_hyperparams`; `init` outside of `jit` has checked it.
+    `weight_decay` is known to be nonzero. A traced value is accepted, since it may be
+    0. It is traced under `optax.inject_hyperparams`, where `init`, called outside of
+    `jit`, has checked the actual value.
 
     A mask of another structure is matched by name, because NNX does not always wrap
     leaves in variables, and `optax.multi_transform` passes a part of the tree.
@@ -229,7 +230,7 @@ class _LeafNames:
     """Names of the leaves of a tree, and their numbers of axes."""
 
     def __init__(self, params: PyTree, names: Sequence[str] | None = None) -> None:
-        """Stores `names`, which are in the order of the leaves, or those of paths."""
+        """Stores `names`, in the order of the leaves; None for names from the paths."""
         labels = {
             path: node.label
             for path, node in _flatten(params, _pytrees.is_labelled)
@@ -271,7 +272,7 @@ def _flatten(tree: PyTree, is_leaf: Any) -> list[tuple[tuple[Any, ...], Any]]:
     return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
 
 
-def _left_out(
+def _excluded_layers(
     rule: DecayRule, norm_layers: Mapping[str, str], layer_norms: LayerNorms
 ) -> set[str]:
     """Returns the paths of the normalization layers that a rule excludes."""
@@ -282,14 +283,14 @@ def _left_out(
     return found | {p for p, t in given.items() if t in rule.norm_types}
 
 
-def _norm_layers(tree: PyTree, above: tuple[Any, ...] = ()) -> dict[str, str]:
+def _norm_layers(tree: PyTree, parent_path: tuple[Any, ...] = ()) -> dict[str, str]:
     """Returns the paths of modules whose type is a norm, with the type if known."""
     found = {}
     if _is_norm(tree):
-        found[_pytrees.path_name(above)] = norm_type(_type_names(type(tree)))
+        found[_pytrees.path_name(parent_path)] = norm_type(_type_names(type(tree)))
     for path, node in _flatten(tree, lambda n: n is not tree and _is_norm(n)):
         if _is_norm(node):
-            found |= _norm_layers(node, (*above, *path))
+            found |= _norm_layers(node, (*parent_path, *path))
     return found
 
 

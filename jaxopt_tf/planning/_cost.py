@@ -40,7 +40,7 @@ class Cost(NamedTuple):
     hbm_bytes: int  # bytes that kernels read from and write to the device's memory
     accessed: float  # bytes, a figure of the compiler that includes on-chip memory
     flops: float  # figure of the compiler; NaN if it has none
-    products: MatmulFlops  # operations in the traced function, per device
+    matmul_flops: MatmulFlops  # operations in the traced function, per device
     collectives: tuple[Collective, ...]  # one entry per kind
     unused_donations: tuple[str, ...]  # donated arguments whose memory is not reused
     has_loops: bool  # whether `accessed` and `flops` count loop bodies only once
@@ -57,9 +57,9 @@ class Cost(NamedTuple):
         # XLA's GPU compiler has no figure if no GPU is present.
         if not math.isnan(self.flops) and not self.has_loops:
             return self.flops
-        # The compiler's count may miss iterations of loops, and `products` contains
+        # The compiler's count may miss iterations of loops, and `matmul_flops` contains
         # only matrix products. Both are lower bounds.
-        matmul_flops = sum(self.products)
+        matmul_flops = sum(self.matmul_flops)
         return matmul_flops if math.isnan(self.flops) else max(self.flops, matmul_flops)
 
 
@@ -91,14 +91,14 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
     Args:
         compiled: `jitted.lower(...).compile()`.
         num_devices: number of devices that the program is compiled for.
-        traced: `jitted.trace(...)` of the same arguments, for `products` and
+        traced: `jitted.trace(...)` of the same arguments, for `matmul_flops` and
             `unused_donations`. Without it these are 0 and empty.
     """
     program = Program(compiled.as_text())
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
     kernels, hbm_bytes = program.traffic()
     loops = program.loops()
-    flops = MatmulFlops() if traced is None else products(traced.jaxpr.jaxpr)
+    flops = MatmulFlops() if traced is None else matmul_flops(traced.jaxpr.jaxpr)
     return Cost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
@@ -110,7 +110,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         hbm_bytes=hbm_bytes,
         accessed=analysis.get("bytes accessed", math.nan),
         flops=analysis.get("flops", math.nan),
-        products=flops.times(1 / num_devices),
+        matmul_flops=flops.times(1 / num_devices),
         collectives=program.collectives(num_devices),
         unused_donations=() if traced is None else _unused_donations(program, traced),
         has_loops=bool(loops),
@@ -127,7 +127,7 @@ def estimate(cost: Cost, chip: Chip) -> Estimate:
     sent = sum(collective.sent for collective in cost.collectives)
     # Operations in float32 are converted to the number of bfloat16 operations that
     # take the same time. `cost.work` already contains each once, hence the - 1.
-    wide = zip(cost.products[1:], chip.fp32_slowdown, strict=True)
+    wide = zip(cost.matmul_flops[1:], chip.fp32_slowdown, strict=True)
     work = cost.work + sum(flops * (slowdown - 1.0) for flops, slowdown in wide)
     return Estimate(
         work / chip.flops, cost.hbm_bytes / chip.bandwidth, sent / chip.interconnect
@@ -145,7 +145,7 @@ def _unused_donations(program: Program, traced: Any) -> tuple[str, ...]:
     )
 
 
-def products(jaxpr: Any) -> MatmulFlops:
+def matmul_flops(jaxpr: Any) -> MatmulFlops:
     """Returns the operations of a traced function's products, summed over devices.
 
     A scan is counted with all its iterations, a loop of unknown length with one, and a
@@ -170,7 +170,9 @@ def _equation_flops(equation: Any) -> MatmulFlops:
             summed = right.size / max(1, right.shape[out_axis])
         return MatmulFlops(**{_precision(equation): 2.0 * out.size * summed})
     if name == "cond":
-        return max((products(branch.jaxpr) for branch in params["branches"]), key=sum)
+        return max(
+            (matmul_flops(branch.jaxpr) for branch in params["branches"]), key=sum
+        )
     num_iterations = params["length"] if name == "scan" else 1
     # Primitives such as `pjit`, `scan`, `while` and `custom_vjp_call` have their bodies
     # as parameters with different names: a Jaxpr (`eqns`) or a ClosedJaxpr (`jaxpr`).
@@ -179,7 +181,9 @@ def _equation_flops(equation: Any) -> MatmulFlops:
         is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
     )
     jaxprs = (getattr(x, "jaxpr", x) for x in inner)
-    return _sum(products(x) for x in jaxprs if hasattr(x, "eqns")).times(num_iterations)
+    return _sum(matmul_flops(x) for x in jaxprs if hasattr(x, "eqns")).times(
+        num_iterations
+    )
 
 
 def _sum(found: Iterable[MatmulFlops]) -> MatmulFlops:

@@ -222,10 +222,12 @@ def _draw_field(
     ended = order[(finite & points.is_ended)[order]]
     style = _DOTS if is_alone and not names else {**_DOTS, "ls": "none"}
     panel.plot(x[ended], losses[ended], label="trained to the end", **style)
-    left = finite & ~points.is_ended
-    if left.any():
+    dropped = finite & ~points.is_ended
+    if dropped.any():
         label = "dropped after fewer steps"
-        panel.plot(x[left], losses[left], label=label, ls="none", **_DROPPED_STYLE)
+        panel.plot(
+            x[dropped], losses[dropped], label=label, ls="none", **_DROPPED_STYLE
+        )
     _figure.mark_diverged(panel, x[~finite])
     if points.best is not None:
         best = [points.best]
@@ -297,8 +299,8 @@ def _colour_range(losses: np.ndarray) -> tuple[float, float]:
     finite = losses[np.isfinite(losses)]
     if len(finite) == 0:
         return 0.0, 1.0
-    low, middle, most = np.min(finite), np.median(finite), np.max(finite)
-    high = min(most, low + 4 * (middle - low)) if middle > low else most
+    low, middle, highest = np.min(finite), np.median(finite), np.max(finite)
+    high = min(highest, low + 4 * (middle - low)) if middle > low else highest
     return float(low), float(high if high > low else low + 1e-6)
 
 

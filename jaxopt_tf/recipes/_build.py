@@ -20,13 +20,19 @@ from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Fields that determine the learning rate of each step and nothing else in the program.
-_RATE_MESSAGE = (
+_RATE_FIELDS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
     *("warmup_steps", "max_steps"),
 )
-_VALUES = "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"
+_VALUE_FIELDS = (
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+)
 # Fields in which recipes may differ and still share one compiled program.
-_VARIED = (*_RATE_MESSAGE, *_VALUES, "seed")
+_DYNAMIC_FIELDS = (*_RATE_FIELDS, *_VALUE_FIELDS, "seed")
 
 
 class RunHyperparams(NamedTuple):
@@ -71,8 +77,8 @@ def build_optimizer(
             contain. `match_names(params, model).layer_norms` returns the paths with
             their classes. Required, possibly as [], for a `decay_rule` of Transformers
             4 up to 4.52, since these rules are based on module types.
-        varied: values that replace those of the recipe and that a compiled program
-            receives as arguments: one run of the result of `stack_recipes`.
+        varied: values of one of the runs in the result of `stack_recipes`. They replace
+            those of the recipe, and are arguments of the compiled program.
 
     Returns:
         A transformation. Its state contains `learning_rate`, and `grad_norm` if
@@ -102,13 +108,13 @@ def build_optimizer(
     }
     optimizer = by_label[DEFAULT_GROUP]
     if recipe.rate_groups:
-        labels_of = group_labels(recipe.rate_groups)
+        label_params = group_labels(recipe.rate_groups)
 
         def labels(params: PyTree) -> PyTree:
             # `multi_transform` passes each group a tree in which the leaves of other
             # groups are masked. Only here can the mask be checked on the whole tree.
             mask(params)
-            return labels_of(params)
+            return label_params(params)
 
         optimizer = optax.multi_transform(by_label, labels)
     # Clipping precedes `multi_transform`: inside it, each group would be clipped by its
@@ -148,7 +154,7 @@ def compile_key(recipe: Recipe) -> Hashable:
     Such recipes may differ in the fields that determine the learning rate, in
     `weight_decay`, the betas, `adam_epsilon`, `max_grad_norm` and `seed`.
     """
-    return tuple(v for name, v in vars(recipe).items() if name not in _VARIED)
+    return tuple(v for name, v in vars(recipe).items() if name not in _DYNAMIC_FIELDS)
 
 
 def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
@@ -174,7 +180,7 @@ def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
     if any(compile_key(recipe) != compile_key(recipes[0]) for recipe in recipes):
         raise ValueError(
             "`recipes` must share one compiled program: they may differ only in "
-            f"{', '.join(_VARIED)}. Train the others separately."
+            f"{', '.join(_DYNAMIC_FIELDS)}. Train the others separately."
         )
     for name in (recipe.lr_scheduler_type for recipe in recipes):
         if name in METRIC_DRIVEN:
@@ -184,13 +190,13 @@ def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
                 "for example 'constant' or 'linear', or train this run separately."
             )
     rates = {}
-    if any(_differ(recipes, name) for name in _RATE_MESSAGE):
+    if any(_differ(recipes, name) for name in _RATE_FIELDS):
         num_steps = max(recipe.max_steps for recipe in recipes)
         tables = [_tables(recipe, num_steps) for recipe in recipes]
         rates = {label: jnp.stack([t[label] for t in tables]) for label in tables[0]}
     values = {
         name: jnp.array([_value(recipe, name) for recipe in recipes], jnp.float32)
-        for name in _VALUES
+        for name in _VALUE_FIELDS
         if _differ(recipes, name)
     }
     return RunHyperparams(rates, values)

@@ -210,9 +210,13 @@ def _decayed_by_accident(
     is_unnamed = _pytrees.unnamed_leaves(params)
     if recipe.weight_decay == 0 or rule == "default" or is_unnamed:
         return
-    ours = dict(_pytrees.named_leaves(decay_mask(params)))
+    decayed_by_default = dict(_pytrees.named_leaves(decay_mask(params)))
     mask = decay_mask(params, rule=rule, layer_norms=layer_norms)
-    extra = [n for n, decays in _pytrees.named_leaves(mask) if decays and not ours[n]]
+    extra = [
+        n
+        for n, decays in _pytrees.named_leaves(mask)
+        if decays and not decayed_by_default[n]
+    ]
     if extra:
         yield Finding(
             problem=f"{rule!r:.60} decays {len(extra)} biases or norms, {extra[0]!r} "

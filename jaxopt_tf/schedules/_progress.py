@@ -117,8 +117,8 @@ class Restarts:
         turn = turn_at(step, self._step_turn)
         rest = _complement(turn)
         if misplaced.size:
-            place = jnp.searchsorted(misplaced, step).clip(max=misplaced.size - 1)
-            rest = _select(jnp.asarray(misplaced)[place] == step, turn, rest)
+            index = jnp.searchsorted(misplaced, step).clip(max=misplaced.size - 1)
+            rest = _select(jnp.asarray(misplaced)[index] == step, turn, rest)
         return to_double_float(rest)
 
 

@@ -75,7 +75,7 @@ def unmet_rules(
     params: PyTree, mesh: jax.sharding.Mesh, rules: Mapping[str, PartitionSpec]
 ) -> list[RuleFallback]:
     """Returns the mesh axes that `param_shardings` could not use as in the rules."""
-    return [unmet for _, each in _fit(params, mesh, rules) for unmet in each]
+    return [unmet for _, fallbacks in _fit(params, mesh, rules) for unmet in fallbacks]
 
 
 def _fit(
@@ -139,8 +139,9 @@ def best_partition(
             axis in axes for axis, axes in zip(choice, preferred, strict=True)
         )
         num_used = sum(axis is not None for axis in choice)
-        smallest = sorted(-(n // k) for n, k in sizes)
-        rank = (math.prod(parts), num_preferred, num_used, smallest)
+        # Negative, so that the greatest rank has the smallest parts.
+        part_sizes = sorted(-(n // k) for n, k in sizes)
+        rank = (math.prod(parts), num_preferred, num_used, part_sizes)
         if rank > best_rank:
             best, best_rank = list(choice), rank
     return best

@@ -80,8 +80,8 @@ def make_evaluate(
         num_items = sum(float(number) for _, number in results)
         if not num_items:
             raise ValueError(
-                "`batches` must contain items to take a mean over, got none in any of "
-                f"{len(batches)}. Check whether all labels are ignored."
+                "`batches` must contain items to take a mean over, but none of the "
+                f"{len(batches)} has any. Check whether all labels are ignored."
             )
         return {
             name: sum(float(sums[name]) for sums in named) / num_items
@@ -105,10 +105,10 @@ def after_evaluation(
 ) -> Progress:
     """Updates the progress with an evaluation, in the order of Trainer.
 
-    First, the metric is compared with the best metric so far, with the threshold, to
-    update the count for the patience. Then any improvement, however small, replaces the
-    best metric. A metric that improves by less than the threshold at each evaluation
-    therefore exhausts the patience. NaN is never an improvement.
+    First, the count for the patience is updated: it is reset if the metric improves on
+    the best one so far by more than the threshold. Then any improvement, however small,
+    replaces the best metric. A metric that improves by less than the threshold at each
+    evaluation therefore exhausts the patience. NaN is never an improvement.
 
     Raises:
         ValueError: if the evaluation does not contain the metric.

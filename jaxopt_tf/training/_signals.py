@@ -75,15 +75,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     is_shared = jax.process_count() > 1
     request = StopRequest(is_shared=is_shared)
-    before = {}
+    previous_handlers = {}
     # `signal.signal` raises a ValueError outside of the main thread.
     with contextlib.suppress(ValueError):
         for number in (signal.SIGINT,) if is_shared else _SIGNALS:
-            before[number] = signal.signal(number, request.handle)
+            previous_handlers[number] = signal.signal(number, request.handle)
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 

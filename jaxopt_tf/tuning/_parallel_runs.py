@@ -205,7 +205,7 @@ class ParallelRuns:
             )
         # Not more devices than runs: the others would train copies.
         program = make_program(self.task, self.recipes[runs[0]], devices[: len(runs)])
-        limit, most = self.memory_limit, len(runs)
+        limit, max_runs = self.memory_limit, len(runs)
         if limit is None:  # `memory_stats` is None for CPUs: they have no limit
             device_limit = (jax.local_devices()[0].memory_stats() or {}).get(
                 "bytes_limit"
@@ -215,10 +215,10 @@ class ParallelRuns:
             _checks.positive("memory_limit", limit)
             one = start(program, [runs[0]] * program.num_devices)
             measured = [batches[0] for batches in self.evaluations[:1]]
-            most = _max_runs_within(limit, one, most, num_streams, measured)
+            max_runs = _max_runs_within(limit, one, max_runs, num_streams, measured)
         # The smallest size with this number of groups: 10 runs of which at most 8 fit
         # are two groups of 5.
-        size = -(-len(runs) // -(-len(runs) // most))
+        size = -(-len(runs) // -(-len(runs) // max_runs))
         width = _round_up(size, program.num_devices)
         self._sized[key] = program, width
         return program, width
@@ -243,11 +243,11 @@ def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
 def _max_runs_within(
     limit: float,
     one: Cohort,
-    most: int,
+    max_runs: int,
     num_streams: int,
     evaluated: Sequence[Batch],
 ) -> int:
-    """Returns the maximum number of runs, up to `most`, that fit into memory.
+    """Returns the maximum number of runs, up to `max_runs`, that fit into memory.
 
     The step and the evaluation are compiled for a number of runs. While their
     `memory_analysis` exceeds the limit, the number is reduced in proportion.
@@ -255,28 +255,30 @@ def _max_runs_within(
     Args:
         limit: bytes of memory on each device.
         one: cohort with one run on each device, before the first step.
-        most: number of all runs.
+        max_runs: number of all runs.
         num_streams: number of batch streams of all runs.
         evaluated: list of one batch to evaluate on, or an empty list.
     """
     program: Any = one.program
     batches = _resized(one.next_batches(), num_streams, None)
     while True:
-        num_runs = _round_up(most, program.num_devices)
+        num_runs = _round_up(max_runs, program.num_devices)
         state = _resized(one.state, num_runs, program.over_runs)
         lowered = [program.step.lower(state, batches)]
         lowered += [program.evaluate.lower(state.state.params, x) for x in evaluated]
         needed = max(_bytes_of(each.compile().memory_analysis()) for each in lowered)
         if needed <= limit:
-            return most
-        if most <= program.num_devices:
+            return max_runs
+        if max_runs <= program.num_devices:
             raise ValueError(
                 f"`memory_limit` must be at least {needed:,} bytes, the memory of one "
                 f"run on a device, got {limit:,.0f}. Increase it, or use a smaller "
                 "model or batch."
             )
         # At least one less, so that the loop ends; at least one run per device.
-        most = max(program.num_devices, min(most - 1, int(most * limit / needed)))
+        max_runs = max(
+            program.num_devices, min(max_runs - 1, int(max_runs * limit / needed))
+        )
 
 
 def _resized(tree: PyTree, size: int, sharding: Sharding | None) -> Any:

@@ -97,8 +97,10 @@ def sweep(
             done = {
                 trial.run for trial in store.trials if trial.step >= ends[trial.run]
             }
-            left, is_last = [i for i in alive if i not in done], step == steps[-1]
-            groups = runs.train_to(left, step, store.states, keeps_states=not is_last)
+            remaining, is_last = [i for i in alive if i not in done], step == steps[-1]
+            groups = runs.train_to(
+                remaining, step, store.states, keeps_states=not is_last
+            )
             for group in groups:
                 new = _trials(group, ends, store.trials)
                 store.trials += new
@@ -172,7 +174,8 @@ def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[
     first_losses = {trial.run: trial.first_loss for trial in before}
     evaluated, found = evaluation_losses(group), []
     for i, losses, eval_loss in zip(group.runs, group.losses, evaluated, strict=True):
-        # The losses of a run that ends before others are NaN after its end.
+        # In the first round, the losses of a run that ends before others are NaN after
+        # its end. Later rounds exist only for runs of equal length.
         taken = losses[: None if i in first_losses else ends[i]]
         first_loss = first_losses.get(i, losses[0])
         found.append(trial(i, ends[i], first_loss, taken, eval_loss))

@@ -132,7 +132,7 @@ def test_loops_count_as_often_as_they_run():
     products = 10.0 * 2 * 64**3
     assert plan.cost.has_loops
     assert plan.cost.num_open_loops == 0
-    assert plan.cost.products == (0.0, products, 0.0, 0.0)
+    assert plan.cost.matmul_flops == (0.0, products, 0.0, 0.0)
     assert plan.cost.flops < products / 5  # XLA counts one round
     assert plan.cost.work == products
     assert plan.cost.hbm_bytes > 10 * 2 * 4 * 64**2
