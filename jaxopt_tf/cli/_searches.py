@@ -43,8 +43,8 @@ class SearchFlags(RunFlags):
             The folder for results, which is `output_dir` or a new one in runs/ named by
             the time; the text; and the task.
         """
-        now = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-        folder = self.run.job.output_dir or Path("runs", now)
+        timestamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+        folder = self.run.job.output_dir or Path("runs", timestamp)
         corpus = tuning_corpus(self.run, folder)
         task = tuning_task(self.run, corpus, num_eval_tokens=num_eval_tokens)
         return folder, corpus, task

@@ -138,8 +138,8 @@ def form_of_rows(cache_dir: Path) -> Literal["text", "chat"] | None:
         if the folder has no tokens of rows for fine-tuning.
     """
     try:
-        about = json.loads(Path(cache_dir, "tokens.json").read_bytes())
-        return "chat" if about["counts"][_IS_CHAT] else "text"
+        metadata = json.loads(Path(cache_dir, "tokens.json").read_bytes())
+        return "chat" if metadata["counts"][_IS_CHAT] else "text"
     # Missing, damaged, or of another corpus.
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -149,7 +149,9 @@ def select_fields(
                 "`ignore_fields` must contain fields of the source, got "
                 f"{name!r}, which it does not have.{_checks.suggest(name, values)}"
             )
-    into = Translation({}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)])
+    translation = Translation(
+        {}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)]
+    )
     read = {}
     # In a partial source an unknown name may be a misspelling. It stays in the values
     # and is refused when the fields are translated.
@@ -161,19 +163,19 @@ def select_fields(
         if is_known or not is_whole:
             read[name] = _read_field(name, value)
         elif _OF_THE_OPTIMIZER.search(name) and value is not False and is_set(value):
-            into.refusals.append(
+            translation.refusals.append(
                 f"`{name}` {value!r}: this field of a subclass may change the "
                 f"optimizer and is not supported; if it does not change it, add "
                 f"{name!r} to `ignore_fields`."
             )
         else:
-            into.unread.append(name)
-    into.values = read
-    return into
+            translation.unread.append(name)
+    translation.values = read
+    return translation
 
 
 def translate_training_arguments(
-    into: Translation,
+    translation: Translation,
     *,
     version: ArgsVersion,
     max_steps: int | None,
@@ -182,19 +184,21 @@ def translate_training_arguments(
     """Translates all fields to settings, except run lengths and strategies.
 
     Args:
-        into: translation that contains the values. Its other attributes are filled in.
+        translation: contains the values; its other attributes are filled in.
         version: version of Transformers whose rules apply.
         max_steps: number of updates; None if unknown.
         refused: reason by kind of field, for the kinds that are refused if they are
             set; "" for the reason in the table.
     """
-    for name, value in into.values.items():
+    for name, value in translation.values.items():
         row = TRAINING_ARGUMENTS.get(name)
-        if name in into.kinds:
-            into.settings[name] = value
+        if name in translation.kinds:
+            translation.settings[name] = value
         elif row is None:
-            near = _checks.suggest(name, (*into.kinds, *TRAINING_ARGUMENTS), "`{}`")
-            into.refusals.append(
+            near = _checks.suggest(
+                name, (*translation.kinds, *TRAINING_ARGUMENTS), "`{}`"
+            )
+            translation.refusals.append(
                 f"`{name}` must be a field of TrainingArguments or a setting.{near} "
                 "If it is your own field and does not change the optimizer, add "
                 f"{name!r} to `ignore_fields`."
@@ -202,20 +206,20 @@ def translate_training_arguments(
         elif row.kind == "translated" or row.is_default(value):
             continue
         elif row.kind in refused:
-            into.refuse(name, f"{refused[row.kind] or row.reason}.")
+            translation.refuse(name, f"{refused[row.kind] or row.reason}.")
         elif row.kind == "non_optimizer":
-            into.non_optimizer.append(name)
+            translation.non_optimizer.append(name)
         else:
-            into.ignored.append(name)
-    with into.refusing():
-        _translate_optimizer(into)
-    with into.refusing():
-        _translate_optim_args(into, version)
-    _check_decay(into, version)
-    _translate_warmup(into, max_steps, version)
-    _translate_schedule(into)
-    _check_stable_decay(into, version)
-    _check_accelerator(into)
+            translation.ignored.append(name)
+    with translation.refusing():
+        _translate_optimizer(translation)
+    with translation.refusing():
+        _translate_optim_args(translation, version)
+    _check_decay(translation, version)
+    _translate_warmup(translation, max_steps, version)
+    _translate_schedule(translation)
+    _check_stable_decay(translation, version)
+    _check_accelerator(translation)
 
 
 def _read_field(name: str, value: Any) -> Any:
@@ -229,40 +233,42 @@ def _read_field(name: str, value: Any) -> Any:
     return value
 
 
-def _translate_optimizer(into: Translation) -> None:
+def _translate_optimizer(translation: Translation) -> None:
     """Translates `optim`, `adafactor` and `max_grad_norm`."""
-    values, settings = into.values, into.settings
+    values, settings = translation.values, translation.settings
     if "max_grad_norm" in values and values["max_grad_norm"] is None:
         settings["max_grad_norm"] = 0.0  # Trainer does not clip for None and 0
     name, adafactor = values.get("optim"), values.get("adafactor")
-    oldest = default_optimizer({**values, **into.typed})
+    oldest = default_optimizer({**values, **translation.typed})
     if adafactor and read_value("adafactor", SWITCH, adafactor):
         settings["optim"] = "adafactor"
     elif oldest is not None:
         settings["optim"] = oldest
-        into.notes.append(
+        translation.notes.append(
             f"`optim` is {oldest!r}: Transformers before 4.18 had no other AdamW"
         )
     elif name == _APEX:
         settings["optim"] = "adamw_torch"
-        into.notes.append(
+        translation.notes.append(
             f"`optim` {name!r} becomes 'adamw_torch', which has the same updates"
         )
     elif name in _SAME_ADAMW:
-        into.notes.append(f"`optim` {name!r} has the same updates as 'adamw_torch'")
+        translation.notes.append(
+            f"`optim` {name!r} has the same updates as 'adamw_torch'"
+        )
     elif is_set(name) and (refusal := optimizer_refusal(name)) is not None:
         del settings["optim"]
         raise ValueError(refusal)
 
 
-def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
+def _translate_optim_args(translation: Translation, version: ArgsVersion) -> None:
     """Parses `optim_args`, or removes them if Trainer ignores them."""
-    args: Any = into.settings.pop("optim_args", None)
-    optim = into.combined.get("optim") or "adamw_torch"
+    args: Any = translation.settings.pop("optim_args", None)
+    optim = translation.combined.get("optim") or "adamw_torch"
     if not is_set(args) or optimizer_refusal(optim) is not None:
         return
     if optim not in TAKES_OPTIM_ARGS or not version.reads_optim_args:
-        into.notes.append(
+        translation.notes.append(
             f"`optim_args` {args!r}: Trainer of version {version.label} ignores them "
             f"for {optim!r}"
         )
@@ -271,7 +277,7 @@ def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
     if "weight_decay" in named:
         # Trainer's parameter groups contain `weight_decay`, and torch prefers a value
         # of the group to an argument of the optimizer.
-        into.notes.append(
+        translation.notes.append(
             "`weight_decay` in `optim_args`: Trainer uses the field `weight_decay`"
         )
         if isinstance(named, str):
@@ -279,73 +285,76 @@ def _translate_optim_args(into: Translation, version: ArgsVersion) -> None:
             named = ",".join(i for i in items if not i.startswith("weight_decay="))
         else:
             del named["weight_decay"]
-    into.settings["optim_args"] = dict(read_optim_args(optim, named))
+    translation.settings["optim_args"] = dict(read_optim_args(optim, named))
 
 
-def _check_decay(into: Translation, version: ArgsVersion) -> None:
+def _check_decay(translation: Translation, version: ArgsVersion) -> None:
     """Refuses the decay rule before 4.4, and adds a note for those before 4.40."""
-    if not into.values.get("weight_decay"):
+    if not translation.values.get("weight_decay"):
         return
     if version.decay_rule == "examples":
-        into.refuse(
+        translation.refuse(
             "weight_decay",
             f"the fields are those of Transformers {version.label}, whose Trainer "
             "excluded parameters with `bias` or `LayerNorm.weight` in torch's name "
             "from decay. This rule is not supported; set `weight_decay` to 0.",
         )
     elif version.number < (4, 40):
-        into.notes.append(
+        translation.notes.append(
             "`weight_decay`: layer norms are those of later versions; Trainer before "
             "4.40 recognized fewer RMSNorm classes"
         )
 
 
 def _translate_warmup(
-    into: Translation, max_steps: int | None, version: ArgsVersion
+    translation: Translation, max_steps: int | None, version: ArgsVersion
 ) -> None:
     """Translates `warmup_ratio` and `warmup_steps` by the rules of the version."""
-    ratio, steps = into.values.get("warmup_ratio"), into.values.get("warmup_steps")
+    ratio, steps = (
+        translation.values.get("warmup_ratio"),
+        translation.values.get("warmup_steps"),
+    )
     if not is_set(ratio):
         return
     try:
         _checks.fraction("warmup_ratio", ratio)
     except (TypeError, ValueError) as error:
-        into.refusals.append(f"{error} Set a number of steps by `warmup_steps`.")
+        translation.refusals.append(f"{error} Set a number of steps by `warmup_steps`.")
         return
     has_steps = is_set(steps) and steps != 0
     if version.ratio_replaces_steps:
         # These versions assign `warmup_steps = warmup_ratio`, whatever the steps are.
         # A ratio of 1 is then one step, because only values below 1 are fractions.
-        into.settings["warmup_steps"] = 1 if ratio == 1 else ratio
+        translation.settings["warmup_steps"] = 1 if ratio == 1 else ratio
         if has_steps:
-            into.ignored.append("warmup_steps")
+            translation.ignored.append("warmup_steps")
     elif has_steps and isinstance(steps, float) and 0 < steps < 1:
         # In 4.x steps take precedence over the ratio, and cannot be a fraction.
-        into.refuse(
+        translation.refuse(
             "warmup_steps",
             f"must be a whole number of steps if `warmup_ratio` is set, which is "
             f"{ratio!r}. Set one of the two, a fraction as `warmup_ratio`.",
         )
     elif has_steps:
         if ratio:
-            into.ignored.append("warmup_ratio")
+            translation.ignored.append("warmup_ratio")
     # A `warmup_steps` of 1 is one step, so a ratio of 1 needs the number of all steps.
     elif ratio == 1 and max_steps is None:
-        into.refuse(
+        translation.refuse(
             "warmup_ratio",
             "the number of steps is not known; set `max_steps`.",
         )
     else:
-        into.settings["warmup_steps"] = max_steps if ratio == 1 else ratio
+        translation.settings["warmup_steps"] = max_steps if ratio == 1 else ratio
 
 
-def _translate_schedule(into: Translation) -> None:
+def _translate_schedule(translation: Translation) -> None:
     """Removes settings that Trainer does not pass to the schedule."""
-    settings = into.settings
-    schedule = into.combined.get("lr_scheduler_type") or "linear"
+    settings = translation.settings
+    schedule = translation.combined.get("lr_scheduler_type") or "linear"
     if schedule in _TAKES_NO_KWARGS and is_set(settings.get("lr_scheduler_kwargs")):
         del settings["lr_scheduler_kwargs"]
-        into.notes.append(
+        translation.notes.append(
             f"`lr_scheduler_kwargs`: Trainer ignores them for {schedule!r}"
         )
     warmup = settings.get("warmup_steps")
@@ -353,23 +362,27 @@ def _translate_schedule(into: Translation) -> None:
         settings["warmup_steps"] = int(warmup)  # as `get_warmup_steps` of Trainer
     if schedule in METRIC_DRIVEN and warmup:
         settings["warmup_steps"] = 0
-        written = "warmup_steps" if into.values.get("warmup_steps") else "warmup_ratio"
-        into.notes.append(f"`{written}`: Trainer has no warmup for {schedule!r} either")
+        written = (
+            "warmup_steps" if translation.values.get("warmup_steps") else "warmup_ratio"
+        )
+        translation.notes.append(
+            f"`{written}`: Trainer has no warmup for {schedule!r} either"
+        )
 
 
-def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
+def _check_stable_decay(translation: Translation, version: ArgsVersion) -> None:
     """Refuses a schedule whose warmup began at 0 in its version of Transformers.
 
     Source: transformers 4.48 and 4.49 `optimization.py`, `_get_wsd_scheduler_lambda`.
     """
-    settings, name = into.settings, "warmup_stable_decay"
+    settings, name = translation.settings, "warmup_stable_decay"
     kwargs = settings.get("lr_scheduler_kwargs") or {}
     ratio = kwargs.get("min_lr_ratio", 0) if isinstance(kwargs, Mapping) else 0
     is_affected = (
         version.warms_up_from_zero and settings.get("lr_scheduler_type") == name
     )
     if is_affected and ratio and settings.get("warmup_steps"):
-        into.refusals.append(
+        translation.refusals.append(
             f"`lr_scheduler_kwargs` must not have a `min_lr_ratio` for {name!r} of "
             f"Transformers {version.label}, got {ratio!r}: the warmup of that version "
             "begins at 0, and since 4.49 at this fraction of the rate. Pass "
@@ -377,15 +390,15 @@ def _check_stable_decay(into: Translation, version: ArgsVersion) -> None:
         )
 
 
-def _check_accelerator(into: Translation) -> None:
+def _check_accelerator(translation: Translation) -> None:
     """Refuses an `accelerator_config` that changes batches or accumulation."""
-    config = into.values.get("accelerator_config")
+    config = translation.values.get("accelerator_config")
     is_plain = isinstance(config, dict) and not (
         config.get("split_batches") not in (None, False, "false", "False")
         or is_set(config.get("gradient_accumulation_kwargs"))
     )
     if is_set(config) and not is_plain:
-        into.refuse(
+        translation.refuse(
             "accelerator_config",
             "`gradient_accumulation_steps` and `per_device_train_batch_size` replace "
             "it; leave it out, or name it in `ignore_fields`.",

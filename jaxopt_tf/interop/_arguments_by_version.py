@@ -154,11 +154,16 @@ def versions_of(
     """
     found = frozenset(names)
 
-    def of(table: dict[Version, str], *, present: bool) -> list[Version]:
+    def versions_with_fields(
+        table: dict[Version, str], *, present: bool
+    ) -> list[Version]:
         return [v for v, f in table.items() if found.isdisjoint(f.split()) != present]
 
-    first_versions = [_OLDEST, *of(_ADDED, present=True)]
-    first, end = max(first_versions), min([_OPEN_END, *of(_REMOVED, present=True)])
+    first_versions = [_OLDEST, *versions_with_fields(_ADDED, present=True)]
+    first, end = (
+        max(first_versions),
+        min([_OPEN_END, *versions_with_fields(_REMOVED, present=True)]),
+    )
     if first >= end:
         # A field of a subclass has the name of a field of another version, such as
         # `warmup_ratio` in a file of 5.23 or `use_cache` in a file of 4.57. The field
@@ -169,7 +174,10 @@ def versions_of(
             end = _OPEN_END
     if not by_absence or len(found) < _NUM_WHOLE:
         return first, end
-    later, earlier = of(_REMOVED, present=False), of(_ADDED, present=False)
+    later, earlier = (
+        versions_with_fields(_REMOVED, present=False),
+        versions_with_fields(_ADDED, present=False),
+    )
     if "tp_size" not in found:
         # Only 4.50 and 4.51 have `tp_size`, so a file without it may be older or newer.
         # `evaluation_strategy`, which 4.51 removed, shows which.
@@ -206,10 +214,10 @@ def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
     # Builds between two releases, such as "4.53.0.dev0", may have the fields of either.
     if first <= number < end or not re.fullmatch(r"[\d.]+", version):
         return args_version(source.values, version)
-    has = "{}.{} or later".format(*first)
+    versions = "{}.{} or later".format(*first)
     if number >= end:
-        has = "a version before {}.{}".format(*end)
-    problem = f"the arguments have fields of {has}"
+        versions = "a version before {}.{}".format(*end)
+    problem = f"the arguments have fields of {versions}"
     if given is not None:
         raise ValueError(
             f"`transformers_version` must be the version that made {source.name}, got "

@@ -115,41 +115,47 @@ def recipe_from_transformers(
     found = read_training_arguments(source)
     version = source_version(found, transformers_version)
     num_devices = num_devices or found.num_devices
-    into = select_fields(
+    translation = select_fields(
         found.values, RECIPE_KINDS, ignore_fields, may_be_subclass=found.may_be_subclass
     )
-    values = into.values
+    values = translation.values
     if num_devices:
-        into.values = {n: v for n, v in values.items() if n not in _DEVICES}
+        translation.values = {n: v for n, v in values.items() if n not in _DEVICES}
     if max_steps is not None:
-        into.values = {**into.values, "max_steps": max_steps}
+        translation.values = {**translation.values, "max_steps": max_steps}
     steps = None
-    with into.refusing():
-        steps = _num_updates(into.values, num_examples, num_devices or 1, version)
+    with translation.refusing():
+        steps = _num_updates(
+            translation.values, num_examples, num_devices or 1, version
+        )
     translate_training_arguments(
-        into, version=version, max_steps=steps, refused=_REFUSED
+        translation, version=version, max_steps=steps, refused=_REFUSED
     )
-    _accumulate_devices(into, num_devices or 1)
+    _accumulate_devices(translation, num_devices or 1)
     # If the steps are refused, a placeholder lets the other settings be checked, so
     # that one error lists all refusals.
-    into.settings["max_steps"] = 2**31 - 1 if steps is None else steps
-    settings = {**into.read_settings(), "decay_rule": version.decay_rule}
-    _sort_evaluation(into, settings.get("lr_scheduler_type"))
-    with into.refusing():
+    translation.settings["max_steps"] = 2**31 - 1 if steps is None else steps
+    settings = {**translation.read_settings(), "decay_rule": version.decay_rule}
+    _sort_evaluation(translation, settings.get("lr_scheduler_type"))
+    with translation.refusing():
         recipe = Recipe(**settings)
-    into.raise_refusals(f"{found.name}: ")
-    if _has_steps(into.values) and is_set(into.values.get("num_train_epochs")):
-        into.ignored.append("num_train_epochs")
-    others = {n for n in _MAPPED_OTHERWISE if is_set(into.values.get(n))}
-    mapped = others - {*into.ignored} | into.values.keys() & settings.keys()
+    translation.raise_refusals(f"{found.name}: ")
+    if _has_steps(translation.values) and is_set(
+        translation.values.get("num_train_epochs")
+    ):
+        translation.ignored.append("num_train_epochs")
+    others = {n for n in _MAPPED_OTHERWISE if is_set(translation.values.get(n))}
+    mapped = (
+        others - {*translation.ignored} | translation.values.keys() & settings.keys()
+    )
     return FromTransformers(
         recipe=recipe,
         versions=version.label,
         mapped=tuple(sorted(mapped)),
-        non_optimizer=tuple(sorted(into.non_optimizer)),
-        ignored=tuple(sorted({*into.ignored})),
-        notes=(*into.notes, *version.notes, *note_on_decay(version, recipe)),
-        unread=tuple(sorted(into.unread)),
+        non_optimizer=tuple(sorted(translation.non_optimizer)),
+        ignored=tuple(sorted({*translation.ignored})),
+        notes=(*translation.notes, *version.notes, *note_on_decay(version, recipe)),
+        unread=tuple(sorted(translation.unread)),
         values=values,
     )
 
@@ -205,13 +211,13 @@ def _num_updates(
     return steps
 
 
-def _accumulate_devices(into: Translation, num_devices: int) -> None:
+def _accumulate_devices(translation: Translation, num_devices: int) -> None:
     """Replaces the parallel batches of several devices by accumulation on one."""
-    steps: Any = into.settings.get("gradient_accumulation_steps", 1)
+    steps: Any = translation.settings.get("gradient_accumulation_steps", 1)
     if num_devices == 1 or not isinstance(steps, int):
         return
-    into.settings["gradient_accumulation_steps"] = steps * num_devices
-    into.notes.append(
+    translation.settings["gradient_accumulation_steps"] = steps * num_devices
+    translation.notes.append(
         f"`gradient_accumulation_steps` is {steps * num_devices} instead of {steps}: "
         f"the run used {num_devices} devices, and an update here has the same number "
         "of sequences on one"
@@ -219,25 +225,27 @@ def _accumulate_devices(into: Translation, num_devices: int) -> None:
     # If this field is off, each device divides its loss by its own number of labels,
     # not by that of all devices.
     name = "average_tokens_across_devices"
-    if name in into.ignored:
-        into.ignored.remove(name)
-        into.non_optimizer.append(name)
+    if name in translation.ignored:
+        translation.ignored.remove(name)
+        translation.non_optimizer.append(name)
 
 
-def _sort_evaluation(into: Translation, schedule: str | None) -> None:
+def _sort_evaluation(translation: Translation, schedule: str | None) -> None:
     """Moves fields that change results to `non_optimizer`.
 
     These are the fields of evaluations, if evaluations drive the schedule or select the
     best model, and a separate seed of the data.
     """
-    values = into.values
+    values = translation.values
     if schedule in METRIC_DRIVEN or values.get("load_best_model_at_end") is True:
         deciding = {n for n in EVALUATION_FIELDS.split() if is_set(values.get(n))}
         # `logging_steps` is the default of an `eval_steps` that is not set.
         if is_set(values.get("logging_steps")) and not values.get("eval_steps"):
             deciding.add("logging_steps")
-        into.ignored = [name for name in into.ignored if name not in deciding]
-        into.non_optimizer += sorted(deciding - {*into.non_optimizer})
+        translation.ignored = [
+            name for name in translation.ignored if name not in deciding
+        ]
+        translation.non_optimizer += sorted(deciding - {*translation.non_optimizer})
     seed = values.get("data_seed")
     if is_set(seed) and seed != values.get("seed"):
-        into.non_optimizer.append("data_seed")
+        translation.non_optimizer.append("data_seed")

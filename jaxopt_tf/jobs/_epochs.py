@@ -75,8 +75,10 @@ def resolve_epochs(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = check_before_reading(settings)
     check_equal_settings(config.to_dict())
     # All processes must name the same new folder; their clocks may differ.
-    now = _io.broadcast_from_process_0(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    folder = config.job.output_dir or Path("runs", now)
+    timestamp = _io.broadcast_from_process_0(
+        f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    )
+    folder = config.job.output_dir or Path("runs", timestamp)
     with checkpoints.lock_folder(folder):
         steps = _steps_per_epoch(config, folder)
     resolved = {**settings, "output_dir": folder}

@@ -83,28 +83,33 @@ def settings_from_transformers(
         ValueError: if fields are unsupported and would change the numbers of the run,
             have invalid values, or are unknown. The message names all of them.
     """
-    into = select_fields(raw, kinds, ignore_fields, typed=typed)
-    into.values = values = _not_replaced(into.values, typed)
+    translation = select_fields(raw, kinds, ignore_fields, typed=typed)
+    translation.values = values = _not_replaced(translation.values, typed)
     steps: Any = {**values, **typed}.get("max_steps")
     if is_set(typed.get("num_train_epochs")) and "max_steps" not in typed:
         steps = None  # the number of epochs has higher precedence
     is_number = isinstance(steps, int | float) and not isinstance(steps, bool)
     max_steps = int(steps) if is_number and steps > 0 else None
     translate_training_arguments(
-        into, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
+        translation, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
-    listed = {"ignored": sorted(into.unread), "without effect": into.ignored}
-    into.notes[:0] = [f"{title}: {', '.join(n)}" for title, n in listed.items() if n]
+    listed = {
+        "ignored": sorted(translation.unread),
+        "without effect": translation.ignored,
+    }
+    translation.notes[:0] = [
+        f"{title}: {', '.join(n)}" for title, n in listed.items() if n
+    ]
     # Trainer uses one of the two: `max_steps` if it is greater than 0.
     if max_steps is not None:
-        into.settings.pop("num_train_epochs", None)
-    elif is_set(into.combined.get("num_train_epochs")):
-        into.settings.pop("max_steps", None)
-    _set_intervals(into, max_steps)
-    _translate_others(into)
-    into.settings = into.read_settings()
-    into.raise_refusals()
-    return into
+        translation.settings.pop("num_train_epochs", None)
+    elif is_set(translation.combined.get("num_train_epochs")):
+        translation.settings.pop("max_steps", None)
+    _set_intervals(translation, max_steps)
+    _translate_others(translation)
+    translation.settings = translation.read_settings()
+    translation.raise_refusals()
+    return translation
 
 
 def job_settings(
@@ -128,18 +133,18 @@ def job_settings(
     settings = {n: values[n] for n in _JOB_FIELDS if is_set(values.get(n))}
     settings.setdefault("save_total_limit", None)  # Trainer's default
     settings["lr_scheduler_type"] = converted.recipe.lr_scheduler_type
-    into = Translation(values, typed, settings)
-    _take_patience(into, state)
+    translation = Translation(values, typed, settings)
+    _take_patience(translation, state)
     checkpoint = _Checkpoint(
         int(state.get("global_step") or 0), _updates_per_epoch(converted.values, state)
     )
-    _set_intervals(into, state["max_steps"], checkpoint)
-    _check_metric(into, checkpoint)
+    _set_intervals(translation, state["max_steps"], checkpoint)
+    _check_metric(translation, checkpoint)
     for name in values.keys() - settings.keys():
         field = TRAINING_ARGUMENTS[name]
         if field.kind == "non_optimizer" and not field.is_default(values[name]):
-            into.ignored.append(name)
-    return into
+            translation.ignored.append(name)
+    return translation
 
 
 def _not_replaced(
@@ -152,21 +157,21 @@ def _not_replaced(
     return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 
-def _translate_others(into: Translation) -> None:
+def _translate_others(translation: Translation) -> None:
     """Translates `activation_checkpointing`, `resume_from_checkpoint`, `data_seed`."""
-    values, settings = into.values, into.settings
+    values, settings = translation.values, translation.settings
     recompute = values.get("activation_checkpointing")
     if is_set(recompute):
-        with into.refusing():
+        with translation.refusing():
             if read_value("activation_checkpointing", SWITCH, recompute):
                 settings["gradient_checkpointing"] = True
     if isinstance(values.get("resume_from_checkpoint"), bool):
         # Trainer's True means the last checkpoint in `output_dir`. That is the default
         # here, and the setting takes paths only.
         del settings["resume_from_checkpoint"]
-    seed = into.typed.get("seed", values.get("seed"))
+    seed = translation.typed.get("seed", values.get("seed"))
     if is_set(values.get("data_seed")) and values["data_seed"] != seed:
-        into.refuse(
+        translation.refuse(
             "data_seed",
             f"`seed`, which is {seed!r}, also shuffles the text; leave it out, or name "
             "it in `ignore_fields`.",
@@ -174,20 +179,22 @@ def _translate_others(into: Translation) -> None:
 
 
 def _set_intervals(
-    into: Translation, max_steps: int | None, checkpoint: _Checkpoint | None = None
+    translation: Translation,
+    max_steps: int | None,
+    checkpoint: _Checkpoint | None = None,
 ) -> None:
     """Sets the intervals of evaluation, saving and logging, or records errors.
 
     Args:
-        into: translation whose settings are completed in place.
+        translation: translation whose settings are completed in place.
         max_steps: number of updates; None if unknown.
         checkpoint: checkpoint that the run resumes from; None for a new run.
     """
-    values, settings = into.values, into.settings
+    values, settings = translation.values, translation.settings
     for name, choices in _STRATEGIES.items():
         if is_set(values.get(name)) and values[name] not in choices:
-            into.refuse(name, f"give one of {', '.join(map(repr, choices))}.")
-    _set_evaluation(into, max_steps, checkpoint)
+            translation.refuse(name, f"give one of {', '.join(map(repr, choices))}.")
+    _set_evaluation(translation, max_steps, checkpoint)
     for name in INTERVALS:
         if name in settings:
             settings[name] = steps_of_share(settings[name], max_steps)
@@ -198,24 +205,28 @@ def _set_intervals(
     settings.pop("save_strategy", None)
     if saving == "no":
         settings |= _at_the_end("save", max_steps)
-        into.notes.append("`save_strategy` 'no': the run is saved at its end only")
+        translation.notes.append(
+            "`save_strategy` 'no': the run is saved at its end only"
+        )
     elif saving == "epoch" and checkpoint is None:
         settings.pop("save_steps", None)
         settings["save_strategy"] = "epoch"
     elif saving == "epoch":
         settings.pop("save_steps", None)
-        into.notes.append("`save_strategy` 'epoch': replaced by `save_steps`")
+        translation.notes.append("`save_strategy` 'epoch': replaced by `save_steps`")
     elif saving == "best":
-        settings["save_steps"] = into.combined.get("eval_steps")
-        into.notes.append("`save_strategy` 'best': the run is saved at each evaluation")
-    combined = into.combined
+        settings["save_steps"] = translation.combined.get("eval_steps")
+        translation.notes.append(
+            "`save_strategy` 'best': the run is saved at each evaluation"
+        )
+    combined = translation.combined
     every, save = combined.get("eval_steps"), combined.get("save_steps")
     is_best = combined.get("load_best_model_at_end") is True and saving != "best"
     # Trainer selects the best of its checkpoints; here each evaluation with a lower
     # loss is saved, at any step.
     is_best = is_best and is_set(saving) and every != save
     if is_best and isinstance(every, int) and isinstance(save, int):
-        into.notes.append(
+        translation.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
             f"{_checks.pluralize(every, 'step')}, is loaded; Trainer loads the best of "
             f"its checkpoints, every {save}"
@@ -223,25 +234,25 @@ def _set_intervals(
 
 
 def _set_evaluation(
-    into: Translation, max_steps: int | None, checkpoint: _Checkpoint | None
+    translation: Translation, max_steps: int | None, checkpoint: _Checkpoint | None
 ) -> None:
-    values, settings = into.values, into.settings
+    values, settings = translation.values, translation.settings
     is_new_name = is_set(values.get("eval_strategy"))
     name = "eval_strategy" if is_new_name else "evaluation_strategy"
     strategy = values.get(name)
-    role = _role(into)
+    role = _role(translation)
     every = checkpoint.updates_per_epoch if checkpoint else None
     settings.pop("eval_strategy", None)
     if strategy == "steps":
         # Transformers' default of `eval_steps` is `logging_steps`.
         if not settings.get("eval_steps"):
-            logging_steps = into.combined.get("logging_steps")
+            logging_steps = translation.combined.get("logging_steps")
             settings["eval_steps"] = logging_steps or _LOGGING_STEPS
         if role and checkpoint is None:
-            into.notes.append(f"`{name}`: {_OTHER_DATA}")
+            translation.notes.append(f"`{name}`: {_OTHER_DATA}")
     elif strategy == "epoch" and every:
         settings["eval_steps"] = every
-        into.notes.append(
+        translation.notes.append(
             f"`{name}` 'epoch': every {_checks.pluralize(every, 'step')}, the length "
             "of an epoch in Trainer"
         )
@@ -251,16 +262,16 @@ def _set_evaluation(
     elif strategy in ("no", "epoch"):
         settings.pop("eval_steps", None)
         if role:
-            into.refuse(
+            translation.refuse(
                 name,
                 f"the evaluation loss {role}, and the evaluation interval is "
                 "unknown; give `eval_steps`.",
             )
         elif strategy == "epoch":
-            into.notes.append(f"`{name}` 'epoch': replaced by `eval_steps`")
+            translation.notes.append(f"`{name}` 'epoch': replaced by `eval_steps`")
         else:
             settings |= _at_the_end("eval", max_steps)
-            into.notes.append(
+            translation.notes.append(
                 f"`{name}` 'no': the run is evaluated at its start and end only"
             )
 
@@ -272,12 +283,12 @@ def _at_the_end(kind: str, max_steps: int | None) -> dict[str, Any]:
     return {f"{kind}_steps": max_steps}
 
 
-def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
+def _check_metric(translation: Translation, checkpoint: _Checkpoint) -> None:
     """Records errors on fields that change evaluations with an effect on parameters.
 
     It must be called after `_set_intervals`, which sets `eval_steps`.
     """
-    values, role = into.values, _role(into)
+    values, role = translation.values, _role(translation)
     if not role:
         return
     refused = {}
@@ -288,26 +299,26 @@ def _check_metric(into: Translation, checkpoint: _Checkpoint) -> None:
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if values.get(name):
             refused[name] = "evaluation has the precision of training"
-    delay, every = values.get("eval_delay") or 0, into.combined.get("eval_steps")
+    delay, every = values.get("eval_delay") or 0, translation.combined.get("eval_steps")
     if "epoch" in (values.get("eval_strategy"), values.get("evaluation_strategy")):
         delay *= checkpoint.updates_per_epoch or 0
     if every and delay > (first := (checkpoint.step // every + 1) * every):
         refused["eval_delay"] = f"the first evaluation is at step {first}"
     for name, reason in refused.items():
-        into.refuse(
+        translation.refuse(
             name,
             f"{reason}, and it {role}; to continue with that, name {name!r} in "
             "`ignore_fields`.",
         )
-    into.notes.append(
+    translation.notes.append(
         f"{_OTHER_DATA}: their loss {role} from this checkpoint on; the best metric in "
         "the files is a loss on `eval_dataset`"
     )
 
 
-def _role(into: Translation) -> str:
+def _role(translation: Translation) -> str:
     """Returns the effect of the evaluation loss as a verb phrase; "" for none."""
-    combined = into.combined
+    combined = translation.combined
     if not uses_eval_loss(combined):
         return ""
     if combined.get("load_best_model_at_end") is True:
@@ -317,18 +328,18 @@ def _role(into: Translation) -> str:
     return _DRIVES_SCHEDULE
 
 
-def _take_patience(into: Translation, state: Mapping[str, Any]) -> None:
+def _take_patience(translation: Translation, state: Mapping[str, Any]) -> None:
     """Copies the patience of an EarlyStoppingCallback in trainer_state.json."""
     found = dict(state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
     # A Trainer writes a list if it has several callbacks of one class.
     for callback in found if isinstance(found, list) else [found] if found else []:
         args = callback.get("args", {})
         patience = args.get("early_stopping_patience")
-        if patience is not None and "early_stopping_patience" not in into.typed:
-            into.settings["early_stopping_patience"] = patience
+        if patience is not None and "early_stopping_patience" not in translation.typed:
+            translation.settings["early_stopping_patience"] = patience
             threshold = args.get("early_stopping_threshold") or 0.0
-            into.settings["early_stopping_threshold"] = threshold
-            into.notes.append(
+            translation.settings["early_stopping_threshold"] = threshold
+            translation.notes.append(
                 f"`early_stopping_patience` {patience!r}: from trainer_state.json; the "
                 "count of evaluations without improvement starts at 0"
             )

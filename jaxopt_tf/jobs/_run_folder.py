@@ -157,9 +157,11 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     """
     job, settings = config.job, config.to_dict()
     # All processes must name the same new folder; their clocks may differ.
-    now = _io.broadcast_from_process_0(f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    timestamp = _io.broadcast_from_process_0(
+        f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    )
     check_equal_settings(settings)
-    with checkpoints.lock_folder(job.output_dir or Path("runs", now)) as lock:
+    with checkpoints.lock_folder(job.output_dir or Path("runs", timestamp)) as lock:
         corpus = read_equal_corpus(config, lock.folder)
         settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         # With several processes, the default mesh has all devices: `mesh_axes`.
@@ -237,8 +239,8 @@ def _check_folder(
     path = settings_path(folder)
     if path.exists():
         saved = read_settings(path)
-        now = own_settings(settings)
-        _check_same_run(path, saved, now, job.intended_changes)
+        current = own_settings(settings)
+        _check_same_run(path, saved, current, job.intended_changes)
         saved |= sequences_of_last_start(folder)
     elif log.exists():
         raise ValueError(
@@ -268,12 +270,12 @@ def sequences_of_last_start(folder: Path) -> dict[str, int]:
 
 
 def _check_same_run(
-    where: Path,
+    path: Path,
     saved: Mapping[str, Any],
-    now: Mapping[str, Any],
+    current: Mapping[str, Any],
     intended: Sequence[str],
 ) -> None:
-    changes = changed_settings(saved, now)
+    changes = changed_settings(saved, current)
     fixed: tuple[str, ...] = _UNCHANGEABLE
     if saved.get("lr_scheduler_type") in METRIC_DRIVEN:
         fixed += _UNCHANGEABLE_IF_DRIVEN
@@ -288,7 +290,7 @@ def _check_same_run(
     found = {name: line for name, line in changes.items() if name not in intended}
     if found:
         raise ValueError(
-            f"`output_dir` must contain a run with equal settings, but {str(where)!r} "
+            f"`output_dir` must contain a run with equal settings, but {str(path)!r} "
             "was written with other settings:\n  "
             + "\n  ".join(found.values())
             + "\nName another folder, or, to continue the run with the new settings, "
@@ -312,8 +314,8 @@ def _archive_later_checkpoints(folder: Path, step: int) -> None:
     # resume from them. They are not deleted, because the user may want them back.
     for path in checkpoints.find_checkpoints(folder):
         if checkpoints.step_of(path) > step:
-            now = time.strftime("%Y%m%d-%H%M%S")
-            archived = path.with_name(f"aside-{now}-{path.name}")
+            timestamp = time.strftime("%Y%m%d-%H%M%S")
+            archived = path.with_name(f"aside-{timestamp}-{path.name}")
             path.rename(archived)
             print(f"{path.name} is after step {step}; it was renamed {archived.name}.")
 

@@ -104,7 +104,7 @@ class _Model(nnx.Module):
         position_ids = inputs.position_ids
         if position_ids is None:
             position_ids = jnp.arange(inputs.tokens.shape[1], dtype=jnp.int32)[None]
-        by = layer_rotation(config, position_ids)
+        rotation = layer_rotation(config, position_ids)
         # All layers have the same graph definition; only their parameters differ.
         graph = nnx.graphdef(self.layers if config.scan_layers else self.layers[0])
 
@@ -113,7 +113,9 @@ class _Model(nnx.Module):
                 if self.gather is not None:
                     params = self.gather(nnx.to_pure_dict(params))
                 block = nnx.merge(graph, params)
-                x = block(x, inputs.segment_ids, by if kind.has_rope else None, kind)
+                x = block(
+                    x, inputs.segment_ids, rotation if kind.has_rope else None, kind
+                )
                 return self.constrain(x)
 
             policies = jax.checkpoint_policies
@@ -213,19 +215,19 @@ class _Layer(nnx.Module):
         self,
         x: jax.Array,
         segment_ids: jax.Array | None,
-        by: Rotation | None,
+        rotation: Rotation | None,
         kind: LayerKind,
     ) -> jax.Array:
-        q, k, v = self.project(x, by)
+        q, k, v = self.project(x, rotation)
         attend = self.self_attn.attend
         y = attend(q, k, v, segment_ids=segment_ids, window=kind.window)
         return self.finish(x, y)
 
     def project(
-        self, x: jax.Array, by: Rotation | None
+        self, x: jax.Array, rotation: Rotation | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns rotated queries, [B, T, H, D], and keys and values, [B, T, K, D]."""
-        return self.self_attn.project(self.input_layernorm(x), by)
+        return self.self_attn.project(self.input_layernorm(x), rotation)
 
     def finish(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """Returns the output of the layer from its input and that of the attention."""
@@ -252,7 +254,7 @@ class _Attention(nnx.Module):
             self.k_norm = _RMSNorm(head_dim, config.rms_norm_eps, stack)
 
     def project(
-        self, x: jax.Array, by: Rotation | None
+        self, x: jax.Array, rotation: Rotation | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = checkpoint_name(self.q_proj(x), "q_proj").reshape(heads)
@@ -260,8 +262,8 @@ class _Attention(nnx.Module):
         v = checkpoint_name(self.v_proj(x), "v_proj").reshape(heads)
         if self.has_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if by is not None:
-            q, k = rotate(q, by), rotate(k, by)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         return q, k, v
 
     def output(self, y: jax.Array) -> jax.Array:

@@ -231,12 +231,12 @@ def _caller_type() -> Any:
 
         def forward(self, function, batch):
             result = function(self.module, batch)
-            now = dict(self.module.named_buffers(remove_duplicate=False))
-            now |= dict(self.module.named_parameters(remove_duplicate=False))
+            tensors = dict(self.module.named_buffers(remove_duplicate=False))
+            tensors |= dict(self.module.named_parameters(remove_duplicate=False))
             changed = [
                 name
                 for name, tensor, array in self.given
-                if now.get(name, tensor) is not tensor or tensor._elem is not array
+                if tensors.get(name, tensor) is not tensor or tensor._elem is not array
             ]
             if changed:
                 raise ValueError(

@@ -62,7 +62,7 @@ _SMALLER_STEPS = (
 
 
 def health_monitor(
-    say: Callable[[str], None] = print, *, param_dtype: str = "float32"
+    report: Callable[[str], None] = print, *, param_dtype: str = "float32"
 ) -> Monitor:
     """Reports problems of training, each in one sentence with a proposed change.
 
@@ -84,7 +84,7 @@ def health_monitor(
     replay of a log gives the same sentences. Memory use is constant.
 
     Args:
-        say: function that receives each sentence.
+        report: function that receives each sentence.
         param_dtype: name of the parameters' dtype.
 
     Raises:
@@ -99,7 +99,7 @@ def health_monitor(
             "`param_dtype` must be the name of a floating-point dtype, got "
             f"{param_dtype!r}. Pass for example 'float32' or 'bfloat16'."
         )
-    watching = _Watcher(say, param_dtype)
+    watching = _Watcher(report, param_dtype)
     return Monitor(watching.window, watching.evaluation, lambda: None)
 
 
@@ -247,9 +247,9 @@ class _Gap(NamedTuple):
 class _Watcher:
     """State of `health_monitor`: statistics, evaluations, and reported problems."""
 
-    def __init__(self, say: Callable[[str], None], param_dtype: str) -> None:
+    def __init__(self, report: Callable[[str], None], param_dtype: str) -> None:
         """Creates the state before the first step."""
-        self._say, self._param_dtype = say, param_dtype
+        self._print, self._param_dtype = report, param_dtype
         self._stats, self._gap = RunningStats(), _Gap()
         self._last_loss = math.nan
         self._total = self._count = 0.0  # sum and number of losses since an evaluation
@@ -374,13 +374,13 @@ class _Watcher:
 
     def _report(self, kind: str, first: int, last: int, sentence: str | None) -> None:
         """Reports a problem, unless it was reported before and has not ended since."""
-        said_at, held_at = self._reported.get(kind, (-math.inf, -math.inf))
+        reported_at, observed_at = self._reported.get(kind, (-math.inf, -math.inf))
         if sentence is None:
-            if last - held_at > _STEPS_WITHOUT:
+            if last - observed_at > _STEPS_WITHOUT:
                 self._reported.pop(kind, None)
             return
-        if last - said_at >= _STEPS_UNTIL_REPEATED:
-            said_at = last
+        if last - reported_at >= _STEPS_UNTIL_REPEATED:
+            reported_at = last
             steps = f"steps {first} to" if first < last else "step"
-            self._say(f"{steps} {last}: {sentence}")
-        self._reported[kind] = (said_at, last)
+            self._print(f"{steps} {last}: {sentence}")
+        self._reported[kind] = (reported_at, last)

@@ -204,8 +204,8 @@ def set_learning_rate(
             )
         _checks.non_negative("learning_rate", rate)
         location = locations[name]
-        of = f" of {name!r}" if len(locations) > 1 else ""
-        _check_can_be_set(location, leaves, of)
+        of_name = f" of {name!r}" if len(locations) > 1 else ""
+        _check_can_be_set(location, leaves, of_name)
         new[*location.state, "learning_rate"] = rate
         if location.injected is None:
             new[*location.state, "rate_source"] = SET
@@ -265,16 +265,16 @@ def _location(path: _Path, leaves: Mapping[_Path, Any]) -> _Location:
     # too, but no `hyperparams`.
     for i in reversed(range(len(path))):
         if path[i] == "inner_state":
-            around = path[:i]
-            if (*around, "hyperparams", "learning_rate") in leaves:
-                schedule = (*around, "hyperparams_states", "learning_rate")
+            wrapper = path[:i]
+            if (*wrapper, "hyperparams", "learning_rate") in leaves:
+                schedule = (*wrapper, "hyperparams_states", "learning_rate")
                 has_schedule = any(k[: len(schedule)] == schedule for k in leaves)
-                return _Location(path, around, has_schedule)
+                return _Location(path, wrapper, has_schedule)
     return _Location(path, None, False)
 
 
 def _check_can_be_set(
-    location: _Location, leaves: Mapping[_Path, Any], of: str
+    location: _Location, leaves: Mapping[_Path, Any], of_name: str
 ) -> None:
     """Raises if the next update would replace the new rate."""
     source = leaves[*location.state, "rate_source"]
@@ -283,9 +283,9 @@ def _check_can_be_set(
     )
     if is_scheduled or location.is_scheduled:
         raise ValueError(
-            f"`opt_state` takes the learning rate{of} from a schedule, so a rate set "
-            "here would be lost at the next update. Build the optimizer with a float. "
-            "A state that was restored from a run with a schedule can be set after "
+            f"`opt_state` takes the learning rate{of_name} from a schedule, so a rate "
+            "set here would be lost at the next update. Build the optimizer with a "
+            "float. A state that was restored from a run with a schedule can be set after "
             "its first update with a float."
         )
     injected = {
@@ -297,8 +297,8 @@ def _check_can_be_set(
     others = sorted(n for n in injected if "learning_rate" in n or n in _SHORT_NAMES)
     if location.injected is None and others:
         raise ValueError(
-            f"`opt_state` takes the learning rate{of} from `optax.inject_hyperparams`, "
-            f"which stores it as {others[0]!r}. Set "
+            f"`opt_state` takes the learning rate{of_name} from "
+            f"`optax.inject_hyperparams`, which stores it as {others[0]!r}. Set "
             f"`opt_state.hyperparams[{others[0]!r}]`, or call the argument "
             "`learning_rate`."
         )

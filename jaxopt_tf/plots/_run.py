@@ -161,11 +161,11 @@ def plot_runs(
 
 
 def _draw_run(
-    run: RunLog, further: Mapping[str, np.ndarray], loss_label: str
+    run: RunLog, more_columns: Mapping[str, np.ndarray], loss_label: str
 ) -> "Figure":
     """Draws losses, learning rate, gradient norm, and further columns by label."""
     steps = run.steps
-    columns = {_RATE_LABEL: steps.rate, _GRADS_LABEL: steps.grads, **further}
+    columns = {_RATE_LABEL: steps.rate, _GRADS_LABEL: steps.grads, **more_columns}
     columns = {name: x for name, x in columns.items() if np.isfinite(x).any()}
     figure, panels = _figure.stacked_panels(
         4.0 + 1.6 * len(columns), [loss_label, *columns], (3, *len(columns) * [1.2])

@@ -51,7 +51,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
     _checks.fraction("start", start)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _interpolate(start, curve(_progress.done(step, num_steps)))
+        return _interpolate(start, curve(_progress.fraction_done(step, num_steps)))
 
     return Phase(factor, num_steps)
 
@@ -94,7 +94,7 @@ def decay(curve: Curve, num_steps: int, floor: Scalar = 0.0) -> Phase:
     _checks.fraction("floor", floor)
 
     def factor(step: jax.Array) -> jax.Array:
-        return _interpolate(floor, curve(_progress.left(step, num_steps)))
+        return _interpolate(floor, curve(_progress.fraction_left(step, num_steps)))
 
     return Phase(factor, num_steps)
 

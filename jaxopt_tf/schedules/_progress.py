@@ -56,7 +56,7 @@ def level(value: Scalar, dtype: np.dtype) -> Scalar:
     return jnp.asarray(value).astype(dtype)
 
 
-def done(step: jax.Array, num_steps: int) -> DoubleFloat:
+def fraction_done(step: jax.Array, num_steps: int) -> DoubleFloat:
     """Returns step / num_steps, at most 1."""
     part = jnp.minimum(step, max(num_steps, 1))
     if step.dtype == np.uint64:
@@ -64,7 +64,7 @@ def done(step: jax.Array, num_steps: int) -> DoubleFloat:
     return _ratio(part, num_steps)
 
 
-def left(step: jax.Array, num_steps: int) -> DoubleFloat:
+def fraction_left(step: jax.Array, num_steps: int) -> DoubleFloat:
     """Returns 1 - step / num_steps, at least 0; 0 for a phase without steps."""
     if step.dtype == np.uint64 and num_steps:
         return _one_minus(_quotient(jnp.minimum(step, num_steps), num_steps))
@@ -224,7 +224,8 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
 
 def _ratio(part: jax.Array, whole: int) -> DoubleFloat:
     """Returns part / whole, from 0 to 1, as a pair of float32."""
-    # 64-bit steps arrive here from `left` only, for a phase without steps: part is 0.
+    # 64-bit steps are passed by `fraction_left` only, for a phase without steps: `part`
+    # is 0.
     if part.dtype == np.uint64:
         return double_float.from_float32(part.astype(jnp.float64))
     # Multiplied by the reciprocal, which the host computes in double precision. The

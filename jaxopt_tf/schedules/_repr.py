@@ -39,15 +39,15 @@ def with_call_repr(make: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @functools.wraps(make)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        made = make(*args, **kwargs)
+        result = make(*args, **kwargs)
         given = signature.bind(*args, **kwargs).arguments
         if is_named:
             # Compared as text: `!=` of a traced array has no truth value.
             given = {k: v for k, v in given.items() if _text(v) != _text(defaults[k])}
-            return described(made, make.__name__, given)
-        first, *others = given.values()
-        values = ", ".join(map(_text, (first, *(v for vs in others for v in vs))))
-        return cast(_T, Described(cast(Any, made), f"{make.__name__}({values})"))
+            return described(result, make.__name__, given)
+        first, *phases = given.values()
+        values = ", ".join(map(_text, (first, *(v for vs in phases for v in vs))))
+        return cast(_T, Described(cast(Any, result), f"{make.__name__}({values})"))
 
     return wrapper
 
@@ -57,19 +57,19 @@ def schedule_function(make: Callable[_P, _T]) -> Callable[_P, _T]:
     return checked_names(with_call_repr(make))
 
 
-def described(made: _T, name: str, arguments: Mapping[str, Any]) -> _T:
+def described(result: _T, name: str, arguments: Mapping[str, Any]) -> _T:
     """Returns a schedule, curve or phase with `name(arguments)` as its `repr`.
 
     For a `Phase` or a `MetricDrivenSchedule` the first field stores the text.
     """
     listed = ", ".join(f"{key}={_text(value)}" for key, value in arguments.items())
-    function: Any = made[0] if isinstance(made, tuple) else made
+    function: Any = result[0] if isinstance(result, tuple) else result
     if isinstance(function, Described):
         function = function.function
-    shown: Any = Described(function, f"{name}({listed})")
-    if isinstance(made, tuple):
-        return cast(_T, type(made)._make((shown, *made[1:])))  # type: ignore[attr-defined]  # a NamedTuple
-    return cast(_T, shown)
+    function_with_repr: Any = Described(function, f"{name}({listed})")
+    if isinstance(result, tuple):
+        return cast(_T, type(result)._make((function_with_repr, *result[1:])))  # type: ignore[attr-defined]  # a NamedTuple
+    return cast(_T, function_with_repr)
 
 
 def tuple_repr(fields: tuple[Any, ...]) -> str:

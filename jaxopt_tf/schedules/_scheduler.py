@@ -110,5 +110,5 @@ def get_scheduler(
                 "`scheduler_specific_kwargs`."
             )
     arguments = {"learning_rate": learning_rate, **counts, **options}
-    made: Schedule | MetricDrivenSchedule = function(**arguments)
-    return described(made, name, arguments)
+    schedule: Schedule | MetricDrivenSchedule = function(**arguments)
+    return described(schedule, name, arguments)

@@ -44,7 +44,7 @@ class StopRequest:
         del frame
         name = signal.Signals(number).name
         if self._is_handled:
-            _say(f"{name} again: exiting immediately.")
+            _write_to_stderr(f"{name} again: exiting immediately.")
             # Not `sys.exit`: it raises an exception, whose handlers wait for saves.
             os._exit(128 + number)
         self._is_handled = True
@@ -53,7 +53,9 @@ class StopRequest:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self.signal = number
-        _say(f"{name}: stopping after this step, then saving; repeat to exit now.")
+        _write_to_stderr(
+            f"{name}: stopping after this step, then saving; repeat to exit now."
+        )
 
 
 @contextlib.contextmanager
@@ -87,7 +89,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _say(sentence: str) -> None:
+def _write_to_stderr(message: str) -> None:
     # `print` is not reentrant: it raises an error if the signal has interrupted a
     # `print` to the same stream.
-    os.write(2, f"\n{sentence}\n".encode())
+    os.write(2, f"\n{message}\n".encode())

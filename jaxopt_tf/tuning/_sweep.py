@@ -169,16 +169,18 @@ def _steps(recipes: Sequence[Recipe], reduction_factor: int | None) -> tuple[int
     return tuple(steps)
 
 
-def _trials(group: Group, ends: Sequence[int], before: Sequence[Trial]) -> list[Trial]:
+def _trials(
+    group: Group, ends: Sequence[int], previous: Sequence[Trial]
+) -> list[Trial]:
     """Returns the trials of a group of runs at the steps `ends`."""
-    first_losses = {trial.run: trial.first_loss for trial in before}
+    first_losses = {trial.run: trial.first_loss for trial in previous}
     evaluated, found = evaluation_losses(group), []
     for i, losses, eval_loss in zip(group.runs, group.losses, evaluated, strict=True):
         # In the first round, the losses of a run that ends before others are NaN after
         # its end. Later rounds exist only for runs of equal length.
-        taken = losses[: None if i in first_losses else ends[i]]
+        own_losses = losses[: None if i in first_losses else ends[i]]
         first_loss = first_losses.get(i, losses[0])
-        found.append(trial(i, ends[i], first_loss, taken, eval_loss))
+        found.append(trial(i, ends[i], first_loss, own_losses, eval_loss))
     return found
 
 
