@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 # Errors with a message for the user, which are raised in all processes. The index in
 # the tuple is broadcast in place of the class, which JSON cannot represent.
 _ERROR_TYPES = (ValueError, TypeError, OSError)
-_DIFFERS_ELSEWHERE = "another process was not: its message lists the differences."
+# Replaces the list of differences in a process that has the settings of process 0.
+_OTHERS_DIFFER = "another process was not: its message lists the differences."
 
 
 def is_primary_process() -> bool:
@@ -103,8 +104,6 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
     ]
     raise ValueError(
         "every process must be started with the same settings and versions, but "
-        + "\n  ".join(
-            ["these differ:", *differences] if names else [_DIFFERS_ELSEWHERE]
-        )
+        + "\n  ".join(["these differ:", *differences] if names else [_OTHERS_DIFFER])
         + "\nStart all processes with the same settings."
     )

@@ -147,8 +147,8 @@ class TorchLayout:
         return tuple(axis for axis in range(num_axes) if axis not in self.stacked_axes)
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
-        """Returns for every torch axis the axes of the leaf, stacked axes counted."""
-        # `axes` does not count stacked axes, so its numbers are translated.
+        """Returns for every torch axis the axes of the leaf that are merged into it."""
+        # The result counts all axes of the leaf, `axes` only the ones not stacked.
         axes = self.param_axes(num_axes)
         if self.axes is None:
             return [(axis,) for axis in axes]
@@ -180,13 +180,12 @@ def resolve_layouts(
     declared = iter(values)
 
     def layout_of(name: str, leaf: Any) -> tuple[TorchLayout]:
-        layout = next(declared) or _undeclared(name, leaf)
+        layout = next(declared) or _default_layout(name, leaf)
         if not layout.fits(leaf.shape):
             raise ValueError(
                 f"`layouts` must fit the leaves, but {name!r} has the shape "
                 f"{list(leaf.shape)} and its layout requires {_describe_axes(layout)}, "
-                "got "
-                f"{layout!r}."
+                f"got {layout!r}."
             )
         return (layout,)
 
@@ -200,7 +199,7 @@ def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
     return reshaped(array, shape)
 
 
-def _undeclared(name: str, leaf: Any) -> TorchLayout:
+def _default_layout(name: str, leaf: Any) -> TorchLayout:
     is_conv = name.split(".")[-1] == "kernel" and len(leaf.shape) == 4
     return TorchLayout.conv(2) if is_conv else TorchLayout()
 

@@ -61,21 +61,23 @@ def can_show(text: str, encoding: str) -> bool:
     return True
 
 
-def _dots(steps: np.ndarray, shares: np.ndarray, columns: int, rows: int) -> np.ndarray:
+def _dots(
+    steps: np.ndarray, fractions: np.ndarray, columns: int, rows: int
+) -> np.ndarray:
     """Returns the dots of the line, [rows, columns] of bool, from top to bottom."""
     edges = np.linspace(steps[0], steps[-1], columns + 1)
-    at_edges = np.interp(edges, steps, shares)
+    at_edges = np.interp(edges, steps, fractions)
     # A column shows all values within it, and the interpolated ones at both its edges,
     # so that the dots of neighbouring columns are connected.
     inside = np.clip(np.searchsorted(edges, steps, "right") - 1, 0, columns - 1)
-    every = np.arange(columns)
-    column = np.concatenate([inside, every, every])
-    values = np.concatenate([shares, at_edges[:-1], at_edges[1:]])
-    # Row of each value; row 0 is the upper edge, where the share is 1.
-    at = np.clip(np.floor((1 - values) * rows), 0, rows - 1).astype(int)
+    all_columns = np.arange(columns)
+    column = np.concatenate([inside, all_columns, all_columns])
+    values = np.concatenate([fractions, at_edges[:-1], at_edges[1:]])
+    # Row of each value; row 0 is the upper edge, where the fraction is 1.
+    value_rows = np.clip(np.floor((1 - values) * rows), 0, rows - 1).astype(int)
     highest, lowest = np.full(columns, rows - 1), np.zeros(columns, int)
-    np.minimum.at(highest, column, at)
-    np.maximum.at(lowest, column, at)
+    np.minimum.at(highest, column, value_rows)
+    np.maximum.at(lowest, column, value_rows)
     # In each column, all dots between the lowest and the highest value are set.
     row = np.arange(rows)[:, None]
     return (row >= highest) & (row <= lowest)

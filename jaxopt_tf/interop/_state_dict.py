@@ -26,9 +26,8 @@ class TorchState(NamedTuple):
     entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
     numbers: Mapping[str, Any]  # number of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
-    group_by_name: Mapping[
-        str, int
-    ]  # index of the group of each parameter, by torch name
+    # Index of the group of each parameter, by torch name.
+    group_by_name: Mapping[str, int]
 
     @classmethod
     def before_first_update(cls, names: ParamNames, rate: float) -> "TorchState":

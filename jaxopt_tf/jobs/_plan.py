@@ -25,7 +25,7 @@ def plan(
         config: all settings of the run. Without `mesh` the batch is sharded over all
             devices along `data`. If parameters, gradients and optimizer state do not
             fit into each device, the plan is one for `fsdp`, which shards them as well,
-            and `remarks` says so.
+            and `remarks` contains a note.
         devices: name of a slice, as for `planning.named_slice`.
         shapes_only: whether compilation is skipped. Activations, traffic and time are
             then unknown. Compilation is also skipped if the compiler for the devices is

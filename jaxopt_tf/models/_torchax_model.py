@@ -78,7 +78,7 @@ class TorchaxModel(Model):
 
     @functools.cached_property
     def names(self) -> interop.ParamNames:
-        """Names of all parameters in PyTorch, frozen ones included: their own."""
+        """Names of all parameters, also frozen ones, which are those of PyTorch."""
         described = interop.torch_model_from_module(self.module)
         slices = (
             interop.TensorSlice(p.name, p.name, TorchLayout())
@@ -87,7 +87,7 @@ class TorchaxModel(Model):
         return interop.ParamNames(slices=tuple(slices), model=described)
 
     def all_params(self, params: PyTree) -> dict[str, jax.Array]:
-        """Returns all parameters, to write them with `names`: frozen ones added."""
+        """Returns `params` with the frozen parameters added: all that `names` names."""
         return {**self.frozen, **params}
 
 

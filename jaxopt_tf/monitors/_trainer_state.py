@@ -42,8 +42,9 @@ def trainer_state(
 ) -> Monitor:
     """Writes a `trainer_state.json` that transformers 4.50 and later can read.
 
-    The file is written atomically, at every evaluation and at the end. Evaluations that
-    are replayed from a log do not write it; a replayed window has NaN as `seconds`.
+    The file is written atomically, at every evaluation and at the end. Events that are
+    replayed from a log do not write it; a window is a replayed one if its `seconds` is
+    NaN.
     `log_history` contains the entries that Trainer would log:
 
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}
@@ -141,9 +142,9 @@ def write_trainer_state(
     Args:
         path: the file.
         state: all fields.
-        entries: JSON texts of the entries of `log_history`, which must be empty in
-            `state` if there are any. Each entry is converted to JSON only once, since a
-            long run has many entries.
+        entries: JSON texts of the entries of `log_history`. If there are any,
+            `log_history` must be empty in `state`. Each entry is converted to JSON only
+            once, since a long run has many entries.
     """
     # The options of `TrainerState.save_to_json`.
     text = json.dumps(state, indent=2, sort_keys=True)

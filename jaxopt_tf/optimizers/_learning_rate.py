@@ -285,8 +285,8 @@ def _check_can_be_set(
         raise ValueError(
             f"`opt_state` takes the learning rate{of_name} from a schedule, so a rate "
             "set here would be lost at the next update. Build the optimizer with a "
-            "float. A state that was restored from a run with a schedule can be set after "
-            "its first update with a float."
+            "float. A state that was restored from a run with a schedule can be set "
+            "after its first update with a float."
         )
     injected = {
         keys[-1]

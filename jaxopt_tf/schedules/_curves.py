@@ -1,10 +1,10 @@
 """Learning rate curves: monotonic functions from [0, 1] to [0, 1].
 
 A warmup evaluates a curve forwards and a decay evaluates it backwards, so that each
-shape is implemented once. Near 0, where a run ends,
-the relative error of the implementations in float32 is small. The argument of a curve
-is a pair of float32, because one float32 is not precise enough for sqrt(1 - x) near 1
-and for high powers near 0.
+shape is implemented once. Near 0, which is the end of a decay, the relative error of
+the implementations in float32 is small. The argument of a curve is a pair of float32,
+because one float32 is not precise enough for sqrt(1 - x) near 1 and for high powers
+near 0.
 
 A custom curve can use `x.high`, the argument rounded to float32. For a 64-bit step, `x`
 is a pair of float64, and the curve returns float64.
@@ -53,7 +53,7 @@ def one_minus_sqrt(x: DoubleFloat) -> jax.Array:
     # 1 - x is computed as a pair: near x = 1, where the slope of the root is infinite,
     # x rounded to float32 has lost the digits that decide the result.
     complement = to_float32(subtract(from_float32(jnp.ones_like(x.high)), x))
-    # 1 - sqrt(rest) = x / (1 + sqrt(rest)): the quotient has no cancellation near 0.
+    # 1 - sqrt(1 - x) = x / (1 + sqrt(1 - x)): the quotient has no cancellation near 0.
     return x.high / (1.0 + jnp.sqrt(jnp.maximum(complement, 0.0)))
 
 
@@ -83,19 +83,19 @@ def polynomial(power: float) -> Curve:
         # to the power in integers, without rounding and without underflow; only the
         # mantissa, whose logarithm is small, is raised in floating point.
         mantissa, exponent = _split(x)
-        result, exponent2 = _integer_power(mantissa, exponent, int_power)
+        result, result_exponent = _integer_power(mantissa, exponent, int_power)
         power32 = to_float32(result)
         if frac_power:
-            # 2^(exponent * part) is split into an integer power, which is exact, and a
-            # fraction in [-1/2, 1/2]. The product needs a pair: a rounding error of the
-            # product would be a relative error of the result.
+            # 2^(exponent * frac_power) is split into an integer power, which is exact,
+            # and a fraction in [-1/2, 1/2]. The product needs a pair: a rounding error
+            # of the product would be a relative error of the result.
             shift = multiply(from_int(exponent), from_float(frac_power))
             nearest = jnp.round(shift.high)
             fraction = (shift.high - nearest) + shift.low
             power32 *= jnp.exp2(fraction + frac_power * jnp.log2(mantissa.high))
-            exponent2 += nearest.astype(jnp.int32)
+            result_exponent += nearest.astype(jnp.int32)
         # Results below 2^-149 underflow to 0; -200 bounds the argument of `ldexp`.
-        power32 = jnp.ldexp(power32, jnp.maximum(exponent2, -200))
+        power32 = jnp.ldexp(power32, jnp.maximum(result_exponent, -200))
         return jnp.where(x.high > 0.0, power32, jnp.zeros_like(power32))
 
     return curve
@@ -108,19 +108,19 @@ def _integer_power(
 
     Each product is normalized by `_split`, so that mantissas do not underflow.
     """
-    result, exponent2 = (
+    result, result_exponent = (
         from_float32(jnp.ones_like(mantissa.high)),
         jnp.zeros_like(exponent),
     )
     while power:
         if power % 2:
             result, carry = _split(multiply(result, mantissa))
-            exponent2 += exponent + carry
+            result_exponent += exponent + carry
         power //= 2
         if power:
             mantissa, carry = _split(multiply(mantissa, mantissa))
             exponent = 2 * exponent + carry
-    return result, exponent2
+    return result, result_exponent
 
 
 def _split(x: DoubleFloat) -> tuple[DoubleFloat, jax.Array]:

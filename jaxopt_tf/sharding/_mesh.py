@@ -107,19 +107,18 @@ def _auto(sizes: Mapping[str, int]) -> tuple[jax.sharding.AxisType, ...]:
 def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
     """Returns the sizes of axes; raises unless they fit the number of devices."""
     sizes = axis_sizes(axes)
-    num_places = math.prod(sizes.values())
-    if num_places != num_devices:
+    mesh_size = math.prod(sizes.values())
+    if mesh_size != num_devices:
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
         # Suggestions: each axis whose size alone can be changed to fit.
         fits = [
-            f"{name}={num_devices * size // num_places}"
+            f"{name}={num_devices * size // mesh_size}"
             for name, size in sizes.items()
-            if num_devices and num_devices % (num_places // size) == 0
+            if num_devices and num_devices % (mesh_size // size) == 0
         ]
         remedy = f" It would fit with {' or '.join(fits)}." if fits else ""
         raise ValueError(
-            f"the product of `axes` must be the number of devices, got {listed}, "
-            f"{pluralize(num_places, 'place')} for {pluralize(num_devices, 'device')}."
-            + remedy
+            f"the product of `axes` must be the number of devices, got {listed}, a "
+            f"product of {mesh_size:,} for {pluralize(num_devices, 'device')}." + remedy
         )
     return sizes

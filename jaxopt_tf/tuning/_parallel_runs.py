@@ -178,8 +178,8 @@ class ParallelRuns:
             _repeat_last(self.open_stream(name, longest[name]), longest[name])
             for name in numbers
         ]
-        rest = [itertools.islice(batches, step, None) for batches in streams]
-        return Cohort(program, recipes, state, rest, step)
+        remaining = [itertools.islice(batches, step, None) for batches in streams]
+        return Cohort(program, recipes, state, remaining, step)
 
     def _program_and_width(
         self, runs: Sequence[int], start: Callable[[Program, Sequence[int]], Cohort]
@@ -213,9 +213,11 @@ class ParallelRuns:
             limit = None if device_limit is None else _USABLE_FRACTION * device_limit
         if limit is not None:
             _checks.positive("memory_limit", limit)
-            one = start(program, [runs[0]] * program.num_devices)
-            measured = [batches[0] for batches in self.evaluations[:1]]
-            max_runs = _max_runs_within(limit, one, max_runs, num_streams, measured)
+            cohort = start(program, [runs[0]] * program.num_devices)
+            eval_batches = [batches[0] for batches in self.evaluations[:1]]
+            max_runs = _max_runs_within(
+                limit, cohort, max_runs, num_streams, eval_batches
+            )
         # The smallest size with this number of groups: 10 runs of which at most 8 fit
         # are two groups of 5.
         size = -(-len(runs) // -(-len(runs) // max_runs))
@@ -242,10 +244,10 @@ def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
 
 def _max_runs_within(
     limit: float,
-    one: Cohort,
+    cohort: Cohort,
     max_runs: int,
     num_streams: int,
-    evaluated: Sequence[Batch],
+    eval_batches: Sequence[Batch],
 ) -> int:
     """Returns the maximum number of runs, up to `max_runs`, that fit into memory.
 
@@ -254,18 +256,18 @@ def _max_runs_within(
 
     Args:
         limit: bytes of memory on each device.
-        one: cohort with one run on each device, before the first step.
+        cohort: cohort with one run on each device, before the first step.
         max_runs: number of all runs.
         num_streams: number of batch streams of all runs.
-        evaluated: list of one batch to evaluate on, or an empty list.
+        eval_batches: list of one batch to evaluate on, or an empty list.
     """
-    program: Any = one.program
-    batches = _resized(one.next_batches(), num_streams, None)
+    program: Any = cohort.program
+    batches = _resized(cohort.next_batches(), num_streams, None)
     while True:
         num_runs = _round_up(max_runs, program.num_devices)
-        state = _resized(one.state, num_runs, program.over_runs)
+        state = _resized(cohort.state, num_runs, program.over_runs)
         lowered = [program.step.lower(state, batches)]
-        lowered += [program.evaluate.lower(state.state.params, x) for x in evaluated]
+        lowered += [program.evaluate.lower(state.state.params, x) for x in eval_batches]
         needed = max(_bytes_of(each.compile().memory_analysis()) for each in lowered)
         if needed <= limit:
             return max_runs

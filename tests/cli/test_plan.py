@@ -122,7 +122,10 @@ def test_shapes_only_compiles_nothing(capsys):
     ("flags", "message"),
     [
         ("--devices v5e:5x5", "`--devices` must be an existing slice, got 'v5e:5x5'"),
-        ("--devices cpu:8 --mesh data=3", "3 places for 8 devices. It would fit with"),
+        (
+            "--devices cpu:8 --mesh data=3",
+            "a product of 3 for 8 devices. It would fit with",
+        ),
         (
             "--mesh data=3",
             "3 places for 1 device. It would fit with data=1. "

@@ -24,11 +24,15 @@ def test_takes_some_of_the_devices():
         (
             "data=2,fsdp=3",
             ValueError,
-            "the product of `axes` must .*data=2, fsdp=3, 6 places for 8 devices. "
-            "It would fit with fsdp=4",
+            "the product of `axes` must .*data=2, fsdp=3, a product of 6 for 8 "
+            "devices. It would fit with fsdp=4",
         ),
-        ("data=3,fsdp=5", ValueError, "15 places for 8 devices.$"),
-        ({"data": 4}, ValueError, "4 places for 8 devices. It would fit with data=8"),
+        ("data=3,fsdp=5", ValueError, "a product of 15 for 8 devices.$"),
+        (
+            {"data": 4},
+            ValueError,
+            "a product of 4 for 8 devices. It would fit with data=8",
+        ),
         ("data", ValueError, "`axes` must be names and sizes as in 'data=2,fsdp=4'"),
         ("data=2,data=4", ValueError, "`axes` must contain at least one axis, and"),
         ({}, ValueError, "`axes` must contain at least one axis"),
