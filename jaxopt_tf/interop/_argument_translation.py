@@ -149,9 +149,8 @@ def select_fields(
                 "`ignore_fields` must contain fields of the source, got "
                 f"{name!r}, which it does not have.{_checks.suggest(name, values)}"
             )
-    translation = Translation(
-        {}, typed, kinds=kinds, unread=[*dict.fromkeys(ignore_fields)]
-    )
+    unread = [*dict.fromkeys(ignore_fields)]
+    translation = Translation({}, typed, kinds=kinds, unread=unread)
     read = {}
     # In a partial source an unknown name may be a misspelling. It stays in the values
     # and is refused when the fields are translated.
@@ -195,9 +194,8 @@ def translate_training_arguments(
         if name in translation.kinds:
             translation.settings[name] = value
         elif row is None:
-            near = _checks.suggest(
-                name, (*translation.kinds, *TRAINING_ARGUMENTS), "`{}`"
-            )
+            known = (*translation.kinds, *TRAINING_ARGUMENTS)
+            near = _checks.suggest(name, known, "`{}`")
             translation.refusals.append(
                 f"`{name}` must be a field of TrainingArguments or a setting.{near} "
                 "If it is your own field and does not change the optimizer, add "
@@ -310,10 +308,8 @@ def _translate_warmup(
     translation: Translation, max_steps: int | None, version: ArgsVersion
 ) -> None:
     """Translates `warmup_ratio` and `warmup_steps` by the rules of the version."""
-    ratio, steps = (
-        translation.values.get("warmup_ratio"),
-        translation.values.get("warmup_steps"),
-    )
+    values = translation.values
+    ratio, steps = values.get("warmup_ratio"), values.get("warmup_steps")
     if not is_set(ratio):
         return
     try:
@@ -362,12 +358,10 @@ def _translate_schedule(translation: Translation) -> None:
         settings["warmup_steps"] = int(warmup)  # as `get_warmup_steps` of Trainer
     if schedule in METRIC_DRIVEN and warmup:
         settings["warmup_steps"] = 0
-        written = (
-            "warmup_steps" if translation.values.get("warmup_steps") else "warmup_ratio"
-        )
-        translation.notes.append(
-            f"`{written}`: Trainer has no warmup for {schedule!r} either"
-        )
+        has_steps = bool(translation.values.get("warmup_steps"))
+        written = "warmup_steps" if has_steps else "warmup_ratio"
+        note = f"`{written}`: Trainer has no warmup for {schedule!r} either"
+        translation.notes.append(note)
 
 
 def _check_stable_decay(translation: Translation, version: ArgsVersion) -> None:

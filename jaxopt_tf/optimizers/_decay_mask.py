@@ -188,9 +188,8 @@ def resolve_mask(
     """Returns for each leaf of `params` whether it is decayed.
 
     Without a mask the default rule applies, and leaves without names are refused if
-    `weight_decay` is known to be nonzero. A traced value is accepted, since it may be
-    0. It is traced under `optax.inject_hyperparams`, where `init`, called outside of
-    `jit`, has checked the actual value.
+    `weight_decay` is known to be nonzero. A traced value may be 0, so it is accepted.
+    Under `optax.inject_hyperparams`, `init` outside of `jit` has checked its value.
 
     A mask of another structure is matched by name, because NNX does not always wrap
     leaves in variables, and `optax.multi_transform` passes a part of the tree.

@@ -202,7 +202,7 @@ def _decay(
             fix="Add an `eps` to the denominator",
         )
         return
-    # With zero gradients, the update of a decayed leaf is -share * parameter.
+    # With zero gradients, the update of a decayed leaf is -decay_rate * parameter.
     decay_rates = {
         name: float(np.median(-updates[name] / param))
         for name, param in _floats(probe.params).items()
