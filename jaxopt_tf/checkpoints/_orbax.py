@@ -67,7 +67,7 @@ class Writer:
             checkpoint_metadata_store=_no_metadata_store(),
             temporary_path_class=Temporary,
         )
-        self._copied = make_host_copier()
+        self._copy_to_host = make_host_copier()
         # Blocks until the save is complete; raises the error of a failed save.
         self.wait = self._checkpointer.wait_until_finished
         self.close = self._checkpointer.close
@@ -83,7 +83,7 @@ class Writer:
         # Files have up to 2 GB, the default of orbax. It writes each file in a thread:
         # smaller files would mean more threads, which slow down the next training step.
         content = record.to_json()
-        args = ocp.args.PyTreeSave(self._copied(data), custom_metadata=content)
+        args = ocp.args.PyTreeSave(self._copy_to_host(data), custom_metadata=content)
         self._checkpointer.save(path, args=args)
 
 
@@ -152,13 +152,13 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
     saved = read_record(path).leaves
     like_by_name = named("like", like)
     if is_partial:
-        saved = {name: kind for name, kind in saved.items() if name in like_by_name}
+        saved = {name: spec for name, spec in saved.items() if name in like_by_name}
     # Leaves of `like` that the checkpoint stores in an older form. The leaves from
     # which they are computed are not compared with `like`.
     older = older_leaves(saved, like_by_name)
     sources = {source for leaf in older.values() for source in leaf.sources}
     present = {name: leaf for name, leaf in like_by_name.items() if name not in older}
-    current = {n: kind for n, kind in saved.items() if n in present or n not in sources}
+    current = {n: spec for n, spec in saved.items() if n in present or n not in sources}
     check_compatible(path, current, present)
     restore_args = {
         **{name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sources},
@@ -178,7 +178,7 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
         name: leaf.value(*(data[source] for source in leaf.sources))
         for name, leaf in older.items()
     }
-    keys = {name: kind.key for name, kind in saved.items()}
+    keys = {name: spec.key for name, spec in saved.items()}
     like_leaves, structure = jax.tree.flatten(like)
     leaves = [
         _restored_leaf(

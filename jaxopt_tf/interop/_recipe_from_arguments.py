@@ -136,7 +136,7 @@ def recipe_from_transformers(
     # that one error lists all refusals.
     translation.settings["max_steps"] = 2**31 - 1 if steps is None else steps
     settings = {**translation.read_settings(), "decay_rule": version.decay_rule}
-    _sort_evaluation(translation, settings.get("lr_scheduler_type"))
+    _mark_fields_that_change_results(translation, settings.get("lr_scheduler_type"))
     with translation.refusing():
         recipe = Recipe(**settings)
     translation.raise_refusals(f"{found.name}: ")
@@ -230,7 +230,9 @@ def _accumulate_devices(translation: Translation, num_devices: int) -> None:
         translation.non_optimizer.append(name)
 
 
-def _sort_evaluation(translation: Translation, schedule: str | None) -> None:
+def _mark_fields_that_change_results(
+    translation: Translation, schedule: str | None
+) -> None:
     """Moves fields that change results to `non_optimizer`.
 
     These are the fields of evaluations, if evaluations drive the schedule or select the

@@ -24,7 +24,8 @@ from ._conflicts import uses_eval_loss
 from ._intervals import INTERVALS, steps_of_share
 from ._job import Job
 
-# The first type last: its kinds are those of the flags.
+# In reverse order, so that the kinds of the first type, which the flags have, override
+# those of the others.
 _MODEL_KINDS = {n: k for t in CONFIG_TYPES[::-1] for n, k in kinds_of(t).items()}
 _KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 
@@ -220,16 +221,16 @@ def _set_intervals(
             "`save_strategy` 'best': the run is saved at each evaluation"
         )
     combined = translation.combined
-    every, save = combined.get("eval_steps"), combined.get("save_steps")
+    eval_steps, save_steps = combined.get("eval_steps"), combined.get("save_steps")
     is_best = combined.get("load_best_model_at_end") is True and saving != "best"
     # Trainer selects the best of its checkpoints; here each evaluation with a lower
     # loss is saved, at any step.
-    is_best = is_best and is_set(saving) and every != save
-    if is_best and isinstance(every, int) and isinstance(save, int):
+    is_best = is_best and is_set(saving) and eval_steps != save_steps
+    if is_best and isinstance(eval_steps, int) and isinstance(save_steps, int):
         translation.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
-            f"{_checks.pluralize(every, 'step')}, is loaded; Trainer loads the best of "
-            f"its checkpoints, every {save}"
+            f"{_checks.pluralize(eval_steps, 'step')}, is loaded; Trainer loads the "
+            f"best of its checkpoints, every {save_steps}"
         )
 
 
@@ -277,14 +278,14 @@ def _set_evaluation(
 
 
 def _at_the_end(kind: str, max_steps: int | None) -> dict[str, Any]:
-    """Returns the interval that ends with the run, or the strategy "no"."""
+    """Returns settings that evaluate (or save) in the run only at its end."""
     if max_steps is None:
         return {f"{kind}_strategy": "no"}
     return {f"{kind}_steps": max_steps}
 
 
 def _check_metric(translation: Translation, checkpoint: _Checkpoint) -> None:
-    """Records errors on fields that change evaluations with an effect on parameters.
+    """Records errors on fields of evaluations, if evaluations affect the parameters.
 
     It must be called after `_set_intervals`, which sets `eval_steps`.
     """
@@ -307,7 +308,7 @@ def _check_metric(translation: Translation, checkpoint: _Checkpoint) -> None:
     for name, reason in refused.items():
         translation.refuse(
             name,
-            f"{reason}, and it {role}; to continue with that, name {name!r} in "
+            f"{reason}, and it {role}; to continue nevertheless, name {name!r} in "
             "`ignore_fields`.",
         )
     translation.notes.append(

@@ -171,7 +171,7 @@ def import_run(
             layouts=model.layouts,
             without=without,
         )
-    _write(config, _position(start, read, converted.recipe, config.recipe))
+    _write(config, _imported_run_state(start, read, converted.recipe, config.recipe))
     return _report(checkpoint, config, converted, job, read)
 
 
@@ -262,8 +262,8 @@ def _run_config(
     implementation = job.combined.get("model_implementation")
     of_model = settings_from_transformers_config(checkpoint, implementation)
     if "transformers_config" not in of_model:
-        # For models of `models` the default rule excludes the same parameters from
-        # weight decay as Trainer's rule, and it uses their names here.
+        # For the models of this package, the default rule excludes the same parameters
+        # from weight decay as Trainer's rule, and it matches their names in Flax.
         recipe = dataclasses.replace(recipe, decay_rule="default")
     found = {**recipe_settings(recipe), **of_model, "output_dir": str(out)}
     config = RunConfig.from_dict({**found, **job.combined})
@@ -289,7 +289,7 @@ def _torch_model(checkpoint: Path, model: Model) -> interop.TorchModel:
         return interop.torch_model_from_config(folder)
 
 
-def _position(
+def _imported_run_state(
     start: training.RunState,
     read: interop.TrainerCheckpoint,
     theirs: Recipe,

@@ -51,7 +51,7 @@ class TorchFunction:
         Args:
             module: the torch module.
             materialize_views: as for `make_environment`.
-            settings: context in which the module is executed; None for no other.
+            settings: context in which the module is executed; None for no context.
         """
         torch = import_torch()
         if not isinstance(module, torch.nn.Module):
@@ -126,8 +126,8 @@ class TorchFunction:
         batch = jax.tree.map(jnp.asarray, batch)
         if mesh is not None:
             batch = jax.tree.map(_constrain_rows(mesh), batch)
-        # An environment rotates its key at each random operation. Without a key of the
-        # caller it gets a constant, because its own key would become a traced array.
+        # An environment rotates its key at each random operation. If the caller passes
+        # no key, it gets a constant one: its own key would become a traced array.
         key = jax.random.key(0) if rng is None else rng
         # Functions may raise errors of their own, which `explain_errors` passes on.
         with (
@@ -153,7 +153,7 @@ class TorchFunction:
             )
             return env.t2j_iso(env.v2t_iso(result))
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 # one per mesh, as long as the model
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - one per mesh, for as long as the model lives
     def _environment(self, mesh: Mesh | None) -> Any:
         def constrain_table(table: jax.Array) -> jax.Array:
             return sharding.gather_columns(mesh, table.shape[0])(table)
@@ -272,7 +272,7 @@ def _in_mode(module: Any, *, is_training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _with_attributes(module: Any, env: Any) -> Iterator[None]:
-    """Replaces tensors that are plain attributes of modules, as a table of angles."""
+    """Replaces tensors that are plain attributes of modules, such as angle tables."""
     torch = import_torch()
     found = [
         (part, name, value)
@@ -330,8 +330,8 @@ def _with_remat(module: Any, env: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, modes in found:
-            setattr(part, name, modes)
+        for part, original in found:
+            setattr(part, name, original)
 
 
 def _constrain_rows(mesh: Mesh) -> Callable[[Any], Any]:

@@ -158,7 +158,7 @@ def format_step_axis(panel: "Axes", max_ticks: int = 8) -> None:
     panel.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def scale(panel: "Axes", *columns: np.ndarray) -> None:
+def use_log_scale_if_skewed(panel: "Axes", *columns: np.ndarray) -> None:
     """Makes the vertical axis logarithmic if few values are much larger than others.
 
     The criterion is a maximum above 20 times the median. Axes with negative values stay

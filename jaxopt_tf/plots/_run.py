@@ -154,7 +154,9 @@ def plot_runs(
         for index, (name, lines) in enumerate(runs.items()):
             _figure.draw_line(panel, *lines[label], index=index, label=name)
         if label != _RATE_LABEL:
-            _figure.scale(panel, *(lines[label][1] for lines in runs.values()))
+            _figure.use_log_scale_if_skewed(
+                panel, *(lines[label][1] for lines in runs.values())
+            )
     _figure.legend_above(figure, panels[0].get_lines())
     _figure.finish(panels)
     return _figure.save_figure(figure, path)
@@ -174,7 +176,7 @@ def _draw_run(
     for panel, (label, column) in zip(panels[1:], columns.items(), strict=True):
         panel.plot(steps.step, column, color="black", linewidth=0.9)
         if label != _RATE_LABEL:
-            _figure.scale(panel, column)
+            _figure.use_log_scale_if_skewed(panel, column)
     _figure.finish(panels)
     return figure
 
@@ -201,7 +203,7 @@ def _draw_losses(panel: "Axes", run: RunLog) -> None:
         style = {**_SKIPPED, "transform": panel.get_xaxis_transform()}
         label = f"skipped steps: {steps.skipped.sum():,.0f}"
         panel.plot(at, np.full(len(at), 0.02), label=label, **style)
-    _figure.scale(panel, steps.loss)
+    _figure.use_log_scale_if_skewed(panel, steps.loss)
     panel.legend(loc="upper right")
 
 

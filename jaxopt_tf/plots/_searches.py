@@ -126,7 +126,7 @@ def plot_losses_by_rate(
     if suggestion is not None:
         panel.axvline(suggestion, label=f"suggestion: {suggestion:g}", **_SUGGESTION)
     panel.set_xscale("log")
-    _figure.scale(panel, losses)
+    _figure.use_log_scale_if_skewed(panel, losses)
     panel.set_title(textwrap.fill(title, 100), loc="left", fontsize=9)
     _figure.legend_above(figure)
     _figure.finish([panel], "learning rate", margin=_MARGIN)
@@ -177,7 +177,7 @@ def plot_losses_by_decay(
         label = f"{name}: {decays[at]:g}"
         panel.plot(decays[at], eval_loss[at], label=label, **style)
     _figure.mark_diverged(panel, decays[is_lost])
-    _figure.scale(panel, training, eval_loss)
+    _figure.use_log_scale_if_skewed(panel, training, eval_loss)
     _figure.legend_above(figure)
     _scale_decays(panel, decays)
     _figure.finish([panel], "weight decay")
@@ -240,7 +240,7 @@ def _draw_field(
         panel.set_xlim(-0.5, len(names) - 0.5)
     elif min(x) > 0 and max(x) >= 20 * min(x) and np.median(x) < max(x) / 4:
         panel.set_xscale("log")
-    _figure.scale(panel, losses[finite])
+    _figure.use_log_scale_if_skewed(panel, losses[finite])
 
 
 def _heat_map(

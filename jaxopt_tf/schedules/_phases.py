@@ -232,7 +232,7 @@ def _factor_from(phase: Phase, step: jax.Array, start: int) -> jax.Array:
 
 
 def _interpolate(low: Scalar, fraction: jax.Array) -> jax.Array:
-    low = _progress.level(low, fraction.dtype)
+    low = _progress.match_dtype(low, fraction.dtype)
     return low + (1.0 - low) * fraction
 
 

@@ -49,7 +49,7 @@ def unsigned(step: Step) -> jax.Array:
     return jnp.asarray(step).astype(jnp.uint64 if is_64_bit else jnp.uint32)
 
 
-def level(value: Scalar, dtype: np.dtype) -> Scalar:
+def match_dtype(value: Scalar, dtype: np.dtype) -> Scalar:
     """Converts an array to `dtype`, and a host number to a weakly typed float."""
     if isinstance(value, int | float):
         return float(value)
@@ -68,8 +68,8 @@ def fraction_left(step: jax.Array, num_steps: int) -> DoubleFloat:
     """Returns 1 - step / num_steps, at least 0; 0 for a phase without steps."""
     if step.dtype == np.uint64 and num_steps:
         return _one_minus(_quotient(jnp.minimum(step, num_steps), num_steps))
-    # The number of remaining steps is subtracted in integers, which is exact; 1 - share
-    # would have a large relative error near the end of the phase.
+    # The number of remaining steps is subtracted in integers, which is exact; 1 -
+    # step / num_steps would have a large relative error near the end of the phase.
     return _ratio(num_steps - jnp.minimum(step, num_steps), num_steps)
 
 
@@ -78,7 +78,7 @@ class Wave:
 
     def __init__(self, num_cycles: float, num_steps: int):
         self._phase = math.pi * float(num_cycles) * 2.0
-        self._step_turn = per_step(num_cycles, num_steps)
+        self._step_turn = turn_per_step(num_cycles, num_steps)
         self._num_steps = num_steps
 
     def at(self, step: jax.Array) -> DoubleFloat:
@@ -87,8 +87,8 @@ class Wave:
             # `sin` and `cos` reduce a large phase by an exact 2 pi. The remainder by a
             # 2 pi that is rounded to float64 would have an error of 2e-16 per turn.
             phase = self._phase * _quotient(step, self._num_steps)
-            away = jnp.abs(jnp.arctan2(jnp.sin(phase), jnp.cos(phase))) / math.pi
-            return double_float.from_float32(1.0 - away)
+            half_turns = jnp.abs(jnp.arctan2(jnp.sin(phase), jnp.cos(phase))) / math.pi
+            return double_float.from_float32(1.0 - half_turns)
         # |1 - 2 turn| = 2 |turn - 1/2|, where the difference is exact in fixed point.
         half = to_double_float(_distance_from_half(turn_at(step, self._step_turn)))
         return DoubleFloat(2.0 * half.high, 2.0 * half.low)
@@ -99,7 +99,7 @@ class Restarts:
 
     def __init__(self, num_cycles: float, num_steps: int):
         self._misplaced = _misplaced_restarts(num_cycles, num_steps)
-        self._step_turn = per_step(num_cycles, num_steps)
+        self._step_turn = turn_per_step(num_cycles, num_steps)
         self._num_cycles, self._num_steps = float(num_cycles), num_steps
 
     def at(self, step: jax.Array) -> DoubleFloat:
@@ -115,11 +115,12 @@ class Restarts:
         # and turn are then exchanged.
         misplaced = self._misplaced
         turn = turn_at(step, self._step_turn)
-        rest = _complement(turn)
+        complement = _complement(turn)
         if misplaced.size:
             index = jnp.searchsorted(misplaced, step).clip(max=misplaced.size - 1)
-            rest = _select(jnp.asarray(misplaced)[index] == step, turn, rest)
-        return to_double_float(rest)
+            is_misplaced = jnp.asarray(misplaced)[index] == step
+            complement = _select(is_misplaced, turn, complement)
+        return to_double_float(complement)
 
 
 class Turn(NamedTuple):
@@ -130,7 +131,7 @@ class Turn(NamedTuple):
     low: jax.Array  # shape of high, uint32
 
 
-def per_step(num_cycles: float, num_steps: int) -> int:
+def turn_per_step(num_cycles: float, num_steps: int) -> int:
     """Returns the turn per step in units of 2^-96, including whole turns.
 
     It is rounded up, so that a cycle that starts exactly at a step contains this step.
@@ -167,9 +168,9 @@ def _distance_from_half(turn: Turn) -> Turn:
     # Flipping the highest bit subtracts 1/2 from a turn of at least 1/2. Below, it adds
     # 1/2, and the complement gives 1 - (turn + 1/2) = 1/2 - turn.
     half = np.uint32(2**31)
-    before = turn.high < half
-    away = turn._replace(high=turn.high ^ half)
-    return _select(before, _complement(away), away)
+    is_first_half = turn.high < half
+    flipped = turn._replace(high=turn.high ^ half)
+    return _select(is_first_half, _complement(flipped), flipped)
 
 
 def _select(condition: jax.Array, a: Turn, b: Turn) -> Turn:
@@ -213,7 +214,7 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
     nearest = np.unique(nearest[(nearest > 0) & (nearest < num_steps)])
     doubles = cycles * (nearest / float(num_steps))
     close = np.abs(doubles - np.rint(doubles)) < 1e-6
-    step_turn = per_step(num_cycles, num_steps)
+    step_turn = turn_per_step(num_cycles, num_steps)
     misplaced = [
         int(step)
         for step, turns in zip(nearest[close], doubles[close], strict=True)

@@ -62,17 +62,19 @@ def gather_columns(mesh: Any, num_rows: int) -> Callable[[jax.Array], jax.Array]
 def constrain_columns(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that shards activations, [B, T, E], along B and E.
 
-    `data` shards B, and `fsdp` shards E as the columns of an embedding table. Axes
+    `data` shards B, and `fsdp` shards E, like the columns of an embedding table. Axes
     that the mesh does not divide evenly are replicated.
     """
 
-    def divides(name: str, size: int) -> str | None:
+    def axis_or_none(name: str, size: int) -> str | None:
         is_even = name in mesh.shape and size % mesh.shape[name] == 0
         return name if is_even else None
 
     def constrain(x: jax.Array) -> jax.Array:
         batch, _, width = x.shape
-        spec = PartitionSpec(divides("data", batch), None, divides("fsdp", width))
+        spec = PartitionSpec(
+            axis_or_none("data", batch), None, axis_or_none("fsdp", width)
+        )
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return constrain

@@ -66,9 +66,9 @@ def test_steps_are_whole_and_have_separators():
 
 def test_the_axis_is_logarithmic_where_large_values_would_hide_others():
     panels = _figure.new_figure(3.0).subplots(3)
-    _figure.scale(panels[0], np.ones(9), np.array([100.0, np.nan]))
-    _figure.scale(panels[1], np.ones(9))
-    _figure.scale(panels[2], np.array([1.0, 1.0, -1.0, 100.0]))
+    _figure.use_log_scale_if_skewed(panels[0], np.ones(9), np.array([100.0, np.nan]))
+    _figure.use_log_scale_if_skewed(panels[1], np.ones(9))
+    _figure.use_log_scale_if_skewed(panels[2], np.array([1.0, 1.0, -1.0, 100.0]))
     assert [panel.get_yscale() for panel in panels] == ["log", "linear", "linear"]
 
 

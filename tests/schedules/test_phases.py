@@ -29,7 +29,7 @@ from jaxopt_tf.schedules import (
     sqrt,
     warmup,
 )
-from jaxopt_tf.schedules._progress import per_step, to_double_float, turn_at
+from jaxopt_tf.schedules._progress import to_double_float, turn_at, turn_per_step
 
 CURVES = {
     "linear": linear,
@@ -120,7 +120,7 @@ def test_restarts_fall_on_the_steps_of_the_double(size):
     st.floats(0.0, 1e4, allow_subnormal=False),
 )
 def test_the_turn_of_a_step_is_exact(step, num_steps, num_cycles):
-    turn = turn_at(jnp.uint32(step), per_step(num_cycles, num_steps))
+    turn = turn_at(jnp.uint32(step), turn_per_step(num_cycles, num_steps))
     exact = Fraction(num_cycles) * step / num_steps
     units = int(turn.high) * 2**64 + int(turn.middle) * 2**32 + int(turn.low)
     # Rounded up, and therefore less than `step` units above; modulo 1.
