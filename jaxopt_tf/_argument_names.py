@@ -148,9 +148,9 @@ def checked_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
         return function(*args, **kwargs)
 
     if not set(_STATIC).isdisjoint(names):
-        # `inspect.signature` returns this attribute if it exists. Typeshed does not
-        # declare it for functions.
-        checked.__signature__ = _Signature.from_callable(function)  # type: ignore[attr-defined]
+        # `inspect.signature` returns this attribute if it exists.
+        signature = _Signature.from_callable(function)
+        checked.__signature__ = signature  # type: ignore[attr-defined]  # not in typeshed
     return checked
 
 

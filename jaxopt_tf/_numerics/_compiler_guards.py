@@ -93,5 +93,4 @@ def matmul_precision() -> str | None:
     A function with a custom gradient must read it in its forward pass: the gradient is
     traced after the context has been left.
     """
-    # mypy does not know the options of `jax.config`.
-    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # unknown to mypy

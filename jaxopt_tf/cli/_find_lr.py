@@ -14,7 +14,7 @@ from ._searches import SearchFlags
 
 # Number of tokens on which each run is evaluated: enough to distinguish losses that
 # differ by 5 %.
-_NUM_EVALUATED = 2**14
+_NUM_EVAL_TOKENS = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def find_lr(args: Sequence[str]) -> int:
 
 
 def _find_lr(flags: FindLr) -> int:
-    num_eval_tokens = 0 if flags.rising else _NUM_EVALUATED
+    num_eval_tokens = 0 if flags.rising else _NUM_EVAL_TOKENS
     folder, _, task = flags.prepare(num_eval_tokens=num_eval_tokens)
     num_rates = 24 if flags.num_rates is None else flags.num_rates
     runs = (

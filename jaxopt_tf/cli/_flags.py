@@ -156,7 +156,7 @@ def with_flag_names(
         others: replacements for arguments that are not flags.
     """
 
-    def typed(found: re.Match[str]) -> str:
+    def replaced(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
         if name in others:
             return f"`{others[name]}`"
@@ -165,13 +165,14 @@ def with_flag_names(
                 return f"`--{flag} {value}`" if value else f"`--{flag}`"
         return found[0]
 
-    return re.sub(r"`(\w+)(?:='([^`']*)')?`", typed, text)
+    return re.sub(r"`(\w+)(?:='([^`']*)')?`", replaced, text)
 
 
 def _groups(record: type) -> dict[str, type]:
-    """Returns the dataclasses among the fields; of a union the first one.
+    """Returns the dataclasses among the fields.
 
-    The fields of the others have no flags: their values come from files.
+    Of a field that is a union, this is the first member. The fields of the other
+    members have no flags: their values come from files.
     """
     hints = {
         name: get_args(hint)[0] if isinstance(hint, types.UnionType) else hint

@@ -31,12 +31,12 @@ class Generate:
             fewer up to the context length of the model.
         temperature: divisor of the logits; 0 takes the most probable token.
         top_k: number of most probable tokens that are sampled from. Default: all.
-        top_p: probability of the most probable tokens that are sampled from; from 0 to
-            1.
+        top_p: cumulative probability of the tokens that are sampled from, which are the
+            most probable ones; from 0 to 1.
         seed: seed of the samples.
-        chat: whether the chat template renders the prompt, as a message of the user.
+        chat: whether the chat template renders the prompt, as a user message.
             Default: as in the training data of the run.
-        system_prompt: message of the system before the prompt, for a chat.
+        system_prompt: system message before the prompt, for a chat.
         chat_template: file of a Jinja template. Default: that of the run or the
             tokenizer.
         tokenizer: path of a tokenizer.json. Default: that of the run or the folder.

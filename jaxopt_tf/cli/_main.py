@@ -19,7 +19,7 @@ class _Command(NamedTuple):
     """Subcommand: a function that receives its command line and returns the status."""
 
     module: str  # module of the function, which has the name of the command
-    form: str  # name of the dataclass of its flags, in the same module
+    flags_type: str  # name of the dataclass of its flags, in the same module
     summary: str  # one line for `jaxopt-tf --help`
 
 
@@ -90,9 +90,9 @@ def _run(args: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except flags.USER_ERRORS as error:
-        form = getattr(module, command.form)
-        others = getattr(form, "arguments", {})
-        text = flags.with_flag_names(str(error), flags.flag_kinds(form), others)
+        flags_type = getattr(module, command.flags_type)
+        others = getattr(flags_type, "arguments", {})
+        text = flags.with_flag_names(str(error), flags.flag_kinds(flags_type), others)
         print(f"jaxopt-tf: {text}", file=sys.stderr)
         return 2
     except SystemExit as done:  # after `--help`

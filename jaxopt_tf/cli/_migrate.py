@@ -104,7 +104,9 @@ def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
         settings, options = _read_flags(flags)
         run = import_run(source, out, settings=settings, **options)
         _print_import(source, out, run)
-    elif _holds(source, _STATE) and not _holds(source, _SUMS):
+    elif _has_checkpoint_with(source, _STATE) and not _has_checkpoint_with(
+        source, _SUMS
+    ):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
             f"{str(source)!r}. Name one of its checkpoint-<step>."
@@ -167,5 +169,5 @@ def _print_import(source: Path, out: Path, run: ImportedRun) -> None:
     )
 
 
-def _holds(folder: Path, name: str) -> bool:
+def _has_checkpoint_with(folder: Path, name: str) -> bool:
     return any(folder.glob(f"checkpoint-*/{name}"))

@@ -68,7 +68,9 @@ def schedule(args: Sequence[str]) -> int:
         "num_training_steps", command.num_training_steps, minimum=1
     )
     options = _options(names, command.scheduler_specific_kwargs)
-    schedules = {n: _named(n, command, num_steps, options.get(n)) for n in names}
+    schedules = {
+        n: _build_schedule(n, command, num_steps, options.get(n)) for n in names
+    }
     if command.output is not None:
         plot_schedule(schedules, num_steps, command.output)
     _print(schedules, num_steps)
@@ -84,7 +86,7 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
     # For a single schedule, the object contains its arguments, without its name.
     by_name = given if len(names) > 1 else {names[0]: given}
     objects = [by_name, *by_name.values()] if isinstance(by_name, dict) else [by_name]
-    if not all(isinstance(each, dict) for each in objects):
+    if not all(isinstance(value, dict) for value in objects):
         example = f'{{"{names[0]}": {{...}}}}' if len(names) > 1 else '{"power": 2}'
         raise TypeError(
             f"`scheduler_specific_kwargs` must be a JSON object, such as {example}, "
@@ -95,11 +97,11 @@ def _options(names: list[str], given: Any) -> Mapping[str, Any]:
     return by_name
 
 
-def _named(
+def _build_schedule(
     name: str, command: Schedules, num_steps: int, options: Mapping[str, Any] | None
 ) -> Schedule:
     num_warmup = command.num_warmup_steps
-    made = get_scheduler(
+    schedule = get_scheduler(
         name,
         command.learning_rate,
         num_steps // 10 if num_warmup is None else num_warmup,
@@ -108,13 +110,13 @@ def _named(
         None if options and options.get("num_stable_steps") is not None else num_steps,
         options,
     )
-    if isinstance(made, MetricDrivenSchedule):
+    if isinstance(schedule, MetricDrivenSchedule):
         raise ValueError(
             f"{name!r} must be the name of a schedule of the step: the rates of this "
             "schedule depend on a metric, and are unknown before the run. curves.png "
             "of a run shows them."
         )
-    return made
+    return schedule
 
 
 def _print(schedules: Mapping[str, Schedule], num_steps: int) -> None:

@@ -36,7 +36,7 @@ class SearchFlags(RunFlags):
         """Reads the text, and builds the task for `tuning`.
 
         Args:
-            num_evaluated: approximate number of tokens that runs are evaluated on; 0
+            num_eval_tokens: approximate number of tokens that runs are evaluated on; 0
                 for none.
 
         Returns:

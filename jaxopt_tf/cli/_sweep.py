@@ -81,7 +81,7 @@ def _sweep(search: Sweep) -> int:
         recipe, over, num_samples=search.num_samples, seed=recipe.seed
     )
     folder, _, task = search.prepare(num_eval_tokens=2**16)
-    changes = _keep_settings(search, folder)
+    changes = _write_or_compare_settings(search, folder)
     report = functools.partial(print, flush=True)
     try:
         num_programs = len(set(map(compile_key, recipes)))
@@ -106,9 +106,9 @@ def _sweep(search: Sweep) -> int:
     except ValueError as error:
         raise ValueError("\n  ".join([str(error), *changes])) from error
     except KeyboardInterrupt as error:
-        again = shlex.join([*Sweep.prog.split(), "--output_dir", str(folder)])
+        command = shlex.join([*Sweep.prog.split(), "--output_dir", str(folder)])
         raise KeyboardInterrupt(
-            f"Finished runs are kept. To resume:\n  {again}"
+            f"Finished runs are kept. To resume:\n  {command}"
         ) from error
     picture = folder / "sweep.png"
     tuning.plot_sweep(found, picture)
@@ -200,7 +200,7 @@ def _saved_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
     return saved
 
 
-def _keep_settings(search: Sweep, folder: Path) -> list[str]:
+def _write_or_compare_settings(search: Sweep, folder: Path) -> list[str]:
     """Writes the settings of a new sweep, or compares them with those in its folder.
 
     Returns:

@@ -93,10 +93,10 @@ def _fitting_mesh(saved: Mapping[str, Any], folder: Path) -> str | None:
     batch_size = num_sequences({**saved, **sequences_of_last_start(folder)})
     found = _resized(sizes, num_devices, batch_size)
     if is_primary_process():
-        then = "it is ignored" if found is None else f"`--mesh {found}` is used"
+        consequence = "it is ignored" if found is None else f"`--mesh {found}` is used"
         print(
             f"jaxopt-tf: `--mesh {mesh}` of the run does not fit the "
-            f"{pluralize(num_devices, 'device')} here; {then}.",
+            f"{pluralize(num_devices, 'device')} here; {consequence}.",
             file=sys.stderr,
         )
     return found

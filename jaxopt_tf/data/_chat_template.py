@@ -178,10 +178,10 @@ class ChatTokenizer:
             found[name] = options["content"]
             if found[name] not in known:
                 flags = ("single_word", "lstrip", "rstrip", "normalized")
-                options_of_token = {
+                token_options = {
                     flag: options[flag] for flag in flags if flag in options
                 }
-                token = AddedToken(found[name], special=True, **options_of_token)
+                token = AddedToken(found[name], special=True, **token_options)
                 self.tokenizer.add_special_tokens([token])
         return found
 
@@ -255,13 +255,13 @@ def _environment() -> Any:
     """
     jinja2 = _jinja()
 
-    class Generation(jinja2.ext.Extension):  # type: ignore[name-defined]
+    class Generation(jinja2.ext.Extension):  # type: ignore[name-defined]  # untyped
         """The tag {% generation %}, which records the position of its text."""
 
-        tags = {"generation"}  # noqa: RUF012 (as in Jinja)
+        tags = {"generation"}  # noqa: RUF012 - a class attribute in Jinja
 
         def __init__(self, environment: Any):
-            super().__init__(environment)  # type: ignore[no-untyped-call]
+            super().__init__(environment)  # type: ignore[no-untyped-call]  # of Jinja
             environment.extend(tracked=self.tracked)
             self._parts: list[str] = []
             self._found: list[tuple[int, int]] = []

@@ -67,11 +67,12 @@ def read_conversations(
 
     The loss is on the completion, which starts at the first token that differs between
     prompt and whole text, or on the answers in `messages`: the text in {% generation %}
-    if the template has this tag. Otherwise an answer starts at the end of the messages
-    before it, rendered with the start of an answer, and ends at the end of the messages
-    up to it; the template must then render each part as it does in the whole. The
-    templates of Qwen2.5, Qwen3 and DeepSeek-R1-Distill are replaced by versions with
-    the tag, which keep the reasoning in every answer, as in TRL.
+    if the template has this tag. Otherwise the messages before an answer are rendered
+    with the generation prompt, and the messages up to it without: the answer is what
+    the second text adds. The template must then render each of these parts as it does
+    in the whole text. The templates of Qwen2.5, Qwen3 and DeepSeek-R1-Distill are
+    replaced by versions with the tag, which keep the reasoning in every answer, as in
+    TRL.
 
     The tokens are written to `tokens.bin` in `cache_dir`, those of `validation_files`
     to `validation.bin`, and reused while files and tokenizer are unchanged, so that a
@@ -308,7 +309,7 @@ class _RowEncoder:
                 if answers is None:
                     answers = self._find_answers(messages, whole.text, values)
             return _Text(row.location, whole.text, None, answers, True)
-        # A TypeError is one of `chat_template_kwargs` that is an argument of `render`.
+        # A TypeError: `chat_template_kwargs` contains an argument of `render`.
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`{self._argument}` must contain messages that the chat template "

@@ -174,8 +174,8 @@ def _scan_file(path: Path) -> TokenFile | str:
     except UnicodeDecodeError as error:
         # `error.start` counts from the incomplete character of the chunk before, which
         # the decoder keeps and puts in front of its input.
-        data, before = error.object, len(decoder.getstate()[0])
-        offset = num_bytes - before + error.start
+        data, num_kept_bytes = error.object, len(decoder.getstate()[0])
+        offset = num_bytes - num_kept_bytes + error.start
         line, byte = num_lines + data[: error.start].count(b"\n"), data[error.start]
         return f"not UTF-8 text: byte 0x{byte:02x} at offset {offset:,}, line {line:,}"
     if not num_bytes:

@@ -23,8 +23,8 @@ class TextCodec(NamedTuple):
         start_token_id: token that replaces an empty text; None if there is none.
         end_token_ids: tokens that end a text.
         end_names: their names in the tokenizer.
-        is_chat: True if a prompt is a message of the user, which a chat template
-            renders, and what follows it is an answer.
+        is_chat: True if a prompt is a user message, which a chat template renders,
+            and what follows it is an answer.
     """
 
     encode: Callable[[str], list[int]]
@@ -48,7 +48,7 @@ class TextCodec(NamedTuple):
             raise TypeError(f"`{argument}` must be a string, got {prompt!r}.")
         if self.is_chat and not prompt:
             raise ValueError(
-                f"`{argument}` must be a message of the user with a chat template, got "
+                f"`{argument}` must be a user message with a chat template, got "
                 "''. Give the first words."
             )
         tokens = self.encode(prompt)
@@ -159,8 +159,8 @@ def chat_codec(
         tokenizer: path of a `tokenizer.json`; special tokens and template are read from
             the files beside it.
         chat_template: file of a Jinja template that replaces that of the tokenizer.
-        system_prompt: content of a message of the system before the prompt; None for
-            no message.
+        system_prompt: content of the system message before the prompt; None for no
+            such message.
         end_token_ids: tokens that end an answer; none for `eos_token` of the tokenizer.
 
     Raises:

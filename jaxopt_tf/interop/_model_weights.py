@@ -30,7 +30,7 @@ class StoredTensor(NamedTuple):
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
     """Reads a folder's parameters in the structure, dtypes and shardings of `params`.
 
-    Tensors are read one at a time, and of each only the slices that the devices of this
+    Tensors are read one at a time, and only those slices that the devices of this
     process store. Host memory that is used in addition to the parameters is at most
     twice the largest tensor in the files.
 
@@ -66,13 +66,13 @@ def read_weights(
     """Returns the parameters as `read_params`, and the names that are left out."""
     files = WeightFiles(folder)
     keys = _keys(files, names.model)
-    key_of = _key_by_parameter(files, keys, names.model)
+    key_by_name = _key_by_parameter(files, keys, names.model)
 
     def leaf(name: str, p: Any) -> tuple:
         def read(torch_name: str, index: Index) -> np.ndarray:
             # Each tensor is checked separately, so that an error names the tensor and
             # not the leaf, which may be a stack of many tensors.
-            key = key_of[torch_name]
+            key = key_by_name[torch_name]
             location = f"{key!r} in {str(files.file_of(key))!r}"
             part = files.read(key, index)
             try:
@@ -109,7 +109,7 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
 def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTensor]:
     """Returns the name and the dtype of every parameter in a folder's weight files.
 
-    Of a tied tensor with several names in the files, one is returned.
+    If a tied tensor has several names in the files, one of them is returned.
 
     Args:
         folder: the folder.
@@ -119,9 +119,10 @@ def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTen
         ValueError: as `read_params`, except for the numbers and their dtypes.
     """
     files = WeightFiles(Path(folder))
-    key_of = _key_by_parameter(files, _keys(files, names.model), names.model)
+    key_by_name = _key_by_parameter(files, _keys(files, names.model), names.model)
     return {
-        name: StoredTensor(key, files.dtype_of(key)) for name, key in key_of.items()
+        name: StoredTensor(key, files.dtype_of(key))
+        for name, key in key_by_name.items()
     }
 
 
@@ -191,7 +192,7 @@ def _key_by_parameter(
     spellings: dict[str, list[str]] = {p.name: [p.name] for p in model.parameters}
     for alias, name in model.tied:
         spellings[name].append(alias)
-    shapes, key_of, problems = files.shapes, {}, []
+    shapes, key_by_name, problems = files.shapes, {}, []
     for p in model.parameters:
         found = [
             k for spelling in spellings[p.name] for k in keys.by_param.get(spelling, ())
@@ -206,7 +207,7 @@ def _key_by_parameter(
                 f"not {list(p.shape)}"
             )
         else:
-            key_of[p.name] = found[0]
+            key_by_name[p.name] = found[0]
             problems += _unequal(files, found, len(keys.by_param.get(p.name, ())))
     problems += keys.problems
     if problems:
@@ -215,7 +216,7 @@ def _key_by_parameter(
             "`folder` must contain the parameters of the model, but "
             f"{str(files.path)!r} has {len(problems)} differences:\n  {listed}"
         )
-    return key_of
+    return key_by_name
 
 
 def _unequal(files: WeightFiles, found: list[str], num_renamed: int) -> list[str]:

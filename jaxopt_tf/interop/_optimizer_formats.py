@@ -22,7 +22,7 @@ class _Format(NamedTuple):
     optional: Set[str]  # keys that a group may have
 
 
-def _set(keys: str) -> frozenset[str]:
+def _key_set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
@@ -41,9 +41,9 @@ ADAFACTOR_SETTINGS = {
     "beta1": None,
 }
 # Keys that every group may have. `initial_lr` is added by torch's schedules.
-_LABELS = _set("params param_names initial_lr")
-_MOMENTS = (_set("exp_avg exp_avg_sq"),)
-_ADAM = _set("lr betas eps weight_decay")
+_LABELS = _key_set("params param_names initial_lr")
+_MOMENTS = (_key_set("exp_avg exp_avg_sq"),)
+_ADAM = _key_set("lr betas eps weight_decay")
 _READABLE = (
     # Adam and AdamW of every version of torch. Apex counts updates in the group.
     _Format(
@@ -52,15 +52,17 @@ _READABLE = (
     # transformers.AdamW of Transformers 4.
     _Format(AdamWState, _MOMENTS, _ADAM | {"correct_bias"}, frozenset()),
     # FusedAdam of Apex and of DeepSpeed.
-    _Format(AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _set("step amsgrad")),
+    _Format(
+        AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _key_set("step amsgrad")
+    ),
     # transformers.Adafactor. The first moment exists if `beta1` is set; the second one
     # is factored for tensors with two or more axes.
     _Format(
         AdafactorState,
         tuple(
-            _set(f"{mean} {seen} RMS")
+            _key_set(f"{mean} {squares} RMS")
             for mean in ("", "exp_avg")
-            for seen in ("exp_avg_sq", "exp_avg_sq_row exp_avg_sq_col")
+            for squares in ("exp_avg_sq", "exp_avg_sq_row exp_avg_sq_col")
         ),
         ADAFACTOR_SETTINGS.keys() | {"lr", "weight_decay"},
         frozenset(),
@@ -297,9 +299,9 @@ def _optimizer_name(
             "whose moments Trainer does not save"
         )
     for name, entries, groups, absent in _OTHER_FORMATS:
-        by_entry = entries and _set(entries) <= entry_keys
-        by_group = groups and any(_set(groups) <= keys for keys in group_keys)
-        if (by_entry or by_group) and not any(_set(absent) & k for k in group_keys):
+        by_entry = entries and _key_set(entries) <= entry_keys
+        by_group = groups and any(_key_set(groups) <= keys for keys in group_keys)
+        if (by_entry or by_group) and not any(_key_set(absent) & k for k in group_keys):
             return name
     # Lion's group has no key of its own, and its entries have only a first moment.
     return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""

@@ -110,12 +110,14 @@ def check_param_groups(
 
     unexpected = [
         f"`{key}` of group {number} is {plain(group.get(key))!r} and the recipe's "
-        f"{plain(ours[key])!r}"
-        for number, (group, ours) in enumerate(zip(param_groups, expected, strict=True))
-        for key in ours
+        f"{plain(expected_group[key])!r}"
+        for number, (group, expected_group) in enumerate(
+            zip(param_groups, expected, strict=True)
+        )
+        for key in expected_group
         if key not in _NOT_COMPARED
         and (key in group or key in _NEEDED)
-        and plain(group.get(key)) != plain(ours[key])
+        and plain(group.get(key)) != plain(expected_group[key])
     ]
     if unexpected:
         raise _checks.ArgumentError(
@@ -165,8 +167,8 @@ def _groups_by_rule(rule: DecayRule, names: ParamNames) -> Groups:
     """Returns the names in the two groups that a rule makes of an ordered model.
 
     A rule may be a sequence of patterns for names of leaves. A string that is not a
-    rule of Trainer belongs to a run that was started here, for which Trainer makes the
-    groups of its newest rule.
+    rule of Trainer belongs to a run that this package started, for which Trainer makes
+    the groups of its newest rule.
     """
     if isinstance(rule, str):
         known = rule if rule in TRAINER_DECAY_RULES else NEWEST_RULE
@@ -200,10 +202,10 @@ def groups_of_file(
     numbers = [number for group in saved for number in group["params"]]
 
     def fits(groups: Groups) -> bool:
-        join = [name for group in groups for name in group]
+        flattened = [name for group in groups for name in group]
         return lengths == [len(group) for group in groups] and all(
             not odd_shapes(entries.get(number, {}), shapes[name])
-            for number, name in zip(numbers, join, strict=True)
+            for number, name in zip(numbers, flattened, strict=True)
         )
 
     # A wrong rule leads to other lengths or shapes, unless it exchanges parameters of
@@ -232,7 +234,7 @@ def check_decay(
     """Raises unless the recipe decays the parameters that the file's groups decay.
 
     Args:
-        theirs: True for decayed parameters, by torch name.
+        file_decays: True for the parameters that the file decays, by torch name.
         names: names of torch's parameters, with the leaf of each.
         recipe: recipe of the run that resumes.
         file: name of the file, for messages.
@@ -254,7 +256,9 @@ def check_decay(
         (True, "by the recipe only"),
         (False, "by the file only"),
     ):
-        found = [repr(name) for name, ours in differing if ours is is_ours]
+        found = [
+            repr(name) for name, recipe_decays in differing if recipe_decays is is_ours
+        ]
         if found:
             more = ["..."] if len(found) > _SHOWN else []
             listed = ", ".join([*found[:_SHOWN], *more])
@@ -333,7 +337,9 @@ def _differing(
     # Leaves that share a torch tensor give equal pairs, which are listed once.
     pairs = dict.fromkeys(_decayed_by_rule(rule, names, layer_norms))
     return [
-        (n, ours) for n, ours in pairs if n in file_decays and file_decays[n] != ours
+        (n, recipe_decays)
+        for n, recipe_decays in pairs
+        if n in file_decays and file_decays[n] != recipe_decays
     ]
 
 

@@ -91,7 +91,7 @@ def _on_devices(
         box = tuple(part.indices(size)[:2] for part, size in ranges)
         devices.setdefault(box, []).append(device)
     arrays = []
-    for box, same in devices.items():
+    for box, same_devices in devices.items():
         shard = shards.assemble(box)
         arrays += [
             jax.device_put(
@@ -100,7 +100,7 @@ def _on_devices(
                     device, memory_kind=sharding.memory_kind
                 ),
             )
-            for device in same
+            for device in same_devices
         ]
         # The memory of `shard` can be released only after the transfers.
         jax.block_until_ready(arrays)
@@ -135,7 +135,7 @@ class _Shards:
             for part in self._slices:
                 self._fill(buffer, part, torch_box)
             return self._layout.from_torch(buffer, shape)
-        # A range of merged axes is no range of the tensor, so the tensor is read whole.
+        # A range of merged axes is not one of the tensor, so the tensor is read whole.
         if self._whole is None:
             self._whole = leaf_from_tensors(
                 self._slices,

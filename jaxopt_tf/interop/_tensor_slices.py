@@ -132,23 +132,27 @@ def resolve_slices(
         is_split = users[first.name] > 1
         candidates, reason = _layouts(match, first, layouts, convention)
         found = {
-            layout: cut
+            layout: leaf_slices
             for layout in candidates
             if (
-                cut := _slices(match, layout, axis, tensors, ends if is_split else None)
+                leaf_slices := _slices(
+                    match, layout, axis, tensors, ends if is_split else None
+                )
             )
         }
         if len(found) == 1:
-            (cut,) = found.values()
-            slices += cut
-            ends |= {s.torch_name: s.torch_range[1] for s in cut if s.torch_range}
+            (leaf_slices,) = found.values()
+            slices += leaf_slices
+            ends |= {
+                s.torch_name: s.torch_range[1] for s in leaf_slices if s.torch_range
+            }
             continue
         if found:
             reason = "several layouts match, declare one in `layouts`"
         listed = ", ".join(f"{t[0].name!r} {list(t[0].shape)}" for t in tensors)
-        rest = " (and so on)" if match.is_stacked else ""
+        suffix = " (and so on)" if match.is_stacked else ""
         problems.append(
-            f"{match.leaf!r} {list(match.shape)} for torch's {listed}{rest}: {reason}"
+            f"{match.leaf!r} {list(match.shape)} for torch's {listed}{suffix}: {reason}"
         )
     # The leaves must cover a split tensor completely. A part that no leaf contains
     # would be lost when the tensor is written.
@@ -216,11 +220,11 @@ def _candidates(
     The shape selects one of them. The shape alone would not suffice: a square shape
     does not show whether a kernel is transposed.
     """
-    num_axes, num_wanted = len(match.shape) - match.is_stacked, len(tensor.shape)
+    num_axes, num_torch_axes = len(match.shape) - match.is_stacked, len(tensor.shape)
     # Kernels of convolutions: [*spatial, in, out] for torch's [out, in, *spatial].
-    if _is_kernel(match.leaf) and num_wanted >= 3 and num_axes == num_wanted:
+    if _is_kernel(match.leaf) and num_torch_axes >= 3 and num_axes == num_torch_axes:
         return [TorchLayout.conv(num_axes - 2)]
-    if _is_kernel(match.leaf) and num_wanted == 2 and num_axes >= 2:
+    if _is_kernel(match.leaf) and num_torch_axes == 2 and num_axes >= 2:
         # Kernels of attention may have an axis of heads among the inputs or the
         # outputs. Every boundary between the two that matches torch's matrix is
         # possible.
@@ -235,10 +239,10 @@ def _candidates(
             return [TorchLayout()]
         axes = tuple(range(num_axes))
         return [TorchLayout(axes=(axes[:n], axes[n:])) for n in range(1, num_axes)]
-    if num_axes == num_wanted:
+    if num_axes == num_torch_axes:
         return [TorchLayout()]
     # A bias [heads, k] is a vector in torch.
-    return [TorchLayout.flat(num_axes)] if num_wanted == 1 else []
+    return [TorchLayout.flat(num_axes)] if num_torch_axes == 1 else []
 
 
 def _slices(
@@ -267,21 +271,26 @@ def _slices(
         return []
     slices, start = [], 0
     for part in tensors:
-        leaf_shape, cut = list(viewed), TensorSlice(match.leaf, "", layout, axis=axis)
+        leaf_shape = list(viewed)
+        part_slice = TensorSlice(match.leaf, "", layout, axis=axis)
         if is_fused:
             leaf_shape[axis] = part[0].shape[axis]
-            cut = cut._replace(leaf_range=(start, start + leaf_shape[axis]))
+            leaf_range = (start, start + leaf_shape[axis])
+            part_slice = part_slice._replace(leaf_range=leaf_range)
             start += leaf_shape[axis]
         for number, tensor in enumerate(part):
             torch_shape = list(tensor.shape)
             if ends is not None:
                 first = ends.get(tensor.name, 0)
-                cut = cut._replace(torch_range=(first, first + leaf_shape[axis]))
+                torch_range = (first, first + leaf_shape[axis])
+                part_slice = part_slice._replace(torch_range=torch_range)
                 # Smaller than the leaf, hence a mismatch, if too little remains.
                 torch_shape[axis] = min(leaf_shape[axis], torch_shape[axis] - first)
             if leaf_shape != torch_shape or stack not in ((), (len(part),)):
                 return []
             stack_index = (number,) * num_stacked
-            slices.append(cut._replace(torch_name=tensor.name, stack_index=stack_index))
+            slices.append(
+                part_slice._replace(torch_name=tensor.name, stack_index=stack_index)
+            )
     # Fused tensors must fill the leaf: the rest of it would remain zeros.
     return slices if not is_fused or start == viewed[axis] else []

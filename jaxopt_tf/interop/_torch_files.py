@@ -79,7 +79,7 @@ def map_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         name = found.group(1) if found else first_global(path)
-        raise _unreadable(path, _refusal_of(name)) from None
+        raise _unreadable(path, _refusal_reason(name)) from None
     # On damaged files torch's unpickler raises exceptions of many types, among them
     # RecursionError and MemoryError.
     except Exception as error:
@@ -97,7 +97,7 @@ def save_torch(value: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def errors_name(path: Path) -> Iterator[None]:
+def errors_with_path(path: Path) -> Iterator[None]:
     """Adds `path` to errors about the content of a file.
 
     Exceptions such as KeyError and AttributeError mean that the content is not what
@@ -210,7 +210,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{name}" if path else str(name))
 
 
-def _refusal_of(name: str) -> str:
+def _refusal_reason(name: str) -> str:
     """Returns the reason for which a pickle that refers to `name` is refused."""
     for start, framework in _OTHER_FRAMEWORKS.items():
         if name.startswith(start):

@@ -22,7 +22,7 @@ from ._param_groups import (
 from ._param_names import ParamNames
 from ._scheduler_state import schedule_from_torch
 from ._state_dict import TorchState, has_names, read_state_dict
-from ._torch_files import MappedState, errors_name, load_torch
+from ._torch_files import MappedState, errors_with_path, load_torch
 from ._trainer_folder import (
     OPTIMIZER,
     SCHEDULER,
@@ -119,7 +119,7 @@ def read_trainer_checkpoint(
     missing = check_files(folder, required, without)
     trainer_state = {} if STATE in missing else read_trainer_state(folder / STATE)
     scheduler = None if SCHEDULER in missing else load_torch(folder / SCHEDULER)
-    with errors_name(folder / SCHEDULER):
+    with errors_with_path(folder / SCHEDULER):
         position, schedule_state = schedule_from_torch(
             scheduler, recipe, trainer_state.get("global_step")
         )
@@ -142,7 +142,7 @@ def read_trainer_checkpoint(
                 {key: value for key, value in group.items() if key != "params"}
                 for group in state.groups
             )
-        with errors_name(folder / OPTIMIZER):
+        with errors_with_path(folder / OPTIMIZER):
             opt_state = convert_state(
                 opt_state, params, state, names, layouts=layouts, step=position
             )
@@ -212,7 +212,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"`path` must be the {STATE} of a Trainer, got {str(path)!r}: {error!r}."
         ) from error
-    with errors_name(path):
+    with errors_with_path(path):
         _checks.step_count("global_step", step)
         _checks.non_negative("epoch", state.get("epoch") or 0.0)
     return state
@@ -224,13 +224,13 @@ def _checked_optimizer(
     """Reads optimizer.pt, and raises if its groups contradict the recipe."""
     path = folder / OPTIMIZER
     saved = _optimizer(path)
-    with errors_name(path):
+    with errors_with_path(path):
         state = read_state_dict(saved, names, groups, recipe.decay_rule)
     # Without names, moments are assigned by the order of the model's parameters, which
     # some versions of Transformers changed.
     if groups is None and not has_names(state.groups):
         check_param_order(folder)
-    with errors_name(path):
+    with errors_with_path(path):
         check_param_groups(state.groups, recipe)
     check_decay(state.decayed, names, recipe, str(path))
     return state

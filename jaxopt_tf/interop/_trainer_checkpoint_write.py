@@ -225,9 +225,8 @@ def _state_dict_like(
         return state_dict
     names = ("params", "param_names")
     like_settings = {k: v for k, v in dict(groups[0]).items() if k not in names}
-    if (
-        "step" in like_settings
-    ):  # Apex counts updates in the group and not in the entries
+    # Apex counts updates in the group and not in the entries.
+    if "step" in like_settings:
         entries = state_dict["state"].values()
         like_settings["step"] = max(
             (int(entry["step"]) for entry in entries), default=0

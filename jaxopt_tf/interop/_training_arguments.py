@@ -161,8 +161,8 @@ def _from_json(content: bytes) -> dict[str, Any]:
     try:
         return parse_json(content)
     except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"{at} is not JSON: {error.msg}.") from error
+        location = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{location} is not JSON: {error.msg}.") from error
     except ValueError as error:
         raise ValueError(f"{error}.") from error
 

@@ -123,11 +123,11 @@ class WeightFiles:
         NaN counts as equal to NaN. Tensors that are not finite are refused later, with
         another message.
         """
-        one, two = self._tensors[name], self._tensors[other]
-        itemsize = max(one.dtype.itemsize, two.dtype.itemsize)
-        return one.shape == two.shape and all(
-            np.array_equal(one.read(index), two.read(index), equal_nan=True)
-            for index in blocks([(0, size) for size in one.shape], itemsize)
+        first, second = self._tensors[name], self._tensors[other]
+        itemsize = max(first.dtype.itemsize, second.dtype.itemsize)
+        return first.shape == second.shape and all(
+            np.array_equal(first.read(index), second.read(index), equal_nan=True)
+            for index in blocks([(0, size) for size in first.shape], itemsize)
         )
 
 

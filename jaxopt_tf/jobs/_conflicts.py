@@ -43,19 +43,19 @@ def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
 
 
 def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
-    ready = [path for path in job.text if is_pretokenized(path)]
-    if ready and len(ready) < len(job.text):
-        other = next(path for path in job.text if path not in ready)
+    pretokenized = [path for path in job.text if is_pretokenized(path)]
+    if pretokenized and len(pretokenized) < len(job.text):
+        other = next(path for path in job.text if path not in pretokenized)
         yield (
             "`text` must be either pretokenized files or text, got both: "
-            f"{str(ready[0])!r} and {str(other)!r}. Tokenize the text first, or leave "
-            "one out."
+            f"{str(pretokenized[0])!r} and {str(other)!r}. Tokenize the text "
+            "first, or leave one out."
         )
-    if ready and job.tokenizer is not None:
+    if pretokenized and job.tokenizer is not None:
         yield (
             f"`tokenizer` must be left out with pretokenized files, got "
-            f"{str(job.tokenizer)!r} with {str(ready[0])!r}. Leave it out, or give "
-            "text instead of tokens."
+            f"{str(job.tokenizer)!r} with {str(pretokenized[0])!r}. Leave it "
+            "out, or give text instead of tokens."
         )
     has_text = job.text or job.train_file or job.model_name_or_path
     if job.tokenizer is not None and not has_text:
@@ -64,7 +64,7 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
             "text. Name files or folders, or leave it out."
         )
     yield from _conflicts_of_rows(job)
-    if job.eos_token_id is not None and not ready:
+    if job.eos_token_id is not None and not pretokenized:
         yield (
             "`eos_token_id` must be left out unless `text` is pretokenized (.npy, "
             f".bin), got {job.eos_token_id!r}. Leave it out: each file of text is one "
@@ -75,7 +75,11 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
             f"`eos_token_id` must be below `vocab_size`, which is {model.vocab_size}, "
             f"got {job.eos_token_id!r}. Give the `vocab_size` of the tokens."
         )
-    if not ready and job.tokenizer is None and model.vocab_size < _BYTE_VOCAB_SIZE:
+    if (
+        not pretokenized
+        and job.tokenizer is None
+        and model.vocab_size < _BYTE_VOCAB_SIZE
+    ):
         yield (
             f"`vocab_size` must be at least 256 for bytes, got {model.vocab_size!r}. "
             "Leave it out, or give a `tokenizer`."

@@ -126,7 +126,7 @@ def generate(
         chat: whether the chat template renders the prompt. None for the form of the
             rows of the run; for a folder of Transformers, True if `system_prompt` or
             `chat_template` is given.
-        system_prompt: content of a message of the system before the prompt.
+        system_prompt: content of the system message before the prompt.
         chat_template: file of a Jinja template; None for that of the run or the
             tokenizer.
         tokenizer: path of a tokenizer.json; None for that of the run or the folder.

@@ -34,16 +34,16 @@ def num_steps_per_epoch(
     return max(1, -(-num_batches // gradient_accumulation_steps))
 
 
-def steps_of_share(value: Any, max_steps: Any) -> Any:
+def steps_of_fraction(value: Any, max_steps: Any) -> Any:
     """Returns a fraction of all steps as a number of steps, rounded up.
 
     Other values, and fractions of an unknown number of steps, are returned unchanged.
 
     Source: transformers 5.23 `trainer_callback.py`, `TrainerState.compute_steps`.
     """
-    is_share = isinstance(value, float) and 0 < value < 1
+    is_fraction = isinstance(value, float) and 0 < value < 1
     is_known = isinstance(max_steps, int) and max_steps > 0
-    return math.ceil(max_steps * value) if is_share and is_known else value
+    return math.ceil(max_steps * value) if is_fraction and is_known else value
 
 
 def with_whole_intervals(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def with_whole_intervals(settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: settings[name] for name in INTERVALS if name in settings}
     return {
         **settings,
-        **{name: steps_of_share(value, max_steps) for name, value in found.items()},
+        **{name: steps_of_fraction(value, max_steps) for name, value in found.items()},
     }
 
 

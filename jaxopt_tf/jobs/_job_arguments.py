@@ -21,7 +21,7 @@ from ..interop import (
 from ..models import CONFIG_TYPES
 from ..recipes import Recipe
 from ._conflicts import uses_eval_loss
-from ._intervals import INTERVALS, steps_of_share
+from ._intervals import INTERVALS, steps_of_fraction
 from ._job import Job
 
 # In reverse order, so that the kinds of the first type, which the flags have, override
@@ -198,7 +198,7 @@ def _set_intervals(
     _set_evaluation(translation, max_steps, checkpoint)
     for name in INTERVALS:
         if name in settings:
-            settings[name] = steps_of_share(settings[name], max_steps)
+            settings[name] = steps_of_fraction(settings[name], max_steps)
     limit = values.get("save_total_limit")
     if isinstance(limit, int | float) and limit <= 0:
         settings["save_total_limit"] = None

@@ -60,7 +60,7 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "`model_name_or_path` must be a folder that contains config.json, got "
             f"{str(folder)!r}. Save the model with `save_pretrained`, or download it: "
-            "names of models on a server are not resolved."
+            "model names of the Hugging Face Hub are not resolved."
         )
     try:
         found = settings_from_transformers_config(folder, implementation)

@@ -28,7 +28,7 @@ class PromptSettings:
         chat: whether the chat template renders the prompt; None for the form of the
             rows that the run was trained on, and False for a folder of Transformers.
         chat_template: file of a Jinja template.
-        system_prompt: message of the system before the prompt.
+        system_prompt: system message before the prompt.
 
     Raises:
         ValueError: if `chat_template` or `system_prompt` is given and `chat` is False.

@@ -169,10 +169,10 @@ def slice_reader(batches: TrainingBatches, n: int) -> Any:
     def read_slice(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
         if isinstance(batches, data.Batches):
             return batches.read_slice(n, index)
-        seen = repr(index)  # slices have no hash before Python 3.12
-        if seen not in read:
-            read[seen] = batches.read_slice(n, index)
-        return read[seen][key or KEYS[0]]
+        index_key = repr(index)  # slices have no hash before Python 3.12
+        if index_key not in read:
+            read[index_key] = batches.read_slice(n, index)
+        return read[index_key][key or KEYS[0]]
 
     return read_slice
 

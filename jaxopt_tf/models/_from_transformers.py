@@ -219,7 +219,7 @@ def _load(folder: str | Path) -> Any:
         raise ValueError(
             "`source` must be a folder that contains config.json, got "
             f"{str(folder)!r}. Save the model with `save_pretrained`, or download it: "
-            "names of models on a server are not resolved."
+            "model names of the Hugging Face Hub are not resolved."
         )
     names = read_json_object(path, "source").get("architectures") or ()
     kinds = [getattr(transformers, n) for n in names if hasattr(transformers, n)]

@@ -230,7 +230,7 @@ class _Layer(nnx.Module):
         return self.self_attn.project(self.input_layernorm(x), rotation)
 
     def finish(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """Returns the output of the layer from its input and that of the attention."""
+        """Returns the output of the layer from its input and the attention's output."""
         x = x + self.self_attn.output(y)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -353,8 +353,8 @@ class _Embedding(nnx.Module):
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         x = jnp.take(table, index, axis=0, mode="fill")
         # The table's gradient is sharded along its columns, so that each device needs
-        # the columns of all tokens. From a batch that is sharded over `data` and
-        # `fsdp` XLA finds no way there, and gathers the whole gradient everywhere.
+        # the columns of all tokens. XLA finds no way to this sharding from that of the
+        # batch, over `data` and `fsdp`, and gathers the whole gradient everywhere.
         x = constrain_both_ways(identity, self.constrain_gradient, x)
         if self.padding_row is None:
             return x

@@ -137,7 +137,7 @@ class Model:
         transformers_config: content of the config.json from which Transformers builds
             the model.
         prefix: name of the base model in the classes of Transformers.
-        tied: pairs of a further name of a tied tensor in PyTorch and its name.
+        tied: pairs (alias, name) of tied tensors in PyTorch.
         convention: orientation of kernels in PyTorch, as for `interop.match_names`.
         differences: sentences on how its training differs from that of Trainer.
         draws_on_host: True if `init` cannot be traced, because torch draws the numbers.

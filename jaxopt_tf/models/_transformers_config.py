@@ -13,8 +13,8 @@ from ._torchax import import_torch
 
 # Names of the context length in config.json, of which the first one present is used.
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-# Fields of config.json on the file and not on the model. Weights are read and written
-# in float32.
+# Fields of config.json that describe the file and not the model. Weights are read and
+# written in float32.
 _OF_FILE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 _MAX_BLOCK_SIZE = 1024
 
@@ -27,7 +27,7 @@ class TransformersConfig:
         transformers_config: content of config.json, including `model_type` and
             `architectures`.
         vocab_size: number of tokens.
-        block_size: maximum number of tokens in a sequence of training.
+        block_size: maximum number of tokens in a training sequence.
         gradient_checkpointing: whether activations are recomputed in the backward pass,
             which saves memory and costs time.
         model_type: name of the architecture in Transformers.

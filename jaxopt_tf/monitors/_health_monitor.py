@@ -227,7 +227,7 @@ class _Gap(NamedTuple):
         recent, best = (*self.recent, new)[-_NUM_EVALUATIONS:], self.best
         if best is None or new.loss < best.loss:
             return _Gap(new, recent)
-        swing = _GAP_OVER_SWING * _run_stats.median_swing([one.loss for one in recent])
+        swing = _GAP_OVER_SWING * _run_stats.median_swing([e.loss for e in recent])
         rise, size = new.loss - best.loss, abs(best.loss)
         # If both losses increase, as after a restart of the rate, the gap does not.
         is_above = new.training < best.training and rise > max(_GAP * size, swing)
@@ -236,11 +236,11 @@ class _Gap(NamedTuple):
         # A run with few evaluations may end before three consecutive ones are above the
         # best. Two are enough if the evaluation loss increases far and the training
         # loss decreases from each evaluation to the next.
-        before, is_few = self.recent[-1], len(recent) <= _FEW_EVALUATIONS
-        is_far = rise > _FAR_GAP * size and before.loss > best.loss + _GAP * size
-        is_falling = new.training < before.training < best.training
-        if is_few and is_above and is_far and is_falling and new.loss > before.loss:
-            num_above, first_above = _IN_A_ROW, before.step
+        previous, is_few = self.recent[-1], len(recent) <= _FEW_EVALUATIONS
+        is_far = rise > _FAR_GAP * size and previous.loss > best.loss + _GAP * size
+        is_falling = new.training < previous.training < best.training
+        if is_few and is_above and is_far and is_falling and new.loss > previous.loss:
+            num_above, first_above = _IN_A_ROW, previous.step
         return _Gap(best, recent, num_above, first_above)
 
 
@@ -334,7 +334,7 @@ class _Watcher:
         if len(bad) == 0:
             return
         step, stats = window.first_step + int(bad[0]), self._stats
-        before = [self._last_loss, *steps["loss"][steps["step"] < step]][-1]
+        previous_loss = [self._last_loss, *steps["loss"][steps["step"] < step]][-1]
         loss, norm = float(metrics.loss[bad[0]]), float(metrics.norms.grads[bad[0]])
         symptom = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
         lowest, gain = stats.first_loss, 0.0
@@ -342,15 +342,15 @@ class _Watcher:
             lowest, gain = stats.best, stats.start - stats.best
         # In a run that diverges, losses increase before they become infinite; otherwise
         # a single batch or operation is the likely cause.
-        if before > lowest + max(_RISE_OVER_BEST * abs(lowest), gain):
+        if previous_loss > lowest + max(_RISE_OVER_BEST * abs(lowest), gain):
             sentence = (
-                f"{symptom} after a rise from {lowest:.4g} to {before:.4g}, training "
-                f"diverges; {_SMALLER_STEPS}"
+                f"{symptom} after a rise from {lowest:.4g} to {previous_loss:.4g}, "
+                f"training diverges; {_SMALLER_STEPS}"
             )
         else:
             sentence = (
-                f"{symptom}, all at once after {before:.4g}; look at the batch, at "
-                "divisions and logarithms, or skip such steps with "
+                f"{symptom}, all at once after {previous_loss:.4g}; look at the batch, "
+                "at divisions and logarithms, or skip such steps with "
                 "`on_non_finite='skip'`"
             )
         self._report("not finite", step, step, sentence)
@@ -365,11 +365,11 @@ class _Watcher:
         ratio = stats.max_update_ratio
         if ratio >= limit or stats.num_full_in_a_row < len(blocks.loss):
             return None
-        keep = f"keep parameters in float32 and compute in {self._param_dtype}, or "
+        remedy = f"keep parameters in float32 and compute in {self._param_dtype}, or "
         return (
             f"updates are {ratio:.0e} of the parameters, and {self._param_dtype} "
             f"rounds most changes below {2 * limit:.0e} away; "
-            f"{keep if limit > 1e-7 else ''}raise `learning_rate`"
+            f"{remedy if limit > 1e-7 else ''}raise `learning_rate`"
         )
 
     def _report(self, kind: str, first: int, last: int, sentence: str | None) -> None:

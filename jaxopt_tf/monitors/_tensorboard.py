@@ -173,7 +173,7 @@ def _without_init(package: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # A later import by the user finds none of them, and runs `__init__`.
+        # A later import by the user finds no such module, and runs `__init__`.
         for name in [n for n in sys.modules if n.split(".")[0] == package]:
             del sys.modules[name]
 

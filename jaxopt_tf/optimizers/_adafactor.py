@@ -218,7 +218,7 @@ class _Adafactor:
     def init(self, p: jax.Array, layout: TorchLayout) -> Moments:
         """Returns row, col, nu and mu as zeros."""
         row = col = nu = mu = optax.MaskedNode()
-        # Sums over `zeros` and no new arrays: they inherit the parameter's sharding.
+        # Sums over `zeros`, not new arrays: sums inherit the parameter's sharding.
         zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
         groups = layout.groups(p.ndim)
         if len(groups) >= 2:

@@ -73,9 +73,7 @@ class DecayRule(NamedTuple):
     """Criteria for the parameters that a rule excludes."""
 
     patterns: tuple[str, ...]  # regular expressions, searched in the name
-    is_case_insensitive: bool = (
-        False  # whether the name is converted to lowercase first
-    )
+    is_case_insensitive: bool = False  # whether the name is lowercased first
     norm_types: frozenset[str] = frozenset()  # names from `NORM_TYPES`
     any_norm: bool = False  # whether every module type with a name `...Norm` counts
 
@@ -101,7 +99,7 @@ def _trainer_rule(minor: int) -> DecayRule:
 _FIRST_MINORS = (40, 43, 45, 46, 48, 49, 53)
 _LAST_CHANGE = 56
 
-# Rules of Trainer, newest first, each with the first version that follows it.
+# Rules of Trainer, newest first, each with the first version that uses it.
 TRAINER_DECAY_RULES: dict[str, tuple[int, int]] = {
     "transformers_v5": (4, _LAST_CHANGE),
     **{f"transformers_4_{m}": (4, m) for m in reversed(_FIRST_MINORS)},

@@ -94,8 +94,8 @@ class LeafRule:
         # Each moment is a separate buffer. XLA refuses to donate a state in which two
         # leaves share one buffer.
         return tuple(
-            jnp.zeros_like(p, wide_dtype(p.dtype)) if has_one else optax.MaskedNode()
-            for has_one in self.has_moment
+            jnp.zeros_like(p, wide_dtype(p.dtype)) if exists else optax.MaskedNode()
+            for exists in self.has_moment
         )
 
 
@@ -203,7 +203,7 @@ def _schedule_of_counts(rate_of_count: Any) -> Schedule:
 
 
 def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:
-    """Returns the gradient plus the one of `weight_decay / 2 * |p|^2`, as in torch."""
+    """Returns the gradient plus that of `weight_decay / 2 * |p|^2`, as in torch."""
     p, g = leaf.param, leaf.grad
     return g + scalar(weight_decay, p.dtype) * p if leaf.is_decayed else g
 

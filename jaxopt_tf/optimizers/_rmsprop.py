@@ -105,7 +105,7 @@ def rmsprop_tf(
             variance = jnp.maximum(nu - mu * mu, 0.0)
         root = jnp.sqrt(variance) + scalar(eps, dtype)
         # Without a buffer torch divides `rate * g` by the root (`addcdiv`); with one
-        # it divides g first. The order of rounding follows it.
+        # it divides g first. This code rounds in the same order.
         if not has_buffer:
             return p - (rate * g) / root, nu, mu, buffer
         buffer = scalar(momentum, dtype) * buffer + g / root

@@ -156,27 +156,27 @@ class Program:
         root = next((x for x in condition if x.is_root and x.op == "compare"), None)
         if root is None or "direction=LT" not in root.attributes:
             return None
-        counter, limit = (_named(condition, name) for name in root.operands)
+        counter, limit = (_find_instruction(condition, name) for name in root.operands)
         index = _index(counter)
         if limit is None or not limit.operands[0].isdecimal() or index is None:
             return None
-        return -(-int(limit.operands[0]) // self._step(instruction, body, index))
+        return -(-int(limit.operands[0]) // self._increment(instruction, body, index))
 
-    def _step(self, loop: Instruction, body: list[Instruction], index: int) -> int:
+    def _increment(self, loop: Instruction, body: list[Instruction], index: int) -> int:
         """Returns the increment of the element `index` of a loop's state."""
         state = next(x.operands for x in body if x.is_root)
-        update = _named(body, state[index])
+        update = _find_instruction(body, state[index])
         if update is None or update.op != "add":
             return 1
-        addends = [_named(body, name) for name in update.operands]
+        addends = [_find_instruction(body, name) for name in update.operands]
         added = next((x for x in addends if x and _index(x) != index), None)
         if added is not None and (invariant := _index(added)) is not None:
             # A constant that is passed through the loop's state.
             caller = next(c for c in self.computations.values() if loop in c)
-            start = _named(caller, loop.operands[0])
-            added = start and _named(caller, start.operands[invariant])
+            start = _find_instruction(caller, loop.operands[0])
+            added = start and _find_instruction(caller, start.operands[invariant])
             if added is not None and added.op == "copy":
-                added = _named(caller, added.operands[0])
+                added = _find_instruction(caller, added.operands[0])
         if added is None or added.op != "constant":
             return 1
         return int(added.operands[0])
@@ -232,32 +232,32 @@ class Program:
             fused = [instruction]
             inputs = {name: sizes.get(name, 0) for name in instruction.operands}
         else:
-            given = [sizes.get(operand, 0) for operand in instruction.operands]
+            operand_sizes = [sizes.get(operand, 0) for operand in instruction.operands]
             inputs = {
-                each.name: given[int(each.operands[0])]
-                for each in fused
-                if each.op == "parameter"
+                member.name: operand_sizes[int(member.operands[0])]
+                for member in fused
+                if member.op == "parameter"
             }
         users: dict[str, list[Instruction]] = {}
-        for each in fused:
-            for operand in set(each.operands):
-                users.setdefault(operand, []).append(each)
-        of_name = {each.name: each for each in fused}
+        for member in fused:
+            for operand in set(member.operands):
+                users.setdefault(operand, []).append(member)
+        by_name = {member.name: member for member in fused}
         read = sum(
             min(size, sum(_read_by(user, name, size, users) for user in users[name]))
             for name, size in inputs.items()
             if name in users
         )
-        root = next((each for each in fused if each.is_root), instruction)
+        root = next((member for member in fused if member.is_root), instruction)
         results = root.operands if root.op == "tuple" else [root.name]
         written = 0
         for array, name in zip(instruction.arrays, results, strict=False):
-            result = of_name.get(name)
+            result = by_name.get(name)
             while result is not None and result.op == "bitcast":
-                result = of_name.get(result.operands[0])
+                result = by_name.get(result.operands[0])
             size = array.num_bytes
             if result is not None and result.op == "dynamic-update-slice":
-                part = of_name.get(result.operands[1])
+                part = by_name.get(result.operands[1])
                 size = sizes.get(result.operands[1], size)
                 size = size if part is None else part.arrays[0].num_bytes
             written += 0 if array.is_on_chip else size
@@ -269,7 +269,7 @@ class Program:
         An asynchronous collective, a pair of `-start` and `-done`, counts once.
         """
         totals: dict[str, Collective] = {}
-        seen: set[tuple[str, str]] = set()
+        counted: set[tuple[str, str]] = set()
         for instruction, (num_runs, _) in self.running():
             kind = instruction.op.removesuffix("-start")
             if kind not in _COLLECTIVES:
@@ -278,9 +278,9 @@ class Program:
             # parts, with the same channel. All permutes have one channel.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if channel and kind != "collective-permute":
-                if (kind, channel[1]) in seen:
+                if (kind, channel[1]) in counted:
                     continue
-                seen.add((kind, channel[1]))
+                counted.add((kind, channel[1]))
             size = _group_size(instruction.attributes, num_devices)
             arrays = _larger_side(kind, instruction, size)
             if size > 1 or kind == "collective-permute":
@@ -315,7 +315,7 @@ def _read_by(
     """Returns the bytes of the array `name` that an instruction of a fusion reads."""
     if user.op == "bitcast":
         further = users.get(user.name, ())
-        return sum(_read_by(each, user.name, size, users) for each in further)
+        return sum(_read_by(member, user.name, size, users) for member in further)
     if user.op == "dynamic-slice" and name == user.operands[0]:
         return user.arrays[0].num_bytes
     # An array that is updated in place is not read.
@@ -330,8 +330,8 @@ def _num_bytes(dtype: str, dims: str) -> int:
     return bits * math.prod(int(axis) for axis in dims.split(",") if axis) // 8
 
 
-def _named(computation: list[Instruction], name: str) -> Instruction | None:
-    return next((each for each in computation if each.name == name), None)
+def _find_instruction(computation: list[Instruction], name: str) -> Instruction | None:
+    return next((member for member in computation if member.name == name), None)
 
 
 def _index(instruction: Instruction | None) -> int | None:

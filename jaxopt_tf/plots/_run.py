@@ -142,7 +142,7 @@ def plot_runs(
             f"`folders` must be a sequence of folders, got {str(folders)!r}. Pass it "
             "in a list, or call `plot_run`."
         )
-    runs = {name: _lines_of(run) for name, run in _named(folders).items()}
+    runs = {name: _lines_by_panel(run) for name, run in _read_runs(folders).items()}
     labels = [
         label
         for label in next(iter(runs.values()))
@@ -186,28 +186,29 @@ def _draw_losses(panel: "Axes", run: RunLog) -> None:
     steps = run.steps
     # A line that connects the lowest and the highest loss of each point. If each point
     # is a single step, it is the line through all losses.
-    at, ranges = np.repeat(steps.step, 2), np.stack((steps.lowest, steps.highest), 1)
-    panel.plot(at, ranges.ravel(), label="single steps", **_RANGE)
+    range_steps = np.repeat(steps.step, 2)
+    ranges = np.stack((steps.lowest, steps.highest), 1)
+    panel.plot(range_steps, ranges.ravel(), label="single steps", **_RANGE)
     panel.plot(steps.step, smoothed(steps.loss), label="training", **_TRAINING)
     if run.evaluations:
-        at, losses = np.array(run.evaluations).T
+        eval_steps, losses = np.array(run.evaluations).T
         best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
         label = (
             f"evaluation: {losses[-1]:.4g} at the end, {losses[best]:.4g} at best "
-            f"(step {at[best]:,.0f})"
+            f"(step {eval_steps[best]:,.0f})"
         )
         marker = "o" if len(losses) <= _MAX_MARKERS else None
-        panel.plot(at, losses, label=label, marker=marker, **_EVALUATION)
-    at = steps.step[steps.skipped > 0]
-    if len(at):
+        panel.plot(eval_steps, losses, label=label, marker=marker, **_EVALUATION)
+    skipped = steps.step[steps.skipped > 0]
+    if len(skipped):
         style = {**_SKIPPED, "transform": panel.get_xaxis_transform()}
         label = f"skipped steps: {steps.skipped.sum():,.0f}"
-        panel.plot(at, np.full(len(at), 0.02), label=label, **style)
+        panel.plot(skipped, np.full(len(skipped), 0.02), label=label, **style)
     _figure.use_log_scale_if_skewed(panel, steps.loss)
     panel.legend(loc="upper right")
 
 
-def _lines_of(run: RunLog) -> dict[str, np.ndarray]:
+def _lines_by_panel(run: RunLog) -> dict[str, np.ndarray]:
     """Returns the lines of a run by panel of `plot_runs`: steps and values, [2, n]."""
     steps = run.steps
     return {
@@ -219,7 +220,7 @@ def _lines_of(run: RunLog) -> dict[str, np.ndarray]:
     }
 
 
-def _named(
+def _read_runs(
     folders: Sequence[Path | str] | Mapping[str, Path | str],
 ) -> dict[str, RunLog]:
     """Reads runs, and names those in a sequence by their folders."""
@@ -246,11 +247,11 @@ def smoothed(column: np.ndarray) -> np.ndarray:
     to the right as to the left.
     """
     n = len(column)
-    at = np.arange(n)
-    reach = np.minimum(at, int(n * _SMOOTHED_OVER / 2))
+    index = np.arange(n)
+    reach = np.minimum(index, int(n * _SMOOTHED_OVER / 2))
     is_finite = np.isfinite(column)
     total = np.cumsum(np.append(0.0, np.where(is_finite, column, 0.0)))
     count = np.cumsum(np.append(0, is_finite))
-    first, past = at - reach, np.minimum(at + reach + 1, n)
+    starts, ends = index - reach, np.minimum(index + reach + 1, n)
     with np.errstate(invalid="ignore"):
-        return (total[past] - total[first]) / (count[past] - count[first])
+        return (total[ends] - total[starts]) / (count[ends] - count[starts])

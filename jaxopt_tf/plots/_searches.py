@@ -77,8 +77,8 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
     named = {
         name: _numbers_or_names(values) for name, values in points.settings.items()
     }
-    several = {name: values for name, values in named.items() if len(set(values)) > 1}
-    shown = several or named
+    varied = {name: values for name, values in named.items() if len(set(values)) > 1}
+    shown = varied or named
     if len(shown) == 2 and _is_grid(list(shown.values())):
         return _figure.save_figure(_heat_map(points, shown), path)
     labels = [points.label] * len(shown)
@@ -162,21 +162,23 @@ def plot_losses_by_decay(
         ValueError: if no figure can be written to `path`.
     """
     path = _figure.picture_path(path)
-    is_lost = ~np.isfinite(eval_loss)
-    training, eval_loss = (np.where(is_lost, np.nan, y) for y in (training, eval_loss))
+    has_diverged = ~np.isfinite(eval_loss)
+    training, eval_loss = (
+        np.where(has_diverged, np.nan, y) for y in (training, eval_loss)
+    )
     figure, (panel,) = _figure.stacked_panels(4.0, ["mean loss"])
     label = "evaluation, with standard error"
     panel.errorbar(decays, eval_loss, error, label=label, **_BARS)
     _figure.draw_line(panel, decays, training, index=1, label="training")
     limit, label = eval_loss[best] + error[best], "lowest, plus its standard error"
     panel.axhline(limit, label=label, **_LIMIT)
-    for name, at, style in (
+    for name, index, style in (
         ("lowest", best, _LOWEST),
         ("suggested", suggested, _SUGGESTED),
     ):
-        label = f"{name}: {decays[at]:g}"
-        panel.plot(decays[at], eval_loss[at], label=label, **style)
-    _figure.mark_diverged(panel, decays[is_lost])
+        label = f"{name}: {decays[index]:g}"
+        panel.plot(decays[index], eval_loss[index], label=label, **style)
+    _figure.mark_diverged(panel, decays[has_diverged])
     _figure.use_log_scale_if_skewed(panel, training, eval_loss)
     _figure.legend_above(figure)
     _scale_decays(panel, decays)
@@ -264,8 +266,8 @@ def _heat_map(
     is_above = (losses[np.isfinite(losses)] > norm.vmax).any()
     extend = "max" if is_above else "neither"
     figure.colorbar(mesh, ax=panel, label=points.label, extend=extend)
-    panel.set_xticks(np.arange(len(columns)) + 0.5, list(map(_shown, columns)))
-    panel.set_yticks(np.arange(len(rows)) + 0.5, list(map(_shown, rows)))
+    panel.set_xticks(np.arange(len(columns)) + 0.5, list(map(_format_value, columns)))
+    panel.set_yticks(np.arange(len(rows)) + 0.5, list(map(_format_value, rows)))
     panel.set_xlabel(across)
     panel.set_ylabel(down)
     if len(columns) > _MAX_COLUMNS:
@@ -320,7 +322,7 @@ def _write_losses(
         panel.text(column + 0.5, row + 0.5, f"{loss:.3f}{step}", **style)
 
 
-def _shown(value: float | str) -> str:
+def _format_value(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 

@@ -108,7 +108,11 @@ class _Probe:
     def moments(self, state: PyTree) -> dict[str, np.ndarray]:
         """Returns the leaves of the state that belong to a parameter, by name."""
         ends = tuple("." + name for name in _pytrees.leaf_names(self.params))
-        return {n: x for n, x in _floats(state).items() if x.ndim and n.endswith(ends)}
+        return {
+            n: x
+            for n, x in _floating_arrays(state).items()
+            if x.ndim and n.endswith(ends)
+        }
 
     def rate_at(self, step: int) -> Any:
         """Returns the rate that the optimizer uses at a step of its schedule."""
@@ -168,14 +172,14 @@ def _state_findings(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
     # relative amount 1 - beta2; below 2^-8 = 0.0039 the product can round back to the
     # old value, and the moment does not decrease any more.
     second_moment = re.compile(r"(.*\.)?nu(_row|_col)?\..*")
-    low = [
+    in_bfloat16 = [
         name
         for name, leaf in floating_leaves(state)
         if leaf.ndim and leaf.dtype == jnp.bfloat16 and second_moment.fullmatch(name)
     ]
-    if low and recipe.adam_beta2 > 0.996:
+    if in_bfloat16 and recipe.adam_beta2 > 0.996:
         yield Finding(
-            problem=f"{len(low)} second moments are bfloat16 with `adam_beta2` "
+            problem=f"{len(in_bfloat16)} second moments are bfloat16 with `adam_beta2` "
             f"{recipe.adam_beta2:g}",
             reason="changes below half a unit in the last place are rounded away: they "
             "can grow but not decrease",
@@ -194,7 +198,7 @@ def _decay(
     recipe: Recipe, probe: _Probe, layer_norms: LayerNorms
 ) -> Iterator[Finding | str]:
     """Compares updates for zero gradients with the weight decay of the recipe."""
-    updates = _floats(probe.update(probe.zeros, probe.state)[0])
+    updates = _floating_arrays(probe.update(probe.zeros, probe.state)[0])
     if not all(np.isfinite(update).all() for update in updates.values()):
         yield Finding(
             problem="updates are not finite where gradients are zero",
@@ -205,7 +209,7 @@ def _decay(
     # With zero gradients, the update of a decayed leaf is -decay_rate * parameter.
     decay_rates = {
         name: float(np.median(-updates[name] / param))
-        for name, param in _floats(probe.params).items()
+        for name, param in _floating_arrays(probe.params).items()
     }
     decayed = [name for name, rate in decay_rates.items() if rate > 0]
     if decayed and recipe.weight_decay == 0:
@@ -250,10 +254,10 @@ def _decay(
         return
     # Only a decay that is too large is reported here; `recipe_findings` and
     # `params_findings` report decays that rounding makes smaller.
-    times = max(decay_rates.values()) / expected
-    if times > 1.5:
+    excess = max(decay_rates.values()) / expected
+    if excess > 1.5:
         yield Finding(
-            problem=f"parameters are decayed by {times:.3g} times the product of "
+            problem=f"parameters are decayed by {excess:.3g} times the product of "
             "learning rate and `weight_decay`",
             reason="two transformations of the chain decay, or the decay is not "
             "multiplied by the rate",
@@ -266,33 +270,40 @@ def _clipping(recipe: Recipe, probe: _Probe) -> Iterator[Finding]:
     if recipe.max_grad_norm == 0:
         return
     sizes = {name: leaf.size for name, leaf in floating_leaves(probe.params)}
-    longest = max(sizes, key=lambda name: sizes[name])
+    largest = max(sizes, key=lambda name: sizes[name])
     # With this value in every element the joint norm is half of the limit: gradients
     # are not clipped.
     usual = recipe.max_grad_norm / np.sqrt(sum(sizes.values())) / 2
 
-    def traces(first: float) -> dict[str, np.ndarray]:
-        """Returns moments (or updates) for gradients whose leaf `longest` starts so."""
+    def moments_for(first: float) -> dict[str, np.ndarray]:
+        """Returns moments (or updates); the leaf `largest` starts with `first`."""
 
         def gradient(path: Any, p: np.ndarray) -> np.ndarray:
             g = np.full(p.shape, usual)
-            if _pytrees.leaf_name(path) == longest:
+            if _pytrees.leaf_name(path) == largest:
                 g.flat[0] = first
             return g.astype(p.dtype)
 
         grads = jax.tree_util.tree_map_with_path(gradient, probe.params)
         updates, state = probe.update(grads, probe.state)
-        return probe.moments(state) or _floats(updates)
+        return probe.moments(state) or _floating_arrays(updates)
 
     # Clipping by the joint norm scales the spike to at most `max_grad_norm` and all
     # other elements by 1/1000. A tenfold spike then gives the same largest moment.
     spike = 1e3 * recipe.max_grad_norm
-    plain, one, tenfold = traces(usual), traces(spike), traces(10 * spike)
-    used = [name for name, leaf in plain.items() if leaf.any()]
-    spiked = [n for n in used if n == longest or n.endswith("." + longest)]
-    shrunk = {n: np.abs(one[n]) < 0.5 * np.abs(plain[n]) for n in used}
+    without_spike, with_spike, with_tenfold_spike = (
+        moments_for(usual),
+        moments_for(spike),
+        moments_for(10 * spike),
+    )
+    used = [name for name, leaf in without_spike.items() if leaf.any()]
+    spiked = [n for n in used if n == largest or n.endswith("." + largest)]
+    shrunk = {n: np.abs(with_spike[n]) < 0.5 * np.abs(without_spike[n]) for n in used}
     # Without clipping, the largest element of the moment grows with the spike.
-    if any(np.abs(tenfold[n]).max() > 1.05 * np.abs(one[n]).max() for n in spiked):
+    if any(
+        np.abs(with_tenfold_spike[n]).max() > 1.05 * np.abs(with_spike[n]).max()
+        for n in spiked
+    ):
         yield Finding(
             problem="gradients reach the moments unclipped, and `max_grad_norm` is "
             f"{recipe.max_grad_norm:g}",
@@ -339,7 +350,7 @@ def _rate(recipe: Recipe, probe: _Probe) -> Iterator[Finding | str]:
             return
 
 
-def _floats(tree: PyTree) -> dict[str, np.ndarray]:
+def _floating_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(x, np.float64) for name, x in floating_leaves(tree)}
 
 

@@ -159,12 +159,12 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
     # `get_wsd_schedule` warns if both the total and the number of stable steps are
     # given; the total is then determined by the phases.
     has_all_phases = options.get("num_stable_steps") is not None
-    is_open = recipe.lr_scheduler_type == _PHASED and has_all_phases
+    is_length_from_phases = recipe.lr_scheduler_type == _PHASED and has_all_phases
     return get_scheduler(
         recipe.lr_scheduler_type,
         recipe.learning_rate,
         recipe.num_warmup_steps,
-        None if is_open else recipe.max_steps,
+        None if is_length_from_phases else recipe.max_steps,
         options,
     )
 
@@ -179,9 +179,9 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         {"pattern": group.pattern, "factor": group.factor, **group.overrides}
         for group in recipe.rate_groups
     ]
-    for holder in (settings, *groups):
-        for name in {"lr_scheduler_kwargs", "optim_args"} & holder.keys():
-            holder[name] = dict(holder[name])
+    for fields in (settings, *groups):
+        for name in {"lr_scheduler_kwargs", "optim_args"} & fields.keys():
+            fields[name] = dict(fields[name])
     return settings | {"rate_groups": groups}
 
 

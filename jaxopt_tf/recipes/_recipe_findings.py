@@ -21,7 +21,8 @@ _DECAY_ERROR = 0.05
 # bfloat16 has 8 significant bits: a change below 2^-9 of the number, half the spacing
 # just below a power of two, is always rounded away.
 _HALF_UNIT_BF16 = 2.0**-9
-# Typical RMS of the elements of a matrix: GPT-2's initialization, and near most others.
+# Typical RMS of the elements of a matrix: GPT-2 is initialized with it, and most other
+# models with similar values.
 _USUAL_RMS = 0.02
 
 
@@ -119,15 +120,15 @@ def _rates(recipe: Recipe) -> Iterator[Finding]:
     schedule: Any = build_schedule(recipe)
     rates = np.asarray(schedule(jnp.asarray(steps)), np.float64)
     # Step 0 is left out: with a warmup its rate is 0 in most schedules.
-    is_zero = np.mean(rates[1:] == 0) if len(rates) > 1 else 0.0
-    if is_zero > 0.02:
+    zero_share = np.mean(rates[1:] == 0) if len(rates) > 1 else 0.0
+    if zero_share > 0.02:
         yield Finding(
-            problem=f"the rate is 0 in {is_zero:.0%} of the steps",
+            problem=f"the rate is 0 in {zero_share:.0%} of the steps",
             reason="these steps take time but do not change parameters",
             fix="Set the sum of the phases to `max_steps`",
         )
-    falls = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
-    if falls and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
+    is_decreasing = recipe.lr_scheduler_type not in ("constant", "constant_with_warmup")
+    if is_decreasing and rates[-1] > 0.5 * rates.max() and recipe.max_steps > 20:
         yield Finding(
             problem=f"the last rate is {rates[-1]:.3g}, the highest {rates.max():.3g}",
             reason="the run ends while the loss is still noisy",
@@ -166,18 +167,18 @@ def params_findings(
 ) -> Iterator[Finding]:
     """Yields the findings that depend on names, shapes and dtypes of the parameters."""
     leaves = floating_leaves(params)
-    low = [name for name, leaf in leaves if leaf.dtype == jnp.bfloat16]
+    in_bfloat16 = [name for name, leaf in leaves if leaf.dtype == jnp.bfloat16]
     # AdamW changes an element by about the rate; its relative change is rate / RMS.
-    if low and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
+    if in_bfloat16 and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
         yield Finding(
-            problem=f"{len(low)} leaves are bfloat16, {low[0]!r} the first, and the "
-            f"rate is {recipe.learning_rate:g}",
+            problem=f"{len(in_bfloat16)} leaves are bfloat16, {in_bfloat16[0]!r} the "
+            f"first, and the rate is {recipe.learning_rate:g}",
             reason=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded "
             "away",
             fix="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
         )
     decay_per_step = recipe.learning_rate * recipe.weight_decay
-    if low and 0 < decay_per_step < _HALF_UNIT_BF16:
+    if in_bfloat16 and 0 < decay_per_step < _HALF_UNIT_BF16:
         yield Finding(
             problem="the product of learning rate and weight decay is at most "
             f"{decay_per_step:.2g}, for bfloat16 leaves",

@@ -26,8 +26,8 @@ def chunked_cross_entropy(
     """Returns `cross_entropy` of the logits `hidden @ head` without storing all logits.
 
     The logits are computed for `chunk_size` tokens at a time. Their gradient is
-    computed at once, from the same logits, and multiplied into the gradients of
-    `hidden` and `head`. Without a gradient, only the loss is computed.
+    computed right after, from the same logits, and from it the gradients of `hidden`
+    and `head`. Without a gradient, only the loss is computed.
 
     Memory, per device, in addition to arguments and gradients: `chunk_size` * C float32
     logits and their gradient, and the gradient of `head` in float32. Each chunk reads
@@ -51,12 +51,12 @@ def chunked_cross_entropy(
         label_smoothing_factor: as for `cross_entropy`.
         ignore_index: as for `cross_entropy`.
         mesh: mesh with any of the axes `data`, `fsdp` and `tensor`; None if the arrays
-            are not sharded. XLA would otherwise gather the batch.
+            are not sharded. Without it, XLA gathers a sharded batch.
 
     Returns:
         The summed loss, (), float32, or float64 for float64 arrays, and the number of
         labels that are not `ignore_index`, (), of the same dtype. Logits of bfloat16
-        arrays are float32: they are not rounded, as the output of a product would be.
+        arrays are float32: unlike the output of a product, they are not rounded.
 
     Raises:
         ValueError: if the shapes or dtypes do not match, or an option is out of range.
@@ -206,8 +206,8 @@ def _sums(
     size = min(options.chunk_size, x.shape[0])
     num_chunks = -(-x.shape[0] // size)
     # Chunks may not divide the tokens. The first chunk is at the start and all others
-    # are aligned with the end. Where the first two overlap, the first ignores its
-    # tokens, and the second overwrites their gradients.
+    # are aligned with the end. Where the first two overlap, the first ignores the
+    # shared tokens, and the second overwrites their gradients.
     num_first = x.shape[0] - (num_chunks - 1) * size
 
     def add_chunk(carry: Any, index: jax.Array) -> tuple[Any, None]:

@@ -36,7 +36,7 @@ def save_run_state(
 ) -> Path:
     """Saves the state of a run in the background, as the argument `save` of `train`.
 
-        train(..., save=functools.partial(save_position, checkpoints))
+        train(..., save=functools.partial(save_run_state, checkpoints))
 
     Args:
         checkpoints: from `open_checkpoints`.

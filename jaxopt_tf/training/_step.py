@@ -51,7 +51,7 @@ def make_train_step(
             number of items of all micro-batches of the update.
         compute_dtype: dtype to which floating-point parameters are cast for the loss,
             such as `jnp.bfloat16`; None for no cast. The update is applied to the
-            parameters before the cast.
+            parameters themselves, which are not cast.
         on_non_finite: behaviour if the loss or the gradient norm is not finite. "stop":
             the state is left unchanged, in this and all later steps, and
             `Metrics.is_stopped` is True. "skip": parameters and optimizer, including

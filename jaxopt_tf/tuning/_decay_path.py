@@ -132,9 +132,13 @@ class DecayPath:
         for i, fold_losses in enumerate(self.eval_loss):
             losses = [f"{means[i]:.4g}", f"{self.mean[i]:.4g}", f"{errors[i]:.2g}"]
             if np.isinf(fold_losses).any():
-                num_lost = np.isinf(fold_losses).sum()
-                losses = [f"diverged in {num_lost} of {len(fold_losses)} folds", "", ""]
-            marked = ", ".join(mark for mark, at in labels.items() if at == i)
+                num_diverged = np.isinf(fold_losses).sum()
+                losses = [
+                    f"diverged in {num_diverged} of {len(fold_losses)} folds",
+                    "",
+                    "",
+                ]
+            marked = ", ".join(mark for mark, index in labels.items() if index == i)
             table.add_row(f"{self.decays[i]:g}", *losses, marked)
         return table
 
@@ -246,7 +250,7 @@ def decay_path(
     for decay in decays:
         _checks.non_negative("decays", decay)
     # `np.unique` sorts the decays and removes duplicates.
-    rising = np.unique(np.asarray(decays, np.float64))
+    sorted_decays = np.unique(np.asarray(decays, np.float64))
     folds = make_folds(examples, num_folds, recipe)
     task = Task(
         loss_fn=loss_fn,
@@ -261,7 +265,7 @@ def decay_path(
         task=task,
         recipes=[
             dataclasses.replace(recipe, weight_decay=float(decay))
-            for decay in rising
+            for decay in sorted_decays
             for _ in range(num_folds)
         ],
         memory_limit=memory_limit,
@@ -274,9 +278,12 @@ def decay_path(
     # Run i has decay i // num_folds and fold i % num_folds. With warm starts, the final
     # parameters of run i are the initial ones of run i - num_folds. If run i diverged,
     # its own initial parameters are passed on.
-    for chosen in numbers[::-1] if warm_starts else [numbers.ravel()]:
+    for run_numbers in numbers[::-1] if warm_starts else [numbers.ravel()]:
         for group in runs.train_to(
-            chosen.tolist(), recipe.max_steps, params=params, keeps_states=warm_starts
+            run_numbers.tolist(),
+            recipe.max_steps,
+            params=params,
+            keeps_states=warm_starts,
         ):
             losses[:, group.runs] = runs.mean_losses(group)
             # Without warm starts, `group.states` is empty.
@@ -286,7 +293,7 @@ def decay_path(
                 elif i in params:
                     params[i - num_folds] = params[i]
     training, eval_loss = losses.reshape(2, -1, num_folds)
-    return DecayPath(recipe, rising, training, eval_loss, folds.fold)
+    return DecayPath(recipe, sorted_decays, training, eval_loss, folds.fold)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from .. import _checks, plots
 from ..recipes import DEFAULT_GROUP, Recipe, recipe_settings, stack_recipes
 from ._parallel_runs import ParallelRuns
 from ._program import make_program
-from ._runs import shown_loss, train_many
+from ._runs import format_loss, train_many
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _MAX_EXCESS_LOSS = 0.05
 # Default length of a run as a fraction of `max_steps`, and its limits. They were enough
 # to distinguish rates in `benchmarks/sweeps_as_one_program.py`.
-_SHARE = 1 / 4
+_FRACTION = 1 / 4
 _MIN_STEPS, _MAX_STEPS = 100, 1_000
 # Arguments of schedules that are numbers of steps.
-_COUNTS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
+_STEP_COUNT_OPTIONS = frozenset({"num_stable_steps", "num_decay_steps", "timescale"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LRFinderResult:
         table = rich.table.Table("learning rate", "loss", "")
         for rate, loss in zip(self.rates, self.losses, strict=True):
             label = "suggested" if rate == self.suggestion else ""
-            table.add_row(f"{rate:.3g}", shown_loss(loss), label)
+            table.add_row(f"{rate:.3g}", format_loss(loss), label)
         return table
 
 
@@ -248,7 +248,7 @@ def short_version(recipe: Recipe, num_steps: int | None) -> Recipe:
         ValueError: if `Recipe` rejects the shortened schedule.
     """
     if num_steps is None:
-        quarter = round(_SHARE * recipe.max_steps)
+        quarter = round(_FRACTION * recipe.max_steps)
         num_steps = min(_MAX_STEPS, max(_MIN_STEPS, quarter))
     num_steps = _checks.step_count("num_steps", num_steps, minimum=3)
     settings = recipe_settings(recipe)
@@ -268,7 +268,7 @@ def _shorten(settings: dict[str, Any], fraction: float) -> dict[str, Any]:
     if isinstance(short.get("warmup_steps"), int):  # a float is a fraction of the run
         short["warmup_steps"] = math.ceil(fraction * short["warmup_steps"])
     options = dict(short.get("lr_scheduler_kwargs", {}))
-    for name in _COUNTS & options.keys():
+    for name in _STEP_COUNT_OPTIONS & options.keys():
         if options[name] is not None:
             options[name] = math.floor(fraction * options[name])
     return short | ({"lr_scheduler_kwargs": options} if options else {})
@@ -297,10 +297,12 @@ def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
     """
     # Differences of cumulative sums, in float64: in float32 they would lose digits.
     totals = np.cumsum(np.append(0.0, losses.astype(np.float64)))
-    past = np.arange(1, len(losses) + 1)
-    first = np.maximum(past - num_steps, 0)
-    smoothed = (totals[past] - totals[first]) / (past - first)
+    ends = np.arange(1, len(losses) + 1)
+    starts = np.maximum(ends - num_steps, 0)
+    smoothed = (totals[ends] - totals[starts]) / (ends - starts)
     minimum = np.fmin.accumulate(smoothed)
     # The negated comparison is also True for NaN.
-    is_lost = np.logical_or.accumulate(~(smoothed <= minimum + 3 * np.abs(minimum)))
-    return np.where(is_lost, np.inf, smoothed)
+    has_diverged = np.logical_or.accumulate(
+        ~(smoothed <= minimum + 3 * np.abs(minimum))
+    )
+    return np.where(has_diverged, np.inf, smoothed)

@@ -103,9 +103,9 @@ class Comparison:
         )
         for trial in ordered[:max_rows]:
             settings = recipe_settings(self.recipes[trial.run])
-            columns = [_shown(settings[name]) for name in names]
-            columns += [f"{trial.step:,}", shown_loss(trial.loss)]
-            columns += [shown_loss(trial.objective)] if has_evaluation else []
+            columns = [_format_value(settings[name]) for name in names]
+            columns += [f"{trial.step:,}", format_loss(trial.loss)]
+            columns += [format_loss(trial.objective)] if has_evaluation else []
             table.add_row(*columns)
         return table
 
@@ -127,7 +127,7 @@ class Runs(Comparison):
     eval_loss: np.ndarray | None
 
     @property
-    def trials(self) -> tuple[Trial, ...]:  # type: ignore[override]
+    def trials(self) -> tuple[Trial, ...]:  # type: ignore[override]  # was a field
         """Trials of the runs at their last steps."""
         evaluated = (
             [None] * len(self.recipes) if self.eval_loss is None else self.eval_loss
@@ -264,10 +264,10 @@ def differing(recipes: Sequence[Recipe]) -> list[str]:
     ]
 
 
-def shown_loss(loss: float) -> str:
+def format_loss(loss: float) -> str:
     """Returns a loss as text, for tables."""
     return "diverged" if math.isinf(loss) else f"{loss:.4g}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

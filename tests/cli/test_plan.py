@@ -128,7 +128,7 @@ def test_shapes_only_compiles_nothing(capsys):
         ),
         (
             "--mesh data=3",
-            "3 places for 1 device. It would fit with data=1. "
+            "a product of 3 for 1 device. It would fit with data=1. "
             "Alternatively, change `--devices`, which is 'cpu:1'.",
         ),
         ("--devices cpu:999", "`--devices` must have no more CPU devices"),

@@ -235,12 +235,12 @@ def test_a_run_on_messages_answers_as_transformers(llama, tmp_path):
     assert generate(folder, "jumps", chat_template=template, **options).strip() == (
         expected
     )
-    # As text, and with a message of the system.
+    # As text, and with a system message.
     expected = continued(llama, "jumps")
     assert generate(run, "jumps", chat=False, **options) == f"jumps {expected}"
     expected = continued(llama, "<s>lazy jumps over", add_special_tokens=False)
     assert generate(run, "jumps", system_prompt="lazy", **options).strip() == expected
-    with pytest.raises(ValueError, match="`prompt` must be a message of the user"):
+    with pytest.raises(ValueError, match="`prompt` must be a user message"):
         generate(run, "")
     with pytest.raises(ValueError, match="`chat` must be used with a chat template, b"):
         generate(folder, "jumps", chat=True)
