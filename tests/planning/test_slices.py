@@ -158,7 +158,7 @@ def test_more_cpu_devices_than_there_are_say_how_to_get_them():
 def test_arrays_are_described_on_a_mesh_of_no_devices():
     mesh = abstract_mesh("data=4,fsdp=128", 512)
     assert NamedSharding(mesh, P("fsdp")).shard_shape((256, 3)) == (2, 3)
-    with pytest.raises(ValueError, match="12 places for 8 devices. It would fit with"):
+    with pytest.raises(ValueError, match="a product of 12 for 8 devices"):
         abstract_mesh("data=2,fsdp=6", 8)
 
 
