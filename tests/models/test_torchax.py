@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_tf import interop, models, training
+from jaxopt_tf import Recipe, build_optimizer, interop, models, training
 from jaxopt_tf.models import _torchax
 from jaxopt_tf.models._torchax import embed
 from jaxopt_tf.optimizers import adamw_tf
@@ -143,6 +143,36 @@ def test_weights_are_written_and_read_by_the_names_of_torch(tmp_path):
     for name, p in inner.named_parameters():
         if p.requires_grad:
             np.testing.assert_array_equal(read[name], p.detach())
+
+
+@needs_torchax
+def test_a_checkpoint_of_trainer_contains_frozen_parameters(tmp_path):
+    inner = module()
+    inner.register_buffer("scale", inner.scale, persistent=False)
+    model = models.from_torch(inner, summed_loss)
+    recipe = Recipe(max_steps=4, weight_decay=0.1, decay_rule="transformers_v5")
+    optimizer = build_optimizer(recipe, layer_norms=model.layer_norms)
+    params = model.init(0)
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    interop.write_trainer_checkpoint(
+        tmp_path / "checkpoint-1",
+        params,
+        opt_state,
+        model.names,
+        recipe=recipe,
+        step=1,
+        frozen=model.frozen,
+    )
+    state = interop.load_torch(tmp_path / "checkpoint-1" / "optimizer.pt")["state"]
+    assert len(state) == len(params)  # no moments of the frozen bias
+    read = interop.read_trainer_checkpoint(
+        tmp_path / "checkpoint-1",
+        {**params, **model.frozen},
+        model.names,
+        recipe=recipe,
+    )
+    for name, p in inner.named_parameters():
+        np.testing.assert_array_equal(read.params[name], p.detach())
 
 
 def test_the_padding_row_of_a_sharded_table_has_the_right_gradient(batch):
