@@ -153,7 +153,7 @@ def test_a_checkpoint_of_trainer_contains_frozen_parameters(tmp_path):
     recipe = Recipe(max_steps=4, weight_decay=0.1, decay_rule="transformers_v5")
     optimizer = build_optimizer(recipe, layer_norms=model.layer_norms)
     params = model.init(0)
-    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    _, opt_state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     interop.write_trainer_checkpoint(
         tmp_path / "checkpoint-1",
         params,
