@@ -84,7 +84,7 @@ def torch_inputs(batch: Mapping[str, np.ndarray], dtype: Any) -> dict[str, Any]:
         name: torch.tensor(x, dtype=torch.int64 if x.dtype.kind == "i" else dtype)
         for name, x in batch.items()
     }
-    # CLIP's `forward` computes its loss only if it is told to.
+    # CLIP's `forward` computes its loss only with this argument.
     return inputs if "labels" in batch else {**inputs, "return_loss": True}
 
 

@@ -163,7 +163,7 @@ def _measure(result: Result, work: Path) -> None:
     here = Here(model, recipe_of(PLAN, work, ROWS))
     state = here.start()
     begin = time.perf_counter()
-    # A warm-up on a copy, because a step reuses the memory of its state.
+    # Compiles on a copy of the state, because a step reuses the memory of its state.
     jax.block_until_ready(here.step(here.start(), batches[0]))
     result.compile_s = time.perf_counter() - begin
     losses, state = here.run(state, batches)

@@ -195,6 +195,30 @@ def test_the_padding_row_of_a_sharded_table_has_the_right_gradient(batch):
 
 
 @needs_torchax
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"ignore_index": 3}])
+def test_cross_entropy_and_its_gradient_are_those_of_torch(options):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 5)).astype(np.float32) * 4
+    labels = np.array([0, 4, options.get("ignore_index", -100), 3, 2, 3])
+    layer = torch.nn.Linear(5, 5)
+
+    def loss_fn(module, batch):
+        y = batch["x"] * module.weight[0]
+        losses = torch.nn.functional.cross_entropy(y, batch["y"].long(), **options)
+        return losses, 1
+
+    model = models.from_torch(layer, loss_fn)
+    batch = {"x": logits, "y": labels}
+    (loss, _), grads = jax.value_and_grad(model.make_loss(), has_aux=True)(
+        model.init(0), batch
+    )
+    theirs, _ = loss_fn(layer, on_torch(batch))
+    theirs.backward()
+    np.testing.assert_allclose(loss, theirs.item(), rtol=TOLERANCE)
+    np.testing.assert_allclose(grads["weight"], layer.weight.grad, atol=1e-6)
+
+
+@needs_torchax
 def test_a_step_on_a_mesh_equals_one_on_a_single_device(batch):
     model = models.from_torch(module(), summed_loss)
     params = model.init(0)
