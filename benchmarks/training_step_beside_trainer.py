@@ -1,15 +1,16 @@
-"""Time of a training step, relative to Trainer: the default job, and a Llama.
+"""Time of a training step, relative to Trainer: four models.
 
-    python -m benchmarks.training_step_beside_trainer            # both, 10 minutes
+    python -m benchmarks.training_step_beside_trainer            # all, 20 minutes
     python -m benchmarks.training_step_beside_trainer --model gpt2
     python -m benchmarks.training_step_beside_trainer --smoke    # gpt2, or --model
 
 Both sides have the same model, batch and precision. The Llama has 30 million
-parameters, in the shape of SmolLM: grouped queries, a tied head and 32,000 tokens.
-Trainer is paused between its steps
-while our steps run, so that both are measured under the same conditions. A figure is
-the median over three processes of the median ratio of their rounds. Only rounds count
-in which the cores share one link to the memory (`_memory_link.py`).
+parameters, in the shape of SmolLM: grouped queries, a tied head and 32,000 tokens. BERT
+(4 layers of width 256) and T5-small are modules of Transformers under torchax, with
+their default dropout. Trainer is paused between its steps while our steps run, so that
+both are measured under the same conditions. A figure is the median over three processes
+of the median ratio of their rounds. Only rounds count in which the cores share one link
+to the memory (`_memory_link.py`).
 """
 
 import argparse
@@ -39,7 +40,13 @@ from jaxopt_tf import (
     make_train_step,
     training,
 )
-from jaxopt_tf.models import DecoderConfig, GPT2Config, build_model
+from jaxopt_tf.models import (
+    DecoderConfig,
+    GPT2Config,
+    Model,
+    build_model,
+    from_transformers,
+)
 
 MODEL = GPT2Config()
 BATCH = np.random.default_rng(0).integers(0, 256, (8, MODEL.block_size + 1), np.int32)
@@ -66,12 +73,75 @@ class Case(NamedTuple):
     """A model that both sides train."""
 
     title: str
-    config: GPT2Config | DecoderConfig
+    config: GPT2Config | DecoderConfig | None  # None: the torch model under torchax
     torch_model: Callable[[], Any]
-    batch: np.ndarray  # [B, T + 1], int32
+    batch: Any  # [B, T + 1], int32, or a dict of the arguments of `forward`, [B, T]
     num_steps: int  # of each side in a round
     num_rounds: int  # that count, in each process
     limit: float
+
+    def model(self) -> Model:
+        """Returns the model that is trained here."""
+        if self.config is None:
+            return from_transformers(self.torch_model())
+        return build_model(self.config)
+
+    def torch_batch(self) -> dict[str, np.ndarray]:
+        """Returns the arguments of `forward`, int64."""
+        if isinstance(self.batch, dict):
+            return {name: x.astype(np.int64) for name, x in self.batch.items()}
+        # The number of tokens is equal. The shift removes one label per row.
+        inputs = self.batch[:, 1:].astype(np.int64)
+        return {"input_ids": inputs, "labels": inputs}
+
+    def num_tokens(self) -> int:
+        """Returns the number of tokens of a batch, those of encoder and decoder."""
+        batch = self.torch_batch()
+        both = self.title.startswith("T5")
+        return batch["input_ids"].size + both * batch["labels"].size
+
+
+def _torch_bert() -> Any:
+    import transformers
+
+    transformers.set_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+def _masked_tokens() -> dict[str, np.ndarray]:
+    """Returns 16 rows of 128 tokens, of which 15% are predicted."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 30_000, (16, 128), np.int32)
+    labels = np.where(rng.random(ids.shape) < 0.15, ids, -100).astype(np.int32)
+    inputs = np.where(labels < 0, ids, 103).astype(np.int32)
+    return {
+        "input_ids": inputs,
+        "attention_mask": np.ones_like(ids),
+        "labels": labels,
+    }
+
+
+def _torch_t5() -> Any:
+    import transformers
+
+    transformers.set_seed(0)
+    # T5-small is Transformers' default, with a token that starts the decoder.
+    config = transformers.T5Config(decoder_start_token_id=0)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def _pairs() -> dict[str, np.ndarray]:
+    """Returns 8 pairs of 128 tokens and 64 labels."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, 32_000, (8, 128), np.int32)
+    labels = rng.integers(2, 32_000, (8, 64), np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
 
 
 def _torch_llama() -> Any:
@@ -107,6 +177,24 @@ CASES = {
         num_rounds=6,
         limit=1.3,
     ),
+    "bert": Case(
+        title="BERT, 4 layers",
+        config=None,
+        torch_model=_torch_bert,
+        batch=_masked_tokens(),
+        num_steps=1,
+        num_rounds=10,
+        limit=1.4,
+    ),
+    "t5": Case(
+        title="T5-small",
+        config=None,
+        torch_model=_torch_t5,
+        batch=_pairs(),
+        num_steps=1,
+        num_rounds=6,
+        limit=1.2,
+    ),
 }
 
 
@@ -129,7 +217,7 @@ def _row(name: str, smoke: bool) -> Row:
         args = name, case.num_rounds, num_steps
         malloc = FRESH_LARGE_BLOCKS
         runs = [in_fresh_process(_seconds, *args, malloc=malloc) for _ in range(3)]
-    tokens = num_steps * case.batch[:, 1:].size
+    tokens = num_steps * case.num_tokens()
     ours, theirs = (tokens / median_of(runs, side) for side in ("ours", "Trainer's"))
     return Row(
         claim=f"tokens per second of {case.title}, in those of Trainer",
@@ -148,12 +236,13 @@ def _seconds(name, num_rounds, num_steps, patience=PATIENCE) -> dict[str, np.nda
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     case = CASES[name]
-    model = build_model(case.config)
+    model = case.model()
     optimizer = build_optimizer(
         RECIPE, layouts=model.layouts, layer_norms=model.layer_norms
     )
     step = make_train_step(model.make_loss(), optimizer)
-    state = init_train_state(model.init(0), optimizer)
+    rng = 0 if model.has_dropout and case.config is None else None
+    state = init_train_state(model.init(0), optimizer, rng=rng)
     rounds: list[tuple[float, float]] = []
     link = SharedLink(patience)
 
@@ -180,9 +269,9 @@ def _seconds(name, num_rounds, num_steps, patience=PATIENCE) -> dict[str, np.nda
             control.should_training_stop = len(rounds) == num_rounds
             self.start = time.perf_counter()
 
-    # The number of tokens is equal. The shift removes one label per row.
-    inputs = torch.from_numpy(case.batch[:, 1:].astype(np.int64))
-    dataset = [{"input_ids": row, "labels": row} for row in inputs]
+    inputs = {name: torch.from_numpy(x) for name, x in case.torch_batch().items()}
+    num_rows = len(inputs["input_ids"])
+    dataset = [{name: x[i] for name, x in inputs.items()} for i in range(num_rows)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             case.torch_model(),
@@ -191,7 +280,7 @@ def _seconds(name, num_rounds, num_steps, patience=PATIENCE) -> dict[str, np.nda
                 learning_rate=RECIPE.learning_rate,
                 weight_decay=RECIPE.weight_decay,
                 max_steps=RECIPE.max_steps,
-                per_device_train_batch_size=len(case.batch),
+                per_device_train_batch_size=num_rows,
                 save_strategy="no",
                 logging_strategy="no",
                 report_to=[],

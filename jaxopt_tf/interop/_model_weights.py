@@ -127,7 +127,11 @@ def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTen
 
 
 def write_params(
-    path: Path, params: PyTree, names: ParamNames, buffers: Mapping[str, np.ndarray]
+    path: Path,
+    params: PyTree,
+    names: ParamNames,
+    buffers: Mapping[str, np.ndarray],
+    frozen: PyTree = (),
 ) -> None:
     """Writes the weight file of a model as `save_pretrained` does.
 
@@ -135,7 +139,8 @@ def write_params(
     Otherwise the format is safetensors, with one name of a tied tensor.
     """
     # `np.asarray` returns a view of JAX's memory on a CPU, a copy from other devices.
-    host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
+    leaves = [*_pytrees.named_leaves(params), *_pytrees.named_leaves(frozen)]
+    host = {name: np.asarray(leaf) for name, leaf in leaves}
     tensors = dict(buffers) | {
         name: tensor_from_leaves(slices, host.__getitem__)
         for name, slices in names.by_tensor.items()

@@ -190,6 +190,8 @@ class NodeMoments:
         entries: dict[str, dict[str, Any]] = {}
         for name, slices in self._names.by_tensor.items():
             leaf = slices[0].leaf
+            if leaf not in self._moments:  # frozen
+                continue
             count, moments = count_by_leaf[leaf], self._moments[leaf]
             if count == 0 or not moments:
                 continue

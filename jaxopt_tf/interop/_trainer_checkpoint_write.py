@@ -65,6 +65,7 @@ def write_trainer_checkpoint(
     like: Path | str | None = None,
     groups: Groups | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
+    frozen: PyTree = (),
 ) -> None:
     """Writes a folder from which `Trainer.train(resume_from_checkpoint=...)` resumes.
 
@@ -99,6 +100,8 @@ def write_trainer_checkpoint(
             pytorch_model.bin, the new weights are in a file of that name.
         groups: names of the parameters of each group; None for Trainer's groups.
         layouts: layouts that `adafactor_tf` was built with.
+        frozen: parameters that `opt_state` does not have, without leaves in common with
+            `params`.
 
     Raises:
         ValueError: if the folder exists, if the state of the recipe's optimizer cannot
@@ -139,7 +142,8 @@ def write_trainer_checkpoint(
         for name, path in files.items():
             if not name.startswith(_NOT_COPIED) and not name.endswith(".safetensors"):
                 shutil.copy2(path, temporary / name)
-        write_params(temporary / _weights_file(files), params, names, buffers)
+        weights = temporary / _weights_file(files)
+        write_params(weights, params, names, buffers, frozen)
         state_dict = torch_from_opt_state(
             opt_state,
             params,

@@ -104,7 +104,7 @@ def is_conv1d(layer: Any) -> bool:
 def _specs(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yields each parameter with the mesh axes of its axes; tied ones once."""
     nn = import_torch().nn
-    followers = _followers(module)
+    followers = following_layers(module)
     seen = set()
     for path, layer in module.named_modules():
         for last, p in layer.named_parameters(recurse=False):
@@ -138,7 +138,7 @@ def _by_shape(shape: tuple[int, ...], name: str) -> tuple[Any, ...]:
     return tuple(spec)
 
 
-def _followers(module: Any) -> set[str]:
+def following_layers(module: Any) -> set[str]:
     """Returns the paths of linear layers that follow another one."""
     found = set()
     open_layers: list[tuple[int, int]] = []  # inputs and outputs since the last pair

@@ -5,6 +5,7 @@ with one version of torch.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -103,7 +104,32 @@ def make_environment(
             table = constrain_table(table)
         return env.j2t_iso(embed(table, ids, padding_idx))
 
+    def cross_entropy(
+        input: Any,
+        target: Any,
+        weight: Any = None,
+        size_average: Any = None,
+        ignore_index: int = -100,
+        reduce: Any = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Any:
+        is_plain = weight is size_average is reduce is None and not label_smoothing
+        if not is_plain or input.ndim != 2 or target.dtype.is_floating_point:
+            number = torch.nn._reduction.get_enum(reduction)
+            return torch._C._nn.cross_entropy_loss(
+                input, target, weight, number, ignore_index, label_smoothing
+            )
+        logits, labels = env.t2j_iso((input, target))
+        losses = nll(logits, labels, ignore_index)
+        if reduction != "none":
+            losses = jnp.sum(losses)
+        if reduction == "mean":
+            losses /= jnp.sum(labels != ignore_index)
+        return env.j2t_iso(losses.astype(logits.dtype))
+
     env.override_op_definition(torch.ops.aten.embedding, embedding)
+    env.override_op_definition(torch.nn.functional.cross_entropy, cross_entropy)
     return env
 
 
@@ -132,6 +158,59 @@ def embed(table: jax.Array, ids: jax.Array, padding_idx: int = -1) -> jax.Array:
         return rows
     is_padding = (ids == padding_idx)[..., None]
     return jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def nll(logits: jax.Array, labels: jax.Array, ignore_index: int) -> jax.Array:
+    """Computes the negative log-likelihood of the label of each row.
+
+    torchax's gradient is a scatter into an array of zeros. Under JAX 0.10.2 it is wrong
+    on a mesh that divides rows and classes, and it passes over the logits three more
+    times. Here the gradient is softmax minus a comparison with the label.
+
+    Args:
+        logits: [N, C], any floating-point dtype; the arithmetic is in float32, or in
+            float64 for float64 logits.
+        labels: [N], integers from 0 to C - 1, or `ignore_index`.
+        ignore_index: label of rows that have no loss and no gradient.
+
+    Returns:
+        [N], float32 or float64; NaN for a label that is not a class.
+
+    Source: torch 2.13 `nn.functional.cross_entropy`.
+    Differs: torch raises an error for a label that is not a class.
+    """
+    return _nll_and_residuals(logits, labels, ignore_index)[0]
+
+
+def _nll_and_residuals(
+    logits: jax.Array, labels: jax.Array, ignore_index: int
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    largest = jnp.max(wide, axis=1, keepdims=True)
+    total = jnp.sum(jnp.exp(wide - largest), axis=1, keepdims=True)
+    log_total = largest + jnp.log(total)
+    # `jnp.take_along_axis` counts negative indices from the end.
+    index = jnp.where(labels < 0, logits.shape[1], labels)[:, None]
+    of_labels = jnp.take_along_axis(wide, index, axis=1, mode="fill")
+    losses = (log_total - of_labels)[:, 0]
+    losses = jnp.where(labels == ignore_index, 0.0, losses)
+    return losses, (logits, labels, log_total)
+
+
+def _nll_gradient(
+    ignore_index: int, residuals: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    logits, labels, log_total = residuals
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, 1)
+    is_label = (classes == labels[:, None]).astype(log_total.dtype)
+    scale = jnp.where(labels == ignore_index, 0.0, cotangent)[:, None]
+    wide = logits.astype(log_total.dtype)
+    gradient = scale * (jnp.exp(wide - log_total) - is_label)
+    return gradient.astype(logits.dtype), None
+
+
+nll.defvjp(_nll_and_residuals, _nll_gradient)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_tf import interop, models, training
+from jaxopt_tf import Recipe, build_optimizer, interop, models, training
 from jaxopt_tf.models import _torchax
 from jaxopt_tf.models._torchax import embed
 from jaxopt_tf.optimizers import adamw_tf
@@ -145,6 +145,36 @@ def test_weights_are_written_and_read_by_the_names_of_torch(tmp_path):
             np.testing.assert_array_equal(read[name], p.detach())
 
 
+@needs_torchax
+def test_a_checkpoint_of_trainer_contains_frozen_parameters(tmp_path):
+    inner = module()
+    inner.register_buffer("scale", inner.scale, persistent=False)
+    model = models.from_torch(inner, summed_loss)
+    recipe = Recipe(max_steps=4, weight_decay=0.1, decay_rule="transformers_v5")
+    optimizer = build_optimizer(recipe, layer_norms=model.layer_norms)
+    params = model.init(0)
+    _, opt_state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    interop.write_trainer_checkpoint(
+        tmp_path / "checkpoint-1",
+        params,
+        opt_state,
+        model.names,
+        recipe=recipe,
+        step=1,
+        frozen=model.frozen,
+    )
+    state = interop.load_torch(tmp_path / "checkpoint-1" / "optimizer.pt")["state"]
+    assert len(state) == len(params)  # no moments of the frozen bias
+    read = interop.read_trainer_checkpoint(
+        tmp_path / "checkpoint-1",
+        {**params, **model.frozen},
+        model.names,
+        recipe=recipe,
+    )
+    for name, p in inner.named_parameters():
+        np.testing.assert_array_equal(read.params[name], p.detach())
+
+
 def test_the_padding_row_of_a_sharded_table_has_the_right_gradient(batch):
     # With torchax's own embedding, the largest difference is 12 under JAX 0.10.2.
     mesh = make_mesh("fsdp=8", jax.devices()[:8])
@@ -165,6 +195,30 @@ def test_the_padding_row_of_a_sharded_table_has_the_right_gradient(batch):
 
 
 @needs_torchax
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"ignore_index": 3}])
+def test_cross_entropy_and_its_gradient_are_those_of_torch(options):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 5)).astype(np.float32) * 4
+    labels = np.array([0, 4, options.get("ignore_index", -100), 3, 2, 3])
+    layer = torch.nn.Linear(5, 5)
+
+    def loss_fn(module, batch):
+        y = batch["x"] * module.weight[0]
+        losses = torch.nn.functional.cross_entropy(y, batch["y"].long(), **options)
+        return losses, 1
+
+    model = models.from_torch(layer, loss_fn)
+    batch = {"x": logits, "y": labels}
+    (loss, _), grads = jax.value_and_grad(model.make_loss(), has_aux=True)(
+        model.init(0), batch
+    )
+    theirs, _ = loss_fn(layer, on_torch(batch))
+    theirs.backward()
+    np.testing.assert_allclose(loss, theirs.item(), rtol=TOLERANCE)
+    np.testing.assert_allclose(grads["weight"], layer.weight.grad, atol=1e-6)
+
+
+@needs_torchax
 def test_a_step_on_a_mesh_equals_one_on_a_single_device(batch):
     model = models.from_torch(module(), summed_loss)
     params = model.init(0)
@@ -182,6 +236,44 @@ def test_a_step_on_a_mesh_equals_one_on_a_single_device(batch):
     np.testing.assert_allclose(on_mesh[0][0], loss, rtol=1e-6)
     for name in params:
         np.testing.assert_allclose(on_mesh[1][name], grads[name], atol=3e-5)
+
+
+class Head(torch.nn.Module):
+    """Head of a BERT: a layer that is not the first of a pair, and a tied table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(96, 64)
+        self.transform, self.norm = torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)
+        self.head = torch.nn.Linear(64, 96, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        x = torch.nn.functional.gelu(self.transform(self.table(ids)))
+        return self.head(self.norm(x))
+
+
+@needs_torchax
+def test_the_head_of_a_bert_has_the_right_gradient_on_three_axes():
+    torch.manual_seed(0)
+    model = models.from_torch(Head(), summed_loss)
+    ids = np.random.default_rng(0).integers(0, 96, (8, 16))
+    batch = {"ids": ids, "y": (ids * 7 + 1) % 96}
+    params = model.init(0)
+    mesh = make_mesh("data=2,fsdp=2,tensor=2", jax.devices()[:8])
+    shardings = param_shardings(params, mesh, model.sharding_rules(mesh))
+
+    def gradient(mesh, out_shardings=None):
+        loss_fn = model.make_loss(mesh=mesh)
+        return jax.jit(jax.grad(loss_fn, has_aux=True), out_shardings=out_shardings)
+
+    grads, _ = gradient(None)(params, batch)
+    on_mesh, _ = gradient(mesh, (shardings, None))(
+        jax.device_put(params, shardings), batch
+    )
+    for name, grad in grads.items():
+        atol = 1e-5 * np.abs(grad).max()
+        np.testing.assert_allclose(on_mesh[name], grad, atol=atol, err_msg=name)
 
 
 @needs_torchax
