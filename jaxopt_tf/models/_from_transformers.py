@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from .. import _checks, training
+from .. import _checks, interop, training
 from .._io import read_json_object
 from .._typing import PyTree
 from ._inputs import IGNORE_INDEX, as_tokens
 from ._layers import use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh
+from ._peft import adapter_names, add_lora, base_module, base_names, is_peft
 from ._torch_function import TorchFunction
 from ._torchax import import_torch
 from ._torchax_model import (
@@ -64,8 +65,16 @@ def from_transformers(
     without one it is in evaluation mode. `gradient_checkpointing_enable()` of the
     module becomes `jax.checkpoint`. Attention is computed by the module's own code.
 
+    A model of PEFT trains its adapter: `model.frozen` are the weights of the base
+    model, which the steps take as an argument, and `model.names` are the names of the
+    adapter, for `interop.write_adapter`, `read_params` and Trainer's checkpoints.
+
+        model = from_transformers(peft.get_peft_model(module, peft.LoraConfig(...)))
+        train_step = make_train_step(model.make_loss(), optimizer, frozen=model.frozen)
+
     Args:
-        source: a `PreTrainedModel`, or a folder that `save_pretrained` has written. A
+        source: a `PreTrainedModel`, a `PeftModel` of one, or a folder that
+            `save_pretrained` of Transformers has written. A
             folder is read in float32, as the class that its config.json names. The
             module is not copied; its settings for attention and experts are replaced
             while it is traced, if torchax does not have them.
@@ -92,19 +101,30 @@ def from_transformers(
     """
     module = _load(source) if isinstance(source, str | Path) else source
     transformers = import_torch("transformers")
-    if not isinstance(module, transformers.PreTrainedModel):
+    if not isinstance(base_module(module), transformers.PreTrainedModel):
         raise TypeError(
-            "`source` must be a PreTrainedModel of Transformers or a folder, got "
-            f"{type(module).__name__}. For other torch modules use `from_torch`."
+            "`source` must be a PreTrainedModel of Transformers, a PeftModel of one, "
+            f"or a folder, got {type(module).__name__}. For other torch modules use "
+            "`from_torch`."
         )
     return _model_of(module, block_size, sharding_rules)
 
 
 def build_transformers(config: TransformersConfig) -> TorchaxModel:
-    """Returns the model of a configuration; `init(seed)` draws its weights."""
-    module = causal_lm(config)
+    """Returns the model of a configuration; `init(seed)` draws its weights.
+
+    With LoRA, `init(seed)` draws the adapter. The frozen weights of the module are not
+    initialized: they are read with `base_names`.
+    """
+    module, names = causal_lm(config), None
+    init: Callable[..., PyTree] = _draw
+    if config.lora is not None:
+        described = interop.torch_model_from_module(module)
+        module = add_lora(module, config.lora)
+        names = base_names(module, described)
+        init = functools.partial(_draw_lora, config)
     model = _model_of(module, config.block_size, _NO_RULES)
-    if model.function.frozen:
+    if model.function.frozen and names is None:
         first = next(iter(model.function.frozen))
         raise ValueError(
             "`model_name_or_path` must contain a model whose parameters are all "
@@ -114,8 +134,9 @@ def build_transformers(config: TransformersConfig) -> TorchaxModel:
     return dataclasses.replace(
         model,
         config=config,
-        init=functools.partial(_draw, model.function),
+        init=functools.partial(init, model.function),
         draws_on_host=True,
+        base_names=names,
         transformers_config=config.transformers_config,
     )
 
@@ -123,20 +144,21 @@ def build_transformers(config: TransformersConfig) -> TorchaxModel:
 def _model_of(
     module: Any, block_size: int | None, sharding_rules: Mapping[str, PartitionSpec]
 ) -> TorchaxModel:
-    _check_layerdrop(module.config)
-    text_config = module.config.get_text_config()
-    model_type = module.config.model_type
+    base = base_module(module)
+    _check_layerdrop(base.config)
+    text_config = base.config.get_text_config()
+    model_type = base.config.model_type
     function = TorchFunction(
         module,
         materialize_views=bool(_MATERIALIZE_VIEWS.fullmatch(model_type)),
-        settings=functools.partial(_settings_of, module),
+        settings=functools.partial(_settings_of, base),
     )
-    forward = TrainerForward(module)
+    forward = TrainerForward(base)
     context_length = getattr(text_config, "max_position_embeddings", None)
     length = block_size or context_length or 0
     return build_torchax_model(
         function,
-        title=title_of(module),
+        title=title_of(base) + (" with an adapter" if is_peft(module) else ""),
         loss_fn=forward.loss,
         logits_fn=forward.logits,
         sharding_rules=sharding_rules,
@@ -145,9 +167,10 @@ def _model_of(
         make_loss=functools.partial(_make_loss, function, forward),
         init=functools.partial(_init, function),
         context_length=context_length or 2**31 - 1,
-        transformers_config=_config_dict(module),
-        prefix=module.base_model_prefix,
+        transformers_config=_config_dict(base),
+        prefix=base.base_model_prefix,
         differences=forward.differences,
+        adapter_names=adapter_names(module) if is_peft(module) else None,
     )
 
 
@@ -238,7 +261,8 @@ def _load(folder: str | Path) -> Any:
 
 def _init(function: TorchFunction, seed: int) -> PyTree:
     """Returns the weights of a module; random ones for a module without values."""
-    if any(p.is_meta for p in function.module.parameters()):
+    is_meta = any(p.is_meta for p in function.module.parameters())
+    if is_meta and not is_peft(function.module):
         return _draw(function, seed)
     return function.values(function.trainable)
 
@@ -249,6 +273,19 @@ def _draw(function: TorchFunction, seed: int) -> PyTree:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_checks.seed("seed", seed))
         drawn = type(module)(module.config)
+    return TorchFunction(drawn).values(function.trainable)
+
+
+def _draw_lora(
+    config: TransformersConfig, function: TorchFunction, seed: int
+) -> PyTree:
+    """Returns a new adapter as PEFT draws it after `manual_seed(seed)`."""
+    torch = import_torch()
+    assert config.lora is not None
+    module = causal_lm(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_checks.seed("seed", seed))
+        drawn = add_lora(module, config.lora)
     return TorchFunction(drawn).values(function.trainable)
 
 

@@ -6,6 +6,7 @@ loss, num_items = loss_fn(params, batch, rng)
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,17 +50,25 @@ class TorchaxModel(Model):
     Its parameters are a dict by torch's name, such as `model.norm.weight`, with torch's
     shapes: linear weights are [out, in]. Tied parameters are one leaf, with torch's
     first name. Only parameters with `requires_grad` are in it, so that gradients and
-    the optimizer's state have no others. The loss function takes frozen parameters from
-    the module as constants of the compiled program; if they are large, pass them as
-    arguments instead: `loss_fn({**params, **frozen}, batch)`.
+    the optimizer's state have no others. Pass `frozen` to `make_train_step` and
+    `make_eval_step`, or merge it: `loss_fn({**params, **model.frozen}, batch)`. Frozen
+    parameters that the loss function does not receive are read from the module, and
+    become constants of the compiled program.
 
     Attributes:
         function: the torch module as a function of its parameters.
         make_logits: builds the function that computes the logits.
+        frozen_rules: mesh -> sharding rules of the frozen parameters.
+        adapter_names: names of the trained parameters of a PEFT model; else None.
+        base_names: names of the frozen parameters in files of the base model, for a
+            PEFT model that `build_model` builds; else None.
     """
 
     function: TorchFunction
     make_logits: MakeLogits
+    frozen_rules: Callable[[Mesh], Mapping[str, PartitionSpec]]
+    adapter_names: interop.ParamNames | None = None
+    base_names: interop.ParamNames | None = None
 
     @property
     def module(self) -> Any:
@@ -72,13 +81,28 @@ class TorchaxModel(Model):
         return self.function.values(self.function.frozen)
 
     @functools.cached_property
+    def frozen_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of `frozen`."""
+        return dict(self.function.frozen)
+
+    def all_sharding_rules(self, mesh: Mesh) -> Mapping[str, PartitionSpec]:
+        """Returns the sharding rules of trainable and frozen parameters."""
+        return {**self.sharding_rules(mesh), **self.frozen_rules(mesh)}
+
+    @functools.cached_property
     def shapes(self) -> PyTree:
         """Shapes and dtypes of the trainable parameters; nothing is computed."""
         return dict(self.function.trainable)
 
     @functools.cached_property
     def names(self) -> interop.ParamNames:
-        """Names of all parameters, also frozen ones, which are those of PyTorch."""
+        """Names of the parameters in PyTorch, their own.
+
+        Frozen parameters are included, except for a PEFT model: its files contain the
+        adapter only.
+        """
+        if self.adapter_names is not None:
+            return self.adapter_names
         described = interop.torch_model_from_module(self.module)
         slices = (
             interop.TensorSlice(p.name, p.name, TorchLayout())
@@ -174,7 +198,12 @@ def build_torchax_model(
         init: seed -> parameters; None for the values in the module.
         fields: further fields of `Model`.
     """
-    rules = module_rules(function.module, function.trainable, sharding_rules)
+    everything = {**function.trainable, **function.frozen}
+    rules = module_rules(function.module, everything, sharding_rules)
+    trainable_rules, frozen_rules = (
+        {rule: rules[rule] for rule in map(re.escape, names)}
+        for names in (function.trainable, function.frozen)
+    )
     norms = interop.torch_model_from_module(function.module).layer_norms
     paths = {name.rpartition(".")[0] for name in function.trainable}
 
@@ -202,7 +231,8 @@ def build_torchax_model(
         make_logits=make_logits,
         layouts=None,
         layer_norms={path: kind for path, kind in norms.items() if path in paths},
-        sharding_rules=functools.partial(on_mesh, rules),
+        sharding_rules=functools.partial(on_mesh, trainable_rules),
+        frozen_rules=functools.partial(on_mesh, frozen_rules),
         flops_per_token=num_flops,
         has_dropout=True,
         tied=(),
