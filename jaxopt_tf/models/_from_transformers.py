@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from .. import _checks, interop, training
@@ -21,7 +22,14 @@ from ._inputs import IGNORE_INDEX, as_tokens
 from ._layers import use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh
-from ._peft import adapter_names, add_lora, base_module, base_names, is_peft
+from ._peft import (
+    LoraSettings,
+    adapter_names,
+    add_lora,
+    base_module,
+    base_names,
+    is_peft,
+)
 from ._torch_function import TorchFunction
 from ._torchax import import_torch
 from ._torchax_model import (
@@ -110,34 +118,51 @@ def from_transformers(
     return _model_of(module, block_size, sharding_rules)
 
 
-def build_transformers(config: TransformersConfig) -> TorchaxModel:
-    """Returns the model of a configuration; `init(seed)` draws its weights.
+def build_transformers(
+    config: TransformersConfig,
+    *,
+    lora: LoraSettings | None = None,
+    freeze: Sequence[str] = (),
+) -> TorchaxModel:
+    """Returns the model of a configuration, whose module has no values.
 
-    With LoRA, `init(seed)` draws the adapter. The frozen weights of the module are not
-    initialized: they are read with `base_names`.
+    Args:
+        config: configuration of the model.
+        lora: adapter that is trained instead of the weights; `init(seed)` draws it.
+        freeze: patterns of the names of parameters that are not trained.
     """
     module, names = causal_lm(config), None
     init: Callable[..., PyTree] = _draw
-    if config.lora is not None:
+    if lora is not None:
         described = interop.torch_model_from_module(module)
-        module = add_lora(module, config.lora)
+        module = add_lora(module, lora)
         names = base_names(module, described)
-        init = functools.partial(_draw_lora, config)
-    model = _model_of(module, config.block_size, _NO_RULES)
-    if model.function.frozen and names is None:
-        first = next(iter(model.function.frozen))
+        init = functools.partial(_draw_lora, config, lora)
+    elif any(not p.requires_grad for p in module.parameters()):
+        first = next(n for n, p in module.named_parameters() if not p.requires_grad)
         raise ValueError(
             "`model_name_or_path` must contain a model whose parameters are all "
             f"trained, but {first!r} of {type(module).__name__} is frozen. Train it "
             "with `models.from_transformers` in Python."
         )
+    if freeze:
+        named = dict(module.named_parameters())
+        _, frozen = training.split_params(
+            {name: np.broadcast_to(0, p.shape) for name, p in named.items()}, freeze
+        )
+        for name in frozen:
+            named[name].requires_grad = False
+    model = _model_of(module, config.block_size, _NO_RULES)
+    function = model.function
+    function.has_values = False
     return dataclasses.replace(
         model,
         config=config,
-        init=functools.partial(init, model.function),
+        init=functools.partial(init, function, function.trainable),
         draws_on_host=True,
-        base_names=names,
         transformers_config=config.transformers_config,
+        names_of_base=names,
+        draw_frozen=functools.partial(init, function, function.frozen),
     )
 
 
@@ -263,30 +288,32 @@ def _init(function: TorchFunction, seed: int) -> PyTree:
     """Returns the weights of a module; random ones for a module without values."""
     is_meta = any(p.is_meta for p in function.module.parameters())
     if is_meta and not is_peft(function.module):
-        return _draw(function, seed)
+        return _draw(function, function.trainable, seed)
     return function.values(function.trainable)
 
 
-def _draw(function: TorchFunction, seed: int) -> PyTree:
+def _draw(function: TorchFunction, names: Mapping[str, Any], seed: int) -> PyTree:
     """Returns initial weights as Transformers draws them after `manual_seed(seed)`."""
     torch, module = import_torch(), function.module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_checks.seed("seed", seed))
         drawn = type(module)(module.config)
-    return TorchFunction(drawn).values(function.trainable)
+    return TorchFunction(drawn).values(names)
 
 
 def _draw_lora(
-    config: TransformersConfig, function: TorchFunction, seed: int
+    config: TransformersConfig,
+    lora: LoraSettings,
+    function: TorchFunction,
+    names: Mapping[str, Any],
+    seed: int,
 ) -> PyTree:
     """Returns a new adapter as PEFT draws it after `manual_seed(seed)`."""
-    torch = import_torch()
-    assert config.lora is not None
-    module = causal_lm(config)
+    torch, module = import_torch(), causal_lm(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_checks.seed("seed", seed))
-        drawn = add_lora(module, config.lora)
-    return TorchFunction(drawn).values(function.trainable)
+        drawn = add_lora(module, lora)
+    return TorchFunction(drawn).values(names)
 
 
 @contextmanager

@@ -179,6 +179,15 @@ class Model:
         """Shapes and dtypes of `frozen`; nothing is computed."""
         return {}
 
+    @property
+    def base_names(self) -> interop.ParamNames:
+        """Names of the frozen parameters in the files of the base model."""
+        return self.names
+
+    def init_frozen(self, seed: int) -> PyTree:
+        """Returns the initial values of the frozen parameters of a run; {} for none."""
+        return {}
+
     def all_sharding_rules(self, mesh: Mesh) -> Mapping[str, PartitionSpec]:
         """Returns the sharding rules of trainable and frozen parameters."""
         return self.sharding_rules(mesh)

@@ -31,12 +31,14 @@ class LoraSettings:
         target_modules: names of the layers with an adapter, or the last components of
             their names; ("all-linear",) for all linear layers but the head; None for
             those that PEFT lists for the architecture.
+        base: name of the base model in adapter_config.json.
     """
 
     r: int
     lora_alpha: float = 8
     lora_dropout: float = 0.0
     target_modules: tuple[str, ...] | None = None
+    base: str | None = None
 
 
 def is_peft(module: Any) -> bool:
@@ -122,10 +124,14 @@ def add_lora(module: Any, settings: LoraSettings) -> Any:
     elif targets is not None:
         _check_targets(module, targets)
         targets = list(targets)
+    if settings.base is not None:
+        module.name_or_path = settings.base  # PEFT writes it to adapter_config.json
+    alpha = settings.lora_alpha
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
-        lora_alpha=settings.lora_alpha,
+        # PEFT writes it to adapter_config.json: 16, not 16.0.
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=targets,
     )

@@ -60,15 +60,18 @@ class TorchaxModel(Model):
         make_logits: builds the function that computes the logits.
         frozen_rules: mesh -> sharding rules of the frozen parameters.
         adapter_names: names of the trained parameters of a PEFT model; else None.
-        base_names: names of the frozen parameters in files of the base model, for a
+        names_of_base: names of the frozen parameters in files of the base model, for a
             PEFT model that `build_model` builds; else None.
+        draw_frozen: seed -> initial frozen parameters, for a model that `build_model`
+            builds, whose module has no values; else None.
     """
 
     function: TorchFunction
     make_logits: MakeLogits
     frozen_rules: Callable[[Mesh], Mapping[str, PartitionSpec]]
     adapter_names: interop.ParamNames | None = None
-    base_names: interop.ParamNames | None = None
+    names_of_base: interop.ParamNames | None = None
+    draw_frozen: Callable[[int], PyTree] | None = None
 
     @property
     def module(self) -> Any:
@@ -77,13 +80,31 @@ class TorchaxModel(Model):
 
     @functools.cached_property
     def frozen(self) -> dict[str, jax.Array]:
-        """Parameters without `requires_grad`, by torch's name."""
+        """Parameters without `requires_grad`, by torch's name.
+
+        Raises:
+            ValueError: if the module has no values, because `build_model` has built it.
+        """
+        if self.draw_frozen is not None:
+            raise ValueError(
+                "`model` must have values in its module, got one of `build_model`. "
+                "Read the frozen parameters with `base_names`."
+            )
         return self.function.values(self.function.frozen)
 
     @functools.cached_property
     def frozen_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of `frozen`."""
         return dict(self.function.frozen)
+
+    @property
+    def base_names(self) -> interop.ParamNames:
+        """Names of the frozen parameters in the files of the base model."""
+        return self.names_of_base or self.names
+
+    def init_frozen(self, seed: int) -> PyTree:
+        """Returns the initial values of the frozen parameters of a run."""
+        return self.frozen if self.draw_frozen is None else self.draw_frozen(seed)
 
     def all_sharding_rules(self, mesh: Mesh) -> Mapping[str, PartitionSpec]:
         """Returns the sharding rules of trainable and frozen parameters."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from .. import _checks
 from .._io import read_json_object
-from ._peft import LoraSettings
 from ._torchax import import_torch
 
 # Names of the context length in config.json, of which the first one present is used.
@@ -32,12 +31,6 @@ class TransformersConfig:
         gradient_checkpointing: whether activations are recomputed in the backward pass,
             which saves memory and costs time.
         model_type: name of the architecture in Transformers.
-        lora_r: rank of a LoRA adapter, which is trained instead of the weights; None
-            for no adapter. Requires PEFT.
-        lora_alpha: the output of the adapter is multiplied by `lora_alpha / lora_r`.
-        lora_dropout: dropout rate of the adapter's input.
-        lora_target_modules: names of the layers with an adapter, as PEFT takes them;
-            None for those that PEFT lists for the architecture.
 
     Raises:
         ValueError: if a value is out of range.
@@ -49,10 +42,6 @@ class TransformersConfig:
     block_size: int = _MAX_BLOCK_SIZE
     gradient_checkpointing: bool = False
     model_type: str = ""
-    lora_r: int | None = None
-    lora_alpha: float = 8
-    lora_dropout: float = 0.0
-    lora_target_modules: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -64,42 +53,6 @@ class TransformersConfig:
         for name in ("vocab_size", "block_size"):
             value = _checks.whole_number(name, getattr(self, name), minimum=1)
             object.__setattr__(self, name, value)  # the dataclass is frozen
-        self._check_lora()
-
-    def _check_lora(self) -> None:
-        targets = self.lora_target_modules
-        if targets is not None:
-            if isinstance(targets, str) or not all(isinstance(t, str) for t in targets):
-                raise TypeError(
-                    f"`lora_target_modules` must be a list of names, got {targets!r}."
-                )
-            # Sorted: PEFT takes a set. A list is that of a JSON file.
-            names = tuple(sorted(set(targets)))
-            object.__setattr__(self, "lora_target_modules", names or None)
-        _checks.positive("lora_alpha", self.lora_alpha)
-        _checks.fraction_below_one("lora_dropout", self.lora_dropout)
-        if self.lora_r is not None:
-            value = _checks.whole_number("lora_r", self.lora_r, minimum=1)
-            object.__setattr__(self, "lora_r", value)
-            return
-        given = (self.lora_alpha, self.lora_dropout, self.lora_target_modules)
-        if given != (8, 0.0, None):
-            raise ValueError(
-                "`lora_r` must be given with `lora_alpha`, `lora_dropout` and "
-                f"`lora_target_modules`, got {given} alone. Set it, for example to 8."
-            )
-
-    @property
-    def lora(self) -> LoraSettings | None:
-        """Settings of the LoRA adapter; None for no adapter."""
-        if self.lora_r is None:
-            return None
-        return LoraSettings(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=self.lora_target_modules,
-        )
 
     @property
     def scan_layers(self) -> bool:
