@@ -70,6 +70,8 @@ def read_frozen(model: Model, shapes: PyTree, config: RunConfig) -> PyTree:
     if folder is not None:
         return read_folder_params(folder, shapes, model.base_names)
     shardings = jax.tree.map(operator.attrgetter("sharding"), shapes)
+    # Compiled on one device, too, so that a run that resumes on a mesh computes equal
+    # numbers: operations that are not compiled may round differently.
     init = functools.partial(model.init_frozen, config.recipe.seed)
     if model.draws_on_host:
         return jax.device_put(init(), shardings)

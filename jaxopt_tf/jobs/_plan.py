@@ -150,7 +150,7 @@ def _plan_on(
         "gradients": state.params,
     }
     if jax.tree.leaves(setup.frozen):
-        parts["frozen parameters"] = setup.frozen
+        parts["frozen"] = setup.frozen
     if config.recipe.gradient_accumulation_steps > 1:
         # The sum is live during all micro-batches, in addition to the gradients of the
         # current one.
