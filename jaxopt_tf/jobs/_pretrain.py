@@ -15,12 +15,12 @@ import numpy as np
 from .. import checkpoints, training
 from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
-from ..models import Model
 from ..sharding import batch_sharding, make_mesh, num_batch_shards
+from ._base_weights import read_frozen
 from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._config import RunConfig
 from ._epochs import check_resolved
-from ._final_folder import write_transformers_folder
+from ._final_folder import write_adapter_folder, write_transformers_folder
 from ._generate import with_samples
 from ._job import Job, mesh_axes
 from ._model_folder import existing_folder, read_folder_params
@@ -74,6 +74,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         devices = jax.devices()[:1] if is_one_device else None
         mesh = make_mesh(mesh_axes(job), devices)
         setup = build_setup(config, mesh, num_sequences=run.num_sequences)
+        setup = setup.with_frozen(read_frozen(setup.model, setup.frozen, config))
         start = _init_or_restore(setup, run, job)
         batches = training_batches(
             run.corpus,
@@ -118,7 +119,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         stopped_by = (
             should_stop.signal if trained.stop_reason == "should_stop" else None
         )
-        return _finish(config, setup.model, run, trained, evaluate, stopped_by)
+        return _finish(config, setup, run, trained, evaluate, stopped_by)
 
 
 def _stopwatch(*, has_command_line: bool) -> Callable[[], float]:
@@ -137,7 +138,8 @@ def _report_first_step(run: OpenRun, seconds: float) -> None:
 def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
     if run.checkpoint is None:
         folder = None if job.from_scratch else job.model_name_or_path
-        if folder is None:
+        # An adapter is drawn from the seed; the folder contains its base model.
+        if folder is None or job.lora_r is not None:
             return setup.init()
         like = setup.run_state.state.params
         return setup.init(read_folder_params(folder, like, setup.model.names))
@@ -240,7 +242,7 @@ class _CheckpointSaver:
 
 def _finish(
     config: RunConfig,
-    model: Model,
+    setup: Setup,
     run: OpenRun,
     trained: training.Trained,
     evaluate: Callable[[PyTree], dict[str, float]],
@@ -259,12 +261,24 @@ def _finish(
                     "the best checkpoint cannot be read, so that the last parameters "
                     f"are used: {error}"
                 )
-    if stopped_by is None and not (run.is_finished and run.has_model):
-        # A finished run lacks the model if it was killed while the model was written.
+    is_written = run.is_finished and run.has_model
+    # A finished run lacks the model if it was killed while the model was written.
+    params = end.state.params
+    if config.job.lora_r is None:
+        params = training.merge_params(params, setup.frozen)
+    if stopped_by is None and not is_written and config.job.lora_r is not None:
+        write_adapter_folder(
+            run.folder,
+            setup.model,
+            params,
+            base=existing_folder(config.job),
+            tokenizer=config.job.tokenizer,
+        )
+    elif stopped_by is None and not is_written:
         write_transformers_folder(
             run.folder,
-            model,
-            end.state.params,
+            setup.model,
+            params,
             like=existing_folder(config.job),
             has_new_weights=config.job.from_scratch,
             tokenizer=config.job.tokenizer,
@@ -276,7 +290,7 @@ def _finish(
         evaluations = [(run.step, evaluate(end.state.params)["loss"])]
     (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
     loss = last_loss if loss is None else loss
-    outcome = RunResult(first_loss, loss, end.state.params, run.folder, stopped_by)
+    outcome = RunResult(first_loss, loss, params, run.folder, stopped_by)
     if is_primary_process():
         print_summary(config, run, trained, outcome, first_step)
     return outcome

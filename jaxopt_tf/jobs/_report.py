@@ -94,6 +94,7 @@ def print_header(
     """Prints the data, the model, the recipe, the devices and the folder of a run."""
     recipe, corpus = config.recipe, run.corpus
     leaves = jax.tree.leaves(setup.run_state.state.params)
+    num_frozen = sum(leaf.size for leaf in jax.tree.leaves(setup.frozen))
     batch = f"{run.num_sequences} x {config.model.block_size}"
     if recipe.gradient_accumulation_steps > 1:
         batch = f"{recipe.gradient_accumulation_steps} x {batch}"
@@ -103,7 +104,8 @@ def print_header(
         f"{len(corpus.evaluation):,} to evaluate on",
         *(f"        {note}" for note in data_notes(corpus, batches)),
         f"model   {setup.model.title}, "
-        f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}",
+        f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}"
+        + (f" to train, {num_frozen:,} frozen" if num_frozen else ""),
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
         f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "
