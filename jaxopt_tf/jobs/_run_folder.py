@@ -328,16 +328,24 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
             shutil.copyfile(log, temporary)
 
 
-def read_evaluations(log: Path) -> list[tuple[int, float]]:
-    """Reads the step and the loss of each evaluation in metrics.jsonl."""
+def read_metrics(log: Path) -> list[tuple[int, dict[str, float]]]:
+    """Reads the step and the metrics of each evaluation in metrics.jsonl."""
     if not log.exists():
         return []
     # Lines of steps are not parsed: there may be millions. A last line without "\n" was
     # not written completely.
     with log.open("rb") as file:
         lines = [line for line in file if b'"eval_loss"' in line and line[-1:] == b"\n"]
-    found = [(record["step"], record["eval_loss"]) for record in map(json.loads, lines)]
-    return [(step, float("nan") if loss is None else loss) for step, loss in found]
+    return [
+        (
+            record.pop("step"),
+            {
+                name.removeprefix("eval_"): float("nan") if value is None else value
+                for name, value in record.items()
+            },
+        )
+        for record in map(json.loads, lines)
+    ]
 
 
 def settings_path(folder: Path) -> Path:

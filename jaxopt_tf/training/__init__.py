@@ -15,6 +15,7 @@ from ._evaluation import make_evaluate as make_evaluate
 from ._evaluation import metric_values as metric_values
 from ._gradients import Batch as Batch
 from ._gradients import LossFn as LossFn
+from ._gradients import MicroBatches as MicroBatches
 from ._loop import Monitor as Monitor
 from ._loop import Trained as Trained
 from ._loop import Window as Window
