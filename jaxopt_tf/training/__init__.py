@@ -13,6 +13,9 @@ from ._evaluation import after_evaluation as after_evaluation
 from ._evaluation import check_selection as check_selection
 from ._evaluation import make_evaluate as make_evaluate
 from ._evaluation import metric_values as metric_values
+from ._frozen import FrozenStep as FrozenStep
+from ._frozen import merge_params as merge_params
+from ._frozen import split_params as split_params
 from ._gradients import Batch as Batch
 from ._gradients import LossFn as LossFn
 from ._gradients import MicroBatches as MicroBatches

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .. import _pytrees
 from .._numerics import wide_dtype, widest_dtype
 from .._typing import PyTree
+from ._frozen import merge_params
 
 # A tree of arrays: an argument of the loss function.
 Batch = Any
@@ -32,7 +33,9 @@ class MicroBatches:
 LossFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
+def with_float32_outputs(
+    loss_fn: LossFn, compute_dtype: Any = None, frozen: PyTree | None = None
+) -> LossFn:
     """Wraps `loss_fn`: casts its parameters, and converts its results to float32.
 
     The results are float64 if a parameter is float64. The dtype of the number of items
@@ -42,6 +45,8 @@ def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
         loss_fn: see `make_train_step`.
         compute_dtype: dtype that floating-point parameters are cast to; None for no
             cast.
+        frozen: nested dicts of parameters that are merged into those of the argument;
+            None for none. They are cast, too.
     """
 
     def cast(leaf: jax.Array) -> jax.Array:
@@ -51,6 +56,8 @@ def with_float32_outputs(loss_fn: LossFn, compute_dtype: Any = None) -> LossFn:
         params: PyTree, batch: Batch, *rng: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         dtype = widest_dtype(params)
+        if frozen is not None:
+            params = merge_params(params, frozen)
         if compute_dtype is not None:
             # Within the differentiated function: the gradients of the uncast parameters
             # have the dtype of these parameters, not `compute_dtype`.

@@ -10,6 +10,7 @@ import optax
 from .. import _checks, _pytrees
 from .._typing import PyTree
 from ..optimizers import get_learning_rate, is_clipped
+from ._frozen import bind_frozen
 from ._gradients import Batch, LossFn, MeanLoss, constrain, with_float32_outputs
 from ._state import Metrics, Norms, TrainState
 
@@ -33,6 +34,7 @@ def make_train_step(
     max_skipped_in_a_row: int = 10,
     per_layer: bool = False,
     state_shardings: PyTree | None = None,
+    frozen: PyTree | None = None,
 ) -> TrainStep:
     """Returns a compiled training step for the mean loss.
 
@@ -64,15 +66,21 @@ def make_train_step(
         state_shardings: shardings of the new state, a `TrainState` with a sharding for
             each leaf; gradients have the shardings of the parameters. None to leave the
             shardings to the compiler.
+        frozen: nested dicts of parameters that are not trained, without leaves in
+            common with `state.params`, see `split_params`; None for none. The loss
+            function receives both in one tree. They are an argument of the compiled
+            program that is not donated; they have no gradient and no optimizer state.
+            `compute_dtype` applies to them, too.
 
     Returns:
         A function (state, batch, **extra) -> (state, metrics); `extra` is passed to the
         optimizer. The buffers of the old state are donated, so that it must not be used
-        afterwards. The function is traced once for each shape of a batch.
+        afterwards. The function is traced once for each shape of a batch. With `frozen`
+        it is a `FrozenStep`.
 
     Raises:
         ValueError, TypeError: if an option is out of range; when traced, if the leading
-            axis of a batch is not valid.
+            axis of a batch is not valid, or if `frozen` has a leaf of `state.params`.
 
     Examples:
         >>> def loss_fn(params, batch):
@@ -91,14 +99,15 @@ def make_train_step(
     )
     _checks.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
-    mean_loss = MeanLoss(with_float32_outputs(loss_fn, compute_dtype), num_micro)
     grad_shardings = None if state_shardings is None else state_shardings.params
     # Makes optimizers without extra arguments ignore them.
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
-        state: TrainState, batch: Batch, **extra: Any
+        state: TrainState, batch: Batch, *, frozen: PyTree | None = None, **extra: Any
     ) -> tuple[TrainState, Metrics]:
+        float32_loss = with_float32_outputs(loss_fn, compute_dtype, frozen)
+        mean_loss = MeanLoss(float32_loss, num_micro)
         rng = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
         loss, num_items, grads = mean_loss.gradient(state.params, batch, rng)
         grads = constrain(grads, grad_shardings)
@@ -141,16 +150,32 @@ def make_train_step(
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
 
-    if state_shardings is None:
-        return jax.jit(train_step, donate_argnames="state")
-    # Without them, the compiler may choose other shardings, and a step is recompiled.
-    out = (state_shardings, None)
-    return jax.jit(train_step, donate_argnames="state", out_shardings=out)
+    # Without `out_shardings`, the compiler may choose other shardings, and a step is
+    # recompiled.
+    out: Any = {}
+    if state_shardings is not None:
+        out["out_shardings"] = (state_shardings, None)
+    compiled = jax.jit(train_step, donate_argnames="state", **out)
+    return bind_frozen(compiled, frozen)
 
 
-def make_eval_step(loss_fn: LossFn, *, compute_dtype: Any = None) -> EvalStep:
-    """Compiles `loss_fn` alone: (params, batch) -> (summed loss, number of items)."""
-    return jax.jit(with_float32_outputs(loss_fn, compute_dtype))
+def make_eval_step(
+    loss_fn: LossFn, *, compute_dtype: Any = None, frozen: PyTree | None = None
+) -> EvalStep:
+    """Compiles `loss_fn` alone: (params, batch) -> (summed loss, number of items).
+
+    Args:
+        loss_fn: as for `make_train_step`, called without a key.
+        compute_dtype: as for `make_train_step`.
+        frozen: as for `make_train_step`.
+    """
+
+    def eval_step(
+        params: PyTree, batch: Batch, *, frozen: PyTree | None = None
+    ) -> tuple[Any, jax.Array]:
+        return with_float32_outputs(loss_fn, compute_dtype, frozen)(params, batch)
+
+    return bind_frozen(jax.jit(eval_step), frozen)
 
 
 def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
