@@ -40,5 +40,6 @@ from ._run_io import read_run as read_run
 from ._run_io import write_run as write_run
 from ._setup import Setup as Setup
 from ._setup import build_setup as build_setup
+from ._train import train as train
 from ._tuning_task import tuning_corpus as tuning_corpus
 from ._tuning_task import tuning_task as tuning_task
