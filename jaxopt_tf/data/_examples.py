@@ -241,9 +241,9 @@ def stack_examples(examples: list[Mapping[str, Any]]) -> Arrays:
     if label is not None:
         found["labels"] = _stacked(label, examples)
     for name, value in first.items():
-        if name not in ("label", "label_ids") and value is not None:
-            if not isinstance(value, str):
-                found[name] = _stacked(name, examples)
+        is_left_out = name in ("label", "label_ids") or value is None
+        if not is_left_out and not isinstance(value, str):
+            found[name] = _stacked(name, examples)
     return found
 
 
@@ -275,7 +275,11 @@ def to_numpy(value: Any) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"it consists of {array.dtype}, not of numbers")
     # torch converts Python floats to its default dtype.
-    return array.astype(np.float32) if array.dtype == np.float64 and not is_array else array
+    return (
+        array.astype(np.float32)
+        if array.dtype == np.float64 and not is_array
+        else array
+    )
 
 
 def _stacked(name: str, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -288,11 +292,15 @@ def _stacked(name: str, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
             shapes = sorted({row.shape for row in rows})
             reason = f"has rows of shapes {', '.join(map(str, shapes[:3]))}"
             if len(shapes) == 1:
-                return np.stack(rows)
+                stacked, dtypes = np.stack(rows), {row.dtype for row in rows}
+                # Of integers and float32, torch makes float32, and NumPy float64.
+                is_wider = stacked.dtype == np.float64 and np.float64 not in dtypes
+                return stacked.astype(np.float32) if is_wider else stacked
         except (TypeError, ValueError) as error:
             reason = f"cannot be converted: {error}"
     raise ValueError(
-        f"`train_dataset` must have columns that can be stacked, but {name!r} {reason}. "
-        "Pad the column to one length, remove it, or pass a `data_collator`, such as "
+        f"`train_dataset` must have columns that can be stacked, but {name!r} "
+        f"{reason}. Pad the column to one length, remove it, or pass a "
+        "`data_collator`, such as "
         '`DataCollatorWithPadding(tokenizer, padding="max_length", max_length=128)`.'
     )

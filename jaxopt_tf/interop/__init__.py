@@ -30,10 +30,6 @@ from ._torch_model import TorchParam as TorchParam
 from ._torch_model import torch_model_from_config as torch_model_from_config
 from ._torch_model import torch_model_from_module as torch_model_from_module
 from ._torch_model import torch_model_from_shapes as torch_model_from_shapes
-from ._trainer_data import padding_collator as padding_collator
-from ._training_arguments import (
-    read_training_arguments as read_training_arguments,
-)
 from ._trainer_checkpoint import TrainerCheckpoint as TrainerCheckpoint
 from ._trainer_checkpoint import (
     decay_rule_from_checkpoint as decay_rule_from_checkpoint,
@@ -41,5 +37,9 @@ from ._trainer_checkpoint import (
 from ._trainer_checkpoint import read_trainer_checkpoint as read_trainer_checkpoint
 from ._trainer_checkpoint_write import (
     write_trainer_checkpoint as write_trainer_checkpoint,
+)
+from ._trainer_data import padding_collator as padding_collator
+from ._training_arguments import (
+    read_training_arguments as read_training_arguments,
 )
 from ._weight_shards import write_weights as write_weights

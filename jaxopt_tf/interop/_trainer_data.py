@@ -11,7 +11,7 @@ def padding_collator(processing_class: Any) -> Callable[[list[Any]], Any] | None
     """
     import transformers
 
-    kinds = (
+    kinds: tuple[Any, ...] = (
         transformers.PreTrainedTokenizerBase,
         transformers.SequenceFeatureExtractor,
     )

@@ -35,7 +35,9 @@ INSTEAD = {
 }
 
 
-def checked_monitors(monitors: Sequence[Any], callbacks: Sequence[Any]) -> list[Monitor]:
+def checked_monitors(
+    monitors: Sequence[Any], callbacks: Sequence[Any]
+) -> list[Monitor]:
     """Returns the monitors; raises if one is a callback, or `callbacks` is given.
 
     Raises:

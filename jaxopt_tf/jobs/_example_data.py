@@ -150,7 +150,7 @@ def training_examples(
     job: Mapping[str, Any],
 ) -> data.ExampleBatches | data.StreamedBatches:
     """Returns the updates to train on."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "seed": seed,
@@ -178,7 +178,11 @@ class DeviceBatches:
             mesh: mesh over which rows are sharded.
             num_micro: maximum number of micro-batches in an update.
         """
-        self._forward, self._mesh, self._num_micro = trainer_forward(model), mesh, num_micro
+        self._forward, self._mesh, self._num_micro = (
+            trainer_forward(model),
+            mesh,
+            num_micro,
+        )
         self._shapes: set[Any] = set()
 
     @property
@@ -196,16 +200,16 @@ class DeviceBatches:
         return self._placed(self._with_number([arrays])[0], axis=0)
 
     def _update(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
-        micro = self._with_number(micro)
-        shapes = [_shape_of(one) for one in micro]
+        numbered = self._with_number(micro)
+        shapes = [_shape_of(one) for one in numbered]
         self._note_shape(tuple(shapes))
         if self._num_micro == 1:
-            return self._placed(micro[0], axis=0)
+            return self._placed(numbered[0], axis=0)
         if len(set(shapes)) == 1:
-            stacked = {n: np.stack([one[n] for one in micro]) for n in micro[0]}
+            stacked = {n: np.stack([one[n] for one in numbered]) for n in numbered[0]}
             return self._placed(stacked, axis=1)
         return training.MicroBatches(
-            tuple(self._placed(one, axis=0) for one in micro)
+            tuple(self._placed(one, axis=0) for one in numbered)
         )
 
     def _note_shape(self, shape: Any) -> None:
@@ -213,8 +217,8 @@ class DeviceBatches:
         self._shapes.add(shape)
         if is_new and self.num_shapes == _MANY_SHAPES and jax.process_index() == 0:
             print(
-                f"note    {pluralize(_MANY_SHAPES, 'shape')} of batches so far, each of "
-                "which is compiled: pad rows to one length, for example by "
+                f"note    {pluralize(_MANY_SHAPES, 'shape')} of batches so far, each "
+                "of which is compiled: pad rows to one length, for example by "
                 '`DataCollatorWithPadding(tokenizer, padding="max_length", '
                 "max_length=128)`, or to few by `pad_to_multiple_of`"
             )

@@ -1,11 +1,16 @@
 """Settings of a run on examples, and its record for settings.json and checkpoints."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+
 from .. import training
+from ..models import Model, TorchaxModel
 from ..recipes import Recipe, recipe_settings
 from ._config import PER_START_SETTINGS, as_json
 from ._conflicts import conflicts_of_evaluation, conflicts_of_resume
@@ -17,6 +22,13 @@ OF_TEXT = (
     *("train_file", "validation_file", "text_column", "packing"),
     *("completion_only_loss", "chat_template", "tokenizer", "eos_token_id"),
     *("sample_prompt", "num_train_epochs"),
+)
+
+# Fields of a configuration that do not determine the model, or that its first call
+# changes.
+_NOT_COMPARED = (
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+    *("problem_type", "use_cache"),
 )
 
 
@@ -96,10 +108,26 @@ class ExampleConfig:
 def read_example_settings(settings: Mapping[str, Any]) -> tuple[Recipe, ExampleJob]:
     """Returns the recipe and the job in the settings of a checkpoint of `train`."""
     fields = {
-        kind: {f.name for f in dataclasses.fields(kind)} for kind in (Recipe, ExampleJob)
+        kind: {f.name for f in dataclasses.fields(kind)}
+        for kind in (Recipe, ExampleJob)
     }
 
-    def own(kind: type) -> dict[str, Any]:
+    def own(kind: Any) -> dict[str, Any]:
         return {n: x for n, x in settings.items() if n in fields[kind]}
 
     return Recipe(**own(Recipe)), ExampleJob(**own(ExampleJob))
+
+
+def model_identity(model: Model) -> dict[str, Any]:
+    """Returns the class of a model and a hash of its architecture, for settings."""
+    name = model.title
+    if isinstance(model, TorchaxModel):
+        name = type(model.module).__name__
+    config = {
+        n: x for n, x in model.transformers_config.items() if n not in _NOT_COMPARED
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(model.shapes)
+    shapes = [(jax.tree_util.keystr(p), x.shape, str(x.dtype)) for p, x in leaves]
+    text = json.dumps([config, shapes], sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"model_class": name, "model_fingerprint": digest}

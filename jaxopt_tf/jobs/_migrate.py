@@ -33,7 +33,9 @@ from ..recipes import Recipe, recipe_settings
 from ._config import RunConfig
 from ._job import Job
 from ._job_arguments import EVALUATION_FIELDS, job_settings
-from ._run_io import Run, first_run_state, read_run, write_run
+from ._run_folder import settings_of
+from ._run_io import Run, checkpoint_of, first_run_state, read_run, write_run
+from ._trainer_run import ExportedRun, export_module_run
 
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 # Remedies for errors of `interop`, by the name of the argument. The remedies of
@@ -71,19 +73,6 @@ class ImportedRun:
     arguments: interop.FromTransformers
     unused_tensors: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedRun:
-    """Report of a run that was exported as a Trainer's checkpoint.
-
-    Attributes:
-        folder: the new checkpoint.
-        step: number of steps of the run.
-    """
-
-    folder: Path
-    step: int
 
 
 def import_run(
@@ -176,7 +165,11 @@ def import_run(
 
 
 def export_run(
-    folder: Path | str, out: Path | str, *, like: Path | str | None = None
+    folder: Path | str,
+    out: Path | str,
+    *,
+    like: Path | str | None = None,
+    model: Any = None,
 ) -> ExportedRun:
     """Writes a run as a checkpoint from which a Trainer resumes.
 
@@ -186,6 +179,8 @@ def export_run(
         out: new folder.
         like: checkpoint of the Trainer that will resume. The result has its format;
             None writes the format of transformers 5.23.
+        model: the module of a run of `train`, or its `models.Model`; None for a run of
+            `pretrain`, which contains the configuration of its model.
 
     Returns:
         The new folder, and the step of the run.
@@ -201,6 +196,10 @@ def export_run(
             f"`like` must contain config.json, got {str(like)!r}. Name the Trainer's "
             "checkpoint-<step> that the run was imported from."
         )
+    checkpoint, _ = checkpoint_of(Path(folder))
+    settings = settings_of(checkpoint)
+    if "model_class" in settings:
+        return export_module_run(checkpoint, settings, out, like=like, module=model)
     run = read_run(Path(folder))
     model = build_model(run.model)
     state, schedule_state = run.run_state.state, run.run_state.schedule_state

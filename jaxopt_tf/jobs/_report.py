@@ -129,9 +129,7 @@ def header(
         f"{len(corpus.training):,} {corpus.unit} to train on, "
         f"{len(corpus.evaluation):,} to evaluate on",
         *(f"        {note}" for note in data_notes(corpus, batches)),
-        *model_and_recipe(
-            setup, recipe, run, f"{_epochs(config)} of {batch} {corpus.unit}"
-        ),
+        *model_and_recipe(setup, recipe, run, length),
     ]
 
 
@@ -190,6 +188,7 @@ def print_summary(
     first_step: int,
     *,
     unit: str,
+    selected: str,
     how_to_resume: str,
 ) -> None:
     """Prints the reason why the run ended, its files and its evaluation losses.
@@ -201,6 +200,7 @@ def print_summary(
         outcome: losses of the run, and the signal that ended it early, if any.
         first_step: step of the first evaluation.
         unit: unit of the losses; "" for none.
+        selected: name of the metric that selects the best model.
         how_to_resume: line that resumes a run that a signal has stopped.
     """
     step = int(trained.state.step)
@@ -221,7 +221,9 @@ def print_summary(
     losses += f"at step {first_step:,}" if first_step else "before training"
     if progress.best_step is not None:
         paths["best"] = run.folder / f"checkpoint-{progress.best_step}"
-        best = f"best {progress.best_metric:.3f} at step {progress.best_step:,}"
+        metric = selected.removeprefix("eval_")
+        name = "" if metric == "loss" else f"{metric} "
+        best = f"best {name}{progress.best_metric:.3f} at step {progress.best_step:,}"
         losses = f"{best}; {losses}"
     for name, path in paths.items():
         if path.exists():  # older versions did not always keep the best checkpoint

@@ -5,10 +5,12 @@
 
 import dataclasses
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ from ..sharding import make_mesh
 from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._job import Job, mesh_axes
 from ._report import RunResult, print_summary
-from ._run_folder import OpenRun, read_metrics
+from ._run_folder import OpenRun
 from ._setup import Setup
 
 EvaluateFn = Callable[[PyTree], Mapping[str, float]]
@@ -216,7 +218,7 @@ def _finish(
         # A finished run lacks the model if it was killed while the model was written.
         plan.write_model(end.state.params)
     # Read from the log, which also covers earlier starts of the run.
-    evaluations = run_on_process_0(lambda: read_metrics(run.log))
+    evaluations = run_on_process_0(lambda: _read_metrics(run.log))
     if not evaluations:  # the log was deleted, or there is nothing to evaluate on
         metrics = {"loss": float("nan")}
         if plan.evaluate is not None:
@@ -225,7 +227,10 @@ def _finish(
     (first_step, first), (_, last) = evaluations[0], evaluations[-1]
     # A list from the log has each step once, except that a resumed run may repeat one.
     metrics = dict(map(tuple, evaluations)).get(final_step, last)
-    selected, best_metric = plan.job.selection.metric_for_best_model, progress.best_metric
+    selected, best_metric = (
+        plan.job.selection.metric_for_best_model,
+        progress.best_metric,
+    )
     if final_step is not None and best_metric is not None:
         metrics = {**metrics, selected.removeprefix("eval_"): best_metric}
     outcome = RunResult(
@@ -245,6 +250,27 @@ def _finish(
             outcome,
             first_step,
             unit=plan.loss_unit,
+            selected=selected,
             how_to_resume=plan.how_to_resume,
         )
     return outcome
+
+
+def _read_metrics(log: Path) -> list[tuple[int, dict[str, float]]]:
+    """Reads the step and the metrics of each evaluation in metrics.jsonl."""
+    if not log.exists():
+        return []
+    # Lines of steps are not parsed: there may be millions. A last line without "\n" was
+    # not written completely.
+    with log.open("rb") as file:
+        lines = [line for line in file if b'"eval_loss"' in line and line[-1:] == b"\n"]
+    return [
+        (
+            record.pop("step"),
+            {
+                name.removeprefix("eval_"): float("nan") if value is None else value
+                for name, value in record.items()
+            },
+        )
+        for record in map(json.loads, lines)
+    ]

@@ -303,8 +303,7 @@ def _check_same_run(
             "was written with other settings:\n  "
             + "\n  ".join(found.values())
             + "\nName another folder, or, to continue the run with the new settings, "
-            "add "
-            + _how_to_change(now, list(found))
+            "add " + _how_to_change(now, list(found))
         )
 
 
@@ -314,9 +313,7 @@ def _how_to_change(now: Mapping[str, Any], names: list[str]) -> str:
     return f"--intended_changes {' '.join(names)}"
 
 
-def is_finished(
-    checkpoint: Path | None, config: RunConfig | ExampleConfig
-) -> bool:
+def is_finished(checkpoint: Path | None, config: RunConfig | ExampleConfig) -> bool:
     """Returns True if a run has no steps left after a checkpoint of its folder."""
     if checkpoint is None or checkpoint == config.job.resume_from_checkpoint:
         return False
@@ -344,26 +341,6 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
     if log.exists() and log.parent != folder.absolute():
         with _io.atomic_write(folder / METRICS) as temporary:
             shutil.copyfile(log, temporary)
-
-
-def read_metrics(log: Path) -> list[tuple[int, dict[str, float]]]:
-    """Reads the step and the metrics of each evaluation in metrics.jsonl."""
-    if not log.exists():
-        return []
-    # Lines of steps are not parsed: there may be millions. A last line without "\n" was
-    # not written completely.
-    with log.open("rb") as file:
-        lines = [line for line in file if b'"eval_loss"' in line and line[-1:] == b"\n"]
-    return [
-        (
-            record.pop("step"),
-            {
-                name.removeprefix("eval_"): float("nan") if value is None else value
-                for name, value in record.items()
-            },
-        )
-        for record in map(json.loads, lines)
-    ]
 
 
 def settings_path(folder: Path) -> Path:

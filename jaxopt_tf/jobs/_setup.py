@@ -152,9 +152,7 @@ def setup_of(
         run_state=training.RunState(state, schedule_state=schedule_state),
         batch=batch,
         train_step=train_step,
-        eval_step=training.make_eval_step(
-            loss_fn, compute_dtype=dtype, frozen=frozen
-        ),
+        eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype, frozen=frozen),
         init=init,
     )
 

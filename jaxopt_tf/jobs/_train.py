@@ -5,9 +5,7 @@ result = train(module, arguments, train_dataset=rows, eval_dataset=others)
 
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from ._example_data import (
     training_examples,
 )
 from ._example_evaluation import MetricsFn, make_example_evaluate
-from ._example_job import ExampleConfig, ExampleJob
+from ._example_job import ExampleConfig, ExampleJob, model_identity
 from ._final_folder import write_transformers_folder
 from ._job import Job
 from ._report import RunResult, build_monitors, model_and_recipe
@@ -42,13 +40,6 @@ from ._run_folder import OpenRun, open_run, sequences_of_last_start
 from ._setup import setup_of
 from ._train_arguments import TrainArguments, read_train_arguments
 from ._trainer_run import import_into
-
-# Fields of a configuration that do not determine the model, or that its first call
-# changes.
-_NOT_COMPARED = (
-    *("_name_or_path", "transformers_version", "dtype", "torch_dtype"),
-    *("problem_type", "use_cache"),
-)
 
 
 def train(
@@ -156,7 +147,7 @@ def train(
     config = ExampleConfig(
         recipe=recipe,
         job=example_job,
-        model=_identity(built),
+        model=model_identity(built),
         data=_held_out_data(recipe, example_job, held_out),
     )
     if held_out is None:
@@ -370,23 +361,7 @@ def _held_out_data(
     return {"eval_data": held_out.fingerprint()}
 
 
-def _identity(model: Model) -> dict[str, Any]:
-    """Returns the class of a model and a hash of its architecture, for settings."""
-    name = model.title
-    if isinstance(model, TorchaxModel):
-        name = type(model.module).__name__
-    config = {
-        n: x for n, x in model.transformers_config.items() if n not in _NOT_COMPARED
-    }
-    leaves = jax.tree_util.tree_leaves_with_path(model.shapes)
-    shapes = [(jax.tree_util.keystr(p), x.shape, str(x.dtype)) for p, x in leaves]
-    text = json.dumps([config, shapes], sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {"model_class": name, "model_fingerprint": digest}
-
-
 def _size(num_examples: int | None) -> str:
     if num_examples is None:
         return "examples without a length"
     return pluralize(num_examples, "example")
-

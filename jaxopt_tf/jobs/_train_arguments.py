@@ -219,7 +219,7 @@ def _num_steps(values: Mapping[str, Any], steps_per_epoch: int | None) -> int:
 
     Source: transformers 5.23 `trainer.py`, `set_initial_training_values`.
     """
-    steps = values.get("max_steps")
+    steps: Any = values.get("max_steps")
     if is_set(steps) and steps > 0:
         return int(steps)
     epochs = values.get("num_train_epochs", 3.0)
@@ -279,9 +279,7 @@ def _job_options(job: Job | None) -> dict[str, Any]:
     if not isinstance(job, Job):
         raise TypeError(f"`job` must be a `Job`, got {type(job).__name__}.")
     default = Job()
-    given = {
-        n: x for n, x in vars(job).items() if x != getattr(default, n, x)
-    }
+    given = {n: x for n, x in vars(job).items() if x != getattr(default, n, x)}
     _check_options(given)
     return given
 

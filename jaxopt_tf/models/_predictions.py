@@ -55,4 +55,3 @@ def make_predict(
             return model.function(forward.predictions, params, dict(batch), mesh=mesh)
 
     return predict
-

@@ -11,7 +11,6 @@ from .. import _checks
 from ._inputs import IGNORE_INDEX
 from ._torchax import import_torch
 
-
 # Key of a batch: number of items of all micro-batches of an update.
 NUM_ITEMS = "num_items_in_batch"
 
@@ -106,9 +105,7 @@ class TrainerForward:
             counted.ne(IGNORE_INDEX).sum()
         )
 
-    def _loss_of_update(
-        self, module: Any, batch: Mapping[str, Any]
-    ) -> tuple[Any, Any]:
+    def _loss_of_update(self, module: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Returns a loss and a number of items whose sums over the update divide.
 
         The sum of the losses of all micro-batches, over the sum of their numbers, is
