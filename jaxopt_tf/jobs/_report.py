@@ -129,12 +129,12 @@ def header(
         f"{len(corpus.training):,} {corpus.unit} to train on, "
         f"{len(corpus.evaluation):,} to evaluate on",
         *(f"        {note}" for note in data_notes(corpus, batches)),
-        *model_and_recipe(setup, recipe, run, length),
+        *model_and_recipe(setup, recipe, run, length, option="--mesh data={}"),
     ]
 
 
 def model_and_recipe(
-    setup: Setup, recipe: Recipe, run: OpenRun, length: str
+    setup: Setup, recipe: Recipe, run: OpenRun, length: str, *, option: str
 ) -> list[str]:
     """Describes the model, the recipe, the devices and the folder of a run.
 
@@ -143,6 +143,8 @@ def model_and_recipe(
         recipe: hyperparameters.
         run: the open folder.
         length: phrase that follows the number of steps.
+        option: setting of a mesh of all devices, such as "--mesh data=4", as a format
+            string.
     """
     leaves = jax.tree.leaves(setup.run_state.state.params)
     return [
@@ -152,7 +154,7 @@ def model_and_recipe(
         f"({recipe.lr_scheduler_type}, "
         f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "
         f"{pluralize(recipe.max_steps, 'step')}{length}",
-        _devices(setup.mesh),
+        _devices(setup.mesh, option),
         f"folder  {run.folder}"
         + (f", resumed at step {run.step:,}" if run.step else ""),
     ]
@@ -166,13 +168,13 @@ def _epochs(config: RunConfig) -> str:
     return f" ({epochs:g} epoch{'' if epochs == 1 else 's'})"
 
 
-def _devices(mesh: jax.sharding.Mesh) -> str:
+def _devices(mesh: jax.sharding.Mesh, option: str) -> str:
     """Describes the mesh; "" if there is only one device."""
     num_all = len(jax.devices())
     if num_all == 1:
         return ""
     if mesh.size == 1:
-        return f"mesh    1 of {num_all} devices; --mesh data={num_all} uses all"
+        return f"mesh    1 of {num_all} devices; {option.format(num_all)} uses all"
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
     processes = jax.process_count()

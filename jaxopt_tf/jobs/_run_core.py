@@ -239,7 +239,7 @@ def _finish(
         end.state.params,
         run.folder,
         stopped_by,
-        metrics,
+        {} if plan.evaluate is None else metrics,
         plan.num_programs(),
     )
     if is_primary_process():

@@ -247,7 +247,13 @@ def _plan(
         header=[
             f"data    {', '.join(lengths)}",
             *(f"        {note}" for note in notes),
-            *model_and_recipe(setup, recipe, run, f" of {sizes} examples"),
+            *model_and_recipe(
+                setup,
+                recipe,
+                run,
+                f" of {sizes} examples",
+                option="`mesh='data={}'`",
+            ),
         ],
         has_model=has_weights(run.folder),
         write_model=functools.partial(

@@ -14,7 +14,7 @@ import optax
 
 from .. import checkpoints, interop, training
 from .._io import read_json_object, run_on_process_0
-from ..models import Model, TorchaxModel, from_transformers
+from ..models import Model, from_transformers
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, SEQUENCES, num_sequences
 from ._example_job import (
@@ -99,7 +99,8 @@ def export_module_run(
         module: the module of the run, or its `models.Model`.
 
     Raises:
-        ValueError: if no module is given, or one of another architecture.
+        ValueError: if no module is given, one of another architecture, or one with
+            frozen parameters.
     """
     name = settings["model_class"]
     if module is None:
@@ -114,6 +115,13 @@ def export_module_run(
             f"`model` must be the module of the run, {name} with the sizes of its "
             f"configuration, got {identity['model_class']} with another architecture."
         )
+    frozen = getattr(model, "frozen", None)
+    if frozen:
+        raise ValueError(
+            f"`model` must have no frozen parameters to be exported, got {len(frozen)}, "
+            f"the first being {next(iter(frozen))!r}. Load the weights in the folder of "
+            "the finished run with `from_pretrained`."
+        )
     recipe, job = read_example_settings(settings)
     setup = setup_of(model, recipe, job, make_mesh("data=1", jax.devices()[:1]))
     found = training.restore_run_state(checkpoint, setup.run_state)
@@ -126,9 +134,7 @@ def export_module_run(
         Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
         interop.write_trainer_checkpoint(
             out,
-            model.all_params(state.params)
-            if isinstance(model, TorchaxModel)
-            else state.params,
+            state.params,
             state.opt_state,
             model.names,
             recipe=recipe,
