@@ -118,9 +118,9 @@ def export_module_run(
     frozen = getattr(model, "frozen", None)
     if frozen:
         raise ValueError(
-            f"`model` must have no frozen parameters to be exported, got {len(frozen)}, "
-            f"the first being {next(iter(frozen))!r}. Load the weights in the folder of "
-            "the finished run with `from_pretrained`."
+            "`model` must have no frozen parameters to be exported, got "
+            f"{len(frozen)}, the first being {next(iter(frozen))!r}. Load the weights "
+            "in the folder of the finished run with `from_pretrained`."
         )
     recipe, job = read_example_settings(settings)
     setup = setup_of(model, recipe, job, make_mesh("data=1", jax.devices()[:1]))
