@@ -303,12 +303,12 @@ def _check_same_run(
             "was written with other settings:\n  "
             + "\n  ".join(found.values())
             + "\nName another folder, or, to continue the run with the new settings, "
-            "add " + _how_to_change(now, list(found))
+            "add " + _how_to_change(current, list(found))
         )
 
 
-def _how_to_change(now: Mapping[str, Any], names: list[str]) -> str:
-    if "model_class" in now:  # a run of `train`, without a command line
+def _how_to_change(current: Mapping[str, Any], names: list[str]) -> str:
+    if "model_class" in current:  # a run of `train`, without a command line
         return f"`intended_changes={names}`"
     return f"--intended_changes {' '.join(names)}"
 

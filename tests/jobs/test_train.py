@@ -41,7 +41,7 @@ def run(model, tmp_path):
     def train(folder="run", arguments=RECIPE, **options):
         options = {
             "train_dataset": rows(7),
-            "eval_dataset": rows(3),
+            "eval_dataset": rows(2),
             "eval_steps": 2,
             "save_steps": 2,
             "output_dir": tmp_path / folder,
@@ -64,13 +64,13 @@ def test_a_run_stops_and_resumes_with_equal_numbers(run, capsys):
     assert [r["num_items"] for r in lines(whole) if "loss" in r][:2] == [28, 21]
     printed = capsys.readouterr().out
     assert "columns that are not used: id" in printed
-    assert "7 examples to train on, 3 examples to evaluate on" in printed
+    assert "7 examples to train on, 2 examples to evaluate on" in printed
 
     class StopError(Exception):
         pass
 
     def stop(window):
-        if window.first_step + len(window.metrics.loss) > 2:
+        if window.first_step + len(window.metrics.loss) > 4:
             raise StopError
 
     nothing = lambda _=None: None  # noqa: E731
@@ -87,29 +87,29 @@ def test_a_run_stops_and_resumes_with_equal_numbers(run, capsys):
     assert "nothing left to train" in capsys.readouterr().out
 
 
-def test_a_job_and_arguments_of_transformers_make_equal_runs(run, tmp_path):
+def test_a_job_and_arguments_of_transformers_make_equal_runs(tmp_path):
     transformers = pytest.importorskip("transformers", reason="its arguments are read")
     pytest.importorskip("accelerate", reason="TrainingArguments need it")
-    job = Job(output_dir=tmp_path / "job", save_strategy="no", logging_steps=3)
-    names = ("output_dir", "save_steps", "eval_steps")
-    options = dict.fromkeys(names)
-    made = {n: getattr(job, n) for n in names}
-    first = run(job=job, **{**options, **made})
+    job = Job(
+        output_dir=tmp_path / "job",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_steps=3,
+    )
+    data = {"train_dataset": rows(4), "eval_dataset": rows(2)}
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=1)
+    first = jobs.train(build_model(TINY), recipe, job=job, **data)
     arguments = transformers.TrainingArguments(
         str(tmp_path / "arguments"),
         num_train_epochs=2,
         learning_rate=1e-2,
         per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
         max_grad_norm=0.0,
         eval_strategy="epoch",
         use_cpu=True,
     )
-    options = {"output_dir": tmp_path / "arguments"}
-    second = jobs.train(
-        build_model(TINY), arguments, train_dataset=rows(7), eval_dataset=rows(3)
-    )
-    assert second.folder == options["output_dir"]
+    second = jobs.train(build_model(TINY), arguments, **data)
+    assert second.folder == tmp_path / "arguments"
     saved = read_settings(second.folder / "settings.json")
     assert (saved["max_steps"], saved["eval_steps"]) == (4, 2)
     losses = [
