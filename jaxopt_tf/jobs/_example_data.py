@@ -197,19 +197,19 @@ class DeviceBatches:
 
     def evaluation(self, arrays: Mapping[str, np.ndarray]) -> PyTree:
         """Returns a batch of the evaluation step."""
-        return self._placed(self._with_number([arrays])[0], axis=0)
+        return self._put(self._with_number([arrays])[0], axis=0)
 
     def _update(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
         numbered = self._with_number(micro)
         shapes = [_shape_of(one) for one in numbered]
         self._note_shape(tuple(shapes))
         if self._num_micro == 1:
-            return self._placed(numbered[0], axis=0)
+            return self._put(numbered[0], axis=0)
         if len(set(shapes)) == 1:
             stacked = {n: np.stack([one[n] for one in numbered]) for n in numbered[0]}
-            return self._placed(stacked, axis=1)
+            return self._put(stacked, axis=1)
         return training.MicroBatches(
-            tuple(self._placed(one, axis=0) for one in numbered)
+            tuple(self._put(one, axis=0) for one in numbered)
         )
 
     def _note_shape(self, shape: Any) -> None:
@@ -232,8 +232,8 @@ class DeviceBatches:
         number = np.int32(sum(map(self._forward.num_items, micro)))
         return [{**one, NUM_ITEMS: np.asarray(number)} for one in micro]
 
-    def _placed(self, arrays: Mapping[str, np.ndarray], *, axis: int) -> PyTree:
-        def placed(array: np.ndarray) -> jax.Array:
+    def _put(self, arrays: Mapping[str, np.ndarray], *, axis: int) -> PyTree:
+        def put(array: np.ndarray) -> jax.Array:
             if array.ndim <= axis:  # the number of items
                 sharding = NamedSharding(self._mesh, PartitionSpec())
             else:
@@ -242,7 +242,7 @@ class DeviceBatches:
                 array.shape, sharding, array.__getitem__
             )
 
-        return {name: placed(array) for name, array in arrays.items()}
+        return {name: put(array) for name, array in arrays.items()}
 
 
 def evaluation_batches(
