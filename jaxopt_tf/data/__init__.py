@@ -16,6 +16,14 @@ from ._conversations import read_conversations as read_conversations
 from ._corpus import Corpus as Corpus
 from ._corpus import min_token_dtype as min_token_dtype
 from ._documents import read_documents as read_documents
+from ._examples import ExampleBatches as ExampleBatches
+from ._examples import StreamedBatches as StreamedBatches
+from ._examples import as_mapping as as_mapping
+from ._examples import batched as batched
+from ._examples import seeded_generators as seeded_generators
+from ._examples import stack_examples as stack_examples
+from ._examples import to_numpy as to_numpy
+from ._examples import torch_permutation as torch_permutation
 from ._packing import PackedBatches as PackedBatches
 from ._packing import PackedRows as PackedRows
 from ._packing import packed_evaluation_batches as packed_evaluation_batches

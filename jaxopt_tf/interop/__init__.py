@@ -40,4 +40,8 @@ from ._trainer_checkpoint import read_trainer_checkpoint as read_trainer_checkpo
 from ._trainer_checkpoint_write import (
     write_trainer_checkpoint as write_trainer_checkpoint,
 )
+from ._trainer_data import padding_collator as padding_collator
+from ._training_arguments import (
+    read_training_arguments as read_training_arguments,
+)
 from ._weight_shards import write_weights as write_weights

@@ -16,13 +16,14 @@ from ._config import num_sequences as num_sequences
 from ._conflicts import uses_eval_loss as uses_eval_loss
 from ._epochs import check_before_reading as check_before_reading
 from ._epochs import resolve_epochs as resolve_epochs
+from ._example_evaluation import EvalPrediction as EvalPrediction
+from ._example_job import ExampleJob as ExampleJob
 from ._generate import Sampler as Sampler
 from ._generate import generate as generate
 from ._generate import make_sampler as make_sampler
 from ._intervals import merge_settings as merge_settings
 from ._job import Job as Job
 from ._job_arguments import settings_from_transformers as settings_from_transformers
-from ._migrate import ExportedRun as ExportedRun
 from ._migrate import ImportedRun as ImportedRun
 from ._migrate import export_run as export_run
 from ._migrate import import_run as import_run
@@ -41,5 +42,7 @@ from ._run_io import read_run as read_run
 from ._run_io import write_run as write_run
 from ._setup import Setup as Setup
 from ._setup import build_setup as build_setup
+from ._train import train as train
+from ._trainer_run import ExportedRun as ExportedRun
 from ._tuning_task import tuning_corpus as tuning_corpus
 from ._tuning_task import tuning_task as tuning_task

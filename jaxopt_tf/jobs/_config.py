@@ -39,7 +39,7 @@ _WITHOUT_EFFECT_ON_NUMBERS = (
     *("output_dir", "logging_steps", "logging_first_step", "save_steps"),
     # They determine `max_steps`, `eval_steps` and `save_steps`, which are compared.
     *("num_train_epochs", "eval_strategy", "save_strategy"),
-    *("save_total_limit", "log_layers", "sample_prompt"),
+    *("save_total_limit", "log_layers", "sample_prompt", "report_to"),
     *("mesh", "zero_1", DATA_SIZE, SEQUENCES),
     *PER_START_SETTINGS,
 )
@@ -83,6 +83,13 @@ class RunConfig:
             ValueError: if a name is unknown, a value is out of range or of the wrong
                 type, or settings conflict. The message lists all problems.
         """
+        if "model_class" in settings:
+            raise ValueError(
+                "`output_dir` must be the folder of a run of `jaxopt-tf train`, but "
+                f"this run trains a {settings['model_class']} that was given in "
+                "Python. Call `jobs.train` again, with the same arguments, to resume "
+                "it, or `jobs.export_run` with its module to export it."
+            )
         settings = with_whole_intervals(with_model_folder(settings))
         kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
         owners = _owners(*kinds.values())
@@ -134,7 +141,7 @@ class RunConfig:
         """
         settings = recipe_settings(self.recipe) | vars(self.model) | vars(self.job)
         return {
-            name: _as_json(value)
+            name: as_json(value)
             for name, value in settings.items()
             if name not in PER_START_SETTINGS
         }
@@ -189,7 +196,8 @@ def _without_steps(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Returns a setting with strings for paths."""
     if isinstance(value, Path):
         return str(value)
     is_texts = isinstance(value, tuple) and all(
@@ -274,6 +282,8 @@ def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _data_in_words(settings: Mapping[str, Any]) -> str:
+    if "model_class" in settings:
+        return str(settings.get(DATA_SIZE))
     given = settings.get("train_file") or settings.get("text") or ()
     paths = [repr(str(path)) for path in given]
     if len(paths) > 4:  # the first three and the number of the others

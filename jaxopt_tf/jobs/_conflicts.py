@@ -23,7 +23,7 @@ def find_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[str]:
     """
     return [
         *_conflicts_of_data(model, job),
-        *_conflicts_of_evaluation(recipe, job),
+        *conflicts_of_evaluation(recipe, job),
         *_conflicts_of_start(model, job),
         *_conflicts_of_frozen(job),
     ]
@@ -121,7 +121,8 @@ def _conflicts_of_rows(job: Job) -> Iterator[str]:
         )
 
 
-def _conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
+def conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
+    """Yields messages on settings of evaluations that conflict."""
     if job.early_stopping_patience is None and job.early_stopping_threshold > 0:
         yield (
             "`early_stopping_threshold` must be left out without "
@@ -173,6 +174,11 @@ def _conflicts_of_start(model: ModelConfig, job: Job) -> Iterator[str]:
             "`from_scratch` must be given with `model_name_or_path`, got no folder. "
             "Leave it out: without a folder the weights are always initialized."
         )
+    yield from conflicts_of_resume(job)
+
+
+def conflicts_of_resume(job: Job) -> Iterator[str]:
+    """Yields a message if `resume_from_checkpoint` is not a folder."""
     checkpoint = job.resume_from_checkpoint
     if checkpoint is not None and not checkpoint.is_dir():
         found = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))

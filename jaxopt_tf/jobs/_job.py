@@ -155,7 +155,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Checks every field; converts strings to paths and whole floats to ints."""
-        for name, kind in kinds_of(Job).items():
+        for name, kind in kinds_of(type(self)).items():
             value = _checked(name, kind, getattr(self, name))
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
@@ -214,7 +214,7 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
     # `kind.metavar` is the placeholder in the help; "" is a switch, "{a,b}" a choice.
     match kind.metavar:
         case "INT":
-            minimum = 0 if name == "eos_token_id" else 1
+            minimum = 0 if name in ("eos_token_id", "data_seed") else 1
             return _checks.whole_number(name, value, minimum=minimum)
         case "NUMBER":
             check = _checks.non_negative

@@ -41,7 +41,9 @@ from ._import_source import (
     unused_tokenizer,
 )
 from ._job_arguments import EVALUATION_FIELDS, job_settings
-from ._run_io import Run, first_run_state, read_run, write_run
+from ._run_folder import settings_of
+from ._run_io import Run, checkpoint_of, first_run_state, read_run, write_run
+from ._trainer_run import ExportedRun, export_module_run
 
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
@@ -80,19 +82,6 @@ class ImportedRun:
     arguments: interop.FromTransformers
     unused_tensors: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedRun:
-    """Report of a run that was exported as a Trainer's checkpoint.
-
-    Attributes:
-        folder: the new checkpoint.
-        step: number of steps of the run.
-    """
-
-    folder: Path
-    step: int
 
 
 def import_run(
@@ -185,7 +174,11 @@ def import_run(
 
 
 def export_run(
-    folder: Path | str, out: Path | str, *, like: Path | str | None = None
+    folder: Path | str,
+    out: Path | str,
+    *,
+    like: Path | str | None = None,
+    model: Any = None,
 ) -> ExportedRun:
     """Writes a run as a checkpoint from which a Trainer resumes.
 
@@ -195,6 +188,8 @@ def export_run(
         out: new folder.
         like: checkpoint of the Trainer that will resume. The result has its format;
             None writes the format of transformers 5.23.
+        model: the module of a run of `train`, or its `models.Model`; None for a run of
+            `pretrain`, which contains the configuration of its model.
 
     Returns:
         The new folder, and the step of the run.
@@ -211,6 +206,10 @@ def export_run(
             f"`like` must contain config.json, got {str(like)!r}. Name the Trainer's "
             "checkpoint-<step> that the run was imported from."
         )
+    checkpoint, _ = checkpoint_of(Path(folder))
+    settings = settings_of(checkpoint)
+    if "model_class" in settings:
+        return export_module_run(checkpoint, settings, out, like=like, module=model)
     run = read_run(Path(folder))
     check_all_trained(run.job)
     model = run_model(run.model, run.job)

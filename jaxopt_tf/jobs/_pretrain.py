@@ -1,37 +1,41 @@
 """Training of a language model from a configuration to the last checkpoint."""
 
-import dataclasses
 import functools
 import itertools
-import os
-import time
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .. import checkpoints, training
-from .._io import is_primary_process, run_on_process_0
+from .. import training
 from .._typing import PyTree
-from ..sharding import batch_sharding, make_mesh, num_batch_shards
+from ..models import Model
+from ..sharding import batch_sharding, num_batch_shards
 from ._base_weights import read_frozen
-from ._compilation_cache import FirstStep, seconds_since_process_start
 from ._config import RunConfig
 from ._epochs import check_resolved
 from ._final_folder import write_adapter_folder, write_transformers_folder
 from ._generate import with_samples
-from ._job import Job, mesh_axes
+from ._intervals import num_steps_per_epoch
+from ._job import Job
 from ._model_folder import existing_folder, read_folder_params
-from ._report import RunResult, build_monitors, print_header, print_summary
+from ._report import RunResult, build_monitors, header
+from ._run_core import (
+    RunPlan,
+    block_on_cpu_collectives,
+    run_mesh,
+    run_plan,
+    stopwatch,
+)
 from ._run_data import (
     TrainingBatches,
     evaluation_batches,
     slice_reader,
     training_batches,
 )
-from ._run_folder import OpenRun, open_run, read_evaluations
+from ._run_folder import OpenRun, open_run
 from ._setup import Setup, build_setup
 
 
@@ -66,90 +70,93 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
         OSError: if a checkpoint or the log cannot be written.
         FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
     """
-    recipe, model, job = config.recipe, config.model, config.job
     check_resolved(config)
-    seconds_since_start = _stopwatch(has_command_line=bool(command_line))
+    seconds_since_start = stopwatch(has_command_line=bool(command_line))
     with training.stop_on_signals() as should_stop, open_run(config) as run:
-        is_one_device = job.mesh is None and jax.process_count() == 1
-        devices = jax.devices()[:1] if is_one_device else None
-        mesh = make_mesh(mesh_axes(job), devices)
-        setup = build_setup(config, mesh, num_sequences=run.num_sequences)
-        setup = setup.with_frozen(read_frozen(setup.model, setup.frozen, config))
-        start = _init_or_restore(setup, run, job)
-        batches = training_batches(
-            run.corpus,
+        return run_plan(
+            _plan(config, run),
+            run,
+            should_stop=should_stop,
+            command_line=command_line,
+            seconds_since_start=seconds_since_start,
+        )
+
+
+def _plan(config: RunConfig, run: OpenRun) -> RunPlan:
+    recipe, model, job = config.recipe, config.model, config.job
+    setup = build_setup(config, run_mesh(job), num_sequences=run.num_sequences)
+    setup = setup.with_frozen(read_frozen(setup.model, setup.frozen, config))
+    batches = training_batches(
+        run.corpus,
+        job,
+        block_size=model.block_size,
+        batch_size=run.num_sequences,
+        seed=recipe.seed,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+    )
+    evaluate = _make_evaluate(setup, run, job, model.block_size)
+    steps_per_epoch = num_steps_per_epoch(
+        batches.num_windows,
+        batch_size=run.num_sequences,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+    )
+    return RunPlan(
+        recipe=recipe,
+        job=job,
+        setup=setup,
+        initial_params=functools.partial(_read_params, setup, job),
+        batches=lambda step: _sharded(batches, step, setup.batch),
+        evaluate=evaluate,
+        evaluate_in_loop=with_samples(evaluate, config, setup, run.folder),
+        monitors=lambda: build_monitors(
             job,
-            block_size=model.block_size,
-            batch_size=run.num_sequences,
-            seed=recipe.seed,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            run,
+            max_steps=recipe.max_steps,
+            steps_per_epoch=steps_per_epoch,
+            unit=run.corpus.unit,
+            flops_per_item=setup.model.flops_per_token,
+        ),
+        header=header(config, setup, run, batches),
+        has_model=run.has_model,
+        final_params=functools.partial(_final_params, setup, job),
+        write_model=functools.partial(_write_model, run.folder, setup.model, job),
+        loss_unit=f"nats per {run.corpus.unit.removesuffix('s')}",
+        how_to_resume=shlex.join(
+            ["jaxopt-tf", "train", "--output_dir", str(run.folder)]
+        ),
+    )
+
+
+def _read_params(setup: Setup, job: Job) -> PyTree | None:
+    """Reads the parameters of the model folder; None without one."""
+    folder = None if job.from_scratch else job.model_name_or_path
+    # An adapter is drawn from the seed; the folder contains its base model.
+    if folder is None or job.lora_r is not None:
+        return None
+    like = setup.run_state.state.params
+    return read_folder_params(folder, like, setup.model.names)
+
+
+def _final_params(setup: Setup, job: Job, params: PyTree) -> PyTree:
+    """Returns all parameters of the model; those of an adapter alone."""
+    return params if job.lora_r else training.merge_params(params, setup.frozen)
+
+
+def _write_model(folder: Path, model: Model, job: Job, params: PyTree) -> None:
+    if job.lora_r is not None:
+        write_adapter_folder(
+            folder, model, params, base=existing_folder(job), tokenizer=job.tokenizer
         )
-        evaluate = _make_evaluate(setup, run, job, model.block_size)
-        evaluate_and_sample = with_samples(evaluate, config, setup, run.folder)
-        if run.is_finished:
-            # Nothing is written to the folder of a finished run.
-            trained = training.Trained(start, "max_steps")
-        else:
-            run_on_process_0(lambda: run.record_start(command_line))
-            if is_primary_process():
-                print_header(config, setup, run, batches)
-            limit = job.save_total_limit
-            with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
-                trained = training.train(
-                    FirstStep(
-                        _block_on_cpu_collectives(setup.train_step, setup.mesh),
-                        functools.partial(_report_first_step, run),
-                        seconds_since_start,
-                    ),
-                    start,
-                    _sharded(batches, run.step, setup.batch),
-                    max_steps=recipe.max_steps,
-                    monitors=build_monitors(config, setup.model, run, batches)
-                    if is_primary_process()
-                    else [],
-                    evaluate=evaluate_and_sample,
-                    eval_steps=job.eval_interval,
-                    selection=job.selection,
-                    metric_schedule=setup.metric_schedule,
-                    save=_CheckpointSaver(save, run, job),
-                    save_steps=job.save_interval,
-                    save_best=True,
-                    should_stop=should_stop,
-                )
-        stopped_by = (
-            should_stop.signal if trained.stop_reason == "should_stop" else None
-        )
-        return _finish(config, setup, run, trained, evaluate, stopped_by)
-
-
-def _stopwatch(*, has_command_line: bool) -> Callable[[], float]:
-    if has_command_line:
-        return seconds_since_process_start
-    begin = time.monotonic()
-    return lambda: time.monotonic() - begin
-
-
-def _report_first_step(run: OpenRun, seconds: float) -> None:
-    if is_primary_process():
-        run.record_first_step(seconds)
-        print(f"start   first step after {seconds:.1f} s", flush=True)
-
-
-def _init_or_restore(setup: Setup, run: OpenRun, job: Job) -> training.RunState:
-    if run.checkpoint is None:
-        folder = None if job.from_scratch else job.model_name_or_path
-        # An adapter is drawn from the seed; the folder contains its base model.
-        if folder is None or job.lora_r is not None:
-            return setup.init()
-        like = setup.run_state.state.params
-        return setup.init(read_folder_params(folder, like, setup.model.names))
-    start = training.restore_run_state(run.checkpoint, setup.run_state)
-    if job.on_non_finite == "skip":
-        return start
-    # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.
-    zero = jnp.zeros_like(start.state.num_bad_in_a_row)
-    state = dataclasses.replace(start.state, num_bad_in_a_row=zero)
-    return start._replace(state=state)
+        return
+    write_transformers_folder(
+        folder,
+        model,
+        params,
+        like=existing_folder(job),
+        has_new_weights=job.from_scratch,
+        tokenizer=job.tokenizer,
+        chat_template=job.chat_template,
+    )
 
 
 def _make_evaluate(
@@ -168,7 +175,7 @@ def _make_evaluate(
     batches = evaluation_batches(
         run.corpus, job, block_size=block_size, batch_size=batch_size
     )
-    eval_step = _block_on_cpu_collectives(setup.eval_step, setup.mesh)
+    eval_step = block_on_cpu_collectives(setup.eval_step, setup.mesh)
     # The batches are transferred to the devices once and kept for all evaluations.
     on_devices = [jax.tree.map(sharded, batch) for batch in batches]
     return training.make_evaluate(eval_step, on_devices)
@@ -192,105 +199,3 @@ def _sharded(batches: TrainingBatches, start: int, like: PyTree) -> Iterator[PyT
             }
         else:
             yield array(like, part)
-
-
-def _block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """Returns a function that waits for its results, if it runs on several CPU devices.
-
-    XLA runs collectives on CPUs in threads that wait for each other, one per device.
-    With two steps in flight, one of them may find no free thread; both then wait
-    forever.
-    """
-    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
-        return function
-
-    def blocking(*args: Any) -> Any:
-        return jax.block_until_ready(function(*args))
-
-    return blocking
-
-
-class _CheckpointSaver:
-    """Function that saves checkpoints for `training.train`.
-
-    A checkpoint that is saved only because its evaluation is the best so far is
-    replaced by the next one of this kind. `save_total_limit` therefore counts the
-    checkpoints of `save_steps` only.
-    """
-
-    def __init__(self, saving: checkpoints.Checkpoints, run: OpenRun, job: Job):
-        self._saving, self._run, self._job = saving, run, job
-        self._extra: int | None = None  # step of the checkpoint that `replaces` names
-
-    def __call__(self, run_state: training.RunState) -> None:
-        # The log is flushed to disk before the checkpoint is written. Otherwise, after
-        # a power failure, a checkpoint could exist whose log lacks its last lines.
-        if is_primary_process():
-            with self._run.log.open("rb") as log:
-                os.fsync(log.fileno())
-        step, replaces = int(run_state.state.step), None
-        if (
-            run_state.progress.best_step == step
-            and not self._job.load_best_model_at_end
-        ):
-            replaces, every = self._extra, self._job.save_interval
-            is_regular = every is not None and step % every == 0
-            self._extra = None if is_regular else step
-        metadata = {"settings": dict(self._run.settings)}
-        training.save_run_state(self._saving, run_state, metadata, replaces=replaces)
-
-
-def _finish(
-    config: RunConfig,
-    setup: Setup,
-    run: OpenRun,
-    trained: training.Trained,
-    evaluate: Callable[[PyTree], dict[str, float]],
-    stopped_by: int | None,
-) -> RunResult:
-    """Returns the final parameters and losses, and prints the summary."""
-    end, loss = trained.run_state, None
-    progress = end.progress
-    if config.job.load_best_model_at_end and stopped_by is None:
-        best = run.folder / f"checkpoint-{progress.best_step}"
-        try:
-            end, loss = training.restore_run_state(best, end), progress.best_metric
-        except ValueError as error:  # damaged or missing
-            if is_primary_process():
-                print(
-                    "the best checkpoint cannot be read, so that the last parameters "
-                    f"are used: {error}"
-                )
-    is_written = run.is_finished and run.has_model
-    # A finished run lacks the model if it was killed while the model was written.
-    params = end.state.params
-    if config.job.lora_r is None:
-        params = training.merge_params(params, setup.frozen)
-    if stopped_by is None and not is_written and config.job.lora_r is not None:
-        write_adapter_folder(
-            run.folder,
-            setup.model,
-            params,
-            base=existing_folder(config.job),
-            tokenizer=config.job.tokenizer,
-        )
-    elif stopped_by is None and not is_written:
-        write_transformers_folder(
-            run.folder,
-            setup.model,
-            params,
-            like=existing_folder(config.job),
-            has_new_weights=config.job.from_scratch,
-            tokenizer=config.job.tokenizer,
-            chat_template=config.job.chat_template,
-        )
-    # Read from the log, which also covers earlier starts of the run.
-    evaluations = run_on_process_0(lambda: read_evaluations(run.log))
-    if not evaluations:  # the log was deleted
-        evaluations = [(run.step, evaluate(end.state.params)["loss"])]
-    (first_step, first_loss), (_, last_loss) = evaluations[0], evaluations[-1]
-    loss = last_loss if loss is None else loss
-    outcome = RunResult(first_loss, loss, params, run.folder, stopped_by)
-    if is_primary_process():
-        print_summary(config, run, trained, outcome, first_step)
-    return outcome

@@ -1,8 +1,10 @@
 """Reports of a run: monitors, and the header and summary on the console."""
 
-import shlex
+import math
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -10,39 +12,56 @@ import jax
 from .. import monitors, plots, training
 from .._checks import pluralize
 from .._typing import PyTree
-from ..models import Model
+from ..recipes import Recipe
 from ._config import RunConfig
-from ._intervals import num_steps_per_epoch
+from ._job import Job
 from ._run_data import TrainingBatches, data_notes
 from ._run_folder import OpenRun
 from ._setup import Setup
+
+_NO_METRICS: Mapping[str, float] = MappingProxyType({})
 
 
 class RunResult(NamedTuple):
     """Result of a run."""
 
+    # Evaluation losses are NaN without data to evaluate on.
     first_loss: float  # evaluation loss before the first step, in nats per token
     last_loss: float  # evaluation loss of `params`, in nats per token
     params: PyTree  # last parameters, or the best ones with `load_best_model_at_end`
     folder: Path  # settings.json, metrics.jsonl, curves.png, checkpoint-<step>, ...
     stopped_by: int | None  # number of the signal that ended the run early
+    metrics: Mapping[str, float] = _NO_METRICS  # evaluation metrics of `params`
+    num_programs: int = 1  # number of shapes of training batches, each compiled once
 
 
 def build_monitors(
-    config: RunConfig, model: Model, run: OpenRun, batches: TrainingBatches
+    job: Job,
+    run: OpenRun,
+    *,
+    max_steps: int,
+    steps_per_epoch: int | None,
+    unit: str,
+    flops_per_item: float | None,
+    loss_unit: str | None = None,
+    has_tensorboard: bool = True,
 ) -> list[training.Monitor]:
     """Builds the monitors of a run.
 
     The log is truncated to the run's step. Its remaining events are then replayed to
     the monitors with a state: those that draw, count or compare over the whole run.
+
+    Args:
+        job: intervals of the logs, and the rule of model selection.
+        run: the open folder of the run.
+        max_steps: number of steps of the run.
+        steps_per_epoch: number of steps in an epoch; None if the data have no length.
+        unit: plural of the items that the loss is a mean over.
+        flops_per_item: floating-point operations per item; None if unknown.
+        loss_unit: unit of the loss; None for nats per item.
+        has_tensorboard: whether event files for TensorBoard are written.
     """
-    job, flops, unit = config.job, model.flops_per_token, run.corpus.unit
-    max_steps, folder = config.recipe.max_steps, run.folder
-    steps_per_epoch = num_steps_per_epoch(
-        batches.num_windows,
-        batch_size=run.num_sequences,
-        gradient_accumulation_steps=config.recipe.gradient_accumulation_steps,
-    )
+    folder = run.folder
     is_replay = True
 
     def warn(sentence: str) -> None:
@@ -53,17 +72,21 @@ def build_monitors(
     stateless = [
         monitors.json_lines(run.log, first_step=run.step),
         monitors.console(
-            max_steps, first_step=run.step, unit=unit, flops_per_item=flops
-        ),
-        monitors.tensorboard(
-            folder / "tensorboard",
-            first_step=run.step,
-            every=job.logging_steps,
-            logging_first_step=job.logging_first_step,
+            max_steps, first_step=run.step, unit=unit, flops_per_item=flops_per_item
         ),
     ]
+    if has_tensorboard:
+        stateless += [
+            monitors.tensorboard(
+                folder / "tensorboard",
+                first_step=run.step,
+                every=job.logging_steps,
+                logging_first_step=job.logging_first_step,
+            )
+        ]
+    loss_unit = loss_unit or f"nats per {unit.removesuffix('s')}"
     stateful = [
-        plots.curves(folder / "curves.png", unit=f"nats per {unit.removesuffix('s')}"),
+        plots.curves(folder / "curves.png", unit=loss_unit),
         monitors.trainer_state(
             folder / "trainer_state.json",
             max_steps=max_steps,
@@ -73,7 +96,7 @@ def build_monitors(
             save_steps=job.save_steps,
             train_batch_size=run.num_sequences,
             steps_per_epoch=steps_per_epoch,
-            flops_per_item=flops,
+            flops_per_item=flops_per_item,
             selection=job.selection,
         ),
         monitors.health_monitor(warn),
@@ -88,34 +111,55 @@ def build_monitors(
     return [*stateless, *stateful]
 
 
-def print_header(
+def header(
     config: RunConfig, setup: Setup, run: OpenRun, batches: TrainingBatches
-) -> None:
-    """Prints the data, the model, the recipe, the devices and the folder of a run."""
+) -> list[str]:
+    """Describes the data, the model, the recipe, the devices and the folder of a run.
+
+    Returns:
+        The lines, of which those that do not apply are empty.
+    """
     recipe, corpus = config.recipe, run.corpus
-    leaves = jax.tree.leaves(setup.run_state.state.params)
-    num_frozen = sum(leaf.size for leaf in jax.tree.leaves(setup.frozen))
     batch = f"{run.num_sequences} x {config.model.block_size}"
     if recipe.gradient_accumulation_steps > 1:
         batch = f"{recipe.gradient_accumulation_steps} x {batch}"
-    lines = [
+    length = f"{_epochs(config)} of {batch} {corpus.unit}"
+    return [
         f"text    {pluralize(corpus.num_documents, 'document')}: "
         f"{len(corpus.training):,} {corpus.unit} to train on, "
         f"{len(corpus.evaluation):,} to evaluate on",
         *(f"        {note}" for note in data_notes(corpus, batches)),
+        *model_and_recipe(setup, recipe, run, length, option="--mesh data={}"),
+    ]
+
+
+def model_and_recipe(
+    setup: Setup, recipe: Recipe, run: OpenRun, length: str, *, option: str
+) -> list[str]:
+    """Describes the model, the recipe, the devices and the folder of a run.
+
+    Args:
+        setup: setup of the run.
+        recipe: hyperparameters.
+        run: the open folder.
+        length: phrase that follows the number of steps.
+        option: setting of a mesh of all devices, such as "--mesh data=4", as a format
+            string.
+    """
+    leaves = jax.tree.leaves(setup.run_state.state.params)
+    num_frozen = sum(leaf.size for leaf in jax.tree.leaves(setup.frozen))
+    return [
         f"model   {setup.model.title}, "
         f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}"
         + (f" to train, {num_frozen:,} frozen" if num_frozen else ""),
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
         f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "
-        f"{pluralize(recipe.max_steps, 'step')}{_epochs(config)} of {batch} "
-        f"{corpus.unit}",
-        _devices(setup.mesh),
+        f"{pluralize(recipe.max_steps, 'step')}{length}",
+        _devices(setup.mesh, option),
         f"folder  {run.folder}"
         + (f", resumed at step {run.step:,}" if run.step else ""),
     ]
-    print("\n".join(line for line in lines if line))
 
 
 def _epochs(config: RunConfig) -> str:
@@ -126,13 +170,13 @@ def _epochs(config: RunConfig) -> str:
     return f" ({epochs:g} epoch{'' if epochs == 1 else 's'})"
 
 
-def _devices(mesh: jax.sharding.Mesh) -> str:
+def _devices(mesh: jax.sharding.Mesh, option: str) -> str:
     """Describes the mesh; "" if there is only one device."""
     num_all = len(jax.devices())
     if num_all == 1:
         return ""
     if mesh.size == 1:
-        return f"mesh    1 of {num_all} devices; --mesh data={num_all} uses all"
+        return f"mesh    1 of {num_all} devices; {option.format(num_all)} uses all"
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
     processes = jax.process_count()
@@ -141,28 +185,35 @@ def _devices(mesh: jax.sharding.Mesh) -> str:
 
 
 def print_summary(
-    config: RunConfig,
+    max_steps: int,
     run: OpenRun,
     trained: training.Trained,
     outcome: RunResult,
     first_step: int,
+    *,
+    unit: str,
+    selected: str,
+    how_to_resume: str,
 ) -> None:
     """Prints the reason why the run ended, its files and its evaluation losses.
 
     Args:
-        config: all settings of the run.
+        max_steps: number of steps of the run.
         run: folder and start of the run.
         trained: last state of the run.
         outcome: losses of the run, and the signal that ended it early, if any.
         first_step: step of the first evaluation.
+        unit: unit of the losses; "" for none.
+        selected: name of the metric that selects the best model.
+        how_to_resume: line that resumes a run that a signal has stopped.
     """
-    step, max_steps = int(trained.state.step), config.recipe.max_steps
+    step = int(trained.state.step)
     steps_done = f"after step {step:,} of {max_steps:,}"
     if outcome.stopped_by is not None:
         name, processes = signal.Signals(outcome.stopped_by).name, jax.process_count()
         in_processes = f", in each of {processes} processes" if processes > 1 else ""
         print(f"stopped by {name} {steps_done}; to resume{in_processes}:")
-        print(shlex.join(["jaxopt-tf", "train", "--output_dir", str(run.folder)]))
+        print(how_to_resume)
         return
     if run.is_finished:
         print(f"this run is finished, {steps_done}: there is nothing left to train")
@@ -174,10 +225,21 @@ def print_summary(
     losses += f"at step {first_step:,}" if first_step else "before training"
     if progress.best_step is not None:
         paths["best"] = run.folder / f"checkpoint-{progress.best_step}"
-        best = f"best {progress.best_metric:.3f} at step {progress.best_step:,}"
+        metric = selected.removeprefix("eval_")
+        name = "" if metric == "loss" else f"{metric} "
+        best = f"best {name}{progress.best_metric:.3f} at step {progress.best_step:,}"
         losses = f"{best}; {losses}"
     for name, path in paths.items():
         if path.exists():  # older versions did not always keep the best checkpoint
             print(f"{name:7} {path}")
-    unit = run.corpus.unit.removesuffix("s")
-    print(f"evaluation loss {outcome.last_loss:.3f} nats per {unit} ({losses})")
+    others = "".join(
+        f", {name} {value:.4g}"
+        for name, value in outcome.metrics.items()
+        if name != "loss"
+    )
+    if not math.isnan(outcome.last_loss):
+        in_unit = f" {unit}" if unit else ""
+        print(f"evaluation loss {outcome.last_loss:.3f}{in_unit} ({losses}){others}")
+    if outcome.num_programs > 1:
+        shapes = pluralize(outcome.num_programs, "shape")
+        print(f"batches of {shapes}, each compiled once")

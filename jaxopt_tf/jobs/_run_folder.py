@@ -17,7 +17,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ._config import (
     num_sequences,
     own_settings,
 )
+from ._example_job import ExampleConfig
 from ._job import Job, mesh_axes
 from ._run_data import read_corpus
 
@@ -69,7 +70,7 @@ class OpenRun:
     """
 
     lock: checkpoints.FolderLock
-    corpus: Corpus
+    corpus: Any  # a `Corpus`, or another record with `fingerprint` and `size`
     settings: Mapping[str, Any]
     checkpoint: Path | None
     is_finished: bool
@@ -146,7 +147,10 @@ class OpenRun:
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig) -> Iterator[OpenRun]:
+def open_run(
+    config: RunConfig | ExampleConfig,
+    read: Callable[[Path], Any] | None = None,
+) -> Iterator[OpenRun]:
     """Locks the run's folder, reads the data and finds the checkpoint to resume from.
 
     If the folder contains a run, its newest valid checkpoint is used, provided that the
@@ -155,6 +159,8 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
 
     Args:
         config: all settings of the run.
+        read: function that reads the data, given the folder; None for the corpus of the
+            configuration.
 
     Raises:
         ValueError: if processes have different settings, the folder is in use or
@@ -168,7 +174,10 @@ def open_run(config: RunConfig) -> Iterator[OpenRun]:
     )
     check_equal_settings(settings)
     with checkpoints.lock_folder(job.output_dir or Path("runs", timestamp)) as lock:
-        corpus = read_equal_corpus(config, lock.folder)
+        if read is None:
+            assert isinstance(config, RunConfig)
+            read = functools.partial(read_equal_corpus, config)
+        corpus = read(lock.folder)
         settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
         settings |= with_base(job)
         # With several processes, the default mesh has all devices: `mesh_axes`.
@@ -301,11 +310,17 @@ def _check_same_run(
             "was written with other settings:\n  "
             + "\n  ".join(found.values())
             + "\nName another folder, or, to continue the run with the new settings, "
-            f"add --intended_changes {' '.join(found)}"
+            "add " + _how_to_change(current, list(found))
         )
 
 
-def is_finished(checkpoint: Path | None, config: RunConfig) -> bool:
+def _how_to_change(current: Mapping[str, Any], names: list[str]) -> str:
+    if "model_class" in current:  # a run of `train`, without a command line
+        return f"`intended_changes={names}`"
+    return f"--intended_changes {' '.join(names)}"
+
+
+def is_finished(checkpoint: Path | None, config: RunConfig | ExampleConfig) -> bool:
     """Returns True if a run has no steps left after a checkpoint of its folder."""
     if checkpoint is None or checkpoint == config.job.resume_from_checkpoint:
         return False
@@ -333,18 +348,6 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
     if log.exists() and log.parent != folder.absolute():
         with _io.atomic_write(folder / METRICS) as temporary:
             shutil.copyfile(log, temporary)
-
-
-def read_evaluations(log: Path) -> list[tuple[int, float]]:
-    """Reads the step and the loss of each evaluation in metrics.jsonl."""
-    if not log.exists():
-        return []
-    # Lines of steps are not parsed: there may be millions. A last line without "\n" was
-    # not written completely.
-    with log.open("rb") as file:
-        lines = [line for line in file if b'"eval_loss"' in line and line[-1:] == b"\n"]
-    found = [(record["step"], record["eval_loss"]) for record in map(json.loads, lines)]
-    return [(step, float("nan") if loss is None else loss) for step, loss in found]
 
 
 def settings_path(folder: Path) -> Path:

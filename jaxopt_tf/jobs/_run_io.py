@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: if `folder` is neither, or contains no valid checkpoint.
     """
-    checkpoint, _ = _checkpoint_of(folder)
+    checkpoint, _ = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
     # A checkpoint can be restored on any mesh. The whole state is placed on one device,
     # whatever mesh the run had.
@@ -96,7 +96,7 @@ def read_params(folder: Path) -> TrainedParams:
     Raises:
         ValueError: if `folder` is neither, or contains no valid checkpoint.
     """
-    checkpoint, is_verified = _checkpoint_of(folder)
+    checkpoint, is_verified = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
     if checkpoint != folder and config.job.load_best_model_at_end:
         progress = checkpoints.read_metadata(checkpoint).get("progress", {})
@@ -125,7 +125,7 @@ def read_params(folder: Path) -> TrainedParams:
     return TrainedParams(checkpoint, config, model, trained)
 
 
-def _checkpoint_of(folder: Path) -> tuple[Path, bool]:
+def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     """Returns the checkpoint of a folder, and True if its checksums were verified."""
     if (folder / "SHA256SUMS").exists():
         return folder, False

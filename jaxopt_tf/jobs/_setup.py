@@ -20,6 +20,7 @@ from ..schedules import MetricDrivenSchedule
 from ..sharding import BATCH_AXES, batch_sharding, num_batch_shards
 from ._base_weights import run_model
 from ._config import RunConfig
+from ._job import Job
 from ._run_data import KEYS, has_packed_batches
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
@@ -39,7 +40,8 @@ class Setup:
         run_state: state of the run before the first step, as `jax.ShapeDtypeStruct`s
             with shardings.
         batch: [B, T + 1], or [k, B, T + 1] with k micro-batches; a
-            `jax.ShapeDtypeStruct` with its sharding, or a dict of them.
+            `jax.ShapeDtypeStruct` with its sharding, or a dict of them; None if the
+            shapes are not known before the run.
         train_step: one update; `train_step.lower(setup.run_state.state, setup.batch)`
             lowers it without arrays.
         eval_step: (params, batch) -> (summed loss, number of tokens).
@@ -56,7 +58,7 @@ class Setup:
     optimizer: optax.GradientTransformationExtraArgs
     loss_fn: training.LossFn
     run_state: training.RunState
-    batch: jax.ShapeDtypeStruct | dict[str, jax.ShapeDtypeStruct]
+    batch: Any
     train_step: training.TrainStep
     eval_step: training.EvalStep
     init: Callable[..., training.RunState]
@@ -95,8 +97,27 @@ def build_setup(
     Raises:
         ValueError: if the mesh does not divide the number of sequences evenly.
     """
-    recipe, job = config.recipe, config.job
-    model = run_model(config.model, job)
+    return setup_of(
+        run_model(config.model, config.job),
+        config.recipe,
+        config.job,
+        mesh,
+        batch=_abstract_batch(config, mesh, num_sequences),
+    )
+
+
+def setup_of(
+    model: Model, recipe: Recipe, job: Job, mesh: Mesh, *, batch: Any = None
+) -> Setup:
+    """Builds the setup of a run of a model; arguments as for `build_setup`.
+
+    Args:
+        model: the model.
+        recipe: hyperparameters.
+        job: all other settings.
+        mesh: mesh of the run.
+        batch: shapes of a batch; None if they are not known before the run.
+    """
     schedule, optimizer = schedule_and_optimizer(recipe, model)
     schedule_state = init_schedule(schedule)
 
@@ -146,7 +167,7 @@ def build_setup(
         optimizer=optimizer,
         loss_fn=loss_fn,
         run_state=training.RunState(state, schedule_state=schedule_state),
-        batch=_abstract_batch(config, mesh, num_sequences),
+        batch=batch,
         train_step=train_step,
         eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype, frozen=frozen),
         init=init,

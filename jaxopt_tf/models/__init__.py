@@ -39,6 +39,9 @@ from ._model import (
 from ._model import sizes_of_others as sizes_of_others
 from ._peft import LoraSettings as LoraSettings
 from ._peft import lora_from_config as lora_from_config
+from ._predictions import make_predict as make_predict
+from ._predictions import trainer_forward as trainer_forward
 from ._torchax_model import TorchaxModel as TorchaxModel
 from ._torchax_model import from_torch as from_torch
+from ._trainer_forward import NUM_ITEMS as NUM_ITEMS
 from ._transformers_config import TransformersConfig as TransformersConfig

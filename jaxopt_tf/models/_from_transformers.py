@@ -39,7 +39,7 @@ from ._torchax_model import (
     flops_of,
     title_of,
 )
-from ._trainer_forward import TrainerForward
+from ._trainer_forward import NUM_ITEMS, TrainerForward
 from ._transformers_config import TransformersConfig, causal_lm
 
 # Architectures whose views of views torchax does not have.
@@ -234,7 +234,8 @@ def _make_loss(
                     "`batch` must have the key 'labels' for label smoothing, got "
                     f"{list(batch)}."
                 )
-            inputs = {name: x for name, x in batch.items() if name != "labels"}
+            left_out = ("labels", NUM_ITEMS)
+            inputs = {name: x for name, x in batch.items() if name not in left_out}
             labels = jnp.asarray(batch["labels"])
             # As `LabelSmoother` of Trainer, which shifts by the class of the model.
             labels = labels[:, 1:] if forward.is_causal_lm else labels

@@ -11,11 +11,16 @@ from .. import _checks
 from ._inputs import IGNORE_INDEX
 from ._torchax import import_torch
 
+# Key of a batch: number of items of all micro-batches of an update.
+NUM_ITEMS = "num_items_in_batch"
+
 
 class TrainerForward:
     """Calls of a module as Trainer makes them.
 
     Attributes:
+        columns: names of the arguments of `forward`.
+        label_names: names of the arguments that are labels.
         shifts_labels: whether the loss predicts each label from the position before.
         takes_loss_kwargs: whether `forward` takes the number of items.
     """
@@ -33,8 +38,18 @@ class TrainerForward:
             for name, p in parameters.items()
             if p.kind is not inspect.Parameter.VAR_KEYWORD
         }
+        self.columns = tuple(n for n in parameters if n in self._names)
+        is_answering = "QuestionAnswering" in self._name
+        positions = ("start_positions", "end_positions") if is_answering else ()
+        self.label_names = tuple(
+            n for n in self.columns if "label" in n or n in positions
+        )
+        self._ignored = getattr(
+            module.config, "keys_to_ignore_at_inference", ["past_key_values"]
+        )
         # Arguments of inner modules that pass through `**kwargs`.
         self._further = {"position_ids", "shift_labels"} if has_kwargs else set()
+        self._further.add(NUM_ITEMS)
         self.takes_loss_kwargs = getattr(module, "accepts_loss_kwargs", has_kwargs)
         loss = losses.LOSS_MAPPING.get(getattr(module, "loss_type", None))
         is_seq2seq = getattr(module.config, "is_encoder_decoder", False)
@@ -72,6 +87,8 @@ class TrainerForward:
 
     def loss(self, module: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Returns the summed loss and the number of items, as Trainer divides them."""
+        if NUM_ITEMS in batch:
+            return self._loss_of_update(module, batch)
         inputs = self._inputs(batch)
         labels = batch.get("shift_labels", batch.get("labels"))
         if labels is None or not self.takes_loss_kwargs:
@@ -81,13 +98,56 @@ class TrainerForward:
                 inputs["return_loss"] = True
             number = first.shape[0]
             return self._loss_in(module(**inputs)) * number, float(number)
-        is_shifted = self.shifts_labels and "shift_labels" not in batch
-        counted = labels[..., 1:] if is_shifted else labels
+        counted = self._counted(batch)
         # At least 1: a batch without labels has the loss 0, not 0 / 0.
         number = counted.ne(IGNORE_INDEX).sum().float().clamp(min=1.0)
         return self._loss_in(module(**inputs, num_items_in_batch=number)) * number, (
             counted.ne(IGNORE_INDEX).sum()
         )
+
+    def _loss_of_update(self, module: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Returns a loss and a number of items whose sums over the update divide.
+
+        The sum of the losses of all micro-batches, over the sum of their numbers, is
+        the loss of Trainer. A module that takes the number of items and does not use it
+        returns means; Trainer adds them, without a division by their number.
+        """
+        batch = dict(batch)
+        number = batch.pop(NUM_ITEMS)
+        inputs = self._inputs(batch)
+        if self.takes_loss_kwargs and self.has_counted_labels(batch):
+            # At least 1: a batch without labels has the loss 0, not 0 / 0.
+            number = number.float().clamp(min=1.0)
+            loss = self._loss_in(module(**inputs, num_items_in_batch=number))
+            return loss * number, self._counted(batch).ne(IGNORE_INDEX).sum()
+        if "labels" not in batch and "return_loss" in self._names:
+            inputs["return_loss"] = True
+        # Trainer takes the mean over the micro-batches.
+        return self._loss_in(module(**inputs)), 1.0
+
+    def has_counted_labels(self, batch: Mapping[str, Any]) -> bool:
+        """Returns whether Trainer counts the labels of a batch as its items."""
+        return self.takes_loss_kwargs and "labels" in batch
+
+    def num_items(self, batch: Mapping[str, Any]) -> int:
+        """Returns the number of items of a batch of NumPy arrays, as Trainer counts."""
+        if not self.has_counted_labels(batch):
+            return 1
+        return int((self._counted(batch) != IGNORE_INDEX).sum())
+
+    def predictions(self, module: Any, batch: Mapping[str, Any]) -> Any:
+        """Returns the outputs that Trainer passes to `compute_metrics`."""
+        inputs = {n: x for n, x in self._inputs(batch).items() if n != NUM_ITEMS}
+        outputs = module(**inputs)
+        left_out = {"loss", *self._ignored}
+        found = tuple(x for name, x in outputs.items() if name not in left_out)
+        return found[0] if len(found) == 1 else found
+
+    def _counted(self, batch: Mapping[str, Any]) -> Any:
+        if "shift_labels" in batch:
+            return batch["shift_labels"]
+        labels = batch["labels"]
+        return labels[..., 1:] if self.shifts_labels else labels
 
     def logits(self, module: Any, batch: Mapping[str, Any]) -> Any:
         """Returns the logits."""

@@ -18,6 +18,7 @@ from ._frozen import merge_params as merge_params
 from ._frozen import split_params as split_params
 from ._gradients import Batch as Batch
 from ._gradients import LossFn as LossFn
+from ._gradients import MicroBatches as MicroBatches
 from ._loop import Monitor as Monitor
 from ._loop import Trained as Trained
 from ._loop import Window as Window

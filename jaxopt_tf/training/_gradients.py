@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +16,18 @@ from ._frozen import merge_params
 
 # A tree of arrays: an argument of the loss function.
 Batch = Any
+
+
+@flax.struct.dataclass
+class MicroBatches:
+    """Micro-batches of an update whose shapes differ, so that they cannot be stacked.
+
+    A step takes it in place of a batch with an axis of micro-batches. The program
+    contains the forward and backward pass of each micro-batch.
+    """
+
+    batches: tuple[Any, ...]  # trees of arrays, in the order of their accumulation
+
 
 # (params, batch) or (params, batch, rng) -> (loss summed over items, number of items)
 LossFn = Callable[..., tuple[jax.Array, jax.Array]]
@@ -149,6 +162,12 @@ class MeanLoss:
             return jax.tree.map(_add_leaf, sums, function(batch, *key)), None
 
         zero = jnp.zeros((), widest_dtype(params))
+        if isinstance(batches, MicroBatches):
+            _check_length(len(batches.batches), self.max_micro_batches)
+            sums: PyTree = (zero, zero, *start)
+            for index, micro in enumerate(batches.batches):
+                sums, _ = add(sums, (jnp.int32(index), micro))
+            return sums
         indices = jnp.arange(
             _num_micro_batches(batches, self.max_micro_batches), dtype=jnp.int32
         )
@@ -204,3 +223,11 @@ def _num_micro_batches(batches: Batch, max_micro_batches: int) -> int:
             " Stack the micro-batches of an update: [k, B, ...]."
         )
     return length
+
+
+def _check_length(length: int, max_length: int) -> None:
+    if not 1 <= length <= max_length:
+        raise ValueError(
+            "`batch.batches` must contain 1 to `gradient_accumulation_steps` = "
+            f"{max_length} micro-batches, got {length}."
+        )

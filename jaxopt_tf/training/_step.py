@@ -50,7 +50,8 @@ def make_train_step(
             of a batch has a leading axis of at most k micro-batches. Their gradients
             are accumulated sequentially in one float32 copy (float64 for float64
             parameters), and the optimizer is updated once. Sums are divided by the
-            number of items of all micro-batches of the update.
+            number of items of all micro-batches of the update. Micro-batches of
+            different shapes are passed as `MicroBatches`.
         compute_dtype: dtype to which floating-point parameters are cast for the loss,
             such as `jnp.bfloat16`; None for no cast. The update is applied to the
             parameters themselves, which are not cast.

@@ -20,7 +20,7 @@ from jaxopt_tf.jobs import (
     read_settings,
     write_settings,
 )
-from jaxopt_tf.jobs._report import print_header
+from jaxopt_tf.jobs._report import header
 from jaxopt_tf.jobs._run_data import training_batches
 from jaxopt_tf.jobs._run_folder import open_run
 from jaxopt_tf.models import GPT2Config
@@ -173,7 +173,7 @@ def test_the_settings_in_its_folder_resume_a_run(broken_off):
         assert (opened.step, opened.is_finished) == (4, False)
 
 
-def test_the_first_lines_count_in_the_singular_and_name_skipped_files(job, capsys):
+def test_the_first_lines_count_in_the_singular_and_name_skipped_files(job):
     folder = job.text[0].parent / "texts"
     folder.mkdir()
     (folder / "a.txt").write_text(TEXT)
@@ -187,8 +187,8 @@ def test_the_first_lines_count_in_the_singular_and_name_skipped_files(job, capsy
         batches = training_batches(
             opened.corpus, job, gradient_accumulation_steps=1, **sizes
         )
-        print_header(config, build_setup(config, mesh), opened, batches)
-    shown = capsys.readouterr().out
+        lines = header(config, build_setup(config, mesh), opened, batches)
+    shown = "\n".join(lines) + "\n"
     assert f"skipped 1 file: {str(folder / 'empty.txt')!r} (empty)\n" in shown
     for words in ("1 document:", "1 layer,", "1 warmup step)", ", 1 step of 2 x 8"):
         assert words in shown

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_tf.optimizers import adamw_tf, clip
-from jaxopt_tf.training import init_train_state, make_train_step
+from jaxopt_tf.training import MicroBatches, init_train_state, make_train_step
 
 pytestmark = [
     pytest.mark.promotion_of_others,  # optax.apply_updates
@@ -75,6 +75,31 @@ def test_accumulation_equals_one_large_batch(seed, num_micro, short_by):
     for name, g in grads.items():
         assert np.all(np.abs(g - expected[name]) <= 1e-6 * sizes[name])
         assert np.all(np.abs(g - exact[name]) <= 1e-6 * sizes[name])
+
+
+def test_micro_batches_of_different_shapes_are_accumulated():
+    rng = np.random.default_rng(0)
+    params = make_params(rng)
+    micro = [make_batch(rng, 1, size) for size in (6, 6, 2)]
+    micro = [tuple(a[0] for a in batch) for batch in micro]
+    options = {"gradient_accumulation_steps": 3}
+    grads, metrics = gradient_of(params, MicroBatches(tuple(micro)), **options)
+    whole = tuple(np.concatenate(arrays) for arrays in zip(*micro, strict=True))
+    expected, expected_metrics = gradient_of(params, whole)
+    np.testing.assert_allclose(metrics.num_items, expected_metrics.num_items)
+    for name, g in grads.items():
+        np.testing.assert_allclose(g, expected[name], rtol=2e-6, atol=1e-6)
+    # Of equal shapes, they have the numbers of one stacked array.
+    equal = MicroBatches(tuple(micro[:2]))
+    stacked = tuple(np.stack(arrays) for arrays in zip(*micro[:2], strict=True))
+    for a, b in zip(
+        jax.tree.leaves(gradient_of(params, equal, **options)),
+        jax.tree.leaves(gradient_of(params, stacked, **options)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    with pytest.raises(ValueError, match="`batch.batches` must contain 1 to"):
+        gradient_of(params, MicroBatches(()), **options)
 
 
 def in_doubles(params, batch):

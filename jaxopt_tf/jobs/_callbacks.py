@@ -1,0 +1,60 @@
+"""Refusal of Trainer's callbacks, with what serves in place of each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..training import Monitor
+
+_MONITOR = (
+    "pass a `training.Monitor` in `monitors`, whose functions receive the metrics of "
+    "steps and evaluations"
+)
+_CONSOLE = "leave it out: the console shows steps and evaluations"
+_SERVICE = (
+    "pass a `training.Monitor` in `monitors` that calls the client of the service"
+)
+# What serves instead of a callback of Transformers, by the name of its class.
+INSTEAD = {
+    "EarlyStoppingCallback": "pass `early_stopping_patience` and "
+    "`early_stopping_threshold` to `train`",
+    "PrinterCallback": _CONSOLE,
+    "ProgressCallback": _CONSOLE,
+    "NotebookProgressCallback": _CONSOLE,
+    "TensorBoardCallback": 'pass `report_to="tensorboard"`',
+    "DefaultFlowCallback": "set the intervals in `arguments`",
+    "JITCheckpointCallback": "leave it out: SIGTERM ends a run with a checkpoint",
+    **dict.fromkeys(
+        (
+            *("WandbCallback", "MLflowCallback", "CometCallback", "NeptuneCallback"),
+            *("ClearMLCallback", "DVCLiveCallback", "CodeCarbonCallback"),
+            *("AzureMLCallback", "DagsHubCallback", "FlyteCallback"),
+            *("SwanLabCallback", "TrackioCallback", "KubeflowCallback"),
+        ),
+        _SERVICE,
+    ),
+}
+
+
+def checked_monitors(
+    monitors: Sequence[Any], callbacks: Sequence[Any]
+) -> list[Monitor]:
+    """Returns the monitors; raises if one is a callback, or `callbacks` is given.
+
+    Raises:
+        TypeError: for a callback, with what serves instead, or another object.
+    """
+    for name, given in (("callbacks", callbacks), ("monitors", monitors)):
+        for item in given:
+            if name == "monitors" and isinstance(item, Monitor):
+                continue
+            kind = item if isinstance(item, type) else type(item)
+            classes = [c.__name__ for c in kind.__mro__]
+            instead = next((INSTEAD[c] for c in classes if c in INSTEAD), _MONITOR)
+            raise TypeError(
+                f"`{name}` must contain no callback of Trainer, got {kind.__name__}; "
+                f"{instead}."
+                if name == "callbacks" or "TrainerCallback" in classes
+                else f"`monitors` must contain `training.Monitor`s, got "
+                f"{kind.__name__}; {_MONITOR}."
+            )
+    return list(monitors)

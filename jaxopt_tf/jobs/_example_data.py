@@ -1,0 +1,345 @@
+"""Data of a run on examples: columns, collation, and batches on the devices."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .. import data, interop, training
+from .._checks import pluralize
+from .._typing import PyTree
+from ..models import NUM_ITEMS, Model, TorchaxModel, trainer_forward
+from ..sharding import batch_sharding
+from ._example_job import ExampleJob
+
+_FLAX_COLUMNS = ("input_ids", "labels", "segment_ids", "position_ids")
+_LABELS = ("label", "label_ids")
+# Number of examples whose values are part of the fingerprint of the data.
+_NUM_HASHED = 64
+# Number of shapes of batches from which on a note is printed.
+_MANY_SHAPES = 8
+
+
+class ExampleSource:
+    """A dataset of examples and the function that makes a micro-batch of them.
+
+    Attributes:
+        examples: the dataset, without columns that are not used.
+        num_examples: number of examples; None for a dataset without a length.
+        removed: names of the columns that are not used.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        argument: str,
+        model: Model,
+        collator: Callable[[list[Any]], Any] | None,
+        job: Mapping[str, Any],
+    ):
+        """Reads the first example.
+
+        Args:
+            dataset: a `datasets.Dataset`, a sequence of examples, a dataset of grain,
+                or another iterable of examples.
+            argument: name of the argument, for errors.
+            model: the model whose arguments the columns are.
+            collator: function from a list of examples to a batch; None to stack them.
+            job: settings of the job by name.
+
+        Raises:
+            TypeError: if `dataset` is of another type.
+            ValueError: if it is empty, or no column is used.
+        """
+        _check_dataset(dataset, argument)
+        self._argument, self._collator = argument, collator
+        self.num_examples = len(dataset) if is_sequence(dataset) else None
+        first = next(iter(dataset), None) if self.num_examples is None else None
+        if self.num_examples:
+            first = dataset[0]
+        if first is None:
+            raise ValueError(
+                f"`{argument}` must contain at least 1 example, got none. Check how it "
+                "was read or filtered."
+            )
+        self._used = _used_columns(model, job)
+        given = list(first) if isinstance(first, Mapping) else []
+        self.removed: tuple[str, ...] = ()
+        if self._used is not None:
+            self.removed = tuple(n for n in given if n not in self._used)
+        if given and len(self.removed) == len(given):
+            raise ValueError(
+                f"`{argument}` must have a column that the model takes, one of "
+                f"{', '.join(self._used or ())}, got {', '.join(given)}. Rename the "
+                "columns, or pass `remove_unused_columns=False`."
+            )
+        self.examples: Any = dataset
+        if self.removed and hasattr(dataset, "remove_columns"):
+            self.examples = dataset.remove_columns(list(self.removed))
+
+    def collate(self, examples: list[Any]) -> dict[str, np.ndarray]:
+        """Returns the arrays of a micro-batch.
+
+        Raises:
+            ValueError: if a column cannot be stacked.
+            TypeError: if the collator does not return a dict of arrays.
+        """
+        if self.removed:
+            examples = [
+                {n: x for n, x in example.items() if n not in self.removed}
+                if isinstance(example, Mapping)
+                else example
+                for example in examples
+            ]
+        try:
+            batch = (self._collator or data.stack_examples)(examples)
+        except ValueError as error:
+            message = str(error).replace("`train_dataset`", f"`{self._argument}`")
+            raise ValueError(message) from error
+        # A `BatchEncoding` of Transformers is not a dict.
+        if not hasattr(batch, "items"):
+            raise TypeError(
+                "`data_collator` must return a dict of arrays or tensors, got "
+                f"{type(batch).__name__}."
+            )
+        return {n: _array(n, x) for n, x in batch.items() if x is not None}
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the number of examples, of columns and of some values."""
+        digest = hashlib.sha256(repr((self.num_examples, self._used)).encode())
+        # A transformation that is applied when an example is read may be random.
+        kind = getattr(self.examples, "format", None)
+        is_plain = isinstance(self.examples, list | tuple) or (
+            isinstance(kind, Mapping) and kind.get("type") != "custom"
+        )
+        if is_plain and self.num_examples:
+            count = min(_NUM_HASHED, self.num_examples)
+            for i in np.linspace(0, self.num_examples - 1, count).astype(int):
+                _update(digest, self.examples[int(i)])
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleCorpus:
+    """Data of a run, as `OpenRun` takes them."""
+
+    fingerprint: str
+    size: str
+    unit: str = "labels"
+
+
+def is_sequence(dataset: Any) -> bool:
+    """Returns whether examples are read by their number."""
+    names = {kind.__name__ for kind in type(dataset).__mro__}
+    is_iterable_only = bool(names & {"IterableDataset", "IterDataset"})
+    has_both = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return has_both and not is_iterable_only
+
+
+def training_examples(
+    source: ExampleSource,
+    *,
+    batch_size: int,
+    gradient_accumulation_steps: int,
+    seed: int,
+    job: Mapping[str, Any],
+) -> data.ExampleBatches | data.StreamedBatches:
+    """Returns the updates to train on."""
+    sizes: dict[str, Any] = {
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "seed": seed,
+        "drop_last": bool(job.get("dataloader_drop_last")),
+    }
+    if source.num_examples is None:
+        return data.StreamedBatches(source.examples, source.collate, **sizes)
+    strategy = job.get("train_sampling_strategy") or "random"
+    return data.ExampleBatches(
+        source.examples, source.collate, is_shuffled=strategy == "random", **sizes
+    )
+
+
+class DeviceBatches:
+    """Batches on the devices of a mesh, and the number of their shapes.
+
+    Each process collates whole micro-batches and transfers the rows of its devices.
+    """
+
+    def __init__(self, model: Model, mesh: Any, num_micro: int):
+        """Stores the arguments.
+
+        Args:
+            model: the model.
+            mesh: mesh over which rows are sharded.
+            num_micro: maximum number of micro-batches in an update.
+        """
+        self._forward, self._mesh, self._num_micro = (
+            trainer_forward(model),
+            mesh,
+            num_micro,
+        )
+        self._shapes: set[Any] = set()
+
+    @property
+    def num_shapes(self) -> int:
+        """Number of shapes of training batches so far, each compiled once."""
+        return len(self._shapes)
+
+    def updates(self, batches: Any, start: int) -> Iterator[PyTree]:
+        """Yields the batches of the training step from update `start` on."""
+        for micro in batches.iter_from(start):
+            yield self._update(micro)
+
+    def evaluation(self, arrays: Mapping[str, np.ndarray]) -> PyTree:
+        """Returns a batch of the evaluation step."""
+        return self._put(self._with_number([arrays])[0], axis=0)
+
+    def _update(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
+        numbered = self._with_number(micro)
+        shapes = [_shape_of(one) for one in numbered]
+        self._note_shape(tuple(shapes))
+        if self._num_micro == 1:
+            return self._put(numbered[0], axis=0)
+        if len(set(shapes)) == 1:
+            stacked = {n: np.stack([one[n] for one in numbered]) for n in numbered[0]}
+            return self._put(stacked, axis=1)
+        return training.MicroBatches(tuple(self._put(one, axis=0) for one in numbered))
+
+    def _note_shape(self, shape: Any) -> None:
+        is_new = shape not in self._shapes
+        self._shapes.add(shape)
+        if is_new and self.num_shapes == _MANY_SHAPES and jax.process_index() == 0:
+            print(
+                f"note    {pluralize(_MANY_SHAPES, 'shape')} of batches so far, each "
+                "of which is compiled: pad rows to one length, for example by "
+                '`DataCollatorWithPadding(tokenizer, padding="max_length", '
+                "max_length=128)`, or to few by `pad_to_multiple_of`"
+            )
+
+    def _with_number(
+        self, micro: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Adds the number of items of the update to each micro-batch."""
+        if self._forward is None:
+            return [dict(one) for one in micro]
+        number = np.int32(sum(map(self._forward.num_items, micro)))
+        return [{**one, NUM_ITEMS: np.asarray(number)} for one in micro]
+
+    def _put(self, arrays: Mapping[str, np.ndarray], *, axis: int) -> PyTree:
+        def put(array: np.ndarray) -> jax.Array:
+            if array.ndim <= axis:  # the number of items
+                sharding = NamedSharding(self._mesh, PartitionSpec())
+            else:
+                sharding = batch_sharding(array.shape, self._mesh, axis=axis)
+            return jax.make_array_from_callback(
+                array.shape, sharding, array.__getitem__
+            )
+
+        return {name: put(array) for name, array in arrays.items()}
+
+
+def evaluation_batches(
+    source: ExampleSource, batch_size: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches of an evaluation, in the order of the examples."""
+    examples: Iterable[Any] = source.examples
+    if source.num_examples is not None:
+        examples = (source.examples[i] for i in range(source.num_examples))
+    for n, batch in enumerate(data.batched(examples, batch_size)):
+        with data.seeded_generators(seed, 0, n):
+            yield source.collate(batch)
+
+
+def label_names(model: Model, job: ExampleJob) -> tuple[str, ...]:
+    """Returns the names of the labels that `compute_metrics` receives."""
+    if job.label_names is not None:
+        return job.label_names
+    forward = trainer_forward(model)
+    return ("labels",) if forward is None else forward.label_names
+
+
+def _used_columns(model: Model, job: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Returns the names of columns that are kept; None for all."""
+    if job.get("remove_unused_columns") is False:
+        return None
+    forward = trainer_forward(model)
+    if forward is not None:
+        return (*forward.columns, *_LABELS, *(job.get("label_names") or ()))
+    # A loss function of the user takes any column.
+    return None if isinstance(model, TorchaxModel) else (*_FLAX_COLUMNS, *_LABELS)
+
+
+def _check_dataset(dataset: Any, argument: str) -> None:
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"`{argument}` must be one dataset, got a dictionary with the keys "
+            f"{', '.join(map(repr, dataset))}. Pass one of its values, or a list of "
+            "dictionaries for columns."
+        )
+    if hasattr(dataset, "__next__"):
+        raise TypeError(
+            f"`{argument}` must be a dataset that can be read again, got an iterator, "
+            f"{type(dataset).__name__}. Pass a list or a `grain.IterDataset`."
+        )
+    if not is_sequence(dataset) and not hasattr(dataset, "__iter__"):
+        raise TypeError(
+            f"`{argument}` must be a `datasets.Dataset`, a sequence of dictionaries or "
+            f"a dataset of grain, got {type(dataset).__name__}."
+        )
+    if is_sequence(dataset) and len(dataset) > 2**31 - 1:
+        raise ValueError(
+            f"`{argument}` must have at most 2^31 - 1 examples, got {len(dataset):,}. "
+            "Leave out `repeat`: epochs repeat the examples."
+        )
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        array = data.to_numpy(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "`data_collator` must return a dict of arrays or tensors of numbers, but "
+            f"{name!r} is not: {error}. Remove the key."
+        ) from error
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if array.dtype == np.int64 and dtype == np.int32 and array.size:
+        limits = np.iinfo(np.int32)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(
+                f"`data_collator` must return integers of 32 bits, but {name!r} has "
+                f"values from {array.min()} to {array.max()}. Remove the column."
+            )
+    return np.ascontiguousarray(array, dtype)
+
+
+def _shape_of(arrays: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+    return tuple((name, x.shape, str(x.dtype)) for name, x in sorted(arrays.items()))
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            digest.update(str(name).encode())
+            _update(digest, value[name])
+    else:
+        try:
+            array = data.to_numpy(value)
+            digest.update(repr(array.shape).encode() + array.tobytes())
+        except (TypeError, ValueError):
+            # The text of an object may contain its address in memory.
+            is_text = isinstance(value, str | bytes)
+            digest.update(repr(value if is_text else type(value)).encode())
+
+
+def padding_or_none(
+    collator: Callable | None, processing_class: Any
+) -> Callable[[list[Any]], Any] | None:
+    """Returns the collator of a run: the given one, or the default of Trainer."""
+    if collator is not None or processing_class is None:
+        return collator
+    return interop.padding_collator(processing_class)

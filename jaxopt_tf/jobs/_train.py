@@ -1,0 +1,373 @@
+"""Training of a module on examples, for users of Transformers' Trainer.
+
+result = train(module, arguments, train_dataset=rows, eval_dataset=others)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _io, checkpoints, interop, training
+from .._checks import pluralize
+from .._typing import PyTree
+from ..models import Model, TorchaxModel, from_transformers
+from ..recipes import Recipe
+from ..sharding import num_batch_shards
+from ._callbacks import checked_monitors
+from ._config import SEQUENCES
+from ._conflicts import uses_eval_loss
+from ._example_data import (
+    DeviceBatches,
+    ExampleCorpus,
+    ExampleSource,
+    evaluation_batches,
+    label_names,
+    padding_or_none,
+    training_examples,
+)
+from ._example_evaluation import MetricsFn, make_example_evaluate
+from ._example_job import ExampleConfig, ExampleJob, model_identity
+from ._final_folder import write_transformers_folder
+from ._job import Job
+from ._report import RunResult, build_monitors, model_and_recipe
+from ._run_core import RunPlan, run_mesh, run_plan, stopwatch
+from ._run_folder import OpenRun, open_run, sequences_of_last_start
+from ._setup import setup_of
+from ._train_arguments import TrainArguments, read_train_arguments
+from ._trainer_run import import_into
+
+
+def train(
+    model: Any,
+    arguments: Any,
+    *,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    processing_class: Any = None,
+    compute_metrics: MetricsFn | None = None,
+    monitors: Sequence[training.Monitor] = (),
+    callbacks: Sequence[Any] = (),
+    job: Job | None = None,
+    **options: Any,
+) -> RunResult:
+    """Trains a module on examples, as Trainer does, in JAX and in a run folder.
+
+        result = train(module, TrainingArguments("runs/mine"), train_dataset=rows)
+        module = type(module).from_pretrained(result.folder)
+
+    The losses are those of Trainer for the same arguments, if no dropout is drawn: the
+    order of the examples, the short last batch of an epoch, its short last update and
+    the number of items of an update are Trainer's. The order for a seed is that of
+    torch's `RandomSampler` as accelerate seeds it; torch is not needed for it. Numbers
+    that a collator draws at random depend on the seed and the micro-batch only, and are
+    not those of Trainer.
+
+    If `output_dir` contains a run, training resumes from its newest valid checkpoint,
+    bit for bit on the same machine: call the function again with the same arguments.
+    After SIGTERM or SIGINT the run ends after the current step, with a checkpoint. The
+    checkpoint of the best evaluation is kept. With several processes, all must call
+    `jax.distributed.initialize` and then this function with the same arguments.
+
+    Each shape of a batch is compiled once. Rows that are padded to one length need one
+    program, and one more for each shorter last batch and update.
+
+    Args:
+        model: a module of Transformers, which torchax runs, or a `models.Model`. The
+            module is not changed, except that gradient checkpointing is enabled if the
+            arguments say so.
+        arguments: `TrainingArguments`, or a `Recipe`.
+        train_dataset: a `datasets.Dataset`, a sequence of examples (an object with
+            `len` and numbers in brackets, such as a list of dictionaries or a
+            `grain.MapDataset`), or an iterable that can be read again, such as a
+            `grain.IterDataset`, whose order is kept.
+        eval_dataset: the same, to evaluate on; None for no evaluations.
+        data_collator: function from a list of examples to a dict of arrays or tensors;
+            None stacks the columns as `default_data_collator`, or pads them with
+            `processing_class`.
+        processing_class: tokenizer of Transformers, which is saved with the model, or
+            another object with `save_pretrained`.
+        compute_metrics: function from `predictions` and `label_ids` (attributes of its
+            argument, NumPy arrays) to metrics by name.
+        monitors: further monitors, beside console, log, figures and TensorBoard.
+        callbacks: must be empty. Each callback of Trainer is refused with what serves
+            instead.
+        job: settings of the run for a `Recipe`, such as `Job(output_dir=...)`.
+        options: settings of `Job`, which take precedence, such as `mesh="data=2"` or
+            `early_stopping_patience=3`; and `metric_for_best_model`,
+            `greater_is_better`, `data_seed`, `dataloader_drop_last`,
+            `train_sampling_strategy`, `remove_unused_columns`, `label_names` and
+            `report_to`. `resume_from_checkpoint` may also name a checkpoint of Trainer,
+            from which a new run starts.
+
+    Returns:
+        The losses and metrics of evaluations, the final parameters, and the folder,
+        which `from_pretrained` of the module's class loads.
+
+    Raises:
+        TypeError: if an argument is of another type, among them callbacks of Trainer
+            and torch modules of other kinds.
+        ValueError: if a dataset is empty, a column cannot be stacked or a batch has a
+            key that the module does not take, if arguments change numbers and have no
+            equivalent, or if the folder contains another run.
+        FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
+
+    Source: transformers 5.23 `trainer.py`.
+    Differs: evaluations also take place before the first step and after the last one.
+        Dropout draws from JAX. The module keeps its weights.
+    """
+    seconds_since_start = stopwatch(has_command_line=False)
+    added = checked_monitors(monitors, callbacks)
+    read = read_train_arguments(arguments, job, options)
+    built = _built(model, read)
+    collator = padding_or_none(data_collator, processing_class)
+    make_source = functools.partial(
+        ExampleSource, model=built, collator=collator, job=read.options
+    )
+    source = make_source(train_dataset, argument="train_dataset")
+    held_out = None
+    if eval_dataset is not None:
+        held_out = make_source(eval_dataset, argument="eval_dataset")
+    batch_size = _batch_size(read)
+    batches = training_examples(
+        source,
+        batch_size=batch_size,
+        gradient_accumulation_steps=read.gradient_accumulation_steps,
+        seed=read.seed,
+        job=read.options,
+    )
+    recipe, example_job, notes = read.finish(batches.steps_per_epoch)
+    recipe = _for_model(recipe, built)
+    _check_evaluation(recipe, example_job, held_out)
+    config = ExampleConfig(
+        recipe=recipe,
+        job=example_job,
+        model=model_identity(built),
+        data=_held_out_data(recipe, example_job, held_out),
+    )
+    if held_out is None:
+        compute_metrics = None
+    corpus = ExampleCorpus(
+        fingerprint=source.fingerprint(), size=_size(source.num_examples)
+    )
+    config = import_into(config, built, corpus)
+    with (
+        training.stop_on_signals() as should_stop,
+        open_run(config, lambda folder: corpus) as run,
+    ):
+        plan = _plan(
+            config,
+            built,
+            run,
+            source=source,
+            held_out=held_out,
+            batches=batches,
+            compute_metrics=compute_metrics if read.computes_metrics else None,
+            processing_class=processing_class,
+            monitors=added,
+            notes=notes,
+        )
+        return run_plan(
+            plan,
+            run,
+            should_stop=should_stop,
+            command_line=(),
+            seconds_since_start=seconds_since_start,
+        )
+
+
+def _plan(
+    config: ExampleConfig,
+    model: Model,
+    run: OpenRun,
+    *,
+    source: ExampleSource,
+    held_out: ExampleSource | None,
+    batches: Any,
+    compute_metrics: MetricsFn | None,
+    processing_class: Any,
+    monitors: Sequence[training.Monitor],
+    notes: Sequence[str],
+) -> RunPlan:
+    recipe, job = config.recipe, config.job
+    mesh = run_mesh(job)
+    setup = setup_of(model, recipe, job, mesh)
+    on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
+    evaluate = None
+    if held_out is not None:
+        per_device = job.per_device_eval_batch_size
+        size = run.num_sequences
+        if per_device is not None:
+            size = per_device * num_batch_shards(mesh.shape)
+        evaluate = make_example_evaluate(
+            setup,
+            functools.partial(evaluation_batches, held_out, size, recipe.seed),
+            on_devices.evaluation,
+            compute_metrics=compute_metrics,
+            label_names=label_names(model, job),
+            compute_dtype=jnp.bfloat16 if job.bf16 else None,
+            matmul_precision=job.matmul_precision,
+        )
+    sizes = f"{run.num_sequences}"
+    if recipe.gradient_accumulation_steps > 1:
+        sizes = f"{recipe.gradient_accumulation_steps} x {sizes}"
+    lengths = [_size(source.num_examples) + " to train on"]
+    if held_out is not None:
+        lengths.append(_size(held_out.num_examples) + " to evaluate on")
+    if source.removed:
+        notes = [f"columns that are not used: {', '.join(source.removed)}", *notes]
+    return RunPlan(
+        recipe=recipe,
+        job=job,
+        setup=setup,
+        initial_params=lambda: jax.device_put(
+            model.init(recipe.seed),
+            jax.tree.map(lambda x: x.sharding, setup.run_state.state.params),
+        ),
+        batches=functools.partial(on_devices.updates, batches),
+        evaluate=evaluate,
+        monitors=lambda: [
+            *build_monitors(
+                job,
+                run,
+                max_steps=recipe.max_steps,
+                steps_per_epoch=batches.steps_per_epoch,
+                unit=run.corpus.unit,
+                flops_per_item=None,
+                loss_unit="mean",
+                has_tensorboard=job.report_to == "tensorboard",
+            ),
+            *monitors,
+        ],
+        header=[
+            f"data    {', '.join(lengths)}",
+            *(f"        {note}" for note in notes),
+            *model_and_recipe(
+                setup,
+                recipe,
+                run,
+                f" of {sizes} examples",
+                option="`mesh='data={}'`",
+            ),
+        ],
+        has_model=has_weights(run.folder),
+        write_model=functools.partial(
+            _write_model, run.folder, model, processing_class
+        ),
+        loss_unit="",
+        how_to_resume="call `jobs.train` again with the same arguments",
+        num_programs=lambda: on_devices.num_shapes,
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Returns whether a folder contains the final weights of a run."""
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def _write_model(
+    folder: Path, model: Model, processing_class: Any, params: PyTree
+) -> None:
+    """Writes the final parameters as the module's class loads them."""
+    is_torchax = isinstance(model, TorchaxModel)
+    values = model.all_params(params) if isinstance(model, TorchaxModel) else params
+
+    def save_others() -> None:
+        if hasattr(processing_class, "save_pretrained"):
+            processing_class.save_pretrained(folder)
+        generation = getattr(
+            model.module if isinstance(model, TorchaxModel) else None,
+            "generation_config",
+            None,
+        )
+        if generation is not None:
+            generation.save_pretrained(folder)
+
+    _io.run_on_process_0(save_others)
+    if is_torchax and not model.transformers_config:
+        # A torch module of one's own has no config.json.
+        interop.write_weights(folder, values, model.names)
+        return
+    write_transformers_folder(folder, model, values)
+
+
+def _built(model: Any, read: TrainArguments) -> Model:
+    """Returns the model of a module; raises for modules without a loss."""
+    if isinstance(model, Model):
+        if read.has_gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` must be set where the model is built, got "
+                "TrainingArguments with it and a `Model`. Set it there: in the "
+                "configuration, or by `gradient_checkpointing_enable` of the module."
+            )
+        return model
+    classes = [kind.__name__ for kind in type(model).__mro__]
+    if not {"PreTrainedModel", "PeftModel"} & {*classes}:
+        is_module = "Module" in classes
+        raise TypeError(
+            "`model` must be a module of Transformers or a `models.Model`, got "
+            f"{type(model).__name__}. "
+            + (
+                "Pass `models.from_torch(module, loss_fn)`, with a function that "
+                "computes its loss."
+                if is_module
+                else "Load the module with `from_pretrained`."
+            )
+        )
+    if read.has_gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return from_transformers(model)
+
+
+def _for_model(recipe: Recipe, model: Model) -> Recipe:
+    """Returns the recipe with a decay rule that knows the names of the model."""
+    is_of_trainer = str(recipe.decay_rule).startswith("transformers")
+    if isinstance(model, TorchaxModel) or not is_of_trainer:
+        return recipe
+    # For models of `models` the default rule excludes the same parameters.
+    return dataclasses.replace(recipe, decay_rule="default")
+
+
+def _batch_size(read: TrainArguments) -> int:
+    """Returns the number of examples of a micro-batch on all devices."""
+    folder = read.options.get("output_dir")
+    # A run that is resumed on another mesh keeps its number of examples.
+    if folder is not None:
+        found = _io.run_on_process_0(lambda: sequences_of_last_start(Path(folder)))
+        if found and checkpoints.find_checkpoints(folder):
+            return found[SEQUENCES]
+    job = Job(mesh=read.options.get("mesh"))
+    return read.per_device_train_batch_size * num_batch_shards(run_mesh(job).shape)
+
+
+def _check_evaluation(
+    recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
+) -> None:
+    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
+    if held_out is None and uses_eval_loss(settings):
+        raise ValueError(
+            "`eval_dataset` must be given if a metric drives the schedule, ends the "
+            "run or selects its model, got none. Pass it, or leave out "
+            "`load_best_model_at_end` and `early_stopping_patience`."
+        )
+
+
+def _held_out_data(
+    recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
+) -> dict[str, Any]:
+    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
+    if held_out is None or not uses_eval_loss(settings):
+        return {}
+    return {"eval_data": held_out.fingerprint()}
+
+
+def _size(num_examples: int | None) -> str:
+    if num_examples is None:
+        return "examples without a length"
+    return pluralize(num_examples, "example")
