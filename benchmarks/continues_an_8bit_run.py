@@ -44,6 +44,8 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
     checkpoint = work / "trainer" / f"checkpoint-{half}"
 
     start = runs.Ours.at(plan, work, checkpoint)
+    returned = work / "returned"
+    start.hand_over(returned, start.start, like=checkpoint)
     ours, _ = start.until(plan, plan.max_steps)
     eager = runs.by_trainer(
         plan, work / "eager", resume_from=checkpoint, attention="eager"
@@ -57,8 +59,6 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
         torch=runs.loss_difference(_after(eager, half), whole),
         detail=f"{losses[0]:.3f} to {losses[-1]:.3f}",
     )
-    returned = work / "returned"
-    start.hand_over(returned, start.start, like=checkpoint)
     yield Row(
         claim=f"{plan}: Trainer's optimizer.pt in and out: bytes of arrays that differ",
         value=_num_differing(checkpoint, returned),
