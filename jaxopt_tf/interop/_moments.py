@@ -6,7 +6,7 @@ only in the order of the axes, a mean over the last axis on one side is a mean o
 last or the second to last axis on the other.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,13 @@ from ..optimizers import (
 )
 from ._arrays import as_tensor, device_put_like
 from ._param_names import ParamNames
+from ._quantized_moments import (
+    bitsandbytes_entry,
+    check_quantized,
+    check_same_bits,
+    quantized_from_torch,
+    quantized_to_torch,
+)
 from ._state_dict import TorchState
 from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
@@ -41,8 +48,9 @@ class _Moment(NamedTuple):
     """Array of a state, and its correspondence with torch's arrays."""
 
     key: str  # key of torch's array in the entry of each tensor
-    array: Any  # array of the optax state
+    array: Any  # array or `QuantizedMoment` of the optax state
     slices: Sequence[TensorSlice]  # ranges that equal ranges of torch's arrays
+    layout: Any = None  # layout that the optimizer has for the leaf, else None
 
 
 class NodeMoments:
@@ -55,11 +63,11 @@ class NodeMoments:
             node: the optimizer state.
             params: parameters of the state, or their shapes.
             names: names of torch's parameters, with the leaf of each.
-            layouts: layouts that `adafactor_tf` was built with.
+            layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
 
         Raises:
-            ValueError: if a leaf's row and column means are not those of torch, or if
-                its moments are quantized.
+            ValueError: if a leaf's row and column means, or its blocks, are not those
+                of torch, or if its moments have 4 bits.
         """
         treedef: Any = jax.tree.structure(params)
         self._node, self._treedef, self._names = node, treedef, names
@@ -71,28 +79,33 @@ class NodeMoments:
             for field in _KEYS
             if field in node._fields
         }
-        for field, column in self._columns.items():
-            _check_not_quantized(field, zip(self._params, column, strict=True))
         self._is_adafactor = isinstance(node, AdafactorState)
+        self.is_quantized = any(
+            isinstance(m, QuantizedMoment) for ms in self._columns.values() for m in ms
+        )
         leaf_layouts: list[Any] = [None] * treedef.num_leaves
-        if self._is_adafactor:
+        if self._is_adafactor or self.is_quantized:
             leaf_layouts = treedef.flatten_up_to(resolve_layouts(layouts, params))
         # Moments by leaf and field. The inner dict is empty for a leaf that this state
         # does not update.
         self._moments: dict[str, dict[str, _Moment]] = {}
         for i, (name, p) in enumerate(self._params.items()):
             slices = names.by_leaf[name]
+            layout = leaf_layouts[i]
             moments = {
-                field: _Moment(_KEYS[field], column[i], slices)
+                field: _Moment(_KEYS[field], column[i], slices, layout)
                 for field, column in self._columns.items()
                 if not _pytrees.is_masked(column[i])
             }
             self._moments[name] = moments
-            if not moments or leaf_layouts[i] is None:
+            for moment in moments.values():
+                if isinstance(moment.array, QuantizedMoment):
+                    check_quantized(name, p.shape, moment.array, layout, slices)
+            if not moments or not self._is_adafactor:
                 continue
             # All layers of a stack are checked. They have the same keys, because a leaf
             # has one layout.
-            views = [_views(found, leaf_layouts[i], len(p.shape)) for found in slices]
+            views = [_views(found, layout, len(p.shape)) for found in slices]
             for field, (key, _) in views[0].items():
                 viewed = [
                     found._replace(layout=view[field][1])
@@ -128,7 +141,15 @@ class NodeMoments:
                     "file contains `exp_avg`, got none. Build the optimizer with the "
                     "`beta1` of the file."
                 )
-            for field, (key, like, slices) in moments.items():
+            is_quantized = [
+                isinstance(m.array, QuantizedMoment) for m in moments.values()
+            ]
+            check_same_bits(leaf, any(is_quantized), tensors, state)
+            for field, (key, like, slices, layout) in moments.items():
+                if isinstance(like, QuantizedMoment):
+                    new = quantized_from_torch(key, like, layout, slices, state)
+                    columns[field][i] = new
+                    continue
                 tensor = partial(state.moment, key=key, dtype=like.dtype)
                 array = leaf_from_tensors(slices, tensor, like.shape, like.dtype)
                 columns[field][i] = device_put_like(array, like)
@@ -177,11 +198,15 @@ class NodeMoments:
         rate = next(iter(rates.values()), None)
         return None if rate is None else float(rate)
 
-    def to_torch(self) -> dict[str, dict[str, Any]]:
+    def to_torch(self, *, for_bitsandbytes: bool = False) -> dict[str, dict[str, Any]]:
         """Returns torch's entry for each tensor whose leaves the state has updated.
 
         `RMS` of Adafactor is computed from the current parameters. The next update
         recomputes it.
+
+        Args:
+            for_bitsandbytes: return entries of bitsandbytes' AdamW, nested as in its
+                version 0.49.2 and later.
         """
         counts = [int(count) for count in jax.tree.leaves(self._node.count)]
         # A state has one counter for all leaves, or one counter for each leaf.
@@ -202,6 +227,11 @@ class NodeMoments:
                 entry["step"] = as_tensor(np.array(count, np.float32))
             for field, moment in moments.items():
                 parts = [self._moments[found.leaf][field] for found in slices]
+                if isinstance(moment.array, QuantizedMoment):
+                    entry |= quantized_to_torch(
+                        moment.key, moment.array, moment.layout, slices[0]
+                    )
+                    continue
                 arrays = {
                     found.leaf: np.asarray(part.array)
                     for found, part in zip(slices, parts, strict=True)
@@ -212,7 +242,7 @@ class NodeMoments:
                 entry[moment.key] = as_tensor(
                     tensor_from_leaves(cuts, arrays.__getitem__)
                 )
-            entries[name] = entry
+            entries[name] = bitsandbytes_entry(entry) if for_bitsandbytes else entry
             if self._is_adafactor:
                 weight = as_tensor(
                     tensor_from_leaves(slices, lambda n: np.asarray(self._params[n]))
@@ -222,16 +252,6 @@ class NodeMoments:
                 wide = weight if weight.element_size() == 8 else weight.float()
                 entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
         return entries
-
-
-def _check_not_quantized(field: str, moments: Iterable[tuple[str, Any]]) -> None:
-    for leaf, moment in moments:
-        if isinstance(moment, QuantizedMoment):
-            raise ValueError(
-                f"`opt_state` must have float32 moments, but `{field}` of {leaf!r} is "
-                "quantized: states of bitsandbytes and torchao are not converted. "
-                "Convert the parameters only, and start with new moments."
-            )
 
 
 def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:

@@ -1,6 +1,6 @@
 """Formats of the state dicts of torch optimizers.
 
-AdamW's and Adafactor's formats are read. Other formats are recognized by their keys, so
+Formats of AdamW and Adafactor are read. Other formats are recognized by their keys, so
 that an error can name the optimizer.
 """
 
@@ -20,6 +20,7 @@ class _Format(NamedTuple):
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
     needed: Set[str]  # keys of every group
     optional: Set[str]  # keys that a group may have
+    is_known_without_entries: bool = True  # False if its groups are not specific
 
 
 def _key_set(keys: str) -> frozenset[str]:
@@ -40,10 +41,19 @@ ADAFACTOR_SETTINGS = {
     **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
     "beta1": None,
 }
+# bitsandbytes has one class for AdamW and AdEMAMix, whose settings these are.
+BITSANDBYTES_SETTINGS = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
+# Key of the dict that contains the arrays of an entry in bitsandbytes since 0.49.2.
+BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
 # Keys that every group may have. `initial_lr` is added by torch's schedules.
 _LABELS = _key_set("params param_names initial_lr")
 _MOMENTS = (_key_set("exp_avg exp_avg_sq"),)
 _ADAM = _key_set("lr betas eps weight_decay")
+_BITSANDBYTES_MOMENTS = tuple(
+    _key_set(f"{nested} {arrays}")
+    for nested in ("", BITSANDBYTES_NESTED)
+    for arrays in ("state1 state2", "state1 state2 qmap1 qmap2 absmax1 absmax2")
+)
 _READABLE = (
     # Adam and AdamW of every version of torch. Apex counts updates in the group.
     _Format(
@@ -55,6 +65,15 @@ _READABLE = (
     _Format(
         AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _key_set("step amsgrad")
     ),
+    # AdamW of bitsandbytes, with 32 or 8 bits; before version 0.44 its groups have no
+    # settings of AdEMAMix.
+    _Format(
+        AdamWState,
+        _BITSANDBYTES_MOMENTS,
+        _ADAM | BITSANDBYTES_SETTINGS.keys(),
+        frozenset(),
+    ),
+    _Format(AdamWState, _BITSANDBYTES_MOMENTS, _ADAM, frozenset(), False),
     # transformers.Adafactor. The first moment exists if `beta1` is set; the second one
     # is factored for tensors with two or more axes.
     _Format(
@@ -82,11 +101,14 @@ _OTHER_FORMATS = (
     ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
     ("GaLore", "", "update_proj_gap scale", "scale_type"),
     ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
-    ("bitsandbytes 8-bit AdamW or AdEMAMix", "qmap1 state2", "", ""),
+    ("bitsandbytes AdamW with `percentile_clipping`", "gnorm_vec", "", ""),
+    ("bitsandbytes AdamW with `max_unorm`", "unorm_vec", "", ""),
+    ("bitsandbytes 8-bit AdamW without blocks", "new_max1 new_max2", "", ""),
+    ("bitsandbytes 8-bit AdEMAMix", "qmap1 state2", "", ""),
     ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
-    ("bitsandbytes 32-bit AdamW or AdEMAMix", "state1 state2", "", ""),
+    ("bitsandbytes 32-bit AdEMAMix", "state1 state2", "", ""),
     ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
-    ("bitsandbytes", "__bnb_optimizer_quant_state__", "t_alpha t_beta3", ""),
+    ("bitsandbytes AdEMAMix", BITSANDBYTES_NESTED, "t_alpha t_beta3", ""),
     ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
     ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
     ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
@@ -152,12 +174,21 @@ def check_format(state_dict: Any) -> StateType:
     # optimizer with another formula.
     for known in _READABLE:
         allowed = known.needed | known.optional | _LABELS
-        if all(known.needed <= keys <= allowed for keys in group_keys) and all(
-            keys - {"step"} in known.entries for keys in entry_keys
+        if (
+            all(known.needed <= keys <= allowed for keys in group_keys)
+            and all(keys - {"step"} in known.entries for keys in entry_keys)
+            and (entry_keys or known.is_known_without_entries)
+            and not any(map(_has_three_betas, groups))
         ):
             _check_settings(groups)
             return known.kind
     raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
+
+
+def _has_three_betas(group: Mapping[str, Any]) -> bool:
+    # AdEMAMix of bitsandbytes has the keys of its AdamW.
+    betas = group.get("betas")
+    return isinstance(betas, list | tuple) and len(betas) == 3
 
 
 def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
@@ -275,7 +306,7 @@ def _not_read(
         )
     description = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be that of torch's AdamW or Transformers' Adafactor",
+        "be that of AdamW of torch or bitsandbytes, or of Transformers' Adafactor",
         f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,

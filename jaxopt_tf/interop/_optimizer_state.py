@@ -28,7 +28,9 @@ def opt_state_from_torch(
 
     Moments are transposed, reshaped and stacked in the same way as their parameters;
     for Adafactor's row and column means, this applies to their remaining axes. Moments
-    in bfloat16 or float16 are converted to the dtype of `opt_state`. A parameter
+    in bfloat16 or float16 are converted to the dtype of `opt_state`. Codes of 8 bits
+    and the scales of their blocks, in files of bitsandbytes' AdamW, are copied to a
+    state of `adamw_8bit_tf`, which must quantize the same leaves. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
 
     A state dict identifies parameters by number. Their names are taken from the first
@@ -47,7 +49,7 @@ def opt_state_from_torch(
         names: names of torch's parameters, with the leaf of each.
         groups: names of the parameters of each group, in the order in which they were
             passed to torch.
-        layouts: layouts that `adafactor_tf` was built with.
+        layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         step: step passed to the schedule next, from the state of the scheduler; None
             for the largest count. They differ if updates were skipped.
         decay_rule: rule of `decay_mask` that Trainer used, as returned by
@@ -60,8 +62,9 @@ def opt_state_from_torch(
 
     Raises:
         ValueError: if the state dict is of another optimizer or format; if groups,
-            numbers or shapes do not match; if moments have no `step`; or if a leaf
-            would need two counts, or a wider dtype than it has.
+            numbers or shapes do not match; if moments have no `step`; if a leaf would
+            need two counts, or a wider dtype than it has; or if its moments are float32
+            on one side and of 8 bits on the other, or have other levels or blocks.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.load_state_dict`; transformers
         5.23 `trainer.py`, `Trainer.create_optimizer`.
@@ -114,16 +117,19 @@ def torch_from_opt_state(
     """Converts an optax state to the state dict of torch's optimizer.
 
     Args:
-        opt_state: the state of an optimizer that contains `adamw_tf` or `adafactor_tf`.
+        opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf` or
+            `adamw_8bit_tf`.
         params: parameters of `opt_state`.
         names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
-            that its optimizer was built with. `params` of a group is not read.
+            that its optimizer was built with. `params` of a group is not read. If a
+            group has `t_alpha`, or moments have 8 bits, the state dict is that of
+            bitsandbytes' AdamW (0.49.2 and later).
         groups: names of the parameters of each group, in the order in which they are
             passed to torch; None for Trainer's two groups, or for
             `named_parameters()` if there is one group.
-        layouts: layouts that `adafactor_tf` was built with.
+        layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         decay_rule: rule of `decay_mask` by which Trainer makes its two groups, that of
             the version that resumes the run.
 
@@ -135,14 +141,20 @@ def torch_from_opt_state(
 
     Raises:
         ValueError: if `opt_state` contains neither an `AdamWState` nor an
-            `AdafactorState`, or if groups do not match the parameters.
+            `AdafactorState`, if its moments have 4 bits or other blocks than torch's
+            tensors, or if groups do not match the parameters.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.state_dict`; `optim/adam.py`;
         transformers 5.23 `optimization.py`, `Adafactor`.
     """
     entries: dict[str, dict[str, Any]] = {}
-    for node in _nodes(opt_state):
-        entries |= NodeMoments(node, params, names, layouts).to_torch()
+    nodes = [NodeMoments(n, params, names, layouts) for n in _nodes(opt_state)]
+    # Groups of bitsandbytes have the settings of AdEMAMix.
+    for_bitsandbytes = any(node.is_quantized for node in nodes) or any(
+        "t_alpha" in settings for settings in param_groups
+    )
+    for node in nodes:
+        entries |= node.to_torch(for_bitsandbytes=for_bitsandbytes)
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
     # torch numbers the parameters of all groups consecutively. The numbers are the keys
     # of the entries.

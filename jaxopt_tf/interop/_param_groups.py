@@ -9,7 +9,11 @@ import numpy as np
 from .. import _checks
 from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
-from ._optimizer_formats import ADAFACTOR_SETTINGS, ADAMW_SETTINGS
+from ._optimizer_formats import (
+    ADAFACTOR_SETTINGS,
+    ADAMW_SETTINGS,
+    BITSANDBYTES_SETTINGS,
+)
 from ._param_names import ParamNames
 
 DecayRule = str | Sequence[str]
@@ -17,6 +21,13 @@ Groups = Sequence[Sequence[str]]
 NEWEST_RULE = "transformers_v5"
 _SHOWN = 3  # names that a message lists
 
+# Values of `optim` by the library whose AdamW Trainer builds.
+_TORCH_ADAMW = {
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
+}
+_BITSANDBYTES_ADAMW = {
+    *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
+}
 # One setting per optimizer that all of its groups have: AdamW's `betas` and Adafactor's
 # `clip_threshold`. A file without it was written by another optimizer.
 _NEEDED = {"betas", "clip_threshold"}
@@ -24,6 +35,10 @@ _NEEDED = {"betas", "clip_threshold"}
 _NOT_COMPARED = {
     *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),
 }
+
+
+# Tensors of an entry that do not have the shape of its parameter.
+_OTHER_SHAPES = {"RMS", "step", "qmap1", "qmap2", "absmax1", "absmax2"}
 
 
 class DecayGroupsError(_checks.ArgumentError):
@@ -41,14 +56,16 @@ def param_groups_from_recipe(
     """Returns the settings of Trainer's two groups, decayed parameters first.
 
     Args:
-        recipe: the recipe of the run, for torch's AdamW or Adafactor.
+        recipe: the recipe of the run, for AdamW of torch or bitsandbytes, or for
+            Adafactor.
         learning_rate: learning rate of the next update.
 
     Raises:
         ValueError: if the recipe has another optimizer, or `rate_groups`, which Trainer
             does not support.
 
-    Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/adamw.py`.
+    Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/adamw.py`;
+        bitsandbytes 0.50.2 `optim/adamw.py`.
     """
     if recipe.rate_groups:
         raise _checks.ArgumentError(
@@ -59,19 +76,21 @@ def param_groups_from_recipe(
             "Write the state dict with `torch_from_opt_state`.",
         )
     settings: dict[str, Any]
-    if recipe.optim.startswith("adamw_torch"):
-        settings = {
-            **ADAMW_SETTINGS,
-            "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
-            "eps": float(recipe.adam_epsilon),
-            "fused": True if recipe.optim == "adamw_torch_fused" else None,
-        }
+    of_adam = {
+        "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
+        "eps": float(recipe.adam_epsilon),
+    }
+    if recipe.optim in _TORCH_ADAMW:
+        is_fused = recipe.optim == "adamw_torch_fused"
+        settings = {**ADAMW_SETTINGS, **of_adam, "fused": True if is_fused else None}
+    elif recipe.optim in _BITSANDBYTES_ADAMW:
+        settings = {**BITSANDBYTES_SETTINGS, **of_adam}
     elif recipe.optim == "adafactor":
         settings = dict(ADAFACTOR_SETTINGS)
     else:
         raise ValueError(
-            "`recipe` must have torch's AdamW or Adafactor for `optim`, got "
-            f"{recipe.optim!r}, whose state cannot be converted."
+            "`recipe` must have AdamW of torch or bitsandbytes, or Adafactor, for "
+            f"`optim`, got {recipe.optim!r}, whose state cannot be converted."
         )
     settings |= {"lr": learning_rate, "weight_decay": 0.0}
     # torch's `LRScheduler` stores the base rate in the group; schedules that a metric
@@ -352,6 +371,6 @@ def odd_shapes(
     return {
         key: tuple(value.shape)
         for key, value in entry.items()
-        if key not in ("RMS", "step") and hasattr(value, "shape")
+        if key not in _OTHER_SHAPES and hasattr(value, "shape")
         if tuple(value.shape) != factored.get(key, shape)
     }

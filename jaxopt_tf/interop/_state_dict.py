@@ -1,13 +1,13 @@
 """State dicts of torch optimizers, with the names of their parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _checks
 from ._arrays import as_numpy, check_finite, check_fits, check_tensor
-from ._optimizer_formats import StateType, check_format
+from ._optimizer_formats import BITSANDBYTES_NESTED, StateType, check_format
 from ._param_groups import (
     NEWEST_RULE,
     DecayRule,
@@ -17,6 +17,34 @@ from ._param_groups import (
     resolve_groups,
 )
 from ._param_names import ParamNames
+
+# bitsandbytes' key of each moment.
+_BITSANDBYTES_KEYS = {"exp_avg": "state1", "exp_avg_sq": "state2"}
+
+
+class FlatEntries(Mapping[Any, Mapping[str, Any]]):
+    """Entries of a state, without the dict in which bitsandbytes nests its arrays."""
+
+    def __init__(self, entries: Mapping[Any, Mapping[str, Any]]):
+        """Stores `entries`, which are read when they are needed."""
+        self._entries = entries
+
+    def __getitem__(self, number: Any) -> Mapping[str, Any]:
+        """Returns the entry of a parameter."""
+        entry = self._entries[number]
+        nested = entry.get(BITSANDBYTES_NESTED)
+        if not isinstance(nested, Mapping):
+            return entry
+        others = {k: v for k, v in entry.items() if k != BITSANDBYTES_NESTED}
+        return {**others, **nested}
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterates over the numbers of the parameters."""
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        """Returns the number of entries."""
+        return len(self._entries)
 
 
 class TorchState(NamedTuple):
@@ -56,13 +84,15 @@ class TorchState(NamedTuple):
         entry = self.entry(name)
         if not entry:
             return None
+        if "state1" in entry:
+            key = _BITSANDBYTES_KEYS[key]
         if key not in entry:
             raise ValueError(
                 f"`state_dict` must have `{key}` for {name!r}, got {sorted(entry)}. "
                 "Build the optimizer with the options of the file."
             )
         array = as_numpy(entry[key])
-        is_square = key.startswith("exp_avg_sq")
+        is_square = key.startswith(("exp_avg_sq", "state2"))
         location = f"`{key}` of {name!r}"
         check_finite(array, location, non_negative=is_square)
         check_fits(array.dtype, dtype, location)
@@ -104,7 +134,7 @@ def read_state_dict(
     """
     # Each check relies on the structure that the checks before it have established.
     kind = check_format(state_dict)
-    saved, entries = state_dict["param_groups"], state_dict["state"]
+    saved, entries = state_dict["param_groups"], FlatEntries(state_dict["state"])
     named = _named_groups(saved, entries, names, groups, decay_rule)
     numbers: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):

@@ -137,9 +137,15 @@ class MappedState(UserDict[Any, Any]):
         if self._num_bytes > _WINDOW:
             self.data, self._num_bytes = map_torch(self._path)["state"], 0
         entry = self.data[index]
-        if isinstance(entry, Mapping):
-            self._num_bytes += sum(getattr(v, "nbytes", 0) for v in entry.values())
+        self._num_bytes += _num_bytes(entry)
         return entry
+
+
+def _num_bytes(node: Any) -> int:
+    """Returns the size of a tensor, or of the tensors in nested dicts."""
+    if isinstance(node, Mapping):
+        return sum(map(_num_bytes, node.values()))
+    return int(getattr(node, "nbytes", 0))
 
 
 def _unreadable(path: Path, reason: str) -> ValueError:

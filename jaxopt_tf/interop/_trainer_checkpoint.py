@@ -94,7 +94,7 @@ def read_trainer_checkpoint(
         groups: names of the parameters of each group, in the order in which they were
             passed to torch; None for Trainer's groups, which depend on its version:
             those of `recipe.decay_rule`, or those of the only version that matches.
-        layouts: layouts that `adafactor_tf` was built with.
+        layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         without: which of optimizer.pt, scheduler.pt and trainer_state.json may be
             missing.
 

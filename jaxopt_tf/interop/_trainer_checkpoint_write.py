@@ -16,6 +16,7 @@ from ._model_weights import read_buffers, write_params
 from ._optimizer_state import torch_from_opt_state
 from ._param_groups import Groups, param_groups_from_recipe
 from ._param_names import ParamNames
+from ._quantized_moments import like_bitsandbytes
 from ._scheduler_state import torch_from_schedule
 from ._torch_files import load_torch, map_torch, save_torch
 from ._trainer_checkpoint import read_trainer_state
@@ -54,9 +55,17 @@ _SETTINGS = (
     "trial_name",
     "trial_params",
 )
-# Keys that identify a group of AdamW or Adafactor, or the type of a schedule.
+# Keys that identify a group of AdamW, of bitsandbytes' AdamW or of Adafactor, or the
+# type of a schedule.
 _KINDS = frozenset(
-    {"betas", "clip_threshold", "lr_lambdas", "mode_worse", "num_good_epochs"}
+    {
+        "betas",
+        "t_alpha",
+        "clip_threshold",
+        "lr_lambdas",
+        "mode_worse",
+        "num_good_epochs",
+    }
 )
 
 
@@ -90,7 +99,8 @@ def write_trainer_checkpoint(
         folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's
             `output_dir`.
         params: the parameters.
-        opt_state: state of an optimizer that contains `adamw_tf` or `adafactor_tf`.
+        opt_state: state of an optimizer that contains `adamw_tf`, `adafactor_tf` or
+            `adamw_8bit_tf`.
         names: names of torch's parameters, with the leaf of each.
         recipe: the recipe of the run. The groups are those of its `decay_rule` if that
             is a version's rule or a sequence of patterns, else those of
@@ -109,7 +119,7 @@ def write_trainer_checkpoint(
             fields, so that the same version can read it. If its weights are in
             pytorch_model.bin, the new weights are in a file of that name.
         groups: names of the parameters of each group; None for Trainer's groups.
-        layouts: layouts that `adafactor_tf` was built with.
+        layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         frozen: parameters that `opt_state` does not have, without leaves in common with
             `params`.
 
@@ -252,7 +262,8 @@ def _state_dict_like(
         {**_keys_like(like_settings, group), **{name: group[name] for name in names}}
         for group in state_dict["param_groups"]
     ]
-    return {**state_dict, "param_groups": new_groups}
+    new = {**state_dict, "param_groups": new_groups}
+    return like_bitsandbytes(new, saved)
 
 
 def _keys_like(template: Any, settings: dict[str, Any]) -> dict[str, Any]:

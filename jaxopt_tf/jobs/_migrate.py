@@ -55,6 +55,7 @@ _MODEL_REMEDIES = dict.fromkeys(
     f"{[*ARCHITECTURES.values()][-1]} under `architectures`.",
 )
 _CHECKPOINT_REMEDIES = {
+    "keep_float32": "Remove optimizer.pt, and pass it as `without` for new moments.",
     "decay_rule": "Pass `decay_groups='file'` to use the decay groups of the file.",
     "recipe": "Pass the TrainingArguments that the run was started with as "
     "`training_args`.",

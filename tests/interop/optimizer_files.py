@@ -22,18 +22,18 @@ FILES = {
         "lr lr_decay eps initial_accumulator_value",
     ),
     "rmsprop": ("torch's RMSprop", "step square_avg", "lr momentum alpha eps centered"),
-    "adamw_bnb_8bit": ("bitsandbytes 8-bit AdamW", f"step {_BNB}/{_EIGHT}", _TWO),
-    "paged_adamw_32bit": (
-        "bitsandbytes 32-bit AdamW or AdEMAMix",
-        f"step {_BNB}/state1 state2",
-        _TWO,
-    ),
+    "ademamix_8bit": ("bitsandbytes 8-bit AdEMAMix", f"step {_BNB}/{_EIGHT}", _TWO),
     "ademamix": ("AdEMAMix", f"step {_BNB}/state1 state2", _TWO),
     "lion_8bit": ("8-bit Lion", f"step {_BNB}/state1 qmap1 absmax1", _ONE),
     "lion_32bit": ("32-bit Lion or RMSprop", f"step {_BNB}/state1", _ONE),
     "rmsprop_bnb": ("32-bit Lion or RMSprop", f"step {_BNB}/state1", _ONE),
-    "bitsandbytes 0.49.1": ("bitsandbytes 8-bit AdamW", f"step {_EIGHT}", _ONE),
-    "ademamix, fresh": ("bitsandbytes", "", _TWO),
+    "bitsandbytes 0.49.1": ("bitsandbytes 8-bit AdEMAMix", f"step {_EIGHT}", _TWO),
+    "bitsandbytes without blocks": (
+        "bitsandbytes 8-bit AdamW without blocks",
+        "step state1 state2 qmap1 qmap2 max1 max2 new_max1 new_max2",
+        _ONE,
+    ),
+    "ademamix, fresh": ("bitsandbytes AdEMAMix", "", _TWO),
     "galore_adamw": (
         "GaLore",
         "step projector exp_avg exp_avg_sq",
@@ -119,4 +119,6 @@ def state_dict(name: str) -> dict[str, Any]:
         entry["step"] = torch.tensor(2.0)
     group: dict[str, Any] = dict.fromkeys(group_keys.split(), 0.0)
     group |= {"params": [0]}
+    if name.startswith(("ademamix", "bitsandbytes")):
+        group["betas"] = (0.9, 0.999, 0.9999)
     return {"state": {0: entry} if entry else {}, "param_groups": [group]}

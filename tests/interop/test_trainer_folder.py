@@ -406,7 +406,7 @@ def test_groups_that_torch_does_not_have_are_refused():
     layered = Recipe(max_steps=2, rate_groups=[ParamGroup(pattern="a", factor=0.5)])
     with pytest.raises(ValueError, match="must have no `rate_groups`"):
         param_groups_from_recipe(layered, 1e-3)
-    with pytest.raises(ValueError, match="must have torch's AdamW or Adafactor"):
+    with pytest.raises(ValueError, match="must have AdamW of torch or bits"):
         param_groups_from_recipe(Recipe(max_steps=2, optim="sgd"), 1e-3)
 
 
