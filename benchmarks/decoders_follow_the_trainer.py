@@ -105,14 +105,14 @@ def _case(plan: Plan, work: Path) -> Iterator[Row]:
     theirs = _by_trainer(plan, work / "theirs", their_rows)
     eager = _by_trainer(plan, work / "eager", their_rows, attention="eager")
     pretrain(config)
-    ours = _our_losses(work / "ours")
+    ours = our_losses(work / "ours")
     num_documents = np.mean([row["position_ids"].count(0) for row in their_rows])
     yield Row(
         claim=f"{name}: loss of each of {plan.max_steps} steps, against Trainer's",
-        value=_difference(ours, theirs.losses, 0),
+        value=difference(ours, theirs.losses, 0),
         unit="relative",
         limit=LIMIT,
-        torch=_difference(eager.losses, theirs.losses, 0),
+        torch=difference(eager.losses, theirs.losses, 0),
         detail=f"{theirs.losses[1]:.3f} to {theirs.losses[plan.max_steps]:.3f}; "
         f"{num_documents:.1f} documents per row",
     )
@@ -135,7 +135,7 @@ def _case(plan: Plan, work: Path) -> Iterator[Row]:
     pretrain(imported.config)
     yield Row(
         claim=f"{name}: Trainer to step {half}, then here: loss of each step after it",
-        value=_difference(_our_losses(work / "imported"), theirs.losses, half),
+        value=difference(our_losses(work / "imported"), theirs.losses, half),
         unit="relative",
         limit=LIMIT,
     )
@@ -144,7 +144,7 @@ def _case(plan: Plan, work: Path) -> Iterator[Row]:
     continued = _by_trainer(plan, work / "continued", their_rows, resume_from=exported)
     yield Row(
         claim=f"{name}: here to step {half}, then Trainer: loss of each step after it",
-        value=_difference(continued.losses, theirs.losses, half),
+        value=difference(continued.losses, theirs.losses, half),
         unit="relative",
         limit=LIMIT,
     )
@@ -154,8 +154,8 @@ def _case(plan: Plan, work: Path) -> Iterator[Row]:
     yield Row(
         claim=f"{name}: Trainer's checkpoint in and out, and ours out and in: elements "
         "of parameters and optimizer that differ in a bit",
-        value=_num_differing(_tensors(checkpoint), _tensors(work / "returned"))
-        + _num_differing(*states),
+        value=num_differing(_tensors(checkpoint), _tensors(work / "returned"))
+        + num_differing(*states),
         unit="elements",
         limit=0,
     )
@@ -295,12 +295,12 @@ def _by_trainer(
 # Comparison
 
 
-def _our_losses(folder: Path) -> dict[int, float]:
+def our_losses(folder: Path) -> dict[int, float]:
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
-def _difference(
+def difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], after: int
 ) -> float:
     """Returns the largest relative difference of the losses of all later steps."""
@@ -378,7 +378,7 @@ def _carried(state: Any) -> dict[str, Any]:
     return {name: named[name] for name in named if not name.endswith(reports)}
 
 
-def _num_differing(ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> int:
+def num_differing(ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> int:
     """Returns the number of elements that are missing or differ on the two sides."""
     if ours.keys() != theirs.keys():
         return len(ours.keys() ^ theirs.keys())

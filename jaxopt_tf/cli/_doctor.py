@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .. import recipes
-from ..jobs import Job
-from ..models import ModelConfig, build_model
+from ..jobs import Job, RunConfig, run_model
 from ._flags import flag_kinds, with_flag_names
 from ._run_flags import RunFlags, parse
 
@@ -45,7 +44,9 @@ class Explain(RunFlags):
 
     prog: ClassVar[str] = "jaxopt-tf explain"
     unused: ClassVar[frozenset[str]] = frozenset(
-        {*flag_kinds(Job), "compilation_cache"} - {"model_name_or_path"}
+        {*flag_kinds(Job), "compilation_cache"}
+        - {"model_name_or_path", "model_implementation", "freeze"}
+        - {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
     )
 
 
@@ -59,7 +60,7 @@ def doctor(args: Sequence[str]) -> int:
         The exit status: 0 if nothing was found, else 1.
     """
     run = parse(Doctor, args).run
-    diagnosis = recipes.doctor(run.recipe, **_model_parts(run.model))
+    diagnosis = recipes.doctor(run.recipe, **_model_parts(run))
     for line in str(diagnosis).splitlines():
         text = with_flag_names(line, flag_kinds(Doctor))
         print(textwrap.fill(text, 88, subsequent_indent="  "))
@@ -76,13 +77,13 @@ def explain(args: Sequence[str]) -> int:
         The exit status: 0.
     """
     run = parse(Explain, args).run
-    print(recipes.explain(run.recipe, **_model_parts(run.model)))
+    print(recipes.explain(run.recipe, **_model_parts(run)))
     return 0
 
 
-def _model_parts(config: ModelConfig) -> dict[str, Any]:
-    """Returns the shapes, layouts and layer norms of the parameters."""
-    model = build_model(config)
+def _model_parts(run: RunConfig) -> dict[str, Any]:
+    """Returns the shapes, layouts and layer norms of the trained parameters."""
+    model = run_model(run.model, run.job)
     return {
         "params": model.shapes,
         "layouts": model.layouts,

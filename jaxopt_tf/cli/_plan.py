@@ -39,6 +39,8 @@ class Plan(RunFlags):
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(jobs.Job)) - {
         *("model_name_or_path", "packing", "mesh", "zero_1", "bf16", "tf32"),
         *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
+        *("model_implementation", "freeze", "lora_r", "lora_alpha", "lora_dropout"),
+        "lora_target_modules",
     } | {"compilation_cache"}
 
     devices: str = "cpu:1"

@@ -88,7 +88,31 @@ def read_typed(flags_type: type[RunFlags], args: Sequence[str]) -> dict[str, Any
             of them.
         SystemExit: after `--help`.
     """
-    return read_flags(flags_type, args, _RECIPE)
+    return read_flags(flags_type, _joined(args, "freeze"), _RECIPE)
+
+
+def _joined(args: Sequence[str], name: str) -> list[str]:
+    """Moves the values of all repetitions of a flag to its first occurrence.
+
+    Other flags that are repeated take the last value, as in Transformers.
+    """
+    others: list[str] = []
+    values: list[str] = []
+    first, is_open = None, False
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag == f"--{name}":
+            first = len(others) if first is None else first
+            is_open = not equals
+            values += [value] if equals else []
+        elif is_open and not arg.startswith("--"):
+            values.append(arg)
+        else:
+            others.append(arg)
+            is_open = False
+    if first is None:
+        return others
+    return [*others[:first], f"--{name}", *values, *others[first:]]
 
 
 def run_config(

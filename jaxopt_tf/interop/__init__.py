@@ -3,6 +3,7 @@
 torch and Transformers are imported only when a function that needs them is called.
 """
 
+from ._adapter import AdapterFormat as AdapterFormat
 from ._argument_fields import TRAINING_ARGUMENTS as TRAINING_ARGUMENTS
 from ._argument_translation import Translation as Translation
 from ._argument_translation import select_fields as select_fields
@@ -15,6 +16,7 @@ from ._model_weights import StoredTensor as StoredTensor
 from ._model_weights import read_params as read_params
 from ._model_weights import stored_tensors as stored_tensors
 from ._model_weights import unused_tensors as unused_tensors
+from ._model_weights import write_adapter as write_adapter
 from ._optimizer_state import opt_state_from_torch as opt_state_from_torch
 from ._optimizer_state import torch_from_opt_state as torch_from_opt_state
 from ._param_groups import DecayGroupsError as DecayGroupsError

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from .. import _pytrees
 from .._io import atomic_write
 from .._typing import PyTree
+from ._adapter import check_adapter_config, describe_base, write_adapter_config
 from ._arrays import as_tensor, check_finite, check_fits
 from ._checkpoint_keys import Keys, match_keys
 from ._param_names import ParamNames
@@ -17,6 +18,7 @@ from ._sharded_leaves import leaf_on_devices
 from ._tensor_slices import tensor_from_leaves
 from ._torch_files import save_torch
 from ._torch_model import TorchModel
+from ._trainer_folder import ADAPTER_FILES
 from ._weight_files import Index, WeightFiles
 
 
@@ -64,7 +66,9 @@ def read_weights(
     folder: Path, params: PyTree, names: ParamNames
 ) -> tuple[PyTree, tuple[str, ...]]:
     """Returns the parameters as `read_params`, and the names that are left out."""
-    files = WeightFiles(folder)
+    files = _files(folder, names.model)
+    if names.model.adapter is not None:
+        check_adapter_config(folder, names.model.adapter)
     keys = _keys(files, names.model)
     key_by_name = _key_by_parameter(files, keys, names.model)
 
@@ -103,7 +107,7 @@ def unused_tensors(folder: Path | str, names: ParamNames) -> tuple[str, ...]:
     Raises:
         ValueError: if the weight files are missing or damaged.
     """
-    return _keys(WeightFiles(Path(folder)), names.model).unused
+    return _keys(_files(Path(folder), names.model), names.model).unused
 
 
 def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTensor]:
@@ -118,7 +122,7 @@ def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTen
     Raises:
         ValueError: as `read_params`, except for the numbers and their dtypes.
     """
-    files = WeightFiles(Path(folder))
+    files = _files(Path(folder), names.model)
     key_by_name = _key_by_parameter(files, _keys(files, names.model), names.model)
     return {
         name: StoredTensor(key, files.dtype_of(key))
@@ -132,7 +136,8 @@ def write_params(
     """Writes the weight file of a model as `save_pretrained` does.
 
     If the path ends in `.bin`, torch writes the file, with every name of a tied tensor.
-    Otherwise the format is safetensors, with one name of a tied tensor.
+    Otherwise the format is safetensors, with one name of a tied tensor. The parameters
+    of an adapter have their names in PEFT's files.
     """
     # `np.asarray` returns a view of JAX's memory on a CPU, a copy from other devices.
     host = {name: np.asarray(leaf) for name, leaf in _pytrees.named_leaves(params)}
@@ -140,6 +145,8 @@ def write_params(
         name: tensor_from_leaves(slices, host.__getitem__)
         for name, slices in names.by_tensor.items()
     }
+    if names.model.adapter is not None:
+        tensors = {names.model.adapter.keys[name]: x for name, x in tensors.items()}
     if path.suffix != ".bin":
         with atomic_write(path) as new_path:
             # safetensors writes the memory of an array, so it must be contiguous.
@@ -152,6 +159,33 @@ def write_params(
     saved = {name: as_tensor(array) for name, array in tensors.items()}
     saved |= {alias: saved[name] for alias, name in names.model.tied}
     save_torch(saved, path)
+
+
+def write_adapter(folder: Path | str, params: PyTree, names: ParamNames) -> None:
+    """Writes an adapter as `save_pretrained` of PEFT does.
+
+    The folder then contains adapter_model.safetensors and adapter_config.json, from
+    which `PeftModel.from_pretrained(base, folder)` loads the adapter.
+
+    Args:
+        folder: the folder; it is created if it does not exist.
+        params: trained parameters, on any devices of this process.
+        names: names of a PEFT model: `models.from_transformers(peft_model).names`.
+
+    Raises:
+        ValueError: if `names` are not those of a PEFT model.
+    """
+    adapter = names.model.adapter
+    if adapter is None:
+        raise ValueError(
+            "`names` must be those of a PEFT model, got names of "
+            f"{names.model.origin!r}. Use `write_weights` for other models."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_params(folder / ADAPTER_FILES[0], params, names, {})
+    # Written last: a folder without it cannot be loaded.
+    write_adapter_config(folder, adapter.config)
 
 
 def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray]:
@@ -179,7 +213,18 @@ def read_buffers(folder: Path | None, model: TorchModel) -> dict[str, np.ndarray
     return {name: np.array(files.read(found[name][0])) for name in model.buffers}
 
 
+def _files(folder: Path, model: TorchModel) -> WeightFiles:
+    return WeightFiles(folder, is_adapter=model.adapter is not None)
+
+
 def _keys(files: WeightFiles, model: TorchModel) -> Keys:
+    if model.adapter is not None:
+        of = {n: (k,) for n, k in model.adapter.keys.items() if k in files.shapes}
+        unknown = sorted(set(files.shapes) - {key for (key,) in of.values()})
+        problems = tuple(
+            f"{key!r} is not in the adapter of the model" for key in unknown
+        )
+        return Keys(of, (), problems)
     known = [p.name for p in model.parameters] + [alias for alias, _ in model.tied]
     return match_keys(files.shapes, [*known, *model.buffers], model.load_rules)
 
@@ -212,9 +257,12 @@ def _key_by_parameter(
     problems += keys.problems
     if problems:
         listed = "\n  ".join(problems)
+        base = ""
+        if model.adapter is not None:
+            base = "\n" + describe_base(files.path.parent, model.adapter)
         raise ValueError(
             "`folder` must contain the parameters of the model, but "
-            f"{str(files.path)!r} has {len(problems)} differences:\n  {listed}"
+            f"{str(files.path)!r} has {len(problems)} differences:\n  {listed}{base}"
         )
     return key_by_name
 

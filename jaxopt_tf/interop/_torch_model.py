@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _checks
 from ..optimizers import decay_mask, norm_type
+from ._adapter import AdapterFormat
 from ._checkpoint_keys import LoadRules, load_rules
 from ._extras import import_extra
 
@@ -40,6 +41,8 @@ class TorchModel:
         is_ordered: True if the order is that of `named_parameters()`. Names from a file
             have no order.
         load_rules: rules by which Transformers resolves the names in weight files.
+        adapter: form in which PEFT saves `parameters`; None unless they are an adapter,
+            which is saved without its base model.
         origin: file or class that describes the model, for messages.
     """
 
@@ -49,6 +52,7 @@ class TorchModel:
     layer_norms: Mapping[str, str] = field(default_factory=dict)
     is_ordered: bool = True
     load_rules: LoadRules = field(default=LoadRules(), compare=False, repr=False)
+    adapter: AdapterFormat | None = field(default=None, compare=False, repr=False)
     origin: str = field(default="", compare=False)
 
     @property

@@ -76,7 +76,8 @@ def read_trainer_checkpoint(
 ) -> TrainerCheckpoint:
     """Reads a Trainer's checkpoint folder, such as `checkpoint-500`.
 
-    Files are memory-mapped and converted leaf by leaf. No code in them is run. Moments
+    If `names` are those of a PEFT model, the weights are those of its adapter. Files
+    are memory-mapped and converted leaf by leaf. No code in them is run. Moments
     are assigned by the order of the groups, as described in `opt_state_from_torch`: an
     exchange of two parameters of equal shape cannot be detected.
 
@@ -114,9 +115,10 @@ def read_trainer_checkpoint(
     """
     # Small files are read first, so that most errors occur before gigabytes are read.
     folder = Path(folder)
-    check_trainer_folder(folder)
+    is_adapter = names.model.adapter is not None
+    check_trainer_folder(folder, is_adapter=is_adapter)
     required = [STATE, SCHEDULER] + [OPTIMIZER] * (opt_state is not None)
-    missing = check_files(folder, required, without)
+    missing = check_files(folder, required, without, is_adapter=is_adapter)
     trainer_state = {} if STATE in missing else read_trainer_state(folder / STATE)
     scheduler = None if SCHEDULER in missing else load_torch(folder / SCHEDULER)
     with errors_with_path(folder / SCHEDULER):
@@ -187,7 +189,7 @@ def decay_rule_from_checkpoint(
             both decayed and undecayed parameters.
     """
     folder = Path(folder)
-    check_trainer_folder(folder)
+    check_trainer_folder(folder, is_adapter=names.model.adapter is not None)
     if not (folder / OPTIMIZER).is_file():
         raise ValueError(
             f"`folder` must contain {OPTIMIZER}, got {str(folder)!r} without it. Use "

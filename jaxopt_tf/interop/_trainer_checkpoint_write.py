@@ -11,6 +11,7 @@ from ..monitors import default_trainer_state, write_trainer_state
 from ..optimizers import TorchLayout
 from ..recipes import Recipe
 from ..schedules import GreedyState, PlateauState
+from ._adapter import write_adapter_config
 from ._model_weights import read_buffers, write_params
 from ._optimizer_state import torch_from_opt_state
 from ._param_groups import Groups, param_groups_from_recipe
@@ -18,11 +19,19 @@ from ._param_names import ParamNames
 from ._scheduler_state import torch_from_schedule
 from ._torch_files import load_torch, map_torch, save_torch
 from ._trainer_checkpoint import read_trainer_state
-from ._trainer_folder import MODEL_FILES, OPTIMIZER, SCHEDULER, STATE
+from ._trainer_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    MODEL_FILES,
+    OPTIMIZER,
+    SCHEDULER,
+    STATE,
+)
 
 # Prefixes of names of files that belong to one step and are not copied from `like`.
 _NOT_COPIED = (
     *MODEL_FILES,
+    *ADAPTER_FILES,
     "pytorch_model-",
     OPTIMIZER,
     "optimizer.bin",
@@ -68,8 +77,9 @@ def write_trainer_checkpoint(
 ) -> None:
     """Writes a folder from which `Trainer.train(resume_from_checkpoint=...)` resumes.
 
-    The folder contains model.safetensors, optimizer.pt, scheduler.pt and
-    trainer_state.json, and is written atomically. The files have the fields of the
+    The folder contains model.safetensors (for a PEFT model adapter_model.safetensors
+    and adapter_config.json), optimizer.pt, scheduler.pt and trainer_state.json, and is
+    written atomically. The files have the fields of the
     versions of Transformers and torch that wrote `like`, else those of transformers
     5.23 and torch 2.13. The state of torch's random number generator is not written, so
     dropout masks differ. Trainer logs this, and derives the order of the data from its
@@ -139,7 +149,11 @@ def write_trainer_checkpoint(
         for name, path in files.items():
             if not name.startswith(_NOT_COPIED) and not name.endswith(".safetensors"):
                 shutil.copy2(path, temporary / name)
-        write_params(temporary / _weights_file(files), params, names, buffers)
+        adapter = names.model.adapter
+        if adapter is not None and ADAPTER_CONFIG not in files:
+            write_adapter_config(temporary, adapter.config)
+        weights = ADAPTER_FILES[0] if adapter is not None else _weights_file(files)
+        write_params(temporary / weights, params, names, buffers)
         state_dict = torch_from_opt_state(
             opt_state,
             params,

@@ -19,6 +19,10 @@ MODEL_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+# The weight files of an adapter, without those of its base model.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+
 _PLAIN_TORCH = (
     "Load it with the framework that wrote it and save a full state with plain torch: "
     "`model.save_pretrained(folder)`, `torch.save(optimizer.state_dict(), "
@@ -33,7 +37,8 @@ _FSDP = (
     "parameters, or train with `fsdp_state_dict_type: FULL_STATE_DICT`."
 )
 _PEFT = (
-    "Merge it into its base model: `AutoPeftModel.from_pretrained(folder)"
+    "Describe the PEFT model with `models.from_transformers(peft_model).names`, or "
+    "merge the adapter into its base model: `AutoPeftModel.from_pretrained(folder)"
     ".merge_and_unload().save_pretrained(out)`."
 )
 # Patterns of names that occur only in folders of another framework, with the framework
@@ -78,14 +83,19 @@ _OPTIONAL_FILES = {
 }
 
 
-def check_trainer_folder(folder: Path) -> None:
-    """Raises unless the folder exists and was not written by another framework."""
+def check_trainer_folder(folder: Path, *, is_adapter: bool = False) -> None:
+    """Raises unless the folder exists and was not written by another framework.
+
+    Args:
+        folder: the folder.
+        is_adapter: whether the weights are those of an adapter of PEFT.
+    """
     if not folder.is_dir():
         raise ValueError(
             f"`folder` must be a Trainer's checkpoint folder, got {str(folder)!r}, "
             "which is not a folder. Pass a folder like `output_dir/checkpoint-500`."
         )
-    other = _other_framework(folder)
+    other = _other_framework(folder, is_adapter=is_adapter)
     if other:
         if _has_weights(folder):
             other += " `read_params(folder, ...)` can read the parameters."
@@ -94,22 +104,26 @@ def check_trainer_folder(folder: Path) -> None:
         )
 
 
-def check_has_weights(folder: Path) -> None:
+def check_has_weights(folder: Path, *, is_adapter: bool = False) -> None:
     """Raises unless the folder contains a weight file or an index of weight files."""
-    if _has_weights(folder):
+    if _has_weights(folder, is_adapter=is_adapter):
         return
     problem = f"which has none.{_checkpoint_hint(folder)}"
     if not folder.is_dir():
         problem = "which is not a folder."
-    problem = _other_framework(folder) or problem
+    problem = _other_framework(folder, is_adapter=is_adapter) or problem
+    names = ADAPTER_FILES if is_adapter else MODEL_FILES
     raise ValueError(
-        f"`folder` must contain {' or '.join(MODEL_FILES)}, got {str(folder)!r}, "
-        f"{problem}"
+        f"`folder` must contain {' or '.join(names)}, got {str(folder)!r}, {problem}"
     )
 
 
 def check_files(
-    folder: Path, required: Collection[str], without: Collection[str]
+    folder: Path,
+    required: Collection[str],
+    without: Collection[str],
+    *,
+    is_adapter: bool = False,
 ) -> tuple[str, ...]:
     """Returns the missing files that `without` allows; raises if others are missing."""
     unexpected = sorted(set(without) - set(_OPTIONAL_FILES))
@@ -123,10 +137,10 @@ def check_files(
         for name in missing
         if name not in without
     ]
-    if not _has_weights(folder):
+    if not _has_weights(folder, is_adapter=is_adapter):
+        first, *others = ADAPTER_FILES if is_adapter else MODEL_FILES
         needed.append(
-            f"{MODEL_FILES[0]} (or {' or '.join(MODEL_FILES[1:])}). It contains "
-            "the parameters."
+            f"{first} (or {' or '.join(others)}). It contains the parameters."
         )
     # One of the two files is needed, because each contains the step.
     if {SCHEDULER, STATE} <= set(missing) and not needed:
@@ -181,13 +195,16 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MODEL_FILES)
+def _has_weights(folder: Path, *, is_adapter: bool = False) -> bool:
+    names = ADAPTER_FILES if is_adapter else MODEL_FILES
+    return any((folder / name).is_file() for name in names)
 
 
-def _other_framework(folder: Path) -> str:
+def _other_framework(folder: Path, *, is_adapter: bool = False) -> str:
     """Describes a folder that another framework wrote, with a remedy; else ""."""
     for pattern, framework, remedy in _OTHER_FRAMEWORKS:
+        if is_adapter and remedy == _PEFT:
+            continue
         found = sorted(path.name for path in folder.glob(pattern))
         if found:
             return (

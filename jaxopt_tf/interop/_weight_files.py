@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ._arrays import as_numpy, check_tensor
 from ._torch_files import load_torch, map_torch
-from ._trainer_folder import MODEL_FILES, check_has_weights
+from ._trainer_folder import ADAPTER_FILES, MODEL_FILES, check_has_weights
 
 # Keys that scripts use for the weights in a dict with further contents.
 _NESTED = ("state_dict", "model", "module")
@@ -59,8 +59,12 @@ class WeightFiles:
         path: the weight file, or the index of its shards.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, is_adapter: bool = False):
         """Opens the files of `folder` without reading tensors.
+
+        Args:
+            folder: the folder.
+            is_adapter: whether the file is that of an adapter of PEFT.
 
         Raises:
             ValueError: if there are no weight files, or if one is damaged, missing or
@@ -68,9 +72,10 @@ class WeightFiles:
 
         Source: transformers 5.23 `modeling_utils.py`, `_get_resolved_checkpoint_files`.
         """
-        check_has_weights(folder)
+        check_has_weights(folder, is_adapter=is_adapter)
+        file_names: tuple[str, ...] = ADAPTER_FILES if is_adapter else MODEL_FILES
         # Transformers uses the first of these that exists.
-        self.path = next(folder / n for n in MODEL_FILES if (folder / n).is_file())
+        self.path = next(folder / n for n in file_names if (folder / n).is_file())
         open_file = _safetensors if "safetensors" in self.path.name else _torch_tensors
         if self.path.suffix != ".json":
             self._tensors = dict(open_file(self.path))

@@ -9,6 +9,7 @@ outcome = pretrain(
 )
 """
 
+from ._base_weights import run_model as run_model
 from ._compilation_cache import compilation_cache as compilation_cache
 from ._config import RunConfig as RunConfig
 from ._config import num_sequences as num_sequences

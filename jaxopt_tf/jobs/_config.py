@@ -28,6 +28,8 @@ PER_START_SETTINGS = ("resume_from_checkpoint", "intended_changes")
 DATA = "data"
 DATA_SIZE = "data_size"
 SEQUENCES = "sequences"
+# Fingerprint of the weights that checkpoints do not contain, because they are frozen.
+BASE = "base"
 
 # Settings that do not change the losses and parameters of a run: output paths and
 # intervals, and the devices. `text` and `tokenizer` are left out because the
@@ -162,6 +164,11 @@ _FORMER: Mapping[str, Any] = {
     "model_name_or_path": None,
     "model_implementation": None,
     "from_scratch": False,
+    "lora_r": None,
+    "lora_alpha": 8.0,
+    "lora_dropout": 0.0,
+    "lora_target_modules": None,
+    "freeze": [],
     "text_column": "text",
     "packing": False,
     "attn_pdrop": 0.0,
@@ -193,13 +200,15 @@ def as_json(value: Any) -> Any:
     """Returns a setting with strings for paths."""
     if isinstance(value, Path):
         return str(value)
-    is_paths = isinstance(value, tuple) and all(isinstance(x, Path) for x in value)
-    return list(map(str, value)) if is_paths else value
+    is_texts = isinstance(value, tuple) and all(
+        isinstance(x, str | Path) for x in value
+    )
+    return list(map(str, value)) if is_texts else value
 
 
 def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a checkpoint without the additional keys."""
-    data_settings = (DATA, DATA_SIZE, SEQUENCES)
+    data_settings = (DATA, DATA_SIZE, SEQUENCES, BASE)
     return {
         name: value for name, value in settings.items() if name not in data_settings
     }
@@ -255,6 +264,11 @@ def changed_settings(
 
 
 def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if name == BASE:
+        return (
+            "the weights in `model_name_or_path`, of which the run needs the frozen "
+            f"ones, have changed: {str(now.get('model_name_or_path'))!r}"
+        )
     if name not in saved:
         return f"`{name}` was not set and is now {now[name]!r}"
     if name not in now:
@@ -288,7 +302,7 @@ def _raise_all(problems: list[str]) -> None:
 
 
 def _find_all_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[str]:
-    known = [*_owners(Recipe, type(model), Job), DATA]
+    known = [*_owners(Recipe, type(model), Job), DATA, BASE]
     known = [name for name in known if name not in PER_START_SETTINGS]
     return [
         *find_conflicts(recipe, model, job),

@@ -25,6 +25,7 @@ def find_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[str]:
         *_conflicts_of_data(model, job),
         *conflicts_of_evaluation(recipe, job),
         *_conflicts_of_start(model, job),
+        *_conflicts_of_frozen(job),
     ]
 
 
@@ -40,6 +41,25 @@ def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
         or settings.get("early_stopping_patience") is not None
         or settings.get("load_best_model_at_end", False) is True
     )
+
+
+def _conflicts_of_frozen(job: Job) -> Iterator[str]:
+    given = {
+        "lora_alpha": job.lora_alpha != 8.0,
+        "lora_dropout": job.lora_dropout != 0.0,
+        "lora_target_modules": job.lora_target_modules is not None,
+    }
+    if job.lora_r is None and any(given.values()):
+        names = [f"`{name}`" for name, is_given in given.items() if is_given]
+        yield (
+            f"`lora_r` must be given with {' and '.join(names)}, got none. Set it, for "
+            "example to 8, or leave them out."
+        )
+    if job.lora_r is not None and job.freeze:
+        yield (
+            f"`freeze` must be left out with `lora_r`, got {list(job.freeze)}: all "
+            "weights of the base model are frozen."
+        )
 
 
 def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:

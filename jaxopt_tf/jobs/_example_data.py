@@ -208,9 +208,7 @@ class DeviceBatches:
         if len(set(shapes)) == 1:
             stacked = {n: np.stack([one[n] for one in numbered]) for n in numbered[0]}
             return self._put(stacked, axis=1)
-        return training.MicroBatches(
-            tuple(self._put(one, axis=0) for one in numbered)
-        )
+        return training.MicroBatches(tuple(self._put(one, axis=0) for one in numbered))
 
     def _note_shape(self, shape: Any) -> None:
         is_new = shape not in self._shapes

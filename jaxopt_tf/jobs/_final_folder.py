@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from .. import interop
 from .._io import atomic_write, read_json_object, run_on_process_0
 from .._typing import PyTree
@@ -88,6 +91,45 @@ def write_transformers_folder(
     run_on_process_0(lambda: _write_text(folder / _CONFIG, text))
 
 
+def write_adapter_folder(
+    folder: Path | str,
+    model: Model,
+    params: PyTree,
+    *,
+    base: Path | str | None = None,
+    tokenizer: Path | str | None = None,
+) -> None:
+    """Writes a folder that `PeftModel.from_pretrained` loads, as Trainer does.
+
+    adapter_config.json is written last: a folder without it cannot be loaded. With
+    several processes, all must call the function; process 0 writes.
+
+    Args:
+        folder: folder of the run; it is created if it does not exist.
+        model: the model, with an adapter.
+        params: parameters of the adapter, on any devices.
+        base: folder of the base model, whose tokenizer is copied; None for none.
+        tokenizer: tokenizer.json of the run, in place of that in `base`.
+    """
+    folder = Path(folder)
+    copied = dict(
+        _copied_files(
+            None if base is None else Path(base),
+            None if tokenizer is None else Path(tokenizer),
+        )
+    )
+    copied.pop(_GENERATION, None)
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _copy(folder, copied)
+        interop.write_adapter(folder, params, model.names)
+
+    run_on_process_0(write)
+
+
 def _config_text(model: Model, like: Path | None, *, has_new_weights: bool) -> str:
     original: dict[str, Any] = {}
     if like is not None:
@@ -132,6 +174,10 @@ def _prepare(folder: Path, text: str, copied: Mapping[str, Path]) -> None:
     with contextlib.suppress(FileNotFoundError):
         if config.read_bytes() != text.encode():
             config.unlink()
+    _copy(folder, copied)
+
+
+def _copy(folder: Path, copied: Mapping[str, Path]) -> None:
     for name, source in copied.items():
         if (folder / name).exists() and source.samefile(folder / name):
             continue

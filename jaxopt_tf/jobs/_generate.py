@@ -21,6 +21,7 @@ from ..models import (
     check_lengths,
     settings_from_transformers_config,
 )
+from ..training import merge_params
 from ._config import RunConfig
 from ._model_folder import config_type
 from ._prompts import PromptSettings, codec_of_folder, codec_of_run
@@ -249,7 +250,9 @@ def with_samples(
 
     def evaluate_and_sample(params: PyTree) -> dict[str, float]:
         metrics = evaluate(params)
-        new = sampler(params, prompt, max_new_tokens=min(_NUM_SAMPLE_TOKENS, remaining))
+        everything = merge_params(params, setup.frozen)
+        num_new = min(_NUM_SAMPLE_TOKENS, remaining)
+        new = sampler(everything, prompt, max_new_tokens=num_new)
         if is_primary_process():
             shown = f"{prompt!r}: {new!r}" if codec.is_chat else repr(prompt + new)
             print(f"sample  {shown}")

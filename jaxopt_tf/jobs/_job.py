@@ -26,6 +26,16 @@ class Job:
             Default: the first of the two that has the architecture.
         from_scratch: whether the weights are initialized as Transformers does, instead
             of read from `model_name_or_path`.
+        lora_r: rank of a LoRA adapter, which is trained instead of the weights in
+            `model_name_or_path`, by the torchax implementation; requires PEFT. Default:
+            all weights are trained.
+        lora_alpha: the output of the adapter is multiplied by `lora_alpha / lora_r`.
+        lora_dropout: dropout rate of the adapter's input.
+        lora_target_modules: names of the layers with an adapter, such as q_proj v_proj,
+            or all-linear. Default: those that PEFT lists for the architecture.
+        freeze: patterns of the names of parameters that are not trained, such as
+            "model.embed_tokens.*"; regular expressions for whole names. May be
+            repeated.
         text: files or folders of text (UTF-8), or pretokenized files: .npy, or .bin of
             raw uint16 (uint32 if `vocab_size` is above 65,536). Default: the sources of
             Python's standard library.
@@ -105,6 +115,11 @@ class Job:
     model_name_or_path: Path | None = None
     model_implementation: Literal["flax", "torchax"] | None = None
     from_scratch: bool = False
+    lora_r: int | None = None
+    lora_alpha: float = 8.0
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] | None = None
+    freeze: tuple[str, ...] = ()
     text: tuple[Path, ...] = ()
     train_file: tuple[Path, ...] = ()
     validation_file: tuple[Path, ...] = ()
@@ -203,8 +218,10 @@ def _checked(name: str, kind: Kind, value: Any) -> Any:
             return _checks.whole_number(name, value, minimum=minimum)
         case "NUMBER":
             check = _checks.non_negative
-            if name == "num_train_epochs":
+            if name in ("num_train_epochs", "lora_alpha"):
                 check = _checks.positive
+            elif name == "lora_dropout":
+                check = _checks.fraction_below_one
             check(name, value)
             return value
         case "PATH" if isinstance(value, str | Path) and str(value):

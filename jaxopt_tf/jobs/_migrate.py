@@ -22,21 +22,30 @@ import optax
 
 from .. import _checks, interop, training
 from .._io import read_json_object
-from ..data import is_pretokenized
+from .._typing import PyTree
 from ..models import (
     ARCHITECTURES,
     Model,
-    build_model,
     settings_from_transformers_config,
 )
 from ..recipes import Recipe, recipe_settings
+from ._base_weights import run_model
 from ._config import RunConfig
-from ._job import Job
+from ._import_source import (
+    adapter_settings,
+    base_of_adapter,
+    check_all_trained,
+    differences,
+    is_adapter,
+    notes_on_base,
+    unused_tokenizer,
+)
 from ._job_arguments import EVALUATION_FIELDS, job_settings
 from ._run_folder import settings_of
 from ._run_io import Run, checkpoint_of, first_run_state, read_run, write_run
 from ._trainer_run import ExportedRun, export_module_run
 
+_MODEL_CONFIGS = ("config.json", "adapter_config.json")
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 # Remedies for errors of `interop`, by the name of the argument. The remedies of
 # `interop` refer to arguments that the functions of this module do not have.
@@ -135,16 +144,16 @@ def import_run(
     job = job_settings(converted, settings, state)
     job.raise_refusals(f"{arguments}: ")
     config = _run_config(checkpoint, out, converted.recipe, job)
-    model = build_model(config.model)
+    check_all_trained(config.job)
+    model = run_model(config.model, config.job)
     params = model.init(config.recipe.seed)
     with _remedies(_MODEL_REMEDIES):
-        described = _torch_model(checkpoint, model)
-        names = interop.match_names(params, described, layouts=model.layouts)
+        names = _names(checkpoint, model, params)
     if decay_groups == "file":
         rule = interop.decay_rule_from_checkpoint(checkpoint, names, groups=groups)
         recipe = dataclasses.replace(config.recipe, decay_rule=rule)
         config = dataclasses.replace(config, recipe=recipe)
-    start = first_run_state(config.recipe, config.model, params)
+    start = first_run_state(config.recipe, config.model, params, job=config.job)
     # optimizer.pt is compared with the recipe in the files. `settings` may change the
     # recipe of the imported run.
     with _remedies(_CHECKPOINT_REMEDIES):
@@ -191,7 +200,8 @@ def export_run(
         ModuleNotFoundError: if torch or Transformers is not installed.
     """
     out = _new_folder(out)
-    if like is not None and not (Path(like) / "config.json").is_file():
+    is_file = [(Path(like or ".") / name).is_file() for name in _MODEL_CONFIGS]
+    if like is not None and not any(is_file):
         raise ValueError(
             f"`like` must contain config.json, got {str(like)!r}. Name the Trainer's "
             "checkpoint-<step> that the run was imported from."
@@ -201,19 +211,25 @@ def export_run(
     if "model_class" in settings:
         return export_module_run(checkpoint, settings, out, like=like, module=model)
     run = read_run(Path(folder))
-    model = build_model(run.model)
+    check_all_trained(run.job)
+    model = run_model(run.model, run.job)
     state, schedule_state = run.run_state.state, run.run_state.schedule_state
     # The optimizer's counter is smaller than `state.step` by the number of skipped
     # updates. torch's scheduler counts the updates, too.
     (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        config = json.dumps(dict(model.transformers_config), indent=2)
-        Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
+        if run.job.lora_r is None:  # an adapter has its own configuration
+            config = json.dumps(dict(model.transformers_config), indent=2)
+            Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
         like = Path(made if like is None else like)
         with _remedies(_RUN_REMEDIES):
-            described = interop.torch_model_from_config(like)
-            names = interop.match_names(state.params, described, layouts=model.layouts)
+            names = model.names
+            if run.job.lora_r is None:
+                described = interop.torch_model_from_config(like)
+                names = interop.match_names(
+                    state.params, described, layouts=model.layouts
+                )
             interop.write_trainer_checkpoint(
                 out,
                 state.params,
@@ -259,12 +275,18 @@ def _run_config(
     checkpoint: Path, out: Path, recipe: Recipe, job: interop.Translation
 ) -> RunConfig:
     implementation = job.combined.get("model_implementation")
-    of_model = settings_from_transformers_config(checkpoint, implementation)
+    source, of_adapter = checkpoint, dict[str, Any]()
+    if is_adapter(checkpoint):
+        source = base_of_adapter(checkpoint, job.combined)
+        of_adapter = adapter_settings(checkpoint, source)
+        implementation = "torchax"
+    of_model = settings_from_transformers_config(source, implementation)
     if "transformers_config" not in of_model:
         # For the models of this package, the default rule excludes the same parameters
         # from weight decay as Trainer's rule, and it matches their names in Flax.
         recipe = dataclasses.replace(recipe, decay_rule="default")
-    found = {**recipe_settings(recipe), **of_model, "output_dir": str(out)}
+    found = {**recipe_settings(recipe), **of_model, **of_adapter}
+    found["output_dir"] = str(out)
     config = RunConfig.from_dict({**found, **job.combined})
     if config.job.output_dir != out:
         raise ValueError(
@@ -272,6 +294,13 @@ def _run_config(
             f"{str(config.job.output_dir)!r}. Leave it out: `out` names it."
         )
     return config
+
+
+def _names(checkpoint: Path, model: Model, params: PyTree) -> interop.ParamNames:
+    if is_adapter(checkpoint):
+        return model.names
+    described = _torch_model(checkpoint, model)
+    return interop.match_names(params, described, layouts=model.layouts)
 
 
 def _torch_model(checkpoint: Path, model: Model) -> interop.TorchModel:
@@ -341,7 +370,10 @@ def _report(
             name for name in converted.non_optimizer if name not in EVALUATION_FIELDS
         ),
     )
-    built = build_model(config.model)
+    built = run_model(config.model, config.job)
+    is_lora = config.job.lora_r is not None
+    base = config.job.model_name_or_path if is_lora else checkpoint
+    assert base is not None
     # This note is obsolete: the decay rule has been checked against the groups of
     # optimizer.pt.
     notes = [note for note in converted.notes if not note.startswith("`decay_rule`")]
@@ -354,44 +386,8 @@ def _report(
         notes=(
             *notes,
             *job.notes,
-            *_differences(checkpoint, built, read),
-            *_unused_tokenizer(checkpoint, config.job),
+            *differences(base, built, read),
+            *notes_on_base(checkpoint, config.job),
+            *unused_tokenizer(checkpoint, config.job),
         ),
     )
-
-
-def _unused_tokenizer(checkpoint: Path, job: Job) -> list[str]:
-    path = checkpoint / "tokenizer.json"
-    is_text = not any(map(is_pretokenized, job.text))
-    if job.tokenizer is not None or not is_text or not path.is_file():
-        return []
-    return [
-        f"the text is read as bytes: for the tokenizer of the checkpoint, give {path} "
-        "as `tokenizer`"
-    ]
-
-
-def _differences(
-    checkpoint: Path, model: Model, read: interop.TrainerCheckpoint
-) -> list[str]:
-    """Returns sentences on differences between the imported run and Trainer's."""
-    found = []
-    config = read_json_object(checkpoint / "config.json", "checkpoint")
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype != "float32":
-        found.append(
-            f"parameters and moments are float32 in the run and {dtype} in torch"
-        )
-    if not all("param_names" in group for group in read.param_groups):
-        found.append(
-            "moments were assigned in the order of Trainer's groups: optimizer.pt has "
-            "no names, so that another order of parameters of equal shape cannot be "
-            "detected"
-        )
-    found += model.differences
-    if model.has_dropout:
-        found.append(
-            "the random numbers of dropout start again from `seed`: torch's generator "
-            "has no equivalent in JAX"
-        )
-    return found

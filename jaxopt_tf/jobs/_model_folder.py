@@ -47,6 +47,9 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     if config_type(settings) is CONFIG_TYPES[0] and "model_type" in settings:
         del settings["model_type"]  # the default, which is not a field
     folder = settings.get("model_name_or_path")
+    if settings.get("lora_r") is not None:
+        _check_lora(settings)
+        settings["model_implementation"] = "torchax"
     implementation = settings.get("model_implementation")
     if implementation == "torchax" and folder is None and not _has_sizes(settings):
         raise ValueError(
@@ -110,6 +113,22 @@ def existing_folder(job: Job) -> Path | None:
             "fields of its config.json that do not describe the architecture"
         )
     return None
+
+
+def _check_lora(settings: Mapping[str, Any]) -> None:
+    """Raises unless the settings permit a LoRA adapter."""
+    if settings.get("model_implementation") == "flax":
+        raise ValueError(
+            "`lora_r` must be left out with `model_implementation` 'flax', got "
+            f"{settings['lora_r']!r}: adapters of PEFT are inserted into the module of "
+            "Transformers, which torchax executes. Leave `model_implementation` out."
+        )
+    if settings.get("model_name_or_path") is None or settings.get("from_scratch"):
+        raise ValueError(
+            "`lora_r` must be given with the weights of a base model, got "
+            f"{settings['lora_r']!r} without. Name their folder as "
+            "`model_name_or_path`, and leave out `from_scratch`."
+        )
 
 
 def _has_sizes(settings: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from .. import planning, sharding
+from .. import planning, sharding, training
 from ._config import RunConfig
 from ._setup import build_setup
 
@@ -149,12 +149,15 @@ def _plan_on(
         "optimizer state": state.opt_state,
         "gradients": state.params,
     }
+    if jax.tree.leaves(setup.frozen):
+        parts["frozen"] = setup.frozen
     if config.recipe.gradient_accumulation_steps > 1:
         # The sum is live during all micro-batches, in addition to the gradients of the
         # current one.
         parts["summed gradients"] = state.params
-    rules = setup.model.sharding_rules(mesh)
-    unmet = sharding.unmet_rules(state.params, mesh, rules)
+    rules = setup.model.all_sharding_rules(mesh)
+    merged = training.merge_params(state.params, setup.frozen)
+    unmet = sharding.unmet_rules(merged, mesh, rules)
     if note:
         return planning.plan_shapes(parts, slice_, note=note, unmet=unmet)
     shape = jax.tree.leaves(batch)[0].shape

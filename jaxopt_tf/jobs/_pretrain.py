@@ -4,16 +4,19 @@ import functools
 import itertools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from .. import training
 from .._typing import PyTree
+from ..models import Model
 from ..sharding import batch_sharding, num_batch_shards
+from ._base_weights import read_frozen
 from ._config import RunConfig
 from ._epochs import check_resolved
-from ._final_folder import write_transformers_folder
+from ._final_folder import write_adapter_folder, write_transformers_folder
 from ._generate import with_samples
 from ._intervals import num_steps_per_epoch
 from ._job import Job
@@ -82,6 +85,7 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
 def _plan(config: RunConfig, run: OpenRun) -> RunPlan:
     recipe, model, job = config.recipe, config.model, config.job
     setup = build_setup(config, run_mesh(job), num_sequences=run.num_sequences)
+    setup = setup.with_frozen(read_frozen(setup.model, setup.frozen, config))
     batches = training_batches(
         run.corpus,
         job,
@@ -114,15 +118,8 @@ def _plan(config: RunConfig, run: OpenRun) -> RunPlan:
         ),
         header=header(config, setup, run, batches),
         has_model=run.has_model,
-        write_model=lambda params: write_transformers_folder(
-            run.folder,
-            setup.model,
-            params,
-            like=existing_folder(job),
-            has_new_weights=job.from_scratch,
-            tokenizer=job.tokenizer,
-            chat_template=job.chat_template,
-        ),
+        final_params=functools.partial(_final_params, setup, job),
+        write_model=functools.partial(_write_model, run.folder, setup.model, job),
         loss_unit=f"nats per {run.corpus.unit.removesuffix('s')}",
         how_to_resume=shlex.join(
             ["jaxopt-tf", "train", "--output_dir", str(run.folder)]
@@ -133,10 +130,33 @@ def _plan(config: RunConfig, run: OpenRun) -> RunPlan:
 def _read_params(setup: Setup, job: Job) -> PyTree | None:
     """Reads the parameters of the model folder; None without one."""
     folder = None if job.from_scratch else job.model_name_or_path
-    if folder is None:
+    # An adapter is drawn from the seed; the folder contains its base model.
+    if folder is None or job.lora_r is not None:
         return None
     like = setup.run_state.state.params
     return read_folder_params(folder, like, setup.model.names)
+
+
+def _final_params(setup: Setup, job: Job, params: PyTree) -> PyTree:
+    """Returns all parameters of the model; those of an adapter alone."""
+    return params if job.lora_r else training.merge_params(params, setup.frozen)
+
+
+def _write_model(folder: Path, model: Model, job: Job, params: PyTree) -> None:
+    if job.lora_r is not None:
+        write_adapter_folder(
+            folder, model, params, base=existing_folder(job), tokenizer=job.tokenizer
+        )
+        return
+    write_transformers_folder(
+        folder,
+        model,
+        params,
+        like=existing_folder(job),
+        has_new_weights=job.from_scratch,
+        tokenizer=job.tokenizer,
+        chat_template=job.chat_template,
+    )
 
 
 def _make_evaluate(

@@ -147,9 +147,11 @@ def model_and_recipe(
             string.
     """
     leaves = jax.tree.leaves(setup.run_state.state.params)
+    num_frozen = sum(leaf.size for leaf in jax.tree.leaves(setup.frozen))
     return [
         f"model   {setup.model.title}, "
-        f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}",
+        f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}"
+        + (f" to train, {num_frozen:,} frozen" if num_frozen else ""),
         f"recipe  {recipe.optim}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
         f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "

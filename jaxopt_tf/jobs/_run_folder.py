@@ -27,6 +27,7 @@ import jax
 from .. import _io, checkpoints
 from ..data import Corpus
 from ..recipes import METRIC_DRIVEN
+from ._base_weights import with_base
 from ._config import (
     DATA,
     DATA_SIZE,
@@ -86,11 +87,16 @@ class OpenRun:
 
     @property
     def has_model(self) -> bool:
-        """True if the folder has a config.json, the last file that a run writes.
+        """True if the folder has the last file that a run writes.
+
+        That is config.json, or adapter_config.json of a LoRA run.
 
         In folders of earlier versions it contains the settings of the run.
         """
-        return (self.folder / _FORMER_SETTINGS).exists()
+        name = _FORMER_SETTINGS
+        if self.settings["lora_r"] is not None:
+            name = "adapter_config.json"
+        return (self.folder / name).exists()
 
     @property
     def num_sequences(self) -> int:
@@ -173,6 +179,7 @@ def open_run(
             read = functools.partial(read_equal_corpus, config)
         corpus = read(lock.folder)
         settings |= {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
+        settings |= with_base(job)
         # With several processes, the default mesh has all devices: `mesh_axes`.
         settings[SEQUENCES] = num_sequences(settings | {"mesh": mesh_axes(job)})
         checkpoint, saved = _find_start(lock.folder, job, settings)

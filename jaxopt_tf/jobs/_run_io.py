@@ -7,9 +7,10 @@ import jax
 
 from .. import checkpoints, training
 from .._typing import PyTree
-from ..models import Model, ModelConfig, build_model
+from ..models import Model, ModelConfig
 from ..recipes import Recipe
 from ..sharding import make_mesh
+from ._base_weights import check_base, read_frozen, run_model, with_base
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
 from ._job import Job
 from ._run_data import read_corpus
@@ -57,6 +58,7 @@ def write_run(run: Run) -> Path:
     with checkpoints.lock_folder(folder) as lock:
         corpus = read_corpus(run.job, run.model, folder)
         data = {DATA: corpus.fingerprint, DATA_SIZE: corpus.size}
+        data |= with_base(run.job)
         with checkpoints.open_checkpoints(lock) as saving:
             metadata = {"settings": settings | data}
             path = training.save_run_state(saving, run.run_state, metadata)
@@ -101,11 +103,14 @@ def read_params(folder: Path) -> TrainedParams:
         best = folder / f"checkpoint-{progress.get('best_step')}"
         if is_finished(checkpoint, config) and best.is_dir():
             checkpoint, is_verified = best, False
-    model = build_model(config.model)
+    model = run_model(config.model, config.job)
     on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device),
-        model.shapes,
+    params, frozen = (
+        jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device),
+            shapes,
+        )
+        for shapes in (model.shapes, model.frozen_shapes)
     )
     restored = checkpoints.restore(
         checkpoint,
@@ -113,7 +118,11 @@ def read_params(folder: Path) -> TrainedParams:
         is_partial=True,
         verify=not is_verified,
     )
-    return TrainedParams(checkpoint, config, model, restored.arrays["state"]["params"])
+    trained = restored.arrays["state"]["params"]
+    if jax.tree.leaves(frozen):
+        check_base(config.job, settings_of(checkpoint))
+        trained = training.merge_params(trained, read_frozen(model, frozen, config))
+    return TrainedParams(checkpoint, config, model, trained)
 
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:
@@ -130,10 +139,17 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
 
 
 def first_run_state(
-    recipe: Recipe, model: ModelConfig, params: PyTree
+    recipe: Recipe, model: ModelConfig, params: PyTree, *, job: Job | None = None
 ) -> training.RunState:
-    """Returns the state of a run before its first step, with the given parameters."""
-    built = build_model(model)
+    """Returns the state of a run before its first step, with the given parameters.
+
+    Args:
+        recipe: hyperparameters of the run.
+        model: sizes and options of the model.
+        params: the trained parameters.
+        job: settings that determine which parameters are trained; None for all.
+    """
+    built = run_model(model, job or Job())
     schedule, optimizer = schedule_and_optimizer(recipe, built)
     rng = recipe.seed if built.has_dropout else None
     state = training.init_train_state(params, optimizer, rng=rng)

@@ -1,6 +1,7 @@
 """Setup of a run: schedule, optimizer, shardings and compiled functions."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,11 @@ from .. import sharding, training
 from .._checks import pluralize
 from .._typing import PyTree, Schedule
 from ..data import min_token_dtype
-from ..models import Model, build_model
+from ..models import Model
 from ..recipes import Recipe, build_optimizer, build_schedule
 from ..schedules import MetricDrivenSchedule
 from ..sharding import BATCH_AXES, batch_sharding, num_batch_shards
+from ._base_weights import run_model
 from ._config import RunConfig
 from ._job import Job
 from ._run_data import KEYS, has_packed_batches
@@ -45,6 +47,9 @@ class Setup:
         eval_step: (params, batch) -> (summed loss, number of tokens).
         init: function that returns the sharded state before the first step. It donates
             the parameters that it receives; without an argument it draws them.
+        frozen: parameters that the steps take besides those of the state:
+            `jax.ShapeDtypeStruct`s with shardings; arrays after `with_frozen`. {} if
+            all are trained.
     """
 
     model: Model
@@ -57,6 +62,17 @@ class Setup:
     train_step: training.TrainStep
     eval_step: training.EvalStep
     init: Callable[..., training.RunState]
+    frozen: PyTree
+
+    def with_frozen(self, frozen: PyTree) -> "Setup":
+        """Returns the setup with steps that take these frozen parameters."""
+        if not jax.tree.leaves(frozen):
+            return self
+        steps: Any = (self.train_step, self.eval_step)
+        train_step, eval_step = (step.with_frozen(frozen) for step in steps)
+        return dataclasses.replace(
+            self, train_step=train_step, eval_step=eval_step, frozen=frozen
+        )
 
     @property
     def metric_schedule(self) -> MetricDrivenSchedule | None:
@@ -82,7 +98,7 @@ def build_setup(
         ValueError: if the mesh does not divide the number of sequences evenly.
     """
     return setup_of(
-        build_model(config.model),
+        run_model(config.model, config.job),
         config.recipe,
         config.job,
         mesh,
@@ -112,7 +128,9 @@ def setup_of(
 
     # Only shapes and dtypes are traced: no array of the model's size is allocated.
     shapes = jax.eval_shape(init_state, model.shapes)
-    shardings = _state_shardings(shapes, model, mesh, zero_1=job.zero_1)
+    params, of_frozen = _param_shardings(model, mesh)
+    shardings = _state_shardings(shapes, params, mesh, zero_1=job.zero_1)
+    frozen = jax.tree.map(_with_sharding, model.frozen_shapes, of_frozen)
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
     def init(params: PyTree | None = None) -> training.RunState:
@@ -131,7 +149,6 @@ def setup_of(
         matmul_precision=job.matmul_precision,
     )
     dtype = jnp.bfloat16 if job.bf16 else None
-    frozen = getattr(model, "frozen", None) or None
     train_step = training.make_train_step(
         loss_fn,
         optimizer,
@@ -154,6 +171,7 @@ def setup_of(
         train_step=train_step,
         eval_step=training.make_eval_step(loss_fn, compute_dtype=dtype, frozen=frozen),
         init=init,
+        frozen=frozen,
     )
 
 
@@ -180,10 +198,24 @@ def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _param_shardings(model: Model, mesh: Mesh) -> tuple[PyTree, PyTree]:
+    """Returns the shardings of the trainable and of the frozen parameters."""
+    # Rules of a Flax model match leaves of both trees.
+    merged = training.merge_params(model.shapes, model.frozen_shapes)
+    found = sharding.param_shardings(merged, mesh, model.all_sharding_rules(mesh))
+    return _subtree(found, model.shapes), _subtree(found, model.frozen_shapes)
+
+
+def _subtree(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns the leaves of nested dicts that `like` has, too."""
+    if not isinstance(like, Mapping):
+        return tree
+    return {key: _subtree(tree[key], value) for key, value in like.items()}
+
+
 def _state_shardings(
-    state: training.TrainState, model: Model, mesh: Mesh, *, zero_1: bool
+    state: training.TrainState, params: PyTree, mesh: Mesh, *, zero_1: bool
 ) -> training.TrainState:
-    params = sharding.param_shardings(state.params, mesh, model.sharding_rules(mesh))
     opt_state = sharding.state_shardings(
         state.opt_state,
         state.params,

@@ -14,7 +14,7 @@ from .. import _checks, interop
 from .._io import is_set
 from ..recipes import Recipe
 from ._example_job import OF_TEXT, ExampleJob
-from ._intervals import steps_of_share
+from ._intervals import steps_of_fraction
 from ._job import Job
 
 _MAX_STEPS = 2**31 - 1
@@ -196,11 +196,11 @@ def _intervals(
             yield from _every_epoch(name, steps_per_epoch).items()
         elif name == "logging":
             steps = {"epoch": steps_per_epoch, "no": max_steps}.get(strategy)
-            steps = steps or steps_of_share(every[name], max_steps)
+            steps = steps or steps_of_fraction(every[name], max_steps)
             yield "logging_steps", max(1, int(steps))
         elif strategy == "steps":
             yield f"{name}_strategy", "steps"
-            yield f"{name}_steps", int(steps_of_share(every[name], max_steps))
+            yield f"{name}_steps", int(steps_of_fraction(every[name], max_steps))
         else:  # "best": the checkpoint of the best evaluation is always saved
             yield f"{name}_strategy", "no"
 

@@ -22,7 +22,9 @@ from ._run_data import evaluation_batches, read_corpus, training_batches
 # Settings that change the numbers of a run and that `tuning` does not support.
 _NOT_IN_TUNING = (
     "early_stopping_patience",
+    "freeze",
     "load_best_model_at_end",
+    "lora_r",
     "mesh",
     "on_non_finite",
     "resume_from_checkpoint",
@@ -47,8 +49,8 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
         listed = ", ".join(f"`{name}` {given[name]!s}" for name in refused)
         raise ValueError(
             f"`{refused[0]}` must be left out if many runs are trained at once, got "
-            f"{listed}: each run is trained to its last step, on one device. Leave it "
-            "out of the file, or name it in `ignore_fields`."
+            f"{listed}: each run trains all parameters to its last step, on one "
+            "device. Leave it out of the file, or name it in `ignore_fields`."
         )
     corpus = read_corpus(config.job, config.model, folder)
     skipped = corpus.skipped_files

@@ -37,6 +37,8 @@ from ._model import (
     settings_from_transformers_config as settings_from_transformers_config,
 )
 from ._model import sizes_of_others as sizes_of_others
+from ._peft import LoraSettings as LoraSettings
+from ._peft import lora_from_config as lora_from_config
 from ._predictions import make_predict as make_predict
 from ._predictions import trainer_forward as trainer_forward
 from ._torchax_model import TorchaxModel as TorchaxModel

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -12,15 +12,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-from .. import _checks, training
+from .. import _checks, interop, training
 from .._io import read_json_object
 from .._typing import PyTree
 from ._inputs import IGNORE_INDEX, as_tokens
 from ._layers import use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh
+from ._peft import (
+    LoraSettings,
+    adapter_names,
+    add_lora,
+    base_module,
+    base_names,
+    is_peft,
+)
 from ._torch_function import TorchFunction
 from ._torchax import import_torch
 from ._torchax_model import (
@@ -64,8 +73,16 @@ def from_transformers(
     without one it is in evaluation mode. `gradient_checkpointing_enable()` of the
     module becomes `jax.checkpoint`. Attention is computed by the module's own code.
 
+    A model of PEFT trains its adapter: `model.frozen` are the weights of the base
+    model, which the steps take as an argument, and `model.names` are the names of the
+    adapter, for `interop.write_adapter`, `read_params` and Trainer's checkpoints.
+
+        model = from_transformers(peft.get_peft_model(module, peft.LoraConfig(...)))
+        train_step = make_train_step(model.make_loss(), optimizer, frozen=model.frozen)
+
     Args:
-        source: a `PreTrainedModel`, or a folder that `save_pretrained` has written. A
+        source: a `PreTrainedModel`, a `PeftModel` of one, or a folder that
+            `save_pretrained` of Transformers has written. A
             folder is read in float32, as the class that its config.json names. The
             module is not copied; its settings for attention and experts are replaced
             while it is traced, if torchax does not have them.
@@ -92,51 +109,81 @@ def from_transformers(
     """
     module = _load(source) if isinstance(source, str | Path) else source
     transformers = import_torch("transformers")
-    if not isinstance(module, transformers.PreTrainedModel):
+    if not isinstance(base_module(module), transformers.PreTrainedModel):
         raise TypeError(
-            "`source` must be a PreTrainedModel of Transformers or a folder, got "
-            f"{type(module).__name__}. For other torch modules use `from_torch`."
+            "`source` must be a PreTrainedModel of Transformers, a PeftModel of one, "
+            f"or a folder, got {type(module).__name__}. For other torch modules use "
+            "`from_torch`."
         )
     return _model_of(module, block_size, sharding_rules)
 
 
-def build_transformers(config: TransformersConfig) -> TorchaxModel:
-    """Returns the model of a configuration; `init(seed)` draws its weights."""
-    module = causal_lm(config)
-    model = _model_of(module, config.block_size, _NO_RULES)
-    if model.function.frozen:
-        first = next(iter(model.function.frozen))
+def build_transformers(
+    config: TransformersConfig,
+    *,
+    lora: LoraSettings | None = None,
+    freeze: Sequence[str] = (),
+) -> TorchaxModel:
+    """Returns the model of a configuration, whose module has no values.
+
+    Args:
+        config: configuration of the model.
+        lora: adapter that is trained instead of the weights; `init(seed)` draws it.
+        freeze: patterns of the names of parameters that are not trained.
+    """
+    module, names = causal_lm(config), None
+    init: Callable[..., PyTree] = _draw
+    if lora is not None:
+        described = interop.torch_model_from_module(module)
+        module = add_lora(module, lora)
+        names = base_names(module, described)
+        init = functools.partial(_draw_lora, config, lora)
+    elif any(not p.requires_grad for p in module.parameters()):
+        first = next(n for n, p in module.named_parameters() if not p.requires_grad)
         raise ValueError(
             "`model_name_or_path` must contain a model whose parameters are all "
             f"trained, but {first!r} of {type(module).__name__} is frozen. Train it "
             "with `models.from_transformers` in Python."
         )
+    if freeze:
+        named = dict(module.named_parameters())
+        _, frozen = training.split_params(
+            {name: np.broadcast_to(0, p.shape) for name, p in named.items()}, freeze
+        )
+        for name in frozen:
+            named[name].requires_grad = False
+    model = _model_of(module, config.block_size, _NO_RULES)
+    function = model.function
+    function.has_values = False
     return dataclasses.replace(
         model,
         config=config,
-        init=functools.partial(_draw, model.function),
+        init=functools.partial(init, function, function.trainable),
         draws_on_host=True,
         transformers_config=config.transformers_config,
+        names_of_base=names,
+        draw_frozen=functools.partial(init, function, function.frozen),
     )
 
 
 def _model_of(
     module: Any, block_size: int | None, sharding_rules: Mapping[str, PartitionSpec]
 ) -> TorchaxModel:
-    _check_layerdrop(module.config)
-    text_config = module.config.get_text_config()
-    model_type = module.config.model_type
+    base = base_module(module)
+    _check_layerdrop(base.config)
+    text_config = base.config.get_text_config()
+    model_type = base.config.model_type
     function = TorchFunction(
         module,
         materialize_views=bool(_MATERIALIZE_VIEWS.fullmatch(model_type)),
-        settings=functools.partial(_settings_of, module),
+        settings=functools.partial(_settings_of, base),
     )
-    forward = TrainerForward(module)
+    forward = TrainerForward(base)
     context_length = getattr(text_config, "max_position_embeddings", None)
     length = block_size or context_length or 0
     return build_torchax_model(
         function,
-        title=title_of(module),
+        title=title_of(base) + (" with an adapter" if is_peft(module) else ""),
         loss_fn=forward.loss,
         logits_fn=forward.logits,
         sharding_rules=sharding_rules,
@@ -145,9 +192,10 @@ def _model_of(
         make_loss=functools.partial(_make_loss, function, forward),
         init=functools.partial(_init, function),
         context_length=context_length or 2**31 - 1,
-        transformers_config=_config_dict(module),
-        prefix=module.base_model_prefix,
+        transformers_config=_config_dict(base),
+        prefix=base.base_model_prefix,
         differences=forward.differences,
+        adapter_names=adapter_names(module) if is_peft(module) else None,
     )
 
 
@@ -239,18 +287,34 @@ def _load(folder: str | Path) -> Any:
 
 def _init(function: TorchFunction, seed: int) -> PyTree:
     """Returns the weights of a module; random ones for a module without values."""
-    if any(p.is_meta for p in function.module.parameters()):
-        return _draw(function, seed)
+    is_meta = any(p.is_meta for p in function.module.parameters())
+    if is_meta and not is_peft(function.module):
+        return _draw(function, function.trainable, seed)
     return function.values(function.trainable)
 
 
-def _draw(function: TorchFunction, seed: int) -> PyTree:
+def _draw(function: TorchFunction, names: Mapping[str, Any], seed: int) -> PyTree:
     """Returns initial weights as Transformers draws them after `manual_seed(seed)`."""
     torch, module = import_torch(), function.module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_checks.seed("seed", seed))
         drawn = type(module)(module.config)
-    return TorchFunction(drawn).values(function.trainable)
+    return TorchFunction(drawn).values(names)
+
+
+def _draw_lora(
+    config: TransformersConfig,
+    lora: LoraSettings,
+    function: TorchFunction,
+    names: Mapping[str, Any],
+    seed: int,
+) -> PyTree:
+    """Returns a new adapter as PEFT draws it after `manual_seed(seed)`."""
+    torch, module = import_torch(), causal_lm(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_checks.seed("seed", seed))
+        drawn = add_lora(module, lora)
+    return TorchFunction(drawn).values(names)
 
 
 @contextmanager

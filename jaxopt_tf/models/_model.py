@@ -167,6 +167,32 @@ class Model:
         return jax.eval_shape(lambda: self.init(0))
 
     @functools.cached_property
+    def frozen(self) -> PyTree:
+        """Parameters that the loss takes besides the trainable ones; {} for none.
+
+        `make_train_step(model.make_loss(), optimizer, frozen=model.frozen)` takes them.
+        """
+        return {}
+
+    @functools.cached_property
+    def frozen_shapes(self) -> PyTree:
+        """Shapes and dtypes of `frozen`; nothing is computed."""
+        return {}
+
+    @property
+    def base_names(self) -> interop.ParamNames:
+        """Names of the frozen parameters in the files of the base model."""
+        return self.names
+
+    def init_frozen(self, seed: int) -> PyTree:
+        """Returns the initial values of the frozen parameters of a run; {} for none."""
+        return {}
+
+    def all_sharding_rules(self, mesh: Mesh) -> Mapping[str, PartitionSpec]:
+        """Returns the sharding rules of trainable and frozen parameters."""
+        return self.sharding_rules(mesh)
+
+    @functools.cached_property
     def names(self) -> interop.ParamNames:
         """Names of the parameters in PyTorch; torch is not needed."""
         described = _torch_model(

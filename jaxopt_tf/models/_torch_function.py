@@ -32,6 +32,8 @@ class TorchFunction:
         trainable: shape and dtype of every parameter with `requires_grad`, by torch's
             name, tied ones once.
         frozen: the other parameters.
+        has_values: False if the parameters of the module are not initialized, so that
+            frozen ones must be passed.
 
     Raises:
         TypeError: if `module` is not a `torch.nn.Module`.
@@ -68,6 +70,7 @@ class TorchFunction:
                 "`module` must have a parameter to train, but none of its "
                 f"{len(named)} parameters has `requires_grad`. Set it."
             )
+        self.has_values = True
         self._materialize_views = materialize_views
         self._settings = settings or contextlib.nullcontext
 
@@ -168,8 +171,9 @@ class TorchFunction:
         return {name: jnp.asarray(_to_numpy(buffer)) for name, buffer in named}
 
     def _check_names(self, params: Tensors) -> None:
-        missing = [name for name in self.trainable if name not in params]
         known = self.trainable.keys() | self.frozen.keys()
+        required = self.trainable if self.has_values else known
+        missing = sorted(name for name in required if name not in params)
         unknown = [name for name in params if name not in known]
         if missing or unknown:
             kind, first = ("missing", missing) if missing else ("unknown", unknown)

@@ -18,6 +18,8 @@ _PARALLEL = re.compile(
 )
 # Outputs of attention and MLPs, in modules that define them before their inputs.
 _OUTPUT = re.compile(r"(o|out|down|c)_proj")
+# Weights of LoRA. The layer beside them has the path `<layer>.base_layer`.
+_LORA = re.compile(r"(?P<layer>.*)\.lora_(?P<kind>[AB])\.[^.]+\.weight")
 # A fused layer has the outputs of at most so many, as queries, keys and values.
 _MAX_FUSED = 4
 
@@ -37,6 +39,7 @@ def module_rules(
             in between stay sharded, and one all-reduce follows (Megatron-LM, arXiv
             1909.08053, section 3).
         stack of experts [E, ., .]: E over tensor, the larger other axis over fsdp.
+        matrices of LoRA, [r, in] and [out, r]: in and out as in the layer's own weight.
         other arrays of two or more axes: the largest axis over fsdp.
         vectors: replicated.
 
@@ -54,7 +57,7 @@ def module_rules(
     Raises:
         TypeError, ValueError: as `param_shardings`, for `overrides`.
     """
-    specs = dict(_specs(module))
+    specs = _with_adapters(dict(_specs(module)), module)
     given = match_rules(
         "sharding_rules", overrides, PartitionSpec, "PartitionSpec", dict(names)
     )
@@ -128,6 +131,23 @@ def _specs(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
                 yield name, _by_shape(tuple(p.shape), name)
 
 
+def _with_adapters(
+    specs: dict[str, tuple[Any, ...]], module: Any
+) -> dict[str, tuple[Any, ...]]:
+    """Replaces the mesh axes of LoRA's matrices by those of the layers beside them."""
+    layers = linear_layers(module)
+    for name in specs:
+        found = _LORA.fullmatch(name)
+        base = found and f"{found['layer']}.base_layer"
+        if not found or base not in layers:
+            continue
+        out, in_ = (*specs[f"{base}.weight"], None, None)[:2]
+        if is_conv1d(layers[base][0]):
+            out, in_ = in_, out
+        specs[name] = (None, in_) if found["kind"] == "A" else (out, None)
+    return specs
+
+
 def _by_shape(shape: tuple[int, ...], name: str) -> tuple[Any, ...]:
     if len(shape) < 2:
         return ()
@@ -143,7 +163,9 @@ def _followers(module: Any) -> set[str]:
     found = set()
     open_layers: list[tuple[int, int]] = []  # inputs and outputs since the last pair
     for path, (_, num_in, num_out) in linear_layers(module).items():
-        last = path.rpartition(".")[2]
+        if _LORA.fullmatch(f"{path}.weight"):
+            continue
+        last = path.removesuffix(".base_layer").rpartition(".")[2]
         follows = any(
             width_out % num_in == 0
             and width_out <= _MAX_FUSED * num_in

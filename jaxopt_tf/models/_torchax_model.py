@@ -6,6 +6,7 @@ loss, num_items = loss_fn(params, batch, rng)
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,17 +50,28 @@ class TorchaxModel(Model):
     Its parameters are a dict by torch's name, such as `model.norm.weight`, with torch's
     shapes: linear weights are [out, in]. Tied parameters are one leaf, with torch's
     first name. Only parameters with `requires_grad` are in it, so that gradients and
-    the optimizer's state have no others. The loss function takes frozen parameters from
-    the module as constants of the compiled program; if they are large, pass them as
-    arguments instead: `loss_fn({**params, **frozen}, batch)`.
+    the optimizer's state have no others. Pass `frozen` to `make_train_step` and
+    `make_eval_step`, or merge it: `loss_fn({**params, **model.frozen}, batch)`. Frozen
+    parameters that the loss function does not receive are read from the module, and
+    become constants of the compiled program.
 
     Attributes:
         function: the torch module as a function of its parameters.
         make_logits: builds the function that computes the logits.
+        frozen_rules: mesh -> sharding rules of the frozen parameters.
+        adapter_names: names of the trained parameters of a PEFT model; else None.
+        names_of_base: names of the frozen parameters in files of the base model, for a
+            PEFT model that `build_model` builds; else None.
+        draw_frozen: seed -> initial frozen parameters, for a model that `build_model`
+            builds, whose module has no values; else None.
     """
 
     function: TorchFunction
     make_logits: MakeLogits
+    frozen_rules: Callable[[Mesh], Mapping[str, PartitionSpec]]
+    adapter_names: interop.ParamNames | None = None
+    names_of_base: interop.ParamNames | None = None
+    draw_frozen: Callable[[int], PyTree] | None = None
 
     @property
     def module(self) -> Any:
@@ -68,8 +80,35 @@ class TorchaxModel(Model):
 
     @functools.cached_property
     def frozen(self) -> dict[str, jax.Array]:
-        """Parameters without `requires_grad`, by torch's name."""
+        """Parameters without `requires_grad`, by torch's name.
+
+        Raises:
+            ValueError: if the module has no values, because `build_model` has built it.
+        """
+        if self.draw_frozen is not None:
+            raise ValueError(
+                "`model` must have values in its module, got one of `build_model`. "
+                "Read the frozen parameters with `base_names`."
+            )
         return self.function.values(self.function.frozen)
+
+    @functools.cached_property
+    def frozen_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of `frozen`."""
+        return dict(self.function.frozen)
+
+    @property
+    def base_names(self) -> interop.ParamNames:
+        """Names of the frozen parameters in the files of the base model."""
+        return self.names_of_base or self.names
+
+    def init_frozen(self, seed: int) -> PyTree:
+        """Returns the initial values of the frozen parameters of a run."""
+        return self.frozen if self.draw_frozen is None else self.draw_frozen(seed)
+
+    def all_sharding_rules(self, mesh: Mesh) -> Mapping[str, PartitionSpec]:
+        """Returns the sharding rules of trainable and frozen parameters."""
+        return {**self.sharding_rules(mesh), **self.frozen_rules(mesh)}
 
     @functools.cached_property
     def shapes(self) -> PyTree:
@@ -78,7 +117,13 @@ class TorchaxModel(Model):
 
     @functools.cached_property
     def names(self) -> interop.ParamNames:
-        """Names of all parameters, also frozen ones, which are those of PyTorch."""
+        """Names of the parameters in PyTorch, their own.
+
+        Frozen parameters are included, except for a PEFT model: its files contain the
+        adapter only.
+        """
+        if self.adapter_names is not None:
+            return self.adapter_names
         described = interop.torch_model_from_module(self.module)
         slices = (
             interop.TensorSlice(p.name, p.name, TorchLayout())
@@ -174,7 +219,12 @@ def build_torchax_model(
         init: seed -> parameters; None for the values in the module.
         fields: further fields of `Model`.
     """
-    rules = module_rules(function.module, function.trainable, sharding_rules)
+    everything = {**function.trainable, **function.frozen}
+    rules = module_rules(function.module, everything, sharding_rules)
+    trainable_rules, frozen_rules = (
+        {rule: rules[rule] for rule in map(re.escape, names)}
+        for names in (function.trainable, function.frozen)
+    )
     norms = interop.torch_model_from_module(function.module).layer_norms
     paths = {name.rpartition(".")[0] for name in function.trainable}
 
@@ -202,7 +252,8 @@ def build_torchax_model(
         make_logits=make_logits,
         layouts=None,
         layer_norms={path: kind for path, kind in norms.items() if path in paths},
-        sharding_rules=functools.partial(on_mesh, rules),
+        sharding_rules=functools.partial(on_mesh, trainable_rules),
+        frozen_rules=functools.partial(on_mesh, frozen_rules),
         flops_per_token=num_flops,
         has_dropout=True,
         tied=(),

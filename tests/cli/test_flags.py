@@ -11,6 +11,8 @@ import tyro
 
 from jaxopt_tf._io import kinds_of, read_value
 from jaxopt_tf.cli._flags import build, flag_kinds, read_flags, with_flag_names
+from jaxopt_tf.cli._run_flags import read_typed
+from jaxopt_tf.cli._train import Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,3 +327,10 @@ def test_refuses_another_kind_by_name(name, value, wanted):
     with pytest.raises(TypeError) as refused:
         read_value(name, KINDS[name], value)
     assert f"`{name}` must be {wanted}" in str(refused.value)
+
+
+def test_freeze_can_be_repeated():
+    words = ["--freeze", "a.*", "b", "--bf16", "--freeze=c", "--freeze", "d"]
+    typed = read_typed(Train, words)
+    assert typed["freeze"] == ("a.*", "b", "c", "d")
+    assert typed["bf16"] is True
