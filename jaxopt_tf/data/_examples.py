@@ -294,7 +294,7 @@ def _stacked(name: str, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
             if len(shapes) == 1:
                 stacked, dtypes = np.stack(rows), {row.dtype for row in rows}
                 # Of integers and float32, torch makes float32, and NumPy float64.
-                is_wider = stacked.dtype == np.float64 and np.float64 not in dtypes
+                is_wider = stacked.dtype == np.float64 and stacked.dtype not in dtypes
                 return stacked.astype(np.float32) if is_wider else stacked
         except (TypeError, ValueError) as error:
             reason = f"cannot be converted: {error}"
