@@ -8,7 +8,7 @@ loss, num_tokens = loss_fn(params, batch)
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 from jax.sharding import PartitionSpec
 
-from .. import _pytrees, interop, sharding
+from .. import interop, sharding
 from .._io import read_json_object
 from .._typing import PyTree
 from ..optimizers import TorchLayout
@@ -38,6 +38,7 @@ from ._gpt2_from_transformers import (
     gpt2_settings_from_transformers,
 )
 from ._loss import LossFn, draw_params, make_gpt2_loss
+from ._torch_names import torch_model_of_leaves
 from ._transformers_config import (
     TransformersConfig,
     has_torchax,
@@ -72,8 +73,6 @@ _PLACEHOLDERS: Mapping[type, Mapping[str, Any]] = {
     },
     TransformersConfig: {"vocab_size": 2**31 - 1, "transformers_config": {}},
 }
-# Types of modules in PyTorch by the last component of a leaf's name.
-_LAYER_TYPES = {"embedding": "Embedding", "scale": "LayerNorm"}
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 
@@ -195,7 +194,7 @@ class Model:
     @functools.cached_property
     def names(self) -> interop.ParamNames:
         """Names of the parameters in PyTorch; torch is not needed."""
-        described = _torch_model(
+        described = torch_model_of_leaves(
             self.shapes,
             tied=self.tied,
             is_transposed=self.convention == "linear",
@@ -349,61 +348,3 @@ def _decoder(config: DecoderConfig) -> Model:
 def _title(name: str, num_layers: int, width: int) -> str:
     layers = f"{num_layers:,} layer" + ("" if num_layers == 1 else "s")
     return f"{name}: {layers}, width {width}"
-
-
-def _torch_model(
-    shapes: PyTree,
-    *,
-    tied: tuple[tuple[str, str], ...],
-    is_transposed: bool,
-    prefix: str,
-) -> interop.TorchModel:
-    """Describes the PyTorch parameters that correspond to a tree of parameters.
-
-    The names are those of the leaves, with `weight` for `kernel`, `scale` and
-    `embedding`. A leaf that is stacked over all layers corresponds to one parameter per
-    layer: `h.ln_1.scale` to `h.0.ln_1.weight`, `h.1.ln_1.weight`, ...
-
-    Args:
-        shapes: parameters, or their shapes. In a stacked leaf, the layers are the first
-            axis, and the component `h` or `layers` of its name has no number.
-        tied: pairs (alias, name) of tied tensors.
-        is_transposed: True if kernels are [out, in] in PyTorch, as those of Linear;
-            False if they are [in, out], as those of Conv1D.
-        prefix: first component of the names of the base model, which files of the base
-            model alone do not have.
-    """
-    layer_types = {"kernel": "Linear" if is_transposed else "Conv1D"} | _LAYER_TYPES
-    parameters = [
-        interop.TorchParam(name, shape, layer_types.get(kind, ""))
-        for leaf_name, leaf in _pytrees.named_leaves(shapes)
-        for name, kind, shape in _torch_params(leaf_name, leaf, is_transposed)
-    ]
-    return interop.TorchModel(
-        parameters=tuple(parameters),
-        tied=tied,
-        is_ordered=False,
-        load_rules=interop.LoadRules(prefix=prefix),
-        origin="the configuration",
-    )
-
-
-def _torch_params(
-    leaf_name: str, leaf: Any, is_transposed: bool
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yields name, kind and shape of the parameters that correspond to a leaf."""
-    path, _, kind = leaf_name.rpartition(".")
-    last = "weight" if kind in ("kernel", "scale", "embedding") else kind
-    parts, shape = path.split("."), tuple(leaf.shape)
-    list_index = next(
-        (i for i, part in enumerate(parts) if part in ("h", "layers")), None
-    )
-    is_stacked = list_index is not None and not parts[list_index + 1].isdecimal()
-    layer_shape = shape[1:] if is_stacked else shape
-    if kind == "kernel" and is_transposed:
-        layer_shape = layer_shape[::-1]
-    for number in range(shape[0]) if is_stacked else [None]:
-        numbered = parts.copy()
-        if list_index is not None and number is not None:
-            numbered.insert(list_index + 1, str(number))
-        yield ".".join([*numbered, last]), kind, layer_shape

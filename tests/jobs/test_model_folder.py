@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.jobs import Job, RunConfig, generate, pretrain
-from jaxopt_tf.jobs._migrate import _unused_tokenizer
+from jaxopt_tf.jobs._import_source import unused_tokenizer
 from tests import references
 
 pytestmark = [
@@ -195,6 +195,6 @@ def test_rows_for_fine_tuning_need_a_tokenizer(folder, tmp_path):
 
 def test_names_the_tokenizer_that_an_import_does_not_use(folder):
     message = f"give {folder / 'tokenizer.json'} as `tokenizer`"
-    assert message in _unused_tokenizer(folder, Job())[0]
-    assert not _unused_tokenizer(folder, Job(tokenizer=folder / "tokenizer.json"))
-    assert not _unused_tokenizer(folder / "text", Job())
+    assert message in unused_tokenizer(folder, Job())[0]
+    assert not unused_tokenizer(folder, Job(tokenizer=folder / "tokenizer.json"))
+    assert not unused_tokenizer(folder / "text", Job())
