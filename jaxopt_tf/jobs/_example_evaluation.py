@@ -112,7 +112,7 @@ def _step_with_predictions(
         )
 
     compiled = jax.jit(step)
-    frozen = getattr(setup.model, "frozen", None)
+    frozen = setup.frozen
     return training.FrozenStep(compiled, frozen) if frozen else compiled
 
 

@@ -21,7 +21,8 @@ OF_TEXT = (
     *("model_name_or_path", "model_implementation", "from_scratch", "text"),
     *("train_file", "validation_file", "text_column", "packing"),
     *("completion_only_loss", "chat_template", "tokenizer", "eos_token_id"),
-    *("sample_prompt", "num_train_epochs"),
+    *("sample_prompt", "num_train_epochs", "freeze", "lora_r", "lora_alpha"),
+    *("lora_dropout", "lora_target_modules"),
 )
 
 # Fields of a configuration that do not determine the model, or that its first call

@@ -47,7 +47,8 @@ class RunPlan:
         monitors: builds the monitors, in process 0 only.
         header: lines that are printed at the start.
         has_model: whether the folder contains the final model.
-        write_model: function that writes parameters as the final model.
+        final_params: function that adds frozen parameters to trained ones.
+        write_model: function that writes the final parameters.
         loss_unit: unit of the evaluation loss, for the summary.
         how_to_resume: line that resumes a run that a signal has stopped.
         num_programs: function that returns the number of shapes of batches so far.
@@ -66,6 +67,7 @@ class RunPlan:
     write_model: Callable[[PyTree], None]
     loss_unit: str
     how_to_resume: str
+    final_params: Callable[[PyTree], PyTree] = lambda params: params
     num_programs: Callable[[], int] = lambda: 1
 
 
@@ -214,9 +216,10 @@ def _finish(
                     "the best checkpoint cannot be read, so that the last parameters "
                     f"are used: {error}"
                 )
+    params = plan.final_params(end.state.params)
     if stopped_by is None and not (run.is_finished and plan.has_model):
         # A finished run lacks the model if it was killed while the model was written.
-        plan.write_model(end.state.params)
+        plan.write_model(params)
     # Read from the log, which also covers earlier starts of the run.
     evaluations = run_on_process_0(lambda: _read_metrics(run.log))
     if not evaluations:  # the log was deleted, or there is nothing to evaluate on
@@ -236,7 +239,7 @@ def _finish(
     outcome = RunResult(
         first["loss"],
         metrics["loss"],
-        end.state.params,
+        params,
         run.folder,
         stopped_by,
         {} if plan.evaluate is None else metrics,

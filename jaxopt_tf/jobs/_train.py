@@ -32,7 +32,7 @@ from ._example_data import (
 )
 from ._example_evaluation import MetricsFn, make_example_evaluate
 from ._example_job import ExampleConfig, ExampleJob, model_identity
-from ._final_folder import write_transformers_folder
+from ._final_folder import write_adapter_folder, write_transformers_folder
 from ._job import Job
 from ._report import RunResult, build_monitors, model_and_recipe
 from ._run_core import RunPlan, run_mesh, run_plan, stopwatch
@@ -197,6 +197,9 @@ def _plan(
     recipe, job = config.recipe, config.job
     mesh = run_mesh(job)
     setup = setup_of(model, recipe, job, mesh)
+    if jax.tree.leaves(setup.frozen):
+        placed = jax.tree.map(lambda x: x.sharding, setup.frozen)
+        setup = setup.with_frozen(jax.device_put(model.frozen, placed))
     on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
     evaluate = None
     if held_out is not None:
@@ -267,7 +270,10 @@ def _plan(
 
 def has_weights(folder: Path) -> bool:
     """Returns whether a folder contains the final weights of a run."""
-    names = ("model.safetensors", "model.safetensors.index.json")
+    names = [
+        *("model.safetensors", "model.safetensors.index.json"),
+        "adapter_model.safetensors",
+    ]
     return any((folder / name).is_file() for name in names)
 
 
@@ -276,7 +282,10 @@ def _write_model(
 ) -> None:
     """Writes the final parameters as the module's class loads them."""
     is_torchax = isinstance(model, TorchaxModel)
-    values = model.all_params(params) if isinstance(model, TorchaxModel) else params
+    has_adapter = isinstance(model, TorchaxModel) and model.adapter_names is not None
+    values = params
+    if isinstance(model, TorchaxModel) and not has_adapter:
+        values = model.all_params(params)
 
     def save_others() -> None:
         if hasattr(processing_class, "save_pretrained"):
@@ -286,10 +295,13 @@ def _write_model(
             "generation_config",
             None,
         )
-        if generation is not None:
+        if generation is not None and not has_adapter:
             generation.save_pretrained(folder)
 
     _io.run_on_process_0(save_others)
+    if has_adapter:
+        write_adapter_folder(folder, model, values)
+        return
     if is_torchax and not model.transformers_config:
         # A torch module of one's own has no config.json.
         interop.write_weights(folder, values, model.names)

@@ -116,7 +116,7 @@ def export_module_run(
             f"configuration, got {identity['model_class']} with another architecture."
         )
     frozen = getattr(model, "frozen", None)
-    if frozen:
+    if frozen and model.names.model.adapter is None:
         raise ValueError(
             "`model` must have no frozen parameters to be exported, got "
             f"{len(frozen)}, the first being {next(iter(frozen))!r}. Load the weights "

@@ -6,6 +6,7 @@ from typing import Any
 from .._typing import PyTree
 from ._layers import use_matmul_precision
 from ._model import Mesh, Model
+from ._peft import base_module
 from ._torchax_model import TorchaxModel
 from ._trainer_forward import TrainerForward
 
@@ -17,7 +18,7 @@ def trainer_forward(model: Model) -> TrainerForward | None:
     """
     if not isinstance(model, TorchaxModel) or not model.transformers_config:
         return None
-    return TrainerForward(model.module)
+    return TrainerForward(base_module(model.module))
 
 
 def make_predict(
