@@ -16,7 +16,10 @@ from jax.experimental import multihost_utils
 # the tuple is broadcast in place of the class, which JSON cannot represent.
 _ERROR_TYPES = (ValueError, TypeError, OSError)
 # Replaces the list of differences in a process that has the settings of process 0.
-_OTHERS_DIFFER = "another process was not: its message lists the differences."
+_OTHERS_DIFFER = (
+    "The settings of this process equal those of process 0, but another process "
+    "differs; its message lists the differences."
+)
 
 
 def is_primary_process() -> bool:
@@ -102,8 +105,8 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
         f"process {index}"
         for n in names
     ]
+    listed = "\n  ".join(["These differ:", *differences]) if names else _OTHERS_DIFFER
     raise ValueError(
-        "every process must be started with the same settings and versions, but "
-        + "\n  ".join(["these differ:", *differences] if names else [_OTHERS_DIFFER])
-        + "\nStart all processes with the same settings."
+        "every process must be started with the same settings and versions. "
+        f"{listed}\nStart all processes with the same settings."
     )

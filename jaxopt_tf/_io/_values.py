@@ -25,6 +25,11 @@ class Kind(NamedTuple):
     is_list: bool = False  # whether it is a list of values
     is_optional: bool = False  # whether None is accepted
 
+    @property
+    def is_switch(self) -> bool:
+        """True for a bool, whose flag needs no value."""
+        return not self.metavar
+
 
 SWITCH, NUMBER = Kind(""), Kind("NUMBER")
 JSON_OR_TEXT = Kind(_JSON_OR_TEXT)

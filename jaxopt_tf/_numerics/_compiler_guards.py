@@ -2,8 +2,8 @@
 
 XLA may remove a rounding that is followed by a conversion to a wider dtype, fuse a
 product and a sum into one rounding (a fused multiply-add, FMA), and repeat scalar
-arithmetic in every loop that reads the result. Each function in this module prevents
-one of these rewrites.
+arithmetic in every loop that reads the result. `matmul_precision` reads an option of
+JAX; every other function in this module prevents one of these rewrites.
 """
 
 from typing import Any

@@ -185,8 +185,8 @@ def match_rules(
                 )
                 hint = f" The nearest leaf is {near[0]!r}." if near else ""
                 raise ValueError(
-                    f"`{argument}` must match the whole name of a leaf with every "
-                    f"pattern, got {pattern.pattern!r}, which matches no leaf.{hint}"
+                    f"`{argument}` must match the full name of at least one leaf with "
+                    f"every pattern, got {pattern.pattern!r}, which matches none.{hint}"
                 )
     return [_match_name(argument, compiled, name) for name in names]
 

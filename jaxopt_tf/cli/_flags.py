@@ -3,9 +3,9 @@
 tyro converts fields to flags, splits the command line and prints the help. This module
 adds features that tyro 1.0 does not have:
 
-- The result contains only the settings that were typed. Other settings come from the
-  run's folder or from a file. tyro therefore does not build the dataclasses; it returns
-  the words of each flag that was typed.
+- The result contains only the settings that were given on the command line. Other
+  settings come from the run's folder or from a file. tyro therefore does not build the
+  dataclasses; it returns the words of each flag that was given.
 - Values of flags and of JSON files are read by the same function, `read_value`.
 - One message lists all errors, with the most similar flag for each unknown one. tyro
   prints the first error in a box.
@@ -55,7 +55,7 @@ def read_flags(
     args: Sequence[str],
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Reads the flags that were typed; `--help` prints the help and exits.
+    """Reads the flags of a command line; `--help` prints the help and exits.
 
     The words of a flag's name may be joined by underscores or hyphens. If a flag is
     repeated, the last value is used.
@@ -70,7 +70,7 @@ def read_flags(
         defaults: defaults for the help that differ from those of the fields.
 
     Returns:
-        The typed settings by name, including those of nested dataclasses.
+        The settings of the command line by name, including those of nested dataclasses.
 
     Raises:
         ValueError: if flags are unknown or values cannot be read. The message names all
@@ -84,7 +84,7 @@ def read_flags(
         if not dataclasses.is_dataclass(info.type):
             return None
         specs = tuple(_field_specs(info.type, kinds, defaults))
-        return StructConstructorSpec(_typed_words, specs)
+        return StructConstructorSpec(_given_words, specs)
 
     # The overloads of `tyro.cli` support neither custom rules nor their result types:
     # the cast avoids errors of mypy.
@@ -101,15 +101,15 @@ def read_flags(
         registry=registry,
     )
     problems = _unknown_flags(unknown, kinds, flags_type)
-    typed: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, values in words.items():
         try:
-            typed[name] = _read_words(name, kinds[name], values)
+            given[name] = _read_words(name, kinds[name], values)
         except TypeError as error:
             problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(problems))
-    return typed
+    return given
 
 
 def flag_kinds(flags_type: type) -> dict[str, Kind]:
@@ -169,10 +169,10 @@ def with_flag_names(
 
 
 def _groups(record: type) -> dict[str, type]:
-    """Returns the dataclasses among the fields.
+    """Returns the fields that are dataclasses.
 
-    Of a field that is a union, this is the first member. The fields of the other
-    members have no flags: their values come from files.
+    For a field annotated with a union, the first member of the union is returned.
+    Fields of the other members have no flags; their values come from files.
     """
     hints = {
         name: get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
@@ -185,18 +185,18 @@ def _groups(record: type) -> dict[str, type]:
     }
 
 
-class _Untyped:
-    """Type of all flags for tyro; an instance marks a flag that was not typed."""
+class _NotGiven:
+    """Value of a flag that was not given; also the type of all flags in tyro."""
 
 
-def _typed_words(**values: Any) -> dict[str, list[str]]:
+def _given_words(**values: Any) -> dict[str, list[str]]:
     # No docstring: tyro would print it above the flags of each group.
     words: dict[str, list[str]] = {}
     # The value of a nested dataclass is the dict of its own words.
     for name, value in values.items():
         if isinstance(value, dict):
             words |= value
-        elif not isinstance(value, _Untyped):
+        elif not isinstance(value, _NotGiven):
             words[name] = value
     return words
 
@@ -219,15 +219,15 @@ def _field_specs(
             flag = tyro.conf.arg(
                 # The help shows a switch as `--bf16, --no_bf16`: tyro lists the alias
                 # first, so that the positive form has to be the alias.
-                name=None if kind.metavar else f"no_{name}",
-                aliases=None if kind.metavar else [f"--{name}"],
+                name=f"no_{name}" if kind.is_switch else None,
+                aliases=[f"--{name}"] if kind.is_switch else None,
                 prefix_name=False,
                 help=helps[name],
                 help_behavior_hint=_shown(default),
             )
             markers = getattr(hints[name], "__metadata__", ())
-            hint = _annotated(_Untyped, _conversion(kind), flag, *markers)
-            yield StructFieldSpec(name, hint, _Untyped())
+            hint = _annotated(_NotGiven, _conversion(kind), flag, *markers)
+            yield StructFieldSpec(name, hint, _NotGiven())
 
 
 def _conversion(kind: Kind) -> PrimitiveConstructorSpec[Any]:
@@ -268,7 +268,7 @@ def _shown(default: Any) -> str:
 def _read_words(name: str, kind: Kind, words: list[str]) -> Any:
     if kind.is_list:
         return read_value(name, kind, words)
-    if not words and not kind.metavar:
+    if not words and kind.is_switch:
         return True
     if len(words) != 1:
         got = " ".join(words) or "none"
@@ -279,14 +279,15 @@ def _read_words(name: str, kind: Kind, words: list[str]) -> Any:
 def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[str]:
     """Replaces `--no_bf16` by `--bf16=False`.
 
-    tyro passes only the values of a flag to its converter, and not the name that was
-    typed, so that the two forms could not be distinguished.
+    tyro passes only the values of a flag to its converter, and not its name on the
+    command line, so that the two forms could not be distinguished.
     """
 
     def word(arg: str) -> str:
         found = re.fullmatch(r"--no[-_]([\w-]+)", arg)
         name = found[1].replace("-", "_") if found else ""
-        return f"--{name}=False" if name in kinds and not kinds[name].metavar else arg
+        is_negation = name in kinds and kinds[name].is_switch
+        return f"--{name}=False" if is_negation else arg
 
     return list(map(word, args))
 

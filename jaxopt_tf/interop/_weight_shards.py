@@ -61,19 +61,20 @@ def write_weights(
     The folder gets `model.safetensors`; or, if the tensors have more than
     `max_shard_size` bytes, shards and `model.safetensors.index.json`. A tied tensor is
     written once. Weight files of an earlier call are replaced. If the process is killed
-    meanwhile, the folder contains the earlier weights, the new ones or none that can be
-    loaded, but not a mixture. With several processes, all must call the function;
+    during the call, the folder contains the old weights, the new weights or no loadable
+    weights, but never a mixture. With several processes, all must call the function;
     process 0 writes. Each tensor is gathered separately.
 
     Args:
         folder: an existing folder.
         params: the parameters, on any devices.
         names: names of torch's parameters, with the leaf of each.
-        stored: name in the file and dtype of each parameter, by its name in `names`, as
-            `stored_tensors` reads them from the folder of the same model; numbers are
-            rounded to the nearest value. None for the names of `names` and the dtypes
-            of `params`.
-        max_shard_size: bytes of a file, at most; a larger tensor is in its own file.
+        stored: mapping from the name of a parameter in `names` to the name and dtype
+            with which it is written, as `stored_tensors` returns it for a folder of the
+            same model. Values are rounded to that dtype. With None, the names in
+            `names` and the dtypes of `params` are used.
+        max_shard_size: maximum number of bytes of tensors per file. A larger tensor is
+            written to a file of its own.
 
     Raises:
         ValueError: in all processes, if `params` has other leaves than `names`, or if a
@@ -161,11 +162,12 @@ def _gathered(
     """Yields the tensors on the host, one at a time."""
 
     def tensor(slices: Sequence[TensorSlice]) -> np.ndarray:
-        hosts = {part.leaf: _on_host(leaves[part.leaf], part) for part in slices}
-        single = [
+        arrays = {part.leaf: _on_host(leaves[part.leaf], part) for part in slices}
+        # `_on_host` returns a single layer, so its index along the stacked axes is 0.
+        slices_of_layer = [
             part._replace(stack_index=(0,) * len(part.stack_index)) for part in slices
         ]
-        return tensor_from_leaves(single, hosts.__getitem__)
+        return tensor_from_leaves(slices_of_layer, arrays.__getitem__)
 
     for spec in specs:
         yield tensor(names.by_tensor[spec.name])
@@ -221,9 +223,9 @@ def _write(
             new_path = stack.enter_context(atomic_write(folder / name))
             _save(new_path, specs, tensors)
         if is_sharded:
-            # At the end of this block the shards get their names one after the other,
-            # which may be those of earlier shards. Without these two files, weights
-            # cannot be loaded until the new index is written.
+            # When the `ExitStack` closes, the temporary shards are renamed one by one,
+            # and may replace shards of the old weights. Without these two files, the
+            # folder cannot be loaded until the new index is written.
             for name in (_SINGLE, _INDEX):
                 (folder / name).unlink(missing_ok=True)
     if is_sharded:

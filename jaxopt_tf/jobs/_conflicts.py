@@ -83,7 +83,7 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
             f"`tokenizer` must be given with `text`, got {str(job.tokenizer)!r} and no "
             "text. Name files or folders, or leave it out."
         )
-    yield from _conflicts_of_rows(job)
+    yield from _conflicts_of_data_files(job)
     if job.eos_token_id is not None and not pretokenized:
         yield (
             "`eos_token_id` must be left out unless `text` is pretokenized (.npy, "
@@ -106,7 +106,7 @@ def _conflicts_of_data(model: ModelConfig, job: Job) -> Iterator[str]:
         )
 
 
-def _conflicts_of_rows(job: Job) -> Iterator[str]:
+def _conflicts_of_data_files(job: Job) -> Iterator[str]:
     if job.text and job.train_file:
         yield (
             "`train_file` must be left out with `text`, got "

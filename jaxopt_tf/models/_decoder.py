@@ -131,7 +131,7 @@ def _decoder_graph(config: DecoderConfig, mesh: Any, attend: AttentionFn | None)
     if mesh is not None:
         constrain = sharding.constrain_batch(mesh)
         constrain_table = sharding.gather_columns(mesh, config.vocab_size)
-        constrain_gradient = sharding.constrain_columns(mesh)
+        constrain_gradient = sharding.constrain_batch_and_width(mesh)
         gather = gather_layer(config, mesh)
 
     def decoder() -> Decoder:

@@ -50,12 +50,13 @@ def trainer_state(
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}
         {"epoch": 0.1, "eval_loss": 4.3, "step": 10}
 
-    The loss is the mean since the previous entry. A loss that is not finite is
-    replaced, as by `logging_nan_inf_filter` of Trainer. `grad_norm` (before clipping)
-    and `learning_rate` are those of the last step. The last entry contains the mean
-    loss and the time of the steps since the run was started or resumed; Trainer's model
-    card uses it. Numbers that are not finite are written as `NaN` and `Infinity`, as by
-    Trainer, which Python reads but strict JSON does not allow.
+    The loss is the mean since the previous entry. A loss that is not finite is replaced
+    by the sum of the losses since that entry divided by the number of steps, as by
+    `logging_nan_inf_filter` of Trainer. `grad_norm` (before clipping) and
+    `learning_rate` are those of the last step. The last entry contains the mean loss
+    and the time of the steps since the run was started or resumed; Trainer's model card
+    uses it. Numbers that are not finite are written as `NaN` and `Infinity`, as Trainer
+    does. Python reads these literals, but strict JSON does not allow them.
 
     An entry requires about 200 bytes of memory.
 
@@ -169,7 +170,7 @@ class _Log:
     progress: Progress = field(default_factory=Progress)
     step: int = 0
     num_items: float = 0.0
-    # Sum and number of the losses since the last entry.
+    # Sum and number of the losses since the last entry with a loss.
     loss_sum: float = 0.0
     num_losses: int = 0
     # Steps since the run was started or resumed; replayed steps have no time.
@@ -184,8 +185,9 @@ class _Log:
         for i, loss in enumerate(np.asarray(metrics.loss).tolist()):
             self.step = window.first_step + i
             self.num_losses += 1
-            # `logging_nan_inf_filter` of Trainer: the mean loss since the last entry is
-            # added instead; its number of steps already includes the current one.
+            # As with `logging_nan_inf_filter` of Trainer, a loss that is not finite is
+            # replaced by the sum since the last entry divided by the number of steps,
+            # which includes the current step.
             if not math.isfinite(loss):
                 loss = self.loss_sum / self.num_losses
             self.loss_sum += loss

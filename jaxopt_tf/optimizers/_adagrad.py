@@ -21,7 +21,7 @@ class AdagradState(NamedTuple):
     float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: number of moment updates; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; one per leaf is accepted
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, before `lr_decay`
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -73,17 +73,18 @@ def adagrad_tf(
     _checks.non_negative("eps", eps)
 
     def scalars(rate: Rate, count: jax.Array) -> jax.Array:
+        """Computes the scalars shared by all leaves, which `update` receives."""
         # Torch computes this quotient with Python floats, which are doubles.
         dtype = rate.value.dtype
         slowdown = exact_int(count - 1, dtype) * exact_scalar(lr_decay, dtype)
         return rounded(rate.exact() / (exact_scalar(1.0, dtype) + slowdown))
 
-    def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
+    def update(leaf: Leaf, step_size: jax.Array, moments: Moments) -> Moments:
         p, g, (nu,) = leaf.param, with_l2(leaf, weight_decay), moments
         nu = nu + g * g
         # Multiplied before the division, as `addcdiv` does on a CPU. CUDA divides
         # first, which changes the last bit of some updates.
-        return p - (rate * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
+        return p - (step_size * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
 
     rule = LeafRule("adagrad_tf", AdagradState, scalars, update)
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

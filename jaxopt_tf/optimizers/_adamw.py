@@ -31,7 +31,9 @@ from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 class AdamWState(NamedTuple):
     """State of `adamw_tf`; `mu` and `nu` hold `MaskedNode` at integer leaves."""
 
-    count: PyTree  # (), int32: number of moment updates; or one per leaf
+    # (), int32: number of moment updates. A tree, one per leaf, for a state that was
+    # read from torch and whose parameters have different numbers of updates.
+    count: PyTree
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     # (), float32, or float64 if a parameter is: used by the last update
     learning_rate: jax.Array

@@ -21,7 +21,7 @@ class LionState(NamedTuple):
     float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: number of moment updates; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; one per leaf is accepted
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -89,6 +89,7 @@ def lion_rule(
     beta1, beta2 = betas
 
     def scalars(rate: Rate, count: jax.Array) -> _Scalars:
+        """Computes the scalars shared by all leaves, which `update` receives."""
         del count
         dtype = rate.value.dtype
         # The factor is rounded once. In float32, 1 - rate * weight_decay would lose

@@ -22,7 +22,7 @@ class RMSpropState(NamedTuple):
     float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: number of moment updates; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; one per leaf is accepted
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -91,10 +91,11 @@ def rmsprop_tf(
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
     def scalars(rate: Rate, count: jax.Array) -> jax.Array:
+        """Computes the scalars shared by all leaves, which `update` receives."""
         del count
         return rate.value
 
-    def update(leaf: Leaf, rate: jax.Array, moments: Moments) -> Moments:
+    def update(leaf: Leaf, rate_value: jax.Array, moments: Moments) -> Moments:
         p, g, (nu, mu, buffer) = leaf.param, with_l2(leaf, weight_decay), moments
         dtype = p.dtype
         nu = nu * scalar(alpha, dtype) + one_minus(alpha, dtype) * g * g
@@ -107,9 +108,9 @@ def rmsprop_tf(
         # Without a buffer torch divides `rate * g` by the root (`addcdiv`); with one
         # it divides g first. This code rounds in the same order.
         if not has_buffer:
-            return p - (rate * g) / root, nu, mu, buffer
+            return p - (rate_value * g) / root, nu, mu, buffer
         buffer = scalar(momentum, dtype) * buffer + g / root
-        return p - rate * buffer, nu, mu, buffer
+        return p - rate_value * buffer, nu, mu, buffer
 
     rule = LeafRule(
         "rmsprop_tf",

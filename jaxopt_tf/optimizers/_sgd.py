@@ -22,7 +22,7 @@ class SGDState(NamedTuple):
     float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: number of moment updates; or one per leaf
+    count: PyTree  # (), int32: number of moment updates; one per leaf is accepted
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: used by the last update
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
@@ -91,6 +91,7 @@ def sgd_tf(
     has_buffer = isinstance(momentum, jax.Array) or not is_zero(momentum)
 
     def scalars(rate: Rate, count: jax.Array) -> _Scalars:
+        """Computes the scalars shared by all leaves, which `update` receives."""
         dtype = rate.value.dtype
         # Torch copies the first gradient into the buffer, without dampening. A buffer
         # of zeros and a factor of 1 give the same.

@@ -78,8 +78,9 @@ _CHIPS: Mapping[str, Chip] = {
     ),
     "cpu": Chip("CPU", math.nan, math.nan, math.nan, math.nan, (1.0, 1.0, 1.0)),
 }
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+# Topologies of v5e and v6e, and the small ones of v4 and v5p.
+_TOPOLOGIES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SMALL_TOPOLOGIES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # Larger slices consist of cubes of 4x4x4 chips. The number of cubes is limited.
 _MAX_CUBES = {"v4": 64, "v5p": 96}
 # Names of slices in Google Cloud contain a number of TensorCores or, for kinds with one
@@ -221,16 +222,16 @@ def _sizes(family: str) -> tuple[tuple[str, ...], str]:
     if family == "h100":
         return ("1", "2", "4", "8"), "Available sizes: 1, 2, 4, 8."
     if family in ("v5e", "v6e"):
-        return _FLAT, f"Available sizes: {', '.join(_FLAT)}."
+        return _TOPOLOGIES_2D, f"Available sizes: {', '.join(_TOPOLOGIES_2D)}."
     max_cubes = _MAX_CUBES[family]
     cubes = [
         f"{4 * a}x{4 * b}x{4 * c}"
         for a, b in itertools.combinations_with_replacement(range(1, max_cubes + 1), 2)
         for c in range(b, max_cubes // (a * b) + 1)
     ]
-    return (*_SMALL, *cubes), (
-        f"Available sizes: {', '.join(_SMALL)}, and AxBxC with A <= B <= C, multiples "
-        f"of 4, of at most {64 * max_cubes:,} chips."
+    return (*_SMALL_TOPOLOGIES_3D, *cubes), (
+        f"Available sizes: {', '.join(_SMALL_TOPOLOGIES_3D)}, and AxBxC with A <= B <= "
+        f"C, multiples of 4, of at most {64 * max_cubes:,} chips."
     )
 
 

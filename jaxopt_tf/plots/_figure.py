@@ -25,7 +25,7 @@ _WIDTH = 8.0  # inches, of 100 pixels each
 _DOTS_PER_INCH = 100
 
 # A perceptually uniform colour map of matplotlib, legible in greyscale.
-HEAT = "cividis"
+HEAT_MAP_COLOURS = "cividis"
 
 # The palette of Okabe and Ito, which is safe for colour-blind readers, and five dash
 # patterns.
@@ -34,7 +34,7 @@ _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 
 
-def picture_path(path: Path | str | None) -> Path | None:
+def checked_figure_path(path: Path | str | None) -> Path | None:
     """Checks the path of a figure; None is returned unchanged.
 
     Raises:
@@ -105,7 +105,7 @@ def draw_line(
     panel.plot(x, y, label=label, lw=1.5, mfc="white", markersize=5, **style)
 
 
-def finish(
+def add_grid_and_xlabel(
     panels: Sequence["Axes"], xlabel: str = "step", *, margin: float = 0.01
 ) -> None:
     """Adds the grid and the label of the horizontal axis.
@@ -145,9 +145,9 @@ def mark_diverged(panel: "Axes", x: np.ndarray) -> None:
     """Draws crosses at the upper edge of a panel, and widens the margin for them."""
     if len(x) == 0:
         return
-    # The transform of the horizontal axis: x in data units, y from 0 to 1 in the panel.
     panel.margins(y=0.12)
     style: Any = {"color": "black", "marker": "x", "markersize": 7, "ls": "none"}
+    # `get_xaxis_transform`: x in data units, y as a fraction of the panel's height.
     style |= {"transform": panel.get_xaxis_transform(), "label": "diverged"}
     panel.plot(x, np.full(len(x), 0.97), **style)
 
@@ -176,7 +176,7 @@ def save_figure(figure: "Figure", path: Path | None) -> "Figure":
 
     Args:
         figure: the figure.
-        path: result of `picture_path`; None to write nothing.
+        path: result of `checked_figure_path`; None to write nothing.
     """
     if path is not None:
         with atomic_write(path) as temporary:

@@ -9,7 +9,13 @@ import numpy as np
 
 from ..monitors import read_history
 from ..training import Window
-from ._figure import HEAT, format_step_axis, new_figure, picture_path, save_figure
+from ._figure import (
+    HEAT_MAP_COLOURS,
+    checked_figure_path,
+    format_step_axis,
+    new_figure,
+    save_figure,
+)
 from ._run_log import Downsampler, finite_mean, is_metrics_log, log_file
 
 if TYPE_CHECKING:
@@ -43,7 +49,7 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
         ValueError: if the folder contains no run, its log cannot be read or contains no
             layers, or no figure can be written to `path`.
     """
-    path = picture_path(path)
+    path = checked_figure_path(path)
     file = log_file(folder)
     names, rows = _read(file) if is_metrics_log(file) else ([], np.empty((0, 1)))
     if not names:
@@ -106,7 +112,7 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     # leave all other steps in one colour.
     low, high = np.percentile(positive, (0.5, 99.5)) if len(positive) else (0.1, 1.0)
     shown, rows = np.ma.masked_where(~(values > 0), values), np.arange(len(values) + 1)
-    style: Any = {"cmap": HEAT, "norm": LogNorm(low, max(high, low * 1.01))}
+    style: Any = {"cmap": HEAT_MAP_COLOURS, "norm": LogNorm(low, max(high, low * 1.01))}
     mesh = panel.pcolormesh(_edges(steps), rows - 0.5, shown, rasterized=True, **style)
     panel.set_facecolor("white")
     panel.set_xlabel("step")

@@ -53,7 +53,7 @@ def curves(
             `every` is below 1.
         TypeError: if `every` is not a whole number.
     """
-    checked_path = _figure.picture_path(path)
+    checked_path = _figure.checked_figure_path(path)
     if every is not None:
         every = _checks.step_count("every", every, minimum=1)
     recorder = _run_log.RunRecorder()
@@ -104,7 +104,7 @@ def plot_run(folder: Path | str, path: Path | str | None = None) -> "Figure":
         ValueError: if the folder contains no run, its log cannot be read or contains no
             steps, or no figure can be written to `path`.
     """
-    path = _figure.picture_path(path)
+    path = _figure.checked_figure_path(path)
     run = _run_log.read_run_log(folder)
     figure = _draw_run(run, {_RATIO_LABEL: run.steps.update_ratio}, "loss")
     figure.axes[0].set_title(run.name, loc="left")
@@ -136,7 +136,7 @@ def plot_runs(
         ValueError: if `folders` is empty, or for the same reasons as in `plot_run`.
         TypeError: if `folders` is a single path.
     """
-    path = _figure.picture_path(path)
+    path = _figure.checked_figure_path(path)
     if isinstance(folders, str | Path):
         raise TypeError(
             f"`folders` must be a sequence of folders, got {str(folders)!r}. Pass it "
@@ -158,7 +158,7 @@ def plot_runs(
                 panel, *(lines[label][1] for lines in runs.values())
             )
     _figure.legend_above(figure, panels[0].get_lines())
-    _figure.finish(panels)
+    _figure.add_grid_and_xlabel(panels)
     return _figure.save_figure(figure, path)
 
 
@@ -177,7 +177,7 @@ def _draw_run(
         panel.plot(steps.step, column, color="black", linewidth=0.9)
         if label != _RATE_LABEL:
             _figure.use_log_scale_if_skewed(panel, column)
-    _figure.finish(panels)
+    _figure.add_grid_and_xlabel(panels)
     return figure
 
 

@@ -55,7 +55,7 @@ def plot_schedule(
         ValueError: if there are no schedules, `num_steps` is out of range, or no figure
             can be written to `path`.
     """
-    path = _figure.picture_path(path)
+    path = _figure.checked_figure_path(path)
     # A `MetricDrivenSchedule` is a tuple; `sample_schedule` raises an error for it.
     named = schedules if isinstance(schedules, Mapping) else {"": schedules}
     if not named:
@@ -71,7 +71,7 @@ def plot_schedule(
         panel.set_ylim(bottom=0.0)
     if "" not in lines:
         _figure.legend_above(figure)
-    _figure.finish([panel])
+    _figure.add_grid_and_xlabel([panel])
     return _figure.save_figure(figure, path)
 
 

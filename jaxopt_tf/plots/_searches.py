@@ -73,7 +73,7 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
     Raises:
         ValueError: if no figure can be written to `path`.
     """
-    path = _figure.picture_path(path)
+    path = _figure.checked_figure_path(path)
     named = {
         name: _numbers_or_names(values) for name, values in points.settings.items()
     }
@@ -88,7 +88,7 @@ def plot_search(points: SearchPoints, path: Path | str | None = None) -> "Figure
         panel.set_xlabel(name)
     handles, _ = panels[0].get_legend_handles_labels()
     _figure.legend_above(figure, handles, columns=4)
-    _figure.finish(panels, panels[-1].get_xlabel(), margin=_MARGIN)
+    _figure.add_grid_and_xlabel(panels, panels[-1].get_xlabel(), margin=_MARGIN)
     return _figure.save_figure(figure, path)
 
 
@@ -116,7 +116,7 @@ def plot_losses_by_rate(
     Raises:
         ValueError: if no figure can be written to `path`.
     """
-    path = _figure.picture_path(path)
+    path = _figure.checked_figure_path(path)
     figure, (panel,) = _figure.stacked_panels(4.4, ["loss"])
     finite = np.isfinite(losses)
     marker = "o" if len(rates) <= _MAX_MARKERS else ""
@@ -129,7 +129,7 @@ def plot_losses_by_rate(
     _figure.use_log_scale_if_skewed(panel, losses)
     panel.set_title(textwrap.fill(title, 100), loc="left", fontsize=9)
     _figure.legend_above(figure)
-    _figure.finish([panel], "learning rate", margin=_MARGIN)
+    _figure.add_grid_and_xlabel([panel], "learning rate", margin=_MARGIN)
     return _figure.save_figure(figure, path)
 
 
@@ -161,7 +161,7 @@ def plot_losses_by_decay(
     Raises:
         ValueError: if no figure can be written to `path`.
     """
-    path = _figure.picture_path(path)
+    path = _figure.checked_figure_path(path)
     has_diverged = ~np.isfinite(eval_loss)
     training, eval_loss = (
         np.where(has_diverged, np.nan, y) for y in (training, eval_loss)
@@ -182,7 +182,7 @@ def plot_losses_by_decay(
     _figure.use_log_scale_if_skewed(panel, training, eval_loss)
     _figure.legend_above(figure)
     _scale_decays(panel, decays)
-    _figure.finish([panel], "weight decay")
+    _figure.add_grid_and_xlabel([panel], "weight decay")
     return _figure.save_figure(figure, path)
 
 
@@ -261,7 +261,7 @@ def _heat_map(
     figure = _figure.new_figure(1.8 + min(max(0.5 * len(rows), 1.5), 8.0))
     panel = figure.subplots()
     norm = Normalize(*_colour_range(losses))
-    style: Any = {"cmap": _figure.HEAT, "norm": norm, "edgecolors": "white"}
+    style: Any = {"cmap": _figure.HEAT_MAP_COLOURS, "norm": norm, "edgecolors": "white"}
     mesh = panel.pcolormesh(np.ma.masked_invalid(losses), **style)
     is_above = (losses[np.isfinite(losses)] > norm.vmax).any()
     extend = "max" if is_above else "neither"

@@ -42,7 +42,7 @@ _ADAMW_KERNELS = (
     "paged_adamw_32bit",
 )
 _ADAMW_8_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
-_LOW_BIT = ("betas", "eps", "layouts")
+_LOW_BIT_ARGUMENTS = ("betas", "eps", "layouts")
 # Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -68,11 +68,14 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             ("lion_32bit", "paged_lion_32bit"),
             Algorithm(optimizers.lion_tf, ("betas",)),
         ),
-        **dict.fromkeys(_ADAMW_8_BIT, Algorithm(optimizers.adamw_8bit_tf, _LOW_BIT)),
-        "adamw_torch_8bit": Algorithm(
-            functools.partial(optimizers.adamw_8bit_tf, library="torchao"), _LOW_BIT
+        **dict.fromkeys(
+            _ADAMW_8_BIT, Algorithm(optimizers.adamw_8bit_tf, _LOW_BIT_ARGUMENTS)
         ),
-        "adamw_torch_4bit": Algorithm(optimizers.adamw_4bit_tf, _LOW_BIT),
+        "adamw_torch_8bit": Algorithm(
+            functools.partial(optimizers.adamw_8bit_tf, library="torchao"),
+            _LOW_BIT_ARGUMENTS,
+        ),
+        "adamw_torch_4bit": Algorithm(optimizers.adamw_4bit_tf, _LOW_BIT_ARGUMENTS),
         **dict.fromkeys(
             ("lion_8bit", "paged_lion_8bit"),
             Algorithm(optimizers.lion_8bit_tf, ("betas", "layouts")),
@@ -92,8 +95,8 @@ _AVERAGES = (
 )
 _SCHEDULE_FREE = _AVERAGES + (
     "see `optax.contrib.schedule_free`, which differs by at most {} from schedulefree "
-    "1.4.1 over 50 steps if the warmup of its base optimizer is one step ahead; or use "
-    "'{}'"
+    "1.4.1 over 50 steps if the warmup of the base optimizer is evaluated at step + 1; "
+    "or use '{}'"
 )
 # Regular expressions of names that Trainer accepts and `Recipe` rejects, with the
 # reason. The first match is used.

@@ -43,7 +43,7 @@ def warmup(curve: Curve, num_steps: int, start: Scalar = 0.0) -> Phase:
         start: factor at step 0; from 0 to 1.
 
     Examples:
-        >>> schedule = join(1e-3, warmup(linear, 10), constant(0))
+        >>> schedule = join(1e-3, warmup(linear, 10), constant(num_steps=0))
         >>> print(schedule(0), schedule(5), schedule(100))
         0.0 0.0005 0.001
     """

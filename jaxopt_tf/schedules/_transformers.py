@@ -41,7 +41,8 @@ def get_constant_schedule(learning_rate: Scalar) -> Schedule:
     Source: transformers 5.23 `optimization.py`, `get_constant_schedule`.
     """
     _checks.non_negative("learning_rate", learning_rate)
-    return join(learning_rate, constant(0))
+    # The last phase is evaluated for all later steps, so that it needs no length.
+    return join(learning_rate, constant(num_steps=0))
 
 
 @schedule_function
@@ -68,8 +69,7 @@ def get_constant_schedule_with_warmup(
     """
     _checks.non_negative("learning_rate", learning_rate)
     W = _checks.step_count("num_warmup_steps", num_warmup_steps)
-    # The last phase is evaluated for all later steps, so that it needs no length.
-    return join(learning_rate, warmup(linear, W), constant(0))
+    return join(learning_rate, warmup(linear, W), constant(num_steps=0))
 
 
 @schedule_function
@@ -257,8 +257,8 @@ def get_inverse_sqrt_schedule(
         raise ValueError(f"`timescale` must be at least 1, got {timescale!r}.")
 
     def inverse_sqrt(step: jax.Array) -> jax.Array:
-        # `step` is an unsigned integer since the start of the phase, the end of the
-        # warmup: the sum is exact, and only its conversion and the quotient round.
+        # `step` is an unsigned integer that counts from the end of the warmup. The sum
+        # is exact; only the conversion and the quotient are rounded.
         passed = (step + scale).astype(rate_dtype(step))
         return jnp.sqrt(passed.dtype.type(scale) / passed)
 

@@ -7,7 +7,7 @@ the optimizer's state.
 from ._batch import BATCH_AXES as BATCH_AXES
 from ._batch import batch_sharding as batch_sharding
 from ._batch import constrain_batch as constrain_batch
-from ._batch import constrain_columns as constrain_columns
+from ._batch import constrain_batch_and_width as constrain_batch_and_width
 from ._batch import gather_columns as gather_columns
 from ._batch import num_batch_shards as num_batch_shards
 from ._mesh import abstract_mesh as abstract_mesh

@@ -24,7 +24,7 @@ def batch_sharding(shape: tuple[int, ...], mesh: Any, *, axis: int) -> NamedShar
     Args:
         shape: shape of the array.
         mesh: `jax.sharding.Mesh` or `AbstractMesh`.
-        axis: axis of the sequences of a batch.
+        axis: batch axis, which indexes the examples.
     """
     if shape[axis] % num_batch_shards(mesh.shape):
         return NamedSharding(mesh, PartitionSpec())
@@ -40,8 +40,8 @@ def constrain_batch(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     """
 
     def constrain(x: jax.Array) -> jax.Array:
-        by_sequence = batch_sharding(x.shape, mesh, axis=0)
-        return jax.lax.with_sharding_constraint(x, by_sequence)
+        along_batch = batch_sharding(x.shape, mesh, axis=0)
+        return jax.lax.with_sharding_constraint(x, along_batch)
 
     return constrain
 
@@ -55,11 +55,11 @@ def gather_columns(mesh: Any, num_rows: int) -> Callable[[jax.Array], jax.Array]
     """
     num_parts = mesh.shape.get("tensor", 0)
     axis = "tensor" if num_parts and num_rows % num_parts == 0 else None
-    by_rows = NamedSharding(mesh, PartitionSpec(axis))
-    return lambda table: jax.lax.with_sharding_constraint(table, by_rows)
+    along_rows = NamedSharding(mesh, PartitionSpec(axis))
+    return lambda table: jax.lax.with_sharding_constraint(table, along_rows)
 
 
-def constrain_columns(mesh: Any) -> Callable[[jax.Array], jax.Array]:
+def constrain_batch_and_width(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that shards activations, [B, T, E], along B and E.
 
     `data` shards B, and `fsdp` shards E, like the columns of an embedding table. Axes

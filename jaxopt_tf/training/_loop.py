@@ -157,7 +157,7 @@ def train(
     # `BaseException` includes KeyboardInterrupt: files of monitors must be closed then.
     except BaseException as error:
         if isinstance(error, FloatingPointError):
-            run.save_before_stop()
+            run.save_last_finite_state()
         for monitor in monitors:
             with contextlib.suppress(Exception):  # would replace `error`
                 monitor.close()
@@ -229,7 +229,8 @@ class _Run:
         params = self.run_state.state.params
         metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
-        # Raises for a missing metric at the evaluation before the first step already.
+        # Called for its check only: a missing metric is reported at the first
+        # evaluation, before any step is taken.
         _evaluation.selected_metric(self.selection, evaluation)
         for monitor in self.monitors:
             monitor.evaluation(evaluation)
@@ -237,7 +238,11 @@ class _Run:
         return evaluation
 
     def evaluate_and_adapt(self) -> bool:
-        """Evaluates, updates progress and rate; returns whether it is the best."""
+        """Evaluates the model, and updates `progress` and the learning rate.
+
+        Returns:
+            True if this evaluation is the best so far.
+        """
         evaluation = self.evaluate()
         if evaluation is None:
             return False
@@ -263,11 +268,12 @@ class _Run:
             self.save_function(self.run_state)
             self.time = time.perf_counter()
 
-    def save_before_stop(self) -> None:
+    def save_last_finite_state(self) -> None:
         """Saves the state before the step that stopped the run.
 
-        This step and all later ones have left parameters and optimizer unchanged. The
-        counter is reset, so that a run resumed from the checkpoint is not stopped.
+        This step and all later ones have left parameters and optimizer unchanged.
+        `num_bad_in_a_row` is reset to 0, so that a run that is resumed from the
+        checkpoint is not stopped immediately.
         """
         state = self.run_state.state
         if self.save_function is not None and int(state.step) > self.first_step:

@@ -306,13 +306,13 @@ class _FoldRuns(ParallelRuns):
 
     folds: Folds
 
-    def stream_of(self, run: int) -> int:
+    def stream_key(self, run: int) -> int:
         """Returns the fold that is excluded from the training of a run."""
         return run % self.folds.num_folds
 
-    def open_stream(self, name: int, longest: Recipe) -> Iterable[Batch]:
-        """Returns batches of the rows of all folds except `name`."""
-        return self.folds.training_batches(name)
+    def open_stream(self, key: int, longest: Recipe) -> Iterable[Batch]:
+        """Returns batches of the rows of all folds except fold `key`."""
+        return self.folds.training_batches(key)
 
     @functools.cached_property
     def evaluations(self) -> Sequence[Sequence[Batch]]:

@@ -193,7 +193,8 @@ def range_test(
     tables = {name: jnp.float32(f * rates) for name, f in factors.items()}
     rising = stack_recipes([short])._replace(rates=tables)
     program = make_program(task, short, jax.devices()[:1])
-    run = ParallelRuns(task=task, recipes=[short]).start(program, [0], varied=[rising])
+    runs = ParallelRuns(task=task, recipes=[short])
+    run = runs.start(program, [0], hyperparams=[rising])
     (losses,) = run.advance(num_steps)
     if not math.isfinite(losses[0]):
         raise ValueError(

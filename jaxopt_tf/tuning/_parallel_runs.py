@@ -21,7 +21,7 @@ from ._task import Task
 
 # Fraction of a device's memory that runs may use by default.
 _USABLE_FRACTION = 0.9
-_NONE: Mapping[int, Any] = MappingProxyType({})
+_EMPTY: Mapping[int, Any] = MappingProxyType({})
 
 
 class Group(NamedTuple):
@@ -38,7 +38,8 @@ class Group(NamedTuple):
 class ParallelRuns:
     """K runs of a task that share compiled programs.
 
-    Runs of one program are trained in parallel. Runs of one stream share its batches.
+    Runs of one program are trained in parallel. Runs with the same stream key share the
+    batches of one stream.
 
     Attributes:
         task: loss, initial parameters and data of the runs.
@@ -52,15 +53,15 @@ class ParallelRuns:
     memory_limit: float | None = None
     devices: Sequence[jax.Device] | None = None
     # (first run, number of runs, number of streams) -> program, runs per group
-    _sized: dict[tuple[int, int, int], tuple[Program, int]] = dataclasses.field(
+    _program_cache: dict[tuple[int, int, int], tuple[Program, int]] = dataclasses.field(
         default_factory=dict, init=False
     )
 
-    def stream_of(self, run: int) -> int:
-        """Returns the name of the batch stream of a run, which is its seed."""
+    def stream_key(self, run: int) -> int:
+        """Returns the key of the batch stream of a run, which is its seed."""
         return self.recipes[run].seed
 
-    def open_stream(self, name: int, longest: Recipe) -> Iterable[Batch]:
+    def open_stream(self, key: int, longest: Recipe) -> Iterable[Batch]:
         """Returns the batches of a stream for the longest of its runs."""
         return self.task.batches(longest)
 
@@ -73,9 +74,9 @@ class ParallelRuns:
         self,
         runs: Sequence[int],
         until: int,
-        states: Mapping[int, VmapState] = _NONE,
+        states: Mapping[int, VmapState] = _EMPTY,
         *,
-        params: Mapping[int, PyTree] = _NONE,
+        params: Mapping[int, PyTree] = _EMPTY,
         keeps_states: bool = False,
         evaluates: bool = True,
     ) -> Iterator[Group]:
@@ -92,12 +93,12 @@ class ParallelRuns:
             evaluates: whether the runs are evaluated after the last step.
         """
         evaluations = self.evaluations if evaluates else []
-        for varied in self._programs:
-            chosen = [i for i in varied if i in runs]
+        for hyperparams in self._hyperparams_by_program:
+            chosen = [i for i in hyperparams if i in runs]
             if not chosen:
                 continue
             start = functools.partial(
-                self.start, varied=varied, states=states, params=params
+                self.start, hyperparams=hyperparams, states=states, params=params
             )
             program, width = self._program_and_width(chosen, start)
             for first in range(0, len(chosen), width):
@@ -120,19 +121,19 @@ class ParallelRuns:
         return {i: s for g in groups for i, s in zip(g.runs, g.states, strict=True)}
 
     @functools.cached_property
-    def _programs(self) -> list[dict[int, RunHyperparams]]:
-        """Runs of each program by index, and their `RunHyperparams`.
+    def _hyperparams_by_program(self) -> list[dict[int, RunHyperparams]]:
+        """For each program, a dict from the index of a run to its `RunHyperparams`.
 
-        They are computed from all runs, so that the programs do not depend on the
+        The dicts are computed from all runs, so that the programs do not depend on the
         subset of runs that is trained in a call.
         """
         runs_by_key: dict[Any, list[int]] = {}
         for i, recipe in enumerate(self.recipes):
             runs_by_key.setdefault(compile_key(recipe), []).append(i)
         return [
-            dict(zip(runs, unstacked(varied, len(runs)), strict=True))
+            dict(zip(runs, unstacked(stack, len(runs)), strict=True))
             for runs in runs_by_key.values()
-            for varied in [stack_recipes([self.recipes[i] for i in runs])]
+            for stack in [stack_recipes([self.recipes[i] for i in runs])]
         ]
 
     def start(
@@ -140,43 +141,52 @@ class ParallelRuns:
         program: Program,
         chosen: Sequence[int],
         *,
-        varied: Mapping[int, RunHyperparams] | Sequence[RunHyperparams],
-        states: Mapping[int, VmapState] = _NONE,
-        params: Mapping[int, PyTree] = _NONE,
+        hyperparams: Mapping[int, RunHyperparams] | Sequence[RunHyperparams],
+        states: Mapping[int, VmapState] = _EMPTY,
+        params: Mapping[int, PyTree] = _EMPTY,
     ) -> Cohort:
-        """Returns a cohort of the chosen runs, in their states or before step 1."""
+        """Returns a cohort of runs that continue from `states` or start at step 1.
+
+        Args:
+            program: compiled functions of the runs.
+            chosen: indices of the runs.
+            hyperparams: by the index of a run, hyperparameters in which runs differ.
+            states: as for `train_to`.
+            params: as for `train_to`.
+        """
         recipes = [self.recipes[i] for i in chosen]
         pairs = list(zip(chosen, recipes, strict=True))
-        names = [self.stream_of(i) for i in chosen]
+        keys = [self.stream_key(i) for i in chosen]
         # A stream must have enough batches for the longest of its runs. In the sorted
         # order, the longest run is the last one that sets the entry of the dict.
         by_length = sorted(pairs, key=lambda pair: pair[1].max_steps)
-        longest = {self.stream_of(i): recipe for i, recipe in by_length}
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        stream = jnp.asarray([numbers[name] for name in names], jnp.int32)
+        longest = {self.stream_key(i): recipe for i, recipe in by_length}
+        index_by_key = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        stream_index = jnp.asarray([index_by_key[key] for key in keys], jnp.int32)
         step = 0
         if chosen[0] in states:
             state = stacked([states[i] for i in chosen])
             step = int(np.max(state.state.step))
-            # Streams are numbered within a group: the number may have changed.
-            state = dataclasses.replace(state, stream=stream)
+            # Streams are indexed within a group: the index of a run's stream may have
+            # changed.
+            state = dataclasses.replace(state, stream=stream_index)
             # The state gets the sharding of the outputs of a step. `jax.jit` would
             # compile the first step separately for another sharding.
-            state = jax.device_put(state, program.over_runs)
+            state = jax.device_put(state, program.run_sharding)
         else:
             # Runs of one seed have the same initial parameters: `init` is called once.
             init = functools.cache(self.task.init)
             trees = [params[i] if i in params else init(r.seed) for i, r in pairs]
             state = program.start(
                 stacked(trees),
-                stacked([varied[i] for i in chosen]),
+                stacked([hyperparams[i] for i in chosen]),
                 jnp.asarray([recipe.seed for recipe in recipes], jnp.uint32),
-                stream,
+                stream_index,
                 jnp.asarray([recipe.max_steps for recipe in recipes], jnp.int32),
             )
         streams = [
-            _repeat_last(self.open_stream(name, longest[name]), longest[name])
-            for name in numbers
+            _repeat_last(self.open_stream(key, longest[key]), longest[key])
+            for key in index_by_key
         ]
         remaining = [itertools.islice(batches, step, None) for batches in streams]
         return Cohort(program, recipes, state, remaining, step)
@@ -192,11 +202,11 @@ class ParallelRuns:
             ValueError: if there are no devices, or `memory_limit` is too small for one
                 run on each device.
         """
-        num_streams = len(set(map(self.stream_of, runs)))
+        num_streams = len(set(map(self.stream_key, runs)))
         # Searching for the number compiles the step several times: it is cached.
         key = (runs[0], len(runs), num_streams)
-        if key in self._sized:
-            return self._sized[key]
+        if key in self._program_cache:
+            return self._program_cache[key]
         devices = jax.local_devices() if self.devices is None else self.devices
         if not devices:
             raise ValueError(
@@ -222,7 +232,7 @@ class ParallelRuns:
         # are two groups of 5.
         size = -(-len(runs) // -(-len(runs) // max_runs))
         width = _round_up(size, program.num_devices)
-        self._sized[key] = program, width
+        self._program_cache[key] = program, width
         return program, width
 
 
@@ -232,7 +242,7 @@ def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
     Other runs of the group may be longer. A run that is at its end ignores the batches.
 
     If the stream has fewer than `recipe.max_steps` batches, nothing is repeated, and
-    `next_batch` raises an error.
+    `Cohort.next_batches` raises an error.
     """
     batch, num_batches = None, 0
     for batch in batches:
@@ -265,7 +275,7 @@ def _max_runs_within(
     batches = _resized(cohort.next_batches(), num_streams, None)
     while True:
         num_runs = _round_up(max_runs, program.num_devices)
-        state = _resized(cohort.state, num_runs, program.over_runs)
+        state = _resized(cohort.state, num_runs, program.run_sharding)
         lowered = [program.step.lower(state, batches)]
         lowered += [program.evaluate.lower(state.state.params, x) for x in eval_batches]
         needed = max(_bytes_of(each.compile().memory_analysis()) for each in lowered)

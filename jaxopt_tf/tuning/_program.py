@@ -27,7 +27,7 @@ class VmapState:
     varied: RunHyperparams  # [K, ...]: hyperparameters in which runs differ
     state: TrainState  # [K, ...]
     stream: jax.Array  # [K], int32: index of the batch stream of a run
-    last_step: jax.Array  # [K], int32: number of steps after which the state is kept
+    last_step: jax.Array  # [K], int32: step after which the state no longer changes
 
 
 class StepOutput(NamedTuple):
@@ -46,12 +46,12 @@ class Program(NamedTuple):
     step: Callable[[VmapState, Batch], tuple[VmapState, StepOutput]]
     # (params [K, ...], batch) -> (summed losses [K], numbers of items [K])
     evaluate: Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
-    over_runs: Sharding  # sharding of arrays [K, ...]
+    run_sharding: Sharding  # sharding of arrays [K, ...]
 
     @property
     def num_devices(self) -> int:
         """Number of devices; K must be a multiple of it."""
-        return len(self.over_runs.device_set)
+        return len(self.run_sharding.device_set)
 
 
 def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> Program:
@@ -106,16 +106,16 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
     # The state is sharded along the runs. Its memory is donated to the next state; the
     # batches are replicated.
     mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
-    over_runs = NamedSharding(mesh, PartitionSpec("runs"))
+    run_sharding = NamedSharding(mesh, PartitionSpec("runs"))
     return Program(
-        jax.jit(jax.vmap(start), out_shardings=over_runs),
+        jax.jit(jax.vmap(start), out_shardings=run_sharding),
         jax.jit(
             jax.vmap(step, in_axes=(0, None)),
             donate_argnums=0,
-            out_shardings=(over_runs, None),
+            out_shardings=(run_sharding, None),
         ),
         jax.jit(jax.vmap(evaluate, in_axes=(0, None))),
-        over_runs,
+        run_sharding,
     )
 
 

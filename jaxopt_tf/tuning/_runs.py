@@ -133,7 +133,9 @@ class Runs(Comparison):
             [None] * len(self.recipes) if self.eval_loss is None else self.eval_loss
         )
         return tuple(
-            trial(i, recipe.max_steps, losses[0], losses[: recipe.max_steps], eval_loss)
+            make_trial(
+                i, recipe.max_steps, losses[0], losses[: recipe.max_steps], eval_loss
+            )
             for i, (recipe, losses, eval_loss) in enumerate(
                 zip(self.recipes, self.losses, evaluated, strict=True)
             )
@@ -226,7 +228,7 @@ def evaluation_losses(group: Group) -> Sequence[float | None]:
     return means[0] if means else [None] * len(group.runs)
 
 
-def trial(
+def make_trial(
     run: int, step: int, first_loss: float, losses: np.ndarray, eval_loss: float | None
 ) -> Trial:
     """Returns the losses of a run at a step.

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _checks, plots
 from ..recipes import Recipe, recipe_settings
 from ._parallel_runs import Group, ParallelRuns
-from ._runs import Comparison, Trial, evaluation_losses, trial
+from ._runs import Comparison, Trial, evaluation_losses, make_trial
 from ._space import Over, recipes_to_try
 from ._sweep_folder import open_store
 from ._task import Task
@@ -180,7 +180,7 @@ def _trials(
         # its end. Later rounds exist only for runs of equal length.
         own_losses = losses[: None if i in first_losses else ends[i]]
         first_loss = first_losses.get(i, losses[0])
-        found.append(trial(i, ends[i], first_loss, own_losses, eval_loss))
+        found.append(make_trial(i, ends[i], first_loss, own_losses, eval_loss))
     return found
 
 

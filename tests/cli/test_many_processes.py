@@ -80,7 +80,7 @@ def test_rejects_processes_with_different_settings(tmp_path):
     with started([*SMALL, *args], num=2, of=rate) as both:
         said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
-    assert "another process was not: its message lists the differences" in said[0]
+    assert "another process differs; its message lists the differences" in said[0]
     assert "`--learning_rate`: 0.001 in process 0, 0.002 in process 1" in said[1]
     assert not any(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ from jaxopt_tf.models._llama import Decoder, Inputs, periods
 from jaxopt_tf.sharding import (
     batch_sharding,
     constrain_batch,
-    constrain_columns,
+    constrain_batch_and_width,
     gather_columns,
     make_mesh,
     param_shardings,
@@ -429,7 +429,9 @@ def test_no_device_has_the_gradients_of_all_embedded_tokens(axes):
     model = nnx.eval_shape(
         lambda: (
             Decoder(
-                TINY, constrain_table=gather, constrain_gradient=constrain_columns(mesh)
+                TINY,
+                constrain_table=gather,
+                constrain_gradient=constrain_batch_and_width(mesh),
             ).model.embed_tokens
         )
     )
@@ -454,7 +456,7 @@ def test_no_device_has_the_gradients_of_all_embedded_tokens(axes):
 
 
 def test_gradients_of_tokens_that_the_mesh_does_not_divide_are_replicated():
-    constrain = jax.jit(constrain_columns(make_mesh("data=2,fsdp=4")))
+    constrain = jax.jit(constrain_batch_and_width(make_mesh("data=2,fsdp=4")))
     assert constrain(jnp.ones((3, 2, 6))).sharding.is_fully_replicated
     assert constrain(jnp.ones((2, 3, 6))).sharding.spec == PartitionSpec("data")
 

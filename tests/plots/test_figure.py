@@ -15,7 +15,7 @@ def figure():
     figure = _figure.new_figure(3.0)
     panel = figure.subplots()
     _figure.draw_line(panel, np.arange(5), np.arange(5) * 1e-3, index=1, label="a line")
-    _figure.finish([panel])
+    _figure.add_grid_and_xlabel([panel])
     return figure
 
 
@@ -30,7 +30,7 @@ def test_shows_itself_at_100_pixels_an_inch(figure):
 
 @pytest.mark.parametrize("ending", [".png", ".SVG", ".pdf"])
 def test_is_saved_whole_in_the_format_of_its_name(tmp_path, figure, ending):
-    path = _figure.picture_path(str(tmp_path / f"new{ending}"))
+    path = _figure.checked_figure_path(str(tmp_path / f"new{ending}"))
     _figure.save_figure(figure, path)
     assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml", b"%PDF-")
     assert list(tmp_path.iterdir()) == [path]
@@ -57,7 +57,7 @@ def test_steps_are_whole_and_have_separators():
     figure = _figure.new_figure(3.0)
     panel = figure.subplots()
     panel.plot([0, 2_000_000], [0, 1])
-    _figure.finish([panel])
+    _figure.add_grid_and_xlabel([panel])
     figure.canvas.draw()
     shown = [label.get_text() for label in panel.get_xticklabels()]
     assert "1,000,000" in shown
@@ -75,7 +75,7 @@ def test_the_axis_is_logarithmic_where_large_values_would_hide_others():
 def test_heat_maps_go_from_dark_to_light():
     from matplotlib import colormaps
 
-    colours = colormaps[_figure.HEAT](np.linspace(0, 1, 64))[:, :3]
+    colours = colormaps[_figure.HEAT_MAP_COLOURS](np.linspace(0, 1, 64))[:, :3]
     lightness = colours @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(lightness) > 0).all()
 
@@ -93,9 +93,9 @@ def test_matplotlib_is_loaded_with_the_first_picture_and_pyplot_never():
 
 def test_refuses_what_is_no_picture(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must end with one of \.png"):
-        _figure.picture_path(tmp_path / "new.txt")
+        _figure.checked_figure_path(tmp_path / "new.txt")
 
 
 def test_refuses_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="`path` must be in a folder that exists"):
-        _figure.picture_path(tmp_path / "nowhere" / "new.png")
+        _figure.checked_figure_path(tmp_path / "nowhere" / "new.png")

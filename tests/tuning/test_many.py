@@ -162,7 +162,7 @@ def test_streams_may_end_with_the_longest_run_of_their_seed():
 def test_one_device_may_be_any():
     third = jax.devices()[2]
     program = make_program(tasks.digits_task(), BASE, [third])
-    assert program.over_runs.device_set == {third}
+    assert program.run_sharding.device_set == {third}
     runs = tuning.train_many(tasks.digits_task(), [BASE], devices=[third])
     on_first = train_many(tasks.digits_task(), [BASE])
     np.testing.assert_allclose(runs.losses, on_first.losses, rtol=1e-5)

@@ -207,9 +207,9 @@ def test_dropout_goes_on_on_fewer_devices(tmp_path):
 
 def test_a_run_that_waits_is_bound_to_no_device():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("runs",))
-    over_runs = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs"))
+    run_sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("runs"))
     keys = jax.random.split(jax.random.key(0), 2)
-    waiting = unstacked(jax.device_put(keys, over_runs), 2)
+    waiting = unstacked(jax.device_put(keys, run_sharding), 2)
     assert waiting == list(keys)
     assert not any(key.committed for key in waiting)
 
