@@ -83,16 +83,6 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
         limit=LIMIT,
         torch=runs.loss_difference(_after(eager, half), whole),
     )
-    before, after = (load_torch(f / "optimizer.pt") for f in (checkpoint, handed_over))
-    equal, total = _num_equal_codes(before, after)
-    yield Row(
-        claim=f"{plan}: codes after {half} steps here and in Trainer that are equal",
-        value=equal / total,
-        unit="of all codes",
-        limit=0.99,
-        at_least=True,
-        detail=f"{total} codes",
-    )
 
 
 def _after(ended: runs.Ended, step: int) -> runs.Ended:
@@ -126,18 +116,6 @@ def _num_differing(a: Path, b: Path) -> int:
             pair = [np.asarray(arrays[key]).reshape(-1) for arrays in (of_a, of_b)]
             num_differing += int((pair[0].view("u1") != pair[1].view("u1")).sum())
     return num_differing
-
-
-def _num_equal_codes(a: dict, b: dict) -> tuple[int, int]:
-    equal = total = 0
-    for number, entry in a["state"].items():
-        if "qmap1" not in entry[NESTED]:
-            continue
-        for key in ("state1", "state2"):
-            codes = [file["state"][number][NESTED][key] for file in (a, b)]
-            equal += int((codes[0] == codes[1]).sum())
-            total += codes[0].numel()
-    return equal, total
 
 
 if __name__ == "__main__":
