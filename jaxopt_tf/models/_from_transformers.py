@@ -31,7 +31,7 @@ from ._peft import (
     is_peft,
 )
 from ._torch_function import TorchFunction
-from ._torchax import import_torch
+from ._torchax import import_package, import_torch
 from ._torchax_model import (
     TorchaxModel,
     build_torchax_model,
@@ -108,7 +108,7 @@ def from_transformers(
         `_get_num_items_in_batch`.
     """
     module = _load(source) if isinstance(source, str | Path) else source
-    transformers = import_torch("transformers")
+    transformers = import_package("transformers")
     if not isinstance(base_module(module), transformers.PreTrainedModel):
         raise TypeError(
             "`source` must be a PreTrainedModel of Transformers, a PeftModel of one, "
@@ -262,7 +262,7 @@ def _inputs_and_labels(
 
 def _load(folder: str | Path) -> Any:
     """Reads the model of a folder in float32, as the class that config.json names."""
-    transformers, torch = import_torch("transformers"), import_torch()
+    transformers, torch = import_package("transformers"), import_torch()
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(

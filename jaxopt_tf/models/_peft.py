@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import _checks, interop
 from ..optimizers import TorchLayout
-from ._torchax import import_torch
+from ._torchax import import_package, import_torch
 
 # Prefix that the wrapper adds to the names of the base model's parameters.
 _WRAPPER = "base_model.model."
@@ -59,7 +59,7 @@ def adapter_names(module: Any) -> interop.ParamNames:
         ValueError: if the model has several adapters, or trains parameters that PEFT
             does not save, or not all that it saves.
     """
-    peft = import_torch("peft")
+    peft = import_package("peft")
     described = interop.torch_model_from_module(module)
     trained = tuple(p for p in described.parameters if p.is_trainable)
     adapters = list(module.peft_config)
@@ -117,7 +117,7 @@ def add_lora(module: Any, settings: LoraSettings) -> Any:
         ValueError: if a target matches no layer, or PEFT refuses a setting.
         ModuleNotFoundError: if PEFT is not installed.
     """
-    peft = import_torch("peft")
+    peft = import_package("peft")
     targets: Any = settings.target_modules
     if targets == ("all-linear",):
         (targets,) = targets

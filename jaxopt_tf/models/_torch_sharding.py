@@ -11,25 +11,26 @@ from ._torchax import import_torch
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
-# Projections to queries, keys and values, and gates: their inputs and outputs may have
-# the sizes of a layer that follows another one, which they do not.
-_PARALLEL = re.compile(
+# Projections to queries, keys and values, and gates. They have one input in common, but
+# their sizes may be those of layers that follow one another.
+_SIBLINGS = re.compile(
     r"(q|k|v|query|key|value|gate|up|qkv|wi_0|wi_1|w1|w3)(_?proj|_?lin|_?layer)?"
 )
-# Outputs of attention and MLPs, in modules that define them before their inputs.
+# Output projections of attention and MLPs. They are matched by name, because some
+# modules define them before the projections that they follow.
 _OUTPUT = re.compile(r"(o|out|down|c)_proj")
 # Weights of LoRA. The layer beside them has the path `<layer>.base_layer`.
 _LORA = re.compile(r"(?P<layer>.*)\.lora_(?P<kind>[AB])\.[^.]+\.weight")
-# A fused layer has the outputs of at most so many, as queries, keys and values.
+# Maximum number of projections in a fused layer; queries, keys and values are three.
 _MAX_FUSED = 4
 
 
 def module_rules(
-    module: Any, names: Mapping[str, Any], overrides: Mapping[str, PartitionSpec]
+    module: Any, params: Mapping[str, Any], overrides: Mapping[str, PartitionSpec]
 ) -> dict[str, PartitionSpec]:
     """Returns the sharding rules of a module, for `param_shardings`.
 
-    The axes `fsdp` and `tensor` divide each matrix along one of its axes:
+    The mesh axes `fsdp` and `tensor` each divide one axis of every matrix:
 
         embedding [V, d]: V over tensor, d over fsdp.
         linear layer, weight [out, in]: out over tensor, in over fsdp; the bias over
@@ -43,12 +44,13 @@ def module_rules(
         other arrays of two or more axes: the largest axis over fsdp.
         vectors: replicated.
 
-    A layer follows another one if it has as many inputs as the other has outputs, or a
-    divisor of them (fused projections), and as many outputs as the other has inputs.
+    A layer B follows a layer A if A has as many outputs as B has inputs, or up to 4
+    times as many (A is then a fused projection), and B has as many outputs as A has
+    inputs.
 
     Args:
         module: the torch module; weights of its `Conv1D` layers are [in, out].
-        names: the parameters to which the rules apply, by torch's name.
+        params: the parameters to which the rules apply, by torch's name.
         overrides: rules by pattern, which replace those of the parameters they match.
 
     Returns:
@@ -59,13 +61,13 @@ def module_rules(
     """
     specs = _with_adapters(dict(_specs(module)), module)
     given = match_rules(
-        "sharding_rules", overrides, PartitionSpec, "PartitionSpec", dict(names)
+        "sharding_rules", overrides, PartitionSpec, "PartitionSpec", dict(params)
     )
     # `match_rules` returns the values in the order of `jax.tree.leaves`: sorted keys.
-    by_pattern = dict(zip(sorted(names), given, strict=True))
+    override_of = dict(zip(sorted(params), given, strict=True))
     rules = {}
-    for name in names:
-        spec = by_pattern[name]
+    for name in params:
+        spec = override_of[name]
         derived = PartitionSpec(*specs[name])
         rules[re.escape(name)] = derived if spec is None else spec
     return rules
@@ -105,7 +107,10 @@ def is_conv1d(layer: Any) -> bool:
 
 
 def _specs(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yields each parameter with the mesh axes of its axes; tied ones once."""
+    """Yields the name of each parameter and the mesh axis along each of its axes.
+
+    A tied parameter is yielded once.
+    """
     nn = import_torch().nn
     followers = following_layers(module)
     seen = set()
@@ -161,7 +166,8 @@ def _by_shape(shape: tuple[int, ...], name: str) -> tuple[Any, ...]:
 def following_layers(module: Any) -> set[str]:
     """Returns the paths of linear layers that follow another one."""
     found = set()
-    open_layers: list[tuple[int, int]] = []  # inputs and outputs since the last pair
+    # Inputs and outputs of the layers since the last one that followed another layer.
+    open_layers: list[tuple[int, int]] = []
     for path, (_, num_in, num_out) in linear_layers(module).items():
         if _LORA.fullmatch(f"{path}.weight"):
             continue
@@ -172,7 +178,7 @@ def following_layers(module: Any) -> set[str]:
             and width_in == num_out
             for width_in, width_out in open_layers
         )
-        if _OUTPUT.fullmatch(last) or (follows and not _PARALLEL.fullmatch(last)):
+        if _OUTPUT.fullmatch(last) or (follows and not _SIBLINGS.fullmatch(last)):
             found.add(path)
             open_layers = []
         else:

@@ -1,6 +1,6 @@
 """torchax, which executes the operations of PyTorch by JAX: import and environment.
 
-torchax is optional and experimental: a nightly version, of which one is known to work
+torchax is optional and experimental. Only one nightly version of it is known to work,
 with one version of torch.
 """
 
@@ -35,7 +35,7 @@ def import_torchax() -> Any:
         ImportError: if the installed versions of the two do not fit.
     """
     try:
-        return import_torch("torchax")
+        return import_package("torchax")
     except ModuleNotFoundError:
         raise
     # torchax looks up the operations of torch when it is imported: with a version of
@@ -49,8 +49,17 @@ def import_torchax() -> Any:
         ) from error
 
 
-def import_torch(name: str = "torch") -> Any:
-    """Imports torch, or another package of the extra, when a function needs it.
+def import_torch() -> Any:
+    """Imports torch when a function needs it.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    return import_package("torch")
+
+
+def import_package(name: str) -> Any:
+    """Imports a package of the extra `torchax` when a function needs it.
 
     Raises:
         ModuleNotFoundError: if it is not installed.
@@ -74,9 +83,9 @@ def make_environment(
     """Returns an environment of torchax, with the operations that are replaced here.
 
     Args:
-        materialize_views: whether the view of a tensor is a tensor of its own. Mamba
-            needs it: torchax has no view of a view of some kinds. A module that writes
-            into a view must not use it.
+        materialize_views: whether each view is copied to a new tensor. Mamba needs
+            this, because torchax does not support some views of views. Writes into a
+            copied view do not reach the original tensor.
         constrain_table: function that constrains the table of an embedding to its
             sharding on a mesh.
     """
@@ -93,7 +102,7 @@ def make_environment(
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
     ) -> Any:
-        del sparse  # describes the gradient of torch
+        del sparse  # only selects a sparse gradient in torch
         if scale_grad_by_freq:
             raise ValueError(
                 "`module` must have no Embedding with `scale_grad_by_freq`, which JAX "
@@ -248,8 +257,8 @@ def explain_errors(module: Any) -> Iterator[None]:
         if isinstance(error, AssertionError) and "mixed math" in str(error):
             raise ValueError(
                 "`module` must hold its tensors as parameters, buffers or attributes "
-                f"of its modules, got {kind}, {_error_location(error)}, which uses "
-                "another one. Use `register_buffer`."
+                f"of its modules, got {kind}, which uses a tensor held elsewhere "
+                f"{_error_location(error)}. Register it with `register_buffer`."
             ) from error
         if not _is_of_jax(error):
             raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _checks
 from ._inputs import IGNORE_INDEX
-from ._torchax import import_torch
+from ._torchax import import_package
 
 # Key of a batch: number of items of all micro-batches of an update.
 NUM_ITEMS = "num_items_in_batch"
@@ -27,8 +27,8 @@ class TrainerForward:
 
     def __init__(self, module: Any):
         """Reads the signature of `forward` and the kind of the loss."""
-        losses = import_torch("transformers.loss.loss_utils")
-        auto = import_torch("transformers.models.auto.modeling_auto")
+        losses = import_package("transformers.loss.loss_utils")
+        auto = import_package("transformers.models.auto.modeling_auto")
         parameters = inspect.signature(module.forward).parameters
         kinds = {p.kind for p in parameters.values()}
         has_kwargs = inspect.Parameter.VAR_KEYWORD in kinds

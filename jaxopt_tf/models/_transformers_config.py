@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _checks
 from .._io import read_json_object
-from ._torchax import import_torch
+from ._torchax import import_package
 
 # Names of the context length in config.json, of which the first one present is used.
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
@@ -105,9 +105,9 @@ def causal_lm(config: TransformersConfig) -> Any:
             Transformers.
         ModuleNotFoundError: if torch or Transformers is not installed.
     """
-    transformers = import_torch("transformers")
-    initialization = import_torch("transformers.initialization")
-    auto = import_torch("transformers.models.auto.modeling_auto")
+    transformers = import_package("transformers")
+    initialization = import_package("transformers.initialization")
+    auto = import_package("transformers.models.auto.modeling_auto")
     content = json.loads(json.dumps(dict(config.transformers_config)))
     names = content.get("architectures") or ()
     causal = [*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
