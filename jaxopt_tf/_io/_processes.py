@@ -71,7 +71,7 @@ def broadcast_from_process_0(value: Any) -> Any:
 
 
 def all_processes_agree(condition: bool) -> bool:
-    """Returns whether the condition is True in every process; the same in all."""
+    """Returns True in all processes if the condition is True in all, else False."""
     if jax.process_count() == 1:
         return condition
     return bool(np.all(multihost_utils.process_allgather(np.array([condition]))))

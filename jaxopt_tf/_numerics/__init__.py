@@ -1,8 +1,8 @@
 """Scalar arithmetic on float32 pairs with nearly the accuracy of torch's doubles."""
 
-from ._compiler_guards import block_fma as block_fma
 from ._compiler_guards import hoist_scalars as hoist_scalars
 from ._compiler_guards import matmul_precision as matmul_precision
+from ._compiler_guards import prevent_fma as prevent_fma
 from ._compiler_guards import update_from_new_param as update_from_new_param
 from ._scalars import ExactScalar as ExactScalar
 from ._scalars import exact_int as exact_int

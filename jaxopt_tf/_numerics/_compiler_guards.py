@@ -39,7 +39,7 @@ def update_from_new_param(new: jax.Array, param: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def block_fma(x: jax.Array, zero: jax.Array) -> jax.Array:
+def prevent_fma(x: jax.Array, zero: jax.Array) -> jax.Array:
     """Returns the product `x`, protected from being fused with a following sum.
 
     Torch rounds a decayed parameter when it stores it. A fused multiply-add would skip
@@ -54,20 +54,20 @@ def block_fma(x: jax.Array, zero: jax.Array) -> jax.Array:
         zero: (), int32: 0, unknown to the compiler.
     """
     if x.dtype == jnp.float64:
-        # On a TPU a float64 cannot be cast to its bits. XLA may fuse this product with
-        # 1 into the sum, but `x` is rounded before, so the result is the same.
+        # On a TPU a float64 cannot be cast to its bits. XLA may fuse the multiplication
+        # by 1 with the sum. `x` is its operand and is rounded already.
         return x * (1.0 + zero.astype(x.dtype))
     # XLA would remove `x ^ 0` if it knew that `zero` is 0.
     bits = jax.lax.bitcast_convert_type(x, jnp.int32) ^ zero
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-@block_fma.defjvp
+@prevent_fma.defjvp
 def _block_fma_jvp(
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     # JAX defines no derivative of a bitcast. The function is the identity.
-    return block_fma(*primals), tangents[0]
+    return prevent_fma(*primals), tangents[0]
 
 
 def hoist_scalars(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:

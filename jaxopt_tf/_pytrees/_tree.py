@@ -19,8 +19,8 @@ from .._typing import PyTree
 # NNX wraps an array in a variable, which is a node of the tree. Its attribute for the
 # array is left out of names, because Linen has no such node.
 _WRAPPERS = frozenset({"value", "raw_value"})
-# Attributes of NNX, Penzai and Haliax that contain the array of a parameter. They are
-# not part of its name.
+# Attributes of NNX, Penzai and Haliax that contain the array of a parameter. They do
+# not name it: a leaf whose path has no other string is unnamed.
 _ARRAY_ATTRIBUTES = _WRAPPERS | {"array", "data_array"}
 # Fields of `QuantizedMoment`, which replaces an array in an optimizer's state.
 _FIELDS_OF_MOMENTS = frozenset({"codes", "scales"})
@@ -57,11 +57,11 @@ def leaf_names(tree: PyTree) -> list[str]:
 def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | None]:
     """Returns the parameter that each leaf of a state belongs to, or None.
 
-    A leaf belongs to a parameter if its name ends with the parameter's name, or with
-    that and `codes` or `scales`, the fields of a quantized moment. If several
-    parameters qualify, the prefix that most leaves share is chosen, because the leaves
-    of one moment share a prefix: `mu.w` belongs to `w` with the prefix `mu`, even if
-    another parameter has the name `mu.w`.
+    A leaf belongs to a parameter if its name ends with the parameter's name. After that
+    it may have `.codes` or `.scales`, the fields of a quantized moment. If several
+    parameters match, the one with the most frequent prefix is chosen, because all
+    leaves of a moment have the same prefix: `mu.w` belongs to `w` with the prefix `mu`,
+    even if another parameter has the name `mu.w`.
 
     Args:
         names: names of all leaves of the state.
@@ -70,12 +70,14 @@ def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | Non
     choices = []
     for name in names:
         words = name.split(".") if name else [""]
-        whole = [words, words[:-1]] if words[-1] in _FIELDS_OF_MOMENTS else [words]
+        # With and without the field of a quantized moment.
+        is_field = words[-1] in _FIELDS_OF_MOMENTS
+        candidates = [words, words[:-1]] if is_field else [words]
         # `params` that are a single array have the name "".
         splits = [
-            (part[:i], ".".join(part[i:]))
-            for part in whole
-            for i in range(len(part) + 1)
+            (keys[:i], ".".join(keys[i:]))
+            for keys in candidates
+            for i in range(len(keys) + 1)
         ]
         choices.append(
             [(tuple(prefix), suffix) for prefix, suffix in splits if suffix in owners]
@@ -158,7 +160,7 @@ def map_leaves(
 def match_rules(
     argument: str, rules: Any, kind: type, kind_name: str, params: PyTree
 ) -> list[Any]:
-    """Returns the value of the pattern that matches the whole name of each leaf.
+    """Returns, for each leaf, the value of the pattern that matches its whole name.
 
     The value is None for a leaf that no pattern matches.
 

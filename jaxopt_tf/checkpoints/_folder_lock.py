@@ -37,8 +37,8 @@ def lock_folder(folder: Path | str) -> Iterator[FolderLock]:
         The locked folder, an argument of `open_checkpoints`.
 
     Raises:
-        ValueError: if another job holds the lock, with the id of its process; or if the
-            folder cannot be created or written to.
+        ValueError: if another job holds the lock (the message has the id of its
+            process), or if the folder cannot be created or written to.
     """
     with contextlib.ExitStack() as stack:
         run_on_process_0(lambda: stack.enter_context(_locked(Path(folder))))

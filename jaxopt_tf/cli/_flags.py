@@ -295,7 +295,7 @@ def _without_negations(args: Sequence[str], kinds: Mapping[str, Kind]) -> list[s
 def _unknown_flags(
     words: Sequence[str], kinds: Mapping[str, Kind], flags_type: Any
 ) -> list[str]:
-    """Returns a message for each unknown flag, or for the first value without one."""
+    """Returns a message for each unknown flag, or for a value that follows no flag."""
     # A word such as "-1" is a value, not a flag.
     names = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
     if words and not names:

@@ -122,13 +122,13 @@ def _read_given_file(path: Path, argument: str) -> TokenFile:
             f"`{argument}` must be files or folders, but {str(path)!r} {problem}. "
             "Check the path."
         )
-    file = _scan_file(path)
-    if isinstance(file, str):
+    result = _scan_file(path)
+    if isinstance(result, str):
         raise ValueError(
-            f"`{argument}` must be text in UTF-8, but {str(path)!r} is {file}. Convert "
-            "it to UTF-8, or remove it from the list."
+            f"`{argument}` must be text in UTF-8, but {str(path)!r} is {result}. "
+            "Convert it to UTF-8, or remove it from the list."
         )
-    return file
+    return result
 
 
 def _read_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
@@ -138,11 +138,11 @@ def _read_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
         is_hidden = any(part[0] == "." for part in inner.relative_to(path).parts)
         if is_hidden or not inner.is_file():
             continue
-        file = _scan_file(inner)
-        if isinstance(file, TokenFile):
-            files.append(file)
+        result = _scan_file(inner)
+        if isinstance(result, TokenFile):
+            files.append(result)
         else:
-            skipped.append(f"{str(inner)!r} ({file})")
+            skipped.append(f"{str(inner)!r} ({result})")
     if not files:
         skipped_files = SkippedFiles(len(skipped), tuple(skipped[:3]))
         raise ValueError(

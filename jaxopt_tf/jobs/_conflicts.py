@@ -25,7 +25,7 @@ def find_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[str]:
         *_conflicts_of_data(model, job),
         *conflicts_of_evaluation(recipe, job),
         *_conflicts_of_start(model, job),
-        *_conflicts_of_frozen(job),
+        *_conflicts_of_lora(job),
     ]
 
 
@@ -43,7 +43,7 @@ def uses_eval_loss(settings: Mapping[str, Any]) -> bool:
     )
 
 
-def _conflicts_of_frozen(job: Job) -> Iterator[str]:
+def _conflicts_of_lora(job: Job) -> Iterator[str]:
     given = {
         "lora_alpha": job.lora_alpha != 8.0,
         "lora_dropout": job.lora_dropout != 0.0,

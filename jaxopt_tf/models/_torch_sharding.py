@@ -11,8 +11,8 @@ from ._torchax import import_torch
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
-# Projections to queries, keys and values, and gates. They have one input in common, but
-# their sizes may be those of layers that follow one another.
+# Layers that have one input in common, such as projections to queries, keys and values.
+# By their sizes alone, one could seem to follow another. Names exclude them.
 _SIBLINGS = re.compile(
     r"(q|k|v|query|key|value|gate|up|qkv|wi_0|wi_1|w1|w3)(_?proj|_?lin|_?layer)?"
 )
@@ -44,9 +44,9 @@ def module_rules(
         other arrays of two or more axes: the largest axis over fsdp.
         vectors: replicated.
 
-    A layer B follows a layer A if A has as many outputs as B has inputs, or up to 4
-    times as many (A is then a fused projection), and B has as many outputs as A has
-    inputs.
+    A layer B follows an earlier layer A if two conditions hold: A has 1 to 4 times as
+    many outputs as B has inputs (more than once in a fused projection); B has as many
+    outputs as A has inputs.
 
     Args:
         module: the torch module; weights of its `Conv1D` layers are [in, out].
@@ -166,8 +166,9 @@ def _by_shape(shape: tuple[int, ...], name: str) -> tuple[Any, ...]:
 def following_layers(module: Any) -> set[str]:
     """Returns the paths of linear layers that follow another one."""
     found = set()
-    # Inputs and outputs of the layers since the last one that followed another layer.
-    open_layers: list[tuple[int, int]] = []
+    # Inputs and outputs of the layers that the next one may follow. The list is emptied
+    # when a layer follows one of them.
+    candidates: list[tuple[int, int]] = []
     for path, (_, num_in, num_out) in linear_layers(module).items():
         if _LORA.fullmatch(f"{path}.weight"):
             continue
@@ -176,11 +177,11 @@ def following_layers(module: Any) -> set[str]:
             width_out % num_in == 0
             and width_out <= _MAX_FUSED * num_in
             and width_in == num_out
-            for width_in, width_out in open_layers
+            for width_in, width_out in candidates
         )
         if _OUTPUT.fullmatch(last) or (follows and not _SIBLINGS.fullmatch(last)):
             found.add(path)
-            open_layers = []
+            candidates = []
         else:
-            open_layers.append((num_in, num_out))
+            candidates.append((num_in, num_out))
     return found

@@ -1,4 +1,4 @@
-"""torchax, which executes the operations of PyTorch by JAX: import and environment.
+"""Import and environment of torchax, which executes operations of PyTorch in JAX.
 
 torchax is optional and experimental. Only one nightly version of it is known to work,
 with one version of torch.

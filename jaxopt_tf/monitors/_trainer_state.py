@@ -42,9 +42,10 @@ def trainer_state(
 ) -> Monitor:
     """Writes a `trainer_state.json` that transformers 4.50 and later can read.
 
-    The file is written atomically, at every evaluation and at the end. Events that are
-    replayed from a log do not write it; a window is a replayed one if its `seconds` is
-    NaN.
+    The file is written atomically, at every evaluation and at the end. When a run is
+    resumed, the monitor first receives the windows and evaluations of its log, for
+    which the file is not written; such windows have `seconds` NaN.
+
     `log_history` contains the entries that Trainer would log:
 
         {"epoch": 0.1, "grad_norm": 2.1, "learning_rate": 3e-4, "loss": 4.2, "step": 10}
@@ -173,8 +174,8 @@ class _Log:
     # Sum and number of the losses since the last entry with a loss.
     loss_sum: float = 0.0
     num_losses: int = 0
-    # Steps since the run was started or resumed; replayed steps have no time.
-    is_timed: bool = True
+    is_timed: bool = True  # False while windows of the log are received
+    # Of timed steps, those since the run was started or resumed.
     timed_loss_sum: float = 0.0
     num_timed: int = 0
     seconds: float = 0.0

@@ -21,7 +21,7 @@ class AdagradState(NamedTuple):
     float32 fields are float64 for float64 leaves; the rate is float64 if any leaf is.
     """
 
-    count: PyTree  # (), int32: number of moment updates; one per leaf is accepted
+    count: PyTree  # (), int32: number of moment updates; or a tree, as in `AdamWState`
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, before `lr_decay`
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`

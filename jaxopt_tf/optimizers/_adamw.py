@@ -12,12 +12,12 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._numerics import (
     ExactScalar,
-    block_fma,
     exact_power,
     exact_scalar,
     exact_sqrt,
     hoist_scalars,
     one_minus,
+    prevent_fma,
     rounded,
     scalar,
     wide_dtype,
@@ -164,8 +164,8 @@ def adamw_rule(
             change = change - scalars.decay * p
         elif leaf.is_decayed:
             # Torch stores the decayed parameter before it adds the step, and so rounds
-            # it. Without `block_fma` XLA fuses the product with the sum.
-            p = block_fma(p * scalars.decay_factor, scalars.opaque_zero)
+            # it. Without `prevent_fma` XLA fuses the product with the sum.
+            p = prevent_fma(p * scalars.decay_factor, scalars.opaque_zero)
         return p + change
 
     return _Adam(name, betas, weight_decay, moment_dtype, new_param).rule()
@@ -290,9 +290,9 @@ class _Adam:
         g, dtype = leaf.grad, leaf.grad.dtype
         mu = _lerp(mu, g, one_minus(beta1, dtype))
         # The first product is rounded on its own, as in torch's compiled kernel.
-        # Without `block_fma` XLA fuses one product or the other with the sum, and the
+        # Without `prevent_fma` XLA fuses one product or the other with the sum, and the
         # choice may differ between programs for different numbers of devices.
-        old = block_fma(nu * scalar(beta2, dtype), scalars.opaque_zero)
+        old = prevent_fma(nu * scalar(beta2, dtype), scalars.opaque_zero)
         nu = one_minus(beta2, dtype) * g * g + old
         return self.new_param(leaf, mu, nu, scalars), mu, nu
 

@@ -187,12 +187,12 @@ def named_slice(name: str) -> Slice:
 
 
 def _topology(name: str, family: str, size: str) -> str:
-    """Returns the topology for the number of TensorCores or chips in "v5p-16"."""
+    """Returns the topology of a name as "v5p-16", by its number of cores or chips."""
     cores = _CORES_PER_CHIP[family]
     by_number: dict[int, str] = {}
     # Of several topologies, the most compact one has the fewest hops between chips.
-    for sides in sorted(_sizes(family)[0], key=lambda sides: sum(_sides(sides))):
-        by_number.setdefault(cores * _num_devices(sides), sides)
+    for topology in sorted(_sizes(family)[0], key=lambda size: sum(_sides(size))):
+        by_number.setdefault(cores * _num_devices(topology), topology)
     if re.fullmatch(r"[1-9]\d{0,5}", size) and int(size) in by_number:
         return by_number[int(size)]
     requested = max(1, _num_devices(size))

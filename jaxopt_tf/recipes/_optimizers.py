@@ -90,13 +90,13 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 _COMMON_NAMES = {"adam": "adamw_torch", "adamw": "adamw_torch", "lion": "lion_32bit"}
 _NOT_COMPARED = "no comparison with its package was possible; use 'adamw_torch'"
 _AVERAGES = (
-    "Trainer evaluates it at averaged parameters, which a chain of updates does not "
-    "contain; "
+    "Trainer evaluates the model with averaged parameters, which an optax "
+    "transformation does not return; "
 )
 _SCHEDULE_FREE = _AVERAGES + (
-    "see `optax.contrib.schedule_free`, which differs by at most {} from schedulefree "
-    "1.4.1 over 50 steps if the warmup of the base optimizer is evaluated at step + 1; "
-    "or use '{}'"
+    "see `optax.contrib.schedule_free`, whose parameters differ by at most {} from "
+    "those of schedulefree 1.4.1 after 50 steps if the warmup of its base optimizer is "
+    "evaluated at step + 1; or use '{}'"
 )
 # Regular expressions of names that Trainer accepts and `Recipe` rejects, with the
 # reason. The first match is used.

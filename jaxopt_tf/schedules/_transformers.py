@@ -5,8 +5,8 @@ The first argument is the learning rate instead of the optimizer. There is no ar
 
 Each schedule equals that of Transformers at every step, including corner cases: after
 the end, where a cosine increases again, and with a warmup that is longer than training.
-`Recipe` rejects such values; these functions do not. Schedules with a nonzero final
-rate are in `_transformers_floors.py`.
+`Recipe` rejects such a warmup; these functions accept it. Schedules with a nonzero
+final rate are in `_transformers_floors.py`.
 """
 
 import jax

@@ -19,7 +19,8 @@ def num_batch_shards(sizes: Mapping[str, int]) -> int:
 def batch_sharding(shape: tuple[int, ...], mesh: Any, *, axis: int) -> NamedSharding:
     """Returns a sharding that divides `axis` of `shape` by the batch axes of the mesh.
 
-    The array is replicated if its size is not divisible.
+    The array is replicated if the size of `axis` is not a multiple of the number of
+    batch shards.
 
     Args:
         shape: shape of the array.

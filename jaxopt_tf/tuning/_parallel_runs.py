@@ -28,10 +28,10 @@ class Group(NamedTuple):
     """Runs that were trained in parallel up to a step."""
 
     runs: list[int]  # [n]: indices of the runs
-    losses: np.ndarray  # [n, steps], float32: losses of the steps of this call
+    losses: np.ndarray  # [n, steps], float32: losses of the steps in `train_to`
     totals: np.ndarray  # [E, n], float64: summed losses of each evaluation
     num_items: np.ndarray  # [E, n], float64: number of items of each evaluation
-    states: list[VmapState]  # [n], on the host; [] unless `keeps_states`
+    states: list[VmapState]  # [n], on the host; [] unless `train_to` keeps them
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,7 +80,7 @@ class ParallelRuns:
         keeps_states: bool = False,
         evaluates: bool = True,
     ) -> Iterator[Group]:
-        """Trains runs up to a step, and yields each group after it has reached it.
+        """Trains runs up to a step, and yields each group of runs when it is done.
 
         Args:
             runs: indices of the runs to train.
@@ -228,8 +228,8 @@ class ParallelRuns:
             max_runs = _max_runs_within(
                 limit, cohort, max_runs, num_streams, eval_batches
             )
-        # The smallest size with this number of groups: 10 runs of which at most 8 fit
-        # are two groups of 5.
+        # The number of groups is minimal, and so is their size: of 10 runs, if 8 fit at
+        # most, two groups of 5.
         size = -(-len(runs) // -(-len(runs) // max_runs))
         width = _round_up(size, program.num_devices)
         self._program_cache[key] = program, width

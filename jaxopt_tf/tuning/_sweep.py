@@ -205,4 +205,4 @@ def _summary(new: Sequence[Trial], num_alive: int, step: int) -> str:
     line = f"{len(new)} of {num_alive} {runs} {have} reached step {step:,}; "
     if math.isinf(best.objective):
         return line + ("it diverged" if len(new) == 1 else "all of them diverged")
-    return f"{line}the best, number {best.run}, to a loss of {best.objective:.4g}"
+    return f"{line}the best is number {best.run}, with a loss of {best.objective:.4g}"

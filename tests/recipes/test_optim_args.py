@@ -122,7 +122,7 @@ def test_a_refusal_has_its_reason(name, reason):
     [("schedule_free_adamw", "4e-5"), ("schedule_free_sgd", "4e-6")],
 )
 def test_reports_how_near_optax_comes_to_schedule_free(name, distance):
-    words = f"averaged parameters.*at most {distance}.*1.4.1 over 50 steps"
+    words = f"averaged parameters.*at most {distance}.*1.4.1 after 50 steps"
     with pytest.raises(ValueError, match=words):
         Recipe(max_steps=10, optim=name)
 
