@@ -291,7 +291,7 @@ def quantized(
     def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
         _check_whole(rule.name, params, grads)
         found = jax.tree.leaves(resolve_layouts(layouts, params))
-        kept = _kept(keep_float32, params, quantizer.skips_embeddings)
+        kept = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
         return [
             (layout, not is_kept and quantizer.is_quantized(leaf, layout))
             for leaf, layout, is_kept in zip(
@@ -342,7 +342,9 @@ def quantized(
     return dataclasses.replace(rule, init=init, update=update, layouts=layouts_of)
 
 
-def _kept(keep_float32: Any, params: PyTree, skips_embeddings: bool) -> list[bool]:
+def _stays_float32(
+    keep_float32: Any, params: PyTree, skips_embeddings: bool
+) -> list[bool]:
     """Returns for each leaf whether its moments remain float32."""
     if keep_float32 is None:
         names = _pytrees.leaf_names(params)
