@@ -123,6 +123,8 @@ def causal_lm(config: TransformersConfig) -> Any:
         # Without initial values torch does not touch the memory of the parameters.
         with initialization.no_init_weights():
             module = kind(kind.config_class.from_dict(content))
+        # Transformers ties parameters where it initializes them.
+        module.tie_weights()
     # Configurations validate their fields in different ways or not at all.
     except Exception as error:
         raise ValueError(

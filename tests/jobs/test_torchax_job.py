@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.jobs import RunConfig, pretrain
-from jaxopt_tf.models import TransformersConfig, _model
+from jaxopt_tf.models import TransformersConfig, _model, build_model
 
 CONFIG = {
     "architectures": ["GPTNeoXForCausalLM"],
@@ -70,6 +70,16 @@ def test_settings_that_torchax_does_not_have_are_refused(settings):
         RunConfig.from_dict({**settings, "model_name_or_path": folder})
     with pytest.raises(TypeError, match="`transformers_config` must be the content"):
         TransformersConfig(transformers_config=1, vocab_size=8)
+
+
+def test_a_tied_head_is_no_parameter_of_its_own():
+    # Transformers ties where it initializes, which is left out for the configuration.
+    pytest.importorskip("torchax", reason="the extra torchax is not installed")
+    content = {**CONFIG, "tie_word_embeddings": True}
+    model = build_model(TransformersConfig(transformers_config=content, vocab_size=64))
+    assert "gpt_neox.embed_in.weight" in model.shapes
+    assert "embed_out.weight" not in model.shapes
+    assert model.init(0).keys() == model.shapes.keys()
 
 
 @pytest.mark.promotion_of_others

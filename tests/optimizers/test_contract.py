@@ -361,7 +361,7 @@ def test_state_takes_the_sharding_of_the_parameters(name):
         ({"v": jnp.ones((4, 3))}, {"w": jnp.ones((4, 3))}, ValueError,
          "`grads` must have the structure of `params`: 2 leaves.*'v'"),
         ([jnp.ones((4, 3))], (jnp.ones((4, 3)),), ValueError,
-         "`grads` must have the structure of `params`: got list and tuple"),
+         "`grads` must have the structure of `params`: .* differ, got list and tuple"),
         ({"w": 1.0}, {"w": 1.0}, TypeError,
          "`(params|updates)` must contain only arrays, got float"),
         ({"w": jnp.ones((1, 3))}, {"w": jnp.ones((4, 3))}, ValueError,

@@ -160,7 +160,7 @@ def test_splits_and_merges_dicts_by_torch_name():
 @pytest.mark.parametrize(
     ("patterns", "error", "message"),
     [
-        (["heads.*"], ValueError, "'heads.\\*', which matches no leaf.*'head.kernel'"),
+        (["heads.*"], ValueError, "got 'heads.\\*', which matches none.*'head.kernel'"),
         ([".*"], ValueError, "`patterns` must leave at least one parameter to train"),
         (["("], ValueError, "`patterns` must be regular expressions, got '\\('"),
         ("head.*", TypeError, "`patterns` must be a list of strings, got 'head.\\*'"),
