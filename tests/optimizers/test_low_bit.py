@@ -133,6 +133,7 @@ def test_codes_are_those_of_the_nearest_levels(signed, rng):
     assert np.abs(ours.astype(int) - nearest).max() <= 1
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_small_negative_moments_keep_their_sign():
     # As the CUDA kernel of bitsandbytes: 0 would have the sign of a positive number.
     quantizer, layout = _low_bit.BITSANDBYTES, TorchLayout()
@@ -159,6 +160,7 @@ def test_state_has_few_bytes_per_parameter(build, limit):
     assert sum(x.size * x.dtype.itemsize for x in moments) / 256**2 <= limit
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_small_leaves_and_embeddings_stay_float32():
     params = {
         "kernel": jnp.ones((64, 64)),
@@ -187,6 +189,7 @@ def test_small_leaves_and_embeddings_stay_float32():
     assert isinstance(mu["wte"]["embedding"], QuantizedMoment)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_stacked_layers_have_the_codes_of_separate_ones(rng):
     stack = {"kernel": jnp.asarray(rng.normal(size=(3, 64, 67)), jnp.float32)}
     layouts = {"kernel": TorchLayout.dense().stacked()}
@@ -205,6 +208,7 @@ def test_stacked_layers_have_the_codes_of_separate_ones(rng):
             )
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_quantized_update_is_traced_once_in_scan_and_under_vmap():
     optimizer = adamw_4bit_tf(1e-2)
     p = {"kernel": jnp.asarray(params()[0])}
@@ -220,6 +224,7 @@ def test_quantized_update_is_traced_once_in_scan_and_under_vmap():
     np.testing.assert_allclose(mapped["kernel"][1], scanned["kernel"], rtol=2e-5)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 def test_training_with_8_bits_is_near_training_with_32(rng):
     # A quadratic with noise; plain rounding of second moments to 8 levels diverges.
     target = jnp.asarray(rng.normal(size=(16, 256)), jnp.float32)
