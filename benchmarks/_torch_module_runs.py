@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._architectures import Batch
+from benchmarks._compared_runs import (
+    Ended,
+    arguments_of,
+    optimizer_arrays,
+    schedule_array,
+    trained,
+)
 from jaxopt_tf import Recipe, build_optimizer, interop, training
 from jaxopt_tf.models import TorchaxModel, from_torch, from_transformers
 
@@ -22,13 +28,6 @@ class Plan(NamedTuple):
     save_steps: int
     lr_scheduler_type: str = "constant"
     warmup_steps: int = 0
-
-
-class Ended(NamedTuple):
-    """Result of a run of Trainer."""
-
-    losses: dict[int, float]  # by step
-    decayed: set[str]  # names of the parameters with weight decay
 
 
 def model_of(module: Any) -> TorchaxModel:
@@ -50,24 +49,14 @@ def model_of(module: Any) -> TorchaxModel:
 
 def arguments(plan: Plan, folder: Path, num_rows: int) -> Any:
     """Returns the run as `TrainingArguments`."""
-    import transformers
-
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
-        learning_rate=1e-3,
+    return arguments_of(
+        folder,
+        max_steps=plan.max_steps,
+        num_rows=num_rows,
+        save_steps=plan.save_steps,
         lr_scheduler_type=plan.lr_scheduler_type,
         warmup_steps=plan.warmup_steps,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        max_steps=plan.max_steps,
-        per_device_train_batch_size=num_rows,
-        train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        save_steps=plan.save_steps,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
     )
 
 
@@ -118,16 +107,10 @@ def by_trainer(
         data_collator=collate,
         train_dataset=rows,
     )
-    trainer.remove_callback(transformers.PrinterCallback)
     with warnings.catch_warnings():
         # torch's notes on the scheduler of a resumed run, and on plain numbers.
         warnings.simplefilter("ignore")
-        trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
-    history = trainer.state.log_history
-    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-    # Without the second name of a tied parameter, which no optimizer receives.
-    names = {name for name, _ in module.named_parameters()}
-    return Ended(losses, names & set(trainer.get_decay_parameter_names(module)))
+        return trained(trainer, resume_from)
 
 
 class Here:
@@ -197,34 +180,6 @@ def tensors(checkpoint: Path, model: TorchaxModel) -> dict[str, np.ndarray]:
     """
     shapes = {**model.shapes, **model.function.frozen}
     found = dict(interop.read_params(checkpoint, shapes, model.names))
-    state = interop.load_torch(checkpoint / "optimizer.pt")["state"]
-    for index, entries in state.items():
-        for name, value in entries.items():
-            found[f"{index}.{name}"] = np.asarray(value)
-    schedule = interop.load_torch(checkpoint / "scheduler.pt")
-    found["schedule"] = np.asarray([schedule["last_epoch"], *schedule["_last_lr"]])
+    found.update(optimizer_arrays(checkpoint))
+    found["schedule"] = schedule_array(checkpoint)
     return found
-
-
-def carried(state: Any) -> dict[str, Any]:
-    """Returns the leaves of a state that the next step reads, by path.
-
-    The others are reports on the last step, which torch does not store, and the key.
-    """
-    reports = (".grad_norm", ".factor", ".learning_rate", ".rng")
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    return {name: named[name] for name in named if not name.endswith(reports)}
-
-
-def num_differing(ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> int:
-    """Returns the number of elements that are missing or differ in a bit."""
-    if ours.keys() != theirs.keys():
-        return len(ours.keys() ^ theirs.keys())
-
-    def in_bytes(array: Any) -> np.ndarray:
-        array = np.asarray(array)
-        return np.frombuffer(array.tobytes(), np.uint8).reshape(-1, array.itemsize)
-
-    pairs = [(in_bytes(ours[key]), in_bytes(theirs[key])) for key in ours]
-    return sum(int(np.sum(np.any(a != b, axis=1))) for a, b in pairs)

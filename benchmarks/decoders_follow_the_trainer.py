@@ -12,7 +12,6 @@ attention mask from them. "torch itself" is Trainer with another attention kerne
 """
 
 import dataclasses
-import json
 import logging
 import tempfile
 import warnings
@@ -23,11 +22,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks._compared_runs import (
+    Ended,
+    arguments_of,
+    carried,
+    difference,
+    num_differing,
+    optimizer_arrays,
+    our_losses,
+    schedule_array,
+    trained,
+)
 from benchmarks._report import Row, main
 from jaxopt_tf._pytrees import named_leaves
 from jaxopt_tf.data import PackedBatches, PackedRows, standard_library
 from jaxopt_tf.interop import read_params, recipe_from_transformers
-from jaxopt_tf.interop._torch_files import load_torch
 from jaxopt_tf.jobs import (
     RunConfig,
     export_run,
@@ -150,7 +159,7 @@ def _case(plan: Plan, work: Path) -> Iterator[Row]:
     )
     import_run(exported, work / "again", settings=_data(plan))
     begin, end = (read_run(f) for f in (work / "ours" / exported.name, work / "again"))
-    states = [_carried(run.run_state.state) for run in (begin, end)]
+    states = [carried(run.run_state.state) for run in (begin, end)]
     yield Row(
         claim=f"{name}: Trainer's checkpoint in and out, and ours out and in: elements "
         "of parameters and optimizer that differ in a bit",
@@ -238,32 +247,15 @@ def _rows_of(batches: PackedBatches, num_batches: int) -> list[dict[str, Any]]:
 # Trainer
 
 
-class Ended(NamedTuple):
-    """Result of a run of Trainer."""
-
-    losses: dict[int, float]  # by step
-    decayed: set[str]  # names of the parameters with weight decay
-
-
 def _arguments(plan: Plan, folder: Path) -> Any:
-    import transformers
-
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
-        learning_rate=1e-3,
+    return arguments_of(
+        folder,
+        max_steps=plan.max_steps,
+        num_rows=BATCH_SIZE,
+        save_steps=plan.half,
         lr_scheduler_type="cosine",
         warmup_steps=plan.max_steps // 10,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        max_steps=plan.max_steps,
-        per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=NUM_MICRO,
-        train_sampling_strategy="sequential",
-        save_steps=plan.half,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
     )
 
 
@@ -283,29 +275,10 @@ def _by_trainer(
     trainer = transformers.Trainer(
         model, _arguments(plan, folder), train_dataset=their_rows
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
-    history = trainer.state.log_history
-    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-    # Without the second name of a tied head, which no optimizer receives.
-    names = {name for name, _ in model.named_parameters()}
-    return Ended(losses, names & set(trainer.get_decay_parameter_names(model)))
+    return trained(trainer, resume_from)
 
 
 # Comparison
-
-
-def our_losses(folder: Path) -> dict[int, float]:
-    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
-
-
-def difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], after: int
-) -> float:
-    """Returns the largest relative difference of the losses of all later steps."""
-    steps = range(after + 1, max(theirs) + 1)
-    return max(abs(ours[n] - theirs[n]) / theirs[n] for n in steps)
 
 
 def _decayed(config: RunConfig) -> set[str]:
@@ -358,37 +331,9 @@ def _tensors(checkpoint: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     found = dict(load_file(checkpoint / "model.safetensors"))
-    state = load_torch(checkpoint / "optimizer.pt")["state"]
-    for index, entries in state.items():
-        for name, value in entries.items():
-            found[f"{index}.{name}"] = np.asarray(value)
-    schedule = load_torch(checkpoint / "scheduler.pt")
-    found["schedule"] = np.asarray([schedule["last_epoch"], *schedule["_last_lr"]])
+    found.update(optimizer_arrays(checkpoint))
+    found["schedule"] = schedule_array(checkpoint)
     return found
-
-
-def _carried(state: Any) -> dict[str, Any]:
-    """Returns the leaves of a state that the next step reads, by path.
-
-    The others are reports on the last step, which torch does not store.
-    """
-    reports = (".grad_norm", ".factor", ".learning_rate")
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    return {name: named[name] for name in named if not name.endswith(reports)}
-
-
-def num_differing(ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> int:
-    """Returns the number of elements that are missing or differ on the two sides."""
-    if ours.keys() != theirs.keys():
-        return len(ours.keys() ^ theirs.keys())
-
-    def in_bytes(array: Any) -> np.ndarray:
-        array = np.asarray(array)
-        return np.frombuffer(array.tobytes(), np.uint8).reshape(-1, array.itemsize)
-
-    pairs = [(in_bytes(ours[key]), in_bytes(theirs[key])) for key in ours]
-    return sum(int(np.sum(np.any(a != b, axis=1))) for a, b in pairs)
 
 
 if __name__ == "__main__":

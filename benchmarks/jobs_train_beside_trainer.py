@@ -216,7 +216,7 @@ class _Padding:
 
     padding_side = "right"
     pad_token_id = 0
-    deprecation_warnings: dict[str, bool] = {}  # noqa: RUF012
+    deprecation_warnings: dict[str, bool] = {}  # noqa: RUF012 - a class attribute in Transformers
 
     def save_pretrained(self, folder: str) -> None:
         """Saves nothing: Trainer calls it for the tokenizer of its collator."""

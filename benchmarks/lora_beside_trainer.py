@@ -22,17 +22,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks._report import Row, main
-from benchmarks.decoders_follow_the_trainer import (
+from benchmarks._compared_runs import (
     Ended,
+    arguments_of,
     difference,
     num_differing,
+    optimizer_arrays,
     our_losses,
+    trained,
 )
+from benchmarks._report import Row, main
 from jaxopt_tf import training
 from jaxopt_tf.data import Batches, standard_library
 from jaxopt_tf.interop import recipe_from_transformers
-from jaxopt_tf.interop._torch_files import load_torch
 from jaxopt_tf.jobs import (
     RunConfig,
     build_setup,
@@ -219,25 +221,16 @@ def _base_model() -> Any:
 
 
 def _arguments(plan: Plan, folder: Path) -> Any:
-    import transformers
-
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
+    return arguments_of(
+        folder,
+        max_steps=plan.max_steps,
+        num_rows=BATCH_SIZE,
+        save_steps=plan.half,
         learning_rate=1e-2,
         lr_scheduler_type="cosine",
         warmup_steps=plan.max_steps // 10,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        max_steps=plan.max_steps,
-        per_device_train_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=NUM_MICRO,
-        train_sampling_strategy="sequential",
-        save_steps=plan.half,
-        logging_steps=1,
         seed=SEED,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
     )
 
 
@@ -262,11 +255,7 @@ def _by_trainer(
         _arguments(plan, folder),
         train_dataset=their_rows,
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
-    history = trainer.state.log_history
-    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-    return Ended(losses, set())
+    return trained(trainer, resume_from)
 
 
 # Comparison
@@ -297,10 +286,7 @@ def _tensors(checkpoint: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     found = dict(load_file(checkpoint / "adapter_model.safetensors"))
-    state = load_torch(checkpoint / "optimizer.pt")["state"]
-    for index, entries in state.items():
-        for name, value in entries.items():
-            found[f"{index}.{name}"] = np.asarray(value)
+    found.update(optimizer_arrays(checkpoint))
     return found
 
 

@@ -40,15 +40,14 @@ from benchmarks._architectures import (
     has_experts,
     make_batches,
 )
+from benchmarks._compared_runs import carried, num_differing
 from benchmarks._report import Row, main
 from benchmarks._torch_module_runs import (
     Here,
     Plan,
     by_trainer,
-    carried,
     loss_difference,
     model_of,
-    num_differing,
     recipe_of,
     tensors,
     torch_inputs,
@@ -178,9 +177,14 @@ def _measure(result: Result, work: Path) -> None:
     here.write(here.read(last), work / "returned", last)
     here.write(state, work / "written", last)
     loaded = dict(type(module).from_pretrained(work / "written").named_parameters())
+    # The key is not part of Trainer's checkpoint.
+    states = [
+        carried(each, without=(".rng",))
+        for each in (state, here.read(work / "written"))
+    ]
     result.is_checkpoint_equal = (
         num_differing(tensors(last, model), tensors(work / "returned", model)) == 0
-        and num_differing(carried(state), carried(here.read(work / "written"))) == 0
+        and num_differing(*states) == 0
         and all(
             np.array_equal(loaded[name].detach(), x) for name, x in state.params.items()
         )
