@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from .. import _checks, interop, training
 from .._io import read_json_object
@@ -43,7 +42,7 @@ from ._import_source import (
 from ._job_arguments import EVALUATION_FIELDS, job_settings
 from ._run_folder import settings_of
 from ._run_io import Run, checkpoint_of, first_run_state, read_run, write_run
-from ._trainer_run import ExportedRun, export_module_run
+from ._trainer_run import ExportedRun, export_module_run, write_for_trainer
 
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
 _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
@@ -214,10 +213,6 @@ def export_run(
     run = read_run(Path(folder))
     check_all_trained(run.job)
     model = run_model(run.model, run.job)
-    state, schedule_state = run.run_state.state, run.run_state.schedule_state
-    # The optimizer's counter is smaller than `state.step` by the number of skipped
-    # updates. torch's scheduler counts the updates, too.
-    (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         if run.job.lora_r is None:  # an adapter has its own configuration
@@ -229,28 +224,17 @@ def export_run(
             if run.job.lora_r is None:
                 described = interop.torch_model_from_config(like)
                 names = interop.match_names(
-                    state.params, described, layouts=model.layouts
+                    run.run_state.state.params, described, layouts=model.layouts
                 )
-            interop.write_trainer_checkpoint(
+            return write_for_trainer(
                 out,
-                state.params,
-                state.opt_state,
-                names,
+                run.run_state,
                 recipe=run.recipe,
-                step=int(state.step),
-                schedule_step=int(num_updates) if schedule_state is None else None,
-                schedule_state=schedule_state,
-                # When Trainer resumes, the intervals in trainer_state.json replace
-                # those of its arguments.
-                trainer_state={
-                    "eval_steps": run.job.eval_steps,
-                    "logging_steps": run.job.logging_steps,
-                    "save_steps": run.job.save_steps,
-                },
+                job=run.job,
+                model=model,
+                names=names,
                 like=like,
-                layouts=model.layouts,
             )
-    return ExportedRun(folder=out, step=int(state.step))
 
 
 @contextlib.contextmanager

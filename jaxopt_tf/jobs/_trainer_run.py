@@ -15,6 +15,7 @@ import optax
 from .. import checkpoints, interop, training
 from .._io import read_json_object, run_on_process_0
 from ..models import Model, from_transformers
+from ..recipes import Recipe
 from ..sharding import make_mesh
 from ._config import DATA, DATA_SIZE, SEQUENCES, num_sequences
 from ._example_job import (
@@ -23,7 +24,7 @@ from ._example_job import (
     model_identity,
     read_example_settings,
 )
-from ._job import mesh_axes
+from ._job import Job, mesh_axes
 from ._run_folder import write_settings
 from ._setup import init_schedule, schedule_and_optimizer, setup_of
 
@@ -125,32 +126,66 @@ def export_module_run(
     recipe, job = read_example_settings(settings)
     setup = setup_of(model, recipe, job, make_mesh("data=1", jax.devices()[:1]))
     found = training.restore_run_state(checkpoint, setup.run_state)
-    state, schedule_state = found.state, found.schedule_state
-    # Skipped updates are not counted by the optimizer and by torch's scheduler.
-    (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         config = json.dumps(dict(model.transformers_config), indent=2)
         Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
-        interop.write_trainer_checkpoint(
+        like = made if like is None else like
+        return write_for_trainer(
             out,
-            state.params,
-            state.opt_state,
-            model.names,
+            found,
             recipe=recipe,
-            step=int(state.step),
-            schedule_step=int(num_updates) if schedule_state is None else None,
-            schedule_state=schedule_state,
-            # When Trainer resumes, the intervals in trainer_state.json replace those
-            # of its arguments.
-            trainer_state={
-                "eval_steps": job.eval_steps,
-                "logging_steps": job.logging_steps,
-                "save_steps": job.save_steps,
-            },
-            like=made if like is None else like,
-            layouts=model.layouts,
+            job=job,
+            model=model,
+            names=model.names,
+            like=like,
         )
+
+
+def write_for_trainer(
+    out: Path,
+    run_state: training.RunState,
+    *,
+    recipe: Recipe,
+    job: Job,
+    model: Model,
+    names: interop.ParamNames,
+    like: Path | str,
+) -> ExportedRun:
+    """Writes the state of a run as a checkpoint from which Trainer resumes.
+
+    Args:
+        out: new folder.
+        run_state: the state.
+        recipe: the recipe of the run.
+        job: the job of the run.
+        model: the model of the run.
+        names: names of torch's parameters.
+        like: as for `interop.write_trainer_checkpoint`.
+    """
+    state, schedule_state = run_state.state, run_state.schedule_state
+    # The optimizer's counter is smaller than `state.step` by the number of skipped
+    # updates. torch's scheduler counts the updates, too.
+    (_, num_updates), *_ = optax.tree.get_all_with_path(state.opt_state, "step")
+    interop.write_trainer_checkpoint(
+        out,
+        state.params,
+        state.opt_state,
+        names,
+        recipe=recipe,
+        step=int(state.step),
+        schedule_step=int(num_updates) if schedule_state is None else None,
+        schedule_state=schedule_state,
+        # When Trainer resumes, the intervals in trainer_state.json replace those of its
+        # arguments.
+        trainer_state={
+            "eval_steps": job.eval_steps,
+            "logging_steps": job.logging_steps,
+            "save_steps": job.save_steps,
+        },
+        like=like,
+        layouts=model.layouts,
+    )
     return ExportedRun(folder=out, step=int(state.step))
 
 
