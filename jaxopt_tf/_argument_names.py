@@ -13,7 +13,7 @@ from . import _checks
 
 # Arguments whose value may be a callable that is not a schedule: a mask function, or a
 # dtype such as `jnp.bfloat16`.
-_STATIC = ("decay_mask", "moment_dtype")
+_STATIC = ("decay_mask", "moment_dtype", "mu_dtype", "nu_dtype")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,7 +31,10 @@ _FORMS = [
     ("beta1=...", "b1 momentum"),
     ("betas=(momentum, ...)", "momentum"),
     ("eps=...", "epsilon adam_epsilon"),
-    ("moment_dtype=...", "mu_dtype state_dtype dtype_momentum"),
+    ("mu_dtype=...", "momentum_dtype exp_avg_dtype"),
+    ("nu_dtype=...", "variance_dtype exp_avg_sq_dtype"),
+    ("moment_dtype=...", "mu_dtype nu_dtype state_dtype dtype_momentum"),
+    ("kahan_sum=...", "use_kahan_summation kahan_summation"),
     ("decay_mask=...", "mask weight_decay_mask"),
     ("weight_decay=...", "wd l2 weight_decay_rate"),
     ("decay_rate=...", "beta2_decay"),

@@ -121,7 +121,7 @@ def test_every_option_of_a_schedule_is_named_by_get_scheduler(function):
         (adamw_tf, "b1", "Pass `betas=(b1, b2)` instead of `b1`"),
         (adamw_tf, "mask", "Pass `decay_mask=...` instead of `mask`"),
         (adamw_tf, "lr", "Pass `learning_rate=...` instead of `lr`"),
-        (adamw_tf, "mu_dtype", "Pass `moment_dtype=...` instead of `mu_dtype`"),
+        (adamw_tf, "state_dtype", "Pass `moment_dtype=...` instead of `state_d"),
         (lion_tf, "mu_dtype", "Leave out `mu_dtype`: "),
         (adamw_tf, "nesterov", "Leave out `nesterov`: only `sgd_tf`"),
         (adafactor_tf, "momentum", "Pass `beta1=...` instead of `momentum`"),

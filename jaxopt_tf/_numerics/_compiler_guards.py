@@ -26,16 +26,25 @@ def update_from_new_param(new: jax.Array, param: jax.Array) -> jax.Array:
     # Exact by Sterbenz's lemma: a - b needs no rounding if b/2 <= a <= 2b.
     if param.dtype == jnp.float64:
         return new - param
+    stored = round_to_dtype(new, param.dtype)
     if param.dtype == jnp.float16:
+        return stored.astype(param.dtype) - param
+    return (stored - param.astype(jnp.float32)).astype(param.dtype)
+
+
+def round_to_dtype(x: jax.Array, dtype: Any) -> jax.Array:
+    """Returns `x`, float32, rounded to numbers of `dtype`; float32.
+
+    A cast alone is not enough: XLA may remove a cast to bfloat16 that is followed by
+    one to float32 (`xla_allow_excess_precision`, on by default). A difference to the
+    result would then be a difference to a number that was not rounded.
+    """
+    if dtype == jnp.float16:
         # `reduce_precision` flushes subnormals to zero: float16 values below 6e-5.
-        stored: jax.Array = jax.lax.optimization_barrier(new.astype(param.dtype))
-        return stored - param
-    # A cast alone is not enough: XLA may remove a cast to bfloat16 that is followed by
-    # one to float32 (`xla_allow_excess_precision`, on by default). The update would
-    # then be the difference to a parameter that was not rounded.
-    info = jnp.finfo(param.dtype)
-    rounded = jax.lax.reduce_precision(new, info.nexp, info.nmant)
-    return (rounded - param.astype(jnp.float32)).astype(param.dtype)
+        stored: jax.Array = jax.lax.optimization_barrier(x.astype(dtype))
+        return stored.astype(jnp.float32)
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 @jax.custom_jvp

@@ -95,6 +95,22 @@ def exact_power(base: Scalar, exponent: jax.Array, dtype: Any) -> ExactScalar:
     return double_float.power(base, exponent)
 
 
+def exact_one_minus_exp(value: ExactScalar) -> ExactScalar:
+    """Returns 1 - e^value for a value below 0, with a relative error of 1e-7."""
+    if not isinstance(value, DoubleFloat):
+        return -jnp.expm1(value)
+    # `low` is tiny: e^(high + low) = e^high (1 + low).
+    rest = value.low * jnp.exp(value.high)
+    return double_float.from_float32(-jnp.expm1(value.high) - rest)
+
+
+def exact_maximum(a: ExactScalar, b: ExactScalar) -> ExactScalar:
+    """Returns the larger one of two exact scalars."""
+    if not isinstance(a, DoubleFloat):
+        return jnp.maximum(a, b)
+    return double_float.select(double_float.subtract(a, b).high > 0, a, b)
+
+
 def exact_sqrt(value: ExactScalar) -> ExactScalar:
     """Returns the square root of an exact scalar that is greater than 0."""
     is_pair = isinstance(value, DoubleFloat)

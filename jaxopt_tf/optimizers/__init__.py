@@ -10,6 +10,8 @@ from ._adagrad import adagrad_tf as adagrad_tf
 from ._adamw import AdamWState as AdamWState
 from ._adamw import adamw_hf_v4 as adamw_hf_v4
 from ._adamw import adamw_tf as adamw_tf
+from ._ademamix import AdEMAMixState as AdEMAMixState
+from ._ademamix import ademamix_tf as ademamix_tf
 from ._clipping import ClipState as ClipState
 from ._clipping import clip as clip
 from ._clipping import is_clipped as is_clipped
@@ -27,9 +29,17 @@ from ._lion import LionState as LionState
 from ._lion import lion_tf as lion_tf
 from ._low_bit import adamw_4bit_tf as adamw_4bit_tf
 from ._low_bit import adamw_8bit_tf as adamw_8bit_tf
+from ._low_bit import ademamix_8bit_tf as ademamix_8bit_tf
 from ._low_bit import lion_8bit_tf as lion_8bit_tf
+from ._low_bit import rmsprop_8bit_tf as rmsprop_8bit_tf
+from ._low_precision import KahanState as KahanState
+from ._low_precision import StochasticRoundingState as StochasticRoundingState
+from ._low_precision import kahan_summation as kahan_summation
+from ._low_precision import stochastic_rounding as stochastic_rounding
 from ._quantized import QuantizedMoment as QuantizedMoment
 from ._rmsprop import RMSpropState as RMSpropState
 from ._rmsprop import rmsprop_tf as rmsprop_tf
 from ._sgd import SGDState as SGDState
 from ._sgd import sgd_tf as sgd_tf
+from ._stable_adamw import StableAdamWState as StableAdamWState
+from ._stable_adamw import stable_adamw_tf as stable_adamw_tf

@@ -20,11 +20,10 @@ from .._numerics import (
     prevent_fma,
     rounded,
     scalar,
-    wide_dtype,
 )
-from .._pytrees import TorchLayout
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._learning_rate import Rate
+from ._low_precision import with_moment_dtypes
 from ._per_leaf import Leaf, LeafRule, Moments, per_leaf_optimizer
 
 
@@ -69,6 +68,8 @@ def adamw_tf(
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     decay: str = "torch",
     moment_dtype: Any = "float32",
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW as `torch.optim.AdamW` computes it.
 
@@ -110,6 +111,8 @@ def adamw_tf(
             "bfloat16" and "float16" apply to every leaf. None for the leaf's dtype, as
             in torch; a bfloat16 second moment cannot decrease then, because 0.999 nu
             is rounded to nu.
+        mu_dtype: dtype of `mu`; None for `moment_dtype`.
+        nu_dtype: dtype of `nu`; None for `moment_dtype`.
 
     Returns:
         A transformation with state `AdamWState`. Updates have the leaves' dtype.
@@ -135,8 +138,9 @@ def adamw_tf(
         error up to 2e-4), decays by 1e-4 by default, and decays all leaves. Torch
         decays all leaves too; the mask is that of Trainer.
     """
-    _check_moment_dtype(moment_dtype)
-    rule = adamw_rule("adamw_tf", betas, eps, weight_decay, decay, moment_dtype)
+    rule = adamw_rule("adamw_tf", betas, eps, weight_decay, decay)
+    dtypes = {"mu": mu_dtype, "nu": nu_dtype}
+    rule = with_moment_dtypes(rule, moment_dtype, dtypes)
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 
@@ -146,7 +150,6 @@ def adamw_rule(
     eps: Scalar,
     weight_decay: Scalar,
     decay: str = "torch",
-    moment_dtype: Any = "float32",
 ) -> LeafRule:
     """Returns the arithmetic of `adamw_tf`, for a function called `name`."""
     _checks.non_negative("eps", eps)
@@ -168,7 +171,7 @@ def adamw_rule(
             p = prevent_fma(p * scalars.decay_factor, scalars.opaque_zero)
         return p + change
 
-    return _Adam(name, betas, weight_decay, moment_dtype, new_param).rule()
+    return _Adam(name, betas, weight_decay, new_param).rule()
 
 
 @checked_names
@@ -181,6 +184,8 @@ def adamw_hf_v4(
     correct_bias: bool = True,
     decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     moment_dtype: Any = "float32",
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW as `transformers.AdamW` computed it until version 5 removed it.
 
@@ -199,6 +204,8 @@ def adamw_hf_v4(
         correct_bias: False for BERT's original TensorFlow optimizer.
         decay_mask: as for `adamw_tf`.
         moment_dtype: as for `adamw_tf`.
+        mu_dtype: as for `adamw_tf`.
+        nu_dtype: as for `adamw_tf`.
 
     Returns:
         A transformation with state `AdamWState`.
@@ -227,11 +234,10 @@ def adamw_hf_v4(
         p = p + (-size * mu) / (jnp.sqrt(nu) + scalar(eps, p.dtype))
         return p - scalars.decay * p if leaf.is_decayed else p
 
-    adam = _Adam(
-        "adamw_hf_v4", betas, weight_decay, moment_dtype, new_param, correct_bias
-    )
-    _check_moment_dtype(moment_dtype)
-    return per_leaf_optimizer(adam.rule(), learning_rate, weight_decay, decay_mask)
+    adam = _Adam("adamw_hf_v4", betas, weight_decay, new_param, correct_bias)
+    dtypes = {"mu": mu_dtype, "nu": nu_dtype}
+    rule = with_moment_dtypes(adam.rule(), moment_dtype, dtypes)
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +247,6 @@ class _Adam:
     name: str
     betas: tuple[Scalar, Scalar]
     weight_decay: Scalar
-    moment_dtype: Any
     new_param: _NewParam
     correct_bias: bool = True
 
@@ -250,16 +255,8 @@ class _Adam:
         _checks.pair("betas", self.betas)
         for i, beta in enumerate(self.betas):
             _checks.fraction_below_one(f"betas[{i}]", beta)
-        return LeafRule(
-            self.name, AdamWState, self.scalars, self.update, init=self.init
-        )
-
-    def init(self, p: jax.Array, _: TorchLayout | None) -> tuple[jax.Array, jax.Array]:
-        """Returns moments of zeros."""
-        dtype = p.dtype if self.moment_dtype is None else jnp.dtype(self.moment_dtype)
-        dtype = wide_dtype(p.dtype) if dtype == jnp.float32 else dtype
-        # Two separate buffers, because XLA refuses to donate one buffer twice.
-        return jnp.zeros_like(p, dtype), jnp.zeros_like(p, dtype)
+        moments = self.scalars, self.update
+        return LeafRule(self.name, AdamWState, *moments, has_moment=(True, True))
 
     def scalars(self, rate: Rate, count: jax.Array) -> _Scalars:
         """Returns the scalars of update `count`, from 1."""
@@ -288,7 +285,7 @@ class _Adam:
         """Returns the new parameter and the new moments."""
         (mu, nu), (beta1, beta2) = moments, self.betas
         g, dtype = leaf.grad, leaf.grad.dtype
-        mu = _lerp(mu, g, one_minus(beta1, dtype))
+        mu = lerp(mu, g, one_minus(beta1, dtype))
         # The first product is rounded on its own, as in torch's compiled kernel.
         # Without `prevent_fma` XLA fuses one product or the other with the sum, and the
         # choice may differ between programs for different numbers of devices.
@@ -302,21 +299,8 @@ def bias_correction(beta: Scalar, count: jax.Array, dtype: Any) -> ExactScalar:
     return exact_scalar(1.0, dtype) - exact_power(beta, count, dtype)
 
 
-def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
+def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     """Interpolates from the nearer of `start` and `end`, as `torch.lerp` does."""
     near_start = start + weight * (end - start)
     near_end = end + (weight - 1.0) * (end - start)
     return jnp.where(weight < 0.5, near_start, near_end)
-
-
-def _check_moment_dtype(moment_dtype: Any) -> None:
-    choices = [None, jnp.float32, jnp.bfloat16, jnp.float16]
-    try:
-        is_known = moment_dtype in [c if c is None else jnp.dtype(c) for c in choices]
-    except TypeError:  # a string that is no dtype
-        is_known = False
-    if not is_known:
-        raise TypeError(
-            "`moment_dtype` must be float32, bfloat16, float16, or None for the dtype "
-            f"of each leaf, got {moment_dtype!r}."
-        )

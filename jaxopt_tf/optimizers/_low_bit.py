@@ -1,4 +1,4 @@
-"""AdamW and Lion with moments of 8 or 4 bits, as bitsandbytes and torchao have them."""
+"""Optimizers with moments of 8 or 4 bits, as bitsandbytes and torchao have them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,9 +10,11 @@ from .._argument_names import checked_names
 from .._pytrees import TorchLayout
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adamw import adamw_rule
+from ._ademamix import ademamix_rule
 from ._lion import lion_rule
 from ._per_leaf import per_leaf_optimizer
 from ._quantized import SIGNED_4_BIT, Levels, Quantizer, quantized
+from ._rmsprop import rmsprop_rule
 
 KeepFloat32 = PyTree | Callable[[PyTree], PyTree] | None
 
@@ -183,6 +185,86 @@ def lion_8bit_tf(
         lion_rule("lion_8bit_tf", betas, weight_decay),
         BITSANDBYTES,
         (True,),
+        layouts=layouts,
+        keep_float32=keep_float32,
+    )
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+
+
+@checked_names
+def ademamix_8bit_tf(
+    learning_rate: ScalarOrSchedule,
+    *,
+    betas: tuple[Scalar, Scalar, Scalar] = (0.9, 0.999, 0.9999),
+    alpha: Scalar = 5.0,
+    t_alpha: int | None = None,
+    t_beta3: int | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    keep_float32: KeepFloat32 = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdEMAMix with moments of 8 bits: 3.05 bytes per parameter instead of 12.
+
+    The formula is that of `ademamix_tf`; its moments are stored as those of
+    `adamw_8bit_tf` with `library="bitsandbytes"`, the slow mean as the fast one. A
+    change of the slow mean by less than half the distance of two levels is lost: with
+    `betas[2]` 0.9999 most of them are. Arguments are those of these two.
+
+    Returns:
+        A transformation with state `AdEMAMixState`.
+
+    Raises:
+        ValueError, TypeError: as `ademamix_tf` and `adamw_8bit_tf`.
+
+    Source: bitsandbytes 0.50.2 `optim/ademamix.py`, `AdEMAMix` with 8 bits, which
+        Transformers calls for `optim="ademamix_8bit"` and "paged_ademamix_8bit".
+    """
+    rule = quantized(
+        ademamix_rule(
+            "ademamix_8bit_tf", betas, alpha, t_alpha, t_beta3, eps, weight_decay
+        ),
+        BITSANDBYTES,
+        (True, True, False),
+        layouts=layouts,
+        keep_float32=keep_float32,
+    )
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+
+
+@checked_names
+def rmsprop_8bit_tf(
+    learning_rate: ScalarOrSchedule,
+    *,
+    alpha: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decay_mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    keep_float32: KeepFloat32 = None,
+    layouts: Mapping[str, TorchLayout] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """RMSprop with a mean of squares of 8 bits: 1.02 bytes per parameter instead of 4.
+
+    The formula is that of `rmsprop_tf`, without momentum. The mean of squares is stored
+    as the first moment of `adamw_8bit_tf` with `library="bitsandbytes"`, with signed
+    levels of which it uses half. Arguments are those of these two.
+
+    Returns:
+        A transformation with state `RMSpropState`.
+
+    Raises:
+        ValueError, TypeError: as `rmsprop_tf` and `adamw_8bit_tf`.
+
+    Source: bitsandbytes 0.50.2 `optim/rmsprop.py`, `RMSprop` with 8 bits, which
+        Transformers calls for `optim="rmsprop_bnb_8bit"`.
+    Differs: the CUDA kernel of bitsandbytes has the decay in the mean of squares but
+        not in the step. Here it is in both, as on CPUs and with 32 bits.
+    """
+    rule = quantized(
+        rmsprop_rule("rmsprop_8bit_tf", alpha, eps, None, False, weight_decay),
+        BITSANDBYTES,
+        (True, None, None),
         layouts=layouts,
         keep_float32=keep_float32,
     )

@@ -17,7 +17,7 @@ import optax
 
 from .. import _checks, _pytrees
 from .._numerics import is_zero, scalar, update_from_new_param, wide_dtype
-from .._pytrees import TorchLayout, reshard_like
+from .._pytrees import TorchLayout, reshard_like, varying_axes
 from .._typing import PyTree, Scalar, ScalarOrSchedule, Schedule, Step
 from . import _learning_rate
 from ._decay_mask import resolve_mask
@@ -200,6 +200,26 @@ def _schedule_of_counts(rate_of_count: Any) -> Schedule:
         return rate
 
     return schedule
+
+
+def check_whole(name: str, params: PyTree, grads: Sequence[Any], reason: str) -> None:
+    """Raises if leaves are shards inside of `jax.shard_map`.
+
+    Args:
+        name: the optimizer's name.
+        params: parameters.
+        grads: gradients of its leaves; empty in `init`.
+        reason: clause that says why the optimizer needs whole arrays.
+    """
+    leaves = [*jax.tree.leaves(params), *grads]
+    axes = [varying_axes(leaf) for leaf in leaves if isinstance(leaf, jax.Array)]
+    if any(axes):
+        raise ValueError(
+            f"`params` and `grads` of `{name}` must be whole arrays, because {reason}, "
+            f"but they are shards along {sorted(frozenset().union(*axes))} inside of "
+            "`jax.shard_map`. Call `init` and `update` outside, under `jax.jit`, which "
+            "partitions the computation itself."
+        )
 
 
 def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _pytrees
-from .._pytrees import TorchLayout, resolve_layouts, varying_axes
+from .._pytrees import TorchLayout, resolve_layouts
 from .._typing import PyTree
-from ._per_leaf import Leaf, LeafRule, Moments
+from ._per_leaf import Leaf, LeafRule, Moments, check_whole
 
 
 class QuantizedMoment(NamedTuple):
@@ -202,6 +202,15 @@ class Quantizer:
             codes = self._packed(codes, layout)
         return QuantizedMoment(codes, scales)
 
+    def empty(
+        self, moment: jax.Array, levels: Levels, layout: TorchLayout
+    ) -> QuantizedMoment:
+        """Returns the moment before the first update: code 0, scale 0, as in torch."""
+        codes = jnp.zeros_like(moment, jnp.uint8)
+        if len(levels.values) == 16:
+            codes = self._packed(codes, layout)
+        return QuantizedMoment(codes, jnp.zeros_like(self.scales(moment, layout)))
+
     def block_axis(self, shape: tuple[int, ...], layout: TorchLayout) -> int | None:
         """Returns the leaf's axis along which each block lies; None if none is."""
         groups = layout.groups(len(shape))
@@ -268,7 +277,7 @@ class Quantizer:
 def quantized(
     rule: LeafRule,
     quantizer: Quantizer,
-    signed: Sequence[bool],
+    signed: Sequence[bool | None],
     *,
     layouts: Mapping[str, TorchLayout] | None,
     keep_float32: Callable[[PyTree], PyTree] | PyTree | None,
@@ -281,15 +290,19 @@ def quantized(
     Args:
         rule: an optimizer whose moments have the shapes of the leaves.
         quantizer: see `Quantizer`.
-        signed: for each moment, whether it can be negative.
+        signed: for each moment, whether its levels have signs; None for a moment that
+            `rule` does not have.
         layouts: layouts of the leaves in torch, which order the elements of blocks.
         keep_float32: bool for each leaf, or a callable from params to that: which
             leaves have float32 moments. None for the embeddings.
     """
-    levels = [quantizer.signed if s else quantizer.unsigned for s in signed]
+    levels = [
+        None if s is None else quantizer.signed if s else quantizer.unsigned
+        for s in signed
+    ]
 
     def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
-        _check_whole(rule.name, params, grads)
+        check_whole(rule.name, params, grads, "a scale is that of a whole block")
         found = jax.tree.leaves(resolve_layouts(layouts, params))
         kept = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
         return [
@@ -301,18 +314,25 @@ def quantized(
 
     def init(p: jax.Array, layout: Any) -> Moments:
         in_torch, is_quantized = layout
-        moments = dataclasses.replace(rule, layouts=None).init_leaf(p, None)
+        plain = dataclasses.replace(rule, layouts=None)
         if not is_quantized:
-            return moments
-        # A new state has the code 0 and the scale 0 everywhere, as in torch.
-        return tuple(
-            jax.tree.map(jnp.zeros_like, encoded(m, own, in_torch))
-            for m, own in zip(moments, levels, strict=True)
-        )
+            return plain.init_leaf(p, None)
 
-    def encoded(moment: jax.Array, own: Levels, layout: TorchLayout) -> QuantizedMoment:
-        scales = quantizer.scales(moment, layout)
-        return quantizer.encode(moment, scales, own, layout)
+        def stored(p: jax.Array) -> Moments:
+            moments = plain.init_leaf(p, None)
+            return tuple(
+                moment if own is None else quantizer.empty(moment, own, in_torch)
+                for moment, own in zip(moments, levels, strict=True)
+            )
+
+        # Only shapes are computed. `zeros_like` gives codes the parameter's sharding.
+        def zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+            if like.shape == p.shape:
+                return jnp.zeros_like(p, like.dtype)
+            return jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding)
+
+        moments: Moments = jax.tree.map(zeros, jax.eval_shape(stored, p))
+        return moments
 
     def update(leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
         layout, is_quantized = leaf.layout
@@ -322,20 +342,25 @@ def quantized(
 
         def updated(param: jax.Array, grad: jax.Array, old: Moments) -> Moments:
             decoded = tuple(
-                quantizer.decode(moment, own, layout, param.shape)
+                moment
+                if own is None
+                else quantizer.decode(moment, own, layout, param.shape)
                 for moment, own in zip(old, levels, strict=True)
             )
             return rule.update(leaf._replace(param=param, grad=grad), scalars, decoded)
 
         arrays = leaf.param, leaf.grad, moments
-        scales = [quantizer.scales(new, layout) for new in updated(*arrays)[1:]]
+        scales = [
+            None if own is None else quantizer.scales(new, layout)
+            for new, own in zip(updated(*arrays)[1:], levels, strict=True)
+        ]
         # The update is computed a second time, once the scales are known. XLA would
         # otherwise compute it once and write the new moments to memory in float32,
         # which costs more than reading codes and gradient again.
         arrays, scales = jax.lax.optimization_barrier((arrays, scales))
         new_param, *new = updated(*arrays)
         return new_param, *(
-            quantizer.encode(moment, scale, own, layout)
+            moment if own is None else quantizer.encode(moment, scale, own, layout)
             for moment, scale, own in zip(new, scales, levels, strict=True)
         )
 
@@ -356,20 +381,6 @@ def _stays_float32(
 def is_embedding(name: str) -> bool:
     """Returns whether a leaf's name is that of an embedding in Flax or Transformers."""
     return bool(_EMBEDDINGS.search(name))
-
-
-def _check_whole(name: str, params: PyTree, grads: Sequence[Any]) -> None:
-    """Raises if leaves are shards, in which blocks would be cut differently."""
-    leaves = [*jax.tree.leaves(params), *grads]
-    axes = [varying_axes(leaf) for leaf in leaves if isinstance(leaf, jax.Array)]
-    if any(axes):
-        raise ValueError(
-            f"`params` and `grads` of `{name}` must be whole arrays, because a scale "
-            f"is that of a whole block, but they are shards along "
-            f"{sorted(frozenset().union(*axes))} inside of `jax.shard_map`. Call "
-            "`init` and `update` outside, under `jax.jit`, which partitions the "
-            "computation itself."
-        )
 
 
 def _float(bits: jax.Array) -> jax.Array:

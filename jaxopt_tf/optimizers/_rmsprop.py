@@ -80,6 +80,19 @@ def rmsprop_tf(
     Differs: `optax.rmsprop` has a decay rate of 0.9 and eps inside the root by default,
         and no weight decay. An `alpha` of 1 or more is refused; torch accepts it.
     """
+    rule = rmsprop_rule("rmsprop_tf", alpha, eps, momentum, centered, weight_decay)
+    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+
+
+def rmsprop_rule(
+    name: str,
+    alpha: Scalar,
+    eps: Scalar,
+    momentum: Scalar | None,
+    centered: bool,
+    weight_decay: Scalar,
+) -> LeafRule:
+    """Returns the arithmetic of `rmsprop_tf`, for a function called `name`."""
     _checks.fraction_below_one("alpha", alpha)
     _checks.non_negative("eps", eps)
     # The default is None and not 0.0: `optax.inject_hyperparams` would turn 0.0 into an
@@ -112,11 +125,5 @@ def rmsprop_tf(
         buffer = scalar(momentum, dtype) * buffer + g / root
         return p - rate_value * buffer, nu, mu, buffer
 
-    rule = LeafRule(
-        "rmsprop_tf",
-        RMSpropState,
-        scalars,
-        update,
-        has_moment=(True, centered, has_buffer),
-    )
-    return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
+    has_moment = (True, centered, has_buffer)
+    return LeafRule(name, RMSpropState, scalars, update, has_moment=has_moment)

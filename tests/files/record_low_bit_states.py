@@ -82,6 +82,15 @@ def record() -> None:
             "lion",
             lambda p: bitsandbytes.optim.Lion(p, betas=(0.9, 0.99), **settings, **bits),
         ),
+        **states(
+            "rmsprop", lambda p: bitsandbytes.optim.RMSprop(p, **settings, **bits)
+        ),
+        **states(
+            "ademamix",
+            lambda p: bitsandbytes.optim.AdEMAMix(
+                p, t_alpha=15, t_beta3=15, **settings, **bits
+            ),
+        ),
         **states("torchao 8", lambda p: AdamW8bit(p, **settings, **torchao)),
         **states("torchao 4", lambda p: AdamW4bit(p, **settings, **torchao)),
     )

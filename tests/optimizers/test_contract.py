@@ -20,10 +20,14 @@ from jaxopt_tf.optimizers import (
     adagrad_tf,
     adamw_hf_v4,
     adamw_tf,
+    ademamix_tf,
     clip,
+    kahan_summation,
     lion_tf,
     rmsprop_tf,
     sgd_tf,
+    stable_adamw_tf,
+    stochastic_rounding,
 )
 
 
@@ -50,6 +54,10 @@ TRANSFORMATIONS = {
         rising, momentum=0.9, centered=True, weight_decay=0.1
     ),
     "lion_tf": lambda: lion_tf(1e-3, weight_decay=0.1),
+    "ademamix_tf": lambda: ademamix_tf(rising, weight_decay=0.1),
+    "stable_adamw_tf": lambda: stable_adamw_tf(1e-3, weight_decay=0.1),
+    "kahan_summation": lambda: kahan_summation(sgd_tf(1e-3)),
+    "stochastic_rounding": lambda: stochastic_rounding(sgd_tf(1e-3)),
     "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
 }
 # Transformations whose `init(params)` returns a state per parameter.
@@ -108,7 +116,8 @@ def test_update_keeps_shapes_and_dtypes(name, dtype):
         assert jax.tree.structure(new_state) == jax.tree.structure(state)
         if dtype == "float64":
             dtypes = {x.dtype for x in jax.tree.leaves(state)}
-            assert dtypes <= {jnp.dtype("float64"), jnp.dtype("int32")}
+            # uint32: the key of `stochastic_rounding`.
+            assert dtypes <= {jnp.dtype(d) for d in ("float64", "int32", "uint32")}
 
 
 @every_optimizer
@@ -213,8 +222,10 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
         adafactor_trainer,
         sgd_tf,
         adagrad_tf,
+        ademamix_tf,
         lion_tf,
         clip,
+        stable_adamw_tf,
         rmsprop_tf,
         functools.partial(sgd_tf, momentum=0.9),
     ],

@@ -16,7 +16,9 @@ from jaxopt_tf.optimizers import (
     adamw_4bit_tf,
     adamw_8bit_tf,
     adamw_tf,
+    ademamix_8bit_tf,
     lion_8bit_tf,
+    rmsprop_8bit_tf,
 )
 from jaxopt_tf.optimizers._quantized import Levels
 from tests.files.record_low_bit_states import STEPS, grads, params
@@ -25,6 +27,8 @@ RECORDED = pathlib.Path(__file__).parents[1] / "files" / "low_bit_states.npz"
 OPTIMIZERS = {
     "adamw": adamw_8bit_tf,
     "lion": lion_8bit_tf,
+    "rmsprop": rmsprop_8bit_tf,
+    "ademamix": functools.partial(ademamix_8bit_tf, t_alpha=15, t_beta3=15),
     "torchao 8": functools.partial(adamw_8bit_tf, library="torchao"),
     "torchao 4": adamw_4bit_tf,
 }
@@ -46,6 +50,17 @@ def without_sign_repair(monkeypatch):
 
 def decay_all(params):
     return jax.tree.map(lambda _: True, params)
+
+
+def in_fields(name, state):
+    """Returns the moments that each of the library's tensors contains."""
+    if name == "ademamix":
+        return [("exp_avg", [state.mu, state.mu_slow]), ("exp_avg_sq", [state.nu])]
+    if name == "rmsprop":
+        return [("exp_avg", [state.nu])]
+    if name == "lion":
+        return [("exp_avg", [state.mu])]
+    return [("exp_avg", [state.mu]), ("exp_avg_sq", [state.nu])]
 
 
 def trained(build, *, is_transposed):
@@ -71,7 +86,14 @@ def trained(build, *, is_transposed):
 
 @pytest.mark.parametrize(
     ("name", "is_transposed"),
-    [("adamw", True), ("lion", False), ("torchao 8", False), ("torchao 4", True)],
+    [
+        ("adamw", True),
+        ("lion", False),
+        ("rmsprop", False),
+        ("ademamix", True),
+        ("torchao 8", False),
+        ("torchao 4", True),
+    ],
 )
 def test_codes_scales_and_parameters_are_those_of_the_library(
     name, is_transposed, recorded, without_sign_repair
@@ -86,21 +108,24 @@ def test_codes_scales_and_parameters_are_those_of_the_library(
     num_codes = num_different = 0
     for i in range(len(params())):
         index = str(i)
-        kept = [f"{name}.{i}.{m}.codes" in recorded for m in ("exp_avg", "exp_avg_sq")]
-        moments = [state.mu[index], state.nu[index] if name != "lion" else None]
-        for moment, field, is_kept in zip(
-            moments, ("exp_avg", "exp_avg_sq"), kept, strict=True
-        ):
-            assert isinstance(moment, QuantizedMoment) == is_kept
-            if is_kept:
-                theirs = recorded[f"{name}.{i}.{field}.codes"].reshape(-1)
-                num_codes += theirs.size
-                num_different += (in_torch(moment.codes) != theirs).sum()
-                np.testing.assert_allclose(
-                    in_torch(moment.scales),
-                    recorded[f"{name}.{i}.{field}.scales"],
-                    rtol=1e-6,
-                )
+        for field, moments in in_fields(name, state):
+            key = f"{name}.{i}.{field}"
+            is_kept = f"{key}.codes" in recorded
+            found = [moment[index] for moment in moments]
+            assert [isinstance(m, QuantizedMoment) for m in found] == [is_kept] * len(
+                found
+            )
+            if not is_kept:
+                continue
+            ours = np.concatenate([in_torch(m.codes) for m in found])
+            theirs = recorded[f"{key}.codes"].reshape(-1)
+            num_codes += theirs.size
+            num_different += (ours != theirs).sum()
+            np.testing.assert_allclose(
+                np.concatenate([in_torch(m.scales) for m in found]),
+                recorded[f"{key}.scales"].reshape(-1),
+                rtol=1e-6,
+            )
         ours = in_torch(p[index])[::16]
         # A weight whose code differs may move on differently. Parameters are up to 3,
         # with an ulp of 2.4e-7, and each of 20 steps rounds.
@@ -152,7 +177,13 @@ def test_small_negative_moments_keep_their_sign():
 
 @pytest.mark.parametrize(
     ("build", "limit"),
-    [(adamw_8bit_tf, 2.1), (adamw_4bit_tf, 1.1), (lion_8bit_tf, 1.1)],
+    [
+        (adamw_8bit_tf, 2.1),
+        (adamw_4bit_tf, 1.1),
+        (lion_8bit_tf, 1.1),
+        (rmsprop_8bit_tf, 1.1),
+        (ademamix_8bit_tf, 3.1),
+    ],
 )
 def test_state_has_few_bytes_per_parameter(build, limit):
     shape = jax.eval_shape(build(1e-3).init, {"kernel": jnp.zeros((256, 256))})
