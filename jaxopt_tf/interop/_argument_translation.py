@@ -22,6 +22,7 @@ from ..recipes import (
     METRIC_DRIVEN,
     TAKES_OPTIM_ARGS,
     Recipe,
+    ignored_fields,
     optimizer_refusal,
     read_optim_args,
 )
@@ -213,6 +214,7 @@ def translate_training_arguments(
         _translate_optimizer(translation)
     with translation.refusing():
         _translate_optim_args(translation, version)
+    _list_ignored_fields(translation)
     _check_decay(translation, version)
     _translate_warmup(translation, max_steps, version)
     _translate_schedule(translation)
@@ -283,7 +285,29 @@ def _translate_optim_args(translation: Translation, version: ArgsVersion) -> Non
             named = ",".join(i for i in items if not i.startswith("weight_decay="))
         else:
             del named["weight_decay"]
+    _refuse_false_words(optim, named)
     translation.settings["optim_args"] = dict(read_optim_args(optim, named))
+
+
+def _list_ignored_fields(translation: Translation) -> None:
+    """Lists the fields that the optimizer ignores in Trainer, too."""
+    optim = translation.combined.get("optim") or "adamw_torch"
+    if optimizer_refusal(optim) is None:
+        values = {**translation.values, "optim": optim}
+        translation.ignored.extend(ignored_fields(values))
+
+
+def _refuse_false_words(optim: str, named: str | dict[str, Any]) -> None:
+    """Raises for "False", which Trainer reads as True for `stable_adamw`."""
+    if optim != "stable_adamw":
+        return
+    for name, value in read_optim_args(optim, named):
+        if name in ("decouple_lr", "kahan_sum") and value is False:
+            raise ValueError(
+                f"`optim_args` {named!r}: Trainer reads `{name}` as True, because it "
+                "calls `bool` on the string. Write True if the run should continue as "
+                "it was, or remove it for the default."
+            )
 
 
 def _check_decay(translation: Translation, version: ArgsVersion) -> None:

@@ -15,9 +15,9 @@ from .._argument_names import checked_names
 from .._typing import PyTree, ScalarOrSchedule, Schedule
 from ..optimizers import DECAY_RULES_BY_TYPE, LayerNorms, TorchLayout, clip, decay_mask
 from ..schedules import MetricDrivenSchedule, rate_dtype
-from ._optimizers import named_optimizer
+from ._optimizers import ALGORITHMS, named_optimizer
 from ._rate_groups import DEFAULT_GROUP, group_labels
-from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
+from ._recipe import METRIC_DRIVEN, Recipe, build_schedule, without_ignored
 
 # Fields that determine the learning rate of each step and nothing else in the program.
 _RATE_FIELDS = (
@@ -59,7 +59,8 @@ def build_optimizer(
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
-    If `max_grad_norm` is 0, the chain contains the optimizer only. With rate groups,
+    If `max_grad_norm` is 0, or the optimizer ignores it ("lomo"), the chain contains
+    the optimizer only. With rate groups,
     the optimizer is an `optax.multi_transform` with one optimizer per group; clipping
     is applied before it, to the joint norm of all groups. With a metric-driven
     schedule, the rate is stored in the optimizer's state and starts at
@@ -99,6 +100,9 @@ def build_optimizer(
         `trainer_optimizer.py`.
     """
     varied = varied or RunHyperparams({}, {})
+    ignores = ALGORITHMS[recipe.optim].ignores
+    values = {n: v for n, v in varied.values.items() if n not in ignores}
+    recipe, varied = without_ignored(recipe), varied._replace(values=values)
     settings: dict[str, Any] = {**vars(recipe), **varied.values}
     decays = recipe.weight_decay != 0 or "weight_decay" in varied.values
     mask = _decay_mask(recipe, layer_norms, decays)
@@ -194,9 +198,12 @@ def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
         num_steps = max(recipe.max_steps for recipe in recipes)
         tables = [_tables(recipe, num_steps) for recipe in recipes]
         rates = {label: jnp.stack([t[label] for t in tables]) for label in tables[0]}
+    fields = _VALUE_FIELDS
+    if "peak" in ALGORITHMS[recipes[0].optim].takes:
+        fields = (*fields, "learning_rate")
     values = {
         name: jnp.array([_value(recipe, name) for recipe in recipes], jnp.float32)
-        for name in _VALUE_FIELDS
+        for name in fields
         if _differ(recipes, name)
     }
     return RunHyperparams(rates, values)

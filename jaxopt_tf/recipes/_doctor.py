@@ -3,17 +3,19 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import jax
 import optax
 
 from .. import _pytrees
 from .._argument_names import checked_names
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout
-from ._optimizer_findings import optimizer_findings
-from ._recipe import Recipe
+from ._optimizer_findings import is_compensated, optimizer_findings
+from ._recipe import Recipe, without_ignored
 from ._recipe_findings import (
     Finding,
     floating_leaves,
+    ignored_findings,
     params_findings,
     recipe_findings,
 )
@@ -98,12 +100,22 @@ def doctor(
             "`params` must have a floating-point leaf on which `optimizer` is run, got "
             f"{_pytrees.leaf_names(params)}. Pass all parameters that are trained."
         )
-    found: list[Finding | str] = [*_NEVER_JUDGED, *recipe_findings(recipe, params)]
+    found: list[Finding | str] = [*_NEVER_JUDGED, *ignored_findings(recipe)]
+    recipe = without_ignored(recipe)
+    found += recipe_findings(recipe, params)
     norms = layer_norms or ()
     if params is None:
         found.append("names, shapes and dtypes of parameters: pass `params`")
     else:
-        found += params_findings(recipe, params, layouts or {}, norms)
+        args = dict(recipe.optim_args)
+        is_rounded_well = bool(args.get("bf16_stochastic_round"))
+        if recipe.optim == "stable_adamw":
+            is_rounded_well = bool(args.get("kahan_sum", True))
+        if optimizer is not None:
+            is_rounded_well = is_compensated(jax.eval_shape(optimizer.init, params))
+        found += params_findings(
+            recipe, params, layouts or {}, norms, is_rounded_well=is_rounded_well
+        )
     if optimizer is not None:
         found += optimizer_findings(recipe, optimizer, params, norms)
     return Diagnosis(

@@ -13,6 +13,7 @@ from .._argument_names import checked_names
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_reasons
 from ._build import build_optimizer
+from ._optimizers import ALGORITHMS
 from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import Recipe
 
@@ -122,8 +123,10 @@ def explain(
     named = _pytrees.named_leaves(params)
     leaves = {name: leaf for name, leaf in named if _pytrees.is_floating(leaf)}
     groups = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
-    reasons_not_decayed = dict.fromkeys(leaves, "`weight_decay` is 0")
-    if recipe.weight_decay > 0:
+    is_ignored = "weight_decay" in ALGORITHMS[recipe.optim].ignores
+    reason = f"{recipe.optim} ignores it" if is_ignored else "`weight_decay` is 0"
+    reasons_not_decayed = dict.fromkeys(leaves, reason)
+    if recipe.weight_decay > 0 and not is_ignored:
         norms = layer_norms or ()
         reasons = decay_reasons(params, rule=recipe.decay_rule, layer_norms=norms)
         reasons_not_decayed = dict(_pytrees.named_leaves(reasons))

@@ -15,7 +15,15 @@ import optax
 
 from .. import _pytrees
 from .._typing import PyTree
-from ..optimizers import ClipState, LayerNorms, decay_mask, get_learning_rate
+from ..optimizers import (
+    ClipState,
+    KahanState,
+    LayerNorms,
+    StableAdamWState,
+    StochasticRoundingState,
+    decay_mask,
+    get_learning_rate,
+)
 from ._optimizers import ALGORITHMS
 from ._recipe import Recipe
 from ._recipe_findings import Finding, floating_leaves, rate_at
@@ -61,6 +69,16 @@ def optimizer_findings(
         yield from _decay(recipe, probe, layer_norms)
         yield from _clipping(recipe, probe)
     yield from _rate(recipe, probe)
+
+
+def is_compensated(state: PyTree) -> bool:
+    """Returns whether bfloat16 parameters are not rounded to the nearest number."""
+    stable = jax.tree.leaves(
+        state, is_leaf=lambda node: isinstance(node, StableAdamWState)
+    )
+    rests = [n.compensation for n in stable if isinstance(n, StableAdamWState)]
+    kinds = KahanState, StochasticRoundingState
+    return any(_paths(state, kind) for kind in kinds) or bool(jax.tree.leaves(rests))
 
 
 class _Probe:

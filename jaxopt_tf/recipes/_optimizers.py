@@ -13,21 +13,64 @@ import optax
 from .. import _checks, optimizers
 from .._typing import PyTree, ScalarOrSchedule
 from ..optimizers import TorchLayout
+from ._adapted import adalomo, ademamix, anyprecision, lomo, stable_adamw, torchao
+
+# Type of an argument: int, float, bool, or the strings that are accepted.
+Kind = type | tuple[str, ...]
+Value = int | float | bool | str
+
+_DTYPES = ("float32", "bfloat16")
+_LOW_BIT_ARGUMENTS = ("betas", "eps", "layouts")
+_MOMENT_DTYPES: Mapping[str, Kind] = {"mu_dtype": _DTYPES, "nu_dtype": _DTYPES}
 
 
 class Algorithm(NamedTuple):
     """Row of the table `ALGORITHMS`."""
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
-    takes: tuple[str, ...] = ()  # subset of "betas", "eps" and "layouts"
-    # Arguments that Transformers reads from `optim_args`: name -> float or bool.
-    optim_args: Mapping[str, type] = MappingProxyType({})
+    # Subset of "betas", "eps", "layouts", "peak" (rate) and "seed".
+    takes: tuple[str, ...] = ()
+    # Arguments that Transformers reads from `optim_args`: name -> int, float, bool, or
+    # the strings that are accepted.
+    optim_args: Mapping[str, Kind] = MappingProxyType({})
+    # Arguments that Transformers does not have.
+    own_args: Mapping[str, Kind] = MappingProxyType({})
     # Weight decay is added to the gradient, as in torch, and enters the moments.
     is_decay_in_gradient: bool = False
+    # Fields of a recipe that have no effect, as in Trainer.
+    ignores: tuple[str, ...] = ()
+    # The update is part of the backward pass in Trainer.
+    updates_in_backward: bool = False
+
+    @property
+    def all_args(self) -> dict[str, Kind]:
+        """Arguments that a recipe accepts in `optim_args`, with their kinds."""
+        return {**self.optim_args, **self.own_args}
 
 
-def _torch_algorithm(build: Callable[..., Any], **optim_args: type) -> Algorithm:
+def _torch_algorithm(build: Callable[..., Any], **optim_args: Kind) -> Algorithm:
     return Algorithm(build, optim_args=optim_args, is_decay_in_gradient=True)
+
+
+def _torchao(build: Callable[..., Any]) -> Algorithm:
+    return Algorithm(
+        functools.partial(torchao, build),
+        (*_LOW_BIT_ARGUMENTS, "seed"),
+        optim_args={"bf16_stochastic_round": bool},
+    )
+
+
+def _ademamix(build: Callable[..., Any], *, has_8_bits: bool) -> Algorithm:
+    """Returns AdEMAMix, whose betas may be among `optim_args`."""
+    return Algorithm(
+        functools.partial(ademamix, build),
+        _LOW_BIT_ARGUMENTS if has_8_bits else ("betas", "eps"),
+        optim_args={
+            **dict.fromkeys(("beta1", "beta2", "beta3", "alpha", "eps"), float),
+            **dict.fromkeys(("t_alpha", "t_beta3"), int),
+        },
+        own_args={} if has_8_bits else _MOMENT_DTYPES,
+    )
 
 
 # Values of `optim` for which Transformers uses different kernels of AdamW. Here each of
@@ -42,14 +85,34 @@ _ADAMW_KERNELS = (
     "paged_adamw_32bit",
 )
 _ADAMW_8_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
-_LOW_BIT_ARGUMENTS = ("betas", "eps", "layouts")
+# Trainer passes only the model and the rate to LOMO and AdaLomo.
+_IGNORED = ("max_grad_norm", "weight_decay")
 # Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
         **dict.fromkeys(
-            _ADAMW_KERNELS, Algorithm(optimizers.adamw_tf, ("betas", "eps"))
+            _ADAMW_KERNELS,
+            Algorithm(optimizers.adamw_tf, ("betas", "eps"), own_args=_MOMENT_DTYPES),
         ),
-        "adamw_hf": Algorithm(optimizers.adamw_hf_v4, ("betas", "eps")),
+        "adamw_hf": Algorithm(
+            optimizers.adamw_hf_v4, ("betas", "eps"), own_args=_MOMENT_DTYPES
+        ),
+        "adamw_anyprecision": Algorithm(
+            anyprecision,
+            ("betas", "eps"),
+            optim_args={
+                "use_kahan_summation": bool,
+                "momentum_dtype": _DTYPES,
+                "variance_dtype": _DTYPES,
+                "compensation_buffer_dtype": _DTYPES,
+            },
+        ),
+        "stable_adamw": Algorithm(
+            stable_adamw,
+            ("betas", "eps", "layouts", "peak"),
+            optim_args={"decouple_lr": bool, "max_lr": float, "kahan_sum": bool},
+            own_args=_MOMENT_DTYPES,
+        ),
         "adafactor": Algorithm(optimizers.adafactor_trainer, ("layouts",)),
         "sgd": _torch_algorithm(
             optimizers.sgd_tf, momentum=float, dampening=float, nesterov=bool
@@ -64,6 +127,21 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             ("rmsprop_bnb", "rmsprop_bnb_32bit"),
             _torch_algorithm(optimizers.rmsprop_tf),
         ),
+        "rmsprop_bnb_8bit": Algorithm(
+            optimizers.rmsprop_8bit_tf, ("layouts",), is_decay_in_gradient=True
+        ),
+        **dict.fromkeys(
+            ("ademamix", "paged_ademamix_32bit"),
+            _ademamix(optimizers.ademamix_tf, has_8_bits=False),
+        ),
+        **dict.fromkeys(
+            ("ademamix_8bit", "paged_ademamix_8bit"),
+            _ademamix(optimizers.ademamix_8bit_tf, has_8_bits=True),
+        ),
+        "lomo": Algorithm(lomo, ignores=_IGNORED, updates_in_backward=True),
+        "adalomo": Algorithm(
+            adalomo, ("layouts",), ignores=_IGNORED, updates_in_backward=True
+        ),
         **dict.fromkeys(
             ("lion_32bit", "paged_lion_32bit"),
             Algorithm(optimizers.lion_tf, ("betas",)),
@@ -71,11 +149,10 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
         **dict.fromkeys(
             _ADAMW_8_BIT, Algorithm(optimizers.adamw_8bit_tf, _LOW_BIT_ARGUMENTS)
         ),
-        "adamw_torch_8bit": Algorithm(
-            functools.partial(optimizers.adamw_8bit_tf, library="torchao"),
-            _LOW_BIT_ARGUMENTS,
+        "adamw_torch_8bit": _torchao(
+            functools.partial(optimizers.adamw_8bit_tf, library="torchao")
         ),
-        "adamw_torch_4bit": Algorithm(optimizers.adamw_4bit_tf, _LOW_BIT_ARGUMENTS),
+        "adamw_torch_4bit": _torchao(optimizers.adamw_4bit_tf),
         **dict.fromkeys(
             ("lion_8bit", "paged_lion_8bit"),
             Algorithm(optimizers.lion_8bit_tf, ("betas", "layouts")),
@@ -88,7 +165,6 @@ TAKES_OPTIM_ARGS = tuple(name for name, row in ALGORITHMS.items() if row.optim_a
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Common names of other libraries, in lower case and without underscores.
 _COMMON_NAMES = {"adam": "adamw_torch", "adamw": "adamw_torch", "lion": "lion_32bit"}
-_NOT_COMPARED = "no comparison with its package was possible; use 'adamw_torch'"
 _AVERAGES = (
     "Trainer evaluates the model with averaged parameters, which an optax "
     "transformation does not return; "
@@ -101,17 +177,16 @@ _SCHEDULE_FREE = _AVERAGES + (
 # Regular expressions of names that Trainer accepts and `Recipe` rejects, with the
 # reason. The first match is used.
 _REFUSED = {
-    "(galore|apollo)_.*": "it projects gradients to a low-rank subspace that depends "
-    "on module names and on random numbers or a torch decomposition; use 'adamw_torch'",
-    "rmsprop_bnb_8bit": "it is not implemented with 8 bits; use 'rmsprop_bnb'",
-    "(ada)?lomo": "it updates each layer during the backward pass, where gradients can "
-    "be neither clipped nor accumulated; use 'adamw_torch' or 'adafactor'",
-    "(paged_)?ademamix(_32bit|_8bit)?": "it is not implemented; see "
-    "`optax.contrib.ademamix`, or use 'adamw_torch' or 'adamw_8bit'",
-    "adamw_anyprecision": "its package, torchdistx, is not maintained, and no "
-    "comparison was possible; use 'adamw_torch'",
-    "grokadamw": _NOT_COMPARED,
-    "stable_adamw": f"{_NOT_COMPARED} with `max_grad_norm`",
+    "galore_adafactor_layerwise": "Trainer cannot start it: it sets a learning rate "
+    "and `relative_step`; use 'adafactor'",
+    "(galore|apollo)_.*layerwise": "Trainer saves no state of it, so that it cannot be "
+    "resumed; use 'adamw_torch'",
+    "galore_.*": "its update depends on the signs of singular vectors, which torch "
+    "chooses, and Trainer cannot resume its own checkpoints of it; use 'adamw_torch'",
+    "apollo_.*": "its update depends on torch's random numbers, and Trainer cannot "
+    "resume its own checkpoints of it; use 'adamw_torch'",
+    "grokadamw": "its update of a tensor depends on the position in its group, and "
+    "Trainer restarts its moments at each resume; use 'adamw_torch'",
     "schedule_free_radam": f"{_AVERAGES}use 'adamw_torch'",
     "schedule_free_adamw": _SCHEDULE_FREE.format("4e-5", "adamw_torch"),
     "schedule_free_sgd": _SCHEDULE_FREE.format("4e-6", "sgd"),
@@ -135,6 +210,16 @@ def optimizer_refusal(optim: Any) -> str | None:
     hint = _checks.suggest(common or lowered, ALGORITHMS)
     listed = ", ".join(map(repr, ALGORITHMS))
     return f"`optim` must be one of {listed}, got {optim!r}.{hint}"
+
+
+def ignored_fields(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the fields that the optimizer ignores, if they are not at defaults."""
+    defaults = {"max_grad_norm": (0.0, 1.0), "weight_decay": (0.0,)}
+    return tuple(
+        name
+        for name in ALGORITHMS[settings["optim"]].ignores
+        if settings.get(name) not in (None, *defaults[name])
+    )
 
 
 def named_optimizer(
@@ -162,17 +247,19 @@ def named_optimizer(
         "betas": (settings["adam_beta1"], settings["adam_beta2"]),
         "eps": settings["adam_epsilon"],
         "layouts": layouts,
+        "peak": settings["learning_rate"],
+        "seed": settings["seed"],
     }
+    options = {name: options[name] for name in algorithm.takes}
     return algorithm.build(
         learning_rate,
         weight_decay=settings["weight_decay"],
         decay_mask=decay_mask,
-        **{name: options[name] for name in algorithm.takes},
-        **dict(settings["optim_args"]),
+        **options | dict(settings["optim_args"]),  # which may contain `eps`
     )
 
 
-def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], ...]:
+def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, Value], ...]:
     """Returns the value of `optim_args` as pairs, sorted by name.
 
     Args:
@@ -194,7 +281,7 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
             "`optim_args` must be a mapping from names to values, or a string "
             f'"name=value,name=value", got {given!r}.'
         ) from error
-    kinds = ALGORITHMS[optim].optim_args if optim in ALGORITHMS else {}
+    kinds = ALGORITHMS[optim].all_args if optim in ALGORITHMS else {}
     for name in named:
         if name == "weight_decay":
             raise ValueError(
@@ -228,16 +315,26 @@ def _from_string(given: str) -> dict[str, str]:
     return named
 
 
-def _read(name: str, value: Any, kind: type) -> float | bool:
+def _read(name: str, value: Any, kind: Kind) -> Value:
     # `bool("False")` is True, so that strings are compared with a list of words.
     if kind is bool:
+        required = "true or false"
         word = str(value).lower() if isinstance(value, bool | str) else None
         if word in _TRUE + _FALSE:
             return word in _TRUE
-    elif isinstance(value, Real | str) and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(value)
-    required = "true or false" if kind is bool else "a number"
+    elif isinstance(kind, tuple):
+        required = " or ".join(map(repr, kind))
+        if value in kind:
+            return str(value)
+    else:
+        required = "a whole number" if kind is int else "a number"
+        if isinstance(value, Real | str) and not isinstance(value, bool):
+            with suppress(ValueError):
+                number = float(value)
+                if kind is float:
+                    return number
+                if number.is_integer():
+                    return int(number)
     raise TypeError(
         f"`optim_args` must have {required} for `{name}`, got {value!r}. Correct the "
         "value."

@@ -12,7 +12,12 @@ from .._argument_names import checked_fields
 from .._typing import Schedule
 from ..optimizers import DECAY_RULES
 from ..schedules import MetricDrivenSchedule, get_scheduler
-from ._optimizers import named_optimizer, optimizer_refusal, read_optim_args
+from ._optimizers import (
+    ALGORITHMS,
+    named_optimizer,
+    optimizer_refusal,
+    read_optim_args,
+)
 from ._rate_groups import ParamGroup, read_rate_groups, sorted_pairs
 
 _PHASED = "warmup_stable_decay"
@@ -44,12 +49,17 @@ class Recipe:
             sorted pairs, so that a recipe is hashable.
         warmup_steps: number of warmup steps, at most `max_steps`; a value below 1 is a
             fraction of `max_steps`, rounded up. 0 for a metric-driven schedule.
-        optim: name of the optimizer: "adamw_torch" (or one of its other kernels),
-            "adamw_hf" of Transformers 4, "adafactor" with a given rate, as in Trainer,
-            "sgd", "adagrad", "rmsprop" or "lion_32bit".
+        optim: name of the optimizer, as in `TrainingArguments`: "adamw_torch" (or one
+            of its other kernels), "adafactor" with a given rate, "sgd", "adagrad",
+            "rmsprop", "stable_adamw", "lomo", "adalomo", "adamw_anyprecision"; those of
+            bitsandbytes, such as "adamw_8bit", "lion_32bit" and "ademamix"; those of
+            torchao; and "adamw_hf" of Transformers 4.
         optim_args: further arguments of sgd (momentum, dampening, nesterov), adagrad
-            (lr_decay, eps) and rmsprop (momentum, alpha, eps, centered): a mapping, or
-            a string "momentum=0.9,nesterov=true". Stored as sorted pairs.
+            (lr_decay, eps), rmsprop (momentum, alpha, eps, centered), ademamix (beta1,
+            beta2, beta3, alpha, eps, t_alpha, t_beta3), stable_adamw (decouple_lr,
+            max_lr, kahan_sum) and others that Trainer reads; mu_dtype and nu_dtype
+            (float32 or bfloat16) of AdamW, ademamix and stable_adamw. A mapping, or a
+            string "momentum=0.9,nesterov=true". Stored as sorted pairs.
         weight_decay: coefficient of decoupled weight decay, which is multiplied by the
             rate. For sgd, adagrad and rmsprop, `weight_decay` times the parameter is
             added to the gradient.
@@ -65,7 +75,8 @@ class Recipe:
         adam_beta2: decay rate of AdamW's second moment, the second beta of Lion; from
             0 to below 1.
         adam_epsilon: constant added to AdamW's denominator; at least 0.
-        max_grad_norm: maximum of the global gradient norm; 0 for no clipping.
+        max_grad_norm: maximum of the global gradient norm; 0 for no clipping. It and
+            `weight_decay` are ignored by "lomo" and "adalomo", as in Trainer.
         label_smoothing_factor: weight of the mean over all classes in the loss; from 0
             to below 1.
         seed: seed of parameters, dropout and data order; from 0 to 2^32 - 1.
@@ -83,7 +94,10 @@ class Recipe:
 
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
     Differs: phases that end after `max_steps` are rejected. A warmup is rejected for a
-        metric-driven schedule, which would ignore it.
+        metric-driven schedule, which would ignore it. "lomo" and "adalomo" are rejected
+        with `gradient_accumulation_steps`: Trainer would update after each micro-batch.
+        "False" in `optim_args` is False; Trainer passes bool("False"), which is True,
+        as `decouple_lr` and `kahan_sum` of stable_adamw.
     """
 
     max_steps: int
@@ -167,6 +181,12 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
         None if is_length_from_phases else recipe.max_steps,
         options,
     )
+
+
+def without_ignored(recipe: Recipe) -> Recipe:
+    """Returns the recipe with 0 in the fields that its optimizer ignores."""
+    ignores = ALGORITHMS[recipe.optim].ignores
+    return replace(recipe, **dict.fromkeys(ignores, 0.0)) if ignores else recipe
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
@@ -273,6 +293,14 @@ def _check_optimizer(recipe: Recipe) -> None:
     refusal = optimizer_refusal(recipe.optim)
     if refusal is not None:
         raise ValueError(refusal)
+    num_micro_batches = recipe.gradient_accumulation_steps
+    if ALGORITHMS[recipe.optim].updates_in_backward and num_micro_batches > 1:
+        raise ValueError(
+            f"`gradient_accumulation_steps` must be 1 with {recipe.optim!r}, got "
+            f"{num_micro_batches}: Trainer updates in the backward pass, after each "
+            "micro-batch. Use 1 and a larger `per_device_train_batch_size`, or 'sgd' "
+            "or 'adafactor'."
+        )
     _set(recipe, "optim_args", read_optim_args(recipe.optim, recipe.optim_args))
     try:
         named_optimizer(recipe.learning_rate, vars(recipe))

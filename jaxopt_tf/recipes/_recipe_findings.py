@@ -13,7 +13,7 @@ from .._numerics import wide_dtype
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, adamw_tf, decay_mask
 from ..schedules import MetricDrivenSchedule
-from ._optimizers import ALGORITHMS
+from ._optimizers import ALGORITHMS, ignored_fields
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Largest accepted relative error of the decay due to rounding of 1 - rate * decay.
@@ -64,6 +64,16 @@ def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
         yield from _warmup(recipe)
         yield from _rates(recipe)
         yield from _decay(recipe, params)
+
+
+def ignored_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Yields a finding for each field that the optimizer ignores."""
+    for name in ignored_fields(vars(recipe)):
+        yield Finding(
+            problem=f"`{name}` is {getattr(recipe, name):g} with {recipe.optim!r}",
+            reason="this optimizer ignores it, as in Trainer",
+            fix="Set it to 0, or use 'sgd' or 'adafactor'",
+        )
 
 
 def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
@@ -164,10 +174,22 @@ def params_findings(
     params: PyTree,
     layouts: Mapping[str, TorchLayout],
     layer_norms: LayerNorms,
+    *,
+    is_rounded_well: bool = False,
 ) -> Iterator[Finding]:
-    """Yields the findings that depend on names, shapes and dtypes of the parameters."""
+    """Yields the findings that depend on names, shapes and dtypes of the parameters.
+
+    Args:
+        recipe: the hyperparameters of the run.
+        params: the parameters.
+        layouts: see `build_optimizer`.
+        layer_norms: see `build_optimizer`.
+        is_rounded_well: whether the optimizer compensates the rounding of bfloat16
+            parameters, or rounds at random.
+    """
     leaves = floating_leaves(params)
     in_bfloat16 = [name for name, leaf in leaves if leaf.dtype == jnp.bfloat16]
+    in_bfloat16 = [] if is_rounded_well else in_bfloat16
     # AdamW changes an element by about the rate; its relative change is rate / RMS.
     if in_bfloat16 and recipe.learning_rate / _USUAL_RMS < _HALF_UNIT_BF16:
         yield Finding(
@@ -175,7 +197,8 @@ def params_findings(
             f"first, and the rate is {recipe.learning_rate:g}",
             reason=f"updates below {_HALF_UNIT_BF16:.1g} of a parameter are rounded "
             "away",
-            fix="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`",
+            fix="Keep parameters in float32 and pass `compute_dtype=jnp.bfloat16`, or "
+            "wrap the optimizer in `kahan_summation` or `stochastic_rounding`",
         )
     decay_per_step = recipe.learning_rate * recipe.weight_decay
     if in_bfloat16 and 0 < decay_per_step < _HALF_UNIT_BF16:

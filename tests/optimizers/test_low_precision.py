@@ -45,18 +45,17 @@ def losses(optimizer, dtype, *, num_steps=1000):
 
 
 def test_plain_bfloat16_stalls_and_both_follow_float32():
-    # Steps of 3e-4 are below half the spacing of bfloat16 numbers from 1/8 on.
+    # Steps of 3e-3 are below half the spacing of bfloat16 numbers from 1 on.
     def optimizer():
-        return optax.chain(clip(1.0), adamw_tf(1e-3, weight_decay=0.01))
+        return optax.chain(clip(1.0), adamw_tf(3e-3, weight_decay=0.01))
 
     exact = losses(optimizer(), jnp.float32)
     plain = losses(optimizer(), jnp.bfloat16)
-    assert exact[-1] < 0.05 * exact[0]
-    assert plain[-1] > 5 * exact[-1]
+    assert exact[-1] < 0.01 * exact[0]
+    assert plain[-1] > 0.4 * plain[0]
     for wrapper in WRAPPERS:
         found = losses(wrapper(optimizer()), jnp.bfloat16)
-        # The loss of parameters that are rounded to bfloat16 is that much larger.
-        np.testing.assert_allclose(found, exact, rtol=0.03, atol=0.004 * exact[0])
+        np.testing.assert_allclose(found, exact, rtol=0.1)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -31,6 +31,18 @@ def made(optim, args):
         ("rmsprop", {"alpha": "0.9"}, (("alpha", 0.9),)),
         ("rmsprop", {"centered": True}, (("centered", True),)),
         ("adagrad", (("lr_decay", 1),), (("lr_decay", 1.0),)),
+        (
+            "ademamix",
+            "beta3=0.99, t_alpha=100",
+            (("beta3", 0.99), ("t_alpha", 100)),
+        ),
+        ("stable_adamw", "decouple_lr=False", (("decouple_lr", False),)),
+        ("adamw_torch", "nu_dtype=bfloat16", (("nu_dtype", "bfloat16"),)),
+        (
+            "adamw_torch_4bit",
+            "bf16_stochastic_round=1",
+            (("bf16_stochastic_round", True),),
+        ),
         ("sgd", "", ()),
         ("sgd", None, ()),
         ("adamw_torch", {}, ()),
@@ -47,7 +59,24 @@ def test_reads_each_by_its_type(optim, given, read):
     ("optim", "given", "error", "match"),
     [
         ("sgd", "momentun=0.9", ValueError, "got 'momentun'. Did you mean 'momentum'"),
-        ("adamw_torch", "momentum=0.9", ValueError, "which are none, got 'momentum'"),
+        ("adamw_torch", "momentum=0.9", ValueError, "'nu_dtype', got 'momentum'"),
+        ("adafactor", "momentum=0.9", ValueError, "which are none, got 'momentum'"),
+        (
+            "adamw_torch",
+            "mu_dtype=int8",
+            TypeError,
+            "'float32' or 'bfloat16' for `mu_d",
+        ),
+        ("ademamix", "t_alpha=1.5", TypeError, "a whole number for `t_alpha`"),
+        ("ademamix", "beta3=1", ValueError, r"`betas\[2\]` must be"),
+        ("stable_adamw", "max_lr=0,decouple_lr=1", ValueError, "`max_lr` must be"),
+        ("stable_adamw", "kahan_sum=off", TypeError, "true or false for `kahan_sum`"),
+        (
+            "adamw_anyprecision",
+            "use_kahan_summation=True",
+            ValueError,
+            "`use_kahan_summation` must be False",
+        ),
         ("sgd", "momentum", ValueError, "must be of the form"),
         ("sgd", "momentum=0.9=1", ValueError, "must be of the form"),
         ("sgd", "momentum=0.9,momentum=0.8", ValueError, "'momentum' twice"),
@@ -104,13 +133,11 @@ def test_refuses_what_is_no_name(optim):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("galore_adamw_8bit_layerwise", "low-rank"),
-        ("apollo_adamw", "low-rank"),
-        ("paged_ademamix_8bit", "or use 'adamw_torch' or 'adamw_8bit'"),
-        ("lomo", "during the backward pass"),
-        ("ademamix", "`optax.contrib.ademamix`"),
-        ("rmsprop_bnb_8bit", "use 'rmsprop_bnb'"),
-        ("stable_adamw", "use 'adamw_torch' with `max_grad_norm`"),
+        ("galore_adamw", "signs of singular vectors"),
+        ("galore_adamw_8bit_layerwise", "saves no state"),
+        ("galore_adafactor_layerwise", "cannot start it"),
+        ("apollo_adamw", "random numbers"),
+        ("grokadamw", "restarts its moments at each resume"),
     ],
 )
 def test_a_refusal_has_its_reason(name, reason):
