@@ -17,7 +17,12 @@ from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import (
     AdafactorState,
+    AdamWState,
+    AdEMAMixState,
+    LionState,
     QuantizedMoment,
+    RMSpropState,
+    StableAdamWState,
     TorchLayout,
     resolve_layouts,
 )
@@ -35,12 +40,30 @@ from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
 Layouts = Mapping[str, TorchLayout] | None
 
-# torch's key for each field of a state.
+# torch's key for each field of Adafactor's state.
 _KEYS = {
     "mu": "exp_avg",
     "nu": "exp_avg_sq",
     "nu_row": "exp_avg_sq_row",
     "nu_col": "exp_avg_sq_col",
+}
+# torch's key for each field, by the state that is converted. Arrays of bitsandbytes
+# have other keys, see `BITSANDBYTES_KEYS`.
+KEYS_BY_STATE: Mapping[type, Mapping[str, str]] = {
+    AdafactorState: _KEYS,
+    AdamWState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
+    AdEMAMixState: {
+        "mu": "exp_avg_fast",
+        "mu_slow": "exp_avg_slow",
+        "nu": "exp_avg_sq",
+    },
+    LionState: {"mu": "exp_avg"},
+    RMSpropState: {"nu": "square_avg"},
+    StableAdamWState: {
+        "mu": "exp_avg",
+        "nu": "exp_avg_sq",
+        "compensation": "kahan_comp",
+    },
 }
 
 
@@ -54,7 +77,7 @@ class _Moment(NamedTuple):
 
 
 class NodeMoments:
-    """Moments, counters and learning rate of an `AdamWState` or `AdafactorState`."""
+    """Moments, counters and learning rate of a state in `KEYS_BY_STATE`."""
 
     def __init__(self, node: Any, params: PyTree, names: ParamNames, layouts: Layouts):
         """Finds the slices of every moment.
@@ -67,17 +90,18 @@ class NodeMoments:
 
         Raises:
             ValueError: if a leaf's row and column means, or its blocks, are not those
-                of torch, or if its moments have 4 bits.
+                of torch, if its moments are those of torchao, or if RMSprop has
+                momentum.
         """
+        keys = KEYS_BY_STATE[type(node)]
+        _check_fields(node, keys)
         treedef: Any = jax.tree.structure(params)
         self._node, self._treedef, self._names = node, treedef, names
         self._params = dict(_pytrees.named_leaves(params))
         # `flatten_up_to` stops at the leaves of `params`, so that a `MaskedNode`, which
         # has no leaves of its own, remains at its position in the list.
         self._columns = {
-            field: treedef.flatten_up_to(getattr(node, field))
-            for field in _KEYS
-            if field in node._fields
+            field: treedef.flatten_up_to(getattr(node, field)) for field in keys
         }
         self._is_adafactor = isinstance(node, AdafactorState)
         self.is_quantized = any(
@@ -93,7 +117,7 @@ class NodeMoments:
             slices = names.by_leaf[name]
             layout = leaf_layouts[i]
             moments = {
-                field: _Moment(_KEYS[field], column[i], slices, layout)
+                field: _Moment(keys[field], column[i], slices, layout)
                 for field, column in self._columns.items()
                 if not _pytrees.is_masked(column[i])
             }
@@ -133,6 +157,8 @@ class NodeMoments:
                 continue
             tensors = [found.torch_name for found in self._names.by_leaf[leaf]]
             counts[leaf] = _count(leaf, tensors, state)
+            if "compensation" not in moments:
+                _check_uncompensated(leaf, tensors, state)
             if "mu" not in moments and any(
                 "exp_avg" in state.entry(n) for n in tensors
             ):
@@ -205,8 +231,8 @@ class NodeMoments:
         recomputes it.
 
         Args:
-            for_bitsandbytes: return entries of bitsandbytes' AdamW, nested as in its
-                version 0.49.2 and later.
+            for_bitsandbytes: return entries of bitsandbytes, nested as in its version
+                0.49.2 and later.
         """
         counts = [int(count) for count in jax.tree.leaves(self._node.count)]
         # A state has one counter for all leaves, or one counter for each leaf.
@@ -221,14 +247,16 @@ class NodeMoments:
             if count == 0 or not moments:
                 continue
             # torch's AdamW counts in a float32 tensor since version 1.12, Transformers'
-            # Adafactor in an int.
+            # Adafactor in an int, StableAdamW in the group.
             entry: dict[str, Any] = {"step": count}
-            if not self._is_adafactor:
+            if isinstance(self._node, AdamWState | StableAdamWState):
                 entry["step"] = as_tensor(np.array(count, np.float32))
+            if isinstance(self._node, StableAdamWState):
+                entry["kahan_comp"] = None
             for field, moment in moments.items():
                 parts = [self._moments[found.leaf][field] for found in slices]
                 if isinstance(moment.array, QuantizedMoment):
-                    entry |= quantized_to_torch(
+                    entry[moment.key] = quantized_to_torch(
                         moment.key, moment.array, moment.layout, slices[0]
                     )
                     continue
@@ -252,6 +280,28 @@ class NodeMoments:
                 wide = weight if weight.element_size() == 8 else weight.float()
                 entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
         return entries
+
+
+def _check_fields(node: Any, keys: Mapping[str, str]) -> None:
+    """Raises if a state has moments that no file has."""
+    for field in set(node._fields[4:]) - set(keys):
+        if jax.tree.leaves(getattr(node, field)):
+            raise ValueError(
+                f"`opt_state` must have no `{field}` in its {type(node).__name__}, as "
+                "RMSprop of bitsandbytes, got moments. Build `rmsprop_tf` without "
+                "`momentum` and `centered`."
+            )
+
+
+def _check_uncompensated(leaf: str, tensors: Sequence[str], state: TorchState) -> None:
+    """Raises if the file has compensations of a leaf that has none here."""
+    for name in tensors:
+        if state.entry(name).get("kahan_comp") is not None:
+            raise ValueError(
+                f"`opt_state` must have a compensation for {leaf!r}, because the file "
+                f"has `kahan_comp` for {name!r}, got none. Keep the parameter in the "
+                "dtype of the file, bfloat16 or float16."
+            )
 
 
 def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:

@@ -1,16 +1,31 @@
 """Formats of the state dicts of torch optimizers.
 
-Formats of AdamW and Adafactor are read. Other formats are recognized by their keys, so
+Formats of AdamW, Adafactor, the optimizers of bitsandbytes and StableAdamW of
+torch-optimi are read. Other formats are recognized by their keys, so
 that an error can name the optimizer.
 """
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from ..optimizers import AdafactorState, AdamWState
+from ..optimizers import (
+    AdafactorState,
+    AdamWState,
+    AdEMAMixState,
+    LionState,
+    RMSpropState,
+    StableAdamWState,
+)
+from ._group_settings import (
+    ADAFACTOR_SETTINGS,
+    ADAMW_SETTINGS,
+    BITSANDBYTES_SETTINGS,
+    STABLE_ADAMW_SETTINGS,
+)
 
-StateType = type[AdamWState] | type[AdafactorState]
+# State of an optimizer that is converted: one of those above.
+StateType = type[Any]
 
 
 class _Format(NamedTuple):
@@ -21,30 +36,44 @@ class _Format(NamedTuple):
     needed: Set[str]  # keys of every group
     optional: Set[str]  # keys that a group may have
     is_known_without_entries: bool = True  # False if its groups are not specific
+    # Test of a group's values, where keys are not specific.
+    has_values: Callable[[Mapping[str, Any]], bool] = lambda group: True
+
+
+def _has_two_betas(group: Mapping[str, Any]) -> bool:
+    betas = group.get("betas")
+    return not isinstance(betas, list | tuple) or len(betas) == 2
+
+
+def _has_three_betas(group: Mapping[str, Any]) -> bool:
+    # AdEMAMix of bitsandbytes has the keys of its AdamW.
+    return not _has_two_betas(group)
+
+
+def _has_no_eps(group: Mapping[str, Any]) -> bool:
+    # Lion of bitsandbytes has the keys of its RMSprop.
+    return group.get("eps") == 0
+
+
+def _has_eps(group: Mapping[str, Any]) -> bool:
+    return not _has_no_eps(group)
 
 
 def _key_set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
-# Settings of a group that no recipe changes, with the values of torch 2.13's AdamW and
-# of transformers 5.23's Adafactor as Trainer builds it.
-ADAMW_SETTINGS = {
-    **dict.fromkeys(("amsgrad", "maximize", "capturable", "differentiable"), False),
-    **dict.fromkeys(("foreach", "fused")),
-    "decoupled_weight_decay": True,
-}
-ADAFACTOR_SETTINGS = {
-    "eps": (1e-30, 1e-3),
-    "clip_threshold": 1.0,
-    "decay_rate": -0.8,
-    **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
-    "beta1": None,
-}
-# bitsandbytes has one class for AdamW and AdEMAMix, whose settings these are.
-BITSANDBYTES_SETTINGS = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 # Key of the dict that contains the arrays of an entry in bitsandbytes since 0.49.2.
 BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
+# Number of bitsandbytes' array for each moment, and its index in an array of AdEMAMix,
+# which contains the fast and the slow mean.
+BITSANDBYTES_KEYS: Mapping[str, tuple[int, int | None]] = {
+    "exp_avg": (1, None),
+    "exp_avg_fast": (1, 0),
+    "exp_avg_slow": (1, 1),
+    "square_avg": (1, None),
+    "exp_avg_sq": (2, None),
+}
 # Keys that every group may have. `initial_lr` is added by torch's schedules.
 _LABELS = _key_set("params param_names initial_lr")
 _MOMENTS = (_key_set("exp_avg exp_avg_sq"),)
@@ -53,6 +82,11 @@ _BITSANDBYTES_MOMENTS = tuple(
     _key_set(f"{nested} {arrays}")
     for nested in ("", BITSANDBYTES_NESTED)
     for arrays in ("state1 state2", "state1 state2 qmap1 qmap2 absmax1 absmax2")
+)
+_BITSANDBYTES_ONE_MOMENT = tuple(
+    _key_set(f"{nested} {arrays}")
+    for nested in ("", BITSANDBYTES_NESTED)
+    for arrays in ("state1", "state1 qmap1 absmax1")
 )
 _READABLE = (
     # Adam and AdamW of every version of torch. Apex counts updates in the group.
@@ -72,8 +106,35 @@ _READABLE = (
         _BITSANDBYTES_MOMENTS,
         _ADAM | BITSANDBYTES_SETTINGS.keys(),
         frozenset(),
+        has_values=_has_two_betas,
     ),
-    _Format(AdamWState, _BITSANDBYTES_MOMENTS, _ADAM, frozenset(), False),
+    _Format(
+        AdamWState,
+        _BITSANDBYTES_MOMENTS,
+        _ADAM,
+        frozenset(),
+        False,
+        has_values=_has_two_betas,
+    ),
+    _Format(
+        AdEMAMixState,
+        _BITSANDBYTES_MOMENTS,
+        _ADAM | BITSANDBYTES_SETTINGS.keys(),
+        frozenset(),
+        has_values=_has_three_betas,
+    ),
+    # The other optimizers of bitsandbytes have one moment.
+    *(
+        _Format(kind, _BITSANDBYTES_ONE_MOMENT, _ADAM, frozenset(), False, has_values)
+        for kind, has_values in ((LionState, _has_no_eps), (RMSpropState, _has_eps))
+    ),
+    # StableAdamW of torch-optimi, which counts updates in the group.
+    _Format(
+        StableAdamWState,
+        (_key_set("exp_avg exp_avg_sq eps_sq kahan_comp"),),
+        _key_set("lr beta1 beta2 eps weight_decay") | STABLE_ADAMW_SETTINGS.keys(),
+        _key_set("step"),
+    ),
     # transformers.Adafactor. The first moment exists if `beta1` is set; the second one
     # is factored for tensors with two or more axes.
     _Format(
@@ -178,17 +239,11 @@ def check_format(state_dict: Any) -> StateType:
             all(known.needed <= keys <= allowed for keys in group_keys)
             and all(keys - {"step"} in known.entries for keys in entry_keys)
             and (entry_keys or known.is_known_without_entries)
-            and not any(map(_has_three_betas, groups))
+            and all(map(known.has_values, groups))
         ):
             _check_settings(groups)
             return known.kind
     raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
-
-
-def _has_three_betas(group: Mapping[str, Any]) -> bool:
-    # AdEMAMix of bitsandbytes has the keys of its AdamW.
-    betas = group.get("betas")
-    return isinstance(betas, list | tuple) and len(betas) == 3
 
 
 def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
@@ -207,7 +262,7 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             minimum, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
                 minimum, limit = -math.inf, "finite"
-            elif key == "betas":
+            elif key in ("betas", "beta1", "beta2"):
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
             # The condition is negated, so that NaN fails it.
@@ -306,7 +361,8 @@ def _not_read(
         )
     description = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be that of AdamW of torch or bitsandbytes, or of Transformers' Adafactor",
+        "be that of AdamW of torch or of an optimizer of bitsandbytes, Transformers' "
+        "Adafactor or StableAdamW of torch-optimi",
         f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,

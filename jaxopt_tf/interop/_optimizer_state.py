@@ -6,8 +6,14 @@ from typing import Any
 import jax
 
 from .._typing import PyTree
-from ..optimizers import AdafactorState, AdamWState
-from ._moments import Layouts, NodeMoments
+from ..optimizers import (
+    AdEMAMixState,
+    LionState,
+    RMSpropState,
+    StableAdamWState,
+)
+from ._group_settings import stable_adamw_group
+from ._moments import KEYS_BY_STATE, Layouts, NodeMoments
 from ._param_groups import NEWEST_RULE, DecayRule, Groups, resolve_groups
 from ._param_names import ParamNames
 from ._state_dict import TorchState, read_state_dict
@@ -29,8 +35,10 @@ def opt_state_from_torch(
     Moments are transposed, reshaped and stacked in the same way as their parameters;
     for Adafactor's row and column means, this applies to their remaining axes. Moments
     in bfloat16 or float16 are converted to the dtype of `opt_state`. Codes of 8 bits
-    and the scales of their blocks, in files of bitsandbytes' AdamW, are copied to a
-    state of `adamw_8bit_tf`, which must quantize the same leaves. A parameter
+    and the scales of their blocks, in files of bitsandbytes, are copied to a state of
+    `adamw_8bit_tf` or another optimizer of 8 bits, which must quantize the same leaves.
+    Files of bitsandbytes' AdamW, Lion, RMSprop and AdEMAMix, of torch-optimi's
+    StableAdamW and of Transformers' Adafactor are read like those of AdamW. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
 
     A state dict identifies parameters by number. Their names are taken from the first
@@ -43,7 +51,8 @@ def opt_state_from_torch(
 
     Args:
         opt_state: the result of `optimizer.init(params)`, which contains an
-            `AdamWState` or `AdafactorState` and defines dtypes and devices.
+            `AdamWState` or the state of the file's optimizer, and defines dtypes and
+            devices.
         params: parameters of `opt_state`, or their shapes.
         state_dict: torch's `optimizer.state_dict()`.
         names: names of torch's parameters, with the leaf of each.
@@ -117,15 +126,16 @@ def torch_from_opt_state(
     """Converts an optax state to the state dict of torch's optimizer.
 
     Args:
-        opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf` or
-            `adamw_8bit_tf`.
+        opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
+            `lion_tf`, `rmsprop_tf`, `ademamix_tf`, `stable_adamw_tf`, or a form of
+            these with 8 bits as in bitsandbytes.
         params: parameters of `opt_state`.
         names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
             that its optimizer was built with. `params` of a group is not read. If a
-            group has `t_alpha`, or moments have 8 bits, the state dict is that of
-            bitsandbytes' AdamW (0.49.2 and later).
+            group has `t_alpha`, if moments have 8 bits, or for Lion, RMSprop and
+            AdEMAMix, the state dict is that of bitsandbytes (0.49.2 and later).
         groups: names of the parameters of each group, in the order in which they are
             passed to torch; None for Trainer's two groups, or for
             `named_parameters()` if there is one group.
@@ -140,19 +150,23 @@ def torch_from_opt_state(
         another source of names. A parameter that was never updated has no entry.
 
     Raises:
-        ValueError: if `opt_state` contains neither an `AdamWState` nor an
-            `AdafactorState`, if its moments have 4 bits or other blocks than torch's
-            tensors, or if groups do not match the parameters.
+        ValueError: if `opt_state` contains no state that is converted, if its moments
+            are those of torchao or have other blocks than torch's tensors, or if groups
+            do not match the parameters.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.state_dict`; `optim/adam.py`;
         transformers 5.23 `optimization.py`, `Adafactor`.
     """
     entries: dict[str, dict[str, Any]] = {}
     nodes = [NodeMoments(n, params, names, layouts) for n in _nodes(opt_state)]
+    kinds = {type(node) for node in _nodes(opt_state)}
     # Groups of bitsandbytes have the settings of AdEMAMix.
     for_bitsandbytes = any(node.is_quantized for node in nodes) or any(
         "t_alpha" in settings for settings in param_groups
     )
+    if kinds & {AdEMAMixState, LionState, RMSpropState}:
+        for_bitsandbytes = True
+        _check_for_bitsandbytes(param_groups)
     for node in nodes:
         entries |= node.to_torch(for_bitsandbytes=for_bitsandbytes)
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
@@ -167,21 +181,32 @@ def torch_from_opt_state(
             "param_names": list(group),
         }
         others = {k: v for k, v in settings.items() if k not in group_params}
+        if StableAdamWState in kinds:
+            others = stable_adamw_group(others, [entries.get(name) for name in group])
         saved.append({**others, **group_params})
     state = {i: entries[name] for name, i in numbers.items() if name in entries}
     return {"state": state, "param_groups": saved}
 
 
-def _nodes(opt_state: PyTree) -> list[AdamWState | AdafactorState]:
+def _check_for_bitsandbytes(param_groups: Sequence[Mapping[str, Any]]) -> None:
+    if any("centered" in settings for settings in param_groups):
+        raise ValueError(
+            "`param_groups` must be those of bitsandbytes, got groups of torch's "
+            "RMSprop, whose state is not converted. Pass `betas` as (alpha, 0)."
+        )
+
+
+def _nodes(opt_state: PyTree) -> list[Any]:
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_node)
     found = [node for node in nodes if _is_node(node)]
     if not found:
         raise ValueError(
-            "`opt_state` must contain a state of `adamw_tf` or `adafactor_tf`, got "
+            "`opt_state` must contain a state of an optimizer whose files are "
+            f"converted ({', '.join(kind.__name__ for kind in KEYS_BY_STATE)}), got "
             f"{type(opt_state).__name__} without one. Pass the whole optimizer state."
         )
     return found
 
 
 def _is_node(node: Any) -> bool:
-    return isinstance(node, AdamWState | AdafactorState)
+    return type(node) in KEYS_BY_STATE

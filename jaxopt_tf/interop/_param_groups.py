@@ -9,11 +9,7 @@ import numpy as np
 from .. import _checks
 from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
-from ._optimizer_formats import (
-    ADAFACTOR_SETTINGS,
-    ADAMW_SETTINGS,
-    BITSANDBYTES_SETTINGS,
-)
+from ._group_settings import group_settings
 from ._param_names import ParamNames
 
 DecayRule = str | Sequence[str]
@@ -21,24 +17,19 @@ Groups = Sequence[Sequence[str]]
 NEWEST_RULE = "transformers_v5"
 _SHOWN = 3  # names that a message lists
 
-# Values of `optim` by the library whose AdamW Trainer builds.
-_TORCH_ADAMW = {
-    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
-}
-_BITSANDBYTES_ADAMW = {
-    *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
-}
-# One setting per optimizer that all of its groups have: AdamW's `betas` and Adafactor's
-# `clip_threshold`. A file without it was written by another optimizer.
-_NEEDED = {"betas", "clip_threshold"}
+# One setting per optimizer that all of its groups have: AdamW's `betas`, Adafactor's
+# `clip_threshold` and StableAdamW's `beta1`. A file without it was written by another
+# optimizer.
+_NEEDED = {"betas", "beta1", "clip_threshold"}
 # Settings that the schedule changes, or that do not affect the updates.
 _NOT_COMPARED = {
     *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),
+    *("triton", "gradient_release", "setup", "step"),
 }
 
 
 # Tensors of an entry that do not have the shape of its parameter.
-_OTHER_SHAPES = {"RMS", "step", "qmap1", "qmap2", "absmax1", "absmax2"}
+_OTHER_SHAPES = {"RMS", "step", "qmap1", "qmap2", "absmax1", "absmax2", "eps_sq"}
 
 
 class DecayGroupsError(_checks.ArgumentError):
@@ -56,8 +47,7 @@ def param_groups_from_recipe(
     """Returns the settings of Trainer's two groups, decayed parameters first.
 
     Args:
-        recipe: the recipe of the run, for AdamW of torch or bitsandbytes, or for
-            Adafactor.
+        recipe: the recipe of the run, for an optimizer whose state is converted.
         learning_rate: learning rate of the next update.
 
     Raises:
@@ -75,23 +65,7 @@ def param_groups_from_recipe(
             "support them.",
             "Write the state dict with `torch_from_opt_state`.",
         )
-    settings: dict[str, Any]
-    of_adam = {
-        "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
-        "eps": float(recipe.adam_epsilon),
-    }
-    if recipe.optim in _TORCH_ADAMW:
-        is_fused = recipe.optim == "adamw_torch_fused"
-        settings = {**ADAMW_SETTINGS, **of_adam, "fused": True if is_fused else None}
-    elif recipe.optim in _BITSANDBYTES_ADAMW:
-        settings = {**BITSANDBYTES_SETTINGS, **of_adam}
-    elif recipe.optim == "adafactor":
-        settings = dict(ADAFACTOR_SETTINGS)
-    else:
-        raise ValueError(
-            "`recipe` must have AdamW of torch or bitsandbytes, or Adafactor, for "
-            f"`optim`, got {recipe.optim!r}, whose state cannot be converted."
-        )
+    settings = group_settings(recipe)
     settings |= {"lr": learning_rate, "weight_decay": 0.0}
     # torch's `LRScheduler` stores the base rate in the group; schedules that a metric
     # drives do not.
@@ -135,6 +109,8 @@ def check_param_groups(
         )
         for key in expected_group
         if key not in _NOT_COMPARED
+        # None: compensated if the parameter has low precision.
+        and not (key == "kahan_sum" and expected_group[key] is None)
         and (key in group or key in _NEEDED)
         and plain(group.get(key)) != plain(expected_group[key])
     ]
@@ -368,6 +344,12 @@ def odd_shapes(
     """Returns the shapes of an entry's tensors that do not match the parameter."""
     # Adafactor's row and column means lack the axis that they average.
     factored = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[:-2] + shape[-1:]}
+    # Two means of AdEMAMix are one array.
+    if "state2" in entry and tuple(entry["state1"].shape) == (
+        2,
+        *entry["state2"].shape,
+    ):
+        factored["state1"] = (2, *shape)
     return {
         key: tuple(value.shape)
         for key, value in entry.items()

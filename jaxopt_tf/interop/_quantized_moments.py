@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from ..optimizers import QuantizedMoment, TorchLayout
+from ..optimizers import QuantizedMoment, TorchaoMoment, TorchLayout
 from ._arrays import as_numpy, as_tensor, check_finite, device_put_like
-from ._optimizer_formats import BITSANDBYTES_NESTED
+from ._optimizer_formats import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
 from ._state_dict import FlatEntries, TorchState
 from ._tensor_slices import TensorSlice, leaf_from_tensors
 
 _BLOCK_SIZE = 256
-_NUMBERS = {"exp_avg": "1", "exp_avg_sq": "2"}  # suffix of the keys of each moment
 
 
 @functools.cache
@@ -66,11 +65,12 @@ def check_quantized(
         layout: the layout that the optimizer has for the leaf.
         slices: slices of the leaf.
     """
-    if tuple(moment.codes.shape) != tuple(shape):
+    if isinstance(moment, TorchaoMoment):
+        num_bits = 8 if tuple(moment.codes.shape) == tuple(shape) else 4
         raise ValueError(
-            f"`opt_state` must have moments of 8 or 32 bits, but those of {leaf!r} "
-            "have 4 bits: states of torchao are not converted. Convert the parameters "
-            "only, and start with new moments."
+            f"`opt_state` must have moments of bitsandbytes, or float32, but those of "
+            f"{leaf!r} have {num_bits} bits of torchao: states of torchao are not "
+            "converted. Convert the parameters only, and start with new moments."
         )
     for found in slices:
         if not found.is_whole:
@@ -123,7 +123,7 @@ def quantized_from_torch(
     """Returns a moment of a leaf, on the devices of `like`.
 
     Args:
-        key: torch's name of the moment, "exp_avg" or "exp_avg_sq".
+        key: name of the moment, a key of `BITSANDBYTES_KEYS`.
         like: the moment in the state, for its shapes and devices.
         layout: the layout that the optimizer has for the leaf.
         slices: slices of the leaf, as `check_quantized` requires them.
@@ -154,15 +154,14 @@ def quantized_from_torch(
 def quantized_to_torch(
     key: str, moment: QuantizedMoment, layout: TorchLayout, found: TensorSlice
 ) -> dict[str, Any]:
-    """Returns bitsandbytes' arrays for a moment of one torch tensor, by key."""
-    number = _NUMBERS[key]
+    """Returns bitsandbytes' arrays for a moment of one torch tensor, by their names."""
     codes, scales = (np.asarray(array) for array in moment)
     if _block_axis(codes.shape, layout) is not None:
         scales = layout.to_torch(scales)
     return {
-        f"state{number}": as_tensor(found.layout.to_torch(codes)[found.stack_index]),
-        f"absmax{number}": as_tensor(scales[found.stack_index].reshape(-1)),
-        f"qmap{number}": as_tensor(dynamic_map(signed=key == "exp_avg")),
+        "state": as_tensor(found.layout.to_torch(codes)[found.stack_index]),
+        "absmax": as_tensor(scales[found.stack_index].reshape(-1)),
+        "qmap": as_tensor(dynamic_map(signed=key != "exp_avg_sq")),
     }
 
 
@@ -170,10 +169,23 @@ def bitsandbytes_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an entry of bitsandbytes, whose arrays are nested in a dict.
 
     Args:
-        entry: entry with bitsandbytes' keys, or torch's keys of float32 moments.
+        entry: `step`, and for each moment its array, or the result of
+            `quantized_to_torch`.
     """
-    names = {key: f"state{number}" for key, number in _NUMBERS.items()}
-    arrays = {names.get(k, k): v for k, v in entry.items() if k != "step"}
+    import torch
+
+    arrays: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key == "step":
+            continue
+        number, index = BITSANDBYTES_KEYS[key]
+        named = value if isinstance(value, dict) else {"state": value}
+        for name, array in named.items():
+            both = f"{name}{number}"
+            # The slow mean of AdEMAMix follows the fast one.
+            if index == 1 and name != "qmap":
+                array = torch.stack([arrays[both], array])
+            arrays[both] = array
     return {"step": int(entry["step"]), BITSANDBYTES_NESTED: arrays}
 
 
@@ -191,21 +203,22 @@ def like_bitsandbytes(state_dict: dict[str, Any], like: Any) -> dict[str, Any]:
 
 def _checked_scales(name: str, key: str, state: TorchState) -> np.ndarray | None:
     """Returns the scales of a tensor's blocks in order; None without an entry."""
-    entry, number = state.entry(name), _NUMBERS[key]
+    entry, (number, index) = state.entry(name), BITSANDBYTES_KEYS[key]
     if not entry:
         return None
     map_key, scales_key = f"qmap{number}", f"absmax{number}"
     levels = as_numpy(entry[map_key])
-    expected = dynamic_map(signed=key == "exp_avg")
+    expected = dynamic_map(signed=key != "exp_avg_sq")
     # The levels span seven decades, so that only a relative limit tests small ones.
     if levels.shape != expected.shape or not np.allclose(levels, expected, 1e-6, 0.0):
         raise ValueError(
             f"`{map_key}` of {name!r} must be the dynamic map of bitsandbytes, got "
             f"{levels.size} other levels, the first {levels.flat[0]:.6g}. Only "
-            "AdamW with the default map is converted: start with new moments."
+            "states with the default map are converted: start with new moments."
         )
-    scales = as_numpy(entry[scales_key])
-    size = entry[f"state{number}"].numel()
+    scales, size = as_numpy(entry[scales_key]), entry[f"state{number}"].numel()
+    if index is not None:
+        scales, size = scales[index], size // 2
     num_blocks = -(-size // _BLOCK_SIZE)
     if scales.shape != (num_blocks,) or scales.dtype != np.float32:
         raise ValueError(

@@ -7,7 +7,12 @@ import numpy as np
 
 from .. import _checks
 from ._arrays import as_numpy, check_finite, check_fits, check_tensor
-from ._optimizer_formats import BITSANDBYTES_NESTED, StateType, check_format
+from ._optimizer_formats import (
+    BITSANDBYTES_KEYS,
+    BITSANDBYTES_NESTED,
+    StateType,
+    check_format,
+)
 from ._param_groups import (
     NEWEST_RULE,
     DecayRule,
@@ -17,9 +22,6 @@ from ._param_groups import (
     resolve_groups,
 )
 from ._param_names import ParamNames
-
-# bitsandbytes' key of each moment.
-_BITSANDBYTES_KEYS = {"exp_avg": "state1", "exp_avg_sq": "state2"}
 
 
 class FlatEntries(Mapping[Any, Mapping[str, Any]]):
@@ -77,6 +79,8 @@ class TorchState(NamedTuple):
     def moment(self, name: str, key: str, dtype: Any) -> np.ndarray | None:
         """Returns one array of a parameter's entry; None without an entry.
 
+        Also None for the compensation of a float32 parameter, which has none.
+
         Raises:
             ValueError: if the entry lacks the array, if a number is not finite, if a
                 second moment is negative, or if `dtype` cannot represent the numbers.
@@ -84,15 +88,19 @@ class TorchState(NamedTuple):
         entry = self.entry(name)
         if not entry:
             return None
+        is_square, index = key.startswith(("exp_avg_sq", "square_avg")), None
         if "state1" in entry:
-            key = _BITSANDBYTES_KEYS[key]
+            number, index = BITSANDBYTES_KEYS[key]
+            key = f"state{number}"
         if key not in entry:
             raise ValueError(
                 f"`state_dict` must have `{key}` for {name!r}, got {sorted(entry)}. "
                 "Build the optimizer with the options of the file."
             )
+        if entry[key] is None:
+            return None
         array = as_numpy(entry[key])
-        is_square = key.startswith(("exp_avg_sq", "state2"))
+        array = array if index is None else array[index]
         location = f"`{key}` of {name!r}"
         check_finite(array, location, non_negative=is_square)
         check_fits(array.dtype, dtype, location)
@@ -226,7 +234,7 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
     for name in state.numbers:
         entry = state.entry(name)
         for key, value in entry.items():
-            if key not in ("RMS", "step"):
+            if key not in ("RMS", "step") and value is not None:
                 check_tensor(value, f"`{key}` of {name!r}")
         # This check also detects a wrong order of parameters with different shapes.
         for key, shape in odd_shapes(entry, shapes[name]).items():

@@ -55,12 +55,13 @@ _SETTINGS = (
     "trial_name",
     "trial_params",
 )
-# Keys that identify a group of AdamW, of bitsandbytes' AdamW or of Adafactor, or the
-# type of a schedule.
+# Keys that identify a group of AdamW, of bitsandbytes' AdamW, of StableAdamW or of
+# Adafactor, or the type of a schedule.
 _KINDS = frozenset(
     {
         "betas",
         "t_alpha",
+        "decouple_lr",
         "clip_threshold",
         "lr_lambdas",
         "mode_worse",
@@ -256,7 +257,7 @@ def _state_dict_like(
     if "step" in like_settings:
         entries = state_dict["state"].values()
         like_settings["step"] = max(
-            (int(entry["step"]) for entry in entries), default=0
+            (int(entry["step"]) for entry in entries if "step" in entry), default=0
         )
     new_groups = [
         {**_keys_like(like_settings, group), **{name: group[name] for name in names}}

@@ -37,6 +37,7 @@ from ._low_precision import StochasticRoundingState as StochasticRoundingState
 from ._low_precision import kahan_summation as kahan_summation
 from ._low_precision import stochastic_rounding as stochastic_rounding
 from ._quantized import QuantizedMoment as QuantizedMoment
+from ._quantized import TorchaoMoment as TorchaoMoment
 from ._rmsprop import RMSpropState as RMSpropState
 from ._rmsprop import rmsprop_tf as rmsprop_tf
 from ._sgd import SGDState as SGDState

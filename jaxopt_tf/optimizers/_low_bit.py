@@ -13,7 +13,13 @@ from ._adamw import adamw_rule
 from ._ademamix import ademamix_rule
 from ._lion import lion_rule
 from ._per_leaf import per_leaf_optimizer
-from ._quantized import SIGNED_4_BIT, Levels, Quantizer, quantized
+from ._quantized import (
+    SIGNED_4_BIT,
+    Levels,
+    Quantizer,
+    TorchaoMoment,
+    quantized,
+)
 from ._rmsprop import rmsprop_rule
 
 KeepFloat32 = PyTree | Callable[[PyTree], PyTree] | None
@@ -35,6 +41,7 @@ TORCHAO_8_BIT = Quantizer(
     least_scale=1e-12,
     whole_blocks=True,
     skips_embeddings=False,
+    moment_type=TorchaoMoment,
 )
 TORCHAO_4_BIT = dataclasses.replace(
     TORCHAO_8_BIT,

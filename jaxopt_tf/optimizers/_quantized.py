@@ -36,6 +36,10 @@ class QuantizedMoment(NamedTuple):
     scales: jax.Array  # float32: largest magnitude of each block
 
 
+class TorchaoMoment(QuantizedMoment):
+    """Moment whose codes are rounded by the rule of torchao, not of bitsandbytes."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Levels:
     """Levels between -1 and 1 that codes of a number of bits represent.
@@ -148,6 +152,7 @@ class Quantizer:
         least_scale: lower limit of the scales.
         whole_blocks: whether a tensor that is no multiple of a block stays float32.
         skips_embeddings: whether embeddings stay float32.
+        moment_type: type of the moments, by which the libraries can be told apart.
     """
 
     signed: Levels
@@ -158,6 +163,7 @@ class Quantizer:
     least_scale: float
     whole_blocks: bool
     skips_embeddings: bool
+    moment_type: type[QuantizedMoment] = QuantizedMoment
 
     def is_quantized(self, leaf: Any, layout: TorchLayout) -> bool:
         """Returns whether the moments of a leaf are codes."""
@@ -200,7 +206,7 @@ class Quantizer:
         codes = jnp.where(scale > 0, codes, np.uint8(0))
         if len(levels.values) == 16:
             codes = self._packed(codes, layout)
-        return QuantizedMoment(codes, scales)
+        return self.moment_type(codes, scales)
 
     def empty(
         self, moment: jax.Array, levels: Levels, layout: TorchLayout
@@ -209,7 +215,7 @@ class Quantizer:
         codes = jnp.zeros_like(moment, jnp.uint8)
         if len(levels.values) == 16:
             codes = self._packed(codes, layout)
-        return QuantizedMoment(codes, jnp.zeros_like(self.scales(moment, layout)))
+        return self.moment_type(codes, jnp.zeros_like(self.scales(moment, layout)))
 
     def block_axis(self, shape: tuple[int, ...], layout: TorchLayout) -> int | None:
         """Returns the leaf's axis along which each block lies; None if none is."""

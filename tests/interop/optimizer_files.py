@@ -7,10 +7,7 @@ optimizer wrote itself.
 from typing import Any
 
 # Name, what the refusal calls it, keys of an entry of `state`, keys of a group.
-_BNB = "__bnb_optimizer_quant_state__"
-_TWO = "weight_decay lr betas eps alpha t_alpha t_beta3 initial_lr"
 _ONE = "weight_decay lr betas eps initial_lr"
-_EIGHT = "state1 qmap1 state2 qmap2 absmax1 absmax2"
 _FREE = "weight_decay lr r k train_mode weight_sum lr_max scheduled_lr weight_lr_power"
 _FREE += " foreach initial_lr"
 _DUMMY = ("a layer-wise optimizer", "", "lr initial_lr")
@@ -22,18 +19,11 @@ FILES = {
         "lr lr_decay eps initial_accumulator_value",
     ),
     "rmsprop": ("torch's RMSprop", "step square_avg", "lr momentum alpha eps centered"),
-    "ademamix_8bit": ("bitsandbytes 8-bit AdEMAMix", f"step {_BNB}/{_EIGHT}", _TWO),
-    "ademamix": ("AdEMAMix", f"step {_BNB}/state1 state2", _TWO),
-    "lion_8bit": ("8-bit Lion", f"step {_BNB}/state1 qmap1 absmax1", _ONE),
-    "lion_32bit": ("32-bit Lion or RMSprop", f"step {_BNB}/state1", _ONE),
-    "rmsprop_bnb": ("32-bit Lion or RMSprop", f"step {_BNB}/state1", _ONE),
-    "bitsandbytes 0.49.1": ("bitsandbytes 8-bit AdEMAMix", f"step {_EIGHT}", _TWO),
     "bitsandbytes without blocks": (
         "bitsandbytes 8-bit AdamW without blocks",
         "step state1 state2 qmap1 qmap2 max1 max2 new_max1 new_max2",
         _ONE,
     ),
-    "ademamix, fresh": ("bitsandbytes AdEMAMix", "", _TWO),
     "galore_adamw": (
         "GaLore",
         "step projector exp_avg exp_avg_sq",
@@ -58,12 +48,6 @@ FILES = {
         "",
         "weight_decay lr betas eps alpha_init lamb gamma grokking_signal_fns "
         "grokking_signal_decay_rate gradient_clipping initial_lr state",
-    ),
-    "stable_adamw": (
-        "stable_adamw",
-        "exp_avg exp_avg_sq eps_sq kahan_comp",
-        "weight_decay lr beta1 beta2 eps decouple_lr max_lr kahan_sum foreach triton "
-        "gradient_release initial_lr setup step",
     ),
     "schedule_free_adamw": (
         "schedule_free_adamw",
@@ -119,6 +103,4 @@ def state_dict(name: str) -> dict[str, Any]:
         entry["step"] = torch.tensor(2.0)
     group: dict[str, Any] = dict.fromkeys(group_keys.split(), 0.0)
     group |= {"params": [0]}
-    if name.startswith(("ademamix", "bitsandbytes")):
-        group["betas"] = (0.9, 0.999, 0.9999)
     return {"state": {0: entry} if entry else {}, "param_groups": [group]}

@@ -286,15 +286,11 @@ def test_leaves_must_have_the_bits_of_the_file(run, saved):
 
 
 def test_moments_of_4_bits_are_refused(run, saved):
-    with pytest.raises(ValueError, match="have 4 bits: states of torchao"):
+    with pytest.raises(ValueError, match="have 4 bits of torchao: states"):
         run.read(saved, adamw_4bit_tf)
 
 
-def test_ademamix_and_variants_of_adamw_are_refused(run, saved):
-    other = copy.deepcopy(saved)
-    other["param_groups"][0]["betas"] = (0.9, 0.999, 0.9999)
-    with pytest.raises(ValueError, match="the state of bitsandbytes 8-bit AdEMAMix"):
-        run.read(other)
+def test_variants_of_adamw_are_refused(run, saved):
     for key, name in (("gnorm_vec", "percentile_clipping"), ("unorm_vec", "max_unorm")):
         other = damaged(saved, HEAD, key, torch.zeros(1))
         with pytest.raises(ValueError, match=f"bitsandbytes AdamW with `{name}`"):
