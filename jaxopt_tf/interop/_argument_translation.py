@@ -24,7 +24,7 @@ from ..recipes import (
     Recipe,
     ignored_fields,
     optimizer_refusal,
-    read_optim_args,
+    read_trainer_optim_args,
 )
 from ._argument_fields import TRAINING_ARGUMENTS, has_all_fields
 from ._arguments_by_version import ArgsVersion, default_optimizer
@@ -214,7 +214,6 @@ def translate_training_arguments(
         _translate_optimizer(translation)
     with translation.refusing():
         _translate_optim_args(translation, version)
-    _list_ignored_fields(translation)
     _check_decay(translation, version)
     _translate_warmup(translation, max_steps, version)
     _translate_schedule(translation)
@@ -262,9 +261,10 @@ def _translate_optimizer(translation: Translation) -> None:
 
 
 def _translate_optim_args(translation: Translation, version: ArgsVersion) -> None:
-    """Parses `optim_args`, or removes them if Trainer ignores them."""
+    """Parses `optim_args`, or removes them; lists fields that are ignored."""
     args: Any = translation.settings.pop("optim_args", None)
     optim = translation.combined.get("optim") or "adamw_torch"
+    translation.ignored.extend(ignored_fields(optim, translation.values))
     if not is_set(args) or optimizer_refusal(optim) is not None:
         return
     if optim not in TAKES_OPTIM_ARGS or not version.reads_optim_args:
@@ -275,8 +275,7 @@ def _translate_optim_args(translation: Translation, version: ArgsVersion) -> Non
         return
     named = args if isinstance(args, str) else dict(args)
     if "weight_decay" in named:
-        # Trainer's parameter groups contain `weight_decay`, and torch prefers a value
-        # of the group to an argument of the optimizer.
+        # torch prefers the value of a group, which Trainer sets, to an argument.
         translation.notes.append(
             "`weight_decay` in `optim_args`: Trainer uses the field `weight_decay`"
         )
@@ -285,29 +284,7 @@ def _translate_optim_args(translation: Translation, version: ArgsVersion) -> Non
             named = ",".join(i for i in items if not i.startswith("weight_decay="))
         else:
             del named["weight_decay"]
-    _refuse_false_words(optim, named)
-    translation.settings["optim_args"] = dict(read_optim_args(optim, named))
-
-
-def _list_ignored_fields(translation: Translation) -> None:
-    """Lists the fields that the optimizer ignores in Trainer, too."""
-    optim = translation.combined.get("optim") or "adamw_torch"
-    if optimizer_refusal(optim) is None:
-        values = {**translation.values, "optim": optim}
-        translation.ignored.extend(ignored_fields(values))
-
-
-def _refuse_false_words(optim: str, named: str | dict[str, Any]) -> None:
-    """Raises for "False", which Trainer reads as True for `stable_adamw`."""
-    if optim != "stable_adamw":
-        return
-    for name, value in read_optim_args(optim, named):
-        if name in ("decouple_lr", "kahan_sum") and value is False:
-            raise ValueError(
-                f"`optim_args` {named!r}: Trainer reads `{name}` as True, because it "
-                "calls `bool` on the string. Write True if the run should continue as "
-                "it was, or remove it for the default."
-            )
+    translation.settings["optim_args"] = dict(read_trainer_optim_args(optim, named))
 
 
 def _check_decay(translation: Translation, version: ArgsVersion) -> None:

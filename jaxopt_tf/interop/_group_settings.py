@@ -83,7 +83,7 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _ademamix_settings(recipe: Recipe) -> dict[str, Any]:
-    args = dict(recipe.optim_args)
+    args = _optim_args(recipe)
     betas = (
         float(args.get("beta1", recipe.adam_beta1)),
         float(args.get("beta2", recipe.adam_beta2)),
@@ -98,8 +98,13 @@ def _ademamix_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _optim_args(recipe: Recipe) -> dict[str, Any]:
+    pairs: Any = recipe.optim_args  # as stored
+    return dict(pairs)
+
+
 def _stable_adamw_settings(recipe: Recipe) -> dict[str, Any]:
-    args = dict(recipe.optim_args)
+    args = _optim_args(recipe)
     settings = {
         **STABLE_ADAMW_SETTINGS,
         "beta1": float(recipe.adam_beta1),

@@ -201,8 +201,8 @@ def _nodes(opt_state: PyTree) -> list[Any]:
     found = [node for node in nodes if _is_node(node)]
     if not found:
         raise ValueError(
-            "`opt_state` must contain a state of an optimizer whose files are "
-            f"converted ({', '.join(kind.__name__ for kind in KEYS_BY_STATE)}), got "
+            "`opt_state` must contain a state of `adamw_tf` or of another optimizer "
+            f"that is converted ({', '.join(k.__name__ for k in KEYS_BY_STATE)}), got "
             f"{type(opt_state).__name__} without one. Pass the whole optimizer state."
         )
     return found

@@ -71,8 +71,8 @@ def kahan_summation(
         >>> for _ in range(4):
         ...     updates, state = optimizer.update(params, state, params)
         ...     params = optax.apply_updates(params, updates)
-        >>> print(params["w"][0], float(state.compensation["w"][0]))
-        0.996094 -9.393692016601562e-05
+        >>> print(params["w"][0], f"{float(state.compensation['w'][0]):.1e}")
+        0.996094 -9.2e-05
 
     Source: W. Kahan, "Further remarks on reducing truncation errors", 1965; as in
         torch-optimi 0.3.3 `StableAdamW` and torchdistx' `AnyPrecisionAdamW`.

@@ -10,11 +10,9 @@ from .. import optimizers
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ..optimizers import TorchLayout
 
-_Transformation = optax.GradientTransformationExtraArgs
-
 
 def ademamix(
-    build: Callable[..., _Transformation],
+    build: Callable[..., optax.GradientTransformationExtraArgs],
     learning_rate: ScalarOrSchedule,
     *,
     betas: tuple[Scalar, Scalar],
@@ -22,7 +20,7 @@ def ademamix(
     beta2: Scalar | None = None,
     beta3: Scalar = 0.9999,
     **options: Any,
-) -> _Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns AdEMAMix with betas from `optim_args`, else those of the recipe."""
     first = betas[0] if beta1 is None else beta1
     second = betas[1] if beta2 is None else beta2
@@ -30,13 +28,13 @@ def ademamix(
 
 
 def torchao(
-    build: Callable[..., _Transformation],
+    build: Callable[..., optax.GradientTransformationExtraArgs],
     learning_rate: ScalarOrSchedule,
     *,
     seed: int,
     bf16_stochastic_round: bool = False,
     **options: Any,
-) -> _Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns AdamW of torchao, with its rounding of bfloat16 parameters."""
     optimizer = build(learning_rate, **options)
     if bf16_stochastic_round:
@@ -50,7 +48,7 @@ def stable_adamw(
     peak: Scalar,
     max_lr: Scalar | None = None,
     **options: Any,
-) -> _Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns `stable_adamw_tf`, by default with the peak rate as `max_lr`."""
     max_lr = peak if max_lr is None and options.get("decouple_lr") else max_lr
     return optimizers.stable_adamw_tf(learning_rate, max_lr=max_lr, **options)
@@ -64,7 +62,7 @@ def anyprecision(
     use_kahan_summation: bool = False,
     compensation_buffer_dtype: str = "bfloat16",
     **options: Any,
-) -> _Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns AdamW with moments of the given dtypes."""
     del compensation_buffer_dtype  # is of no effect without `use_kahan_summation`
     if use_kahan_summation:
@@ -80,7 +78,7 @@ def anyprecision(
 
 def lomo(
     learning_rate: ScalarOrSchedule, *, weight_decay: Scalar, decay_mask: Any
-) -> _Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns SGD: Trainer passes only the model and the rate to LOMO."""
     del weight_decay, decay_mask
     return optimizers.sgd_tf(learning_rate, decay_mask=_no_decay)
@@ -92,7 +90,7 @@ def adalomo(
     weight_decay: Scalar,
     decay_mask: Any,
     layouts: Mapping[str, TorchLayout] | None,
-) -> _Transformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns Adafactor with a rate relative to the parameter, without decay."""
     del weight_decay, decay_mask
     return optimizers.adafactor_tf(

@@ -198,7 +198,7 @@ def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
         num_steps = max(recipe.max_steps for recipe in recipes)
         tables = [_tables(recipe, num_steps) for recipe in recipes]
         rates = {label: jnp.stack([t[label] for t in tables]) for label in tables[0]}
-    fields = _VALUE_FIELDS
+    fields: tuple[str, ...] = _VALUE_FIELDS
     if "peak" in ALGORITHMS[recipes[0].optim].takes:
         fields = (*fields, "learning_rate")
     values = {

@@ -11,6 +11,7 @@ from .._argument_names import checked_names
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout
 from ._optimizer_findings import is_compensated, optimizer_findings
+from ._optimizers import rounds_well
 from ._recipe import Recipe, without_ignored
 from ._recipe_findings import (
     Finding,
@@ -107,10 +108,7 @@ def doctor(
     if params is None:
         found.append("names, shapes and dtypes of parameters: pass `params`")
     else:
-        args = dict(recipe.optim_args)
-        is_rounded_well = bool(args.get("bf16_stochastic_round"))
-        if recipe.optim == "stable_adamw":
-            is_rounded_well = bool(args.get("kahan_sum", True))
+        is_rounded_well = rounds_well(recipe.optim, recipe.optim_args)
         if optimizer is not None:
             is_rounded_well = is_compensated(jax.eval_shape(optimizer.init, params))
         found += params_findings(

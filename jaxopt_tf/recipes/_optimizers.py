@@ -212,14 +212,43 @@ def optimizer_refusal(optim: Any) -> str | None:
     return f"`optim` must be one of {listed}, got {optim!r}.{hint}"
 
 
-def ignored_fields(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the fields that the optimizer ignores, if they are not at defaults."""
+def ignored_fields(optim: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the fields that an optimizer ignores, if they are not at defaults."""
     defaults = {"max_grad_norm": (0.0, 1.0), "weight_decay": (0.0,)}
     return tuple(
         name
-        for name in ALGORITHMS[settings["optim"]].ignores
+        for name in (ALGORITHMS[optim].ignores if optim in list(ALGORITHMS) else ())
         if settings.get(name) not in (None, *defaults[name])
     )
+
+
+def rounds_well(optim: str, optim_args: Any) -> bool:
+    """Returns whether bfloat16 parameters are not rounded to the nearest number."""
+    args = dict(optim_args)
+    if optim == "stable_adamw":
+        return bool(args.get("kahan_sum", True))
+    return bool(args.get("bf16_stochastic_round"))
+
+
+def read_trainer_optim_args(
+    optim: str, given: str | Mapping[str, Any]
+) -> tuple[tuple[str, Value], ...]:
+    """Returns the result of `read_optim_args` for arguments of Trainer.
+
+    Raises:
+        ValueError: also for "False" that Trainer reads as True.
+
+    Source: transformers 5.23 `trainer_optimizer.py`, `_get_stable_adamw`.
+    """
+    found = read_optim_args(optim, given)
+    for name, value in found:
+        if optim == "stable_adamw" and value is False:
+            raise ValueError(
+                f"`optim_args` {given!r}: Trainer reads `{name}` as True, because it "
+                "calls `bool` on the string. Write True if the run should continue as "
+                "it was, or remove it for the default."
+            )
+    return found
 
 
 def named_optimizer(

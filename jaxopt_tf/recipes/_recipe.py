@@ -185,8 +185,8 @@ def build_schedule(recipe: Recipe) -> Schedule | MetricDrivenSchedule:
 
 def without_ignored(recipe: Recipe) -> Recipe:
     """Returns the recipe with 0 in the fields that its optimizer ignores."""
-    ignores = ALGORITHMS[recipe.optim].ignores
-    return replace(recipe, **dict.fromkeys(ignores, 0.0)) if ignores else recipe
+    zeros: dict[str, Any] = dict.fromkeys(ALGORITHMS[recipe.optim].ignores, 0.0)
+    return replace(recipe, **zeros) if zeros else recipe
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:

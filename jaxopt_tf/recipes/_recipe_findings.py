@@ -68,7 +68,7 @@ def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
 
 def ignored_findings(recipe: Recipe) -> Iterator[Finding]:
     """Yields a finding for each field that the optimizer ignores."""
-    for name in ignored_fields(vars(recipe)):
+    for name in ignored_fields(recipe.optim, vars(recipe)):
         yield Finding(
             problem=f"`{name}` is {getattr(recipe, name):g} with {recipe.optim!r}",
             reason="this optimizer ignores it, as in Trainer",
