@@ -32,7 +32,7 @@ def rows(smoke: bool) -> Iterator[Row]:
     from bitsandbytes.backends.cpu import ops
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    ops._quant_blockwise_fp32_direct = _round_to_nearest_levels
+    ops._quant_blockwise_fp32_direct = round_to_nearest_levels
     plan = runs.Plan("adamw_8bit", "cosine", 1, 20 if smoke else 100)
     with tempfile.TemporaryDirectory() as folder:
         yield from _case(plan, Path(folder))
@@ -90,7 +90,7 @@ def _after(ended: runs.Ended, step: int) -> runs.Ended:
     return ended._replace(losses=losses)
 
 
-def _round_to_nearest_levels(x, levels, scales_out, codes_out, block_size):
+def round_to_nearest_levels(x, levels, scales_out, codes_out, block_size):
     """Replaces bitsandbytes' quantization on CPUs by the rule of its CUDA kernel."""
     import torch
 
