@@ -10,6 +10,14 @@ continues a run of `jaxopt_tf`. Each is compared with Trainer's own uninterrupte
 On CPUs bitsandbytes rounds moments through a table. Here it rounds them to the nearest
 levels, which is the rule of its CUDA kernel and of `adamw_8bit_tf`. "torch itself" is
 Trainer with another attention kernel in one half.
+
+Codes of two independent runs become different: 99.88 % are equal after 10 steps, 98.2 %
+after 20 and 88.6 % after 50. The gradients of both sides differ by 2e-7 to 5e-7,
+relative. From an equal state a step gives equal codes in 99.9996 % with own gradients
+and in 99.9999 % with the other side's. Each other code is a moment that differs by the
+distance of two levels, up to tens of percent, and so changes a parameter, and with it
+all following gradients. With the gradients of bitsandbytes' run, 99.997 % of all codes
+here are equal after 20 steps: differences of gradients are the reason, not the rule.
 """
 
 import logging

@@ -15,7 +15,14 @@ relative to the largest distance that an element moves in the reference.
 
 On CPUs bitsandbytes rounds moments of 8 bits through a table. Here it rounds them to
 the nearest levels, which is the rule of its CUDA kernel. Codes are compared after the
-last step of two independent runs.
+last step of two independent runs from equal gradients.
+
+The limit of 99.99 % equal codes is reached after 10 steps (100 %), but not after 100
+steps for AdamW and AdEMAMix with 8 bits: 99.97 to 99.99 %. Levels are computed here,
+and differ from the libraries' tables by up to 1.5e-7 of a level. In each step about one
+moment in 10^6 is so near to the middle between two levels that it has the other code,
+and a code remains other for many steps. With the levels of this package in the table of
+bitsandbytes, 99.990 % of the codes of AdamW are equal after 100 steps.
 """
 
 import functools
@@ -268,7 +275,7 @@ def compared(name: str, num_steps: int) -> Result:
         function_of(recipe),
         bytes_per_param(recipe),
         distance(found, theirs, reference.start),
-        file=file_of(reference, recipe, state),
+        file=file_of(reference, theirs, state),
     )
     if jax.tree.leaves(moments_of(state)):
         codes, scales = compared_codes(state, reference)
@@ -347,7 +354,7 @@ def bytes_per_param(recipe: Recipe) -> float:
     return num_bytes / 2**20
 
 
-def file_of(reference: Reference, recipe: Recipe, state: Any) -> str:
+def file_of(reference: Reference, params: Any, state: Any) -> str:
     """Returns whether the reference's state dict is read and written bit for bit."""
     saved = reference.optimizer.state_dict()
     if reference.in_backward:
@@ -363,7 +370,7 @@ def file_of(reference: Reference, recipe: Recipe, state: Any) -> str:
             groups=groups,
         )
         written = torch_from_opt_state(
-            read, reference.start, names, saved["param_groups"], groups=groups
+            read, params, names, saved["param_groups"], groups=groups
         )
     except (ValueError, TypeError):
         return "not converted"

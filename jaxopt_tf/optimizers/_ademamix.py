@@ -169,9 +169,15 @@ def ademamix_rule(
     def update(leaf: Leaf, now: _Scalars, moments: Moments) -> Moments:
         p, g, (mu, slow, nu) = leaf.param, leaf.grad, moments
         dtype = p.dtype
-        mu = scalar(beta1, dtype) * mu + one_minus(beta1, dtype) * g
-        slow = now.beta3 * slow + now.one_minus_beta3 * g
-        nu = scalar(beta2, dtype) * nu + one_minus(beta2, dtype) * g * g
+
+        def scaled(moment: jax.Array, beta: jax.Array) -> jax.Array:
+            # Rounded on its own, as in torch, before the fused sum. Codes of 8 bits
+            # depend on the last bit.
+            return prevent_fma(beta * moment, now.opaque_zero)
+
+        mu = one_minus(beta1, dtype) * g + scaled(mu, scalar(beta1, dtype))
+        slow = now.one_minus_beta3 * g + scaled(slow, now.beta3)
+        nu = one_minus(beta2, dtype) * g * g + scaled(nu, scalar(beta2, dtype))
         mixed = mu / now.correction + now.alpha * slow
         change = mixed / (jnp.sqrt(nu) / now.sqrt_correction + scalar(eps, dtype))
         if leaf.is_decayed:
