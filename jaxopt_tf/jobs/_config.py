@@ -11,7 +11,12 @@ from typing import Any
 
 from .. import _checks
 from ..data import is_pretokenized
-from ..models import ModelConfig, config_type, placeholder_config, sizes_of_others
+from ..models import (
+    ModelConfig,
+    config_type,
+    fields_of_other_configs,
+    placeholder_config,
+)
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
 from ._conflicts import find_conflicts, uses_eval_loss
@@ -94,7 +99,7 @@ class RunConfig:
         kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
         owners = _owners(*kinds.values())
         unknown = [name for name in settings if name not in owners]
-        sizes = sizes_of_others(config_type(settings))
+        sizes = fields_of_other_configs(config_type(settings))
         problems = [
             f"{name!r} must be a setting of a run." + _checks.suggest(name, owners)
             for name in unknown

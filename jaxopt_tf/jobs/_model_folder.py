@@ -17,8 +17,8 @@ from ..data import is_pretokenized
 from ..models import (
     CONFIG_TYPES,
     config_type,
+    fields_of_other_configs,
     settings_from_transformers_config,
-    sizes_of_others,
 )
 from ._job import Job
 
@@ -150,7 +150,7 @@ def _check_sizes(
         for name in found
         if name in settings and name not in free and settings[name] != found[name]
     ]
-    others = sizes_of_others(config_type(found))
+    others = fields_of_other_configs(config_type(found))
     differing += [
         f"`{name}` {value!r}"
         for name, value in settings.items()

@@ -257,7 +257,7 @@ def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
     return GPT2Config if is_gpt2 else DecoderConfig
 
 
-def sizes_of_others(kind: type) -> set[str]:
+def fields_of_other_configs(kind: type) -> set[str]:
     """Returns the fields that other configurations have and this one does not."""
     fields: dict[type, set[str]] = {
         config_type: {f.name for f in dataclasses.fields(config_type)}

@@ -315,7 +315,7 @@ class _FoldRuns(ParallelRuns):
         return self.folds.training_batches(key)
 
     @functools.cached_property
-    def evaluations(self) -> Sequence[Sequence[Batch]]:
+    def eval_batch_lists(self) -> Sequence[Sequence[Batch]]:
         """Batches of the rows of each fold."""
         return self.folds.evaluation_batches()
 

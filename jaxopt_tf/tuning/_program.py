@@ -120,8 +120,8 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
 
 
 @dataclasses.dataclass
-class Cohort:
-    """Group of runs that are trained in parallel.
+class RunBatch:
+    """Runs that are trained in parallel.
 
     Attributes:
         program: compiled functions of the runs.

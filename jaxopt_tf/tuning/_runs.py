@@ -36,7 +36,7 @@ class Comparison:
     trials: tuple[Trial, ...]
 
     @property
-    def last(self) -> tuple[Trial, ...]:
+    def final_trials(self) -> tuple[Trial, ...]:
         """The last trial of each run, in the order of the recipes."""
         by_run = {trial.run: trial for trial in self.trials}
         return tuple(by_run[i] for i in range(len(self.recipes)))
@@ -47,7 +47,9 @@ class Comparison:
 
         Runs that were trained to their end take precedence over others.
         """
-        finite = [trial for trial in self.last if math.isfinite(trial.objective)]
+        finite = [
+            trial for trial in self.final_trials if math.isfinite(trial.objective)
+        ]
         ended = [trial for trial in finite if self.is_ended(trial)]
         return min(ended or finite, key=lambda trial: trial.objective, default=None)
 
@@ -92,12 +94,12 @@ class Comparison:
             max_rows: maximum number of rows; None for all.
         """
         names = differing(self.recipes)
-        has_evaluation = any(trial.eval_loss is not None for trial in self.last)
+        has_evaluation = any(trial.eval_loss is not None for trial in self.final_trials)
         losses = ["training loss", *(["evaluation loss"] if has_evaluation else [])]
         table = rich.table.Table(*names, "steps", *losses)
         has_one_length = len({recipe.max_steps for recipe in self.recipes}) == 1
         ordered = sorted(
-            self.last,
+            self.final_trials,
             # Runs with more steps come first: successive halving dropped the others.
             key=lambda trial: (-trial.step if has_one_length else 0, trial.objective),
         )

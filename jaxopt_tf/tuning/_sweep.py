@@ -133,7 +133,7 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     Raises:
         ValueError: if no figure can be written to `path`.
     """
-    last, best = sweep.last, sweep.lowest
+    last, best = sweep.final_trials, sweep.lowest
     settings = [recipe_settings(recipe) for recipe in sweep.recipes]
     has_evaluation = last[0].eval_loss is not None
     loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
