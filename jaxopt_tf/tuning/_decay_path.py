@@ -40,7 +40,7 @@ class DecayPath:
             or at the end was not finite.
         eval_loss: [D, F], float64: mean loss at the end of a run over the rows of its
             fold; infinite if the run diverged.
-        fold: [N], int64: fold of each row.
+        fold_of_row: [N], int64: index of the fold of each row.
 
     Raises:
         ValueError: if every decay diverged in at least one fold.
@@ -54,7 +54,7 @@ class DecayPath:
     decays: np.ndarray
     training: np.ndarray
     eval_loss: np.ndarray
-    fold: np.ndarray
+    fold_of_row: np.ndarray
 
     def __post_init__(self) -> None:
         """Checks that at least one decay has finite losses."""
@@ -293,7 +293,7 @@ def decay_path(
                 elif i in params:
                     params[i - num_folds] = params[i]
     training, eval_loss = losses.reshape(2, -1, num_folds)
-    return DecayPath(recipe, sorted_decays, training, eval_loss, folds.fold)
+    return DecayPath(recipe, sorted_decays, training, eval_loss, folds.fold_of_row)
 
 
 @dataclasses.dataclass(kw_only=True)
