@@ -111,7 +111,7 @@ def real_number(name: str, value: Any) -> None:
     if shape != ():
         raise TypeError(
             f"`{name}` must be a single number, got an array of shape {tuple(shape)}. "
-            "Take its mean."
+            "Reduce it to one number first, for example by its mean."
         )
     dtype = getattr(value, "dtype", None)
     # Dtypes of JAX keys and of torch tensors are not `np.dtype`.

@@ -45,7 +45,7 @@ class Generate:
 
     prog: ClassVar[str] = "jaxopt-tf generate RUN"
     # Replacements in messages for arguments of Python functions that are not flags.
-    arguments: ClassVar[Mapping[str, str]] = MappingProxyType(
+    argument_replacements: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"checkpoint": "RUN", "folder": "RUN"}
     )
 

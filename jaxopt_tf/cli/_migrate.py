@@ -62,7 +62,7 @@ class Migrate(Origin, RunFlags):
         {"intended_changes", "resume_from_checkpoint", "num_train_epochs"}
     )
     # Replacements in messages for arguments of Python functions that are not flags.
-    arguments: ClassVar[Mapping[str, str]] = MappingProxyType(
+    argument_replacements: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "checkpoint": "FOLDER",
             "folder": "FOLDER",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._io import atomic_write, check_folder
+from .._io import atomic_write, check_parent_folder
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
 # Name in a line -> field of `Norms`.
@@ -55,7 +55,7 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
     """
     path = Path(path)
     first_step = _checks.step_count("first_step", first_step)
-    check_folder(path)
+    check_parent_folder(path)
     try:
         if path.exists():
             _truncate(path, first_step)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._io import atomic_write, check_folder
+from .._io import atomic_write, check_parent_folder
 from ..training import (
     Evaluation,
     Monitor,
@@ -87,7 +87,7 @@ def trainer_state(
         0 by default.
     """
     path = Path(path)
-    check_folder(path)
+    check_parent_folder(path)
     selection = Selection() if selection is None else selection
     check_selection(selection)
     state = default_trainer_state()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._io import atomic_write, check_folder
+from .._io import atomic_write, check_parent_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def checked_figure_path(path: Path | str | None) -> Path | None:
     if path is None:
         return None
     path = Path(path)
-    check_folder(path)
+    check_parent_folder(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(
             f"`path` must end with one of {', '.join(_FORMATS)}, got {str(path)!r}."
