@@ -87,8 +87,9 @@ def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
     The sum is exact if a pair can represent it.
     """
-    # Both sums contribute their rounding errors, and the pair is normalized after each
-    # contribution, so that `low` stays below half a unit in the last place of `high`.
+    # The sums of the `high` parts and of the `low` parts both have rounding errors,
+    # which are added, and the pair is normalized after each contribution, so that `low`
+    # stays below half a unit in the last place of `high`.
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
     high, low = _quick_two_sum(high, low + carry)
@@ -165,8 +166,8 @@ def to_float32(a: DoubleFloat) -> jax.Array:
 
 def _squares(base: float | jax.Array) -> DoubleFloat:
     """Returns base, base^2, base^4, ..., base^(2^31); (32,)."""
-    # Powers of a double are computed by NumPy on the host. Those of an array, which
-    # may be traced, are squared repeatedly on the device.
+    # Powers of a double are computed by NumPy on the host. Powers of an array, which
+    # may be traced, are computed on the device by repeated squaring.
     if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 

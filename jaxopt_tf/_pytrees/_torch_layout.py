@@ -222,6 +222,6 @@ def _axes(name: str, axes: Any) -> tuple[int, ...]:
 
 def _tuple(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple):
-        kind = "a tuple of tuples" if name == "axes" else "a tuple"
-        raise TypeError(f"`{name}` must be {kind}, got {value!r}.")
+        expected = "a tuple of tuples" if name == "axes" else "a tuple"
+        raise TypeError(f"`{name}` must be {expected}, got {value!r}.")
     return value

@@ -109,8 +109,8 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """
     memory: dict[str, jax.Array] = {}
 
-    # The result is written into the donated buffer of `_`. `keep_unused`, since `jit`
-    # drops unused arguments, and with them their donation.
+    # The result is written into the donated buffer of `_`. `keep_unused` is set because
+    # `jit` would drop the unused argument, and with it the donation.
     @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
     def refill(_: jax.Array, array: jax.Array) -> jax.Array:
         return jnp.copy(array)

@@ -210,7 +210,8 @@ def _converted_metric_state(
     found = {}
     for name in expected:
         field = name.removeprefix(start)
-        # The other fields are counters, which were int32.
+        # Fields that are not in `_OLDER_FIELDS` are counters, which older versions
+        # stored as int32.
         fields, convert = _OLDER_FIELDS.get(field, ((field,), np.int64))
         sources = [start + source for source in fields]
         if name.startswith(start) and set(sources) <= set(saved):

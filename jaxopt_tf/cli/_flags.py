@@ -206,7 +206,8 @@ def _field_specs(
 ) -> Iterator[StructFieldSpec]:
     groups, helps = _groups(record), _help_by_name(record)
     hints = get_type_hints(record, include_extras=True)
-    # Flags of the command precede those that it inherits, as `__mro__` does.
+    # `__mro__` lists the class before its bases, so flags of the command precede
+    # inherited flags.
     names = [name for cls in record.__mro__ for name in inspect.get_annotations(cls)]
     for name in dict.fromkeys(names):
         if name in groups:

@@ -66,9 +66,11 @@ class Launch:
                 "`coordinator_address` must be host:port, got "
                 f"{self.coordinator_address!r}."
             )
-        number = _checks.whole_number("num_processes", self.num_processes, minimum=1)
+        num_processes = _checks.whole_number(
+            "num_processes", self.num_processes, minimum=1
+        )
         _checks.whole_number(
-            "process_id", self.process_id, minimum=0, maximum=number - 1
+            "process_id", self.process_id, minimum=0, maximum=num_processes - 1
         )
 
 

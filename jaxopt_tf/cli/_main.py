@@ -64,8 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        again = f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
-        print(f"\njaxopt-tf: stopped by Ctrl-C. {str(error) or again}", file=sys.stderr)
+        hint = str(error) or f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
+        print(f"\njaxopt-tf: stopped by Ctrl-C. {hint}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -78,8 +78,10 @@ def _run(args: Sequence[str]) -> int:
         return 0
     name, *rest = args
     if name not in _COMMANDS:
-        near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "`jaxopt-tf --help` lists all."
+        closest = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = "`jaxopt-tf --help` lists all."
+        if closest:
+            hint = f"Did you mean {closest[0]!r}?"
         print(f"jaxopt-tf: Unknown command {name!r}. {hint}", file=sys.stderr)
         return 2
     command = _COMMANDS[name]

@@ -114,8 +114,8 @@ class StreamedBatches:
     the same in every iteration.
     """
 
-    num_examples: int | None = None
-    steps_per_epoch: int | None = None
+    num_examples: int | None = None  # unknown before the examples end
+    steps_per_epoch: int | None = None  # unknown, too
 
     def __init__(
         self,
@@ -197,8 +197,8 @@ def torch_permutation(length: int, seed: int) -> list[int]:
 def seeded_generators(*numbers: int) -> Iterator[None]:
     """Seeds the global generators of Python, NumPy and torch, and restores them.
 
-    Collators that mask tokens draw from them. Their numbers then depend on the
-    micro-batch only, and not on those before it.
+    Collators that mask tokens draw from them. Their random numbers then depend on the
+    micro-batch only, and not on the micro-batches before it.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     torch: Any = sys.modules.get("torch")  # a collator that uses it has imported it
@@ -293,7 +293,8 @@ def _stacked(name: str, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
             reason = f"has rows of shapes {', '.join(map(str, shapes[:3]))}"
             if len(shapes) == 1:
                 stacked, dtypes = np.stack(rows), {row.dtype for row in rows}
-                # Of integers and float32, torch makes float32, and NumPy float64.
+                # torch promotes integers and float32 to float32, NumPy promotes them to
+                # float64.
                 is_wider = stacked.dtype == np.float64 and stacked.dtype not in dtypes
                 return stacked.astype(np.float32) if is_wider else stacked
         except (TypeError, ValueError) as error:

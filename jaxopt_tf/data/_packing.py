@@ -171,7 +171,7 @@ class PackedRows:
             low, high = start[chunk], stop[chunk]
             tokens = self._stream.read(int(low[0]), int(high[-1]))
             cumulative = np.concatenate([[0], np.cumsum(tokens >= 0)])
-            # Without the first token of a piece, which nothing predicts.
+            # The first token of a piece is not counted, because no token predicts it.
             counts[chunk] = cumulative[high - low[0]] - cumulative[low + 1 - low[0]]
         return counts
 
@@ -237,18 +237,18 @@ def packed_evaluation_batches(
     num_rows = len(rows)
     if num_tokens is not None:
         _checks.positive("num_tokens", num_tokens)
-        # Whole batches, and at least one.
+        # The limit is rounded down to whole batches, but to at least one.
         num_batches = max(1, int(num_tokens) // (rows.block_size * batch_size))
         num_rows = min(num_rows, num_batches * batch_size)
     chosen = np.linspace(0, len(rows) - 1, num_rows).astype(int)
-    read = [rows[int(i)] for i in chosen]
-    read += [rows.empty()] * (-len(read) % batch_size)
+    row_list = [rows[int(i)] for i in chosen]
+    row_list += [rows.empty()] * (-len(row_list) % batch_size)
     return [
         {
-            name: np.stack([row[name] for row in read[i : i + batch_size]])
-            for name in read[0]
+            name: np.stack([row[name] for row in row_list[i : i + batch_size]])
+            for name in row_list[0]
         }
-        for i in range(0, len(read), batch_size)
+        for i in range(0, len(row_list), batch_size)
     ]
 
 

@@ -25,8 +25,8 @@ from ._weight_files import Index, WeightFiles
 class StoredTensor(NamedTuple):
     """Name and dtype of a parameter in a weight file."""
 
-    key: str
-    dtype: np.dtype
+    key: str  # name in the file
+    dtype: np.dtype  # dtype in the file
 
 
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
@@ -57,7 +57,8 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
             represent the numbers of the file.
 
     Differs: `from_pretrained` initializes missing parameters randomly and unties
-        tensors that are not equal. Both are errors here.
+        tensors that are not equal. Here, missing parameters and unequal tensors are
+        errors.
     """
     return read_weights(Path(folder), params, names)[0]
 

@@ -156,19 +156,19 @@ def torch_from_opt_state(
     for node in nodes:
         entries |= node.to_torch(for_bitsandbytes=for_bitsandbytes)
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
-    # torch numbers the parameters of all groups consecutively. The numbers are the keys
-    # of the entries.
-    numbers: dict[str, int] = {}
+    # torch numbers the parameters of all groups consecutively. These indices are the
+    # keys of the entries.
+    index_by_name: dict[str, int] = {}
     saved = []
     for settings, group in zip(param_groups, named, strict=True):
-        numbers |= {name: len(numbers) + i for i, name in enumerate(group)}
+        index_by_name |= {name: len(index_by_name) + i for i, name in enumerate(group)}
         group_params = {
-            "params": [numbers[n] for n in group],
+            "params": [index_by_name[n] for n in group],
             "param_names": list(group),
         }
-        others = {k: v for k, v in settings.items() if k not in group_params}
-        saved.append({**others, **group_params})
-    state = {i: entries[name] for name, i in numbers.items() if name in entries}
+        hyperparams = {k: v for k, v in settings.items() if k not in group_params}
+        saved.append({**hyperparams, **group_params})
+    state = {i: entries[name] for name, i in index_by_name.items() if name in entries}
     return {"state": state, "param_groups": saved}
 
 

@@ -33,7 +33,8 @@ _FUNCTIONS = {
     "reduce_lr_on_plateau": schedules.reduce_lr_on_plateau,
     "greedy": greedy,
 }
-# torch's keys for the counters of a state. `PlateauState` has only the first two.
+# torch's keys for the counters of a state. `PlateauState` has only the first two
+# counters.
 _COUNTERS = {
     "num_bad_updates": "num_bad_epochs",
     "cooldown_left": "cooldown_counter",
@@ -224,12 +225,12 @@ def metric_state_from_torch(
         transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
     """
     _checks.one_of("name", name, _FUNCTIONS)
-    kind = GreedyState if name == "greedy" else PlateauState
-    counters = {f: key for f, key in _COUNTERS.items() if f in kind._fields}
+    state_type = GreedyState if name == "greedy" else PlateauState
+    counters = {f: key for f, key in _COUNTERS.items() if f in state_type._fields}
     expected_settings = _settings(name, settings)
     # Keys by which the two schedules are distinguished. `GreedyLR` has no `mode_worse`.
     known_keys = {"best", "_last_lr", *counters.values(), *expected_settings}
-    known_keys |= {"mode_worse"} if kind is PlateauState else set()
+    known_keys |= {"mode_worse"} if state_type is PlateauState else set()
     missing = sorted(known_keys - set(scheduler_state))
     if missing:
         raise _checks.ArgumentError(
@@ -264,9 +265,9 @@ def metric_state_from_torch(
         field: _checks.step_count(key, scheduler_state[key])
         for field, key in counters.items()
     }
-    if kind is GreedyState:
+    if state_type is GreedyState:
         fields["average"] = _average(scheduler_state)
-    return kind(learning_rate=float(rates[0]), best=best, **fields)
+    return state_type(learning_rate=float(rates[0]), best=best, **fields)
 
 
 def torch_from_metric_state(

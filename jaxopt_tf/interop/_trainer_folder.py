@@ -181,15 +181,18 @@ def check_param_order(folder: Path) -> None:
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
     config, version = _config_of(folder), version_of_folder(folder)
-    number = _checks.version("transformers_version", version or "0.0")
+    saved_version = _checks.version("transformers_version", version or "0.0")
     # The configuration of a composite model contains that of each part (`text_config`).
     for part in [config, *config.values()]:
-        kind = str(part.get("model_type")) if isinstance(part, dict) else ""
-        first, end = _OTHER_ORDER.get(kind, (number, number))
-        if first <= number < end:
+        model_type = str(part.get("model_type")) if isinstance(part, dict) else ""
+        if model_type not in _OTHER_ORDER:
+            continue
+        first, first_current = _OTHER_ORDER[model_type]
+        if first <= saved_version < first_current:
             raise ValueError(
-                f"`groups` must be given for a {kind!r} of Transformers {version}, got "
-                f"None: before {end[0]}.{end[1]} its parameters had another order, and "
+                f"`groups` must be given for a {model_type!r} of Transformers "
+                f"{version}, got None: before {first_current[0]}.{first_current[1]} "
+                "its parameters had another order, and "
                 f"{str(folder / OPTIMIZER)!r} contains no names. Pass the names of "
                 "each group in the order of `named_parameters()` of that version."
             )

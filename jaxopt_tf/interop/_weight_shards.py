@@ -132,16 +132,17 @@ def _specs(
 def _files(specs: Sequence[_Spec], max_shard_size: int) -> dict[str, list[_Spec]]:
     """Distributes tensors over files, in their order, as huggingface_hub does."""
     shards: list[list[_Spec]] = []
-    current: list[_Spec] = []
+    shard_in_progress: list[_Spec] = []
     for spec in specs:
         if spec.nbytes > max_shard_size:
             shards.append([spec])
             continue
-        if current and sum(s.nbytes for s in current) + spec.nbytes > max_shard_size:
-            shards.append(current)
-            current = []
-        current.append(spec)
-    shards += [current] if current else []
+        size = sum(s.nbytes for s in shard_in_progress) + spec.nbytes
+        if shard_in_progress and size > max_shard_size:
+            shards.append(shard_in_progress)
+            shard_in_progress = []
+        shard_in_progress.append(spec)
+    shards += [shard_in_progress] if shard_in_progress else []
     # The order in a file is that of safetensors, so that the bytes are the same: the
     # largest dtypes first, which keeps all numbers aligned.
     ordered = [

@@ -42,7 +42,8 @@ BASE = "base"
 _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "train_file", "validation_file", "tokenizer", "chat_template"),
     *("output_dir", "logging_steps", "logging_first_step", "save_steps"),
-    # They determine `max_steps`, `eval_steps` and `save_steps`, which are compared.
+    # The effect of these settings is compared in `max_steps`, `eval_steps` and
+    # `save_steps`, which they determine.
     *("num_train_epochs", "eval_strategy", "save_strategy"),
     *("save_total_limit", "log_layers", "sample_prompt", "report_to"),
     *("mesh", "zero_1", DATA_SIZE, SEQUENCES),

@@ -39,8 +39,8 @@ def make_example_evaluate(
 ) -> Callable[[PyTree], dict[str, float]]:
     """Returns a function params -> {"loss": ..., further metrics}.
 
-    The loss is the mean over all examples of the mean losses of their batches, as that
-    of Trainer. Batches without a label have no loss, and are left out of the mean.
+    The loss is the mean over all examples of the mean losses of their batches, as in
+    Trainer. Batches without a label have no loss, and are left out of the mean.
 
     Args:
         setup: setup of the run.

@@ -155,7 +155,8 @@ def _copied_files(
         yield _GENERATION, like / _GENERATION
     if tokenizer is not None:
         yield _TOKENIZER, tokenizer
-        # Another name is that of a single file, which may be in any folder.
+        # A tokenizer with another file name is a single file, which may be in any
+        # folder.
         tokenizer_folder = tokenizer.parent if tokenizer.name == _TOKENIZER else None
     else:
         tokenizer_folder = like
@@ -170,7 +171,8 @@ def _prepare(folder: Path, text: str, copied: Mapping[str, Path]) -> None:
     """Removes a config.json of another model, and copies files."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / _CONFIG
-    # With it, the new weights could be loaded as those of another model.
+    # With the old config.json, the new weights could be loaded as those of another
+    # model.
     with contextlib.suppress(FileNotFoundError):
         if config.read_bytes() != text.encode():
             config.unlink()

@@ -73,12 +73,12 @@ class Sampler(Protocol):
 class _Trained:
     """Model with its parameters and its codec."""
 
-    path: Path
+    path: Path  # folder of the checkpoint, or of Transformers
     model: Model
     params: PyTree
     codec: TextCodec
-    bf16: bool
-    matmul_precision: str | None
+    bf16: bool  # whether the model computes in bfloat16
+    matmul_precision: str | None  # see `Model.make_loss`
 
 
 def generate(

@@ -150,11 +150,11 @@ def _check_sizes(
         for name in found
         if name in settings and name not in free and settings[name] != found[name]
     ]
-    others = fields_of_other_configs(config_type(found))
+    fields_of_others = fields_of_other_configs(config_type(found))
     differing += [
         f"`{name}` {value!r}"
         for name, value in settings.items()
-        if name in others and value is not None
+        if name in fields_of_others and value is not None
     ]
     if differing:
         raise ValueError(

@@ -121,7 +121,7 @@ def _chat(
     chat_template: Path | None,
     end_token_ids: tuple[int, ...],
 ) -> TextCodec:
-    # A run copies its template to its folder, as that of the tokenizer.
+    # A run copies its template to its folder as the template of the tokenizer.
     if chat_template is not None and not chat_template.is_file():
         chat_template = None
     return chat_codec(

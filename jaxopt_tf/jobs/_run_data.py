@@ -164,15 +164,15 @@ def slice_reader(batches: TrainingBatches, n: int) -> Any:
     The rows of an index are read once for all arrays of a dict; `key` is None for a
     batch that is an array.
     """
-    read: dict[str, Mapping[str, np.ndarray]] = {}
+    slices_by_index: dict[str, Mapping[str, np.ndarray]] = {}
 
     def read_slice(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
         if isinstance(batches, data.Batches):
             return batches.read_slice(n, index)
         index_key = repr(index)  # slices have no hash before Python 3.12
-        if index_key not in read:
-            read[index_key] = batches.read_slice(n, index)
-        return read[index_key][key or KEYS[0]]
+        if index_key not in slices_by_index:
+            slices_by_index[index_key] = batches.read_slice(n, index)
+        return slices_by_index[index_key][key or KEYS[0]]
 
     return read_slice
 

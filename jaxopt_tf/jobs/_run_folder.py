@@ -209,9 +209,9 @@ def read_equal_corpus(config: RunConfig, folder: Path) -> Corpus:
     """Reads the data of a run in all processes, and raises unless they are equal."""
     # With a tokenizer, process 0 writes the tokens first; the others then read them.
     corpus: list[Corpus] = []
-    read = functools.partial(read_corpus, config.job, config.model, folder)
-    _io.run_on_process_0(lambda: corpus.append(read()))
-    found = corpus[0] if corpus else read()
+    read_own = functools.partial(read_corpus, config.job, config.model, folder)
+    _io.run_on_process_0(lambda: corpus.append(read_own()))
+    found = corpus[0] if corpus else read_own()
     _io.check_equal_across_processes({DATA: found.fingerprint})
     return found
 
@@ -255,8 +255,8 @@ def _check_folder(
     path = settings_path(folder)
     if path.exists():
         saved = read_settings(path)
-        current = own_settings(settings)
-        _check_same_run(path, saved, current, job.intended_changes)
+        requested = own_settings(settings)
+        _check_same_run(path, saved, requested, job.intended_changes)
         saved |= sequences_of_last_start(folder)
     elif log.exists():
         raise ValueError(

@@ -21,7 +21,7 @@ from ._setup import build_setup, init_schedule, schedule_and_optimizer
 class TrainedParams(NamedTuple):
     """Parameters of a run at one step, without its optimizer state."""
 
-    checkpoint: Path
+    checkpoint: Path  # folder of the checkpoint that was read
     config: RunConfig
     model: Model
     params: PyTree  # on the first device

@@ -125,8 +125,8 @@ def make_attention(
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
         # Devices are queried here and not at import, because the query initializes
         # JAX's backend.
-        platform, kind = _device(mesh)
-        chosen = implementation or _default(platform, kind, q, segment_ids)
+        platform, device_kind = _device(mesh)
+        chosen = implementation or _default(platform, device_kind, q, segment_ids)
         if chosen == "splash":
             # Mosaic, the compiler of the kernel, is for TPUs only.
             attend_fn: Callable = functools.partial(
@@ -156,14 +156,14 @@ def _device(mesh: Mesh | None) -> tuple[str, str]:
 
 
 def _default(
-    platform: str, kind: str, q: jax.Array, segment_ids: jax.Array | None
+    platform: str, device_kind: str, q: jax.Array, segment_ids: jax.Array | None
 ) -> str:
     if platform == "tpu":
         is_supported = q.dtype in (jnp.float32, jnp.bfloat16)
         # Shorter sequences would be padded, and their scores need little memory.
         return "splash" if is_supported and q.shape[1] >= _LANES else "xla"
     # The platform of GPUs by AMD is called "gpu", too.
-    if platform == "gpu" and kind.startswith("NVIDIA"):
+    if platform == "gpu" and device_kind.startswith("NVIDIA"):
         is_supported = q.dtype in _CUDNN_DTYPES and segment_ids is None
         return "cudnn" if is_supported else "xla"
     return "xla"
@@ -252,7 +252,8 @@ def _kernel_precision(dtype: Any) -> str | None:
 
 
 # The kernel's own gradient is traced after the context `jax.default_matmul_precision`
-# has been left, and would have another precision. Here both passes set it themselves.
+# has been left, and would have another precision. Here the forward and the backward
+# pass both set the precision.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _splash_kernel(options, q, k, v, segment_ids):
     with _precision(options):
@@ -346,8 +347,8 @@ def _cudnn_or_xla(q, k, v, segment_ids, *, window, scale):
     try:
         return _cudnn(q, k, v, segment_ids, window=window, scale=scale)
     except (NotImplementedError, RuntimeError):
-        # Raised while tracing: cuDNN is not installed, or does not support the size of
-        # the heads, the GPU or a vmapped axis.
+        # The error is raised while tracing if cuDNN is not installed, or does not
+        # support the size of the heads, the GPU or a vmapped axis.
         return blockwise_attention(q, k, v, segment_ids, window=window, scale=scale)
 
 

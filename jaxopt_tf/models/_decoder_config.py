@@ -52,7 +52,7 @@ class LayerKind(NamedTuple):
     """Properties in which the layers of a model may differ."""
 
     window: int | None  # number of keys that a query attends to; None for all
-    has_rope: bool
+    has_rope: bool  # whether queries and keys are rotated by their positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,9 @@ def make_predict(
 ) -> Callable[[PyTree, Any], Any]:
     """Returns a function (params, batch) -> predictions, without dropout.
 
-    They are those that Trainer passes to `compute_metrics`: the outputs of a module of
-    Transformers without its loss and its cache, the only one or a tuple; the logits of
-    another torch module.
+    The predictions are those that Trainer passes to `compute_metrics`: the outputs of a
+    module of Transformers without its loss and its cache, the only one or a tuple; the
+    logits of another torch module.
 
     Args:
         model: a model under torchax.

@@ -62,7 +62,7 @@ def _torch_params(
     if kind == "kernel" and is_transposed:
         layer_shape = layer_shape[::-1]
     for number in range(shape[0]) if is_stacked else [None]:
-        numbered = parts.copy()
+        name_parts = parts.copy()
         if list_index is not None and number is not None:
-            numbered.insert(list_index + 1, str(number))
-        yield ".".join([*numbered, last]), kind, layer_shape
+            name_parts.insert(list_index + 1, str(number))
+        yield ".".join([*name_parts, last]), kind, layer_shape

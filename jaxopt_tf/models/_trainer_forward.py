@@ -113,13 +113,13 @@ class TrainerForward:
         returns means; Trainer adds them, without a division by their number.
         """
         batch = dict(batch)
-        number = batch.pop(NUM_ITEMS)
+        num_items = batch.pop(NUM_ITEMS)
         inputs = self._inputs(batch)
         if self.takes_loss_kwargs and self.has_counted_labels(batch):
             # At least 1: a batch without labels has the loss 0, not 0 / 0.
-            number = number.float().clamp(min=1.0)
-            loss = self._loss_in(module(**inputs, num_items_in_batch=number))
-            return loss * number, self._counted(batch).ne(IGNORE_INDEX).sum()
+            num_items = num_items.float().clamp(min=1.0)
+            loss = self._loss_in(module(**inputs, num_items_in_batch=num_items))
+            return loss * num_items, self._counted(batch).ne(IGNORE_INDEX).sum()
         if "labels" not in batch and "return_loss" in self._names:
             inputs["return_loss"] = True
         # Trainer takes the mean over the micro-batches.

@@ -168,7 +168,8 @@ def lion_8bit_tf(
     """Lion with a momentum of 8 bits: 1.02 bytes per parameter instead of 4.
 
     The formula is that of `lion_tf`; its momentum is stored as the first moment of
-    `adamw_8bit_tf` with `library="bitsandbytes"`. Arguments are those of these two.
+    `adamw_8bit_tf` with `library="bitsandbytes"`. Arguments are those of `lion_tf` and
+    of `adamw_8bit_tf`.
 
     Returns:
         A transformation with state `LionState`.

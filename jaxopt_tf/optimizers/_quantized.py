@@ -108,12 +108,13 @@ class Levels:
             return sum((a.astype("u1") for a in above), jnp.zeros(x.shape, "u1"))
         first = 0 if self.signed else 1
         size = jnp.abs(x)
-        # Halfway from the last level below each decade to its first level.
+        # Limits of the decades: each is halfway from the last level below a decade to
+        # the first level of the decade.
         ranks = [2 ** (i + first) - first for i in range(8)]
         levels = np.array(self.values[127 if self.signed else 0 :])
         limits = [np.float32((levels[r - 1] + levels[r]) / 2) for r in ranks]
-        inverse = jnp.full(x.shape, 1e6, jnp.float32)  # of the power of 10
-        parts = jnp.full(x.shape, 2.0**first, jnp.float32)  # of the decade
+        inverse = jnp.full(x.shape, 1e6, jnp.float32)  # 1 / upper end of the decade
+        parts = jnp.full(x.shape, 2.0**first, jnp.float32)  # number of levels
         for i in range(1, 7):
             inverse = jnp.where(size > limits[i], np.float32(10.0 ** (6 - i)), inverse)
             parts = jnp.where(size > limits[i], np.float32(2.0 ** (i + first)), parts)
@@ -291,11 +292,11 @@ def quantized(
     def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
         _check_whole(rule.name, params, grads)
         found = jax.tree.leaves(resolve_layouts(layouts, params))
-        kept = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
+        stays_float32 = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
         return [
-            (layout, not is_kept and quantizer.is_quantized(leaf, layout))
-            for leaf, layout, is_kept in zip(
-                jax.tree.leaves(params), found, kept, strict=True
+            (layout, not is_float32 and quantizer.is_quantized(leaf, layout))
+            for leaf, layout, is_float32 in zip(
+                jax.tree.leaves(params), found, stays_float32, strict=True
             )
         ]
 

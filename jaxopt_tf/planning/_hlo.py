@@ -59,8 +59,7 @@ class Instruction(NamedTuple):
     name: str
     arrays: list[Array]  # results
     op: str  # operation, such as "fusion" or "all-reduce-start"
-    # Names; for a parameter its number, for a constant its value.
-    operands: list[str]
+    operands: list[str]  # names; for a parameter its number, for a constant its value
     attributes: str  # rest of the line
     is_root: bool  # whether its result is the result of the computation
 
@@ -80,8 +79,8 @@ class Runs(NamedTuple):
 class Collective(NamedTuple):
     """Communication of one kind in a step, per device."""
 
-    kind: str
-    num_runs: int
+    kind: str  # operation, such as "all-reduce"
+    num_runs: int  # number of executions in a step
     bytes: int  # operands or results, whichever are larger
     largest: int  # bytes of the largest array
     sent: float  # least number of bytes that a device sends
@@ -105,13 +104,13 @@ class Program:
         aliases = text[: text.index("\n")].partition("input_output_alias=")[2]
         found = re.findall(r": \((\d+), \{[^}]*\}, \w+-alias\)", aliases)
         self.aliased = {int(number) for number in found}
-        current: list[Instruction] = []
+        instructions: list[Instruction] = []
         entry = ""
         for line in text.splitlines():
             if line.startswith(" "):
-                current += _parse_instruction(line)
+                instructions += _parse_instruction(line)
             elif head := _HEAD.match(line):
-                current = self.computations.setdefault(head[2], [])
+                instructions = self.computations.setdefault(head[2], [])
                 entry = head[2] if head[1] else entry
         self.entry = self.computations[entry]
         self.runs = {entry: Runs(1, False)}
@@ -244,14 +243,14 @@ class Program:
             for operand in set(member.operands):
                 users.setdefault(operand, []).append(member)
         by_name = {member.name: member for member in fused}
-        read = sum(
+        num_read = sum(
             min(size, sum(_read_by(user, name, size, users) for user in users[name]))
             for name, size in inputs.items()
             if name in users
         )
         root = next((member for member in fused if member.is_root), instruction)
         results = root.operands if root.op == "tuple" else [root.name]
-        written = 0
+        num_written = 0
         for array, name in zip(instruction.arrays, results, strict=False):
             result = by_name.get(name)
             while result is not None and result.op == "bitcast":
@@ -261,8 +260,8 @@ class Program:
                 part = by_name.get(result.operands[1])
                 size = sizes.get(result.operands[1], size)
                 size = size if part is None else part.arrays[0].num_bytes
-            written += 0 if array.is_on_chip else size
-        return read + written
+            num_written += 0 if array.is_on_chip else size
+        return num_read + num_written
 
     def collectives(self, num_devices: int) -> tuple[Collective, ...]:
         """Returns the collectives by kind, in descending order of their bytes.

@@ -18,8 +18,8 @@ from ._slices import Slice
 class LeafBytes(NamedTuple):
     """Memory of a leaf."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: str  # dotted name
+    shape: tuple[int, ...]  # shape of the whole array
     on_device: int  # bytes on each device
     global_bytes: int  # bytes of the whole array
 

@@ -180,8 +180,8 @@ def save_figure(figure: "Figure", path: Path | None) -> "Figure":
     """
     if path is not None:
         with atomic_write(path) as temporary:
-            kind = path.suffix[1:].lower()
-            figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=kind)
+            file_format = path.suffix[1:].lower()
+            figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=file_format)
     return figure
 
 

@@ -90,9 +90,8 @@ def _read(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _rows_of(window: Window, names: list[str]) -> np.ndarray:
-    layers: dict[str, Any] = (
-        window.metrics.layers
-    )  # norms of each layer, as NumPy arrays
+    # Norms of each layer, as NumPy arrays.
+    layers: dict[str, Any] = window.metrics.layers
     rows = np.full((len(window.metrics.loss), 1 + 2 * len(names)), np.nan)
     rows[:, 0] = window.first_step + np.arange(len(rows))
     for column, name in enumerate(names):

@@ -77,8 +77,8 @@ def build_optimizer(
             contain. `match_names(params, model).layer_norms` returns the paths with
             their classes. Required, possibly as [], for a `decay_rule` of Transformers
             4 up to 4.52, since these rules are based on module types.
-        varied: values of one of the runs in the result of `stack_recipes`. They replace
-            those of the recipe, and are arguments of the compiled program.
+        varied: values of one of the runs in the result of `stack_recipes`. These values
+            replace those of the recipe, and are arguments of the compiled program.
 
     Returns:
         A transformation. Its state contains `learning_rate`, and `grad_norm` if

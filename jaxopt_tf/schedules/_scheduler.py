@@ -64,7 +64,9 @@ def get_scheduler(
             does not have an option, or a value is out of range.
 
     Examples:
-        >>> schedule = get_scheduler("linear", 1e-3, 10, 110)
+        >>> schedule = get_scheduler(
+        ...     "linear", 1e-3, num_warmup_steps=10, num_training_steps=110
+        ... )
         >>> schedule
         linear(learning_rate=0.001, num_warmup_steps=10, num_training_steps=110)
         >>> print(schedule(5), schedule(10), schedule(60), schedule(110))

@@ -23,7 +23,7 @@ class RuleFallback(NamedTuple):
     """Mesh axis that cannot divide a leaf's axis as its rule requires."""
 
     name: str  # name of the leaf
-    mesh_axis: str
+    mesh_axis: str  # name of the mesh axis
     requested_axis: int  # axis of the leaf in the rule
     used_axis: int | None  # axis that is divided instead; None if there is none
 

@@ -149,7 +149,8 @@ def _divided(
     ]
     chosen = best_partition(shape, names, preferred, mesh)
     # Mesh axes that divide the leaf as they divide the parameter come first. In another
-    # order their parts would be on other devices than those of the parameter.
+    # order, parts of the leaf would be on other devices than the same parts of the
+    # parameter.
     order = sorted(range(len(names)), key=lambda i: chosen[i] not in preferred[i])
     return spec_of(shape, [names[i] for i in order], [chosen[i] for i in order])
 

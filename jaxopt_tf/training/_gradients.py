@@ -59,8 +59,9 @@ def with_float32_outputs(
         if frozen is not None:
             params = merge_params(params, frozen)
         if compute_dtype is not None:
-            # Within the differentiated function: the gradients of the uncast parameters
-            # have the dtype of these parameters, not `compute_dtype`.
+            # The parameters are cast within the differentiated function: the gradients
+            # of the uncast parameters have the dtype of these parameters, not
+            # `compute_dtype`.
             params = jax.tree.map(cast, params)
         total, num_items = loss_fn(params, batch, *rng)
         return jnp.asarray(total).astype(dtype), jnp.asarray(num_items).astype(dtype)

@@ -59,8 +59,8 @@ class DecayPath:
     def __post_init__(self) -> None:
         """Checks that at least one decay has finite losses."""
         if not np.isfinite(self.mean).any():
-            num = len(self.decays)
-            each = f"each of {num}" if num > 1 else "the only one"
+            num_decays = len(self.decays)
+            each = f"each of {num_decays}" if num_decays > 1 else "the only one"
             raise ValueError(
                 "`decays` must have one with which all folds stay finite, but "
                 f"{each} diverged; the smallest was {self.decays[0]:g}, with "
@@ -277,7 +277,7 @@ def decay_path(
     params: dict[int, PyTree] = {}
     # Run i has decay i // num_folds and fold i % num_folds. With warm starts, the final
     # parameters of run i are the initial ones of run i - num_folds. If run i diverged,
-    # its own initial parameters are passed on.
+    # its initial parameters are passed on instead of the final ones.
     for run_numbers in numbers[::-1] if warm_starts else [numbers.ravel()]:
         for group in runs.train_to(
             run_numbers.tolist(),
@@ -322,7 +322,7 @@ class _FoldRuns(ParallelRuns):
     def mean_losses(self, group: Group) -> np.ndarray:
         """Returns the mean training and evaluation losses at the end of runs, [2, n].
 
-        Both are infinite for a run that diverged.
+        The losses of a run that diverged are infinite.
 
         Raises:
             ValueError: if a fold has no items.

@@ -60,8 +60,8 @@ class Folds:
         rows = [np.flatnonzero(self.fold_of_row == i) for i in range(self.num_folds)]
         # The number of rows differs by at most one between folds. All folds are split
         # into the same number of parts, so that the parts have at most two sizes.
-        num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
-        parts = [np.array_split(fold_rows, num) for fold_rows in rows]
+        num_parts = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
+        parts = [np.array_split(fold_rows, num_parts) for fold_rows in rows]
         return [
             [self._rows(part) for part in fold_parts if len(part)]
             for fold_parts in parts

@@ -213,7 +213,7 @@ class ParallelRuns:
                 "`devices` must contain at least one device, got none. Leave it out "
                 "for all local devices."
             )
-        # Not more devices than runs: the others would train copies.
+        # No more devices than runs are used: further devices would train copies.
         program = make_program(self.task, self.recipes[runs[0]], devices[: len(runs)])
         limit, max_runs = self.memory_limit, len(runs)
         if limit is None:  # `memory_stats` is None for CPUs: they have no limit
@@ -287,7 +287,8 @@ def _max_runs_within(
                 f"run on a device, got {limit:,.0f}. Increase it, or use a smaller "
                 "model or batch."
             )
-        # At least one less, so that the loop ends; at least one run per device.
+        # The maximum decreases by at least one, so that the loop ends, but not below
+        # one run per device.
         max_runs = max(
             program.num_devices, min(max_runs - 1, int(max_runs * limit / needed))
         )

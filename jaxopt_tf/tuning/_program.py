@@ -182,7 +182,7 @@ class RunBatch:
 
     def summed_losses(self, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
         """Returns summed losses and numbers of items over batches; [K], float64."""
-        # Summed in float64 on the host; the sum of a batch is float32.
+        # Batches are summed in float64 on the host; the sum within a batch is float32.
         total, num_items = np.zeros(len(self.recipes)), np.zeros(len(self.recipes))
         for batch in batches:
             evaluated = self.program.evaluate(self.state.state.params, batch)

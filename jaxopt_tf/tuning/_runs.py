@@ -33,7 +33,7 @@ class Comparison:
     """Comparison of runs of several recipes by their losses."""
 
     recipes: tuple[Recipe, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...]  # results of the runs, one or more per recipe
 
     @property
     def final_trials(self) -> tuple[Trial, ...]:
@@ -62,12 +62,12 @@ class Comparison:
         """
         if self.lowest is not None:
             return self.lowest.run
-        num = len(self.recipes)
+        num_runs = len(self.recipes)
         rate = min(recipe.learning_rate for recipe in self.recipes)
         raise ValueError(
             "`recipes` must have a run that stays finite, but "
-            f"{f'all {num}' if num > 1 else 'the only one'} diverged; the smallest "
-            f"`learning_rate` tried was {rate:g}. Try smaller ones."
+            f"{f'all {num_runs}' if num_runs > 1 else 'the only one'} diverged; the "
+            f"smallest `learning_rate` tried was {rate:g}. Try smaller ones."
         )
 
     @property
@@ -250,8 +250,8 @@ def make_trial(
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
     eval_loss = None if eval_loss is None else float(eval_loss)
     objective = loss if eval_loss is None else eval_loss
-    # Twice the first loss, or 0 if it is negative. The negated comparison is also True
-    # for NaN.
+    # The limit is twice the first loss, or 0 if that loss is negative. The negated
+    # comparison is also True for NaN.
     if math.isnan(loss) or not objective <= first_loss + abs(first_loss):
         loss, eval_loss = math.inf, None if eval_loss is None else math.inf
     return Trial(run, step, first_loss, loss, eval_loss)
