@@ -109,7 +109,7 @@ def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
     ):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
-            f"{str(source)!r}. Name one of its checkpoint-<step>."
+            f"{str(source)!r}. Pass one of its checkpoint-<step> folders."
         )
     elif (source / _SUMS).exists() or find_checkpoints(source):
         exported = export_run(source, out, like=_like(flags))

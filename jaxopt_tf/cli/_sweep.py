@@ -238,7 +238,7 @@ def _write_or_compare_settings(search: Sweep, folder: Path) -> list[str]:
     if different:
         raise ValueError(
             "`output_dir` must be a new folder or contain this sweep, but the model of "
-            f"{str(path)!r} is another one. Name another folder.\n  "
+            f"{str(path)!r} is another one. Pass another folder.\n  "
             + "\n  ".join(different)
         )
     return list(lines.values())

@@ -83,7 +83,7 @@ class ExampleBatches:
         self.steps_per_epoch = -(-self._num_batches // self._num_micro)
 
     def __getitem__(self, n: int) -> list[Arrays]:
-        """Returns the micro-batches of update `n`, counted from 0: 1 to k of them."""
+        """Returns the 1 to k micro-batches of update `n`, counted from 0."""
         n = _checks.whole_number("n", n, minimum=0)
         epoch, update = divmod(n, self.steps_per_epoch)
         order, first = self._order(epoch), update * self._num_micro

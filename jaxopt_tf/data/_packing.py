@@ -27,13 +27,13 @@ class PackedRows:
 
     - `input_ids`: tokens; `pad_token_id` at the end.
     - `labels`: the tokens that are predicted, unshifted as in Transformers; -100 for
-      the others: masked tokens, the first token of each document, and padding.
-    - `segment_ids`: 1, 2, ... for the documents of the row; 0 for padding.
-    - `position_ids`: index in the document; 0 for padding.
+    tokens that are not predicted: masked tokens, the first token of each document, and
+    padding. - `segment_ids`: 1, 2, ... for the documents of the row; 0 for padding. -
+    `position_ids`: index in the document; 0 for padding.
 
     Only the lengths of the documents are kept in memory. Documents without a predicted
-    token are dropped: those of one token, and those whose completion is beyond the end
-    of a row.
+    token are dropped: documents of one token, and documents whose completion is beyond
+    the end of a row.
 
     Attributes:
         notes: sentences about documents that were truncated or dropped.

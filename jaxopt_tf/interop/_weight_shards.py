@@ -198,8 +198,9 @@ def _on_host(leaf: Any, part: TensorSlice) -> np.ndarray:
         leaf = jax.jit(_layer, static_argnums=2)(leaf, tuple(start), tuple(sizes))
     if not leaf.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    # JAX keeps the host copy as long as the array on which it was made. It is made on
-    # a temporary array of the same shards, and released with that array.
+    # JAX keeps the host copy as long as the array on which it was made. The copy is
+    # therefore made on a temporary array of the same shards, and released with that
+    # array.
     shards = [shard.data for shard in leaf.addressable_shards]
     return np.asarray(
         jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)

@@ -185,7 +185,7 @@ def conflicts_of_resume(job: Job) -> Iterator[str]:
         listed = ", ".join(found) or "no checkpoints"
         problem = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
         if checkpoint.exists():
-            problem = "is a file. Name the folder that contains it."
+            problem = "is a file. Pass the folder that contains it."
         yield (
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
             f"{str(checkpoint)!r} {problem}"

@@ -54,7 +54,7 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     if implementation == "torchax" and folder is None and not _has_sizes(settings):
         raise ValueError(
             "`model_implementation` 'torchax' must be given with `model_name_or_path`, "
-            "got no folder. Name the folder of a model of Transformers."
+            "got no folder. Pass the folder of a model of Transformers."
         )
     if folder is None or _has_sizes(settings):
         return settings

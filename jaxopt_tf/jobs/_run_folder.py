@@ -261,7 +261,7 @@ def _check_folder(
     elif log.exists():
         raise ValueError(
             f"`output_dir` must be a run's folder or a new one, but {str(log)!r} has "
-            f"no {SETTINGS} beside it. Name another folder."
+            f"no {SETTINGS} beside it. Pass another folder."
         )
     if is_new and log.exists() and log.stat().st_size > 0:
         archived = folder / f"aside-{METRICS}"
@@ -309,7 +309,7 @@ def _check_same_run(
             f"`output_dir` must contain a run with equal settings, but {str(path)!r} "
             "was written with other settings:\n  "
             + "\n  ".join(found.values())
-            + "\nName another folder, or, to continue the run with the new settings, "
+            + "\nPass another folder, or, to continue the run with the new settings, "
             "add " + _how_to_change(current, list(found))
         )
 
@@ -374,7 +374,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file cannot be read.
     """
-    remedy = "Delete it to start the run again, or name another folder."
+    remedy = "Delete it to start the run again, or pass another folder."
     return _io.read_json_object(path, "output_dir", remedy)
 
 
@@ -384,7 +384,7 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(
             "`resume_from_checkpoint` must be a checkpoint of `jaxopt-tf train`, but "
-            f"{str(checkpoint)!r} contains no settings. Name another checkpoint, or "
+            f"{str(checkpoint)!r} contains no settings. Pass another checkpoint, or "
             "another folder for the run."
         )
     return settings

@@ -52,7 +52,7 @@ def write_run(run: Run) -> Path:
     folder, settings = run.job.output_dir, config.to_dict()
     if folder is None or (folder.exists() and any(folder.iterdir())):
         raise ValueError(
-            f"`output_dir` must be a new folder, got {str(folder)!r}. Name another "
+            f"`output_dir` must be a new folder, got {str(folder)!r}. Pass another "
             "folder."
         )
     with checkpoints.lock_folder(folder) as lock:
@@ -132,7 +132,7 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     checkpoint = checkpoints.latest_valid(folder)
     if checkpoint is None:
         raise ValueError(
-            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Name a "
+            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Pass a "
             "folder that was written by `jaxopt-tf train`."
         )
     return checkpoint, True

@@ -89,8 +89,8 @@ class DecoderConfig:
         no_rope_layers: for each layer 1 if it has RoPE, 0 if not (SmolLM3 only); None
             for RoPE in all layers.
         pad_token_id: token whose embedding is initialized with zeros and receives no
-            gradient from the lookup, as `padding_idx` of `torch.nn.Embedding`. Negative
-            numbers count from the end of the vocabulary.
+            gradient from the lookup, like `padding_idx` of `torch.nn.Embedding`.
+            Negative numbers count from the end of the vocabulary.
         tie_word_embeddings: whether the embeddings are also the weights of the head.
         block_size: maximum length of a training sequence, at most
             `max_position_embeddings`; None for at most 1,024, as in `run_clm.py`.

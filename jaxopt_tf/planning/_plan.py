@@ -182,7 +182,7 @@ def plan_step(
         *args: arguments of the step, as `jax.ShapeDtypeStruct`s with shardings, or
             arrays.
         slice_: the slice on whose devices the arguments are placed.
-        parts: as for `plan_shapes`; None for the arguments, named by their numbers.
+        parts: as for `plan_shapes`; None for the arguments, named by their positions.
         num_items: number of items in a step, such as tokens.
         unmet: result of `unmet_rules`, to be printed.
 

@@ -274,6 +274,6 @@ def _read_state(file: Path) -> dict[str, Any]:
         pass
     raise ValueError(
         f"`folder` must contain {_STATE} with the `log_history` of a Trainer, but "
-        f"{str(file)!r} cannot be read as such. Copy it again, or name another "
+        f"{str(file)!r} cannot be read as such. Copy it again, or pass another "
         "checkpoint."
     )

@@ -117,8 +117,8 @@ def build_optimizer(
             return label_params(params)
 
         optimizer = optax.multi_transform(by_label, labels)
-    # Clipping precedes `multi_transform`: inside it, each group would be clipped by its
-    # own norm. torch clips by the joint norm of all groups.
+    # Clipping is placed before `multi_transform`: inside `multi_transform`, each group
+    # would be clipped by its own norm. torch clips by the joint norm of all groups.
     max_norm = settings["max_grad_norm"]
     if "max_grad_norm" not in varied.values and max_norm == 0:
         return optax.chain(optimizer)
