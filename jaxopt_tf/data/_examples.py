@@ -74,10 +74,10 @@ class ExampleBatches:
         whole, rest = divmod(self.num_examples, self._batch_size)
         self._num_batches = whole + (rest > 0 and not drop_last)
         if not self._num_batches:
-            least = self._batch_size if drop_last else 1
+            minimum = self._batch_size if drop_last else 1
             raise ValueError(
                 f"`train_dataset` must contain at least "
-                f"{_checks.pluralize(least, 'example')}, got {self.num_examples}. "
+                f"{_checks.pluralize(minimum, 'example')}, got {self.num_examples}. "
                 "Check how it was read or filtered."
             )
         self.steps_per_epoch = -(-self._num_batches // self._num_micro)
@@ -87,13 +87,13 @@ class ExampleBatches:
         n = _checks.whole_number("n", n, minimum=0)
         epoch, update = divmod(n, self.steps_per_epoch)
         order, first = self._order(epoch), update * self._num_micro
-        found = []
+        micro_batches = []
         for i in range(first, min(first + self._num_micro, self._num_batches)):
             rows = order[i * self._batch_size : (i + 1) * self._batch_size]
             with seeded_generators(self._seed, epoch, i):
                 examples = [self._examples[row] for row in rows]
-                found.append(self._collate(examples))
-        return found
+                micro_batches.append(self._collate(examples))
+        return micro_batches
 
     def iter_from(self, start: int) -> Iterator[list[Arrays]]:
         """Yields the updates from `start` on."""

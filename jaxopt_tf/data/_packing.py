@@ -27,9 +27,10 @@ class PackedRows:
 
     - `input_ids`: tokens; `pad_token_id` at the end.
     - `labels`: the tokens that are predicted, unshifted as in Transformers; -100 for
-    tokens that are not predicted: masked tokens, the first token of each document, and
-    padding. - `segment_ids`: 1, 2, ... for the documents of the row; 0 for padding. -
-    `position_ids`: index in the document; 0 for padding.
+      tokens that are not predicted: masked tokens, the first token of each document,
+      and padding.
+    - `segment_ids`: 1, 2, ... for the documents of the row; 0 for padding.
+    - `position_ids`: index in the document; 0 for padding.
 
     Only the lengths of the documents are kept in memory. Documents without a predicted
     token are dropped: documents of one token, and documents whose completion is beyond
@@ -66,10 +67,10 @@ class PackedRows:
             block_size: T, number of inputs per row; at least 1. `max_length` of TRL is
                 the number of tokens, T + 1.
             packing: "bfd" fills rows by best-fit decreasing: documents are sorted by
-                length, and each is put into the row with the least space that is
-                enough, or into a new one. "in_order" keeps their order, and begins a
-                new row with each document that does not fit. "none" gives each document
-                a row of its own.
+                length, and each is put into the row with the least sufficient space, or
+                into a new row. "in_order" keeps their order, and begins a new row with
+                each document that does not fit. "none" gives each document a row of its
+                own.
             overflow: "truncate" keeps the first T + 1 tokens of longer documents;
                 "split" turns the rest into further documents.
             pad_token_id: token at the end of rows; any token of the vocabulary, since
@@ -126,12 +127,12 @@ class PackedRows:
         first, last = self._row_bounds[index], self._row_bounds[index + 1]
         pieces = zip(self._start[first:last], self._stop[first:last], strict=True)
         for segment, (start, stop) in enumerate(pieces, 1):
-            read = self._stream.read(int(start), int(stop)).astype(np.int32)
-            span = slice(filled, filled + len(read))
-            filled += len(read)
+            stored = self._stream.read(int(start), int(stop)).astype(np.int32)
+            span = slice(filled, filled + len(stored))
+            filled += len(stored)
             # A masked token t is stored as ~t, which is negative.
-            is_masked = read < 0
-            tokens = np.where(is_masked, ~read, read)
+            is_masked = stored < 0
+            tokens = np.where(is_masked, ~stored, stored)
             row["input_ids"][span] = tokens
             labels = np.where(is_masked, _IGNORED, tokens)
             # The first token has no context: it would be predicted from the last token
@@ -139,7 +140,7 @@ class PackedRows:
             labels[0] = _IGNORED
             row["labels"][span] = labels
             row["segment_ids"][span] = segment
-            row["position_ids"][span] = np.arange(len(read))
+            row["position_ids"][span] = np.arange(len(stored))
         return row
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -288,7 +289,8 @@ def _assign(
         order = np.arange(len(lengths))
         rows = _next_fit(lengths, size)
     else:
-        # In descending order of length; documents of equal length keep their order.
+        # Pieces are sorted in descending order of length; pieces of equal length keep
+        # their order.
         order = np.argsort(-lengths, kind="stable")
         rows = _best_fit(lengths[order], size)
     by_row = np.argsort(rows, kind="stable")

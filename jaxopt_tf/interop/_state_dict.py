@@ -133,14 +133,14 @@ def read_state_dict(
     matches the file. A single group has the names of `named_parameters()`.
     """
     # Each check relies on the structure that the checks before it have established.
-    kind = check_format(state_dict)
+    state_type = check_format(state_dict)
     saved, entries = state_dict["param_groups"], FlatEntries(state_dict["state"])
     named = _named_groups(saved, entries, names, groups, decay_rule)
     index_by_name: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
         index_by_name |= dict(zip(group_names, group["params"], strict=True))
     group_by_name = {name: i for i, group in enumerate(named) for name in group}
-    state = TorchState(kind, entries, index_by_name, saved, group_by_name)
+    state = TorchState(state_type, entries, index_by_name, saved, group_by_name)
     _check_names(state, names)
     _check_entries(state)
     _check_shapes(state, names)

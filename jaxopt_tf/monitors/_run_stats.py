@@ -179,8 +179,8 @@ def layers_with_small_grads(
 def median_swing(losses: Sequence[float]) -> float:
     """Returns the median deviation of losses from the mean of their two neighbours.
 
-    The median is robust to a fast decrease of the loss. It is infinite for fewer than
-    three losses.
+    The median is robust to a fast decrease of the loss. The result is infinite for
+    fewer than three losses.
     """
     off = np.abs(np.diff(losses, 2)) / 2
     return float(np.median(off)) if len(off) else math.inf

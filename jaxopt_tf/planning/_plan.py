@@ -106,7 +106,7 @@ class Plan:
         """Returns the leaves that are not sharded over all devices: part, leaf, bytes.
 
         The bytes are the excess on each device over an even division. The leaves are in
-        descending order of it.
+        descending order of this excess.
         """
         num_devices = self.slice_.num_devices
         found = (
@@ -123,7 +123,7 @@ def bytes_by_leaf(tree: PyTree) -> tuple[LeafBytes, ...]:
     """Returns the memory of a tree's leaves on each device, without allocating it.
 
     Args:
-        tree: arrays, or shapes with a `sharding`. Leaves without one count as
+        tree: arrays, or shapes with a `sharding`. Leaves without a sharding count as
             replicated.
 
     Raises:

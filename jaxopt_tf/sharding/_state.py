@@ -97,7 +97,7 @@ def _sharding_of(
 def _owners(
     params: PyTree, shardings: PyTree
 ) -> tuple[dict[str, tuple[Any, NamedSharding]], Any]:
-    """Returns each parameter and its sharding by name, and the mesh of all."""
+    """Returns each parameter and its sharding by name, and their common mesh."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
     params_structure: Any = jax.tree.structure(params)

@@ -293,8 +293,8 @@ def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarr
 def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
     """Returns moving averages over `num_steps`; infinite after the loss has diverged.
 
-    It has diverged at the first step at which the average is NaN, or exceeds the lowest
-    one so far by more than three times its magnitude.
+    The loss has diverged at the first step at which the average is NaN, or exceeds the
+    lowest average so far by more than three times the magnitude of that average.
     """
     # The means are differences of cumulative sums in float64; in float32 they would
     # lose digits.

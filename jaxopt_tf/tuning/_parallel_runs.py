@@ -104,8 +104,8 @@ class ParallelRuns:
             for first in range(0, len(chosen), width):
                 group = chosen[first : first + width]
                 n = len(group)
-                # All groups have the same size and share one compilation. The last one
-                # is filled up with copies of its first run, which are discarded.
+                # All groups have the same size and share one compilation. The last
+                # group is filled up with copies of its first run, which are discarded.
                 run_batch = start(program, group + group[:1] * (width - n))
                 losses = run_batch.advance(min(until, run_batch.longest))
                 # [E, 2, width], without the copies that fill up the group.
@@ -203,7 +203,8 @@ class ParallelRuns:
                 run on each device.
         """
         num_streams = len(set(map(self.stream_key, runs)))
-        # Searching for the number compiles the step several times: it is cached.
+        # The search for this number compiles the step several times, so the result is
+        # cached.
         key = (runs[0], len(runs), num_streams)
         if key in self._program_cache:
             return self._program_cache[key]

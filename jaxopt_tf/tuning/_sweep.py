@@ -93,7 +93,8 @@ def sweep(
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
             ends = [min(step, recipe.max_steps) for recipe in recipes]
-            # Trials of a resumed sweep: these runs are not trained again.
+            # Runs that already have a trial at this step, in a resumed sweep, are not
+            # trained again.
             done = {
                 trial.run for trial in store.trials if trial.step >= ends[trial.run]
             }
