@@ -76,11 +76,12 @@ class Launch:
 
 @contextlib.contextmanager
 def connected_processes(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
-    """Connects the processes during a context; an error in one of them ends all.
+    """Connects the processes during a context; an error in one ends all processes.
 
     The error is printed on stderr, and the process exits immediately with status 2. A
     regular exit would wait for the other processes, which wait for this process in the
-    middle of a step. The others detect that the process is lost, and exit as well.
+    middle of a step. The other processes detect that this process is lost, and exit as
+    well.
 
     Args:
         launch: settings of the connection.

@@ -22,8 +22,9 @@ class Origin:
             Default: the training_args.bin in FOLDER.
         num_devices: number of devices of the run, if the file does not contain it.
         without: files that may be missing in FOLDER: optimizer.pt, scheduler.pt.
-        groups: names of the parameters in each group of optimizer.pt, in its order, as
-            [["transformer.wte.weight", ...], [...]]. Default: the groups of Trainer.
+        groups: names of the parameters in each group of optimizer.pt, in its order,
+            such as [["transformer.wte.weight", ...], [...]]. Default: the groups of
+            Trainer.
         decay_groups: "file" applies weight decay to the parameters that optimizer.pt
             decays, for custom parameter groups. Default: Trainer's rule, by the names
             of the parameters.
@@ -49,7 +50,8 @@ class Migrate(Origin, RunFlags):
 
     They override settings in the files.
 
-    For a run folder, the only flag is `--like CHECKPOINT`: its format is written.
+    For a run folder, the only flag is `--like CHECKPOINT`; the format of that
+    checkpoint is written.
 
     Example:
       jaxopt-tf migrate checkpoint-500 runs/books --text books

@@ -204,8 +204,9 @@ def _write_or_compare_settings(search: Sweep, folder: Path) -> list[str]:
     """Writes the settings of a new sweep, or compares them with those in its folder.
 
     Returns:
-        A message for each setting that differs from the folder's. They are not errors:
-        `tuning.sweep` compares the recipes and the data, and raises if these differ.
+        A message for each setting that differs from the folder's. These differences are
+        not errors: `tuning.sweep` compares the recipes and the data, and raises if
+        these differ.
 
     Raises:
         ValueError: if the folder contains runs of another model.

@@ -71,7 +71,7 @@ class ShuffledRows(Generic[_Rows]):
         """Returns `self[n][index]`, an array or a dict of arrays; reads no other rows.
 
         Args:
-            n: number of the batch.
+            n: index of the batch.
             index: slices of the leading axes of the batch; () for the whole batch.
 
         Raises:

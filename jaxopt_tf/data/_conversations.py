@@ -55,11 +55,11 @@ def read_conversations(
     All rows have the columns of the first one, in one of three forms:
 
     - `prompt` and `completion` are strings. The text is their concatenation, to which
-      the end-of-document token is appended unless it ends with it. It is encoded with
-      the special tokens that the tokenizer adds, such as one at the start.
+      the end-of-document token is appended unless the text ends with it. The text is
+      encoded with the special tokens that the tokenizer adds, such as one at the start.
     - `prompt` and `completion` are lists of messages, each an object with `role` and
       `content`. The chat template renders them, and adds all special tokens.
-    - `messages` is a list of messages, rendered likewise.
+    - `messages` is a list of messages, rendered in the same way.
 
     Columns `tools` (a list of JSON schemas, or a string that contains it) and
     `chat_template_kwargs` (an object) are passed to the template. Other columns are

@@ -218,10 +218,10 @@ def seeded_generators(*numbers: int) -> Iterator[None]:
 
 
 def stack_examples(examples: list[Mapping[str, Any]]) -> Arrays:
-    """Stacks the columns of examples, as `default_data_collator` of Transformers.
+    """Stacks the columns of examples, like `default_data_collator` of Transformers.
 
-    A column `label` or `label_ids` becomes `labels`. Columns of strings, and those that
-    are None in the first example, are left out.
+    A column `label` or `label_ids` becomes `labels`. Columns of strings, and columns
+    that are None in the first example, are left out.
 
     Args:
         examples: mappings of names to numbers, lists of numbers or arrays.

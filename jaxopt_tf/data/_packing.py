@@ -222,13 +222,13 @@ def packed_evaluation_batches(
 
     Args:
         rows: rows of the evaluation part.
-        batch_size: B, number of rows in a batch; fewer if there are fewer.
+        batch_size: B, number of rows in a batch; fewer if `rows` has fewer.
         num_tokens: approximate number of tokens, with padding, in all batches; None
             for all rows.
 
     Returns:
-        A list of dicts as from `PackedBatches`. The last one is completed with rows of
-        padding.
+        A list of dicts as from `PackedBatches`. The last batch is completed with rows
+        of padding.
 
     Raises:
         TypeError: if `batch_size` is not a whole number.

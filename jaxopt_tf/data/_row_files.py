@@ -91,7 +91,7 @@ def is_row_file(path: Path) -> bool:
 
 
 def sha256_of(path: Path, argument: str) -> str:
-    """Returns the SHA-256 of a file of rows; raises a ValueError as `read_rows`."""
+    """Returns the SHA-256 of a file of rows; raises a ValueError like `read_rows`."""
     _check_file(path, argument)
     digest = hashlib.sha256()
     for chunk in chunks(path):

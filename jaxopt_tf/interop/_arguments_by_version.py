@@ -146,7 +146,7 @@ def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersio
 def versions_of(
     names: Iterable[str], *, by_absence: bool = True
 ) -> tuple[Version, Version]:
-    """Returns the first version with these fields, and the first later one without.
+    """Returns the first version with these fields, and the next one without them.
 
     Args:
         names: names of the fields.

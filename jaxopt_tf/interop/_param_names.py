@@ -94,10 +94,10 @@ def match_names(
             `adafactor_tf`; required if name and shape allow several layouts.
         convention: orientation of kernels whose shape does not determine it. "linear":
             leaves are [in, out]; torch layers of unknown type are taken for Linear,
-            whose weights are [out, in]. "conv1d": leaves are [in, out]; layers of
-            unknown type are taken for Conv1D, whose weights are [in, out], as in
-            GPT-2. "former_flax_gpt2": as "conv1d", but leaves for Conv1D are
-            [out, in], as in the former Flax GPT-2.
+            whose weights are [out, in]. "conv1d": leaves are [in, out]; torch layers of
+            unknown type are taken for Conv1D, whose weights are [in, out], as in GPT-2.
+            "former_flax_gpt2": like "conv1d", but leaves for Conv1D are [out, in], as
+            in the former Flax GPT-2.
 
     Returns:
         The correspondence, for functions that read and write parameters and optimizer

@@ -1,4 +1,4 @@
-"""Conversion of moments of 8 bits between bitsandbytes and one state.
+"""Conversion of moments of 8 bits between bitsandbytes and an optimizer state.
 
 bitsandbytes stores codes in the shape of the torch parameter, the largest magnitude of
 each block of 256 elements in the flattened order, and a table of the 256 levels that
@@ -26,8 +26,8 @@ _KEY_SUFFIXES = {"exp_avg": "1", "exp_avg_sq": "2"}  # suffix of the keys of eac
 def dynamic_map(*, signed: bool) -> np.ndarray:
     """Returns the levels of the dynamic map as bitsandbytes computes them, float32.
 
-    `optimizers` has the same levels in float64. These are rounded as torch rounds them,
-    so that a file that is read and written again is unchanged.
+    `optimizers` has the same levels in float64. The levels here are rounded as torch
+    rounds them, so that a file that is read and written again is unchanged.
 
     Source: bitsandbytes 0.50.2 `functional.py`, `create_dynamic_map`; torch 2.13
         `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace`.

@@ -1,6 +1,7 @@
 """Conversion of `scheduler.pt`, which contains the state of the schedule.
 
-For a schedule of the step it contains the step, for a metric-driven schedule its state.
+The file contains the step for a schedule of the step, and the state for a metric-driven
+schedule.
 """
 
 import inspect
@@ -51,7 +52,7 @@ _SETTINGS = {**_LISTS, "reset_start": "reset_start_original"}
 def schedule_from_torch(
     scheduler_state: Any, recipe: Recipe, global_step: int | None
 ) -> tuple[int, PlateauState | GreedyState | None]:
-    """Returns the step passed to the schedule next, and a metric-driven one's state.
+    """Returns the step passed to the schedule next, and a metric-driven state.
 
     For a metric-driven schedule the step is the number of metrics that it received.
 

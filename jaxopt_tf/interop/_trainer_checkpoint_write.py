@@ -89,11 +89,10 @@ def write_trainer_checkpoint(
 
     The folder contains model.safetensors (for a PEFT model adapter_model.safetensors
     and adapter_config.json), optimizer.pt, scheduler.pt and trainer_state.json, and is
-    written atomically. The files have the fields of the
-    versions of Transformers and torch that wrote `like`, else those of transformers
-    5.23 and torch 2.13. The state of torch's random number generator is not written, so
-    dropout masks differ. Trainer logs this, and derives the order of the data from its
-    seed.
+    written atomically. The files have the fields of the versions of Transformers and
+    torch that wrote `like`, else those of transformers 5.23 and torch 2.13. The state
+    of torch's random number generator is not written, so dropout masks differ. Trainer
+    logs this, and derives the order of the data from its seed.
 
     Args:
         folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's

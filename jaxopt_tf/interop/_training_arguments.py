@@ -105,7 +105,7 @@ def _read_file(path: Path) -> ArgsSource:
 
 
 def _from_torch(content: bytes) -> Any:
-    """Reads the object in a file of `torch.save`, of either format."""
+    """Reads the object in a file of `torch.save`, written before or since torch 1.6."""
     if not content:
         raise ValueError("it is empty. Copy it again.")
     if len(content) > _MAX_BYTES:

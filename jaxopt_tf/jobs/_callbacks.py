@@ -1,4 +1,4 @@
-"""Refusal of Trainer's callbacks, with what serves in place of each."""
+"""Refusal of Trainer's callbacks, with a replacement for each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ def checked_monitors(
     """Returns the monitors; raises if one is a callback, or `callbacks` is given.
 
     Raises:
-        TypeError: for a callback, with what serves instead, or another object.
+        TypeError: for a callback, with its replacement, or for another object.
     """
     for name, given in (("callbacks", callbacks), ("monitors", monitors)):
         for item in given:

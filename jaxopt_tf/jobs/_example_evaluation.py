@@ -18,7 +18,7 @@ PADDING = -100  # value that pads predictions and labels of different lengths
 
 
 class EvalPrediction(NamedTuple):
-    """Predictions and labels of an evaluation, as Trainer's `EvalPrediction`."""
+    """Predictions and labels of an evaluation, like Trainer's `EvalPrediction`."""
 
     predictions: Any  # NumPy array [N, ...] or a tuple of them
     label_ids: Any  # the same for labels

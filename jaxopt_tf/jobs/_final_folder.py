@@ -58,11 +58,11 @@ def write_transformers_folder(
         folder: folder of the run; it is created if it does not exist.
         model: the model.
         params: its parameters, on any devices.
-        like: folder from which the run started. config.json keeps its fields that the
-            model does not have, such as `bos_token_id`. Tensors have its names and
-            dtypes, rounded to the nearest value. generation_config.json and the files
-            of the tokenizer are copied. None for the names of Transformers, the dtypes
-            of `params` and no further files.
+        like: folder from which the run started. config.json keeps the fields in `like`
+            that the model does not have, such as `bos_token_id`. Tensors have the names
+            and dtypes in `like`, and values are rounded to the nearest one.
+            generation_config.json and the files of the tokenizer are copied. None for
+            the names of Transformers, the dtypes of `params` and no further files.
         has_new_weights: whether the run started with weights other than those in
             `like`, which is then not required to contain any. Tensors have the names of
             Transformers and the dtypes of `params`.

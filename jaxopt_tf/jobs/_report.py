@@ -117,7 +117,7 @@ def header(
     """Describes the data, the model, the recipe, the devices and the folder of a run.
 
     Returns:
-        The lines, of which those that do not apply are empty.
+        The lines; a line that does not apply is empty.
     """
     recipe, corpus = config.recipe, run.corpus
     batch = f"{run.num_sequences} x {config.model.block_size}"

@@ -88,8 +88,8 @@ def _read_files(job: Job, folder: Path) -> data.Corpus:
 def has_masked_rows(job: Job) -> bool:
     """Returns True if `train_file` contains rows for fine-tuning.
 
-    The first row decides: it has a column `messages` or `prompt`, and no column
-    `text_column`.
+    The result depends on the first row: it must have a column `messages` or `prompt`,
+    and no column `text_column`.
     """
     if not job.train_file or job.train_file[0].suffix == ".txt":
         return False

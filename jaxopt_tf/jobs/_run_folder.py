@@ -89,9 +89,8 @@ class OpenRun:
     def has_model(self) -> bool:
         """True if the folder has the last file that a run writes.
 
-        That is config.json, or adapter_config.json of a LoRA run.
-
-        In folders of earlier versions it contains the settings of the run.
+        This file is config.json, or adapter_config.json of a LoRA run. In folders of
+        earlier versions, config.json contains the settings of the run.
         """
         name = _FORMER_SETTINGS
         if self.settings["lora_r"] is not None:
@@ -353,8 +352,8 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
 def settings_path(folder: Path) -> Path:
     """Returns the path of the settings in the folder of a run or a sweep.
 
-    Earlier versions wrote them to config.json. That file is the configuration of a
-    model of Transformers now, which has no `max_steps`.
+    Earlier versions wrote the settings to config.json. Now config.json is the
+    configuration of a model of Transformers, which has no `max_steps`.
     """
     path, former = folder / SETTINGS, folder / _FORMER_SETTINGS
     if path.exists() or not former.exists():

@@ -74,7 +74,8 @@ def read_run(folder: Path) -> Run:
             checkpoint.
 
     Raises:
-        ValueError: if `folder` is neither, or contains no valid checkpoint.
+        ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
+            checkpoint.
     """
     checkpoint, _ = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
@@ -94,7 +95,8 @@ def read_params(folder: Path) -> TrainedParams:
             has `load_best_model_at_end`.
 
     Raises:
-        ValueError: if `folder` is neither, or contains no valid checkpoint.
+        ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
+            checkpoint.
     """
     checkpoint, is_verified = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))

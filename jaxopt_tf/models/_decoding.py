@@ -39,8 +39,8 @@ class DecodingFns(NamedTuple):
 
     prefill: (params, tokens [B, P], lengths [B], size S) -> logits [B, V], cache. Rows
         are padded at their ends. The logits are those after the last token of each row.
-    step: (params, tokens [B], position_ids [B], cache) -> logits [B, V], cache. The
-        tokens are appended at their positions, and attend to all positions up to it.
+    step: (params, tokens [B], position_ids [B], cache) -> logits [B, V], cache. Each
+        token is appended at its position, and attends to all positions up to it.
 
     Logits are float32.
     """

@@ -97,7 +97,7 @@ def from_transformers(
         `torch.manual_seed(seed)`.
 
     Raises:
-        TypeError: if `source` is neither.
+        TypeError: if `source` is of another type.
         ValueError: if the folder has no model that can be read, if the module has a
             buffer that changes in training or random layers, or a rule does not fit.
             The loss function raises it if a batch has a key that `forward` does not

@@ -247,8 +247,8 @@ def settings_from_transformers_config(
 def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
     """Returns the type of the configuration that the settings of a run describe.
 
-    It is determined by `model_implementation` and `model_type`; without them, it is
-    that of a GPT-2.
+    The type is determined by `model_implementation` and `model_type`; without these
+    settings, it is that of a GPT-2.
     """
     is_torchax = settings.get("model_implementation") == "torchax"
     if is_torchax or "transformers_config" in settings:
@@ -267,7 +267,7 @@ def fields_of_other_configs(kind: type) -> set[str]:
 
 
 def placeholder_config(kind: type) -> ModelConfig:
-    """Returns a valid configuration in place of one that is not."""
+    """Returns a valid configuration that replaces an invalid one."""
     return kind(**_PLACEHOLDERS[kind])
 
 

@@ -1,8 +1,8 @@
 """Rotary position embeddings (RoPE), with the scalings of Transformers.
 
-Each pair of elements of a query or key is rotated by an angle, position times inverse
-frequency. Scalings change the frequencies, so that a model can be used for longer texts
-than it was trained on.
+Each pair of elements of a query or key is rotated by an angle, the product of position
+and inverse frequency. Scalings change the frequencies, so that a model can be used for
+longer texts than it was trained on.
 
 Source: Su et al., "RoFormer", 2021, arXiv 2104.09864; transformers 5.23
     `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
@@ -106,8 +106,8 @@ def inverse_frequencies(
 ) -> tuple[np.ndarray | jax.Array, float]:
     """Returns the inverse frequencies and the attention factor of a scaling.
 
-    They are computed in float32 in the order of Transformers. Only "dynamic" and
-    "longrope" depend on the length of the text.
+    Frequencies and factor are computed in float32 in the order of Transformers. Only
+    "dynamic" and "longrope" depend on the length of the text.
 
     Args:
         scaling: result of `check_rope_scaling`.
@@ -123,8 +123,8 @@ def inverse_frequencies(
 
     Source: transformers 5.23 `modeling_rope_utils.py`, `ROPE_INIT_FUNCTIONS`.
     Differs: with "dynamic", `LlamaRotaryEmbedding` keeps the frequencies of the longest
-        text that it has processed for following shorter texts. Here they depend on the
-        batch only.
+        text that it has processed for following shorter texts. Here the frequencies
+        depend on the batch only.
     """
     exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
     # torch's float32 power is correctly rounded for nearly all arguments, NumPy's is

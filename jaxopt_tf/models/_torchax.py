@@ -173,9 +173,10 @@ def embed(table: jax.Array, ids: jax.Array, padding_idx: int = -1) -> jax.Array:
 def nll(logits: jax.Array, labels: jax.Array, ignore_index: int) -> jax.Array:
     """Computes the negative log-likelihood of the label of each row.
 
-    torchax's gradient is a scatter into an array of zeros. Under JAX 0.10.2 it is wrong
-    on a mesh that divides rows and classes, and it passes over the logits three more
-    times. Here the gradient is softmax minus a comparison with the label.
+    torchax's gradient is a scatter into an array of zeros. Under JAX 0.10.2 this
+    gradient is wrong on a mesh that divides rows and classes, and needs three more
+    passes over the logits. Here the gradient is softmax minus a comparison with the
+    label.
 
     Args:
         logits: [N, C], any floating-point dtype; the arithmetic is in float32, or in

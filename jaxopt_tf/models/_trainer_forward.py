@@ -106,11 +106,12 @@ class TrainerForward:
         )
 
     def _loss_of_update(self, module: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Returns a loss and a number of items whose sums over the update divide.
+        """Returns a loss and a number; the quotient of their sums is the update's loss.
 
         The sum of the losses of all micro-batches, over the sum of their numbers, is
         the loss of Trainer. A module that takes the number of items and does not use it
-        returns means; Trainer adds them, without a division by their number.
+        returns means; Trainer adds these means, without a division by the number of
+        micro-batches.
         """
         batch = dict(batch)
         num_items = batch.pop(NUM_ITEMS)
