@@ -4,8 +4,8 @@ A save copies the arrays and returns. Orbax writes them in the background to a f
 with a temporary name. Afterwards, the checksums of all files are added, all files are
 flushed to the disk, and the folder is renamed. If the process is killed before, the
 folder has its temporary name, and is not recognized as a checkpoint. A folder that is
-replaced or deleted is renamed first, so that it is not recognized if the process is
-killed.
+replaced or deleted is renamed first, so that it is not recognized as a checkpoint if
+the process is killed.
 """
 
 import contextlib

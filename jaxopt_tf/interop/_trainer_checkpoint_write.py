@@ -110,9 +110,9 @@ def write_trainer_checkpoint(
             the number of metrics that it received; None for `step`.
         schedule_state: state of a metric-driven schedule; else None.
         trainer_state: fields of `trainer_state.json`, such as those that a run has
-            written. Of the fields that are left out, settings of the run (such as
-            `eval_steps`) and states of callbacks have the values of `like`, and all
-            others Trainer's defaults.
+            written. If a field is left out, a setting of the run (such as `eval_steps`)
+            or a state of a callback has the value of `like`, and any other field
+            Trainer's default.
         like: a checkpoint folder of the same run. Its other files, such as config.json
             and the tokenizer, and the buffers of the model are copied. If it contains
             trainer_state.json, optimizer.pt or scheduler.pt, the new file has the same

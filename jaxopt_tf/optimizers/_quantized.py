@@ -1,10 +1,10 @@
 """Moments that are stored as codes of 8 or 4 bits, with one scale for each block.
 
 A block is a run of 256 elements of a torch tensor in its flattened order. Its scale is
-the largest magnitude in it, and a code numbers the nearest of 256 or 16 levels between
--1 and 1. Codes have the shape of the leaf, so that they have the sharding of the leaf;
-scales are reductions over it. Levels and codes are computed, not looked up: a gather
-from a table is slow on TPUs and would not be fused with the update.
+the largest magnitude in it, and a code is the index of the nearest of 256 or 16 levels
+between -1 and 1. Codes have the shape of the leaf, so that they have the sharding of
+the leaf; scales are reductions over it. Levels and codes are computed, not looked up: a
+gather from a table is slow on TPUs and would not be fused with the update.
 """
 
 import dataclasses
@@ -277,7 +277,8 @@ def quantized(
     """Returns `rule` with moments that are stored as codes between updates.
 
     An update decodes the moments, applies `rule` in float32, and encodes the new
-    moments. The new parameter is computed from them before they are rounded.
+    moments. The new parameter is computed from the new moments before these are
+    rounded.
 
     Args:
         rule: an optimizer whose moments have the shapes of the leaves.

@@ -26,8 +26,8 @@ class MatmulFlops(NamedTuple):
 class Cost(NamedTuple):
     """Cost of a step on each device. Memory sizes are figures of the compiler.
 
-    The compiler's figures count the body of a loop once. All others count it once per
-    iteration.
+    The compiler's figures count the body of a loop once. All other figures count it
+    once per iteration.
     """
 
     arguments: int  # bytes
