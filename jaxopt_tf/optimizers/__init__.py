@@ -15,6 +15,7 @@ from ._averaged_params import averaging_states as averaging_states
 from ._averaged_params import ema_params as ema_params
 from ._averaged_params import eval_params as eval_params
 from ._averaged_params import is_averaging_state as is_averaging_state
+from ._averaged_params import without_moments as without_moments
 from ._clipping import ClipState as ClipState
 from ._clipping import clip as clip
 from ._clipping import is_clipped as is_clipped

@@ -11,6 +11,7 @@ from .._argument_names import checked_names
 from .._numerics import one_minus, wide_dtype
 from .._typing import PyTree, Scalar
 from ._adamw import lerp
+from ._per_leaf import own_copy
 from ._schedule_free import ScheduleFreeState
 
 
@@ -69,12 +70,7 @@ def ema_params(decay: Scalar) -> optax.GradientTransformationExtraArgs:
         def first(p: Any) -> Any:
             if not _pytrees.is_floating(p):
                 return optax.MaskedNode()
-            dtype = wide_dtype(p.dtype)
-            # A copy: a step that donates parameters and state cannot donate one buffer
-            # twice.
-            if isinstance(p, jax.ShapeDtypeStruct):
-                return jnp.zeros_like(p, dtype)
-            return jnp.array(p, dtype, copy=True)
+            return own_copy(p, wide_dtype(p.dtype))
 
         return EmaParamsState(jnp.zeros((), jnp.int32), jax.tree.map(first, params))
 
@@ -168,6 +164,17 @@ def averaging_states(opt_state: PyTree) -> list[EmaParamsState | ScheduleFreeSta
 def is_averaging_state(node: Any) -> bool:
     """Returns whether `node` is a state that contains averages of parameters."""
     return isinstance(node, EmaParamsState | ScheduleFreeState)
+
+
+def without_moments(opt_state: PyTree) -> PyTree:
+    """Returns `opt_state` with None for leaves that `eval_params` does not read."""
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, ScheduleFreeState):
+            return node._replace(nu=None)
+        return node if is_averaging_state(node) else None
+
+    return jax.tree.map(kept, opt_state, is_leaf=is_averaging_state)
 
 
 def _new_param(p: jax.Array, change: jax.Array, wide: Any) -> jax.Array:

@@ -229,6 +229,16 @@ def _schedule_of_counts(rate_of_count: Any) -> Schedule:
     return schedule
 
 
+def own_copy(p: jax.Array, dtype: Any) -> jax.Array:
+    """Returns a parameter in another buffer; zeros for a shape without elements.
+
+    A step that donates parameters and state cannot donate one buffer twice.
+    """
+    if isinstance(p, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(p, dtype)
+    return jnp.array(p, dtype, copy=True)
+
+
 def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:
     """Returns the gradient plus that of `weight_decay / 2 * |p|^2`, as in torch."""
     p, g = leaf.param, leaf.grad

@@ -18,7 +18,6 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._numerics import (
     ExactScalar,
-    double_float,
     exact_int,
     exact_power,
     exact_scalar,
@@ -29,29 +28,18 @@ from .._numerics import (
     prevent_fma,
     rounded,
     scalar,
+    split_float,
     wide_dtype,
 )
-from .._numerics.double_float import DoubleFloat
-from .._pytrees import TorchLayout
+from .._numerics.split_float import SplitFloat
+from .._pytrees import TorchLayout, is_floating
 from .._typing import PyTree, Scalar, ScalarOrSchedule
 from ._adamw import bias_correction, lerp
 from ._learning_rate import Rate
-from ._per_leaf import Carried, Leaf, LeafRule, Moments, per_leaf_optimizer
+from ._per_leaf import Carried, Leaf, LeafRule, Moments, own_copy, per_leaf_optimizer
 
 # Largest power that is computed by products instead of `jnp.power`.
 _MAX_PRODUCTS = 8
-
-
-class SplitFloat(NamedTuple):
-    """Number with the digits of torch's double, as the sum of three float32.
-
-    Arithmetic reads and writes the first two, with 48 bits. `low` preserves the rest of
-    a number that was read from a file. In a float64 state `high` is the whole number.
-    """
-
-    high: jax.Array  # (), float32, or float64 if a parameter is
-    middle: jax.Array  # the same
-    low: jax.Array  # the same
 
 
 class ScheduleFreeState(NamedTuple):
@@ -72,23 +60,14 @@ class ScheduleFreeState(NamedTuple):
     nu: PyTree  # as params, float32: mean of squared gradients; masked for SGD
 
 
-class _Shared(NamedTuple):
-    """Scalars of one update, in the dtype of the state's rate."""
-
-    rate: jax.Array  # (), rate times the warmup or the rectification
-    mean_weight: jax.Array  # (), weight of the new z in x
-    y_factor: jax.Array  # (), factor of the gradient in y
-    is_adaptive: jax.Array  # (), bool: whether the gradient is divided
-
-
 class _Scalars(NamedTuple):
-    """Scalars shared by all leaves of one dtype; float32, or float64."""
+    """Scalars of one update: (), in the dtype of a leaf or of the state's rate."""
 
-    rate: jax.Array
-    mean_weight: jax.Array
-    y_factor: jax.Array
-    correction: jax.Array  # 1 - beta2^t
-    is_adaptive: jax.Array  # (), bool
+    rate: jax.Array  # rate times the warmup or the rectification
+    mean_weight: jax.Array  # weight of the new z in x
+    y_factor: jax.Array  # factor of the gradient in y
+    correction: jax.Array  # 1 - beta2^t, set for each dtype
+    is_adaptive: jax.Array  # (), bool: whether the gradient is divided
     opaque_zero: jax.Array  # (), int32: 0, unknown to the compiler
 
 
@@ -235,7 +214,7 @@ def schedule_free_sgd_tf(
         learning_rate: as for `schedule_free_adamw_tf`.
         momentum: weight of x in y; greater than 0 and less than 1.
         weight_decay: factor of the parameter that is added to the gradient; at least 0.
-        decay_mask: as for `adamw_tf`.
+        decay_mask: as for `schedule_free_adamw_tf`.
         warmup_steps: as for `schedule_free_adamw_tf`.
         r: as for `schedule_free_adamw_tf`.
         weight_lr_power: as for `schedule_free_adamw_tf`.
@@ -275,29 +254,17 @@ class _ScheduleFree(NamedTuple):
         _checks.non_negative("weight_lr_power", self.weight_lr_power)
 
         def init(p: jax.Array, _: TorchLayout | None) -> Moments:
-            z, dtype = p, wide_dtype(p.dtype)
-            # A copy: a step that donates parameters and state cannot donate one buffer
-            # twice. Shapes have no elements to copy.
-            if isinstance(p, jax.ShapeDtypeStruct):
-                z = jnp.zeros_like(p, dtype)
-            else:
-                z = jnp.array(p, dtype, copy=True)
-            has_nu = beta2 is not None
-            return z, jnp.zeros_like(p, dtype) if has_nu else optax.MaskedNode()
+            dtype, no_nu = wide_dtype(p.dtype), beta2 is None
+            nu = optax.MaskedNode() if no_nu else jnp.zeros_like(p, dtype)
+            return own_copy(p, dtype), nu
 
-        def scalars(rate: Rate, count: jax.Array, shared: _Shared) -> _Scalars:
+        def scalars(rate: Rate, count: jax.Array, shared: _Scalars) -> _Scalars:
             dtype = rate.value.dtype
-            correction = jnp.ones((), dtype)
+            cast = [x.astype(dtype) if is_floating(x) else x for x in shared]
+            scalars = _Scalars(*cast)
             if beta2 is not None:
                 correction = rounded(bias_correction(beta2, count, dtype))
-            scalars = _Scalars(
-                shared.rate.astype(dtype),
-                shared.mean_weight.astype(dtype),
-                shared.y_factor.astype(dtype),
-                correction,
-                shared.is_adaptive,
-                jnp.minimum(count, 0),  # 0, but XLA does not know that count > 0
-            )
+                scalars = scalars._replace(correction=correction)
             hoisted: _Scalars = hoist_scalars(scalars, count, dtype)
             return hoisted
 
@@ -329,40 +296,42 @@ class _ScheduleFree(NamedTuple):
         return 1.0 - 1.0 / scalar(self.x_weight, dtype)
 
     def _first_carried(self, dtype: Any) -> tuple[SplitFloat, SplitFloat, jax.Array]:
-        def split(high: float) -> SplitFloat:
-            # Three buffers: XLA refuses to donate one buffer twice.
-            return SplitFloat(*(jnp.full((), x, dtype) for x in (high, 0.0, 0.0)))
-
-        return split(0.0), split(-1.0), self._z_weight(dtype)
+        numbers = (split_float.from_float(x, dtype) for x in (0.0, -1.0))
+        return *numbers, self._z_weight(dtype)
 
     def _next_carried(
         self, state: ScheduleFreeState, rate: Rate, count: jax.Array
-    ) -> tuple[tuple[Any, ...], _Shared]:
+    ) -> tuple[tuple[Any, ...], _Scalars]:
         """Returns the new sums, and the scalars of update `count`, from 1."""
         dtype = rate.value.dtype
         factor, is_adaptive = self.rate_factor(count, dtype)
         exact_rate = rate.exact() * factor
-        highest = _joined(state.lr_max)
+        highest = split_float.joined(state.lr_max)
         is_higher = rounded(exact_rate - highest) > 0
-        lr_max = _select(is_higher, exact_rate, highest)
+        lr_max = split_float.select(is_higher, exact_rate, highest)
         weight = _power(lr_max, self.weight_lr_power, dtype)
         if not is_zero(self.r):
             weight = weight * _power(exact_int(count, dtype), self.r, dtype)
-        weight_sum = _joined(state.weight_sum) + weight
+        weight_sum = split_float.joined(state.weight_sum) + weight
         # schedulefree catches the division of 0 by 0, at updates with a rate of 0.
         one = exact_scalar(1.0, dtype)
         is_positive = rounded(weight_sum) > 0
-        mean_weight = weight / _select(is_positive, weight_sum, one)
+        mean_weight = weight / split_float.select(is_positive, weight_sum, one)
         x_weight = exact_scalar(self.x_weight, dtype)
         y_factor = exact_rate * (x_weight * (one - mean_weight) - one)
-        shared = _Shared(
-            rounded(exact_rate), rounded(mean_weight), rounded(y_factor), is_adaptive
+        shared = _Scalars(
+            rounded(exact_rate),
+            rounded(mean_weight),
+            rounded(y_factor),
+            jnp.ones((), dtype),
+            is_adaptive,
+            jnp.minimum(count, 0),  # 0, but XLA does not know that count > 0
         )
         # An unchanged number keeps its last digits.
         has_weight = rounded(weight) > 0
         new = (
-            _split(has_weight, weight_sum, state.weight_sum),
-            _split(is_higher, exact_rate, state.lr_max),
+            split_float.replaced(has_weight, state.weight_sum, weight_sum),
+            split_float.replaced(is_higher, state.lr_max, exact_rate),
             self._z_weight(dtype),
         )
         return new, shared
@@ -378,9 +347,9 @@ def _warmup(warmup_steps: Scalar) -> _RateFactor:
         if is_zero(warmup_steps):
             return one, is_adaptive
         is_rising = count.astype(dtype) < scalar(warmup_steps, dtype)
-        length = _select(is_rising, exact_scalar(warmup_steps, dtype), one)
+        length = split_float.select(is_rising, exact_scalar(warmup_steps, dtype), one)
         rising = exact_int(count, dtype) / length
-        return _select(is_rising, rising, one), is_adaptive
+        return split_float.select(is_rising, rising, one), is_adaptive
 
     return factor
 
@@ -395,13 +364,13 @@ def _rectification(beta2: Scalar, *, is_silent: bool) -> _RateFactor:
         rho = rho_inf - two * exact_int(count, dtype) * power / (one - power)
         is_adaptive = rounded(rho - four) > 0
         # rho and rho_inf below 4 are replaced: the root would be NaN.
-        rho = _select(is_adaptive, rho, exact_scalar(5.0, dtype))
-        rho_inf = _select(is_adaptive, rho_inf, exact_scalar(5.0, dtype))
+        rho = split_float.select(is_adaptive, rho, exact_scalar(5.0, dtype))
+        rho_inf = split_float.select(is_adaptive, rho_inf, exact_scalar(5.0, dtype))
         ratio = ((rho - four) * (rho - two) * rho_inf) / (
             (rho_inf - four) * (rho_inf - two) * rho
         )
         before = exact_scalar(0.0 if is_silent else 1.0, dtype)
-        return _select(is_adaptive, exact_sqrt(ratio), before), is_adaptive
+        return split_float.select(is_adaptive, exact_sqrt(ratio), before), is_adaptive
 
     return factor
 
@@ -415,26 +384,6 @@ def _power(base: ExactScalar, exponent: Scalar, dtype: Any) -> ExactScalar:
             result = result * base
         return result
     return exact_scalar(jnp.power(rounded(base), scalar(exponent, dtype)), dtype)
-
-
-def _select(condition: jax.Array, a: ExactScalar, b: ExactScalar) -> ExactScalar:
-    if isinstance(a, DoubleFloat):
-        return double_float.select(condition, a, b)
-    return jnp.where(condition, a, b)
-
-
-def _joined(value: SplitFloat) -> ExactScalar:
-    if value.high.dtype == jnp.float64:
-        return value.high + value.middle + value.low
-    return DoubleFloat(value.high, value.middle)
-
-
-def _split(condition: jax.Array, new: ExactScalar, old: SplitFloat) -> SplitFloat:
-    """Returns a new number where `condition` is True, else the old one."""
-    parts = list(new) if isinstance(new, DoubleFloat) else [new]
-    parts += [jnp.zeros_like(old.low)] * (3 - len(parts))
-    chosen = (jnp.where(condition, a, b) for a, b in zip(parts, old, strict=True))
-    return SplitFloat(*chosen)
 
 
 def _check_betas(betas: tuple[Scalar, Scalar]) -> None:
