@@ -296,8 +296,8 @@ class _ScheduleFree(NamedTuple):
         return 1.0 - 1.0 / scalar(self.x_weight, dtype)
 
     def _first_carried(self, dtype: Any) -> tuple[SplitFloat, SplitFloat, jax.Array]:
-        numbers = (split_float.from_float(x, dtype) for x in (0.0, -1.0))
-        return *numbers, self._z_weight(dtype)
+        weight_sum, lr_max = (split_float.from_float(x, dtype) for x in (0.0, -1.0))
+        return weight_sum, lr_max, self._z_weight(dtype)
 
     def _next_carried(
         self, state: ScheduleFreeState, rate: Rate, count: jax.Array
