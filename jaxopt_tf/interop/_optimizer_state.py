@@ -38,9 +38,9 @@ def opt_state_from_torch(
     and the scales of their blocks, in files of bitsandbytes' AdamW, are copied to a
     state of `adamw_8bit_tf`, which must quantize the same leaves. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
-    For schedulefree, z of such a parameter is the parameter itself, and the `params` of
-    training are those of a file whose `train_mode` is True; `read_trainer_checkpoint`
-    converts those of a file with False.
+    For schedulefree, z of a parameter without an entry is the parameter. The weights
+    beside a file whose `train_mode` is False are not the parameters of training;
+    `read_trainer_checkpoint` converts them.
 
     A state dict identifies parameters by index. Their names are taken from the first of
     these sources that exists: `param_names` in the file; `groups`; Trainer's two groups

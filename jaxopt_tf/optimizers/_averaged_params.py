@@ -169,12 +169,12 @@ def is_averaging_state(node: Any) -> bool:
 def without_moments(opt_state: PyTree) -> PyTree:
     """Returns `opt_state` with None for leaves that `eval_params` does not read."""
 
-    def kept(node: Any) -> Any:
+    def pruned(node: Any) -> Any:
         if isinstance(node, ScheduleFreeState):
             return node._replace(nu=None)
         return node if is_averaging_state(node) else None
 
-    return jax.tree.map(kept, opt_state, is_leaf=is_averaging_state)
+    return jax.tree.map(pruned, opt_state, is_leaf=is_averaging_state)
 
 
 def _new_param(p: jax.Array, change: jax.Array, wide: Any) -> jax.Array:
