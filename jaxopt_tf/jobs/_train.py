@@ -199,7 +199,8 @@ def _plan(
     setup = setup_of(model, recipe, job, mesh)
     if jax.tree.leaves(setup.frozen):
         placed = jax.tree.map(lambda x: x.sharding, setup.frozen)
-        setup = setup.with_frozen(jax.device_put(model.frozen, placed))
+        frozen = model.init_frozen(recipe.seed)
+        setup = setup.with_frozen(jax.device_put(frozen, placed))
     on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
     evaluate = None
     if held_out is not None:
@@ -259,8 +260,8 @@ def _plan(
             ),
         ],
         has_model=has_weights(run.folder),
-        write_model=functools.partial(
-            _write_model, run.folder, model, processing_class
+        write_model=lambda params: _write_model(
+            run.folder, model, processing_class, params, setup.frozen
         ),
         loss_unit="",
         how_to_resume="call `jobs.train` again with the same arguments",
@@ -278,14 +279,14 @@ def has_weights(folder: Path) -> bool:
 
 
 def _write_model(
-    folder: Path, model: Model, processing_class: Any, params: PyTree
+    folder: Path, model: Model, processing_class: Any, params: PyTree, frozen: PyTree
 ) -> None:
     """Writes the final parameters as the module's class loads them."""
     is_torchax = isinstance(model, TorchaxModel)
     has_adapter = isinstance(model, TorchaxModel) and model.adapter_names is not None
     values = params
-    if isinstance(model, TorchaxModel) and not has_adapter:
-        values = model.all_params(params)
+    if not has_adapter:
+        values = training.merge_params(params, frozen)
 
     def save_others() -> None:
         if hasattr(processing_class, "save_pretrained"):

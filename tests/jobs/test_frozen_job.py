@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxopt_tf.cli import main
 from jaxopt_tf.interop._weight_files import WeightFiles
 from jaxopt_tf.jobs import RunConfig, plan, pretrain, read_run, tuning_corpus
 from jaxopt_tf.jobs._final_folder import write_transformers_folder
@@ -156,6 +157,36 @@ def test_an_adapter_is_trained_resumed_and_written_as_peft_reads_it(lora, tmp_pa
     (lora["model_name_or_path"] / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="`model_name_or_path` must contain the froz"):
         run(lora)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch and Trainer
+def test_a_run_with_frozen_parameters_resumes_in_trainer(gpt2, tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="the files are torch's")
+    transformers = pytest.importorskip("transformers", reason="Trainer resumes")
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+    result = run(gpt2, freeze=[EMBEDDINGS])
+    out = tmp_path / "trainer" / "checkpoint-2"
+    checkpoint = result.folder / "checkpoint-2"
+    assert main(["migrate", str(checkpoint), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("transformer.wte.weight, transformer.wpe.weight\n")
+    saved = torch.load(out / "optimizer.pt", weights_only=True)
+    names = [n for group in saved["param_groups"] for n in group["param_names"]]
+    assert len(names) == 14
+    assert not {n for n in names if "wte" in n or "wpe" in n}
+    module = transformers.AutoModelForCausalLM.from_pretrained(out)
+    for name in ("wte", "wpe"):
+        getattr(module.transformer, name).weight.requires_grad_(False)
+    arguments = transformers.TrainingArguments(
+        str(out.parent), max_steps=4, report_to=[], disable_tqdm=True, use_cpu=True
+    )
+    tokens = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 40
+    trainer = transformers.Trainer(module, arguments, train_dataset=tokens)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    trainer.train(resume_from_checkpoint=str(out))
+    assert trainer.state.global_step == 4
+    for name, p in module.named_parameters():
+        assert torch.equal(p, before[name]) == ("wte" in name or "wpe" in name), name
 
 
 @pytest.mark.parametrize(
