@@ -11,7 +11,13 @@ from ..models import Model, ModelConfig
 from ..optimizers import without_moments
 from ..recipes import Recipe
 from ..sharding import make_mesh
-from ._base_weights import check_base, read_frozen, run_model, with_base
+from ._base_weights import (
+    check_base,
+    on_first_device,
+    read_frozen,
+    run_model,
+    with_base,
+)
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
 from ._job import Job
 from ._run_data import read_corpus
@@ -114,7 +120,7 @@ def read_params(folder: Path) -> TrainedParams:
     arrays = {"params": model.shapes, "opt_state": without_moments(opt_state)}
     restored = checkpoints.restore(
         checkpoint,
-        {"state": _on_first_device(arrays)},
+        {"state": on_first_device(arrays)},
         is_partial=True,
         verify=not is_verified,
     )
@@ -139,18 +145,11 @@ def read_run_frozen(checkpoint: Path, model: Model, config: RunConfig) -> PyTree
     Raises:
         ValueError: if the weights in `model_name_or_path` have changed.
     """
-    frozen = _on_first_device(model.frozen_shapes)
+    frozen = on_first_device(model.frozen_shapes)
     if not jax.tree.leaves(frozen):
         return {}
     check_base(config.job, settings_of(checkpoint))
     return read_frozen(model, frozen, config)
-
-
-def _on_first_device(shapes: PyTree) -> PyTree:
-    on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device), shapes
-    )
 
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:
