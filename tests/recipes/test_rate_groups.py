@@ -306,6 +306,11 @@ def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
             "'original' or 'match_rms_adamw' for `adjust_lr_fn`, got 'rms'",
         ),
         (
+            [{"pattern": "a", "optim": "schedule_free_sgd"}],
+            ValueError,
+            "'schedule_free_sgd' must be that of all parameters, got .*'adamw_torch'",
+        ),
+        (
             [{"pattern": "a", "optim": "lomo"}],
             ValueError,
             "`rate_groups` 'a': `optim` .*'lomo'",
