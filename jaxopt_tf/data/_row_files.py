@@ -91,7 +91,7 @@ def is_row_file(path: Path) -> bool:
 
 
 def sha256_of(path: Path, argument: str) -> str:
-    """Returns the SHA-256 of a file of rows; raises a ValueError as `read_rows`."""
+    """Returns the SHA-256 of a file of rows; raises a ValueError like `read_rows`."""
     _check_file(path, argument)
     digest = hashlib.sha256()
     for chunk in chunks(path):
@@ -123,6 +123,11 @@ def _check_file(path: Path, argument: str) -> None:
             f"`{argument}` must be files whose names end in {', '.join(_READERS)}, got "
             f"{str(path)!r}. Convert it to one of these."
         )
+    check_exists(path, argument)
+
+
+def check_exists(path: Path, argument: str) -> None:
+    """Raises a ValueError unless `path` is a file that is not empty."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(
@@ -134,6 +139,28 @@ def _check_file(path: Path, argument: str) -> None:
         )
 
 
+def import_pyarrow(path: Path, argument: str) -> Any:
+    """Imports pyarrow, which is large and which only these files need."""
+    try:
+        import pyarrow
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"pyarrow must be installed to read {str(path)!r} of `{argument}`. Install "
+            "it with `pip install pyarrow`, or convert the file to .jsonl.",
+            name=error.name,
+        ) from error
+    return pyarrow
+
+
+def arrow_error(path: Path, argument: str, error: Exception) -> ValueError:
+    """Returns the error of a Parquet or Arrow file that cannot be read."""
+    kind = {".parquet": "Parquet"}.get(path.suffix, "Arrow")
+    return ValueError(
+        f"`{argument}` must be a complete {kind} file, but {str(path)!r} is not: "
+        f"{error}. Write it again."
+    )
+
+
 def _parse_error(path: Path, argument: str, line: int, problem: object) -> ValueError:
     return ValueError(
         f"`{argument}` must contain valid {path.suffix.removeprefix('.')}, but line "
@@ -143,8 +170,8 @@ def _parse_error(path: Path, argument: str, line: int, problem: object) -> Value
 
 def _read_jsonl(path: Path, argument: str) -> Iterator[Row]:
     with open(path, "rb") as opened:
-        for number, line in enumerate(opened, 1):
-            if number == 1:
+        for row_number, line in enumerate(opened, 1):
+            if row_number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
@@ -152,8 +179,8 @@ def _read_jsonl(path: Path, argument: str) -> Iterator[Row]:
                 values = json.loads(line.decode())
             # `UnicodeDecodeError` and `JSONDecodeError` are both `ValueError`s.
             except ValueError as error:
-                raise _parse_error(path, argument, number, error) from error
-            yield _make_row(values, f"line {number:,} of {str(path)!r}", argument)
+                raise _parse_error(path, argument, row_number, error) from error
+            yield _make_row(values, f"line {row_number:,} of {str(path)!r}", argument)
 
 
 def _read_json(path: Path, argument: str) -> Iterator[Row]:
@@ -178,8 +205,8 @@ def _read_json(path: Path, argument: str) -> Iterator[Row]:
             f"list as {_FIELD!r}, but {str(path)!r} contains neither. Save its rows as "
             ".jsonl, one object per line."
         )
-    for number, values in enumerate(rows, 1):
-        yield _make_row(values, f"row {number:,} of {str(path)!r}", argument)
+    for row_number, values in enumerate(rows, 1):
+        yield _make_row(values, f"row {row_number:,} of {str(path)!r}", argument)
 
 
 def _make_row(values: Any, location: str, argument: str) -> Row:
@@ -192,19 +219,20 @@ def _make_row(values: Any, location: str, argument: str) -> Row:
     return Row(location, values)
 
 
-def _read_csv(path: Path, argument: str) -> Iterator[Row]:
+def read_delimited(path: Path, argument: str, delimiter: str = ",") -> Iterator[Row]:
+    """Yields the rows of a file with a header; all values are strings."""
     # Otherwise a text of more than 131,072 characters is an error. The largest value
     # must fit in a C long, which has 32 bits on Windows.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as opened:
-        rows = csv.DictReader(opened, strict=True)
+        rows = csv.DictReader(opened, delimiter=delimiter, strict=True)
         try:
-            for number, values in enumerate(rows, 1):
+            for row_number, values in enumerate(rows, 1):
                 if None in values or None in values.values():
                     names = rows.fieldnames or []
                     problem = f"it does not have {len(names)} values, as the header has"
                     raise _parse_error(path, argument, rows.line_num, problem)
-                yield Row(f"row {number:,} of {str(path)!r}", values)
+                yield Row(f"row {row_number:,} of {str(path)!r}", values)
         except csv.Error as error:
             # `rows.line_num` is that of the last complete row.
             raise _parse_error(path, argument, rows.reader.line_num, error) from error
@@ -216,33 +244,24 @@ def _read_csv(path: Path, argument: str) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path, argument: str) -> Iterator[Row]:
-    # Imported here because only these files need the library, which is large.
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"pyarrow must be installed to read {str(path)!r} of `{argument}`. Install "
-            "it with `pip install pyarrow`, or convert the file to .jsonl.",
-            name=error.name,
-        ) from error
-    number = 0
+    pyarrow = import_pyarrow(path, argument)
+    from pyarrow import parquet
+
+    row_number = 0
     try:
         with parquet.ParquetFile(path) as opened:
             for batch in opened.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"row {number:,} of {str(path)!r}", values)
-    except ArrowException as error:
-        raise ValueError(
-            f"`{argument}` must be a complete Parquet file, but {str(path)!r} is not: "
-            f"{error}. Write it again."
-        ) from error
+                    row_number += 1
+                    yield Row(f"row {row_number:,} of {str(path)!r}", values)
+    except pyarrow.ArrowException as error:
+        raise arrow_error(path, argument, error) from error
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
+    ".csv": read_delimited,
     ".parquet": _read_parquet,
 }
 

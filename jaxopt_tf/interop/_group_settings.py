@@ -7,6 +7,7 @@ import numpy as np
 
 from ..recipes import Recipe
 from ._arrays import as_tensor
+from ._schedule_free import settings_from_recipe
 
 # Settings of a group that no recipe changes, with the values of torch 2.13's AdamW and
 # of transformers 5.23's Adafactor as Trainer builds it.
@@ -73,12 +74,14 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
         return dict(BITSANDBYTES_RMSPROP_SETTINGS)
     if recipe.optim == "stable_adamw":
         return _stable_adamw_settings(recipe)
+    if recipe.optim.startswith("schedule_free"):
+        return settings_from_recipe(recipe)
     if recipe.optim == "adafactor":
         return dict(ADAFACTOR_SETTINGS)
     raise ValueError(
-        "`recipe` must have AdamW of torch, an optimizer of bitsandbytes, Adafactor or "
-        f"StableAdamW for `optim`, got {recipe.optim!r}, whose state cannot be "
-        "converted."
+        "`recipe` must have AdamW of torch, an optimizer of bitsandbytes, Adafactor, "
+        "StableAdamW or a schedule-free optimizer for `optim`, got "
+        f"{recipe.optim!r}, whose state cannot be converted."
     )
 
 

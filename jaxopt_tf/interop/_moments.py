@@ -1,4 +1,4 @@
-"""Conversion of moments, counters and learning rate between torch and one state.
+"""Conversion of moments, counters and rate between torch and an optimizer state.
 
 `adafactor_tf` stores Adafactor's row and column means in the axes of the layout that it
 has for the leaf; torch stores them in the axes of its tensor. If the two layouts differ
@@ -18,10 +18,8 @@ from .._typing import PyTree
 from ..optimizers import (
     AdafactorState,
     AdamWState,
-    AdEMAMixState,
-    LionState,
     QuantizedMoment,
-    RMSpropState,
+    ScheduleFreeState,
     StableAdamWState,
     TorchLayout,
     resolve_layouts,
@@ -35,36 +33,14 @@ from ._quantized_moments import (
     quantized_from_torch,
     quantized_to_torch,
 )
+from ._schedule_free import num_updates, with_numbers
 from ._state_dict import TorchState
+from ._state_keys import KEYS_BY_STATE, check_fields, check_uncompensated
 from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
 Layouts = Mapping[str, TorchLayout] | None
 
-# torch's key for each field of Adafactor's state.
-_KEYS = {
-    "mu": "exp_avg",
-    "nu": "exp_avg_sq",
-    "nu_row": "exp_avg_sq_row",
-    "nu_col": "exp_avg_sq_col",
-}
-# torch's key for each field, by the state that is converted. Arrays of bitsandbytes
-# have other keys, see `BITSANDBYTES_KEYS`.
-KEYS_BY_STATE: Mapping[type, Mapping[str, str]] = {
-    AdafactorState: _KEYS,
-    AdamWState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
-    AdEMAMixState: {
-        "mu": "exp_avg_fast",
-        "mu_slow": "exp_avg_slow",
-        "nu": "exp_avg_sq",
-    },
-    LionState: {"mu": "exp_avg"},
-    RMSpropState: {"nu": "square_avg"},
-    StableAdamWState: {
-        "mu": "exp_avg",
-        "nu": "exp_avg_sq",
-        "compensation": "kahan_comp",
-    },
-}
+_KEYS = KEYS_BY_STATE[AdafactorState]
 
 
 class _Moment(NamedTuple):
@@ -94,7 +70,7 @@ class NodeMoments:
                 momentum.
         """
         keys = KEYS_BY_STATE[type(node)]
-        _check_fields(node, keys)
+        check_fields(node)
         treedef: Any = jax.tree.structure(params)
         self._node, self._treedef, self._names = node, treedef, names
         self._params = dict(_pytrees.named_leaves(params))
@@ -158,7 +134,7 @@ class NodeMoments:
             tensors = [found.torch_name for found in self._names.by_leaf[leaf]]
             counts[leaf] = _count(leaf, tensors, state)
             if "compensation" not in moments:
-                _check_uncompensated(leaf, tensors, state)
+                check_uncompensated(leaf, {n: state.entry(n) for n in tensors})
             if "mu" not in moments and any(
                 "exp_avg" in state.entry(n) for n in tensors
             ):
@@ -176,10 +152,17 @@ class NodeMoments:
                     new = quantized_from_torch(key, like, layout, slices, state)
                     columns[field][i] = new
                     continue
-                tensor = partial(state.moment, key=key, dtype=like.dtype)
+                tensor: Any = partial(state.moment, key=key, dtype=like.dtype)
+                if key == "z":
+                    tensor = partial(self._iterate, leaf=leaf, state=state)
                 array = leaf_from_tensors(slices, tensor, like.shape, like.dtype)
                 columns[field][i] = device_put_like(array, like)
         node, unflatten = self._node, self._treedef.unflatten
+        if isinstance(node, ScheduleFreeState):
+            # Counted in the groups: a tensor without an entry has the same count.
+            groups = state.groups_of(self._tensors(counts))
+            counts = dict.fromkeys(counts, num_updates(groups))
+            node = with_numbers(node, groups)
         step = max(counts.values(), default=0) if step is None else step
         new = node._replace(
             count=self._count_tree(counts),
@@ -210,7 +193,7 @@ class NodeMoments:
         """
         # A state has one rate. Groups that differ only in weight decay share it, since
         # the optimizer here decays by a mask.
-        names = [s.torch_name for s in self._names.slices if s.leaf in leaves]
+        names = self._tensors(leaves)
         numbers = sorted(
             {state.group_by_name[n] for n in names if n in state.group_by_name}
         )
@@ -223,6 +206,27 @@ class NodeMoments:
             )
         rate = next(iter(rates.values()), None)
         return None if rate is None else float(rate)
+
+    def _tensors(self, leaves: Collection[str]) -> list[str]:
+        return [s.torch_name for s in self._names.slices if s.leaf in leaves]
+
+    def _iterate(self, name: str, *, leaf: str, state: TorchState) -> np.ndarray:
+        """Returns z of schedulefree; without an entry it equals the parameter.
+
+        Raises:
+            ValueError: if there is no entry, and `params` are shapes.
+        """
+        p = self._params[leaf]
+        z = state.moment(name, key="z", dtype=p.dtype)
+        if z is not None:
+            return z
+        if isinstance(p, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"`params` must be arrays, got shapes: the file has no `z` of "
+                f"{name!r}, which equals the parameter then. Read the weights first."
+            )
+        slices = self._names.by_tensor[name]
+        return tensor_from_leaves(slices, lambda n: np.asarray(self._params[n]))
 
     def to_torch(self, *, for_bitsandbytes: bool = False) -> dict[str, dict[str, Any]]:
         """Returns torch's entry for each tensor whose leaves the state has updated.
@@ -253,6 +257,8 @@ class NodeMoments:
                 entry["step"] = as_tensor(np.array(count, np.float32))
             if isinstance(self._node, StableAdamWState):
                 entry["kahan_comp"] = None
+            if isinstance(self._node, ScheduleFreeState):  # counted in the groups
+                del entry["step"]
             for field, moment in moments.items():
                 parts = [self._moments[found.leaf][field] for found in slices]
                 if isinstance(moment.array, QuantizedMoment):
@@ -280,28 +286,6 @@ class NodeMoments:
                 wide = weight if weight.element_size() == 8 else weight.float()
                 entry["RMS"] = wide.norm(2) / weight.numel() ** 0.5
         return entries
-
-
-def _check_fields(node: Any, keys: Mapping[str, str]) -> None:
-    """Raises if a state has moments that no file has."""
-    for field in set(node._fields[4:]) - set(keys):
-        if jax.tree.leaves(getattr(node, field)):
-            raise ValueError(
-                f"`opt_state` must have no `{field}` in its {type(node).__name__}, as "
-                "RMSprop of bitsandbytes, got moments. Build `rmsprop_tf` without "
-                "`momentum` and `centered`."
-            )
-
-
-def _check_uncompensated(leaf: str, tensors: Sequence[str], state: TorchState) -> None:
-    """Raises if the file has compensations of a leaf that has none here."""
-    for name in tensors:
-        if state.entry(name).get("kahan_comp") is not None:
-            raise ValueError(
-                f"`opt_state` must have a compensation for {leaf!r}, because the file "
-                f"has `kahan_comp` for {name!r}, got none. Keep the parameter in the "
-                "dtype of the file, bfloat16 or float16."
-            )
 
 
 def _count(leaf: str, tensors: Sequence[str], state: TorchState) -> int:

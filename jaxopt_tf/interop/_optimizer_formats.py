@@ -1,8 +1,8 @@
 """Formats of the state dicts of torch optimizers.
 
-Formats of AdamW, Adafactor, the optimizers of bitsandbytes and StableAdamW of
-torch-optimi are read. Other formats are recognized by their keys, so
-that an error can name the optimizer.
+Formats of AdamW, Adafactor, the optimizers of bitsandbytes, StableAdamW of torch-optimi
+and schedulefree are read. Other formats are recognized by their keys, so that an error
+can name the optimizer.
 """
 
 import math
@@ -15,6 +15,7 @@ from ..optimizers import (
     AdEMAMixState,
     LionState,
     RMSpropState,
+    ScheduleFreeState,
     StableAdamWState,
 )
 from ._group_settings import (
@@ -23,9 +24,10 @@ from ._group_settings import (
     BITSANDBYTES_SETTINGS,
     STABLE_ADAMW_SETTINGS,
 )
+from ._schedule_free import RUNNING, check_train_mode
+from ._state_keys import BITSANDBYTES_NESTED
 
-# State of an optimizer that is converted: one of those above.
-StateType = type[Any]
+StateType = type[Any]  # one of those above
 
 
 class _Format(NamedTuple):
@@ -63,17 +65,6 @@ def _key_set(keys: str) -> frozenset[str]:
     return frozenset(keys.split())
 
 
-# Key of the dict that contains the arrays of an entry in bitsandbytes since 0.49.2.
-BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
-# Number of bitsandbytes' array for each moment, and its index in an array of AdEMAMix,
-# which contains the fast and the slow mean.
-BITSANDBYTES_KEYS: Mapping[str, tuple[int, int | None]] = {
-    "exp_avg": (1, None),
-    "exp_avg_fast": (1, 0),
-    "exp_avg_slow": (1, 1),
-    "square_avg": (1, None),
-    "exp_avg_sq": (2, None),
-}
 # Keys that every group may have. `initial_lr` is added by torch's schedules.
 _LABELS = _key_set("params param_names initial_lr")
 _MOMENTS = (_key_set("exp_avg exp_avg_sq"),)
@@ -135,6 +126,21 @@ _READABLE = (
         _key_set("lr beta1 beta2 eps weight_decay") | STABLE_ADAMW_SETTINGS.keys(),
         _key_set("step"),
     ),
+    # AdamW, RAdam and SGD of schedulefree since version 1.2. Earlier groups have no
+    # `scheduled_lr`, and files without `train_mode` are refused by name.
+    *(
+        _Format(
+            ScheduleFreeState,
+            (_key_set(entries),),
+            _key_set(f"lr weight_decay r weight_lr_power {keys}") | {*RUNNING[:3]},
+            {*RUNNING, "foreach"},
+        )
+        for entries, keys in (
+            ("z exp_avg_sq", "betas eps warmup_steps"),
+            ("z exp_avg_sq", "betas eps silent_sgd_phase"),
+            ("z", "momentum warmup_steps"),
+        )
+    ),
     # transformers.Adafactor. The first moment exists if `beta1` is set; the second one
     # is factored for tensors with two or more axes.
     _Format(
@@ -165,11 +171,7 @@ _OTHER_FORMATS = (
     ("bitsandbytes AdamW with `percentile_clipping`", "gnorm_vec", "", ""),
     ("bitsandbytes AdamW with `max_unorm`", "unorm_vec", "", ""),
     ("bitsandbytes 8-bit AdamW without blocks", "new_max1 new_max2", "", ""),
-    ("bitsandbytes 8-bit AdEMAMix", "qmap1 state2", "", ""),
-    ("bitsandbytes 8-bit Lion or RMSprop", "qmap1", "", ""),
-    ("bitsandbytes 32-bit AdEMAMix", "state1 state2", "", ""),
-    ("bitsandbytes 32-bit Lion or RMSprop", "state1", "", ""),
-    ("bitsandbytes AdEMAMix", BITSANDBYTES_NESTED, "t_alpha t_beta3", ""),
+    ("another version of bitsandbytes", "state1", "", ""),
     ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
     ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
     ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
@@ -242,6 +244,8 @@ def check_format(state_dict: Any) -> StateType:
             and all(map(known.has_values, groups))
         ):
             _check_settings(groups)
+            if known.kind is ScheduleFreeState:
+                check_train_mode(groups)
             return known.kind
     raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
 
@@ -262,6 +266,8 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             minimum, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
                 minimum, limit = -math.inf, "finite"
+            elif key == "lr_max":  # of schedulefree, before the first update
+                minimum, limit = -1.0, "finite and at least -1"
             elif key in ("betas", "beta1", "beta2"):
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
@@ -341,8 +347,8 @@ def _keys(node: Any) -> list[Any]:
 def _entry_keys(entry: Any) -> frozenset[str]:
     """Returns the keys of an entry and of the dicts that it contains."""
     if not isinstance(entry, Mapping):
-        kind = type(entry).__name__
-        raise _error("have a dict for each entry of `state`", f"{kind}.")
+        type_name = type(entry).__name__
+        raise _error("have a dict for each entry of `state`", f"{type_name}.")
     inner = [value for value in entry.values() if isinstance(value, Mapping)]
     return frozenset(str(key) for node in (entry, *inner) for key in node)
 
@@ -361,8 +367,8 @@ def _not_read(
         )
     description = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be that of AdamW of torch or of an optimizer of bitsandbytes, Transformers' "
-        "Adafactor or StableAdamW of torch-optimi",
+        "be that of AdamW of torch or of an optimizer of bitsandbytes, schedulefree, "
+        "Transformers' Adafactor or StableAdamW of torch-optimi",
         f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,

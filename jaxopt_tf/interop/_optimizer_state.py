@@ -10,13 +10,17 @@ from ..optimizers import (
     AdEMAMixState,
     LionState,
     RMSpropState,
+    ScheduleFreeState,
     StableAdamWState,
+    averaging_states,
 )
 from ._group_settings import stable_adamw_group
-from ._moments import KEYS_BY_STATE, Layouts, NodeMoments
+from ._moments import Layouts, NodeMoments
 from ._param_groups import NEWEST_RULE, DecayRule, Groups, resolve_groups
 from ._param_names import ParamNames
+from ._schedule_free import group_numbers
 from ._state_dict import TorchState, read_state_dict
+from ._state_keys import KEYS_BY_STATE
 
 
 def opt_state_from_torch(
@@ -40,14 +44,17 @@ def opt_state_from_torch(
     Files of bitsandbytes' AdamW, Lion, RMSprop and AdEMAMix, of torch-optimi's
     StableAdamW and of Transformers' Adafactor are read like those of AdamW. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
+    For schedulefree, z of a parameter without an entry is the parameter. The weights
+    beside a file whose `train_mode` is False are not the parameters of training;
+    `read_trainer_checkpoint` converts them.
 
-    A state dict identifies parameters by number. Their names are taken from the first
-    of these sources that exists: `param_names` in the file; `groups`; Trainer's two
-    groups (decayed parameters first), or `named_parameters()` for a single group.
-    Trainer's groups depend on its version: they are those of `decay_rule`, or those of
-    the only version whose groups have the lengths and shapes of the file. Without
-    names, an exchange of two parameters of equal shape cannot be detected; parameters
-    of different shapes in another order are refused.
+    A state dict identifies parameters by index. Their names are taken from the first of
+    these sources that exists: `param_names` in the file; `groups`; Trainer's two groups
+    (decayed parameters first), or `named_parameters()` for a single group. Trainer's
+    groups depend on its version: they are those of `decay_rule`, or those of the only
+    version whose groups have the lengths and shapes of the file. Without names, an
+    exchange of two parameters of equal shape cannot be detected; parameters of
+    different shapes in another order are refused.
 
     Args:
         opt_state: the result of `optimizer.init(params)`, which contains an
@@ -60,7 +67,7 @@ def opt_state_from_torch(
             passed to torch.
         layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         step: step passed to the schedule next, from the state of the scheduler; None
-            for the largest count. They differ if updates were skipped.
+            for the largest count. Step and count differ if updates were skipped.
         decay_rule: rule of `decay_mask` that Trainer used, as returned by
             `trainer_decay_rule` for its version.
 
@@ -71,7 +78,7 @@ def opt_state_from_torch(
 
     Raises:
         ValueError: if the state dict is of another optimizer or format; if groups,
-            numbers or shapes do not match; if moments have no `step`; if a leaf would
+            indices or shapes do not match; if moments have no `step`; if a leaf would
             need two counts, or a wider dtype than it has; or if its moments are float32
             on one side and of 8 bits on the other, or have other levels or blocks.
 
@@ -92,7 +99,7 @@ def convert_state(
     layouts: Layouts,
     step: int | None,
 ) -> PyTree:
-    """Converts as `opt_state_from_torch`, from a state dict with names."""
+    """Converts a state dict with names, like `opt_state_from_torch`."""
     # `optax.multi_transform` contains one state for each of its groups, in which the
     # leaves of the other groups are masked.
     nodes = _nodes(opt_state)
@@ -122,26 +129,31 @@ def torch_from_opt_state(
     groups: Groups | None = None,
     layouts: Layouts = None,
     decay_rule: DecayRule = NEWEST_RULE,
+    last_rate: float | None = None,
 ) -> dict[str, Any]:
     """Converts an optax state to the state dict of torch's optimizer.
 
     Args:
         opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
-            `lion_tf`, `rmsprop_tf`, `ademamix_tf`, `stable_adamw_tf`, or a form of
-            these with 8 bits as in bitsandbytes.
+            `lion_tf`, `rmsprop_tf`, `ademamix_tf`, `stable_adamw_tf`, a form of these
+            with 8 bits as in bitsandbytes, or a schedule-free optimizer.
         params: parameters of `opt_state`.
         names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
             that its optimizer was built with. `params` of a group is not read. If a
             group has `t_alpha`, if moments have 8 bits, or for Lion, RMSprop and
-            AdEMAMix, the state dict is that of bitsandbytes (0.49.2 and later).
+            AdEMAMix, the state dict is that of bitsandbytes (0.49.2 and later). The
+            numbers of schedulefree are those of the state, with `train_mode` True,
+            since `params` are those of training.
         groups: names of the parameters of each group, in the order in which they are
             passed to torch; None for Trainer's two groups, or for
             `named_parameters()` if there is one group.
         layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         decay_rule: rule of `decay_mask` by which Trainer makes its two groups, that of
             the version that resumes the run.
+        last_rate: rate of the schedule at the last update, which schedulefree reports;
+            None for that of the state, in float32.
 
     Returns:
         A state dict for `optimizer.load_state_dict`. A file that `torch.save` writes
@@ -170,21 +182,25 @@ def torch_from_opt_state(
     for node in nodes:
         entries |= node.to_torch(for_bitsandbytes=for_bitsandbytes)
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
-    # torch numbers the parameters of all groups consecutively. The numbers are the keys
-    # of the entries.
-    numbers: dict[str, int] = {}
+    # torch numbers the parameters of all groups consecutively. These indices are the
+    # keys of the entries.
+    index_by_name: dict[str, int] = {}
     saved = []
     for settings, group in zip(param_groups, named, strict=True):
-        numbers |= {name: len(numbers) + i for i, name in enumerate(group)}
+        index_by_name |= {name: len(index_by_name) + i for i, name in enumerate(group)}
         group_params = {
-            "params": [numbers[n] for n in group],
+            "params": [index_by_name[n] for n in group],
             "param_names": list(group),
         }
-        others = {k: v for k, v in settings.items() if k not in group_params}
+        hyperparams = {k: v for k, v in settings.items() if k not in group_params}
+        for free in averaging_states(opt_state):
+            if isinstance(free, ScheduleFreeState):
+                hyperparams |= group_numbers(free, settings, last_rate)
         if StableAdamWState in kinds:
-            others = stable_adamw_group(others, [entries.get(name) for name in group])
-        saved.append({**others, **group_params})
-    state = {i: entries[name] for name, i in numbers.items() if name in entries}
+            own = [entries.get(name) for name in group]
+            hyperparams = stable_adamw_group(hyperparams, own)
+        saved.append({**hyperparams, **group_params})
+    state = {i: entries[name] for name, i in index_by_name.items() if name in entries}
     return {"state": state, "param_groups": saved}
 
 

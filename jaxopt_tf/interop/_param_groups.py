@@ -11,6 +11,7 @@ from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
 from ._group_settings import group_settings
 from ._param_names import ParamNames
+from ._schedule_free import RUNNING
 
 DecayRule = str | Sequence[str]
 Groups = Sequence[Sequence[str]]
@@ -18,13 +19,14 @@ NEWEST_RULE = "transformers_v5"
 _SHOWN = 3  # names that a message lists
 
 # One setting per optimizer that all of its groups have: AdamW's `betas`, Adafactor's
-# `clip_threshold` and StableAdamW's `beta1`. A file without it was written by another
-# optimizer.
-_NEEDED = {"betas", "beta1", "clip_threshold"}
+# `clip_threshold`, StableAdamW's `beta1` and others. A file without it was written by
+# another optimizer.
+_NEEDED = {"betas", "beta1", "clip_threshold", "warmup_steps", "silent_sgd_phase"}
 # Settings that the schedule changes, or that do not affect the updates.
 _NOT_COMPARED = {
     *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),
     *("triton", "gradient_release", "setup", "step"),
+    *RUNNING,
 }
 
 

@@ -1,8 +1,8 @@
 """Matching of the leaves of a tree to the parameters of a torch model, by name."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -61,6 +61,35 @@ class ParamNames:
             if (parent := found.torch_name.rpartition(".")[0]) in norms
         }
 
+    def with_frozen(self, leaves: Collection[str]) -> "ParamNames":
+        """Returns the names for an optimizer that does not train these leaves.
+
+        Trainer has frozen parameters in no group of optimizer.pt.
+
+        Args:
+            leaves: names of leaves.
+
+        Raises:
+            ValueError: if a torch parameter consists of frozen and of trained leaves.
+        """
+        frozen = set()
+        for name, slices in self.by_tensor.items():
+            parts = {found.leaf: found.leaf in leaves for found in slices}
+            if len(set(parts.values())) > 1:
+                raise ValueError(
+                    f"`leaves` must freeze torch's parameter {name!r} as a whole, got "
+                    f"{sorted(n for n in parts if parts[n])} without "
+                    f"{sorted(n for n in parts if not parts[n])}. Freeze all of them "
+                    "or none."
+                )
+            if all(parts.values()):
+                frozen.add(name)
+        parameters = tuple(
+            p._replace(is_trainable=p.is_trainable and p.name not in frozen)
+            for p in self.model.parameters
+        )
+        return replace(self, model=replace(self.model, parameters=parameters))
+
 
 def match_names(
     params: PyTree,
@@ -94,10 +123,10 @@ def match_names(
             `adafactor_tf`; required if name and shape allow several layouts.
         convention: orientation of kernels whose shape does not determine it. "linear":
             leaves are [in, out]; torch layers of unknown type are taken for Linear,
-            whose weights are [out, in]. "conv1d": leaves are [in, out]; layers of
-            unknown type are taken for Conv1D, whose weights are [in, out], as in
-            GPT-2. "former_flax_gpt2": as "conv1d", but leaves for Conv1D are
-            [out, in], as in the former Flax GPT-2.
+            whose weights are [out, in]. "conv1d": leaves are [in, out]; torch layers of
+            unknown type are taken for Conv1D, whose weights are [in, out], as in GPT-2.
+            "former_flax_gpt2": like "conv1d", but leaves for Conv1D are [out, in], as
+            in the former Flax GPT-2.
 
     Returns:
         The correspondence, for functions that read and write parameters and optimizer
@@ -216,15 +245,15 @@ class _Resolver:
         # Numbered names, by the name without the number and the position of the number:
         # "h.0.mlp.1.bias" is layer 0 of ("h.mlp.1.bias", 1) and layer 1 of
         # ("h.0.mlp.bias", 3).
-        numbered: dict[tuple[str, int], dict[int, str]] = {}
+        layers_by_stem: dict[tuple[str, int], dict[int, str]] = {}
         for name in torch_names:
             parts = name.split(".")
             for index, part in enumerate(parts):
                 if part.isdecimal():
                     stem = ".".join(parts[:index] + parts[index + 1 :])
-                    numbered.setdefault((stem, index), {})[int(part)] = name
+                    layers_by_stem.setdefault((stem, index), {})[int(part)] = name
         self._found: dict[str, list[tuple[str, ...] | str]] = {}
-        for (stem, _), layers in numbered.items():
+        for (stem, _), layers in layers_by_stem.items():
             # Only complete sequences 0, 1, ... are stacks.
             if sorted(layers) == list(range(len(layers))):
                 stack = tuple(layers[i] for i in range(len(layers)))

@@ -1,4 +1,4 @@
-"""Conversion of moments of 8 bits between bitsandbytes and one state.
+"""Conversion of moments of 8 bits between bitsandbytes and an optimizer state.
 
 bitsandbytes stores codes in the shape of the torch parameter, the largest magnitude of
 each block of 256 elements in the flattened order, and a table of the 256 levels that
@@ -14,8 +14,8 @@ import numpy as np
 from .. import _checks
 from ..optimizers import QuantizedMoment, TorchaoMoment, TorchLayout
 from ._arrays import as_numpy, as_tensor, check_finite, device_put_like
-from ._optimizer_formats import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
 from ._state_dict import FlatEntries, TorchState
+from ._state_keys import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
 from ._tensor_slices import TensorSlice, leaf_from_tensors
 
 _BLOCK_SIZE = 256
@@ -25,8 +25,8 @@ _BLOCK_SIZE = 256
 def dynamic_map(*, signed: bool) -> np.ndarray:
     """Returns the levels of the dynamic map as bitsandbytes computes them, float32.
 
-    `optimizers` has the same levels in float64. These are rounded as torch rounds them,
-    so that a file that is read and written again is unchanged.
+    `optimizers` has the same levels in float64. The levels here are rounded as torch
+    rounds them, so that a file that is read and written again is unchanged.
 
     Source: bitsandbytes 0.50.2 `functional.py`, `create_dynamic_map`; torch 2.13
         `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace`.

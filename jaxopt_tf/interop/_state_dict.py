@@ -1,18 +1,13 @@
 """State dicts of torch optimizers, with the names of their parameters."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _checks
 from ._arrays import as_numpy, check_finite, check_fits, check_tensor
-from ._optimizer_formats import (
-    BITSANDBYTES_KEYS,
-    BITSANDBYTES_NESTED,
-    StateType,
-    check_format,
-)
+from ._optimizer_formats import StateType, check_format
 from ._param_groups import (
     NEWEST_RULE,
     DecayRule,
@@ -22,6 +17,7 @@ from ._param_groups import (
     resolve_groups,
 )
 from ._param_names import ParamNames
+from ._state_keys import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
 
 
 class FlatEntries(Mapping[Any, Mapping[str, Any]]):
@@ -31,17 +27,17 @@ class FlatEntries(Mapping[Any, Mapping[str, Any]]):
         """Stores `entries`, which are read when they are needed."""
         self._entries = entries
 
-    def __getitem__(self, number: Any) -> Mapping[str, Any]:
+    def __getitem__(self, param_index: Any) -> Mapping[str, Any]:
         """Returns the entry of a parameter."""
-        entry = self._entries[number]
+        entry = self._entries[param_index]
         nested = entry.get(BITSANDBYTES_NESTED)
         if not isinstance(nested, Mapping):
             return entry
-        others = {k: v for k, v in entry.items() if k != BITSANDBYTES_NESTED}
-        return {**others, **nested}
+        outer = {k: v for k, v in entry.items() if k != BITSANDBYTES_NESTED}
+        return {**outer, **nested}
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterates over the numbers of the parameters."""
+        """Iterates over the indices of the parameters."""
         return iter(self._entries)
 
     def __len__(self) -> int:
@@ -53,8 +49,8 @@ class TorchState(NamedTuple):
     """State dict of a torch optimizer, and the names of its numbered parameters."""
 
     kind: StateType | None  # type of the equivalent optax state; None without a file
-    entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
-    numbers: Mapping[str, Any]  # number of each parameter, by torch name
+    entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by index
+    index_by_name: Mapping[str, Any]  # index of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
     # Index of the group of each parameter, by torch name.
     group_by_name: Mapping[str, int]
@@ -73,8 +69,8 @@ class TorchState(NamedTuple):
 
     def entry(self, name: str) -> Mapping[str, Any]:
         """Returns the entry of a parameter; empty if it was never updated."""
-        number = self.numbers.get(name)  # None for a frozen parameter
-        return self.entries.get(number, {})
+        param_index = self.index_by_name.get(name)  # None for a frozen parameter
+        return self.entries.get(param_index, {})
 
     def moment(self, name: str, key: str, dtype: Any) -> np.ndarray | None:
         """Returns one array of a parameter's entry; None without an entry.
@@ -124,8 +120,14 @@ class TorchState(NamedTuple):
         entry = self.entry(name)
         if not entry:
             return 0
-        # Apex's FusedAdam has one count for each group.
-        return entry.get("step", self.groups[self.group_by_name[name]].get("step"))
+        # Apex's FusedAdam has one count for each group, and schedulefree, too.
+        group = self.groups[self.group_by_name[name]]
+        return entry.get("step", group.get("step", group.get("k")))
+
+    def groups_of(self, names: Collection[str]) -> list[Mapping[str, Any]]:
+        """Returns the settings of the groups that contain any of the parameters."""
+        found = {self.group_by_name[n] for n in names if n in self.group_by_name}
+        return [self.groups[number] for number in sorted(found)]
 
 
 def read_state_dict(
@@ -141,14 +143,14 @@ def read_state_dict(
     matches the file. A single group has the names of `named_parameters()`.
     """
     # Each check relies on the structure that the checks before it have established.
-    kind = check_format(state_dict)
+    state_type = check_format(state_dict)
     saved, entries = state_dict["param_groups"], FlatEntries(state_dict["state"])
     named = _named_groups(saved, entries, names, groups, decay_rule)
-    numbers: dict[str, Any] = {}
+    index_by_name: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
-        numbers |= dict(zip(group_names, group["params"], strict=True))
+        index_by_name |= dict(zip(group_names, group["params"], strict=True))
     group_by_name = {name: i for i, group in enumerate(named) for name in group}
-    state = TorchState(kind, entries, numbers, saved, group_by_name)
+    state = TorchState(state_type, entries, index_by_name, saved, group_by_name)
     _check_names(state, names)
     _check_entries(state)
     _check_shapes(state, names)
@@ -199,8 +201,8 @@ def _named_groups(
 def _check_names(state: TorchState, names: ParamNames) -> None:
     expected_names = {found.torch_name for found in names.slices}
     frozen = {p.name for p in names.model.parameters if not p.is_trainable}
-    missing = sorted(expected_names - set(state.numbers) - frozen)
-    unexpected = sorted(set(state.numbers) - expected_names)
+    missing = sorted(expected_names - set(state.index_by_name) - frozen)
+    unexpected = sorted(set(state.index_by_name) - expected_names)
     if missing or unexpected:
         raise ValueError(
             "`groups` must contain every parameter of the optimizer once: "
@@ -210,14 +212,14 @@ def _check_names(state: TorchState, names: ParamNames) -> None:
 
 def _check_entries(state: TorchState) -> None:
     """Raises if an entry has no parameter or no `step`."""
-    unassigned = sorted(set(state.entries) - set(state.numbers.values()))
+    unassigned = sorted(set(state.entries) - set(state.index_by_name.values()))
     if unassigned:
         raise ValueError(
             "`state_dict` must have each entry of `state` in one of its groups, got "
             f"{unassigned} in none. Save the whole optimizer again, or remove these "
             "entries: their parameters are unknown."
         )
-    uncounted = [name for name in state.numbers if state.step(name) is None]
+    uncounted = [name for name in state.index_by_name if state.step(name) is None]
     if uncounted:
         raise ValueError(
             f"`state_dict` must have a `step` for all moments, got {len(uncounted)} "
@@ -231,7 +233,7 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
     """Raises if a tensor does not have the shape of its parameter."""
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     misshapen = []
-    for name in state.numbers:
+    for name in state.index_by_name:
         entry = state.entry(name)
         for key, value in entry.items():
             if key not in ("RMS", "step") and value is not None:

@@ -1,7 +1,7 @@
 """Frozen parameters of a run, which its checkpoints do not contain.
 
-They are read again at each start, from the folder `model_name_or_path`. A run without
-one initializes them again from its seed.
+These parameters are read again at each start, from the folder `model_name_or_path`. A
+run without such a folder initializes them again from its seed.
 """
 
 import functools
@@ -78,6 +78,14 @@ def read_frozen(model: Model, shapes: PyTree, config: RunConfig) -> PyTree:
     return jax.jit(init, out_shardings=shardings)()
 
 
+def on_first_device(shapes: PyTree) -> PyTree:
+    """Returns shapes that are placed on the first device of this process."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding), shapes
+    )
+
+
 def with_base(job: Job) -> dict[str, str]:
     """Returns a digest of the weights that a run reads again; {} if there are none.
 
@@ -123,7 +131,7 @@ def check_base(job: Job, saved: Mapping[str, Any]) -> None:
 
 
 def _samples(path: Path) -> Any:
-    """Yields parts of a file: all of a small one."""
+    """Yields parts of a file, or the whole file if it is small."""
     step = max(_SAMPLE, path.stat().st_size // _NUM_SAMPLES)
     with path.open("rb") as file:
         for start in range(0, path.stat().st_size, step):

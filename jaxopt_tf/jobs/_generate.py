@@ -73,12 +73,12 @@ class Sampler(Protocol):
 class _Trained:
     """Model with its parameters and its codec."""
 
-    path: Path
+    path: Path  # folder of the checkpoint, or of Transformers
     model: Model
     params: PyTree
     codec: TextCodec
-    bf16: bool
-    matmul_precision: str | None
+    bf16: bool  # whether the model computes in bfloat16
+    matmul_precision: str | None  # see `Model.make_loss`
 
 
 def generate(
@@ -289,7 +289,7 @@ def _read_trained(folder: Path, given: PromptSettings, bf16: bool | None) -> _Tr
         raise ValueError(
             "`folder` must be a run's folder, one of its checkpoints, or a folder of "
             f"Transformers with {_CONFIG}, got {str(folder)!r}, which has neither. "
-            "Name the `output_dir` of `jaxopt-tf train`."
+            "Pass the `output_dir` of `jaxopt-tf train`."
         )
     return _read_transformers(folder, given, bf16)
 
@@ -312,8 +312,10 @@ def _read_run(folder: Path, given: PromptSettings, bf16: bool | None) -> _Traine
 def _read_transformers(
     folder: Path, given: PromptSettings, bf16: bool | None
 ) -> _Trained:
-    settings = settings_from_transformers_config(folder, "flax")
-    model = build_model(config_type(settings)(**settings))
+    settings = settings_from_transformers_config(folder)
+    kind = config_type(settings)
+    settings.pop("model_implementation", None)  # of the job, not of the model
+    model = build_model(kind(**settings))
     codec = codec_of_folder(folder, given)
     return _Trained(
         path=folder,

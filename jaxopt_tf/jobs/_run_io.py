@@ -8,9 +8,16 @@ import jax
 from .. import checkpoints, training
 from .._typing import PyTree
 from ..models import Model, ModelConfig
+from ..optimizers import without_moments
 from ..recipes import Recipe
 from ..sharding import make_mesh
-from ._base_weights import check_base, read_frozen, run_model, with_base
+from ._base_weights import (
+    check_base,
+    on_first_device,
+    read_frozen,
+    run_model,
+    with_base,
+)
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
 from ._job import Job
 from ._run_data import read_corpus
@@ -19,9 +26,9 @@ from ._setup import build_setup, init_schedule, schedule_and_optimizer
 
 
 class TrainedParams(NamedTuple):
-    """Parameters of a run at one step, without its optimizer state."""
+    """Parameters of a run at one step, averaged if its optimizer averages them."""
 
-    checkpoint: Path
+    checkpoint: Path  # folder of the checkpoint that was read
     config: RunConfig
     model: Model
     params: PyTree  # on the first device
@@ -52,7 +59,7 @@ def write_run(run: Run) -> Path:
     folder, settings = run.job.output_dir, config.to_dict()
     if folder is None or (folder.exists() and any(folder.iterdir())):
         raise ValueError(
-            f"`output_dir` must be a new folder, got {str(folder)!r}. Name another "
+            f"`output_dir` must be a new folder, got {str(folder)!r}. Pass another "
             "folder."
         )
     with checkpoints.lock_folder(folder) as lock:
@@ -74,7 +81,8 @@ def read_run(folder: Path) -> Run:
             checkpoint.
 
     Raises:
-        ValueError: if `folder` is neither, or contains no valid checkpoint.
+        ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
+            checkpoint.
     """
     checkpoint, _ = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
@@ -86,7 +94,9 @@ def read_run(folder: Path) -> Run:
 
 
 def read_params(folder: Path) -> TrainedParams:
-    """Reads the parameters of a run, and none of its other arrays.
+    """Reads the parameters of a run with which it is evaluated.
+
+    Other arrays are read only if the optimizer of the run averages the parameters.
 
     Args:
         folder: folder of a checkpoint; or of a run, whose newest valid checkpoint is
@@ -94,7 +104,8 @@ def read_params(folder: Path) -> TrainedParams:
             has `load_best_model_at_end`.
 
     Raises:
-        ValueError: if `folder` is neither, or contains no valid checkpoint.
+        ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
+            checkpoint.
     """
     checkpoint, is_verified = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
@@ -104,25 +115,41 @@ def read_params(folder: Path) -> TrainedParams:
         if is_finished(checkpoint, config) and best.is_dir():
             checkpoint, is_verified = best, False
     model = run_model(config.model, config.job)
-    on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params, frozen = (
-        jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device),
-            shapes,
-        )
-        for shapes in (model.shapes, model.frozen_shapes)
-    )
+    _, optimizer = schedule_and_optimizer(config.recipe, model)
+    opt_state = jax.eval_shape(optimizer.init, model.shapes)
+    arrays = {"params": model.shapes, "opt_state": without_moments(opt_state)}
     restored = checkpoints.restore(
         checkpoint,
-        {"state": {"params": params}},
+        {"state": on_first_device(arrays)},
         is_partial=True,
         verify=not is_verified,
     )
-    trained = restored.arrays["state"]["params"]
-    if jax.tree.leaves(frozen):
-        check_base(config.job, settings_of(checkpoint))
-        trained = training.merge_params(trained, read_frozen(model, frozen, config))
-    return TrainedParams(checkpoint, config, model, trained)
+    state = restored.arrays["state"]
+    trained = training.evaluation_params(state["params"], state["opt_state"])
+    frozen = read_run_frozen(checkpoint, model, config)
+    params = training.merge_params(trained, frozen) if frozen else trained
+    return TrainedParams(checkpoint, config, model, params)
+
+
+def read_run_frozen(checkpoint: Path, model: Model, config: RunConfig) -> PyTree:
+    """Reads the frozen parameters of a run, which its checkpoints do not contain.
+
+    Args:
+        checkpoint: a checkpoint of the run.
+        model: the model of the run.
+        config: settings of the run.
+
+    Returns:
+        The parameters on the first device; {} if there are none.
+
+    Raises:
+        ValueError: if the weights in `model_name_or_path` have changed.
+    """
+    frozen = on_first_device(model.frozen_shapes)
+    if not jax.tree.leaves(frozen):
+        return {}
+    check_base(config.job, settings_of(checkpoint))
+    return read_frozen(model, frozen, config)
 
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:
@@ -132,7 +159,7 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     checkpoint = checkpoints.latest_valid(folder)
     if checkpoint is None:
         raise ValueError(
-            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Name a "
+            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Pass a "
             "folder that was written by `jaxopt-tf train`."
         )
     return checkpoint, True

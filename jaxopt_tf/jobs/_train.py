@@ -25,9 +25,9 @@ from ._example_data import (
     DeviceBatches,
     ExampleCorpus,
     ExampleSource,
+    collator_of_run,
     evaluation_batches,
     label_names,
-    padding_or_none,
     training_examples,
 )
 from ._example_evaluation import MetricsFn, make_example_evaluate
@@ -125,9 +125,9 @@ def train(
     added = checked_monitors(monitors, callbacks)
     read = read_train_arguments(arguments, job, options)
     built = _built(model, read)
-    collator = padding_or_none(data_collator, processing_class)
+    collator = collator_of_run(data_collator, processing_class)
     make_source = functools.partial(
-        ExampleSource, model=built, collator=collator, job=read.options
+        ExampleSource, model=built, collator=collator, settings=read.options
     )
     source = make_source(train_dataset, argument="train_dataset")
     held_out = None
@@ -139,7 +139,7 @@ def train(
         batch_size=batch_size,
         gradient_accumulation_steps=read.gradient_accumulation_steps,
         seed=read.seed,
-        job=read.options,
+        settings=read.options,
     )
     recipe, example_job, notes = read.finish(batches.steps_per_epoch)
     recipe = _for_model(recipe, built)
@@ -199,7 +199,8 @@ def _plan(
     setup = setup_of(model, recipe, job, mesh)
     if jax.tree.leaves(setup.frozen):
         placed = jax.tree.map(lambda x: x.sharding, setup.frozen)
-        setup = setup.with_frozen(jax.device_put(model.frozen, placed))
+        frozen = model.init_frozen(recipe.seed)
+        setup = setup.with_frozen(jax.device_put(frozen, placed))
     on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
     evaluate = None
     if held_out is not None:
@@ -232,7 +233,7 @@ def _plan(
             model.init(recipe.seed),
             jax.tree.map(lambda x: x.sharding, setup.run_state.state.params),
         ),
-        batches=functools.partial(on_devices.updates, batches),
+        batches=functools.partial(on_devices.step_batches, batches),
         evaluate=evaluate,
         monitors=lambda: [
             *build_monitors(
@@ -259,8 +260,8 @@ def _plan(
             ),
         ],
         has_model=has_weights(run.folder),
-        write_model=functools.partial(
-            _write_model, run.folder, model, processing_class
+        write_model=lambda params: _write_model(
+            run.folder, model, processing_class, params, setup.frozen
         ),
         loss_unit="",
         how_to_resume="call `jobs.train` again with the same arguments",
@@ -278,14 +279,14 @@ def has_weights(folder: Path) -> bool:
 
 
 def _write_model(
-    folder: Path, model: Model, processing_class: Any, params: PyTree
+    folder: Path, model: Model, processing_class: Any, params: PyTree, frozen: PyTree
 ) -> None:
     """Writes the final parameters as the module's class loads them."""
     is_torchax = isinstance(model, TorchaxModel)
     has_adapter = isinstance(model, TorchaxModel) and model.adapter_names is not None
     values = params
-    if isinstance(model, TorchaxModel) and not has_adapter:
-        values = model.all_params(params)
+    if not has_adapter:
+        values = training.merge_params(params, frozen)
 
     def save_others() -> None:
         if hasattr(processing_class, "save_pretrained"):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._numerics import wide_dtype
+from .._typing import PyTree
 from ._attention import make_attention
 from ._decoder_config import DecoderConfig, LayerKind
 from ._gpt2 import GPT2
@@ -39,22 +40,22 @@ class DecodingFns(NamedTuple):
 
     prefill: (params, tokens [B, P], lengths [B], size S) -> logits [B, V], cache. Rows
         are padded at their ends. The logits are those after the last token of each row.
-    step: (params, tokens [B], position_ids [B], cache) -> logits [B, V], cache. The
-        tokens are appended at their positions, and attend to all positions up to it.
+    step: (params, tokens [B], position_ids [B], cache) -> logits [B, V], cache. Each
+        token is appended at its position, and attends to all positions up to it.
 
     Logits are float32.
     """
 
-    prefill: Callable[..., tuple[jax.Array, Cache]]
-    step: Callable[..., tuple[jax.Array, Cache]]
+    prefill: Callable[..., tuple[jax.Array, Any]]
+    step: Callable[..., tuple[jax.Array, Any]]
 
 
 class _Parts(NamedTuple):
     """Parts of a model with its parameters."""
 
-    kinds: Sequence[LayerKind]
+    kinds: Sequence[LayerKind]  # kind of each layer
     layers: Any  # module of stacked layers, or list of modules
-    is_stacked: bool
+    is_stacked: bool  # whether `layers` is one module of stacked layers
     embed: Callable[[jax.Array, jax.Array], jax.Array]  # tokens, position_ids -> x
     rotation: Callable[[jax.Array], Rotation | None]  # position_ids -> rotation
     project: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]  # layer, x, rotation
@@ -129,6 +130,36 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
     return DecodingFns(prefill, step)
 
 
+def recomputing_fns(
+    logits_fn: Callable[[PyTree, jax.Array], jax.Array],
+) -> DecodingFns:
+    """Returns the functions of a model without a cache of keys and values.
+
+    The cache is the text so far, [B, S], and each step computes the logits of the whole
+    text: S times the work of a step with a cache, in a program of the same length.
+
+    Args:
+        logits_fn: (params, tokens [B, S]) -> logits [B, S, V] of a causal model, whose
+            logits do not depend on later tokens.
+    """
+
+    def logits_after(params, text, last):
+        logits = logits_fn(params, text)
+        found = jnp.take_along_axis(logits, last[:, None, None], axis=1)
+        return found[:, 0].astype(jnp.float32)
+
+    def prefill(params, tokens, lengths, size):
+        text = jnp.pad(tokens, ((0, 0), (0, size - tokens.shape[1])))
+        return logits_after(params, text, lengths - 1), text
+
+    def step(params, tokens, position_ids, text):
+        rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        text = text.at[rows, position_ids].set(tokens)
+        return logits_after(params, text, position_ids), text
+
+    return DecodingFns(prefill, step)
+
+
 def _decoding_graph(config: _Config) -> tuple[Any, Callable[[Any], _Parts]]:
     """Returns the graph definition, and the function that returns a model's parts."""
 
@@ -167,8 +198,8 @@ def _gpt2_parts(config: GPT2Config, model: GPT2) -> _Parts:
 def _decoder_parts(config: DecoderConfig, model: Decoder) -> _Parts:
     root = model.model
 
-    # Per row: the frequencies of some RoPE scalings depend on the length of a text, and
-    # a text must not depend on the others.
+    # Rotations are computed for each row: the frequencies of some RoPE scalings depend
+    # on the length of a text, and a text must not depend on the others.
     @jax.vmap
     def rotation(position_ids: jax.Array) -> Rotation | None:
         angles = layer_rotation(config, position_ids[None])

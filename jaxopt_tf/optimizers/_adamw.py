@@ -303,4 +303,4 @@ def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     """Interpolates from the nearer of `start` and `end`, as `torch.lerp` does."""
     near_start = start + weight * (end - start)
     near_end = end + (weight - 1.0) * (end - start)
-    return jnp.where(weight < 0.5, near_start, near_end)
+    return jnp.where(jnp.abs(weight) < 0.5, near_start, near_end)

@@ -199,6 +199,20 @@ def stochastic_rounding(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def is_compensated(opt_state: PyTree) -> bool:
+    """Returns whether bfloat16 parameters are not rounded to the nearest number.
+
+    True for a state with a compensation of a parameter, as that of `kahan_summation`
+    and `stable_adamw_tf`, or for one of `stochastic_rounding`.
+    """
+
+    def is_found(node: Any) -> bool:
+        rest = getattr(node, "compensation", ())
+        return bool(jax.tree.leaves(rest)) or isinstance(node, StochasticRoundingState)
+
+    return any(map(is_found, jax.tree.leaves(opt_state, is_leaf=is_found)))
+
+
 def with_moment_dtypes(
     rule: LeafRule, moment_dtype: Any, dtypes: Mapping[str, Any]
 ) -> LeafRule:

@@ -13,10 +13,10 @@ from ._doctor import doctor as doctor
 from ._explain import ExplainedLeaf as ExplainedLeaf
 from ._explain import Explanation as Explanation
 from ._explain import explain as explain
+from ._optim_args import read_trainer_optim_args as read_trainer_optim_args
 from ._optimizers import TAKES_OPTIM_ARGS as TAKES_OPTIM_ARGS
 from ._optimizers import ignored_fields as ignored_fields
 from ._optimizers import optimizer_refusal as optimizer_refusal
-from ._optimizers import read_trainer_optim_args as read_trainer_optim_args
 from ._rate_groups import DEFAULT_GROUP as DEFAULT_GROUP
 from ._rate_groups import ParamGroup as ParamGroup
 from ._rate_groups import layer_wise_decay as layer_wise_decay

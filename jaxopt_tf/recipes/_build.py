@@ -13,7 +13,15 @@ import optax
 from .. import _pytrees
 from .._argument_names import checked_names
 from .._typing import PyTree, ScalarOrSchedule, Schedule
-from ..optimizers import DECAY_RULES_BY_TYPE, LayerNorms, TorchLayout, clip, decay_mask
+from ..optimizers import (
+    DECAY_RULES_BY_TYPE,
+    LayerNorms,
+    TorchLayout,
+    clip,
+    decay_mask,
+    ema_params,
+    muon_reasons,
+)
 from ..schedules import MetricDrivenSchedule, rate_dtype
 from ._optimizers import ALGORITHMS, named_optimizer
 from ._rate_groups import DEFAULT_GROUP, group_labels
@@ -54,13 +62,14 @@ def build_optimizer(
     layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
     varied: RunHyperparams | None = None,
+    shardings: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of a recipe: clipping, then the update rule with schedule.
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
-    If `max_grad_norm` is 0, or the optimizer ignores it ("lomo"), the chain contains
-    the optimizer only. With rate groups,
+    If `max_grad_norm` is 0, or the optimizer ignores it ("lomo"), the chain contains no
+    clipping, and with `ema_decay` its last link is `ema_params`. With rate groups,
     the optimizer is an `optax.multi_transform` with one optimizer per group; clipping
     is applied before it, to the joint norm of all groups. With a metric-driven
     schedule, the rate is stored in the optimizer's state and starts at
@@ -78,8 +87,11 @@ def build_optimizer(
             contain. `match_names(params, model).layer_norms` returns the paths with
             their classes. Required, possibly as [], for a `decay_rule` of Transformers
             4 up to 4.52, since these rules are based on module types.
-        varied: values of one of the runs in the result of `stack_recipes`. They replace
-            those of the recipe, and are arguments of the compiled program.
+        varied: values of one of the runs in the result of `stack_recipes`. These values
+            replace those of the recipe, and are arguments of the compiled program. A
+            group that sets a value keeps it.
+        shardings: shardings of the parameters; the argument of `muon_tf`. Other
+            optimizers ignore it.
 
     Returns:
         A transformation. Its state contains `learning_rate`, and `grad_norm` if
@@ -88,7 +100,8 @@ def build_optimizer(
 
     Raises:
         ValueError: if `layer_norms` is missing; in `init`, if one of its paths or the
-            pattern of a group matches no parameter.
+            pattern of a group matches no parameter, or if a group whose `optim` is
+            "muon" has no matrix.
 
     Examples:
         >>> optimizer = build_optimizer(Recipe(max_steps=100, learning_rate=1e-3))
@@ -105,9 +118,21 @@ def build_optimizer(
     recipe, varied = without_ignored(recipe), varied._replace(values=values)
     settings: dict[str, Any] = {**vars(recipe), **varied.values}
     decays = recipe.weight_decay != 0 or "weight_decay" in varied.values
+    decays = decays or any(group.weight_decay for group in recipe.rate_groups)
     mask = _decay_mask(recipe, layer_norms, decays)
+    fields = {group.pattern: group.overrides for group in recipe.rate_groups}
+    recipes = recipes_by_label(recipe)
     by_label = {
-        label: named_optimizer(rate, settings, decay_mask=mask, layouts=layouts)
+        label: named_optimizer(
+            rate,
+            # Fields of the group's recipe, in which `optim_args` have been parsed.
+            settings
+            | {n: getattr(recipes[label], n) for n in fields.get(label, ())}
+            | {"warmup_steps": recipes[label].num_warmup_steps},
+            decay_mask=mask,
+            layouts=layouts,
+            shardings=shardings,
+        )
         for label, rate in rates_of(recipe, varied, schedule).items()
     }
     optimizer = by_label[DEFAULT_GROUP]
@@ -118,15 +143,63 @@ def build_optimizer(
             # `multi_transform` passes each group a tree in which the leaves of other
             # groups are masked. Only here can the mask be checked on the whole tree.
             mask(params)
+            leaf_optimizers(recipe, params, layouts)
             return label_params(params)
 
         optimizer = optax.multi_transform(by_label, labels)
-    # Clipping precedes `multi_transform`: inside it, each group would be clipped by its
-    # own norm. torch clips by the joint norm of all groups.
-    max_norm = settings["max_grad_norm"]
-    if "max_grad_norm" not in varied.values and max_norm == 0:
-        return optax.chain(optimizer)
-    return optax.chain(clip(max_norm), optimizer)
+    # Clipping is placed before `multi_transform`: inside `multi_transform`, each group
+    # would be clipped by its own norm. torch clips by the joint norm of all groups.
+    max_norm, links = settings["max_grad_norm"], [optimizer]
+    if "max_grad_norm" in varied.values or max_norm != 0:
+        links.insert(0, clip(max_norm))
+    if recipe.ema_decay is not None:
+        links.append(ema_params(recipe.ema_decay))
+    return optax.chain(*links)
+
+
+def recipes_by_label(recipe: Recipe) -> dict[str, Recipe]:
+    """Returns the recipe of each rate group and of the other parameters, by label."""
+    return {DEFAULT_GROUP: recipe} | {
+        group.pattern: replace(recipe, rate_groups=(), **group.overrides)
+        for group in recipe.rate_groups
+    }
+
+
+def leaf_optimizers(
+    recipe: Recipe, params: PyTree, layouts: Mapping[str, TorchLayout] | None
+) -> dict[str, str]:
+    """Returns the optimizer of each leaf by the name of the leaf.
+
+    For a leaf that "muon" updates with AdamW, this is "adamw_torch" and the reason.
+
+    Raises:
+        ValueError: if a group whose `optim` is "muon" has no matrix.
+    """
+    labels = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
+    recipes = recipes_by_label(recipe)
+    found = {name: recipes[label].optim for name, label in labels.items()}
+    chosen = [group.pattern for group in recipe.rate_groups if group.optim]
+    for label in {label for label in labels.values() if recipes[label].optim == "muon"}:
+        args: Any = recipes[label].optim_args
+        matrices = dict(args).get("matrices")
+        reasons = muon_reasons(params, matrices=matrices, layouts=layouts)
+        by_adamw = {
+            name: reason
+            for name, reason in _pytrees.named_leaves(reasons)
+            if labels[name] == label
+        }
+        # A group that inherits its optimizer may consist of embeddings or biases.
+        if label in chosen and all(by_adamw.values()):
+            first, reason = next(iter(by_adamw.items()))
+            raise ValueError(
+                f"`rate_groups` {label!r} must have a matrix for the `optim` 'muon', "
+                f"got {len(by_adamw)} leaves without one, the first being {first!r} "
+                f"({reason}). Correct the pattern, or use 'adamw_torch'."
+            )
+        found |= {
+            n: f"adamw_torch: {reason}" for n, reason in by_adamw.items() if reason
+        }
+    return found
 
 
 def _decay_mask(
@@ -156,9 +229,13 @@ def compile_key(recipe: Recipe) -> Hashable:
     """Returns a key that is equal for recipes that can share one compiled program.
 
     Such recipes may differ in the fields that determine the learning rate, in
-    `weight_decay`, the betas, `adam_epsilon`, `max_grad_norm` and `seed`.
+    `weight_decay`, the betas, `adam_epsilon`, `max_grad_norm` and `seed`. The number of
+    warmup steps must be equal for optimizers with a warmup of their own.
     """
-    return tuple(v for name, v in vars(recipe).items() if name not in _DYNAMIC_FIELDS)
+    fixed = [v for name, v in vars(recipe).items() if name not in _DYNAMIC_FIELDS]
+    if "warmup_steps" in ALGORITHMS[recipe.optim].takes:
+        fixed.append(recipe.num_warmup_steps)
+    return tuple(fixed)
 
 
 def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
@@ -222,10 +299,9 @@ def rates_of(
     rates: dict[str, Any] = {
         DEFAULT_GROUP: recipe.learning_rate if is_driven else schedule
     }
+    recipes = recipes_by_label(recipe)
     for group in recipe.rate_groups:
-        group_schedule: Any = build_schedule(
-            replace(recipe, rate_groups=(), **group.overrides)
-        )
+        group_schedule: Any = build_schedule(recipes[group.pattern])
         rates[group.pattern] = functools.partial(_scaled, group_schedule, group.factor)
     return rates
 

@@ -9,9 +9,9 @@ import optax
 from .. import _pytrees
 from .._argument_names import checked_names
 from .._typing import PyTree
-from ..optimizers import LayerNorms, TorchLayout
-from ._optimizer_findings import is_compensated, optimizer_findings
-from ._optimizers import rounds_well
+from ..optimizers import LayerNorms, TorchLayout, is_compensated
+from ._optim_args import rounds_well
+from ._optimizer_findings import optimizer_findings
 from ._recipe import Recipe, without_ignored
 from ._recipe_findings import (
     Finding,

@@ -3,8 +3,6 @@
 import functools
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from numbers import Real
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ from .._typing import PyTree, ScalarOrSchedule
 from ..optimizers import TorchLayout
 from ._adapted import adalomo, ademamix, anyprecision, lomo, stable_adamw, torchao
 
-# Type of an argument: int, float, bool, or the strings that are accepted.
+# Type of an argument: int, float, bool, str, or the strings that are accepted.
 Kind = type | tuple[str, ...]
 Value = int | float | bool | str
 
@@ -28,10 +26,11 @@ class Algorithm(NamedTuple):
     """Row of the table `ALGORITHMS`."""
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
-    # Subset of "betas", "eps", "layouts", "peak" (rate) and "seed".
+    # Subset of "betas", "eps", "layouts", "peak" (rate), "seed", "shardings" and
+    # "warmup_steps".
     takes: tuple[str, ...] = ()
-    # Arguments that Transformers reads from `optim_args`: name -> int, float, bool, or
-    # the strings that are accepted.
+    # Arguments that Transformers reads from `optim_args`: name -> int, float, bool, str
+    # or the strings that are accepted.
     optim_args: Mapping[str, Kind] = MappingProxyType({})
     # Arguments that Transformers does not have.
     own_args: Mapping[str, Kind] = MappingProxyType({})
@@ -41,6 +40,8 @@ class Algorithm(NamedTuple):
     ignores: tuple[str, ...] = ()
     # The update is part of the backward pass in Trainer.
     updates_in_backward: bool = False
+    # Parameters are evaluated and saved as averages, see `eval_params`.
+    is_averaging: bool = False
 
     @property
     def all_args(self) -> dict[str, Kind]:
@@ -87,6 +88,21 @@ _ADAMW_KERNELS = (
 _ADAMW_8_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 # Trainer passes only the model and the rate to LOMO and AdaLomo.
 _IGNORED = ("max_grad_norm", "weight_decay")
+# Arguments of schedulefree's optimizers that Trainer reads from `optim_args`.
+_WEIGHTS_OF_MEAN: Mapping[str, Kind] = {"r": float, "weight_lr_power": float}
+# Muon of torch with AdamW, which is no name of Transformers.
+_MUON = Algorithm(
+    optimizers.muon_tf,
+    ("betas", "eps", "layouts", "shardings"),
+    own_args={
+        **dict.fromkeys(("momentum", "adamw_rate_factor"), float),
+        "nesterov": bool,
+        "ns_steps": int,
+        "ns_dtype": ("bfloat16", "float32"),
+        "adjust_lr_fn": ("original", "match_rms_adamw"),
+        "matrices": str,
+    },
+)
 # Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -157,23 +173,33 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             ("lion_8bit", "paged_lion_8bit"),
             Algorithm(optimizers.lion_8bit_tf, ("betas", "layouts")),
         ),
+        "schedule_free_adamw": Algorithm(
+            optimizers.schedule_free_adamw_tf,
+            ("betas", "eps", "warmup_steps"),
+            _WEIGHTS_OF_MEAN,
+            is_averaging=True,
+        ),
+        "schedule_free_radam": Algorithm(
+            optimizers.schedule_free_radam_tf,
+            ("betas", "eps"),
+            _WEIGHTS_OF_MEAN,
+            is_averaging=True,
+        ),
+        "schedule_free_sgd": Algorithm(
+            optimizers.schedule_free_sgd_tf,
+            ("warmup_steps",),
+            _WEIGHTS_OF_MEAN,
+            is_decay_in_gradient=True,
+            is_averaging=True,
+        ),
+        "muon": _MUON,
     }
 )
 # Values of `optim` for which `optim_args` may be given.
 TAKES_OPTIM_ARGS = tuple(name for name, row in ALGORITHMS.items() if row.optim_args)
 
-_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Common names of other libraries, in lower case and without underscores.
 _COMMON_NAMES = {"adam": "adamw_torch", "adamw": "adamw_torch", "lion": "lion_32bit"}
-_AVERAGES = (
-    "Trainer evaluates the model with averaged parameters, which an optax "
-    "transformation does not return; "
-)
-_SCHEDULE_FREE = _AVERAGES + (
-    "see `optax.contrib.schedule_free`, whose parameters differ by at most {} from "
-    "those of schedulefree 1.4.1 after 50 steps if the warmup of its base optimizer is "
-    "evaluated at step + 1; or use '{}'"
-)
 # Regular expressions of names that Trainer accepts and `Recipe` rejects, with the
 # reason. The first match is used.
 _REFUSED = {
@@ -187,9 +213,6 @@ _REFUSED = {
     "resume its own checkpoints of it; use 'adamw_torch'",
     "grokadamw": "its update of a tensor depends on the position in its group, and "
     "Trainer restarts its moments at each resume; use 'adamw_torch'",
-    "schedule_free_radam": f"{_AVERAGES}use 'adamw_torch'",
-    "schedule_free_adamw": _SCHEDULE_FREE.format("4e-5", "adamw_torch"),
-    "schedule_free_sgd": _SCHEDULE_FREE.format("4e-6", "sgd"),
 }
 
 
@@ -222,54 +245,30 @@ def ignored_fields(optim: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def rounds_well(optim: str, optim_args: Any) -> bool:
-    """Returns whether bfloat16 parameters are not rounded to the nearest number."""
-    args = dict(optim_args)
-    if optim == "stable_adamw":
-        return bool(args.get("kahan_sum", True))
-    return bool(args.get("bf16_stochastic_round"))
-
-
-def read_trainer_optim_args(
-    optim: str, given: str | Mapping[str, Any]
-) -> tuple[tuple[str, Value], ...]:
-    """Returns the result of `read_optim_args` for arguments of Trainer.
-
-    Raises:
-        ValueError: also for "False" that Trainer reads as True.
-
-    Source: transformers 5.23 `trainer_optimizer.py`, `_get_stable_adamw`.
-    """
-    found = read_optim_args(optim, given)
-    for name, value in found:
-        if optim == "stable_adamw" and value is False:
-            raise ValueError(
-                f"`optim_args` {given!r}: Trainer reads `{name}` as True, because it "
-                "calls `bool` on the string. Write True if the run should continue as "
-                "it was, or remove it for the default."
-            )
-    return found
-
-
 def named_optimizer(
     learning_rate: ScalarOrSchedule,
     settings: Mapping[str, Any],
     *,
     decay_mask: Callable[[PyTree], PyTree] | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
+    shardings: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer that `settings["optim"]` names, without clipping.
 
     Args:
         learning_rate: the rate, or a schedule.
         settings: values by the names of a recipe's fields; numbers may be traced.
+            `warmup_steps` is a number of steps.
         decay_mask: see `adamw_tf`.
         layouts: see `adafactor_tf` and `adamw_8bit_tf`; other optimizers ignore it.
+        shardings: see `muon_tf`; other optimizers ignore it.
 
     Raises:
         ValueError, TypeError: if the optimizer rejects a value.
 
     Source: transformers 5.23 `trainer_optimizer.py`; 4.46 `trainer.py` for "adamw_hf".
+    Differs: Trainer passes a fraction as `warmup_steps` to schedulefree as it is, whose
+        first step then has the rate divided by the fraction.
     """
     algorithm = ALGORITHMS[settings["optim"]]
     options = {
@@ -278,6 +277,8 @@ def named_optimizer(
         "layouts": layouts,
         "peak": settings["learning_rate"],
         "seed": settings["seed"],
+        "warmup_steps": settings["warmup_steps"],
+        "shardings": shardings,
     }
     options = {name: options[name] for name in algorithm.takes}
     return algorithm.build(
@@ -285,86 +286,4 @@ def named_optimizer(
         weight_decay=settings["weight_decay"],
         decay_mask=decay_mask,
         **options | dict(settings["optim_args"]),  # which may contain `eps`
-    )
-
-
-def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, Value], ...]:
-    """Returns the value of `optim_args` as pairs, sorted by name.
-
-    Args:
-        optim: the optimizer's name.
-        given: a mapping, pairs, or Transformers' string "momentum=0.9,nesterov=true".
-            Values are parsed by the type of the argument: "False" is False.
-
-    Raises:
-        ValueError: if the string is malformed, a name occurs twice, or the optimizer
-            has no such argument.
-        TypeError: if a value does not have the type of its argument.
-    """
-    if isinstance(given, str):
-        given = _from_string(given)
-    try:
-        named = dict(given or ())
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            "`optim_args` must be a mapping from names to values, or a string "
-            f'"name=value,name=value", got {given!r}.'
-        ) from error
-    kinds = ALGORITHMS[optim].all_args if optim in ALGORITHMS else {}
-    for name in named:
-        if name == "weight_decay":
-            raise ValueError(
-                "`optim_args` must not contain `weight_decay`, got "
-                f"{named[name]!r}. Set the field `weight_decay` of the recipe instead."
-            )
-        if name not in kinds:
-            listed = ", ".join(map(repr, kinds)) or "none"
-            raise ValueError(
-                f"`optim_args` must contain only arguments of {optim!r}, which are "
-                f"{listed}, got {name!r}.{_checks.suggest(name, kinds)}"
-            )
-    return tuple(sorted((n, _read(n, value, kinds[n])) for n, value in named.items()))
-
-
-def _from_string(given: str) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for item in filter(None, given.replace(" ", "").split(",")):
-        if not re.fullmatch("[^=]+=[^=]+", item):
-            raise ValueError(
-                f'`optim_args` must be of the form "momentum=0.9,nesterov=true", got '
-                f"{item!r} in {given!r}."
-            )
-        name, _, value = item.partition("=")
-        if name in named:
-            raise ValueError(
-                f"`optim_args` must name each argument once, got {name!r} twice in "
-                f"{given!r}. Remove one."
-            )
-        named[name] = value
-    return named
-
-
-def _read(name: str, value: Any, kind: Kind) -> Value:
-    # `bool("False")` is True, so that strings are compared with a list of words.
-    if kind is bool:
-        required = "true or false"
-        word = str(value).lower() if isinstance(value, bool | str) else None
-        if word in _TRUE + _FALSE:
-            return word in _TRUE
-    elif isinstance(kind, tuple):
-        required = " or ".join(map(repr, kind))
-        if value in kind:
-            return str(value)
-    else:
-        required = "a whole number" if kind is int else "a number"
-        if isinstance(value, Real | str) and not isinstance(value, bool):
-            with suppress(ValueError):
-                number = float(value)
-                if kind is float:
-                    return number
-                if number.is_integer():
-                    return int(number)
-    raise TypeError(
-        f"`optim_args` must have {required} for `{name}`, got {value!r}. Correct the "
-        "value."
     )

@@ -12,17 +12,22 @@ from .._argument_names import checked_fields
 from .._typing import Schedule
 from ..optimizers import DECAY_RULES
 from ..schedules import MetricDrivenSchedule, get_scheduler
+from ._optim_args import read_optim_args
 from ._optimizers import (
     ALGORITHMS,
     named_optimizer,
     optimizer_refusal,
-    read_optim_args,
 )
 from ._rate_groups import ParamGroup, read_rate_groups, sorted_pairs
 
 _PHASED = "warmup_stable_decay"
 # Schedules that are driven by a metric and not by the step.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+# Optimizers that cannot be combined with others, by regular expressions, and why.
+_ALONE = {
+    "schedule_free_.*": "it evaluates the model with averages of all parameters",
+    "(ada)?lomo": "it ignores `max_grad_norm`, which clips all gradients together",
+}
 # Arguments of `get_scheduler` -> fields of a recipe. Its error messages are reported
 # with the name of the field, which is what the user has set.
 _FIELDS_OF_ARGUMENTS = {
@@ -53,13 +58,18 @@ class Recipe:
             of its other kernels), "adafactor" with a given rate, "sgd", "adagrad",
             "rmsprop", "stable_adamw", "lomo", "adalomo", "adamw_anyprecision"; those of
             bitsandbytes, such as "adamw_8bit", "lion_32bit" and "ademamix"; those of
-            torchao; and "adamw_hf" of Transformers 4.
+            torchao; "adamw_hf" of Transformers 4; "schedule_free_adamw",
+            "schedule_free_radam" and "schedule_free_sgd", which are evaluated and saved
+            with averaged parameters; or "muon", which Trainer does not have: Muon of
+            torch for matrices and AdamW for other parameters.
         optim_args: further arguments of sgd (momentum, dampening, nesterov), adagrad
             (lr_decay, eps), rmsprop (momentum, alpha, eps, centered), ademamix (beta1,
             beta2, beta3, alpha, eps, t_alpha, t_beta3), stable_adamw (decouple_lr,
-            max_lr, kahan_sum) and others that Trainer reads; mu_dtype and nu_dtype
-            (float32 or bfloat16) of AdamW, ademamix and stable_adamw. A mapping, or a
-            string "momentum=0.9,nesterov=true". Stored as sorted pairs.
+            max_lr, kahan_sum), the schedule-free optimizers (r, weight_lr_power) and
+            muon (momentum, nesterov, ns_steps, ns_dtype, adjust_lr_fn,
+            adamw_rate_factor, matrices); mu_dtype and nu_dtype (float32 or bfloat16) of
+            AdamW, ademamix and stable_adamw. A mapping, or a string
+            "momentum=0.9,nesterov=true". Stored as sorted pairs.
         weight_decay: coefficient of decoupled weight decay, which is multiplied by the
             rate. For sgd, adagrad and rmsprop, `weight_decay` times the parameter is
             added to the gradient.
@@ -68,8 +78,9 @@ class Recipe:
             versions of Transformers, "examples", or "all" to decay every parameter; or
             regular expressions that are searched in names of parameters, where a match
             excludes the parameter.
-        rate_groups: parameters with their own learning rate: a list of `ParamGroup`, or
-            of mappings of its fields. The first pattern that is found in a name counts.
+        rate_groups: parameters with their own learning rate or optimizer: a list of
+            `ParamGroup`, or of mappings of its fields. The first pattern that is found
+            in a name counts. Gradients are clipped together.
         adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
             to below 1.
         adam_beta2: decay rate of AdamW's second moment, the second beta of Lion; from
@@ -77,6 +88,8 @@ class Recipe:
         adam_epsilon: constant added to AdamW's denominator; at least 0.
         max_grad_norm: maximum of the global gradient norm; 0 for no clipping. It and
             `weight_decay` are ignored by "lomo" and "adalomo", as in Trainer.
+        ema_decay: weight of the old mean in an exponential mean of the parameters, with
+            which the model is evaluated and saved; from 0 to below 1. None for no mean.
         label_smoothing_factor: weight of the mean over all classes in the loss; from 0
             to below 1.
         seed: seed of parameters, dropout and data order; from 0 to 2^32 - 1.
@@ -84,8 +97,8 @@ class Recipe:
     Raises:
         ValueError, TypeError: if a value is out of range, a name is unknown, the warmup
             or the phases are longer than the training, the schedule or the optimizer
-            rejects its arguments, or rate groups are given with a metric-driven
-            schedule.
+            rejects its arguments, rate groups are given with a metric-driven schedule,
+            or groups have optimizers that cannot be combined.
 
     Examples:
         >>> recipe = Recipe(max_steps=1000, learning_rate=3e-4, warmup_steps=50)
@@ -94,10 +107,12 @@ class Recipe:
 
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
     Differs: phases that end after `max_steps` are rejected. A warmup is rejected for a
-        metric-driven schedule, which would ignore it. "lomo" and "adalomo" are rejected
-        with `gradient_accumulation_steps`: Trainer would update after each micro-batch.
-        "False" in `optim_args` is False; Trainer passes bool("False"), which is True,
-        as `decouple_lr` and `kahan_sum` of stable_adamw.
+        metric-driven schedule, which would ignore it. `warmup_steps` that are a
+        fraction are the same number of steps for the schedule and for a schedule-free
+        optimizer; Trainer passes the fraction to the optimizer. "lomo" and "adalomo"
+        are rejected with `gradient_accumulation_steps`: Trainer would update after each
+        micro-batch. "False" in `optim_args` is False; Trainer passes bool("False"),
+        which is True, as `decouple_lr` and `kahan_sum` of stable_adamw.
     """
 
     max_steps: int
@@ -116,6 +131,7 @@ class Recipe:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    ema_decay: float | None = None
     label_smoothing_factor: float = 0.0
     seed: int = 42
 
@@ -132,6 +148,8 @@ class Recipe:
             _checks.non_negative(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
+        if self.ema_decay is not None:
+            _checks.fraction_below_one("ema_decay", self.ema_decay)
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
         # From here on, checks build schedules and optimizers from fields that were
         # checked above.
@@ -302,12 +320,30 @@ def _check_optimizer(recipe: Recipe) -> None:
             "or 'adafactor'."
         )
     _set(recipe, "optim_args", read_optim_args(recipe.optim, recipe.optim_args))
+    if ALGORITHMS[recipe.optim].is_averaging and recipe.ema_decay is not None:
+        raise ValueError(
+            f"`ema_decay` must be left out with the `optim` {recipe.optim!r}, which "
+            f"averages the parameters itself, got {recipe.ema_decay!r}."
+        )
+    settings = {**vars(recipe), "warmup_steps": recipe.num_warmup_steps}
     try:
-        named_optimizer(recipe.learning_rate, vars(recipe))
+        named_optimizer(recipe.learning_rate, settings)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"`optim` {recipe.optim!r} with `optim_args` {recipe.optim_args!r}: {error}"
         ) from error
+
+
+def _check_optimizers_fit(optim: str, group_optim: str, pattern: str) -> None:
+    """Raises if a group's optimizer cannot be combined with that of the recipe."""
+    for name in (optim, group_optim):
+        reasons = [r for p, r in _ALONE.items() if re.fullmatch(p, name)]
+        if reasons and optim != group_optim:
+            raise ValueError(
+                f"`rate_groups` {pattern!r}: `optim` {name!r} must be that of all "
+                f"parameters, got {group_optim!r} in the group and {optim!r} for the "
+                f"others: {reasons[0]}. Use one of them for all, or another optimizer."
+            )
 
 
 def _check_groups(recipe: Recipe) -> None:
@@ -317,6 +353,7 @@ def _check_groups(recipe: Recipe) -> None:
             group_recipe = replace(recipe, rate_groups=(), **group.overrides)
         except (TypeError, ValueError) as error:
             raise type(error)(f"`rate_groups` {group.pattern!r}: {error}") from error
+        _check_optimizers_fit(recipe.optim, group_recipe.optim, group.pattern)
         driven = {recipe.lr_scheduler_type, group_recipe.lr_scheduler_type} & {
             *METRIC_DRIVEN
         }

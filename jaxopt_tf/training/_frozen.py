@@ -57,7 +57,12 @@ class FrozenStep:
 def bind_frozen(
     function: Callable[..., Any], frozen: PyTree | None
 ) -> Callable[..., Any]:
-    """Returns the jitted function; with frozen parameters, as a `FrozenStep`."""
+    """Returns a jitted function, as a `FrozenStep` if there are frozen parameters.
+
+    Args:
+        function: jitted function with a keyword `frozen`, whose default is None.
+        frozen: frozen parameters; a tree without leaves for none.
+    """
     return FrozenStep(function, frozen) if jax.tree.leaves(frozen) else function
 
 
@@ -67,8 +72,8 @@ def split_params(params: PyTree, patterns: Sequence[str]) -> tuple[PyTree, PyTre
     Args:
         params: nested dicts of arrays or of their shapes; a dict by torch's name is
             one.
-        patterns: regular expressions. A leaf is frozen if one of them matches its whole
-            name, such as `model.layers.0.*`.
+        patterns: regular expressions. A leaf is frozen if one of the patterns matches
+            its whole name, such as `model.layers.0.*`.
 
     Returns:
         The trainable and the frozen parameters: nested dicts without leaves in common

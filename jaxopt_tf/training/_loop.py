@@ -18,7 +18,13 @@ from . import _evaluation
 from ._evaluation import Evaluation, Selection
 from ._gradients import Batch
 from ._resume import RunState
-from ._state import Metrics, TrainState, device_put_like, with_learning_rate
+from ._state import (
+    Metrics,
+    TrainState,
+    device_put_like,
+    evaluation_params,
+    with_learning_rate,
+)
 from ._step import TrainStep
 
 # Number of steps whose metrics are fetched from the device in one transfer.
@@ -32,7 +38,9 @@ class Window(NamedTuple):
 
     first_step: int  # number of the first step; the first step of a run is 1
     metrics: Metrics  # [n] each, numpy: one entry per step
-    seconds: float  # wall time since the previous window; NaN if not measured
+    # Wall time since the last window, evaluation or save, whichever was later. It is
+    # the time of these steps, without evaluations and saves; NaN if not measured.
+    seconds: float
 
 
 class Monitor(NamedTuple):
@@ -94,7 +102,8 @@ def train(
             also if the run is interrupted.
         evaluate: function from params to evaluation metrics, see `make_evaluate`;
             called before step 1 (for monitors only), every `eval_steps` and after the
-            last step.
+            last step. If the optimizer averages the parameters, it receives the
+            average, see `evaluation_params`.
         eval_steps: steps between evaluations; None to evaluate only at start and end.
         selection: settings of model selection and early stopping.
         metric_schedule: sets the rate after every evaluation except the first. The
@@ -207,8 +216,8 @@ class _Run:
         length = len(self.pending) if num_steps is None else num_steps
         metrics, self.pending = self.pending[:length], self.pending[length:]
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
-        # Steps that were dispatched after the step that stopped the run left the state
-        # unchanged. They are not reported.
+        # The state is unchanged by steps that were dispatched after the one that
+        # stopped the run; they are not reported.
         is_stopped = bool(columns.is_stopped.any())
         if is_stopped:
             num_taken = int(np.argmax(columns.is_stopped)) + 1
@@ -226,7 +235,8 @@ class _Run:
         self.report()
         if self.eval_function is None:
             return None
-        params = self.run_state.state.params
+        state = self.run_state.state
+        params = evaluation_params(state.params, state.opt_state)
         metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
         # Called for its check only: a missing metric is reported at the first

@@ -32,11 +32,11 @@ class SweepStore:
     Trials and states are saved in one checkpoint, which is written atomically.
     """
 
-    recipes: Sequence[Recipe]
+    recipes: Sequence[Recipe]  # one recipe per run
     settings: Mapping[str, Any] = field(default_factory=dict)  # identify the sweep
     folder: Path | None = None  # None: nothing is saved
-    writer: checkpoints.Checkpoints | None = None
-    trials: list[Trial] = field(default_factory=list)
+    writer: checkpoints.Checkpoints | None = None  # None without a folder
+    trials: list[Trial] = field(default_factory=list)  # results so far
     states: dict[int, VmapState] = field(default_factory=dict)  # by index of the run
 
     def save(self) -> None:
@@ -128,7 +128,8 @@ def open_store(
         "steps": list(steps),
         "data": _fingerprint(runs.task, runs.recipes[0]),
     }
-    # Converted to JSON and back, so that tuples compare equal to the lists in a file.
+    # The settings are converted to JSON and back, so that tuples compare equal to the
+    # lists in a file.
     settings = json.loads(json.dumps(settings))
     with (
         checkpoints.lock_folder(folder) as lock,
@@ -142,12 +143,14 @@ def open_store(
 
 
 def _fingerprint(task: Task, recipe: Recipe) -> str:
-    """Returns a hash of the first batch, evaluation batches and initial parameters."""
+    """Returns a hash of the first batch, evaluation batches and parameters."""
     # Later batches are not hashed: they would have to be read for every start.
     first = next_batch(iter(task.batches(recipe)), 0)
     settings = (task.takes_key, str(task.compute_dtype))
     digest = hashlib.sha256(repr(settings).encode())
-    arrays = (first, list(task.eval_batches), task.init(recipe.seed))
+    arrays = [first, list(task.eval_batches), task.init(recipe.seed)]
+    if task.frozen is not None:
+        arrays.append(task.frozen)
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.shape} {array.dtype}".encode())

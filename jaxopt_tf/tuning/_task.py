@@ -29,6 +29,8 @@ class Task:
         compute_dtype: as for `make_train_step`.
         layouts: as for `build_optimizer`.
         layer_norms: as for `build_optimizer`.
+        frozen: nested dicts of arrays that all runs share and none trains, as for
+            `make_train_step`; None for none. They are in memory once on each device.
 
     Raises:
         TypeError: if a function is not callable, or `eval_batches` is not a list or a
@@ -43,10 +45,12 @@ class Task:
     compute_dtype: Any = None
     layouts: Mapping[str, TorchLayout] | None = None
     layer_norms: LayerNorms | None = None
+    frozen: PyTree | None = None
 
     def __post_init__(self) -> None:
         """Checks the types of the functions and of `eval_batches`."""
-        # Checked here, because they are called much later, while a step is traced.
+        # The functions are checked here, because they are called much later, while a
+        # step is traced.
         functions = {
             "loss_fn": "(params, batch) -> (summed loss, number of items)",
             "init": "(seed) -> parameters",
@@ -55,13 +59,13 @@ class Task:
         for name, signature in functions.items():
             value = getattr(self, name)
             if not callable(value):
-                kind = type(value).__name__
+                type_name = type(value).__name__
                 raise TypeError(
-                    f"`{name}` must be a function {signature}, got a {kind}."
+                    f"`{name}` must be a function {signature}, got a {type_name}."
                 )
         if not isinstance(self.eval_batches, list | tuple):
-            kind = type(self.eval_batches).__name__
+            type_name = type(self.eval_batches).__name__
             raise TypeError(
-                f"`eval_batches` must be a list of batches, got a {kind}. Put a single "
-                "batch into a list."
+                f"`eval_batches` must be a list of batches, got a {type_name}. Put a "
+                "single batch into a list."
             )

@@ -8,8 +8,6 @@ from typing import Any
 
 # Name, what the refusal calls it, keys of an entry of `state`, keys of a group.
 _ONE = "weight_decay lr betas eps initial_lr"
-_FREE = "weight_decay lr r k train_mode weight_sum lr_max scheduled_lr weight_lr_power"
-_FREE += " foreach initial_lr"
 _DUMMY = ("a layer-wise optimizer", "", "lr initial_lr")
 FILES = {
     "sgd": ("torch's SGD", "", "lr momentum dampening nesterov maximize foreach fused"),
@@ -48,21 +46,6 @@ FILES = {
         "",
         "weight_decay lr betas eps alpha_init lamb gamma grokking_signal_fns "
         "grokking_signal_decay_rate gradient_clipping initial_lr state",
-    ),
-    "schedule_free_adamw": (
-        "schedule_free_adamw",
-        "z exp_avg_sq",
-        f"{_FREE} betas eps warmup_steps",
-    ),
-    "schedule_free_radam": (
-        "schedule_free_radam",
-        "z exp_avg_sq",
-        f"{_FREE} betas eps silent_sgd_phase",
-    ),
-    "schedule_free_sgd": (
-        "schedule_free_sgd",
-        "z",
-        f"{_FREE} momentum warmup_steps",
     ),
     "adamw_anyprecision": (
         "adamw_anyprecision",

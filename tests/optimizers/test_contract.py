@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_tf.optimizers import (
+    TorchLayout,
     adafactor_tf,
     adafactor_trainer,
     adagrad_tf,
@@ -22,9 +23,14 @@ from jaxopt_tf.optimizers import (
     adamw_tf,
     ademamix_tf,
     clip,
+    ema_params,
     kahan_summation,
     lion_tf,
+    muon_tf,
     rmsprop_tf,
+    schedule_free_adamw_tf,
+    schedule_free_radam_tf,
+    schedule_free_sgd_tf,
     sgd_tf,
     stable_adamw_tf,
     stochastic_rounding,
@@ -33,6 +39,26 @@ from jaxopt_tf.optimizers import (
 
 def rising(step):
     return 1e-3 * (1.0 + jnp.asarray(step, jnp.float32))
+
+
+def muon_of_stacks():
+    """`muon_tf` with kernels of three axes, if there are any, as two matrices each.
+
+    The iteration is in float32: in bfloat16 its products round otherwise under `vmap`.
+    """
+
+    def of(params):
+        names = (
+            ["kernel"] if getattr(params, "get", {}.get)("kernel") is not None else []
+        )
+        is_stack = any(params[name].ndim == 3 for name in names)
+        layouts = {"kernel": TorchLayout.dense().stacked()} if is_stack else None
+        return muon_tf(1e-3, ns_dtype="float32", layouts=layouts)
+
+    def update(grads, state, params=None, **extra_args):
+        return of(params).update(grads, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(lambda p: of(p).init(p), update)
 
 
 TRANSFORMATIONS = {
@@ -53,11 +79,20 @@ TRANSFORMATIONS = {
     "rmsprop_tf all": lambda: rmsprop_tf(
         rising, momentum=0.9, centered=True, weight_decay=0.1
     ),
+    "muon_tf": muon_of_stacks,
     "lion_tf": lambda: lion_tf(1e-3, weight_decay=0.1),
     "ademamix_tf": lambda: ademamix_tf(rising, weight_decay=0.1),
     "stable_adamw_tf": lambda: stable_adamw_tf(1e-3, weight_decay=0.1),
     "kahan_summation": lambda: kahan_summation(sgd_tf(1e-3)),
     "stochastic_rounding": lambda: stochastic_rounding(sgd_tf(1e-3)),
+    "schedule_free_adamw_tf": lambda: schedule_free_adamw_tf(
+        1e-3, weight_decay=0.1, warmup_steps=3
+    ),
+    "schedule_free_radam_tf": lambda: schedule_free_radam_tf(
+        rising, r=0.5, silent_sgd_phase=False
+    ),
+    "schedule_free_sgd_tf": lambda: schedule_free_sgd_tf(1e-3, weight_decay=0.1),
+    "sgd_tf, ema_params": lambda: optax.chain(sgd_tf(1e-3), ema_params(0.9)),
     "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
 }
 # Transformations whose `init(params)` returns a state per parameter.
@@ -66,7 +101,7 @@ OPTIMIZERS = [name for name in TRANSFORMATIONS if name != "clip"]
 # Without variants: for wrappers and models, which see the kinds of state only.
 VARIANTS = {
     *("adamw_tf exact", "adamw_tf own moments", "adafactor_tf", "adafactor_trainer"),
-    *("sgd_tf", "rmsprop_tf"),
+    *("sgd_tf", "rmsprop_tf", "schedule_free_radam_tf", "schedule_free_sgd_tf"),
 }
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -227,6 +262,9 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
         clip,
         stable_adamw_tf,
         rmsprop_tf,
+        schedule_free_adamw_tf,
+        schedule_free_sgd_tf,
+        ema_params,
         functools.partial(sgd_tf, momentum=0.9),
     ],
     ids=lambda factory: getattr(factory, "__name__", str(factory)[:40]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.interop import recipe_from_transformers
-from jaxopt_tf.optimizers import kahan_summation, stable_adamw_tf
+from jaxopt_tf.optimizers import is_compensated, kahan_summation, stable_adamw_tf
 from jaxopt_tf.recipes import (
     Recipe,
     build_optimizer,
@@ -16,7 +16,6 @@ from jaxopt_tf.recipes import (
     explain,
     stack_recipes,
 )
-from jaxopt_tf.recipes._optimizer_findings import is_compensated
 from jaxopt_tf.recipes._optimizers import ALGORITHMS
 from tests.optimizers import recorded_runs
 

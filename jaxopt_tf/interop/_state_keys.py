@@ -1,0 +1,73 @@
+"""Keys of moments in torch's state dicts, for each state of an optimizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ..optimizers import (
+    AdafactorState,
+    AdamWState,
+    AdEMAMixState,
+    LionState,
+    RMSpropState,
+    ScheduleFreeState,
+    StableAdamWState,
+)
+
+# Key of the dict that contains the arrays of an entry in bitsandbytes since 0.49.2.
+BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
+# Number of bitsandbytes' array for each moment, and its index in an array of AdEMAMix,
+# which contains the fast and the slow mean.
+BITSANDBYTES_KEYS: Mapping[str, tuple[int, int | None]] = {
+    "exp_avg": (1, None),
+    "exp_avg_fast": (1, 0),
+    "exp_avg_slow": (1, 1),
+    "square_avg": (1, None),
+    "exp_avg_sq": (2, None),
+}
+# torch's key for each field, by the state that is converted. Arrays of bitsandbytes
+# have other keys, see `BITSANDBYTES_KEYS`.
+KEYS_BY_STATE: Mapping[type, Mapping[str, str]] = {
+    AdafactorState: {
+        "mu": "exp_avg",
+        "nu": "exp_avg_sq",
+        "nu_row": "exp_avg_sq_row",
+        "nu_col": "exp_avg_sq_col",
+    },
+    AdamWState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
+    AdEMAMixState: {
+        "mu": "exp_avg_fast",
+        "mu_slow": "exp_avg_slow",
+        "nu": "exp_avg_sq",
+    },
+    LionState: {"mu": "exp_avg"},
+    RMSpropState: {"nu": "square_avg"},
+    ScheduleFreeState: {"z": "z", "nu": "exp_avg_sq"},
+    StableAdamWState: {
+        "mu": "exp_avg",
+        "nu": "exp_avg_sq",
+        "compensation": "kahan_comp",
+    },
+}
+
+
+def check_fields(node: Any) -> None:
+    """Raises if a state of RMSprop has moments that bitsandbytes does not have."""
+    if isinstance(node, RMSpropState) and jax.tree.leaves((node.mu, node.momentum)):
+        raise ValueError(
+            "`opt_state` must have no `momentum` and no centered mean in its "
+            "RMSpropState, as RMSprop of bitsandbytes, got moments. Build `rmsprop_tf` "
+            "without `momentum` and `centered`."
+        )
+
+
+def check_uncompensated(leaf: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises if the file has compensations of a leaf that has none here."""
+    for name, entry in entries.items():
+        if entry.get("kahan_comp") is not None:
+            raise ValueError(
+                f"`opt_state` must have a compensation for {leaf!r}, because the file "
+                f"has `kahan_comp` for {name!r}, got none. Keep the parameter in the "
+                "dtype of the file, bfloat16 or float16."
+            )
