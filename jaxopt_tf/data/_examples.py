@@ -46,6 +46,7 @@ class ExampleBatches:
         seed: int = 42,
         is_shuffled: bool = True,
         drop_last: bool = False,
+        order: Callable[[int], Sequence[int]] | None = None,
     ):
         """Checks the sizes; no example is read.
 
@@ -59,6 +60,8 @@ class ExampleBatches:
                 random numbers that `collate` draws.
             is_shuffled: whether each epoch has another order.
             drop_last: whether a last batch of fewer examples is dropped.
+            order: function from the number of an epoch to the numbers of its examples,
+                which replaces the order of Trainer; None for that order.
 
         Raises:
             ValueError: if there is no batch.
@@ -70,7 +73,7 @@ class ExampleBatches:
         )
         self._seed = _checks.seed("seed", seed)
         self._examples, self._collate = examples, collate
-        self._is_shuffled = is_shuffled
+        self._is_shuffled, self._given_order = is_shuffled, order
         whole, rest = divmod(self.num_examples, self._batch_size)
         self._num_batches = whole + (rest > 0 and not drop_last)
         if not self._num_batches:
@@ -84,16 +87,23 @@ class ExampleBatches:
 
     def __getitem__(self, n: int) -> list[Arrays]:
         """Returns the micro-batches of update `n`, counted from 0: 1 to k of them."""
-        n = _checks.whole_number("n", n, minimum=0)
         epoch, update = divmod(n, self.steps_per_epoch)
-        order, first = self._order(epoch), update * self._num_micro
         found = []
-        for i in range(first, min(first + self._num_micro, self._num_batches)):
-            rows = order[i * self._batch_size : (i + 1) * self._batch_size]
+        for i, rows in enumerate(self.rows(n), update * self._num_micro):
             with seeded_generators(self._seed, epoch, i):
                 examples = [self._examples[row] for row in rows]
                 found.append(self._collate(examples))
         return found
+
+    def rows(self, n: int) -> list[Sequence[int]]:
+        """Returns the numbers of the examples of each micro-batch of update `n`."""
+        n = _checks.whole_number("n", n, minimum=0)
+        epoch, update = divmod(n, self.steps_per_epoch)
+        order, first = self._order(epoch), update * self._num_micro
+        return [
+            order[i * self._batch_size : (i + 1) * self._batch_size]
+            for i in range(first, min(first + self._num_micro, self._num_batches))
+        ]
 
     def iter_from(self, start: int) -> Iterator[list[Arrays]]:
         """Yields the updates from `start` on."""
@@ -101,6 +111,8 @@ class ExampleBatches:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 # as long as the batches
     def _order(self, epoch: int) -> Sequence[int]:
+        if self._given_order is not None:
+            return self._given_order(epoch)
         if not self._is_shuffled:
             return range(self.num_examples)
         return torch_permutation(self.num_examples, self._seed + epoch)

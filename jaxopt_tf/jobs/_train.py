@@ -30,7 +30,7 @@ from ._example_data import (
     padding_or_none,
     training_examples,
 )
-from ._example_evaluation import MetricsFn, make_example_evaluate
+from ._example_evaluation import MetricsFn, PredictFn, make_example_evaluate
 from ._example_job import ExampleConfig, ExampleJob, model_identity
 from ._final_folder import write_adapter_folder, write_transformers_folder
 from ._job import Job
@@ -133,7 +133,11 @@ def train(
     held_out = None
     if eval_dataset is not None:
         held_out = make_source(eval_dataset, argument="eval_dataset")
-    batch_size = _batch_size(read)
+    batch_size = num_examples_of_start(
+        read.options.get("output_dir"),
+        read.options.get("mesh"),
+        read.per_device_train_batch_size,
+    )
     batches = training_examples(
         source,
         batch_size=batch_size,
@@ -143,15 +147,13 @@ def train(
     )
     recipe, example_job, notes = read.finish(batches.steps_per_epoch)
     recipe = _for_model(recipe, built)
-    _check_evaluation(recipe, example_job, held_out)
+    check_evaluation(recipe, example_job, held_out)
     config = ExampleConfig(
         recipe=recipe,
         job=example_job,
         model=model_identity(built),
-        data=_held_out_data(recipe, example_job, held_out),
+        data=held_out_data(recipe, example_job, held_out),
     )
-    if held_out is None:
-        compute_metrics = None
     corpus = ExampleCorpus(
         fingerprint=source.fingerprint(), size=_size(source.num_examples)
     )
@@ -160,7 +162,7 @@ def train(
         training.stop_on_signals() as should_stop,
         open_run(config, lambda folder: corpus) as run,
     ):
-        plan = _plan(
+        plan = example_plan(
             config,
             built,
             run,
@@ -168,9 +170,11 @@ def train(
             held_out=held_out,
             batches=batches,
             compute_metrics=compute_metrics if read.computes_metrics else None,
-            processing_class=processing_class,
             monitors=added,
             notes=notes,
+            write_model=functools.partial(
+                _write_model, run.folder, built, processing_class
+            ),
         )
         return run_plan(
             plan,
@@ -181,7 +185,7 @@ def train(
         )
 
 
-def _plan(
+def example_plan(
     config: ExampleConfig,
     model: Model,
     run: OpenRun,
@@ -190,10 +194,28 @@ def _plan(
     held_out: ExampleSource | None,
     batches: Any,
     compute_metrics: MetricsFn | None,
-    processing_class: Any,
-    monitors: Sequence[training.Monitor],
     notes: Sequence[str],
+    write_model: Callable[[PyTree], None],
+    predict: PredictFn | None = None,
+    monitors: Sequence[training.Monitor] = (),
+    command: str | None = None,
 ) -> RunPlan:
+    """Returns the functions and data of a run on examples.
+
+    Args:
+        config: all settings of the run.
+        model: the model.
+        run: the open folder.
+        source: examples to train on.
+        held_out: examples to evaluate on; None for no evaluations.
+        batches: updates to train on.
+        compute_metrics: metrics of evaluations; None for the loss only.
+        notes: sentences for the header.
+        write_model: function that writes the final parameters.
+        predict: as for `make_example_evaluate`.
+        monitors: further monitors.
+        command: command line that resumes the run; None for a call of `train`.
+    """
     recipe, job = config.recipe, config.job
     mesh = run_mesh(job)
     setup = setup_of(model, recipe, job, mesh)
@@ -215,6 +237,7 @@ def _plan(
             label_names=label_names(model, job),
             compute_dtype=jnp.bfloat16 if job.bf16 else None,
             matmul_precision=job.matmul_precision,
+            predict=predict,
         )
     sizes = f"{run.num_sequences}"
     if recipe.gradient_accumulation_steps > 1:
@@ -255,15 +278,13 @@ def _plan(
                 recipe,
                 run,
                 f" of {sizes} examples",
-                option="`mesh='data={}'`",
+                option="`mesh='data={}'`" if command is None else "--mesh data={}",
             ),
         ],
         has_model=has_weights(run.folder),
-        write_model=functools.partial(
-            _write_model, run.folder, model, processing_class
-        ),
+        write_model=write_model,
         loss_unit="",
-        how_to_resume="call `jobs.train` again with the same arguments",
+        how_to_resume=command or "call `jobs.train` again with the same arguments",
         num_programs=lambda: on_devices.num_shapes,
     )
 
@@ -346,21 +367,28 @@ def _for_model(recipe: Recipe, model: Model) -> Recipe:
     return dataclasses.replace(recipe, decay_rule="default")
 
 
-def _batch_size(read: TrainArguments) -> int:
-    """Returns the number of examples of a micro-batch on all devices."""
-    folder = read.options.get("output_dir")
+def num_examples_of_start(
+    folder: Path | str | None, mesh: str | None, per_device: int
+) -> int:
+    """Returns the number of examples of a micro-batch on all devices.
+
+    Args:
+        folder: folder of the run; None for a new one.
+        mesh: mesh of the job.
+        per_device: number of examples per device.
+    """
     # A run that is resumed on another mesh keeps its number of examples.
     if folder is not None:
         found = _io.run_on_process_0(lambda: sequences_of_last_start(Path(folder)))
         if found and checkpoints.find_checkpoints(folder):
             return found[SEQUENCES]
-    job = Job(mesh=read.options.get("mesh"))
-    return read.per_device_train_batch_size * num_batch_shards(run_mesh(job).shape)
+    return per_device * num_batch_shards(run_mesh(Job(mesh=mesh)).shape)
 
 
-def _check_evaluation(
+def check_evaluation(
     recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
 ) -> None:
+    """Raises if evaluations change the run, and there is nothing to evaluate on."""
     settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
     if held_out is None and uses_eval_loss(settings):
         raise ValueError(
@@ -370,9 +398,10 @@ def _check_evaluation(
         )
 
 
-def _held_out_data(
+def held_out_data(
     recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
 ) -> dict[str, Any]:
+    """Returns the fingerprint of the data to evaluate on, if evaluations matter."""
     settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
     if held_out is None or not uses_eval_loss(settings):
         return {}

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from .. import _checks, interop, training
@@ -39,6 +38,7 @@ from ._torchax_model import (
     flops_of,
     title_of,
 )
+from ._task_module import freeze_module
 from ._trainer_forward import NUM_ITEMS, TrainerForward
 from ._transformers_config import TransformersConfig, causal_lm
 
@@ -145,13 +145,7 @@ def build_transformers(
             f"trained, but {first!r} of {type(module).__name__} is frozen. Train it "
             "with `models.from_transformers` in Python."
         )
-    if freeze:
-        named = dict(module.named_parameters())
-        _, frozen = training.split_params(
-            {name: np.broadcast_to(0, p.shape) for name, p in named.items()}, freeze
-        )
-        for name in frozen:
-            named[name].requires_grad = False
+    freeze_module(module, freeze)
     model = _model_of(module, config.block_size, _NO_RULES)
     function = model.function
     function.has_values = False
@@ -239,7 +233,17 @@ def _make_loss(
             labels = jnp.asarray(batch["labels"])
             # As `LabelSmoother` of Trainer, which shifts by the class of the model.
             labels = labels[:, 1:] if forward.is_causal_lm else labels
-            return loss_of_logits(params, inputs, labels, rng)
+            if not jnp.issubdtype(labels.dtype, jnp.integer):
+                raise ValueError(
+                    "`label_smoothing_factor` must be 0 for labels that are numbers, "
+                    f"not classes, got {label_smoothing_factor!r}. Leave it out."
+                )
+            loss, number = loss_of_logits(params, inputs, labels, rng)
+            if NUM_ITEMS in batch and not forward.takes_loss_kwargs:
+                # Trainer then takes the mean over the means of the micro-batches. At
+                # least 1: a batch without labels has the loss 0, not 0 / 0.
+                return loss / jnp.maximum(number, 1.0), jnp.ones_like(number)
+            return loss, number
 
     return loss_fn
 
