@@ -10,6 +10,7 @@ from .. import _checks
 from ..recipes import Recipe, recipe_settings
 from ._config import PER_START_SETTINGS, as_json
 from ._example_job import OF_TEXT, ExampleConfig, ExampleJob
+from ._metrics import GLUE_TASKS
 from ._tasks import TASKS, find_task
 
 # Settings of text that labelled data have, too.
@@ -18,8 +19,6 @@ _SHARED = (
     *("text_column", "tokenizer", "num_train_epochs", "freeze"),
 )
 _OF_TEXT = tuple(name for name in OF_TEXT if name not in _SHARED)
-# GLUE's tasks, as `run_glue.py` names them.
-GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 # Records in settings.json that are no settings.
 CLASSES = "classes"
 RECORDS = ("model_class", "model_fingerprint", "eval_data", CLASSES)
@@ -92,10 +91,16 @@ class TaskSettings:
 class LabelledJob(TaskSettings, ExampleJob):
     """Settings of a run on labelled data, in addition to those of `ExampleJob`.
 
-    The settings have the meaning of those of `Job`; `train_file` and `validation_file`
-    are one file each.
+    The other settings have the meaning of those of `Job`; `train_file` and
+    `validation_file` are one file each.
+
+    Attributes:
+        gradient_checkpointing: whether activations are recomputed in the backward pass.
+        text_column: column of the text, the words or the image. Default: as in the
+            examples of Transformers.
     """
 
+    gradient_checkpointing: bool = False
     text_column: str | None = None  # type: ignore[assignment]  # as in the examples
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
@@ -121,10 +126,13 @@ def _problems(job: LabelledJob) -> Any:
     default = {f.name: f.default for f in dataclasses.fields(LabelledJob)}
     given = {n: x for n, x in vars(job).items() if x != default[n]}
     for name in _OF_TEXT:
-        if name in given:
+        if name in given and given[name] != "torchax":
+            remedy = "Leave it out."
+            if name.startswith("lora_"):
+                remedy = "Pass a `PeftModel` to `jobs.train` in Python."
             yield (
                 f"`{name}` must be left out for a labelled task, got "
-                f"{as_json(given[name])!r}. Leave it out."
+                f"{as_json(given[name])!r}. {remedy}"
             )
     for name in ("train_file", "validation_file"):
         if len(getattr(job, name)) > 1:

@@ -40,6 +40,7 @@ from ._import_source import (
     unused_tokenizer,
 )
 from ._job_arguments import EVALUATION_FIELDS, job_settings
+from ._labelled import labelled_model
 from ._run_folder import settings_of
 from ._run_io import Run, checkpoint_of, first_run_state, read_run, write_run
 from ._trainer_run import ExportedRun, export_module_run, write_for_trainer
@@ -209,6 +210,8 @@ def export_run(
     checkpoint, _ = checkpoint_of(Path(folder))
     settings = settings_of(checkpoint)
     if "model_class" in settings:
+        if model is None and settings.get("task") is not None:
+            model = labelled_model(settings)
         return export_module_run(checkpoint, settings, out, like=like, module=model)
     run = read_run(Path(folder))
     check_all_trained(run.job)

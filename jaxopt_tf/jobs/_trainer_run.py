@@ -25,6 +25,7 @@ from ._example_job import (
     read_example_settings,
 )
 from ._job import Job, mesh_axes
+from ._labelled_job import records
 from ._run_folder import write_settings
 from ._setup import init_schedule, schedule_and_optimizer, setup_of
 
@@ -123,7 +124,8 @@ def export_module_run(
             f"{len(frozen)}, the first being {next(iter(frozen))!r}. Load the weights "
             "in the folder of the finished run with `from_pretrained`."
         )
-    recipe, job = read_example_settings(settings)
+    is_labelled = settings.get("task") is not None
+    recipe, job = (records if is_labelled else read_example_settings)(settings)
     setup = setup_of(model, recipe, job, make_mesh("data=1", jax.devices()[:1]))
     found = training.restore_run_state(checkpoint, setup.run_state)
     out.parent.mkdir(parents=True, exist_ok=True)

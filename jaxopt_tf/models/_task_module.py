@@ -82,6 +82,19 @@ def load_task_module(
     return TaskModule(module, drawn)
 
 
+def num_positions(module: Any) -> int | None:
+    """Returns the maximum number of tokens of a text; None if there is no limit."""
+    found = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(found, int) or found < 1:
+        return None
+    for path, part in module.named_modules():
+        # The positions of RoBERTa start after the index of the padding.
+        if path.endswith("position_embeddings"):
+            first = getattr(part, "padding_idx", None)
+            return found if first is None else found - first - 1
+    return found
+
+
 def freeze_module(module: Any, patterns: Sequence[str]) -> None:
     """Clears `requires_grad` of parameters whose names match a pattern.
 
