@@ -7,10 +7,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._tokenize import end_of_document, load_tokenizer, token_id, vocab_size_of
 from ._training_templates import training_template
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Special tokens that templates can use, as `SPECIAL_TOKENS_ATTRIBUTES` of Transformers.
 _SPECIAL_TOKENS = (
@@ -59,9 +62,8 @@ class ChatTokenizer:
         self._path = path
         self.tokenizer, content = load_tokenizer(path)
         folder = path.parent
-        config = _read_json(folder / "special_tokens_map.json")
-        config |= _read_json(folder / "tokenizer_config.json")
-        self.special_tokens = self._add_special_tokens(config)
+        config = read_tokenizer_config(folder)
+        self.special_tokens = add_special_tokens(self.tokenizer, config)
         is_split = bool(config.get("split_special_tokens"))
         self.tokenizer.encode_special_tokens = is_split
         self.eos_token = self.special_tokens.get("eos_token") or end_of_document(
@@ -161,29 +163,42 @@ class ChatTokenizer:
             )
         return self._templates[name]
 
-    def _add_special_tokens(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """Adds the special tokens of the configuration to the tokenizer."""
-        from tokenizers import AddedToken
 
-        known = {
-            token.content
-            for token in self.tokenizer.get_added_tokens_decoder().values()
-        }
-        found = {}
-        for name in _SPECIAL_TOKENS:
-            value = config.get(name)
-            if value is None:
-                continue
-            options = value if isinstance(value, dict) else {"content": value}
-            found[name] = options["content"]
-            if found[name] not in known:
-                flags = ("single_word", "lstrip", "rstrip", "normalized")
-                token_options = {
-                    flag: options[flag] for flag in flags if flag in options
-                }
-                token = AddedToken(found[name], special=True, **token_options)
-                self.tokenizer.add_special_tokens([token])
-        return found
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Returns the settings beside a `tokenizer.json`; {} if there are none.
+
+    Raises:
+        ValueError: if a file cannot be read.
+    """
+    config = _read_json(folder / "special_tokens_map.json")
+    return config | _read_json(folder / "tokenizer_config.json")
+
+
+def add_special_tokens(
+    tokenizer: "Tokenizer", config: Mapping[str, Any]
+) -> dict[str, str]:
+    """Adds the special tokens of a configuration to a tokenizer; returns their texts.
+
+    Args:
+        tokenizer: tokenizer, changed in place.
+        config: content of `tokenizer_config.json`.
+    """
+    from tokenizers import AddedToken
+
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    found = {}
+    for name in _SPECIAL_TOKENS:
+        value = config.get(name)
+        if value is None:
+            continue
+        options = value if isinstance(value, dict) else {"content": value}
+        found[name] = options["content"]
+        if found[name] not in known:
+            flags = ("single_word", "lstrip", "rstrip", "normalized")
+            token_options = {flag: options[flag] for flag in flags if flag in options}
+            token = AddedToken(found[name], special=True, **token_options)
+            tokenizer.add_special_tokens([token])
+    return found
 
 
 def _prepare_message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,9 @@ class ExampleBatches:
                 random numbers that `collate` draws.
             is_shuffled: whether each epoch has another order.
             drop_last: whether a last batch of fewer examples is dropped.
-            order: function from the number of an epoch to the numbers of its examples,
-                which replaces the order of Trainer; None for that order.
+            order: function from the number of an epoch to the order of all examples,
+                such as `bucketed_indices` with its other arguments; None for that of
+                `is_shuffled`.
 
         Raises:
             ValueError: if there is no batch.

@@ -123,6 +123,11 @@ def _check_file(path: Path, argument: str) -> None:
             f"`{argument}` must be files whose names end in {', '.join(_READERS)}, got "
             f"{str(path)!r}. Convert it to one of these."
         )
+    check_exists(path, argument)
+
+
+def check_exists(path: Path, argument: str) -> None:
+    """Raises a ValueError unless `path` is a file that is not empty."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(
@@ -132,6 +137,28 @@ def _check_file(path: Path, argument: str) -> None:
         raise ValueError(
             f"`{argument}` must contain rows, but {str(path)!r} is empty. Leave it out."
         )
+
+
+def import_pyarrow(path: Path, argument: str) -> Any:
+    """Imports pyarrow, which is large and which only these files need."""
+    try:
+        import pyarrow
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"pyarrow must be installed to read {str(path)!r} of `{argument}`. Install "
+            "it with `pip install pyarrow`, or convert the file to .jsonl.",
+            name=error.name,
+        ) from error
+    return pyarrow
+
+
+def arrow_error(path: Path, argument: str, error: Exception) -> ValueError:
+    """Returns the error of a Parquet or Arrow file that cannot be read."""
+    kind = {".parquet": "Parquet"}.get(path.suffix, "Arrow")
+    return ValueError(
+        f"`{argument}` must be a complete {kind} file, but {str(path)!r} is not: "
+        f"{error}. Write it again."
+    )
 
 
 def _parse_error(path: Path, argument: str, line: int, problem: object) -> ValueError:
@@ -192,12 +219,13 @@ def _make_row(values: Any, location: str, argument: str) -> Row:
     return Row(location, values)
 
 
-def _read_csv(path: Path, argument: str) -> Iterator[Row]:
+def read_delimited(path: Path, argument: str, delimiter: str = ",") -> Iterator[Row]:
+    """Yields the rows of a file with a header; all values are strings."""
     # Otherwise a text of more than 131,072 characters is an error. The largest value
     # must fit in a C long, which has 32 bits on Windows.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as opened:
-        rows = csv.DictReader(opened, strict=True)
+        rows = csv.DictReader(opened, delimiter=delimiter, strict=True)
         try:
             for number, values in enumerate(rows, 1):
                 if None in values or None in values.values():
@@ -216,15 +244,9 @@ def _read_csv(path: Path, argument: str) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path, argument: str) -> Iterator[Row]:
-    # Imported here because only these files need the library, which is large.
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"pyarrow must be installed to read {str(path)!r} of `{argument}`. Install "
-            "it with `pip install pyarrow`, or convert the file to .jsonl.",
-            name=error.name,
-        ) from error
+    pyarrow = import_pyarrow(path, argument)
+    from pyarrow import parquet
+
     number = 0
     try:
         with parquet.ParquetFile(path) as opened:
@@ -232,17 +254,14 @@ def _read_parquet(path: Path, argument: str) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"row {number:,} of {str(path)!r}", values)
-    except ArrowException as error:
-        raise ValueError(
-            f"`{argument}` must be a complete Parquet file, but {str(path)!r} is not: "
-            f"{error}. Write it again."
-        ) from error
+    except pyarrow.ArrowException as error:
+        raise arrow_error(path, argument, error) from error
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
+    ".csv": read_delimited,
     ".parquet": _read_parquet,
 }
 

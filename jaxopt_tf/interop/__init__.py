@@ -12,6 +12,7 @@ from ._argument_translation import (
 )
 from ._arguments_by_version import args_version as args_version
 from ._checkpoint_keys import LoadRules as LoadRules
+from ._extras import import_extra as import_extra
 from ._model_weights import StoredTensor as StoredTensor
 from ._model_weights import read_params as read_params
 from ._model_weights import stored_tensors as stored_tensors

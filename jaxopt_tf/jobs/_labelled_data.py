@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ._tasks import TASKS, Task
 _TARGET_LENGTH = 128
 # Programs are also compiled for short last batches, so that six are compiled in all.
 _NUM_LENGTHS = 5
+_NUM_INPUT_LENGTHS, _NUM_TARGET_LENGTHS = 3, 2
 _PARTS = ("train_file", "validation_file", "test_file")
 
 Example = dict[str, Any]
@@ -322,9 +324,15 @@ def _choose_lengths(
     if task.name == "seq2seq":
         # Rows to predict have no target.
         targets = [len(example.get("labels") or (0,)) for example in examples]
-        return data.choose_length_pairs(
-            list(zip(inputs, targets, strict=True)), at_most=_NUM_LENGTHS
+        chosen = (
+            data.choose_lengths(
+                inputs, at_most=_NUM_INPUT_LENGTHS, limit=encoder.max_length
+            ),
+            data.choose_lengths(
+                targets, at_most=_NUM_TARGET_LENGTHS, limit=encoder.max_target_length
+            ),
         )
+        return list(itertools.product(*chosen))
     return data.choose_lengths(
         inputs, at_most=_NUM_LENGTHS, limit=encoder.max_length
     )
