@@ -133,7 +133,7 @@ def train_labelled(
     """
     seconds_since_start = stopwatch(has_command_line=bool(command_line))
     prepared = _prepare(settings)
-    config = import_into(prepared.config, prepared.model, prepared.corpus)
+    config: Any = import_into(prepared.config, prepared.model, prepared.corpus)
     prepared = dataclasses.replace(prepared, config=config)
     with (
         training.stop_on_signals() as should_stop,
@@ -234,7 +234,8 @@ def _load(
     problem_type: str | None,
 ) -> tuple[TorchaxModel, tuple[str, ...]]:
     """Returns the model, and the names of parameters that the folder lacks."""
-    assert job.task is not None and job.model_name_or_path is not None
+    assert job.task is not None
+    assert job.model_name_or_path is not None
     try:
         module, drawn = load_task_module(
             job.model_name_or_path,
@@ -347,8 +348,8 @@ def _check_metric(job: LabelledJob, rows: TaskRows) -> None:
         if name.removeprefix("eval_") != "loss":
             raise ValueError(
                 "`metric_for_best_model` must be 'loss' without "
-                f"`predict_with_generate`, got {name!r}. Set `predict_with_generate` to "
-                "compute metrics of generated text."
+                f"`predict_with_generate`, got {name!r}. Set `predict_with_generate`, "
+                "with which metrics of generated text are computed."
             )
         return
     try:

@@ -24,7 +24,7 @@ _NUM_INPUT_LENGTHS, _NUM_TARGET_LENGTHS = 3, 2
 _PARTS = ("train_file", "validation_file", "test_file")
 
 Example = dict[str, Any]
-Collate = Callable[[Sequence[Example]], dict[str, np.ndarray]]
+Collate = Callable[[list[Example]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,11 @@ def read_task_rows(job: LabelledJob) -> TaskRows:
             list(parts[name].columns),
             given=names,
             needs_label=name != "test_file",
-        )._replace(**({} if "label_column" in names else {"label": None}))
+        )
+        if "label_column" not in names:
+            columns[name] = columns[name]._replace(label=None)
+        if "target_column" not in names:
+            columns[name] = columns[name]._replace(target=None)
     classes, is_regression = None, False
     if task.has_classes:
         classes = _classes(job, parts["train_file"], found.label)
@@ -165,7 +169,7 @@ class TaskExamples:
     def collator(self, batch_size: int) -> Collate:
         """Returns the collator of batches of `batch_size` rows and of a shorter one."""
 
-        def collate(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        def collate(examples: list[Example]) -> dict[str, np.ndarray]:
             is_short = len(examples) < batch_size
             return (self.collate_longest if is_short else self.collate)(examples)
 
@@ -260,7 +264,8 @@ def _encoded(
 def _image_examples(
     rows: TaskRows, job: LabelledJob, config: Mapping[str, Any]
 ) -> TaskExamples:
-    assert job.model_name_or_path is not None and rows.classes is not None
+    assert job.model_name_or_path is not None
+    assert rows.classes is not None
     images = data.Images.from_folder(
         job.model_name_or_path, num_channels=config.get("num_channels")
     )
@@ -333,9 +338,7 @@ def _choose_lengths(
             ),
         )
         return list(itertools.product(*chosen))
-    return data.choose_lengths(
-        inputs, at_most=_NUM_LENGTHS, limit=encoder.max_length
-    )
+    return data.choose_lengths(inputs, at_most=_NUM_LENGTHS, limit=encoder.max_length)
 
 
 def _in_words(lengths: Sequence[Any]) -> str:

@@ -88,7 +88,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledJob(TaskSettings, ExampleJob):
+class LabelledJob(TaskSettings, ExampleJob):  # type: ignore[misc]  # more choices
     """Settings of a run on labelled data, in addition to those of `ExampleJob`.
 
     The other settings have the meaning of those of `Job`; `train_file` and
@@ -104,9 +104,6 @@ class LabelledJob(TaskSettings, ExampleJob):
     text_column: str | None = None  # type: ignore[assignment]  # as in the examples
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
-    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = (  # type: ignore[assignment]
-        "random"
-    )
 
     def __post_init__(self) -> None:
         """Checks every field, and the settings of the task against each other."""
@@ -152,9 +149,9 @@ def _problems(job: LabelledJob) -> Any:
         )
     if job.num_beams != 1:
         yield (
-            f"`num_beams` must be 1, got {job.num_beams!r}: text is generated greedily. "
-            "Leave it out, and search with `generate` of Transformers in the folder of "
-            "the run."
+            f"`num_beams` must be 1, got {job.num_beams!r}: text is generated "
+            "greedily. Leave it out, and search with `generate` of Transformers, whose "
+            "`from_pretrained` reads the folder of the run."
         )
     if job.task_name is not None and job.task_name not in GLUE_TASKS:
         near = _checks.suggest(job.task_name, GLUE_TASKS)

@@ -87,7 +87,8 @@ def _in_words(
         assert examples.decode is not None
         yield from (examples.decode(tokens).strip() for tokens in found)
     elif rows.task.name == "token-classification":
-        assert names is not None and labels is not None
+        assert names is not None
+        assert labels is not None
         # Labels that are not -100 mark the first tokens of words.
         for classes, row in zip(found, labels, strict=True):
             yield [names[i] for i in classes[row >= 0]]

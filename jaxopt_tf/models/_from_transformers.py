@@ -29,6 +29,7 @@ from ._peft import (
     base_names,
     is_peft,
 )
+from ._task_module import freeze_module
 from ._torch_function import TorchFunction
 from ._torchax import import_package, import_torch
 from ._torchax_model import (
@@ -38,7 +39,6 @@ from ._torchax_model import (
     flops_of,
     title_of,
 )
-from ._task_module import freeze_module
 from ._trainer_forward import NUM_ITEMS, TrainerForward
 from ._transformers_config import TransformersConfig, causal_lm
 

@@ -96,7 +96,11 @@ def make_greedy(
                 logits = model.function(decode, params, given, mesh=mesh)
                 found = rules.choose(logits[:, t - 1], t)
                 found = jnp.where(is_finished, rules.pad, found).astype(jnp.int32)
-                return t + 1, tokens.at[:, t].set(found), is_finished | rules.ends(found)
+                return (
+                    t + 1,
+                    tokens.at[:, t].set(found),
+                    is_finished | rules.ends(found),
+                )
 
             def is_running(carry: tuple[Any, Any, Any]) -> jax.Array:
                 t, _, is_finished = carry
