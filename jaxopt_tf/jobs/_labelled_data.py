@@ -214,7 +214,10 @@ def encode_rows(
     lengths = _choose_lengths(parts, rows.task, encoder)
     texts = [f"padded to {_in_words(lengths)}"]
     if encoder.num_cut:
-        texts.append(f"{pluralize(encoder.num_cut, 'text')} cut at `max_length`")
+        limits = "`max_length`"
+        if rows.task.name == "seq2seq":
+            limits += " or `max_target_length`"
+        texts.append(f"{pluralize(encoder.num_cut, 'text')} cut at {limits}")
     if encoder.num_empty:
         texts.append(f"{pluralize(encoder.num_empty, 'text')} without words")
     longest = lengths[-1:]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import _checks
+from .._io import kinds_of
+from ..models import CONFIG_TYPES
 from ..recipes import Recipe, recipe_settings
-from ._config import PER_START_SETTINGS, as_json
+from ._config import PER_START_SETTINGS, as_json, own_settings
 from ._example_job import OF_TEXT, ExampleConfig, ExampleJob
 from ._metrics import GLUE_TASKS
 from ._tasks import TASKS, find_task
@@ -19,6 +21,8 @@ _SHARED = (
     *("text_column", "tokenizer", "num_train_epochs", "freeze"),
 )
 _OF_TEXT = tuple(name for name in OF_TEXT if name not in _SHARED)
+# Settings of the models of this package, which the flags have for runs on text.
+_SIZES = frozenset(name for kind in CONFIG_TYPES for name in kinds_of(kind))
 # Records in settings.json that are no settings.
 CLASSES = "classes"
 RECORDS = ("model_class", "model_fingerprint", "eval_data", CLASSES)
@@ -223,14 +227,11 @@ def labelled_settings(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def records(
-    settings: Mapping[str, Any], *, max_steps: int | None = None
-) -> tuple[Recipe, LabelledJob]:
+def records(settings: Mapping[str, Any]) -> tuple[Recipe, LabelledJob]:
     """Returns the recipe and the job of settings.
 
     Args:
         settings: result of `labelled_settings`, or the settings in a checkpoint.
-        max_steps: number of updates, which replaces that of the settings; None for it.
 
     Raises:
         ValueError: if a name is unknown, or values are out of range or conflict. The
@@ -240,12 +241,14 @@ def records(
         kind: {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
         for kind in (Recipe, LabelledJob)
     }
-    known = [*fields[Recipe], *(fields[LabelledJob])]
-    own = {n: x for n, x in settings.items() if n not in RECORDS}
-    if max_steps is not None:
-        own["max_steps"] = max_steps
+    known = [*fields[Recipe], *fields[LabelledJob]]
+    own = {n: x for n, x in own_settings(settings).items() if n not in RECORDS}
     problems = [
-        f"{name!r} must be a setting of a run.{_checks.suggest(name, known)}"
+        f"`{name}` must be left out for a labelled task, got {own[name]!r}: the sizes "
+        "of the model are those in its config.json. To change them, edit a copy of the "
+        "folder, and train it with `from_scratch`."
+        if name in _SIZES
+        else f"{name!r} must be a setting of a run.{_checks.suggest(name, known)}"
         for name in own
         if name not in known and own[name] is not None
     ]
