@@ -27,12 +27,14 @@ from ._examples import torch_permutation as torch_permutation
 from ._images import Images as Images
 from ._labelled_rows import LabelledRows as LabelledRows
 from ._labelled_rows import read_labelled as read_labelled
+from ._length_groups import bucket_numbers as bucket_numbers
 from ._length_groups import bucketed_indices as bucketed_indices
 from ._length_groups import length_grouped_indices as length_grouped_indices
 from ._packing import PackedBatches as PackedBatches
 from ._packing import PackedRows as PackedRows
 from ._packing import packed_evaluation_batches as packed_evaluation_batches
 from ._padding import PadToBuckets as PadToBuckets
+from ._padding import choose_length_pairs as choose_length_pairs
 from ._padding import choose_lengths as choose_lengths
 from ._pretokenized import is_pretokenized as is_pretokenized
 from ._pretokenized import read_tokens as read_tokens

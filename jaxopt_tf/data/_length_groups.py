@@ -1,6 +1,7 @@
 """Orders of examples in which a micro-batch has rows of similar lengths."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,22 +44,24 @@ def length_grouped_indices(
 
 
 def bucketed_indices(
-    lengths: Sequence[int],
-    buckets: Sequence[int],
+    lengths: Sequence[Any],
+    buckets: Sequence[Any],
     batch_size: int,
     seed: int,
     epoch: int,
 ) -> list[int]:
-    """Returns the order of an epoch in which each micro-batch has one padded length.
+    """Returns the order of an epoch in which each batch has rows of one padded length.
 
     The rows are permuted. Full batches contain rows of one bucket. The remaining rows,
-    fewer than a batch of each bucket, follow in batches sorted by length. The batches
-    are permuted, except the last one, which may have fewer rows.
+    fewer than a batch of each bucket, follow in batches of neighbouring buckets. The
+    batches are permuted, except the last one, which may have fewer rows; it is padded
+    to the same length in each epoch.
 
     Args:
-        lengths: numbers of tokens of N rows.
-        buckets: padded lengths, such as those of `choose_lengths`.
-        batch_size: B, number of rows in a micro-batch.
+        lengths: numbers of tokens of N rows; or pairs, for inputs and targets.
+        buckets: padded lengths, such as those of `choose_lengths`; or pairs of them, as
+            those of `choose_length_pairs`.
+        batch_size: B, number of rows in a batch.
         seed: seed of the order.
         epoch: number of the epoch, which has an order of its own.
 
@@ -67,26 +70,47 @@ def bucketed_indices(
     """
     batch_size = _checks.whole_number("batch_size", batch_size, minimum=1)
     seed = _checks.seed("seed", seed)
-    ends, rows = np.sort(np.asarray(buckets)), np.asarray(lengths, np.int64)
-    if rows.size and rows.max() > ends[-1]:
-        raise ValueError(
-            f"`buckets` must contain a length of at least {rows.max():,}, that of a "
-            f"row, got {', '.join(map(str, ends))}. Choose them for all rows."
-        )
-    order = np.asarray(torch_permutation(len(rows), seed + epoch), np.int64)
-    places = np.searchsorted(ends, rows[order])
+    places = bucket_numbers(lengths, buckets)
+    order = np.asarray(torch_permutation(len(places), seed + epoch), np.int64)
     batches, rest = [], []
-    for place in range(len(ends)):
-        chosen = order[places == place]
+    for place in range(len(buckets)):
+        chosen = order[places[order] == place]
         num_full = len(chosen) // batch_size * batch_size
         batches += list(chosen[:num_full].reshape(-1, batch_size))
         rest.append(chosen[num_full:])
-    remaining = np.concatenate(rest) if rest else order
-    # The shortest rows come first, so that the short last batch is the longest one: it
-    # is compiled for a size of its own in any case.
-    remaining = remaining[np.argsort(rows[remaining], kind="stable")]
+    # The remaining rows have the same buckets in each epoch. The longest ones are last,
+    # in the batch with fewer rows, which is compiled in any case.
+    remaining = np.concatenate(rest)
     num_full = len(remaining) // batch_size * batch_size
     batches += list(remaining[:num_full].reshape(-1, batch_size))
     shuffled = torch_permutation(len(batches), seed + epoch)
     found = [batches[i] for i in shuffled] + [remaining[num_full:]]
     return [int(row) for batch in found for row in batch]
+
+
+def bucket_numbers(lengths: Sequence[Any], buckets: Sequence[Any]) -> np.ndarray:
+    """Returns the number of the smallest bucket of each row, int64 [N].
+
+    Buckets are numbered by ascending sums of their lengths.
+
+    Args:
+        lengths: numbers of tokens, or pairs of them.
+        buckets: padded lengths, or pairs of them.
+
+    Raises:
+        ValueError: if a row is longer than all buckets.
+    """
+    # [K, 1 or 2] and [N, 1 or 2]
+    ends = np.asarray(sorted(buckets, key=np.sum), np.int64).reshape(len(buckets), -1)
+    rows = np.asarray(lengths, np.int64).reshape(-1, ends.shape[1])
+    places = np.full(len(rows), -1, np.int64)
+    for place in reversed(range(len(ends))):
+        places[np.all(rows <= ends[place], axis=1)] = place
+    if np.any(places < 0):
+        row = tuple(rows[np.argmin(places)].tolist())
+        raise ValueError(
+            f"`buckets` must contain a length for each row, but a row has "
+            f"{' and '.join(map(str, row))} tokens and the buckets are "
+            f"{', '.join(map(str, buckets))}. Choose them for all rows."
+        )
+    return places

@@ -10,6 +10,11 @@ from .. import _checks
 from ._examples import Arrays, to_numpy
 
 Side = Literal["left", "right"]
+# Number of lengths of the grid of pairs, for inputs and for targets.
+_CELLS = 12
+# Fraction of `max_padding` for rows that are padded alone. The rest is for batches with
+# rows of several lengths.
+_MARGIN = 0.95
 _LABELS = ("label", "label_ids", "labels")
 
 
@@ -24,14 +29,14 @@ def choose_lengths(
     """Returns the lengths to which rows are padded, in ascending order.
 
     They are the fewest lengths with which padding is at most `max_padding` of all
-    tokens, or `at_most` lengths if that many are not enough. Among all choices of this
-    number of lengths, they have the least padding, with each row alone: a batch is
-    padded to the length of its longest row.
+    tokens, or else `at_most` lengths. Among all choices of this number of lengths, they
+    have the least padding if each row is padded alone, or with rows of its length.
 
     Args:
         lengths: numbers of tokens of all rows.
         at_most: maximum number of lengths.
-        multiple: number that divides the lengths, except `limit`.
+        multiple: number that divides the lengths, except `limit`. It is halved if
+            that makes the padding small enough.
         max_padding: fraction of padding in all tokens, from 0 to 1.
         limit: maximum length, such as the number of positions of the model; None for
             no maximum.
@@ -42,39 +47,130 @@ def choose_lengths(
     at_most = _checks.whole_number("at_most", at_most, minimum=1)
     multiple = _checks.whole_number("multiple", multiple, minimum=1)
     _checks.fraction("max_padding", max_padding)
-    rows = np.fromiter(lengths, np.int64)
+    rows = np.maximum(np.fromiter(lengths, np.int64), 1)
     if not rows.size:
         raise ValueError(
             "`lengths` must contain at least 1 length, got none. Check how the data "
             "were read."
         )
-    padded = -(-np.maximum(rows, 1) // multiple) * multiple
-    if limit is not None:
-        padded = np.minimum(padded, max(limit, int(rows.max())))
-    choices, counts = np.unique(padded, return_counts=True)
-    num_rows, num_tokens = np.cumsum(counts), int(rows.sum())
+    first: tuple[int, ...] | None = None
+    enough = rows.sum() / (1 - _MARGIN * max_padding)
+    while True:
+        padded = -(-rows // multiple) * multiple
+        if limit is not None:
+            padded = np.minimum(padded, max(limit, int(rows.max())))
+        choices, counts = np.unique(padded, return_counts=True)
+        chosen, num_tokens = _best_lengths(choices, np.cumsum(counts), at_most, enough)
+        first = first or chosen
+        if num_tokens <= enough:
+            return chosen
+        if multiple == 1:
+            return first
+        multiple //= 2
+
+
+def _best_lengths(
+    choices: np.ndarray, num_rows: np.ndarray, at_most: int, enough: float
+) -> tuple[tuple[int, ...], int]:
+    """Returns the lengths with the fewest tokens, and the number of tokens.
+
+    Args:
+        choices: possible lengths, ascending [C].
+        num_rows: number of rows that are not longer [C].
+        at_most: maximum number of lengths.
+        enough: number of tokens that is few enough.
+    """
     # cost[j]: fewest tokens of all rows up to `choices[j]`, the largest length used.
     # The dynamic programme adds one length in each round.
     cost = choices * num_rows
-    previous: list[np.ndarray] = []
-    while True:
-        is_enough = cost[-1] - num_tokens <= max_padding * cost[-1]
-        if is_enough or len(previous) + 1 >= min(at_most, len(choices)):
-            break
-        # [i, j]: the rows between `choices[i]` and `choices[j]` have the length j.
-        between = (num_rows[None, :] - num_rows[:, None]) * choices[None, :]
-        total = cost[:, None] + between
-        total = np.where(np.tri(len(choices), k=-1).T, total, np.iinfo(np.int64).max)
+    rounds: list[np.ndarray] = []
+    # [i, j]: the rows between `choices[i]` and `choices[j]` have the length j.
+    between = (num_rows[None, :] - num_rows[:, None]) * choices[None, :]
+    is_shorter = np.tri(len(choices), k=-1, dtype=bool).T
+    while cost[-1] > enough and len(rounds) + 1 < min(at_most, len(choices)):
+        total = np.where(is_shorter, cost[:, None] + between, np.iinfo(np.int64).max)
         best = np.argmin(total, axis=0)
         extended = np.take_along_axis(total, best[None], axis=0)[0]
-        previous.append(np.where(extended < cost, best, -1))
+        # -1: another length does not reduce the padding.
+        rounds.append(np.where(extended < cost, best, -1))
         cost = np.minimum(cost, extended)
-    chosen, at = [], len(choices) - 1
-    for step in reversed(previous):
-        if step[at] >= 0:
-            chosen.append(int(choices[at]))
-            at = int(step[at])
-    return tuple(sorted({*chosen, int(choices[at])}))
+    chosen, place = [int(choices[-1])], len(choices) - 1
+    for shorter in reversed(rounds):
+        if shorter[place] >= 0:
+            place = int(shorter[place])
+            chosen.append(int(choices[place]))
+    return tuple(sorted(chosen)), int(cost[-1])
+
+
+def choose_length_pairs(
+    lengths: Iterable[tuple[int, int]],
+    *,
+    at_most: int = 6,
+    multiple: int = 8,
+    max_padding: float = 0.15,
+    limit: tuple[int | None, int | None] = (None, None),
+) -> tuple[tuple[int, int], ...]:
+    """Returns pairs of lengths to which inputs and targets are padded.
+
+    Cells of a fine grid of lengths are merged, each time those two that add the least
+    padding, until `at_most` pairs remain, and further as long as padding is at most
+    `max_padding` of all tokens. The result is good, but not the best in all cases.
+
+    Args:
+        lengths: numbers of tokens of the input and of the target of all rows.
+        at_most: maximum number of pairs.
+        multiple: number that divides the lengths, except those of `limit`.
+        max_padding: fraction of padding in all tokens, from 0 to 1.
+        limit: maximum lengths of inputs and of targets; None for no maximum.
+
+    Raises:
+        ValueError: if there are no rows, or an argument is out of its range.
+    """
+    rows = np.asarray(list(lengths), np.int64).reshape(-1, 2)
+    axes = [
+        np.asarray(
+            choose_lengths(
+                rows[:, axis],
+                at_most=_CELLS,
+                multiple=multiple,
+                max_padding=max_padding / 4,
+                limit=limit[axis],
+            )
+        )
+        for axis in (0, 1)
+    ]
+    at_most = _checks.whole_number("at_most", at_most, minimum=1)
+    places = [np.searchsorted(axes[axis], rows[:, axis]) for axis in (0, 1)]
+    cells = np.stack([axes[axis][places[axis]] for axis in (0, 1)], axis=1)
+    pairs, counts = np.unique(cells, axis=0, return_counts=True)
+    while len(pairs) > 1:
+        merged = np.maximum(pairs[:, None], pairs[None, :]).sum(-1)
+        sums = counts * pairs.sum(-1)
+        added = (counts[:, None] + counts[None, :]) * merged
+        added = added - sums[:, None] - sums[None, :]
+        np.fill_diagonal(added, np.iinfo(np.int64).max)
+        i, j = np.unravel_index(np.argmin(added), added.shape)
+        num_tokens = sums.sum() + added[i, j]
+        is_enough = num_tokens * (1 - max_padding) <= rows.sum()
+        if len(pairs) <= at_most and not is_enough:
+            break
+        pairs[i] = np.maximum(pairs[i], pairs[j])
+        counts[i] += counts[j]
+        pairs, counts = np.delete(pairs, j, axis=0), np.delete(counts, j)
+    found = {(int(a), int(b)) for a, b in pairs}
+    # A batch can contain the longest input and the longest target of different rows.
+    longest = (int(axes[0][-1]), int(axes[1][-1]))
+    if longest not in found:
+        found = _with_longest(found, longest, at_most)
+    return tuple(sorted(found, key=lambda pair: (sum(pair), pair)))
+
+
+def _with_longest(
+    pairs: set[tuple[int, int]], longest: tuple[int, int], at_most: int
+) -> set[tuple[int, int]]:
+    """Returns pairs with that of the longest lengths, which replaces the largest."""
+    rest = sorted(pairs, key=sum)
+    return {*(rest if len(rest) < at_most else rest[:-1]), longest}
 
 
 class PadToBuckets:
