@@ -183,7 +183,7 @@ def _prepare(settings: Mapping[str, Any]) -> _LabelledRun:
             "`label_smoothing_factor` must be 0 for labels that are numbers, got "
             f"{recipe.label_smoothing_factor!r}. Leave it out."
         )
-    model, drawn = _load(job, recipe.seed, rows.classes, rows.problem_type)
+    model, new_params = _load(job, recipe.seed, rows.classes, rows.problem_type)
     examples = encode_rows(
         rows,
         job,
@@ -198,10 +198,7 @@ def _prepare(settings: Mapping[str, Any]) -> _LabelledRun:
     source = make_source("train_file", num_rows)
     batches = _batches(recipe, job, examples, source, batch_size)
     recipe, job = records(_in_steps(settings, rows, batches.steps_per_epoch))
-    eval_batch_size, held_out = batch_size, None
-    if job.per_device_eval_batch_size is not None:
-        num_shards = num_batch_shards(run_mesh(job).shape)
-        eval_batch_size = job.per_device_eval_batch_size * num_shards
+    eval_batch_size, held_out = _eval_batch_size(job, batch_size), None
     if "validation_file" in rows.parts:
         held_out = make_source("validation_file", eval_batch_size)
     check_evaluation(recipe, job, held_out)
@@ -223,8 +220,15 @@ def _prepare(settings: Mapping[str, Any]) -> _LabelledRun:
         held_out=held_out,
         batches=batches,
         eval_batch_size=eval_batch_size,
-        notes=tuple(_notes(rows, examples, drawn, batches, num_rows)),
+        notes=tuple(_notes(rows, examples, new_params, batches, num_rows)),
     )
+
+
+def _eval_batch_size(job: LabelledJob, batch_size: int) -> int:
+    per_device = job.per_device_eval_batch_size
+    if per_device is None:
+        return batch_size
+    return per_device * num_batch_shards(run_mesh(job).shape)
 
 
 def _load(
@@ -237,7 +241,7 @@ def _load(
     assert job.task is not None
     assert job.model_name_or_path is not None
     try:
-        module, drawn = load_task_module(
+        module, new_params = load_task_module(
             job.model_name_or_path,
             TASKS[job.task].auto_class,
             classes=classes,
@@ -251,7 +255,7 @@ def _load(
         raise ValueError(str(error).replace("`patterns`", "`freeze`", 1)) from error
     if job.gradient_checkpointing:
         module.gradient_checkpointing_enable()
-    return from_transformers(module), drawn
+    return from_transformers(module), new_params
 
 
 def _columns(model: TorchaxModel) -> tuple[str, ...]:
@@ -300,7 +304,7 @@ def _batches(
         order = functools.partial(
             data.bucketed_indices,
             examples.row_lengths("train_file"),
-            [one[0] if isinstance(one, tuple) else one for one in examples.lengths],
+            examples.lengths,
             # The micro-batches of an update have one length.
             batch_size * num_micro,
             seed,
@@ -361,7 +365,7 @@ def _check_metric(job: LabelledJob, rows: TaskRows) -> None:
 def _notes(
     rows: TaskRows,
     examples: TaskExamples,
-    drawn: Sequence[str],
+    new_params: Sequence[str],
     batches: TaskBatches,
     num_rows: int,
 ) -> Any:
@@ -378,8 +382,8 @@ def _notes(
     has_rest = batches.num_examples % num_rows > 0
     programs = number + has_rest if batches.num_examples >= num_rows else 1
     yield f"at most {pluralize(programs, 'program')} of the training step"
-    if drawn:
-        yield f"parameters drawn from the seed: {', '.join(drawn)}"
+    if new_params:
+        yield f"parameters drawn from the seed: {', '.join(new_params)}"
 
 
 def _plan(prepared: _LabelledRun, run: OpenRun) -> tuple[RunPlan, PredictFn]:

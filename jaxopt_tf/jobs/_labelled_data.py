@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from ._tasks import TASKS, Task
 _TARGET_LENGTH = 128
 # Programs are also compiled for short last batches, so that six are compiled in all.
 _NUM_LENGTHS = 5
-_NUM_INPUT_LENGTHS, _NUM_TARGET_LENGTHS = 3, 2
 _PARTS = ("train_file", "validation_file", "test_file")
 
 Example = dict[str, Any]
@@ -175,9 +173,10 @@ class TaskExamples:
 
         return collate
 
-    def row_lengths(self, part: str) -> list[int]:
-        """Returns the numbers of tokens of the examples of a part."""
-        return [len(example["input_ids"]) for example in self.parts[part]]
+    def row_lengths(self, part: str) -> list[Any]:
+        """Returns the numbers of tokens of the examples of a part, as in `lengths`."""
+        is_pair = bool(self.lengths) and isinstance(self.lengths[0], tuple)
+        return _row_lengths(self.parts[part], is_pair=is_pair)
 
 
 def encode_rows(
@@ -220,13 +219,10 @@ def encode_rows(
         texts.append(f"{pluralize(encoder.num_cut, 'text')} cut at {limits}")
     if encoder.num_empty:
         texts.append(f"{pluralize(encoder.num_empty, 'text')} without words")
-    longest = lengths[-1:]
-    if rows.task.name == "seq2seq":
-        longest = [tuple(map(max, zip(*lengths, strict=True)))]
     return TaskExamples(
         parts=parts,
         collate=collator(lengths),
-        collate_longest=collator(longest),
+        collate_longest=collator(lengths[-1:]),
         lengths=lengths,
         decode=encoder.decode,
         max_target_length=encoder.max_target_length or _TARGET_LENGTH,
@@ -328,20 +324,26 @@ def _choose_lengths(
     parts: Mapping[str, list[Example]], task: Task, encoder: data.Encoder
 ) -> Sequence[Any]:
     examples = [example for part in parts.values() for example in part]
-    inputs = [len(example["input_ids"]) for example in examples]
+    found = _row_lengths(examples, is_pair=task.name == "seq2seq")
     if task.name == "seq2seq":
-        # Rows to predict have no target.
-        targets = [len(example.get("labels") or (0,)) for example in examples]
-        chosen = (
-            data.choose_lengths(
-                inputs, at_most=_NUM_INPUT_LENGTHS, limit=encoder.max_length
-            ),
-            data.choose_lengths(
-                targets, at_most=_NUM_TARGET_LENGTHS, limit=encoder.max_target_length
-            ),
+        pairs = data.choose_length_pairs(
+            found,
+            at_most=_NUM_LENGTHS,
+            limit=(encoder.max_length, encoder.max_target_length),
         )
-        return list(itertools.product(*chosen))
-    return data.choose_lengths(inputs, at_most=_NUM_LENGTHS, limit=encoder.max_length)
+        # A batch may have the longest input and the longest target in different rows.
+        longest = tuple(map(max, zip(*pairs, strict=True)))
+        return sorted({*pairs, longest})
+    return data.choose_lengths(found, at_most=_NUM_LENGTHS, limit=encoder.max_length)
+
+
+def _row_lengths(examples: Sequence[Example], *, is_pair: bool) -> list[Any]:
+    inputs = [len(example["input_ids"]) for example in examples]
+    if not is_pair:
+        return inputs
+    # Rows to predict have no target.
+    targets = [len(example.get("labels") or (0,)) for example in examples]
+    return list(zip(inputs, targets, strict=True))
 
 
 def _in_words(lengths: Sequence[Any]) -> str:

@@ -37,8 +37,8 @@ def write_predictions(
 ) -> Path:
     """Writes the predictions for `test_file` as JSON Lines, one object for each row.
 
-    `prediction` is the name of a class, a list of such names, one for each word, a
-    number, or generated text. All processes must call the function; process 0 writes.
+    `prediction` is the name of a class, a list with the name of a class for each word,
+    a number, or generated text. All processes must call the function; process 0 writes.
 
     Args:
         folder: folder of the run.

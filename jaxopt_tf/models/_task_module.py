@@ -16,7 +16,7 @@ class TaskModule(NamedTuple):
     """A module for a task, and the parameters that its folder does not contain."""
 
     module: Any
-    drawn: tuple[str, ...]  # torch's names of parameters that were drawn from the seed
+    new_params: tuple[str, ...]  # torch's names of those that were drawn
 
 
 def load_task_module(
@@ -71,15 +71,15 @@ def load_task_module(
             _check_head(folder, content, num_labels)
         torch.manual_seed(_checks.seed("seed", seed))
         if from_scratch:
-            module, drawn = kind(config), ()
+            module, new_params = kind(config), ()
         else:
             module, info = _read(
                 kind, folder, config, ignore_mismatched_sizes=ignore_mismatched_sizes
             )
             mismatched = [entry[0] for entry in info.get("mismatched_keys", ())]
-            drawn = tuple(sorted({*info.get("missing_keys", ()), *mismatched}))
+            new_params = tuple(sorted({*info.get("missing_keys", ()), *mismatched}))
     freeze_module(module, freeze)
-    return TaskModule(module, drawn)
+    return TaskModule(module, new_params)
 
 
 def num_positions(module: Any) -> int | None:
