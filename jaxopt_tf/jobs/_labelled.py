@@ -201,7 +201,7 @@ def _prepare(settings: Mapping[str, Any]) -> _LabelledRun:
     eval_batch_size, held_out = _eval_batch_size(job, batch_size), None
     if "validation_file" in rows.parts:
         held_out = make_source("validation_file", eval_batch_size)
-    check_evaluation(recipe, job, held_out)
+    check_evaluation(recipe, job, held_out, argument="validation_file")
     of_evaluation = held_out_data(recipe, job, held_out)
     if of_evaluation:
         of_evaluation = {"eval_data": examples.fingerprint("validation_file")}

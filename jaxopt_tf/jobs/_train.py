@@ -386,13 +386,17 @@ def num_examples_of_start(
 
 
 def check_evaluation(
-    recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
+    recipe: Recipe,
+    job: ExampleJob,
+    held_out: ExampleSource | None,
+    *,
+    argument: str = "eval_dataset",
 ) -> None:
     """Raises if evaluations change the run, and there is nothing to evaluate on."""
     settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
     if held_out is None and uses_eval_loss(settings):
         raise ValueError(
-            "`eval_dataset` must be given if a metric drives the schedule, ends the "
+            f"`{argument}` must be given if a metric drives the schedule, ends the "
             "run or selects its model, got none. Pass it, or leave out "
             "`load_best_model_at_end` and `early_stopping_patience`."
         )
