@@ -17,7 +17,9 @@ from ._row_files import (
 )
 
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# Not 007, which would lose its zeros.
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # Files of `datasets.Dataset.save_to_disk` and of `datasets.DatasetDict.save_to_disk`.
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 
@@ -61,6 +63,12 @@ def read_labelled(path: str | Path, *, argument: str = "train_file") -> Labelled
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, argument)
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(
+            f"`{argument}` must be a file whose name ends in {', '.join(_SUFFIXES)}, "
+            f"or the folder of a saved dataset, got {str(path)!r}. Convert it to one "
+            "of these."
+        )
     if path.suffix == ".tsv":
         check_exists(path, argument)
         rows = read_delimited(path, argument, delimiter="\t")

@@ -37,7 +37,7 @@ def choose_lengths(
         at_most: maximum number of lengths.
         multiple: number that divides the lengths, except `limit`. It is halved if
             that makes the padding small enough.
-        max_padding: fraction of padding in all tokens, from 0 to 1.
+        max_padding: fraction of padding in all tokens, at least 0 and less than 1.
         limit: maximum length, such as the number of positions of the model; None for
             no maximum.
 
@@ -46,27 +46,29 @@ def choose_lengths(
     """
     at_most = _checks.whole_number("at_most", at_most, minimum=1)
     multiple = _checks.whole_number("multiple", multiple, minimum=1)
-    _checks.fraction("max_padding", max_padding)
+    _checks.fraction_below_one("max_padding", max_padding)
     rows = np.maximum(np.fromiter(lengths, np.int64), 1)
     if not rows.size:
         raise ValueError(
             "`lengths` must contain at least 1 length, got none. Check how the data "
             "were read."
         )
-    first: tuple[int, ...] | None = None
-    enough = rows.sum() / (1 - _MARGIN * max_padding)
+    candidates: list[tuple[int, tuple[int, ...]]] = []
+    limits = [rows.sum() / (1 - margin * max_padding) for margin in (_MARGIN, 1.0)]
     while True:
         padded = -(-rows // multiple) * multiple
         if limit is not None:
             padded = np.minimum(padded, max(limit, int(rows.max())))
         choices, counts = np.unique(padded, return_counts=True)
-        chosen, num_tokens = _best_lengths(choices, np.cumsum(counts), at_most, enough)
-        first = first or chosen
-        if num_tokens <= enough:
-            return chosen
-        if multiple == 1:
-            return first
+        found, num_tokens = _best_lengths(
+            choices, np.cumsum(counts), at_most, limits[0]
+        )
+        candidates.append((num_tokens, found))
+        if num_tokens <= limits[0] or multiple == 1:
+            break
         multiple //= 2
+    least, best = min(candidates)
+    return best if least <= limits[1] else candidates[0][1]
 
 
 def _best_lengths(
@@ -119,8 +121,9 @@ def choose_length_pairs(
     Args:
         lengths: numbers of tokens of the input and of the target of all rows.
         at_most: maximum number of pairs.
-        multiple: number that divides the lengths, except those of `limit`.
-        max_padding: fraction of padding in all tokens, from 0 to 1.
+        multiple: number that divides the lengths, except those of `limit`. It is halved
+            if that makes the padding small enough.
+        max_padding: fraction of padding in all tokens, at least 0 and less than 1.
         limit: maximum lengths of inputs and of targets; None for no maximum.
 
     Raises:

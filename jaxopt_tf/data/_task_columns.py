@@ -140,7 +140,9 @@ class _Columns:
         given_pair = self._given.get(pair_flag)
         if given_pair is None and set(_PAIR) <= set(self.names):
             return _PAIR
-        rest = [n for n in self.names if n not in (without, given_pair)]
+        # As in `run_glue.py`, a column "label" is no text, with another label too.
+        used = (without, given_pair, "label")
+        rest = [name for name in self.names if name not in used]
         texts = [name for name in rest if self._is_text(name)]
         first = self.find("text_column", texts[:1], needed=True)
         assert first is not None

@@ -93,7 +93,7 @@ def task_metrics(
 
     The function takes an `EvalPrediction`. Its predictions are logits [N, C] for
     classes, values [N] or [N, 1] for a regression, logits [N, T, C] or classes [N, T]
-    for tokens. Of a tuple of predictions, the first is used. With masked-lm, classes
+    for tokens. If predictions are a tuple, the first is used. With masked-lm, classes
     give no perplexity.
 
     Args:
