@@ -1,4 +1,4 @@
-"""Time of a training step, relative to Trainer: four models.
+"""Time of a training step, relative to Trainer: five models.
 
     python -m benchmarks.training_step_beside_trainer            # all, 20 minutes
     python -m benchmarks.training_step_beside_trainer --model gpt2
@@ -6,14 +6,15 @@
 
 Both sides have the same model, batch and precision. The Llama has 30 million
 parameters, in the shape of SmolLM: grouped queries, a tied head and 32,000 tokens. BERT
-(4 layers of width 256) and T5-small are modules of Transformers under torchax, with
-their default dropout. Trainer is paused between its steps while our steps run, so that
-both are measured under the same conditions. A figure is the median over three processes
-of the median ratio of their rounds. Only rounds count in which the cores share one link
-to the memory (`_memory_link.py`).
+(4 layers of width 256, with two heads) and T5-small are modules of Transformers under
+torchax, with their default dropout. Trainer is paused between its steps while our steps
+run, so that both are measured under the same conditions. A figure is the median over
+three processes of the median ratio of their rounds. Only rounds count in which the
+cores share one link to the memory (`_memory_link.py`).
 """
 
 import argparse
+import functools
 import itertools
 import logging
 import tempfile
@@ -101,7 +102,7 @@ class Case(NamedTuple):
         return batch["input_ids"].size + both * batch["labels"].size
 
 
-def _torch_bert() -> Any:
+def _torch_bert(head: str) -> Any:
     import transformers
 
     transformers.set_seed(0)
@@ -111,7 +112,7 @@ def _torch_bert() -> Any:
         num_hidden_layers=4,
         num_attention_heads=4,
     )
-    return transformers.BertForMaskedLM(config)
+    return getattr(transformers, head)(config)
 
 
 def _masked_tokens() -> dict[str, np.ndarray]:
@@ -125,6 +126,14 @@ def _masked_tokens() -> dict[str, np.ndarray]:
         "attention_mask": np.ones_like(ids),
         "labels": labels,
     }
+
+
+def _labelled_texts() -> dict[str, np.ndarray]:
+    """Returns 16 rows of 128 tokens with one of two labels each."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 30_000, (16, 128), np.int32)
+    labels = rng.integers(0, 2, 16, np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
 
 
 def _torch_t5() -> Any:
@@ -178,9 +187,19 @@ CASES = {
         limit=1.3,
     ),
     "bert": Case(
-        title="BERT, 4 layers",
+        title="BERT, 4 layers, with labels",
         config=None,
-        torch_model=_torch_bert,
+        torch_model=functools.partial(_torch_bert, "BertForSequenceClassification"),
+        batch=_labelled_texts(),
+        num_steps=1,
+        num_rounds=10,
+        limit=1.4,
+    ),
+    # The head has 30,522 classes, and half of the operations of a step.
+    "masked_bert": Case(
+        title="BERT, 4 layers, with masked tokens",
+        config=None,
+        torch_model=functools.partial(_torch_bert, "BertForMaskedLM"),
         batch=_masked_tokens(),
         num_steps=1,
         num_rounds=10,

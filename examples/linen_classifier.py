@@ -41,7 +41,8 @@ def batches(step):  # batch n is a function of n: 4 micro-batches of 16 digits
 
 x, y = load_digits(return_X_y=True)
 x, y, folder = np.float32(x / 16), np.int32(y), pathlib.Path(sys.argv[1])
-model, schedule = Classifier(), get_scheduler("linear", 3e-3, 20, 300)
+schedule = get_scheduler("linear", 3e-3, num_warmup_steps=20, num_training_steps=300)
+model = Classifier()
 optimizer = optax.chain(clip(1.0), adamw_tf(schedule, weight_decay=0.01))
 params = model.init(jax.random.key(0), x[:1], False)
 state = training.init_train_state(params, optimizer, rng=0)

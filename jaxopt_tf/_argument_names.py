@@ -172,8 +172,8 @@ def checked_fields(record: type[_T]) -> type[_T]:
 class _Static(NamedTuple):
     """Callable value of an argument, which must not be evaluated as a schedule."""
 
-    name: str
-    value: Any
+    name: str  # name of the argument
+    value: Any  # the callable
 
     def __call__(self, *_: Any) -> NoReturn:
         raise TypeError(

@@ -57,9 +57,9 @@ def _number(name: str, value: Any) -> float | None:
         return None
     # JAX arrays are not registered as `numbers.Real`, so their dtype is examined.
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
-    kind = np.asarray(value).dtype if is_array else None
+    dtype = np.asarray(value).dtype if is_array else None
     is_real = isinstance(value, Real) or (is_array and np.isrealobj(np.asarray(value)))
-    if isinstance(value, bool) or kind == np.bool_ or not is_real:
+    if isinstance(value, bool) or dtype == np.bool_ or not is_real:
         raise TypeError(f"`{name}` must be a real number, got {value!r}.")
     return float(value)
 
@@ -111,7 +111,7 @@ def real_number(name: str, value: Any) -> None:
     if shape != ():
         raise TypeError(
             f"`{name}` must be a single number, got an array of shape {tuple(shape)}. "
-            "Take its mean."
+            "Reduce it to one number first, for example by its mean."
         )
     dtype = getattr(value, "dtype", None)
     # Dtypes of JAX keys and of torch tensors are not `np.dtype`.
@@ -177,8 +177,8 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def suggest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
     """Returns " Did you mean ...?" with the most similar choice, or "" if none is."""
-    near = difflib.get_close_matches(str(value), list(choices), n=1)
-    return f" Did you mean {shown.format(near[0])}?" if near else ""
+    closest = difflib.get_close_matches(str(value), list(choices), n=1)
+    return f" Did you mean {shown.format(closest[0])}?" if closest else ""
 
 
 def version(name: str, value: Any) -> tuple[int, int]:

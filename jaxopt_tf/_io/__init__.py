@@ -1,7 +1,7 @@
 """Atomic writes, values read from files, and communication between processes."""
 
 from ._atomic_file import atomic_write as atomic_write
-from ._atomic_file import check_folder as check_folder
+from ._atomic_file import check_parent_folder as check_parent_folder
 from ._processes import broadcast_from_process_0 as broadcast_from_process_0
 from ._processes import (
     check_equal_across_processes as check_equal_across_processes,

@@ -19,7 +19,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.new")
     try:
         yield temporary
-        # Without `fsync` a power failure may leave an empty file under the new name.
+        # Without `fsync` a power failure may leave an empty file at `path`.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_folder(path: Path) -> None:
+def check_parent_folder(path: Path) -> None:
     """Raises unless the folder of `path` exists and is writable.
 
     The check runs at the start, so that a run does not fail when it writes its results.

@@ -42,19 +42,19 @@ def run_on_process_0(function: Callable[[], Any]) -> Any:
         return function()
     error, outcome = None, {}
     if is_primary_process():
-        # The error is sent and not raised here. The other processes would wait for a
-        # broadcast that never comes.
+        # The error is sent to the other processes and not raised here: they would wait
+        # for a broadcast that never comes.
         try:
             outcome = {"result": function()}
         except _ERROR_TYPES as raised:
             error = raised
-            kind = next(kind for kind in _ERROR_TYPES if isinstance(raised, kind))
-            outcome = {"kind": _ERROR_TYPES.index(kind), "message": str(raised)}
+            index = next(i for i, t in enumerate(_ERROR_TYPES) if isinstance(raised, t))
+            outcome = {"error_type": index, "message": str(raised)}
     outcome = broadcast_from_process_0(outcome)
     if error is not None:
         raise error
-    if "kind" in outcome:
-        raise _ERROR_TYPES[outcome["kind"]](outcome["message"])
+    if "error_type" in outcome:
+        raise _ERROR_TYPES[outcome["error_type"]](outcome["message"])
     return outcome["result"]
 
 
@@ -87,7 +87,8 @@ def check_equal_across_processes(settings: Mapping[str, Any]) -> None:
         ValueError: in all processes. The message lists the settings of this process
             that differ from those of process 0.
     """
-    # Both have passed through JSON: tuples have become lists, keys strings.
+    # The settings of both processes have passed through JSON: tuples have become lists,
+    # keys strings.
     settings_of_0, own_settings = (
         broadcast_from_process_0(dict(settings)),
         json.loads(json.dumps(dict(settings))),

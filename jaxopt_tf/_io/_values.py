@@ -196,7 +196,9 @@ def _parse_json_or_text(value: Any) -> Any:
 
 
 class _Reader(NamedTuple):
-    read: Callable[[Any], Any]
+    """Conversion of a value to one type."""
+
+    read: Callable[[Any], Any]  # raises an error for an invalid value
     noun: str  # description of one valid value, for errors
 
 

@@ -90,7 +90,7 @@ def hoist_scalars(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
 def matmul_precision() -> str | None:
     """Returns the precision of `jax.default_matmul_precision`; None for the default.
 
-    A function with a custom gradient must read it in its forward pass: the gradient is
-    traced after the context has been left.
+    A function with a custom gradient must read the precision in its forward pass: the
+    gradient is traced after the context has been left.
     """
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # unknown to mypy

@@ -3,7 +3,8 @@
 A hyperparameter is rounded once, from the host's double. Expressions such as bias
 corrections and 1 - rate * weight_decay need more digits than float32 has. They are
 evaluated as exact scalars: pairs of float32 for leaves up to float32, and float64 for
-float64 leaves. Both support `+`, `-`, `*` and `/`, so that a formula is written once.
+float64 leaves. `+`, `-`, `*` and `/` apply to both kinds, so that a formula is written
+once.
 
 float64 arrays require `jax_enable_x64`. Without it, JAX converts a float64 NumPy array
 to float32, and so do the functions in this module.

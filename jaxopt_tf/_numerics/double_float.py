@@ -23,7 +23,7 @@ class DoubleFloat(NamedTuple):
     """Unevaluated sum `high + low`. If `high` is not finite, `low` is 0."""
 
     high: jax.Array  # any shape, float32: the number rounded to float32
-    low: jax.Array  # as high, float32: the rounding error of `high`
+    low: jax.Array  # same shape as `high`, float32: its rounding error
 
     # A NamedTuple inherits operators that concatenate and repeat tuples.
     def __add__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]  # a tuple concatenates
@@ -56,7 +56,7 @@ def from_float(value: float | np.ndarray) -> DoubleFloat:
 
 
 def from_scalar(value: float | jax.Array) -> DoubleFloat:
-    """Converts a Python number, or an array rounded to float32, to a pair."""
+    """Converts a Python number, rounded to 48 bits, or an array, rounded to float32."""
     if isinstance(value, jax.Array):
         return from_float32(value.astype(jnp.float32))
     return from_float(float(value))
@@ -87,12 +87,13 @@ def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
     The sum is exact if a pair can represent it.
     """
-    # Both sums contribute their rounding errors, and the pair is normalized after each
-    # contribution, so that `low` stays below half a unit in the last place of `high`.
+    # The sums of the `high` parts and of the `low` parts both have rounding errors,
+    # which are added, and the pair is normalized after each contribution, so that `low`
+    # stays below half a unit in the last place of `high`.
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
     high, low = _quick_two_sum(high, low + carry)
-    return _finite_or(a.high + b.high, _quick_two_sum(high, low + rest))
+    return _pair_where_finite(_quick_two_sum(high, low + rest), a.high + b.high)
 
 
 def subtract(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
@@ -102,7 +103,7 @@ def subtract(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
 def multiply(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a * b with an error of about 2^-46 of the product."""
-    return _finite_or(a.high * b.high, _product(a, b))
+    return _pair_where_finite(_product(a, b), a.high * b.high)
 
 
 def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
@@ -116,7 +117,7 @@ def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     second = rest.high / b.high
     rest = subtract(rest, _product(from_float32(second), b))
     high, low = _quick_two_sum(first, second)
-    return _finite_or(first, _quick_two_sum(high, low + rest.high / b.high))
+    return _pair_where_finite(_quick_two_sum(high, low + rest.high / b.high), first)
 
 
 def sqrt(a: DoubleFloat) -> DoubleFloat:
@@ -135,11 +136,12 @@ def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
     k is set in the exponent, pairwise, in five products of vectors.
 
     Args:
-        base: a host double; or (), float32, for a sweep.
+        base: a Python float; or a float32 array of shape (), for example a
+            hyperparameter under `vmap`.
         exponent: (), int32, at least 0.
 
     Returns:
-        A pair of shape (); its error is below 2^-46 (exponent + 64) of the power.
+        A pair of shape (); its relative error is below (exponent + 64) * 2^-46.
     """
     # Factors of unset bits are 1. The vector is halved five times: 32, 16, ..., 1.
     bit = (exponent >> jnp.arange(32, dtype=jnp.int32)) & 1
@@ -164,8 +166,8 @@ def to_float32(a: DoubleFloat) -> jax.Array:
 
 def _squares(base: float | jax.Array) -> DoubleFloat:
     """Returns base, base^2, base^4, ..., base^(2^31); (32,)."""
-    # Powers of a double are computed by NumPy on the host. Those of an array, which
-    # may be traced, are squared repeatedly on the device.
+    # Powers of a double are computed by NumPy on the host. Powers of an array, which
+    # may be traced, are computed on the device by repeated squaring.
     if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 
@@ -215,10 +217,11 @@ def _upper_half(a: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _finite_or(plain: jax.Array, pair: DoubleFloat) -> DoubleFloat:
-    """Returns `pair`, or the plain result where it is inf or NaN.
+def _pair_where_finite(pair: DoubleFloat, plain: jax.Array) -> DoubleFloat:
+    """Returns `pair` where `plain` is finite, and `plain` elsewhere.
 
-    The error terms of an infinite result are inf - inf, and `high` would become NaN.
+    `plain` is the result in float32. The error terms of an infinite result are inf -
+    inf, and `high` would become NaN.
     """
     is_finite = jnp.isfinite(plain)
     return DoubleFloat(

@@ -29,8 +29,9 @@ class TorchLayout:
     Each torch axis is a group of the leaf's axes, merged in the given order. A query
     kernel `[d, heads, k]`, in torch `[heads * k, d]`, has `axes=((1, 2), (0,))`. An
     empty group is an axis of size 1 that exists only in torch. Stacked axes contain one
-    torch parameter per index and are not counted in `axes`; a scan over layers stacks
-    along axis 0. `TorchLayout()` describes a leaf that torch stores in the same way.
+    torch parameter per index. `axes` numbers the remaining axes from 0, as if the
+    stacked ones were absent. A scan over layers stacks along axis 0. `TorchLayout()`
+    describes a leaf that torch stores in the same way.
 
     Attributes:
         axes: for every torch axis, the leaf's axes that are merged into it; None if
@@ -80,7 +81,7 @@ class TorchLayout:
 
     @classmethod
     def flat(cls, num_axes: int) -> "TorchLayout":
-        """Layout of a leaf that is a vector in torch, as a bias `[heads, k]`."""
+        """Layout of a leaf that is a vector in torch, such as a bias `[heads, k]`."""
         return cls(axes=(tuple(range(num_axes)),))
 
     @classmethod
@@ -148,7 +149,7 @@ class TorchLayout:
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
         """Returns for every torch axis the axes of the leaf that are merged into it."""
-        # The result counts all axes of the leaf, `axes` only the ones not stacked.
+        # The result uses the leaf's own axis numbers; `axes` skips the stacked ones.
         axes = self.param_axes(num_axes)
         if self.axes is None:
             return [(axis,) for axis in axes]
@@ -221,6 +222,6 @@ def _axes(name: str, axes: Any) -> tuple[int, ...]:
 
 def _tuple(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple):
-        kind = "a tuple of tuples" if name == "axes" else "a tuple"
-        raise TypeError(f"`{name}` must be {kind}, got {value!r}.")
+        expected = "a tuple of tuples" if name == "axes" else "a tuple"
+        raise TypeError(f"`{name}` must be {expected}, got {value!r}.")
     return value

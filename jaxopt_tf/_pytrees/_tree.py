@@ -70,7 +70,8 @@ def owner_names(names: Sequence[str], owners: Collection[str]) -> list[str | Non
     choices = []
     for name in names:
         words = name.split(".") if name else [""]
-        # With and without the field of a quantized moment.
+        # The last word may be the field of a quantized moment: the path is tried with
+        # and without it.
         is_field = words[-1] in _FIELDS_OF_MOMENTS
         candidates = [words, words[:-1]] if is_field else [words]
         # `params` that are a single array have the name "".

@@ -24,11 +24,11 @@ from .._typing import PyTree
 from ._record import (
     Record,
     check_compatible,
+    converted_leaves,
     describe,
     is_key,
     is_python_number,
-    named,
-    older_leaves,
+    leaves_by_name,
     read_record,
 )
 
@@ -57,12 +57,13 @@ class Writer:
 
         self._checkpointer = ocp.AsyncCheckpointer(
             _handler(),
-            # The folder is created synchronously, so that `save` raises an error if
-            # that fails. The validation would reject an existing final path, which
-            # `finish` replaces.
+            # The folder is created synchronously, so that `save` raises an error if it
+            # cannot be created.
             async_options=ocp.options.AsyncOptions(
                 create_directories_asynchronously=False
             ),
+            # `skip_sync_file_validations`: they would reject an existing final path,
+            # which `finish` replaces.
             file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
             checkpoint_metadata_store=_no_metadata_store(),
             temporary_path_class=Temporary,
@@ -74,14 +75,14 @@ class Writer:
 
     def save(self, path: Path, arrays: PyTree, metadata: dict[str, Any]) -> None:
         """Starts a save; returns when the arrays are copied to the host."""
-        leaves = named("arrays", arrays)
+        leaves = leaves_by_name("arrays", arrays)
         record = Record(metadata, describe(leaves))
         # Orbax does not accept empty arrays. Their shapes and dtypes are in the record.
         data = {name: _data(leaf) for name, leaf in leaves.items() if leaf.size}
         if not data:
             raise ValueError("`arrays` must contain at least one array, got none.")
-        # Files have up to 2 GB, the default of orbax. It writes each file in a thread:
-        # smaller files would mean more threads, which slow down the next training step.
+        # The file size is left at orbax's default of 2 GB: orbax writes each file in a
+        # thread, and more threads would slow down the next training step.
         content = record.to_json()
         args = ocp.args.PyTreeSave(self._copy_to_host(data), custom_metadata=content)
         self._checkpointer.save(path, args=args)
@@ -108,8 +109,8 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """
     memory: dict[str, jax.Array] = {}
 
-    # The result is written into the donated buffer of `_`. `keep_unused`, since `jit`
-    # drops unused arguments, and with them their donation.
+    # The result is written into the donated buffer of `_`. `keep_unused` is set because
+    # `jit` would drop the unused argument, and with it the donation.
     @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
     def refill(_: jax.Array, array: jax.Array) -> jax.Array:
         return jnp.copy(array)
@@ -150,19 +151,25 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
         ValueError: if names, shapes or dtypes differ from those of `like`.
     """
     saved = read_record(path).leaves
-    like_by_name = named("like", like)
+    like_by_name = leaves_by_name("like", like)
     if is_partial:
         saved = {name: spec for name, spec in saved.items() if name in like_by_name}
-    # Leaves of `like` that the checkpoint stores in an older form. The leaves from
-    # which they are computed are not compared with `like`.
-    older = older_leaves(saved, like_by_name)
-    sources = {source for leaf in older.values() for source in leaf.sources}
-    present = {name: leaf for name, leaf in like_by_name.items() if name not in older}
-    current = {n: spec for n, spec in saved.items() if n in present or n not in sources}
-    check_compatible(path, current, present)
+    # Some leaves of `like` are computed from saved leaves of an older format. They are
+    # left out of the comparison, as are the saved ones that `like` does not contain.
+    converted = converted_leaves(saved, like_by_name)
+    sources = {source for leaf in converted.values() for source in leaf.sources}
+    unconverted_like = {
+        name: leaf for name, leaf in like_by_name.items() if name not in converted
+    }
+    saved_to_compare = {
+        name: spec
+        for name, spec in saved.items()
+        if name in unconverted_like or name not in sources
+    }
+    check_compatible(path, saved_to_compare, unconverted_like)
     restore_args = {
         **{name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sources},
-        **{name: _restore_args(leaf) for name, leaf in present.items() if leaf.size},
+        **{n: _restore_args(x) for n, x in unconverted_like.items() if x.size},
     }
     args = ocp.args.PyTreeRestore(
         item=dict.fromkeys(restore_args, 0),
@@ -175,16 +182,16 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
     with _quiet(), contextlib.closing(checkpointer):
         data = checkpointer.restore(path.absolute(), args=args)
     data |= {
-        name: leaf.value(*(data[source] for source in leaf.sources))
-        for name, leaf in older.items()
+        name: leaf.convert(*(data[source] for source in leaf.sources))
+        for name, leaf in converted.items()
     }
-    keys = {name: spec.key for name, spec in saved.items()}
+    key_implementations = {name: spec.key for name, spec in saved.items()}
     like_leaves, structure = jax.tree.flatten(like)
     leaves = [
         _restored_leaf(
             data[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype),
             like_leaf,
-            keys.get(name),
+            key_implementations.get(name),
         )
         for (name, leaf), like_leaf in zip(
             like_by_name.items(), like_leaves, strict=True

@@ -67,7 +67,7 @@ def is_python_number(leaf: Any) -> bool:
     return isinstance(leaf, int | float) and not isinstance(leaf, np.generic)
 
 
-def named(argument: str, tree: PyTree) -> dict[str, Any]:
+def leaves_by_name(argument: str, tree: PyTree) -> dict[str, Any]:
     """Returns the leaves by name, in order; Python numbers are converted to arrays.
 
     Raises:
@@ -137,23 +137,23 @@ def check_compatible(
         )
 
 
-class OlderLeaf(NamedTuple):
-    """Leaf that an older version of this package stored in another form."""
+class ConvertedLeaf(NamedTuple):
+    """Leaf that is computed from saved leaves of an older format."""
 
     sources: list[str]  # names of the saved leaves from which it is computed
-    value: Callable[..., Any]  # arrays of `sources` -> array
+    convert: Callable[..., Any]  # arrays of `sources` -> array
 
 
-def older_leaves(
+def converted_leaves(
     saved: Collection[str], expected: Collection[str]
-) -> dict[str, OlderLeaf]:
+) -> dict[str, ConvertedLeaf]:
     """Returns the leaves of `expected` that are computed from saved leaves, by name.
 
     In older versions, optimizer states had no `rate_source`, and states with a constant
     learning rate had no `step`. States of metric-driven schedules were arrays of at
     most 32 bits.
     """
-    found: dict[str, OlderLeaf] = {}
+    found: dict[str, ConvertedLeaf] = {}
     for name in expected:
         prefix, _, field = name.rpartition(".")
         start = f"{prefix}." if prefix else ""
@@ -162,11 +162,11 @@ def older_leaves(
             # In older versions, only a state with a schedule had a `step`. The value of
             # `rate_source` is 1 for a schedule, `SCHEDULE` of the optimizers, else 0.
             has_schedule = f"{start}step" in saved
-            found[name] = OlderLeaf(counts, _full(int(has_schedule)))
+            found[name] = ConvertedLeaf(counts, _full(int(has_schedule)))
             if not has_schedule and f"{start}step" in expected:
-                found[f"{start}step"] = OlderLeaf(counts, _largest)
+                found[f"{start}step"] = ConvertedLeaf(counts, _largest)
         elif field == "learning_rate" and f"{start}rate.exponent" in saved:
-            found |= _older_metric_state(start, saved, expected)
+            found |= _converted_metric_state(start, saved, expected)
     return found
 
 
@@ -204,15 +204,16 @@ _OLDER_FIELDS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
 }
 
 
-def _older_metric_state(
+def _converted_metric_state(
     start: str, saved: Collection[str], expected: Collection[str]
-) -> dict[str, OlderLeaf]:
+) -> dict[str, ConvertedLeaf]:
     found = {}
     for name in expected:
         field = name.removeprefix(start)
-        # The other fields are counters, which were int32.
-        fields, value = _OLDER_FIELDS.get(field, ((field,), np.int64))
+        # Fields that are not in `_OLDER_FIELDS` are counters, which older versions
+        # stored as int32.
+        fields, convert = _OLDER_FIELDS.get(field, ((field,), np.int64))
         sources = [start + source for source in fields]
         if name.startswith(start) and set(sources) <= set(saved):
-            found[name] = OlderLeaf(sources, value)
+            found[name] = ConvertedLeaf(sources, convert)
     return found

@@ -26,7 +26,7 @@ class Restored(NamedTuple):
     step: int  # from the name of the folder
     arrays: PyTree  # with the structure of `like`
     metadata: dict[str, Any]  # metadata from JSON: tuples are lists, keys are strings
-    path: Path
+    path: Path  # folder of the checkpoint
 
 
 def latest_valid(

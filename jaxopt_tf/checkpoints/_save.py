@@ -3,8 +3,9 @@
 A save copies the arrays and returns. Orbax writes them in the background to a folder
 with a temporary name. Afterwards, the checksums of all files are added, all files are
 flushed to the disk, and the folder is renamed. If the process is killed before, the
-folder has its temporary name, and is not recognized as a checkpoint. Folders that are
-replaced or deleted are renamed first, for the same reason.
+folder has its temporary name, and is not recognized as a checkpoint. A folder that is
+replaced or deleted is renamed first, so that it is not recognized as a checkpoint if
+the process is killed.
 """
 
 import contextlib
@@ -38,8 +39,8 @@ def print_to_stderr(line: str) -> None:
 class Checkpoints:
     """Saves checkpoints in the background; created by `open_checkpoints`.
 
-    Both methods raise an `OSError` with the folder and the cause if an earlier save has
-    failed. Earlier checkpoints remain complete.
+    `save` and `wait` raise an `OSError` with the folder and the cause if an earlier
+    save has failed. Earlier checkpoints remain complete.
     """
 
     def __init__(self, folder: Path, save_total_limit: int | None) -> None:
@@ -222,8 +223,8 @@ def delete(path: Path) -> None:
     """Deletes a checkpoint if it exists."""
     if not path.exists():
         return
-    # Renamed first: a checkpoint of which only some files are deleted would look like
-    # a damaged one.
+    # The checkpoint is renamed first: if it were deleted in place and only some files
+    # were gone, it would look like a damaged one.
     deleted = path.with_name(_DELETED + path.name)
     path.rename(deleted)
     shutil.rmtree(deleted)

@@ -1,6 +1,6 @@
 """Subcommands `doctor` and `explain`: checks of a recipe before the run starts.
 
-Both accept the flags of `jaxopt-tf train`, and do not train.
+The two subcommands accept the flags of `jaxopt-tf train`, and do not train.
 """
 
 import textwrap

@@ -144,7 +144,7 @@ def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _
 def with_flag_names(
     text: str,
     flags: Collection[str],
-    others: Mapping[str, str] = MappingProxyType({}),
+    replacements: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Replaces names of arguments in a message by the flags that set them.
 
@@ -153,13 +153,13 @@ def with_flag_names(
     Args:
         text: the message.
         flags: names of the command's flags.
-        others: replacements for arguments that are not flags.
+        replacements: replacements for arguments that are not flags, by argument.
     """
 
     def replaced(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
-        if name in others:
-            return f"`{others[name]}`"
+        if name in replacements:
+            return f"`{replacements[name]}`"
         for flag in (name, _FLAG_OF_ARGUMENT.get(name)):
             if flag in flags:
                 return f"`--{flag} {value}`" if value else f"`--{flag}`"
@@ -206,7 +206,8 @@ def _field_specs(
 ) -> Iterator[StructFieldSpec]:
     groups, helps = _groups(record), _help_by_name(record)
     hints = get_type_hints(record, include_extras=True)
-    # Flags of the command precede those that it inherits, as `__mro__` does.
+    # `__mro__` lists the class before its bases, so flags of the command precede
+    # inherited flags.
     names = [name for cls in record.__mro__ for name in inspect.get_annotations(cls)]
     for name in dict.fromkeys(names):
         if name in groups:

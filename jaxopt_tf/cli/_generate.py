@@ -13,7 +13,7 @@ from ._flags import build, read_flags
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continues a prompt with the model of a run, and prints both.
+    """Continues a prompt with the model of a run, and prints prompt and continuation.
 
     RUN is a run's folder, one of its checkpoints or a folder of Transformers.
 
@@ -45,7 +45,7 @@ class Generate:
 
     prog: ClassVar[str] = "jaxopt-tf generate RUN"
     # Replacements in messages for arguments of Python functions that are not flags.
-    arguments: ClassVar[Mapping[str, str]] = MappingProxyType(
+    argument_replacements: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"checkpoint": "RUN", "folder": "RUN"}
     )
 

@@ -66,19 +66,22 @@ class Launch:
                 "`coordinator_address` must be host:port, got "
                 f"{self.coordinator_address!r}."
             )
-        number = _checks.whole_number("num_processes", self.num_processes, minimum=1)
+        num_processes = _checks.whole_number(
+            "num_processes", self.num_processes, minimum=1
+        )
         _checks.whole_number(
-            "process_id", self.process_id, minimum=0, maximum=number - 1
+            "process_id", self.process_id, minimum=0, maximum=num_processes - 1
         )
 
 
 @contextlib.contextmanager
 def connected_processes(launch: Launch, flags: Collection[str] = ()) -> Iterator[None]:
-    """Connects the processes during a context; an error in one of them ends all.
+    """Connects the processes during a context; an error in one ends all processes.
 
     The error is printed on stderr, and the process exits immediately with status 2. A
     regular exit would wait for the other processes, which wait for this process in the
-    middle of a step. The others detect that the process is lost, and exit as well.
+    middle of a step. The other processes detect that this process is lost, and exit as
+    well.
 
     Args:
         launch: settings of the connection.

@@ -18,7 +18,8 @@ from typing import NamedTuple
 class _Command(NamedTuple):
     """Subcommand: a function that receives its command line and returns the status."""
 
-    module: str  # module of the function, which has the name of the command
+    # Module that contains the function; the function is named like the command.
+    module: str
     flags_type: str  # name of the dataclass of its flags, in the same module
     summary: str  # one line for `jaxopt-tf --help`
 
@@ -31,7 +32,7 @@ _COMMANDS = {
     "decay-path": _Command("_decay_path", "DecayPath", "suggest a weight decay"),
     "schedule": _Command("_schedule", "Schedules", "draw schedules in the terminal"),
     "migrate": _Command(
-        "_migrate", "Migrate", "convert a Trainer's checkpoint or back"
+        "_migrate", "Migrate", "convert a Trainer's checkpoint to a run, or back"
     ),
     "doctor": _Command("_doctor", "Doctor", "find mistakes in the settings of a run"),
     "plan": _Command("_plan", "Plan", "compute the memory and time that a run needs"),
@@ -63,8 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        again = f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
-        print(f"\njaxopt-tf: stopped by Ctrl-C. {str(error) or again}", file=sys.stderr)
+        hint = str(error) or f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
+        print(f"\njaxopt-tf: stopped by Ctrl-C. {hint}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -77,8 +78,10 @@ def _run(args: Sequence[str]) -> int:
         return 0
     name, *rest = args
     if name not in _COMMANDS:
-        near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "`jaxopt-tf --help` lists all."
+        closest = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = "`jaxopt-tf --help` lists all."
+        if closest:
+            hint = f"Did you mean {closest[0]!r}?"
         print(f"jaxopt-tf: Unknown command {name!r}. {hint}", file=sys.stderr)
         return 2
     command = _COMMANDS[name]
@@ -86,13 +89,14 @@ def _run(args: Sequence[str]) -> int:
     module = importlib.import_module(f".{command.module}", __package__)
     try:
         return getattr(module, name.replace("-", "_"))(rest)
-    # An OSError, but not an error for the user: `main` handles it.
+    # `USER_ERRORS` contains OSError, its base class, but `main` handles this one.
     except BrokenPipeError:
         raise
     except flags.USER_ERRORS as error:
         flags_type = getattr(module, command.flags_type)
-        others = getattr(flags_type, "arguments", {})
-        text = flags.with_flag_names(str(error), flags.flag_kinds(flags_type), others)
+        replacements = getattr(flags_type, "argument_replacements", {})
+        kinds = flags.flag_kinds(flags_type)
+        text = flags.with_flag_names(str(error), kinds, replacements)
         print(f"jaxopt-tf: {text}", file=sys.stderr)
         return 2
     except SystemExit as done:  # after `--help`

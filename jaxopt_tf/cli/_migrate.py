@@ -22,8 +22,9 @@ class Origin:
             Default: the training_args.bin in FOLDER.
         num_devices: number of devices of the run, if the file does not contain it.
         without: files that may be missing in FOLDER: optimizer.pt, scheduler.pt.
-        groups: names of the parameters in each group of optimizer.pt, in its order, as
-            [["transformer.wte.weight", ...], [...]]. Default: the groups of Trainer.
+        groups: names of the parameters in each group of optimizer.pt, in its order,
+            such as [["transformer.wte.weight", ...], [...]]. Default: the groups of
+            Trainer.
         decay_groups: "file" applies weight decay to the parameters that optimizer.pt
             decays, for custom parameter groups. Default: Trainer's rule, by the names
             of the parameters.
@@ -49,7 +50,8 @@ class Migrate(Origin, RunFlags):
 
     They override settings in the files.
 
-    For a run folder, the only flag is `--like CHECKPOINT`: its format is written.
+    For a run folder, the only flag is `--like CHECKPOINT`; the format of that
+    checkpoint is written.
 
     Example:
       jaxopt-tf migrate checkpoint-500 runs/books --text books
@@ -62,7 +64,7 @@ class Migrate(Origin, RunFlags):
         {"intended_changes", "resume_from_checkpoint", "num_train_epochs"}
     )
     # Replacements in messages for arguments of Python functions that are not flags.
-    arguments: ClassVar[Mapping[str, str]] = MappingProxyType(
+    argument_replacements: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "checkpoint": "FOLDER",
             "folder": "FOLDER",
@@ -117,7 +119,7 @@ def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
     ):
         raise ValueError(
             "`FOLDER` must be one checkpoint of a Trainer's folder, got all of "
-            f"{str(source)!r}. Name one of its checkpoint-<step>."
+            f"{str(source)!r}. Pass one of its checkpoint-<step> folders."
         )
     elif (source / _SUMS).exists() or find_checkpoints(source):
         exported = export_run(source, out, like=_like(flags))

@@ -102,23 +102,23 @@ def _joined(args: Sequence[str], name: str) -> list[str]:
 
     Other flags that are repeated take the last value, as in Transformers.
     """
-    others: list[str] = []
+    other_args: list[str] = []
     values: list[str] = []
     first, is_open = None, False
     for arg in args:
         flag, equals, value = arg.partition("=")
         if flag == f"--{name}":
-            first = len(others) if first is None else first
+            first = len(other_args) if first is None else first
             is_open = not equals
             values += [value] if equals else []
         elif is_open and not arg.startswith("--"):
             values.append(arg)
         else:
-            others.append(arg)
+            other_args.append(arg)
             is_open = False
     if first is None:
-        return others
-    return [*others[:first], f"--{name}", *values, *others[first:]]
+        return other_args
+    return [*other_args[:first], f"--{name}", *values, *other_args[first:]]
 
 
 def run_config(
@@ -213,8 +213,10 @@ def merged_settings(
         ValueError: if the file has invalid settings. The message lists all of them.
     """
     flags = {**flag_kinds(RunConfig), "preset": flag_kinds(RunFlags)["preset"]}
-    others = {n: k for t in CONFIG_TYPES[1:] for n, k in kinds_of(t).items()}
-    kinds = {**others, **flags, **further_kinds}
+    kinds_of_other_models = {
+        name: kind for t in CONFIG_TYPES[1:] for name, kind in kinds_of(t).items()
+    }
+    kinds = {**kinds_of_other_models, **flags, **further_kinds}
     run_values = {
         name: value for name, value in _resolved(typed).items() if name in kinds
     }
@@ -261,7 +263,7 @@ def _resolved(typed: Mapping[str, Any]) -> dict[str, Any]:
     if ratio is not None:
         _checks.fraction_below_one("warmup_ratio", ratio)
         settings["warmup_steps"] = ratio
-    # The precedence of Transformers.
+    # The first setting of each pair is ignored, as in Transformers.
     if settings.get("max_steps") is not None:
         ignored.append(("num_train_epochs", f"--max_steps {settings['max_steps']}"))
     for name in ("eval", "save"):

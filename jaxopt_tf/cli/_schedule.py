@@ -22,7 +22,8 @@ from ._terminal_curve import terminal_curve
 class Schedules:
     """Draws learning rates over the steps of a run, in the terminal.
 
-    Schedules have the names of Transformers. All are drawn with the same scale.
+    Schedules have the names of Transformers. All schedules are drawn with the same
+    scale.
 
     Example:
       jaxopt-tf schedule cosine linear --num_training_steps 2000
@@ -106,7 +107,8 @@ def _build_schedule(
         command.learning_rate,
         num_steps // 10 if num_warmup is None else num_warmup,
         # With `num_stable_steps` the length of the schedule is the sum of its phases.
-        # If both are given, warmup_stable_decay warns that the other one is not used.
+        # If `num_training_steps` is given as well, warmup_stable_decay would warn that
+        # it is not used.
         None if options and options.get("num_stable_steps") is not None else num_steps,
         options,
     )

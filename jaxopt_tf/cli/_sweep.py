@@ -204,8 +204,9 @@ def _write_or_compare_settings(search: Sweep, folder: Path) -> list[str]:
     """Writes the settings of a new sweep, or compares them with those in its folder.
 
     Returns:
-        A message for each setting that differs from the folder's. They are not errors:
-        `tuning.sweep` compares the recipes and the data, and raises if these differ.
+        A message for each setting that differs from the folder's. These differences are
+        not errors: `tuning.sweep` compares the recipes and the data, and raises if
+        these differ.
 
     Raises:
         ValueError: if the folder contains runs of another model.
@@ -218,26 +219,27 @@ def _write_or_compare_settings(search: Sweep, folder: Path) -> list[str]:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, run)
-        # An atomic write, because a later start reads it.
+        # The write is atomic, because a later start reads the file.
         with atomic_write(folder / _SEARCH) as temporary:
             temporary.write_text(
                 json.dumps(search_settings, indent=2) + "\n", encoding="utf-8"
             )
         return []
     saved = read_settings(path) | _saved_settings(folder)[_SEARCH]
-    # Converted to JSON and back, so that tuples compare equal to the lists in the file.
-    current = json.loads(json.dumps(run | search_settings))
+    # The settings are converted to JSON and back, so that tuples compare equal to the
+    # lists in the file.
+    requested = json.loads(json.dumps(run | search_settings))
     lines = {
-        name: f"`{name}` is {saved[name]!r} in the folder, got {current[name]!r}"
+        name: f"`{name}` is {saved[name]!r} in the folder, got {requested[name]!r}"
         for name in flag_kinds(Sweep)
-        if name in saved and saved[name] != current.get(name) and name != "output_dir"
+        if name in saved and saved[name] != requested.get(name) and name != "output_dir"
     }
     deciding = (*kinds_of(type(search.run.model)), "bf16", "tf32")
     different = [lines[name] for name in deciding if name in lines]
     if different:
         raise ValueError(
             "`output_dir` must be a new folder or contain this sweep, but the model of "
-            f"{str(path)!r} is another one. Name another folder.\n  "
+            f"{str(path)!r} is another one. Pass another folder.\n  "
             + "\n  ".join(different)
         )
     return list(lines.values())

@@ -71,7 +71,7 @@ class ShuffledRows(Generic[_Rows]):
         """Returns `self[n][index]`, an array or a dict of arrays; reads no other rows.
 
         Args:
-            n: number of the batch.
+            n: index of the batch.
             index: slices of the leading axes of the batch; () for the whole batch.
 
         Raises:
@@ -82,13 +82,13 @@ class ShuffledRows(Generic[_Rows]):
         axes = len(self._rows)
         numbers = np.arange(math.prod(self._rows)).reshape(self._rows)[index[:axes]]
         first = n * math.prod(self._rows)
-        read = [self._dataset[first + int(i)] for i in numbers.flat]
+        rows = [self._dataset[first + int(i)] for i in numbers.flat]
         columns = index[axes] if len(index) > axes else slice(None)
 
         def stacked(*arrays: np.ndarray) -> np.ndarray:
             return np.stack(arrays).reshape(*numbers.shape, -1)[..., columns]
 
-        return jax.tree.map(stacked, *read)
+        return jax.tree.map(stacked, *rows)
 
     def iter_from(self, start: int) -> Iterator[_Rows]:
         """Yields the batches from `start` on.

@@ -27,9 +27,9 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 class Rendered(NamedTuple):
     """Text of a conversation."""
 
-    text: str
-    # Start and end of each text in {% generation %}; None if the
-    # template does not have this tag.
+    text: str  # the whole conversation, as the template renders it
+    # Start and end of each text in {% generation %}; None if the template does not have
+    # this tag.
     generated: list[tuple[int, int]] | None
 
 
@@ -124,7 +124,8 @@ class ChatTokenizer:
                 self._compiled[source] = _environment().from_string(source)
             template = self._compiled[source]
             with template.environment.tracked(parts, generated):
-                # One by one, because `tracked` reads the position in `parts`.
+                # Parts are appended one by one, because `tracked` reads the position in
+                # `parts`.
                 for part in template.generate(
                     messages=[_prepare_message(message) for message in messages],
                     tools=tools,

@@ -55,11 +55,11 @@ def read_conversations(
     All rows have the columns of the first one, in one of three forms:
 
     - `prompt` and `completion` are strings. The text is their concatenation, to which
-      the end-of-document token is appended unless it ends with it. It is encoded with
-      the special tokens that the tokenizer adds, such as one at the start.
+      the end-of-document token is appended unless the text ends with it. The text is
+      encoded with the special tokens that the tokenizer adds, such as one at the start.
     - `prompt` and `completion` are lists of messages, each an object with `role` and
       `content`. The chat template renders them, and adds all special tokens.
-    - `messages` is a list of messages, rendered likewise.
+    - `messages` is a list of messages, rendered in the same way.
 
     Columns `tools` (a list of JSON schemas, or a string that contains it) and
     `chat_template_kwargs` (an object) are passed to the template. Other columns are
@@ -141,7 +141,7 @@ def form_of_rows(cache_dir: Path) -> Literal["text", "chat"] | None:
     try:
         metadata = json.loads(Path(cache_dir, "tokens.json").read_bytes())
         return "chat" if metadata["counts"][_IS_CHAT] else "text"
-    # Missing, damaged, or of another corpus.
+    # The file is missing, damaged, or of another corpus.
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -149,8 +149,8 @@ def form_of_rows(cache_dir: Path) -> Literal["text", "chat"] | None:
 class _Text(NamedTuple):
     """Text of a row before it is encoded."""
 
-    location: str
-    text: str
+    location: str  # path and number of the row, for messages
+    text: str  # text of the whole row
     prompt: str | None  # text of the prompt alone
     answers: list[tuple[int, int]] | None  # start and end of each answer in `text`
     has_special_tokens: bool  # False if the tokenizer adds them
@@ -215,14 +215,14 @@ class _RowEncoder:
     def _encode(self) -> Iterator[np.ndarray]:
         texts = self._read_texts()
         while batch := list(itertools.islice(texts, _BATCH_SIZE)):
-            whole = self._encode_texts([row.text for row in batch], batch[0])
+            encodings = self._encode_texts([row.text for row in batch], batch[0])
             prompts: Iterator[Encoding] = iter(())
             if batch[0].prompt is not None:
                 prompts = iter(
                     self._encode_texts([str(r.prompt) for r in batch], batch[0])
                 )
             parts: list[np.ndarray] = []
-            for row, encoding in zip(batch, whole, strict=True):
+            for row, encoding in zip(batch, encodings, strict=True):
                 ids = np.asarray(encoding.ids, np.int32)
                 is_predicted = np.ones(len(ids), bool)
                 if row.prompt is not None:
@@ -309,7 +309,8 @@ class _RowEncoder:
                 if answers is None:
                     answers = self._find_answers(messages, whole.text, values)
             return _Text(row.location, whole.text, None, answers, True)
-        # A TypeError: `chat_template_kwargs` contains an argument of `render`.
+        # A TypeError is raised if `chat_template_kwargs` contains an argument of
+        # `render`.
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`{self._argument}` must contain messages that the chat template "

@@ -34,7 +34,7 @@ class Corpus(NamedTuple):
     training: TokenStream
     evaluation: TokenStream
     vocab_size: int  # upper limit of the tokens, exclusive
-    num_documents: int
+    num_documents: int  # documents of both parts
     unit: Literal["bytes", "tokens"]  # name of a token, in the plural
     fingerprint: str  # SHA-256 of the content of both parts, independent of paths
     skipped_files: SkippedFiles = SkippedFiles()
@@ -130,14 +130,15 @@ def split(documents: Documents) -> tuple[Documents, Documents]:
         len(length) < _EVALUATION_DIVISOR
     )
     tail_length = np.where(is_cut, length // _EVALUATION_DIVISOR, 0)
-    whole = np.flatnonzero(~is_cut)
-    whole = whole[np.argsort(_hash_integers(whole), kind="stable")]
+    uncut = np.flatnonzero(~is_cut)
+    uncut = uncut[np.argsort(_hash_integers(uncut), kind="stable")]
     is_evaluation = np.zeros(len(length), bool)
-    # Documents are selected in the order of their hashes until they contain a tenth.
+    # Documents are selected in the order of their hashes until they contain a tenth of
+    # their tokens.
     is_below_limit = (
-        _EVALUATION_DIVISOR * np.cumsum(length[whole]) <= length[whole].sum()
+        _EVALUATION_DIVISOR * np.cumsum(length[uncut]) <= length[uncut].sum()
     )
-    is_evaluation[whole[is_below_limit]] = True
+    is_evaluation[uncut[is_below_limit]] = True
     heads = documents._replace(length=length - tail_length)
     tails = documents._replace(
         start=np.where(is_cut, start + length - tail_length, start),

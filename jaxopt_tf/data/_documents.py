@@ -135,7 +135,7 @@ class _TextSource:
 class ByteEncoder:
     """Encoder of documents as UTF-8 bytes; a byte 0 follows each document."""
 
-    unit: Final = "bytes"
+    unit: Final = "bytes"  # for `Corpus.unit`
 
     def __init__(self) -> None:
         """Sets the values that `DocumentEncoder` reads from a tokenizer."""

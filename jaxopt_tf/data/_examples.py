@@ -78,23 +78,23 @@ class ExampleBatches:
         whole, rest = divmod(self.num_examples, self._batch_size)
         self._num_batches = whole + (rest > 0 and not drop_last)
         if not self._num_batches:
-            least = self._batch_size if drop_last else 1
+            minimum = self._batch_size if drop_last else 1
             raise ValueError(
                 f"`train_dataset` must contain at least "
-                f"{_checks.pluralize(least, 'example')}, got {self.num_examples}. "
+                f"{_checks.pluralize(minimum, 'example')}, got {self.num_examples}. "
                 "Check how it was read or filtered."
             )
         self.steps_per_epoch = -(-self._num_batches // self._num_micro)
 
     def __getitem__(self, n: int) -> list[Arrays]:
-        """Returns the micro-batches of update `n`, counted from 0: 1 to k of them."""
+        """Returns the 1 to k micro-batches of update `n`, counted from 0."""
         epoch, update = divmod(n, self.steps_per_epoch)
-        found = []
+        micro_batches = []
         for i, rows in enumerate(self.rows(n), update * self._num_micro):
             with seeded_generators(self._seed, epoch, i):
                 examples = [self._examples[row] for row in rows]
-                found.append(self._collate(examples))
-        return found
+                micro_batches.append(self._collate(examples))
+        return micro_batches
 
     def rows(self, n: int) -> list[Sequence[int]]:
         """Returns the numbers of the examples of each micro-batch of update `n`."""
@@ -127,8 +127,8 @@ class StreamedBatches:
     the same in every iteration.
     """
 
-    num_examples: int | None = None
-    steps_per_epoch: int | None = None
+    num_examples: int | None = None  # unknown before the examples end
+    steps_per_epoch: int | None = None  # unknown, too
 
     def __init__(
         self,
@@ -210,8 +210,8 @@ def torch_permutation(length: int, seed: int) -> list[int]:
 def seeded_generators(*numbers: int) -> Iterator[None]:
     """Seeds the global generators of Python, NumPy and torch, and restores them.
 
-    Collators that mask tokens draw from them. Their numbers then depend on the
-    micro-batch only, and not on those before it.
+    Collators that mask tokens draw from them. Their random numbers then depend on the
+    micro-batch only, and not on the micro-batches before it.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     torch: Any = sys.modules.get("torch")  # a collator that uses it has imported it
@@ -231,10 +231,10 @@ def seeded_generators(*numbers: int) -> Iterator[None]:
 
 
 def stack_examples(examples: list[Mapping[str, Any]]) -> Arrays:
-    """Stacks the columns of examples, as `default_data_collator` of Transformers.
+    """Stacks the columns of examples, like `default_data_collator` of Transformers.
 
-    A column `label` or `label_ids` becomes `labels`. Columns of strings, and those that
-    are None in the first example, are left out.
+    A column `label` or `label_ids` becomes `labels`. Columns of strings, and columns
+    that are None in the first example, are left out.
 
     Args:
         examples: mappings of names to numbers, lists of numbers or arrays.
@@ -306,7 +306,8 @@ def _stacked(name: str, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
             reason = f"has rows of shapes {', '.join(map(str, shapes[:3]))}"
             if len(shapes) == 1:
                 stacked, dtypes = np.stack(rows), {row.dtype for row in rows}
-                # Of integers and float32, torch makes float32, and NumPy float64.
+                # torch promotes integers and float32 to float32, NumPy promotes them to
+                # float64.
                 is_wider = stacked.dtype == np.float64 and stacked.dtype not in dtypes
                 return stacked.astype(np.float32) if is_wider else stacked
         except (TypeError, ValueError) as error:

@@ -27,13 +27,14 @@ class PackedRows:
 
     - `input_ids`: tokens; `pad_token_id` at the end.
     - `labels`: the tokens that are predicted, unshifted as in Transformers; -100 for
-      the others: masked tokens, the first token of each document, and padding.
+      tokens that are not predicted: masked tokens, the first token of each document,
+      and padding.
     - `segment_ids`: 1, 2, ... for the documents of the row; 0 for padding.
     - `position_ids`: index in the document; 0 for padding.
 
     Only the lengths of the documents are kept in memory. Documents without a predicted
-    token are dropped: those of one token, and those whose completion is beyond the end
-    of a row.
+    token are dropped: documents of one token, and documents whose completion is beyond
+    the end of a row.
 
     Attributes:
         notes: sentences about documents that were truncated or dropped.
@@ -66,10 +67,10 @@ class PackedRows:
             block_size: T, number of inputs per row; at least 1. `max_length` of TRL is
                 the number of tokens, T + 1.
             packing: "bfd" fills rows by best-fit decreasing: documents are sorted by
-                length, and each is put into the row with the least space that is
-                enough, or into a new one. "in_order" keeps their order, and begins a
-                new row with each document that does not fit. "none" gives each document
-                a row of its own.
+                length, and each is put into the row with the least sufficient space, or
+                into a new row. "in_order" keeps their order, and begins a new row with
+                each document that does not fit. "none" gives each document a row of its
+                own.
             overflow: "truncate" keeps the first T + 1 tokens of longer documents;
                 "split" turns the rest into further documents.
             pad_token_id: token at the end of rows; any token of the vocabulary, since
@@ -126,12 +127,12 @@ class PackedRows:
         first, last = self._row_bounds[index], self._row_bounds[index + 1]
         pieces = zip(self._start[first:last], self._stop[first:last], strict=True)
         for segment, (start, stop) in enumerate(pieces, 1):
-            read = self._stream.read(int(start), int(stop)).astype(np.int32)
-            span = slice(filled, filled + len(read))
-            filled += len(read)
+            stored = self._stream.read(int(start), int(stop)).astype(np.int32)
+            span = slice(filled, filled + len(stored))
+            filled += len(stored)
             # A masked token t is stored as ~t, which is negative.
-            is_masked = read < 0
-            tokens = np.where(is_masked, ~read, read)
+            is_masked = stored < 0
+            tokens = np.where(is_masked, ~stored, stored)
             row["input_ids"][span] = tokens
             labels = np.where(is_masked, _IGNORED, tokens)
             # The first token has no context: it would be predicted from the last token
@@ -139,7 +140,7 @@ class PackedRows:
             labels[0] = _IGNORED
             row["labels"][span] = labels
             row["segment_ids"][span] = segment
-            row["position_ids"][span] = np.arange(len(read))
+            row["position_ids"][span] = np.arange(len(stored))
         return row
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -171,7 +172,7 @@ class PackedRows:
             low, high = start[chunk], stop[chunk]
             tokens = self._stream.read(int(low[0]), int(high[-1]))
             cumulative = np.concatenate([[0], np.cumsum(tokens >= 0)])
-            # Without the first token of a piece, which nothing predicts.
+            # The first token of a piece is not counted, because no token predicts it.
             counts[chunk] = cumulative[high - low[0]] - cumulative[low + 1 - low[0]]
         return counts
 
@@ -221,13 +222,13 @@ def packed_evaluation_batches(
 
     Args:
         rows: rows of the evaluation part.
-        batch_size: B, number of rows in a batch; fewer if there are fewer.
+        batch_size: B, number of rows in a batch; fewer if `rows` has fewer.
         num_tokens: approximate number of tokens, with padding, in all batches; None
             for all rows.
 
     Returns:
-        A list of dicts as from `PackedBatches`. The last one is completed with rows of
-        padding.
+        A list of dicts as from `PackedBatches`. The last batch is completed with rows
+        of padding.
 
     Raises:
         TypeError: if `batch_size` is not a whole number.
@@ -237,18 +238,18 @@ def packed_evaluation_batches(
     num_rows = len(rows)
     if num_tokens is not None:
         _checks.positive("num_tokens", num_tokens)
-        # Whole batches, and at least one.
+        # The limit is rounded down to whole batches, but to at least one.
         num_batches = max(1, int(num_tokens) // (rows.block_size * batch_size))
         num_rows = min(num_rows, num_batches * batch_size)
     chosen = np.linspace(0, len(rows) - 1, num_rows).astype(int)
-    read = [rows[int(i)] for i in chosen]
-    read += [rows.empty()] * (-len(read) % batch_size)
+    row_list = [rows[int(i)] for i in chosen]
+    row_list += [rows.empty()] * (-len(row_list) % batch_size)
     return [
         {
-            name: np.stack([row[name] for row in read[i : i + batch_size]])
-            for name in read[0]
+            name: np.stack([row[name] for row in row_list[i : i + batch_size]])
+            for name in row_list[0]
         }
-        for i in range(0, len(read), batch_size)
+        for i in range(0, len(row_list), batch_size)
     ]
 
 
@@ -288,7 +289,8 @@ def _assign(
         order = np.arange(len(lengths))
         rows = _next_fit(lengths, size)
     else:
-        # In descending order of length; documents of equal length keep their order.
+        # Pieces are sorted in descending order of length; pieces of equal length keep
+        # their order.
         order = np.argsort(-lengths, kind="stable")
         rows = _best_fit(lengths[order], size)
     by_row = np.argsort(rows, kind="stable")

@@ -101,12 +101,12 @@ def _check_vocabulary(
 ) -> None:
     if int(chunk.min()) >= 0 and int(chunk.max()) < vocab_size:
         return
-    bad = int(np.flatnonzero((chunk < 0) | (chunk >= vocab_size))[0])
+    first_invalid = int(np.flatnonzero((chunk < 0) | (chunk >= vocab_size))[0])
     raise ValueError(
         f"`text` must contain tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, "
-        f"but token {first + bad} of {str(path)!r} is {chunk[bad]}. Give the "
-        "`vocab_size` of its tokenizer; above 65,536 a .bin is read as uint32, "
-        "otherwise as uint16."
+        f"but token {first + first_invalid} of {str(path)!r} is "
+        f"{chunk[first_invalid]}. Give the `vocab_size` of its tokenizer; above "
+        "65,536 a .bin is read as uint32, otherwise as uint16."
     )
 
 

@@ -91,7 +91,7 @@ def is_row_file(path: Path) -> bool:
 
 
 def sha256_of(path: Path, argument: str) -> str:
-    """Returns the SHA-256 of a file of rows; raises a ValueError as `read_rows`."""
+    """Returns the SHA-256 of a file of rows; raises a ValueError like `read_rows`."""
     _check_file(path, argument)
     digest = hashlib.sha256()
     for chunk in chunks(path):
@@ -170,8 +170,8 @@ def _parse_error(path: Path, argument: str, line: int, problem: object) -> Value
 
 def _read_jsonl(path: Path, argument: str) -> Iterator[Row]:
     with open(path, "rb") as opened:
-        for number, line in enumerate(opened, 1):
-            if number == 1:
+        for row_number, line in enumerate(opened, 1):
+            if row_number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
@@ -179,8 +179,8 @@ def _read_jsonl(path: Path, argument: str) -> Iterator[Row]:
                 values = json.loads(line.decode())
             # `UnicodeDecodeError` and `JSONDecodeError` are both `ValueError`s.
             except ValueError as error:
-                raise _parse_error(path, argument, number, error) from error
-            yield _make_row(values, f"line {number:,} of {str(path)!r}", argument)
+                raise _parse_error(path, argument, row_number, error) from error
+            yield _make_row(values, f"line {row_number:,} of {str(path)!r}", argument)
 
 
 def _read_json(path: Path, argument: str) -> Iterator[Row]:
@@ -205,8 +205,8 @@ def _read_json(path: Path, argument: str) -> Iterator[Row]:
             f"list as {_FIELD!r}, but {str(path)!r} contains neither. Save its rows as "
             ".jsonl, one object per line."
         )
-    for number, values in enumerate(rows, 1):
-        yield _make_row(values, f"row {number:,} of {str(path)!r}", argument)
+    for row_number, values in enumerate(rows, 1):
+        yield _make_row(values, f"row {row_number:,} of {str(path)!r}", argument)
 
 
 def _make_row(values: Any, location: str, argument: str) -> Row:
@@ -227,12 +227,12 @@ def read_delimited(path: Path, argument: str, delimiter: str = ",") -> Iterator[
     with open(path, encoding="utf-8-sig", newline="") as opened:
         rows = csv.DictReader(opened, delimiter=delimiter, strict=True)
         try:
-            for number, values in enumerate(rows, 1):
+            for row_number, values in enumerate(rows, 1):
                 if None in values or None in values.values():
                     names = rows.fieldnames or []
                     problem = f"it does not have {len(names)} values, as the header has"
                     raise _parse_error(path, argument, rows.line_num, problem)
-                yield Row(f"row {number:,} of {str(path)!r}", values)
+                yield Row(f"row {row_number:,} of {str(path)!r}", values)
         except csv.Error as error:
             # `rows.line_num` is that of the last complete row.
             raise _parse_error(path, argument, rows.reader.line_num, error) from error
@@ -247,13 +247,13 @@ def _read_parquet(path: Path, argument: str) -> Iterator[Row]:
     pyarrow = import_pyarrow(path, argument)
     from pyarrow import parquet
 
-    number = 0
+    row_number = 0
     try:
         with parquet.ParquetFile(path) as opened:
             for batch in opened.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"row {number:,} of {str(path)!r}", values)
+                    row_number += 1
+                    yield Row(f"row {row_number:,} of {str(path)!r}", values)
     except pyarrow.ArrowException as error:
         raise arrow_error(path, argument, error) from error
 

@@ -22,7 +22,7 @@ class TextCodec(NamedTuple):
         decode: tokens -> text, without special tokens.
         start_token_id: token that replaces an empty text; None if there is none.
         end_token_ids: tokens that end a text.
-        end_names: their names in the tokenizer.
+        end_names: names of these tokens in the tokenizer.
         is_chat: True if a prompt is a user message, which a chat template renders,
             and what follows it is an answer.
     """
@@ -64,8 +64,9 @@ class TextCodec(NamedTuple):
     def continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Returns the text that `new` tokens add to a prompt.
 
-        Some tokenizers drop a space at the start of a text. The text of the prompt with
-        its continuation is therefore decoded, and that of the prompt removed.
+        Some tokenizers drop a space at the start of a text. The tokens of the prompt
+        with its continuation are therefore decoded, and the text of the prompt is
+        removed from the result.
         """
         prompt_text, full_text = self.decode(prompt), self.decode([*prompt, *new])
         return (

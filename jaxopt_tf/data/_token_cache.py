@@ -57,7 +57,7 @@ def write_cached(
         raise ValueError(
             f"`cache_dir` must be a folder with enough space for the tokens, but "
             f"{str(path)!r} could not be written: {error.strerror}. Free space, or "
-            "name another folder."
+            "pass another folder."
         ) from error
     return found
 

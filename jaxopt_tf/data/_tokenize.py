@@ -32,8 +32,8 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
     """Reads text files as tokens of a tokenizer.
 
     The tokens are written to `tokens.bin` in `cache_dir`. `tokens.json` records a hash
-    of the text, of the tokenizer and of `tokens.bin`. The file is
-    reused while these are unchanged.
+    of the text, of the tokenizer and of `tokens.bin`. `tokens.bin` is reused while
+    these are unchanged.
 
     A document is encoded in pieces of at most 32,768 characters, which are cut at line
     ends: memory does not depend on its size. The only special token that is added is
@@ -66,7 +66,7 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
 class DocumentEncoder:
     """Tokenizer of documents, each of which is followed by an end-of-document token."""
 
-    unit: Final = "tokens"
+    unit: Final = "tokens"  # for `Corpus.unit`
 
     def __init__(self, path: Path):
         """Loads a `tokenizer.json`.
@@ -85,7 +85,7 @@ class DocumentEncoder:
         self.end = token_id(self._tokenizer, name)
         self.cache_key = {
             "version": _VERSION,
-            "text": [],
+            "text": [],  # replaced by the hashes of the texts
             "tokenizer": hashlib.sha256(content).hexdigest(),
             "eos_token_id": self.end,
             "vocab_size": self.vocab_size,
@@ -147,7 +147,8 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", bytes]:
             f"{str(path)!r} is not: {error}. `tokenizer.save_pretrained` of "
             "Transformers writes one."
         ) from error
-    # The file can enable both. Truncation would silently drop the end of pieces.
+    # tokenizer.json can enable truncation and padding. Truncation would silently drop
+    # the end of pieces.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, content

@@ -14,7 +14,7 @@ class _Edit(NamedTuple):
 
     start: str  # first text of the part
     stop: str | None  # text that follows the part; None if the part is `start`
-    new: str
+    new: str  # text that replaces the part
 
 
 _START, _STOP = "{%- generation %}", "{%- endgeneration %}"
@@ -77,7 +77,7 @@ _DEEPSEEK_R1_DISTILL = (
         _STOP + "{%- endif %}{%- endif %}{%- if message['role'] == 'tool' %}",
     ),
 )
-# By the SHA-256 of the released template.
+# Edits of released templates, by the SHA-256 of the template.
 _EDITS = {
     "a55ee1b1660128b7098723e0abcd92caa0788061051c62d51cbe87d9cf1974d8": _QWEN3,
     "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f": _QWEN2_5,

@@ -24,7 +24,7 @@ class Field(NamedTuple):
     "non_optimizer" fields under the same name.
     """
 
-    kind: FieldKind
+    kind: FieldKind  # effect of the field, see above
     defaults: tuple[Any, ...]  # values that are treated as "not set"
     reason: str  # why other values are refused
     value: Kind | None  # how the value is parsed; None: it is left unchanged
@@ -118,8 +118,8 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     **_fields("devices", "_n_gpu", -1, 0, 1, reason=_NUM_DEVICES),
     **_fields("devices", "local_rank", -1, 0, reason=_NUM_DEVICES),
     **_fields("devices", "tpu_num_cores", 1, reason=_NUM_DEVICES),
-    # Fields that `RunConfig` has too. The last of each kind are fields of
-    # Seq2SeqTrainingArguments.
+    # Fields that `RunConfig` has, too. `sortish_sampler`, `predict_with_generate` and
+    # the names that start with `generation` are fields of Seq2SeqTrainingArguments.
     **_fields("non_optimizer", "bf16 load_best_model_at_end tf32", False),
     **_fields("ignored", "gradient_checkpointing resume_from_checkpoint", False),
     **_fields("ignored", "eval_steps logging_steps save_steps", value=NUMBER),

@@ -100,13 +100,13 @@ class Translation:
 
     def read_settings(self) -> dict[str, Any]:
         """Returns the settings that are set, parsed by their kinds."""
-        read = {}
+        parsed = {}
         for name, value in self.settings.items():
             if is_set(value) or self.kinds[name].is_optional:
                 with self.refusing():
                     given = value if is_set(value) else None
-                    read[name] = read_value(name, self.kinds[name], given)
-        return read
+                    parsed[name] = read_value(name, self.kinds[name], given)
+        return parsed
 
 
 def select_fields(
@@ -151,7 +151,7 @@ def select_fields(
             )
     unread = [*dict.fromkeys(ignore_fields)]
     translation = Translation({}, typed, kinds=kinds, unread=unread)
-    read = {}
+    parsed = {}
     # In a partial source an unknown name may be a misspelling. It stays in the values
     # and is refused when the fields are translated.
     is_whole = may_be_subclass and has_all_fields(values)
@@ -160,7 +160,7 @@ def select_fields(
         if name in ignore_fields:
             continue
         if is_known or not is_whole:
-            read[name] = _read_field(name, value)
+            parsed[name] = _read_field(name, value)
         elif _OF_THE_OPTIMIZER.search(name) and value is not False and is_set(value):
             translation.refusals.append(
                 f"`{name}` {value!r}: this field of a subclass may change the "
@@ -169,7 +169,7 @@ def select_fields(
             )
         else:
             translation.unread.append(name)
-    translation.values = read
+    translation.values = parsed
     return translation
 
 

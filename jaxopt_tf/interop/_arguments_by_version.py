@@ -28,7 +28,7 @@ class ArgsVersion(NamedTuple):
     decay_rule: str  # rule of `decay_mask`
     # Decay rules of all versions that the fields allow, newest first.
     open_rules: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences on why the rules were chosen
 
     @property
     def rounds_up(self) -> bool:
@@ -146,7 +146,7 @@ def args_version(names: Iterable[str], version: str | None = None) -> ArgsVersio
 def versions_of(
     names: Iterable[str], *, by_absence: bool = True
 ) -> tuple[Version, Version]:
-    """Returns the first version with these fields, and the first later one without.
+    """Returns the first version with these fields, and the next one without them.
 
     Args:
         names: names of the fields.
@@ -211,7 +211,8 @@ def source_version(source: ArgsSource, given: str | None) -> ArgsVersion:
     if version is None or number < _OLDEST:
         return by_fields
     first, end = versions_of(source.values, by_absence=False)
-    # Builds between two releases, such as "4.53.0.dev0", may have the fields of either.
+    # Builds between two releases, such as "4.53.0.dev0", may have the fields of either
+    # release.
     if first <= number < end or not re.fullmatch(r"[\d.]+", version):
         return args_version(source.values, version)
     versions = "{}.{} or later".format(*first)
@@ -252,12 +253,12 @@ def default_optimizer(values: Mapping[str, Any]) -> str | None:
 
 def note_on_decay(version: ArgsVersion, recipe: Recipe) -> list[str]:
     """Returns a note if the run may have used another decay rule than the recipe."""
-    others = [rule for rule in version.open_rules if rule != version.decay_rule]
-    if not others or recipe.weight_decay == 0:
+    other_rules = [rule for rule in version.open_rules if rule != version.decay_rule]
+    if not other_rules or recipe.weight_decay == 0:
         return []
     return [
         f"`decay_rule` is {version.decay_rule!r}: the version of Transformers is not "
-        f"known, and others used {', '.join(map(repr, others))}; pass "
+        f"known, and others used {', '.join(map(repr, other_rules))}; pass "
         "`transformers_version`"
     ]
 

@@ -88,12 +88,12 @@ def check_finite(array: np.ndarray, name: str, *, non_negative: bool = False) ->
         return
     # Only a failed check needs the positions, in a dtype with `isfinite`.
     wide = flat.astype(np.float64)
-    bad = np.flatnonzero(~(np.isfinite(wide) & (wide >= minimum)))
+    invalid = np.flatnonzero(~(np.isfinite(wide) & (wide >= minimum)))
     limit = "finite and at least 0" if non_negative else "finite"
     raise ValueError(
-        f"{name} must be {limit}, got {len(bad)} of {flat.size} numbers that are not, "
-        f"the first {wide[bad[0]]} at {bad[0]}. The file is damaged, or its run had "
-        "diverged: use an earlier checkpoint."
+        f"{name} must be {limit}, got {len(invalid)} of {flat.size} numbers that are "
+        f"not, the first {wide[invalid[0]]} at {invalid[0]}. The file is damaged, or "
+        "its run had diverged: use an earlier checkpoint."
     )
 
 

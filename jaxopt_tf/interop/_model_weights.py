@@ -25,8 +25,8 @@ from ._weight_files import Index, WeightFiles
 class StoredTensor(NamedTuple):
     """Name and dtype of a parameter in a weight file."""
 
-    key: str
-    dtype: np.dtype
+    key: str  # name in the file
+    dtype: np.dtype  # dtype in the file
 
 
 def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree:
@@ -57,7 +57,8 @@ def read_params(folder: Path | str, params: PyTree, names: ParamNames) -> PyTree
             represent the numbers of the file.
 
     Differs: `from_pretrained` initializes missing parameters randomly and unties
-        tensors that are not equal. Both are errors here.
+        tensors that are not equal. Here, missing parameters and unequal tensors are
+        errors.
     """
     return read_weights(Path(folder), params, names)[0]
 
@@ -120,7 +121,8 @@ def stored_tensors(folder: Path | str, names: ParamNames) -> dict[str, StoredTen
         names: names of torch's parameters, with the leaf of each.
 
     Raises:
-        ValueError: as `read_params`, except for the numbers and their dtypes.
+        ValueError: for the reasons listed in `read_params`, except those that concern
+            values and dtypes.
     """
     files = _files(Path(folder), names.model)
     key_by_name = _key_by_parameter(files, _keys(files, names.model), names.model)
@@ -278,7 +280,8 @@ def _unequal(files: WeightFiles, found: list[str], num_renamed: int) -> list[str
     Args:
         files: the weight files.
         found: names of the tensors, compared with the first of them.
-        num_renamed: how many of them are spellings of one name; the others are tied.
+        num_renamed: number of these names that are spellings of one name; the remaining
+            names are of tied tensors.
     """
     problems = []
     for number, other in enumerate(found[1:], start=1):

@@ -1,4 +1,4 @@
-"""Conversion of moments, counters and learning rate between torch and one state.
+"""Conversion of moments, counters and rate between torch and an optimizer state.
 
 `adafactor_tf` stores Adafactor's row and column means in the axes of the layout that it
 has for the leaf; torch stores them in the axes of its tensor. If the two layouts differ

@@ -41,7 +41,8 @@ ADAFACTOR_SETTINGS = {
     **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
     "beta1": None,
 }
-# bitsandbytes has one class for AdamW and AdEMAMix, whose settings these are.
+# bitsandbytes has one class for AdamW and AdEMAMix. These settings have an effect for
+# AdEMAMix only.
 BITSANDBYTES_SETTINGS = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 # Key of the dict that contains the arrays of an entry in bitsandbytes since 0.49.2.
 BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
@@ -286,8 +287,8 @@ def _keys(node: Any) -> list[Any]:
 def _entry_keys(entry: Any) -> frozenset[str]:
     """Returns the keys of an entry and of the dicts that it contains."""
     if not isinstance(entry, Mapping):
-        kind = type(entry).__name__
-        raise _error("have a dict for each entry of `state`", f"{kind}.")
+        type_name = type(entry).__name__
+        raise _error("have a dict for each entry of `state`", f"{type_name}.")
     inner = [value for value in entry.values() if isinstance(value, Mapping)]
     return frozenset(str(key) for node in (entry, *inner) for key in node)
 

@@ -33,13 +33,13 @@ def opt_state_from_torch(
     state of `adamw_8bit_tf`, which must quantize the same leaves. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
 
-    A state dict identifies parameters by number. Their names are taken from the first
-    of these sources that exists: `param_names` in the file; `groups`; Trainer's two
-    groups (decayed parameters first), or `named_parameters()` for a single group.
-    Trainer's groups depend on its version: they are those of `decay_rule`, or those of
-    the only version whose groups have the lengths and shapes of the file. Without
-    names, an exchange of two parameters of equal shape cannot be detected; parameters
-    of different shapes in another order are refused.
+    A state dict identifies parameters by index. Their names are taken from the first of
+    these sources that exists: `param_names` in the file; `groups`; Trainer's two groups
+    (decayed parameters first), or `named_parameters()` for a single group. Trainer's
+    groups depend on its version: they are those of `decay_rule`, or those of the only
+    version whose groups have the lengths and shapes of the file. Without names, an
+    exchange of two parameters of equal shape cannot be detected; parameters of
+    different shapes in another order are refused.
 
     Args:
         opt_state: the result of `optimizer.init(params)`, which contains an
@@ -51,7 +51,7 @@ def opt_state_from_torch(
             passed to torch.
         layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         step: step passed to the schedule next, from the state of the scheduler; None
-            for the largest count. They differ if updates were skipped.
+            for the largest count. Step and count differ if updates were skipped.
         decay_rule: rule of `decay_mask` that Trainer used, as returned by
             `trainer_decay_rule` for its version.
 
@@ -62,7 +62,7 @@ def opt_state_from_torch(
 
     Raises:
         ValueError: if the state dict is of another optimizer or format; if groups,
-            numbers or shapes do not match; if moments have no `step`; if a leaf would
+            indices or shapes do not match; if moments have no `step`; if a leaf would
             need two counts, or a wider dtype than it has; or if its moments are float32
             on one side and of 8 bits on the other, or have other levels or blocks.
 
@@ -83,7 +83,7 @@ def convert_state(
     layouts: Layouts,
     step: int | None,
 ) -> PyTree:
-    """Converts as `opt_state_from_torch`, from a state dict with names."""
+    """Converts a state dict with names, like `opt_state_from_torch`."""
     # `optax.multi_transform` contains one state for each of its groups, in which the
     # leaves of the other groups are masked.
     nodes = _nodes(opt_state)
@@ -156,19 +156,19 @@ def torch_from_opt_state(
     for node in nodes:
         entries |= node.to_torch(for_bitsandbytes=for_bitsandbytes)
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
-    # torch numbers the parameters of all groups consecutively. The numbers are the keys
-    # of the entries.
-    numbers: dict[str, int] = {}
+    # torch numbers the parameters of all groups consecutively. These indices are the
+    # keys of the entries.
+    index_by_name: dict[str, int] = {}
     saved = []
     for settings, group in zip(param_groups, named, strict=True):
-        numbers |= {name: len(numbers) + i for i, name in enumerate(group)}
+        index_by_name |= {name: len(index_by_name) + i for i, name in enumerate(group)}
         group_params = {
-            "params": [numbers[n] for n in group],
+            "params": [index_by_name[n] for n in group],
             "param_names": list(group),
         }
-        others = {k: v for k, v in settings.items() if k not in group_params}
-        saved.append({**others, **group_params})
-    state = {i: entries[name] for name, i in numbers.items() if name in entries}
+        hyperparams = {k: v for k, v in settings.items() if k not in group_params}
+        saved.append({**hyperparams, **group_params})
+    state = {i: entries[name] for name, i in index_by_name.items() if name in entries}
     return {"state": state, "param_groups": saved}
 
 

@@ -94,10 +94,10 @@ def match_names(
             `adafactor_tf`; required if name and shape allow several layouts.
         convention: orientation of kernels whose shape does not determine it. "linear":
             leaves are [in, out]; torch layers of unknown type are taken for Linear,
-            whose weights are [out, in]. "conv1d": leaves are [in, out]; layers of
-            unknown type are taken for Conv1D, whose weights are [in, out], as in
-            GPT-2. "former_flax_gpt2": as "conv1d", but leaves for Conv1D are
-            [out, in], as in the former Flax GPT-2.
+            whose weights are [out, in]. "conv1d": leaves are [in, out]; torch layers of
+            unknown type are taken for Conv1D, whose weights are [in, out], as in GPT-2.
+            "former_flax_gpt2": like "conv1d", but leaves for Conv1D are [out, in], as
+            in the former Flax GPT-2.
 
     Returns:
         The correspondence, for functions that read and write parameters and optimizer
@@ -216,15 +216,15 @@ class _Resolver:
         # Numbered names, by the name without the number and the position of the number:
         # "h.0.mlp.1.bias" is layer 0 of ("h.mlp.1.bias", 1) and layer 1 of
         # ("h.0.mlp.bias", 3).
-        numbered: dict[tuple[str, int], dict[int, str]] = {}
+        layers_by_stem: dict[tuple[str, int], dict[int, str]] = {}
         for name in torch_names:
             parts = name.split(".")
             for index, part in enumerate(parts):
                 if part.isdecimal():
                     stem = ".".join(parts[:index] + parts[index + 1 :])
-                    numbered.setdefault((stem, index), {})[int(part)] = name
+                    layers_by_stem.setdefault((stem, index), {})[int(part)] = name
         self._found: dict[str, list[tuple[str, ...] | str]] = {}
-        for (stem, _), layers in numbered.items():
+        for (stem, _), layers in layers_by_stem.items():
             # Only complete sequences 0, 1, ... are stacks.
             if sorted(layers) == list(range(len(layers))):
                 stack = tuple(layers[i] for i in range(len(layers)))

@@ -1,4 +1,4 @@
-"""Conversion of moments of 8 bits between bitsandbytes and one state.
+"""Conversion of moments of 8 bits between bitsandbytes and an optimizer state.
 
 bitsandbytes stores codes in the shape of the torch parameter, the largest magnitude of
 each block of 256 elements in the flattened order, and a table of the 256 levels that
@@ -19,15 +19,15 @@ from ._state_dict import FlatEntries, TorchState
 from ._tensor_slices import TensorSlice, leaf_from_tensors
 
 _BLOCK_SIZE = 256
-_NUMBERS = {"exp_avg": "1", "exp_avg_sq": "2"}  # suffix of the keys of each moment
+_KEY_SUFFIXES = {"exp_avg": "1", "exp_avg_sq": "2"}  # suffix of the keys of each moment
 
 
 @functools.cache
 def dynamic_map(*, signed: bool) -> np.ndarray:
     """Returns the levels of the dynamic map as bitsandbytes computes them, float32.
 
-    `optimizers` has the same levels in float64. These are rounded as torch rounds them,
-    so that a file that is read and written again is unchanged.
+    `optimizers` has the same levels in float64. The levels here are rounded as torch
+    rounds them, so that a file that is read and written again is unchanged.
 
     Source: bitsandbytes 0.50.2 `functional.py`, `create_dynamic_map`; torch 2.13
         `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace`.
@@ -155,14 +155,14 @@ def quantized_to_torch(
     key: str, moment: QuantizedMoment, layout: TorchLayout, found: TensorSlice
 ) -> dict[str, Any]:
     """Returns bitsandbytes' arrays for a moment of one torch tensor, by key."""
-    number = _NUMBERS[key]
+    suffix = _KEY_SUFFIXES[key]
     codes, scales = (np.asarray(array) for array in moment)
     if _block_axis(codes.shape, layout) is not None:
         scales = layout.to_torch(scales)
     return {
-        f"state{number}": as_tensor(found.layout.to_torch(codes)[found.stack_index]),
-        f"absmax{number}": as_tensor(scales[found.stack_index].reshape(-1)),
-        f"qmap{number}": as_tensor(dynamic_map(signed=key == "exp_avg")),
+        f"state{suffix}": as_tensor(found.layout.to_torch(codes)[found.stack_index]),
+        f"absmax{suffix}": as_tensor(scales[found.stack_index].reshape(-1)),
+        f"qmap{suffix}": as_tensor(dynamic_map(signed=key == "exp_avg")),
     }
 
 
@@ -172,7 +172,7 @@ def bitsandbytes_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         entry: entry with bitsandbytes' keys, or torch's keys of float32 moments.
     """
-    names = {key: f"state{number}" for key, number in _NUMBERS.items()}
+    names = {key: f"state{number}" for key, number in _KEY_SUFFIXES.items()}
     arrays = {names.get(k, k): v for k, v in entry.items() if k != "step"}
     return {"step": int(entry["step"]), BITSANDBYTES_NESTED: arrays}
 
@@ -191,7 +191,7 @@ def like_bitsandbytes(state_dict: dict[str, Any], like: Any) -> dict[str, Any]:
 
 def _checked_scales(name: str, key: str, state: TorchState) -> np.ndarray | None:
     """Returns the scales of a tensor's blocks in order; None without an entry."""
-    entry, number = state.entry(name), _NUMBERS[key]
+    entry, number = state.entry(name), _KEY_SUFFIXES[key]
     if not entry:
         return None
     map_key, scales_key = f"qmap{number}", f"absmax{number}"

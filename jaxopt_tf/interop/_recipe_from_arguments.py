@@ -81,8 +81,8 @@ def recipe_from_transformers(
 
     Args:
         source: a `TrainingArguments`, a mapping, a JSON string, or the path of a JSON
-            file or of a `training_args.bin`. The latter is a pickle, which is read
-            without running code.
+            file or of a `training_args.bin`. `training_args.bin` is a pickle, which is
+            read without running code.
         max_steps: number of updates, as in trainer_state.json; None for that of the
             source.
         num_examples: number of training examples; required if neither `max_steps` nor
@@ -144,10 +144,9 @@ def recipe_from_transformers(
         translation.values.get("num_train_epochs")
     ):
         translation.ignored.append("num_train_epochs")
-    others = {n for n in _MAPPED_OTHERWISE if is_set(translation.values.get(n))}
-    mapped = (
-        others - {*translation.ignored} | translation.values.keys() & settings.keys()
-    )
+    mapped = {n for n in _MAPPED_OTHERWISE if is_set(translation.values.get(n))}
+    mapped -= {*translation.ignored}
+    mapped |= translation.values.keys() & settings.keys()
     return FromTransformers(
         recipe=recipe,
         versions=version.label,

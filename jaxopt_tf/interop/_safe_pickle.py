@@ -30,9 +30,9 @@ _RECORDS = {
     "accelerate.state": "PartialState AcceleratorState",
 }
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-# Packages whose names are refused, except those of the lists above and below.
-# `__builtin__` is Python 2's name of `builtins`; pickles of protocol 2, which
-# `torch.save` writes, contain it.
+# Packages whose names are refused, except the names in `_ENUMS`, `_RECORDS` and
+# `_CONTAINERS`. `__builtin__` is Python 2's name of `builtins`; pickles of protocol 2,
+# which `torch.save` writes, contain it.
 _CLOSED = frozenset({*sys.stdlib_module_names, "__builtin__", "accelerate", "numpy"})
 _CLOSED |= {"torch", "transformers"}
 _DTYPES = ("float16", "bfloat16", "float32", "float64")

@@ -1,6 +1,7 @@
 """Conversion of `scheduler.pt`, which contains the state of the schedule.
 
-For a schedule of the step it contains the step, for a metric-driven schedule its state.
+The file contains the step for a schedule of the step, and the state for a metric-driven
+schedule.
 """
 
 import inspect
@@ -33,7 +34,8 @@ _FUNCTIONS = {
     "reduce_lr_on_plateau": schedules.reduce_lr_on_plateau,
     "greedy": greedy,
 }
-# torch's keys for the counters of a state. `PlateauState` has only the first two.
+# torch's keys for the counters of a state. `PlateauState` has only the first two
+# counters.
 _COUNTERS = {
     "num_bad_updates": "num_bad_epochs",
     "cooldown_left": "cooldown_counter",
@@ -50,7 +52,7 @@ _SETTINGS = {**_LISTS, "reset_start": "reset_start_original"}
 def schedule_from_torch(
     scheduler_state: Any, recipe: Recipe, global_step: int | None
 ) -> tuple[int, PlateauState | GreedyState | None]:
-    """Returns the step passed to the schedule next, and a metric-driven one's state.
+    """Returns the step passed to the schedule next, and a metric-driven state.
 
     For a metric-driven schedule the step is the number of metrics that it received.
 
@@ -224,12 +226,12 @@ def metric_state_from_torch(
         transformers 5.23 `optimization.py`, `GreedyLR.state_dict`.
     """
     _checks.one_of("name", name, _FUNCTIONS)
-    kind = GreedyState if name == "greedy" else PlateauState
-    counters = {f: key for f, key in _COUNTERS.items() if f in kind._fields}
+    state_type = GreedyState if name == "greedy" else PlateauState
+    counters = {f: key for f, key in _COUNTERS.items() if f in state_type._fields}
     expected_settings = _settings(name, settings)
     # Keys by which the two schedules are distinguished. `GreedyLR` has no `mode_worse`.
     known_keys = {"best", "_last_lr", *counters.values(), *expected_settings}
-    known_keys |= {"mode_worse"} if kind is PlateauState else set()
+    known_keys |= {"mode_worse"} if state_type is PlateauState else set()
     missing = sorted(known_keys - set(scheduler_state))
     if missing:
         raise _checks.ArgumentError(
@@ -264,9 +266,9 @@ def metric_state_from_torch(
         field: _checks.step_count(key, scheduler_state[key])
         for field, key in counters.items()
     }
-    if kind is GreedyState:
+    if state_type is GreedyState:
         fields["average"] = _average(scheduler_state)
-    return kind(learning_rate=float(rates[0]), best=best, **fields)
+    return state_type(learning_rate=float(rates[0]), best=best, **fields)
 
 
 def torch_from_metric_state(

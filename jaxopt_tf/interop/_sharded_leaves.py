@@ -82,8 +82,8 @@ def _on_devices(
     """Returns an array of which one shard at a time is assembled on the host."""
     shards = _Shards(slices, read, shape, dtype)
     if sharding is None:
-        whole = tuple((0, size) for size in shape)
-        return jax.block_until_ready(jax.device_put(shards.assemble(whole)))
+        whole_box = tuple((0, size) for size in shape)
+        return jax.block_until_ready(jax.device_put(shards.assemble(whole_box)))
     # Devices with equal shards share one copy on the host.
     devices: dict[_Box, list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():

@@ -29,17 +29,17 @@ class FlatEntries(Mapping[Any, Mapping[str, Any]]):
         """Stores `entries`, which are read when they are needed."""
         self._entries = entries
 
-    def __getitem__(self, number: Any) -> Mapping[str, Any]:
+    def __getitem__(self, param_index: Any) -> Mapping[str, Any]:
         """Returns the entry of a parameter."""
-        entry = self._entries[number]
+        entry = self._entries[param_index]
         nested = entry.get(BITSANDBYTES_NESTED)
         if not isinstance(nested, Mapping):
             return entry
-        others = {k: v for k, v in entry.items() if k != BITSANDBYTES_NESTED}
-        return {**others, **nested}
+        outer = {k: v for k, v in entry.items() if k != BITSANDBYTES_NESTED}
+        return {**outer, **nested}
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterates over the numbers of the parameters."""
+        """Iterates over the indices of the parameters."""
         return iter(self._entries)
 
     def __len__(self) -> int:
@@ -51,8 +51,8 @@ class TorchState(NamedTuple):
     """State dict of a torch optimizer, and the names of its numbered parameters."""
 
     kind: StateType | None  # type of the equivalent optax state; None without a file
-    entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by number
-    numbers: Mapping[str, Any]  # number of each parameter, by torch name
+    entries: Mapping[Any, Mapping[str, Any]]  # moments and counts, by index
+    index_by_name: Mapping[str, Any]  # index of each parameter, by torch name
     groups: Sequence[Mapping[str, Any]]  # settings of each group, with its `params`
     # Index of the group of each parameter, by torch name.
     group_by_name: Mapping[str, int]
@@ -71,8 +71,8 @@ class TorchState(NamedTuple):
 
     def entry(self, name: str) -> Mapping[str, Any]:
         """Returns the entry of a parameter; empty if it was never updated."""
-        number = self.numbers.get(name)  # None for a frozen parameter
-        return self.entries.get(number, {})
+        param_index = self.index_by_name.get(name)  # None for a frozen parameter
+        return self.entries.get(param_index, {})
 
     def moment(self, name: str, key: str, dtype: Any) -> np.ndarray | None:
         """Returns one array of a parameter's entry; None without an entry.
@@ -133,14 +133,14 @@ def read_state_dict(
     matches the file. A single group has the names of `named_parameters()`.
     """
     # Each check relies on the structure that the checks before it have established.
-    kind = check_format(state_dict)
+    state_type = check_format(state_dict)
     saved, entries = state_dict["param_groups"], FlatEntries(state_dict["state"])
     named = _named_groups(saved, entries, names, groups, decay_rule)
-    numbers: dict[str, Any] = {}
+    index_by_name: dict[str, Any] = {}
     for group, group_names in zip(saved, named, strict=True):
-        numbers |= dict(zip(group_names, group["params"], strict=True))
+        index_by_name |= dict(zip(group_names, group["params"], strict=True))
     group_by_name = {name: i for i, group in enumerate(named) for name in group}
-    state = TorchState(kind, entries, numbers, saved, group_by_name)
+    state = TorchState(state_type, entries, index_by_name, saved, group_by_name)
     _check_names(state, names)
     _check_entries(state)
     _check_shapes(state, names)
@@ -191,8 +191,8 @@ def _named_groups(
 def _check_names(state: TorchState, names: ParamNames) -> None:
     expected_names = {found.torch_name for found in names.slices}
     frozen = {p.name for p in names.model.parameters if not p.is_trainable}
-    missing = sorted(expected_names - set(state.numbers) - frozen)
-    unexpected = sorted(set(state.numbers) - expected_names)
+    missing = sorted(expected_names - set(state.index_by_name) - frozen)
+    unexpected = sorted(set(state.index_by_name) - expected_names)
     if missing or unexpected:
         raise ValueError(
             "`groups` must contain every parameter of the optimizer once: "
@@ -202,14 +202,14 @@ def _check_names(state: TorchState, names: ParamNames) -> None:
 
 def _check_entries(state: TorchState) -> None:
     """Raises if an entry has no parameter or no `step`."""
-    unassigned = sorted(set(state.entries) - set(state.numbers.values()))
+    unassigned = sorted(set(state.entries) - set(state.index_by_name.values()))
     if unassigned:
         raise ValueError(
             "`state_dict` must have each entry of `state` in one of its groups, got "
             f"{unassigned} in none. Save the whole optimizer again, or remove these "
             "entries: their parameters are unknown."
         )
-    uncounted = [name for name in state.numbers if state.step(name) is None]
+    uncounted = [name for name in state.index_by_name if state.step(name) is None]
     if uncounted:
         raise ValueError(
             f"`state_dict` must have a `step` for all moments, got {len(uncounted)} "
@@ -223,7 +223,7 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
     """Raises if a tensor does not have the shape of its parameter."""
     shapes = {p.name: tuple(p.shape) for p in names.model.parameters}
     misshapen = []
-    for name in state.numbers:
+    for name in state.index_by_name:
         entry = state.entry(name)
         for key, value in entry.items():
             if key not in ("RMS", "step"):

@@ -24,8 +24,8 @@ _SHAPE_MISMATCH = "the shapes do not fit"
 class TensorSlice(NamedTuple):
     """Range of a leaf that equals a range of a torch tensor."""
 
-    leaf: str
-    torch_name: str
+    leaf: str  # name of the leaf
+    torch_name: str  # name of the torch tensor
     layout: TorchLayout  # layout of the whole leaf
     stack_index: tuple[int, ...] = ()  # index along the stacked axes of the leaf
     axis: int = 0  # torch axis of the two ranges
@@ -41,10 +41,10 @@ class TensorSlice(NamedTuple):
 class NameMatch(NamedTuple):
     """Names of the torch tensors of a leaf."""
 
-    leaf: str
-    shape: tuple[int, ...]
+    leaf: str  # name of the leaf
+    shape: tuple[int, ...]  # shape of the leaf
     parts: tuple[tuple[str, ...], ...]  # fused tensors; for each the layers of a stack
-    is_stacked: bool
+    is_stacked: bool  # whether the first axis of the leaf stacks layers
 
 
 def leaf_from_tensors(
@@ -68,10 +68,10 @@ def leaf_from_tensors(
     # A tensor that is not stacked, fused or split remains a view of the mapped file, so
     # that its data is copied only once, to the device.
     if len(slices) == 1 and first.is_whole and not first.stack_index:
-        whole = tensor(first.torch_name)
-        if whole is None:
+        array = tensor(first.torch_name)
+        if array is None:
             return np.zeros(shape, dtype)
-        return first.layout.from_torch(whole, shape).astype(dtype, copy=False)
+        return first.layout.from_torch(array, shape).astype(dtype, copy=False)
     # All slices of a leaf have the same layout. They are written to one array in
     # torch's axes, which is transposed once at the end.
     viewed = np.zeros(first.layout.torch_shape(shape), dtype)
@@ -284,7 +284,8 @@ def _slices(
                 first = ends.get(tensor.name, 0)
                 torch_range = (first, first + leaf_shape[axis])
                 part_slice = part_slice._replace(torch_range=torch_range)
-                # Smaller than the leaf, hence a mismatch, if too little remains.
+                # If too little of the tensor remains, the size is smaller than that of
+                # the leaf, which is a mismatch.
                 torch_shape[axis] = min(leaf_shape[axis], torch_shape[axis] - first)
             if leaf_shape != torch_shape or stack not in ((), (len(part),)):
                 return []

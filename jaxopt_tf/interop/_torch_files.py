@@ -111,8 +111,8 @@ def errors_with_path(path: Path) -> Iterator[None]:
         if isinstance(error, _checks.ArgumentError):
             error.problem = f"{path}: {error.problem}"
             raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{path}: {error}") from error
+        error_type = TypeError if isinstance(error, TypeError) else ValueError
+        raise error_type(f"{path}: {error}") from error
     except (LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path} must have the content that Transformers writes, but reading it "
@@ -169,7 +169,8 @@ def _damage_of_archive(path: Path) -> str:
             records = archive.infolist()
             if not any(record.CRC for record in records):
                 return ""  # written with torch.serialization.set_crc32_options(False)
-            # The largest records first, so that no thread starts a large one last.
+            # The largest records are read first, so that no thread starts a large one
+            # last.
             records.sort(key=lambda record: -record.file_size)
             # Threads suffice: `zlib.crc32` releases the GIL for large buffers.
             with ThreadPoolExecutor(_NUM_THREADS) as pool:

@@ -21,7 +21,9 @@ class TorchParam(NamedTuple):
 
     name: str  # name in `named_parameters()`
     shape: tuple[int, ...]
-    layer: str = ""  # type of the module that contains it, as "Linear"; "": unknown
+    layer: str = (
+        ""  # type of the module that contains it, such as "Linear"; "": unknown
+    )
     is_trainable: bool = True  # `requires_grad`
 
 
@@ -110,9 +112,9 @@ def torch_model_from_module(module: Any) -> TorchModel:
         # Trainer excludes a layer norm with all modules in it. It tests the types of
         # the children of a module, so the type of the model itself is never tested.
         norm = norms.get(path.rpartition(".")[0], "")
-        kind = norm_type(_norm_candidate_types(layer)) if path else ""
-        if kind or norm:
-            norms[path] = kind if kind == "LayerNorm" else norm or kind
+        own_norm = norm_type(_norm_candidate_types(layer)) if path else ""
+        if own_norm or norm:
+            norms[path] = own_norm if own_norm == "LayerNorm" else norm or own_norm
         for name, _ in layer.named_parameters(recurse=False):
             layers[f"{path}.{name}" if path else name] = _layer_type(layer)
     # `named_parameters()` lists a tied tensor once, under its first name.
@@ -222,5 +224,5 @@ def _layer_type(layer: Any) -> str:
     """Returns the name of a layer's type; for subclasses, that of the known layer."""
     nn = import_extra("torch").nn
     known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-    kinds = [kind for kind in known if isinstance(layer, kind)]
-    return (kinds or [type(layer)])[0].__name__
+    known_types = [kind for kind in known if isinstance(layer, kind)]
+    return (known_types or [type(layer)])[0].__name__

@@ -89,11 +89,10 @@ def write_trainer_checkpoint(
 
     The folder contains model.safetensors (for a PEFT model adapter_model.safetensors
     and adapter_config.json), optimizer.pt, scheduler.pt and trainer_state.json, and is
-    written atomically. The files have the fields of the
-    versions of Transformers and torch that wrote `like`, else those of transformers
-    5.23 and torch 2.13. The state of torch's random number generator is not written, so
-    dropout masks differ. Trainer logs this, and derives the order of the data from its
-    seed.
+    written atomically. The files have the fields of the versions of Transformers and
+    torch that wrote `like`, else those of transformers 5.23 and torch 2.13. The state
+    of torch's random number generator is not written, so dropout masks differ. Trainer
+    logs this, and derives the order of the data from its seed.
 
     Args:
         folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's
@@ -111,8 +110,9 @@ def write_trainer_checkpoint(
             the number of metrics that it received; None for `step`.
         schedule_state: state of a metric-driven schedule; else None.
         trainer_state: fields of `trainer_state.json`, such as those that a run has
-            written. Settings of the run (such as `eval_steps`) and the states of
-            callbacks have the values of `like` otherwise, all others Trainer's default.
+            written. If a field is left out, a setting of the run (such as `eval_steps`)
+            or a state of a callback has the value of `like`, and any other field
+            Trainer's default.
         like: a checkpoint folder of the same run. Its other files, such as config.json
             and the tokenizer, and the buffers of the model are copied. If it contains
             trainer_state.json, optimizer.pt or scheduler.pt, the new file has the same

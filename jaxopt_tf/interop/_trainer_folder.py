@@ -37,8 +37,8 @@ _FSDP = (
     "parameters, or train with `fsdp_state_dict_type: FULL_STATE_DICT`."
 )
 _PEFT = (
-    "Describe the PEFT model with `models.from_transformers(peft_model).names`, or "
-    "merge the adapter into its base model: `AutoPeftModel.from_pretrained(folder)"
+    "Pass `names=models.from_transformers(peft_model).names`, or merge the adapter "
+    "into its base model: `AutoPeftModel.from_pretrained(folder)"
     ".merge_and_unload().save_pretrained(out)`."
 )
 # Patterns of names that occur only in folders of another framework, with the framework
@@ -55,13 +55,15 @@ _OTHER_FRAMEWORKS = (
     (
         "random_states_*.pkl",
         "Accelerate's `save_state`",
-        "Without FSDP its optimizer.bin and scheduler.bin are plain: rename them to "
-        "optimizer.pt and scheduler.pt, and delete random_states_*.pkl.",
+        "If FSDP was not used, optimizer.bin and scheduler.bin have the format of "
+        "Trainer's files: rename them to optimizer.pt and scheduler.pt, and delete "
+        "random_states_*.pkl.",
     ),
     (
         "optimizer.bin",
         "FSDP or Accelerate's `save_state`",
-        "Without FSDP it is plain: rename it to optimizer.pt.",
+        "If FSDP was not used, it has the format of Trainer's optimizer.pt: rename it "
+        "to optimizer.pt.",
     ),
     ("adapter_model.*", "PEFT, without the base model", _PEFT),
     ("adapter_config.json", "PEFT, without the base model", _PEFT),
@@ -77,8 +79,9 @@ _OTHER_ORDER = {
 }
 _OPTIONAL_FILES = {
     OPTIMIZER: "Without it moments start at 0.",
-    SCHEDULER: "Without it the schedule resumes at `global_step` without a check; a "
-    "metric-driven schedule restarts from the optimizer's rate.",
+    SCHEDULER: "Without it the schedule resumes at `global_step`, which cannot be "
+    "compared with the schedule's own step; a metric-driven schedule restarts from the "
+    "optimizer's rate.",
     STATE: "Without it the step is that of the schedule, and the log is empty.",
 }
 
@@ -121,12 +124,17 @@ def check_has_weights(folder: Path, *, is_adapter: bool = False) -> None:
 def check_files(
     folder: Path,
     required: Collection[str],
-    without: Collection[str],
+    may_be_missing: Collection[str],
     *,
     is_adapter: bool = False,
 ) -> tuple[str, ...]:
-    """Returns the missing files that `without` allows; raises if others are missing."""
-    unexpected = sorted(set(without) - set(_OPTIONAL_FILES))
+    """Returns which of the required files are missing.
+
+    Raises:
+        ValueError: if a file is missing that is not in `may_be_missing`, or if this
+            contains another name; callers pass it as `without`.
+    """
+    unexpected = sorted(set(may_be_missing) - set(_OPTIONAL_FILES))
     if unexpected:
         raise ValueError(
             f"`without` must contain only {list(_OPTIONAL_FILES)}, got {unexpected}."
@@ -135,7 +143,7 @@ def check_files(
     needed = [
         f"{name}. {_OPTIONAL_FILES[name]} To allow this, add {name!r} to `without`."
         for name in missing
-        if name not in without
+        if name not in may_be_missing
     ]
     if not _has_weights(folder, is_adapter=is_adapter):
         first, *others = ADAPTER_FILES if is_adapter else MODEL_FILES
@@ -167,21 +175,24 @@ def version_of_folder(folder: Path) -> str | None:
 def check_param_order(folder: Path) -> None:
     """Raises if the folder's version of Transformers ordered parameters differently.
 
-    Moments without names are assigned by that order. The orders of 33 architectures
-    were compared.
+    Moments without names are assigned in the order of the current version. The orders
+    of 33 architectures were compared.
 
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
     config, version = _config_of(folder), version_of_folder(folder)
-    number = _checks.version("transformers_version", version or "0.0")
+    saved_version = _checks.version("transformers_version", version or "0.0")
     # The configuration of a composite model contains that of each part (`text_config`).
     for part in [config, *config.values()]:
-        kind = str(part.get("model_type")) if isinstance(part, dict) else ""
-        first, end = _OTHER_ORDER.get(kind, (number, number))
-        if first <= number < end:
+        model_type = str(part.get("model_type")) if isinstance(part, dict) else ""
+        if model_type not in _OTHER_ORDER:
+            continue
+        first, first_current = _OTHER_ORDER[model_type]
+        if first <= saved_version < first_current:
             raise ValueError(
-                f"`groups` must be given for a {kind!r} of Transformers {version}, got "
-                f"None: before {end[0]}.{end[1]} its parameters had another order, and "
+                f"`groups` must be given for a {model_type!r} of Transformers "
+                f"{version}, got None: before {first_current[0]}.{first_current[1]} "
+                "its parameters had another order, and "
                 f"{str(folder / OPTIMIZER)!r} contains no names. Pass the names of "
                 "each group in the order of `named_parameters()` of that version."
             )

@@ -61,11 +61,11 @@ def read_training_arguments(source: Any) -> ArgsSource:
     is_arguments = "TrainingArguments" in [cls.__name__ for cls in classes]
     if dataclasses.is_dataclass(source) and is_arguments:
         arguments: Any = source
-        kind = f"{classes[0].__module__}.{classes[0].__qualname__}"
+        class_name = f"{classes[0].__module__}.{classes[0].__qualname__}"
         return ArgsSource(
             _plain(source),
             num_devices=arguments.world_size * max(1, arguments.n_gpu),
-            may_be_subclass=kind not in _CLASSES,
+            may_be_subclass=class_name not in _CLASSES,
             version=getattr(sys.modules.get("transformers"), "__version__", None),
         )
     if isinstance(source, str) and source.lstrip().startswith("{"):
@@ -105,7 +105,7 @@ def _read_file(path: Path) -> ArgsSource:
 
 
 def _from_torch(content: bytes) -> Any:
-    """Reads the object in a file of `torch.save`, of either format."""
+    """Reads the object in a file of `torch.save`, written before or since torch 1.6."""
     if not content:
         raise ValueError("it is empty. Copy it again.")
     if len(content) > _MAX_BYTES:
@@ -142,10 +142,11 @@ def _from_legacy(stream: io.BytesIO) -> Any:
 def _from_record(found: Any, path: Path) -> ArgsSource:
     """Returns the fields of an unpickled `TrainingArguments`; raises for others."""
     cls = found if isinstance(found, type) else type(found)
-    kind = getattr(cls, "kind", cls.__name__)
+    class_name = getattr(cls, "kind", cls.__name__)
     attributes = dict(vars(found)) if isinstance(found, Record) else {}
-    if not attributes or (kind not in _CLASSES and not has_all_fields(attributes)):
-        raise ValueError(f"it contains {kind}. Pass training_args.bin itself.")
+    is_known = class_name in _CLASSES
+    if not attributes or not (is_known or has_all_fields(attributes)):
+        raise ValueError(f"it contains {class_name}. Pass training_args.bin itself.")
     # As `TrainingArguments.world_size` and `n_gpu`: DataParallel uses several GPUs in
     # one process.
     num_processes = getattr(attributes.get("distributed_state"), "num_processes", None)
@@ -154,7 +155,7 @@ def _from_record(found: Any, path: Path) -> ArgsSource:
         num_devices = num_processes * max(1, num_gpus)
     for name in _NO_FIELDS.split():
         attributes.pop(name, None)
-    return ArgsSource(_plain(attributes), str(path), num_devices, kind not in _CLASSES)
+    return ArgsSource(_plain(attributes), str(path), num_devices, not is_known)
 
 
 def _from_json(content: bytes) -> dict[str, Any]:

@@ -222,11 +222,12 @@ def _torch_tensors(path: Path) -> Iterator[tuple[str, _Tensor]]:
             f"{str(path)!r}."
         )
     # The file is mapped again for each tensor, so that its pages do not remain in
-    # memory. The format before torch 1.6 cannot be mapped and is kept.
-    kept = None if zipfile.is_zipfile(path) else found
+    # memory. A file of the format before torch 1.6 cannot be mapped, and stays in
+    # memory.
+    loaded = None if zipfile.is_zipfile(path) else found
 
     def read(name: str, index: Index) -> np.ndarray:
-        array = as_numpy((map_torch(path) if kept is None else kept)[name])
+        array = as_numpy((map_torch(path) if loaded is None else loaded)[name])
         return array[index] if index else array
 
     described = {}

@@ -132,16 +132,17 @@ def _specs(
 def _files(specs: Sequence[_Spec], max_shard_size: int) -> dict[str, list[_Spec]]:
     """Distributes tensors over files, in their order, as huggingface_hub does."""
     shards: list[list[_Spec]] = []
-    current: list[_Spec] = []
+    shard_in_progress: list[_Spec] = []
     for spec in specs:
         if spec.nbytes > max_shard_size:
             shards.append([spec])
             continue
-        if current and sum(s.nbytes for s in current) + spec.nbytes > max_shard_size:
-            shards.append(current)
-            current = []
-        current.append(spec)
-    shards += [current] if current else []
+        size = sum(s.nbytes for s in shard_in_progress) + spec.nbytes
+        if shard_in_progress and size > max_shard_size:
+            shards.append(shard_in_progress)
+            shard_in_progress = []
+        shard_in_progress.append(spec)
+    shards += [shard_in_progress] if shard_in_progress else []
     # The order in a file is that of safetensors, so that the bytes are the same: the
     # largest dtypes first, which keeps all numbers aligned.
     ordered = [
@@ -197,8 +198,9 @@ def _on_host(leaf: Any, part: TensorSlice) -> np.ndarray:
         leaf = jax.jit(_layer, static_argnums=2)(leaf, tuple(start), tuple(sizes))
     if not leaf.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    # JAX keeps the host copy as long as the array on which it was made. It is made on
-    # a temporary array of the same shards, and released with that array.
+    # JAX keeps the host copy as long as the array on which it was made. The copy is
+    # therefore made on a temporary array of the same shards, and released with that
+    # array.
     shards = [shard.data for shard in leaf.addressable_shards]
     return np.asarray(
         jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)

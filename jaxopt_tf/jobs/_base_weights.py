@@ -1,7 +1,7 @@
 """Frozen parameters of a run, which its checkpoints do not contain.
 
-They are read again at each start, from the folder `model_name_or_path`. A run without
-one initializes them again from its seed.
+These parameters are read again at each start, from the folder `model_name_or_path`. A
+run without such a folder initializes them again from its seed.
 """
 
 import functools
@@ -123,7 +123,7 @@ def check_base(job: Job, saved: Mapping[str, Any]) -> None:
 
 
 def _samples(path: Path) -> Any:
-    """Yields parts of a file: all of a small one."""
+    """Yields parts of a file, or the whole file if it is small."""
     step = max(_SAMPLE, path.stat().st_size // _NUM_SAMPLES)
     with path.open("rb") as file:
         for start in range(0, path.stat().st_size, step):

@@ -1,4 +1,4 @@
-"""Refusal of Trainer's callbacks, with what serves in place of each."""
+"""Refusal of Trainer's callbacks, with a replacement for each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _CONSOLE = "leave it out: the console shows steps and evaluations"
 _SERVICE = (
     "pass a `training.Monitor` in `monitors` that calls the client of the service"
 )
-# What serves instead of a callback of Transformers, by the name of its class.
+# Replacements for callbacks of Transformers, by the names of their classes.
 INSTEAD = {
     "EarlyStoppingCallback": "pass `early_stopping_patience` and "
     "`early_stopping_threshold` to `train`",
@@ -41,20 +41,20 @@ def checked_monitors(
     """Returns the monitors; raises if one is a callback, or `callbacks` is given.
 
     Raises:
-        TypeError: for a callback, with what serves instead, or another object.
+        TypeError: for a callback, with its replacement, or for another object.
     """
     for name, given in (("callbacks", callbacks), ("monitors", monitors)):
         for item in given:
             if name == "monitors" and isinstance(item, Monitor):
                 continue
-            kind = item if isinstance(item, type) else type(item)
-            classes = [c.__name__ for c in kind.__mro__]
+            item_type = item if isinstance(item, type) else type(item)
+            classes = [c.__name__ for c in item_type.__mro__]
             instead = next((INSTEAD[c] for c in classes if c in INSTEAD), _MONITOR)
             raise TypeError(
-                f"`{name}` must contain no callback of Trainer, got {kind.__name__}; "
-                f"{instead}."
+                f"`{name}` must contain no callback of Trainer, got "
+                f"{item_type.__name__}; {instead}."
                 if name == "callbacks" or "TrainerCallback" in classes
                 else f"`monitors` must contain `training.Monitor`s, got "
-                f"{kind.__name__}; {_MONITOR}."
+                f"{item_type.__name__}; {_MONITOR}."
             )
     return list(monitors)

@@ -67,10 +67,10 @@ def compilation_cache(enabled: bool = True) -> Iterator[Path | None]:
     it, and `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache.
 
     If the folder is not writable, there is no cache. If a file in it is damaged, its
-    program is compiled again and replaced. Both print one line on stderr.
+    program is compiled again and replaced. One line on stderr reports either case.
 
-    With several processes, all must call it after `jax.distributed.initialize`. Process
-    0 writes; the others read.
+    With several processes, all processes must call this function after
+    `jax.distributed.initialize`. Process 0 writes the files; the others read them.
 
     Args:
         enabled: False to compile every program, also if JAX's settings name a folder.
@@ -150,7 +150,8 @@ def _warnings_as_a_note(folder: Path | None) -> Iterator[None]:
             )
 
     with warnings.catch_warnings():
-        # Each of them, also with `python -W error`: an error would end the run.
+        # Each of these warnings is shown, even with `python -W error`, which would end
+        # the run.
         warnings.filterwarnings("always", _WARNING, UserWarning)
         show, warnings.showwarning = warnings.showwarning, note
         yield
@@ -244,7 +245,8 @@ def _cpu_digest() -> str:
 
 def _cpu_description() -> list[str]:
     with contextlib.suppress(OSError):
-        # The lines of the first processor; the others are equal.
+        # Only the lines of the first processor are read; those of other processors are
+        # equal.
         first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
         lines = dict(re.findall(r"^([^\t:]+?)\s*: *(.*)$", first, re.MULTILINE))
         if found := [lines[n] for n in (*_CPU_LINES, *_ARM_LINES) if n in lines]:

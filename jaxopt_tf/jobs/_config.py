@@ -11,7 +11,12 @@ from typing import Any
 
 from .. import _checks
 from ..data import is_pretokenized
-from ..models import ModelConfig, config_type, placeholder_config, sizes_of_others
+from ..models import (
+    ModelConfig,
+    config_type,
+    fields_of_other_configs,
+    placeholder_config,
+)
 from ..recipes import Recipe, recipe_settings
 from ..sharding import axis_sizes, num_batch_shards
 from ._conflicts import find_conflicts, uses_eval_loss
@@ -38,7 +43,8 @@ _WITHOUT_EFFECT_ON_NUMBERS = (
     *("text", "train_file", "validation_file", "test_file", "tokenizer"),
     "chat_template",
     *("output_dir", "logging_steps", "logging_first_step", "save_steps"),
-    # They determine `max_steps`, `eval_steps` and `save_steps`, which are compared.
+    # The effect of these settings is compared in `max_steps`, `eval_steps` and
+    # `save_steps`, which they determine.
     *("num_train_epochs", "eval_strategy", "save_strategy"),
     *("save_total_limit", "log_layers", "sample_prompt", "report_to"),
     *("mesh", "zero_1", DATA_SIZE, SEQUENCES),
@@ -99,10 +105,10 @@ class RunConfig:
                 "it, or `jobs.export_run` with its module to export it."
             )
         settings = with_whole_intervals(with_model_folder(settings))
-        kinds = {"recipe": Recipe, "model": config_type(settings), "job": Job}
-        owners = _owners(*kinds.values())
+        record_types = {"recipe": Recipe, "model": config_type(settings), "job": Job}
+        owners = _owners(*record_types.values())
         unknown = [name for name in settings if name not in owners]
-        sizes = sizes_of_others(config_type(settings))
+        sizes = fields_of_other_configs(config_type(settings))
         problems = [
             f"{name!r} must be a setting of a run." + _checks.suggest(name, owners)
             for name in unknown
@@ -116,16 +122,18 @@ class RunConfig:
                 "edit a copy of the folder, and train it with `from_scratch`."
             )
         records: dict[str, Any] = {}
-        for name, record in kinds.items():
-            own = {n: v for n, v in settings.items() if owners.get(n) is record}
+        for name, record in record_types.items():
+            record_settings = {
+                n: v for n, v in settings.items() if owners.get(n) is record
+            }
             try:
-                if record is Recipe and "max_steps" not in own:
+                if record is Recipe and "max_steps" not in record_settings:
                     raise ValueError(_without_steps(settings))
-                records[name] = record(**own)
+                records[name] = record(**record_settings)
             except (TypeError, ValueError) as error:
                 problems.append(str(error))
-                # A valid record in place of the rejected one, so that conflicts
-                # between the others are reported in the same message.
+                # A valid record replaces the rejected one, so that conflicts between
+                # the other records are reported in the same message.
                 records[name] = _placeholder(name, record)
         problems += _find_all_conflicts(**records)
         pretokenized = any(map(is_pretokenized, records["job"].text))
@@ -141,7 +149,7 @@ class RunConfig:
         """Returns the settings as a flat dict: the content of settings.json.
 
         `resume_from_checkpoint` and `intended_changes` are left out: they apply to a
-        single start of the run, and settings.json is read by all later ones.
+        single start of the run, and all later starts read settings.json.
 
         Returns:
             A JSON-serializable dict; the keys are the names of the flags. `from_dict`
@@ -237,7 +245,7 @@ def num_sequences(settings: Mapping[str, Any]) -> int:
 
 
 def changed_settings(
-    saved: Mapping[str, Any], now: Mapping[str, Any]
+    saved: Mapping[str, Any], requested: Mapping[str, Any]
 ) -> dict[str, str]:
     """Compares the settings that determine the losses and parameters of a run.
 
@@ -247,27 +255,29 @@ def changed_settings(
 
     Args:
         saved: settings of the saved run. A missing setting counts as changed.
-        now: settings of the run that resumes it.
+        requested: settings of the run that resumes it.
 
     Returns:
-        A phrase for each changed setting, by its name, in the order of `now`; for
+        A phrase for each changed setting, by its name, in the order of `requested`; for
         example "`learning_rate` changed from 0.003 to 0.001".
     """
     ignored = set(_WITHOUT_EFFECT_ON_NUMBERS)
     batch_size = "per_device_train_batch_size"
-    is_known = batch_size in saved and batch_size in now
-    if is_known and num_sequences(saved) == num_sequences(now):
+    is_known = batch_size in saved and batch_size in requested
+    if is_known and num_sequences(saved) == num_sequences(requested):
         ignored.add(batch_size)
-    if not uses_eval_loss(saved) and not uses_eval_loss(now):
+    if not uses_eval_loss(saved) and not uses_eval_loss(requested):
         ignored |= {"eval_steps", "per_device_eval_batch_size"}
     return {
-        name: _change(name, saved, now)
+        name: _change(name, saved, requested)
         # A setting is compared even if only one of the two runs has it: a version that
         # lacks the setting may have behaved differently.
-        for name in (*now, *(name for name in saved if name not in now))
+        for name in (*requested, *(name for name in saved if name not in requested))
         if name not in ignored
-        and not (name not in saved and now[name] == _FORMER.get(name, _NONE))
-        and (name not in saved or name not in now or saved[name] != now[name])
+        and not (name not in saved and requested[name] == _FORMER.get(name, _NONE))
+        and (
+            name not in saved or name not in requested or saved[name] != requested[name]
+        )
     }
 
 

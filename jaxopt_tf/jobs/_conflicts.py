@@ -24,7 +24,7 @@ def find_conflicts(recipe: Recipe, model: ModelConfig, job: Job) -> list[str]:
     return [
         *_conflicts_of_data(model, job),
         *conflicts_of_evaluation(recipe, job),
-        *_conflicts_of_start(model, job),
+        *_conflicts_of_folders(model, job),
         *_conflicts_of_lora(job),
     ]
 
@@ -155,7 +155,7 @@ def conflicts_of_evaluation(recipe: Recipe, job: Job) -> Iterator[str]:
         )
 
 
-def _conflicts_of_start(model: ModelConfig, job: Job) -> Iterator[str]:
+def _conflicts_of_folders(model: ModelConfig, job: Job) -> Iterator[str]:
     if job.zero_1 and job.mesh is not None and "data" not in axis_sizes(job.mesh):
         yield (
             "`zero_1` must be left out unless `mesh` has the axis data, got "
@@ -185,7 +185,7 @@ def conflicts_of_resume(job: Job) -> Iterator[str]:
         listed = ", ".join(found) or "no checkpoints"
         problem = f"does not exist; {str(checkpoint.parent)!r} contains {listed}."
         if checkpoint.exists():
-            problem = "is a file. Name the folder that contains it."
+            problem = "is a file. Pass the folder that contains it."
         yield (
             "`resume_from_checkpoint` must be the folder of a checkpoint, but "
             f"{str(checkpoint)!r} {problem}"

@@ -1,4 +1,7 @@
-"""Data of a run on examples: columns, collation, and batches on the devices."""
+"""Data of a run that trains on a dataset of examples, not on a token stream.
+
+The module selects columns, collates examples, and places batches on the devices.
+"""
 
 import dataclasses
 import hashlib
@@ -20,7 +23,7 @@ _FLAX_COLUMNS = ("input_ids", "labels", "segment_ids", "position_ids")
 _LABELS = ("label", "label_ids")
 # Number of examples whose values are part of the fingerprint of the data.
 _NUM_HASHED = 64
-# Number of shapes of batches from which on a note is printed.
+# A note is printed once, when batches have had this many shapes.
 _MANY_SHAPES = 8
 
 
@@ -40,7 +43,7 @@ class ExampleSource:
         argument: str,
         model: Model,
         collator: Callable[[list[Any]], Any] | None,
-        job: Mapping[str, Any],
+        settings: Mapping[str, Any],
     ):
         """Reads the first example.
 
@@ -48,9 +51,9 @@ class ExampleSource:
             dataset: a `datasets.Dataset`, a sequence of examples, a dataset of grain,
                 or another iterable of examples.
             argument: name of the argument, for errors.
-            model: the model whose arguments the columns are.
+            model: the model; columns are passed to it as arguments.
             collator: function from a list of examples to a batch; None to stack them.
-            job: settings of the job by name.
+            settings: settings of the job by name.
 
         Raises:
             TypeError: if `dataset` is of another type.
@@ -67,7 +70,7 @@ class ExampleSource:
                 f"`{argument}` must contain at least 1 example, got none. Check how it "
                 "was read or filtered."
             )
-        self._used = _used_columns(model, job)
+        self._used = _used_columns(model, settings)
         given = list(first) if isinstance(first, Mapping) else []
         self.removed: tuple[str, ...] = ()
         if self._used is not None:
@@ -112,30 +115,31 @@ class ExampleSource:
     def fingerprint(self) -> str:
         """Returns a hash of the number of examples, of columns and of some values."""
         digest = hashlib.sha256(repr((self.num_examples, self._used)).encode())
-        # A transformation that is applied when an example is read may be random.
-        kind = getattr(self.examples, "format", None)
+        # Values are not hashed if the dataset transforms examples as they are read,
+        # because that may be random.
+        format_ = getattr(self.examples, "format", None)
         is_plain = isinstance(self.examples, list | tuple) or (
-            isinstance(kind, Mapping) and kind.get("type") != "custom"
+            isinstance(format_, Mapping) and format_.get("type") != "custom"
         )
         if is_plain and self.num_examples:
             count = min(_NUM_HASHED, self.num_examples)
             for i in np.linspace(0, self.num_examples - 1, count).astype(int):
-                _update(digest, self.examples[int(i)])
+                _hash_into(digest, self.examples[int(i)])
         return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleCorpus:
-    """Data of a run, as `OpenRun` takes them."""
+    """Description of a dataset, as text that `open_run` records or prints."""
 
-    fingerprint: str
-    size: str
-    unit: str = "labels"
+    fingerprint: str  # hash, `ExampleSource.fingerprint()`
+    size: str  # number of examples, such as "1,000 examples"
+    unit: str = "labels"  # unit of `Metrics.num_items`, for the progress bar
 
 
 def is_sequence(dataset: Any) -> bool:
-    """Returns whether examples are read by their number."""
-    names = {kind.__name__ for kind in type(dataset).__mro__}
+    """Returns whether examples are read by index."""
+    names = {base.__name__ for base in type(dataset).__mro__}
     is_iterable_only = bool(names & {"IterableDataset", "IterDataset"})
     has_both = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     return has_both and not is_iterable_only
@@ -147,18 +151,18 @@ def training_examples(
     batch_size: int,
     gradient_accumulation_steps: int,
     seed: int,
-    job: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> data.ExampleBatches | data.StreamedBatches:
-    """Returns the updates to train on."""
+    """Returns an iterable that yields the micro-batches of each optimizer step."""
     sizes: dict[str, Any] = {
         "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "seed": seed,
-        "drop_last": bool(job.get("dataloader_drop_last")),
+        "drop_last": bool(settings.get("dataloader_drop_last")),
     }
     if source.num_examples is None:
         return data.StreamedBatches(source.examples, source.collate, **sizes)
-    strategy = job.get("train_sampling_strategy") or "random"
+    strategy = settings.get("train_sampling_strategy") or "random"
     return data.ExampleBatches(
         source.examples, source.collate, is_shuffled=strategy == "random", **sizes
     )
@@ -176,7 +180,7 @@ class DeviceBatches:
         Args:
             model: the model.
             mesh: mesh over which rows are sharded.
-            num_micro: maximum number of micro-batches in an update.
+            num_micro: maximum number of micro-batches in a step.
         """
         self._forward, self._mesh, self._num_micro = (
             trainer_forward(model),
@@ -190,25 +194,25 @@ class DeviceBatches:
         """Number of shapes of training batches so far, each compiled once."""
         return len(self._shapes)
 
-    def updates(self, batches: Any, start: int) -> Iterator[PyTree]:
-        """Yields the batches of the training step from update `start` on."""
+    def step_batches(self, batches: Any, start: int) -> Iterator[PyTree]:
+        """Yields the batch of each training step, from step `start` on."""
         for micro in batches.iter_from(start):
-            yield self._update(micro)
+            yield self._step_batch(micro)
 
     def evaluation(self, arrays: Mapping[str, np.ndarray]) -> PyTree:
         """Returns a batch of the evaluation step."""
-        return self._put(self._with_number([arrays])[0], axis=0)
+        return self._put(self._with_num_items([arrays])[0], axis=0)
 
-    def _update(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
-        numbered = self._with_number(micro)
-        shapes = [_shape_of(one) for one in numbered]
+    def _step_batch(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
+        counted = self._with_num_items(micro)
+        shapes = [_shape_of(one) for one in counted]
         self._note_shape(tuple(shapes))
         if self._num_micro == 1:
-            return self._put(numbered[0], axis=0)
+            return self._put(counted[0], axis=0)
         if len(set(shapes)) == 1:
-            stacked = {n: np.stack([one[n] for one in numbered]) for n in numbered[0]}
+            stacked = {n: np.stack([one[n] for one in counted]) for n in counted[0]}
             return self._put(stacked, axis=1)
-        return training.MicroBatches(tuple(self._put(one, axis=0) for one in numbered))
+        return training.MicroBatches(tuple(self._put(one, axis=0) for one in counted))
 
     def _note_shape(self, shape: Any) -> None:
         is_new = shape not in self._shapes
@@ -218,17 +222,17 @@ class DeviceBatches:
                 f"note    {pluralize(_MANY_SHAPES, 'shape')} of batches so far, each "
                 "of which is compiled: pad rows to one length, for example by "
                 '`DataCollatorWithPadding(tokenizer, padding="max_length", '
-                "max_length=128)`, or to few by `pad_to_multiple_of`"
+                "max_length=128)`, or to a few lengths with `pad_to_multiple_of`"
             )
 
-    def _with_number(
+    def _with_num_items(
         self, micro: Sequence[Mapping[str, np.ndarray]]
     ) -> list[dict[str, np.ndarray]]:
-        """Adds the number of items of the update to each micro-batch."""
+        """Adds the number of items of the whole step to each micro-batch."""
         if self._forward is None:
             return [dict(one) for one in micro]
-        number = np.int32(sum(map(self._forward.num_items, micro)))
-        return [{**one, NUM_ITEMS: np.asarray(number)} for one in micro]
+        num_items = np.int32(sum(map(self._forward.num_items, micro)))
+        return [{**one, NUM_ITEMS: np.asarray(num_items)} for one in micro]
 
     def _put(self, arrays: Mapping[str, np.ndarray], *, axis: int) -> PyTree:
         def put(array: np.ndarray) -> jax.Array:
@@ -263,13 +267,13 @@ def label_names(model: Model, job: ExampleJob) -> tuple[str, ...]:
     return ("labels",) if forward is None else forward.label_names
 
 
-def _used_columns(model: Model, job: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _used_columns(model: Model, settings: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Returns the names of columns that are kept; None for all."""
-    if job.get("remove_unused_columns") is False:
+    if settings.get("remove_unused_columns") is False:
         return None
     forward = trainer_forward(model)
     if forward is not None:
-        return (*forward.columns, *_LABELS, *(job.get("label_names") or ()))
+        return (*forward.columns, *_LABELS, *(settings.get("label_names") or ()))
     # A loss function of the user takes any column.
     return None if isinstance(model, TorchaxModel) else (*_FLAX_COLUMNS, *_LABELS)
 
@@ -278,8 +282,9 @@ def _check_dataset(dataset: Any, argument: str) -> None:
     if isinstance(dataset, Mapping):
         raise TypeError(
             f"`{argument}` must be one dataset, got a dictionary with the keys "
-            f"{', '.join(map(repr, dataset))}. Pass one of its values, or a list of "
-            "dictionaries for columns."
+            f"{', '.join(map(repr, dataset))}. If its keys are splits, pass one "
+            "of its values; if they are columns, pass a list of one dictionary per "
+            "example."
         )
     if hasattr(dataset, "__next__"):
         raise TypeError(
@@ -321,11 +326,11 @@ def _shape_of(arrays: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
     return tuple((name, x.shape, str(x.dtype)) for name, x in sorted(arrays.items()))
 
 
-def _update(digest: Any, value: Any) -> None:
+def _hash_into(digest: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         for name in sorted(value):
             digest.update(str(name).encode())
-            _update(digest, value[name])
+            _hash_into(digest, value[name])
     else:
         try:
             array = data.to_numpy(value)
@@ -336,7 +341,7 @@ def _update(digest: Any, value: Any) -> None:
             digest.update(repr(value if is_text else type(value)).encode())
 
 
-def padding_or_none(
+def collator_of_run(
     collator: Callable | None, processing_class: Any
 ) -> Callable[[list[Any]], Any] | None:
     """Returns the collator of a run: the given one, or the default of Trainer."""

@@ -18,7 +18,7 @@ PADDING = -100  # value that pads predictions and labels of different lengths
 
 
 class EvalPrediction(NamedTuple):
-    """Predictions and labels of an evaluation, as Trainer's `EvalPrediction`."""
+    """Predictions and labels of an evaluation, like Trainer's `EvalPrediction`."""
 
     predictions: Any  # NumPy array [N, ...] or a tuple of them
     label_ids: Any  # the same for labels
@@ -42,8 +42,8 @@ def make_example_evaluate(
 ) -> Callable[[PyTree], dict[str, float]]:
     """Returns a function params -> {"loss": ..., further metrics}.
 
-    The loss is the mean over all examples of the mean losses of their batches, as that
-    of Trainer. Batches without a label have no loss, and are left out of the mean.
+    The loss is the mean over all examples of the mean losses of their batches, as in
+    Trainer. Batches without a label have no loss, and are left out of the mean.
 
     Args:
         setup: setup of the run.

@@ -59,11 +59,11 @@ def write_transformers_folder(
         folder: folder of the run; it is created if it does not exist.
         model: the model.
         params: its parameters, on any devices.
-        like: folder from which the run started. config.json keeps its fields that the
-            model does not have, such as `bos_token_id`. Tensors have its names and
-            dtypes, rounded to the nearest value. generation_config.json and the files
-            of the tokenizer are copied. None for the names of Transformers, the dtypes
-            of `params` and no further files.
+        like: folder from which the run started. config.json keeps the fields in `like`
+            that the model does not have, such as `bos_token_id`. Tensors have the names
+            and dtypes in `like`, and values are rounded to the nearest one.
+            generation_config.json and the files of the tokenizer are copied. None for
+            the names of Transformers, the dtypes of `params` and no further files.
         has_new_weights: whether the run started with weights other than those in
             `like`, which is then not required to contain any. Tensors have the names of
             Transformers and the dtypes of `params`.
@@ -157,7 +157,8 @@ def _copied_files(
             yield name, like / name
     if tokenizer is not None:
         yield _TOKENIZER, tokenizer
-        # Another name is that of a single file, which may be in any folder.
+        # A tokenizer with another file name is a single file, which may be in any
+        # folder.
         tokenizer_folder = tokenizer.parent if tokenizer.name == _TOKENIZER else None
     else:
         tokenizer_folder = like
@@ -172,7 +173,8 @@ def _prepare(folder: Path, text: str, copied: Mapping[str, Path]) -> None:
     """Removes a config.json of another model, and copies files."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / _CONFIG
-    # With it, the new weights could be loaded as those of another model.
+    # With the old config.json, the new weights could be loaded as those of another
+    # model.
     with contextlib.suppress(FileNotFoundError):
         if config.read_bytes() != text.encode():
             config.unlink()

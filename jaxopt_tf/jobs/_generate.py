@@ -73,12 +73,12 @@ class Sampler(Protocol):
 class _Trained:
     """Model with its parameters and its codec."""
 
-    path: Path
+    path: Path  # folder of the checkpoint, or of Transformers
     model: Model
     params: PyTree
     codec: TextCodec
-    bf16: bool
-    matmul_precision: str | None
+    bf16: bool  # whether the model computes in bfloat16
+    matmul_precision: str | None  # see `Model.make_loss`
 
 
 def generate(
@@ -289,7 +289,7 @@ def _read_trained(folder: Path, given: PromptSettings, bf16: bool | None) -> _Tr
         raise ValueError(
             "`folder` must be a run's folder, one of its checkpoints, or a folder of "
             f"Transformers with {_CONFIG}, got {str(folder)!r}, which has neither. "
-            "Name the `output_dir` of `jaxopt-tf train`."
+            "Pass the `output_dir` of `jaxopt-tf train`."
         )
     return _read_transformers(folder, given, bf16)
 

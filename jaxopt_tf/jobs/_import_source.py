@@ -1,7 +1,7 @@
-"""Model folder, settings and notes of a Trainer's checkpoint that is imported.
+"""Model folder and settings of an imported Trainer checkpoint, and what will differ.
 
-A checkpoint of a PEFT run contains an adapter without config.json. The folder of its
-base model does.
+A checkpoint of a PEFT run contains an adapter and no config.json; the folder of its
+base model contains one.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ def base_of_adapter(checkpoint: Path, given: Mapping[str, Any]) -> Path:
 
     Args:
         checkpoint: folder with adapter_config.json.
-        given: settings of the run; `model_name_or_path` precedes the name in the file.
+        given: settings of the run; `model_name_or_path` takes precedence over the name
+            in the file.
 
     Raises:
         ValueError: if the folder does not exist or has no config.json.
@@ -40,7 +41,7 @@ def base_of_adapter(checkpoint: Path, given: Mapping[str, Any]) -> Path:
             "`model_name_or_path` must be the folder of the base model on which the "
             f"adapter in {str(checkpoint)!r} was trained, got "
             f"{None if base is None else str(base)!r} without {_CONFIG}; the adapter "
-            f"names {named!r}. Download the model, and name its folder."
+            f"names {named!r}. Download the model, and pass the path of its folder."
         )
     return Path(base)
 
@@ -79,13 +80,16 @@ def notes_on_base(checkpoint: Path, job: Job) -> list[str]:
 
 
 def check_all_trained(job: Job) -> None:
-    """Raises for a run with frozen parameters other than those under an adapter."""
+    """Raises if parameters are frozen by `freeze`.
+
+    Base weights that an adapter freezes are allowed.
+    """
     if job.freeze:
         raise ValueError(
             "`freeze` must be left out of a run that is imported or exported, got "
             f"{list(job.freeze)}: optimizer.pt of Trainer has no moments of frozen "
-            "parameters, and the run does not say which those of Trainer are. Use the "
-            "functions of `interop` in Python."
+            "parameters, and the run cannot know which parameters Trainer had frozen. "
+            "Use the functions of `interop` in Python."
         )
 
 
@@ -101,13 +105,15 @@ def unused_tokenizer(checkpoint: Path, job: Job) -> list[str]:
     ]
 
 
-def differences(base: Path, model: Model, read: interop.TrainerCheckpoint) -> list[str]:
+def differences(
+    base: Path, model: Model, contents: interop.TrainerCheckpoint
+) -> list[str]:
     """Returns sentences on differences between the imported run and Trainer's.
 
     Args:
         base: folder with config.json: the checkpoint, or its base model.
         model: the model of the run.
-        read: contents of the checkpoint.
+        contents: contents of the checkpoint.
     """
     found = []
     config = read_json_object(base / "config.json", "checkpoint")
@@ -116,7 +122,7 @@ def differences(base: Path, model: Model, read: interop.TrainerCheckpoint) -> li
         found.append(
             f"parameters and moments are float32 in the run and {dtype} in torch"
         )
-    if not all("param_names" in group for group in read.param_groups):
+    if not all("param_names" in group for group in contents.param_groups):
         found.append(
             "moments were assigned in the order of Trainer's groups: optimizer.pt has "
             "no names, so that another order of parameters of equal shape cannot be "

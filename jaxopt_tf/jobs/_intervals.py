@@ -28,7 +28,8 @@ def num_steps_per_epoch(
 
     Source: transformers 5.23 `trainer.py`, `set_initial_training_values`.
     Differs: in Trainer the last batch of an epoch contains the remaining rows only.
-        Here all batches are full: it also contains the first rows of the next epoch.
+        Here all batches are full: the last batch also contains the first rows of the
+        next epoch.
     """
     num_batches = -(-num_rows // batch_size)
     return max(1, -(-num_batches // gradient_accumulation_steps))

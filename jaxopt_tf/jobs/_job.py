@@ -29,7 +29,8 @@ class Job:
         lora_r: rank of a LoRA adapter, which is trained instead of the weights in
             `model_name_or_path`, by the torchax implementation; requires PEFT. Default:
             all weights are trained.
-        lora_alpha: the output of the adapter is multiplied by `lora_alpha / lora_r`.
+        lora_alpha: numerator of the factor `lora_alpha / lora_r` of the adapter's
+            output.
         lora_dropout: dropout rate of the adapter's input.
         lora_target_modules: names of the layers with an adapter, such as q_proj v_proj,
             or all-linear. Default: those that PEFT lists for the architecture.
@@ -42,8 +43,8 @@ class Job:
         train_file: files of rows to train on, instead of `text`: .jsonl, .json, .csv,
             .parquet or .txt. Rows have a column of text, or are rows for fine-tuning:
             `prompt` and `completion`, or `messages`.
-        validation_file: the same, to evaluate on. Default: about a tenth of the
-            documents or rows of `train_file`.
+        validation_file: files of rows to evaluate on, like `train_file`. Default: about
+            a tenth of the documents or rows of `train_file`.
         text_column: column of the text in `train_file`.
         packing: whether several documents share a row of a batch, each with its own
             attention and positions. Otherwise documents of text are concatenated, and
@@ -66,9 +67,9 @@ class Job:
         sample_prompt: text of which a continuation by the model is printed at each
             evaluation; "" for the start of a document. Default: none.
         per_device_eval_batch_size: sequences per batch and device in an evaluation.
-            Default: the number of a micro-batch of training.
+            Default: as many as in a micro-batch of training.
         save_strategy: "steps" saves a checkpoint every `save_steps`, "epoch" after each
-            epoch, "no" neither. The last step and the step of the best evaluation so
+            epoch, "no" at neither. The last step and the step of the best evaluation so
             far are saved in addition.
         save_steps: number of updates between checkpoints, or a fraction as
             `eval_steps`.
@@ -83,7 +84,8 @@ class Job:
         logging_steps: number of updates between entries of trainer_state.json and
             TensorBoard, or a fraction as `eval_steps`. metrics.jsonl contains every
             update.
-        logging_first_step: whether these have an entry for the first update, too.
+        logging_first_step: whether trainer_state.json and TensorBoard have an entry for
+            the first update, too.
         bf16: whether the model computes in bfloat16, with parameters in float32.
         tf32: whether matrix products of float32 arrays use TF32 on GPUs, or three
             passes in bfloat16 on TPUs, which is faster. Otherwise they have full

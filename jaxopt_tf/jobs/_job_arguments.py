@@ -54,7 +54,7 @@ EVALUATION_FIELDS = (
 class _Checkpoint(NamedTuple):
     """Step of a Trainer's checkpoint, and length of its epochs."""
 
-    step: int
+    step: int  # `global_step` of the checkpoint
     updates_per_epoch: int | None  # None if unknown
 
 

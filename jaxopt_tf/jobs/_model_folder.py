@@ -17,8 +17,8 @@ from ..data import is_pretokenized
 from ..models import (
     CONFIG_TYPES,
     config_type,
+    fields_of_other_configs,
     settings_from_transformers_config,
-    sizes_of_others,
 )
 from ._job import Job
 
@@ -54,7 +54,7 @@ def with_model_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     if implementation == "torchax" and folder is None and not _has_sizes(settings):
         raise ValueError(
             "`model_implementation` 'torchax' must be given with `model_name_or_path`, "
-            "got no folder. Name the folder of a model of Transformers."
+            "got no folder. Pass the folder of a model of Transformers."
         )
     if folder is None or _has_sizes(settings):
         return settings
@@ -150,11 +150,11 @@ def _check_sizes(
         for name in found
         if name in settings and name not in free and settings[name] != found[name]
     ]
-    others = sizes_of_others(config_type(found))
+    fields_of_others = fields_of_other_configs(config_type(found))
     differing += [
         f"`{name}` {value!r}"
         for name, value in settings.items()
-        if name in others and value is not None
+        if name in fields_of_others and value is not None
     ]
     if differing:
         raise ValueError(

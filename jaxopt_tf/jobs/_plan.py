@@ -59,8 +59,8 @@ def compare_plans(
 
     Args:
         config: all settings of the run, as for `plan`.
-        requested: result of `plan`. The others are computed for the same devices, from
-            shapes alone.
+        requested: result of `plan`. The other plans are computed for the same devices,
+            from shapes alone.
 
     Returns:
         The plans, `requested` first, by names for `planning.print_comparison`.

@@ -48,17 +48,17 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
     the run ends after the current step, with a checkpoint. The checkpoint of the best
     evaluation is kept.
 
-    With several processes, all must call `jax.distributed.initialize` and then this
-    function with the same arguments. Each process reads and writes its shards of
-    batches and checkpoints; process 0 prints and logs. A signal to one process ends the
-    run in all. A run can be resumed on any mesh and any number of processes that divide
-    its batch.
+    With several processes, all processes must call `jax.distributed.initialize` and
+    then this function with the same arguments. Each process reads and writes its shards
+    of batches and checkpoints; process 0 prints and logs. A signal to one process ends
+    the run in all processes. A run can be resumed on any mesh and any number of
+    processes that divide its batch.
 
     Args:
         config: all settings of the run.
-        command_line: command line that is recorded in starts.jsonl. With one,
-            `seconds_to_first_step` there starts with the process, otherwise with this
-            call.
+        command_line: command line that is recorded in starts.jsonl. If it is given,
+            `seconds_to_first_step` in this file is counted from the start of the
+            process, otherwise from this call.
 
     Returns:
         The evaluation losses, the final parameters and the folder of the run.
@@ -138,7 +138,7 @@ def _read_params(setup: Setup, job: Job) -> PyTree | None:
 
 
 def _final_params(setup: Setup, job: Job, params: PyTree) -> PyTree:
-    """Returns all parameters of the model; those of an adapter alone."""
+    """Returns all parameters of the model; for an adapter, only its parameters."""
     return params if job.lora_r else training.merge_params(params, setup.frozen)
 
 

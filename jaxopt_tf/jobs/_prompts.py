@@ -121,7 +121,7 @@ def _chat(
     chat_template: Path | None,
     end_token_ids: tuple[int, ...],
 ) -> TextCodec:
-    # A run copies its template to its folder, as that of the tokenizer.
+    # A run copies its template to its folder as the template of the tokenizer.
     if chat_template is not None and not chat_template.is_file():
         chat_template = None
     return chat_codec(
@@ -146,7 +146,7 @@ def _refuse_chat_of_bytes(job: Job, given: PromptSettings) -> None:
     if ready:
         raise ValueError(
             "`tokenizer` must be given for a run with pretokenized files, such as "
-            f"{str(ready[0])!r}, to encode the prompt. Name the tokenizer.json that "
+            f"{str(ready[0])!r}, to encode the prompt. Pass the tokenizer.json that "
             "they were made with; `sample_prompt` must be left out."
         )
     if given.is_chat(False):

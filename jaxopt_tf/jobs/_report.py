@@ -117,7 +117,7 @@ def header(
     """Describes the data, the model, the recipe, the devices and the folder of a run.
 
     Returns:
-        The lines, of which those that do not apply are empty.
+        The lines; a line that does not apply is empty.
     """
     recipe, corpus = config.recipe, run.corpus
     batch = f"{run.num_sequences} x {config.model.block_size}"
@@ -178,10 +178,10 @@ def _devices(mesh: jax.sharding.Mesh, option: str) -> str:
     if mesh.size == 1:
         return f"mesh    1 of {num_all} devices; {option.format(num_all)} uses all"
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    kind = mesh.devices.flat[0].device_kind
+    device_kind = mesh.devices.flat[0].device_kind
     processes = jax.process_count()
     in_processes = f" in {processes} processes" if processes > 1 else ""
-    return f"mesh    {axes}: {mesh.size} of {kind}{in_processes}"
+    return f"mesh    {axes}: {mesh.size} of {device_kind}{in_processes}"
 
 
 def print_summary(
@@ -232,14 +232,15 @@ def print_summary(
     for name, path in paths.items():
         if path.exists():  # older versions did not always keep the best checkpoint
             print(f"{name:7} {path}")
-    others = "".join(
+    other_metrics = "".join(
         f", {name} {value:.4g}"
         for name, value in outcome.metrics.items()
         if name != "loss"
     )
     if not math.isnan(outcome.last_loss):
         in_unit = f" {unit}" if unit else ""
-        print(f"evaluation loss {outcome.last_loss:.3f}{in_unit} ({losses}){others}")
+        loss = f"{outcome.last_loss:.3f}{in_unit}"
+        print(f"evaluation loss {loss} ({losses}){other_metrics}")
     if outcome.num_programs > 1:
         shapes = pluralize(outcome.num_programs, "shape")
         print(f"batches of {shapes}, each compiled once")

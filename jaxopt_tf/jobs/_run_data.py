@@ -88,8 +88,8 @@ def _read_files(job: Job, folder: Path) -> data.Corpus:
 def has_masked_rows(job: Job) -> bool:
     """Returns True if `train_file` contains rows for fine-tuning.
 
-    The first row decides: it has a column `messages` or `prompt`, and no column
-    `text_column`.
+    The result depends on the first row: it must have a column `messages` or `prompt`,
+    and no column `text_column`.
     """
     if not job.train_file or job.train_file[0].suffix == ".txt":
         return False
@@ -164,15 +164,15 @@ def slice_reader(batches: TrainingBatches, n: int) -> Any:
     The rows of an index are read once for all arrays of a dict; `key` is None for a
     batch that is an array.
     """
-    read: dict[str, Mapping[str, np.ndarray]] = {}
+    slices_by_index: dict[str, Mapping[str, np.ndarray]] = {}
 
     def read_slice(index: tuple[slice, ...], key: str | None = None) -> np.ndarray:
         if isinstance(batches, data.Batches):
             return batches.read_slice(n, index)
         index_key = repr(index)  # slices have no hash before Python 3.12
-        if index_key not in read:
-            read[index_key] = batches.read_slice(n, index)
-        return read[index_key][key or KEYS[0]]
+        if index_key not in slices_by_index:
+            slices_by_index[index_key] = batches.read_slice(n, index)
+        return slices_by_index[index_key][key or KEYS[0]]
 
     return read_slice
 

@@ -89,9 +89,8 @@ class OpenRun:
     def has_model(self) -> bool:
         """True if the folder has the last file that a run writes.
 
-        That is config.json, or adapter_config.json of a LoRA run.
-
-        In folders of earlier versions it contains the settings of the run.
+        This file is config.json, or adapter_config.json of a LoRA run. In folders of
+        earlier versions, config.json contains the settings of the run.
         """
         name = _FORMER_SETTINGS
         if self.settings["lora_r"] is not None:
@@ -212,9 +211,9 @@ def read_equal_corpus(config: RunConfig, folder: Path) -> Corpus:
     """Reads the data of a run in all processes, and raises unless they are equal."""
     # With a tokenizer, process 0 writes the tokens first; the others then read them.
     corpus: list[Corpus] = []
-    read = functools.partial(read_corpus, config.job, config.model, folder)
-    _io.run_on_process_0(lambda: corpus.append(read()))
-    found = corpus[0] if corpus else read()
+    read_own = functools.partial(read_corpus, config.job, config.model, folder)
+    _io.run_on_process_0(lambda: corpus.append(read_own()))
+    found = corpus[0] if corpus else read_own()
     _io.check_equal_across_processes({DATA: found.fingerprint})
     return found
 
@@ -258,13 +257,13 @@ def _check_folder(
     path = settings_path(folder)
     if path.exists():
         saved = read_settings(path)
-        current = own_settings(settings)
-        _check_same_run(path, saved, current, job.intended_changes)
+        requested = own_settings(settings)
+        _check_same_run(path, saved, requested, job.intended_changes)
         saved |= sequences_of_last_start(folder)
     elif log.exists():
         raise ValueError(
             f"`output_dir` must be a run's folder or a new one, but {str(log)!r} has "
-            f"no {SETTINGS} beside it. Name another folder."
+            f"no {SETTINGS} beside it. Pass another folder."
         )
     if is_new and log.exists() and log.stat().st_size > 0:
         archived = folder / f"aside-{METRICS}"
@@ -312,7 +311,7 @@ def _check_same_run(
             f"`output_dir` must contain a run with equal settings, but {str(path)!r} "
             "was written with other settings:\n  "
             + "\n  ".join(found.values())
-            + "\nName another folder, or, to continue the run with the new settings, "
+            + "\nPass another folder, or, to continue the run with the new settings, "
             "add " + _how_to_change(current, list(found))
         )
 
@@ -357,8 +356,8 @@ def _copy_log(checkpoint: Path, folder: Path) -> None:
 def settings_path(folder: Path) -> Path:
     """Returns the path of the settings in the folder of a run or a sweep.
 
-    Earlier versions wrote them to config.json. That file is the configuration of a
-    model of Transformers now, which has no `max_steps`.
+    Earlier versions wrote the settings to config.json. Now config.json is the
+    configuration of a model of Transformers, which has no `max_steps`.
     """
     path, former = folder / SETTINGS, folder / _FORMER_SETTINGS
     if path.exists() or not former.exists():
@@ -378,7 +377,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file cannot be read.
     """
-    remedy = "Delete it to start the run again, or name another folder."
+    remedy = "Delete it to start the run again, or pass another folder."
     return _io.read_json_object(path, "output_dir", remedy)
 
 
@@ -388,7 +387,7 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(
             "`resume_from_checkpoint` must be a checkpoint of `jaxopt-tf train`, but "
-            f"{str(checkpoint)!r} contains no settings. Name another checkpoint, or "
+            f"{str(checkpoint)!r} contains no settings. Pass another checkpoint, or "
             "another folder for the run."
         )
     return settings

@@ -21,7 +21,7 @@ from ._setup import build_setup, init_schedule, schedule_and_optimizer
 class TrainedParams(NamedTuple):
     """Parameters of a run at one step, without its optimizer state."""
 
-    checkpoint: Path
+    checkpoint: Path  # folder of the checkpoint that was read
     config: RunConfig
     model: Model
     params: PyTree  # on the first device
@@ -52,7 +52,7 @@ def write_run(run: Run) -> Path:
     folder, settings = run.job.output_dir, config.to_dict()
     if folder is None or (folder.exists() and any(folder.iterdir())):
         raise ValueError(
-            f"`output_dir` must be a new folder, got {str(folder)!r}. Name another "
+            f"`output_dir` must be a new folder, got {str(folder)!r}. Pass another "
             "folder."
         )
     with checkpoints.lock_folder(folder) as lock:
@@ -74,7 +74,8 @@ def read_run(folder: Path) -> Run:
             checkpoint.
 
     Raises:
-        ValueError: if `folder` is neither, or contains no valid checkpoint.
+        ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
+            checkpoint.
     """
     checkpoint, _ = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
@@ -94,7 +95,8 @@ def read_params(folder: Path) -> TrainedParams:
             has `load_best_model_at_end`.
 
     Raises:
-        ValueError: if `folder` is neither, or contains no valid checkpoint.
+        ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
+            checkpoint.
     """
     checkpoint, is_verified = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
@@ -132,7 +134,7 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     checkpoint = checkpoints.latest_valid(folder)
     if checkpoint is None:
         raise ValueError(
-            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Name a "
+            f"`folder` must be a run or a checkpoint, got {str(folder)!r}. Pass a "
             "folder that was written by `jaxopt-tf train`."
         )
     return checkpoint, True

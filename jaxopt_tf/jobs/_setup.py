@@ -250,9 +250,9 @@ def _abstract_batch(
     num_micro = config.recipe.gradient_accumulation_steps
     micro_axis = () if num_micro == 1 else (num_micro,)
     shape = (*micro_axis, num_sequences, config.model.block_size + 1)
-    by_sequence = batch_sharding(shape, mesh, axis=len(micro_axis))
+    sharding = batch_sharding(shape, mesh, axis=len(micro_axis))
     if has_packed_batches(config.job):
-        array = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_sequence)
+        array = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
         return dict.fromkeys(KEYS, array)
     dtype = min_token_dtype(config.model.vocab_size)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=by_sequence)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -25,9 +25,9 @@ from ._example_data import (
     DeviceBatches,
     ExampleCorpus,
     ExampleSource,
+    collator_of_run,
     evaluation_batches,
     label_names,
-    padding_or_none,
     training_examples,
 )
 from ._example_evaluation import MetricsFn, PredictFn, make_example_evaluate
@@ -125,9 +125,9 @@ def train(
     added = checked_monitors(monitors, callbacks)
     read = read_train_arguments(arguments, job, options)
     built = _built(model, read)
-    collator = padding_or_none(data_collator, processing_class)
+    collator = collator_of_run(data_collator, processing_class)
     make_source = functools.partial(
-        ExampleSource, model=built, collator=collator, job=read.options
+        ExampleSource, model=built, collator=collator, settings=read.options
     )
     source = make_source(train_dataset, argument="train_dataset")
     held_out = None
@@ -143,7 +143,7 @@ def train(
         batch_size=batch_size,
         gradient_accumulation_steps=read.gradient_accumulation_steps,
         seed=read.seed,
-        job=read.options,
+        settings=read.options,
     )
     recipe, example_job, notes = read.finish(batches.steps_per_epoch)
     recipe = _for_model(recipe, built)
@@ -255,7 +255,7 @@ def example_plan(
             model.init(recipe.seed),
             jax.tree.map(lambda x: x.sharding, setup.run_state.state.params),
         ),
-        batches=functools.partial(on_devices.updates, batches),
+        batches=functools.partial(on_devices.step_batches, batches),
         evaluate=evaluate,
         monitors=lambda: [
             *build_monitors(

@@ -33,11 +33,11 @@ from ._model import CONFIG_TYPES as CONFIG_TYPES
 from ._model import Model as Model
 from ._model import ModelConfig as ModelConfig
 from ._model import config_type as config_type
+from ._model import fields_of_other_configs as fields_of_other_configs
 from ._model import placeholder_config as placeholder_config
 from ._model import (
     settings_from_transformers_config as settings_from_transformers_config,
 )
-from ._model import sizes_of_others as sizes_of_others
 from ._peft import LoraSettings as LoraSettings
 from ._peft import lora_from_config as lora_from_config
 from ._predictions import make_predict as make_predict

@@ -100,8 +100,8 @@ def make_attention(
     device has the one that its query heads use.
 
     Matrix products in "splash" and "xla" have the precision that is configured where
-    the function is called. The kernel has two: precisions above bfloat16 are computed
-    in float32.
+    the function is called. The splash kernel supports only two precisions,
+    bfloat16 and float32: everything above bfloat16 is computed in float32.
 
     Args:
         mesh: mesh with any of the axes `data`, `fsdp` and `tensor`, of actual devices
@@ -123,9 +123,10 @@ def make_attention(
             window = _checks.whole_number("window", window, minimum=1)
             window = None if window >= q.shape[1] else window
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        # Not at import time: JAX initializes its backend at the first such call.
-        platform, kind = _device(mesh)
-        chosen = implementation or _default(platform, kind, q, segment_ids)
+        # Devices are queried here and not at import, because the query initializes
+        # JAX's backend.
+        platform, device_kind = _device(mesh)
+        chosen = implementation or _default(platform, device_kind, q, segment_ids)
         if chosen == "splash":
             # Mosaic, the compiler of the kernel, is for TPUs only.
             attend_fn: Callable = functools.partial(
@@ -155,14 +156,14 @@ def _device(mesh: Mesh | None) -> tuple[str, str]:
 
 
 def _default(
-    platform: str, kind: str, q: jax.Array, segment_ids: jax.Array | None
+    platform: str, device_kind: str, q: jax.Array, segment_ids: jax.Array | None
 ) -> str:
     if platform == "tpu":
         is_supported = q.dtype in (jnp.float32, jnp.bfloat16)
         # Shorter sequences would be padded, and their scores need little memory.
         return "splash" if is_supported and q.shape[1] >= _LANES else "xla"
     # The platform of GPUs by AMD is called "gpu", too.
-    if platform == "gpu" and kind.startswith("NVIDIA"):
+    if platform == "gpu" and device_kind.startswith("NVIDIA"):
         is_supported = q.dtype in _CUDNN_DTYPES and segment_ids is None
         return "cudnn" if is_supported else "xla"
     return "xla"
@@ -177,22 +178,23 @@ def _on_mesh(
     segment_ids: jax.Array | None,
 ) -> jax.Array:
     """Runs `attend_fn` on the part of the batch and the heads of each device."""
-    num_heads, num_keys = q.shape[2], k.shape[2]
+    num_heads, num_key_heads = q.shape[2], k.shape[2]
     num_parts = mesh.shape.get(_HEAD_AXIS, 1)
-    if num_heads % num_parts or (num_keys % num_parts and num_parts % num_keys):
+    is_key_fit = num_key_heads % num_parts == 0 or num_parts % num_key_heads == 0
+    if num_heads % num_parts or not is_key_fit:
         fit = [
             n
             for n in range(1, num_heads + 1)
-            if num_heads % n == 0 and (num_keys % n == 0 or n % num_keys == 0)
+            if num_heads % n == 0 and (num_key_heads % n == 0 or n % num_key_heads == 0)
         ]
         raise ValueError(
             f"`mesh` must divide the {num_heads} query heads evenly, and the "
-            f"{num_keys} key heads evenly or be a multiple of them, got "
+            f"{num_key_heads} key heads evenly or be a multiple of them, got "
             f"tensor={num_parts}. The size may be {', '.join(map(str, fit))}; assign "
             "the remaining devices to data or fsdp."
         )
-    if num_keys % num_parts:
-        k, v = (jnp.repeat(x, num_parts // num_keys, axis=2) for x in (k, v))
+    if num_key_heads % num_parts:
+        k, v = (jnp.repeat(x, num_parts // num_key_heads, axis=2) for x in (k, v))
     names = tuple(name for name in BATCH_AXES if name in mesh.shape)
     num_batch_parts = 1
     for name in names:
@@ -224,7 +226,8 @@ def _splash(
     num_tiles = -(-length // _MAX_TILE)
     tile = -(-length // (num_tiles * _LANES)) * _LANES
     padding = num_tiles * tile - length
-    # In float32: bfloat16 would round the scale, and all scores by the same factor.
+    # Scaled in float32: a scale rounded to bfloat16 would give all scores the same
+    # relative error.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     # Padding is at the end: no other query sees its keys, because attention is causal.
     pad = functools.partial(jnp.pad, mode="constant")
@@ -249,7 +252,8 @@ def _kernel_precision(dtype: Any) -> str | None:
 
 
 # The kernel's own gradient is traced after the context `jax.default_matmul_precision`
-# has been left, and would have another precision. Here both passes set it themselves.
+# has been left, and would have another precision. Here the forward and the backward
+# pass both set the precision.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _splash_kernel(options, q, k, v, segment_ids):
     with _precision(options):
@@ -343,8 +347,8 @@ def _cudnn_or_xla(q, k, v, segment_ids, *, window, scale):
     try:
         return _cudnn(q, k, v, segment_ids, window=window, scale=scale)
     except (NotImplementedError, RuntimeError):
-        # Raised while tracing: cuDNN is not installed, or does not support the size of
-        # the heads, the GPU or a vmapped axis.
+        # The error is raised while tracing if cuDNN is not installed, or does not
+        # support the size of the heads, the GPU or a vmapped axis.
         return blockwise_attention(q, k, v, segment_ids, window=window, scale=scale)
 
 
@@ -364,8 +368,9 @@ def _check_arrays(
         if not fits or x.shape[2] != k.shape[2] or x.dtype != q.dtype:
             raise ValueError(
                 f"`{name}` must be [B, T, K, D] with the dtype, B, T and D of `q`, "
-                f"{q.dtype} {list(q.shape)}, and one K, got {x.dtype} "
-                f"{list(x.shape)}. Decoding with cached keys needs another function."
+                f"{q.dtype} {list(q.shape)}, and the same K for `k` and `v`, got "
+                f"{x.dtype} {list(x.shape)}. Decoding with cached keys needs "
+                "another function."
             )
     if num_heads % k.shape[2]:
         raise ValueError(
@@ -378,6 +383,6 @@ def _check_arrays(
         raise TypeError(f"`segment_ids` must be int32, got {segment_ids.dtype}.")
     if segment_ids.shape != q.shape[:2]:
         raise ValueError(
-            f"`segment_ids` must be [B, T] as `q`, {list(q.shape[:2])}, got shape "
+            f"`segment_ids` must be [B, T] of `q`, {list(q.shape[:2])}, got shape "
             f"{list(segment_ids.shape)}. Number the documents of each row."
         )

@@ -24,9 +24,9 @@ _MAX_BLOCKS = 8
 class _Options(NamedTuple):
     """Static options of the attention function."""
 
-    window: int | None
-    scale: float
-    precision: Any  # of the matrix products
+    window: int | None  # maximum number of keys that a query sees; None for all
+    scale: float  # factor of the scores
+    precision: Any  # precision of the matrix products
 
 
 def blockwise_attention(
@@ -82,7 +82,8 @@ def _forward(options, q, k, v, segment_ids):
         weights = jnp.exp(scores - max_scores)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         y = product("bkgts,bksd->bkgtd", weights.astype(v.dtype), v[:, :, keys])
-        # Division after the product: D columns instead of up to T.
+        # The division follows the product, because `y` has D columns and the weights
+        # have up to T.
         y_blocks.append((y / total).astype(q.dtype))
         logsumexp.append(max_scores + jnp.log(total))
     y = jnp.concatenate(y_blocks, axis=3)

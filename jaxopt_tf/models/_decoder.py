@@ -38,7 +38,7 @@ def make_decoder_loss(
 
         input_ids: tokens.
         labels: the same tokens, or -100 for a token that is not predicted.
-        segment_ids: number of the document of each token, from 1; 0 for padding.
+        segment_ids: index of the document of each token, counted from 1; 0 for padding.
             Attention is restricted to a document. Optional.
         position_ids: position of each token in its document. Optional. Without
             `segment_ids`, a document starts wherever the position does not increase by

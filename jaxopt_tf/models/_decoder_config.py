@@ -52,7 +52,7 @@ class LayerKind(NamedTuple):
     """Properties in which the layers of a model may differ."""
 
     window: int | None  # number of keys that a query attends to; None for all
-    has_rope: bool
+    has_rope: bool  # whether queries and keys are rotated by their positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class DecoderConfig:
         num_hidden_layers: number of layers.
         num_attention_heads: number of heads of queries.
         num_key_value_heads: number of heads of keys and values, which divides
-            `num_attention_heads`; None for as many.
+            `num_attention_heads`; None for `num_attention_heads`.
         head_dim: width of a head, even; None for `hidden_size` divided by
             `num_attention_heads`.
         max_position_embeddings: context length.
@@ -80,17 +80,18 @@ class DecoderConfig:
         rope_scaling: scaling of these frequencies: `rope_type` and its parameters; None
             for none.
         attention_bias: whether the four projections of attention have biases. Qwen2 has
-            biases of queries, keys and values without it.
+            biases of queries, keys and values even if it is False.
         mlp_bias: whether the projections of the MLP have biases.
         sliding_window: number of keys that a query attends to in layers of the type
             "sliding_attention"; None if there are no such layers.
         layer_types: "full_attention" or "sliding_attention" for each layer; None for
-            the second in all layers if there is a window, else the first.
+            "sliding_attention" in all layers if there is a window, else
+            "full_attention".
         no_rope_layers: for each layer 1 if it has RoPE, 0 if not (SmolLM3 only); None
             for RoPE in all layers.
         pad_token_id: token whose embedding is initialized with zeros and receives no
-            gradient from the lookup, as `padding_idx` of `torch.nn.Embedding`. Negative
-            numbers count from the end of the vocabulary.
+            gradient from the lookup, like `padding_idx` of `torch.nn.Embedding`.
+            Negative numbers count from the end of the vocabulary.
         tie_word_embeddings: whether the embeddings are also the weights of the head.
         block_size: maximum length of a training sequence, at most
             `max_position_embeddings`; None for at most 1,024, as in `run_clm.py`.

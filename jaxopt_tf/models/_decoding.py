@@ -39,8 +39,8 @@ class DecodingFns(NamedTuple):
 
     prefill: (params, tokens [B, P], lengths [B], size S) -> logits [B, V], cache. Rows
         are padded at their ends. The logits are those after the last token of each row.
-    step: (params, tokens [B], position_ids [B], cache) -> logits [B, V], cache. The
-        tokens are appended at their positions, and attend to all positions up to it.
+    step: (params, tokens [B], position_ids [B], cache) -> logits [B, V], cache. Each
+        token is appended at its position, and attends to all positions up to it.
 
     Logits are float32.
     """
@@ -52,9 +52,9 @@ class DecodingFns(NamedTuple):
 class _Parts(NamedTuple):
     """Parts of a model with its parameters."""
 
-    kinds: Sequence[LayerKind]
+    kinds: Sequence[LayerKind]  # kind of each layer
     layers: Any  # module of stacked layers, or list of modules
-    is_stacked: bool
+    is_stacked: bool  # whether `layers` is one module of stacked layers
     embed: Callable[[jax.Array, jax.Array], jax.Array]  # tokens, position_ids -> x
     rotation: Callable[[jax.Array], Rotation | None]  # position_ids -> rotation
     project: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]  # layer, x, rotation
@@ -167,8 +167,8 @@ def _gpt2_parts(config: GPT2Config, model: GPT2) -> _Parts:
 def _decoder_parts(config: DecoderConfig, model: Decoder) -> _Parts:
     root = model.model
 
-    # Per row: the frequencies of some RoPE scalings depend on the length of a text, and
-    # a text must not depend on the others.
+    # Rotations are computed for each row: the frequencies of some RoPE scalings depend
+    # on the length of a text, and a text must not depend on the others.
     @jax.vmap
     def rotation(position_ids: jax.Array) -> Rotation | None:
         angles = layer_rotation(config, position_ids[None])

@@ -75,7 +75,7 @@ _FIELDS = dataclasses.fields(Model)
 
 
 def _matching(layouts: Mapping[str, Any] | None, names: list[str]) -> Any:
-    """Returns the layouts of leaves that are trained: others match no leaf."""
+    """Returns the layouts of trained leaves; other layouts would match no leaf."""
     if layouts is None:
         return None
     return {p: x for p, x in layouts.items() if any(re.fullmatch(p, n) for n in names)}

@@ -42,9 +42,9 @@ from ._torchax_model import (
 from ._trainer_forward import NUM_ITEMS, TrainerForward
 from ._transformers_config import TransformersConfig, causal_lm
 
-# Architectures whose views of views torchax does not have.
+# Architectures that take views of views, which torchax does not support.
 _MATERIALIZE_VIEWS = re.compile(".*mamba.*")
-# Architectures whose other implementations of attention torchax does not have.
+# Architectures for which torchax supports only the eager implementation of attention.
 _EAGER = re.compile("gemma2|gemma3.*|deberta.*|.*mamba.*")
 _NO_RULES: Mapping[str, PartitionSpec] = MappingProxyType({})
 
@@ -82,10 +82,10 @@ def from_transformers(
 
     Args:
         source: a `PreTrainedModel`, a `PeftModel` of one, or a folder that
-            `save_pretrained` of Transformers has written. A
-            folder is read in float32, as the class that its config.json names. The
-            module is not copied; its settings for attention and experts are replaced
-            while it is traced, if torchax does not have them.
+            `save_pretrained` of Transformers has written. The model of a folder is read
+            in float32, as the class that its config.json names. The module is not
+            copied; its settings for attention and experts are replaced while it is
+            traced, if torchax does not have them.
         block_size: length of a training sequence, for `flops_per_token`; None for the
             context length.
         sharding_rules: sharding rules by patterns of names, which replace those that
@@ -97,7 +97,7 @@ def from_transformers(
         `torch.manual_seed(seed)`.
 
     Raises:
-        TypeError: if `source` is neither.
+        TypeError: if `source` is of another type.
         ValueError: if the folder has no model that can be read, if the module has a
             buffer that changes in training or random layers, or a rule does not fit.
             The loss function raises it if a batch has a key that `forward` does not
@@ -231,7 +231,8 @@ def _make_loss(
             left_out = ("labels", NUM_ITEMS)
             inputs = {name: x for name, x in batch.items() if name not in left_out}
             labels = jnp.asarray(batch["labels"])
-            # As `LabelSmoother` of Trainer, which shifts by the class of the model.
+            # Labels are shifted as by `LabelSmoother` of Trainer, which decides by the
+            # class of the model.
             labels = labels[:, 1:] if forward.is_causal_lm else labels
             if not jnp.issubdtype(labels.dtype, jnp.integer):
                 raise ValueError(
@@ -259,7 +260,8 @@ def _inputs_and_labels(
     is_missing = inputs == IGNORE_INDEX
     # Padding in the inputs is replaced by token 0. At the end of a row this is
     # harmless, because attention is causal. In the middle of a row, later tokens would
-    # attend to it: their label becomes -1, which makes the loss NaN.
+    # attend to the padding: its label becomes -1 if it counts in the loss, which makes
+    # the loss NaN.
     labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
     return {"input_ids": jnp.where(is_missing, 0, inputs)}, labels
 
@@ -275,8 +277,8 @@ def _load(folder: str | Path) -> Any:
             "model names of the Hugging Face Hub are not resolved."
         )
     names = read_json_object(path, "source").get("architectures") or ()
-    kinds = [getattr(transformers, n) for n in names if hasattr(transformers, n)]
-    if not kinds:
+    classes = [getattr(transformers, n) for n in names if hasattr(transformers, n)]
+    if not classes:
         raise ValueError(
             "`source` must contain a config.json that has a class of Transformers "
             f"under `architectures`, got {list(names)} in {str(path)!r}. Load the "
@@ -284,7 +286,7 @@ def _load(folder: str | Path) -> Any:
         )
     # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in which
     # a small update is lost.
-    return kinds[0].from_pretrained(
+    return classes[0].from_pretrained(
         str(folder), dtype=torch.float32, local_files_only=True
     )
 

@@ -143,7 +143,8 @@ class _Block(nnx.Module):
     ) -> jax.Array:
         q, k, v = self.project(x)
         if rngs is not None and self.attn_pdrop > 0:
-            # Not a third key per layer: runs without `attn_pdrop` keep their masks.
+            # The key is derived and not a third one per layer, so that runs without
+            # `attn_pdrop` keep their dropout masks.
             rng = jax.random.fold_in(rngs[0], 1)
             y = _dropout_attention(q, k, v, segment_ids, self.attn_pdrop, rng)
         elif segment_ids is None:

@@ -65,9 +65,9 @@ def gpt2_settings_from_transformers(checkpoint: Path) -> dict[str, Any]:
     for name, spellings in _SPELLINGS.items():
         values = {n: given[n] for n in spellings if n in given}
         # Current versions of Transformers ignore `n_ctx`: it may differ.
-        read = {n: v for n, v in values.items() if n != "n_ctx"}
-        if len({*read.values()}) > 1:
-            problems.append(f"{_describe(read)}: names of the same size")
+        values_in_use = {n: v for n, v in values.items() if n != "n_ctx"}
+        if len({*values_in_use.values()}) > 1:
+            problems.append(f"{_describe(values_in_use)}: names of the same size")
         if values:
             config[name] = next(iter(values.values()))
     if config.get("activation_function") in _GELU_NEW.split():

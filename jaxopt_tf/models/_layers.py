@@ -42,8 +42,8 @@ class Embedding(nnx.Module):
         """Looks up tokens, [...] -> [..., width]; NaN for a token outside the table."""
         table = self.embedding[...]
         # Negative indices are replaced by `table.shape[0]`, for which mode "fill" gives
-        # NaN; it would count them from the end. With 256 rows, uint8 cannot represent
-        # that number, so that tokens are converted first.
+        # NaN. That mode would count negative indices from the end. With 256 rows, uint8
+        # cannot represent that number, so that tokens are converted first.
         tokens = tokens.astype(jnp.int32)
         index = jnp.where(tokens < 0, table.shape[0], tokens)
         return jnp.take(table, index, axis=0, mode="fill")
@@ -75,7 +75,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Computes x @ kernel, with a gradient that is fast on CPUs.
 
     The gradient of the kernel is a product of two factors whose first axis are the
-    tokens of the batch. One of them has to be transposed. XLA on CPUs transposes the
+    tokens of the batch. One factor has to be transposed. XLA on CPUs transposes the
     gradient of the output, which in `c_fc` is four times as wide as the input. This
     function transposes the narrower factor, which makes a training step 25 % faster.
     """
@@ -111,7 +111,8 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 def constrain_both_ways(forward, backward, x):
     """Applies the sharding constraint `forward` to `x`, `backward` to its gradient.
 
-    The transpose of a sharding constraint alone would constrain both alike.
+    The transpose of a sharding constraint alone would constrain `x` and its gradient
+    alike.
     """
     del backward
     return forward(x)

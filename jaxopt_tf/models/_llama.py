@@ -174,13 +174,13 @@ def periods(
     sequence of kinds. Layers without a period, such as 28 with full attention before 4
     with a window, are divided into runs of equal layers.
     """
-    num = len(kinds)
-    for length in range(1, num // 2 + 1):
+    num_layers = len(kinds)
+    for length in range(1, num_layers // 2 + 1):
         period = tuple(kinds[:length])
-        if num % length == 0 and tuple(kinds) == period * (num // length):
-            return [(0, num // length, period)]
-    starts = [i for i in range(num) if i == 0 or kinds[i] != kinds[i - 1]]
-    stops = [*starts[1:], num]
+        if num_layers % length == 0 and tuple(kinds) == period * (num_layers // length):
+            return [(0, num_layers // length, period)]
+    starts = [i for i in range(num_layers) if i == 0 or kinds[i] != kinds[i - 1]]
+    stops = [*starts[1:], num_layers]
     return [
         (start, stop - start, (kinds[start],))
         for start, stop in zip(starts, stops, strict=True)
@@ -296,7 +296,8 @@ class _RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normalized = wide * jax.lax.rsqrt(mean_square + self.epsilon)
-        # Rounded before the product with the gain, as in Transformers.
+        # The normalized values are rounded before the product with the gain, as in
+        # Transformers.
         return _in_float32(jnp.multiply, normalized.astype(x.dtype), self.scale[...])
 
 

@@ -34,7 +34,7 @@ def make_loss_fn(
     batch is [B, T + 1] integers, of which the first T predict the last T; T is at most
     `block_size`. Shorter rows are padded with -100, which is not predicted and not
     counted. A batch may also be a dict of arrays [B, T + 1]: `input_ids`, `labels`, and
-    optionally `segment_ids` and `position_ids`, as for the other models. The loss is
+    optionally `segment_ids` and `position_ids`, as in `make_decoder_loss`. The loss is
     NaN if a token is outside the vocabulary or follows a -100. Without a key there is
     no dropout, as in an evaluation.
 

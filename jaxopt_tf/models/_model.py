@@ -247,8 +247,8 @@ def settings_from_transformers_config(
 def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
     """Returns the type of the configuration that the settings of a run describe.
 
-    It is determined by `model_implementation` and `model_type`; without them, it is
-    that of a GPT-2.
+    The type is determined by `model_implementation` and `model_type`; without these
+    settings, it is that of a GPT-2.
     """
     is_torchax = settings.get("model_implementation") == "torchax"
     if is_torchax or "transformers_config" in settings:
@@ -257,7 +257,7 @@ def config_type(settings: Mapping[str, Any]) -> type[ModelConfig]:
     return GPT2Config if is_gpt2 else DecoderConfig
 
 
-def sizes_of_others(kind: type) -> set[str]:
+def fields_of_other_configs(kind: type) -> set[str]:
     """Returns the fields that other configurations have and this one does not."""
     fields: dict[type, set[str]] = {
         config_type: {f.name for f in dataclasses.fields(config_type)}
@@ -267,7 +267,7 @@ def sizes_of_others(kind: type) -> set[str]:
 
 
 def placeholder_config(kind: type) -> ModelConfig:
-    """Returns a valid configuration in place of one that is not."""
+    """Returns a valid configuration that replaces an invalid one."""
     return kind(**_PLACEHOLDERS[kind])
 
 

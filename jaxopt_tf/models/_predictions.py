@@ -14,7 +14,7 @@ from ._trainer_forward import TrainerForward
 def trainer_forward(model: Model) -> TrainerForward | None:
     """Returns how Trainer calls the module of a model; None if it has no such module.
 
-    Only models of `from_transformers` have one.
+    Only models of `from_transformers` have such a module.
     """
     if not isinstance(model, TorchaxModel) or not model.transformers_config:
         return None
@@ -26,9 +26,9 @@ def make_predict(
 ) -> Callable[[PyTree, Any], Any]:
     """Returns a function (params, batch) -> predictions, without dropout.
 
-    They are those that Trainer passes to `compute_metrics`: the outputs of a module of
-    Transformers without its loss and its cache, the only one or a tuple; the logits of
-    another torch module.
+    The predictions are those that Trainer passes to `compute_metrics`: the outputs of a
+    module of Transformers without its loss and its cache, the only one or a tuple; the
+    logits of another torch module.
 
     Args:
         model: a model under torchax.
@@ -36,8 +36,8 @@ def make_predict(
         matmul_precision: as for `Model.make_loss`.
 
     Raises:
-        ValueError: if the model is another one, whose loss does not compute logits of
-            all tokens at once.
+        ValueError: if the model does not run under torchax: the loss of other models
+            does not compute the logits of all tokens at once.
 
     Source: transformers 5.23 `trainer.py`, `prediction_step`.
     """

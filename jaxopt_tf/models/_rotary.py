@@ -1,8 +1,8 @@
 """Rotary position embeddings (RoPE), with the scalings of Transformers.
 
-Each pair of elements of a query or key is rotated by an angle, position times inverse
-frequency. Scalings change the frequencies, so that a model can be used for longer texts
-than it was trained on.
+Each pair of elements of a query or key is rotated by an angle, the product of position
+and inverse frequency. Scalings change the frequencies, so that a model can be used for
+longer texts than it was trained on.
 
 Source: Su et al., "RoFormer", 2021, arXiv 2104.09864; transformers 5.23
     `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
@@ -67,12 +67,12 @@ def check_rope_scaling(
     if scaling is None:
         return None
     given = {name: value for name, value in scaling.items() if value is not None}
-    kind = given.pop("rope_type", "default")
-    _checks.one_of("rope_scaling.rope_type", kind, ROPE_TYPES)
-    required, optional = _SCALINGS.get(kind, ((), ()))
-    if kind in _WITH_ORIGINAL_LENGTH:
+    rope_type = given.pop("rope_type", "default")
+    _checks.one_of("rope_scaling.rope_type", rope_type, ROPE_TYPES)
+    required, optional = _SCALINGS.get(rope_type, ((), ()))
+    if rope_type in _WITH_ORIGINAL_LENGTH:
         given.setdefault(_LENGTH, max_position_embeddings)
-    if kind in _WITH_LENGTH_RATIO and _is_number(given.get(_LENGTH)):
+    if rope_type in _WITH_LENGTH_RATIO and _is_number(given.get(_LENGTH)):
         given.setdefault("factor", max_position_embeddings / given[_LENGTH])
     problems = [f"`{n}` is missing" for n in required if n not in given]
     problems += [
@@ -80,7 +80,7 @@ def check_rope_scaling(
     ]
     for name in (n for n in (*required, *optional) if n in given):
         problems += _value_problems(name, given[name], head_dim)
-    if kind == "llama3" and not problems:
+    if rope_type == "llama3" and not problems:
         low, high = given["low_freq_factor"], given["high_freq_factor"]
         if not low < high:
             problems.append(
@@ -90,10 +90,10 @@ def check_rope_scaling(
     if problems:
         listed = ", ".join((*required, *optional)) or "none"
         raise ValueError(
-            f"`rope_scaling` must have the parameters of {kind!r} ({listed}), got "
+            f"`rope_scaling` must have the parameters of {rope_type!r} ({listed}), got "
             f"{dict(scaling)!r}: {'; '.join(problems)}. Correct config.json."
         )
-    return None if kind == "default" else {"rope_type": kind, **given}
+    return None if rope_type == "default" else {"rope_type": rope_type, **given}
 
 
 def inverse_frequencies(
@@ -106,8 +106,8 @@ def inverse_frequencies(
 ) -> tuple[np.ndarray | jax.Array, float]:
     """Returns the inverse frequencies and the attention factor of a scaling.
 
-    They are computed in float32 in the order of Transformers. Only "dynamic" and
-    "longrope" depend on the length of the text.
+    Frequencies and factor are computed in float32 in the order of Transformers. Only
+    "dynamic" and "longrope" depend on the length of the text.
 
     Args:
         scaling: result of `check_rope_scaling`.
@@ -123,8 +123,8 @@ def inverse_frequencies(
 
     Source: transformers 5.23 `modeling_rope_utils.py`, `ROPE_INIT_FUNCTIONS`.
     Differs: with "dynamic", `LlamaRotaryEmbedding` keeps the frequencies of the longest
-        text that it has processed for following shorter texts. Here they depend on the
-        batch only.
+        text that it has processed for following shorter texts. Here the frequencies
+        depend on the batch only.
     """
     exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
     # torch's float32 power is correctly rounded for nearly all arguments, NumPy's is
@@ -132,12 +132,12 @@ def inverse_frequencies(
     powers = np.power(np.float64(theta), exponents.astype(np.float64))
     powers = powers.astype(np.float32)
     plain = 1 / powers
-    kind = "default" if scaling is None else scaling["rope_type"]
-    if scaling is None or kind == "default":
+    rope_type = "default" if scaling is None else scaling["rope_type"]
+    if scaling is None or rope_type == "default":
         return plain, 1.0
-    if kind == "linear":
+    if rope_type == "linear":
         return plain / np.float32(scaling["factor"]), 1.0
-    if kind == "dynamic":
+    if rope_type == "dynamic":
         if num_positions is None:
             return plain, 1.0
         longest = jnp.maximum(num_positions, max_position_embeddings)
@@ -145,9 +145,9 @@ def inverse_frequencies(
         growth = growth / max_position_embeddings - (scaling["factor"] - 1)
         base = theta * growth ** (head_dim / (head_dim - 2))
         return 1 / base**exponents, 1.0
-    if kind == "llama3":
+    if rope_type == "llama3":
         return _llama3(plain, scaling), 1.0
-    if kind == "yarn":
+    if rope_type == "yarn":
         return _yarn(powers, scaling, theta, head_dim), _yarn_attention_factor(scaling)
     return _longrope(powers, scaling, num_positions)
 

@@ -25,8 +25,8 @@ Tensors = Mapping[str, Any]
 class TorchFunction:
     """A torch module as a function of its parameters, its input and a random key.
 
-    The module is not copied, and its tensors are not changed. It can be on torch's meta
-    device, except for its buffers.
+    The module is not copied, and its tensors are not changed. The module can be on
+    torch's meta device, except for its buffers.
 
     Attributes:
         module: the module.
@@ -298,8 +298,8 @@ def _with_attributes(module: Any, env: Any) -> Iterator[None]:
 def _with_remat(module: Any, env: Any) -> Iterator[None]:
     """Replaces torch's gradient checkpointing, if it is enabled, by JAX's.
 
-    torch's recomputes activations when its own backward pass runs, which never happens
-    here.
+    torch's gradient checkpointing recomputes activations when torch's backward pass
+    runs, which never happens here.
     """
     name = "_gradient_checkpointing_func"
     found = [

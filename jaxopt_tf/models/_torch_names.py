@@ -27,8 +27,8 @@ def torch_model_of_leaves(
         shapes: parameters, or their shapes. In a stacked leaf, the layers are the first
             axis, and the component `h` or `layers` of its name has no number.
         tied: pairs (alias, name) of tied tensors.
-        is_transposed: True if kernels are [out, in] in PyTorch, as those of Linear;
-            False if they are [in, out], as those of Conv1D.
+        is_transposed: True if kernels are [out, in] in PyTorch, as in Linear; False if
+            they are [in, out], as in Conv1D.
         prefix: first component of the names of the base model, which files of the base
             model alone do not have.
     """
@@ -62,7 +62,7 @@ def _torch_params(
     if kind == "kernel" and is_transposed:
         layer_shape = layer_shape[::-1]
     for number in range(shape[0]) if is_stacked else [None]:
-        numbered = parts.copy()
+        name_parts = parts.copy()
         if list_index is not None and number is not None:
-            numbered.insert(list_index + 1, str(number))
-        yield ".".join([*numbered, last]), kind, layer_shape
+            name_parts.insert(list_index + 1, str(number))
+        yield ".".join([*name_parts, last]), kind, layer_shape

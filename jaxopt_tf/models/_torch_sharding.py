@@ -12,7 +12,8 @@ from ._torchax import import_torch
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 # Layers that have one input in common, such as projections to queries, keys and values.
-# By their sizes alone, one could seem to follow another. Names exclude them.
+# By their sizes alone, one could seem to follow another. Such pairs are excluded by
+# name.
 _SIBLINGS = re.compile(
     r"(q|k|v|query|key|value|gate|up|qkv|wi_0|wi_1|w1|w3)(_?proj|_?lin|_?layer)?"
 )
@@ -102,8 +103,9 @@ def linear_layers(module: Any) -> dict[str, tuple[Any, int, int]]:
 
 def is_conv1d(layer: Any) -> bool:
     """Returns whether a layer is a `Conv1D` of Transformers, a transposed Linear."""
-    kind = type(layer)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+    layer_type = type(layer)
+    names = layer_type.__module__, layer_type.__name__
+    return names == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _specs(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -123,7 +125,8 @@ def _specs(module: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
             if isinstance(layer, nn.Embedding):
                 yield name, ("tensor", "fsdp")
             elif path in followers and last == "weight":
-                # Inputs over tensor. The weight of a Conv1D is [in, out].
+                # The inputs are sharded over `tensor`. The weight of a Conv1D is
+                # [in, out].
                 is_in_out = is_conv1d(layer)
                 yield name, ("tensor", "fsdp") if is_in_out else ("fsdp", "tensor")
             elif path in followers:

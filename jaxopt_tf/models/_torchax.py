@@ -125,9 +125,9 @@ def make_environment(
     ) -> Any:
         is_plain = weight is size_average is reduce is None and not label_smoothing
         if not is_plain or input.ndim != 2 or target.dtype.is_floating_point:
-            number = torch.nn._reduction.get_enum(reduction)
+            reduction_index = torch.nn._reduction.get_enum(reduction)
             return torch._C._nn.cross_entropy_loss(
-                input, target, weight, number, ignore_index, label_smoothing
+                input, target, weight, reduction_index, ignore_index, label_smoothing
             )
         logits, labels = env.t2j_iso((input, target))
         losses = nll(logits, labels, ignore_index)
@@ -173,9 +173,10 @@ def embed(table: jax.Array, ids: jax.Array, padding_idx: int = -1) -> jax.Array:
 def nll(logits: jax.Array, labels: jax.Array, ignore_index: int) -> jax.Array:
     """Computes the negative log-likelihood of the label of each row.
 
-    torchax's gradient is a scatter into an array of zeros. Under JAX 0.10.2 it is wrong
-    on a mesh that divides rows and classes, and it passes over the logits three more
-    times. Here the gradient is softmax minus a comparison with the label.
+    torchax's gradient is a scatter into an array of zeros. Under JAX 0.10.2 this
+    gradient is wrong on a mesh that divides rows and classes, and needs three more
+    passes over the logits. Here the gradient is softmax minus a comparison with the
+    label.
 
     Args:
         logits: [N, C], any floating-point dtype; the arithmetic is in float32, or in
@@ -236,12 +237,12 @@ def explain_errors(module: Any) -> Iterator[None]:
             tensors during tracing, or if an operation fails under JAX.
     """
     torchax = import_torchax()
-    kind = type(module).__name__
+    class_name = type(module).__name__
     try:
         yield
     except torchax.tensor.OperatorNotFound as error:
         raise ValueError(
-            f"`module` must consist of operations that torchax has, got {kind}, "
+            f"`module` must consist of operations that torchax has, got {class_name}, "
             f"{_error_location(error)}: {error}. Replace the operation; in a model of "
             'Transformers, try `attn_implementation="eager"`.'
         ) from error
@@ -249,7 +250,7 @@ def explain_errors(module: Any) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             "`module` must be traceable: its operations must not depend on the values "
-            f"of tensors, got {kind}, {_error_location(error)}: {reason} "
+            f"of tensors, got {class_name}, {_error_location(error)}: {reason} "
             "Replace the branch or the shape that depends on a value; in a model of "
             'Transformers with experts, use `experts_implementation="batched_mm"`.'
         ) from error
@@ -257,15 +258,16 @@ def explain_errors(module: Any) -> Iterator[None]:
         if isinstance(error, AssertionError) and "mixed math" in str(error):
             raise ValueError(
                 "`module` must hold its tensors as parameters, buffers or attributes "
-                f"of its modules, got {kind}, which uses a tensor held elsewhere "
+                f"of its modules, got {class_name}, which uses a tensor held elsewhere "
                 f"{_error_location(error)}. Register it with `register_buffer`."
             ) from error
         if not _is_of_jax(error):
             raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(
-            f"`module` must run under torchax, got {kind}, {_error_location(error)}: "
-            f"{reason}. Replace the operation, or train the model with PyTorch."
+            f"`module` must run under torchax, got {class_name}, "
+            f"{_error_location(error)}: {reason}. Replace the operation, or train "
+            "the model with PyTorch."
         ) from error
 
 

@@ -49,8 +49,8 @@ class TorchaxModel(Model):
 
     Its parameters are a dict by torch's name, such as `model.norm.weight`, with torch's
     shapes: linear weights are [out, in]. Tied parameters are one leaf, with torch's
-    first name. Only parameters with `requires_grad` are in it, so that gradients and
-    the optimizer's state have no others. Pass `frozen` to `make_train_step` and
+    first name. The dict contains only parameters with `requires_grad`, and so do
+    gradients and the optimizer's state. Pass `frozen` to `make_train_step` and
     `make_eval_step`, or merge it: `loss_fn({**params, **model.frozen}, batch)`. Frozen
     parameters that the loss function does not receive are read from the module, and
     become constants of the compiled program.

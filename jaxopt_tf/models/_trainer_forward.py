@@ -106,20 +106,21 @@ class TrainerForward:
         )
 
     def _loss_of_update(self, module: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Returns a loss and a number of items whose sums over the update divide.
+        """Returns a loss and a number; the quotient of their sums is the update's loss.
 
         The sum of the losses of all micro-batches, over the sum of their numbers, is
         the loss of Trainer. A module that takes the number of items and does not use it
-        returns means; Trainer adds them, without a division by their number.
+        returns means; Trainer adds these means, without a division by the number of
+        micro-batches.
         """
         batch = dict(batch)
-        number = batch.pop(NUM_ITEMS)
+        num_items = batch.pop(NUM_ITEMS)
         inputs = self._inputs(batch)
         if self.takes_loss_kwargs and self.has_counted_labels(batch):
             # At least 1: a batch without labels has the loss 0, not 0 / 0.
-            number = number.float().clamp(min=1.0)
-            loss = self._loss_in(module(**inputs, num_items_in_batch=number))
-            return loss * number, self._counted(batch).ne(IGNORE_INDEX).sum()
+            num_items = num_items.float().clamp(min=1.0)
+            loss = self._loss_in(module(**inputs, num_items_in_batch=num_items))
+            return loss * num_items, self._counted(batch).ne(IGNORE_INDEX).sum()
         if "labels" not in batch and "return_loss" in self._names:
             inputs["return_loss"] = True
         # Trainer takes the mean over the micro-batches.

@@ -111,25 +111,25 @@ def causal_lm(config: TransformersConfig) -> Any:
     content = json.loads(json.dumps(dict(config.transformers_config)))
     names = content.get("architectures") or ()
     causal = [*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
-    kinds = [name for name in names if name in causal and hasattr(transformers, name)]
-    if not kinds:
+    class_names = [n for n in names if n in causal and hasattr(transformers, n)]
+    if not class_names:
         raise ValueError(
             "`model_name_or_path` must contain a causal language model of "
             f"Transformers, got the `architectures` {list(names)} in config.json. "
             "Train other models with `models.from_transformers` in Python."
         )
-    kind = getattr(transformers, kinds[0])
+    model_class = getattr(transformers, class_names[0])
     try:
         # Without initial values torch does not touch the memory of the parameters.
         with initialization.no_init_weights():
-            module = kind(kind.config_class.from_dict(content))
+            module = model_class(model_class.config_class.from_dict(content))
         # Transformers ties parameters where it initializes them.
         module.tie_weights()
     # Configurations validate their fields in different ways or not at all.
     except Exception as error:
         raise ValueError(
             "`model_name_or_path` must contain a config.json from which Transformers "
-            f"builds {kinds[0]}, got {type(error).__name__}: {error}."
+            f"builds {class_names[0]}, got {type(error).__name__}: {error}."
         ) from error
     if config.gradient_checkpointing:
         module.gradient_checkpointing_enable()

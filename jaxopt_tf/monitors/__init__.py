@@ -1,7 +1,7 @@
 """Monitors of a run: console, log files, TensorBoard and training health.
 
-train(..., monitors=[console(1_000), json_lines(folder / "metrics.jsonl"),
-health_monitor()])
+train(..., monitors=[console(max_steps=1_000), health_monitor(),
+    json_lines(folder / "metrics.jsonl")])
 """
 
 from ._console import console as console

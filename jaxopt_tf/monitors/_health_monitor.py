@@ -330,18 +330,19 @@ class _Watcher:
     def _check_finite(self, window: Window, steps: _run_stats.Steps) -> None:
         metrics: Any = window.metrics
         is_finite = np.isfinite(metrics.loss) & np.isfinite(metrics.norms.grads)
-        bad = np.flatnonzero(~is_finite & (~metrics.is_skipped | metrics.is_stopped))
-        if len(bad) == 0:
+        is_bad = ~is_finite & (~metrics.is_skipped | metrics.is_stopped)
+        if not is_bad.any():
             return
-        step, stats = window.first_step + int(bad[0]), self._stats
+        first = int(np.argmax(is_bad))
+        step, stats = window.first_step + first, self._stats
         previous_loss = [self._last_loss, *steps["loss"][steps["step"] < step]][-1]
-        loss, norm = float(metrics.loss[bad[0]]), float(metrics.norms.grads[bad[0]])
+        loss, norm = float(metrics.loss[first]), float(metrics.norms.grads[first])
         symptom = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
         lowest, gain = stats.first_loss, 0.0
         if stats.recent:
             lowest, gain = stats.best, stats.start - stats.best
-        # In a run that diverges, losses increase before they become infinite; otherwise
-        # a single batch or operation is the likely cause.
+        # In a run that diverges, losses increase before they become infinite. Without
+        # such a rise, a single batch or operation is the likely cause.
         if previous_loss > lowest + max(_RISE_OVER_BEST * abs(lowest), gain):
             sentence = (
                 f"{symptom} after a rise from {lowest:.4g} to {previous_loss:.4g}, "

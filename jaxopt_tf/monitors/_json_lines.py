@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._io import atomic_write, check_folder
+from .._io import atomic_write, check_parent_folder
 from ..training import Evaluation, Metrics, Monitor, Norms, Window, metric_values
 
 # Name in a line -> field of `Norms`.
@@ -34,19 +34,19 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
          "is_clipped": true, "is_skipped": false}
 
     A step also has `"layers": {name: {"grad_norm": ..., ...}}` if norms per layer are
-    computed. Names are those of Trainer's log, if it has them. A number that is not
-    finite is null. The file contains no times: the log of a run that was killed and
-    resumed is bitwise equal to that of an uninterrupted run.
+    computed. A value that Trainer's log contains, too, has the name in that log. A
+    number that is not finite is null. The file contains no times: the log of a run that
+    was killed and resumed is bitwise equal to that of an uninterrupted run.
 
-    When the monitor returns, the operating system has received the line, so that it is
-    not lost if the process is killed. Lines are not flushed to the disk: a power
-    failure can lose the last seconds.
+    When the monitor's function returns, the operating system has received the line, so
+    that it is not lost if the process is killed. Lines are not flushed to the disk: a
+    power failure can lose the last seconds.
 
     Args:
         path: the file; its folder must exist.
         first_step: step from which the run resumes. Lines after this step, which an
-            earlier start has written, and an incomplete last line are removed; if it is
-            0, all lines are removed.
+            earlier start has written, and an incomplete last line are removed; with 0,
+            all lines are removed.
 
     Raises:
         ValueError: if the file cannot be written; or if it cannot be truncated, because
@@ -55,7 +55,7 @@ def json_lines(path: Path, *, first_step: int = 0) -> Monitor:
     """
     path = Path(path)
     first_step = _checks.step_count("first_step", first_step)
-    check_folder(path)
+    check_parent_folder(path)
     try:
         if path.exists():
             _truncate(path, first_step)

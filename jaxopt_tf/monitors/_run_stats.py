@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     first_step: Any  # int
     last_step: Any  # int
-    loss: Any
+    loss: Any  # mean loss
     noise: Any  # standard deviation of the loss of a single step
     grad_norm: Any  # geometric mean
     update_ratio: Any  # update norm over parameter norm
@@ -57,6 +57,7 @@ class RunningStats:
     # Number of blocks at full rate: after the warmup and before the rate has decayed.
     num_full_rate_blocks: int = 0
     num_full_in_a_row: int = 0  # consecutive blocks at full rate
+    # The last `NUM_RECENT` blocks, oldest first.
     recent: deque[Block] = dataclasses.field(
         default_factory=lambda: deque(maxlen=NUM_RECENT)
     )
@@ -133,7 +134,8 @@ def finite_steps(window: Window) -> Steps:
         "rate": metrics.learning_rate,
         **{_LAYER + name: layer.grads for name, layer in metrics.layers.items()},
     }
-    # In float64: the square of a large finite float32 loss overflows in float32.
+    # Columns are converted to float64, because the square of a large finite float32
+    # loss overflows in float32.
     return {name: x[is_taken].astype(np.float64) for name, x in columns.items()}
 
 
@@ -177,8 +179,8 @@ def layers_with_small_grads(
 def median_swing(losses: Sequence[float]) -> float:
     """Returns the median deviation of losses from the mean of their two neighbours.
 
-    The median is robust to a fast decrease of the loss. It is infinite for fewer than
-    three losses.
+    The median is robust to a fast decrease of the loss. The result is infinite for
+    fewer than three losses.
     """
     off = np.abs(np.diff(losses, 2)) / 2
     return float(np.median(off)) if len(off) else math.inf
@@ -193,8 +195,8 @@ def _mean_block(steps: Steps) -> Block:
         first_step=int(steps["step"][0]),
         last_step=int(steps["step"][-1]),
         loss=float(np.mean(steps["loss"])),
-        # From differences of neighbours, so that a decrease of the loss is not counted
-        # as noise.
+        # The noise is estimated from differences of neighbours, so that a decrease of
+        # the loss is not counted as noise.
         noise=math.sqrt(np.mean(np.diff(steps["loss"]) ** 2) / 2),
         grad_norm=_geometric_mean(steps["grads"]),
         update_ratio=ratio,

@@ -37,16 +37,16 @@ def tensorboard(
 
     A point is written at each step that is a multiple of `every`. It contains means of
     the finite values since the previous point (or since the run was resumed), the last
-    learning rate, and the number of skipped steps. When the monitor returns, the
-    operating system has received the point.
+    learning rate, and the number of skipped steps. When the monitor's
+    function returns, the operating system has received the point.
 
     The cost is 0.02 ms per step on one core, 0.2 ms with 50 layers, for `every=10`.
 
     Args:
         folder: folder of the event files; created if it does not exist. Each start of a
             run writes one file.
-        first_step: step from which the run resumes. Later points of earlier starts are
-            hidden; if it is 0, all points of earlier starts are hidden.
+        first_step: step from which the run resumes. Points after `first_step` that
+            previous starts wrote are hidden; with 0, all of their points.
         every: steps between points; at least 1.
         logging_first_step: whether there is a point at step 1, too.
 
@@ -59,8 +59,9 @@ def tensorboard(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files in the order of their names. The name contains the
-        # step to order two starts in the same second. If the steps are equal too, all
-        # points of the earlier start are hidden, so that its file may be overwritten.
+        # step to order two starts in the same second. If the steps are equal too, this
+        # start hides every point of the earlier one anyway, so overwriting its file
+        # loses nothing.
         name = f"events.out.tfevents.{int(time.time()):010d}.{first_step:010d}"
         file = _EventFile(folder / name)
     except OSError as error:
@@ -102,7 +103,8 @@ class _EventFile:
     """Event file of TensorBoard.
 
     `SummaryWriter` of tensorboardX is not used, because it writes events in a thread.
-    If the process is killed, events are lost that are older than the last checkpoint.
+    A kill loses events from before the last checkpoint, which the resumed run does not
+    write again.
     After an error of the thread (disk full), the next call blocks forever. Only the
     message types and the checksum of tensorboardX are used.
     """
@@ -168,12 +170,12 @@ def _without_init(package: str) -> Iterator[None]:
     if spec is None:  # imported already, or not installed
         yield
         return
-    # Python does not run `__init__` if there is a module of the package's name.
+    # Python does not run `__init__` if `sys.modules` has an entry for the package.
     sys.modules[package] = importlib.util.module_from_spec(spec)
     try:
         yield
     finally:
-        # A later import by the user finds no such module, and runs `__init__`.
+        # A later import by the user finds no such entry, and runs `__init__`.
         for name in [n for n in sys.modules if n.split(".")[0] == package]:
             del sys.modules[name]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from .._io import atomic_write, check_folder
+from .._io import atomic_write, check_parent_folder
 from ..training import (
     Evaluation,
     Monitor,
@@ -87,7 +87,7 @@ def trainer_state(
         0 by default.
     """
     path = Path(path)
-    check_folder(path)
+    check_parent_folder(path)
     selection = Selection() if selection is None else selection
     check_selection(selection)
     state = default_trainer_state()
@@ -148,7 +148,7 @@ def write_trainer_state(
             `log_history` must be empty in `state`. Each entry is converted to JSON only
             once, since a long run has many entries.
     """
-    # The options of `TrainerState.save_to_json`.
+    # These are the options of `TrainerState.save_to_json`.
     text = json.dumps(state, indent=2, sort_keys=True)
     if entries:
         listed = ",\n".join(entries).replace("\n", "\n    ")
@@ -161,24 +161,25 @@ def write_trainer_state(
 class _Log:
     """Values of the run up to the current step, and the file that contains them."""
 
-    path: Path
+    path: Path  # path of trainer_state.json
     state: dict[str, Any]  # fields of the file, as last written
     steps_per_epoch: int
     flops_per_item: float
-    selection: Selection
+    selection: Selection  # settings that select the best evaluation
     logging_first_step: bool
-    entries: list[str] = field(default_factory=list)
-    progress: Progress = field(default_factory=Progress)
-    step: int = 0
-    num_items: float = 0.0
+    entries: list[str] = field(default_factory=list)  # JSON of `log_history`
+    progress: Progress = field(default_factory=Progress)  # best evaluation so far
+    step: int = 0  # last step that was received
+    num_items: float = 0.0  # items of all steps so far
     # Sum and number of the losses since the last entry with a loss.
     loss_sum: float = 0.0
     num_losses: int = 0
     is_timed: bool = True  # False while windows of the log are received
-    # Of timed steps, those since the run was started or resumed.
+    # Sum and number of the losses of timed steps, which are the steps since the run was
+    # started or resumed.
     timed_loss_sum: float = 0.0
     num_timed: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall time of the timed steps
 
     def window(self, window: Window) -> None:
         """Adds the entries of the steps of a window."""

@@ -3,9 +3,9 @@
 The step of a factored leaf reads its gradient four times: for the row means, the column
 means, the size of the step and the step itself. XLA would compute an expression that
 two of these passes share only once and write it to an array of the gradient's size,
-which costs more than computing it twice. Therefore the passes use expressions that
-differ in their signs. For the same reason leaves are not transposed to torch's layout:
-the numbers of the axes that are torch's rows and columns are passed instead.
+which costs more than computing it twice. The passes therefore use expressions with
+different signs, and leaves are not transposed to torch's layout: the axes of torch's
+rows and columns are passed instead.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ class AdafactorState(NamedTuple):
     step: jax.Array  # (), int32: number of updates, the argument of a schedule
     learning_rate: jax.Array  # (), float32: of the last update, without parameter scale
     rate_source: jax.Array  # (), int32: origin of that rate, see `_learning_rate`
-    nu_row: PyTree  # torch's shape without its last axis, float32: means of g^2
-    nu_col: PyTree  # torch's shape without its last axis but one, float32: as nu_row
+    nu_row: PyTree  # torch's shape without axis -1, float32: means of g^2
+    nu_col: PyTree  # torch's shape without axis -2, float32: means of g^2
     nu: PyTree  # torch's shape, float32: mean of g^2 per element
     mu: PyTree  # the leaf's shape, float32: mean of the updates; masked without beta1
 
@@ -218,7 +218,7 @@ class _Adafactor:
     def init(self, p: jax.Array, layout: TorchLayout) -> Moments:
         """Returns row, col, nu and mu as zeros."""
         row = col = nu = mu = optax.MaskedNode()
-        # Sums over `zeros`, not new arrays: sums inherit the parameter's sharding.
+        # Row and column are sums over `zeros`: sums inherit the parameter's sharding.
         zeros = jnp.zeros_like(p, wide_dtype(p.dtype))
         groups = layout.groups(p.ndim)
         if len(groups) >= 2:
@@ -315,8 +315,8 @@ def _row_means(g: jax.Array, col_axes: _Axes, eps: Scalar) -> jax.Array:
 
 
 def _col_means(g: jax.Array, row_axes: _Axes, eps: Scalar) -> jax.Array:
-    """Returns the same over the rows; other signs keep XLA from sharing the squares."""
-    return scalar(eps, g.dtype) - _mean(g * -g, row_axes)
+    """Returns the mean of g^2 + eps over the rows, of size 1 along their axes."""
+    return scalar(eps, g.dtype) - _mean(g * -g, row_axes)  # signs: see the module
 
 
 def _factored_update(
@@ -352,7 +352,7 @@ def sum_sq_fused(
 def sum_sq_two_pass(
     g: jax.Array, by_row: jax.Array, by_col: jax.Array, row_axes: _Axes, col_axes: _Axes
 ) -> jax.Array:
-    """Returns the same; a GPU fuses it with the squares of `_row_means`."""
+    """Returns the sum of `sum_sq_fused`; GPUs fuse it with squares of `_row_means`."""
     u = by_col * g
     squares = jnp.sum(u * u, col_axes, keepdims=True)
     return jnp.sum(by_row * by_row * squares, row_axes, keepdims=True)

@@ -107,7 +107,8 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
             The result is False if it contains no state of `clip`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    # The paths of a field have the same end in NamedTuples, NNX states and dicts.
+    # States of `clip` are found by their field names, because NNX and dicts do not keep
+    # the class.
     by_path = {_pytrees.path_keys(path): leaf for path, leaf in leaves}
     factors = [
         leaf

@@ -1,8 +1,8 @@
 """Selection of the parameters that weight decay applies to.
 
 Decay pulls weights towards 0, which is not a sensible value for biases and for the
-gains of normalization layers. Recipes exclude these by different rules. Names are
-dotted paths such as `h.0.attn.c_attn.kernel`, the same for Linen, NNX and torch.
+gains of normalization layers. Recipes exclude such parameters by different rules.
+Names are dotted paths such as `h.0.attn.c_attn.kernel` in Linen, NNX and torch.
 
 The patterns of the default rule match the names of PyTorch and Flax. `_SIBLINGS` and
 `_LIBRARY_PATTERNS` contain names from Haiku 0.0.17, Keras 3.15 and Penzai 0.2.5 that
@@ -294,18 +294,18 @@ def _norm_layers(tree: PyTree, parent_path: tuple[Any, ...] = ()) -> dict[str, s
 
 
 def _is_norm(node: Any) -> bool:
-    kind: Any = type(node)
-    return _is_norm_type(kind)
+    node_type: Any = type(node)
+    return _is_norm_type(node_type)
 
 
 @functools.cache
-def _is_norm_type(kind: type) -> bool:
-    names = _type_names(kind)
+def _is_norm_type(node_type: type) -> bool:
+    names = _type_names(node_type)
     return any(n.endswith("Norm") for n in names) and not _NOT_NORMS & set(names)
 
 
-def _type_names(kind: type) -> list[str]:
-    return [cls.__name__ for cls in kind.__mro__]
+def _type_names(node_type: type) -> list[str]:
+    return [cls.__name__ for cls in node_type.__mro__]
 
 
 def _is_nnx_module(params: Any) -> bool:

@@ -148,9 +148,9 @@ def trainer_decay_rule(version: str) -> str:
         `get_parameter_names`; `pytorch_utils.py` and `models/*/modeling_*.py`,
         `ALL_LAYERNORM_LAYERS`.
     """
-    number = _checks.version("version", version)
-    for name, first in TRAINER_DECAY_RULES.items():
-        if number >= first:
+    major_minor = _checks.version("version", version)
+    for name, first_version in TRAINER_DECAY_RULES.items():
+        if major_minor >= first_version:
             return name
     raise ValueError(
         f"`version` must be 4.40 or later, got {version!r}. Pass a rule of "

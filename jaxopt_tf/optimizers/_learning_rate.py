@@ -109,7 +109,8 @@ def current(learning_rate: ScalarOrSchedule, state: Any, dtype: Any) -> Rate:
     if callable(learning_rate):
         return Rate(given)
     stored = jnp.asarray(state.learning_rate, dtype)
-    # Selected by `where` and not by Python: `rate_source` is traced in a compiled step.
+    # The rate is selected by `where` and not by Python, because `rate_source` is traced
+    # in a compiled step.
     if isinstance(learning_rate, jax.Array):
         return Rate(jnp.where(state.rate_source == SET, stored, given))
     return Rate(jnp.where(state.rate_source == SCHEDULE, given, stored), learning_rate)
@@ -294,12 +295,14 @@ def _check_can_be_set(
         if keys[-2:-1] == ("hyperparams",)
         and location.state[: len(keys) - 1] == (*keys[:-2], "inner_state")
     }
-    others = sorted(n for n in injected if "learning_rate" in n or n in _SHORT_NAMES)
-    if location.injected is None and others:
+    rate_names = sorted(
+        n for n in injected if "learning_rate" in n or n in _SHORT_NAMES
+    )
+    if location.injected is None and rate_names:
         raise ValueError(
             f"`opt_state` takes the learning rate{of_name} from "
-            f"`optax.inject_hyperparams`, which stores it as {others[0]!r}. Set "
-            f"`opt_state.hyperparams[{others[0]!r}]`, or call the argument "
+            f"`optax.inject_hyperparams`, which stores it as {rate_names[0]!r}. Set "
+            f"`opt_state.hyperparams[{rate_names[0]!r}]`, or call the argument "
             "`learning_rate`."
         )
 

@@ -76,10 +76,11 @@ def adamw_8bit_tf(
         weight_decay: as for `adamw_tf`.
         decay_mask: as for `adamw_tf`.
         library: "bitsandbytes" for `optim="adamw_8bit"`, "adamw_bnb_8bit" and
-            "paged_adamw_8bit" of Transformers; "torchao" for "adamw_torch_8bit". They
-            differ in ties, in the sign of small numbers, and in the leaves that stay
-            float32: leaves with less than 4,096 elements and, for bitsandbytes,
-            embeddings; for torchao, also sizes that are no multiple of 256.
+            "paged_adamw_8bit" of Transformers; "torchao" for "adamw_torch_8bit". The
+            two libraries differ in ties, in the sign of small numbers, and in the
+            leaves that stay float32: leaves with less than 4,096 elements and, for
+            bitsandbytes, embeddings; for torchao, also sizes that are no multiple of
+            256.
         keep_float32: bool for each leaf, or a callable from params to that: leaves
             whose moments are float32. None for embeddings by their names, if `library`
             is "bitsandbytes".
@@ -131,9 +132,9 @@ def adamw_4bit_tf(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with moments of 4 bits: 1.03 bytes per parameter instead of 8.
 
-    As `adamw_8bit_tf` with `library="torchao"`, but with 16 levels: those of the first
-    moment are denser near 0, those of the second one are 1/16, 2/16, ..., 1. Two codes
-    share a byte.
+    Like `adamw_8bit_tf` with `library="torchao"`, but with 16 levels: levels of the
+    first moment are denser near 0, levels of the second moment are 1/16, 2/16, ..., 1.
+    Two codes share a byte.
 
     Returns:
         A transformation with state `AdamWState`.
@@ -168,7 +169,8 @@ def lion_8bit_tf(
     """Lion with a momentum of 8 bits: 1.02 bytes per parameter instead of 4.
 
     The formula is that of `lion_tf`; its momentum is stored as the first moment of
-    `adamw_8bit_tf` with `library="bitsandbytes"`. Arguments are those of these two.
+    `adamw_8bit_tf` with `library="bitsandbytes"`. Arguments are those of `lion_tf` and
+    of `adamw_8bit_tf`.
 
     Returns:
         A transformation with state `LionState`.

@@ -27,14 +27,14 @@ from ._learning_rate import Rate
 class Leaf(NamedTuple):
     """Inputs of the update of one leaf.
 
-    A `LeafRule` receives both arrays in the dtype of the arithmetic, which is float32
-    or float64.
+    A `LeafRule` receives `param` and `grad` in the dtype of the arithmetic, which is
+    float32 or float64.
     """
 
-    param: jax.Array
-    grad: jax.Array
-    is_decayed: bool
-    layout: Any  # what `LeafRule.layouts` returns for the leaf, else None
+    param: jax.Array  # parameter before the update
+    grad: jax.Array  # gradient, shape of `param`
+    is_decayed: bool  # whether weight decay applies to the leaf
+    layout: Any  # value of `LeafRule.layouts` for the leaf, else None
 
 
 # One moment for each tree of the state: an array, or a masked node.

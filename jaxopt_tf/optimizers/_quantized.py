@@ -1,10 +1,10 @@
 """Moments that are stored as codes of 8 or 4 bits, with one scale for each block.
 
 A block is a run of 256 elements of a torch tensor in its flattened order. Its scale is
-the largest magnitude in it, and a code numbers the nearest of 256 or 16 levels between
--1 and 1. Codes have the shape of the leaf, so that they have the sharding of the leaf;
-scales are reductions over it. Levels and codes are computed, not looked up: a gather
-from a table is slow on TPUs and would not be fused with the update.
+the largest magnitude in it, and a code is the index of the nearest of 256 or 16 levels
+between -1 and 1. Codes have the shape of the leaf, so that they have the sharding of
+the leaf; scales are reductions over it. Levels and codes are computed, not looked up: a
+gather from a table is slow on TPUs and would not be fused with the update.
 """
 
 import dataclasses
@@ -108,12 +108,13 @@ class Levels:
             return sum((a.astype("u1") for a in above), jnp.zeros(x.shape, "u1"))
         first = 0 if self.signed else 1
         size = jnp.abs(x)
-        # Halfway from the last level below each decade to its first level.
+        # Limits of the decades: each is halfway from the last level below a decade to
+        # the first level of the decade.
         ranks = [2 ** (i + first) - first for i in range(8)]
         levels = np.array(self.values[127 if self.signed else 0 :])
         limits = [np.float32((levels[r - 1] + levels[r]) / 2) for r in ranks]
-        inverse = jnp.full(x.shape, 1e6, jnp.float32)  # of the power of 10
-        parts = jnp.full(x.shape, 2.0**first, jnp.float32)  # of the decade
+        inverse = jnp.full(x.shape, 1e6, jnp.float32)  # 1 / upper end of the decade
+        parts = jnp.full(x.shape, 2.0**first, jnp.float32)  # number of levels
         for i in range(1, 7):
             inverse = jnp.where(size > limits[i], np.float32(10.0 ** (6 - i)), inverse)
             parts = jnp.where(size > limits[i], np.float32(2.0 ** (i + first)), parts)
@@ -276,7 +277,8 @@ def quantized(
     """Returns `rule` with moments that are stored as codes between updates.
 
     An update decodes the moments, applies `rule` in float32, and encodes the new
-    moments. The new parameter is computed from them before they are rounded.
+    moments. The new parameter is computed from the new moments before these are
+    rounded.
 
     Args:
         rule: an optimizer whose moments have the shapes of the leaves.
@@ -291,11 +293,11 @@ def quantized(
     def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
         _check_whole(rule.name, params, grads)
         found = jax.tree.leaves(resolve_layouts(layouts, params))
-        kept = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
+        stays_float32 = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
         return [
-            (layout, not is_kept and quantizer.is_quantized(leaf, layout))
-            for leaf, layout, is_kept in zip(
-                jax.tree.leaves(params), found, kept, strict=True
+            (layout, not is_float32 and quantizer.is_quantized(leaf, layout))
+            for leaf, layout, is_float32 in zip(
+                jax.tree.leaves(params), found, stays_float32, strict=True
             )
         ]
 

@@ -26,15 +26,17 @@ class MatmulFlops(NamedTuple):
 class Cost(NamedTuple):
     """Cost of a step on each device. Memory sizes are figures of the compiler.
 
-    The compiler's figures count the body of a loop once. All others count it once per
-    iteration.
+    The compiler's figures count the body of a loop once. All other figures count it
+    once per iteration.
     """
 
     arguments: int  # bytes
     outputs: int  # bytes
     aliased: int  # bytes of arguments whose memory is reused for outputs
     temporary: int  # bytes; on a TPU including data prefetched into the chip
-    peak: int  # bytes at the peak, as `temporary`; 0 if the compiler has no figure
+    # Bytes at the peak, on a TPU including prefetched data; 0 if the compiler has no
+    # figure.
+    peak: int
     code: int  # bytes of the program, which is in the device's memory too
     kernels: int  # number of instructions that run
     hbm_bytes: int  # bytes that kernels read from and write to the device's memory

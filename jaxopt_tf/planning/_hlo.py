@@ -59,7 +59,7 @@ class Instruction(NamedTuple):
     name: str
     arrays: list[Array]  # results
     op: str  # operation, such as "fusion" or "all-reduce-start"
-    operands: list[str]  # names; for a parameter its number
+    operands: list[str]  # names; for a parameter its number, for a constant its value
     attributes: str  # rest of the line
     is_root: bool  # whether its result is the result of the computation
 
@@ -79,8 +79,8 @@ class Runs(NamedTuple):
 class Collective(NamedTuple):
     """Communication of one kind in a step, per device."""
 
-    kind: str
-    num_runs: int
+    kind: str  # operation, such as "all-reduce"
+    num_runs: int  # number of executions in a step
     bytes: int  # operands or results, whichever are larger
     largest: int  # bytes of the largest array
     sent: float  # least number of bytes that a device sends
@@ -104,13 +104,13 @@ class Program:
         aliases = text[: text.index("\n")].partition("input_output_alias=")[2]
         found = re.findall(r": \((\d+), \{[^}]*\}, \w+-alias\)", aliases)
         self.aliased = {int(number) for number in found}
-        current: list[Instruction] = []
+        instructions: list[Instruction] = []
         entry = ""
         for line in text.splitlines():
             if line.startswith(" "):
-                current += _parse_instruction(line)
+                instructions += _parse_instruction(line)
             elif head := _HEAD.match(line):
-                current = self.computations.setdefault(head[2], [])
+                instructions = self.computations.setdefault(head[2], [])
                 entry = head[2] if head[1] else entry
         self.entry = self.computations[entry]
         self.runs = {entry: Runs(1, False)}
@@ -142,9 +142,9 @@ class Program:
         """Returns the number of iterations of a loop; None if it is unknown.
 
         If XLA does not state it, the condition is read: loops of `jax.lax.scan`, and
-        those into which XLA divides products, run while a counter that starts at 0 is
-        less than a constant. XLA unrolls the latter, so that the counter increases by
-        more than 1.
+        loops that XLA makes by splitting a matrix product, run while a counter that
+        starts at 0 is less than a constant. XLA unrolls the loops that it makes, so
+        that their counter increases by more than 1.
         """
         if instruction.op != "while":
             return None
@@ -170,11 +170,11 @@ class Program:
             return 1
         addends = [_find_instruction(body, name) for name in update.operands]
         added = next((x for x in addends if x and _index(x) != index), None)
-        if added is not None and (invariant := _index(added)) is not None:
-            # A constant that is passed through the loop's state.
+        if added is not None and (invariant_index := _index(added)) is not None:
+            # The increment is a constant that is passed through the loop's state.
             caller = next(c for c in self.computations.values() if loop in c)
             start = _find_instruction(caller, loop.operands[0])
-            added = start and _find_instruction(caller, start.operands[invariant])
+            added = start and _find_instruction(caller, start.operands[invariant_index])
             if added is not None and added.op == "copy":
                 added = _find_instruction(caller, added.operands[0])
         if added is None or added.op != "constant":
@@ -243,14 +243,14 @@ class Program:
             for operand in set(member.operands):
                 users.setdefault(operand, []).append(member)
         by_name = {member.name: member for member in fused}
-        read = sum(
+        num_read = sum(
             min(size, sum(_read_by(user, name, size, users) for user in users[name]))
             for name, size in inputs.items()
             if name in users
         )
         root = next((member for member in fused if member.is_root), instruction)
         results = root.operands if root.op == "tuple" else [root.name]
-        written = 0
+        num_written = 0
         for array, name in zip(instruction.arrays, results, strict=False):
             result = by_name.get(name)
             while result is not None and result.op == "bitcast":
@@ -260,8 +260,8 @@ class Program:
                 part = by_name.get(result.operands[1])
                 size = sizes.get(result.operands[1], size)
                 size = size if part is None else part.arrays[0].num_bytes
-            written += 0 if array.is_on_chip else size
-        return read + written
+            num_written += 0 if array.is_on_chip else size
+        return num_read + num_written
 
     def collectives(self, num_devices: int) -> tuple[Collective, ...]:
         """Returns the collectives by kind, in descending order of their bytes.
@@ -274,23 +274,24 @@ class Program:
             kind = instruction.op.removesuffix("-start")
             if kind not in _COLLECTIVES:
                 continue
-            # On a TPU, an all-gather that overlaps with kernels occurs in each of their
-            # parts, with the same channel. All permutes have one channel.
+            # On a TPU, an all-gather appears once in every kernel that it overlaps
+            # with, under one channel id. All collective-permutes share one id, so the
+            # id does not identify them.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if channel and kind != "collective-permute":
                 if (kind, channel[1]) in counted:
                     continue
                 counted.add((kind, channel[1]))
-            size = _group_size(instruction.attributes, num_devices)
-            arrays = _larger_side(kind, instruction, size)
-            if size > 1 or kind == "collective-permute":
+            group_size = _group_size(instruction.attributes, num_devices)
+            arrays = _larger_side(kind, instruction, group_size)
+            if group_size > 1 or kind == "collective-permute":
                 old = totals.get(kind, Collective(kind, 0, 0, 0, 0.0))
                 totals[kind] = Collective(
                     kind,
                     old.num_runs + num_runs,
                     old.bytes + num_runs * sum(arrays),
                     max(old.largest, *arrays),
-                    old.sent + num_runs * _sent_bytes(kind, sum(arrays), size),
+                    old.sent + num_runs * _sent_bytes(kind, sum(arrays), group_size),
                 )
         return tuple(sorted(totals.values(), key=lambda total: -total.bytes))
 
@@ -345,16 +346,16 @@ def _index(instruction: Instruction | None) -> int | None:
 def _callees(
     instruction: Instruction, caller: Runs, trips: int | None
 ) -> Iterator[tuple[str, Runs]]:
-    is_run = instruction.op in ("while", "call", "conditional")
+    runs_unfused = instruction.op in ("while", "call", "conditional")
     for kind, names in _CALLEES.findall(instruction.attributes):
         count = caller.num_runs
         if kind in ("body", "condition") and trips is not None:
             count *= trips
         for name in re.findall(r"[\w.\-]+", names):
-            yield name, Runs(count, caller.is_fused or not is_run)
+            yield name, Runs(count, caller.is_fused or not runs_unfused)
 
 
-def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
+def _larger_side(kind: str, instruction: Instruction, group_size: int) -> list[int]:
     """Returns the bytes of each operand or of each result, whichever are larger."""
     arrays = [x.num_bytes for x in instruction.arrays]
     # The result of a `-start` is a tuple of operands and results, except for an
@@ -368,16 +369,17 @@ def _larger_side(kind: str, instruction: Instruction, size: int) -> list[int]:
         if kind != "all-reduce":
             return arrays[half:]
     if kind == "reduce-scatter":
-        return [size * array for array in arrays]
+        return [group_size * array for array in arrays]
     return arrays or [0]
 
 
-def _sent_bytes(kind: str, num_bytes: int, size: int) -> float:
+def _sent_bytes(kind: str, num_bytes: int, group_size: int) -> float:
     if kind in ("collective-permute", "collective-broadcast"):
         return num_bytes
-    # A ring all-gather or reduce-scatter sends (size - 1) / size of the array. An
-    # all-reduce is a reduce-scatter that is followed by an all-gather.
-    return num_bytes * (2 if kind == "all-reduce" else 1) * (size - 1) / size
+    # A ring all-gather or reduce-scatter in a group of n devices sends (n - 1) / n of
+    # the array. An all-reduce is a reduce-scatter that is followed by an all-gather.
+    num_rings = 2 if kind == "all-reduce" else 1
+    return num_bytes * num_rings * (group_size - 1) / group_size
 
 
 def _group_size(attributes: str, num_devices: int) -> int:

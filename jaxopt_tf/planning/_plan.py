@@ -18,8 +18,8 @@ from ._slices import Slice
 class LeafBytes(NamedTuple):
     """Memory of a leaf."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: str  # dotted name
+    shape: tuple[int, ...]  # shape of the whole array
     on_device: int  # bytes on each device
     global_bytes: int  # bytes of the whole array
 
@@ -106,7 +106,7 @@ class Plan:
         """Returns the leaves that are not sharded over all devices: part, leaf, bytes.
 
         The bytes are the excess on each device over an even division. The leaves are in
-        descending order of it.
+        descending order of this excess.
         """
         num_devices = self.slice_.num_devices
         found = (
@@ -123,7 +123,7 @@ def bytes_by_leaf(tree: PyTree) -> tuple[LeafBytes, ...]:
     """Returns the memory of a tree's leaves on each device, without allocating it.
 
     Args:
-        tree: arrays, or shapes with a `sharding`. Leaves without one count as
+        tree: arrays, or shapes with a `sharding`. Leaves without a sharding count as
             replicated.
 
     Raises:
@@ -182,7 +182,7 @@ def plan_step(
         *args: arguments of the step, as `jax.ShapeDtypeStruct`s with shardings, or
             arrays.
         slice_: the slice on whose devices the arguments are placed.
-        parts: as for `plan_shapes`; None for the arguments, named by their numbers.
+        parts: as for `plan_shapes`; None for the arguments, named by their positions.
         num_items: number of items in a step, such as tokens.
         unmet: result of `unmet_rules`, to be printed.
 

@@ -173,8 +173,8 @@ def named_slice(name: str) -> Slice:
     if family == "cpu":
         if not re.fullmatch(r"[1-9]\d{0,4}", size):
             raise ValueError(
-                f"`name` must contain a number of devices, as 'cpu:8', got {name!r}. "
-                f"The nearest slice is 'cpu:{max(1, _num_devices(size))}'."
+                "`name` must contain a number of devices, such as 'cpu:8', got "
+                f"{name!r}. The nearest slice is 'cpu:{max(1, _num_devices(size))}'."
             )
     elif size not in _sizes(family)[0]:
         raise ValueError(
@@ -187,7 +187,7 @@ def named_slice(name: str) -> Slice:
 
 
 def _topology(name: str, family: str, size: str) -> str:
-    """Returns the topology of a name as "v5p-16", by its number of cores or chips."""
+    """Returns the topology of a name such as "v5p-16", by its cores or chips."""
     cores = _CORES_PER_CHIP[family]
     by_number: dict[int, str] = {}
     # Of several topologies, the most compact one has the fewest hops between chips.

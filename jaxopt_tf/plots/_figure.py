@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._io import atomic_write, check_folder
+from .._io import atomic_write, check_parent_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def checked_figure_path(path: Path | str | None) -> Path | None:
     if path is None:
         return None
     path = Path(path)
-    check_folder(path)
+    check_parent_folder(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(
             f"`path` must end with one of {', '.join(_FORMATS)}, got {str(path)!r}."
@@ -180,8 +180,8 @@ def save_figure(figure: "Figure", path: Path | None) -> "Figure":
     """
     if path is not None:
         with atomic_write(path) as temporary:
-            kind = path.suffix[1:].lower()
-            figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=kind)
+            file_format = path.suffix[1:].lower()
+            figure.savefig(temporary, dpi=_DOTS_PER_INCH, format=file_format)
     return figure
 
 

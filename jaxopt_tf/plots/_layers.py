@@ -73,9 +73,9 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
 
 
 def _read(file: Path) -> tuple[list[str], np.ndarray]:
-    """Returns the names of layers, and rows of the step and two norms per layer.
+    """Returns the names of layers, and rows [n, 1 + 2 * number of layers].
 
-    The rows are [n, 1 + 2 layers].
+    A row contains the step, then gradient norm and relative update of each layer.
     """
     names: list[str] = []
     points = Downsampler(1, finite_mean, _NUM_POINTS)
@@ -90,9 +90,8 @@ def _read(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _rows_of(window: Window, names: list[str]) -> np.ndarray:
-    layers: dict[str, Any] = (
-        window.metrics.layers
-    )  # norms of each layer, as NumPy arrays
+    # Norms of each layer, as NumPy arrays.
+    layers: dict[str, Any] = window.metrics.layers
     rows = np.full((len(window.metrics.loss), 1 + 2 * len(names)), np.nan)
     rows[:, 0] = window.first_step + np.arange(len(rows))
     for column, name in enumerate(names):

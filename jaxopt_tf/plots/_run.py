@@ -182,10 +182,10 @@ def _draw_run(
 
 
 def _draw_losses(panel: "Axes", run: RunLog) -> None:
-    """Draws the range of single steps, both losses, and skipped steps."""
+    """Draws the range of single steps, training and evaluation loss, skipped steps."""
     steps = run.steps
-    # A line that connects the lowest and the highest loss of each point. If each point
-    # is a single step, it is the line through all losses.
+    # The range is a line that connects the lowest and the highest loss of each point.
+    # If each point is a single step, it is the line through all losses.
     range_steps = np.repeat(steps.step, 2)
     ranges = np.stack((steps.lowest, steps.highest), 1)
     panel.plot(range_steps, ranges.ravel(), label="single steps", **_RANGE)

@@ -175,8 +175,8 @@ def log_file(folder: Path | str) -> Path:
     found = _log_in(folder)
     if found is None:
         nearby = [folder.parent, *sorted(folder.glob("*/"))]
-        near = [str(other) for other in nearby if _log_in(other)]
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        nearby_logs = [str(other) for other in nearby if _log_in(other)]
+        hint = f" Did you mean {nearby_logs[0]!r}?" if nearby_logs else ""
         raise ValueError(
             f"`folder` must contain {_METRICS}, or {_STATE} of a Trainer (which it "
             f"writes to each checkpoint), got {str(folder)!r}, which has neither."
@@ -274,6 +274,6 @@ def _read_state(file: Path) -> dict[str, Any]:
         pass
     raise ValueError(
         f"`folder` must contain {_STATE} with the `log_history` of a Trainer, but "
-        f"{str(file)!r} cannot be read as such. Copy it again, or name another "
+        f"{str(file)!r} cannot be read as such. Copy it again, or pass another "
         "checkpoint."
     )

@@ -77,8 +77,8 @@ def build_optimizer(
             contain. `match_names(params, model).layer_norms` returns the paths with
             their classes. Required, possibly as [], for a `decay_rule` of Transformers
             4 up to 4.52, since these rules are based on module types.
-        varied: values of one of the runs in the result of `stack_recipes`. They replace
-            those of the recipe, and are arguments of the compiled program.
+        varied: values of one of the runs in the result of `stack_recipes`. These values
+            replace those of the recipe, and are arguments of the compiled program.
 
     Returns:
         A transformation. Its state contains `learning_rate`, and `grad_norm` if
@@ -117,8 +117,8 @@ def build_optimizer(
             return label_params(params)
 
         optimizer = optax.multi_transform(by_label, labels)
-    # Clipping precedes `multi_transform`: inside it, each group would be clipped by its
-    # own norm. torch clips by the joint norm of all groups.
+    # Clipping is placed before `multi_transform`: inside `multi_transform`, each group
+    # would be clipped by its own norm. torch clips by the joint norm of all groups.
     max_norm = settings["max_grad_norm"]
     if "max_grad_norm" not in varied.values and max_norm == 0:
         return optax.chain(optimizer)

@@ -23,7 +23,7 @@ class ExplainedLeaf:
 
     path: str  # dotted name
     torch_name: str  # "" if unknown
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # shape of the leaf in JAX
     dtype: str
     is_decayed: bool
     why_not_decayed: str  # "" if it is decayed
@@ -37,7 +37,7 @@ class ExplainedLeaf:
 class Explanation:
     """Result of `explain`; its string is a table."""
 
-    leaves: tuple[ExplainedLeaf, ...]
+    leaves: tuple[ExplainedLeaf, ...]  # one entry per parameter
     shared_bytes: int  # size of the optimizer's state that belongs to no parameter
 
     @property

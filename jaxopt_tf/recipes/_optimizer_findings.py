@@ -71,7 +71,8 @@ class _Probe:
     ) -> None:
         rng = np.random.default_rng(0)
 
-        # NumPy arrays: JAX would compile a program for each shape and operation.
+        # Parameters are NumPy arrays, because JAX would compile a program for each
+        # shape and operation.
         def small(leaf: Any) -> np.ndarray:
             # Parameters are positive and away from 0, so that the decayed share can be
             # computed as -update / parameter.

@@ -10,7 +10,8 @@ import jax
 from .. import _checks, _pytrees
 from .._typing import PyTree
 
-# Label of the parameters that are in no group; a key of `get_learning_rate`.
+# Label of the parameters that are in no group; a key of the dict that
+# `get_learning_rate` returns.
 DEFAULT_GROUP = "rest"
 
 
@@ -93,7 +94,8 @@ def layer_wise_decay(factor: float, patterns: Sequence[str]) -> tuple[ParamGroup
     Raises:
         ValueError, TypeError: if the factor or a pattern is not valid.
 
-    Source: Clark et al., "ELECTRA", 2020, arXiv 2003.10555, table 7: 0.8 for base.
+    Source: Clark et al., "ELECTRA", 2020, arXiv 2003.10555, whose base model uses a
+        factor of 0.8 (table 7).
     """
     _checks.positive("factor", factor)
     if isinstance(patterns, str):

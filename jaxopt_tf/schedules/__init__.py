@@ -4,7 +4,9 @@ The rate is float32 for a Python int or a 32-bit step, and float64 for a 64-bit 
 (which requires `jax_enable_x64`); see `join`.
 
 schedule = join(3e-4, warmup(linear, 500), constant(8_000), decay(cosine, 1_500))
-schedule = get_scheduler("cosine", 3e-4, 500, 10_000)
+schedule = get_scheduler(
+    "cosine", 3e-4, num_warmup_steps=500, num_training_steps=10_000
+)
 """
 
 from ._curves import Curve as Curve

@@ -275,7 +275,7 @@ def greedy(
 
 
 class _Rule(NamedTuple):
-    """Settings of both schedules, as Python numbers."""
+    """Settings that `reduce_lr_on_plateau` and `greedy` have, as Python numbers."""
 
     mode: str
     factor: float

@@ -23,9 +23,10 @@ from ._repr import tuple_repr, with_call_repr
 class Phase(NamedTuple):
     """Part of a schedule, with a number of steps."""
 
-    # step since the start of the phase, uint32 -> float32, or uint64 -> float64
+    # Function from the step since the start of the phase to the factor of the rate:
+    # uint32 -> float32, or uint64 -> float64.
     factor: Callable[[jax.Array], jax.Array]
-    num_steps: int
+    num_steps: int  # length of the phase
 
     def __repr__(self) -> str:
         return tuple_repr(self)

@@ -195,7 +195,8 @@ def _misplaced_restarts(num_cycles: float, num_steps: int) -> np.ndarray:
     Python rounds (num_cycles * (step / num_steps)) % 1.0 twice before the remainder. A
     product that is an integer in exact arithmetic can be rounded to a value just below
     it, as 49 * (1 / 49) is; the step is then the last of a cycle instead of the first.
-    Only the step nearest to each restart can be affected; the host checks all of them.
+    Only the step nearest to each restart can be affected; the host checks all of these
+    steps.
 
     Returns:
         The steps in increasing order, uint32; usually empty.

@@ -52,8 +52,8 @@ def get_scheduler(
         num_warmup_steps: required by all schedules but constant and the two that are
             metric-driven.
         num_training_steps: required by schedules with an end; warmup_stable_decay
-            accepts `num_stable_steps` instead. A count that a schedule does not require
-            is ignored, because Trainer passes both counts to every schedule.
+            accepts `num_stable_steps` instead. A count that is not a parameter of the
+            schedule is ignored, because Trainer passes both counts to every schedule.
         scheduler_specific_kwargs: further arguments of the schedule, by name.
 
     Returns:
@@ -64,7 +64,9 @@ def get_scheduler(
             does not have an option, or a value is out of range.
 
     Examples:
-        >>> schedule = get_scheduler("linear", 1e-3, 10, 110)
+        >>> schedule = get_scheduler(
+        ...     "linear", 1e-3, num_warmup_steps=10, num_training_steps=110
+        ... )
         >>> schedule
         linear(learning_rate=0.001, num_warmup_steps=10, num_training_steps=110)
         >>> print(schedule(5), schedule(10), schedule(60), schedule(110))

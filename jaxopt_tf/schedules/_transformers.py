@@ -93,7 +93,9 @@ def get_linear_schedule_with_warmup(
         ValueError: if an argument is out of range.
 
     Examples:
-        >>> schedule = get_linear_schedule_with_warmup(1e-3, 10, 110)
+        >>> schedule = get_linear_schedule_with_warmup(
+        ...     1e-3, num_warmup_steps=10, num_training_steps=110
+        ... )
         >>> print(schedule(5), schedule(60), schedule(110))
         0.0005 0.0005 0.0
 
@@ -130,7 +132,9 @@ def get_cosine_schedule_with_warmup(
         ValueError: if an argument is out of range.
 
     Examples:
-        >>> schedule = get_cosine_schedule_with_warmup(1e-3, 10, 110)
+        >>> schedule = get_cosine_schedule_with_warmup(
+        ...     1e-3, num_warmup_steps=10, num_training_steps=110
+        ... )
         >>> [f"{schedule(step):.5f}" for step in (10, 60, 110)]
         ['0.00100', '0.00050', '0.00000']
 
@@ -202,7 +206,9 @@ def get_polynomial_decay_schedule_with_warmup(
             Transformers divides by zero.
 
     Examples:
-        >>> schedule = get_polynomial_decay_schedule_with_warmup(1e-3, 10, 110, 0.0, 2)
+        >>> schedule = get_polynomial_decay_schedule_with_warmup(
+        ...     1e-3, num_warmup_steps=10, num_training_steps=110, lr_end=0.0, power=2
+        ... )
         >>> [f"{schedule(step):.5f}" for step in (10, 60, 110)]
         ['0.00100', '0.00025', '0.00000']
 

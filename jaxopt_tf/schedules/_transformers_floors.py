@@ -151,7 +151,9 @@ def get_wsd_schedule(
             `num_training_steps` nor `num_stable_steps` is given.
 
     Examples:
-        >>> schedule = get_wsd_schedule(1e-3, 10, 20, num_training_steps=100)
+        >>> schedule = get_wsd_schedule(
+        ...     1e-3, num_warmup_steps=10, num_decay_steps=20, num_training_steps=100
+        ... )
         >>> [f"{schedule(step):.5f}" for step in (5, 50, 90, 100)]
         ['0.00050', '0.00100', '0.00050', '0.00000']
 

@@ -22,7 +22,8 @@ def make_mesh(
     Args:
         axes: names and sizes, as a string or as a mapping. Neighboring devices are
             along the last axis, so the axis with the most communication belongs there.
-        devices: devices, real or from `slice_devices`; None for `jax.devices()`.
+        devices: devices of this machine, or descriptions from `planning.slice_devices`
+            to compile for; None for `jax.devices()`.
 
     Returns:
         A mesh whose axes have the type `Auto`: the compiler partitions computations.
@@ -34,9 +35,9 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(axes, len(devices))
-    # Each mesh axis is assigned whole sides of a TPU's torus if possible. Without
-    # `allow_split_physical_axes`, as in `jax.make_mesh`, JAX refuses a mesh that splits
-    # a side, such as data=2,fsdp=8 on 4x4.
+    # Each mesh axis is assigned whole sides of a TPU's torus if possible.
+    # `jax.make_mesh` does not set `allow_split_physical_axes`, and therefore refuses a
+    # mesh that splits a side, such as data=2,fsdp=8 on 4x4.
     grid = mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
@@ -46,7 +47,7 @@ def make_mesh(
 def abstract_mesh(
     axes: str | Mapping[str, int], num_devices: int
 ) -> jax.sharding.AbstractMesh:
-    """Returns a mesh without devices, for shapes with shardings.
+    """Returns a mesh without devices, for shardings of `jax.ShapeDtypeStruct`.
 
     Programs cannot be compiled for it.
 

@@ -23,7 +23,7 @@ class RuleFallback(NamedTuple):
     """Mesh axis that cannot divide a leaf's axis as its rule requires."""
 
     name: str  # name of the leaf
-    mesh_axis: str
+    mesh_axis: str  # name of the mesh axis
     requested_axis: int  # axis of the leaf in the rule
     used_axis: int | None  # axis that is divided instead; None if there is none
 
@@ -60,9 +60,9 @@ def param_shardings(
     Raises:
         TypeError: if `rules` is not a mapping from strings to `PartitionSpec`, or if
             `params` contains a leaf that is not an array.
-        ValueError: if no pattern matches a leaf, or if two with different values do; if
-            a pattern matches no leaf; if a rule contains an axis that the mesh does not
-            have.
+        ValueError: if no pattern matches a leaf, or if two patterns with different
+            values match it; if a pattern matches no leaf; if a rule contains an axis
+            that the mesh does not have.
     """
     shardings = [
         NamedSharding(mesh, as_partition_spec(spec))
@@ -139,7 +139,7 @@ def best_partition(
             axis in axes for axis, axes in zip(choice, preferred, strict=True)
         )
         num_used = sum(axis is not None for axis in choice)
-        # Negative, so that the greatest rank has the smallest parts.
+        # The sizes are negative, so that the greatest rank has the smallest parts.
         part_sizes = sorted(-(n // k) for n, k in sizes)
         rank = (math.prod(parts), num_preferred, num_used, part_sizes)
         if rank > best_rank:

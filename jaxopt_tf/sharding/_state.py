@@ -97,7 +97,7 @@ def _sharding_of(
 def _owners(
     params: PyTree, shardings: PyTree
 ) -> tuple[dict[str, tuple[Any, NamedSharding]], Any]:
-    """Returns each parameter and its sharding by name, and the mesh of all."""
+    """Returns each parameter and its sharding by name, and their common mesh."""
     named = _pytrees.named_leaves(params)
     leaves, structure = jax.tree.flatten(shardings, is_leaf=_is_sharding)
     params_structure: Any = jax.tree.structure(params)
@@ -149,7 +149,8 @@ def _divided(
     ]
     chosen = best_partition(shape, names, preferred, mesh)
     # Mesh axes that divide the leaf as they divide the parameter come first. In another
-    # order their parts would be on other devices than those of the parameter.
+    # order, parts of the leaf would be on other devices than the same parts of the
+    # parameter.
     order = sorted(range(len(names)), key=lambda i: chosen[i] not in preferred[i])
     return spec_of(shape, [names[i] for i in order], [chosen[i] for i in order])
 

@@ -31,8 +31,8 @@ def chunked_cross_entropy(
 
     Memory, per device, in addition to arguments and gradients: `chunk_size` * C float32
     logits and their gradient, and the gradient of `head` in float32. Each chunk reads
-    and writes the latter, so that a chunk should have at least 1,024 tokens on TPUs and
-    GPUs. Forward-mode differentiation is not supported.
+    and writes the gradient of `head`, so that a chunk should have at least 1,024 tokens
+    on TPUs and GPUs. Forward-mode differentiation is not supported.
 
     On a mesh, each device cuts its own rows of the batch into chunks. `data` and `fsdp`
     shard the batch, and the classes are sharded over `tensor`. The head is gathered
@@ -81,7 +81,7 @@ def chunked_cross_entropy(
         chunk_size=chunk_size,
         smoothing=float(label_smoothing_factor),
         ignore_index=ignore_index,
-        # Read here, because the gradient is traced after the context
+        # The precision is read here, because the gradient is traced after the context
         # `jax.default_matmul_precision` has been left.
         precision=matmul_precision(),
         mesh=None if mesh is None or mesh.size == 1 else mesh,
@@ -92,19 +92,19 @@ def chunked_cross_entropy(
 class _Options(NamedTuple):
     """Static options of the chunked loss."""
 
-    chunk_size: int
-    smoothing: float
-    ignore_index: int
-    precision: Any  # of matrix products
+    chunk_size: int  # number of tokens of a chunk
+    smoothing: float  # label smoothing factor
+    ignore_index: int  # label of tokens without a loss
+    precision: Any  # precision of the matrix products
     mesh: Any  # None for a single device
 
 
 class _Axes(NamedTuple):
     """Names of the mesh axes over which arrays are sharded."""
 
-    batch: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()  # of `head`
-    columns: tuple[str, ...] = ()  # of `head`, which are the classes
+    batch: tuple[str, ...] = ()  # axes that shard the tokens
+    rows: tuple[str, ...] = ()  # axes that shard the rows of `head`
+    columns: tuple[str, ...] = ()  # axes that shard its columns, the classes
 
 
 class _Gradients(NamedTuple):
@@ -206,8 +206,8 @@ def _sums(
     size = min(options.chunk_size, x.shape[0])
     num_chunks = -(-x.shape[0] // size)
     # Chunks may not divide the tokens. The first chunk is at the start and all others
-    # are aligned with the end. Where the first two overlap, the first ignores the
-    # shared tokens, and the second overwrites their gradients.
+    # are aligned with the end. Where the first two chunks overlap, the first chunk
+    # ignores the shared tokens, and the second one overwrites their gradients.
     num_first = x.shape[0] - (num_chunks - 1) * size
 
     def add_chunk(carry: Any, index: jax.Array) -> tuple[Any, None]:
@@ -231,13 +231,13 @@ def _sums(
     chunks = jnp.arange(num_chunks, dtype=jnp.int32)
     carry = jnp.zeros((), wide), grads
     (total, grads), _ = jax.lax.scan(add_chunk, carry, chunks)
-    number = jnp.sum(y != options.ignore_index, dtype=wide)
+    num_labels = jnp.sum(y != options.ignore_index, dtype=wide)
     if axes.batch:
-        total, number = jax.lax.psum((total, number), axes.batch)
+        total, num_labels = jax.lax.psum((total, num_labels), axes.batch)
     if grads is not None:
         dhidden, dhead = _reduced(grads, axes)
         grads = _Gradients(dhidden.reshape(hidden.shape), dhead)
-    return (total, number), grads
+    return (total, num_labels), grads
 
 
 def _product(options: _Options, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -315,7 +315,7 @@ def _reduced(grads: _Gradients, axes: _Axes) -> _Gradients:
         dhead = jax.lax.dynamic_slice_in_dim(dhead, start, size)
     elif axes.rows:
         dhead = jax.lax.psum_scatter(dhead, axes.rows, scatter_dimension=0, tiled=True)
-    # After the scatter, which leaves fewer elements to communicate.
+    # This sum follows the scatter, which leaves fewer elements to communicate.
     if unsharded:
         dhead = jax.lax.psum(dhead, unsharded)
     return _Gradients(dhidden, dhead)

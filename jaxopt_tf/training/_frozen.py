@@ -67,8 +67,8 @@ def split_params(params: PyTree, patterns: Sequence[str]) -> tuple[PyTree, PyTre
     Args:
         params: nested dicts of arrays or of their shapes; a dict by torch's name is
             one.
-        patterns: regular expressions. A leaf is frozen if one of them matches its whole
-            name, such as `model.layers.0.*`.
+        patterns: regular expressions. A leaf is frozen if one of the patterns matches
+            its whole name, such as `model.layers.0.*`.
 
     Returns:
         The trainable and the frozen parameters: nested dicts without leaves in common

@@ -22,8 +22,9 @@ Batch = Any
 class MicroBatches:
     """Micro-batches of an update whose shapes differ, so that they cannot be stacked.
 
-    A step takes it in place of a batch with an axis of micro-batches. The program
-    contains the forward and backward pass of each micro-batch.
+    A training step receives `MicroBatches` in place of a batch with an axis of
+    micro-batches. The program contains the forward and backward pass of each
+    micro-batch.
     """
 
     batches: tuple[Any, ...]  # trees of arrays, in the order of their accumulation
@@ -39,14 +40,14 @@ def with_float32_outputs(
     """Wraps `loss_fn`: casts its parameters, and converts its results to float32.
 
     The results are float64 if a parameter is float64. The dtype of the number of items
-    matters, because the backward pass starts from 1 / number.
+    matters, because the backward pass starts from 1 / (number of items).
 
     Args:
         loss_fn: see `make_train_step`.
         compute_dtype: dtype that floating-point parameters are cast to; None for no
             cast.
         frozen: nested dicts of parameters that are merged into those of the argument;
-            None for none. They are cast, too.
+            None for none. These parameters are cast, too.
     """
 
     def cast(leaf: jax.Array) -> jax.Array:
@@ -59,8 +60,9 @@ def with_float32_outputs(
         if frozen is not None:
             params = merge_params(params, frozen)
         if compute_dtype is not None:
-            # Within the differentiated function: the gradients of the uncast parameters
-            # have the dtype of these parameters, not `compute_dtype`.
+            # The parameters are cast within the differentiated function: the gradients
+            # of the uncast parameters have the dtype of these parameters, not
+            # `compute_dtype`.
             params = jax.tree.map(cast, params)
         total, num_items = loss_fn(params, batch, *rng)
         return jnp.asarray(total).astype(dtype), jnp.asarray(num_items).astype(dtype)
@@ -79,7 +81,7 @@ class MeanLoss:
 
     With micro-batches, every item has the same weight:
 
-        sum over micro-batches of loss / sum over micro-batches of number
+        sum of the summed losses of micro-batches / sum of their numbers of items
 
     A mean of means would give a greater weight to items of short micro-batches. Sums
     are float32, or float64 for float64 parameters.
@@ -96,8 +98,8 @@ class MeanLoss:
         """Returns the mean loss, the number of items and the gradient of the mean."""
         if self.max_micro_batches == 1:
             total, num_items, backward = self._forward(params, batch, *_key(rng))
-            # The backward pass starts from 1 / number instead of 1: this divides one
-            # scalar and not every gradient.
+            # The backward pass starts from 1 / `num_items` instead of 1: this divides
+            # one scalar and not every gradient.
             (grads,) = backward(1.0 / num_items)
             return total / num_items, num_items, grads
 
@@ -121,7 +123,7 @@ class MeanLoss:
     ) -> Callable[[PyTree], jax.Array]:
         """Returns a function params -> mean loss, which line searches evaluate.
 
-        Optimizers that do not call it cause no computation.
+        An optimizer that does not call the function causes no computation.
         """
 
         def value(params: PyTree) -> jax.Array:

@@ -32,7 +32,9 @@ class Window(NamedTuple):
 
     first_step: int  # number of the first step; the first step of a run is 1
     metrics: Metrics  # [n] each, numpy: one entry per step
-    seconds: float  # wall time since the previous window; NaN if not measured
+    # Wall time since the last window, evaluation or save, whichever was later. It is
+    # the time of these steps, without evaluations and saves; NaN if not measured.
+    seconds: float
 
 
 class Monitor(NamedTuple):
@@ -207,8 +209,8 @@ class _Run:
         length = len(self.pending) if num_steps is None else num_steps
         metrics, self.pending = self.pending[:length], self.pending[length:]
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
-        # Steps that were dispatched after the step that stopped the run left the state
-        # unchanged. They are not reported.
+        # The state is unchanged by steps that were dispatched after the one that
+        # stopped the run; they are not reported.
         is_stopped = bool(columns.is_stopped.any())
         if is_stopped:
             num_taken = int(np.argmax(columns.is_stopped)) + 1

@@ -18,9 +18,9 @@ def cross_entropy(
 
         loss = (1 - e) * -log p[label] + e * mean over all classes of -log p
 
-    `make_train_step` expects a loss function that returns both: it sums them over
-    micro-batches, and divides the sums. For a language model, pass labels that are
-    shifted by one token with respect to the logits.
+    `make_train_step` expects a loss function that returns a summed loss and a number:
+    it sums loss and number over micro-batches, and divides the sums. For a language
+    model, pass labels that are shifted by one token with respect to the logits.
 
     Args:
         logits: [..., C], any floating-point dtype; the arithmetic is in float32, or in
@@ -72,11 +72,12 @@ def cross_entropy(
     wide = wide - largest[..., None]
     losses = jnp.log(jnp.sum(jnp.exp(wide), axis=-1))
     losses = losses - (1.0 - epsilon) * (label_logits - largest)
-    # Not for epsilon = 0: with a logit of -inf, a masked class, the mean is -inf, and
-    # 0 * -inf is NaN.
+    # The mean is not added for epsilon = 0: with a logit of -inf, a masked class, the
+    # mean is -inf, and 0 * -inf is NaN.
     if epsilon > 0:
         losses = losses - epsilon * jnp.mean(wide, axis=-1)
-    # A product instead of `where`, so that the gradient is NaN too.
+    # The losses are multiplied by NaN and not replaced by `where`, so that the gradient
+    # is NaN, too.
     losses = losses * jnp.where(is_class | is_ignored, 1.0, jnp.nan).astype(wide.dtype)
     total = jnp.sum(jnp.where(is_ignored, 0.0, losses))
     return total, jnp.sum(jnp.logical_not(is_ignored), dtype=wide.dtype)

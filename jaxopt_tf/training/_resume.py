@@ -90,8 +90,8 @@ class Resumable(NamedTuple):
 
     start: RunState  # from the newest valid checkpoint; else the initial state
     step: int  # step of `start`, the index of the next batch
-    save: Callable[[RunState], Any]
-    should_stop: Callable[[], bool]
+    save: Callable[[RunState], Any]  # saves a checkpoint in the folder
+    should_stop: Callable[[], bool]  # True after SIGINT or SIGTERM
 
 
 @contextlib.contextmanager
@@ -126,7 +126,8 @@ def resumable(
     schedule_state = None if metric_schedule is None else metric_schedule.init()
     with lock_folder(folder) as lock, stop_on_signals() as should_stop:
         like = RunState(state, schedule_state=schedule_state)
-        # After the lock is acquired: no other job can rotate the checkpoints meanwhile.
+        # The state is restored after the lock is acquired, so that no other job can
+        # rotate the checkpoints meanwhile.
         start = restore_run_state(latest_valid(folder), like)
         with open_checkpoints(lock, save_total_limit=save_total_limit) as checkpoints:
             save = functools.partial(save_run_state, checkpoints)

@@ -100,7 +100,7 @@ def make_train_step(
     _checks.one_of("on_non_finite", on_non_finite, _POLICIES)
     max_bad = _checks.step_count("max_skipped_in_a_row", max_skipped_in_a_row)
     grad_shardings = None if state_shardings is None else state_shardings.params
-    # Makes optimizers without extra arguments ignore them.
+    # Optimizers without extra arguments ignore them after this conversion.
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(

@@ -40,7 +40,7 @@ class DecayPath:
             or at the end was not finite.
         eval_loss: [D, F], float64: mean loss at the end of a run over the rows of its
             fold; infinite if the run diverged.
-        fold: [N], int64: fold of each row.
+        fold_of_row: [N], int64: index of the fold of each row.
 
     Raises:
         ValueError: if every decay diverged in at least one fold.
@@ -54,13 +54,13 @@ class DecayPath:
     decays: np.ndarray
     training: np.ndarray
     eval_loss: np.ndarray
-    fold: np.ndarray
+    fold_of_row: np.ndarray
 
     def __post_init__(self) -> None:
         """Checks that at least one decay has finite losses."""
         if not np.isfinite(self.mean).any():
-            num = len(self.decays)
-            each = f"each of {num}" if num > 1 else "the only one"
+            num_decays = len(self.decays)
+            each = f"each of {num_decays}" if num_decays > 1 else "the only one"
             raise ValueError(
                 "`decays` must have one with which all folds stay finite, but "
                 f"{each} diverged; the smallest was {self.decays[0]:g}, with "
@@ -277,7 +277,7 @@ def decay_path(
     params: dict[int, PyTree] = {}
     # Run i has decay i // num_folds and fold i % num_folds. With warm starts, the final
     # parameters of run i are the initial ones of run i - num_folds. If run i diverged,
-    # its own initial parameters are passed on.
+    # its initial parameters are passed on instead of the final ones.
     for run_numbers in numbers[::-1] if warm_starts else [numbers.ravel()]:
         for group in runs.train_to(
             run_numbers.tolist(),
@@ -293,7 +293,7 @@ def decay_path(
                 elif i in params:
                     params[i - num_folds] = params[i]
     training, eval_loss = losses.reshape(2, -1, num_folds)
-    return DecayPath(recipe, sorted_decays, training, eval_loss, folds.fold)
+    return DecayPath(recipe, sorted_decays, training, eval_loss, folds.fold_of_row)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -315,14 +315,14 @@ class _FoldRuns(ParallelRuns):
         return self.folds.training_batches(key)
 
     @functools.cached_property
-    def evaluations(self) -> Sequence[Sequence[Batch]]:
+    def eval_batch_lists(self) -> Sequence[Sequence[Batch]]:
         """Batches of the rows of each fold."""
         return self.folds.evaluation_batches()
 
     def mean_losses(self, group: Group) -> np.ndarray:
         """Returns the mean training and evaluation losses at the end of runs, [2, n].
 
-        Both are infinite for a run that diverged.
+        The losses of a run that diverged are infinite.
 
         Raises:
             ValueError: if a fold has no items.

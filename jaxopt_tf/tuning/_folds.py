@@ -18,18 +18,18 @@ class Folds:
 
     Attributes:
         examples: tree of numpy arrays [N, ...].
-        fold: [N], int64: fold of each row.
+        fold_of_row: [N], int64: index of the fold of each row.
         recipe: recipe with the seed and the batch size of the runs.
     """
 
     examples: PyTree
-    fold: np.ndarray
+    fold_of_row: np.ndarray
     recipe: Recipe
 
     @property
     def num_folds(self) -> int:
         """Number of folds."""
-        return int(self.fold.max()) + 1
+        return int(self.fold_of_row.max()) + 1
 
     def training_batches(self, fold: int) -> Iterator[Batch]:
         """Yields batches of the rows of all folds except `fold`, endlessly.
@@ -38,7 +38,7 @@ class Folds:
         batch may contain rows of two epochs. With gradient accumulation, batches have a
         first axis of micro-batches.
         """
-        rows = np.flatnonzero(self.fold != fold)
+        rows = np.flatnonzero(self.fold_of_row != fold)
         # A generator for each fold: the batches of a fold do not depend on the others.
         rng = np.random.default_rng([self.recipe.seed, fold])
         shape = _batch_shape(self.recipe)
@@ -57,11 +57,11 @@ class Folds:
         does not need more memory. They have at most two sizes, because each size is
         compiled separately.
         """
-        rows = [np.flatnonzero(self.fold == i) for i in range(self.num_folds)]
+        rows = [np.flatnonzero(self.fold_of_row == i) for i in range(self.num_folds)]
         # The number of rows differs by at most one between folds. All folds are split
         # into the same number of parts, so that the parts have at most two sizes.
-        num = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
-        parts = [np.array_split(fold_rows, num) for fold_rows in rows]
+        num_parts = -(-max(map(len, rows)) // self.recipe.per_device_train_batch_size)
+        parts = [np.array_split(fold_rows, num_parts) for fold_rows in rows]
         return [
             [self._rows(part) for part in fold_parts if len(part)]
             for fold_parts in parts
@@ -99,16 +99,16 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
         )
     rng = np.random.default_rng(recipe.seed)
     # 0, 1, ..., F - 1, 0, 1, ... in random order: the folds have nearly equal sizes.
-    fold = rng.permutation(np.arange(num_rows) % num_folds)
+    fold_of_row = rng.permutation(np.arange(num_rows) % num_folds)
     size = int(np.prod(_batch_shape(recipe)))
-    num_training = num_rows - int(np.bincount(fold).max())
+    num_training = num_rows - int(np.bincount(fold_of_row).max())
     if size > num_training:
         raise ValueError(
             "`per_device_train_batch_size` times `gradient_accumulation_steps` must be "
             f"at most the number of training rows, which is {num_training} without "
             f"the largest fold, got {size}. Use smaller batches, or more data."
         )
-    return Folds(examples, fold, recipe)
+    return Folds(examples, fold_of_row, recipe)
 
 
 def _batch_shape(recipe: Recipe) -> tuple[int, ...]:

@@ -121,8 +121,8 @@ def find_learning_rate(
         devices=devices,
     )
     losses, best = runs.final, runs.best
-    # `abs`, because the losses of a task may be negative. `argmax` returns the first
-    # True, which is the lowest rate.
+    # `abs` is needed because the losses of a task may be negative. `argmax` returns the
+    # first True, which is the lowest rate.
     limit = losses[best] + _MAX_EXCESS_LOSS * abs(losses[best])
     lowest = int(np.argmax(losses <= limit))
     suggestion: float | None = float(rates[lowest])
@@ -285,7 +285,7 @@ def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarr
             f"`max_rate` must be greater than `min_rate`, got {min_rate!r} to "
             f"{max_rate!r}. Swap them."
         )
-    # Rounded to three significant digits, so that printed rates are exact.
+    # Rates are rounded to three significant digits, so that printed rates are exact.
     rates = np.geomspace(min_rate, max_rate, num_rates)
     return np.array([float(f"{rate:.3g}") for rate in rates])
 
@@ -293,10 +293,11 @@ def _rates_between(min_rate: float, max_rate: float, num_rates: int) -> np.ndarr
 def _smoothed(losses: np.ndarray, num_steps: int) -> np.ndarray:
     """Returns moving averages over `num_steps`; infinite after the loss has diverged.
 
-    It has diverged at the first step at which the average is NaN, or exceeds the lowest
-    one so far by more than three times its magnitude.
+    The loss has diverged at the first step at which the average is NaN, or exceeds the
+    lowest average so far by more than three times the magnitude of that average.
     """
-    # Differences of cumulative sums, in float64: in float32 they would lose digits.
+    # The means are differences of cumulative sums in float64; in float32 they would
+    # lose digits.
     totals = np.cumsum(np.append(0.0, losses.astype(np.float64)))
     ends = np.arange(1, len(losses) + 1)
     starts = np.maximum(ends - num_steps, 0)

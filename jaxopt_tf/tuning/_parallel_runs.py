@@ -16,7 +16,7 @@ from .. import _checks
 from .._typing import PyTree
 from ..recipes import Recipe, RunHyperparams, compile_key, stack_recipes
 from ..training import Batch
-from ._program import Cohort, Program, VmapState, make_program, stacked, unstacked
+from ._program import Program, RunBatch, VmapState, make_program, stacked, unstacked
 from ._task import Task
 
 # Fraction of a device's memory that runs may use by default.
@@ -66,7 +66,7 @@ class ParallelRuns:
         return self.task.batches(longest)
 
     @functools.cached_property
-    def evaluations(self) -> Sequence[Sequence[Batch]]:
+    def eval_batch_lists(self) -> Sequence[Sequence[Batch]]:
         """Lists of evaluation batches; each list gives one loss per run."""
         return [self.task.eval_batches] if self.task.eval_batches else []
 
@@ -92,7 +92,7 @@ class ParallelRuns:
             keeps_states: whether groups contain the states of their runs.
             evaluates: whether the runs are evaluated after the last step.
         """
-        evaluations = self.evaluations if evaluates else []
+        evaluations = self.eval_batch_lists if evaluates else []
         for hyperparams in self._hyperparams_by_program:
             chosen = [i for i in hyperparams if i in runs]
             if not chosen:
@@ -104,15 +104,15 @@ class ParallelRuns:
             for first in range(0, len(chosen), width):
                 group = chosen[first : first + width]
                 n = len(group)
-                # All groups have the same size and share one compilation. The last one
-                # is filled up with copies of its first run, which are discarded.
-                cohort = start(program, group + group[:1] * (width - n))
-                losses = cohort.advance(min(until, cohort.longest))
+                # All groups have the same size and share one compilation. The last
+                # group is filled up with copies of its first run, which are discarded.
+                run_batch = start(program, group + group[:1] * (width - n))
+                losses = run_batch.advance(min(until, run_batch.longest))
                 # [E, 2, width], without the copies that fill up the group.
-                sums = np.array([cohort.summed_losses(b) for b in evaluations])
+                sums = np.array([run_batch.summed_losses(b) for b in evaluations])
                 totals, num_items = sums.reshape(-1, 2, width)[:, :, :n].swapaxes(0, 1)
-                ended = unstacked(cohort.state, n) if keeps_states else []
-                del cohort  # frees device memory before the next group starts
+                ended = unstacked(run_batch.state, n) if keeps_states else []
+                del run_batch  # frees device memory before the next group starts
                 yield Group(group, losses[:n], totals, num_items, ended)
 
     def initial_states(self, runs: Sequence[int]) -> dict[int, VmapState]:
@@ -144,8 +144,8 @@ class ParallelRuns:
         hyperparams: Mapping[int, RunHyperparams] | Sequence[RunHyperparams],
         states: Mapping[int, VmapState] = _EMPTY,
         params: Mapping[int, PyTree] = _EMPTY,
-    ) -> Cohort:
-        """Returns a cohort of runs that continue from `states` or start at step 1.
+    ) -> RunBatch:
+        """Returns runs in parallel that continue from `states` or start at step 1.
 
         Args:
             program: compiled functions of the runs.
@@ -189,10 +189,10 @@ class ParallelRuns:
             for key in index_by_key
         ]
         remaining = [itertools.islice(batches, step, None) for batches in streams]
-        return Cohort(program, recipes, state, remaining, step)
+        return RunBatch(program, recipes, state, remaining, step)
 
     def _program_and_width(
-        self, runs: Sequence[int], start: Callable[[Program, Sequence[int]], Cohort]
+        self, runs: Sequence[int], start: Callable[[Program, Sequence[int]], RunBatch]
     ) -> tuple[Program, int]:
         """Returns the program of some runs, and the number of runs per group.
 
@@ -203,7 +203,8 @@ class ParallelRuns:
                 run on each device.
         """
         num_streams = len(set(map(self.stream_key, runs)))
-        # Searching for the number compiles the step several times: it is cached.
+        # The search for this number compiles the step several times, so the result is
+        # cached.
         key = (runs[0], len(runs), num_streams)
         if key in self._program_cache:
             return self._program_cache[key]
@@ -213,7 +214,7 @@ class ParallelRuns:
                 "`devices` must contain at least one device, got none. Leave it out "
                 "for all local devices."
             )
-        # Not more devices than runs: the others would train copies.
+        # No more devices than runs are used: further devices would train copies.
         program = make_program(self.task, self.recipes[runs[0]], devices[: len(runs)])
         limit, max_runs = self.memory_limit, len(runs)
         if limit is None:  # `memory_stats` is None for CPUs: they have no limit
@@ -223,10 +224,10 @@ class ParallelRuns:
             limit = None if device_limit is None else _USABLE_FRACTION * device_limit
         if limit is not None:
             _checks.positive("memory_limit", limit)
-            cohort = start(program, [runs[0]] * program.num_devices)
-            eval_batches = [batches[0] for batches in self.evaluations[:1]]
+            run_batch = start(program, [runs[0]] * program.num_devices)
+            eval_batches = [batches[0] for batches in self.eval_batch_lists[:1]]
             max_runs = _max_runs_within(
-                limit, cohort, max_runs, num_streams, eval_batches
+                limit, run_batch, max_runs, num_streams, eval_batches
             )
         # The number of groups is minimal, and so is their size: of 10 runs, if 8 fit at
         # most, two groups of 5.
@@ -242,7 +243,7 @@ def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
     Other runs of the group may be longer. A run that is at its end ignores the batches.
 
     If the stream has fewer than `recipe.max_steps` batches, nothing is repeated, and
-    `Cohort.next_batches` raises an error.
+    `RunBatch.next_batches` raises an error.
     """
     batch, num_batches = None, 0
     for batch in batches:
@@ -254,7 +255,7 @@ def _repeat_last(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
 
 def _max_runs_within(
     limit: float,
-    cohort: Cohort,
+    run_batch: RunBatch,
     max_runs: int,
     num_streams: int,
     eval_batches: Sequence[Batch],
@@ -266,16 +267,16 @@ def _max_runs_within(
 
     Args:
         limit: bytes of memory on each device.
-        cohort: cohort with one run on each device, before the first step.
+        run_batch: one run on each device, before the first step.
         max_runs: number of all runs.
         num_streams: number of batch streams of all runs.
         eval_batches: list of one batch to evaluate on, or an empty list.
     """
-    program: Any = cohort.program
-    batches = _resized(cohort.next_batches(), num_streams, None)
+    program: Any = run_batch.program
+    batches = _resized(run_batch.next_batches(), num_streams, None)
     while True:
         num_runs = _round_up(max_runs, program.num_devices)
-        state = _resized(cohort.state, num_runs, program.run_sharding)
+        state = _resized(run_batch.state, num_runs, program.run_sharding)
         lowered = [program.step.lower(state, batches)]
         lowered += [program.evaluate.lower(state.state.params, x) for x in eval_batches]
         needed = max(_bytes_of(each.compile().memory_analysis()) for each in lowered)
@@ -287,7 +288,8 @@ def _max_runs_within(
                 f"run on a device, got {limit:,.0f}. Increase it, or use a smaller "
                 "model or batch."
             )
-        # At least one less, so that the loop ends; at least one run per device.
+        # The maximum decreases by at least one, so that the loop ends, but not below
+        # one run per device.
         max_runs = max(
             program.num_devices, min(max_runs - 1, int(max_runs * limit / needed))
         )

@@ -120,8 +120,8 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
 
 
 @dataclasses.dataclass
-class Cohort:
-    """Group of runs that are trained in parallel.
+class RunBatch:
+    """Runs that are trained in parallel.
 
     Attributes:
         program: compiled functions of the runs.
@@ -182,7 +182,7 @@ class Cohort:
 
     def summed_losses(self, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
         """Returns summed losses and numbers of items over batches; [K], float64."""
-        # Summed in float64 on the host; the sum of a batch is float32.
+        # Batches are summed in float64 on the host; the sum within a batch is float32.
         total, num_items = np.zeros(len(self.recipes)), np.zeros(len(self.recipes))
         for batch in batches:
             evaluated = self.program.evaluate(self.state.state.params, batch)

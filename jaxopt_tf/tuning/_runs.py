@@ -33,10 +33,10 @@ class Comparison:
     """Comparison of runs of several recipes by their losses."""
 
     recipes: tuple[Recipe, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...]  # results of the runs, one or more per recipe
 
     @property
-    def last(self) -> tuple[Trial, ...]:
+    def final_trials(self) -> tuple[Trial, ...]:
         """The last trial of each run, in the order of the recipes."""
         by_run = {trial.run: trial for trial in self.trials}
         return tuple(by_run[i] for i in range(len(self.recipes)))
@@ -47,7 +47,9 @@ class Comparison:
 
         Runs that were trained to their end take precedence over others.
         """
-        finite = [trial for trial in self.last if math.isfinite(trial.objective)]
+        finite = [
+            trial for trial in self.final_trials if math.isfinite(trial.objective)
+        ]
         ended = [trial for trial in finite if self.is_ended(trial)]
         return min(ended or finite, key=lambda trial: trial.objective, default=None)
 
@@ -60,12 +62,12 @@ class Comparison:
         """
         if self.lowest is not None:
             return self.lowest.run
-        num = len(self.recipes)
+        num_runs = len(self.recipes)
         rate = min(recipe.learning_rate for recipe in self.recipes)
         raise ValueError(
             "`recipes` must have a run that stays finite, but "
-            f"{f'all {num}' if num > 1 else 'the only one'} diverged; the smallest "
-            f"`learning_rate` tried was {rate:g}. Try smaller ones."
+            f"{f'all {num_runs}' if num_runs > 1 else 'the only one'} diverged; the "
+            f"smallest `learning_rate` tried was {rate:g}. Try smaller ones."
         )
 
     @property
@@ -92,12 +94,12 @@ class Comparison:
             max_rows: maximum number of rows; None for all.
         """
         names = differing(self.recipes)
-        has_evaluation = any(trial.eval_loss is not None for trial in self.last)
+        has_evaluation = any(trial.eval_loss is not None for trial in self.final_trials)
         losses = ["training loss", *(["evaluation loss"] if has_evaluation else [])]
         table = rich.table.Table(*names, "steps", *losses)
         has_one_length = len({recipe.max_steps for recipe in self.recipes}) == 1
         ordered = sorted(
-            self.last,
+            self.final_trials,
             # Runs with more steps come first: successive halving dropped the others.
             key=lambda trial: (-trial.step if has_one_length else 0, trial.objective),
         )
@@ -248,8 +250,8 @@ def make_trial(
     loss = float(np.mean(losses[-max(1, step // 10) :], dtype=np.float64))
     eval_loss = None if eval_loss is None else float(eval_loss)
     objective = loss if eval_loss is None else eval_loss
-    # Twice the first loss, or 0 if it is negative. The negated comparison is also True
-    # for NaN.
+    # The limit is twice the first loss, or 0 if that loss is negative. The negated
+    # comparison is also True for NaN.
     if math.isnan(loss) or not objective <= first_loss + abs(first_loss):
         loss, eval_loss = math.inf, None if eval_loss is None else math.inf
     return Trial(run, step, first_loss, loss, eval_loss)

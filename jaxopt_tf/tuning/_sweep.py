@@ -93,7 +93,8 @@ def sweep(
         alive: Sequence[int] = range(len(recipes))
         for step in steps:
             ends = [min(step, recipe.max_steps) for recipe in recipes]
-            # Trials of a resumed sweep: these runs are not trained again.
+            # Runs that already have a trial at this step, in a resumed sweep, are not
+            # trained again.
             done = {
                 trial.run for trial in store.trials if trial.step >= ends[trial.run]
             }
@@ -133,7 +134,7 @@ def plot_sweep(sweep: Sweep, path: Path | str | None = None) -> "Figure":
     Raises:
         ValueError: if no figure can be written to `path`.
     """
-    last, best = sweep.last, sweep.lowest
+    last, best = sweep.final_trials, sweep.lowest
     settings = [recipe_settings(recipe) for recipe in sweep.recipes]
     has_evaluation = last[0].eval_loss is not None
     loss = "evaluation loss" if has_evaluation else "training loss of the last tenth"
@@ -161,7 +162,7 @@ def _steps(recipes: Sequence[Recipe], reduction_factor: int | None) -> tuple[int
             "`reduction_factor` must be used with runs of equal length, but `over` "
             "varies `max_steps`. Leave one of them out."
         )
-    # Computed from the last round to the first; each division rounds up.
+    # Rounds are computed from the last one to the first; each division rounds up.
     steps, num_runs = [longest], len(recipes)
     while num_runs > 1 and steps[0] > 1:
         steps.insert(0, -(-steps[0] // reduction_factor))
@@ -191,7 +192,8 @@ def _best_runs(
     assert reduction_factor is not None  # without halving there is a single step
     last = {trial.run: trial.objective for trial in trials}
     # Equal losses are ordered by index, so that a resumed sweep selects the same runs.
-    # The number is rounded up: at least one run continues.
+    # The number of runs that continue is rounded up, so that at least one run
+    # continues.
     ordered = sorted(alive, key=lambda i: (last[i], i))
     num_kept = -(-len(alive) // reduction_factor)
     return sorted(i for i in ordered[:num_kept] if math.isfinite(last[i]))

@@ -32,11 +32,11 @@ class SweepStore:
     Trials and states are saved in one checkpoint, which is written atomically.
     """
 
-    recipes: Sequence[Recipe]
+    recipes: Sequence[Recipe]  # one recipe per run
     settings: Mapping[str, Any] = field(default_factory=dict)  # identify the sweep
     folder: Path | None = None  # None: nothing is saved
-    writer: checkpoints.Checkpoints | None = None
-    trials: list[Trial] = field(default_factory=list)
+    writer: checkpoints.Checkpoints | None = None  # None without a folder
+    trials: list[Trial] = field(default_factory=list)  # results so far
     states: dict[int, VmapState] = field(default_factory=dict)  # by index of the run
 
     def save(self) -> None:
@@ -128,7 +128,8 @@ def open_store(
         "steps": list(steps),
         "data": _fingerprint(runs.task, runs.recipes[0]),
     }
-    # Converted to JSON and back, so that tuples compare equal to the lists in a file.
+    # The settings are converted to JSON and back, so that tuples compare equal to the
+    # lists in a file.
     settings = json.loads(json.dumps(settings))
     with (
         checkpoints.lock_folder(folder) as lock,

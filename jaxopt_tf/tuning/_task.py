@@ -46,7 +46,8 @@ class Task:
 
     def __post_init__(self) -> None:
         """Checks the types of the functions and of `eval_batches`."""
-        # Checked here, because they are called much later, while a step is traced.
+        # The functions are checked here, because they are called much later, while a
+        # step is traced.
         functions = {
             "loss_fn": "(params, batch) -> (summed loss, number of items)",
             "init": "(seed) -> parameters",
@@ -55,13 +56,13 @@ class Task:
         for name, signature in functions.items():
             value = getattr(self, name)
             if not callable(value):
-                kind = type(value).__name__
+                type_name = type(value).__name__
                 raise TypeError(
-                    f"`{name}` must be a function {signature}, got a {kind}."
+                    f"`{name}` must be a function {signature}, got a {type_name}."
                 )
         if not isinstance(self.eval_batches, list | tuple):
-            kind = type(self.eval_batches).__name__
+            type_name = type(self.eval_batches).__name__
             raise TypeError(
-                f"`eval_batches` must be a list of batches, got a {kind}. Put a single "
-                "batch into a list."
+                f"`eval_batches` must be a list of batches, got a {type_name}. Put a "
+                "single batch into a list."
             )

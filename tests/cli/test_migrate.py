@@ -401,7 +401,7 @@ def test_names_a_file_that_is_damaged(adamw, tmp_path, capsys, name, content, wo
 
 def test_asks_for_one_checkpoint_of_a_trainers_folder(adamw, tmp_path, capsys):
     assert main(["migrate", str(adamw.parent), str(tmp_path / "run")]) == 2
-    assert "Name one of its checkpoint-<step>" in capsys.readouterr().err
+    assert "Pass one of its checkpoint-<step>" in capsys.readouterr().err
 
 
 PLATEAU = {

@@ -210,7 +210,7 @@ def test_from_a_dict_all_problems_stand_in_one_message():
         ),
         ({"max_skipped_in_a_row": 3}, "`max_skipped_in_a_row` must be left out"),
         ({"resume_from_checkpoint": "no"}, "`resume_from_checkpoint` must be"),
-        ({"resume_from_checkpoint": __file__}, "is a file. Name the folder"),
+        ({"resume_from_checkpoint": __file__}, "is a file. Pass the folder"),
         ({"intended_changes": ("sed",)}, "`intended_changes` .* mean 'seed'"),
         ({"intended_changes": ("intended_changes",)}, "`intended_changes` must be"),
         ({"zero_1": True, "mesh": "fsdp=8"}, "`zero_1` must be left out unless"),

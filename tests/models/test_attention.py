@@ -354,7 +354,7 @@ def zeros(*shape, dtype=jnp.float32):
             ValueError,
             r"`k` must be .*\[2, 9, 2, 16\].*cached",
         ),
-        ({"v": zeros(2, 8, 1, 16)}, ValueError, "`v` must be .*one K"),
+        ({"v": zeros(2, 8, 1, 16)}, ValueError, "`v` must be .*the same K"),
         ({"k": zeros(2, 8, 2, 16, dtype=jnp.bfloat16)}, ValueError, "`k` .*dtype"),
         (
             {"k": zeros(2, 8, 3, 16), "v": zeros(2, 8, 3, 16)},

@@ -61,14 +61,14 @@ def assert_as_alone(path, examples, *, warm_starts=False, loss_fn=tasks.loss_fn)
                 optimizer,
                 rng=recipe.seed if takes_key else None,
             )
-            batches = Folds(examples, path.fold, recipe).training_batches(f)
+            batches = Folds(examples, path.fold_of_row, recipe).training_batches(f)
             for _, batch in zip(range(recipe.max_steps), batches, strict=False):
                 state, _ = step(state, batch)
             ends[f] = state.params
             losses = np.array(losses_of_rows(state.params, rows)[0])
             for ours, which in (
-                (path.eval_loss, path.fold == f),
-                (path.training, path.fold != f),
+                (path.eval_loss, path.fold_of_row == f),
+                (path.training, path.fold_of_row != f),
             ):
                 np.testing.assert_allclose(
                     ours[d, f], losses[which].mean(), rtol=1e-5, err_msg=f"{d}, {f}"

@@ -42,7 +42,7 @@ def test_l2_comes_to_the_solutions_of_ridge_regression():
         devices=jax.devices()[:1],
     )
     for d, f in np.ndindex(3, 4):
-        rest, own = path.fold != f, path.fold == f
+        rest, own = path.fold_of_row != f, path.fold_of_row == f
         ridge = Ridge(alpha=90 * decays[d] / 2).fit(x[rest], y[rest])
         for ours, rows in ((path.training, rest), (path.eval_loss, own)):
             theirs = np.mean((ridge.predict(x[rows]) - y[rows]) ** 2)

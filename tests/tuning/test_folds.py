@@ -27,10 +27,10 @@ def drawn(folds, left_out, num_batches):
 
 
 def test_folds_differ_by_one_row_at_most_and_are_shuffled_by_the_seed():
-    fold = folds_of(23, 4).fold
+    fold = folds_of(23, 4).fold_of_row
     assert sorted(np.bincount(fold)) == [5, 6, 6, 6]
-    np.testing.assert_array_equal(fold, folds_of(23, 4).fold)
-    assert (fold != folds_of(23, 4, seed=4).fold).any()
+    np.testing.assert_array_equal(fold, folds_of(23, 4).fold_of_row)
+    assert (fold != folds_of(23, 4, seed=4).fold_of_row).any()
     assert (fold != np.arange(23) % 4).any()
 
 
@@ -41,7 +41,7 @@ def test_every_row_is_evaluated_once():
         assert len(by_fold) == folds.num_folds == 3
         for i, batches in enumerate(by_fold):
             rows = np.concatenate([batch["row"] for batch in batches])
-            np.testing.assert_array_equal(rows, np.flatnonzero(folds.fold == i))
+            np.testing.assert_array_equal(rows, np.flatnonzero(folds.fold_of_row == i))
         sizes = {len(batch["row"]) for batches in by_fold for batch in batches}
         assert len(sizes) <= 2
         assert max(sizes) <= size
@@ -49,10 +49,10 @@ def test_every_row_is_evaluated_once():
 
 def test_a_fold_is_trained_on_each_row_of_the_others_once_before_any_twice():
     folds = folds_of(10, 3, seed=0)
-    (left_out,) = np.flatnonzero(np.bincount(folds.fold) == 4)
+    (left_out,) = np.flatnonzero(np.bincount(folds.fold_of_row) == 4)
     taken = np.concatenate(drawn(folds, left_out, 6))  # 6 rows, four times
     for one_pass in taken.reshape(4, 6):
-        assert sorted(one_pass) == list(np.flatnonzero(folds.fold != left_out))
+        assert sorted(one_pass) == list(np.flatnonzero(folds.fold_of_row != left_out))
     assert (taken[:6] != taken[6:12]).any()
 
 

@@ -71,10 +71,10 @@ def test_a_grid_is_every_combination_and_a_run_is_what_train_many_makes_of_it():
     tried = [(r.learning_rate, r.weight_decay) for r in found.recipes]
     assert tried == [(1e-4, 0.0), (1e-4, 0.1), (1e-2, 0.0), (1e-2, 0.1)]
     assert found.best_recipe.learning_rate == 1e-2
-    assert [trial.step for trial in found.last] == [40] * 4
+    assert [trial.step for trial in found.final_trials] == [40] * 4
     assert found.table(max_rows=3).row_count == 3
     runs = tuning.train_many(tasks.digits_task(), found.recipes, devices=ONE)
-    eval_loss = [trial.eval_loss for trial in found.last]
+    eval_loss = [trial.eval_loss for trial in found.final_trials]
     np.testing.assert_allclose(eval_loss, runs.eval_loss, rtol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_a_random_search_trains_what_was_drawn():
     over = {"learning_rate": Uniform(1e-4, 1e-2)}
     found = sweep(over, num_samples=2, seed=3)
     assert found.recipes == tuning.random_search(BASE, over, 2, 3)
-    assert [trial.step for trial in found.last] == [40, 40]
+    assert [trial.step for trial in found.final_trials] == [40, 40]
 
 
 def test_halving_trains_on_the_better_half_only_and_compiles_each_size_once(caplog):
@@ -116,10 +116,12 @@ def test_halving_trains_on_the_better_half_only_and_compiles_each_size_once(capl
     steps = [[t.step for t in found.trials if t.run == run] for run in range(4)]
     assert sorted(steps) == [[10], [10], [10, 20], [10, 20, 40]]
     whole = sweep({"learning_rate": RATES})
-    (end,) = [trial for trial in found.last if trial.step == 40]
+    (end,) = [trial for trial in found.final_trials if trial.step == 40]
     assert end.run == 3  # the rate that learns most here
     # The one that was looked at on its way is the one that nobody stopped.
-    np.testing.assert_allclose(end.eval_loss, whole.last[end.run].eval_loss, rtol=1e-6)
+    np.testing.assert_allclose(
+        end.eval_loss, whole.final_trials[end.run].eval_loss, rtol=1e-6
+    )
     assert found.best_recipe == found.recipes[end.run]
 
 
@@ -127,8 +129,8 @@ def test_runs_that_go_on_are_fed_by_their_own_seed():
     over = {"learning_rate": [1e-6, 0.3], "seed": [5, 6, 4]}
     found = sweep(over, reduction_factor=3)
     assert [t.run for t in found.trials if t.step == 14] == [4, 5]  # not of seed 5
-    (halved,) = [t for t in found.last if t.step == 40]
-    whole = sweep(over).last[halved.run]
+    (halved,) = [t for t in found.final_trials if t.step == 40]
+    whole = sweep(over).final_trials[halved.run]
     assert halved.run == 4
     np.testing.assert_allclose(halved.eval_loss, whole.eval_loss, rtol=1e-6)
 
@@ -171,7 +173,7 @@ def test_writes_a_line_for_each_trial(finished):
     lines = (folder / "sweep.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert first["learning_rate"] == 1e-3
-    assert first["held_out_loss"] == found.last[0].eval_loss
+    assert first["held_out_loss"] == found.final_trials[0].eval_loss
     assert (second["run"], second["step"], second["loss"]) == (1, 40, None)
     assert (first["has_diverged"], second["has_diverged"]) == (False, True)
 
@@ -202,7 +204,7 @@ def test_dropout_goes_on_on_fewer_devices(tmp_path):
     found = tuning.sweep(
         task, BASE, over, reduction_factor=3, devices=jax.devices()[:3], folder=tmp_path
     )
-    assert found.last[2].step == 40
+    assert found.final_trials[2].step == 40
 
 
 def test_a_run_that_waits_is_bound_to_no_device():
