@@ -36,8 +36,7 @@ class Train(RunFlags):
 
     Without --model_name_or_path, the model is a GPT-2 with the sizes of the flags.
 
-    A model of another task of Transformers, such as BertForSequenceClassification, is
-    trained on labelled rows, with the defaults of Trainer; --task chooses the task.
+    Models of other tasks, such as a BERT that classifies, take labelled rows.
 
     If --output_dir contains a run, that run is resumed with its settings.
 
